@@ -1,0 +1,192 @@
+"""Reading text: files, compressed files, JSON lines and TFDS datasets, as lines and documents.
+
+Every source is a stream of lines (bytes, no line end) in which an empty line ends a document.
+"""
+
+import dataclasses
+import glob
+import gzip
+import json
+import os
+import pathlib
+import re
+
+from kbert.errors import UserError
+
+# The text that comes with kbert: sample/README.md tells what it is.
+_SAMPLE_FOLDER = pathlib.Path(__file__).parent / "sample"
+SAMPLES = {f"sample:{name}": _SAMPLE_FOLDER / f"{name}.txt.gz" for name in ("train", "heldout")}
+
+PIECE_BYTES = 64 << 20  # a plain file is read in pieces of about this size, each by one process
+LONGEST_LINE_BYTES = 1 << 16  # a longer line is cut, at a space where there is one
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A part of the input that one process reads.
+
+    A document belongs to the piece in which it starts, so pieces read one by one hold each
+    document once, whatever their size.
+    """
+
+    path: str  # a file, or tfds:NAME
+    begin: int = 0  # first byte
+    end: int | None = None  # byte after the last; None = to the end
+
+
+def find_inputs(patterns):
+    """The files, or `tfds:` names, of a comma-separated list of globs, sorted within each glob.
+
+    Raises:
+        UserError: a pattern matches nothing.
+    """
+    found = []
+    for pattern in filter(None, (part.strip() for part in patterns.split(","))):
+        if pattern.startswith("tfds:"):
+            paths = [pattern]
+        elif pattern in SAMPLES:
+            paths = [str(SAMPLES[pattern])]
+        else:
+            paths = sorted(glob.glob(pattern))
+        if not paths:
+            raise UserError(f"no file matches {pattern!r}. Check the path; quote a glob.")
+        folders = [path for path in paths if os.path.isdir(path)]
+        if folders:
+            raise UserError(f"{folders[0]} is a folder. Write {folders[0].rstrip('/')}/*.txt.")
+        found += paths
+    if not found:
+        raise UserError("input is empty; give a file, a glob such as 'text/*.txt', or tfds:NAME.")
+    return found
+
+
+def split_into_pieces(paths, piece_bytes=PIECE_BYTES):
+    """The pieces of the inputs, in order. Compressed files and TFDS are one piece each."""
+    pieces = []
+    for path in paths:
+        if path.startswith("tfds:") or path.endswith(".gz"):
+            pieces.append(Piece(path))
+            continue
+        size = os.path.getsize(path)
+        count = max(1, round(size / piece_bytes))
+        edges = [size * i // count for i in range(count)] + [None]
+        pieces += [Piece(path, a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return pieces
+
+
+def read_lines(piece):
+    """Lines of a piece, b"" where a document ends.
+
+    Raises:
+        UserError: the file cannot be read, is damaged, or a JSON line has no text.
+    """
+    if piece.path.startswith("tfds:"):
+        yield from _tfds_lines(piece.path.removeprefix("tfds:"))
+        return
+    is_json = piece.path.removesuffix(".gz").endswith((".jsonl", ".json"))
+    try:
+        with gzip.open(piece.path) if piece.path.endswith(".gz") else open(piece.path, "rb") as file:
+            yield from _json_lines(file, piece) if is_json else _text_lines(file, piece)
+    except (OSError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot read {piece.path}: {reason}.") from error
+
+
+def _seek(file, begin):
+    """Moves to the first line that starts at `begin` or later."""
+    if begin:
+        file.seek(begin - 1)
+        while (part := file.readline(LONGEST_LINE_BYTES)) and not part.endswith(b"\n"):
+            pass
+
+
+def _text_lines(file, piece):
+    _seek(file, piece.begin)
+    if piece.begin:  # the document under way belongs to the piece before
+        while (line := file.readline(LONGEST_LINE_BYTES)) and line.strip():
+            pass
+    offset = file.tell() if piece.end is not None else 0
+    rest = b""
+    while line := file.readline(LONGEST_LINE_BYTES):
+        offset += len(line)
+        whole = line.endswith(b"\n")
+        line = rest + line
+        rest = b""
+        if not whole and len(line) >= LONGEST_LINE_BYTES:
+            cut = _cut(line)
+            line, rest = line[:cut], line[cut:]
+        yield line.strip()
+        if piece.end is not None and whole and not line.strip() and offset > piece.end:
+            return
+    if rest:
+        yield rest.strip()
+    yield b""
+
+
+def _cut(line):
+    """Where a line that is too long is cut: after its last space, else between two characters."""
+    cut = line.rfind(b" ") + 1
+    if cut <= 0:
+        cut = len(line)
+        while cut > len(line) - 4 and line[cut - 1] & 0xC0 == 0x80:
+            cut -= 1  # back over the bytes inside a character, to its first
+        cut -= 1
+    return cut
+
+
+def _json_lines(file, piece):
+    _seek(file, piece.begin)
+    offset = file.tell() if piece.end is not None else 0
+    number = 0
+    while (piece.end is None or offset < piece.end) and (line := file.readline()):
+        offset += len(line)
+        number += 1
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+            lines = text.encode("utf-8", "replace").split(b"\n")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            where = f"line {number}" + (f" after byte {piece.begin}" if piece.begin else "")
+            raise UserError(
+                f"{piece.path}, {where}: every line must be a JSON object with its document under "
+                f'"text"; got {line[:60].decode("utf-8", "replace").strip()!r}.'
+            ) from None
+        yield from (part for part in map(bytes.strip, lines) if part)
+        yield b""
+
+
+def _tfds_lines(name):
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise UserError("tfds: inputs need tensorflow-datasets: pip install 'kbert[tfds]'") from None
+    name, _, split = name.partition(":")
+    try:
+        dataset = tfds.load(name, split=split or "train", shuffle_files=False)
+    except Exception as error:  # tfds raises its own, ValueError, AssertionError, network errors
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"cannot load tfds:{name}: {reason}") from error
+    if not isinstance(dataset.element_spec, dict) or "text" not in dataset.element_spec:
+        raise UserError(f"tfds:{name} has no feature 'text'; it has {dataset.element_spec}.")
+    for example in dataset.as_numpy_iterator():
+        yield from (part for part in map(bytes.strip, example["text"].split(b"\n")) if part)
+        yield b""
+
+
+# A sentence ends at . ! or ? after two letters that are no capitals, or a digit (so not after "Mr."
+# or "J."), before a capital, digit or quote; and at the full stops of Chinese and Japanese.
+_SENTENCE_END = re.compile(
+    r"""(?<=[^\W_A-Z][^\W_A-Z][.!?])["'”’)\]]*\s+(?=["'“‘(\[]*[^\W_a-z])"""
+    r"""|(?<=[。！？])[」』”’）]*(?=[^」』”’）])"""
+)
+
+
+def split_sentences(line):
+    """Cuts a line (str) into sentences by their punctuation; most lines of prose are paragraphs.
+
+    Wrong cuts and missed ones are harmless: a sentence is where segment B may start, no more.
+    """
+    ends = [match.end() for match in _SENTENCE_END.finditer(line)]
+    if not ends:
+        return [line]
+    return [line[a:b] for a, b in zip([0, *ends], [*ends, len(line)], strict=True)]

@@ -1,0 +1,97 @@
+"""BERT's masking for the masked language model (Devlin et al. 2019, section 3.1), over a batch."""
+
+import numpy as np
+
+MASKED_SHARE, KEPT_SHARE = 0.8, 0.1  # the remaining tenth becomes a random token
+
+
+def prediction_counts(lengths, mask_rate, max_predictions):
+    """Tokens to predict in each row: `create_pretraining_data.py`'s rule.
+
+    Args:
+        lengths: (B,) tokens of each row, [CLS] and [SEP] included.
+        mask_rate: share of the tokens. max_predictions: M.
+
+    Returns:
+        (B,) int64.
+    """
+    return np.clip(np.rint(lengths * mask_rate).astype(np.int64), 1, max_predictions)
+
+
+def choose_tokens(maskable, counts, draws):
+    """Which tokens are predicted: `counts[i]` of the maskable ones of row i, all equally likely.
+
+    Args:
+        maskable: (B, L) bool. counts: (B,). draws: (B, L) uniform numbers.
+
+    Returns:
+        (B, L) bool.
+    """
+    order = np.argsort(np.where(maskable, draws, 2.0), axis=1)
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=1)
+    return (ranks < counts[:, None]) & maskable
+
+
+def choose_words(maskable, continues, counts, draws):
+    """Which tokens are predicted when words are masked whole.
+
+    As in `create_pretraining_data.py`: words are visited in random order, and one that would go
+    past the count is left out, so a row may come out with fewer than `counts[i]` tokens.
+
+    Args:
+        maskable: (B, L) bool. continues: (B, L) bool, the token goes on with the word before it.
+        counts: (B,). draws: (B, L) uniform numbers.
+
+    Returns:
+        (B, L) bool.
+    """
+    B, L = maskable.shape
+    starts = maskable & ~(continues & np.pad(maskable[:, :-1], ((0, 0), (1, 0))))
+    words = np.cumsum(starts, axis=1) - 1  # (B, L) number of the word; rows without any are all -1
+    sizes = np.zeros((B, L), np.int64)
+    rows = np.broadcast_to(np.arange(B)[:, None], (B, L))
+    np.add.at(sizes, (rows[maskable], words[maskable]), 1)  # (B, words) tokens of each word
+    order = np.argsort(np.where(sizes > 0, draws, 2.0), axis=1)
+    chosen = np.zeros((B, L), bool)  # (B, words)
+    room = counts.copy()
+    for word in order[:, : int((sizes > 0).sum(axis=1).max(initial=0))].T:
+        size = sizes[np.arange(B), word]
+        fits = (size > 0) & (size <= room)
+        chosen[np.arange(B), word] = fits
+        room -= np.where(fits, size, 0)
+    return np.take_along_axis(chosen, np.maximum(words, 0), axis=1) & maskable
+
+
+def mask_tokens(input_ids, chosen, max_predictions, draws, mask_id, vocab_size):
+    """Replaces the chosen tokens: 80 % by [MASK], 10 % stay, 10 % by any entry of the vocabulary.
+
+    Args:
+        input_ids: (B, L) int32. chosen: (B, L) bool, at most M true in a row.
+        max_predictions: M. draws: (B, 2 * M) uniform numbers.
+
+    Returns:
+        input_ids (B, L) with the replacements, masked_positions (B, M) rising, masked_ids (B, M)
+        and masked_weights (B, M), as in `kbert.features`.
+    """
+    B, L = input_ids.shape
+    M = max_predictions
+    # A stable sort of "not chosen" puts the chosen positions first, in their order.
+    positions = np.argsort(~chosen, axis=1, kind="stable")[:, : min(M, L)]
+    positions = np.pad(positions, ((0, 0), (0, M - positions.shape[1])))
+    weights = np.arange(M) < chosen.sum(axis=1)[:, None]  # (B, M)
+    positions = np.where(weights, positions, 0)
+    originals = np.take_along_axis(input_ids, positions, axis=1)
+    fate, token = draws[:, :M], draws[:, M:]
+    replaced = np.where(fate < MASKED_SHARE, mask_id, (token * vocab_size).astype(input_ids.dtype))
+    kept = (fate >= MASKED_SHARE) & (fate < MASKED_SHARE + KEPT_SHARE)
+    replaced = np.where(kept, originals, replaced)
+    masked = input_ids.copy()
+    rows = np.broadcast_to(np.arange(B)[:, None], (B, M))
+    masked[rows[weights], positions[weights]] = replaced[weights]
+    return (
+        masked,
+        positions.astype(np.int32),
+        np.where(weights, originals, 0).astype(np.int32),
+        weights.astype(np.float32),
+    )

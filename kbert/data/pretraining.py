@@ -1,0 +1,209 @@
+"""Batches for pretraining: example n is a pure function of (corpus, settings, seed, n)."""
+
+import atexit
+import threading
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from kbert.data.draws import uniform
+from kbert.data.masking import choose_tokens, choose_words, mask_tokens, prediction_counts
+from kbert.data.pairs import PairCutter
+from kbert.data.vocab import CONTINUATION, SPECIAL_TOKENS, read_vocab
+from kbert.errors import UserError
+from kbert.features import PRETRAINING_FEATURES, feature_shapes
+
+_STREAM_CHOICE, _STREAM_FATE = 2, 3  # streams of kbert.data.draws; pairs take 0 and 1
+
+
+_calls = {"begun": 0, "ended": 0}
+_calls_lock = threading.Lock()
+
+
+@atexit.register
+def _wait_for_pipelines():
+    """Lets the pipelines fill their buffers and fall still before Python shuts down.
+
+    A tf.data thread that asks for the interpreter during the shutdown is stopped there, and the
+    destructor of the iterator then waits for it for ever. Nobody takes batches any more, so the
+    calls end by themselves.
+    """
+    seen = None
+    while _calls["begun"] != _calls["ended"] or seen != _calls["begun"]:
+        seen = _calls["begun"]
+        time.sleep(0.05)
+
+
+class PretrainingExamples:
+    """Makes pretraining examples from a corpus. Arguments as for `pretraining_dataset`."""
+
+    def __init__(
+        self,
+        corpus,
+        max_seq_length=128,
+        max_predictions_per_seq=None,
+        mask_rate=0.15,
+        whole_word_mask=False,
+        short_seq_prob=0.1,
+        seed=0,
+    ):
+        if max_seq_length < 5:
+            raise UserError(
+                f"max_seq_length must be at least 5, three special tokens and one token for each "
+                f"segment; got {max_seq_length}."
+            )
+        if not 0 < mask_rate < 1:
+            raise UserError(f"mask_rate must be in (0, 1); got {mask_rate}. Write 0.15 for 15 %.")
+        vocab = read_vocab(corpus.vocab_file)
+        self.max_predictions = max_predictions_per_seq or int(np.ceil(max_seq_length * mask_rate))
+        self._corpus = corpus
+        self._cutter = PairCutter(corpus, max_seq_length, short_seq_prob, seed)
+        self._max_seq_length = max_seq_length
+        self._mask_rate = mask_rate
+        self._seed = seed
+        self._vocab_size = len(vocab)
+        self._pad, _, self._cls, self._sep, self._mask = map(vocab.index, SPECIAL_TOKENS)
+        self._continues = None
+        if whole_word_mask:
+            self._continues = np.array([token.startswith(CONTINUATION) for token in vocab])
+
+    @property
+    def windows(self):
+        """`kbert.data.pairs.Windows`: how many examples an epoch has."""
+        return self._cutter.windows
+
+    def batch(self, index, epoch, slots):
+        """The features of examples.
+
+        Args:
+            index: (B,) int64 number of each example in the run. epoch: (B,) int64, its epoch.
+            slots: (B,) int64, its window.
+
+        Returns:
+            dict of the arrays of `kbert.features.PRETRAINING_FEATURES`.
+        """
+        pairs = self._cutter.cut(index, epoch, slots)
+        B, L, M = len(pairs), self._max_seq_length, self.max_predictions
+        input_ids = np.full((B, L), self._pad, np.int32)
+        lengths_a = np.array([a[1] - a[0] for a in (pair.a for pair in pairs)])
+        lengths = lengths_a + np.array([pair.b[1] - pair.b[0] for pair in pairs]) + 3
+        input_ids[:, 0] = self._cls
+        for row, pair, length_a, length in zip(input_ids, pairs, lengths_a, lengths, strict=True):
+            row[1 : length_a + 1] = self._corpus.read(*pair.a)
+            row[length_a + 2 : length - 1] = self._corpus.read(*pair.b)
+        places = np.arange(L)
+        real = places < lengths[:, None]  # (B, L)
+        second = real & (places >= lengths_a[:, None] + 2)
+        separators = (places == lengths_a[:, None] + 1) | (places == lengths[:, None] - 1)
+        input_ids[separators] = self._sep
+
+        maskable = real & ~separators & (places > 0)
+        counts = prediction_counts(lengths, self._mask_rate, M)
+        draws = uniform(self._seed, _STREAM_CHOICE, index, L)
+        if self._continues is None:
+            chosen = choose_tokens(maskable, counts, draws)
+        else:
+            chosen = choose_words(maskable, self._continues[input_ids], counts, draws)
+        draws = uniform(self._seed, _STREAM_FATE, index, 2 * M)
+        input_ids, masked_positions, masked_ids, masked_weights = mask_tokens(
+            input_ids, chosen, M, draws, self._mask, self._vocab_size
+        )
+        return {
+            "input_ids": input_ids,
+            "attention_mask": real.astype(np.int32),
+            "token_type_ids": second.astype(np.int32),
+            "masked_positions": masked_positions,
+            "masked_ids": masked_ids,
+            "masked_weights": masked_weights,
+            "next_sentence_labels": np.array([not pair.is_next for pair in pairs], np.int32),
+        }
+
+    def dataset(self, batch_size, start_step=0, steps=None):
+        """Batches as tf.data; see `pretraining_dataset`."""
+        specs = feature_shapes(
+            PRETRAINING_FEATURES, B=batch_size, L=self._max_seq_length, M=self.max_predictions
+        )
+        count, seed = self.windows.count, tf.constant(self._seed, tf.int64)
+
+        def arrays(index, epoch, slots):
+            with _calls_lock:
+                _calls["begun"] += 1
+            try:
+                features = self.batch(index, epoch, slots)
+            finally:
+                with _calls_lock:
+                    _calls["ended"] += 1
+            return [features[name] for name in specs]
+
+        def make_batch(step):
+            index = step * batch_size + tf.range(batch_size, dtype=tf.int64)
+            epoch = index // count
+            # tf.random.experimental.index_shuffle wraps this op but refuses one seed per index.
+            slots = tf.raw_ops.RandomIndexShuffle(
+                index=index % count,
+                seed=tf.stack([tf.fill([batch_size], seed), epoch, tf.zeros_like(epoch)], axis=1),
+                max_index=tf.constant(count - 1, tf.int64),
+                rounds=4,
+            )
+            values = tf.numpy_function(
+                arrays, [index, epoch, slots], [dtype for _, dtype in specs.values()], stateful=False
+            )
+            for value, (shape, _) in zip(values, specs.values(), strict=True):
+                value.set_shape(shape)
+            return dict(zip(specs, values, strict=True))
+
+        end = np.iinfo(np.int64).max // batch_size if steps is None else start_step + steps
+        dataset = tf.data.Dataset.range(start_step, end)
+        return dataset.map(make_batch, num_parallel_calls=2, deterministic=True).prefetch(4)
+
+
+def pretraining_dataset(
+    corpus,
+    batch_size,
+    max_seq_length=128,
+    max_predictions_per_seq=None,
+    mask_rate=0.15,
+    whole_word_mask=False,
+    short_seq_prob=0.1,
+    seed=0,
+    start_step=0,
+    steps=None,
+):
+    """Batches for MLM and NSP with fresh pairs and masks in every epoch.
+
+    Example n of a run is a pure function of (corpus, settings, seed, n), and batch k holds the
+    examples [k * batch_size, (k + 1) * batch_size): a dataset with `start_step=k` goes on exactly
+    where one that made k batches stopped, at once, with nothing to store.
+
+    `kbert.data.pairs` and `kbert.data.masking` say how the examples are made, and how they differ
+    from google-research/bert's `create_pretraining_data.py`.
+
+    Args:
+        corpus: `kbert.data.Corpus`.
+        batch_size: B, of the global batch.
+        max_seq_length: L, length in tokens of every row, special tokens included.
+        max_predictions_per_seq: M; None = mask_rate * L, rounded up.
+        mask_rate: share of a row's tokens to predict.
+        whole_word_mask: mask all pieces of a word together. For scripts written without spaces a
+            "word" is what the vocabulary's "##" pieces make of it: in Chinese, one character.
+        short_seq_prob: share of the examples that are cut to a random length.
+        seed: int.
+        start_step: batches to leave out at the start. steps: batches to make; None = no end.
+
+    Returns:
+        tf.data.Dataset of dicts with the features of `kbert.features.PRETRAINING_FEATURES`.
+
+    Raises:
+        UserError: settings out of range, or a corpus too small to learn from.
+    """
+    examples = PretrainingExamples(
+        corpus,
+        max_seq_length,
+        max_predictions_per_seq,
+        mask_rate,
+        whole_word_mask,
+        short_seq_prob,
+        seed,
+    )
+    return examples.dataset(batch_size, start_step, steps)

@@ -1,0 +1,187 @@
+"""BERT's tokenizer as TensorFlow ops, so that training and the exported graph share one object."""
+
+import json
+import pathlib
+
+import tensorflow as tf
+import tensorflow_text as tf_text
+
+from kbert.data.vocab import SPECIAL_TOKENS, read_vocab, vocab_fingerprint, write_vocab
+from kbert.errors import UserError
+
+# Special tokens pass the word splitter as private-use characters: it would cut '[MASK]' in three.
+# The same characters in a user's text become the one of [UNK], which is what they are in BERT.
+_STAND_INS = {token: chr(0xE000 + i) for i, token in enumerate(SPECIAL_TOKENS)}
+_UNKNOWN = _STAND_INS["[UNK]"]
+_RESERVED = r"[\x{E000}-\x{E004}]"
+# What google-research/bert's _clean_text drops: NUL, U+FFFD, control and format characters other
+# than tab, line feed and carriage return.
+_DROPPED = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F-\x{9F}\x{FFFD}]|\p{Cf}"
+_IDEOGRAPHS = (  # _is_chinese_char there
+    r"\x{3400}-\x{4DBF}\x{4E00}-\x{9FFF}\x{F900}-\x{FAFF}"
+    r"\x{20000}-\x{2A6DF}\x{2A700}-\x{2CEAF}\x{2F800}-\x{2FA1F}"
+)
+_ONE_CHARACTER_WORD = rf"[\pP$+<=>^`|~{_IDEOGRAPHS}]"
+# Finds text that may hold a word of over 200 characters: a run of characters none of which is
+# surely a word of its own. Coarse, because a precise class repeated 200 times is too big for RE2.
+_MAYBE_TOO_LONG = (
+    r"[0-9A-Za-z\x{80}-\x{1FFF}\x{2070}-\x{2FFF}\x{3040}-\x{33FF}\x{A000}-\x{F8FF}"
+    r"\x{FF10}-\x{FFFF}\x{10000}-\x{1FFFF}]{201}"
+)
+
+
+class BertTokenizer(tf.Module):
+    """Text to WordPiece ids, equal to google-research/bert's `tokenization.FullTokenizer`.
+
+    Runs eagerly, inside tf.data and inside exported graphs. Equality is tested on real and on
+    hostile text for three vocabularies; the exceptions known are a handful of code points whose
+    class changed between Unicode versions.
+
+    Args:
+        vocab_file: path of the vocabulary, one entry a line.
+        lower_case: lower-case and strip accents, as the uncased models do.
+        special_tokens_in_text: read '[MASK]', '[CLS]', '[SEP]', '[PAD]' and '[UNK]' written in the
+            text as those tokens. Leave it off for text from strangers: off, they are punctuation
+            and letters, as in any other text.
+
+    Raises:
+        UserError: the vocabulary cannot be read or used.
+    """
+
+    def __init__(self, vocab_file, lower_case=True, special_tokens_in_text=False):
+        super().__init__(name="bert_tokenizer")
+        self.vocab = read_vocab(vocab_file)
+        self.lower_case = lower_case
+        self.special_tokens_in_text = special_tokens_in_text
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
+            self.vocab.index(token) for token in SPECIAL_TOKENS
+        )
+        clash = [word for word in self.vocab if word in _STAND_INS.values()]
+        if clash:
+            raise UserError(
+                f"the vocabulary {vocab_file} has the entries {clash}; kbert needs the private-use "
+                f"characters U+E000 to U+E004 for itself. Give these entries other names."
+            )
+        self._splitter = tf_text.FastBertTokenizer(
+            vocab=[_STAND_INS.get(word, word) for word in self.vocab],
+            unknown_token=_UNKNOWN,
+            max_bytes_per_word=4 * 200,
+            token_out_type=tf.int32,
+            lower_case_nfd_strip_accents=False,  # its own lower-casing is not BERT's
+        )
+
+    @classmethod
+    def from_pretrained(cls, folder, special_tokens_in_text=False):
+        """The tokenizer of a folder of weights: its `vocab.txt` and `tokenizer_config.json`.
+
+        Raises:
+            UserError: a file is missing or cannot be used.
+        """
+        folder = pathlib.Path(folder)
+        try:
+            settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            lower_case = settings["do_lower_case"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder} has no usable tokenizer_config.json: {error}.") from error
+        return cls(folder / "vocab.txt", lower_case, special_tokens_in_text)
+
+    def save_pretrained(self, folder):
+        """Writes `vocab.txt` and `tokenizer_config.json` into an existing folder."""
+        folder = pathlib.Path(folder)
+        write_vocab(self.vocab, folder / "vocab.txt")
+        settings = {"do_lower_case": self.lower_case}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
+
+    @property
+    def vocab_size(self):
+        """Entries of the vocabulary."""
+        return len(self.vocab)
+
+    @property
+    def fingerprint(self):
+        """Equal for tokenizers that give equal ids to every text without special tokens."""
+        return vocab_fingerprint(self.vocab, self.lower_case)
+
+    def _normalize(self, texts):
+        texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
+        texts = tf.strings.regex_replace(texts, _DROPPED, "")
+        texts = tf.strings.regex_replace(texts, _RESERVED, _UNKNOWN)
+        if self.special_tokens_in_text:
+            for token, stand_in in _STAND_INS.items():
+                pattern = token.replace("[", r"\[").replace("]", r"\]")
+                texts = tf.strings.regex_replace(texts, pattern, f" {stand_in} ")
+        if self.lower_case:
+            texts = tf.strings.lower(texts, encoding="utf-8")
+            texts = tf_text.normalize_utf8(texts, "NFD")
+            texts = tf.strings.regex_replace(texts, r"\p{Mn}", "")
+        found = tf.strings.regex_full_match(texts, f"(?s).*{_MAYBE_TOO_LONG}.*")
+        return tf.cond(tf.reduce_any(found), lambda: _drop_long_words(texts), lambda: texts)
+
+    def tokenize(self, texts):
+        """WordPiece ids without [CLS] and [SEP].
+
+        Args:
+            texts: (B,) string, UTF-8; invalid bytes are dropped.
+
+        Returns:
+            (B, None) int32 RaggedTensor.
+        """
+        return self._splitter.tokenize(self._normalize(tf.convert_to_tensor(texts, tf.string)))
+
+    def __call__(self, texts, pairs=None, max_length=128):
+        """Features of texts or of pairs of texts, padded to `max_length`.
+
+        A pair that is too long loses tokens from the end of its longer part, one at a time, as in
+        google-research/bert.
+
+        Args:
+            texts: (B,) string. pairs: (B,) string or None.
+            max_length: L, length in tokens of every row; at least 3, with pairs at least 5.
+
+        Returns:
+            dict of input_ids, attention_mask and token_type_ids, each (B, L) int32.
+
+        Raises:
+            UserError: `max_length` is too small.
+        """
+        specials = 2 if pairs is None else 3
+        if max_length < 2 * specials - 1:
+            raise UserError(f"max_length must be at least {2 * specials - 1}; got {max_length}.")
+        room = max_length - specials
+        first = self.tokenize(texts)
+        if pairs is None:
+            segments = [first[:, :room]]
+        else:
+            second = self.tokenize(pairs)
+            first_length = tf.minimum(
+                first.row_lengths(), tf.maximum(room - second.row_lengths(), (room + 1) // 2)
+            )
+            second_length = tf.minimum(second.row_lengths(), room - first_length)
+            segments = [_first_tokens(first, first_length), _first_tokens(second, second_length)]
+        B = tf.shape(first.row_lengths())[0]
+        ids, types = [tf.fill([B, 1], self.cls_id)], [tf.zeros([B, 1], tf.int32)]
+        for index, segment in enumerate(segments):
+            segment = tf.concat([segment, tf.fill([B, 1], self.sep_id)], axis=1)
+            ids.append(segment)
+            types.append(tf.ones_like(segment) * index)
+        ids, types = tf.concat(ids, axis=1), tf.concat(types, axis=1)
+        return {
+            "input_ids": ids.to_tensor(self.pad_id, shape=[None, max_length]),
+            "attention_mask": tf.ones_like(ids).to_tensor(0, shape=[None, max_length]),
+            "token_type_ids": types.to_tensor(0, shape=[None, max_length]),
+        }
+
+
+def _drop_long_words(texts):
+    """Puts [UNK] for each word of over 200 characters, as google-research/bert does."""
+    texts = tf.strings.regex_replace(texts, f"({_ONE_CHARACTER_WORD})", r" \1 ")
+    words = tf.strings.split(texts)
+    too_long = tf.strings.length(words.flat_values, unit="UTF8_CHAR") > 200
+    words = words.with_flat_values(tf.where(too_long, _UNKNOWN, words.flat_values))
+    return tf.strings.reduce_join(words, axis=-1, separator=" ")
+
+
+def _first_tokens(ragged, lengths):
+    """The first `lengths[i]` values of row i."""
+    keep = tf.ragged.range(ragged.row_lengths()) < tf.expand_dims(lengths, 1)
+    return tf.ragged.boolean_mask(ragged, keep)

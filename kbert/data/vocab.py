@@ -1,0 +1,87 @@
+"""WordPiece vocabularies: reading, checking, learning."""
+
+import hashlib
+import pathlib
+
+from kbert.errors import UserError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+CONTINUATION = "##"
+
+
+def read_vocab(path):
+    """Entries of a vocabulary file, one a line; the line number, from 0, is the id.
+
+    Lines end at "\\n" alone and white space around an entry is dropped, as in google-research/bert:
+    `bert-base-chinese` has entries that are or hold U+2028.
+
+    Raises:
+        UserError: no such file, not UTF-8, an entry twice, or a special token missing.
+    """
+    try:
+        text = pathlib.Path(path).read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read the vocabulary {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the vocabulary {path} is not UTF-8: {error}.") from error
+    vocab = [line.strip() for line in text.removesuffix("\n").split("\n")]
+    first_line = {}
+    for number, token in enumerate(vocab, start=1):
+        if token in first_line:
+            raise UserError(
+                f"the vocabulary {path} has {token!r} twice, in lines {first_line[token]} and "
+                f"{number}. Every entry must be unique; give one of them another name."
+            )
+        first_line[token] = number
+    missing = [token for token in SPECIAL_TOKENS if token not in first_line]
+    if missing:
+        raise UserError(
+            f"the vocabulary {path} lacks {', '.join(missing)}; a BERT vocabulary has "
+            f"{', '.join(SPECIAL_TOKENS)}. Make one with: python -m kbert.learn_vocab"
+        )
+    return vocab
+
+
+def vocab_fingerprint(vocab, lower_case):
+    """SHA-256 over the entries and the casing: equal fingerprints give equal ids."""
+    text = f"lower_case={lower_case}\n" + "\n".join(vocab)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def learn_vocab(texts, vocab_size, lower_case=True):
+    """Learns a WordPiece vocabulary with the Rust `tokenizers` library.
+
+    Args:
+        texts: iterable of str, any length each; read once.
+        vocab_size: entries wanted, special tokens included; fewer come out of little text.
+        lower_case: lower-case and strip accents first, as an uncased BERT does.
+
+    Returns:
+        list of str, special tokens first. A function of the texts: learnt twice, it is the same.
+
+    Raises:
+        UserError: `vocab_size` is too small, or the text holds no word.
+    """
+    from tokenizers import BertWordPieceTokenizer
+
+    if vocab_size < 32:
+        raise UserError(f"vocab_size must be at least 32; got {vocab_size}.")
+    learner = BertWordPieceTokenizer(lowercase=lower_case)
+    learner.train_from_iterator(
+        texts,
+        vocab_size=vocab_size,
+        min_frequency=2,
+        # Room for every character of Chinese text, without letting rare ones crowd out words.
+        limit_alphabet=max(16, min(6000, vocab_size // 3)),
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
+    )
+    ids = learner.get_vocab()
+    if len(ids) == len(SPECIAL_TOKENS):
+        raise UserError("cannot learn a vocabulary: the text holds no word.")
+    return sorted(ids, key=ids.get)
+
+
+def write_vocab(vocab, path):
+    """Writes one entry a line, UTF-8."""
+    pathlib.Path(path).write_bytes(("\n".join(vocab) + "\n").encode("utf-8"))

@@ -1,0 +1,33 @@
+"""The features of a batch: one legend for the pipeline, the models and the exported signatures.
+
+Dimensions, in every file of kbert:
+    B batch   L length in tokens   M masked slots   D width   H heads   K width of a head (D = H*K)
+    F inner width   V vocabulary   N layers   C classes
+"""
+
+# name: (dimensions, dtype)
+ENCODER_FEATURES = {
+    "input_ids": ("BL", "int32"),  # WordPiece ids, [CLS] first
+    "attention_mask": ("BL", "int32"),  # 1 = real token, 0 = padding; may be left out (all real)
+    "token_type_ids": ("BL", "int32"),  # 0 = first segment, 1 = second; may be left out (all 0)
+}
+
+PRETRAINING_FEATURES = {
+    **ENCODER_FEATURES,
+    "masked_positions": ("BM", "int32"),  # slots to predict; padding slots point at 0
+    "masked_ids": ("BM", "int32"),  # the original ids there; 0 in padding slots
+    "masked_weights": ("BM", "float32"),  # 1 = counts, 0 = padding slot
+    "next_sentence_labels": ("B", "int32"),  # 0 = B follows A, 1 = B is from another document
+}
+
+
+def feature_shapes(features, **sizes):
+    """Shape and dtype of each feature of a table above, sizes given as B=8, L=128, M=20.
+
+    Returns:
+        dict of name -> (shape tuple, dtype name).
+    """
+    return {
+        name: (tuple(sizes[letter] for letter in letters), dtype)
+        for name, (letters, dtype) in features.items()
+    }

@@ -1,0 +1,60 @@
+"""The frame of every program: flags, bad input as one line, quiet start."""
+
+import contextlib
+import os
+import sys
+import tempfile
+
+from absl import app, logging
+
+from kbert.errors import UserError
+
+
+@contextlib.contextmanager
+def _quiet_import():
+    """Keeps what native libraries print while they load off the screen, unless loading fails.
+
+    These lines come before any log level is read, so nothing but the file descriptor stops them.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # below: one line per missing GPU library
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as hidden:
+        os.dup2(hidden.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            hidden.seek(0)
+            os.write(kept, hidden.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def import_tensorflow():
+    """Imports tensorflow and tensorflow_text without their start-up messages."""
+    with _quiet_import():
+        import tensorflow  # noqa: F401
+        import tensorflow_text  # noqa: F401
+
+
+def run(main):
+    """Runs `main()` as a program: flags parsed, bad input as one line and exit status 2."""
+
+    def guarded(argv):
+        if len(argv) > 1:
+            _fail(f"unexpected argument {argv[1]!r}; every setting is a flag: --name=value.")
+        logging.set_verbosity(logging.WARNING)  # TensorFlow reports each checkpoint it writes
+        try:
+            import_tensorflow()
+            main()
+        except UserError as error:
+            _fail(error)
+
+    app.run(guarded)
+
+
+def _fail(message):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,142 @@
+"""What a run starts from: vocabulary, corpora and architecture, found or made."""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+
+from kbert.config import BertConfig
+from kbert.data import BertTokenizer, Corpus, learn_vocab, prepare
+from kbert.data.corpus import find_inputs, read_lines, split_into_pieces
+from kbert.data.preparation import input_stamps
+from kbert.data.store import MANIFEST
+from kbert.data.vocab import write_vocab
+from kbert.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What training needs besides its settings."""
+
+    bert_config: BertConfig
+    tokenizer: BertTokenizer
+    corpus: Corpus
+    eval_corpus: Corpus | None
+
+
+def find_or_make(config, folder, saved_config, report):
+    """Finds or makes vocabulary and corpora, in `folder` where they are not given.
+
+    Args:
+        config: PretrainConfig.
+        folder: `OUTPUT_DIR/data`, for what is made from plain text: once, then taken again.
+        saved_config: BertConfig of the checkpoint that the run goes on from, or None.
+        report: called with a line of text.
+
+    Returns:
+        Inputs.
+
+    Raises:
+        UserError: inputs that cannot be used, or that contradict each other.
+    """
+    folder = pathlib.Path(folder)
+    tokenizer = _tokenizer(config, folder, saved_config is not None, report)
+    bert_config = _bert_config(config, saved_config, tokenizer)
+    corpus = _corpus(config.input, folder / "train", tokenizer, report)
+    eval_corpus = None
+    if config.eval_input:
+        eval_corpus = _corpus(config.eval_input, folder / "eval", tokenizer, report)
+    return Inputs(bert_config, tokenizer, corpus, eval_corpus)
+
+
+def _is_prepared(inputs):
+    return os.path.isfile(os.path.join(inputs, MANIFEST))
+
+
+def _tokenizer(config, folder, resuming, report):
+    if _is_prepared(config.input):
+        corpus = Corpus(config.input, verify=False)
+        tokenizer = BertTokenizer(
+            config.vocab_file or corpus.vocab_file, corpus.manifest["lower_case"]
+        )
+    elif config.vocab_file:
+        tokenizer = BertTokenizer(config.vocab_file, config.lower_case)
+    elif config.init_from:
+        tokenizer = BertTokenizer.from_pretrained(config.init_from)
+    else:
+        path = folder / "vocab.txt"
+        if not (resuming and path.exists()):
+            paths = find_inputs(config.input)
+            report(f"learning a vocabulary of {config.vocab_size:,} entries from {config.input}")
+            folder.mkdir(parents=True, exist_ok=True)
+            write_vocab(learn_vocab(_texts(paths), config.vocab_size, config.lower_case), path)
+        tokenizer = BertTokenizer(path, config.lower_case)
+    if config.init_from:
+        theirs = BertTokenizer.from_pretrained(config.init_from)
+        if theirs.fingerprint != tokenizer.fingerprint:
+            raise UserError(
+                f"the vocabulary or casing differs from that of {config.init_from}, so its weights "
+                f"would mean other words. Leave out --vocab_file, or prepare the text again with "
+                f"--vocab_file={config.init_from}/vocab.txt"
+            )
+    return tokenizer
+
+
+def _texts(paths):
+    for piece in split_into_pieces(paths):
+        for line in read_lines(piece):
+            yield line.decode("utf-8", "replace")
+
+
+def _corpus(inputs, folder, tokenizer, report):
+    if _is_prepared(inputs):
+        corpus = Corpus(inputs)
+    else:
+        stamps = input_stamps(find_inputs(inputs))
+        corpus = Corpus(folder) if _is_prepared(folder) else None
+        fresh = corpus is None or (
+            corpus.manifest["inputs"] != stamps
+            or corpus.manifest["vocab_fingerprint"] != tokenizer.fingerprint
+        )
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+            vocab_file = folder.parent / "vocab.txt"
+            if not vocab_file.exists() or vocab_file.read_text("utf-8").split("\n")[:-1] != (
+                tokenizer.vocab
+            ):
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                write_vocab(tokenizer.vocab, vocab_file)
+            report(f"preparing {inputs}, once; it is kept in {folder}")
+            corpus = prepare(inputs, folder, vocab_file, tokenizer.lower_case, report=report)
+    corpus.check_tokenizer(tokenizer)
+    return corpus
+
+
+def _bert_config(config, saved_config, tokenizer):
+    origin = None
+    if saved_config:
+        bert_config, origin = saved_config, "the checkpoint"
+    elif config.init_from:
+        path = pathlib.Path(config.init_from) / "config.json"
+        bert_config, origin = BertConfig.from_file(path), config.init_from
+    else:
+        bert_config = BertConfig.load(config.bert_config or "base", tokenizer.vocab_size)
+    if origin and config.bert_config:
+        asked = BertConfig.load(config.bert_config, tokenizer.vocab_size).to_dict()
+        for name, value in bert_config.to_dict().items():
+            if asked[name] != value:
+                raise UserError(
+                    f"--bert_config={config.bert_config} has {name} {asked[name]}, but {origin} has "
+                    f"{value}. Leave the flag out, or take another --output_dir."
+                )
+    if bert_config.vocab_size < tokenizer.vocab_size:
+        raise UserError(
+            f"the vocabulary has {tokenizer.vocab_size} entries, but the architecture has "
+            f"vocab_size {bert_config.vocab_size}."
+        )
+    if config.max_seq_length > bert_config.max_position_embeddings:
+        raise UserError(
+            f"max_seq_length must be at most max_position_embeddings; got {config.max_seq_length} "
+            f"and {bert_config.max_position_embeddings}."
+        )
+    return bert_config
