@@ -195,6 +195,35 @@ class BertConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LearnVocabConfig:
+    """Settings of `kbert.learn_vocab`, one flag each."""
+
+    input: str = setting("", "text: comma-separated globs, tfds:NAME or sample:train")
+    vocab_file: str = setting("vocab.txt", "file to write")
+    vocab_size: int = setting(30522, "entries, special tokens included", at_least=32)
+    lower_case: bool = setting(True, "lower-case and strip accents (an uncased BERT)")
+
+    def __post_init__(self):
+        check_settings(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """Settings of `kbert.prepare`, one flag each."""
+
+    input: str = setting("", "text: comma-separated globs, tfds:NAME or sample:train")
+    output_dir: str = setting("corpora/prepared", "folder to make")
+    vocab_file: str | None = setting(None, "vocabulary, such as kbert.learn_vocab writes")
+    lower_case: bool = setting(True, "lower-case and strip accents (an uncased BERT)")
+    processes: int | None = setting(None, "worker processes; default: one per core", at_least=1)
+
+    def __post_init__(self):
+        check_settings(self)
+        if self.vocab_file is None:
+            raise UserError("vocab_file is missing. Make one with: python -m kbert.learn_vocab")
+
+
+@dataclasses.dataclass(frozen=True)
 class PretrainConfig:
     """Settings of a pretraining run, one flag each.
 

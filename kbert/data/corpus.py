@@ -91,6 +91,18 @@ def read_lines(piece):
         raise UserError(f"cannot read {piece.path}: {reason}.") from error
 
 
+class Texts:
+    """All lines of inputs as str; bytes that are not UTF-8 become U+FFFD. Can be read again."""
+
+    def __init__(self, paths):
+        self._paths = paths
+
+    def __iter__(self):
+        for piece in split_into_pieces(self._paths):
+            for line in read_lines(piece):
+                yield line.decode("utf-8", "replace")
+
+
 def _seek(file, begin):
     """Moves to the first line that starts at `begin` or later."""
     if begin:

@@ -1,5 +1,6 @@
 """WordPiece vocabularies: reading, checking, learning."""
 
+import collections
 import hashlib
 import pathlib
 
@@ -52,7 +53,7 @@ def learn_vocab(texts, vocab_size, lower_case=True):
     """Learns a WordPiece vocabulary with the Rust `tokenizers` library.
 
     Args:
-        texts: iterable of str, any length each; read once.
+        texts: iterable of str, which is read several times, so a list or `kbert.data.corpus.Texts`.
         vocab_size: entries wanted, special tokens included; fewer come out of little text.
         lower_case: lower-case and strip accents first, as an uncased BERT does.
 
@@ -62,23 +63,47 @@ def learn_vocab(texts, vocab_size, lower_case=True):
     Raises:
         UserError: `vocab_size` is too small, or the text holds no word.
     """
-    from tokenizers import BertWordPieceTokenizer
-
     if vocab_size < 32:
         raise UserError(f"vocab_size must be at least 32; got {vocab_size}.")
+    if iter(texts) is texts:
+        raise TypeError("texts is read several times; pass a list, not an iterator.")
+    from tokenizers.normalizers import BertNormalizer
+
+    normalizer = BertNormalizer(lowercase=lower_case)
+    counts = collections.Counter()
+    for text in texts:
+        counts.update(normalizer.normalize_str(text))
+    # Room for every character of Chinese text, without letting rare ones crowd out words.
+    room = max(16, min(6000, vocab_size // 3))
+    characters = [char for char in sorted(counts, key=lambda c: (-counts[c], c)) if not char.isspace()]
+    characters = sorted(characters[:room])
+    # The library itself cuts the characters, numbers the "##" ones and breaks ties between pairs
+    # by the order of a hash table, so its result would differ from call to call. It is told the
+    # characters, and the "##" ones, which a first pass finds, as special tokens.
+    specials = list(SPECIAL_TOKENS)
+    found = _train(texts, 0, lower_case, specials, characters)
+    continuations = sorted(token for token in found if token.startswith(CONTINUATION))
+    vocab = _train(texts, vocab_size, lower_case, specials + continuations, characters)
+    if len(vocab) == len(specials):
+        raise UserError("cannot learn a vocabulary: the text holds no word.")
+    return vocab
+
+
+def _train(texts, vocab_size, lower_case, specials, characters):
+    """The entries that the library learns, by their ids."""
+    from tokenizers import BertWordPieceTokenizer
+
     learner = BertWordPieceTokenizer(lowercase=lower_case)
     learner.train_from_iterator(
         texts,
         vocab_size=vocab_size,
         min_frequency=2,
-        # Room for every character of Chinese text, without letting rare ones crowd out words.
-        limit_alphabet=max(16, min(6000, vocab_size // 3)),
-        special_tokens=list(SPECIAL_TOKENS),
+        limit_alphabet=len(characters),
+        initial_alphabet=characters,
+        special_tokens=specials,
         show_progress=False,
     )
     ids = learner.get_vocab()
-    if len(ids) == len(SPECIAL_TOKENS):
-        raise UserError("cannot learn a vocabulary: the text holds no word.")
     return sorted(ids, key=ids.get)
 
 

@@ -123,15 +123,18 @@ def replace_folder(target, write):
     target = pathlib.Path(target)
     scratch = target.with_name(f".{target.name}.partial-{os.getpid()}")
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)  # of a killed process with the same number
     scratch.mkdir(parents=True)
-    write(scratch)
-    for path in scratch.iterdir():
-        _sync(path)
-    if target.exists():
-        target.rename(old)
-    scratch.rename(target)
-    _sync(target.parent)
+    try:
+        write(scratch)
+        for path in scratch.iterdir():
+            _sync(path)
+        if target.exists():
+            target.rename(old)
+        scratch.rename(target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -7,7 +7,7 @@ import shutil
 
 from kbert.config import BertConfig
 from kbert.data import BertTokenizer, Corpus, learn_vocab, prepare
-from kbert.data.corpus import find_inputs, read_lines, split_into_pieces
+from kbert.data.corpus import Texts, find_inputs
 from kbert.data.preparation import input_stamps
 from kbert.data.store import MANIFEST
 from kbert.data.vocab import write_vocab
@@ -69,7 +69,7 @@ def _tokenizer(config, folder, resuming, report):
             paths = find_inputs(config.input)
             report(f"learning a vocabulary of {config.vocab_size:,} entries from {config.input}")
             folder.mkdir(parents=True, exist_ok=True)
-            write_vocab(learn_vocab(_texts(paths), config.vocab_size, config.lower_case), path)
+            write_vocab(learn_vocab(Texts(paths), config.vocab_size, config.lower_case), path)
         tokenizer = BertTokenizer(path, config.lower_case)
     if config.init_from:
         theirs = BertTokenizer.from_pretrained(config.init_from)
@@ -80,12 +80,6 @@ def _tokenizer(config, folder, resuming, report):
                 f"--vocab_file={config.init_from}/vocab.txt"
             )
     return tokenizer
-
-
-def _texts(paths):
-    for piece in split_into_pieces(paths):
-        for line in read_lines(piece):
-            yield line.decode("utf-8", "replace")
 
 
 def _corpus(inputs, folder, tokenizer, report):

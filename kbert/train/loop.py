@@ -145,11 +145,11 @@ class _Run:
                 save = last or stop.requested or self.step % config.save_every_steps == 0
                 evaluate = last or self.step % config.eval_every_steps == 0
                 if log or save or evaluate:
-                    tokens = self._collect(pending)
+                    tokens, steps = self._collect(pending), len(pending)
                     pending = []
                 if log:
                     seconds = time.perf_counter() - window_begins
-                    results |= self._log(writer, tokens / seconds)
+                    results |= self._log(writer, tokens / seconds, seconds / steps)
                 if evaluate and self.inputs.eval_corpus is not None:
                     results |= self._evaluate(writer)
                 if save:
@@ -200,15 +200,13 @@ class _Run:
             self.window.add(sums)
         return tokens
 
-    def _log(self, writer, tokens_per_second):
+    def _log(self, writer, tokens_per_second, step_seconds):
         metrics = self.window.metrics()
         self.window = Sums()
         metrics["learning_rate"] = float(self.optimizer.learning_rate)
         metrics["tokens_per_second"] = tokens_per_second
         writer.write(self.step, metrics)
-        left = self.config.train_steps - self.step
-        example_tokens = self.config.global_batch_size * self.config.max_seq_length
-        eta = time_text(left * example_tokens / max(tokens_per_second, 1e-9))
+        eta = time_text((self.config.train_steps - self.step) * step_seconds)
         say(
             f"step {self.step:,}/{self.config.train_steps:,} | loss {metrics['loss']:.3f} | "
             f"mlm {metrics['mlm_loss']:.3f} acc {metrics['mlm_accuracy']:.3f} | "

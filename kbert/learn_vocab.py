@@ -1,0 +1,22 @@
+"""Learns a vocabulary: python -m kbert.learn_vocab --input='text/*.txt' --vocab_file=vocab.txt"""
+
+from kbert import flags, program
+from kbert.config import LearnVocabConfig
+
+flags.define(LearnVocabConfig)
+
+
+def main():
+    """Runs `kbert.data.learn_vocab` with the flags."""
+    config = flags.read(LearnVocabConfig)
+    from kbert.data.corpus import Texts, find_inputs
+    from kbert.data.vocab import learn_vocab, write_vocab
+
+    texts = Texts(find_inputs(config.input))
+    vocab = learn_vocab(texts, config.vocab_size, config.lower_case)
+    write_vocab(vocab, config.vocab_file)
+    print(f"{len(vocab):,} entries in {config.vocab_file}")
+
+
+if __name__ == "__main__":
+    program.run(main)
