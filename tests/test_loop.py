@@ -134,12 +134,13 @@ def test_a_run_writes_what_it_promises(settings, tmp_path, capsys):
 
 
 def test_the_model_learns_from_context_and_best_is_the_lowest_held_out_loss(settings, tmp_path):
-    settings |= {"train_steps": 400, "log_every_steps": 100, "eval_every_steps": 100}
-    settings |= {"global_batch_size": 16, "eval_examples": 16, "save_every_steps": 400}
+    settings |= {"train_steps": 500, "log_every_steps": 100, "eval_every_steps": 100}
+    settings |= {"global_batch_size": 16, "eval_examples": 16, "save_every_steps": 500}
+    settings |= {"learning_rate": 3e-3, "warmup_steps": 20}
     results = train(PretrainConfig(**settings), tmp_path / "run")
     losses = [row["eval_mlm_loss"] for row in metrics_of(tmp_path / "run") if "eval_mlm_loss" in row]
     assert results["eval_mlm_loss"] < results["eval_unigram_entropy"] - 0.5
-    state = json.loads((tmp_path / "run/pretrain/checkpoint/step_00000400/state.json").read_text())
+    state = json.loads((tmp_path / "run/pretrain/checkpoint/step_00000500/state.json").read_text())
     assert state["best_mlm_loss"] == min(losses)
 
 

@@ -1,0 +1,181 @@
+"""Loss curves of kbert and of HF transformers (torch) on the same batches.
+
+python benchmarks/hf_curve.py --corpus=FOLDER prints two comparisons over 200 steps:
+
+1. Dropout off, the same initial weights: the largest difference of the losses at equal steps.
+2. Dropout 0.1, three seeds each: mean and spread of the loss over steps 150 to 200.
+
+Both sides use float32, AdamW as BERT has it, clipping at 1.0 and the same schedule; the torch side
+is written here from the same formulas. Needs the extra [test].
+"""
+
+import statistics
+
+import keras
+import numpy as np
+import tensorflow as tf
+import torch
+import transformers
+from absl import app, flags
+
+from kbert import BertConfig, BertForPreTraining
+from kbert.data import Corpus, pretraining_dataset
+from kbert.train.losses import pretraining_loss, pretraining_sums
+from kbert.train.optimizer import AdamW
+from kbert.train.schedule import WarmupLinearDecay
+
+flags.DEFINE_string("corpus", None, "a prepared corpus", required=True)
+flags.DEFINE_integer("steps", 200, "steps of each run")
+flags.DEFINE_integer("batch_size", 32, "examples in a step")
+flags.DEFINE_integer("max_seq_length", 64, "length of an example in tokens")
+flags.DEFINE_float("learning_rate", 3e-4, "peak learning rate")
+FLAGS = flags.FLAGS
+WARMUP_STEPS = 20
+
+
+def batches(corpus):
+    dataset = pretraining_dataset(
+        corpus, FLAGS.batch_size, FLAGS.max_seq_length, seed=0, steps=FLAGS.steps
+    )
+    return [{name: value.numpy() for name, value in batch.items()} for batch in dataset]
+
+
+def config_of(corpus, dropout):
+    return BertConfig.from_preset(
+        "mini",
+        vocab_size=corpus.manifest["vocab_size"],
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+
+
+def kbert_losses(data, config, seed):
+    """Losses of a kbert run, and its initial weights by name."""
+    keras.utils.set_random_seed(seed)
+    model = BertForPreTraining(config)
+    start = {name: weight.numpy() for name, weight in model.named_weights().items()}
+    optimizer = AdamW(WarmupLinearDecay(FLAGS.learning_rate, FLAGS.steps, WARMUP_STEPS))
+    variables = model.trainable_variables
+    optimizer.build(variables)
+
+    @tf.function
+    def step(features):
+        with tf.GradientTape() as tape:
+            sums = pretraining_sums(model(features, training=True), features)
+            loss = pretraining_loss(sums)
+        gradients = tape.gradient(loss, [variable.value for variable in variables])
+        gradients, _ = tf.clip_by_global_norm(gradients, 1.0)
+        optimizer.apply([tf.convert_to_tensor(g) for g in gradients], variables)
+        return loss
+
+    return [float(step(features)) for features in data], start
+
+
+def hf_names(config):
+    """kbert name -> (HF name, whether it is transposed)."""
+    table = {
+        "bert/embeddings/word_embeddings/embeddings": "bert.embeddings.word_embeddings.weight",
+        "bert/embeddings/position_embeddings/embeddings": (
+            "bert.embeddings.position_embeddings.weight"
+        ),
+        "bert/embeddings/token_type_embeddings/embeddings": (
+            "bert.embeddings.token_type_embeddings.weight"
+        ),
+        "mlm/output_bias": "cls.predictions.bias",
+    }
+    parts = {
+        "bert/embeddings/layer_norm": "bert.embeddings.LayerNorm",
+        "bert/pooler/dense": "bert.pooler.dense",
+        "mlm/transform": "cls.predictions.transform.dense",
+        "mlm/layer_norm": "cls.predictions.transform.LayerNorm",
+        "nsp/classifier": "cls.seq_relationship",
+    }
+    for i in range(config.num_hidden_layers):
+        ours, theirs = f"bert/encoder/layer_{i}", f"bert.encoder.layer.{i}"
+        for name in ("query", "key", "value"):
+            parts[f"{ours}/attention/{name}"] = f"{theirs}.attention.self.{name}"
+        parts[f"{ours}/attention/output"] = f"{theirs}.attention.output.dense"
+        parts[f"{ours}/attention_norm"] = f"{theirs}.attention.output.LayerNorm"
+        parts[f"{ours}/intermediate"] = f"{theirs}.intermediate.dense"
+        parts[f"{ours}/output"] = f"{theirs}.output.dense"
+        parts[f"{ours}/output_norm"] = f"{theirs}.output.LayerNorm"
+    for ours, theirs in parts.items():
+        kinds = ("gamma", "beta") if "norm" in ours else ("kernel", "bias")
+        for kind, theirs_kind in zip(kinds, ("weight", "bias"), strict=True):
+            table[f"{ours}/{kind}"] = f"{theirs}.{theirs_kind}"
+    return table
+
+
+def hf_losses(data, config, start, seed):
+    """Losses of an HF run from the initial weights `start`."""
+    torch.manual_seed(seed)
+    model = transformers.BertForPreTraining(transformers.BertConfig(**config.to_dict()))
+    state = {}
+    for ours, theirs in hf_names(config).items():
+        value = start[ours].T if ours.endswith("/kernel") else start[ours]
+        state[theirs] = torch.tensor(np.ascontiguousarray(value))
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected and all("decoder" in name for name in missing), (missing, unexpected)
+    model.train()
+    slots = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in model.named_parameters()}
+    schedule = WarmupLinearDecay(FLAGS.learning_rate, FLAGS.steps, WARMUP_STEPS)
+    losses = []
+    for number, batch in enumerate(data):
+        labels = np.full(batch["input_ids"].shape, -100)
+        rows, columns = np.nonzero(batch["masked_weights"])
+        labels[rows, batch["masked_positions"][rows, columns]] = batch["masked_ids"][rows, columns]
+        loss = model(
+            **{
+                name: torch.tensor(batch[name]).long()
+                for name in ("input_ids", "attention_mask", "token_type_ids")
+            },
+            labels=torch.tensor(labels),
+            next_sentence_label=torch.tensor(batch["next_sentence_labels"]).long(),
+        ).loss
+        model.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        rate = float(schedule(number))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                m, v = slots[name]
+                m.lerp_(parameter.grad, 0.1)
+                v.lerp_(parameter.grad**2, 0.001)
+                update = m / (v.sqrt() + 1e-6)
+                if "LayerNorm" not in name and "bias" not in name:
+                    update = update + 0.01 * parameter
+                parameter -= rate * update
+        losses.append(loss.item())
+    return losses
+
+
+def main(_):
+    """Prints both comparisons."""
+    corpus = Corpus(FLAGS.corpus)
+    data = batches(corpus)
+    config = config_of(corpus, dropout=0.0)
+    ours, start = kbert_losses(data, config, 0)
+    theirs = hf_losses(data, config, start, 0)
+    difference = np.abs(np.subtract(ours, theirs))
+    print(
+        f"dropout off, same start: largest |kbert - HF| {difference[:20].max():.1e} in 20 steps, "
+        f"{difference.max():.1e} in {len(data)}; losses at the end {ours[-1]:.4f}, {theirs[-1]:.4f}",
+        flush=True,
+    )
+    config = config_of(corpus, dropout=0.1)
+    last = {"kbert": [], "HF": []}
+    for seed in range(3):
+        ours, start = kbert_losses(data, config, seed)
+        theirs = hf_losses(data, config, start, seed)
+        last["kbert"].append(statistics.mean(ours[-50:]))
+        last["HF"].append(statistics.mean(theirs[-50:]))
+        print(f"seed {seed}: kbert {last['kbert'][-1]:.4f}, HF {last['HF'][-1]:.4f}", flush=True)
+    for name, values in last.items():
+        print(
+            f"{name:5} dropout 0.1, mean loss of the last 50 steps: {statistics.mean(values):.4f} "
+            f"({min(values):.4f} to {max(values):.4f})"
+        )
+
+
+if __name__ == "__main__":
+    app.run(main)
