@@ -117,7 +117,9 @@ def hf_losses(data, config, start, seed):
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected and all("decoder" in name for name in missing), (missing, unexpected)
     model.train()
-    slots = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in model.named_parameters()}
+    slots = {
+        name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in model.named_parameters()
+    }
     schedule = WarmupLinearDecay(FLAGS.learning_rate, FLAGS.steps, WARMUP_STEPS)
     losses = []
     for number, batch in enumerate(data):
@@ -159,7 +161,8 @@ def main(_):
     difference = np.abs(np.subtract(ours, theirs))
     print(
         f"dropout off, same start: largest |kbert - HF| {difference[:20].max():.1e} in 20 steps, "
-        f"{difference.max():.1e} in {len(data)}; losses at the end {ours[-1]:.4f}, {theirs[-1]:.4f}",
+        f"{difference.max():.1e} in {len(data)}; losses at the end "
+        f"{ours[-1]:.4f}, {theirs[-1]:.4f}",
         flush=True,
     )
     config = config_of(corpus, dropout=0.1)

@@ -29,7 +29,9 @@ def setting_type(field):
 
 def _range_text(limits):
     names = {"at_least": ">=", "above": ">", "at_most": "<=", "below": "<"}
-    return " and ".join(f"{names[key]} {limit}" for key, limit in limits.items() if limit is not None)
+    return " and ".join(
+        f"{names[key]} {limit}" for key, limit in limits.items() if limit is not None
+    )
 
 
 def check_settings(config):
@@ -77,7 +79,7 @@ PRESETS = {
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """Architecture of a BERT. Field names are those of `bert_config.json` and of HF's `config.json`.
+    """Architecture of a BERT, in the field names of `bert_config.json` and of HF's `config.json`.
 
     Differs from both in `hidden_act`, whose name says which GELU is meant: "gelu" is the exact erf
     form (as in HF), "gelu_new" is the tanh approximation (HF's name for what google-research/bert
@@ -146,7 +148,9 @@ class BertConfig:
             raise UserError(f"cannot read the config {path}: {error.strerror}.") from error
         except (ValueError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"the config {path} is not valid {path.suffix[1:]}: {reason}") from error
+            raise UserError(
+                f"the config {path} is not valid {path.suffix[1:]}: {reason}"
+            ) from error
         if not isinstance(values, dict):
             raise UserError(f"the config {path} must hold named values, one 'name: value' a line.")
         known = [field.name for field in dataclasses.fields(cls)]

@@ -22,7 +22,10 @@ CONFIG = BertConfig(
 
 
 def variables(value):
-    return {"a/b": tf.Variable([value, 2.0]), "seed/0": tf.Variable([1, int(value)], dtype=tf.uint32)}
+    return {
+        "a/b": tf.Variable([value, 2.0]),
+        "seed/0": tf.Variable([1, int(value)], dtype=tf.uint32),
+    }
 
 
 def saved(tmp_path, steps, keep=9):
@@ -61,7 +64,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, nam
     else:
         data[len(data) // 2] ^= 1
         # A bit of the state file may hit a value that means nothing; half of it never parses.
-        path.write_bytes(data if damage == "flip" and name != "state.json" else data[: len(data) // 2])
+        path.write_bytes(
+            data if damage == "flip" and name != "state.json" else data[: len(data) // 2]
+        )
     lines = []
     assert checkpoints.newest(lines.append)["step"] == 1
     assert len(lines) == 1 and "step_00000002 is damaged" in lines[0]

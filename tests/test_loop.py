@@ -26,7 +26,24 @@ num_attention_heads: 2
 intermediate_size: 24
 max_position_embeddings: 24
 """
-WORDS = "the a cat dog bird sat ran flew on under over mat tree house green big".split()
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "bird",
+    "sat",
+    "ran",
+    "flew",
+    "on",
+    "under",
+    "over",
+    "mat",
+    "tree",
+    "house",
+    "green",
+    "big",
+]
 
 
 def write_text(path, documents=12, seed=0):
@@ -103,7 +120,9 @@ def command(settings, output_dir):
 
 
 def run_program(settings, output_dir):
-    return subprocess.run(command(settings, output_dir), capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command(settings, output_dir), capture_output=True, text=True, timeout=300
+    )
 
 
 def test_a_run_writes_what_it_promises(settings, tmp_path, capsys):
@@ -138,7 +157,9 @@ def test_the_model_learns_from_context_and_best_is_the_lowest_held_out_loss(sett
     settings |= {"global_batch_size": 16, "eval_examples": 16, "save_every_steps": 500}
     settings |= {"learning_rate": 3e-3, "warmup_steps": 20}
     results = train(PretrainConfig(**settings), tmp_path / "run")
-    losses = [row["eval_mlm_loss"] for row in metrics_of(tmp_path / "run") if "eval_mlm_loss" in row]
+    losses = [
+        row["eval_mlm_loss"] for row in metrics_of(tmp_path / "run") if "eval_mlm_loss" in row
+    ]
     assert results["eval_mlm_loss"] < results["eval_unigram_entropy"] - 0.5
     state = json.loads((tmp_path / "run/pretrain/checkpoint/step_00000500/state.json").read_text())
     assert state["best_mlm_loss"] == min(losses)
@@ -167,7 +188,7 @@ def test_a_window_of_the_log_survives_a_stop(settings, tmp_path):
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_killed_runs_go_on_to_the_bit(settings, tmp_path, precision):
-    """60 steps at once = 30, `kill -9`, the rest: every logged loss and every weight, dropout on."""
+    """60 steps at once = 30, `kill -9`, the rest: every loss and every weight, dropout on."""
     settings |= {"train_steps": 60, "save_every_steps": 10, "eval_every_steps": 20}
     settings |= {"precision": precision}
     assert run_program(settings, tmp_path / "whole").returncode == 0
@@ -348,7 +369,9 @@ def test_bad_input(settings, tmp_path, change, message):
 def test_a_vocabulary_too_large_for_the_architecture(settings, tmp_path):
     architecture = tmp_path / "small.yaml"
     architecture.write_text(ARCHITECTURE + "vocab_size: 20\n")
-    with pytest.raises(UserError, match=r"the vocabulary has \d+ entries but .* says vocab_size 20"):
+    with pytest.raises(
+        UserError, match=r"the vocabulary has \d+ entries but .* says vocab_size 20"
+    ):
         train(PretrainConfig(**settings | {"bert_config": str(architecture)}), tmp_path / "run")
 
 
@@ -383,7 +406,8 @@ def test_the_flagfile_of_a_run_gives_its_settings_back(settings, tmp_path):
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     script = (
         "import sys; from absl import flags; import kbert.pretrain; from kbert.flags import read;"
-        "from kbert.config import PretrainConfig; flags.FLAGS(sys.argv); print(read(PretrainConfig))"
+        "from kbert.config import PretrainConfig; flags.FLAGS(sys.argv);"
+        "print(read(PretrainConfig))"
     )
     printed = subprocess.run(
         [sys.executable, "-c", script, f"--flagfile={tmp_path}/run/pretrain/run.flags"],

@@ -6,6 +6,7 @@ Every source is a stream of lines (bytes, no line end) in which an empty line en
 import dataclasses
 import glob
 import gzip
+import itertools
 import json
 import os
 import pathlib
@@ -69,7 +70,7 @@ def split_into_pieces(paths, piece_bytes=PIECE_BYTES):
         size = os.path.getsize(path)
         count = max(1, round(size / piece_bytes))
         edges = [size * i // count for i in range(count)] + [None]
-        pieces += [Piece(path, a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        pieces += [Piece(path, a, b) for a, b in itertools.pairwise(edges)]
     return pieces
 
 
@@ -84,7 +85,9 @@ def read_lines(piece):
         return
     is_json = piece.path.removesuffix(".gz").endswith((".jsonl", ".json"))
     try:
-        with gzip.open(piece.path) if piece.path.endswith(".gz") else open(piece.path, "rb") as file:
+        with (
+            gzip.open(piece.path) if piece.path.endswith(".gz") else open(piece.path, "rb") as file
+        ):
             yield from _json_lines(file, piece) if is_json else _text_lines(file, piece)
     except (OSError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -171,7 +174,9 @@ def _tfds_lines(name):
     try:
         import tensorflow_datasets as tfds
     except ImportError:
-        raise UserError("tfds: inputs need tensorflow-datasets: pip install 'kbert[tfds]'") from None
+        raise UserError(
+            "tfds: inputs need tensorflow-datasets: pip install 'kbert[tfds]'"
+        ) from None
     name, _, split = name.partition(":")
     try:
         dataset = tfds.load(name, split=split or "train", shuffle_files=False)

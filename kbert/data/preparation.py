@@ -99,8 +99,8 @@ def input_stamps(paths):
 def _check(found, shards, inputs):
     if found["bad_lines"] * 10 > found["lines"]:
         raise UserError(
-            f"{found['bad_lines']} of {found['lines']} lines of {inputs} are not UTF-8. Convert the "
-            f"text first, for example: iconv -f LATIN1 -t UTF-8 OLD > NEW"
+            f"{found['bad_lines']} of {found['lines']} lines of {inputs} are not UTF-8. Convert "
+            f"the text first, for example: iconv -f LATIN1 -t UTF-8 OLD > NEW"
         )
     documents = sum(shard["counts"]["documents"] for shard in shards)
     if documents == 0:

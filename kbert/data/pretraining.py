@@ -147,7 +147,10 @@ class PretrainingExamples:
                 rounds=4,
             )
             values = tf.numpy_function(
-                arrays, [index, epoch, slots], [dtype for _, dtype in specs.values()], stateful=False
+                arrays,
+                [index, epoch, slots],
+                [dtype for _, dtype in specs.values()],
+                stateful=False,
             )
             for value, (shape, _) in zip(values, specs.values(), strict=True):
                 value.set_shape(shape)

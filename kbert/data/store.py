@@ -1,11 +1,11 @@
 """The prepared corpus on disk: token ids with sentence and document boundaries, memory-mapped.
 
-    corpus.json          manifest: counts, vocabulary fingerprint, SHA-256 of every file
-    vocab.txt            the vocabulary
-    unigrams.npy         (V,) int64, how often each id occurs
-    00000.ids            ids of the shard, uint16 when V <= 65,536, else int32
-    00000.sentences      (sentences,) int64, index of each sentence's first token in the shard
-    00000.documents      (documents,) int64, the same for documents
+corpus.json          manifest: counts, vocabulary fingerprint, SHA-256 of every file
+vocab.txt            the vocabulary
+unigrams.npy         (V,) int64, how often each id occurs
+00000.ids            ids of the shard, uint16 when V <= 65,536, else int32
+00000.sentences      (sentences,) int64, index of each sentence's first token in the shard
+00000.documents      (documents,) int64, the same for documents
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ def ids_dtype(vocab_size):
 
 
 class ShardWriter:
-    """Writes one shard, a batch of sentences at a time; memory does not grow with the shard's ids."""
+    """Writes one shard, a batch of sentences at a time; memory does not grow with the ids."""
 
     def __init__(self, folder, name, vocab_size):
         self.name = name
@@ -215,5 +215,3 @@ def corpus_fingerprint(corpus):
     """SHA-256 over the checksums of all shards: equal for corpora with the same content."""
     text = json.dumps([shard["sha256"] for shard in corpus.manifest["shards"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-

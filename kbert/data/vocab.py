@@ -75,7 +75,9 @@ def learn_vocab(texts, vocab_size, lower_case=True):
         counts.update(normalizer.normalize_str(text))
     # Room for every character of Chinese text, without letting rare ones crowd out words.
     room = max(16, min(6000, vocab_size // 3))
-    characters = [char for char in sorted(counts, key=lambda c: (-counts[c], c)) if not char.isspace()]
+    characters = [
+        char for char in sorted(counts, key=lambda c: (-counts[c], c)) if not char.isspace()
+    ]
     characters = sorted(characters[:room])
     # The library itself cuts the characters, numbers the "##" ones and breaks ties between pairs
     # by the order of a hash table, so its result would differ from call to call. It is told the

@@ -39,7 +39,7 @@ class ConfiguredLayer(keras.layers.Layer):
         return keras.layers.Dropout(rate, dtype=self.dtype_policy, name=name)
 
     def initializer(self):
-        """Fresh weights of BERT: truncated normal. A new object each time, with a seed of its own."""
+        """Fresh weights of BERT: truncated normal. A new object each time, so with its own seed."""
         return keras.initializers.TruncatedNormal(stddev=self.config.initializer_range)
 
     def activation(self, x):

@@ -154,9 +154,7 @@ class BertModel(PretrainedModel):
     def call(self, inputs, training=None):
         inputs = _features(inputs)
         x = self.embeddings(inputs["input_ids"], inputs.get("token_type_ids"), training=training)
-        hidden_states, attentions = self.encoder(
-            x, inputs.get("attention_mask"), training=training
-        )
+        hidden_states, attentions = self.encoder(x, inputs.get("attention_mask"), training=training)
         outputs = {"last_hidden_state": hidden_states[-1]}
         if self.pooler:
             outputs["pooler_output"] = self.pooler(hidden_states[-1])

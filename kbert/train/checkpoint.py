@@ -119,7 +119,7 @@ class Checkpoints:
 
 
 def replace_folder(target, write):
-    """Makes a folder whole or not at all: `write(path)` fills it elsewhere, then it gets its name."""
+    """Makes a folder whole or not at all: `write(path)` fills it elsewhere before it is named."""
     target = pathlib.Path(target)
     scratch = target.with_name(f".{target.name}.partial-{os.getpid()}")
     old = target.with_name(f".{target.name}.old-{os.getpid()}")

@@ -40,7 +40,12 @@ def find_or_make(config, folder, saved_config, report):
         UserError: inputs that cannot be used, or that contradict each other.
     """
     folder = pathlib.Path(folder)
-    tokenizer = _tokenizer(config, folder, saved_config is not None, report)
+    folder.mkdir(parents=True, exist_ok=True)
+    if saved_config:
+        tokenizer = BertTokenizer.from_pretrained(folder)
+    else:
+        tokenizer = _tokenizer(config, folder, report)
+        tokenizer.save_pretrained(folder)
     bert_config = _bert_config(config, saved_config, tokenizer)
     corpus = _corpus(config.input, folder / "train", tokenizer, report)
     eval_corpus = None
@@ -53,7 +58,7 @@ def _is_prepared(inputs):
     return os.path.isfile(os.path.join(inputs, MANIFEST))
 
 
-def _tokenizer(config, folder, resuming, report):
+def _tokenizer(config, folder, report):
     if _is_prepared(config.input):
         corpus = Corpus(config.input, verify=False)
         tokenizer = BertTokenizer(
@@ -64,12 +69,10 @@ def _tokenizer(config, folder, resuming, report):
     elif config.init_from:
         tokenizer = BertTokenizer.from_pretrained(config.init_from)
     else:
+        report(f"learning a vocabulary of {config.vocab_size:,} entries from {config.input}")
+        texts = Texts(find_inputs(config.input))
         path = folder / "vocab.txt"
-        if not (resuming and path.exists()):
-            paths = find_inputs(config.input)
-            report(f"learning a vocabulary of {config.vocab_size:,} entries from {config.input}")
-            folder.mkdir(parents=True, exist_ok=True)
-            write_vocab(learn_vocab(Texts(paths), config.vocab_size, config.lower_case), path)
+        write_vocab(learn_vocab(texts, config.vocab_size, config.lower_case), path)
         tokenizer = BertTokenizer(path, config.lower_case)
     if config.init_from:
         theirs = BertTokenizer.from_pretrained(config.init_from)
@@ -95,11 +98,6 @@ def _corpus(inputs, folder, tokenizer, report):
         if fresh:
             shutil.rmtree(folder, ignore_errors=True)
             vocab_file = folder.parent / "vocab.txt"
-            if not vocab_file.exists() or vocab_file.read_text("utf-8").split("\n")[:-1] != (
-                tokenizer.vocab
-            ):
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                write_vocab(tokenizer.vocab, vocab_file)
             report(f"preparing {inputs}, once; it is kept in {folder}")
             corpus = prepare(inputs, folder, vocab_file, tokenizer.lower_case, report=report)
     corpus.check_tokenizer(tokenizer)
@@ -120,8 +118,8 @@ def _bert_config(config, saved_config, tokenizer):
         for name, value in bert_config.to_dict().items():
             if asked[name] != value:
                 raise UserError(
-                    f"--bert_config={config.bert_config} has {name} {asked[name]}, but {origin} has "
-                    f"{value}. Leave the flag out, or take another --output_dir."
+                    f"--bert_config={config.bert_config} has {name} {asked[name]}, but {origin} "
+                    f"has {value}. Leave the flag out, or take another --output_dir."
                 )
     if bert_config.vocab_size < tokenizer.vocab_size:
         raise UserError(
