@@ -6,6 +6,8 @@ from absl import flags
 
 from kbert.config import setting_type
 
+flags.disclaim_key_flags()  # so that --help shows the flags as those of the program
+
 
 def define(config_class):
     """Defines one absl flag per field of `config_class`, with the field's default and help."""
