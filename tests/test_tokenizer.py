@@ -1,0 +1,163 @@
+"""The tokenizer against the outputs of google-research/bert's own."""
+
+import json
+import random
+
+import pytest
+import tensorflow as tf
+
+from kbert.data import BertTokenizer
+from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
+from kbert.errors import UserError
+
+MODELS = [("uncased", True), ("cased", False), ("chinese", True)]
+
+
+def google(shared_data, name, lower_case, **kwargs):
+    return BertTokenizer(shared_data / f"vocab/bert-base-{name}-vocab.txt", lower_case, **kwargs)
+
+
+@pytest.mark.parametrize("special_tokens_in_text", [False, True])
+@pytest.mark.parametrize("file", ["torture.jsonl", "ordinary.jsonl"])
+@pytest.mark.parametrize(("name", "lower_case"), MODELS)
+def test_equals_google(shared_data, name, lower_case, file, special_tokens_in_text):
+    tokenizer = google(shared_data, name, lower_case, special_tokens_in_text=special_tokens_in_text)
+    rows = [json.loads(line) for line in (shared_data / "tokenizer" / file).open(encoding="utf-8")]
+    found = tokenizer.tokenize([row["text"] for row in rows]).to_list()
+    assert len(rows) > 100
+    for row, ids in zip(rows, found, strict=True):
+        assert ids == row[f"{name}_ids"], row["id"]
+
+
+def test_equals_google_inside_tf_data(shared_data):
+    tokenizer = google(shared_data, "uncased", True)
+    lines = (shared_data / "tokenizer/torture.jsonl").open(encoding="utf-8")
+    rows = [json.loads(line) for line in lines]
+    dataset = tf.data.Dataset.from_tensor_slices([row["text"] for row in rows]).batch(7)
+    found = [ids for batch in dataset.map(tokenizer.tokenize) for ids in batch.to_list()]
+    assert found == [row["uncased_ids"] for row in rows]
+
+
+def test_facts_of_the_reference_test(shared_data, tmp_path):
+    facts = json.loads((shared_data / "tokenizer/bert_reference_facts.json").read_text("utf-8"))
+    fact = facts["full_tokenizer"]
+    missing = [token for token in SPECIAL_TOKENS if token not in fact["vocab"]]
+    write_vocab(fact["vocab"] + missing, tmp_path / "vocab.txt")
+    tokenizer = BertTokenizer(tmp_path / "vocab.txt", fact["do_lower_case"])
+    for case in fact["cases"]:
+        assert tokenizer.tokenize([case["text"]]).to_list() == [case["ids"]]
+
+
+def tokens(tokenizer, text):
+    return [tokenizer.vocab[i] for i in tokenizer.tokenize([text]).to_list()[0]]
+
+
+def test_special_tokens_in_text_only_when_asked_for(vocab_file):
+    text = "the [MASK] sat[SEP]"
+    plain = BertTokenizer(vocab_file)
+    assert tokens(plain, text) == ["the", "[", "mask", "]", "sat", "[", "[UNK]", "]"]
+    asked = BertTokenizer(vocab_file, special_tokens_in_text=True)
+    assert tokens(asked, text) == ["the", "[MASK]", "sat", "[SEP]"]
+    assert tokens(asked, "[mask] [PAD][CLS] [UNK]") == [
+        *("[", "mask", "]", "[PAD]", "[CLS]", "[UNK]")
+    ]
+
+
+@pytest.mark.parametrize("special_tokens_in_text", [False, True])
+def test_private_use_characters_are_unknown_words(vocab_file, special_tokens_in_text):
+    """The characters that stand for special tokens inside cannot be smuggled in."""
+    tokenizer = BertTokenizer(vocab_file, special_tokens_in_text=special_tokens_in_text)
+    for character in "\ue000\ue001\ue002\ue003\ue004\ue005":
+        assert tokens(tokenizer, f"the {character} cat") == ["the", "[UNK]", "cat"]
+        assert tokens(tokenizer, f"the{character}") == ["[UNK]"]
+
+
+@pytest.mark.parametrize("character", ["a", "ก", "é"])
+def test_words_of_over_200_characters_are_unknown(tmp_path, character):
+    write_vocab([*SPECIAL_TOKENS, character, f"##{character}", "b"], tmp_path / "vocab.txt")
+    tokenizer = BertTokenizer(tmp_path / "vocab.txt", lower_case=False)
+    ids = tokenizer.tokenize([f"b {character * 200} b", f"b {character * 201} b", "b"]).to_list()
+    assert ids == [[7, 5, *[6] * 199, 7], [7, 1, 7], [7]]
+
+
+def test_bytes_that_are_not_utf8_are_dropped(vocab_file):
+    tokenizer = BertTokenizer(vocab_file)
+    assert tokenizer.tokenize([b"c\xffat \xed\xa0\x80 dog"]).to_list() == [[6, 12]]
+
+
+def test_empty_texts(vocab_file):
+    tokenizer = BertTokenizer(vocab_file)
+    assert tokenizer.tokenize(["", " \t\u200b"]).to_list() == [[], []]
+    assert tokenizer([""], max_length=4)["input_ids"].numpy().tolist() == [[2, 3, 0, 0]]
+
+
+def test_features_of_texts(vocab_file):
+    features = BertTokenizer(vocab_file)(["The cat.", "a mat and a dog ran"], max_length=6)
+    expected = {
+        "input_ids": [[2, 5, 6, 15 + 5, 3, 0], [2, 9, 10, 11, 9, 3]],
+        "attention_mask": [[1, 1, 1, 1, 1, 0], [1] * 6],
+        "token_type_ids": [[0] * 6, [0] * 6],
+    }
+    assert {name: value.numpy().tolist() for name, value in features.items()} == expected
+    assert all(value.dtype == tf.int32 for value in features.values())
+
+
+def test_features_of_pairs(vocab_file):
+    features = BertTokenizer(vocab_file)(["the cat"], ["a dog ran"], max_length=10)
+    expected = {
+        "input_ids": [[2, 5, 6, 3, 9, 12, 13, 3, 0, 0]],
+        "attention_mask": [[1] * 8 + [0] * 2],
+        "token_type_ids": [[0] * 4 + [1] * 4 + [0] * 2],
+    }
+    assert {name: value.numpy().tolist() for name, value in features.items()} == expected
+
+
+def truncate_seq_pair(a, b, room):
+    """google-research/bert's _truncate_seq_pair, as a loop."""
+    a, b = list(a), list(b)
+    while len(a) + len(b) > room:
+        (a if len(a) > len(b) else b).pop()
+    return a, b
+
+
+def test_pairs_are_cut_as_google_cuts_them(vocab_file):
+    tokenizer = BertTokenizer(vocab_file)
+    generator = random.Random(0)
+    words = ["cat", "dog", "mat", "ran"]
+    for max_length in (5, 6, 9, 16):
+        firsts, seconds = (
+            [" ".join(generator.choices(words, k=generator.randrange(14))) for _ in range(40)]
+            for _ in range(2)
+        )
+        features = tokenizer(firsts, seconds, max_length=max_length)
+        found = features["input_ids"].numpy().tolist()
+        for first, second, row in zip(firsts, seconds, found, strict=True):
+            a, b = truncate_seq_pair(first.split(), second.split(), max_length - 3)
+            ids = [tokenizer.vocab.index(t) for t in ["[CLS]", *a, "[SEP]", *b, "[SEP]"]]
+            assert row == ids + [0] * (max_length - len(ids))
+
+
+def test_lengths_that_leave_no_room(vocab_file):
+    tokenizer = BertTokenizer(vocab_file)
+    with pytest.raises(UserError, match="max_length must be at least 3; got 2"):
+        tokenizer(["a"], max_length=2)
+    with pytest.raises(UserError, match="max_length must be at least 5; got 4"):
+        tokenizer(["a"], ["a"], max_length=4)
+
+
+def test_vocabulary_with_the_reserved_characters(tmp_path):
+    write_vocab([*SPECIAL_TOKENS, "\ue002"], tmp_path / "vocab.txt")
+    with pytest.raises(UserError, match=r"needs the private-use characters U\+E000 to U\+E004"):
+        BertTokenizer(tmp_path / "vocab.txt")
+
+
+def test_folder_round_trip(vocab_file, tmp_path):
+    tokenizer = BertTokenizer(vocab_file, lower_case=False)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    tokenizer.save_pretrained(folder)
+    again = BertTokenizer.from_pretrained(folder, special_tokens_in_text=True)
+    assert again.fingerprint == tokenizer.fingerprint and again.special_tokens_in_text
+    (folder / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(UserError, match="has no usable tokenizer_config.json"):
+        BertTokenizer.from_pretrained(folder)

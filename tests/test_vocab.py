@@ -1,0 +1,87 @@
+"""Vocabularies: reading, checking, learning."""
+
+import pytest
+
+from kbert.data.vocab import SPECIAL_TOKENS, learn_vocab, read_vocab, vocab_fingerprint, write_vocab
+from kbert.errors import UserError
+
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog, again and again.",
+    "A quick fox! A lazy dog? Jumping, jumped, jumps.",
+    "Café and cafe; naïve and naive.",
+] * 3
+
+
+def test_round_trip_splits_at_line_feeds_alone(tmp_path):
+    vocab = [*SPECIAL_TOKENS, "a", "b\u2028c", "##d"]
+    write_vocab(vocab, tmp_path / "vocab.txt")
+    assert read_vocab(tmp_path / "vocab.txt") == vocab
+
+
+def test_white_space_around_entries_is_dropped(tmp_path):
+    (tmp_path / "vocab.txt").write_bytes("\r\n".join([*SPECIAL_TOKENS, "a\u2028"]).encode())
+    assert read_vocab(tmp_path / "vocab.txt") == [*SPECIAL_TOKENS, "a"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n", r"lacks \[MASK\]; .*python -m kbert.learn_vocab"),
+        (b"a\nb\na\n", r"has 'a' twice, in lines 1 and 3"),
+        (b"\xff\xfe", r"is not UTF-8"),
+    ],
+)
+def test_bad_vocabularies(tmp_path, content, message):
+    (tmp_path / "vocab.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_vocab(tmp_path / "vocab.txt")
+
+
+def test_missing_vocabulary(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read the vocabulary .*No such file"):
+        read_vocab(tmp_path / "none.txt")
+
+
+def test_fingerprint_depends_on_entries_order_and_casing():
+    prints = {
+        vocab_fingerprint(["a", "b"], True),
+        vocab_fingerprint(["b", "a"], True),
+        vocab_fingerprint(["a", "b"], False),
+        vocab_fingerprint(["ab"], True),
+    }
+    assert len(prints) == 4
+
+
+def test_learning_puts_special_tokens_first_and_keeps_to_the_size():
+    vocab = learn_vocab(TEXTS, 60)
+    assert vocab[:5] == list(SPECIAL_TOKENS)
+    assert len(vocab) == len(set(vocab)) <= 60
+    assert "quick" in vocab or "##uick" in vocab
+
+
+@pytest.mark.parametrize("size", [40, 80])
+def test_learning_twice_gives_the_same(size):
+    vocab = learn_vocab(TEXTS, size)
+    for _ in range(4):  # a hash table decides ties in the library: one repeat could agree by luck
+        assert learn_vocab(TEXTS, size) == vocab
+
+
+def test_casing():
+    lower, cased = learn_vocab(TEXTS, 200), learn_vocab(TEXTS, 200, lower_case=False)
+    assert "The" in cased and "The" not in lower and "the" in lower
+    assert "é" not in "".join(lower) and "é" in "".join(cased)
+
+
+def test_chinese_characters_are_entries_of_their_own():
+    vocab = learn_vocab(["今天天气很好。", "天气好。"] * 2, 60)
+    assert {"今", "天", "气", "好", "。"} <= set(vocab)
+    assert not any(token.startswith("##") for token in vocab)
+
+
+def test_learning_from_nothing_and_too_small():
+    with pytest.raises(UserError, match="the text holds no word"):
+        learn_vocab(["  ", ""], 100)
+    with pytest.raises(UserError, match="vocab_size must be at least 32; got 31"):
+        learn_vocab(TEXTS, 31)
+    with pytest.raises(TypeError, match="pass a list, not an iterator"):
+        learn_vocab(iter(TEXTS), 100)
