@@ -7,28 +7,8 @@ import pytest
 from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
 
 SHARED_DATA = pathlib.Path(__file__).parent.parent.parent / "shared" / "data"
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "mat",
-    "and",
-    "dog",
-    "ran",
-    "un",
-    "##want",
-    "##ed",
-    "run",
-    "##ning",
-    ",",
-    ".",
-    "!",
-    "[",
-    "]",
-    "mask",
-]
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "un", "##want", "##ed", "run"]
+WORDS += ["##ning", ",", ".", "!", "[", "]", "mask"]
 
 
 @pytest.fixture

@@ -115,24 +115,30 @@ def _seek(file, begin):
 
 
 def _text_lines(file, piece):
-    _seek(file, piece.begin)
+    end = float("inf") if piece.end is None else piece.end
     if piece.begin:  # the document under way belongs to the piece before
+        _seek(file, piece.begin)
+        start = file.tell()
         while (line := file.readline(LONGEST_LINE_BYTES)) and line.strip():
-            pass
-    offset = file.tell() if piece.end is not None else 0
-    rest = b""
-    while line := file.readline(LONGEST_LINE_BYTES):
-        offset += len(line)
-        whole = line.endswith(b"\n")
-        line = rest + line
-        rest = b""
-        if not whole and len(line) >= LONGEST_LINE_BYTES:
+            start += len(line)
+        if start >= end:  # as does the next one, if it starts behind this piece
+            return
+    start = file.tell()
+    rest, inside = b"", False  # of a line that is too long; whether one is under way
+    while part := file.readline(LONGEST_LINE_BYTES):
+        ended = part.endswith(b"\n")
+        line, rest = rest + part, b""
+        if not ended and len(part) == LONGEST_LINE_BYTES:
             cut = _cut(line)
             line, rest = line[:cut], line[cut:]
-        yield line.strip()
-        if piece.end is not None and whole and not line.strip() and offset > piece.end:
+        line = line.strip()
+        if line or not inside:
+            yield line
+        if not line and not inside and start >= end:
             return
-    if rest:
+        inside = not ended
+        start += len(part)
+    if rest.strip():
         yield rest.strip()
     yield b""
 
