@@ -1,5 +1,6 @@
 """Configurations: frozen dataclasses that check themselves, and reading them from files."""
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -153,8 +154,11 @@ class BertConfig:
             ) from error
         if not isinstance(values, dict):
             raise UserError(f"the config {path} must hold named values, one 'name: value' a line.")
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
+        known = {field.name: setting_type(field)[0] for field in dataclasses.fields(cls)}
+        for key, value in values.items():
+            if known.get(key) is float and isinstance(value, str):
+                with contextlib.suppress(ValueError):  # YAML reads 1e-12 as text
+                    values[key] = float(value)
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, n=1)
                 hint = f" Did you mean {near[0]}?" if near else f" Known: {', '.join(known)}."

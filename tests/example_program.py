@@ -1,0 +1,31 @@
+"""A program with a flag of each kind, which test_config.py runs."""
+
+import dataclasses
+
+from kbert import flags, program
+from kbert.config import check_settings, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """Settings of each kind."""
+
+    count: int = setting(3, "a count", at_least=1)
+    rate: float = setting(0.5, "a rate")
+    on: bool = setting(False, "a switch")
+    name: str = setting("x", "a name", choices=("x", "y"))
+    file: str | None = setting(None, "a file")
+    limit: int | None = setting(None, "a limit")
+
+    def __post_init__(self):
+        check_settings(self)
+
+
+def main():
+    """Prints the settings."""
+    print(flags.read(Example))
+
+
+if __name__ == "__main__":
+    flags.define(Example)
+    program.run(main)

@@ -1,0 +1,173 @@
+"""Configs and flags: what they take, what they refuse, and in which words."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from example_program import Example
+
+from kbert.config import PRESETS, BertConfig
+from kbert.errors import UserError
+from kbert.flags import as_flagfile
+from kbert.model import BertForPreTraining
+
+TESTS = pathlib.Path(__file__).parent
+CONFIGS = TESTS.parent / "configs"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_those_of_the_files(name):
+    config = BertConfig.from_file(CONFIGS / f"bert_{name}.yaml", vocab_size=30522)
+    assert config == BertConfig.from_preset(name)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"hidden_size": 10, "num_attention_heads": 3},
+            r"divisible by num_attention_heads",
+        ),
+        ({"hidden_size": "768"}, r"hidden_size must be int; got '768' \(str\)"),
+        ({"hidden_size": True}, r"hidden_size must be int; got True \(bool\)"),
+        ({"hidden_size": 7.0}, r"hidden_size must be int; got 7.0 \(float\)"),
+        ({"num_hidden_layers": 0}, r"num_hidden_layers must be >= 1; got 0"),
+        ({"hidden_dropout_prob": 1.0}, r"hidden_dropout_prob must be >= 0 and < 1; got 1.0"),
+        ({"hidden_act": "swish"}, r"hidden_act must be one of gelu, gelu_new; got 'swish'"),
+        ({"vocab_size": 4}, r"vocab_size must be >= 5; got 4"),
+        ({"layer_norm_eps": 0.0}, r"layer_norm_eps must be > 0; got 0.0"),
+    ],
+)
+def test_values_out_of_range(values, message):
+    with pytest.raises(UserError, match=message):
+        BertConfig(**values)
+
+
+def test_whole_numbers_serve_as_floats():
+    assert BertConfig(hidden_dropout_prob=0).hidden_dropout_prob == 0.0
+
+
+def write(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("name", ["c.json", "c.yaml"])
+def test_files_round_trip(tmp_path, name):
+    config = BertConfig.from_preset("tiny", layer_norm_eps=1e-7)
+    config.save(tmp_path / name)  # JSON is YAML, too
+    assert BertConfig.from_file(tmp_path / name) == config
+
+
+def test_yaml_numbers_without_a_dot(tmp_path):
+    path = write(tmp_path, "c.yaml", "layer_norm_eps: 1e-12\n")
+    assert BertConfig.from_file(path).layer_norm_eps == 1e-12
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "c.json",
+            '{"hiden_size": 8}',
+            r"unknown key 'hiden_size' .* Did you mean hidden_",
+        ),
+        ("c.json", '{"qqq": 8}', r"unknown key 'qqq' .*Known: vocab_size, hidden_size"),
+        ("c.json", "{", r"c.json is not valid json"),
+        ("c.yaml", "a: [", r"c.yaml is not valid yaml"),
+        ("c.yaml", "- 1", r"must hold named values"),
+        ("c.yaml", "hidden_size: big", r"c.yaml: hidden_size must be int; got 'big'"),
+    ],
+)
+def test_bad_files(tmp_path, name, text, message):
+    with pytest.raises(UserError, match=message):
+        BertConfig.from_file(write(tmp_path, name, text))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read the config .*No such file"):
+        BertConfig.from_file(tmp_path / "c.json")
+
+
+def test_load_takes_the_size_of_the_vocabulary(tmp_path):
+    assert BertConfig.load("mini", 77).vocab_size == 77
+    assert BertConfig.load(str(write(tmp_path, "c.yaml", "hidden_size: 24")), 77).vocab_size == 77
+    padded = write(tmp_path, "d.yaml", "vocab_size: 80")
+    assert BertConfig.load(str(padded), 77).vocab_size == 80
+    with pytest.raises(UserError, match=r"has 81 entries but .*d.yaml says vocab_size 80"):
+        BertConfig.load(str(padded), 81)
+    with pytest.raises(UserError, match=r"must be one of tiny, .*got 'huge'"):
+        BertConfig.load("huge", 77)
+    with pytest.raises(UserError, match=r"unknown preset 'huge'; there are tiny"):
+        BertConfig.from_preset("huge")
+
+
+SMALL = {
+    **{"vocab_size": 19, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3},
+    **{"intermediate_size": 20, "max_position_embeddings": 9},
+}
+CHANGES = {
+    **{"vocab_size": 23, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2},
+    **{"intermediate_size": 21, "hidden_act": "gelu_new", "hidden_dropout_prob": 0.9},
+    **{"attention_probs_dropout_prob": 0.9, "max_position_embeddings": 10, "type_vocab_size": 3},
+    **{"initializer_range": 0.5, "layer_norm_eps": 0.1},
+}
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(BertConfig)])
+def test_every_field_changes_the_model(field):
+    """Weights' shapes, their fresh values, or what comes out, in training."""
+    import keras
+
+    def fingerprint(**changes):
+        keras.utils.set_random_seed(0)
+        model = BertForPreTraining(BertConfig(**{**SMALL, **changes}))
+        rng = np.random.default_rng(0)
+        shapes = {name: tuple(weight.shape) for name, weight in model.named_weights().items()}
+        kernel = model.named_weights()["mlm/transform/kernel"]
+        spread = float(np.std(kernel)) > 0.1
+        if field != "initializer_range":
+            for weight in model.named_weights().values():
+                weight.assign(rng.normal(size=weight.shape))
+        outputs = model({"input_ids": rng.integers(0, 19, (2, 7))}, training=True)
+        return json.dumps([shapes, spread, np.sum(outputs["nsp_logits"], dtype=float).round(3)])
+
+    assert fingerprint() == fingerprint()
+    assert fingerprint(**{field: CHANGES[field]}) != fingerprint()
+
+
+def run_program(*arguments):
+    command = [sys.executable, str(TESTS / "example_program.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+
+def test_flags_round_trip_through_a_flagfile(tmp_path):
+    config = Example(count=1, rate=0.25, on=True, name="y", file="a b")
+    path = write(tmp_path, "x.flags", as_flagfile(config, "two\nlines"))
+    assert path.read_text().startswith("# two\n# lines\n--count=1\n")
+    done = run_program(f"--flagfile={path}")
+    assert done.stdout == f"{config!r}\n" and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("argument", "code", "message"),
+    [
+        ("--cuont=1", 1, "Unknown command line flag 'cuont'. Did you mean: count"),
+        ("--name=z", 1, "flag --name=z: value should be one of <x|y>"),
+        ("--count=many", 1, "flag --count=many"),
+        ("--count=0", 2, "error: count must be >= 1; got 0.\n"),
+        (
+            "count",
+            2,
+            "error: unexpected argument 'count'; every setting is a flag: --name=value.\n",
+        ),
+    ],
+)
+def test_bad_flags_get_a_line_and_no_stack_trace(argument, code, message):
+    done = run_program(argument)
+    assert done.returncode == code and message in done.stderr and "Traceback" not in done.stderr
+    assert done.stdout == ""

@@ -1,0 +1,75 @@
+"""Who may import whom; a reader can rely on it."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parent.parent / "kbert"
+FILES = sorted(PACKAGE.rglob("*.py"))
+PURE = ("config.py", "errors.py", "features.py", "flags.py", "__init__.py")
+EVERYWHERE = ("keras_nlp", "keras_hub", "transformers", "torch", "export", "tests", "benchmarks")
+
+
+def forbidden(path):
+    """Modules that a file of the package must not import."""
+    part = path.parts[0] if len(path.parts) > 1 else None
+    if part == "data":
+        return (*EVERYWHERE, "keras", "kbert.model", "kbert.train")
+    if part == "model":
+        return (*EVERYWHERE, "tensorflow", "tensorflow_text", "kbert.data", "kbert.train")
+    if part is None and path.name in PURE:
+        return (*EVERYWHERE, "tensorflow", "tensorflow_text", "keras", "kbert.data", "kbert.model")
+    return EVERYWHERE
+
+
+def imported(source):
+    """Names of the modules that a source imports, anywhere in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def breaches(path, source):
+    """What a file imports that it must not."""
+    rules = forbidden(path)
+    return [n for n in imported(source) if any(n == r or n.startswith(f"{r}.") for r in rules)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_import_rules(path):
+    assert breaches(path.relative_to(PACKAGE), path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("model/heads.py", "def f():\n    import tensorflow as tf"),
+        ("model/heads.py", "from tensorflow.math import sin"),
+        ("model/heads.py", "from kbert import data"),
+        ("data/pairs.py", "import keras.ops"),
+        ("config.py", "from kbert.data import x"),
+        ("train/loop.py", "import keras_hub"),
+    ],
+)
+def test_the_check_sees_breaches(path, source):
+    assert breaches(pathlib.Path(path), source)
+
+
+def test_importing_kbert_loads_no_framework():
+    script = "import sys, kbert; print([m for m in ('tensorflow', 'keras') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+
+
+def test_every_name_at_the_top_is_there():
+    script = "import kbert; print(all(getattr(kbert, name) for name in kbert.__all__), dir(kbert))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.startswith("True"), done.stderr
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        __import__("kbert").nothing  # noqa: B018
