@@ -15,8 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 import torch
-import transformers
 from absl import app, flags
+from hf_bert import hf_model
 
 from kbert import BertConfig, BertForPreTraining
 from kbert.data import Corpus, pretraining_dataset
@@ -71,51 +71,10 @@ def kbert_losses(data, config, seed):
     return [float(step(features)) for features in data], start
 
 
-def hf_names(config):
-    """kbert name -> (HF name, whether it is transposed)."""
-    table = {
-        "bert/embeddings/word_embeddings/embeddings": "bert.embeddings.word_embeddings.weight",
-        "bert/embeddings/position_embeddings/embeddings": (
-            "bert.embeddings.position_embeddings.weight"
-        ),
-        "bert/embeddings/token_type_embeddings/embeddings": (
-            "bert.embeddings.token_type_embeddings.weight"
-        ),
-        "mlm/output_bias": "cls.predictions.bias",
-    }
-    parts = {
-        "bert/embeddings/layer_norm": "bert.embeddings.LayerNorm",
-        "bert/pooler/dense": "bert.pooler.dense",
-        "mlm/transform": "cls.predictions.transform.dense",
-        "mlm/layer_norm": "cls.predictions.transform.LayerNorm",
-        "nsp/classifier": "cls.seq_relationship",
-    }
-    for i in range(config.num_hidden_layers):
-        ours, theirs = f"bert/encoder/layer_{i}", f"bert.encoder.layer.{i}"
-        for name in ("query", "key", "value"):
-            parts[f"{ours}/attention/{name}"] = f"{theirs}.attention.self.{name}"
-        parts[f"{ours}/attention/output"] = f"{theirs}.attention.output.dense"
-        parts[f"{ours}/attention_norm"] = f"{theirs}.attention.output.LayerNorm"
-        parts[f"{ours}/intermediate"] = f"{theirs}.intermediate.dense"
-        parts[f"{ours}/output"] = f"{theirs}.output.dense"
-        parts[f"{ours}/output_norm"] = f"{theirs}.output.LayerNorm"
-    for ours, theirs in parts.items():
-        kinds = ("gamma", "beta") if "norm" in ours else ("kernel", "bias")
-        for kind, theirs_kind in zip(kinds, ("weight", "bias"), strict=True):
-            table[f"{ours}/{kind}"] = f"{theirs}.{theirs_kind}"
-    return table
-
-
 def hf_losses(data, config, start, seed):
     """Losses of an HF run from the initial weights `start`."""
     torch.manual_seed(seed)
-    model = transformers.BertForPreTraining(transformers.BertConfig(**config.to_dict()))
-    state = {}
-    for ours, theirs in hf_names(config).items():
-        value = start[ours].T if ours.endswith("/kernel") else start[ours]
-        state[theirs] = torch.tensor(np.ascontiguousarray(value))
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected and all("decoder" in name for name in missing), (missing, unexpected)
+    model = hf_model(start, config)
     model.train()
     slots = {
         name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in model.named_parameters()
