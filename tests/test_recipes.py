@@ -73,3 +73,20 @@ def test_commands_of_the_readme_name_files_and_flags_that_exist():
                 assert f"--{flag}:" in helped or f"--[no]{flag}:" in helped or flag == "flagfile"
         for path in re.findall(r"=(configs/\S+)", command):
             assert (ROOT / path).exists(), path
+
+
+@pytest.mark.slow
+def test_quick_learns_and_the_python_of_the_readme_runs_on_it(tmp_path):
+    """The README from its first program to its last line of Python, in a folder of its own."""
+    program = [sys.executable, "-m", "kbert.pretrain", f"--flagfile={ROOT}/configs/quick.flags"]
+    printed = subprocess.run(
+        program, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=900
+    ).stdout
+    last = [line for line in printed.splitlines() if line.startswith("held out")][-1]
+    loss, entropy, nsp_accuracy = re.search(
+        r"mlm ([\d.]+) \(unigram entropy ([\d.]+)\) .* nsp [\d.]+ acc ([\d.]+)", last
+    ).groups()
+    assert float(loss) < float(entropy) - 0.3 and float(nsp_accuracy) > 0.6
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, check=True, timeout=900)

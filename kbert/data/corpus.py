@@ -199,8 +199,8 @@ def _tfds_lines(name):
 # A sentence ends at . ! or ? after two letters that are no capitals, or a digit (so not after "Mr."
 # or "J."), before a capital, digit or quote; and at the full stops of Chinese and Japanese.
 _SENTENCE_END = re.compile(
-    r"""(?<=[^\W_A-Z][^\W_A-Z][.!?])["'”’)\]]*\s+(?=["'“‘(\[]*[^\W_a-z])"""
-    r"""|(?<=[。！？])[」』”’）]*(?=[^」』”’）])"""
+    r"""[.!?](?<=[^\W_A-Z][^\W_A-Z].)["'”’)\]]*\s+(?=["'“‘(\[]*[^\W_a-z])"""
+    r"""|[。！？][」』”’）]*(?=[^」』”’）])"""
 )
 
 
