@@ -40,7 +40,7 @@ def import_tensorflow():
 
 
 def run(main):
-    """Runs `main()` as a program: flags parsed, bad input as one line and exit status 2."""
+    """Runs `main()` as a program: flags parsed, bad input and I/O errors as one line, status 2."""
 
     def guarded(argv):
         if len(argv) > 1:
@@ -51,10 +51,14 @@ def run(main):
             main()
         except UserError as error:
             _fail(error)
+        except OSError as error:  # no permission, disk full, a file where a folder should be, ...
+            _fail(f"{error.filename or 'input or output'}: {error.strerror or error}.")
+        except KeyboardInterrupt:
+            _fail("interrupted.", status=130)
 
     app.run(guarded)
 
 
-def _fail(message):
+def _fail(message, status=2):
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)

@@ -396,6 +396,12 @@ def test_the_program_prints_one_line_for_bad_input(settings, tmp_path):
     assert done.stderr == "error: no file matches 'nothing.txt'. Check the path; quote a glob.\n"
 
 
+def test_the_program_prints_one_line_for_a_folder_that_cannot_be_made(settings, tmp_path, text):
+    done = run_program(settings, text / "run")
+    assert done.returncode == 2
+    assert done.stderr == f"error: {text}/run/data: Not a directory.\n"
+
+
 def test_the_flagfile_of_a_run_gives_its_settings_back(settings, tmp_path):
     config = PretrainConfig(**settings)
     train(config, tmp_path / "run")

@@ -164,6 +164,18 @@ def test_processes_do_not_change_the_result(tmp_path, vocab_file, monkeypatch):
     assert found[0].documents == 60 and len(found[0].shards) == 3
 
 
+def kill_this_process(task):
+    os.kill(os.getpid(), 9)
+
+
+def test_a_killed_worker_is_reported(tmp_path, vocab_file, text, monkeypatch):
+    monkeypatch.setattr(preparation, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(preparation, "_work", kill_this_process)
+    with pytest.raises(UserError, match=r"a worker process was killed.*--processes=1"):
+        prepare(f"{text},{text}", tmp_path / "corpus", vocab_file, processes=2)
+    assert not (tmp_path / "corpus").exists()
+
+
 def test_long_lines_are_cut_without_loss(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "LONGEST_LINE_BYTES", 50)
     generator = random.Random(2)

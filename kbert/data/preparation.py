@@ -1,7 +1,7 @@
 """Text to a prepared corpus: tokenised once, in parallel processes, written whole or not at all."""
 
 import collections
-import concurrent.futures
+import concurrent.futures.process
 import multiprocessing
 import os
 import pathlib
@@ -129,7 +129,15 @@ def _run(pieces, scratch, vocab_file, lower_case, processes, report):
         initializer=_start_worker,
         initargs=(str(vocab_file), lower_case),
     ) as pool:
-        for size, result in zip(sizes, pool.map(_work, tasks), strict=True):
+        results = pool.map(_work, tasks)
+        for size in sizes:
+            try:
+                yield next(results)
+            except concurrent.futures.process.BrokenProcessPool as error:
+                raise UserError(
+                    "a worker process was killed, most likely for lack of memory. Use fewer: "
+                    "--processes=1"
+                ) from error
             done += size
             seconds = time.monotonic() - start
             share = done / sum(sizes)
@@ -137,7 +145,6 @@ def _run(pieces, scratch, vocab_file, lower_case, processes, report):
                 f"prepared {done / 1e6:,.0f} of {sum(sizes) / 1e6:,.0f} MB | "
                 f"{done / 1e6 / seconds:.1f} MB/s | ETA {seconds * (1 - share) / share:.0f} s"
             )
-            yield result
 
 
 def _size(piece):
