@@ -72,6 +72,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, nam
     assert len(lines) == 1 and "step_00000002 is damaged" in lines[0]
 
 
+def test_no_run_starts_from_scratch_over_damaged_checkpoints(tmp_path):
+    checkpoints = saved(tmp_path, [1, 2])
+    for step in (1, 2):
+        (checkpoints.path(step) / "variables.index").unlink()
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
+        checkpoints.newest(print)
+
+
 def test_a_half_written_checkpoint_is_never_taken_and_cleared_away(tmp_path):
     checkpoints = saved(tmp_path, [1])
     partial = checkpoints.folder / "partial-1"

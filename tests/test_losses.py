@@ -50,6 +50,16 @@ def test_sums_and_loss_equal_numpy():
     np.testing.assert_allclose(pretraining_loss(sums), expected, rtol=1e-6)
 
 
+def test_a_batch_without_a_slot_that_counts_has_no_mlm_loss():
+    outputs, features = batch()
+    features["masked_weights"][:] = 0
+    sums = pretraining_sums(outputs, features)
+    window = Sums()
+    window.add(sums)
+    assert window.metrics()["mlm_loss"] == 0
+    assert float(pretraining_loss(sums)) == pytest.approx(window.metrics()["nsp_loss"])
+
+
 def test_padding_slots_do_not_count():
     outputs, features = batch()
     before = pretraining_sums(outputs, features)

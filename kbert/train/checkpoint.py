@@ -80,16 +80,25 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
 
     def newest(self, report):
-        """State of the newest checkpoint that is not damaged, or None.
+        """State of the newest checkpoint that is not damaged, or None if there is none at all.
 
         Args:
             report: called with a line for each damaged one.
+
+        Raises:
+            UserError: all of them are damaged.
         """
-        for step in reversed(self.steps()):
+        steps = self.steps()
+        for step in reversed(steps):
             try:
                 return self._verified_state(step)
             except (OSError, ValueError, KeyError) as error:
                 report(f"checkpoint {self.path(step)} is damaged ({error}); taking the one before")
+        if steps:
+            raise UserError(
+                f"every checkpoint in {self.folder} is damaged. To start again from scratch, remove "
+                f"that folder; to start from weights, give --init_from and another --output_dir."
+            )
         return None
 
     def _verified_state(self, step):

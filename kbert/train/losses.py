@@ -31,8 +31,12 @@ def pretraining_sums(outputs, features):
 
 
 def pretraining_loss(sums):
-    """Mean MLM loss plus mean NSP loss (Devlin et al. 2019, appendix A.2); scalar, in nats."""
-    return sums["mlm_loss"] / sums["mlm_count"] + sums["nsp_loss"] / sums["nsp_count"]
+    """Mean MLM loss plus mean NSP loss (Devlin et al. 2019, appendix A.2); scalar, in nats.
+
+    Where no slot counts, as may happen when a few long words are masked whole, the MLM loss is 0.
+    """
+    mlm_loss = sums["mlm_loss"] / tf.maximum(sums["mlm_count"], 1.0)
+    return mlm_loss + sums["nsp_loss"] / sums["nsp_count"]
 
 
 def _cross_entropy(logits, labels):

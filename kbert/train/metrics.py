@@ -18,12 +18,13 @@ class Sums:
     def metrics(self):
         """dict of loss, mlm_loss, nsp_loss (nats), mlm_accuracy and nsp_accuracy (shares)."""
         state = self.state
-        mlm_loss = state["mlm_loss"] / state["mlm_count"]
+        mlm_count = max(state["mlm_count"], 1.0)
+        mlm_loss = state["mlm_loss"] / mlm_count
         nsp_loss = state["nsp_loss"] / state["nsp_count"]
         return {
             "loss": mlm_loss + nsp_loss,
             "mlm_loss": mlm_loss,
             "nsp_loss": nsp_loss,
-            "mlm_accuracy": state["mlm_correct"] / state["mlm_count"],
+            "mlm_accuracy": state["mlm_correct"] / mlm_count,
             "nsp_accuracy": state["nsp_correct"] / state["nsp_count"],
         }
