@@ -11,8 +11,9 @@ to epoch. Against `create_pretraining_data.py`, which walks the documents in ord
   documents. It is seen where its window is not made short and its B is not replaced; other tokens
   come as replacements. `Windows.views_per_token` tells how often that makes.
 * The original puts the unused B back in line; here the next epoch, cut elsewhere, brings it.
-* Exactly half of the pairs are replaced. The original also replaces every chunk of one sentence,
-  which lets a model answer from the length alone; here such a window is cut between two tokens.
+* Each B is replaced with probability 1/2, whatever the window. The original also replaces the B of
+  every chunk of one sentence, which lets a model answer from the length; here such a window is cut
+  between two tokens.
 * Another document means another: the original tries ten times and then takes what it has.
 """
 

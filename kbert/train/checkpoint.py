@@ -96,8 +96,8 @@ class Checkpoints:
                 report(f"checkpoint {self.path(step)} is damaged ({error}); taking the one before")
         if steps:
             raise UserError(
-                f"every checkpoint in {self.folder} is damaged. To start again from scratch, remove "
-                f"that folder; to start from weights, give --init_from and another --output_dir."
+                f"every checkpoint in {self.folder} is damaged. To start again from scratch, "
+                f"remove that folder; to start from weights, take --init_from and another folder."
             )
         return None
 
