@@ -38,18 +38,54 @@ def test_equals_google_inside_tf_data(shared_data):
     assert found == [row["uncased_ids"] for row in rows]
 
 
-def test_facts_of_the_reference_test(shared_data, tmp_path):
-    facts = json.loads((shared_data / "tokenizer/bert_reference_facts.json").read_text("utf-8"))
-    fact = facts["full_tokenizer"]
-    missing = [token for token in SPECIAL_TOKENS if token not in fact["vocab"]]
-    write_vocab(fact["vocab"] + missing, tmp_path / "vocab.txt")
-    tokenizer = BertTokenizer(tmp_path / "vocab.txt", fact["do_lower_case"])
-    for case in fact["cases"]:
-        assert tokenizer.tokenize([case["text"]]).to_list() == [case["ids"]]
+@pytest.fixture
+def facts(shared_data):
+    return json.loads((shared_data / "tokenizer/bert_reference_facts.json").read_text("utf-8"))
+
+
+def with_vocab(tmp_path, words, lower_case=True):
+    missing = [token for token in SPECIAL_TOKENS if token not in words]
+    write_vocab([*dict.fromkeys(words), *missing], tmp_path / "vocab.txt")
+    return BertTokenizer(tmp_path / "vocab.txt", lower_case)
 
 
 def tokens(tokenizer, text):
     return [tokenizer.vocab[i] for i in tokenizer.tokenize([text]).to_list()[0]]
+
+
+@pytest.mark.parametrize("part", ["full_tokenizer", "wordpiece"])
+def test_words_and_pieces_of_the_reference_test(facts, tmp_path, part):
+    lower_case = facts[part].get("do_lower_case", False)
+    tokenizer = with_vocab(tmp_path, facts[part]["vocab"], lower_case)
+    for case in facts[part]["cases"]:
+        assert tokens(tokenizer, case["text"]) == case["tokens"]
+        ids = case.get("ids", [tokenizer.vocab.index(token) for token in case["tokens"]])
+        assert tokenizer.tokenize([case["text"]]).to_list() == [ids]
+
+
+def test_basic_facts_of_the_reference_test(facts, tmp_path):
+    for fact in facts["basic"]:
+        tokenizer = with_vocab(tmp_path, fact["tokens"], fact["do_lower_case"])
+        assert tokens(tokenizer, fact["text"]) == fact["tokens"]
+
+
+def test_classes_of_characters_of_the_reference_test(facts, tmp_path):
+    def parts(character):
+        words = ["x", "##x", character.strip() or "x"]
+        return tokens(with_vocab(tmp_path, words, lower_case=False), f"x{character}x")
+
+    for character in facts["is_whitespace"]["true"]:
+        assert parts(character) == ["x", "x"]
+    for character in facts["is_whitespace"]["false"]:
+        assert parts(character) != ["x", "x"]
+    for character in facts["is_control"]["true"]:
+        assert parts(character) == ["x", "##x"]
+    for character in facts["is_control"]["false"]:
+        assert parts(character) != ["x", "##x"]
+    for character in facts["is_punctuation"]["true"]:
+        assert parts(character) == ["x", character, "x"]
+    for character in facts["is_punctuation"]["false"]:
+        assert parts(character) != ["x", character, "x"]
 
 
 def test_special_tokens_in_text_only_when_asked_for(vocab_file):
