@@ -60,6 +60,8 @@ def choose_words(maskable, continues, counts, draws):
         fits = (size > 0) & (size <= room)
         chosen[np.arange(B), word] = fits
         room -= np.where(fits, size, 0)
+        if not room.any():
+            break
     return np.take_along_axis(chosen, np.maximum(words, 0), axis=1) & maskable
 
 
