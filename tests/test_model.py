@@ -1,4 +1,4 @@
-"""The models against a plain numpy BERT, HF torch and the JAX backend, and as Keras models."""
+"""The models against a plain numpy BERT, HF torch and other backends, and as Keras models."""
 
 import os
 import pathlib
@@ -150,12 +150,13 @@ def test_loss_and_gradients_equal_hf():
         )
 
 
-def test_equals_itself_on_jax(tmp_path):
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_equals_itself_on_other_backends(tmp_path, backend):
     model, features = randomize(BertForPreTraining(config_of())), features_of()
     model.save_pretrained(tmp_path)
     np.savez(tmp_path / "features.npz", **features)
-    script = pathlib.Path(__file__).parent / "jax_outputs.py"
-    environment = os.environ | {"KERAS_BACKEND": "jax"}
+    script = pathlib.Path(__file__).parent / "backend_outputs.py"
+    environment = os.environ | {"KERAS_BACKEND": backend}
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path)],
         env=environment,
