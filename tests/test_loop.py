@@ -366,6 +366,13 @@ def test_bad_input(settings, tmp_path, change, message):
         train(PretrainConfig(**settings | change), tmp_path / "run")
 
 
+def test_bad_input_is_refused_before_anything_slow(settings, tmp_path, capsys):
+    for change in ({"eval_input": "nothing/*.txt"}, {"bert_config": "nowhere.yaml"}):
+        with pytest.raises(UserError):
+            train(PretrainConfig(**settings | change), tmp_path / "run")
+    assert capsys.readouterr().out == "" and not (tmp_path / "run").exists()
+
+
 def test_a_vocabulary_too_large_for_the_architecture(settings, tmp_path):
     architecture = tmp_path / "small.yaml"
     architecture.write_text(ARCHITECTURE + "vocab_size: 20\n")

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import re
+import zlib
 
 from kbert.errors import UserError
 
@@ -89,7 +90,7 @@ def read_lines(piece):
             gzip.open(piece.path) if piece.path.endswith(".gz") else open(piece.path, "rb") as file
         ):
             yield from _json_lines(file, piece) if is_json else _text_lines(file, piece)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"cannot read {piece.path}: {reason}.") from error
 
@@ -116,15 +117,22 @@ def _seek(file, begin):
 
 def _text_lines(file, piece):
     end = float("inf") if piece.end is None else piece.end
-    if piece.begin:  # the document under way belongs to the piece before
-        _seek(file, piece.begin)
-        start = file.tell()
-        while (line := file.readline(LONGEST_LINE_BYTES)) and line.strip():
-            start += len(line)
-        if start >= end:  # as does the next one, if it starts behind this piece
-            return
-    start = file.tell()
-    rest, inside = b"", False  # of a line that is too long; whether one is under way
+    _seek(file, piece.begin)
+    skipping = piece.begin > 0  # the document under way belongs to the piece before
+    for start, line in _stripped_lines(file):
+        if not line and start >= end:  # as does the next one, if it starts behind this piece
+            break
+        if skipping:
+            skipping = bool(line)
+        else:
+            yield line
+    yield b""
+
+
+def _stripped_lines(file):
+    """Where each line starts and the line without white space around it, long ones in parts."""
+    start, size = file.tell(), 0  # of the line under way
+    rest, inside = b"", False  # what was cut off it; whether text of it was
     while part := file.readline(LONGEST_LINE_BYTES):
         ended = part.endswith(b"\n")
         line, rest = rest + part, b""
@@ -132,15 +140,12 @@ def _text_lines(file, piece):
             cut = _cut(line)
             line, rest = line[:cut], line[cut:]
         line = line.strip()
-        if line or not inside:
-            yield line
-        if not line and not inside and start >= end:
-            return
-        inside = not ended
-        start += len(part)
+        if line or (ended and not inside):  # a part without text is no empty line
+            yield start, line
+        inside = not ended and (inside or bool(line or rest.strip()))
+        start, size = (start + size + len(part), 0) if ended else (start, size + len(part))
     if rest.strip():
-        yield rest.strip()
-    yield b""
+        yield start, rest.strip()
 
 
 def _cut(line):
@@ -187,7 +192,7 @@ def _tfds_lines(name):
     try:
         dataset = tfds.load(name, split=split or "train", shuffle_files=False)
     except Exception as error:  # tfds raises its own, ValueError, AssertionError, network errors
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"cannot load tfds:{name}: {reason}") from error
     if not isinstance(dataset.element_spec, dict) or "text" not in dataset.element_spec:
         raise UserError(f"tfds:{name} has no feature 'text'; it has {dataset.element_spec}.")

@@ -140,7 +140,7 @@ def _run(pieces, scratch, vocab_file, lower_case, processes, report):
                 ) from error
             done += size
             seconds = time.monotonic() - start
-            share = done / sum(sizes)
+            share = max(done, 1) / sum(sizes)  # the first file may be empty
             report(
                 f"prepared {done / 1e6:,.0f} of {sum(sizes) / 1e6:,.0f} MB | "
                 f"{done / 1e6 / seconds:.1f} MB/s | ETA {seconds * (1 - share) / share:.0f} s"

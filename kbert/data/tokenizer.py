@@ -24,10 +24,7 @@ _IDEOGRAPHS = (  # _is_chinese_char there
 _ONE_CHARACTER_WORD = rf"[\pP$+<=>^`|~{_IDEOGRAPHS}]"
 # Finds text that may hold a word of over 200 characters: a run of characters none of which is
 # surely a word of its own. Coarse, because a precise class repeated 200 times is too big for RE2.
-_MAYBE_TOO_LONG = (
-    r"[0-9A-Za-z\x{80}-\x{1FFF}\x{2070}-\x{2FFF}\x{3040}-\x{33FF}\x{A000}-\x{F8FF}"
-    r"\x{FF10}-\x{FFFF}\x{10000}-\x{1FFFF}]{201}"
-)
+_MAYBE_TOO_LONG = r"[0-9A-Za-z\x{80}-\x{33FF}\x{4DC0}-\x{4DFF}\x{A000}-\x{10FFFF}]{201}"
 
 
 class BertTokenizer(tf.Module):
@@ -82,7 +79,11 @@ class BertTokenizer(tf.Module):
             settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
             lower_case = settings["do_lower_case"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder} has no usable tokenizer_config.json: {error}.") from error
+            reason = getattr(error, "strerror", None) or repr(error)
+            raise UserError(
+                f"{folder} has no usable tokenizer_config.json: {reason}. Name the folder of the "
+                f"weights, such as RUN/pretrain/final."
+            ) from error
         return cls(folder / "vocab.txt", lower_case, special_tokens_in_text)
 
     def save_pretrained(self, folder):
@@ -175,6 +176,7 @@ class BertTokenizer(tf.Module):
 def _drop_long_words(texts):
     """Puts [UNK] for each word of over 200 characters, as google-research/bert does."""
     texts = tf.strings.regex_replace(texts, f"({_ONE_CHARACTER_WORD})", r" \1 ")
+    texts = tf.strings.regex_replace(texts, r"\pZ", " ")  # tf.strings.split knows ASCII's alone
     words = tf.strings.split(texts)
     too_long = tf.strings.length(words.flat_values, unit="UTF8_CHAR") > 200
     words = words.with_flat_values(tf.where(too_long, _UNKNOWN, words.flat_values))

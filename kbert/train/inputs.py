@@ -39,6 +39,13 @@ def find_or_make(config, folder, saved_config, report):
     Raises:
         UserError: inputs that cannot be used, or that contradict each other.
     """
+    # What can be refused at once is, before anything slow.
+    for inputs in filter(None, (config.input, config.eval_input)):
+        if not _is_prepared(inputs):
+            find_inputs(inputs)
+    if config.bert_config:
+        BertConfig.load(config.bert_config, vocab_size=5)
+
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if saved_config:
