@@ -1,5 +1,7 @@
 """Learns a vocabulary: python -m kbert.learn_vocab --input='text/*.txt' --vocab_file=vocab.txt"""
 
+import pathlib
+
 from kbert import flags, program
 from kbert.config import LearnVocabConfig
 
@@ -12,6 +14,7 @@ def main():
     from kbert.data.corpus import Texts, find_inputs
     from kbert.data.vocab import learn_vocab, write_vocab
 
+    pathlib.Path(config.vocab_file).parent.mkdir(parents=True, exist_ok=True)
     texts = Texts(find_inputs(config.input))
     vocab = learn_vocab(texts, config.vocab_size, config.lower_case)
     write_vocab(vocab, config.vocab_file)

@@ -33,10 +33,11 @@ def _quiet_import():
 
 
 def import_tensorflow():
-    """Imports tensorflow and tensorflow_text without their start-up messages."""
+    """The module tensorflow, imported with tensorflow_text and without start-up messages."""
     with _quiet_import():
-        import tensorflow  # noqa: F401
+        import tensorflow
         import tensorflow_text  # noqa: F401
+    return tensorflow
 
 
 def run(main):
@@ -46,13 +47,15 @@ def run(main):
         if len(argv) > 1:
             _fail(f"unexpected argument {argv[1]!r}; every setting is a flag: --name=value.")
         logging.set_verbosity(logging.WARNING)  # TensorFlow reports each checkpoint it writes
+        tf = import_tensorflow()
         try:
-            import_tensorflow()
             main()
         except UserError as error:
             _fail(error)
         except OSError as error:  # no permission, disk full, a file where a folder should be, ...
             _fail(f"{error.filename or 'input or output'}: {error.strerror or error}.")
+        except tf.errors.ResourceExhaustedError as error:
+            _fail(f"out of memory ({error.message.splitlines()[0]}). Use smaller batches.")
         except KeyboardInterrupt:
             _fail("interrupted.", status=130)
 

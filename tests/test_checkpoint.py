@@ -72,6 +72,16 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, nam
     assert len(lines) == 1 and "step_00000002 is damaged" in lines[0]
 
 
+def test_a_damaged_newer_checkpoint_gives_way_to_a_good_one(tmp_path):
+    checkpoints = saved(tmp_path, [500, 1000], keep=2)
+    (checkpoints.path(1000) / "state.json").write_text("[]")
+    lines = []
+    one = Checkpoints(checkpoints.folder, keep=1)
+    assert one.newest(lines.append)["step"] == 500 and len(lines) == 1
+    one.save(600, variables(6.0), {})
+    assert one.steps() == [600]
+
+
 def test_no_run_starts_from_scratch_over_damaged_checkpoints(tmp_path):
     checkpoints = saved(tmp_path, [1, 2])
     for step in (1, 2):
@@ -121,3 +131,7 @@ def test_replace_folder_keeps_the_old_one_when_writing_fails(tmp_path):
     replace_folder(target, lambda path: (path / "x").write_text("2"))
     assert (target / "x").read_text() == "2"
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    target.rename(tmp_path / ".best.old")  # killed between the two renames
+    with pytest.raises(RuntimeError):
+        replace_folder(target, lambda path: (_ for _ in ()).throw(RuntimeError()))
+    assert (target / "x").read_text() == "2"

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from kbert.config import BertConfig, PretrainConfig
 from kbert.data import BertTokenizer
 from kbert.errors import UserError
 from kbert.model import BertForPreTraining, BertModel
-from kbert.train import train
+from kbert.train import loop, train
 
 ARCHITECTURE = """
 num_hidden_layers: 1
@@ -233,6 +234,20 @@ def test_sigterm_saves_and_tells_how_to_go_on(settings, tmp_path):
     assert whole["loss"] == metrics_of(run)[-2]["loss"]
 
 
+def test_a_stop_during_an_evaluation_is_saved(settings, tmp_path, monkeypatch, capsys):
+    evaluate = loop._Run._evaluate
+
+    def evaluate_and_interrupt(self, writer):
+        os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(self, writer)
+
+    monkeypatch.setattr(loop._Run, "_evaluate", evaluate_and_interrupt)
+    train(PretrainConfig(**settings | {"eval_every_steps": 3}), tmp_path / "run")
+    printed = capsys.readouterr().out
+    step = int(re.search(r"stopped and saved at step (\d+)", printed)[1])
+    assert (tmp_path / f"run/pretrain/checkpoint/step_{step:08d}").exists()
+
+
 def test_a_damaged_checkpoint_is_passed_over(settings, tmp_path, capsys):
     train(PretrainConfig(**settings), tmp_path / "run")
     before = metrics_of(tmp_path / "run")
@@ -358,10 +373,14 @@ def test_a_model_of_another_class_reads_the_run(settings, tmp_path):
         ({"input": "nothing/*.txt"}, "no file matches 'nothing/\\*.txt'"),
         ({"eval_input": "nothing/*.txt"}, "no file matches"),
         ({"vocab_file": "nowhere.txt"}, "cannot read the vocabulary nowhere.txt"),
+        ({"bert_config": "one_segment"}, "type_vocab_size must be at least 2, got 1"),
         ({"init_from": "nowhere"}, "nowhere has no usable tokenizer_config.json"),
     ],
 )
 def test_bad_input(settings, tmp_path, change, message):
+    if change.get("bert_config") == "one_segment":
+        (tmp_path / "one.yaml").write_text(ARCHITECTURE + "type_vocab_size: 1\n")
+        change = {"bert_config": str(tmp_path / "one.yaml")}
     with pytest.raises(UserError, match=message):
         train(PretrainConfig(**settings | change), tmp_path / "run")
 

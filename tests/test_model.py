@@ -379,6 +379,10 @@ def test_folders_that_do_not_fit(tmp_path):
         del file["bert/encoder/layer_1/output/bias"]
     with pytest.raises(UserError, match=r"lacks the weight bert/encoder/layer_1/output/bias"):
         BertModel.from_pretrained(tmp_path)
+    with h5py.File(tmp_path / "weights.h5", "w"):
+        pass
+    with pytest.raises(UserError, match=r"weights.h5 has none of bert; it is no file of weights"):
+        BertModel.from_pretrained(tmp_path)
     (tmp_path / "weights.h5").write_bytes(b"not HDF5")
     with pytest.raises(UserError, match=r"cannot read the weights .*weights.h5"):
         BertModel.from_pretrained(tmp_path)

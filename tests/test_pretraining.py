@@ -1,5 +1,6 @@
 """NSP pairs and batches: what they are made of, how often, and from where."""
 
+import itertools
 import subprocess
 import sys
 
@@ -254,6 +255,40 @@ def test_an_epoch_visits_every_window_once_and_the_next_one_is_fresh(corpus):
     assert orders[0] != orders[1]
     texts = [{bytes(row) for row in batch["input_ids"]} for batch in (first, second)]
     assert len(texts[0] & texts[1]) < 0.05 * count
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_order_of_an_epoch_is_well_mixed(corpus, seed):
+    """No correlation of place and window, and no window in the same place in two epochs."""
+    count, orders = 997, []
+    examples = PretrainingExamples(corpus, 29, 5, seed=seed)
+    examples.windows.count = count
+    shapes = feature_shapes(PRETRAINING_FEATURES, B=count, L=29, M=5)
+    examples.batch = lambda index, epoch, slots: (
+        orders.append(slots)
+        or {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
+    )
+    for epoch in range(3):
+        list(examples.dataset(count, start_step=epoch, steps=1))
+    for order in orders:
+        assert sorted(order) == list(range(count))
+        assert abs(np.corrcoef(np.arange(count), order)[0, 1]) < 0.13  # 4 standard errors
+        steps = np.unique(np.diff(order), return_counts=True)[1]
+        assert steps.max() < 10  # no arithmetic progression
+        assert (order == np.arange(count)).sum() < 7  # 1 is expected
+    for a, b in itertools.pairwise(orders):
+        assert (a == b).sum() < 7
+
+
+def test_the_beginning_of_b_does_not_tell_the_label():
+    """B starts inside a sentence as often when it is the true one as when it is replaced."""
+    corpus = FakeCorpus([200] * 30, sentence=60)
+    starts = set(corpus.sentences.tolist())
+    inside = {True: [], False: []}
+    for epoch in range(8):
+        for pair in epoch_of_pairs(corpus, 0.1, epoch):
+            inside[pair.is_next].append(pair.b[0] not in starts)
+    assert np.mean(inside[True]) == pytest.approx(np.mean(inside[False]), abs=0.06)
 
 
 def test_masks_differ_in_each_epoch_for_the_same_pair(corpus):

@@ -12,6 +12,18 @@ def _mix(z):
     return z ^ (z >> np.uint64(31))
 
 
+def shuffle_seeds(seed, stream, index):
+    """Well-mixed seeds for TensorFlow's index shuffle, whose own key schedule mixes little.
+
+    Args:
+        seed, stream: as for `uniform`. index: (B,) ints.
+
+    Returns:
+        (B, 3) int64.
+    """
+    return (uniform(seed, stream, index, 3) * 2.0**53).astype(np.int64)
+
+
 def uniform(seed, stream, index, count):
     """Uniform numbers for each index.
 

@@ -142,18 +142,22 @@ class PairCutter:
         # Sentences that start inside the window, not at its first token.
         low = np.searchsorted(sentences, start - offset, side="right")
         high = np.searchsorted(sentences, stop - offset, side="left")
-        if high > low:
+        at_sentence = bool(high > low)
+        if at_sentence:
             middle = int(sentences[low + int(split * (high - low))]) + offset
         else:
             middle = start + 1 + int(split * (length - 1))
         if swap < 0.5:
-            return Pair((start, middle), self._elsewhere(document, stop - middle, place), False)
+            return Pair(
+                (start, middle), self._elsewhere(document, stop - middle, place, at_sentence), False
+            )
         return Pair((start, middle), (middle, stop), True)
 
-    def _elsewhere(self, document, length, draw):
+    def _elsewhere(self, document, length, draw, at_sentence):
         """A span of `length` tokens of another document, all its tokens equally likely.
 
-        It starts where a sentence starts, and is shorter only if its whole document is.
+        It starts where a sentence starts if the B that it replaces does, so that its beginning
+        tells nothing, and is shorter only if its whole document is.
         """
         starts = self._corpus.document_starts
         begin, end = int(starts[document]), int(starts[document + 1])
@@ -162,9 +166,10 @@ class PairCutter:
         other = np.searchsorted(starts, place, side="right") - 1
         begin, end = int(starts[other]), int(starts[other + 1])
         place = max(begin, min(place, end - length))
+        if not at_sentence:
+            return place, min(place + length, end)
         sentences, offset = self._sentences(place)
-        low = max(begin, place - self.windows.length)
-        place = self._sentence_start(sentences, offset, low, place, otherwise=place)
+        place = self._sentence_start(sentences, offset, begin, place, otherwise=place)
         return place, min(place + length, end)
 
     def _sentences(self, place):

@@ -49,6 +49,8 @@ def prepare(inputs, output_dir, vocab_file, lower_case=True, processes=None, rep
     pieces = split_into_pieces(paths)
     tokenizer = BertTokenizer(vocab_file, lower_case)
     scratch = output_dir.with_name(f"{output_dir.name}.partial-{os.getpid()}")
+    for left in output_dir.parent.glob(f"{output_dir.name}.partial-*"):  # of a killed process
+        shutil.rmtree(left, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
         results = _run(pieces, scratch, vocab_file, lower_case, processes, report)
@@ -136,7 +138,8 @@ def _run(pieces, scratch, vocab_file, lower_case, processes, report):
             except concurrent.futures.process.BrokenProcessPool as error:
                 raise UserError(
                     "a worker process was killed, most likely for lack of memory. Use fewer: "
-                    "--processes=1"
+                    "--processes=1. (A script of your own must call prepare under "
+                    "`if __name__ == '__main__':`, since the workers import it.)"
                 ) from error
             done += size
             seconds = time.monotonic() - start

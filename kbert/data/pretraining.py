@@ -7,14 +7,15 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from kbert.data.draws import uniform
+from kbert.data.draws import shuffle_seeds, uniform
 from kbert.data.masking import choose_tokens, choose_words, mask_tokens, prediction_counts
 from kbert.data.pairs import PairCutter
 from kbert.data.vocab import CONTINUATION, SPECIAL_TOKENS, read_vocab
 from kbert.errors import UserError
 from kbert.features import PRETRAINING_FEATURES, feature_shapes
 
-_STREAM_CHOICE, _STREAM_FATE = 2, 3  # streams of kbert.data.draws; pairs take 0 and 1
+# Streams of kbert.data.draws; pairs take 0 and 1.
+_STREAM_CHOICE, _STREAM_FATE, _STREAM_ORDER = 2, 3, 4
 
 
 _calls = {"begun": 0, "ended": 0}
@@ -124,7 +125,7 @@ class PretrainingExamples:
         specs = feature_shapes(
             PRETRAINING_FEATURES, B=batch_size, L=self._max_seq_length, M=self.max_predictions
         )
-        count, seed = self.windows.count, tf.constant(self._seed, tf.int64)
+        count = self.windows.count
 
         def arrays(index, epoch, slots):
             with _calls_lock:
@@ -139,12 +140,19 @@ class PretrainingExamples:
         def make_batch(step):
             index = step * batch_size + tf.range(batch_size, dtype=tf.int64)
             epoch = index // count
-            # tf.random.experimental.index_shuffle wraps this op but refuses one seed per index.
+            seeds = tf.numpy_function(
+                lambda epoch: shuffle_seeds(self._seed, _STREAM_ORDER, epoch),
+                [epoch],
+                tf.int64,
+                stateful=False,
+            )
+            # tf.random.experimental.index_shuffle wraps this op but refuses one seed per index,
+            # and takes 4 rounds, which leave neighbours near each other.
             slots = tf.raw_ops.RandomIndexShuffle(
                 index=index % count,
-                seed=tf.stack([tf.fill([batch_size], seed), epoch, tf.zeros_like(epoch)], axis=1),
+                seed=tf.ensure_shape(seeds, [batch_size, 3]),
                 max_index=tf.constant(count - 1, tf.int64),
-                rounds=4,
+                rounds=12,
             )
             values = tf.numpy_function(
                 arrays,

@@ -20,6 +20,7 @@ from kbert.errors import UserError
 MANIFEST = "corpus.json"
 _FORMAT = "kbert corpus 1"
 _PARTS = ("ids", "sentences", "documents")
+_OTHERS = ("vocab.txt", "unigrams.npy")
 
 
 def ids_dtype(vocab_size):
@@ -79,6 +80,7 @@ def write_manifest(folder, shards, vocab_size, fingerprint, lower_case, unigrams
     totals = {part: sum(shard["counts"][part] for shard in shards) for part in _PARTS}
     manifest = {
         "format": _FORMAT,
+        "sha256": {name: _sha256(pathlib.Path(folder) / name) for name in _OTHERS},
         "documents": totals["documents"],
         "sentences": totals["sentences"],
         "tokens": totals["ids"],
@@ -121,11 +123,14 @@ class Corpus:
         self.folder = pathlib.Path(folder)
         self.manifest = _read_manifest(self.folder)
         self.vocab_file = self.folder / "vocab.txt"
+        if verify:
+            self._verify(self.manifest["sha256"])
         dtype = ids_dtype(self.manifest["vocab_size"])
         self.shards, starts, documents = [], [0], []
         for entry in self.manifest["shards"]:
             if verify:
-                self._verify(entry)
+                hashes = entry["sha256"]
+                self._verify({f"{entry['name']}.{part}": hashes[part] for part in _PARTS})
             parts = {
                 part: self._map(entry, part, dtype if part == "ids" else np.dtype("<i8"))
                 for part in _PARTS
@@ -136,12 +141,11 @@ class Corpus:
         self.shard_starts = np.asarray(starts, np.int64)
         self.document_starts = np.concatenate([*documents, self.shard_starts[-1:]])
 
-    def _verify(self, entry):
-        for part, expected in entry["sha256"].items():
-            path = self.folder / f"{entry['name']}.{part}"
+    def _verify(self, hashes):
+        for name, expected in hashes.items():
+            path = self.folder / name
             try:
-                with open(path, "rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                found = _sha256(path)
             except OSError as error:
                 raise _damaged(path, error.strerror) from error
             if found != expected:
@@ -192,6 +196,11 @@ class Corpus:
                 f"{str(self.manifest['lower_case']).lower()}). Leave out --vocab_file to use its "
                 f"own, {self.vocab_file}, or prepare the text again."
             )
+
+
+def _sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_manifest(folder):

@@ -73,8 +73,9 @@ def learn_vocab(texts, vocab_size, lower_case=True):
     counts = collections.Counter()
     for text in texts:
         counts.update(normalizer.normalize_str(text))
-    # Room for every character of Chinese text, without letting rare ones crowd out words.
-    room = max(16, min(6000, vocab_size // 3))
+    # Room for every character of Chinese text, without letting rare ones crowd out words. With
+    # their "##" forms and the special tokens, 13 fit into the smallest vocabulary.
+    room = max(13, min(6000, vocab_size // 3))
     characters = [
         char for char in sorted(counts, key=lambda c: (-counts[c], c)) if not char.isspace()
     ]

@@ -91,6 +91,8 @@ class PretrainedModel(keras.Model):
                         weight.assign(_read_weight(file, name, tuple(weight.shape), path))
         except OSError as error:
             raise UserError(f"cannot read the weights {path}: {error}.") from error
+        if len(fresh) == len(self.parts):
+            raise UserError(f"{path} has none of {', '.join(fresh)}; it is no file of weights.")
         if fresh:
             warnings.warn(f"{path} has no {', '.join(fresh)}: left as initialised.", stacklevel=3)
 

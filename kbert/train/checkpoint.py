@@ -74,6 +74,9 @@ class Checkpoints:
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
         _sync(self.folder)
+        for other in self.steps():
+            if other > step:  # damaged, or the run would have gone on from it
+                shutil.rmtree(self.path(other))
         for old in self.steps()[: -self._keep]:
             shutil.rmtree(self.path(old))
         for partial in self.folder.glob("partial-*"):  # of runs that were killed
@@ -92,7 +95,7 @@ class Checkpoints:
         for step in reversed(steps):
             try:
                 return self._verified_state(step)
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 report(f"checkpoint {self.path(step)} is damaged ({error}); taking the one before")
         if steps:
             raise UserError(
@@ -130,9 +133,11 @@ class Checkpoints:
 def replace_folder(target, write):
     """Makes a folder whole or not at all: `write(path)` fills it elsewhere before it is named."""
     target = pathlib.Path(target)
-    scratch = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    shutil.rmtree(scratch, ignore_errors=True)  # of a killed process with the same number
+    scratch, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
+    if old.exists() and not target.exists():  # a process was killed between the two renames
+        old.rename(target)
+    for left in (scratch, old):
+        shutil.rmtree(left, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
         write(scratch)

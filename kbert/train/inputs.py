@@ -133,6 +133,11 @@ def _bert_config(config, saved_config, tokenizer):
             f"the vocabulary has {tokenizer.vocab_size} entries, but the architecture has "
             f"vocab_size {bert_config.vocab_size}."
         )
+    if bert_config.type_vocab_size < 2:
+        raise UserError(
+            f"pretraining has two segments; type_vocab_size must be at least 2, got "
+            f"{bert_config.type_vocab_size}."
+        )
     if config.max_seq_length > bert_config.max_position_embeddings:
         raise UserError(
             f"max_seq_length must be at most max_position_embeddings; got {config.max_seq_length} "

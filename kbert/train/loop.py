@@ -22,7 +22,9 @@ from kbert.train.metrics import Sums
 from kbert.train.optimizer import make_optimizer
 from kbert.train.report import MetricsWriter, say, time_text
 
-EVAL_SEED = 1  # one for all runs, so that their held-out figures can be compared
+# One for all runs, whatever their batch, so that their held-out figures can be compared.
+EVAL_SEED = 1
+EVAL_BATCH_SIZE = 32
 EVAL_MASK_RATE = 0.15
 
 
@@ -51,6 +53,11 @@ class _Run:
     """A run in this process: `__init__` finds where it starts, `run` takes the steps."""
 
     def __init__(self, config, output_dir):
+        if keras.backend.backend() != "tensorflow":
+            raise UserError(
+                f"training needs Keras on TensorFlow; it is on {keras.backend.backend()}. Set "
+                f"KERAS_BACKEND=tensorflow, or change ~/.keras/keras.json."
+            )
         self.config = config
         self.folder = output_dir / "pretrain"
         self.checkpoints = Checkpoints(self.folder / "checkpoint", config.keep_checkpoints)
@@ -142,9 +149,10 @@ class _Run:
                 self.step += 1
                 last = self.step == config.train_steps
                 log = last or self.step % config.log_every_steps == 0
-                save = last or stop.requested or self.step % config.save_every_steps == 0
+                save = last or self.step % config.save_every_steps == 0
                 evaluate = last or self.step % config.eval_every_steps == 0
-                if log or save or evaluate:
+                stopping = stop.requested  # once, so that a stop is never taken without saving
+                if log or save or evaluate or stopping:
                     tokens, steps = self._collect(pending), len(pending)
                     pending = []
                 if log:
@@ -152,11 +160,11 @@ class _Run:
                     results |= self._log(writer, tokens / seconds, seconds / steps)
                 if evaluate and self.inputs.eval_corpus is not None:
                     results |= self._evaluate(writer)
-                if save:
+                if save or stopping:
                     self._save()
                 if log or save or evaluate:
                     window_begins = time.perf_counter()
-                if stop.requested:
+                if stopping:
                     break
         writer.close()
         if self.step < config.train_steps:
@@ -222,9 +230,8 @@ class _Run:
             corpus, config.max_seq_length, None, EVAL_MASK_RATE, False, 0.0, EVAL_SEED
         )
         count = min(config.eval_examples, examples.windows.count)
-        steps = max(1, count // config.global_batch_size)
         totals = Sums()
-        for features in examples.dataset(config.global_batch_size, steps=steps):
+        for features in examples.dataset(EVAL_BATCH_SIZE, steps=max(1, count // EVAL_BATCH_SIZE)):
             totals.add(self._eval_step(features))
         metrics = {f"eval_{name}": value for name, value in totals.metrics().items()}
         metrics["eval_mlm_perplexity"] = math.exp(min(metrics["eval_mlm_loss"], 700))

@@ -35,9 +35,11 @@ class MetricsWriter:
                 try:
                     if json.loads(line)["step"] <= step:
                         kept.append(line)
-                except ValueError:
+                except (ValueError, KeyError, TypeError):
                     break  # the last line of a killed process
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        scratch = path.with_suffix(".partial")
+        scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        scratch.replace(path)
         self._file = open(path, "a", encoding="utf-8")
         self._events = tf.summary.create_file_writer(str(folder / "tensorboard"))
 
