@@ -2,8 +2,10 @@
 
 import pathlib
 
+import numpy as np
 import pytest
 
+from kbert.data import prepare
 from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
 
 SHARED_DATA = pathlib.Path(__file__).parent.parent.parent / "shared" / "data"
@@ -25,3 +27,22 @@ def vocab_file(tmp_path):
     path = tmp_path / "vocab.txt"
     write_vocab([*SPECIAL_TOKENS, *WORDS], path)
     return path
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """40 documents in two shards; the words are numbers, so that every span can be recognised."""
+    folder = tmp_path_factory.mktemp("corpus")
+    words = [f"w{i}" for i in range(345)] + [f"##{i}" for i in range(50)]
+    write_vocab([*SPECIAL_TOKENS, *words], folder / "vocab.txt")
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        lines = []
+        for _ in range(20):
+            for _ in range(rng.integers(1, 9)):
+                tokens = [words[i] for i in rng.integers(0, 345, rng.integers(2, 12))]
+                tokens[::3] = [f"{token}{rng.integers(50)}" for token in tokens[::3]]
+                lines.append(" ".join(tokens))
+            lines.append("")
+        (folder / f"{name}.text").write_text("\n".join(lines))
+    return prepare(f"{folder}/*.text", folder / "corpus", folder / "vocab.txt")

@@ -7,27 +7,6 @@ from kbert.data.draws import uniform
 from kbert.data.masking import choose_tokens, choose_words, mask_tokens, prediction_counts
 
 
-def test_draws_are_a_function_of_seed_stream_and_index():
-    draws = uniform(3, 1, np.array([5, 9, 5]), 4)
-    assert draws.shape == (3, 4) and draws.dtype == np.float64
-    np.testing.assert_array_equal(draws[0], draws[2])
-    np.testing.assert_array_equal(draws[1:2], uniform(3, 1, [9], 4))
-    np.testing.assert_array_equal(draws[:, :2], uniform(3, 1, [5, 9, 5], 2))
-    for other in (uniform(4, 1, [5], 4), uniform(3, 2, [5], 4), uniform(3, 1, [6], 4)):
-        assert not np.isin(other, draws[0]).any()
-
-
-def test_draws_are_uniform_and_independent():
-    draws = uniform(0, 0, np.arange(2000), 50)
-    assert draws.min() >= 0 and draws.max() < 1
-    counts = np.histogram(draws, bins=20, range=(0, 1))[0]
-    chi_squared = ((counts - 5000) ** 2 / 5000).sum()
-    assert chi_squared < 43.8  # 99.9 % of the distribution with 19 degrees of freedom
-    rows = draws - draws.mean()
-    for a, b in ((rows[:-1], rows[1:]), (rows[:, :-1], rows[:, 1:])):
-        assert abs((a * b).mean() / rows.var()) < 0.011  # 3.3 standard errors of 98,000 pairs
-
-
 @pytest.mark.parametrize("rate", [0.15, 0.4, 0.0625, 0.99])
 def test_counts_are_those_of_google(rate):
     lengths = np.arange(5, 513)
@@ -155,3 +134,37 @@ def test_fewer_slots_than_positions_and_more():
     for M in (2, 9):
         found = mask_tokens(ids, chosen, M, np.zeros((1, 2 * M)), mask_id=4, vocab_size=6)
         assert found[1].shape == (1, M) and found[1][0, :2].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(("rate", "M"), [(0.15, 20), (0.15, 77), (0.4, 300)])
+def test_rows_of_every_length(rate, M):
+    """From 5 to 512 tokens, of which [CLS] and two [SEP] are not to be chosen."""
+    lengths = np.arange(5, 513)
+    B, L = len(lengths), 512
+    places = np.arange(L)
+    ids = np.where(places < lengths[:, None], 1000 + places, 0).astype(np.int32)
+    special = (places == 0) | (places == lengths[:, None] // 2) | (places == lengths[:, None] - 1)
+    maskable = (places < lengths[:, None]) & ~special
+    counts = prediction_counts(lengths, rate, M)
+    chosen = choose_tokens(maskable, counts, uniform(5, 2, np.arange(B), L))
+    draws = uniform(5, 3, np.arange(B), 2 * M)
+    found, positions, originals, weights = mask_tokens(ids, chosen, M, draws, 4, 30522)
+    for row, length in enumerate(lengths.tolist()):
+        count = min(M, max(1, round(length * rate)))
+        assert weights[row].tolist() == [1] * count + [0] * (M - count)
+        here = positions[row, :count].tolist()
+        assert here == sorted(set(here)) and not positions[row, count:].any()
+        assert not {0, length // 2} & set(here) and here[-1] < length - 1
+        assert originals[row].tolist() == [1000 + i for i in here] + [0] * (M - count)
+        rest = np.delete(np.arange(L), here)
+        np.testing.assert_array_equal(found[row, rest], ids[row, rest])
+
+
+def test_more_wanted_than_there_are_tokens():
+    maskable = np.array([[False, True, False, True, False]])
+    counts, draws = np.array([5]), np.array([[0.1, 0.9, 0.2, 0.3, 0.5]])
+    for chosen in (
+        choose_tokens(maskable, counts, draws),
+        choose_words(maskable, np.zeros_like(maskable), counts, draws),
+    ):
+        assert chosen.tolist() == maskable.tolist()

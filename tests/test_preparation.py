@@ -1,4 +1,4 @@
-"""Text to a prepared corpus, and opening it again."""
+"""Text to a prepared corpus."""
 
 import gzip
 import json
@@ -9,16 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kbert.data import BertTokenizer, Corpus, corpus, preparation, prepare
-from kbert.data.corpus import (
-    Piece,
-    Texts,
-    find_inputs,
-    read_lines,
-    split_into_pieces,
-    split_sentences,
-)
-from kbert.data.store import ShardWriter, ids_dtype
+from kbert.data import Corpus, preparation, prepare
+from kbert.data.corpus import split_into_pieces
+from kbert.data.store import ShardWriter
 from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.errors import UserError
 
@@ -92,15 +85,27 @@ def test_tfds(tmp_path, vocab_file):
     tfds.core.add_data_dir(tmp_path / "tfds")
     found = prepare("tfds:kbert_test_text", tmp_path / "corpus", vocab_file)
     assert found.documents == 3 and found.tokens == 17
+    part = prepare("tfds:kbert_test_text:train[:2]", tmp_path / "part", vocab_file)
+    assert part.documents == 2 and part.tokens == 10
     with pytest.raises(UserError, match=r"cannot load tfds:kbert_no_such"):
         prepare("tfds:kbert_no_such", tmp_path / "other", vocab_file)
 
 
-def test_several_inputs_and_the_sample():
-    assert [os.path.basename(path) for path in find_inputs("sample:heldout, tfds:x")] == [
-        "heldout.txt.gz",
-        "tfds:x",
-    ]
+@pytest.mark.parametrize(("unit", "count"), [("cat ", 50_000), ("天", 60_000)])
+def test_a_very_long_line_loses_nothing(tmp_path, unit, count):
+    """200 kB in one line, with spaces and without; it is read in parts of 64 kB."""
+    write_vocab([*SPECIAL_TOKENS, "cat", "##cat", "天", "end"], tmp_path / "vocab.txt")
+    (tmp_path / "t.txt").write_text(unit * count + "\n\nend", encoding="utf-8")
+    found = prepare(str(tmp_path / "t.txt"), tmp_path / "corpus", tmp_path / "vocab.txt")
+    assert found.document_starts.tolist() == [0, count, count + 1]
+    assert set(found.read(0, count).tolist()) == {5 if unit == "cat " else 7}
+
+
+def test_paragraphs_are_split_into_sentences(tmp_path, vocab_file):
+    (tmp_path / "t.txt").write_text("The cat sat. A dog ran! The mat\n\nThe mat, and a cat.\n")
+    found = prepare(str(tmp_path / "t.txt"), tmp_path / "corpus", vocab_file)
+    assert found.shards[0].sentences.tolist() == [0, 4, 8, 10]
+    assert found.manifest["lines"] == 2 and found.manifest["sentences"] == 4
 
 
 def test_documents_that_tokenise_to_nothing(tmp_path, vocab_file):
@@ -116,52 +121,40 @@ def test_documents_that_a_batch_cuts(tmp_path, vocab_file, text, monkeypatch):
     assert_holds_documents(prepare(str(text), tmp_path / "corpus", vocab_file))
 
 
-def documents_of(lines):
-    documents, open_document = [], []
-    for line in lines:
-        if line:
-            open_document.append(line.decode())
-        elif open_document:
-            documents.append(open_document)
-            open_document = []
-    assert not open_document
-    return documents
-
-
-@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
-def test_every_document_is_in_one_piece_wherever_pieces_are_cut(tmp_path, line_end):
-    generator = random.Random(0)
-    documents = [
-        [f"d{i}s{j}" + "x" * generator.randrange(9) for j in range(generator.randrange(1, 5))]
-        for i in range(12)
-    ]
-    text = "\n\n".join("\n".join(lines) for lines in documents) + "\n" * generator.randrange(3)
-    path = tmp_path / "text.txt"
-    path.write_bytes(text.replace("\n", line_end).encode())
-    rows = tmp_path / "text.jsonl"
-    rows.write_text("".join(json.dumps({"text": "\n".join(lines)}) + "\n" for lines in documents))
-    for file in (path, rows):
-        for piece_bytes in range(3, 120):
-            pieces = split_into_pieces([str(file)], piece_bytes)
-            found = [d for piece in pieces for d in documents_of(read_lines(piece))]
-            assert found == documents, (file, piece_bytes)
-
-
 def test_processes_do_not_change_the_result(tmp_path, vocab_file, monkeypatch):
+    """Nor do pieces, but for the names of the shards; and an empty file does no harm."""
     generator = random.Random(1)
     documents = [
         [" ".join(generator.choices(["the", "cat", "sat", "mat"], k=5)) for _ in range(4)]
         for _ in range(60)
     ]
-    for i in range(3):
-        (tmp_path / f"{i}.text").write_text(text_of(documents[i * 20 : i * 20 + 20]))
+    (tmp_path / "0.text").touch()
+    for i in range(1, 4):
+        (tmp_path / f"{i}.text").write_text(text_of(documents[i * 20 - 20 : i * 20]))
+    whole = prepare(f"{tmp_path}/*.text", tmp_path / "whole", vocab_file)
     monkeypatch.setattr(preparation, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(
+        preparation, "split_into_pieces", lambda paths: split_into_pieces(paths, 300)
+    )
+    report = []
     found = [
-        prepare(f"{tmp_path}/*.text", tmp_path / f"corpus{n}", vocab_file, processes=n)
+        prepare(
+            f"{tmp_path}/*.text",
+            tmp_path / f"corpus{n}",
+            vocab_file,
+            processes=n,
+            report=report.append,
+        )
         for n in (1, 2)
     ]
     assert found[0].manifest == found[1].manifest
-    assert found[0].documents == 60 and len(found[0].shards) == 3
+    assert found[0].documents == 60 and len(found[0].shards) > 12 and len(whole.shards) == 3
+    ids = [np.concatenate([shard.ids for shard in c.shards]) for c in (whole, *found)]
+    for other, c in zip(ids[1:], found, strict=True):
+        np.testing.assert_array_equal(other, ids[0])
+        np.testing.assert_array_equal(c.document_starts, whole.document_starts)
+    assert all(line.startswith("prepared ") for line in report)
+    assert report[-1].endswith("ETA 0 s")
 
 
 def kill_this_process(task):
@@ -176,42 +169,13 @@ def test_a_killed_worker_is_reported(tmp_path, vocab_file, text, monkeypatch):
     assert not (tmp_path / "corpus").exists()
 
 
-def test_long_lines_are_cut_without_loss(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "LONGEST_LINE_BYTES", 50)
-    generator = random.Random(2)
-    for letters, spaces in (("abcdef", True), ("abcdef", False), ("天气很好今é𠀀", False)):
-        for size in (49, 50, 51, 99, 333):
-            line = "".join(generator.choices(letters + (" " if spaces else ""), k=size)).strip()
-            (tmp_path / "t.txt").write_text(line + "\n\nnext", encoding="utf-8")
-            lines = list(read_lines(Piece(str(tmp_path / "t.txt"))))
-            parts = [part.decode("utf-8") for part in lines[: lines.index(b"")]]
-            assert "".join(parts).replace(" ", "") == line.replace(" ", "")
-            assert [part for part in lines if part][-1] == b"next"
-            if spaces:  # cut between words, so no word is made or broken
-                assert " ".join(parts).split() == line.split()
-
-
-@pytest.mark.parametrize(
-    ("line", "sentences"),
-    [
-        (
-            "One came. Two went! Did three? Yes.",
-            ["One came. ", "Two went! ", "Did three? ", "Yes."],
-        ),
-        ("Mr. Smith and J. K. Jones.", ["Mr. Smith and J. K. Jones."]),
-        ("It was 2008. Then 3.5 more.", ["It was 2008. ", "Then 3.5 more."]),
-        ('He said "go." "No," she said.', ['He said "go." ', '"No," she said.']),
-        ("今天好。明天？「是！」他说。", ["今天好。", "明天？", "「是！」", "他说。"]),
-        ("no end", ["no end"]),
-    ],
-)
-def test_sentences(line, sentences):
-    assert split_sentences(line) == sentences
-
-
-def test_texts_can_be_read_again(text):
-    texts = Texts([str(text)])
-    assert list(texts) == list(texts) and "a dog ran !" in list(texts)
+def test_an_error_in_a_worker_is_reported(tmp_path, vocab_file, text, monkeypatch):
+    monkeypatch.setattr(preparation, "_SMALL_BYTES", 0)
+    (tmp_path / "t.jsonl").write_text("{}")
+    with pytest.raises(UserError, match=r"t\.jsonl, line 1: every line must be"):
+        prepare(f"{text},{tmp_path}/*.jsonl", tmp_path / "corpus", vocab_file, processes=2)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["t.jsonl", "text.txt", "vocab.txt"]
 
 
 def test_bad_utf8_is_counted(tmp_path, vocab_file):
@@ -227,6 +191,13 @@ def write(path, content):
     return str(path)
 
 
+def damaged_gzip():
+    words = random.Random(0).choices([b"the ", b"cat ", b"a ", b"dog ", b"\n"], k=5000)
+    data = bytearray(gzip.compress(b"".join(words)))
+    data[200] ^= 0x55
+    return bytes(data)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -238,6 +209,7 @@ def write(path, content):
         ("t.jsonl", b"not json\n", r"t.jsonl, line 1: every line must be a JSON object"),
         ("t.txt.gz", b"not gzip", r"cannot read .*t.txt.gz: Not a gzipped file"),
         ("t.txt.gz", gzip.compress(b"the cat\n\na dog" * 99)[:-9], r"cannot read .*t.txt.gz"),
+        ("t.txt.gz", damaged_gzip(), r"cannot read .*t.txt.gz: Error -3 while decompressing"),
     ],
 )
 def test_bad_text(tmp_path, vocab_file, name, content, message):
@@ -263,53 +235,18 @@ def test_an_error_inside_leaves_nothing(tmp_path, vocab_file, text, monkeypatch)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["text.txt", "vocab.txt"]
 
 
-@pytest.mark.parametrize("part", ["ids", "sentences", "documents"])
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
-def test_damaged_files_are_named(tmp_path, vocab_file, text, part, damage):
+def test_the_folder_may_exist_and_be_empty(tmp_path, vocab_file, text):
+    (tmp_path / "corpus").mkdir()
+    assert_holds_documents(prepare(str(text), tmp_path / "corpus", vocab_file))
+    assert_holds_documents(prepare(str(text), tmp_path / "new/folder/corpus", vocab_file))
+    before = text.read_bytes()
+    with pytest.raises(UserError, match=r"text\.txt exists and is not empty"):
+        prepare(str(text), text, vocab_file)
+    assert text.read_bytes() == before
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path, vocab_file, text):
+    (tmp_path / "corpus.partial-1").mkdir()
+    (tmp_path / "corpus.partial-1/00000.ids").touch()
     prepare(str(text), tmp_path / "corpus", vocab_file)
-    path = tmp_path / f"corpus/00000.{part}"
-    data = bytearray(path.read_bytes())
-    if damage == "remove":
-        path.unlink()
-    else:
-        data[3] ^= 1
-        path.write_bytes(data if damage == "flip" else data[:-1])
-    with pytest.raises(UserError, match=rf"00000.{part} is damaged: .*Prepare the text again"):
-        Corpus(tmp_path / "corpus")
-    if damage != "flip":
-        with pytest.raises(UserError, match=rf"00000.{part} is damaged"):
-            Corpus(tmp_path / "corpus", verify=False)
-
-
-def test_folders_that_are_no_corpus(tmp_path):
-    with pytest.raises(UserError, match=r"is not a prepared corpus: it has no corpus.json"):
-        Corpus(tmp_path)
-    (tmp_path / "corpus.json").write_text("{")
-    with pytest.raises(UserError, match=r"corpus.json is damaged"):
-        Corpus(tmp_path)
-    (tmp_path / "corpus.json").write_text('{"format": "other"}')
-    with pytest.raises(UserError, match=r"is not of the format 'kbert corpus 1'"):
-        Corpus(tmp_path)
-
-
-def test_another_vocabulary_is_refused(tmp_path, vocab_file, text):
-    found = prepare(str(text), tmp_path / "corpus", vocab_file)
-    found.check_tokenizer(BertTokenizer(vocab_file))
-    with pytest.raises(UserError, match=r"prepared with another vocabulary \(25 entries"):
-        found.check_tokenizer(BertTokenizer(vocab_file, lower_case=False))
-
-
-def test_unigram_entropy(tmp_path, vocab_file, text):
-    found = prepare(str(text), tmp_path / "corpus", vocab_file)
-    ids = [i for ids in IDS for i in ids]
-    shares = [ids.count(i) / len(ids) for i in set(ids)]
-    assert found.unigram_entropy() == pytest.approx(-sum(p * np.log(p) for p in shares))
-
-
-def test_ids_take_two_bytes_where_they_fit(tmp_path):
-    assert [ids_dtype(size).itemsize for size in (65536, 65537)] == [2, 4]
-    words = [f"w{i}" for i in range(65536 - 5)]
-    write_vocab([*SPECIAL_TOKENS, *words, "last"], tmp_path / "vocab.txt")
-    (tmp_path / "t.txt").write_text("last last\n\nlast")
-    found = prepare(str(tmp_path / "t.txt"), tmp_path / "corpus", tmp_path / "vocab.txt")
-    assert found.read(0, 2).tolist() == [65536, 65536]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus", "text.txt", "vocab.txt"]

@@ -1,4 +1,4 @@
-"""NSP pairs and batches: what they are made of, how often, and from where."""
+"""Batches: what they are made of, and that position is everything."""
 
 import itertools
 import subprocess
@@ -8,160 +8,9 @@ import numpy as np
 import pytest
 
 from kbert.data import Corpus, preparation, prepare, pretraining_dataset
-from kbert.data.pairs import PairCutter, Windows
 from kbert.data.pretraining import PretrainingExamples
-from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.errors import UserError
 from kbert.features import PRETRAINING_FEATURES, feature_shapes
-
-V = 400
-
-
-class FakeCorpus:
-    """Documents of given sizes in two shards; token i of the corpus has the id i."""
-
-    def __init__(self, sizes, sentence=7, seed=0):
-        rng = np.random.default_rng(seed)
-        self.document_starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        self.tokens = int(self.document_starts[-1])
-        middle = self.document_starts[len(sizes) // 2]
-        self.shard_starts = np.array([0, middle, self.tokens])
-        self.sentences = []
-        for start, end in zip(self.document_starts, self.document_starts[1:], strict=False):
-            place = start
-            while place < end:
-                self.sentences.append(place)
-                place += rng.integers(1, 2 * sentence)
-        self.sentences = np.array(self.sentences)
-        self.shards = []
-        for a, b in zip(self.shard_starts, self.shard_starts[1:], strict=False):
-            inside = self.sentences[(self.sentences >= a) & (self.sentences < b)] - a
-            self.shards.append(type("Shard", (), {"sentences": inside}))
-
-
-SIZES = [1, 2, 3, 9, 10, 11, 30, 97, 40, 0, 5, 1, 64, 213, 17, 20, 21, 22]
-T = 20
-
-
-def epoch_of_pairs(corpus, short_seq_prob, epoch=0, seed=0, length=T):
-    cutter = PairCutter(corpus, length + 3, short_seq_prob, seed)
-    count = cutter.windows.count
-    index = epoch * count + np.arange(count)
-    return cutter.cut(index, np.full(count, epoch), np.arange(count))
-
-
-def document_of(corpus, place):
-    return int(np.searchsorted(corpus.document_starts, place, side="right")) - 1
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("sentence", [2, 7, 60])
-def test_windows_cover_every_document_of_two_tokens_in_every_epoch(sentence, seed):
-    corpus = FakeCorpus(SIZES, sentence)
-    for epoch in range(4):
-        seen = np.zeros(corpus.tokens, bool)
-        for pair in epoch_of_pairs(corpus, 0.0, epoch, seed):
-            end = corpus.document_starts[document_of(corpus, pair.a[0]) + 1]
-            seen[pair.a[0] : min(pair.a[0] + T, end)] = True
-        for start, size in zip(corpus.document_starts, SIZES, strict=False):
-            assert seen[start : start + size].all() == (size != 1), (size, epoch)
-
-
-def test_pairs_keep_to_their_documents_and_lengths():
-    corpus = FakeCorpus(SIZES)
-    for epoch in range(20):
-        for pair in epoch_of_pairs(corpus, 0.3, epoch):
-            (a, a_end), (b, b_end) = pair.a, pair.b
-            assert a < a_end and b < b_end and a_end - a + b_end - b <= T
-            first, second = document_of(corpus, a), document_of(corpus, b)
-            assert document_of(corpus, a_end - 1) == first
-            assert document_of(corpus, b_end - 1) == second
-            if pair.is_next:
-                assert b == a_end
-            else:
-                assert first != second
-
-
-def test_half_of_the_pairs_follow_and_no_window_tells_which():
-    """Of each kind of window - long, short, of one sentence - half; 4 standard errors."""
-    corpus = FakeCorpus(SIZES)
-    is_next = np.array(
-        [[pair.is_next for pair in epoch_of_pairs(corpus, 0.1, epoch)] for epoch in range(600)]
-    )
-    np.testing.assert_allclose(is_next.mean(axis=0), 0.5, atol=4.2 * 0.5 / np.sqrt(600))
-
-
-def test_a_window_is_split_where_a_sentence_starts_if_one_does():
-    corpus = FakeCorpus(SIZES)
-    starts, found = set(corpus.sentences.tolist()), 0
-    for epoch in range(10):
-        for pair in epoch_of_pairs(corpus, 0.0, epoch):
-            if not pair.is_next:
-                continue
-            inside = [s for s in range(pair.a[0] + 1, pair.b[1]) if s in starts]
-            if inside:
-                found += 1
-                assert pair.b[0] in inside
-    assert found > 100
-
-
-def test_windows_start_with_a_sentence_if_one_starts_near():
-    corpus = FakeCorpus([4000, 3], sentence=4)  # sentences of at most 7 tokens, near is 5
-    starts = set(corpus.sentences.tolist())
-    begun = [pair.a[0] in starts for pair in epoch_of_pairs(corpus, 0.0)]
-    assert np.mean(begun) > 0.85
-
-
-@pytest.mark.parametrize("short_seq_prob", [0.0, 0.1, 1.0])
-def test_views_per_token_are_as_announced(short_seq_prob):
-    rng = np.random.default_rng(3)
-    corpus = FakeCorpus(rng.integers(2, 900, 60), sentence=6)
-    announced = Windows(corpus.document_starts, T).views_per_token(short_seq_prob)
-    counts = []
-    for epoch in range(3):
-        pairs = epoch_of_pairs(corpus, short_seq_prob, epoch)
-        counts.append(sum(p.a[1] - p.a[0] + p.b[1] - p.b[0] for p in pairs))
-    # Windows that end a document may start later than announced; that is all that is left out.
-    assert np.mean(counts) / corpus.tokens == pytest.approx(announced, rel=0.05)
-    if short_seq_prob == 0:
-        assert 1.25 < announced < 1.36
-
-
-def test_no_token_is_lost_for_long():
-    """Over 30 epochs every token of a document of two tokens is seen, the last ones included."""
-    corpus = FakeCorpus(SIZES)
-    views = np.zeros(corpus.tokens)
-    for epoch in range(30):
-        for pair in epoch_of_pairs(corpus, 0.1, epoch):
-            views[slice(*pair.a)] += 1
-            views[slice(*pair.b)] += 1
-    lone = corpus.document_starts[:-1][np.array(SIZES) == 1]
-    views[lone] = 30
-    assert views.min() >= 8, np.argmin(views)
-
-
-def test_a_corpus_without_two_tokens_in_a_row():
-    with pytest.raises(UserError, match="no document of the corpus has two tokens"):
-        Windows(np.array([0, 1, 2]), 20)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """40 documents in two shards; the words are numbers, so that every span can be recognised."""
-    folder = tmp_path_factory.mktemp("corpus")
-    words = [f"w{i}" for i in range(V - 5 - 50)] + [f"##{i}" for i in range(50)]
-    write_vocab([*SPECIAL_TOKENS, *words], folder / "vocab.txt")
-    rng = np.random.default_rng(0)
-    for name in ("a", "b"):
-        lines = []
-        for _ in range(20):
-            for _ in range(rng.integers(1, 9)):
-                tokens = [words[i] for i in rng.integers(0, V - 55, rng.integers(2, 12))]
-                tokens[::3] = [f"{token}{rng.integers(50)}" for token in tokens[::3]]
-                lines.append(" ".join(tokens))
-            lines.append("")
-        (folder / f"{name}.text").write_text("\n".join(lines))
-    return prepare(f"{folder}/*.text", folder / "corpus", folder / "vocab.txt")
 
 
 def batches(corpus, B=6, steps=3, **kwargs):
@@ -257,6 +106,46 @@ def test_an_epoch_visits_every_window_once_and_the_next_one_is_fresh(corpus):
     assert len(texts[0] & texts[1]) < 0.05 * count
 
 
+def original_ids(batch):
+    """The rows before masking."""
+    ids = batch["input_ids"].copy()
+    for row in range(len(ids)):
+        count = int(batch["masked_weights"][row].sum())
+        ids[row, batch["masked_positions"][row, :count]] = batch["masked_ids"][row, :count]
+    return ids
+
+
+def test_the_next_epoch_cuts_elsewhere(corpus):
+    """Not only the masks are fresh: the texts before masking differ, too."""
+    count = PretrainingExamples(corpus, 29).windows.count
+    epochs = [batches(corpus, B=count, start_step=e, steps=1)[0] for e in range(2)]
+    first, second = ({tuple(row) for row in original_ids(batch).tolist()} for batch in epochs)
+    assert len(first) > 0.95 * count and len(first & second) < 0.15 * count
+
+
+def test_a_tiny_corpus_as_literals(tmp_path, vocab_file):
+    """Two documents of two tokens have six examples; one token of each is predicted."""
+    (tmp_path / "t.txt").write_text("the cat\n\na dog\n")
+    tiny = prepare(str(tmp_path / "t.txt"), tmp_path / "corpus", vocab_file)
+    expected = {
+        ((2, 5, 3, 6, 3), 0),  # the | cat
+        ((2, 9, 3, 12, 3), 0),  # a | dog
+        ((2, 5, 3, 9, 3), 1),  # the | a
+        ((2, 5, 3, 12, 3), 1),  # the | dog
+        ((2, 9, 3, 5, 3), 1),  # a | the
+        ((2, 9, 3, 6, 3), 1),  # a | cat
+    }
+    found = set()
+    for batch in batches(tiny, B=7, steps=9, max_seq_length=5, max_predictions_per_seq=None):
+        labels = batch["next_sentence_labels"].tolist()
+        found |= set(zip(map(tuple, original_ids(batch).tolist()), labels, strict=True))
+        assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1]] * 7
+        assert batch["token_type_ids"].tolist() == [[0, 0, 0, 1, 1]] * 7
+        assert batch["masked_weights"].tolist() == [[1]] * 7
+        assert set(batch["masked_positions"][:, 0]) <= {1, 3}
+    assert found == expected
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_order_of_an_epoch_is_well_mixed(corpus, seed):
     """No correlation of place and window, and no window in the same place in two epochs."""
@@ -278,17 +167,6 @@ def test_the_order_of_an_epoch_is_well_mixed(corpus, seed):
         assert (order == np.arange(count)).sum() < 7  # 1 is expected
     for a, b in itertools.pairwise(orders):
         assert (a == b).sum() < 7
-
-
-def test_the_beginning_of_b_does_not_tell_the_label():
-    """B starts inside a sentence as often when it is the true one as when it is replaced."""
-    corpus = FakeCorpus([200] * 30, sentence=60)
-    starts = set(corpus.sentences.tolist())
-    inside = {True: [], False: []}
-    for epoch in range(8):
-        for pair in epoch_of_pairs(corpus, 0.1, epoch):
-            inside[pair.is_next].append(pair.b[0] not in starts)
-    assert np.mean(inside[True]) == pytest.approx(np.mean(inside[False]), abs=0.06)
 
 
 def test_masks_differ_in_each_epoch_for_the_same_pair(corpus):
@@ -341,3 +219,41 @@ def test_corpora_of_several_shards_are_read_as_one(tmp_path, corpus, monkeypatch
     folder = corpus.folder.parent
     again = prepare(f"{folder}/*.text", tmp_path / "again", folder / "vocab.txt")
     assert_equal(batches(corpus), batches(again))
+
+
+def test_a_batch_made_eagerly_is_that_of_the_dataset(corpus):
+    examples = PretrainingExamples(corpus, 29, 5, seed=4)
+    make, asked = examples.batch, []
+
+    def batch(index, epoch, slots):
+        asked.append((index, epoch, slots))
+        return make(index, epoch, slots)
+
+    examples.batch = batch
+    found = [{k: v.numpy() for k, v in b.items()} for b in examples.dataset(6, steps=3)]
+    asked.sort(key=lambda arguments: arguments[0][0])  # the calls run in parallel
+    assert [list(index) for index, _, _ in asked] == [list(range(i, i + 6)) for i in (0, 6, 12)]
+    assert_equal(found, [make(*arguments) for arguments in asked])
+    assert_equal(found, batches(corpus))
+
+
+def test_a_run_starts_anywhere_at_once(corpus):
+    """Deep in a run as at its start: there is nothing to skip."""
+    examples = PretrainingExamples(corpus, 29, 5, seed=4)
+    count = examples.windows.count
+    far = 10**12
+    (batch,) = batches(corpus, start_step=far, steps=1)
+    assert contains(corpus, original_ids(batch)[0, 1:3].tolist())
+    assert_equal([batch], batches(corpus, start_step=far - 2, steps=3)[2:])
+    endless = pretraining_dataset(corpus, 6, 29, 5, seed=4, start_step=count)
+    first = next(iter(endless))
+    np.testing.assert_array_equal(
+        first["input_ids"], batches(corpus, start_step=count, steps=1)[0]["input_ids"]
+    )
+
+
+def test_a_corpus_of_one_window(tmp_path, vocab_file):
+    (tmp_path / "t.txt").write_text("the cat\n\nsat\n")
+    tiny = prepare(str(tmp_path / "t.txt"), tmp_path / "corpus", vocab_file)
+    ids = np.concatenate([original_ids(b) for b in batches(tiny, steps=5, max_seq_length=6)])
+    assert {tuple(row) for row in ids.tolist()} == {(2, 5, 3, 6, 3, 0), (2, 5, 3, 7, 3, 0)}

@@ -2,6 +2,7 @@
 
 import json
 import random
+import unicodedata
 
 import pytest
 import tensorflow as tf
@@ -29,13 +30,101 @@ def test_equals_google(shared_data, name, lower_case, file, special_tokens_in_te
         assert ids == row[f"{name}_ids"], row["id"]
 
 
-def test_equals_google_inside_tf_data(shared_data):
-    tokenizer = google(shared_data, "uncased", True)
-    lines = (shared_data / "tokenizer/torture.jsonl").open(encoding="utf-8")
-    rows = [json.loads(line) for line in lines]
+@pytest.mark.parametrize("file", ["torture.jsonl", "ordinary.jsonl"])
+@pytest.mark.parametrize(("name", "lower_case"), MODELS)
+def test_equals_google_inside_tf_data(shared_data, name, lower_case, file):
+    tokenizer = google(shared_data, name, lower_case)
+    rows = [json.loads(line) for line in (shared_data / "tokenizer" / file).open(encoding="utf-8")]
     dataset = tf.data.Dataset.from_tensor_slices([row["text"] for row in rows]).batch(7)
     found = [ids for batch in dataset.map(tokenizer.tokenize) for ids in batch.to_list()]
-    assert found == [row["uncased_ids"] for row in rows]
+    assert found == [row[f"{name}_ids"] for row in rows]
+
+
+class PlainTokenizer:
+    """google-research/bert's `tokenization.FullTokenizer`, written again in plain Python."""
+
+    def __init__(self, vocab, lower_case):
+        self.vocab, self.lower_case = {token: i for i, token in enumerate(vocab)}, lower_case
+
+    def tokenize(self, text):
+        return [self.vocab[piece] for word in self._words(text) for piece in self._pieces(word)]
+
+    def _words(self, text):
+        clean = ""
+        for character in text:
+            category = unicodedata.category(character)
+            if character in " \t\n\r" or category == "Zs":
+                clean += " "
+            elif character != "\ufffd" and category not in ("Cc", "Cf"):
+                ranges = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0xF900, 0xFAFF))
+                ideograph = any(a <= ord(character) <= b for a, b in ranges)
+                clean += f" {character} " if ideograph else character
+        words = ""
+        for word in clean.split():
+            if self.lower_case:
+                word = unicodedata.normalize("NFD", word.lower())
+                word = "".join(c for c in word if unicodedata.category(c) != "Mn")
+            for character in word:
+                category = unicodedata.category(character)
+                is_punctuation = category[0] == "P" or (category[0] == "S" and character < "\x7f")
+                words += f" {character} " if is_punctuation else character
+            words += " "
+        return words.split()
+
+    def _pieces(self, word):
+        pieces, start = [], 0
+        while start < len(word):
+            prefix = "##" if start else ""
+            ends = range(len(word), start, -1)
+            end = next((e for e in ends if prefix + word[start:e] in self.vocab), None)
+            if end is None or len(word) > 200:
+                return ["[UNK]"]
+            pieces.append(prefix + word[start:end])
+            start = end
+        return pieces
+
+
+# Letters, spaces, punctuation and other characters, some of several code points.
+CHARACTERS = [
+    *(
+        "abAB",
+        "éÉüñß",
+        "e\u0301",
+        "กขฃ",
+        "한국",
+        "дЖ",
+        "\ufe8d\ufb01",
+        "０Ａ",
+        "々〇",
+        "\u2044\u4dc0",
+    ),
+    *("天气好", "\U00020000", "\U0001f600\U0002ceb0", "\t \n", "\xa0\u3000\u2003\u202f"),
+    *("\u2028\u2029", "\x0b\x0c\x1c\x85", "\u200b\u200d\ufeff\u00ad", ".,$+-`~", "。，、“‘…"),
+]
+
+
+def hostile_texts(seed, count=250):
+    generator = random.Random(seed)
+    for _ in range(count):
+        characters = "".join(generator.sample(CHARACTERS, generator.randrange(1, 4)))
+        length = generator.choice([3, 12, 199, 200, 201, 202, 320])
+        yield "".join(generator.choices(characters, k=length))
+        odd = generator.choice(generator.choice(CHARACTERS))  # in the middle of a long text
+        yield "a" * generator.randrange(90, 201) + odd + "b" * generator.randrange(201)
+
+
+@pytest.mark.parametrize("lower_case", [False, True])
+def test_equals_a_plain_tokenizer_on_hostile_texts(tmp_path, lower_case):
+    """With a vocabulary that knows most characters, so that nothing hides behind [UNK]."""
+    known = sorted({c for c in "".join(CHARACTERS) if unicodedata.category(c)[0] not in "CZ"})
+    known += sorted({d for c in known for d in unicodedata.normalize("NFD", c.lower())} - {*known})
+    words = [piece for c in known if c not in "`〇" for piece in (c, f"##{c}")] + ["aa", "##bab"]
+    write_vocab([*SPECIAL_TOKENS, *words], tmp_path / "vocab.txt")
+    tokenizer = BertTokenizer(tmp_path / "vocab.txt", lower_case)
+    plain = PlainTokenizer(tokenizer.vocab, lower_case)
+    texts = list(hostile_texts(seed=5))
+    for text, ids in zip(texts, tokenizer.tokenize(texts).to_list(), strict=True):
+        assert ids == plain.tokenize(text), text
 
 
 @pytest.fixture
@@ -116,6 +205,13 @@ def test_words_of_over_200_characters_are_unknown(tmp_path, character):
     assert ids == [[7, 5, *[6] * 199, 7], [7, 1, 7], [7]]
 
 
+@pytest.mark.parametrize("space", ["\xa0", "\u3000", "\u2003", "\u2028"])
+def test_spaces_beyond_ascii_end_words(vocab_file, space):
+    """As in text from the web with &nbsp; for every space, which once was one long word."""
+    tokenizer = BertTokenizer(vocab_file)
+    assert tokenizer.tokenize([f"the{space}cat{space}" * 60]).to_list() == [[5, 6] * 60]
+
+
 def test_bytes_that_are_not_utf8_are_dropped(vocab_file):
     tokenizer = BertTokenizer(vocab_file)
     assert tokenizer.tokenize([b"c\xffat \xed\xa0\x80 dog"]).to_list() == [[6, 12]]
@@ -148,6 +244,16 @@ def test_features_of_pairs(vocab_file):
     assert {name: value.numpy().tolist() for name, value in features.items()} == expected
 
 
+def test_features_inside_tf_data(vocab_file):
+    tokenizer = BertTokenizer(vocab_file)
+    firsts, seconds = ["the cat", "", "a dog ran", "mat"], ["a mat", "run", "", "the dog sat on"]
+    dataset = tf.data.Dataset.from_tensor_slices((firsts, seconds)).batch(4, drop_remainder=True)
+    (found,) = dataset.map(lambda a, b: tokenizer(a, b, max_length=7))
+    for name, value in tokenizer(firsts, seconds, max_length=7).items():
+        assert found[name].shape == (4, 7) and found[name].dtype == tf.int32
+        assert found[name].numpy().tolist() == value.numpy().tolist()
+
+
 def truncate_seq_pair(a, b, room):
     """google-research/bert's _truncate_seq_pair, as a loop."""
     a, b = list(a), list(b)
@@ -160,9 +266,9 @@ def test_pairs_are_cut_as_google_cuts_them(vocab_file):
     tokenizer = BertTokenizer(vocab_file)
     generator = random.Random(0)
     words = ["cat", "dog", "mat", "ran"]
-    for max_length in (5, 6, 9, 16):
+    for max_length in (5, 6, 9, 16, 23):
         firsts, seconds = (
-            [" ".join(generator.choices(words, k=generator.randrange(14))) for _ in range(40)]
+            [" ".join(generator.choices(words, k=generator.randrange(14))) for _ in range(200)]
             for _ in range(2)
         )
         features = tokenizer(firsts, seconds, max_length=max_length)

@@ -2,6 +2,8 @@
 
 import pytest
 
+from kbert.data import BertTokenizer
+from kbert.data.corpus import Texts
 from kbert.data.vocab import SPECIAL_TOKENS, learn_vocab, read_vocab, vocab_fingerprint, write_vocab
 from kbert.errors import UserError
 
@@ -57,6 +59,23 @@ def test_learning_puts_special_tokens_first_and_keeps_to_the_size():
     assert vocab[:5] == list(SPECIAL_TOKENS)
     assert len(vocab) == len(set(vocab)) <= 60
     assert "quick" in vocab or "##uick" in vocab
+
+
+@pytest.mark.parametrize("size", [32, 36, 47, 120])
+def test_the_size_is_kept_and_every_word_of_the_text_known(tmp_path, size):
+    """The latter when a third of the entries is enough for the characters of the text."""
+    vocab = learn_vocab(TEXTS, size)
+    assert len(vocab) <= size
+    write_vocab(vocab, tmp_path / "vocab.txt")
+    ids = BertTokenizer(tmp_path / "vocab.txt").tokenize(TEXTS).flat_values.numpy()
+    assert (vocab.index("[UNK]") in ids) == (size < 120)
+
+
+def test_learning_from_files(tmp_path):
+    for name, lines in (("a.txt", TEXTS[:4]), ("b.txt", TEXTS[4:])):
+        (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    files = Texts([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")])
+    assert learn_vocab(files, 60) == learn_vocab(TEXTS, 60)
 
 
 @pytest.mark.parametrize("size", [40, 80])
