@@ -154,15 +154,20 @@ def test_a_run_writes_what_it_promises(settings, tmp_path, capsys):
 
 
 def test_the_model_learns_from_context_and_best_is_the_lowest_held_out_loss(settings, tmp_path):
-    settings |= {"train_steps": 500, "log_every_steps": 100, "eval_every_steps": 100}
-    settings |= {"global_batch_size": 16, "eval_examples": 16, "save_every_steps": 500}
-    settings |= {"learning_rate": 3e-3, "warmup_steps": 20}
+    """With seeds 0, 1 and 2 it ends 1.1 to 1.6 nats below the unigram entropy."""
+    architecture = ARCHITECTURE.replace("size: 16", "size: 32").replace("size: 24", "size: 64")
+    dropout = "hidden_dropout_prob: 0\nattention_probs_dropout_prob: 0\n"
+    pathlib.Path(settings["bert_config"]).write_text(architecture + dropout)
+    write_text(pathlib.Path(settings["input"]), documents=40)
+    settings |= {"train_steps": 700, "log_every_steps": 100, "eval_every_steps": 100}
+    settings |= {"global_batch_size": 16, "eval_examples": 32, "save_every_steps": 700}
+    settings |= {"learning_rate": 1e-3, "warmup_steps": 20}
     results = train(PretrainConfig(**settings), tmp_path / "run")
     losses = [
         row["eval_mlm_loss"] for row in metrics_of(tmp_path / "run") if "eval_mlm_loss" in row
     ]
     assert results["eval_mlm_loss"] < results["eval_unigram_entropy"] - 0.5
-    state = json.loads((tmp_path / "run/pretrain/checkpoint/step_00000500/state.json").read_text())
+    state = json.loads((tmp_path / "run/pretrain/checkpoint/step_00000700/state.json").read_text())
     assert state["best_mlm_loss"] == min(losses)
 
 
