@@ -82,9 +82,36 @@ class EncoderBlock(ConfiguredLayer):
         return self.output_norm(x + output), weights  # (B, L, D), (B, H, L, L)
 
 
+def _rematerialized(block, x, bias):
+    """`block(x, bias, training=True)[0]`, of which only `x` is kept for the backward pass.
+
+    Weights and seeds are handed over by value: the seeds so that the second computation drops what
+    the first one dropped, the weights so that no backend has to find them inside the function.
+    """
+    weights = block.trainable_variables
+    known = {id(weight) for weight in weights}
+    seeds = [variable for variable in block.variables if id(variable) not in known]
+    seed_values = [ops.copy(seed.value) for seed in seeds]
+
+    def run(x, *values):
+        given = [*zip(weights, values, strict=True), *zip(seeds, seed_values, strict=True)]
+        with keras.StatelessScope(given):
+            return block(x, bias, training=True)[0]
+
+    output = keras.remat(run)(x, *(ops.convert_to_tensor(weight.value) for weight in weights))
+    for seed in seeds:
+        seed.assign(seed + ops.convert_to_tensor([0, 1], dtype=seed.dtype))
+    return output
+
+
 @keras.saving.register_keras_serializable("kbert")
 class Encoder(ConfiguredLayer):
     """N encoder blocks.
+
+    Attributes:
+        remat: bool, False at first. In training, keep only the input of each block and compute the
+            rest again in the backward pass (Chen et al. 2016, arXiv:1604.06174): memory grows with
+            N instead of N times the activations of a block. There are no attention weights then.
 
     Call arguments:
         x: (B, L, D). attention_mask: (B, L), 1 = token, 0 = padding; None = all tokens.
@@ -93,6 +120,8 @@ class Encoder(ConfiguredLayer):
         tuple of N + 1 hidden states (B, L, D), the input first, and tuple of N attention weights
         (B, H, L, L).
     """
+
+    remat = False
 
     def __init__(self, config, **kwargs):
         super().__init__(config, **kwargs)
@@ -111,8 +140,12 @@ class Encoder(ConfiguredLayer):
             bias = attention_bias(attention_mask, self.compute_dtype)
         hidden_states, attentions = (x,), ()
         for block in self.blocks:
-            x, weights = block(x, bias, training=training)
-            hidden_states, attentions = (*hidden_states, x), (*attentions, weights)
+            if self.remat and training:
+                x = _rematerialized(block, x, bias)
+            else:
+                x, weights = block(x, bias, training=training)
+                attentions = (*attentions, weights)
+            hidden_states = (*hidden_states, x)
         return hidden_states, attentions
 
 

@@ -11,6 +11,7 @@ import warnings
 import h5py
 import keras
 import numpy as np
+from keras import ops
 
 from kbert.config import BertConfig
 from kbert.errors import UserError
@@ -55,12 +56,8 @@ class PretrainedModel(keras.Model):
         Args:
             folder: made if missing; files of the same names are replaced.
         """
-        folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.config.save(folder / CONFIG_FILE)
-        with h5py.File(folder / WEIGHTS_FILE, "w") as file:
-            for name, weight in self.named_weights().items():
-                file[name] = keras.ops.convert_to_numpy(weight).astype(np.float32)
+        arrays = {n: ops.convert_to_numpy(weight) for n, weight in self.named_weights().items()}
+        write_pretrained(folder, self.config, arrays)
 
     @classmethod
     def from_pretrained(cls, folder, **kwargs):
@@ -95,6 +92,31 @@ class PretrainedModel(keras.Model):
             raise UserError(f"{path} has none of {', '.join(fresh)}; it is no file of weights.")
         if fresh:
             warnings.warn(f"{path} has no {', '.join(fresh)}: left as initialised.", stacklevel=3)
+
+
+def write_pretrained(folder, config, arrays):
+    """Writes what `PretrainedModel.from_pretrained` reads.
+
+    Args:
+        folder: made if missing; files of the same names are replaced.
+        config: BertConfig. arrays: dict of the names of `named_weights` -> array.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save(folder / CONFIG_FILE)
+    arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+    write_arrays(folder / WEIGHTS_FILE, arrays)
+
+
+def write_arrays(path, arrays):
+    """Writes a dict of name -> array as HDF5.
+
+    Through a file of Python's: HDF5's own writing ends the process (a segmentation fault in
+    `close`) when the disk is full.
+    """
+    with open(path, "wb+") as raw, h5py.File(raw, "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
 
 
 def _read_weight(file, name, shape, path):
