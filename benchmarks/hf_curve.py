@@ -22,7 +22,7 @@ from kbert import BertConfig, BertForPreTraining
 from kbert.data import Corpus, pretraining_dataset
 from kbert.train.losses import pretraining_loss, pretraining_sums
 from kbert.train.optimizer import AdamW
-from kbert.train.schedule import WarmupLinearDecay
+from kbert.train.schedule import WarmupPolynomialDecay
 
 flags.DEFINE_string("corpus", None, "a prepared corpus", required=True)
 flags.DEFINE_integer("steps", 200, "steps of each run")
@@ -54,7 +54,7 @@ def kbert_losses(data, config, seed):
     keras.utils.set_random_seed(seed)
     model = BertForPreTraining(config)
     start = {name: weight.numpy() for name, weight in model.named_weights().items()}
-    optimizer = AdamW(WarmupLinearDecay(FLAGS.learning_rate, FLAGS.steps, WARMUP_STEPS))
+    optimizer = AdamW(WarmupPolynomialDecay(FLAGS.learning_rate, FLAGS.steps, WARMUP_STEPS))
     variables = model.trainable_variables
     optimizer.build(variables)
 
@@ -62,7 +62,7 @@ def kbert_losses(data, config, seed):
     def step(features):
         with tf.GradientTape() as tape:
             sums = pretraining_sums(model(features, training=True), features)
-            loss = pretraining_loss(sums)
+            loss = pretraining_loss(sums, sums["mlm_count"], sums["nsp_count"])
         gradients = tape.gradient(loss, [variable.value for variable in variables])
         gradients, _ = tf.clip_by_global_norm(gradients, 1.0)
         optimizer.apply([tf.convert_to_tensor(g) for g in gradients], variables)
@@ -79,7 +79,7 @@ def hf_losses(data, config, start, seed):
     slots = {
         name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in model.named_parameters()
     }
-    schedule = WarmupLinearDecay(FLAGS.learning_rate, FLAGS.steps, WARMUP_STEPS)
+    schedule = WarmupPolynomialDecay(FLAGS.learning_rate, FLAGS.steps, WARMUP_STEPS)
     losses = []
     for number, batch in enumerate(data):
         labels = np.full(batch["input_ids"].shape, -100)

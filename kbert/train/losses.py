@@ -30,13 +30,17 @@ def pretraining_sums(outputs, features):
     }
 
 
-def pretraining_loss(sums):
-    """Mean MLM loss plus mean NSP loss (Devlin et al. 2019, appendix A.2); scalar, in nats.
+def pretraining_loss(sums, mlm_count, nsp_count):
+    """What a part of a global batch adds to mean MLM loss plus mean NSP loss; scalar, in nats.
 
-    Where no slot counts, as may happen when a few long words are masked whole, the MLM loss is 0.
+    Source: Devlin et al. 2019, appendix A.2. Where no slot counts, as may happen when a few long
+    words are masked whole, the MLM loss is 0.
+
+    Args:
+        sums: `pretraining_sums` of the part.
+        mlm_count, nsp_count: float32 scalars, the counts of the whole global batch.
     """
-    mlm_loss = sums["mlm_loss"] / tf.maximum(sums["mlm_count"], 1.0)
-    return mlm_loss + sums["nsp_loss"] / sums["nsp_count"]
+    return sums["mlm_loss"] / tf.maximum(mlm_count, 1.0) + sums["nsp_loss"] / nsp_count
 
 
 def _cross_entropy(logits, labels):

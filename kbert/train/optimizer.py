@@ -1,15 +1,131 @@
-"""Optimizers of BERT."""
+"""Optimizers of BERT: AdamW, LAMB and plain SGD.
+
+Each states its arithmetic once, in `step`, a function of tensors. `update_step` applies it the way
+Keras' `fit` asks for; `apply_whole` the way the training step does, on one replica's own variables.
+"""
 
 import keras
 from keras import ops
 
-from kbert.train.schedule import WarmupLinearDecay
+from kbert.train.schedule import WarmupPolynomialDecay
 
-NO_DECAY = ("bias", "gamma", "beta")  # biases and LayerNorm, by the names of their variables
+NO_DECAY = ("bias", "gamma", "beta")  # biases and LayerNorm, by how the names of variables end
+
+
+class _Optimizer(keras.optimizers.Optimizer):
+    """What the optimizers share. A subclass names its slots and gives `step`."""
+
+    slot_names = ()
+
+    def __init__(self, learning_rate, weight_decay=0.0, **kwargs):
+        super().__init__(learning_rate, **kwargs)  # Keras' own decay stays off: ours is in `step`
+        self.decay_rate = weight_decay
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self.decays = [not variable.name.endswith(NO_DECAY) for variable in variables]
+        self.slots = [self.add_optimizer_variables(variables, name) for name in self.slot_names]
+
+    def step(self, gradient, value, slots, learning_rate, count, decays):
+        """One update of one variable.
+
+        Args:
+            gradient, value: tensors of one shape. slots: list of such, one per name of a slot.
+            learning_rate: float32 scalar. count: float32 scalar, the number of this update, from 1.
+            decays: bool, whether the variable is decayed.
+
+        Returns:
+            the new value and the list of the new slots.
+        """
+        raise NotImplementedError
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        slots = [slot[index] for slot in self.slots]
+        value, new_slots = self.step(
+            ops.cast(gradient, variable.dtype),
+            ops.convert_to_tensor(variable),
+            [ops.convert_to_tensor(slot) for slot in slots],
+            ops.cast(learning_rate, variable.dtype),
+            ops.cast(self.iterations + 1, variable.dtype),
+            self.decays[index],
+        )
+        self.assign(variable, value)
+        for slot, new in zip(slots, new_slots, strict=True):
+            self.assign(slot, new)
+
+    def apply_whole(self, gradients, learning_rate, local):
+        """Updates the variables of one replica; every replica does the same.
+
+        Args:
+            gradients: one per variable, of the global batch: summed over replicas, and clipped.
+            learning_rate: float32 scalar.
+            local: function from a Keras variable to the tf.Variable that this replica holds of it.
+        """
+        iterations = local(self.iterations)
+        count = ops.cast(iterations + 1, "float32")
+        for index, gradient in enumerate(gradients):
+            variable = local(self._trainable_variables[index])
+            slots = [local(slot[index]) for slot in self.slots]
+            value, new_slots = self.step(
+                gradient,
+                variable.read_value(),
+                [slot.read_value() for slot in slots],
+                learning_rate,
+                count,
+                self.decays[index],
+            )
+            variable.assign(value)
+            for slot, new in zip(slots, new_slots, strict=True):
+                slot.assign(new)
+        iterations.assign_add(1)
+
+    def named_variables(self, names):
+        """What a checkpoint keeps: dict of name -> Keras variable.
+
+        Args:
+            names: a name for each variable that the optimizer was built with.
+        """
+        named = {"iterations": self.iterations}
+        for slot_name, slots in zip(self.slot_names, self.slots, strict=True):
+            named |= {f"{slot_name}/{n}": slot for n, slot in zip(names, slots, strict=True)}
+        return named
+
+    def get_config(self):
+        return {**super().get_config(), "weight_decay": self.decay_rate}
+
+
+class _Moments(_Optimizer):
+    """Running means of the gradient and of its square, as in Adam (Kingma and Ba 2015)."""
+
+    slot_names = ("momentum", "velocity")
+
+    def __init__(self, learning_rate, weight_decay, beta_1, beta_2, epsilon, **kwargs):
+        super().__init__(learning_rate, weight_decay, **kwargs)
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
+
+    def moments(self, gradient, slots):
+        """The new means of the gradient and of its square."""
+        momentum, velocity = slots
+        momentum = momentum + (gradient - momentum) * (1 - self.beta_1)
+        velocity = velocity + (ops.square(gradient) - velocity) * (1 - self.beta_2)
+        return momentum, velocity
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "beta_1": self.beta_1,
+            "beta_2": self.beta_2,
+            "epsilon": self.epsilon,
+        }
 
 
 @keras.saving.register_keras_serializable("kbert")
-class AdamW(keras.optimizers.Optimizer):
+class AdamW(_Moments):
     """Adam with decoupled weight decay as BERT was trained with: no bias correction, epsilon 1e-6.
 
     Source: `AdamWeightDecayOptimizer` of google-research/bert's `optimization.py`. Biases and
@@ -30,42 +146,80 @@ class AdamW(keras.optimizers.Optimizer):
         name="adamw",
         **kwargs,
     ):
-        super().__init__(learning_rate, name=name, weight_decay=weight_decay, **kwargs)
-        self.beta_1 = beta_1
-        self.beta_2 = beta_2
-        self.epsilon = epsilon
+        super().__init__(learning_rate, weight_decay, beta_1, beta_2, epsilon, name=name, **kwargs)
 
-    def build(self, variables):
-        if self.built:
-            return
-        self.exclude_from_weight_decay(var_names=list(NO_DECAY))
-        super().build(variables)
-        self._momentums, self._velocities = self.add_optimizer_variables(
-            variables, ["momentum", "velocity"]
-        )
-
-    def update_step(self, gradient, variable, learning_rate):
-        learning_rate = ops.cast(learning_rate, variable.dtype)
-        gradient = ops.cast(gradient, variable.dtype)
-        index = self._get_variable_index(variable)
-        momentum, velocity = self._momentums[index], self._velocities[index]
-        self.assign_add(momentum, (gradient - momentum) * (1 - self.beta_1))
-        self.assign_add(velocity, (ops.square(gradient) - velocity) * (1 - self.beta_2))
-        step = momentum / (ops.sqrt(velocity) + self.epsilon)
-        self.assign_sub(variable, learning_rate * step)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "beta_1": self.beta_1,
-            "beta_2": self.beta_2,
-            "epsilon": self.epsilon,
-        }
+    def step(self, gradient, value, slots, learning_rate, count, decays):
+        momentum, velocity = self.moments(gradient, slots)
+        update = momentum / (ops.sqrt(velocity) + self.epsilon)
+        if decays:
+            update = update + self.decay_rate * value
+        return value - learning_rate * update, [momentum, velocity]
 
 
-def make_optimizer(config):
-    """The optimizer of a `PretrainConfig`, with its schedule."""
-    schedule = WarmupLinearDecay(config.learning_rate, config.train_steps, config.warmup_steps)
+@keras.saving.register_keras_serializable("kbert")
+class LAMB(_Moments):
+    """Adam made for large batches (You et al. 2020, arXiv:1904.00962, algorithm 2).
+
+    The update of a variable is Adam's, bias-corrected, plus the decay; it is scaled by the trust
+    ratio, the norm of the variable over the norm of that update. Biases and LayerNorm are neither
+    decayed nor scaled, as in the authors' code. Differs from `keras.optimizers.Lamb`, whose ratio
+    leaves the decay out and which exempts nothing.
+
+    Args:
+        learning_rate: float or schedule. weight_decay: float.
+        beta_1, beta_2, epsilon: float.
+    """
+
+    def __init__(
+        self,
+        learning_rate=1e-3,
+        weight_decay=0.01,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-6,
+        name="lamb",
+        **kwargs,
+    ):
+        super().__init__(learning_rate, weight_decay, beta_1, beta_2, epsilon, name=name, **kwargs)
+
+    def step(self, gradient, value, slots, learning_rate, count, decays):
+        momentum, velocity = self.moments(gradient, slots)
+        corrected = momentum / (1 - self.beta_1**count)
+        update = corrected / (ops.sqrt(velocity / (1 - self.beta_2**count)) + self.epsilon)
+        if decays:
+            update = update + self.decay_rate * value
+            norm, update_norm = ops.norm(value), ops.norm(update)
+            usable = ops.logical_and(norm > 0, update_norm > 0)
+            ratio = ops.where(usable, norm / ops.where(usable, update_norm, 1.0), 1.0)
+            update = ratio * update
+        return value - learning_rate * update, [momentum, velocity]
+
+
+@keras.saving.register_keras_serializable("kbert")
+class SGD(_Optimizer):
+    """Gradient descent without momentum, to compare runs by: it has no memory and no epsilon."""
+
+    def __init__(self, learning_rate=0.1, weight_decay=0.0, name="sgd", **kwargs):
+        super().__init__(learning_rate, weight_decay, name=name, **kwargs)
+
+    def step(self, gradient, value, slots, learning_rate, count, decays):
+        update = gradient + self.decay_rate * value if decays else gradient
+        return value - learning_rate * update, []
+
+
+def make_schedule(config):
+    """The learning rate of a `PretrainConfig`, a function of the step."""
+    return WarmupPolynomialDecay(
+        config.learning_rate,
+        config.decay_steps or config.train_steps,
+        config.warmup_steps,
+        config.decay_power,
+    )
+
+
+def make_optimizer(config, schedule):
+    """The optimizer of a `PretrainConfig`."""
     if config.optimizer == "sgd":
-        return keras.optimizers.SGD(schedule)
-    return AdamW(schedule, weight_decay=config.weight_decay)
+        return SGD(schedule)
+    optimizer = {"adamw": AdamW, "lamb": LAMB}[config.optimizer]
+    return optimizer(schedule, config.weight_decay, epsilon=config.adam_epsilon)

@@ -1,0 +1,140 @@
+"""AdamW, LAMB and SGD against plain numpy in float64; what is decayed."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kbert.config import BertConfig, PretrainConfig
+from kbert.model import BertForPreTraining
+from kbert.train.optimizer import LAMB, SGD, AdamW, make_optimizer, make_schedule
+
+RATE, DECAY, STEPS = 0.01, 0.1, 20
+CONFIG = BertConfig(
+    vocab_size=13,
+    hidden_size=6,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=10,
+    max_position_embeddings=9,
+)
+
+
+def adamw(value, gradients, decay):
+    """AdamWeightDecayOptimizer.apply_gradients of google-research/bert."""
+    m = v = np.zeros_like(value)
+    for gradient in gradients:
+        m = 0.9 * m + 0.1 * gradient
+        v = 0.999 * v + 0.001 * gradient**2
+        value = value - RATE * (m / (np.sqrt(v) + 1e-6) + decay * value)
+    return value
+
+
+def lamb(value, gradients, decay):
+    """Algorithm 2 of You et al. 2020; what is not decayed has a trust ratio of 1."""
+    m = v = np.zeros_like(value)
+    for t, gradient in enumerate(gradients, start=1):
+        m = 0.9 * m + 0.1 * gradient
+        v = 0.999 * v + 0.001 * gradient**2
+        update = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-6) + decay * value
+        ratio = np.linalg.norm(value) / np.linalg.norm(update) if decay else 1.0
+        value = value - RATE * ratio * update
+    return value
+
+
+def sgd(value, gradients, decay):
+    for gradient in gradients:
+        value = value - RATE * (gradient + decay * value)
+    return value
+
+
+def decayed(name):
+    """By the names in the model: kernels and tables of embeddings, nothing else."""
+    return name.split("/")[-1] in ("kernel", "embeddings")
+
+
+def model_and_gradients():
+    """Weights of a model, and 20 gradients of each, from normal distributions."""
+    model = BertForPreTraining(CONFIG)
+    weights, rng = model.named_weights(), np.random.default_rng(0)
+    start, gradients = {}, {}
+    for name, weight in weights.items():
+        start[name] = rng.normal(size=weight.shape)
+        weight.assign(start[name])
+        gradients[name] = rng.normal(size=(STEPS, *weight.shape))
+    return model, start, gradients
+
+
+@pytest.mark.parametrize("way", ["keras", "whole"])
+@pytest.mark.parametrize(
+    ("optimizer", "formula"), [(AdamW, adamw), (LAMB, lamb), (SGD, sgd)], ids=lambda x: x.__name__
+)
+def test_twenty_steps_equal_numpy(optimizer, formula, way):
+    """As `fit` applies gradients, and as the training step does."""
+    model, start, gradients = model_and_gradients()
+    variables = model.trainable_variables
+    names = {id(weight): name for name, weight in model.named_weights().items()}
+    optimizer = optimizer(RATE, weight_decay=DECAY)
+    optimizer.build(variables)
+    assert len(variables) == len(names) == 30
+    for step in range(STEPS):
+        now = [tf.constant(gradients[names[id(v)]][step], tf.float32) for v in variables]
+        if way == "keras":
+            optimizer.apply(now, variables)
+        else:
+            optimizer.apply_whole(now, tf.constant(RATE), lambda variable: variable.value)
+    assert int(optimizer.iterations) == STEPS
+    for name, weight in model.named_weights().items():
+        expected = formula(start[name], gradients[name], DECAY if decayed(name) else 0.0)
+        # float32 against float64 over 20 steps
+        np.testing.assert_allclose(weight, expected, rtol=2e-5, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "sgd"])
+def test_biases_and_layer_norm_are_not_decayed(name):
+    model = BertForPreTraining(CONFIG)
+    optimizer = make_optimizer(PretrainConfig(input="x", optimizer=name), 0.1)
+    optimizer.build(model.trainable_variables)
+    names = {id(weight): name for name, weight in model.named_weights().items()}
+    found = {
+        names[id(variable)]: decays
+        for variable, decays in zip(model.trainable_variables, optimizer.decays, strict=True)
+    }
+    assert found == {name: decayed(name) for name in model.named_weights()}
+    assert sum(found.values()) == 3 + 6 + 1 + 1 + 1  # tables, block, pooler, transform, NSP
+
+
+def test_lamb_leaves_the_ratio_at_one_for_zeros():
+    variable = keras.Variable(np.zeros((2, 3), "float32"), name="kernel")
+    optimizer = LAMB(0.5, weight_decay=0.0)
+    optimizer.apply([tf.ones((2, 3))], [variable])
+    np.testing.assert_allclose(variable.numpy(), -0.5, rtol=1e-5)
+
+
+def test_settings_reach_the_optimizer():
+    config = PretrainConfig(
+        input="x",
+        optimizer="lamb",
+        learning_rate=2.0,
+        weight_decay=0.3,
+        adam_epsilon=0.4,
+        train_steps=90,
+        decay_steps=100,
+        warmup_steps=0,
+        decay_power=2.0,
+    )
+    optimizer = make_optimizer(config, make_schedule(config))
+    assert type(optimizer) is LAMB
+    assert (optimizer.decay_rate, optimizer.epsilon) == (0.3, 0.4)
+    optimizer.build([keras.Variable(np.zeros(2), name="kernel")])
+    optimizer.iterations.assign(50)
+    assert float(optimizer.learning_rate) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("cls", [AdamW, LAMB])
+def test_config_round_trip(cls):
+    optimizer = cls(0.1, weight_decay=0.2, beta_1=0.3, beta_2=0.4, epsilon=0.5)
+    config = cls.from_config(optimizer.get_config()).get_config()
+    names = ("weight_decay", "beta_1", "beta_2", "epsilon")
+    assert [config[name] for name in names] == [0.2, 0.3, 0.4, 0.5]
+    assert SGD.from_config(SGD(0.1, weight_decay=0.2).get_config()).decay_rate == 0.2
