@@ -1,59 +1,59 @@
 """Checkpoints: whole or not at all, damaged ones named and passed over."""
 
+import errno
 import json
+import threading
 
+import h5py
+import keras
+import numpy as np
 import pytest
-import tensorflow as tf
 
-from kbert.config import BertConfig
 from kbert.errors import UserError
-from kbert.model import BertForPreTraining
-from kbert.train.checkpoint import Checkpoints, replace_folder, training_variables
-from kbert.train.optimizer import AdamW
-
-CONFIG = BertConfig(
-    vocab_size=13,
-    hidden_size=6,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=10,
-    max_position_embeddings=9,
+from kbert.model.models import write_arrays
+from kbert.train import checkpoint
+from kbert.train.checkpoint import (
+    BackgroundWriter,
+    Checkpoints,
+    is_checkpoint,
+    replace_folder,
+    restore_arrays,
+    verified_state,
 )
 
 
-def variables(value):
-    return {
-        "a/b": tf.Variable([value, 2.0]),
-        "seed/0": tf.Variable([1, int(value)], dtype=tf.uint32),
-    }
+def writer(value):
+    return lambda folder: write_arrays(folder / "arrays.h5", {"a/b": np.full(99, value)})
 
 
 def saved(tmp_path, steps, keep=9):
     checkpoints = Checkpoints(tmp_path / "checkpoint", keep)
     for step in steps:
-        checkpoints.save(step, variables(float(step)), {"note": step})
+        checkpoints.save(step, {"note": step / 3}, writer(step))
     return checkpoints
 
 
 def test_round_trip(tmp_path):
     checkpoints = saved(tmp_path, [7])
     state = checkpoints.newest(print)
-    assert (state["step"], state["note"]) == (7, 7)
-    fresh = variables(0.0)
-    checkpoints.restore(7, fresh)
-    assert fresh["a/b"].numpy().tolist() == [7.0, 2.0]
-    assert fresh["seed/0"].numpy().tolist() == [1, 7]
+    assert (state["step"], state["note"]) == (7, 7 / 3)
+    path = checkpoints.path(7)
+    assert is_checkpoint(path) and not is_checkpoint(tmp_path) and verified_state(path) == state
+    variable = keras.Variable(np.zeros(99), dtype="float32")
+    restore_arrays(path / "arrays.h5", {"a/b": variable})
+    assert (variable.numpy() == 7).all()
 
 
 def test_no_checkpoint(tmp_path):
-    assert Checkpoints(tmp_path / "none", 1).newest(print) is None
+    checkpoints = Checkpoints(tmp_path / "none", 1)
+    assert checkpoints.newest(print) is None and checkpoints.last_good is None
 
 
 def test_keeps_the_newest(tmp_path):
     assert saved(tmp_path, [1, 2, 3, 4], keep=2).steps() == [3, 4]
 
 
-@pytest.mark.parametrize("name", ["variables.index", "variables.data-00000-of-00001", "state.json"])
+@pytest.mark.parametrize("name", ["arrays.h5", "state.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, name, damage):
     checkpoints = saved(tmp_path, [1, 2])
@@ -61,15 +61,40 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, nam
     data = bytearray(path.read_bytes())
     if damage == "remove":
         path.unlink()
+    elif damage == "truncate":
+        path.write_bytes(data[: len(data) // 2])
     else:
-        data[len(data) // 2] ^= 1
-        # A bit of the state file may hit a value that means nothing; half of it never parses.
-        path.write_bytes(
-            data if damage == "flip" and name != "state.json" else data[: len(data) // 2]
-        )
+        data[data.index(b"0.6666") if name == "state.json" else len(data) // 2] ^= 1
+        path.write_bytes(data)
     lines = []
     assert checkpoints.newest(lines.append)["step"] == 1
     assert len(lines) == 1 and "step_00000002 is damaged" in lines[0]
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "", '{"format": 2, "step": 2}'])
+def test_a_state_file_that_is_none(tmp_path, text):
+    checkpoints = saved(tmp_path, [1, 2])
+    (checkpoints.path(2) / "state.json").write_text(text)
+    lines = []
+    assert checkpoints.newest(lines.append)["step"] == 1 and len(lines) == 1
+
+
+def test_a_checkpoint_of_another_version_is_neither_taken_nor_passed_over(tmp_path):
+    checkpoints = saved(tmp_path, [1, 2])
+    (checkpoints.path(2) / "state.json").write_text('{"format": 3}')
+    with pytest.raises(UserError, match=r"step_00000002 has format 3; this kbert reads 2. Use the"):
+        checkpoints.newest(print)
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    checkpoints = saved(tmp_path, [1, 2])
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(checkpoint, "_sha256", refuse)
+    with pytest.raises(UserError, match=r"cannot read .*step_00000002: Permission denied"):
+        checkpoints.newest(print)
 
 
 def test_a_damaged_newer_checkpoint_gives_way_to_a_good_one(tmp_path):
@@ -78,14 +103,14 @@ def test_a_damaged_newer_checkpoint_gives_way_to_a_good_one(tmp_path):
     lines = []
     one = Checkpoints(checkpoints.folder, keep=1)
     assert one.newest(lines.append)["step"] == 500 and len(lines) == 1
-    one.save(600, variables(6.0), {})
+    one.save(600, {}, writer(6))
     assert one.steps() == [600]
 
 
 def test_no_run_starts_from_scratch_over_damaged_checkpoints(tmp_path):
     checkpoints = saved(tmp_path, [1, 2])
     for step in (1, 2):
-        (checkpoints.path(step) / "variables.index").unlink()
+        (checkpoints.path(step) / "arrays.h5").unlink()
     with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
         checkpoints.newest(print)
 
@@ -96,30 +121,83 @@ def test_a_half_written_checkpoint_is_never_taken_and_cleared_away(tmp_path):
     partial.mkdir()
     (partial / "state.json").write_text(json.dumps({"step": 5, "files": {}}))
     assert checkpoints.newest(print)["step"] == 1
-    checkpoints.save(2, variables(2.0), {})
+    checkpoints.save(2, {}, writer(2))
     assert not partial.exists()
 
 
-def test_other_variables_are_refused(tmp_path):
-    checkpoints = saved(tmp_path, [3])
-    with pytest.raises(UserError, match=r"step_00000003 does not fit the model or the optimizer"):
-        checkpoints.restore(3, {"a/b": tf.Variable([0.0, 0.0, 0.0])})
+def full_disk(folder):
+    (folder / "some").write_text("x")
+    raise OSError(errno.ENOSPC, "long text of HDF5\nover lines")
 
 
-def test_training_variables_hold_seeds_and_slots_by_stable_names():
-    def names_and_values():
-        model = BertForPreTraining(CONFIG)
-        optimizer = AdamW(0.1)
-        optimizer.build(model.trainable_variables)
-        return training_variables(model, optimizer)
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoint", 9)
+    with pytest.raises(UserError, match=r"it goes on from the start\."):
+        checkpoints.save(1, {}, full_disk)
+    checkpoints.save(1, {}, writer(1))
+    checkpoints.save(3, {}, writer(3))
+    (checkpoints.path(3) / "arrays.h5").unlink()
+    checkpoints.newest([].append)
+    with pytest.raises(UserError) as caught:
+        checkpoints.save(2, {}, full_disk)
+    assert str(caught.value) == (
+        f"cannot write the checkpoint of step 2 in {checkpoints.folder}: No space left on device. "
+        f"Mend that and run the same command again: it goes on from {checkpoints.path(1)}, which "
+        f"is whole."
+    )
+    assert not list(checkpoints.folder.glob("partial*"))
+    assert checkpoints.newest([].append)["step"] == 1
+    with pytest.raises(UserError, match=r"cannot write .*best: No space left on device"):
+        replace_folder(tmp_path / "best", full_disk)
+    assert not list(tmp_path.glob("*best*"))
 
-    first, second = names_and_values(), names_and_values()
-    assert list(first) == list(second)
-    assert sum(name.startswith("seed/") for name in first) == 4  # embeddings, weights, two outputs
-    weights = sum(name.startswith("model/") for name in first)
-    # two slots per weight, the iteration count and the learning rate
-    assert sum(name.startswith("optimizer/") for name in first) == 2 * weights + 2
-    assert all(isinstance(value, tf.Variable) for value in first.values())
+
+def test_arrays_that_do_not_fit_are_refused(tmp_path):
+    write_arrays(tmp_path / "x.h5", {"a": np.zeros((2, 3)), "b": np.zeros(2)})
+    a, b, c = (keras.Variable(np.ones(shape)) for shape in ((2, 3), (2,), (2,)))
+    with pytest.raises(UserError, match=r"a has the shape \(2, 3\), wanted is \(2,\)"):
+        restore_arrays(tmp_path / "x.h5", {"a": b})
+    with pytest.raises(UserError, match=r"c has the shape none, wanted is \(2,\)"):
+        restore_arrays(tmp_path / "x.h5", {"a": a, "c": c})
+    restore_arrays(tmp_path / "x.h5", {"b": b, "c": c}, optional=["c"])
+    assert b.numpy().tolist() == [0, 0] and c.numpy().tolist() == [1, 1]
+
+
+def test_integers_stay_exact(tmp_path):
+    write_arrays(tmp_path / "x.h5", {"iterations": np.int64(2**40 + 1)})
+    variable = keras.Variable(0, dtype="int64", trainable=False)
+    restore_arrays(tmp_path / "x.h5", {"iterations": variable})
+    assert int(variable) == 2**40 + 1
+    with h5py.File(tmp_path / "x.h5") as file:
+        assert file["iterations"].dtype == np.int64
+
+
+def test_the_background_writer_works_while_the_caller_goes_on():
+    go_on, done = threading.Event(), []
+    with BackgroundWriter() as background:
+        background.start(lambda: (go_on.wait(10), done.append(1)))
+        background.check()  # returns at once
+        assert not done
+        go_on.set()
+        background.start(lambda: done.append(2))  # waits for the first
+        assert done[0] == 1
+    assert done == [1, 2]
+
+
+def test_the_background_writer_raises_what_a_job_raised():
+    def fail():
+        raise UserError("disk full")
+
+    with pytest.raises(UserError, match="disk full"), BackgroundWriter() as background:
+        background.start(fail)
+    with BackgroundWriter() as background:
+        background.start(fail)
+        with pytest.raises(UserError, match="disk full"):
+            background.start(lambda: None)
+    # an error of the body is not hidden by one of a job
+    with pytest.raises(KeyError), BackgroundWriter() as background:
+        background.start(fail)
+        raise KeyError
 
 
 def test_replace_folder_keeps_the_old_one_when_writing_fails(tmp_path):

@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, verified when read, the newest good one taken."""
 
+import concurrent.futures
 import hashlib
 import json
 import os
@@ -7,42 +8,33 @@ import pathlib
 import re
 import shutil
 
-import tensorflow as tf
+import h5py
+import numpy as np
 
 from kbert.errors import UserError
 
-_STATE = "state.json"
+OPTIMIZER_FILE = "optimizer.h5"
+_STATE, _FORMAT = "state.json", 2
 _NAME = re.compile(r"step_(\d{8,})")
 
 
-def training_variables(model, optimizer):
-    """Everything that a step changes: weights, seeds of dropout, slots of the optimizer.
-
-    Returns:
-        dict of name -> tf.Variable. Seeds are numbered: Keras' names for them depend on what else
-        the process has built.
-    """
-    named = {f"model/{name}": weight for name, weight in model.named_weights().items()}
-    known = {id(weight) for weight in named.values()}
-    seeds = [variable for variable in model.variables if id(variable) not in known]
-    named |= {f"seed/{i}": variable for i, variable in enumerate(seeds)}
-    named |= {f"optimizer/{i}": variable for i, variable in enumerate(optimizer.variables)}
-    return {name: variable.value for name, variable in named.items()}
-
-
 class Checkpoints:
-    """The checkpoints of a run: folders `step_00000100` with the variables and `state.json`.
+    """The checkpoints of a run: folders `step_00000100`, each with `state.json`.
 
-    `state.json` is written last, holds the SHA-256 of the other files, and the folder gets its name
-    only then: a folder with a name is whole, and a damaged one is noticed.
+    `state.json` is written last, holds the SHA-256 of the other files and of itself, and the folder
+    gets its name only then: a folder with a name is whole, and a damaged one is noticed.
 
     Args:
         folder: made when the first checkpoint is written.
         keep: how many to keep.
+
+    Attributes:
+        last_good: folder of the checkpoint that was verified or written last, or None.
     """
 
     def __init__(self, folder, keep):
         self.folder = pathlib.Path(folder)
+        self.last_good = None
         self._keep = keep
 
     def steps(self):
@@ -54,31 +46,44 @@ class Checkpoints:
         """Folder of the checkpoint of a step."""
         return self.folder / f"step_{step:08d}"
 
-    def save(self, step, variables, state):
+    def save(self, step, state, write):
         """Writes a checkpoint and deletes those that are too old.
 
         Args:
-            step: int. variables: dict of name -> tf.Variable. state: dict that JSON can hold.
+            step: int. state: dict that JSON can hold.
+            write: function that puts all other files into the folder it is given.
+
+        Raises:
+            UserError: it cannot be written, as when the disk is full; those before it are whole.
         """
-        scratch = self.folder / f"partial-{os.getpid()}"
+        target, scratch = self.path(step), self.folder / f"partial-{os.getpid()}"
         shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        tf.train.Checkpoint(variables=variables).write(str(scratch / "variables"))
-        files = {path.name: _sha256(path) for path in sorted(scratch.iterdir())}
-        text = json.dumps({**state, "step": step, "files": files}, indent=1)
-        (scratch / _STATE).write_text(text + "\n", encoding="utf-8")
-        for path in scratch.iterdir():
-            _sync(path)
-        _sync(scratch)
-        target = self.path(step)
-        shutil.rmtree(target, ignore_errors=True)
-        scratch.rename(target)
-        _sync(self.folder)
+        try:
+            scratch.mkdir(parents=True)
+            write(scratch)
+            files = {path.name: _sha256(path) for path in sorted(scratch.iterdir())}
+            state = {"format": _FORMAT, "step": step, **state, "files": files}
+            text = json.dumps({**state, "checksum": _checksum(state)}, indent=1)
+            (scratch / _STATE).write_text(text + "\n", encoding="utf-8")
+            for path in (*scratch.iterdir(), scratch):
+                _sync(path)
+            shutil.rmtree(target, ignore_errors=True)
+            scratch.rename(target)
+            _sync(self.folder)
+        except OSError as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            before = f"{self.last_good}, which is whole" if self.last_good else "the start"
+            raise UserError(
+                f"cannot write the checkpoint of step {step} in {self.folder}: "
+                f"{_reason(error)}. Mend that and run the same command again: it goes on from "
+                f"{before}."
+            ) from error
+        self.last_good = target
         for other in self.steps():
             if other > step:  # damaged, or the run would have gone on from it
-                shutil.rmtree(self.path(other))
+                shutil.rmtree(self.path(other), ignore_errors=True)
         for old in self.steps()[: -self._keep]:
-            shutil.rmtree(self.path(old))
+            shutil.rmtree(self.path(old), ignore_errors=True)
         for partial in self.folder.glob("partial-*"):  # of runs that were killed
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -89,14 +94,17 @@ class Checkpoints:
             report: called with a line for each damaged one.
 
         Raises:
-            UserError: all of them are damaged.
+            UserError: all of them are damaged, or one cannot be judged: it may not be read.
         """
         steps = self.steps()
         for step in reversed(steps):
             try:
-                return self._verified_state(step)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                report(f"checkpoint {self.path(step)} is damaged ({error}); taking the one before")
+                state = verified_state(self.path(step))
+            except DamagedCheckpoint as error:
+                report(f"{error} Taking the one before.")
+            else:
+                self.last_good = self.path(step)
+                return state
         if steps:
             raise UserError(
                 f"every checkpoint in {self.folder} is damaged. To start again from scratch, "
@@ -104,52 +112,153 @@ class Checkpoints:
             )
         return None
 
-    def _verified_state(self, step):
-        path = self.path(step)
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint is not what was written."""
+
+
+def is_checkpoint(folder):
+    """Whether a folder is one that `Checkpoints` wrote."""
+    return (pathlib.Path(folder) / _STATE).is_file()
+
+
+def verified_state(path):
+    """State of the checkpoint in a folder, after reading every file of it.
+
+    Raises:
+        DamagedCheckpoint: a file is missing or not what was written.
+        UserError: a file may not be read, or another version of kbert wrote it.
+    """
+    path = pathlib.Path(path)
+    try:
         state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        if state["format"] != _FORMAT:
+            raise UserError(
+                f"checkpoint {path} has format {state['format']}; this kbert reads {_FORMAT}. Use "
+                f"the kbert that wrote it, or another --output_dir."
+            )
+        if state.pop("checksum") != _checksum(state):
+            raise ValueError(f"the checksum of {_STATE} differs")
         for name, expected in state["files"].items():
             if _sha256(path / name) != expected:
                 raise ValueError(f"the checksum of {name} differs")
-        return state
+    except UserError:
+        raise
+    except PermissionError as error:
+        raise UserError(f"cannot read the checkpoint {path}: {_reason(error)}.") from error
+    except OSError as error:
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged ({_reason(error)}).") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged ({error}).") from error
+    return state
 
-    def restore(self, step, variables):
-        """Reads a checkpoint into variables.
 
-        Raises:
-            UserError: its variables are not these.
-        """
-        path = self.path(step)
-        try:
-            status = tf.train.Checkpoint(variables=variables).read(str(path / "variables"))
-            status.assert_consumed()
-        except (AssertionError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"the checkpoint {path} does not fit the model or the optimizer: {reason}. Use the "
-                f"flags it was written with (run.flags beside it), or another --output_dir."
-            ) from error
+def restore_arrays(path, variables, optional=()):
+    """Assigns the arrays of a file to Keras variables of the same names.
+
+    Args:
+        path: what `write_arrays` of `kbert.model.models` wrote.
+        variables: dict of name -> Keras variable.
+        optional: starts of names that the file may lack; these variables stay as they are.
+
+    Raises:
+        UserError: an array is missing, or has another shape.
+    """
+    with h5py.File(path, "r") as file:
+        for name, variable in variables.items():
+            if name not in file and name.startswith(tuple(optional)):
+                continue
+            found = file[name].shape if name in file else "none"
+            if found != tuple(variable.shape):
+                raise UserError(
+                    f"{path} does not fit this model and optimizer: {name} has the shape {found}, "
+                    f"wanted is {tuple(variable.shape)}. Use the flags it was written with."
+                )
+            variable.assign(np.asarray(file[name]))
+
+
+class BackgroundWriter:
+    """Writes files in a thread of its own, one job at a time, so that no step waits for the disk.
+
+    A job's error is raised by the next call. As a context manager it ends with the last job done.
+    """
+
+    def __init__(self):
+        self._executor = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._job = None
+
+    def start(self, job):
+        """Runs `job()`, after the one under way."""
+        self.wait()
+        self._job = self._executor.submit(job)
+
+    def check(self):
+        """Raises the error of a job that has failed; does not wait."""
+        if self._job and self._job.done():
+            self.wait()
+
+    def wait(self):
+        """Waits for the job under way, and raises its error."""
+        job, self._job = self._job, None
+        if job:
+            job.result()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self._executor.shutdown(wait=True)
+        if error is None:
+            self.wait()
 
 
 def replace_folder(target, write):
-    """Makes a folder whole or not at all: `write(path)` fills it elsewhere before it is named."""
+    """Makes a folder whole or not at all: `write(path)` fills it elsewhere before it is named.
+
+    Raises:
+        UserError: it cannot be written, as when the disk is full; the one before it is whole.
+    """
     target = pathlib.Path(target)
-    scratch, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
-    if old.exists() and not target.exists():  # a process was killed between the two renames
-        old.rename(target)
-    for left in (scratch, old):
-        shutil.rmtree(left, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    recover_folder(target)
+    scratch, old = _scratch_and_old(target)
     try:
+        scratch.mkdir(parents=True)
         write(scratch)
-        for path in scratch.iterdir():
+        for path in (*scratch.iterdir(), scratch):
             _sync(path)
         if target.exists():
             target.rename(old)
         scratch.rename(target)
         _sync(target.parent)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {target}: {_reason(error)}. Mend that and run the same command again."
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(target):
+    """Mends what a process left that was killed in `replace_folder`."""
+    target = pathlib.Path(target)
+    scratch, old = _scratch_and_old(target)
+    if old.exists() and not target.exists():  # killed between the two renames
+        old.rename(target)
+    for left in (scratch, old):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _scratch_and_old(target):
+    return (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
+
+
+def _reason(error):
+    return os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+
+
+def _checksum(state):
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path):
