@@ -255,7 +255,11 @@ class PretrainConfig:
         "architecture: tiny, mini, small, medium, base, large, or a .yaml or .json file; default: "
         "that of the checkpoint or of --init_from, else base",
     )
-    init_from: str | None = setting(None, "folder of weights to start from, such as RUN/final")
+    init_from: str | None = setting(
+        None,
+        "folder to start from: weights, such as RUN/pretrain/final, with a fresh optimizer, or a "
+        "checkpoint, such as RUN/pretrain/checkpoint/step_00001000, with its optimizer",
+    )
     max_seq_length: int = setting(128, "length of an example in tokens, L", at_least=5)
     max_predictions_per_seq: int | None = setting(
         None, "masked slots of an example, M; default: mask_rate * L, rounded up", at_least=1
@@ -269,14 +273,52 @@ class PretrainConfig:
     train_steps: int = setting(1_000_000, "steps of the whole run", at_least=1)
     learning_rate: float = setting(1e-4, "peak learning rate", above=0)
     warmup_steps: int = setting(10_000, "steps of linear warm-up", at_least=0)
+    decay_steps: int | None = setting(
+        None, "step at which the learning rate is 0; default: train_steps", at_least=1
+    )
+    decay_power: float = setting(
+        1.0, "learning rate falls as (1 - step / decay_steps) to this power", above=0
+    )
     weight_decay: float = setting(0.01, "decoupled weight decay", at_least=0)
     clip_norm: float = setting(1.0, "global norm to which gradients are clipped", above=0)
-    optimizer: str = setting("adamw", "the optimizer", choices=("adamw", "sgd"))
+    optimizer: str = setting("adamw", "the optimizer", choices=("adamw", "lamb", "sgd"))
+    adam_epsilon: float = setting(1e-6, "epsilon of adamw and lamb", above=0)
     precision: str = setting(
-        "float32", "dtype policy of the model", choices=("float32", "mixed_bfloat16")
+        "float32",
+        "dtype policy of the model",
+        choices=("float32", "mixed_bfloat16", "mixed_float16"),
+    )
+    distribution: str = setting(
+        "auto",
+        "devices: one_device, mirrored (all GPUs, or --cpu_devices), auto (mirrored if several)",
+        choices=("auto", "one_device", "mirrored"),
+    )
+    cpu_devices: int = setting(
+        1, "parts of the CPU that act as devices, to try --distribution=mirrored", at_least=1
+    )
+    accumulation_steps: int = setting(
+        1, "slices of a device's examples, computed one after the other to save memory", at_least=1
+    )
+    jit: str = setting(
+        "auto",
+        "compile the step with XLA; auto: on GPUs, not on the CPU",
+        choices=("auto", "on", "off"),
+    )
+    remat: bool = setting(
+        False, "keep no activations inside encoder blocks: less memory, a third more to compute"
+    )
+    deterministic: bool = setting(
+        False, "on GPUs: repeat to the last bit, at some cost; the CPU does anyway"
+    )
+    nonfinite: str = setting(
+        "stop",
+        "what to do at a loss or gradient that is not finite: stop the run, or skip the step",
+        choices=("stop", "skip"),
     )
     eval_every_steps: int = setting(10_000, "steps between evaluations", at_least=1)
-    eval_examples: int = setting(2048, "held-out examples of an evaluation", at_least=1)
+    eval_examples: int = setting(
+        2048, "held-out examples of an evaluation, in whole batches of 32", at_least=1
+    )
     save_every_steps: int = setting(1000, "steps between checkpoints", at_least=1)
     keep_checkpoints: int = setting(2, "checkpoints to keep", at_least=1)
     log_every_steps: int = setting(100, "steps between lines of the log", at_least=1)
@@ -293,4 +335,9 @@ class PretrainConfig:
             raise UserError(
                 f"warmup_steps must be < train_steps; got {self.warmup_steps} and "
                 f"{self.train_steps}."
+            )
+        if self.decay_steps is not None and self.decay_steps < self.train_steps:
+            raise UserError(
+                f"decay_steps must be >= train_steps, or nothing is learnt in the rest; got "
+                f"{self.decay_steps} and {self.train_steps}."
             )

@@ -7,6 +7,7 @@ from kbert.config import PretrainConfig
 
 flags.define(PretrainConfig)
 absl_flags.DEFINE_string("output_dir", "saved_model/bert", "the run's folder")
+absl_flags.DEFINE_bool("dry_run", False, "say what the run would take, after three steps of it")
 
 
 def main():
@@ -14,7 +15,7 @@ def main():
     config = flags.read(PretrainConfig)
     from kbert.train import train
 
-    train(config, absl_flags.FLAGS.output_dir)
+    train(config, absl_flags.FLAGS.output_dir, absl_flags.FLAGS.dry_run)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,10 @@ def run(main):
         except OSError as error:  # no permission, disk full, a file where a folder should be, ...
             _fail(f"{error.filename or 'input or output'}: {error.strerror or error}.")
         except tf.errors.ResourceExhaustedError as error:
-            _fail(f"out of memory ({error.message.splitlines()[0]}). Use smaller batches.")
+            _fail(
+                f"out of memory ({error.message.splitlines()[0]}). Take smaller slices of the "
+                f"batch (--accumulation_steps), --remat, or a smaller batch."
+            )
         except KeyboardInterrupt:
             _fail("interrupted.", status=130)
 

@@ -171,3 +171,19 @@ def test_bad_flags_get_a_line_and_no_stack_trace(argument, code, message):
     done = run_program(argument)
     assert done.returncode == code and message in done.stderr and "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_too_little_memory_is_one_line_with_what_helps():
+    script = (
+        "from kbert import program\n"
+        "import tensorflow as tf\n"
+        "def main():\n"
+        "    raise tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating\\nmore')\n"
+        "program.run(main)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "error: out of memory (OOM when allocating). Take smaller slices of the batch "
+        "(--accumulation_steps), --remat, or a smaller batch."
+    )

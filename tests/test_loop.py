@@ -13,12 +13,15 @@ import time
 import h5py
 import numpy as np
 import pytest
+import tensorflow as tf
+from run_files import metrics_of, weights_of
 
 from kbert.config import BertConfig, PretrainConfig
 from kbert.data import BertTokenizer
 from kbert.errors import UserError
 from kbert.model import BertForPreTraining, BertModel
 from kbert.train import loop, train
+from kbert.train.step import TrainStep
 
 ARCHITECTURE = """
 num_hidden_layers: 1
@@ -90,29 +93,19 @@ def settings(tmp_path, text):
     }
 
 
-def metrics_of(run):
-    lines = (pathlib.Path(run) / "pretrain" / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    for row in rows:
-        row.pop("tokens_per_second", None)
-    return rows
-
-
-def weights_of(folder):
-    found = {}
-    with h5py.File(pathlib.Path(folder) / "weights.h5") as file:
-        file.visititems(
-            lambda name, item: found.update({name: item[()]}) if hasattr(item, "shape") else None
-        )
-    return found
-
-
 def assert_same_run(first, second):
     assert metrics_of(first) == metrics_of(second)
     a, b = weights_of(first / "pretrain/final"), weights_of(second / "pretrain/final")
     assert a.keys() == b.keys() and len(a) > 20
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.fixture
+def finished(settings, tmp_path):
+    """Folder of a run of 12 steps."""
+    train(PretrainConfig(**settings), tmp_path / "run")
+    return tmp_path / "run"
 
 
 def command(settings, output_dir):
@@ -133,7 +126,8 @@ def test_a_run_writes_what_it_promises(settings, tmp_path, capsys):
     train_rows = [row for row in rows if "loss" in row]
     assert [row["step"] for row in train_rows] == list(range(1, 13))
     assert set(train_rows[0]) == {
-        *("step", "loss", "mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy", "learning_rate")
+        *("step", "loss", "mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"),
+        *("learning_rate", "gradient_norm", "skipped_steps"),
     }
     eval_rows = [row for row in rows if "eval_mlm_loss" in row]
     assert [row["step"] for row in eval_rows] == [6, 12]
@@ -178,6 +172,16 @@ def test_runs_repeat_and_the_seed_matters(settings, tmp_path):
     assert metrics_of(tmp_path / "a") != metrics_of(tmp_path / "c")
 
 
+def test_deterministic_ops_compute_the_same(settings, tmp_path, finished):
+    done = run_program(settings | {"deterministic": True}, tmp_path / "deterministic")
+    assert done.returncode == 0, done.stderr
+    losses = [
+        [row["loss"] for row in metrics_of(run) if "loss" in row]
+        for run in (finished, tmp_path / "deterministic")
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5)  # other orders of summation
+
+
 def test_a_window_of_the_log_survives_a_stop(settings, tmp_path):
     """Logged every 8 steps, stopped at 5: the first line still averages steps 1 to 8."""
     settings |= {"log_every_steps": 8, "train_steps": 16}
@@ -192,11 +196,19 @@ def test_a_window_of_the_log_survives_a_stop(settings, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-def test_killed_runs_go_on_to_the_bit(settings, tmp_path, precision):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"precision": "mixed_bfloat16", "accumulation_steps": 3},
+        {"precision": "mixed_float16", "optimizer": "lamb"},
+        {"cpu_devices": 2, "accumulation_steps": 3, "precision": "mixed_float16", "remat": True},
+    ],
+    ids=lambda change: "-".join(map(str, change.values())) or "plain",
+)
+def test_killed_runs_go_on_to_the_bit(settings, tmp_path, change):
     """60 steps at once = 30, `kill -9`, the rest: every loss and every weight, dropout on."""
-    settings |= {"train_steps": 60, "save_every_steps": 10, "eval_every_steps": 20}
-    settings |= {"precision": precision}
+    settings |= {"train_steps": 60, "save_every_steps": 10, "eval_every_steps": 20} | change
     assert run_program(settings, tmp_path / "whole").returncode == 0
     log = tmp_path / "killed/pretrain/metrics.jsonl"
     with open(tmp_path / "out", "w") as out:
@@ -244,22 +256,64 @@ def test_a_stop_during_an_evaluation_is_saved(settings, tmp_path, monkeypatch, c
 
     def evaluate_and_interrupt(self, writer):
         os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.undo()
         return evaluate(self, writer)
 
     monkeypatch.setattr(loop._Run, "_evaluate", evaluate_and_interrupt)
     train(PretrainConfig(**settings | {"eval_every_steps": 3}), tmp_path / "run")
     printed = capsys.readouterr().out
-    step = int(re.search(r"stopped and saved at step (\d+)", printed)[1])
-    assert (tmp_path / f"run/pretrain/checkpoint/step_{step:08d}").exists()
+    assert "stopped and saved at step 3. Go on with:" in printed
+    assert (tmp_path / "run/pretrain/checkpoint/step_00000003").exists()
+
+
+def test_a_stop_before_an_evaluation_does_not_wait_for_it(settings, tmp_path, monkeypatch):
+    """It is made up for when the run goes on."""
+    log = loop._Run._log
+
+    def log_and_interrupt(self, writer):
+        if self.step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return log(self, writer)
+
+    monkeypatch.setattr(loop._Run, "_log", log_and_interrupt)
+    train(PretrainConfig(**settings), tmp_path / "run")
+    assert [row["step"] for row in metrics_of(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    monkeypatch.undo()
+    train(PretrainConfig(**settings), tmp_path / "run")
+    train(PretrainConfig(**settings), tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_other_held_out_text_makes_the_best_loss_start_anew(settings, finished, capsys):
+    settings |= {"train_steps": 14, "eval_examples": 40}
+    train(PretrainConfig(**settings), finished)
+    printed = capsys.readouterr().out
+    assert "note: the held-out text has changed; the best loss is sought anew" in printed
+    assert "best so far" in printed
+
+
+def test_held_out_figures_do_not_depend_on_how_a_run_trains(settings, tmp_path):
+    """The same weights, at a rate that moves nothing: the same figures to the last bit."""
+    settings |= {"train_steps": 1, "warmup_steps": 0, "learning_rate": 1e-30}
+    changes = (
+        {},
+        {"mask_rate": 0.4, "global_batch_size": 9, "short_seq_prob": 1.0, "accumulation_steps": 3},
+        {"whole_word_mask": True, "max_predictions_per_seq": 1, "remat": True},
+    )
+    found = []
+    for number, change in enumerate(changes):
+        results = train(PretrainConfig(**settings | change), tmp_path / str(number))
+        found.append({name: value for name, value in results.items() if name.startswith("eval_")})
+    assert found[0] == found[1] == found[2] and len(found[0]) == 7
 
 
 def test_a_damaged_checkpoint_is_passed_over(settings, tmp_path, capsys):
     train(PretrainConfig(**settings), tmp_path / "run")
     before = metrics_of(tmp_path / "run")
     newest = tmp_path / "run/pretrain/checkpoint/step_00000012"
-    data = bytearray((newest / "variables.data-00000-of-00001").read_bytes())
-    data[100] ^= 1
-    (newest / "variables.data-00000-of-00001").write_bytes(data)
+    data = bytearray((newest / "optimizer.h5").read_bytes())
+    data[-100] ^= 1
+    (newest / "optimizer.h5").write_bytes(data)
     train(PretrainConfig(**settings), tmp_path / "run")
     assert "step_00000012 is damaged" in capsys.readouterr().out
     assert metrics_of(tmp_path / "run") == before
@@ -272,6 +326,31 @@ def test_a_complete_run_is_left_as_it_is(settings, tmp_path, capsys):
     assert "this run is complete: step 12 of 12" in capsys.readouterr().out
     after = weights_of(tmp_path / "run/pretrain/final")
     assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_flags_that_would_make_it_another_run_are_refused(settings, finished):
+    path = finished / "pretrain/checkpoint/step_00000012"
+    changes = {"global_batch_size": 8, "seed": 1, "max_seq_length": 16, "mask_rate": 0.2}
+    changes |= {"whole_word_mask": True, "short_seq_prob": 0.2, "optimizer": "lamb"}
+    changes |= {"max_predictions_per_seq": 2}
+    for name, value in changes.items():
+        before = getattr(PretrainConfig(**settings), name)
+        message = (
+            f"{name} is {value} now, but {path} was written with {before}. Go on with the old "
+            f"value, or start another run: --init_from={path} --output_dir=ANOTHER."
+        )
+        with pytest.raises(UserError, match=re.escape(message)):
+            train(PretrainConfig(**settings | {name: value, "train_steps": 14}), finished)
+    assert set(changes) == set(loop.FIXED)
+
+
+def test_a_folder_of_another_kind_of_checkpoint_is_refused(settings, tmp_path):
+    """As an older or a newer kbert, or another program, may have left."""
+    path = tmp_path / "run/pretrain/checkpoint/step_00000012"
+    path.mkdir(parents=True)
+    (path / "state.json").write_text('{"format": 1}')
+    with pytest.raises(UserError, match=r"step_00000012 has format 1; this kbert reads 2"):
+        train(PretrainConfig(**settings), tmp_path / "run")
 
 
 def test_changed_flags_are_reported_on_resume(settings, tmp_path, capsys):
@@ -306,6 +385,49 @@ def test_continued_pretraining_starts_from_the_weights(settings, tmp_path, capsy
         np.testing.assert_allclose(before[name], after[name], atol=1e-6, err_msg=name)
 
 
+def test_continued_pretraining_takes_the_optimizer_of_a_checkpoint(settings, tmp_path, capsys):
+    """12 steps and 12 more equal 24 at a rate that does not change, for the same examples."""
+    settings |= {"warmup_steps": 0, "decay_power": 1e-9, "log_every_steps": 1}
+    settings |= {"learning_rate": 1e-3, "train_steps": 12}
+    train(PretrainConfig(**settings), tmp_path / "run")
+    checkpoint = tmp_path / "run/pretrain/checkpoint/step_00000010"
+    final = tmp_path / "run/pretrain/final"
+    more = settings | {"bert_config": None, "train_steps": 3}
+    train(PretrainConfig(**more, init_from=str(checkpoint)), tmp_path / "more")
+    printed = capsys.readouterr().out
+    assert f"starting from the weights and the optimizer of {checkpoint}" in printed
+    with h5py.File(tmp_path / "more/pretrain/checkpoint/step_00000003/optimizer.h5") as file:
+        assert file["iterations"][()] == 13
+    train(PretrainConfig(**more, init_from=str(final)), tmp_path / "fresh")
+    with h5py.File(tmp_path / "fresh/pretrain/checkpoint/step_00000003/optimizer.h5") as file:
+        assert file["iterations"][()] == 3
+    capsys.readouterr()
+    lamb = PretrainConfig(**more | {"optimizer": "lamb"}, init_from=str(checkpoint))
+    train(lamb, tmp_path / "lamb")
+    printed = capsys.readouterr().out
+    assert f"weights of {checkpoint}, with a fresh optimizer (it was trained with adamw)" in printed
+    data = bytearray((checkpoint / "weights.h5").read_bytes())
+    data[-10] ^= 1
+    (checkpoint / "weights.h5").write_bytes(data)
+    with pytest.raises(UserError, match=r"step_00000010 is damaged \(the checksum of weights.h5"):
+        train(PretrainConfig(**more, init_from=str(checkpoint)), tmp_path / "damaged")
+
+
+def test_a_checkpoint_is_a_folder_of_weights(settings, finished):
+    model = BertModel.from_pretrained(finished / "pretrain/checkpoint/step_00000012")
+    for name, value in weights_of(finished / "pretrain/final").items():
+        if name.startswith("bert/"):
+            np.testing.assert_array_equal(value, np.array(model.named_weights()[name]))
+
+
+def test_a_run_may_change_its_precision(settings, finished, capsys):
+    settings |= {"train_steps": 14, "precision": "mixed_float16"}
+    train(PretrainConfig(**settings), finished)
+    assert "note: --precision is mixed_float16 now" in capsys.readouterr().out
+    row = [row for row in metrics_of(finished) if "loss" in row][-1]
+    assert row["loss_scale"] == 2.0**15
+
+
 def test_continued_pretraining_needs_the_same_vocabulary(settings, tmp_path):
     train(PretrainConfig(**settings), tmp_path / "run")
     vocab = tmp_path / "vocab.txt"
@@ -327,17 +449,18 @@ def test_a_prepared_corpus_is_taken_as_it_is(settings, tmp_path):
 
 
 def test_plain_text_is_prepared_once_and_again_when_it_changes(settings, tmp_path, text, capsys):
-    for expected in (1, 0, 1):
+    for number, expected in enumerate((1, 0, 1)):
         train(PretrainConfig(**settings | {"train_steps": 3}), tmp_path / "run")
         printed = capsys.readouterr().out
         assert printed.count(f"preparing {text}, once") == expected
+        assert ("note: the text has changed" in printed) == (number == 2)
         if not expected:
             write_text(text, documents=13)
 
 
 def test_whole_word_masking_and_other_settings_reach_the_pipeline(settings, tmp_path):
     seen = set()
-    for change in (
+    changes = (
         {},
         {"whole_word_mask": True},
         {"mask_rate": 0.4},
@@ -346,14 +469,63 @@ def test_whole_word_masking_and_other_settings_reach_the_pipeline(settings, tmp_
         {"clip_norm": 1e-3},
         {"optimizer": "sgd"},
         {"weight_decay": 10.0},
-    ):
+        {"optimizer": "lamb"},
+        {"adam_epsilon": 1e-2},
+        {"decay_power": 2.0},
+        {"decay_steps": 40},
+    )
+    for number, change in enumerate(changes):
         settings_now = settings | {"train_steps": 4, "warmup_steps": 0} | change
-        train(PretrainConfig(**settings_now), tmp_path / "-".join(["run", *change]))
-        seen.add(json.dumps(metrics_of(tmp_path / "-".join(["run", *change]))[3]))
-    assert len(seen) == 8
+        train(PretrainConfig(**settings_now), tmp_path / str(number))
+        seen.add(json.dumps(metrics_of(tmp_path / str(number))[3]))
+    assert len(seen) == len(changes)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(settings, tmp_path):
+def spoil_a_gradient(monkeypatch, at_step):
+    """Makes the gradient of one step of a run not finite."""
+    gradients = TrainStep._slice_gradients
+
+    def spoiled(self, features, mlm_count, step, slice_number):
+        sums, found = gradients(self, features, mlm_count, step, slice_number)
+        factor = tf.where(step + 1 == at_step, np.inf, 1.0)
+        return sums, [found[0] * factor, *found[1:]]
+
+    monkeypatch.setattr(TrainStep, "_slice_gradients", spoiled)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
+    settings, tmp_path, monkeypatch
+):
+    spoil_a_gradient(monkeypatch, at_step=8)
+    folder = tmp_path / "run/pretrain/checkpoint"
+    message = (
+        r"the loss or the gradient is not finite at step 8\. Lower --learning_rate or raise "
+        rf"--warmup_steps, or .* --nonfinite=skip; the last checkpoint is {folder}/step_00000005"
+    )
+    with pytest.raises(UserError, match=message):
+        train(PretrainConfig(**settings), tmp_path / "run")
+    monkeypatch.undo()
+    train(PretrainConfig(**settings), tmp_path / "run")
+    train(PretrainConfig(**settings), tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_gradient_that_is_not_finite_may_be_skipped(settings, tmp_path, monkeypatch, capsys):
+    spoil_a_gradient(monkeypatch, at_step=8)
+    settings |= {"nonfinite": "skip", "log_every_steps": 4}
+    train(PretrainConfig(**settings), tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert "note: the loss or the gradient is not finite at step 8: skipped" in printed
+    assert printed.count(" | 1 skipped") == 1
+    rows = [row for row in metrics_of(tmp_path / "run") if "loss" in row]
+    assert [row["skipped_steps"] for row in rows] == [0, 1, 0]
+    with h5py.File(tmp_path / "run/pretrain/checkpoint/step_00000012/optimizer.h5") as file:
+        assert file["iterations"][()] == 11
+    for value in weights_of(tmp_path / "run/pretrain/final").values():
+        assert np.isfinite(value).all()
+
+
+def test_a_run_without_a_finite_step_stops_even_if_told_to_skip(settings, tmp_path, monkeypatch):
     train(PretrainConfig(**settings), tmp_path / "run")
     final = tmp_path / "run/pretrain/final"
     with h5py.File(final / "weights.h5", "a") as file:
@@ -362,6 +534,108 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(setti
     with pytest.raises(UserError, match=r"not finite at step 1\. .*last checkpoint is none yet"):
         train(PretrainConfig(**more), tmp_path / "more")
     assert not (tmp_path / "more/pretrain/checkpoint").exists()
+    monkeypatch.setattr(loop, "NOT_FINITE_LIMIT", 3)
+    with pytest.raises(UserError, match=r"at step 3\. .*for 3 steps in a row nothing was learnt; "):
+        train(PretrainConfig(**more, nonfinite="skip"), tmp_path / "more")
+    assert [row["loss"] for row in metrics_of(tmp_path / "more")] == [None, None]
+
+
+def test_a_disk_that_is_full_while_saving(settings, tmp_path):
+    """The system refuses to let files grow once the first checkpoint is there."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import resource\n"
+        "from kbert import program\n"
+        "from kbert.config import PretrainConfig\n"
+        "from kbert.train import loop, train\n"
+        "write = loop.write_arrays\n"
+        "def write_arrays(path, arrays):\n"
+        "    if (path.parent.parent / 'step_00000005').exists():\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))\n"
+        "    write(path, arrays)\n"
+        "loop.write_arrays = write_arrays\n"
+        f"program.run(lambda: train(PretrainConfig(**{settings!r}), {str(tmp_path / 'run')!r}))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    folder = tmp_path / "run/pretrain/checkpoint"
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (  # importing TensorFlow has something to say before
+        f"error: cannot write the checkpoint of step 10 in {folder}: File too large. Mend that and "
+        f"run the same command again: it goes on from {folder}/step_00000005, which is whole."
+    )
+    assert [path.name for path in folder.iterdir()] == ["step_00000005"]
+    train(PretrainConfig(**settings), tmp_path / "run")
+    train(PretrainConfig(**settings), tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_second_run_in_the_folder_is_refused(settings, tmp_path):
+    settings |= {"train_steps": 10**6, "log_every_steps": 1}
+    first = subprocess.Popen(command(settings, tmp_path / "run"), stdout=subprocess.PIPE, text=True)
+    try:
+        while "step 1/" not in first.stdout.readline():
+            assert first.poll() is None
+        second = run_program(settings, tmp_path / "run")
+    finally:
+        first.kill()
+        first.wait()
+    assert second.returncode == 2
+    assert re.fullmatch(
+        rf"error: {tmp_path}/run is in use by process {first.pid} on \S+\. Wait for it or stop "
+        rf"it, or take another --output_dir\.\n",
+        second.stderr,
+    )
+
+
+def test_the_run_goes_on_while_a_checkpoint_is_written(settings, tmp_path, monkeypatch):
+    """The first one is not finished before two more steps have been taken."""
+    save, steps = loop.Checkpoints.save, []
+
+    def slow_save(self, step, state, write):
+        deadline = time.monotonic() + 60
+        while step == 5 and runs[0].step < 7 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        steps.append((step, runs[0].step))
+        save(self, step, state, write)
+
+    runs, begin = [], loop._Run.run
+
+    def run(self):
+        runs.append(self)
+        return begin(self)
+
+    monkeypatch.setattr(loop.Checkpoints, "save", slow_save)
+    monkeypatch.setattr(loop._Run, "run", run)
+    settings |= {"eval_every_steps": 12}
+    train(PretrainConfig(**settings), tmp_path / "run")
+    assert steps[0][0] == 5 and steps[0][1] >= 7
+    monkeypatch.undo()
+    train(PretrainConfig(**settings), tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_dry_run_tells_what_the_run_takes_and_writes_none_of_it(settings, tmp_path):
+    settings |= {"train_steps": 1000}
+    done = subprocess.run(
+        [*command(settings, tmp_path / "run"), "--dry_run"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "run/pretrain").exists()
+    model = BertForPreTraining(
+        BertConfig.load(settings["bert_config"], read_vocab_size(tmp_path / "run/data/vocab.txt"))
+    )
+    for pattern in (
+        rf"parameters: {model.count_params():,}\n",
+        r"compute: \d\.\d+e\+\d+ floating-point operations a step, \S+ in all; .* TFLOP/s a device",
+        r"memory of a device, estimated: 0\.\d\d GiB, .*; peak of this process so far \d\.\d\d GiB",
+        r"data: [\d.]+ steps an epoch, [\d.]+ epochs; a token is seen [\d.]+ times",
+        r"time: \d\.\d+ s a step over three steps, .* tokens/s with padding; 1,000 steps take \d+:",
+    ):
+        assert re.search(pattern, done.stdout), (pattern, done.stdout)
+
+
+def read_vocab_size(path):
+    return len(path.read_text().splitlines())
 
 
 def test_a_model_of_another_class_reads_the_run(settings, tmp_path):
@@ -412,8 +686,14 @@ def test_a_vocabulary_too_large_for_the_architecture(settings, tmp_path):
         ({"mask_rate": 15.0}, r"mask_rate must be > 0 and < 1; got 15.0. Write 0.15 for 15 %."),
         ({"input": ""}, "input is empty: say what to learn from"),
         ({"warmup_steps": 12}, "warmup_steps must be < train_steps; got 12 and 12"),
-        ({"optimizer": "adam"}, "optimizer must be one of adamw, sgd; got 'adam'"),
+        ({"decay_steps": 11}, "decay_steps must be >= train_steps, .*; got 11 and 12"),
+        ({"optimizer": "adam"}, "optimizer must be one of adamw, lamb, sgd; got 'adam'"),
         ({"max_seq_length": 4}, "max_seq_length must be >= 5; got 4"),
+        ({"precision": "float16"}, "precision must be one of float32, mixed_bfloat16, mixed_flo"),
+        ({"jit": "yes"}, "jit must be one of auto, on, off; got 'yes'"),
+        ({"nonfinite": "halt"}, "nonfinite must be one of stop, skip; got 'halt'"),
+        ({"distribution": "tpu"}, "distribution must be one of auto, one_device, mirrored; got"),
+        ({"accumulation_steps": 0}, "accumulation_steps must be >= 1; got 0"),
     ],
 )
 def test_settings_out_of_range(settings, change, message):
@@ -430,7 +710,7 @@ def test_the_program_prints_one_line_for_bad_input(settings, tmp_path):
 def test_the_program_prints_one_line_for_a_folder_that_cannot_be_made(settings, tmp_path, text):
     done = run_program(settings, text / "run")
     assert done.returncode == 2
-    assert done.stderr == f"error: {text}/run/data: Not a directory.\n"
+    assert done.stderr == f"error: {text}/run: Not a directory.\n"
 
 
 def test_the_flagfile_of_a_run_gives_its_settings_back(settings, tmp_path):
@@ -453,3 +733,26 @@ def test_the_flagfile_of_a_run_gives_its_settings_back(settings, tmp_path):
         env=environment,
     )
     assert printed.stdout.strip() == repr(config)
+
+
+def test_another_backend_is_refused(settings, tmp_path):
+    done = subprocess.run(
+        command(settings, tmp_path / "run"),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"KERAS_BACKEND": "jax"},
+    )
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: training needs Keras on TensorFlow; it is on jax. Set KERAS_BACKEND=tensorflow, or "
+        "change ~/.keras/keras.json.\n",
+    )
+
+
+def test_an_architecture_too_small_for_its_own_vocabulary_is_refused(settings, finished, tmp_path):
+    """As a folder put together by hand may be."""
+    path = finished / "pretrain/final/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 20}))
+    more = settings | {"init_from": str(path.parent), "bert_config": None}
+    with pytest.raises(UserError, match=r"has \d+ entries, but the architecture has vocab_size 20"):
+        train(PretrainConfig(**more), tmp_path / "more")

@@ -24,7 +24,7 @@ def settings_of(path):
 
 def test_all_recipes_are_there():
     names = {path.stem for path in FLAGFILES}
-    assert names >= {"quick", "base", "large", "base_phase2", "whole_word"}
+    assert names >= {"quick", "base", "large", "base_phase2", "whole_word", "large_lamb"}
 
 
 @pytest.mark.parametrize("path", FLAGFILES, ids=lambda path: path.stem)

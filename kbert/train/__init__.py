@@ -1,7 +1,7 @@
-"""Training: losses, optimizer, checkpoints and the loop that joins data and model."""
+"""Training: losses, optimizers, checkpoints and the loop that joins data and model."""
 
 from kbert.train.loop import train
-from kbert.train.optimizer import AdamW
-from kbert.train.schedule import WarmupLinearDecay
+from kbert.train.optimizer import LAMB, AdamW
+from kbert.train.schedule import WarmupPolynomialDecay
 
-__all__ = ["AdamW", "WarmupLinearDecay", "train"]
+__all__ = ["LAMB", "AdamW", "WarmupPolynomialDecay", "train"]

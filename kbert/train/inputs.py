@@ -24,6 +24,19 @@ class Inputs:
     eval_corpus: Corpus | None
 
 
+def check_inputs(config):
+    """Refuses what can be refused at once, before anything slow.
+
+    Raises:
+        UserError: no such text, an architecture or a vocabulary that cannot be read.
+    """
+    for inputs in filter(None, (config.input, config.eval_input)):
+        if not _is_prepared(inputs):
+            find_inputs(inputs)
+    if config.bert_config:
+        BertConfig.load(config.bert_config, vocab_size=5)
+
+
 def find_or_make(config, folder, saved_config, report):
     """Finds or makes vocabulary and corpora, in `folder` where they are not given.
 
@@ -39,13 +52,6 @@ def find_or_make(config, folder, saved_config, report):
     Raises:
         UserError: inputs that cannot be used, or that contradict each other.
     """
-    # What can be refused at once is, before anything slow.
-    for inputs in filter(None, (config.input, config.eval_input)):
-        if not _is_prepared(inputs):
-            find_inputs(inputs)
-    if config.bert_config:
-        BertConfig.load(config.bert_config, vocab_size=5)
-
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if saved_config:

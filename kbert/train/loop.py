@@ -1,12 +1,12 @@
 """The training loop of pretraining."""
 
-import contextlib
 import math
 import pathlib
-import signal
+import shlex
 import time
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kbert import flags
@@ -14,87 +14,95 @@ from kbert.config import BertConfig
 from kbert.data.pretraining import PretrainingExamples
 from kbert.data.store import corpus_fingerprint
 from kbert.errors import UserError
-from kbert.model.models import BertForPreTraining
-from kbert.train.checkpoint import Checkpoints, replace_folder, training_variables
-from kbert.train.inputs import find_or_make
-from kbert.train.losses import pretraining_loss, pretraining_sums
+from kbert.model.models import BertForPreTraining, write_arrays, write_pretrained
+from kbert.train import report
+from kbert.train.checkpoint import (
+    OPTIMIZER_FILE,
+    BackgroundWriter,
+    Checkpoints,
+    is_checkpoint,
+    recover_folder,
+    replace_folder,
+    restore_arrays,
+    verified_state,
+)
+from kbert.train.distribution import find_devices
+from kbert.train.estimate import estimate_text
+from kbert.train.evaluation import HeldOut
+from kbert.train.guards import folder_lock, stop_requests
+from kbert.train.inputs import check_inputs, find_or_make
 from kbert.train.metrics import Sums
-from kbert.train.optimizer import make_optimizer
-from kbert.train.report import MetricsWriter, say, time_text
+from kbert.train.optimizer import make_optimizer, make_schedule
+from kbert.train.report import MetricsWriter, Pace, say
+from kbert.train.step import ROW, TrainStep
 
-# One for all runs, whatever their batch, so that their held-out figures can be compared.
-EVAL_SEED = 1
-EVAL_BATCH_SIZE = 32
-EVAL_MASK_RATE = 0.15
+# A run is a function of these: with another value it would be another run.
+FIXED = (
+    *("max_seq_length", "max_predictions_per_seq", "mask_rate", "whole_word_mask"),
+    *("short_seq_prob", "global_batch_size", "optimizer", "seed"),
+)
+# Steps are taken in calls of about this long, or of one step: the host then looks up.
+CALL_SECONDS = 0.5
+DRY_RUN_STEPS = 3
+# So many steps in a row that are not finite are no accident.
+NOT_FINITE_LIMIT = 100
 
 
-def train(config, output_dir):
+def train(config, output_dir, dry_run=False):
     """Pretrains a BERT, or goes on with a run that was stopped.
 
     Writes `OUTPUT_DIR/pretrain/` with `checkpoint`, `best` (lowest held-out MLM loss), `final`,
     `metrics.jsonl`, `tensorboard` and `run.flags`, and `OUTPUT_DIR/data/` with what it made from
     plain text. A run that goes on computes what it would have computed without the stop, to the
-    last bit on the same machine.
+    last bit on the same devices; on GPUs with `deterministic`.
 
     Args:
         config: PretrainConfig.
         output_dir: the run's folder.
+        dry_run: take three steps, print what the run would take, and write nothing but `data` and
+            the lock.
 
     Returns:
         dict of the last metrics logged, and of the last evaluation with `eval_` before each name.
 
     Raises:
-        UserError: inputs that cannot be used; a loss that is not finite (it names the step).
+        UserError: inputs that cannot be used; flags that contradict the checkpoint, the devices or
+            each other; a folder in use; a loss that is not finite (it names the step); files that
+            cannot be written.
     """
-    return _Run(config, pathlib.Path(output_dir)).run()
+    if keras.backend.backend() != "tensorflow":
+        raise UserError(
+            f"training needs Keras on TensorFlow; it is on {keras.backend.backend()}. Set "
+            f"KERAS_BACKEND=tensorflow, or change ~/.keras/keras.json."
+        )
+    check_inputs(config)
+    devices = find_devices(config)
+    output_dir = pathlib.Path(output_dir)
+    with folder_lock(output_dir), BackgroundWriter() as background:
+        run = _Run(config, output_dir, devices, background)
+        return run.rehearse() if dry_run else run.run()
 
 
 class _Run:
     """A run in this process: `__init__` finds where it starts, `run` takes the steps."""
 
-    def __init__(self, config, output_dir):
-        if keras.backend.backend() != "tensorflow":
-            raise UserError(
-                f"training needs Keras on TensorFlow; it is on {keras.backend.backend()}. Set "
-                f"KERAS_BACKEND=tensorflow, or change ~/.keras/keras.json."
-            )
+    def __init__(self, config, output_dir, devices, background):
         self.config = config
+        self.devices = devices
+        self.background = background
         self.folder = output_dir / "pretrain"
         self.checkpoints = Checkpoints(self.folder / "checkpoint", config.keep_checkpoints)
         keras.utils.set_random_seed(config.seed)
 
         # 1. The run's own checkpoint, if there is one ...
         state = self.checkpoints.newest(say)
+        if state:
+            self._check_settings(state)
         saved_config = BertConfig(**state["bert_config"]) if state else None
         inputs = find_or_make(config, output_dir / "data", saved_config, say)
         self.inputs = inputs
-        self.examples = self._examples(config)
-        self.model = BertForPreTraining(inputs.bert_config, dtype=config.precision)
-        self.optimizer = make_optimizer(config)
-        self.optimizer.build(self.model.trainable_variables)
-        self.variables = training_variables(self.model, self.optimizer)
-        if state:
-            self.step = state["step"]
-            self.checkpoints.restore(self.step, self.variables)
-            self._report_changes(state)
-            origin = f"step {self.step} of {self.checkpoints.path(self.step)}"
-        # 2. ... else the weights of --init_from, with a fresh optimizer ...
-        elif config.init_from:
-            self.step = 0
-            self.model.load_pretrained(config.init_from)
-            origin = f"the weights of {config.init_from}, with a fresh optimizer"
-        # 3. ... else from scratch.
-        else:
-            self.step = 0
-            origin = f"scratch, with seed {config.seed}"
-        # 4. Then `run` fits.
-        self.window = Sums(state["window"] if state else None)
-        self.best_mlm_loss = state["best_mlm_loss"] if state else math.inf
-        self._describe(origin)
-
-    def _examples(self, config):
-        return PretrainingExamples(
-            self.inputs.corpus,
+        self.examples = PretrainingExamples(
+            inputs.corpus,
             config.max_seq_length,
             config.max_predictions_per_seq,
             config.mask_rate,
@@ -102,24 +110,53 @@ class _Run:
             config.short_seq_prob,
             config.seed,
         )
+        self.schedule = make_schedule(config)
+        with devices.strategy.scope():
+            self.model = BertForPreTraining(inputs.bert_config, dtype=config.precision)
+            optimizer = make_optimizer(config, self.schedule)
+            optimizer.build(self.model.trainable_variables)
+        self.model.bert.encoder.remat = config.remat
+        self.train_step = TrainStep(self.model, optimizer, self.schedule, devices, config)
+        if state:
+            self.step = state["step"]
+            self._restore(self.checkpoints.path(self.step))
+            self._report_changes(state)
+            origin = f"step {self.step} of {self.checkpoints.path(self.step)}"
+        # 2. ... else the weights of --init_from ...
+        elif config.init_from:
+            self.step = 0
+            origin = self._initialize_from(config.init_from)
+        # 3. ... else from scratch.
+        else:
+            self.step = 0
+            origin = f"scratch, with seed {config.seed}"
+        # 4. Then `run` fits.
+        self.window = Sums(state["window"] if state else None)
+        self.evaluation_due = bool(state and state["evaluation_due"])
+        self.not_finite_steps = 0
+        self.best_mlm_loss = math.inf
+        if state and state["held_out"] == self._held_out_identity():
+            self.best_mlm_loss = state["best_mlm_loss"]
+        elif state:
+            say("note: the held-out text has changed; the best loss is sought anew")
+        self.held_out = None
+        if inputs.eval_corpus is not None:
+            self.held_out = HeldOut(
+                self.model, inputs.eval_corpus, config.max_seq_length, config.eval_examples
+            )
+        self.pace = Pace()
+        self.eval_seconds = 0.0
+        self._describe(origin)
 
-    def _describe(self, origin):
-        config, corpus, bert = self.config, self.inputs.corpus, self.inputs.bert_config
-        windows = self.examples.windows
-        views = windows.views_per_token(config.short_seq_prob)
-        say(
-            f"model: {bert.num_hidden_layers} layers, width {bert.hidden_size}, "
-            f"{self.model.count_params() / 1e6:.1f} M parameters, {config.precision}, "
-            f"vocabulary of {bert.vocab_size:,}"
-        )
-        say(
-            f"text: {corpus.documents:,} documents, {corpus.tokens:,} tokens; an epoch has "
-            f"{windows.count:,} examples ({windows.count / config.global_batch_size:,.0f} steps) "
-            f"and shows a token {views:.2f} times"
-        )
-        if self.inputs.eval_corpus is None:
-            say("no --eval_input: no held-out loss, and no best weights are kept")
-        say(f"starting from {origin}")
+    def _check_settings(self, state):
+        path = self.checkpoints.path(state["step"])
+        for name in FIXED:
+            now, before = getattr(self.config, name), state["settings"][name]
+            if now != before:
+                raise UserError(
+                    f"{name} is {now} now, but {path} was written with {before}. Go on with the "
+                    f"old value, or start another run: --init_from={path} --output_dir=ANOTHER."
+                )
 
     def _report_changes(self, state):
         current = flags.as_dict(self.config)
@@ -129,6 +166,36 @@ class _Run:
         if corpus_fingerprint(self.inputs.corpus) != state["corpus"]:
             say("note: the text has changed since the stop; from here on other examples are seen")
 
+    def _held_out_identity(self):
+        corpus = self.inputs.eval_corpus
+        return corpus and [corpus_fingerprint(corpus), self.config.eval_examples]
+
+    def _initialize_from(self, folder):
+        theirs = verified_state(folder)["settings"]["optimizer"] if is_checkpoint(folder) else None
+        if theirs == self.config.optimizer:
+            self._restore(folder)
+            return f"the weights and the optimizer of {folder}"
+        self.model.load_pretrained(folder)
+        why = f" (it was trained with {theirs})" if theirs else ""
+        return f"the weights of {folder}, with a fresh optimizer{why}"
+
+    def _restore(self, folder):
+        self.model.load_pretrained(folder)
+        variables = self.train_step.named_variables()
+        # The loss scale: a run may change to mixed_float16 on the way.
+        path = pathlib.Path(folder) / OPTIMIZER_FILE
+        restore_arrays(path, variables, optional=["loss_scale/"])
+
+    def _describe(self, origin):
+        config, inputs = self.config, self.inputs
+        parameters = self.model.count_params()
+        say(report.model_line(inputs.bert_config, parameters, config.precision))
+        say(self.devices.describe(config))
+        say(report.text_line(inputs.corpus, self.examples.windows, config))
+        if self.inputs.eval_corpus is None:
+            say("no --eval_input: no held-out loss, and no best weights are kept")
+        say(f"starting from {origin}")
+
     def run(self):
         """Takes the steps that are left; returns the last metrics."""
         config = self.config
@@ -137,167 +204,180 @@ class _Run:
             say(f"this run is complete: step {self.step} of {config.train_steps}")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_flagfile()
+        for name in ("best", "final"):
+            recover_folder(self.folder / name)
         writer = MetricsWriter(self.folder, self.step)
-        dataset = self.examples.dataset(
-            config.global_batch_size, self.step, config.train_steps - self.step
-        )
-        train_step = tf.function(self._train_step)
-        pending, window_begins = [], time.perf_counter()
-        with _stop_requests() as stop:
-            for features in dataset:
-                pending.append(train_step(features))
-                self.step += 1
+        batches = self._batches(config.train_steps - self.step)
+        stopping = False
+        with stop_requests() as stop:
+            if self.evaluation_due and self.held_out:  # the stop came before it
+                results |= self._evaluate(writer)
+            while self.step < config.train_steps and not stopping:
+                self._take_steps(batches, self._steps_of_a_call())
+                self.background.check()
                 last = self.step == config.train_steps
-                log = last or self.step % config.log_every_steps == 0
                 save = last or self.step % config.save_every_steps == 0
-                evaluate = last or self.step % config.eval_every_steps == 0
-                stopping = stop.requested  # once, so that a stop is never taken without saving
-                if log or save or evaluate or stopping:
-                    tokens, steps = self._collect(pending), len(pending)
-                    pending = []
-                if log:
-                    seconds = time.perf_counter() - window_begins
-                    results |= self._log(writer, tokens / seconds, seconds / steps)
-                if evaluate and self.inputs.eval_corpus is not None:
+                if last or self.step % config.log_every_steps == 0:
+                    results |= self._log(writer)
+                self.evaluation_due = last or self.step % config.eval_every_steps == 0
+                if self.evaluation_due and self.held_out and (last or not stop.received):
                     results |= self._evaluate(writer)
-                if save or stopping:
+                stopping = stop.received  # once, so that no stop is taken without saving
+                if stopping or save:
                     self._save()
-                if log or save or evaluate:
-                    window_begins = time.perf_counter()
-                if stopping:
-                    break
+        self.background.wait()
         writer.close()
         if self.step < config.train_steps:
             say(f"stopped and saved at step {self.step}. Go on with:\n  {self._resume_command()}")
             return results
-        replace_folder(self.folder / "final", self._write_weights)
+        self._replace("final", self._on_host(self.model.named_weights()))
         say(f"done: weights in {self.folder / 'final'}, curves in {self.folder / 'metrics.jsonl'}")
         return results
 
-    def _train_step(self, features):
-        """One update. Returns the sums of the batch and the norm of the gradient, scalars."""
-        variables = self.model.trainable_variables
-        with tf.GradientTape() as tape:
-            sums = pretraining_sums(self.model(features, training=True), features)
-            loss = pretraining_loss(sums)
-        gradients = tape.gradient(loss, [variable.value for variable in variables])
-        gradients, norm = tf.clip_by_global_norm(
-            [tf.convert_to_tensor(gradient) for gradient in gradients], self.config.clip_norm
+    def rehearse(self):
+        """Takes a few steps to say what the run would take; writes nothing."""
+        batches = self._batches(1 + DRY_RUN_STEPS)
+        for count in (1, DRY_RUN_STEPS):  # the first one compiles
+            self._take_steps(batches, count)
+        say(
+            estimate_text(
+                self.config,
+                self.inputs.bert_config,
+                self.model.count_params(),
+                self.devices,
+                self.examples,
+                self.pace.step_seconds,
+            )
         )
-        self.optimizer.apply(gradients, variables)
-        return {**sums, "gradient_norm": norm}
+        return {}
 
-    def _collect(self, pending):
-        """Adds steps to the window, in order; returns their tokens.
+    def _batches(self, steps):
+        """Iterator of the next global batches, each dealt to the replicas in order."""
+        replicas = self.devices.replicas
+        dataset = self.examples.dataset(
+            self.config.global_batch_size // replicas, self.step * replicas, steps * replicas
+        )
+        return iter(self.devices.strategy.distribute_datasets_from_function(lambda _: dataset))
+
+    def _steps_of_a_call(self):
+        config = self.config
+        every = (config.log_every_steps, config.save_every_steps, config.eval_every_steps)
+        left = min(config.train_steps - self.step, *(n - self.step % n for n in every))
+        return max(1, min(left, int(CALL_SECONDS / self.pace.step_seconds)))
+
+    def _take_steps(self, batches, count):
+        """Takes `count` steps and adds them to the window, in order.
 
         Raises:
-            UserError: a loss or gradient is not finite.
+            UserError: a loss or gradient is not finite, and `nonfinite` is "stop".
         """
-        first = self.step - len(pending) + 1
-        tokens = 0.0
-        for step, sums in enumerate(pending, start=first):
-            sums = {name: float(value) for name, value in sums.items()}
-            if not all(map(math.isfinite, sums.values())):
-                saved = self.checkpoints.steps()
-                good = self.checkpoints.path(saved[-1]) if saved else "none yet"
-                raise UserError(
-                    f"the loss or the gradient is not finite at step {step}. Lower "
-                    f"--learning_rate or raise --warmup_steps; the last checkpoint is {good}."
-                )
-            tokens += sums["tokens"]
+        begin = time.perf_counter()
+        rows = self.train_step.take(
+            batches, tf.constant(self.step, tf.int64), tf.constant(count, tf.int32)
+        ).numpy()
+        seconds = time.perf_counter() - begin
+        self.pace.add(seconds, count, float(rows[:, ROW.index("tokens")].sum()))
+        for row in rows:
+            self.step += 1
+            sums = dict(zip(ROW, row.tolist(), strict=True))
+            self._check_finite(sums["not_finite"])
             self.window.add(sums)
-        return tokens
 
-    def _log(self, writer, tokens_per_second, step_seconds):
-        metrics = self.window.metrics()
-        self.window = Sums()
-        metrics["learning_rate"] = float(self.optimizer.learning_rate)
-        metrics["tokens_per_second"] = tokens_per_second
-        writer.write(self.step, metrics)
-        eta = time_text((self.config.train_steps - self.step) * step_seconds)
-        say(
-            f"step {self.step:,}/{self.config.train_steps:,} | loss {metrics['loss']:.3f} | "
-            f"mlm {metrics['mlm_loss']:.3f} acc {metrics['mlm_accuracy']:.3f} | "
-            f"nsp {metrics['nsp_loss']:.3f} acc {metrics['nsp_accuracy']:.3f} | "
-            f"lr {metrics['learning_rate']:.2e} | {tokens_per_second:,.0f} tokens/s | ETA {eta}"
+    def _check_finite(self, not_finite):
+        self.not_finite_steps = self.not_finite_steps + 1 if not_finite else 0
+        if not not_finite:
+            return
+        if self.config.nonfinite == "skip" and self.not_finite_steps < NOT_FINITE_LIMIT:
+            say(f"note: the loss or the gradient is not finite at step {self.step}: skipped")
+            return
+        self.background.wait()  # what is being written may be the last checkpoint
+        hint = "or leave such steps out with --nonfinite=skip; "
+        if self.config.nonfinite == "skip":
+            hint = f"for {NOT_FINITE_LIMIT} steps in a row nothing was learnt; "
+        raise UserError(
+            f"the loss or the gradient is not finite at step {self.step}. Lower --learning_rate or "
+            f"raise --warmup_steps, {hint}the last checkpoint is "
+            f"{self.checkpoints.last_good or 'none yet'}."
         )
+
+    def _log(self, writer):
+        state, config = self.window.state, self.config
+        metrics = self.window.metrics()
+        skipped = state["not_finite"] + state["overflows"]
+        metrics["gradient_norm"] = state["gradient_norm"] / max(state["steps"] - skipped, 1)
+        metrics["skipped_steps"] = skipped
+        if self.train_step.loss_scale is not None:
+            metrics["loss_scale"] = float(self._on_host(self.train_step.loss_scale))
+        metrics["learning_rate"] = float(self.schedule(self.step - 1))
+        metrics["tokens_per_second"], step_seconds = self.pace.read()
+        self.window = Sums()
+        writer.write(self.step, metrics)
+        left = config.train_steps - self.step
+        evaluations = -(-left // config.eval_every_steps)
+        eta = left * step_seconds + evaluations * self.eval_seconds
+        say(report.train_line(self.step, config.train_steps, metrics, eta))
         return metrics
 
     def _evaluate(self, writer):
-        """Held-out metrics on pairs and masks that are the same in every run."""
-        config, corpus = self.config, self.inputs.eval_corpus
-        examples = PretrainingExamples(
-            corpus, config.max_seq_length, None, EVAL_MASK_RATE, False, 0.0, EVAL_SEED
-        )
-        count = min(config.eval_examples, examples.windows.count)
-        totals = Sums()
-        for features in examples.dataset(EVAL_BATCH_SIZE, steps=max(1, count // EVAL_BATCH_SIZE)):
-            totals.add(self._eval_step(features))
-        metrics = {f"eval_{name}": value for name, value in totals.metrics().items()}
-        metrics["eval_mlm_perplexity"] = math.exp(min(metrics["eval_mlm_loss"], 700))
-        metrics["eval_unigram_entropy"] = corpus.unigram_entropy()
+        """Returns the held-out metrics; keeps the weights if they are the best so far."""
+        begin = time.perf_counter()
+        metrics = self.held_out.metrics()
+        self.eval_seconds = time.perf_counter() - begin
+        self.evaluation_due = False
         writer.write(self.step, metrics)
         better = metrics["eval_mlm_loss"] < self.best_mlm_loss
-        say(
-            f"held out at step {self.step:,} | mlm {metrics['eval_mlm_loss']:.3f} "
-            f"(unigram entropy {metrics['eval_unigram_entropy']:.3f}) "
-            f"acc {metrics['eval_mlm_accuracy']:.3f} "
-            f"perplexity {metrics['eval_mlm_perplexity']:.1f} | "
-            f"nsp {metrics['eval_nsp_loss']:.3f} acc {metrics['eval_nsp_accuracy']:.3f}"
-            f"{' | best so far' if better else ''}"
-        )
+        say(report.held_out_line(self.step, metrics, better))
         if better:
             self.best_mlm_loss = metrics["eval_mlm_loss"]
-            replace_folder(self.folder / "best", self._write_weights)
+            self.background.wait()  # before the copies are made: there is memory for one of them
+            weights = self._on_host(self.model.named_weights())
+            self.background.start(lambda: self._replace("best", weights))
         return metrics
 
-    @tf.function
-    def _eval_step(self, features):
-        return pretraining_sums(self.model(features, training=False), features)
-
     def _save(self):
+        """Writes a checkpoint while the next steps are taken."""
+        self.background.wait()
+        weights = self._on_host(self.model.named_weights())
+        optimizer = self._on_host(self.train_step.named_variables())
         state = {
             "settings": flags.as_dict(self.config),
             "bert_config": self.inputs.bert_config.to_dict(),
             "corpus": corpus_fingerprint(self.inputs.corpus),
-            "window": self.window.state,
+            "window": dict(self.window.state),
+            "held_out": self._held_out_identity(),
             "best_mlm_loss": self.best_mlm_loss,
+            "evaluation_due": self.evaluation_due,
         }
-        self.checkpoints.save(self.step, self.variables, state)
 
-    def _write_weights(self, folder):
-        self.model.save_pretrained(folder)
+        def write(folder):
+            self._write_pretrained(folder, weights)
+            write_arrays(folder / OPTIMIZER_FILE, optimizer)
+
+        step = self.step
+        self.background.start(lambda: self.checkpoints.save(step, state, write))
+
+    def _on_host(self, variables):
+        """Copies of Keras variables as numpy arrays: of one, or of a dict of them."""
+        return tf.nest.map_structure(
+            lambda variable: np.array(
+                self.devices.strategy.experimental_local_results(variable.value)[0].numpy()
+            ),
+            variables,
+        )
+
+    def _replace(self, name, weights):
+        replace_folder(self.folder / name, lambda path: self._write_pretrained(path, weights))
+
+    def _write_pretrained(self, folder, weights):
+        write_pretrained(folder, self.inputs.bert_config, weights)
         self.inputs.tokenizer.save_pretrained(folder)
 
     def _write_flagfile(self):
         header = f"replays this run: {self._resume_command()}"
         text = flags.as_flagfile(self.config, header) + f"--output_dir={self.folder.parent}\n"
-        (self.folder / "run.flags").write_text(text, encoding="utf-8")
+        scratch = self.folder / ".run.flags.partial"
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(self.folder / "run.flags")
 
     def _resume_command(self):
-        return f"python -m kbert.pretrain --flagfile={self.folder / 'run.flags'}"
-
-
-class _Stop:
-    requested = False
-
-
-@contextlib.contextmanager
-def _stop_requests():
-    """Makes Ctrl-C and SIGTERM a request to stop after the step under way; a second one stops."""
-    stop, before = _Stop(), {}
-
-    def request(number, frame):
-        stop.requested = True
-        signal.signal(number, before[number])
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, request)
-    except ValueError:  # not the main thread: signals are the caller's
-        pass
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        return f"python -m kbert.pretrain --flagfile={shlex.quote(str(self.folder / 'run.flags'))}"

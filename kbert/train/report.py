@@ -1,9 +1,12 @@
 """What a run tells: lines on the screen, `metrics.jsonl` and TensorBoard events."""
 
 import json
+import math
 import pathlib
 
 import tensorflow as tf
+
+from kbert.errors import UserError
 
 
 def say(line):
@@ -18,6 +21,80 @@ def time_text(seconds):
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+def model_line(bert, parameters, precision):
+    """The model of a run. bert: BertConfig. parameters: int."""
+    return (
+        f"model: {bert.num_hidden_layers} layers, width {bert.hidden_size}, "
+        f"{parameters / 1e6:.1f} M parameters, {precision}, vocabulary of {bert.vocab_size:,}"
+    )
+
+
+def text_line(corpus, windows, config):
+    """The text of a run. windows: `kbert.data.pairs.Windows` of the corpus."""
+    views = windows.views_per_token(config.short_seq_prob)
+    return (
+        f"text: {corpus.documents:,} documents, {corpus.tokens:,} tokens; an epoch has "
+        f"{windows.count:,} examples ({windows.count / config.global_batch_size:,.0f} steps) "
+        f"and shows a token {views:.2f} times"
+    )
+
+
+def train_line(step, train_steps, metrics, eta_seconds):
+    """Metrics of a window of steps."""
+    skipped = metrics["skipped_steps"]
+    return (
+        f"step {step:,}/{train_steps:,} | loss {metrics['loss']:.3f} | "
+        f"mlm {metrics['mlm_loss']:.3f} acc {metrics['mlm_accuracy']:.3f} | "
+        f"nsp {metrics['nsp_loss']:.3f} acc {metrics['nsp_accuracy']:.3f} | "
+        f"lr {metrics['learning_rate']:.2e} | {metrics['tokens_per_second']:,.0f} tokens/s | "
+        f"ETA {time_text(eta_seconds)}{f' | {skipped:.0f} skipped' if skipped else ''}"
+    )
+
+
+def held_out_line(step, metrics, better):
+    """Metrics of an evaluation. better: whether its MLM loss is the lowest so far."""
+    return (
+        f"held out at step {step:,} | mlm {metrics['eval_mlm_loss']:.3f} "
+        f"(unigram entropy {metrics['eval_unigram_entropy']:.3f}) "
+        f"acc {metrics['eval_mlm_accuracy']:.3f} "
+        f"perplexity {metrics['eval_mlm_perplexity']:.1f} | "
+        f"nsp {metrics['eval_nsp_loss']:.3f} acc {metrics['eval_nsp_accuracy']:.3f}"
+        f"{' | best so far' if better else ''}"
+    )
+
+
+class Pace:
+    """Speed of the steps since it was last read; the first call, which compiles, does not count.
+
+    Attributes:
+        step_seconds: of a step in the last call, infinite while nothing is known.
+    """
+
+    def __init__(self):
+        self.step_seconds = math.inf
+        self._compiled = False
+        self._seconds = self._steps = self._tokens = 0
+        self._last = (0.0, 0.0)
+
+    def add(self, seconds, steps, tokens):
+        """Adds a call of `steps` steps."""
+        if not self._compiled:
+            self._compiled = True
+            self._last = (tokens / seconds, seconds / steps)
+            return
+        self.step_seconds = seconds / steps
+        self._seconds += seconds
+        self._steps += steps
+        self._tokens += tokens
+
+    def read(self):
+        """Tokens per second and seconds per step, then starts anew."""
+        if self._steps:
+            self._last = (self._tokens / self._seconds, self._seconds / self._steps)
+        self._seconds = self._steps = self._tokens = 0
+        return self._last
+
+
 class MetricsWriter:
     """Writes metrics to `metrics.jsonl` and as TensorBoard events.
 
@@ -27,7 +104,7 @@ class MetricsWriter:
     """
 
     def __init__(self, folder, step):
-        folder = pathlib.Path(folder)
+        folder = self._folder = pathlib.Path(folder)
         path = folder / "metrics.jsonl"
         kept = []
         if path.exists():
@@ -44,14 +121,29 @@ class MetricsWriter:
         self._events = tf.summary.create_file_writer(str(folder / "tensorboard"))
 
     def write(self, step, metrics):
-        """Writes one object. metrics: dict of name -> number."""
+        """Writes one object.
+
+        Args:
+            step: int. metrics: dict of name -> number; one that is not finite is written as null.
+
+        Raises:
+            UserError: the events cannot be written, as when the disk is full.
+        """
+        metrics = {n: value if math.isfinite(value) else None for n, value in metrics.items()}
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
-        with self._events.as_default(step):
-            for name, value in metrics.items():
-                prefix, plain = ("eval", name[5:]) if name.startswith("eval_") else ("train", name)
-                tf.summary.scalar(f"{prefix}/{plain}", value)
-        self._events.flush()
+        try:
+            with self._events.as_default(step):
+                for name, value in metrics.items():
+                    if value is not None:
+                        part, plain = ("eval", name[5:]) if name[:5] == "eval_" else ("train", name)
+                        tf.summary.scalar(f"{part}/{plain}", value)
+            self._events.flush()
+        except tf.errors.OpError as error:  # TensorFlow's word for a full disk
+            raise UserError(
+                f"cannot write {self._folder / 'tensorboard'}: {error.message.splitlines()[0]}. "
+                f"Mend that and run the same command again."
+            ) from error
 
     def close(self):
         """Closes both files."""

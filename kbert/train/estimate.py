@@ -1,0 +1,90 @@
+"""What a run takes: floating-point operations, memory and time."""
+
+import resource
+
+import tensorflow as tf
+
+from kbert.train.report import time_text
+
+GIB = 2**30
+
+
+def step_flops(bert, batch_size, length, predictions, remat=False):
+    """Floating-point operations of a step: 2 per multiply and add of every matrix product.
+
+    The backward pass counts twice the forward pass; `remat` adds the forward pass of the blocks.
+
+    Args:
+        bert: BertConfig. batch_size: B. length: L, tokens, padding included. predictions: M.
+    """
+    D, F, V = bert.hidden_size, bert.intermediate_size, bert.vocab_size
+    block = length * (8 * D * D + 4 * D * F) + 4 * length * length * D
+    blocks = bert.num_hidden_layers * block
+    heads = predictions * (2 * D * D + 2 * D * V) + 2 * D * D + 4 * D
+    return batch_size * (3 * (blocks + heads) + (blocks if remat else 0))
+
+
+def step_memory(bert, parameters, batch_size, length, predictions, config, replicas=1):
+    """Bytes that a device needs for a step, as (state, work); an estimate.
+
+    State is weights, gradients and what the optimizer keeps, in float32. Work is what the backward
+    pass needs, the logits, the clipped gradients, their sum where they are accumulated, packed
+    copies where replicas exchange them, and 16-bit copies of the weights in mixed precision.
+
+    Args:
+        bert: BertConfig. parameters: int. batch_size: B of one slice. length: L. predictions: M.
+        config: PretrainConfig. replicas: int.
+    """
+    D, F, V = bert.hidden_size, bert.intermediate_size, bert.vocab_size
+    H, N = bert.num_attention_heads, bert.num_hidden_layers
+    size = 4 if config.precision == "float32" else 2
+    slots = 0 if config.optimizer == "sgd" else 2
+    copies = 1 + (config.accumulation_steps > 1) + 2 * (replicas > 1) + (size == 2) / 2
+    tokens = batch_size * length
+    # query, key, value, context, projections, sums and norms; the inner layer before and after
+    # GELU; scores, probabilities in float32 and in the model's dtype, dropped ones.
+    block = tokens * size * (16 * D + 3 * F) + batch_size * H * length**2 * (2 * size + 8)
+    kept = block + N * tokens * size * D if config.remat else N * block
+    logits = 3 * 4 * batch_size * predictions * V
+    return (2 + slots) * 4 * parameters, kept + logits + int(copies * 4 * parameters)
+
+
+def estimate_text(config, bert, parameters, devices, examples, step_seconds):
+    """Lines for a person: what a run takes.
+
+    Args:
+        config: PretrainConfig. bert: BertConfig. parameters: int.
+        devices: `kbert.train.distribution.Devices`. examples: PretrainingExamples.
+        step_seconds: measured.
+    """
+    B, L, M = config.global_batch_size, config.max_seq_length, examples.max_predictions
+    flops = step_flops(bert, B, L, M, config.remat)
+    each = B // devices.replicas // config.accumulation_steps
+    state, work = step_memory(bert, parameters, each, L, M, config, devices.replicas)
+    epoch = examples.windows.count
+    views = examples.windows.views_per_token(config.short_seq_prob)
+    epochs = config.train_steps * B / epoch
+    return "\n".join(
+        [
+            f"parameters: {parameters:,}",
+            f"compute: {flops:.2e} floating-point operations a step, "
+            f"{flops * config.train_steps:.2e} in all; "
+            f"{flops / step_seconds / devices.replicas / 1e12:.3f} TFLOP/s a device",
+            f"memory of a device, estimated: {(state + work) / GIB:.2f} GiB, of these "
+            f"{state / GIB:.2f} weights, gradients and optimizer; {_measured_memory(devices)}",
+            f"data: {epoch / B:,.1f} steps an epoch, {epochs:,.2f} epochs; a token is seen "
+            f"{epochs * views:,.1f} times",
+            f"time: {step_seconds:.3f} s a step over three steps, {B * L / step_seconds:,.0f} "
+            f"tokens/s with padding; {config.train_steps:,} steps take "
+            f"{time_text(config.train_steps * step_seconds)} without evaluations",
+        ]
+    )
+
+
+def _measured_memory(devices):
+    if devices.kind == "GPU":
+        names = [f"GPU:{i}" for i in range(devices.replicas)]
+        peak = max(tf.config.experimental.get_memory_info(name)["peak"] for name in names)
+        return f"peak of the three steps {peak / GIB:.2f} GiB"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kibibytes on Linux
+    return f"peak of this process so far {peak / GIB:.2f} GiB, libraries included"

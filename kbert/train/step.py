@@ -1,0 +1,173 @@
+"""One update of the weights, the same for any number of replicas and slices."""
+
+import keras
+import tensorflow as tf
+
+from kbert.train.losses import pretraining_loss, pretraining_sums
+
+# What a step reports: sums over the global batch, then the step itself.
+SUMS = ("mlm_loss", "mlm_correct", "mlm_count", "nsp_loss", "nsp_correct", "nsp_count", "tokens")
+ROW = (*SUMS, "gradient_norm", "steps", "overflows", "not_finite")
+
+# Dynamic loss scaling of mixed_float16 (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2),
+# with the constants of Keras' LossScaleOptimizer.
+INITIAL_SCALE, GROWTH_STEPS = 2.0**15, 2000
+
+
+class TrainStep:
+    """Takes steps: gradients summed over slices and replicas, then clipped, then applied.
+
+    The loss of a step is the sum over the global batch divided by the weights of the global batch,
+    so that it does not matter how the batch is divided. Dropout is a function of (seed, step,
+    slice), where the slices of a global batch are numbered through its replicas: nothing of it has
+    to be stored, and 2 replicas drop what 1 replica with 2 slices drops.
+
+    A loss or gradient that is not finite changes no weight. In mixed_float16 the loss is scaled, so
+    that small gradients do not vanish; a gradient that overflows halves the scale, and counts as
+    "not finite" only at scale 1.
+
+    Args:
+        model: BertForPreTraining, and optimizer: of `kbert.train.optimizer`, built with the model's
+            trainable variables; both made in the scope of the strategy.
+        schedule: learning rate as a function of the step.
+        devices: `kbert.train.distribution.Devices`.
+        config: PretrainConfig.
+    """
+
+    def __init__(self, model, optimizer, schedule, devices, config):
+        self.model = model
+        self.optimizer = optimizer
+        self._schedule = schedule
+        self._strategy = devices.strategy
+        self._config = config
+        weights = {id(weight) for weight in model.named_weights().values()}
+        self._seeds = [variable for variable in model.variables if id(variable) not in weights]
+        self.loss_scale = self._good_steps = None
+        if config.precision == "mixed_float16":
+            with self._strategy.scope():
+                self.loss_scale = keras.Variable(INITIAL_SCALE, trainable=False, name="loss_scale")
+                self._good_steps = keras.Variable(
+                    0, trainable=False, dtype="int64", name="good_steps"
+                )
+        self._gradients, self._update = self._summed_gradients, self._guarded_update
+        if devices.jit:
+            self._gradients, self._update = (
+                tf.function(part, jit_compile=True, autograph=False)
+                for part in (self._gradients, self._update)
+            )
+
+    def named_variables(self):
+        """What a step changes besides the weights: dict of name -> Keras variable."""
+        names = {id(weight): name for name, weight in self.model.named_weights().items()}
+        names = [names[id(variable)] for variable in self.model.trainable_variables]
+        named = self.optimizer.named_variables(names)
+        if self.loss_scale is not None:
+            named |= {"loss_scale/scale": self.loss_scale, "loss_scale/good": self._good_steps}
+        return named
+
+    @tf.function
+    def take(self, batches, step, count):
+        """Takes steps in one call of the host.
+
+        Args:
+            batches: iterator of global batches, dealt to the replicas.
+            step: int64 scalar, steps taken before. count: int32 scalar, steps to take.
+
+        Returns:
+            (count, len(ROW)) float32, the row of each step in the order of `ROW`. Losses are
+            unscaled; the sums of a step that is not finite are 0.
+        """
+        rows = tf.TensorArray(tf.float32, count, element_shape=(len(ROW),))
+        for i in tf.range(count):
+            arguments = (next(batches), step + tf.cast(i, tf.int64))
+            row = self._strategy.run(self._replica_step, args=arguments)
+            rows = rows.write(i, self._strategy.experimental_local_results(row)[0])
+        return rows.stack()
+
+    @tf.autograph.experimental.do_not_convert
+    def _replica_step(self, features, step):
+        context = tf.distribute.get_replica_context()
+        replica = int(tf.get_static_value(context.replica_id_in_sync_group))
+        add_up = tf.distribute.ReduceOp.SUM
+        mlm_count = context.all_reduce(add_up, tf.reduce_sum(features["masked_weights"]))
+        part = self._gradients(features, mlm_count, step, replica)
+        sums, gradients = context.all_reduce(add_up, part)
+        return self._update(sums, gradients, step, replica)
+
+    def _summed_gradients(self, features, mlm_count, step, replica):
+        """Sums, and gradients of the (scaled) loss, of a replica's share: slice after slice."""
+        slices = self._config.accumulation_steps
+        if slices == 1:
+            return self._slice_gradients(features, mlm_count, step, replica)
+        features = {
+            name: tf.reshape(value, (slices, -1, *value.shape[1:]))
+            for name, value in features.items()
+        }
+
+        def add_slice(i, totals):
+            share = {name: value[i] for name, value in features.items()}
+            part = self._slice_gradients(share, mlm_count, step, replica * slices + i)
+            return i + 1, tf.nest.map_structure(tf.add, totals, part)
+
+        zeros = (
+            {name: tf.zeros(()) for name in SUMS},
+            [tf.zeros(variable.shape) for variable in self.model.trainable_variables],
+        )
+        return tf.while_loop(lambda i, _: i < slices, add_slice, (0, zeros), parallel_iterations=1)[
+            1
+        ]
+
+    def _slice_gradients(self, features, mlm_count, step, slice_number):
+        seed = (self._config.seed, 0)
+        for number in (step, slice_number):
+            seed = tf.random.experimental.stateless_fold_in(seed, number)
+        seeds = tf.random.stateless_uniform(
+            (len(self._seeds), 2), seed, minval=0, maxval=2**31 - 1, dtype=tf.int32
+        )
+        with keras.StatelessScope(zip(self._seeds, tf.unstack(seeds), strict=True)):
+            with tf.GradientTape() as tape:
+                sums = pretraining_sums(self.model(features, training=True), features)
+                loss = pretraining_loss(sums, mlm_count, float(self._config.global_batch_size))
+                if self.loss_scale is not None:
+                    loss *= self.loss_scale.value
+            weights = [variable.value for variable in self.model.trainable_variables]
+            gradients = tape.gradient(loss, weights)
+        return sums, [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+    def _guarded_update(self, sums, gradients, step, replica):
+        """Applies the gradients of the global batch if they are finite; returns the step's row."""
+
+        def local(variable):
+            return self._strategy.experimental_local_results(variable.value)[replica]
+
+        if self.loss_scale is not None:
+            scale = local(self.loss_scale).read_value()
+            gradients = [gradient / scale for gradient in gradients]
+        norm = tf.linalg.global_norm(gradients)
+        sums = tf.stack([sums[name] for name in SUMS])
+        finite_loss = tf.reduce_all(tf.math.is_finite(sums))
+        finite = finite_loss & tf.math.is_finite(norm)
+        overflow = tf.constant(False)
+        if self.loss_scale is not None:
+            overflow = finite_loss & ~finite & (scale > 1)
+
+        def update():
+            clipped, _ = tf.clip_by_global_norm(gradients, self._config.clip_norm, use_norm=norm)
+            self.optimizer.apply_whole(clipped, self._schedule(step), local)
+            if self.loss_scale is not None:
+                good = local(self._good_steps).read_value() + 1
+                grow = good >= GROWTH_STEPS
+                local(self.loss_scale).assign(tf.where(grow, 2 * scale, scale))
+                local(self._good_steps).assign(tf.where(grow, tf.zeros_like(good), good))
+            return norm
+
+        def skip():
+            if self.loss_scale is not None:
+                local(self.loss_scale).assign(tf.where(overflow, scale / 2, scale))
+                local(self._good_steps).assign(0)
+            return tf.zeros_like(norm)
+
+        norm = tf.cond(finite, update, skip)
+        sums = tf.where(finite | overflow, sums, tf.zeros_like(sums))
+        flags = [tf.constant(True), overflow, ~(finite | overflow)]
+        return tf.concat([sums, [norm], tf.cast(tf.stack(flags), tf.float32)], 0)

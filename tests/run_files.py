@@ -1,0 +1,28 @@
+"""What a run has written, for tests."""
+
+import json
+import pathlib
+
+import h5py
+
+
+def metrics_of(run):
+    """The lines of `metrics.jsonl`, without the speed."""
+    lines = (pathlib.Path(run) / "pretrain" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        row.pop("tokens_per_second", None)
+    return rows
+
+
+def weights_of(folder):
+    """dict of name -> array, of a folder with `weights.h5`."""
+    found = {}
+
+    def add(name, item):
+        if hasattr(item, "shape"):
+            found[name] = item[()]
+
+    with h5py.File(pathlib.Path(folder) / "weights.h5") as file:
+        file.visititems(add)
+    return found

@@ -1,0 +1,179 @@
+"""Devices: what the flags mean, and that the number of replicas changes nothing."""
+
+import itertools
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from run_files import metrics_of, weights_of
+
+from kbert.config import PretrainConfig
+from kbert.errors import UserError
+from kbert.train.distribution import find_devices
+
+RUNS = pathlib.Path(__file__).parent / "train_runs.py"
+
+
+def config(**settings):
+    return PretrainConfig(**{"input": "x", "global_batch_size": 24} | settings)
+
+
+def test_one_cpu_is_one_device_without_xla():
+    for distribution in ("auto", "one_device"):
+        devices = find_devices(config(distribution=distribution))
+        assert (devices.replicas, devices.jit, devices.kind) == (1, False, "CPU")
+    assert find_devices(config(jit="on")).jit
+    assert not find_devices(config(jit="off")).jit
+
+
+def test_description():
+    devices = find_devices(config(jit="on"))
+    text = devices.describe(config(accumulation_steps=4))
+    assert text == "devices: 1 CPU, 24 examples each in 4 slices of 6, XLA on"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"accumulation_steps": 5},
+            r"divisible by replicas x accumulation_steps; got 24 and 1 x 5. Take 25.",
+        ),
+        ({"cpu_devices": 2}, r"cpu_devices=2 comes too late: .* Start kbert.pretrain as a program"),
+    ],
+)
+def test_flags_that_cannot_be(settings, message):
+    with pytest.raises(UserError, match=message):
+        find_devices(config(**settings))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--cpu_devices=4", "--accumulation_steps=3"],
+            "global_batch_size must be divisible by replicas x accumulation_steps; got 256 and "
+            "4 x 3. Take 264, or --distribution=one_device.",
+        ),
+        (
+            ["--cpu_devices=2", "--distribution=one_device"],
+            "cpu_devices must be 1 with --distribution=one_device; got 2. Take "
+            "--distribution=mirrored.",
+        ),
+        (
+            ["--cpu_devices=2", "--jit=on"],
+            "jit must be off with cpu_devices > 1: XLA compiles for one CPU device.",
+        ),
+    ],
+)
+def test_programs_refuse_in_one_line(flags, message, tmp_path):
+    command = [sys.executable, "-m", "kbert.pretrain", "--input=sample:train", *flags]
+    done = subprocess.run(
+        [*command, f"--output_dir={tmp_path}/run"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
+    assert not (tmp_path / "run").exists()
+
+
+class Runs:
+    """Trains in processes of their own, one per number of replicas."""
+
+    def __init__(self, folder, corpus):
+        self._folder = folder
+        architecture = folder / "tiny.yaml"
+        architecture.write_text(
+            "num_hidden_layers: 1\nhidden_size: 12\nnum_attention_heads: 3\n"
+            "intermediate_size: 20\nmax_position_embeddings: 24\n"
+            "hidden_dropout_prob: DROPOUT\nattention_probs_dropout_prob: DROPOUT\n"
+        )
+        for rate in ("0.0", "0.3"):
+            text = architecture.read_text().replace("DROPOUT", rate)
+            (folder / f"dropout_{rate}.yaml").write_text(text)
+        self._settings = {
+            "input": str(corpus.folder),
+            "max_seq_length": 20,
+            "short_seq_prob": 0.5,  # ragged padding, unequal numbers of masks
+            "global_batch_size": 16,
+            "train_steps": 40,
+            "warmup_steps": 4,
+            "adam_epsilon": 1e-2,  # else rounding noise of zero gradients becomes an update
+            "log_every_steps": 1,
+        }
+
+    def train(self, replicas, variants):
+        """variants: dict of name (a tuple) -> settings; returns one of `results_of`."""
+        jobs = {}
+        for name, change in variants.items():
+            dropout = change.pop("dropout", "0.0")
+            architecture = {"bert_config": str(self._folder / f"dropout_{dropout}.yaml")}
+            settings = self._settings | architecture | {"cpu_devices": replicas} | change
+            jobs[str(self._folder / "-".join(map(str, name)))] = settings
+        done = subprocess.run(
+            [sys.executable, RUNS, json.dumps(jobs)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return {name: results_of(path) for name, path in zip(variants, jobs, strict=True)}
+
+
+def results_of(run):
+    """(steps, 2) MLM and NSP loss, and the final weights."""
+    rows = metrics_of(run)
+    assert len(rows) == 40
+    losses = np.array([[row["mlm_loss"], row["nsp_loss"]] for row in rows])
+    return losses, weights_of(f"{run}/pretrain/final")
+
+
+def largest_differences(first, second):
+    losses = np.abs(first[0] - second[0]).max()
+    weights = max(np.abs(first[1][name] - second[1][name]).max() for name in first[1])
+    return losses, weights
+
+
+def check_grid(runs, grid):
+    """Trains `grid`, a list of (replicas, slices, optimizer), and compares with one device.
+
+    1e-6 is rounding: float32 sums in another order. With dropout, runs with as many parts of the
+    batch (replicas x slices) are the same.
+    """
+    rates = {"sgd": 0.5, "lamb": 1e-2, "adamw": 1e-2}
+    found = {}
+    for replicas in sorted({entry[0] for entry in grid}):
+        variants = {
+            (replicas, slices, optimizer): {
+                "optimizer": optimizer,
+                "learning_rate": rates[optimizer],
+                "accumulation_steps": slices,
+            }
+            for count, slices, optimizer in grid
+            if count == replicas
+        }
+        if replicas <= 2:
+            sgd = {"optimizer": "sgd", "learning_rate": 0.5}
+            slices = {"accumulation_steps": 2 // replicas}
+            variants[replicas, "dropout"] = sgd | slices | {"dropout": "0.3"}
+        found |= runs.train(replicas, variants)
+    for entry in grid:
+        reference = found[1, 1, entry[2]]
+        assert reference[0][-1].sum() < reference[0][0].sum() - 0.02  # it learns
+        losses, weights = largest_differences(reference, found[entry])
+        assert losses < 1e-6 and weights < 1e-6, (entry, losses, weights)
+    losses, weights = largest_differences(found[1, "dropout"], found[2, "dropout"])
+    assert losses < 1e-6 and weights < 1e-6, (losses, weights)
+    assert largest_differences(found[1, "dropout"], found[1, 1, "sgd"])[0] > 1e-3
+
+
+def test_replicas_and_slices_make_no_difference(tmp_path, corpus):
+    """40 steps on the same global batches: losses and weights."""
+    grid = [(1, 1, "sgd"), (1, 4, "sgd"), (2, 2, "sgd"), (4, 1, "sgd")]
+    grid += [(1, 1, "lamb"), (2, 2, "lamb"), (1, 1, "adamw"), (4, 1, "adamw")]
+    check_grid(Runs(tmp_path, corpus), grid)
+
+
+@pytest.mark.slow
+def test_all_replicas_and_slices_make_no_difference(tmp_path, corpus):
+    """1, 2 and 4 replicas x 1, 2 and 4 slices x every optimizer."""
+    grid = list(itertools.product((1, 2, 4), (1, 2, 4), ("sgd", "lamb", "adamw")))
+    check_grid(Runs(tmp_path, corpus), grid)

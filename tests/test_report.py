@@ -1,0 +1,54 @@
+"""What a run tells: its pace, its lines, its files."""
+
+import json
+import math
+
+import pytest
+import tensorflow as tf
+
+from kbert.errors import UserError
+from kbert.train.report import MetricsWriter, Pace, time_text, train_line
+
+
+def test_time():
+    assert [time_text(s) for s in (0.4, 61, 3600, 36061)] == ["0:00", "1:01", "1:00:00", "10:01:01"]
+
+
+def test_the_call_that_compiles_counts_only_where_there_is_no_other():
+    pace = Pace()
+    assert pace.step_seconds == math.inf
+    pace.add(10.0, 1, 50.0)
+    assert pace.read() == (5.0, 10.0) and pace.step_seconds == math.inf
+    pace.add(1.0, 2, 400.0)
+    pace.add(3.0, 2, 400.0)
+    assert pace.step_seconds == 1.5
+    assert pace.read() == (200.0, 1.0)
+    assert pace.read() == (200.0, 1.0)  # nothing new
+
+
+def test_a_line_tells_of_skipped_steps_only():
+    names = ("loss", "mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "learning_rate")
+    metrics = dict.fromkeys(names, 0.5) | {"tokens_per_second": 1234.5, "skipped_steps": 0.0}
+    line = train_line(1000, 20000, metrics, 61)
+    assert line.startswith("step 1,000/20,000 | loss 0.500 |")
+    assert line.endswith("| 1,234 tokens/s | ETA 1:01")
+    assert train_line(1, 2, metrics | {"skipped_steps": 2.0}, 0).endswith(" | 2 skipped")
+
+
+def test_metrics_that_are_not_finite_are_null(tmp_path):
+    writer = MetricsWriter(tmp_path, 0)
+    writer.write(3, {"loss": math.nan, "eval_loss": 2.0})
+    writer.close()
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"step": 3, "loss": None, "eval_loss": 2.0}
+
+
+def test_events_that_cannot_be_written_are_one_line(tmp_path, monkeypatch):
+    writer = MetricsWriter(tmp_path, 0)
+
+    def refuse():
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device\nmore")
+
+    monkeypatch.setattr(writer._events, "flush", refuse)
+    with pytest.raises(UserError, match=r"cannot write .*tensorboard: No space left on device"):
+        writer.write(1, {"loss": 1.0})

@@ -1,0 +1,10 @@
+"""Trains runs one after the other in one process; run by test_distribution.py."""
+
+import json
+import sys
+
+from kbert.config import PretrainConfig
+from kbert.train import train
+
+for folder, settings in json.loads(sys.argv[1]).items():
+    train(PretrainConfig(**settings), folder)
