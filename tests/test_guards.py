@@ -51,20 +51,26 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
         pass
 
 
-def test_the_first_signal_asks_and_the_second_stops(capsys):
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    for number, error in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, None)):
-        handler = signal.getsignal(number)
-        with stop_requests() as stop:
-            assert not stop.received
-            os.kill(os.getpid(), number)
-            assert stop.received
-            assert "stopping: saving first" in capsys.readouterr().out
-            assert (
-                signal.getsignal(signal.SIGINT) is before[0]
-            )  # both, for a second one of any kind
-            assert signal.getsignal(signal.SIGTERM) is before[1]
-            if error:
-                with pytest.raises(error):
-                    os.kill(os.getpid(), number)
-        assert signal.getsignal(number) is handler
+@pytest.fixture
+def handlers():
+    """Python's own handlers, whatever started the tests: a background job ignores SIGINT."""
+    own = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in own.items()}
+    yield own
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_stops(number, handlers, capsys):
+    with stop_requests() as stop:
+        assert not stop.received
+        os.kill(os.getpid(), number)
+        assert stop.received
+        assert "stopping: saving first" in capsys.readouterr().out
+        for each, handler in handlers.items():  # any second one stops
+            assert signal.getsignal(each) is handler
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    for each, handler in handlers.items():
+        assert signal.getsignal(each) is handler
