@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from kbert.config import BertConfig, PretrainConfig
 from kbert.data import BertTokenizer
 from kbert.errors import UserError
 from kbert.model import BertForPreTraining, BertModel
-from kbert.train import loop, train
+from kbert.train import loop, step, train
 from kbert.train.step import TrainStep
 
 ARCHITECTURE = """
@@ -418,6 +419,21 @@ def test_a_checkpoint_is_a_folder_of_weights(settings, finished):
     for name, value in weights_of(finished / "pretrain/final").items():
         if name.startswith("bert/"):
             np.testing.assert_array_equal(value, np.array(model.named_weights()[name]))
+
+
+def test_the_state_of_loss_scaling_survives_a_restart(settings, tmp_path, monkeypatch):
+    """The scale grows every 4 steps: a run that goes on from step 5 has to know where it stood."""
+    monkeypatch.setattr(step, "GROWTH_STEPS", 4)
+    settings |= {"precision": "mixed_float16"}
+    for name in ("whole", "cut"):
+        train(PretrainConfig(**settings | {"keep_checkpoints": 3}), tmp_path / name)
+    folder = tmp_path / "cut/pretrain/checkpoint"
+    for number in (10, 12):
+        shutil.rmtree(folder / f"step_{number:08d}")
+    train(PretrainConfig(**settings), tmp_path / "cut")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    scales = [row["loss_scale"] for row in metrics_of(tmp_path / "cut") if "loss" in row]
+    assert scales == [2.0 ** (15 + number // 4) for number in range(1, 13)]
 
 
 def test_a_run_may_change_its_precision(settings, finished, capsys):

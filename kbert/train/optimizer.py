@@ -13,7 +13,13 @@ NO_DECAY = ("bias", "gamma", "beta")  # biases and LayerNorm, by how the names o
 
 
 class _Optimizer(keras.optimizers.Optimizer):
-    """What the optimizers share. A subclass names its slots and gives `step`."""
+    """What the optimizers share. A subclass names its slots and gives `step`, one update.
+
+    `step(gradient, value, slots, learning_rate, count, decays)` takes the gradient and the value of
+    a variable, the list of its slots (one per name), all of one shape, the learning rate and the
+    number of the update from 1 (float32 scalars), and whether the variable is decayed (bool). It
+    returns the new value and the list of the new slots.
+    """
 
     slot_names = ()
 
@@ -27,19 +33,6 @@ class _Optimizer(keras.optimizers.Optimizer):
         super().build(variables)
         self.decays = [not variable.name.endswith(NO_DECAY) for variable in variables]
         self.slots = [self.add_optimizer_variables(variables, name) for name in self.slot_names]
-
-    def step(self, gradient, value, slots, learning_rate, count, decays):
-        """One update of one variable.
-
-        Args:
-            gradient, value: tensors of one shape. slots: list of such, one per name of a slot.
-            learning_rate: float32 scalar. count: float32 scalar, the number of this update, from 1.
-            decays: bool, whether the variable is decayed.
-
-        Returns:
-            the new value and the list of the new slots.
-        """
-        raise NotImplementedError
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
@@ -102,7 +95,15 @@ class _Moments(_Optimizer):
 
     slot_names = ("momentum", "velocity")
 
-    def __init__(self, learning_rate, weight_decay, beta_1, beta_2, epsilon, **kwargs):
+    def __init__(
+        self,
+        learning_rate=1e-4,
+        weight_decay=0.01,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-6,
+        **kwargs,
+    ):
         super().__init__(learning_rate, weight_decay, **kwargs)
         self.beta_1 = beta_1
         self.beta_2 = beta_2
@@ -136,18 +137,6 @@ class AdamW(_Moments):
         beta_1, beta_2, epsilon: float.
     """
 
-    def __init__(
-        self,
-        learning_rate=1e-4,
-        weight_decay=0.01,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-6,
-        name="adamw",
-        **kwargs,
-    ):
-        super().__init__(learning_rate, weight_decay, beta_1, beta_2, epsilon, name=name, **kwargs)
-
     def step(self, gradient, value, slots, learning_rate, count, decays):
         momentum, velocity = self.moments(gradient, slots)
         update = momentum / (ops.sqrt(velocity) + self.epsilon)
@@ -169,18 +158,6 @@ class LAMB(_Moments):
         learning_rate: float or schedule. weight_decay: float.
         beta_1, beta_2, epsilon: float.
     """
-
-    def __init__(
-        self,
-        learning_rate=1e-3,
-        weight_decay=0.01,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-6,
-        name="lamb",
-        **kwargs,
-    ):
-        super().__init__(learning_rate, weight_decay, beta_1, beta_2, epsilon, name=name, **kwargs)
 
     def step(self, gradient, value, slots, learning_rate, count, decays):
         momentum, velocity = self.moments(gradient, slots)

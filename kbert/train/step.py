@@ -113,9 +113,10 @@ class TrainStep:
             {name: tf.zeros(()) for name in SUMS},
             [tf.zeros(variable.shape) for variable in self.model.trainable_variables],
         )
-        return tf.while_loop(lambda i, _: i < slices, add_slice, (0, zeros), parallel_iterations=1)[
-            1
-        ]
+        _, totals = tf.while_loop(
+            lambda i, _: i < slices, add_slice, (0, zeros), parallel_iterations=1
+        )
+        return totals
 
     def _slice_gradients(self, features, mlm_count, step, slice_number):
         seed = (self._config.seed, 0)
