@@ -84,11 +84,12 @@ class BertConfig:
 
     Differs from both in `hidden_act`, whose name says which GELU is meant: "gelu" is the exact erf
     form (as in HF), "gelu_new" is the tanh approximation (HF's name for what google-research/bert
-    calls "gelu").
+    calls "gelu"), and in `label_names`, which are the values of HF's `id2label`. The fields from
+    `tie_word_embeddings` on are HF's; `bert_config.json` has none of them.
 
     Raises:
-        UserError: a value has the wrong type, is out of range, or `hidden_size` is not divisible by
-            `num_attention_heads`.
+        UserError: a value has the wrong type, is out of range, `hidden_size` is not divisible by
+            `num_attention_heads`, or `label_names` are not `num_labels` different texts.
     """
 
     vocab_size: int = setting(30522, "entries of the vocabulary, V", at_least=5)
@@ -107,13 +108,47 @@ class BertConfig:
     type_vocab_size: int = setting(2, "segments", at_least=1)
     initializer_range: float = setting(0.02, "standard deviation of fresh weights", above=0)
     layer_norm_eps: float = setting(1e-12, "epsilon of LayerNorm", above=0)
+    tie_word_embeddings: bool = setting(
+        True, "whether the MLM head scores words with the word embeddings or a table of its own"
+    )
+    num_labels: int = setting(2, "labels of a classifier, C", at_least=1)
+    label_names: tuple | None = setting(None, "names of the labels, in the order of their numbers")
+    problem_type: str | None = setting(
+        None,
+        "what a sequence classifier predicts; default: a number with one label, else one label",
+        choices=("regression", "single_label_classification", "multi_label_classification"),
+    )
+    classifier_dropout: float | None = setting(
+        None, "dropout before a classifier; default: hidden_dropout_prob", at_least=0, below=1
+    )
 
     def __post_init__(self):
+        if isinstance(self.label_names, list):  # as JSON and YAML have it
+            object.__setattr__(self, "label_names", tuple(self.label_names))
         check_settings(self)
+        self._check_labels()
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"hidden_size must be divisible by num_attention_heads; got {self.hidden_size} and "
                 f"{self.num_attention_heads}."
+            )
+
+    @property
+    def head_dropout_prob(self):
+        """The dropout before a classifier: `classifier_dropout`, else `hidden_dropout_prob`."""
+        rate = self.classifier_dropout
+        return self.hidden_dropout_prob if rate is None else rate
+
+    def _check_labels(self):
+        names = self.label_names
+        if names is None:
+            return
+        if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+            raise UserError(f"label_names must be different texts; got {list(names)}.")
+        if len(names) != self.num_labels:
+            raise UserError(
+                f"label_names must name each of the num_labels {self.num_labels}; got "
+                f"{len(names)}: {list(names)}."
             )
 
     @classmethod

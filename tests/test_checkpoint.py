@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kbert.errors import UserError
-from kbert.model.models import write_arrays
+from kbert.model.weights.native import write_arrays
 from kbert.train import checkpoint
 from kbert.train.checkpoint import (
     BackgroundWriter,

@@ -14,6 +14,7 @@ from kbert.config import PRESETS, BertConfig
 from kbert.errors import UserError
 from kbert.flags import as_flagfile
 from kbert.model import BertForPreTraining
+from kbert.model import BertForSequenceClassification as Classifier
 
 TESTS = pathlib.Path(__file__).parent
 CONFIGS = TESTS.parent / "configs"
@@ -40,6 +41,11 @@ def test_presets_are_those_of_the_files(name):
         ({"hidden_act": "swish"}, r"hidden_act must be one of gelu, gelu_new; got 'swish'"),
         ({"vocab_size": 4}, r"vocab_size must be >= 5; got 4"),
         ({"layer_norm_eps": 0.0}, r"layer_norm_eps must be > 0; got 0.0"),
+        ({"label_names": ("a",)}, r"name each of the num_labels 2; got 1: \['a'\]"),
+        ({"label_names": ["a", "a"]}, r"label_names must be different texts; got \['a', 'a'\]"),
+        ({"label_names": ["a", 1]}, r"label_names must be different texts; got \['a', 1\]"),
+        ({"label_names": "ab"}, r"label_names must be tuple; got 'ab'"),
+        ({"problem_type": "ranking"}, r"problem_type must be one of regression, .*got 'ranking'"),
     ],
 )
 def test_values_out_of_range(values, message):
@@ -114,27 +120,35 @@ CHANGES = {
     **{"vocab_size": 23, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2},
     **{"intermediate_size": 21, "hidden_act": "gelu_new", "hidden_dropout_prob": 0.9},
     **{"attention_probs_dropout_prob": 0.9, "max_position_embeddings": 10, "type_vocab_size": 3},
-    **{"initializer_range": 0.5, "layer_norm_eps": 0.1},
+    **{"initializer_range": 0.5, "layer_norm_eps": 0.1, "tie_word_embeddings": False},
+    **{"num_labels": 3, "classifier_dropout": 0.9},
 }
+CARRIED = {"label_names", "problem_type"}  # for those who use a classifier; test_weights has them
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(BertConfig)])
+@pytest.mark.parametrize(
+    "field", [f.name for f in dataclasses.fields(BertConfig) if f.name not in CARRIED]
+)
 def test_every_field_changes_the_model(field):
     """Weights' shapes, their fresh values, or what comes out, in training."""
     import keras
 
     def fingerprint(**changes):
         keras.utils.set_random_seed(0)
-        model = BertForPreTraining(BertConfig(**{**SMALL, **changes}))
-        rng = np.random.default_rng(0)
-        shapes = {name: tuple(weight.shape) for name, weight in model.named_weights().items()}
-        kernel = model.named_weights()["mlm/transform/kernel"]
-        spread = float(np.std(kernel)) > 0.1
-        if field != "initializer_range":
-            for weight in model.named_weights().values():
-                weight.assign(rng.normal(size=weight.shape))
-        outputs = model({"input_ids": rng.integers(0, 19, (2, 7))}, training=True)
-        return json.dumps([shapes, spread, np.sum(outputs["nsp_logits"], dtype=float).round(3)])
+        config = BertConfig(**{**SMALL, **changes})
+        found = []
+        for cls, logits in ((BertForPreTraining, "nsp_logits"), (Classifier, "logits")):
+            model = cls(config)
+            rng = np.random.default_rng(0)
+            found.append({n: tuple(weight.shape) for n, weight in model.named_weights().items()})
+            kernel = model.named_weights()["bert/pooler/dense/kernel"]
+            found.append(float(np.std(kernel)) > 0.1)
+            if field != "initializer_range":
+                for weight in model.named_weights().values():
+                    weight.assign(rng.normal(size=weight.shape))
+            outputs = model({"input_ids": rng.integers(0, 19, (2, 7))}, training=True)
+            found.append(np.sum(outputs[logits], dtype=float).round(3))
+        return json.dumps(found)
 
     assert fingerprint() == fingerprint()
     assert fingerprint(**{field: CHANGES[field]}) != fingerprint()

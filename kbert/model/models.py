@@ -1,130 +1,23 @@
-"""BERT as Keras models: the bare encoder and the models of pretraining.
+"""BERT as Keras models: the bare encoder, the models of pretraining and those of the tasks.
 
 Every model takes a dict with the features of `kbert.features`, of which `attention_mask` (all
 tokens real) and `token_type_ids` (all 0) may be left out, or the (B, L) `input_ids` alone. Features
 that a model does not use are ignored, so a batch of any pipeline fits.
 """
 
-import pathlib
-import warnings
-
-import h5py
 import keras
-import numpy as np
 from keras import ops
 
-from kbert.config import BertConfig
-from kbert.errors import UserError
 from kbert.model.encoder import Embeddings, Encoder, Pooler
-from kbert.model.heads import MaskedLMHead, NextSentenceHead, gather_positions
-
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "weights.h5"
-
-
-class PretrainedModel(keras.Model):
-    """What the models share: their config, building at once, and folders of weights.
-
-    A subclass makes its parts in its constructor and names them in `parts`; the name of a weight in
-    a folder starts with the name of its part, so that models share what they have in common.
-    """
-
-    parts = ()
-
-    def __init__(self, config, name=None, **kwargs):
-        super().__init__(name=name, **kwargs)
-        self.config = config if isinstance(config, BertConfig) else BertConfig(**config)
-
-    def get_config(self):
-        return {**super().get_config(), "config": self.config.to_dict()}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
-
-    def named_weights(self):
-        """dict of name -> variable, such as 'bert/encoder/layer_0/attention/query/kernel'."""
-        named = {}
-        for part in self.parts:
-            layer = getattr(self, part, self)  # a bare BertModel is its own part
-            for weight in layer.weights:
-                named[f"{part}/{weight.path.removeprefix(layer.path + '/')}"] = weight
-        return named
-
-    def save_pretrained(self, folder):
-        """Writes `config.json` and `weights.h5` (float32, named as in `named_weights`).
-
-        Args:
-            folder: made if missing; files of the same names are replaced.
-        """
-        arrays = {n: ops.convert_to_numpy(weight) for n, weight in self.named_weights().items()}
-        write_pretrained(folder, self.config, arrays)
-
-    @classmethod
-    def from_pretrained(cls, folder, **kwargs):
-        """A model with the weights of a folder, which another class of model may have written.
-
-        Parts that the folder lacks, such as a head, stay fresh, with a warning.
-
-        Args:
-            folder: a folder that `save_pretrained` wrote, such as `final` or `best` of a run.
-            **kwargs: for the constructor, such as `dtype="mixed_bfloat16"`.
-
-        Raises:
-            UserError: no such folder or files, a weight missing, or one of another shape.
-        """
-        folder = pathlib.Path(folder)
-        model = cls(BertConfig.from_file(folder / CONFIG_FILE), **kwargs)
-        model.load_pretrained(folder)
-        return model
-
-    def load_pretrained(self, folder):
-        """Loads the weights of a folder into this model; see `from_pretrained`."""
-        path = pathlib.Path(folder) / WEIGHTS_FILE
-        try:
-            with h5py.File(path, "r") as file:
-                fresh = [part for part in self.parts if part not in file]
-                for name, weight in self.named_weights().items():
-                    if name.split("/")[0] not in fresh:
-                        weight.assign(_read_weight(file, name, tuple(weight.shape), path))
-        except OSError as error:
-            raise UserError(f"cannot read the weights {path}: {error}.") from error
-        if len(fresh) == len(self.parts):
-            raise UserError(f"{path} has none of {', '.join(fresh)}; it is no file of weights.")
-        if fresh:
-            warnings.warn(f"{path} has no {', '.join(fresh)}: left as initialised.", stacklevel=3)
-
-
-def write_pretrained(folder, config, arrays):
-    """Writes what `PretrainedModel.from_pretrained` reads.
-
-    Args:
-        folder: made if missing; files of the same names are replaced.
-        config: BertConfig. arrays: dict of the names of `named_weights` -> array.
-    """
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save(folder / CONFIG_FILE)
-    arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
-    write_arrays(folder / WEIGHTS_FILE, arrays)
-
-
-def write_arrays(path, arrays):
-    """Writes a dict of name -> array as HDF5.
-
-    Through a file of Python's: HDF5's own writing ends the process (a segmentation fault in
-    `close`) when the disk is full.
-    """
-    with open(path, "wb+") as raw, h5py.File(raw, "w") as file:
-        for name, array in arrays.items():
-            file[name] = array
-
-
-def _read_weight(file, name, shape, path):
-    if name not in file:
-        raise UserError(f"{path} lacks the weight {name}, of shape {shape}.")
-    if file[name].shape != shape:
-        raise UserError(f"{path}: {name} has the shape {file[name].shape}, the model's is {shape}.")
-    return file[name][()]
+from kbert.model.heads import (
+    ChoiceHead,
+    LabelHead,
+    MaskedLMHead,
+    NextSentenceHead,
+    SpanHead,
+    gather_positions,
+)
+from kbert.model.pretrained import PretrainedModel
 
 
 def _features(inputs):
@@ -303,3 +196,92 @@ class BertForNextSentencePrediction(_HeadedModel):
     def call(self, inputs, training=None):
         outputs = self.bert(inputs, training=training)
         return {"logits": self.nsp(outputs["pooler_output"]), **self._extras(outputs)}
+
+
+@keras.saving.register_keras_serializable("kbert")
+class BertForSequenceClassification(_HeadedModel):
+    """BERT that labels a text or a pair of texts, or gives it a number (C = 1).
+
+    Args:
+        config: BertConfig, with C = `num_labels`. output_hidden_states, output_attentions: as for
+            `BertModel`.
+
+    Returns, when called:
+        dict of `logits` (B, C) float32.
+    """
+
+    heads = {"sequence_classifier": LabelHead}
+
+    def call(self, inputs, training=None):
+        outputs = self.bert(inputs, training=training)
+        logits = self.sequence_classifier(outputs["pooler_output"], training=training)
+        return {"logits": logits, **self._extras(outputs)}
+
+
+@keras.saving.register_keras_serializable("kbert")
+class BertForTokenClassification(_HeadedModel):
+    """BERT that labels each token; it has no pooler, as in HF.
+
+    Args:
+        config: BertConfig, with C = `num_labels`. output_hidden_states, output_attentions: as for
+            `BertModel`.
+
+    Returns, when called:
+        dict of `logits` (B, L, C) float32.
+    """
+
+    heads = {"token_classifier": LabelHead}
+    pooled = False
+
+    def call(self, inputs, training=None):
+        outputs = self.bert(inputs, training=training)
+        logits = self.token_classifier(outputs["last_hidden_state"], training=training)
+        return {"logits": logits, **self._extras(outputs)}
+
+
+@keras.saving.register_keras_serializable("kbert")
+class BertForQuestionAnswering(_HeadedModel):
+    """BERT that finds the answer in a text; it has no pooler, as in HF.
+
+    Args:
+        config: BertConfig. output_hidden_states, output_attentions: as for `BertModel`.
+
+    Returns, when called:
+        dict of `start_logits` and `end_logits`, (B, L) float32 each.
+    """
+
+    heads = {"span_classifier": SpanHead}
+    pooled = False
+
+    def call(self, inputs, training=None):
+        outputs = self.bert(inputs, training=training)
+        logits = self.span_classifier(outputs["last_hidden_state"], training=training)
+        spans = {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
+        return {**spans, **self._extras(outputs)}
+
+
+@keras.saving.register_keras_serializable("kbert")
+class BertForMultipleChoice(_HeadedModel):
+    """BERT that chooses one of several texts, each a sequence of its own.
+
+    Args:
+        config: BertConfig. output_hidden_states, output_attentions: as for `BertModel`; there, B
+            is B * C.
+
+    Call arguments:
+        the features with C choices, (B, C, L) each.
+
+    Returns, when called:
+        dict of `logits` (B, C) float32.
+    """
+
+    heads = {"choice_classifier": ChoiceHead}
+
+    def call(self, inputs, training=None):
+        inputs = _features(inputs)
+        _, C, L = ops.shape(inputs["input_ids"])
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        flat = {name: ops.reshape(inputs[name], (-1, L)) for name in names if name in inputs}
+        outputs = self.bert(flat, training=training)
+        logits = self.choice_classifier(outputs["pooler_output"], training=training)  # (B * C, 1)
+        return {"logits": ops.reshape(logits, (-1, C)), **self._extras(outputs)}

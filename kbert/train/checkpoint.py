@@ -157,7 +157,7 @@ def restore_arrays(path, variables, optional=()):
     """Assigns the arrays of a file to Keras variables of the same names.
 
     Args:
-        path: what `write_arrays` of `kbert.model.models` wrote.
+        path: what `write_arrays` of `kbert.model.weights.native` wrote.
         variables: dict of name -> Keras variable.
         optional: starts of names that the file may lack; these variables stay as they are.
 

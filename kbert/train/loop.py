@@ -14,7 +14,9 @@ from kbert.config import BertConfig
 from kbert.data.pretraining import PretrainingExamples
 from kbert.data.store import corpus_fingerprint
 from kbert.errors import UserError
-from kbert.model.models import BertForPreTraining, write_arrays, write_pretrained
+from kbert.model.models import BertForPreTraining
+from kbert.model.weights import Tensors, write_weights
+from kbert.model.weights.native import write_arrays
 from kbert.train import report
 from kbert.train.checkpoint import (
     OPTIMIZER_FILE,
@@ -369,7 +371,9 @@ class _Run:
         replace_folder(self.folder / name, lambda path: self._write_pretrained(path, weights))
 
     def _write_pretrained(self, folder, weights):
-        write_pretrained(folder, self.inputs.bert_config, weights)
+        shapes = {name: array.shape for name, array in weights.items()}
+        weights = Tensors(shapes, weights.__getitem__)
+        write_weights(folder, "kbert", self.inputs.bert_config, weights)
         self.inputs.tokenizer.save_pretrained(folder)
 
     def _write_flagfile(self):

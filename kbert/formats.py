@@ -1,0 +1,121 @@
+"""Folders of weights: where they are, and in whose format."""
+
+import json
+import os
+import pathlib
+import re
+
+from kbert.errors import UserError
+
+FORMATS = {
+    "kbert": "config.json and weights.h5",
+    "google": "bert_config.json and bert_model.ckpt.index",
+    "hf": "config.json and model.safetensors",
+    "keras_hub": "config.json and model.weights.h5",
+}
+_HUB_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json")
+_HUB_FILES += ("model-*.safetensors", "vocab.txt", "tokenizer.json", "tokenizer_config.json")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_PICKLES = ("pytorch_model*.bin*", "*.pt", "*.pth", "*.pkl")
+_OTHERS = {
+    "tf_model.h5": "weights of HF's TensorFlow models, which no longer exist",
+    "flax_model.msgpack": "weights of HF's Flax models, which no longer exist",
+    "saved_model.pb": "a SavedModel, which is made for serving",
+    "model.onnx": "an ONNX model, which is made for serving",
+}
+
+
+def find_folder(name):
+    """Path of a folder, or of the local copy of a model on the Hugging Face hub.
+
+    A name that is no folder here and could be one of the hub, such as `bert-base-uncased` or
+    `google-bert/bert-base-uncased`, is looked up there if `huggingface_hub` is installed: only the
+    files that kbert reads, from the local cache where it has them, and from it alone with
+    HF_HUB_OFFLINE=1.
+
+    Raises:
+        UserError: there is no such folder, and no such model on the hub.
+    """
+    path = pathlib.Path(name)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"{path} is a file; name the folder that it is in.")
+    if isinstance(name, pathlib.Path) or not _HUB_NAME.fullmatch(name):
+        raise UserError(f"there is no folder {name}.")
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(
+            f"there is no folder {name}. If it is a model of the Hugging Face hub: "
+            f"pip install huggingface_hub"
+        ) from None
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+    except Exception as error:  # of the hub, of its HTTP library, of the network
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"there is no folder {name}, and the Hugging Face hub did not give a model of this "
+            f"name ({type(error).__name__}: {reason[:200]})"
+        ) from error
+
+
+def folder_format(folder):
+    """The format of a folder of weights, one of `FORMATS`.
+
+    Raises:
+        UserError: it holds none of them; what it holds instead is named, and what to do about it.
+    """
+    folder = pathlib.Path(folder)
+    names = set(os.listdir(folder))
+    if "weights.h5" in names:
+        return "kbert"
+    if "bert_config.json" in names and any(name.endswith(".index") for name in names):
+        return "google"
+    if names & {"model.safetensors", "model.safetensors.index.json"}:
+        return "hf"
+    if "model.weights.h5" in names:
+        return "keras_hub"
+    for pattern in _PICKLES:
+        for path in folder.glob(pattern):
+            raise UserError(
+                f"{path} is a pickle, which may run any code when it is read; kbert reads none. If "
+                f'you trust it, make model.safetensors of it: python -c "from transformers import '
+                f"{_architecture(folder)} as M; M.from_pretrained('{folder}')"
+                f".save_pretrained('{folder}-safe')\""
+            )
+    for name, what in _OTHERS.items():
+        if name in names:
+            raise UserError(f"{folder / name} is {what}; kbert reads {_allowed()}.")
+    found = ", ".join(sorted(names)[:8]) or "nothing"
+    raise UserError(f"{folder} holds no weights: found {found}; kbert reads {_allowed()}.")
+
+
+def _architecture(folder):
+    """The class that an HF folder names."""
+    try:
+        return read_json(folder / "config.json")["architectures"][0]
+    except (UserError, KeyError, TypeError, IndexError):
+        return "BertForPreTraining"
+
+
+def _allowed():
+    return "; ".join(f"{files} ({name})" for name, files in FORMATS.items())
+
+
+def read_json(path):
+    """The object in a JSON file.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    path = pathlib.Path(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a JSON object; it holds a {type(values).__name__}.")
+    return values

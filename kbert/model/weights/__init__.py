@@ -1,0 +1,128 @@
+"""Weights in and out: four formats, one table of names each."""
+
+import contextlib
+
+from kbert.config import BertConfig
+from kbert.errors import UserError
+from kbert.formats import FORMATS, find_folder, folder_format
+from kbert.model.weights import google, huggingface, kerashub, native
+from kbert.model.weights.tensors import (
+    REQUIRED_PARTS,
+    Tensors,
+    listed,
+    matches,
+    part_of,
+    weight_shapes,
+)
+
+__all__ = ["Tensors", "open_weights", "write_weights"]
+
+_MODULES = {"kbert": native, "google": google, "hf": huggingface, "keras_hub": kerashub}
+
+
+@contextlib.contextmanager
+def open_weights(folder, allow_missing=(), **changes):
+    """Opens a folder of weights in any format; they are read one at a time, when asked for.
+
+    The shapes are checked against the config before anything is read or made.
+
+    Args:
+        folder: as for `kbert.formats.find_folder`.
+        allow_missing: names, or starts of names, of weights that may be missing, unknown or of
+            another shape, and are then left out: kbert's names or those of the format; with `*`.
+        **changes: fields of BertConfig that are to differ from the folder's.
+
+    Gives:
+        BertConfig, and Tensors of kbert's name -> float32 array, all of a part or none.
+
+    Raises:
+        UserError: no such folder, files that cannot be read, another architecture; weights that are
+            unknown, missing, or of another shape than the config says.
+    """
+    folder = find_folder(folder)
+    with _MODULES[folder_format(folder)].opened(folder) as (fields, tensors, places_of):
+        try:
+            config = BertConfig(**fields | changes)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from None
+        if config.num_hidden_layers > len(tensors):
+            raise UserError(
+                f"{folder}: the config says {config.num_hidden_layers} layers, and there are "
+                f"{len(tensors)} tensors in all."
+            )
+        shapes, places = weight_shapes(config), places_of(config)
+        found = _fitting(folder, tensors, places, allow_missing)
+        yield (
+            config,
+            Tensors(
+                {name: shapes[name] for name in found},
+                lambda name: places[name].ours(tensors[places[name].name], shapes[name]),
+            ),
+        )
+
+
+def _fitting(folder, tensors, places, allow_missing):
+    """kbert's names of the tensors that are there, after all checks."""
+
+    def allowed(name):
+        theirs = places[name].name if name in places else name
+        return matches(name, allow_missing) or matches(theirs, allow_missing)
+
+    names = {place.name: name for name, place in places.items()}
+    how = "To do without, name what may be missing: allow_missing=[...], --allow_missing=A,B*"
+    unknown = [name for name in tensors if name not in names and not allowed(name)]
+    if unknown:
+        raise UserError(f"{folder} has tensors that BERT has not: {listed(unknown)}. {how}")
+    found = []
+    for theirs, name in names.items():
+        if theirs not in tensors:
+            continue
+        if tensors.shapes[theirs] == places[name].shape:
+            found.append(name)
+        elif not allowed(name):
+            raise UserError(
+                f"{folder}: {theirs} has the shape {tensors.shapes[theirs]}, and by the config it "
+                f"would be {places[name].shape}. {how}"
+            )
+    parts = {part_of(name) for name in found} | set(REQUIRED_PARTS)
+    absent = [name for name in places if part_of(name) in parts and name not in set(found)]
+    missing = [places[name].name for name in absent if not allowed(name)]
+    if missing:
+        raise UserError(f"{folder} lacks {listed(missing)}. {how}")
+    return found
+
+
+def write_weights(folder, format, config, weights, allow_missing=()):
+    """Writes weights and config in a format.
+
+    Args:
+        folder: an existing folder; files of the same names are replaced.
+        format: one of `kbert.formats.FORMATS`.
+        config: BertConfig.
+        weights: Tensors, of kbert's name -> float32 array.
+        allow_missing: names, or starts of names, of weights to leave out where the format has no
+            place for them.
+
+    Returns:
+        list of lines: where the other code would compute something else with these weights.
+
+    Raises:
+        UserError: no such format, weights that it has no place for, files that cannot be written.
+    """
+    if format not in FORMATS:
+        raise UserError(f"format must be one of {', '.join(FORMATS)}; got {format!r}.")
+    module, parts = _MODULES[format], {part_of(name) for name in weights}
+    places = module.places(config, parts)
+    homeless = [name for name in weights if name not in places]
+    lost = [name for name in homeless if not matches(name, allow_missing)]
+    if lost:
+        raise UserError(
+            f"the format {format} has no place for {listed(lost)}. To leave them out: "
+            f"allow_missing=[...], --allow_missing={','.join(sorted({part_of(n) for n in lost}))}"
+        )
+    ours = {places[name].name: name for name in weights if name in places}
+    tensors = Tensors(
+        {theirs: places[name].shape for theirs, name in ours.items()},
+        lambda theirs: places[ours[theirs]].theirs(weights[ours[theirs]]),
+    )
+    return module.write(folder, config, tensors, {part_of(name) for name in ours.values()})

@@ -1,0 +1,177 @@
+"""The format of google-research/bert: `bert_config.json` and a TensorFlow 1 checkpoint.
+
+The names are those that its `modeling.py`, `run_pretraining.py`, `run_classifier.py` and
+`run_squad.py` give their variables. Its code computes GELU by tanh and LayerNorm with epsilon
+1e-12, whatever the config says. What it has no field for, such as another epsilon or the names of
+labels, `bert_config.json` keeps under the key "kbert", which that code passes over.
+
+This is the one file of `kbert.model` that needs TensorFlow, whose format it is.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import re
+
+from kbert.config import BertConfig
+from kbert.errors import UserError
+from kbert.formats import read_json
+from kbert.model.weights.tensors import Tensors, check_size, places_of
+
+CONFIG_FILE, CHECKPOINT = "bert_config.json", "bert_model.ckpt"
+
+NAMES = {
+    "bert/embeddings/word_embeddings": "bert/embeddings/word_embeddings",
+    "bert/embeddings/position_embeddings": "bert/embeddings/position_embeddings",
+    "bert/embeddings/token_type_embeddings": "bert/embeddings/token_type_embeddings",
+    "bert/embeddings/layer_norm": "bert/embeddings/LayerNorm",
+    "bert/encoder/layer_{i}/attention/query": "bert/encoder/layer_{i}/attention/self/query",
+    "bert/encoder/layer_{i}/attention/key": "bert/encoder/layer_{i}/attention/self/key",
+    "bert/encoder/layer_{i}/attention/value": "bert/encoder/layer_{i}/attention/self/value",
+    "bert/encoder/layer_{i}/attention/output": "bert/encoder/layer_{i}/attention/output/dense",
+    "bert/encoder/layer_{i}/attention_norm": "bert/encoder/layer_{i}/attention/output/LayerNorm",
+    "bert/encoder/layer_{i}/intermediate": "bert/encoder/layer_{i}/intermediate/dense",
+    "bert/encoder/layer_{i}/output": "bert/encoder/layer_{i}/output/dense",
+    "bert/encoder/layer_{i}/output_norm": "bert/encoder/layer_{i}/output/LayerNorm",
+    "bert/pooler/dense": "bert/pooler/dense",
+    "mlm/transform": "cls/predictions/transform/dense",
+    "mlm/layer_norm": "cls/predictions/transform/LayerNorm",
+    "mlm/output_bias": "cls/predictions/output_bias",
+    "nsp/classifier/kernel": "cls/seq_relationship/output_weights",
+    "nsp/classifier/bias": "cls/seq_relationship/output_bias",
+    "sequence_classifier/dense/kernel": "output_weights",
+    "sequence_classifier/dense/bias": "output_bias",
+    "span_classifier/dense/kernel": "cls/squad/output_weights",
+    "span_classifier/dense/bias": "cls/squad/output_bias",
+}
+VARIABLES = {name: f"/{name}" for name in ("kernel", "bias", "gamma", "beta")} | {"embeddings": ""}
+
+
+def places(config, parts=()):
+    """dict of kbert's name -> Place."""
+    return places_of(
+        config,
+        NAMES,
+        VARIABLES,
+        transposed=lambda name: NAMES.get(name, "").endswith("output_weights"),
+    )
+
+
+# The fields of `bert_config.json`. Others, such as "directionality", mean nothing to BERT.
+FIELDS = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("intermediate_size", "hidden_dropout_prob", "attention_probs_dropout_prob"),
+    *("max_position_embeddings", "type_vocab_size", "initializer_range"),
+)
+FIXED = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-12}  # in the code
+# What optimizers keep beside the weights.
+_NOT_WEIGHTS = re.compile(
+    r"(.*/)?(adam_[mv]|lamb_[mv]|Adam(_1)?|global_step|beta[12]_power|loss_scale|good_steps)"
+)
+_RELATIVES = {"electra/": "ELECTRA", "/group_0/": "ALBERT", "/.ATTRIBUTES/": "TF2 Model Garden"}
+
+
+@contextlib.contextmanager
+def opened(folder):
+    """Gives the fields of the config, the tensors, and the function from a config to their places.
+
+    Raises:
+        UserError: a file is missing or damaged, or of another architecture.
+    """
+    import tensorflow as tf
+
+    prefix = _checkpoint(folder)
+    try:
+        reader = tf.train.load_checkpoint(str(prefix))
+        shapes = reader.get_variable_to_shape_map()
+        dtypes = reader.get_variable_to_dtype_map()
+    except tf.errors.OpError as error:
+        raise UserError(f"cannot read the checkpoint {prefix}: {error.message[:200]}.") from error
+    shapes = {n: tuple(shape) for n, shape in shapes.items() if not _NOT_WEIGHTS.fullmatch(n)}
+    for mark, relative in _RELATIVES.items():
+        if any(mark in f"/{name}" for name in shapes):
+            raise UserError(f"{prefix} is a checkpoint of {relative}; kbert reads those of BERT.")
+    claimed = sum(math.prod(shape) * dtypes[name].size for name, shape in shapes.items())
+    check_size(prefix, prefix.parent.glob(f"{prefix.name}.data-*"), claimed)
+
+    def read(name):
+        try:
+            return reader.get_tensor(name)
+        except tf.errors.OpError as error:
+            raise UserError(f"cannot read {name} of {prefix}: {error.message[:200]}.") from error
+
+    yield _fields(folder, shapes), Tensors(shapes, read), places
+
+
+def _checkpoint(folder):
+    """Prefix of the one checkpoint in a folder."""
+    found = sorted(path.with_suffix("") for path in folder.glob("*.index"))
+    if folder / CHECKPOINT in found:
+        return folder / CHECKPOINT
+    if len(found) > 1:
+        raise UserError(
+            f"{folder} has {len(found)} checkpoints and none is called {CHECKPOINT}: "
+            f"{', '.join(path.name for path in found)}. Copy the one you mean, with "
+            f"{CONFIG_FILE} and vocab.txt, into a folder of its own."
+        )
+    return found[0]
+
+
+def _fields(folder, shapes):
+    """Fields of BertConfig: those of the file, else of the code that belongs to it."""
+    path = folder / CONFIG_FILE
+    values = read_json(path)
+    act = values.get("hidden_act", "gelu")
+    if act not in ("gelu", "gelu_new"):
+        raise UserError(f"{path} has hidden_act {act!r}; kbert computes 'gelu'.")
+    missing = [name for name in FIELDS[:5] if name not in values]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}.")
+    fields = {name: values[name] for name in FIELDS if name in values} | FIXED
+    if "output_weights" in shapes:
+        fields["num_labels"] = shapes["output_weights"][0]
+    return fields | values.get("kbert", {})
+
+
+def write(folder, config, tensors, parts):
+    """Writes both files; returns what the other code would compute otherwise, as lines of text.
+
+    Raises:
+        UserError: the checkpoint cannot be written.
+    """
+    import tensorflow as tf
+
+    values = dataclasses.asdict(config)
+    extra = extra_fields(values, FIELDS, FIXED)
+    values = {name: values[name] for name in FIELDS} | {"hidden_act": "gelu"}
+    text = json.dumps(values | ({"kbert": extra} if extra else {}), indent=2)
+    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    names = sorted(tensors)
+    try:
+        tf.raw_ops.SaveV2(
+            prefix=str(folder / CHECKPOINT),
+            tensor_names=names,
+            shape_and_slices=[""] * len(names),
+            tensors=[tf.constant(tensors[name]) for name in names],
+        )
+    except tf.errors.OpError as error:
+        reason = f"cannot write {folder / CHECKPOINT}: {error.message[:200]}."
+        raise UserError(reason) from error
+    return differences(config, "google-research/bert", FIXED)
+
+
+def extra_fields(values, known, fixed):
+    """Fields that a format has no place for and that are not what its code takes."""
+    usual = dataclasses.asdict(BertConfig()) | fixed
+    return {n: v for n, v in values.items() if n not in known and v != usual[n]}
+
+
+def differences(config, code, fixed):
+    """Lines that say where `code`, which takes `fixed` for granted, computes something else."""
+    return [
+        f"{code} computes with {name} {value} whatever the folder says, and this model has "
+        f"{getattr(config, name)}: its outputs differ from kbert's."
+        for name, value in fixed.items()
+        if getattr(config, name) != value
+    ]

@@ -1,0 +1,257 @@
+"""The format of HF transformers: `config.json` and `model.safetensors`, whole or in shards.
+
+The names are those of `modeling_bert.py`, its classes with and without a head. Read are also the
+older spellings: without the prefix "bert.", "gamma" and "beta", buffers and tied matrices stored
+again. float16 and bfloat16 become float32, which holds them exactly.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import re
+import struct
+
+import ml_dtypes  # noqa: F401 - gives numpy the name bfloat16
+import numpy as np
+import safetensors
+
+from kbert.config import BertConfig
+from kbert.errors import UserError
+from kbert.formats import read_json
+from kbert.model.weights.tensors import Tensors, places_of
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+NAMES = {
+    "bert/embeddings/word_embeddings": "bert.embeddings.word_embeddings",
+    "bert/embeddings/position_embeddings": "bert.embeddings.position_embeddings",
+    "bert/embeddings/token_type_embeddings": "bert.embeddings.token_type_embeddings",
+    "bert/embeddings/layer_norm": "bert.embeddings.LayerNorm",
+    "bert/encoder/layer_{i}/attention/query": "bert.encoder.layer.{i}.attention.self.query",
+    "bert/encoder/layer_{i}/attention/key": "bert.encoder.layer.{i}.attention.self.key",
+    "bert/encoder/layer_{i}/attention/value": "bert.encoder.layer.{i}.attention.self.value",
+    "bert/encoder/layer_{i}/attention/output": "bert.encoder.layer.{i}.attention.output.dense",
+    "bert/encoder/layer_{i}/attention_norm": "bert.encoder.layer.{i}.attention.output.LayerNorm",
+    "bert/encoder/layer_{i}/intermediate": "bert.encoder.layer.{i}.intermediate.dense",
+    "bert/encoder/layer_{i}/output": "bert.encoder.layer.{i}.output.dense",
+    "bert/encoder/layer_{i}/output_norm": "bert.encoder.layer.{i}.output.LayerNorm",
+    "bert/pooler/dense": "bert.pooler.dense",
+    "mlm/transform": "cls.predictions.transform.dense",
+    "mlm/layer_norm": "cls.predictions.transform.LayerNorm",
+    "mlm/output_bias": "cls.predictions.bias",
+    "mlm/decoder": "cls.predictions.decoder.weight",
+    "nsp/classifier": "cls.seq_relationship",
+    "span_classifier/dense": "qa_outputs",
+}
+VARIABLES = {"kernel": ".weight", "embeddings": ".weight", "gamma": ".weight"}
+VARIABLES |= {"bias": ".bias", "beta": ".bias"}
+
+# The class that has these parts; three of them call their head "classifier".
+CLASSES = {
+    "BertForPreTraining": ("mlm", "nsp"),
+    "BertForMaskedLM": ("mlm",),
+    "BertForNextSentencePrediction": ("nsp",),
+    "BertForSequenceClassification": ("sequence_classifier",),
+    "BertForTokenClassification": ("token_classifier",),
+    "BertForQuestionAnswering": ("span_classifier",),
+    "BertForMultipleChoice": ("choice_classifier",),
+    "BertModel": (),
+}
+CLASSIFIERS = ("sequence_classifier", "token_classifier", "choice_classifier")
+
+# kbert's hidden_act for HF's.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_new",
+    "gelu_fast": "gelu_new",
+    "gelu_accurate": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+}
+# What kbert's BERT does not have; the value that means it is not used.
+_UNUSED = {
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "pruned_heads": {},
+    "quantization_config": None,
+}
+WORDS, DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
+BIAS, DECODER_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
+_BUFFERS = re.compile(r"bert\.embeddings\.(position_ids|token_type_ids)")
+_HEADED = ("bert.", "cls.", "classifier.", "qa_outputs.")
+
+
+def places(config, parts=()):
+    """dict of kbert's name -> Place, for a model with these parts."""
+    (classifier,) = [part for part in parts if part in CLASSIFIERS] or CLASSIFIERS[:1]
+    names = NAMES | {f"{classifier}/dense": "classifier"}
+    return places_of(config, names, VARIABLES, transposed=lambda name: name.endswith("/kernel"))
+
+
+@contextlib.contextmanager
+def opened(folder):
+    """Gives the fields of the config, the tensors, and the function from a config to their places.
+
+    Raises:
+        UserError: a file is missing or damaged, or of another architecture.
+    """
+    values = read_json(folder / CONFIG_FILE)
+    fields = _fields(values, folder / CONFIG_FILE)
+    parts = CLASSES.get((values.get("architectures") or [None])[0], ())
+    with contextlib.ExitStack() as stack:
+        homes = {}  # name -> open file, name in it
+        for path in _files(folder):
+            try:
+                file = stack.enter_context(safetensors.safe_open(path, "np", backend="pread"))
+            except (OSError, safetensors.SafetensorError) as error:
+                reason = " ".join(str(error).split())
+                raise UserError(f"cannot read {path}: {reason}. Copy it again.") from error
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                plain = _plain_name(name)
+                if plain in homes:
+                    raise UserError(f"{path} has {plain} twice, once as {name}.")
+                if not _BUFFERS.fullmatch(plain):
+                    homes[plain] = file, name
+        shapes = {plain: _shape(*home, folder) for plain, home in homes.items()}
+        tensors = Tensors(shapes, lambda plain: _read(*homes[plain]))
+        _settle_twins(homes, tensors, fields["tie_word_embeddings"], folder)
+        yield fields, tensors, functools.partial(places, parts=parts)
+
+
+def _files(folder):
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    weight_map = read_json(folder / INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in weight_map.values()
+    ):
+        raise UserError(f"{folder / INDEX_FILE} names no files of this folder in weight_map.")
+    return [folder / name for name in sorted(set(weight_map.values()))]
+
+
+def _plain_name(name):
+    """A name in today's spelling."""
+    if not name.startswith(_HEADED):
+        name = f"bert.{name}"
+    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+    return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+
+
+def _shape(file, name, folder):
+    part = file.get_slice(name)
+    if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+        raise UserError(
+            f"{folder}: {name} has the type {part.get_dtype()}; kbert reads F32, F16, BF16 and "
+            f"F64, not quantised weights."
+        )
+    return tuple(part.get_shape())
+
+
+def _read(file, name):
+    return np.asarray(file.get_tensor(name), np.float32)
+
+
+def _settle_twins(homes, tensors, tied, folder):
+    """Leaves one of two names of the same array.
+
+    A tied decoder may be stored again, or alone. Its bias has two names; of an untied head, HF adds
+    the decoder's.
+    """
+    twins = {DECODER_BIAS: BIAS} | ({DECODER: WORDS} if tied else {})
+    for twin, name in twins.items():
+        if twin not in homes:
+            continue
+        if name in homes and (tied or twin != DECODER_BIAS):
+            same = tensors.shapes[name] == tensors.shapes[twin]
+            if not same or not np.array_equal(tensors[name], tensors[twin]):
+                raise UserError(
+                    f"{folder}: {twin} differs from {name}, to which config.json ties it. If the "
+                    f'model was made so, write "tie_word_embeddings": false there.'
+                )
+        homes[name] = homes.pop(twin)
+        tensors.shapes[name] = tensors.shapes.pop(twin)
+
+
+def _fields(values, path):
+    """Fields of BertConfig, from HF's `config.json`."""
+    model_type = values.get("model_type", "bert")
+    if model_type != "bert":
+        raise UserError(f"{path} is of the architecture {model_type!r}; kbert reads 'bert'.")
+    for name, unused in _UNUSED.items():
+        if values.get(name, unused) not in (unused, None):
+            raise UserError(
+                f"{path} has {name} {values[name]!r}; kbert's BERT has {unused!r} there, always."
+            )
+    act = values.get("hidden_act", "gelu")
+    if act not in ACTIVATIONS:
+        raise UserError(f"{path} has hidden_act {act!r}; kbert computes {', '.join(ACTIVATIONS)}.")
+    known = {field.name for field in dataclasses.fields(BertConfig)}
+    fields = {name: value for name, value in values.items() if name in known}
+    fields |= {"hidden_act": ACTIVATIONS[act]}
+    fields.setdefault("tie_word_embeddings", True)
+    labels = values.get("id2label")
+    if labels:
+        try:
+            names = [labels[str(i)] for i in range(len(labels))]
+        except (KeyError, TypeError):
+            raise UserError(f"{path}: id2label must number its labels from 0 on.") from None
+        fields["num_labels"] = len(names)
+        if names != _default_names(len(names)):
+            fields["label_names"] = names
+    return fields
+
+
+def _default_names(count):
+    return [f"LABEL_{i}" for i in range(count)]
+
+
+def write(folder, config, tensors, parts):
+    """Writes both files; returns what HF would compute otherwise, which is nothing.
+
+    HF's classes find no name missing and none too many.
+    """
+    values = dataclasses.asdict(config)
+    del values["num_labels"]  # HF counts id2label
+    names = values.pop("label_names") or _default_names(config.num_labels)
+    values |= {
+        "architectures": [_class_of(parts)],
+        "model_type": "bert",
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+        "position_embedding_type": "absolute",
+        "dtype": "float32",
+    }
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    shapes = dict(tensors.shapes)
+    if DECODER in shapes:  # untied: HF then has the bias twice
+        shapes[DECODER_BIAS] = shapes[BIAS]
+    read = tensors.__getitem__
+    twice = Tensors(shapes, lambda name: read(BIAS if name == DECODER_BIAS else name))
+    _write_safetensors(folder / WEIGHTS_FILE, twice)
+    return []
+
+
+def _class_of(parts):
+    """The class of HF that has these parts."""
+    for name, theirs in CLASSES.items():
+        if set(theirs) <= parts:
+            return name
+
+
+def _write_safetensors(path, tensors):
+    """Writes tensors one at a time, which the library's own `save_file` does not."""
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, shape in sorted(tensors.shapes.items()):
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in sorted(tensors.shapes):
+            file.write(np.ascontiguousarray(tensors[name], "<f4").data)

@@ -1,0 +1,204 @@
+"""The format of KerasHub's presets: `config.json`, `model.weights.h5` and, of a task, `task.*`.
+
+Read and written are `BertBackbone`, `BertTextClassifier` and `BertMaskedLM`. KerasHub always
+computes GELU by tanh and LayerNorm with epsilon 1e-12, but its MLM head, by the exact GELU and with
+epsilon 1e-5, so that head computes something else there than in BERT. What the preset has no field
+for `config.json` keeps under the key "kbert", which KerasHub passes over.
+"""
+
+import contextlib
+import dataclasses
+import json
+import warnings
+
+import keras
+import numpy as np
+
+from kbert.errors import UserError
+from kbert.formats import read_json
+from kbert.model.weights.google import differences, extra_fields
+from kbert.model.weights.native import read_arrays, write_arrays
+from kbert.model.weights.tensors import Tensors, places_of
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.weights.h5"
+TASK_FILE, TASK_WEIGHTS_FILE = "task.json", "task.weights.h5"
+
+_LAYER = "model.weights.h5/layers/transformer_encoder{_i}/"
+_ATTENTION = _LAYER + "_self_attention_layer/"
+_MLM = "task.weights.h5/layers/masked_lm_head/"
+NAMES = {
+    "bert/embeddings/word_embeddings": "model.weights.h5/layers/reversible_embedding",
+    "bert/embeddings/position_embeddings": "model.weights.h5/layers/position_embedding",
+    "bert/embeddings/token_type_embeddings": "model.weights.h5/layers/embedding",
+    "bert/embeddings/layer_norm": "model.weights.h5/layers/layer_normalization",
+    "bert/encoder/layer_{i}/attention/query": _ATTENTION + "query_dense",
+    "bert/encoder/layer_{i}/attention/key": _ATTENTION + "key_dense",
+    "bert/encoder/layer_{i}/attention/value": _ATTENTION + "value_dense",
+    "bert/encoder/layer_{i}/attention/output": _ATTENTION + "output_dense",
+    "bert/encoder/layer_{i}/attention_norm": _LAYER + "_self_attention_layer_norm",
+    "bert/encoder/layer_{i}/intermediate": _LAYER + "_feedforward_intermediate_dense",
+    "bert/encoder/layer_{i}/output": _LAYER + "_feedforward_output_dense",
+    "bert/encoder/layer_{i}/output_norm": _LAYER + "_feedforward_layer_norm",
+    "bert/pooler/dense": "model.weights.h5/layers/dense",
+    "mlm/transform": _MLM + "_intermediate_dense",
+    "mlm/layer_norm": _MLM + "_intermediate_layer_norm",
+    "mlm/output_bias": _MLM + "vars/0",
+    "sequence_classifier/dense": "task.weights.h5/layers/dense",
+}
+VARIABLES = {name: "/vars/0" for name in ("kernel", "embeddings", "gamma")}
+VARIABLES |= {"bias": "/vars/1", "beta": "/vars/1"}
+# Where the H heads, of width K, have an axis of their own.
+LETTERS = {"bert/encoder/layer_{i}/attention/output/kernel": "HKD"}
+for _name in ("query", "key", "value"):
+    LETTERS[f"bert/encoder/layer_{{i}}/attention/{_name}/kernel"] = "DHK"
+    LETTERS[f"bert/encoder/layer_{{i}}/attention/{_name}/bias"] = "HK"
+
+
+def places(config, parts=()):
+    """dict of kbert's name -> Place."""
+    return places_of(config, NAMES, VARIABLES, letters=LETTERS)
+
+
+# kbert's field for KerasHub's.
+FIELDS = {
+    "vocabulary_size": "vocab_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "hidden_dim": "hidden_size",
+    "intermediate_dim": "intermediate_size",
+    "dropout": "hidden_dropout_prob",
+    "max_sequence_length": "max_position_embeddings",
+    "num_segments": "type_vocab_size",
+}
+FIXED = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-12}  # in the code
+_MLM_DIFFERS = (
+    "KerasHub's BertMaskedLM computes its head with the exact GELU and an epsilon of 1e-5, unlike "
+    "BERT: its scores of words differ from kbert's."
+)
+# KerasHub compiles a task that it loads, and warns if the optimizer has no iterations and rate.
+_FRESH_OPTIMIZER = {"optimizer/vars/0": np.int32(0), "optimizer/vars/1": np.float32(5e-5)}
+_TASKS = {"sequence_classifier": "BertTextClassifier", "mlm": "BertMaskedLM"}
+
+
+@contextlib.contextmanager
+def opened(folder):
+    """Gives the fields of the config, the tensors, and the function from a config to their places.
+
+    Warns of an MLM head, which computes something else in KerasHub.
+
+    Raises:
+        UserError: a file is missing or damaged, or of another architecture.
+    """
+    saved = read_json(folder / CONFIG_FILE)
+    name = saved.get("class_name")
+    if name != "BertBackbone":
+        raise UserError(f"{folder} is a preset of {name}; kbert reads those of BertBackbone.")
+    files = [WEIGHTS_FILE]
+    fields = _fields(saved, folder / CONFIG_FILE)
+    if (folder / TASK_FILE).is_file():
+        task = read_json(folder / TASK_FILE)
+        fields |= _task_fields(task, folder / TASK_FILE)
+        files += [TASK_WEIGHTS_FILE] * (folder / TASK_WEIGHTS_FILE).is_file()
+    with contextlib.ExitStack() as stack:
+        opened_files = {f: stack.enter_context(read_arrays(folder / f)) for f in files}
+        shapes = {
+            f"{file}/{name}": shape
+            for file, tensors in opened_files.items()
+            for name, shape in tensors.shapes.items()
+            if not name.startswith(("optimizer/", "preprocessor/"))
+        }
+
+        def read(name):
+            file, _, path = name.partition("/")
+            return opened_files[file][path]
+
+        if _MLM + "vars/0" in shapes:
+            warnings.warn(_MLM_DIFFERS, stacklevel=5)
+        yield fields | saved.get("kbert", {}), Tensors(shapes, read), places
+
+
+def _fields(saved, path):
+    try:
+        values = saved["config"]
+        fields = {ours: values[theirs] for theirs, ours in FIELDS.items()}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is no config of a BertBackbone: it lacks {error}.") from error
+    fields["attention_probs_dropout_prob"] = fields["hidden_dropout_prob"]
+    return fields | FIXED
+
+
+def _task_fields(task, path):
+    name, values = task.get("class_name"), task.get("config", {})
+    if name not in _TASKS.values():
+        raise UserError(
+            f"{path} is of the class {name}; kbert reads {' and '.join(_TASKS.values())}."
+        )
+    if name == "BertMaskedLM":
+        return {}
+    if values.get("activation", "linear") != "linear":
+        raise UserError(
+            f"{path} has the activation {values['activation']!r}; kbert's classifier gives logits, "
+            f"so 'linear' is what it reads."
+        )
+    rate = values["dropout"]
+    if rate == values["backbone"]["config"]["dropout"]:
+        rate = None  # which means that of the encoder
+    return {"num_labels": values["num_classes"], "classifier_dropout": rate}
+
+
+def write(folder, config, tensors, parts):
+    """Writes a preset; returns what KerasHub would compute otherwise, as lines of text.
+
+    Raises:
+        UserError: the model has no pooler, which every BertBackbone has.
+    """
+    if "bert/pooler" not in parts:
+        raise UserError(
+            "KerasHub's BertBackbone has a pooler, and this model has none. Give it a fresh one: "
+            "kbert.BertModel.from_pretrained(FOLDER).save_pretrained(TO, format='keras_hub')"
+        )
+    values = dataclasses.asdict(config)
+    known = [*FIELDS.values()]
+    if config.attention_probs_dropout_prob == config.hidden_dropout_prob:
+        known.append("attention_probs_dropout_prob")
+    extra = extra_fields(values, known, FIXED)
+    backbone = _serialized(
+        "BertBackbone", {theirs: values[ours] for theirs, ours in FIELDS.items()}
+    )
+    saved = backbone | ({"kbert": extra} if extra else {})
+    _write_json(folder / CONFIG_FILE, saved)
+    metadata = {"keras_version": keras.__version__, "tasks": []}
+    _write_json(folder / "metadata.json", metadata)
+    for part in parts & _TASKS.keys():
+        settings = {"backbone": backbone, "preprocessor": None}
+        if part == "sequence_classifier":
+            settings |= {"num_classes": config.num_labels, "dropout": config.head_dropout_prob}
+        _write_json(folder / TASK_FILE, _serialized(_TASKS[part], settings))
+        _write_arrays(folder, TASK_WEIGHTS_FILE, tensors, _FRESH_OPTIMIZER)
+    _write_arrays(folder, WEIGHTS_FILE, tensors)
+    notes = differences(config, "KerasHub", FIXED)
+    return notes + [_MLM_DIFFERS] * ("mlm" in parts)
+
+
+def _serialized(name, config):
+    return {
+        "module": "keras_hub.models",
+        "class_name": name,
+        "config": config,
+        "registered_name": f"keras_hub>{name}",
+    }
+
+
+def _write_json(path, values):
+    path.write_text(json.dumps(values, indent=4) + "\n", encoding="utf-8")
+
+
+def _write_arrays(folder, file, tensors, others=None):
+    """Writes the tensors whose names start with this file's, and others."""
+    others = others or {}
+    names = [name.removeprefix(f"{file}/") for name in tensors if name.startswith(f"{file}/")]
+    shapes = {name: None for name in [*names, *others]}
+    write_arrays(
+        folder / file,
+        Tensors(shapes, lambda name: others[name] if name in others else tensors[f"{file}/{name}"]),
+    )
