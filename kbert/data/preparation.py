@@ -30,7 +30,7 @@ def prepare(inputs, output_dir, vocab_file, lower_case=True, processes=None, rep
         inputs: comma-separated globs of `.txt`, `.gz`, `.jsonl` (a document under "text" in each
             line), or `tfds:NAME[:SPLIT]`.
         output_dir: folder to make; must not exist, or be empty.
-        vocab_file, lower_case: as for `BertTokenizer`.
+        vocab_file, lower_case: as for `BertTokenizer`; or a BertTokenizer instead of the file.
         processes: worker processes; None = one per core.
         report: called with one line of text now and then.
 
@@ -47,13 +47,15 @@ def prepare(inputs, output_dir, vocab_file, lower_case=True, processes=None, rep
     report = report or (lambda line: None)
     paths = find_inputs(inputs)
     pieces = split_into_pieces(paths)
-    tokenizer = BertTokenizer(vocab_file, lower_case)
+    tokenizer = vocab_file
+    if not isinstance(tokenizer, BertTokenizer):
+        tokenizer = BertTokenizer(vocab_file, lower_case)
     scratch = output_dir.with_name(f"{output_dir.name}.partial-{os.getpid()}")
     for left in output_dir.parent.glob(f"{output_dir.name}.partial-*"):  # of a killed process
         shutil.rmtree(left, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        results = _run(pieces, scratch, vocab_file, lower_case, processes, report)
+        results = _run(pieces, scratch, tokenizer, processes, report)
         found = collections.Counter()
         unigrams = np.zeros(tokenizer.vocab_size, np.int64)
         shards = []
@@ -66,13 +68,13 @@ def prepare(inputs, output_dir, vocab_file, lower_case=True, processes=None, rep
                 for part in shard["counts"]:
                     (scratch / f"{shard['name']}.{part}").unlink()
         _check(found, shards, inputs)
-        shutil.copyfile(vocab_file, scratch / "vocab.txt")
+        tokenizer.save_pretrained(scratch)
         write_manifest(
             scratch,
             shards,
             tokenizer.vocab_size,
             tokenizer.fingerprint,
-            lower_case,
+            tokenizer.lower_case,
             unigrams,
             lines=found["lines"],
             lines_with_bad_utf8=found["bad_lines"],
@@ -114,14 +116,14 @@ def _check(found, shards, inputs):
         )
 
 
-def _run(pieces, scratch, vocab_file, lower_case, processes, report):
+def _run(pieces, scratch, tokenizer, processes, report):
     """Results of all pieces in their order, from this process or from several."""
     tasks = [(piece, f"{i:05d}", str(scratch)) for i, piece in enumerate(pieces)]
     sizes = [_size(piece) for piece in pieces]
     processes = min(processes or os.cpu_count() or 1, len(pieces))
     start, done = time.monotonic(), 0
     if processes == 1 or sum(sizes) < _SMALL_BYTES:
-        tokenize = _sentence_tokenizer(vocab_file, lower_case)
+        tokenize = _sentence_tokenizer(tokenizer)
         results = (_prepare_piece(task, tokenize) for task in tasks)
         yield from results
         return
@@ -129,7 +131,7 @@ def _run(pieces, scratch, vocab_file, lower_case, processes, report):
         processes,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
-        initargs=(str(vocab_file), lower_case),
+        initargs=(tokenizer.vocab, tokenizer.settings),
     ) as pool:
         results = pool.map(_work, tasks)
         for size in sizes:
@@ -156,9 +158,7 @@ def _size(piece):
     return (piece.end or os.path.getsize(piece.path)) - piece.begin
 
 
-def _sentence_tokenizer(vocab_file, lower_case):
-    tokenizer = BertTokenizer(vocab_file, lower_case)
-
+def _sentence_tokenizer(tokenizer):
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
     def tokenize(sentences):
         ids = tokenizer.tokenize(sentences)
@@ -171,11 +171,11 @@ def _sentence_tokenizer(vocab_file, lower_case):
 _worker_tokenize = None
 
 
-def _start_worker(vocab_file, lower_case):
+def _start_worker(vocab, settings):
     global _worker_tokenize
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    _worker_tokenize = _sentence_tokenizer(vocab_file, lower_case)
+    _worker_tokenize = _sentence_tokenizer(BertTokenizer(vocab, **settings))
 
 
 def _work(task):

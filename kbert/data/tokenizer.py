@@ -1,13 +1,12 @@
 """BERT's tokenizer as TensorFlow ops, so that training and the exported graph share one object."""
 
-import json
-import pathlib
-
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-from kbert.data.vocab import SPECIAL_TOKENS, read_vocab, vocab_fingerprint, write_vocab
+from kbert.data.tokenizer_files import read_tokenizer, write_tokenizer
+from kbert.data.vocab import SPECIAL_TOKENS, check_vocab, read_vocab, vocab_fingerprint
 from kbert.errors import UserError
+from kbert.formats import FORMATS, find_folder
 
 # Special tokens pass the word splitter as private-use characters: it would cut '[MASK]' in three.
 # The same characters in a user's text become the one of [UNK], which is what they are in BERT.
@@ -21,7 +20,8 @@ _IDEOGRAPHS = (  # _is_chinese_char there
     r"\x{3400}-\x{4DBF}\x{4E00}-\x{9FFF}\x{F900}-\x{FAFF}"
     r"\x{20000}-\x{2A6DF}\x{2A700}-\x{2CEAF}\x{2F800}-\x{2FA1F}"
 )
-_ONE_CHARACTER_WORD = rf"[\pP$+<=>^`|~{_IDEOGRAPHS}]"
+_PUNCTUATION = r"\pP$+<=>^`|~"
+_ONE_CHARACTER_WORD = rf"[{_PUNCTUATION}{_IDEOGRAPHS}]"
 # Finds text that may hold a word of over 200 characters: a run of characters none of which is
 # surely a word of its own. Coarse, because a precise class repeated 200 times is too big for RE2.
 _MAYBE_TOO_LONG = r"[0-9A-Za-z\x{80}-\x{33FF}\x{4DC0}-\x{4DFF}\x{A000}-\x{10FFFF}]{201}"
@@ -35,20 +35,37 @@ class BertTokenizer(tf.Module):
     class changed between Unicode versions.
 
     Args:
-        vocab_file: path of the vocabulary, one entry a line.
+        vocab_file: path of the vocabulary, one entry a line, or HF's `tokenizer.json`; or the list
+            of the entries.
         lower_case: lower-case and strip accents, as the uncased models do.
         special_tokens_in_text: read '[MASK]', '[CLS]', '[SEP]', '[PAD]' and '[UNK]' written in the
             text as those tokens. Leave it off for text from strangers: off, they are punctuation
             and letters, as in any other text.
+        strip_accents: None: as `lower_case` says. The few models that were trained otherwise say so
+            in their folders.
+        tokenize_chinese_chars: each ideograph is a word of its own, as in BERT; off in a few models
+            of Japanese and Korean.
 
     Raises:
         UserError: the vocabulary cannot be read or used.
     """
 
-    def __init__(self, vocab_file, lower_case=True, special_tokens_in_text=False):
+    def __init__(
+        self,
+        vocab_file,
+        lower_case=True,
+        special_tokens_in_text=False,
+        strip_accents=None,
+        tokenize_chinese_chars=True,
+    ):
         super().__init__(name="bert_tokenizer")
-        self.vocab = read_vocab(vocab_file)
+        if isinstance(vocab_file, (list, tuple)):
+            self.vocab = check_vocab(list(vocab_file), "given")
+        else:
+            self.vocab = read_vocab(vocab_file)
         self.lower_case = lower_case
+        self.strip_accents = lower_case if strip_accents is None else strip_accents
+        self.tokenize_chinese_chars = tokenize_chinese_chars
         self.special_tokens_in_text = special_tokens_in_text
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
             self.vocab.index(token) for token in SPECIAL_TOKENS
@@ -59,39 +76,54 @@ class BertTokenizer(tf.Module):
                 f"the vocabulary {vocab_file} has the entries {clash}; kbert needs the private-use "
                 f"characters U+E000 to U+E004 for itself. Give these entries other names."
             )
-        self._splitter = tf_text.FastBertTokenizer(
-            vocab=[_STAND_INS.get(word, word) for word in self.vocab],
-            unknown_token=_UNKNOWN,
-            max_bytes_per_word=4 * 200,
-            token_out_type=tf.int32,
-            lower_case_nfd_strip_accents=False,  # its own lower-casing is not BERT's
-        )
+        pieces = {
+            "vocab": [_STAND_INS.get(word, word) for word in self.vocab],
+            "unknown_token": _UNKNOWN,
+            "max_bytes_per_word": 4 * 200,
+            "token_out_type": tf.int32,
+        }
+        if tokenize_chinese_chars:  # and its own lower-casing is not BERT's
+            self._splitter = tf_text.FastBertTokenizer(**pieces, lower_case_nfd_strip_accents=False)
+        else:
+            self._splitter = tf_text.FastWordpieceTokenizer(**pieces, no_pretokenization=True)
 
     @classmethod
-    def from_pretrained(cls, folder, special_tokens_in_text=False):
-        """The tokenizer of a folder of weights: its `vocab.txt` and `tokenizer_config.json`.
+    def from_pretrained(cls, folder, special_tokens_in_text=False, lower_case=None):
+        """The tokenizer of a folder of weights, in any format that `BertModel` reads.
+
+        Args:
+            folder: as for `BertModel.from_pretrained`; a name on the Hugging Face hub, too.
+            special_tokens_in_text: as for the constructor.
+            lower_case: None: as the folder says, or, where it does not (google-research/bert's do
+                not), as its vocabulary shows: with capital letters or without.
 
         Raises:
-            UserError: a file is missing or cannot be used.
+            UserError: a file is missing or cannot be used, or is that of another tokenizer.
         """
-        folder = pathlib.Path(folder)
-        try:
-            settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-            lower_case = settings["do_lower_case"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = getattr(error, "strerror", None) or repr(error)
-            raise UserError(
-                f"{folder} has no usable tokenizer_config.json: {reason}. Name the folder of the "
-                f"weights, such as RUN/pretrain/final."
-            ) from error
-        return cls(folder / "vocab.txt", lower_case, special_tokens_in_text)
+        vocab, settings = read_tokenizer(find_folder(folder), lower_case)
+        return cls(vocab, **settings, special_tokens_in_text=special_tokens_in_text)
 
-    def save_pretrained(self, folder):
-        """Writes `vocab.txt` and `tokenizer_config.json` into an existing folder."""
-        folder = pathlib.Path(folder)
-        write_vocab(self.vocab, folder / "vocab.txt")
-        settings = {"do_lower_case": self.lower_case}
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
+    def save_pretrained(self, folder, format="kbert", max_length=None):
+        """Writes vocabulary and settings into an existing folder.
+
+        Args:
+            folder: files of the same names are replaced.
+            format: as for the models; where that of google-research/bert has no place for the
+                settings, HF's `tokenizer_config.json` keeps them.
+            max_length: for HF's tokenizer, the longest sequence of the model in tokens.
+
+        Raises:
+            UserError: no such format.
+        """
+        if format not in FORMATS:
+            raise UserError(f"format must be one of {', '.join(FORMATS)}; got {format!r}.")
+        write_tokenizer(folder, format, self.vocab, self.settings, max_length)
+
+    @property
+    def settings(self):
+        """dict of the constructor's arguments that change ids."""
+        names = ("lower_case", "strip_accents", "tokenize_chinese_chars")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def vocab_size(self):
@@ -101,7 +133,10 @@ class BertTokenizer(tf.Module):
     @property
     def fingerprint(self):
         """Equal for tokenizers that give equal ids to every text without special tokens."""
-        return vocab_fingerprint(self.vocab, self.lower_case)
+        usual = {"lower_case": self.lower_case, "strip_accents": self.lower_case}
+        usual["tokenize_chinese_chars"] = True
+        unusual = {name: value for name, value in self.settings.items() if value != usual[name]}
+        return vocab_fingerprint(self.vocab, self.lower_case, unusual)
 
     def _normalize(self, texts):
         texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
@@ -113,10 +148,12 @@ class BertTokenizer(tf.Module):
                 texts = tf.strings.regex_replace(texts, pattern, f" {stand_in} ")
         if self.lower_case:
             texts = tf.strings.lower(texts, encoding="utf-8")
+        if self.strip_accents:
             texts = tf_text.normalize_utf8(texts, "NFD")
             texts = tf.strings.regex_replace(texts, r"\p{Mn}", "")
         found = tf.strings.regex_full_match(texts, f"(?s).*{_MAYBE_TOO_LONG}.*")
-        return tf.cond(tf.reduce_any(found), lambda: _drop_long_words(texts), lambda: texts)
+        alone = _ONE_CHARACTER_WORD if self.tokenize_chinese_chars else f"[{_PUNCTUATION}]"
+        return tf.cond(tf.reduce_any(found), lambda: _drop_long_words(texts, alone), lambda: texts)
 
     def tokenize(self, texts):
         """WordPiece ids without [CLS] and [SEP].
@@ -127,7 +164,11 @@ class BertTokenizer(tf.Module):
         Returns:
             (B, None) int32 RaggedTensor.
         """
-        return self._splitter.tokenize(self._normalize(tf.convert_to_tensor(texts, tf.string)))
+        texts = self._normalize(tf.convert_to_tensor(texts, tf.string))
+        if self.tokenize_chinese_chars:
+            return self._splitter.tokenize(texts)
+        words = _words(texts, f"[{_PUNCTUATION}]")
+        return self._splitter.tokenize(words).merge_dims(1, 2)
 
     def __call__(self, texts, pairs=None, max_length=128):
         """Features of texts or of pairs of texts, padded to `max_length`.
@@ -173,11 +214,16 @@ class BertTokenizer(tf.Module):
         }
 
 
-def _drop_long_words(texts):
-    """Puts [UNK] for each word of over 200 characters, as google-research/bert does."""
-    texts = tf.strings.regex_replace(texts, f"({_ONE_CHARACTER_WORD})", r" \1 ")
+def _words(texts, alone):
+    """(B, None) words: split at white space, and each character of the class `alone` is one."""
+    texts = tf.strings.regex_replace(texts, f"({alone})", r" \1 ")
     texts = tf.strings.regex_replace(texts, r"\pZ", " ")  # tf.strings.split knows ASCII's alone
-    words = tf.strings.split(texts)
+    return tf.strings.split(texts)
+
+
+def _drop_long_words(texts, alone):
+    """Puts [UNK] for each word of over 200 characters, as google-research/bert does."""
+    words = _words(texts, alone)
     too_long = tf.strings.length(words.flat_values, unit="UTF8_CHAR") > 200
     words = words.with_flat_values(tf.where(too_long, _UNKNOWN, words.flat_values))
     return tf.strings.reduce_join(words, axis=-1, separator=" ")

@@ -5,27 +5,55 @@ import hashlib
 import pathlib
 
 from kbert.errors import UserError
+from kbert.formats import read_json
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION = "##"
 
 
 def read_vocab(path):
-    """Entries of a vocabulary file, one a line; the line number, from 0, is the id.
+    """Entries of a vocabulary file, in the order of their ids.
 
-    Lines end at "\\n" alone and white space around an entry is dropped, as in google-research/bert:
-    `bert-base-chinese` has entries that are or hold U+2028.
+    A text file has one a line; the line number, from 0, is the id. Lines end at "\\n" alone and
+    white space around an entry is dropped, as in google-research/bert: `bert-base-chinese` has
+    entries that are or hold U+2028. A `.json` file is HF's `tokenizer.json`.
 
     Raises:
         UserError: no such file, not UTF-8, an entry twice, or a special token missing.
     """
+    path = pathlib.Path(path)
+    if path.suffix == ".json":
+        return check_vocab(_tokenizer_json_vocab(path), path)
     try:
-        text = pathlib.Path(path).read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8")
     except OSError as error:
         raise UserError(f"cannot read the vocabulary {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise UserError(f"the vocabulary {path} is not UTF-8: {error}.") from error
-    vocab = [line.strip() for line in text.removesuffix("\n").split("\n")]
+    return check_vocab([line.strip() for line in text.removesuffix("\n").split("\n")], path)
+
+
+def _tokenizer_json_vocab(path):
+    """Entries of HF's `tokenizer.json`, those that were added to the vocabulary included."""
+    values = read_json(path)
+    try:
+        ids = dict(values["model"]["vocab"])
+        ids |= {added["content"]: added["id"] for added in values.get("added_tokens") or ()}
+        vocab = sorted(ids, key=ids.get)
+        whole = [ids[word] for word in vocab] == list(range(len(vocab)))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path} is no tokenizer.json of WordPiece with the ids 0, 1, 2, ...")
+    return vocab
+
+
+def check_vocab(vocab, path):
+    """The vocabulary, a list of str, if it can be used; `path` is where it is from.
+
+    Raises:
+        UserError: an entry twice, or a special token missing.
+    """
     first_line = {}
     for number, token in enumerate(vocab, start=1):
         if token in first_line:
@@ -43,9 +71,9 @@ def read_vocab(path):
     return vocab
 
 
-def vocab_fingerprint(vocab, lower_case):
-    """SHA-256 over the entries and the casing: equal fingerprints give equal ids."""
-    text = f"lower_case={lower_case}\n" + "\n".join(vocab)
+def vocab_fingerprint(vocab, lower_case, unusual=None):
+    """SHA-256 over the entries, the casing and unusual settings: equal ones give equal ids."""
+    text = f"lower_case={lower_case}\n" + (f"{unusual}\n" if unusual else "") + "\n".join(vocab)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 

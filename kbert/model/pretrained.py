@@ -9,8 +9,7 @@ from keras import ops
 
 from kbert.config import BertConfig
 from kbert.errors import UserError
-from kbert.model.weights import Tensors, open_weights, write_weights
-from kbert.model.weights.tensors import part_of
+from kbert.model.weights import Tensors, open_weights, part_of, write_weights
 
 _FIELDS = {field.name for field in dataclasses.fields(BertConfig)}
 

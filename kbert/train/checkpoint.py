@@ -224,7 +224,7 @@ def replace_folder(target, write):
     try:
         scratch.mkdir(parents=True)
         write(scratch)
-        for path in (*scratch.iterdir(), scratch):
+        for path in (*scratch.rglob("*"), scratch):
             _sync(path)
         if target.exists():
             target.rename(old)

@@ -12,6 +12,7 @@ from kbert.data.preparation import input_stamps
 from kbert.data.store import MANIFEST
 from kbert.data.vocab import write_vocab
 from kbert.errors import UserError
+from kbert.model.weights import open_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +75,10 @@ def _is_prepared(inputs):
 def _tokenizer(config, folder, report):
     if _is_prepared(config.input):
         corpus = Corpus(config.input, verify=False)
-        tokenizer = BertTokenizer(
-            config.vocab_file or corpus.vocab_file, corpus.manifest["lower_case"]
-        )
+        lower_case = corpus.manifest["lower_case"]
+        tokenizer = BertTokenizer.from_pretrained(corpus.folder, lower_case=lower_case)
+        if config.vocab_file:
+            tokenizer = BertTokenizer(config.vocab_file, **tokenizer.settings)
     elif config.vocab_file:
         tokenizer = BertTokenizer(config.vocab_file, config.lower_case)
     elif config.init_from:
@@ -110,9 +112,8 @@ def _corpus(inputs, folder, tokenizer, report):
         )
         if fresh:
             shutil.rmtree(folder, ignore_errors=True)
-            vocab_file = folder.parent / "vocab.txt"
             report(f"preparing {inputs}, once; it is kept in {folder}")
-            corpus = prepare(inputs, folder, vocab_file, tokenizer.lower_case, report=report)
+            corpus = prepare(inputs, folder, tokenizer, report=report)
     corpus.check_tokenizer(tokenizer)
     return corpus
 
@@ -122,8 +123,8 @@ def _bert_config(config, saved_config, tokenizer):
     if saved_config:
         bert_config, origin = saved_config, "the checkpoint"
     elif config.init_from:
-        path = pathlib.Path(config.init_from) / "config.json"
-        bert_config, origin = BertConfig.from_file(path), config.init_from
+        with open_weights(config.init_from) as (bert_config, _):
+            origin = config.init_from
     else:
         bert_config = BertConfig.load(config.bert_config or "base", tokenizer.vocab_size)
     if origin and config.bert_config:

@@ -15,7 +15,7 @@ from kbert.model.weights.tensors import (
     weight_shapes,
 )
 
-__all__ = ["Tensors", "open_weights", "write_weights"]
+__all__ = ["Tensors", "open_weights", "part_of", "write_weights"]
 
 _MODULES = {"kbert": native, "google": google, "hf": huggingface, "keras_hub": kerashub}
 

@@ -87,7 +87,7 @@ def opened(folder):
         shapes = reader.get_variable_to_shape_map()
         dtypes = reader.get_variable_to_dtype_map()
     except tf.errors.OpError as error:
-        raise UserError(f"cannot read the checkpoint {prefix}: {error.message[:200]}.") from error
+        raise UserError(f"cannot read the checkpoint {prefix}: {_first_line(error)}.") from error
     shapes = {n: tuple(shape) for n, shape in shapes.items() if not _NOT_WEIGHTS.fullmatch(n)}
     for mark, relative in _RELATIVES.items():
         if any(mark in f"/{name}" for name in shapes):
@@ -99,7 +99,7 @@ def opened(folder):
         try:
             return reader.get_tensor(name)
         except tf.errors.OpError as error:
-            raise UserError(f"cannot read {name} of {prefix}: {error.message[:200]}.") from error
+            raise UserError(f"cannot read {name} of {prefix}: {_first_line(error)}.") from error
 
     yield _fields(folder, shapes), Tensors(shapes, read), places
 
@@ -134,6 +134,10 @@ def _fields(folder, shapes):
     return fields | values.get("kbert", {})
 
 
+def _first_line(error):
+    return error.message.splitlines()[0][:400]
+
+
 def write(folder, config, tensors, parts):
     """Writes both files; returns what the other code would compute otherwise, as lines of text.
 
@@ -156,7 +160,7 @@ def write(folder, config, tensors, parts):
             tensors=[tf.constant(tensors[name]) for name in names],
         )
     except tf.errors.OpError as error:
-        reason = f"cannot write {folder / CHECKPOINT}: {error.message[:200]}."
+        reason = f"cannot write {folder / CHECKPOINT}: {_first_line(error)}."
         raise UserError(reason) from error
     return differences(config, "google-research/bert", FIXED)
 
@@ -170,8 +174,8 @@ def extra_fields(values, known, fixed):
 def differences(config, code, fixed):
     """Lines that say where `code`, which takes `fixed` for granted, computes something else."""
     return [
-        f"{code} computes with {name} {value} whatever the folder says, and this model has "
-        f"{getattr(config, name)}: its outputs differ from kbert's."
+        f"{code} always computes with {name} {value}; this model has {getattr(config, name)}, so "
+        f"its outputs there differ from kbert's."
         for name, value in fixed.items()
         if getattr(config, name) != value
     ]

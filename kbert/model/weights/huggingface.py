@@ -101,7 +101,7 @@ def opened(folder):
     """
     values = read_json(folder / CONFIG_FILE)
     fields = _fields(values, folder / CONFIG_FILE)
-    parts = CLASSES.get((values.get("architectures") or [None])[0], ())
+    parts = _parts(values, folder / CONFIG_FILE)
     with contextlib.ExitStack() as stack:
         homes = {}  # name -> open file, name in it
         for path in _files(folder):
@@ -120,6 +120,14 @@ def opened(folder):
         tensors = Tensors(shapes, lambda plain: _read(*homes[plain]))
         _settle_twins(homes, tensors, fields["tie_word_embeddings"], folder)
         yield fields, tensors, functools.partial(places, parts=parts)
+
+
+def _parts(values, path):
+    """The parts of the class that the config names; of an unknown one, none."""
+    names = values.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: architectures must be a list of names; got {names!r}.")
+    return next((CLASSES[name] for name in names if name in CLASSES), ())
 
 
 def _files(folder):
@@ -187,7 +195,7 @@ def _fields(values, path):
                 f"{path} has {name} {values[name]!r}; kbert's BERT has {unused!r} there, always."
             )
     act = values.get("hidden_act", "gelu")
-    if act not in ACTIVATIONS:
+    if act not in list(ACTIVATIONS):
         raise UserError(f"{path} has hidden_act {act!r}; kbert computes {', '.join(ACTIVATIONS)}.")
     known = {field.name for field in dataclasses.fields(BertConfig)}
     fields = {name: value for name, value in values.items() if name in known}

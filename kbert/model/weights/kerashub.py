@@ -140,10 +140,12 @@ def _task_fields(task, path):
             f"{path} has the activation {values['activation']!r}; kbert's classifier gives logits, "
             f"so 'linear' is what it reads."
         )
-    rate = values["dropout"]
-    if rate == values["backbone"]["config"]["dropout"]:
-        rate = None  # which means that of the encoder
-    return {"num_labels": values["num_classes"], "classifier_dropout": rate}
+    try:
+        labels, rate = values["num_classes"], values["dropout"]
+        same = rate == values["backbone"]["config"]["dropout"]  # then it is that of the encoder
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is no config of a {name}: it lacks {error}.") from error
+    return {"num_labels": labels, "classifier_dropout": None if same else rate}
 
 
 def write(folder, config, tensors, parts):

@@ -46,19 +46,32 @@ def read_arrays(path):
         UserError: it cannot be read, or is damaged.
     """
     shapes, claimed = {}, 0
-    try:
-        with h5py.File(path, "r") as file:
 
-            def see(name, item):
-                nonlocal claimed
-                if isinstance(item, h5py.Dataset) and np.issubdtype(item.dtype, np.number):
-                    shapes[name] = item.shape
-                    claimed += item.size * item.dtype.itemsize
+    def see(name, item):
+        nonlocal claimed
+        if isinstance(item, h5py.Dataset) and np.issubdtype(item.dtype, np.number):
+            shapes[name] = item.shape
+            claimed += item.size * item.dtype.itemsize
 
+    def read(name):
+        with _readable(path):
+            return file[name][()]
+
+    with _readable(path):
+        file = h5py.File(path, "r")
+    with file:
+        with _readable(path):
             file.visititems(see)
-            check_size(path, [path], claimed)
-            yield Tensors(shapes, lambda name: file[name][()])
-    except OSError as error:
+        check_size(path, [path], claimed)
+        yield Tensors(shapes, read)
+
+
+@contextlib.contextmanager
+def _readable(path):
+    """Turns the errors of HDF5 into one line."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"cannot read the weights {path}: {reason}.") from error
 

@@ -1,0 +1,106 @@
+"""Converts a BERT: python -m kbert.convert --from=google_folder --to=hf_folder --format=hf"""
+
+import math
+import pathlib
+import warnings
+
+from absl import flags as absl_flags
+
+from kbert import program
+from kbert.errors import UserError
+from kbert.formats import FORMATS, find_folder, folder_format
+
+absl_flags.DEFINE_string(
+    "from", None, "folder of weights in any format, or the name of a model on the Hugging Face hub"
+)
+absl_flags.DEFINE_string("to", None, "folder to make")
+absl_flags.DEFINE_enum("format", "kbert", list(FORMATS), "format to write")
+absl_flags.DEFINE_list(
+    "allow_missing",
+    [],
+    "names, or starts of names, of weights that may be unknown or missing, or be left out where "
+    "the format has no place for them; with *",
+)
+absl_flags.DEFINE_bool(
+    "lower_case", None, "casing of the tokenizer; default: as the folder says, or its words show"
+)
+
+
+def convert(source, target, format, allow_missing=(), lower_case=None, report=print):
+    """Writes the weights, the config and the tokenizer of a folder in another format.
+
+    One weight at a time is in memory; all of them once for Google's format, whose writer takes them
+    together. The folder is made whole or not at all.
+
+    Args:
+        source: as for `BertModel.from_pretrained`.
+        target: folder to make; must not exist, or be empty.
+        format: one of `kbert.formats.FORMATS`.
+        allow_missing: as for `BertModel.from_pretrained` and `save_pretrained`.
+        lower_case: as for `BertTokenizer.from_pretrained`.
+        report: called with a line of text.
+
+    Raises:
+        UserError: a folder that cannot be read or is not empty; weights that are unknown, missing,
+            of another shape, or have no place in the format.
+    """
+    from kbert.model.weights import open_weights, part_of
+    from kbert.train.checkpoint import replace_folder
+
+    target = pathlib.Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists and is not empty. Remove it, or name another folder.")
+    folder = find_folder(source)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        with open_weights(folder, allow_missing) as (config, weights):
+            parameters = sum(math.prod(shape) for shape in weights.shapes.values())
+            parts = ", ".join(sorted({part_of(name) for name in weights}))
+            report(
+                f"from {folder} ({folder_format(folder)}): {config.num_hidden_layers} layers, "
+                f"width {config.hidden_size}, {parameters:,} parameters in {parts}"
+            )
+            replace_folder(
+                target,
+                lambda path: _write(
+                    folder, path, format, config, weights, allow_missing, lower_case, report
+                ),
+            )
+    for warning in caught:
+        report(f"note: {warning.message}")
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    report(f"to {target} ({format}): {size / 1e6:,.1f} MB")
+
+
+def _write(folder, path, format, config, weights, allow_missing, lower_case, report):
+    from kbert.data.tokenizer_files import has_tokenizer, read_tokenizer, write_tokenizer
+    from kbert.model.weights import write_weights
+
+    if has_tokenizer(folder):
+        vocab, settings = read_tokenizer(folder, lower_case)
+        if len(vocab) > config.vocab_size:
+            raise UserError(
+                f"{folder}: the vocabulary has {len(vocab):,} entries, and the config says "
+                f"vocab_size {config.vocab_size:,}."
+            )
+        write_tokenizer(path, format, vocab, settings, config.max_position_embeddings)
+        casing = "uncased" if settings["lower_case"] else "cased"
+        report(f"vocabulary: {len(vocab):,} entries, {casing}")
+    else:
+        report(f"note: {folder} has no vocabulary, so none is written")
+    for note in write_weights(path, format, config, weights, allow_missing):
+        report(f"note: {note}")
+
+
+def main():
+    """Runs `convert` with the flags."""
+    values = {name: absl_flags.FLAGS[name].value for name in ("from", "to", "format")}
+    for name in ("from", "to"):
+        if not values[name]:
+            raise UserError(f"--{name} is missing: python -m kbert.convert --from=A --to=B")
+    flags = absl_flags.FLAGS
+    convert(*values.values(), flags.allow_missing, flags.lower_case)
+
+
+if __name__ == "__main__":
+    program.run(main)

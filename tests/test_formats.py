@@ -1,0 +1,413 @@
+"""What is refused of a folder of weights, in which words, and without taking memory for it."""
+
+import json
+import resource
+import struct
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from test_weights import GOOGLE, config_of, hf_made, made, respell, saved_hf, write_google
+
+from kbert import BertForMaskedLM, BertForPreTraining, BertForSequenceClassification, BertModel
+from kbert.errors import UserError
+from kbert.formats import find_folder, folder_format, read_json
+from kbert.model.weights import open_weights
+
+
+def save(folder, format):
+    """A BertModel in a format, of which every code computes the same."""
+    made("BertModel", config_of(hidden_act="gelu_new")).save_pretrained(folder, format=format)
+
+
+def refuses(message, folder, cls=BertModel, **kwargs):
+    with pytest.raises(UserError, match=message) as caught:
+        cls.from_pretrained(folder, **kwargs)
+    assert "\n" not in str(caught.value)
+
+
+def change_json(path, **changes):
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in values.items() if value != "drop"}))
+
+
+# Which folder
+
+
+def test_folders_that_are_none(tmp_path):
+    refuses(r"there is no folder .*a/b/c\.$", str(tmp_path / "a/b/c"))
+    (tmp_path / "file").write_text("")
+    refuses(r"file is a file; name the folder that it is in", tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    refuses(
+        r"holds no weights: found nothing; kbert reads config.json and weights.h5 \(kbert\);",
+        tmp_path / "empty",
+    )
+    (tmp_path / "empty/readme.md").write_text("")
+    refuses(r"holds no weights: found readme.md; kbert", tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "model.pth"]
+)
+def test_pickles_are_never_read(name, tmp_path):
+    (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch /tmp/kbert_was_here'\ntR.")
+    (tmp_path / "config.json").write_text('{"architectures": ["BertForMaskedLM"]}')
+    refuses(
+        rf"{name} is a pickle, which may run any code .* import BertForMaskedLM as M; ", tmp_path
+    )
+    (tmp_path / "config.json").unlink()
+    refuses(
+        r"import BertForPreTraining as M; M.from_pretrained\('.*'\).save_pretrained\(", tmp_path
+    )
+
+
+def test_the_way_out_of_a_pickle_works(tmp_path):
+    """The command of the message, on a folder that HF's older releases wrote."""
+    import torch
+
+    hf, tensors = saved_hf(tmp_path / "old", "BertForMaskedLM")
+    torch.save(tensors, tmp_path / "old/pytorch_model.bin")
+    (tmp_path / "old/model.safetensors").unlink()
+    with pytest.raises(UserError) as caught:
+        folder_format(tmp_path / "old")
+    command = str(caught.value).split('python -c "')[1].rstrip('"')
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    model = BertForMaskedLM.from_pretrained(f"{tmp_path}/old-safe")
+    np.testing.assert_array_equal(
+        model.named_weights()["mlm/output_bias"], hf.state_dict()["cls.predictions.bias"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("tf_model.h5", "weights of HF's TensorFlow models"),
+        ("flax_model.msgpack", "weights of HF's Flax models"),
+        ("saved_model.pb", "a SavedModel, which is made for serving"),
+        ("model.onnx", "an ONNX model"),
+    ],
+)
+def test_other_formats_by_name(name, what, tmp_path):
+    (tmp_path / name).write_bytes(b"")
+    refuses(rf"{name} is {what}.*; kbert reads config.json and", tmp_path)
+
+
+# The Hugging Face hub
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A local cache of the hub with the model org/bert-odd, and no network."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    for name in ("org/bert-odd", "bert-odd"):
+        repo = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        hf_made("BertModel").save_pretrained(repo / "snapshots" / commit)
+        (repo / "refs").mkdir()
+        (repo / "refs/main").write_text(commit)
+
+
+@pytest.mark.parametrize("name", ["org/bert-odd", "bert-odd"])
+def test_hub_names_from_the_cache(hub, name):
+    assert find_folder(name).name.startswith("0123456789abcdef")
+    assert BertModel.from_pretrained(name).config.hidden_size == 15
+
+
+def test_hub_names_that_are_not_there(hub):
+    refuses(r"no folder org/none, and the Hugging Face hub did not give .*\(\w+: ", "org/none")
+
+
+def test_without_huggingface_hub(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    refuses(
+        r"no folder org/none. If it is a model of .* hub: pip install huggingface_hub", "org/none"
+    )
+
+
+# Configs
+
+
+def hf_folder(tmp_path, name="BertModel", **changes):
+    hf_made(name).save_pretrained(tmp_path)
+    change_json(tmp_path / "config.json", **changes)
+    return tmp_path
+
+
+@pytest.mark.parametrize("other", ["albert", "roberta", "distilbert", "electra", "xlm-roberta"])
+def test_other_architectures_by_name(other, tmp_path):
+    folder = hf_folder(tmp_path, model_type=other)
+    refuses(rf"config.json is of the architecture '{other}'; kbert reads 'bert'", folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_act": "relu"}, r"hidden_act 'relu'; kbert computes gelu, "),
+        ({"hidden_act": ["gelu"]}, r"hidden_act \['gelu'\]; kbert computes gelu, "),
+        ({"position_embedding_type": "relative_key"}, r"position_embedding_type 'relative_key'"),
+        ({"is_decoder": True}, r"is_decoder True; kbert's BERT has False"),
+        ({"quantization_config": {"bits": 4}}, r"quantization_config {'bits': 4}"),
+        ({"pruned_heads": {"0": [1]}}, r"pruned_heads {'0': \[1\]}"),
+        ({"vocab_size": "big"}, r"vocab_size must be int; got 'big'"),
+        ({"num_attention_heads": 4}, r"hidden_size must be divisible by num_attention_heads"),
+        ({"id2label": {"1": "a", "2": "b"}}, r"id2label must number its labels from 0 on"),
+        (
+            {"id2label": {"0": "a", "1": "a"}},
+            r"label_names must be different texts; got \['a', 'a'\]",
+        ),
+        ({"id2label": 7}, r"id2label must number its labels from 0 on"),
+        ({"architectures": 7}, r"architectures must be a list of names; got 7"),
+    ],
+)
+def test_hf_configs_that_mean_something_else(changes, message, tmp_path):
+    refuses(message, hf_folder(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "nan", "[" * 100_000, '"x"'])
+def test_config_that_is_no_json_object(text, tmp_path):
+    hf_folder(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    refuses(r"config.json (is not valid JSON|must hold a JSON object)", tmp_path)
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe")
+    refuses(r"config.json is not valid JSON", tmp_path)
+    (tmp_path / "config.json").unlink()
+    refuses(r"cannot read .*config.json: No such file", tmp_path)
+    with pytest.raises(UserError, match=r"cannot read .*: Is a directory"):
+        read_json(tmp_path)
+
+
+def test_google_configs(tmp_path):
+    write_google(tmp_path)
+    change_json(tmp_path / "bert_config.json", hidden_act="relu")
+    refuses(r"bert_config.json has hidden_act 'relu'; kbert computes 'gelu'", tmp_path)
+    change_json(tmp_path / "bert_config.json", hidden_act="drop", hidden_size="drop")
+    refuses(r"bert_config.json lacks hidden_size\.", tmp_path)
+
+
+# Tensors that do not fit
+
+
+def test_unknown_tensors(tmp_path):
+    _, tensors = saved_hf(tmp_path)
+    tensors["bert.adapter.weight"] = tensors["bert.pooler.dense.bias"].clone()
+    tensors["projector.weight"] = tensors["bert.pooler.dense.bias"].clone()
+    respell(tmp_path, tensors)
+    message = r"has tensors that BERT has not: bert.adapter.weight, bert.projector.weight\. To do "
+    refuses(message, tmp_path)
+    BertModel.from_pretrained(tmp_path, allow_missing=["bert.adapter", "bert.proj*"])
+
+
+def test_missing_tensors(tmp_path):
+    _, tensors = saved_hf(tmp_path)
+    whole = dict(tensors)
+    del tensors["bert.encoder.layer.1.output.dense.bias"], tensors["cls.predictions.bias"]
+    respell(tmp_path, tensors)
+    refuses(r"lacks bert.encoder.layer.1.output.dense.bias, cls.predictions.bias\. To do", tmp_path)
+    with pytest.warns(UserWarning, match="has no bert/encoder, mlm: left as initialised"):
+        BertForPreTraining.from_pretrained(
+            tmp_path, allow_missing=["bert/encoder/layer_1/output/bias", "mlm"]
+        )
+    only_head = {name: value for name, value in whole.items() if name.startswith("cls")}
+    respell(tmp_path, only_head)
+    refuses(r"lacks bert.embeddings.LayerNorm.bias, .* and \d+ more", tmp_path)
+
+
+def test_too_many_layers_for_the_tensors(tmp_path):
+    refuses(
+        r"says 2000000000 layers, and there are 39 tensors in all",
+        hf_folder(tmp_path, num_hidden_layers=2_000_000_000),
+    )
+
+
+@pytest.mark.parametrize("format", ["kbert", "google", "hf", "keras_hub"])
+def test_shapes_that_do_not_fit(format, tmp_path):
+    """A config that asks for a table of 400 GB is refused before memory is taken."""
+    save(tmp_path, format)
+    path = tmp_path / ("bert_config.json" if format == "google" else "config.json")
+    values = json.loads(path.read_text())
+    sizes = values["config"] if format == "keras_hub" else values
+    sizes["vocabulary_size" if format == "keras_hub" else "vocab_size"] = 7_000_000_000
+    path.write_text(json.dumps(values))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refuses(r"has the shape \(53, 15\), and by the config it would be \(7000000000, 15\)", tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+def test_a_decoder_that_differs_from_the_words_it_is_tied_to(tmp_path):
+    _, tensors = saved_hf(tmp_path)
+    words = tensors["bert.embeddings.word_embeddings.weight"]
+    tensors["cls.predictions.decoder.weight"] = words + 1
+    respell(tmp_path, tensors)
+    message = r"decoder.weight differs from bert.embeddings.word_embeddings.weight, to which"
+    refuses(message, tmp_path)
+    change_json(tmp_path / "config.json", tie_word_embeddings=False)
+    model = BertForPreTraining.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(model.named_weights()["mlm/decoder"], words + 1)
+
+
+def test_the_same_tensor_under_two_names(tmp_path):
+    _, tensors = saved_hf(tmp_path)
+    tensors["pooler.dense.bias"] = tensors["bert.pooler.dense.bias"].clone()
+    respell(tmp_path, tensors)
+    refuses(r"model.safetensors has bert.pooler.dense.bias twice, once as pooler", tmp_path)
+
+
+def test_quantised_tensors(tmp_path):
+    _, tensors = saved_hf(tmp_path)
+    tensors["bert.pooler.dense.bias"] = tensors["bert.pooler.dense.bias"].char()
+    respell(tmp_path, tensors)
+    refuses(r"bert.pooler.dense.bias has the type I8; kbert reads F32, F16, BF16 and F64", tmp_path)
+
+
+# Damaged files
+
+
+def header(values, length=None):
+    text = json.dumps(values).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text
+
+
+ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"abc",
+        header({"a": ONE}),  # no data
+        header({"a": ONE}, 2**62) + b"0000",
+        header({"a": ONE}, 90_000_000) + b"0000",
+        header({"a": ONE | {"shape": [2**40, 2**40]}}) + b"0000",
+        header({"a": ONE | {"shape": [2**31, 2**31], "data_offsets": [0, 2**64 - 1]}}) + b"0000",
+        header({"a": ONE | {"shape": [-1]}}) + b"0000",
+        header({"a": ONE, "b": ONE}) + b"0000",  # one lies upon the other
+        header({"a": {"dtype": "F32"}}) + b"0000",
+        header([1]),
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 440449768\n",
+        b"<!DOCTYPE html><html><body>Not found</body></html>",
+    ],
+)
+def test_damaged_safetensors(content, tmp_path):
+    hf_folder(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refuses(r"cannot read .*model.safetensors: .*Copy it again", tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+def test_truncated_safetensors(tmp_path):
+    hf_folder(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    refuses(r"cannot read .*model.safetensors: .*file not fully covered. Copy it again", tmp_path)
+
+
+@pytest.mark.parametrize("format", ["kbert", "keras_hub"])
+def test_damaged_hdf5(format, tmp_path):
+    save(tmp_path, format)
+    path = tmp_path / ("weights.h5" if format == "kbert" else "model.weights.h5")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    refuses(r"cannot read the weights .*truncated file", tmp_path)
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    refuses(r"cannot read the weights .*file signature not found", tmp_path)
+
+
+def test_hdf5_that_claims_more_than_it_holds(tmp_path):
+    """The config and the file agree on a table of 400 GB that was never written."""
+    save(tmp_path, "kbert")
+    change_json(tmp_path / "config.json", vocab_size=7_000_000_000)
+    name = "bert/embeddings/word_embeddings/embeddings"
+    with h5py.File(tmp_path / "weights.h5", "a") as file:
+        del file[name]
+        file.create_dataset(name, (7_000_000_000, 15), "f4", chunks=(1000, 15))
+    refuses(r"weights.h5 is damaged: its tensors would be 420,0\d\d,\d\d\d,\d\d\d bytes", tmp_path)
+
+
+def test_damaged_google_checkpoints(tmp_path):
+    write_google(tmp_path)
+    data = tmp_path / "bert_model.ckpt.data-00000-of-00001"
+    content = data.read_bytes()
+    data.write_bytes(content[:1000])
+    refuses(
+        r"bert_model.ckpt is damaged: its tensors would be [\d,]+ bytes, but it holds", tmp_path
+    )
+    data.write_bytes(bytes(len(content)))
+    with (
+        open_weights(tmp_path) as (_, weights),
+        pytest.raises(UserError, match=r"cannot read .* of .*: Checksum does not"),
+    ):
+        dict(weights)
+    data.unlink()
+    refuses(r"bert_model.ckpt is damaged: .* but it holds 0", tmp_path)
+    (tmp_path / "bert_model.ckpt.index").write_bytes(b"no index")
+    refuses(r"cannot read the checkpoint .*bert_model.ckpt: ", tmp_path)
+
+
+def test_google_folders_of_something_else(tmp_path):
+    write_google(tmp_path / "a", GOOGLE | {"bert/encoder/transformer/group_0/bias": (3,)})
+    refuses(r"is a checkpoint of ALBERT; kbert reads those of BERT", tmp_path / "a")
+    write_google(tmp_path / "e", {"electra/embeddings/word_embeddings": (3,)})
+    refuses(r"is a checkpoint of ELECTRA; kbert reads those of BERT", tmp_path / "e")
+    write_google(tmp_path / "b")
+    for path in list((tmp_path / "b").glob("bert_model.ckpt.*")):
+        for step in (1, 2):
+            name = path.name.replace("bert_model.ckpt", f"model.ckpt-{step}")
+            (tmp_path / "b" / name).write_bytes(path.read_bytes())
+        path.unlink()
+    refuses(
+        r"2 checkpoints and none is called bert_model.ckpt: model.ckpt-1, model.ckpt-2\. Copy",
+        tmp_path / "b",
+    )
+    for path in list((tmp_path / "b").glob("model.ckpt-1*")):
+        path.unlink()
+    BertForPreTraining.from_pretrained(tmp_path / "b")
+
+
+def test_keras_hub_presets_of_something_else(tmp_path):
+    save(tmp_path, "keras_hub")
+    change_json(tmp_path / "config.json", class_name="RobertaBackbone")
+    refuses(r"is a preset of RobertaBackbone; kbert reads those of BertBackbone", tmp_path)
+    change_json(tmp_path / "config.json", class_name="BertBackbone", config={"num_layers": 2})
+    refuses(r"config.json is no config of a BertBackbone: it lacks 'vocabulary_size'", tmp_path)
+
+
+def test_keras_hub_tasks_of_something_else(tmp_path):
+    model = made("BertForSequenceClassification")
+    with pytest.warns(UserWarning, match="hidden_act"):
+        model.save_pretrained(tmp_path, format="keras_hub")
+    task = json.loads((tmp_path / "task.json").read_text())
+    task["config"]["activation"] = "softmax"
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    refuses(
+        r"task.json has the activation 'softmax'; kbert's classifier gives logits",
+        tmp_path,
+        BertForSequenceClassification,
+    )
+    change_json(tmp_path / "task.json", class_name="BertRegressor")
+    refuses(
+        r"is of the class BertRegressor; kbert reads BertTextClassifier and BertMaskedLM", tmp_path
+    )
+    change_json(tmp_path / "task.json", class_name="BertTextClassifier", config={})
+    refuses(r"task.json is no config of a BertTextClassifier: it lacks 'num_classes'", tmp_path)
+
+
+# Writing
+
+
+def test_formats_and_names_that_cannot_be_written(tmp_path):
+    model = made("BertForTokenClassification")
+    with pytest.raises(UserError, match=r"format must be one of kbert, google, hf, .*got 'onnx'"):
+        model.save_pretrained(tmp_path, format="onnx")
+    message = r"format google has no place for token_classifier/dense/bias, .*=token_classifier"
+    with pytest.raises(UserError, match=message):
+        model.save_pretrained(tmp_path, format="google")
