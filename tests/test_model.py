@@ -18,8 +18,12 @@ from kbert import BertConfig
 from kbert.errors import UserError
 from kbert.model import (
     BertForMaskedLM,
+    BertForMultipleChoice,
     BertForNextSentencePrediction,
     BertForPreTraining,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
     BertModel,
     attention,
     encoder,
@@ -31,7 +35,9 @@ from kbert.train.losses import pretraining_loss, pretraining_sums
 B, L, M, V = 3, 11, 4, 53
 # float32 against float64, and against another library's order of additions
 TOLERANCE = 1e-5
-MODELS = [BertModel, BertForPreTraining, BertForMaskedLM, BertForNextSentencePrediction]
+PRETRAINING = [BertModel, BertForPreTraining, BertForMaskedLM, BertForNextSentencePrediction]
+TASKS = [BertForSequenceClassification, BertForTokenClassification]
+TASKS += [BertForQuestionAnswering, BertForMultipleChoice]
 
 
 def config_of(**changes):
@@ -53,6 +59,15 @@ def features_of(seed=0):
         "masked_weights": np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]], "float32"),
         "next_sentence_labels": np.array([0, 1, 1], "int32"),
     }
+
+
+def features_for(cls):
+    """The features that a model takes: for multiple choice, of 2 choices."""
+    features = features_of()
+    if cls is BertForMultipleChoice:
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        return {name: np.stack([features[name], features[name] * 0 + 1], axis=1) for name in names}
+    return features
 
 
 def randomize(model, seed=1):
@@ -290,7 +305,7 @@ def test_half_precision(policy):
     assert model.bert(features)["last_hidden_state"].dtype == policy.removeprefix("mixed_")
 
 
-@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("cls", [*PRETRAINING, *TASKS])
 def test_models_round_trip_as_keras_models(cls, tmp_path):
     model = randomize(cls(config_of(), output_hidden_states=True, output_attentions=True))
     again = cls.from_config(model.get_config())
@@ -298,7 +313,8 @@ def test_models_round_trip_as_keras_models(cls, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert type(loaded) is cls
-    outputs, others = model(features_of()), loaded(features_of())
+    features = features_for(cls)
+    outputs, others = model(features), loaded(features)
     assert outputs.keys() == others.keys()
     for name, value in outputs.items():
         np.testing.assert_array_equal(np.asarray(value), np.asarray(others[name]), err_msg=name)
@@ -323,6 +339,7 @@ def test_a_saved_model_opens_in_a_process_that_knows_kbert_alone(tmp_path):
     [
         *(attention.SelfAttention, encoder.Embeddings, encoder.EncoderBlock, encoder.Encoder),
         *(encoder.Pooler, heads.MaskedLMHead, heads.NextSentenceHead),
+        *(heads.LabelHead, heads.ChoiceHead, heads.SpanHead),
     ],
 )
 def test_layers_round_trip(cls):
@@ -351,10 +368,47 @@ def test_compile_fit_evaluate_predict():
     assert model.predict(dataset.take(1), verbose=0)["mlm_logits"].shape == (B, M, V)
 
 
+@pytest.mark.parametrize("cls", TASKS)
+def test_tasks_learn_with_fit(cls):
+    """Plain Keras, from fresh weights to a loss near 0 on one batch."""
+    keras.utils.set_random_seed(0)
+    model, features = cls(config_of(num_labels=4)), features_for(cls)
+    rng = np.random.default_rng(0)
+    shapes = {name: value.shape for name, value in model(features).items()}
+    labels = {name: rng.integers(0, shape[-1], shape[:-1]) for name, shape in shapes.items()}
+    assert {name: len(shape) for name, shape in shapes.items()} == {
+        name: 3 if cls is BertForTokenClassification else 2 for name in shapes
+    }
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(AdamW(1e-2), loss={name: loss for name in shapes})
+    dataset = tf.data.Dataset.from_tensors((features, labels)).repeat(150)
+    before = model.evaluate(dataset.take(1), verbose=0, return_dict=True)["loss"]
+    model.fit(dataset, verbose=0)
+    after = model.evaluate(dataset.take(1), verbose=0, return_dict=True)["loss"]
+    assert after < 0.3 * before
+
+
+@pytest.mark.parametrize("cls", TASKS)
+def test_dropout_before_a_classifier(cls):
+    """Only in training, at the rate of `classifier_dropout`; none before the answer's span."""
+    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    features = features_for(cls)
+
+    def outputs(training, **changes):
+        keras.utils.set_random_seed(0)
+        model = randomize(cls(config_of(**quiet, **changes)))
+        return next(iter(model(features, training=training).values())).numpy()
+
+    expected = outputs(False, classifier_dropout=0.5)
+    np.testing.assert_array_equal(expected, outputs(True))
+    changed = not np.array_equal(expected, outputs(True, classifier_dropout=0.5))
+    assert changed == (cls is not BertForQuestionAnswering)
+
+
 def test_folders_serve_other_classes(tmp_path):
     whole = randomize(BertForPreTraining(config_of()))
     whole.save_pretrained(tmp_path)
-    for cls in MODELS:
+    for cls in PRETRAINING:
         model = cls.from_pretrained(tmp_path, dtype="mixed_bfloat16")
         assert model.dtype_policy.name == "mixed_bfloat16"
         for name, value in arrays(model).items():

@@ -151,9 +151,7 @@ class BertTokenizer(tf.Module):
         if self.strip_accents:
             texts = tf_text.normalize_utf8(texts, "NFD")
             texts = tf.strings.regex_replace(texts, r"\p{Mn}", "")
-        found = tf.strings.regex_full_match(texts, f"(?s).*{_MAYBE_TOO_LONG}.*")
-        alone = _ONE_CHARACTER_WORD if self.tokenize_chinese_chars else f"[{_PUNCTUATION}]"
-        return tf.cond(tf.reduce_any(found), lambda: _drop_long_words(texts, alone), lambda: texts)
+        return texts
 
     def tokenize(self, texts):
         """WordPiece ids without [CLS] and [SEP].
@@ -165,10 +163,12 @@ class BertTokenizer(tf.Module):
             (B, None) int32 RaggedTensor.
         """
         texts = self._normalize(tf.convert_to_tensor(texts, tf.string))
-        if self.tokenize_chinese_chars:
-            return self._splitter.tokenize(texts)
-        words = _words(texts, f"[{_PUNCTUATION}]")
-        return self._splitter.tokenize(words).merge_dims(1, 2)
+        if not self.tokenize_chinese_chars:
+            words = _words(texts, f"[{_PUNCTUATION}]")
+            return self._splitter.tokenize(words).merge_dims(1, 2)
+        found = tf.strings.regex_full_match(texts, f"(?s).*{_MAYBE_TOO_LONG}.*")
+        texts = tf.cond(tf.reduce_any(found), lambda: _drop_long_words(texts), lambda: texts)
+        return self._splitter.tokenize(texts)
 
     def __call__(self, texts, pairs=None, max_length=128):
         """Features of texts or of pairs of texts, padded to `max_length`.
@@ -215,18 +215,20 @@ class BertTokenizer(tf.Module):
 
 
 def _words(texts, alone):
-    """(B, None) words: split at white space, and each character of the class `alone` is one."""
+    """(B, None) words: text between white space, and each character of the class `alone`.
+
+    A word of over 200 characters is [UNK], as in google-research/bert.
+    """
     texts = tf.strings.regex_replace(texts, f"({alone})", r" \1 ")
     texts = tf.strings.regex_replace(texts, r"\pZ", " ")  # tf.strings.split knows ASCII's alone
-    return tf.strings.split(texts)
-
-
-def _drop_long_words(texts, alone):
-    """Puts [UNK] for each word of over 200 characters, as google-research/bert does."""
-    words = _words(texts, alone)
+    words = tf.strings.split(texts)
     too_long = tf.strings.length(words.flat_values, unit="UTF8_CHAR") > 200
-    words = words.with_flat_values(tf.where(too_long, _UNKNOWN, words.flat_values))
-    return tf.strings.reduce_join(words, axis=-1, separator=" ")
+    return words.with_flat_values(tf.where(too_long, _UNKNOWN, words.flat_values))
+
+
+def _drop_long_words(texts):
+    """Puts [UNK] for each word of over 200 characters."""
+    return tf.strings.reduce_join(_words(texts, _ONE_CHARACTER_WORD), axis=-1, separator=" ")
 
 
 def _first_tokens(ragged, lengths):

@@ -51,8 +51,8 @@ def read_tokenizer(folder, lower_case=None):
         settings |= _config_settings(read_json(config), config) if config.is_file() else {}
         vocab_file = folder / "vocab.txt" if (folder / "vocab.txt").is_file() else path
     vocab = read_vocab(vocab_file)
-    if lower_case is not None:
-        settings["lower_case"] = lower_case
+    if lower_case not in (None, settings.get("lower_case")):
+        settings |= {"lower_case": lower_case, "strip_accents": lower_case}
     settings.setdefault("lower_case", not _has_capitals(vocab))
     settings.setdefault("strip_accents", settings["lower_case"])
     settings.setdefault("tokenize_chinese_chars", True)
