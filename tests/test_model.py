@@ -370,9 +370,10 @@ def test_compile_fit_evaluate_predict():
 
 @pytest.mark.parametrize("cls", TASKS)
 def test_tasks_learn_with_fit(cls):
-    """Plain Keras, from fresh weights to a loss near 0 on one batch."""
+    """Plain Keras, on one batch with labels drawn by lot."""
     keras.utils.set_random_seed(0)
-    model, features = cls(config_of(num_labels=4)), features_for(cls)
+    config = config_of(num_labels=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model, features = cls(config), features_for(cls)
     rng = np.random.default_rng(0)
     shapes = {name: value.shape for name, value in model(features).items()}
     labels = {name: rng.integers(0, shape[-1], shape[:-1]) for name, shape in shapes.items()}
@@ -380,12 +381,12 @@ def test_tasks_learn_with_fit(cls):
         name: 3 if cls is BertForTokenClassification else 2 for name in shapes
     }
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(AdamW(1e-2), loss={name: loss for name in shapes})
-    dataset = tf.data.Dataset.from_tensors((features, labels)).repeat(150)
+    model.compile(keras.optimizers.Adam(5e-3), loss={name: loss for name in shapes})
+    dataset = tf.data.Dataset.from_tensors((features, labels)).repeat(200)
     before = model.evaluate(dataset.take(1), verbose=0, return_dict=True)["loss"]
     model.fit(dataset, verbose=0)
     after = model.evaluate(dataset.take(1), verbose=0, return_dict=True)["loss"]
-    assert after < 0.3 * before
+    assert after < 0.2 * before
 
 
 @pytest.mark.parametrize("cls", TASKS)
