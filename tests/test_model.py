@@ -424,6 +424,11 @@ def test_heads_that_a_folder_lacks_are_fresh_with_a_warning(tmp_path):
     np.testing.assert_array_equal(
         arrays(model)["bert/pooler/dense/kernel"], arrays(bare)["bert/pooler/dense/kernel"]
     )
+    fresh = arrays(model)
+    for name in ("mlm/transform/kernel", "nsp/classifier/kernel"):
+        assert 0.005 < np.std(fresh[name]) < 0.04  # drawn, with the config's 0.02
+    assert (fresh["mlm/layer_norm/gamma"] == 1).all() and (fresh["mlm/output_bias"] == 0).all()
+    assert np.std(arrays(BertModel(config_of()))["bert/pooler/dense/kernel"]) > 0.005
 
 
 def test_folders_that_do_not_fit(tmp_path):

@@ -1,11 +1,32 @@
 """Multi-head self-attention (Vaswani et al. 2017, section 3.2), as BERT uses it."""
 
+import contextlib
+import contextvars
 import math
 
 import keras
 from keras import ops
 
 from kbert.config import BertConfig
+
+_undrawn = contextvars.ContextVar("undrawn", default=False)
+
+
+@contextlib.contextmanager
+def undrawn_weights():
+    """Makes layers whose matrices are 0 instead of drawn: for weights that are read next."""
+    token = _undrawn.set(True)
+    try:
+        yield
+    finally:
+        _undrawn.reset(token)
+
+
+def matrix_initializer(config):
+    """Fresh matrices of BERT: truncated normal. A new object each time, so with its own seed."""
+    if _undrawn.get():
+        return keras.initializers.Zeros()
+    return keras.initializers.TruncatedNormal(stddev=config.initializer_range)
 
 
 class ConfiguredLayer(keras.layers.Layer):
@@ -39,8 +60,8 @@ class ConfiguredLayer(keras.layers.Layer):
         return keras.layers.Dropout(rate, dtype=self.dtype_policy, name=name)
 
     def initializer(self):
-        """Fresh weights of BERT: truncated normal. A new object each time, so with its own seed."""
-        return keras.initializers.TruncatedNormal(stddev=self.config.initializer_range)
+        """See `matrix_initializer`."""
+        return matrix_initializer(self.config)
 
     def activation(self, x):
         """The config's `hidden_act`."""

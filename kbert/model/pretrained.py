@@ -9,6 +9,7 @@ from keras import ops
 
 from kbert.config import BertConfig
 from kbert.errors import UserError
+from kbert.model.attention import matrix_initializer, undrawn_weights
 from kbert.model.weights import Tensors, open_weights, part_of, write_weights
 
 _FIELDS = {field.name for field in dataclasses.fields(BertConfig)}
@@ -90,7 +91,11 @@ class PretrainedModel(keras.Model):
         """
         changes = {name: kwargs.pop(name) for name in _FIELDS & kwargs.keys()}
         with open_weights(folder, allow_missing, **changes) as (config, weights):
-            model = cls(config, **kwargs)
+            with undrawn_weights():
+                model = cls(config, **kwargs)
+            for name, weight in model.named_weights().items():
+                if name not in weights and len(weight.shape) == 2:  # vectors are fresh as 0 or 1
+                    weight.assign(matrix_initializer(config)(weight.shape))
             model._assign(weights, folder)
         return model
 
