@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import math
 import pathlib
 import types
 import typing
@@ -28,6 +29,14 @@ def setting_type(field):
     return field.type, False
 
 
+def is_text(value):
+    """Whether a value is a str that UTF-8 can hold: JSON may give half a character."""
+    try:
+        return isinstance(value, str) and value.encode("utf-8") is not None
+    except UnicodeEncodeError:
+        return False
+
+
 def _range_text(limits):
     names = {"at_least": ">=", "above": ">", "at_most": "<=", "below": "<"}
     return " and ".join(
@@ -46,13 +55,15 @@ def check_settings(config):
         kind, optional = setting_type(field)
         if value is None and optional:
             continue
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) < 2**53:
             value = float(value)
             object.__setattr__(config, field.name, value)
         if type(value) is not kind:
             raise UserError(
                 f"{field.name} must be {kind.__name__}; got {value!r} ({type(value).__name__})."
             )
+        if kind is float and not math.isfinite(value):
+            raise UserError(f"{field.name} must be a finite number; got {value}.")
         choices, limits = field.metadata["choices"], field.metadata["limits"]
         if choices and value not in choices:
             raise UserError(f"{field.name} must be one of {', '.join(choices)}; got {value!r}.")
@@ -143,7 +154,7 @@ class BertConfig:
         names = self.label_names
         if names is None:
             return
-        if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        if not all(is_text(name) for name in names) or len(set(names)) < len(names):
             raise UserError(f"label_names must be different texts; got {list(names)}.")
         if len(names) != self.num_labels:
             raise UserError(
@@ -182,7 +193,7 @@ class BertConfig:
             values = yaml.safe_load(text) if path.suffix != ".json" else json.loads(text)
         except OSError as error:
             raise UserError(f"cannot read the config {path}: {error.strerror}.") from error
-        except (ValueError, yaml.YAMLError) as error:
+        except (ValueError, RecursionError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"the config {path} is not valid {path.suffix[1:]}: {reason}"

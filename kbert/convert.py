@@ -19,7 +19,7 @@ absl_flags.DEFINE_list(
     "allow_missing",
     [],
     "names, or starts of names, of weights that may be unknown or missing, or be left out where "
-    "the format has no place for them; with *",
+    "the format has no place for them; with *; tokenizer for the weights alone",
 )
 absl_flags.DEFINE_bool(
     "lower_case", None, "casing of the tokenizer; default: as the folder says, or its words show"
@@ -36,7 +36,8 @@ def convert(source, target, format, allow_missing=(), lower_case=None, report=pr
         source: as for `BertModel.from_pretrained`.
         target: folder to make; must not exist, or be empty.
         format: one of `kbert.formats.FORMATS`.
-        allow_missing: as for `BertModel.from_pretrained` and `save_pretrained`.
+        allow_missing: as for `BertModel.from_pretrained` and `save_pretrained`; "tokenizer" to
+            convert the weights alone.
         lower_case: as for `BertTokenizer.from_pretrained`.
         report: called with a line of text.
 
@@ -47,7 +48,7 @@ def convert(source, target, format, allow_missing=(), lower_case=None, report=pr
     from kbert.model.weights import open_weights, part_of
     from kbert.train.checkpoint import replace_folder
 
-    target = pathlib.Path(target)
+    target = pathlib.Path(target).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty. Remove it, or name another folder.")
     folder = find_folder(source)
@@ -76,8 +77,14 @@ def _write(folder, path, format, config, weights, allow_missing, lower_case, rep
     from kbert.data.tokenizer_files import has_tokenizer, read_tokenizer, write_tokenizer
     from kbert.model.weights import write_weights
 
-    if has_tokenizer(folder):
-        vocab, settings = read_tokenizer(folder, lower_case)
+    if "tokenizer" in allow_missing:
+        report("note: no tokenizer is written, as asked")
+    elif has_tokenizer(folder):
+        try:
+            vocab, settings = read_tokenizer(folder, lower_case)
+        except UserError as error:
+            how = "To convert the weights alone: --allow_missing=tokenizer"
+            raise UserError(f"{error} {how}") from error
         if len(vocab) > config.vocab_size:
             raise UserError(
                 f"{folder}: the vocabulary has {len(vocab):,} entries, and the config says "

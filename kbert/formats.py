@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 
 from kbert.errors import UserError
 
@@ -13,8 +14,16 @@ FORMATS = {
     "hf": "config.json and model.safetensors",
     "keras_hub": "config.json and model.weights.h5",
 }
+# The files of which a folder of the format has one at least.
+WEIGHTS_FILES = {
+    "kbert": {"weights.h5"},
+    "google": {"bert_model.ckpt.index"},
+    "hf": {"model.safetensors", "model.safetensors.index.json"},
+    "keras_hub": {"model.weights.h5"},
+}
 _HUB_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json")
 _HUB_FILES += ("model-*.safetensors", "vocab.txt", "tokenizer.json", "tokenizer_config.json")
+_HUB_FILES += ("model.weights.h5", "task.json", "task.weights.h5", "assets/tokenizer/*")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _PICKLES = ("pytorch_model*.bin*", "*.pt", "*.pth", "*.pkl")
 _OTHERS = {
@@ -51,13 +60,19 @@ def find_folder(name):
             f"pip install huggingface_hub"
         ) from None
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+        path = pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
     except Exception as error:  # of the hub, of its HTTP library, of the network
         reason = " ".join(str(error).split())
         raise UserError(
             f"there is no folder {name}, and the Hugging Face hub did not give a model of this "
             f"name ({type(error).__name__}: {reason[:200]})"
         ) from error
+    if not any(path.glob("model*.safetensors")) and not (path / "model.weights.h5").exists():
+        raise UserError(
+            f"the model {name} of the hub has no safetensors. If you trust its pickle, "
+            f"{_way_out(path, name)}"
+        )
+    return path
 
 
 def folder_format(folder):
@@ -68,21 +83,16 @@ def folder_format(folder):
     """
     folder = pathlib.Path(folder)
     names = set(os.listdir(folder))
-    if "weights.h5" in names:
-        return "kbert"
     if "bert_config.json" in names and any(name.endswith(".index") for name in names):
-        return "google"
-    if names & {"model.safetensors", "model.safetensors.index.json"}:
-        return "hf"
-    if "model.weights.h5" in names:
-        return "keras_hub"
+        return "google"  # whatever the name of the checkpoint
+    for format, files in WEIGHTS_FILES.items():
+        if names & files:
+            return format
     for pattern in _PICKLES:
         for path in folder.glob(pattern):
             raise UserError(
                 f"{path} is a pickle, which may run any code when it is read; kbert reads none. If "
-                f'you trust it, make model.safetensors of it: python -c "from transformers import '
-                f"{_architecture(folder)} as M; M.from_pretrained('{folder}')"
-                f".save_pretrained('{folder}-safe')\""
+                f"you trust it, {_way_out(folder, folder)}"
             )
     for name, what in _OTHERS.items():
         if name in names:
@@ -91,12 +101,34 @@ def folder_format(folder):
     raise UserError(f"{folder} holds no weights: found {found}; kbert reads {_allowed()}.")
 
 
-def _architecture(folder):
-    """The class that an HF folder names."""
+def _way_out(folder, name):
+    """The command that makes safetensors of a pickle, of the class that `config.json` names."""
     try:
-        return read_json(folder / "config.json")["architectures"][0]
+        architecture = str(read_json(folder / "config.json")["architectures"][0])
     except (UserError, KeyError, TypeError, IndexError):
-        return "BertForPreTraining"
+        architecture = ""
+    if not re.fullmatch(r"Bert\w{1,40}", architecture, re.ASCII):
+        architecture = "BertForPreTraining"
+    target = str(name).rstrip("/").split("/")[-1] + "-safe"
+    code = (
+        f"from transformers import {architecture} as M; "
+        f"M.from_pretrained({str(name)!r}).save_pretrained({target!r})"
+    )
+    return f"make safetensors of it: python -c {shlex.quote(code)}"
+
+
+def members(values, names, path):
+    """The named members of an object of a JSON file.
+
+    Raises:
+        UserError: it is no object, or lacks one of them.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{path} has {type(values).__name__} where an object should be.")
+    for name in names:
+        if name not in values:
+            raise UserError(f"{path} lacks {name!r}.")
+    return [values[name] for name in names]
 
 
 def _allowed():

@@ -151,6 +151,16 @@ def test_a_folder_without_a_vocabulary(tmp_path):
     assert written == ["config.json", "model.safetensors"]
 
 
+def test_a_tokenizer_of_another_kind(tmp_path):
+    saved(tmp_path / "a", format="hf")
+    path = tmp_path / "a/tokenizer_config.json"
+    path.write_text(json.dumps({"tokenizer_class": "BertJapaneseTokenizer"}))
+    with pytest.raises(UserError, match=r"BertJapaneseTokenizer; .*--allow_missing=tokenizer"):
+        convert(tmp_path / "a", tmp_path / "b", "kbert")
+    convert(tmp_path / "a", tmp_path / "b", "kbert", allow_missing=["tokenizer"])
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["config.json", "weights.h5"]
+
+
 def test_a_full_disk_leaves_nothing(tmp_path):
     """The limit on file sizes stands for a full disk: the writes fail half-way."""
     saved(tmp_path / "a", vocab_size=30_000)

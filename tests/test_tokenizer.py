@@ -291,6 +291,8 @@ def test_vocabulary_with_the_reserved_characters(tmp_path):
     write_vocab([*SPECIAL_TOKENS, "\ue002"], tmp_path / "vocab.txt")
     with pytest.raises(UserError, match=r"needs the private-use characters U\+E000 to U\+E004"):
         BertTokenizer(tmp_path / "vocab.txt")
+    with pytest.raises(UserError, match=r"the vocabulary given has the entries"):
+        BertTokenizer([*SPECIAL_TOKENS, "\ue002"])
 
 
 def test_folder_round_trip(vocab_file, tmp_path):

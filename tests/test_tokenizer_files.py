@@ -78,7 +78,8 @@ def test_settings_change_ids(folder):
             BertTokenizer(folder / "vocab.txt", a, False, b, c) for a, b, c in SETTINGS
         )
     }
-    assert len(found) == 8  # None means one of the other two
+    assert len({fingerprint for fingerprint, _ in found}) == 8  # None is one of the other two
+    assert len({ids for _, ids in found}) == 8
     usual = BertTokenizer(folder / "vocab.txt")
     stated = BertTokenizer(usual.vocab, strip_accents=True)
     assert usual.fingerprint == stated.fingerprint
@@ -137,12 +138,31 @@ def test_keras_hub_lower_casing_strips_accents(folder):
     assert BertTokenizer.from_pretrained(folder / "hub").strip_accents
 
 
-def test_words_added_to_a_tokenizer_keep_their_ids(folder):
+@pytest.mark.parametrize("older", [False, True])
+def test_words_added_to_a_tokenizer_keep_their_ids(older, folder):
+    """Older folders have both files, of which tokenizer.json alone has the added words."""
     hf = transformers.BertTokenizer(vocab=str(folder / "vocab.txt"))
     hf.add_tokens(["brandnew"])
     hf.save_pretrained(folder / "hf")
-    tokenizer = BertTokenizer.from_pretrained(folder / "hf")
+    if older:
+        shutil.copy(folder / "vocab.txt", folder / "hf/vocab.txt")
+    with pytest.warns(UserWarning, match=r"adds words to the vocabulary \(brandnew\): HF finds"):
+        tokenizer = BertTokenizer.from_pretrained(folder / "hf")
     assert tokenizer.vocab == [*SPECIAL_TOKENS, *WORDS, "brandnew"]
+    text = ["the brandnew un"]
+    assert ids_of(tokenizer, text) == hf(text, add_special_tokens=False)["input_ids"]
+
+
+def test_words_of_100_to_200_letters_in_hf(folder):
+    """HF's default makes [UNK] of words over 100 letters, BERT of those over 200."""
+    tokenizer = BertTokenizer(folder / "vocab.txt")
+    (folder / "hf").mkdir()
+    tokenizer.save_pretrained(folder / "hf", format="hf")
+    hf = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "hf/tokenizer.json"))
+    texts = ["c" + "a" * 198 + "f", "c" + "a" * 199 + "f"]
+    expected = ids_of(tokenizer, texts)
+    assert [len(row) for row in expected] == [200, 1]
+    assert hf(texts, add_special_tokens=False)["input_ids"] == expected
 
 
 def hf_json(folder, **changes):
@@ -168,12 +188,12 @@ def hf_json(folder, **changes):
         (
             "tokenizer.json",
             {"model": {"type": "WordPiece", "vocab": {"a": 0, "b": 2}}},
-            r"is no tokenizer.json of WordPiece with the ids 0, 1, 2",
+            r"is no tokenizer.json of WordPiece with pieces in '##' and the ids 0, 1, 2",
         ),
         (
             "tokenizer.json",
             {"model": {"type": "WordPiece", "vocab": ["a"]}, "added_tokens": []},
-            r"is no tokenizer.json of WordPiece with the ids 0, 1, 2",
+            r"is no tokenizer.json of WordPiece with pieces in '##' and the ids 0, 1, 2",
         ),
         (
             "tokenizer_config.json",
@@ -200,7 +220,9 @@ def test_folders_without_a_vocabulary(folder):
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match=r"has no vocabulary, neither vocab.txt nor tokenizer"):
         BertTokenizer.from_pretrained(folder / "empty")
-    (folder / "empty/tokenizer.json").write_text('{"class_name": "BertTokenizer"}')
+    (folder / "empty/tokenizer.json").write_text(
+        '{"class_name": "BertTokenizer", "config": {"lowercase": true}}'
+    )
     with pytest.raises(UserError, match=r"cannot read the vocabulary .*vocabulary.txt"):
         BertTokenizer.from_pretrained(folder / "empty")
     (folder / "empty/tokenizer.json").write_text('{"class_name": "GPT2Tokenizer"}')

@@ -61,6 +61,7 @@ class BertTokenizer(tf.Module):
         super().__init__(name="bert_tokenizer")
         if isinstance(vocab_file, (list, tuple)):
             self.vocab = check_vocab(list(vocab_file), "given")
+            vocab_file = "given"
         else:
             self.vocab = read_vocab(vocab_file)
         self.lower_case = lower_case

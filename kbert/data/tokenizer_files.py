@@ -5,7 +5,7 @@ import pathlib
 
 from kbert.data.vocab import read_vocab, write_vocab
 from kbert.errors import UserError
-from kbert.formats import read_json
+from kbert.formats import members, read_json
 
 _HF_CLASSES = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 _HUB_VOCAB = "assets/tokenizer/vocabulary.txt"
@@ -49,7 +49,7 @@ def read_tokenizer(folder, lower_case=None):
     else:
         settings = _hf_settings(values, path) if values else {}
         settings |= _config_settings(read_json(config), config) if config.is_file() else {}
-        vocab_file = folder / "vocab.txt" if (folder / "vocab.txt").is_file() else path
+        vocab_file = path if values else folder / "vocab.txt"  # HF adds words to the first alone
     vocab = read_vocab(vocab_file)
     if lower_case not in (None, settings.get("lower_case")):
         settings |= {"lower_case": lower_case, "strip_accents": lower_case}
@@ -80,7 +80,8 @@ def _hf_settings(values, path):
     kinds = {"normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
     kinds["model"] = "WordPiece"
     for part, kind in kinds.items():
-        found = (values.get(part) or {}).get("type")
+        found = values.get(part)
+        found = found.get("type") if isinstance(found, dict) else found
         if found != kind:
             raise UserError(f"{path} has a {part} of type {found}; kbert's tokenizer has {kind}.")
     return _stated(values["normalizer"], "lowercase", "handle_chinese_chars", path)
@@ -90,8 +91,12 @@ def _hub_settings(values, path):
     """The settings of KerasHub's `tokenizer.json`."""
     if values["class_name"] != "BertTokenizer":
         raise UserError(f"{path} is of {values['class_name']}; kbert reads BertTokenizer.")
-    stated = {"lowercase": values.get("config", {}).get("lowercase")}
-    return _stated(stated, "lowercase", "", path) | values.get("kbert", {})
+    (config,) = members(values, ["config"], path)
+    (lower_case,) = members(config, ["lowercase"], path)
+    settings = _stated({"lowercase": lower_case}, "lowercase", "", path)
+    kept = values.get("kbert", {})
+    members(kept, (), path)
+    return settings | _stated(kept, "lower_case", "tokenize_chinese_chars", path)
 
 
 def _stated(values, lower_case, tokenize_chinese_chars, path):
@@ -123,6 +128,7 @@ def write_tokenizer(folder, format, vocab, settings, max_length=None):
     if format == "keras_hub":
         _write_hub(folder, vocab, settings)
         return
+    (folder / "tokenizer.json").unlink(missing_ok=True)  # it would be read first
     write_vocab(vocab, folder / "vocab.txt")
     values = {
         "tokenizer_class": "BertTokenizer",
@@ -135,12 +141,15 @@ def write_tokenizer(folder, format, vocab, settings, max_length=None):
             values["model_max_length"] = max_length
         from tokenizers import BertWordPieceTokenizer
 
-        BertWordPieceTokenizer(
+        tokenizer = BertWordPieceTokenizer(
             {word: i for i, word in enumerate(vocab)},
             lowercase=settings["lower_case"],
             strip_accents=settings["strip_accents"],
             handle_chinese_chars=settings["tokenize_chinese_chars"],
-        ).save(str(folder / "tokenizer.json"))
+        )
+        saved = json.loads(tokenizer.to_str())
+        saved["model"]["max_input_chars_per_word"] = 200  # as in google-research/bert; HF's is 100
+        _write_json(folder / "tokenizer.json", saved)
     _write_json(folder / "tokenizer_config.json", values)
 
 

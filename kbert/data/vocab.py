@@ -3,7 +3,9 @@
 import collections
 import hashlib
 import pathlib
+import warnings
 
+from kbert.config import is_text
 from kbert.errors import UserError
 from kbert.formats import read_json
 
@@ -30,21 +32,30 @@ def read_vocab(path):
         raise UserError(f"cannot read the vocabulary {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise UserError(f"the vocabulary {path} is not UTF-8: {error}.") from error
-    return check_vocab([line.strip() for line in text.removesuffix("\n").split("\n")], path)
+    return check_vocab([line.strip() for line in text.rstrip("\n").split("\n")], path)
 
 
 def _tokenizer_json_vocab(path):
     """Entries of HF's `tokenizer.json`, those that were added to the vocabulary included."""
     values = read_json(path)
     try:
-        ids = dict(values["model"]["vocab"])
-        ids |= {added["content"]: added["id"] for added in values.get("added_tokens") or ()}
+        ids, added = dict(values["model"]["vocab"]), values.get("added_tokens") or ()
+        extra = {token["content"]: token["id"] for token in added if token["content"] not in ids}
+        ids |= extra
         vocab = sorted(ids, key=ids.get)
         whole = [ids[word] for word in vocab] == list(range(len(vocab)))
     except (KeyError, TypeError, ValueError, AttributeError):
         whole = False
-    if not whole:
-        raise UserError(f"{path} is no tokenizer.json of WordPiece with the ids 0, 1, 2, ...")
+    if not whole or values["model"].get("continuing_subword_prefix", "##") != "##":
+        raise UserError(
+            f"{path} is no tokenizer.json of WordPiece with pieces in '##' and the ids 0, 1, 2, ..."
+        )
+    if extra:
+        warnings.warn(
+            f"{path} adds words to the vocabulary ({', '.join(list(extra)[:5])}): HF finds them "
+            f"anywhere in a text, kbert where they are words.",
+            stacklevel=5,  # the caller of from_pretrained
+        )
     return vocab
 
 
@@ -54,6 +65,8 @@ def check_vocab(vocab, path):
     Raises:
         UserError: an entry twice, or a special token missing.
     """
+    if not all(map(is_text, vocab)):
+        raise UserError(f"the vocabulary {path} has entries that are no text in UTF-8.")
     first_line = {}
     for number, token in enumerate(vocab, start=1):
         if token in first_line:

@@ -105,17 +105,19 @@ class PretrainedModel(keras.Model):
             self._assign(weights, folder)
 
     def _assign(self, weights, folder):
-        fresh = set()
+        fresh = [name for name in self.named_weights() if name not in weights]
         for name, weight in self.named_weights().items():
-            if name not in weights:
-                fresh.add(part_of(name))
-            elif weights.shapes[name] != tuple(weight.shape):
+            if name in fresh:
+                continue
+            if weights.shapes[name] != tuple(weight.shape):
                 raise UserError(
                     f"{folder}: {name} has the shape {weights.shapes[name]}, the model's is "
                     f"{tuple(weight.shape)}."
                 )
-            else:
-                weight.assign(weights[name])
+            weight.assign(weights[name])
         if fresh:
-            parts = ", ".join(sorted(fresh))
-            warnings.warn(f"{folder} has no {parts}: left as initialised.", stacklevel=3)
+            there = {part_of(name) for name in weights}
+            whole = {part_of(name) for name in fresh} - there
+            single = {name for name in fresh if part_of(name) in there}
+            lacking = ", ".join(sorted(whole | single))
+            warnings.warn(f"{folder} has no {lacking}: left as initialised.", stacklevel=3)

@@ -1,10 +1,12 @@
 """Weights in and out: four formats, one table of names each."""
 
 import contextlib
+import os
+import pathlib
 
 from kbert.config import BertConfig
 from kbert.errors import UserError
-from kbert.formats import FORMATS, find_folder, folder_format
+from kbert.formats import FORMATS, WEIGHTS_FILES, find_folder, folder_format
 from kbert.model.weights import google, huggingface, kerashub, native
 from kbert.model.weights.tensors import (
     REQUIRED_PARTS,
@@ -33,7 +35,8 @@ def open_weights(folder, allow_missing=(), **changes):
         **changes: fields of BertConfig that are to differ from the folder's.
 
     Gives:
-        BertConfig, and Tensors of kbert's name -> float32 array, all of a part or none.
+        BertConfig, and Tensors of kbert's name -> float32 array: all of a part or, but for
+            `allow_missing`, none.
 
     Raises:
         UserError: no such folder, files that cannot be read, another architecture; weights that are
@@ -41,6 +44,8 @@ def open_weights(folder, allow_missing=(), **changes):
     """
     folder = find_folder(folder)
     with _MODULES[folder_format(folder)].opened(folder) as (fields, tensors, places_of):
+        if "num_labels" in changes and changes["num_labels"] != fields.get("num_labels"):
+            fields["label_names"] = None  # those of other labels
         try:
             config = BertConfig(**fields | changes)
         except UserError as error:
@@ -111,6 +116,13 @@ def write_weights(folder, format, config, weights, allow_missing=()):
     """
     if format not in FORMATS:
         raise UserError(f"format must be one of {', '.join(FORMATS)}; got {format!r}.")
+    folder = pathlib.Path(folder)
+    present = [other for other, marks in WEIGHTS_FILES.items() if marks & set(os.listdir(folder))]
+    if present not in ([], [format]):
+        raise UserError(
+            f"{folder} has weights in the format {present[0]} already. Name another folder, or it "
+            f"would not be clear which are meant."
+        )
     module, parts = _MODULES[format], {part_of(name) for name in weights}
     places = module.places(config, parts)
     homeless = [name for name in weights if name not in places]

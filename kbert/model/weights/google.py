@@ -16,8 +16,8 @@ import re
 
 from kbert.config import BertConfig
 from kbert.errors import UserError
-from kbert.formats import read_json
-from kbert.model.weights.tensors import Tensors, check_size, places_of
+from kbert.formats import members, read_json
+from kbert.model.weights.tensors import Tensors, check_size, listed, places_of
 
 CONFIG_FILE, CHECKPOINT = "bert_config.json", "bert_model.ckpt"
 
@@ -89,6 +89,9 @@ def opened(folder):
     except tf.errors.OpError as error:
         raise UserError(f"cannot read the checkpoint {prefix}: {_first_line(error)}.") from error
     shapes = {n: tuple(shape) for n, shape in shapes.items() if not _NOT_WEIGHTS.fullmatch(n)}
+    others = [name for name in shapes if not dtypes[name].is_floating]
+    if others:
+        raise UserError(f"{prefix} has tensors that are no floats: {listed(others)}.")
     for mark, relative in _RELATIVES.items():
         if any(mark in f"/{name}" for name in shapes):
             raise UserError(f"{prefix} is a checkpoint of {relative}; kbert reads those of BERT.")
@@ -125,13 +128,25 @@ def _fields(folder, shapes):
     act = values.get("hidden_act", "gelu")
     if act not in ("gelu", "gelu_new"):
         raise UserError(f"{path} has hidden_act {act!r}; kbert computes 'gelu'.")
-    missing = [name for name in FIELDS[:5] if name not in values]
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}.")
+    members(values, FIELDS[:5], path)
     fields = {name: values[name] for name in FIELDS if name in values} | FIXED
     if "output_weights" in shapes:
-        fields["num_labels"] = shapes["output_weights"][0]
-    return fields | values.get("kbert", {})
+        fields["num_labels"] = math.prod(shapes["output_weights"][:1])
+    return fields | kbert_fields(values, path)
+
+
+def kbert_fields(values, path):
+    """The fields that a config of another format keeps under the key "kbert".
+
+    Raises:
+        UserError: it holds something else.
+    """
+    extra = values.get("kbert", {})
+    members(extra, (), path)
+    unknown = extra.keys() - {field.name for field in dataclasses.fields(BertConfig)}
+    if unknown:
+        raise UserError(f"{path} has under 'kbert' what is no field: {listed(unknown)}.")
+    return extra
 
 
 def _first_line(error):

@@ -12,14 +12,15 @@ import json
 import math
 import re
 import struct
+import warnings
 
 import ml_dtypes  # noqa: F401 - gives numpy the name bfloat16
 import numpy as np
 import safetensors
 
-from kbert.config import BertConfig
+from kbert.config import BertConfig, is_text
 from kbert.errors import UserError
-from kbert.formats import read_json
+from kbert.formats import members, read_json
 from kbert.model.weights.tensors import Tensors, places_of
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -60,6 +61,7 @@ CLASSES = {
     "BertForMultipleChoice": ("choice_classifier",),
     "BertModel": (),
 }
+UNPOOLED = ("BertForMaskedLM", "BertForTokenClassification", "BertForQuestionAnswering")
 CLASSIFIERS = ("sequence_classifier", "token_classifier", "choice_classifier")
 
 # kbert's hidden_act for HF's.
@@ -87,7 +89,7 @@ _HEADED = ("bert.", "cls.", "classifier.", "qa_outputs.")
 
 def places(config, parts=()):
     """dict of kbert's name -> Place, for a model with these parts."""
-    (classifier,) = [part for part in parts if part in CLASSIFIERS] or CLASSIFIERS[:1]
+    classifier = next((part for part in CLASSIFIERS if part in parts), CLASSIFIERS[0])
     names = NAMES | {f"{classifier}/dense": "classifier"}
     return places_of(config, names, VARIABLES, transposed=lambda name: name.endswith("/kernel"))
 
@@ -123,7 +125,7 @@ def opened(folder):
 
 
 def _parts(values, path):
-    """The parts of the class that the config names; of an unknown one, none."""
+    """The parts of the class that the config names; a "classifier" of another is for sequences."""
     names = values.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: architectures must be a list of names; got {names!r}.")
@@ -201,16 +203,24 @@ def _fields(values, path):
     fields = {name: value for name, value in values.items() if name in known}
     fields |= {"hidden_act": ACTIVATIONS[act]}
     fields.setdefault("tie_word_embeddings", True)
-    labels = values.get("id2label")
-    if labels:
-        try:
-            names = [labels[str(i)] for i in range(len(labels))]
-        except (KeyError, TypeError):
-            raise UserError(f"{path}: id2label must number its labels from 0 on.") from None
-        fields["num_labels"] = len(names)
-        if names != _default_names(len(names)):
-            fields["label_names"] = names
-    return fields
+    return fields | _labels(values.get("id2label") or {}, path)
+
+
+def _labels(id2label, path):
+    """The number of labels and, where HF's `id2label` gives each a name, their names."""
+    members(id2label, (), path)
+    count = len(id2label)
+    if not count:
+        return {}
+    names = [str(id2label.get(str(i))) for i in range(count)]
+    if names == _default_names(count):
+        return {"num_labels": count}
+    numbered = {str(i) for i in range(count)} == id2label.keys()
+    if not numbered or len(set(names)) < count or not all(map(is_text, names)):
+        message = f"{path}: id2label does not name each label; its names are left out."
+        warnings.warn(message, stacklevel=8)  # the caller of from_pretrained
+        names = None
+    return {"num_labels": count, "label_names": names}
 
 
 def _default_names(count):
@@ -218,15 +228,24 @@ def _default_names(count):
 
 
 def write(folder, config, tensors, parts):
-    """Writes both files; returns what HF would compute otherwise, which is nothing.
+    """Writes both files; returns what HF has otherwise, as lines of text.
 
-    HF's classes find no name missing and none too many.
+    HF's classes find no name missing and none too many: the pooler of a class that has none there
+    is left out.
     """
     values = dataclasses.asdict(config)
     del values["num_labels"]  # HF counts id2label
     names = values.pop("label_names") or _default_names(config.num_labels)
+    if "span_classifier" in parts:
+        names = _default_names(2)  # HF takes start and end for labels
+    architecture, notes, shapes = _class_of(parts), [], dict(tensors.shapes)
+    if architecture in UNPOOLED and "bert/pooler" in parts:
+        shapes = {name: shape for name, shape in shapes.items() if ".pooler." not in name}
+        notes = [f"HF's {architecture} has no pooler, so that of this model is left out."]
+    elif architecture == "BertModel" and "bert/pooler" not in parts:
+        notes = ["HF's BertModel has a pooler, and this model none: there it is a fresh one."]
     values |= {
-        "architectures": [_class_of(parts)],
+        "architectures": [architecture],
         "model_type": "bert",
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
@@ -235,13 +254,12 @@ def write(folder, config, tensors, parts):
     }
     text = json.dumps(values, indent=2, ensure_ascii=False)
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-    shapes = dict(tensors.shapes)
     if DECODER in shapes:  # untied: HF then has the bias twice
         shapes[DECODER_BIAS] = shapes[BIAS]
     read = tensors.__getitem__
     twice = Tensors(shapes, lambda name: read(BIAS if name == DECODER_BIAS else name))
     _write_safetensors(folder / WEIGHTS_FILE, twice)
-    return []
+    return notes
 
 
 def _class_of(parts):

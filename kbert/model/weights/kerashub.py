@@ -15,8 +15,8 @@ import keras
 import numpy as np
 
 from kbert.errors import UserError
-from kbert.formats import read_json
-from kbert.model.weights.google import differences, extra_fields
+from kbert.formats import members, read_json
+from kbert.model.weights.google import differences, extra_fields, kbert_fields
 from kbert.model.weights.native import read_arrays, write_arrays
 from kbert.model.weights.tensors import Tensors, places_of
 
@@ -113,39 +113,35 @@ def opened(folder):
             return opened_files[file][path]
 
         if _MLM + "vars/0" in shapes:
-            warnings.warn(_MLM_DIFFERS, stacklevel=5)
-        yield fields | saved.get("kbert", {}), Tensors(shapes, read), places
+            warnings.warn(_MLM_DIFFERS, stacklevel=6)  # the caller of from_pretrained
+        fields |= kbert_fields(saved, folder / CONFIG_FILE)
+        yield fields, Tensors(shapes, read), places
 
 
 def _fields(saved, path):
-    try:
-        values = saved["config"]
-        fields = {ours: values[theirs] for theirs, ours in FIELDS.items()}
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is no config of a BertBackbone: it lacks {error}.") from error
+    (values,) = members(saved, ["config"], path)
+    fields = dict(zip(FIELDS.values(), members(values, FIELDS, path), strict=True))
     fields["attention_probs_dropout_prob"] = fields["hidden_dropout_prob"]
     return fields | FIXED
 
 
 def _task_fields(task, path):
-    name, values = task.get("class_name"), task.get("config", {})
+    name, values = members(task, ["class_name", "config"], path)
     if name not in _TASKS.values():
         raise UserError(
             f"{path} is of the class {name}; kbert reads {' and '.join(_TASKS.values())}."
         )
     if name == "BertMaskedLM":
         return {}
-    if values.get("activation", "linear") != "linear":
+    labels, rate, backbone = members(values, ["num_classes", "dropout", "backbone"], path)
+    activation = values.get("activation", "linear")
+    if activation != "linear":
         raise UserError(
-            f"{path} has the activation {values['activation']!r}; kbert's classifier gives logits, "
-            f"so 'linear' is what it reads."
+            f"{path} has the activation {activation!r}; kbert's classifier gives logits, so "
+            f"'linear' is what it reads."
         )
-    try:
-        labels, rate = values["num_classes"], values["dropout"]
-        same = rate == values["backbone"]["config"]["dropout"]  # then it is that of the encoder
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is no config of a {name}: it lacks {error}.") from error
-    return {"num_labels": labels, "classifier_dropout": None if same else rate}
+    (encoder_rate,) = members(members(backbone, ["config"], path)[0], ["dropout"], path)
+    return {"num_labels": labels, "classifier_dropout": None if rate == encoder_rate else rate}
 
 
 def write(folder, config, tensors, parts):
@@ -171,6 +167,8 @@ def write(folder, config, tensors, parts):
     _write_json(folder / CONFIG_FILE, saved)
     metadata = {"keras_version": keras.__version__, "tasks": []}
     _write_json(folder / "metadata.json", metadata)
+    for stale in (TASK_FILE, TASK_WEIGHTS_FILE):  # of a model that was here before
+        (folder / stale).unlink(missing_ok=True)
     for part in parts & _TASKS.keys():
         settings = {"backbone": backbone, "preprocessor": None}
         if part == "sequence_classifier":

@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 
 import h5py
-import numpy as np
+import ml_dtypes
 
 from kbert.config import BertConfig
 from kbert.errors import UserError
@@ -49,13 +49,18 @@ def read_arrays(path):
 
     def see(name, item):
         nonlocal claimed
-        if isinstance(item, h5py.Dataset) and np.issubdtype(item.dtype, np.number):
+        if not isinstance(item, h5py.Dataset):
+            return
+        if item.external or item.is_virtual:
+            raise UserError(f"{path}: {name} lies in another file, which kbert does not open.")
+        if item.shape is not None and _is_float(item):
             shapes[name] = item.shape
             claimed += item.size * item.dtype.itemsize
 
     def read(name):
         with _readable(path):
-            return file[name][()]
+            array = file[name][()]
+            return array.view(ml_dtypes.bfloat16) if array.dtype.kind == "V" else array
 
     with _readable(path):
         file = h5py.File(path, "r")
@@ -66,12 +71,19 @@ def read_arrays(path):
         yield Tensors(shapes, read)
 
 
+def _is_float(item):
+    """Whether an array holds floats, or bfloat16 as Keras writes it."""
+    return item.dtype.kind == "f" or (item.dtype == "V2" and item.attrs["dtype"] == "bfloat16")
+
+
 @contextlib.contextmanager
 def _readable(path):
-    """Turns the errors of HDF5 into one line."""
+    """Turns the errors of HDF5 into one line: a damaged file raises any of these."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except UserError:
+        raise
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"cannot read the weights {path}: {reason}.") from error
 

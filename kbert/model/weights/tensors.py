@@ -165,6 +165,7 @@ class Tensors(collections.abc.Mapping):
 
 def matches(name, patterns):
     """Whether a name is one of the patterns, lies below one, or fits one with `*`."""
+    patterns = [patterns] if isinstance(patterns, str) else patterns
     return any(
         fnmatch.fnmatchcase(name, pattern) or name.startswith((f"{pattern}/", f"{pattern}."))
         for pattern in patterns
