@@ -62,10 +62,10 @@ def find_folder(name):
     try:
         path = pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
     except Exception as error:  # of the hub, of its HTTP library, of the network
-        reason = " ".join(str(error).split())
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"there is no folder {name}, and the Hugging Face hub did not give a model of this "
-            f"name ({type(error).__name__}: {reason[:200]})"
+            f"there is no folder {name}, and the Hugging Face hub gave no model of this name: "
+            f"{reason[:200]}"
         ) from error
     if not any(path.glob("model*.safetensors")) and not (path / "model.weights.h5").exists():
         raise UserError(

@@ -126,7 +126,9 @@ def test_hub_names_from_the_cache(hub, name):
 
 
 def test_hub_names_that_are_not_there(hub):
-    refuses(r"no folder org/none, and the Hugging Face hub did not give .*\(\w+: ", "org/none")
+    refuses(
+        r"no folder org/none, and the Hugging Face hub gave no model of this name: \w+", "org/none"
+    )
 
 
 def test_without_huggingface_hub(monkeypatch):

@@ -669,7 +669,7 @@ def test_a_model_of_another_class_reads_the_run(settings, tmp_path):
         ({"eval_input": "nothing/*.txt"}, "no file matches"),
         ({"vocab_file": "nowhere.txt"}, "cannot read the vocabulary nowhere.txt"),
         ({"bert_config": "one_segment"}, "type_vocab_size must be at least 2, got 1"),
-        ({"init_from": "nowhere"}, "nowhere has no usable tokenizer_config.json"),
+        ({"init_from": "no/such/folder"}, "there is no folder no/such/folder"),
     ],
 )
 def test_bad_input(settings, tmp_path, change, message):
@@ -767,8 +767,10 @@ def test_another_backend_is_refused(settings, tmp_path):
 
 def test_an_architecture_too_small_for_its_own_vocabulary_is_refused(settings, finished, tmp_path):
     """As a folder put together by hand may be."""
-    path = finished / "pretrain/final/config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 20}))
+    path = finished / "pretrain/final/vocab.txt"
+    size = len(path.read_text().splitlines())
+    path.write_text(path.read_text() + "onemore\n")
     more = settings | {"init_from": str(path.parent), "bert_config": None}
-    with pytest.raises(UserError, match=r"has \d+ entries, but the architecture has vocab_size 20"):
+    message = rf"has {size + 1} entries, but the architecture has vocab_size {size}"
+    with pytest.raises(UserError, match=message):
         train(PretrainConfig(**more), tmp_path / "more")

@@ -289,6 +289,18 @@ def test_hf_heads_of_one_name_are_not_confused(tmp_path):
         kbert.BertForSequenceClassification.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("architectures", [None, ["BertForSentiment"], []])
+@pytest.mark.parametrize(
+    "task", ["SequenceClassification", "TokenClassification", "MultipleChoice"]
+)
+def test_hf_classifiers_of_no_known_class_are_those_of_the_model(architectures, task, tmp_path):
+    hf = hf_made(f"BertFor{task}")
+    hf.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": architectures}))
+    assert_same_outputs(getattr(kbert, f"BertFor{task}").from_pretrained(tmp_path), hf)
+
+
 def test_label_names(tmp_path):
     names = ("no", "yes", "может", "是", "e")
     hf = hf_made("BertForSequenceClassification")

@@ -93,7 +93,6 @@ class BertModel(PretrainedModel):
 class _HeadedModel(PretrainedModel):
     """A BertModel with heads on it: `heads` maps the name of each part to its layer class."""
 
-    heads = {}
     pooled = True  # whether a head needs the pooler
 
     def __init__(self, config, output_hidden_states=False, output_attentions=False, **kwargs):

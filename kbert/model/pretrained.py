@@ -23,6 +23,7 @@ class PretrainedModel(keras.Model):
     """
 
     parts = ()
+    heads = {}  # part -> class of its layer
 
     def __init__(self, config, name=None, **kwargs):
         super().__init__(name=name, **kwargs)
@@ -90,7 +91,7 @@ class PretrainedModel(keras.Model):
                 architecture; weights that are unknown, missing in part, or of another shape.
         """
         changes = {name: kwargs.pop(name) for name in _FIELDS & kwargs.keys()}
-        with open_weights(folder, allow_missing, **changes) as (config, weights):
+        with open_weights(folder, allow_missing, cls.heads, **changes) as (config, weights):
             with undrawn_weights():
                 model = cls(config, **kwargs)
             for name, weight in model.named_weights().items():
@@ -101,7 +102,7 @@ class PretrainedModel(keras.Model):
 
     def load_pretrained(self, folder, allow_missing=()):
         """Loads the weights of a folder into this model; see `from_pretrained`."""
-        with open_weights(folder, allow_missing) as (_, weights):
+        with open_weights(folder, allow_missing, self.heads) as (_, weights):
             self._assign(weights, folder)
 
     def _assign(self, weights, folder):

@@ -23,7 +23,7 @@ _MODULES = {"kbert": native, "google": google, "hf": huggingface, "keras_hub": k
 
 
 @contextlib.contextmanager
-def open_weights(folder, allow_missing=(), **changes):
+def open_weights(folder, allow_missing=(), parts=(), **changes):
     """Opens a folder of weights in any format; they are read one at a time, when asked for.
 
     The shapes are checked against the config before anything is read or made.
@@ -32,6 +32,8 @@ def open_weights(folder, allow_missing=(), **changes):
         folder: as for `kbert.formats.find_folder`.
         allow_missing: names, or starts of names, of weights that may be missing, unknown or of
             another shape, and are then left out: kbert's names or those of the format; with `*`.
+        parts: of the model that is to be read; a folder of HF may not say what its classifier is
+            for.
         **changes: fields of BertConfig that are to differ from the folder's.
 
     Gives:
@@ -43,7 +45,7 @@ def open_weights(folder, allow_missing=(), **changes):
             unknown, missing, or of another shape than the config says.
     """
     folder = find_folder(folder)
-    with _MODULES[folder_format(folder)].opened(folder) as (fields, tensors, places_of):
+    with _MODULES[folder_format(folder)].opened(folder, parts) as (fields, tensors, places_of):
         if "num_labels" in changes and changes["num_labels"] != fields.get("num_labels"):
             fields["label_names"] = None  # those of other labels
         try:

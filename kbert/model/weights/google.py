@@ -73,7 +73,7 @@ _RELATIVES = {"electra/": "ELECTRA", "/group_0/": "ALBERT", "/.ATTRIBUTES/": "TF
 
 
 @contextlib.contextmanager
-def opened(folder):
+def opened(folder, parts=()):
     """Gives the fields of the config, the tensors, and the function from a config to their places.
 
     Raises:
@@ -88,10 +88,11 @@ def opened(folder):
         dtypes = reader.get_variable_to_dtype_map()
     except tf.errors.OpError as error:
         raise UserError(f"cannot read the checkpoint {prefix}: {_first_line(error)}.") from error
-    shapes = {n: tuple(shape) for n, shape in shapes.items() if not _NOT_WEIGHTS.fullmatch(n)}
-    others = [name for name in shapes if not dtypes[name].is_floating]
-    if others:
-        raise UserError(f"{prefix} has tensors that are no floats: {listed(others)}.")
+    shapes = {
+        name: tuple(shape)
+        for name, shape in shapes.items()
+        if dtypes[name].is_floating and not _NOT_WEIGHTS.fullmatch(name)
+    }
     for mark, relative in _RELATIVES.items():
         if any(mark in f"/{name}" for name in shapes):
             raise UserError(f"{prefix} is a checkpoint of {relative}; kbert reads those of BERT.")

@@ -95,15 +95,19 @@ def places(config, parts=()):
 
 
 @contextlib.contextmanager
-def opened(folder):
+def opened(folder, parts=()):
     """Gives the fields of the config, the tensors, and the function from a config to their places.
+
+    Args:
+        folder: pathlib.Path. parts: of the model that is to be read, which tells what a
+            "classifier" is for where the config does not name a class of HF's.
 
     Raises:
         UserError: a file is missing or damaged, or of another architecture.
     """
     values = read_json(folder / CONFIG_FILE)
     fields = _fields(values, folder / CONFIG_FILE)
-    parts = _parts(values, folder / CONFIG_FILE)
+    parts = _parts(values, folder / CONFIG_FILE) or parts
     with contextlib.ExitStack() as stack:
         homes = {}  # name -> open file, name in it
         for path in _files(folder):

@@ -81,7 +81,7 @@ _TASKS = {"sequence_classifier": "BertTextClassifier", "mlm": "BertMaskedLM"}
 
 
 @contextlib.contextmanager
-def opened(folder):
+def opened(folder, parts=()):
     """Gives the fields of the config, the tensors, and the function from a config to their places.
 
     Warns of an MLM head, which computes something else in KerasHub.

@@ -15,7 +15,7 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "weights.h5"
 
 
 @contextlib.contextmanager
-def opened(folder):
+def opened(folder, parts=()):
     """Gives the fields of the config, the tensors, and the function from a config to their places.
 
     Raises:
