@@ -48,7 +48,7 @@ def convert(source, target, format, allow_missing=(), lower_case=None, report=pr
     from kbert.model.weights import open_weights, part_of
     from kbert.train.checkpoint import replace_folder
 
-    target = pathlib.Path(target).absolute()
+    target = pathlib.Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty. Remove it, or name another folder.")
     folder = find_folder(source)
@@ -62,7 +62,7 @@ def convert(source, target, format, allow_missing=(), lower_case=None, report=pr
                 f"width {config.hidden_size}, {parameters:,} parameters in {parts}"
             )
             replace_folder(
-                target,
+                target.absolute(),
                 lambda path: _write(
                     folder, path, format, config, weights, allow_missing, lower_case, report
                 ),
