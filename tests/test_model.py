@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import torch
-from hf_bert import hf_model, names, transposed
+from hf_bert import hf_model
 from numpy_bert import bert
 
 from kbert import BertConfig
@@ -29,6 +29,7 @@ from kbert.model import (
     encoder,
     heads,
 )
+from kbert.model.weights import huggingface
 from kbert.train import AdamW
 from kbert.train.losses import pretraining_loss, pretraining_sums
 
@@ -154,13 +155,10 @@ def test_loss_and_gradients_equal_hf():
     expected.backward()
     assert float(loss) == pytest.approx(expected.item(), rel=1e-6)
     theirs = dict(hf.named_parameters())
-    for (name, gradient), hf_name in zip(
-        zip(variables, gradients, strict=True),
-        [names(config)[name] for name in variables],
-        strict=True,
-    ):
-        wanted = theirs[hf_name].grad.numpy()
-        found = transposed(name, tf.convert_to_tensor(gradient).numpy())
+    places = huggingface.places(config)
+    for name, gradient in zip(variables, gradients, strict=True):
+        wanted = theirs[places[name].name].grad.numpy()
+        found = places[name].theirs(tf.convert_to_tensor(gradient).numpy())
         np.testing.assert_allclose(
             found, wanted, atol=1e-5 * max(1, abs(wanted).max()), err_msg=name
         )
