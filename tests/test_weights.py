@@ -617,6 +617,19 @@ def test_keras_hub_classifier_in_and_out(tmp_path):
     assert_close(model(features_of())["logits"], again(hub_inputs()))
 
 
+def test_keras_hub_older_presets(tmp_path):
+    """Files in which Keras called the layers otherwise, and the classifier by its former name."""
+    hub = keras_hub.models.BertTextClassifier(hub_backbone(), num_classes=5)
+    hub.save_to_preset(tmp_path)
+    for name in ("model.weights.h5", "task.weights.h5"):
+        with h5py.File(tmp_path / name, "a") as file:
+            file.move("layers", "_layer_checkpoint_dependencies")
+    task = (tmp_path / "task.json").read_text()
+    (tmp_path / "task.json").write_text(task.replace("BertTextClassifier", "BertClassifier"))
+    model = kbert.BertForSequenceClassification.from_pretrained(tmp_path)
+    assert_close(model(features_of())["logits"], hub(hub_inputs()))
+
+
 def test_keras_hub_masked_lm_is_said_to_differ(tmp_path):
     hub = keras_hub.models.BertMaskedLM(hub_backbone())
     rng = np.random.default_rng(6)

@@ -77,6 +77,7 @@ _MLM_DIFFERS = (
 )
 # KerasHub compiles a task that it loads, and warns if the optimizer has no iterations and rate.
 _FRESH_OPTIMIZER = {"optimizer/vars/0": np.int32(0), "optimizer/vars/1": np.float32(5e-5)}
+_OLD_LAYERS = "_layer_checkpoint_dependencies/"  # what Keras once called "layers/"
 _TASKS = {"sequence_classifier": "BertTextClassifier", "mlm": "BertMaskedLM"}
 
 
@@ -100,17 +101,17 @@ def opened(folder, parts=()):
         fields |= _task_fields(task, folder / TASK_FILE)
         files += [TASK_WEIGHTS_FILE] * (folder / TASK_WEIGHTS_FILE).is_file()
     with contextlib.ExitStack() as stack:
-        opened_files = {f: stack.enter_context(read_arrays(folder / f)) for f in files}
-        shapes = {
-            f"{file}/{name}": shape
-            for file, tensors in opened_files.items()
-            for name, shape in tensors.shapes.items()
-            if not name.startswith(("optimizer/", "preprocessor/"))
-        }
+        homes, shapes = {}, {}  # name -> tensors of a file, name in it
+        for file in files:
+            tensors = stack.enter_context(read_arrays(folder / file))
+            for path, shape in tensors.shapes.items():
+                if not path.startswith(("optimizer/", "preprocessor/")):
+                    name = f"{file}/{path.replace(_OLD_LAYERS, 'layers/', 1)}"
+                    homes[name], shapes[name] = (tensors, path), shape
 
         def read(name):
-            file, _, path = name.partition("/")
-            return opened_files[file][path]
+            tensors, path = homes[name]
+            return tensors[path]
 
         if _MLM + "vars/0" in shapes:
             warnings.warn(_MLM_DIFFERS, stacklevel=6)  # the caller of from_pretrained
@@ -127,6 +128,7 @@ def _fields(saved, path):
 
 def _task_fields(task, path):
     name, values = members(task, ["class_name", "config"], path)
+    name = "BertTextClassifier" if name == "BertClassifier" else name  # its former name
     if name not in _TASKS.values():
         raise UserError(
             f"{path} is of the class {name}; kbert reads {' and '.join(_TASKS.values())}."
