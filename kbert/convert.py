@@ -29,8 +29,8 @@ absl_flags.DEFINE_bool(
 def convert(source, target, format, allow_missing=(), lower_case=None, report=print):
     """Writes the weights, the config and the tokenizer of a folder in another format.
 
-    One weight at a time is in memory; all of them once for Google's format, whose writer takes them
-    together. The folder is made whole or not at all.
+    One weight at a time is in memory; for Google's format half a gigabyte of them, since TensorFlow
+    writes a file at once. The folder is made whole or not at all.
 
     Args:
         source: as for `BertModel.from_pretrained`.

@@ -498,6 +498,23 @@ def test_google_out(tmp_path):
     )
 
 
+def test_google_out_in_several_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("kbert.model.weights.google.SHARD_BYTES", 4000)
+    model = made("BertForPreTraining", config_of(hidden_act="gelu_new"))
+    model.save_pretrained(tmp_path, format="google")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    count = len(names) - 2
+    assert names == [
+        "bert_config.json",
+        *(f"bert_model.ckpt.data-{i:05d}-of-{count:05d}" for i in range(count)),
+        "bert_model.ckpt.index",
+    ]
+    assert count > 3
+    assert_same_weights(BertForPreTraining.from_pretrained(tmp_path), model)
+    found = tf.train.list_variables(str(tmp_path / "bert_model.ckpt"))
+    assert {name: tuple(shape) for name, shape in found} == GOOGLE
+
+
 @pytest.mark.parametrize(
     ("name", "theirs"),
     [("BertForSequenceClassification", ""), ("BertForQuestionAnswering", "cls/squad/")],

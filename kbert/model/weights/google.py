@@ -58,6 +58,9 @@ def places(config, parts=()):
     )
 
 
+# Of a data file. A writer of checkpoints takes all tensors of a file at once: this bounds memory,
+# and leaves BERT-base in one file, as published.
+SHARD_BYTES = 500_000_000
 # The fields of `bert_config.json`. Others, such as "directionality", mean nothing to BERT.
 FIELDS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
@@ -167,18 +170,36 @@ def write(folder, config, tensors, parts):
     values = {name: values[name] for name in FIELDS} | {"hidden_act": "gelu"}
     text = json.dumps(values | ({"kbert": extra} if extra else {}), indent=2)
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-    names = sorted(tensors)
+    shards = list(_shards(tensors))
+    prefixes = [str(folder / f"{CHECKPOINT}.{i}") for i in range(len(shards))]
     try:
-        tf.raw_ops.SaveV2(
-            prefix=str(folder / CHECKPOINT),
-            tensor_names=names,
-            shape_and_slices=[""] * len(names),
-            tensors=[tf.constant(tensors[name]) for name in names],
+        for prefix, names in zip(prefixes, shards, strict=True):
+            tf.raw_ops.SaveV2(
+                prefix=prefix,
+                tensor_names=names,
+                shape_and_slices=[""] * len(names),
+                tensors=[tf.constant(tensors[name]) for name in names],
+            )
+        tf.raw_ops.MergeV2Checkpoints(
+            checkpoint_prefixes=prefixes, destination_prefix=str(folder / CHECKPOINT)
         )
     except tf.errors.OpError as error:
         reason = f"cannot write {folder / CHECKPOINT}: {_first_line(error)}."
         raise UserError(reason) from error
     return differences(config, "google-research/bert", FIXED)
+
+
+def _shards(tensors):
+    """Lists of names, each of at most SHARD_BYTES or of one tensor."""
+    names, size = [], 0
+    for name, shape in sorted(tensors.shapes.items()):
+        bytes_of_it = 4 * math.prod(shape)
+        if names and size + bytes_of_it > SHARD_BYTES:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += bytes_of_it
+    yield names
 
 
 def extra_fields(values, known, fixed):
