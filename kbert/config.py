@@ -295,7 +295,11 @@ class PretrainConfig:
         None, "vocabulary; default: that of the prepared corpus or of --init_from, else learnt"
     )
     vocab_size: int = setting(30522, "entries, when the vocabulary is learnt", at_least=32)
-    lower_case: bool = setting(True, "lower-case and strip accents (an uncased BERT)")
+    lower_case: bool | None = setting(
+        None,
+        "lower-case and strip accents (an uncased BERT); default: as the prepared corpus or "
+        "--init_from does, else true",
+    )
     bert_config: str | None = setting(
         None,
         "architecture: tiny, mini, small, medium, base, large, or a .yaml or .json file; default: "

@@ -4,6 +4,7 @@ import pathlib
 
 from kbert import flags, program
 from kbert.config import LearnVocabConfig
+from kbert.errors import UserError
 
 flags.define(LearnVocabConfig)
 
@@ -14,6 +15,11 @@ def main():
     from kbert.data.corpus import Texts, find_inputs
     from kbert.data.vocab import learn_vocab, write_vocab
 
+    if pathlib.Path(config.vocab_file).exists():
+        raise UserError(
+            f"{config.vocab_file} exists, and corpora and weights may depend on it. Remove it, or "
+            f"name another --vocab_file."
+        )
     pathlib.Path(config.vocab_file).parent.mkdir(parents=True, exist_ok=True)
     texts = Texts(find_inputs(config.input))
     vocab = learn_vocab(texts, config.vocab_size, config.lower_case)

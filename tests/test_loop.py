@@ -670,12 +670,15 @@ def test_a_model_of_another_class_reads_the_run(settings, tmp_path):
         ({"vocab_file": "nowhere.txt"}, "cannot read the vocabulary nowhere.txt"),
         ({"bert_config": "one_segment"}, "type_vocab_size must be at least 2, got 1"),
         ({"init_from": "no/such/folder"}, "there is no folder no/such/folder"),
+        ({"eval_input": "the input"}, "is in --input and in --eval_input; what is learnt from"),
     ],
 )
 def test_bad_input(settings, tmp_path, change, message):
     if change.get("bert_config") == "one_segment":
         (tmp_path / "one.yaml").write_text(ARCHITECTURE + "type_vocab_size: 1\n")
         change = {"bert_config": str(tmp_path / "one.yaml")}
+    if change.get("eval_input") == "the input":
+        change = {"eval_input": settings["input"]}
     with pytest.raises(UserError, match=message):
         train(PretrainConfig(**settings | change), tmp_path / "run")
 
@@ -763,6 +766,18 @@ def test_another_backend_is_refused(settings, tmp_path):
         "error: training needs Keras on TensorFlow; it is on jax. Set KERAS_BACKEND=tensorflow, or "
         "change ~/.keras/keras.json.\n",
     )
+
+
+def test_a_casing_that_contradicts_what_is_there(settings, finished, tmp_path):
+    final = finished / "pretrain/final"
+    message = r"--lower_case=false, but the checkpoint, the corpus or --init_from has true. Leave"
+    more = settings | {"init_from": str(final), "bert_config": None, "lower_case": False}
+    with pytest.raises(UserError, match=message):
+        train(PretrainConfig(**more), tmp_path / "more")
+    corpus = {"input": str(finished / "data/train"), "lower_case": False}
+    with pytest.raises(UserError, match=message):
+        train(PretrainConfig(**settings | corpus), tmp_path / "other")
+    train(PretrainConfig(**more | {"lower_case": True}), tmp_path / "same")
 
 
 def test_an_architecture_too_small_for_its_own_vocabulary_is_refused(settings, finished, tmp_path):

@@ -1,5 +1,6 @@
 """The prepared corpus on disk: writing shards, opening them, noticing damage."""
 
+import json
 import math
 import random
 import re
@@ -113,6 +114,17 @@ def test_damaged_files_are_named(tmp_path, vocab_file, name, damage):
     if name.startswith("0") and damage != "flip":  # the size is looked at all the same
         with pytest.raises(UserError, match=rf"{re.escape(name)} is damaged"):
             Corpus(tmp_path / "corpus", verify=False)
+
+
+@pytest.mark.parametrize("name", ["sha256", "vocab_size", "shards"])
+def test_a_manifest_that_lacks_something(tmp_path, vocab_file, name):
+    write_corpus(tmp_path / "corpus", vocab_file, SHARDS)
+    path = tmp_path / "corpus/corpus.json"
+    values = json.loads(path.read_text())
+    del values[name]
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=rf"corpus.json is damaged: it lacks '{name}'\. Prepare"):
+        Corpus(tmp_path / "corpus")
 
 
 def test_folders_that_are_no_corpus(tmp_path):

@@ -1,5 +1,8 @@
 """Vocabularies: reading, checking, learning."""
 
+import subprocess
+import sys
+
 import pytest
 
 from kbert.data import BertTokenizer
@@ -104,3 +107,15 @@ def test_learning_from_nothing_and_too_small():
         learn_vocab(TEXTS, 31)
     with pytest.raises(TypeError, match="pass a list, not an iterator"):
         learn_vocab(iter(TEXTS), 100)
+
+
+def test_the_program_replaces_no_vocabulary(tmp_path):
+    (tmp_path / "text.txt").write_text("\n".join(TEXTS))
+    command = [sys.executable, "-m", "kbert.learn_vocab", f"--input={tmp_path}/text.txt"]
+    command += [f"--vocab_file={tmp_path}/new/vocab.txt", "--vocab_size=60"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = read_vocab(tmp_path / "new/vocab.txt")
+    assert done.stdout == f"{len(found)} entries in {tmp_path}/new/vocab.txt\n"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and "exists, and corpora and weights may depend" in done.stderr

@@ -123,6 +123,12 @@ class Corpus:
         self.folder = pathlib.Path(folder)
         self.manifest = _read_manifest(self.folder)
         self.vocab_file = self.folder / "vocab.txt"
+        try:
+            self._open(verify)
+        except (KeyError, TypeError) as error:
+            raise _damaged(self.folder / MANIFEST, f"it lacks {error}") from error
+
+    def _open(self, verify):
         if verify:
             self._verify(self.manifest["sha256"])
         dtype = ids_dtype(self.manifest["vocab_size"])

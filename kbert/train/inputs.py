@@ -31,9 +31,16 @@ def check_inputs(config):
     Raises:
         UserError: no such text, an architecture or a vocabulary that cannot be read.
     """
-    for inputs in filter(None, (config.input, config.eval_input)):
-        if not _is_prepared(inputs):
-            find_inputs(inputs)
+    found = [
+        {os.path.abspath(inputs)} if _is_prepared(inputs) else set(find_inputs(inputs))
+        for inputs in filter(None, (config.input, config.eval_input))
+    ]
+    both = set.intersection(*found) if len(found) == 2 else ()
+    if both:
+        raise UserError(
+            f"{min(both)} is in --input and in --eval_input; what is learnt from cannot be held "
+            f"out. Leave it out of one."
+        )
     if config.bert_config:
         BertConfig.load(config.bert_config, vocab_size=5)
 
@@ -60,6 +67,11 @@ def find_or_make(config, folder, saved_config, report):
     else:
         tokenizer = _tokenizer(config, folder, report)
         tokenizer.save_pretrained(folder)
+    if config.lower_case not in (None, tokenizer.lower_case):
+        raise UserError(
+            f"--lower_case={str(config.lower_case).lower()}, but the checkpoint, the corpus or "
+            f"--init_from has {str(tokenizer.lower_case).lower()}. Leave the flag out."
+        )
     bert_config = _bert_config(config, saved_config, tokenizer)
     corpus = _corpus(config.input, folder / "train", tokenizer, report)
     eval_corpus = None
@@ -73,22 +85,23 @@ def _is_prepared(inputs):
 
 
 def _tokenizer(config, folder, report):
+    lower_case = config.lower_case is not False
     if _is_prepared(config.input):
         corpus = Corpus(config.input, verify=False)
-        lower_case = corpus.manifest["lower_case"]
-        tokenizer = BertTokenizer.from_pretrained(corpus.folder, lower_case=lower_case)
+        theirs = corpus.manifest["lower_case"]
+        tokenizer = BertTokenizer.from_pretrained(corpus.folder, lower_case=theirs)
         if config.vocab_file:
             tokenizer = BertTokenizer(config.vocab_file, **tokenizer.settings)
     elif config.vocab_file:
-        tokenizer = BertTokenizer(config.vocab_file, config.lower_case)
+        tokenizer = BertTokenizer(config.vocab_file, lower_case)
     elif config.init_from:
         tokenizer = BertTokenizer.from_pretrained(config.init_from)
     else:
         report(f"learning a vocabulary of {config.vocab_size:,} entries from {config.input}")
         texts = Texts(find_inputs(config.input))
         path = folder / "vocab.txt"
-        write_vocab(learn_vocab(texts, config.vocab_size, config.lower_case), path)
-        tokenizer = BertTokenizer(path, config.lower_case)
+        write_vocab(learn_vocab(texts, config.vocab_size, lower_case), path)
+        tokenizer = BertTokenizer(path, lower_case)
     if config.init_from:
         theirs = BertTokenizer.from_pretrained(config.init_from)
         if theirs.fingerprint != tokenizer.fingerprint:
