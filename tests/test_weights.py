@@ -547,7 +547,7 @@ def test_google_out_says_what_its_code_computes_otherwise(tmp_path):
 # KerasHub
 
 
-def hub_backbone(seed=4):
+def hub_backbone(dtype=None):
     backbone = keras_hub.models.BertBackbone(
         vocabulary_size=53,
         num_layers=2,
@@ -556,8 +556,9 @@ def hub_backbone(seed=4):
         intermediate_dim=37,
         max_sequence_length=13,
         num_segments=3,
+        dtype=dtype,
     )
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(4)
     for weight in backbone.weights:
         weight.assign(rng.normal(scale=0.3, size=weight.shape))
     return backbone
@@ -599,16 +600,7 @@ def test_keras_hub_backbone_in_and_out(tmp_path):
 
 
 def test_keras_hub_in_bfloat16(tmp_path):
-    backbone = keras_hub.models.BertBackbone(
-        vocabulary_size=53,
-        num_layers=2,
-        num_heads=3,
-        hidden_dim=15,
-        intermediate_dim=37,
-        max_sequence_length=13,
-        num_segments=3,
-        dtype="bfloat16",
-    )
+    backbone = hub_backbone(dtype="bfloat16")
     backbone.save_to_preset(tmp_path)
     model = BertModel.from_pretrained(tmp_path)
     np.testing.assert_array_equal(

@@ -81,7 +81,7 @@ def _hf_settings(values, path):
     kinds["model"] = "WordPiece"
     for part, kind in kinds.items():
         found = values.get(part)
-        found = found.get("type") if isinstance(found, dict) else found
+        found = found.get("type") if isinstance(found, dict) else None
         if found != kind:
             raise UserError(f"{path} has a {part} of type {found}; kbert's tokenizer has {kind}.")
     return _stated(values["normalizer"], "lowercase", "handle_chinese_chars", path)

@@ -106,9 +106,10 @@ class PretrainedModel(keras.Model):
             self._assign(weights, folder)
 
     def _assign(self, weights, folder):
-        fresh = [name for name in self.named_weights() if name not in weights]
+        fresh = []
         for name, weight in self.named_weights().items():
-            if name in fresh:
+            if name not in weights:
+                fresh.append(name)
                 continue
             if weights.shapes[name] != tuple(weight.shape):
                 raise UserError(

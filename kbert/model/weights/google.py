@@ -14,10 +14,10 @@ import json
 import math
 import re
 
-from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.formats import members, read_json
-from kbert.model.weights.tensors import Tensors, check_size, listed, places_of
+from kbert.model.weights.fields import differences, extra_fields, kbert_fields
+from kbert.model.weights.tensors import Tensors, check_size, places_of
 
 CONFIG_FILE, CHECKPOINT = "bert_config.json", "bert_model.ckpt"
 
@@ -139,20 +139,6 @@ def _fields(folder, shapes):
     return fields | kbert_fields(values, path)
 
 
-def kbert_fields(values, path):
-    """The fields that a config of another format keeps under the key "kbert".
-
-    Raises:
-        UserError: it holds something else.
-    """
-    extra = values.get("kbert", {})
-    members(extra, (), path)
-    unknown = extra.keys() - {field.name for field in dataclasses.fields(BertConfig)}
-    if unknown:
-        raise UserError(f"{path} has under 'kbert' what is no field: {listed(unknown)}.")
-    return extra
-
-
 def _first_line(error):
     return error.message.splitlines()[0][:400]
 
@@ -200,19 +186,3 @@ def _shards(tensors):
         names.append(name)
         size += bytes_of_it
     yield names
-
-
-def extra_fields(values, known, fixed):
-    """Fields that a format has no place for and that are not what its code takes."""
-    usual = dataclasses.asdict(BertConfig()) | fixed
-    return {n: v for n, v in values.items() if n not in known and v != usual[n]}
-
-
-def differences(config, code, fixed):
-    """Lines that say where `code`, which takes `fixed` for granted, computes something else."""
-    return [
-        f"{code} always computes with {name} {value}; this model has {getattr(config, name)}, so "
-        f"its outputs there differ from kbert's."
-        for name, value in fixed.items()
-        if getattr(config, name) != value
-    ]

@@ -16,7 +16,7 @@ import numpy as np
 
 from kbert.errors import UserError
 from kbert.formats import members, read_json
-from kbert.model.weights.google import differences, extra_fields, kbert_fields
+from kbert.model.weights.fields import differences, extra_fields, kbert_fields
 from kbert.model.weights.native import read_arrays, write_arrays
 from kbert.model.weights.tensors import Tensors, places_of
 
