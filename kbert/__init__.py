@@ -19,8 +19,10 @@ _HOMES = {
     "BertForTokenClassification": "kbert.model.models",
     "BertForQuestionAnswering": "kbert.model.models",
     "BertForMultipleChoice": "kbert.model.models",
+    "Predictor": "kbert.tasks.predictor",
     "data": None,
     "model": None,
+    "tasks": None,
     "train": None,
 }
 

@@ -3,8 +3,8 @@
 import pathlib
 
 from kbert import flags, program
-from kbert.config import LearnVocabConfig
 from kbert.errors import UserError
+from kbert.settings import LearnVocabConfig
 
 flags.define(LearnVocabConfig)
 

@@ -3,7 +3,7 @@
 import time
 
 from kbert import flags, program
-from kbert.config import PrepareConfig
+from kbert.settings import PrepareConfig
 
 flags.define(PrepareConfig)
 

@@ -3,7 +3,7 @@
 from absl import flags as absl_flags
 
 from kbert import flags, program
-from kbert.config import PretrainConfig
+from kbert.settings import PretrainConfig
 
 flags.define(PretrainConfig)
 absl_flags.DEFINE_string("output_dir", "saved_model/bert", "the run's folder")

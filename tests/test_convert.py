@@ -187,7 +187,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
 
 def test_pretraining_goes_on_from_a_google_folder(tmp_path):
     """`--init_from` takes any format; the vocabulary and its casing come along."""
-    from kbert.config import PretrainConfig
+    from kbert.settings import PretrainConfig
     from kbert.train import train
 
     shapes_vocab = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(48))]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from run_files import metrics_of, weights_of
 
-from kbert.config import PretrainConfig
 from kbert.errors import UserError
+from kbert.settings import PretrainConfig
 from kbert.train.distribution import find_devices
 
 RUNS = pathlib.Path(__file__).parent / "train_runs.py"

@@ -5,8 +5,9 @@ import pytest
 import tensorflow as tf
 from test_step import BERT, NO_DROPOUT, B, L, M, features_of, make_step
 
-from kbert.config import BertConfig, PretrainConfig
+from kbert.config import BertConfig
 from kbert.model import BertForPreTraining
+from kbert.settings import PretrainConfig
 from kbert.train.estimate import step_flops, step_memory
 
 BERT_CONFIG = BertConfig(**BERT | NO_DROPOUT)

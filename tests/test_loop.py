@@ -17,11 +17,13 @@ import pytest
 import tensorflow as tf
 from run_files import metrics_of, weights_of
 
-from kbert.config import BertConfig, PretrainConfig
+from kbert.config import BertConfig
 from kbert.data import BertTokenizer
 from kbert.errors import UserError
 from kbert.model import BertForPreTraining, BertModel
+from kbert.settings import PretrainConfig
 from kbert.train import loop, step, train
+from kbert.train.pretraining import Pretraining
 from kbert.train.step import TrainStep
 
 ARCHITECTURE = """
@@ -163,7 +165,7 @@ def test_the_model_learns_from_context_and_best_is_the_lowest_held_out_loss(sett
     ]
     assert results["eval_mlm_loss"] < results["eval_unigram_entropy"] - 0.5
     state = json.loads((tmp_path / "run/pretrain/checkpoint/step_00000700/state.json").read_text())
-    assert state["best_mlm_loss"] == min(losses)
+    assert state["best"] == -min(losses)
 
 
 def test_runs_repeat_and_the_seed_matters(settings, tmp_path):
@@ -253,14 +255,14 @@ def test_sigterm_saves_and_tells_how_to_go_on(settings, tmp_path):
 
 
 def test_a_stop_during_an_evaluation_is_saved(settings, tmp_path, monkeypatch, capsys):
-    evaluate = loop._Run._evaluate
+    evaluate = loop.Run._evaluate
 
     def evaluate_and_interrupt(self, writer):
         os.kill(os.getpid(), signal.SIGINT)
         monkeypatch.undo()
         return evaluate(self, writer)
 
-    monkeypatch.setattr(loop._Run, "_evaluate", evaluate_and_interrupt)
+    monkeypatch.setattr(loop.Run, "_evaluate", evaluate_and_interrupt)
     train(PretrainConfig(**settings | {"eval_every_steps": 3}), tmp_path / "run")
     printed = capsys.readouterr().out
     assert "stopped and saved at step 3. Go on with:" in printed
@@ -269,14 +271,14 @@ def test_a_stop_during_an_evaluation_is_saved(settings, tmp_path, monkeypatch, c
 
 def test_a_stop_before_an_evaluation_does_not_wait_for_it(settings, tmp_path, monkeypatch):
     """It is made up for when the run goes on."""
-    log = loop._Run._log
+    log = loop.Run._log
 
     def log_and_interrupt(self, writer):
         if self.step == 6:
             os.kill(os.getpid(), signal.SIGINT)
         return log(self, writer)
 
-    monkeypatch.setattr(loop._Run, "_log", log_and_interrupt)
+    monkeypatch.setattr(loop.Run, "_log", log_and_interrupt)
     train(PretrainConfig(**settings), tmp_path / "run")
     assert [row["step"] for row in metrics_of(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
     monkeypatch.undo()
@@ -289,7 +291,7 @@ def test_other_held_out_text_makes_the_best_loss_start_anew(settings, finished, 
     settings |= {"train_steps": 14, "eval_examples": 40}
     train(PretrainConfig(**settings), finished)
     printed = capsys.readouterr().out
-    assert "note: the held-out text has changed; the best loss is sought anew" in printed
+    assert "note: the held-out data has changed; the best weights are sought anew" in printed
     assert "best so far" in printed
 
 
@@ -342,7 +344,7 @@ def test_flags_that_would_make_it_another_run_are_refused(settings, finished):
         )
         with pytest.raises(UserError, match=re.escape(message)):
             train(PretrainConfig(**settings | {name: value, "train_steps": 14}), finished)
-    assert set(changes) == set(loop.FIXED)
+    assert set(changes) == set(Pretraining.fixed)
 
 
 def test_a_folder_of_another_kind_of_checkpoint_is_refused(settings, tmp_path):
@@ -350,7 +352,7 @@ def test_a_folder_of_another_kind_of_checkpoint_is_refused(settings, tmp_path):
     path = tmp_path / "run/pretrain/checkpoint/step_00000012"
     path.mkdir(parents=True)
     (path / "state.json").write_text('{"format": 1}')
-    with pytest.raises(UserError, match=r"step_00000012 has format 1; this kbert reads 2"):
+    with pytest.raises(UserError, match=r"step_00000012 has format 1; this kbert reads 3"):
         train(PretrainConfig(**settings), tmp_path / "run")
 
 
@@ -562,7 +564,7 @@ def test_a_disk_that_is_full_while_saving(settings, tmp_path):
     script.write_text(
         "import resource\n"
         "from kbert import program\n"
-        "from kbert.config import PretrainConfig\n"
+        "from kbert.settings import PretrainConfig\n"
         "from kbert.train import loop, train\n"
         "write = loop.write_arrays\n"
         "def write_arrays(path, arrays):\n"
@@ -614,14 +616,14 @@ def test_the_run_goes_on_while_a_checkpoint_is_written(settings, tmp_path, monke
         steps.append((step, runs[0].step))
         save(self, step, state, write)
 
-    runs, begin = [], loop._Run.run
+    runs, begin = [], loop.Run.run
 
     def run(self):
         runs.append(self)
         return begin(self)
 
     monkeypatch.setattr(loop.Checkpoints, "save", slow_save)
-    monkeypatch.setattr(loop._Run, "run", run)
+    monkeypatch.setattr(loop.Run, "run", run)
     settings |= {"eval_every_steps": 12}
     train(PretrainConfig(**settings), tmp_path / "run")
     assert steps[0][0] == 5 and steps[0][1] >= 7
@@ -742,7 +744,7 @@ def test_the_flagfile_of_a_run_gives_its_settings_back(settings, tmp_path):
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     script = (
         "import sys; from absl import flags; import kbert.pretrain; from kbert.flags import read;"
-        "from kbert.config import PretrainConfig; flags.FLAGS(sys.argv);"
+        "from kbert.settings import PretrainConfig; flags.FLAGS(sys.argv);"
         "print(read(PretrainConfig))"
     )
     printed = subprocess.run(

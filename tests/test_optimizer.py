@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kbert.config import BertConfig, PretrainConfig
+from kbert.config import BertConfig
 from kbert.model import BertForPreTraining
+from kbert.settings import PretrainConfig
 from kbert.train.optimizer import LAMB, SGD, AdamW, make_optimizer, make_schedule
 
 RATE, DECAY, STEPS = 0.01, 0.1, 20

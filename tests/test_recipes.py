@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLAGFILES = sorted((ROOT / "configs").glob("*.flags"))
 READ = (
     "import sys; from absl import flags; import kbert.pretrain; from kbert.flags import read;"
-    "from kbert.config import PretrainConfig;"
+    "from kbert.settings import PretrainConfig;"
     "flags.FLAGS(sys.argv[:1] + ['--flagfile=' + sys.argv[1]]); print(read(PretrainConfig))"
 )
 

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kbert.config import BertConfig, PretrainConfig
+from kbert.config import BertConfig
 from kbert.model import BertForPreTraining
+from kbert.settings import PretrainConfig
 from kbert.train import step as step_module
 from kbert.train.distribution import Devices
-from kbert.train.losses import pretraining_sums
+from kbert.train.losses import PretrainingObjective, pretraining_sums
 from kbert.train.optimizer import make_optimizer, make_schedule
-from kbert.train.step import ROW, TrainStep
+from kbert.train.step import TrainStep
 
 B, L, M, V = 8, 9, 3, 17
 BERT = {
@@ -54,15 +55,15 @@ def make_step(bert=(), jit=False, weights=None, **settings):
     optimizer = make_optimizer(config, schedule)
     optimizer.build(model.trainable_variables)
     devices = Devices(tf.distribute.get_strategy(), jit, "CPU")
-    return TrainStep(model, optimizer, schedule, devices, config)
+    return TrainStep(model, optimizer, schedule, devices, config, PretrainingObjective(B))
 
 
 def take(step, count=1, first=0, seed=0):
     """Takes steps on one batch; returns the rows as a dict of arrays (count,)."""
     batches = iter(tf.data.Dataset.from_tensors(features_of(seed)).repeat())
     rows = step.take(batches, tf.constant(first, tf.int64), tf.constant(count)).numpy()
-    assert rows.shape == (count, len(ROW))
-    return dict(zip(ROW, rows.T, strict=True))
+    assert rows.shape == (count, len(step.row))
+    return dict(zip(step.row, rows.T, strict=True))
 
 
 def weights_of(step):
@@ -111,7 +112,7 @@ def test_slices_make_no_difference(slices, optimizer):
     whole, cut = make_step(**settings), make_step(accumulation_steps=slices, **settings)
     for seed in range(3):
         rows, others = take(whole, 3, 3 * seed, seed), take(cut, 3, 3 * seed, seed)
-        for name in ROW:
+        for name in rows:
             np.testing.assert_allclose(rows[name], others[name], rtol=2e-6, err_msg=name)
     assert largest_difference(whole, cut) < 1e-6
 
@@ -121,7 +122,7 @@ def test_the_number_of_steps_in_a_call_makes_no_difference():
     one, several = make_step(dropout), make_step(dropout)
     rows = [take(one, 1, i) for i in range(4)]
     others = take(several, 4)
-    for name in ROW:
+    for name in others:
         assert [row[name][0] for row in rows] == others[name].tolist(), name
     assert largest_difference(one, several) == 0
 

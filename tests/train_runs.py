@@ -3,7 +3,7 @@
 import json
 import sys
 
-from kbert.config import PretrainConfig
+from kbert.settings import PretrainConfig
 from kbert.train import train
 
 for folder, settings in json.loads(sys.argv[1]).items():

@@ -1,13 +1,10 @@
 """Batches for pretraining: example n is a pure function of (corpus, settings, seed, n)."""
 
-import atexit
-import threading
-import time
-
 import numpy as np
 import tensorflow as tf
 
 from kbert.data.draws import shuffle_seeds, uniform
+from kbert.data.host_calls import host_arrays
 from kbert.data.masking import choose_tokens, choose_words, mask_tokens, prediction_counts
 from kbert.data.pairs import PairCutter
 from kbert.data.vocab import CONTINUATION, SPECIAL_TOKENS, read_vocab
@@ -16,24 +13,6 @@ from kbert.features import PRETRAINING_FEATURES, feature_shapes
 
 # Streams of kbert.data.draws; pairs take 0 and 1.
 _STREAM_CHOICE, _STREAM_FATE, _STREAM_ORDER = 2, 3, 4
-
-
-_calls = {"begun": 0, "ended": 0}
-_calls_lock = threading.Lock()
-
-
-@atexit.register
-def _wait_for_pipelines():
-    """Lets the pipelines fill their buffers and fall still before Python shuts down.
-
-    A tf.data thread that asks for the interpreter during the shutdown is stopped there, and the
-    destructor of the iterator then waits for it for ever. Nobody takes batches any more, so the
-    calls end by themselves.
-    """
-    seen = None
-    while _calls["begun"] != _calls["ended"] or seen != _calls["begun"]:
-        seen = _calls["begun"]
-        time.sleep(0.05)
 
 
 class PretrainingExamples:
@@ -127,16 +106,6 @@ class PretrainingExamples:
         )
         count = self.windows.count
 
-        def arrays(index, epoch, slots):
-            with _calls_lock:
-                _calls["begun"] += 1
-            try:
-                features = self.batch(index, epoch, slots)
-            finally:
-                with _calls_lock:
-                    _calls["ended"] += 1
-            return [features[name] for name in specs]
-
         def make_batch(step):
             index = step * batch_size + tf.range(batch_size, dtype=tf.int64)
             epoch = index // count
@@ -154,15 +123,7 @@ class PretrainingExamples:
                 max_index=tf.constant(count - 1, tf.int64),
                 rounds=12,
             )
-            values = tf.numpy_function(
-                arrays,
-                [index, epoch, slots],
-                [dtype for _, dtype in specs.values()],
-                stateful=False,
-            )
-            for value, (shape, _) in zip(values, specs.values(), strict=True):
-                value.set_shape(shape)
-            return dict(zip(specs, values, strict=True))
+            return host_arrays(self.batch, [index, epoch, slots], specs)
 
         end = np.iinfo(np.int64).max // batch_size if steps is None else start_step + steps
         dataset = tf.data.Dataset.range(start_step, end)

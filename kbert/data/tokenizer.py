@@ -1,8 +1,11 @@
 """BERT's tokenizer as TensorFlow ops, so that training and the exported graph share one object."""
 
+import functools
+
 import tensorflow as tf
 import tensorflow_text as tf_text
 
+from kbert.data.offsets import source_offsets, tokenize_words
 from kbert.data.tokenizer_files import read_tokenizer, write_tokenizer
 from kbert.data.vocab import SPECIAL_TOKENS, check_vocab, read_vocab, vocab_fingerprint
 from kbert.errors import UserError
@@ -167,9 +170,46 @@ class BertTokenizer(tf.Module):
         if not self.tokenize_chinese_chars:
             words = _words(texts, f"[{_PUNCTUATION}]")
             return self._splitter.tokenize(words).merge_dims(1, 2)
-        found = tf.strings.regex_full_match(texts, f"(?s).*{_MAYBE_TOO_LONG}.*")
-        texts = tf.cond(tf.reduce_any(found), lambda: _drop_long_words(texts), lambda: texts)
+        found = _any_may_be_too_long(texts)
+        texts = tf.cond(found, lambda: _drop_long_words(texts), lambda: texts)
         return self._splitter.tokenize(texts)
+
+    def tokenize_with_offsets(self, texts):
+        """The ids of `tokenize`, and where in the texts the piece of each comes from.
+
+        `text_bytes[start:end]` is what a piece was made from, with the accents that were stripped
+        from it; for valid UTF-8 it is whole characters. White space, characters that were dropped
+        (unless in the middle of a piece) and invalid bytes are outside. The [UNK] of a word spans
+        the word. Pieces of one character, as in Hangul, have equal offsets.
+
+        Args:
+            texts: (B,) string.
+
+        Returns:
+            ids, starts, ends: (B, None) int32 RaggedTensors of equal row lengths; offsets in bytes
+            of the text as given, `end` exclusive.
+
+        Raises:
+            UserError: the tokenizer reads special tokens in the text.
+        """
+        if self.special_tokens_in_text:
+            raise UserError(
+                "offsets are not known where special tokens are read in the text; make the "
+                "tokenizer with special_tokens_in_text=False."
+            )
+        sources = tf.convert_to_tensor(texts, tf.string)
+        texts = self._normalize(sources)
+        alone = _ONE_CHARACTER_WORD if self.tokenize_chinese_chars else f"[{_PUNCTUATION}]"
+        by_words = functools.partial(tokenize_words, self._splitter, texts, alone, _UNKNOWN, 200)
+        if self.tokenize_chinese_chars:
+            ids, starts, ends = tf.cond(
+                _any_may_be_too_long(texts),
+                by_words,
+                lambda: tuple(self._splitter.tokenize_with_offsets(texts)),
+            )
+        else:
+            ids, starts, ends = by_words()
+        return ids, *source_offsets(sources, self._normalize, starts, ends)
 
     def __call__(self, texts, pairs=None, max_length=128):
         """Features of texts or of pairs of texts, padded to `max_length`.
@@ -213,6 +253,10 @@ class BertTokenizer(tf.Module):
             "attention_mask": tf.ones_like(ids).to_tensor(0, shape=[None, max_length]),
             "token_type_ids": types.to_tensor(0, shape=[None, max_length]),
         }
+
+
+def _any_may_be_too_long(texts):
+    return tf.reduce_any(tf.strings.regex_full_match(texts, f"(?s).*{_MAYBE_TOO_LONG}.*"))
 
 
 def _words(texts, alone):

@@ -12,6 +12,7 @@ from kbert.errors import UserError
 from kbert.model.attention import matrix_initializer, undrawn_weights
 from kbert.model.weights import Tensors, open_weights, part_of, write_weights
 
+_ADAPTER = "lora_kernel"  # how Keras' names for the matrices of adapters begin
 _FIELDS = {field.name for field in dataclasses.fields(BertConfig)}
 
 
@@ -43,7 +44,54 @@ class PretrainedModel(keras.Model):
             layer = getattr(self, part, self)  # a bare BertModel is its own part
             for weight in layer.weights:
                 named[f"{part}/{weight.path.removeprefix(layer.path + '/')}"] = weight
-        return named
+        return {name: w for name, w in named.items() if not w.name.startswith(_ADAPTER)}
+
+    def freeze(self, layers=0):
+        """Leaves the embeddings and the first blocks of the encoder as they are in training.
+
+        Args:
+            layers: how many blocks; None for the whole encoder with its pooler.
+
+        Raises:
+            UserError: the encoder has fewer blocks.
+        """
+        bert = getattr(self, "bert", self)
+        N = self.config.num_hidden_layers
+        if layers is not None and not 0 <= layers <= N:
+            raise UserError(
+                f"layers to freeze must be 0 to {N}, the blocks there are; got {layers}."
+            )
+        parts = [bert] if layers is None else [bert.embeddings, *bert.encoder.blocks[:layers]]
+        for weight in (weight for part in parts for weight in part.weights):
+            weight.trainable = False
+
+    def add_lora(self, rank, alpha=None):
+        """Freezes the encoder and gives each query and value projection an adapter to train.
+
+        A projection W becomes W + alpha / rank * A B, with A of (D, rank) and B of (rank, D), B
+        being 0 at first. `save_pretrained` writes the sum, so that who loads it needs no adapters.
+        Source: Hu et al. 2021 (arXiv:2106.09685), sections 4.1 and 4.2; the arithmetic is that of
+        Keras' own `Dense.enable_lora`.
+
+        Args:
+            rank: int, at least 1. alpha: float; None for 2 * rank.
+        """
+        self.freeze(layers=None)
+        for block in getattr(self, "bert", self).encoder.blocks:
+            for projection in (block.attention.query, block.attention.value):
+                projection.enable_lora(rank, 2 * rank if alpha is None else alpha)
+
+    def adapters(self):
+        """dict of a matrix' name -> (A, B, scale) of the adapter on it; see `add_lora`."""
+        found = {}
+        for i, block in enumerate(getattr(self, "bert", self).encoder.blocks):
+            for name in ("query", "value"):
+                dense = getattr(block.attention, name)
+                if dense.lora_enabled:
+                    a, b = dense.lora_kernel_a, dense.lora_kernel_b
+                    scale = dense.lora_alpha / dense.lora_rank
+                    found[f"bert/encoder/layer_{i}/attention/{name}/kernel"] = (a, b, scale)
+        return found
 
     def save_pretrained(self, folder, format="kbert", allow_missing=()):
         """Writes config and weights, float32, in one of four formats.
@@ -63,9 +111,16 @@ class PretrainedModel(keras.Model):
         """
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        named = self.named_weights()
+        named, adapters = self.named_weights(), self.adapters()
         shapes = {name: tuple(weight.shape) for name, weight in named.items()}
-        weights = Tensors(shapes, lambda name: ops.convert_to_numpy(named[name]))
+
+        def read(name):
+            if name not in adapters:
+                return ops.convert_to_numpy(named[name])
+            a, b, scale = adapters[name]
+            return ops.convert_to_numpy(named[name] + scale * ops.matmul(a, b))
+
+        weights = Tensors(shapes, read)
         for note in write_weights(folder, format, self.config, weights, allow_missing):
             warnings.warn(note, stacklevel=2)
 
@@ -100,10 +155,16 @@ class PretrainedModel(keras.Model):
             model._assign(weights, folder)
         return model
 
-    def load_pretrained(self, folder, allow_missing=()):
-        """Loads the weights of a folder into this model; see `from_pretrained`."""
+    def load_pretrained(self, folder, allow_missing=(), leave_out=()):
+        """Loads the weights of a folder into this model; see `from_pretrained`.
+
+        Args:
+            folder, allow_missing: as for `from_pretrained`.
+            leave_out: names of parts, such as a head, that stay as they are.
+        """
         with open_weights(folder, allow_missing, self.heads) as (_, weights):
-            self._assign(weights, folder)
+            shapes = {n: s for n, s in weights.shapes.items() if part_of(n) not in leave_out}
+            self._assign(Tensors(shapes, weights.__getitem__), folder)
 
     def _assign(self, weights, folder):
         fresh = []

@@ -14,7 +14,7 @@ import numpy as np
 from kbert.errors import UserError
 
 OPTIMIZER_FILE = "optimizer.h5"
-_STATE, _FORMAT = "state.json", 2
+_STATE, _FORMAT = "state.json", 3
 _NAME = re.compile(r"step_(\d{8,})")
 
 

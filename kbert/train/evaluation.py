@@ -5,7 +5,7 @@ import math
 import tensorflow as tf
 
 from kbert.data.pretraining import PretrainingExamples
-from kbert.train.losses import pretraining_sums
+from kbert.train.losses import PretrainingObjective
 from kbert.train.metrics import Sums
 
 # One for all runs, whatever they train with: the same pairs and the same masks.
@@ -27,6 +27,7 @@ class HeldOut:
 
     def __init__(self, model, corpus, max_seq_length, examples):
         self._model = model
+        self._objective = PretrainingObjective(BATCH_SIZE)
         self._examples = PretrainingExamples(
             corpus, max_seq_length, None, MASK_RATE, False, 0.0, SEED
         )
@@ -35,15 +36,17 @@ class HeldOut:
         self._unigram_entropy = corpus.unigram_entropy()
 
     def metrics(self):
-        """dict of the names of `Sums.metrics` with `eval_` before them, perplexity and entropy."""
+        """dict of `PretrainingObjective.metrics`, perplexity, entropy, with `eval_` before each."""
         totals = Sums()
         for features in self._examples.dataset(BATCH_SIZE, steps=self._batches):
             totals.add(self._sums(features))
-        metrics = {f"eval_{name}": value for name, value in totals.metrics().items()}
+        metrics = {
+            f"eval_{name}": value for name, value in self._objective.metrics(totals.state).items()
+        }
         metrics["eval_mlm_perplexity"] = math.exp(min(metrics["eval_mlm_loss"], 700))
         metrics["eval_unigram_entropy"] = self._unigram_entropy
         return metrics
 
     @tf.function
     def _sums(self, features):
-        return pretraining_sums(self._model(features, training=False), features)
+        return self._objective.sums(self._model(features, training=False), features)

@@ -1,6 +1,5 @@
-"""The training loop of pretraining."""
+"""The loop of every training program: starts, takes steps, logs, evaluates, saves, goes on."""
 
-import math
 import pathlib
 import shlex
 import time
@@ -10,89 +9,124 @@ import numpy as np
 import tensorflow as tf
 
 from kbert import flags
-from kbert.config import BertConfig
-from kbert.data.pretraining import PretrainingExamples
-from kbert.data.store import corpus_fingerprint
 from kbert.errors import UserError
-from kbert.model.models import BertForPreTraining
 from kbert.model.weights import Tensors, write_weights
 from kbert.model.weights.native import write_arrays
-from kbert.train import report
 from kbert.train.checkpoint import (
     OPTIMIZER_FILE,
     BackgroundWriter,
     Checkpoints,
-    is_checkpoint,
     recover_folder,
     replace_folder,
     restore_arrays,
-    verified_state,
 )
 from kbert.train.distribution import find_devices
-from kbert.train.estimate import estimate_text
-from kbert.train.evaluation import HeldOut
 from kbert.train.guards import folder_lock, stop_requests
-from kbert.train.inputs import check_inputs, find_or_make
 from kbert.train.metrics import Sums
-from kbert.train.optimizer import make_optimizer, make_schedule
 from kbert.train.report import MetricsWriter, Pace, say
-from kbert.train.step import ROW, TrainStep
+from kbert.train.step import TrainStep
 
-# A run is a function of these: with another value it would be another run.
-FIXED = (
-    *("max_seq_length", "max_predictions_per_seq", "mask_rate", "whole_word_mask"),
-    *("short_seq_prob", "global_batch_size", "optimizer", "seed"),
-)
 # Steps are taken in calls of about this long, or of one step: the host then looks up.
 CALL_SECONDS = 0.5
-DRY_RUN_STEPS = 3
 # So many steps in a row that are not finite are no accident.
 NOT_FINITE_LIMIT = 100
 
 
-def train(config, output_dir, dry_run=False):
-    """Pretrains a BERT, or goes on with a run that was stopped.
-
-    Writes `OUTPUT_DIR/pretrain/` with `checkpoint`, `best` (lowest held-out MLM loss), `final`,
-    `metrics.jsonl`, `tensorboard` and `run.flags`, and `OUTPUT_DIR/data/` with what it made from
-    plain text. A run that goes on computes what it would have computed without the stop, to the
-    last bit on the same devices; on GPUs with `deterministic`.
+def start_run(kind, config, output_dir, act):
+    """Makes a run and does something with it, holding the lock of its folder.
 
     Args:
-        config: PretrainConfig.
-        output_dir: the run's folder.
-        dry_run: take three steps, print what the run would take, and write nothing but `data` and
-            the lock.
+        kind: subclass of `Run`. config: its settings. output_dir: the run's folder.
+        act: function of the run.
 
     Returns:
-        dict of the last metrics logged, and of the last evaluation with `eval_` before each name.
+        What `act` returns.
 
     Raises:
-        UserError: inputs that cannot be used; flags that contradict the checkpoint, the devices or
-            each other; a folder in use; a loss that is not finite (it names the step); files that
-            cannot be written.
+        UserError: Keras on another backend, and what `kind` and `act` raise.
     """
     if keras.backend.backend() != "tensorflow":
         raise UserError(
             f"training needs Keras on TensorFlow; it is on {keras.backend.backend()}. Set "
             f"KERAS_BACKEND=tensorflow, or change ~/.keras/keras.json."
         )
-    check_inputs(config)
+    kind.check(config)
     devices = find_devices(config)
     output_dir = pathlib.Path(output_dir)
     with folder_lock(output_dir), BackgroundWriter() as background:
-        run = _Run(config, output_dir, devices, background)
-        return run.rehearse() if dry_run else run.run()
+        return act(kind(config, output_dir, devices, background))
 
 
-class _Run:
-    """A run in this process: `__init__` finds where it starts, `run` takes the steps."""
+class Run:
+    """A run in this process: the constructor finds where it starts, `run` takes the steps.
+
+    A subclass says what is learnt from what: the class attributes and the methods up to
+    `evaluation_line`.
+
+    Attributes:
+        part: folder inside the run's. program: to go on with. fixed: settings that make the run
+            what it is; with another value of one it would be another run.
+        train_steps, eval_every_steps: int. bert_config, tokenizer, schedule, objective: set by
+            `find`. step: int, steps taken. best: value of the best evaluation so far, or None.
+    """
+
+    part = program = None
+    fixed = ()
+
+    @staticmethod
+    def check(config):
+        """Refuses what can be refused at once, before anything slow."""
+
+    def find(self, state):
+        """Finds or makes what the run needs. state: of the checkpoint it goes on from, or None."""
+        raise NotImplementedError
+
+    def make_model(self):
+        """The model with fresh weights, and what of it is trained chosen."""
+        raise NotImplementedError
+
+    def make_optimizer(self):
+        """The optimizer, not built yet."""
+        raise NotImplementedError
+
+    def initialize_from(self, folder):
+        """Loads the weights of `--init_from`; returns where from, in words."""
+        raise NotImplementedError
+
+    def dataset(self, batch_size, first, count):
+        """tf.data of `count` batches for a replica, from batch `first` of `batch_size` on."""
+        raise NotImplementedError
+
+    def identity(self):
+        """What the run learns from and is judged by, as JSON: {"corpus": ..., "held_out": ...}."""
+        raise NotImplementedError
+
+    def describe(self):
+        """Says what is trained on what."""
+        raise NotImplementedError
+
+    def evaluation(self):
+        """Metrics on held-out data, and the value to judge by, greater is better; or None."""
+        raise NotImplementedError
+
+    def train_line(self, metrics, eta_seconds):
+        """A line on a window of steps."""
+        raise NotImplementedError
+
+    def evaluation_line(self, metrics, better):
+        """A line on an evaluation."""
+        raise NotImplementedError
+
+    def finish(self, results):
+        """What is left to do after the last step; returns the results."""
+        return results
 
     def __init__(self, config, output_dir, devices, background):
         self.config = config
         self.devices = devices
         self.background = background
-        self.folder = output_dir / "pretrain"
+        self.output_dir = output_dir
+        self.folder = output_dir / self.part
         self.checkpoints = Checkpoints(self.folder / "checkpoint", config.keep_checkpoints)
         keras.utils.set_random_seed(config.seed)
 
@@ -100,34 +134,24 @@ class _Run:
         state = self.checkpoints.newest(say)
         if state:
             self._check_settings(state)
-        saved_config = BertConfig(**state["bert_config"]) if state else None
-        inputs = find_or_make(config, output_dir / "data", saved_config, say)
-        self.inputs = inputs
-        self.examples = PretrainingExamples(
-            inputs.corpus,
-            config.max_seq_length,
-            config.max_predictions_per_seq,
-            config.mask_rate,
-            config.whole_word_mask,
-            config.short_seq_prob,
-            config.seed,
-        )
-        self.schedule = make_schedule(config)
+        self.find(state)
         with devices.strategy.scope():
-            self.model = BertForPreTraining(inputs.bert_config, dtype=config.precision)
-            optimizer = make_optimizer(config, self.schedule)
+            self.model = self.make_model()
+            optimizer = self.make_optimizer()
             optimizer.build(self.model.trainable_variables)
         self.model.bert.encoder.remat = config.remat
-        self.train_step = TrainStep(self.model, optimizer, self.schedule, devices, config)
+        self.train_step = TrainStep(
+            self.model, optimizer, self.schedule, devices, config, self.objective
+        )
         if state:
             self.step = state["step"]
-            self._restore(self.checkpoints.path(self.step))
+            self.restore(self.checkpoints.path(self.step))
             self._report_changes(state)
             origin = f"step {self.step} of {self.checkpoints.path(self.step)}"
         # 2. ... else the weights of --init_from ...
         elif config.init_from:
             self.step = 0
-            origin = self._initialize_from(config.init_from)
+            origin = self.initialize_from(config.init_from)
         # 3. ... else from scratch.
         else:
             self.step = 0
@@ -136,23 +160,20 @@ class _Run:
         self.window = Sums(state["window"] if state else None)
         self.evaluation_due = bool(state and state["evaluation_due"])
         self.not_finite_steps = 0
-        self.best_mlm_loss = math.inf
-        if state and state["held_out"] == self._held_out_identity():
-            self.best_mlm_loss = state["best_mlm_loss"]
+        self.best, self.evaluations_since_best = None, 0
+        if state and state["data"]["held_out"] == self.identity()["held_out"]:
+            self.best = state["best"]
+            self.evaluations_since_best = state["evaluations_since_best"]
         elif state:
-            say("note: the held-out text has changed; the best loss is sought anew")
-        self.held_out = None
-        if inputs.eval_corpus is not None:
-            self.held_out = HeldOut(
-                self.model, inputs.eval_corpus, config.max_seq_length, config.eval_examples
-            )
+            say("note: the held-out data has changed; the best weights are sought anew")
         self.pace = Pace()
         self.eval_seconds = 0.0
-        self._describe(origin)
+        self.describe()
+        say(f"starting from {origin}")
 
     def _check_settings(self, state):
         path = self.checkpoints.path(state["step"])
-        for name in FIXED:
+        for name in self.fixed:
             now, before = getattr(self.config, name), state["settings"][name]
             if now != before:
                 raise UserError(
@@ -165,106 +186,75 @@ class _Run:
         for name, value in state["settings"].items():
             if name in current and current[name] != value:
                 say(f"note: --{name} is {current[name]} now; before the stop it was {value}")
-        if corpus_fingerprint(self.inputs.corpus) != state["corpus"]:
+        if self.identity()["corpus"] != state["data"]["corpus"]:
             say("note: the text has changed since the stop; from here on other examples are seen")
 
-    def _held_out_identity(self):
-        corpus = self.inputs.eval_corpus
-        return corpus and [corpus_fingerprint(corpus), self.config.eval_examples]
-
-    def _initialize_from(self, folder):
-        theirs = verified_state(folder)["settings"]["optimizer"] if is_checkpoint(folder) else None
-        if theirs == self.config.optimizer:
-            self._restore(folder)
-            return f"the weights and the optimizer of {folder}"
-        self.model.load_pretrained(folder)
-        why = f" (it was trained with {theirs})" if theirs else ""
-        return f"the weights of {folder}, with a fresh optimizer{why}"
-
-    def _restore(self, folder):
+    def restore(self, folder):
+        """Loads the weights and the optimizer of a checkpoint."""
         self.model.load_pretrained(folder)
         variables = self.train_step.named_variables()
         # The loss scale: a run may change to mixed_float16 on the way.
         path = pathlib.Path(folder) / OPTIMIZER_FILE
         restore_arrays(path, variables, optional=["loss_scale/"])
 
-    def _describe(self, origin):
-        config, inputs = self.config, self.inputs
-        parameters = self.model.count_params()
-        say(report.model_line(inputs.bert_config, parameters, config.precision))
-        say(self.devices.describe(config))
-        say(report.text_line(inputs.corpus, self.examples.windows, config))
-        if self.inputs.eval_corpus is None:
-            say("no --eval_input: no held-out loss, and no best weights are kept")
-        say(f"starting from {origin}")
-
     def run(self):
         """Takes the steps that are left; returns the last metrics."""
         config = self.config
         results = {}
-        if self.step >= config.train_steps:
-            say(f"this run is complete: step {self.step} of {config.train_steps}")
+        if self.complete:
+            say(f"this run is complete: step {self.step} of {self.train_steps}")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_flagfile()
         for name in ("best", "final"):
             recover_folder(self.folder / name)
         writer = MetricsWriter(self.folder, self.step)
-        batches = self._batches(config.train_steps - self.step)
+        batches = self._batches(self.train_steps - self.step)
         stopping = False
         with stop_requests() as stop:
-            if self.evaluation_due and self.held_out:  # the stop came before it
+            if self.evaluation_due:  # the stop came before it
                 results |= self._evaluate(writer)
-            while self.step < config.train_steps and not stopping:
+            while not self.complete and not stopping:
                 self._take_steps(batches, self._steps_of_a_call())
                 self.background.check()
-                last = self.step == config.train_steps
+                last = self.step == self.train_steps
                 save = last or self.step % config.save_every_steps == 0
                 if last or self.step % config.log_every_steps == 0:
                     results |= self._log(writer)
-                self.evaluation_due = last or self.step % config.eval_every_steps == 0
-                if self.evaluation_due and self.held_out and (last or not stop.received):
+                self.evaluation_due = last or self.step % self.eval_every_steps == 0
+                if self.evaluation_due and (last or not stop.received):
                     results |= self._evaluate(writer)
                 stopping = stop.received  # once, so that no stop is taken without saving
-                if stopping or save:
+                if stopping or save or self.complete:
                     self._save()
         self.background.wait()
         writer.close()
-        if self.step < config.train_steps:
+        if not self.complete:
             say(f"stopped and saved at step {self.step}. Go on with:\n  {self._resume_command()}")
             return results
-        self._replace("final", self._on_host(self.model.named_weights()))
+        self._replace("final", self._plain_weights())
+        results = self.finish(results)
         say(f"done: weights in {self.folder / 'final'}, curves in {self.folder / 'metrics.jsonl'}")
         return results
 
-    def rehearse(self):
-        """Takes a few steps to say what the run would take; writes nothing."""
-        batches = self._batches(1 + DRY_RUN_STEPS)
-        for count in (1, DRY_RUN_STEPS):  # the first one compiles
-            self._take_steps(batches, count)
-        say(
-            estimate_text(
-                self.config,
-                self.inputs.bert_config,
-                self.model.count_params(),
-                self.devices,
-                self.examples,
-                self.pace.step_seconds,
-            )
-        )
-        return {}
+    @property
+    def complete(self):
+        """Whether there is no step left to take."""
+        patience = getattr(self.config, "early_stopping", None)
+        stale = patience is not None and self.evaluations_since_best >= patience
+        return self.step >= self.train_steps or stale
 
     def _batches(self, steps):
         """Iterator of the next global batches, each dealt to the replicas in order."""
         replicas = self.devices.replicas
-        dataset = self.examples.dataset(
+        dataset = self.dataset(
             self.config.global_batch_size // replicas, self.step * replicas, steps * replicas
         )
         return iter(self.devices.strategy.distribute_datasets_from_function(lambda _: dataset))
 
     def _steps_of_a_call(self):
         config = self.config
-        every = (config.log_every_steps, config.save_every_steps, config.eval_every_steps)
-        left = min(config.train_steps - self.step, *(n - self.step % n for n in every))
+        every = (config.log_every_steps, config.save_every_steps, self.eval_every_steps)
+        left = min(self.train_steps - self.step, *(n - self.step % n for n in every))
         return max(1, min(left, int(CALL_SECONDS / self.pace.step_seconds)))
 
     def _take_steps(self, batches, count):
@@ -278,10 +268,11 @@ class _Run:
             batches, tf.constant(self.step, tf.int64), tf.constant(count, tf.int32)
         ).numpy()
         seconds = time.perf_counter() - begin
-        self.pace.add(seconds, count, float(rows[:, ROW.index("tokens")].sum()))
+        names = self.train_step.row
+        self.pace.add(seconds, count, float(rows[:, names.index("tokens")].sum()))
         for row in rows:
             self.step += 1
-            sums = dict(zip(ROW, row.tolist(), strict=True))
+            sums = dict(zip(names, row.tolist(), strict=True))
             self._check_finite(sums["not_finite"])
             self.window.add(sums)
 
@@ -303,8 +294,8 @@ class _Run:
         )
 
     def _log(self, writer):
-        state, config = self.window.state, self.config
-        metrics = self.window.metrics()
+        state = self.window.state
+        metrics = self.objective.metrics(state)
         skipped = state["not_finite"] + state["overflows"]
         metrics["gradient_norm"] = state["gradient_norm"] / max(state["steps"] - skipped, 1)
         metrics["skipped_steps"] = skipped
@@ -314,25 +305,28 @@ class _Run:
         metrics["tokens_per_second"], step_seconds = self.pace.read()
         self.window = Sums()
         writer.write(self.step, metrics)
-        left = config.train_steps - self.step
-        evaluations = -(-left // config.eval_every_steps)
-        eta = left * step_seconds + evaluations * self.eval_seconds
-        say(report.train_line(self.step, config.train_steps, metrics, eta))
+        left = self.train_steps - self.step
+        evaluations = -(-left // self.eval_every_steps)
+        say(self.train_line(metrics, left * step_seconds + evaluations * self.eval_seconds))
         return metrics
 
     def _evaluate(self, writer):
         """Returns the held-out metrics; keeps the weights if they are the best so far."""
         begin = time.perf_counter()
-        metrics = self.held_out.metrics()
-        self.eval_seconds = time.perf_counter() - begin
+        evaluation = self.evaluation()
         self.evaluation_due = False
+        if evaluation is None:
+            return {}
+        metrics, value = evaluation
+        self.eval_seconds = time.perf_counter() - begin
         writer.write(self.step, metrics)
-        better = metrics["eval_mlm_loss"] < self.best_mlm_loss
-        say(report.held_out_line(self.step, metrics, better))
+        better = self.best is None or value > self.best
+        say(self.evaluation_line(metrics, better))
+        self.evaluations_since_best += 1
         if better:
-            self.best_mlm_loss = metrics["eval_mlm_loss"]
+            self.best, self.evaluations_since_best = value, 0
             self.background.wait()  # before the copies are made: there is memory for one of them
-            weights = self._on_host(self.model.named_weights())
+            weights = self._plain_weights()
             self.background.start(lambda: self._replace("best", weights))
         return metrics
 
@@ -343,20 +337,27 @@ class _Run:
         optimizer = self._on_host(self.train_step.named_variables())
         state = {
             "settings": flags.as_dict(self.config),
-            "bert_config": self.inputs.bert_config.to_dict(),
-            "corpus": corpus_fingerprint(self.inputs.corpus),
+            "bert_config": self.bert_config.to_dict(),
+            "data": self.identity(),
             "window": dict(self.window.state),
-            "held_out": self._held_out_identity(),
-            "best_mlm_loss": self.best_mlm_loss,
+            "best": self.best,
+            "evaluations_since_best": self.evaluations_since_best,
             "evaluation_due": self.evaluation_due,
         }
 
         def write(folder):
-            self._write_pretrained(folder, weights)
+            self.write_pretrained(folder, weights)
             write_arrays(folder / OPTIMIZER_FILE, optimizer)
 
         step = self.step
         self.background.start(lambda: self.checkpoints.save(step, state, write))
+
+    def _plain_weights(self):
+        """Copies of the weights, adapters merged into the matrices they belong to."""
+        weights = self._on_host(self.model.named_weights())
+        for name, (a, b, scale) in self.model.adapters().items():
+            weights[name] += scale * (self._on_host(a) @ self._on_host(b))
+        return weights
 
     def _on_host(self, variables):
         """Copies of Keras variables as numpy arrays: of one, or of a dict of them."""
@@ -368,13 +369,14 @@ class _Run:
         )
 
     def _replace(self, name, weights):
-        replace_folder(self.folder / name, lambda path: self._write_pretrained(path, weights))
+        replace_folder(self.folder / name, lambda path: self.write_pretrained(path, weights))
 
-    def _write_pretrained(self, folder, weights):
+    def write_pretrained(self, folder, weights):
+        """Writes a folder for `from_pretrained`. weights: dict of name -> array."""
         shapes = {name: array.shape for name, array in weights.items()}
         weights = Tensors(shapes, weights.__getitem__)
-        write_weights(folder, "kbert", self.inputs.bert_config, weights)
-        self.inputs.tokenizer.save_pretrained(folder)
+        write_weights(folder, "kbert", self.bert_config, weights)
+        self.tokenizer.save_pretrained(folder)
 
     def _write_flagfile(self):
         header = f"replays this run: {self._resume_command()}"
@@ -384,4 +386,4 @@ class _Run:
         scratch.replace(self.folder / "run.flags")
 
     def _resume_command(self):
-        return f"python -m kbert.pretrain --flagfile={shlex.quote(str(self.folder / 'run.flags'))}"
+        return f"python -m {self.program} --flagfile={shlex.quote(str(self.folder / 'run.flags'))}"

@@ -1,4 +1,6 @@
-"""Losses of pretraining, as sums and counts, so that they add up over batches and devices."""
+"""Objectives: losses as sums and counts, so that they add up over batches and devices."""
+
+import math
 
 import tensorflow as tf
 
@@ -41,6 +43,93 @@ def pretraining_loss(sums, mlm_count, nsp_count):
         mlm_count, nsp_count: float32 scalars, the counts of the whole global batch.
     """
     return sums["mlm_loss"] / tf.maximum(mlm_count, 1.0) + sums["nsp_loss"] / nsp_count
+
+
+class PretrainingObjective:
+    """Mean MLM loss plus mean NSP loss of a global batch.
+
+    Attributes:
+        names: of the sums of a step; "tokens" is among them.
+    """
+
+    names = (
+        *("mlm_loss", "mlm_correct", "mlm_count"),
+        *("nsp_loss", "nsp_correct", "nsp_count", "tokens"),
+    )
+
+    def __init__(self, global_batch_size):
+        self._nsp_count = float(global_batch_size)
+
+    def count(self, features):
+        """What the loss of a part is to be divided by: summed over the global batch first."""
+        return tf.reduce_sum(features["masked_weights"])
+
+    def sums(self, outputs, features):
+        """dict of `names` -> float32 scalar."""
+        return pretraining_sums(outputs, features)
+
+    def loss(self, sums, count):
+        """What a part of a global batch adds to its loss. count: of the whole global batch."""
+        return pretraining_loss(sums, count, self._nsp_count)
+
+    def metrics(self, sums):
+        """dict of loss, mlm_loss, nsp_loss (nats), mlm_accuracy and nsp_accuracy (shares).
+
+        All are nan if no step counted.
+        """
+        if sums["nsp_count"]:
+            mlm_count = max(sums["mlm_count"], 1.0)
+            mlm_loss, mlm_accuracy = sums["mlm_loss"] / mlm_count, sums["mlm_correct"] / mlm_count
+            nsp_loss = sums["nsp_loss"] / sums["nsp_count"]
+            nsp_accuracy = sums["nsp_correct"] / sums["nsp_count"]
+        else:
+            mlm_loss = mlm_accuracy = nsp_loss = nsp_accuracy = math.nan
+        return {
+            "loss": mlm_loss + nsp_loss,
+            "mlm_loss": mlm_loss,
+            "nsp_loss": nsp_loss,
+            "mlm_accuracy": mlm_accuracy,
+            "nsp_accuracy": nsp_accuracy,
+        }
+
+
+class TaskObjective:
+    """Mean loss of a global batch over what is labelled in it.
+
+    Args:
+        task: `kbert.tasks.tasks.Task`, which gives the losses.
+    """
+
+    names = ("loss", "correct", "count", "tokens", "examples")
+
+    def __init__(self, task):
+        self._task = task
+
+    def count(self, features):
+        """As for `PretrainingObjective`."""
+        return tf.reduce_sum(features["label_weights"])
+
+    def sums(self, outputs, features):
+        """dict of `names` -> float32 scalar."""
+        losses, correct = self._task.losses(outputs, features["labels"])
+        weights = features["label_weights"]
+        present = tf.reduce_any(tf.reshape(weights > 0, (tf.shape(weights)[0], -1)), axis=1)
+        return {
+            "loss": tf.reduce_sum(losses * weights),
+            "correct": tf.reduce_sum(correct * weights),
+            "count": tf.reduce_sum(weights),
+            "tokens": tf.cast(tf.reduce_sum(features["attention_mask"]), tf.float32),
+            "examples": tf.reduce_sum(tf.cast(present, tf.float32)),
+        }
+
+    def loss(self, sums, count):
+        """As for `PretrainingObjective`."""
+        return sums["loss"] / tf.maximum(count, 1e-6)
+
+    def metrics(self, sums):
+        """dict of loss and, but for numbers, accuracy; nan if no step counted."""
+        count = sums["count"] or math.nan
+        return {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count}
 
 
 def _cross_entropy(logits, labels):

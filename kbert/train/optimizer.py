@@ -4,12 +4,39 @@ Each states its arithmetic once, in `step`, a function of tensors. `update_step`
 Keras' `fit` asks for; `apply_whole` the way the training step does, on one replica's own variables.
 """
 
+import re
+
 import keras
 from keras import ops
 
 from kbert.train.schedule import WarmupPolynomialDecay
 
 NO_DECAY = ("bias", "gamma", "beta")  # biases and LayerNorm, by how the names of variables end
+
+
+def layer_scales(paths, layer_decay):
+    """Layer-wise learning rates, lower for lower layers, as shares of the rate of the head.
+
+    The head and the pooler get 1, the blocks from the last to the first layer_decay to the power of
+    1, 2, ..., N, the embeddings N + 1. Source: Howard and Ruder 2018 (arXiv:1801.06146), section
+    3.2; the powers are those of BEiT (Bao et al. 2021).
+
+    Args:
+        paths: of Keras variables. layer_decay: float; 1 gives every layer the same rate.
+
+    Returns:
+        list of floats.
+    """
+    blocks = [re.search(r"\bencoder/layer_(\d+)/", path) for path in paths]
+    N = 1 + max((int(block[1]) for block in blocks if block), default=-1)
+
+    def power(path, block):
+        if block:
+            return N - int(block[1])
+        return N + 1 if re.search(r"\bembeddings/", path) else 0
+
+    pairs = zip(paths, blocks, strict=True)
+    return [layer_decay ** power(path, block) for path, block in pairs]
 
 
 class _Optimizer(keras.optimizers.Optimizer):
@@ -23,15 +50,17 @@ class _Optimizer(keras.optimizers.Optimizer):
 
     slot_names = ()
 
-    def __init__(self, learning_rate, weight_decay=0.0, **kwargs):
+    def __init__(self, learning_rate, weight_decay=0.0, layer_decay=1.0, **kwargs):
         super().__init__(learning_rate, **kwargs)  # Keras' own decay stays off: ours is in `step`
         self.decay_rate = weight_decay
+        self.layer_decay = layer_decay
 
     def build(self, variables):
         if self.built:
             return
         super().build(variables)
         self.decays = [not variable.name.endswith(NO_DECAY) for variable in variables]
+        self.scales = layer_scales([variable.path for variable in variables], self.layer_decay)
         self.slots = [self.add_optimizer_variables(variables, name) for name in self.slot_names]
 
     def update_step(self, gradient, variable, learning_rate):
@@ -41,7 +70,7 @@ class _Optimizer(keras.optimizers.Optimizer):
             ops.cast(gradient, variable.dtype),
             ops.convert_to_tensor(variable),
             [ops.convert_to_tensor(slot) for slot in slots],
-            ops.cast(learning_rate, variable.dtype),
+            ops.cast(learning_rate, variable.dtype) * self.scales[index],
             ops.cast(self.iterations + 1, variable.dtype),
             self.decays[index],
         )
@@ -66,7 +95,7 @@ class _Optimizer(keras.optimizers.Optimizer):
                 gradient,
                 variable.read_value(),
                 [slot.read_value() for slot in slots],
-                learning_rate,
+                learning_rate * self.scales[index],
                 count,
                 self.decays[index],
             )
@@ -87,7 +116,11 @@ class _Optimizer(keras.optimizers.Optimizer):
         return named
 
     def get_config(self):
-        return {**super().get_config(), "weight_decay": self.decay_rate}
+        return {
+            **super().get_config(),
+            "weight_decay": self.decay_rate,
+            "layer_decay": self.layer_decay,
+        }
 
 
 class _Moments(_Optimizer):
@@ -102,9 +135,10 @@ class _Moments(_Optimizer):
         beta_1=0.9,
         beta_2=0.999,
         epsilon=1e-6,
+        layer_decay=1.0,
         **kwargs,
     ):
-        super().__init__(learning_rate, weight_decay, **kwargs)
+        super().__init__(learning_rate, weight_decay, layer_decay, **kwargs)
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.epsilon = epsilon
@@ -134,15 +168,28 @@ class AdamW(_Moments):
 
     Args:
         learning_rate: float or schedule. weight_decay: float, scaled by the learning rate.
-        beta_1, beta_2, epsilon: float.
+        beta_1, beta_2, epsilon: float. layer_decay: see `layer_scales`.
+        bias_correction: as in Adam itself (Kingma and Ba 2015, section 3); fine-tuning on few
+            examples is steadier with it (Mosbach et al. 2021, arXiv:2006.04884).
     """
+
+    def __init__(self, learning_rate=1e-4, weight_decay=0.01, bias_correction=False, **kwargs):
+        super().__init__(learning_rate, weight_decay, **kwargs)
+        self.bias_correction = bias_correction
 
     def step(self, gradient, value, slots, learning_rate, count, decays):
         momentum, velocity = self.moments(gradient, slots)
-        update = momentum / (ops.sqrt(velocity) + self.epsilon)
+        mean, square = momentum, velocity
+        if self.bias_correction:
+            mean = momentum / (1 - self.beta_1**count)
+            square = velocity / (1 - self.beta_2**count)
+        update = mean / (ops.sqrt(square) + self.epsilon)
         if decays:
             update = update + self.decay_rate * value
         return value - learning_rate * update, [momentum, velocity]
+
+    def get_config(self):
+        return {**super().get_config(), "bias_correction": self.bias_correction}
 
 
 @keras.saving.register_keras_serializable("kbert")
@@ -156,7 +203,7 @@ class LAMB(_Moments):
 
     Args:
         learning_rate: float or schedule. weight_decay: float.
-        beta_1, beta_2, epsilon: float.
+        beta_1, beta_2, epsilon: float. layer_decay: see `layer_scales`.
     """
 
     def step(self, gradient, value, slots, learning_rate, count, decays):
@@ -176,8 +223,8 @@ class LAMB(_Moments):
 class SGD(_Optimizer):
     """Gradient descent without momentum, to compare runs by: it has no memory and no epsilon."""
 
-    def __init__(self, learning_rate=0.1, weight_decay=0.0, name="sgd", **kwargs):
-        super().__init__(learning_rate, weight_decay, name=name, **kwargs)
+    def __init__(self, learning_rate=0.1, weight_decay=0.0, layer_decay=1.0, name="sgd", **kwargs):
+        super().__init__(learning_rate, weight_decay, layer_decay, name=name, **kwargs)
 
     def step(self, gradient, value, slots, learning_rate, count, decays):
         update = gradient + self.decay_rate * value if decays else gradient
@@ -194,9 +241,11 @@ def make_schedule(config):
     )
 
 
-def make_optimizer(config, schedule):
-    """The optimizer of a `PretrainConfig`."""
+def make_optimizer(config, schedule, layer_decay=1.0, bias_correction=False):
+    """The optimizer of a `TrainingConfig`. layer_decay, bias_correction: see `AdamW`."""
     if config.optimizer == "sgd":
-        return SGD(schedule)
-    optimizer = {"adamw": AdamW, "lamb": LAMB}[config.optimizer]
-    return optimizer(schedule, config.weight_decay, epsilon=config.adam_epsilon)
+        return SGD(schedule, layer_decay=layer_decay)
+    moments = {"epsilon": config.adam_epsilon, "layer_decay": layer_decay}
+    if config.optimizer == "lamb":
+        return LAMB(schedule, config.weight_decay, **moments)
+    return AdamW(schedule, config.weight_decay, bias_correction, **moments)

@@ -63,6 +63,24 @@ def held_out_line(step, metrics, better):
     )
 
 
+def finetune_line(step, train_steps, epoch, metrics, eta_seconds):
+    """Metrics of a window of fine-tuning. epoch: float, epochs done."""
+    skipped = metrics["skipped_steps"]
+    return (
+        f"step {step:,}/{train_steps:,} | epoch {epoch:.2f} | loss {metrics['loss']:.4f} | "
+        f"lr {metrics['learning_rate']:.2e} | {metrics['tokens_per_second']:,.0f} tokens/s | "
+        f"ETA {time_text(eta_seconds)}{f' | {skipped:.0f} skipped' if skipped else ''}"
+    )
+
+
+def scores_line(step, metrics, best_metric, better):
+    """Scores of an evaluation, that by which the best weights are chosen first."""
+    first = f"eval_{best_metric}"
+    names = [first, *(name for name in metrics if name != first)][:6]
+    scores = " | ".join(f"{name[5:]} {metrics[name]:.4f}" for name in names)
+    return f"eval at step {step:,} | {scores}{' | best so far' if better else ''}"
+
+
 class Pace:
     """Speed of the steps since it was last read; the first call, which compiles, does not count.
 

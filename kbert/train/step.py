@@ -3,12 +3,6 @@
 import keras
 import tensorflow as tf
 
-from kbert.train.losses import pretraining_loss, pretraining_sums
-
-# What a step reports: sums over the global batch, then the step itself.
-SUMS = ("mlm_loss", "mlm_correct", "mlm_count", "nsp_loss", "nsp_correct", "nsp_count", "tokens")
-ROW = (*SUMS, "gradient_norm", "steps", "overflows", "not_finite")
-
 # Dynamic loss scaling of mixed_float16 (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2),
 # with the constants of Keras' LossScaleOptimizer.
 INITIAL_SCALE, GROWTH_STEPS = 2.0**15, 2000
@@ -27,20 +21,27 @@ class TrainStep:
     "not finite" only at scale 1.
 
     Args:
-        model: BertForPreTraining, and optimizer: of `kbert.train.optimizer`, built with the model's
+        model: of `kbert.model`, and optimizer: of `kbert.train.optimizer`, built with the model's
             trainable variables; both made in the scope of the strategy.
         schedule: learning rate as a function of the step.
         devices: `kbert.train.distribution.Devices`.
-        config: PretrainConfig.
+        config: TrainingConfig.
+        objective: of `kbert.train.losses`, what is learnt.
+
+    Attributes:
+        row: names of what a step reports: the objective's sums over the global batch, then
+            "gradient_norm", "steps", "overflows" and "not_finite".
     """
 
-    def __init__(self, model, optimizer, schedule, devices, config):
+    def __init__(self, model, optimizer, schedule, devices, config, objective):
         self.model = model
         self.optimizer = optimizer
         self._schedule = schedule
         self._strategy = devices.strategy
         self._config = config
-        weights = {id(weight) for weight in model.named_weights().values()}
+        self._objective = objective
+        self.row = (*objective.names, "gradient_norm", "steps", "overflows", "not_finite")
+        weights = {id(weight) for weight in self._named_weights().values()}
         self._seeds = [variable for variable in model.variables if id(variable) not in weights]
         self.loss_scale = self._good_steps = None
         if config.precision == "mixed_float16":
@@ -56,11 +57,21 @@ class TrainStep:
                 for part in (self._gradients, self._update)
             )
 
+    def _named_weights(self):
+        """The weights of the model and of its adapters: dict of name -> Keras variable."""
+        named = dict(self.model.named_weights())
+        for name, (a, b, _) in self.model.adapters().items():
+            named |= {f"{name}/lora_a": a, f"{name}/lora_b": b}
+        return named
+
     def named_variables(self):
-        """What a step changes besides the weights: dict of name -> Keras variable."""
-        names = {id(weight): name for name, weight in self.model.named_weights().items()}
+        """What a step changes besides the model's named weights: dict of name -> Keras variable."""
+        weights = self._named_weights()
+        names = {id(weight): name for name, weight in weights.items()}
         names = [names[id(variable)] for variable in self.model.trainable_variables]
         named = self.optimizer.named_variables(names)
+        own = self.model.named_weights()
+        named |= {name: weight for name, weight in weights.items() if name not in own}
         if self.loss_scale is not None:
             named |= {"loss_scale/scale": self.loss_scale, "loss_scale/good": self._good_steps}
         return named
@@ -74,10 +85,10 @@ class TrainStep:
             step: int64 scalar, steps taken before. count: int32 scalar, steps to take.
 
         Returns:
-            (count, len(ROW)) float32, the row of each step in the order of `ROW`. Losses are
+            (count, len(row)) float32, the row of each step in the order of `row`. Losses are
             unscaled; the sums of a step that is not finite are 0.
         """
-        rows = tf.TensorArray(tf.float32, count, element_shape=(len(ROW),))
+        rows = tf.TensorArray(tf.float32, count, element_shape=(len(self.row),))
         for i in tf.range(count):
             arguments = (next(batches), step + tf.cast(i, tf.int64))
             row = self._strategy.run(self._replica_step, args=arguments)
@@ -89,28 +100,28 @@ class TrainStep:
         context = tf.distribute.get_replica_context()
         replica = int(tf.get_static_value(context.replica_id_in_sync_group))
         add_up = tf.distribute.ReduceOp.SUM
-        mlm_count = context.all_reduce(add_up, tf.reduce_sum(features["masked_weights"]))
-        part = self._gradients(features, mlm_count, step, replica)
+        count = context.all_reduce(add_up, self._objective.count(features))
+        part = self._gradients(features, count, step, replica)
         sums, gradients = context.all_reduce(add_up, part)
         return self._update(sums, gradients, step, replica)
 
-    def _summed_gradients(self, features, mlm_count, step, replica):
+    def _summed_gradients(self, features, count, step, replica):
         """Sums, and gradients of the (scaled) loss, of a replica's share: slice after slice."""
         slices = self._config.accumulation_steps
         if slices == 1:
-            return self._slice_gradients(features, mlm_count, step, replica)
+            return self._slice_gradients(features, count, step, replica)
         features = {
-            name: tf.reshape(value, (slices, -1, *value.shape[1:]))
+            name: tf.reshape(value, tf.concat([[slices, -1], tf.shape(value)[1:]], 0))
             for name, value in features.items()
         }
 
         def add_slice(i, totals):
             share = {name: value[i] for name, value in features.items()}
-            part = self._slice_gradients(share, mlm_count, step, replica * slices + i)
+            part = self._slice_gradients(share, count, step, replica * slices + i)
             return i + 1, tf.nest.map_structure(tf.add, totals, part)
 
         zeros = (
-            {name: tf.zeros(()) for name in SUMS},
+            {name: tf.zeros(()) for name in self._objective.names},
             [tf.zeros(variable.shape) for variable in self.model.trainable_variables],
         )
         _, totals = tf.while_loop(
@@ -118,7 +129,7 @@ class TrainStep:
         )
         return totals
 
-    def _slice_gradients(self, features, mlm_count, step, slice_number):
+    def _slice_gradients(self, features, count, step, slice_number):
         seed = (self._config.seed, 0)
         for number in (step, slice_number):
             seed = tf.random.experimental.stateless_fold_in(seed, number)
@@ -127,8 +138,8 @@ class TrainStep:
         )
         with keras.StatelessScope(zip(self._seeds, tf.unstack(seeds), strict=True)):
             with tf.GradientTape() as tape:
-                sums = pretraining_sums(self.model(features, training=True), features)
-                loss = pretraining_loss(sums, mlm_count, float(self._config.global_batch_size))
+                sums = self._objective.sums(self.model(features, training=True), features)
+                loss = self._objective.loss(sums, count)
                 if self.loss_scale is not None:
                     loss *= self.loss_scale.value
             weights = [variable.value for variable in self.model.trainable_variables]
@@ -145,7 +156,7 @@ class TrainStep:
             scale = local(self.loss_scale).read_value()
             gradients = [gradient / scale for gradient in gradients]
         norm = tf.linalg.global_norm(gradients)
-        sums = tf.stack([sums[name] for name in SUMS])
+        sums = tf.stack([sums[name] for name in self._objective.names])
         finite_loss = tf.reduce_all(tf.math.is_finite(sums))
         finite = finite_loss & tf.math.is_finite(norm)
         overflow = tf.constant(False)

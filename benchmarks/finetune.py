@@ -1,0 +1,156 @@
+"""Fine-tunes with kbert and with HF transformers (torch): the same examples, batches and recipe.
+
+python benchmarks/finetune.py --seeds=0,1,2 FLAGS_OF_FINETUNE prints the scores and minutes of both.
+
+The torch side starts from the same folder, sees the same ids in the same order, and has AdamW with
+the same epsilon, decay, clipping and schedule; the heads and dropout draw their own numbers. Both
+use float32. The scores are those of the last step on --eval_file. Needs the extra [test].
+"""
+
+import contextlib
+import io
+import json
+import statistics
+import tempfile
+import time
+
+import numpy as np
+import torch
+import transformers
+from absl import app
+from absl import flags as absl_flags
+
+from kbert import flags
+from kbert.data import BertTokenizer
+from kbert.data.examples import read_examples
+from kbert.data.finetuning import ItemBatches, bucket_length, pad_items
+from kbert.formats import find_folder
+from kbert.settings import FinetuneConfig
+from kbert.tasks.folders import LABELLED_TASKS, make_task
+from kbert.tasks.labels import label_names
+from kbert.train import finetune
+from kbert.train.schedule import WarmupPolynomialDecay
+
+flags.define(FinetuneConfig)
+absl_flags.DEFINE_list("seeds", ["0"], "seeds of the runs")
+absl_flags.DEFINE_bool("peer", True, "run HF transformers, too")
+CLASSES = {
+    "regress": transformers.BertForSequenceClassification,
+    "tag": transformers.BertForTokenClassification,
+    "qa": transformers.BertForQuestionAnswering,
+}
+
+
+def ours(config, seed):
+    """Scores of a kbert run on the evaluation file, and its minutes."""
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        finetune(replaced(config, seed), folder)
+        metrics = open(f"{folder}/finetuning/metrics.jsonl").read().splitlines()
+    last = [row for row in map(json.loads, metrics) if any(n.startswith("eval_") for n in row)][-1]
+    scores = {name[5:]: value for name, value in last.items() if name.startswith("eval_")}
+    return scores, (time.perf_counter() - begin) / 60
+
+
+def replaced(config, seed):
+    """The config with another seed."""
+    return type(config)(**flags.as_dict(config) | {"seed": seed})
+
+
+def theirs(config, seed):
+    """The same of a run of HF's model in torch."""
+    begin = time.perf_counter()
+    torch.manual_seed(seed)
+    tokenizer = BertTokenizer.from_pretrained(config.init_from)
+    train, held_out = (read_examples(f, config) for f in (config.train_file, config.eval_file))
+    names = label_names(train) if config.task in LABELLED_TASKS else None
+    task = make_task(config, tokenizer, names, any(getattr(e, "is_impossible", 0) for e in train))
+    items = task.encode(train).items
+    B, longest = config.batch_size, config.max_seq_length
+    batches = ItemBatches(items, B, longest, tokenizer.pad_id, seed)
+    steps = max(1, round(config.epochs * batches.steps_per_epoch))
+    schedule = WarmupPolynomialDecay(config.learning_rate, steps, int(config.warmup_ratio * steps))
+    labels = {"num_labels": len(names)} if names else {}
+    if config.task == "regress":
+        labels = {"num_labels": 1}
+    kind = CLASSES.get(config.task, transformers.BertForSequenceClassification)
+    transformers.logging.set_verbosity_error()
+    model = kind.from_pretrained(find_folder(config.init_from), **labels).train()
+    decayed = [p for n, p in model.named_parameters() if "LayerNorm" not in n and "bias" not in n]
+    others = [p for n, p in model.named_parameters() if "LayerNorm" in n or "bias" in n]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, eps=config.adam_epsilon)
+    for step in range(steps):
+        features = batches.batch(step)
+        for group in optimizer.param_groups:
+            group["lr"] = float(schedule(step))
+        loss = torch_loss(config.task, forward(model, features), features)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        optimizer.step()
+    model.eval()
+    encoded = task.encode(held_out)
+    outputs = [None] * len(encoded.items)
+    order = np.argsort([item.length for item in encoded.items], kind="stable")
+    for i in range(0, len(order), B):
+        part = [encoded.items[j] for j in order[i : i + B]]
+        length = bucket_length(max(item.length for item in part), longest)
+        with torch.no_grad():
+            found = forward(model, pad_items(part, length, len(part), tokenizer.pad_id))
+        for row, j in enumerate(order[i : i + B]):
+            outputs[j] = {
+                name: found[name][row].numpy()
+                for name in ("logits", "start_logits", "end_logits")
+                if name in found
+            }
+    scores = task.scores(held_out, task.predictions(held_out, encoded, outputs))
+    return scores, (time.perf_counter() - begin) / 60
+
+
+def forward(model, features):
+    """HF's outputs of a batch."""
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return model(**{name: torch.tensor(features[name]).long() for name in names})
+
+
+def torch_loss(task, outputs, features):
+    """The loss of `kbert.tasks`, in torch."""
+    labels, weights = torch.tensor(features["labels"]), torch.tensor(features["label_weights"])
+    entropy = torch.nn.functional.cross_entropy
+    if task == "regress":
+        losses = (outputs.logits[:, 0] - labels) ** 2
+    elif task == "qa":
+        starts, ends = labels.long().T
+        losses = entropy(outputs.start_logits, starts, reduction="none")
+        losses = (losses + entropy(outputs.end_logits, ends, reduction="none")) / 2
+    else:
+        logits = outputs.logits.reshape(-1, outputs.logits.shape[-1])
+        losses = entropy(logits, labels.long().reshape(-1), reduction="none")
+        losses = losses.reshape(weights.shape)
+    return (losses * weights).sum() / weights.sum()
+
+
+def main(_):
+    """Prints the scores of both."""
+    config = flags.read(FinetuneConfig)
+    sides = {"kbert": ours} | ({"HF": theirs} if absl_flags.FLAGS.peer else {})
+    found = {side: [] for side in sides}
+    for seed in map(int, absl_flags.FLAGS.seeds):
+        for side, run in sides.items():
+            scores, minutes = run(config, seed)
+            found[side].append(scores)
+            figures = {n: round(v, 4) for n, v in scores.items() if isinstance(v, float)}
+            print(f"seed {seed} {side:5} {minutes:.1f} min {json.dumps(figures)}", flush=True)
+    for side, rows in found.items():
+        for name in (n for n, value in rows[0].items() if isinstance(value, float)):
+            values = [row[name] for row in rows]
+            spread = f"{min(values):.4f} to {max(values):.4f}"
+            print(f"{side:5} {name}: {statistics.mean(values):.4f} ({spread})")
+
+
+if __name__ == "__main__":
+    app.run(main)

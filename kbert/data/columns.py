@@ -1,0 +1,210 @@
+"""Which columns of a table, or keys of JSON objects, hold the text, the label and so on."""
+
+import dataclasses
+import re
+
+from kbert.errors import UserError
+
+# Names in lower case, in the order in which they are tried. "#1 String" is MRPC's.
+TEXTS = ("text", "sentence", "sentence1", "text_a", "question", "premise", "question1", "review")
+TEXTS += ("title", "content", "#1 string")
+SECOND_TEXTS = ("text_pair", "sentence2", "text_b", "hypothesis", "question2", "#2 string")
+LABELS = ("label", "labels", "class", "category", "score", "quality", "target", "similarity")
+CHOICES = ("choice", "ending")  # what the names of the choices' columns start with
+WORDS = ("words", "tokens")
+TAGS = ("tags", "ner_tags", "labels", "ner")
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Keys of a record (str) or numbers of a row's columns (int).
+
+    `exact_width` is the number of cells that each row must have, None where cells at the end that
+    nobody asked for do no harm: columns are then counted from the left, and none has a name.
+    """
+
+    text: str | int
+    text_pair: str | int | None = None
+    label: str | int | None = None
+    choices: tuple = ()
+    exact_width: int | None = None
+    least_width: int = 0
+
+
+def is_number(column):
+    return re.fullmatch(r"-?\d+", column) is not None
+
+
+def has_header(row, config):
+    """Whether the first row of a table is a header: as --header says, else by what is in it."""
+    if config.header != "auto":
+        return config.header == "yes"
+    flags = [config.text_column, config.text_pair_column, config.label_column]
+    flags += _parts(config.choice_columns)
+    if any(flag is not None and not is_number(flag) for flag in flags):
+        return True
+    known = {*TEXTS, *SECOND_TEXTS, *LABELS}
+    return any(cell.strip().lower() in known for cell in row)
+
+
+def find_columns(records, config, labelled):
+    """The columns that a task reads.
+
+    Args:
+        records: `kbert.data.records.Records` of a table, JSON lines or TFDS.
+        config: has the fields task, text_column, text_pair_column, label_column, choice_columns.
+        labelled: False: no label is looked for.
+
+    Returns:
+        Columns.
+
+    Raises:
+        UserError: a column is missing, named twice, or two of them are the same.
+    """
+    task = config.task
+    text_defaults = TEXTS
+    pair_defaults = SECOND_TEXTS if task in ("pair", "regress") else ()
+    lower = [name.lower() for name in records.names or ()]
+    if task == "pair" and "sentence" in lower and not set(lower) & set(SECOND_TEXTS):
+        pair_defaults = ("sentence",)  # QNLI's columns are question and sentence
+        text_defaults = ("question", *(name for name in TEXTS if name != "sentence"))
+
+    find = _Finder(records)
+    found = {"text": find("text_column", config.text_column, text_defaults, 0)}
+    found["text_pair"] = find(
+        "text_pair_column",
+        config.text_pair_column,
+        pair_defaults,
+        1 if task == "pair" else None,
+        needed=task == "pair",
+    )
+    if labelled:
+        found["label"] = find("label_column", config.label_column, LABELS, -1)
+    choices = _choices(records, config.choice_columns, find) if task == "choice" else ()
+    used = [column for column in found.values() if column is not None] + list(choices)
+    width = records.width
+    if width is not None and width < len(used):
+        raise UserError(
+            f"{records.name} has {count(width, 'column')} in its first row, and {len(used)} are "
+            f"needed. Columns are separated by tabs in .tsv and .txt, by commas in .csv."
+        )
+    places = used if width is None else [column % width for column in used]
+    if len(set(places)) < len(used):
+        raise UserError(
+            f"two of text, second text, choices and label are the same column of {records.name}. "
+            f"Give each its own with --text_column, --label_column and so on."
+        )
+    if width is None:
+        return Columns(**found, choices=choices)
+    from_the_left = records.names is None and min(used) >= 0
+    return Columns(
+        **found,
+        choices=choices,
+        exact_width=None if from_the_left else width,
+        least_width=max(places) + 1,
+    )
+
+
+def tag_keys(records, config, labelled):
+    """Keys of the words and of the tags (None if not `labelled`) in JSON lines or TFDS."""
+    find = _Finder(records)
+    words = find("text_column", config.text_column, WORDS, None)
+    return words, find("label_column", config.label_column, TAGS, None) if labelled else None
+
+
+def count(number, noun):
+    """ "1 column", "2 columns" """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _parts(columns):
+    return [part.strip() for part in (columns or "").split(",") if part.strip()]
+
+
+def _choices(records, columns, find):
+    if parts := _parts(columns):
+        return tuple(find("choice_columns", part, (), None) for part in parts)
+    names = records.names
+    if names is None:
+        raise UserError(
+            f"{records.name} is read without a header, so the columns of the choices must be "
+            f"named: --choice_columns=1,2,3."
+        )
+    if records.width is None and "choices" in names:
+        return ("choices",)
+    places = [i for i, name in enumerate(names) if name.lower().startswith(CHOICES)]
+    if not places:
+        raise UserError(
+            f"{records.name} has no column that starts with choice or ending; it has "
+            f"{_listed(names)}. Name the columns with --choice_columns."
+        )
+    return tuple(names[i] if records.width is None else i for i in places)
+
+
+class _Finder:
+    """Finds columns of records by flag, default names, or place."""
+
+    def __init__(self, records):
+        self.records = records
+
+    def __call__(self, flag, column, defaults, place, needed=True):
+        """Key or number of a column. `place`: its number in a table without header."""
+        if column is not None:
+            return self._of_flag(flag, column)
+        names = self.records.names
+        if names is None:
+            return place
+        lower = [name.lower() for name in names]
+        for default in defaults:
+            if default in lower:
+                return self._of_name(flag, default)
+        if not needed:
+            return None
+        raise UserError(
+            f"{self.records.name} has no column named {', '.join(defaults)}; it has "
+            f"{_listed(names)}. Name the one to read with --{flag}."
+        )
+
+    def _of_flag(self, flag, column):
+        is_key = self.records.width is None and column in self.records.names
+        if is_number(column) and not is_key:
+            return self._of_number(flag, int(column))
+        return self._of_name(flag, column)
+
+    def _of_number(self, flag, number):
+        name, width = self.records.name, self.records.width
+        if width is None:
+            raise UserError(
+                f"{name} has keys, not columns, so --{flag} must be one of "
+                f"{_listed(self.records.names)}; got {number}."
+            )
+        if not -width <= number < width:
+            raise UserError(
+                f"{name} has {count(width, 'column')} in its first row, so --{flag} must be in "
+                f"[{-width}, {width - 1}]; got {number}. Columns are separated by tabs in .tsv and "
+                f".txt, by commas in .csv."
+            )
+        return number
+
+    def _of_name(self, flag, column):
+        name, names = self.records.name, self.records.names
+        if names is None:
+            raise UserError(
+                f"{name} is read without a header, so --{flag} must be a number from 0; got "
+                f"{column!r}. If its first row is a header, add --header=yes."
+            )
+        places = [i for i, other in enumerate(names) if other == column]
+        places = places or [i for i, n in enumerate(names) if n.lower() == column.lower()]
+        if len(places) > 1:
+            raise UserError(
+                f"{name} has {len(places)} columns named {column!r}. Give --{flag} as a number: "
+                f"one of {', '.join(map(str, places))}."
+            )
+        if not places:
+            raise UserError(f"{name} has no column {column!r} (--{flag}); it has {_listed(names)}.")
+        return names[places[0]] if self.records.width is None else places[0]
+
+
+def _listed(names):
+    listed = [repr(name if len(name) <= 40 else f"{name[:40]}...") for name in names[:20]]
+    return ", ".join(listed) + (", ..." if len(names) > 20 else "")

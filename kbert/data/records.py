@@ -1,0 +1,233 @@
+"""Reading files of examples as records: tables, JSON lines and TFDS datasets.
+
+A record is a list of cells, or a dict. One that cannot be read comes as a `BadExample`, so that the
+caller may leave it out and go on; a file that cannot be read is a UserError.
+"""
+
+import csv
+import dataclasses
+import gzip
+import itertools
+import json
+import os
+import zlib
+from collections.abc import Iterator
+
+from kbert.errors import UserError
+
+
+class BadExample(Exception):
+    """An example that cannot be used. The text says why, without file, line and full stop."""
+
+
+@dataclasses.dataclass
+class Records:
+    """The records of a source, in order.
+
+    `name` stands in messages, `items` are pairs (where, record). `names` are those of the columns,
+    keys or features, None in a table without header; `width` is the number of columns of a table.
+    """
+
+    name: str
+    items: Iterator
+    names: tuple | None
+    width: int | None = None
+
+
+def shown(value):
+    """A value for a message, cut to 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def plain_name(path):
+    """Path in lower case without .gz: its end tells the format."""
+    return path.lower().removesuffix(".gz")
+
+
+def read_bytes(path):
+    """Lines of a plain or compressed file as bytes.
+
+    Raises:
+        UserError: there is no such file, it is a folder, cannot be read, or is damaged.
+    """
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder. Give one file of it.")
+    try:
+        with gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb") as file:
+            yield from file  # cut at b"\n" only
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot read {path}: {reason.rstrip('.')}.") from error
+
+
+def read_lines(path):
+    """(number from 1, line) of a file, without line ends, byte order mark and last empty lines.
+
+    Bytes that are not UTF-8 become surrogates (PEP 383), which `is_utf8` tells.
+    """
+    empty = []
+    for number, line in enumerate(read_bytes(path), 1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        text = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", "surrogateescape")
+        if not text.strip(" \t"):
+            empty.append((number, text))
+            continue
+        yield from empty
+        empty.clear()
+        yield number, text
+
+
+def is_utf8(text):
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def table(path, name, has_header):
+    """Records of a .csv file, by Python's csv module, or else of one of tab-separated lines.
+
+    The line of a row is the one it starts in. In tab-separated files quotes are text.
+
+    Args:
+        has_header: tells of the first row (a list of str) whether it is a header.
+
+    Raises:
+        UserError: the file is empty, or its first row cannot be read.
+    """
+    rows = _csv_rows(path) if plain_name(path).endswith(".csv") else _tab_rows(path)
+    items = ((f"{name}, line {number}", _checked_row(row)) for number, row in rows)
+    where, first = next(items, (None, None))
+    if first is None:
+        raise UserError(f"{path} has no examples: it is empty.")
+    if isinstance(first, BadExample):
+        raise UserError(f"{where}: {first}. Mend it: the first row gives the number of columns.")
+    names = tuple(cell.strip() for cell in first) if has_header(first) else None
+    items = items if names else itertools.chain([(where, first)], items)
+    return Records(name, items, names, width=len(first))
+
+
+def _tab_rows(path):
+    for number, line in read_lines(path):
+        yield number, line.split("\t")
+
+
+def _csv_rows(path):
+    lines = (f"{line}\n" for _, line in read_lines(path))
+    reader = csv.reader(lines, strict=True)  # else a quote that is not closed eats the file
+    while True:
+        number = reader.line_num + 1
+        try:
+            yield number, next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield number, BadExample(f"the quotes are not those of CSV: {error}")
+
+
+def _checked_row(row):
+    if isinstance(row, BadExample):
+        return row
+    if not all(map(is_utf8, row)):
+        return BadExample("bytes that are not UTF-8")
+    return row if any(row) else BadExample("the line is empty")
+
+
+def json_lines(path, name):
+    """Records (dicts) of a file with one JSON object a line; empty lines are passed over.
+
+    Raises:
+        UserError: the file is one JSON list, or has no object.
+    """
+    items = _json_items(path, name)
+    begun, names = [], ()
+    for where, record in items:  # to the first object, whose keys are the columns
+        begun.append((where, record))
+        if isinstance(record, dict):
+            names = tuple(record)
+            break
+    else:
+        problem = f"the first line: {begun[0][1]}" if begun else "it is empty"
+        raise UserError(f"{path} has no line that is a JSON object; {problem}.")
+    return Records(name, itertools.chain(begun, items), names)
+
+
+def _json_items(path, name):
+    begun = False
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        if not begun and line.lstrip().startswith("["):
+            raise UserError(f"{path} is a JSON list. Write one JSON object a line, without list.")
+        begun = True
+        yield f"{name}, line {number}", _json_record(line)
+
+
+def _json_record(line):
+    if not is_utf8(line):
+        return BadExample("bytes that are not UTF-8")
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    if isinstance(record, dict):
+        return record
+    return BadExample(f"every line must be a JSON object; got {shown(line)}")
+
+
+def tfds(source):
+    """Records (dicts) of `tfds:NAME` (split "train") or `tfds:NAME:SPLIT`.
+
+    Texts are str, arrays lists, and the numbers of a ClassLabel with names are its names.
+
+    Raises:
+        UserError: tensorflow-datasets is missing, or cannot load the data set.
+    """
+    try:
+        import tensorflow_datasets
+    except ImportError:
+        raise UserError(
+            "tfds: inputs need tensorflow-datasets: pip install 'kbert[tfds]'"
+        ) from None
+    name, _, split = source.removeprefix("tfds:").partition(":")
+    try:
+        dataset, info = tensorflow_datasets.load(
+            name, split=split or "train", shuffle_files=False, with_info=True
+        )
+    except Exception as error:  # tfds raises its own, ValueError, AssertionError, network errors
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot load {source}: {reason}") from error
+    features = info.features
+    items = (
+        (f"{source}, example {number}", _tfds_record(example, features))
+        for number, example in enumerate(dataset.as_numpy_iterator(), 1)
+    )
+    return Records(source, items, tuple(features))
+
+
+def _tfds_record(example, features):
+    try:
+        return {key: _plain(example[key], features[key]) for key in features}
+    except UnicodeDecodeError:
+        return BadExample("bytes that are not UTF-8")
+
+
+def _plain(value, feature):
+    """Python values of what TFDS gives for a feature, which may hold others."""
+    if isinstance(value, dict):
+        inner = getattr(feature, "feature", feature)  # a Sequence of a dict is a dict of arrays
+        return {key: _plain(part, inner[key]) for key, part in value.items()}
+    if hasattr(value, "tolist") or hasattr(value, "to_list"):  # numpy's, or of a ragged tensor
+        value = value.tolist() if hasattr(value, "tolist") else value.to_list()
+    if isinstance(value, list):
+        inner = getattr(feature, "feature", feature)
+        return [_plain(part, inner) for part in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    names = getattr(feature, "names", None)
+    if names and isinstance(value, int):  # -1 where a split has no labels
+        return names[value] if 0 <= value < len(names) else None
+    return value

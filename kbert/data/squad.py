@@ -1,0 +1,106 @@
+"""Questions about texts: the JSON of SQuAD 1.1, 2.0, CMRC 2018 and others, as flat records."""
+
+import json
+
+from kbert.data.records import BadExample, Records, read_bytes, shown
+from kbert.errors import UserError
+
+
+def squad(path, name):
+    """Questions of a SQuAD file, each with the context of its paragraph, as records.
+
+    Raises:
+        UserError: the file cannot be read, is not JSON, or not built like SQuAD.
+    """
+    try:
+        root = json.loads(b"".join(read_bytes(path)).decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: byte {error.start}. Save it as UTF-8.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is not JSON: {error}. If it has one question a line, name it .jsonl."
+        ) from None
+    return Records(name, iter(list(_questions(root, path, name))), ("question", "context"))
+
+
+def _questions(root, path, name):
+    number = 0
+    for i, article in enumerate(_part(root, "data", "the file", path)):
+        place = f"data[{i}]"
+        for k, paragraph in enumerate(_part(article, "paragraphs", place, path)):
+            for question in _part(paragraph, "qas", f"{place}.paragraphs[{k}]", path):
+                number += 1
+                if not isinstance(question, dict):
+                    problem = BadExample(f"a question must be an object; got {shown(question)}")
+                    yield f"{name}, question number {number}", problem
+                    continue
+                record = {"id": str(number), **question}
+                if "context" in paragraph:
+                    record["context"] = paragraph["context"]
+                yield f"{name}, question {record['id']}", record
+
+
+def _part(value, key, place, path):
+    if not isinstance(value, dict) or not isinstance(value.get(key), list):
+        raise UserError(
+            f"{path} is not built like SQuAD, data[].paragraphs[].qas[]: {place} has no list "
+            f'"{key}". If it has one question a line, name it .jsonl.'
+        )
+    return value[key]
+
+
+def checked_answers(record, context):
+    """Answers of a record as (text, start) and whether the question has none.
+
+    Args:
+        record: has "answers", a list of {"text", "answer_start"} or, as Hugging Face's datasets
+            have it, {"text": list, "answer_start": list}; and "is_impossible", where it is missing
+            a question without answers is impossible.
+        context: str; starts are in characters of it.
+
+    Returns:
+        List of (str, int), empty where impossible; bool.
+
+    Raises:
+        BadExample: answers are missing, or one does not stand where it says.
+    """
+    answers = record.get("answers")
+    impossible = record.get("is_impossible", answers in ([], {"text": [], "answer_start": []}))
+    if impossible:
+        return [], True
+    if isinstance(answers, dict):
+        columns = [answers.get("text"), answers.get("answer_start")]
+        if not all(isinstance(c, list) for c in columns) or len({*map(len, columns)}) > 1:
+            raise BadExample('"text" and "answer_start" of "answers" must be lists of one length')
+        answers = [{"text": t, "answer_start": s} for t, s in zip(*columns, strict=True)]
+    if not isinstance(answers, list):
+        raise BadExample(f'"answers" must be a list; got {shown(answers)}')
+    if not answers:
+        raise BadExample('the question has no answers, and "is_impossible" is false')
+    return [_checked_answer(answer, context) for answer in answers], False
+
+
+def _checked_answer(answer, context):
+    text = answer.get("text") if isinstance(answer, dict) else None
+    start = answer.get("answer_start") if isinstance(answer, dict) else None
+    if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool):
+        raise BadExample(
+            f'an answer must have "text", a string, and "answer_start", a whole number; got '
+            f"{shown(answer)}"
+        )
+    if not text.strip():
+        raise BadExample("an answer is empty")
+    if start < 0 or not context.startswith(text, start):
+        raise BadExample(
+            f"answer not in context: {shown(text)} is not at character {start}, "
+            f"{_places(text, context)}"
+        )
+    return text, start
+
+
+def _places(text, context):
+    places, start = [], context.find(text)
+    while start >= 0 and len(places) < 3:
+        places.append(str(start))
+        start = context.find(text, start + 1)
+    return f"but at {', '.join(places)}" if places else "nor anywhere else"

@@ -1,0 +1,86 @@
+"""Which task a folder of weights is for: `task.json` beside them."""
+
+import json
+import pathlib
+
+from kbert.errors import UserError
+from kbert.tasks.spans import QuestionAnswering, Tagging
+from kbert.tasks.tasks import Choice, Classification, MultiLabel, Regression
+
+TASK_FILE = "task.json"
+_CLASSES = {
+    "classify": Classification,
+    "pair": Classification,
+    "regress": Regression,
+    "multilabel": MultiLabel,
+    "tag": Tagging,
+    "qa": QuestionAnswering,
+    "choice": Choice,
+}
+MODEL_CLASSES = {name: kind.model_class for name, kind in _CLASSES.items()}
+LABELLED_TASKS = ("classify", "pair", "multilabel", "tag")
+_ANSWERS = ("doc_stride", "max_query_length", "max_answer_length", "null_threshold")
+
+
+def make_task(config, tokenizer, label_names=None, allow_no_answer=False):
+    """The task of a FinetuneConfig.
+
+    Args:
+        config: FinetuneConfig, or what has its fields that tasks need. tokenizer: BertTokenizer.
+        label_names: tuple of str, for the tasks in `LABELLED_TASKS`.
+        allow_no_answer: qa: whether questions may have no answer.
+    """
+    if config.task == "qa":
+        settings = {name: getattr(config, name) for name in _ANSWERS}
+        return QuestionAnswering(
+            tokenizer, config.max_seq_length, allow_no_answer=allow_no_answer, **settings
+        )
+    return _CLASSES[config.task](tokenizer, label_names, config.max_seq_length)
+
+
+def write_task(folder, task, name, null_threshold=None):
+    """Writes what `read_task` reads, beside config and weights.
+
+    Args:
+        folder: an existing folder. task: Task. name: one of `kbert.settings.TASKS`.
+        null_threshold: float, for a task that has none of its own, or None.
+    """
+    settings = {"task": name, "max_seq_length": task.max_seq_length}
+    if name == "qa":
+        settings |= {key: getattr(task, key) for key in (*_ANSWERS, "allow_no_answer")}
+        if settings["null_threshold"] is None:
+            settings["null_threshold"] = null_threshold
+    text = json.dumps(settings, indent=2) + "\n"
+    (pathlib.Path(folder) / TASK_FILE).write_text(text, encoding="utf-8")
+
+
+def read_task(folder):
+    """dict of the settings of the task that a folder was fine-tuned for, or None.
+
+    Raises:
+        UserError: the file is not what `write_task` writes.
+    """
+    path = pathlib.Path(folder) / TASK_FILE
+    if not path.exists():
+        return None
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        known = settings["task"] in _CLASSES and settings["max_seq_length"] >= 5
+    except (OSError, ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise UserError(
+            f"{path} is not what kbert.finetune writes: it must name one of the tasks "
+            f"{', '.join(_CLASSES)}, and max_seq_length. Mend or remove it."
+        )
+    return settings
+
+
+def task_of(settings, tokenizer, config):
+    """The task of the settings of `read_task`. config: BertConfig of the model."""
+    settings = dict(settings)
+    name = settings.pop("task")
+    if name == "qa":
+        return QuestionAnswering(tokenizer, **settings)
+    names = config.label_names or tuple(str(i) for i in range(config.num_labels))
+    return _CLASSES[name](tokenizer, names, settings["max_seq_length"])

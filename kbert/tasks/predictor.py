@@ -1,0 +1,311 @@
+"""What a model says of texts: one class for every task, a method for each."""
+
+import warnings
+
+import numpy as np
+import tensorflow as tf
+
+from kbert.data.examples import ChoiceExample, QuestionExample, TagExample, TextExample
+from kbert.data.tokenizer import BertTokenizer
+from kbert.errors import UserError
+from kbert.formats import find_folder
+from kbert.model.models import (
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForNextSentencePrediction,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+)
+from kbert.model.weights import open_weights, part_of
+from kbert.tasks.folders import MODEL_CLASSES, read_task, task_of
+from kbert.tasks.inference import Forward
+from kbert.tasks.tasks import softmax, text_items
+
+POOLINGS = ("mean", "cls")
+_MASKS = 16  # filled at most in one text
+_CLASSIFIERS = {None: "classify", "single_label_classification": "classify"}
+_CLASSIFIERS |= {"regression": "regress", "multi_label_classification": "multilabel"}
+
+
+class Predictor:
+    """A BERT with its tokenizer, asked for predictions about texts.
+
+    Texts may be many and of any length: they are sorted by length, computed in batches, and given
+    back in their order. What does not fit into `max_seq_length` is cut, but `tag` and `answer` read
+    long texts in windows.
+
+    Args:
+        model: one of kbert's models. tokenizer: BertTokenizer.
+        settings: dict of the task that it was fine-tuned for, as `finetune` writes it to
+            `task.json`; None for a model without one.
+        batch_size: texts that are computed at a time.
+        advance: called with the number of texts done since the last call, to show progress.
+    """
+
+    def __init__(self, model, tokenizer, settings=None, batch_size=32, advance=None):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.advance = advance
+        self._batch_size = batch_size
+        self._load = None
+
+    @classmethod
+    def from_pretrained(cls, folder, dtype=None, batch_size=32, advance=None):
+        """The Predictor of a folder of weights in any format that `BertModel` reads.
+
+        The weights are read when the first prediction is asked for, with the head that it needs.
+
+        Args:
+            folder: such as `RUN/finetuning/best`, or the name of a model on the Hugging Face hub.
+            dtype: of the model, such as "mixed_bfloat16". batch_size, advance: see the class.
+
+        Raises:
+            UserError: no such folder; files that are missing or damaged.
+        """
+        folder = find_folder(folder)
+        predictor = cls(
+            None, BertTokenizer.from_pretrained(folder), read_task(folder), batch_size, advance
+        )
+        with open_weights(folder) as (_, weights):
+            parts = {part_of(name) for name in weights}
+
+        def load(model_class):
+            missing = set(model_class.heads) - parts
+            if missing:
+                raise UserError(
+                    f"{folder} has no {', '.join(sorted(missing))}, which this needs; it has "
+                    f"{', '.join(sorted(parts))}. Fine-tune it for the task with kbert.finetune."
+                )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # a pooler that nothing here asks
+                kwargs = {"dtype": dtype} if dtype else {}
+                if model_class is BertModel:
+                    kwargs["add_pooling_layer"] = False
+                return model_class.from_pretrained(folder, **kwargs)
+
+        predictor._load = load
+        return predictor
+
+    def classify(self, texts, pairs=None):
+        """The label of each text, or pair of texts.
+
+        Args:
+            texts, pairs: lists of str.
+
+        Returns:
+            list of dicts: `label`, its probability `score`, and `scores` of all labels by name; of
+            a model of several labels `labels` and `scores`; of a regression `score`.
+        """
+        model = self._model(BertForSequenceClassification)
+        kind = _CLASSIFIERS[model.config.problem_type]
+        if model.config.problem_type is None and model.config.num_labels == 1:
+            kind = "regress"
+        pairs = _same_length(texts, pairs, "pairs") or [None] * len(texts)
+        examples = [TextExample("", text, pair) for text, pair in zip(texts, pairs, strict=True)]
+        return self.predictions(self.task(kind), examples)
+
+    def tag(self, texts):
+        """What is found in each text, as it is: entities, or the tag of every word.
+
+        Args:
+            texts: list of str.
+
+        Returns:
+            list of lists of dicts: `label`, `text`, its offsets `start` and `end` in bytes of the
+            UTF-8 text, end exclusive, and `score`, the mean probability of its words' labels.
+        """
+        self._model(BertForTokenClassification)
+        task = self.task("tag")
+        encoded = task.text_windows(texts)
+        return task.spans(texts, encoded, self._forward(task, encoded.items, len(texts)))
+
+    def tag_words(self, sentences):
+        """The tag of each word of sentences that are cut into words: lists of lists of str."""
+        self._model(BertForTokenClassification)
+        examples = [TagExample("", tuple(words)) for words in sentences]
+        return [found["tags"] for found in self.predictions(self.task("tag"), examples)]
+
+    def answer(self, questions, contexts):
+        """Where each context answers its question.
+
+        Args:
+            questions, contexts: lists of str.
+
+        Returns:
+            list of dicts: see `kbert.tasks.answers.best_answers`; "" where there is no answer, if
+            the model was fine-tuned with such questions.
+        """
+        self._model(BertForQuestionAnswering)
+        contexts = _same_length(questions, contexts, "contexts")
+        examples = [
+            QuestionExample(f"question {i}", str(i), question, context)
+            for i, (question, context) in enumerate(zip(questions, contexts, strict=True))
+        ]
+        return self.predictions(self.task("qa"), examples)
+
+    def choose(self, texts, choices):
+        """The choice that goes best with each text.
+
+        Args:
+            texts: list of str. choices: list of lists of str, all of one length.
+
+        Returns:
+            list of dicts: `choice`, its number from 0, its `text` and its probability `score`.
+        """
+        self._model(BertForMultipleChoice)
+        choices = _same_length(texts, choices, "choices")
+        examples = [ChoiceExample("", t, tuple(c)) for t, c in zip(texts, choices, strict=True)]
+        return self.predictions(self.task("choice"), examples)
+
+    def next_sentence(self, texts, pairs):
+        """The probability that each of `pairs` follows its text: list of dicts with `is_next`."""
+        model = self._model(BertForNextSentencePrediction)
+        items = text_items(
+            self.tokenizer, texts, _same_length(texts, pairs, "pairs"), self._max_seq_length()
+        )
+        forward = self._make_forward(model, lambda outputs, _: {"logits": outputs["logits"]})
+        return [{"is_next": float(softmax(o["logits"])[0])} for o in forward(items, self.advance)]
+
+    def embed(self, texts, pooling="mean", normalize=True):
+        """A vector for each text.
+
+        Args:
+            texts: list of str. pooling: "mean" over the tokens, [CLS] and [SEP] included, as
+                sentence-transformers has it, or "cls", the last hidden state of [CLS].
+            normalize: whether to scale each vector to length 1.
+
+        Returns:
+            (N, D) float32 array.
+        """
+        if pooling not in POOLINGS:
+            raise UserError(f"pooling must be one of {', '.join(POOLINGS)}; got {pooling!r}.")
+        model = self._model(BertModel)
+
+        def pick(outputs, features):
+            x = tf.cast(outputs["last_hidden_state"], tf.float32)  # (B, L, D)
+            mask = tf.cast(features["attention_mask"], tf.float32)[:, :, None]
+            mean = tf.reduce_sum(x * mask, axis=1) / tf.reduce_sum(mask, axis=1)
+            x = mean if pooling == "mean" else x[:, 0]
+            return {"embedding": tf.math.l2_normalize(x, axis=-1) if normalize else x}
+
+        items = text_items(self.tokenizer, texts, None, self._max_seq_length())
+        found = self._make_forward(model, pick)(items, self.advance)
+        if not found:
+            return np.zeros((0, model.config.hidden_size), np.float32)
+        return np.stack([output["embedding"] for output in found])
+
+    def similarity(self, texts, pairs, pooling="mean"):
+        """The cosine of the vectors of each text and its pair: list of dicts with `similarity`."""
+        pairs = _same_length(texts, pairs, "pairs")
+        vectors = self.embed([*texts, *pairs], pooling)
+        cosines = (vectors[: len(texts)] * vectors[len(texts) :]).sum(axis=-1)
+        return [{"similarity": float(cosine)} for cosine in cosines]
+
+    def fill_mask(self, texts, k=5):
+        """The k best words for each [MASK] in each text.
+
+        Args:
+            texts: list of str; [MASK], and the other special tokens, are read as such.
+
+        Returns:
+            list of dicts: `masks`, a list with, for each [MASK], the list of the k best words as
+            dicts of `token` and `score`, its probability; and `text` with the best words put in.
+
+        Raises:
+            UserError: a text without [MASK], or with more than 16; or the mask is cut off.
+        """
+        model = self._model(BertForMaskedLM)
+        tokenizer = BertTokenizer(
+            self.tokenizer.vocab, special_tokens_in_text=True, **self.tokenizer.settings
+        )
+        items = text_items(tokenizer, texts, None, self._max_seq_length())
+        places = [np.flatnonzero(item.input_ids == tokenizer.mask_id) for item in items]
+        for text, mine in zip(texts, places, strict=True):
+            if not 0 < len(mine) <= _MASKS:
+                raise UserError(
+                    f"a text to fill must have 1 to {_MASKS} [MASK] within its first "
+                    f"{self._max_seq_length()} tokens; got {len(mine)} in {text[:60]!r}."
+                )
+
+        def masked_logits(features, training):
+            masked = tf.equal(features["input_ids"], tokenizer.mask_id)
+            first = tf.argsort(tf.cast(masked, tf.int32), direction="DESCENDING", stable=True)
+            return model({**features, "masked_positions": first[:, :_MASKS]}, training=training)
+
+        def pick(outputs, features):
+            best = tf.math.top_k(tf.nn.softmax(outputs["logits"]), k)  # (B, 16, k)
+            return {"scores": best.values, "ids": best.indices}
+
+        found = []
+        outputs = self._make_forward(masked_logits, pick)(items, self.advance)
+        for text, mine, output in zip(texts, places, outputs, strict=True):
+            masks = [
+                [
+                    {"token": tokenizer.vocab[i], "score": float(score)}
+                    for i, score in zip(ids, scores, strict=True)
+                ]
+                for ids, scores in zip(output["ids"], output["scores"], strict=True)
+            ][: len(mine)]
+            for mask in masks:
+                text = text.replace("[MASK]", mask[0]["token"], 1)
+            found.append({"text": text, "masks": masks})
+        return found
+
+    def _model(self, model_class):
+        if self._load is not None and not isinstance(self.model, model_class):
+            self.model = self._load(model_class)
+        if not isinstance(self.model, model_class):
+            raise UserError(
+                f"this needs a {model_class.__name__}; the model is a {type(self.model).__name__}."
+            )
+        return self.model
+
+    def _max_seq_length(self):
+        longest = self.model.config.max_position_embeddings
+        return (self.settings or {}).get("max_seq_length", min(longest, 512))
+
+    def task(self, name):
+        """The Task that this model was fine-tuned for, or one of that name with usual settings."""
+        if self.model is None:
+            self._model(MODEL_CLASSES[name])
+        settings = self.settings
+        if settings is None or not _similar(settings["task"], name):
+            settings = {"task": name, "max_seq_length": self._max_seq_length()}
+        return task_of(settings, self.tokenizer, self.model.config)
+
+    def predictions(self, task, examples):
+        """Predictions of a task for its examples; see the methods that are named for the tasks."""
+        if not examples:
+            return []
+        encoded = task.encode(examples)
+        outputs = self._forward(task, encoded.items, len(examples))
+        return task.predictions(examples, encoded, outputs)
+
+    def _forward(self, task, items, texts):
+        """Outputs for items; progress is told in texts, of which an item may be a part."""
+        advance, done = self.advance, 0.0
+
+        def share(count):
+            nonlocal done
+            before, done = int(done), done + count * texts / len(items)
+            advance(int(round(done, 6)) - before)
+
+        return self._make_forward(self.model, task.pick)(items, advance and share)
+
+    def _make_forward(self, model, pick):
+        return Forward(model, pick, self.tokenizer.pad_id, self._max_seq_length(), self._batch_size)
+
+
+def _similar(ours, asked):
+    return ours == asked or {ours, asked} == {"pair", "classify"}
+
+
+def _same_length(texts, others, name):
+    if others is not None and len(others) != len(texts):
+        raise UserError(
+            f"there must be as many {name} as texts; got {len(others)} and {len(texts)}."
+        )
+    return others

@@ -1,0 +1,271 @@
+"""Metrics of the tasks, each a dict of plain floats under their usual names.
+
+All are shares in [0, 1], but for correlations and errors. A share of nothing, such as the precision
+of a class that is never predicted, is 0.
+"""
+
+import warnings
+
+import numpy as np
+
+
+def classification_scores(labels, predictions, C):
+    """What GLUE and scikit-learn compute of classes.
+
+    Macro averages are over all C classes: one that neither occurs nor is predicted counts as 0, as
+    in `classification_report_text` and in scikit-learn's scores of several labels.
+
+    Args:
+        labels, predictions: (N,) int, numbers of classes. C: number of classes.
+
+    Returns:
+        dict of accuracy, f1_weighted, f1_macro, precision_macro, recall_macro and matthews
+        (in [-1, 1]); with two classes also f1, that of class 1.
+    """
+    from sklearn.metrics import matthews_corrcoef, precision_recall_fscore_support
+
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predictions, labels=range(C), zero_division=0
+    )
+    scores = {
+        "accuracy": np.mean(labels == predictions),
+        "f1_weighted": np.average(f1, weights=support),
+        "f1_macro": np.mean(f1),
+        "precision_macro": np.mean(precision),
+        "recall_macro": np.mean(recall),
+        "matthews": 0.0,
+    }
+    if len(np.unique([labels, predictions])) > 1:
+        scores["matthews"] = matthews_corrcoef(labels, predictions)
+    if C == 2:
+        scores["f1"] = f1[1]
+    return _floats(scores)
+
+
+def classification_report_text(labels, predictions, names):
+    """scikit-learn's table of the classes, those that do not occur included.
+
+    Args:
+        labels, predictions: (N,) int. names: of the C classes, in the order of their numbers.
+    """
+    from sklearn.metrics import classification_report
+
+    return classification_report(
+        labels,
+        predictions,
+        labels=range(len(names)),
+        target_names=list(names),
+        digits=4,
+        zero_division=0,
+    )
+
+
+def regression_scores(targets, predictions):
+    """What STS-B and the like compute of numbers.
+
+    Args:
+        targets, predictions: (N,) float.
+
+    Returns:
+        dict of pearson and spearman, in [-1, 1] and 0 where they are undefined (constant input, or
+        a single example), mse and mae.
+    """
+    from scipy import stats
+
+    targets, predictions = np.asarray(targets, np.float64), np.asarray(predictions, np.float64)
+    errors = predictions - targets
+    return _floats(
+        {
+            "pearson": _correlation(stats.pearsonr, targets, predictions),
+            "spearman": _correlation(stats.spearmanr, targets, predictions),
+            "mse": np.mean(errors**2),
+            "mae": np.mean(np.abs(errors)),
+        }
+    )
+
+
+def _correlation(measure, a, b):
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of input that is nearly constant
+        value = measure(a, b).statistic
+    return value if np.isfinite(value) else 0.0
+
+
+def multilabel_scores(targets, predictions):
+    """Metrics where each text has any number of the C labels.
+
+    Args:
+        targets, predictions: (N, C) bool.
+
+    Returns:
+        dict of accuracy (all labels of a text right), f1_micro, f1_macro and f1_weighted.
+    """
+    targets, predictions = np.asarray(targets, bool), np.asarray(predictions, bool)
+    right = (targets & predictions).sum(axis=0)  # (C,)
+    predicted, support = predictions.sum(axis=0), targets.sum(axis=0)
+    f1 = _shares(right, predicted, support)[2]
+    return _floats(
+        {
+            "accuracy": np.mean((targets == predictions).all(axis=1)),
+            "f1_micro": _shares(right.sum(), predicted.sum(), support.sum())[2],
+            "f1_macro": np.mean(f1),
+            "f1_weighted": np.average(f1, weights=support) if support.any() else 0.0,
+        }
+    )
+
+
+def _shares(right, predicted, support):
+    """Precision, recall and F1 of counts, arrays or numbers; 0 / 0 is 0."""
+    right, predicted, support = np.float64(right), np.float64(predicted), np.float64(support)
+    return (
+        right / np.maximum(predicted, 1),
+        right / np.maximum(support, 1),
+        2 * right / np.maximum(predicted + support, 1),
+    )
+
+
+def entity_spans(tags):
+    """The entities of one text, in their order.
+
+    As in conlleval and seqeval's default mode: B-X starts an entity, and so does an I-X that
+    follows none of type X. Every other tag is outside of entities.
+
+    Args:
+        tags: str each, in IOB2: B-X, I-X, O.
+
+    Returns:
+        list of (type, begin, end) for tags[begin:end].
+
+    Source: `conlleval` of the CoNLL-2000 shared task, `startOfChunk` and `endOfChunk`.
+    """
+    spans = []
+    for place, tag in enumerate(tags):
+        if not tag.startswith(("B-", "I-")):
+            continue
+        type = tag[2:]
+        if tag[0] == "I" and spans and spans[-1][0] == type and spans[-1][2] == place:
+            spans[-1] = (type, spans[-1][1], place + 1)
+        else:
+            spans.append((type, place, place + 1))
+    return spans
+
+
+def has_entities(tags, predictions):
+    """Whether tags are those of entities (B-X, I-X, O), not plain ones such as parts of speech.
+
+    Args:
+        tags, predictions: lists of lists of str.
+    """
+    seen = {tag for rows in (tags, predictions) for row in rows for tag in row}
+    return seen <= {"O"} or any(tag.startswith(("B-", "I-")) for tag in seen)
+
+
+def entity_scores(tags, predictions):
+    """Metrics of entities: one is right if its type, its begin and its end are.
+
+    Args:
+        tags, predictions: lists of lists of str, of equal lengths; see `entity_spans`.
+
+    Returns:
+        dict of entity_f1, entity_precision, entity_recall (over all entities), accuracy (over
+        words) and "entities", a dict of type -> dict of precision, recall, f1 and support (int).
+        Of plain tags: accuracy, f1_weighted and f1_macro over words.
+    """
+    if not has_entities(tags, predictions):
+        return _word_scores(tags, predictions)
+    counts = _entity_counts(tags, predictions)
+    total = np.sum([*counts.values(), (0, 0, 0)], axis=0)
+    precision, recall, f1 = _shares(*total)
+    scores = {
+        "entity_f1": f1,
+        "entity_precision": precision,
+        "entity_recall": recall,
+        "accuracy": _word_accuracy(tags, predictions),
+    }
+    entities = {}
+    for type, numbers in counts.items():
+        precision, recall, f1 = _shares(*numbers)
+        entities[type] = _floats({"precision": precision, "recall": recall, "f1": f1})
+        entities[type]["support"] = numbers[2]
+    return {**_floats(scores), "entities": entities}
+
+
+def entity_report_text(tags, predictions):
+    """A table like scikit-learn's: a row for each type of entity, and the averages.
+
+    Of plain tags it is scikit-learn's, a row for each tag.
+
+    Args:
+        tags, predictions: as for `entity_scores`.
+    """
+    if not has_entities(tags, predictions):
+        from sklearn.metrics import classification_report
+
+        return classification_report(*_words(tags, predictions), digits=4, zero_division=0)
+    counts = _entity_counts(tags, predictions)
+    numbers = np.array([*counts.values()], np.int64).reshape(-1, 3)
+    rows = np.stack(_shares(*numbers.T), axis=1)  # (types, 3)
+    support = numbers[:, 2]
+    weights = support if support.any() else None
+    averages = {
+        "micro avg": _shares(*numbers.sum(axis=0)),
+        "macro avg": rows.mean(axis=0) if len(rows) else np.zeros(3),
+        "weighted avg": np.average(rows, axis=0, weights=weights) if len(rows) else np.zeros(3),
+    }
+    width = max(map(len, [*counts, *averages]))
+
+    def line(name, shares, support):
+        return f"{name:>{width}} " + "".join(f" {x:9.4f}" for x in shares) + f" {support:9}"
+
+    heads = ("precision", "recall", "f1-score", "support")
+    lines = [" " * (width + 1) + "".join(f" {head:>9}" for head in heads), ""]
+    lines += [line(*row) for row in zip(counts, rows, support, strict=True)]
+    lines.append("")
+    lines += [line(name, shares, support.sum()) for name, shares in averages.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _entity_counts(tags, predictions):
+    """dict of type -> [right, predicted, support], sorted by type."""
+    counts = {}
+    for row, predicted in zip(tags, predictions, strict=True):
+        sets = set(entity_spans(row)), set(entity_spans(predicted))
+        for index, spans in enumerate((sets[0] & sets[1], sets[1], sets[0])):
+            for type, _, _ in spans:
+                counts.setdefault(type, [0, 0, 0])[index] += 1
+    return dict(sorted(counts.items()))
+
+
+def _words(tags, predictions):
+    """The tags of all words, and what was predicted for them."""
+    pairs = [
+        pair
+        for row, predicted in zip(tags, predictions, strict=True)
+        for pair in zip(row, predicted, strict=True)
+    ]
+    return [tag for tag, _ in pairs], [tag for _, tag in pairs]
+
+
+def _word_accuracy(tags, predictions):
+    pairs = zip(*_words(tags, predictions), strict=True)
+    return np.mean([tag == predicted for tag, predicted in pairs] or [0.0])
+
+
+def _word_scores(tags, predictions):
+    from sklearn.metrics import f1_score
+
+    words = _words(tags, predictions)
+    return _floats(
+        {
+            "accuracy": _word_accuracy(tags, predictions),
+            "f1_weighted": f1_score(*words, average="weighted", zero_division=0),
+            "f1_macro": f1_score(*words, average="macro", zero_division=0),
+        }
+    )
+
+
+def _floats(scores):
+    return {name: float(value) for name, value in scores.items()}

@@ -1,0 +1,270 @@
+"""The tasks that find stretches of a text: tags of words, and answers to questions."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import tensorflow as tf
+
+from kbert.data.finetuning import Item
+from kbert.data.vocab import CONTINUATION
+from kbert.data.windows import question_windows
+from kbert.model.models import BertForQuestionAnswering, BertForTokenClassification
+from kbert.tasks import scores
+from kbert.tasks.answers import best_answers, best_null_threshold
+from kbert.tasks.labels import label_numbers
+from kbert.tasks.squad import squad_scores
+from kbert.tasks.tasks import Encoded, Task, labelled, softmax
+
+_WORDS = 50_000  # tokenized at once
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Words:
+    """Where the words of a sentence begin in its item; 0 for those that were cut off."""
+
+    places: np.ndarray
+
+
+class Tagging(Task):
+    """A tag for each word: entities in IOB2, parts of speech.
+
+    The tag of a word is that of its first piece. A word that BERT's tokenizer cuts further, such as
+    "U.S.", is learnt as several words with the same tag (B-X first, then I-X), so that text that
+    nobody cut into words can be tagged, too.
+    """
+
+    model_class = BertForTokenClassification
+
+    def __init__(self, tokenizer, label_names=None, max_seq_length=128):
+        super().__init__(tokenizer, label_names, max_seq_length)
+        self._starts_word = np.array([not w.startswith(CONTINUATION) for w in tokenizer.vocab])
+        if label_names and any(name.startswith("B-") for name in label_names):
+            self.metric = "entity_f1"
+
+    def encode(self, examples, class_weights=None):
+        rows = self._pieces([word for example in examples for word in example.words])
+        items, places = [], []
+        for example in examples:
+            mine = [next(rows) for _ in example.words]
+            item, begins = self._item(mine)
+            if example.tags is not None:
+                item = labelled(item, *self._targets(item, begins, example.tags))
+            items.append(item)
+            places.append(_Words(begins))
+        return Encoded(items, places)
+
+    def _pieces(self, words):
+        """Iterator of the ids of each word; a word of which nothing is left is [UNK]."""
+        for begin in range(0, len(words), _WORDS):
+            ragged = self.tokenizer.tokenize(words[begin : begin + _WORDS])
+            ids, splits = ragged.flat_values.numpy(), ragged.row_splits.numpy()
+            for first, last in itertools.pairwise(splits):
+                yield (
+                    ids[first:last] if last > first else np.array([self.tokenizer.unk_id], np.int32)
+                )
+
+    def _item(self, words):
+        """An item of the ids of words, and where each begins in it."""
+        room = self.max_seq_length - 2
+        lengths = np.array([len(word) for word in words])
+        begins = np.cumsum(lengths) - lengths + 1
+        ids = np.concatenate([[self.tokenizer.cls_id], np.concatenate(words)[:room]])
+        ids = np.append(ids, self.tokenizer.sep_id).astype(np.int32)
+        return Item(ids, np.zeros_like(ids)), np.where(begins <= room, begins, 0)
+
+    def _targets(self, item, begins, tags):
+        """Labels, dtype and weights of an item's tokens."""
+        numbers = label_numbers(self.label_names)
+        labels, weights = np.zeros(item.length, np.int32), np.zeros(item.length, np.float32)
+        ends = [*begins[1:], item.length - 1]
+        for begin, end, tag in zip(begins, ends, tags, strict=True):
+            if not begin:
+                break
+            end = end or item.length - 1
+            inside = f"I-{tag[2:]}" if tag.startswith("B-") else tag
+            labels[begin:end] = numbers.get(inside, numbers[tag])
+            labels[begin] = numbers[tag]
+            weights[begin:end] = self._starts_word[item.input_ids[begin:end]]
+            weights[begin] = 1
+        return labels, np.int32, weights
+
+    def losses(self, outputs, labels):
+        logits = outputs["logits"]
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+        right = tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels
+        return losses, tf.cast(right, tf.float32)
+
+    def predictions(self, examples, encoded, outputs):
+        rest = "O" if "O" in self.label_names else self.label_names[0]
+        found = []
+        for example, words, output in zip(examples, encoded.windows, outputs, strict=True):
+            best = output["logits"].argmax(axis=-1)
+            tags = [self.label_names[best[place]] if place else rest for place in words.places]
+            found.append({"words": list(example.words), "tags": tags})
+        return found
+
+    def scores(self, examples, predictions):
+        return scores.entity_scores(*_tags(examples, predictions))
+
+    def report(self, examples, predictions):
+        return scores.entity_report_text(*_tags(examples, predictions))
+
+    def text_windows(self, texts):
+        """Items of texts as they are, long ones in windows that overlap by half.
+
+        Args:
+            texts: list of str.
+
+        Returns:
+            Encoded; a window is (index of the text, its first token, starts and ends of all tokens
+            of the text in bytes of its UTF-8).
+        """
+        ids, starts, ends = (r.to_list() for r in self.tokenizer.tokenize_with_offsets(texts))
+        room = self.max_seq_length - 2
+        step = max(room // 2, 1)
+        items, windows = [], []
+        for i, row in enumerate(ids):
+            for begin in range(0, max(len(row) - room, 0) + step, step):
+                item, _ = self._item([np.array(row[begin : begin + room], np.int32)])
+                items.append(item)
+                windows.append((i, begin, starts[i], ends[i]))
+        return Encoded(items, windows)
+
+    def spans(self, texts, encoded, outputs):
+        """What is found in texts: see `kbert.Predictor.tag`. Arguments: of `text_windows`."""
+        room = self.max_seq_length - 2
+        found = [None] * len(texts)
+        for item, (index, begin, starts, ends), output in zip(
+            encoded.items, encoded.windows, outputs, strict=True
+        ):
+            if found[index] is None:
+                blank = np.zeros((len(starts), len(self.label_names)), np.float32)
+                found[index] = (blank, np.zeros(len(starts), bool), starts, ends)
+            shares, starts_word = found[index][:2]
+            count = item.length - 2
+            # of two windows, the one in which more is to the left of the token, from a quarter on
+            own = slice(begin + room // 4 if begin else 0, begin + count)
+            inner = slice(own.start - begin + 1, count + 1)
+            shares[own] = softmax(output["logits"][inner])
+            starts_word[own] = self._starts_word[item.input_ids[inner]]
+        return [
+            self._spans_of(text.encode(), *row) if row else []
+            for text, row in zip(texts, found, strict=True)
+        ]
+
+    def _spans_of(self, text, shares, starts_word, starts, ends):
+        if not len(starts):
+            return []
+        starts_word[0] = True
+        firsts = np.flatnonzero(starts_word)
+        lasts = np.append(firsts[1:], len(starts)) - 1
+        best = shares[firsts].argmax(axis=-1)
+        tags = [self.label_names[i] for i in best]
+        if any(name.startswith("B-") for name in self.label_names):
+            groups = scores.entity_spans(tags)
+        else:
+            groups = [(tag, i, i + 1) for i, tag in enumerate(tags)]
+        found = []
+        for label, begin, end in groups:
+            start, stop = starts[firsts[begin]], ends[lasts[end - 1]]
+            score = shares[firsts[begin:end], best[begin:end]].mean()
+            text_found = text[start:stop].decode("utf-8", "replace")
+            span = {"label": label, "text": text_found, "start": start, "end": stop}
+            found.append({**span, "score": float(score)})
+        return found
+
+
+class QuestionAnswering(Task):
+    """The stretch of a context that answers a question, or none.
+
+    Args:
+        tokenizer, max_seq_length: as for `Task`.
+        doc_stride, max_query_length: of `kbert.data.windows.question_windows`.
+        max_answer_length, allow_no_answer, null_threshold: of `kbert.tasks.answers.best_answers`;
+            a null_threshold of None is 0, or what `scores` finds to be the best on its examples.
+    """
+
+    model_class = BertForQuestionAnswering
+    metric = "f1"
+
+    def __init__(
+        self,
+        tokenizer,
+        max_seq_length=384,
+        doc_stride=128,
+        max_query_length=64,
+        max_answer_length=30,
+        allow_no_answer=False,
+        null_threshold=None,
+    ):
+        super().__init__(tokenizer, None, max_seq_length)
+        self.doc_stride = doc_stride
+        self.max_query_length = max_query_length
+        self.max_answer_length = max_answer_length
+        self.allow_no_answer = allow_no_answer
+        self.null_threshold = null_threshold
+
+    def config_fields(self):
+        return {}
+
+    def encode(self, examples, class_weights=None):
+        windows = question_windows(
+            examples, self.tokenizer, self.max_seq_length, self.doc_stride, self.max_query_length
+        )
+        items = []
+        for window in windows:
+            item = Item(window.input_ids, window.token_type_ids)
+            if window.start_position is not None:
+                item = labelled(item, [window.start_position, window.end_position], np.int32)
+            items.append(item)
+        return Encoded(items, windows)
+
+    def losses(self, outputs, labels):
+        losses, right = 0.0, True
+        for i, name in enumerate(("start_logits", "end_logits")):
+            logits = outputs[name]
+            losses += tf.nn.sparse_softmax_cross_entropy_with_logits(
+                labels=labels[:, i], logits=logits
+            )
+            right &= tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels[:, i]
+        return losses / 2, tf.cast(right, tf.float32)
+
+    def pick(self, outputs, features):
+        return {name: outputs[name] for name in ("start_logits", "end_logits")}
+
+    def predictions(self, examples, encoded, outputs):
+        return best_answers(
+            examples,
+            encoded.windows,
+            [output["start_logits"] for output in outputs],
+            [output["end_logits"] for output in outputs],
+            max_answer_length=self.max_answer_length,
+            allow_no_answer=self.allow_no_answer,
+            null_threshold=self.null_threshold or 0.0,
+        )
+
+    def scores(self, examples, predictions):
+        found = {}
+        threshold = self.null_threshold
+        if self.allow_no_answer and threshold is None:
+            threshold, _ = best_null_threshold(examples, predictions)
+            found["null_threshold"] = threshold
+        answers = {
+            example.id: answer_text(answer, self.allow_no_answer, threshold or 0.0)
+            for example, answer in zip(examples, predictions, strict=True)
+        }
+        return {**squad_scores(examples, answers), **found}
+
+
+def answer_text(answer, allow_no_answer, null_threshold):
+    """The text of one of `best_answers` at another threshold; "" for none."""
+    spans = [candidate for candidate in answer["n_best"] if candidate["start"] is not None]
+    if not spans:
+        return ""
+    none = allow_no_answer and answer["no_answer_score"] - spans[0]["score"] > null_threshold
+    return "" if none else spans[0]["text"]
+
+
+def _tags(examples, predictions):
+    return [e.tags for e in examples], [found["tags"] for found in predictions]

@@ -1,0 +1,84 @@
+"""Exact match and F1 of answers, as the evaluation scripts of SQuAD 1.1 and 2.0 count them.
+
+Source: evaluate-v1.1.py and evaluate-v2.0.py of rajpurkar/SQuAD-explorer. Words are what stands
+between white space, so in Chinese an answer is mostly one word and F1 is close to exact match.
+"""
+
+import collections
+import re
+import string
+
+from kbert.errors import UserError
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def squad_scores(examples, predictions):
+    """Exact match and F1 in percent.
+
+    Where the scripts disagree: a question without a prediction counts 0, as in 1.1 (2.0 leaves it
+    out), and a right answer of articles and punctuation alone, such as "The", is left out, as in
+    2.0 (1.1 gives it an exact match with an F1 of 0).
+
+    Args:
+        examples: sequence of QuestionExample, each with answers or impossible.
+        predictions: dict from id to text, "" = no answer; other ids do no harm.
+
+    Returns:
+        dict of exact_match and f1, float; if a question is impossible also HasAns_exact,
+        HasAns_f1, NoAns_exact and NoAns_f1, float in percent of the questions with and without an
+        answer, and HasAns_total and NoAns_total, their numbers, int. A group without questions is
+        left out.
+
+    Raises:
+        UserError: there are no examples, or one is unlabelled.
+    """
+    if not examples:
+        raise UserError("there are no questions to score.")
+    scores = {True: [], False: []}
+    for example in examples:
+        text = predictions.get(example.id)
+        pair = answer_scores(example, "" if text is None else text)
+        scores[example.is_impossible].append((0.0, 0.0) if text is None else pair)
+    exact_match, f1 = _means(scores[False] + scores[True])
+    result = {"exact_match": exact_match, "f1": f1}
+    if scores[True]:
+        for name, group in (("HasAns", scores[False]), ("NoAns", scores[True])):
+            if group:
+                result[f"{name}_exact"], result[f"{name}_f1"] = _means(group)
+                result[f"{name}_total"] = len(group)
+    return result
+
+
+def answer_scores(example, text):
+    """Exact match and F1, in [0, 1], of a text with that right answer that it is most like.
+
+    Raises:
+        UserError: the example is unlabelled.
+    """
+    if not example.answers and not example.is_impossible:
+        raise UserError(f"{example.where}: the question has no answers, so it cannot be scored.")
+    words = _words(text)
+    right = [_words(answer.text) for answer in example.answers]
+    right = [answer for answer in right if answer] or [[]]
+    return (
+        max(float(answer == words) for answer in right),
+        max(_f1(answer, words) for answer in right),
+    )
+
+
+def _words(text):
+    """Words in small letters, without punctuation (ASCII's) and articles."""
+    text = text.lower().translate(_PUNCTUATION)
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def _f1(right, words):
+    if not right or not words:
+        return float(right == words)
+    common = (collections.Counter(right) & collections.Counter(words)).total()
+    return 2 * common / (len(right) + len(words))
+
+
+def _means(pairs):
+    return tuple(100.0 * sum(column) / len(pairs) for column in zip(*pairs, strict=True))

@@ -1,0 +1,293 @@
+"""The tasks: what is made of an example, what is learnt from it, what is predicted and scored.
+
+A task turns examples into items, knows the loss of its model, and turns what the model computes
+into predictions, which are dicts that JSON can hold.
+"""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from kbert.data.finetuning import Item
+from kbert.model.models import BertForMultipleChoice, BertForSequenceClassification
+from kbert.tasks import scores
+from kbert.tasks.labels import label_numbers
+
+_TEXTS = 1024  # tokenized at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """Examples as items. `windows`: what each item is of its example, where it is a part."""
+
+    items: list
+    windows: list | None = None
+
+
+def text_items(tokenizer, texts, pairs, max_seq_length):
+    """Items without labels of texts, or of pairs of texts; the ids are those of the tokenizer.
+
+    Args:
+        texts: list of str. pairs: list of str, or None.
+    """
+    items = []
+    for begin in range(0, len(texts), _TEXTS):
+        part = slice(begin, begin + _TEXTS)
+        features = tokenizer(texts[part], pairs and pairs[part], max_length=max_seq_length)
+        lengths = tf.reduce_sum(features["attention_mask"], axis=1).numpy()
+        ids, types = features["input_ids"].numpy(), features["token_type_ids"].numpy()
+        for row, length in enumerate(lengths):
+            items.append(Item(ids[row, :length].copy(), types[row, :length].copy()))
+    return items
+
+
+def labelled(item, labels, dtype, weights=1.0):
+    """An item with labels and their weights."""
+    return dataclasses.replace(
+        item,
+        labels=np.asarray(labels, dtype),
+        label_weights=np.asarray(weights, np.float32),
+    )
+
+
+def softmax(logits):
+    """Probabilities over the last axis; numpy."""
+    exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponents / exponents.sum(axis=-1, keepdims=True)
+
+
+class Task:
+    """What the tasks share.
+
+    Args:
+        tokenizer: BertTokenizer. label_names: tuple of str, where the task has labels.
+        max_seq_length: longest example in tokens; more are cut.
+
+    Attributes:
+        model_class: of `kbert.model`. metric: the score that better weights have more of.
+        problem_type: of BertConfig.
+    """
+
+    model_class = BertForSequenceClassification
+    metric = "accuracy"
+    problem_type = None
+
+    def __init__(self, tokenizer, label_names=None, max_seq_length=128):
+        self.tokenizer = tokenizer
+        self.label_names = label_names
+        self.max_seq_length = max_seq_length
+
+    def config_fields(self):
+        """Fields of BertConfig that the task's model has."""
+        names = self.label_names
+        return {
+            "num_labels": len(names) if names else 1,
+            "label_names": names,
+            "problem_type": self.problem_type,
+        }
+
+    def encode(self, examples, class_weights=None):
+        """Encoded examples, labelled if the examples are.
+
+        Args:
+            examples: list of the task's examples. class_weights: list of C floats, or None.
+        """
+        raise NotImplementedError
+
+    def losses(self, outputs, labels):
+        """The loss of each label and whether it is predicted, float32, of the weights' shape."""
+        raise NotImplementedError
+
+    def pick(self, outputs, features):
+        """What is needed of a model's outputs for predictions."""
+        return {"logits": outputs["logits"]}
+
+    def predictions(self, examples, encoded, outputs):
+        """A dict for each example. outputs: what `kbert.tasks.inference.Forward` returned."""
+        raise NotImplementedError
+
+    def scores(self, examples, predictions):
+        """dict of name -> float (or a dict of such), against the labels of the examples."""
+        raise NotImplementedError
+
+    def report(self, examples, predictions):
+        """A table for a person, or ""."""
+        return ""
+
+
+class Classification(Task):
+    """One of C labels for a text or a pair of texts."""
+
+    problem_type = "single_label_classification"
+
+    def encode(self, examples, class_weights=None):
+        items = _items_of_texts(self, examples)
+        if examples[0].label is not None:
+            counts = class_weights or [1.0] * len(self.label_names)
+            numbers = self.numbers(examples)
+            items = [
+                labelled(i, n, np.int32, counts[n]) for i, n in zip(items, numbers, strict=True)
+            ]
+        return Encoded(items)
+
+    def numbers(self, examples):
+        """(N,) int, the number of each example's label."""
+        numbers = label_numbers(self.label_names)
+        return np.array([numbers[example.label] for example in examples])
+
+    def losses(self, outputs, labels):
+        return _choice_losses(outputs["logits"], labels)
+
+    def predictions(self, examples, encoded, outputs):
+        found = []
+        for output in outputs:
+            shares = softmax(output["logits"])
+            best = int(shares.argmax())
+            by_name = dict(zip(self.label_names, map(float, shares), strict=True))
+            found.append(
+                {"label": self.label_names[best], "score": float(shares[best]), "scores": by_name}
+            )
+        return found
+
+    def predicted_numbers(self, predictions):
+        """(N,) int, the number of each predicted label."""
+        return np.array([self.label_names.index(found["label"]) for found in predictions])
+
+    def scores(self, examples, predictions):
+        return scores.classification_scores(
+            self.numbers(examples), self.predicted_numbers(predictions), len(self.label_names)
+        )
+
+    def report(self, examples, predictions):
+        return scores.classification_report_text(
+            self.numbers(examples), self.predicted_numbers(predictions), self.label_names
+        )
+
+
+class Regression(Task):
+    """A number for a text or a pair of texts, by least squares."""
+
+    metric = "spearman"
+    problem_type = "regression"
+
+    def encode(self, examples, class_weights=None):
+        items = _items_of_texts(self, examples)
+        if examples[0].label is not None:
+            labels = [example.label for example in examples]
+            items = [labelled(i, n, np.float32) for i, n in zip(items, labels, strict=True)]
+        return Encoded(items)
+
+    def losses(self, outputs, labels):
+        losses = tf.square(outputs["logits"][:, 0] - labels)
+        return losses, tf.zeros_like(losses)
+
+    def predictions(self, examples, encoded, outputs):
+        return [{"score": float(output["logits"][0])} for output in outputs]
+
+    def scores(self, examples, predictions):
+        return scores.regression_scores(
+            np.array([example.label for example in examples]),
+            np.array([found["score"] for found in predictions]),
+        )
+
+
+class MultiLabel(Task):
+    """Any number of C labels for a text: those with a probability above 1/2."""
+
+    metric = "f1_micro"
+    problem_type = "multi_label_classification"
+
+    def encode(self, examples, class_weights=None):
+        items = _items_of_texts(self, examples)
+        if examples[0].label is not None:
+            targets = self.targets(examples)
+            items = [labelled(i, row, np.float32) for i, row in zip(items, targets, strict=True)]
+        return Encoded(items)
+
+    def targets(self, examples):
+        """(N, C) bool, the labels that each example has."""
+        numbers = label_numbers(self.label_names)
+        targets = np.zeros((len(examples), len(self.label_names)), bool)
+        for row, example in zip(targets, examples, strict=True):
+            row[[numbers[name] for name in example.label]] = True
+        return targets
+
+    def losses(self, outputs, labels):
+        logits = outputs["logits"]
+        losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)  # (B, C)
+        right = tf.reduce_all((logits > 0) == (labels > 0.5), axis=1)
+        return tf.reduce_mean(losses, axis=1), tf.cast(right, tf.float32)
+
+    def predictions(self, examples, encoded, outputs):
+        found = []
+        for output in outputs:
+            shares = 1 / (1 + np.exp(-output["logits"].astype(np.float64)))
+            names = [
+                name for name, share in zip(self.label_names, shares, strict=True) if share > 0.5
+            ]
+            by_name = dict(zip(self.label_names, map(float, shares), strict=True))
+            found.append({"labels": names, "scores": by_name})
+        return found
+
+    def scores(self, examples, predictions):
+        predicted = [
+            [name in found["labels"] for name in self.label_names] for found in predictions
+        ]
+        return scores.multilabel_scores(self.targets(examples), np.array(predicted))
+
+
+class Choice(Task):
+    """One of several texts; each is the second segment of a sequence of its own."""
+
+    model_class = BertForMultipleChoice
+
+    def encode(self, examples, class_weights=None):
+        texts = [example.text for example in examples for _ in example.choices]
+        choices = [choice for example in examples for choice in example.choices]
+        rows = iter(text_items(self.tokenizer, texts, choices, self.max_seq_length))
+        items = []
+        for example in examples:
+            mine = [next(rows) for _ in example.choices]
+            item = Item(
+                _stacked([item.input_ids for item in mine], self.tokenizer.pad_id),
+                _stacked([item.token_type_ids for item in mine], 0),
+            )
+            items.append(item if example.label is None else labelled(item, example.label, np.int32))
+        return Encoded(items)
+
+    def losses(self, outputs, labels):
+        return _choice_losses(outputs["logits"], labels)
+
+    def predictions(self, examples, encoded, outputs):
+        found = []
+        for example, output in zip(examples, outputs, strict=True):
+            shares = softmax(output["logits"])
+            best = int(shares.argmax())
+            found.append(
+                {"choice": best, "text": example.choices[best], "score": float(shares[best])}
+            )
+        return found
+
+    def scores(self, examples, predictions):
+        right = [e.label == p["choice"] for e, p in zip(examples, predictions, strict=True)]
+        return {"accuracy": float(np.mean(right))}
+
+
+def _items_of_texts(task, examples):
+    pairs = None
+    if examples[0].text_pair is not None:
+        pairs = [example.text_pair for example in examples]
+    return text_items(task.tokenizer, [e.text for e in examples], pairs, task.max_seq_length)
+
+
+def _choice_losses(logits, labels):
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+    right = tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels
+    return losses, tf.cast(right, tf.float32)
+
+
+def _stacked(arrays, value):
+    """(C, L) array of rows of different lengths, filled up with `value`."""
+    width = max(len(array) for array in arrays)
+    return np.stack([np.pad(a, (0, width - len(a)), constant_values=value) for a in arrays])

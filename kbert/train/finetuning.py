@@ -1,0 +1,301 @@
+"""Fine-tuning: a head for a task on a BERT, and both trained on labelled examples."""
+
+import hashlib
+import json
+import warnings
+
+import numpy as np
+
+from kbert.config import BertConfig
+from kbert.data.examples import read_examples, read_label_names
+from kbert.data.finetuning import ItemBatches
+from kbert.data.tokenizer import BertTokenizer
+from kbert.errors import UserError
+from kbert.model.weights import open_weights
+from kbert.tasks import pictures
+from kbert.tasks.folders import LABELLED_TASKS, make_task, write_task
+from kbert.tasks.inference import Forward
+from kbert.tasks.labels import check_all_present, keep_known, label_names, shown
+from kbert.train import report
+from kbert.train.loop import Run, start_run
+from kbert.train.losses import TaskObjective
+from kbert.train.optimizer import make_optimizer
+from kbert.train.report import say
+from kbert.train.schedule import WarmupPolynomialDecay
+
+_LESS_IS_BETTER = ("mse", "mae")
+
+
+def finetune(config, output_dir):
+    """Fine-tunes a BERT for a task, or goes on with a run that was stopped.
+
+    Writes `OUTPUT_DIR/finetuning/` with `checkpoint`, `best` (by the task's metric on the
+    evaluation file), `final`, `results.json`, for each scored file a report, a picture and the
+    predictions, `metrics.jsonl`, `tensorboard` and `run.flags`. A run that goes on computes what it
+    would have computed without the stop, to the last bit on the same devices.
+
+    Args:
+        config: FinetuneConfig.
+        output_dir: the run's folder.
+
+    Returns:
+        dict of "eval" and "test", as far as there are such files: dicts of name -> score, of the
+        best weights.
+
+    Raises:
+        UserError: examples, labels or weights that cannot be used, with file and line; flags that
+            contradict the checkpoint, the devices or each other; a folder in use; a loss that is
+            not finite; files that cannot be written.
+    """
+    return start_run(Finetuning, config, output_dir, Finetuning.run)
+
+
+class Finetuning(Run):
+    """A run of `finetune`. config: FinetuneConfig."""
+
+    part, program = "finetuning", "kbert.finetune"
+    fixed = (
+        *("task", "max_seq_length", "batch_size", "optimizer", "seed", "class_weights"),
+        *("freeze_embeddings", "freeze_layers", "lora_rank", "lora_alpha", "layer_decay"),
+        "bias_correction",
+        *("doc_stride", "max_query_length"),
+    )
+
+    def find(self, state):
+        config = self.config
+        saved = self.checkpoints.path(state["step"]) if state else None
+        self.tokenizer = BertTokenizer.from_pretrained(saved or config.init_from)
+        files = {"train": config.train_file, "eval": config.eval_file, "test": config.test_file}
+        examples = {
+            name: read_examples(file, config, report=say) for name, file in files.items() if file
+        }
+        names = None
+        if config.task in LABELLED_TASKS:
+            names, examples = self._label_names(state, examples)
+        allow_no_answer = any(getattr(e, "is_impossible", False) for e in examples["train"])
+        self.task = make_task(config, self.tokenizer, names, allow_no_answer)
+        self.bert_config = self._bert_config(saved or config.init_from)
+        self.class_weights = self._class_weights(examples["train"])
+        self.encoded = {
+            name: self.task.encode(rows, self.class_weights if name == "train" else None)
+            for name, rows in examples.items()
+        }
+        self.examples = examples
+        self.metric = config.best_metric or self.task.metric
+        items = self.encoded["train"].items
+        self.batches = ItemBatches(
+            items, config.batch_size, config.max_seq_length, self.tokenizer.pad_id, config.seed
+        )
+        self.dataset = self.batches.dataset
+        epoch = self.batches.steps_per_epoch
+        self.train_steps = max(1, round(config.epochs * epoch))
+        self.eval_every_steps = config.eval_every_steps or epoch
+        self.schedule = WarmupPolynomialDecay(
+            config.learning_rate, self.train_steps, int(config.warmup_ratio * self.train_steps)
+        )
+        self.objective = TaskObjective(self.task)
+
+    def _label_names(self, state, examples):
+        """The names of the labels, and the examples whose labels have one."""
+        config = self.config
+        if state:
+            names = tuple(state["bert_config"]["label_names"])
+        elif config.labels:
+            names = read_label_names(config.labels)
+        else:
+            names = label_names(examples["train"])
+        if len(names) < 2 and config.task != "multilabel":
+            raise UserError(
+                f"{config.train_file} has only the label {shown(names)}; there must be at least 2. "
+                f"Check --label_column."
+            )
+        examples = {
+            name: keep_known(rows, names, config.skip_bad_lines, say)
+            for name, rows in examples.items()
+        }
+        if config.labels:
+            check_all_present(examples["train"], names, config.train_file)
+        return names, examples
+
+    def _bert_config(self, folder):
+        with open_weights(folder, parts=self.task.model_class.heads) as (theirs, _):
+            pass
+        fields = theirs.to_dict() | self.task.config_fields()
+        # A head of the folder is taken if it says the same about the same labels.
+        self.same_labels = all(getattr(theirs, n) == fields[n] for n in self.task.config_fields())
+        if self.config.classifier_dropout is not None:
+            fields["classifier_dropout"] = self.config.classifier_dropout
+        if self.config.max_seq_length > theirs.max_position_embeddings:
+            raise UserError(
+                f"max_seq_length must be at most {theirs.max_position_embeddings}, the positions "
+                f"that {folder} has; got {self.config.max_seq_length}. Longer texts are cut, or "
+                f"with --task=qa and tag read in windows."
+            )
+        return BertConfig(**fields)
+
+    def _class_weights(self, examples):
+        """What each class counts: list of C floats, or None."""
+        asked, names = self.config.class_weights, self.task.label_names
+        if asked is None:
+            return None
+        if asked == "balanced":
+            counts = np.bincount(self.task.numbers(examples), minlength=len(names))
+            return [len(examples) / (len(names) * count) if count else 0.0 for count in counts]
+        try:
+            weights = [float(part) for part in asked.split(",")]
+        except ValueError:
+            weights = []
+        if len(weights) != len(names) or not all(0 < w < np.inf for w in weights):
+            raise UserError(
+                f"class_weights must be balanced, or a number > 0 for each of the {len(names)} "
+                f"labels {shown(names)}, comma-separated; got {asked!r}."
+            )
+        return weights
+
+    def make_model(self):
+        config = self.config
+        model = self.task.model_class(self.bert_config, dtype=config.precision)
+        if config.lora_rank:
+            model.add_lora(config.lora_rank, config.lora_alpha)
+        elif config.freeze_embeddings or config.freeze_layers:
+            model.freeze(config.freeze_layers)
+        self.forward = Forward(
+            model, self.task.pick, self.tokenizer.pad_id, config.max_seq_length, config.batch_size
+        )
+        return model
+
+    def make_optimizer(self):
+        config = self.config
+        return make_optimizer(config, self.schedule, config.layer_decay, config.bias_correction)
+
+    def initialize_from(self, folder):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            leave_out = () if self.same_labels else tuple(self.task.model_class.heads)
+            self.model.load_pretrained(folder, leave_out=leave_out)
+        for warning in caught:
+            say(f"note: {warning.message}")
+        self._check_best_metric()
+        return f"the weights of {folder}"
+
+    def _check_best_metric(self):
+        """Refuses a metric that there is not, before any work is done."""
+        if self.config.best_metric and "eval" in self.examples:
+            scores = self._score("eval", limit=8)[0]
+            if not isinstance(scores.get(self.metric), float):
+                names = ", ".join(name for name, value in scores.items() if type(value) is float)
+                raise UserError(
+                    f"best_metric must be one of {names}; got {self.config.best_metric!r}."
+                )
+
+    def identity(self):
+        held_out = None
+        if "eval" in self.encoded:
+            held_out = [_fingerprint(self.encoded["eval"].items), self.metric]
+        return {"corpus": _fingerprint(self.encoded["train"].items), "held_out": held_out}
+
+    def describe(self):
+        config = self.config
+        parameters = self.model.count_params()
+        say(report.model_line(self.bert_config, parameters, config.precision))
+        trained = sum(int(np.prod(v.shape)) for v in self.model.trainable_variables)
+        if trained < parameters:
+            say(f"trained: {trained:,} of {parameters:,} parameters")
+        say(self.devices.describe(config))
+        counts = ", ".join(f"{len(rows):,} {name}" for name, rows in self.examples.items())
+        say(
+            f"task: {config.task}, {counts} examples; an epoch has "
+            f"{self.batches.steps_per_epoch:,} steps"
+        )
+        if self.task.label_names:
+            say(f"labels: {shown(self.task.label_names)}")
+        items = self.encoded["train"].items
+        full = sum(item.length == config.max_seq_length for item in items)
+        if full and config.task != "qa":
+            say(
+                f"note: {full:,} of {len(items):,} training examples fill --max_seq_length="
+                f"{config.max_seq_length}: what is longer is cut"
+            )
+        if not config.eval_file:
+            say("no --eval_file: the weights of the last step are taken")
+
+    def evaluation(self):
+        if "eval" not in self.examples:
+            return None
+        scores = self._score("eval")[0]
+        value = scores[self.metric]
+        self._keep_threshold(scores)
+        metrics = {f"eval_{name}": v for name, v in scores.items() if isinstance(v, (int, float))}
+        return metrics, -value if self.metric in _LESS_IS_BETTER else value
+
+    def train_line(self, metrics, eta_seconds):
+        epoch = self.step / self.batches.steps_per_epoch
+        return report.finetune_line(self.step, self.train_steps, epoch, metrics, eta_seconds)
+
+    def evaluation_line(self, metrics, better):
+        return report.scores_line(self.step, metrics, self.metric, better)
+
+    def finish(self, results):
+        path = self.folder / "results.json"
+        if path.exists() and not results:  # this process has taken no step
+            return json.loads(path.read_text(encoding="utf-8"))
+        if "eval" in self.examples:
+            self.model.load_pretrained(self.folder / "best")
+        results = {}
+        for name in ("eval", "test"):
+            if name in self.examples:
+                results[name], predictions = self._score(name)
+                self._write_predictions(name, predictions)
+                if name == "eval":
+                    self._keep_threshold(results[name])
+        scratch = self.folder / ".results.json.partial"
+        scratch.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        scratch.replace(path)
+        if results:
+            say(f"scores: {path}; reports and predictions beside it")
+        return results
+
+    def _score(self, name, limit=None):
+        """The scores of the weights as they are on a file, and the predictions."""
+        examples, encoded = self.examples[name], self.encoded[name]
+        if limit is not None:
+            examples = examples[:limit]
+            encoded = self.task.encode(examples)
+        predictions = self.task.predictions(examples, encoded, self.forward(encoded.items))
+        return self.task.scores(examples, predictions), predictions
+
+    def _keep_threshold(self, scores):
+        """Predicts "no answer" from now on where it is best on the evaluation file."""
+        if "null_threshold" in scores and self.config.null_threshold is None:
+            self.found_threshold = scores["null_threshold"]
+
+    def _write_predictions(self, name, predictions):
+        examples = self.examples[name]
+        text = self.task.report(examples, predictions)
+        if text:
+            say(f"{name}:\n{text.rstrip()}")
+            (self.folder / f"{name}_report.txt").write_text(text, encoding="utf-8")
+        if hasattr(self.task, "predicted_numbers"):
+            pictures.confusion_matrix_picture(
+                self.folder / f"{name}_confusion.png",
+                self.task.numbers(examples),
+                self.task.predicted_numbers(predictions),
+                self.task.label_names,
+            )
+        with open(self.folder / f"{name}_predictions.jsonl", "w", encoding="utf-8") as file:
+            for example, found in zip(examples, predictions, strict=True):
+                where = {"where": example.where}
+                file.write(json.dumps(where | found, ensure_ascii=False) + "\n")
+
+    def write_pretrained(self, folder, weights):
+        super().write_pretrained(folder, weights)
+        write_task(folder, self.task, self.config.task, getattr(self, "found_threshold", None))
+
+
+def _fingerprint(items):
+    """Equal for lists of equal items."""
+    digest = hashlib.sha256()
+    for item in items:
+        for array in (item.input_ids, item.labels, item.label_weights):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

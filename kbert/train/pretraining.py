@@ -1,0 +1,138 @@
+"""Pretraining: MLM and NSP on a corpus."""
+
+from kbert.config import BertConfig
+from kbert.data.pretraining import PretrainingExamples
+from kbert.data.store import corpus_fingerprint
+from kbert.model.models import BertForPreTraining
+from kbert.train import report
+from kbert.train.checkpoint import is_checkpoint, verified_state
+from kbert.train.estimate import estimate_text
+from kbert.train.evaluation import HeldOut
+from kbert.train.inputs import check_inputs, find_or_make
+from kbert.train.loop import Run, start_run
+from kbert.train.losses import PretrainingObjective
+from kbert.train.optimizer import make_optimizer, make_schedule
+from kbert.train.report import say
+
+DRY_RUN_STEPS = 3
+
+
+def train(config, output_dir, dry_run=False):
+    """Pretrains a BERT, or goes on with a run that was stopped.
+
+    Writes `OUTPUT_DIR/pretrain/` with `checkpoint`, `best` (lowest held-out MLM loss), `final`,
+    `metrics.jsonl`, `tensorboard` and `run.flags`, and `OUTPUT_DIR/data/` with what it made from
+    plain text. A run that goes on computes what it would have computed without the stop, to the
+    last bit on the same devices; on GPUs with `deterministic`.
+
+    Args:
+        config: PretrainConfig.
+        output_dir: the run's folder.
+        dry_run: take three steps, print what the run would take, and write nothing but `data` and
+            the lock.
+
+    Returns:
+        dict of the last metrics logged, and of the last evaluation with `eval_` before each name.
+
+    Raises:
+        UserError: inputs that cannot be used; flags that contradict the checkpoint, the devices or
+            each other; a folder in use; a loss that is not finite (it names the step); files that
+            cannot be written.
+    """
+    act = Pretraining.rehearse if dry_run else Pretraining.run
+    return start_run(Pretraining, config, output_dir, act)
+
+
+class Pretraining(Run):
+    """A run of `train`. config: PretrainConfig."""
+
+    part, program = "pretrain", "kbert.pretrain"
+    fixed = (
+        *("max_seq_length", "max_predictions_per_seq", "mask_rate", "whole_word_mask"),
+        *("short_seq_prob", "global_batch_size", "optimizer", "seed"),
+    )
+    check = staticmethod(check_inputs)
+
+    def find(self, state):
+        config = self.config
+        saved_config = BertConfig(**state["bert_config"]) if state else None
+        self.inputs = find_or_make(config, self.output_dir / "data", saved_config, say)
+        self.bert_config, self.tokenizer = self.inputs.bert_config, self.inputs.tokenizer
+        self.train_steps, self.eval_every_steps = config.train_steps, config.eval_every_steps
+        self.objective = PretrainingObjective(config.global_batch_size)
+        self.schedule = make_schedule(config)
+        self.examples = PretrainingExamples(
+            self.inputs.corpus,
+            config.max_seq_length,
+            config.max_predictions_per_seq,
+            config.mask_rate,
+            config.whole_word_mask,
+            config.short_seq_prob,
+            config.seed,
+        )
+        self.dataset = self.examples.dataset
+
+    def make_model(self):
+        model = BertForPreTraining(self.bert_config, dtype=self.config.precision)
+        self.held_out = None
+        if self.inputs.eval_corpus is not None:
+            self.held_out = HeldOut(
+                model,
+                self.inputs.eval_corpus,
+                self.config.max_seq_length,
+                self.config.eval_examples,
+            )
+        return model
+
+    def make_optimizer(self):
+        return make_optimizer(self.config, self.schedule)
+
+    def initialize_from(self, folder):
+        theirs = verified_state(folder)["settings"]["optimizer"] if is_checkpoint(folder) else None
+        if theirs == self.config.optimizer:
+            self.restore(folder)
+            return f"the weights and the optimizer of {folder}"
+        self.model.load_pretrained(folder)
+        why = f" (it was trained with {theirs})" if theirs else ""
+        return f"the weights of {folder}, with a fresh optimizer{why}"
+
+    def identity(self):
+        held_out = self.inputs.eval_corpus
+        held_out = held_out and [corpus_fingerprint(held_out), self.config.eval_examples]
+        return {"corpus": corpus_fingerprint(self.inputs.corpus), "held_out": held_out}
+
+    def describe(self):
+        say(report.model_line(self.bert_config, self.model.count_params(), self.config.precision))
+        say(self.devices.describe(self.config))
+        say(report.text_line(self.inputs.corpus, self.examples.windows, self.config))
+        if self.held_out is None:
+            say("no --eval_input: no held-out loss, and no best weights are kept")
+
+    def evaluation(self):
+        if self.held_out is None:
+            return None
+        metrics = self.held_out.metrics()
+        return metrics, -metrics["eval_mlm_loss"]
+
+    def train_line(self, metrics, eta_seconds):
+        return report.train_line(self.step, self.train_steps, metrics, eta_seconds)
+
+    def evaluation_line(self, metrics, better):
+        return report.held_out_line(self.step, metrics, better)
+
+    def rehearse(self):
+        """Takes a few steps to say what the run would take; writes nothing."""
+        batches = self._batches(1 + DRY_RUN_STEPS)
+        for count in (1, DRY_RUN_STEPS):  # the first one compiles
+            self._take_steps(batches, count)
+        say(
+            estimate_text(
+                self.config,
+                self.bert_config,
+                self.model.count_params(),
+                self.devices,
+                self.examples,
+                self.pace.step_seconds,
+            )
+        )
+        return {}
