@@ -8,8 +8,6 @@ from kbert import flags, program
 from kbert.errors import UserError
 from kbert.settings import EvaluateConfig
 
-flags.define(EvaluateConfig)
-
 
 def evaluate(config, report=print):
     """Scores a model on labelled examples.
@@ -56,4 +54,5 @@ def main():
 
 
 if __name__ == "__main__":
+    flags.define(EvaluateConfig)
     program.run(main)

@@ -5,9 +5,6 @@ from absl import flags as absl_flags
 from kbert import flags, program
 from kbert.settings import FinetuneConfig
 
-flags.define(FinetuneConfig)
-absl_flags.DEFINE_string("output_dir", "saved_model/bert", "the run's folder")
-
 
 def main():
     """Runs `kbert.train.finetune` with the flags."""
@@ -18,4 +15,6 @@ def main():
 
 
 if __name__ == "__main__":
+    flags.define(FinetuneConfig)
+    absl_flags.DEFINE_string("output_dir", "saved_model/bert", "the run's folder")
     program.run(main)

@@ -11,7 +11,6 @@ from kbert import flags, program
 from kbert.errors import UserError
 from kbert.settings import ColumnConfig, PredictConfig
 
-flags.define(PredictConfig)
 
 _CHUNK = 4096  # texts read, computed and written at a time
 _METHOD_OF_TASK = {"tag": "tag", "qa": "answer", "choice": "choose"}
@@ -129,4 +128,5 @@ def main():
 
 
 if __name__ == "__main__":
+    flags.define(PredictConfig)
     program.run(main)

@@ -1,14 +1,16 @@
 """AdamW, LAMB and SGD against plain numpy in float64; what is decayed."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from kbert.config import BertConfig
-from kbert.model import BertForPreTraining
+from kbert.model import BertForPreTraining, BertForSequenceClassification
 from kbert.settings import PretrainConfig
-from kbert.train.optimizer import LAMB, SGD, AdamW, make_optimizer, make_schedule
+from kbert.train.optimizer import LAMB, SGD, AdamW, layer_scales, make_optimizer, make_schedule
 
 RATE, DECAY, STEPS = 0.01, 0.1, 20
 CONFIG = BertConfig(
@@ -29,6 +31,21 @@ def adamw(value, gradients, decay):
         v = 0.999 * v + 0.001 * gradient**2
         value = value - RATE * (m / (np.sqrt(v) + 1e-6) + decay * value)
     return value
+
+
+def corrected(value, gradients, decay):
+    """Adam (Kingma and Ba 2015, algorithm 1), decay decoupled."""
+    m = v = np.zeros_like(value)
+    for t, gradient in enumerate(gradients, start=1):
+        m = 0.9 * m + 0.1 * gradient
+        v = 0.999 * v + 0.001 * gradient**2
+        mean, square = m / (1 - 0.9**t), v / (1 - 0.999**t)
+        value = value - RATE * (mean / (np.sqrt(square) + 1e-6) + decay * value)
+    return value
+
+
+def corrected_adamw(*arguments, **kwargs):
+    return AdamW(*arguments, bias_correction=True, **kwargs)
 
 
 def lamb(value, gradients, decay):
@@ -68,7 +85,9 @@ def model_and_gradients():
 
 @pytest.mark.parametrize("way", ["keras", "whole"])
 @pytest.mark.parametrize(
-    ("optimizer", "formula"), [(AdamW, adamw), (LAMB, lamb), (SGD, sgd)], ids=lambda x: x.__name__
+    ("optimizer", "formula"),
+    [(AdamW, adamw), (corrected_adamw, corrected), (LAMB, lamb), (SGD, sgd)],
+    ids=lambda x: x.__name__,
 )
 def test_twenty_steps_equal_numpy(optimizer, formula, way):
     """As `fit` applies gradients, and as the training step does."""
@@ -134,8 +153,35 @@ def test_settings_reach_the_optimizer():
 
 @pytest.mark.parametrize("cls", [AdamW, LAMB])
 def test_config_round_trip(cls):
-    optimizer = cls(0.1, weight_decay=0.2, beta_1=0.3, beta_2=0.4, epsilon=0.5)
+    optimizer = cls(0.1, weight_decay=0.2, beta_1=0.3, beta_2=0.4, epsilon=0.5, layer_decay=0.6)
     config = cls.from_config(optimizer.get_config()).get_config()
-    names = ("weight_decay", "beta_1", "beta_2", "epsilon")
-    assert [config[name] for name in names] == [0.2, 0.3, 0.4, 0.5]
+    names = ("weight_decay", "beta_1", "beta_2", "epsilon", "layer_decay")
+    assert [config[name] for name in names] == [0.2, 0.3, 0.4, 0.5, 0.6]
     assert SGD.from_config(SGD(0.1, weight_decay=0.2).get_config()).decay_rate == 0.2
+
+
+@pytest.mark.parametrize("way", ["keras", "whole"])
+def test_lower_layers_get_lower_rates(way):
+    """The rates are read off what SGD does with gradients of 1."""
+    model = BertForSequenceClassification(dataclasses.replace(CONFIG, num_hidden_layers=3))
+    variables = model.trainable_variables
+    optimizer = SGD(0.5, layer_decay=0.8)
+    optimizer.build(variables)
+    before = {name: np.array(weight) for name, weight in model.named_weights().items()}
+    ones = [tf.ones(v.shape) for v in variables]
+    if way == "keras":
+        optimizer.apply(ones, variables)
+    else:
+        optimizer.apply_whole(ones, tf.constant(0.5), lambda variable: variable.value)
+    powers = {"sequence_classifier": 0, "bert/pooler": 0, "bert/embeddings": 4}
+    powers |= {f"bert/encoder/layer_{i}": 3 - i for i in range(3)}
+    for name, weight in model.named_weights().items():
+        (power,) = (power for part, power in powers.items() if name.startswith(part))
+        rate = before[name] - np.array(weight)
+        np.testing.assert_allclose(rate, 0.5 * 0.8**power, rtol=1e-4, err_msg=name)
+
+
+def test_no_layer_decay_gives_every_layer_the_same_rate():
+    paths = ["bert/embeddings/word_embeddings/embeddings", "bert/encoder/layer_0/x", "mlm/bias"]
+    assert layer_scales(paths, 1.0) == [1, 1, 1]
+    assert layer_scales(["mlm/bias"], 0.5) == [1]

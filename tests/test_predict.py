@@ -1,0 +1,173 @@
+"""The programs predict and evaluate: files and pipes in, JSON out, one line for bad input."""
+
+import io
+import json
+import subprocess
+import sys
+import types
+
+import keras
+import pytest
+
+import kbert
+from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
+from kbert.errors import UserError
+from kbert.evaluate import evaluate
+from kbert.predict import predict
+from kbert.settings import EvaluateConfig, PredictConfig
+from kbert.tasks.folders import make_task, write_task
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog", "ran", "."]
+BERT = {
+    **{"vocab_size": 14, "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2},
+    **{"intermediate_size": 20, "max_position_embeddings": 16, "initializer_range": 0.5},
+}
+LABELS = {"num_labels": 3, "label_names": ("x", "y", "z")}
+CLASSES = {
+    "classify": ("BertForSequenceClassification", LABELS),
+    "tag": ("BertForTokenClassification", LABELS),
+    "qa": ("BertForQuestionAnswering", {}),
+    "choice": ("BertForMultipleChoice", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Task -> folder as `finetune` leaves it; "plain" is a BERT for pretraining."""
+    folder = tmp_path_factory.mktemp("models")
+    write_vocab([*SPECIAL_TOKENS, *WORDS], folder / "vocab.txt")
+    tokenizer = kbert.BertTokenizer(folder / "vocab.txt")
+    keras.utils.set_random_seed(0)
+    found = {}
+    for task, (name, labels) in {**CLASSES, "plain": ("BertForPreTraining", {})}.items():
+        found[task] = folder / task
+        model = getattr(kbert, name)(kbert.BertConfig(**BERT, **labels))
+        model.save_pretrained(found[task])
+        tokenizer.save_pretrained(found[task])
+        if task != "plain":
+            settings = {"max_seq_length": 12, "doc_stride": 4, "max_query_length": 4}
+            settings |= {"max_answer_length": 3, "null_threshold": None}
+            config = types.SimpleNamespace(task=task, **settings)
+            write_task(found[task], make_task(config, tokenizer, LABELS["label_names"]), task)
+    return found
+
+
+@pytest.fixture
+def lines(folders, tmp_path, monkeypatch, capsys):
+    """Function from standard input (or a file) to the JSON lines that `predict` writes."""
+
+    def run(model, text, **settings):
+        given = io.TextIOWrapper(io.BytesIO(text if isinstance(text, bytes) else text.encode()))
+        monkeypatch.setattr(sys, "stdin", given)
+        predict(PredictConfig(model=str(folders[model]), **settings))
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return run
+
+
+def test_what_a_folder_was_fine_tuned_for_is_predicted(lines, folders):
+    texts = ["the cat sat.", "a dog ran on the mat"]
+    predictor = kbert.Predictor.from_pretrained(folders["classify"])
+    assert lines("classify", "\n".join(texts)) == predictor.classify(texts)
+    predictor = kbert.Predictor.from_pretrained(folders["tag"])
+    assert lines("tag", "\n".join(texts)) == [{"spans": s} for s in predictor.tag(texts)]
+    (found,) = lines("qa", "the dog\tthe cat sat on a mat\n")
+    assert found["text"] in "the cat sat on a mat"
+    (found,) = lines("choice", "the dog\tran\tsat\ta mat")
+    assert found["text"] in ("ran", "sat", "a mat")
+
+
+def test_methods_of_a_pretrained_folder(lines):
+    (found,) = lines("plain", "the [MASK] sat", k=2)
+    assert len(found["masks"][0]) == 2
+    (found,) = lines("plain", "the cat", method="embed", pooling="cls")
+    assert len(found["embedding"]) == 12
+    (found,) = lines("plain", "the cat\ta dog", method="similarity")
+    assert -1 <= found["similarity"] <= 1
+    (found,) = lines("plain", "the cat\ta dog", method="next_sentence", precision="mixed_bfloat16")
+    assert 0 <= found["is_next"] <= 1
+
+
+def test_files(lines, tmp_path):
+    path, output = tmp_path / "x.csv", tmp_path / "out.jsonl"
+    path.write_text('id,sentence\n1,"the cat, sat"\n2,a dog\n')
+    assert lines("classify", "", input_file=str(path), output_file=str(output)) == []
+    assert len(output.read_text().splitlines()) == 2
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"question": "the dog", "context": "a dog ran"}\n')
+    assert len(lines("qa", "", input_file=str(path))) == 1
+    path = tmp_path / "x.txt"
+    path.write_text("the cat\na dog\n")
+    assert len(lines("classify", "", input_file=str(path))) == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "settings", "message"),
+    [
+        ("classify", "a\n\nb", {}, "line 2: the text is empty"),
+        ("classify", b"a\n\xff\xfe\n", {}, "line 2: bytes that are not UTF-8"),
+        ("qa", "the dog", {}, "line 1: answer needs two texts, separated by a tab; got 1"),
+        ("tag", "a\tb", {}, "line 1: tag takes one text a line; got 2, separated by tabs"),
+        ("choice", "a\tb", {}, "line 1: choose needs a text and at least two choices"),
+        ("plain", "the cat", {}, "must have 1 to 16 [MASK]"),
+        ("plain", "the cat", {"method": "tag"}, "has no token_classifier, which this needs"),
+    ],
+)
+def test_bad_lines(lines, model, text, settings, message):
+    with pytest.raises(UserError) as caught:
+        lines(model, text, **settings)
+    assert message in str(caught.value)
+
+
+def test_bad_lines_that_are_left_out_keep_their_place(lines):
+    found = lines("classify", b"the cat\n\na dog\n\xff\n", skip_bad_lines=True)
+    assert [row and row["label"] in "xyz" for row in found] == [True, None, True, None]
+
+
+def test_a_model_is_needed():
+    with pytest.raises(UserError, match=r"--model is missing"):
+        PredictConfig()
+    with pytest.raises(UserError, match=r"--eval_file is missing. See python -m kbert.evaluate"):
+        EvaluateConfig(model="a")
+
+
+def test_scores(folders, tmp_path):
+    """Equal to those of the predictions that the Predictor makes."""
+    texts = ["the cat", "a dog", "the mat sat.", "the cat ran"]
+    path, results = tmp_path / "x.tsv", tmp_path / "new/results.json"
+    predictor = kbert.Predictor.from_pretrained(folders["classify"])
+    found = [row["label"] for row in predictor.classify(texts)]
+    labels = [found[0], *("z" if label != "z" else "x" for label in found[1:])]
+    path.write_text("".join(f"{t}\t{label}\n" for t, label in zip(texts, labels, strict=True)))
+    lines = []
+    config = EvaluateConfig(
+        model=str(folders["classify"]), eval_file=str(path), results_file=str(results)
+    )
+    scores = evaluate(config, lines.append)
+    assert scores["accuracy"] == 0.25 and json.loads(results.read_text()) == scores
+    assert "precision    recall" in lines[-1]
+
+
+def test_folders_that_do_not_say_what_they_are_for(folders, tmp_path):
+    path = tmp_path / "x.tsv"
+    path.write_text("the cat\t0\na dog\t7\n")
+    with pytest.raises(UserError, match=r"does not say what it is for. Name it: --task=classify"):
+        evaluate(EvaluateConfig(model=str(folders["plain"]), eval_file=str(path)))
+    with pytest.raises(UserError, match=r"plain has no sequence_classifier"):
+        evaluate(EvaluateConfig(model=str(folders["plain"]), eval_file=str(path), task="classify"))
+    with pytest.raises(UserError, match=r"x.tsv, line 2: the label '7' is not one of the 3"):
+        evaluate(EvaluateConfig(model=str(folders["classify"]), eval_file=str(path)))
+
+
+def test_the_program_reads_a_pipe(folders):
+    """Predictions on standard output, and nothing else; messages on the other."""
+    command = [sys.executable, "-m", "kbert.predict", f"--model={folders['classify']}"]
+    done = subprocess.run(command, input=b"the cat\na dog\n", capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["label"] in "xyz" for line in done.stdout.splitlines()] == [True] * 2
+    done = subprocess.run(command, input=b"the cat\n\n", capture_output=True, text=False)
+    assert done.returncode == 2
+    assert done.stderr.decode().splitlines()[-1] == (
+        "error: standard input, line 2: the text is empty. Mend it, or put null for such lines "
+        "with --skip_bad_lines."
+    )

@@ -1,0 +1,201 @@
+"""What the Predictor says, against the models themselves and against HF transformers."""
+
+import keras
+import numpy as np
+import pytest
+import transformers
+
+import kbert
+from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
+from kbert.errors import UserError
+from kbert.tasks.tasks import softmax
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog", "ran", "un", "##want", "##ed", ".", ","]
+TEXTS = ["the cat sat.", "a dog", "the unwanted dog ran on the mat, the cat sat on a dog."] * 3
+PAIRS = ["a mat", "the dog ran on the mat.", "dog"] * 3
+BERT = {
+    **{"vocab_size": 18, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3},
+    **{"intermediate_size": 32, "max_position_embeddings": 32, "initializer_range": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
+    write_vocab([*SPECIAL_TOKENS, *WORDS], path)
+    return kbert.BertTokenizer(path)
+
+
+def model_of(name, **config):
+    keras.utils.set_random_seed(0)
+    return getattr(kbert, name)(kbert.BertConfig(**BERT, **config))
+
+
+def predictor_of(name, tokenizer, settings=None, **config):
+    return kbert.Predictor(model_of(name, **config), tokenizer, settings, batch_size=4)
+
+
+def one_by_one(predictor, texts, pairs=None):
+    """The model's outputs for each text, computed alone and without padding."""
+    for i, text in enumerate(texts):
+        features = predictor.tokenizer([text], pairs and [pairs[i]], max_length=32)
+        length = int(np.sum(features["attention_mask"]))
+        yield predictor.model({name: value[:, :length] for name, value in features.items()})
+
+
+@pytest.mark.parametrize("pairs", [None, PAIRS])
+def test_classes(tokenizer, pairs):
+    predictor = predictor_of("BertForSequenceClassification", tokenizer, num_labels=3)
+    found = predictor.classify(TEXTS, pairs)
+    assert len(found) == 9
+    for row, outputs in zip(found, one_by_one(predictor, TEXTS, pairs), strict=True):
+        expected = softmax(outputs["logits"].numpy()[0])
+        np.testing.assert_allclose(list(row["scores"].values()), expected, atol=1e-5)
+        assert row["label"] == str(expected.argmax()) and row["score"] == max(
+            row["scores"].values()
+        )
+
+
+def test_names_of_classes_numbers_and_several_labels(tokenizer):
+    names = {"num_labels": 2, "label_names": ("no", "yes")}
+    name = "BertForSequenceClassification"
+    assert predictor_of(name, tokenizer, **names).classify(["a"])[0]["label"] in ("no", "yes")
+    several = predictor_of(name, tokenizer, **names, problem_type="multi_label_classification")
+    (found,) = several.classify(["a"])
+    assert found["labels"] == [n for n, score in found["scores"].items() if score > 0.5]
+    number = predictor_of(name, tokenizer, num_labels=1)
+    (found,), (outputs,) = number.classify(["a"]), one_by_one(number, ["a"])
+    assert found == {"score": pytest.approx(float(outputs["logits"][0, 0]), abs=1e-5)}
+
+
+def test_embeddings_and_similarity(tokenizer):
+    """Mean over the tokens, and [CLS], of HF's model with the same weights."""
+    predictor = predictor_of("BertModel", tokenizer)
+    outputs = list(one_by_one(predictor, TEXTS))
+    for pooling, pool in (("mean", lambda x: x.mean(axis=0)), ("cls", lambda x: x[0])):
+        expected = np.stack([pool(o["last_hidden_state"].numpy()[0]) for o in outputs])
+        found = predictor.embed(TEXTS, pooling, normalize=False)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+        np.testing.assert_allclose(predictor.embed(TEXTS, pooling), expected, atol=1e-5)
+    (found,) = predictor.similarity(["a dog"], ["a dog"])
+    assert found["similarity"] == pytest.approx(1, abs=1e-5)
+    found = predictor.similarity(TEXTS, PAIRS)
+    vectors = predictor.embed(TEXTS) * predictor.embed(PAIRS)
+    np.testing.assert_allclose([f["similarity"] for f in found], vectors.sum(axis=1), atol=1e-5)
+    assert predictor.embed([]).shape == (0, 24)
+    with pytest.raises(UserError, match=r"pooling must be one of mean, cls; got 'max'"):
+        predictor.embed(["a"], "max")
+
+
+def test_masks_are_filled_as_hf_does(tokenizer, tmp_path):
+    model = model_of("BertForMaskedLM")
+    model.save_pretrained(tmp_path, format="hf")
+    tokenizer.save_pretrained(tmp_path, format="hf")
+    predictor = kbert.Predictor(model, tokenizer)
+    texts = ["the [MASK] sat.", "[MASK] dog ran on [MASK]"]
+    found = predictor.fill_mask(texts, k=3)
+    theirs = transformers.pipeline("fill-mask", str(tmp_path), top_k=3)(texts)
+    for ours, expected in zip(found[0]["masks"], [theirs[0]], strict=True):
+        assert [w["token"] for w in ours] == [w["token_str"] for w in expected]
+        np.testing.assert_allclose(
+            [w["score"] for w in ours], [w["score"] for w in expected], atol=1e-5
+        )
+    for ours, expected in zip(found[1]["masks"], theirs[1], strict=True):
+        assert [w["token"] for w in ours] == [w["token_str"] for w in expected]
+    first, second = (mask[0]["token"] for mask in found[1]["masks"])
+    assert found[1]["text"] == f"{first} dog ran on {second}"
+
+
+@pytest.mark.parametrize("text", ["the cat", "[MASK] " * 17, "the " * 40 + "[MASK]"])
+def test_texts_without_a_mask_or_with_too_many(tokenizer, text):
+    with pytest.raises(UserError, match=r"must have 1 to 16 \[MASK\] within its first 32 tokens"):
+        predictor_of("BertForMaskedLM", tokenizer).fill_mask(["a [MASK]", text])
+
+
+def test_next_sentences(tokenizer):
+    predictor = predictor_of("BertForNextSentencePrediction", tokenizer)
+    found = predictor.next_sentence(TEXTS, PAIRS)
+    for row, outputs in zip(found, one_by_one(predictor, TEXTS, PAIRS), strict=True):
+        expected = softmax(outputs["logits"].numpy()[0])[0]
+        assert row["is_next"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_tags(tokenizer):
+    names = ("B-X", "I-X", "O")
+    predictor = predictor_of(
+        "BertForTokenClassification", tokenizer, num_labels=3, label_names=names
+    )
+    text = "The unwanted  Cat sat."
+    ((found), _) = predictor.tag([text, ""])
+    for span in found:
+        assert text.encode()[span["start"] : span["end"]].decode() == span["text"]
+    (outputs,) = one_by_one(predictor, [text])
+    best = outputs["logits"].numpy()[0].argmax(axis=-1)
+    words = [1, 2, 5, 6, 7]  # places of the, un, cat, sat and .
+    expected = kbert.tasks.scores.entity_spans([names[best[i]] for i in words])
+    assert len(found) == len(expected) > 0
+    assert predictor.tag_words([["the", "unwanted", "cat"], ["dog"]])[1][0] in names
+
+
+def test_answers(tokenizer):
+    predictor = predictor_of("BertForQuestionAnswering", tokenizer)
+    context = "the cat sat on a mat, a dog ran. " * 5
+    found = predictor.answer(["the dog", "a cat"], [context, "a mat"])
+    for answer, text in zip(found, [context, "a mat"], strict=True):
+        assert text[answer["start"] : answer["end"]] == answer["text"] != ""
+    with pytest.raises(UserError, match=r"as many contexts as texts; got 1 and 2"):
+        predictor.answer(["a", "b"], ["c"])
+
+
+def test_choices(tokenizer):
+    predictor = predictor_of("BertForMultipleChoice", tokenizer)
+    found = predictor.choose(["the cat", "a dog"], [["sat", "ran on a mat"], ["a", "mat"]])
+    for row, text, choices in zip(
+        found, ["the cat", "a dog"], [["sat", "ran on a mat"], ["a", "mat"]], strict=True
+    ):
+        features = tokenizer([text] * 2, choices, max_length=32)
+        logits = predictor.model({name: value[None] for name, value in features.items()})["logits"]
+        assert row["choice"] == int(np.argmax(logits)) and row["text"] == choices[row["choice"]]
+        assert row["score"] == pytest.approx(float(softmax(logits.numpy()[0]).max()), abs=1e-5)
+
+
+def test_order_and_progress(tokenizer):
+    steps = []
+    predictor = predictor_of("BertForQuestionAnswering", tokenizer)
+    predictor.advance = steps.append
+    predictor.answer(["the dog"] * 7, ["the cat sat on a mat, a dog ran. " * 6] * 7)
+    assert sum(steps) == 7
+    embedder = predictor_of("BertModel", tokenizer)
+    embedder.advance = steps.append
+    whole = embedder.embed(TEXTS)
+    assert sum(steps) == 7 + 9
+    for text, vector in zip(TEXTS, whole, strict=True):
+        np.testing.assert_allclose(embedder.embed([text])[0], vector, atol=1e-5)
+
+
+def test_folders_give_the_head_that_is_asked_for(tokenizer, tmp_path, recwarn):
+    model = model_of("BertForPreTraining")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    predictor = kbert.Predictor.from_pretrained(tmp_path)
+    ours = kbert.Predictor(model, tokenizer)
+    assert predictor.embed(["a dog"]).shape == (1, 24)
+    with pytest.raises(UserError, match=r"this needs a BertModel; the model is a BertForPreTrain"):
+        ours.embed(["a dog"])
+    logits = model(tokenizer(["the"], ["a dog"], max_length=7))["nsp_logits"].numpy()[0]
+    (found,) = predictor.next_sentence(["the"], ["a dog"])
+    assert found["is_next"] == pytest.approx(float(softmax(logits)[0]), abs=1e-5)
+    assert predictor.fill_mask(["a [MASK]"])[0]["masks"]
+    with pytest.raises(UserError) as caught:
+        predictor.tag(["a dog"])
+    assert "has no token_classifier, which this needs; it has bert/embeddings" in str(caught.value)
+    assert "Fine-tune it for the task with kbert.finetune." in str(caught.value)
+    assert not [w for w in recwarn if "left as initialised" in str(w.message)]
+
+
+def test_no_texts(tokenizer):
+    assert predictor_of("BertForSequenceClassification", tokenizer).classify([]) == []
+    assert predictor_of("BertForMaskedLM", tokenizer).fill_mask([]) == []
+    tagger = predictor_of("BertForTokenClassification", tokenizer)
+    assert tagger.tag([]) == [] and tagger.tag_words([]) == []
