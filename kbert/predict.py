@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gzip
 import itertools
 import json
 import sys
@@ -11,11 +12,14 @@ from kbert import flags, program
 from kbert.errors import UserError
 from kbert.settings import ColumnConfig, PredictConfig
 
-
 _CHUNK = 4096  # texts read, computed and written at a time
 _METHOD_OF_TASK = {"tag": "tag", "qa": "answer", "choice": "choose"}
-_TASK_OF_METHOD = {"tag": "classify", "answer": "qa", "choose": "choice"}
 _TWO_TEXTS = ("answer", "next_sentence", "similarity")
+# Texts that a line has: at least, at most. None: any number.
+_COLUMNS = {
+    **{"classify": (1, 2), "tag": (1, 1), "embed": (1, 1), "fill_mask": (1, 1)},
+    **{"answer": (2, 2), "next_sentence": (2, 2), "similarity": (2, 2), "choose": (3, None)},
+}
 
 
 def predict(config, report=print):
@@ -35,7 +39,7 @@ def predict(config, report=print):
     predictor = Predictor.from_pretrained(config.model, dtype, config.batch_size)
     task = (predictor.settings or {}).get("task")
     method = config.method or (_METHOD_OF_TASK.get(task, "classify") if task else "fill_mask")
-    rows, total = _rows(config, method, report)
+    rows, total = _rows(config, method, predictor.settings or {}, report)
     with contextlib.ExitStack() as stack:
         output = sys.stdout
         if config.output_file != "-":
@@ -63,60 +67,84 @@ def _found(predictor, method, rows, config):
     return getattr(predictor, method)(*columns, *options.get(method, []))
 
 
-def _rows(config, method, report):
+def _rows(config, method, settings, report):
     """Iterator of tuples of texts, None for bad lines that are left out; how many, if known."""
+    least, most = _COLUMNS[method]
+    if method == "classify" and settings.get("task") == "pair":
+        least = 2
+    columns = (least, most)
     if config.input_file == "-":
-        return _line_rows(sys.stdin.buffer, "standard input", method, config), None
+        return _line_rows(sys.stdin.buffer, "standard input", method, columns, config, report), None
     if config.input_file.removesuffix(".gz").endswith(".txt"):
-        from kbert.data.records import read_lines
+        opened = gzip.open if config.input_file.endswith(".gz") else open
+        with opened(config.input_file, "rb") as file:
+            total = sum(1 for _ in file)
+        file = opened(config.input_file, "rb")
+        return _line_rows(file, config.input_file, method, columns, config, report), total
+    return _example_rows(config, method, settings, report)
 
-        lines = [line for _, line in read_lines(config.input_file)]
-        return _line_rows(lines, config.input_file, method, config), len(lines)
-    return _example_rows(config, method, report)
 
-
-def _line_rows(lines, origin, method, config):
+def _line_rows(lines, origin, method, columns, config, report):
+    width, left_out = None, 0
     for number, line in enumerate(lines, 1):
         try:
-            line = line.decode("utf-8") if isinstance(line, bytes) else line
-            row = tuple(part.strip() for part in line.rstrip("\r\n").split("\t"))
-            problem = None
+            row = tuple(line.decode("utf-8").rstrip("\r\n").split("\t"))
+            problem = _problem(row, method, columns, width)
         except UnicodeDecodeError:
             problem = "bytes that are not UTF-8"
-        if not problem and not all(row):
-            problem = "the text is empty"
-        if not problem and method in _TWO_TEXTS and len(row) != 2:
-            problem = f"{method} needs two texts, separated by a tab; got {len(row)}"
-        if not problem and method == "choose" and len(row) < 3:
-            problem = "choose needs a text and at least two choices, separated by tabs"
-        if not problem and len(row) > 1 and method in ("tag", "embed", "fill_mask"):
-            problem = f"{method} takes one text a line; got {len(row)}, separated by tabs"
         if problem and not config.skip_bad_lines:
             raise UserError(
                 f"{origin}, line {number}: {problem}. Mend it, or put null for such lines with "
                 f"--skip_bad_lines."
             )
+        left_out += bool(problem)
         if problem:
             yield None
         else:
+            width = len(row)
             yield (row[0], row[1:]) if method == "choose" else row
+    if left_out:
+        report(f"note: {left_out:,} lines of {origin} are left out: null stands for them")
 
 
-def _example_rows(config, method, report):
+def _problem(row, method, columns, width):
+    """What is wrong with the texts of a line, or None. width: of the lines before, or None."""
+    from kbert.tasks.predictor import MOST_MASKS
+
+    least, most = columns
+    if not all(part.strip() for part in row):
+        return "the text is empty"
+    if len(row) < least or (most and len(row) > most):
+        if most == 1:
+            return f"{method} needs one text, without tabs; got {len(row)}"
+        wanted = (
+            f"{least}" if least == most else f"{least} to {most}" if most else f"{least} or more"
+        )
+        return f"{method} needs {wanted} texts, separated by tabs; got {len(row)}"
+    if width and len(row) != width:
+        return f"{len(row)} texts came, separated by tabs; the lines before have {width}"
+    if method == "fill_mask" and not 0 < row[0].count("[MASK]") <= MOST_MASKS:
+        return f"there must be 1 to {MOST_MASKS} [MASK]; got {row[0].count('[MASK]')}"
+    return None
+
+
+def _example_rows(config, method, settings, report):
     from kbert.data.examples import read_examples
 
-    task = _TASK_OF_METHOD.get(method, "pair" if method in _TWO_TEXTS else "classify")
-    if method == "classify" and config.text_pair_column:
+    task = {"answer": "qa", "choose": "choice"}.get(method, "classify")
+    if method in _TWO_TEXTS[1:] or (method == "classify" and settings.get("task") == "pair"):
         task = "pair"
+    elif method == "classify" and settings.get("task") in ("regress", "multilabel"):
+        task = settings["task"]
     columns = {
         field.name: getattr(config, field.name) for field in dataclasses.fields(ColumnConfig)
     }
-    columns = types.SimpleNamespace(**columns, task=task, labels=None)
+    columns = types.SimpleNamespace(**columns, task=task)
     examples = read_examples(config.input_file, columns, False, report)
     fields = {"answer": ("question", "context"), "choose": ("text", "choices")}.get(
         method, ("text",)
     )
-    if task == "pair":
+    if getattr(examples[0], "text_pair", None) is not None:
         fields = ("text", "text_pair")
     rows = [tuple(getattr(example, name) for name in fields) for example in examples]
     return iter(rows), len(rows)

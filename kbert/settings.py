@@ -215,7 +215,12 @@ class FinetuneConfig(TrainingConfig, ColumnConfig):
     warmup_ratio: float = setting(
         0.1, "share of the steps with rising learning rate; then it falls to 0", at_least=0, below=1
     )
-    max_seq_length: int = setting(128, "longest example in tokens; more are cut", at_least=5)
+    max_seq_length: int | None = setting(
+        None,
+        "longest example in tokens; more are cut, or read in windows (qa); default: 384 for qa, "
+        "else 128",
+        at_least=5,
+    )
     bias_correction: bool = setting(
         True, "adamw corrects its means in the first steps; --nobias_correction is BERT's own way"
     )
@@ -258,6 +263,8 @@ class FinetuneConfig(TrainingConfig, ColumnConfig):
         None, "stop after so many evaluations without a better best_metric", at_least=1
     )
 
+    save_every_steps: int = setting(200, "steps between checkpoints", at_least=1)
+
     @property
     def global_batch_size(self):
         """Examples in a step, as training calls it."""
@@ -273,6 +280,8 @@ class FinetuneConfig(TrainingConfig, ColumnConfig):
         for name, what in needed.items():
             if not getattr(self, name):
                 raise UserError(f"--{name} is missing: {what}.")
+        if self.max_seq_length is None:
+            object.__setattr__(self, "max_seq_length", 384 if self.task == "qa" else 128)
         if self.early_stopping and not self.eval_file:
             raise UserError("--early_stopping needs --eval_file to see what is better.")
         if self.lora_rank and (self.freeze_layers or self.freeze_embeddings):

@@ -42,7 +42,7 @@ def test_description():
             {"accumulation_steps": 5},
             r"divisible by replicas x accumulation_steps; got 24 and 1 x 5. Take 25.",
         ),
-        ({"cpu_devices": 2}, r"cpu_devices=2 comes too late: .* Start kbert.pretrain as a program"),
+        ({"cpu_devices": 2}, r"cpu_devices=2 comes too late: .* Start kbert as a program"),
     ],
 )
 def test_flags_that_cannot_be(settings, message):
@@ -55,7 +55,7 @@ def test_flags_that_cannot_be(settings, message):
     [
         (
             ["--cpu_devices=4", "--accumulation_steps=3"],
-            "global_batch_size must be divisible by replicas x accumulation_steps; got 256 and "
+            "the batch must be divisible by replicas x accumulation_steps; got 256 and "
             "4 x 3. Take 264, or --distribution=one_device.",
         ),
         (

@@ -18,8 +18,9 @@ import kbert
 from kbert.data.examples import TextExample
 from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.errors import UserError
+from kbert.evaluate import evaluate
 from kbert.flags import as_flagfile
-from kbert.settings import FinetuneConfig
+from kbert.settings import EvaluateConfig, FinetuneConfig
 from kbert.tasks.folders import MODEL_CLASSES
 from kbert.tasks.tasks import Classification
 from kbert.train import finetune, loop
@@ -219,13 +220,13 @@ def test_a_stopped_run_with_adapters_goes_on(settings, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_a_complete_run_is_left_alone(settings, tmp_path, capsys):
+def test_a_complete_run_says_the_same_again(settings, tmp_path, capsys):
     config = settings(epochs=1.0)
     results = finetune(config, tmp_path / "run")
-    path = tmp_path / "run/finetuning/results.json"
-    before = path.stat().st_mtime_ns
+    weights = weights_of(tmp_path / "run/finetuning/final")
     assert finetune(config, tmp_path / "run") == results
-    assert path.stat().st_mtime_ns == before
+    for name, value in weights_of(tmp_path / "run/finetuning/final").items():
+        np.testing.assert_array_equal(weights[name], value)
     assert "this run is complete: step 12 of 12" in capsys.readouterr().out
 
 
@@ -395,7 +396,7 @@ def test_labels_that_training_lacks(settings, tmp_path, files):
     )
     assert not (tmp_path / "run/finetuning").exists()
     path.write_text("the film was so\tso\n")
-    with pytest.raises(UserError, match=r"has only the label so; there must be at least 2"):
+    with pytest.raises(UserError, match=r"has too few labels \(so\) to tell apart"):
         finetune(settings(train_file=str(path)), tmp_path / "run")
 
 
@@ -433,12 +434,67 @@ def test_the_program(settings, tmp_path):
     assert f"--flagfile={tmp_path}/run/finetuning/run.flags" in replay.replace("'", "")
 
 
+@pytest.mark.parametrize("changes", [{"lora_rank": 2, "learning_rate": 3e-2}, {}])
+def test_results_are_those_of_what_is_left(settings, tmp_path, files, changes):
+    """The scores of a run, of its best folder, and of its last checkpoint if that is the best."""
+    config = settings(remat=bool(changes), **changes)
+    results = finetune(config, tmp_path / "run")
+    folder = tmp_path / "run/finetuning"
+    rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+    best = max(row["eval_accuracy"] for row in rows if "eval_accuracy" in row)
+    assert results["eval"]["accuracy"] == best > 0.4
+    for name in ("eval", "test"):
+        given = {"model": str(folder / "best"), "eval_file": str(files["classify", name])}
+        assert evaluate(EvaluateConfig(**given), lambda line: None) == results[name]
+    final = weights_of(folder / "final")
+    checkpoint = weights_of(folder / "checkpoint/step_00000036")
+    for name, value in final.items():
+        np.testing.assert_array_equal(checkpoint[name], value, err_msg=name)
+
+
+def test_answers_and_their_threshold_are_those_of_what_is_left(settings, tmp_path):
+    """Questions without an answer: the threshold is found on the evaluation file, then kept."""
+    paths = {}
+    for name, count in (("train", 96), ("eval", 24), ("test", 25)):
+        data = json.loads(questions(count))
+        for row in data["data"][0]["paragraphs"][::3]:
+            row["context"] = filler(5)
+            row["qas"][0] |= {"answers": [], "is_impossible": True}
+        paths[f"{name}_file"] = tmp_path / f"{name}.json"
+        paths[f"{name}_file"].write_text(json.dumps(data))
+    config = settings("qa", **{k: str(v) for k, v in paths.items()}, epochs=4.0)
+    results = finetune(config, tmp_path / "run")
+    best = tmp_path / "run/finetuning/best"
+    threshold = results["eval"]["null_threshold"]
+    assert results["test"]["null_threshold"] == threshold
+    assert json.loads((best / "task.json").read_text())["null_threshold"] == threshold
+    for name in ("eval", "test"):
+        given = {"model": str(best), "eval_file": str(paths[f"{name}_file"])}
+        assert evaluate(EvaluateConfig(**given), lambda line: None) == results[name]
+        rows = (tmp_path / f"run/finetuning/{name}_predictions.jsonl").read_text().splitlines()
+        assert sum(not json.loads(row)["text"] for row in rows) > 0
+    assert finetune(config, tmp_path / "run") == results
+    final = json.loads((tmp_path / "run/finetuning/final/task.json").read_text())
+    assert final["null_threshold"] == threshold
+
+
+def test_a_complete_run_goes_on_with_more_epochs_or_files(settings, tmp_path):
+    first = finetune(settings(epochs=1.0, test_file=None), tmp_path / "run")
+    assert list(first) == ["eval"]
+    more = finetune(settings(epochs=4.0), tmp_path / "run")
+    assert list(more) == ["eval", "test"]
+    assert more["eval"]["accuracy"] > first["eval"]["accuracy"]
+
+
 def test_weights_are_stored_once(settings, tmp_path):
-    """A checkpoint of a run with adapters holds them beside the optimizer, not in the weights."""
+    """A checkpoint of a run with adapters holds them beside the optimizer, and merged."""
     finetune(settings(lora_rank=3, epochs=1.0), tmp_path / "run")
     (checkpoint,) = sorted((tmp_path / "run/finetuning/checkpoint").iterdir())[-1:]
     with h5py.File(checkpoint / "optimizer.h5") as file:
-        adapter = file["bert/encoder/layer_1/attention/value/kernel/lora_a"]
-        assert adapter.shape == (24, 3)
+        adapter = file["bert/encoder/layer_1/attention/value/kernel"]
+        a, b, base = (adapter[name][()] for name in ("a", "b", "base"))
+    assert a.shape == (24, 3)
+    merged = weights_of(checkpoint)["bert/encoder/layer_1/attention/value/kernel"]
+    np.testing.assert_allclose(merged, base + 2 * a @ b, atol=1e-6)
     assert not any("lora" in name for name in weights_of(checkpoint))
     assert pathlib.Path(checkpoint / "config.json").exists()

@@ -25,6 +25,7 @@ BERT = {
 LABELS = {"num_labels": 3, "label_names": ("x", "y", "z")}
 CLASSES = {
     "classify": ("BertForSequenceClassification", LABELS),
+    "pair": ("BertForSequenceClassification", LABELS),
     "tag": ("BertForTokenClassification", LABELS),
     "qa": ("BertForQuestionAnswering", {}),
     "choice": ("BertForMultipleChoice", {}),
@@ -53,16 +54,41 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture
-def lines(folders, tmp_path, monkeypatch, capsys):
+def notes():
+    """What `predict` says besides."""
+    return []
+
+
+@pytest.fixture
+def lines(folders, notes, monkeypatch, capsys):
     """Function from standard input (or a file) to the JSON lines that `predict` writes."""
 
     def run(model, text, **settings):
         given = io.TextIOWrapper(io.BytesIO(text if isinstance(text, bytes) else text.encode()))
         monkeypatch.setattr(sys, "stdin", given)
-        predict(PredictConfig(model=str(folders[model]), **settings))
+        predict(PredictConfig(model=str(folders[model]), **settings), notes.append)
         return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
     return run
+
+
+def test_leading_blanks_count_in_offsets(lines):
+    (found,) = lines("tag", "   the cat")
+    (other,) = lines("tag", "the cat")
+    starts = [span["start"] for span in found["spans"]]
+    assert starts == [span["start"] + 3 for span in other["spans"]]
+
+
+def test_the_second_texts_of_files_are_read(lines, tmp_path, folders):
+    """A model for pairs needs no flag for them."""
+    path = tmp_path / "x.jsonl"
+    rows = [{"sentence1": "the cat", "sentence2": other} for other in ("sat", "a dog ran")]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found = lines("pair", "", input_file=str(path))
+    expected = kbert.Predictor.from_pretrained(folders["pair"]).classify(
+        ["the cat"] * 2, ["sat", "a dog ran"]
+    )
+    assert found == expected and found[0] != found[1]
 
 
 def test_what_a_folder_was_fine_tuned_for_is_predicted(lines, folders):
@@ -106,10 +132,25 @@ def test_files(lines, tmp_path):
     [
         ("classify", "a\n\nb", {}, "line 2: the text is empty"),
         ("classify", b"a\n\xff\xfe\n", {}, "line 2: bytes that are not UTF-8"),
-        ("qa", "the dog", {}, "line 1: answer needs two texts, separated by a tab; got 1"),
-        ("tag", "a\tb", {}, "line 1: tag takes one text a line; got 2, separated by tabs"),
-        ("choice", "a\tb", {}, "line 1: choose needs a text and at least two choices"),
-        ("plain", "the cat", {}, "must have 1 to 16 [MASK]"),
+        ("qa", "the dog", {}, "line 1: answer needs 2 texts, separated by tabs; got 1"),
+        ("tag", "a\tb", {}, "line 1: tag needs one text, without tabs; got 2"),
+        ("choice", "a\tb", {}, "line 1: choose needs 3 or more texts, separated by tabs; got 2"),
+        ("plain", "the cat", {}, "line 1: there must be 1 to 16 [MASK]; got 0"),
+        (
+            "classify",
+            "a\na\tb",
+            {},
+            "line 2: 2 texts came, separated by tabs; the lines before have",
+        ),
+        (
+            "classify",
+            "a\tb\tc",
+            {},
+            "line 1: classify needs 1 to 2 texts, separated by tabs; got 3",
+        ),
+        ("pair", "the cat", {}, "line 1: classify needs 2 texts, separated by tabs; got 1"),
+        ("choice", "a\tb\tc\na\tb\tc\td", {}, "line 2: 4 texts came"),
+        ("plain", "the [MASK]", {"k": 15}, "k must be 1 to 14, the words there are; got 15"),
         ("plain", "the cat", {"method": "tag"}, "has no token_classifier, which this needs"),
     ],
 )
@@ -119,8 +160,9 @@ def test_bad_lines(lines, model, text, settings, message):
     assert message in str(caught.value)
 
 
-def test_bad_lines_that_are_left_out_keep_their_place(lines):
+def test_bad_lines_that_are_left_out_keep_their_place(lines, notes):
     found = lines("classify", b"the cat\n\na dog\n\xff\n", skip_bad_lines=True)
+    assert notes == ["note: 2 lines of standard input are left out: null stands for them"]
     assert [row and row["label"] in "xyz" for row in found] == [True, None, True, None]
 
 

@@ -160,10 +160,18 @@ def test_choices(tokenizer):
         assert row["score"] == pytest.approx(float(softmax(logits.numpy()[0]).max()), abs=1e-5)
 
 
+def test_choices_of_different_numbers(tokenizer):
+    predictor = predictor_of("BertForMultipleChoice", tokenizer)
+    with pytest.raises(UserError, match=r"as many choices, at least 2; got \[2, 3\]"):
+        predictor.choose(["the"] * 2, [["a", "cat"], ["a", "cat", "dog"]])
+
+
 def test_order_and_progress(tokenizer):
     steps = []
     predictor = predictor_of("BertForQuestionAnswering", tokenizer)
     predictor.advance = steps.append
+    predictor.answer(["the dog"], ["the cat"])
+    assert steps.pop() == 1
     predictor.answer(["the dog"] * 7, ["the cat sat on a mat, a dog ran. " * 6] * 7)
     assert sum(steps) == 7
     embedder = predictor_of("BertModel", tokenizer)

@@ -44,7 +44,9 @@ def has_header(row, config):
     if any(flag is not None and not is_number(flag) for flag in flags):
         return True
     known = {*TEXTS, *SECOND_TEXTS, *LABELS}
-    return any(cell.strip().lower() in known for cell in row)
+    found = sum(cell.strip().lower() in known for cell in row)
+    # Who counts columns may have no header: a text that says no more than "question" is an example.
+    return found >= (2 if any(flags) else 1)
 
 
 def find_columns(records, config, labelled):

@@ -6,6 +6,7 @@ records become the examples that tasks learn from.
 
 import dataclasses
 import os
+import pathlib
 
 from kbert.data import checks
 from kbert.data import records as sources
@@ -14,6 +15,12 @@ from kbert.data.conll import conll, to_iob2
 from kbert.data.records import BadExample, shown
 from kbert.data.squad import checked_answers, squad
 from kbert.errors import UserError
+
+_SAMPLE_FOLDER = pathlib.Path(__file__).parent / "sample"
+SAMPLES = {
+    f"sample:authors_{name}": _SAMPLE_FOLDER / f"authors_{name}.tsv.gz"
+    for name in ("train", "eval")
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,7 +79,8 @@ def read_examples(source, config, labelled=True, report=print):
     """The examples of a file, plain or .gz, or of `tfds:NAME` or `tfds:NAME:SPLIT`.
 
     Args:
-        source: path, or a name that begins with tfds:.
+        source: path, a name that begins with tfds:, or one of `SAMPLES`, which come with kbert:
+            who wrote this? (task classify, label_column author).
         config: has the fields task, text_column, text_pair_column, label_column, choice_columns,
             header and skip_bad_lines of `kbert.settings`.
         labelled: False: labels are neither needed nor read.
@@ -86,7 +94,7 @@ def read_examples(source, config, labelled=True, report=print):
         UserError: the source cannot be read, has no example, or one of them cannot be used and
             `skip_bad_lines` is off.
     """
-    records, make = _reader(str(source), config, labelled)
+    records, make = _reader(str(SAMPLES.get(source, source)), config, labelled)
     examples, left_out, first = [], 0, ""
     for where, record in records.items:
         try:

@@ -66,6 +66,8 @@ def checked_answers(record, context):
     """
     answers = record.get("answers")
     impossible = record.get("is_impossible", answers in ([], {"text": [], "answer_start": []}))
+    if not isinstance(impossible, bool):
+        raise BadExample(f'"is_impossible" must be true or false; got {shown(impossible)}')
     if impossible:
         return [], True
     if isinstance(answers, dict):

@@ -89,7 +89,7 @@ def _rematerialized(block, x, bias):
     the first one dropped, the weights so that no backend has to find them inside the function.
     """
     weights = block.trainable_variables
-    known = {id(weight) for weight in weights}
+    known = {id(weight) for weight in block.weights}  # frozen ones, too
     seeds = [variable for variable in block.variables if id(variable) not in known]
     seed_values = [ops.copy(seed.value) for seed in seeds]
 

@@ -178,6 +178,8 @@ class PretrainedModel(keras.Model):
                     f"{tuple(weight.shape)}."
                 )
             weight.assign(weights[name])
+        for _, b, _ in self.adapters().values():  # what is loaded holds what they had learnt
+            b.assign(ops.zeros(b.shape))
         if fresh:
             there = {part_of(name) for name in weights}
             whole = {part_of(name) for name in fresh} - there

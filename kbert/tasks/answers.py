@@ -6,6 +6,8 @@ It puts an answer together from pieces and then looks for it in the text; here t
 offsets, so an answer is cut out of the text as it stands there.
 """
 
+import itertools
+
 import numpy as np
 
 from kbert.errors import UserError
@@ -52,15 +54,14 @@ def best_answers(
     for name, value in (("n_best", n_best), ("max_answer_length", max_answer_length)):
         if value < 1:
             raise UserError(f"{name} must be at least 1; got {value}.")
-    null_scores = [np.inf] * len(examples)
-    spans = [[] for _ in examples]
-    for window, start, end in zip(windows, start_logits, end_logits, strict=True):
-        start, end = np.asarray(start, np.float64), np.asarray(end, np.float64)
-        index = window.example
-        null_scores[index] = min(null_scores[index], float(start[0] + end[0]))
-        spans[index].append(_spans(window, start, end, max_answer_length))
     answers = []
-    for example, null_score, parts in zip(examples, null_scores, spans, strict=True):
+    rows = zip(windows, start_logits, end_logits, strict=True)
+    for index, group in itertools.groupby(rows, lambda row: row[0].example):
+        example, null_score, parts = examples[index], np.inf, []
+        for window, start, end in group:
+            start, end = np.asarray(start, np.float64), np.asarray(end, np.float64)
+            null_score = min(null_score, float(start[0] + end[0]))
+            parts.append(_spans(window, start, end, max_answer_length))
         scores, starts, ends = (np.concatenate(part) for part in zip(*parts, strict=True))
         found = _apart(scores, starts, ends, n_best)
         none = _candidate(b"", None, None, null_score)

@@ -32,24 +32,22 @@ def make_task(config, tokenizer, label_names=None, allow_no_answer=False):
     """
     if config.task == "qa":
         settings = {name: getattr(config, name) for name in _ANSWERS}
+        settings["null_threshold"] = settings["null_threshold"] or 0.0
         return QuestionAnswering(
             tokenizer, config.max_seq_length, allow_no_answer=allow_no_answer, **settings
         )
     return _CLASSES[config.task](tokenizer, label_names, config.max_seq_length)
 
 
-def write_task(folder, task, name, null_threshold=None):
+def write_task(folder, task, name):
     """Writes what `read_task` reads, beside config and weights.
 
     Args:
         folder: an existing folder. task: Task. name: one of `kbert.settings.TASKS`.
-        null_threshold: float, for a task that has none of its own, or None.
     """
     settings = {"task": name, "max_seq_length": task.max_seq_length}
     if name == "qa":
         settings |= {key: getattr(task, key) for key in (*_ANSWERS, "allow_no_answer")}
-        if settings["null_threshold"] is None:
-            settings["null_threshold"] = null_threshold
     text = json.dumps(settings, indent=2) + "\n"
     (pathlib.Path(folder) / TASK_FILE).write_text(text, encoding="utf-8")
 

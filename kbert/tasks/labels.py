@@ -1,5 +1,7 @@
 """Names of labels: those of the data or of the user, and examples that do not fit them."""
 
+import re
+
 from kbert.errors import UserError
 
 
@@ -11,7 +13,7 @@ def _found(example):
 
 
 def _sort_key(name):
-    return (0, int(name), "") if name.lstrip("-").isdigit() else (1, 0, name)
+    return (0, int(name), "") if re.fullmatch(r"-?[0-9]+", name) else (1, 0, name)
 
 
 def label_names(examples):
@@ -22,7 +24,7 @@ def label_names(examples):
 def label_numbers(names):
     """dict of name -> number; where names are not numbers themselves, "0" stands for the first."""
     numbers = {name: i for i, name in enumerate(names)}
-    if not any(name.isdigit() for name in names):
+    if not any(re.fullmatch(r"[0-9]+", name) for name in names):
         numbers |= {str(i): i for i in range(len(names))}
     return numbers
 

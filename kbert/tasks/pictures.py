@@ -8,6 +8,7 @@ import numpy as np
 
 LABEL_LENGTH = 28  # characters; longer names are cut in the middle
 MOST_NUMBERS = 40  # classes up to which the cells of a confusion matrix have numbers
+MOST_CLASSES = 200  # of a confusion matrix
 MOST_LABELS = 128  # tokens up to which each row of a heat map has its label
 MAP_PIXELS = 120  # least width of a heat map in a grid
 MOST_MAP_PIXELS = 160  # and most; of larger ones, the largest weight of each few tokens
@@ -21,8 +22,10 @@ def confusion_matrix_picture(path, labels, predictions, names):
     Args:
         path: of the PNG; its folder must exist.
         labels, predictions: (N,) int, numbers of classes.
-        names: of the C classes, in the order of their numbers.
+        names: of the C classes, in the order of their numbers; nothing is written for over 200.
     """
+    if len(names) > MOST_CLASSES:
+        return
     names, families, note = picture_labels(names)
     C = len(names)
     counts = np.zeros((C, C), np.int64)

@@ -1,5 +1,6 @@
 """What a model says of texts: one class for every task, a method for each."""
 
+import functools
 import warnings
 
 import numpy as np
@@ -24,7 +25,7 @@ from kbert.tasks.inference import Forward
 from kbert.tasks.tasks import softmax, text_items
 
 POOLINGS = ("mean", "cls")
-_MASKS = 16  # filled at most in one text
+MOST_MASKS = 16  # filled at most in one text
 _CLASSIFIERS = {None: "classify", "single_label_classification": "classify"}
 _CLASSIFIERS |= {"regression": "regress", "multi_label_classification": "multilabel"}
 
@@ -51,6 +52,7 @@ class Predictor:
         self.advance = advance
         self._batch_size = batch_size
         self._load = None
+        self._forwards = {}
 
     @classmethod
     def from_pretrained(cls, folder, dtype=None, batch_size=32, advance=None):
@@ -157,6 +159,11 @@ class Predictor:
         """
         self._model(BertForMultipleChoice)
         choices = _same_length(texts, choices, "choices")
+        counts = {len(some) for some in choices}
+        if len(counts) > 1 or min(counts, default=2) < 2:
+            raise UserError(
+                f"all texts must have as many choices, at least 2; got {sorted(counts)}."
+            )
         examples = [ChoiceExample("", t, tuple(c)) for t, c in zip(texts, choices, strict=True)]
         return self.predictions(self.task("choice"), examples)
 
@@ -166,7 +173,7 @@ class Predictor:
         items = text_items(
             self.tokenizer, texts, _same_length(texts, pairs, "pairs"), self._max_seq_length()
         )
-        forward = self._make_forward(model, lambda outputs, _: {"logits": outputs["logits"]})
+        forward = self._forward_of("nsp", model, lambda outputs, _: {"logits": outputs["logits"]})
         return [{"is_next": float(softmax(o["logits"])[0])} for o in forward(items, self.advance)]
 
     def embed(self, texts, pooling="mean", normalize=True):
@@ -192,7 +199,7 @@ class Predictor:
             return {"embedding": tf.math.l2_normalize(x, axis=-1) if normalize else x}
 
         items = text_items(self.tokenizer, texts, None, self._max_seq_length())
-        found = self._make_forward(model, pick)(items, self.advance)
+        found = self._forward_of(("embed", pooling, normalize), model, pick)(items, self.advance)
         if not found:
             return np.zeros((0, model.config.hidden_size), np.float32)
         return np.stack([output["embedding"] for output in found])
@@ -217,30 +224,32 @@ class Predictor:
         Raises:
             UserError: a text without [MASK], or with more than 16; or the mask is cut off.
         """
-        model = self._model(BertForMaskedLM)
-        tokenizer = BertTokenizer(
-            self.tokenizer.vocab, special_tokens_in_text=True, **self.tokenizer.settings
-        )
+        model, tokenizer = self._model(BertForMaskedLM), self._mask_tokenizer
+        if not 1 <= k <= model.config.vocab_size:
+            raise UserError(
+                f"k must be 1 to {model.config.vocab_size}, the words there are; got {k}."
+            )
         items = text_items(tokenizer, texts, None, self._max_seq_length())
         places = [np.flatnonzero(item.input_ids == tokenizer.mask_id) for item in items]
         for text, mine in zip(texts, places, strict=True):
-            if not 0 < len(mine) <= _MASKS:
+            if not 0 < len(mine) <= MOST_MASKS:
                 raise UserError(
-                    f"a text to fill must have 1 to {_MASKS} [MASK] within its first "
+                    f"a text to fill must have 1 to {MOST_MASKS} [MASK] within its first "
                     f"{self._max_seq_length()} tokens; got {len(mine)} in {text[:60]!r}."
                 )
 
         def masked_logits(features, training):
             masked = tf.equal(features["input_ids"], tokenizer.mask_id)
             first = tf.argsort(tf.cast(masked, tf.int32), direction="DESCENDING", stable=True)
-            return model({**features, "masked_positions": first[:, :_MASKS]}, training=training)
+            return model({**features, "masked_positions": first[:, :MOST_MASKS]}, training=training)
 
         def pick(outputs, features):
             best = tf.math.top_k(tf.nn.softmax(outputs["logits"]), k)  # (B, 16, k)
             return {"scores": best.values, "ids": best.indices}
 
         found = []
-        outputs = self._make_forward(masked_logits, pick)(items, self.advance)
+        forward = self._forward_of(("fill_mask", k), masked_logits, pick)
+        outputs = forward(items, self.advance)
         for text, mine, output in zip(texts, places, outputs, strict=True):
             masks = [
                 [
@@ -256,7 +265,7 @@ class Predictor:
 
     def _model(self, model_class):
         if self._load is not None and not isinstance(self.model, model_class):
-            self.model = self._load(model_class)
+            self.model, self._forwards = self._load(model_class), {}
         if not isinstance(self.model, model_class):
             raise UserError(
                 f"this needs a {model_class.__name__}; the model is a {type(self.model).__name__}."
@@ -293,10 +302,22 @@ class Predictor:
             before, done = int(done), done + count * texts / len(items)
             advance(int(round(done, 6)) - before)
 
-        return self._make_forward(self.model, task.pick)(items, advance and share)
+        forward = self._forward_of(type(task), self.model, task.pick)
+        return forward(items, advance and share)
 
-    def _make_forward(self, model, pick):
-        return Forward(model, pick, self.tokenizer.pad_id, self._max_seq_length(), self._batch_size)
+    def _forward_of(self, key, model, pick):
+        """The Forward that is kept under a key: what TensorFlow traced once serves again."""
+        if key not in self._forwards:
+            self._forwards[key] = Forward(
+                model, pick, self.tokenizer.pad_id, self._max_seq_length(), self._batch_size
+            )
+        return self._forwards[key]
+
+    @functools.cached_property
+    def _mask_tokenizer(self):
+        return BertTokenizer(
+            self.tokenizer.vocab, special_tokens_in_text=True, **self.tokenizer.settings
+        )
 
 
 def _similar(ours, asked):

@@ -39,7 +39,7 @@ class Tagging(Task):
     def __init__(self, tokenizer, label_names=None, max_seq_length=128):
         super().__init__(tokenizer, label_names, max_seq_length)
         self._starts_word = np.array([not w.startswith(CONTINUATION) for w in tokenizer.vocab])
-        if label_names and any(name.startswith("B-") for name in label_names):
+        if label_names and any(name.startswith(("B-", "I-")) for name in label_names):
             self.metric = "entity_f1"
 
     def encode(self, examples, class_weights=None):
@@ -161,7 +161,7 @@ class Tagging(Task):
         lasts = np.append(firsts[1:], len(starts)) - 1
         best = shares[firsts].argmax(axis=-1)
         tags = [self.label_names[i] for i in best]
-        if any(name.startswith("B-") for name in self.label_names):
+        if any(name.startswith(("B-", "I-")) for name in self.label_names):
             groups = scores.entity_spans(tags)
         else:
             groups = [(tag, i, i + 1) for i, tag in enumerate(tags)]
@@ -181,8 +181,7 @@ class QuestionAnswering(Task):
     Args:
         tokenizer, max_seq_length: as for `Task`.
         doc_stride, max_query_length: of `kbert.data.windows.question_windows`.
-        max_answer_length, allow_no_answer, null_threshold: of `kbert.tasks.answers.best_answers`;
-            a null_threshold of None is 0, or what `scores` finds to be the best on its examples.
+        max_answer_length, allow_no_answer, null_threshold: of `kbert.tasks.answers.best_answers`.
     """
 
     model_class = BertForQuestionAnswering
@@ -196,7 +195,7 @@ class QuestionAnswering(Task):
         max_query_length=64,
         max_answer_length=30,
         allow_no_answer=False,
-        null_threshold=None,
+        null_threshold=0.0,
     ):
         super().__init__(tokenizer, None, max_seq_length)
         self.doc_stride = doc_stride
@@ -241,29 +240,17 @@ class QuestionAnswering(Task):
             [output["end_logits"] for output in outputs],
             max_answer_length=self.max_answer_length,
             allow_no_answer=self.allow_no_answer,
-            null_threshold=self.null_threshold or 0.0,
+            null_threshold=self.null_threshold,
         )
 
+    def find_threshold(self, examples, predictions):
+        """Predicts "no answer" from now on where that is best for these examples."""
+        self.null_threshold, _ = best_null_threshold(examples, predictions)
+
     def scores(self, examples, predictions):
-        found = {}
-        threshold = self.null_threshold
-        if self.allow_no_answer and threshold is None:
-            threshold, _ = best_null_threshold(examples, predictions)
-            found["null_threshold"] = threshold
-        answers = {
-            example.id: answer_text(answer, self.allow_no_answer, threshold or 0.0)
-            for example, answer in zip(examples, predictions, strict=True)
-        }
-        return {**squad_scores(examples, answers), **found}
-
-
-def answer_text(answer, allow_no_answer, null_threshold):
-    """The text of one of `best_answers` at another threshold; "" for none."""
-    spans = [candidate for candidate in answer["n_best"] if candidate["start"] is not None]
-    if not spans:
-        return ""
-    none = allow_no_answer and answer["no_answer_score"] - spans[0]["score"] > null_threshold
-    return "" if none else spans[0]["text"]
+        answers = {e.id: found["text"] for e, found in zip(examples, predictions, strict=True)}
+        scores = squad_scores(examples, answers)
+        return scores | ({"null_threshold": self.null_threshold} if self.allow_no_answer else {})
 
 
 def _tags(examples, predictions):

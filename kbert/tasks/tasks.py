@@ -242,6 +242,9 @@ class Choice(Task):
 
     model_class = BertForMultipleChoice
 
+    def config_fields(self):
+        return {}
+
     def encode(self, examples, class_weights=None):
         texts = [example.text for example in examples for _ in example.choices]
         choices = [choice for example in examples for choice in example.choices]

@@ -70,7 +70,7 @@ def find_devices(config):
     replicas = len(devices) if mirrored else 1
     if config.global_batch_size % (replicas * config.accumulation_steps):
         raise UserError(
-            f"global_batch_size must be divisible by replicas x accumulation_steps; got "
+            f"the batch must be divisible by replicas x accumulation_steps; got "
             f"{config.global_batch_size} and {replicas} x {config.accumulation_steps}. Take "
             f"{_next_multiple(config.global_batch_size, replicas * config.accumulation_steps)}"
             f"{', or --distribution=one_device' if replicas > 1 else ''}."
@@ -94,7 +94,7 @@ def _split_cpu(count):
         if len(tf.config.list_logical_devices("CPU")) != count:
             raise UserError(
                 f"cpu_devices={count} comes too late: TensorFlow runs already in this process. "
-                f"Start kbert.pretrain as a program."
+                f"Start kbert as a program."
             ) from error
 
 

@@ -57,7 +57,7 @@ class Finetuning(Run):
     fixed = (
         *("task", "max_seq_length", "batch_size", "optimizer", "seed", "class_weights"),
         *("freeze_embeddings", "freeze_layers", "lora_rank", "lora_alpha", "layer_decay"),
-        "bias_correction",
+        *("bias_correction", "labels"),
         *("doc_stride", "max_query_length"),
     )
 
@@ -82,6 +82,7 @@ class Finetuning(Run):
         }
         self.examples = examples
         self.metric = config.best_metric or self.task.metric
+        self.patience = config.early_stopping
         items = self.encoded["train"].items
         self.batches = ItemBatches(
             items, config.batch_size, config.max_seq_length, self.tokenizer.pad_id, config.seed
@@ -104,9 +105,9 @@ class Finetuning(Run):
             names = read_label_names(config.labels)
         else:
             names = label_names(examples["train"])
-        if len(names) < 2 and config.task != "multilabel":
+        if len(names) < (1 if config.task == "multilabel" else 2):
             raise UserError(
-                f"{config.train_file} has only the label {shown(names)}; there must be at least 2. "
+                f"{config.train_file} has too few labels ({shown(names) or 'none'}) to tell apart. "
                 f"Check --label_column."
             )
         examples = {
@@ -129,7 +130,7 @@ class Finetuning(Run):
             raise UserError(
                 f"max_seq_length must be at most {theirs.max_position_embeddings}, the positions "
                 f"that {folder} has; got {self.config.max_seq_length}. Longer texts are cut, or "
-                f"with --task=qa and tag read in windows."
+                f"with --task=qa read in windows."
             )
         return BertConfig(**fields)
 
@@ -175,13 +176,16 @@ class Finetuning(Run):
             self.model.load_pretrained(folder, leave_out=leave_out)
         for warning in caught:
             say(f"note: {warning.message}")
-        self._check_best_metric()
+        if leave_out:
+            say(f"note: the head is new; one in {folder} would be for other labels")
         return f"the weights of {folder}"
 
     def _check_best_metric(self):
         """Refuses a metric that there is not, before any work is done."""
         if self.config.best_metric and "eval" in self.examples:
             scores = self._score("eval", limit=8)[0]
+            if self.metric not in scores:  # some need examples of all kinds
+                scores = self._score("eval")[0]
             if not isinstance(scores.get(self.metric), float):
                 names = ", ".join(name for name, value in scores.items() if type(value) is float)
                 raise UserError(
@@ -209,22 +213,22 @@ class Finetuning(Run):
         )
         if self.task.label_names:
             say(f"labels: {shown(self.task.label_names)}")
-        items = self.encoded["train"].items
-        full = sum(item.length == config.max_seq_length for item in items)
-        if full and config.task != "qa":
-            say(
-                f"note: {full:,} of {len(items):,} training examples fill --max_seq_length="
-                f"{config.max_seq_length}: what is longer is cut"
-            )
+        for name, encoded in self.encoded.items():
+            full = sum(item.length == config.max_seq_length for item in encoded.items)
+            if full and config.task != "qa":
+                say(
+                    f"note: {full:,} of {len(encoded.items):,} {name} examples fill "
+                    f"--max_seq_length={config.max_seq_length}: what is longer is cut"
+                )
         if not config.eval_file:
             say("no --eval_file: the weights of the last step are taken")
+        self._check_best_metric()
 
     def evaluation(self):
         if "eval" not in self.examples:
             return None
         scores = self._score("eval")[0]
         value = scores[self.metric]
-        self._keep_threshold(scores)
         metrics = {f"eval_{name}": v for name, v in scores.items() if isinstance(v, (int, float))}
         return metrics, -value if self.metric in _LESS_IS_BETTER else value
 
@@ -237,20 +241,17 @@ class Finetuning(Run):
 
     def finish(self, results):
         path = self.folder / "results.json"
-        if path.exists() and not results:  # this process has taken no step
-            return json.loads(path.read_text(encoding="utf-8"))
         if "eval" in self.examples:
             self.model.load_pretrained(self.folder / "best")
-        results = {}
+        results, predictions = {}, {}
         for name in ("eval", "test"):
             if name in self.examples:
-                results[name], predictions = self._score(name)
-                self._write_predictions(name, predictions)
-                if name == "eval":
-                    self._keep_threshold(results[name])
+                results[name], predictions[name] = self._score(name)
         scratch = self.folder / ".results.json.partial"
         scratch.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         scratch.replace(path)
+        for name, found in predictions.items():
+            self._write_predictions(name, found)
         if results:
             say(f"scores: {path}; reports and predictions beside it")
         return results
@@ -261,13 +262,13 @@ class Finetuning(Run):
         if limit is not None:
             examples = examples[:limit]
             encoded = self.task.encode(examples)
-        predictions = self.task.predictions(examples, encoded, self.forward(encoded.items))
+        outputs = self.forward(encoded.items)
+        predictions = self.task.predictions(examples, encoded, outputs)
+        fitted = self.config.null_threshold is None and getattr(self.task, "allow_no_answer", False)
+        if fitted and name == "eval":
+            self.task.find_threshold(examples, predictions)
+            predictions = self.task.predictions(examples, encoded, outputs)
         return self.task.scores(examples, predictions), predictions
-
-    def _keep_threshold(self, scores):
-        """Predicts "no answer" from now on where it is best on the evaluation file."""
-        if "null_threshold" in scores and self.config.null_threshold is None:
-            self.found_threshold = scores["null_threshold"]
 
     def _write_predictions(self, name, predictions):
         examples = self.examples[name]
@@ -289,7 +290,7 @@ class Finetuning(Run):
 
     def write_pretrained(self, folder, weights):
         super().write_pretrained(folder, weights)
-        write_task(folder, self.task, self.config.task, getattr(self, "found_threshold", None))
+        write_task(folder, self.task, self.config.task)
 
 
 def _fingerprint(items):

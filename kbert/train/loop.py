@@ -66,11 +66,12 @@ class Run:
     Attributes:
         part: folder inside the run's. program: to go on with. fixed: settings that make the run
             what it is; with another value of one it would be another run.
+        patience: int, evaluations without a better one after which the run ends, or None.
         train_steps, eval_every_steps: int. bert_config, tokenizer, schedule, objective: set by
             `find`. step: int, steps taken. best: value of the best evaluation so far, or None.
     """
 
-    part = program = None
+    part = program = patience = None
     fixed = ()
 
     @staticmethod
@@ -231,16 +232,16 @@ class Run:
         if not self.complete:
             say(f"stopped and saved at step {self.step}. Go on with:\n  {self._resume_command()}")
             return results
-        self._replace("final", self._plain_weights())
+        weights = self._plain_weights()
         results = self.finish(results)
+        self._replace("final", weights)
         say(f"done: weights in {self.folder / 'final'}, curves in {self.folder / 'metrics.jsonl'}")
         return results
 
     @property
     def complete(self):
         """Whether there is no step left to take."""
-        patience = getattr(self.config, "early_stopping", None)
-        stale = patience is not None and self.evaluations_since_best >= patience
+        stale = self.patience is not None and self.evaluations_since_best >= self.patience
         return self.step >= self.train_steps or stale
 
     def _batches(self, steps):
@@ -312,6 +313,7 @@ class Run:
 
     def _evaluate(self, writer):
         """Returns the held-out metrics; keeps the weights if they are the best so far."""
+        self.background.wait()  # what is being written tells what the last evaluation found
         begin = time.perf_counter()
         evaluation = self.evaluation()
         self.evaluation_due = False
@@ -333,7 +335,7 @@ class Run:
     def _save(self):
         """Writes a checkpoint while the next steps are taken."""
         self.background.wait()
-        weights = self._on_host(self.model.named_weights())
+        weights = self._plain_weights()
         optimizer = self._on_host(self.train_step.named_variables())
         state = {
             "settings": flags.as_dict(self.config),

@@ -100,7 +100,7 @@ class TaskObjective:
         task: `kbert.tasks.tasks.Task`, which gives the losses.
     """
 
-    names = ("loss", "correct", "count", "tokens", "examples")
+    names = ("loss", "correct", "count", "tokens")
 
     def __init__(self, task):
         self._task = task
@@ -113,13 +113,11 @@ class TaskObjective:
         """dict of `names` -> float32 scalar."""
         losses, correct = self._task.losses(outputs, features["labels"])
         weights = features["label_weights"]
-        present = tf.reduce_any(tf.reshape(weights > 0, (tf.shape(weights)[0], -1)), axis=1)
         return {
             "loss": tf.reduce_sum(losses * weights),
             "correct": tf.reduce_sum(correct * weights),
             "count": tf.reduce_sum(weights),
             "tokens": tf.cast(tf.reduce_sum(features["attention_mask"]), tf.float32),
-            "examples": tf.reduce_sum(tf.cast(present, tf.float32)),
         }
 
     def loss(self, sums, count):
@@ -127,7 +125,7 @@ class TaskObjective:
         return sums["loss"] / tf.maximum(count, 1e-6)
 
     def metrics(self, sums):
-        """dict of loss and, but for numbers, accuracy; nan if no step counted."""
+        """dict of loss and accuracy (weighted as the loss is, 0 for numbers); nan without steps."""
         count = sums["count"] or math.nan
         return {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count}
 

@@ -76,7 +76,7 @@ def finetune_line(step, train_steps, epoch, metrics, eta_seconds):
 def scores_line(step, metrics, best_metric, better):
     """Scores of an evaluation, that by which the best weights are chosen first."""
     first = f"eval_{best_metric}"
-    names = [first, *(name for name in metrics if name != first)][:6]
+    names = [first, *(name for name in metrics if name != first)][:4]
     scores = " | ".join(f"{name[5:]} {metrics[name]:.4f}" for name in names)
     return f"eval at step {step:,} | {scores}{' | best so far' if better else ''}"
 

@@ -65,13 +65,14 @@ class TrainStep:
         return named
 
     def named_variables(self):
-        """What a step changes besides the model's named weights: dict of name -> Keras variable."""
+        """What a checkpoint keeps besides the weights it shows: dict of name -> Keras variable."""
         weights = self._named_weights()
         names = {id(weight): name for name, weight in weights.items()}
         names = [names[id(variable)] for variable in self.model.trainable_variables]
         named = self.optimizer.named_variables(names)
-        own = self.model.named_weights()
-        named |= {name: weight for name, weight in weights.items() if name not in own}
+        for name in self.model.adapters():  # a checkpoint's weights have the adapters merged
+            parts = (weights[name], weights[f"{name}/lora_a"], weights[f"{name}/lora_b"])
+            named |= dict(zip((f"{name}/base", f"{name}/a", f"{name}/b"), parts, strict=True))
         if self.loss_scale is not None:
             named |= {"loss_scale/scale": self.loss_scale, "loss_scale/good": self._good_steps}
         return named
