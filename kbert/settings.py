@@ -179,12 +179,8 @@ class ColumnConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(TrainingConfig, ColumnConfig):
-    """Settings of a fine-tuning run, one flag each.
-
-    Raises:
-        UserError: a value has the wrong type, is out of range, or contradicts another.
-    """
+class ExampleConfig(ColumnConfig):
+    """What labelled examples are for; what `kbert.data.examples.read_examples` takes."""
 
     task: str | None = setting(
         None,
@@ -192,6 +188,19 @@ class FinetuneConfig(TrainingConfig, ColumnConfig):
         "tag (a label for each word), qa (an answer in a text), choice (one of several texts)",
         choices=TASKS,
     )
+
+    def __post_init__(self):
+        check_settings(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainingConfig, ExampleConfig):
+    """Settings of a fine-tuning run, one flag each.
+
+    Raises:
+        UserError: a value has the wrong type, is out of range, or contradicts another.
+    """
+
     init_from: str | None = setting(
         None,
         "weights to start from: RUN/pretrain/final, a folder of google-research/bert, HF or "
@@ -294,15 +303,12 @@ class FinetuneConfig(TrainingConfig, ColumnConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(ColumnConfig):
+class EvaluateConfig(ExampleConfig):
     """Settings of `kbert.evaluate`, one flag each."""
 
     model: str | None = setting(None, "fine-tuned weights, such as RUN/finetuning/best")
     eval_file: str | None = setting(None, "labelled examples, in the formats of kbert.finetune")
     results_file: str | None = setting(None, "JSON file to write the scores to")
-    task: str | None = setting(
-        None, "task of a folder that kbert.finetune has not written", choices=TASKS
-    )
     batch_size: int = setting(32, "examples computed at a time", at_least=1)
     precision: str = setting(
         "float32", "dtype policy of the model", choices=("float32", "mixed_bfloat16")

@@ -324,7 +324,7 @@ def test_a_head_for_the_same_labels_is_taken_along(settings, tmp_path, capsys):
     assert "sequence_classifier" not in capsys.readouterr().out
     other = settings("pair", init_from=best, epochs=0.1)
     finetune(other, tmp_path / "three")
-    assert "has no sequence_classifier: left as initialised" in capsys.readouterr().out
+    assert f"note: {best} has a head for other labels; it is not taken" in capsys.readouterr().out
 
 
 def test_a_test_file_alone(settings, tmp_path, capsys):

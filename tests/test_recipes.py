@@ -1,5 +1,6 @@
 """What a reader is told to run: flagfiles, README commands, CI."""
 
+import json
 import pathlib
 import re
 import subprocess
@@ -10,14 +11,22 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 FLAGFILES = sorted((ROOT / "configs").glob("*.flags"))
 READ = (
-    "import sys; from absl import flags; import kbert.pretrain; from kbert.flags import read;"
-    "from kbert.settings import PretrainConfig;"
-    "flags.FLAGS(sys.argv[:1] + ['--flagfile=' + sys.argv[1]]); print(read(PretrainConfig))"
+    "import sys; from absl import flags; from kbert import settings;"
+    "from kbert.flags import define, read;"
+    "flags.DEFINE_string('output_dir', None, ''); config = getattr(settings, sys.argv[1]);"
+    "define(config); flags.FLAGS(sys.argv[1:]); print(read(config))"
 )
 
 
+def program_of(path):
+    """The program that a flagfile is for, and the class of its settings."""
+    tuned = path.stem.startswith("finetune_")
+    return ("finetune", "FinetuneConfig") if tuned else ("pretrain", "PretrainConfig")
+
+
 def settings_of(path):
-    done = subprocess.run([sys.executable, "-c", READ, path], capture_output=True, text=True)
+    arguments = [program_of(path)[1], "--init_from=x", f"--flagfile={path}"]
+    done = subprocess.run([sys.executable, "-c", READ, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -25,17 +34,20 @@ def settings_of(path):
 def test_all_recipes_are_there():
     names = {path.stem for path in FLAGFILES}
     assert names >= {"quick", "base", "large", "base_phase2", "whole_word", "large_lamb"}
+    tasks = ("quick", "sentiment", "titles", "entities", "questions", "pairs")
+    assert names >= {f"finetune_{name}" for name in tasks}
 
 
 @pytest.mark.parametrize("path", FLAGFILES, ids=lambda path: path.stem)
 def test_a_flagfile_parses_and_tells_what_it_is(path):
     printed = settings_of(path)
-    assert "PretrainConfig(" in printed
+    program, config = program_of(path)
+    assert f"{config}(" in printed
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     for entry in (
         "# What",
         "# Expect",
-        f"# Command    python -m kbert.pretrain --flagfile=configs/{path.name}",
+        f"# Command    python -m kbert.{program} --flagfile=configs/{path.name}",
     ):
         assert any(line.startswith(entry) for line in header), entry
     for line in path.read_text().splitlines():
@@ -63,8 +75,11 @@ def test_ci_runs_the_commands_of_the_readme():
         assert command in ci
 
 
-def test_commands_of_the_readme_name_files_and_flags_that_exist():
-    for command in commands_of((ROOT / "README.md").read_text()):
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.stem
+)
+def test_commands_name_files_and_flags_that_exist(page):
+    for command in commands_of(page.read_text()):
         for program in re.findall(r"python -m (kbert\.\w+)", command):
             helped = subprocess.run(
                 [sys.executable, "-m", program, "--helpfull"], capture_output=True, text=True
@@ -87,6 +102,13 @@ def test_quick_learns_and_the_python_of_the_readme_runs_on_it(tmp_path):
         r"mlm ([\d.]+) \(unigram entropy ([\d.]+)\) .* nsp [\d.]+ acc ([\d.]+)", last
     ).groups()
     assert float(loss) < float(entropy) - 0.3 and float(nsp_accuracy) > 0.6
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 2
-    subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, check=True, timeout=900)
+    flagfile = f"--flagfile={ROOT}/configs/finetune_quick.flags"
+    program = [sys.executable, "-m", "kbert.finetune", flagfile]
+    subprocess.run(program, cwd=tmp_path, capture_output=True, check=True, timeout=900)
+    results = json.loads((tmp_path / "saved_model/quick/finetuning/results.json").read_text())
+    assert results["eval"]["accuracy"] > 0.7
+    for page in ("README.md", "docs/finetuning.md"):
+        blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+        assert len(blocks) == 2, page
+        script = "\n".join(blocks)
+        subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=900)

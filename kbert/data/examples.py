@@ -81,8 +81,8 @@ def read_examples(source, config, labelled=True, report=print):
     Args:
         source: path, a name that begins with tfds:, or one of `SAMPLES`, which come with kbert:
             who wrote this? (task classify, label_column author).
-        config: has the fields task, text_column, text_pair_column, label_column, choice_columns,
-            header and skip_bad_lines of `kbert.settings`.
+        config: ExampleConfig, or what has its fields task, text_column, text_pair_column,
+            label_column, choice_columns, header and skip_bad_lines.
         labelled: False: labels are neither needed nor read.
         report: called with a line that tells how many examples were left out, if any.
 

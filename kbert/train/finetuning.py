@@ -11,7 +11,7 @@ from kbert.data.examples import read_examples, read_label_names
 from kbert.data.finetuning import ItemBatches
 from kbert.data.tokenizer import BertTokenizer
 from kbert.errors import UserError
-from kbert.model.weights import open_weights
+from kbert.model.weights import open_weights, part_of
 from kbert.tasks import pictures
 from kbert.tasks.folders import LABELLED_TASKS, make_task, write_task
 from kbert.tasks.inference import Forward
@@ -119,11 +119,13 @@ class Finetuning(Run):
         return names, examples
 
     def _bert_config(self, folder):
-        with open_weights(folder, parts=self.task.model_class.heads) as (theirs, _):
-            pass
+        heads = self.task.model_class.heads
+        with open_weights(folder, parts=heads) as (theirs, weights):
+            there = {part_of(name) for name in weights}
         fields = theirs.to_dict() | self.task.config_fields()
         # A head of the folder is taken if it says the same about the same labels.
-        self.same_labels = all(getattr(theirs, n) == fields[n] for n in self.task.config_fields())
+        same_labels = all(getattr(theirs, n) == fields[n] for n in self.task.config_fields())
+        self.heads_left_out = () if same_labels else tuple(there & set(heads))
         if self.config.classifier_dropout is not None:
             fields["classifier_dropout"] = self.config.classifier_dropout
         if self.config.max_seq_length > theirs.max_position_embeddings:
@@ -172,12 +174,12 @@ class Finetuning(Run):
     def initialize_from(self, folder):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            leave_out = () if self.same_labels else tuple(self.task.model_class.heads)
-            self.model.load_pretrained(folder, leave_out=leave_out)
+            self.model.load_pretrained(folder, leave_out=self.heads_left_out)
         for warning in caught:
-            say(f"note: {warning.message}")
-        if leave_out:
-            say(f"note: the head is new; one in {folder} would be for other labels")
+            if not self.heads_left_out:
+                say(f"note: {warning.message}")
+        if self.heads_left_out:
+            say(f"note: {folder} has a head for other labels; it is not taken")
         return f"the weights of {folder}"
 
     def _check_best_metric(self):
