@@ -125,6 +125,11 @@ def _csv_rows(path):
         except StopIteration:
             return
         except csv.Error as error:
+            if "unexpected end" in str(error):  # all that follows would be lost unseen
+                raise UserError(
+                    f"{path}: the quotes that open in line {number} are not closed. Mend them, or "
+                    f"save the table with tabs as .tsv, where quotes are text."
+                ) from None
             yield number, BadExample(f"the quotes are not those of CSV: {error}")
 
 
