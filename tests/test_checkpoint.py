@@ -71,7 +71,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, nam
     assert len(lines) == 1 and "step_00000002 is damaged" in lines[0]
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", "", '{"format": 2, "step": 2}'])
+@pytest.mark.parametrize("text", ["[]", "{}", "", '{"format": 3, "step": 2}'])
 def test_a_state_file_that_is_none(tmp_path, text):
     checkpoints = saved(tmp_path, [1, 2])
     (checkpoints.path(2) / "state.json").write_text(text)
@@ -81,8 +81,8 @@ def test_a_state_file_that_is_none(tmp_path, text):
 
 def test_a_checkpoint_of_another_version_is_neither_taken_nor_passed_over(tmp_path):
     checkpoints = saved(tmp_path, [1, 2])
-    (checkpoints.path(2) / "state.json").write_text('{"format": 3}')
-    with pytest.raises(UserError, match=r"step_00000002 has format 3; this kbert reads 2. Use the"):
+    (checkpoints.path(2) / "state.json").write_text('{"format": 4}')
+    with pytest.raises(UserError, match=r"step_00000002 has format 4; this kbert reads 3. Use the"):
         checkpoints.newest(print)
 
 
