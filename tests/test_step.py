@@ -233,9 +233,9 @@ def test_a_gradient_that_is_not_finite_at_scale_one_counts(monkeypatch):
     step = make_step(precision="mixed_float16")
     step.loss_scale.assign(1.0)
     monkeypatch.setattr(
-        step_module,
-        "pretraining_loss",
-        lambda sums, *_: (sums["mlm_loss"] + sums["nsp_loss"]) * 1e38,
+        PretrainingObjective,
+        "loss",
+        lambda self, sums, count: (sums["mlm_loss"] + sums["nsp_loss"]) * 1e38,
     )
     rows = take(step)
     assert (rows["overflows"][0], rows["not_finite"][0]) == (0, 1) and scale_of(step)[0] == 1.0
