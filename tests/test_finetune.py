@@ -305,7 +305,11 @@ def test_class_weights(settings, files, pretrained):
     items = run.task.encode(examples, weights).items
     assert sum(item.label_weights for item in items) == pytest.approx(16)
     assert float(items[5].label_weights) == pytest.approx(16 / 6)
-    assert Weighted(settings(class_weights="1,2,0.5"))._class_weights(examples) == [1, 2, 0.5]
+    assert Weighted(settings(class_weights="1,2,0.5"))._class_weights(examples).tolist() == [
+        1,
+        2,
+        0.5,
+    ]
     assert Weighted(settings())._class_weights(examples) is None
 
 

@@ -44,7 +44,7 @@ def test_texts_are_those_of_the_tokenizer(tokenizer):
 
 def test_pairs_are_cut_at_the_longer_part_and_weighted(tokenizer):
     example = TextExample("", "the cat sat on a mat", "dog ran", "b")
-    (item,) = Classification(tokenizer, ("a", "b"), 8).encode([example], [0.5, 3.0]).items
+    (item,) = Classification(tokenizer, ("a", "b"), 8).encode([example], np.array([0.5, 3.0])).items
     assert words(tokenizer, item.input_ids) == "[CLS] the cat sat [SEP] dog ran [SEP]"
     assert item.token_type_ids.tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
     assert float(item.label_weights) == 3

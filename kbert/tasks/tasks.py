@@ -4,6 +4,7 @@ A task turns examples into items, knows the loss of its model, and turns what th
 into predictions, which are dicts that JSON can hold.
 """
 
+import abc
 import dataclasses
 
 import numpy as np
@@ -57,7 +58,7 @@ def softmax(logits):
     return exponents / exponents.sum(axis=-1, keepdims=True)
 
 
-class Task:
+class Task(abc.ABC):
     """What the tasks share.
 
     Args:
@@ -87,54 +88,65 @@ class Task:
             "problem_type": self.problem_type,
         }
 
+    @abc.abstractmethod
     def encode(self, examples, class_weights=None):
         """Encoded examples, labelled if the examples are.
 
         Args:
-            examples: list of the task's examples. class_weights: list of C floats, or None.
+            examples: list of the task's examples. class_weights: (C,) floats, or None.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def losses(self, outputs, labels):
         """The loss of each label and whether it is predicted, float32, of the weights' shape."""
-        raise NotImplementedError
 
     def pick(self, outputs, features):
         """What is needed of a model's outputs for predictions."""
         return {"logits": outputs["logits"]}
 
+    @abc.abstractmethod
     def predictions(self, examples, encoded, outputs):
         """A dict for each example. outputs: what `kbert.tasks.inference.Forward` returned."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def scores(self, examples, predictions):
         """dict of name -> float (or a dict of such), against the labels of the examples."""
-        raise NotImplementedError
 
     def report(self, examples, predictions):
         """A table for a person, or ""."""
         return ""
 
 
-class Classification(Task):
+class _TextTask(Task):
+    """A label of any kind for a text or a pair of texts."""
+
+    @abc.abstractmethod
+    def targets(self, examples):
+        """Array of what each example is labelled with, examples first."""
+
+    def encode(self, examples, class_weights=None):
+        pairs = None
+        if examples[0].text_pair is not None:
+            pairs = [example.text_pair for example in examples]
+        texts = [example.text for example in examples]
+        items = text_items(self.tokenizer, texts, pairs, self.max_seq_length)
+        if examples[0].label is not None:
+            targets = self.targets(examples)
+            weights = np.ones(len(targets)) if class_weights is None else class_weights[targets]
+            rows = zip(items, targets, weights, strict=True)
+            items = [labelled(item, target, target.dtype, weight) for item, target, weight in rows]
+        return Encoded(items)
+
+
+class Classification(_TextTask):
     """One of C labels for a text or a pair of texts."""
 
     problem_type = "single_label_classification"
 
-    def encode(self, examples, class_weights=None):
-        items = _items_of_texts(self, examples)
-        if examples[0].label is not None:
-            counts = class_weights or [1.0] * len(self.label_names)
-            numbers = self.numbers(examples)
-            items = [
-                labelled(i, n, np.int32, counts[n]) for i, n in zip(items, numbers, strict=True)
-            ]
-        return Encoded(items)
-
-    def numbers(self, examples):
-        """(N,) int, the number of each example's label."""
+    def targets(self, examples):
+        """(N,) int32, the number of each example's label."""
         numbers = label_numbers(self.label_names)
-        return np.array([numbers[example.label] for example in examples])
+        return np.array([numbers[example.label] for example in examples], np.int32)
 
     def losses(self, outputs, labels):
         return _choice_losses(outputs["logits"], labels)
@@ -156,27 +168,24 @@ class Classification(Task):
 
     def scores(self, examples, predictions):
         return scores.classification_scores(
-            self.numbers(examples), self.predicted_numbers(predictions), len(self.label_names)
+            self.targets(examples), self.predicted_numbers(predictions), len(self.label_names)
         )
 
     def report(self, examples, predictions):
         return scores.classification_report_text(
-            self.numbers(examples), self.predicted_numbers(predictions), self.label_names
+            self.targets(examples), self.predicted_numbers(predictions), self.label_names
         )
 
 
-class Regression(Task):
+class Regression(_TextTask):
     """A number for a text or a pair of texts, by least squares."""
 
     metric = "spearman"
     problem_type = "regression"
 
-    def encode(self, examples, class_weights=None):
-        items = _items_of_texts(self, examples)
-        if examples[0].label is not None:
-            labels = [example.label for example in examples]
-            items = [labelled(i, n, np.float32) for i, n in zip(items, labels, strict=True)]
-        return Encoded(items)
+    def targets(self, examples):
+        """(N,) float32."""
+        return np.array([example.label for example in examples], np.float32)
 
     def losses(self, outputs, labels):
         losses = tf.square(outputs["logits"][:, 0] - labels)
@@ -192,25 +201,18 @@ class Regression(Task):
         )
 
 
-class MultiLabel(Task):
+class MultiLabel(_TextTask):
     """Any number of C labels for a text: those with a probability above 1/2."""
 
     metric = "f1_micro"
     problem_type = "multi_label_classification"
 
-    def encode(self, examples, class_weights=None):
-        items = _items_of_texts(self, examples)
-        if examples[0].label is not None:
-            targets = self.targets(examples)
-            items = [labelled(i, row, np.float32) for i, row in zip(items, targets, strict=True)]
-        return Encoded(items)
-
     def targets(self, examples):
-        """(N, C) bool, the labels that each example has."""
+        """(N, C) float32, 1 for the labels that each example has."""
         numbers = label_numbers(self.label_names)
-        targets = np.zeros((len(examples), len(self.label_names)), bool)
+        targets = np.zeros((len(examples), len(self.label_names)), np.float32)
         for row, example in zip(targets, examples, strict=True):
-            row[[numbers[name] for name in example.label]] = True
+            row[[numbers[name] for name in example.label]] = 1
         return targets
 
     def losses(self, outputs, labels):
@@ -234,7 +236,7 @@ class MultiLabel(Task):
         predicted = [
             [name in found["labels"] for name in self.label_names] for found in predictions
         ]
-        return scores.multilabel_scores(self.targets(examples), np.array(predicted))
+        return scores.multilabel_scores(self.targets(examples) > 0, np.array(predicted))
 
 
 class Choice(Task):
@@ -275,13 +277,6 @@ class Choice(Task):
     def scores(self, examples, predictions):
         right = [e.label == p["choice"] for e, p in zip(examples, predictions, strict=True)]
         return {"accuracy": float(np.mean(right))}
-
-
-def _items_of_texts(task, examples):
-    pairs = None
-    if examples[0].text_pair is not None:
-        pairs = [example.text_pair for example in examples]
-    return text_items(task.tokenizer, [e.text for e in examples], pairs, task.max_seq_length)
 
 
 def _choice_losses(logits, labels):

@@ -87,7 +87,6 @@ class Finetuning(Run):
         self.batches = ItemBatches(
             items, config.batch_size, config.max_seq_length, self.tokenizer.pad_id, config.seed
         )
-        self.dataset = self.batches.dataset
         epoch = self.batches.steps_per_epoch
         self.train_steps = max(1, round(config.epochs * epoch))
         self.eval_every_steps = config.eval_every_steps or epoch
@@ -137,13 +136,13 @@ class Finetuning(Run):
         return BertConfig(**fields)
 
     def _class_weights(self, examples):
-        """What each class counts: list of C floats, or None."""
+        """What each class counts: (C,) floats, or None."""
         asked, names = self.config.class_weights, self.task.label_names
         if asked is None:
             return None
         if asked == "balanced":
-            counts = np.bincount(self.task.numbers(examples), minlength=len(names))
-            return [len(examples) / (len(names) * count) if count else 0.0 for count in counts]
+            counts = np.bincount(self.task.targets(examples), minlength=len(names))
+            return len(examples) / (len(names) * np.maximum(counts, 1))
         try:
             weights = [float(part) for part in asked.split(",")]
         except ValueError:
@@ -153,7 +152,10 @@ class Finetuning(Run):
                 f"class_weights must be balanced, or a number > 0 for each of the {len(names)} "
                 f"labels {shown(names)}, comma-separated; got {asked!r}."
             )
-        return weights
+        return np.array(weights)
+
+    def dataset(self, batch_size, first, count):
+        return self.batches.dataset(batch_size, first, count)
 
     def make_model(self):
         config = self.config
@@ -281,7 +283,7 @@ class Finetuning(Run):
         if hasattr(self.task, "predicted_numbers"):
             pictures.confusion_matrix_picture(
                 self.folder / f"{name}_confusion.png",
-                self.task.numbers(examples),
+                self.task.targets(examples),
                 self.task.predicted_numbers(predictions),
                 self.task.label_names,
             )

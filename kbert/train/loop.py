@@ -1,5 +1,6 @@
 """The loop of every training program: starts, takes steps, logs, evaluates, saves, goes on."""
 
+import abc
 import pathlib
 import shlex
 import time
@@ -50,14 +51,13 @@ def start_run(kind, config, output_dir, act):
             f"training needs Keras on TensorFlow; it is on {keras.backend.backend()}. Set "
             f"KERAS_BACKEND=tensorflow, or change ~/.keras/keras.json."
         )
-    kind.check(config)
     devices = find_devices(config)
     output_dir = pathlib.Path(output_dir)
     with folder_lock(output_dir), BackgroundWriter() as background:
         return act(kind(config, output_dir, devices, background))
 
 
-class Run:
+class Run(abc.ABC):
     """A run in this process: the constructor finds where it starts, `run` takes the steps.
 
     A subclass says what is learnt from what: the class attributes and the methods up to
@@ -74,49 +74,45 @@ class Run:
     part = program = patience = None
     fixed = ()
 
-    @staticmethod
-    def check(config):
-        """Refuses what can be refused at once, before anything slow."""
-
+    @abc.abstractmethod
     def find(self, state):
         """Finds or makes what the run needs. state: of the checkpoint it goes on from, or None."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def make_model(self):
         """The model with fresh weights, and what of it is trained chosen."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def make_optimizer(self):
         """The optimizer, not built yet."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def initialize_from(self, folder):
         """Loads the weights of `--init_from`; returns where from, in words."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def dataset(self, batch_size, first, count):
         """tf.data of `count` batches for a replica, from batch `first` of `batch_size` on."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def identity(self):
         """What the run learns from and is judged by, as JSON: {"corpus": ..., "held_out": ...}."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def describe(self):
         """Says what is trained on what."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def evaluation(self):
         """Metrics on held-out data, and the value to judge by, greater is better; or None."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def train_line(self, metrics, eta_seconds):
         """A line on a window of steps."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def evaluation_line(self, metrics, better):
         """A line on an evaluation."""
-        raise NotImplementedError
 
     def finish(self, results):
         """What is left to do after the last step; returns the results."""

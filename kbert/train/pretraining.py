@@ -39,6 +39,7 @@ def train(config, output_dir, dry_run=False):
             each other; a folder in use; a loss that is not finite (it names the step); files that
             cannot be written.
     """
+    check_inputs(config)
     act = Pretraining.rehearse if dry_run else Pretraining.run
     return start_run(Pretraining, config, output_dir, act)
 
@@ -51,7 +52,6 @@ class Pretraining(Run):
         *("max_seq_length", "max_predictions_per_seq", "mask_rate", "whole_word_mask"),
         *("short_seq_prob", "global_batch_size", "optimizer", "seed"),
     )
-    check = staticmethod(check_inputs)
 
     def find(self, state):
         config = self.config
@@ -70,7 +70,9 @@ class Pretraining(Run):
             config.short_seq_prob,
             config.seed,
         )
-        self.dataset = self.examples.dataset
+
+    def dataset(self, batch_size, first, count):
+        return self.examples.dataset(batch_size, first, count)
 
     def make_model(self):
         model = BertForPreTraining(self.bert_config, dtype=self.config.precision)
