@@ -1,6 +1,11 @@
 """Fixtures that several test files share."""
 
+import os
 import pathlib
+
+# Before TensorFlow is imported: it imports JAX where that is installed, which would set this to 1
+# for every process that a test starts, as no user's shell does.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import pytest
