@@ -2,10 +2,15 @@
 
 import os
 import pathlib
+import tempfile
 
 # Before TensorFlow is imported: it imports JAX where that is installed, which would set this to 1
 # for every process that a test starts, as no user's shell does.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# What XLA compiles once serves all processes of a run of the tests.
+if "TF_XLA_FLAGS" not in os.environ:
+    COMPILED = tempfile.TemporaryDirectory()
+    os.environ["TF_XLA_FLAGS"] = f"--tf_xla_persistent_cache_directory={COMPILED.name}"
 
 import numpy as np
 import pytest

@@ -102,7 +102,9 @@ def test_twenty_steps_equal_numpy(optimizer, formula, way):
         if way == "keras":
             optimizer.apply(now, variables)
         else:
-            optimizer.apply_whole(now, tf.constant(RATE), lambda variable: variable.value)
+            optimizer.apply_whole(
+                now, tf.constant(1.0), tf.constant(RATE), lambda variable: variable.value
+            )
     assert int(optimizer.iterations) == STEPS
     for name, weight in model.named_weights().items():
         expected = formula(start[name], gradients[name], DECAY if decayed(name) else 0.0)
@@ -145,7 +147,8 @@ def test_settings_reach_the_optimizer():
     )
     optimizer = make_optimizer(config, make_schedule(config))
     assert type(optimizer) is LAMB
-    assert (optimizer.decay_rate, optimizer.epsilon) == (0.3, 0.4)
+    numbers = {"weight_decay": 0.3, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 0.4}
+    assert optimizer.settings == numbers
     optimizer.build([keras.Variable(np.zeros(2), name="kernel")])
     optimizer.iterations.assign(50)
     assert float(optimizer.learning_rate) == pytest.approx(0.5)
@@ -157,7 +160,9 @@ def test_config_round_trip(cls):
     config = cls.from_config(optimizer.get_config()).get_config()
     names = ("weight_decay", "beta_1", "beta_2", "epsilon", "layer_decay")
     assert [config[name] for name in names] == [0.2, 0.3, 0.4, 0.5, 0.6]
-    assert SGD.from_config(SGD(0.1, weight_decay=0.2).get_config()).decay_rate == 0.2
+    assert SGD.from_config(SGD(0.1, weight_decay=0.2).get_config()).settings == {
+        "weight_decay": 0.2
+    }
 
 
 @pytest.mark.parametrize("way", ["keras", "whole"])
@@ -172,7 +177,8 @@ def test_lower_layers_get_lower_rates(way):
     if way == "keras":
         optimizer.apply(ones, variables)
     else:
-        optimizer.apply_whole(ones, tf.constant(0.5), lambda variable: variable.value)
+        halves = [one / 2 for one in ones]
+        optimizer.apply_whole(halves, tf.constant(2.0), tf.constant(0.5), lambda v: v.value)
     powers = {"sequence_classifier": 0, "bert/pooler": 0, "bert/embeddings": 4}
     powers |= {f"bert/encoder/layer_{i}": 3 - i for i in range(3)}
     for name, weight in model.named_weights().items():

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from kbert.config import BertConfig
+from kbert.model import fused
 
 _undrawn = contextvars.ContextVar("undrawn", default=False)
 
@@ -27,6 +28,22 @@ def matrix_initializer(config):
     if _undrawn.get():
         return keras.initializers.Zeros()
     return keras.initializers.TruncatedNormal(stddev=config.initializer_range)
+
+
+@keras.saving.register_keras_serializable("kbert")
+class Dropout(keras.layers.Dropout):
+    """Dropout whose draws are those of `kbert.model.fused`."""
+
+    def next_seed(self):
+        """The seed of another call, (2,) int32."""
+        if self.rate == 0:
+            return ops.zeros((2,), "int32")
+        return ops.cast(self.seed_generator.next(), "int32")
+
+    def call(self, x, training=False):
+        if training and self.rate > 0:
+            return fused.dropout(x, self.next_seed(), self.rate)
+        return x
 
 
 class ConfiguredLayer(keras.layers.Layer):
@@ -57,15 +74,11 @@ class ConfiguredLayer(keras.layers.Layer):
 
     def dropout(self, rate, name):
         """A Dropout with this layer's dtype policy."""
-        return keras.layers.Dropout(rate, dtype=self.dtype_policy, name=name)
+        return Dropout(rate, dtype=self.dtype_policy, name=name)
 
     def initializer(self):
         """See `matrix_initializer`."""
         return matrix_initializer(self.config)
-
-    def activation(self, x):
-        """The config's `hidden_act`."""
-        return ops.gelu(x, approximate=self.config.hidden_act == "gelu_new")
 
 
 def attention_bias(attention_mask, dtype):
@@ -84,13 +97,16 @@ def attention_bias(attention_mask, dtype):
 
 @keras.saving.register_keras_serializable("kbert")
 class SelfAttention(ConfiguredLayer):
-    """Self-attention of H heads of width K = D / H, with its output projection.
+    """Self-attention of H heads of width K = D / H, up to its output projection.
+
+    The projection, `output_dense`, is left to the block, which does what comes after it as well.
 
     Call arguments:
         x: (B, L, D). bias: (B, 1, 1, L) from `attention_bias`, or None.
+        asking: (B, P, D), the rows of x that look at the others; None for all.
 
     Returns:
-        (B, L, D), and the attention weights (B, H, L, L), in training after dropout.
+        (B, P, D), and the attention weights (B, H, P, L), in training after dropout.
     """
 
     def __init__(self, config, **kwargs):
@@ -105,19 +121,11 @@ class SelfAttention(ConfiguredLayer):
         for layer in (self.query, self.key, self.value, self.output_dense):
             layer.build(x_shape)
 
-    def call(self, x, bias=None, training=None):
+    def call(self, x, bias=None, asking=None, training=None):
         H = self.config.num_attention_heads
-        K = self.config.hidden_size // H
-        L = ops.shape(x)[1]
-
-        def heads(projected):
-            return ops.transpose(ops.reshape(projected, (-1, L, H, K)), (0, 2, 1, 3))
-
-        query, key, value = heads(self.query(x)), heads(self.key(x)), heads(self.value(x))
-        scores = ops.matmul(query, ops.swapaxes(key, -1, -2)) / math.sqrt(K)  # (B, H, L, L)
-        if bias is not None:
-            scores = scores + bias
-        weights = ops.cast(ops.softmax(ops.cast(scores, "float32"), axis=-1), value.dtype)
-        weights = self.weights_dropout(weights, training=training)
-        context = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))  # (B, L, H, K)
-        return self.output_dense(ops.reshape(context, (-1, L, H * K))), weights  # (B, L, D)
+        scale = 1 / math.sqrt(self.config.hidden_size // H)
+        query = fused.dense_heads(self.query, x if asking is None else asking, H, training)
+        key, value = (fused.dense_heads(d, x, H, training) for d in (self.key, self.value))
+        scores = ops.matmul(query, ops.swapaxes(key, -1, -2))  # (B, H, P, L)
+        weights = fused.attention_weights(scores, bias, scale, self.weights_dropout, training)
+        return fused.merge_heads(ops.matmul(weights, value)), weights

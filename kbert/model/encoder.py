@@ -3,7 +3,22 @@
 import keras
 from keras import ops
 
+from kbert.model import fused
 from kbert.model.attention import ConfiguredLayer, SelfAttention, attention_bias
+
+
+def gather_positions(x, positions):
+    """Rows of each sequence.
+
+    Args:
+        x: (B, L, D). positions: (B, M) int.
+
+    Returns:
+        (B, M, D).
+    """
+    B, L, D = ops.shape(x)
+    rows = positions + ops.arange(B, dtype=positions.dtype)[:, None] * L
+    return ops.take(ops.reshape(x, (-1, D)), rows, axis=0)
 
 
 @keras.saving.register_keras_serializable("kbert")
@@ -27,6 +42,7 @@ class Embeddings(ConfiguredLayer):
                 config.hidden_size,
                 embeddings_initializer=self.initializer(),
                 dtype=self.dtype_policy,
+                autocast=False,  # what is looked up is cast, not the table
                 name=name,
             )
 
@@ -43,19 +59,19 @@ class Embeddings(ConfiguredLayer):
 
     def call(self, input_ids, token_type_ids=None, training=None):
         if token_type_ids is None:
-            token_type_ids = ops.zeros((1, 1), "int32")  # row 0, for every token
-        L = ops.shape(input_ids)[1]
-        x = self.word_embeddings(input_ids)  # (B, L, D)
-        x = x + self.position_embeddings(ops.arange(L, dtype="int32"))
-        x = x + self.token_type_embeddings(token_type_ids)
-        return self.output_dropout(self.layer_norm(x), training=training)
+            token_type_ids = ops.zeros_like(input_ids)
+        words = self.word_embeddings(input_ids)  # (B, L, D)
+        positions = self.position_embeddings(ops.arange(ops.shape(input_ids)[1], dtype="int32"))
+        others = self.token_type_embeddings(token_type_ids) + positions  # (B, L, D)
+        x = fused.add_norm(self.layer_norm, words, others, training)
+        return self.output_dropout(x, training=training)
 
 
 @keras.saving.register_keras_serializable("kbert")
 class EncoderBlock(ConfiguredLayer):
     """Self-attention and a feed-forward part, each with dropout, a residual and then LayerNorm.
 
-    Call arguments and results are those of `SelfAttention`.
+    Call arguments are those of `SelfAttention`; so are the results, (B, P, D) and (B, H, P, L).
     """
 
     def __init__(self, config, **kwargs):
@@ -74,12 +90,23 @@ class EncoderBlock(ConfiguredLayer):
             layer.build(x_shape)
         self.output_dense.build((*x_shape[:-1], self.config.intermediate_size))
 
-    def call(self, x, bias=None, training=None):
-        attended, weights = self.attention(x, bias, training=training)
-        x = self.attention_norm(x + self.attention_dropout(attended, training=training))
-        inner = self.activation(self.intermediate(x))  # (B, L, F)
-        output = self.output_dropout(self.output_dense(inner), training=training)
-        return self.output_norm(x + output), weights  # (B, L, D), (B, H, L, L)
+    def call(self, x, bias=None, asking=None, training=None):
+        context, weights = self.attention(x, bias, asking, training=training)
+        residual = x if asking is None else asking
+        x = fused.dense_add_norm(
+            self.attention.output_dense,
+            self.attention_dropout,
+            self.attention_norm,
+            context,
+            residual,
+            training,
+        )
+        approximate = self.config.hidden_act == "gelu_new"
+        inner = fused.dense_gelu(self.intermediate, x, approximate, training)  # (B, P, F)
+        x = fused.dense_add_norm(
+            self.output_dense, self.output_dropout, self.output_norm, inner, x, training
+        )
+        return x, weights  # (B, P, D), (B, H, P, L)
 
 
 def _rematerialized(block, x, bias):
@@ -115,10 +142,12 @@ class Encoder(ConfiguredLayer):
 
     Call arguments:
         x: (B, L, D). attention_mask: (B, L), 1 = token, 0 = padding; None = all tokens.
+        positions: (B, P) int, where the last state is wanted: the last block computes keys and
+            values of all tokens, and everything else only there. None for all.
 
     Returns:
-        tuple of N + 1 hidden states (B, L, D), the input first, and tuple of N attention weights
-        (B, H, L, L).
+        tuple of N + 1 hidden states (B, L, D), the input first and the last one perhaps (B, P, D),
+        and tuple of N attention weights (B, H, L, L), the last one perhaps (B, H, P, L).
     """
 
     remat = False
@@ -134,16 +163,20 @@ class Encoder(ConfiguredLayer):
         for block in self.blocks:
             block.build(x_shape)
 
-    def call(self, x, attention_mask=None, training=None):
+    def call(self, x, attention_mask=None, positions=None, training=None):
         bias = None
         if attention_mask is not None:
             bias = attention_bias(attention_mask, self.compute_dtype)
         hidden_states, attentions = (x,), ()
         for block in self.blocks:
-            if self.remat and training:
+            is_last = block is self.blocks[-1]
+            if self.remat and training and not is_last:  # the last is needed again at once
                 x = _rematerialized(block, x, bias)
             else:
-                x, weights = block(x, bias, training=training)
+                asking = None
+                if is_last and positions is not None:
+                    asking = gather_positions(x, positions)
+                x, weights = block(x, bias, asking, training=training)
                 attentions = (*attentions, weights)
             hidden_states = (*hidden_states, x)
         return hidden_states, attentions

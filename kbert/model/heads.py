@@ -3,21 +3,8 @@
 import keras
 from keras import ops
 
+from kbert.model import fused
 from kbert.model.attention import ConfiguredLayer
-
-
-def gather_positions(x, positions):
-    """Rows of each sequence.
-
-    Args:
-        x: (B, L, D). positions: (B, M) int.
-
-    Returns:
-        (B, M, D).
-    """
-    B, L, D = ops.shape(x)
-    rows = positions + ops.arange(B, dtype=positions.dtype)[:, None] * L
-    return ops.take(ops.reshape(x, (-1, D)), rows, axis=0)
 
 
 @keras.saving.register_keras_serializable("kbert")
@@ -52,11 +39,12 @@ class MaskedLMHead(ConfiguredLayer):
                 shape=shape, initializer=self.initializer(), name="decoder"
             )
 
-    def call(self, x, word_embeddings):
-        x = self.layer_norm(self.activation(self.transform(x)))  # (B, M, D)
+    def call(self, x, word_embeddings, training=None):
+        approximate = self.config.hidden_act == "gelu_new"
+        x = self.layer_norm(fused.dense_gelu(self.transform, x, approximate, training))
         table = word_embeddings if self.decoder is None else self.decoder  # (V, D)
         logits = ops.matmul(x, ops.transpose(ops.cast(table, x.dtype)))  # (B, M, V)
-        return ops.cast(logits, "float32") + ops.cast(self.output_bias, "float32")
+        return fused.add_bias(logits, self.output_bias, training)
 
 
 @keras.saving.register_keras_serializable("kbert")

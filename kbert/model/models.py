@@ -8,14 +8,13 @@ that a model does not use are ignored, so a batch of any pipeline fits.
 import keras
 from keras import ops
 
-from kbert.model.encoder import Embeddings, Encoder, Pooler
+from kbert.model.encoder import Embeddings, Encoder, Pooler, gather_positions
 from kbert.model.heads import (
     ChoiceHead,
     LabelHead,
     MaskedLMHead,
     NextSentenceHead,
     SpanHead,
-    gather_positions,
 )
 from kbert.model.pretrained import PretrainedModel
 
@@ -35,8 +34,14 @@ class BertModel(PretrainedModel):
             embeddings first.
         output_attentions: return `attentions`, a tuple of N tensors (B, H, L, L).
 
+    Call arguments:
+        inputs: features. positions: (B, P) int, where `last_hidden_state` is wanted, the first of
+            them 0 if there is a pooler; most of the last block is computed for these alone. None
+            for all.
+
     Returns, when called:
-        dict of `last_hidden_state` (B, L, D), `pooler_output` (B, D) and what was asked for.
+        dict of `last_hidden_state` (B, L, D) or (B, P, D), `pooler_output` (B, D) and what was
+        asked for.
     """
 
     parts = ("bert",)
@@ -68,13 +73,22 @@ class BertModel(PretrainedModel):
         if self.pooler:
             self.pooler.build(x_shape)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs, positions=None, training=None):
         inputs = _features(inputs)
+        shows_all = self.output_hidden_states or self.output_attentions
         x = self.embeddings(inputs["input_ids"], inputs.get("token_type_ids"), training=training)
-        hidden_states, attentions = self.encoder(x, inputs.get("attention_mask"), training=training)
-        outputs = {"last_hidden_state": hidden_states[-1]}
+        hidden_states, attentions = self.encoder(
+            x,
+            inputs.get("attention_mask"),
+            None if shows_all else positions,
+            training=training,
+        )
+        last = hidden_states[-1]
+        if shows_all and positions is not None:
+            last = gather_positions(last, positions)
+        outputs = {"last_hidden_state": last}
         if self.pooler:
-            outputs["pooler_output"] = self.pooler(hidden_states[-1])
+            outputs["pooler_output"] = self.pooler(last)
         if self.output_hidden_states:
             outputs["hidden_states"] = hidden_states
         if self.output_attentions:
@@ -125,11 +139,14 @@ class _HeadedModel(PretrainedModel):
             "output_attentions": self.output_attentions,
         }
 
-    def _masked_lm_logits(self, outputs, inputs):
-        x = outputs["last_hidden_state"]
-        if "masked_positions" in inputs:
-            x = gather_positions(x, inputs["masked_positions"])
-        return self.mlm(x, self.bert.embeddings.word_embeddings.embeddings)
+    def _pooled(self, inputs, training):
+        """The encoder's outputs, of which only `pooler_output` is wanted."""
+        inputs = _features(inputs)
+        first = ops.zeros_like(inputs["input_ids"][:, :1], dtype="int32")
+        return self.bert(inputs, positions=first, training=training)
+
+    def _masked_lm_logits(self, x, training):
+        return self.mlm(x, self.bert.embeddings.word_embeddings.embeddings, training=training)
 
     def _extras(self, outputs):
         return {key: outputs[key] for key in ("hidden_states", "attentions") if key in outputs}
@@ -151,9 +168,13 @@ class BertForPreTraining(_HeadedModel):
 
     def call(self, inputs, training=None):
         inputs = _features(inputs)
-        outputs = self.bert(inputs, training=training)
+        positions = inputs.get("masked_positions")
+        if positions is not None:  # and that of [CLS], for the pooler
+            positions = ops.pad(positions, ((0, 0), (1, 0)))
+        outputs = self.bert(inputs, positions=positions, training=training)
+        x = outputs["last_hidden_state"]
         return {
-            "mlm_logits": self._masked_lm_logits(outputs, inputs),
+            "mlm_logits": self._masked_lm_logits(x if positions is None else x[:, 1:], training),
             "nsp_logits": self.nsp(outputs["pooler_output"]),
             **self._extras(outputs),
         }
@@ -175,8 +196,10 @@ class BertForMaskedLM(_HeadedModel):
 
     def call(self, inputs, training=None):
         inputs = _features(inputs)
-        outputs = self.bert(inputs, training=training)
-        return {"logits": self._masked_lm_logits(outputs, inputs), **self._extras(outputs)}
+        positions = inputs.get("masked_positions")
+        outputs = self.bert(inputs, positions=positions, training=training)
+        logits = self._masked_lm_logits(outputs["last_hidden_state"], training)
+        return {"logits": logits, **self._extras(outputs)}
 
 
 @keras.saving.register_keras_serializable("kbert")
@@ -193,7 +216,7 @@ class BertForNextSentencePrediction(_HeadedModel):
     heads = {"nsp": NextSentenceHead}
 
     def call(self, inputs, training=None):
-        outputs = self.bert(inputs, training=training)
+        outputs = self._pooled(inputs, training)
         return {"logits": self.nsp(outputs["pooler_output"]), **self._extras(outputs)}
 
 
@@ -212,7 +235,7 @@ class BertForSequenceClassification(_HeadedModel):
     heads = {"sequence_classifier": LabelHead}
 
     def call(self, inputs, training=None):
-        outputs = self.bert(inputs, training=training)
+        outputs = self._pooled(inputs, training)
         logits = self.sequence_classifier(outputs["pooler_output"], training=training)
         return {"logits": logits, **self._extras(outputs)}
 
@@ -281,6 +304,6 @@ class BertForMultipleChoice(_HeadedModel):
         _, C, L = ops.shape(inputs["input_ids"])
         names = ("input_ids", "attention_mask", "token_type_ids")
         flat = {name: ops.reshape(inputs[name], (-1, L)) for name in names if name in inputs}
-        outputs = self.bert(flat, training=training)
+        outputs = self._pooled(flat, training)
         logits = self.choice_classifier(outputs["pooler_output"], training=training)  # (B * C, 1)
         return {"logits": ops.reshape(logits, (-1, C)), **self._extras(outputs)}

@@ -4,6 +4,8 @@ import math
 
 import tensorflow as tf
 
+from kbert.model.fused import cross_entropy
+
 
 def pretraining_sums(outputs, features):
     """Sums over a batch of what the losses and accuracies are made of.
@@ -19,8 +21,8 @@ def pretraining_sums(outputs, features):
     """
     weights, masked_ids = features["masked_weights"], features["masked_ids"]
     labels = features["next_sentence_labels"]
-    mlm_losses = _cross_entropy(outputs["mlm_logits"], masked_ids)  # (B, M)
-    nsp_losses = _cross_entropy(outputs["nsp_logits"], labels)  # (B,)
+    mlm_losses = cross_entropy(outputs["mlm_logits"], masked_ids)  # (B, M)
+    nsp_losses = cross_entropy(outputs["nsp_logits"], labels)  # (B,)
     return {
         "mlm_loss": tf.reduce_sum(mlm_losses * weights),
         "mlm_correct": tf.reduce_sum(_correct(outputs["mlm_logits"], masked_ids) * weights),
@@ -128,10 +130,6 @@ class TaskObjective:
         """dict of loss and accuracy (weighted as the loss is, 0 for numbers); nan without steps."""
         count = sums["count"] or math.nan
         return {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count}
-
-
-def _cross_entropy(logits, labels):
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
 
 
 def _correct(logits, labels):

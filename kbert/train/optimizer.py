@@ -9,6 +9,7 @@ import re
 import keras
 from keras import ops
 
+from kbert.model.fused import with_xla
 from kbert.train.schedule import WarmupPolynomialDecay
 
 NO_DECAY = ("bias", "gamma", "beta")  # biases and LayerNorm, by how the names of variables end
@@ -42,18 +43,20 @@ def layer_scales(paths, layer_decay):
 class _Optimizer(keras.optimizers.Optimizer):
     """What the optimizers share. A subclass names its slots and gives `step`, one update.
 
-    `step(gradient, value, slots, learning_rate, count, decays)` takes the gradient and the value of
-    a variable, the list of its slots (one per name), all of one shape, the learning rate and the
-    number of the update from 1 (float32 scalars), and whether the variable is decayed (bool). It
-    returns the new value and the list of the new slots.
+    `step(gradient, factor, value, slots, learning_rate, count, *, decays, **settings)` takes the
+    gradient and what to multiply it by (float32 scalar), the value of a variable, the list of its
+    slots (one per name), all of one shape, the learning rate and the number of the update from 1
+    (float32 scalars), whether the variable is decayed (bool), and `settings`, the optimizer's
+    numbers by name. It returns the new value and the list of the new slots. Compiled, it reads and
+    writes memory once.
     """
 
     slot_names = ()
 
-    def __init__(self, learning_rate, weight_decay=0.0, layer_decay=1.0, **kwargs):
+    def __init__(self, learning_rate, weight_decay=0.0, layer_decay=1.0, settings=None, **kwargs):
         super().__init__(learning_rate, **kwargs)  # Keras' own decay stays off: ours is in `step`
-        self.decay_rate = weight_decay
         self.layer_decay = layer_decay
+        self.settings = {"weight_decay": weight_decay, **(settings or {})}
 
     def build(self, variables):
         if self.built:
@@ -66,23 +69,24 @@ class _Optimizer(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
         slots = [slot[index] for slot in self.slots]
-        value, new_slots = self.step(
+        value, new_slots = self._update(
+            index,
             ops.cast(gradient, variable.dtype),
             ops.convert_to_tensor(variable),
             [ops.convert_to_tensor(slot) for slot in slots],
-            ops.cast(learning_rate, variable.dtype) * self.scales[index],
+            ops.cast(learning_rate, variable.dtype),
             ops.cast(self.iterations + 1, variable.dtype),
-            self.decays[index],
         )
         self.assign(variable, value)
         for slot, new in zip(slots, new_slots, strict=True):
             self.assign(slot, new)
 
-    def apply_whole(self, gradients, learning_rate, local):
+    def apply_whole(self, gradients, factor, learning_rate, local):
         """Updates the variables of one replica; every replica does the same.
 
         Args:
-            gradients: one per variable, of the global batch: summed over replicas, and clipped.
+            gradients: one per variable, of the global batch: summed over replicas.
+            factor: float32 scalar to multiply the gradients by, which clips them.
             learning_rate: float32 scalar.
             local: function from a Keras variable to the tf.Variable that this replica holds of it.
         """
@@ -91,18 +95,32 @@ class _Optimizer(keras.optimizers.Optimizer):
         for index, gradient in enumerate(gradients):
             variable = local(self._trainable_variables[index])
             slots = [local(slot[index]) for slot in self.slots]
-            value, new_slots = self.step(
+            value, new_slots = self._update(
+                index,
                 gradient,
                 variable.read_value(),
                 [slot.read_value() for slot in slots],
-                learning_rate * self.scales[index],
+                learning_rate,
                 count,
-                self.decays[index],
+                factor,
             )
             variable.assign(value)
             for slot, new in zip(slots, new_slots, strict=True):
                 slot.assign(new)
         iterations.assign_add(1)
+
+    def _update(self, index, gradient, value, slots, learning_rate, count, factor=1.0):
+        """`step` for the variable of a number."""
+        return self.step(
+            gradient,
+            ops.cast(factor, gradient.dtype),
+            value,
+            slots,
+            learning_rate * self.scales[index],
+            count,
+            decays=self.decays[index],
+            **self.settings,
+        )
 
     def named_variables(self, names):
         """What a checkpoint keeps: dict of name -> Keras variable.
@@ -116,11 +134,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         return named
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "weight_decay": self.decay_rate,
-            "layer_decay": self.layer_decay,
-        }
+        return {**super().get_config(), **self.settings, "layer_decay": self.layer_decay}
 
 
 class _Moments(_Optimizer):
@@ -136,27 +150,19 @@ class _Moments(_Optimizer):
         beta_2=0.999,
         epsilon=1e-6,
         layer_decay=1.0,
+        settings=None,
         **kwargs,
     ):
-        super().__init__(learning_rate, weight_decay, layer_decay, **kwargs)
-        self.beta_1 = beta_1
-        self.beta_2 = beta_2
-        self.epsilon = epsilon
+        numbers = {"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon, **(settings or {})}
+        super().__init__(learning_rate, weight_decay, layer_decay, numbers, **kwargs)
 
-    def moments(self, gradient, slots):
-        """The new means of the gradient and of its square."""
-        momentum, velocity = slots
-        momentum = momentum + (gradient - momentum) * (1 - self.beta_1)
-        velocity = velocity + (ops.square(gradient) - velocity) * (1 - self.beta_2)
-        return momentum, velocity
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "beta_1": self.beta_1,
-            "beta_2": self.beta_2,
-            "epsilon": self.epsilon,
-        }
+def _moments(gradient, slots, beta_1, beta_2):
+    """The new means of the gradient and of its square."""
+    momentum, velocity = slots
+    momentum = momentum + (gradient - momentum) * (1 - beta_1)
+    velocity = velocity + (ops.square(gradient) - velocity) * (1 - beta_2)
+    return momentum, velocity
 
 
 @keras.saving.register_keras_serializable("kbert")
@@ -174,22 +180,34 @@ class AdamW(_Moments):
     """
 
     def __init__(self, learning_rate=1e-4, weight_decay=0.01, bias_correction=False, **kwargs):
-        super().__init__(learning_rate, weight_decay, **kwargs)
-        self.bias_correction = bias_correction
+        settings = {"bias_correction": bias_correction}
+        super().__init__(learning_rate, weight_decay, settings=settings, **kwargs)
 
-    def step(self, gradient, value, slots, learning_rate, count, decays):
-        momentum, velocity = self.moments(gradient, slots)
+    @staticmethod
+    @with_xla
+    def step(
+        gradient,
+        factor,
+        value,
+        slots,
+        learning_rate,
+        count,
+        *,
+        decays,
+        weight_decay,
+        beta_1,
+        beta_2,
+        epsilon,
+        bias_correction,
+    ):
+        momentum, velocity = _moments(gradient * factor, slots, beta_1, beta_2)
         mean, square = momentum, velocity
-        if self.bias_correction:
-            mean = momentum / (1 - self.beta_1**count)
-            square = velocity / (1 - self.beta_2**count)
-        update = mean / (ops.sqrt(square) + self.epsilon)
+        if bias_correction:
+            mean, square = momentum / (1 - beta_1**count), velocity / (1 - beta_2**count)
+        update = mean / (ops.sqrt(square) + epsilon)
         if decays:
-            update = update + self.decay_rate * value
+            update = update + weight_decay * value
         return value - learning_rate * update, [momentum, velocity]
-
-    def get_config(self):
-        return {**super().get_config(), "bias_correction": self.bias_correction}
 
 
 @keras.saving.register_keras_serializable("kbert")
@@ -206,12 +224,27 @@ class LAMB(_Moments):
         beta_1, beta_2, epsilon: float. layer_decay: see `layer_scales`.
     """
 
-    def step(self, gradient, value, slots, learning_rate, count, decays):
-        momentum, velocity = self.moments(gradient, slots)
-        corrected = momentum / (1 - self.beta_1**count)
-        update = corrected / (ops.sqrt(velocity / (1 - self.beta_2**count)) + self.epsilon)
+    @staticmethod
+    @with_xla
+    def step(
+        gradient,
+        factor,
+        value,
+        slots,
+        learning_rate,
+        count,
+        *,
+        decays,
+        weight_decay,
+        beta_1,
+        beta_2,
+        epsilon,
+    ):
+        momentum, velocity = _moments(gradient * factor, slots, beta_1, beta_2)
+        corrected = momentum / (1 - beta_1**count)
+        update = corrected / (ops.sqrt(velocity / (1 - beta_2**count)) + epsilon)
         if decays:
-            update = update + self.decay_rate * value
+            update = update + weight_decay * value
             norm, update_norm = ops.norm(value), ops.norm(update)
             usable = ops.logical_and(norm > 0, update_norm > 0)
             ratio = ops.where(usable, norm / ops.where(usable, update_norm, 1.0), 1.0)
@@ -226,8 +259,12 @@ class SGD(_Optimizer):
     def __init__(self, learning_rate=0.1, weight_decay=0.0, layer_decay=1.0, name="sgd", **kwargs):
         super().__init__(learning_rate, weight_decay, layer_decay, name=name, **kwargs)
 
-    def step(self, gradient, value, slots, learning_rate, count, decays):
-        update = gradient + self.decay_rate * value if decays else gradient
+    @staticmethod
+    @with_xla
+    def step(gradient, factor, value, slots, learning_rate, count, *, decays, weight_decay):
+        update = gradient * factor
+        if decays:
+            update = update + weight_decay * value
         return value - learning_rate * update, []
 
 

@@ -165,8 +165,8 @@ class TrainStep:
             overflow = finite_loss & ~finite & (scale > 1)
 
         def update():
-            clipped, _ = tf.clip_by_global_norm(gradients, self._config.clip_norm, use_norm=norm)
-            self.optimizer.apply_whole(clipped, self._schedule(step), local)
+            factor = self._config.clip_norm / tf.maximum(norm, self._config.clip_norm)
+            self.optimizer.apply_whole(gradients, factor, self._schedule(step), local)
             if self.loss_scale is not None:
                 good = local(self._good_steps).read_value() + 1
                 grow = good >= GROWTH_STEPS

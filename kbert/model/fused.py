@@ -1,0 +1,299 @@
+"""The element-wise work between the matrix products of training, in few passes over memory.
+
+Each piece is written in `keras.ops`, and so is its gradient, by hand. On TensorFlow XLA compiles
+the two into a loop or two each, while the matrix products stay with oneDNN or cuBLAS; other
+backends compile whole steps, and take and differentiate the first alone. All compute in float32 and
+return the dtype they took: a gradient is rounded once, where a chain of ops in bfloat16 rounds at
+each. What the backward pass can compute again from what is kept anyway is not kept: neither
+dropout's masks nor the inside of GELU and of LayerNorm.
+
+Outside training the functions that take a Dense call it, and leave fusing to the compiler of the
+whole.
+"""
+
+import math
+
+import keras
+from keras import ops
+
+if keras.backend.backend() == "tensorflow":
+    from kbert.model.fused_tf import sum_rows, with_gradient, with_xla
+else:
+
+    def with_xla(function):
+        return function
+
+    def with_gradient(function, gradient):
+        return lambda *tensors, **settings: function(*tensors, **settings)[0]
+
+
+_INV_SQRT_2, _INV_SQRT_2_PI = 1 / math.sqrt(2), 1 / math.sqrt(2 * math.pi)
+_SQRT_2_OVER_PI, _CUBIC = math.sqrt(2 / math.pi), 0.044715  # of the tanh form of GELU
+_LOWBIAS32 = (0x7FEB352D, 0x846CA68B - 2**32)  # Wellons 2018, "Prospecting for hash functions"
+_GOLDEN = 0x9E3779B1 - 2**32
+
+
+def _float(x):
+    return ops.cast(x, "float32")
+
+
+def _shifted_xor(x, bits):
+    shifted = ops.bitwise_and(ops.right_shift(x, bits), 2 ** (32 - bits) - 1)
+    return ops.bitwise_xor(x, shifted)
+
+
+def _mix(x, key=0):
+    """A bijection of int32, for each key, in which a bit of x moves every bit of the result."""
+    x = ops.bitwise_xor(_shifted_xor(x, 16) * _LOWBIAS32[0], key)
+    return _shifted_xor(_shifted_xor(x, 15) * _LOWBIAS32[1], 16)
+
+
+def kept(x, seed, rate):
+    """Which elements of x dropout keeps: a hash of the seed and of the number of the element.
+
+    So no mask has to be stored, and all backends drop the same; a draw costs a dozen integer
+    operations, several times less than one of Philox.
+
+    Args:
+        x: any shape, fewer than 2^31 elements. seed: (2,) int32. rate: share that is dropped.
+
+    Returns:
+        bool, of the shape of x.
+    """
+    first = _mix(seed[0], _mix(seed[1]))
+    numbers = ops.arange(ops.size(x), dtype="int32") * _GOLDEN + first
+    draws = _mix(numbers, key=_mix(first + 1))  # without the key, seeds would be shifts
+    return ops.reshape(draws >= round((rate - 0.5) * 2**32), ops.shape(x))
+
+
+def _dropped(x, seed, rate):
+    return ops.where(kept(x, seed, rate), x * (1 / (1 - rate)), 0.0) if rate else x
+
+
+@with_xla
+def _drop(x, seed, *, rate):
+    return ops.cast(_dropped(_float(x), seed, rate), x.dtype)
+
+
+_dropout = with_gradient(
+    lambda x, seed, rate: (_drop(x, seed, rate=rate),),
+    lambda inputs, _, slope, rate: (_drop(slope, inputs[1], rate=rate), None),
+)
+
+
+def dropout(x, seed, rate):
+    """Sets a share of the elements to 0 and scales up the others.
+
+    Args:
+        x: any shape. seed: (2,) int32. rate: float in [0, 1).
+    """
+    return _dropout(x, seed, rate=rate)
+
+
+@with_xla
+def _gelu(x, bias, *, approximate):
+    return (ops.cast(ops.gelu(_float(x) + _float(bias), approximate), x.dtype),)
+
+
+@with_xla
+def _gelu_slope(x, bias, slope, *, approximate):
+    h = _float(x) + _float(bias)
+    if approximate:
+        t = ops.tanh(_SQRT_2_OVER_PI * (h + _CUBIC * h * h * h))
+        inner = _SQRT_2_OVER_PI * (1 + 3 * _CUBIC * h * h)
+        factor = 0.5 * (1 + t) + 0.5 * h * (1 - t * t) * inner
+    else:
+        factor = 0.5 * (1 + ops.erf(h * _INV_SQRT_2)) + h * _INV_SQRT_2_PI * ops.exp(-0.5 * h * h)
+    return ops.cast(factor * _float(slope), x.dtype)
+
+
+def _gelu_gradient(inputs, _, slope, approximate):
+    slope = _gelu_slope(*inputs, slope, approximate=approximate)
+    return slope, sum_rows(slope, inputs[1])
+
+
+_bias_gelu = with_gradient(_gelu, _gelu_gradient)
+
+
+def dense_gelu(dense, x, approximate, training):
+    """gelu(dense(x)).
+
+    Args:
+        dense: keras.layers.Dense. x: (..., D). approximate: the tanh form instead of the exact one.
+    """
+    if training:
+        return _bias_gelu(ops.matmul(x, dense.kernel), dense.bias, approximate=approximate)
+    return ops.gelu(dense(x), approximate)
+
+
+def _normalized(x, bias, residual, seed, rate, epsilon):
+    """Rows with mean 0 and variance 1, (..., D), and what they were scaled by, (..., 1)."""
+    x = _dropped(_float(x) + _float(bias), seed, rate) + _float(residual)
+    centered = x - ops.mean(x, axis=-1, keepdims=True)
+    scale = ops.rsqrt(ops.mean(ops.square(centered), axis=-1, keepdims=True) + epsilon)
+    return centered * scale, scale
+
+
+@with_xla
+def _add_norm(x, bias, residual, gamma, beta, seed, *, rate, epsilon):
+    normalized, _ = _normalized(x, bias, residual, seed, rate, epsilon)
+    return (ops.cast(normalized * gamma + beta, x.dtype),)
+
+
+@with_xla
+def _add_norm_slopes(x, bias, residual, gamma, beta, seed, slope, *, rate, epsilon):
+    normalized, scale = _normalized(x, bias, residual, seed, rate, epsilon)
+    slope = _float(slope)
+    inner = slope * gamma
+    mean = ops.mean(inner, axis=-1, keepdims=True)
+    along = ops.mean(inner * normalized, axis=-1, keepdims=True)
+    to_residual = (inner - mean - normalized * along) * scale
+    to_x = _dropped(to_residual, seed, rate)
+    return [ops.cast(y, x.dtype) for y in (to_x, to_residual, slope * normalized)]
+
+
+def _add_norm_gradient(inputs, _, slope, rate, epsilon):
+    slopes = _add_norm_slopes(*inputs, slope, rate=rate, epsilon=epsilon)
+    to_x, to_residual, to_gamma = slopes
+    _, bias, _, gamma, beta, _ = inputs
+    sums = sum_rows(to_x, bias), sum_rows(to_gamma, gamma), sum_rows(slope, beta)
+    return to_x, sums[0], to_residual, sums[1], sums[2], None
+
+
+_bias_dropout_add_norm = with_gradient(_add_norm, _add_norm_gradient)
+
+
+def dense_add_norm(dense, dropout, norm, x, residual, training):
+    """norm(residual + dropout(dense(x))).
+
+    Args:
+        dense: keras.layers.Dense. dropout: kbert.model.attention.Dropout.
+        norm: keras.layers.LayerNormalization. x: (B, L, F). residual: (B, L, D).
+    """
+    if not training:
+        return norm(residual + dense(x))
+    tensors = (ops.matmul(x, dense.kernel), dense.bias, residual, norm.gamma, norm.beta)
+    settings = {"rate": dropout.rate, "epsilon": norm.epsilon}
+    return _bias_dropout_add_norm(*tensors, dropout.next_seed(), **settings)
+
+
+def add_norm(norm, x, residual, training):
+    """norm(residual + x), of two tensors (B, L, D)."""
+    if not training:
+        return norm(residual + x)
+    bias, seed = ops.zeros(x.shape[-1:]), ops.zeros((2,), "int32")
+    tensors = (x, bias, residual, norm.gamma, norm.beta, seed)
+    return _bias_dropout_add_norm(*tensors, rate=0.0, epsilon=norm.epsilon)
+
+
+@with_xla
+def _softmax(scores, bias, seed, *, scale, rate):
+    weights = ops.softmax(_float(scores) * scale + _float(bias), axis=-1)
+    return [ops.cast(y, scores.dtype) for y in (_dropped(weights, seed, rate), weights)]
+
+
+@with_xla
+def _softmax_slope(dropped, weights, slope, *, scale):
+    through = _float(dropped) * _float(slope)
+    slope = through - _float(weights) * ops.sum(through, axis=-1, keepdims=True)
+    return ops.cast(slope * scale, dropped.dtype)
+
+
+_bias_softmax_dropout = with_gradient(
+    _softmax,
+    lambda _, outputs, slope, scale, rate: (
+        _softmax_slope(*outputs, slope, scale=scale),
+        None,
+        None,
+    ),
+)
+
+
+def attention_weights(scores, bias, scale, dropout, training):
+    """dropout(softmax(scores * scale + bias)).
+
+    Args:
+        scores: (B, H, P, L). bias: (B, 1, 1, L), or None; no gradient flows to it.
+        scale: float. dropout: kbert.model.attention.Dropout.
+    """
+    if bias is None:
+        bias = ops.zeros((1, 1, 1, 1), scores.dtype)
+    if training:
+        seed = dropout.next_seed()
+        return _bias_softmax_dropout(scores, bias, seed, scale=scale, rate=dropout.rate)
+    return ops.cast(ops.softmax(_float(scores * scale + bias), axis=-1), scores.dtype)
+
+
+@with_xla
+def _split(x, bias, *, heads):
+    x = ops.cast(_float(x) + _float(bias), x.dtype)
+    x = ops.reshape(x, (-1, ops.shape(x)[1], heads, x.shape[-1] // heads))
+    return (ops.transpose(x, (0, 2, 1, 3)),)
+
+
+@with_xla
+def _merge(x):
+    _, H, L, K = ops.shape(x)
+    return (ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, L, H * K)),)
+
+
+def _split_gradient(inputs, _, slope, heads):
+    (slope,) = _merge(slope)
+    return slope, sum_rows(slope, inputs[1])
+
+
+_split_heads = with_gradient(_split, _split_gradient)
+
+
+def dense_heads(dense, x, heads, training):
+    """dense(x) with the heads apart: (B, L, D) -> (B, H, L, K)."""
+    if training:
+        return _split_heads(ops.matmul(x, dense.kernel), dense.bias, heads=heads)
+    x = dense(x)
+    x = ops.reshape(x, (-1, ops.shape(x)[1], heads, x.shape[-1] // heads))
+    return ops.transpose(x, (0, 2, 1, 3))
+
+
+def merge_heads(x):
+    """(B, H, L, K) -> (B, L, H * K)."""
+    _, H, L, K = ops.shape(x)
+    return ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, L, H * K))
+
+
+@with_xla
+def _add_bias(x, bias):
+    return (_float(x) + _float(bias),)
+
+
+_biased = with_gradient(
+    _add_bias,
+    lambda inputs, _, slope: (ops.cast(slope, inputs[0].dtype), sum_rows(slope, inputs[1])),
+)
+
+
+def add_bias(x, bias, training):
+    """x + bias in float32: (..., V), (V,)."""
+    return _biased(x, bias) if training else _float(x) + _float(bias)
+
+
+@with_xla
+def _losses(logits, labels):
+    highest = ops.max(logits, axis=-1, keepdims=True)
+    total = highest + ops.log(ops.sum(ops.exp(logits - highest), axis=-1, keepdims=True))
+    return total - ops.take_along_axis(logits, labels[..., None], axis=-1), total
+
+
+@with_xla
+def _losses_slope(logits, labels, total, slope):
+    right = ops.arange(logits.shape[-1], dtype=labels.dtype) == labels[..., None]
+    return (ops.exp(logits - total) - ops.cast(right, logits.dtype)) * slope
+
+
+_cross_entropy = with_gradient(
+    _losses, lambda inputs, outputs, slope: (_losses_slope(*inputs, outputs[1], slope), None)
+)
+
+
+def cross_entropy(logits, labels):
+    """Losses in nats: (..., C) float32, (...) int32 -> (...) float32."""
+    return ops.squeeze(_cross_entropy(logits, labels), -1)

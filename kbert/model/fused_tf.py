@@ -1,0 +1,59 @@
+"""What `kbert.model.fused` needs of TensorFlow: XLA for pieces of a step, and their gradients."""
+
+import functools
+
+import tensorflow as tf
+
+
+def with_xla(function):
+    """The function, compiled by XLA for itself; settings are keywords.
+
+    Where the CPU is split into several logical devices, XLA, which knows of one, is left out.
+    """
+
+    @functools.cache
+    def compiled(settings):
+        part = functools.partial(function, **dict(settings))
+        return tf.function(part, jit_compile=True, autograph=False)
+
+    def run(*arguments, **settings):
+        if len(tf.config.list_logical_devices("CPU")) > 1:
+            return function(*arguments, **settings)
+        return compiled(tuple(sorted(settings.items())))(*arguments)
+
+    return run
+
+
+def with_gradient(function, gradient):
+    """A function of tensors with its gradient; settings are keywords.
+
+    Args:
+        function: returns a tuple, the result first, then what else the gradient can use.
+        gradient: function of the tensors, of the tuple that `function` returned, and of the
+            gradient of the result; returns the gradient, or None, of each tensor.
+
+    Returns:
+        function of the same tensors and settings that returns the result alone.
+    """
+
+    def run(*tensors, **settings):
+        @tf.custom_gradient
+        def result(*tensors):
+            outputs = function(*tensors, **settings)
+            return outputs[0], lambda slope: gradient(tensors, outputs, slope, **settings)
+
+        return result(*map(tf.convert_to_tensor, tensors))
+
+    return run
+
+
+def sum_rows(x, like):
+    """The gradient of what was added to all rows: (..., D) -> (D,) in the dtype of `like`.
+
+    By a matrix product: XLA sums columns ten times slower than that on the CPU. In float32 for
+    float16, where a sum of scaled gradients might overflow.
+    """
+    x = tf.reshape(x, (-1, x.shape[-1]))
+    if x.dtype == tf.float16:
+        x = tf.cast(x, tf.float32)
+    return tf.cast(tf.matmul(tf.ones((1, tf.shape(x)[0]), x.dtype), x)[0], like.dtype)

@@ -1,0 +1,232 @@
+"""The fused pieces against what `keras.ops` and automatic differentiation make of the same."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+from kbert.model import fused
+from kbert.model.attention import Dropout
+
+B, L, D, H = 3, 5, 12, 2
+# float32: other orders of summation. bfloat16: 8 bits, and sums of 15 rows of them.
+TOLERANCES = {"float32": 1e-6, "bfloat16": 4e-2}
+RNG = np.random.default_rng(0)
+
+
+def dense_and_norm(dtype):
+    policy = "float32" if dtype == "float32" else "mixed_bfloat16"
+    dense = keras.layers.Dense(D, dtype=policy)
+    norm = keras.layers.LayerNormalization(epsilon=1e-12, dtype=policy)
+    dense.build((None, None, D))
+    norm.build((None, None, D))
+    for weight in (*dense.weights, *norm.weights):
+        weight.assign(RNG.normal(size=weight.shape))
+    return dense, norm
+
+
+def drop(x, dropout, seed):
+    return ops.where(fused.kept(x, seed, dropout.rate), x / (1 - dropout.rate), 0.0)
+
+
+def pieces(dtype, rate):
+    """name -> (the fused function, its definition, the tensors, the weights)."""
+    dense, norm = dense_and_norm(dtype)
+    dropout = Dropout(rate, seed=1)
+    seed = tf.constant([1, 0])  # of its first call
+
+    def tensor(*shape):
+        return tf.cast(RNG.normal(size=shape), dtype)
+
+    def exact(x):
+        return ops.cast(x, "float32")
+
+    def times_dense(x):
+        return exact(ops.matmul(x, ops.cast(dense.kernel, dtype))) + exact(
+            ops.cast(dense.bias, dtype)
+        )
+
+    def norm_of(x):
+        return exact(norm(exact(x)))
+
+    def softmax(scores, bias):
+        weights = ops.softmax(exact(scores) * 0.3 + exact(bias))
+        return drop(weights, dropout, seed) if rate else weights
+
+    def dense_add_norm(x, residual):
+        x = times_dense(x)
+        return norm_of((drop(x, dropout, seed) if rate else x) + exact(residual))
+
+    def heads(x):
+        return ops.transpose(ops.reshape(times_dense(x), (B, L, H, D // H)), (0, 2, 1, 3))
+
+    x, residual, scores = tensor(B, L, D), tensor(B, L, D), tensor(B, H, L, L)
+    bias = tf.cast(RNG.integers(0, 2, (B, 1, 1, L)) * -9.0, dtype)
+
+    def scoped(function):
+        def run(*tensors):
+            with keras.src.backend.AutocastScope(dtype):
+                return function(*tensors)
+
+        return run
+
+    kernel = [v.value for v in dense.weights]
+    both = kernel + [v.value for v in norm.weights]
+    return {
+        "dropout": (
+            lambda x: dropout(x, training=True),
+            lambda x: drop(exact(x), dropout, seed) if rate else exact(x),
+            [x],
+            [],
+        ),
+        "gelu": (
+            lambda x: fused.dense_gelu(dense, x, False, True),
+            lambda x: ops.gelu(times_dense(x), approximate=False),
+            [x],
+            kernel,
+        ),
+        "gelu_new": (
+            lambda x: fused.dense_gelu(dense, x, True, True),
+            lambda x: ops.gelu(times_dense(x), approximate=True),
+            [x],
+            kernel,
+        ),
+        "dense_add_norm": (
+            lambda x, r: fused.dense_add_norm(dense, dropout, norm, x, r, True),
+            dense_add_norm,
+            [x, residual],
+            both,
+        ),
+        "add_norm": (
+            lambda x, r: fused.add_norm(norm, x, r, True),
+            lambda x, r: norm_of(exact(x) + exact(r)),
+            [x, residual],
+            [v.value for v in norm.weights],
+        ),
+        "attention_weights": (
+            lambda s: fused.attention_weights(s, bias, 0.3, dropout, True),
+            lambda s: softmax(s, bias),
+            [scores],
+            [],
+        ),
+        "dense_heads": (lambda x: fused.dense_heads(dense, x, H, True), heads, [x], kernel),
+        "add_bias": (
+            lambda x: fused.add_bias(x, dense.bias, True),
+            lambda x: exact(x) + exact(ops.cast(dense.bias, dtype)),
+            [x],
+            kernel[1:],
+        ),
+    }, scoped
+
+
+NAMES = [
+    *("dropout", "gelu", "gelu_new", "dense_add_norm", "add_norm"),
+    *("attention_weights", "dense_heads", "add_bias"),
+]
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+@pytest.mark.parametrize("rate", [0.0, 0.25])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_values_and_gradients_equal_the_definition(name, dtype, rate, in_graph):
+    table, scoped = pieces(dtype, rate)
+    piece, definition, tensors, weights = table[name]
+    slope = tf.constant(RNG.normal(size=scoped(definition)(*tensors).shape), tf.float32)
+
+    def compute(function, *tensors):
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            value = ops.cast(scoped(function)(*tensors), "float32")
+            total = tf.reduce_sum(value * slope)
+        return [value, *tape.gradient(total, [*tensors, *weights])]
+
+    run = tf.function(compute, autograph=False) if in_graph else compute
+    for got, wanted in zip(run(piece, *tensors), compute(definition, *tensors), strict=True):
+        got, wanted = (np.array(tf.cast(x, tf.float32)) for x in (got, wanted))
+        # The slope of the tanh form holds 1 - tanh^2, which loses digits where tanh is near 1.
+        scale = max(1, abs(wanted).max()) * (5 if name == "gelu_new" else 1)
+        atol = TOLERANCES[dtype] * scale
+        np.testing.assert_allclose(got, wanted, atol=atol)
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_cross_entropy(in_graph):
+    logits = tf.constant(RNG.normal(size=(B, L, 7)) * 20, tf.float32)
+    labels = tf.constant(RNG.integers(0, 7, (B, L)), tf.int32)
+    slope = tf.constant(RNG.normal(size=(B, L)), tf.float32)
+
+    def compute(function):
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            losses = function(logits, labels)
+            total = tf.reduce_sum(losses * slope)
+        return losses, tape.gradient(total, logits)
+
+    def definition(logits, labels):
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+
+    run = tf.function(compute, autograph=False) if in_graph else compute
+    for got, wanted in zip(run(fused.cross_entropy), compute(definition), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-5, rtol=1e-6)
+
+
+def test_hard_logits_give_finite_losses():
+    logits = tf.constant([[-3e38, 3e38], [0.0, -np.inf]])
+    losses = fused.cross_entropy(logits, tf.constant([1, 0])).numpy()
+    np.testing.assert_array_equal(losses, [0, 0])
+
+
+def draws(seed, shape=(1000, 1000), rate=0.1):
+    return np.array(fused.kept(tf.zeros(shape), tf.constant(seed, tf.int32), rate))
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.1, 0.5, 0.9])
+def test_dropout_drops_its_share(rate):
+    """A million draws, five standard deviations."""
+    dropped = (~draws([7, 3], rate=rate)).mean()
+    assert abs(dropped - rate) < 5 * math.sqrt(rate * (1 - rate) / 1e6)
+
+
+def test_draws_of_rows_columns_and_neighbours_are_independent():
+    kept = draws([11, 0])
+    dropped = ~kept
+    for axis in (0, 1):  # means of 1,000 draws; the extreme one of 1,000 of them
+        assert abs(dropped.mean(axis=axis) - 0.1).max() < 5 * math.sqrt(0.09 / 1000)
+    flat = dropped.ravel()
+    for lag in (1, 2, 3, 64, 128, 768, 1000):
+        both = (flat[lag:] & flat[:-lag]).mean()
+        assert abs(both - 0.01) < 5 * math.sqrt(0.0099 / 1e6), lag
+
+
+def test_draws_of_seeds_are_independent():
+    """Also of seeds that differ in a bit, as those of successive calls do."""
+    first = ~draws([1234, 0])
+    for seed in ([1234, 1], [1234, 2], [1235, 0], [0, 1234], [1234, 2**30]):
+        both = (first & ~draws(seed)).mean()
+        assert abs(both - 0.01) < 5 * math.sqrt(0.0099 / 1e6), seed
+    flat = first.ravel()
+    other = ~draws([1234, 1]).ravel()
+    for shift in range(1, 50):  # nor is one the other, shifted
+        both = (flat[shift:] & other[:-shift]).mean()
+        assert abs(both - 0.01) < 6 * math.sqrt(0.0099 / 1e6), shift
+
+
+def test_dropout_keeps_the_mean_and_is_repeated_by_its_seed():
+    x = tf.ones((400, 500))
+    once, again = (np.array(fused.dropout(x, tf.constant([5, 6]), 0.2)) for _ in range(2))
+    np.testing.assert_array_equal(once, again)
+    assert set(np.unique(once)) == {0.0, np.float32(1.25)}
+    assert abs(once.mean() - 1) < 5 * 0.5 / math.sqrt(200_000)
+
+
+def test_the_pieces_of_a_step_are_compiled():
+    """Else nothing would be gained."""
+    graph = tf.function(lambda x: fused.dropout(x, tf.constant([1, 2]), 0.1)).get_concrete_function(
+        tf.TensorSpec((4, 4))
+    )
+    compiled = [f for f in graph.graph._functions.values() if "_XlaMustCompile" in str(f)]
+    assert compiled or "_XlaMustCompile" in str(graph.graph.as_graph_def())
