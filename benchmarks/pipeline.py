@@ -1,15 +1,16 @@
-"""Speed of preparing text and of making batches.
+"""Speed of preparing text with kbert, and of making batches of kbert, HF and KerasHub.
 
-python benchmarks/pipeline.py --text=FILE.txt --vocab_file=VOCAB --size_mb=1000
+    python -m benchmarks.pipeline --text=train.txt --vocab_file=vocab.txt --json=pipeline.json
 
-Writes a text of `size_mb` by repeating and altering FILE, prepares it in a process of its own, and
-prints MB/s per core with the peak memory of the process and its workers together; then the tokens/s
-of masking and batching alone, in several runs.
+Writes a text of `size_mb` by repeating and altering the one given, prepares it in a process of its
+own, and prints MB/s per core with the peak memory of the process and its workers together. Then
+batches of pretraining, tokens per second, padding not counted: kbert's from what was prepared, HF's
+and KerasHub's from the first `peer_mb` of the same text; the notes say what each does of it
+beforehand. The peers: `sh benchmarks/peers.sh`.
 """
 
 import pathlib
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,11 +19,17 @@ import time
 
 from absl import app, flags
 
-flags.DEFINE_string("text", None, "a plain text file", required=True)
-flags.DEFINE_string("vocab_file", None, "a vocabulary", required=True)
-flags.DEFINE_integer("size_mb", 1000, "size of the text to prepare, in MB")
-flags.DEFINE_integer("batches", 400, "batches of a timed run")
+from benchmarks import data, harness
+from benchmarks.turns import Row
+
 FLAGS = flags.FLAGS
+# name: (B, L, whole words, sides)
+ROWS = {
+    "64x128": (64, 128, False, ("kbert", "hf", "keras_hub")),
+    "16x512": (16, 512, False, ("kbert", "hf", "keras_hub")),
+    "64x128-words": (64, 128, True, ("kbert", "hf")),
+    "16x512-words": (16, 512, True, ("kbert", "hf")),
+}
 
 
 def write_altered(source, target, size):
@@ -57,58 +64,77 @@ def watch(process, peak):
         time.sleep(0.5)
 
 
+def time_prepare(text, vocab_file, folder):
+    """Prepares a text with as many processes as threads; dict of what it took."""
+    size = pathlib.Path(text).stat().st_size
+    begin, peak = time.perf_counter(), [0]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [
+        *(sys.executable, "-m", "kbert.prepare", f"--input={text}", f"--output_dir={folder}"),
+        *(f"--vocab_file={vocab_file}", f"--processes={FLAGS.threads}"),
+    ]
+    process = subprocess.Popen(command, stdout=sys.stderr)
+    watcher = threading.Thread(target=watch, args=(process, peak))
+    watcher.start()
+    if process.wait():
+        sys.exit("kbert.prepare failed")
+    wall = time.perf_counter() - begin
+    watcher.join()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"bytes": size, "wall_s": wall, "cpu_s": cpu, "peak_bytes": peak[0]}
+
+
+def prepare_line(took):
+    """What preparing took, for a person."""
+    megabytes = took["bytes"] / 1e6
+    return (
+        f"prepare: {megabytes:,.0f} MB in {took['wall_s']:.1f} s, "
+        f"{megabytes / took['wall_s']:.1f} MB/s; {megabytes / took['cpu_s']:.1f} MB per core and "
+        f"second; peak memory {took['peak_bytes'] / 1e9:.2f} GB"
+    )
+
+
+def rows(folder, text, vocab_file):
+    """The rows that the flags ask for."""
+    from kbert.data import BertTokenizer
+
+    BertTokenizer(vocab_file).save_pretrained(folder, "hf")
+    for name in FLAGS.rows:
+        B, L, whole_words, sides = ROWS[name]
+        settings = {
+            "area": "pipeline",
+            "corpus": f"{folder}/corpus",
+            "text": str(text),
+            "size": int((0.5 if FLAGS.quick else FLAGS.peer_mb) * 1e6),
+            "vocab_file": str(vocab_file),
+            "folder": folder,
+            "batch_size": B,
+            "length": L,
+            "whole_word_mask": whole_words,
+            "warmup_steps": 3,
+        }
+        detail = f"batches of {B} x {L}, {'whole words' if whole_words else 'tokens'} masked"
+        yield Row(name, detail, settings, sides, "M tokens", scale=1e6)
+
+
 def main(_):
-    """Prints the figures."""
+    """Prepares, then compares."""
+    harness.check_rows(ROWS)
     with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        write_altered(FLAGS.text, folder / "text.txt", FLAGS.size_mb * 10**6)
-        begin, peak = time.perf_counter(), [0]
-        command = [
-            *(sys.executable, "-m", "kbert.prepare", f"--input={folder}/text.txt"),
-            *(f"--vocab_file={FLAGS.vocab_file}", f"--output_dir={folder}/corpus"),
-        ]
-        process = subprocess.Popen(command)
-        threading.Thread(target=watch, args=(process, peak)).start()
-        assert process.wait() == 0
-        wall = time.perf_counter() - begin
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = usage.ru_utime + usage.ru_stime
-        print(
-            f"prepare: {FLAGS.size_mb} MB in {wall:.1f} s, {FLAGS.size_mb / wall:.1f} MB/s; "
-            f"{FLAGS.size_mb / cpu:.1f} MB per core and second; peak memory {peak[0] / 1e9:.2f} GB",
-            flush=True,
-        )
-        time_batches(folder / "corpus")
-
-
-def time_batches(folder):
-    """Prints the tokens/s of the pipeline, whole words and single tokens, five runs each."""
-    from kbert.data import Corpus, pretraining_dataset
-
-    corpus = Corpus(folder)
-    for whole_word_mask in (False, True):
-        for max_seq_length, batch_size in ((128, 64), (512, 16)):
-            rates = []
-            for seed in range(5):
-                dataset = pretraining_dataset(
-                    corpus,
-                    batch_size,
-                    max_seq_length,
-                    whole_word_mask=whole_word_mask,
-                    seed=seed,
-                    steps=FLAGS.batches,
-                )
-                begin, tokens = time.perf_counter(), 0
-                for batch in dataset:
-                    tokens += int(batch["attention_mask"].numpy().sum())
-                rates.append(tokens / (time.perf_counter() - begin) / 1e6)
-            print(
-                f"batches of {batch_size} x {max_seq_length}, whole_word_mask={whole_word_mask}: "
-                f"median {statistics.median(rates):.2f} M tokens/s "
-                f"({min(rates):.2f} to {max(rates):.2f})",
-                flush=True,
-            )
+        vocab_file = data.vocabulary(FLAGS.vocab_file, folder)
+        text = pathlib.Path(folder) / "text.txt"
+        size = 5 * 10**6 if FLAGS.quick else FLAGS.size_mb * 10**6
+        write_altered(FLAGS.text or data.sample_text(folder), text, size)
+        took = time_prepare(text, vocab_file, f"{folder}/corpus")
+        print(prepare_line(took), flush=True)
+        harness.compare("pipeline", rows(folder, text, vocab_file), more={"prepare": took})
 
 
 if __name__ == "__main__":
+    harness.define_flags(ROWS)
+    flags.DEFINE_string("text", None, "a plain text file; default: the sample of kbert")
+    flags.DEFINE_string("vocab_file", None, "a vocabulary; default: learnt from kbert's sample")
+    flags.DEFINE_integer("size_mb", 1000, "size of the text to prepare, in MB")
+    flags.DEFINE_integer("peer_mb", 10, "how much of it HF and KerasHub take")
     app.run(main)

@@ -1,0 +1,139 @@
+"""Inputs of the comparisons, the same numbers for every side."""
+
+import gzip
+import json
+import pathlib
+
+import numpy as np
+
+PAD, CLS, SEP = 0, 101, 102  # as in bert-base-uncased
+BATCHES = 8  # different ones, again and again
+
+
+def pretraining_batches(settings):
+    """Batches of random tokens with kbert's features of pretraining.
+
+    The first example of each batch has half the length, as live batches have short examples, too:
+    no side may skip the attention mask. Its slots beyond the end count nothing.
+
+    Returns:
+        list of dicts of arrays; input_ids (B, L), masked_positions (B, M) and so on.
+    """
+    rng = np.random.default_rng(0)
+    B, L, M = settings["batch_size"], settings["length"], settings["predictions"]
+    V = settings["model"]["vocab_size"]
+    batches = []
+    for _ in range(BATCHES):
+        real = np.ones((B, L), np.int32)
+        real[0, L // 2 :] = 0
+        ids = rng.integers(1000, V, (B, L)).astype(np.int32)
+        ids[:, 0] = CLS
+        positions = np.stack([np.sort(rng.permutation(L - 1)[:M]) + 1 for _ in range(B)])
+        weights = np.take_along_axis(real, positions, axis=1)
+        batches.append(
+            {
+                "input_ids": ids * real,
+                "attention_mask": real,
+                "token_type_ids": (np.arange(L) >= L // 2).astype(np.int32) * real,
+                "masked_positions": (positions * weights).astype(np.int32),
+                "masked_ids": rng.integers(1000, V, (B, M)).astype(np.int32) * weights,
+                "masked_weights": weights.astype(np.float32),
+                "next_sentence_labels": rng.integers(0, 2, B).astype(np.int32),
+            }
+        )
+    return batches
+
+
+def mixed_lengths(count):
+    """(count,) lengths in tokens, drawn from 10 to 128."""
+    return np.random.default_rng(0).integers(10, 129, count)
+
+
+def random_examples(lengths, vocab_size=30522):
+    """A list of (input_ids, label) of these lengths."""
+    rng = np.random.default_rng(0)
+    examples = []
+    for length in lengths:
+        ids = rng.integers(1000, vocab_size, length)
+        ids[0], ids[-1] = CLS, SEP
+        examples.append(([int(i) for i in ids], int(rng.integers(2))))
+    return examples
+
+
+def text_examples(path, tokenizer, count, max_length):
+    """`count` (input_ids, label) drawn from a table with a header, a text and a label a row."""
+    opener = gzip.open if str(path).endswith(".gz") else open
+    with opener(path, "rt", encoding="utf-8", newline="\n") as file:
+        rows = [line.rstrip("\n").split("\t") for line in file.readlines()[1:]]
+    chosen = np.random.default_rng(0).permutation(len(rows))[:count]
+    features = tokenizer([rows[i][0] for i in chosen], max_length=max_length)
+    lengths = features["attention_mask"].numpy().sum(axis=1)
+    ids = features["input_ids"].numpy()
+    return [
+        ([int(i) for i in row[:length]], int(rows[number][1]))
+        for row, length, number in zip(ids, lengths, chosen, strict=True)
+    ]
+
+
+def write_examples(examples, path):
+    """Writes what `read_examples` reads."""
+    pathlib.Path(path).write_text(json.dumps(examples))
+    return str(path)
+
+
+def read_examples(path):
+    """list of (input_ids, label)."""
+    return json.loads(pathlib.Path(path).read_text())
+
+
+def padded(examples, length=None):
+    """Features of examples as arrays; padded to `length`, or to the longest of them."""
+    length = length or max(len(ids) for ids, _ in examples)
+    input_ids = np.full((len(examples), length), PAD)
+    for row, (ids, _) in zip(input_ids, examples, strict=True):
+        row[: len(ids)] = ids
+    return {
+        "input_ids": input_ids,
+        "attention_mask": (input_ids != PAD).astype(input_ids.dtype),
+        "token_type_ids": np.zeros_like(input_ids),
+    }
+
+
+def cut(examples, batch_size):
+    """The examples as a list of batches, in their order."""
+    return [examples[i : i + batch_size] for i in range(0, len(examples), batch_size)]
+
+
+def vocabulary(vocab_file, folder, size=30522):
+    """Path of a vocabulary: the file given, else one learnt from kbert's sample into the folder."""
+    if vocab_file:
+        return vocab_file
+    from kbert.data.vocab import learn_vocab, write_vocab
+
+    path = pathlib.Path(folder) / "vocab.txt"
+    write_vocab(learn_vocab(sample_text(folder).read_text("utf-8").split("\n"), size), path)
+    return str(path)
+
+
+def sample_text(folder):
+    """Path of the text that comes with kbert, unpacked into the folder."""
+    from kbert.data.corpus import SAMPLES
+
+    path = pathlib.Path(folder) / "sample.txt"
+    if not path.exists():
+        path.write_bytes(gzip.decompress(SAMPLES["sample:train"].read_bytes()))
+    return path
+
+
+def read_lines(path, size):
+    """The first lines of a text, about `size` bytes of them, without empty ones."""
+    lines, total = [], 0
+    with open(path, encoding="utf-8", newline="\n") as file:
+        for line in file:
+            line = line.rstrip("\n")
+            if line.strip():
+                lines.append(line)
+                total += len(line.encode())
+            if total >= size:
+                break
+    return lines

@@ -1,0 +1,88 @@
+"""The matrix products of BERT and their floating-point operations, 2 per multiply and add.
+
+Counted from the shapes, the same for every side: whoever computes more than this, such as the MLM
+head at tokens that are not masked, or padding, does not get credit for it. `model` is a dict with
+HF's names of the sizes. B batch, L length in tokens, M masked slots, D width, H heads, F inner
+width, V vocabulary, N layers, C classes.
+"""
+
+import typing
+
+
+class Product(typing.NamedTuple):
+    """`count` times a batch of matrix products (m, k) x (k, n), operands transposed or not."""
+
+    count: int
+    batch: int
+    m: int
+    k: int
+    n: int
+    transpose_a: bool = False
+    transpose_b: bool = False
+
+
+def count_flops(products):
+    """int, floating-point operations of products."""
+    return sum(2 * p.count * p.batch * p.m * p.k * p.n for p in products)
+
+
+def model_of(layers, width, heads=None, vocab=30522):
+    """The sizes of a BERT with heads of width 64 and an inner width of four times D."""
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": heads or width // 64,
+        "intermediate_size": 4 * width,
+        "vocab_size": vocab,
+    }
+
+
+def encoder(model, B, L):
+    """Products of the encoder's forward pass."""
+    N, D = model["num_hidden_layers"], model["hidden_size"]
+    H, F = model["num_attention_heads"], model["intermediate_size"]
+    return [
+        Product(4 * N, 1, B * L, D, D),  # query, key, value, output
+        Product(N, B * H, L, D // H, L, transpose_b=True),  # scores
+        Product(N, B * H, L, L, D // H),  # context
+        Product(N, 1, B * L, D, F),
+        Product(N, 1, B * L, F, D),
+    ]
+
+
+def pretraining_heads(model, B, M):
+    """Products of the MLM head, at the M masked slots of each example, and of the NSP head."""
+    D, V = model["hidden_size"], model["vocab_size"]
+    return [
+        Product(1, 1, B * M, D, D),
+        Product(1, 1, B * M, D, V, transpose_b=True),  # the table of the words
+        Product(1, 1, B, D, D),  # pooler
+        Product(1, 1, B, D, 2),
+    ]
+
+
+def classifier_head(model, B, C=2):
+    """Products of the pooler and a head for C classes."""
+    D = model["hidden_size"]
+    return [Product(1, 1, B, D, D), Product(1, 1, B, D, C)]
+
+
+def with_backward(products):
+    """Forward products, and the two of each that the gradients of its operands take."""
+    found = list(products)
+    for p in products:
+        found.append(p._replace(k=p.n, n=p.k, transpose_b=not p.transpose_b))  # dA = dC B^T
+        m, n = (p.n, p.k) if p.transpose_b else (p.k, p.n)
+        found.append(p._replace(m=m, k=p.m, n=n, transpose_a=True, transpose_b=False))
+    return found
+
+
+def pretraining_step(model, B, L, M):
+    """Products of a training step with MLM and NSP."""
+    return with_backward(encoder(model, B, L) + pretraining_heads(model, B, M))
+
+
+def classification(model, B, L, train=False):
+    """Products of a classifier's forward pass, or of its training step."""
+    products = encoder(model, B, L) + classifier_head(model, B)
+    return with_backward(products) if train else products

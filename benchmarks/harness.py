@@ -1,0 +1,99 @@
+"""What all comparisons share: their flags, the commands of the sides, the printed and the written.
+
+`benchmarks.turns` says how it is measured, `benchmarks.figures` what is made of it.
+"""
+
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import sys
+import tempfile
+
+from absl import app, flags
+
+from benchmarks.figures import NAMES, headline, machine, notes, summaries, table
+from benchmarks.turns import ROOT, environment, measure
+
+FLAGS = flags.FLAGS
+PEERS = ("hf", "keras_hub", "openvino")
+
+
+def define_flags(rows, threads=None):
+    """Flags of every comparison. rows: names, all of them the default. threads: the default."""
+    flags.DEFINE_list("rows", list(rows), f"what to compare: {', '.join(rows)}")
+    flags.DEFINE_list("sides", ["kbert", *PEERS], "who takes part")
+    flags.DEFINE_integer("rounds", 5, "rounds, each side once in each")
+    flags.DEFINE_float("round_seconds", 5.0, "how long a side runs in a round, one step at least")
+    threads = threads or len(os.sched_getaffinity(0))
+    flags.DEFINE_integer("threads", threads, "threads of each side, and CPUs it is bound to")
+    flags.DEFINE_bool("quick", False, "a tiny model and one short round: does everything work?")
+    flags.DEFINE_string("json", None, "file to write all figures to")
+    for peer in PEERS:
+        interpreter = f"benchmarks/.peers/{peer}/bin/python"
+        flags.DEFINE_string(f"python_{peer}", interpreter, f"Python that has {NAMES[peer]}")
+
+
+def commands():
+    """dict of side -> command, by the flags."""
+    interpreters = {peer: FLAGS[f"python_{peer}"].value for peer in PEERS}
+    interpreters = {peer: str(ROOT / python) for peer, python in interpreters.items()}
+    found = {
+        peer: [python, "-m", f"benchmarks.workers.{peer}_side"]
+        for peer, python in interpreters.items()
+    }
+    found["kbert"] = [sys.executable, "-m", "benchmarks.workers.kbert_side"]
+    found["gemm"] = [sys.executable, "-m", "benchmarks.workers.gemm"]
+    return found
+
+
+def compare(area, rows, check=None, more=None):
+    """Measures the rows that the flags ask for and prints a table; `--json` grows with every row.
+
+    Args:
+        area: name of the comparison. rows: iterable of Row. more: dict for the JSON file.
+        check: function of (row, found, folder) that adds to `found` what the saved results show,
+            and returns a line for a person; None: nothing is saved.
+    """
+    compared, remarks, host = [], [], machine()
+    rounds, seconds = (1, 0.2) if FLAGS.quick else (FLAGS.rounds, FLAGS.round_seconds)
+    for row in rows:
+        row = dataclasses.replace(row, sides=tuple(s for s in row.sides if s in FLAGS.sides))
+        with tempfile.TemporaryDirectory() as folder:
+            place = folder if check else None
+            found = measure(row, commands(), FLAGS.threads, rounds, seconds, progress, place)
+            remarks.append(check and check(row, found, folder))
+        compared.append((row, summaries(row, found)))
+        results = [line for _, lines in compared for line in lines]
+        if FLAGS.json:
+            write_json({"area": area, "machine": host, "results": results} | (more or {}))
+    variables = environment(FLAGS.threads)
+    print(headline(area, host, results, FLAGS.threads, rounds, seconds, variables))
+    print(table(compared), end="\n\n")
+    print("\n".join([*filter(None, remarks), *notes(results)]))
+
+
+def write_json(result):
+    """Writes all that was measured, and how."""
+    names = ("threads", "rounds", "round_seconds", "quick")
+    how = {
+        "date": datetime.datetime.now().isoformat(timespec="seconds"),
+        "flags": {name: FLAGS[name].value for name in names},
+        "environment": environment(FLAGS.threads),
+    }
+    pathlib.Path(FLAGS.json).write_text(json.dumps(how | result, indent=1) + "\n")
+
+
+def progress(line):
+    """Tells a person how far it is, beside the results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def check_rows(known):
+    """Refuses names of rows that there are not."""
+    unknown = set(FLAGS.rows) - set(known)
+    if unknown:
+        raise app.UsageError(
+            f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(known)}"
+        )

@@ -1,0 +1,129 @@
+"""Classification by kbert, HF transformers (torch), KerasHub and OpenVINO: speed and latency.
+
+    python -m benchmarks.infer --json=infer.json
+    python -m benchmarks.infer --rows=base-1x128,base-mixed --rounds=5
+
+All sides have the same weights and start from the same token ids; what they compute is compared,
+too. kbert sorts texts by length, as it always does. HF and OpenVINO pad each batch to its longest
+text, in the order of the texts; in the rows "sorted" that order is by length, for all. KerasHub
+pads to 128, as its preprocessor does. Operations are those of the real tokens. The peers:
+`sh benchmarks/peers.sh`.
+"""
+
+import statistics
+import tempfile
+import warnings
+
+import numpy as np
+from absl import app, flags
+
+from benchmarks import data, harness
+from benchmarks.figures import NAMES
+from benchmarks.flops import classification, count_flops, model_of
+from benchmarks.turns import Row
+
+MODELS = {"base": model_of(12, 768), "minilm": model_of(6, 384, heads=12)}
+TINY = model_of(2, 128)
+BF16 = "mixed_bfloat16"
+# name: (model, lengths: those of one text each, or "mixed" or "sorted", precision)
+ROWS = {
+    "base-32x128": ("base", [128] * 32, BF16),
+    "base-1x128": ("base", [128], BF16),
+    "base-1x16": ("base", [16], BF16),
+    "base-mixed": ("base", "mixed", BF16),
+    "base-sorted": ("base", "sorted", BF16),
+    "base-32x128-float32": ("base", [128] * 32, "float32"),
+    "minilm-32x128": ("minilm", [128] * 32, BF16),
+    "minilm-mixed": ("minilm", "mixed", BF16),
+}
+SIDES = ("kbert", "hf", "keras_hub", "openvino")
+BATCH_SIZE, LONGEST = 32, 128
+
+FLAGS = flags.FLAGS
+
+
+def rows(folder):
+    """The rows that the flags ask for."""
+    harness.check_rows(ROWS)
+    written = set()
+    for name in FLAGS.rows:
+        size, lengths, precision = ROWS[name]
+        if isinstance(lengths, str):
+            drawn = data.mixed_lengths(64 if FLAGS.quick else FLAGS.texts)
+            lengths = sorted(drawn)[::-1] if lengths == "sorted" else drawn
+        examples = data.random_examples(lengths)
+        model = TINY if FLAGS.quick else MODELS[size]
+        if size not in written:
+            save_model(model, f"{folder}/{size}")
+            written.add(size)
+        yield row(name, model, lengths, precision, f"{folder}/{size}", examples, folder)
+
+
+def row(name, model, lengths, precision, weights, examples, folder):
+    """A Row of texts of these lengths."""
+    N, mean = len(lengths), statistics.mean(map(int, lengths))
+    settings = {
+        "area": "infer",
+        "folder": weights,
+        "examples": data.write_examples(examples, f"{folder}/{name}.json"),
+        "batch_size": BATCH_SIZE,
+        "length": LONGEST,
+        "precision": precision,
+        "warmup_steps": 3,
+    }
+    shape = f"{min(N, BATCH_SIZE)} x {min(lengths)}"
+    if min(lengths) < max(lengths):
+        shape += f" to {max(lengths)} tokens (mean {mean:.0f}), {N} texts"
+    return Row(
+        name,
+        f"{model['num_hidden_layers']} layers x {model['hidden_size']}, {shape}, {precision}",
+        settings,
+        SIDES,
+        "texts",
+        statistics.mean(count_flops(classification(model, 1, int(length))) for length in lengths),
+        classification(model, min(N, BATCH_SIZE), round(mean)),
+        latency=N == 1,
+    )
+
+
+def save_model(model, folder):
+    """Writes a classifier with fresh weights for every side."""
+    import kbert
+    from kbert.data.vocab import SPECIAL_TOKENS
+
+    # Larger weights than fresh ones usually are, so that the texts get different scores.
+    config = kbert.BertConfig(**model, initializer_range=0.05)
+    classifier = kbert.BertForSequenceClassification(config)
+    words = [f"w{number}" for number in range(len(SPECIAL_TOKENS), config.vocab_size)]
+    tokenizer = kbert.BertTokenizer([*SPECIAL_TOKENS, *words])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # KerasHub computes GELU by tanh
+        for format in ("kbert", "hf", "keras_hub"):
+            classifier.save_pretrained(f"{folder}/{format}", format)
+    tokenizer.save_pretrained(f"{folder}/kbert")
+
+
+def agreement(row, found, folder):
+    """How far the logits of the sides are from kbert's; a line for a person."""
+    saved = {side: np.load(v["saved"]) for side, v in found.items() if "saved" in v}
+    if "kbert" not in saved or len(saved) < 2:
+        return None
+    ours = saved.pop("kbert")
+    for side, logits in saved.items():
+        found[side]["largest_difference"] = float(np.abs(logits - ours).max())
+    told = ", ".join(f"{NAMES[s]} {found[s]['largest_difference']:.1g}" for s in saved)
+    return (
+        f"- {row.name}: logits ({ours.min():.2g} to {ours.max():.2g}) differ from kbert's: {told}"
+    )
+
+
+def main(_):
+    """Compares."""
+    with tempfile.TemporaryDirectory() as folder:
+        harness.compare("inference", rows(folder), agreement)
+
+
+if __name__ == "__main__":
+    harness.define_flags(ROWS)
+    flags.DEFINE_integer("texts", 256, "texts of the rows of mixed lengths")
+    app.run(main)

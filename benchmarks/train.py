@@ -1,0 +1,162 @@
+"""Training steps of kbert, HF transformers (torch) and KerasHub.
+
+    python -m benchmarks.train --json=train.json
+    python -m benchmarks.train --rows=base-128,finetune-base --rounds=5 --sst2=train.tsv.gz
+    python -m benchmarks.train --scaling
+
+A step of pretraining is forward, MLM and NSP loss, backward, clipping to global norm 1 and AdamW,
+on given batches (`benchmarks.data`), dropout 0.1; 15 % of the tokens are masked. HF's model
+computes the logits of all tokens; in the row "gathered" code of ours has it compute those of the
+masked ones alone, as the others do. Fine-tuning takes the same examples of mixed length on every
+side, each batches and pads them as it does; its operations are those of the real tokens. The peers:
+`sh benchmarks/peers.sh`.
+
+`--scaling` runs kbert alone, at several lengths and depths, and from a folder of weights.
+"""
+
+import dataclasses
+import statistics
+import tempfile
+
+from absl import app, flags
+
+from benchmarks import data, harness
+from benchmarks.flops import classification, count_flops, model_of, pretraining_step
+from benchmarks.turns import Row
+
+BASE, SMALL = model_of(12, 768), model_of(4, 512)
+MINILM = model_of(6, 384, heads=12)
+TINY = model_of(2, 128)
+# name: (model, B, L, M, precision)
+PRETRAINING = {
+    "base-128": (BASE, 16, 128, 20, "mixed_bfloat16"),
+    "base-512": (BASE, 4, 512, 77, "mixed_bfloat16"),
+    "small-128": (SMALL, 16, 128, 20, "mixed_bfloat16"),
+    "small-512": (SMALL, 4, 512, 77, "mixed_bfloat16"),
+    "base-128-float32": (BASE, 16, 128, 20, "float32"),
+    "base-128-gathered": (BASE, 16, 128, 20, "mixed_bfloat16"),
+}
+FINETUNING = {"finetune-minilm": MINILM, "finetune-base": BASE}
+SIDES = ("kbert", "hf", "keras_hub")
+
+FLAGS = flags.FLAGS
+
+
+def pretraining_row(name, model, B, L, M, precision, sides=SIDES, **more):
+    """A Row of steps of pretraining."""
+    if FLAGS.quick:
+        model = TINY
+    products = pretraining_step(model, B, L, M)
+    settings = {
+        "area": "train",
+        "model": model,
+        "batch_size": B,
+        "length": L,
+        "predictions": M,
+        "precision": precision,
+        "gather": name.endswith("gathered"),
+        "warmup_steps": 3,
+    }
+    return Row(
+        name,
+        f"{describe(model)}, {B} x {L}, {precision}",
+        settings | more,
+        sides,
+        "sequences",
+        count_flops(products) / B,
+        products,
+    )
+
+
+def finetuning_row(name, model, examples, path, B=32, precision="mixed_bfloat16"):
+    """A Row of epochs of fine-tuning."""
+    if FLAGS.quick:
+        model = TINY
+    lengths = [len(ids) for ids, _ in examples]
+    per_example = [count_flops(classification(model, 1, length, train=True)) for length in lengths]
+    settings = {
+        "area": "finetune",
+        "model": model,
+        "batch_size": B,
+        "length": 128,
+        "examples": path,
+        "precision": precision,
+        "warmup_steps": 2,
+    }
+    return Row(
+        name,
+        f"{describe(model)}, {B} x {min(lengths)} to {max(lengths)} tokens "
+        f"(mean {statistics.mean(lengths):.0f}), {precision}",
+        settings,
+        SIDES,
+        "examples",
+        statistics.mean(per_example),
+        classification(model, B, round(statistics.mean(lengths)), train=True),
+    )
+
+
+def describe(model):
+    """The size of a model, in words."""
+    return f"{model['num_hidden_layers']} layers x {model['hidden_size']}"
+
+
+def finetuning_examples():
+    """Token ids and labels, of texts or at random."""
+    count = 64 if FLAGS.quick else FLAGS.examples
+    if not FLAGS.sst2:
+        return data.random_examples(data.mixed_lengths(count))
+    from kbert.data import BertTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = BertTokenizer(data.vocabulary(FLAGS.vocab_file, folder))
+        return data.text_examples(FLAGS.sst2, tokenizer, count, 128)
+
+
+def scaling_rows(folder):
+    """Rows of kbert alone: B x L = 2,048 tokens."""
+    alone = {"precision": "mixed_bfloat16", "sides": ("kbert",)}
+    for layers in (4, 12, 24):
+        for L, M in ((128, 20), (256, 39), (512, 77)):
+            model = model_of(layers, 768)
+            row = pretraining_row(f"{layers} x {L}", model, 2048 // L, L, M, **alone)
+            yield dataclasses.replace(row, unit="tokens", scale=1 / L)
+    save_base(folder)
+    yield pretraining_row("from a folder", BASE, 16, 128, 20, **alone, folder=folder)
+
+
+def save_base(folder):
+    """Writes fresh weights of the model of the rows."""
+    import kbert
+
+    model = TINY if FLAGS.quick else BASE
+    kbert.BertForPreTraining(kbert.BertConfig(**model)).save_pretrained(folder)
+
+
+def rows(folder):
+    """The rows that the flags ask for."""
+    harness.check_rows([*PRETRAINING, *FINETUNING])
+    if FLAGS.scaling:
+        yield from scaling_rows(folder)
+        return
+    examples = finetuning_examples()
+    path = data.write_examples(examples, f"{folder}/examples.json")
+    for name in FLAGS.rows:
+        if name in PRETRAINING:
+            yield pretraining_row(name, *PRETRAINING[name])
+        else:
+            yield finetuning_row(name, FINETUNING[name], examples, path)
+
+
+def main(_):
+    """Compares."""
+    with tempfile.TemporaryDirectory() as folder:
+        harness.compare("training", rows(folder))
+
+
+if __name__ == "__main__":
+    harness.define_flags([*PRETRAINING, *FINETUNING])
+    flags.DEFINE_string("sst2", None, "texts and labels to fine-tune on (.tsv); default: random")
+    flags.DEFINE_string("vocab_file", None, "its vocabulary; default: learnt from kbert's sample")
+    flags.DEFINE_integer("examples", 320, "to fine-tune on; a step of the row is all of them")
+    flags.DEFINE_bool("scaling", False, "kbert alone: lengths, depths, start from a folder")
+    app.run(main)

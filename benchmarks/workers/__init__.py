@@ -1,0 +1,1 @@
+"""The sides of the comparisons, each a program that `benchmarks.harness` starts."""

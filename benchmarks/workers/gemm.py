@@ -1,0 +1,44 @@
+"""What the matrix products of a row take alone: TensorFlow's matmul, which is oneDNN on a CPU.
+
+A step takes every product of the row as often as the model does, one after the other, from
+operands that stay the same, and nothing else.
+"""
+
+import tensorflow as tf
+
+from benchmarks.flops import Product, count_flops
+from benchmarks.worker import Work, serve
+
+
+def gemm(settings):
+    """Work whose units are floating-point operations."""
+    products = [Product(*values) for values in settings["products"]]
+    dtype = {"mixed_bfloat16": "bfloat16"}.get(settings["precision"], settings["precision"])
+    operands = [_operands(p, dtype) for p in products]
+
+    def run(steps):
+        for _ in range(steps):
+            for p, (a, b) in zip(products, operands, strict=True):
+                for _ in range(p.count):
+                    multiply(p, a, b)
+        return {"units": steps * count_flops(products)}
+
+    return Work(run)
+
+
+def multiply(p, a, b):
+    """A product, by the ops themselves: small ones must not wait for Python."""
+    if p.batch > 1:
+        return tf.raw_ops.BatchMatMulV2(x=a, y=b, adj_x=p.transpose_a, adj_y=p.transpose_b)
+    return tf.raw_ops.MatMul(a=a, b=b, transpose_a=p.transpose_a, transpose_b=p.transpose_b)
+
+
+def _operands(p, dtype):
+    a = (p.k, p.m) if p.transpose_a else (p.m, p.k)
+    b = (p.n, p.k) if p.transpose_b else (p.k, p.n)
+    batch = (p.batch,) if p.batch > 1 else ()
+    return [tf.cast(tf.random.normal(batch + shape), dtype) for shape in (a, b)]
+
+
+if __name__ == "__main__":
+    serve({name: gemm for name in ("train", "finetune", "infer")}, ["tensorflow"])
