@@ -23,7 +23,7 @@ PEERS = ("hf", "keras_hub", "openvino")
 def define_flags(rows, threads=None):
     """Flags of every comparison. rows: names, all of them the default. threads: the default."""
     flags.DEFINE_list("rows", list(rows), f"what to compare: {', '.join(rows)}")
-    flags.DEFINE_list("sides", ["kbert", *PEERS], "who takes part")
+    flags.DEFINE_list("sides", ["kbert", "kbert_openvino", *PEERS], "who takes part")
     flags.DEFINE_integer("rounds", 5, "rounds, each side once in each")
     flags.DEFINE_float("round_seconds", 5.0, "how long a side runs in a round, one step at least")
     threads = threads or len(os.sched_getaffinity(0))
@@ -44,6 +44,7 @@ def commands():
         for peer, python in interpreters.items()
     }
     found["kbert"] = [sys.executable, "-m", "benchmarks.workers.kbert_side"]
+    found["kbert_openvino"] = [*found["kbert"], "openvino"]
     found["gemm"] = [sys.executable, "-m", "benchmarks.workers.gemm"]
     return found
 

@@ -36,7 +36,7 @@ ROWS = {
     "minilm-32x128": ("minilm", [128] * 32, BF16),
     "minilm-mixed": ("minilm", "mixed", BF16),
 }
-SIDES = ("kbert", "hf", "keras_hub", "openvino")
+SIDES = ("kbert", "kbert_openvino", "hf", "keras_hub", "openvino")
 BATCH_SIZE, LONGEST = 32, 128
 
 FLAGS = flags.FLAGS

@@ -36,7 +36,9 @@ def predict(config, report=print):
     from kbert.tasks.predictor import Predictor
 
     dtype = None if config.precision == "float32" else config.precision
-    predictor = Predictor.from_pretrained(config.model, dtype, config.batch_size)
+    predictor = Predictor.from_pretrained(
+        config.model, dtype, config.batch_size, engine=config.engine
+    )
     task = (predictor.settings or {}).get("task")
     method = config.method or (_METHOD_OF_TASK.get(task, "classify") if task else "fill_mask")
     rows, total = _rows(config, method, predictor.settings or {}, report)

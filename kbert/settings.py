@@ -75,6 +75,7 @@ class TrainingConfig:
         "what to do at a loss or gradient that is not finite: stop the run, or skip the step",
         choices=("stop", "skip"),
     )
+    profile: str = setting("", "START,STOP: write a TensorBoard profile of these steps")
     save_every_steps: int = setting(1000, "steps between checkpoints", at_least=1)
     keep_checkpoints: int = setting(2, "checkpoints to keep", at_least=1)
     log_every_steps: int = setting(100, "steps between lines of the log", at_least=1)
@@ -331,6 +332,7 @@ METHODS = (
     "embed",
     "fill_mask",
 )
+ENGINES = ("auto", "tensorflow", "openvino")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -351,9 +353,15 @@ class PredictConfig(ColumnConfig):
     output_file: str = setting("-", "JSON lines, one for each text; - for standard output")
     k: int = setting(5, "fill_mask: words for each [MASK]", at_least=1)
     pooling: str = setting("mean", "embed, similarity: of the tokens", choices=("mean", "cls"))
-    batch_size: int = setting(32, "texts computed at a time", at_least=1)
+    batch_size: int = setting(32, "texts of a batch", at_least=1)
     precision: str = setting(
         "float32", "dtype policy of the model", choices=("float32", "mixed_bfloat16")
+    )
+    engine: str = setting(
+        "auto",
+        "what computes the model; auto: OpenVINO if it is installed and there is no GPU, else "
+        "TensorFlow",
+        choices=ENGINES,
     )
 
     def __post_init__(self):

@@ -12,6 +12,7 @@ def metrics_of(run):
     rows = [json.loads(line) for line in lines]
     for row in rows:
         row.pop("tokens_per_second", None)
+        row.pop("input_wait", None)
     return rows
 
 

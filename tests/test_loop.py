@@ -150,6 +150,22 @@ def test_a_run_writes_what_it_promises(settings, tmp_path, capsys):
     assert "unigram entropy" in printed and "ETA" in printed and f"weights in {folder}" in printed
 
 
+def test_a_profile_of_some_steps(settings, tmp_path, capsys):
+    train(PretrainConfig(**settings | {"profile": "3,5"}), tmp_path / "run")
+    (trace,) = (tmp_path / "run").rglob("*.xplane.pb")
+    assert trace.is_relative_to(tmp_path / "run/pretrain/tensorboard")
+    assert "profile of steps 3 to 5 written" in capsys.readouterr().out
+    with pytest.raises(UserError, match="profile must be two steps"):
+        train(PretrainConfig(**settings | {"profile": "5"}), tmp_path / "other")
+
+
+def test_the_time_without_a_batch_is_logged(settings, tmp_path):
+    train(PretrainConfig(**settings), tmp_path / "run")
+    rows = [row for row in map(json.loads, open(tmp_path / "run/pretrain/metrics.jsonl"))]
+    waits = [row["input_wait"] for row in rows if "loss" in row]
+    assert waits and all(0 <= wait < 1 for wait in waits)
+
+
 def test_the_model_learns_from_context_and_best_is_the_lowest_held_out_loss(settings, tmp_path):
     """With seeds 0, 1 and 2 it ends 1.1 to 1.6 nats below the unigram entropy."""
     architecture = ARCHITECTURE.replace("size: 16", "size: 32").replace("size: 24", "size: 64")

@@ -17,22 +17,25 @@ def test_time():
 def test_the_call_that_compiles_counts_only_where_there_is_no_other():
     pace = Pace()
     assert pace.step_seconds == math.inf
-    pace.add(10.0, 1, 50.0)
-    assert pace.read() == (5.0, 10.0) and pace.step_seconds == math.inf
-    pace.add(1.0, 2, 400.0)
-    pace.add(3.0, 2, 400.0)
+    pace.add(10.0, 1, 50.0, 2.5)
+    assert pace.read() == (5.0, 10.0, 0.25) and pace.step_seconds == math.inf
+    pace.add(1.0, 2, 400.0, 0.5)
+    pace.add(3.0, 2, 400.0, 0.5)
     assert pace.step_seconds == 1.5
-    assert pace.read() == (200.0, 1.0)
-    assert pace.read() == (200.0, 1.0)  # nothing new
+    assert pace.read() == (200.0, 1.0, 0.25)
+    assert pace.read() == (200.0, 1.0, 0.25)  # nothing new
 
 
 def test_a_line_tells_of_skipped_steps_only():
     names = ("loss", "mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "learning_rate")
     metrics = dict.fromkeys(names, 0.5) | {"tokens_per_second": 1234.5, "skipped_steps": 0.0}
+    metrics["input_wait"] = 0.05
     line = train_line(1000, 20000, metrics, 61)
     assert line.startswith("step 1,000/20,000 | loss 0.500 |")
     assert line.endswith("| 1,234 tokens/s | ETA 1:01")
     assert train_line(1, 2, metrics | {"skipped_steps": 2.0}, 0).endswith(" | 2 skipped")
+    slow = train_line(1, 2, metrics | {"input_wait": 0.126}, 0)
+    assert slow.endswith(" | 13% of the time without a batch")
 
 
 def test_metrics_that_are_not_finite_are_null(tmp_path):

@@ -1,5 +1,7 @@
 """One update of the weights: what it computes, and that it does not depend on how."""
 
+import time
+
 import keras
 import numpy as np
 import pytest
@@ -61,7 +63,8 @@ def make_step(bert=(), jit=False, weights=None, **settings):
 def take(step, count=1, first=0, seed=0):
     """Takes steps on one batch; returns the rows as a dict of arrays (count,)."""
     batches = iter(tf.data.Dataset.from_tensors(features_of(seed)).repeat())
-    rows = step.take(batches, tf.constant(first, tf.int64), tf.constant(count)).numpy()
+    rows, _ = step.take(batches, tf.constant(first, tf.int64), tf.constant(count))
+    rows = rows.numpy()
     assert rows.shape == (count, len(step.row))
     return dict(zip(step.row, rows.T, strict=True))
 
@@ -252,3 +255,18 @@ def test_what_a_checkpoint_keeps():
     for name, variable in step.named_variables().items():
         if name.startswith("momentum/"):
             assert variable.shape == step.model.named_weights()[name[9:]].shape
+
+
+def test_waiting_for_a_batch_is_measured():
+    """Steps whose batches take a second each, less what is made meanwhile; and ready ones."""
+    step = make_step()
+
+    def late(features):
+        tf.py_function(lambda: time.sleep(1.0), [], [])
+        return features
+
+    ready = tf.data.Dataset.from_tensors(features_of()).repeat()
+    for dataset, least, most in ((ready.map(late), 0.99, 4.0), (ready, 0.0, 0.5)):
+        batches = iter(dataset)
+        _, waited = step.take(batches, tf.constant(0, tf.int64), tf.constant(2))
+        assert least <= float(waited) < most

@@ -1,6 +1,7 @@
 """kbert: what its programs run."""
 
 import pathlib
+import sys
 import tempfile
 import types
 
@@ -147,11 +148,12 @@ def item_of(ids, label=None):
 
 def infer(settings):
     """Classification of all texts, from their ids. Units: texts."""
+    engine = sys.argv[1] if len(sys.argv) > 1 else "tensorflow"
     predictor = Predictor.from_pretrained(
-        f"{settings['folder']}/kbert", settings["precision"], settings["batch_size"]
+        f"{settings['folder']}/kbert", settings["precision"], settings["batch_size"], engine=engine
     )
     model, task = predictor._model(BertForSequenceClassification), predictor.task("classify")
-    forward = predictor._forward_of(type(task), model, task.pick)
+    forward = predictor._forward_of(type(task).__name__, model, task.pick)
     items = [item_of(ids) for ids, _ in data.read_examples(settings["examples"])]
 
     def logits():

@@ -7,17 +7,25 @@ return the dtype they took: a gradient is rounded once, where a chain of ops in 
 each. What the backward pass can compute again from what is kept anyway is not kept: neither
 dropout's masks nor the inside of GELU and of LayerNorm.
 
-Outside training the functions that take a Dense call it, and leave fusing to the compiler of the
-whole.
+Outside training the layers are called as they are, and fusing is left to the compiler of the whole;
+but see `constant_weights`.
 """
 
+import contextlib
+import contextvars
 import math
 
 import keras
 from keras import ops
 
 if keras.backend.backend() == "tensorflow":
-    from kbert.model.fused_tf import sum_rows, with_gradient, with_xla
+    from kbert.model.fused_tf import (
+        constant_dense,
+        constant_norm,
+        sum_rows,
+        with_gradient,
+        with_xla,
+    )
 else:
 
     def with_xla(function):
@@ -31,6 +39,30 @@ _INV_SQRT_2, _INV_SQRT_2_PI = 1 / math.sqrt(2), 1 / math.sqrt(2 * math.pi)
 _SQRT_2_OVER_PI, _CUBIC = math.sqrt(2 / math.pi), 0.044715  # of the tanh form of GELU
 _LOWBIAS32 = (0x7FEB352D, 0x846CA68B - 2**32)  # Wellons 2018, "Prospecting for hash functions"
 _GOLDEN = 0x9E3779B1 - 2**32
+
+
+_weights_are_constant = contextvars.ContextVar("weights_are_constant", default=False)
+
+
+@contextlib.contextmanager
+def constant_weights():
+    """Makes models compute, outside training, in the forms that TensorFlow's CPU is fastest with.
+
+    That is so where the weights are constants of a graph; with variables these are slower.
+    """
+    token = _weights_are_constant.set(True)
+    try:
+        yield
+    finally:
+        _weights_are_constant.reset(token)
+
+
+def _dense(dense, x, then=lambda x: x):
+    return constant_dense(dense, x, then) if _weights_are_constant.get() else then(dense(x))
+
+
+def _norm(norm, x):
+    return constant_norm(norm, x) if _weights_are_constant.get() else norm(x)
 
 
 def _float(x):
@@ -123,7 +155,7 @@ def dense_gelu(dense, x, approximate, training):
     """
     if training:
         return _bias_gelu(ops.matmul(x, dense.kernel), dense.bias, approximate=approximate)
-    return ops.gelu(dense(x), approximate)
+    return _dense(dense, x, lambda x: ops.gelu(x, approximate))
 
 
 def _normalized(x, bias, residual, seed, rate, epsilon):
@@ -171,7 +203,7 @@ def dense_add_norm(dense, dropout, norm, x, residual, training):
         norm: keras.layers.LayerNormalization. x: (B, L, F). residual: (B, L, D).
     """
     if not training:
-        return norm(residual + dense(x))
+        return _norm(norm, residual + _dense(dense, x))
     tensors = (ops.matmul(x, dense.kernel), dense.bias, residual, norm.gamma, norm.beta)
     settings = {"rate": dropout.rate, "epsilon": norm.epsilon}
     return _bias_dropout_add_norm(*tensors, dropout.next_seed(), **settings)
@@ -180,7 +212,7 @@ def dense_add_norm(dense, dropout, norm, x, residual, training):
 def add_norm(norm, x, residual, training):
     """norm(residual + x), of two tensors (B, L, D)."""
     if not training:
-        return norm(residual + x)
+        return _norm(norm, residual + x)
     bias, seed = ops.zeros(x.shape[-1:]), ops.zeros((2,), "int32")
     tensors = (x, bias, residual, norm.gamma, norm.beta, seed)
     return _bias_dropout_add_norm(*tensors, rate=0.0, epsilon=norm.epsilon)
@@ -221,7 +253,10 @@ def attention_weights(scores, bias, scale, dropout, training):
     if training:
         seed = dropout.next_seed()
         return _bias_softmax_dropout(scores, bias, seed, scale=scale, rate=dropout.rate)
-    return ops.cast(ops.softmax(_float(scores * scale + bias), axis=-1), scores.dtype)
+    scores = scores * scale + bias
+    if _weights_are_constant.get():
+        return ops.softmax(scores, axis=-1)  # oneDNN's: it computes in float32 by itself
+    return ops.cast(ops.softmax(_float(scores), axis=-1), scores.dtype)
 
 
 @with_xla
@@ -249,7 +284,7 @@ def dense_heads(dense, x, heads, training):
     """dense(x) with the heads apart: (B, L, D) -> (B, H, L, K)."""
     if training:
         return _split_heads(ops.matmul(x, dense.kernel), dense.bias, heads=heads)
-    x = dense(x)
+    x = _dense(dense, x)
     x = ops.reshape(x, (-1, ops.shape(x)[1], heads, x.shape[-1] // heads))
     return ops.transpose(x, (0, 2, 1, 3))
 

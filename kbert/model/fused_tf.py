@@ -57,3 +57,35 @@ def sum_rows(x, like):
     if x.dtype == tf.float16:
         x = tf.cast(x, tf.float32)
     return tf.cast(tf.matmul(tf.ones((1, tf.shape(x)[0]), x.dtype), x)[0], like.dtype)
+
+
+def constant_dense(dense, x, then):
+    """then(dense(x)) in the form that Grappler makes one op of, if the weights are constants.
+
+    Args:
+        dense: keras.layers.Dense. x: (..., D). then: function of rows (N, F).
+    """
+    rows = tf.matmul(tf.reshape(x, (-1, x.shape[-1])), dense.kernel)
+    rows = then(tf.nn.bias_add(rows, tf.convert_to_tensor(dense.bias)))
+    return tf.reshape(rows, tf.concat([tf.shape(x)[:-1], rows.shape[-1:]], 0))
+
+
+def constant_norm(norm, x):
+    """norm(x) in the form that Grappler makes oneDNN's LayerNorm of, if the weights are constants.
+
+    That form is the normalization of a batch whose channels are the rows of x.
+    """
+    N = tf.size(x) // x.shape[-1]
+    nothing = tf.constant([], tf.float32)
+    normalized = tf.raw_ops.FusedBatchNormV3(
+        x=tf.reshape(x, tf.stack([1, N, x.shape[-1], 1])),
+        scale=tf.fill([N], 1.0),
+        offset=tf.fill([N], 0.0),
+        mean=nothing,
+        variance=nothing,
+        epsilon=norm.epsilon,
+        data_format="NCHW",
+        is_training=True,
+    )[0]
+    gamma, beta = tf.cast(norm.gamma, x.dtype), tf.cast(norm.beta, x.dtype)
+    return tf.reshape(normalized, tf.shape(x)) * gamma + beta

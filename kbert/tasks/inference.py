@@ -1,31 +1,39 @@
-"""Models on items, many at a time: sorted by length, in batches of few shapes."""
+"""Models on items, many at a time: sorted by length, so that they cost what their tokens cost."""
+
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import tensorflow as tf
 
 from kbert.data.finetuning import bucket_length, pad_items
+from kbert.tasks.engines import PARALLEL, live, on_gpu
 
 BATCH_SIZE = 32
+# Tokens of a batch on the CPU: more do not make a token cheaper there, and are padded more.
+BATCH_TOKENS = 1024
 
 
 class Forward:
     """Computes something of a model for items of any length.
+
+    On the CPU, batches are as long as their longest item; on a GPU, they have one of few shapes, so
+    that XLA compiles few graphs.
 
     Args:
         model: of `kbert.model`, or a function like one.
         pick: function from the model's outputs and the features to the tensors wanted, a dict with
             the batch first.
         pad_id: int, of [PAD]. max_seq_length: int.
-        batch_size: int.
+        batch_size: int, items of a batch at most; two batches are computed at a time.
+        engine: what compiles it, see `kbert.tasks.engines`.
     """
 
-    def __init__(self, model, pick, pad_id, max_seq_length, batch_size=BATCH_SIZE):
+    def __init__(self, model, pick, pad_id, max_seq_length, batch_size=BATCH_SIZE, engine=live):
         self._pad_id = pad_id
         self._max_seq_length = max_seq_length
         self._batch_size = batch_size
-        self._compute = tf.function(
-            lambda features: pick(model(features, training=False), features), reduce_retracing=True
-        )
+        self._engine = engine
+        self._function = lambda features: pick(model(features, training=False), features)
+        self._compute = None
 
     def __call__(self, items, advance=None):
         """The outputs for each item, in the order of the items.
@@ -39,16 +47,34 @@ class Forward:
             reach beyond the item's own length.
         """
         results = [None] * len(items)
-        order = np.argsort([-item.length for item in items], kind="stable")  # memory shows at once
-        for begin in range(0, len(items), self._batch_size):
-            numbers = order[begin : begin + self._batch_size]
-            length = bucket_length(items[numbers[0]].length, self._max_seq_length)
-            rows = self._batch_size if len(items) > self._batch_size else len(items)
-            features = pad_items([items[i] for i in numbers], length, rows, self._pad_id)
-            features = {name: features[name] for name in features if not name.startswith("label")}
-            outputs = {name: value.numpy() for name, value in self._compute(features).items()}
-            for row, number in enumerate(numbers):
-                results[number] = {name: value[row] for name, value in outputs.items()}
-            if advance:
-                advance(len(numbers))
+        batches = self._batches(items)
+        if batches and self._compute is None:
+            self._compute = self._engine(self._function, self._features(items, batches[0]))
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            found = pool.map(lambda batch: self._compute(self._features(items, batch)), batches)
+            for batch, outputs in zip(batches, found, strict=True):
+                for row, number in enumerate(batch):
+                    results[number] = {name: value[row] for name, value in outputs.items()}
+                if advance:
+                    advance(len(batch))
         return results
+
+    def _batches(self, items):
+        """Arrays of numbers of items, the longest items first: memory shows at once."""
+        order = np.argsort([-item.length for item in items], kind="stable")
+        batches = []
+        while len(order):
+            rows = self._batch_size
+            if not on_gpu():
+                rows = min(rows, -(-len(items) // PARALLEL), BATCH_TOKENS // items[order[0]].length)
+            batches.append(order[: max(rows, 1)])
+            order = order[max(rows, 1) :]
+        return batches
+
+    def _features(self, items, batch):
+        length, rows = items[batch[0]].length, len(batch)
+        if on_gpu():
+            length = bucket_length(length, self._max_seq_length)
+            rows = min(len(items), self._batch_size)
+        features = pad_items([items[i] for i in batch], length, rows, self._pad_id)
+        return {name: features[name] for name in features if not name.startswith("label")}

@@ -24,6 +24,7 @@ from kbert.train.checkpoint import (
 from kbert.train.distribution import find_devices
 from kbert.train.guards import folder_lock, stop_requests
 from kbert.train.metrics import Sums
+from kbert.train.profile import Profiler
 from kbert.train.report import MetricsWriter, Pace, say
 from kbert.train.step import TrainStep
 
@@ -120,6 +121,7 @@ class Run(abc.ABC):
 
     def __init__(self, config, output_dir, devices, background):
         self.config = config
+        self.profiler = Profiler(config.profile, output_dir / self.part / "tensorboard")
         self.devices = devices
         self.background = background
         self.output_dir = output_dir
@@ -207,11 +209,13 @@ class Run(abc.ABC):
         writer = MetricsWriter(self.folder, self.step)
         batches = self._batches(self.train_steps - self.step)
         stopping = False
-        with stop_requests() as stop:
+        with stop_requests() as stop, self.profiler:
+            self.profiler.at(self.step)
             if self.evaluation_due:  # the stop came before it
                 results |= self._evaluate(writer)
             while not self.complete and not stopping:
                 self._take_steps(batches, self._steps_of_a_call())
+                self.profiler.at(self.step)
                 self.background.check()
                 last = self.step == self.train_steps
                 save = last or self.step % config.save_every_steps == 0
@@ -252,6 +256,7 @@ class Run(abc.ABC):
         config = self.config
         every = (config.log_every_steps, config.save_every_steps, self.eval_every_steps)
         left = min(self.train_steps - self.step, *(n - self.step % n for n in every))
+        left = min(left, self.profiler.steps_left(self.step))
         return max(1, min(left, int(CALL_SECONDS / self.pace.step_seconds)))
 
     def _take_steps(self, batches, count):
@@ -261,12 +266,13 @@ class Run(abc.ABC):
             UserError: a loss or gradient is not finite, and `nonfinite` is "stop".
         """
         begin = time.perf_counter()
-        rows = self.train_step.take(
+        rows, waited = self.train_step.take(
             batches, tf.constant(self.step, tf.int64), tf.constant(count, tf.int32)
-        ).numpy()
+        )
+        rows, waited = rows.numpy(), float(waited)
         seconds = time.perf_counter() - begin
         names = self.train_step.row
-        self.pace.add(seconds, count, float(rows[:, names.index("tokens")].sum()))
+        self.pace.add(seconds, count, float(rows[:, names.index("tokens")].sum()), waited)
         for row in rows:
             self.step += 1
             sums = dict(zip(names, row.tolist(), strict=True))
@@ -299,7 +305,7 @@ class Run(abc.ABC):
         if self.train_step.loss_scale is not None:
             metrics["loss_scale"] = float(self._on_host(self.train_step.loss_scale))
         metrics["learning_rate"] = float(self.schedule(self.step - 1))
-        metrics["tokens_per_second"], step_seconds = self.pace.read()
+        metrics["tokens_per_second"], step_seconds, metrics["input_wait"] = self.pace.read()
         self.window = Sums()
         writer.write(self.step, metrics)
         left = self.train_steps - self.step

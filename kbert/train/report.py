@@ -39,15 +39,23 @@ def text_line(corpus, windows, config):
     )
 
 
+def _pace_text(metrics, eta_seconds):
+    """What the lines of all kinds of training end with."""
+    skipped, waited = metrics["skipped_steps"], metrics["input_wait"]
+    return (
+        f"lr {metrics['learning_rate']:.2e} | {metrics['tokens_per_second']:,.0f} tokens/s | "
+        f"ETA {time_text(eta_seconds)}{f' | {skipped:.0f} skipped' if skipped else ''}"
+        f"{f' | {waited:.0%} of the time without a batch' if waited > 0.05 else ''}"
+    )
+
+
 def train_line(step, train_steps, metrics, eta_seconds):
     """Metrics of a window of steps."""
-    skipped = metrics["skipped_steps"]
     return (
         f"step {step:,}/{train_steps:,} | loss {metrics['loss']:.3f} | "
         f"mlm {metrics['mlm_loss']:.3f} acc {metrics['mlm_accuracy']:.3f} | "
         f"nsp {metrics['nsp_loss']:.3f} acc {metrics['nsp_accuracy']:.3f} | "
-        f"lr {metrics['learning_rate']:.2e} | {metrics['tokens_per_second']:,.0f} tokens/s | "
-        f"ETA {time_text(eta_seconds)}{f' | {skipped:.0f} skipped' if skipped else ''}"
+        f"{_pace_text(metrics, eta_seconds)}"
     )
 
 
@@ -65,11 +73,9 @@ def held_out_line(step, metrics, better):
 
 def finetune_line(step, train_steps, epoch, metrics, eta_seconds):
     """Metrics of a window of fine-tuning. epoch: float, epochs done."""
-    skipped = metrics["skipped_steps"]
     return (
         f"step {step:,}/{train_steps:,} | epoch {epoch:.2f} | loss {metrics['loss']:.4f} | "
-        f"lr {metrics['learning_rate']:.2e} | {metrics['tokens_per_second']:,.0f} tokens/s | "
-        f"ETA {time_text(eta_seconds)}{f' | {skipped:.0f} skipped' if skipped else ''}"
+        f"{_pace_text(metrics, eta_seconds)}"
     )
 
 
@@ -91,25 +97,27 @@ class Pace:
     def __init__(self):
         self.step_seconds = math.inf
         self._compiled = False
-        self._seconds = self._steps = self._tokens = 0
-        self._last = (0.0, 0.0)
+        self._seconds = self._steps = self._tokens = self._waited = 0
+        self._last = (0.0, 0.0, 0.0)
 
-    def add(self, seconds, steps, tokens):
-        """Adds a call of `steps` steps."""
+    def add(self, seconds, steps, tokens, waited):
+        """Adds a call of `steps` steps. waited: seconds of it without a batch."""
         if not self._compiled:
             self._compiled = True
-            self._last = (tokens / seconds, seconds / steps)
+            self._last = (tokens / seconds, seconds / steps, waited / seconds)
             return
         self.step_seconds = seconds / steps
         self._seconds += seconds
         self._steps += steps
         self._tokens += tokens
+        self._waited += waited
 
     def read(self):
-        """Tokens per second and seconds per step, then starts anew."""
+        """Tokens per second, seconds per step and the share without a batch; then starts anew."""
         if self._steps:
-            self._last = (self._tokens / self._seconds, self._seconds / self._steps)
-        self._seconds = self._steps = self._tokens = 0
+            seconds = self._seconds
+            self._last = (self._tokens / seconds, seconds / self._steps, self._waited / seconds)
+        self._seconds = self._steps = self._tokens = self._waited = 0
         return self._last
 
 

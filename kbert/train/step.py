@@ -87,14 +87,25 @@ class TrainStep:
 
         Returns:
             (count, len(row)) float32, the row of each step in the order of `row`. Losses are
-            unscaled; the sums of a step that is not finite are 0.
+            unscaled; the sums of a step that is not finite are 0. And float64 scalar, seconds that
+            the steps waited for their batches.
         """
         rows = tf.TensorArray(tf.float32, count, element_shape=(len(self.row),))
+        waited = tf.constant(0.0, tf.float64)
         for i in tf.range(count):
-            arguments = (next(batches), step + tf.cast(i, tf.int64))
-            row = self._strategy.run(self._replica_step, args=arguments)
+            with tf.control_dependencies([rows.flow]):  # the step before is done
+                begin = tf.timestamp()
+            with tf.control_dependencies([begin]):
+                batch = next(batches)
+            with tf.control_dependencies(self._tensors(batch)):
+                waited += tf.timestamp() - begin
+            row = self._strategy.run(self._replica_step, args=(batch, step + tf.cast(i, tf.int64)))
             rows = rows.write(i, self._strategy.experimental_local_results(row)[0])
-        return rows.stack()
+        return rows.stack(), waited
+
+    def _tensors(self, batch):
+        parts = map(self._strategy.experimental_local_results, batch.values())
+        return [tensor for part in parts for tensor in part]
 
     @tf.autograph.experimental.do_not_convert
     def _replica_step(self, features, step):

@@ -1,0 +1,26 @@
+"""Profiles of some steps of a run."""
+
+import math
+
+import pytest
+
+from kbert.errors import UserError
+from kbert.train.profile import Profiler, profiled_steps
+
+
+def test_steps():
+    assert profiled_steps("") is None
+    assert profiled_steps("10,13") == (10, 13)
+
+
+@pytest.mark.parametrize("text", ["10", "13,10", "5,5", "a,b", "-1,3", "1,2,3"])
+def test_other_steps_are_one_line(text):
+    with pytest.raises(UserError, match=r"profile must be two steps, START,STOP .*; got") as error:
+        profiled_steps(text)
+    assert "\n" not in str(error.value)
+
+
+def test_steps_left():
+    profiler = Profiler("10,13", "folder")
+    assert [profiler.steps_left(step) for step in (0, 9, 10, 12)] == [10, 1, 3, 1]
+    assert profiler.steps_left(13) == Profiler("", "folder").steps_left(0) == math.inf
