@@ -145,6 +145,7 @@ def _openvino(function, features, model, kind, folder):
     settings = {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32", "NUM_STREAMS": PARALLEL}
     compiled = core.compile_model(converted, "CPU", settings)
     names = [port.any_name for port in converted.outputs]
+    openvino.Tensor(np.zeros(1, np.int32)).data  # noqa: B018 - two threads at the first can deadlock
     idle = []  # requests; each serves one thread at a time
 
     def compute(features):
