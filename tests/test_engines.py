@@ -160,11 +160,23 @@ def test_weights_in_training_are_those_of_the_call(engine):
 
 
 def test_threads_may_share_a_predictor(tokenizer, engine):
-    said = kbert.Predictor(model_of("BertModel"), tokenizer, batch_size=1, engine=engine)
-    expected = said.embed(TEXTS)
+    """From its first prediction on."""
+    model = model_of("BertModel")
+    expected = kbert.Predictor(model, tokenizer, batch_size=1, engine=engine).embed(TEXTS)
+    said = kbert.Predictor(model, tokenizer, batch_size=1, engine=engine)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: said.embed(TEXTS), range(8)):
             np.testing.assert_array_equal(found, expected)
+
+
+def test_converting_in_threads_leaves_the_policy_of_a_model(tokenizer):
+    model = kbert.BertModel(model_of("BertModel").config, dtype="mixed_bfloat16")
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for _ in pool.map(
+            lambda _: kbert.Predictor(model, tokenizer, engine="openvino").embed(TEXTS), range(4)
+        ):
+            pass
+    assert {layer.dtype_policy.name for layer in model._flatten_layers()} == {"mixed_bfloat16"}
 
 
 def test_batches(monkeypatch):
@@ -255,13 +267,13 @@ def kept(folder):
 
 def test_models_are_converted_once(folder, embedded):
     first, count = embedded()
-    assert count == 1 and kept(folder) == ["embed_mean"]
+    assert count == 1 and kept(folder) == ["embed"]
     again, count = embedded()
     assert count == 0
     np.testing.assert_array_equal(again, first)
     rounded, count = embedded("mixed_bfloat16")
     assert count == 0 and 0 <= np.abs(rounded - first).max() < 0.05
-    assert embedded(pooling="cls")[1] == 1 and kept(folder) == ["embed_cls", "embed_mean"]
+    assert embedded(pooling="cls")[1] == 0 and kept(folder) == ["embed"]
 
 
 @pytest.mark.parametrize("name", ["model.bin", "model.xml", "sha256"])
@@ -281,7 +293,7 @@ def test_other_weights_are_converted_anew(folder, embedded):
     first, _ = embedded()
     model_of("BertModel", seed=1).save_pretrained(folder)
     second, count = embedded()
-    assert count == 1 and kept(folder) == ["embed_mean"]
+    assert count == 1 and kept(folder) == ["embed"]
     assert np.abs(second - first).max() > 0.1
 
 

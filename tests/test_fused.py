@@ -174,6 +174,11 @@ def test_cross_entropy(in_graph):
         np.testing.assert_allclose(got, wanted, atol=1e-5, rtol=1e-6)
 
 
+def test_labels_beyond_the_classes_give_nan():
+    losses = fused.cross_entropy(tf.zeros((3, 7)), tf.constant([7, -1, 6])).numpy()
+    np.testing.assert_allclose(losses, [np.nan, np.nan, np.log(7)], rtol=1e-6)
+
+
 def test_hard_logits_give_finite_losses():
     logits = tf.constant([[-3e38, 3e38], [0.0, -np.inf]])
     losses = fused.cross_entropy(logits, tf.constant([1, 0])).numpy()

@@ -42,7 +42,6 @@ class Embeddings(ConfiguredLayer):
                 config.hidden_size,
                 embeddings_initializer=self.initializer(),
                 dtype=self.dtype_policy,
-                autocast=False,  # what is looked up is cast, not the table
                 name=name,
             )
 
@@ -136,9 +135,10 @@ class Encoder(ConfiguredLayer):
     """N encoder blocks.
 
     Attributes:
-        remat: bool, False at first. In training, keep only the input of each block and compute the
-            rest again in the backward pass (Chen et al. 2016, arXiv:1604.06174): memory grows with
-            N instead of N times the activations of a block. There are no attention weights then.
+        remat: bool, False at first. In training, keep only the input of each block but the last and
+            compute the rest again in the backward pass (Chen et al. 2016, arXiv:1604.06174): memory
+            grows with N instead of N times the activations of a block. There are no attention
+            weights then.
 
     Call arguments:
         x: (B, L, D). attention_mask: (B, L), 1 = token, 0 = padding; None = all tokens.
@@ -177,7 +177,7 @@ class Encoder(ConfiguredLayer):
                 if is_last and positions is not None:
                     asking = gather_positions(x, positions)
                 x, weights = block(x, bias, asking, training=training)
-                attentions = (*attentions, weights)
+                attentions = () if self.remat and training else (*attentions, weights)
             hidden_states = (*hidden_states, x)
         return hidden_states, attentions
 

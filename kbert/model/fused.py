@@ -58,7 +58,9 @@ def constant_weights():
 
 
 def _dense(dense, x, then=lambda x: x):
-    return constant_dense(dense, x, then) if _weights_are_constant.get() else then(dense(x))
+    if _weights_are_constant.get() and not dense.quantization_mode:
+        return constant_dense(dense, x, then)
+    return then(dense(x))
 
 
 def _norm(norm, x):
@@ -315,7 +317,10 @@ def add_bias(x, bias, training):
 def _losses(logits, labels):
     highest = ops.max(logits, axis=-1, keepdims=True)
     total = highest + ops.log(ops.sum(ops.exp(logits - highest), axis=-1, keepdims=True))
-    return total - ops.take_along_axis(logits, labels[..., None], axis=-1), total
+    labels = labels[..., None]
+    known = ops.logical_and(labels >= 0, labels < logits.shape[-1])
+    losses = total - ops.take_along_axis(logits, ops.where(known, labels, 0), axis=-1)
+    return ops.where(known, losses, math.nan), total
 
 
 @with_xla
@@ -330,5 +335,5 @@ _cross_entropy = with_gradient(
 
 
 def cross_entropy(logits, labels):
-    """Losses in nats: (..., C) float32, (...) int32 -> (...) float32."""
+    """Losses in nats: (..., C) float32, (...) int32 -> (...) float32; NaN of labels beyond C."""
     return ops.squeeze(_cross_entropy(logits, labels), -1)

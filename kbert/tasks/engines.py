@@ -15,6 +15,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import threading
 
 import keras
 import numpy as np
@@ -24,6 +25,7 @@ from kbert.errors import UserError
 from kbert.model.fused import constant_weights
 from kbert.settings import ENGINES
 
+_changing_policies = threading.Lock()
 PARALLEL = 2  # batches at a time: where one waits for its slowest thread, the other goes on
 
 
@@ -184,22 +186,25 @@ def _converted(core, function, features, model):
 @contextlib.contextmanager
 def _in_float32(model):
     """Makes a model compute in float32, whatever its dtype policy: OpenVINO reads nothing else."""
-    layers = list(model._flatten_layers())
-    policies = [layer.dtype_policy for layer in layers]
-    try:
-        for layer in layers:
-            layer.dtype_policy = "float32"
-        yield
-    finally:
-        for layer, policy in zip(layers, policies, strict=True):
-            layer.dtype_policy = policy
+    with _changing_policies:
+        layers = list(model._flatten_layers())
+        policies = [layer.dtype_policy for layer in layers]
+        try:
+            for layer in layers:
+                layer.dtype_policy = "float32"
+            yield
+        finally:
+            for layer, policy in zip(layers, policies, strict=True):
+                layer.dtype_policy = policy
 
 
 def _fingerprint(model):
-    """Differs for other weights, another architecture, another kbert, another OpenVINO."""
-    versions = [importlib.metadata.version(name) for name in ("kbert", "openvino")]
+    """Differs for other weights, another architecture, other code of kbert, another OpenVINO."""
+    version = importlib.metadata.version("openvino")
     config = [type(model).__name__, {**model.get_config(), "dtype": None, "name": None}]
-    digest = hashlib.sha256(json.dumps([versions, config], sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps([version, config], sort_keys=True, default=str).encode())
+    for path in sorted(pathlib.Path(__file__).parent.parent.glob("*/*.py")):
+        digest.update(path.read_bytes())
     for weight in model.weights:
         digest.update(np.ascontiguousarray(weight.numpy()).data)
     return digest.hexdigest()[:16]
@@ -226,9 +231,11 @@ def _keep(converted, path):
             folder.mkdir()
             openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
             (folder / "sha256").write_text(_checksum(folder))
-            for old in path.parent.glob(f"{path.name.rsplit('-', 1)[0]}-*"):
-                shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)  # a damaged one
             os.replace(folder, path)
+            for other in path.parent.glob(f"{path.name.rsplit('-', 1)[0]}-*"):
+                if other != path:
+                    shutil.rmtree(other, ignore_errors=True)
     except (OSError, RuntimeError):  # not ours to write, or full: it is converted again next time
         pass
 

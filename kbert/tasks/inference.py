@@ -1,5 +1,6 @@
 """Models on items, many at a time: sorted by length, so that they cost what their tokens cost."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -34,6 +35,7 @@ class Forward:
         self._engine = engine
         self._function = lambda features: pick(model(features, training=False), features)
         self._compute = None
+        self._making = threading.Lock()
 
     def __call__(self, items, advance=None):
         """The outputs for each item, in the order of the items.
@@ -48,8 +50,9 @@ class Forward:
         """
         results = [None] * len(items)
         batches = self._batches(items)
-        if batches and self._compute is None:
-            self._compute = self._engine(self._function, self._features(items, batches[0]))
+        with self._making:
+            if batches and self._compute is None:
+                self._compute = self._engine(self._function, self._features(items, batches[0]))
         with ThreadPoolExecutor(PARALLEL) as pool:
             found = pool.map(lambda batch: self._compute(self._features(items, batch)), batches)
             for batch, outputs in zip(batches, found, strict=True):
@@ -75,6 +78,6 @@ class Forward:
         length, rows = items[batch[0]].length, len(batch)
         if on_gpu():
             length = bucket_length(length, self._max_seq_length)
-            rows = min(len(items), self._batch_size)
+            rows = min(1 << (len(items) - 1).bit_length(), self._batch_size)
         features = pad_items([items[i] for i in batch], length, rows, self._pad_id)
         return {name: features[name] for name in features if not name.startswith("label")}

@@ -1,6 +1,7 @@
 """What a model says of texts: one class for every task, a method for each."""
 
 import functools
+import threading
 import warnings
 
 import numpy as np
@@ -62,6 +63,7 @@ class Predictor:
         self._folder = None
         self._load = None
         self._forwards = {}
+        self._lock = threading.Lock()  # threads may ask at once, all the same method
 
     @classmethod
     def from_pretrained(cls, folder, dtype=None, batch_size=32, advance=None, engine="auto"):
@@ -207,13 +209,13 @@ class Predictor:
             x = tf.cast(outputs["last_hidden_state"], tf.float32)  # (B, L, D)
             mask = tf.cast(features["attention_mask"], tf.float32)[:, :, None]
             mean = tf.reduce_sum(x * mask, axis=1) / tf.reduce_sum(mask, axis=1)
-            return {"embedding": mean if pooling == "mean" else x[:, 0]}
+            return {"mean": mean, "cls": x[:, 0]}
 
         items = text_items(self.tokenizer, texts, None, self._max_seq_length())
-        found = self._forward_of(f"embed_{pooling}", model, pick)(items, self.advance)
+        found = self._forward_of("embed", model, pick)(items, self.advance)
         if not found:
             return np.zeros((0, model.config.hidden_size), np.float32)
-        vectors = np.stack([output["embedding"] for output in found])
+        vectors = np.stack([output[pooling] for output in found])
         if normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
         return vectors
@@ -243,6 +245,7 @@ class Predictor:
             raise UserError(
                 f"k must be 1 to {model.config.vocab_size}, the words there are; got {k}."
             )
+        most = min(max(16, 1 << (k - 1).bit_length()), model.config.vocab_size)  # few graphs
         items = text_items(tokenizer, texts, None, self._max_seq_length())
         places = [np.flatnonzero(item.input_ids == tokenizer.mask_id) for item in items]
         for text, mine in zip(texts, places, strict=True):
@@ -258,18 +261,18 @@ class Predictor:
             return model({**features, "masked_positions": first[:, :MOST_MASKS]}, training=training)
 
         def pick(outputs, features):
-            best = tf.math.top_k(tf.nn.softmax(outputs["logits"]), k)  # (B, 16, k)
+            best = tf.math.top_k(tf.nn.softmax(outputs["logits"]), most)  # (B, 16, most)
             return {"scores": best.values, "ids": best.indices}
 
         found = []
-        kind = f"fill_mask_{k}_{tokenizer.mask_id}"
-        forward = self._forward_of(kind, masked_logits, pick)
+        kind = f"fill_mask_{most}_{tokenizer.mask_id}"
+        forward = self._forward_of(kind, model, pick, masked_logits)
         outputs = forward(items, self.advance)
         for text, mine, output in zip(texts, places, outputs, strict=True):
             masks = [
                 [
                     {"token": tokenizer.vocab[i], "score": float(score)}
-                    for i, score in zip(ids, scores, strict=True)
+                    for i, score in zip(ids[:k], scores[:k], strict=True)
                 ]
                 for ids, scores in zip(output["ids"], output["scores"], strict=True)
             ][: len(mine)]
@@ -279,8 +282,9 @@ class Predictor:
         return found
 
     def _model(self, model_class):
-        if self._load is not None and not isinstance(self.model, model_class):
-            self.model, self._forwards = self._load(model_class), {}
+        with self._lock:
+            if self._load is not None and not isinstance(self.model, model_class):
+                self.model, self._forwards = self._load(model_class), {}
         if not isinstance(self.model, model_class):
             raise UserError(
                 f"this needs a {model_class.__name__}; the model is a {type(self.model).__name__}."
@@ -320,18 +324,19 @@ class Predictor:
         forward = self._forward_of(type(task).__name__, self.model, task.pick)
         return forward(items, advance and share)
 
-    def _forward_of(self, kind, model, pick):
+    def _forward_of(self, kind, model, pick, function=None):
         """The Forward of a kind, which is kept: what was compiled once serves again."""
-        if kind not in self._forwards:
-            self._forwards[kind] = Forward(
-                model,
-                pick,
-                self.tokenizer.pad_id,
-                self._max_seq_length(),
-                self._batch_size,
-                settled_engine(self.engine, self.model, kind, self._folder),
-            )
-        return self._forwards[kind]
+        with self._lock:
+            if kind not in self._forwards:
+                self._forwards[kind] = Forward(
+                    function or model,
+                    pick,
+                    self.tokenizer.pad_id,
+                    self._max_seq_length(),
+                    self._batch_size,
+                    settled_engine(self.engine, model, kind, self._folder),
+                )
+            return self._forwards[kind]
 
     @functools.cached_property
     def _mask_tokenizer(self):

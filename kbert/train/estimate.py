@@ -12,24 +12,29 @@ GIB = 2**30
 def step_flops(bert, batch_size, length, predictions, remat=False):
     """Floating-point operations of a step: 2 per multiply and add of every matrix product.
 
-    The backward pass counts twice the forward pass; `remat` adds the forward pass of the blocks.
+    The backward pass counts twice the forward pass; `remat` adds the forward pass of all blocks but
+    the last. Of the last, all but keys and values is computed at [CLS] and the predictions only.
 
     Args:
         bert: BertConfig. batch_size: B. length: L, tokens, padding included. predictions: M.
     """
     D, F, V = bert.hidden_size, bert.intermediate_size, bert.vocab_size
-    block = length * (8 * D * D + 4 * D * F) + 4 * length * length * D
-    blocks = bert.num_hidden_layers * block
+
+    def block(asking):
+        return length * 4 * D * D + asking * (4 * D * D + 4 * D * F + 4 * length * D)
+
+    blocks = (bert.num_hidden_layers - 1) * block(length)
     heads = predictions * (2 * D * D + 2 * D * V) + 2 * D * D + 4 * D
-    return batch_size * (3 * (blocks + heads) + (blocks if remat else 0))
+    forward = blocks + block(1 + predictions) + heads
+    return batch_size * (3 * forward + (blocks if remat else 0))
 
 
 def step_memory(bert, parameters, batch_size, length, predictions, config, replicas=1):
     """Bytes that a device needs for a step, as (state, work); an estimate.
 
     State is weights, gradients and what the optimizer keeps, in float32. Work is what the backward
-    pass needs, the logits, the clipped gradients, their sum where they are accumulated, packed
-    copies where replicas exchange them, and 16-bit copies of the weights in mixed precision.
+    pass needs, the logits, the sum of the gradients where they are accumulated, packed copies where
+    replicas exchange them, and 16-bit copies of the weights in mixed precision.
 
     Args:
         bert: BertConfig. parameters: int. batch_size: B of one slice. length: L. predictions: M.
@@ -39,11 +44,11 @@ def step_memory(bert, parameters, batch_size, length, predictions, config, repli
     H, N = bert.num_attention_heads, bert.num_hidden_layers
     size = 4 if config.precision == "float32" else 2
     slots = 0 if config.optimizer == "sgd" else 2
-    copies = 1 + (config.accumulation_steps > 1) + 2 * (replicas > 1) + (size == 2) / 2
+    copies = (config.accumulation_steps > 1) + 2 * (replicas > 1) + (size == 2) / 2
     tokens = batch_size * length
-    # query, key, value, context, projections, sums and norms; the inner layer before and after
-    # GELU; scores, probabilities in float32 and in the model's dtype, dropped ones.
-    block = tokens * size * (16 * D + 3 * F) + batch_size * H * length**2 * (2 * size + 8)
+    # query, key and value before and after their heads are apart, context, projections and norms;
+    # the inner layer before and after GELU; the weights of attention before and after dropout.
+    block = tokens * size * (12 * D + 2 * F) + batch_size * H * length**2 * 2 * size
     kept = block + N * tokens * size * D if config.remat else N * block
     logits = 3 * 4 * batch_size * predictions * V
     return (2 + slots) * 4 * parameters, kept + logits + int(copies * 4 * parameters)

@@ -41,7 +41,7 @@ class Profiler:
         return self
 
     def __exit__(self, *_):
-        self._stop()
+        self._stop("before it was due: the run ended")
 
     def steps_left(self, step):
         """Steps from `step` until something is to be done; infinite where nothing is."""
@@ -55,14 +55,13 @@ class Profiler:
             tf.profiler.experimental.start(self._folder)
             self._runs = True
         elif self._steps and step == self._steps[1]:
-            self._stop()
+            self._stop("as asked")
 
-    def _stop(self):
+    def _stop(self, why):
         if self._runs:
             self._runs = False
             tf.profiler.experimental.stop()
-            first, last = self._steps
             say(
-                f"profile of steps {first:,} to {last:,} written; look at it with "
+                f"profile from step {self._steps[0]:,} on written, ended {why}; look at it with "
                 f"TensorBoard's profile plugin: --logdir={self._folder}"
             )
