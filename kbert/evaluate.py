@@ -27,7 +27,8 @@ def evaluate(config, report=print):
     from kbert.tasks.predictor import Predictor
 
     dtype = None if config.precision == "float32" else config.precision
-    predictor = Predictor.from_pretrained(config.model, dtype, config.batch_size)
+    # "live": the same figures as in training, to the last bit.
+    predictor = Predictor.from_pretrained(config.model, dtype, config.batch_size, engine="live")
     name = config.task or (predictor.settings or {}).get("task")
     if name is None:
         raise UserError(f"{config.model} does not say what it is for. Name it: --task=classify")

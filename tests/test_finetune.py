@@ -137,7 +137,7 @@ def settings(pretrained, files):
 
 LEARNT = {
     **{"classify": ("accuracy", 0.95), "regress": ("spearman", 0.85), "pair": ("accuracy", 0.5)},
-    **{"multilabel": ("f1_micro", 0.9), "tag": ("entity_f1", 0.95), "choice": ("accuracy", 0.95)},
+    **{"multilabel": ("f1_micro", 0.85), "tag": ("entity_f1", 0.95), "choice": ("accuracy", 0.95)},
     "qa": ("f1", 80),
 }
 

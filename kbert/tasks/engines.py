@@ -30,14 +30,16 @@ PARALLEL = 2  # batches at a time: where one waits for its slowest thread, the o
 
 
 def choose_engine(name):
-    """ "tensorflow" or "openvino": `name`, or for "auto" OpenVINO if it is installed and no GPU is.
+    """The engine of a name: for "auto" OpenVINO if it is installed and no GPU is, else TensorFlow.
 
     Args:
-        name: one of `kbert.settings.ENGINES`.
+        name: one of `kbert.settings.ENGINES`, or "live".
 
     Raises:
         UserError: another name; OpenVINO is asked for and not installed.
     """
+    if name == "live":
+        return name
     if name not in ENGINES:
         raise UserError(f"engine must be one of {', '.join(ENGINES)}; got {name!r}.")
     if name == "tensorflow" or (name == "auto" and on_gpu()):
@@ -59,7 +61,7 @@ def settled_engine(name, model, kind, folder=None):
     of the model up to the rounding of these dtypes.
 
     Args:
-        name: "tensorflow" or "openvino". model: of `kbert.model`.
+        name: as `choose_engine` returns it. model: of `kbert.model`.
         kind: str, different for functions that compute different things of a model.
         folder: of the model's weights; OpenVINO's form of it is kept there, in `openvino`, unless
             that cannot be written. None to keep nothing.
@@ -69,6 +71,8 @@ def settled_engine(name, model, kind, folder=None):
     """
     if name == "openvino":
         return functools.partial(_openvino, model=model, kind=kind, folder=folder)
+    if name == "live":
+        return live
     return functools.partial(_tensorflow, model=model)
 
 

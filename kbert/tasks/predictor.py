@@ -45,9 +45,10 @@ class Predictor:
             `task.json`; None for a model without one.
         batch_size: texts of a batch; two batches are computed at a time.
         advance: called with the number of texts done since the last call, to show progress.
-        engine: what computes the model: "tensorflow", "openvino" (on the CPU; `kbert[openvino]`) or
-            "auto": OpenVINO if it is installed and there is no GPU. All compute in the dtype of the
-            model; float32 results differ by about 1e-6, bfloat16 ones by about 1e-2.
+        engine: what computes the model: "tensorflow", "openvino" (on the CPU; `kbert[openvino]`),
+            "auto", which is OpenVINO if it is installed and there is no GPU, or "live", the Keras
+            model as it is, which gives what evaluation in training gives. All compute in the dtype
+            of the model; float32 results differ by about 1e-6, bfloat16 ones by a few 1e-2.
 
     Raises:
         UserError: no such engine, or OpenVINO is asked for and not installed.

@@ -1,5 +1,7 @@
 """One update of the weights, the same for any number of replicas and slices."""
 
+import math
+
 import keras
 import tensorflow as tf
 
@@ -88,24 +90,29 @@ class TrainStep:
         Returns:
             (count, len(row)) float32, the row of each step in the order of `row`. Losses are
             unscaled; the sums of a step that is not finite are 0. And float64 scalar, seconds that
-            the steps waited for their batches.
+            the steps waited for their batches, NaN if `deterministic`.
         """
         rows = tf.TensorArray(tf.float32, count, element_shape=(len(self.row),))
         waited = tf.constant(0.0, tf.float64)
         for i in tf.range(count):
-            with tf.control_dependencies([rows.flow]):  # the step before is done
-                begin = tf.timestamp()
-            with tf.control_dependencies([begin]):
-                batch = next(batches)
-            with tf.control_dependencies(self._tensors(batch)):
-                waited += tf.timestamp() - begin
+            batch, seconds = self._next(batches, rows.flow)
+            waited += seconds
             row = self._strategy.run(self._replica_step, args=(batch, step + tf.cast(i, tf.int64)))
             rows = rows.write(i, self._strategy.experimental_local_results(row)[0])
         return rows.stack(), waited
 
-    def _tensors(self, batch):
+    @tf.autograph.experimental.do_not_convert
+    def _next(self, batches, before):
+        """The next batch, and how long it took to come once the tensor `before` was there."""
+        if self._config.deterministic:  # then TensorFlow has no clock
+            return next(batches), tf.constant(math.nan, tf.float64)
+        with tf.control_dependencies([before]):
+            begin = tf.timestamp()
+        with tf.control_dependencies([begin]):
+            batch = next(batches)
         parts = map(self._strategy.experimental_local_results, batch.values())
-        return [tensor for part in parts for tensor in part]
+        with tf.control_dependencies([tensor for part in parts for tensor in part]):
+            return batch, tf.timestamp() - begin
 
     @tf.autograph.experimental.do_not_convert
     def _replica_step(self, features, step):
