@@ -671,6 +671,6 @@ def test_keras_hub_masked_lm_is_said_to_differ(tmp_path):
     head.build((None, None, 15))
     for mine, weight in zip(head.weights, pretraining.mlm.weights, strict=True):
         mine.assign(weight)
-    gathered = kbert.model.heads.gather_positions(hidden, positions)
+    gathered = kbert.model.encoder.gather_positions(hidden, positions)
     words = pretraining.bert.embeddings.word_embeddings.embeddings
     assert_close(theirs, head(gathered, words))

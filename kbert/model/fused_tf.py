@@ -19,7 +19,8 @@ def with_xla(function):
     def run(*arguments, **settings):
         if len(tf.config.list_logical_devices("CPU")) > 1:
             return function(*arguments, **settings)
-        return compiled(tuple(sorted(settings.items())))(*arguments)
+        tensors = tf.nest.map_structure(tf.convert_to_tensor, arguments)  # also of variables
+        return compiled(tuple(sorted(settings.items())))(*tensors)
 
     return run
 
