@@ -20,6 +20,16 @@ def test_other_steps_are_one_line(text):
     assert "\n" not in str(error.value)
 
 
+def test_steps_that_a_run_does_not_have(capsys):
+    Profiler("", "folder").check(0, 12)
+    Profiler("3,5", "folder").check(3, 12)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match=r"before the last step, 12; got 12,14\. Take .*=9,12$"):
+        Profiler("12,14", "folder").check(0, 12)
+    Profiler("3,5", "folder").check(4, 12)
+    assert capsys.readouterr().out == "note: step 3 of --profile has passed; nothing is profiled\n"
+
+
 def test_steps_left():
     profiler = Profiler("10,13", "folder")
     assert [profiler.steps_left(step) for step in (0, 9, 10, 12)] == [10, 1, 3, 1]

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from benchmarks import data
 from benchmarks.worker import Work, serve
+from benchmarks.workers.in_tf_data import tokenizing
 from kbert.config import BertConfig
 from kbert.data import BertTokenizer, Corpus, prepare, pretraining_dataset
 from kbert.data.finetuning import Item, ItemBatches
@@ -171,27 +172,6 @@ def tokenizer(settings):
     """Ids of lines, in batches, within tf.data. Units: bytes."""
     lines = data.read_lines(settings["text"], settings["size"])
     return tokenizing(BertTokenizer(settings["vocab_file"]).tokenize, lines, settings)
-
-
-def tokenizing(tokenize, lines, settings):
-    """Work of a function from (B,) strings to ragged ids, mapped over a tf.data.Dataset."""
-    dataset = tf.data.Dataset.from_tensor_slices(lines).batch(settings["batch_size"]).map(tokenize)
-
-    def run(steps):
-        for _ in range(steps):
-            for _ in dataset:
-                pass
-        return {"units": steps * sum(len(line.encode()) for line in lines)}
-
-    def save(path):
-        batches = list(dataset)
-        np.savez(
-            path,
-            ids=np.concatenate([batch.flat_values.numpy() for batch in batches]),
-            lengths=np.concatenate([batch.row_lengths().numpy() for batch in batches]),
-        )
-
-    return Work(run, "in tf.data", save)
 
 
 def preparing(settings):

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from benchmarks import data
 from benchmarks.worker import Work, serve
+from benchmarks.workers.in_tf_data import tokenizing
 
 
 class Clock(keras.callbacks.Callback):
@@ -143,24 +144,7 @@ def infer(settings):
 def tokenizer(settings):
     """Ids of lines, in batches, within tf.data. Units: bytes."""
     tokenize = keras_hub.tokenizers.BertTokenizer(settings["vocab_file"], lowercase=True)
-    lines = data.read_lines(settings["text"], settings["size"])
-    dataset = tf.data.Dataset.from_tensor_slices(lines).batch(settings["batch_size"]).map(tokenize)
-
-    def run(steps):
-        for _ in range(steps):
-            for _ in dataset:
-                pass
-        return {"units": steps * sum(len(line.encode()) for line in lines)}
-
-    def save(path):
-        batches = list(dataset)
-        np.savez(
-            path,
-            ids=np.concatenate([batch.flat_values.numpy() for batch in batches]),
-            lengths=np.concatenate([batch.row_lengths().numpy() for batch in batches]),
-        )
-
-    return Work(run, "in tf.data", save)
+    return tokenizing(tokenize, data.read_lines(settings["text"], settings["size"]), settings)
 
 
 def pipeline(settings):

@@ -261,32 +261,7 @@ def attention_weights(scores, bias, scale, dropout, training):
     return ops.cast(ops.softmax(_float(scores), axis=-1), scores.dtype)
 
 
-@with_xla
-def _split(x, bias, *, heads):
-    x = ops.cast(_float(x) + _float(bias), x.dtype)
-    x = ops.reshape(x, (-1, ops.shape(x)[1], heads, x.shape[-1] // heads))
-    return (ops.transpose(x, (0, 2, 1, 3)),)
-
-
-@with_xla
-def _merge(x):
-    _, H, L, K = ops.shape(x)
-    return (ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, L, H * K)),)
-
-
-def _split_gradient(inputs, _, slope, heads):
-    (slope,) = _merge(slope)
-    return slope, sum_rows(slope, inputs[1])
-
-
-_split_heads = with_gradient(_split, _split_gradient)
-
-
-def dense_heads(dense, x, heads, training):
-    """dense(x) with the heads apart: (B, L, D) -> (B, H, L, K)."""
-    if training:
-        return _split_heads(ops.matmul(x, dense.kernel), dense.bias, heads=heads)
-    x = _dense(dense, x)
+def _split_heads(x, heads):
     x = ops.reshape(x, (-1, ops.shape(x)[1], heads, x.shape[-1] // heads))
     return ops.transpose(x, (0, 2, 1, 3))
 
@@ -295,6 +270,29 @@ def merge_heads(x):
     """(B, H, L, K) -> (B, L, H * K)."""
     _, H, L, K = ops.shape(x)
     return ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, L, H * K))
+
+
+@with_xla
+def _add_and_split(x, bias, *, heads):
+    return (_split_heads(ops.cast(_float(x) + _float(bias), x.dtype), heads),)
+
+
+_compiled_merge = with_xla(merge_heads)
+
+
+def _add_and_split_gradient(inputs, _, slope, heads):
+    slope = _compiled_merge(slope)
+    return slope, sum_rows(slope, inputs[1])
+
+
+_bias_split_heads = with_gradient(_add_and_split, _add_and_split_gradient)
+
+
+def dense_heads(dense, x, heads, training):
+    """dense(x) with the heads apart: (B, L, D) -> (B, H, L, K)."""
+    if training:
+        return _bias_split_heads(ops.matmul(x, dense.kernel), dense.bias, heads=heads)
+    return _split_heads(_dense(dense, x), heads)
 
 
 @with_xla

@@ -167,6 +167,7 @@ class Run(abc.ABC):
             say("note: the held-out data has changed; the best weights are sought anew")
         self.pace = Pace()
         self.eval_seconds = 0.0
+        self.profiler.check(self.step, self.train_steps)
         self.describe()
         say(f"starting from {origin}")
 

@@ -43,6 +43,23 @@ class Profiler:
     def __exit__(self, *_):
         self._stop("before it was due: the run ended")
 
+    def check(self, step, train_steps):
+        """Refuses steps that the run does not have, and tells if START has passed.
+
+        Raises:
+            UserError: START is not below train_steps.
+        """
+        if not self._steps:
+            return
+        start, stop = self._steps
+        if start >= train_steps:
+            raise UserError(
+                f"profile must start before the last step, {train_steps:,}; got {start},{stop}. "
+                f"Take --profile={max(train_steps - 3, 0)},{train_steps}"
+            )
+        if start < step:
+            say(f"note: step {start:,} of --profile has passed; nothing is profiled")
+
     def steps_left(self, step):
         """Steps from `step` until something is to be done; infinite where nothing is."""
         return min(
