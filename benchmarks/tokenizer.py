@@ -2,9 +2,9 @@
 
     python -m benchmarks.tokenizer --text=train.txt --vocab_file=vocab.txt --json=tokenizer.json
 
-One thread each, the same lines and vocabulary, 1,000 lines at a time; kbert and KerasHub within
-tf.data, HF as a function of lists. The row "prepare" is all of kbert.prepare: reading, cutting into
-sentences, tokenizing, writing. The peers: `sh benchmarks/peers.sh`.
+One thread each, the same lines and vocabulary, 1,000 lines at a time; kbert and KerasHub as graphs
+of TensorFlow, HF as a function of lists. The row "prepare" is all of kbert.prepare: reading,
+cutting into sentences, tokenizing, writing. The peers: `sh benchmarks/peers.sh`.
 """
 
 import pathlib

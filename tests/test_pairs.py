@@ -1,10 +1,14 @@
 """NSP pairs: what they are made of, how often, and from where."""
 
+import collections
+
 import numpy as np
 import pytest
 
 from kbert.data.pairs import PairCutter, Windows
 from kbert.errors import UserError
+
+Pair = collections.namedtuple("Pair", "a b is_next")
 
 
 class FakeCorpus:
@@ -37,7 +41,14 @@ def epoch_of_pairs(corpus, short_seq_prob, epoch=0, seed=0, length=T):
     cutter = PairCutter(corpus, length + 3, short_seq_prob, seed)
     count = cutter.windows.count
     index = epoch * count + np.arange(count)
-    return cutter.cut(index, np.full(count, epoch), np.arange(count))
+    return cut(cutter, index, np.full(count, epoch), np.arange(count))
+
+
+def cut(cutter, index, epoch, slots):
+    """A list of Pair."""
+    pairs = cutter.cut(index, epoch, slots)
+    rows = zip(pairs.a.tolist(), pairs.b.tolist(), pairs.is_next.tolist(), strict=True)
+    return [Pair(tuple(a), tuple(b), is_next) for a, b, is_next in rows]
 
 
 def document_of(corpus, place):
@@ -149,7 +160,7 @@ def test_replaced_segments_come_from_documents_by_their_size():
     corpus = FakeCorpus(sizes)
     cutter = PairCutter(corpus, T + 3, 0.0, seed=2)
     index = np.arange(8000)
-    pairs = cutter.cut(index, np.zeros_like(index), np.zeros_like(index))
+    pairs = cut(cutter, index, np.zeros_like(index), np.zeros_like(index))
     found = np.array([document_of(corpus, p.b[0]) for p in pairs if not p.is_next])
     shares = np.bincount(found, minlength=5) / len(found)
     expected = np.array([0, 10, 300, 1, 60]) / 371
@@ -163,13 +174,14 @@ def test_pairs_are_a_function_of_seed_and_index():
     count = cutter.windows.count
     index = np.arange(2 * count)
     epoch, slots = index // count, index % count
-    pairs = cutter.cut(index, epoch, slots)
+    pairs = cut(cutter, index, epoch, slots)
     order = np.random.default_rng(0).permutation(2 * count)[:17]
-    again = PairCutter(corpus, T + 3, 0.1, seed=3).cut(index[order], epoch[order], slots[order])
+    same = PairCutter(corpus, T + 3, 0.1, seed=3)
+    again = cut(same, index[order], epoch[order], slots[order])
     assert again == [pairs[i] for i in order]
-    other = PairCutter(corpus, T + 3, 0.1, seed=4).cut(index, epoch, slots)
+    other = cut(PairCutter(corpus, T + 3, 0.1, seed=4), index, epoch, slots)
     assert sum(a == b for a, b in zip(pairs, other, strict=True)) < 0.2 * len(pairs)
-    moved = cutter.cut(index + 1, epoch, slots)  # another example of the same windows
+    moved = cut(cutter, index + 1, epoch, slots)  # another example of the same windows
     assert sum(a == b for a, b in zip(pairs, moved, strict=True)) < 0.2 * len(pairs)
 
 

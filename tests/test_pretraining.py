@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from kbert.data import Corpus, preparation, prepare, pretraining_dataset
+from kbert.data import Corpus, preparation, prepare, pretraining, pretraining_dataset
 from kbert.data.pretraining import PretrainingExamples
 from kbert.errors import UserError
 from kbert.features import PRETRAINING_FEATURES, feature_shapes
@@ -93,7 +93,9 @@ def test_an_epoch_visits_every_window_once_and_the_next_one_is_fresh(corpus):
         seen.extend(zip(epoch, slots, strict=True))
         or {
             name: np.zeros(shape, dtype)
-            for name, (shape, dtype) in feature_shapes(PRETRAINING_FEATURES, B=5, L=29, M=5).items()
+            for name, (shape, dtype) in feature_shapes(
+                PRETRAINING_FEATURES, B=len(index), L=29, M=5
+            ).items()
         }
     )
     count = examples.windows.count
@@ -231,10 +233,20 @@ def test_a_batch_made_eagerly_is_that_of_the_dataset(corpus):
 
     examples.batch = batch
     found = [{k: v.numpy() for k, v in b.items()} for b in examples.dataset(6, steps=3)]
-    asked.sort(key=lambda arguments: arguments[0][0])  # the calls run in parallel
-    assert [list(index) for index, _, _ in asked] == [list(range(i, i + 6)) for i in (0, 6, 12)]
-    assert_equal(found, [make(*arguments) for arguments in asked])
+    ((index, epoch, slots),) = asked  # all batches at once
+    assert list(index) == list(range(18))
+    parts = [slice(i, i + 6) for i in (0, 6, 12)]
+    assert_equal(found, [make(index[part], epoch[part], slots[part]) for part in parts])
     assert_equal(found, batches(corpus))
+
+
+def test_batches_do_not_depend_on_how_many_are_made_at_once(corpus, monkeypatch):
+    wanted = batches(corpus, steps=7)
+    for tokens in (1, 29 * 6 * 3, 29 * 6 * 100):
+        monkeypatch.setattr(pretraining, "_TOKENS_AT_ONCE", tokens)
+        assert_equal(batches(corpus, steps=7), wanted)
+        endless = pretraining_dataset(corpus, 6, 29, 5, seed=4).take(7)
+        assert_equal([{k: v.numpy() for k, v in batch.items()} for batch in endless], wanted)
 
 
 def test_a_run_starts_anywhere_at_once(corpus):

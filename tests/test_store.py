@@ -59,6 +59,16 @@ def test_round_trip(tmp_path, vocab_file):
     assert [shard.sentences.tolist() for shard in found.shards] == [[0, 4, 6], [0, 3, 4]]
     assert found.read(4, 8).tolist() == [9, 12, 5, 10]
     assert found.read(9, 13).tolist() == [9, 10, 5, 7]
+    assert found.read_all(np.array([[9, 13], [8, 8], [4, 8]])).tolist() == [
+        9,
+        10,
+        5,
+        7,
+        9,
+        12,
+        5,
+        10,
+    ]
     assert isinstance(found.shards[1].ids, np.memmap)
     expected = {"documents": 3, "sentences": 6, "tokens": 14, "vocab_size": 25, "lower_case": True}
     assert {name: found.manifest[name] for name in expected} == expected

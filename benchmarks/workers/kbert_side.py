@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from benchmarks import data
 from benchmarks.worker import Work, serve
-from benchmarks.workers.in_tf_data import tokenizing
+from benchmarks.workers.in_a_graph import tokenizing
 from kbert.config import BertConfig
 from kbert.data import BertTokenizer, Corpus, prepare, pretraining_dataset
 from kbert.data.finetuning import Item, ItemBatches
@@ -151,9 +151,12 @@ def infer(settings):
     """Classification of all texts, from their ids. Units: texts."""
     engine = sys.argv[1] if len(sys.argv) > 1 else "tensorflow"
     predictor = Predictor.from_pretrained(
-        f"{settings['folder']}/kbert", settings["precision"], settings["batch_size"], engine=engine
+        f"{settings['folder']}/kbert",
+        settings["precision"],
+        batch_size=settings["batch_size"],
+        engine=engine,
     )
-    model, task = predictor._model(BertForSequenceClassification), predictor.task("classify")
+    model, task = predictor.load(BertForSequenceClassification), predictor.task("classify")
     forward = predictor._forward_of(type(task).__name__, model, task.pick)
     items = [item_of(ids) for ids, _ in data.read_examples(settings["examples"])]
 
@@ -169,7 +172,7 @@ def infer(settings):
 
 
 def tokenizer(settings):
-    """Ids of lines, in batches, within tf.data. Units: bytes."""
+    """Ids of lines, in batches, by a graph. Units: bytes."""
     lines = data.read_lines(settings["text"], settings["size"])
     return tokenizing(BertTokenizer(settings["vocab_file"]).tokenize, lines, settings)
 

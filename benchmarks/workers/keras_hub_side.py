@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from benchmarks import data
 from benchmarks.worker import Work, serve
-from benchmarks.workers.in_tf_data import tokenizing
+from benchmarks.workers.in_a_graph import tokenizing
 
 
 class Clock(keras.callbacks.Callback):
@@ -142,7 +142,7 @@ def infer(settings):
 
 
 def tokenizer(settings):
-    """Ids of lines, in batches, within tf.data. Units: bytes."""
+    """Ids of lines, in batches, by a graph. Units: bytes."""
     tokenize = keras_hub.tokenizers.BertTokenizer(settings["vocab_file"], lowercase=True)
     return tokenizing(tokenize, data.read_lines(settings["text"], settings["size"]), settings)
 

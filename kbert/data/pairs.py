@@ -92,12 +92,15 @@ class Windows:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
-    """Where the two segments of an example lie: (first token, token after the last), global."""
+class Pairs:
+    """Where the segments of B examples lie, counted from the start of the corpus.
 
-    a: tuple[int, int]
-    b: tuple[int, int]
-    is_next: bool
+    a, b: (B, 2) first token, and token after the last. is_next: (B,) bool, B follows A.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    is_next: np.ndarray
 
 
 class PairCutter:
@@ -124,63 +127,67 @@ class PairCutter:
             epoch: (B,). slots: (B,) window of each.
 
         Returns:
-            list of Pair.
+            Pairs.
         """
         documents, first, last = self.windows.locate(slots, epoch, self._seed)
-        draws = uniform(self._seed, _STREAM_PAIR, index, 5)
-        return [self._cut(*row) for row in zip(documents, first, last, draws, strict=True)]
-
-    def _cut(self, document, first, last, draws):
-        T = self.windows.length
-        short, short_length, split, swap, place = draws
-        sentences, offset = self._sentences(first)
-        start = self._sentence_start(sentences, offset, first, last, otherwise=first)
-        length = min(T, int(self._corpus.document_starts[document + 1]) - start)
-        if short < self._short_seq_prob:
-            length = min(length, 2 + int(short_length * (T - 1)))
+        short, short_length, split, swap, place = uniform(self._seed, _STREAM_PAIR, index, 5).T
+        T, starts = self.windows.length, self._corpus.document_starts
+        start = self._last_sentence(first, last)
+        length = np.minimum(T, starts[documents + 1] - start)
+        cut = np.minimum(length, 2 + _floor(short_length * (T - 1)))
+        length = np.where(short < self._short_seq_prob, cut, length)
         stop = start + length
-        # Sentences that start inside the window, not at its first token.
-        low = np.searchsorted(sentences, start - offset, side="right")
-        high = np.searchsorted(sentences, stop - offset, side="left")
-        at_sentence = bool(high > low)
-        if at_sentence:
-            middle = int(sentences[low + int(split * (high - low))]) + offset
-        else:
-            middle = start + 1 + int(split * (length - 1))
-        if swap < 0.5:
-            return Pair(
-                (start, middle), self._elsewhere(document, stop - middle, place, at_sentence), False
-            )
-        return Pair((start, middle), (middle, stop), True)
+        middle, at_sentence = self._sentence_inside(start, stop, split)
+        middle = np.where(at_sentence, middle, start + 1 + _floor(split * (length - 1)))
+        b = np.stack([middle, stop], axis=1)
+        swapped = np.flatnonzero(swap < 0.5)
+        b[swapped] = self._elsewhere(
+            documents[swapped], (stop - middle)[swapped], place[swapped], at_sentence[swapped]
+        )
+        return Pairs(np.stack([start, middle], axis=1), b, swap >= 0.5)
 
-    def _elsewhere(self, document, length, draw, at_sentence):
-        """A span of `length` tokens of another document, all its tokens equally likely.
+    def _elsewhere(self, documents, lengths, draws, at_sentence):
+        """Spans of `lengths` tokens of other documents, all their tokens equally likely: (N, 2).
 
-        It starts where a sentence starts if the B that it replaces does, so that its beginning
+        A span starts where a sentence starts if the B that it replaces does, so that its beginning
         tells nothing, and is shorter only if its whole document is.
         """
         starts = self._corpus.document_starts
-        begin, end = int(starts[document]), int(starts[document + 1])
-        place = int(draw * (self._corpus.tokens - (end - begin)))
-        place += end - begin if place >= begin else 0
+        begin, size = starts[documents], starts[documents + 1] - starts[documents]
+        place = _floor(draws * (self._corpus.tokens - size))
+        place = np.where(place >= begin, place + size, place)
         other = np.searchsorted(starts, place, side="right") - 1
-        begin, end = int(starts[other]), int(starts[other + 1])
-        place = max(begin, min(place, end - length))
-        if not at_sentence:
-            return place, min(place + length, end)
-        sentences, offset = self._sentences(place)
-        place = self._sentence_start(sentences, offset, begin, place, otherwise=place)
-        return place, min(place + length, end)
+        begin, end = starts[other], starts[other + 1]
+        place = np.maximum(begin, np.minimum(place, end - lengths))
+        place = np.where(at_sentence, self._last_sentence(begin, place), place)
+        return np.stack([place, np.minimum(place + lengths, end)], axis=1)
 
-    def _sentences(self, place):
-        """Sentence starts of the shard around a token, and the shard's own start."""
+    def _last_sentence(self, low, high):
+        """The last sentence start of [low, high], or low where there is none; (N,) each."""
+        found = np.empty_like(high)
+        for sentences, offset, rows in self._by_shard(high):
+            i = np.searchsorted(sentences, high[rows] - offset, side="right") - 1
+            found[rows] = sentences[i] + offset
+        return np.where(found >= low, found, low)
+
+    def _sentence_inside(self, start, stop, draw):
+        """A sentence start of each (start, stop), all equally likely; and where there is one."""
+        found, there = np.empty_like(start), np.empty(len(start), bool)
+        for sentences, offset, rows in self._by_shard(start):
+            low = np.searchsorted(sentences, start[rows] - offset, side="right")
+            count = np.searchsorted(sentences, stop[rows] - offset, side="left") - low
+            there[rows] = count > 0
+            chosen = np.minimum(low + _floor(draw[rows] * count), len(sentences) - 1)
+            found[rows] = sentences[chosen] + offset
+        return found, there
+
+    def _by_shard(self, places):
+        """For each shard that tokens lie in: its sentence starts, its own start, which of them."""
         starts = self._corpus.shard_starts
-        shard = np.searchsorted(starts, place, side="right") - 1
-        return self._corpus.shards[shard].sentences, int(starts[shard])
+        shards = np.searchsorted(starts, places, side="right") - 1
+        for shard in np.unique(shards):
+            yield self._corpus.shards[shard].sentences, starts[shard], shards == shard
 
-    @staticmethod
-    def _sentence_start(sentences, offset, low, high, otherwise):
-        """The last sentence start of [low, high]."""
-        i = np.searchsorted(sentences, high - offset, side="right") - 1
-        found = int(sentences[i]) + offset
-        return found if found >= low else int(otherwise)
+
+def _floor(x):
+    return x.astype(np.int64)  # x is not negative

@@ -11,6 +11,8 @@ from kbert.data.vocab import CONTINUATION, SPECIAL_TOKENS, read_vocab
 from kbert.errors import UserError
 from kbert.features import PRETRAINING_FEATURES, feature_shapes
 
+# A call of numpy costs more than a batch of few tokens, so several batches are made in one.
+_TOKENS_AT_ONCE = 1 << 16
 # Streams of kbert.data.draws; pairs take 0 and 1.
 _STREAM_CHOICE, _STREAM_FATE, _STREAM_ORDER = 2, 3, 4
 
@@ -64,27 +66,26 @@ class PretrainingExamples:
             dict of the arrays of `kbert.features.PRETRAINING_FEATURES`.
         """
         pairs = self._cutter.cut(index, epoch, slots)
-        B, L, M = len(pairs), self._max_seq_length, self.max_predictions
-        input_ids = np.full((B, L), self._pad, np.int32)
-        lengths_a = np.array([a[1] - a[0] for a in (pair.a for pair in pairs)])
-        lengths = lengths_a + np.array([pair.b[1] - pair.b[0] for pair in pairs]) + 3
-        input_ids[:, 0] = self._cls
-        for row, pair, length_a, length in zip(input_ids, pairs, lengths_a, lengths, strict=True):
-            row[1 : length_a + 1] = self._corpus.read(*pair.a)
-            row[length_a + 2 : length - 1] = self._corpus.read(*pair.b)
+        B, L, M = len(index), self._max_seq_length, self.max_predictions
+        end = pairs.a[:, 1:] - pairs.a[:, :1] + 1  # (B, 1), of the first segment in the row
+        lengths = end + 2 + pairs.b[:, 1:] - pairs.b[:, :1]
         places = np.arange(L)
-        real = places < lengths[:, None]  # (B, L)
-        second = real & (places >= lengths_a[:, None] + 2)
-        separators = (places == lengths_a[:, None] + 1) | (places == lengths[:, None] - 1)
+        real = places < lengths  # (B, L)
+        second = real & (places > end)
+        separators = (places == end) | (places == lengths - 1)
+        is_text = real & ~separators
+        is_text[:, 0] = False
+        input_ids = np.full((B, L), self._pad, np.int32)
+        input_ids[is_text] = self._corpus.read_all(np.stack([pairs.a, pairs.b], 1).reshape(-1, 2))
+        input_ids[:, 0] = self._cls
         input_ids[separators] = self._sep
 
-        maskable = real & ~separators & (places > 0)
-        counts = prediction_counts(lengths, self._mask_rate, M)
+        counts = prediction_counts(lengths[:, 0], self._mask_rate, M)
         draws = uniform(self._seed, _STREAM_CHOICE, index, L)
         if self._continues is None:
-            chosen = choose_tokens(maskable, counts, draws)
+            chosen = choose_tokens(is_text, counts, draws)
         else:
-            chosen = choose_words(maskable, self._continues[input_ids], counts, draws)
+            chosen = choose_words(is_text, self._continues[input_ids], counts, draws)
         draws = uniform(self._seed, _STREAM_FATE, index, 2 * M)
         input_ids, masked_positions, masked_ids, masked_weights = mask_tokens(
             input_ids, chosen, M, draws, self._mask, self._vocab_size
@@ -96,18 +97,20 @@ class PretrainingExamples:
             "masked_positions": masked_positions,
             "masked_ids": masked_ids,
             "masked_weights": masked_weights,
-            "next_sentence_labels": np.array([not pair.is_next for pair in pairs], np.int32),
+            "next_sentence_labels": (~pairs.is_next).astype(np.int32),
         }
 
     def dataset(self, batch_size, start_step=0, steps=None):
         """Batches as tf.data; see `pretraining_dataset`."""
+        B, count = batch_size, self.windows.count
+        together = _TOKENS_AT_ONCE // (B * self._max_seq_length)  # batches
+        together = max(1, together if steps is None else min(together, steps))
         specs = feature_shapes(
-            PRETRAINING_FEATURES, B=batch_size, L=self._max_seq_length, M=self.max_predictions
+            PRETRAINING_FEATURES, B=together * B, L=self._max_seq_length, M=self.max_predictions
         )
-        count = self.windows.count
 
-        def make_batch(step):
-            index = step * batch_size + tf.range(batch_size, dtype=tf.int64)
+        def make_batches(step):
+            index = step * B + tf.range(together * B, dtype=tf.int64)
             epoch = index // count
             seeds = tf.numpy_function(
                 lambda epoch: shuffle_seeds(self._seed, _STREAM_ORDER, epoch),
@@ -119,15 +122,17 @@ class PretrainingExamples:
             # and takes 4 rounds, which leave neighbours near each other.
             slots = tf.raw_ops.RandomIndexShuffle(
                 index=index % count,
-                seed=tf.ensure_shape(seeds, [batch_size, 3]),
+                seed=tf.ensure_shape(seeds, [together * B, 3]),
                 max_index=tf.constant(count - 1, tf.int64),
                 rounds=12,
             )
-            return host_arrays(self.batch, [index, epoch, slots], specs)
+            arrays = host_arrays(self.batch, [index, epoch, slots], specs)
+            return {n: tf.reshape(x, [together, B, *x.shape[1:]]) for n, x in arrays.items()}
 
-        end = np.iinfo(np.int64).max // batch_size if steps is None else start_step + steps
-        dataset = tf.data.Dataset.range(start_step, end)
-        return dataset.map(make_batch, num_parallel_calls=2, deterministic=True).prefetch(4)
+        end = np.iinfo(np.int64).max // B - together if steps is None else start_step + steps
+        dataset = tf.data.Dataset.range(start_step, end, together)
+        dataset = dataset.map(make_batches, num_parallel_calls=2, deterministic=True).unbatch()
+        return dataset.take(-1 if steps is None else steps).prefetch(4)
 
 
 def pretraining_dataset(

@@ -183,6 +183,14 @@ class Corpus:
         offset = self.shard_starts[shard]
         return self.shards[shard].ids[first - offset : stop - offset]
 
+    def read_all(self, spans):
+        """Ids of spans, one after the other; (N, 2) as for `read`."""
+        shards = np.searchsorted(self.shard_starts, spans[:, 0], side="right") - 1
+        spans = (spans - self.shard_starts[shards, None]).tolist()
+        arrays = [np.asarray(shard.ids) for shard in self.shards]  # slicing a memmap is slow
+        rows = zip(shards.tolist(), spans, strict=True)
+        return np.concatenate([arrays[shard][a:b] for shard, (a, b) in rows])
+
     def unigram_entropy(self):
         """Entropy of the distribution of single tokens, in nats.
 

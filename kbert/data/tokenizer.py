@@ -19,6 +19,8 @@ _RESERVED = r"[\x{E000}-\x{E004}]"
 # What google-research/bert's _clean_text drops: NUL, U+FFFD, control and format characters other
 # than tab, line feed and carriage return.
 _DROPPED = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F-\x{9F}\x{FFFD}]|\p{Cf}"
+# Neither half a character, nor overlong, nor a surrogate: RE2 sees none of these as a character.
+_VALID_UTF8 = r"[\x00-\x{D7FF}\x{E000}-\x{10FFFF}]*"
 _IDEOGRAPHS = (  # _is_chinese_char there
     r"\x{3400}-\x{4DBF}\x{4E00}-\x{9FFF}\x{F900}-\x{FAFF}"
     r"\x{20000}-\x{2A6DF}\x{2A700}-\x{2CEAF}\x{2F800}-\x{2FA1F}"
@@ -42,8 +44,8 @@ class BertTokenizer(tf.Module):
             of the entries.
         lower_case: lower-case and strip accents, as the uncased models do.
         special_tokens_in_text: read '[MASK]', '[CLS]', '[SEP]', '[PAD]' and '[UNK]' written in the
-            text as those tokens. Leave it off for text from strangers: off, they are punctuation
-            and letters, as in any other text.
+            text as those tokens, or only those of them that are named: ("[MASK]",). Leave it off
+            for text from strangers: off, they are punctuation and letters, as in any other text.
         strip_accents: None: as `lower_case` says. The few models that were trained otherwise say so
             in their folders.
         tokenize_chinese_chars: each ideograph is a word of its own, as in BERT; off in a few models
@@ -70,7 +72,9 @@ class BertTokenizer(tf.Module):
         self.lower_case = lower_case
         self.strip_accents = lower_case if strip_accents is None else strip_accents
         self.tokenize_chinese_chars = tokenize_chinese_chars
-        self.special_tokens_in_text = special_tokens_in_text
+        if isinstance(special_tokens_in_text, bool):
+            special_tokens_in_text = SPECIAL_TOKENS if special_tokens_in_text else ()
+        self.special_tokens_in_text = tuple(special_tokens_in_text)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
             self.vocab.index(token) for token in SPECIAL_TOKENS
         )
@@ -143,13 +147,16 @@ class BertTokenizer(tf.Module):
         return vocab_fingerprint(self.vocab, self.lower_case, unusual)
 
     def _normalize(self, texts):
-        texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
+        texts = tf.cond(  # transcoding takes longer than all that follows
+            tf.reduce_all(tf.strings.regex_full_match(texts, _VALID_UTF8)),
+            lambda: texts,
+            lambda: tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace"),
+        )
         texts = tf.strings.regex_replace(texts, _DROPPED, "")
         texts = tf.strings.regex_replace(texts, _RESERVED, _UNKNOWN)
-        if self.special_tokens_in_text:
-            for token, stand_in in _STAND_INS.items():
-                pattern = token.replace("[", r"\[").replace("]", r"\]")
-                texts = tf.strings.regex_replace(texts, pattern, f" {stand_in} ")
+        for token in self.special_tokens_in_text:
+            pattern = token.replace("[", r"\[").replace("]", r"\]")
+            texts = tf.strings.regex_replace(texts, pattern, f" {_STAND_INS[token]} ")
         if self.lower_case:
             texts = tf.strings.lower(texts, encoding="utf-8")
         if self.strip_accents:
@@ -230,28 +237,41 @@ class BertTokenizer(tf.Module):
         specials = 2 if pairs is None else 3
         if max_length < 2 * specials - 1:
             raise UserError(f"max_length must be at least {2 * specials - 1}; got {max_length}.")
-        room = max_length - specials
-        first = self.tokenize(texts)
-        if pairs is None:
-            segments = [first[:, :room]]
+        segments = [self.tokenize(texts)]
+        if pairs is not None:
+            segments.append(self.tokenize(pairs))
+        return self.pack(segments, max_length)
+
+    def pack(self, segments, max_length):
+        """Features of pieces: [CLS] first [SEP] second [SEP], cut and padded to `max_length`.
+
+        Args:
+            segments: one or two (B, None) int32 RaggedTensors. max_length: int, or int32 tensor.
+
+        Returns:
+            as when called.
+        """
+        room = max_length - len(segments) - 1
+        if len(segments) == 2:
+            room = tf.cast(room, tf.int64)
+            lengths = [segment.row_lengths() for segment in segments]
+            first = tf.minimum(lengths[0], tf.maximum(room - lengths[1], (room + 1) // 2))
+            second = tf.minimum(lengths[1], room - first)
+            segments = [_first_tokens(segments[0], first), _first_tokens(segments[1], second)]
         else:
-            second = self.tokenize(pairs)
-            first_length = tf.minimum(
-                first.row_lengths(), tf.maximum(room - second.row_lengths(), (room + 1) // 2)
-            )
-            second_length = tf.minimum(second.row_lengths(), room - first_length)
-            segments = [_first_tokens(first, first_length), _first_tokens(second, second_length)]
-        B = tf.shape(first.row_lengths())[0]
+            segments = [segments[0][:, :room]]
+        B = tf.shape(segments[0].row_lengths())[0]
         ids, types = [tf.fill([B, 1], self.cls_id)], [tf.zeros([B, 1], tf.int32)]
         for index, segment in enumerate(segments):
             segment = tf.concat([segment, tf.fill([B, 1], self.sep_id)], axis=1)
             ids.append(segment)
             types.append(tf.ones_like(segment) * index)
         ids, types = tf.concat(ids, axis=1), tf.concat(types, axis=1)
+        shape = [None, max_length] if isinstance(max_length, int) else tf.stack([-1, max_length])
         return {
-            "input_ids": ids.to_tensor(self.pad_id, shape=[None, max_length]),
-            "attention_mask": tf.ones_like(ids).to_tensor(0, shape=[None, max_length]),
-            "token_type_ids": types.to_tensor(0, shape=[None, max_length]),
+            "input_ids": ids.to_tensor(self.pad_id, shape=shape),
+            "attention_mask": tf.ones_like(ids).to_tensor(0, shape=shape),
+            "token_type_ids": types.to_tensor(0, shape=shape),
         }
 
 

@@ -123,10 +123,10 @@ def _windows_of_max_context(spans, length):
     What it shows is the smaller of the tokens to the left and to the right; of two windows alike,
     the one that is 100 tokens longer counts as showing one token more, and then the first.
     """
-    best, score = np.zeros(length, np.int32), np.full(length, -1.0)
+    best, score = np.zeros(length, np.int32), np.full(length, -1)
     for number, (begin, end) in enumerate(spans):
         left = np.arange(end - begin)
-        shown = np.minimum(left, left[::-1]) + 0.01 * (end - begin)
+        shown = 100 * np.minimum(left, left[::-1]) + (end - begin)
         better = shown > score[begin:end]
         best[begin:end][better] = number
         score[begin:end][better] = shown[better]

@@ -1,0 +1,30 @@
+"""What the sides that tokenize in TensorFlow share."""
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.worker import Work
+
+
+def tokenizing(tokenize, lines, settings):
+    """Work of a function from (B,) strings to ragged ids, as a graph. Units: bytes."""
+    B = settings["batch_size"]
+    batches = [tf.constant(lines[i : i + B]) for i in range(0, len(lines), B)]
+    traced = tf.function(tokenize, [tf.TensorSpec([None], tf.string)], autograph=False)
+    size = sum(len(line.encode()) for line in lines)
+
+    def run(steps):
+        for _ in range(steps):
+            for batch in batches:
+                traced(batch)
+        return {"units": steps * size}
+
+    def save(path):
+        found = [traced(batch) for batch in batches]
+        np.savez(
+            path,
+            ids=np.concatenate([ids.flat_values.numpy() for ids in found]),
+            lengths=np.concatenate([ids.row_lengths().numpy() for ids in found]),
+        )
+
+    return Work(run, "a TensorFlow graph", save)
