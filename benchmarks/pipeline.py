@@ -33,13 +33,12 @@ ROWS = {
 
 
 def write_altered(source, target, size):
-    """Repeats a text up to `size` bytes, each time with another letter exchanged, so it differs."""
-    text = pathlib.Path(source).read_bytes()
-    letters = b"etaoinshrdlu"
+    """Repeats a text up to `size` bytes, ten times with other digits in it."""
+    text, digits = pathlib.Path(source).read_bytes(), b"0123456789"
     with open(target, "wb") as file:
         for number in range(-(-size // len(text))):
-            a, b = letters[number % 12], letters[number * 5 % 12]
-            file.write(text.translate(bytes.maketrans(bytes([a, b]), bytes([b, a]))))
+            moved = digits[number % 10 :] + digits[: number % 10]
+            file.write(text.translate(bytes.maketrans(digits, moved)))
         file.truncate(size)
 
 

@@ -22,6 +22,8 @@ _HOMES = {
     "Predictor": "kbert.tasks.predictor",
     "data": None,
     "model": None,
+    "hub": None,
+    "serving": None,
     "tasks": None,
     "train": None,
 }

@@ -10,21 +10,6 @@ from kbert import program
 from kbert.errors import UserError
 from kbert.formats import FORMATS, find_folder, folder_format
 
-absl_flags.DEFINE_string(
-    "from", None, "folder of weights in any format, or the name of a model on the Hugging Face hub"
-)
-absl_flags.DEFINE_string("to", None, "folder to make")
-absl_flags.DEFINE_enum("format", "kbert", list(FORMATS), "format to write")
-absl_flags.DEFINE_list(
-    "allow_missing",
-    [],
-    "names, or starts of names, of weights that may be unknown or missing, or be left out where "
-    "the format has no place for them; with *; tokenizer for the weights alone",
-)
-absl_flags.DEFINE_bool(
-    "lower_case", None, "casing of the tokenizer; default: as the folder says, or its words show"
-)
-
 
 def convert(source, target, format, allow_missing=(), lower_case=None, report=print):
     """Writes the weights, the config and the tokenizer of a folder in another format.
@@ -99,6 +84,28 @@ def _write(folder, path, format, config, weights, allow_missing, lower_case, rep
         report(f"note: {note}")
 
 
+def define_flags():
+    """Defines the flags; not on import, since programs share names."""
+    absl_flags.DEFINE_string(
+        "from",
+        None,
+        "folder of weights in any format, or the name of a model on the Hugging Face hub",
+    )
+    absl_flags.DEFINE_string("to", None, "folder to make")
+    absl_flags.DEFINE_enum("format", "kbert", list(FORMATS), "format to write")
+    absl_flags.DEFINE_list(
+        "allow_missing",
+        [],
+        "names, or starts of names, of weights that may be unknown or missing, or be left out "
+        "where the format has no place for them; with *; tokenizer for the weights alone",
+    )
+    absl_flags.DEFINE_bool(
+        "lower_case",
+        None,
+        "casing of the tokenizer; default: as the folder says, or its words show",
+    )
+
+
 def main():
     """Runs `convert` with the flags."""
     values = {name: absl_flags.FLAGS[name].value for name in ("from", "to", "format")}
@@ -110,4 +117,5 @@ def main():
 
 
 if __name__ == "__main__":
+    define_flags()
     program.run(main)

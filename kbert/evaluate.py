@@ -28,7 +28,9 @@ def evaluate(config, report=print):
 
     dtype = None if config.precision == "float32" else config.precision
     # "live": the same figures as in training, to the last bit.
-    predictor = Predictor.from_pretrained(config.model, dtype, config.batch_size, engine="live")
+    predictor = Predictor.from_pretrained(
+        config.model, dtype, batch_size=config.batch_size, engine="live"
+    )
     name = config.task or (predictor.settings or {}).get("task")
     if name is None:
         raise UserError(f"{config.model} does not say what it is for. Name it: --task=classify")

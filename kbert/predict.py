@@ -37,7 +37,7 @@ def predict(config, report=print):
 
     dtype = None if config.precision == "float32" else config.precision
     predictor = Predictor.from_pretrained(
-        config.model, dtype, config.batch_size, engine=config.engine
+        config.model, dtype, batch_size=config.batch_size, engine=config.engine
     )
     task = (predictor.settings or {}).get("task")
     method = config.method or (_METHOD_OF_TASK.get(task, "classify") if task else "fill_mask")
@@ -72,7 +72,7 @@ def _found(predictor, method, rows, config):
 def _rows(config, method, settings, report):
     """Iterator of tuples of texts, None for bad lines that are left out; how many, if known."""
     least, most = _COLUMNS[method]
-    if method == "classify" and settings.get("task") == "pair":
+    if method == "classify" and settings.get("takes_pairs", settings.get("task") == "pair"):
         least = 2
     columns = (least, most)
     if config.input_file == "-":

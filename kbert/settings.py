@@ -332,6 +332,7 @@ METHODS = (
     "embed",
     "fill_mask",
 )
+EXPORT_METHODS = (*(name for name in METHODS if name != "similarity"), "encode")
 ENGINES = ("auto", "tensorflow", "openvino")
 
 

@@ -338,6 +338,7 @@ def test_errors_are_one_line():
 
 
 def test_the_module_can_be_imported_with_other_programs():
-    script = "import kbert.attention, kbert.pretrain"  # both have --output_dir
+    # The first two have --output_dir, the others --from.
+    script = "import kbert.attention, kbert.pretrain, kbert.convert, kbert.export"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -290,6 +290,7 @@ def test_less_is_kept_for_the_backward_pass_than_by_a_chain_of_ops():
     """In tensors of the size of the input."""
     # So that every tensor goes back to the system as soon as nobody holds it.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "TF_ENABLE_ONEDNN_OPTS": "0"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
     command = [sys.executable, "-c", KEPT]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]

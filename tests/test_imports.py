@@ -13,6 +13,7 @@ PURE = ("config.py", "settings.py", "errors.py", "features.py", "flags.py", "for
 PURE += ("__init__.py",)
 # A TensorFlow checkpoint is read and written by TensorFlow; and what makes its steps fast.
 ON_TENSORFLOW = (pathlib.Path("model/weights/google.py"), pathlib.Path("model/fused_tf.py"))
+ABOVE = ("kbert.tasks", "kbert.train", "kbert.serving")
 EVERYWHERE = ("keras_nlp", "keras_hub", "transformers", "torch", "export", "tests", "benchmarks")
 
 
@@ -20,14 +21,17 @@ def forbidden(path):
     """Modules that a file of the package must not import."""
     part = path.parts[0] if len(path.parts) > 1 else None
     if part == "data":
-        return (*EVERYWHERE, "keras", "kbert.model", "kbert.tasks", "kbert.train")
+        return (*EVERYWHERE, "keras", "kbert.model", *ABOVE)
     if path in ON_TENSORFLOW:
-        return (*EVERYWHERE, "kbert.data", "kbert.tasks", "kbert.train")
+        return (*EVERYWHERE, "kbert.data", *ABOVE)
     if part == "model":
-        outside = ("kbert.data", "kbert.tasks", "kbert.train")
-        return (*EVERYWHERE, "tensorflow", "tensorflow_text", *outside)
+        return (*EVERYWHERE, "tensorflow", "tensorflow_text", "kbert.data", *ABOVE)
     if part == "tasks":
+        return (*EVERYWHERE, "kbert.train", "kbert.serving")
+    if part == "serving":
         return (*EVERYWHERE, "kbert.train")
+    if part == "train":
+        return (*EVERYWHERE, "kbert.serving")
     if part is None and path.name in PURE:
         return (*EVERYWHERE, "tensorflow", "tensorflow_text", "keras", "kbert.data", "kbert.model")
     return EVERYWHERE
@@ -64,6 +68,8 @@ def test_import_rules(path):
         ("config.py", "from kbert.data import x"),
         ("train/loop.py", "import keras_hub"),
         ("tasks/spans.py", "from kbert.train import losses"),
+        ("serving/hub.py", "from kbert.train import loop"),
+        ("train/loop.py", "import kbert.serving.hub"),
     ],
 )
 def test_the_check_sees_breaches(path, source):

@@ -288,7 +288,8 @@ def test_folders_say_what_they_are_for(tokenizer, tmp_path, name):
     config = types.SimpleNamespace(task=name, max_seq_length=17)
     task = make_task(config, tokenizer, ("a", "b"))
     write_task(tmp_path, task, name)
-    assert read_task(tmp_path) == {"task": name, "max_seq_length": 17}
+    expected = {"task": name, "max_seq_length": 17, "takes_pairs": name == "pair"}
+    assert read_task(tmp_path) == expected
     bert_config = types.SimpleNamespace(label_names=None, num_labels=3)
     again = task_of(read_task(tmp_path), tokenizer, bert_config)
     assert type(again) is type(task) and again.max_seq_length == 17

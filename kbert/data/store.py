@@ -144,6 +144,7 @@ class Corpus:
             self.shards.append(Shard(**parts))
             documents.append(np.asarray(parts["documents"]) + starts[-1])
             starts.append(starts[-1] + entry["counts"]["ids"])
+        self._ids = [np.asarray(shard.ids) for shard in self.shards]  # a memmap is slow to slice
         self.shard_starts = np.asarray(starts, np.int64)
         self.document_starts = np.concatenate([*documents, self.shard_starts[-1:]])
 
@@ -187,9 +188,8 @@ class Corpus:
         """Ids of spans, one after the other; (N, 2) as for `read`."""
         shards = np.searchsorted(self.shard_starts, spans[:, 0], side="right") - 1
         spans = (spans - self.shard_starts[shards, None]).tolist()
-        arrays = [np.asarray(shard.ids) for shard in self.shards]  # slicing a memmap is slow
         rows = zip(shards.tolist(), spans, strict=True)
-        return np.concatenate([arrays[shard][a:b] for shard, (a, b) in rows])
+        return np.concatenate([self._ids[shard][a:b] for shard, (a, b) in rows])
 
     def unigram_entropy(self):
         """Entropy of the distribution of single tokens, in nats.

@@ -74,6 +74,13 @@ class BertTokenizer(tf.Module):
         self.tokenize_chinese_chars = tokenize_chinese_chars
         if isinstance(special_tokens_in_text, bool):
             special_tokens_in_text = SPECIAL_TOKENS if special_tokens_in_text else ()
+        elif isinstance(special_tokens_in_text, str) or set(special_tokens_in_text) - {
+            *SPECIAL_TOKENS
+        }:
+            raise UserError(
+                f"special_tokens_in_text must be True, False, or a tuple of some of "
+                f"{', '.join(SPECIAL_TOKENS)}; got {special_tokens_in_text!r}."
+            )
         self.special_tokens_in_text = tuple(special_tokens_in_text)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
             self.vocab.index(token) for token in SPECIAL_TOKENS

@@ -26,6 +26,11 @@ from kbert.model.fused import constant_weights
 from kbert.settings import ENGINES
 
 _changing_policies = threading.Lock()
+_USELESS_REWRITES = (
+    *("arithmetic_optimization", "dependency_optimization", "loop_optimization"),
+    *("function_optimization", "debug_stripper", "scoped_allocator_optimization"),
+    *("shape_optimization", "layout_optimizer", "common_subgraph_elimination"),
+)
 PARALLEL = 2  # batches at a time: where one waits for its slowest thread, the other goes on
 
 
@@ -132,7 +137,14 @@ def _tensorflow(function, features, model):
         return _traced(function, features, jit=True)
     with constant_weights():
         inputs, outputs = frozen_graph(function, features, model, model.compute_dtype)
-    session = tf.compat.v1.Session(graph=inputs["input_ids"].graph)
+    # Of what Grappler does only what helps: each of its passes copies the weights.
+    config = tf.compat.v1.ConfigProto()
+    rewrites = config.graph_options.rewrite_options
+    for name in _USELESS_REWRITES:
+        setattr(rewrites, name, rewrites.OFF)
+    rewrites.memory_optimization = rewrites.NO_MEM_OPT
+    rewrites.meta_optimizer_iterations = rewrites.ONE
+    session = tf.compat.v1.Session(graph=inputs["input_ids"].graph, config=config)
     return lambda features: session.run(outputs, {inputs[name]: features[name] for name in inputs})
 
 
@@ -148,7 +160,8 @@ def _openvino(function, features, model, kind, folder):
             _keep(converted, path)
     can = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     bfloat16 = model.compute_dtype == "bfloat16" and "BF16" in can
-    settings = {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32", "NUM_STREAMS": PARALLEL}
+    # One stream: two would give each batch half of the cores, and a single one waits twice as long.
+    settings = {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32", "NUM_STREAMS": 1}
     compiled = core.compile_model(converted, "CPU", settings)
     names = [port.any_name for port in converted.outputs]
     openvino.Tensor(np.zeros(1, np.int32)).data  # noqa: B018 - two threads at the first can deadlock

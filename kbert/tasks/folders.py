@@ -39,13 +39,15 @@ def make_task(config, tokenizer, label_names=None, allow_no_answer=False):
     return _CLASSES[config.task](tokenizer, label_names, config.max_seq_length)
 
 
-def write_task(folder, task, name):
+def write_task(folder, task, name, takes_pairs=False):
     """Writes what `read_task` reads, beside config and weights.
 
     Args:
         folder: an existing folder. task: Task. name: one of `kbert.settings.TASKS`.
+        takes_pairs: whether a text came with a second one; those of the task "pair" always do.
     """
-    settings = {"task": name, "max_seq_length": task.max_seq_length}
+    takes_pairs = takes_pairs or name == "pair"
+    settings = {"task": name, "max_seq_length": task.max_seq_length, "takes_pairs": takes_pairs}
     if name == "qa":
         settings |= {key: getattr(task, key) for key in (*_ANSWERS, "allow_no_answer")}
     text = json.dumps(settings, indent=2) + "\n"
@@ -76,7 +78,7 @@ def read_task(folder):
 
 def task_of(settings, tokenizer, config):
     """The task of the settings of `read_task`. config: BertConfig of the model."""
-    settings = dict(settings)
+    settings = {key: value for key, value in settings.items() if key != "takes_pairs"}
     name = settings.pop("task")
     if name == "qa":
         return QuestionAnswering(tokenizer, **settings)

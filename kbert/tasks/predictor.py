@@ -24,10 +24,10 @@ from kbert.model.weights import open_weights, part_of
 from kbert.tasks.engines import choose_engine, settled_engine
 from kbert.tasks.folders import MODEL_CLASSES, read_task, task_of
 from kbert.tasks.inference import Forward
+from kbert.tasks.outputs import MOST_MASKS, embeddings, masked_logits
 from kbert.tasks.tasks import softmax, text_items
 
 POOLINGS = ("mean", "cls")
-MOST_MASKS = 16  # filled at most in one text
 _CLASSIFIERS = {None: "classify", "single_label_classification": "classify"}
 _CLASSIFIERS |= {"regression": "regress", "multi_label_classification": "multilabel"}
 
@@ -49,25 +49,44 @@ class Predictor:
             "auto", which is OpenVINO if it is installed and there is no GPU, or "live", the Keras
             model as it is, which gives what evaluation in training gives. All compute in the dtype
             of the model; float32 results differ by about 1e-6, bfloat16 ones by a few 1e-2.
+        max_seq_length: tokens of a sequence; None: as in fine-tuning, or as many as the model can.
 
     Raises:
         UserError: no such engine, or OpenVINO is asked for and not installed.
     """
 
-    def __init__(self, model, tokenizer, settings=None, batch_size=32, advance=None, engine="auto"):
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        settings=None,
+        batch_size=32,
+        advance=None,
+        engine="auto",
+        max_seq_length=None,
+    ):
         self.model = model
         self.tokenizer = tokenizer
         self.settings = settings
         self.advance = advance
         self.engine = choose_engine(engine)
         self._batch_size = batch_size
+        self._max_seq_length = max_seq_length
         self._folder = None
-        self._load = None
+        self._read = None
         self._forwards = {}
         self._lock = threading.Lock()  # threads may ask at once, all the same method
 
     @classmethod
-    def from_pretrained(cls, folder, dtype=None, batch_size=32, advance=None, engine="auto"):
+    def from_pretrained(
+        cls,
+        folder,
+        dtype=None,
+        batch_size=32,
+        advance=None,
+        engine="auto",
+        max_seq_length=None,
+    ):
         """The Predictor of a folder of weights in any format that `BertModel` reads.
 
         The weights are read when the first prediction is asked for, with the head that it needs.
@@ -77,19 +96,20 @@ class Predictor:
         Args:
             folder: such as `RUN/finetuning/best`, or the name of a model on the Hugging Face hub.
             dtype: of the model, such as "mixed_bfloat16".
-            batch_size, advance, engine: see the class.
+            batch_size, advance, engine, max_seq_length: see the class.
 
         Raises:
             UserError: no such folder or engine; files that are missing or damaged.
         """
         folder = find_folder(folder)
         tokenizer = BertTokenizer.from_pretrained(folder)
-        predictor = cls(None, tokenizer, read_task(folder), batch_size, advance, engine)
+        settings = read_task(folder)
+        predictor = cls(None, tokenizer, settings, batch_size, advance, engine, max_seq_length)
         predictor._folder = folder
         with open_weights(folder) as (_, weights):
             parts = {part_of(name) for name in weights}
 
-        def load(model_class):
+        def read(model_class):
             missing = set(model_class.heads) - parts
             if missing:
                 raise UserError(
@@ -103,7 +123,7 @@ class Predictor:
                     kwargs["add_pooling_layer"] = False
                 return model_class.from_pretrained(folder, **kwargs)
 
-        predictor._load = load
+        predictor._read = read
         return predictor
 
     def classify(self, texts, pairs=None):
@@ -116,13 +136,17 @@ class Predictor:
             list of dicts: `label`, its probability `score`, and `scores` of all labels by name; of
             a model of several labels `labels` and `scores`; of a regression `score`.
         """
-        model = self._model(BertForSequenceClassification)
-        kind = _CLASSIFIERS[model.config.problem_type]
-        if model.config.problem_type is None and model.config.num_labels == 1:
-            kind = "regress"
+        kind = self.classifier()
         pairs = _same_length(texts, pairs, "pairs") or [None] * len(texts)
         examples = [TextExample("", text, pair) for text, pair in zip(texts, pairs, strict=True)]
         return self.predictions(self.task(kind), examples)
+
+    def classifier(self):
+        """What a model that classifies is made for: "classify", "regress" or "multilabel"."""
+        config = self.load(BertForSequenceClassification).config
+        if config.problem_type is None and config.num_labels == 1:
+            return "regress"
+        return _CLASSIFIERS[config.problem_type]
 
     def tag(self, texts):
         """What is found in each text, as it is: entities, or the tag of every word.
@@ -134,14 +158,14 @@ class Predictor:
             list of lists of dicts: `label`, `text`, its offsets `start` and `end` in bytes of the
             UTF-8 text, end exclusive, and `score`, the mean probability of its words' labels.
         """
-        self._model(BertForTokenClassification)
+        self.load(BertForTokenClassification)
         task = self.task("tag")
         encoded = task.text_windows(texts)
         return task.spans(texts, encoded, self._forward(task, encoded.items, len(texts)))
 
     def tag_words(self, sentences):
         """The tag of each word of sentences that are cut into words: lists of lists of str."""
-        self._model(BertForTokenClassification)
+        self.load(BertForTokenClassification)
         examples = [TagExample("", tuple(words)) for words in sentences]
         return [found["tags"] for found in self.predictions(self.task("tag"), examples)]
 
@@ -155,7 +179,7 @@ class Predictor:
             list of dicts: see `kbert.tasks.answers.best_answers`; "" where there is no answer, if
             the model was fine-tuned with such questions.
         """
-        self._model(BertForQuestionAnswering)
+        self.load(BertForQuestionAnswering)
         contexts = _same_length(questions, contexts, "contexts")
         examples = [
             QuestionExample(f"question {i}", str(i), question, context)
@@ -172,7 +196,7 @@ class Predictor:
         Returns:
             list of dicts: `choice`, its number from 0, its `text` and its probability `score`.
         """
-        self._model(BertForMultipleChoice)
+        self.load(BertForMultipleChoice)
         choices = _same_length(texts, choices, "choices")
         counts = {len(some) for some in choices}
         if len(counts) > 1 or min(counts, default=2) < 2:
@@ -184,9 +208,9 @@ class Predictor:
 
     def next_sentence(self, texts, pairs):
         """The probability that each of `pairs` follows its text: list of dicts with `is_next`."""
-        model = self._model(BertForNextSentencePrediction)
+        model = self.load(BertForNextSentencePrediction)
         items = text_items(
-            self.tokenizer, texts, _same_length(texts, pairs, "pairs"), self._max_seq_length()
+            self.tokenizer, texts, _same_length(texts, pairs, "pairs"), self.max_seq_length
         )
         forward = self._forward_of("nsp", model, lambda outputs, _: {"logits": outputs["logits"]})
         return [{"is_next": float(softmax(o["logits"])[0])} for o in forward(items, self.advance)]
@@ -204,16 +228,9 @@ class Predictor:
         """
         if pooling not in POOLINGS:
             raise UserError(f"pooling must be one of {', '.join(POOLINGS)}; got {pooling!r}.")
-        model = self._model(BertModel)
-
-        def pick(outputs, features):
-            x = tf.cast(outputs["last_hidden_state"], tf.float32)  # (B, L, D)
-            mask = tf.cast(features["attention_mask"], tf.float32)[:, :, None]
-            mean = tf.reduce_sum(x * mask, axis=1) / tf.reduce_sum(mask, axis=1)
-            return {"mean": mean, "cls": x[:, 0]}
-
-        items = text_items(self.tokenizer, texts, None, self._max_seq_length())
-        found = self._forward_of("embed", model, pick)(items, self.advance)
+        model = self.load(BertModel)
+        items = text_items(self.tokenizer, texts, None, self.max_seq_length)
+        found = self._forward_of("embed", model, embeddings)(items, self.advance)
         if not found:
             return np.zeros((0, model.config.hidden_size), np.float32)
         vectors = np.stack([output[pooling] for output in found])
@@ -232,7 +249,7 @@ class Predictor:
         """The k best words for each [MASK] in each text.
 
         Args:
-            texts: list of str; [MASK], and the other special tokens, are read as such.
+            texts: list of str; [MASK] is read as such, other special tokens are not.
 
         Returns:
             list of dicts: `masks`, a list with, for each [MASK], the list of the k best words as
@@ -241,25 +258,21 @@ class Predictor:
         Raises:
             UserError: a text without [MASK], or with more than 16; or the mask is cut off.
         """
-        model, tokenizer = self._model(BertForMaskedLM), self._mask_tokenizer
-        if not 1 <= k <= model.config.vocab_size:
-            raise UserError(
-                f"k must be 1 to {model.config.vocab_size}, the words there are; got {k}."
-            )
-        most = min(max(16, 1 << (k - 1).bit_length()), model.config.vocab_size)  # few graphs
-        items = text_items(tokenizer, texts, None, self._max_seq_length())
+        model, tokenizer = self.load(BertForMaskedLM), self._mask_tokenizer
+        if not 1 <= k <= tokenizer.vocab_size:
+            raise UserError(f"k must be 1 to {tokenizer.vocab_size}, the words there are; got {k}.")
+        most = min(max(16, 1 << (k - 1).bit_length()), tokenizer.vocab_size)  # few graphs
+        items = text_items(tokenizer, texts, None, self.max_seq_length)
         places = [np.flatnonzero(item.input_ids == tokenizer.mask_id) for item in items]
         for text, mine in zip(texts, places, strict=True):
             if not 0 < len(mine) <= MOST_MASKS:
                 raise UserError(
                     f"a text to fill must have 1 to {MOST_MASKS} [MASK] within its first "
-                    f"{self._max_seq_length()} tokens; got {len(mine)} in {text[:60]!r}."
+                    f"{self.max_seq_length} tokens; got {len(mine)} in {text[:60]!r}."
                 )
 
-        def masked_logits(features, training):
-            masked = tf.equal(features["input_ids"], tokenizer.mask_id)
-            first = tf.argsort(tf.cast(masked, tf.int32), direction="DESCENDING", stable=True)
-            return model({**features, "masked_positions": first[:, :MOST_MASKS]}, training=training)
+        def compute(features, training):
+            return masked_logits(model, features, tokenizer)
 
         def pick(outputs, features):
             best = tf.math.top_k(tf.nn.softmax(outputs["logits"]), most)  # (B, 16, most)
@@ -267,7 +280,7 @@ class Predictor:
 
         found = []
         kind = f"fill_mask_{most}_{tokenizer.mask_id}"
-        forward = self._forward_of(kind, model, pick, masked_logits)
+        forward = self._forward_of(kind, model, pick, compute)
         outputs = forward(items, self.advance)
         for text, mine, output in zip(texts, places, outputs, strict=True):
             masks = [
@@ -282,27 +295,37 @@ class Predictor:
             found.append({"text": text, "masks": masks})
         return found
 
-    def _model(self, model_class):
+    def load(self, model_class):
+        """The model, as one of a class: read from the folder, if it is not one of it yet.
+
+        Raises:
+            UserError: the folder lacks the head; the model given is of another class.
+        """
         with self._lock:
-            if self._load is not None and not isinstance(self.model, model_class):
-                self.model, self._forwards = self._load(model_class), {}
+            if self._read is not None and not isinstance(self.model, model_class):
+                self.model, self._forwards = self._read(model_class), {}
         if not isinstance(self.model, model_class):
             raise UserError(
                 f"this needs a {model_class.__name__}; the model is a {type(self.model).__name__}."
             )
+        if self._max_seq_length is not None:
+            check_length(self._max_seq_length, self.model.config)
         return self.model
 
-    def _max_seq_length(self):
-        longest = self.model.config.max_position_embeddings
-        return (self.settings or {}).get("max_seq_length", min(longest, 512))
+    @property
+    def max_seq_length(self):
+        """Tokens of a sequence, special ones included; longer texts are cut, or read in windows."""
+        usual = min(self.model.config.max_position_embeddings, 512)
+        return self._max_seq_length or (self.settings or {}).get("max_seq_length", usual)
 
     def task(self, name):
         """The Task that this model was fine-tuned for, or one of that name with usual settings."""
         if self.model is None:
-            self._model(MODEL_CLASSES[name])
+            self.load(MODEL_CLASSES[name])
         settings = self.settings
         if settings is None or not _similar(settings["task"], name):
-            settings = {"task": name, "max_seq_length": self._max_seq_length()}
+            settings = {"task": name}
+        settings = {**settings, "max_seq_length": self.max_seq_length}
         return task_of(settings, self.tokenizer, self.model.config)
 
     def predictions(self, task, examples):
@@ -333,7 +356,7 @@ class Predictor:
                     function or model,
                     pick,
                     self.tokenizer.pad_id,
-                    self._max_seq_length(),
+                    self.max_seq_length,
                     self._batch_size,
                     settled_engine(self.engine, model, kind, self._folder),
                 )
@@ -342,7 +365,16 @@ class Predictor:
     @functools.cached_property
     def _mask_tokenizer(self):
         return BertTokenizer(
-            self.tokenizer.vocab, special_tokens_in_text=True, **self.tokenizer.settings
+            self.tokenizer.vocab, special_tokens_in_text=("[MASK]",), **self.tokenizer.settings
+        )
+
+
+def check_length(max_seq_length, config):
+    """Refuses lengths of sequences that a model cannot have."""
+    if not 5 <= max_seq_length <= config.max_position_embeddings:
+        raise UserError(
+            f"max_seq_length must be 5 to {config.max_position_embeddings}, the positions that the "
+            f"model has; got {max_seq_length}."
         )
 
 

@@ -226,7 +226,9 @@ class MultiLabel(_TextTask):
         for output in outputs:
             shares = 1 / (1 + np.exp(-output["logits"].astype(np.float64)))
             names = [
-                name for name, share in zip(self.label_names, shares, strict=True) if share > 0.5
+                name
+                for name, logit in zip(self.label_names, output["logits"], strict=True)
+                if logit > 0
             ]
             by_name = dict(zip(self.label_names, map(float, shares), strict=True))
             found.append({"labels": names, "scores": by_name})

@@ -294,7 +294,8 @@ class Finetuning(Run):
 
     def write_pretrained(self, folder, weights):
         super().write_pretrained(folder, weights)
-        write_task(folder, self.task, self.config.task)
+        takes_pairs = getattr(self.examples["train"][0], "text_pair", None) is not None
+        write_task(folder, self.task, self.config.task, takes_pairs)
 
 
 def _fingerprint(items):

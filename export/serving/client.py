@@ -1,0 +1,58 @@
+"""Asks a served BERT, by gRPC or REST; pip install tensorflow-serving-api
+
+    python export/serving/client.py --text="A film to remember."
+    python export/serving/client.py --rest --text="Who wrote it?" --name=question \\
+        --text="Ada wrote it." --name=context
+"""
+
+import argparse
+import json
+import urllib.request
+
+import grpc
+from tensorflow import make_ndarray, make_tensor_proto
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+
+def ask_grpc(address, model, inputs, timeout):
+    """The outputs, a dict of numpy arrays. inputs: dict of lists of str."""
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = model
+    for name, texts in inputs.items():
+        request.inputs[name].CopyFrom(make_tensor_proto(texts))
+    with grpc.insecure_channel(address) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        answer = stub.Predict(request, timeout=timeout)
+    return {name: make_ndarray(tensor) for name, tensor in answer.outputs.items()}
+
+
+def ask_rest(address, model, inputs, timeout):
+    """The outputs, a dict of lists. inputs: dict of lists of str."""
+    request = urllib.request.Request(
+        f"http://{address}/v1/models/{model}:predict", json.dumps({"inputs": inputs}).encode()
+    )
+    with urllib.request.urlopen(request, timeout=timeout) as answer:
+        outputs = json.load(answer)["outputs"]
+    return outputs if isinstance(outputs, dict) else {"output": outputs}
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Asks a served BERT.")
+    parser.add_argument("--text", action="append", required=True, help="may be given again")
+    parser.add_argument("--name", action="append", help="of the input of each --text: text, ...")
+    parser.add_argument("--model", default="bert")
+    parser.add_argument("--rest", action="store_true", help="REST instead of gRPC")
+    parser.add_argument("--address", help="default: 127.0.0.1:8500, with --rest 127.0.0.1:8501")
+    parser.add_argument("--timeout", type=float, default=10, help="seconds")
+    asked = parser.parse_args()
+    address = asked.address or f"127.0.0.1:{8501 if asked.rest else 8500}"
+    inputs = {}
+    for name, text in zip(asked.name or ["text"] * len(asked.text), asked.text, strict=True):
+        inputs.setdefault(name, []).append(text)
+    outputs = (ask_rest if asked.rest else ask_grpc)(address, asked.model, inputs, asked.timeout)
+    for name, value in outputs.items():
+        print(f"{name}: {value}")
+
+
+if __name__ == "__main__":
+    main()

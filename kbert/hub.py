@@ -1,0 +1,91 @@
+"""What `kbert.export --format=hub` writes, as layers of other Keras 3 models.
+
+    import kbert.hub  # also before keras.models.load_model
+
+    text = keras.Input((), dtype="string")
+    features = kbert.hub.PreprocessLayer("models/bert/preprocess")(text)
+    pooled = kbert.hub.BertLayer("models/bert/encoder")(features)["pooled_output"]
+    model = keras.Model(text, keras.layers.Dense(2)(pooled))
+
+They take other SavedModels with TF Hub's common text API, too. In tf_keras, `hub.KerasLayer` does.
+"""
+
+import pathlib
+
+import keras
+import tensorflow as tf
+import tensorflow_text  # noqa: F401 - the ops of the preprocessor
+
+from kbert.errors import UserError
+
+
+class _SavedLayer(keras.layers.Layer):
+    """A SavedModel that is called, with its variables as weights of the layer."""
+
+    def __init__(self, handle, trainable, **kwargs):
+        super().__init__(trainable=trainable, **kwargs)
+        self.handle = str(handle)
+        if not (pathlib.Path(handle) / "saved_model.pb").is_file():
+            raise UserError(
+                f"{handle} is no SavedModel. Make one: python -m kbert.export --format=hub"
+            )
+        self._loaded = tf.saved_model.load(self.handle)
+        learns = {id(v) for v in getattr(self._loaded, "trainable_variables", ())}
+        for variable in getattr(self._loaded, "variables", ()):
+            # Wrapped, not copied: training moves what the loaded functions read.
+            name = variable.name.split(":")[0].replace("/", "_")
+            dtype = variable.dtype.name
+            weight = keras.Variable(
+                variable, trainable=id(variable) in learns, dtype=dtype, name=name
+            )
+            self._track_variable(weight)
+        self.built = True
+
+    def get_config(self):
+        return {**super().get_config(), "handle": self.handle}
+
+
+@keras.saving.register_keras_serializable("kbert")
+class PreprocessLayer(_SavedLayer):
+    """Text to the inputs of `BertLayer`.
+
+    Args:
+        handle: folder of the exported preprocessor; it must be there when a model that was saved
+            with this layer is loaded.
+
+    Call arguments:
+        inputs: (B,) string.
+
+    Returns, when called:
+        dict of `input_word_ids`, `input_mask` and `input_type_ids`, (B, L) int32 each.
+    """
+
+    def __init__(self, handle, trainable=False, **kwargs):
+        super().__init__(handle, trainable, **kwargs)
+
+    def call(self, inputs):
+        return self._loaded(inputs)
+
+
+@keras.saving.register_keras_serializable("kbert")
+class BertLayer(_SavedLayer):
+    """An exported encoder that goes on learning; dropout is on in training, unless it is frozen.
+
+    Args:
+        handle: folder of the exported encoder; it must be there when a model that was saved with
+            this layer is loaded, for what it computes: weights are saved with the model.
+        trainable: whether its weights learn.
+
+    Call arguments:
+        inputs: dict of `input_word_ids`, `input_mask` and `input_type_ids`, (B, L) int32 each.
+
+    Returns, when called:
+        dict of `pooled_output` (B, D), `sequence_output` (B, L, D), `encoder_outputs`, a list of
+        N tensors (B, L, D), and `default`, which is `pooled_output`.
+    """
+
+    def __init__(self, handle, trainable=True, **kwargs):
+        super().__init__(handle, trainable, **kwargs)
+
+    def call(self, inputs, training=False):
+        return self._loaded(inputs, training=bool(training and self.trainable))

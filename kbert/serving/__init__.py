@@ -1,0 +1,1 @@
+"""Models that leave: SavedModels that take text."""

@@ -1,0 +1,369 @@
+"""What a served model answers: methods of `kbert.Predictor` as graphs, from text to results.
+
+The tokenizer is part of the graph, and so is what makes readable results of logits. The answers are
+those of the Predictor, with which an export is compared before it is named.
+"""
+
+import abc
+
+import numpy as np
+import tensorflow as tf
+
+from kbert.data.tokenizer import BertTokenizer
+from kbert.errors import UserError
+from kbert.model.models import (
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForNextSentencePrediction,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+)
+from kbert.serving.stretches import (
+    best_spans,
+    found_spans,
+    in_parts,
+    question_windows,
+    text_windows,
+)
+from kbert.tasks.outputs import MOST_MASKS, embeddings, masked_logits
+
+
+class Method(abc.ABC):
+    """A method of answering texts.
+
+    Args:
+        predictor: Predictor of a model of `model_class`. task: of `kbert.tasks`, or None.
+        takes_pairs: whether a text comes with a second one, `text_pair`.
+
+    Attributes:
+        name: str. texts: dict of the inputs' names -> their number of axes, all of them strings.
+        contract: dict of the outputs' names -> shape, dtype and meaning, for a person.
+    """
+
+    model_class = BertModel
+    texts = {"text": 1}
+    contract = {}
+
+    def __init__(self, predictor, task=None, takes_pairs=False):
+        self.predictor, self.task = predictor, task
+        self.model, self.tokenizer = predictor.model, predictor.tokenizer
+        self.max_seq_length = task.max_seq_length if task else predictor.max_seq_length
+        if takes_pairs:
+            self.texts = {**self.texts, "text_pair": 1}
+
+    def from_texts(self, text, text_pair=None):
+        """The answers to texts, a dict of tensors with the batch first.
+
+        Args:
+            text, text_pair: (B,) string.
+        """
+        return self.from_ids(self.encode(text, text_pair))
+
+    @abc.abstractmethod
+    def predicted(self, text, text_pair=None):
+        """What `kbert.Predictor` says to lists of str, as a dict of arrays like `from_texts`."""
+
+    @abc.abstractmethod
+    def from_ids(self, features):
+        """The answers to the `ENCODER_FEATURES`, (B, L) int32 each."""
+
+    def encode(self, text, text_pair=None, tokenizer=None):
+        """The features of texts, as long as the longest of them needs."""
+        tokenizer = tokenizer or self.tokenizer
+        features = tokenizer(text, text_pair, max_length=self.max_seq_length)
+        lengths = tf.reduce_sum(features["attention_mask"], axis=1)
+        longest = tf.reduce_max(tf.concat([lengths, [1]], axis=0))
+        return {name: x[:, :longest] for name, x in features.items()}
+
+    def trackables(self):
+        """Whatever a SavedModel must keep beside the weights."""
+        return [self.tokenizer]
+
+    def outputs(self, features):
+        """The model's outputs."""
+        return self.model(features, training=False)
+
+
+class Classify(Method):
+    """One of C labels."""
+
+    name = "classify"
+    model_class = BertForSequenceClassification
+    contract = {
+        "label": "(B,) string, the most probable label",
+        "score": "(B,) float32, its probability",
+        "probabilities": "(B, C) float32, of all labels",
+    }
+
+    def from_ids(self, features):
+        probabilities = tf.nn.softmax(self.outputs(features)["logits"])
+        best = tf.argmax(probabilities, axis=-1)
+        return {
+            "label": tf.gather(tf.constant(self.task.label_names), best),
+            "score": tf.reduce_max(probabilities, axis=-1),
+            "probabilities": probabilities,
+        }
+
+    def predicted(self, text, text_pair=None):
+        found = self.predictor.classify(text, text_pair)
+        named = {name: [row[name] for row in found] for name in ("label", "score")}
+        return {**named, "probabilities": [list(row["scores"].values()) for row in found]}
+
+
+class MultiLabel(Method):
+    """Any number of C labels."""
+
+    name = "multilabel"
+    model_class = BertForSequenceClassification
+    contract = {
+        "labels": "(B, S) string, those with a probability above 1/2; the rest is empty",
+        "probabilities": "(B, C) float32, of all labels",
+    }
+
+    def from_ids(self, features):
+        logits = self.outputs(features)["logits"]
+        rows = tf.broadcast_to(tf.constant(self.task.label_names), tf.shape(logits))
+        labels = tf.ragged.boolean_mask(rows, logits > 0)
+        return {"labels": labels.to_tensor(""), "probabilities": tf.sigmoid(logits)}
+
+    def predicted(self, text, text_pair=None):
+        found = self.predictor.classify(text, text_pair)
+        probabilities = [list(row["scores"].values()) for row in found]
+        return {"labels": _padded([r["labels"] for r in found], ""), "probabilities": probabilities}
+
+
+class Regress(Method):
+    """A number."""
+
+    name = "regress"
+    model_class = BertForSequenceClassification
+    contract = {"score": "(B,) float32, the number"}
+
+    def from_ids(self, features):
+        return {"score": self.outputs(features)["logits"][:, 0]}
+
+    def predicted(self, text, text_pair=None):
+        return {"score": [row["score"] for row in self.predictor.classify(text, text_pair)]}
+
+
+class NextSentence(Method):
+    """Whether the second text follows the first."""
+
+    name = "next_sentence"
+    model_class = BertForNextSentencePrediction
+    texts = {"text": 1, "text_pair": 1}
+    contract = {"is_next": "(B,) float32, the probability that text_pair follows text"}
+
+    def from_ids(self, features):
+        return {"is_next": tf.nn.softmax(self.outputs(features)["logits"])[:, 0]}
+
+    def predicted(self, text, text_pair):
+        return {"is_next": [r["is_next"] for r in self.predictor.next_sentence(text, text_pair)]}
+
+
+class Embed(Method):
+    """A vector of length 1."""
+
+    name = "embed"
+    contract = {"embedding": "(B, D) float32, the mean over the tokens, of length 1"}
+
+    def from_ids(self, features):
+        vectors = embeddings(self.outputs(features), features)["mean"]
+        norms = tf.maximum(tf.norm(vectors, axis=-1, keepdims=True), 1e-6)
+        return {"embedding": vectors / norms}
+
+    def predicted(self, text):
+        return {"embedding": self.predictor.embed(text)}
+
+
+class Encode(Method):
+    """The bare encoder."""
+
+    name = "encode"
+    contract = {
+        "last_hidden_state": "(B, L, D) float32",
+        "pooler_output": "(B, D) float32",
+        "attention_mask": "(B, L) int32, 1 = real token, 0 = padding",
+    }
+
+    def from_ids(self, features):
+        outputs = self.outputs(features)
+        named = {n: tf.cast(outputs[n], "float32") for n in ("last_hidden_state", "pooler_output")}
+        return {**named, "attention_mask": tf.identity(features["attention_mask"])}
+
+    def predicted(self, text):
+        features = self.tokenizer(text, max_length=self.max_seq_length)
+        outputs = self.model(features, training=False)
+        longest = int(tf.reduce_max(tf.reduce_sum(features["attention_mask"], axis=1)))
+        return {
+            "last_hidden_state": outputs["last_hidden_state"][:, :longest],
+            "pooler_output": outputs["pooler_output"],
+            "attention_mask": features["attention_mask"][:, :longest],
+        }
+
+
+class FillMask(Method):
+    """The k best words for each [MASK]; other special tokens in a text are no such tokens."""
+
+    name = "fill_mask"
+    model_class = BertForMaskedLM
+    contract = {
+        "words": "(B, M, k) string, the 5 best for each [MASK], of 16 at most; the rest is empty",
+        "scores": "(B, M, k) float32, their probabilities; 0 in the rest",
+    }
+    k = 5
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        tokenizer = self.tokenizer
+        self.reading = BertTokenizer(
+            tokenizer.vocab, special_tokens_in_text=("[MASK]",), **tokenizer.settings
+        )
+
+    def trackables(self):
+        return [self.reading]
+
+    def from_texts(self, text):
+        return self.from_ids(self.encode(text, tokenizer=self.reading))
+
+    def from_ids(self, features):
+        mask_id = self.tokenizer.mask_id
+        counts = tf.math.count_nonzero(features["input_ids"] == mask_id, axis=1, dtype=tf.int32)
+        M = tf.minimum(tf.reduce_max(tf.concat([counts, [0]], axis=0)), MOST_MASKS)
+        logits = masked_logits(self.model, features, self.tokenizer)["logits"][:, :M]
+        best = tf.math.top_k(tf.nn.softmax(logits), min(self.k, self.tokenizer.vocab_size))
+        words = tf.gather(tf.constant(self.tokenizer.vocab), best.indices)
+        there = (tf.range(M) < counts[:, None])[:, :, None]
+        return {"words": tf.where(there, words, ""), "scores": tf.where(there, best.values, 0.0)}
+
+    def predicted(self, text):
+        found = [row["masks"] for row in self.predictor.fill_mask(text, self.k)]
+        columns = {"words": ("token", ""), "scores": ("score", 0.0)}
+        return {
+            name: _padded([[[w[key] for w in mask] for mask in row] for row in found], fill)
+            for name, (key, fill) in columns.items()
+        }
+
+
+class Tag(Method):
+    """What is found in a text: entities, or the tag of every word."""
+
+    name = "tag"
+    model_class = BertForTokenClassification
+    contract = {
+        "label": "(B, S) string, of each stretch that is found, in their order; the rest is empty",
+        "text": "(B, S) string, the stretch itself",
+        "start": "(B, S) int32, where it begins in the UTF-8 text, in bytes; -1 in the rest",
+        "end": "(B, S) int32, where it ends, exclusive; -1 in the rest",
+        "score": "(B, S) float32, the mean probability of its words' labels; 0 in the rest",
+        "count": "(B,) int32, how many are found",
+    }
+
+    def from_texts(self, text):
+        windows = text_windows(text, self.tokenizer, self.max_seq_length)
+        probabilities = in_parts(self.from_ids, windows.features)["probabilities"]
+        return found_spans(text, windows, probabilities, self.task.label_names, self.tokenizer)
+
+    def from_ids(self, features):
+        return {"probabilities": tf.nn.softmax(self.outputs(features)["logits"])}
+
+    def predicted(self, text):
+        found = self.predictor.tag(text)
+        fills = {"label": "", "text": "", "start": -1, "end": -1, "score": 0.0}
+        named = {n: _padded([[s[n] for s in row] for row in found], v) for n, v in fills.items()}
+        return {**named, "count": [len(row) for row in found]}
+
+
+class Answer(Method):
+    """Where a context answers a question."""
+
+    name = "answer"
+    model_class = BertForQuestionAnswering
+    texts = {"question": 1, "context": 1}
+    contract = {
+        "answer": "(B,) string, a stretch of the context; empty: none",
+        "start": "(B,) int32, where it begins in the UTF-8 context, in bytes; -1: none",
+        "end": "(B,) int32, where it ends, exclusive; -1: none",
+        "score": "(B,) float32, the sum of its two logits; of none its no_answer_score",
+        "no_answer_score": "(B,) float32, the least sum of the logits of [CLS] in a window",
+    }
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        longest = self.task.max_query_length
+        if longest + 4 > self.max_seq_length:
+            raise UserError(
+                f"questions of {longest} tokens, as in fine-tuning, leave no room for a context: "
+                f"max_seq_length must be at least {longest + 4}; got {self.max_seq_length}."
+            )
+
+    def from_texts(self, question, context):
+        windows = question_windows(
+            question,
+            context,
+            self.tokenizer,
+            self.max_seq_length,
+            self.task.doc_stride,
+            self.task.max_query_length,
+        )
+        logits = in_parts(self.from_ids, windows.features)
+        return best_spans(context, windows, logits, self.task)
+
+    def from_ids(self, features):
+        outputs = self.outputs(features)
+        return {name: outputs[name] for name in ("start_logits", "end_logits")}
+
+    def predicted(self, question, context):
+        found = self.predictor.answer(question, context)
+        named = {n: [row[n] for row in found] for n in ("start", "end", "score", "no_answer_score")}
+        for name in ("start", "end"):
+            named[name] = [-1 if offset is None else offset for offset in named[name]]
+        return {"answer": [row["text"] for row in found], **named}
+
+
+class Choose(Method):
+    """The choice that goes best with a text."""
+
+    name = "choose"
+    model_class = BertForMultipleChoice
+    texts = {"text": 1, "choices": 2}
+    contract = {
+        "choice": "(B,) int32, its number, from 0",
+        "text": "(B,) string, the choice itself",
+        "score": "(B,) float32, its probability",
+        "probabilities": "(B, C) float32, of all choices",
+    }
+
+    def from_texts(self, text, choices):
+        C = tf.shape(choices)[1]
+        flat = self.encode(tf.repeat(text, C), tf.reshape(choices, [-1]))
+        shape = tf.stack([tf.shape(choices)[0], C, tf.shape(flat["input_ids"])[1]])
+        found = self.from_ids({name: tf.reshape(x, shape) for name, x in flat.items()})
+        return {**found, "text": tf.gather(choices, found["choice"], batch_dims=1)}
+
+    def from_ids(self, features):
+        probabilities = tf.nn.softmax(self.outputs(features)["logits"])
+        return {
+            "choice": tf.argmax(probabilities, axis=-1, output_type=tf.int32),
+            "score": tf.reduce_max(probabilities, axis=-1),
+            "probabilities": probabilities,
+        }
+
+    def predicted(self, text, choices):
+        found = self.predictor.choose(text, choices)
+        return {name: [row[name] for row in found] for name in ("choice", "text", "score")}
+
+
+METHODS = {
+    kind.name: kind
+    for kind in (Classify, Tag, Answer, Choose, FillMask, NextSentence, Embed, Encode)
+}  # what classifies may also be MultiLabel or Regress, by the model's problem_type
+
+
+def _padded(rows, fill):
+    """An array of lists of different lengths, (B, S) or (B, S, ...)."""
+    width = max(map(len, rows), default=0)
+    empty = np.full(np.shape(next((row[0] for row in rows if row), fill)), fill).tolist()
+    return np.array([[*row, *[empty] * (width - len(row))] for row in rows])

@@ -1,0 +1,214 @@
+"""Folders of weights as SavedModels that answer text, and whether they answer right."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import tensorflow as tf
+
+import kbert
+from kbert.errors import UserError
+from kbert.formats import find_folder
+from kbert.model.models import BertModel
+from kbert.model.weights import open_weights, part_of
+from kbert.serving.methods import METHODS, FillMask, MultiLabel, Regress
+from kbert.serving.signatures import signatures
+from kbert.tasks.folders import read_task
+from kbert.tasks.predictor import Predictor
+
+_METHOD_OF_PART = {  # what a folder can do; the first part that is there
+    "sequence_classifier": "classify",
+    "token_classifier": "tag",
+    "span_classifier": "answer",
+    "choice_classifier": "choose",
+    "mlm": "fill_mask",
+    "nsp": "next_sentence",
+}
+_TASKS = {"tag": "tag", "answer": "qa", "choose": "choice"}
+EXTRA_FILE = "kbert.json"
+SAMPLES = (
+    "The house by the river was sold last week, and nobody knows who bought it.",
+    "Ada Lovelace met Charles Babbage in London on 5 June 1833.",
+    "",
+    "Straße, naïve café, 北京大学, [SEP] (and [CLS]): 50 %!",
+    "the same words again and again " * 40,
+)
+
+
+def load_method(folder, name=None, takes_pairs=None, max_seq_length=None):
+    """A method of answering texts, with the weights of a folder, float32.
+
+    Args:
+        folder: such as `RUN/finetuning/best`, in any format that `BertModel` reads.
+        name: one of `METHODS`; None: what the model was fine-tuned for, or else fill_mask, or
+            whatever its heads can do.
+        takes_pairs: whether a text comes with a second one; None: as in fine-tuning.
+        max_seq_length: tokens of a sequence; None: as in fine-tuning, or as many as the model can.
+
+    Returns:
+        Method.
+
+    Raises:
+        UserError: no such folder, or it lacks the head; an argument that does not fit the model.
+    """
+    folder = find_folder(folder)
+    with open_weights(folder) as (_, weights):
+        parts = {part_of(name) for name in weights}
+    settings = read_task(folder) or {}
+    name = name or next((m for part, m in _METHOD_OF_PART.items() if part in parts), "embed")
+    kind, task_name = METHODS[name], _TASKS.get(name)
+    predictor = Predictor.from_pretrained(folder, engine="live", max_seq_length=max_seq_length)
+    if name == "encode":
+        predictor.model = load_encoder(folder)
+    else:
+        predictor.load(kind.model_class)
+    if name == "classify":
+        task_name = predictor.classifier()
+        kind = {"multilabel": MultiLabel, "regress": Regress}.get(task_name, kind)
+        if takes_pairs is None:
+            takes_pairs = settings.get("takes_pairs", settings.get("task") == "pair")
+    elif takes_pairs:
+        raise UserError(f"--pairs is for models that classify; {name} takes {_inputs(kind)}.")
+    return kind(predictor, task_name and predictor.task(task_name), takes_pairs)
+
+
+def load_encoder(folder, **arguments):
+    """A BertModel with the pooler of a folder. arguments: of its constructor.
+
+    Raises:
+        UserError: the folder has no pooler, so that `pooler_output` would be noise.
+    """
+    with open_weights(folder) as (_, weights):
+        if not any(name.startswith("bert/pooler/") for name in weights):
+            raise UserError(
+                f"{folder} has no pooler, which an encoder's pooled output needs; a model that "
+                f"tags, answers or fills masks has none. --method=embed needs none."
+            )
+    return BertModel.from_pretrained(folder, **arguments)
+
+
+def _inputs(kind):
+    return " and ".join(kind.texts)
+
+
+def samples(method):
+    """A few texts to try a method with, harmless ones and others: dict of lists, all of one length.
+
+    The same number of [MASK] in each, or of choices.
+    """
+    texts = [f"{text} [MASK]" if isinstance(method, FillMask) else text for text in SAMPLES]
+    if isinstance(method, FillMask):
+        texts[-1] = "the [MASK] of"
+    others = texts[1:] + texts[:1]
+    values = {"choices": [list(pair) for pair in zip(texts, others, strict=True)]}
+    values |= {"text_pair": others, "question": others}
+    return {name: values.get(name, texts) for name in method.texts}
+
+
+def save_method(method, folder):
+    """Writes a SavedModel, with `assets.extra/kbert.json`, which says what it is.
+
+    The variables are tracked as such, so that converters find them.
+
+    Args:
+        method: Method. folder: to write to.
+
+    Returns:
+        dict of name of the signature -> concrete function.
+    """
+    root = tf.train.Checkpoint()
+    root.variables = [variable.value for variable in method.model.variables]
+    root.tokenizers = method.trackables()
+    found = signatures(method)
+    tf.saved_model.save(root, str(folder), signatures=found)
+    extra = pathlib.Path(folder) / "assets.extra"
+    extra.mkdir()
+    about = {
+        "kbert": kbert.__version__,
+        "method": method.name,
+        "inputs": list(method.texts),
+        "outputs": method.contract,
+        "labels": list(getattr(method.task, "label_names", None) or []),
+        "max_seq_length": method.max_seq_length,
+    }
+    (extra / EXTRA_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+_ALONE = """
+import json, sys
+import numpy as np
+import tensorflow as tf
+import tensorflow_text
+asked, told, *folders = sys.argv[1:]
+found = {n: tf.constant(t) for n, t in json.load(open(asked, encoding="utf-8")).items()}
+for folder in folders:
+    found = tf.saved_model.load(folder).signatures["serving_default"](**found)
+np.savez(told, **{name: value.numpy() for name, value in found.items()})
+"""
+
+
+def answers_alone(texts, *folders):
+    """The answers of a SavedModel in a process of its own, which has TensorFlow and not kbert.
+
+    Args:
+        texts: dict of lists, the inputs of the first SavedModel. *folders: of SavedModels, each
+            of which takes what the one before answers.
+
+    Returns:
+        dict of numpy arrays.
+
+    Raises:
+        UserError: the process failed; with the end of what it wrote.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        asked, told = pathlib.Path(scratch) / "asked.json", pathlib.Path(scratch) / "told.npz"
+        asked.write_text(json.dumps(texts), encoding="utf-8")
+        paths = [asked, told, *(pathlib.Path(folder).absolute() for folder in folders)]
+        command = [sys.executable, "-c", _ALONE, *map(str, paths)]
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=scratch, env=environment)
+        if done.returncode:
+            raise UserError(
+                f"the SavedModel does not answer in a process of its own: "
+                f"{' '.join(done.stderr.split())[-500:]}"
+            )
+        with np.load(told, allow_pickle=True) as arrays:
+            return dict(arrays)
+
+
+def largest_difference(found, wanted):
+    """How far numbers of two dicts of arrays are apart; inf if anything else differs.
+
+    Numbers above 1 by their share of themselves.
+
+    Args:
+        found: answers of a SavedModel. wanted: of `Method.predicted`, of which some may be missing.
+    """
+    largest = 0.0
+    for name, expected in wanted.items():
+        value, expected = _decoded(found[name]), _decoded(expected)
+        if value.shape != expected.shape:
+            return float("inf")
+        if not expected.size:
+            continue
+        if expected.dtype.kind == "f":
+            apart = np.abs(value - expected) / np.maximum(1, np.abs(expected))
+            if np.isnan(apart).any():
+                return float("inf")
+            largest = max(largest, float(apart.max()))
+        elif not (value == expected).all():
+            return float("inf")
+    return largest
+
+
+def _decoded(values):
+    """An array, with str instead of bytes."""
+    values = np.asarray(values)
+    if values.dtype != object:
+        return values
+    return np.char.decode(values.astype(bytes), "utf-8", "replace")

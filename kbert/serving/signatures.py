@@ -1,0 +1,75 @@
+"""The signatures of a SavedModel: what TensorFlow Serving and TFX call, by name."""
+
+import tensorflow as tf
+
+from kbert.features import ENCODER_FEATURES
+from kbert.serving.methods import Choose, Classify, MultiLabel, Regress
+
+
+def signatures(method):
+    """The signatures of a method.
+
+    `serving_default` takes text, `from_ids` the three features of `kbert.features`; both answer as
+    `contract` says, but `from_ids` has no text to take stretches from: of tag it gives
+    `probabilities` (B, L, C), of answer `start_logits` and `end_logits` (B, L). `from_examples`
+    takes serialized tf.Examples whose features have the names of the text inputs, and answers as
+    `serving_default`. A model that classifies or regresses also has what TensorFlow Serving's
+    Classify and Regress want, on the same examples: `classify` (`classes` and `scores`, (B, C)
+    each) or `regress` (`outputs`, (B,)).
+
+    Args:
+        method: Method.
+
+    Returns:
+        dict of name -> concrete function of named tensors.
+    """
+    specs = {n: tf.TensorSpec([None] * axes, tf.string, n) for n, axes in method.texts.items()}
+    rank = 3 if isinstance(method, Choose) else 2
+    ids = {n: tf.TensorSpec([None] * rank, t, n) for n, (_, t) in ENCODER_FEATURES.items()}
+    examples = {"inputs": tf.TensorSpec([None], tf.string, "inputs")}
+
+    from_texts = _traced(method.from_texts, specs)
+
+    def from_examples(inputs):
+        return from_texts(**parse_examples(inputs, method.texts))
+
+    def classify(inputs):
+        scores = from_examples(inputs)["probabilities"]
+        classes = tf.broadcast_to(tf.constant(method.task.label_names), tf.shape(scores))
+        return {"classes": classes, "scores": scores}
+
+    found = {
+        "serving_default": from_texts,
+        "from_ids": _traced(lambda **features: method.from_ids(features), ids),
+        "from_examples": _traced(from_examples, examples),
+    }
+    if isinstance(method, (Classify, MultiLabel)):
+        found["classify"] = _traced(classify, examples)
+    if isinstance(method, Regress):
+        regress = _traced(lambda inputs: {"outputs": from_examples(inputs)["score"]}, examples)
+        found["regress"] = regress
+    return found
+
+
+def _traced(function, specs):
+    keywords = tf.function(lambda **tensors: function(**tensors), autograph=False)
+    return keywords.get_concrete_function(**specs)
+
+
+def parse_examples(serialized, texts):
+    """The texts of tf.Examples: dict of name -> (B,) or (B, C) string."""
+    features = {
+        name: tf.io.FixedLenFeature([], tf.string) if axes == 1 else tf.io.RaggedFeature(tf.string)
+        for name, axes in texts.items()
+    }
+    parsed = tf.io.parse_example(serialized, features)
+    for name, value in parsed.items():
+        if isinstance(value, tf.RaggedTensor):
+            lengths = value.row_lengths()
+            same = tf.debugging.Assert(
+                tf.reduce_all(lengths == lengths[:1]),
+                [f"all examples must have as many {name}; they have", lengths],
+            )
+            with tf.control_dependencies([same]):
+                parsed[name] = value.to_tensor()
+    return parsed

@@ -1,0 +1,68 @@
+"""Requests that TensorFlow Serving answers to itself before it says that a model is ready.
+
+Without them the first requests wait for what TensorFlow does at the first call of a graph.
+"""
+
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+WARMUP_FILE = "tf_serving_warmup_requests"
+BATCH_SIZES = (1, 8)
+
+
+def write_warmup(folder, functions, texts, model_name):
+    """Writes a request for each signature and batch size into `assets.extra`.
+
+    Args:
+        folder: of a SavedModel. functions: dict of the signatures, as `save_method` returns it.
+        texts: dict of the text inputs' names -> lists. model_name: as it is served.
+
+    Returns:
+        int, how many requests.
+
+    Raises:
+        ImportError: tensorflow-serving-api is not installed.
+    """
+    from tensorflow_serving.apis import prediction_log_pb2 as logs
+
+    path = pathlib.Path(folder) / "assets.extra" / WARMUP_FILE
+    path.parent.mkdir(exist_ok=True)
+    count = 0
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for name, function in functions.items():
+            for size in BATCH_SIZES:
+                batch = {n: [rows[i % len(rows)] for i in range(size)] for n, rows in texts.items()}
+                rows = zip(*batch.values(), strict=True)
+                examples = [_example(dict(zip(batch, row, strict=True))) for row in rows]
+                log = logs.PredictionLog()
+                if name in ("classify", "regress"):
+                    request = getattr(log, f"{name}_log").request
+                    request.input.example_list.examples.extend(examples)
+                else:
+                    request = log.predict_log.request
+                    specs = function.structured_input_signature[1]
+                    for key, spec in specs.items():
+                        value = batch.get(key)
+                        if key == "inputs":
+                            value = [example.SerializeToString() for example in examples]
+                        elif value is None:  # ids
+                            value = np.full(
+                                [size] + [8] * (len(spec.shape) - 1), key != "token_type_ids"
+                            )
+                        request.inputs[key].CopyFrom(tf.make_tensor_proto(value, spec.dtype))
+                request.model_spec.name = model_name
+                request.model_spec.signature_name = name
+                writer.write(log.SerializeToString())
+                count += 1
+    return count
+
+
+def _example(texts):
+    """tf.train.Example of dict of str, or of lists of str."""
+    example = tf.train.Example()
+    for name, value in texts.items():
+        values = [value] if isinstance(value, str) else value
+        example.features.feature[name].bytes_list.value.extend(v.encode() for v in values)
+    return example

@@ -1,0 +1,412 @@
+"""SavedModels against the Predictor: every method, text of every kind, another process."""
+
+import json
+import shutil
+import subprocess
+import sys
+import types
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from exports import OPS_FILE, ops_of
+
+import kbert
+from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
+from kbert.errors import UserError
+from kbert.export import export, export_hub
+from kbert.serving import saved_model
+from kbert.serving.methods import METHODS
+from kbert.serving.signatures import signatures
+from kbert.serving.warmup import write_warmup
+from kbert.settings import EXPORT_METHODS
+from kbert.tasks.folders import make_task, write_task
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "un", "##want", "##ed", "run"]
+WORDS += ["##ning", ",", ".", "!", "[", "]", "sep", "mask"]
+BERT = {
+    **{"vocab_size": 26, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3},
+    **{"intermediate_size": 32, "max_position_embeddings": 32, "initializer_range": 0.5},
+}
+NAMES = {"num_labels": 3, "label_names": ("no", "yes", "perhaps")}
+TAGS = {"num_labels": 5, "label_names": ("O", "B-X", "I-X", "B-Y", "I-Y")}
+CLASSIFIER, TAGGER = "BertForSequenceClassification", "BertForTokenClassification"
+QA = "BertForQuestionAnswering"
+# name: (class, fields of the config, task in task.json, --method)
+KINDS = {
+    "classify": (CLASSIFIER, NAMES, "classify", None),
+    "pair": (CLASSIFIER, NAMES, "pair", None),
+    "multilabel": (
+        CLASSIFIER,
+        {**NAMES, "problem_type": "multi_label_classification"},
+        "multilabel",
+        None,
+    ),
+    "regress": (CLASSIFIER, {"num_labels": 1, "problem_type": "regression"}, "regress", None),
+    "entities": (TAGGER, TAGS, "tag", None),
+    "tags": (TAGGER, NAMES, "tag", None),
+    "answer": (QA, {}, "qa", None),
+    "answer_or_none": (QA, {}, "qa", None),
+    "choose": ("BertForMultipleChoice", {}, "choice", None),
+    "fill_mask": ("BertForPreTraining", {}, None, None),
+    "next_sentence": ("BertForPreTraining", {}, None, "next_sentence"),
+    "embed": ("BertForPreTraining", {}, None, "embed"),
+    "encode": ("BertForPreTraining", {}, None, "encode"),
+}
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def same_words():
+    """The same draws for a test, whichever ran before."""
+    global RNG
+    RNG = np.random.default_rng(0)
+
+
+def words(low, high):
+    return " ".join(
+        RNG.choice([*WORDS[:9], "unwanted", "running", ",", "."], RNG.integers(low, high))
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Kind -> folder of weights as `finetune` or `pretrain` leave it."""
+    root, found, rng = tmp_path_factory.mktemp("weights"), {}, np.random.default_rng(0)
+    write_vocab([*SPECIAL_TOKENS, *WORDS], root / "vocab.txt")
+    tokenizer = kbert.BertTokenizer(root / "vocab.txt")
+    keras.utils.set_random_seed(0)
+    for kind, (name, fields, task, _) in KINDS.items():
+        found[kind] = root / kind
+        model = getattr(kbert, name)(kbert.BertConfig(**BERT, **fields))
+        for weight in model.weights:  # biases are 0 and would not show
+            if len(weight.shape) == 1 and weight.name == "bias":
+                weight.assign(rng.normal(size=weight.shape))
+        model.save_pretrained(found[kind])
+        tokenizer.save_pretrained(found[kind])
+        if task:
+            settings = {"max_seq_length": 16, "doc_stride": 4, "max_query_length": 6}
+            settings |= {"max_answer_length": 5, "null_threshold": 0.2}
+            config = types.SimpleNamespace(task=task, **settings)
+            made = make_task(config, tokenizer, fields.get("label_names"), "none" in kind)
+            write_task(found[kind], made, task, kind in ("pair", "regress"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def methods(folders):
+    """Function from a kind to its Method and the signatures, made once."""
+    made = {}
+
+    def of(kind):
+        if kind not in made:
+            method = saved_model.load_method(folders[kind], KINDS[kind][3])
+            made[kind] = method, signatures(method)
+        return made[kind]
+
+    return of
+
+
+def texts_of(method, count):
+    """Texts for a method, hostile ones among them: dict of lists."""
+    mask = " [MASK]" if method.name == "fill_mask" else ""
+    hard = [
+        "",
+        "   ",
+        "Cat [SEP] dog [CLS]",
+        "un" * 300,
+        "the cât\u00ad sat\U0001f408 on",
+        "猫 cat",
+    ]
+    rows = [words(1, 40) for _ in range(max(count - len(hard) - 1, 1))]
+    rows += [*hard, (words(2, 3) + " ") * 2000][: max(count - len(rows), 0)]
+    others = [words(1, 12) for _ in rows[:-1]] + ["a " * 30]
+    named = {"context": rows, "question": others, "text_pair": others}
+    named["text"] = [f"the{mask} {row}" if mask else row for row in rows]
+    named["choices"] = [
+        [words(1, 9), other, row[:500]] for other, row in zip(others, rows, strict=True)
+    ]
+    return {name: named[name] for name in method.texts}
+
+
+def same(found, wanted):
+    """Whether answers are equal; numbers up to the order of sums, which depends on the threads."""
+    return saved_model.largest_difference(found, wanted) < 1e-6
+
+
+def tensors(texts):
+    return {name: tf.constant(rows) for name, rows in texts.items()}
+
+
+def arrays(answers):
+    return {name: value.numpy() for name, value in answers.items()}
+
+
+@pytest.mark.parametrize("count", [1, 37])
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_are_those_of_the_predictor(methods, kind, count):
+    """float32, other kernels and padding: 1e-5, and the same words, labels and offsets."""
+    method, functions = methods(kind)
+    texts = texts_of(method, count)
+    found = arrays(functions["serving_default"](**tensors(texts)))
+    wanted = method.predicted(**texts)
+    assert found.keys() == method.contract.keys() >= wanted.keys()
+    assert len(found) == len(wanted) or kind == "choose"
+    assert saved_model.largest_difference(found, wanted) < 1e-5
+    assert all(len(value) == count for value in found.values())
+
+
+@pytest.mark.parametrize("texts", [[""], ["", "  "], ["the cat", ""]])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "fill_mask"])
+def test_empty_texts(methods, kind, texts):
+    method, functions = methods(kind)
+    texts = {name: texts for name in method.texts}
+    if kind == "choose":
+        texts["choices"] = [[text, "cat"] for text in texts["text"]]
+    found = arrays(functions["serving_default"](**tensors(texts)))
+    assert saved_model.largest_difference(found, method.predicted(**texts)) < 1e-5
+
+
+def test_differences_are_seen():
+    wanted = {"a": [1.0, 2.0], "b": ["x"]}
+    difference = saved_model.largest_difference
+    assert difference({"a": np.array([1.0, 2.002]), "b": np.array([b"x"], object)}, wanted) == (
+        pytest.approx(1e-3, rel=1e-3)
+    )
+    for other in ({"a": [1.0, np.nan]}, {"a": [1.0]}, {"b": np.array([b"y"], object)}):
+        found = {"a": np.array([1.0, 2.0]), "b": np.array([b"x"], object), **other}
+        assert difference(found, wanted) == np.inf
+
+
+def test_the_methods_of_the_program_are_those_there_are():
+    assert set(EXPORT_METHODS) == set(METHODS)
+
+
+@pytest.mark.parametrize("kind", ["entities", "tags", "answer", "answer_or_none"])
+def test_long_texts_are_read_in_windows(methods, kind):
+    """Many texts of many lengths, so that every border of a window comes up."""
+    method, functions = methods(kind)
+    contexts = [words(1, 80) for _ in range(150)] + [words(2000, 2001)]
+    texts = {name: contexts for name in method.texts}
+    if "question" in texts:
+        texts["question"] = [words(1, 9) for _ in contexts]
+    found = arrays(functions["serving_default"](**tensors(texts)))
+    assert saved_model.largest_difference(found, method.predicted(**texts)) < 1e-5
+    if kind == "answer_or_none":
+        assert {answer == b"" for answer in found["answer"]} == {True, False}
+    if kind == "entities":
+        assert found["count"].max() > 3 and {b"X", b"Y", b""} == set(found["label"].ravel())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_texts_give_no_answers(methods, kind):
+    method, functions = methods(kind)
+    empty = {n: tf.zeros([0] * a + [2] * (a - 1), tf.string) for n, a in method.texts.items()}
+    empty = {n: tf.zeros([0, 2][:a], tf.string) for n, a in method.texts.items()}
+    for value in functions["serving_default"](**empty).values():
+        assert value.shape[0] == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_that_are_not_utf8_are_dropped(methods, kind):
+    method, functions = methods(kind)
+    mask = b" [MASK]" if kind == "fill_mask" else b""
+    bad, good = (
+        {n: tf.constant([[t, t]] if a == 2 else [t]) for n, a in method.texts.items()}
+        for t in (b"the cat\xff\xfe sat" + mask, b"the cat sat" + mask)
+    )
+    bad, good = (arrays(functions["serving_default"](**texts)) for texts in (bad, good))
+    for name in good:
+        if good[name].dtype.kind == "f":
+            np.testing.assert_array_equal(bad[name], good[name])
+
+
+@pytest.mark.parametrize("kind", ["classify", "fill_mask"])
+def test_special_tokens_in_text_are_text(methods, kind):
+    method, _ = methods(kind)
+    reading = {"tokenizer": method.reading} if kind == "fill_mask" else {}
+    ids = method.encode(tf.constant(["the [SEP] cat [CLS] [PAD] [MASK]"]), **reading)["input_ids"]
+    ids = ids.numpy()[0].tolist()
+    assert [ids.count(i) for i in range(5)] == [0, ids.count(1), 1, 1, int(kind == "fill_mask")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_examples_and_ids_give_the_same_answers(methods, kind):
+    method, functions = methods(kind)
+    texts = {name: rows[-4:-1] for name, rows in texts_of(method, 20).items()}
+    wanted = arrays(functions["serving_default"](**tensors(texts)))
+    serialized = []
+    for i in range(3):
+        example = tf.train.Example()
+        for name, rows in texts.items():
+            values = rows[i] if isinstance(rows[i], list) else [rows[i]]
+            example.features.feature[name].bytes_list.value.extend(v.encode() for v in values)
+        serialized.append(example.SerializeToString())
+    found = arrays(functions["from_examples"](inputs=tf.constant(serialized)))
+    assert found.keys() == wanted.keys() and same(found, wanted)
+    for name, keys in (("classify", {"classes", "scores"}), ("regress", {"outputs"})):
+        if name in functions:
+            assert functions[name](inputs=tf.constant(serialized)).keys() == keys
+    if kind in ("classify", "multilabel"):
+        found = functions["classify"](inputs=tf.constant(serialized))
+        np.testing.assert_allclose(found["scores"], wanted["probabilities"], atol=1e-6)
+        assert found["classes"].numpy()[0].tolist() == [b"no", b"yes", b"perhaps"]
+    if kind == "regress":
+        found = functions["regress"](inputs=tf.constant(serialized))
+        np.testing.assert_allclose(found["outputs"], wanted["score"], atol=1e-6)
+    if kind not in ("entities", "tags", "answer", "answer_or_none", "choose"):
+        reading = {"tokenizer": method.reading} if kind == "fill_mask" else {}
+        features = method.encode(*tensors(texts).values(), **reading)
+        found = arrays(functions["from_ids"](**features))
+        assert same(found, wanted)
+
+
+def test_examples_must_have_as_many_choices(methods):
+    _, functions = methods("choose")
+    serialized = []
+    for count in (2, 3):
+        example = tf.train.Example()
+        example.features.feature["text"].bytes_list.value.append(b"cat")
+        example.features.feature["choices"].bytes_list.value.extend([b"dog"] * count)
+        serialized.append(example.SerializeToString())
+    with pytest.raises(tf.errors.InvalidArgumentError, match="as many choices"):
+        functions["from_examples"](inputs=tf.constant(serialized))
+
+
+ALONE = """
+import json, pathlib, sys
+import numpy as np, tensorflow as tf, tensorflow_text
+folder = pathlib.Path(sys.argv[1])
+for path in sorted(folder.iterdir()):
+    texts = json.loads((path / "texts.json").read_text())
+    model = tf.saved_model.load(str(path / "1"))
+    found = model.signatures["serving_default"](**{n: tf.constant(t) for n, t in texts.items()})
+    np.savez(path / "found.npz", **{n: v.numpy() for n, v in found.items()})
+print(sorted(m for m in sys.modules if m.split(".")[0] == "kbert"))
+"""
+
+
+def test_exports_answer_alone(methods, tmp_path):
+    """In another process, moved, with the sources gone, without kbert, by ops that are known."""
+    wanted = {}
+    for kind in KINDS.keys() - {"pair", "tags"}:
+        method, _ = methods(kind)
+        saved_model.save_method(method, tmp_path / "here" / kind / "1")
+        texts = texts_of(method, 11)
+        (tmp_path / "here" / kind / "texts.json").write_text(json.dumps(texts))
+        wanted[kind] = method.predicted(**texts)
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    command = [sys.executable, "-c", ALONE, str(tmp_path / "there")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "[]\n", done.stderr[-2000:]
+    assert ops_of(tmp_path / "there") <= set(OPS_FILE.read_text().split())
+    for kind in wanted:
+        with np.load(tmp_path / "there" / kind / "found.npz", allow_pickle=True) as found:
+            assert saved_model.largest_difference(dict(found), wanted[kind]) < 1e-5, kind
+
+
+def test_a_saved_model_says_what_it_is_and_has_its_variables(methods, tmp_path):
+    method, _ = methods("classify")
+    saved_model.save_method(method, tmp_path / "1")
+    about = json.loads((tmp_path / "1" / "assets.extra" / "kbert.json").read_text())
+    assert about["method"] == "classify" and about["labels"] == ["no", "yes", "perhaps"]
+    assert about["inputs"] == ["text"] and about["max_seq_length"] == 16
+    loaded = tf.saved_model.load(str(tmp_path / "1"))
+    assert len(loaded.variables) == len(method.model.variables)
+    function = loaded.signatures["from_ids"]
+    assert {spec.name for spec in function.structured_input_signature[1].values()} == {
+        "input_ids",
+        "attention_mask",
+        "token_type_ids",
+    }
+
+
+@pytest.mark.parametrize("method", ["tag", "answer", "choose"])
+def test_a_head_that_is_not_there(folders, method):
+    with pytest.raises(UserError, match=r"has no .*_classifier, which this needs"):
+        saved_model.load_method(folders["fill_mask"], method)
+
+
+def test_a_pooler_that_is_not_there(tmp_path):
+    """What it would give is noise."""
+    kbert.BertForMaskedLM(kbert.BertConfig(**BERT)).save_pretrained(tmp_path)
+    write_vocab([*SPECIAL_TOKENS, *WORDS], tmp_path / "vocab.txt")
+    with pytest.raises(UserError, match="has no pooler, which"):
+        saved_model.load_method(tmp_path, "encode")
+    with pytest.raises(UserError, match="has no pooler, which"):
+        export_hub(tmp_path, tmp_path / "hub")
+
+
+def test_a_table_with_more_entries_than_the_vocabulary(tmp_path):
+    keras.utils.set_random_seed(0)
+    config = kbert.BertConfig(**{**BERT, "vocab_size": 40})
+    kbert.BertForMaskedLM(config).save_pretrained(tmp_path)
+    write_vocab([*SPECIAL_TOKENS, *WORDS], tmp_path / "vocab.txt")
+    method = saved_model.load_method(tmp_path)
+    method.k = 26
+    texts = {"text": ["the [MASK] sat"]}
+    found = arrays(method.from_texts(**tensors(texts)))
+    assert saved_model.largest_difference(found, method.predicted(**texts)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        ("classify", {"max_seq_length": 4}, "max_seq_length must be 5 to 32"),
+        ("classify", {"max_seq_length": 33}, "max_seq_length must be 5 to 32.*got 33"),
+        ("answer", {"max_seq_length": 9}, "must be at least 10; got 9"),
+        ("fill_mask", {"takes_pairs": True}, "--pairs is for models that classify"),
+    ],
+)
+def test_bad_arguments(folders, kind, arguments, message):
+    with pytest.raises(UserError, match=message):
+        saved_model.load_method(folders[kind], **arguments)
+
+
+def test_the_program(folders, tmp_path):
+    target, lines = tmp_path / "models" / "bert" / "1", []
+    export(folders["pair"], target, report=lines.append)
+    text = "\n".join(lines)
+    assert "classify, 2 layers, width 24, 16 tokens" in text
+    assert "checked in a process without kbert: 5 texts" in text
+    assert "serving_default: text (B), text_pair (B) string" in text
+    assert f"--model_name=bert --model_base_path={target.parent} " in text
+    assert (target / "saved_model.pb").exists()
+    with pytest.raises(UserError, match=r"exists and is not empty\. Name the next version"):
+        export(folders["pair"], target)
+
+
+def test_an_export_that_answers_otherwise_is_not_written(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        saved_model,
+        "answers_alone",
+        lambda *_: {n: [] for n in ("label", "score", "probabilities")},
+    )
+    with pytest.raises(UserError, match=r"otherwise than kbert\.predict"):
+        export(folders["classify"], tmp_path / "1", report=lambda line: None)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["pair", "regress", "choose"])
+def test_warm_up_requests_are_answered(methods, kind, tmp_path):
+    """As TensorFlow Serving reads them: each names a signature, and its inputs fit."""
+    logs = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
+    method, functions = methods(kind)
+    count = write_warmup(tmp_path, functions, saved_model.samples(method), "bert")
+    path = tmp_path / "assets.extra" / "tf_serving_warmup_requests"
+    found = [logs.PredictionLog.FromString(r.numpy()) for r in tf.data.TFRecordDataset(str(path))]
+    assert len(found) == count == 2 * len(functions)
+    sizes = {}
+    for log in found:
+        request = getattr(log, log.WhichOneof("log_type")).request
+        assert request.model_spec.name == "bert"
+        if log.WhichOneof("log_type") == "predict_log":
+            inputs = {name: tf.make_ndarray(proto) for name, proto in request.inputs.items()}
+        else:
+            examples = request.input.example_list.examples
+            inputs = {"inputs": [e.SerializeToString() for e in examples]}
+        name = request.model_spec.signature_name
+        answers = functions[name](**{n: tf.constant(x) for n, x in inputs.items()})
+        sizes.setdefault(name, []).append(len(next(iter(answers.values()))))
+    assert sizes == {name: [1, 8] for name in functions}
