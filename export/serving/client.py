@@ -14,10 +14,12 @@ from tensorflow import make_ndarray, make_tensor_proto
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 
-def ask_grpc(address, model, inputs, timeout):
+def ask_grpc(address, model, label, inputs, timeout):
     """The outputs, a dict of numpy arrays. inputs: dict of lists of str."""
     request = predict_pb2.PredictRequest()
     request.model_spec.name = model
+    if label:
+        request.model_spec.version_label = label
     for name, texts in inputs.items():
         request.inputs[name].CopyFrom(make_tensor_proto(texts))
     with grpc.insecure_channel(address) as channel:
@@ -26,11 +28,11 @@ def ask_grpc(address, model, inputs, timeout):
     return {name: make_ndarray(tensor) for name, tensor in answer.outputs.items()}
 
 
-def ask_rest(address, model, inputs, timeout):
+def ask_rest(address, model, label, inputs, timeout):
     """The outputs, a dict of lists. inputs: dict of lists of str."""
-    request = urllib.request.Request(
-        f"http://{address}/v1/models/{model}:predict", json.dumps({"inputs": inputs}).encode()
-    )
+    path = f"v1/models/{model}{f'/labels/{label}' if label else ''}:predict"
+    body = json.dumps({"inputs": inputs}).encode()
+    request = urllib.request.Request(f"http://{address}/{path}", body)
     with urllib.request.urlopen(request, timeout=timeout) as answer:
         outputs = json.load(answer)["outputs"]
     return outputs if isinstance(outputs, dict) else {"output": outputs}
@@ -41,6 +43,7 @@ def main():
     parser.add_argument("--text", action="append", required=True, help="may be given again")
     parser.add_argument("--name", action="append", help="of the input of each --text: text, ...")
     parser.add_argument("--model", default="bert")
+    parser.add_argument("--label", help="of the version, such as stable; default: the newest")
     parser.add_argument("--rest", action="store_true", help="REST instead of gRPC")
     parser.add_argument("--address", help="default: 127.0.0.1:8500, with --rest 127.0.0.1:8501")
     parser.add_argument("--timeout", type=float, default=10, help="seconds")
@@ -49,7 +52,8 @@ def main():
     inputs = {}
     for name, text in zip(asked.name or ["text"] * len(asked.text), asked.text, strict=True):
         inputs.setdefault(name, []).append(text)
-    outputs = (ask_rest if asked.rest else ask_grpc)(address, asked.model, inputs, asked.timeout)
+    ask = ask_rest if asked.rest else ask_grpc
+    outputs = ask(address, asked.model, asked.label, inputs, asked.timeout)
     for name, value in outputs.items():
         print(f"{name}: {value}")
 

@@ -145,7 +145,12 @@ def _tensorflow(function, features, model):
     rewrites.memory_optimization = rewrites.NO_MEM_OPT
     rewrites.meta_optimizer_iterations = rewrites.ONE
     session = tf.compat.v1.Session(graph=inputs["input_ids"].graph, config=config)
-    return lambda features: session.run(outputs, {inputs[name]: features[name] for name in inputs})
+
+    def compute(features):
+        return session.run(outputs, {inputs[name]: features[name] for name in inputs})
+
+    compute({name: array[:1] for name, array in features.items()})  # two at once rewrite it twice
+    return compute
 
 
 def _openvino(function, features, model, kind, folder):
