@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from run_files import metrics_of, weights_of
 
 from kbert.errors import UserError
@@ -46,6 +47,7 @@ def test_description():
     ],
 )
 def test_flags_that_cannot_be(settings, message):
+    tf.config.list_logical_devices()  # from here on it is too late
     with pytest.raises(UserError, match=message):
         find_devices(config(**settings))
 
