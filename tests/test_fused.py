@@ -22,6 +22,13 @@ TOLERANCES = {"float32": 1e-6, "float16": 5e-3, "bfloat16": 4e-2}
 RNG = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def same_draws():
+    """The same numbers for a test, whichever ran before."""
+    global RNG
+    RNG = np.random.default_rng(0)
+
+
 def dense_and_norm(dtype):
     policy = "float32" if dtype == "float32" else f"mixed_{dtype}"
     dense = keras.layers.Dense(D, dtype=policy)
