@@ -6,6 +6,7 @@ import difflib
 import json
 import math
 import pathlib
+import reprlib
 import types
 import typing
 
@@ -37,7 +38,20 @@ def is_text(value):
         return False
 
 
-def _range_text(limits):
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlist, _SHORT.maxtuple = 1, 200, 20, 20
+
+
+def _shown(value):
+    """A value for a message, cut short before it is written out: YAML may say much in few lines."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+
+
+def range_text(limits):
+    """The limits of a `setting` as text, such as ">= 0 and < 1"; empty if there are none."""
     names = {"at_least": ">=", "above": ">", "at_most": "<=", "below": "<"}
     return " and ".join(
         f"{names[key]} {limit}" for key, limit in limits.items() if limit is not None
@@ -59,9 +73,10 @@ def check_settings(config):
             value = float(value)
             object.__setattr__(config, field.name, value)
         if type(value) is not kind:
-            raise UserError(
-                f"{field.name} must be {kind.__name__}; got {value!r} ({type(value).__name__})."
-            )
+            got = f"{_shown(value)} ({type(value).__name__})"
+            raise UserError(f"{field.name} must be {kind.__name__}; got {got}.")
+        if kind is int and not -(2**63) <= value < 2**63:
+            raise UserError(f"{field.name} must fit into 64 bits; got {_shown(value)}.")
         if kind is float and not math.isfinite(value):
             raise UserError(f"{field.name} must be a finite number; got {value}.")
         choices, limits = field.metadata["choices"], field.metadata["limits"]
@@ -75,7 +90,7 @@ def check_settings(config):
         )
         if not inside:
             hint = " Write 0.15 for 15 %." if kind is float and limits["below"] == 1 else ""
-            raise UserError(f"{field.name} must be {_range_text(limits)}; got {value}.{hint}")
+            raise UserError(f"{field.name} must be {range_text(limits)}; got {value}.{hint}")
 
 
 # Layers and width of Turc et al. 2019 (arXiv:1908.08962) and Devlin et al. 2019 (arXiv:1810.04805).
@@ -96,11 +111,13 @@ class BertConfig:
     Differs from both in `hidden_act`, whose name says which GELU is meant: "gelu" is the exact erf
     form (as in HF), "gelu_new" is the tanh approximation (HF's name for what google-research/bert
     calls "gelu"), and in `label_names`, which are the values of HF's `id2label`. The fields from
-    `tie_word_embeddings` on are HF's; `bert_config.json` has none of them.
+    `tie_word_embeddings` on are HF's; `bert_config.json` has none of them. `heads_left` is kbert's
+    own; where no head was removed it is None.
 
     Raises:
         UserError: a value has the wrong type, is out of range, `hidden_size` is not divisible by
-            `num_attention_heads`, or `label_names` are not `num_labels` different texts.
+            `num_attention_heads`, `label_names` are not `num_labels` different texts, or
+            `heads_left` is not 1 to `num_attention_heads` for each block.
     """
 
     vocab_size: int = setting(30522, "entries of the vocabulary, V", at_least=5)
@@ -132,10 +149,14 @@ class BertConfig:
     classifier_dropout: float | None = setting(
         None, "dropout before a classifier; default: hidden_dropout_prob", at_least=0, below=1
     )
+    heads_left: tuple | None = setting(
+        None, "heads that each block has after others were removed; default: all"
+    )
 
     def __post_init__(self):
-        if isinstance(self.label_names, list):  # as JSON and YAML have it
-            object.__setattr__(self, "label_names", tuple(self.label_names))
+        for name in ("label_names", "heads_left"):
+            if isinstance(getattr(self, name), list):  # as JSON and YAML have it
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         check_settings(self)
         self._check_labels()
         if self.hidden_size % self.num_attention_heads:
@@ -143,23 +164,45 @@ class BertConfig:
                 f"hidden_size must be divisible by num_attention_heads; got {self.hidden_size} and "
                 f"{self.num_attention_heads}."
             )
+        self._check_heads()
+
+    @property
+    def head_size(self):
+        """The width of a head, K, whether others were removed or not."""
+        return self.hidden_size // self.num_attention_heads
+
+    def block_heads(self, i):
+        """How many heads block i has."""
+        return self.heads_left[i] if self.heads_left else self.num_attention_heads
 
     @property
     def head_dropout_prob(self):
-        """The dropout before a classifier: `classifier_dropout`, else `hidden_dropout_prob`."""
+        """`classifier_dropout`, the dropout before a classifier, else `hidden_dropout_prob`."""
         rate = self.classifier_dropout
         return self.hidden_dropout_prob if rate is None else rate
+
+    def _check_heads(self):
+        left, N, H = self.heads_left, self.num_hidden_layers, self.num_attention_heads
+        if left is None:
+            return
+        if len(left) != N or not all(type(heads) is int and 1 <= heads <= H for heads in left):
+            raise UserError(
+                f"heads_left must be a number from 1 to {H}, the heads there were, for each of the "
+                f"{N} blocks; got {_shown(list(left))}."
+            )
+        if all(heads == H for heads in left):
+            object.__setattr__(self, "heads_left", None)
 
     def _check_labels(self):
         names = self.label_names
         if names is None:
             return
         if not all(is_text(name) for name in names) or len(set(names)) < len(names):
-            raise UserError(f"label_names must be different texts; got {list(names)}.")
+            raise UserError(f"label_names must be different texts; got {_shown(list(names))}.")
         if len(names) != self.num_labels:
             raise UserError(
                 f"label_names must name each of the num_labels {self.num_labels}; got "
-                f"{len(names)}: {list(names)}."
+                f"{len(names)}: {_shown(list(names))}."
             )
 
     @classmethod
@@ -193,7 +236,7 @@ class BertConfig:
             values = yaml.safe_load(text) if path.suffix != ".json" else json.loads(text)
         except OSError as error:
             raise UserError(f"cannot read the config {path}: {error.strerror}.") from error
-        except (ValueError, RecursionError, yaml.YAMLError) as error:
+        except Exception as error:  # PyYAML raises an IndexError for !!int '', and others
             reason = " ".join(str(error).split())
             raise UserError(
                 f"the config {path} is not valid {path.suffix[1:]}: {reason}"
@@ -206,9 +249,9 @@ class BertConfig:
                 with contextlib.suppress(ValueError):  # YAML reads 1e-12 as text
                     values[key] = float(value)
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
+                near = difflib.get_close_matches(key, known, n=1) if isinstance(key, str) else []
                 hint = f" Did you mean {near[0]}?" if near else f" Known: {', '.join(known)}."
-                raise UserError(f"unknown key {key!r} in {path}.{hint}")
+                raise UserError(f"unknown key {_shown(key)} in {path}.{hint}")
         try:
             return cls(**{**defaults, **values})
         except UserError as error:

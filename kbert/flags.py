@@ -4,16 +4,19 @@ import dataclasses
 
 from absl import flags
 
-from kbert.config import setting_type
+from kbert.config import is_text, range_text, setting_type
+from kbert.errors import UserError
 
 flags.disclaim_key_flags()  # so that --help shows the flags as those of the program
 
 
 def define(config_class):
-    """Defines one absl flag per field of `config_class`, with the field's default and help."""
+    """Defines one absl flag per field of `config_class`, with its default, help and range."""
     for field in dataclasses.fields(config_class):
         kind, _ = setting_type(field)
         name, default, help = field.name, field.default, field.metadata["help"]
+        if limits := range_text(field.metadata["limits"]):
+            help = f"{help} ({limits})"
         if field.metadata["choices"]:
             flags.DEFINE_enum(name, default, list(field.metadata["choices"]), help)
         elif kind is bool:
@@ -37,15 +40,32 @@ def read(config_class):
 
 
 def as_flagfile(config, header):
-    """Text of a flagfile that gives `config` back; `header` becomes comment lines."""
-    lines = [f"# {line}" for line in header.splitlines()]
+    """Text of a flagfile that gives `config` back; `header` becomes comment lines.
+
+    Raises:
+        UserError: a value that no flagfile can hold.
+    """
+    lines = [f"# {line}\n" for line in header.splitlines()]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if isinstance(value, bool):
-            value = str(value).lower()
         if value is not None:
-            lines.append(f"--{field.name}={value}")
-    return "\n".join(lines) + "\n"
+            lines.append(as_line(field.name, value))
+    return "".join(lines)
+
+
+def as_line(name, value):
+    """The line of a flagfile that gives a flag this value.
+
+    Raises:
+        UserError: no line can: of text, absl cuts white space off its end.
+    """
+    value = str(value).lower() if isinstance(value, bool) else str(value)
+    if not is_text(value) or value != value.rstrip() or "\n" in value or "\r" in value:
+        raise UserError(
+            f"--{name} must be a line of UTF-8 without white space at its end, or the run could "
+            f"not be replayed; got {value!r}."
+        )
+    return f"--{name}={value}\n"
 
 
 def as_dict(config):

@@ -1,11 +1,13 @@
 """Folders of weights: where they are, and in whose format."""
 
+import hashlib
 import json
 import os
 import pathlib
 import re
 import shlex
 
+from kbert.config import is_text
 from kbert.errors import UserError
 
 FORMATS = {
@@ -21,6 +23,8 @@ WEIGHTS_FILES = {
     "hf": {"model.safetensors", "model.safetensors.index.json"},
     "keras_hub": {"model.weights.h5"},
 }
+# What kbert.export writes into assets.extra beside a SavedModel; such folders are read, too.
+EXPORT_FILE = "kbert.json"
 _HUB_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json")
 _HUB_FILES += ("model-*.safetensors", "vocab.txt", "tokenizer.json", "tokenizer_config.json")
 _HUB_FILES += ("model.weights.h5", "task.json", "task.weights.h5", "assets/tokenizer/*")
@@ -29,13 +33,17 @@ _PICKLES = ("pytorch_model*.bin*", "*.pt", "*.pth", "*.pkl")
 _OTHERS = {
     "tf_model.h5": "weights of HF's TensorFlow models, which no longer exist",
     "flax_model.msgpack": "weights of HF's Flax models, which no longer exist",
-    "saved_model.pb": "a SavedModel, which is made for serving",
+    "saved_model.pb": "a SavedModel that kbert.export has not written",
     "model.onnx": "an ONNX model, which is made for serving",
+    "model.xml": "an OpenVINO model, which is made for serving",
+    "model.tflite": "a LiteRT model, which is made for serving",
 }
 
 
 def find_folder(name):
     """Path of a folder, or of the local copy of a model on the Hugging Face hub.
+
+    Of an export for serving, that is the folder in it which says where its weights are.
 
     A name that is no folder here and could be one of the hub, such as `bert-base-uncased` or
     `google-bert/bert-base-uncased`, is looked up there if `huggingface_hub` is installed: only the
@@ -43,10 +51,14 @@ def find_folder(name):
     HF_HUB_OFFLINE=1.
 
     Raises:
-        UserError: there is no such folder, and no such model on the hub.
+        UserError: there is no such folder, and no such model on the hub; a damaged export.
     """
     path = pathlib.Path(name)
     if path.is_dir():
+        extra = path / "assets.extra"
+        if (extra / EXPORT_FILE).is_file():
+            read_export(extra)
+            return extra
         return path
     if path.exists():
         raise UserError(f"{path} is a file; name the folder that it is in.")
@@ -76,7 +88,7 @@ def find_folder(name):
 
 
 def folder_format(folder):
-    """The format of a folder of weights, one of `FORMATS`.
+    """The format of a folder of weights, one of `FORMATS`, or "export": see `EXPORT_FILE`.
 
     Raises:
         UserError: it holds none of them; what it holds instead is named, and what to do about it.
@@ -85,6 +97,8 @@ def folder_format(folder):
     names = set(os.listdir(folder))
     if "bert_config.json" in names and any(name.endswith(".index") for name in names):
         return "google"  # whatever the name of the checkpoint
+    if EXPORT_FILE in names:
+        return "export"
     for format, files in WEIGHTS_FILES.items():
         if names & files:
             return format
@@ -131,6 +145,18 @@ def members(values, names, path):
     return [values[name] for name in names]
 
 
+def export_checksum(about):
+    """SHA-256 of what `kbert.json` says besides."""
+    rest = {name: value for name, value in about.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def sha256_of(path):
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _allowed():
     return "; ".join(f"{files} ({name})" for name, files in FORMATS.items())
 
@@ -151,3 +177,61 @@ def read_json(path):
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a JSON object; it holds a {type(values).__name__}.")
     return values
+
+
+def read_export(folder):
+    """What `kbert.json` says of an export, a dict, if the export's files are what was written.
+
+    The weights have checksums of TensorFlow's own.
+
+    Args:
+        folder: `assets.extra` of a SavedModel.
+
+    Raises:
+        UserError: a file is missing, damaged, or not what `kbert.export` writes.
+    """
+    path = pathlib.Path(folder) / EXPORT_FILE
+    about = read_json(path)
+    for name, (fits, what) in _OF_EXPORT.items():
+        (value,) = members(about, [name], path)
+        if not fits(value):
+            raise UserError(f"{path} is damaged: {name} must be {what}. Export the model again.")
+    if about["checksum"] != export_checksum(about):
+        raise UserError(f"{path} is damaged: its checksum differs. Export the model again.")
+    for name, expected in about["files"].items():
+        file = path.parent.parent / name
+        try:
+            reason = sha256_of(file) != expected and "its checksum differs"
+        except OSError as error:
+            reason = error.strerror
+        except ValueError as error:  # a name that no file can have
+            reason = error
+        if reason:
+            raise UserError(f"{file} is damaged: {reason}. Export the model again.")
+    return about
+
+
+def is_quantized(about):
+    """Whether the weights of an export are int8. about: dict, as `read_export` returns it."""
+    return any(name and name.endswith("_scale") for name in about["weights"])
+
+
+def _is_list(values, fits=is_text):
+    return isinstance(values, list) and all(map(fits, values))
+
+
+_OF_EXPORT = {  # what those who read it take for granted
+    "method": (is_text, "a text"),
+    "inputs": (_is_list, "a list of texts"),
+    "max_seq_length": (lambda x: type(x) is int and 0 < x < 2**31, "a number above 0"),
+    "padded": (
+        lambda x: (
+            isinstance(x, dict)
+            and _is_list([*x.values()], lambda y: is_text(y) or isinstance(y, int | float))
+        ),
+        "an object of texts and numbers",
+    ),
+    "weights": (lambda x: _is_list(x, lambda y: y is None or is_text(y)), "a list of names"),
+    "files": (lambda x: isinstance(x, dict) and _is_list([*x.values()]), "an object of texts"),
+    "checksum": (is_text, "a text"),
+}

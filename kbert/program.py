@@ -7,7 +7,7 @@ import tempfile
 
 from absl import app, logging
 
-from kbert.errors import UserError
+from kbert.errors import UserError, one_line, too_much
 
 
 @contextlib.contextmanager
@@ -56,13 +56,21 @@ def run(main):
             _fail(f"{error.filename or 'input or output'}: {error.strerror or error}.")
         except tf.errors.ResourceExhaustedError as error:
             _fail(
-                f"out of memory ({error.message.splitlines()[0]}). Take smaller slices of the "
-                f"batch (--accumulation_steps), --remat, or a smaller batch."
+                f"out of memory ({too_much(error)}). Take smaller slices of the batch "
+                f"(--accumulation_steps), --remat, or a smaller batch."
             )
         except KeyboardInterrupt:
             _fail("interrupted.", status=130)
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=parse)
+
+
+def parse(argv):
+    """Parses flags, those of flag files too; returns what is no flag. Ends where they are wrong."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (ValueError, RecursionError) as error:  # a file that is not UTF-8, an endless name
+        _fail(one_line(f"cannot read the flags: {error}."))
 
 
 def _fail(message, status=2):

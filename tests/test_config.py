@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from example_program import Example
 
+from kbert import program
 from kbert.config import PRESETS, BertConfig
 from kbert.errors import UserError
-from kbert.flags import as_flagfile
+from kbert.flags import as_flagfile, as_line
 from kbert.model import BertForPreTraining
 from kbert.model import BertForSequenceClassification as Classifier
 
@@ -40,6 +41,8 @@ def test_presets_are_those_of_the_files(name):
         ({"hidden_dropout_prob": 1.0}, r"hidden_dropout_prob must be >= 0 and < 1; got 1.0"),
         ({"hidden_act": "swish"}, r"hidden_act must be one of gelu, gelu_new; got 'swish'"),
         ({"vocab_size": 4}, r"vocab_size must be >= 5; got 4"),
+        ({"vocab_size": 2**63}, r"vocab_size must fit into 64 bits; got 9223372036854775808\."),
+        ({"vocab_size": 2**99999}, r"must fit into 64 bits; got a number of thousands of digits"),
         ({"layer_norm_eps": 0.0}, r"layer_norm_eps must be > 0; got 0.0"),
         ({"label_names": ("a",)}, r"name each of the num_labels 2; got 1: \['a'\]"),
         ({"label_names": ["a", "a"]}, r"label_names must be different texts; got \['a', 'a'\]"),
@@ -87,6 +90,14 @@ def test_yaml_numbers_without_a_dot(tmp_path):
         ("c.yaml", "a: [", r"c.yaml is not valid yaml"),
         ("c.yaml", "- 1", r"must hold named values"),
         ("c.yaml", "hidden_size: big", r"c.yaml: hidden_size must be int; got 'big'"),
+        ("c.yaml", "hidden_size: !!int ''", r"c.yaml is not valid yaml"),
+        ("c.yaml", "hidden_size: !!timestamp x", r"c.yaml is not valid yaml"),
+        ("c.yaml", "1: 2", r"unknown key 1 in .*c.yaml. Known: vocab_size"),
+        (
+            "c.yaml",
+            f"num_labels: &a [x, x]\nhidden_size: &b [{'*a, ' * 99}]\nvocab_size: [{'*b, ' * 99}]",
+            r"vocab_size must be int; got \[(\[\.\.\.\], ){20}\.\.\.\] \(list\)\.$",
+        ),
     ],
 )
 def test_bad_files(tmp_path, name, text, message):
@@ -121,7 +132,7 @@ CHANGES = {
     **{"intermediate_size": 21, "hidden_act": "gelu_new", "hidden_dropout_prob": 0.9},
     **{"attention_probs_dropout_prob": 0.9, "max_position_embeddings": 10, "type_vocab_size": 3},
     **{"initializer_range": 0.5, "layer_norm_eps": 0.1, "tie_word_embeddings": False},
-    **{"num_labels": 3, "classifier_dropout": 0.9},
+    **{"num_labels": 3, "classifier_dropout": 0.9, "heads_left": (3, 2)},
 }
 CARRIED = {"label_names", "problem_type"}  # for those who use a classifier; test_weights has them
 
@@ -159,12 +170,40 @@ def run_program(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
 
+def test_help_tells_the_range_of_a_flag():
+    assert "--count: a count (>= 1)\n" in run_program("--help").stdout
+
+
 def test_flags_round_trip_through_a_flagfile(tmp_path):
     config = Example(count=1, rate=0.25, on=True, name="y", file="a b")
     path = write(tmp_path, "x.flags", as_flagfile(config, "two\nlines"))
     assert path.read_text().startswith("# two\n# lines\n--count=1\n")
     done = run_program(f"--flagfile={path}")
     assert done.stdout == f"{config!r}\n" and done.stderr == ""
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a ", "\ta\u3000", "caf\udce9", "a\r"])
+def test_values_that_no_flagfile_can_hold(value):
+    with pytest.raises(UserError, match=r"--file must be a line of UTF-8 without white space at"):
+        as_flagfile(Example(file=value), "")
+    assert as_line("file", " a\tb") == "--file= a\tb\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"--file=caf\xe9", "'utf-8' codec can't decode byte 0xe9"),
+        (b"--" + b"long" * 999, "maximum recursion depth exceeded"),
+        (b"--flagfile=\x00", "embedded null byte"),
+    ],
+)
+def test_flagfiles_that_cannot_be_read(tmp_path, content, reason, capsys):
+    (tmp_path / "x.flags").write_bytes(content)
+    with pytest.raises(SystemExit) as ended:
+        program.parse(["program", f"--flagfile={tmp_path / 'x.flags'}"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith(f"error: cannot read the flags: {reason}")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(

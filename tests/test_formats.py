@@ -15,8 +15,8 @@ from test_weights import GOOGLE, config_of, hf_made, made, respell, saved_hf, wr
 
 from kbert import BertForMaskedLM, BertForPreTraining, BertForSequenceClassification, BertModel
 from kbert.convert import convert
-from kbert.errors import UserError
-from kbert.formats import find_folder, folder_format, read_json
+from kbert.errors import UserError, one_line
+from kbert.formats import export_checksum, find_folder, folder_format, read_export, read_json
 from kbert.model.weights import open_weights
 
 
@@ -91,8 +91,10 @@ def test_the_way_out_of_a_pickle_works(tmp_path):
     [
         ("tf_model.h5", "weights of HF's TensorFlow models"),
         ("flax_model.msgpack", "weights of HF's Flax models"),
-        ("saved_model.pb", "a SavedModel, which is made for serving"),
+        ("saved_model.pb", "a SavedModel that kbert.export has not written"),
         ("model.onnx", "an ONNX model"),
+        ("model.xml", "an OpenVINO model"),
+        ("model.tflite", "a LiteRT model"),
     ],
 )
 def test_other_formats_by_name(name, what, tmp_path):
@@ -354,6 +356,18 @@ def test_damaged_google_checkpoints(tmp_path):
     refuses(r"cannot read the checkpoint .*bert_model.ckpt: ", tmp_path)
 
 
+def test_a_google_checkpoint_that_is_cut_off_behind_the_weights(tmp_path):
+    """As many bytes are there as the weights take, with an optimizer's among them."""
+    write_google(tmp_path)
+    data = tmp_path / "bert_model.ckpt.data-00000-of-00001"
+    data.write_bytes(data.read_bytes()[:-400])
+    with (
+        open_weights(tmp_path) as (_, weights),
+        pytest.raises(UserError, match=r"cannot read cls.* of .*: Read less bytes than requested"),
+    ):
+        dict(weights)
+
+
 def test_google_folders_of_something_else(tmp_path):
     write_google(tmp_path / "a", GOOGLE | {"bert/encoder/transformer/group_0/bias": (3,)})
     refuses(r"is a checkpoint of ALBERT; kbert reads those of BERT", tmp_path / "a")
@@ -499,6 +513,41 @@ def test_any_value_in_any_place_of_a_config(format, file, tmp_path):
     assert refused > 20
 
 
+EXPORT = {"method": "tag", "inputs": ["text"], "max_seq_length": 9, "padded": {"a": ""}}
+EXPORT |= {"weights": ["a", None], "files": {}}
+EXPORT["checksum"] = export_checksum(EXPORT)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": None}, "method must be a text"),
+        ({"inputs": "text"}, "inputs must be a list of texts"),
+        ({"max_seq_length": "9"}, "max_seq_length must be a number above 0"),
+        ({"max_seq_length": 0}, "max_seq_length must be a number above 0"),
+        ({"padded": {"a": "\ud800"}}, "padded must be an object of texts and numbers"),
+        ({"padded": {"a": []}}, "padded must be an object of texts and numbers"),
+        ({"weights": [[]]}, "weights must be a list of names"),
+        ({"weights": {}}, "weights must be a list of names"),
+        ({"files": []}, "files must be an object of texts"),
+        ({"max_seq_length": 10}, "its checksum differs"),
+    ],
+)
+def test_files_of_exports_that_are_none(changes, message, tmp_path):
+    (tmp_path / "kbert.json").write_text(json.dumps(EXPORT))
+    assert read_export(tmp_path)["weights"] == ["a", None]
+    change_json(tmp_path / "kbert.json", **changes)
+    message = rf"kbert.json is damaged: {message}\. Export the model again\."
+    with pytest.raises(UserError, match=message):
+        read_export(tmp_path)
+    with pytest.raises(UserError, match=message), open_weights(tmp_path):
+        pass
+    del (rest := dict(EXPORT))["weights"]
+    (tmp_path / "kbert.json").write_text(json.dumps(rest))
+    with pytest.raises(UserError, match=r"kbert.json lacks 'weights'"):
+        read_export(tmp_path)
+
+
 # Writing
 
 
@@ -529,6 +578,14 @@ def test_two_classifiers_have_no_place_in_one_hf_folder(tmp_path):
 
 def test_messages_are_one_line():
     assert str(UserError("a\nb\x1b[2J\ud800 é中")) == r"a\nb\x1b[2J\ud800 é中"
+
+
+def test_messages_are_not_long():
+    message = str(UserError("begin " + "x" * 10**6 + " end"))
+    assert len(message) <= 1000 and message.startswith("begin xx") and message.endswith("xx end")
+    assert " [...] " in message and str(UserError("x" * 1000)) == "x" * 1000
+    escaped = one_line("\n" * 700 + "end", 500)
+    assert len(escaped) <= 500 and escaped.endswith(r"\n\nend") and escaped.isprintable()
 
 
 def test_formats_and_names_that_cannot_be_written(tmp_path):

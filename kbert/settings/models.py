@@ -1,0 +1,99 @@
+"""Settings of the programs that use a model, and what they choose from."""
+
+import dataclasses
+
+from kbert.config import check_settings, setting
+from kbert.errors import UserError
+from kbert.settings.tasks import ColumnConfig, ExampleConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(ExampleConfig):
+    """Settings of `kbert.evaluate`, one flag each."""
+
+    model: str | None = setting(None, "fine-tuned weights, such as RUN/finetuning/best")
+    eval_file: str | None = setting(None, "labelled examples, in the formats of kbert.finetune")
+    results_file: str | None = setting(None, "JSON file to write the scores to")
+    batch_size: int = setting(32, "examples computed at a time", at_least=1)
+    precision: str = setting(
+        "float32", "dtype policy of the model", choices=("float32", "mixed_bfloat16")
+    )
+
+    def __post_init__(self):
+        check_settings(self)
+        for name in ("model", "eval_file"):
+            if not getattr(self, name):
+                raise UserError(f"--{name} is missing. See python -m kbert.evaluate --help.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PruneConfig(ExampleConfig):
+    """Settings of `kbert.prune`, one flag each."""
+
+    model: str | None = setting(None, "fine-tuned weights, such as RUN/finetuning/best")
+    data_file: str | None = setting(
+        None, "labelled examples that show what matters: those of training, or a part of them"
+    )
+    eval_file: str | None = setting(
+        None, "labelled examples to score the model on, before and after"
+    )
+    to: str | None = setting(None, "folder to make")
+    heads: float = setting(0.5, "share of the attention heads to remove", above=0, below=1)
+    batch_size: int = setting(32, "examples computed at a time", at_least=1)
+
+    def __post_init__(self):
+        check_settings(self)
+        for name in ("model", "data_file", "to"):
+            if not getattr(self, name):
+                raise UserError(f"--{name} is missing. See python -m kbert.prune --help.")
+
+
+METHODS = (
+    "classify",
+    "tag",
+    "answer",
+    "choose",
+    "next_sentence",
+    "similarity",
+    "embed",
+    "fill_mask",
+)
+EXPORT_METHODS = (*(name for name in METHODS if name != "similarity"), "encode")
+EXPORT_RUNTIMES = ("openvino", "litert", "onnx")
+QUANTIZATIONS = ("int8", "float16")
+ENGINES = ("auto", "tensorflow", "openvino")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictConfig(ColumnConfig):
+    """Settings of `kbert.predict`, one flag each."""
+
+    model: str | None = setting(None, "weights, such as RUN/finetuning/best or RUN/pretrain/final")
+    method: str | None = setting(
+        None,
+        "what to predict; default: what the model was fine-tuned for, else fill_mask",
+        choices=METHODS,
+    )
+    input_file: str = setting(
+        "-",
+        "a text a line (.txt, or - for standard input; two texts are separated by a tab), or "
+        "examples in the formats of kbert.finetune",
+    )
+    output_file: str = setting("-", "JSON lines, one for each text; - for standard output")
+    k: int = setting(5, "fill_mask: words for each [MASK]", at_least=1)
+    pooling: str = setting("mean", "embed, similarity: of the tokens", choices=("mean", "cls"))
+    batch_size: int = setting(32, "texts of a batch", at_least=1)
+    precision: str = setting(
+        "float32", "dtype policy of the model", choices=("float32", "mixed_bfloat16")
+    )
+    engine: str = setting(
+        "auto",
+        "what computes the model; auto: OpenVINO if it is installed and there is no GPU, else "
+        "TensorFlow",
+        choices=ENGINES,
+    )
+
+    def __post_init__(self):
+        check_settings(self)
+        if not self.model:
+            raise UserError("--model is missing: a folder of weights, such as RUN/finetuning/best.")
