@@ -21,7 +21,7 @@ def main():
             f"name another --vocab_file."
         )
     pathlib.Path(config.vocab_file).parent.mkdir(parents=True, exist_ok=True)
-    texts = Texts(find_inputs(config.input))
+    texts = Texts(find_inputs(config.input), skip_bad_lines=config.on_bad_line == "skip")
     vocab = learn_vocab(texts, config.vocab_size, config.lower_case)
     write_vocab(vocab, config.vocab_file)
     print(f"{len(vocab):,} entries in {config.vocab_file}")

@@ -9,26 +9,13 @@ flags.define(PrepareConfig)
 
 
 def main():
-    """Runs `kbert.data.prepare` with the flags."""
+    """Runs `kbert.data.preparation.write_corpus` with the flags."""
     config = flags.read(PrepareConfig)
-    from kbert.data import prepare
+    from kbert.data.preparation import summary, write_corpus
 
     begin = time.monotonic()
-    corpus = prepare(
-        config.input,
-        config.output_dir,
-        config.vocab_file,
-        config.lower_case,
-        config.processes,
-        report=print,
-    )
-    manifest = corpus.manifest
-    print(
-        f"{manifest['documents']:,} documents, {manifest['sentences']:,} sentences, "
-        f"{manifest['tokens']:,} tokens from {manifest['lines']:,} lines "
-        f"({manifest['lines_with_bad_utf8']:,} with bytes that are not UTF-8) "
-        f"in {time.monotonic() - begin:.0f} s"
-    )
+    print("\n".join(summary(write_corpus(config, report=print))))
+    print(f"{config.output_dir} was made in {time.monotonic() - begin:.0f} s")
     print(f"use it: python -m kbert.pretrain --input={config.output_dir} ...")
 
 

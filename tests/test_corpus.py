@@ -155,7 +155,9 @@ def test_a_document_of_json_lines(tmp_path):
     assert lines == [b"a", b"b", "c? 天".encode(), b""]
 
 
-@pytest.mark.parametrize("row", ["[1]", "null", '{"text": 3}', '"text"', '{"text": "a"'])
+@pytest.mark.parametrize(
+    "row", ["[1]", "null", '{"text": 3}', '"text"', '{"text": "a"', '{"text": ' + "[" * 9999]
+)
 @pytest.mark.parametrize("begin", [0, 4])
 def test_bad_json_lines(tmp_path, row, begin):
     """A piece other than the first does not know the number of its lines in the file."""
@@ -163,6 +165,24 @@ def test_bad_json_lines(tmp_path, row, begin):
     where = "line 2 after byte 4" if begin else "line 3"
     with pytest.raises(UserError, match=rf"t\.jsonl, {where}: every line must be a JSON object"):
         list(read_lines(Piece(str(tmp_path / "t.jsonl"), begin)))
+
+
+def test_bad_json_lines_may_be_left_out(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n[1]\n\n{"text": "b"}\n{"txt": "c"}')
+    left_out = []
+    for begin in (0, 4):
+        lines = list(read_lines(Piece(str(tmp_path / "t.jsonl"), begin), left_out.append))
+        assert lines == [b"a", b"", b"b", b""][begin // 2 :]
+    name = str(tmp_path / "t.jsonl")
+    assert left_out == [
+        f"{name}, line 2",
+        f"{name}, line 5",
+        f"{name}, line 1 after byte 4",
+        f"{name}, line 4 after byte 4",
+    ]
+    assert list(Texts([name], skip_bad_lines=True)) == ["a", "", "b", ""]
+    with pytest.raises(UserError, match=r"line 2: every line .* out with --on_bad_line=skip\.$"):
+        list(Texts([name]))
 
 
 def test_a_file_that_is_gone(tmp_path):

@@ -605,6 +605,7 @@ def test_bad_lines(read, tmp_path, name, task, good, bad, flags, problem):
         ("classify", {"text": "a", "label": [1]}, "the label must be a text or a number; got [1]"),
         ("regress", {"text": "a", "label": True}, "the label must be a number; got True"),
         ("regress", {"text": "a", "label": float("nan")}, "finite number; got the target nan"),
+        ("regress", {"text": "a", "label": 10**400}, "the label must be a number; got 1000"),
     ],
 )
 def test_bad_json_lines(error_of, task, bad, problem):
@@ -694,6 +695,27 @@ def test_other_bad_questions(error_of):
     text = squad_file(3)
     problem = "s.json, question number 1: a question must be an object; got 3."
     assert problem in error_of("s.json", text, "qa")
+
+
+def test_a_choice_of_thousands_of_digits(error_of):
+    good = {"text": "a", "choices": ["b", "c"], "label": 1}
+    text = rows(good, good | {"label": "1" * 5000})
+    problem = "the label must be in [0, 1], or the text of a choice; got '1111"
+    assert problem in error_of("t.jsonl", text, "choice")
+
+
+def test_what_is_said_of_bad_lines_is_one_short_line(tmp_path):
+    text = rows({"text": "a", "label": 1}, {"long\n" * 9999: 1})
+    (tmp_path / "t.jsonl").write_text(text)
+    said = []
+    read_examples(
+        str(tmp_path / "t.jsonl"), settings("classify", skip_bad_lines=True), True, said.append
+    )
+    (line,) = said
+    assert line.startswith(
+        "note: 1 of 2 examples of t.jsonl is left out; the first: t.jsonl, line 2: "
+    )
+    assert line.isprintable() and len(line) <= 1000
 
 
 def test_bad_lines_are_counted(read, error_of):

@@ -1,15 +1,19 @@
 """Text to a prepared corpus."""
 
+import errno
 import gzip
 import json
 import os
 import random
+import subprocess
+import sys
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from kbert.data import Corpus, preparation, prepare
+from kbert.data import Corpus, local, pieces, preparation, prepare
 from kbert.data.corpus import split_into_pieces
 from kbert.data.store import ShardWriter
 from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
@@ -117,7 +121,7 @@ def test_documents_that_tokenise_to_nothing(tmp_path, vocab_file):
 
 
 def test_documents_that_a_batch_cuts(tmp_path, vocab_file, text, monkeypatch):
-    monkeypatch.setattr(preparation, "BATCH_BYTES", 1)
+    monkeypatch.setattr(pieces, "BATCH_BYTES", 1)
     assert_holds_documents(prepare(str(text), tmp_path / "corpus", vocab_file))
 
 
@@ -132,10 +136,12 @@ def test_processes_do_not_change_the_result(tmp_path, vocab_file, monkeypatch):
     for i in range(1, 4):
         (tmp_path / f"{i}.text").write_text(text_of(documents[i * 20 - 20 : i * 20]))
     whole = prepare(f"{tmp_path}/*.text", tmp_path / "whole", vocab_file)
-    monkeypatch.setattr(preparation, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(local, "_SMALL_BYTES", 0)
     monkeypatch.setattr(
         preparation, "split_into_pieces", lambda paths: split_into_pieces(paths, 300)
     )
+    stopped_clock = types.SimpleNamespace(monotonic=lambda: 5.0)
+    monkeypatch.setattr(local, "time", stopped_clock)
     report = []
     found = [
         prepare(
@@ -162,15 +168,15 @@ def kill_this_process(task):
 
 
 def test_a_killed_worker_is_reported(tmp_path, vocab_file, text, monkeypatch):
-    monkeypatch.setattr(preparation, "_SMALL_BYTES", 0)
-    monkeypatch.setattr(preparation, "_work", kill_this_process)
+    monkeypatch.setattr(local, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(local, "_write_piece", kill_this_process)
     with pytest.raises(UserError, match=r"a worker process was killed.*--processes=1"):
         prepare(f"{text},{text}", tmp_path / "corpus", vocab_file, processes=2)
     assert not (tmp_path / "corpus").exists()
 
 
 def test_an_error_in_a_worker_is_reported(tmp_path, vocab_file, text, monkeypatch):
-    monkeypatch.setattr(preparation, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(local, "_SMALL_BYTES", 0)
     (tmp_path / "t.jsonl").write_text("{}")
     with pytest.raises(UserError, match=r"t\.jsonl, line 1: every line must be"):
         prepare(f"{text},{tmp_path}/*.jsonl", tmp_path / "corpus", vocab_file, processes=2)
@@ -184,6 +190,94 @@ def test_bad_utf8_is_counted(tmp_path, vocab_file):
     found = prepare(str(path), tmp_path / "corpus", vocab_file)
     assert found.manifest["lines_with_bad_utf8"] == 1
     assert found.read(found.tokens - 2, found.tokens).tolist() == [5, 6]
+
+
+def test_bad_lines_may_be_skipped(tmp_path, vocab_file, monkeypatch):
+    """They are counted, and the first ones named in the order of the input, whatever the pieces."""
+    good, bad = json.dumps({"text": "the cat\na dog"}), json.dumps({"txt": "a mat"})
+    (tmp_path / "b.jsonl").write_text("\n".join([bad, good, bad, good, bad]))
+    (tmp_path / "a.jsonl").write_text("\n".join([good, bad, bad, good, "{", good]))
+    with pytest.raises(
+        UserError, match=r"a\.jsonl, line 2: .*leave such lines out with --on_bad_line=skip"
+    ):
+        prepare(f"{tmp_path}/*.jsonl", tmp_path / "corpus", vocab_file)
+    found = prepare(f"{tmp_path}/*.jsonl", tmp_path / "corpus", vocab_file, on_bad_line="skip")
+    assert (found.documents, found.tokens) == (5, 20)
+    assert found.manifest["lines_left_out"] == 6
+    lines = [f"{tmp_path}/a.jsonl, line {n}" for n in (2, 3, 5)]
+    lines += [f"{tmp_path}/b.jsonl, line {n}" for n in (1, 3)]
+    assert found.manifest["first_lines_left_out"] == lines
+    monkeypatch.setattr(
+        preparation, "split_into_pieces", lambda paths: split_into_pieces(paths, 60)
+    )
+    cut = prepare(f"{tmp_path}/*.jsonl", tmp_path / "cut", vocab_file, on_bad_line="skip")
+    assert len(cut.shards) > 3 and cut.tokens == 20 and cut.manifest["lines_left_out"] == 6
+    assert [line.partition(", ")[0][-7:] for line in cut.manifest["first_lines_left_out"]] == [
+        *["a.jsonl"] * 3,
+        *["b.jsonl"] * 2,
+    ]
+    (tmp_path / "b.jsonl").write_text(bad)
+    with pytest.raises(UserError, match=r"b\.jsonl holds no text \(1 bad lines left out\)\."):
+        prepare(f"{tmp_path}/b.jsonl", tmp_path / "other", vocab_file, on_bad_line="skip")
+
+
+def test_summary(tmp_path, vocab_file):
+    """The block of figures that the program prints; a document without tokens has lines."""
+    path = tmp_path / "text.jsonl"
+    rows = [{"text": "\n".join(lines)} for lines in [*DOCUMENTS, DOCUMENTS[1], ["\u200b"]]] + [{}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found = prepare(
+        str(path), tmp_path / "corpus", vocab_file, deduplicate=True, on_bad_line="skip"
+    )
+    assert "\n".join(preparation.summary(found.manifest)) == (
+        "input files                                      1\n"
+        "text                                        0.0 MB\n"
+        "lines                                            8\n"
+        "  with bytes that are not UTF-8                  0\n"
+        "lines left out as bad                            1\n"
+        "documents without tokens, left out               1\n"
+        "duplicates of documents, left out                1\n"
+        "documents                                        3\n"
+        "sentences                                        6\n"
+        "tokens                                          17\n"
+        f"left out: {path}, line 6"
+    )
+    assert found.manifest["bytes"] == sum(len(s) for d in DOCUMENTS for s in d) + 7 + 3
+    plain = prepare(str(path), tmp_path / "plain", vocab_file, on_bad_line="skip")
+    assert not any("duplicates" in line for line in preparation.summary(plain.manifest))
+
+
+def test_the_program(tmp_path, vocab_file, text):
+    command = [sys.executable, "-m", "kbert.prepare", f"--input={text}", "--shuffle_documents"]
+    command += [f"--vocab_file={vocab_file}", f"--output_dir={tmp_path}/corpus", "--seed=3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    manifest = json.loads((tmp_path / "corpus/corpus.json").read_text())
+    for line in preparation.summary(manifest):
+        assert f"{line}\n" in done.stdout
+    assert f"use it: python -m kbert.pretrain --input={tmp_path}/corpus ..." in done.stdout
+    assert manifest["shuffle_seed"] == 3 and manifest["tokens"] == 17
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "spark"}, r"engine must be one of local, beam; got 'spark'"),
+        ({"on_bad_line": "fix"}, r"on_bad_line must be one of stop, skip"),
+        ({"beam_options": "--runner=X"}, r"--beam_options is for --engine=beam"),
+        ({"engine": "beam", "processes": 2}, r"--processes is for --engine=local.*direct_num_work"),
+        ({"seed": -1}, r"seed must be >= 0"),
+    ],
+)
+def test_bad_options(tmp_path, vocab_file, text, options, message):
+    with pytest.raises(UserError, match=message):
+        prepare(str(text), tmp_path / "corpus", vocab_file, **options)
+
+
+def test_beam_that_is_not_installed(tmp_path, vocab_file, text, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(UserError, match=r"needs apache-beam: pip install 'kbert\[beam\]'"):
+        prepare(str(text), tmp_path / "corpus", vocab_file, engine="beam")
+    assert not (tmp_path / "corpus").exists()
 
 
 def write(path, content):
@@ -232,6 +326,25 @@ def test_an_error_inside_leaves_nothing(tmp_path, vocab_file, text, monkeypatch)
     monkeypatch.setattr(ShardWriter, "close", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare(str(text), tmp_path / "corpus", vocab_file)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["text.txt", "vocab.txt"]
+
+
+@pytest.mark.parametrize(
+    ("module", "part"), [(pieces, "ShardWriter"), (preparation, "write_manifest")]
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    tmp_path, vocab_file, text, monkeypatch, module, part
+):
+    def full(*arguments, **more):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, part, full)
+    with pytest.raises(UserError) as caught:
+        prepare(str(text), tmp_path / "corpus", vocab_file)
+    assert str(caught.value) == (
+        f"cannot write {tmp_path}/corpus: No space left on device. Mend that and run the same "
+        f"command again."
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["text.txt", "vocab.txt"]
 
 

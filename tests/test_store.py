@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+import resource
 import shutil
 
 import numpy as np
@@ -126,7 +127,9 @@ def test_damaged_files_are_named(tmp_path, vocab_file, name, damage):
             Corpus(tmp_path / "corpus", verify=False)
 
 
-@pytest.mark.parametrize("name", ["sha256", "vocab_size", "shards"])
+@pytest.mark.parametrize(
+    "name", ["sha256", "vocab_size", "vocab_fingerprint", "lower_case", "shards"]
+)
 def test_a_manifest_that_lacks_something(tmp_path, vocab_file, name):
     write_corpus(tmp_path / "corpus", vocab_file, SHARDS)
     path = tmp_path / "corpus/corpus.json"
@@ -137,12 +140,30 @@ def test_a_manifest_that_lacks_something(tmp_path, vocab_file, name):
         Corpus(tmp_path / "corpus")
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"shards": [7]}, "'int' object is not subscriptable"),
+        ({"shards": [{"name": "00000", "sha256": 3}]}, "'int' object is not subscriptable"),
+        ({"sha256": ["vocab.txt"]}, "dictionary update sequence .*"),
+        ({"sha256": {"a\x00": ""}}, "embedded null byte"),
+    ],
+)
+def test_a_manifest_with_values_of_other_types(tmp_path, vocab_file, changes, reason):
+    write_corpus(tmp_path / "corpus", vocab_file, SHARDS)
+    path = tmp_path / "corpus/corpus.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match=rf"corpus.json is damaged: {reason}\. Prepare"):
+        Corpus(tmp_path / "corpus")
+
+
 def test_folders_that_are_no_corpus(tmp_path):
     with pytest.raises(UserError, match=r"is not a prepared corpus: it has no corpus.json"):
         Corpus(tmp_path)
-    (tmp_path / "corpus.json").write_text("{")
-    with pytest.raises(UserError, match=r"corpus.json is damaged"):
-        Corpus(tmp_path)
+    for text in ("{", "[" * 9999):
+        (tmp_path / "corpus.json").write_text(text)
+        with pytest.raises(UserError, match=r"corpus.json is damaged"):
+            Corpus(tmp_path)
     (tmp_path / "corpus.json").write_text('{"format": "other"}')
     with pytest.raises(UserError, match=r"is not of the format 'kbert corpus 1'"):
         Corpus(tmp_path)
@@ -170,6 +191,18 @@ def test_ids_take_two_bytes_where_they_fit(tmp_path):
     (tmp_path / "t.txt").write_text("last last\n\nlast")
     found = prepare(str(tmp_path / "t.txt"), tmp_path / "corpus", tmp_path / "vocab.txt")
     assert found.read(0, 2).tolist() == [65536, 65536]
+
+
+def test_more_files_than_the_shell_allows(tmp_path, vocab_file):
+    """Each shard keeps three files open as long as it is mapped; the usual limit is 1,024."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+    try:
+        found = write_corpus(tmp_path / "corpus", vocab_file, SHARDS * 40)
+        assert found.documents == 120 and len(found.shards) == 80
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 240
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_fingerprint_of_the_content(tmp_path, vocab_file):

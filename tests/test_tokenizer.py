@@ -295,6 +295,12 @@ def test_vocabulary_with_the_reserved_characters(tmp_path):
         BertTokenizer([*SPECIAL_TOKENS, "\ue002"])
 
 
+def test_vocabulary_that_the_library_cannot_take(tmp_path):
+    write_vocab([*SPECIAL_TOKENS, "the", "##s\x00un", "##want"], tmp_path / "vocab.txt")
+    with pytest.raises(UserError, match=r"vocab.txt cannot be used: Cannot traverse .*token ID 6"):
+        BertTokenizer(tmp_path / "vocab.txt")
+
+
 def test_folder_round_trip(vocab_file, tmp_path):
     tokenizer = BertTokenizer(vocab_file, lower_case=False)
     folder = tmp_path / "folder"

@@ -218,6 +218,19 @@ def test_other_tokenizers_are_refused(file, changes, message, folder):
         BertTokenizer.from_pretrained(folder / "hf")
 
 
+def test_added_words_that_are_no_texts_are_refused(folder):
+    hf_json(folder)
+    path = folder / "hf/tokenizer.json"
+    values = json.loads(path.read_text())
+    values["added_tokens"] = [{"content": 7, "id": len(values["model"]["vocab"])}]
+    path.write_text(json.dumps(values))
+    with (
+        pytest.warns(UserWarning, match=r"adds words to the vocabulary \(7\): HF finds"),
+        pytest.raises(UserError, match=r"has entries that are no text in UTF-8"),
+    ):
+        BertTokenizer.from_pretrained(folder / "hf")
+
+
 def test_folders_without_a_vocabulary(folder):
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match=r"has no vocabulary, neither vocab.txt nor tokenizer"):
@@ -236,7 +249,7 @@ def test_folders_without_a_vocabulary(folder):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_corpus_keeps_the_settings(processes, folder, monkeypatch):
-    monkeypatch.setattr("kbert.data.preparation._SMALL_BYTES", 1)
+    monkeypatch.setattr("kbert.data.local._SMALL_BYTES", 1)
     for name in ("a", "b"):
         (folder / f"{name}.txt").write_text("\n".join(TEXTS) + "\n\n" + "\n".join(TEXTS))
     tokenizer = BertTokenizer(folder / "vocab.txt", True, False, False, False)

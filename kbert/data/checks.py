@@ -64,7 +64,7 @@ def target(value, where):
         if isinstance(value, bool):
             raise ValueError
         number = float(value)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         header = "; if this is a header, add --header=yes" if where.endswith(", line 1") else ""
         raise BadExample(f"the label must be a number; got {shown(value)}{header}") from None
     if not math.isfinite(number):

@@ -3,16 +3,16 @@
 Every source is a stream of lines (bytes, no line end) in which an empty line ends a document.
 """
 
+import contextlib
 import dataclasses
-import glob
 import gzip
 import itertools
 import json
-import os
 import pathlib
 import re
 import zlib
 
+from kbert import storage
 from kbert.errors import UserError
 
 # The text that comes with kbert: sample/README.md tells what it is.
@@ -39,8 +39,10 @@ class Piece:
 def find_inputs(patterns):
     """The files, or `tfds:` names, of a comma-separated list of globs, sorted within each glob.
 
+    Globs may be remote, such as gs://BUCKET/*.txt.
+
     Raises:
-        UserError: a pattern matches nothing.
+        UserError: a pattern matches nothing, or a folder.
     """
     found = []
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
@@ -49,10 +51,12 @@ def find_inputs(patterns):
         elif pattern in SAMPLES:
             paths = [str(SAMPLES[pattern])]
         else:
-            paths = sorted(glob.glob(pattern))
+            paths = storage.glob(pattern)
         if not paths:
             raise UserError(f"no file matches {pattern!r}. Check the path; quote a glob.")
-        folders = [path for path in paths if os.path.isdir(path)]
+        # Each look at a remote path costs a request: only the likely mistake is looked for there.
+        looked_at = [pattern] if storage.is_remote(pattern) else paths
+        folders = [path for path in looked_at if storage.is_folder(path)]
         if folders:
             raise UserError(f"{folders[0]} is a folder. Write {folders[0].rstrip('/')}/*.txt.")
         found += paths
@@ -63,20 +67,27 @@ def find_inputs(patterns):
 
 def split_into_pieces(paths, piece_bytes=PIECE_BYTES):
     """The pieces of the inputs, in order. Compressed files and TFDS are one piece each."""
+    plain = [path for path in paths if not path.startswith("tfds:") and not path.endswith(".gz")]
+    sizes = {path: size for path, (size, _) in zip(plain, storage.stat_all(plain), strict=True)}
     pieces = []
     for path in paths:
-        if path.startswith("tfds:") or path.endswith(".gz"):
+        if path not in sizes:
             pieces.append(Piece(path))
             continue
-        size = os.path.getsize(path)
+        size = sizes[path]
         count = max(1, round(size / piece_bytes))
         edges = [size * i // count for i in range(count)] + [None]
         pieces += [Piece(path, a, b) for a, b in itertools.pairwise(edges)]
     return pieces
 
 
-def read_lines(piece):
+def read_lines(piece, leave_out=None):
     """Lines of a piece, b"" where a document ends.
+
+    Args:
+        piece: Piece.
+        leave_out: called with a str, which file and line, for each JSON line without a text; None:
+            such a line is an error.
 
     Raises:
         UserError: the file cannot be read, is damaged, or a JSON line has no text.
@@ -86,24 +97,41 @@ def read_lines(piece):
         return
     is_json = piece.path.removesuffix(".gz").endswith((".jsonl", ".json"))
     try:
-        with (
-            gzip.open(piece.path) if piece.path.endswith(".gz") else open(piece.path, "rb") as file
-        ):
-            yield from _json_lines(file, piece) if is_json else _text_lines(file, piece)
+        with _open(piece.path) as file:
+            if is_json:
+                yield from _json_lines(file, piece, leave_out)
+            else:
+                yield from _text_lines(file, piece)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"cannot read {piece.path}: {reason}.") from error
 
 
-class Texts:
-    """All lines of inputs as str; bytes that are not UTF-8 become U+FFFD. Can be read again."""
+@contextlib.contextmanager
+def _open(path):
+    with storage.open_stream(path) as file:
+        if path.endswith(".gz"):
+            with gzip.open(file) as unpacked:
+                yield unpacked
+        else:
+            yield file
 
-    def __init__(self, paths):
+
+class Texts:
+    """All lines of inputs as str; bytes that are not UTF-8 become U+FFFD. Can be read again.
+
+    Args:
+        paths: those of `find_inputs`.
+        skip_bad_lines: leave JSON lines without a text out, instead of ending with an error.
+    """
+
+    def __init__(self, paths, skip_bad_lines=False):
         self._paths = paths
+        self._leave_out = (lambda where: None) if skip_bad_lines else None
 
     def __iter__(self):
         for piece in split_into_pieces(self._paths):
-            for line in read_lines(piece):
+            for line in read_lines(piece, self._leave_out):
                 yield line.decode("utf-8", "replace")
 
 
@@ -159,7 +187,7 @@ def _cut(line):
     return cut
 
 
-def _json_lines(file, piece):
+def _json_lines(file, piece, leave_out):
     _seek(file, piece.begin)
     offset = file.tell() if piece.end is not None else 0
     number = 0
@@ -171,12 +199,17 @@ def _json_lines(file, piece):
         try:
             text = json.loads(line)["text"]
             lines = text.encode("utf-8", "replace").split(b"\n")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            where = f"line {number}" + (f" after byte {piece.begin}" if piece.begin else "")
-            raise UserError(
-                f"{piece.path}, {where}: every line must be a JSON object with its document under "
-                f'"text"; got {line[:60].decode("utf-8", "replace").strip()!r}.'
-            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            where = f"{piece.path}, line {number}"
+            where += f" after byte {piece.begin}" if piece.begin else ""
+            if leave_out is None:
+                raise UserError(
+                    f"{where}: every line must be a JSON object with its document under "
+                    f'"text"; got {line[:60].decode("utf-8", "replace").strip()!r}. Mend it, or '
+                    f"leave such lines out with --on_bad_line=skip."
+                ) from None
+            leave_out(where)
+            continue
         yield from (part for part in map(bytes.strip, lines) if part)
         yield b""
 

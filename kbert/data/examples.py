@@ -14,7 +14,7 @@ from kbert.data.columns import count, find_columns, has_header, tag_keys
 from kbert.data.conll import conll, to_iob2
 from kbert.data.records import BadExample, shown
 from kbert.data.squad import checked_answers, squad
-from kbert.errors import UserError
+from kbert.errors import UserError, one_line
 
 _SAMPLE_FOLDER = pathlib.Path(__file__).parent / "sample"
 SAMPLES = {
@@ -115,7 +115,8 @@ def read_examples(source, config, labelled=True, report=print):
         raise UserError(f"{source} has no examples.")
     if left_out:
         are = "is" if left_out == 1 else "are"
-        report(f"note: {left_out:,} of {everything} of {records.name} {are} left out; {first}")
+        line = f"note: {left_out:,} of {everything} of {records.name} {are} left out; {first}"
+        report(one_line(line))
     if config.task == "tag" and labelled:
         tags = to_iob2([example.tags for example in examples])
         pairs = zip(examples, tags, strict=True)
@@ -248,7 +249,7 @@ class _ChoiceMaker:
         label = checks.label_name(value)
         found = {i for i, choice in enumerate(choices) if choice.strip() == label}
         found |= {i for i, key in enumerate(self.columns.choices) if key == label}
-        if label.isdecimal() and int(label) < len(choices):
+        if label.isdecimal() and len(label) < 10 and int(label) < len(choices):
             found.add(int(label))
         if len(found) > 1:
             raise BadExample(

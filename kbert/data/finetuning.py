@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from kbert.data.draws import uniform
 from kbert.data.host_calls import host_arrays
+from kbert.data.shares import WHOLE
 
 # Lengths in tokens that batches are padded to: few, so that XLA compiles few steps.
 BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -143,12 +144,13 @@ class ItemBatches:
             features["label_weights"][:] = 0
         return features
 
-    def dataset(self, batch_size, first=0, count=None):
+    def dataset(self, batch_size, first=0, count=None, share=WHOLE):
         """Batches as tf.data, each cut into parts of `batch_size`.
 
         Args:
             batch_size: rows of a part; divides B. first: parts to leave out at the start.
-            count: parts to make; None for no end.
+            count: parts to make; None for no end. share: which parts to make, first and count are
+                of these.
 
         Returns:
             tf.data.Dataset of dicts of the features of `pad_items`.
@@ -169,6 +171,7 @@ class ItemBatches:
         dataset = tf.data.Dataset.range(first, end)
 
         def make_part(index):
+            index = share.number(index)
             return host_arrays(
                 lambda index: self.batch(index // parts, index % parts, parts), [index], specs
             )

@@ -1,220 +1,210 @@
-"""Text to a prepared corpus: tokenised once, in parallel processes, written whole or not at all."""
+"""Text to a prepared corpus: tokenised once, by processes or by machines, written whole or not."""
 
-import collections
-import concurrent.futures.process
-import multiprocessing
+import contextlib
 import os
 import pathlib
 import shutil
-import time
 
-import numpy as np
-import tensorflow as tf
-
-from kbert.data.corpus import find_inputs, read_lines, split_into_pieces, split_sentences
-from kbert.data.store import Corpus, ShardWriter, write_manifest
+from kbert import storage
+from kbert.data import local
+from kbert.data.corpus import find_inputs, split_into_pieces
+from kbert.data.pieces import PieceWorker
+from kbert.data.store import MANIFEST, Corpus, write_manifest
 from kbert.data.tokenizer import BertTokenizer
-from kbert.errors import UserError
+from kbert.errors import UserError, writing
+from kbert.locks import target_lock
+from kbert.settings import PrepareConfig
 
-BATCH_BYTES = 1 << 20  # text tokenised at a time
-_SMALL_BYTES = 8 << 20  # below this, starting processes costs more than it saves
 
-
-def prepare(inputs, output_dir, vocab_file, lower_case=True, processes=None, report=None):
-    """Tokenises text into a prepared corpus (`kbert.data.store` has the format).
-
-    Text is UTF-8, one sentence or paragraph a line, an empty line between documents. The result is
-    the same for any number of processes. Memory is bounded by a batch of text per process.
+def prepare(
+    inputs, output_dir, vocab_file, lower_case=True, processes=None, report=None, **options
+):
+    """Tokenises text into a prepared corpus and opens it.
 
     Args:
-        inputs: comma-separated globs of `.txt`, `.gz`, `.jsonl` (a document under "text" in each
-            line), or `tfds:NAME[:SPLIT]`.
-        output_dir: folder to make; must not exist, or be empty.
-        vocab_file, lower_case: as for `BertTokenizer`; or a BertTokenizer instead of the file.
-        processes: worker processes; None = one per core.
-        report: called with one line of text now and then.
+        inputs, output_dir, vocab_file, lower_case, processes: fields of
+            `kbert.settings.PrepareConfig`; vocab_file may be a BertTokenizer.
+        report: called with a line of text now and then.
+        options: further fields.
 
     Returns:
-        Corpus.
+        Corpus; one in a remote folder is fetched.
+
+    Raises:
+        UserError: see `write_corpus`.
+    """
+    tokenizer = vocab_file if isinstance(vocab_file, BertTokenizer) else None
+    config = PrepareConfig(
+        input=inputs,
+        output_dir=str(output_dir),
+        vocab_file="given" if tokenizer else str(vocab_file),
+        lower_case=lower_case,
+        processes=processes,
+        **options,
+    )
+    write_corpus(config, tokenizer, report)
+    return Corpus(output_dir, verify=False, report=report)
+
+
+def write_corpus(config, tokenizer=None, report=None):
+    """Tokenises text into a prepared corpus (`kbert.data.store` has the format).
+
+    Text is UTF-8, one sentence or paragraph a line, an empty line between documents. The files are
+    the same, byte for byte, for both engines and any number of workers. Memory is bounded by a
+    batch of text for each worker and, to rearrange documents, 60 bytes for each in one process.
+
+    Args:
+        config: PrepareConfig.
+        tokenizer: BertTokenizer to take instead of the vocabulary that is named.
+        report: called with a line of text now and then.
+
+    Returns:
+        the manifest, a dict.
 
     Raises:
         UserError: inputs that cannot be read, are not UTF-8, hold no text or a single document; a
-            vocabulary that cannot be used; a folder that is not empty.
+            vocabulary that cannot be used; a folder that is not empty, or that another process is
+            making, or that cannot be written.
     """
-    output_dir = pathlib.Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise UserError(f"{output_dir} exists and is not empty. Remove it, or name another folder.")
     report = report or (lambda line: None)
-    paths = find_inputs(inputs)
-    pieces = split_into_pieces(paths)
-    tokenizer = vocab_file
-    if not isinstance(tokenizer, BertTokenizer):
-        tokenizer = BertTokenizer(vocab_file, lower_case)
+    if config.engine == "beam":
+        from kbert.data import beam
+
+        pipeline = beam.new_pipeline(config.beam_options)
+    paths = find_inputs(config.input)
+    stamps, pieces = input_stamps(paths), split_into_pieces(paths)
+    tokenizer = tokenizer or BertTokenizer(config.vocab_file, config.lower_case)
+    worker = PieceWorker.of(tokenizer, skip_bad_lines=config.on_bad_line == "skip")
+    rearrangement = config.deduplicate, config.seed if config.shuffle_documents else None
+    with _work_folder(config.output_dir) as folder:
+        if config.engine == "beam":
+            report(f"preparing {len(pieces):,} pieces with Beam")
+            tally = beam.run(worker, pieces, folder, *rearrangement, pipeline)
+        else:
+            tally = local.run(worker, pieces, folder, *rearrangement, config.processes, report)
+        _check(tally, config.input)
+        for name in storage.list_folder(folder):
+            if name.startswith("."):  # of Beam, or of a worker that was killed
+                storage.remove(os.path.join(folder, name))
+        with storage.staged(folder, last=MANIFEST) as staging:
+            tokenizer.save_pretrained(staging)
+            return write_manifest(
+                staging,
+                tally.sorted_shards(),
+                tokenizer.vocab_size,
+                tokenizer.fingerprint,
+                tokenizer.lower_case,
+                tally.unigrams,
+                deduplicate=rearrangement[0],
+                shuffle_seed=rearrangement[1],
+                **_counts(tally),
+                inputs=stamps,
+            )
+
+
+def _counts(tally):
+    counts = tally.counts
+    return {
+        "bytes": counts["bytes"],
+        "lines": counts["lines"],
+        "lines_with_bad_utf8": counts["lines_with_bad_utf8"],
+        "lines_left_out": counts["lines_left_out"],
+        "first_lines_left_out": [where for _, where in tally.left_out],
+        "documents_without_tokens": counts["documents"] - counts["documents_with_tokens"],
+        "duplicates_left_out": counts["documents_with_tokens"] - tally.documents,
+    }
+
+
+def _check_free(output_dir):
+    if storage.is_remote(output_dir):
+        used = bool(storage.list_folder(output_dir))
+    else:
+        used = os.path.exists(output_dir)
+        used = used and (not os.path.isdir(output_dir) or bool(os.listdir(output_dir)))
+    if used:
+        raise UserError(f"{output_dir} exists and is not empty. Remove it, or name another folder.")
+
+
+@contextlib.contextmanager
+def _work_folder(output_dir):
+    """The folder to write in, which becomes `output_dir` when the block ends without an error."""
+    if storage.is_remote(output_dir):  # there are no folders to rename: the manifest goes last
+        _check_free(output_dir)
+        storage.make_folder(output_dir)
+        try:
+            yield str(output_dir)
+        except BaseException:
+            with contextlib.suppress(UserError):  # the first error tells more
+                storage.remove(output_dir)
+            raise
+        return
+    with target_lock(output_dir, "--output_dir"), writing(output_dir):
+        _check_free(output_dir)
+        with _scratch_folder(pathlib.Path(output_dir)) as folder:
+            yield folder
+
+
+@contextlib.contextmanager
+def _scratch_folder(output_dir):
     scratch = output_dir.with_name(f"{output_dir.name}.partial-{os.getpid()}")
     for left in output_dir.parent.glob(f"{output_dir.name}.partial-*"):  # of a killed process
         shutil.rmtree(left, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        results = _run(pieces, scratch, tokenizer, processes, report)
-        found = collections.Counter()
-        unigrams = np.zeros(tokenizer.vocab_size, np.int64)
-        shards = []
-        for shard, piece_counts, piece_unigrams in results:
-            found.update(piece_counts)
-            unigrams += piece_unigrams
-            if shard["counts"]["ids"]:
-                shards.append(shard)
-            else:
-                for part in shard["counts"]:
-                    (scratch / f"{shard['name']}.{part}").unlink()
-        _check(found, shards, inputs)
-        tokenizer.save_pretrained(scratch)
-        write_manifest(
-            scratch,
-            shards,
-            tokenizer.vocab_size,
-            tokenizer.fingerprint,
-            tokenizer.lower_case,
-            unigrams,
-            lines=found["lines"],
-            lines_with_bad_utf8=found["bad_lines"],
-            inputs=input_stamps(paths),
-        )
+        yield str(scratch)
         if output_dir.exists():
             output_dir.rmdir()
         scratch.rename(output_dir)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return Corpus(output_dir, verify=False)
 
 
 def input_stamps(paths):
     """What tells whether inputs have changed: path, size in bytes and time of change of each."""
+    files = [path for path in paths if not path.startswith("tfds:")]
+    found = dict(zip(files, storage.stat_all(files), strict=True))
     stamps = []
     for path in paths:
-        if path.startswith("tfds:"):
-            stamps.append([path, 0, 0])
-        else:
-            stat = os.stat(path)
-            stamps.append([os.path.abspath(path), stat.st_size, stat.st_mtime_ns])
+        place = path if path not in found or storage.is_remote(path) else os.path.abspath(path)
+        stamps.append([place, *found.get(path, (0, 0))])
     return stamps
 
 
-def _check(found, shards, inputs):
-    if found["bad_lines"] * 10 > found["lines"]:
+def _check(tally, inputs):
+    bad, lines = tally.counts["lines_with_bad_utf8"], tally.counts["lines"]
+    if bad * 10 > lines:
         raise UserError(
-            f"{found['bad_lines']} of {found['lines']} lines of {inputs} are not UTF-8. Convert "
+            f"{bad} of {lines} lines of {inputs} are not UTF-8. Convert "
             f"the text first, for example: iconv -f LATIN1 -t UTF-8 OLD > NEW"
         )
-    documents = sum(shard["counts"]["documents"] for shard in shards)
-    if documents == 0:
-        raise UserError(f"{inputs} holds no text.")
-    if documents == 1:
+    if tally.documents == 0:
+        left_out = f" ({tally.counts['lines_left_out']} bad lines left out)"
+        raise UserError(f"{inputs} holds no text{left_out if tally.left_out else ''}.")
+    if tally.documents == 1:
+        copies = tally.counts["documents_with_tokens"] - 1
         raise UserError(
-            f"{inputs} is a single document, but next-sentence prediction takes sentences from "
-            f"others. Put an empty line between documents."
+            f"{inputs} is a single document{f', and {copies} duplicates of it' if copies else ''}, "
+            f"but next-sentence prediction takes sentences from others. Put an empty line between "
+            f"documents."
         )
 
 
-def _run(pieces, scratch, tokenizer, processes, report):
-    """Results of all pieces in their order, from this process or from several."""
-    tasks = [(piece, f"{i:05d}", str(scratch)) for i, piece in enumerate(pieces)]
-    sizes = [_size(piece) for piece in pieces]
-    processes = min(processes or os.cpu_count() or 1, len(pieces))
-    start, done = time.monotonic(), 0
-    if processes == 1 or sum(sizes) < _SMALL_BYTES:
-        tokenize = _sentence_tokenizer(tokenizer)
-        results = (_prepare_piece(task, tokenize) for task in tasks)
-        yield from results
-        return
-    with concurrent.futures.ProcessPoolExecutor(
-        processes,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(tokenizer.vocab, tokenizer.settings),
-    ) as pool:
-        results = pool.map(_work, tasks)
-        for size in sizes:
-            try:
-                yield next(results)
-            except concurrent.futures.process.BrokenProcessPool as error:
-                raise UserError(
-                    "a worker process was killed, most likely for lack of memory. Use fewer: "
-                    "--processes=1. (A script of your own must call prepare under "
-                    "`if __name__ == '__main__':`, since the workers import it.)"
-                ) from error
-            done += size
-            seconds = time.monotonic() - start
-            share = max(done, 1) / sum(sizes)  # the first file may be empty
-            report(
-                f"prepared {done / 1e6:,.0f} of {sum(sizes) / 1e6:,.0f} MB | "
-                f"{done / 1e6 / seconds:.1f} MB/s | ETA {seconds * (1 - share) / share:.0f} s"
-            )
-
-
-def _size(piece):
-    if piece.path.startswith("tfds:"):
-        return _SMALL_BYTES
-    return (piece.end or os.path.getsize(piece.path)) - piece.begin
-
-
-def _sentence_tokenizer(tokenizer):
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
-    def tokenize(sentences):
-        ids = tokenizer.tokenize(sentences)
-        return ids.flat_values, ids.row_lengths()
-
-    tokenize.vocab_size = tokenizer.vocab_size
-    return tokenize
-
-
-_worker_tokenize = None
-
-
-def _start_worker(vocab, settings):
-    global _worker_tokenize
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    _worker_tokenize = _sentence_tokenizer(BertTokenizer(vocab, **settings))
-
-
-def _work(task):
-    return _prepare_piece(task, _worker_tokenize)
-
-
-def _prepare_piece(task, tokenize):
-    """Writes the shard of one piece.
-
-    Returns:
-        its manifest entry, Counter of lines and bad_lines, (V,) int64 counts of ids.
-    """
-    piece, name, folder = task
-    writer = ShardWriter(folder, name, tokenize.vocab_size)
-    found = collections.Counter()
-    sentences, starts, size, new_document = [], [], 0, True
-
-    def flush():
-        ids, lengths = tokenize(sentences)
-        writer.write(ids.numpy(), lengths.numpy(), np.asarray(starts, bool))
-
-    for line in read_lines(piece):
-        if not line:
-            new_document = True
-            continue
-        found["lines"] += 1
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError:
-            found["bad_lines"] += 1
-            text = line.decode("utf-8", "replace")
-        parts = split_sentences(text)
-        sentences += parts
-        starts += [new_document] + [False] * (len(parts) - 1)
-        new_document = False
-        size += len(line)
-        if size > BATCH_BYTES:
-            flush()
-            sentences, starts, size = [], [], 0
-    if sentences:
-        flush()
-    return writer.close(), found, writer.unigrams
+def summary(manifest):
+    """What was found and made, as lines of text for a person."""
+    rows = [
+        ("input files", f"{len(manifest['inputs']):,}"),
+        ("text", f"{manifest['bytes'] / 1e6:,.1f} MB"),
+        ("lines", f"{manifest['lines']:,}"),
+        ("  with bytes that are not UTF-8", f"{manifest['lines_with_bad_utf8']:,}"),
+        ("lines left out as bad", f"{manifest['lines_left_out']:,}"),
+        ("documents without tokens, left out", f"{manifest['documents_without_tokens']:,}"),
+        ("duplicates of documents, left out", f"{manifest['duplicates_left_out']:,}"),
+        ("documents", f"{manifest['documents']:,}"),
+        ("sentences", f"{manifest['sentences']:,}"),
+        ("tokens", f"{manifest['tokens']:,}"),
+    ]
+    if not manifest["deduplicate"]:
+        rows = [row for row in rows if not row[0].startswith("duplicates")]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:{width}} {value:>15}" for name, value in rows]
+    return lines + [f"left out: {where}" for where in manifest["first_lines_left_out"]]

@@ -7,6 +7,7 @@ from kbert.data.draws import shuffle_seeds, uniform
 from kbert.data.host_calls import host_arrays
 from kbert.data.masking import choose_tokens, choose_words, mask_tokens, prediction_counts
 from kbert.data.pairs import PairCutter
+from kbert.data.shares import WHOLE
 from kbert.data.vocab import CONTINUATION, SPECIAL_TOKENS, read_vocab
 from kbert.errors import UserError
 from kbert.features import PRETRAINING_FEATURES, feature_shapes
@@ -100,8 +101,8 @@ class PretrainingExamples:
             "next_sentence_labels": (~pairs.is_next).astype(np.int32),
         }
 
-    def dataset(self, batch_size, start_step=0, steps=None):
-        """Batches as tf.data; see `pretraining_dataset`."""
+    def dataset(self, batch_size, start_step=0, steps=None, share=WHOLE):
+        """Batches as tf.data; see `pretraining_dataset`. share: `kbert.data.shares.Share`."""
         B, count = batch_size, self.windows.count
         together = _TOKENS_AT_ONCE // (B * self._max_seq_length)  # batches
         together = max(1, together if steps is None else min(together, steps))
@@ -110,7 +111,8 @@ class PretrainingExamples:
         )
 
         def make_batches(step):
-            index = step * B + tf.range(together * B, dtype=tf.int64)
+            numbers = share.number(step + tf.range(together, dtype=tf.int64))
+            index = tf.reshape(numbers[:, None] * B + tf.range(B, dtype=tf.int64), [together * B])
             epoch = index // count
             seeds = tf.numpy_function(
                 lambda epoch: shuffle_seeds(self._seed, _STREAM_ORDER, epoch),

@@ -1,7 +1,7 @@
 """The prepared corpus on disk: token ids with sentence and document boundaries, memory-mapped.
 
 corpus.json          manifest: counts, vocabulary fingerprint, SHA-256 of every file
-vocab.txt            the vocabulary
+vocab.txt            the vocabulary, and tokenizer_config.json, how text is split into words
 unigrams.npy         (V,) int64, how often each id occurs
 00000.ids            ids of the shard, uint16 when V <= 65,536, else int32
 00000.sentences      (sentences,) int64, index of each sentence's first token in the shard
@@ -10,17 +10,22 @@ unigrams.npy         (V,) int64, how often each id occurs
 
 import dataclasses
 import hashlib
+import io
 import json
+import os
 import pathlib
+import resource
 
 import numpy as np
 
+from kbert import storage
+from kbert.data.fetching import fetch, sha256
 from kbert.errors import UserError
 
 MANIFEST = "corpus.json"
 _FORMAT = "kbert corpus 1"
 _PARTS = ("ids", "sentences", "documents")
-_OTHERS = ("vocab.txt", "unigrams.npy")
+_MEMBERS = ("sha256", "vocab_size", "vocab_fingerprint", "lower_case", "shards")
 
 
 def ids_dtype(vocab_size):
@@ -67,20 +72,38 @@ class ShardWriter:
         self._counts[part] += len(values)
 
     def close(self):
-        """Finishes the files and returns the shard's entry in the manifest."""
+        """Finishes the files, or removes them if they hold nothing.
+
+        Returns:
+            the shard's entry in the manifest.
+        """
         for file in self._files.values():
             file.close()
+            if not self._counts["ids"]:
+                os.remove(file.name)
         hashes = {part: digest.hexdigest() for part, digest in self._hashes.items()}
         return {"name": self.name, "counts": self._counts, "sha256": hashes}
 
 
 def write_manifest(folder, shards, vocab_size, fingerprint, lower_case, unigrams, **extra):
-    """Writes the manifest and the unigram counts, last of all."""
-    np.save(pathlib.Path(folder) / "unigrams.npy", unigrams)
+    """Writes the unigram counts and, last of all, the manifest.
+
+    Args:
+        folder: holds the vocabulary; what is in it besides shards gets a checksum.
+        shards: their entries, in order. unigrams: (V,) int64. extra: more keys of the manifest.
+
+    Returns:
+        the manifest.
+    """
+    folder = pathlib.Path(folder)
+    array = io.BytesIO()  # numpy's own writing does not say why it fails
+    np.save(array, unigrams)
+    (folder / "unigrams.npy").write_bytes(array.getbuffer())
+    others = sorted(path for path in folder.iterdir() if path.suffix[1:] not in _PARTS)
     totals = {part: sum(shard["counts"][part] for shard in shards) for part in _PARTS}
     manifest = {
         "format": _FORMAT,
-        "sha256": {name: _sha256(pathlib.Path(folder) / name) for name in _OTHERS},
+        "sha256": {path.name: sha256(path) for path in others},
         "documents": totals["documents"],
         "sentences": totals["sentences"],
         "tokens": totals["ids"],
@@ -91,7 +114,8 @@ def write_manifest(folder, shards, vocab_size, fingerprint, lower_case, unigrams
         "shards": shards,
     }
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    (pathlib.Path(folder) / MANIFEST).write_text(text, encoding="utf-8")
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    return manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +127,55 @@ class Shard:
     documents: np.ndarray  # (documents,) int64, first token of each
 
 
+def open_shard(folder, entry, vocab_size):
+    """The Shard of an entry of the manifest.
+
+    Raises:
+        UserError: a file is missing, or has not the size it must have.
+    """
+    check_shards(folder, [entry], vocab_size)
+    parts = _files(folder, entry, vocab_size)
+    return Shard(
+        **{
+            part: np.memmap(path, dtype, "r", shape=(n,))
+            for part, (path, dtype, n) in parts.items()
+        }
+    )
+
+
+def check_shards(folder, entries, vocab_size):
+    """Raises UserError unless every file of the shards, local or remote, is there in full."""
+    files = [file for entry in entries for file in _files(folder, entry, vocab_size).values()]
+    try:
+        found = storage.stat_all([path for path, _, _ in files])
+    except OSError as error:
+        raise _damaged(error.filename, error.strerror) from error
+    for (path, dtype, count), (size, _) in zip(files, found, strict=True):
+        if size != count * dtype.itemsize:
+            raise _damaged(path, f"it has {size} bytes, not {count * dtype.itemsize}")
+
+
+def _files(folder, entry, vocab_size):
+    """dict of part -> path, dtype and number of values of the files of a shard."""
+    dtypes = {part: np.dtype("<i8") for part in _PARTS} | {"ids": ids_dtype(vocab_size)}
+    return {
+        part: (os.path.join(folder, f"{entry['name']}.{part}"), dtype, entry["counts"][part])
+        for part, dtype in dtypes.items()
+    }
+
+
 class Corpus:
     """A prepared corpus, opened for reading. Nothing but the document index is held in memory.
 
     Args:
-        folder: what `kbert.data.prepare` wrote.
+        folder: what `kbert.data.prepare` wrote. A remote one, such as gs://BUCKET/CORPUS, is
+            fetched once, and verified, since memory mapping needs local files.
         verify: compare every file with its checksum (about a second per GB).
+        cache_dir: where what is fetched is kept; None = $KBERT_CACHE, else ~/.cache/kbert.
+        report: called with a line of text before anything is fetched.
 
     Attributes:
+        folder: the local one.
         manifest: the dict of `corpus.json`.   vocab_file: path of its vocabulary.
         document_starts: (documents + 1,) int64, first token of each document in the whole corpus.
         shards: list of Shard.   shard_starts: (shards + 1,) int64, first token of each.
@@ -119,30 +184,30 @@ class Corpus:
         UserError: not a prepared corpus, or a file is missing or damaged (it is named).
     """
 
-    def __init__(self, folder, verify=True):
-        self.folder = pathlib.Path(folder)
-        self.manifest = _read_manifest(self.folder)
-        self.vocab_file = self.folder / "vocab.txt"
+    def __init__(self, folder, verify=True, cache_dir=None, report=None):
+        data, self.manifest = _read_manifest(folder)
         try:
-            self._open(verify)
-        except (KeyError, TypeError) as error:
-            raise _damaged(self.folder / MANIFEST, f"it lacks {error}") from error
-
-    def _open(self, verify):
-        if verify:
-            self._verify(self.manifest["sha256"])
-        dtype = ids_dtype(self.manifest["vocab_size"])
-        self.shards, starts, documents = [], [0], []
-        for entry in self.manifest["shards"]:
+            hashes = _file_hashes(self.manifest)
+            if storage.is_remote(folder):
+                folder = fetch(folder, MANIFEST, data, hashes, cache_dir, report)
+            self.folder = pathlib.Path(folder)
+            self.vocab_file = self.folder / "vocab.txt"
             if verify:
-                hashes = entry["sha256"]
-                self._verify({f"{entry['name']}.{part}": hashes[part] for part in _PARTS})
-            parts = {
-                part: self._map(entry, part, dtype if part == "ids" else np.dtype("<i8"))
-                for part in _PARTS
-            }
-            self.shards.append(Shard(**parts))
-            documents.append(np.asarray(parts["documents"]) + starts[-1])
+                self._verify(hashes)
+            self._open()
+        except UserError:
+            raise
+        except KeyError as error:
+            raise _damaged(os.path.join(folder, MANIFEST), f"it lacks {error}") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise _damaged(os.path.join(folder, MANIFEST), str(error)) from error
+
+    def _open(self):
+        self.shards, starts, documents = [], [0], []
+        _allow_open_files(len(_PARTS) * len(self.manifest["shards"]))
+        for entry in self.manifest["shards"]:
+            self.shards.append(open_shard(self.folder, entry, self.manifest["vocab_size"]))
+            documents.append(np.asarray(self.shards[-1].documents) + starts[-1])
             starts.append(starts[-1] + entry["counts"]["ids"])
         self._ids = [np.asarray(shard.ids) for shard in self.shards]  # a memmap is slow to slice
         self.shard_starts = np.asarray(starts, np.int64)
@@ -152,21 +217,11 @@ class Corpus:
         for name, expected in hashes.items():
             path = self.folder / name
             try:
-                found = _sha256(path)
+                found = sha256(path)
             except OSError as error:
                 raise _damaged(path, error.strerror) from error
             if found != expected:
                 raise _damaged(path, "its checksum differs from the manifest's")
-
-    def _map(self, entry, part, dtype):
-        path, count = self.folder / f"{entry['name']}.{part}", entry["counts"][part]
-        try:
-            found = path.stat().st_size
-        except OSError as error:
-            raise _damaged(path, error.strerror) from error
-        if found != count * dtype.itemsize:
-            raise _damaged(path, f"it has {found} bytes, not {count * dtype.itemsize}")
-        return np.memmap(path, dtype, "r", shape=(count,))
 
     @property
     def tokens(self):
@@ -212,22 +267,50 @@ class Corpus:
             )
 
 
-def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _allow_open_files(count):
+    """Lets the process keep so many files mapped: each holds one of its open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + 1024
+    if hard != resource.RLIM_INFINITY:
+        needed = min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def is_prepared(path):
+    """Whether a path, local or remote, is the folder of a prepared corpus."""
+    return storage.exists(os.path.join(path, MANIFEST))
+
+
+def _file_hashes(manifest):
+    """dict of name -> SHA-256 of every file but the manifest."""
+    hashes = dict(manifest["sha256"])
+    for entry in manifest["shards"]:
+        hashes |= {f"{entry['name']}.{part}": entry["sha256"][part] for part in _PARTS}
+    elsewhere = [name for name in hashes if os.path.basename(name) != name]
+    if elsewhere:
+        raise UserError(f"{MANIFEST} names a file outside of its folder, {elsewhere[0]!r}.")
+    return hashes
 
 
 def _read_manifest(folder):
-    path = folder / MANIFEST
+    path = os.path.join(folder, MANIFEST)
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        with storage.open_stream(path) as file:
+            data = file.read()
+        manifest = json.loads(data)
     except FileNotFoundError as error:
         raise UserError(f"{folder} is not a prepared corpus: it has no {MANIFEST}.") from error
-    except (OSError, ValueError) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         raise UserError(f"{path} is not of the format {_FORMAT!r}. Prepare the text again.")
-    return manifest
+    for name in _MEMBERS:
+        if name not in manifest:
+            raise _damaged(path, f"it lacks {name!r}")
+    return data, manifest
 
 
 def _damaged(path, reason):

@@ -97,10 +97,15 @@ class BertTokenizer(tf.Module):
             "max_bytes_per_word": 4 * 200,
             "token_out_type": tf.int32,
         }
-        if tokenize_chinese_chars:  # and its own lower-casing is not BERT's
-            self._splitter = tf_text.FastBertTokenizer(**pieces, lower_case_nfd_strip_accents=False)
-        else:
-            self._splitter = tf_text.FastWordpieceTokenizer(**pieces, no_pretokenization=True)
+        try:
+            if tokenize_chinese_chars:  # and its own lower-casing is not BERT's
+                self._splitter = tf_text.FastBertTokenizer(
+                    **pieces, lower_case_nfd_strip_accents=False
+                )
+            else:
+                self._splitter = tf_text.FastWordpieceTokenizer(**pieces, no_pretokenization=True)
+        except RuntimeError as error:  # such as white space inside of an entry
+            raise UserError(f"the vocabulary {vocab_file} cannot be used: {error}") from error
 
     @classmethod
     def from_pretrained(cls, folder, special_tokens_in_text=False, lower_case=None):

@@ -6,7 +6,7 @@ import pathlib
 import warnings
 
 from kbert.config import is_text
-from kbert.errors import UserError
+from kbert.errors import UserError, one_line
 from kbert.formats import read_json
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -51,8 +51,9 @@ def _tokenizer_json_vocab(path):
             f"{path} is no tokenizer.json of WordPiece with pieces in '##' and the ids 0, 1, 2, ..."
         )
     if extra:
+        words = one_line(", ".join(map(str, list(extra)[:5])), 200)
         warnings.warn(
-            f"{path} adds words to the vocabulary ({', '.join(list(extra)[:5])}): HF finds them "
+            f"{path} adds words to the vocabulary ({words}): HF finds them "
             f"anywhere in a text, kbert where they are words.",
             stacklevel=5,  # the caller of from_pretrained
         )

@@ -1,0 +1,176 @@
+"""Speed and memory of kbert.prepare with its engines, on text of several sizes.
+
+    python -m benchmarks.prepare --text=WIKI.txt.gz,BOOKS.txt.gz --vocab_file=vocab.txt \\
+        --folder=/tmp/prepare --json=prepare.json
+
+Makes texts of --sizes_mb by repeating the one given: each repetition has its number at the end of
+each document, but every tenth is an exact copy of the first. Then runs `python -m kbert.prepare` on
+them, each time in a process of its own, and samples the memory of it and of its workers from /proc:
+resident memory, and the anonymous part of it, without libraries and mapped files, which the system
+takes back when it needs them. In the rows "lines" every line is a document: what does memory
+take for each? Equal rows are compared: their corpora must be the same.
+"""
+
+import gzip
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+from absl import app, flags
+
+from benchmarks import data
+from benchmarks.figures import machine
+
+FLAGS = flags.FLAGS
+_REARRANGED = ("--deduplicate", "--shuffle_documents")
+COLUMNS = ("text", "how", "documents", "wall", "MB/s", "parent", "its anonymous", "a worker")
+COLUMNS += ("its anonymous",)
+
+
+def rows():
+    """(text, flags of kbert.prepare, whether Beam) of each measurement, small texts first."""
+    for size in map(int, FLAGS.sizes_mb):
+        for processes in (1, 2):
+            yield f"{size}", (f"--processes={processes}",), False
+        yield f"{size}", ("--processes=2", *_REARRANGED), False
+        yield f"{size}-lines", ("--processes=2", *_REARRANGED), False
+    for more in ((), _REARRANGED):
+        yield f"{FLAGS.beam_mb}", ("--processes=1", *more), False
+        for mode in ("--direct_running_mode=in_memory", "--direct_running_mode=multi_processing"):
+            options = f"--beam_options=--runner=FnApiRunner --direct_num_workers=2 {mode}"
+            yield f"{FLAGS.beam_mb}", ("--engine=beam", options, *more), True
+
+
+def write_text(sources, target, size, lines):
+    """Writes `size` bytes of altered repetitions of texts.
+
+    Args:
+        sources: bytes of documents with empty lines between them. lines: each line is a document.
+    """
+    separator = b"\n" if lines else b"\n\n"
+    documents = [part for part in sources.split(separator) if part.strip()]
+    number = written = 0
+    with open(target, "wb") as file:
+        while written < size:
+            end = b"\n\n" if number % 10 == 0 else b" %d.\n\n" % number
+            for document in documents:
+                written += file.write(document + end)
+                if written >= size:
+                    break
+            number += 1
+
+
+def read_sources(paths):
+    """The bytes of texts, unpacked, with an empty line between two."""
+    parts = []
+    for path in paths:
+        with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as file:
+            parts.append(file.read().strip())
+    return b"\n\n".join(parts)
+
+
+def memory(pid):
+    """(resident, anonymous) memory of a process in bytes; zeros once it is gone."""
+    try:
+        text = pathlib.Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0, 0
+    values = dict(
+        line.split(":", 1) for line in text.splitlines() if line.startswith(("Vm", "Rss"))
+    )
+    return tuple(int(values.get(name, "0 kB").split()[0]) * 1024 for name in ("VmRSS", "RssAnon"))
+
+
+def descendants(pid):
+    """Ids of the processes that a process has started, and of theirs."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
+    return [*map(int, found), *(inner for child in found for inner in descendants(int(child)))]
+
+
+def run(text, folder, settings, python):
+    """Prepares a text; dict of what it took, in seconds and bytes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [python, "-m", "kbert.prepare", f"--input={text}", f"--output_dir={folder}"]
+    command += [f"--vocab_file={FLAGS.vocab_file}", *settings]
+    peaks = {"parent": (0, 0), "worker": (0, 0)}
+    begin = time.perf_counter()
+    with open(f"{folder}.log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        while process.poll() is None:
+            groups = {"parent": [process.pid], "worker": descendants(process.pid)}
+            for name, pids in groups.items():
+                for pid in pids:
+                    peaks[name] = tuple(map(max, peaks[name], memory(pid)))
+            time.sleep(0.2)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} failed; see {folder}.log")
+    wall, size = time.perf_counter() - begin, text.stat().st_size
+    manifest = json.loads(pathlib.Path(folder, "corpus.json").read_text())
+    shutil.rmtree(folder)
+    counts = {name: manifest[name] for name in ("documents", "tokens", "duplicates_left_out")}
+    shards = [shard["sha256"] for shard in manifest["shards"]]
+    took = {"bytes": size, "wall_s": wall, "peak_bytes": peaks, "counts": counts}
+    return took | {"shards": shards}
+
+
+def line(name, settings, took):
+    """Cells of the table."""
+
+    def gigabytes(value):
+        return f"{value / 1e9:.2f} GB" if value else ""
+
+    numbers = [value for role in ("parent", "worker") for value in took["peak_bytes"][role]]
+    return [
+        f"{took['bytes'] / 1e6:,.0f} MB{' of lines' if 'lines' in name else ''}",
+        " ".join(settings).replace("--", "").replace("beam_options=runner=", ""),
+        f"{took['counts']['documents'] + took['counts']['duplicates_left_out']:,}",
+        f"{took['wall_s']:.1f} s",
+        f"{took['bytes'] / 1e6 / took['wall_s']:.1f}",
+        *map(gigabytes, numbers),
+    ]
+
+
+def main(_):
+    """Makes the texts, prepares them, prints a table."""
+    folder = pathlib.Path(FLAGS.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = FLAGS.text or [data.sample_text(folder)]
+    FLAGS.vocab_file = data.vocabulary(FLAGS.vocab_file, folder)
+    sources, found, first = read_sources(paths), [], {}
+    has_beam = not subprocess.run([FLAGS.python_beam, "-c", "import apache_beam"]).returncode
+    table = [COLUMNS, ["---"] * len(COLUMNS)]
+    for name, settings, needs_beam in rows():
+        if needs_beam and not has_beam:
+            print(f"{FLAGS.python_beam} has no apache_beam: left out", file=sys.stderr)
+            continue
+        text = folder / f"{name}.txt"
+        if not text.exists():
+            size = int(name.partition("-")[0]) * 10**6
+            write_text(sources, text, size, lines=name.endswith("lines"))
+        python = FLAGS.python_beam if needs_beam else sys.executable
+        took = run(text, folder / "corpus", settings, python)
+        shards = took.pop("shards")
+        how = (name, "--deduplicate" in settings)
+        if first.setdefault(how, shards) != shards:
+            sys.exit(f"{name}: {' '.join(settings)} made another corpus")
+        found.append({"text": name, "flags": settings, **took})
+        table.append(line(name, settings, took))
+        print(" | ".join(table[-1]), file=sys.stderr, flush=True)
+        if FLAGS.json:
+            result = {"area": "prepare", "machine": machine(), "results": found}
+            pathlib.Path(FLAGS.json).write_text(json.dumps(result, indent=1) + "\n")
+    print("\n".join(f"| {' | '.join(cells)} |" for cells in table))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("text", [], "plain text files, or .gz; default: the sample of kbert")
+    flags.DEFINE_string("vocab_file", None, "a vocabulary; default: learnt from kbert's sample")
+    flags.DEFINE_string("folder", "/tmp/prepare", "where texts and corpora are written")
+    flags.DEFINE_list("sizes_mb", ["500", "2000"], "sizes of the texts")
+    flags.DEFINE_integer("beam_mb", 100, "size of the text for Beam's runner, which keeps it all")
+    flags.DEFINE_string("python_beam", sys.executable, "Python that has apache_beam, and kbert")
+    flags.DEFINE_string("json", None, "file to write all figures to")
+    app.run(main)
