@@ -9,6 +9,7 @@ from absl import flags as absl_flags
 from kbert import program
 from kbert.errors import UserError
 from kbert.formats import FORMATS, find_folder, folder_format
+from kbert.locks import target_lock
 
 
 def convert(source, target, format, allow_missing=(), lower_case=None, report=print):
@@ -33,11 +34,10 @@ def convert(source, target, format, allow_missing=(), lower_case=None, report=pr
     from kbert.model.weights import open_weights, part_of
     from kbert.train.checkpoint import replace_folder
 
-    target = pathlib.Path(target)
+    target, folder = pathlib.Path(target), find_folder(source)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty. Remove it, or name another folder.")
-    folder = find_folder(source)
-    with warnings.catch_warnings(record=True) as caught:
+    with target_lock(target, "--to"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         with open_weights(folder, allow_missing) as (config, weights):
             parameters = sum(math.prod(shape) for shape in weights.shapes.values())

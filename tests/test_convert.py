@@ -16,6 +16,7 @@ from kbert import BertTokenizer
 from kbert.convert import convert
 from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.errors import UserError
+from kbert.locks import target_lock
 
 FORMATS = ("kbert", "google", "hf", "keras_hub")
 VOCAB = [*SPECIAL_TOKENS, "the", "Cat", "##s", "[unused1]"]  # the table of 53 rows is padded
@@ -120,6 +121,8 @@ def test_what_is_refused(tmp_path):
     saved(tmp_path / "a")
     with pytest.raises(UserError, match=r"a exists and is not empty. Remove it, or name another"):
         convert(tmp_path / "a", tmp_path / "a", "hf")
+    with target_lock(tmp_path / "b", "--to"), pytest.raises(UserError, match="b is in use by"):
+        convert(tmp_path / "a", tmp_path / "b", "hf")
     vocab = tmp_path / "a/vocab.txt"
     vocab.write_text(vocab.read_text() + "\n".join(f"w{i}" for i in range(45)))
     message = r"vocabulary has 54 entries, and the config says vocab_size 53"

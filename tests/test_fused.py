@@ -232,6 +232,15 @@ def test_draws_of_seeds_are_independent():
         assert abs(both - 0.01) < 6 * math.sqrt(0.0099 / 1e6), shift
 
 
+def test_parts_are_kept_as_the_whole_is():
+    whole = draws([77, -1], shape=(12, 5, 7))
+    for parts in (2, 3, 12):
+        size = 12 // parts
+        found = [draws([77, -1 - i], shape=(size, 5, 7)) for i in range(parts)]
+        np.testing.assert_array_equal(np.concatenate(found), whole)
+    assert (whole != draws([78, -1], shape=(12, 5, 7))).any()
+
+
 def test_dropout_keeps_the_mean_and_is_repeated_by_its_seed():
     x = tf.ones((400, 500))
     once, again = (np.array(fused.dropout(x, tf.constant([5, 6]), 0.2)) for _ in range(2))

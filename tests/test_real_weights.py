@@ -92,6 +92,7 @@ def mean_pooled(hidden, mask):
     return total / np.linalg.norm(total, axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_similarity_of_sts_b_equals_torch(minilm, hf, shared_data):
     """Spearman of the cosine and the human score; the model card of MiniLM has 0.82 (MTEB)."""
     with open(shared_data / "stsb/sts-test.tsv", encoding="utf-8", newline="") as file:

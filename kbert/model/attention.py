@@ -97,35 +97,52 @@ def attention_bias(attention_mask, dtype):
 
 @keras.saving.register_keras_serializable("kbert")
 class SelfAttention(ConfiguredLayer):
-    """Self-attention of H heads of width K = D / H, up to its output projection.
+    """Self-attention of H heads of width K, up to its output projection.
 
     The projection, `output_dense`, is left to the block, which does what comes after it as well.
+
+    Args:
+        config: BertConfig. heads: H; None for `num_attention_heads`. K does not depend on it.
+
+    Attributes:
+        head_mask: None at first; else (B, H) to multiply what each head gives by, as `kbert.prune`
+            does to see what depends on it.
 
     Call arguments:
         x: (B, L, D). bias: (B, 1, 1, L) from `attention_bias`, or None.
         asking: (B, P, D), the rows of x that look at the others; None for all.
 
     Returns:
-        (B, P, D), and the attention weights (B, H, P, L), in training after dropout.
+        (B, P, H * K), and the attention weights (B, H, P, L), in training after dropout.
     """
 
-    def __init__(self, config, **kwargs):
+    head_mask = None
+
+    def __init__(self, config, heads=None, **kwargs):
         super().__init__(config, **kwargs)
-        D = self.config.hidden_size
-        self.query, self.key, self.value, self.output_dense = (
-            self.dense(D, name) for name in ("query", "key", "value", "output")
+        self.heads = heads or self.config.num_attention_heads
+        self._width = self.heads * self.config.head_size
+        self.query, self.key, self.value = (
+            self.dense(self._width, name) for name in ("query", "key", "value")
         )
+        self.output_dense = self.dense(self.config.hidden_size, "output")
         self.weights_dropout = self.dropout(self.config.attention_probs_dropout_prob, "dropout")
 
     def build(self, x_shape):
-        for layer in (self.query, self.key, self.value, self.output_dense):
+        for layer in (self.query, self.key, self.value):
             layer.build(x_shape)
+        self.output_dense.build((*x_shape[:-1], self._width))
+
+    def get_config(self):
+        return {**super().get_config(), "heads": self.heads}
 
     def call(self, x, bias=None, asking=None, training=None):
-        H = self.config.num_attention_heads
-        scale = 1 / math.sqrt(self.config.hidden_size // H)
+        H, scale = self.heads, 1 / math.sqrt(self.config.head_size)
         query = fused.dense_heads(self.query, x if asking is None else asking, H, training)
         key, value = (fused.dense_heads(d, x, H, training) for d in (self.key, self.value))
         scores = ops.matmul(query, ops.swapaxes(key, -1, -2))  # (B, H, P, L)
         weights = fused.attention_weights(scores, bias, scale, self.weights_dropout, training)
-        return fused.merge_heads(ops.matmul(weights, value)), weights
+        context = ops.matmul(weights, value)  # (B, H, P, K)
+        if self.head_mask is not None:
+            context = context * self.head_mask[:, :, None, None]
+        return fused.merge_heads(context), weights

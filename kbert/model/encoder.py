@@ -70,13 +70,14 @@ class Embeddings(ConfiguredLayer):
 class EncoderBlock(ConfiguredLayer):
     """Self-attention and a feed-forward part, each with dropout, a residual and then LayerNorm.
 
-    Call arguments are those of `SelfAttention`; so are the results, (B, P, D) and (B, H, P, L).
+    Arguments are those of `SelfAttention`, also of the call; results are (B, P, D) and
+    (B, H, P, L).
     """
 
-    def __init__(self, config, **kwargs):
+    def __init__(self, config, heads=None, **kwargs):
         super().__init__(config, **kwargs)
         config = self.config
-        self.attention = SelfAttention(config, dtype=self.dtype_policy, name="attention")
+        self.attention = SelfAttention(config, heads, dtype=self.dtype_policy, name="attention")
         self.attention_norm = self.norm("attention_norm")
         self.attention_dropout = self.dropout(config.hidden_dropout_prob, "attention_dropout")
         self.intermediate = self.dense(config.intermediate_size, "intermediate")
@@ -88,6 +89,9 @@ class EncoderBlock(ConfiguredLayer):
         for layer in (self.attention, self.attention_norm, self.intermediate, self.output_norm):
             layer.build(x_shape)
         self.output_dense.build((*x_shape[:-1], self.config.intermediate_size))
+
+    def get_config(self):
+        return {**super().get_config(), "heads": self.attention.heads}
 
     def call(self, x, bias=None, asking=None, training=None):
         context, weights = self.attention(x, bias, asking, training=training)
@@ -155,7 +159,12 @@ class Encoder(ConfiguredLayer):
     def __init__(self, config, **kwargs):
         super().__init__(config, **kwargs)
         self.blocks = [
-            EncoderBlock(self.config, dtype=self.dtype_policy, name=f"layer_{i}")
+            EncoderBlock(
+                self.config,
+                self.config.block_heads(i),
+                dtype=self.dtype_policy,
+                name=f"layer_{i}",
+            )
             for i in range(self.config.num_hidden_layers)
         ]
 

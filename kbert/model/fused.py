@@ -8,24 +8,18 @@ each. What the backward pass can compute again from what is kept anyway is not k
 dropout's masks nor the inside of GELU and of LayerNorm.
 
 Outside training the layers are called as they are, and fusing is left to the compiler of the whole;
-but see `constant_weights`.
+but see `kbert.model.forms`.
 """
 
-import contextlib
-import contextvars
 import math
 
 import keras
 from keras import ops
 
+from kbert.model import forms
+
 if keras.backend.backend() == "tensorflow":
-    from kbert.model.fused_tf import (
-        constant_dense,
-        constant_norm,
-        sum_rows,
-        with_gradient,
-        with_xla,
-    )
+    from kbert.model.fused_tf import sum_rows, with_gradient, with_xla
 else:
 
     def with_xla(function):
@@ -39,32 +33,6 @@ _INV_SQRT_2, _INV_SQRT_2_PI = 1 / math.sqrt(2), 1 / math.sqrt(2 * math.pi)
 _SQRT_2_OVER_PI, _CUBIC = math.sqrt(2 / math.pi), 0.044715  # of the tanh form of GELU
 _LOWBIAS32 = (0x7FEB352D, 0x846CA68B - 2**32)  # Wellons 2018, "Prospecting for hash functions"
 _GOLDEN = 0x9E3779B1 - 2**32
-
-
-_weights_are_constant = contextvars.ContextVar("weights_are_constant", default=False)
-
-
-@contextlib.contextmanager
-def constant_weights():
-    """Makes models compute, outside training, in the forms that TensorFlow's CPU is fastest with.
-
-    That is so where the weights are constants of a graph; with variables these are slower.
-    """
-    token = _weights_are_constant.set(True)
-    try:
-        yield
-    finally:
-        _weights_are_constant.reset(token)
-
-
-def _dense(dense, x, then=lambda x: x):
-    if _weights_are_constant.get() and not dense.quantization_mode:
-        return constant_dense(dense, x, then)
-    return then(dense(x))
-
-
-def _norm(norm, x):
-    return constant_norm(norm, x) if _weights_are_constant.get() else norm(x)
 
 
 def _float(x):
@@ -83,20 +51,26 @@ def _mix(x, key=0):
 
 
 def kept(x, seed, rate):
-    """Which elements of x dropout keeps: a hash of the seed and of the number of the element.
+    """Which elements of x dropout keeps: a hash of the seed, the row and the place in the row.
 
     So no mask has to be stored, and all backends drop the same; a draw costs a dozen integer
-    operations, several times less than one of Philox.
+    operations, several times less than one of Philox. A seed (k, -1 - n) says that x is part n of
+    something larger, along its first axis in parts of this size: the parts are kept as the whole is
+    with the seed (k, -1).
 
     Args:
-        x: any shape, fewer than 2^31 elements. seed: (2,) int32. rate: share that is dropped.
+        x: (R, ...), fewer than 2^31 elements in a row, and rows in the whole. seed: (2,) int32.
+        rate: share that is dropped.
 
     Returns:
         bool, of the shape of x.
     """
-    first = _mix(seed[0], _mix(seed[1]))
-    numbers = ops.arange(ops.size(x), dtype="int32") * _GOLDEN + first
-    draws = _mix(numbers, key=_mix(first + 1))  # without the key, seeds would be shifts
+    first = _mix(seed[0], _mix(ops.maximum(seed[1], -1)))
+    count = ops.shape(x)[0]
+    row = ops.maximum(-1 - seed[1], 0) * count + ops.arange(count, dtype="int32")
+    row = _mix(row, key=first)[:, None]
+    numbers = ops.arange(ops.size(x) // count, dtype="int32") * _GOLDEN + row
+    draws = _mix(numbers, key=_mix(row + 1))  # without the key, rows would be shifts
     return ops.reshape(draws >= round((rate - 0.5) * 2**32), ops.shape(x))
 
 
@@ -157,7 +131,7 @@ def dense_gelu(dense, x, approximate, training):
     """
     if training:
         return _bias_gelu(ops.matmul(x, dense.kernel), dense.bias, approximate=approximate)
-    return _dense(dense, x, lambda x: ops.gelu(x, approximate))
+    return forms.dense(dense, x, lambda x: forms.gelu(x, approximate))
 
 
 def _normalized(x, bias, residual, seed, rate, epsilon):
@@ -205,7 +179,7 @@ def dense_add_norm(dense, dropout, norm, x, residual, training):
         norm: keras.layers.LayerNormalization. x: (B, L, F). residual: (B, L, D).
     """
     if not training:
-        return _norm(norm, residual + _dense(dense, x))
+        return forms.norm(norm, residual + forms.dense(dense, x))
     tensors = (ops.matmul(x, dense.kernel), dense.bias, residual, norm.gamma, norm.beta)
     settings = {"rate": dropout.rate, "epsilon": norm.epsilon}
     return _bias_dropout_add_norm(*tensors, dropout.next_seed(), **settings)
@@ -214,7 +188,7 @@ def dense_add_norm(dense, dropout, norm, x, residual, training):
 def add_norm(norm, x, residual, training):
     """norm(residual + x), of two tensors (B, L, D)."""
     if not training:
-        return _norm(norm, residual + x)
+        return forms.norm(norm, residual + x)
     bias, seed = ops.zeros(x.shape[-1:]), ops.zeros((2,), "int32")
     tensors = (x, bias, residual, norm.gamma, norm.beta, seed)
     return _bias_dropout_add_norm(*tensors, rate=0.0, epsilon=norm.epsilon)
@@ -256,9 +230,7 @@ def attention_weights(scores, bias, scale, dropout, training):
         seed = dropout.next_seed()
         return _bias_softmax_dropout(scores, bias, seed, scale=scale, rate=dropout.rate)
     scores = scores * scale + bias
-    if _weights_are_constant.get():
-        return ops.softmax(scores, axis=-1)  # oneDNN's: it computes in float32 by itself
-    return ops.cast(ops.softmax(_float(scores), axis=-1), scores.dtype)
+    return forms.softmax(scores)
 
 
 def _split_heads(x, heads):
@@ -292,7 +264,7 @@ def dense_heads(dense, x, heads, training):
     """dense(x) with the heads apart: (B, L, D) -> (B, H, L, K)."""
     if training:
         return _bias_split_heads(ops.matmul(x, dense.kernel), dense.bias, heads=heads)
-    return _split_heads(_dense(dense, x), heads)
+    return _split_heads(forms.dense(dense, x), heads)
 
 
 @with_xla

@@ -10,7 +10,7 @@ from keras import ops
 from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.model.attention import matrix_initializer, undrawn_weights
-from kbert.model.weights import Tensors, open_weights, part_of, write_weights
+from kbert.model.weights import Tensors, heads_text, open_weights, part_of, write_weights
 
 _ADAPTER = "lora_kernel"  # how Keras' names for the matrices of adapters begin
 _FIELDS = {field.name for field in dataclasses.fields(BertConfig)}
@@ -96,7 +96,8 @@ class PretrainedModel(keras.Model):
     def save_pretrained(self, folder, format="kbert", allow_missing=()):
         """Writes config and weights, float32, in one of four formats.
 
-        Warns where the code that the format belongs to computes something else with them.
+        Warns where the code that the format belongs to computes something else with them, and
+        where it has all heads: then those that were removed are written as zeros.
 
         Args:
             folder: made if missing; files of the same names are replaced.
@@ -125,7 +126,7 @@ class PretrainedModel(keras.Model):
             warnings.warn(note, stacklevel=2)
 
     @classmethod
-    def from_pretrained(cls, folder, allow_missing=(), **kwargs):
+    def from_pretrained(cls, folder, allow_missing=(), layers=None, **kwargs):
         """A model with the weights of a folder, which another class or other code may have written.
 
         Weights are read one at a time. Parts that the folder lacks as a whole, such as a head or
@@ -138,6 +139,9 @@ class PretrainedModel(keras.Model):
             allow_missing: names, or starts of names, of weights that may be missing, unknown or of
                 another shape: they stay fresh, or are left out. kbert's names or the folder's; with
                 `*`.
+            layers: of the folder's encoder blocks, those to take, such as for a student of
+                distillation: how many, evenly spread (3 of 12 are 4, 8 and 12), or a tuple of their
+                numbers from 1. None for all.
             **kwargs: fields of BertConfig that are to differ from the folder's, such as
                 `num_labels=3`, and arguments of the constructor, such as `dtype="mixed_bfloat16"`.
 
@@ -146,7 +150,8 @@ class PretrainedModel(keras.Model):
                 architecture; weights that are unknown, missing in part, or of another shape.
         """
         changes = {name: kwargs.pop(name) for name in _FIELDS & kwargs.keys()}
-        with open_weights(folder, allow_missing, cls.heads, **changes) as (config, weights):
+        opened = open_weights(folder, allow_missing, cls.heads, layers, **changes)
+        with opened as (config, weights):
             with undrawn_weights():
                 model = cls(config, **kwargs)
             for name, weight in model.named_weights().items():
@@ -155,14 +160,20 @@ class PretrainedModel(keras.Model):
             model._assign(weights, folder)
         return model
 
-    def load_pretrained(self, folder, allow_missing=(), leave_out=()):
+    def load_pretrained(self, folder, allow_missing=(), leave_out=(), layers=None):
         """Loads the weights of a folder into this model; see `from_pretrained`.
 
         Args:
-            folder, allow_missing: as for `from_pretrained`.
+            folder, allow_missing, layers: as for `from_pretrained`.
             leave_out: names of parts, such as a head, that stay as they are.
         """
-        with open_weights(folder, allow_missing, self.heads) as (_, weights):
+        with open_weights(folder, allow_missing, self.heads, layers) as (config, weights):
+            if config.heads_left != self.config.heads_left:
+                raise UserError(
+                    f"{folder} has {heads_text(config.heads_left)}, and the model "
+                    f"{heads_text(self.config.heads_left)}. Make the model of the folder's config, "
+                    f"as from_pretrained does."
+                )
             shapes = {n: s for n, s in weights.shapes.items() if part_of(n) not in leave_out}
             self._assign(Tensors(shapes, weights.__getitem__), folder)
 

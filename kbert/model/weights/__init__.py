@@ -7,7 +7,9 @@ import pathlib
 from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.formats import FORMATS, WEIGHTS_FILES, find_folder, folder_format
-from kbert.model.weights import google, huggingface, kerashub, native
+from kbert.model.weights import exported, google, huggingface, kerashub, native
+from kbert.model.weights.heads import heads_text, with_all_heads, without_heads
+from kbert.model.weights.layers import chosen_layers, take_layers
 from kbert.model.weights.tensors import (
     REQUIRED_PARTS,
     Tensors,
@@ -17,13 +19,22 @@ from kbert.model.weights.tensors import (
     weight_shapes,
 )
 
-__all__ = ["Tensors", "open_weights", "part_of", "write_weights"]
+__all__ = [
+    "Tensors",
+    "chosen_layers",
+    "heads_text",
+    "open_weights",
+    "part_of",
+    "without_heads",
+    "write_weights",
+]
 
 _MODULES = {"kbert": native, "google": google, "hf": huggingface, "keras_hub": kerashub}
+_MODULES["export"] = exported  # which is not written
 
 
 @contextlib.contextmanager
-def open_weights(folder, allow_missing=(), parts=(), **changes):
+def open_weights(folder, allow_missing=(), parts=(), layers=None, **changes):
     """Opens a folder of weights in any format; they are read one at a time, when asked for.
 
     The shapes are checked against the config before anything is read or made.
@@ -34,6 +45,7 @@ def open_weights(folder, allow_missing=(), parts=(), **changes):
             another shape, and are then left out: kbert's names or those of the format; with `*`.
         parts: of the model that is to be read; a folder of HF may not say what its classifier is
             for.
+        layers: of the encoder blocks, those to take; see `chosen_layers`. None for all.
         **changes: fields of BertConfig that are to differ from the folder's.
 
     Gives:
@@ -50,8 +62,14 @@ def open_weights(folder, allow_missing=(), parts=(), **changes):
             fields["label_names"] = None  # those of other labels
         try:
             config = BertConfig(**fields | changes)
+            theirs = BertConfig(**fields) if "heads_left" in changes else config
         except UserError as error:
             raise UserError(f"{folder}: {error}") from None
+        if config.heads_left != theirs.heads_left:
+            raise UserError(
+                f"{folder} has {heads_text(theirs.heads_left)}, which a config cannot change; got "
+                f"heads_left={config.heads_left}. To remove heads: python -m kbert.prune"
+            )
         if config.num_hidden_layers > len(tensors):
             raise UserError(
                 f"{folder}: the config says {config.num_hidden_layers} layers, and there are "
@@ -59,13 +77,11 @@ def open_weights(folder, allow_missing=(), parts=(), **changes):
             )
         shapes, places = weight_shapes(config), places_of(config)
         found = _fitting(folder, tensors, places, allow_missing)
-        yield (
-            config,
-            Tensors(
-                {name: shapes[name] for name in found},
-                lambda name: places[name].ours(tensors[places[name].name], shapes[name]),
-            ),
+        weights = Tensors(
+            {name: shapes[name] for name in found},
+            lambda name: places[name].ours(tensors[places[name].name], shapes[name]),
         )
+        yield (config, weights) if layers is None else take_layers(config, weights, layers)
 
 
 def _fitting(folder, tensors, places, allow_missing):
@@ -111,7 +127,8 @@ def write_weights(folder, format, config, weights, allow_missing=()):
             place for them.
 
     Returns:
-        list of lines: where the other code would compute something else with these weights.
+        list of lines: where the other code would compute something else with these weights, and
+        that removed heads are written as zeros, which all formats but kbert's own need.
 
     Raises:
         UserError: no such format, weights that it has no place for, files that cannot be written.
@@ -125,6 +142,13 @@ def write_weights(folder, format, config, weights, allow_missing=()):
             f"{folder} has weights in the format {present[0]} already. Name another folder, or it "
             f"would not be clear which are meant."
         )
+    notes = []
+    if config.heads_left and format != "kbert":
+        config, weights = with_all_heads(config, weights)
+        notes = [
+            f"the format {format} cannot say that heads were removed: they are there as zeros, so "
+            f"that the outputs are the same, but nothing is smaller or faster."
+        ]
     module, parts = _MODULES[format], {part_of(name) for name in weights}
     places = module.places(config, parts)
     homeless = [name for name in weights if name not in places]
@@ -139,4 +163,5 @@ def write_weights(folder, format, config, weights, allow_missing=()):
         {theirs: places[name].shape for theirs, name in ours.items()},
         lambda theirs: places[ours[theirs]].theirs(weights[ours[theirs]]),
     )
-    return module.write(folder, config, tensors, {part_of(name) for name in ours.values()})
+    kept = {part_of(name) for name in ours.values()}
+    return notes + module.write(folder, config, tensors, kept)

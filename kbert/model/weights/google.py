@@ -72,6 +72,8 @@ FIXED = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-12}  # in the code
 _NOT_WEIGHTS = re.compile(
     r"(.*/)?(adam_[mv]|lamb_[mv]|Adam(_1)?|global_step|beta[12]_power|loss_scale|good_steps)"
 )
+# What TensorFlow's reader raises beside its own errors where an index is damaged.
+_DAMAGED = (IndexError, RuntimeError, ValueError, TypeError, KeyError)
 _RELATIVES = {"electra/": "ELECTRA", "/group_0/": "ALBERT", "/.ATTRIBUTES/": "TF2 Model Garden"}
 
 
@@ -82,33 +84,43 @@ def opened(folder, parts=()):
     Raises:
         UserError: a file is missing or damaged, or of another architecture.
     """
+    prefix = _checkpoint(folder)
+    tensors = read_checkpoint(prefix, lambda name: not _NOT_WEIGHTS.fullmatch(name))
+    for mark, relative in _RELATIVES.items():
+        if any(mark in f"/{name}" for name in tensors):
+            raise UserError(f"{prefix} is a checkpoint of {relative}; kbert reads those of BERT.")
+    yield _fields(folder, tensors.shapes), tensors, places
+
+
+def read_checkpoint(prefix, wanted):
+    """The floats of a checkpoint of TensorFlow whose names are wanted, as `Tensors`.
+
+    Raises:
+        UserError: it cannot be read, or claims to hold more than its files do.
+    """
     import tensorflow as tf
 
-    prefix = _checkpoint(folder)
     try:
         reader = tf.train.load_checkpoint(str(prefix))
         shapes = reader.get_variable_to_shape_map()
         dtypes = reader.get_variable_to_dtype_map()
-    except tf.errors.OpError as error:
+    except (*_DAMAGED, tf.errors.OpError) as error:
         raise UserError(f"cannot read the checkpoint {prefix}: {_first_line(error)}.") from error
     shapes = {
         name: tuple(shape)
         for name, shape in shapes.items()
-        if dtypes[name].is_floating and not _NOT_WEIGHTS.fullmatch(name)
+        if dtypes[name].is_floating and wanted(name)
     }
-    for mark, relative in _RELATIVES.items():
-        if any(mark in f"/{name}" for name in shapes):
-            raise UserError(f"{prefix} is a checkpoint of {relative}; kbert reads those of BERT.")
     claimed = sum(math.prod(shape) * dtypes[name].size for name, shape in shapes.items())
     check_size(prefix, prefix.parent.glob(f"{prefix.name}.data-*"), claimed)
 
     def read(name):
         try:
             return reader.get_tensor(name)
-        except tf.errors.OpError as error:
+        except (*_DAMAGED, tf.errors.OpError) as error:
             raise UserError(f"cannot read {name} of {prefix}: {_first_line(error)}.") from error
 
-    yield _fields(folder, shapes), Tensors(shapes, read), places
+    return Tensors(shapes, read)
 
 
 def _checkpoint(folder):
@@ -140,7 +152,7 @@ def _fields(folder, shapes):
 
 
 def _first_line(error):
-    return error.message.splitlines()[0][:400]
+    return (str(error).splitlines() or [type(error).__name__])[0][:400]
 
 
 def write(folder, config, tensors, parts):

@@ -238,7 +238,7 @@ def write(folder, config, tensors, parts):
     is left out.
     """
     values = dataclasses.asdict(config)
-    del values["num_labels"]  # HF counts id2label
+    del values["num_labels"], values["heads_left"]  # HF counts id2label, and has all heads
     names = values.pop("label_names") or _default_names(config.num_labels)
     if "span_classifier" in parts:
         names = _default_names(2)  # HF takes start and end for labels

@@ -9,21 +9,21 @@ import numpy as np
 
 from kbert.errors import UserError
 
-# A letter is a size: V vocabulary, D width, F inner width, P positions, T segments, C labels;
-# "{i}" is each of the N layers.
+# A letter is a size: V vocabulary, D width, F inner width, P positions, T segments, C labels,
+# A the width of all heads of a layer; "{i}" is each of the N layers.
 SHAPES = {
     "bert/embeddings/word_embeddings/embeddings": "VD",
     "bert/embeddings/position_embeddings/embeddings": "PD",
     "bert/embeddings/token_type_embeddings/embeddings": "TD",
     "bert/embeddings/layer_norm/gamma": "D",
     "bert/embeddings/layer_norm/beta": "D",
-    "bert/encoder/layer_{i}/attention/query/kernel": "DD",
-    "bert/encoder/layer_{i}/attention/query/bias": "D",
-    "bert/encoder/layer_{i}/attention/key/kernel": "DD",
-    "bert/encoder/layer_{i}/attention/key/bias": "D",
-    "bert/encoder/layer_{i}/attention/value/kernel": "DD",
-    "bert/encoder/layer_{i}/attention/value/bias": "D",
-    "bert/encoder/layer_{i}/attention/output/kernel": "DD",
+    "bert/encoder/layer_{i}/attention/query/kernel": "DA",
+    "bert/encoder/layer_{i}/attention/query/bias": "A",
+    "bert/encoder/layer_{i}/attention/key/kernel": "DA",
+    "bert/encoder/layer_{i}/attention/key/bias": "A",
+    "bert/encoder/layer_{i}/attention/value/kernel": "DA",
+    "bert/encoder/layer_{i}/attention/value/bias": "A",
+    "bert/encoder/layer_{i}/attention/output/kernel": "AD",
     "bert/encoder/layer_{i}/attention/output/bias": "D",
     "bert/encoder/layer_{i}/attention_norm/gamma": "D",
     "bert/encoder/layer_{i}/attention_norm/beta": "D",
@@ -55,8 +55,8 @@ SHAPES = {
 REQUIRED_PARTS = ("bert/embeddings", "bert/encoder")
 
 
-def size_of(letters, config):
-    """The shape that letters of `SHAPES` (and H heads, K their width) mean."""
+def size_of(letters, config, i):
+    """The shape that letters of `SHAPES` (and H heads, K their width) mean in layer i."""
     sizes = {
         "V": config.vocab_size,
         "D": config.hidden_size,
@@ -64,8 +64,9 @@ def size_of(letters, config):
         "P": config.max_position_embeddings,
         "T": config.type_vocab_size,
         "C": config.num_labels,
-        "H": config.num_attention_heads,
-        "K": config.hidden_size // config.num_attention_heads,
+        "A": config.block_heads(i) * config.head_size,
+        "H": config.block_heads(i),
+        "K": config.head_size,
     }
     return tuple(sizes[letter] if letter in sizes else int(letter) for letter in letters)
 
@@ -81,7 +82,7 @@ def _rows(config):
 
 def weight_shapes(config):
     """dict of name -> shape of every weight that a model with this config may have."""
-    return {name: size_of(letters, config) for name, _, _, letters in _rows(config)}
+    return {name: size_of(letters, config, i) for name, _, i, letters in _rows(config)}
 
 
 def part_of(name):
@@ -132,7 +133,7 @@ def places_of(config, names, variables, transposed=lambda name: False, letters=S
             theirs = names[layer] + variables[variable]
         else:
             continue
-        shape = size_of(letters.get(row, ours), config)
+        shape = size_of(letters.get(row, ours), config, i)
         turned = transposed(name)
         theirs = theirs.format(i=i, _i=f"_{i}" if i else "")
         places[name] = Place(theirs, shape[::-1] if turned else shape, turned)

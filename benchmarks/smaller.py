@@ -1,0 +1,79 @@
+"""Forward time of folders of weights, in turns: how much faster a smaller model is.
+
+    python -m benchmarks.smaller --models=RUN/finetuning/best,SMALLER --batches=1,32
+
+In each round every model computes the same token ids for some seconds, in one process; figures are
+medians over the rounds with the lowest and highest, ratios are taken within each round. The other
+processes of the machine are not looked at.
+"""
+
+import statistics
+import time
+
+import numpy as np
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+
+
+def computations(folders, engine, features):
+    """For each folder the function that computes its encoder and pooler with an engine."""
+    import kbert
+    from kbert.tasks.engines import settled_engine
+
+    for folder in folders:
+        model = kbert.BertModel.from_pretrained(folder)
+
+        def outputs(features, model=model):
+            return {"pooled": model(features, training=False)["pooler_output"]}
+
+        yield settled_engine(engine, model, "smaller")(outputs, features)
+
+
+def seconds_of(compute, features, least):
+    """Seconds of a call, the mean of those that take `least` seconds together."""
+    begin, count = time.perf_counter(), 0
+    while time.perf_counter() - begin < least:
+        compute(features)
+        count += 1
+    return (time.perf_counter() - begin) / count
+
+
+def main(_):
+    """Compares, and prints a Markdown table."""
+    print("| engine | batch | model | ms a batch | faster than the first by |")
+    print("| --- | --- | --- | --- | --- |")
+    for engine in FLAGS.engines:
+        for batch in map(int, FLAGS.batches):
+            ids = np.random.default_rng(0).integers(999, 29999, (batch, FLAGS.length), np.int32)
+            features = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+            found = list(computations(FLAGS.models, engine, features))
+            for compute in found:
+                seconds_of(compute, features, 1.0)
+            rounds = [
+                [seconds_of(compute, features, FLAGS.round_seconds) for compute in found]
+                for _ in range(FLAGS.rounds)
+            ]
+            for number, folder in enumerate(FLAGS.models):
+                times = [1e3 * seconds[number] for seconds in rounds]
+                ratios = [seconds[0] / seconds[number] for seconds in rounds]
+                print(
+                    f"| {engine} | {batch} x {FLAGS.length} | {folder} | {_figures(times)} | "
+                    f"{_figures(ratios)} |",
+                    flush=True,
+                )
+
+
+def _figures(values):
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("models", None, "folders of weights, the one to compare with first")
+    flags.DEFINE_list("batches", ["1", "32"], "texts of a batch")
+    flags.DEFINE_list("engines", ["tensorflow", "openvino"], "of kbert.tasks.engines")
+    flags.DEFINE_integer("length", 128, "tokens of a text")
+    flags.DEFINE_integer("rounds", 7, "rounds, each model once in each")
+    flags.DEFINE_float("round_seconds", 2.0, "how long a model computes in a round")
+    flags.mark_flag_as_required("models")
+    app.run(main)

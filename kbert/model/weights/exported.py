@@ -1,0 +1,45 @@
+"""What `kbert.export` writes: a SavedModel, whose variables are the weights. It is only read here.
+
+Beside the SavedModel, in `assets.extra`, lie the config, the vocabulary and `kbert.json`, which has
+kbert's names of the variables in their order.
+"""
+
+import contextlib
+import dataclasses
+
+from kbert.config import BertConfig
+from kbert.errors import UserError
+from kbert.formats import is_quantized, read_export
+from kbert.model.weights.google import read_checkpoint
+from kbert.model.weights.tensors import Place, weight_shapes
+
+CONFIG_FILE = "config.json"
+
+
+@contextlib.contextmanager
+def opened(folder, parts=()):
+    """Gives the fields of the config, the tensors, and the function from a config to their places.
+
+    Args:
+        folder: `assets.extra` of a SavedModel.
+
+    Raises:
+        UserError: a file is missing or damaged; the weights are int8.
+    """
+    about = read_export(folder)
+    names = about["weights"]
+    if is_quantized(about):
+        raise UserError(
+            f"{folder.parent} has weights of 8 bits, which are for serving alone. Name the folder "
+            f"that it was exported from."
+        )
+    keys = {name: f"variables/{i}/.ATTRIBUTES/VARIABLE_VALUE" for i, name in enumerate(names)}
+    tensors = read_checkpoint(
+        folder.parent / "variables" / "variables", set(keys.values()).__contains__
+    )
+
+    def places(config):
+        shapes = weight_shapes(config)
+        return {name: Place(keys.get(name, name), shape) for name, shape in shapes.items()}
+
+    yield dataclasses.asdict(BertConfig.from_file(folder / CONFIG_FILE)), tensors, places

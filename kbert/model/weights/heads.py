@@ -1,0 +1,78 @@
+"""Attention heads taken out of weights, and put back as zeros.
+
+A head is K columns of its block's query, key and value, and K rows of the output projection. One of
+zeros adds nothing to what the block computes.
+"""
+
+import dataclasses
+import re
+
+import numpy as np
+
+from kbert.model.weights.tensors import Tensors, weight_shapes
+
+_ATTENTION = re.compile(r"bert/encoder/layer_(\d+)/attention/(query|key|value|output)/(\w+)")
+
+
+def heads_text(heads_left):
+    """The heads that a BertConfig has left, in words."""
+    if heads_left is None:
+        return "all heads"
+    return f"{', '.join(map(str, heads_left))} heads in its blocks"
+
+
+def _heads_axis(name):
+    """The number of the block and the axis of its heads, of a weight that has such an axis."""
+    match = _ATTENTION.fullmatch(name)
+    if match is None or match.group(2, 3) == ("output", "bias"):
+        return None
+    return int(match[1]), (0 if match[2] == "output" else -1)
+
+
+def without_heads(config, weights, kept):
+    """Config and weights of a model of which some heads are removed.
+
+    Args:
+        config: BertConfig. weights: Tensors, by kbert's names.
+        kept: for each block the numbers of the heads that stay, from 0; at least one.
+
+    Returns:
+        BertConfig and Tensors; the arrays are read when they are asked for.
+    """
+    smaller = dataclasses.replace(config, heads_left=tuple(len(numbers) for numbers in kept))
+
+    def read(name):
+        found, array = _heads_axis(name), weights[name]
+        if found is None:
+            return array
+        block, axis = found
+        K = config.head_size
+        places = [head * K + k for head in sorted(kept[block]) for k in range(K)]
+        return np.take(array, places, axis=axis)
+
+    shapes = weight_shapes(smaller)
+    return smaller, Tensors({name: shapes[name] for name in weights}, read)
+
+
+def with_all_heads(config, weights):
+    """Config and weights of a model that computes the same with all heads, the removed ones 0.
+
+    The heads of a block come first, then those of zeros.
+
+    Args:
+        config: BertConfig. weights: Tensors, by kbert's names.
+
+    Returns:
+        BertConfig and Tensors; the arrays are read when they are asked for.
+    """
+    larger = dataclasses.replace(config, heads_left=None)
+    shapes = weight_shapes(larger)
+
+    def read(name):
+        array = weights[name]
+        if array.shape == shapes[name]:
+            return array
+        added = zip(shapes[name], array.shape, strict=True)
+        return np.pad(array, [(0, full - left) for full, left in added])
+
+    return larger, Tensors({name: shapes[name] for name in weights}, read)
