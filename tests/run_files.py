@@ -1,7 +1,8 @@
-"""What a run has written, for tests."""
+"""What a run has written, and how it is stopped, for tests."""
 
 import json
 import pathlib
+import signal
 
 import h5py
 
@@ -27,3 +28,17 @@ def weights_of(folder):
     with h5py.File(pathlib.Path(folder) / "weights.h5") as file:
         file.visititems(add)
     return found
+
+
+def signal_at(monkeypatch, step, number):
+    """Sends this process a signal after a step of a run that is logged, before its evaluation."""
+    from kbert.train import loop  # here: tests.chaos reads runs before it imports TensorFlow
+
+    log = loop.Run._log
+
+    def log_and_signal(self):
+        if self.step == step:
+            signal.raise_signal(number)
+        return log(self)
+
+    monkeypatch.setattr(loop.Run, "_log", log_and_signal)

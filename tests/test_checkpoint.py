@@ -53,6 +53,17 @@ def test_keeps_the_newest(tmp_path):
     assert saved(tmp_path, [1, 2, 3, 4], keep=2).steps() == [3, 4]
 
 
+def test_what_is_too_old_is_cleared_away(tmp_path):
+    """Newer ones stay: where they are damaged, only the next save tells that they are too."""
+    checkpoints = Checkpoints(tmp_path / "none", 2)
+    checkpoints.clear_away(0)
+    checkpoints = saved(tmp_path, [1, 2, 3, 4])
+    (checkpoints.path(1) / "arrays.h5").unlink()  # its deletion was cut off
+    (checkpoints.folder / "partial-77").mkdir()
+    Checkpoints(checkpoints.folder, 2).clear_away(3)
+    assert sorted(path.name[-1] for path in checkpoints.folder.iterdir()) == ["2", "3", "4"]
+
+
 @pytest.mark.parametrize("name", ["arrays.h5", "state.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, name, damage):
@@ -71,7 +82,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, nam
     assert len(lines) == 1 and "step_00000002 is damaged" in lines[0]
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", "", '{"format": 3, "step": 2}'])
+@pytest.mark.parametrize("text", ["[]", "{}", "", '{"format": 3, "step": 2}', "[" * 9999])
 def test_a_state_file_that_is_none(tmp_path, text):
     checkpoints = saved(tmp_path, [1, 2])
     (checkpoints.path(2) / "state.json").write_text(text)
@@ -84,6 +95,15 @@ def test_a_checkpoint_of_another_version_is_neither_taken_nor_passed_over(tmp_pa
     (checkpoints.path(2) / "state.json").write_text('{"format": 4}')
     with pytest.raises(UserError, match=r"step_00000002 has format 4; this kbert reads 3. Use the"):
         checkpoints.newest(print)
+
+
+def test_a_flipped_bit_in_the_format_is_damage(tmp_path):
+    checkpoints = saved(tmp_path, [1, 2])
+    path = checkpoints.path(2) / "state.json"
+    path.write_text(path.read_text().replace('"format": 3', '"format": 2'))
+    lines = []
+    assert checkpoints.newest(lines.append)["step"] == 1
+    assert len(lines) == 1 and "the checksum of state.json differs" in lines[0]
 
 
 def test_a_checkpoint_that_may_not_be_read_is_not_passed_over(tmp_path, monkeypatch):

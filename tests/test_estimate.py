@@ -27,12 +27,14 @@ def matrix_products(graph):
 ADJOINT = {"MatMul": "transpose_a", "BatchMatMulV2": "adj_x"}
 
 
-def test_operations_are_those_of_the_graph():
+@pytest.mark.parametrize("heads_left", [None, (1, 2)])
+def test_operations_are_those_of_the_graph(heads_left):
     """Three times the forward pass: the backward pass has two products for each of its own."""
-    model = BertForPreTraining(BERT_CONFIG)
+    config = BertConfig(**BERT | NO_DROPOUT, heads_left=heads_left)
+    model = BertForPreTraining(config)
     features = {name: tf.constant(value) for name, value in features_of().items()}
     forward = tf.function(lambda: model(features, training=True)).get_concrete_function()
-    assert step_flops(BERT_CONFIG, B, L, M) == 3 * matrix_products(forward.graph)
+    assert step_flops(config, B, L, M) == 3 * matrix_products(forward.graph)
 
 
 def test_rematerialization_adds_the_forward_pass_of_all_blocks_but_the_last():
@@ -58,6 +60,8 @@ def test_activations_shrink_with_what_saves_memory():
 
     assert activations(B // 2) < activations()
     assert activations(remat=True) < activations()
+    pruned = BertConfig(**BERT | NO_DROPOUT, heads_left=(1, 2))
+    assert step_memory(pruned, 1, B, L, M, PretrainConfig(input="x"))[1] < activations()
     assert activations(precision="mixed_bfloat16") < activations()
     config = PretrainConfig(input="x")
     one, two = (step_memory(BERT_CONFIG, 7, B, L, M, config, n)[1] for n in (1, 2))

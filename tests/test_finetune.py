@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,18 +11,19 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from run_files import weights_of
+from run_files import signal_at, weights_of
+from worker_runs import launch
 
 import kbert
 from kbert.data.examples import TextExample
 from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.errors import UserError
 from kbert.evaluate import evaluate
-from kbert.flags import as_flagfile
+from kbert.flags import as_dict, as_flagfile
 from kbert.settings import EvaluateConfig, FinetuneConfig
 from kbert.tasks.folders import MODEL_CLASSES
 from kbert.tasks.tasks import Classification
-from kbert.train import finetune, loop
+from kbert.train import finetune
 from kbert.train.finetuning import Finetuning
 
 WORDS = ["good", "bad", "so", "the", "a", "film", "cast", "plot", "was", "is", "who", "?", "."]
@@ -142,7 +142,12 @@ LEARNT = {
 }
 
 
-@pytest.mark.parametrize("task", LEARNT)
+ALIKE = ("regress", "multilabel", "pair", "choice")
+
+
+@pytest.mark.parametrize(
+    "task", [pytest.param(t, marks=[pytest.mark.slow] * (t in ALIKE)) for t in LEARNT]
+)
 def test_every_task_learns(task, settings, tmp_path):
     results = finetune(settings(task, epochs=8.0 if task == "qa" else 5.0), tmp_path / "run")
     folder = tmp_path / "run/finetuning"
@@ -206,14 +211,7 @@ def test_killed_runs_go_on_to_the_same_bits(settings, tmp_path):
 def test_a_stopped_run_with_adapters_goes_on(settings, tmp_path, monkeypatch):
     config = settings(lora_rank=2, learning_rate=2e-2, epochs=2.0)
     finetune(config, tmp_path / "whole")
-    log = loop.Run._log
-
-    def log_and_stop(self, writer):
-        if self.step == 10:
-            signal.raise_signal(signal.SIGTERM)
-        return log(self, writer)
-
-    monkeypatch.setattr(loop.Run, "_log", log_and_stop)
+    signal_at(monkeypatch, 10, signal.SIGTERM)
     finetune(config, tmp_path / "cut")
     assert not (tmp_path / "cut/finetuning/results.json").exists()
     monkeypatch.undo()
@@ -232,17 +230,12 @@ def test_a_complete_run_says_the_same_again(settings, tmp_path, capsys):
 
 
 def test_slices_and_replicas_make_no_difference(settings, tmp_path):
-    """SGD without dropout: one device, two slices, two replicas (in a process of its own)."""
-    fixed = {"optimizer": "sgd", "learning_rate": 0.1, "classifier_dropout": 0.0, "epochs": 1.0}
-    still = tmp_path / "still"
-    shutil.copytree(settings().init_from, still)
-    config = json.loads((still / "config.json").read_text())
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (still / "config.json").write_text(json.dumps(config))
+    """SGD, with dropout: one device, two slices, two replicas (in a process of its own)."""
+    fixed = {"optimizer": "sgd", "learning_rate": 0.1, "classifier_dropout": 0.2, "epochs": 1.0}
     runs = {}
     for name, changes in {"one": {}, "slices": {"accumulation_steps": 2}}.items():
-        finetune(settings(init_from=str(still), **fixed, **changes), tmp_path / name)
-    mirrored = settings(init_from=str(still), cpu_devices=2, **fixed)
+        finetune(settings(**fixed, **changes), tmp_path / name)
+    mirrored = settings(cpu_devices=2, **fixed)
     (tmp_path / "x.flags").write_text(as_flagfile(mirrored, ""))
     command = [sys.executable, "-m", "kbert.finetune", f"--flagfile={tmp_path}/x.flags"]
     done = subprocess.run(
@@ -255,6 +248,21 @@ def test_slices_and_replicas_make_no_difference(settings, tmp_path):
     for name in ("slices", "mirrored"):
         for key, value in runs["one"].items():
             np.testing.assert_allclose(runs[name][key], value, atol=1e-6, err_msg=f"{name} {key}")
+
+
+@pytest.mark.slow
+def test_workers_make_no_difference(settings, tmp_path):
+    """The chief evaluates, and the others end with it when there is nothing better any more."""
+    config = settings(optimizer="sgd", learning_rate=1e-4, epochs=9.0, early_stopping=2)
+    finetune(config, tmp_path / "one")
+    changes = {"distribution": "multi_worker"}
+    for status, _, errors in launch(2, tmp_path / "two", as_dict(config) | changes):
+        assert status == 0, errors
+    one, two = (weights_of(tmp_path / name / "finetuning/final") for name in ("one", "two"))
+    for key, value in one.items():
+        np.testing.assert_allclose(two[key], value, atol=1e-6, err_msg=key)
+    scores = [(tmp_path / name / "finetuning/results.json").read_text() for name in ("one", "two")]
+    assert json.loads(scores[0])["test"]["accuracy"] == json.loads(scores[1])["test"]["accuracy"]
 
 
 def test_early_stopping(settings, tmp_path, monkeypatch, capsys):

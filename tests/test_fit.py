@@ -54,7 +54,9 @@ def batch_of(model):
     return features, labels
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize(
+    "cls", [*CLASSES[:2], *(pytest.param(cls, marks=pytest.mark.slow) for cls in CLASSES[2:])]
+)
 def test_fit_in_half_precision_and_keras_files(cls, tmp_path):
     model = compiled(cls, "mixed_bfloat16")
     features, labels = batch_of(model)
@@ -69,6 +71,7 @@ def test_fit_in_half_precision_and_keras_files(cls, tmp_path):
     loaded.fit(dataset.take(1), verbose=0)  # with the optimizer it was compiled with
 
 
+@pytest.mark.slow
 def test_fit_on_two_devices():
     """In a process of its own: TensorFlow has one set of devices."""
     script = pathlib.Path(__file__).parent / "fit_mirrored.py"

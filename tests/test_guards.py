@@ -1,76 +1,49 @@
-"""Two runs never share a folder; a request to stop is heard."""
+"""A request to stop is heard; what to do about too large a batch is told."""
 
-import errno
-import os
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 
-from kbert.errors import UserError
-from kbert.train import guards
-from kbert.train.guards import folder_lock, stop_requests
+from kbert.train.guards import smaller_slices
 
-HOLD = """
-import sys, time
-from kbert.train.guards import folder_lock
-with folder_lock(sys.argv[1]):
-    print("held", flush=True)
-    time.sleep(60)
+SIGNALS = """
+import os, signal, sys
+from kbert.train.guards import stop_requests
+own = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+for number, handler in own.items():  # a background job ignores SIGINT
+    signal.signal(number, handler)
+with stop_requests() as stop:
+    assert not stop.received
+    os.kill(os.getpid(), int(sys.argv[1]))
+    assert stop.received
+    assert all(signal.getsignal(n) is handler for n, handler in own.items())  # any second one stops
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        print("stopped")
+assert all(signal.getsignal(n) is handler for n, handler in own.items())
 """
 
 
-def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
-    first = subprocess.Popen(
-        [sys.executable, "-c", HOLD, tmp_path / "run"], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert first.stdout.readline() == "held\n"
-        with (
-            pytest.raises(UserError, match=rf"run is in use by process {first.pid} on .*Wait"),
-            folder_lock(tmp_path / "run"),
-        ):
-            pass
-    finally:
-        first.kill()  # not a chance to tidy up
-        first.wait()
-    with folder_lock(tmp_path / "run"):
-        assert str(os.getpid()) in (tmp_path / "run/lock").read_text()
-
-
-def test_a_file_system_without_locks(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(guards.fcntl, "flock", refuse)
-    with (
-        pytest.raises(UserError, match=r"cannot lock .*lock: No locks available. Take an --output"),
-        folder_lock(tmp_path),
-    ):
-        pass
-
-
-@pytest.fixture
-def handlers():
-    """Python's own handlers, whatever started the tests: a background job ignores SIGINT."""
-    own = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in own.items()}
-    yield own
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_stops(number, handlers, capsys):
-    with stop_requests() as stop:
-        assert not stop.received
-        os.kill(os.getpid(), number)
-        assert stop.received
-        assert "stopping: saving first" in capsys.readouterr().out
-        for each, handler in handlers.items():  # any second one stops
-            assert signal.getsignal(each) is handler
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    for each, handler in handlers.items():
-        assert signal.getsignal(each) is handler
+def test_the_first_signal_asks_and_the_second_stops(number):
+    """In a process of its own: a signal that goes astray would end the tests."""
+    command = [sys.executable, "-c", SIGNALS, str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "stopping: saving first\nstopped\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("batch", "replicas", "now", "more"),
+    [(6, 1, 1, 2), (6, 1, 2, 3), (6, 2, 1, 3), (45, 1, 5, 9), (6, 1, 6, None), (6, 2, 3, None)],
+)
+def test_the_next_number_of_slices_that_divides_a_replicas_share(batch, replicas, now, more):
+    config = types.SimpleNamespace(global_batch_size=batch, accumulation_steps=now, remat=False)
+    what = f"Take --accumulation_steps={more}, which computes the same in smaller slices"
+    what = what if more else "Slices are single examples already"
+    assert smaller_slices(config, replicas) == f"{what}; --remat saves memory, too"
+    config.remat = True
+    assert smaller_slices(config, replicas) == what

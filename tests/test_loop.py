@@ -1,6 +1,7 @@
 """Whole runs: learning, resuming to the bit, held-out figures, bad input."""
 
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -15,14 +16,14 @@ import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
-from run_files import metrics_of, weights_of
+from run_files import metrics_of, signal_at, weights_of
 
 from kbert.config import BertConfig
 from kbert.data import BertTokenizer
 from kbert.errors import UserError
 from kbert.model import BertForPreTraining, BertModel
 from kbert.settings import PretrainConfig
-from kbert.train import loop, step, train
+from kbert.train import loop, output, step, teaching, train
 from kbert.train.pretraining import Pretraining
 from kbert.train.step import TrainStep
 
@@ -215,13 +216,18 @@ def test_a_window_of_the_log_survives_a_stop(settings, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+SLOW_CHANGES = (
+    {"precision": "mixed_bfloat16", "accumulation_steps": 3},
+    {"precision": "mixed_float16", "optimizer": "lamb"},
+    {"cpu_devices": 2, "accumulation_steps": 3, "precision": "mixed_float16", "remat": True},
+)
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {},
-        {"precision": "mixed_bfloat16", "accumulation_steps": 3},
-        {"precision": "mixed_float16", "optimizer": "lamb"},
-        {"cpu_devices": 2, "accumulation_steps": 3, "precision": "mixed_float16", "remat": True},
+        *(pytest.param(change, marks=pytest.mark.slow) for change in SLOW_CHANGES),
     ],
     ids=lambda change: "-".join(map(str, change.values())) or "plain",
 )
@@ -273,10 +279,10 @@ def test_sigterm_saves_and_tells_how_to_go_on(settings, tmp_path):
 def test_a_stop_during_an_evaluation_is_saved(settings, tmp_path, monkeypatch, capsys):
     evaluate = loop.Run._evaluate
 
-    def evaluate_and_interrupt(self, writer):
+    def evaluate_and_interrupt(self):
         os.kill(os.getpid(), signal.SIGINT)
         monkeypatch.undo()
-        return evaluate(self, writer)
+        return evaluate(self)
 
     monkeypatch.setattr(loop.Run, "_evaluate", evaluate_and_interrupt)
     train(PretrainConfig(**settings | {"eval_every_steps": 3}), tmp_path / "run")
@@ -287,16 +293,14 @@ def test_a_stop_during_an_evaluation_is_saved(settings, tmp_path, monkeypatch, c
 
 def test_a_stop_before_an_evaluation_does_not_wait_for_it(settings, tmp_path, monkeypatch):
     """It is made up for when the run goes on."""
-    log = loop.Run._log
-
-    def log_and_interrupt(self, writer):
-        if self.step == 6:
-            os.kill(os.getpid(), signal.SIGINT)
-        return log(self, writer)
-
-    monkeypatch.setattr(loop.Run, "_log", log_and_interrupt)
+    signal_at(monkeypatch, 6, signal.SIGINT)
     train(PretrainConfig(**settings), tmp_path / "run")
     assert [row["step"] for row in metrics_of(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    monkeypatch.undo()
+    monkeypatch.setattr(loop.Run, "_take_steps", lambda self, batches, count: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # it has made up for it, and dies before it saves
+        train(PretrainConfig(**settings), tmp_path / "run")
+    assert "eval_mlm_loss" in metrics_of(tmp_path / "run")[-1]
     monkeypatch.undo()
     train(PretrainConfig(**settings), tmp_path / "run")
     train(PretrainConfig(**settings), tmp_path / "whole")
@@ -341,7 +345,10 @@ def test_a_damaged_checkpoint_is_passed_over(settings, tmp_path, capsys):
 def test_a_complete_run_is_left_as_it_is(settings, tmp_path, capsys):
     train(PretrainConfig(**settings), tmp_path / "run")
     before = weights_of(tmp_path / "run/pretrain/final")
+    half_deleted = tmp_path / "run/pretrain/checkpoint/step_00000001"
+    half_deleted.mkdir()  # when the run was killed
     train(PretrainConfig(**settings), tmp_path / "run")
+    assert not half_deleted.exists()
     assert "this run is complete: step 12 of 12" in capsys.readouterr().out
     after = weights_of(tmp_path / "run/pretrain/final")
     assert all(np.array_equal(before[name], after[name]) for name in before)
@@ -352,6 +359,7 @@ def test_flags_that_would_make_it_another_run_are_refused(settings, finished):
     changes = {"global_batch_size": 8, "seed": 1, "max_seq_length": 16, "mask_rate": 0.2}
     changes |= {"whole_word_mask": True, "short_seq_prob": 0.2, "optimizer": "lamb"}
     changes |= {"max_predictions_per_seq": 2}
+    changes |= {"sparsity": 0.5, "sparsity_begin": 0.2, "sparsity_end": 0.9}
     for name, value in changes.items():
         before = getattr(PretrainConfig(**settings), name)
         message = (
@@ -360,7 +368,7 @@ def test_flags_that_would_make_it_another_run_are_refused(settings, finished):
         )
         with pytest.raises(UserError, match=re.escape(message)):
             train(PretrainConfig(**settings | {name: value, "train_steps": 14}), finished)
-    assert set(changes) == set(Pretraining.fixed)
+    assert set(changes) == set(Pretraining.fixed) - set(teaching.SETTINGS)
 
 
 def test_a_folder_of_another_kind_of_checkpoint_is_refused(settings, tmp_path):
@@ -493,6 +501,19 @@ def test_plain_text_is_prepared_once_and_again_when_it_changes(settings, tmp_pat
             write_text(text, documents=13)
 
 
+def test_a_damaged_vocabulary_beside_the_run_changes_nothing(settings, finished, capsys):
+    """A run goes on with that of its checkpoint, which was verified, and mends the other."""
+    vocab = finished / "data/vocab.txt"
+    words = vocab.read_text()
+    vocab.write_text(words.replace("cat", "bat"))
+    capsys.readouterr()
+    train(PretrainConfig(**settings), finished)
+    assert vocab.read_text() == words
+    assert (finished / "pretrain/final/vocab.txt").read_text() == words
+    assert "preparing" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_whole_word_masking_and_other_settings_reach_the_pipeline(settings, tmp_path):
     seen = set()
     changes = (
@@ -560,6 +581,7 @@ def test_a_gradient_that_is_not_finite_may_be_skipped(settings, tmp_path, monkey
         assert np.isfinite(value).all()
 
 
+@pytest.mark.slow
 def test_a_run_without_a_finite_step_stops_even_if_told_to_skip(settings, tmp_path, monkeypatch):
     train(PretrainConfig(**settings), tmp_path / "run")
     final = tmp_path / "run/pretrain/final"
@@ -575,6 +597,33 @@ def test_a_run_without_a_finite_step_stops_even_if_told_to_skip(settings, tmp_pa
     assert [row["loss"] for row in metrics_of(tmp_path / "more")] == [None, None]
 
 
+def test_a_batch_that_does_not_fit_into_memory_is_one_line_with_the_flag(
+    settings, tmp_path, monkeypatch
+):
+    class TooLarge(TrainStep):
+        def take(self, batches, step, count):
+            if step < 7:
+                return super().take(batches, step, count)
+            raise tf.errors.ResourceExhaustedError(
+                None,
+                None,
+                "Graph execution error:\n\nOOM when allocating tensor with shape[6,20] and type "
+                "float on /job:localhost/replica:0 by allocator cpu\n [Op:__inference_take_9]",
+            )
+
+    monkeypatch.setattr(loop, "TrainStep", TooLarge)
+    with pytest.raises(UserError) as caught:
+        train(PretrainConfig(**settings), tmp_path / "run")
+    assert str(caught.value) == (
+        f"out of memory after step 7 (OOM when allocating tensor with shape[6,20] and type float). "
+        f"Take --accumulation_steps=2, which computes the same in smaller slices; --remat saves "
+        f"memory, too; the last checkpoint is {tmp_path}/run/pretrain/checkpoint/step_00000005."
+    )
+    monkeypatch.undo()
+    train(PretrainConfig(**settings | {"accumulation_steps": 2}), tmp_path / "run")
+    assert metrics_of(tmp_path / "run")[-1]["step"] == 12
+
+
 def test_a_disk_that_is_full_while_saving(settings, tmp_path):
     """The system refuses to let files grow once the first checkpoint is there."""
     script = tmp_path / "train.py"
@@ -582,13 +631,13 @@ def test_a_disk_that_is_full_while_saving(settings, tmp_path):
         "import resource\n"
         "from kbert import program\n"
         "from kbert.settings import PretrainConfig\n"
-        "from kbert.train import loop, train\n"
-        "write = loop.write_arrays\n"
+        "from kbert.train import output, train\n"
+        "write = output.write_arrays\n"
         "def write_arrays(path, arrays):\n"
         "    if (path.parent.parent / 'step_00000005').exists():\n"
         "        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))\n"
         "    write(path, arrays)\n"
-        "loop.write_arrays = write_arrays\n"
+        "output.write_arrays = write_arrays\n"
         f"program.run(lambda: train(PretrainConfig(**{settings!r}), {str(tmp_path / 'run')!r}))\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
@@ -602,6 +651,16 @@ def test_a_disk_that_is_full_while_saving(settings, tmp_path):
     train(PretrainConfig(**settings), tmp_path / "run")
     train(PretrainConfig(**settings), tmp_path / "whole")
     assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_disk_that_is_full_for_the_log(settings, tmp_path, monkeypatch):
+    def full(self, step, metrics):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(output.MetricsWriter, "write", full)
+    message = rf"cannot write {tmp_path}/run: No space left on device\. Mend that and run the same"
+    with pytest.raises(UserError, match=message):
+        train(PretrainConfig(**settings), tmp_path / "run")
 
 
 def test_a_second_run_in_the_folder_is_refused(settings, tmp_path):
@@ -730,7 +789,7 @@ def test_a_vocabulary_too_large_for_the_architecture(settings, tmp_path):
         ({"precision": "float16"}, "precision must be one of float32, mixed_bfloat16, mixed_flo"),
         ({"jit": "yes"}, "jit must be one of auto, on, off; got 'yes'"),
         ({"nonfinite": "halt"}, "nonfinite must be one of stop, skip; got 'halt'"),
-        ({"distribution": "tpu"}, "distribution must be one of auto, one_device, mirrored; got"),
+        ({"distribution": "ring"}, "distribution must be one of auto, one_device, mirrored, multi"),
         ({"accumulation_steps": 0}, "accumulation_steps must be >= 1; got 0"),
     ],
 )

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from kbert.data import Corpus, preparation, prepare, pretraining, pretraining_dataset
+from kbert.data import Corpus, pieces, prepare, pretraining, pretraining_dataset
 from kbert.data.pretraining import PretrainingExamples
 from kbert.errors import UserError
 from kbert.features import PRETRAINING_FEATURES, feature_shapes
@@ -217,7 +217,7 @@ def test_a_program_that_stops_in_the_middle_ends(corpus):
 
 def test_corpora_of_several_shards_are_read_as_one(tmp_path, corpus, monkeypatch):
     assert len(corpus.shards) == 2 and isinstance(Corpus(corpus.folder), Corpus)
-    monkeypatch.setattr(preparation, "BATCH_BYTES", 64)
+    monkeypatch.setattr(pieces, "BATCH_BYTES", 64)
     folder = corpus.folder.parent
     again = prepare(f"{folder}/*.text", tmp_path / "again", folder / "vocab.txt")
     assert_equal(batches(corpus), batches(again))

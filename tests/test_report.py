@@ -26,6 +26,19 @@ def test_the_call_that_compiles_counts_only_where_there_is_no_other():
     assert pace.read() == (200.0, 1.0, 0.25)  # nothing new
 
 
+@pytest.mark.parametrize("seconds", [0.0, -5.0])
+def test_clocks_that_stand_still_or_are_set_back(seconds):
+    pace = Pace()
+    for _ in range(2):
+        pace.add(seconds, 2, 400.0, -86400.0)
+        tokens_per_second, step_seconds, share = pace.read()
+        assert tokens_per_second > 0 and step_seconds > 0 and share == 0
+    pace.add(2.0, 1, 400.0, 86400.0)
+    assert pace.read() == (200.0, 2.0, 1.0)
+    pace.add(2.0, 1, 400.0, math.nan)  # no clock at all
+    assert math.isnan(pace.read()[2])
+
+
 def test_a_line_tells_of_skipped_steps_only():
     names = ("loss", "mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "learning_rate")
     metrics = dict.fromkeys(names, 0.5) | {"tokens_per_second": 1234.5, "skipped_steps": 0.0}
@@ -44,6 +57,25 @@ def test_metrics_that_are_not_finite_are_null(tmp_path):
     writer.close()
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line) == {"step": 3, "loss": None, "eval_loss": 2.0}
+
+
+@pytest.mark.parametrize("harmed", [b'{"step": 2, "lo', b'\xff{"step": 2}', b"[2]", b"{}", b""])
+def test_a_harmed_line_costs_that_line(tmp_path, harmed):
+    rows = [b'{"step": 1, "loss": 2.5}', harmed, b'{"step": 3}', b'{"step": 4}']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(rows))
+    MetricsWriter(tmp_path, 3).close()
+    kept = (tmp_path / "metrics.jsonl").read_bytes()
+    assert kept == b'{"step": 1, "loss": 2.5}\n{"step": 3}\n'
+
+
+def test_an_evaluation_that_is_made_again_is_there_once(tmp_path):
+    rows = [{"step": 3, "loss": 2.5}, {"step": 3, "eval_loss": 2.0}]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    MetricsWriter(tmp_path, 3).close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows
+    MetricsWriter(tmp_path, 3, evaluation_due=True).close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows[:1]
 
 
 def test_events_that_cannot_be_written_are_one_line(tmp_path, monkeypatch):

@@ -1,8 +1,9 @@
 """Training: losses, optimizers, checkpoints and the loop that joins data and model."""
 
+from kbert.train.distillation import distill
 from kbert.train.finetuning import finetune
 from kbert.train.optimizer import LAMB, AdamW
 from kbert.train.pretraining import train
 from kbert.train.schedule import WarmupPolynomialDecay
 
-__all__ = ["LAMB", "AdamW", "WarmupPolynomialDecay", "finetune", "train"]
+__all__ = ["LAMB", "AdamW", "WarmupPolynomialDecay", "distill", "finetune", "train"]

@@ -14,7 +14,7 @@ import numpy as np
 from kbert.errors import UserError
 
 OPTIMIZER_FILE = "optimizer.h5"
-_STATE, _FORMAT = "state.json", 3
+STATE_FILE, _FORMAT = "state.json", 3
 _NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -64,7 +64,7 @@ class Checkpoints:
             files = {path.name: _sha256(path) for path in sorted(scratch.iterdir())}
             state = {"format": _FORMAT, "step": step, **state, "files": files}
             text = json.dumps({**state, "checksum": _checksum(state)}, indent=1)
-            (scratch / _STATE).write_text(text + "\n", encoding="utf-8")
+            (scratch / STATE_FILE).write_text(text + "\n", encoding="utf-8")
             for path in (*scratch.iterdir(), scratch):
                 _sync(path)
             shutil.rmtree(target, ignore_errors=True)
@@ -82,9 +82,13 @@ class Checkpoints:
         for other in self.steps():
             if other > step:  # damaged, or the run would have gone on from it
                 shutil.rmtree(self.path(other), ignore_errors=True)
-        for old in self.steps()[: -self._keep]:
+        self.clear_away(step)
+
+    def clear_away(self, step):
+        """Deletes what is too old at a step, and what killed runs were writing or deleting."""
+        for old in [other for other in self.steps() if other <= step][: -self._keep]:
             shutil.rmtree(self.path(old), ignore_errors=True)
-        for partial in self.folder.glob("partial-*"):  # of runs that were killed
+        for partial in self.folder.glob("partial-*"):
             shutil.rmtree(partial, ignore_errors=True)
 
     def newest(self, report):
@@ -119,7 +123,7 @@ class DamagedCheckpoint(UserError):
 
 def is_checkpoint(folder):
     """Whether a folder is one that `Checkpoints` wrote."""
-    return (pathlib.Path(folder) / _STATE).is_file()
+    return (pathlib.Path(folder) / STATE_FILE).is_file()
 
 
 def verified_state(path):
@@ -131,14 +135,16 @@ def verified_state(path):
     """
     path = pathlib.Path(path)
     try:
-        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        if state["format"] != _FORMAT:
+        state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        checksum = state.pop("checksum", None)
+        whole = checksum == _checksum(state)
+        if state["format"] != _FORMAT and (whole or checksum is None):  # not one of its own digits
             raise UserError(
                 f"checkpoint {path} has format {state['format']}; this kbert reads {_FORMAT}. Use "
                 f"the kbert that wrote it, or another --output_dir."
             )
-        if state.pop("checksum") != _checksum(state):
-            raise ValueError(f"the checksum of {_STATE} differs")
+        if not whole:
+            raise ValueError(f"the checksum of {STATE_FILE} differs")
         for name, expected in state["files"].items():
             if _sha256(path / name) != expected:
                 raise ValueError(f"the checksum of {name} differs")
@@ -148,7 +154,7 @@ def verified_state(path):
         raise UserError(f"cannot read the checkpoint {path}: {_reason(error)}.") from error
     except OSError as error:
         raise DamagedCheckpoint(f"checkpoint {path} is damaged ({_reason(error)}).") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpoint(f"checkpoint {path} is damaged ({error}).") from error
     return state
 

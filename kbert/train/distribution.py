@@ -2,10 +2,13 @@
 
 import contextlib
 import dataclasses
+import os
 
 import tensorflow as tf
 
+from kbert.data.shares import Share
 from kbert.errors import UserError
+from kbert.train.workers import Workers, join_cluster, read_cluster
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,24 +16,49 @@ class Devices:
     """Where a run computes.
 
     Attributes:
-        strategy: tf.distribute.Strategy; TensorFlow's default one for a single device.
+        workers: `kbert.train.workers.Workers`, the processes that share the run.
         jit: whether XLA compiles the training step.
-        kind: "GPU" or "CPU".
+        kind: "GPU", "TPU" or "CPU".
     """
 
-    strategy: tf.distribute.Strategy
+    workers: Workers
     jit: bool
     kind: str
 
     @property
+    def strategy(self):
+        """tf.distribute.Strategy; TensorFlow's default one for a single device."""
+        return self.workers.strategy
+
+    @property
     def replicas(self):
-        """int, devices that share a global batch."""
+        """int, devices that share a global batch, those of all workers."""
         return self.strategy.num_replicas_in_sync
+
+    @property
+    def share(self):
+        """`kbert.data.shares.Share`, which of the batches for replicas this worker makes."""
+        workers = self.workers
+        return Share(workers.index, workers.count, self.replicas // workers.count)
+
+    def local(self, variable, replica):
+        """The copy of a Keras variable on a device of this worker.
+
+        Args:
+            variable: Keras variable. replica: int, number of the device in the run; None where TPUs
+                compute: there each knows its own copy.
+        """
+        if replica is None:
+            return variable.value
+        copies = self.strategy.experimental_local_results(variable.value)
+        return copies[replica - self.workers.index * self.share.replicas]
 
     def describe(self, config):
         """A line for a person: what is computed where, and in which portions."""
         each = config.global_batch_size // self.replicas
         text = f"devices: {self.replicas} {self.kind}{'s' if self.replicas > 1 else ''}"
+        if self.workers.count > 1:
+            text += f" of {self.workers.count} workers"
         text += f", {each} examples each"
         if config.accumulation_steps > 1:
             slices = config.accumulation_steps
@@ -43,45 +71,93 @@ def find_devices(config):
 
     `distribution` "auto" is one device, or all of them where there are several GPUs or
     `cpu_devices`; `jit` "auto" is on for GPUs and off on the CPU, where XLA's matrix products are
-    several times slower than oneDNN's.
+    several times slower than oneDNN's. With "multi_worker" it waits for the other workers.
 
     Raises:
         UserError: the flags contradict each other or the machine, or the batch cannot be divided.
     """
+    if config.distribution == "one_device" and config.cpu_devices > 1:
+        raise UserError(
+            f"cpu_devices must be 1 with --distribution=one_device; got {config.cpu_devices}. "
+            f"Take --distribution=mirrored."
+        )
+    cluster = read_cluster() if config.distribution == "multi_worker" else None
     if config.cpu_devices > 1:
         _split_cpu(config.cpu_devices)
     elif config.distribution == "one_device":
         _leave_other_gpus_alone()
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
+    if cluster:
+        workers = join_cluster(*cluster)
+    elif config.distribution == "tpu":
+        workers = Workers(_tpu_strategy())
+    else:
+        workers = Workers(_local_strategy(config))
+    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+    kind = "TPU" if config.distribution == "tpu" else kind
+    jit = config.jit == "on" or (config.jit == "auto" and kind == "GPU")
+    devices = Devices(workers, jit, kind)
+    _check_devices(config, devices)
+    return devices
+
+
+def _local_strategy(config):
     gpus = tf.config.list_logical_devices("GPU")
-    kind = "GPU" if gpus else "CPU"
     devices = gpus or tf.config.list_logical_devices("CPU")[: config.cpu_devices]
-    if config.distribution == "one_device" and config.cpu_devices > 1:
-        raise UserError(
-            f"cpu_devices must be 1 with --distribution=one_device; got {config.cpu_devices}. "
-            f"Take --distribution=mirrored."
-        )
-    if config.jit == "on" and kind == "CPU" and len(devices) > 1:
-        raise UserError("jit must be off with cpu_devices > 1: XLA compiles for one CPU device.")
     mirrored = config.distribution == "mirrored" or (
         config.distribution == "auto" and len(devices) > 1
     )
-    replicas = len(devices) if mirrored else 1
-    if config.global_batch_size % (replicas * config.accumulation_steps):
+    if not mirrored:
+        return tf.distribute.get_strategy()
+    reduce = tf.distribute.NcclAllReduce if gpus else tf.distribute.ReductionToOneDevice
+    names = [device.name for device in devices]
+    return tf.distribute.MirroredStrategy(names, cross_device_ops=reduce())
+
+
+def _tpu_strategy():
+    """All TPU cores that the variable TPU_NAME names, or else those of this machine.
+
+    TPUs were not at hand: what is tested is that XLA compiles the whole step, as they need it.
+    """
+    name = os.environ.get("TPU_NAME", "local")
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+        if name != "local":
+            tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, RuntimeError, OSError, tf.errors.OpError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"no TPU can be reached ({reason}). Run on a TPU machine, with a TensorFlow built for "
+            f"TPUs, or name one in the variable TPU_NAME."
+        ) from error
+    strategy = tf.distribute.TPUStrategy(resolver)
+    if strategy.extended.num_hosts > 1:
+        raise UserError(
+            f"the TPU {name} has {strategy.extended.num_hosts} hosts, each of which would read the "
+            f"same examples; one is what there is code for. Take a TPU of one host."
+        )
+    return strategy
+
+
+def _check_devices(config, devices):
+    """Raises UserError where the flags contradict the devices that were found."""
+    replicas, slices = devices.replicas, config.accumulation_steps
+    if devices.kind == "CPU" and devices.share.replicas < config.cpu_devices:
+        raise UserError(
+            f"cpu_devices must be 1 with --distribution=multi_worker: a worker computes on its "
+            f"whole CPU; got {config.cpu_devices}. Start more workers."
+        )
+    if config.jit == "on" and devices.kind == "CPU" and devices.share.replicas > 1:
+        raise UserError("jit must be off with cpu_devices > 1: XLA compiles for one CPU device.")
+    if config.global_batch_size % (replicas * slices):
         raise UserError(
             f"the batch must be divisible by replicas x accumulation_steps; got "
-            f"{config.global_batch_size} and {replicas} x {config.accumulation_steps}. Take "
-            f"{_next_multiple(config.global_batch_size, replicas * config.accumulation_steps)}"
+            f"{config.global_batch_size} and {replicas} x {slices}. Take "
+            f"{_next_multiple(config.global_batch_size, replicas * slices)}"
             f"{', or --distribution=one_device' if replicas > 1 else ''}."
         )
-    strategy = tf.distribute.get_strategy()
-    if mirrored:
-        reduce = tf.distribute.NcclAllReduce if gpus else tf.distribute.ReductionToOneDevice
-        names = [device.name for device in devices]
-        strategy = tf.distribute.MirroredStrategy(names, cross_device_ops=reduce())
-    jit = config.jit == "on" or (config.jit == "auto" and kind == "GPU")
-    return Devices(strategy, jit, kind)
 
 
 def _split_cpu(count):

@@ -19,13 +19,15 @@ def step_flops(bert, batch_size, length, predictions, remat=False):
         bert: BertConfig. batch_size: B. length: L, tokens, padding included. predictions: M.
     """
     D, F, V = bert.hidden_size, bert.intermediate_size, bert.vocab_size
+    last = bert.num_hidden_layers - 1
 
-    def block(asking):
-        return length * 4 * D * D + asking * (4 * D * D + 4 * D * F + 4 * length * D)
+    def block(i, asking):
+        A = bert.block_heads(i) * bert.head_size
+        return length * 4 * D * A + asking * (4 * D * A + 4 * D * F + 4 * length * A)
 
-    blocks = (bert.num_hidden_layers - 1) * block(length)
+    blocks = sum(block(i, length) for i in range(last))
     heads = predictions * (2 * D * D + 2 * D * V) + 2 * D * D + 4 * D
-    forward = blocks + block(1 + predictions) + heads
+    forward = blocks + block(last, 1 + predictions) + heads
     return batch_size * (3 * forward + (blocks if remat else 0))
 
 
@@ -41,15 +43,18 @@ def step_memory(bert, parameters, batch_size, length, predictions, config, repli
         config: PretrainConfig. replicas: int.
     """
     D, F, V = bert.hidden_size, bert.intermediate_size, bert.vocab_size
-    H, N = bert.num_attention_heads, bert.num_hidden_layers
+    K, N = bert.head_size, bert.num_hidden_layers
     size = 4 if config.precision == "float32" else 2
     slots = 0 if config.optimizer == "sgd" else 2
     copies = (config.accumulation_steps > 1) + 2 * (replicas > 1) + (size == 2) / 2
     tokens = batch_size * length
     # query, key and value before and after their heads are apart, context, projections and norms;
     # the inner layer before and after GELU; the weights of attention before and after dropout.
-    block = tokens * size * (12 * D + 2 * F) + batch_size * H * length**2 * 2 * size
-    kept = block + N * tokens * size * D if config.remat else N * block
+    blocks = [
+        tokens * size * (8 * H * K + 4 * D + 2 * F) + batch_size * H * length**2 * 2 * size
+        for H in map(bert.block_heads, range(N))
+    ]
+    kept = max(blocks) + N * tokens * size * D if config.remat else sum(blocks)
     logits = 3 * 4 * batch_size * predictions * V
     return (2 + slots) * 4 * parameters, kept + logits + int(copies * 4 * parameters)
 
@@ -88,7 +93,7 @@ def estimate_text(config, bert, parameters, devices, examples, step_seconds):
 
 def _measured_memory(devices):
     if devices.kind == "GPU":
-        names = [f"GPU:{i}" for i in range(devices.replicas)]
+        names = [f"GPU:{i}" for i in range(devices.share.replicas)]
         peak = max(tf.config.experimental.get_memory_info(name)["peak"] for name in names)
         return f"peak of the three steps {peak / GIB:.2f} GiB"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kibibytes on Linux

@@ -54,11 +54,13 @@ class Finetuning(Run):
     """A run of `finetune`. config: FinetuneConfig."""
 
     part, program = "finetuning", "kbert.finetune"
+    layers = None  # encoder blocks of --init_from that are taken; None for all
     fixed = (
         *("task", "max_seq_length", "batch_size", "optimizer", "seed", "class_weights"),
         *("freeze_embeddings", "freeze_layers", "lora_rank", "lora_alpha", "layer_decay"),
         *("bias_correction", "labels"),
         *("doc_stride", "max_query_length"),
+        *("sparsity", "sparsity_begin", "sparsity_end"),
     )
 
     def find(self, state):
@@ -103,7 +105,7 @@ class Finetuning(Run):
         elif config.labels:
             names = read_label_names(config.labels)
         else:
-            names = label_names(examples["train"])
+            names = self.usual_label_names(examples["train"])
         if len(names) < (1 if config.task == "multilabel" else 2):
             raise UserError(
                 f"{config.train_file} has too few labels ({shown(names) or 'none'}) to tell apart. "
@@ -117,9 +119,14 @@ class Finetuning(Run):
             check_all_present(examples["train"], names, config.train_file)
         return names, examples
 
+    def usual_label_names(self, examples):
+        """The names of the labels where no flag gives them."""
+        return label_names(examples)
+
     def _bert_config(self, folder):
         heads = self.task.model_class.heads
-        with open_weights(folder, parts=heads) as (theirs, weights):
+        layers = self.layers if folder == self.config.init_from else None
+        with open_weights(folder, parts=heads, layers=layers) as (theirs, weights):
             there = {part_of(name) for name in weights}
         fields = theirs.to_dict() | self.task.config_fields()
         # A head of the folder is taken if it says the same about the same labels.
@@ -154,8 +161,8 @@ class Finetuning(Run):
             )
         return np.array(weights)
 
-    def dataset(self, batch_size, first, count):
-        return self.batches.dataset(batch_size, first, count)
+    def dataset(self, batch_size, first, count, share):
+        return self.batches.dataset(batch_size, first, count, share)
 
     def make_model(self):
         config = self.config
@@ -176,7 +183,7 @@ class Finetuning(Run):
     def initialize_from(self, folder):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            self.model.load_pretrained(folder, leave_out=self.heads_left_out)
+            self.model.load_pretrained(folder, leave_out=self.heads_left_out, layers=self.layers)
         for warning in caught:
             if not self.heads_left_out:
                 say(f"note: {warning.message}")
@@ -257,7 +264,7 @@ class Finetuning(Run):
         for name, found in predictions.items():
             self._write_predictions(name, found)
         if results:
-            say(f"scores: {path}; reports and predictions beside it")
+            say(f"scores: {self.mirror.shown(path)}; reports and predictions beside it")
         return results
 
     def _score(self, name, limit=None):

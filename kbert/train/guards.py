@@ -1,44 +1,11 @@
-"""What a run guards itself against: a second run in its folder, and being stopped."""
+"""What a run guards itself against: being stopped, and batches that are too large."""
 
 import contextlib
-import fcntl
-import os
-import pathlib
 import signal
-import socket
 import threading
 
 from kbert.errors import UserError
 from kbert.train.report import say
-
-
-@contextlib.contextmanager
-def folder_lock(folder):
-    """Holds the lock of a run's folder; the system lets go of it however the process ends.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    path = pathlib.Path(folder) / "lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"{folder} is in use by {file.read().strip() or 'another process'}. Wait for it or "
-                f"stop it, or take another --output_dir."
-            ) from None
-        except OSError as error:  # a file system without locks
-            raise UserError(
-                f"cannot lock {path}: {os.strerror(error.errno)}. Take an --output_dir on a file "
-                f"system that has locks."
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
 
 
 class StopRequest:
@@ -74,3 +41,36 @@ def stop_requests():
         yield stop
     finally:
         restore()
+
+
+def smaller_slices(config, replicas):
+    """What to change when a replica's slice of the batch does not fit into its memory, in words.
+
+    Args:
+        config: TrainingConfig. replicas: int.
+    """
+    share, now = config.global_batch_size // replicas, config.accumulation_steps
+    more = next((n for n in range(now + 1, share + 1) if share % n == 0), None)
+    what = "Slices are single examples already"
+    if more:
+        what = f"Take --accumulation_steps={more}, which computes the same in smaller slices"
+    return what if config.remat else f"{what}; --remat saves memory, too"
+
+
+def check_fixed(config, names, state, path):
+    """Refuses to go on with settings that would make it another run.
+
+    Args:
+        config: settings. names: of those that are fixed. state: of the checkpoint at `path`.
+
+    Raises:
+        UserError: one of them has another value now.
+    """
+    for name in names:
+        now, default = getattr(config, name), getattr(type(config), name)
+        before = state["settings"].get(name, default)  # of an older checkpoint
+        if now != before:
+            raise UserError(
+                f"{name} is {now} now, but {path} was written with {before}. Go on with the "
+                f"old value, or start another run: --init_from={path} --output_dir=ANOTHER."
+            )

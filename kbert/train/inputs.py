@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 
+from kbert import storage
 from kbert.config import BertConfig
 from kbert.data import BertTokenizer, Corpus, learn_vocab, prepare
 from kbert.data.corpus import Texts, find_inputs
@@ -13,6 +14,7 @@ from kbert.data.store import MANIFEST
 from kbert.data.vocab import write_vocab
 from kbert.errors import UserError
 from kbert.model.weights import open_weights
+from kbert.train.teaching import start_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ def check_inputs(config):
         UserError: no such text, an architecture or a vocabulary that cannot be read.
     """
     found = [
-        {os.path.abspath(inputs)} if _is_prepared(inputs) else set(find_inputs(inputs))
+        {_place(inputs)} if _is_prepared(inputs) else set(find_inputs(inputs))
         for inputs in filter(None, (config.input, config.eval_input))
     ]
     both = set.intersection(*found) if len(found) == 2 else ()
@@ -45,14 +47,15 @@ def check_inputs(config):
         BertConfig.load(config.bert_config, vocab_size=5)
 
 
-def find_or_make(config, folder, saved_config, report):
+def find_or_make(config, folder, saved, report, may_make=True):
     """Finds or makes vocabulary and corpora, in `folder` where they are not given.
 
     Args:
         config: PretrainConfig.
         folder: `OUTPUT_DIR/data`, for what is made from plain text: once, then taken again.
-        saved_config: BertConfig of the checkpoint that the run goes on from, or None.
-        report: called with a line of text.
+        saved: folder of the checkpoint that the run goes on from, verified, or None.
+        report: called with a line of text. may_make: False for a worker that has to find in
+            `folder` what the chief made.
 
     Returns:
         Inputs.
@@ -61,11 +64,17 @@ def find_or_make(config, folder, saved_config, report):
         UserError: inputs that cannot be used, or that contradict each other.
     """
     folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if saved_config:
+    if may_make:
+        folder.mkdir(parents=True, exist_ok=True)
+    saved_config = None
+    if saved:
+        saved_config = BertConfig.from_file(saved / "config.json")
+        tokenizer = BertTokenizer.from_pretrained(saved)
+    elif not may_make:
         tokenizer = BertTokenizer.from_pretrained(folder)
     else:
         tokenizer = _tokenizer(config, folder, report)
+    if may_make:
         tokenizer.save_pretrained(folder)
     if config.lower_case not in (None, tokenizer.lower_case):
         raise UserError(
@@ -73,15 +82,19 @@ def find_or_make(config, folder, saved_config, report):
             f"--init_from has {str(tokenizer.lower_case).lower()}. Leave the flag out."
         )
     bert_config = _bert_config(config, saved_config, tokenizer)
-    corpus = _corpus(config.input, folder / "train", tokenizer, report)
+    corpus = _corpus(config.input, folder / "train", tokenizer, report, may_make)
     eval_corpus = None
     if config.eval_input:
-        eval_corpus = _corpus(config.eval_input, folder / "eval", tokenizer, report)
+        eval_corpus = _corpus(config.eval_input, folder / "eval", tokenizer, report, may_make)
     return Inputs(bert_config, tokenizer, corpus, eval_corpus)
 
 
+def _place(folder):
+    return folder if storage.is_remote(folder) else os.path.abspath(folder)
+
+
 def _is_prepared(inputs):
-    return os.path.isfile(os.path.join(inputs, MANIFEST))
+    return storage.exists(os.path.join(inputs, MANIFEST))
 
 
 def _tokenizer(config, folder, report):
@@ -94,33 +107,35 @@ def _tokenizer(config, folder, report):
             tokenizer = BertTokenizer(config.vocab_file, **tokenizer.settings)
     elif config.vocab_file:
         tokenizer = BertTokenizer(config.vocab_file, lower_case)
-    elif config.init_from:
-        tokenizer = BertTokenizer.from_pretrained(config.init_from)
+    elif config.init_from or config.teacher:
+        tokenizer = BertTokenizer.from_pretrained(config.init_from or config.teacher)
     else:
         report(f"learning a vocabulary of {config.vocab_size:,} entries from {config.input}")
         texts = Texts(find_inputs(config.input))
         path = folder / "vocab.txt"
         write_vocab(learn_vocab(texts, config.vocab_size, lower_case), path)
         tokenizer = BertTokenizer(path, lower_case)
-    if config.init_from:
-        theirs = BertTokenizer.from_pretrained(config.init_from)
+    for folder in filter(None, (config.init_from, config.teacher)):
+        theirs = BertTokenizer.from_pretrained(folder)
         if theirs.fingerprint != tokenizer.fingerprint:
             raise UserError(
-                f"the vocabulary or casing differs from that of {config.init_from}, so its weights "
+                f"the vocabulary or casing differs from that of {folder}, so its weights "
                 f"would mean other words. Leave out --vocab_file, or prepare the text again with "
-                f"--vocab_file={config.init_from}/vocab.txt"
+                f"--vocab_file={folder}/vocab.txt"
             )
     return tokenizer
 
 
-def _corpus(inputs, folder, tokenizer, report):
+def _corpus(inputs, folder, tokenizer, report, may_make):
     if _is_prepared(inputs):
         corpus = Corpus(inputs)
+    elif not may_make:
+        corpus = Corpus(folder)
     else:
         stamps = input_stamps(find_inputs(inputs))
         corpus = Corpus(folder) if _is_prepared(folder) else None
         fresh = corpus is None or (
-            corpus.manifest["inputs"] != stamps
+            corpus.manifest.get("inputs") != stamps
             or corpus.manifest["vocab_fingerprint"] != tokenizer.fingerprint
         )
         if fresh:
@@ -136,7 +151,7 @@ def _bert_config(config, saved_config, tokenizer):
     if saved_config:
         bert_config, origin = saved_config, "the checkpoint"
     elif config.init_from:
-        with open_weights(config.init_from) as (bert_config, _):
+        with open_weights(config.init_from, layers=start_layers(config)) as (bert_config, _):
             origin = config.init_from
     else:
         bert_config = BertConfig.load(config.bert_config or "base", tokenizer.vocab_size)

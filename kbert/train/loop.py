@@ -1,32 +1,34 @@
 """The loop of every training program: starts, takes steps, logs, evaluates, saves, goes on."""
 
 import abc
+import contextlib
+import math
 import pathlib
-import shlex
 import time
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from kbert import flags
-from kbert.errors import UserError
+from kbert.errors import UserError, too_much, writing
+from kbert.locks import folder_lock
 from kbert.model.weights import Tensors, write_weights
-from kbert.model.weights.native import write_arrays
 from kbert.train.checkpoint import (
     OPTIMIZER_FILE,
     BackgroundWriter,
     Checkpoints,
-    recover_folder,
-    replace_folder,
     restore_arrays,
 )
 from kbert.train.distribution import find_devices
-from kbert.train.guards import folder_lock, stop_requests
+from kbert.train.guards import check_fixed, smaller_slices, stop_requests
 from kbert.train.metrics import Sums
+from kbert.train.mirror import mirrored
+from kbert.train.output import Output
 from kbert.train.profile import Profiler
-from kbert.train.report import MetricsWriter, Pace, say
+from kbert.train.report import Pace, say
+from kbert.train.sparsity import MagnitudePruning
 from kbert.train.step import TrainStep
+from kbert.train.tracking import check_tracking
 
 # Steps are taken in calls of about this long, or of one step: the host then looks up.
 CALL_SECONDS = 0.5
@@ -34,18 +36,20 @@ CALL_SECONDS = 0.5
 NOT_FINITE_LIMIT = 100
 
 
-def start_run(kind, config, output_dir, act):
+def start_run(kind, config, output_dir, act, check=lambda config: None):
     """Makes a run and does something with it, holding the lock of its folder.
 
     Args:
         kind: subclass of `Run`. config: its settings. output_dir: the run's folder.
-        act: function of the run.
+        act: function of the run. check: function of the settings that refuses what can be refused
+            before anything is written.
 
     Returns:
         What `act` returns.
 
     Raises:
-        UserError: Keras on another backend, and what `kind` and `act` raise.
+        UserError: Keras on another backend, files that cannot be written, and what `kind` and `act`
+            raise.
     """
     if keras.backend.backend() != "tensorflow":
         raise UserError(
@@ -53,9 +57,21 @@ def start_run(kind, config, output_dir, act):
             f"KERAS_BACKEND=tensorflow, or change ~/.keras/keras.json."
         )
     devices = find_devices(config)
-    output_dir = pathlib.Path(output_dir)
-    with folder_lock(output_dir), BackgroundWriter() as background:
-        return act(kind(config, output_dir, devices, background))
+    workers = devices.workers
+    with workers.losses_reported(), contextlib.ExitStack() as stack:
+        workers.check_same(settings=flags.as_dict(config))
+        if workers.is_chief:
+            check_tracking(config)
+        check(config)
+        mirror = stack.enter_context(mirrored(output_dir, kind.part, workers.is_chief))
+        if workers.is_chief:
+            stack.enter_context(folder_lock(mirror.folder))
+        else:
+            stack.enter_context(contextlib.redirect_stdout(None))
+        stack.enter_context(writing(mirror.folder))
+        run = kind(config, mirror, devices, stack.enter_context(BackgroundWriter()))
+        stack.callback(run.output.end)
+        return act(run)
 
 
 class Run(abc.ABC):
@@ -92,8 +108,12 @@ class Run(abc.ABC):
         """Loads the weights of `--init_from`; returns where from, in words."""
 
     @abc.abstractmethod
-    def dataset(self, batch_size, first, count):
-        """tf.data of `count` batches for a replica, from batch `first` of `batch_size` on."""
+    def dataset(self, batch_size, first, count, share):
+        """tf.data of `count` batches for the replicas of a worker, from its batch `first` on.
+
+        Args:
+            batch_size: of a replica. share: `kbert.data.shares.Share`, which batches they are.
+        """
 
     @abc.abstractmethod
     def identity(self):
@@ -119,34 +139,40 @@ class Run(abc.ABC):
         """What is left to do after the last step; returns the results."""
         return results
 
-    def __init__(self, config, output_dir, devices, background):
+    def __init__(self, config, mirror, devices, background):
         self.config = config
-        self.profiler = Profiler(config.profile, output_dir / self.part / "tensorboard")
+        self.mirror = mirror
+        self.output_dir = mirror.folder
+        self.folder = self.output_dir / self.part
+        profile = config.profile if devices.workers.is_chief else ""
+        events = self.folder / "tensorboard"
+        self.profiler = Profiler(profile, events, mirror.shown(events))
         self.devices = devices
         self.background = background
-        self.output_dir = output_dir
-        self.folder = output_dir / self.part
         self.checkpoints = Checkpoints(self.folder / "checkpoint", config.keep_checkpoints)
         keras.utils.set_random_seed(config.seed)
 
         # 1. The run's own checkpoint, if there is one ...
         state = self.checkpoints.newest(say)
         if state:
-            self._check_settings(state)
+            check_fixed(config, self.fixed, state, self.checkpoints.path(state["step"]))
         self.find(state)
         with devices.strategy.scope():
             self.model = self.make_model()
             optimizer = self.make_optimizer()
             optimizer.build(self.model.trainable_variables)
         self.model.bert.encoder.remat = config.remat
+        self.pruning = None
+        if config.sparsity:
+            self.pruning = MagnitudePruning(self.model, config, self.train_steps)
         self.train_step = TrainStep(
-            self.model, optimizer, self.schedule, devices, config, self.objective
+            self.model, optimizer, self.schedule, devices, config, self.objective, self.pruning
         )
         if state:
             self.step = state["step"]
             self.restore(self.checkpoints.path(self.step))
             self._report_changes(state)
-            origin = f"step {self.step} of {self.checkpoints.path(self.step)}"
+            origin = f"step {self.step} of {mirror.shown(self.checkpoints.path(self.step))}"
         # 2. ... else the weights of --init_from ...
         elif config.init_from:
             self.step = 0
@@ -168,18 +194,12 @@ class Run(abc.ABC):
         self.pace = Pace()
         self.eval_seconds = 0.0
         self.profiler.check(self.step, self.train_steps)
+        self.output = Output(self)
+        devices.workers.check_same(text=self.identity(), checkpoint=self.step)
         self.describe()
+        if self.pruning:
+            say(self.pruning.describe())
         say(f"starting from {origin}")
-
-    def _check_settings(self, state):
-        path = self.checkpoints.path(state["step"])
-        for name in self.fixed:
-            now, before = getattr(self.config, name), state["settings"][name]
-            if now != before:
-                raise UserError(
-                    f"{name} is {now} now, but {path} was written with {before}. Go on with the "
-                    f"old value, or start another run: --init_from={path} --output_dir=ANOTHER."
-                )
 
     def _report_changes(self, state):
         current = flags.as_dict(self.config)
@@ -198,22 +218,18 @@ class Run(abc.ABC):
         restore_arrays(path, variables, optional=["loss_scale/"])
 
     def run(self):
-        """Takes the steps that are left; returns the last metrics."""
-        config = self.config
+        """Takes the steps that are left; returns the last metrics, to the chief all of them."""
+        config, workers = self.config, self.devices.workers
         results = {}
         if self.complete:
             say(f"this run is complete: step {self.step} of {self.train_steps}")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._write_flagfile()
-        for name in ("best", "final"):
-            recover_folder(self.folder / name)
-        writer = MetricsWriter(self.folder, self.step)
+        self.output.start()
         batches = self._batches(self.train_steps - self.step)
         stopping = False
         with stop_requests() as stop, self.profiler:
             self.profiler.at(self.step)
             if self.evaluation_due:  # the stop came before it
-                results |= self._evaluate(writer)
+                results |= self._evaluate()
             while not self.complete and not stopping:
                 self._take_steps(batches, self._steps_of_a_call())
                 self.profiler.at(self.step)
@@ -221,22 +237,25 @@ class Run(abc.ABC):
                 last = self.step == self.train_steps
                 save = last or self.step % config.save_every_steps == 0
                 if last or self.step % config.log_every_steps == 0:
-                    results |= self._log(writer)
+                    results |= self._log()
                 self.evaluation_due = last or self.step % self.eval_every_steps == 0
-                if self.evaluation_due and (last or not stop.received):
-                    results |= self._evaluate(writer)
-                stopping = stop.received  # once, so that no stop is taken without saving
+                stopping = workers.any(stop.received)
+                if self.evaluation_due and (last or not stopping):
+                    results |= self._evaluate()
+                    stopping = workers.any(stop.received)
                 if stopping or save or self.complete:
                     self._save()
-        self.background.wait()
-        writer.close()
+        self.output.close()
         if not self.complete:
-            say(f"stopped and saved at step {self.step}. Go on with:\n  {self._resume_command()}")
-            return results
-        weights = self._plain_weights()
-        results = self.finish(results)
-        self._replace("final", weights)
-        say(f"done: weights in {self.folder / 'final'}, curves in {self.folder / 'metrics.jsonl'}")
+            command = self.output.resume_command()
+            say(f"stopped and saved at step {self.step}. Go on with:\n  {command}")
+        else:
+            results = self.output.final(results)
+            say(
+                f"done: weights in {self.mirror.shown(self.folder / 'final')}, "
+                f"curves in {self.mirror.shown(self.folder / 'metrics.jsonl')}"
+            )
+        workers.wait()  # for the chief, which writes
         return results
 
     @property
@@ -246,11 +265,14 @@ class Run(abc.ABC):
         return self.step >= self.train_steps or stale
 
     def _batches(self, steps):
-        """Iterator of the next global batches, each dealt to the replicas in order."""
-        replicas = self.devices.replicas
-        dataset = self.dataset(
-            self.config.global_batch_size // replicas, self.step * replicas, steps * replicas
-        )
+        """Iterator of the next global batches, of which each replica gets its part in order."""
+        rows, share = self.config.global_batch_size // self.devices.replicas, self.devices.share
+        first, count = self.step * share.replicas, steps * share.replicas
+        dataset = self.dataset(rows, first, count, share)
+        if self.devices.workers.count > 1:
+            # Else the workers tell each other before each step whether they have a batch.
+            endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+            dataset = dataset.apply(endless)
         return iter(self.devices.strategy.distribute_datasets_from_function(lambda _: dataset))
 
     def _steps_of_a_call(self):
@@ -258,19 +280,28 @@ class Run(abc.ABC):
         every = (config.log_every_steps, config.save_every_steps, self.eval_every_steps)
         left = min(self.train_steps - self.step, *(n - self.step % n for n in every))
         left = min(left, self.profiler.steps_left(self.step))
-        return max(1, min(left, int(CALL_SECONDS / self.pace.step_seconds)))
+        steps = max(1, min(left, int(CALL_SECONDS / self.pace.step_seconds)))
+        return int(self.devices.workers.from_chief([steps])[0])  # clocks differ
 
     def _take_steps(self, batches, count):
         """Takes `count` steps and adds them to the window, in order.
 
         Raises:
-            UserError: a loss or gradient is not finite, and `nonfinite` is "stop".
+            UserError: out of memory; a loss or gradient is not finite and `nonfinite` is "stop".
         """
         begin = time.perf_counter()
-        rows, waited = self.train_step.take(
-            batches, tf.constant(self.step, tf.int64), tf.constant(count, tf.int32)
-        )
-        rows, waited = rows.numpy(), float(waited)
+        try:
+            rows, waited = self.train_step.take(
+                batches, tf.constant(self.step, tf.int64), tf.constant(count, tf.int32)
+            )
+            rows, waited = rows.numpy(), float(waited)
+        except tf.errors.ResourceExhaustedError as error:
+            self.background.wait()  # what is being written may be the last checkpoint
+            raise UserError(
+                f"out of memory after step {self.step} ({too_much(error)}). "
+                f"{smaller_slices(self.config, self.devices.replicas)}; the last checkpoint is "
+                f"{self._last_checkpoint()}."
+            ) from error
         seconds = time.perf_counter() - begin
         names = self.train_step.row
         self.pace.add(seconds, count, float(rows[:, names.index("tokens")].sum()), waited)
@@ -294,52 +325,61 @@ class Run(abc.ABC):
         raise UserError(
             f"the loss or the gradient is not finite at step {self.step}. Lower --learning_rate or "
             f"raise --warmup_steps, {hint}the last checkpoint is "
-            f"{self.checkpoints.last_good or 'none yet'}."
+            f"{self._last_checkpoint()}."
         )
 
-    def _log(self, writer):
+    def _last_checkpoint(self):
+        if not self.devices.workers.is_chief:
+            return f"the chief's, in {self.checkpoints.folder}"
+        return self.checkpoints.last_good or "none yet"
+
+    def _log(self):
         state = self.window.state
         metrics = self.objective.metrics(state)
         skipped = state["not_finite"] + state["overflows"]
         metrics["gradient_norm"] = state["gradient_norm"] / max(state["steps"] - skipped, 1)
         metrics["skipped_steps"] = skipped
         if self.train_step.loss_scale is not None:
-            metrics["loss_scale"] = float(self._on_host(self.train_step.loss_scale))
+            metrics["loss_scale"] = self.train_step.current_loss_scale()
+        if self.pruning:
+            metrics["sparsity"] = self.train_step.current_sparsity()
         metrics["learning_rate"] = float(self.schedule(self.step - 1))
         metrics["tokens_per_second"], step_seconds, metrics["input_wait"] = self.pace.read()
         self.window = Sums()
-        writer.write(self.step, metrics)
+        self.output.metrics(self.step, metrics)
         left = self.train_steps - self.step
         evaluations = -(-left // self.eval_every_steps)
         say(self.train_line(metrics, left * step_seconds + evaluations * self.eval_seconds))
         return metrics
 
-    def _evaluate(self, writer):
-        """Returns the held-out metrics; keeps the weights if they are the best so far."""
+    def _evaluate(self):
+        """Returns the held-out metrics; keeps the weights if they are the best so far.
+
+        The chief evaluates; the others are told the value that the weights are judged by.
+        """
+        workers = self.devices.workers
         self.background.wait()  # what is being written tells what the last evaluation found
         begin = time.perf_counter()
-        evaluation = self.evaluation()
+        evaluation = self.evaluation() if workers.is_chief else None
+        metrics, value = evaluation or ({}, math.nan)
+        found, value = workers.from_chief([evaluation is not None, value])
         self.evaluation_due = False
-        if evaluation is None:
+        if not found:
             return {}
-        metrics, value = evaluation
-        self.eval_seconds = time.perf_counter() - begin
-        writer.write(self.step, metrics)
-        better = self.best is None or value > self.best
-        say(self.evaluation_line(metrics, better))
-        self.evaluations_since_best += 1
+        self.eval_seconds = max(0.0, time.perf_counter() - begin)
+        self.output.metrics(self.step, metrics)
+        still_pruned = self.pruning is not None and self.step < self.pruning.end
+        better = not still_pruned and (self.best is None or value > self.best)
+        if workers.is_chief:
+            say(self.evaluation_line(metrics, better))
+        self.evaluations_since_best += not still_pruned
         if better:
-            self.best, self.evaluations_since_best = value, 0
-            self.background.wait()  # before the copies are made: there is memory for one of them
-            weights = self._plain_weights()
-            self.background.start(lambda: self._replace("best", weights))
+            self.best, self.evaluations_since_best = float(value), 0
+            self.output.best()
         return metrics
 
     def _save(self):
         """Writes a checkpoint while the next steps are taken."""
-        self.background.wait()
-        weights = self._plain_weights()
-        optimizer = self._on_host(self.train_step.named_variables())
         state = {
             "settings": flags.as_dict(self.config),
             "bert_config": self.bert_config.to_dict(),
@@ -349,32 +389,7 @@ class Run(abc.ABC):
             "evaluations_since_best": self.evaluations_since_best,
             "evaluation_due": self.evaluation_due,
         }
-
-        def write(folder):
-            self.write_pretrained(folder, weights)
-            write_arrays(folder / OPTIMIZER_FILE, optimizer)
-
-        step = self.step
-        self.background.start(lambda: self.checkpoints.save(step, state, write))
-
-    def _plain_weights(self):
-        """Copies of the weights, adapters merged into the matrices they belong to."""
-        weights = self._on_host(self.model.named_weights())
-        for name, (a, b, scale) in self.model.adapters().items():
-            weights[name] += scale * (self._on_host(a) @ self._on_host(b))
-        return weights
-
-    def _on_host(self, variables):
-        """Copies of Keras variables as numpy arrays: of one, or of a dict of them."""
-        return tf.nest.map_structure(
-            lambda variable: np.array(
-                self.devices.strategy.experimental_local_results(variable.value)[0].numpy()
-            ),
-            variables,
-        )
-
-    def _replace(self, name, weights):
-        replace_folder(self.folder / name, lambda path: self.write_pretrained(path, weights))
+        self.output.checkpoint(state)
 
     def write_pretrained(self, folder, weights):
         """Writes a folder for `from_pretrained`. weights: dict of name -> array."""
@@ -382,13 +397,3 @@ class Run(abc.ABC):
         weights = Tensors(shapes, weights.__getitem__)
         write_weights(folder, "kbert", self.bert_config, weights)
         self.tokenizer.save_pretrained(folder)
-
-    def _write_flagfile(self):
-        header = f"replays this run: {self._resume_command()}"
-        text = flags.as_flagfile(self.config, header) + f"--output_dir={self.folder.parent}\n"
-        scratch = self.folder / ".run.flags.partial"
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(self.folder / "run.flags")
-
-    def _resume_command(self):
-        return f"python -m {self.program} --flagfile={shlex.quote(str(self.folder / 'run.flags'))}"

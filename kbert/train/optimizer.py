@@ -81,7 +81,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         for slot, new in zip(slots, new_slots, strict=True):
             self.assign(slot, new)
 
-    def apply_whole(self, gradients, factor, learning_rate, local):
+    def apply_whole(self, gradients, factor, learning_rate, local, kept=None):
         """Updates the variables of one replica; every replica does the same.
 
         Args:
@@ -89,22 +89,24 @@ class _Optimizer(keras.optimizers.Optimizer):
             factor: float32 scalar to multiply the gradients by, which clips them.
             learning_rate: float32 scalar.
             local: function from a Keras variable to the tf.Variable that this replica holds of it.
+            kept: see `kbert.train.sparsity.MagnitudePruning.kept`; None for all.
         """
         iterations = local(self.iterations)
         count = ops.cast(iterations + 1, "float32")
         for index, gradient in enumerate(gradients):
             variable = local(self._trainable_variables[index])
             slots = [local(slot[index]) for slot in self.slots]
+            before = variable.read_value()
             value, new_slots = self._update(
                 index,
                 gradient,
-                variable.read_value(),
+                before,
                 [slot.read_value() for slot in slots],
                 learning_rate,
                 count,
                 factor,
             )
-            variable.assign(value)
+            variable.assign(value if kept is None else kept(index, before, value))
             for slot, new in zip(slots, new_slots, strict=True):
                 slot.assign(new)
         iterations.assign_add(1)

@@ -1,10 +1,13 @@
 """Pretraining: MLM and NSP on a corpus."""
 
-from kbert.config import BertConfig
+import tensorflow as tf
+
 from kbert.data.pretraining import PretrainingExamples
 from kbert.data.store import corpus_fingerprint
-from kbert.model.models import BertForPreTraining
-from kbert.train import report
+from kbert.errors import UserError
+from kbert.model.models import BertForMaskedLM, BertForPreTraining
+from kbert.tasks.tasks import soft_losses
+from kbert.train import report, teaching
 from kbert.train.checkpoint import is_checkpoint, verified_state
 from kbert.train.estimate import estimate_text
 from kbert.train.evaluation import HeldOut
@@ -20,6 +23,7 @@ DRY_RUN_STEPS = 3
 def train(config, output_dir, dry_run=False):
     """Pretrains a BERT, or goes on with a run that was stopped.
 
+    With a `teacher`, what it says of the masked words is learnt besides ("general distillation").
     Writes `OUTPUT_DIR/pretrain/` with `checkpoint`, `best` (lowest held-out MLM loss), `final`,
     `metrics.jsonl`, `tensorboard` and `run.flags`, and `OUTPUT_DIR/data/` with what it made from
     plain text. A run that goes on computes what it would have computed without the stop, to the
@@ -39,9 +43,9 @@ def train(config, output_dir, dry_run=False):
             each other; a folder in use; a loss that is not finite (it names the step); files that
             cannot be written.
     """
-    check_inputs(config)
-    act = Pretraining.rehearse if dry_run else Pretraining.run
-    return start_run(Pretraining, config, output_dir, act)
+    kind = TaughtPretraining if config.teacher else Pretraining
+    act = kind.rehearse if dry_run else kind.run
+    return start_run(kind, config, output_dir, act, check_inputs)
 
 
 class Pretraining(Run):
@@ -51,12 +55,25 @@ class Pretraining(Run):
     fixed = (
         *("max_seq_length", "max_predictions_per_seq", "mask_rate", "whole_word_mask"),
         *("short_seq_prob", "global_batch_size", "optimizer", "seed"),
+        *("sparsity", "sparsity_begin", "sparsity_end"),
+        *teaching.SETTINGS,
     )
 
     def find(self, state):
         config = self.config
-        saved_config = BertConfig(**state["bert_config"]) if state else None
-        self.inputs = find_or_make(config, self.output_dir / "data", saved_config, say)
+        saved = self.checkpoints.path(state["step"]) if state else None
+        workers = self.devices.workers
+        with workers.chief_first():
+            self.mirror.fetch("data")
+            self.inputs = find_or_make(
+                config,
+                self.output_dir / "data",
+                saved,
+                report=lambda line: say(self.mirror.shown(line)),
+                may_make=workers.is_chief,
+            )
+            if workers.is_chief:
+                self.mirror.send_all("data")
         self.bert_config, self.tokenizer = self.inputs.bert_config, self.inputs.tokenizer
         self.train_steps, self.eval_every_steps = config.train_steps, config.eval_every_steps
         self.objective = PretrainingObjective(config.global_batch_size)
@@ -71,8 +88,8 @@ class Pretraining(Run):
             config.seed,
         )
 
-    def dataset(self, batch_size, first, count):
-        return self.examples.dataset(batch_size, first, count)
+    def dataset(self, batch_size, first, count, share):
+        return self.examples.dataset(batch_size, first, count, share)
 
     def make_model(self):
         model = BertForPreTraining(self.bert_config, dtype=self.config.precision)
@@ -138,3 +155,33 @@ class Pretraining(Run):
             )
         )
         return {}
+
+
+class TaughtPretraining(teaching.Taught, Pretraining):
+    """A run of `train` with a teacher; NSP is learnt from its labels alone."""
+
+    teacher_class = BertForMaskedLM
+
+    def taught(self):
+        ours, theirs = self.bert_config.vocab_size, self.teacher.config.vocab_size
+        if ours != theirs:
+            raise UserError(
+                f"the student's vocab_size must be that of its teacher, {theirs}, whose "
+                f"probabilities it learns; got {ours}. Write it into --bert_config's file."
+            )
+
+        def soft(outputs, theirs, features):
+            temperature = self.config.temperature
+            losses = soft_losses(outputs["mlm_logits"], theirs["logits"], temperature)
+            return tf.reduce_sum(losses * features["masked_weights"])
+
+        return teaching.TaughtObjective(
+            self.objective, self.config, self.teacher, soft, loss="mlm_loss", count="mlm_count"
+        )
+
+    def initialize_from(self, folder):
+        layers = teaching.start_layers(self.config)
+        if layers is None:
+            return super().initialize_from(folder)
+        self.model.load_pretrained(folder, layers=layers)
+        return teaching.origin(layers, folder)

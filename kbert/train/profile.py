@@ -29,12 +29,13 @@ class Profiler:
     """Profiles the steps of a run from START up to STOP; as a context manager, ends in any case.
 
     Args:
-        text: of `--profile`. folder: of the TensorBoard events.
+        text: of `--profile`. folder: of the TensorBoard events. shown: its name for a person.
     """
 
-    def __init__(self, text, folder):
+    def __init__(self, text, folder, shown=None):
         self._steps = profiled_steps(text)
         self._folder = str(folder)
+        self._shown = shown or self._folder
         self._runs = False
 
     def __enter__(self):
@@ -80,5 +81,5 @@ class Profiler:
             tf.profiler.experimental.stop()
             say(
                 f"profile from step {self._steps[0]:,} on written, ended {why}; look at it with "
-                f"TensorBoard's profile plugin: --logdir={self._folder}"
+                f"TensorBoard's profile plugin: --logdir={self._shown}"
             )

@@ -23,8 +23,12 @@ def time_text(seconds):
 
 def model_line(bert, parameters, precision):
     """The model of a run. bert: BertConfig. parameters: int."""
+    heads = ""
+    if bert.heads_left:
+        all_heads = bert.num_hidden_layers * bert.num_attention_heads
+        heads = f"{sum(bert.heads_left)} of {all_heads} heads, "
     return (
-        f"model: {bert.num_hidden_layers} layers, width {bert.hidden_size}, "
+        f"model: {bert.num_hidden_layers} layers, width {bert.hidden_size}, {heads}"
         f"{parameters / 1e6:.1f} M parameters, {precision}, vocabulary of {bert.vocab_size:,}"
     )
 
@@ -42,8 +46,10 @@ def text_line(corpus, windows, config):
 def _pace_text(metrics, eta_seconds):
     """What the lines of all kinds of training end with."""
     skipped, waited = metrics["skipped_steps"], metrics["input_wait"]
+    zeros = f"{metrics['sparsity']:.1%} zeros | " if "sparsity" in metrics else ""
     return (
-        f"lr {metrics['learning_rate']:.2e} | {metrics['tokens_per_second']:,.0f} tokens/s | "
+        f"{zeros}lr {metrics['learning_rate']:.2e} | "
+        f"{metrics['tokens_per_second']:,.0f} tokens/s | "
         f"ETA {time_text(eta_seconds)}{f' | {skipped:.0f} skipped' if skipped else ''}"
         f"{f' | {waited:.0%} of the time without a batch' if waited > 0.05 else ''}"
     )
@@ -87,6 +93,10 @@ def scores_line(step, metrics, best_metric, better):
     return f"eval at step {step:,} | {scores}{' | best so far' if better else ''}"
 
 
+# No call takes less time than this, whatever the clock says.
+LEAST_SECONDS = 1e-6
+
+
 class Pace:
     """Speed of the steps since it was last read; the first call, which compiles, does not count.
 
@@ -101,7 +111,9 @@ class Pace:
         self._last = (0.0, 0.0, 0.0)
 
     def add(self, seconds, steps, tokens, waited):
-        """Adds a call of `steps` steps. waited: seconds of it without a batch."""
+        """Adds a call of `steps` steps. waited: seconds of it without a batch, by another clock."""
+        seconds = max(seconds, LEAST_SECONDS)  # clocks are set, and machines sleep
+        waited = min(max(waited, 0.0), seconds)
         if not self._compiled:
             self._compiled = True
             self._last = (tokens / seconds, seconds / steps, waited / seconds)
@@ -127,21 +139,24 @@ class MetricsWriter:
     Args:
         folder: the run's folder. step: where the run goes on; what an earlier process wrote of
             later steps is dropped, since they are made again.
+        evaluation_due: whether the evaluation at this step is made again, too.
     """
 
-    def __init__(self, folder, step):
+    def __init__(self, folder, step, evaluation_due=False):
         folder = self._folder = pathlib.Path(folder)
         path = folder / "metrics.jsonl"
         kept = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line)
-                except (ValueError, KeyError, TypeError):
-                    break  # the last line of a killed process
+        for line in path.read_bytes().splitlines() if path.exists() else ():
+            try:
+                row = json.loads(line)
+                evaluation = any(name.startswith("eval_") for name in row)
+                again = row["step"] > step - (evaluation and evaluation_due)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                continue  # the last line of a killed process, or a damaged one
+            if not again:
+                kept.append(line + b"\n")
         scratch = path.with_suffix(".partial")
-        scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        scratch.write_bytes(b"".join(kept))
         scratch.replace(path)
         self._file = open(path, "a", encoding="utf-8")
         self._events = tf.summary.create_file_writer(str(folder / "tensorboard"))

@@ -14,9 +14,9 @@ class TrainStep:
     """Takes steps: gradients summed over slices and replicas, then clipped, then applied.
 
     The loss of a step is the sum over the global batch divided by the weights of the global batch,
-    so that it does not matter how the batch is divided. Dropout is a function of (seed, step,
-    slice), where the slices of a global batch are numbered through its replicas: nothing of it has
-    to be stored, and 2 replicas drop what 1 replica with 2 slices drops.
+    so that it does not matter how the batch is divided. Dropout is a function of (seed, step, place
+    in the global batch): nothing of it has to be stored, and it is the same for any number of
+    replicas and slices.
 
     A loss or gradient that is not finite changes no weight. In mixed_float16 the loss is scaled, so
     that small gradients do not vanish; a gradient that overflows halves the scale, and counts as
@@ -29,19 +29,22 @@ class TrainStep:
         devices: `kbert.train.distribution.Devices`.
         config: TrainingConfig.
         objective: of `kbert.train.losses`, what is learnt.
+        pruning: `kbert.train.sparsity.MagnitudePruning`, or None.
 
     Attributes:
         row: names of what a step reports: the objective's sums over the global batch, then
             "gradient_norm", "steps", "overflows" and "not_finite".
     """
 
-    def __init__(self, model, optimizer, schedule, devices, config, objective):
+    def __init__(self, model, optimizer, schedule, devices, config, objective, pruning=None):
         self.model = model
         self.optimizer = optimizer
         self._schedule = schedule
+        self._devices = devices
         self._strategy = devices.strategy
         self._config = config
         self._objective = objective
+        self._pruning = pruning
         self.row = (*objective.names, "gradient_norm", "steps", "overflows", "not_finite")
         weights = {id(weight) for weight in self._named_weights().values()}
         self._seeds = [variable for variable in model.variables if id(variable) not in weights]
@@ -78,6 +81,17 @@ class TrainStep:
         if self.loss_scale is not None:
             named |= {"loss_scale/scale": self.loss_scale, "loss_scale/good": self._good_steps}
         return named
+
+    def current_loss_scale(self):
+        """float, what the loss is multiplied by in mixed_float16."""
+        return float(self._first_copy(self.loss_scale))
+
+    def current_sparsity(self):
+        """float, the share of zeros in the matrices that are pruned."""
+        return self._pruning.sparsity(self._first_copy)
+
+    def _first_copy(self, variable):
+        return self._strategy.experimental_local_results(variable.value)[0]
 
     @tf.function
     def take(self, batches, step, count):
@@ -117,7 +131,9 @@ class TrainStep:
     @tf.autograph.experimental.do_not_convert
     def _replica_step(self, features, step):
         context = tf.distribute.get_replica_context()
-        replica = int(tf.get_static_value(context.replica_id_in_sync_group))
+        replica = context.replica_id_in_sync_group
+        number = tf.get_static_value(replica)  # None on TPUs: one program runs on all of them
+        replica = replica if number is None else int(number)
         add_up = tf.distribute.ReduceOp.SUM
         count = context.all_reduce(add_up, self._objective.count(features))
         part = self._gradients(features, count, step, replica)
@@ -149,12 +165,14 @@ class TrainStep:
         return totals
 
     def _slice_gradients(self, features, count, step, slice_number):
-        seed = (self._config.seed, 0)
-        for number in (step, slice_number):
-            seed = tf.random.experimental.stateless_fold_in(seed, number)
-        seeds = tf.random.stateless_uniform(
-            (len(self._seeds), 2), seed, minval=0, maxval=2**31 - 1, dtype=tf.int32
+        # Else XLA and TPUs would draw with another algorithm.
+        alg = tf.random.Algorithm.PHILOX
+        seed = tf.random.experimental.stateless_fold_in((self._config.seed, 0), step, alg)
+        keys = tf.random.stateless_uniform(
+            (len(self._seeds),), seed, minval=0, maxval=2**31 - 1, dtype=tf.int32, alg=alg
         )
+        # `kbert.model.fused.kept`: of layer k, part `slice_number` of the global batch.
+        seeds = tf.stack([keys, tf.fill(tf.shape(keys), -1 - slice_number)], axis=1)
         with keras.StatelessScope(zip(self._seeds, tf.unstack(seeds), strict=True)):
             with tf.GradientTape() as tape:
                 sums = self._objective.sums(self.model(features, training=True), features)
@@ -169,11 +187,13 @@ class TrainStep:
         """Applies the gradients of the global batch if they are finite; returns the step's row."""
 
         def local(variable):
-            return self._strategy.experimental_local_results(variable.value)[replica]
+            return self._devices.local(variable, replica if isinstance(replica, int) else None)
 
         if self.loss_scale is not None:
             scale = local(self.loss_scale).read_value()
             gradients = [gradient / scale for gradient in gradients]
+        if self._pruning:
+            gradients = self._pruning.learning(gradients, local)
         norm = tf.linalg.global_norm(gradients)
         sums = tf.stack([sums[name] for name in self._objective.names])
         finite_loss = tf.reduce_all(tf.math.is_finite(sums))
@@ -184,7 +204,8 @@ class TrainStep:
 
         def update():
             factor = self._config.clip_norm / tf.maximum(norm, self._config.clip_norm)
-            self.optimizer.apply_whole(gradients, factor, self._schedule(step), local)
+            kept = self._pruning and self._pruning.kept(step)
+            self.optimizer.apply_whole(gradients, factor, self._schedule(step), local, kept)
             if self.loss_scale is not None:
                 good = local(self._good_steps).read_value() + 1
                 grow = good >= GROWTH_STEPS

@@ -1,0 +1,97 @@
+"""Where the bottleneck of many GPUs would be: a model of input and gradient traffic.
+
+    python -m benchmarks.traffic --corpus=FOLDER
+
+Measures here what kbert's input pipeline makes on one core from a prepared corpus, and counts the
+bytes of an example and of the gradients. Everything of the GPUs and their network is taken from
+elsewhere: sequences a second of one A100 that NVIDIA publishes for its own BERT-large on TensorFlow
+(DeepLearningExamples, TensorFlow2/LanguageModeling/BERT, mixed precision, batches of 312 x 128 and
+40 x 512), for BERT-base scaled by the operations of a sequence, and the bandwidths of data sheets.
+
+A step takes the computation plus the sum of the gradients, which begins when the last slice is
+done: nothing of the two overlaps. The sum is a ring (Patarasuk and Yuan 2009): each GPU sends and
+receives 2 (n - 1) / n times the gradients, and so does the network card of a host, once for all its
+GPUs.
+"""
+
+import itertools
+import math
+import os
+import time
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("corpus", None, "folder that kbert.prepare wrote", required=True)
+flags.DEFINE_integer("batches", 4000, "batches to measure")
+
+# (architecture, L): sequences a second of an A100, batch of a GPU.
+A100 = {("large", 128): (485.59, 312), ("large", 512): (96.52, 40)}
+NVLINK = 300e9  # bytes a second, A100, each direction
+# bytes a second of a host with 8 GPUs, each direction
+CARDS = {"8 x 200 Gb/s": 8 * 25e9, "100 Gb/s": 12.5e9, "25 Gb/s": 3.125e9}
+GPUS_OF_A_HOST = 8
+
+
+def measure(corpus, length):
+    """Sequences a second on one core, and bytes of the features of one."""
+    from kbert.data import Corpus
+    from kbert.data.pretraining import pretraining_dataset
+
+    batch_size = (1 << 13) // length
+    batches = iter(pretraining_dataset(Corpus(corpus, verify=False), batch_size, length))
+    for _ in range(20):  # what is made before the clock starts
+        features = next(batches)
+    size = sum(x.numpy().nbytes for x in features.values()) / batch_size
+    begin = time.perf_counter()
+    for _ in range(FLAGS.batches):
+        next(batches)
+    return FLAGS.batches * batch_size / (time.perf_counter() - begin), size
+
+
+def architecture(name, length):
+    """Parameters of a BERT for pretraining, and operations of one sequence."""
+    from kbert.config import BertConfig
+    from kbert.model.weights.tensors import weight_shapes
+    from kbert.train.estimate import step_flops
+
+    config = BertConfig.load(name, 30522)
+    shapes = weight_shapes(config)
+    parts = ("bert/", "mlm/transform", "mlm/layer_norm", "mlm/output_bias", "nsp/")
+    parameters = sum(math.prod(shapes[weight]) for weight in shapes if weight.startswith(parts))
+    return parameters, step_flops(config, 1, length, -(-length * 15 // 100))
+
+
+def main(_):
+    os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
+    lengths = sorted({length for _, length in A100})
+    made = {length: measure(FLAGS.corpus, length) for length in lengths}
+    for length, (speed, size) in made.items():
+        print(f"input, one core here, L={length}: {speed:,.0f} sequences/s, {size:,.0f} bytes each")
+    print(
+        "\n| model, L, batch of a GPU | GPUs, network of a host | computation of a step | sum of "
+        "gradients | lost | lost with 4 slices | input: cores of a host |\n|" + " --- |" * 7
+    )
+    for (name, length), cards in itertools.product(
+        itertools.product(("base", "large"), lengths), [None, *CARDS]
+    ):
+        speed, batch = A100["large", length]
+        parameters, operations = architecture(name, length)
+        speed *= architecture("large", length)[1] / operations
+        hosts = 1 if cards is None else 8
+        gpus = hosts * GPUS_OF_A_HOST
+        seconds = batch / speed
+        gradients = 2 * (gpus - 1) / gpus * parameters * 4
+        summing = max(gradients / NVLINK, gradients / CARDS[cards] if cards else 0)
+        cores = GPUS_OF_A_HOST * speed / made[length][0]
+        print(
+            f"| {name}, {length}, {batch} | {gpus}, {cards or 'NVLink alone'} "
+            f"| {seconds * 1e3:,.0f} ms | {summing * 1e3:,.0f} ms "
+            f"| {summing / (seconds + summing):.0%} | {summing / (4 * seconds + summing):.0%} "
+            f"| {cores:.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+    app.run(main)

@@ -1,0 +1,152 @@
+"""Several processes that train one model: which one this is, and what they tell each other."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from kbert.errors import UserError
+from kbert.train.report import say
+
+# What TensorFlow raises in a worker when another one is gone.
+_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
+_EXAMPLE = (
+    '{"cluster": {"worker": ["HOST1:2222", "HOST2:2222"]}, "task": {"type": "worker", "index": 0}}'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """The processes of a run; a run of one process has a `Workers` of its own, too.
+
+    Worker 0 is the chief: it alone writes and reports. What depends on a clock, on a signal or on
+    an evaluation is decided by all together, so that all of them take the same steps.
+
+    Attributes:
+        strategy: tf.distribute.Strategy. index: int, which worker this is. addresses: of all
+            workers, HOST:PORT; none for a run of one process.
+    """
+
+    strategy: tf.distribute.Strategy
+    index: int = 0
+    addresses: tuple[str, ...] = ()
+
+    @property
+    def count(self):
+        """int, how many there are."""
+        return max(1, len(self.addresses))
+
+    @property
+    def is_chief(self):
+        """Whether this is the one that writes."""
+        return self.index == 0
+
+    def sum(self, values):
+        """Sums over the workers. values: list of numbers. Returns a float64 array.
+
+        All workers have to call it; it waits for them.
+        """
+        values = np.asarray(values, np.float64)
+        return self._sum(tf.constant(values)).numpy() if self.count > 1 else values
+
+    @tf.function
+    def _sum(self, values):
+        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
+
+    def any(self, flag):
+        """Whether the flag is set in any worker. flag: bool."""
+        return bool(self.sum([flag])[0])
+
+    def wait(self):
+        """Returns once all workers are here."""
+        self.sum([0])
+
+    def from_chief(self, values):
+        """The chief's values, a float64 array, in every worker. values: list of numbers."""
+        return self.sum(values if self.is_chief else np.zeros(len(values)))
+
+    @contextlib.contextmanager
+    def chief_first(self):
+        """The chief does what is inside while the others wait; then they do it, too."""
+        if not self.is_chief:
+            self.wait()
+        yield
+        if self.is_chief:
+            self.wait()
+
+    def check_same(self, **things):
+        """Raises UserError in all workers unless each thing, as JSON, is the same in all."""
+        for name, thing in things.items():
+            text = json.dumps(thing, sort_keys=True, default=str)
+            mine = int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)  # float64 holds it
+            if self.sum([mine != self.from_chief([mine])[0]])[0]:
+                raise UserError(
+                    f"the workers do not have the same {name}. Start all of them with the same "
+                    f"flags, the same text, and an --output_dir that all of them see."
+                )
+
+    @contextlib.contextmanager
+    def losses_reported(self):
+        """Turns what TensorFlow raises when another worker is gone into one line."""
+        try:
+            yield
+        except _LOST as error:
+            if self.count == 1:
+                raise
+            raise UserError(
+                f"worker {self.index} of {self.count} has lost another one; what ended that one is "
+                f"in its own output. Start all of them again, or fewer, or more: the run goes on "
+                f"from the last checkpoint."
+            ) from error
+
+
+def read_cluster(environ=os.environ):
+    """The index of this worker and the addresses of all, from the variable TF_CONFIG.
+
+    It is the JSON that TensorFlow, Kubeflow and Vertex AI write: `cluster` with the tasks "worker",
+    and perhaps one "chief" before them, and `task` with `type` and `index`.
+
+    Raises:
+        UserError: it is not set, or not such JSON.
+    """
+    text = environ.get("TF_CONFIG", "")
+    try:
+        config = json.loads(text)
+        cluster, task = config["cluster"], config["task"]
+        kind, index = task["type"], int(task["index"])
+        others = set(cluster) - {"chief", "worker"}
+        if others or kind not in cluster:
+            raise ValueError(f"{', '.join(sorted(others)) or kind} takes no part in training")
+        if not 0 <= index < len(cluster[kind]):
+            raise ValueError(f"the cluster has no {kind} {index}")
+        chief, workers = list(cluster.get("chief", [])), list(cluster.get("worker", []))
+        addresses = tuple(map(str, chief + workers))
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        reason = f"lacks {error}" if isinstance(error, LookupError) else str(error)
+        raise UserError(
+            f"TF_CONFIG must tell each worker who it is with --distribution=multi_worker; it is "
+            f"{f'{text[:100]!r} ({reason})' if text else 'not set'}. Set it, for example, to "
+            f"{_EXAMPLE}"
+        ) from error
+    return index + (len(chief) if kind == "worker" else 0), addresses
+
+
+def join_cluster(index, addresses):
+    """Meets the other workers, and waits for them; takes what `read_cluster` returns.
+
+    Returns:
+        Workers.
+    """
+    others = ", ".join(address for i, address in enumerate(addresses) if i != index)
+    say(f"worker {index} of {len(addresses)}, {addresses[index]}; waiting for {others or 'nobody'}")
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    return Workers(strategy, index, addresses)

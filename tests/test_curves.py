@@ -1,0 +1,99 @@
+"""Learning curves: what is drawn of metrics.jsonl, and that drawing never ends a run."""
+
+import json
+import types
+
+import PIL.Image
+import pytest
+
+from kbert.train import curves
+from kbert.train.curves import Curves, curves_picture, read_curves
+
+
+def write_metrics(folder, rows):
+    path = folder / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+ROWS = [
+    {"step": 10, "loss": 2.5, "accuracy": 0.25, "learning_rate": 1e-4, "tokens_per_second": 9.0},
+    {"step": 10, "eval_accuracy": 0.3, "eval_matthews": 0.1},
+    {"step": 20, "loss": None, "accuracy": 0.5, "learning_rate": 5e-5, "tokens_per_second": 8.0},
+    {"step": 30, "loss": 1.5, "accuracy": 0.75, "learning_rate": 0.0, "tokens_per_second": 9.0},
+    {"step": 30, "eval_accuracy": 0.6, "eval_matthews": 0.2},
+]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were saved."""
+    from matplotlib.figure import Figure
+
+    figures, save = [], Figure.savefig
+
+    def kept(figure, *arguments, **settings):
+        figures.append(figure)
+        save(figure, *arguments, **settings)
+
+    monkeypatch.setattr(Figure, "savefig", kept)
+    return figures
+
+
+def test_curves_are_read_by_name(tmp_path):
+    found = read_curves(write_metrics(tmp_path, ROWS))
+    assert found["loss"] == {"training": [(10, 2.5), (30, 1.5)]}
+    assert found["accuracy"] == {
+        "training": [(10, 0.25), (20, 0.5), (30, 0.75)],
+        "evaluation": [(10, 0.3), (30, 0.6)],
+    }
+    assert found["matthews"] == {"evaluation": [(10, 0.1), (30, 0.2)]}
+    assert "step" not in found
+
+
+def test_a_panel_for_each_name_with_its_lines(drawn, tmp_path):
+    write_metrics(tmp_path, ROWS)
+    Curves(tmp_path).draw()
+    (figure,) = drawn
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["loss", "accuracy", "matthews", "learning_rate"]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[1].get_lines()}
+    assert lines == {
+        "training": [[10, 0.25], [20, 0.5], [30, 0.75]],
+        "evaluation": [[10, 0.3], [30, 0.6]],
+    }
+    with PIL.Image.open(tmp_path / "curves.png") as image:
+        assert image.format == "PNG" and min(image.size) > 400
+    assert [path.name for path in tmp_path.iterdir() if path.name[0] == "."] == []
+
+
+@pytest.mark.parametrize("rows", [[], ROWS[:2]])
+def test_points_alone_are_no_curve(rows, tmp_path):
+    curves_picture(tmp_path / "curves.png", read_curves(write_metrics(tmp_path, rows)))
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_drawing_takes_a_small_share_of_the_time(drawn, tmp_path, monkeypatch):
+    write_metrics(tmp_path, ROWS)
+    clock = iter([0.0, 2.0, 101.0, 102.0, 103.0, 104.0, 105.0])
+    monkeypatch.setattr(curves, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    picture = Curves(tmp_path)
+    for count, last in ((1, False), (1, False), (2, False), (3, True)):
+        picture.draw(last)  # at 0, until 2; at 101; at 102, until 103; at 104, until 105
+        assert len(drawn) == count
+
+
+def test_a_failure_is_one_line_and_the_last_try(tmp_path, monkeypatch, capsys):
+    write_metrics(tmp_path, ROWS)
+    calls = []
+
+    def fail(*arguments):
+        calls.append(arguments)
+        raise OSError(28, "No space left\non device")
+
+    monkeypatch.setattr(curves, "curves_picture", fail)
+    picture = Curves(tmp_path)
+    for last in (False, True):
+        picture.draw(last)
+    line = "note: there is no curves.png: OSError: [Errno 28] No space left\\non device\n"
+    assert capsys.readouterr().out == line and len(calls) == 1
