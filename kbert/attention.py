@@ -12,10 +12,12 @@ from kbert import program
 from kbert.errors import UserError
 
 
-def attention_weights(folder_or_model, tokenizer, text, text_pair=None, report=print):
+def attention_weights(
+    folder_or_model, tokenizer, text, text_pair=None, report=print, max_length=None
+):
     """Where each token of a text looks, in every head of every layer.
 
-    A text that is longer than the model takes is cut, as in training.
+    A text that is longer than the model takes, or than `max_length`, is cut, as in training.
 
     Args:
         folder_or_model: as for `BertModel.from_pretrained`; or a model of kbert that was made with
@@ -23,10 +25,12 @@ def attention_weights(folder_or_model, tokenizer, text, text_pair=None, report=p
         tokenizer: BertTokenizer of the model.
         text, text_pair: str; the pair may be None.
         report: called with a line of text.
+        max_length: L at most, in tokens, 5 or more; None: as many as the model takes.
 
     Returns:
         list of L tokens, [CLS] and [SEP] included, and weights (N, H, L, L) float32, of which each
-        row sums to 1: [n, h, i, j] is how much token i looks at token j.
+        row sums to 1: [n, h, i, j] is how much token i looks at token j. H is that of the layer
+        with the most heads; others end with zeros.
 
     Raises:
         UserError: no such folder, an empty text, a model that gives no attention or has another
@@ -58,18 +62,19 @@ def attention_weights(folder_or_model, tokenizer, text, text_pair=None, report=p
             if count == 0:
                 raise UserError(f"{name} is empty: got {value!r}. Give it a word at least.")
             length += count + 1  # [SEP]
-    if length > config.max_position_embeddings:
-        report(
-            f"note: the text has {length:,} tokens and the model takes "
-            f"{config.max_position_embeddings:,}: the rest is left out"
-        )
-        length = config.max_position_embeddings
+    most = min(config.max_position_embeddings, max_length or config.max_position_embeddings)
+    if length > most:
+        what = "the model takes" if most == config.max_position_embeddings else "max_length is"
+        report(f"note: the text has {length:,} tokens and {what} {most:,}: the rest is left out")
+        length = most
     pairs = None if text_pair is None else [text_pair]
     # A text of one token is shorter than the least length that the tokenizer pads to.
     features = tokenizer([text], pairs, max_length=max(length, 5))
     features = {name: value[:, :length] for name, value in features.items()}
     attentions = model(features, training=False)["attentions"]
-    weights = np.stack([np.asarray(layer, np.float32)[0] for layer in attentions])
+    layers = [np.asarray(layer, np.float32)[0] for layer in attentions]
+    H = max(len(layer) for layer in layers)
+    weights = np.stack([np.pad(x, ((0, H - len(x)), (0, 0), (0, 0))) for x in layers])
     return [tokenizer.vocab[i] for i in features["input_ids"].numpy()[0]], weights
 
 
@@ -96,7 +101,8 @@ def write_attention(folder, tokens, weights, layer="all", head="all", name="", r
     layers = _chosen("layer", layer, N)
     maps = weights[layers]
     if head == "mean":
-        maps, heads = maps.mean(axis=1, keepdims=True), ["mean of heads"]
+        there = maps.any(axis=(2, 3), keepdims=True)  # not those that were removed
+        maps, heads = maps.mean(axis=1, keepdims=True, where=there), ["mean of heads"]
     else:
         numbers = _chosen("head", head, H, " or mean")
         maps, heads = maps[:, numbers], [f"head {number}" for number in numbers]

@@ -9,6 +9,38 @@ from kbert.errors import UserError
 from kbert.settings import EvaluateConfig
 
 
+def fine_tuned(config, file, dtype=None, report=print):
+    """A fine-tuned model with its task, and the examples of a file.
+
+    Args:
+        config: an ExampleConfig with `model` and `batch_size`. file: labelled examples.
+        dtype: of the model. report: called with lines of text.
+
+    Returns:
+        Predictor, the name of the task, Task, and the list of examples.
+
+    Raises:
+        UserError: a model or examples that cannot be used, with file and line.
+    """
+    from kbert.data.examples import read_examples
+    from kbert.tasks.folders import LABELLED_TASKS
+    from kbert.tasks.labels import keep_known
+    from kbert.tasks.predictor import Predictor
+
+    # "live": the same figures as in training, to the last bit.
+    predictor = Predictor.from_pretrained(
+        config.model, dtype, batch_size=config.batch_size, engine="live"
+    )
+    name = config.task or (predictor.settings or {}).get("task")
+    if name is None:
+        raise UserError(f"{config.model} does not say what it is for. Name it: --task=classify")
+    task = predictor.task(name)
+    examples = read_examples(file, dataclasses.replace(config, task=name), report=report)
+    if name in LABELLED_TASKS:
+        examples = keep_known(examples, task.label_names, config.skip_bad_lines, report)
+    return predictor, name, task, examples
+
+
 def evaluate(config, report=print):
     """Scores a model on labelled examples.
 
@@ -21,24 +53,8 @@ def evaluate(config, report=print):
     Raises:
         UserError: a model or examples that cannot be used, with file and line.
     """
-    from kbert.data.examples import read_examples
-    from kbert.tasks.folders import LABELLED_TASKS
-    from kbert.tasks.labels import keep_known
-    from kbert.tasks.predictor import Predictor
-
     dtype = None if config.precision == "float32" else config.precision
-    # "live": the same figures as in training, to the last bit.
-    predictor = Predictor.from_pretrained(
-        config.model, dtype, batch_size=config.batch_size, engine="live"
-    )
-    name = config.task or (predictor.settings or {}).get("task")
-    if name is None:
-        raise UserError(f"{config.model} does not say what it is for. Name it: --task=classify")
-    config = dataclasses.replace(config, task=name)
-    task = predictor.task(name)
-    examples = read_examples(config.eval_file, config, report=report)
-    if name in LABELLED_TASKS:
-        examples = keep_known(examples, task.label_names, config.skip_bad_lines, report)
+    predictor, _, task, examples = fine_tuned(config, config.eval_file, dtype, report)
     predictions = predictor.predictions(task, examples)
     scores = task.scores(examples, predictions)
     text = task.report(examples, predictions)

@@ -1,18 +1,29 @@
 """Exports for serving: python -m kbert.export --from=RUN/finetuning/best --to=models/bert/1"""
 
 import pathlib
+import re
 
 from absl import flags as absl_flags
 
+from kbert import flags as settings_flags
 from kbert import program
 from kbert.errors import UserError
-from kbert.settings import EXPORT_METHODS
-
-# float32 in another order of summation: padding to another length, other kernels.
-TOLERANCE = 1e-5
+from kbert.locks import target_lock
+from kbert.settings import EXPORT_METHODS, EXPORT_RUNTIMES, QUANTIZATIONS, ColumnConfig
 
 
-def export(source, target, method=None, pairs=None, max_seq_length=None, report=print):
+def export(
+    source,
+    target,
+    method=None,
+    pairs=None,
+    max_seq_length=None,
+    batch_timeout_ms=0,
+    report=print,
+    eval_file=None,
+    columns=None,
+    quantize=None,
+):
     """Writes a SavedModel that answers text, and compares it with `kbert.Predictor`.
 
     It is made whole or not at all: before it gets its name, a process of its own that has
@@ -21,29 +32,43 @@ def export(source, target, method=None, pairs=None, max_seq_length=None, report=
     Args:
         source: as for `BertModel.from_pretrained`. target: folder to make.
         method, pairs, max_seq_length: see `kbert.serving.saved_model.load_method`.
+        batch_timeout_ms: see `kbert.serving.signatures.signatures`.
         report: called with lines of text.
+        eval_file: labelled examples on which the SavedModel is compared with the model, see
+            `kbert.serving.comparison`; the figures go to `assets.extra/compression.json`.
+        columns: ColumnConfig of that file; None: as they come.
+        quantize: "int8", see `kbert.serving.saved_model.quantize_int8`, or None. What is written
+            answers as the model does with these weights, no longer as the Predictor.
 
     Raises:
-        UserError: a folder that cannot be read, or exists; an argument that does not fit the model;
-            answers that differ from the Predictor's.
+        UserError: a folder that cannot be read, exists or is being made; an argument that does not
+            fit the model; answers that differ from the Predictor's; examples that cannot be used.
     """
-    from kbert.serving import saved_model
-    from kbert.train.checkpoint import replace_folder
+    from kbert.serving import comparison, lines, saved_model
+    from kbert.serving.signatures import signatures
 
+    if quantize not in (None, "int8"):
+        raise UserError(f"--format=serving has no --quantize={quantize}; it has int8.")
     target = _free(target)
     found = saved_model.load_method(source, method, pairs, max_seq_length)
-    _tell_source(source, found.name, found.model, found.max_seq_length, report)
-    functions, notes = {}, []
+    report(lines.source_line(source, found.name, found.model, found.max_seq_length))
+    labelled = comparison.Labelled(found, eval_file, columns, report)
+    functions, before, notes = {}, {}, []
+    if quantize:
+        before = signatures(found) if eval_file else {}
+        saved_model.quantize_int8(found)
 
     def write(path):
-        functions.update(saved_model.save_method(found, path))
+        functions.update(saved_model.save_method(found, path, batch_timeout_ms))
         samples = saved_model.samples(found)
         answers = saved_model.answers_alone(samples, path)
-        notes.append(_checked(answers, found.predicted(**samples), "kbert.predict"))
+        notes.append(lines.checked_line(answers, *_wanted(found, functions, samples, quantize)))
         notes.append(_warm_up(path, functions, samples, target))
+        notes.extend(labelled.with_saved_model(before or functions, path, quantize or "float32"))
 
-    replace_folder(target, write)
-    _tell_target(target, [*notes, *_contract(found, functions), _how_to_serve(target)], report)
+    _make(target, write)
+    notes += [*lines.contract_lines(found, functions), lines.serve_line(target)]
+    _tell(report, lines.target_line(target), *notes)
 
 
 def export_hub(source, target, max_seq_length=None, report=print):
@@ -57,19 +82,19 @@ def export_hub(source, target, max_seq_length=None, report=print):
         report: called with lines of text.
 
     Raises:
-        UserError: a folder that cannot be read, or exists; a length that the model does not have.
+        UserError: a folder that cannot be read, exists or is being made; a length that the model
+            does not have.
     """
     from kbert.data import BertTokenizer
     from kbert.formats import find_folder
-    from kbert.serving import hub, saved_model
+    from kbert.serving import hub, lines, saved_model
     from kbert.tasks.predictor import check_length
-    from kbert.train.checkpoint import replace_folder
 
     target, length = _free(target), max_seq_length or 128
     tokenizer = BertTokenizer.from_pretrained(find_folder(source))
     model = saved_model.load_encoder(find_folder(source), output_hidden_states=True)
     check_length(length, model.config)
-    _tell_source(source, "encoder", model, length, report)
+    report(lines.source_line(source, "encoder", model, length))
     notes = []
 
     def write(path):
@@ -80,11 +105,72 @@ def export_hub(source, target, max_seq_length=None, report=print):
         answers = saved_model.answers_alone(samples, path / "preprocess", path / "encoder")
         wanted = {"sequence_output": outputs["last_hidden_state"].numpy()}
         wanted["pooled_output"] = outputs["pooler_output"].numpy()
-        notes.append(_checked(answers, wanted, "kbert.BertModel"))
+        notes.append(lines.checked_line(answers, wanted, "kbert.BertModel"))
 
-    replace_folder(target, write)
+    _make(target, write)
     how = f'use it: kbert.hub.BertLayer("{target / "encoder"}"); in tf_keras hub.KerasLayer'
-    _tell_target(target, [*notes, how], report)
+    _tell(report, lines.target_line(target), *notes, how)
+
+
+def export_to_runtime(
+    source,
+    target,
+    format,
+    method=None,
+    pairs=None,
+    max_seq_length=None,
+    quantize=None,
+    report=print,
+    eval_file=None,
+    calibration_file=None,
+    columns=None,
+):
+    """Writes the model of a method for another runtime; see `kbert.serving.conversions`.
+
+    Whole or not at all: the runtime computes some texts before the folder gets its name.
+
+    Args:
+        source, target, method, pairs, max_seq_length, report: as for `export`.
+        format: one of `kbert.settings.EXPORT_RUNTIMES`. quantize: "int8", "float16"; None: float32.
+        eval_file, columns: as for `export`; the figures go to `compression.json`.
+        calibration_file: examples from which int8 takes the ranges of activations.
+
+    Raises:
+        UserError: as of `export`; what the format does not have; a package that is missing;
+            float32 numbers that differ from the model's, or others that are not finite.
+    """
+    from kbert.serving import comparison, conversions, lines, runtimes, saved_model
+
+    runtime = runtimes.find_runtime(format, quantize, calibration_file is not None)
+    target = _free(target)
+    found = saved_model.load_method(source, method, pairs, max_seq_length)
+    report(lines.source_line(source, found.name, found.model, found.max_seq_length))
+    labelled = comparison.Labelled(found, eval_file, columns, report)
+    calibration = comparison.calibration_features(found, calibration_file, columns, report)
+    notes = []
+
+    def write(path):
+        about = conversions.save_conversion(found, runtime, path, quantize, calibration)
+        notes.extend([lines.computed_line(about), *lines.port_lines(about)])
+        notes.extend(labelled.with_runtime(runtime, path, about))
+
+    _make(target, write)
+    _tell(report, lines.target_line(target), *notes)
+
+
+def _wanted(method, functions, samples, quantize):
+    """What a SavedModel should answer, and whose answers these are."""
+    import tensorflow as tf
+
+    if not quantize:
+        return method.predicted(**samples), "kbert.predict"
+    texts = {name: tf.constant(values) for name, values in samples.items()}
+    return functions["serving_default"](**texts), "the int8 model"
+
+
+def _tell(report, *lines):
+    for line in lines:
+        report(line)
 
 
 def _free(target):
@@ -97,41 +183,27 @@ def _free(target):
     return target
 
 
-def _tell_source(source, what, model, length, report):
-    from kbert.formats import find_folder, folder_format
+def _make(target, write):
+    """Makes a folder whole or not at all, and while no other process makes it.
 
-    config = model.config
-    report(
-        f"from {source} ({folder_format(find_folder(source))}): {what}, "
-        f"{config.num_hidden_layers} layers, width {config.hidden_size}, {length} tokens"
-    )
-
-
-def _tell_target(target, notes, report):
-    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-    report(f"to {target}: {size / 1e6:,.1f} MB")
-    for line in notes:
-        report(line)
-
-
-def _checked(answers, wanted, whose):
-    """A line on how far answers are from what they should be.
+    Args:
+        target: path. write: function that fills the folder it is given.
 
     Raises:
-        UserError: too far.
+        UserError: the folder exists or is being made; it cannot be written.
     """
-    from kbert.serving.saved_model import largest_difference
+    import tensorflow as tf
 
-    difference, count = largest_difference(answers, wanted), len(next(iter(wanted.values())))
-    if not difference <= TOLERANCE:
-        raise UserError(
-            f"the SavedModel answers {count} texts otherwise than {whose}: off by "
-            f"{difference:.1e}, allowed are {TOLERANCE:g}. Nothing was written."
-        )
-    return (
-        f"checked in a process without kbert: {count} texts, answers as those of {whose} (largest "
-        f"difference {difference:.1e})"
-    )
+    from kbert.train.checkpoint import replace_folder
+
+    with target_lock(target, "--to"):
+        try:
+            replace_folder(_free(target), write)
+        except tf.errors.OpError as error:  # TensorFlow's word for a full disk, and others
+            reason = re.sub(r"^\{\{.*?\}\} | \[Op:.*", "", error.message.splitlines()[0])
+            raise UserError(
+                f"cannot write {target}: {reason}. Mend that and run the same command again."
+            ) from error
 
 
 def _warm_up(path, functions, samples, target):
@@ -142,32 +214,6 @@ def _warm_up(path, functions, samples, target):
     except ImportError:
         return "note: no warm-up requests, which need TF Serving's API: pip install 'kbert[serve]'"
     return f"warm-up requests: {count}"
-
-
-def _contract(method, functions):
-    """Lines on the signatures."""
-    texts = ", ".join(f"{n} ({'B' if a == 1 else 'B, C'})" for n, a in method.texts.items())
-    takes = {
-        "serving_default": f"{texts} string",
-        "from_ids": "input_ids, attention_mask, token_type_ids",
-        "from_examples": f"inputs (B,) serialized tf.Examples with {', '.join(method.texts)}",
-        "classify": "inputs, for Classify: classes and scores (B, C)",
-        "regress": "inputs, for Regress: outputs (B,)",
-    }
-    for name in functions:
-        yield f"  {name}: {takes[name]}"
-        if name == "serving_default":
-            for output, meaning in method.contract.items():
-                yield f"    -> {output} {meaning}"
-
-
-def _how_to_serve(target):
-    if not target.name.isdigit():
-        return f"note: TensorFlow Serving looks for numbered folders, such as {target / '1'}"
-    return (
-        f"serve it: tensorflow_model_server --model_name={target.parent.name} "
-        f"--model_base_path={target.parent} --port=8500 --rest_api_port=8501"
-    )
 
 
 def define_flags():
@@ -191,8 +237,15 @@ def define_flags():
     absl_flags.DEFINE_enum(
         "format",
         "serving",
-        ["serving", "hub"],
-        "serving: a SavedModel that answers; hub: preprocess/ and encoder/ with TF Hub's text API",
+        ["serving", "hub", *EXPORT_RUNTIMES],
+        "serving: a SavedModel that answers; hub: preprocess/ and encoder/ with TF Hub's text API; "
+        "openvino, litert, onnx: the model without its tokenizer, for these runtimes",
+    )
+    absl_flags.DEFINE_enum(
+        "quantize",
+        None,
+        list(QUANTIZATIONS),
+        "weights of serving, onnx (int8), openvino (float16) or litert (both); default: float32",
     )
     absl_flags.DEFINE_bool(
         "pairs",
@@ -204,20 +257,56 @@ def define_flags():
         None,
         "tokens of a sequence; default: as in fine-tuning, or as the model can",
     )
+    absl_flags.DEFINE_float(
+        "batch_timeout_ms",
+        0.0,
+        "serving: how long a request waits for others to share a batch in the graph, where the "
+        "server makes none; 0: not at all",
+        lower_bound=0.0,
+    )
+    absl_flags.DEFINE_string(
+        "eval_file",
+        None,
+        "labelled examples, in the formats of kbert.finetune, to score the export on and the model "
+        "it came from; compression.json has the figures",
+    )
+    absl_flags.DEFINE_string(
+        "calibration_file",
+        None,
+        "examples that --quantize=int8 of onnx takes the ranges of activations from, such as the "
+        "training data; default: they are found anew for every input",
+    )
+    settings_flags.define(ColumnConfig)
 
 
 def main():
-    """Runs `export` or `export_hub` with the flags."""
+    """Runs the export that the flags ask for."""
     values = {name: absl_flags.FLAGS[name].value for name in ("from", "to")}
     for name in values:
         if not values[name]:
             raise UserError(f"--{name} is missing: python -m kbert.export --from=A --to=models/b/1")
     flags = absl_flags.FLAGS
-    program.import_tensorflow().config.set_visible_devices([], "GPU")  # it needs none, nor TF32
-    if flags.format == "serving":
-        export(*values.values(), flags.method, flags.pairs, flags.max_seq_length)
-    elif flags.method or flags.pairs is not None:
-        raise UserError("--method and --pairs are for --format=serving; a hub encoder has no head.")
+    tf = program.import_tensorflow()
+    tf.config.set_visible_devices([], "GPU")  # it needs none, nor TF32
+    if flags.eval_file:
+        tf.config.threading.set_intra_op_parallelism_threads(1)  # as the runtimes it is timed with
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    asked = flags.method, flags.pairs, flags.max_seq_length
+    files = {"eval_file": flags.eval_file, "columns": settings_flags.read(ColumnConfig)}
+    if flags.format in EXPORT_RUNTIMES:
+        files["calibration_file"] = flags.calibration_file
+        export_to_runtime(*values.values(), flags.format, *asked, flags.quantize, **files)
+    elif flags.calibration_file:
+        raise UserError(f"--calibration_file is for --format=onnx; got {flags.format}.")
+    elif flags.format == "serving":
+        files["quantize"] = flags.quantize
+        export(*values.values(), *asked, flags.batch_timeout_ms, **files)
+    elif flags.quantize:
+        raise UserError("--quantize is not for --format=hub, whose encoder is trained further.")
+    elif flags.method or flags.pairs is not None or flags.eval_file:
+        raise UserError(
+            "--method, --pairs and --eval_file are not for --format=hub; an encoder has no head."
+        )
     else:
         export_hub(*values.values(), flags.max_seq_length)
 

@@ -116,6 +116,11 @@ def test_long_text_is_cut_with_a_note(folder, tokenizer):
     lines.clear()
     attention_weights(folder, tokenizer, "cat " * 6, "cat " * 4, report=lines.append)
     assert lines == []  # 13, just so
+    tokens, weights = attention_weights(
+        folder, tokenizer, "cat " * 6, report=lines.append, max_length=6
+    )
+    assert tokens == ["[CLS]", *["cat"] * 4, "[SEP]"] and weights.shape[-1] == 6
+    assert lines == ["note: the text has 8 tokens and max_length is 6: the rest is left out"]
 
 
 @pytest.mark.parametrize(
@@ -181,12 +186,15 @@ const node = () => ({ attributes: {}, children: [], listeners: {}, style: {}, va
   classList: { toggle() {} }, textContent: "", hidden: false, checked: false,
   setAttribute(name, value) { this.attributes[name] = value; },
   append(child) { this.children.push(child); },
-  replaceChildren() { this.children = []; },
+  replaceChildren() { this.children = []; }, clientWidth: 0,
   addEventListener(name, call) { this.listeners[name] = call; },
   getContext() { return { createImageData: (w, h) => ({ data: Array(4 * w * h) }),
     putImageData(image) { globalThis.pixels = image.data; } }; },
   toDataURL: () => "data:," });
 const nodes = {};
+globalThis.window = { addEventListener() {} };
+globalThis.matchMedia = () => ({ addEventListener() {} });
+globalThis.getComputedStyle = () => ({ getPropertyValue: () => " 8 48 107" });
 globalThis.document = { createElement: node, createElementNS: node, addEventListener() {},
   getElementById: (id) => nodes[id] ??= node() };
 document.getElementById("data").textContent = require("fs").readFileSync(0, "utf8");
@@ -206,7 +214,8 @@ def test_the_script_of_the_page(tmp_path):
     choose("at", 0); note(); keep("at", 0); choose(null, null); note();
     state.head = "mean"; byId("as-map").checked = true; draw(); point(4, 5); note();
     console.log(JSON.stringify({ seen, count, mean: Array.from(weights),
-      dark: pixels.indexOf(8) / 4 }));
+      dark: (pixels.indexOf(255) - 3) / 4,
+      colour: pixels.slice(0, 3) }));
     """
     script = tmp_path / "page.js"
     script.write_text(STUB + page.texts["script"] + end)
@@ -229,7 +238,7 @@ def test_the_script_of_the_page(tmp_path):
     ]
     assert found["count"] == L
     np.testing.assert_allclose(np.reshape(found["mean"], (L, L)), mean, atol=0.5e-4 * (1 + 1e-3))
-    assert found["dark"] == mean.argmax()
+    assert found["dark"] == mean.argmax() and found["colour"] == [8, 48, 107]
 
 
 def test_files(tmp_path):

@@ -12,7 +12,7 @@ import kbert
 from kbert.data.finetuning import Item
 from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.errors import UserError
-from kbert.model.fused import constant_weights
+from kbert.model.forms import constant_weights
 from kbert.settings import PredictConfig
 from kbert.tasks import engines, inference, predictor
 from kbert.tasks.inference import Forward
@@ -248,9 +248,9 @@ def folder(tokenizer, tmp_path):
 @pytest.fixture
 def embedded(folder, monkeypatch):
     """Function: embeddings by OpenVINO of the folder's model, and how often it was converted."""
-    count, converted = [], engines._converted
+    count, converted = [], engines.openvino_model
     monkeypatch.setattr(
-        engines, "_converted", lambda *arguments: count.append(1) or converted(*arguments)
+        engines, "openvino_model", lambda *arguments: count.append(1) or converted(*arguments)
     )
 
     def embed(dtype=None, pooling="mean"):

@@ -1,16 +1,18 @@
 """SavedModels against the Predictor: every method, text of every kind, another process."""
 
+import concurrent.futures
 import json
+import resource
 import shutil
 import subprocess
 import sys
-import types
+import warnings
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from exports import OPS_FILE, ops_of
+from exports import BERT, KINDS, OPS_FILE, WORDS, ops_of, some_words, texts_of, write_folders
 
 import kbert
 from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
@@ -21,77 +23,12 @@ from kbert.serving.methods import METHODS
 from kbert.serving.signatures import signatures
 from kbert.serving.warmup import write_warmup
 from kbert.settings import EXPORT_METHODS
-from kbert.tasks.folders import make_task, write_task
-
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "un", "##want", "##ed", "run"]
-WORDS += ["##ning", ",", ".", "!", "[", "]", "sep", "mask"]
-BERT = {
-    **{"vocab_size": 26, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3},
-    **{"intermediate_size": 32, "max_position_embeddings": 32, "initializer_range": 0.5},
-}
-NAMES = {"num_labels": 3, "label_names": ("no", "yes", "perhaps")}
-TAGS = {"num_labels": 5, "label_names": ("O", "B-X", "I-X", "B-Y", "I-Y")}
-CLASSIFIER, TAGGER = "BertForSequenceClassification", "BertForTokenClassification"
-QA = "BertForQuestionAnswering"
-# name: (class, fields of the config, task in task.json, --method)
-KINDS = {
-    "classify": (CLASSIFIER, NAMES, "classify", None),
-    "pair": (CLASSIFIER, NAMES, "pair", None),
-    "multilabel": (
-        CLASSIFIER,
-        {**NAMES, "problem_type": "multi_label_classification"},
-        "multilabel",
-        None,
-    ),
-    "regress": (CLASSIFIER, {"num_labels": 1, "problem_type": "regression"}, "regress", None),
-    "entities": (TAGGER, TAGS, "tag", None),
-    "tags": (TAGGER, NAMES, "tag", None),
-    "answer": (QA, {}, "qa", None),
-    "answer_or_none": (QA, {}, "qa", None),
-    "choose": ("BertForMultipleChoice", {}, "choice", None),
-    "fill_mask": ("BertForPreTraining", {}, None, None),
-    "next_sentence": ("BertForPreTraining", {}, None, "next_sentence"),
-    "embed": ("BertForPreTraining", {}, None, "embed"),
-    "encode": ("BertForPreTraining", {}, None, "encode"),
-}
-RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(autouse=True)
-def same_words():
-    """The same draws for a test, whichever ran before."""
-    global RNG
-    RNG = np.random.default_rng(0)
-
-
-def words(low, high):
-    return " ".join(
-        RNG.choice([*WORDS[:9], "unwanted", "running", ",", "."], RNG.integers(low, high))
-    )
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Kind -> folder of weights as `finetune` or `pretrain` leave it."""
-    root, found, rng = tmp_path_factory.mktemp("weights"), {}, np.random.default_rng(0)
-    write_vocab([*SPECIAL_TOKENS, *WORDS], root / "vocab.txt")
-    tokenizer = kbert.BertTokenizer(root / "vocab.txt")
-    keras.utils.set_random_seed(0)
-    for kind, (name, fields, task, _) in KINDS.items():
-        found[kind] = root / kind
-        model = getattr(kbert, name)(kbert.BertConfig(**BERT, **fields))
-        for weight in model.weights:  # biases are 0 and would not show
-            if len(weight.shape) == 1 and weight.name == "bias":
-                weight.assign(rng.normal(size=weight.shape))
-        model.save_pretrained(found[kind])
-        tokenizer.save_pretrained(found[kind])
-        if task:
-            settings = {"max_seq_length": 16, "doc_stride": 4, "max_query_length": 6}
-            settings |= {"max_answer_length": 5, "null_threshold": 0.2}
-            config = types.SimpleNamespace(task=task, **settings)
-            made = make_task(config, tokenizer, fields.get("label_names"), "none" in kind)
-            write_task(found[kind], made, task, kind in ("pair", "regress"))
-    return found
+    return write_folders(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")
@@ -108,28 +45,6 @@ def methods(folders):
     return of
 
 
-def texts_of(method, count):
-    """Texts for a method, hostile ones among them: dict of lists."""
-    mask = " [MASK]" if method.name == "fill_mask" else ""
-    hard = [
-        "",
-        "   ",
-        "Cat [SEP] dog [CLS]",
-        "un" * 300,
-        "the cât\u00ad sat\U0001f408 on",
-        "猫 cat",
-    ]
-    rows = [words(1, 40) for _ in range(max(count - len(hard) - 1, 1))]
-    rows += [*hard, (words(2, 3) + " ") * 2000][: max(count - len(rows), 0)]
-    others = [words(1, 12) for _ in rows[:-1]] + ["a " * 30]
-    named = {"context": rows, "question": others, "text_pair": others}
-    named["text"] = [f"the{mask} {row}" if mask else row for row in rows]
-    named["choices"] = [
-        [words(1, 9), other, row[:500]] for other, row in zip(others, rows, strict=True)
-    ]
-    return {name: named[name] for name in method.texts}
-
-
 def same(found, wanted):
     """Whether answers are equal; numbers up to the order of sums, which depends on the threads."""
     return saved_model.largest_difference(found, wanted) < 1e-6
@@ -141,6 +56,30 @@ def tensors(texts):
 
 def arrays(answers):
     return {name: value.numpy() for name, value in answers.items()}
+
+
+ALIKE = ("pair", "multilabel", "regress", "tags", "answer_or_none", "next_sentence", "encode")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k in ALIKE)) for k in KINDS]
+)
+def test_an_export_is_a_folder_of_weights(kind, methods, tmp_path):
+    method, _ = methods(kind)
+    saved_model.save_method(method, tmp_path / "1")
+    (tmp_path / "1").rename(tmp_path / "2")
+    read = saved_model.load_exported(tmp_path / "2")
+    assert type(read) is type(method) and read.texts == method.texts
+    assert read.max_seq_length == method.max_seq_length
+    texts = texts_of(method, 9)
+    found = arrays(signatures(read)["serving_default"](**tensors(texts)))
+    assert saved_model.largest_difference(found, method.predicted(**texts)) < 1e-5
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # an export that embeds has no pooler
+        model = type(method.model).from_pretrained(tmp_path / "2")
+    for name, weight in model.named_weights().items():
+        if "pooler" not in name:
+            assert (weight.numpy() == method.model.named_weights()[name].numpy()).all(), name
 
 
 @pytest.mark.parametrize("count", [1, 37])
@@ -187,10 +126,11 @@ def test_the_methods_of_the_program_are_those_there_are():
 def test_long_texts_are_read_in_windows(methods, kind):
     """Many texts of many lengths, so that every border of a window comes up."""
     method, functions = methods(kind)
-    contexts = [words(1, 80) for _ in range(150)] + [words(2000, 2001)]
+    rng = np.random.default_rng(0)
+    contexts = [some_words(rng, 1, 80) for _ in range(150)] + [some_words(rng, 2000, 2001)]
     texts = {name: contexts for name in method.texts}
     if "question" in texts:
-        texts["question"] = [words(1, 9) for _ in contexts]
+        texts["question"] = [some_words(rng, 1, 9) for _ in contexts]
     found = arrays(functions["serving_default"](**tensors(texts)))
     assert saved_model.largest_difference(found, method.predicted(**texts)) < 1e-5
     if kind == "answer_or_none":
@@ -306,6 +246,23 @@ def test_exports_answer_alone(methods, tmp_path):
             assert saved_model.largest_difference(dict(found), wanted[kind]) < 1e-5, kind
 
 
+@pytest.mark.parametrize("kind", ["entities", "choose"])
+def test_requests_share_batches_in_the_graph(kind, methods, tmp_path):
+    method, _ = methods(kind)
+    saved_model.save_method(method, tmp_path / "1", batch_timeout_ms=1000)
+    assert ops_of(tmp_path / "1") <= set(OPS_FILE.read_text().split())
+    loaded = tf.saved_model.load(str(tmp_path / "1"))
+    answer = loaded.signatures["serving_default"]
+    texts = {name: rows[:6] for name, rows in texts_of(method, 20).items()}
+    rows = [{name: values[i : i + 1] for name, values in texts.items()} for i in range(6)]
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda row: arrays(answer(**tensors(row))), rows))
+    for name, values in method.predicted(**texts).items():
+        together = np.concatenate([row[name] for row in found])  # of the shared batch's columns
+        wanted = {name: np.asarray(values)}
+        assert saved_model.largest_difference({name: together}, wanted) < 1e-5, name
+
+
 def test_a_saved_model_says_what_it_is_and_has_its_variables(methods, tmp_path):
     method, _ = methods("classify")
     saved_model.save_method(method, tmp_path / "1")
@@ -355,6 +312,7 @@ def test_a_table_with_more_entries_than_the_vocabulary(tmp_path):
     [
         ("classify", {"max_seq_length": 4}, "max_seq_length must be 5 to 32"),
         ("classify", {"max_seq_length": 33}, "max_seq_length must be 5 to 32.*got 33"),
+        ("encode", {"name": "encode", "max_seq_length": 33}, "max_seq_length must be 5 to 32"),
         ("answer", {"max_seq_length": 9}, "must be at least 10; got 9"),
         ("fill_mask", {"takes_pairs": True}, "--pairs is for models that classify"),
     ],
@@ -371,7 +329,7 @@ def test_the_program(folders, tmp_path):
     assert "classify, 2 layers, width 24, 16 tokens" in text
     assert "checked in a process without kbert: 5 texts" in text
     assert "serving_default: text (B), text_pair (B) string" in text
-    assert f"--model_name=bert --model_base_path={target.parent} " in text
+    assert text.endswith(f"--model_name=bert --model_base_path={target.parent}")
     assert (target / "saved_model.pb").exists()
     with pytest.raises(UserError, match=r"exists and is not empty\. Name the next version"):
         export(folders["pair"], target)
@@ -385,6 +343,46 @@ def test_an_export_that_answers_otherwise_is_not_written(folders, tmp_path, monk
     )
     with pytest.raises(UserError, match=r"otherwise than kbert\.predict"):
         export(folders["classify"], tmp_path / "1", report=lambda line: None)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_damaged_export_is_refused(methods, tmp_path):
+    saved_model.save_method(methods("classify")[0], tmp_path / "1")
+    messages = {
+        "assets.extra/vocab.txt": r"vocab.txt is damaged: its checksum differs. Export the model",
+        "assets.extra/config.json": r"config.json is damaged: its checksum differs",
+        "assets.extra/task.json": r"task.json is damaged: No such file",
+        "assets.extra/kbert.json": r"kbert.json is damaged: its checksum differs",
+        "saved_model.pb": r"saved_model.pb is damaged: its checksum differs",
+    }
+    for name, message in messages.items():
+        path = tmp_path / "1" / name
+        data = path.read_bytes()
+        if "No such" in message:
+            path.unlink()
+        else:
+            harmed = bytearray(data)
+            harmed[data.index(b"cat") if b"cat" in data else len(data) // 2] ^= 1
+            path.write_bytes(harmed)
+        with pytest.raises(UserError, match=message):
+            saved_model.load_exported(tmp_path / "1")
+        with pytest.raises(UserError, match=message):
+            kbert.BertForSequenceClassification.from_pretrained(tmp_path / "1")
+        path.write_bytes(data)
+    assert saved_model.load_exported(tmp_path / "1").name == "classify"
+
+
+def test_what_tensorflow_cannot_write_is_one_line(folders, tmp_path):
+    """No file may grow over 2,000 bytes, as on a disk that is full."""
+    target, limits = tmp_path / "1", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(
+            UserError, match=rf"cannot write {target}: .*File too large\. Mend that"
+        ):
+            export(folders["classify"], target, report=lambda line: None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not any(tmp_path.iterdir())
 
 

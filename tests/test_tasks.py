@@ -1,5 +1,6 @@
 """The tasks: items spelled out, losses against plain numpy, predictions and scores."""
 
+import json
 import types
 
 import numpy as np
@@ -313,3 +314,27 @@ def test_a_task_file_that_is_none(tmp_path, text):
     with pytest.raises(UserError, match=r"task.json is not what kbert.finetune writes"):
         read_task(tmp_path)
     assert read_task(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_seq_length": 4}, r"'max_seq_length' must be a whole number from 5; got 4"),
+        ({"max_seq_length": "9"}, r"'max_seq_length' must be a whole number from 5; got '9'"),
+        ({"takes_pairs": 1}, r"'takes_pairs' must be true or false; got 1"),
+        ({"doc_stride": 0}, r"'doc_stride' must be a whole number from 1; got 0"),
+        ({"null_threshold": 10**400}, r"'null_threshold' must be a finite number; got 1000"),
+        ({"null_threshold": float("nan")}, r"'null_threshold' must be a finite number; got nan"),
+        ({"doc_strode": 3}, r"'doc_strode' must be absent; got 3"),
+    ],
+)
+def test_settings_of_a_task_that_cannot_be(tmp_path, changes, message):
+    values = {"task": "qa", "max_seq_length": 9} | changes
+    (tmp_path / "task.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=rf"task.json: {message}.* Mend or remove it\."):
+        read_task(tmp_path)
+
+
+def test_labels_of_thousands_of_digits_are_texts():
+    examples = [TextExample("", "a", label=label) for label in ("9" * 5000, "7", "-3", "a")]
+    assert label_names(examples) == ("-3", "7", "9" * 5000, "a")

@@ -4,9 +4,6 @@ The tokenizer is part of the graph, and so is what makes readable results of log
 those of the Predictor, with which an export is compared before it is named.
 """
 
-import abc
-
-import numpy as np
 import tensorflow as tf
 
 from kbert.data.tokenizer import BertTokenizer
@@ -18,8 +15,8 @@ from kbert.model.models import (
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
-    BertModel,
 )
+from kbert.serving.method import Method, as_array
 from kbert.serving.stretches import (
     best_spans,
     found_spans,
@@ -28,62 +25,6 @@ from kbert.serving.stretches import (
     text_windows,
 )
 from kbert.tasks.outputs import MOST_MASKS, embeddings, masked_logits
-
-
-class Method(abc.ABC):
-    """A method of answering texts.
-
-    Args:
-        predictor: Predictor of a model of `model_class`. task: of `kbert.tasks`, or None.
-        takes_pairs: whether a text comes with a second one, `text_pair`.
-
-    Attributes:
-        name: str. texts: dict of the inputs' names -> their number of axes, all of them strings.
-        contract: dict of the outputs' names -> shape, dtype and meaning, for a person.
-    """
-
-    model_class = BertModel
-    texts = {"text": 1}
-    contract = {}
-
-    def __init__(self, predictor, task=None, takes_pairs=False):
-        self.predictor, self.task = predictor, task
-        self.model, self.tokenizer = predictor.model, predictor.tokenizer
-        self.max_seq_length = task.max_seq_length if task else predictor.max_seq_length
-        if takes_pairs:
-            self.texts = {**self.texts, "text_pair": 1}
-
-    def from_texts(self, text, text_pair=None):
-        """The answers to texts, a dict of tensors with the batch first.
-
-        Args:
-            text, text_pair: (B,) string.
-        """
-        return self.from_ids(self.encode(text, text_pair))
-
-    @abc.abstractmethod
-    def predicted(self, text, text_pair=None):
-        """What `kbert.Predictor` says to lists of str, as a dict of arrays like `from_texts`."""
-
-    @abc.abstractmethod
-    def from_ids(self, features):
-        """The answers to the `ENCODER_FEATURES`, (B, L) int32 each."""
-
-    def encode(self, text, text_pair=None, tokenizer=None):
-        """The features of texts, as long as the longest of them needs."""
-        tokenizer = tokenizer or self.tokenizer
-        features = tokenizer(text, text_pair, max_length=self.max_seq_length)
-        lengths = tf.reduce_sum(features["attention_mask"], axis=1)
-        longest = tf.reduce_max(tf.concat([lengths, [1]], axis=0))
-        return {name: x[:, :longest] for name, x in features.items()}
-
-    def trackables(self):
-        """Whatever a SavedModel must keep beside the weights."""
-        return [self.tokenizer]
-
-    def outputs(self, features):
-        """The model's outputs."""
-        return self.model(features, training=False)
 
 
 class Classify(Method):
@@ -97,8 +38,8 @@ class Classify(Method):
         "probabilities": "(B, C) float32, of all labels",
     }
 
-    def from_ids(self, features):
-        probabilities = tf.nn.softmax(self.outputs(features)["logits"])
+    def from_raw(self, raw, features):
+        probabilities = tf.nn.softmax(raw["logits"])
         best = tf.argmax(probabilities, axis=-1)
         return {
             "label": tf.gather(tf.constant(self.task.label_names), best),
@@ -121,9 +62,10 @@ class MultiLabel(Method):
         "labels": "(B, S) string, those with a probability above 1/2; the rest is empty",
         "probabilities": "(B, C) float32, of all labels",
     }
+    padded = {"labels": ""}
 
-    def from_ids(self, features):
-        logits = self.outputs(features)["logits"]
+    def from_raw(self, raw, features):
+        logits = raw["logits"]
         rows = tf.broadcast_to(tf.constant(self.task.label_names), tf.shape(logits))
         labels = tf.ragged.boolean_mask(rows, logits > 0)
         return {"labels": labels.to_tensor(""), "probabilities": tf.sigmoid(logits)}
@@ -131,7 +73,10 @@ class MultiLabel(Method):
     def predicted(self, text, text_pair=None):
         found = self.predictor.classify(text, text_pair)
         probabilities = [list(row["scores"].values()) for row in found]
-        return {"labels": _padded([r["labels"] for r in found], ""), "probabilities": probabilities}
+        return {
+            "labels": as_array([r["labels"] for r in found], ""),
+            "probabilities": probabilities,
+        }
 
 
 class Regress(Method):
@@ -141,8 +86,8 @@ class Regress(Method):
     model_class = BertForSequenceClassification
     contract = {"score": "(B,) float32, the number"}
 
-    def from_ids(self, features):
-        return {"score": self.outputs(features)["logits"][:, 0]}
+    def from_raw(self, raw, features):
+        return {"score": raw["logits"][:, 0]}
 
     def predicted(self, text, text_pair=None):
         return {"score": [row["score"] for row in self.predictor.classify(text, text_pair)]}
@@ -156,8 +101,8 @@ class NextSentence(Method):
     texts = {"text": 1, "text_pair": 1}
     contract = {"is_next": "(B,) float32, the probability that text_pair follows text"}
 
-    def from_ids(self, features):
-        return {"is_next": tf.nn.softmax(self.outputs(features)["logits"])[:, 0]}
+    def from_raw(self, raw, features):
+        return {"is_next": tf.nn.softmax(raw["logits"])[:, 0]}
 
     def predicted(self, text, text_pair):
         return {"is_next": [r["is_next"] for r in self.predictor.next_sentence(text, text_pair)]}
@@ -169,8 +114,11 @@ class Embed(Method):
     name = "embed"
     contract = {"embedding": "(B, D) float32, the mean over the tokens, of length 1"}
 
-    def from_ids(self, features):
-        vectors = embeddings(self.outputs(features), features)["mean"]
+    def raw(self, features):
+        return {"mean": embeddings(self.model(features, training=False), features)["mean"]}
+
+    def from_raw(self, raw, features):
+        vectors = raw["mean"]
         norms = tf.maximum(tf.norm(vectors, axis=-1, keepdims=True), 1e-6)
         return {"embedding": vectors / norms}
 
@@ -183,24 +131,32 @@ class Encode(Method):
 
     name = "encode"
     contract = {
-        "last_hidden_state": "(B, L, D) float32",
+        "last_hidden_state": "(B, L, D) float32; 0 at padding",
         "pooler_output": "(B, D) float32",
         "attention_mask": "(B, L) int32, 1 = real token, 0 = padding",
     }
 
-    def from_ids(self, features):
-        outputs = self.outputs(features)
-        named = {n: tf.cast(outputs[n], "float32") for n in ("last_hidden_state", "pooler_output")}
-        return {**named, "attention_mask": tf.identity(features["attention_mask"])}
+    padded = {"attention_mask": 0, "last_hidden_state": 0.0}
+
+    def raw(self, features):
+        outputs = self.model(features, training=False)
+        names = ("last_hidden_state", "pooler_output")
+        return {name: tf.cast(outputs[name], "float32") for name in names}
+
+    def from_raw(self, raw, features):
+        mask = features["attention_mask"]
+        states = tf.where(mask[:, :, None] == 1, raw["last_hidden_state"], 0.0)
+        return {**raw, "last_hidden_state": states, "attention_mask": tf.identity(mask)}
 
     def predicted(self, text):
-        features = self.tokenizer(text, max_length=self.max_seq_length)
+        features = self.encode(tf.constant(text, tf.string))
         outputs = self.model(features, training=False)
-        longest = int(tf.reduce_max(tf.reduce_sum(features["attention_mask"], axis=1)))
+        mask = features["attention_mask"]
         return {
-            "last_hidden_state": outputs["last_hidden_state"][:, :longest],
+            "last_hidden_state": outputs["last_hidden_state"]
+            * tf.cast(mask, "float32")[:, :, None],
             "pooler_output": outputs["pooler_output"],
-            "attention_mask": features["attention_mask"][:, :longest],
+            "attention_mask": mask,
         }
 
 
@@ -213,6 +169,7 @@ class FillMask(Method):
         "words": "(B, M, k) string, the 5 best for each [MASK], of 16 at most; the rest is empty",
         "scores": "(B, M, k) float32, their probabilities; 0 in the rest",
     }
+    padded = {"words": "", "scores": 0.0}
     k = 5
 
     def __init__(self, *arguments):
@@ -228,22 +185,25 @@ class FillMask(Method):
     def from_texts(self, text):
         return self.from_ids(self.encode(text, tokenizer=self.reading))
 
-    def from_ids(self, features):
+    def raw(self, features):
+        return masked_logits(self.model, features, self.tokenizer)
+
+    def from_raw(self, raw, features):
         mask_id = self.tokenizer.mask_id
         counts = tf.math.count_nonzero(features["input_ids"] == mask_id, axis=1, dtype=tf.int32)
         M = tf.minimum(tf.reduce_max(tf.concat([counts, [0]], axis=0)), MOST_MASKS)
-        logits = masked_logits(self.model, features, self.tokenizer)["logits"][:, :M]
-        best = tf.math.top_k(tf.nn.softmax(logits), min(self.k, self.tokenizer.vocab_size))
+        best = tf.math.top_k(
+            tf.nn.softmax(raw["logits"][:, :M]), min(self.k, self.tokenizer.vocab_size)
+        )
         words = tf.gather(tf.constant(self.tokenizer.vocab), best.indices)
         there = (tf.range(M) < counts[:, None])[:, :, None]
         return {"words": tf.where(there, words, ""), "scores": tf.where(there, best.values, 0.0)}
 
     def predicted(self, text):
         found = [row["masks"] for row in self.predictor.fill_mask(text, self.k)]
-        columns = {"words": ("token", ""), "scores": ("score", 0.0)}
         return {
-            name: _padded([[[w[key] for w in mask] for mask in row] for row in found], fill)
-            for name, (key, fill) in columns.items()
+            name: as_array([[[w[key] for w in m] for m in row] for row in found], self.padded[name])
+            for name, key in (("words", "token"), ("scores", "score"))
         }
 
 
@@ -260,19 +220,21 @@ class Tag(Method):
         "score": "(B, S) float32, the mean probability of its words' labels; 0 in the rest",
         "count": "(B,) int32, how many are found",
     }
+    padded = {"start": -1, "label": "", "text": "", "end": -1, "score": 0.0}
 
     def from_texts(self, text):
         windows = text_windows(text, self.tokenizer, self.max_seq_length)
         probabilities = in_parts(self.from_ids, windows.features)["probabilities"]
         return found_spans(text, windows, probabilities, self.task.label_names, self.tokenizer)
 
-    def from_ids(self, features):
-        return {"probabilities": tf.nn.softmax(self.outputs(features)["logits"])}
+    def from_raw(self, raw, features):
+        return {"probabilities": tf.nn.softmax(raw["logits"])}
 
     def predicted(self, text):
         found = self.predictor.tag(text)
-        fills = {"label": "", "text": "", "start": -1, "end": -1, "score": 0.0}
-        named = {n: _padded([[s[n] for s in row] for row in found], v) for n, v in fills.items()}
+        named = {
+            n: as_array([[s[n] for s in row] for row in found], v) for n, v in self.padded.items()
+        }
         return {**named, "count": [len(row) for row in found]}
 
 
@@ -311,9 +273,12 @@ class Answer(Method):
         logits = in_parts(self.from_ids, windows.features)
         return best_spans(context, windows, logits, self.task)
 
-    def from_ids(self, features):
-        outputs = self.outputs(features)
+    def raw(self, features):
+        outputs = self.model(features, training=False)
         return {name: outputs[name] for name in ("start_logits", "end_logits")}
+
+    def from_raw(self, raw, features):
+        return raw
 
     def predicted(self, question, context):
         found = self.predictor.answer(question, context)
@@ -343,8 +308,8 @@ class Choose(Method):
         found = self.from_ids({name: tf.reshape(x, shape) for name, x in flat.items()})
         return {**found, "text": tf.gather(choices, found["choice"], batch_dims=1)}
 
-    def from_ids(self, features):
-        probabilities = tf.nn.softmax(self.outputs(features)["logits"])
+    def from_raw(self, raw, features):
+        probabilities = tf.nn.softmax(raw["logits"])
         return {
             "choice": tf.argmax(probabilities, axis=-1, output_type=tf.int32),
             "score": tf.reduce_max(probabilities, axis=-1),
@@ -360,10 +325,3 @@ METHODS = {
     kind.name: kind
     for kind in (Classify, Tag, Answer, Choose, FillMask, NextSentence, Embed, Encode)
 }  # what classifies may also be MultiLabel or Regress, by the model's problem_type
-
-
-def _padded(rows, fill):
-    """An array of lists of different lengths, (B, S) or (B, S, ...)."""
-    width = max(map(len, rows), default=0)
-    empty = np.full(np.shape(next((row[0] for row in rows if row), fill)), fill).tolist()
-    return np.array([[*row, *[empty] * (width - len(row))] for row in rows])

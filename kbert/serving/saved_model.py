@@ -1,5 +1,6 @@
 """Folders of weights as SavedModels that answer text, and whether they answer right."""
 
+import gc
 import json
 import os
 import pathlib
@@ -7,18 +8,19 @@ import subprocess
 import sys
 import tempfile
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 import kbert
 from kbert.errors import UserError
-from kbert.formats import find_folder
+from kbert.formats import EXPORT_FILE, export_checksum, find_folder, read_export, sha256_of
 from kbert.model.models import BertModel
 from kbert.model.weights import open_weights, part_of
 from kbert.serving.methods import METHODS, FillMask, MultiLabel, Regress
 from kbert.serving.signatures import signatures
-from kbert.tasks.folders import read_task
-from kbert.tasks.predictor import Predictor
+from kbert.tasks.folders import TASK_FILE, read_task
+from kbert.tasks.predictor import Predictor, check_length
 
 _METHOD_OF_PART = {  # what a folder can do; the first part that is there
     "sequence_classifier": "classify",
@@ -28,8 +30,8 @@ _METHOD_OF_PART = {  # what a folder can do; the first part that is there
     "mlm": "fill_mask",
     "nsp": "next_sentence",
 }
+CLASSIFIERS = ("classify", "multilabel", "regress")  # what --method=classify may be
 _TASKS = {"tag": "tag", "answer": "qa", "choose": "choice"}
-EXTRA_FILE = "kbert.json"
 SAMPLES = (
     "The house by the river was sold last week, and nobody knows who bought it.",
     "Ada Lovelace met Charles Babbage in London on 5 June 1833.",
@@ -64,6 +66,7 @@ def load_method(folder, name=None, takes_pairs=None, max_seq_length=None):
     predictor = Predictor.from_pretrained(folder, engine="live", max_seq_length=max_seq_length)
     if name == "encode":
         predictor.model = load_encoder(folder)
+        check_length(predictor.max_seq_length, predictor.model.config)
     else:
         predictor.load(kind.model_class)
     if name == "classify":
@@ -74,6 +77,36 @@ def load_method(folder, name=None, takes_pairs=None, max_seq_length=None):
     elif takes_pairs:
         raise UserError(f"--pairs is for models that classify; {name} takes {_inputs(kind)}.")
     return kind(predictor, task_name and predictor.task(task_name), takes_pairs)
+
+
+def quantize_int8(method):
+    """Gives the matrices and tables of a method's model 8 bits, as Keras does (`Model.quantize`).
+
+    Inputs of matrix products are rounded to 8 bits as well, with a scale for each token. The tables
+    of a model that scores words stay: its head reads that of the words as it is.
+    """
+    model = method.model
+    kinds = (keras.layers.Dense, *(() if hasattr(model, "mlm") else (keras.layers.Embedding,)))
+    gc.freeze()  # Keras collects garbage after each layer: nothing of what is there now
+    try:
+        model.quantize("int8", filters=lambda layer: isinstance(layer, kinds))
+    finally:
+        gc.unfreeze()
+
+
+def load_exported(folder):
+    """The method that `save_method` wrote, with its weights.
+
+    Raises:
+        UserError: the folder has another SavedModel; files that are missing or damaged.
+    """
+    about = read_export(pathlib.Path(folder) / "assets.extra")
+    name, length = about["method"], about["max_seq_length"]
+    if name in CLASSIFIERS:
+        return load_method(folder, "classify", "text_pair" in about["inputs"], length)
+    if name not in METHODS:
+        raise UserError(f"{folder} is an export of the method {name!r}, which is unknown here.")
+    return load_method(folder, name, None, length)
 
 
 def load_encoder(folder, **arguments):
@@ -109,13 +142,14 @@ def samples(method):
     return {name: values.get(name, texts) for name in method.texts}
 
 
-def save_method(method, folder):
+def save_method(method, folder, batch_timeout_ms=0):
     """Writes a SavedModel, with `assets.extra/kbert.json`, which says what it is.
 
-    The variables are tracked as such, so that converters find them.
+    The variables are tracked as such, so that converters find them, and with what lies beside
+    `kbert.json` the folder can be read like others with weights.
 
     Args:
-        method: Method. folder: to write to.
+        method: Method. folder: to write to. batch_timeout_ms: see `signatures`.
 
     Returns:
         dict of name of the signature -> concrete function.
@@ -123,10 +157,13 @@ def save_method(method, folder):
     root = tf.train.Checkpoint()
     root.variables = [variable.value for variable in method.model.variables]
     root.tokenizers = method.trackables()
-    found = signatures(method)
+    found = signatures(method, batch_timeout_ms)
+    folder = pathlib.Path(folder)
     tf.saved_model.save(root, str(folder), signatures=found)
-    extra = pathlib.Path(folder) / "assets.extra"
+    extra = folder / "assets.extra"
     extra.mkdir()
+    save_settings(method, extra)
+    names = {id(weight): name for name, weight in method.model.named_weights().items()}
     about = {
         "kbert": kbert.__version__,
         "method": method.name,
@@ -134,9 +171,29 @@ def save_method(method, folder):
         "outputs": method.contract,
         "labels": list(getattr(method.task, "label_names", None) or []),
         "max_seq_length": method.max_seq_length,
+        "padded": method.padded,
+        "weights": [names.get(id(variable)) for variable in method.model.variables],
+        "files": {name: sha256_of(folder / name) for name in _own_files(folder)},
     }
-    (extra / EXTRA_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    about["checksum"] = export_checksum(about)
+    (extra / EXPORT_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return found
+
+
+def _own_files(folder):
+    """Names of the files of a SavedModel but for the weights, which have checksums of their own."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return [name for name in names if not name.startswith("variables/")]
+
+
+def save_settings(method, folder):
+    """Writes config.json, vocabulary, tokenizer settings, and task.json if there is a task."""
+    method.model.config.save(folder / "config.json")
+    method.tokenizer.save_pretrained(folder)
+    if method.predictor.settings:
+        text = json.dumps(method.predictor.settings, indent=2) + "\n"
+        (folder / TASK_FILE).write_text(text, encoding="utf-8")
 
 
 _ALONE = """

@@ -5,8 +5,10 @@ import tensorflow as tf
 from kbert.features import ENCODER_FEATURES
 from kbert.serving.methods import Choose, Classify, MultiLabel, Regress
 
+MOST_TEXTS = 32  # of a batch that requests share in the graph
 
-def signatures(method):
+
+def signatures(method, batch_timeout_ms=0):
     """The signatures of a method.
 
     `serving_default` takes text, `from_ids` the three features of `kbert.features`; both answer as
@@ -19,6 +21,9 @@ def signatures(method):
 
     Args:
         method: Method.
+        batch_timeout_ms: how long a request waits for others, with which it shares a batch in the
+            graph: those that ask with texts or examples, of one size if they have choices. Its
+            answer has as many columns as that batch needs. 0: each request is a batch.
 
     Returns:
         dict of name -> concrete function of named tensors.
@@ -28,7 +33,10 @@ def signatures(method):
     ids = {n: tf.TensorSpec([None] * rank, t, n) for n, (_, t) in ENCODER_FEATURES.items()}
     examples = {"inputs": tf.TensorSpec([None], tf.string, "inputs")}
 
-    from_texts = _traced(method.from_texts, specs)
+    from_texts = method.from_texts
+    if batch_timeout_ms:
+        from_texts = _in_batches(from_texts, specs, batch_timeout_ms)
+    from_texts = traced(from_texts, specs)
 
     def from_examples(inputs):
         return from_texts(**parse_examples(inputs, method.texts))
@@ -40,18 +48,27 @@ def signatures(method):
 
     found = {
         "serving_default": from_texts,
-        "from_ids": _traced(lambda **features: method.from_ids(features), ids),
-        "from_examples": _traced(from_examples, examples),
+        "from_ids": traced(lambda **features: method.from_ids(features), ids),
+        "from_examples": traced(from_examples, examples),
     }
     if isinstance(method, (Classify, MultiLabel)):
-        found["classify"] = _traced(classify, examples)
+        found["classify"] = traced(classify, examples)
     if isinstance(method, Regress):
-        regress = _traced(lambda inputs: {"outputs": from_examples(inputs)["score"]}, examples)
+        regress = traced(lambda inputs: {"outputs": from_examples(inputs)["score"]}, examples)
         found["regress"] = regress
     return found
 
 
-def _traced(function, specs):
+def _in_batches(function, specs, timeout_ms):
+    """A function of texts that is computed for those of several calls at once."""
+    together = tf.nondifferentiable_batch_function(
+        num_batch_threads=2, max_batch_size=MOST_TEXTS, batch_timeout_micros=int(1000 * timeout_ms)
+    )(lambda *texts: function(**dict(zip(specs, texts, strict=True))))
+    return lambda **texts: together(*(texts[name] for name in specs))
+
+
+def traced(function, specs):
+    """The concrete function of a function of tensors by name. specs: dict of tf.TensorSpecs."""
     keywords = tf.function(lambda **tensors: function(**tensors), autograph=False)
     return keywords.get_concrete_function(**specs)
 

@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from kbert.errors import UserError
-from kbert.model.fused import constant_weights
+from kbert.model.forms import constant_weights
 from kbert.settings import ENGINES
 
 _changing_policies = threading.Lock()
@@ -160,7 +160,7 @@ def _openvino(function, features, model, kind, folder):
     path = folder and pathlib.Path(folder) / "openvino" / f"{kind}-{_fingerprint(model)}"
     converted = path and _kept(core, path)
     if not converted:
-        converted = _converted(core, function, features, model)
+        converted = openvino_model(core, function, features, model)
         if path:
             _keep(converted, path)
     can = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -182,8 +182,11 @@ def _openvino(function, features, model, kind, folder):
     return compute
 
 
-def _converted(core, function, features, model):
+def openvino_model(core, function, features, model):
     """The function as openvino.Model, float32, with names and sizes as the function has them.
+
+    Args:
+        core: openvino.Core. function, features, model: as for `frozen_graph`.
 
     OpenVINO reads TensorFlow's file: its `convert_model` takes longer, and reports to its makers.
     """

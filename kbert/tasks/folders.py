@@ -65,15 +65,36 @@ def read_task(folder):
         return None
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-        known = settings["task"] in _CLASSES and settings["max_seq_length"] >= 5
-    except (OSError, ValueError, KeyError, TypeError):
+        known = settings["task"] in _CLASSES and "max_seq_length" in settings
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         known = False
     if not known:
         raise UserError(
             f"{path} is not what kbert.finetune writes: it must name one of the tasks "
             f"{', '.join(_CLASSES)}, and max_seq_length. Mend or remove it."
         )
+    for name, value in settings.items():
+        fits, what = _SETTINGS.get(name, (lambda value: False, "absent"))
+        if not fits(value):
+            raise UserError(f"{path}: {name!r} must be {what}; got {value!r}. Mend or remove it.")
     return settings
+
+
+def _at_least(least):
+    return lambda x: type(x) is int and least <= x < 2**31, f"a whole number from {least}"
+
+
+_BOOL = (lambda x: isinstance(x, bool), "true or false")
+_SETTINGS = {
+    "task": (lambda x: x in _CLASSES, f"one of {', '.join(_CLASSES)}"),
+    "max_seq_length": _at_least(5),
+    "takes_pairs": _BOOL,
+    "doc_stride": _at_least(1),
+    "max_query_length": _at_least(1),
+    "max_answer_length": _at_least(1),
+    "null_threshold": (lambda x: type(x) in (int, float) and abs(x) < 1e30, "a finite number"),
+    "allow_no_answer": _BOOL,
+}
 
 
 def task_of(settings, tokenizer, config):

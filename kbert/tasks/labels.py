@@ -2,7 +2,7 @@
 
 import re
 
-from kbert.errors import UserError
+from kbert.errors import UserError, one_line
 
 
 def _found(example):
@@ -13,7 +13,7 @@ def _found(example):
 
 
 def _sort_key(name):
-    return (0, int(name), "") if re.fullmatch(r"-?[0-9]+", name) else (1, 0, name)
+    return (0, int(name), "") if re.fullmatch(r"-?[0-9]{1,99}", name) else (1, 0, name)
 
 
 def label_names(examples):
@@ -58,7 +58,8 @@ def keep_known(examples, names, skip_bad_lines, report):
         raise UserError(f"no example is left; {first}")
     if first:
         left = len(examples) - len(kept)
-        report(f"note: {left:,} of {len(examples):,} examples are left out; the first: {first}")
+        line = f"note: {left:,} of {len(examples):,} examples are left out; the first: {first}"
+        report(one_line(line))
     return kept
 
 

@@ -93,7 +93,7 @@ def attention_grid_picture(path, weights, title, layers, heads):
         maps = np.kron(weights, np.ones([-(-MAP_PIXELS // L)] * 2, np.float32))
     side, gap = maps.shape[-1], 8  # pixels
     # Each map has its own scale, or those of heads that look everywhere would be blank.
-    maps = maps / maps.max(axis=(2, 3), keepdims=True)
+    maps = maps / np.maximum(maps.max(axis=(2, 3), keepdims=True), 1e-6)  # 0: no such head
     grid = np.full((N * (side + gap) - gap, H * (side + gap) - gap), np.nan, np.float32)
     for layer in range(N):
         for head in range(H):

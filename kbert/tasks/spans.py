@@ -14,7 +14,7 @@ from kbert.tasks import scores
 from kbert.tasks.answers import best_answers, best_null_threshold
 from kbert.tasks.labels import label_numbers
 from kbert.tasks.squad import squad_scores
-from kbert.tasks.tasks import Encoded, Task, labelled, softmax
+from kbert.tasks.tasks import Encoded, Task, labelled, soft_losses, softmax
 
 _WORDS = 50_000  # tokenized at once
 
@@ -228,6 +228,11 @@ class QuestionAnswering(Task):
             )
             right &= tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels[:, i]
         return losses / 2, tf.cast(right, tf.float32)
+
+    def soft_losses(self, outputs, theirs, temperature):
+        """The mean of start and end."""
+        names = ("start_logits", "end_logits")
+        return sum(soft_losses(outputs[name], theirs[name], temperature) for name in names) / 2
 
     def pick(self, outputs, features):
         return {name: outputs[name] for name in ("start_logits", "end_logits")}

@@ -58,6 +58,23 @@ def softmax(logits):
     return exponents / exponents.sum(axis=-1, keepdims=True)
 
 
+def soft_losses(logits, theirs, temperature):
+    """How far probabilities are from a teacher's: T^2 KL(teacher || student), float32, in nats.
+
+    Both are softened by the temperature T; T^2 keeps the gradient the size of that of a hard label
+    (Hinton et al. 2015, arXiv:1503.02531, section 2). The cross-entropy of that paper differs by
+    the teacher's entropy, which no student changes.
+
+    Args:
+        logits, theirs: (..., C) float32. temperature: float.
+
+    Returns:
+        (...) float32.
+    """
+    ours, theirs = (tf.nn.log_softmax(x / temperature) for x in (logits, theirs))
+    return temperature**2 * tf.reduce_sum(tf.exp(theirs) * (theirs - ours), axis=-1)
+
+
 class Task(abc.ABC):
     """What the tasks share.
 
@@ -99,6 +116,14 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def losses(self, outputs, labels):
         """The loss of each label and whether it is predicted, float32, of the weights' shape."""
+
+    def soft_losses(self, outputs, theirs, temperature):
+        """How far each prediction is from a teacher's, float32, of the weights' shape.
+
+        Args:
+            outputs, theirs: of the model and of the teacher. temperature: see `soft_losses`.
+        """
+        return soft_losses(outputs["logits"], theirs["logits"], temperature)
 
     def pick(self, outputs, features):
         """What is needed of a model's outputs for predictions."""
@@ -191,6 +216,10 @@ class Regression(_TextTask):
         losses = tf.square(outputs["logits"][:, 0] - labels)
         return losses, tf.zeros_like(losses)
 
+    def soft_losses(self, outputs, theirs, temperature):
+        """The squared difference; a number cannot be softened."""
+        return tf.square(outputs["logits"][:, 0] - theirs["logits"][:, 0])
+
     def predictions(self, examples, encoded, outputs):
         return [{"score": float(output["logits"][0])} for output in outputs]
 
@@ -220,6 +249,11 @@ class MultiLabel(_TextTask):
         losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)  # (B, C)
         right = tf.reduce_all((logits > 0) == (labels > 0.5), axis=1)
         return tf.reduce_mean(losses, axis=1), tf.cast(right, tf.float32)
+
+    def soft_losses(self, outputs, theirs, temperature):
+        """The mean over the labels, each of which is there or not."""
+        pairs = [tf.stack([x["logits"], tf.zeros_like(x["logits"])], -1) for x in (outputs, theirs)]
+        return tf.reduce_mean(soft_losses(*pairs, temperature), axis=1)
 
     def predictions(self, examples, encoded, outputs):
         found = []

@@ -1,0 +1,291 @@
+"""What an export costs and wins: scores, size and speed of it and of the model it came from."""
+
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from kbert.data.examples import read_examples
+from kbert.data.finetuning import pad_items
+from kbert.errors import UserError
+from kbert.features import ENCODER_FEATURES
+from kbert.serving.conversions import ABOUT_FILE, shapes, single_texts
+from kbert.serving.lines import table_lines
+from kbert.settings import ExampleConfig
+from kbert.tasks.engines import live
+from kbert.tasks.folders import LABELLED_TASKS
+from kbert.tasks.labels import keep_known
+
+COMPARISON_FILE = "compression.json"
+THREADS = 1  # of the runtimes; kbert.export gives TensorFlow as many
+CALIBRATION_EXAMPLES = 256
+WARM_UP = 10  # calls before those that are timed
+MOST_SHOWN = 3  # scores in the table; the file has all
+_TASK_OF = {"multilabel": "multilabel", "regress": "regress", "tag": "tag"}
+_TASK_OF |= {"answer": "qa", "choose": "choice"}
+
+
+def read_for(method, source, columns, report=print, labelled=True):
+    """The examples of a file, for the task of a method.
+
+    Args:
+        method: Method. source: of `kbert.data.examples.read_examples`.
+        columns: ColumnConfig, where things are in it, or None. report: called with a line of text.
+        labelled: False: labels are neither needed nor read.
+
+    Returns:
+        list of examples of the method's task.
+
+    Raises:
+        UserError: the method answers nothing that a task has labels for; examples that cannot be
+            used, with file and line.
+    """
+    name = _TASK_OF.get(method.name)
+    if method.name == "classify":
+        name = "pair" if "text_pair" in method.texts else "classify"
+    if name is None:
+        raise UserError(
+            f"--eval_file and --calibration_file are for methods that a task is scored by: "
+            f"classify, {', '.join(n for n in _TASK_OF if n not in ('multilabel', 'regress'))}; "
+            f"got {method.name}."
+        )
+    config = ExampleConfig(task=name, **(vars(columns) if columns else {}))
+    examples = read_examples(source, config, labelled, report)
+    if name in LABELLED_TASKS and labelled:
+        names = method.task.label_names
+        examples = keep_known(examples, names, config.skip_bad_lines, report)
+    _check_pairs(method, examples)
+    return examples
+
+
+def _check_pairs(method, examples):
+    """Refuses texts alone for a method that takes pairs, and the other way round."""
+    takes = "text_pair" in method.texts
+    for example in examples if "text" in method.texts else ():
+        if (getattr(example, "text_pair", None) is not None) != takes:
+            raise UserError(
+                f"{example.where}: the model takes {'two texts' if takes else 'one text'}, and "
+                f"there {'is one' if takes else 'are two'}. Name the columns: --text_column, "
+                f"--text_pair_column."
+            )
+
+
+def calibration_features(method, source, columns, report=print):
+    """What static quantization takes the ranges of activations from.
+
+    Args:
+        method, source, columns, report: as for `read_for`; source: None for nothing.
+
+    Returns:
+        list of features, as of `Ids`, of examples from all over the file, 256 at most.
+    """
+    if not source:
+        return []
+    examples = read_for(method, source, columns, report, labelled=False)
+    return Ids(method, examples[:: -(-len(examples) // CALIBRATION_EXAMPLES)]).questions
+
+
+class Ids:
+    """Examples as the features that runtimes take, one text, window or set of choices at a time.
+
+    Args:
+        method: Method with a task. examples: of that task.
+
+    Attributes:
+        questions: list of dicts of the `ENCODER_FEATURES`, (1, L) or (1, C, L) int32 each.
+    """
+
+    def __init__(self, method, examples):
+        self._task, self._examples = method.task, examples
+        self._encoded = method.task.encode(examples)
+        self.questions = [_features(item, method) for item in self._encoded.items]
+
+    def scores(self, answers):
+        """The task's scores of `Method.raw` of each question."""
+        # Of tags a SavedModel gives the probabilities, whose order is that of the logits.
+        names = {"probabilities": "logits"}
+        rows = [{names.get(n, n): np.asarray(x)[0] for n, x in a.items()} for a in answers]
+        predictions = self._task.predictions(self._examples, self._encoded, rows)
+        return self._task.scores(self._examples, predictions)
+
+
+def _features(item, method):
+    padded = pad_items([item], item.length, 1, method.tokenizer.pad_id)
+    return {name: padded[name] for name in ENCODER_FEATURES}
+
+
+class Texts:
+    """Examples as the texts that a SavedModel takes, one at a time; see `Ids`."""
+
+    def __init__(self, method, examples):
+        self._task, self._examples = method.task, examples
+        self.questions = [
+            {name: tf.constant([getattr(example, name)]) for name in method.texts}
+            for example in examples
+        ]
+
+    def scores(self, answers):
+        """The task's scores of the answer to each question, by the method's contract."""
+        return self._task.scores(self._examples, [_prediction(answer) for answer in answers])
+
+
+def _prediction(answer):
+    """An answer to a text as the prediction of a task."""
+    found = {name: np.asarray(value).tolist()[0] for name, value in answer.items()}
+    for name in ("label", "answer"):
+        if name in found:
+            found[name] = found[name].decode()
+    if "labels" in found:
+        found["labels"] = [name.decode() for name in found["labels"] if name]
+    return found | ({"text": found["answer"]} if "answer" in found else {})
+
+
+def compared(asked, contenders):
+    """Rows of a table, one for each contender.
+
+    Args:
+        asked: `Ids` or `Texts`. contenders: dict of name -> (bytes, function that answers a
+            question).
+
+    Returns:
+        list of dicts: `model`, `megabytes`, `milliseconds` (the median over the questions, after
+        some that are not counted) and `scores`.
+    """
+    rows = []
+    for name, (size, answer) in contenders.items():
+        for question in asked.questions[:WARM_UP]:
+            answer(question)
+        answers, seconds = [], []
+        for question in asked.questions:
+            begin = time.perf_counter()
+            answers.append(answer(question))
+            seconds.append(time.perf_counter() - begin)
+        rows.append(
+            {
+                "model": name,
+                "megabytes": round(size / 1e6, 3),
+                "milliseconds": round(1000 * statistics.median(seconds), 3),
+                "scores": asked.scores(answers),
+            }
+        )
+    return rows
+
+
+class Labelled:
+    """The labelled examples that an export is compared on with the model that it came from.
+
+    Args:
+        method: Method, of the float32 model.
+        source, columns, report: as for `read_for`. source: None for no comparison.
+    """
+
+    def __init__(self, method, source, columns, report=print):
+        self._method, self._source = method, source
+        self._examples = source and read_for(method, source, columns, report)
+
+    def with_saved_model(self, functions, folder, weights):
+        """Compares a SavedModel, and writes `compression.json` into its `assets.extra`.
+
+        Args:
+            functions: the signatures of the model itself, dict of name -> concrete function.
+            folder: of the SavedModel. weights: "float32" or "int8", its own.
+
+        Returns:
+            list of lines of text, a table; empty without examples.
+        """
+        if not self._source:
+            return []
+        kind, name = Texts, "serving_default"
+        if self._method.name == "tag":  # the words are given, and the tag of each is wanted
+            kind, name = Ids, "from_ids"
+        asked = kind(self._method, self._examples)
+        loaded = tf.saved_model.load(str(folder)).signatures
+        contenders = {
+            "kbert float32": (_weight_bytes(self._method), _answering(functions[name])),
+            f"SavedModel {weights}": (_bytes(folder, "*"), _answering(loaded[name])),
+        }
+        return self._written(compared(asked, contenders), folder / "assets.extra")
+
+    def with_runtime(self, runtime, folder, about):
+        """Compares a model for a runtime, and writes `compression.json` beside it.
+
+        One that is quantized is compared with its float32 form, too.
+
+        Args:
+            runtime: of `kbert.serving.runtimes`. folder: of the model.
+            about: what is in its `model.json`.
+
+        Returns:
+            list of lines of text, a table; empty without examples.
+        """
+        if not self._source:
+            return []
+        method, asked = self._method, Ids(self._method, self._examples)
+        answer = live(method.raw, asked.questions[0])
+        contenders = {"kbert float32": (_weight_bytes(method), answer)}
+
+        def add(name, folder):
+            answer = runtime.load(folder, THREADS)
+            if runtime.fixed_sizes:
+                answer = _one_by_one(answer, method.max_seq_length)
+            contenders[f"{runtime.name} {name}"] = _bytes(folder, "model.*"), answer
+
+        with tempfile.TemporaryDirectory() as scratch:
+            if about["weights"] != "float32":
+                scratch = pathlib.Path(scratch)
+                runtime.write(method, shapes(method, runtime), scratch)
+                add("float32", scratch)
+            calibrated = ", calibrated" if about["calibration_examples"] else ""
+            add(about["weights"] + calibrated, folder)
+            return self._written(compared(asked, contenders), folder)
+
+    def _written(self, rows, folder):
+        """Writes rows of `compared` as JSON; the lines of their table."""
+        count, source = len(self._examples), str(self._source)
+        about = {"eval_file": source, "examples": count, "threads": THREADS, "rows": rows}
+        text = json.dumps(about, indent=2) + "\n"
+        (folder / COMPARISON_FILE).write_text(text, encoding="utf-8")
+        metric, scores = self._method.task.metric, rows[0]["scores"]
+        others = [n for n, value in scores.items() if isinstance(value, float) and n != metric]
+        names = [metric, *others][:MOST_SHOWN]
+        table = [["", *names, "MB", "ms"]]
+        for row in rows:
+            cells = [f"{row['scores'][name]:.4f}" for name in names]
+            cells += [f"{row['megabytes']:,.1f}", f"{row['milliseconds']:,.2f}"]
+            table.append([row["model"], *cells])
+        return [
+            f"{count:,} examples of {source}, one at a time on {THREADS} thread; ms: the median",
+            *table_lines(table),
+        ]
+
+
+def _answering(function):
+    def answer(question):
+        tensors = {name: tf.convert_to_tensor(value) for name, value in question.items()}
+        return {name: value.numpy() for name, value in function(**tensors).items()}
+
+    return answer
+
+
+def _one_by_one(compute, L):
+    """What computes one text of L tokens at a time, for questions of any length and choices."""
+
+    def answer(features):
+        parts = [compute(part) for part in single_texts(features, L)]
+        return {name: np.concatenate([p[name] for p in parts], axis=1) for name in parts[0]}
+
+    return answer
+
+
+def _weight_bytes(method):
+    weights = [weight for weight in method.model.weights if not weight.name.endswith("_scale")]
+    return sum(4 * np.prod(weight.shape, dtype=np.int64) for weight in weights)
+
+
+def _bytes(folder, pattern):
+    paths = (path for path in pathlib.Path(folder).rglob(pattern) if path.is_file())
+    return sum(path.stat().st_size for path in paths if path.name != ABOUT_FILE)

@@ -1,0 +1,174 @@
+"""Models of methods in the files of other runtimes, and whether these compute the same.
+
+What is converted is `Method.raw`: from the three features of a text to what the model makes of
+them. Tokens are made, and results read, by whoever serves it: the vocabulary and `model.json` say
+how.
+"""
+
+import json
+
+import numpy as np
+
+import kbert
+from kbert.errors import UserError
+from kbert.features import ENCODER_FEATURES
+from kbert.serving import saved_model
+from kbert.serving.methods import Choose, Classify, MultiLabel
+from kbert.tasks.outputs import MOST_MASKS
+
+ABOUT_FILE = "model.json"
+MOST_BYTES = 2**31 - 2**24  # of weights: what the formats on the way hold is 2 GiB
+_OF_LABELS = "of the labels: their probabilities are"
+# method: output of `raw`: its shape, and what it is. B texts, L tokens, C labels or choices,
+# M masks, V words, D width.
+OUTPUTS = {
+    "classify": {"logits": ("BC", f"{_OF_LABELS} the softmax")},
+    "multilabel": {"logits": ("BC", f"{_OF_LABELS} the sigmoid")},
+    "regress": {"logits": ("B1", "the number")},
+    "next_sentence": {"logits": ("B2", "softmax: whether text_pair follows text, or does not")},
+    "embed": {"mean": ("BD", "the mean over the tokens; divide it by its length")},
+    "encode": {
+        "last_hidden_state": ("BLD", "of each token; without meaning at padding"),
+        "pooler_output": ("BD", "of the text"),
+    },
+    "fill_mask": {
+        "logits": ("BMV", f"of the words, at the first {MOST_MASKS} [MASK]; then of other tokens"),
+    },
+    "tag": {"logits": ("BLC", f"{_OF_LABELS} the softmax, of each token")},
+    "answer": {
+        "start_logits": ("BL", "whether the answer begins at a token; at 0, [CLS]: there is none"),
+        "end_logits": ("BL", "whether it ends with a token"),
+    },
+    "choose": {"logits": ("BC", "of the choices: their probabilities are the softmax")},
+}
+
+
+def shapes(method, runtime):
+    """Shapes of the model of a method: dict of its inputs, dict of its outputs.
+
+    Returns:
+        dicts of name -> list of ints, and of letters where a size is that of the request.
+    """
+    D, V = method.model.config.hidden_size, method.tokenizer.vocab_size
+    sizes = {"D": D, "V": V, "1": 1, "2": 2}
+    if runtime.fixed_sizes:  # C: a choice at a time, whose logit does not depend on the others
+        L = method.max_seq_length
+        sizes |= {"B": 1, "C": 1, "L": L, "M": min(L, MOST_MASKS)}
+    if labels := _labels(method):
+        sizes["C"] = len(labels)
+    features = dict.fromkeys(ENCODER_FEATURES, "BCL" if isinstance(method, Choose) else "BL")
+    outputs = {name: shape for name, (shape, _) in OUTPUTS[method.name].items()}
+    return tuple(
+        {name: [sizes.get(letter, letter) for letter in letters] for name, letters in found.items()}
+        for found in (features, outputs)
+    )
+
+
+def _labels(method):
+    """Names of the classes, in the order of the logits; those of choices are only numbers."""
+    if isinstance(method, Choose):
+        return []
+    return list(getattr(method.task, "label_names", None) or [])
+
+
+def save_conversion(method, runtime, folder, quantize=None, calibration=()):
+    """Writes the model of a method for another runtime, compared with the method by that runtime.
+
+    Beside it lie the vocabulary with its settings, config.json, and `model.json`, which says what
+    goes in and what comes out.
+
+    Args:
+        method: Method of a float32 model. runtime: of `kbert.serving.runtimes`.
+        folder: to write to. quantize: one of the runtime's `quantizations`, or None.
+        calibration: list of features of single texts that the activations' ranges are taken from.
+
+    Returns:
+        dict, what is in `model.json`, with `largest_difference` and, of a classifier,
+        `same_labels`: of how many of the `samples` texts, or pairs.
+
+    Raises:
+        UserError: the model is too large for the format.
+    """
+    size = sum(4 * np.prod(weight.shape, dtype=np.int64) for weight in method.model.weights)
+    if size > MOST_BYTES:
+        raise UserError(
+            f"a model of {size / 1e9:,.1f} GB does not fit --format={runtime.name}, which holds "
+            f"2 GB; --format=serving holds any."
+        )
+    inputs, outputs = shapes(method, runtime)
+    runtime.write(method, (inputs, outputs), folder, quantize, calibration)
+    saved_model.save_settings(method, folder)
+    about = {
+        "kbert": kbert.__version__,
+        "format": runtime.name,
+        "file": runtime.file,
+        "weights": quantize or "float32",
+        "calibration_examples": len(calibration),
+        "method": method.name,
+        "texts": list(method.texts),
+        "inputs": {n: {"shape": shape, "dtype": "int32"} for n, shape in inputs.items()},
+        "outputs": {
+            name: {"shape": shape, "dtype": "float32", "meaning": OUTPUTS[method.name][name][1]}
+            for name, shape in outputs.items()
+        },
+        "labels": _labels(method),
+        "max_seq_length": method.max_seq_length,
+        **compared(method, runtime.load(folder), runtime.fixed_sizes),
+    }
+    (folder / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    return about
+
+
+def compared(method, compute, fixed_sizes):
+    """How a runtime computes the sample texts, beside the method: see `save_conversion`.
+
+    Args:
+        method: Method. compute: as `Runtime.load` returns it. fixed_sizes: as of the Runtime.
+    """
+    features = sample_features(method)
+    if fixed_sizes:
+        batches = single_texts(features, method.max_seq_length)
+    else:
+        batches = [features, {name: x[:1, ..., :5] for name, x in features.items()}]
+    difference, same = 0.0, []
+    for batch in batches:
+        wanted = {name: x.numpy() for name, x in method.raw(batch).items()}
+        found = compute(batch)
+        difference = max(difference, saved_model.largest_difference(found, wanted))
+        if isinstance(method, (Classify, MultiLabel)):
+            decide = _several if isinstance(method, MultiLabel) else _best
+            same += (decide(found["logits"]) == decide(wanted["logits"])).all(-1).tolist()
+    about = {"samples": len(features["input_ids"]), "largest_difference": difference}
+    return about | ({"same_labels": sum(same[: about["samples"]])} if same else {})
+
+
+def _best(logits):
+    return logits.argmax(-1)[:, None]
+
+
+def _several(logits):
+    return logits > 0
+
+
+def sample_features(method):
+    """The features of the sample texts, as the model of a method gets them: int32 arrays."""
+    asked = []
+
+    def compute(features):
+        asked.append({name: x.numpy() for name, x in features.items()})
+        return method.raw(features)
+
+    before, method.compute = method.compute, compute
+    try:
+        method.from_texts(**saved_model.samples(method))
+    finally:
+        method.compute = before
+    return asked[0]
+
+
+def single_texts(features, L):
+    """The texts of features, and of each the choices, one by one and padded to L tokens."""
+    *axes, length = features["input_ids"].shape
+    for index in np.ndindex(*axes):
+        rows = {name: np.pad(x[index], (0, L - length)) for name, x in features.items()}
+        yield {name: row.reshape([1] * len(axes) + [L]) for name, row in rows.items()}

@@ -1,0 +1,226 @@
+"""Other runtimes than TensorFlow: how the model of a method is written for each, and computed."""
+
+import abc
+import contextlib
+import importlib.util
+import logging
+
+import tensorflow as tf
+
+from kbert.errors import UserError
+from kbert.model.forms import plain_ops
+from kbert.serving.signatures import traced
+from kbert.tasks.engines import frozen_graph, openvino_model
+
+
+class Runtime(abc.ABC):
+    """A runtime that computes `Method.raw`.
+
+    Attributes:
+        name: str, also of the extra of kbert that installs `packages`. packages: names of modules.
+        file: name of the model's file. quantizations: what it has of `settings.QUANTIZATIONS`.
+        fixed_sizes: whether a model takes one text, padded to one length.
+        calibrates: whether its int8 can be calibrated.
+    """
+
+    fixed_sizes = calibrates = False
+
+    @abc.abstractmethod
+    def write(self, method, shapes, folder, quantize=None, calibration=()):
+        """Writes the model.
+
+        Args:
+            method: Method. folder: to write to. quantize: one of `quantizations`, or None.
+            calibration: int8: features of texts, whose activations have the ranges to expect;
+                without, the range is found anew for every input.
+            shapes: two dicts of name -> shape, of the inputs and of the outputs: ints, and letters
+                for what may be any size.
+        """
+
+    @abc.abstractmethod
+    def load(self, folder, threads=None):
+        """The function that computes the model in a folder: dict of arrays -> dict of arrays.
+
+        Args:
+            folder: where `write` wrote. threads: how many compute; None: as the runtime likes.
+        """
+
+
+class OpenVINO(Runtime):
+    """OpenVINO's own format, IR, computed in float32: its default may be bfloat16."""
+
+    name, packages, file = "openvino", ("openvino",), "model.xml"
+    quantizations = ("float16",)
+
+    def write(self, method, shapes, folder, quantize=None, calibration=()):
+        import openvino
+
+        model = openvino_model(openvino.Core(), method.raw, _example(shapes[0]), method.model)
+        try:
+            openvino.save_model(model, folder / self.file, compress_to_fp16=quantize is not None)
+        except RuntimeError as error:
+            raise OSError(" ".join(str(error).split())) from error
+
+    def load(self, folder, threads=None):
+        import openvino
+
+        core = openvino.Core()
+        read = core.read_model(folder / self.file)
+        settings = {"INFERENCE_PRECISION_HINT": "f32"}
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        model = core.compile_model(read, "CPU", settings)
+        names = [port.any_name for port in read.outputs]  # compiled, they may have others as well
+        return lambda features: dict(zip(names, model(features).values(), strict=True))
+
+
+class LiteRT(Runtime):
+    """LiteRT (TensorFlow Lite), by the ops that it has itself."""
+
+    name, packages, file = "litert", ("ai_edge_litert",), "model.tflite"
+    quantizations = ("int8", "float16")
+    fixed_sizes = True
+
+    def write(self, method, shapes, folder, quantize=None, calibration=()):
+        specs = {name: tf.TensorSpec(shape, tf.int32, name) for name, shape in shapes[0].items()}
+        function = traced(lambda **features: method.raw(features), specs)
+        root = tf.train.Checkpoint()
+        root.variables = [variable.value for variable in method.model.variables]
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([function], root)
+        if quantize:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]  # int8, in matrices
+        if quantize == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        with _without_warnings():
+            model = converter.convert()
+        (folder / self.file).write_bytes(model)
+
+    def load(self, folder, threads=None):
+        from ai_edge_litert.interpreter import Interpreter
+
+        run = Interpreter(str(folder / self.file), num_threads=threads).get_signature_runner()
+        return lambda features: run(**features)
+
+
+class ONNX(Runtime):
+    """ONNX, computed by ONNX Runtime."""
+
+    name, packages, file = "onnx", ("onnx", "onnxruntime", "tf2onnx"), "model.onnx"
+    quantizations = ("int8",)
+    calibrates = True
+    opset = 18  # the highest that tf2onnx writes
+
+    def write(self, method, shapes, folder, quantize=None, calibration=()):
+        import onnx
+        from tf2onnx import tfonnx
+
+        with plain_ops():
+            inputs, outputs = frozen_graph(method.raw, _example(shapes[0]), method.model, "float32")
+        with _without_warnings():
+            # Without tf2onnx's own optimizers, which copy the weights dozens of times: ONNX Runtime
+            # does what they do when it loads a model.
+            model = tfonnx.process_tf_graph(
+                inputs["input_ids"].graph,
+                opset=self.opset,
+                input_names=[tensor.name for tensor in inputs.values()],
+                output_names=[tensor.name for tensor in outputs.values()],
+                tensors_to_rename={t.name: name for name, t in (inputs | outputs).items()},
+            ).make_model("kbert")
+        for port in (*model.graph.input, *model.graph.output):
+            shape = {**shapes[0], **shapes[1]}[port.name]
+            for axis, size in zip(port.type.tensor_type.shape.dim, shape, strict=True):
+                setattr(axis, "dim_value" if isinstance(size, int) else "dim_param", size)
+        onnx.checker.check_model(model)
+        if quantize:
+            self._write_int8(model, folder / self.file, calibration)
+        else:
+            onnx.save(model, folder / self.file)
+
+    @staticmethod
+    def _write_int8(model, path, calibration):
+        """Quantizes the matrices, a scale for each column, and what they are multiplied with."""
+        from onnxruntime import quantization
+
+        class Reader(quantization.CalibrationDataReader):
+            rows = iter(calibration)
+
+            def get_next(self):
+                return next(self.rows, None)
+
+        settings = {"per_channel": True, "weight_type": quantization.QuantType.QInt8}
+        with _without_warnings():
+            if not calibration:
+                quantization.quantize_dynamic(model, path, **settings)
+                return
+            # What a product gives stays float: LayerNorm, softmax and GELU need more than 8 bits.
+            matrices = ["MatMul", "Gemm", "Gather"]
+            quantization.quantize_static(
+                model,
+                path,
+                Reader(),
+                op_types_to_quantize=matrices,
+                activation_type=quantization.QuantType.QUInt8,
+                extra_options={
+                    "MatMulConstBOnly": True,
+                    "OpTypesToExcludeOutputQuantization": matrices,
+                },
+                **settings,
+            )
+
+    def load(self, folder, threads=None):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        session = onnxruntime.InferenceSession(
+            folder / self.file, options, providers=["CPUExecutionProvider"]
+        )
+        names = [output.name for output in session.get_outputs()]
+        return lambda features: dict(zip(names, session.run(names, features), strict=True))
+
+
+RUNTIMES = {runtime.name: runtime for runtime in (OpenVINO(), LiteRT(), ONNX())}
+
+
+def find_runtime(name, quantize=None, calibrated=False):
+    """The Runtime of a name.
+
+    Args:
+        name: one of `kbert.settings.EXPORT_RUNTIMES`. quantize: what is asked of it, or None.
+        calibrated: whether on examples.
+
+    Raises:
+        UserError: it does not quantize so; a package is missing.
+    """
+    runtime = RUNTIMES[name]
+    if calibrated and not (runtime.calibrates and quantize == "int8"):
+        those = " or ".join(name for name, other in RUNTIMES.items() if other.calibrates)
+        raise UserError(
+            f"--calibration_file is for --quantize=int8 of --format={those}; got "
+            f"--format={name}{f' --quantize={quantize}' if quantize else ''}."
+        )
+    if quantize and quantize not in runtime.quantizations:
+        raise UserError(
+            f"--format={name} has no --quantize={quantize}; it has "
+            f"{', '.join(runtime.quantizations)}."
+        )
+    for package in runtime.packages:
+        if not importlib.util.find_spec(package):
+            raise UserError(f"--format={name} needs {package}: pip install 'kbert[{name}]'")
+    return runtime
+
+
+def _example(shapes):
+    """Arrays that have the ranks of shapes."""
+    return {name: tf.zeros([1] * len(shape), tf.int32).numpy() for name, shape in shapes.items()}
+
+
+@contextlib.contextmanager
+def _without_warnings():
+    """Keeps converters from telling, in Python's log, what their own code should do otherwise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,209 @@
+"""What an export costs: scores, size and speed of it beside those of its model."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from exports import KINDS, OPS_FILE, ops_of, some_words, write_folders
+
+import kbert
+from kbert.data.examples import TextExample
+from kbert.errors import UserError
+from kbert.evaluate import evaluate
+from kbert.export import export
+from kbert.serving import comparison, conversions, runtimes, saved_model
+from kbert.serving.server.servable import Servable
+from kbert.settings import ColumnConfig, EvaluateConfig
+
+EXAMPLES = 23
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Kind -> folder of weights as `finetune` leaves it, and "files": kind -> labelled examples."""
+    root = tmp_path_factory.mktemp("weights")
+    kinds = [kind for kind in KINDS if KINDS[kind][2]]
+    found, rng = write_folders(root, [*kinds, "fill_mask"]), np.random.default_rng(0)
+    found["files"] = {kind: root / f"{kind}.jsonl" for kind in kinds}
+    for kind, path in found["files"].items():
+        rows = [example_of(kind, rng, number) for number in range(EXAMPLES)]
+        if kind.startswith("answer"):
+            path = found["files"][kind] = path.with_suffix(".json")
+            paragraphs = [{"context": context, "qas": [asked]} for context, asked in rows]
+            text = json.dumps({"data": [{"paragraphs": paragraphs}]})
+        else:
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+        path.write_text(text)
+    return found
+
+
+def example_of(kind, rng, number):
+    """A labelled example, as it stands in a file."""
+    names = ("no", "yes", "perhaps")
+    text, label = some_words(rng, 2, 30), names[rng.integers(3)]
+    if kind.startswith("answer"):
+        first = text.split()[0]
+        answers = [{"text": first, "answer_start": 0}] if number % 2 or kind == "answer" else []
+        asked = {"id": str(number), "question": some_words(rng, 2, 5), "answers": answers}
+        return text, asked | ({} if answers else {"is_impossible": True})
+    if kind == "choose":
+        choices = {f"choice{n}": some_words(rng, 1, 9) for n in range(3)}
+        return {"text": text, **choices, "label": int(rng.integers(3))}
+    if kind in ("tags", "entities"):
+        words = text.split()
+        tags = ("O", "B-X", "B-Y") if kind == "entities" else names
+        return {"words": words, "tags": [tags[rng.integers(3)] for _ in words]}
+    if kind == "multilabel":
+        return {"text": text, "labels": [name for name in names if rng.integers(2)]}
+    label = float(rng.normal()) if kind == "regress" else label
+    pair = {"text_pair": some_words(rng, 1, 9)} if kind in ("pair", "regress") else {}
+    return {"text": text, **pair, "label": label}
+
+
+def evaluated(folders, kind):
+    """The scores that kbert.evaluate gives."""
+    config = EvaluateConfig(model=str(folders[kind]), eval_file=str(folders["files"][kind]))
+    return numbers(evaluate(config, lambda line: None))
+
+
+def numbers(scores):
+    return {name: value for name, value in scores.items() if isinstance(value, float)}
+
+
+def rows_of(folder):
+    about = json.loads((folder / "compression.json").read_text())
+    assert about["threads"] == 1
+    return {row["model"]: row for row in about["rows"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "quantize"),
+    [
+        ("pair", "onnx", "int8"),
+        ("answer_or_none", "onnx", None),
+        ("entities", "openvino", None),
+        ("choose", "litert", None),
+    ],
+)
+def test_scores_of_runtimes(kind, name, quantize, folders, tmp_path):
+    """float32 has the scores that kbert.evaluate gives; so has what is quantized before it is."""
+    runtime = runtimes.RUNTIMES[name]
+    for package in runtime.packages:
+        pytest.importorskip(package)
+    file = folders["files"][kind]
+    method = saved_model.load_method(folders[kind])
+    labelled = comparison.Labelled(method, file, None)
+    about = conversions.save_conversion(method, runtime, tmp_path, quantize)
+    lines = labelled.with_runtime(runtime, tmp_path, about)
+    rows = rows_of(tmp_path)
+    forms = ["float32", *([quantize] if quantize else [])]
+    assert list(rows) == ["kbert float32", *(f"{name} {form}" for form in forms)]
+    wanted = evaluated(folders, kind)
+    for row in list(rows.values())[:2]:
+        assert numbers(row["scores"]) == pytest.approx(wanted, abs=1e-5)
+        assert row["megabytes"] > 0.01 and 0.01 < row["milliseconds"] < 1e4
+    assert lines[0].startswith(f"{EXAMPLES} examples of {file}, one at a time on 1 thread")
+    first, *_, megabytes, milliseconds = lines[1].split()
+    assert (first, megabytes, milliseconds) == (method.task.metric, "MB", "ms")
+    for line, (model, row) in zip(lines[2:], rows.items(), strict=True):
+        assert line.startswith(f"  {model} ") and f" {row['scores'][first]:.4f} " in line
+
+
+def test_tags_of_a_saved_model_are_asked_by_ids(folders, tmp_path):
+    """Since they are scored by the word."""
+    method, file = saved_model.load_method(folders["tags"]), folders["files"]["tags"]
+    labelled = comparison.Labelled(method, file, None)
+    functions = saved_model.save_method(method, tmp_path / "1")
+    labelled.with_saved_model(functions, tmp_path / "1", "float32")
+    rows = rows_of(tmp_path / "1" / "assets.extra")
+    assert list(rows) == ["kbert float32", "SavedModel float32"]
+    for row in rows.values():
+        assert numbers(row["scores"]) == pytest.approx(evaluated(folders, "tags"), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "choose", "answer"])
+def test_answers_to_texts_are_scored(kind, folders):
+    """As kbert.evaluate scores the model's predictions."""
+    method, file = saved_model.load_method(folders[kind]), folders["files"][kind]
+    asked = comparison.Texts(method, comparison.read_for(method, file, None))
+    (row,) = comparison.compared(asked, {"": (0, lambda texts: method.from_texts(**texts))})
+    assert numbers(row["scores"]) == pytest.approx(evaluated(folders, kind), abs=1e-5)
+
+
+def test_calibration_takes_examples_from_all_over_the_file(folders, monkeypatch):
+    monkeypatch.setattr(comparison, "CALIBRATION_EXAMPLES", 5)
+    method = saved_model.load_method(folders["classify"])
+    file = folders["files"]["classify"]
+    every = comparison.Ids(method, comparison.read_for(method, file, None)).questions
+    some = comparison.calibration_features(method, file, None)
+    assert len(some) == 5
+    for features, number in zip(some, range(0, EXAMPLES, 5), strict=True):
+        np.testing.assert_array_equal(features["input_ids"], every[number]["input_ids"])
+
+
+def test_methods_that_no_task_scores(tmp_path):
+    method = type("Method", (), {"name": "embed"})()
+    with pytest.raises(UserError, match="are for methods that a task is scored by: classify, tag,"):
+        comparison.Labelled(method, "dev.tsv", ColumnConfig())
+
+
+@pytest.mark.parametrize(("name", "quantize"), [("litert", "int8"), ("onnx", None)])
+def test_calibration_that_a_format_does_not_have(name, quantize):
+    message = rf"--calibration_file is for --quantize=int8 of .*onnx; got --format={name}"
+    with pytest.raises(UserError, match=message):
+        runtimes.find_runtime(name, quantize, calibrated=True)
+
+
+def test_a_saved_model_of_int8(folders, tmp_path):
+    """A quarter of the weights' bytes, the int8 model's answers, and no folder of weights."""
+    target, lines = tmp_path / "to" / "1", []
+    file = folders["files"]["classify"]
+    export(folders["classify"], target, report=lines.append, eval_file=file, quantize="int8")
+    text = "\n".join(lines)
+    assert "checked in a process without kbert: 5 texts, answers as those of the int8 model" in text
+    rows = rows_of(target / "assets.extra")
+    assert list(rows) == ["kbert float32", "SavedModel int8"]
+    wanted = evaluated(folders, "classify")
+    assert numbers(rows["kbert float32"]["scores"]) == pytest.approx(wanted, abs=1e-5)
+    assert ops_of(target) <= set(OPS_FILE.read_text().split())
+    kinds = [dtype for _, _, dtype in variables_of(target)]
+    assert kinds.count("int8") == 3 + 2 * 6 + 2  # tables; layers; pooler and head
+    with pytest.raises(UserError, match="has weights of 8 bits, which are for serving alone"):
+        kbert.BertForSequenceClassification.from_pretrained(target)
+    with pytest.raises(UserError, match="is no float32 export of kbert, as engine=openvino needs"):
+        Servable(target, "openvino")
+    assert Servable(target).engine == "tensorflow"
+
+
+def variables_of(folder):
+    """(name, shape, dtype) of what a SavedModel keeps."""
+    reader = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
+    dtypes = reader.get_variable_to_dtype_map()
+    shapes = reader.get_variable_to_shape_map()
+    return [(name, shape, dtypes[name].name) for name, shape in shapes.items()]
+
+
+def test_int8_is_near(folders):
+    """Also where a head scores words with their table."""
+    method = saved_model.load_method(folders["fill_mask"])
+    features = conversions.sample_features(method)
+    before = {name: x.numpy() for name, x in method.raw(features).items()}
+    saved_model.quantize_int8(method)
+    for name, value in method.raw(features).items():
+        spread = before[name].max() - before[name].min()
+        assert 1e-6 < np.abs(value - before[name]).max() < 0.05 * spread
+
+
+@pytest.mark.parametrize(
+    ("texts", "text_pair", "said"),
+    [
+        ({"text": 1}, "b", "the model takes one text, and there are two. Name the columns: --text"),
+        ({"text": 1, "text_pair": 1}, None, "the model takes two texts, and there is one."),
+    ],
+)
+def test_texts_that_are_as_many_as_the_model_takes(texts, text_pair, said):
+    example = TextExample("a.tsv, line 2", "a", text_pair)
+    with pytest.raises(UserError, match=f"a.tsv, line 2: {said}"):
+        comparison._check_pairs(types.SimpleNamespace(texts=texts), [example])

@@ -1,0 +1,147 @@
+"""One version of a model: engines, warm-up, SavedModels of others, what cannot be served."""
+
+import asyncio
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from exports import KINDS, texts_of, write_folders
+from tensorflow_serving.apis import prediction_log_pb2
+
+from kbert.errors import UserError
+from kbert.serving import saved_model
+from kbert.serving.server.batching import Batcher
+from kbert.serving.server.refused import Refused
+from kbert.serving.server.servable import Servable
+from kbert.serving.warmup import write_warmup
+
+# Those whose graphs differ; the others are marked slow.
+DIFFERENT = ("entities", "answer", "choose", "fill_mask", "encode")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return write_folders(tmp_path_factory.mktemp("weights"))
+
+
+def asked(texts):
+    return {
+        name: np.array([np.char.encode(np.array(row), "utf-8").tolist() for row in rows], object)
+        for name, rows in texts.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in DIFFERENT else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
+)
+def test_openvino_gives_what_kbert_predict_says(folders, kind, tmp_path):
+    """Through shared batches, with every signature; 3e-5: OpenVINO has its own exp and erf."""
+    pytest.importorskip("openvino")
+    method = saved_model.load_method(folders[kind], KINDS[kind][3])
+    functions = saved_model.save_method(method, tmp_path)
+    texts = texts_of(method, 23)
+    warmed = write_warmup(tmp_path, functions, texts, kind)
+    servable = Servable(tmp_path, "openvino")
+    assert servable.engine == "openvino" and servable.warm_up(tmp_path) == warmed
+    assert set(servable.signatures) == set(functions)
+    batcher, signature = Batcher(max_batch_size=8), servable.signature("")
+    found = asyncio.run(batcher.compute(servable, signature, asked(texts)))
+    assert saved_model.largest_difference(found, method.predicted(**texts)) < 3e-5
+
+
+@pytest.fixture(scope="module")
+def classifier(folders, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    saved_model.save_method(saved_model.load_method(folders["classify"]), folder)
+    return folder
+
+
+def test_costs_of_rows(classifier):
+    servable = Servable(classifier, "tensorflow")
+    texts = np.array([b"", b"a" * 40, b"a" * 400], object)
+    assert servable.lengths({"text": texts}).tolist() == [16, 16, 16]  # cut to 16 tokens
+    servable.about["max_seq_length"] = 50
+    assert servable.lengths({"text": texts}).tolist() == [16, 16, 50]
+    servable.about["method"] = "tag"  # which reads on
+    assert servable.lengths({"text": texts}).tolist() == [16, 16, 100]
+    assert servable.lengths({"input_ids": np.zeros((2, 7), np.int32)}).tolist() == [7, 7]
+    choices = {"text": texts[2:], "choices": np.array([[b"", b"a" * 80, b"a" * 400]], object)}
+    assert servable.lengths(choices).tolist() == [100 + 120 + 200]
+    assert servable.weight(np.array([16, 51, 100])) == 1 + 2 + 2  # of 50 tokens
+
+
+def features(ids, **changes):
+    ids = np.array(ids, np.int32)
+    found = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    found["token_type_ids"] = np.zeros_like(ids)
+    return found | {name: np.array(value, np.int32) for name, value in changes.items()}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (features([[2, 26, 3]]), "input_ids must be 0 to 25; got 2 to 26"),
+        (features([[2, -1, 3]]), "input_ids must be 0 to 25; got -1 to 3"),
+        (features([[2, 3]], token_type_ids=[[0, 2]]), "token_type_ids must be 0 to 1"),
+        (features([[2, 3]], attention_mask=[[1, 2]]), "attention_mask must be 0 to 1"),
+        (features([[2, 3]], attention_mask=[[1]]), "the same shape; got input_ids [1, 2]"),
+        (features([[]]), "1 to 32 tokens; got 0"),
+        (features([[2] * 33]), "1 to 32 tokens; got 33"),
+        (features([[2, 3]], attention_mask=[[1, 1], [1, 1]]), "as many rows as each other"),
+    ],
+)
+def test_features_that_the_model_has_no_embeddings_for(classifier, inputs, message):
+    """An engine may answer them all the same."""
+    servable = Servable(classifier, "tensorflow")
+    with pytest.raises(Refused, match=re.escape(message)):
+        servable.check(servable.signature("from_ids"), inputs)
+    assert servable.check(servable.signature("from_ids"), features([[2, 5, 3]])) == 1
+
+
+def test_warm_ups(classifier):
+    """Those that nobody here knows are passed over; one that cannot be answered is an error."""
+    path = classifier / "assets.extra" / "tf_serving_warmup_requests"
+    servable = Servable(classifier, "tensorflow")
+    assert servable.warm_up(classifier) == 0
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        writer.write(b"")
+    assert servable.warm_up(classifier) == 0
+    record = prediction_log_pb2.PredictionLog()
+    record.predict_log.request.inputs["texts"].CopyFrom(tf.make_tensor_proto(["a"]))
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        writer.write(record.SerializeToString())
+    with pytest.raises(Refused, match="takes text; got texts"):
+        servable.warm_up(classifier)
+    path.unlink()
+
+
+def test_savedmodels_of_others(tmp_path):
+    class Other(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([], tf.float32, "x")])
+        def half(self, x):
+            return {"y": x / 2}
+
+    other = Other()
+    tf.saved_model.save(other, str(tmp_path), signatures={"serving_default": other.half})
+    servable = Servable(tmp_path, "auto")
+    assert servable.engine == "tensorflow" and str(servable).startswith("signatures serving_def")
+    signature = servable.signature("")
+    found = asyncio.run(Batcher().compute(servable, signature, {"x": np.float32(5)}))
+    assert found["y"] == 2.5
+    with pytest.raises(Refused, match=r"there is no signature 'x'; there are serving_default"):
+        servable.signature("x")
+    with pytest.raises(UserError, match="is no float32 export of kbert, as engine=openvino needs"):
+        Servable(tmp_path, "openvino")
+
+
+def test_folders_that_cannot_be_served(tmp_path):
+    with pytest.raises(UserError, match="cannot read"):
+        Servable(tmp_path)
+    (tmp_path / "saved_model.pb").write_bytes(b"\x12\xff not one")
+    with pytest.raises(UserError, match="cannot read"):
+        Servable(tmp_path)
+    (tmp_path / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot read"):
+        Servable(tmp_path)
