@@ -1,0 +1,61 @@
+"""How Sphinx makes the site: sphinx-build -W -c docs . docs/_build
+
+The pages are read from the root of the repository, so that a relative link works on the site and
+where the files are read as they are.
+"""
+
+import dataclasses
+import pathlib
+import re
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "_ext"))
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+import kbert
+from kbert.config import range_text
+
+project = "kbert"
+copyright = "the authors of kbert"
+version = release = kbert.__version__
+root_doc = "docs/index"
+include_patterns = ["README.md", "CHANGELOG.md", "benchmarks/RESULTS.md", "docs/**"]
+include_patterns += ["kbert/data/sample/README.md"]
+exclude_patterns = ["docs/_*", ".*", "saved_model", "corpora", "models"]
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "programs"]
+myst_heading_anchors = 3
+myst_enable_extensions = ["html_image"]
+nitpicky = True  # a reference that leads nowhere is a warning
+autodoc_member_order = "bysource"
+autodoc_class_signature = "mixed"
+autodoc_inherit_docstrings = False  # Keras' docstrings are Keras' own
+default_role = "code"  # `name` in docstrings
+smartquotes = False  # it would make a dash of --flag
+napoleon_custom_sections = [
+    ("Call arguments", "params_style"),
+    ("Returns, when called", "returns_style"),
+]
+napoleon_use_ivar = True
+napoleon_use_rtype = False  # what stands before a colon is no type
+
+html_theme = "furo"
+html_title = f"kbert {release}"
+html_copy_source = False
+html_show_sourcelink = False
+templates_path = ["_templates"]
+html_additional_pages = {"index": "to_start.html"}  # the root leads to docs/index.html
+
+
+def add_fields(app, kind, name, member, options, lines):
+    """Tells what the fields of a dataclass of settings are, as their flags do."""
+    if not dataclasses.is_dataclass(member):
+        return
+    for field in dataclasses.fields(member):
+        meaning = re.sub(r"([\\*_`|])", r"\\\1", field.metadata["help"])
+        limits = range_text(field.metadata["limits"])
+        lines.append(f":param {field.name}: {meaning}{limits and f' ({limits})'}")
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", add_fields, priority=900)  # after napoleon
