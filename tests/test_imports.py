@@ -9,12 +9,12 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "kbert"
 FILES = sorted(PACKAGE.rglob("*.py"))
-PURE = ("config.py", "settings.py", "errors.py", "features.py", "flags.py", "formats.py")
-PURE += ("__init__.py",)
+PURE = ("config.py", "errors.py", "features.py", "flags.py", "formats.py", "__init__.py")
 # A TensorFlow checkpoint is read and written by TensorFlow; and what makes its steps fast.
 ON_TENSORFLOW = (pathlib.Path("model/weights/google.py"), pathlib.Path("model/fused_tf.py"))
 ABOVE = ("kbert.tasks", "kbert.train", "kbert.serving")
 EVERYWHERE = ("keras_nlp", "keras_hub", "transformers", "torch", "export", "tests", "benchmarks")
+EVERYWHERE += ("tfx", "tensorflow_transform", "tensorflow_model_analysis")
 
 
 def forbidden(path):
@@ -32,7 +32,7 @@ def forbidden(path):
         return (*EVERYWHERE, "kbert.train")
     if part == "train":
         return (*EVERYWHERE, "kbert.serving")
-    if part is None and path.name in PURE:
+    if part == "settings" or (part is None and path.name in PURE):
         return (*EVERYWHERE, "tensorflow", "tensorflow_text", "keras", "kbert.data", "kbert.model")
     return EVERYWHERE
 
@@ -70,10 +70,18 @@ def test_import_rules(path):
         ("tasks/spans.py", "from kbert.train import losses"),
         ("serving/hub.py", "from kbert.train import loop"),
         ("train/loop.py", "import kbert.serving.hub"),
+        ("serving/hub.py", "from tfx import v1"),
     ],
 )
 def test_the_check_sees_breaches(path, source):
     assert breaches(pathlib.Path(path), source)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_beam_is_imported_by_the_functions_that_need_it(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not [name for name in imported(ast.unparse(tree)) if name.startswith("apache_beam")]
 
 
 def test_importing_kbert_loads_no_framework():
