@@ -64,33 +64,37 @@ class Models:
             if not config.base_path:
                 raise invalid(f"model {config.name} has no base_path.")
         async with self._changing:
-            found = await self._found(named, at_once=True)
+            found, folders = await self._found(named, at_once=True)
             _check(named, found)
-            self._serve(named, found)
+            self._serve(named, found, folders)
 
     async def refresh(self):
         """Looks for versions: loads new ones, lets go of those that are no longer wanted."""
         async with self._changing:
-            found = await self._found(self._configs, at_once=False)
-            self._serve(self._configs, found)
+            found, folders = await self._found(self._configs, at_once=False)
+            self._serve(self._configs, found, folders)
 
-    def _serve(self, configs, found):
+    def _serve(self, configs, found, folders):
         for name, versions in self._versions.items():
             for number, version in versions.items():
                 if version.servable and found.get(name, {}).get(number) is not version:
                     log.info("%s version %d is let go", name, number)
         self._configs, self._versions = configs, found
+        for known in (self._failed, self._seen):
+            for folder in known.keys() - folders:
+                del known[folder]
 
     async def _found(self, configs, at_once):
-        """name -> number -> Version of models, loaded where they are not yet.
+        """(name -> number -> Version, set of all folders) of models, loaded where they are not yet.
 
         Args:
             configs: dict of ModelConfig. at_once: load versions that are seen for the first time;
                 else only what has not changed since the last look, as it may be half copied.
         """
-        found, loop = {}, asyncio.get_running_loop()
+        found, folders, loop = {}, set(), asyncio.get_running_loop()
         for name, config in configs.items():
             there = await loop.run_in_executor(self._thread, _on_disk, config.base_path)
+            folders.update(there.values())
             before = self._versions.get(name, {})
             wanted = _wanted(config, there)
             versions = found[name] = {}
@@ -111,16 +115,16 @@ class Models:
             for number in there.keys() - versions.keys():
                 if number in before:
                     versions[number] = Version(number, state=STATES.END)
-        return found
+        return found, folders
 
     async def _loaded(self, name, version):
         """The version with its servable, or with the reason why there is none."""
         failed = self._failed.get(version.folder)
         if failed and failed.files == version.files:
             return failed
-        shown = self._versions.get(name, {})  # so that its state is seen
-        version.state = STATES.LOADING
-        loading = shown.setdefault(version.number, version) is version
+        shown = self._versions.get(name, {})
+        loading = Version(version.number, state=STATES.LOADING)  # seen, and asked by nobody
+        is_shown = shown.setdefault(version.number, loading) is loading
         begin = time.monotonic()
         try:
             loop = asyncio.get_running_loop()
@@ -136,7 +140,7 @@ class Models:
             seconds, what = time.monotonic() - begin, version.servable
             log.info("%s version %d is ready (%.1f s): %s", name, version.number, seconds, what)
         finally:
-            if loading and not version.servable:
+            if is_shown:  # what is served changes in `_serve` alone
                 del shown[version.number]
         return version
 
