@@ -1,7 +1,9 @@
 """One version of a model: engines, warm-up, SavedModels of others, what cannot be served."""
 
 import asyncio
+import gc
 import re
+import weakref
 
 import numpy as np
 import pytest
@@ -9,12 +11,14 @@ import tensorflow as tf
 from exports import KINDS, texts_of, write_folders
 from tensorflow_serving.apis import prediction_log_pb2
 
+import kbert.serving.server.servable
 from kbert.errors import UserError
 from kbert.serving import saved_model
 from kbert.serving.server.batching import Batcher
 from kbert.serving.server.refused import Refused
 from kbert.serving.server.servable import Servable
 from kbert.serving.warmup import write_warmup
+from kbert.tasks.engines import settled_engine
 
 # Those whose graphs differ; the others are marked slow.
 DIFFERENT = ("entities", "answer", "choose", "fill_mask", "encode")
@@ -49,6 +53,31 @@ def test_openvino_gives_what_kbert_predict_says(folders, kind, tmp_path):
     batcher, signature = Batcher(max_batch_size=8), servable.signature("")
     found = asyncio.run(batcher.compute(servable, signature, asked(texts)))
     assert saved_model.largest_difference(found, method.predicted(**texts)) < 3e-5
+
+
+def test_openvino_lets_go_of_a_version(classifier, monkeypatch):
+    """TensorFlow does not: what a graph calls stays as long as the thread that made the graph."""
+    pytest.importorskip("openvino")
+    made = []
+
+    def noted(*arguments):
+        engine = settled_engine(*arguments)
+
+        def compute(function, features):
+            computed = engine(function, features)
+            made.append(weakref.ref(computed))
+            return computed
+
+        return compute
+
+    monkeypatch.setattr(kbert.serving.server.servable, "settled_engine", noted)
+    servable = Servable(classifier, "openvino")
+    inputs = asked({"text": ["the cat"]})
+    assert len(servable.compute(servable.signature(""), inputs)["label"]) == 1
+    assert len(made) == 1 and made[0]() is not None
+    del servable
+    gc.collect()
+    assert made[0]() is None
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+import weakref
 
 import numpy as np
 import tensorflow as tf
@@ -66,7 +67,7 @@ class Servable:
         self.engine = choose_engine(engine) if has_weights else "tensorflow"
         self.definitions = _definitions(folder)
         if self.engine == "openvino":
-            functions = _on_openvino(load_exported(folder))
+            functions, self._computed = _on_openvino(load_exported(folder))
         else:
             functions = self._loaded(folder)
         self.signatures = {
@@ -268,7 +269,10 @@ def _specs(infos):
 
 
 def _on_openvino(method):
-    """The signatures of a Method in which OpenVINO computes the model."""
+    """The signatures of a Method in which OpenVINO computes the model, and what they call for that.
+
+    They only refer to it: TensorFlow keeps what a graph calls as long as the thread that loads.
+    """
     rank = 3 if method.name == "choose" else 2
     names = ("input_ids", "attention_mask", "token_type_ids")
     features = {name: np.ones([1, 2, 8][-rank:], np.int32) for name in names}
@@ -281,9 +285,13 @@ def _on_openvino(method):
         found = compute(dict(zip(names, arrays, strict=True)))
         return [found[name] for name in outputs]
 
+    held = weakref.ref(computed)
+
     def in_graph(features):
         tensors = tf.numpy_function(
-            computed, [features[name] for name in names], [x.dtype for x in outputs.values()]
+            lambda *arrays: held()(*arrays),
+            [features[name] for name in names],
+            [x.dtype for x in outputs.values()],
         )
         for tensor, spec in zip(tensors, outputs.values(), strict=True):
             tensor.set_shape(spec.shape)
@@ -292,7 +300,7 @@ def _on_openvino(method):
     method.compute = in_graph
     functions = signatures(method)
     method.model = method.predictor.model = None  # OpenVINO has its own copy of the weights
-    return functions
+    return functions, computed
 
 
 def _reason(error):
