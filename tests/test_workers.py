@@ -1,6 +1,8 @@
 """Several workers: who they are, and that they compute what one device computes."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 
@@ -30,6 +32,7 @@ def test_who_a_worker_is():
     assert read_cluster(cluster("chief", 0, **with_chief)) == (0, ("c:1", "a:1", "b:1"))
     assert read_cluster(cluster("worker", 1, **with_chief)) == (2, ("c:1", "a:1", "b:1"))
     assert read_cluster(cluster(worker=["a:1"])) == (0, ("a:1",))
+    assert read_cluster(cluster(worker=["[::1]:65535"])) == (0, ("[::1]:65535",))
 
 
 @pytest.mark.parametrize(
@@ -43,6 +46,18 @@ def test_who_a_worker_is():
         (cluster(index=-1), "the cluster has no worker -1"),
         (cluster("evaluator"), "evaluator takes no part in training"),
         (cluster(worker=["a:1"], ps=["b:1"]), "ps takes no part in training"),
+        (cluster(worker="a:1"), "worker must be a list of HOST:PORT; it is 'a:1'"),
+        (cluster(worker={"0": "a:1"}), "worker must be a list of HOST:PORT; it is {'0': 'a:1'}"),
+        (cluster(worker=["a", "b:1"]), "worker must be a list of HOST:PORT; it has 'a'"),
+        (cluster(worker=["a:1", "b:"]), "worker must be a list of HOST:PORT; it has 'b:'"),
+        (cluster(worker=[":1"]), "worker must be a list of HOST:PORT; it has ':1'"),
+        (cluster(worker=["a:0"]), "worker must be a list of HOST:PORT; it has 'a:0'"),
+        (cluster(worker=["a:65536"]), "worker must be a list of HOST:PORT; it has 'a:65536'"),
+        (cluster(worker=[1]), "worker must be a list of HOST:PORT; it has 1"),
+        (
+            cluster(worker=["a:1"], chief=[["c:1"]]),
+            r"chief must be a list of HOST:PORT; it has \['c:1'\]",
+        ),
     ],
 )
 def test_a_cluster_that_cannot_be(environ, reason):
@@ -64,6 +79,26 @@ def test_programs_refuse_in_one_line(flags, message, tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags", [[], ["--cpu_devices=2"]])
+def test_a_worker_that_cannot_be_is_refused_in_one_line(flags, tmp_path):
+    """Its port is in use; or, without a look at the port, it asks for two devices."""
+    command = [sys.executable, "-m", "kbert.pretrain", "--input=sample:train", *flags]
+    command += ["--distribution=multi_worker", f"--output_dir={tmp_path}/run"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        environ = os.environ | cluster(worker=[address])
+        done = subprocess.run(command, capture_output=True, text=True, env=environ)
+    wanted = (
+        f"error: worker 0 of 1 cannot join the others (Could not start gRPC server). Look whether "
+        f"another program listens at its port, that of {address}, and whether the hosts of "
+        f"TF_CONFIG reach each other; then start all workers again.\n"
+    )
+    if flags:
+        wanted = "error: cpu_devices must be 1 with --distribution=multi_worker: a worker "
+        wanted += "computes on its whole CPU; got 2. Start more workers.\n"
+    assert (done.returncode, done.stderr) == (2, wanted)
 
 
 def test_shares_are_the_batches_of_one_worker_dealt_out():

@@ -9,12 +9,12 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import threading
 
 import numpy as np
+from ports import free_port
 
 TIMEOUT_SECONDS = 300
 
@@ -30,10 +30,7 @@ def launch(count, folder, settings, **changes):
     Returns:
         list of (exit status, output, errors), one for each worker.
     """
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    for each in sockets:
-        each.close()
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(count)]
     found = [None] * count
 
     def run(index):
@@ -78,10 +75,13 @@ def _act_as(devices):
         CollectiveAllReduceExtended,
     )
 
+    from kbert.train import distribution
+
     def initialize(self, resolver, worker_device):
         return tuple(f"{worker_device}/device:CPU:{i}" for i in range(devices)), "CPU"
 
     CollectiveAllReduceExtended._initialize_local_devices = initialize
+    distribution._split_cpu(devices)
 
 
 def main(folder, settings, changes):
@@ -93,7 +93,6 @@ def main(folder, settings, changes):
     index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
     settings = dict(settings, distribution="multi_worker")
     if changes.get("devices", 1) > 1:
-        settings["cpu_devices"] = changes["devices"]
         _act_as(changes["devices"])
     if changes.get("ids"):
         batch = PretrainingExamples.batch

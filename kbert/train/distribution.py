@@ -81,6 +81,11 @@ def find_devices(config):
             f"cpu_devices must be 1 with --distribution=one_device; got {config.cpu_devices}. "
             f"Take --distribution=mirrored."
         )
+    if config.distribution == "multi_worker" and config.cpu_devices > 1:
+        raise UserError(
+            f"cpu_devices must be 1 with --distribution=multi_worker: a worker computes on its "
+            f"whole CPU; got {config.cpu_devices}. Start more workers."
+        )
     cluster = read_cluster() if config.distribution == "multi_worker" else None
     if config.cpu_devices > 1:
         _split_cpu(config.cpu_devices)
@@ -144,11 +149,6 @@ def _tpu_strategy():
 def _check_devices(config, devices):
     """Raises UserError where the flags contradict the devices that were found."""
     replicas, slices = devices.replicas, config.accumulation_steps
-    if devices.kind == "CPU" and devices.share.replicas < config.cpu_devices:
-        raise UserError(
-            f"cpu_devices must be 1 with --distribution=multi_worker: a worker computes on its "
-            f"whole CPU; got {config.cpu_devices}. Start more workers."
-        )
     if config.jit == "on" and devices.kind == "CPU" and devices.share.replicas > 1:
         raise UserError("jit must be off with cpu_devices > 1: XLA compiles for one CPU device.")
     if config.global_batch_size % (replicas * slices):

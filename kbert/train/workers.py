@@ -5,11 +5,12 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 
 import numpy as np
 import tensorflow as tf
 
-from kbert.errors import UserError
+from kbert.errors import UserError, one_line
 from kbert.train.report import say
 
 # What TensorFlow raises in a worker when another one is gone.
@@ -128,8 +129,7 @@ def read_cluster(environ=os.environ):
             raise ValueError(f"{', '.join(sorted(others)) or kind} takes no part in training")
         if not 0 <= index < len(cluster[kind]):
             raise ValueError(f"the cluster has no {kind} {index}")
-        chief, workers = list(cluster.get("chief", [])), list(cluster.get("worker", []))
-        addresses = tuple(map(str, chief + workers))
+        chief, workers = (_addresses(cluster, name) for name in ("chief", "worker"))
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         reason = f"lacks {error}" if isinstance(error, LookupError) else str(error)
         raise UserError(
@@ -137,7 +137,18 @@ def read_cluster(environ=os.environ):
             f"{f'{text[:100]!r} ({reason})' if text else 'not set'}. Set it, for example, to "
             f"{_EXAMPLE}"
         ) from error
-    return index + (len(chief) if kind == "worker" else 0), addresses
+    return index + (len(chief) if kind == "worker" else 0), (*chief, *workers)
+
+
+def _addresses(cluster, kind):
+    found = cluster.get(kind, [])
+    if not isinstance(found, list):
+        raise ValueError(f"{kind} must be a list of HOST:PORT; it is {found!r}")
+    for address in found:
+        match = re.fullmatch(r"\S+:(\d{1,5})", address) if isinstance(address, str) else None
+        if not match or not 0 < int(match[1]) < 1 << 16:
+            raise ValueError(f"{kind} must be a list of HOST:PORT; it has {address!r}")
+    return found
 
 
 def join_cluster(index, addresses):
@@ -145,8 +156,18 @@ def join_cluster(index, addresses):
 
     Returns:
         Workers.
+
+    Raises:
+        UserError: this one cannot listen at its address, or the others cannot be met.
     """
     others = ", ".join(address for i, address in enumerate(addresses) if i != index)
     say(f"worker {index} of {len(addresses)}, {addresses[index]}; waiting for {others or 'nobody'}")
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    try:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    except tf.errors.OpError as error:
+        raise UserError(
+            f"worker {index} of {len(addresses)} cannot join the others ({one_line(error, 300)}). "
+            f"Look whether another program listens at its port, that of {addresses[index]}, and "
+            f"whether the hosts of TF_CONFIG reach each other; then start all workers again."
+        ) from error
     return Workers(strategy, index, addresses)
