@@ -176,6 +176,29 @@ class Models(_Servicer, model_service_pb2_grpc.ModelServiceServicer):
         return model_management_pb2.ReloadConfigResponse()
 
 
+class _Health(health.aio.HealthServicer):
+    """gRPC's health service; its watches end with the server, and not with those who watch."""
+
+    def __init__(self):
+        super().__init__()
+        self._watches = set()
+
+    async def Watch(self, request, context):
+        watch = asyncio.ensure_future(super().Watch(request, context))
+        self._watches.add(watch)
+        try:
+            await asyncio.wait({watch})
+        finally:
+            self._watches.remove(watch)
+            watch.cancel()
+        if not watch.cancelled():
+            watch.result()  # raises what it has raised
+
+    def end_watches(self):
+        for watch in self._watches:
+            watch.cancel()
+
+
 class GrpcServer:
     """The gRPC port. config: ServeConfig. service: Service. metrics: Metrics."""
 
@@ -193,7 +216,7 @@ class GrpcServer:
             ],
         )
         self._config, self._open = config, _Open(config.max_requests)
-        self._health = health.aio.HealthServicer()
+        self._health = _Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
             Prediction(service, metrics, self._open), self._server
@@ -224,7 +247,6 @@ class GrpcServer:
         """Takes no further requests, and waits for those that have begun."""
         await self._health.enter_graceful_shutdown()
         ending = asyncio.ensure_future(self._server.stop(self._config.drain_seconds))
-        while self._open.count and not ending.done():
-            await asyncio.sleep(0.02)
-        await self._server.stop(0.1)  # for the last answers to leave; ends health.Watch
-        await ending
+        await asyncio.sleep(0.1)  # for those who watch its health to be told
+        self._health.end_watches()
+        await ending  # answers have left, or drain_seconds are over

@@ -1,0 +1,259 @@
+"""What both ports do with requests that take their time; a service that waits stands for models."""
+
+import asyncio
+import contextlib
+import types
+
+import aiohttp
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from ports import free_port
+from tensorflow_serving.apis import (
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from kbert.serving.server.grpc_api import GrpcServer
+from kbert.serving.server.rest_api import RestServer
+from kbert.serving.server.settings import ServeConfig
+
+
+class Service:
+    """Answers when `go_on` is set, with `size` zeros. ends: "done" or "given up" for each."""
+
+    most_examples = 10
+
+    def __init__(self, size=3):
+        self.size, self.begun, self.ends, self.go_on = size, 0, [], asyncio.Event()
+        self.models = types.SimpleNamespace(configure=self._wait, available=dict)
+
+    async def _wait(self, *_):
+        self.begun += 1
+        try:
+            await self.go_on.wait()
+        except asyncio.CancelledError:
+            self.ends.append("given up")
+            raise
+        self.ends.append("done")
+
+    def find(self, spec):
+        signature = types.SimpleNamespace(
+            name="s", inputs={"x": tf.TensorSpec([None], tf.float32, "x")}
+        )
+        return 1, types.SimpleNamespace(read=lambda signature, protos: {}), signature
+
+    def spec_of(self, spec, number):
+        return spec
+
+    async def predict(self, servable, signature, inputs, wanted=()):
+        await self._wait()
+        return {"x": np.zeros(self.size, np.float32)}
+
+
+class Metrics:
+    def __init__(self):
+        self.counted = []
+
+    def answered(self, model, method, code, seconds):
+        self.counted.append((method, code))
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def finish(coroutine):
+    asyncio.run(asyncio.wait_for(coroutine, 120))
+
+
+class Doors:
+    """Both servers. settings: of ServeConfig."""
+
+    def __init__(self, service, **settings):
+        config = ServeConfig(model_base_path="/nothing", **settings)
+        self.service, self.metrics, self.host = service, Metrics(), config.host
+        self.grpc = GrpcServer(config, service, self.metrics)
+        self.rest = RestServer(config, service, self.metrics)
+
+    async def start(self):
+        await self.grpc.start(f"127.0.0.1:{free_port()}", None)
+        await self.rest.start(self.host, free_port(), None)
+        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.grpc.port}")
+        self.session = aiohttp.ClientSession()
+
+    def predict(self, channel=None, timeout=120):
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel or self.channel)
+        return stub.Predict(predict_pb2.PredictRequest(), timeout=timeout)
+
+    async def post(self, path="/v1/models/m:predict", method="POST", **headers):
+        """(status, JSON, headers) of an answer by REST."""
+        address = f"http://127.0.0.1:{self.rest.port}{path}"
+        headers = {name: value for name, value in headers.items() if value is not None}
+        json = {"inputs": [1.0]} if method == "POST" else None
+        async with self.session.request(method, address, json=json, headers=headers) as answer:
+            return answer.status, await answer.json(), answer.headers
+
+
+@contextlib.asynccontextmanager
+async def doors(*arguments, **settings):
+    found = Doors(*arguments, **settings)
+    await found.start()
+    try:
+        yield found
+    finally:
+        found.service.go_on.set()
+        await found.channel.close()
+        await found.session.close()
+        await asyncio.gather(found.grpc.stop(), found.rest.stop())
+
+
+def code_of(error):
+    return error.value.code().name
+
+
+def test_rest_answers_in_time_or_says_that_it_does_not():
+    async def run():
+        async with doors(Service(), rest_api_timeout_in_ms=50) as asked:
+            status, said, _ = await asked.post()
+            assert status == 504 and said == {"error": "not answered within 0.05 seconds."}
+            assert asked.metrics.counted == [("rest_predict", "DEADLINE_EXCEEDED")]
+            assert asked.service.ends == ["given up"]
+
+    finish(run())
+
+
+def test_what_clients_give_up_is_cancelled():
+    async def run():
+        async with doors(Service()) as asked:
+            with pytest.raises(grpc.RpcError) as error:
+                await asked.predict(timeout=0.5)
+            assert code_of(error) == "DEADLINE_EXCEEDED"
+            await until(lambda: len(asked.service.ends) == asked.service.begun)
+            asked.metrics.counted.clear()
+            for method, ask in (("grpc_Predict", asked.predict), ("rest_predict", asked.post)):
+                begun = asked.service.begun
+                task = asyncio.ensure_future(ask())
+                await until(lambda begun=begun: asked.service.begun > begun)
+                task.cancel()
+                await until(lambda method=method: (method, "CANCELLED") in asked.metrics.counted)
+            assert set(asked.service.ends) == {"given up"}
+
+    finish(run())
+
+
+def test_a_reload_goes_on_when_the_client_does_not_wait():
+    async def run():
+        async with doors(Service()) as asked:
+            request = model_management_pb2.ReloadConfigRequest()
+            request.config.model_config_list.config.add(name="bert", base_path="/nothing")
+            stub = model_service_pb2_grpc.ModelServiceStub(asked.channel)
+            call = stub.HandleReloadConfigRequest(request)
+            await until(lambda: asked.service.begun or call.done())
+            call.cancel()
+            await until(lambda: asked.metrics.counted)
+            asked.service.go_on.set()
+            await until(lambda: asked.service.ends)
+            assert asked.service.ends == ["done"]
+            assert asked.metrics.counted == [("grpc_HandleReloadConfigRequest", "CANCELLED")]
+
+    finish(run())
+
+
+def test_more_requests_than_are_allowed_are_refused():
+    async def run():
+        async with doors(Service(), max_requests=3) as asked:
+            tasks = [asyncio.ensure_future(ask()) for ask in (asked.predict, asked.post) * 3]
+            await until(lambda: asked.service.begun == 6)
+            with pytest.raises(grpc.RpcError, match="3 requests are open already") as error:
+                await asked.predict()
+            assert code_of(error) == "RESOURCE_EXHAUSTED"
+            status, said, _ = await asked.post()
+            assert status == 503 and said == {"error": "3 requests are open already."}
+            asked.service.go_on.set()
+            found = await asyncio.gather(*tasks)
+            assert [one[0] for one in found[1::2]] == [200] * 3
+
+    finish(run())
+
+
+@pytest.mark.parametrize("drain_seconds", [0.2, 300])
+def test_the_end_waits_for_requests_and_not_for_ever(drain_seconds):
+    async def run():
+        async with doors(Service(), drain_seconds=drain_seconds) as asked:
+            by_grpc = asyncio.ensure_future(asked.predict())
+            by_rest = asyncio.ensure_future(asked.post())
+            watch = health_pb2_grpc.HealthStub(asked.channel).Watch(health_pb2.HealthCheckRequest())
+            assert (await watch.read()).status == 1
+            await until(lambda: asked.service.begun == 2)
+            stopping = asyncio.gather(asked.grpc.stop(), asked.rest.stop())
+            assert (await watch.read()).status == 2
+            assert await watch.read() is grpc.aio.EOF  # it is over with what it watches
+            if drain_seconds < 1:
+                await asyncio.wait_for(stopping, 60)
+                assert asked.service.ends == ["given up"] * 2
+                with pytest.raises(grpc.RpcError):
+                    await by_grpc
+                with pytest.raises(aiohttp.ClientError):
+                    await by_rest
+            else:
+                await asyncio.sleep(0.5)
+                assert not stopping.done() and not asked.service.ends
+                asked.service.go_on.set()
+                await asyncio.wait_for(stopping, 60)
+                assert len((await by_grpc).outputs["x"].float_val) == 3
+                assert (await by_rest)[0] == 200
+
+    finish(run())
+
+
+def test_the_end_waits_for_answers_to_leave():
+    """To a client whose connection takes nothing for a second."""
+
+    async def run():
+        open_wide = asyncio.Event()
+
+        async def passed_on(reader, writer, gate):
+            while data := await reader.read(1 << 12):
+                await gate.wait()
+                writer.write(data)
+                await writer.drain()
+            writer.close()
+
+        async def connected(reader, writer):
+            there = await asyncio.open_connection("127.0.0.1", asked.grpc.port)
+            always = asyncio.Event()
+            always.set()
+            with contextlib.suppress(ConnectionError):
+                await asyncio.gather(
+                    passed_on(reader, there[1], always), passed_on(there[0], writer, open_wide)
+                )
+
+        # More than connections hold on their way.
+        async with doors(Service(size=4 << 20), drain_seconds=300) as asked:
+            proxy = await asyncio.start_server(connected, "127.0.0.1", free_port(), limit=1 << 12)
+            port = proxy.sockets[0].getsockname()[1]
+            options = [("grpc.max_receive_message_length", -1)]
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) as channel:
+                open_wide.set()
+                asked.service.go_on.set()
+                task = asyncio.ensure_future(asked.predict(channel))
+                await task
+                asked.metrics.counted.clear()
+                open_wide.clear()
+                task = asyncio.ensure_future(asked.predict(channel))
+                await until(lambda: asked.metrics.counted)  # it is computed, and being sent
+                stopping = asyncio.ensure_future(asked.grpc.stop())
+                await asyncio.sleep(1)
+                assert not task.done() and not stopping.done()
+                open_wide.set()
+                assert len((await task).outputs["x"].float_val) == 4 << 20
+                await asyncio.wait_for(stopping, 60)
+            proxy.close()
+
+    finish(run())
