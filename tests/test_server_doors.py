@@ -257,3 +257,44 @@ def test_the_end_waits_for_answers_to_leave():
             proxy.close()
 
     finish(run())
+
+
+OWN = ("localhost", "LOCALHOST:8501", "127.0.0.1:1", "[::1]:8501", None)
+FOREIGN = ("evil.example", "evil.example:8501", "localhost.evil.example", "192.168.0.1", "[", "")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_pages_of_other_sites_are_refused(host):
+    """They may give their names the address 127.0.0.1 and ask through a browser."""
+
+    async def run():
+        async with doors(Service(), host=host) as asked:
+            asked.service.go_on.set()
+            for name in OWN:
+                status, said, headers = await asked.post(Host=name)
+                assert status == 200 and said == {"outputs": [0.0] * 3}, name
+                assert headers["X-Content-Type-Options"] == "nosniff"
+                origin = name and f"http://{name}"
+                assert (await asked.post(Origin=origin))[0] == 200
+            for name in FOREIGN:
+                for method, path in (("POST", "/v1/models/m:predict"), ("GET", "/healthz")):
+                    status, said, headers = await asked.post(path, method, Host=name)
+                    assert status == 403 and "is not this machine: ask 127.0.0.1" in said["error"]
+                    assert headers["X-Content-Type-Options"] == "nosniff"
+            for origin in ("http://evil.example", "https://localhost.evil.example:8501", "null"):
+                status, said, _ = await asked.post(Origin=origin)
+                assert status == 403 and f"Origin '{origin}' is not" in said["error"]
+                assert "\n" not in said["error"]
+                assert (await asked.post("/healthz", "GET", Origin=origin))[0] == 200
+
+    finish(run())
+
+
+def test_a_server_for_other_machines_has_any_name():
+    async def run():
+        async with doors(Service(), host="0.0.0.0") as asked:
+            asked.service.go_on.set()
+            headers = {"Host": "bert.example:8501", "Origin": "https://bert.example"}
+            assert (await asked.post(**headers))[0] == 200
+
+    finish(run())

@@ -184,11 +184,11 @@ class Models:
         return [versions[number] for number in sorted(versions, reverse=True)]
 
     def _known(self, name):
+        there = ", ".join(self._versions) or "none"
+        if not name:
+            raise invalid(f"the request names no model; there is {there}.")
         if name not in self._versions:
-            raise Refused(
-                "NOT_FOUND",
-                f"there is no model {name!r}; there is {', '.join(self._versions) or 'none'}.",
-            )
+            raise Refused("NOT_FOUND", f"there is no model {name!r}; there is {there}.")
         return self._versions[name]
 
     def __contains__(self, name):

@@ -5,7 +5,7 @@ from kbert.errors import one_line
 HTTP_STATUS = {  # of the names of gRPC's codes
     "INVALID_ARGUMENT": 400,
     "NOT_FOUND": 404,
-    "FAILED_PRECONDITION": 412,
+    "FAILED_PRECONDITION": 400,
     "RESOURCE_EXHAUSTED": 503,
     "UNIMPLEMENTED": 501,
     "UNAVAILABLE": 503,

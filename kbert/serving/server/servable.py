@@ -96,8 +96,9 @@ class Servable:
         """
         name = name or DEFAULT_SIGNATURE
         if name not in self.signatures:
-            raise invalid(
-                f"there is no signature {name!r}; there are {', '.join(sorted(self.signatures))}."
+            there = ", ".join(sorted(self.signatures))
+            raise Refused(
+                "FAILED_PRECONDITION", f"there is no signature {name!r}; there are {there}."
             )
         return self.signatures[name]
 
