@@ -68,7 +68,7 @@ async def serve(config, report=print):
 
 
 async def _told_to_stop():
-    """Returns at the first SIGTERM or SIGINT; the next one does what it does without kbert."""
+    """Returns at the first SIGTERM or SIGINT; the next one ends the process at once."""
     told, loop = asyncio.Event(), asyncio.get_running_loop()
     numbers = (signal.SIGTERM, signal.SIGINT)
     for number in numbers:
@@ -78,6 +78,7 @@ async def _told_to_stop():
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own waits for threads that compute
 
 
 async def _start(config, configs, models, report):

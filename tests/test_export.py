@@ -20,7 +20,7 @@ from kbert.errors import UserError
 from kbert.export import export, export_hub
 from kbert.serving import saved_model
 from kbert.serving.methods import METHODS
-from kbert.serving.signatures import signatures
+from kbert.serving.signatures import MOST_TEXTS, signatures
 from kbert.serving.warmup import write_warmup
 from kbert.settings import EXPORT_METHODS
 
@@ -142,7 +142,6 @@ def test_long_texts_are_read_in_windows(methods, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_texts_give_no_answers(methods, kind):
     method, functions = methods(kind)
-    empty = {n: tf.zeros([0] * a + [2] * (a - 1), tf.string) for n, a in method.texts.items()}
     empty = {n: tf.zeros([0, 2][:a], tf.string) for n, a in method.texts.items()}
     for value in functions["serving_default"](**empty).values():
         assert value.shape[0] == 0
@@ -248,14 +247,15 @@ def test_exports_answer_alone(methods, tmp_path):
 
 @pytest.mark.parametrize("kind", ["entities", "choose"])
 def test_requests_share_batches_in_the_graph(kind, methods, tmp_path):
+    """A full batch is computed at once, however late its last row comes."""
     method, _ = methods(kind)
-    saved_model.save_method(method, tmp_path / "1", batch_timeout_ms=1000)
+    saved_model.save_method(method, tmp_path / "1", batch_timeout_ms=60_000)
     assert ops_of(tmp_path / "1") <= set(OPS_FILE.read_text().split())
     loaded = tf.saved_model.load(str(tmp_path / "1"))
     answer = loaded.signatures["serving_default"]
-    texts = {name: rows[:6] for name, rows in texts_of(method, 20).items()}
-    rows = [{name: values[i : i + 1] for name, values in texts.items()} for i in range(6)]
-    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+    texts = {name: rows[:MOST_TEXTS] for name, rows in texts_of(method, 40).items()}
+    rows = [{name: values[i : i + 1] for name, values in texts.items()} for i in range(MOST_TEXTS)]
+    with concurrent.futures.ThreadPoolExecutor(MOST_TEXTS) as pool:
         found = list(pool.map(lambda row: arrays(answer(**tensors(row))), rows))
     for name, values in method.predicted(**texts).items():
         together = np.concatenate([row[name] for row in found])  # of the shared batch's columns

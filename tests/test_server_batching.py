@@ -33,7 +33,7 @@ class Words:
 
     def compute(self, signature, inputs):
         if self.wait:
-            self.wait.wait(10)
+            self.wait.wait(60)
         texts = inputs["text"].tolist()
         self.batches.append(texts)
         if b"evil" in texts:
@@ -203,7 +203,7 @@ def test_answers_have_a_largest_size(monkeypatch):
 
 
 def test_threads_are_used_at_once():
-    barrier = threading.Barrier(2, timeout=5)
+    barrier = threading.Barrier(2, timeout=60)
 
     class Meets(Words):
         def compute(self, signature, inputs):
