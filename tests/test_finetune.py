@@ -5,12 +5,12 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import h5py
 import keras
 import numpy as np
 import pytest
+from killed_runs import train_and_kill
 from run_files import signal_at, weights_of
 from worker_runs import launch
 
@@ -184,26 +184,12 @@ def assert_same_run(first, second):
             np.testing.assert_array_equal(a[key], b[key], err_msg=key)
 
 
-def kill_after(config, folder, checkpoint):
-    """Runs the program in a process of its own, and kills it when a checkpoint is there."""
-    flags = as_flagfile(config, "test")
-    folder.mkdir()
-    (folder / "x.flags").write_text(flags)
-    command = [sys.executable, "-m", "kbert.finetune", f"--flagfile={folder}/x.flags"]
-    process = subprocess.Popen([*command, f"--output_dir={folder}"], stdout=subprocess.DEVNULL)
-    path = folder / "finetuning/checkpoint" / checkpoint
-    while not path.exists() and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert path.exists()
-
-
 def test_killed_runs_go_on_to_the_same_bits(settings, tmp_path):
-    """Dropout on; killed between evaluations and once more after early stopping was under way."""
+    """Dropout on; killed between evaluations, after early stopping was under way."""
     config = settings(early_stopping=9, eval_every_steps=6)
     finetune(config, tmp_path / "whole")
-    kill_after(config, tmp_path / "cut", "step_00000014")
+    train_and_kill(as_dict(config), tmp_path / "cut", step=20)
+    assert (tmp_path / "cut/finetuning/checkpoint/step_00000014").exists()
     finetune(config, tmp_path / "cut")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
+from killed_runs import train_and_kill
 from run_files import metrics_of, signal_at, weights_of
 
 from kbert.config import BertConfig
@@ -232,21 +233,12 @@ SLOW_CHANGES = (
     ids=lambda change: "-".join(map(str, change.values())) or "plain",
 )
 def test_killed_runs_go_on_to_the_bit(settings, tmp_path, change):
-    """60 steps at once = 30, `kill -9`, the rest: every loss and every weight, dropout on."""
+    """60 steps at once = 33, `kill -9`, the rest: every loss and every weight, dropout on."""
     settings |= {"train_steps": 60, "save_every_steps": 10, "eval_every_steps": 20} | change
     assert run_program(settings, tmp_path / "whole").returncode == 0
-    log = tmp_path / "killed/pretrain/metrics.jsonl"
-    with open(tmp_path / "out", "w") as out:
-        process = subprocess.Popen(command(settings, tmp_path / "killed"), stdout=out, stderr=out)
-        deadline = time.monotonic() + 240
-        while time.monotonic() < deadline:
-            if log.exists() and len(log.read_text().splitlines()) >= 33:
-                break
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    reached = len([row for row in metrics_of(tmp_path / "killed") if "loss" in row])
-    assert 30 <= reached < 60, (tmp_path / "out").read_text()
+    train_and_kill(settings, tmp_path / "killed", step=33)
+    reached = [row["step"] for row in metrics_of(tmp_path / "killed") if "loss" in row]
+    assert reached == list(range(1, 33))
     again = run_program(settings, tmp_path / "killed")
     assert again.returncode == 0, again.stderr
     assert "starting from step" in again.stdout
