@@ -167,7 +167,7 @@ def test_every_field_changes_the_model(field):
 
 def run_program(*arguments):
     command = [sys.executable, str(TESTS / "example_program.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def test_help_tells_the_range_of_a_flag():

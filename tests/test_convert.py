@@ -73,7 +73,7 @@ def test_google_to_hf_and_back_is_bit_equal(tmp_path):
 
 def run(*arguments):
     command = [sys.executable, "-m", "kbert.convert", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def test_the_program(tmp_path):
@@ -181,7 +181,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     )
     for format in FORMATS:
         command = [sys.executable, "-c", script, str(tmp_path / "a"), str(tmp_path / "b"), format]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         last = done.stdout.splitlines()[-1]
         assert last.startswith("UserError cannot write ") and "File too large" in last, last

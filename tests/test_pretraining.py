@@ -211,7 +211,7 @@ def test_a_program_that_stops_in_the_middle_ends(corpus):
         f"dataset = iter(pretraining_dataset(Corpus({str(corpus.folder)!r}), 64))\n"
         "print(len(next(dataset)))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=600)
     assert done.returncode == 0 and done.stdout == b"7\n"
 
 

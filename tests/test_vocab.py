@@ -114,9 +114,9 @@ def test_the_program_replaces_no_vocabulary(tmp_path):
     (tmp_path / "text.jsonl").write_text("{}\n")
     command = [sys.executable, "-m", "kbert.learn_vocab", f"--input={tmp_path}/text.*"]
     command += [f"--vocab_file={tmp_path}/new/vocab.txt", "--vocab_size=60", "--on_bad_line=skip"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")
     found = read_vocab(tmp_path / "new/vocab.txt")
     assert done.stdout == f"{len(found)} entries in {tmp_path}/new/vocab.txt\n"
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2 and "exists, and corpora and weights may depend" in done.stderr
