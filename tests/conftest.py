@@ -23,6 +23,13 @@ WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "un", "##wa
 WORDS += ["##ning", ",", ".", "!", "[", "]", "mask"]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Tells how a worker of pytest-xdist ended that should not have: -15 is SIGTERM."""
+    if error:
+        print(f"\n{node.gateway.id} ended with status {node.gateway._io.popen.wait(30)}")
+
+
 @pytest.fixture
 def shared_data():
     """Folder of real public data, which is not part of the project."""

@@ -1,8 +1,8 @@
 """What a run has written, and how it is stopped, for tests."""
 
+import contextlib
 import json
 import pathlib
-import signal
 
 import h5py
 
@@ -30,15 +30,21 @@ def weights_of(folder):
     return found
 
 
-def signal_at(monkeypatch, step, number):
-    """Sends this process a signal after a step of a run that is logged, before its evaluation."""
+def stop_at(monkeypatch, step):
+    """Asks a run to stop after a step, before its evaluation, as a signal does.
+
+    Real signals are for processes of their own: in one that runs tests, they can end it.
+    """
     from kbert.train import loop  # here: tests.chaos reads runs before it imports TensorFlow
+    from kbert.train.guards import StopRequest
 
-    log = loop.Run._log
+    stop, take_steps = StopRequest(), loop.Run._take_steps
 
-    def log_and_signal(self):
-        if self.step == step:
-            signal.raise_signal(number)
-        return log(self)
+    def take_and_stop(self, batches, count):
+        if self.step < step:
+            count = min(count, step - self.step)
+        take_steps(self, batches, count)
+        stop.received |= self.step == step
 
-    monkeypatch.setattr(loop.Run, "_log", log_and_signal)
+    monkeypatch.setattr(loop, "stop_requests", lambda: contextlib.nullcontext(stop))
+    monkeypatch.setattr(loop.Run, "_take_steps", take_and_stop)

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import signal
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 from killed_runs import train_and_kill
-from run_files import signal_at, weights_of
+from run_files import stop_at, weights_of
 from worker_runs import launch
 
 import kbert
@@ -197,7 +196,7 @@ def test_killed_runs_go_on_to_the_same_bits(settings, tmp_path):
 def test_a_stopped_run_with_adapters_goes_on(settings, tmp_path, monkeypatch):
     config = settings(lora_rank=2, learning_rate=2e-2, epochs=2.0)
     finetune(config, tmp_path / "whole")
-    signal_at(monkeypatch, 10, signal.SIGTERM)
+    stop_at(monkeypatch, 10)
     finetune(config, tmp_path / "cut")
     assert not (tmp_path / "cut/finetuning/results.json").exists()
     monkeypatch.undo()
