@@ -1,5 +1,6 @@
 """Exports for serving: python -m kbert.export --from=RUN/finetuning/best --to=models/bert/1"""
 
+import dataclasses
 import pathlib
 import re
 
@@ -54,8 +55,9 @@ def export(
     report(lines.source_line(source, found.name, found.model, found.max_seq_length))
     labelled = comparison.Labelled(found, eval_file, columns, report)
     functions, before, notes = {}, {}, []
+    if eval_file and (quantize or batch_timeout_ms):  # what is written has other weights, or waits
+        before = signatures(found)
     if quantize:
-        before = signatures(found) if eval_file else {}
         saved_model.quantize_int8(found)
 
     def write(path):
@@ -279,6 +281,20 @@ def define_flags():
     settings_flags.define(ColumnConfig)
 
 
+def _check_used(flags):
+    """Refuses flags that nothing would look at.
+
+    Raises:
+        UserError: one is given.
+    """
+    if flags.batch_timeout_ms and flags.format != "serving":
+        raise UserError(f"--batch_timeout_ms is for --format=serving; got {flags.format}.")
+    if not flags.eval_file and not flags.calibration_file:
+        for field in dataclasses.fields(ColumnConfig):
+            if flags[field.name].value != field.default:
+                raise UserError(f"--{field.name} is for --eval_file or --calibration_file.")
+
+
 def main():
     """Runs the export that the flags ask for."""
     values = {name: absl_flags.FLAGS[name].value for name in ("from", "to")}
@@ -291,6 +307,7 @@ def main():
     if flags.eval_file:
         tf.config.threading.set_intra_op_parallelism_threads(1)  # as the runtimes it is timed with
         tf.config.threading.set_inter_op_parallelism_threads(1)
+    _check_used(flags)
     asked = flags.method, flags.pairs, flags.max_seq_length
     files = {"eval_file": flags.eval_file, "columns": settings_flags.read(ColumnConfig)}
     if flags.format in EXPORT_RUNTIMES:

@@ -49,6 +49,7 @@ def prune(config, report=print):
         least_important([[0.0] * count for count in heads], config.heads)  # may refuse the share
         items = task.encode(examples).items
         report(f"{config.model}: {name}, {len(examples):,} examples of {config.data_file}")
+        scores = {"before": _scores(config, config.model)} if config.eval_file else None
         importance = head_importance(predictor.model, task, items, config.batch_size)
         removed = least_important(importance, config.heads)
         kept = [
@@ -69,11 +70,8 @@ def prune(config, report=print):
             result["parameters"] = dict(zip(("before", "after"), counts, strict=True))
             result["bytes"] = {when: 4 * count for when, count in result["parameters"].items()}
             _write_task(folder, predictor, name, task, examples)
-            if config.eval_file:
-                result["scores"] = {
-                    "before": _scores(config, config.model),
-                    "after": _scores(config, folder),
-                }
+            if scores:
+                result["scores"] = scores | {"after": _scores(config, folder)}
             text = json.dumps(result, indent=2) + "\n"
             (folder / RESULT_FILE).write_text(text, encoding="utf-8")
 

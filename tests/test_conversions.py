@@ -326,6 +326,8 @@ def test_a_model_that_is_too_large(methods, tmp_path, monkeypatch):
         (["--quantize=float16"], "--format=serving has no --quantize=float16; it has int8."),
         (["--calibration_file=a"], "--calibration_file is for --format=onnx; got serving."),
         (["--format=hub", "--eval_file=a"], "--method, --pairs and --eval_file are not for"),
+        (["--format=onnx", "--batch_timeout_ms=5"], "--batch_timeout_ms is for --format=serving"),
+        (["--label_column=1"], "--label_column is for --eval_file or --calibration_file."),
     ],
 )
 def test_flags_that_do_not_fit(flags, message, folders, tmp_path):

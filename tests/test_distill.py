@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
-import signal
+import re
+import shutil
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from run_files import signal_at, weights_of
+from run_files import stop_at, weights_of
 from scipy import special
 
 import kbert
@@ -23,7 +25,8 @@ from kbert.settings import DistillConfig, FinetuneConfig, PretrainConfig
 from kbert.tasks.folders import MODEL_CLASSES, TASK_FILE, make_task
 from kbert.tasks.tasks import soft_losses
 from kbert.train import distill, finetune, teaching, train
-from kbert.train.teaching import SETTINGS
+from kbert.train.estimate import forward_flops, step_flops, teacher_memory
+from kbert.train.teaching import FIXED
 
 WORDS = [f"w{i}" for i in range(20)] + ["good", "bad", "who", "?"]
 BERT = {
@@ -294,7 +297,7 @@ def test_a_copy_has_nothing_to_learn(settings, tmp_path):
 def test_stopped_students_go_on_to_the_same_bits(settings, tmp_path, monkeypatch):
     config = settings(hidden_weight=1.0, attention_weight=0.5, save_every_steps=5)
     distill(config, tmp_path / "whole")
-    signal_at(monkeypatch, 8, signal.SIGTERM)
+    stop_at(monkeypatch, 8)
     distill(config, tmp_path / "cut")
     monkeypatch.undo()
     assert len(rows_of(tmp_path / "cut")) < len(rows_of(tmp_path / "whole"))
@@ -433,9 +436,16 @@ def test_general_distillation(pretraining, tmp_path, capsys):
     for name, value in weights_of(final).items():
         other = weights_of(tmp_path / "cut/pretrain/final")[name]
         np.testing.assert_array_equal(other, value, err_msg=name)
-    with pytest.raises(UserError, match=r"teacher is None now, but .* was written with"):
-        alone = {name: value for name, value in pretraining.items() if name not in SETTINGS}
-        train(PretrainConfig(**alone), tmp_path / "cut")
+    with pytest.raises(UserError, match=r"hidden_weight is 0\.5 now, but .* was written with 1\.0"):
+        train(dataclasses.replace(config, hidden_weight=0.5), tmp_path / "cut")
+
+
+def test_no_teacher_comes_into_a_run(pretraining, bert, tmp_path):
+    alone = {k: v for k, v in pretraining.items() if k not in {"teacher", *FIXED}}
+    settings = alone | {"init_from": str(bert), "train_steps": 1, "warmup_steps": 0}
+    train(PretrainConfig(**settings), tmp_path / "run")
+    with pytest.raises(UserError, match=r"step_\d+ was written without a teacher\. Go on so"):
+        train(PretrainConfig(**settings, teacher=str(bert)), tmp_path / "run")
 
 
 def test_a_student_of_another_size_learns_words(pretraining, tmp_path):
@@ -448,11 +458,27 @@ def test_a_student_of_another_size_learns_words(pretraining, tmp_path):
     train(config, tmp_path / "run")
     rows = rows_of(tmp_path / "run", "pretrain")
     assert rows[-1]["soft_loss"] < rows[0]["soft_loss"]
+    assert "attention_loss" in rows[0] and "hidden_loss" not in rows[0]  # which has no weight
     # It was compared without dropout of attention, and has it again from here on.
     final = BertConfig.from_file(tmp_path / "run/pretrain/final/config.json")
     assert final.attention_probs_dropout_prob == 0.1
     train(config, tmp_path / "run")  # complete: the architecture is still that of the file
     assert rows_of(tmp_path / "run", "pretrain") == rows
+
+
+def test_a_dry_run_counts_the_teacher(pretraining, bert, tmp_path, capsys):
+    """Its forward pass, its weights, and the attention that is compared (float32)."""
+    config = PretrainConfig(**pretraining)
+    train(config, tmp_path / "run", dry_run=True)
+    found = float(re.search(r"compute: (\S+) floating-point", capsys.readouterr().out)[1])
+    B, L, M = config.global_batch_size, config.max_seq_length, 3
+    theirs = BertConfig.from_file(bert / "config.json")
+    ours = dataclasses.replace(theirs, num_hidden_layers=2)
+    wanted = step_flops(ours, B, L, M) + B * sum(forward_flops(theirs, L, M))
+    assert found == pytest.approx(wanted, rel=0.01)
+    kept = 4 * 2 * L * L + 4 * L * theirs.hidden_size  # attention, hidden states
+    teacher = types.SimpleNamespace(config=theirs, parameters=7)
+    assert teacher_memory(teacher, B, L, config) == 4 * 7 + B * 4 * kept
 
 
 # Bad input
@@ -470,6 +496,8 @@ def test_settings_that_contradict_each_other():
         PretrainConfig(input="x", student_layers="3")
     with pytest.raises(UserError, match=r"soft_weight must be >= 0 and <= 1; got 2"):
         DistillConfig(**good, soft_weight=2)
+    with pytest.raises(UserError, match="--temperature softens probabilities of which --soft_we"):
+        DistillConfig(**good, soft_weight=0, temperature=4.0)
 
 
 @pytest.mark.parametrize(
@@ -545,6 +573,37 @@ def test_a_student_with_a_larger_table(pretraining, tmp_path):
     changes |= {"hidden_weight": 0, "attention_weight": 0}
     with pytest.raises(UserError, match="the student's vocab_size must be that of its teacher, 29"):
         train(PretrainConfig(**pretraining | changes), tmp_path / "run")
+    assert not (tmp_path / "run/data/train").exists()  # refused before text is prepared
+
+
+@pytest.mark.parametrize(
+    ("task", "fields"), [("classify", {"num_labels": 2}), ("regress", {"num_labels": 1})]
+)
+def test_teachers_that_do_not_say_what_their_labels_are(task, fields, tmp_path, capsys):
+    """As those of HF that were saved with its usual names; their head is taken along."""
+    suffix, text = EXAMPLES[task] if task == "regress" else ("tsv", lambda: "a\t0\nb\t1\n" * 8)
+    (tmp_path / f"train.{suffix}").write_text(text())
+    teacher = save(tmp_path / "teacher", MODEL_CLASSES[task], task, **fields)
+    files = {"train_file": str(tmp_path / f"train.{suffix}"), "max_seq_length": 20}
+    steps = {"epochs": 0.1, "batch_size": 8, "learning_rate": 1e-30, "warmup_ratio": 0.0}
+    distill(DistillConfig(task=task, teacher=str(teacher), **files, **steps), tmp_path / "run")
+    assert "has a head for other labels" not in capsys.readouterr().out
+    name = "sequence_classifier/dense/kernel"
+    theirs = MODEL_CLASSES[task].from_pretrained(teacher).named_weights()[name]
+    ours = weights_of(tmp_path / "run/distillation/final")[name]
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_teacher_that_has_moved(settings, teacher, tmp_path):
+    """It is known by its weights."""
+    config = settings(epochs=0.5, save_every_steps=2)
+    distill(config, tmp_path / "run")
+    before = weights_of(tmp_path / "run/distillation/final")
+    shutil.rmtree(tmp_path / "run/distillation/checkpoint/step_00000003")
+    shutil.copytree(teacher, tmp_path / "there")
+    distill(dataclasses.replace(config, teacher=str(tmp_path / "there")), tmp_path / "run")
+    for name, value in weights_of(tmp_path / "run/distillation/final").items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
 
 
 def test_a_teacher_that_has_changed(settings, teacher, tmp_path):

@@ -1,6 +1,7 @@
 """What an export costs: scores, size and speed of it beside those of its model."""
 
 import json
+import os
 import types
 
 import numpy as np
@@ -72,9 +73,14 @@ def numbers(scores):
     return {name: value for name, value in scores.items() if isinstance(value, float)}
 
 
+def threads():
+    """That TensorFlow uses here, and the runtimes beside it."""
+    return tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count()
+
+
 def rows_of(folder):
     about = json.loads((folder / "compression.json").read_text())
-    assert about["threads"] == 1
+    assert about["threads"] == threads()
     return {row["model"]: row for row in about["rows"]}
 
 
@@ -104,7 +110,9 @@ def test_scores_of_runtimes(kind, name, quantize, folders, tmp_path):
     for row in list(rows.values())[:2]:
         assert numbers(row["scores"]) == pytest.approx(wanted, abs=1e-5)
         assert row["megabytes"] > 0.01 and 0.01 < row["milliseconds"] < 1e4
-    assert lines[0].startswith(f"{EXAMPLES} examples of {file}, one at a time on 1 thread")
+    assert lines[0].startswith(
+        f"{EXAMPLES} examples of {file}, one at a time on {threads()} thread"
+    )
     first, *_, megabytes, milliseconds = lines[1].split()
     assert (first, megabytes, milliseconds) == (method.task.metric, "MB", "ms")
     for line, (model, row) in zip(lines[2:], rows.items(), strict=True):
@@ -121,6 +129,33 @@ def test_tags_of_a_saved_model_are_asked_by_ids(folders, tmp_path):
     assert list(rows) == ["kbert float32", "SavedModel float32"]
     for row in rows.values():
         assert numbers(row["scores"]) == pytest.approx(evaluated(folders, "tags"), abs=1e-5)
+
+
+def test_contenders_take_turns(monkeypatch):
+    """So that a machine that becomes slower does so for all of them."""
+    monkeypatch.setattr(comparison, "WARM_UP", 0)
+    monkeypatch.setattr(comparison, "TURN", 2)
+    order = []
+
+    def contender(name):
+        return 8, lambda question: order.append((name, question))
+
+    asked = types.SimpleNamespace(questions=range(5), scores=len)
+    rows = comparison.compared(asked, {name: contender(name) for name in "ab"})
+    assert [row["scores"] for row in rows] == [5, 5]
+    assert "".join(f"{name}{question}" for name, question in order) == "a0a1b0b1a2a3b2b3a4b4"
+
+
+def test_the_model_is_timed_without_waiting_for_a_batch(folders, tmp_path):
+    """What is written waits for others to share a batch."""
+    export(
+        *(folders["pair"], tmp_path / "1"),
+        **{"batch_timeout_ms": 200, "eval_file": folders["files"]["pair"]},
+        report=lambda line: None,
+    )
+    rows = rows_of(tmp_path / "1" / "assets.extra")
+    ours, theirs = (rows[name]["milliseconds"] for name in ("kbert float32", "SavedModel float32"))
+    assert theirs > 150 and ours < theirs - 100
 
 
 @pytest.mark.parametrize("kind", ["multilabel", "choose", "answer"])

@@ -37,7 +37,6 @@ NOT_RUN = [
     ("docs/serving.md", "python3.11 -m venv tfx", "TFX's environment; tests/test_tfx.py makes one"),
     ("docs/serving.md", "lib=newer/", "TFX's environment; tests/test_tfx.py makes one"),
     ("docs/weights.md", 'model = kbert.BertForMaskedLM.from_pretrained("google', "the hub"),
-    ("docs/compression.md", "from kbert.model.weights", "heads of a model of three blocks"),
     ("docs/compression.md", "python -m kbert.finetune --sparsity=0.5 ...", "flags of any run"),
 ]
 

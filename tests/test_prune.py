@@ -1,7 +1,6 @@
 """Fewer heads: the same numbers as with those heads masked; what matters; and the program."""
 
 import json
-import signal
 import subprocess
 import sys
 import types
@@ -12,7 +11,7 @@ import pytest
 import tensorflow as tf
 import torch
 import transformers
-from run_files import weights_of
+from run_files import stop_at, weights_of
 
 import kbert
 from kbert import BertConfig
@@ -26,10 +25,11 @@ from kbert.evaluate import evaluate
 from kbert.model.weights import open_weights, without_heads, write_weights
 from kbert.prune import prune
 from kbert.settings import EvaluateConfig, FinetuneConfig, PruneConfig
+from kbert.tasks import pruning
 from kbert.tasks.engines import settled_engine
 from kbert.tasks.folders import make_task, write_task
 from kbert.tasks.pruning import head_importance, least_important
-from kbert.train import finetune, loop
+from kbert.train import finetune
 
 WORDS = ["good", "bad", "so", "the", "a", "film", "cast", "plot", "was", "."]
 BERT = {
@@ -402,6 +402,35 @@ def test_a_pruned_model_is_pruned_again(folders, result, tmp_path):
         prune(PruneConfig(model=str(folders / "half"), **files))
 
 
+def test_examples_to_score_are_read_before_anything_slow(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(pruning, "head_importance", None)
+    (tmp_path / "dev.tsv").write_text("a film\tneither\n")
+    config = PruneConfig(
+        **{"model": str(folders / "full"), "data_file": str(folders / "data.tsv")},
+        **{"eval_file": str(tmp_path / "dev.tsv"), "to": str(tmp_path / "x")},
+    )
+    with pytest.raises(UserError, match=r"dev.tsv, line 1: the label 'neither' is not one of"):
+        prune(config, lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ([[0, 0], [1], [1]], r"different heads of block 0, .* from 0 to 3; got \[0, 0\]"),
+        ([[0], [1, 4], [1]], r"different heads of block 1, .* from 0 to 3; got \[1, 4\]"),
+        ([[0], [1], [-1]], r"different heads of block 2, .* from 0 to 3; got \[-1\]"),
+        ([[0], [], [1]], r"different heads of block 1, at least one, .*; got \[\]"),
+        ([[0], [1]], "kept must name the heads of each of the 3 blocks; got 2 lists"),
+    ],
+)
+def test_heads_that_cannot_be_kept(kept, message, folders):
+    with (
+        open_weights(folders / "full") as (config, weights),
+        pytest.raises(UserError, match=message),
+    ):
+        without_heads(config, weights, kept)
+
+
 def test_fine_tuning_goes_on_from_it_and_resumes(folders, result, tmp_path, monkeypatch, capsys):
     config = FinetuneConfig(
         **{"task": "classify", "init_from": str(folders / "half"), "epochs": 4.0},
@@ -413,14 +442,7 @@ def test_fine_tuning_goes_on_from_it_and_resumes(folders, result, tmp_path, monk
     assert results["eval"]["accuracy"] > result[0]["scores"]["after"]["accuracy"]
     left = result[0]["heads"]["after"]
     assert f"width 20, {sum(left)} of 12 heads, " in capsys.readouterr().out
-    take = loop.Run._take_steps
-
-    def take_and_stop(self, batches, count):
-        take(self, batches, 1)
-        if self.step == 9:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(loop.Run, "_take_steps", take_and_stop)
+    stop_at(monkeypatch, 9)
     finetune(config, tmp_path / "cut")
     monkeypatch.undo()
     assert not (tmp_path / "cut/finetuning/final").exists()

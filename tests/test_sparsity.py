@@ -1,7 +1,7 @@
 """Magnitude pruning in training: which weights become 0, when, and that they stay so."""
 
+import dataclasses
 import json
-import signal
 import subprocess
 import sys
 
@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from run_files import weights_of
+from run_files import stop_at, weights_of
 from test_step import features_of, make_step, take
 from test_step import weights_of as step_weights
 
@@ -19,7 +19,7 @@ from kbert.errors import UserError
 from kbert.flags import as_flagfile
 from kbert.model import BertForPreTraining
 from kbert.settings import FinetuneConfig, PretrainConfig
-from kbert.train import finetune, loop, train
+from kbert.train import finetune, train
 from kbert.train.sparsity import MagnitudePruning, _pruned
 
 WORDS = ["good", "bad", "so", "the", "a", "film", "cast", "plot", "was", "."]
@@ -189,7 +189,9 @@ def test_a_weight_that_becomes_zero_by_chance_is_not_lost():
 
 def test_settings_that_cannot_be():
     with pytest.raises(UserError, match=r"sparsity_begin must be < sparsity_end; got 0.5 and 0.4"):
-        PretrainConfig(input="x", sparsity_begin=0.5, sparsity_end=0.4)
+        PretrainConfig(input="x", sparsity=0.5, sparsity_begin=0.5, sparsity_end=0.4)
+    with pytest.raises(UserError, match=r"--sparsity_end is for --sparsity, which is 0"):
+        PretrainConfig(input="x", sparsity_end=0.4)
     with pytest.raises(UserError, match=r"--sparsity makes zeros of the matrices that --lora_rank"):
         finetune_settings({}, sparsity=0.5, lora_rank=2)
     with pytest.raises(UserError, match=r"sparsity must be >= 0 and < 1; got 1.0"):
@@ -242,17 +244,6 @@ def pretrain_settings(files, **changes):
     return PretrainConfig(**settings | changes)
 
 
-def stopped_at(step, monkeypatch):
-    take_steps = loop.Run._take_steps
-
-    def take_and_stop(self, batches, count):
-        take_steps(self, batches, 1)
-        if self.step == step:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(loop.Run, "_take_steps", take_and_stop)
-
-
 @pytest.mark.parametrize("kind", ["finetuning", *slow("pretrain")])
 def test_a_stopped_run_goes_on_to_the_same_bits(kind, files, tmp_path, monkeypatch, capsys):
     """Stopped in the midst of the schedule; dropout on."""
@@ -268,7 +259,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(kind, files, tmp_path, monkeypat
         in printed
     )
     assert "| 60.0% zeros | lr" in printed
-    stopped_at(9, monkeypatch)
+    stop_at(monkeypatch, 9)
     run(config, tmp_path / "cut")
     monkeypatch.undo()
     run(config, tmp_path / "cut")
@@ -282,6 +273,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(kind, files, tmp_path, monkeypat
     found = [row["sparsity"] for row in map(json.loads, rows) if "sparsity" in row]
     assert found == sorted(found) and found[0] < 0.4
     assert found[-1] == pytest.approx(0.6, abs=1e-3)
+    for name in ("sparsity_begin", "sparsity_end"):
+        with pytest.raises(UserError, match=rf"{name} is 0\.5 now, but .* was written with 0\."):
+            run(dataclasses.replace(config, **{name: 0.5}), tmp_path / "cut")
 
 
 @pytest.mark.slow

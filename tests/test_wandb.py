@@ -69,12 +69,19 @@ def test_what_it_gets_and_that_a_run_goes_on_as_the_same(offline, tmp_path, caps
     folder.mkdir(parents=True)
     PIL.Image.new("RGB", (8, 5)).save(folder / "curves.png")
     rows = [(10, {"loss": 2.5}), (10, {"eval_mlm_loss": 2.25}), (20, {"loss": 2.0})]
-    for part in (rows, [(30, {"loss": 1.5})]):
+    results = {"test": {"accuracy": 0.75, "confusion": [[1]]}, "loss": 1.5}
+    for part, end in ((rows, None), ([(30, {"loss": 1.5})], results)):
         tracker = Tracker(folder, CONFIG, {"architecture": {"hidden_size": 24}}, tmp_path / "run")
         for step, metrics in part:
             tracker.log(step, metrics)
-        tracker.close()
+        tracker.close(end)
     starts = finished(tmp_path / "run", 2)
+    assert [start[-1].exit.exit_code for start in starts] == [1, 0]  # the first has failed
+    summary = {}
+    for record in starts[1]:
+        if record.HasField("summary"):
+            summary |= values(record.summary.update)
+    assert summary["test/accuracy"] == 0.75 and "test/confusion" not in summary
     (first,), (again,) = ([r.run for r in start if r.HasField("run")] for start in starts)
     assert first.project == again.project == "berts" and first.display_name == "run/pretrain"
     assert first.run_id == again.run_id == (folder / "wandb_id").read_text()

@@ -1,6 +1,7 @@
 """What an export costs and wins: scores, size and speed of it and of the model it came from."""
 
 import json
+import os
 import pathlib
 import statistics
 import tempfile
@@ -21,9 +22,9 @@ from kbert.tasks.folders import LABELLED_TASKS
 from kbert.tasks.labels import keep_known
 
 COMPARISON_FILE = "compression.json"
-THREADS = 1  # of the runtimes; kbert.export gives TensorFlow as many
 CALIBRATION_EXAMPLES = 256
 WARM_UP = 10  # calls before those that are timed
+TURN = 20  # questions that one is asked before the next is: the speed of machines drifts
 MOST_SHOWN = 3  # scores in the table; the file has all
 _TASK_OF = {"multilabel": "multilabel", "regress": "regress", "tag": "tag"}
 _TASK_OF |= {"answer": "qa", "choose": "choice"}
@@ -155,28 +156,31 @@ def compared(asked, contenders):
         list of dicts: `model`, `megabytes`, `milliseconds` (the median over the questions, after
         some that are not counted) and `scores`.
     """
-    rows = []
-    for name, (size, answer) in contenders.items():
+    answers, seconds = ({name: [] for name in contenders} for _ in range(2))
+    for _, answer in contenders.values():
         for question in asked.questions[:WARM_UP]:
             answer(question)
-        answers, seconds = [], []
-        for question in asked.questions:
-            begin = time.perf_counter()
-            answers.append(answer(question))
-            seconds.append(time.perf_counter() - begin)
-        rows.append(
-            {
-                "model": name,
-                "megabytes": round(size / 1e6, 3),
-                "milliseconds": round(1000 * statistics.median(seconds), 3),
-                "scores": asked.scores(answers),
-            }
-        )
-    return rows
+    for start in range(0, len(asked.questions), TURN):
+        for name, (_, answer) in contenders.items():
+            for question in asked.questions[start : start + TURN]:
+                begin = time.perf_counter()
+                answers[name].append(answer(question))
+                seconds[name].append(time.perf_counter() - begin)
+    return [
+        {
+            "model": name,
+            "megabytes": round(size / 1e6, 3),
+            "milliseconds": round(1000 * statistics.median(seconds[name]), 3),
+            "scores": asked.scores(answers[name]),
+        }
+        for name, (size, _) in contenders.items()
+    ]
 
 
 class Labelled:
     """The labelled examples that an export is compared on with the model that it came from.
+
+    Runtimes get as many threads as TensorFlow is set to use; `kbert.export` sets one.
 
     Args:
         method: Method, of the float32 model.
@@ -186,6 +190,7 @@ class Labelled:
     def __init__(self, method, source, columns, report=print):
         self._method, self._source = method, source
         self._examples = source and read_for(method, source, columns, report)
+        self._threads = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count()
 
     def with_saved_model(self, functions, folder, weights):
         """Compares a SavedModel, and writes `compression.json` into its `assets.extra`.
@@ -229,7 +234,7 @@ class Labelled:
         contenders = {"kbert float32": (_weight_bytes(method), answer)}
 
         def add(name, folder):
-            answer = runtime.load(folder, THREADS)
+            answer = runtime.load(folder, self._threads)
             if runtime.fixed_sizes:
                 answer = _one_by_one(answer, method.max_seq_length)
             contenders[f"{runtime.name} {name}"] = _bytes(folder, "model.*"), answer
@@ -246,7 +251,7 @@ class Labelled:
     def _written(self, rows, folder):
         """Writes rows of `compared` as JSON; the lines of their table."""
         count, source = len(self._examples), str(self._source)
-        about = {"eval_file": source, "examples": count, "threads": THREADS, "rows": rows}
+        about = {"eval_file": source, "examples": count, "threads": self._threads, "rows": rows}
         text = json.dumps(about, indent=2) + "\n"
         (folder / COMPARISON_FILE).write_text(text, encoding="utf-8")
         metric, scores = self._method.task.metric, rows[0]["scores"]
@@ -258,7 +263,8 @@ class Labelled:
             cells += [f"{row['megabytes']:,.1f}", f"{row['milliseconds']:,.2f}"]
             table.append([row["model"], *cells])
         return [
-            f"{count:,} examples of {source}, one at a time on {THREADS} thread; ms: the median",
+            f"{count:,} examples of {source}, one at a time on {self._threads} "
+            f"thread{'s' * (self._threads > 1)}; ms: the median",
             *table_lines(table),
         ]
 

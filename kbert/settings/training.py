@@ -71,6 +71,9 @@ class TrainingConfig:
 
     def check_sparsity(self):
         """Raises UserError where the settings of sparsity contradict each other."""
+        for name in ("sparsity_begin", "sparsity_end"):
+            if not self.sparsity and getattr(self, name) != getattr(TrainingConfig, name):
+                raise UserError(f"--{name} is for --sparsity, which is 0.")
         if self.sparsity_begin >= self.sparsity_end:
             raise UserError(
                 f"sparsity_begin must be < sparsity_end; got {self.sparsity_begin} and "
@@ -105,6 +108,11 @@ class TeacherConfig:
             for field in dataclasses.fields(TeacherConfig):
                 if getattr(self, field.name) != field.default:
                     raise UserError(f"--{field.name} is for learning from a --teacher.")
+        if self.soft_weight == 0 and self.temperature != TeacherConfig.temperature:
+            raise UserError(
+                "--temperature softens probabilities of which --soft_weight=0 takes nothing. Leave "
+                "one of them out."
+            )
         if self.attention_weight and self.remat:
             raise UserError("--remat keeps no attention to compare. Leave out --attention_weight.")
 

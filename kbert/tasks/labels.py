@@ -63,6 +63,19 @@ def keep_known(examples, names, skip_bad_lines, report):
     return kept
 
 
+def differing_labels(theirs, task):
+    """What a model's config says of its labels that contradicts a task; nothing where it is silent.
+
+    Args:
+        theirs: BertConfig. task: `kbert.tasks.tasks.Task`.
+
+    Returns:
+        dict of name of a field -> (its value, the task's).
+    """
+    pairs = {name: (getattr(theirs, name), ours) for name, ours in task.config_fields().items()}
+    return {name: pair for name, pair in pairs.items() if pair[0] not in (None, pair[1])}
+
+
 def check_all_present(examples, names, what):
     """Refuses names that no example has.
 

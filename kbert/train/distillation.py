@@ -5,6 +5,7 @@ import tensorflow as tf
 from kbert.errors import UserError
 from kbert.model.weights import open_weights
 from kbert.tasks.folders import MODEL_CLASSES
+from kbert.tasks.labels import differing_labels
 from kbert.train import teaching
 from kbert.train.finetuning import Finetuning
 from kbert.train.loop import start_run
@@ -32,7 +33,7 @@ class Distilling(teaching.Taught, Finetuning):
     """A run of `distill`. config: DistillConfig."""
 
     part, program = "distillation", "kbert.distill"
-    fixed = (*Finetuning.fixed, *teaching.SETTINGS)
+    fixed = (*Finetuning.fixed, *teaching.FIXED)
 
     def find(self, state):
         self.layers = teaching.start_layers(self.config)
@@ -55,16 +56,13 @@ class Distilling(teaching.Taught, Finetuning):
             self.objective, config, self.teacher, soft, loss="loss", count="count"
         )
 
-    def make_model(self):
-        for name, ours in self.task.config_fields().items():
-            theirs = getattr(self.teacher.config, name)
-            if theirs != ours and (name, theirs) != ("problem_type", None):
-                raise UserError(
-                    f"the teacher, {self.config.teacher}, has {name} {theirs}; the student would "
-                    f"have {ours}. Leave out --labels, or take a teacher that has "
-                    f"learnt this task."
-                )
-        return super().make_model()
+    def check_model(self, bert_config, tokenizer):
+        super().check_model(bert_config, tokenizer)
+        for name, (theirs, ours) in differing_labels(self.teacher.config, self.task).items():
+            raise UserError(
+                f"the teacher, {self.config.teacher}, has {name} {theirs}; the student would have "
+                f"{ours}. Leave out --labels, or take a teacher that has learnt this task."
+            )
 
     def initialize_from(self, folder):
         origin = super().initialize_from(folder)

@@ -18,6 +18,12 @@ def step_flops(bert, batch_size, length, predictions, remat=False):
     Args:
         bert: BertConfig. batch_size: B. length: L, tokens, padding included. predictions: M.
     """
+    blocks, rest = forward_flops(bert, length, predictions)
+    return batch_size * (3 * (blocks + rest) + (blocks if remat else 0))
+
+
+def forward_flops(bert, length, predictions):
+    """Operations of the forward pass of an example: of all blocks but the last, and of the rest."""
     D, F, V = bert.hidden_size, bert.intermediate_size, bert.vocab_size
     last = bert.num_hidden_layers - 1
 
@@ -25,10 +31,8 @@ def step_flops(bert, batch_size, length, predictions, remat=False):
         A = bert.block_heads(i) * bert.head_size
         return length * 4 * D * A + asking * (4 * D * A + 4 * D * F + 4 * length * A)
 
-    blocks = sum(block(i, length) for i in range(last))
     heads = predictions * (2 * D * D + 2 * D * V) + 2 * D * D + 4 * D
-    forward = blocks + block(last, 1 + predictions) + heads
-    return batch_size * (3 * forward + (blocks if remat else 0))
+    return sum(block(i, length) for i in range(last)), block(last, 1 + predictions) + heads
 
 
 def step_memory(bert, parameters, batch_size, length, predictions, config, replicas=1):
@@ -59,11 +63,24 @@ def step_memory(bert, parameters, batch_size, length, predictions, config, repli
     return (2 + slots) * 4 * parameters, kept + logits + int(copies * 4 * parameters)
 
 
-def estimate_text(config, bert, parameters, devices, examples, step_seconds):
+def teacher_memory(teacher, batch_size, length, config):
+    """Bytes of a teacher's weights, and of the attention and hidden states that are compared.
+
+    Args:
+        teacher: `kbert.train.teaching.Teacher`. batch_size, length, config: as of `step_memory`.
+    """
+    bert, size = teacher.config, 4 if config.precision == "float32" else 2
+    heads = sum(map(bert.block_heads, range(bert.num_hidden_layers)))
+    kept = bool(config.attention_weight) * heads * length**2
+    kept += bool(config.hidden_weight) * bert.num_hidden_layers * length * bert.hidden_size
+    return 4 * teacher.parameters + batch_size * size * kept
+
+
+def estimate_text(config, bert, parameters, devices, examples, step_seconds, teacher=None):
     """Lines for a person: what a run takes.
 
     Args:
-        config: PretrainConfig. bert: BertConfig. parameters: int.
+        config: PretrainConfig. bert: BertConfig. parameters: int. teacher: Teacher, or None.
         devices: `kbert.train.distribution.Devices`. examples: PretrainingExamples.
         step_seconds: measured.
     """
@@ -71,6 +88,9 @@ def estimate_text(config, bert, parameters, devices, examples, step_seconds):
     flops = step_flops(bert, B, L, M, config.remat)
     each = B // devices.replicas // config.accumulation_steps
     state, work = step_memory(bert, parameters, each, L, M, config, devices.replicas)
+    if teacher:
+        flops += B * sum(forward_flops(teacher.config, L, M))
+        work += teacher_memory(teacher, each, L, config)
     epoch = examples.windows.count
     views = examples.windows.views_per_token(config.short_seq_prob)
     epochs = config.train_steps * B / epoch

@@ -15,7 +15,13 @@ from kbert.model.weights import open_weights, part_of
 from kbert.tasks import pictures
 from kbert.tasks.folders import LABELLED_TASKS, make_task, write_task
 from kbert.tasks.inference import Forward
-from kbert.tasks.labels import check_all_present, keep_known, label_names, shown
+from kbert.tasks.labels import (
+    check_all_present,
+    differing_labels,
+    keep_known,
+    label_names,
+    shown,
+)
 from kbert.train import report
 from kbert.train.loop import Run, start_run
 from kbert.train.losses import TaskObjective
@@ -77,6 +83,7 @@ class Finetuning(Run):
         allow_no_answer = any(getattr(e, "is_impossible", False) for e in examples["train"])
         self.task = make_task(config, self.tokenizer, names, allow_no_answer)
         self.bert_config = self._bert_config(saved or config.init_from)
+        self.check_model(self.bert_config, self.tokenizer)
         self.class_weights = self._class_weights(examples["train"])
         self.encoded = {
             name: self.task.encode(rows, self.class_weights if name == "train" else None)
@@ -130,8 +137,9 @@ class Finetuning(Run):
             there = {part_of(name) for name in weights}
         fields = theirs.to_dict() | self.task.config_fields()
         # A head of the folder is taken if it says the same about the same labels.
-        same_labels = all(getattr(theirs, n) == fields[n] for n in self.task.config_fields())
-        self.heads_left_out = () if same_labels else tuple(there & set(heads))
+        self.heads_left_out = (
+            tuple(there & set(heads)) if differing_labels(theirs, self.task) else ()
+        )
         if self.config.classifier_dropout is not None:
             fields["classifier_dropout"] = self.config.classifier_dropout
         if self.config.max_seq_length > theirs.max_position_embeddings:

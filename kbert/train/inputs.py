@@ -47,13 +47,15 @@ def check_inputs(config):
         BertConfig.load(config.bert_config, vocab_size=5)
 
 
-def find_or_make(config, folder, saved, report, may_make=True):
+def find_or_make(config, folder, saved, check, report, may_make=True):
     """Finds or makes vocabulary and corpora, in `folder` where they are not given.
 
     Args:
         config: PretrainConfig.
         folder: `OUTPUT_DIR/data`, for what is made from plain text: once, then taken again.
         saved: folder of the checkpoint that the run goes on from, verified, or None.
+        check: function of the architecture and the tokenizer that may refuse them, called before
+            text is prepared.
         report: called with a line of text. may_make: False for a worker that has to find in
             `folder` what the chief made.
 
@@ -82,6 +84,7 @@ def find_or_make(config, folder, saved, report, may_make=True):
             f"--init_from has {str(tokenizer.lower_case).lower()}. Leave the flag out."
         )
     bert_config = _bert_config(config, saved_config, tokenizer)
+    check(bert_config, tokenizer)
     corpus = _corpus(config.input, folder / "train", tokenizer, report, may_make)
     eval_corpus = None
     if config.eval_input:

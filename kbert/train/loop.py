@@ -95,6 +95,9 @@ class Run(abc.ABC):
     def find(self, state):
         """Finds or makes what the run needs. state: of the checkpoint it goes on from, or None."""
 
+    def check_model(self, bert_config, tokenizer):  # noqa: B027 - few have something to refuse
+        """Refuses what cannot be trained, in `find` and before anything slow."""
+
     @abc.abstractmethod
     def make_model(self):
         """The model with fresh weights, and what of it is trained chosen."""

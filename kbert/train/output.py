@@ -26,7 +26,7 @@ class Output:
     def __init__(self, run):
         self._run = run
         self._writes = run.devices.workers.is_chief
-        self._metrics = self._curves = self._tracker = None
+        self._metrics = self._curves = self._tracker = self._results = None
 
     def start(self):
         """Makes the folder, mends what a killed process left of it, and opens the metrics."""
@@ -94,6 +94,7 @@ class Output:
     def close(self):
         """Waits for what is being written, and closes the metrics; a run may have a `final`."""
         self._run.background.wait()
+        self._results = {}
         if self._writes:
             self._metrics.close()
             self._curves.draw(last=True)
@@ -103,7 +104,7 @@ class Output:
         if not self._writes:
             return results
         weights = self._plain_weights()
-        results = self._run.finish(results)
+        results = self._results = self._run.finish(results)
         self._replace("final", weights)
         self._run.mirror.send(self._run.part)  # before W&B may take its time
         return results
@@ -111,7 +112,7 @@ class Output:
     def end(self):
         """Closes what tells others of the run, whatever has become of it."""
         if self._tracker:
-            self._tracker.close()
+            self._tracker.close(self._results)
 
     def _plain_weights(self):
         """Copies of the weights, adapters merged into the matrices they belong to."""

@@ -52,16 +52,22 @@ class Pretraining(Run):
     """A run of `train`. config: PretrainConfig."""
 
     part, program = "pretrain", "kbert.pretrain"
+    teacher = None
     fixed = (
         *("max_seq_length", "max_predictions_per_seq", "mask_rate", "whole_word_mask"),
         *("short_seq_prob", "global_batch_size", "optimizer", "seed"),
         *("sparsity", "sparsity_begin", "sparsity_end"),
-        *teaching.SETTINGS,
+        *teaching.FIXED,
     )
 
     def find(self, state):
         config = self.config
         saved = self.checkpoints.path(state["step"]) if state else None
+        if state and ("teacher" in state["data"]) != bool(config.teacher):
+            raise UserError(
+                f"{saved} was written with{'out' if config.teacher else ''} a teacher. Go on so, "
+                f"or start another run: --init_from={saved} --output_dir=ANOTHER."
+            )
         workers = self.devices.workers
         with workers.chief_first():
             self.mirror.fetch("data")
@@ -69,6 +75,7 @@ class Pretraining(Run):
                 config,
                 self.output_dir / "data",
                 saved,
+                check=self.check_model,
                 report=lambda line: say(self.mirror.shown(line)),
                 may_make=workers.is_chief,
             )
@@ -152,6 +159,7 @@ class Pretraining(Run):
                 self.devices,
                 self.examples,
                 self.pace.step_seconds,
+                self.teacher,
             )
         )
         return {}
@@ -162,14 +170,16 @@ class TaughtPretraining(teaching.Taught, Pretraining):
 
     teacher_class = BertForMaskedLM
 
-    def taught(self):
-        ours, theirs = self.bert_config.vocab_size, self.teacher.config.vocab_size
+    def check_model(self, bert_config, tokenizer):
+        super().check_model(bert_config, tokenizer)
+        ours, theirs = bert_config.vocab_size, self.teacher.config.vocab_size
         if ours != theirs:
             raise UserError(
                 f"the student's vocab_size must be that of its teacher, {theirs}, whose "
                 f"probabilities it learns; got {ours}. Write it into --bert_config's file."
             )
 
+    def taught(self):
         def soft(outputs, theirs, features):
             temperature = self.config.temperature
             losses = soft_losses(outputs["mlm_logits"], theirs["logits"], temperature)

@@ -14,8 +14,8 @@ from kbert.model.weights import chosen_layers, open_weights, part_of
 from kbert.settings import TeacherConfig
 from kbert.train.report import say
 
-_COMPARED = ("hidden_loss", "attention_loss")
-SETTINGS = tuple(field.name for field in dataclasses.fields(TeacherConfig))
+# What makes a run with a teacher what it is. The teacher is known by its weights: it may move.
+FIXED = tuple(f.name for f in dataclasses.fields(TeacherConfig) if f.name != "teacher")
 
 
 def start_layers(config):
@@ -67,7 +67,7 @@ class Teacher:
 
     Attributes:
         layers: numbers, from 1, of the blocks that the student's blocks learn from.
-        fingerprint: of its weights.
+        fingerprint: of its weights. parameters: int, how many there are.
 
     Raises:
         UserError: it cannot teach that student.
@@ -75,7 +75,8 @@ class Teacher:
 
     def __init__(self, config, student, tokenizer):
         self._settings = config
-        folder, self.fingerprint, self._model = config.teacher, None, None
+        folder, self._model = config.teacher, None
+        self.fingerprint = self.parameters = None
         with open_weights(folder) as (theirs, _):
             self.config = theirs
         if BertTokenizer.from_pretrained(folder).fingerprint != tokenizer.fingerprint:
@@ -147,6 +148,7 @@ class Teacher:
         for weight in model.weights:
             digest.update(np.ascontiguousarray(weight.numpy()))
         self._model, self.fingerprint = model, digest.hexdigest()
+        self.parameters = model.count_params()
 
     def show(self, model):
         """Lets a model, the student's or the teacher's, give what is compared."""
@@ -195,7 +197,15 @@ class TaughtObjective:
         self._objective, self._config = objective, config
         self._teacher, self._soft = teacher, soft
         self._loss, self._count = loss, count
-        self.names = (*objective.names, *_COMPARED, "soft_loss", "compared_tokens")
+        self._compared = {  # name -> weight, output, difference
+            name: comparison
+            for name, comparison in {
+                "hidden_loss": (config.hidden_weight, "hidden_states", _squared),
+                "attention_loss": (config.attention_weight, "attentions", _divergence),
+            }.items()
+            if comparison[0]
+        }
+        self.names = (*objective.names, *self._compared, "soft_loss", "compared_tokens")
 
     def count(self, features):
         """What the losses of a part are to be divided by: labels and tokens, (2,) float32."""
@@ -205,19 +215,18 @@ class TaughtObjective:
         """dict of `names` -> float32 scalar."""
         theirs = tf.nest.map_structure(tf.stop_gradient, self._teacher(features))
         sums = self._objective.sums(outputs, features)
-        return sums | {
-            "compared_tokens": tf.reduce_sum(_mask(features)),
-            "soft_loss": self._soft(outputs, theirs, features),
-            "hidden_loss": self._compared("hidden_states", _squared, outputs, theirs, features),
-            "attention_loss": self._compared("attentions", _divergence, outputs, theirs, features),
-        }
+        sums["compared_tokens"] = tf.reduce_sum(_mask(features))
+        sums["soft_loss"] = self._soft(outputs, theirs, features)
+        for name, (_, output, difference) in self._compared.items():
+            pair = outputs[output], theirs[output]
+            sums[name] = self._distance(*pair, difference, features, output == "hidden_states")
+        return sums
 
-    def _compared(self, name, difference, outputs, theirs, features):
-        """The sum over the tokens of how far the blocks are from the teacher's."""
-        if name not in outputs:
-            return tf.zeros(())
-        ours, theirs = outputs[name], theirs[name]
-        first = name == "hidden_states"  # which begin with the embeddings
+    def _distance(self, ours, theirs, difference, features, first):
+        """The sum over the tokens of how far the blocks are from the teacher's.
+
+        first: whether the outputs begin with the embeddings.
+        """
         mask, total = _mask(features), 0.0
         for i, number in enumerate(self._teacher.layers):
             pair = ours[i + first], theirs[number - 1 + first]
@@ -230,20 +239,18 @@ class TaughtObjective:
         share = config.soft_weight
         mixed = (1 - share) * sums[self._loss] + share * sums["soft_loss"]
         loss = self._objective.loss(sums | {self._loss: mixed}, count[0])
-        compared = config.hidden_weight * sums["hidden_loss"]
-        compared += config.attention_weight * sums["attention_loss"]
-        return loss + compared / count[1]
+        compared = [weight * sums[name] for name, (weight, *_) in self._compared.items()]
+        return loss + sum(compared) / count[1]
 
     def metrics(self, sums):
-        """Those of the labels; loss, of all; soft_loss, hidden_loss, attention_loss; label_loss."""
+        """Those of the labels; loss, of all; soft_loss; label_loss; what is compared besides."""
         config, metrics = self._config, self._objective.metrics(sums)
         hard = metrics[self._loss]
         found = {"soft_loss": sums["soft_loss"] / max(sums[self._count], 1e-6)}
-        for name in _COMPARED:
-            found[name] = sums[name] / max(sums["compared_tokens"], 1.0)
         loss = metrics["loss"] + config.soft_weight * (found["soft_loss"] - hard)
-        loss += config.hidden_weight * found["hidden_loss"]
-        loss += config.attention_weight * found["attention_loss"]
+        for name, (weight, *_) in self._compared.items():
+            found[name] = sums[name] / max(sums["compared_tokens"], 1.0)
+            loss += weight * found[name]
         return metrics | found | {"loss": loss, "label_loss": metrics["loss"]}
 
 
@@ -286,11 +293,13 @@ class Taught(abc.ABC):
     def taught(self):
         """TaughtObjective of the run's objective."""
 
+    def check_model(self, bert_config, tokenizer):
+        super().check_model(bert_config, tokenizer)
+        self.teacher = Teacher(self.config, bert_config, tokenizer)
+
     def find(self, state):
-        config = self.config
-        check_heads(config.teacher, self.teacher_class)
+        check_heads(self.config.teacher, self.teacher_class)
         super().find(state)
-        self.teacher = Teacher(config, self.bert_config, self.tokenizer)
         self.objective = self.taught()
         self._taught_by = state["data"]["teacher"] if state else None
 

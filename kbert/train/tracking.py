@@ -39,6 +39,7 @@ class Tracker:
 
     def __init__(self, folder, config, about, directory=None):
         self._rows = self._thread = None
+        self._results = {}
         if config.wandb_project:
             self._rows = queue.SimpleQueue()
             settings = {**about, **flags.as_dict(config)}
@@ -51,13 +52,17 @@ class Tracker:
         if self._thread:
             self._rows.put((step, metrics))
 
-    def close(self):
-        """Sends the pictures that lie in the folder, and waits a while for all that is on its way.
+    def close(self, results=None):
+        """Sends results and the pictures in the folder, and waits a while for what is on its way.
 
         What is not sent by then is told in one line.
+
+        Args:
+            results: what the run returns, nested dicts of name -> number; None: it failed.
         """
         if not self._thread:
             return
+        self._results = results
         self._rows.put(None)
         self._thread.join(LONGEST_WAIT)
         if self._thread.is_alive():
@@ -75,11 +80,23 @@ class Tracker:
                 run.log(metrics, step=step)
             pictures = sorted(folder.glob("*.png"))
             run.log({path.stem: wandb.Image(str(path)) for path in pictures}, step=step)
-            run.finish()
+            run.summary.update(_numbers(self._results or {}))
+            run.finish(exit_code=int(self._results is None))
         except Exception as error:  # no key, no network, its versions: a run is worth more
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             reason = one_line(f"{kind}{error}", 300)
             say(f"note: W&B gets nothing more of this run: {reason}")
+
+
+def _numbers(results):
+    """Nested dicts as one of name/name -> number."""
+    found = {}
+    for name, value in results.items():
+        if isinstance(value, dict):
+            found |= {f"{name}/{inner}": x for inner, x in _numbers(value).items()}
+        elif isinstance(value, int | float):
+            found[name] = value
+    return found
 
 
 def _started(wandb, folder, project, settings, directory):

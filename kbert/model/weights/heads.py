@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 
+from kbert.errors import UserError
 from kbert.model.weights.tensors import Tensors, weight_shapes
 
 _ATTENTION = re.compile(r"bert/encoder/layer_(\d+)/attention/(query|key|value|output)/(\w+)")
@@ -38,7 +39,11 @@ def without_heads(config, weights, kept):
 
     Returns:
         BertConfig and Tensors; the arrays are read when they are asked for.
+
+    Raises:
+        UserError: a block keeps none, one that it does not have, or one twice.
     """
+    _check_kept(config, kept)
     smaller = dataclasses.replace(config, heads_left=tuple(len(numbers) for numbers in kept))
 
     def read(name):
@@ -52,6 +57,21 @@ def without_heads(config, weights, kept):
 
     shapes = weight_shapes(smaller)
     return smaller, Tensors({name: shapes[name] for name in weights}, read)
+
+
+def _check_kept(config, kept):
+    if len(kept) != config.num_hidden_layers:
+        raise UserError(
+            f"kept must name the heads of each of the {config.num_hidden_layers} blocks; got "
+            f"{len(kept)} lists."
+        )
+    for block, numbers in enumerate(kept):
+        there = config.block_heads(block)
+        if not numbers or len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(there)):
+            raise UserError(
+                f"kept must name different heads of block {block}, at least one, by numbers from 0 "
+                f"to {there - 1}; got {list(numbers)}."
+            )
 
 
 def with_all_heads(config, weights):
