@@ -5,6 +5,7 @@ import http.server
 import json
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 import tensorflow as tf
 import yaml
 from google.protobuf import text_format
+from ports import free_port
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 from tensorflow_serving.config import model_server_config_pb2
 
@@ -24,6 +26,8 @@ class Service(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Answers with what was asked."""
 
     def Predict(self, request, context):
+        if request.model_spec.name == "none":
+            context.abort(grpc.StatusCode.NOT_FOUND, "there is no\nmodel")
         answer = predict_pb2.PredictResponse()
         for name, proto in request.inputs.items():
             answer.outputs[name].CopyFrom(proto)
@@ -37,8 +41,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        body = json.dumps({"outputs": {**asked["inputs"], "path": self.path}}).encode()
-        self.send_response(200)
+        found = {"outputs": {**asked["inputs"], "path": self.path}}
+        missing = "/none:" in self.path
+        body = json.dumps({"error": "there is no model"} if missing else found).encode()
+        self.send_response(404 if missing else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -84,6 +90,28 @@ def test_the_client_asks_by_rest(rest_address):
     assert found == "question: ['Who?']\ncontext: ['Ada.']\npath: /v1/models/qa:predict\n"
     found = ask(f"--address={rest_address}", "--rest", "--text=a", "--label=canary")
     assert "path: /v1/models/bert/labels/canary:predict" in found
+
+
+def test_the_client_says_in_a_line_why_there_is_no_answer(
+    grpc_address, rest_address, monkeypatch, capsys
+):
+    def refused(*arguments):
+        monkeypatch.setattr(sys, "argv", ["client.py", *arguments])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(SERVING / "client.py"), run_name="__main__")
+        return end.value.code
+
+    assert refused("--text=a", "--text=b", "--name=text") == 2
+    assert "error: 2 --text need as many --name; got 1." in capsys.readouterr().err
+    nobody, none = f"127.0.0.1:{free_port()}", ("--text=a", "--model=none")
+    said = refused(f"--address={grpc_address}", *none)
+    assert said == f"error: {grpc_address}: NOT_FOUND: there is no model"
+    said = refused(f"--address={rest_address}", "--rest", *none)
+    assert said.startswith(f"error: {rest_address}: HTTP Error 404")
+    assert said.endswith('{"error": "there is no model"}')
+    assert "UNAVAILABLE" in refused(f"--address={nobody}", *none)
+    assert "refused" in refused(f"--address={nobody}", "--rest", *none)
+    assert "error: " in refused(f"--address={grpc_address}", "--rest", *none)  # no HTTP/1
 
 
 def test_the_versions_are_what_tensorflow_serving_reads():

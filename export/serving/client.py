@@ -6,7 +6,10 @@
 """
 
 import argparse
+import http.client
 import json
+import sys
+import urllib.error
 import urllib.request
 
 import grpc
@@ -48,12 +51,21 @@ def main():
     parser.add_argument("--address", help="default: 127.0.0.1:8500, with --rest 127.0.0.1:8501")
     parser.add_argument("--timeout", type=float, default=10, help="seconds")
     asked = parser.parse_args()
+    names = asked.name or ["text"] * len(asked.text)
+    if len(names) != len(asked.text):
+        parser.error(f"{len(asked.text)} --text need as many --name; got {len(names)}.")
     address = asked.address or f"127.0.0.1:{8501 if asked.rest else 8500}"
     inputs = {}
-    for name, text in zip(asked.name or ["text"] * len(asked.text), asked.text, strict=True):
+    for name, text in zip(names, asked.text, strict=True):
         inputs.setdefault(name, []).append(text)
     ask = ask_rest if asked.rest else ask_grpc
-    outputs = ask(address, asked.model, asked.label, inputs, asked.timeout)
+    try:
+        outputs = ask(address, asked.model, asked.label, inputs, asked.timeout)
+    except grpc.RpcError as error:
+        sys.exit(f"error: {address}: {error.code().name}: {' '.join(error.details().split())}")
+    except (OSError, http.client.HTTPException) as error:  # refused, or nobody is there
+        said = error.read().decode() if isinstance(error, urllib.error.HTTPError) else ""
+        sys.exit(f"error: {address}: {error} {said}".rstrip())
     for name, value in outputs.items():
         print(f"{name}: {value}")
 
