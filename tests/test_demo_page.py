@@ -16,6 +16,7 @@ from kbert.serving import saved_model
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
+    pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl"),
 ]
 HOSTILE = "the [MASK] sat <script>alert(1)</script> <b>on</b> the [MASK]"
 
@@ -234,6 +235,23 @@ PALE = """(() => {
 })()"""
 
 
+def test_enter_begins_a_line_on_a_phone(page):
+    hint = "document.querySelector('#keys').getClientRects().length"
+    assert page.script(hint) == 1
+    page.call("Emulation.setTouchEmulationEnabled", enabled=True)
+    page.script("location.reload()")
+    page.wait(f"document.querySelectorAll('textarea').length && !{hint}")
+    page.script("document.querySelector('textarea').focus()")
+    page.type("cat")
+    page.press("Enter")
+    page.type("dog")
+    assert page.script("document.querySelector('textarea').value") == "cat\ndog"
+    assert page.script("document.activeElement.hasAttribute('aria-describedby')") is False
+    assert page.text("#said") == "" == page.text("#error")
+    page.script("document.querySelector('#ask').click()")
+    assert answered(page)
+
+
 def test_answers_are_those_of_the_server(page, server):
     def asked(kind, *instances):
         found = server.get(f"/v1/models/{kind}:predict", {"instances": instances})
@@ -352,10 +370,10 @@ def test_what_is_wrong_is_said(models, browser):
         assert browser.text("#error") == "Write something into “Text” first."
         assert focused(browser) == "TEXTAREA"
         browser.script("document.activeElement.value = 'x'.repeat(30_000)")
-        browser.press("Enter")
+        browser.script("document.querySelector('#ask').click()")
         browser.wait("document.querySelector('#error').innerText.startsWith('The request is')")
         browser.script("document.querySelector('textarea').value = 'cat'")
-    browser.press("Enter")
+    browser.script("document.querySelector('#ask').click()")
     browser.wait("document.querySelector('#error').innerText.startsWith('The server does')")
     assert browser.text("#error") == "The server does not answer. Is it still running?"
     assert browser.script(OVERFLOW) == []
