@@ -755,6 +755,15 @@ def test_tls(exported, tmp_path):
             {"model_base_path": "a", "demo": True, "rest_api_port": 0},
             "--demo is a page on the port",
         ),
+        ({"model_config_file": "a", "model_name": "b"}, "--model_name is for --model_base_path"),
+        (
+            {"model_base_path": "a", "model_config_file_poll_wait_seconds": 1.0},
+            "--model_config_file_poll_wait_seconds is for --model_config_file.",
+        ),
+        (
+            {"model_base_path": "a", "rest_api_port": 0, "rest_api_timeout_in_ms": 1},
+            "--rest_api_timeout_in_ms is for REST",
+        ),
         ({"model_base_path": "a", "ssl_key": "a"}, "go together"),
         ({"model_base_path": "a", "ssl_client_ca": "a"}, "needs --ssl_certificate"),
         ({"model_base_path": "a", "engine": "fast"}, "engine must be one of"),

@@ -60,6 +60,14 @@ class ServeConfig:
                 "name a folder of numbered exports with --model_base_path=models/bert, or several "
                 "models with --model_config_file."
             )
+        default = {field.name: field.default for field in dataclasses.fields(self)}
+        if self.model_config_file and self.model_name != default["model_name"]:
+            raise UserError("--model_name is for --model_base_path; --model_config_file has names.")
+        if self.model_base_path and self.model_config_file_poll_wait_seconds:
+            raise UserError("--model_config_file_poll_wait_seconds is for --model_config_file.")
+        timeout = self.rest_api_timeout_in_ms
+        if not self.rest_api_port and timeout != default["rest_api_timeout_in_ms"]:
+            raise UserError("--rest_api_timeout_in_ms is for REST, which --rest_api_port=0 closes.")
         if not self.port and not self.rest_api_port:
             raise UserError("--port and --rest_api_port are both 0: there is nothing to listen on.")
         if self.demo and not self.rest_api_port:
