@@ -152,7 +152,7 @@ def export_checksum(about):
 
 
 def sha256_of(path):
-    """SHA-256 of a file."""
+    """Hexadecimal SHA-256 of a local file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -112,7 +112,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_passed_over(tmp_path, monkeypa
     def refuse(path):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(checkpoint, "_sha256", refuse)
+    monkeypatch.setattr(checkpoint, "sha256_of", refuse)
     with pytest.raises(UserError, match=r"cannot read .*step_00000002: Permission denied"):
         checkpoints.newest(print)
 

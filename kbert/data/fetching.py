@@ -8,6 +8,7 @@ import pathlib
 
 from kbert import storage
 from kbert.errors import UserError
+from kbert.formats import sha256_of
 
 _FILES_AT_ONCE = 8
 
@@ -15,12 +16,6 @@ _FILES_AT_ONCE = 8
 def cache_folder():
     """Where fetched files are kept: $KBERT_CACHE, else ~/.cache/kbert."""
     return pathlib.Path(os.environ.get("KBERT_CACHE") or "~/.cache/kbert").expanduser()
-
-
-def sha256(path):
-    """Hexadecimal SHA-256 of a local file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch(url, manifest_name, manifest, hashes, cache_dir=None, report=None):
@@ -71,7 +66,7 @@ def _fetch_file(url, folder, name, expected):
         storage.copy(source, coming)
     except FileNotFoundError:
         raise UserError(f"the corpus file {source} is missing. Prepare the text again.") from None
-    if sha256(coming) != expected:
+    if sha256_of(coming) != expected:
         coming.unlink()
         raise UserError(
             f"the corpus file {source} is damaged: its checksum differs from the manifest's. "

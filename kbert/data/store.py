@@ -19,8 +19,9 @@ import resource
 import numpy as np
 
 from kbert import storage
-from kbert.data.fetching import fetch, sha256
+from kbert.data.fetching import fetch
 from kbert.errors import UserError
+from kbert.formats import sha256_of
 
 MANIFEST = "corpus.json"
 _FORMAT = "kbert corpus 1"
@@ -103,7 +104,7 @@ def write_manifest(folder, shards, vocab_size, fingerprint, lower_case, unigrams
     totals = {part: sum(shard["counts"][part] for shard in shards) for part in _PARTS}
     manifest = {
         "format": _FORMAT,
-        "sha256": {path.name: sha256(path) for path in others},
+        "sha256": {path.name: sha256_of(path) for path in others},
         "documents": totals["documents"],
         "sentences": totals["sentences"],
         "tokens": totals["ids"],
@@ -217,7 +218,7 @@ class Corpus:
         for name, expected in hashes.items():
             path = self.folder / name
             try:
-                found = sha256(path)
+                found = sha256_of(path)
             except OSError as error:
                 raise _damaged(path, error.strerror) from error
             if found != expected:

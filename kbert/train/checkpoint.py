@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from kbert.errors import UserError
+from kbert.formats import sha256_of
 
 OPTIMIZER_FILE = "optimizer.h5"
 STATE_FILE, _FORMAT = "state.json", 3
@@ -61,7 +62,7 @@ class Checkpoints:
         try:
             scratch.mkdir(parents=True)
             write(scratch)
-            files = {path.name: _sha256(path) for path in sorted(scratch.iterdir())}
+            files = {path.name: sha256_of(path) for path in sorted(scratch.iterdir())}
             state = {"format": _FORMAT, "step": step, **state, "files": files}
             text = json.dumps({**state, "checksum": _checksum(state)}, indent=1)
             (scratch / STATE_FILE).write_text(text + "\n", encoding="utf-8")
@@ -146,7 +147,7 @@ def verified_state(path):
         if not whole:
             raise ValueError(f"the checksum of {STATE_FILE} differs")
         for name, expected in state["files"].items():
-            if _sha256(path / name) != expected:
+            if sha256_of(path / name) != expected:
                 raise ValueError(f"the checksum of {name} differs")
     except UserError:
         raise
@@ -265,11 +266,6 @@ def _reason(error):
 
 def _checksum(state):
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path):
