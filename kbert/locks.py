@@ -1,4 +1,7 @@
-"""Locks: two processes never write the same folder."""
+"""Locks: two processes never write the same local folder.
+
+Remote storage has no locks: the local copy of a remote folder is locked, the folder itself is not.
+"""
 
 import contextlib
 import fcntl
