@@ -379,6 +379,26 @@ def test_changed_flags_are_reported_on_resume(settings, tmp_path, capsys):
     assert "note: --train_steps is 14 now; before the stop it was 12" in capsys.readouterr().out
 
 
+def test_flags_of_the_start_have_no_effect_on_resume(settings, finished, capsys):
+    vocab = finished / "pretrain/final/vocab.txt"
+    changes = {"train_steps": 13, "init_from": "gone", "vocab_size": 50, "vocab_file": str(vocab)}
+    train(PretrainConfig(**settings | changes), finished)
+    printed = capsys.readouterr().out
+    for name in ("init_from", "vocab_size", "vocab_file"):
+        note = f"note: --{name} has no effect: the run goes on from its own checkpoint\n"
+        assert note in printed and f"--{name} is" not in printed
+    train(PretrainConfig(**settings | {"train_steps": 13}), finished)
+    assert "--init_from" not in capsys.readouterr().out  # left out, it asks for nothing
+
+
+def test_another_vocabulary_is_refused_on_resume(settings, finished, tmp_path):
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text((finished / "data/vocab.txt").read_text() + "extra\n")
+    message = f"--vocab_file={vocab} holds another vocabulary than the checkpoint. Leave the flag"
+    with pytest.raises(UserError, match=re.escape(message)):
+        train(PretrainConfig(**settings | {"vocab_file": str(vocab)}), finished)
+
+
 def test_a_contradicting_architecture_is_refused_on_resume(settings, tmp_path):
     train(PretrainConfig(**settings), tmp_path / "run")
     other = tmp_path / "other.yaml"
@@ -752,6 +772,15 @@ def test_bad_input(settings, tmp_path, change, message):
         change = {"eval_input": settings["input"]}
     with pytest.raises(UserError, match=message):
         train(PretrainConfig(**settings | change), tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["./text.txt", "other/../text.txt", "link.txt", "*.txt"])
+def test_held_out_text_is_not_the_text_under_another_name(settings, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "link.txt").symlink_to("text.txt")
+    with pytest.raises(UserError, match=r"/text\.txt is in --input and in --eval_input"):
+        train(PretrainConfig(**settings | {"eval_input": name}), tmp_path / "run")
 
 
 def test_bad_input_is_refused_before_anything_slow(settings, tmp_path, capsys):

@@ -10,7 +10,7 @@ from kbert.config import BertConfig
 from kbert.data import BertTokenizer, Corpus, learn_vocab, prepare
 from kbert.data.corpus import Texts, find_inputs
 from kbert.data.preparation import input_stamps
-from kbert.data.store import MANIFEST
+from kbert.data.store import is_prepared
 from kbert.data.vocab import write_vocab
 from kbert.errors import UserError
 from kbert.model.weights import open_weights
@@ -34,7 +34,7 @@ def check_inputs(config):
         UserError: no such text, an architecture or a vocabulary that cannot be read.
     """
     found = [
-        {_place(inputs)} if _is_prepared(inputs) else set(find_inputs(inputs))
+        {_place(path) for path in ([inputs] if is_prepared(inputs) else find_inputs(inputs))}
         for inputs in filter(None, (config.input, config.eval_input))
     ]
     both = set.intersection(*found) if len(found) == 2 else ()
@@ -72,6 +72,7 @@ def find_or_make(config, folder, saved, check, report, may_make=True):
     if saved:
         saved_config = BertConfig.from_file(saved / "config.json")
         tokenizer = BertTokenizer.from_pretrained(saved)
+        _check_vocabulary(config, tokenizer)
     elif not may_make:
         tokenizer = BertTokenizer.from_pretrained(folder)
     else:
@@ -92,17 +93,25 @@ def find_or_make(config, folder, saved, check, report, may_make=True):
     return Inputs(bert_config, tokenizer, corpus, eval_corpus)
 
 
-def _place(folder):
-    return folder if storage.is_remote(folder) else os.path.abspath(folder)
+def _place(path):
+    remote = storage.is_remote(path) or path.startswith("tfds:")
+    return path if remote else os.path.realpath(path)
 
 
-def _is_prepared(inputs):
-    return storage.exists(os.path.join(inputs, MANIFEST))
+def _check_vocabulary(config, tokenizer):
+    if not config.vocab_file:
+        return
+    asked = BertTokenizer(config.vocab_file, **tokenizer.settings)
+    if asked.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"--vocab_file={config.vocab_file} holds another vocabulary than the checkpoint. Leave "
+            f"the flag out, or take another --output_dir."
+        )
 
 
 def _tokenizer(config, folder, report):
     lower_case = config.lower_case is not False
-    if _is_prepared(config.input):
+    if is_prepared(config.input):
         corpus = Corpus(config.input, verify=False)
         theirs = corpus.manifest["lower_case"]
         tokenizer = BertTokenizer.from_pretrained(corpus.folder, lower_case=theirs)
@@ -130,13 +139,13 @@ def _tokenizer(config, folder, report):
 
 
 def _corpus(inputs, folder, tokenizer, report, may_make):
-    if _is_prepared(inputs):
+    if is_prepared(inputs):
         corpus = Corpus(inputs)
     elif not may_make:
         corpus = Corpus(folder)
     else:
         stamps = input_stamps(find_inputs(inputs))
-        corpus = Corpus(folder) if _is_prepared(folder) else None
+        corpus = Corpus(folder) if is_prepared(folder) else None
         fresh = corpus is None or (
             corpus.manifest.get("inputs") != stamps
             or corpus.manifest["vocab_fingerprint"] != tokenizer.fingerprint

@@ -34,6 +34,8 @@ from kbert.train.tracking import check_tracking
 CALL_SECONDS = 0.5
 # So many steps in a row that are not finite are no accident.
 NOT_FINITE_LIMIT = 100
+# Settings of the start of a run; one that goes on has what came of them in its checkpoint.
+_IN_CHECKPOINT = ("init_from", "vocab_file", "vocab_size")
 
 
 def start_run(kind, config, output_dir, act, check=lambda config: None):
@@ -207,8 +209,12 @@ class Run(abc.ABC):
     def _report_changes(self, state):
         current = flags.as_dict(self.config)
         for name, value in state["settings"].items():
-            if name in current and current[name] != value:
+            if name not in current or current[name] == value:
+                continue
+            if name not in _IN_CHECKPOINT:
                 say(f"note: --{name} is {current[name]} now; before the stop it was {value}")
+            elif current[name] is not None:
+                say(f"note: --{name} has no effect: the run goes on from its own checkpoint")
         if self.identity()["corpus"] != state["data"]["corpus"]:
             say("note: the text has changed since the stop; from here on other examples are seen")
 
