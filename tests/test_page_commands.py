@@ -57,6 +57,7 @@ SHORTER = [
 ]
 IN_FULL = ("*=configs/quick.flags", "*=configs/finetune_quick.flags")  # on the README's own page
 SHORTER_PYTHON = {"steps_per_epoch=batches.steps_per_epoch": "steps_per_epoch=2", ", epochs=3": ""}
+SHORTER_PYTHON |= {"layers=3": "layers=1"}
 
 # The packages are there: pip and venv do nothing. A server runs on until its block ends.
 SHELL = """
