@@ -210,8 +210,8 @@ def check_kills(files, url, settings, folder, monkeypatch, numbers):
 
 
 def test_a_run_that_is_killed_while_it_sends(files, url, settings, tmp_path, monkeypatch):
-    """In a checkpoint; elsewhere in the slow test of all moments."""
-    assert check_kills(files, url, settings, tmp_path, monkeypatch, [20]) is None
+    """In the corpora, in a checkpoint, and where an old one is removed."""
+    assert check_kills(files, url, settings, tmp_path, monkeypatch, [3, 20, 45]) is None
 
 
 @pytest.mark.slow

@@ -1,11 +1,15 @@
-"""What a run guards itself against: being stopped, and batches that are too large."""
+"""What a run guards itself against: stops, batches that are too large, settings that changed."""
 
 import contextlib
 import signal
 import threading
 
+from kbert import flags
 from kbert.errors import UserError
 from kbert.train.report import say
+
+# Settings of the start of a run; one that goes on has what came of them in its checkpoint.
+_IN_CHECKPOINT = ("init_from", "vocab_file", "vocab_size")
 
 
 class StopRequest:
@@ -74,3 +78,22 @@ def check_fixed(config, names, state, path):
                 f"{name} is {now} now, but {path} was written with {before}. Go on with the "
                 f"old value, or start another run: --init_from={path} --output_dir=ANOTHER."
             )
+
+
+def report_changes(config, identity, state):
+    """Says what is another since the stop, or has no effect on a run that goes on.
+
+    Args:
+        config: settings. identity: what the run learns from now, `kbert.train.loop.Run.identity`.
+        state: of the checkpoint.
+    """
+    current = flags.as_dict(config)
+    for name, value in state["settings"].items():
+        if name not in current or current[name] == value:
+            continue
+        if name not in _IN_CHECKPOINT:
+            say(f"note: --{name} is {current[name]} now; before the stop it was {value}")
+        elif current[name] is not None:
+            say(f"note: --{name} has no effect: the run goes on from its own checkpoint")
+    if identity["corpus"] != state["data"]["corpus"]:
+        say("note: the text has changed since the stop; from here on other examples are seen")

@@ -20,7 +20,7 @@ from kbert.train.checkpoint import (
     restore_arrays,
 )
 from kbert.train.distribution import find_devices
-from kbert.train.guards import check_fixed, smaller_slices, stop_requests
+from kbert.train.guards import check_fixed, report_changes, smaller_slices, stop_requests
 from kbert.train.metrics import Sums
 from kbert.train.mirror import mirrored
 from kbert.train.output import Output
@@ -34,8 +34,6 @@ from kbert.train.tracking import check_tracking
 CALL_SECONDS = 0.5
 # So many steps in a row that are not finite are no accident.
 NOT_FINITE_LIMIT = 100
-# Settings of the start of a run; one that goes on has what came of them in its checkpoint.
-_IN_CHECKPOINT = ("init_from", "vocab_file", "vocab_size")
 
 
 def start_run(kind, config, output_dir, act, check=lambda config: None):
@@ -176,7 +174,7 @@ class Run(abc.ABC):
         if state:
             self.step = state["step"]
             self.restore(self.checkpoints.path(self.step))
-            self._report_changes(state)
+            report_changes(config, self.identity(), state)
             origin = f"step {self.step} of {mirror.shown(self.checkpoints.path(self.step))}"
         # 2. ... else the weights of --init_from ...
         elif config.init_from:
@@ -205,18 +203,6 @@ class Run(abc.ABC):
         if self.pruning:
             say(self.pruning.describe())
         say(f"starting from {origin}")
-
-    def _report_changes(self, state):
-        current = flags.as_dict(self.config)
-        for name, value in state["settings"].items():
-            if name not in current or current[name] == value:
-                continue
-            if name not in _IN_CHECKPOINT:
-                say(f"note: --{name} is {current[name]} now; before the stop it was {value}")
-            elif current[name] is not None:
-                say(f"note: --{name} has no effect: the run goes on from its own checkpoint")
-        if self.identity()["corpus"] != state["data"]["corpus"]:
-            say("note: the text has changed since the stop; from here on other examples are seen")
 
     def restore(self, folder):
         """Loads the weights and the optimizer of a checkpoint."""

@@ -5,20 +5,18 @@ Names and shapes of requests and answers: https://www.tensorflow.org/tfx/serving
 
 import asyncio
 import functools
-import ipaddress
 import json
 import logging
 import re
 import time
-import urllib.parse
 
 import numpy as np
 from aiohttp import web
 from google.protobuf import json_format
 from tensorflow_serving.apis import predict_pb2
 
-from kbert.errors import one_line
 from kbert.serving.server.demo import Demo
+from kbert.serving.server.origins import guard
 from kbert.serving.server.refused import HTTP_STATUS, Refused, invalid
 from kbert.serving.server.tensors import (
     check_examples,
@@ -44,8 +42,7 @@ class RestServer:
         self._seconds = config.rest_api_timeout_in_ms / 1000
         self._open = 0
         self._demo = Demo(service) if config.demo else None
-        self._hosts = _own_hosts(config.host)
-        app = web.Application(middlewares=[self._guarded])
+        app = web.Application(middlewares=[guard(config.host)])
         app.on_response_prepare.append(_not_sniffed)
         app.router.add_get("/healthz", self._alive)
         app.router.add_get("/readyz", self._ready)
@@ -75,24 +72,6 @@ class RestServer:
     async def stop(self):
         """Takes no further requests, and waits for those that have begun."""
         await self._runner.cleanup()
-
-    @web.middleware
-    async def _guarded(self, request, handler):
-        """Refuses what pages of other sites ask through a browser on this machine.
-
-        Any site may give its own name the address 127.0.0.1.
-        """
-        named = {"Host": request.headers.get("Host")}
-        if request.method != "GET":
-            named["Origin"] = request.headers.get("Origin")
-        for header, value in named.items():
-            if self._hosts and value is not None and _host_of(value) not in self._hosts:
-                reason = (
-                    f"{header} {value[:100]!r} is not this machine: ask "
-                    f"{', '.join(sorted(self._hosts))}, or serve with --host=0.0.0.0."
-                )
-                return _said(403, {"error": one_line(reason, 500)})
-        return await handler(request)
 
     async def _alive(self, request):
         return _said(200, {"status": "alive"})
@@ -225,23 +204,6 @@ class RestServer:
         spec.signature_name = asked.get("signature_name", "")
         _, servable, signature = self._service.find(spec)
         return servable, signature, _examples(asked, self._service.most_examples)
-
-
-def _own_hosts(host):
-    """Names that this machine has for itself, if only it reaches `host`; else None: any name."""
-    try:
-        is_own = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # another name
-        is_own = False
-    return {"localhost", "127.0.0.1", "::1", host} if is_own else None
-
-
-def _host_of(value):
-    """The host of a header Host or Origin, without its port; "" if there is none."""
-    try:
-        return urllib.parse.urlsplit(f"//{value.rpartition('://')[2]}").hostname or ""
-    except ValueError:
-        return ""
 
 
 async def _not_sniffed(request, response):
