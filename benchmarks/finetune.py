@@ -16,8 +16,6 @@ import tempfile
 import time
 
 import numpy as np
-import torch
-import transformers
 from absl import app
 from absl import flags as absl_flags
 
@@ -36,9 +34,8 @@ flags.define(FinetuneConfig)
 absl_flags.DEFINE_list("seeds", ["0"], "seeds of the runs")
 absl_flags.DEFINE_bool("peer", True, "run HF transformers, too")
 CLASSES = {
-    "regress": transformers.BertForSequenceClassification,
-    "tag": transformers.BertForTokenClassification,
-    "qa": transformers.BertForQuestionAnswering,
+    "tag": "BertForTokenClassification",
+    "qa": "BertForQuestionAnswering",
 }
 
 
@@ -60,6 +57,9 @@ def replaced(config, seed):
 
 def theirs(config, seed):
     """The same of a run of HF's model in torch."""
+    import torch
+    import transformers
+
     begin = time.perf_counter()
     torch.manual_seed(seed)
     tokenizer = BertTokenizer.from_pretrained(config.init_from)
@@ -74,7 +74,7 @@ def theirs(config, seed):
     labels = {"num_labels": len(names)} if names else {}
     if config.task == "regress":
         labels = {"num_labels": 1}
-    kind = CLASSES.get(config.task, transformers.BertForSequenceClassification)
+    kind = getattr(transformers, CLASSES.get(config.task, "BertForSequenceClassification"))
     transformers.logging.set_verbosity_error()
     model = kind.from_pretrained(find_folder(config.init_from), **labels).train()
     decayed = [p for n, p in model.named_parameters() if "LayerNorm" not in n and "bias" not in n]
@@ -114,12 +114,16 @@ def theirs(config, seed):
 
 def forward(model, features):
     """HF's outputs of a batch."""
+    import torch
+
     names = ("input_ids", "attention_mask", "token_type_ids")
     return model(**{name: torch.tensor(features[name]).long() for name in names})
 
 
 def torch_loss(task, outputs, features):
     """The loss of `kbert.tasks`, in torch."""
+    import torch
+
     labels, weights = torch.tensor(features["labels"]), torch.tensor(features["label_weights"])
     entropy = torch.nn.functional.cross_entropy
     if task == "regress":

@@ -30,6 +30,8 @@ def define_flags(rows, threads=None):
     flags.DEFINE_integer("threads", threads, "threads of each side, and CPUs it is bound to")
     flags.DEFINE_bool("quick", False, "a tiny model and one short round: does everything work?")
     flags.DEFINE_string("json", None, "file to write all figures to")
+    flags.DEFINE_string("python_kbert", sys.executable, "Python that has what kbert needs")
+    flags.DEFINE_string("before", None, "a checkout of an earlier kbert, to compare with as a side")
     for peer in PEERS:
         interpreter = f"benchmarks/.peers/{peer}/bin/python"
         flags.DEFINE_string(f"python_{peer}", interpreter, f"Python that has {NAMES[peer]}")
@@ -43,9 +45,11 @@ def commands():
         peer: [python, "-m", f"benchmarks.workers.{peer}_side"]
         for peer, python in interpreters.items()
     }
-    found["kbert"] = [sys.executable, "-m", "benchmarks.workers.kbert_side"]
+    found["kbert"] = [FLAGS.python_kbert, "-m", "benchmarks.workers.kbert_side"]
+    if FLAGS.before:
+        found["before"] = ["/usr/bin/env", "-C", FLAGS.before, *found["kbert"]]
     found["kbert_openvino"] = [*found["kbert"], "openvino"]
-    found["gemm"] = [sys.executable, "-m", "benchmarks.workers.gemm"]
+    found["gemm"] = [FLAGS.python_kbert, "-m", "benchmarks.workers.gemm"]
     return found
 
 
@@ -60,7 +64,10 @@ def compare(area, rows, check=None, more=None):
     compared, remarks, host = [], [], machine()
     rounds, seconds = (1, 0.2) if FLAGS.quick else (FLAGS.rounds, FLAGS.round_seconds)
     for row in rows:
-        row = dataclasses.replace(row, sides=tuple(s for s in row.sides if s in FLAGS.sides))
+        sides = tuple(side for side in row.sides if side in FLAGS.sides)
+        if FLAGS.before:
+            sides = (*sides, "before")
+        row = dataclasses.replace(row, sides=sides)
         with tempfile.TemporaryDirectory() as folder:
             place = folder if check else None
             found = measure(row, commands(), FLAGS.threads, rounds, seconds, progress, place)

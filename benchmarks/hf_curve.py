@@ -3,7 +3,7 @@
 python benchmarks/hf_curve.py --corpus=FOLDER prints two comparisons over 200 steps:
 
 1. Dropout off, the same initial weights: the largest difference of the losses at equal steps.
-2. Dropout 0.1, three seeds each: mean and spread of the loss over steps 150 to 200.
+2. Dropout 0.1, --seeds each: mean and spread of the loss over steps 150 to 200.
 
 Both sides use float32, AdamW as BERT has it, clipping at 1.0 and the same schedule; the torch side
 is written here from the same formulas. Needs the extra [test].
@@ -14,9 +14,7 @@ import statistics
 import keras
 import numpy as np
 import tensorflow as tf
-import torch
 from absl import app, flags
-from hf_bert import hf_model
 
 from kbert import BertConfig, BertForPreTraining
 from kbert.data import Corpus, pretraining_dataset
@@ -26,6 +24,8 @@ from kbert.train.schedule import WarmupPolynomialDecay
 
 flags.DEFINE_string("corpus", None, "a prepared corpus", required=True)
 flags.DEFINE_integer("steps", 200, "steps of each run")
+flags.DEFINE_bool("peer", True, "run HF transformers, too")
+flags.DEFINE_integer("seeds", 3, "runs of each side in the second comparison")
 flags.DEFINE_integer("batch_size", 32, "examples in a step")
 flags.DEFINE_integer("max_seq_length", 64, "length of an example in tokens")
 flags.DEFINE_float("learning_rate", 3e-4, "peak learning rate")
@@ -73,6 +73,9 @@ def kbert_losses(data, config, seed):
 
 def hf_losses(data, config, start, seed):
     """Losses of an HF run from the initial weights `start`."""
+    import torch
+    from hf_bert import hf_model
+
     torch.manual_seed(seed)
     model = hf_model(start, config)
     model.train()
@@ -114,6 +117,26 @@ def main(_):
     """Prints both comparisons."""
     corpus = Corpus(FLAGS.corpus)
     data = batches(corpus)
+    if FLAGS.peer:
+        compare_without_dropout(corpus, data)
+    config = config_of(corpus, dropout=0.1)
+    last = {"kbert": [], "HF": []}
+    for seed in range(FLAGS.seeds):
+        ours, start = kbert_losses(data, config, seed)
+        last["kbert"].append(statistics.mean(ours[-50:]))
+        if FLAGS.peer:
+            last["HF"].append(statistics.mean(hf_losses(data, config, start, seed)[-50:]))
+        print(f"seed {seed}: " + ", ".join(f"{n} {v[-1]:.4f}" for n, v in last.items() if v))
+    for name, values in last.items():
+        if values:
+            print(
+                f"{name:5} dropout 0.1, mean loss of the last 50 steps: "
+                f"{statistics.mean(values):.4f} ({min(values):.4f} to {max(values):.4f})"
+            )
+
+
+def compare_without_dropout(corpus, data):
+    """Prints how far the losses of both are apart from the same start."""
     config = config_of(corpus, dropout=0.0)
     ours, start = kbert_losses(data, config, 0)
     theirs = hf_losses(data, config, start, 0)
@@ -124,19 +147,6 @@ def main(_):
         f"{ours[-1]:.4f}, {theirs[-1]:.4f}",
         flush=True,
     )
-    config = config_of(corpus, dropout=0.1)
-    last = {"kbert": [], "HF": []}
-    for seed in range(3):
-        ours, start = kbert_losses(data, config, seed)
-        theirs = hf_losses(data, config, start, seed)
-        last["kbert"].append(statistics.mean(ours[-50:]))
-        last["HF"].append(statistics.mean(theirs[-50:]))
-        print(f"seed {seed}: kbert {last['kbert'][-1]:.4f}, HF {last['HF'][-1]:.4f}", flush=True)
-    for name, values in last.items():
-        print(
-            f"{name:5} dropout 0.1, mean loss of the last 50 steps: {statistics.mean(values):.4f} "
-            f"({min(values):.4f} to {max(values):.4f})"
-        )
 
 
 if __name__ == "__main__":

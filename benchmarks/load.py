@@ -18,6 +18,8 @@ from absl import app, flags
 
 flags.DEFINE_integer("rounds", 5, "loads by each peer")
 flags.DEFINE_string("size", "base", "preset of BertConfig")
+flags.DEFINE_list("sides", ["kbert", "HF", "KerasHub"], "who takes part")
+flags.DEFINE_string("python", sys.executable, "Python that has all of them")
 
 MAKE = """
 import sys, warnings, kbert
@@ -60,7 +62,7 @@ PEERS = {
 
 
 def run(script, *arguments):
-    command = [sys.executable, "-c", script, *arguments]
+    command = [flags.FLAGS.python, "-c", script, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
@@ -68,12 +70,14 @@ def run(script, *arguments):
 
 
 def main(_):
-    size, results = flags.FLAGS.size, {name: [] for name in PEERS}
+    size, sides = flags.FLAGS.size, tuple(flags.FLAGS.sides)
+    peers = {name: scripts for name, scripts in PEERS.items() if name.startswith(sides)}
+    results = {name: [] for name in peers}
     with tempfile.TemporaryDirectory() as folder:
         run(MAKE, folder, size)
         weights = pathlib.Path(folder, "hf/model.safetensors").stat().st_size
         for _ in range(flags.FLAGS.rounds):
-            for name, (start, load) in PEERS.items():
+            for name, (start, load) in peers.items():
                 script = LOAD.replace("{start}", start).replace("{load}", load)
                 printed = run(script, folder)
                 (line,) = [line for line in printed.splitlines() if line.startswith("RESULT")]

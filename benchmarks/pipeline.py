@@ -69,7 +69,7 @@ def time_prepare(text, vocab_file, folder):
     begin, peak = time.perf_counter(), [0]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [
-        *(sys.executable, "-m", "kbert.prepare", f"--input={text}", f"--output_dir={folder}"),
+        *(FLAGS.python_kbert, "-m", "kbert.prepare", f"--input={text}", f"--output_dir={folder}"),
         *(f"--vocab_file={vocab_file}", f"--processes={FLAGS.threads}"),
     ]
     process = subprocess.Popen(command, stdout=sys.stderr)

@@ -32,6 +32,9 @@ COLUMNS += ("its anonymous",)
 
 def rows():
     """(text, flags of kbert.prepare, whether Beam) of each measurement, small texts first."""
+    if FLAGS.quick:
+        yield "1", ("--processes=1",), False
+        return
     for size in map(int, FLAGS.sizes_mb):
         for processes in (1, 2):
             yield f"{size}", (f"--processes={processes}",), False
@@ -140,7 +143,9 @@ def main(_):
     paths = FLAGS.text or [data.sample_text(folder)]
     FLAGS.vocab_file = data.vocabulary(FLAGS.vocab_file, folder)
     sources, found, first = read_sources(paths), [], {}
-    has_beam = not subprocess.run([FLAGS.python_beam, "-c", "import apache_beam"]).returncode
+    has_beam = any(needs_beam for *_, needs_beam in rows()) and not (
+        subprocess.run([FLAGS.python_beam, "-c", "import apache_beam"]).returncode
+    )
     table = [COLUMNS, ["---"] * len(COLUMNS)]
     for name, settings, needs_beam in rows():
         if needs_beam and not has_beam:
@@ -150,7 +155,7 @@ def main(_):
         if not text.exists():
             size = int(name.partition("-")[0]) * 10**6
             write_text(sources, text, size, lines=name.endswith("lines"))
-        python = FLAGS.python_beam if needs_beam else sys.executable
+        python = FLAGS.python_beam if needs_beam else FLAGS.python_kbert
         took = run(text, folder / "corpus", settings, python)
         shards = took.pop("shards")
         how = (name, "--deduplicate" in settings)
@@ -171,6 +176,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("folder", "/tmp/prepare", "where texts and corpora are written")
     flags.DEFINE_list("sizes_mb", ["500", "2000"], "sizes of the texts")
     flags.DEFINE_integer("beam_mb", 100, "size of the text for Beam's runner, which keeps it all")
+    flags.DEFINE_bool("quick", False, "one small text: does everything work?")
+    flags.DEFINE_string("python_kbert", sys.executable, "Python that has kbert")
     flags.DEFINE_string("python_beam", sys.executable, "Python that has apache_beam, and kbert")
     flags.DEFINE_string("json", None, "file to write all figures to")
     app.run(main)

@@ -30,6 +30,14 @@ def computations(folders, engine, features):
         yield settled_engine(engine, model, "smaller")(outputs, features)
 
 
+def token_ids(folder, batch):
+    """(batch, length) int32 ids of ordinary tokens of a folder's vocabulary."""
+    import kbert
+
+    size = kbert.BertTokenizer.from_pretrained(folder).vocab_size
+    return np.random.default_rng(0).integers(size // 30, size, (batch, FLAGS.length), np.int32)
+
+
 def seconds_of(compute, features, least):
     """Seconds of a call, the mean of those that take `least` seconds together."""
     begin, count = time.perf_counter(), 0
@@ -45,7 +53,7 @@ def main(_):
     print("| --- | --- | --- | --- | --- |")
     for engine in FLAGS.engines:
         for batch in map(int, FLAGS.batches):
-            ids = np.random.default_rng(0).integers(999, 29999, (batch, FLAGS.length), np.int32)
+            ids = token_ids(FLAGS.models[0], batch)
             features = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
             found = list(computations(FLAGS.models, engine, features))
             for compute in found:

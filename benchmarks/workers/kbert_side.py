@@ -5,6 +5,7 @@ import sys
 import tempfile
 import types
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -15,65 +16,54 @@ from kbert.config import BertConfig
 from kbert.data import BertTokenizer, Corpus, prepare, pretraining_dataset
 from kbert.data.finetuning import Item, ItemBatches
 from kbert.features import PRETRAINING_FEATURES
-from kbert.model.models import BertForSequenceClassification
+from kbert.model.models import BertForPreTraining, BertForSequenceClassification
 from kbert.settings import FinetuneConfig, PretrainConfig
+from kbert.tasks.engines import settled_engine
 from kbert.tasks.folders import make_task
+from kbert.tasks.inference import Forward
 from kbert.tasks.predictor import Predictor
-from kbert.train.checkpoint import BackgroundWriter
 from kbert.train.distribution import find_devices
-from kbert.train.finetuning import Finetuning
 from kbert.train.losses import PretrainingObjective, TaskObjective
-from kbert.train.optimizer import make_schedule
-from kbert.train.pretraining import Pretraining
+from kbert.train.optimizer import make_optimizer, make_schedule
 from kbert.train.schedule import WarmupPolynomialDecay
+from kbert.train.step import TrainStep
 
-STEPS = 10**6  # of a run that never ends here
-
-
-class FixedPretraining(Pretraining):
-    """A run of kbert.pretrain on given batches, without a corpus."""
-
-    batches = model_sizes = None  # given to `make_run`
-
-    def find(self, state):
-        self.bert_config = BertConfig(**self.model_sizes)
-        self.tokenizer = None
-        self.inputs = types.SimpleNamespace(eval_corpus=None)
-        self.train_steps = self.eval_every_steps = STEPS
-        self.objective = PretrainingObjective(self.config.global_batch_size)
-        self.schedule = make_schedule(self.config)
-
-    def dataset(self, batch_size, first, count):
-        features = {name: np.stack([b[name] for b in self.batches]) for name in self.batches[0]}
-        assert set(features) == set(PRETRAINING_FEATURES)
-        return tf.data.Dataset.from_tensor_slices(features).repeat().prefetch(4)
-
-    def describe(self):
-        pass
+STEPS = 10**6  # of a schedule that never ends here
 
 
-class FixedFinetuning(Finetuning):
-    """A run of kbert.finetune on given items, from fresh weights."""
+class Training:
+    """Training steps as kbert's programs take them: `TrainStep` on the strategy of the flags.
 
-    items = model_sizes = None  # given to `make_run`
+    Args:
+        config: PretrainConfig or FinetuneConfig. model_class: of `kbert.model.models`.
+        bert_config: BertConfig. objective: of `kbert.train.losses`. schedule: of the learning rate.
+        dataset: function of a batch size in examples that returns a tf.data.Dataset without end.
+        folder: of weights to start from, or None for fresh ones.
+    """
 
-    def find(self, state):
-        config = self.config
-        self.tokenizer = types.SimpleNamespace(pad_id=data.PAD)
-        self.task = make_task(config, self.tokenizer, ("negative", "positive"))
-        self.bert_config = BertConfig(**self.model_sizes, **self.task.config_fields())
-        self.batches = ItemBatches(
-            self.items, config.batch_size, config.max_seq_length, data.PAD, config.seed
+    def __init__(self, config, model_class, bert_config, objective, schedule, dataset, folder=None):
+        devices = find_devices(config)
+        keras.utils.set_random_seed(config.seed)
+        with devices.strategy.scope():
+            model = model_class(bert_config, dtype=config.precision)
+            optimizer = make_optimizer(config, schedule)
+            optimizer.build(model.trainable_variables)
+        if folder:
+            model.load_pretrained(folder)
+        self._train_step = TrainStep(model, optimizer, schedule, devices, config, objective)
+        batches = dataset(config.global_batch_size // devices.replicas)
+        distributed = devices.strategy.distribute_datasets_from_function(lambda _: batches)
+        self._batches, self._objective, self._step = iter(distributed), objective, 0
+        self.notes = f"XLA for the whole step {'on' if devices.jit else 'off'}"
+
+    def take(self, steps):
+        """Takes steps in one call; returns the loss of the last."""
+        rows, _ = self._train_step.take(
+            self._batches, tf.constant(self._step, tf.int64), tf.constant(steps, tf.int32)
         )
-        self.train_steps = self.eval_every_steps = STEPS
-        self.schedule = WarmupPolynomialDecay(config.learning_rate, STEPS, STEPS // 10)
-        self.objective = TaskObjective(self.task)
-
-    def initialize_from(self, folder):
-        return "fresh weights"
-
-    def describe(self):
-        pass
+        self._step += steps
+        sums = dict(zip(self._train_step.row, rows.numpy()[-1].tolist(), strict=True))
+        return self._objective.metrics(sums)["loss"]
 
 
 def train(settings):
@@ -85,19 +75,28 @@ def train(settings):
         max_predictions_per_seq=settings["predictions"],
         global_batch_size=settings["batch_size"],
         train_steps=STEPS,
-        init_from=settings.get("folder"),
     )
-    run = make_run(
-        FixedPretraining,
+    batches = data.pretraining_batches(settings)
+    features = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+    assert set(features) == set(PRETRAINING_FEATURES)
+    training = Training(
         config,
-        batches=data.pretraining_batches(settings),
-        model_sizes=settings["model"],
+        BertForPreTraining,
+        BertConfig(**settings["model"]),
+        PretrainingObjective(config.global_batch_size),
+        make_schedule(config),
+        lambda batch_size: tf.data.Dataset.from_tensor_slices(features).repeat().prefetch(4),
+        settings.get("folder"),
     )
-    return Work(lambda steps: take(run, steps, steps * config.global_batch_size), notes(run))
+
+    def run(steps):
+        return {"units": steps * config.global_batch_size, "loss": training.take(steps)}
+
+    return Work(run, training.notes)
 
 
 def finetune(settings):
-    """Fine-tuning. A step is an epoch; units: examples."""
+    """Fine-tuning from fresh weights. A step is an epoch; units: examples."""
     examples = data.read_examples(settings["examples"])
     config = FinetuneConfig(
         task="classify",
@@ -108,34 +107,23 @@ def finetune(settings):
         max_seq_length=settings["length"],
     )
     items = [item_of(ids, label) for ids, label in examples]
-    run = make_run(FixedFinetuning, config, items=items, model_sizes=settings["model"])
-    epoch = run.batches.steps_per_epoch
-    return Work(lambda steps: take(run, steps * epoch, steps * len(examples)), notes(run))
+    batches = ItemBatches(items, config.batch_size, config.max_seq_length, data.PAD, config.seed)
+    tokenizer = types.SimpleNamespace(pad_id=data.PAD)
+    task = make_task(config, tokenizer, ("negative", "positive"))
+    training = Training(
+        config,
+        task.model_class,
+        BertConfig(**settings["model"], **task.config_fields()),
+        TaskObjective(task),
+        WarmupPolynomialDecay(config.learning_rate, STEPS, STEPS // 10),
+        batches.dataset,
+    )
 
+    def run(steps):
+        loss = training.take(steps * batches.steps_per_epoch)
+        return {"units": steps * len(examples), "loss": loss}
 
-def make_run(kind, config, **given):
-    """A run as its program makes it, with attributes given to it; it writes nothing."""
-    kind = type(kind.__name__, (kind,), given)
-    run = kind(config, pathlib.Path("not written"), find_devices(config), BackgroundWriter())
-    run.iterator = run._batches(STEPS)
-    return run
-
-
-def take(run, steps, units):
-    """Takes steps in calls of as many as the program takes at once."""
-    while steps:
-        count = min(steps, run._steps_of_a_call())
-        run._take_steps(run.iterator, count)
-        steps -= count
-    state = run.window.state
-    metrics = run.objective.metrics(state)
-    run.window = type(run.window)()
-    return {"units": units, "loss": metrics["loss"]}
-
-
-def notes(run):
-    """How the run computes."""
-    return f"XLA for the whole step {'on' if run.devices.jit else 'off'}"
+    return Work(run, training.notes)
 
 
 def item_of(ids, label=None):
@@ -157,7 +145,14 @@ def infer(settings):
         engine=engine,
     )
     model, task = predictor.load(BertForSequenceClassification), predictor.task("classify")
-    forward = predictor._forward_of(type(task).__name__, model, task.pick)
+    forward = Forward(
+        model,
+        task.pick,
+        data.PAD,
+        settings["length"],
+        settings["batch_size"],
+        settled_engine(predictor.engine, model, "benchmark"),
+    )
     items = [item_of(ids) for ids, _ in data.read_examples(settings["examples"])]
 
     def logits():
