@@ -170,6 +170,7 @@ class ItemBatches:
         end = np.iinfo(np.int64).max if count is None else first + count
         dataset = tf.data.Dataset.range(first, end)
 
+        @tf.autograph.experimental.do_not_convert
         def make_part(index):
             index = share.number(index)
             return host_arrays(

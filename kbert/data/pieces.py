@@ -157,7 +157,7 @@ def _sentence_tokenizer(worker):
     """Function of a list of str that returns their ids, one after the other, and their lengths."""
     tokenizer = BertTokenizer(worker.vocab, **worker.settings)
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def tokenize(sentences):
         ids = tokenizer.tokenize(sentences)
         return ids.flat_values, ids.row_lengths()

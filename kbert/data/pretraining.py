@@ -110,6 +110,7 @@ class PretrainingExamples:
             PRETRAINING_FEATURES, B=together * B, L=self._max_seq_length, M=self.max_predictions
         )
 
+        @tf.autograph.experimental.do_not_convert
         def make_batches(step):
             numbers = share.number(step + tf.range(together, dtype=tf.int64))
             index = tf.reshape(numbers[:, None] * B + tf.range(B, dtype=tf.int64), [together * B])

@@ -47,6 +47,6 @@ class HeldOut:
         metrics["eval_unigram_entropy"] = self._unigram_entropy
         return metrics
 
-    @tf.function
+    @tf.function(autograph=False)
     def _sums(self, features):
         return self._objective.sums(self._model(features, training=False), features)

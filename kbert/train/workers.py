@@ -59,7 +59,7 @@ class Workers:
         values = np.asarray(values, np.float64)
         return self._sum(tf.constant(values)).numpy() if self.count > 1 else values
 
-    @tf.function
+    @tf.function(autograph=False)
     def _sum(self, values):
         return self.strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
 
