@@ -1,7 +1,10 @@
 """Fixtures that several test files share."""
 
+import fcntl
+import gc
 import os
 import pathlib
+import shutil
 import tempfile
 
 # Before TensorFlow is imported: it imports JAX where that is installed, which would set this to 1
@@ -11,6 +14,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if "TF_XLA_FLAGS" not in os.environ:
     COMPILED = tempfile.TemporaryDirectory()
     os.environ["TF_XLA_FLAGS"] = f"--tf_xla_persistent_cache_directory={COMPILED.name}"
+
+import warm_python
+
+if "WARM_PYTHON" not in os.environ:
+    FOLDER = tempfile.TemporaryDirectory()
+    warm_python.install(FOLDER.name)
 
 import numpy as np
 import pytest
@@ -28,6 +37,88 @@ def pytest_testnodedown(node, error):
     """Tells how a worker of pytest-xdist ended that should not have: -15 is SIGTERM."""
     if error:
         print(f"\n{node.gateway.id} ended with status {node.gateway._io.popen.wait(30)}")
+
+
+gc.set_threshold(100_000, 50, 1000)  # graphs are many objects: each look at all takes long
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _tidy():
+    """Collects what a module leaves and freezes the rest: else each collection looks at it all."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _no_curves(monkeypatch, request):
+    """Drawing takes a third of a short run: only tests that take the fixture `curves` draw."""
+    if "curves" not in request.fixturenames:
+        monkeypatch.setattr("kbert.train.curves.Curves.draw", lambda self, last=False: None)
+
+
+@pytest.fixture
+def curves():
+    """For a test whose runs draw their curves."""
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """Function of a name and of a function that fills a folder: the folder, filled once for all
+    workers of pytest-xdist. No test may change it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def made(name, fill):
+        folder = root / f"made-{name}"
+        with open(root / f"{folder.name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                scratch = root / f"making-{name}-{os.getpid()}"
+                scratch.mkdir()
+                fill(scratch)
+                scratch.rename(folder)
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def folders(made_once):
+    """Kind of `exports.KINDS` -> folder of weights as `finetune` or `pretrain` leave it."""
+    from exports import KINDS, write_folders
+
+    root = made_once("folders", write_folders)
+    return {kind: root / kind for kind in KINDS}
+
+
+@pytest.fixture(scope="session")
+def exported(made_once, folders, tmp_path_factory):
+    """Function from a kind to (its folder of versions, its Method), made once; version 7.
+
+    It was made elsewhere, and the weights that it was made of are gone.
+    """
+    from exports import KINDS
+
+    from kbert.serving import saved_model
+
+    root, methods = tmp_path_factory.mktemp("exported"), {}
+
+    def of(kind):
+        def fill(folder):
+            weights = shutil.copytree(folders[kind], root / "weights")
+            method = saved_model.load_method(weights, KINDS[kind][3])
+            saved_model.save_method(method, root / kind)
+            (root / kind).rename(folder / "7")
+            shutil.rmtree(weights)
+
+        base = made_once(f"export-{kind}", fill)
+        if kind not in methods:
+            methods[kind] = saved_model.load_method(folders[kind], KINDS[kind][3])
+        return base, methods[kind]
+
+    return of
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import types
 
 import keras
 import numpy as np
+from marks import slow
 from tensorflow.core.protobuf import saved_model_pb2
 
 import kbert
@@ -58,6 +59,16 @@ KINDS = {
     "embed": ("BertForPreTraining", {}, None, "embed"),
     "encode": ("BertForPreTraining", {}, None, "encode"),
 }
+
+# Their graphs are those of others in all that can go wrong: they are marked slow.
+ALIKE = {"pair", "multilabel", "regress", "tags", "answer_or_none", "next_sentence", "encode"}
+
+
+def kinds(*others):
+    """The kinds but those named, for pytest.mark.parametrize."""
+    asked = [kind for kind in KINDS if kind not in others]
+    usual = [kind for kind in asked if kind not in ALIKE]
+    return usual + slow(*(kind for kind in asked if kind in ALIKE))
 
 
 def write_folders(root, kinds=KINDS):

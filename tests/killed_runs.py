@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 
+from warm_python import PYTHON
+
 TIMEOUT_SECONDS = 600
 
 
@@ -16,7 +18,7 @@ def train_and_kill(settings, folder, step):
         settings: of PretrainConfig, or with a "task" of FinetuneConfig. folder: of the run.
     """
     done = subprocess.run(
-        [sys.executable, __file__, json.dumps(settings), str(folder), str(step)],
+        [PYTHON, __file__, json.dumps(settings), str(folder), str(step)],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_SECONDS,
@@ -26,8 +28,9 @@ def train_and_kill(settings, folder, step):
 
 def main(settings, folder, step):
     from kbert.settings import FinetuneConfig, PretrainConfig
-    from kbert.train import finetune, loop, train
+    from kbert.train import curves, finetune, loop, train
 
+    curves.Curves.draw = lambda self, last=False: None  # it takes longer than the steps
     log = loop.Run._log
 
     def kill_or_log(self):

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import types
 import warnings
 
@@ -16,6 +15,7 @@ import pytest
 import torch
 import transformers
 from test_weights import config_of, hf_made, made
+from warm_python import PYTHON
 
 import kbert
 from kbert import BertTokenizer
@@ -311,7 +311,7 @@ def test_no_such_layer_or_head(chosen, message, tmp_path):
 
 
 def run(*flags):
-    command = [sys.executable, "-m", "kbert.attention", *flags]
+    command = [PYTHON, "-m", "kbert.attention", *flags]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -349,5 +349,5 @@ def test_errors_are_one_line():
 def test_the_module_can_be_imported_with_other_programs():
     # The first two have --output_dir, the others --from.
     script = "import kbert.attention, kbert.pretrain, kbert.convert, kbert.export"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run([PYTHON, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

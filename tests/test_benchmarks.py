@@ -1,12 +1,11 @@
 """The arithmetic, the tables and the workers of benchmarks/; no peer is needed."""
 
-import sys
-
 import flops
 import numpy as np
 import pytest
 from figures import figure, notes, summaries, table
 from turns import Row, Worker, WorkerError, measure
+from warm_python import PYTHON
 
 WORKER = """
 from benchmarks.worker import Work, serve
@@ -24,7 +23,7 @@ def area(settings):
 
 serve({"test": area}, ["numpy"])
 """
-COMMAND = [sys.executable, "-c", WORKER]
+COMMAND = [PYTHON, "-c", WORKER]
 MODEL = {
     "num_hidden_layers": 2,
     "hidden_size": 6,
@@ -161,7 +160,7 @@ def test_sides_take_turns_and_failures_leave_the_others_alone(tmp_path):
     commands = {"openvino": ["/none/python"]}
     for side, change in changes.items():
         program = WORKER.replace("def area(settings):", f"def area(settings):\n    {change}")
-        commands[side] = [sys.executable, "-c", program]
+        commands[side] = [PYTHON, "-c", program]
     found = measure(
         row(tuple(commands)), commands, 1, 3, 0.5, say=said.append, folder=str(tmp_path)
     )

@@ -21,6 +21,8 @@ from kbert.train.checkpoint import (
     verified_state,
 )
 
+pytestmark = pytest.mark.smoke
+
 
 def writer(value):
     return lambda folder: write_arrays(folder / "arrays.h5", {"a/b": np.full(99, value)})

@@ -7,7 +7,8 @@ import sys
 import keras
 import numpy as np
 import pytest
-from exports import BERT, KINDS, WORDS, write_folders
+from exports import BERT, KINDS, WORDS, kinds
+from warm_python import PYTHON
 
 import kbert
 from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
@@ -27,12 +28,6 @@ def needed(name):
     for package in runtime.packages:
         pytest.importorskip(package)
     return runtime
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Kind -> folder of weights as `finetune` or `pretrain` leave it."""
-    return write_folders(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +77,7 @@ def arrays(tensors):
     return {name: x.numpy() for name, x in tensors.items()}
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("entities", "answer_or_none")])
+@pytest.mark.parametrize("kind", kinds("entities"))
 @pytest.mark.parametrize("name", EXPORT_RUNTIMES)
 def test_numbers_are_those_of_the_method(name, kind, methods, tmp_path):
     """float32, other kernels: 1e-5, at other sizes than the model was converted with."""
@@ -331,7 +326,7 @@ def test_a_model_that_is_too_large(methods, tmp_path, monkeypatch):
     ],
 )
 def test_flags_that_do_not_fit(flags, message, folders, tmp_path):
-    command = [sys.executable, "-m", "kbert.export", f"--from={folders['embed']}"]
+    command = [PYTHON, "-m", "kbert.export", f"--from={folders['embed']}"]
     command += [f"--to={tmp_path / 'to'}", *flags]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and f"error: {message}" in done.stderr

@@ -3,13 +3,13 @@
 import json
 import pathlib
 import subprocess
-import sys
 
 import h5py
 import numpy as np
 import pytest
 import transformers
 from test_weights import assert_same_weights, config_of, made, write_google
+from warm_python import PYTHON
 
 import kbert
 from kbert import BertTokenizer
@@ -72,7 +72,7 @@ def test_google_to_hf_and_back_is_bit_equal(tmp_path):
 
 
 def run(*arguments):
-    command = [sys.executable, "-m", "kbert.convert", *arguments]
+    command = [PYTHON, "-m", "kbert.convert", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
@@ -180,7 +180,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
         "    print(type(error).__name__, error)\n"
     )
     for format in FORMATS:
-        command = [sys.executable, "-c", script, str(tmp_path / "a"), str(tmp_path / "b"), format]
+        command = [PYTHON, "-c", script, str(tmp_path / "a"), str(tmp_path / "b"), format]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         last = done.stdout.splitlines()[-1]

@@ -18,6 +18,8 @@ from kbert.data.corpus import (
 )
 from kbert.errors import UserError
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture
 def text(tmp_path):

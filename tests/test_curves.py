@@ -9,6 +9,8 @@ import pytest
 from kbert.train import curves
 from kbert.train.curves import Curves, curves_picture, read_curves
 
+pytestmark = pytest.mark.usefixtures("curves")
+
 
 def write_metrics(folder, rows):
     path = folder / "metrics.jsonl"

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from exports import KINDS, write_folders
+from server_process import serving
 from test_attention import Page
-from test_serve import serving
 
 import kbert
 from kbert.attention import attention_weights
@@ -185,6 +185,7 @@ def test_other_paths_and_methods(server):
     for path, body in (("/demo/attention", None), ("/demo/models", {}), ("/", {}), ("/demo", None)):
         code, found = server.get(path, body)
         assert code == 404 and "is not served" in found["error"]
+    assert server.get("/demo/models")[0] == 200
     code, found = server.get("/v1/models/pair:predict", {"instances": [ASKED["pair"]]})
     assert code == 200 and found["predictions"][0]["label"] in KINDS["pair"][1]["label_names"]
     text = server.get("/monitoring/prometheus/metrics")[1]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
 from exports import KINDS, write_folders
-from test_serve import serving, wait_for
+from server_process import serving, wait_for
 
 from kbert.serving import saved_model
 

@@ -5,15 +5,16 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import types
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from marks import slow
 from run_files import stop_at, weights_of
 from scipy import special
+from warm_python import PYTHON
 
 import kbert
 from kbert.config import BertConfig
@@ -266,6 +267,7 @@ def rows_of(run, part="distillation"):
     return rows
 
 
+@pytest.mark.slow
 def test_a_student_learns_what_no_label_says(settings, files, tmp_path, capsys):
     """The labels are drawn; the teacher knows better."""
     config = settings(train_file=files["wrong"], soft_weight=1.0, epochs=8.0)
@@ -277,6 +279,7 @@ def test_a_student_learns_what_no_label_says(settings, files, tmp_path, capsys):
     assert model.config.num_hidden_layers == 2 and model.config.label_names == ("neg", "pos")
 
 
+@pytest.mark.slow
 def test_a_copy_has_nothing_to_learn(settings, tmp_path):
     """Without dropout, all blocks of the teacher say what the teacher says."""
     config = settings(student_layers="4", hidden_weight=1.0, attention_weight=1.0, epochs=0.1)
@@ -294,6 +297,7 @@ def test_a_copy_has_nothing_to_learn(settings, tmp_path):
     assert first["label_loss"] > 0
 
 
+@pytest.mark.slow
 def test_stopped_students_go_on_to_the_same_bits(settings, tmp_path, monkeypatch):
     config = settings(hidden_weight=1.0, attention_weight=0.5, save_every_steps=5)
     distill(config, tmp_path / "whole")
@@ -319,6 +323,7 @@ def assert_same_weights(runs):
         np.testing.assert_allclose(other[key], value, atol=1e-6, err_msg=key)
 
 
+@pytest.mark.slow
 def test_rows_that_fill_a_batch_up_do_not_count(settings, tmp_path):
     (tmp_path / "three.tsv").write_text("w1 good\tpos\nw2 w3 w4 w5 bad\tneg\nw6 good\tpos\n")
     found = []
@@ -331,6 +336,7 @@ def test_rows_that_fill_a_batch_up_do_not_count(settings, tmp_path):
         assert found[0][name] == pytest.approx(found[1][name], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_slices_make_no_difference(settings, tmp_path):
     """SGD, with dropout."""
     for slices in (1, 2):
@@ -348,7 +354,7 @@ def test_replicas_make_no_difference(settings, tmp_path):
     text = (tmp_path / "x.flags").read_text()
     text = text.replace("--task=classify\n", "").replace("--max_seq_length=20\n", "")
     (tmp_path / "x.flags").write_text(text)
-    command = [sys.executable, "-m", "kbert.distill", f"--flagfile={tmp_path}/x.flags"]
+    command = [PYTHON, "-m", "kbert.distill", f"--flagfile={tmp_path}/x.flags"]
     done = subprocess.run(
         [*command, f"--output_dir={tmp_path}/mirrored"], capture_output=True, text=True
     )
@@ -380,10 +386,12 @@ EXAMPLES = {
 }
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("regress", "multilabel", "choice")]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("qa", "regress", "multilabel", "choice")
+]
 
 
-@pytest.mark.parametrize("task", ["tag", "qa", *SLOW])
+@pytest.mark.parametrize("task", ["tag", *slow("qa", "regress", "multilabel", "choice")])
 def test_every_task_can_be_taught(task, tmp_path):
     """A teacher that knows nothing: the student, which starts anew, comes closer to it."""
     suffix, text = EXAMPLES[task]
@@ -448,6 +456,7 @@ def test_no_teacher_comes_into_a_run(pretraining, bert, tmp_path):
         train(PretrainConfig(**settings, teacher=str(bert)), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_student_of_another_size_learns_words(pretraining, tmp_path):
     (tmp_path / "small.yaml").write_text(
         "hidden_size: 8\nnum_hidden_layers: 1\nnum_attention_heads: 2\nintermediate_size: 8\n"
@@ -577,7 +586,7 @@ def test_a_student_with_a_larger_table(pretraining, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "fields"), [("classify", {"num_labels": 2}), ("regress", {"num_labels": 1})]
+    ("task", "fields"), [("classify", {"num_labels": 2}), *slow(("regress", {"num_labels": 1}))]
 )
 def test_teachers_that_do_not_say_what_their_labels_are(task, fields, tmp_path, capsys):
     """As those of HF that were saved with its usual names; their head is taken along."""
@@ -594,6 +603,7 @@ def test_teachers_that_do_not_say_what_their_labels_are(task, fields, tmp_path, 
     np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_teacher_that_has_moved(settings, teacher, tmp_path):
     """It is known by its weights."""
     config = settings(epochs=0.5, save_every_steps=2)
@@ -606,6 +616,7 @@ def test_a_teacher_that_has_moved(settings, teacher, tmp_path):
         np.testing.assert_array_equal(value, before[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_teacher_that_has_changed(settings, teacher, tmp_path):
     model = kbert.BertForSequenceClassification.from_pretrained(teacher)
     folder = tmp_path / "teacher"
@@ -619,6 +630,7 @@ def test_a_teacher_that_has_changed(settings, teacher, tmp_path):
         distill(dataclasses.replace(config, epochs=0.5), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_keras_own_distiller(teacher):
     """kbert's models are Keras models: `keras.distillation` trains them, too."""
     whole = kbert.BertForSequenceClassification.from_pretrained(teacher)

@@ -4,12 +4,12 @@ import itertools
 import json
 import pathlib
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from run_files import metrics_of, weights_of
+from warm_python import PYTHON
 
 from kbert.errors import UserError
 from kbert.settings import PretrainConfig
@@ -72,7 +72,7 @@ def test_flags_that_cannot_be(settings, message):
     ],
 )
 def test_programs_refuse_in_one_line(flags, message, tmp_path):
-    command = [sys.executable, "-m", "kbert.pretrain", "--input=sample:train", *flags]
+    command = [PYTHON, "-m", "kbert.pretrain", "--input=sample:train", *flags]
     done = subprocess.run(
         [*command, f"--output_dir={tmp_path}/run"], capture_output=True, text=True
     )
@@ -109,9 +109,7 @@ class Runs:
         for name, change in variants.items():
             settings = self._settings | {"cpu_devices": replicas} | change
             jobs[str(self._folder / "-".join(map(str, name)))] = settings
-        done = subprocess.run(
-            [sys.executable, RUNS, json.dumps(jobs)], capture_output=True, text=True
-        )
+        done = subprocess.run([PYTHON, RUNS, json.dumps(jobs)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         return {name: results_of(path) for name, path in zip(variants, jobs, strict=True)}
 
@@ -158,7 +156,7 @@ def check_grid(runs, grid):
 
 def test_replicas_and_slices_make_no_difference(tmp_path, corpus):
     """40 steps on the same global batches: losses and weights."""
-    grid = [(1, 1, "sgd"), (1, 4, "sgd"), (2, 2, "sgd"), (4, 1, "sgd")]
+    grid = [(1, 1, "sgd"), (2, 2, "sgd")]
     check_grid(Runs(tmp_path, corpus), grid)
 
 

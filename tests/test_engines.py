@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from marks import slow
 
 import kbert
 from kbert.data.finetuning import Item
@@ -98,7 +99,7 @@ def test_each_engine_says_what_the_model_says(asked, engine, method):
     assert_same(asked(method, model, engine), asked(method, model, "live"))
 
 
-@pytest.mark.parametrize("method", ["embed", "fill_mask"])
+@pytest.mark.parametrize("method", ["embed", *slow("fill_mask")])
 def test_on_a_gpu_xla_compiles(asked, method, monkeypatch):
     """Not on a GPU here: what is compiled, and the shapes of the batches, are those of one."""
     name, config, _ = CASES[method]
@@ -117,7 +118,7 @@ def test_small_embeddings_are_normalised_as_in_the_model(asked, engine):
     assert_same(asked("embed", model, engine), asked("embed", model, "live"))
 
 
-@pytest.mark.parametrize("method", ["classify", "embed"])
+@pytest.mark.parametrize("method", ["classify", *slow("embed")])
 def test_bfloat16(asked, engine, method):
     """A value has 8 bits, so results are off by some 1/256; the model itself stays as it was."""
     name, config, _ = CASES[method]
@@ -276,7 +277,14 @@ def test_models_are_converted_once(folder, embedded):
     assert embedded(pooling="cls")[1] == 0 and kept(folder) == ["embed"]
 
 
-@pytest.mark.parametrize("name", ["model.bin", "model.xml", "sha256"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.bin",
+        *slow("model.xml"),
+        *slow("sha256"),
+    ],
+)
 def test_damaged_models_are_converted_again(folder, embedded, name):
     first, _ = embedded()
     (path,) = (folder / "openvino").glob(f"*/{name}")

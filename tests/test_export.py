@@ -12,7 +12,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from exports import BERT, KINDS, OPS_FILE, WORDS, ops_of, some_words, texts_of, write_folders
+from exports import ALIKE, BERT, KINDS, OPS_FILE, WORDS, kinds, ops_of, some_words, texts_of
+from marks import slow
 
 import kbert
 from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
@@ -23,12 +24,6 @@ from kbert.serving.methods import METHODS
 from kbert.serving.signatures import MOST_TEXTS, signatures
 from kbert.serving.warmup import write_warmup
 from kbert.settings import EXPORT_METHODS
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Kind -> folder of weights as `finetune` or `pretrain` leave it."""
-    return write_folders(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +53,11 @@ def arrays(answers):
     return {name: value.numpy() for name, value in answers.items()}
 
 
-ALIKE = ("pair", "multilabel", "regress", "tags", "answer_or_none", "next_sentence", "encode")
-
-
-@pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k in ALIKE)) for k in KINDS]
-)
-def test_an_export_is_a_folder_of_weights(kind, methods, tmp_path):
-    method, _ = methods(kind)
-    saved_model.save_method(method, tmp_path / "1")
-    (tmp_path / "1").rename(tmp_path / "2")
-    read = saved_model.load_exported(tmp_path / "2")
+@pytest.mark.parametrize("kind", kinds())
+def test_an_export_is_a_folder_of_weights(kind, exported):
+    base, method = exported(kind)
+    folder = base / "7"
+    read = saved_model.load_exported(folder)
     assert type(read) is type(method) and read.texts == method.texts
     assert read.max_seq_length == method.max_seq_length
     texts = texts_of(method, 9)
@@ -76,14 +65,14 @@ def test_an_export_is_a_folder_of_weights(kind, methods, tmp_path):
     assert saved_model.largest_difference(found, method.predicted(**texts)) < 1e-5
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # an export that embeds has no pooler
-        model = type(method.model).from_pretrained(tmp_path / "2")
+        model = type(method.model).from_pretrained(folder)
     for name, weight in model.named_weights().items():
         if "pooler" not in name:
             assert (weight.numpy() == method.model.named_weights()[name].numpy()).all(), name
 
 
 @pytest.mark.parametrize("count", [1, 37])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds())
 def test_answers_are_those_of_the_predictor(methods, kind, count):
     """float32, other kernels and padding: 1e-5, and the same words, labels and offsets."""
     method, functions = methods(kind)
@@ -97,7 +86,7 @@ def test_answers_are_those_of_the_predictor(methods, kind, count):
 
 
 @pytest.mark.parametrize("texts", [[""], ["", "  "], ["the cat", ""]])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "fill_mask"])
+@pytest.mark.parametrize("kind", kinds("fill_mask"))
 def test_empty_texts(methods, kind, texts):
     method, functions = methods(kind)
     texts = {name: texts for name in method.texts}
@@ -139,7 +128,7 @@ def test_long_texts_are_read_in_windows(methods, kind):
         assert found["count"].max() > 3 and {b"X", b"Y", b""} == set(found["label"].ravel())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds())
 def test_no_texts_give_no_answers(methods, kind):
     method, functions = methods(kind)
     empty = {n: tf.zeros([0, 2][:a], tf.string) for n, a in method.texts.items()}
@@ -147,7 +136,7 @@ def test_no_texts_give_no_answers(methods, kind):
         assert value.shape[0] == 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds())
 def test_bytes_that_are_not_utf8_are_dropped(methods, kind):
     method, functions = methods(kind)
     mask = b" [MASK]" if kind == "fill_mask" else b""
@@ -170,7 +159,7 @@ def test_special_tokens_in_text_are_text(methods, kind):
     assert [ids.count(i) for i in range(5)] == [0, ids.count(1), 1, 1, int(kind == "fill_mask")]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds())
 def test_examples_and_ids_give_the_same_answers(methods, kind):
     method, functions = methods(kind)
     texts = {name: rows[-4:-1] for name, rows in texts_of(method, 20).items()}
@@ -226,16 +215,15 @@ print(sorted(m for m in sys.modules if m.split(".")[0] == "kbert"))
 """
 
 
-def test_exports_answer_alone(methods, tmp_path):
+def test_exports_answer_alone(exported, tmp_path):
     """In another process, moved, with the sources gone, without kbert, by ops that are known."""
     wanted = {}
-    for kind in KINDS.keys() - {"pair", "tags"}:
-        method, _ = methods(kind)
-        saved_model.save_method(method, tmp_path / "here" / kind / "1")
+    for kind in KINDS.keys() - ALIKE:
+        base, method = exported(kind)
+        shutil.copytree(base / "7", tmp_path / "there" / kind / "1")
         texts = texts_of(method, 11)
-        (tmp_path / "here" / kind / "texts.json").write_text(json.dumps(texts))
+        (tmp_path / "there" / kind / "texts.json").write_text(json.dumps(texts))
         wanted[kind] = method.predicted(**texts)
-    shutil.move(tmp_path / "here", tmp_path / "there")
     command = [sys.executable, "-c", ALONE, str(tmp_path / "there")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout == "[]\n", done.stderr[-2000:]
@@ -245,7 +233,8 @@ def test_exports_answer_alone(methods, tmp_path):
             assert saved_model.largest_difference(dict(found), wanted[kind]) < 1e-5, kind
 
 
-@pytest.mark.parametrize("kind", ["entities", "choose"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["choose", *slow("entities")])
 def test_requests_share_batches_in_the_graph(kind, methods, tmp_path):
     """A full batch is computed at once, however late its last row comes."""
     method, _ = methods(kind)
@@ -322,6 +311,7 @@ def test_bad_arguments(folders, kind, arguments, message):
         saved_model.load_method(folders[kind], **arguments)
 
 
+@pytest.mark.smoke
 def test_the_program(folders, tmp_path):
     target, lines = tmp_path / "models" / "bert" / "1", []
     export(folders["pair"], target, report=lines.append)
@@ -386,7 +376,14 @@ def test_what_tensorflow_cannot_write_is_one_line(folders, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", ["pair", "regress", "choose"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "choose",
+        *slow("pair"),
+        *slow("regress"),
+    ],
+)
 def test_warm_up_requests_are_answered(methods, kind, tmp_path):
     """As TensorFlow Serving reads them: each names a signature, and its inputs fit."""
     logs = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")

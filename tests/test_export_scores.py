@@ -119,6 +119,7 @@ def test_scores_of_runtimes(kind, name, quantize, folders, tmp_path):
         assert line.startswith(f"  {model} ") and f" {row['scores'][first]:.4f} " in line
 
 
+@pytest.mark.slow
 def test_tags_of_a_saved_model_are_asked_by_ids(folders, tmp_path):
     """Since they are scored by the word."""
     method, file = saved_model.load_method(folders["tags"]), folders["files"]["tags"]
@@ -146,6 +147,7 @@ def test_contenders_take_turns(monkeypatch):
     assert "".join(f"{name}{question}" for name, question in order) == "a0a1b0b1a2a3b2b3a4b4"
 
 
+@pytest.mark.slow
 def test_the_model_is_timed_without_waiting_for_a_batch(folders, tmp_path):
     """What is written waits for others to share a batch."""
     export(
@@ -191,6 +193,7 @@ def test_calibration_that_a_format_does_not_have(name, quantize):
         runtimes.find_runtime(name, quantize, calibrated=True)
 
 
+@pytest.mark.slow
 def test_a_saved_model_of_int8(folders, tmp_path):
     """A quarter of the weights' bytes, the int8 model's answers, and no folder of weights."""
     target, lines = tmp_path / "to" / "1", []

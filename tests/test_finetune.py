@@ -3,14 +3,15 @@
 import json
 import pathlib
 import subprocess
-import sys
 
 import h5py
 import keras
 import numpy as np
 import pytest
 from killed_runs import train_and_kill
+from marks import slow
 from run_files import stop_at, weights_of
+from warm_python import PYTHON
 from worker_runs import launch
 
 import kbert
@@ -183,6 +184,7 @@ def assert_same_run(first, second):
             np.testing.assert_array_equal(a[key], b[key], err_msg=key)
 
 
+@pytest.mark.slow
 def test_killed_runs_go_on_to_the_same_bits(settings, tmp_path):
     """Dropout on; killed between evaluations, after early stopping was under way."""
     config = settings(early_stopping=9, eval_every_steps=6)
@@ -193,6 +195,7 @@ def test_killed_runs_go_on_to_the_same_bits(settings, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_with_adapters_goes_on(settings, tmp_path, monkeypatch):
     config = settings(lora_rank=2, learning_rate=2e-2, epochs=2.0)
     finetune(config, tmp_path / "whole")
@@ -204,6 +207,7 @@ def test_a_stopped_run_with_adapters_goes_on(settings, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_a_complete_run_says_the_same_again(settings, tmp_path, capsys):
     config = settings(epochs=1.0)
     results = finetune(config, tmp_path / "run")
@@ -214,6 +218,7 @@ def test_a_complete_run_says_the_same_again(settings, tmp_path, capsys):
     assert "this run is complete: step 12 of 12" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_slices_and_replicas_make_no_difference(settings, tmp_path):
     """SGD, with dropout: one device, two slices, two replicas (in a process of its own)."""
     fixed = {"optimizer": "sgd", "learning_rate": 0.1, "classifier_dropout": 0.2, "epochs": 1.0}
@@ -222,7 +227,7 @@ def test_slices_and_replicas_make_no_difference(settings, tmp_path):
         finetune(settings(**fixed, **changes), tmp_path / name)
     mirrored = settings(cpu_devices=2, **fixed)
     (tmp_path / "x.flags").write_text(as_flagfile(mirrored, ""))
-    command = [sys.executable, "-m", "kbert.finetune", f"--flagfile={tmp_path}/x.flags"]
+    command = [PYTHON, "-m", "kbert.finetune", f"--flagfile={tmp_path}/x.flags"]
     done = subprocess.run(
         [*command, f"--output_dir={tmp_path}/mirrored"], capture_output=True, text=True
     )
@@ -250,6 +255,7 @@ def test_workers_make_no_difference(settings, tmp_path):
     assert json.loads(scores[0])["test"]["accuracy"] == json.loads(scores[1])["test"]["accuracy"]
 
 
+@pytest.mark.smoke
 def test_early_stopping(settings, tmp_path, monkeypatch, capsys):
     values = iter([0.5, 0.7, 0.6, 0.7, 0.9])
 
@@ -313,6 +319,7 @@ def test_bad_class_weights(settings, tmp_path, text):
         finetune(settings(class_weights=text), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_head_for_the_same_labels_is_taken_along(settings, tmp_path, capsys):
     finetune(settings(epochs=5.0), tmp_path / "one")
     best = str(tmp_path / "one/finetuning/best")
@@ -407,6 +414,7 @@ def test_bad_lines_are_counted(settings, tmp_path, capsys, files):
     )
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(settings, tmp_path):
     finetune(settings(epochs=0.5), tmp_path / "run")
     with pytest.raises(UserError, match=r"seed is 1 now, but .*step_0000.* was written with 0"):
@@ -416,7 +424,7 @@ def test_another_seed_is_another_run(settings, tmp_path):
 def test_the_program(settings, tmp_path):
     """Flags in, results out; what it prints is what a person wants to see."""
     (tmp_path / "x.flags").write_text(as_flagfile(settings(epochs=1.0), ""))
-    command = [sys.executable, "-m", "kbert.finetune", f"--flagfile={tmp_path}/x.flags"]
+    command = [PYTHON, "-m", "kbert.finetune", f"--flagfile={tmp_path}/x.flags"]
     done = subprocess.run(
         [*command, f"--output_dir={tmp_path}/run"], capture_output=True, text=True
     )
@@ -432,7 +440,7 @@ def test_the_program(settings, tmp_path):
     assert f"--flagfile={tmp_path}/run/finetuning/run.flags" in replay.replace("'", "")
 
 
-@pytest.mark.parametrize("changes", [{"lora_rank": 2, "learning_rate": 3e-2}, {}])
+@pytest.mark.parametrize("changes", [*slow({"lora_rank": 2, "learning_rate": 3e-2}), {}])
 def test_results_are_those_of_what_is_left(settings, tmp_path, files, changes):
     """The scores of a run, of its best folder, and of its last checkpoint if that is the best."""
     config = settings(remat=bool(changes), **changes)
@@ -450,6 +458,7 @@ def test_results_are_those_of_what_is_left(settings, tmp_path, files, changes):
         np.testing.assert_array_equal(checkpoint[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_answers_and_their_threshold_are_those_of_what_is_left(settings, tmp_path):
     """Questions without an answer: the threshold is found on the evaluation file, then kept."""
     paths = {}
@@ -476,6 +485,7 @@ def test_answers_and_their_threshold_are_those_of_what_is_left(settings, tmp_pat
     assert final["null_threshold"] == threshold
 
 
+@pytest.mark.slow
 def test_a_complete_run_goes_on_with_more_epochs_or_files(settings, tmp_path):
     first = finetune(settings(epochs=1.0, test_file=None), tmp_path / "run")
     assert list(first) == ["eval"]

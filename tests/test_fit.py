@@ -2,12 +2,13 @@
 
 import pathlib
 import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from marks import slow
+from warm_python import PYTHON
 
 import kbert
 
@@ -54,9 +55,8 @@ def batch_of(model):
     return features, labels
 
 
-@pytest.mark.parametrize(
-    "cls", [*CLASSES[:2], *(pytest.param(cls, marks=pytest.mark.slow) for cls in CLASSES[2:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", [CLASSES[0], *slow(*CLASSES[1:])])
 def test_fit_in_half_precision_and_keras_files(cls, tmp_path):
     model = compiled(cls, "mixed_bfloat16")
     features, labels = batch_of(model)
@@ -75,8 +75,6 @@ def test_fit_in_half_precision_and_keras_files(cls, tmp_path):
 def test_fit_on_two_devices():
     """In a process of its own: TensorFlow has one set of devices."""
     script = pathlib.Path(__file__).parent / "fit_mirrored.py"
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, cwd=script.parent
-    )
+    done = subprocess.run([PYTHON, str(script)], capture_output=True, text=True, cwd=script.parent)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines() == [f"{cls.__name__} True True 2" for cls in CLASSES]

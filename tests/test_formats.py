@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from test_weights import GOOGLE, config_of, hf_made, made, respell, saved_hf, write_google
+from warm_python import PYTHON
 
 from kbert import BertForMaskedLM, BertForPreTraining, BertForSequenceClassification, BertModel
 from kbert.convert import convert
@@ -66,6 +67,7 @@ def test_pickles_are_never_read(name, tmp_path):
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_the_way_out_of_a_pickle_works(tmp_path):
     """The command of the message, on a folder that HF's older releases wrote."""
     import torch
@@ -77,7 +79,7 @@ def test_the_way_out_of_a_pickle_works(tmp_path):
     with pytest.raises(UserError) as caught:
         folder_format(folder)
     command = "python -c " + str(caught.value).split("python -c ")[1]
-    command = command.replace("python", shlex.quote(sys.executable), 1)
+    command = command.replace("python", shlex.quote(PYTHON), 1)
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     model = BertForMaskedLM.from_pretrained(tmp_path / "it's $(old)-safe")

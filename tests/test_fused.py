@@ -303,6 +303,7 @@ print(json.dumps({name: [kept(f) for f in both] for name, both in pieces.items()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, sets glibc's malloc")
 def test_less_is_kept_for_the_backward_pass_than_by_a_chain_of_ops():
     """In tensors of the size of the input."""

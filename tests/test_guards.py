@@ -2,10 +2,10 @@
 
 import signal
 import subprocess
-import sys
 import types
 
 import pytest
+from warm_python import PYTHON
 
 from kbert.train.guards import smaller_slices
 
@@ -31,7 +31,7 @@ assert all(signal.getsignal(n) is handler for n, handler in own.items())
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_asks_and_the_second_stops(number):
     """In a process of its own: a signal that goes astray would end the tests."""
-    command = [sys.executable, "-c", SIGNALS, str(int(number))]
+    command = [PYTHON, "-c", SIGNALS, str(int(number))]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "stopping: saving first\nstopped\n"), done.stderr
 

@@ -7,6 +7,8 @@ from kbert.train.losses import PretrainingObjective, pretraining_loss, pretraini
 from kbert.train.metrics import Sums
 from kbert.train.schedule import WarmupPolynomialDecay
 
+pytestmark = pytest.mark.smoke
+
 
 def log_softmax(x):
     x = x - x.max(axis=-1, keepdims=True)

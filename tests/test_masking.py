@@ -6,6 +6,8 @@ import pytest
 from kbert.data.draws import uniform
 from kbert.data.masking import choose_tokens, choose_words, mask_tokens, prediction_counts
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.mark.parametrize("rate", [0.15, 0.4, 0.0625, 0.99])
 def test_counts_are_those_of_google(rate):

@@ -140,6 +140,7 @@ def test_a_storage_that_is_away_at_the_end(files, url, settings, tmp_path, monke
     assert "weights.h5" in names(f"{url}/pretrain/final")
 
 
+@pytest.mark.slow
 def test_what_is_not_whole_is_not_taken(files, url, settings, capsys, monkeypatch):
     config = PretrainConfig(**settings | {"keep_checkpoints": 4})
     with monkeypatch.context() as patch:
@@ -209,9 +210,10 @@ def check_kills(files, url, settings, folder, monkeypatch, numbers):
         assert names(f"{there}/pretrain/checkpoint") == ["step_00000006", "step_00000008"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_while_it_sends(files, url, settings, tmp_path, monkeypatch):
-    """In the corpora, in a checkpoint, and where an old one is removed."""
-    assert check_kills(files, url, settings, tmp_path, monkeypatch, [3, 20, 45]) is None
+    """In a checkpoint."""
+    assert check_kills(files, url, settings, tmp_path, monkeypatch, [20]) is None
 
 
 @pytest.mark.slow
@@ -219,6 +221,7 @@ def test_a_run_that_is_killed_at_any_time(files, url, settings, tmp_path, monkey
     assert check_kills(files, url, settings, tmp_path, monkeypatch, range(1, 999)) > 60
 
 
+@pytest.mark.slow
 def test_text_that_changed_and_was_half_sent(files, url, settings, tmp_path, monkeypatch, capsys):
     """An old manifest over new files would end every run that follows."""
     text = tmp_path / "text.txt"

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 import torch
 from hf_bert import hf_model
+from marks import slow
 from numpy_bert import bert
 
 from kbert import BertConfig
@@ -164,7 +165,7 @@ def test_loss_and_gradients_equal_hf():
         )
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize("backend", [*slow("jax"), "torch"])
 def test_equals_itself_on_other_backends(tmp_path, backend):
     config = config_of(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     model, features = randomize(BertForPreTraining(config)), features_of()
@@ -366,7 +367,7 @@ def test_compile_fit_evaluate_predict():
     assert model.predict(dataset.take(1), verbose=0)["mlm_logits"].shape == (B, M, V)
 
 
-@pytest.mark.parametrize("cls", TASKS)
+@pytest.mark.parametrize("cls", [TASKS[0], *slow(*TASKS[1:])])
 def test_tasks_learn_with_fit(cls):
     """Plain Keras, on one batch with labels drawn by lot."""
     keras.utils.set_random_seed(0)

@@ -8,7 +8,6 @@ import importlib.util
 import re
 import shlex
 import subprocess
-import sys
 
 import pytest
 from pages import (
@@ -26,6 +25,7 @@ from pages import (
     name,
     prose,
 )
+from warm_python import PYTHON
 
 import kbert
 from kbert import settings
@@ -57,7 +57,7 @@ def test_code_is_in_blocks_that_say_what_they_are(page):
 @functools.cache
 def flags_of(module):
     told = subprocess.run(
-        [sys.executable, "-m", module, "--helpfull"], capture_output=True, text=True
+        [PYTHON, "-m", module, "--helpfull"], capture_output=True, text=True
     ).stdout
     return {"flagfile", *re.findall(r"^  --(?:\[no\])?(\w+):", told, re.MULTILINE)}
 
@@ -155,7 +155,7 @@ def test_the_site_is_made_without_a_warning(tmp_path):
     assert program == "sphinx-build" and "-W" in arguments
     arguments[-1] = str(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "sphinx", *arguments], cwd=ROOT, capture_output=True, text=True
+        [PYTHON, "-m", "sphinx", *arguments], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.html")}

@@ -8,6 +8,7 @@ import types
 
 import keras
 import pytest
+from warm_python import PYTHON
 
 import kbert
 from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
@@ -201,9 +202,10 @@ def test_folders_that_do_not_say_what_they_are_for(folders, tmp_path):
         evaluate(EvaluateConfig(model=str(folders["classify"]), eval_file=str(path)))
 
 
+@pytest.mark.smoke
 def test_the_program_reads_a_pipe(folders):
     """Predictions on standard output, and nothing else; messages on the other."""
-    command = [sys.executable, "-m", "kbert.predict", f"--model={folders['classify']}"]
+    command = [PYTHON, "-m", "kbert.predict", f"--model={folders['classify']}"]
     done = subprocess.run(command, input=b"the cat\na dog\n", capture_output=True)
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["label"] in "xyz" for line in done.stdout.splitlines()] == [True] * 2

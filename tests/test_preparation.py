@@ -12,6 +12,7 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
+from warm_python import PYTHON
 
 from kbert.data import Corpus, local, pieces, preparation, prepare
 from kbert.data.corpus import split_into_pieces
@@ -167,6 +168,7 @@ def kill_this_process(task):
     os.kill(os.getpid(), 9)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_reported(tmp_path, vocab_file, text, monkeypatch):
     monkeypatch.setattr(local, "_SMALL_BYTES", 0)
     monkeypatch.setattr(local, "_write_piece", kill_this_process)
@@ -175,6 +177,7 @@ def test_a_killed_worker_is_reported(tmp_path, vocab_file, text, monkeypatch):
     assert not (tmp_path / "corpus").exists()
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_is_reported(tmp_path, vocab_file, text, monkeypatch):
     monkeypatch.setattr(local, "_SMALL_BYTES", 0)
     (tmp_path / "t.jsonl").write_text("{}")
@@ -247,8 +250,9 @@ def test_summary(tmp_path, vocab_file):
     assert not any("duplicates" in line for line in preparation.summary(plain.manifest))
 
 
+@pytest.mark.smoke
 def test_the_program(tmp_path, vocab_file, text):
-    command = [sys.executable, "-m", "kbert.prepare", f"--input={text}", "--shuffle_documents"]
+    command = [PYTHON, "-m", "kbert.prepare", f"--input={text}", "--shuffle_documents"]
     command += [f"--vocab_file={vocab_file}", f"--output_dir={tmp_path}/corpus", "--seed=3"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     manifest = json.loads((tmp_path / "corpus/corpus.json").read_text())

@@ -2,10 +2,10 @@
 
 import itertools
 import subprocess
-import sys
 
 import numpy as np
 import pytest
+from warm_python import PYTHON
 
 from kbert.data import Corpus, pieces, prepare, pretraining, pretraining_dataset
 from kbert.data.pretraining import PretrainingExamples
@@ -211,7 +211,7 @@ def test_a_program_that_stops_in_the_middle_ends(corpus):
         f"dataset = iter(pretraining_dataset(Corpus({str(corpus.folder)!r}), 64))\n"
         "print(len(next(dataset)))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=600)
+    done = subprocess.run([PYTHON, "-c", script], capture_output=True, timeout=600)
     assert done.returncode == 0 and done.stdout == b"7\n"
 
 

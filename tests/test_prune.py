@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import types
 
 import keras
@@ -12,6 +11,7 @@ import tensorflow as tf
 import torch
 import transformers
 from run_files import stop_at, weights_of
+from warm_python import PYTHON
 
 import kbert
 from kbert import BertConfig
@@ -280,7 +280,9 @@ CASES = {  # task: class of its model, file of examples, and what is in it
 }
 
 
-@pytest.mark.parametrize("task", CASES)
+@pytest.mark.parametrize(
+    "task", [pytest.param(t, marks=[pytest.mark.slow] * (t != "classify")) for t in CASES]
+)
 def test_importance_is_the_slope_of_the_loss(task, folders, tmp_path):
     """Against central differences, example by example: a head that gives 1 +- h of what it does."""
     name, file, text = CASES[task]
@@ -431,6 +433,7 @@ def test_heads_that_cannot_be_kept(kept, message, folders):
         without_heads(config, weights, kept)
 
 
+@pytest.mark.slow
 def test_fine_tuning_goes_on_from_it_and_resumes(folders, result, tmp_path, monkeypatch, capsys):
     config = FinetuneConfig(
         **{"task": "classify", "init_from": str(folders / "half"), "epochs": 4.0},
@@ -458,7 +461,7 @@ def test_what_the_program_refuses(folders, tmp_path):
     """In one line, before it writes anything."""
 
     def run(*flags):
-        command = [sys.executable, "-m", "kbert.prune", *flags]
+        command = [PYTHON, "-m", "kbert.prune", *flags]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 2
         return done.stderr

@@ -3,9 +3,9 @@
 import pathlib
 import re
 import subprocess
-import sys
 
 import pytest
+from warm_python import PYTHON
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLAGFILES = sorted((ROOT / "configs").glob("*.flags"))
@@ -25,7 +25,7 @@ def program_of(path):
 
 def settings_of(path):
     arguments = [program_of(path)[1], "--init_from=x", f"--flagfile={path}"]
-    done = subprocess.run([sys.executable, "-c", READ, *arguments], capture_output=True, text=True)
+    done = subprocess.run([PYTHON, "-c", READ, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -17,6 +17,9 @@ from kbert.tasks.scores import (
     regression_scores,
 )
 
+pytestmark = pytest.mark.smoke
+
+
 ROUNDING = 1e-12  # float64, another order of operations
 
 

@@ -11,6 +11,9 @@ from kbert.serving.server import batching
 from kbert.serving.server.batching import Batcher
 from kbert.serving.server.refused import Refused, invalid
 
+pytestmark = pytest.mark.smoke
+
+
 SIGNATURE = types.SimpleNamespace(name="s", inputs={"text": None})
 
 

@@ -8,7 +8,8 @@ import weakref
 import numpy as np
 import pytest
 import tensorflow as tf
-from exports import KINDS, texts_of, write_folders
+from exports import KINDS, texts_of
+from marks import slow
 from tensorflow_serving.apis import prediction_log_pb2
 
 import kbert.serving.server.servable
@@ -20,14 +21,6 @@ from kbert.serving.server.servable import Servable
 from kbert.serving.warmup import write_warmup
 from kbert.tasks.engines import settled_engine
 
-# Those whose graphs differ; the others are marked slow.
-DIFFERENT = ("entities", "answer", "choose", "fill_mask", "encode")
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return write_folders(tmp_path_factory.mktemp("weights"))
-
 
 def asked(texts):
     return {
@@ -37,8 +30,7 @@ def asked(texts):
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [kind if kind in DIFFERENT else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
+    "kind", ["classify", *slow(*(kind for kind in KINDS if kind != "classify"))]
 )
 def test_openvino_gives_what_kbert_predict_says(folders, kind, tmp_path):
     """Through shared batches, with every signature; 3e-5: OpenVINO has its own exp and erf."""
@@ -80,11 +72,9 @@ def test_openvino_lets_go_of_a_version(classifier, monkeypatch):
     assert made[0]() is None
 
 
-@pytest.fixture(scope="module")
-def classifier(folders, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("export")
-    saved_model.save_method(saved_model.load_method(folders["classify"]), folder)
-    return folder
+@pytest.fixture
+def classifier(exported):
+    return exported("classify")[0] / "7"
 
 
 def test_costs_of_rows(classifier):

@@ -3,15 +3,16 @@
 import dataclasses
 import json
 import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from marks import slow
 from run_files import stop_at, weights_of
 from test_step import features_of, make_step, take
 from test_step import weights_of as step_weights
+from warm_python import PYTHON
 
 import kbert
 from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
@@ -64,10 +65,6 @@ def test_the_smallest_become_zero(jit):
         if count > 3:  # XLA may take denormal numbers for 0
             np.testing.assert_array_equal(found, expected.reshape(value.shape))
         assert (found == 0).sum() >= count
-
-
-def slow(*values):
-    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", *slow("sgd", "lamb")])
@@ -244,7 +241,8 @@ def pretrain_settings(files, **changes):
     return PretrainConfig(**settings | changes)
 
 
-@pytest.mark.parametrize("kind", ["finetuning", *slow("pretrain")])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["finetuning", "pretrain"])
 def test_a_stopped_run_goes_on_to_the_same_bits(kind, files, tmp_path, monkeypatch, capsys):
     """Stopped in the midst of the schedule; dropout on."""
     run, settings = {
@@ -319,7 +317,7 @@ def test_replicas_make_no_difference(files, tmp_path):
     finetune(finetune_settings(files, **config), tmp_path / "one")
     mirrored = finetune_settings(files, cpu_devices=2, **config)
     (tmp_path / "x.flags").write_text(as_flagfile(mirrored, ""))
-    command = [sys.executable, "-m", "kbert.finetune", f"--flagfile={tmp_path}/x.flags"]
+    command = [PYTHON, "-m", "kbert.finetune", f"--flagfile={tmp_path}/x.flags"]
     done = subprocess.run(
         [*command, f"--output_dir={tmp_path}/two"], capture_output=True, text=True
     )

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from marks import slow
 
 from kbert.config import BertConfig
 from kbert.model import BertForPreTraining
@@ -109,7 +110,11 @@ def test_gradients_are_clipped_as_a_whole():
 
 
 @pytest.mark.parametrize(
-    ("slices", "optimizer"), [(2, "sgd"), (8, "sgd"), (4, "adamw"), (4, "lamb")]
+    ("slices", "optimizer"),
+    [
+        (4, "adamw"),
+        *slow((2, "sgd"), (8, "sgd"), (4, "lamb")),
+    ],
 )
 def test_slices_make_no_difference(slices, optimizer):
     settings = {"optimizer": optimizer, "learning_rate": 0.1, "adam_epsilon": 1e-2}
@@ -121,6 +126,7 @@ def test_slices_make_no_difference(slices, optimizer):
     assert largest_difference(whole, cut) < 1e-6
 
 
+@pytest.mark.slow
 def test_the_number_of_steps_in_a_call_makes_no_difference():
     dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
     one, several = make_step(dropout), make_step(dropout)
@@ -131,6 +137,7 @@ def test_the_number_of_steps_in_a_call_makes_no_difference():
     assert largest_difference(one, several) == 0
 
 
+@pytest.mark.slow
 def test_xla_makes_little_difference():
     dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
     plain, compiled = (make_step(dropout, jit, accumulation_steps=2) for jit in (False, True))
@@ -139,7 +146,8 @@ def test_xla_makes_little_difference():
     assert largest_difference(plain, compiled) < 1e-5  # other orders of summation
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", *slow("lamb")])
 def test_xla_compiles_the_whole_step(optimizer):
     """As TPUs need it, where one program runs on all devices and none has a number before."""
     dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
@@ -161,7 +169,7 @@ def test_xla_compiles_the_whole_step(optimizer):
     assert largest_difference(plain, whole) < 1e-5
 
 
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [False, *slow(True)])
 def test_rematerialization_makes_no_difference(jit):
     """With dropout, so that the second computation has to drop what the first one dropped."""
     dropout = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3}
@@ -171,6 +179,7 @@ def test_rematerialization_makes_no_difference(jit):
     assert largest_difference(kept, again) < 1e-5
 
 
+@pytest.mark.slow
 def test_dropout_is_a_function_of_seed_step_and_place_in_the_batch():
     dropout = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
 
@@ -191,6 +200,7 @@ def test_dropout_is_a_function_of_seed_step_and_place_in_the_batch():
     assert sums[0] != sums[1]
 
 
+@pytest.mark.slow
 def test_mixed_precision_learns_like_float32():
     losses = [
         take(make_step(precision=precision, learning_rate=0.1), 20)["mlm_loss"]
@@ -205,7 +215,7 @@ def scale_of(step):
     return float(step.loss_scale), int(step.named_variables()["loss_scale/good"])
 
 
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [False, *slow(True)])
 def test_an_overflow_is_skipped_and_halves_the_scale(jit):
     step = make_step(precision="mixed_float16", jit=jit)
     assert scale_of(step) == (2.0**15, 0)
@@ -283,6 +293,7 @@ def test_what_a_checkpoint_keeps():
             assert variable.shape == step.model.named_weights()[name[9:]].shape
 
 
+@pytest.mark.slow
 def test_waiting_for_a_batch_is_measured():
     """Steps whose batches take a second each, less what is made meanwhile; and ready ones."""
     step = make_step()

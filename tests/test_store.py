@@ -15,6 +15,9 @@ from kbert.data.store import ShardWriter, corpus_fingerprint, ids_dtype, write_m
 from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.errors import UserError
 
+pytestmark = pytest.mark.smoke
+
+
 # Shards of documents of sentences of ids.
 SHARDS = [[[[5, 6, 7, 20], [9, 12]], [[5, 10]]], [[[8, 9, 10], [5], [7, 20]]]]
 

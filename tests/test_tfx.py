@@ -193,6 +193,7 @@ def test_batches_are_as_wide_as_their_texts_need(config, tmp_path):
     np.testing.assert_array_equal(ids, wanted)
 
 
+@pytest.mark.slow
 def test_it_trains_and_exports_what_kbert_export_makes(config, tmp_path):
     fn_args = arguments(config, tmp_path, list(reviews(400, 0)))
     bert_module.run_fn(fn_args)

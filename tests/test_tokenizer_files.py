@@ -7,6 +7,7 @@ import shutil
 import keras_hub
 import pytest
 import transformers
+from marks import slow
 
 from kbert import BertConfig, BertModel, BertTokenizer
 from kbert.data import prepare
@@ -247,7 +248,7 @@ def test_folders_without_a_vocabulary(folder):
         BertTokenizer(folder / "vocab.txt").save_pretrained(folder, format="x")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, *slow(2)])
 def test_a_corpus_keeps_the_settings(processes, folder, monkeypatch):
     monkeypatch.setattr("kbert.data.local._SMALL_BYTES", 1)
     for name in ("a", "b"):

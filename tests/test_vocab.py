@@ -1,9 +1,9 @@
 """Vocabularies: reading, checking, learning."""
 
 import subprocess
-import sys
 
 import pytest
+from warm_python import PYTHON
 
 from kbert.data import BertTokenizer
 from kbert.data.corpus import Texts
@@ -112,7 +112,7 @@ def test_learning_from_nothing_and_too_small():
 def test_the_program_replaces_no_vocabulary(tmp_path):
     (tmp_path / "text.txt").write_text("\n".join(TEXTS))
     (tmp_path / "text.jsonl").write_text("{}\n")
-    command = [sys.executable, "-m", "kbert.learn_vocab", f"--input={tmp_path}/text.*"]
+    command = [PYTHON, "-m", "kbert.learn_vocab", f"--input={tmp_path}/text.*"]
     command += [f"--vocab_file={tmp_path}/new/vocab.txt", "--vocab_size=60", "--on_bad_line=skip"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")

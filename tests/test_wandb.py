@@ -150,7 +150,7 @@ def test_nobody_waits_for_it_long(tmp_path, monkeypatch, capsys):
     )
 
 
-def test_a_run_tells_it_all(offline, corpus, tmp_path, capsys):
+def test_a_run_tells_it_all(offline, corpus, tmp_path, curves, capsys):
     """Its metrics are those of metrics.jsonl; the curves are there in time to be sent."""
     (tmp_path / "heldout.txt").write_text("w1 w2 w3 w4\nw5 w6 w7\n\nw8 w9 w10\nw11 w12\n")
     sizes = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2}

@@ -4,12 +4,12 @@ import json
 import os
 import socket
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from run_files import metrics_of, weights_of
+from warm_python import PYTHON
 from worker_runs import example_ids, launch
 
 from kbert.data.shares import WHOLE, Share
@@ -73,7 +73,7 @@ def test_a_cluster_that_cannot_be(environ, reason):
     ],
 )
 def test_programs_refuse_in_one_line(flags, message, tmp_path):
-    command = [sys.executable, "-m", "kbert.pretrain", "--input=sample:train", *flags]
+    command = [PYTHON, "-m", "kbert.pretrain", "--input=sample:train", *flags]
     done = subprocess.run(
         [*command, f"--output_dir={tmp_path}/run"], capture_output=True, text=True
     )
@@ -84,7 +84,7 @@ def test_programs_refuse_in_one_line(flags, message, tmp_path):
 @pytest.mark.parametrize("flags", [[], ["--cpu_devices=2"]])
 def test_a_worker_that_cannot_be_is_refused_in_one_line(flags, tmp_path):
     """Its port is in use; or, without a look at the port, it asks for two devices."""
-    command = [sys.executable, "-m", "kbert.pretrain", "--input=sample:train", *flags]
+    command = [PYTHON, "-m", "kbert.pretrain", "--input=sample:train", *flags]
     command += ["--distribution=multi_worker", f"--output_dir={tmp_path}/run"]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

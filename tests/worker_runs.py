@@ -15,6 +15,7 @@ import threading
 
 import numpy as np
 from ports import free_port
+from warm_python import PYTHON
 
 TIMEOUT_SECONDS = 300
 
@@ -39,7 +40,7 @@ def launch(count, folder, settings, **changes):
         environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
         mine = {"victim": count - 1} | changes
         done = subprocess.run(
-            [sys.executable, __file__, str(folder), json.dumps(settings), json.dumps(mine)],
+            [PYTHON, __file__, str(folder), json.dumps(settings), json.dumps(mine)],
             env=environ,
             capture_output=True,
             text=True,
@@ -88,8 +89,9 @@ def main(folder, settings, changes):
     from kbert import program
     from kbert.data.pretraining import PretrainingExamples
     from kbert.settings import FinetuneConfig, PretrainConfig
-    from kbert.train import finetune, loop, train
+    from kbert.train import curves, finetune, loop, train
 
+    curves.Curves.draw = lambda self, last=False: None  # it takes longer than the steps
     index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
     settings = dict(settings, distribution="multi_worker")
     if changes.get("devices", 1) > 1:

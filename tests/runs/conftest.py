@@ -1,0 +1,51 @@
+"""A pretraining run of seconds: 12 steps of a tiny model, dropout on."""
+
+import shutil
+
+import pytest
+from tiny_runs import ARCHITECTURE, write_text
+
+from kbert.settings import PretrainConfig
+from kbert.train import train
+
+
+@pytest.fixture(scope="session")
+def _settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    architecture = folder / "tiny.yaml"
+    architecture.write_text(ARCHITECTURE)
+    return {
+        "input": str(write_text(folder / "text.txt")),
+        "eval_input": str(write_text(folder / "heldout.txt", documents=4, seed=1)),
+        "vocab_size": 60,
+        "bert_config": str(architecture),
+        "max_seq_length": 20,
+        "global_batch_size": 6,
+        "train_steps": 12,
+        "warmup_steps": 2,
+        "learning_rate": 1e-2,
+        "log_every_steps": 1,
+        "eval_every_steps": 6,
+        "eval_examples": 12,
+        "save_every_steps": 5,
+    }
+
+
+@pytest.fixture
+def settings(_settings):
+    """Settings of PretrainConfig; the files that they name are those of all tests."""
+    return dict(_settings)
+
+
+@pytest.fixture(scope="session")
+def whole(_settings, tmp_path_factory):
+    """Folder of a run of these settings, which no test may change."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(PretrainConfig(**_settings), folder)
+    return folder
+
+
+@pytest.fixture
+def finished(whole, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(whole, tmp_path / "run")
