@@ -108,7 +108,7 @@ def vocabulary(vocab_file, folder, size=30522):
     """Path of a vocabulary: the file given, else one learnt from kbert's sample into the folder."""
     if vocab_file:
         return vocab_file
-    from kbert.data.vocab import learn_vocab, write_vocab
+    from kbert.tokenizer.vocab import learn_vocab, write_vocab
 
     path = pathlib.Path(folder) / "vocab.txt"
     write_vocab(learn_vocab(sample_text(folder).read_text("utf-8").split("\n"), size), path)
@@ -117,7 +117,7 @@ def vocabulary(vocab_file, folder, size=30522):
 
 def sample_text(folder):
     """Path of the text that comes with kbert, unpacked into the folder."""
-    from kbert.data.corpus import SAMPLES
+    from kbert.corpus.text_sources import SAMPLES
 
     path = pathlib.Path(folder) / "sample.txt"
     if not path.exists():

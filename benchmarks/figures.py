@@ -7,7 +7,7 @@ import platform
 import statistics
 
 NAMES = {"hf": "HF transformers", "keras_hub": "KerasHub", "openvino": "OpenVINO"}
-NAMES |= {"gemm": "matrix products alone", "kbert_openvino": "kbert, engine=openvino"}
+NAMES |= {"gemm": "matrix products alone", "kbert_openvino": "kbert, backend=openvino"}
 NAMES |= {"before": "kbert, --before"}
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 COLUMNS = (

@@ -19,16 +19,16 @@ import numpy as np
 from absl import app
 from absl import flags as absl_flags
 
-from kbert import flags
-from kbert.data import BertTokenizer
+from kbert.data.bucketed_batches import BucketedBatches, bucket_length, pad_examples
 from kbert.data.examples import read_examples
-from kbert.data.finetuning import ItemBatches, bucket_length, pad_items
-from kbert.formats import find_folder
 from kbert.settings import FinetuneConfig
-from kbert.tasks.folders import LABELLED_TASKS, make_task
 from kbert.tasks.labels import label_names
+from kbert.tasks.registry import LABELLED_TASKS, make_task
+from kbert.tokenizer import BertTokenizer
 from kbert.train import finetune
 from kbert.train.schedule import WarmupPolynomialDecay
+from kbert.utils import flags
+from kbert.utils.formats import find_folder
 
 flags.define(FinetuneConfig)
 absl_flags.DEFINE_list("seeds", ["0"], "seeds of the runs")
@@ -68,7 +68,7 @@ def theirs(config, seed):
     task = make_task(config, tokenizer, names, any(getattr(e, "is_impossible", 0) for e in train))
     items = task.encode(train).items
     B, longest = config.batch_size, config.max_seq_length
-    batches = ItemBatches(items, B, longest, tokenizer.pad_id, seed)
+    batches = BucketedBatches(items, B, longest, tokenizer.pad_id, seed)
     steps = max(1, round(config.epochs * batches.steps_per_epoch))
     schedule = WarmupPolynomialDecay(config.learning_rate, steps, int(config.warmup_ratio * steps))
     labels = {"num_labels": len(names)} if names else {}
@@ -101,7 +101,7 @@ def theirs(config, seed):
         part = [encoded.items[j] for j in order[i : i + B]]
         length = bucket_length(max(item.length for item in part), longest)
         with torch.no_grad():
-            found = forward(model, pad_items(part, length, len(part), tokenizer.pad_id))
+            found = forward(model, pad_examples(part, length, len(part), tokenizer.pad_id))
         for row, j in enumerate(order[i : i + B]):
             outputs[j] = {
                 name: found[name][row].numpy()

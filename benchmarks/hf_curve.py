@@ -17,7 +17,8 @@ import tensorflow as tf
 from absl import app, flags
 
 from kbert import BertConfig, BertForPreTraining
-from kbert.data import Corpus, pretraining_dataset
+from kbert.corpus import Corpus
+from kbert.data import pretraining_dataset
 from kbert.train.losses import pretraining_loss, pretraining_sums
 from kbert.train.optimizer import AdamW
 from kbert.train.schedule import WarmupPolynomialDecay

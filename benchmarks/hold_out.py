@@ -6,7 +6,7 @@ python benchmarks/hold_out.py OUTPUT_DIR FILE [FILE ...]   writes train.txt and 
 import pathlib
 import sys
 
-from kbert.data.corpus import find_inputs, read_lines, split_into_pieces
+from kbert.corpus.text_sources import find_inputs, read_lines, split_into_pieces
 
 
 def main(output_dir, *files):

@@ -89,7 +89,7 @@ def row(name, model, lengths, precision, weights, examples, folder):
 def save_model(model, folder):
     """Writes a classifier with fresh weights for every side."""
     import kbert
-    from kbert.data.vocab import SPECIAL_TOKENS
+    from kbert.tokenizer.vocab import SPECIAL_TOKENS
 
     # Larger weights than fresh ones usually are, so that the texts get different scores.
     config = kbert.BertConfig(**model, initializer_range=0.05)

@@ -96,7 +96,7 @@ def prepare_line(took):
 
 def rows(folder, text, vocab_file):
     """The rows that the flags ask for."""
-    from kbert.data import BertTokenizer
+    from kbert.tokenizer import BertTokenizer
 
     BertTokenizer(vocab_file).save_pretrained(folder, "hf")
     for name in FLAGS.rows:

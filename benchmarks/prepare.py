@@ -1,4 +1,4 @@
-"""Speed and memory of kbert.prepare with its engines, on text of several sizes.
+"""Speed and memory of kbert.prepare with its runners, on text of several sizes.
 
     python -m benchmarks.prepare --text=WIKI.txt.gz,BOOKS.txt.gz --vocab_file=vocab.txt \\
         --folder=/tmp/prepare --json=prepare.json
@@ -44,7 +44,7 @@ def rows():
         yield f"{FLAGS.beam_mb}", ("--processes=1", *more), False
         for mode in ("--direct_running_mode=in_memory", "--direct_running_mode=multi_processing"):
             options = f"--beam_options=--runner=FnApiRunner --direct_num_workers=2 {mode}"
-            yield f"{FLAGS.beam_mb}", ("--engine=beam", options, *more), True
+            yield f"{FLAGS.beam_mb}", ("--runner=beam", options, *more), True
 
 
 def write_text(sources, target, size, lines):

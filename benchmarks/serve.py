@@ -82,13 +82,13 @@ class SavedModelSide:
 
 
 class ServerSide:
-    """kbert.serve with an engine."""
+    """kbert.serve with a backend."""
 
-    def __init__(self, base, texts, engine):
+    def __init__(self, base, texts, backend):
         self._texts = json.loads(pathlib.Path(texts).read_text())
         self._ports = [_free_port(), _free_port()]
         ports = [f"--port={self._ports[0]}", f"--rest_api_port={self._ports[1]}"]
-        command = [FLAGS.python_kbert, "-m", "kbert.serve", f"--engine={engine}", *ports]
+        command = [FLAGS.python_kbert, "-m", "kbert.serve", f"--backend={backend}", *ports]
         command += ["--model_name=bert", f"--model_base_path={base}"]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         for line in self._process.stdout:
@@ -205,12 +205,12 @@ def main(_):
         export(f"{folder}/weights/kbert", f"{base}/1", max_seq_length=128, report=lambda line: None)
         sides = {"saved_model": SavedModelSide(f"{base}/1", path)}
         stack.callback(sides["saved_model"].stop)
-        for engine in FLAGS.engines:
-            sides[engine] = ServerSide(base, path, engine)
-            stack.callback(sides[engine].stop)
+        for backend in FLAGS.backends:
+            sides[backend] = ServerSide(base, path, backend)
+            stack.callback(sides[backend].stop)
         rounds, seconds = (1, 0.2) if FLAGS.quick else (FLAGS.rounds, FLAGS.round_seconds)
         found = measured(sides, rounds, seconds)
-        memory = {engine: sides[engine].memory_mb() for engine in FLAGS.engines}
+        memory = {backend: sides[backend].memory_mb() for backend in FLAGS.backends}
     print(f"{machine()}; {rounds} rounds of {seconds:g} s; {datetime.date.today()}")
     print("\n".join(table(found)))
     print("peak memory: " + ", ".join(f"{name} {mb:,.0f} MB" for name, mb in memory.items()))
@@ -223,7 +223,7 @@ def main(_):
 
 if __name__ == "__main__":
     flags.DEFINE_enum("model", "minilm", list(MODELS), "size of the classifier")
-    flags.DEFINE_list("engines", ["openvino", "tensorflow"], "what computes the served model")
+    flags.DEFINE_list("backends", ["openvino", "tensorflow"], "what computes the served model")
     flags.DEFINE_string("python_kbert", sys.executable, "Python that has kbert")
     flags.DEFINE_integer("rounds", 5, "rounds, each side once in each")
     flags.DEFINE_float("round_seconds", 6.0, "how long each is asked in a round")

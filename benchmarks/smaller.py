@@ -16,10 +16,10 @@ from absl import app, flags
 FLAGS = flags.FLAGS
 
 
-def computations(folders, engine, features):
-    """For each folder the function that computes its encoder and pooler with an engine."""
+def computations(folders, backend, features):
+    """For each folder the function that computes its encoder and pooler with a backend."""
     import kbert
-    from kbert.tasks.engines import settled_engine
+    from kbert.inference.backends import frozen_backend
 
     for folder in folders:
         model = kbert.BertModel.from_pretrained(folder)
@@ -27,7 +27,7 @@ def computations(folders, engine, features):
         def outputs(features, model=model):
             return {"pooled": model(features, training=False)["pooler_output"]}
 
-        yield settled_engine(engine, model, "smaller")(outputs, features)
+        yield frozen_backend(backend, model, "smaller")(outputs, features)
 
 
 def token_ids(folder, batch):
@@ -49,13 +49,13 @@ def seconds_of(compute, features, least):
 
 def main(_):
     """Compares, and prints a Markdown table."""
-    print("| engine | batch | model | ms a batch | faster than the first by |")
+    print("| backend | batch | model | ms a batch | faster than the first by |")
     print("| --- | --- | --- | --- | --- |")
-    for engine in FLAGS.engines:
+    for backend in FLAGS.backends:
         for batch in map(int, FLAGS.batches):
             ids = token_ids(FLAGS.models[0], batch)
             features = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-            found = list(computations(FLAGS.models, engine, features))
+            found = list(computations(FLAGS.models, backend, features))
             for compute in found:
                 seconds_of(compute, features, 1.0)
             rounds = [
@@ -66,7 +66,7 @@ def main(_):
                 times = [1e3 * seconds[number] for seconds in rounds]
                 ratios = [seconds[0] / seconds[number] for seconds in rounds]
                 print(
-                    f"| {engine} | {batch} x {FLAGS.length} | {folder} | {_figures(times)} | "
+                    f"| {backend} | {batch} x {FLAGS.length} | {folder} | {_figures(times)} | "
                     f"{_figures(ratios)} |",
                     flush=True,
                 )
@@ -79,7 +79,7 @@ def _figures(values):
 if __name__ == "__main__":
     flags.DEFINE_list("models", None, "folders of weights, the one to compare with first")
     flags.DEFINE_list("batches", ["1", "32"], "texts of a batch")
-    flags.DEFINE_list("engines", ["tensorflow", "openvino"], "of kbert.tasks.engines")
+    flags.DEFINE_list("backends", ["tensorflow", "openvino"], "of kbert.inference.backends")
     flags.DEFINE_integer("length", 128, "tokens of a text")
     flags.DEFINE_integer("rounds", 7, "rounds, each model once in each")
     flags.DEFINE_float("round_seconds", 2.0, "how long a model computes in a round")

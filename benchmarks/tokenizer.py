@@ -23,7 +23,7 @@ FLAGS = flags.FLAGS
 
 def rows(folder):
     """A row for each text, and those of kbert.prepare."""
-    from kbert.data import BertTokenizer
+    from kbert.tokenizer import BertTokenizer
 
     harness.check_rows(ROWS)
     vocab_file = data.vocabulary(FLAGS.vocab_file, folder)

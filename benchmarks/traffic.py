@@ -35,8 +35,8 @@ GPUS_OF_A_HOST = 8
 
 def measure(corpus, length):
     """Sequences a second on one core, and bytes of the features of one."""
-    from kbert.data import Corpus
-    from kbert.data.pretraining import pretraining_dataset
+    from kbert.corpus import Corpus
+    from kbert.data.pretraining_batches import pretraining_dataset
 
     batch_size = (1 << 13) // length
     batches = iter(pretraining_dataset(Corpus(corpus, verify=False), batch_size, length))
@@ -53,7 +53,7 @@ def architecture(name, length):
     """Parameters of a BERT for pretraining, and operations of one sequence."""
     from kbert.config import BertConfig
     from kbert.model.weights.tensors import weight_shapes
-    from kbert.train.estimate import step_flops
+    from kbert.train.cost_estimate import step_flops
 
     config = BertConfig.load(name, 30522)
     shapes = weight_shapes(config)

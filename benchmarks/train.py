@@ -105,7 +105,7 @@ def finetuning_examples():
     count = 64 if FLAGS.quick else FLAGS.examples
     if not FLAGS.sst2:
         return data.random_examples(data.mixed_lengths(count))
-    from kbert.data import BertTokenizer
+    from kbert.tokenizer import BertTokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = BertTokenizer(data.vocabulary(FLAGS.vocab_file, folder))

@@ -20,7 +20,7 @@ copyright = "the authors of kbert"
 version = release = kbert.__version__
 root_doc = "docs/index"
 include_patterns = ["README.md", "CHANGELOG.md", "benchmarks/RESULTS.md", "docs/**"]
-include_patterns += ["kbert/data/sample/README.md"]
+include_patterns += ["kbert/corpus/sample/README.md"]
 exclude_patterns = ["docs/_*", ".*", "saved_model", "corpora", "models"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "programs"]

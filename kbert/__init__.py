@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "BertConfig": "kbert.config",
     "UserError": "kbert.errors",
-    "BertTokenizer": "kbert.data.tokenizer",
+    "BertTokenizer": "kbert.tokenizer.tokenizer",
     "BertModel": "kbert.model.models",
     "BertForPreTraining": "kbert.model.models",
     "BertForMaskedLM": "kbert.model.models",
@@ -19,12 +19,15 @@ _HOMES = {
     "BertForTokenClassification": "kbert.model.models",
     "BertForQuestionAnswering": "kbert.model.models",
     "BertForMultipleChoice": "kbert.model.models",
-    "Predictor": "kbert.tasks.predictor",
+    "Predictor": "kbert.inference.predictor",
+    "corpus": None,
     "data": None,
     "model": None,
     "hub": None,
+    "inference": None,
     "serving": None,
     "tasks": None,
+    "tokenizer": None,
     "train": None,
 }
 

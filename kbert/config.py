@@ -111,13 +111,13 @@ class BertConfig:
     Differs from both in `hidden_act`, whose name says which GELU is meant: "gelu" is the exact erf
     form (as in HF), "gelu_new" is the tanh approximation (HF's name for what google-research/bert
     calls "gelu"), and in `label_names`, which are the values of HF's `id2label`. The fields from
-    `tie_word_embeddings` on are HF's; `bert_config.json` has none of them. `heads_left` is kbert's
-    own; where no head was removed it is None.
+    `tie_word_embeddings` on are HF's; `bert_config.json` has none of them.
+    `attention_heads_per_layer` is kbert's own; where no head was removed it is None.
 
     Raises:
         UserError: a value has the wrong type, is out of range, `hidden_size` is not divisible by
             `num_attention_heads`, `label_names` are not `num_labels` different texts, or
-            `heads_left` is not 1 to `num_attention_heads` for each block.
+            `attention_heads_per_layer` is not 1 to `num_attention_heads` for each block.
     """
 
     vocab_size: int = setting(30522, "entries of the vocabulary, V", at_least=5)
@@ -149,12 +149,12 @@ class BertConfig:
     classifier_dropout: float | None = setting(
         None, "dropout before a classifier; default: hidden_dropout_prob", at_least=0, below=1
     )
-    heads_left: tuple | None = setting(
+    attention_heads_per_layer: tuple | None = setting(
         None, "heads that each block has after others were removed; default: all"
     )
 
     def __post_init__(self):
-        for name in ("label_names", "heads_left"):
+        for name in ("label_names", "attention_heads_per_layer"):
             if isinstance(getattr(self, name), list):  # as JSON and YAML have it
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         check_settings(self)
@@ -173,7 +173,8 @@ class BertConfig:
 
     def block_heads(self, i):
         """How many heads block i has."""
-        return self.heads_left[i] if self.heads_left else self.num_attention_heads
+        per_layer = self.attention_heads_per_layer
+        return per_layer[i] if per_layer else self.num_attention_heads
 
     @property
     def head_dropout_prob(self):
@@ -182,16 +183,17 @@ class BertConfig:
         return self.hidden_dropout_prob if rate is None else rate
 
     def _check_heads(self):
-        left, N, H = self.heads_left, self.num_hidden_layers, self.num_attention_heads
+        left = self.attention_heads_per_layer
+        N, H = self.num_hidden_layers, self.num_attention_heads
         if left is None:
             return
         if len(left) != N or not all(type(heads) is int and 1 <= heads <= H for heads in left):
             raise UserError(
-                f"heads_left must be a number from 1 to {H}, the heads there were, for each of the "
-                f"{N} blocks; got {_shown(list(left))}."
+                f"attention_heads_per_layer must be a number from 1 to {H}, the heads there were, "
+                f"for each of the {N} blocks; got {_shown(list(left))}."
             )
         if all(heads == H for heads in left):
-            object.__setattr__(self, "heads_left", None)
+            object.__setattr__(self, "attention_heads_per_layer", None)
 
     def _check_labels(self):
         names = self.label_names

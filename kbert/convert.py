@@ -1,4 +1,4 @@
-"""Converts a BERT: python -m kbert.convert --from=google_folder --to=hf_folder --format=hf"""
+"""Converts a BERT: python -m kbert.convert --model=google_folder --output_dir=hf --format=hf"""
 
 import math
 import pathlib
@@ -6,10 +6,10 @@ import warnings
 
 from absl import flags as absl_flags
 
-from kbert import program
 from kbert.errors import UserError
-from kbert.formats import FORMATS, find_folder, folder_format
-from kbert.locks import target_lock
+from kbert.utils import program
+from kbert.utils.formats import FORMATS, find_folder, folder_format
+from kbert.utils.locks import target_lock
 
 
 def convert(source, target, format, allow_missing=(), lower_case=None, report=print):
@@ -21,7 +21,7 @@ def convert(source, target, format, allow_missing=(), lower_case=None, report=pr
     Args:
         source: as for `BertModel.from_pretrained`.
         target: folder to make; must not exist, or be empty.
-        format: one of `kbert.formats.FORMATS`.
+        format: one of `kbert.utils.formats.FORMATS`.
         allow_missing: as for `BertModel.from_pretrained` and `save_pretrained`; "tokenizer" to
             convert the weights alone.
         lower_case: as for `BertTokenizer.from_pretrained`.
@@ -37,7 +37,7 @@ def convert(source, target, format, allow_missing=(), lower_case=None, report=pr
     target, folder = pathlib.Path(target), find_folder(source)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty. Remove it, or name another folder.")
-    with target_lock(target, "--to"), warnings.catch_warnings(record=True) as caught:
+    with target_lock(target, "--output_dir"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         with open_weights(folder, allow_missing) as (config, weights):
             parameters = sum(math.prod(shape) for shape in weights.shapes.values())
@@ -59,8 +59,8 @@ def convert(source, target, format, allow_missing=(), lower_case=None, report=pr
 
 
 def _write(folder, path, format, config, weights, allow_missing, lower_case, report):
-    from kbert.data.tokenizer_files import has_tokenizer, read_tokenizer, write_tokenizer
     from kbert.model.weights import write_weights
+    from kbert.tokenizer.files import has_tokenizer, read_tokenizer, write_tokenizer
 
     if "tokenizer" in allow_missing:
         report("note: no tokenizer is written, as asked")
@@ -87,11 +87,11 @@ def _write(folder, path, format, config, weights, allow_missing, lower_case, rep
 def define_flags():
     """Defines the flags; not on import, since programs share names."""
     absl_flags.DEFINE_string(
-        "from",
+        "model",
         None,
         "folder of weights in any format, or the name of a model on the Hugging Face hub",
     )
-    absl_flags.DEFINE_string("to", None, "folder to make")
+    absl_flags.DEFINE_string("output_dir", None, "folder to make")
     absl_flags.DEFINE_enum("format", "kbert", list(FORMATS), "format to write")
     absl_flags.DEFINE_list(
         "allow_missing",
@@ -108,10 +108,12 @@ def define_flags():
 
 def main():
     """Runs `convert` with the flags."""
-    values = {name: absl_flags.FLAGS[name].value for name in ("from", "to", "format")}
-    for name in ("from", "to"):
+    values = {name: absl_flags.FLAGS[name].value for name in ("model", "output_dir", "format")}
+    for name in ("model", "output_dir"):
         if not values[name]:
-            raise UserError(f"--{name} is missing: python -m kbert.convert --from=A --to=B")
+            raise UserError(
+                f"--{name} is missing: python -m kbert.convert --model=A --output_dir=B"
+            )
     flags = absl_flags.FLAGS
     convert(*values.values(), flags.allow_missing, flags.lower_case)
 

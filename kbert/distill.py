@@ -2,22 +2,22 @@
 
 from absl import flags as absl_flags
 
-from kbert import flags, program
 from kbert.settings import DistillConfig
+from kbert.utils import flags, program
 
 
 def main():
     """Runs `kbert.train.distill` with the flags; the teacher's folder says for which task."""
-    from kbert.formats import find_folder
-    from kbert.tasks.folders import read_task
+    from kbert.tasks.registry import read_task
     from kbert.train import distill
+    from kbert.utils.formats import find_folder
 
     given = absl_flags.FLAGS
     if given.teacher:
-        theirs = read_task(find_folder(given.teacher)) or {}
+        teacher_task = read_task(find_folder(given.teacher)) or {}
         for name in ("task", "max_seq_length"):
             if given[name].value is None:
-                given[name].value = theirs.get(name)
+                given[name].value = teacher_task.get(name)
     distill(flags.read(DistillConfig), given.output_dir)
 
 

@@ -58,5 +58,5 @@ def writing(folder):
 
 def too_much(error):
     """What there was no memory for, in words, of TensorFlow's ResourceExhaustedError."""
-    found = _TOO_MUCH.search(error.message)
-    return found[0] if found else error.message.splitlines()[0]
+    match = _TOO_MUCH.search(error.message)
+    return match[0] if match else error.message.splitlines()[0]

@@ -4,9 +4,9 @@ import dataclasses
 import json
 import pathlib
 
-from kbert import flags, program
 from kbert.errors import UserError
 from kbert.settings import EvaluateConfig
+from kbert.utils import flags, program
 
 
 def fine_tuned(config, file, dtype=None, report=print):
@@ -23,13 +23,13 @@ def fine_tuned(config, file, dtype=None, report=print):
         UserError: a model or examples that cannot be used, with file and line.
     """
     from kbert.data.examples import read_examples
-    from kbert.tasks.folders import LABELLED_TASKS
+    from kbert.inference.predictor import Predictor
     from kbert.tasks.labels import keep_known
-    from kbert.tasks.predictor import Predictor
+    from kbert.tasks.registry import LABELLED_TASKS
 
-    # "live": the same figures as in training, to the last bit.
+    # "keras": the same figures as in training, to the last bit.
     predictor = Predictor.from_pretrained(
-        config.model, dtype, batch_size=config.batch_size, engine="live"
+        config.model, dtype, batch_size=config.batch_size, backend="keras"
     )
     name = config.task or (predictor.settings or {}).get("task")
     if name is None:

@@ -1,4 +1,4 @@
-"""Exports for serving: python -m kbert.export --from=RUN/finetuning/best --to=models/bert/1"""
+"""Exports for serving: python -m kbert.export --model=FOLDER --output_dir=models/bert/1"""
 
 import dataclasses
 import pathlib
@@ -6,18 +6,18 @@ import re
 
 from absl import flags as absl_flags
 
-from kbert import flags as settings_flags
-from kbert import program
 from kbert.errors import UserError
-from kbert.locks import target_lock
 from kbert.settings import EXPORT_METHODS, EXPORT_RUNTIMES, QUANTIZATIONS, ColumnConfig
+from kbert.utils import flags as settings_flags
+from kbert.utils import program
+from kbert.utils.locks import target_lock
 
 
 def export(
     source,
     target,
     method=None,
-    pairs=None,
+    takes_pairs=None,
     max_seq_length=None,
     batch_timeout_ms=0,
     report=print,
@@ -32,7 +32,7 @@ def export(
 
     Args:
         source: as for `BertModel.from_pretrained`. target: folder to make.
-        method, pairs, max_seq_length: see `kbert.serving.saved_model.load_method`.
+        method, takes_pairs, max_seq_length: see `kbert.serving.saved_model.load_endpoint`.
         batch_timeout_ms: see `kbert.serving.signatures.signatures`.
         report: called with lines of text.
         eval_file: labelled examples on which the SavedModel is compared with the model, see
@@ -45,36 +45,38 @@ def export(
         UserError: a folder that cannot be read, exists or is being made; an argument that does not
             fit the model; answers that differ from the Predictor's; examples that cannot be used.
     """
-    from kbert.serving import comparison, lines, saved_model
+    from kbert.serving import comparison, messages, saved_model
     from kbert.serving.signatures import signatures
 
     if quantize not in (None, "int8"):
         raise UserError(f"--format=serving has no --quantize={quantize}; it has int8.")
     target = _free(target)
-    found = saved_model.load_method(source, method, pairs, max_seq_length)
-    report(lines.source_line(source, found.name, found.model, found.max_seq_length))
-    labelled = comparison.Labelled(found, eval_file, columns, report)
+    endpoint = saved_model.load_endpoint(source, method, takes_pairs, max_seq_length)
+    report(messages.source_line(source, endpoint.name, endpoint.model, endpoint.max_seq_length))
+    labelled = comparison.Labelled(endpoint, eval_file, columns, report)
     functions, before, notes = {}, {}, []
     if eval_file and (quantize or batch_timeout_ms):  # what is written has other weights, or waits
-        before = signatures(found)
+        before = signatures(endpoint)
     if quantize:
-        saved_model.quantize_int8(found)
+        saved_model.quantize_int8(endpoint)
 
     def write(path):
-        functions.update(saved_model.save_method(found, path, batch_timeout_ms))
-        samples = saved_model.samples(found)
+        functions.update(saved_model.save_endpoint(endpoint, path, batch_timeout_ms))
+        samples = saved_model.samples(endpoint)
         answers = saved_model.answers_alone(samples, path)
-        notes.append(lines.checked_line(answers, *_wanted(found, functions, samples, quantize)))
+        notes.append(
+            messages.checked_line(answers, *_expected(endpoint, functions, samples, quantize))
+        )
         notes.append(_warm_up(path, functions, samples, target))
         notes.extend(labelled.with_saved_model(before or functions, path, quantize or "float32"))
 
     _make(target, write)
-    notes += [*lines.contract_lines(found, functions), lines.serve_line(target)]
-    _tell(report, lines.target_line(target), *notes)
+    notes += [*messages.output_spec_lines(endpoint, functions), messages.serve_line(target)]
+    _report_all(report, messages.target_line(target), *notes)
 
 
-def export_hub(source, target, max_seq_length=None, report=print):
-    """Writes `preprocess` and `encoder` with TF Hub's text API; see `kbert.serving.hub`.
+def export_tf_hub(source, target, max_seq_length=None, report=print):
+    """Writes `preprocess` and `encoder` with TF Hub's text API; see `kbert.serving.tf_hub`.
 
     Whole or not at all, and compared with the model as `export` does.
 
@@ -87,31 +89,31 @@ def export_hub(source, target, max_seq_length=None, report=print):
         UserError: a folder that cannot be read, exists or is being made; a length that the model
             does not have.
     """
-    from kbert.data import BertTokenizer
-    from kbert.formats import find_folder
-    from kbert.serving import hub, lines, saved_model
-    from kbert.tasks.predictor import check_length
+    from kbert.inference.predictor import check_length
+    from kbert.serving import messages, saved_model, tf_hub
+    from kbert.tokenizer import BertTokenizer
+    from kbert.utils.formats import find_folder
 
     target, length = _free(target), max_seq_length or 128
     tokenizer = BertTokenizer.from_pretrained(find_folder(source))
     model = saved_model.load_encoder(find_folder(source), output_hidden_states=True)
     check_length(length, model.config)
-    report(lines.source_line(source, "encoder", model, length))
+    report(messages.source_line(source, "encoder", model, length))
     notes = []
 
     def write(path):
-        hub.save_preprocessor(tokenizer, length, path / "preprocess")
-        hub.save_encoder(model, path / "encoder")
+        tf_hub.save_preprocessor(tokenizer, length, path / "preprocess")
+        tf_hub.save_encoder(model, path / "encoder")
         samples = {"text": list(saved_model.SAMPLES)}
         outputs = model(tokenizer(samples["text"], max_length=length), training=False)
         answers = saved_model.answers_alone(samples, path / "preprocess", path / "encoder")
-        wanted = {"sequence_output": outputs["last_hidden_state"].numpy()}
-        wanted["pooled_output"] = outputs["pooler_output"].numpy()
-        notes.append(lines.checked_line(answers, wanted, "kbert.BertModel"))
+        expected = {"sequence_output": outputs["last_hidden_state"].numpy()}
+        expected["pooled_output"] = outputs["pooler_output"].numpy()
+        notes.append(messages.checked_line(answers, expected, "kbert.BertModel"))
 
     _make(target, write)
     how = f'use it: kbert.hub.BertLayer("{target / "encoder"}"); in tf_keras hub.KerasLayer'
-    _tell(report, lines.target_line(target), *notes, how)
+    _report_all(report, messages.target_line(target), *notes, how)
 
 
 def export_to_runtime(
@@ -119,7 +121,7 @@ def export_to_runtime(
     target,
     format,
     method=None,
-    pairs=None,
+    takes_pairs=None,
     max_seq_length=None,
     quantize=None,
     report=print,
@@ -132,7 +134,7 @@ def export_to_runtime(
     Whole or not at all: the runtime computes some texts before the folder gets its name.
 
     Args:
-        source, target, method, pairs, max_seq_length, report: as for `export`.
+        source, target, method, takes_pairs, max_seq_length, report: as for `export`.
         format: one of `kbert.settings.EXPORT_RUNTIMES`. quantize: "int8", "float16"; None: float32.
         eval_file, columns: as for `export`; the figures go to `compression.json`.
         calibration_file: examples from which int8 takes the ranges of activations.
@@ -141,36 +143,36 @@ def export_to_runtime(
         UserError: as of `export`; what the format does not have; a package that is missing;
             float32 numbers that differ from the model's, or others that are not finite.
     """
-    from kbert.serving import comparison, conversions, lines, runtimes, saved_model
+    from kbert.serving import comparison, conversions, messages, runtimes, saved_model
 
     runtime = runtimes.find_runtime(format, quantize, calibration_file is not None)
     target = _free(target)
-    found = saved_model.load_method(source, method, pairs, max_seq_length)
-    report(lines.source_line(source, found.name, found.model, found.max_seq_length))
-    labelled = comparison.Labelled(found, eval_file, columns, report)
-    calibration = comparison.calibration_features(found, calibration_file, columns, report)
+    endpoint = saved_model.load_endpoint(source, method, takes_pairs, max_seq_length)
+    report(messages.source_line(source, endpoint.name, endpoint.model, endpoint.max_seq_length))
+    labelled = comparison.Labelled(endpoint, eval_file, columns, report)
+    calibration = comparison.calibration_features(endpoint, calibration_file, columns, report)
     notes = []
 
     def write(path):
-        about = conversions.save_conversion(found, runtime, path, quantize, calibration)
-        notes.extend([lines.computed_line(about), *lines.port_lines(about)])
-        notes.extend(labelled.with_runtime(runtime, path, about))
+        metadata = conversions.save_conversion(endpoint, runtime, path, quantize, calibration)
+        notes.extend([messages.computed_line(metadata), *messages.port_lines(metadata)])
+        notes.extend(labelled.with_runtime(runtime, path, metadata))
 
     _make(target, write)
-    _tell(report, lines.target_line(target), *notes)
+    _report_all(report, messages.target_line(target), *notes)
 
 
-def _wanted(method, functions, samples, quantize):
+def _expected(endpoint, functions, samples, quantize):
     """What a SavedModel should answer, and whose answers these are."""
     import tensorflow as tf
 
     if not quantize:
-        return method.predicted(**samples), "kbert.predict"
+        return endpoint.reference_outputs(**samples), "kbert.predict"
     texts = {name: tf.constant(values) for name, values in samples.items()}
     return functions["serving_default"](**texts), "the int8 model"
 
 
-def _tell(report, *lines):
+def _report_all(report, *lines):
     for line in lines:
         report(line)
 
@@ -198,7 +200,7 @@ def _make(target, write):
 
     from kbert.train.checkpoint import replace_folder
 
-    with target_lock(target, "--to"):
+    with target_lock(target, "--output_dir"):
         try:
             replace_folder(_free(target), write)
         except tf.errors.OpError as error:  # TensorFlow's word for a full disk, and others
@@ -221,12 +223,12 @@ def _warm_up(path, functions, samples, target):
 def define_flags():
     """Defines the flags; not on import, since programs share names."""
     absl_flags.DEFINE_string(
-        "from",
+        "model",
         None,
         "folder of weights in any format, or the name of a model on the Hugging Face hub",
     )
     absl_flags.DEFINE_string(
-        "to",
+        "output_dir",
         None,
         "folder to make; TensorFlow Serving wants models/NAME/VERSION, such as models/bert/1",
     )
@@ -239,9 +241,9 @@ def define_flags():
     absl_flags.DEFINE_enum(
         "format",
         "serving",
-        ["serving", "hub", *EXPORT_RUNTIMES],
-        "serving: a SavedModel that answers; hub: preprocess/ and encoder/ with TF Hub's text API; "
-        "openvino, litert, onnx: the model without its tokenizer, for these runtimes",
+        ["serving", "tf_hub", *EXPORT_RUNTIMES],
+        "serving: a SavedModel that answers; tf_hub: preprocess/ and encoder/ with TF Hub's text "
+        "API; openvino, litert, onnx: the model without its tokenizer, for these runtimes",
     )
     absl_flags.DEFINE_enum(
         "quantize",
@@ -250,7 +252,7 @@ def define_flags():
         "weights of serving, onnx (int8), openvino (float16) or litert (both); default: float32",
     )
     absl_flags.DEFINE_bool(
-        "pairs",
+        "takes_pairs",
         None,
         "whether a text comes with a second one, text_pair; default: as in fine-tuning",
     )
@@ -297,10 +299,12 @@ def _check_used(flags):
 
 def main():
     """Runs the export that the flags ask for."""
-    values = {name: absl_flags.FLAGS[name].value for name in ("from", "to")}
+    values = {name: absl_flags.FLAGS[name].value for name in ("model", "output_dir")}
     for name in values:
         if not values[name]:
-            raise UserError(f"--{name} is missing: python -m kbert.export --from=A --to=models/b/1")
+            raise UserError(
+                f"--{name} is missing: python -m kbert.export --model=A --output_dir=B/1"
+            )
     flags = absl_flags.FLAGS
     tf = program.import_tensorflow()
     tf.config.set_visible_devices([], "GPU")  # it needs none, nor TF32
@@ -308,24 +312,25 @@ def main():
         tf.config.threading.set_intra_op_parallelism_threads(1)  # as the runtimes it is timed with
         tf.config.threading.set_inter_op_parallelism_threads(1)
     _check_used(flags)
-    asked = flags.method, flags.pairs, flags.max_seq_length
+    request = flags.method, flags.takes_pairs, flags.max_seq_length
     files = {"eval_file": flags.eval_file, "columns": settings_flags.read(ColumnConfig)}
     if flags.format in EXPORT_RUNTIMES:
         files["calibration_file"] = flags.calibration_file
-        export_to_runtime(*values.values(), flags.format, *asked, flags.quantize, **files)
+        export_to_runtime(*values.values(), flags.format, *request, flags.quantize, **files)
     elif flags.calibration_file:
         raise UserError(f"--calibration_file is for --format=onnx; got {flags.format}.")
     elif flags.format == "serving":
         files["quantize"] = flags.quantize
-        export(*values.values(), *asked, flags.batch_timeout_ms, **files)
+        export(*values.values(), *request, flags.batch_timeout_ms, **files)
     elif flags.quantize:
-        raise UserError("--quantize is not for --format=hub, whose encoder is trained further.")
-    elif flags.method or flags.pairs is not None or flags.eval_file:
+        raise UserError("--quantize is not for --format=tf_hub, whose encoder is trained further.")
+    elif flags.method or flags.takes_pairs is not None or flags.eval_file:
         raise UserError(
-            "--method, --pairs and --eval_file are not for --format=hub; an encoder has no head."
+            "--method, --takes_pairs and --eval_file are not for --format=tf_hub; an encoder has "
+            "no head."
         )
     else:
-        export_hub(*values.values(), flags.max_seq_length)
+        export_tf_hub(*values.values(), flags.max_seq_length)
 
 
 if __name__ == "__main__":

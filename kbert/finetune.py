@@ -2,8 +2,8 @@
 
 from absl import flags as absl_flags
 
-from kbert import flags, program
 from kbert.settings import FinetuneConfig
+from kbert.utils import flags, program
 
 
 def main():

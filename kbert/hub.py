@@ -1,4 +1,4 @@
-"""What `kbert.export --format=hub` writes, as layers of other Keras 3 models.
+"""What `kbert.export --format=tf_hub` writes, as layers of other Keras 3 models.
 
     import kbert.hub  # also before keras.models.load_model
 
@@ -27,7 +27,7 @@ class _SavedLayer(keras.layers.Layer):
         self.handle = str(handle)
         if not (pathlib.Path(handle) / "saved_model.pb").is_file():
             raise UserError(
-                f"{handle} is no SavedModel. Make one: python -m kbert.export --format=hub"
+                f"{handle} is no SavedModel. Make one: python -m kbert.export --format=tf_hub"
             )
         self._loaded = tf.saved_model.load(self.handle)
         learns = {id(v) for v in getattr(self._loaded, "trainable_variables", ())}

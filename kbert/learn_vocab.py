@@ -1,30 +1,30 @@
-"""Learns a vocabulary: python -m kbert.learn_vocab --input='text/*.txt' --vocab_file=vocab.txt"""
+"""Learns a vocabulary: python -m kbert.learn_vocab --input='text/*.txt' --output_file=vocab.txt"""
 
 import pathlib
 
-from kbert import flags, program
 from kbert.errors import UserError
 from kbert.settings import LearnVocabConfig
+from kbert.utils import flags, program
 
 flags.define(LearnVocabConfig)
 
 
 def main():
-    """Runs `kbert.data.learn_vocab` with the flags."""
+    """Runs `kbert.tokenizer.learn_vocab` with the flags."""
     config = flags.read(LearnVocabConfig)
-    from kbert.data.corpus import Texts, find_inputs
-    from kbert.data.vocab import learn_vocab, write_vocab
+    from kbert.corpus.text_sources import Texts, find_inputs
+    from kbert.tokenizer.vocab import learn_vocab, write_vocab
 
-    if pathlib.Path(config.vocab_file).exists():
+    if pathlib.Path(config.output_file).exists():
         raise UserError(
-            f"{config.vocab_file} exists, and corpora and weights may depend on it. Remove it, or "
-            f"name another --vocab_file."
+            f"{config.output_file} exists, and corpora and weights may depend on it. Remove it, or "
+            f"name another --output_file."
         )
-    pathlib.Path(config.vocab_file).parent.mkdir(parents=True, exist_ok=True)
-    texts = Texts(find_inputs(config.input), skip_bad_lines=config.on_bad_line == "skip")
+    pathlib.Path(config.output_file).parent.mkdir(parents=True, exist_ok=True)
+    texts = Texts(find_inputs(config.input), skip_bad_lines=config.skip_bad_lines)
     vocab = learn_vocab(texts, config.vocab_size, config.lower_case)
-    write_vocab(vocab, config.vocab_file)
-    print(f"{len(vocab):,} entries in {config.vocab_file}")
+    write_vocab(vocab, config.output_file)
+    print(f"{len(vocab):,} entries in {config.output_file}")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ import json
 import sys
 import types
 
-from kbert import flags, program
 from kbert.errors import UserError
 from kbert.settings import ColumnConfig, PredictConfig
+from kbert.utils import flags, program
 
 _CHUNK = 4096  # texts read, computed and written at a time
 _METHOD_OF_TASK = {"tag": "tag", "qa": "answer", "choice": "choose"}
@@ -33,11 +33,11 @@ def predict(config, report=print):
     """
     from tqdm import tqdm
 
-    from kbert.tasks.predictor import Predictor
+    from kbert.inference.predictor import Predictor
 
     dtype = None if config.precision == "float32" else config.precision
     predictor = Predictor.from_pretrained(
-        config.model, dtype, batch_size=config.batch_size, engine=config.engine
+        config.model, dtype, batch_size=config.batch_size, backend=config.backend
     )
     task = (predictor.settings or {}).get("task")
     method = config.method or (_METHOD_OF_TASK.get(task, "classify") if task else "fill_mask")
@@ -49,14 +49,14 @@ def predict(config, report=print):
         bar = stack.enter_context(tqdm(total=total, unit=" texts", file=sys.stderr, disable=None))
         predictor.advance = bar.update
         while chunk := list(itertools.islice(rows, _CHUNK)):
-            found = iter(_found(predictor, method, [row for row in chunk if row], config))
+            results = iter(_results(predictor, method, [row for row in chunk if row], config))
             for row in chunk:
-                line = next(found) if row else None  # what was left out keeps its place
+                line = next(results) if row else None  # what was left out keeps its place
                 output.write(json.dumps(line, ensure_ascii=False) + "\n")
             output.flush()
 
 
-def _found(predictor, method, rows, config):
+def _results(predictor, method, rows, config):
     """JSON objects for rows, which are tuples of what the method takes."""
     if not rows:
         return []
@@ -65,7 +65,7 @@ def _found(predictor, method, rows, config):
         return [{"embedding": v.tolist()} for v in predictor.embed(*columns, config.pooling)]
     if method == "tag":
         return [{"spans": spans} for spans in predictor.tag(*columns)]
-    options = {"fill_mask": [config.k], "similarity": [config.pooling]}
+    options = {"fill_mask": [config.top_k], "similarity": [config.pooling]}
     return getattr(predictor, method)(*columns, *options.get(method, []))
 
 
@@ -111,7 +111,7 @@ def _line_rows(lines, origin, method, columns, config, report):
 
 def _problem(row, method, columns, width):
     """What is wrong with the texts of a line, or None. width: of the lines before, or None."""
-    from kbert.tasks.predictor import MOST_MASKS
+    from kbert.inference.predictor import MOST_MASKS
 
     least, most = columns
     if not all(part.strip() for part in row):
@@ -119,10 +119,10 @@ def _problem(row, method, columns, width):
     if len(row) < least or (most and len(row) > most):
         if most == 1:
             return f"{method} needs one text, without tabs; got {len(row)}"
-        wanted = (
+        expected = (
             f"{least}" if least == most else f"{least} to {most}" if most else f"{least} or more"
         )
-        return f"{method} needs {wanted} texts, separated by tabs; got {len(row)}"
+        return f"{method} needs {expected} texts, separated by tabs; got {len(row)}"
     if width and len(row) != width:
         return f"{len(row)} texts came, separated by tabs; the lines before have {width}"
     if method == "fill_mask" and not 0 < row[0].count("[MASK]") <= MOST_MASKS:

@@ -2,16 +2,16 @@
 
 import time
 
-from kbert import flags, program
 from kbert.settings import PrepareConfig
+from kbert.utils import flags, program
 
 flags.define(PrepareConfig)
 
 
 def main():
-    """Runs `kbert.data.preparation.write_corpus` with the flags."""
+    """Runs `kbert.corpus.preparation.write_corpus` with the flags."""
     config = flags.read(PrepareConfig)
-    from kbert.data.preparation import summary, write_corpus
+    from kbert.corpus.preparation import summary, write_corpus
 
     begin = time.monotonic()
     print("\n".join(summary(write_corpus(config, report=print))))

@@ -2,8 +2,8 @@
 
 from absl import flags as absl_flags
 
-from kbert import flags, program
 from kbert.settings import PretrainConfig
+from kbert.utils import flags, program
 
 flags.define(PretrainConfig)
 absl_flags.DEFINE_string("output_dir", "saved_model/bert", "the run's folder")
@@ -11,11 +11,11 @@ absl_flags.DEFINE_bool("dry_run", False, "say what the run would take, after thr
 
 
 def main():
-    """Runs `kbert.train.train` with the flags."""
+    """Runs `kbert.train.pretrain` with the flags."""
     config = flags.read(PretrainConfig)
-    from kbert.train import train
+    from kbert.train import pretrain
 
-    train(config, absl_flags.FLAGS.output_dir, absl_flags.FLAGS.dry_run)
+    pretrain(config, absl_flags.FLAGS.output_dir, absl_flags.FLAGS.dry_run)
 
 
 if __name__ == "__main__":

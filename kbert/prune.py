@@ -1,4 +1,4 @@
-"""Removes attention heads: python -m kbert.prune --model=A --data_file=B --heads=0.5 --to=C
+"""Removes attention heads: python -m kbert.prune --model=A --data_file=B --output_dir=C
 
 The model is a fine-tuned one; what it then lacks, `python -m kbert.finetune --init_from=C` learns
 again, as far as it can.
@@ -9,11 +9,11 @@ import json
 import math
 import pathlib
 
-from kbert import flags, program
 from kbert.errors import UserError
 from kbert.evaluate import evaluate, fine_tuned
-from kbert.locks import target_lock
 from kbert.settings import EvaluateConfig, ExampleConfig, PruneConfig
+from kbert.utils import flags, program
+from kbert.utils.locks import target_lock
 
 RESULT_FILE = "prune.json"
 
@@ -29,29 +29,30 @@ def prune(config, report=print):
 
     Returns:
         dict of `removed`, for each layer the numbers of heads, `importance`, of all heads by layer
-        (see `kbert.tasks.pruning.head_importance`), and, each with `before` and `after`, `heads` by
-        layer, `parameters`, `bytes` as float32 and, with an `eval_file`, `scores`.
+        (see `kbert.compression.pruning.head_importance`), and, each with `before` and `after`,
+        `heads` by layer, `parameters`, `bytes` as float32 and, with an `eval_file`, `scores`.
 
     Raises:
         UserError: a model or examples that cannot be used, with file and line; a share that cannot
             be removed; a folder that is not empty.
     """
-    from kbert.tasks.pruning import head_importance, least_important
+    from kbert.compression.pruning import head_importance, least_important
     from kbert.train.checkpoint import replace_folder
 
-    target = pathlib.Path(config.to)
+    target = pathlib.Path(config.output_dir)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty. Remove it, or name another folder.")
-    with target_lock(target, "--to"):
+    with target_lock(target, "--output_dir"):
         predictor, name, task, examples = fine_tuned(config, config.data_file, report=report)
         bert = predictor.model.config
         heads = [bert.block_heads(i) for i in range(bert.num_hidden_layers)]
-        least_important([[0.0] * count for count in heads], config.heads)  # may refuse the share
+        # Raises if the fraction cannot be removed, before anything slow.
+        least_important([[0.0] * count for count in heads], config.prune_fraction)
         items = task.encode(examples).items
         report(f"{config.model}: {name}, {len(examples):,} examples of {config.data_file}")
         scores = {"before": _scores(config, config.model)} if config.eval_file else None
         importance = head_importance(predictor.model, task, items, config.batch_size)
-        removed = least_important(importance, config.heads)
+        removed = least_important(importance, config.prune_fraction)
         kept = [
             [head for head in range(len(layer)) if head not in gone]
             for layer, gone in zip(importance, removed, strict=True)
@@ -86,16 +87,17 @@ def _write_without(source, folder, predictor, kept):
     """Writes config and weights of the heads that are kept; returns parameters before and after."""
     from kbert.model.weights import open_weights, without_heads, write_weights
 
-    with open_weights(source, parts=type(predictor.model).heads) as (config, weights):
+    with open_weights(source, parts=type(predictor.model).task_heads) as (config, weights):
         smaller, fewer = without_heads(config, weights, kept)
         write_weights(folder, "kbert", smaller, fewer)
         return [
-            sum(math.prod(shape) for shape in found.shapes.values()) for found in (weights, fewer)
+            sum(math.prod(shape) for shape in tensors.shapes.values())
+            for tensors in (weights, fewer)
         ]
 
 
 def _write_task(folder, predictor, name, task, examples):
-    from kbert.tasks.folders import write_task
+    from kbert.tasks.registry import write_task
 
     predictor.tokenizer.save_pretrained(folder)
     paired = getattr(examples[0], "text_pair", None) is not None

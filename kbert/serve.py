@@ -12,9 +12,9 @@ import signal
 import ssl
 import sys
 
-from kbert import flags, program
 from kbert.errors import UserError
-from kbert.serving.server.settings import ServeConfig
+from kbert.settings.serving import ServeConfig
+from kbert.utils import flags, program
 
 log = logging.getLogger("kbert.serve")
 
@@ -28,14 +28,14 @@ async def serve(config, report=print):
     Raises:
         UserError: no model, a port that is taken, certificates that cannot be used.
     """
-    from kbert.serving.server.batching import Batcher
-    from kbert.serving.server.metrics import Metrics
-    from kbert.serving.server.models import Models
-    from kbert.serving.server.servable import Servable
-    from kbert.serving.server.service import Service
+    from kbert.server.batching import Batcher
+    from kbert.server.metrics import Metrics
+    from kbert.server.models import Models
+    from kbert.server.servable import Servable
+    from kbert.server.service import Service
 
     def load(folder):
-        servable = Servable(folder, config.engine)
+        servable = Servable(folder, config.backend)
         if config.enable_model_warmup:
             servable.warm_up(folder)
         return servable
@@ -43,8 +43,8 @@ async def serve(config, report=print):
     certificates, configs = _certificates(config), _configs(config)
     models, servers = Models(load), []
     metrics = Metrics(models, lambda: batcher.waiting)
-    batcher = Batcher(config.max_batch_size, config.max_waiting, metrics.batch)
-    stopping = asyncio.create_task(_told_to_stop())
+    batcher = Batcher(config.max_batch_size, config.max_queue_tokens, metrics.batch)
+    stopping = asyncio.create_task(_stop_signal())
     starting = asyncio.create_task(_start(config, configs, models, report))
     watching = None
     try:
@@ -67,14 +67,14 @@ async def serve(config, report=print):
         batcher.close()
 
 
-async def _told_to_stop():
+async def _stop_signal():
     """Returns at the first SIGTERM or SIGINT; the next one ends the process at once."""
-    told, loop = asyncio.Event(), asyncio.get_running_loop()
+    stop_event, loop = asyncio.Event(), asyncio.get_running_loop()
     numbers = (signal.SIGTERM, signal.SIGINT)
     for number in numbers:
-        loop.add_signal_handler(number, told.set)
+        loop.add_signal_handler(number, stop_event.set)
     try:
-        await told.wait()
+        await stop_event.wait()
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
@@ -83,12 +83,12 @@ async def _told_to_stop():
 
 async def _start(config, configs, models, report):
     """Loads the models."""
-    from kbert.serving.server.refused import Refused
+    from kbert.server.errors import RequestError
 
-    report(f"loading {', '.join(found.name for found in configs)}")
+    report(f"loading {', '.join(model_config.name for model_config in configs)}")
     try:
         await models.configure(configs)
-    except Refused as error:
+    except RequestError as error:
         path = config.model_base_path and pathlib.Path(config.model_base_path)
         hint = ""
         if path and (path / "saved_model.pb").is_file():
@@ -98,8 +98,8 @@ async def _start(config, configs, models, report):
 
 async def _listen(config, certificates, service, metrics, servers):
     """Starts the servers that the config asks for; their ports, 0 for none."""
-    from kbert.serving.server.grpc_api import GrpcServer
-    from kbert.serving.server.rest_api import RestServer
+    from kbert.server.grpc_api import GrpcServer
+    from kbert.server.rest_api import RestServer
 
     secrets, context = certificates or (None, None)
     ports = []
@@ -157,7 +157,7 @@ def _configs(config):
     """list of ModelConfig of the flags."""
     from tensorflow_serving.config import model_server_config_pb2
 
-    from kbert.serving.server.models import read_configs
+    from kbert.server.models import read_configs
 
     if config.model_config_file:
         return read_configs(config.model_config_file)
@@ -167,28 +167,28 @@ def _configs(config):
 
 async def _watch(models, config, configs):
     """Looks for versions, and reads the file of models again, as often as the flags say."""
-    from kbert.serving.server.refused import Refused
+    from kbert.server.errors import RequestError
 
-    told = None
+    last_error = None
 
     async def every(seconds, look):
-        nonlocal told
+        nonlocal last_error
         while seconds:
             await asyncio.sleep(seconds)
             try:
                 await look()
             except Exception as error:  # the next look may find it mended
-                if str(error) != told:
-                    known = isinstance(error, (UserError, Refused))
+                if str(error) != last_error:
+                    known = isinstance(error, (UserError, RequestError))
                     log.error("%s", error, exc_info=not known)
-                told = str(error)
+                last_error = str(error)
 
     async def look_at_file():
         nonlocal configs
-        found = _configs(config)
-        if found != configs:
-            await models.configure(found)
-            configs = found
+        new_configs = _configs(config)
+        if new_configs != configs:
+            await models.configure(new_configs)
+            configs = new_configs
 
     looks = [every(config.file_system_poll_wait_seconds, models.refresh)]
     if config.model_config_file:

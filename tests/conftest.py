@@ -24,8 +24,8 @@ if "WARM_PYTHON" not in os.environ:
 import numpy as np
 import pytest
 
-from kbert.data import prepare
-from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
+from kbert.corpus import prepare
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
 SHARED_DATA = pathlib.Path(__file__).parent.parent.parent / "shared" / "data"
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "un", "##want", "##ed", "run"]
@@ -54,7 +54,7 @@ def _tidy():
 def _no_curves(monkeypatch, request):
     """Drawing takes a third of a short run: only tests that take the fixture `curves` draw."""
     if "curves" not in request.fixturenames:
-        monkeypatch.setattr("kbert.train.curves.Curves.draw", lambda self, last=False: None)
+        monkeypatch.setattr("kbert.visualization.curves.Curves.draw", lambda self, last=False: None)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def folders(made_once):
 
 @pytest.fixture(scope="session")
 def exported(made_once, folders, tmp_path_factory):
-    """Function from a kind to (its folder of versions, its Method), made once; version 7.
+    """Function from a kind to (its folder of versions, its Endpoint), made once; version 7.
 
     It was made elsewhere, and the weights that it was made of are gone.
     """
@@ -108,14 +108,14 @@ def exported(made_once, folders, tmp_path_factory):
     def of(kind):
         def fill(folder):
             weights = shutil.copytree(folders[kind], root / "weights")
-            method = saved_model.load_method(weights, KINDS[kind][3])
-            saved_model.save_method(method, root / kind)
+            method = saved_model.load_endpoint(weights, KINDS[kind][3])
+            saved_model.save_endpoint(method, root / kind)
             (root / kind).rename(folder / "7")
             shutil.rmtree(weights)
 
         base = made_once(f"export-{kind}", fill)
         if kind not in methods:
-            methods[kind] = saved_model.load_method(folders[kind], KINDS[kind][3])
+            methods[kind] = saved_model.load_endpoint(folders[kind], KINDS[kind][3])
         return base, methods[kind]
 
     return of

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from kbert import flags, program
 from kbert.config import check_settings, setting
+from kbert.utils import flags, program
 
 
 @dataclasses.dataclass(frozen=True)

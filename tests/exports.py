@@ -9,8 +9,8 @@ from marks import slow
 from tensorflow.core.protobuf import saved_model_pb2
 
 import kbert
-from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
-from kbert.tasks.folders import make_task, write_task
+from kbert.tasks.registry import make_task, write_task
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
 # Each is known to TensorFlow 2.19 and 2.20: test_export_versions.py compares.
 OPS_FILE = pathlib.Path(__file__).parent / "serving_ops.txt"

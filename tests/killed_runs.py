@@ -28,7 +28,8 @@ def train_and_kill(settings, folder, step):
 
 def main(settings, folder, step):
     from kbert.settings import FinetuneConfig, PretrainConfig
-    from kbert.train import curves, finetune, loop, train
+    from kbert.train import finetune, loop, pretrain
+    from kbert.visualization import curves
 
     curves.Curves.draw = lambda self, last=False: None  # it takes longer than the steps
     log = loop.Run._log
@@ -42,7 +43,7 @@ def main(settings, folder, step):
     if "task" in settings:
         finetune(FinetuneConfig(**settings), folder)
     else:
-        train(PretrainConfig(**settings), folder)
+        pretrain(PretrainConfig(**settings), folder)
 
 
 if __name__ == "__main__":

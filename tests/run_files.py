@@ -36,7 +36,7 @@ def stop_at(monkeypatch, step):
     Real signals are for processes of their own: in one that runs tests, they can end it.
     """
     from kbert.train import loop  # here: tests.chaos reads runs before it imports TensorFlow
-    from kbert.train.guards import StopRequest
+    from kbert.train.signals import StopRequest
 
     stop, take_steps = StopRequest(), loop.Run._take_steps
 

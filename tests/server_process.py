@@ -143,7 +143,7 @@ def refused(code, message, ask, *arguments):
 
 def waiting(server):
     text = server.get("/monitoring/prometheus/metrics")[1]
-    return float(re.search(r"^kbert_waiting_texts (.*)$", text, re.MULTILINE)[1])
+    return float(re.search(r"^kbert_queue_tokens (.*)$", text, re.MULTILINE)[1])
 
 
 def reload_request(*models):

@@ -88,7 +88,7 @@ def test_adapters_learn_with_fit():
 @pytest.mark.parametrize("cls", [BertModel, BertForSequenceClassification])
 def test_frozen_layers_are_not_trained(cls, layers):
     model = cls(CONFIG)
-    model.freeze(layers)
+    model.freeze_encoder(layers)
     frozen = ("bert/embeddings", *(f"bert/encoder/layer_{i}/" for i in range(layers)))
     for name, weight in model.named_weights().items():
         assert weight.trainable != name.startswith(frozen), name
@@ -98,10 +98,10 @@ def test_frozen_layers_are_not_trained(cls, layers):
 
 def test_freezing_all_of_the_encoder():
     model = BertForSequenceClassification(CONFIG)
-    model.freeze(None)
+    model.freeze_encoder(None)
     assert len(model.trainable_variables) == 2
 
 
 def test_too_many_layers():
     with pytest.raises(UserError, match=r"layers to freeze must be 0 to 3, .*; got 4"):
-        BertModel(CONFIG).freeze(4)
+        BertModel(CONFIG).freeze_encoder(4)

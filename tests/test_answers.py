@@ -6,12 +6,12 @@ import random
 import numpy as np
 import pytest
 
-from kbert.data import BertTokenizer
 from kbert.data.examples import Answer, QuestionExample
-from kbert.data.vocab import SPECIAL_TOKENS
-from kbert.data.windows import question_windows
+from kbert.data.question_windows import question_windows
 from kbert.errors import UserError
 from kbert.tasks.answers import best_answers, best_null_threshold
+from kbert.tokenizer import BertTokenizer
+from kbert.tokenizer.vocab import SPECIAL_TOKENS
 
 WORDS = [f"w{i}" for i in range(30)] + ["x", "天", "\u1112", "##\u1161", "##\u11ab"]
 
@@ -33,7 +33,7 @@ def logits(windows, **values):
     return found
 
 
-def plain_answers(example, windows, starts, ends, n_best, max_answer_length):
+def plain_answers(example, windows, starts, ends, top_k, max_answer_length):
     """(score, start, end) of the spans that do not overlap, from all there are; the null score."""
     spans, null_score = [], math.inf
     for window, start, end in zip(windows, starts, ends, strict=True):
@@ -47,7 +47,7 @@ def plain_answers(example, windows, starts, ends, n_best, max_answer_length):
     spans.sort(key=lambda span: -span[0])
     kept = []
     for span in spans:
-        if len(kept) < n_best and all(span[2] <= a or span[1] >= b for _, a, b in kept):
+        if len(kept) < top_k and all(span[2] <= a or span[1] >= b for _, a, b in kept):
             kept.append(span)
     return kept, null_score
 
@@ -63,26 +63,26 @@ def test_equals_trying_all_spans(tokenizer, allow_no_answer):
         ]
         windows = question_windows(examples, tokenizer, generator.randrange(6, 16), 3)
         starts, ends = ([rng.normal(size=len(w.input_ids)) * 3 for w in windows] for _ in range(2))
-        n_best, longest = generator.randrange(1, 7), generator.randrange(1, 9)
+        top_k, longest = generator.randrange(1, 7), generator.randrange(1, 9)
         found = best_answers(
-            examples, windows, starts, ends, n_best, longest, allow_no_answer, null_threshold=-0.5
+            examples, windows, starts, ends, top_k, longest, allow_no_answer, null_threshold=-0.5
         )
         for index, (example, answer) in enumerate(zip(examples, found, strict=True)):
             own = [i for i, window in enumerate(windows) if window.example == index]
             expected, null_score = plain_answers(
-                example, *([x[i] for i in own] for x in (windows, starts, ends)), n_best, longest
+                example, *([x[i] for i in own] for x in (windows, starts, ends)), top_k, longest
             )
             assert answer["no_answer_score"] == pytest.approx(null_score, abs=1e-12)
             none = allow_no_answer and null_score - expected[0][0] > -0.5
             nothing += none
             best = (null_score, None, None) if none else expected[0]
             assert (answer["score"], answer["start"], answer["end"]) == pytest.approx(best)
-            rows = [(c["score"], c["start"], c["end"]) for c in answer["n_best"]]
+            rows = [(c["score"], c["start"], c["end"]) for c in answer["candidates"]]
             if allow_no_answer:
                 expected.append((null_score, None, None))
             assert rows == sorted(expected, key=lambda row: -row[0])
             total = sum(math.exp(row[0]) for row in rows)
-            for candidate in [answer, *answer["n_best"]]:
+            for candidate in [answer, *answer["candidates"]]:
                 part = example.context[candidate["start"] : candidate["end"]]
                 assert candidate["text"] == ("" if candidate["start"] is None else part)
                 share = math.exp(candidate["score"]) / total
@@ -99,13 +99,13 @@ def test_answers_by_hand(tokenizer):
     (answer,) = best_answers([case], windows, starts, ends)
     assert (answer["text"], answer["start"], answer["end"]) == ("w1 天", 3, 9)
     assert (answer["score"], answer["no_answer_score"]) == (7, 1.5)
-    kept = [(c["text"], c["score"]) for c in answer["n_best"]]
+    kept = [(c["text"], c["score"]) for c in answer["candidates"]]
     assert kept == [("w1 天", 7), ("w3", 5), ("w2", 2), ("w0", 0)]
-    (answer,) = best_answers([case], windows, starts, ends, n_best=2, max_answer_length=1)
-    kept = [(c["text"], c["score"]) for c in answer["n_best"]]
+    (answer,) = best_answers([case], windows, starts, ends, top_k=2, max_answer_length=1)
+    kept = [(c["text"], c["score"]) for c in answer["candidates"]]
     assert kept == [("w3", 5), ("天", 4)]
     (answer,) = best_answers([case], windows, starts, logits(windows, p5=1, p6=3), 9, 1)
-    kept = [(c["text"], c["score"]) for c in answer["n_best"]]  # neighbours share no byte
+    kept = [(c["text"], c["score"]) for c in answer["candidates"]]  # neighbours share no byte
     assert kept == [("w3", 5), ("w1", 3), ("w2", 3), ("天", 1), ("w0", 0)]
 
 
@@ -117,11 +117,11 @@ def test_no_answer(tokenizer):
     def answer(**arguments):
         return best_answers([case], windows, starts, ends, **arguments)[0]
 
-    assert answer()["text"] == "w0 w1" and len(answer()["n_best"]) == 1
+    assert answer()["text"] == "w0 w1" and len(answer()["candidates"]) == 1
     assert answer()["probability"] == 1
     none = answer(allow_no_answer=True)
     assert (none["text"], none["start"], none["end"], none["score"]) == ("", None, None, 5)
-    assert [c["text"] for c in none["n_best"]] == ["", "w0 w1"]
+    assert [c["text"] for c in none["candidates"]] == ["", "w0 w1"]
     assert none["probability"] == pytest.approx(1 / (1 + math.exp(-1)))
     assert answer(allow_no_answer=True, null_threshold=1.0)["text"] == "w0 w1"  # not more than 1
     assert answer(allow_no_answer=True, null_threshold=0.99)["text"] == ""
@@ -166,7 +166,7 @@ def test_pieces_of_one_character_are_one_answer(tokenizer):
     case = question("한")
     windows = question_windows([case], tokenizer, 20, 9)
     (answer,) = best_answers([case], windows, logits(windows, p4=1), logits(windows, p4=1))
-    assert [c["text"] for c in answer["n_best"]] == ["한"]
+    assert [c["text"] for c in answer["candidates"]] == ["한"]
 
 
 @pytest.mark.parametrize("allow_no_answer", [False, True])
@@ -177,7 +177,7 @@ def test_a_context_without_tokens(tokenizer, allow_no_answer):
         [case], windows, logits(windows, p0=2), logits(windows), allow_no_answer=allow_no_answer
     )
     none = {"text": "", "start": None, "end": None, "score": 2.0, "probability": 1.0}
-    assert answer == {**none, "no_answer_score": 2.0, "n_best": [none]}
+    assert answer == {**none, "no_answer_score": 2.0, "candidates": [none]}
 
 
 def test_rows_of_a_padded_batch(tokenizer):
@@ -191,8 +191,8 @@ def test_rows_of_a_padded_batch(tokenizer):
 
 
 def test_arguments_out_of_range():
-    with pytest.raises(UserError, match=r"n_best must be at least 1; got 0\."):
-        best_answers([], [], [], [], n_best=0)
+    with pytest.raises(UserError, match=r"top_k must be at least 1; got 0\."):
+        best_answers([], [], [], [], top_k=0)
     with pytest.raises(UserError, match=r"max_answer_length must be at least 1; got -3\."):
         best_answers([], [], [], [], max_answer_length=-3)
 
@@ -200,7 +200,7 @@ def test_arguments_out_of_range():
 def answered(difference, text):
     found = {"text": text, "start": 0, "end": len(text), "score": 2.0}
     none = {"text": "", "start": None, "end": None, "score": 2.0 + difference}
-    return {"no_answer_score": 2.0 + difference, "n_best": [none, found]}
+    return {"no_answer_score": 2.0 + difference, "candidates": [none, found]}
 
 
 def plain_threshold(examples, answers):
@@ -211,7 +211,7 @@ def plain_threshold(examples, answers):
     best = (None, -1.0)
     for threshold in [differences[0] - 1, *differences]:
         texts = {
-            e.id: "" if a["no_answer_score"] - 2.0 > threshold else a["n_best"][1]["text"]
+            e.id: "" if a["no_answer_score"] - 2.0 > threshold else a["candidates"][1]["text"]
             for e, a in zip(examples, answers, strict=True)
         }
         f1 = squad_scores(examples, texts)["f1"]

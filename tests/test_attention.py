@@ -20,10 +20,10 @@ from warm_python import PYTHON
 import kbert
 from kbert import BertTokenizer
 from kbert import attention as attention_program
-from kbert.attention import attention_weights, write_attention
-from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.errors import UserError
-from kbert.tasks.attention_page import attention_page
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
+from kbert.visualization.attention import attention_weights, write_attention
+from kbert.visualization.attention_page import attention_page
 
 N, H = 2, 3  # of the models of test_weights
 WORDS = ["the", "cat", "sat", "##s", "<", ">", "/", "script", "."]
@@ -272,9 +272,9 @@ def test_files(tmp_path):
 )
 def test_what_is_in_the_picture(layer, head, rows, columns, tmp_path, monkeypatch):
     seen = []
-    pictures = "kbert.tasks.pictures"
-    monkeypatch.setattr(f"{pictures}.attention_picture", lambda *args: seen.extend(args))
-    monkeypatch.setattr(f"{pictures}.attention_grid_picture", lambda *args: seen.extend(args))
+    pictures = "kbert.visualization.plots"
+    monkeypatch.setattr(f"{pictures}.plot_attention", lambda *args: seen.extend(args))
+    monkeypatch.setattr(f"{pictures}.plot_attention_grid", lambda *args: seen.extend(args))
     (tmp_path / "attention.png").write_bytes(b"")
     weights = attention(N, H, 4, 4)
     write_attention(tmp_path, list("abcd"), weights, layer, head, report=lambda line: None)
@@ -347,7 +347,7 @@ def test_errors_are_one_line():
 
 
 def test_the_module_can_be_imported_with_other_programs():
-    # The first two have --output_dir, the others --from.
+    # The first two have --output_dir, the others --model.
     script = "import kbert.attention, kbert.pretrain, kbert.convert, kbert.export"
     done = subprocess.run([PYTHON, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

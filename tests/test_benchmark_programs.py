@@ -12,7 +12,7 @@ import pytest
 from warm_python import PYTHON
 
 import kbert
-from kbert.data import BertTokenizer
+from kbert.tokenizer import BertTokenizer
 
 ROOT = pathlib.Path(__file__).parent.parent
 NUMBER = r"\d[\d,.]*"
@@ -31,12 +31,12 @@ COMPARISONS = {
     ),
 }
 PROGRAMS = {
-    "-m benchmarks.serve --quick --engines=tensorflow": rf"64 clients \(REST\) \| {NUMBER}",
+    "-m benchmarks.serve --quick --backends=tensorflow": rf"64 clients \(REST\) \| {NUMBER}",
     "-m benchmarks.prepare --quick --vocab_file={model}/vocab.txt --folder={folder}": (
         rf"\| 1 MB \| processes=1 \| .* \| {NUMBER} s"
     ),
     "-m benchmarks.traffic --corpus={corpus} --batches=20": rf"L=128: {NUMBER} sequences/s",
-    "-m benchmarks.smaller --models={model},{model} --engines=tensorflow --batches=1 --rounds=1 "
+    "-m benchmarks.smaller --models={model},{model} --backends=tensorflow --batches=1 --rounds=1 "
     "--length=8 --round_seconds=0.1": rf"\| tensorflow \| 1 x 8 \| .* \| {NUMBER}",
     "benchmarks/load.py --rounds=1 --size=tiny --sides=kbert": rf"kbert, from hf \| {NUMBER}",
     "benchmarks/finetune.py --peer=false --task=classify --init_from={model} --epochs=1 "

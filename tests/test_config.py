@@ -10,12 +10,12 @@ import pytest
 from example_program import Example
 from warm_python import PYTHON
 
-from kbert import program
 from kbert.config import PRESETS, BertConfig
 from kbert.errors import UserError
-from kbert.flags import as_flagfile, as_line
 from kbert.model import BertForPreTraining
 from kbert.model import BertForSequenceClassification as Classifier
+from kbert.utils import program
+from kbert.utils.flags import as_flagfile, as_line
 
 TESTS = pathlib.Path(__file__).parent
 CONFIGS = TESTS.parent / "configs"
@@ -132,7 +132,7 @@ CHANGES = {
     **{"intermediate_size": 21, "hidden_act": "gelu_new", "hidden_dropout_prob": 0.9},
     **{"attention_probs_dropout_prob": 0.9, "max_position_embeddings": 10, "type_vocab_size": 3},
     **{"initializer_range": 0.5, "layer_norm_eps": 0.1, "tie_word_embeddings": False},
-    **{"num_labels": 3, "classifier_dropout": 0.9, "heads_left": (3, 2)},
+    **{"num_labels": 3, "classifier_dropout": 0.9, "attention_heads_per_layer": (3, 2)},
 }
 CARRIED = {"label_names", "problem_type"}  # for those who use a classifier; test_weights has them
 
@@ -234,7 +234,7 @@ def test_bad_flags_get_a_line_and_no_stack_trace(argument, code, message):
 
 def test_too_little_memory_is_one_line_with_what_helps():
     script = (
-        "from kbert import program\n"
+        "from kbert.utils import program\n"
         "import tensorflow as tf\n"
         "def main():\n"
         "    raise tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating\\nmore')\n"

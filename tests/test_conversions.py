@@ -11,13 +11,13 @@ from exports import BERT, KINDS, WORDS, kinds
 from warm_python import PYTHON
 
 import kbert
-from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.errors import UserError
 from kbert.export import export_to_runtime
-from kbert.model.forms import plain_ops
+from kbert.model.inference_ops import plain_ops
 from kbert.serving import conversions, runtimes, saved_model
-from kbert.serving.methods import METHODS, MultiLabel, Regress
+from kbert.serving.endpoints import ENDPOINTS, MultiLabel, Regress
 from kbert.settings import EXPORT_RUNTIMES, QUANTIZATIONS
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
 QUANTIZED = [(name, q) for name, r in runtimes.RUNTIMES.items() for q in r.quantizations]
 
@@ -32,12 +32,12 @@ def needed(name):
 
 @pytest.fixture(scope="module")
 def methods(folders):
-    """Function from a kind to its Method, made once."""
+    """Function from a kind to its Endpoint, made once."""
     made = {}
 
     def of(kind):
         if kind not in made:
-            made[kind] = saved_model.load_method(folders[kind], KINDS[kind][3])
+            made[kind] = saved_model.load_endpoint(folders[kind], KINDS[kind][3])
         return made[kind]
 
     return of
@@ -83,15 +83,15 @@ def test_numbers_are_those_of_the_method(name, kind, methods, tmp_path):
     """float32, other kernels: 1e-5, at other sizes than the model was converted with."""
     runtime, method = needed(name), methods(kind)
     (tmp_path / "here").mkdir()
-    about = conversions.save_conversion(method, runtime, tmp_path / "here")
-    assert about["largest_difference"] < 1e-5
+    metadata = conversions.save_conversion(method, runtime, tmp_path / "here")
+    assert metadata["largest_difference"] < 1e-5
     (tmp_path / "here").rename(tmp_path / "there")
     compute = runtime.load(tmp_path / "there")
     L = method.max_seq_length
     for shape in [(1, L)] if runtime.fixed_sizes else [(1, 5), (3, 7), (6, L), (2, 1)]:
         features = features_of(method, *shape)
-        found, wanted = compute(features), arrays(method.raw(features))
-        assert found.keys() == about["outputs"].keys() == wanted.keys()
+        found, wanted = compute(features), arrays(method.forward(features))
+        assert found.keys() == metadata["outputs"].keys() == wanted.keys()
         assert saved_model.largest_difference(found, wanted) < 1e-5
         sizes = {
             "B": shape[0],
@@ -101,9 +101,9 @@ def test_numbers_are_those_of_the_method(name, kind, methods, tmp_path):
         }
         for ports, values in (("inputs", features), ("outputs", found)):
             for port, value in values.items():
-                expected = [sizes.get(size, size) for size in about[ports][port]["shape"]]
+                expected = [sizes.get(size, size) for size in metadata[ports][port]["shape"]]
                 assert list(value.shape) == expected
-                assert value.dtype == about[ports][port]["dtype"]
+                assert value.dtype == metadata[ports][port]["dtype"]
     if name == "litert":
         assert b"Flex" not in (tmp_path / "there" / runtime.file).read_bytes()
 
@@ -143,26 +143,26 @@ def test_plain_ops_compute_the_same(act, tmp_path):
 def test_quantized_models(name, quantize, wide, tmp_path):
     """Smaller, and near: int8 is off by 1/254 of what is largest, float16 by 1/2048 of itself."""
     needed(name)
-    lines, sizes, about = [], [], {}
+    lines, sizes, metadata = [], [], {}
     for target, how in ((tmp_path / "full", None), (tmp_path / "less", quantize)):
         export_to_runtime(wide, target, name, max_seq_length=16, quantize=how, report=lines.append)
         sizes.append(sum(path.stat().st_size for path in target.glob("model.[!j]*")))
-        about[how] = json.loads((target / "model.json").read_text())
+        metadata[how] = json.loads((target / "model.json").read_text())
     assert sizes[1] < 0.8 * sizes[0]
-    assert about[None]["largest_difference"] < 1e-5
-    assert 1e-5 < about[quantize]["largest_difference"] < (0.1 if quantize == "int8" else 0.005)
-    assert about[quantize]["weights"] == quantize
+    assert metadata[None]["largest_difference"] < 1e-5
+    assert 1e-5 < metadata[quantize]["largest_difference"] < (0.1 if quantize == "int8" else 0.005)
+    assert metadata[quantize]["weights"] == quantize
     assert f"checked by its runtime: 5 samples in {quantize}, " in "\n".join(lines)
 
 
 def test_calibrated_numbers_do_not_depend_on_the_batch(wide, tmp_path):
     """int8 with one range for all inputs; without calibration, a batch shares what it has."""
     runtime = needed("onnx")
-    method = saved_model.load_method(wide, max_seq_length=16)
+    method = saved_model.load_endpoint(wide, max_seq_length=16)
     calibration = [features_of(method, 1, length) for length in (3, 5, 7, 11, 13, 16)]
-    about = conversions.save_conversion(method, runtime, tmp_path, "int8", calibration)
-    assert about["calibration_examples"] == 6
-    assert 1e-5 < about["largest_difference"] < 0.1
+    metadata = conversions.save_conversion(method, runtime, tmp_path, "int8", calibration)
+    assert metadata["calibration_examples"] == 6
+    assert 1e-5 < metadata["largest_difference"] < 0.1
     features, compute = features_of(method, 4, 16), runtime.load(tmp_path)
     together = compute(features)["logits"]
     for row in range(4):
@@ -210,8 +210,8 @@ print(json.dumps([alone, logits.tolist()]), flush=True)
 def test_a_process_without_kbert(name, methods, tmp_path):
     """That has no TensorFlow either, and takes tokens from the tokenizers library."""
     runtime = needed(name)
-    about = conversions.save_conversion(methods("pair"), runtime, tmp_path)
-    assert about["labels"] == ["no", "yes", "perhaps"] and about["same_labels"] == 5
+    metadata = conversions.save_conversion(methods("pair"), runtime, tmp_path)
+    assert metadata["labels"] == ["no", "yes", "perhaps"] and metadata["same_labels"] == 5
     texts = ["the cat", "running on a mat , unwanted", "dog " * 9, "a", "the mat ran !"]
     pairs = ["dog ran .", "sat", "the mat and the dog", "cat " * 5, "unwanted"]
     asked = [str(tmp_path), name, json.dumps(texts), json.dumps(pairs)]
@@ -221,7 +221,7 @@ def test_a_process_without_kbert(name, methods, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     alone, logits = json.loads(done.stdout.splitlines()[-1])
     shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    wanted = methods("pair").predicted(texts, pairs)["probabilities"]
+    wanted = methods("pair").reference_outputs(texts, pairs)["probabilities"]
     assert alone and np.ptp(shares[:, 0]) > 0.01
     np.testing.assert_allclose(shares, wanted, atol=1e-5)
 
@@ -304,8 +304,10 @@ def test_packages_that_are_not_there(name, monkeypatch):
 
 def test_pairs_where_they_mean_nothing(folders, tmp_path):
     needed("openvino")
-    with pytest.raises(UserError, match="--pairs is for models that classify; embed takes text"):
-        export_to_runtime(folders["embed"], tmp_path / "to", "openvino", "embed", pairs=True)
+    with pytest.raises(
+        UserError, match="--takes_pairs is for models that classify; embed takes text"
+    ):
+        export_to_runtime(folders["embed"], tmp_path / "to", "openvino", "embed", takes_pairs=True)
     assert not any(tmp_path.iterdir())
 
 
@@ -320,20 +322,23 @@ def test_a_model_that_is_too_large(methods, tmp_path, monkeypatch):
     [
         (["--quantize=float16"], "--format=serving has no --quantize=float16; it has int8."),
         (["--calibration_file=a"], "--calibration_file is for --format=onnx; got serving."),
-        (["--format=hub", "--eval_file=a"], "--method, --pairs and --eval_file are not for"),
+        (
+            ["--format=tf_hub", "--eval_file=a"],
+            "--method, --takes_pairs and --eval_file are not for",
+        ),
         (["--format=onnx", "--batch_timeout_ms=5"], "--batch_timeout_ms is for --format=serving"),
         (["--label_column=1"], "--label_column is for --eval_file or --calibration_file."),
     ],
 )
 def test_flags_that_do_not_fit(flags, message, folders, tmp_path):
-    command = [PYTHON, "-m", "kbert.export", f"--from={folders['embed']}"]
-    command += [f"--to={tmp_path / 'to'}", *flags]
+    command = [PYTHON, "-m", "kbert.export", f"--model={folders['embed']}"]
+    command += [f"--output_dir={tmp_path / 'to'}", *flags]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and f"error: {message}" in done.stderr
     assert not any(tmp_path.iterdir())
 
 
 def test_there_is_a_line_for_everything():
-    assert set(conversions.OUTPUTS) == {*METHODS, MultiLabel.name, Regress.name}
+    assert set(conversions.OUTPUTS) == {*ENDPOINTS, MultiLabel.name, Regress.name}
     assert tuple(runtimes.RUNTIMES) == EXPORT_RUNTIMES
     assert {quantize for _, quantize in QUANTIZED} == set(QUANTIZATIONS)

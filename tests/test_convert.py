@@ -14,9 +14,9 @@ from warm_python import PYTHON
 import kbert
 from kbert import BertTokenizer
 from kbert.convert import convert
-from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.errors import UserError
-from kbert.locks import target_lock
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
+from kbert.utils.locks import target_lock
 
 FORMATS = ("kbert", "google", "hf", "keras_hub")
 VOCAB = [*SPECIAL_TOKENS, "the", "Cat", "##s", "[unused1]"]  # the table of 53 rows is padded
@@ -78,7 +78,7 @@ def run(*arguments):
 
 def test_the_program(tmp_path):
     saved(tmp_path / "a", "BertForPreTraining", layer_norm_eps=1e-6)
-    done = run(f"--from={tmp_path}/a", f"--to={tmp_path}/b", "--format=keras_hub")
+    done = run(f"--model={tmp_path}/a", f"--output_dir={tmp_path}/b", "--format=keras_hub")
     assert (done.returncode, done.stdout.count("\n")) == (2, 2)
     assert done.stderr == (
         "error: the format keras_hub has no place for nsp/classifier/bias, nsp/classifier/kernel. "
@@ -86,7 +86,7 @@ def test_the_program(tmp_path):
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
     done = run(
-        *(f"--from={tmp_path}/a", f"--to={tmp_path}/b", "--format=keras_hub"),
+        *(f"--model={tmp_path}/a", f"--output_dir={tmp_path}/b", "--format=keras_hub"),
         *("--allow_missing=nsp,x", "--lower_case"),
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -98,7 +98,7 @@ def test_the_program(tmp_path):
         "1e-5, unlike BERT: its scores of words differ from kbert's.",
     ]
     # and reading it says so, too
-    done = run(f"--from={tmp_path}/b", f"--to={tmp_path}/c")
+    done = run(f"--model={tmp_path}/b", f"--output_dir={tmp_path}/c")
     assert (done.returncode, done.stderr) == (0, "")
     assert "note: KerasHub's BertMaskedLM computes its head" in done.stdout
     assert kbert.BertForMaskedLM.from_pretrained(tmp_path / "c").config.layer_norm_eps == 1e-6
@@ -107,9 +107,12 @@ def test_the_program(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "error: --from is missing: python -m kbert.convert --from=A --to=B"),
-        (("--from=x",), "error: --to is missing: python -m kbert.convert --from=A --to=B"),
-        (("--from=/no/such", "--to=y"), "error: there is no folder /no/such."),
+        ((), "error: --model is missing: python -m kbert.convert --model=A --output_dir=B"),
+        (
+            ("--model=x",),
+            "error: --output_dir is missing: python -m kbert.convert --model=A --output_dir=B",
+        ),
+        (("--model=/no/such", "--output_dir=y"), "error: there is no folder /no/such."),
     ],
 )
 def test_the_program_with_bad_flags(arguments, message):
@@ -121,7 +124,10 @@ def test_what_is_refused(tmp_path):
     saved(tmp_path / "a")
     with pytest.raises(UserError, match=r"a exists and is not empty. Remove it, or name another"):
         convert(tmp_path / "a", tmp_path / "a", "hf")
-    with target_lock(tmp_path / "b", "--to"), pytest.raises(UserError, match="b is in use by"):
+    with (
+        target_lock(tmp_path / "b", "--output_dir"),
+        pytest.raises(UserError, match="b is in use by"),
+    ):
         convert(tmp_path / "a", tmp_path / "b", "hf")
     vocab = tmp_path / "a/vocab.txt"
     vocab.write_text(vocab.read_text() + "\n".join(f"w{i}" for i in range(45)))
@@ -169,7 +175,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     saved(tmp_path / "a", vocab_size=30_000)
     script = (
         "import resource, signal, sys\n"
-        "from kbert import program\n"
+        "from kbert.utils import program\n"
         "program.import_tensorflow()\n"
         "from kbert.convert import convert\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -191,7 +197,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
 def test_pretraining_goes_on_from_a_google_folder(tmp_path):
     """`--init_from` takes any format; the vocabulary and its casing come along."""
     from kbert.settings import PretrainConfig
-    from kbert.train import train
+    from kbert.train import pretrain
 
     shapes_vocab = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(48))]
     values = write_google(tmp_path / "google")
@@ -207,7 +213,7 @@ def test_pretraining_goes_on_from_a_google_folder(tmp_path):
         warmup_steps=0,
         learning_rate=1e-12,
     )
-    train(config, tmp_path / "run")
+    pretrain(config, tmp_path / "run")
     final = pathlib.Path(tmp_path / "run/pretrain/final")
     model = kbert.BertForPreTraining.from_pretrained(final)
     assert model.config.hidden_act == "gelu_new"

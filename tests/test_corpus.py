@@ -1,215 +1,220 @@
-"""Reading text: inputs, pieces, lines, sentences."""
+"""The prepared corpus on disk: writing shards, opening them, noticing damage."""
 
 import json
+import math
 import os
 import random
+import re
+import resource
+import shutil
 
+import numpy as np
 import pytest
-import tensorflow as tf
 
-from kbert.data import corpus
-from kbert.data.corpus import (
-    Piece,
-    Texts,
-    find_inputs,
-    read_lines,
-    split_into_pieces,
-    split_sentences,
-)
+from kbert.corpus import Corpus, prepare
+from kbert.corpus.corpus import ShardWriter, corpus_fingerprint, ids_dtype, write_manifest
 from kbert.errors import UserError
+from kbert.tokenizer import BertTokenizer
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
 pytestmark = pytest.mark.smoke
 
 
-@pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text("the cat sat .\na dog ran !\n\nthe mat\n")
-    return path
+# Shards of documents of sentences of ids.
+SHARDS = [[[[5, 6, 7, 20], [9, 12]], [[5, 10]]], [[[8, 9, 10], [5], [7, 20]]]]
 
 
-def test_inputs_are_sorted_within_each_glob(tmp_path):
-    for name in ("b.txt", "a.txt", "c.gz"):
-        (tmp_path / name).touch()
-    found = find_inputs(f"{tmp_path}/*.gz, {tmp_path}/*.txt,")
-    assert [os.path.basename(path) for path in found] == ["c.gz", "a.txt", "b.txt"]
+def write_corpus(folder, vocab_file, shards, sentences_a_batch=2):
+    """Writes what `prepare` would write for text of these ids."""
+    folder.mkdir()
+    tokenizer = BertTokenizer(vocab_file)
+    entries, unigrams = [], np.zeros(tokenizer.vocab_size, np.int64)
+    for number, documents in enumerate(shards):
+        writer = ShardWriter(folder, f"{number:05d}", tokenizer.vocab_size)
+        rows = [(ids, i == 0) for document in documents for i, ids in enumerate(document)]
+        for i in range(0, len(rows), sentences_a_batch):
+            batch = rows[i : i + sentences_a_batch]
+            writer.write(
+                np.array([token for ids, _ in batch for token in ids], np.int32),
+                np.array([len(ids) for ids, _ in batch]),
+                np.array([first for _, first in batch]),
+            )
+        entries.append(writer.close())
+        unigrams += writer.unigrams
+    shutil.copyfile(vocab_file, folder / "vocab.txt")
+    write_manifest(
+        folder, entries, tokenizer.vocab_size, tokenizer.fingerprint, tokenizer.lower_case, unigrams
+    )
+    return Corpus(folder)
 
 
-def test_pieces_of_inputs(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"x" * 100)
-    (tmp_path / "b.txt").touch()
-    paths = [str(tmp_path / "a.txt"), str(tmp_path / "b.txt"), "c.txt.gz", "tfds:d"]
-    found = [(p.path, p.begin, p.end) for p in split_into_pieces(paths, piece_bytes=30)]
-    a, b = paths[:2]
-    assert found[:3] == [(a, 0, 33), (a, 33, 66), (a, 66, None)]
-    assert found[3:] == [(b, 0, None), ("c.txt.gz", 0, None), ("tfds:d", 0, None)]
+def starts_of(parts):
+    """Place of the first token of each part, and the place after the last."""
+    return np.cumsum([0, *map(len, parts)]).tolist()
 
 
-def test_several_inputs_and_the_sample():
-    assert [os.path.basename(path) for path in find_inputs("sample:heldout, tfds:x")] == [
-        "heldout.txt.gz",
-        "tfds:x",
+def flat(parts):
+    return [item for part in parts for item in part]
+
+
+def test_round_trip(tmp_path, vocab_file):
+    found = write_corpus(tmp_path / "corpus", vocab_file, SHARDS)
+    assert (found.documents, found.tokens, len(found.shards)) == (3, 14, 2)
+    assert found.document_starts.tolist() == [0, 6, 8, 14]
+    assert found.shard_starts.tolist() == [0, 8, 14]
+    assert [shard.sentences.tolist() for shard in found.shards] == [[0, 4, 6], [0, 3, 4]]
+    assert found.read(4, 8).tolist() == [9, 12, 5, 10]
+    assert found.read(9, 13).tolist() == [9, 10, 5, 7]
+    assert found.read_all(np.array([[9, 13], [8, 8], [4, 8]])).tolist() == [
+        9,
+        10,
+        5,
+        7,
+        9,
+        12,
+        5,
+        10,
     ]
+    assert isinstance(found.shards[1].ids, np.memmap)
+    expected = {"documents": 3, "sentences": 6, "tokens": 14, "vocab_size": 25, "lower_case": True}
+    assert {name: found.manifest[name] for name in expected} == expected
 
 
-def documents_of(lines):
-    documents, open_document = [], []
-    for line in lines:
-        if line:
-            open_document.append(line.decode())
-        elif open_document:
-            documents.append(open_document)
-            open_document = []
-    assert not open_document
-    return documents
-
-
-@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
-def test_every_document_is_in_one_piece_wherever_pieces_are_cut(tmp_path, line_end):
-    generator = random.Random(0)
-    documents = [
-        [f"d{i}s{j}" + "x" * generator.randrange(9) for j in range(generator.randrange(1, 5))]
-        for i in range(12)
-    ]
-    text = "\n\n".join("\n".join(lines) for lines in documents) + "\n" * generator.randrange(3)
-    path = tmp_path / "text.txt"
-    path.write_bytes(text.replace("\n", line_end).encode())
-    rows = tmp_path / "text.jsonl"
-    rows.write_text("".join(json.dumps({"text": "\n".join(lines)}) + "\n" for lines in documents))
-    for file in (path, rows):
-        for piece_bytes in range(3, 120):
-            pieces = split_into_pieces([str(file)], piece_bytes)
-            found = [d for piece in pieces for d in documents_of(read_lines(piece))]
-            assert found == documents, (file, piece_bytes)
-
-
-def test_long_lines_are_cut_without_loss(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "LONGEST_LINE_BYTES", 50)
-    generator = random.Random(2)
-    for letters, spaces in (("abcdef", True), ("abcdef", False), ("天气很好今é𠀀", False)):
-        for size in (49, 50, 51, 99, 333):
-            line = "".join(generator.choices(letters + (" " if spaces else ""), k=size)).strip()
-            (tmp_path / "t.txt").write_text(line + "\n\nnext", encoding="utf-8")
-            lines = list(read_lines(Piece(str(tmp_path / "t.txt"))))
-            parts = [part.decode("utf-8") for part in lines[: lines.index(b"")]]
-            assert "".join(parts).replace(" ", "") == line.replace(" ", "")
-            assert [part for part in lines if part][-1] == b"next"
-            if spaces:  # cut between words, so no word is made or broken
-                assert " ".join(parts).split() == line.split()
-
-
-def test_pieces_of_text_with_long_lines_and_white_space(tmp_path, monkeypatch):
-    """A line that is cut, one with a long indent and an empty one of many spaces: no other ends."""
-    monkeypatch.setattr(corpus, "LONGEST_LINE_BYTES", 16)
-    generator = random.Random(3)
-    path = tmp_path / "text.txt"
-    sizes = [0, 1, 11, 12, 13, 27, 28, 29, 44]  # with "d0s0", around multiples of 16
-    indents = ["", " ", "\t", " " * 20, "\t" * 18]
-    ends = ["\n\n", "\r\n\r\n", "\n \n", "\n" + " " * 40 + "\n", "\n\n\t\t\n" + "\t" * 33 + "\n"]
-    for letters in ("abc", "ab ", "a天é𠀀") * 6:
-        text, documents = "", []
-        for i in range(5):
-            lines = [
-                f"d{i}s{j}" + "".join(generator.choices(letters, k=generator.choice(sizes)))
-                for j in range(generator.randrange(1, 4))
-            ]
-            text += "\n".join(generator.choice(indents) + line for line in lines)
-            text += generator.choice(ends)
-            documents.append("".join(lines).replace(" ", ""))
-        path.write_bytes(text.encode())
-        for piece_bytes in range(3, 90, 6):
-            pieces = split_into_pieces([str(path)], piece_bytes)
-            found = [d for piece in pieces for d in documents_of(read_lines(piece))]
-            assert ["".join(d).replace(" ", "") for d in found] == documents, (text, piece_bytes)
+@pytest.mark.parametrize("seed", range(8))
+def test_round_trip_with_sentences_and_documents_of_nothing(tmp_path, vocab_file, seed):
+    generator = random.Random(seed)
+    shards = []
+    for _ in range(3):
+        documents = [
+            [generator.choices(range(5, 25), k=max(0, size)) for size in sizes]
+            for sizes in (generator.choices(range(-4, 5), k=n) for n in range(1, 10))
+        ]
+        generator.shuffle(documents)
+        shards.append([*documents, [[7, 8]]])
+    found = write_corpus(tmp_path / "corpus", vocab_file, shards, generator.randrange(1, 12))
+    ids = flat(flat(flat(shards)))
+    assert found.tokens == len(ids) == sum(len(shard.ids) for shard in found.shards)
+    documents = [flat(document) for document in flat(shards) if flat(document)]
+    assert found.document_starts.tolist() == starts_of(documents)
+    for document, a, b in zip(
+        documents, found.document_starts, found.document_starts[1:], strict=False
+    ):
+        assert found.read(a, b).tolist() == document
+    for shard, documents in zip(found.shards, shards, strict=True):
+        sentences = [ids for ids in flat(documents) if ids]
+        assert shard.sentences.tolist() == starts_of(sentences)[:-1]
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "corpus/unigrams.npy"), [ids.count(i) for i in range(25)]
+    )
 
 
 @pytest.mark.parametrize(
-    ("line", "sentences"),
+    "name",
+    [f"0000{i}.{part}" for i in range(2) for part in ("ids", "sentences", "documents")]
+    + ["vocab.txt", "unigrams.npy"],
+)
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_damaged_files_are_named(tmp_path, vocab_file, name, damage):
+    write_corpus(tmp_path / "corpus", vocab_file, SHARDS)
+    path = tmp_path / "corpus" / name
+    data = bytearray(path.read_bytes())
+    if damage == "remove":
+        path.unlink()
+    else:
+        data[3] ^= 1
+        path.write_bytes(data if damage == "flip" else data[:-1])
+    reason = {"flip": "its checksum", "truncate": "its checksum", "remove": "No such file"}[damage]
+    message = rf"{re.escape(name)} is damaged: {reason}.*Prepare the text again"
+    with pytest.raises(UserError, match=message):
+        Corpus(tmp_path / "corpus")
+    if name.startswith("0") and damage != "flip":  # the size is looked at all the same
+        with pytest.raises(UserError, match=rf"{re.escape(name)} is damaged"):
+            Corpus(tmp_path / "corpus", verify=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["sha256", "vocab_size", "vocab_fingerprint", "lower_case", "shards"]
+)
+def test_a_manifest_that_lacks_something(tmp_path, vocab_file, name):
+    write_corpus(tmp_path / "corpus", vocab_file, SHARDS)
+    path = tmp_path / "corpus/corpus.json"
+    values = json.loads(path.read_text())
+    del values[name]
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=rf"corpus.json is damaged: it lacks '{name}'\. Prepare"):
+        Corpus(tmp_path / "corpus")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
     [
-        (
-            "One came. Two went! Did three? Yes.",
-            ["One came. ", "Two went! ", "Did three? ", "Yes."],
-        ),
-        ("Mr. Smith and J. K. Jones.", ["Mr. Smith and J. K. Jones."]),
-        ("It was 2008. Then 3.5 more.", ["It was 2008. ", "Then 3.5 more."]),
-        ('He said "go." "No," she said.', ['He said "go." ', '"No," she said.']),
-        ("今天好。明天？「是！」他说。", ["今天好。", "明天？", "「是！」", "他说。"]),
-        ("no end", ["no end"]),
+        ({"shards": [7]}, "'int' object is not subscriptable"),
+        ({"shards": [{"name": "00000", "sha256": 3}]}, "'int' object is not subscriptable"),
+        ({"sha256": ["vocab.txt"]}, "dictionary update sequence .*"),
+        ({"sha256": {"a\x00": ""}}, "embedded null byte"),
     ],
 )
-def test_sentences(line, sentences):
-    assert split_sentences(line) == sentences
+def test_a_manifest_with_values_of_other_types(tmp_path, vocab_file, changes, reason):
+    write_corpus(tmp_path / "corpus", vocab_file, SHARDS)
+    path = tmp_path / "corpus/corpus.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match=rf"corpus.json is damaged: {reason}\. Prepare"):
+        Corpus(tmp_path / "corpus")
 
 
-def test_texts_can_be_read_again(text):
-    texts = Texts([str(text)])
-    assert list(texts) == list(texts) and "a dog ran !" in list(texts)
+def test_folders_that_are_no_corpus(tmp_path):
+    with pytest.raises(UserError, match=r"is not a prepared corpus: it has no corpus.json"):
+        Corpus(tmp_path)
+    for text in ("{", "[" * 9999):
+        (tmp_path / "corpus.json").write_text(text)
+        with pytest.raises(UserError, match=r"corpus.json is damaged"):
+            Corpus(tmp_path)
+    (tmp_path / "corpus.json").write_text('{"format": "other"}')
+    with pytest.raises(UserError, match=r"is not of the format 'kbert corpus 1'"):
+        Corpus(tmp_path)
 
 
-def test_texts_have_no_bad_bytes(tmp_path):
-    (tmp_path / "text.txt").write_bytes(b"c\xffat \xe5\xa4\xa9\n")
-    assert list(Texts([str(tmp_path / "text.txt")])) == ["c\ufffdat 天", ""]
+def test_another_vocabulary_is_refused(tmp_path, vocab_file):
+    found = write_corpus(tmp_path / "corpus", vocab_file, SHARDS)
+    found.check_tokenizer(BertTokenizer(vocab_file))
+    with pytest.raises(UserError, match=r"prepared with another vocabulary \(25 entries"):
+        found.check_tokenizer(BertTokenizer(vocab_file, lower_case=False))
 
 
-def test_a_document_of_json_lines(tmp_path):
-    (tmp_path / "t.jsonl").write_text(json.dumps({"text": " a \n\n\tb\r\n c\ud800 天"}) + "\n")
-    lines = list(read_lines(Piece(str(tmp_path / "t.jsonl"))))
-    assert lines == [b"a", b"b", "c? 天".encode(), b""]
+def test_unigram_entropy(tmp_path, vocab_file):
+    found = write_corpus(tmp_path / "corpus", vocab_file, SHARDS)
+    ids = flat(flat(flat(SHARDS)))
+    shares = [ids.count(i) / len(ids) for i in set(ids)]
+    expected = -sum(p * math.log(p) for p in shares)
+    assert found.unigram_entropy() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    "row", ["[1]", "null", '{"text": 3}', '"text"', '{"text": "a"', '{"text": ' + "[" * 9999]
-)
-@pytest.mark.parametrize("begin", [0, 4])
-def test_bad_json_lines(tmp_path, row, begin):
-    """A piece other than the first does not know the number of its lines in the file."""
-    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n\n' + row)
-    where = "line 2 after byte 4" if begin else "line 3"
-    with pytest.raises(UserError, match=rf"t\.jsonl, {where}: every line must be a JSON object"):
-        list(read_lines(Piece(str(tmp_path / "t.jsonl"), begin)))
+def test_ids_take_two_bytes_where_they_fit(tmp_path):
+    assert [ids_dtype(size).itemsize for size in (65536, 65537)] == [2, 4]
+    words = [f"w{i}" for i in range(65536 - 5)]
+    write_vocab([*SPECIAL_TOKENS, *words, "last"], tmp_path / "vocab.txt")
+    (tmp_path / "t.txt").write_text("last last\n\nlast")
+    found = prepare(str(tmp_path / "t.txt"), tmp_path / "corpus", tmp_path / "vocab.txt")
+    assert found.read(0, 2).tolist() == [65536, 65536]
 
 
-def test_bad_json_lines_may_be_left_out(tmp_path):
-    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n[1]\n\n{"text": "b"}\n{"txt": "c"}')
-    left_out = []
-    for begin in (0, 4):
-        lines = list(read_lines(Piece(str(tmp_path / "t.jsonl"), begin), left_out.append))
-        assert lines == [b"a", b"", b"b", b""][begin // 2 :]
-    name = str(tmp_path / "t.jsonl")
-    assert left_out == [
-        f"{name}, line 2",
-        f"{name}, line 5",
-        f"{name}, line 1 after byte 4",
-        f"{name}, line 4 after byte 4",
+def test_more_files_than_the_shell_allows(tmp_path, vocab_file):
+    """Each shard keeps three files open as long as it is mapped; the usual limit is 1,024."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    here = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (here + 150, limits[1]))
+    try:
+        found = write_corpus(tmp_path / "corpus", vocab_file, SHARDS * 40)
+        assert found.documents == 120 and len(found.shards) == 80
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 240
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_fingerprint_of_the_content(tmp_path, vocab_file):
+    other = [*SHARDS[:1], [[[8, 9, 11], [5], [7, 20]]]]
+    found = [
+        corpus_fingerprint(write_corpus(tmp_path / f"corpus{i}", vocab_file, shards))
+        for i, shards in enumerate((SHARDS, SHARDS, other))
     ]
-    assert list(Texts([name], skip_bad_lines=True)) == ["a", "", "b", ""]
-    with pytest.raises(UserError, match=r"line 2: every line .* out with --on_bad_line=skip\.$"):
-        list(Texts([name]))
-
-
-def test_a_file_that_is_gone(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read .*none\.txt: No such file or directory\."):
-        list(read_lines(Piece(str(tmp_path / "none.txt"))))
-
-
-def test_empty_inputs():
-    with pytest.raises(UserError, match=r"input is empty; give a file, a glob"):
-        find_inputs(" , ")
-
-
-def test_tfds_errors(monkeypatch):
-    tfds = pytest.importorskip("tensorflow_datasets")
-
-    def fail(*args, **kwargs):
-        raise AssertionError
-
-    monkeypatch.setattr(tfds, "load", fail)  # some of its errors have no text
-    with pytest.raises(UserError, match=r"cannot load tfds:x: AssertionError"):
-        list(read_lines(Piece("tfds:x")))
-    monkeypatch.setattr(tfds, "load", lambda *args, **kwargs: tfds_of({"label": [1]}))
-    with pytest.raises(UserError, match=r"tfds:x has no feature 'text'; it has .*'label'"):
-        list(read_lines(Piece("tfds:x")))
-
-
-def tfds_of(features):
-    return tf.data.Dataset.from_tensor_slices(features)
+    assert found[0] == found[1] != found[2]

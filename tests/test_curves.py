@@ -6,8 +6,8 @@ import types
 import PIL.Image
 import pytest
 
-from kbert.train import curves
-from kbert.train.curves import Curves, curves_picture, read_curves
+from kbert.visualization import curves
+from kbert.visualization.curves import Curves, plot_curves, read_curves
 
 pytestmark = pytest.mark.usefixtures("curves")
 
@@ -71,7 +71,7 @@ def test_a_panel_for_each_name_with_its_lines(drawn, tmp_path):
 
 @pytest.mark.parametrize("rows", [[], ROWS[:2]])
 def test_points_alone_are_no_curve(rows, tmp_path):
-    curves_picture(tmp_path / "curves.png", read_curves(write_metrics(tmp_path, rows)))
+    plot_curves(tmp_path / "curves.png", read_curves(write_metrics(tmp_path, rows)))
     assert not (tmp_path / "curves.png").exists()
 
 
@@ -93,7 +93,7 @@ def test_a_failure_is_one_line_and_the_last_try(tmp_path, monkeypatch, capsys):
         calls.append(arguments)
         raise OSError(28, "No space left\non device")
 
-    monkeypatch.setattr(curves, "curves_picture", fail)
+    monkeypatch.setattr(curves, "plot_curves", fail)
     picture = Curves(tmp_path)
     for last in (False, True):
         picture.draw(last)

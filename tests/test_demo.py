@@ -17,10 +17,10 @@ from server_process import serving
 from test_attention import Page
 
 import kbert
-from kbert.attention import attention_weights
+from kbert.server import demo
+from kbert.server.errors import RequestError
 from kbert.serving import saved_model
-from kbert.serving.server import demo
-from kbert.serving.server.refused import Refused
+from kbert.visualization.attention import attention_weights
 
 ASKED = {"pair": {"text": "the cat ran", "text_pair": "a dog sat [MASK]"}}
 ASKED["fill_mask"] = {"text": "the [MASK] sat [CLS]."}
@@ -34,8 +34,8 @@ def folders(tmp_path_factory):
     root, found = tmp_path_factory.mktemp("models"), {}
     for kind, folder in weights.items():
         (root / kind).mkdir()
-        method = saved_model.load_method(folder, KINDS[kind][3])
-        saved_model.save_method(method, root / kind / "7")
+        method = saved_model.load_endpoint(folder, KINDS[kind][3])
+        saved_model.save_endpoint(method, root / kind / "7")
         found[kind] = folder, root / kind
     module = tf.Module()
     module.f = tf.function(lambda x: {"y": x}, [tf.TensorSpec([None], tf.float32, "x")])
@@ -48,7 +48,7 @@ def server(folders, tmp_path_factory):
     lines = [f'config {{ name: "{kind}" base_path: "{x}" }}' for kind, (_, x) in folders.items()]
     path = tmp_path_factory.mktemp("config") / "models.config"
     path.write_text("model_config_list {\n" + "\n".join(lines) + "\n}\n")
-    flags = (f"model_config_file={path}", "engine=tensorflow", "demo", "max_request_bytes=100000")
+    flags = (f"model_config_file={path}", "backend=tensorflow", "demo", "max_request_bytes=100000")
     with serving(*flags) as server:
         yield server
         assert "Traceback" not in server.said
@@ -212,7 +212,7 @@ class Service:
 class Version:
     """A servable that was an export."""
 
-    folder, about = "/nothing", {"method": "classify", "max_seq_length": 16, "weights": []}
+    folder, metadata = "/nothing", {"method": "classify", "max_seq_length": 16, "weights": []}
 
 
 def test_one_at_a_time_and_few_wait():
@@ -221,7 +221,9 @@ def test_one_at_a_time_and_few_wait():
         page = demo.Demo(service)
         tasks = [asyncio.create_task(page.attention(asked)) for _ in range(demo.MOST_ASKING)]
         await asyncio.sleep(0.01)
-        with pytest.raises(Refused, match=r"^16 texts wait for their attention; try again[.]$"):
+        with pytest.raises(
+            RequestError, match=r"^16 texts wait for their attention; try again[.]$"
+        ):
             await page.attention(asked)
         tasks[0].cancel()  # its thread goes on
         tasks[1].cancel()  # it had not begun
@@ -255,22 +257,26 @@ def test_a_version_that_is_let_go_takes_its_attention_along():
 def test_an_export_that_is_gone_or_damaged(folders, tmp_path):
     copy = tmp_path / "7"
     shutil.copytree(folders["pair"][1] / "7", copy)
-    about = {"method": "classify", "max_seq_length": 16}
-    servable = types.SimpleNamespace(folder=str(copy), about=about)
+    metadata = {"method": "classify", "max_seq_length": 16}
+    servable = types.SimpleNamespace(folder=str(copy), metadata=metadata)
     inputs = {"text": np.array(["cat"], object)}
     (copy / "assets.extra" / "vocab.txt").write_text("[PAD]\n")
-    with pytest.raises(Refused, match=r"vocab\.txt is damaged: its checksum differs"):
+    with pytest.raises(RequestError, match=r"vocab\.txt is damaged: its checksum differs"):
         demo.AttentionServable(servable).compute(None, inputs)
     shutil.rmtree(copy)
-    with pytest.raises(Refused, match="there is no folder"):
+    with pytest.raises(RequestError, match="there is no folder"):
         demo.AttentionServable(servable).compute(None, inputs)
 
 
 def test_exports_with_weights_of_8_bits_show_no_attention():
-    servable = types.SimpleNamespace(about={"weights": ["bert/pooler/dense/kernel_scale"]})
+    servable = types.SimpleNamespace(metadata={"weights": ["bert/pooler/dense/kernel_scale"]})
     models = types.SimpleNamespace(find=lambda spec: (1, servable))
     page = demo.Demo(types.SimpleNamespace(models=models))
-    with pytest.raises(Refused, match="model 'm' has weights of 8 bits: its attention is shown by"):
+    with pytest.raises(
+        RequestError, match="model 'm' has weights of 8 bits: its attention is shown by"
+    ):
         asyncio.run(page.attention({"model": "m", "text": "a"}))
-    with pytest.raises(Refused, match=r"text must have 20,000 characters at most; got 20,001\."):
+    with pytest.raises(
+        RequestError, match=r"text must have 20,000 characters at most; got 20,001\."
+    ):
         asyncio.run(page.attention({"model": "m", "text": "a" * 20_001}))

@@ -27,8 +27,8 @@ def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     for kind, folder in write_folders(tmp_path_factory.mktemp("weights")).items():
         (root / kind).mkdir()
-        method = saved_model.load_method(folder, KINDS[kind][3])
-        saved_model.save_method(method, root / kind / "7")
+        method = saved_model.load_endpoint(folder, KINDS[kind][3])
+        saved_model.save_endpoint(method, root / kind / "7")
     return root
 
 
@@ -41,7 +41,7 @@ def server(models, tmp_path_factory):
     ]
     path = tmp_path_factory.mktemp("config") / "models.config"
     path.write_text("model_config_list {\n" + "\n".join(lines) + "\n}\n")
-    flags = ("engine=tensorflow", "demo", "file_system_poll_wait_seconds=0.2")
+    flags = ("backend=tensorflow", "demo", "file_system_poll_wait_seconds=0.2")
     with serving(f"model_config_file={path}", *flags) as server:
         yield server
 
@@ -361,7 +361,7 @@ def _versions(server, name):
 
 
 def test_what_is_wrong_is_said(models, browser):
-    flags = ("engine=tensorflow", "demo", "max_request_bytes=20000")
+    flags = ("backend=tensorflow", "demo", "max_request_bytes=20000")
     with serving(f"model_base_path={models / 'classify'}", *flags) as server:
         browser.look(360, 740, phone=True)
         browser.open(f"http://127.0.0.1:{server.rest}/")

@@ -18,16 +18,16 @@ from warm_python import PYTHON
 
 import kbert
 from kbert.config import BertConfig
-from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.errors import UserError
-from kbert.flags import as_flagfile
 from kbert.model.weights import chosen_layers
 from kbert.settings import DistillConfig, FinetuneConfig, PretrainConfig
-from kbert.tasks.folders import MODEL_CLASSES, TASK_FILE, make_task
+from kbert.tasks.registry import MODEL_CLASSES, TASK_FILE, make_task
 from kbert.tasks.tasks import soft_losses
-from kbert.train import distill, finetune, teaching, train
-from kbert.train.estimate import forward_flops, step_flops, teacher_memory
-from kbert.train.teaching import FIXED
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
+from kbert.train import distill, distillation_objective, finetune, pretrain
+from kbert.train.cost_estimate import forward_flops, step_flops, teacher_memory
+from kbert.train.distillation_objective import FIXED
+from kbert.utils.flags import as_flagfile
 
 WORDS = [f"w{i}" for i in range(20)] + ["good", "bad", "who", "?"]
 BERT = {
@@ -46,8 +46,8 @@ def save(folder, model_class=kbert.BertForPreTraining, task=None, seed=0, **chan
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if task:
-        about = {"task": task, "max_seq_length": 20, "takes_pairs": task == "pair"}
-        (folder / TASK_FILE).write_text(json.dumps(about))
+        metadata = {"task": task, "max_seq_length": 20, "takes_pairs": task == "pair"}
+        (folder / TASK_FILE).write_text(json.dumps(metadata))
     return folder
 
 
@@ -234,7 +234,7 @@ def test_the_loss_of_a_student():
         **{"teacher": "x", "task": "tag", "train_file": "y", "soft_weight": 0.75},
         **{"hidden_weight": 0.5, "attention_weight": 2.0},
     )
-    objective = teaching.TaughtObjective(
+    objective = distillation_objective.DistillationObjective(
         Objective(), config, Teacher(), lambda *_: tf.constant(8.0), loss="loss", count="count"
     )
     features = {"attention_mask": mask}
@@ -429,7 +429,7 @@ def pretraining(bert, tmp_path):
 def test_general_distillation(pretraining, tmp_path, capsys):
     """In pretraining; a run that was stopped goes on to the same bits."""
     config = PretrainConfig(**pretraining)
-    train(config, tmp_path / "whole")
+    pretrain(config, tmp_path / "whole")
     assert "starting from blocks 1, 4 of the teacher" in capsys.readouterr().out
     rows = rows_of(tmp_path / "whole", "pretrain")
     for name in ("soft_loss", "hidden_loss", "attention_loss"):
@@ -440,20 +440,20 @@ def test_general_distillation(pretraining, tmp_path, capsys):
     saved = tmp_path / "whole/pretrain/checkpoint/step_00000008"
     (tmp_path / "cut/pretrain/checkpoint").mkdir(parents=True)
     saved.rename(tmp_path / "cut/pretrain/checkpoint/step_00000008")
-    train(config, tmp_path / "cut")
+    pretrain(config, tmp_path / "cut")
     for name, value in weights_of(final).items():
         other = weights_of(tmp_path / "cut/pretrain/final")[name]
         np.testing.assert_array_equal(other, value, err_msg=name)
     with pytest.raises(UserError, match=r"hidden_weight is 0\.5 now, but .* was written with 1\.0"):
-        train(dataclasses.replace(config, hidden_weight=0.5), tmp_path / "cut")
+        pretrain(dataclasses.replace(config, hidden_weight=0.5), tmp_path / "cut")
 
 
 def test_no_teacher_comes_into_a_run(pretraining, bert, tmp_path):
     alone = {k: v for k, v in pretraining.items() if k not in {"teacher", *FIXED}}
     settings = alone | {"init_from": str(bert), "train_steps": 1, "warmup_steps": 0}
-    train(PretrainConfig(**settings), tmp_path / "run")
+    pretrain(PretrainConfig(**settings), tmp_path / "run")
     with pytest.raises(UserError, match=r"step_\d+ was written without a teacher\. Go on so"):
-        train(PretrainConfig(**settings, teacher=str(bert)), tmp_path / "run")
+        pretrain(PretrainConfig(**settings, teacher=str(bert)), tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -464,21 +464,21 @@ def test_a_student_of_another_size_learns_words(pretraining, tmp_path):
     )
     changes = {"hidden_weight": 0, "student_layers": None, "learning_rate": 2e-2}
     config = PretrainConfig(**pretraining | changes | {"bert_config": str(tmp_path / "small.yaml")})
-    train(config, tmp_path / "run")
+    pretrain(config, tmp_path / "run")
     rows = rows_of(tmp_path / "run", "pretrain")
     assert rows[-1]["soft_loss"] < rows[0]["soft_loss"]
     assert "attention_loss" in rows[0] and "hidden_loss" not in rows[0]  # which has no weight
     # It was compared without dropout of attention, and has it again from here on.
     final = BertConfig.from_file(tmp_path / "run/pretrain/final/config.json")
     assert final.attention_probs_dropout_prob == 0.1
-    train(config, tmp_path / "run")  # complete: the architecture is still that of the file
+    pretrain(config, tmp_path / "run")  # complete: the architecture is still that of the file
     assert rows_of(tmp_path / "run", "pretrain") == rows
 
 
 def test_a_dry_run_counts_the_teacher(pretraining, bert, tmp_path, capsys):
     """Its forward pass, its weights, and the attention that is compared (float32)."""
     config = PretrainConfig(**pretraining)
-    train(config, tmp_path / "run", dry_run=True)
+    pretrain(config, tmp_path / "run", dry_run=True)
     found = float(re.search(r"compute: (\S+) floating-point", capsys.readouterr().out)[1])
     B, L, M = config.global_batch_size, config.max_seq_length, 3
     theirs = BertConfig.from_file(bert / "config.json")
@@ -518,7 +518,7 @@ def test_settings_that_contradict_each_other():
         ),
         ({"student_layers": "2,7"}, "student_layers must be numbers of blocks from 1 to 4, rising"),
         ({"max_seq_length": 25}, "max_seq_length must be at most 24, the positions"),
-        ({"labels": "pos,neg"}, r"has label_names \('neg', 'pos'\); the student would have"),
+        ({"label_names": "pos,neg"}, r"has label_names \('neg', 'pos'\); the student would have"),
     ],
 )
 def test_students_that_cannot_be_taught(settings, changes, message, tmp_path):
@@ -571,7 +571,7 @@ def test_teachers_that_know_nothing_of_the_task(settings, pretraining, bert, tmp
         distill(settings(teacher=str(bert)), tmp_path / "run")
     bare = save(tmp_path / "bare", kbert.BertModel)
     with pytest.raises(UserError, match="has no head mlm to learn from"):
-        train(PretrainConfig(**pretraining | {"teacher": str(bare)}), tmp_path / "other")
+        pretrain(PretrainConfig(**pretraining | {"teacher": str(bare)}), tmp_path / "other")
 
 
 def test_a_student_with_a_larger_table(pretraining, tmp_path):
@@ -581,7 +581,7 @@ def test_a_student_with_a_larger_table(pretraining, tmp_path):
     changes = {"bert_config": str(tmp_path / "large.yaml"), "student_layers": None}
     changes |= {"hidden_weight": 0, "attention_weight": 0}
     with pytest.raises(UserError, match="the student's vocab_size must be that of its teacher, 29"):
-        train(PretrainConfig(**pretraining | changes), tmp_path / "run")
+        pretrain(PretrainConfig(**pretraining | changes), tmp_path / "run")
     assert not (tmp_path / "run/data/train").exists()  # refused before text is prepared
 
 

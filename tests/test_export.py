@@ -16,24 +16,24 @@ from exports import ALIKE, BERT, KINDS, OPS_FILE, WORDS, kinds, ops_of, some_wor
 from marks import slow
 
 import kbert
-from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.errors import UserError
-from kbert.export import export, export_hub
+from kbert.export import export, export_tf_hub
 from kbert.serving import saved_model
-from kbert.serving.methods import METHODS
+from kbert.serving.endpoints import ENDPOINTS
 from kbert.serving.signatures import MOST_TEXTS, signatures
 from kbert.serving.warmup import write_warmup
 from kbert.settings import EXPORT_METHODS
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
 
 @pytest.fixture(scope="module")
 def methods(folders):
-    """Function from a kind to its Method and the signatures, made once."""
+    """Function from a kind to its Endpoint and the signatures, made once."""
     made = {}
 
     def of(kind):
         if kind not in made:
-            method = saved_model.load_method(folders[kind], KINDS[kind][3])
+            method = saved_model.load_endpoint(folders[kind], KINDS[kind][3])
             made[kind] = method, signatures(method)
         return made[kind]
 
@@ -62,7 +62,7 @@ def test_an_export_is_a_folder_of_weights(kind, exported):
     assert read.max_seq_length == method.max_seq_length
     texts = texts_of(method, 9)
     found = arrays(signatures(read)["serving_default"](**tensors(texts)))
-    assert saved_model.largest_difference(found, method.predicted(**texts)) < 1e-5
+    assert saved_model.largest_difference(found, method.reference_outputs(**texts)) < 1e-5
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # an export that embeds has no pooler
         model = type(method.model).from_pretrained(folder)
@@ -78,8 +78,8 @@ def test_answers_are_those_of_the_predictor(methods, kind, count):
     method, functions = methods(kind)
     texts = texts_of(method, count)
     found = arrays(functions["serving_default"](**tensors(texts)))
-    wanted = method.predicted(**texts)
-    assert found.keys() == method.contract.keys() >= wanted.keys()
+    wanted = method.reference_outputs(**texts)
+    assert found.keys() == method.output_spec.keys() >= wanted.keys()
     assert len(found) == len(wanted) or kind == "choose"
     assert saved_model.largest_difference(found, wanted) < 1e-5
     assert all(len(value) == count for value in found.values())
@@ -93,7 +93,7 @@ def test_empty_texts(methods, kind, texts):
     if kind == "choose":
         texts["choices"] = [[text, "cat"] for text in texts["text"]]
     found = arrays(functions["serving_default"](**tensors(texts)))
-    assert saved_model.largest_difference(found, method.predicted(**texts)) < 1e-5
+    assert saved_model.largest_difference(found, method.reference_outputs(**texts)) < 1e-5
 
 
 def test_differences_are_seen():
@@ -108,7 +108,7 @@ def test_differences_are_seen():
 
 
 def test_the_methods_of_the_program_are_those_there_are():
-    assert set(EXPORT_METHODS) == set(METHODS)
+    assert set(EXPORT_METHODS) == set(ENDPOINTS)
 
 
 @pytest.mark.parametrize("kind", ["entities", "tags", "answer", "answer_or_none"])
@@ -121,7 +121,7 @@ def test_long_texts_are_read_in_windows(methods, kind):
     if "question" in texts:
         texts["question"] = [some_words(rng, 1, 9) for _ in contexts]
     found = arrays(functions["serving_default"](**tensors(texts)))
-    assert saved_model.largest_difference(found, method.predicted(**texts)) < 1e-5
+    assert saved_model.largest_difference(found, method.reference_outputs(**texts)) < 1e-5
     if kind == "answer_or_none":
         assert {answer == b"" for answer in found["answer"]} == {True, False}
     if kind == "entities":
@@ -223,7 +223,7 @@ def test_exports_answer_alone(exported, tmp_path):
         shutil.copytree(base / "7", tmp_path / "there" / kind / "1")
         texts = texts_of(method, 11)
         (tmp_path / "there" / kind / "texts.json").write_text(json.dumps(texts))
-        wanted[kind] = method.predicted(**texts)
+        wanted[kind] = method.reference_outputs(**texts)
     command = [sys.executable, "-c", ALONE, str(tmp_path / "there")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout == "[]\n", done.stderr[-2000:]
@@ -238,7 +238,7 @@ def test_exports_answer_alone(exported, tmp_path):
 def test_requests_share_batches_in_the_graph(kind, methods, tmp_path):
     """A full batch is computed at once, however late its last row comes."""
     method, _ = methods(kind)
-    saved_model.save_method(method, tmp_path / "1", batch_timeout_ms=60_000)
+    saved_model.save_endpoint(method, tmp_path / "1", batch_timeout_ms=60_000)
     assert ops_of(tmp_path / "1") <= set(OPS_FILE.read_text().split())
     loaded = tf.saved_model.load(str(tmp_path / "1"))
     answer = loaded.signatures["serving_default"]
@@ -246,7 +246,7 @@ def test_requests_share_batches_in_the_graph(kind, methods, tmp_path):
     rows = [{name: values[i : i + 1] for name, values in texts.items()} for i in range(MOST_TEXTS)]
     with concurrent.futures.ThreadPoolExecutor(MOST_TEXTS) as pool:
         found = list(pool.map(lambda row: arrays(answer(**tensors(row))), rows))
-    for name, values in method.predicted(**texts).items():
+    for name, values in method.reference_outputs(**texts).items():
         together = np.concatenate([row[name] for row in found])  # of the shared batch's columns
         wanted = {name: np.asarray(values)}
         assert saved_model.largest_difference({name: together}, wanted) < 1e-5, name
@@ -254,10 +254,10 @@ def test_requests_share_batches_in_the_graph(kind, methods, tmp_path):
 
 def test_a_saved_model_says_what_it_is_and_has_its_variables(methods, tmp_path):
     method, _ = methods("classify")
-    saved_model.save_method(method, tmp_path / "1")
-    about = json.loads((tmp_path / "1" / "assets.extra" / "kbert.json").read_text())
-    assert about["method"] == "classify" and about["labels"] == ["no", "yes", "perhaps"]
-    assert about["inputs"] == ["text"] and about["max_seq_length"] == 16
+    saved_model.save_endpoint(method, tmp_path / "1")
+    metadata = json.loads((tmp_path / "1" / "assets.extra" / "kbert.json").read_text())
+    assert metadata["method"] == "classify" and metadata["labels"] == ["no", "yes", "perhaps"]
+    assert metadata["inputs"] == ["text"] and metadata["max_seq_length"] == 16
     loaded = tf.saved_model.load(str(tmp_path / "1"))
     assert len(loaded.variables) == len(method.model.variables)
     function = loaded.signatures["from_ids"]
@@ -271,7 +271,7 @@ def test_a_saved_model_says_what_it_is_and_has_its_variables(methods, tmp_path):
 @pytest.mark.parametrize("method", ["tag", "answer", "choose"])
 def test_a_head_that_is_not_there(folders, method):
     with pytest.raises(UserError, match=r"has no .*_classifier, which this needs"):
-        saved_model.load_method(folders["fill_mask"], method)
+        saved_model.load_endpoint(folders["fill_mask"], method)
 
 
 def test_a_pooler_that_is_not_there(tmp_path):
@@ -279,9 +279,9 @@ def test_a_pooler_that_is_not_there(tmp_path):
     kbert.BertForMaskedLM(kbert.BertConfig(**BERT)).save_pretrained(tmp_path)
     write_vocab([*SPECIAL_TOKENS, *WORDS], tmp_path / "vocab.txt")
     with pytest.raises(UserError, match="has no pooler, which"):
-        saved_model.load_method(tmp_path, "encode")
+        saved_model.load_endpoint(tmp_path, "encode")
     with pytest.raises(UserError, match="has no pooler, which"):
-        export_hub(tmp_path, tmp_path / "hub")
+        export_tf_hub(tmp_path, tmp_path / "hub")
 
 
 def test_a_table_with_more_entries_than_the_vocabulary(tmp_path):
@@ -289,11 +289,11 @@ def test_a_table_with_more_entries_than_the_vocabulary(tmp_path):
     config = kbert.BertConfig(**{**BERT, "vocab_size": 40})
     kbert.BertForMaskedLM(config).save_pretrained(tmp_path)
     write_vocab([*SPECIAL_TOKENS, *WORDS], tmp_path / "vocab.txt")
-    method = saved_model.load_method(tmp_path)
-    method.k = 26
+    method = saved_model.load_endpoint(tmp_path)
+    method.top_k = 26
     texts = {"text": ["the [MASK] sat"]}
     found = arrays(method.from_texts(**tensors(texts)))
-    assert saved_model.largest_difference(found, method.predicted(**texts)) < 1e-5
+    assert saved_model.largest_difference(found, method.reference_outputs(**texts)) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -303,12 +303,12 @@ def test_a_table_with_more_entries_than_the_vocabulary(tmp_path):
         ("classify", {"max_seq_length": 33}, "max_seq_length must be 5 to 32.*got 33"),
         ("encode", {"name": "encode", "max_seq_length": 33}, "max_seq_length must be 5 to 32"),
         ("answer", {"max_seq_length": 9}, "must be at least 10; got 9"),
-        ("fill_mask", {"takes_pairs": True}, "--pairs is for models that classify"),
+        ("fill_mask", {"takes_pairs": True}, "--takes_pairs is for models that classify"),
     ],
 )
 def test_bad_arguments(folders, kind, arguments, message):
     with pytest.raises(UserError, match=message):
-        saved_model.load_method(folders[kind], **arguments)
+        saved_model.load_endpoint(folders[kind], **arguments)
 
 
 @pytest.mark.smoke
@@ -337,7 +337,7 @@ def test_an_export_that_answers_otherwise_is_not_written(folders, tmp_path, monk
 
 
 def test_a_damaged_export_is_refused(methods, tmp_path):
-    saved_model.save_method(methods("classify")[0], tmp_path / "1")
+    saved_model.save_endpoint(methods("classify")[0], tmp_path / "1")
     messages = {
         "assets.extra/vocab.txt": r"vocab.txt is damaged: its checksum differs. Export the model",
         "assets.extra/config.json": r"config.json is damaged: its checksum differs",

@@ -14,8 +14,8 @@ from kbert.data.examples import TextExample
 from kbert.errors import UserError
 from kbert.evaluate import evaluate
 from kbert.export import export
+from kbert.server.servable import Servable
 from kbert.serving import comparison, conversions, runtimes, saved_model
-from kbert.serving.server.servable import Servable
 from kbert.settings import ColumnConfig, EvaluateConfig
 
 EXAMPLES = 23
@@ -79,9 +79,9 @@ def threads():
 
 
 def rows_of(folder):
-    about = json.loads((folder / "compression.json").read_text())
-    assert about["threads"] == threads()
-    return {row["model"]: row for row in about["rows"]}
+    metadata = json.loads((folder / "compression.json").read_text())
+    assert metadata["threads"] == threads()
+    return {row["model"]: row for row in metadata["rows"]}
 
 
 @pytest.mark.parametrize(
@@ -99,10 +99,10 @@ def test_scores_of_runtimes(kind, name, quantize, folders, tmp_path):
     for package in runtime.packages:
         pytest.importorskip(package)
     file = folders["files"][kind]
-    method = saved_model.load_method(folders[kind])
+    method = saved_model.load_endpoint(folders[kind])
     labelled = comparison.Labelled(method, file, None)
-    about = conversions.save_conversion(method, runtime, tmp_path, quantize)
-    lines = labelled.with_runtime(runtime, tmp_path, about)
+    metadata = conversions.save_conversion(method, runtime, tmp_path, quantize)
+    lines = labelled.with_runtime(runtime, tmp_path, metadata)
     rows = rows_of(tmp_path)
     forms = ["float32", *([quantize] if quantize else [])]
     assert list(rows) == ["kbert float32", *(f"{name} {form}" for form in forms)]
@@ -122,9 +122,9 @@ def test_scores_of_runtimes(kind, name, quantize, folders, tmp_path):
 @pytest.mark.slow
 def test_tags_of_a_saved_model_are_asked_by_ids(folders, tmp_path):
     """Since they are scored by the word."""
-    method, file = saved_model.load_method(folders["tags"]), folders["files"]["tags"]
+    method, file = saved_model.load_endpoint(folders["tags"]), folders["files"]["tags"]
     labelled = comparison.Labelled(method, file, None)
-    functions = saved_model.save_method(method, tmp_path / "1")
+    functions = saved_model.save_endpoint(method, tmp_path / "1")
     labelled.with_saved_model(functions, tmp_path / "1", "float32")
     rows = rows_of(tmp_path / "1" / "assets.extra")
     assert list(rows) == ["kbert float32", "SavedModel float32"]
@@ -163,7 +163,7 @@ def test_the_model_is_timed_without_waiting_for_a_batch(folders, tmp_path):
 @pytest.mark.parametrize("kind", ["multilabel", "choose", "answer"])
 def test_answers_to_texts_are_scored(kind, folders):
     """As kbert.evaluate scores the model's predictions."""
-    method, file = saved_model.load_method(folders[kind]), folders["files"][kind]
+    method, file = saved_model.load_endpoint(folders[kind]), folders["files"][kind]
     asked = comparison.Texts(method, comparison.read_for(method, file, None))
     (row,) = comparison.compared(asked, {"": (0, lambda texts: method.from_texts(**texts))})
     assert numbers(row["scores"]) == pytest.approx(evaluated(folders, kind), abs=1e-5)
@@ -171,7 +171,7 @@ def test_answers_to_texts_are_scored(kind, folders):
 
 def test_calibration_takes_examples_from_all_over_the_file(folders, monkeypatch):
     monkeypatch.setattr(comparison, "CALIBRATION_EXAMPLES", 5)
-    method = saved_model.load_method(folders["classify"])
+    method = saved_model.load_endpoint(folders["classify"])
     file = folders["files"]["classify"]
     every = comparison.Ids(method, comparison.read_for(method, file, None)).questions
     some = comparison.calibration_features(method, file, None)
@@ -181,7 +181,7 @@ def test_calibration_takes_examples_from_all_over_the_file(folders, monkeypatch)
 
 
 def test_methods_that_no_task_scores(tmp_path):
-    method = type("Method", (), {"name": "embed"})()
+    method = type("Endpoint", (), {"name": "embed"})()
     with pytest.raises(UserError, match="are for methods that a task is scored by: classify, tag,"):
         comparison.Labelled(method, "dev.tsv", ColumnConfig())
 
@@ -210,9 +210,9 @@ def test_a_saved_model_of_int8(folders, tmp_path):
     assert kinds.count("int8") == 3 + 2 * 6 + 2  # tables; layers; pooler and head
     with pytest.raises(UserError, match="has weights of 8 bits, which are for serving alone"):
         kbert.BertForSequenceClassification.from_pretrained(target)
-    with pytest.raises(UserError, match="is no float32 export of kbert, as engine=openvino needs"):
+    with pytest.raises(UserError, match="is no float32 export of kbert, as backend=openvino needs"):
         Servable(target, "openvino")
-    assert Servable(target).engine == "tensorflow"
+    assert Servable(target).backend == "tensorflow"
 
 
 def variables_of(folder):
@@ -225,11 +225,11 @@ def variables_of(folder):
 
 def test_int8_is_near(folders):
     """Also where a head scores words with their table."""
-    method = saved_model.load_method(folders["fill_mask"])
+    method = saved_model.load_endpoint(folders["fill_mask"])
     features = conversions.sample_features(method)
-    before = {name: x.numpy() for name, x in method.raw(features).items()}
+    before = {name: x.numpy() for name, x in method.forward(features).items()}
     saved_model.quantize_int8(method)
-    for name, value in method.raw(features).items():
+    for name, value in method.forward(features).items():
         spread = before[name].max() - before[name].min()
         assert 1e-6 < np.abs(value - before[name]).max() < 0.05 * spread
 

@@ -17,9 +17,9 @@ import tensorflow as tf
 from exports import OPS_FILE, ops_of
 
 import kbert
-from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
-from kbert.export import export_hub
+from kbert.export import export_tf_hub
 from kbert.serving import saved_model
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog", "ran", ".", "house", "##s"]
 BERT = {
@@ -59,21 +59,21 @@ def exports(tmp_path_factory):
         getattr(kbert, model_class)(config).save_pretrained(weights)
         tokenizer.save_pretrained(weights)
         kind = None if name in ("multilabel", "regress") else name
-        method = saved_model.load_method(weights, kind)
+        method = saved_model.load_endpoint(weights, kind)
         target = root / "models" / name
-        saved_model.save_method(method, target / "1", batch_timeout_ms=name == "classify")
+        saved_model.save_endpoint(method, target / "1", batch_timeout_ms=name == "classify")
         texts = saved_model.samples(method)
         (target / "texts.json").write_text(json.dumps(texts))
-        wanted[name] = method.predicted(**texts)
-    method = saved_model.load_method(root / "weights" / "classify")
+        wanted[name] = method.reference_outputs(**texts)
+    method = saved_model.load_endpoint(root / "weights" / "classify")
     saved_model.quantize_int8(method)
     target = root / "models" / "int8"
-    functions = saved_model.save_method(method, target / "1")
+    functions = saved_model.save_endpoint(method, target / "1")
     shutil.copy(root / "models" / "classify" / "texts.json", target)
     texts = json.loads((target / "texts.json").read_text())
     texts = {name: tf.constant(values) for name, values in texts.items()}
     wanted["int8"] = {n: v.numpy() for n, v in functions["serving_default"](**texts).items()}
-    export_hub(root / "weights" / "encode", root / "hub", 16, lambda line: None)
+    export_tf_hub(root / "weights" / "encode", root / "hub", 16, lambda line: None)
     return root, wanted
 
 

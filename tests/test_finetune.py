@@ -16,15 +16,15 @@ from worker_runs import launch
 
 import kbert
 from kbert.data.examples import TextExample
-from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.errors import UserError
 from kbert.evaluate import evaluate
-from kbert.flags import as_dict, as_flagfile
 from kbert.settings import EvaluateConfig, FinetuneConfig
-from kbert.tasks.folders import MODEL_CLASSES
+from kbert.tasks.registry import MODEL_CLASSES
 from kbert.tasks.tasks import Classification
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.train import finetune
 from kbert.train.finetuning import Finetuning
+from kbert.utils.flags import as_dict, as_flagfile
 
 WORDS = ["good", "bad", "so", "the", "a", "film", "cast", "plot", "was", "is", "who", "?", "."]
 NAMES = ["ann", "bob", "cid", "rome", "oslo", "lima"]
@@ -187,7 +187,7 @@ def assert_same_run(first, second):
 @pytest.mark.slow
 def test_killed_runs_go_on_to_the_same_bits(settings, tmp_path):
     """Dropout on; killed between evaluations, after early stopping was under way."""
-    config = settings(early_stopping=9, eval_every_steps=6)
+    config = settings(early_stopping_patience=9, eval_every_steps=6)
     finetune(config, tmp_path / "whole")
     train_and_kill(as_dict(config), tmp_path / "cut", step=20)
     assert (tmp_path / "cut/finetuning/checkpoint/step_00000014").exists()
@@ -243,7 +243,7 @@ def test_slices_and_replicas_make_no_difference(settings, tmp_path):
 @pytest.mark.slow
 def test_workers_make_no_difference(settings, tmp_path):
     """The chief evaluates, and the others end with it when there is nothing better any more."""
-    config = settings(optimizer="sgd", learning_rate=1e-4, epochs=9.0, early_stopping=2)
+    config = settings(optimizer="sgd", learning_rate=1e-4, epochs=9.0, early_stopping_patience=2)
     finetune(config, tmp_path / "one")
     changes = {"distribution": "multi_worker"}
     for status, _, errors in launch(2, tmp_path / "two", as_dict(config) | changes):
@@ -264,7 +264,7 @@ def test_early_stopping(settings, tmp_path, monkeypatch, capsys):
         return {"eval_accuracy": value}, value
 
     monkeypatch.setattr(Finetuning, "evaluation", evaluation)
-    finetune(settings(early_stopping=2, epochs=9.0), tmp_path / "run")
+    finetune(settings(early_stopping_patience=2, epochs=9.0), tmp_path / "run")
     assert next(values) == 0.9  # two evaluations after the best one were the last
     out = capsys.readouterr().out
     assert "eval at step 24 | accuracy 0.7000 | best so far" in out
@@ -346,7 +346,7 @@ def test_labels_by_number_with_names(settings, tmp_path):
     path.write_text("".join(f"{text}\t{numbers[label]}\n" for text, label in rows))
     names.write_text("bad\ngood\nso\n")
     files = {"train_file": str(path), "eval_file": str(path), "test_file": None}
-    finetune(settings(labels=str(names), **files, epochs=1.0), tmp_path / "run")
+    finetune(settings(label_names=str(names), **files, epochs=1.0), tmp_path / "run")
     model = kbert.BertForSequenceClassification.from_pretrained(tmp_path / "run/finetuning/final")
     assert model.config.label_names == ("bad", "good", "so")
 
@@ -359,8 +359,11 @@ def test_labels_by_number_with_names(settings, tmp_path):
             r"best_metric must be one of accuracy, f1_weighted, .*acuracy",
         ),
         ({"max_seq_length": 33}, r"max_seq_length must be at most 32, the positions that .* has"),
-        ({"labels": "neg,pos,so,odd"}, r"has no example of odd, so it could not be learnt"),
-        ({"labels": "neg,pos"}, r"classify_train.tsv, line 3: the label 'so' is not one of the 2"),
+        ({"label_names": "neg,pos,so,odd"}, r"has no example of odd, so it could not be learnt"),
+        (
+            {"label_names": "neg,pos"},
+            r"classify_train.tsv, line 3: the label 'so' is not one of the 2",
+        ),
         ({"freeze_layers": 3}, r"layers to freeze must be 0 to 2, the blocks there are; got 3"),
         ({"init_from": "/nowhere"}, r"/nowhere"),
         ({"batch_size": 9, "accumulation_steps": 2}, r"divisible by replicas x accumulation_steps"),
@@ -378,7 +381,10 @@ def test_bad_settings_end_before_the_first_step(settings, tmp_path, changes, mes
         ({"task": None}, r"--task is missing: one of classify, pair"),
         ({"init_from": None}, r"--init_from is missing"),
         ({"train_file": None}, r"--train_file is missing"),
-        ({"eval_file": None, "early_stopping": 2}, r"--early_stopping needs --eval_file"),
+        (
+            {"eval_file": None, "early_stopping_patience": 2},
+            r"--early_stopping_patience needs --eval_file",
+        ),
         ({"lora_rank": 2, "freeze_layers": 1}, r"--lora_rank already leaves the encoder as it is"),
         ({"task": "tag", "class_weights": "balanced"}, r"--class_weights is for classify and pair"),
         ({"epochs": 0.0}, r"epochs must be > 0; got 0.0"),

@@ -17,8 +17,8 @@ from warm_python import PYTHON
 from kbert import BertForMaskedLM, BertForPreTraining, BertForSequenceClassification, BertModel
 from kbert.convert import convert
 from kbert.errors import UserError, one_line
-from kbert.formats import export_checksum, find_folder, folder_format, read_export, read_json
 from kbert.model.weights import open_weights
+from kbert.utils.formats import export_checksum, find_folder, folder_format, read_export, read_json
 
 
 def save(folder, format):

@@ -41,7 +41,7 @@ def dense_and_norm(dtype):
 
 
 def drop(x, dropout, seed):
-    return ops.where(fused.kept(x, seed, dropout.rate), x / (1 - dropout.rate), 0.0)
+    return ops.where(fused.dropout_keep_mask(x, seed, dropout.rate), x / (1 - dropout.rate), 0.0)
 
 
 def pieces(dtype, rate):
@@ -198,7 +198,7 @@ def test_hard_logits_give_finite_losses():
 
 
 def draws(seed, shape=(1000, 1000), rate=0.1):
-    return np.array(fused.kept(tf.zeros(shape), tf.constant(seed, tf.int32), rate))
+    return np.array(fused.dropout_keep_mask(tf.zeros(shape), tf.constant(seed, tf.int32), rate))
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.1, 0.5, 0.9])

@@ -8,33 +8,49 @@ import sys
 import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "kbert"
-SOURCES = {p.relative_to(PACKAGE): p.read_text("utf-8") for p in sorted(PACKAGE.rglob("*.py"))}
-PURE = ("config.py", "errors.py", "features.py", "flags.py", "formats.py", "__init__.py")
+FILES = sorted(PACKAGE.rglob("*.py"))
+# A folder, or a module at the top, imports only from those that stand before it. The programs, all
+# other modules at the top, come last and import all.
+ORDER = (
+    *("errors", "features", "config", "settings", "utils", "tokenizer", "corpus", "data", "model"),
+    *("tasks", "inference", "visualization", "train", "compression", "serving", "server", "hub"),
+)
+PURE = (
+    "errors",
+    "features",
+    "config",
+    "settings",
+    "utils/flags.py",
+    "utils/formats.py",
+    "__init__",
+)
 # A TensorFlow checkpoint is read and written by TensorFlow; and what makes its steps fast.
-ON_TENSORFLOW = (pathlib.Path("model/weights/google.py"), pathlib.Path("model/fused_tf.py"))
-ABOVE = ("kbert.tasks", "kbert.train", "kbert.serving")
+ON_TENSORFLOW = ("model/weights/google.py", "model/fused_tf.py")
 EVERYWHERE = ("keras_nlp", "keras_hub", "transformers", "torch", "export", "tests", "benchmarks")
 EVERYWHERE += ("tfx", "tensorflow_transform", "tensorflow_model_analysis")
+TENSORFLOW = ("tensorflow", "tensorflow_text")
+
+
+def place(path):
+    """The folder of a file of the package, or its own name at the top."""
+    return path.parts[0] if len(path.parts) > 1 else path.stem
 
 
 def forbidden(path):
-    """Modules that a file of the package must not import."""
-    part = path.parts[0] if len(path.parts) > 1 else None
-    if part == "data":
-        return (*EVERYWHERE, "keras", "kbert.model", *ABOVE)
-    if path in ON_TENSORFLOW:
-        return (*EVERYWHERE, "kbert.data", *ABOVE)
+    """Modules that a file of the package must not import, or modules below them."""
+    part = place(path)
+    below = ORDER[ORDER.index(part) + 1 :] if part in ORDER else ()
+    modules = [*EVERYWHERE, *(f"kbert.{name}" for name in below)]
+    if part in ORDER or part == "__init__":  # programs import each other
+        modules += [f"kbert.{p.stem}" for p in PACKAGE.glob("*.py") if p.stem not in ORDER]
+    if part in PURE or path.as_posix() in PURE:
+        modules += [*TENSORFLOW, "keras"]
+    if part in ("tokenizer", "corpus", "data"):
+        modules.append("keras")
     if part == "model":
-        return (*EVERYWHERE, "tensorflow", "tensorflow_text", "kbert.data", *ABOVE)
-    if part == "tasks":
-        return (*EVERYWHERE, "kbert.train", "kbert.serving")
-    if part == "serving":
-        return (*EVERYWHERE, "kbert.train")
-    if part == "train":
-        return (*EVERYWHERE, "kbert.serving")
-    if part == "settings" or (part is None and path.name in PURE):
-        return (*EVERYWHERE, "tensorflow", "tensorflow_text", "keras", "kbert.data", "kbert.model")
-    return EVERYWHERE
+        modules += ["kbert.tokenizer", "kbert.corpus", "kbert.data"]
+        modules += [] if path.as_posix() in ON_TENSORFLOW else TENSORFLOW
+    return modules
 
 
 def imported(source):
@@ -54,23 +70,36 @@ def breaches(path, source):
 
 
 def test_import_rules():
-    found = {path: breaches(path, source) for path, source in SOURCES.items()}
+    paths = {path: path.relative_to(PACKAGE) for path in FILES}
+    found = {str(p): breaches(p, path.read_text(encoding="utf-8")) for path, p in paths.items()}
     assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_every_folder_has_its_place():
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"}
+    modules = {name for name in ORDER if (PACKAGE / f"{name}.py").exists()}
+    assert folders | modules == set(ORDER)
 
 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("model/heads.py", "def f():\n    import tensorflow as tf"),
-        ("model/heads.py", "from tensorflow.math import sin"),
-        ("model/heads.py", "from kbert import data"),
-        ("data/pairs.py", "import keras.ops"),
+        ("model/task_heads.py", "def f():\n    import tensorflow as tf"),
+        ("model/task_heads.py", "from tensorflow.math import sin"),
+        ("model/task_heads.py", "from kbert import data"),
+        ("model/task_heads.py", "from kbert.tokenizer.vocab import read_vocab"),
+        ("data/sentence_pairs.py", "import keras.ops"),
+        ("corpus/corpus.py", "from kbert.data import masking"),
         ("config.py", "from kbert.data import x"),
+        ("utils/flags.py", "import tensorflow"),
+        ("utils/locks.py", "from kbert import evaluate"),
         ("train/loop.py", "import keras_hub"),
         ("tasks/spans.py", "from kbert.train import losses"),
-        ("serving/hub.py", "from kbert.train import loop"),
-        ("train/loop.py", "import kbert.serving.hub"),
-        ("serving/hub.py", "from tfx import v1"),
+        ("inference/predictor.py", "from kbert.visualization import plots"),
+        ("serving/tf_hub.py", "import kbert.server.demo"),
+        ("train/loop.py", "import kbert.serving.tf_hub"),
+        ("serving/tf_hub.py", "from tfx import v1"),
+        ("server/demo.py", "from kbert.attention import main"),
     ],
 )
 def test_the_check_sees_breaches(path, source):
@@ -79,11 +108,11 @@ def test_the_check_sees_breaches(path, source):
 
 def test_beam_is_imported_by_the_functions_that_need_it():
     found = []
-    for path, source in SOURCES.items():
-        tree = ast.parse(source)
+    for path in FILES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
         tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-        names = imported(ast.unparse(tree))
-        found += [str(path) for name in names if name.startswith("apache_beam")]
+        if any(name.startswith("apache_beam") for name in imported(ast.unparse(tree))):
+            found.append(str(path.relative_to(PACKAGE)))
     assert found == []
 
 

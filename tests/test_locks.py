@@ -7,14 +7,15 @@ import sys
 
 import pytest
 
-from kbert import export, locks
-from kbert.data import prepare
+from kbert import export
+from kbert.corpus import prepare
 from kbert.errors import UserError
-from kbert.locks import folder_lock, target_lock
+from kbert.utils import locks
+from kbert.utils.locks import folder_lock, target_lock
 
 HOLD = """
 import sys, time
-from kbert.locks import folder_lock
+from kbert.utils.locks import folder_lock
 with folder_lock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
@@ -53,8 +54,8 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 
 HOLD_TARGET = """
 import sys, time
-from kbert.locks import target_lock
-with target_lock(sys.argv[1], "--to"):
+from kbert.utils.locks import target_lock
+with target_lock(sys.argv[1], "--output_dir"):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -69,15 +70,15 @@ def test_a_folder_is_made_by_one_process_at_a_time(tmp_path):
         assert first.stdout.readline() == "held\n"
         with (
             pytest.raises(UserError) as caught,
-            target_lock(target, "--to"),
+            target_lock(target, "--output_dir"),
         ):
             pass
         assert str(caught.value).startswith(f"{target} is in use by process {first.pid} on ")
-        assert str(caught.value).endswith(". Wait for it or stop it, or take another --to.")
+        assert str(caught.value).endswith(". Wait for it or stop it, or take another --output_dir.")
     finally:
         first.kill()
         first.wait()
-    with target_lock(target, "--to"):
+    with target_lock(target, "--output_dir"):
         assert os.listdir(target.parent) == [".1.lock"]
     assert os.listdir(target.parent) == []
 
@@ -92,7 +93,7 @@ def test_a_lock_that_was_removed_before_it_was_held_is_none(tmp_path, monkeypatc
         flock(file, operation)
 
     monkeypatch.setattr(locks.fcntl, "flock", flock_late)
-    with target_lock(tmp_path / "1", "--to"):
+    with target_lock(tmp_path / "1", "--output_dir"):
         assert str(os.getpid()) in path.read_text()
 
 
@@ -101,7 +102,7 @@ def test_programs_hold_the_lock_of_what_they_make(tmp_path, vocab_file):
     text.write_text("the cat\n\na dog\n")
     target = tmp_path / "target"
     (tmp_path / "target.partial-1").mkdir()  # of the process that holds the lock
-    with target_lock(target, "--to"):
+    with target_lock(target, "--output_dir"):
         with pytest.raises(UserError, match=rf"{target} is in use by process {os.getpid()} on "):
             prepare(str(text), target, vocab_file)
         assert (tmp_path / "target.partial-1").is_dir()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kbert.train.losses import PretrainingObjective, pretraining_loss, pretraining_sums
-from kbert.train.metrics import Sums
+from kbert.train.metrics import MetricAccumulator
 from kbert.train.schedule import WarmupPolynomialDecay
 
 pytestmark = pytest.mark.smoke
@@ -67,7 +67,7 @@ def test_a_batch_without_a_slot_that_counts_has_no_mlm_loss():
     outputs, features = batch()
     features["masked_weights"][:] = 0
     sums = pretraining_sums(outputs, features)
-    window = Sums()
+    window = MetricAccumulator()
     window.add(sums)
     assert metrics_of(window)["mlm_loss"] == 0
     assert float(pretraining_loss(sums, 0.0, 3.0)) == pytest.approx(metrics_of(window)["nsp_loss"])
@@ -83,7 +83,7 @@ def test_padding_slots_do_not_count():
 
 
 def test_sums_of_two_batches_weigh_every_slot_alike():
-    window, losses, counts = Sums(), [], []
+    window, losses, counts = MetricAccumulator(), [], []
     for seed in (1, 2):
         outputs, features = batch(seed=seed)
         if seed == 2:

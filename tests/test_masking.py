@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kbert.data.draws import uniform
 from kbert.data.masking import choose_tokens, choose_words, mask_tokens, prediction_counts
+from kbert.utils.stateless_random import uniform
 
 pytestmark = pytest.mark.smoke
 

@@ -28,7 +28,7 @@ from kbert.model import (
     BertModel,
     attention,
     encoder,
-    heads,
+    task_heads,
 )
 from kbert.model.weights import huggingface
 from kbert.train import AdamW
@@ -159,7 +159,7 @@ def test_loss_and_gradients_equal_hf():
     places = huggingface.places(config)
     for name, gradient in zip(variables, gradients, strict=True):
         wanted = theirs[places[name].name].grad.numpy()
-        found = places[name].theirs(tf.convert_to_tensor(gradient).numpy())
+        found = places[name].from_kbert(tf.convert_to_tensor(gradient).numpy())
         np.testing.assert_allclose(
             found, wanted, atol=1e-5 * max(1, abs(wanted).max()), err_msg=name
         )
@@ -337,8 +337,8 @@ def test_a_saved_model_opens_in_a_process_that_knows_kbert_alone(tmp_path):
     "cls",
     [
         *(attention.SelfAttention, encoder.Embeddings, encoder.EncoderBlock, encoder.Encoder),
-        *(encoder.Pooler, heads.MaskedLMHead, heads.NextSentenceHead),
-        *(heads.LabelHead, heads.ChoiceHead, heads.SpanHead),
+        *(encoder.Pooler, task_heads.MaskedLMHead, task_heads.NextSentenceHead),
+        *(task_heads.ClassificationHead, task_heads.ChoiceHead, task_heads.SpanHead),
     ],
 )
 def test_layers_round_trip(cls):

@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 from tokenizers.implementations import BertWordPieceTokenizer
 
-from kbert.data import BertTokenizer
-from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.errors import UserError
+from kbert.tokenizer import BertTokenizer
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
 MODELS = [("uncased", True), ("cased", False), ("chinese", True)]
 WORDS = [

@@ -27,7 +27,11 @@ NOT_RUN = [
     ("docs/testing.md", "python -m tests.chaos", "root, and hours; see tests/test_chaos.py"),
     ("docs/testing.md", "HYPOTHESIS_PROFILE=", "tests, for some minutes a file"),
     ("docs/corpora.md", "python -m kbert.prepare --input='gs://", "a bucket"),
-    ("docs/corpora.md", "pip install 'kbert[beam]'", "Beam's packages; see tests/test_beam.py"),
+    (
+        "docs/corpora.md",
+        "pip install 'kbert[beam]'",
+        "Beam's packages; see tests/test_beam_runner.py",
+    ),
     ("docs/corpora.md", "RUNNER='--runner=DataflowRunner", "a cluster"),
     ("docs/corpora.md", "RUNNER='--runner=FlinkRunner", "a cluster"),
     ("docs/corpora.md", "docker run", "a cluster"),
@@ -95,7 +99,7 @@ def unpack(source, target):
 
 def own_files(folder):
     """What a reader of the pages has: texts, tables and sentences with tags, from the sample."""
-    sample = ROOT / "kbert/data/sample"
+    sample = ROOT / "kbert/corpus/sample"
     for part in ("configs", "export"):
         (folder / part).symlink_to(ROOT / part)
     unpack(sample / "train.txt.gz", folder / "text/a.txt")
@@ -228,9 +232,10 @@ OF_PUBLISHED_DATA += ("guide_questions",)
 TUNE = "kbert.finetune --task=classify --init_from=saved_model/quick/pretrain/final --epochs=0.1"
 # What pages start from that is no file of the reader's own.
 MADE = {
-    "corpora": ["kbert.learn_vocab --input=text/a.txt --vocab_size=2048 --vocab_file=vocab.txt"],
+    "corpora": ["kbert.learn_vocab --input=text/a.txt --vocab_size=2048 --output_file=vocab.txt"],
     "weights": [
-        "kbert.convert --from=saved_model/quick/pretrain/final --to=uncased_L-12_H-768_A-12"
+        "kbert.convert --model=saved_model/quick/pretrain/final "
+        "--output_dir=uncased_L-12_H-768_A-12"
         " --format=google"
     ],
     "compression": [

@@ -11,12 +11,12 @@ import pytest
 from warm_python import PYTHON
 
 import kbert
-from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.errors import UserError
 from kbert.evaluate import evaluate
 from kbert.predict import predict
 from kbert.settings import EvaluateConfig, PredictConfig
-from kbert.tasks.folders import make_task, write_task
+from kbert.tasks.registry import make_task, write_task
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog", "ran", "."]
 BERT = {
@@ -105,7 +105,7 @@ def test_what_a_folder_was_fine_tuned_for_is_predicted(lines, folders):
 
 
 def test_methods_of_a_pretrained_folder(lines):
-    (found,) = lines("plain", "the [MASK] sat", k=2)
+    (found,) = lines("plain", "the [MASK] sat", top_k=2)
     assert len(found["masks"][0]) == 2
     (found,) = lines("plain", "the cat", method="embed", pooling="cls")
     assert len(found["embedding"]) == 12
@@ -151,7 +151,12 @@ def test_files(lines, tmp_path):
         ),
         ("pair", "the cat", {}, "line 1: classify needs 2 texts, separated by tabs; got 1"),
         ("choice", "a\tb\tc\na\tb\tc\td", {}, "line 2: 4 texts came"),
-        ("plain", "the [MASK]", {"k": 15}, "k must be 1 to 14, the words there are; got 15"),
+        (
+            "plain",
+            "the [MASK]",
+            {"top_k": 15},
+            "top_k must be 1 to 14, the words there are; got 15",
+        ),
         ("plain", "the cat", {"method": "tag"}, "has no token_classifier, which this needs"),
     ],
 )

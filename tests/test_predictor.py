@@ -6,9 +6,9 @@ import pytest
 import transformers
 
 import kbert
-from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.errors import UserError
 from kbert.tasks.tasks import softmax
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog", "ran", "un", "##want", "##ed", ".", ","]
 TEXTS = ["the cat sat.", "a dog", "the unwanted dog ran on the mat, the cat sat on a dog."] * 3
@@ -94,7 +94,7 @@ def test_masks_are_filled_as_hf_does(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path, format="hf")
     predictor = kbert.Predictor(model, tokenizer)
     texts = ["the [MASK] sat.", "[MASK] dog ran on [MASK]"]
-    found = predictor.fill_mask(texts, k=3)
+    found = predictor.fill_mask(texts, top_k=3)
     theirs = transformers.pipeline("fill-mask", str(tmp_path), top_k=3)(texts)
     for ours, expected in zip(found[0]["masks"], [theirs[0]], strict=True):
         assert [w["token"] for w in ours] == [w["token_str"] for w in expected]
@@ -133,7 +133,7 @@ def test_tags(tokenizer):
     (outputs,) = one_by_one(predictor, [text])
     best = outputs["logits"].numpy()[0].argmax(axis=-1)
     words = [1, 2, 5, 6, 7]  # places of the, un, cat, sat and .
-    expected = kbert.tasks.scores.entity_spans([names[best[i]] for i in words])
+    expected = kbert.tasks.metrics.entity_spans([names[best[i]] for i in words])
     assert len(found) == len(expected) > 0
     assert predictor.tag_words([["the", "unwanted", "cat"], ["dog"]])[1][0] in names
 

@@ -14,11 +14,11 @@ import pytest
 import tensorflow as tf
 from warm_python import PYTHON
 
-from kbert.data import Corpus, local, pieces, preparation, prepare
-from kbert.data.corpus import split_into_pieces
-from kbert.data.store import ShardWriter
-from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
+from kbert.corpus import Corpus, local_runner, preparation, prepare, shard_builder
+from kbert.corpus.corpus import ShardWriter
+from kbert.corpus.text_sources import split_into_pieces
 from kbert.errors import UserError
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
 DOCUMENTS = [["the cat sat .", "a dog ran !"], ["the mat"], ["on a mat", "the dog", "sat ."]]
 IDS = [[5, 6, 7, 20], [9, 12, 13, 21], [5, 10], [8, 9, 10], [5, 12], [7, 20]]
@@ -122,7 +122,7 @@ def test_documents_that_tokenise_to_nothing(tmp_path, vocab_file):
 
 
 def test_documents_that_a_batch_cuts(tmp_path, vocab_file, text, monkeypatch):
-    monkeypatch.setattr(pieces, "BATCH_BYTES", 1)
+    monkeypatch.setattr(shard_builder, "BATCH_BYTES", 1)
     assert_holds_documents(prepare(str(text), tmp_path / "corpus", vocab_file))
 
 
@@ -137,12 +137,12 @@ def test_processes_do_not_change_the_result(tmp_path, vocab_file, monkeypatch):
     for i in range(1, 4):
         (tmp_path / f"{i}.text").write_text(text_of(documents[i * 20 - 20 : i * 20]))
     whole = prepare(f"{tmp_path}/*.text", tmp_path / "whole", vocab_file)
-    monkeypatch.setattr(local, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(local_runner, "_SMALL_BYTES", 0)
     monkeypatch.setattr(
         preparation, "split_into_pieces", lambda paths: split_into_pieces(paths, 300)
     )
     stopped_clock = types.SimpleNamespace(monotonic=lambda: 5.0)
-    monkeypatch.setattr(local, "time", stopped_clock)
+    monkeypatch.setattr(local_runner, "time", stopped_clock)
     report = []
     found = [
         prepare(
@@ -170,8 +170,8 @@ def kill_this_process(task):
 
 @pytest.mark.slow
 def test_a_killed_worker_is_reported(tmp_path, vocab_file, text, monkeypatch):
-    monkeypatch.setattr(local, "_SMALL_BYTES", 0)
-    monkeypatch.setattr(local, "_write_piece", kill_this_process)
+    monkeypatch.setattr(local_runner, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(local_runner, "_write_piece", kill_this_process)
     with pytest.raises(UserError, match=r"a worker process was killed.*--processes=1"):
         prepare(f"{text},{text}", tmp_path / "corpus", vocab_file, processes=2)
     assert not (tmp_path / "corpus").exists()
@@ -179,7 +179,7 @@ def test_a_killed_worker_is_reported(tmp_path, vocab_file, text, monkeypatch):
 
 @pytest.mark.slow
 def test_an_error_in_a_worker_is_reported(tmp_path, vocab_file, text, monkeypatch):
-    monkeypatch.setattr(local, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(local_runner, "_SMALL_BYTES", 0)
     (tmp_path / "t.jsonl").write_text("{}")
     with pytest.raises(UserError, match=r"t\.jsonl, line 1: every line must be"):
         prepare(f"{text},{tmp_path}/*.jsonl", tmp_path / "corpus", vocab_file, processes=2)
@@ -201,10 +201,10 @@ def test_bad_lines_may_be_skipped(tmp_path, vocab_file, monkeypatch):
     (tmp_path / "b.jsonl").write_text("\n".join([bad, good, bad, good, bad]))
     (tmp_path / "a.jsonl").write_text("\n".join([good, bad, bad, good, "{", good]))
     with pytest.raises(
-        UserError, match=r"a\.jsonl, line 2: .*leave such lines out with --on_bad_line=skip"
+        UserError, match=r"a\.jsonl, line 2: .*leave such lines out with --skip_bad_lines"
     ):
         prepare(f"{tmp_path}/*.jsonl", tmp_path / "corpus", vocab_file)
-    found = prepare(f"{tmp_path}/*.jsonl", tmp_path / "corpus", vocab_file, on_bad_line="skip")
+    found = prepare(f"{tmp_path}/*.jsonl", tmp_path / "corpus", vocab_file, skip_bad_lines=True)
     assert (found.documents, found.tokens) == (5, 20)
     assert found.manifest["lines_left_out"] == 6
     lines = [f"{tmp_path}/a.jsonl, line {n}" for n in (2, 3, 5)]
@@ -213,7 +213,7 @@ def test_bad_lines_may_be_skipped(tmp_path, vocab_file, monkeypatch):
     monkeypatch.setattr(
         preparation, "split_into_pieces", lambda paths: split_into_pieces(paths, 60)
     )
-    cut = prepare(f"{tmp_path}/*.jsonl", tmp_path / "cut", vocab_file, on_bad_line="skip")
+    cut = prepare(f"{tmp_path}/*.jsonl", tmp_path / "cut", vocab_file, skip_bad_lines=True)
     assert len(cut.shards) > 3 and cut.tokens == 20 and cut.manifest["lines_left_out"] == 6
     assert [line.partition(", ")[0][-7:] for line in cut.manifest["first_lines_left_out"]] == [
         *["a.jsonl"] * 3,
@@ -221,7 +221,7 @@ def test_bad_lines_may_be_skipped(tmp_path, vocab_file, monkeypatch):
     ]
     (tmp_path / "b.jsonl").write_text(bad)
     with pytest.raises(UserError, match=r"b\.jsonl holds no text \(1 bad lines left out\)\."):
-        prepare(f"{tmp_path}/b.jsonl", tmp_path / "other", vocab_file, on_bad_line="skip")
+        prepare(f"{tmp_path}/b.jsonl", tmp_path / "other", vocab_file, skip_bad_lines=True)
 
 
 def test_summary(tmp_path, vocab_file):
@@ -230,7 +230,7 @@ def test_summary(tmp_path, vocab_file):
     rows = [{"text": "\n".join(lines)} for lines in [*DOCUMENTS, DOCUMENTS[1], ["\u200b"]]] + [{}]
     path.write_text("\n".join(map(json.dumps, rows)))
     found = prepare(
-        str(path), tmp_path / "corpus", vocab_file, deduplicate=True, on_bad_line="skip"
+        str(path), tmp_path / "corpus", vocab_file, deduplicate=True, skip_bad_lines=True
     )
     assert "\n".join(preparation.summary(found.manifest)) == (
         "input files                                      1\n"
@@ -246,7 +246,7 @@ def test_summary(tmp_path, vocab_file):
         f"left out: {path}, line 6"
     )
     assert found.manifest["bytes"] == sum(len(s) for d in DOCUMENTS for s in d) + 7 + 3
-    plain = prepare(str(path), tmp_path / "plain", vocab_file, on_bad_line="skip")
+    plain = prepare(str(path), tmp_path / "plain", vocab_file, skip_bad_lines=True)
     assert not any("duplicates" in line for line in preparation.summary(plain.manifest))
 
 
@@ -265,10 +265,10 @@ def test_the_program(tmp_path, vocab_file, text):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"engine": "spark"}, r"engine must be one of local, beam; got 'spark'"),
-        ({"on_bad_line": "fix"}, r"on_bad_line must be one of stop, skip"),
-        ({"beam_options": "--runner=X"}, r"--beam_options is for --engine=beam"),
-        ({"engine": "beam", "processes": 2}, r"--processes is for --engine=local.*direct_num_work"),
+        ({"runner": "spark"}, r"runner must be one of local, beam; got 'spark'"),
+        ({"skip_bad_lines": "fix"}, r"skip_bad_lines must be bool; got 'fix'"),
+        ({"beam_options": "--runner=X"}, r"--beam_options is for --runner=beam"),
+        ({"runner": "beam", "processes": 2}, r"--processes is for --runner=local.*direct_num_work"),
         ({"seed": -1}, r"seed must be >= 0"),
     ],
 )
@@ -280,7 +280,7 @@ def test_bad_options(tmp_path, vocab_file, text, options, message):
 def test_beam_that_is_not_installed(tmp_path, vocab_file, text, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(UserError, match=r"needs apache-beam: pip install 'kbert\[beam\]'"):
-        prepare(str(text), tmp_path / "corpus", vocab_file, engine="beam")
+        prepare(str(text), tmp_path / "corpus", vocab_file, runner="beam")
     assert not (tmp_path / "corpus").exists()
 
 
@@ -334,7 +334,7 @@ def test_an_error_inside_leaves_nothing(tmp_path, vocab_file, text, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("module", "part"), [(pieces, "ShardWriter"), (preparation, "write_manifest")]
+    ("module", "part"), [(shard_builder, "ShardWriter"), (preparation, "write_manifest")]
 )
 def test_a_full_disk_is_one_line_and_leaves_nothing(
     tmp_path, vocab_file, text, monkeypatch, module, part

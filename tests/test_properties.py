@@ -10,14 +10,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from profiles import fewer
-from test_pairs import FakeCorpus, cut, document_of
+from test_sentence_pairs import FakeCorpus, cut, document_of
 
-from kbert.data.draws import uniform
-from kbert.data.finetuning import BUCKETS, Item, ItemBatches
+from kbert.data.bucketed_batches import BUCKETS, BucketedBatches, EncodedExample
 from kbert.data.masking import choose_tokens, choose_words, mask_tokens, prediction_counts
-from kbert.data.pairs import PairCutter
-from kbert.data.pretraining import PretrainingExamples
-from kbert.data.vocab import SPECIAL_TOKENS
+from kbert.data.pretraining_batches import PretrainingExamples
+from kbert.data.sentence_pairs import PairCutter
+from kbert.tokenizer.vocab import SPECIAL_TOKENS
+from kbert.utils.stateless_random import uniform
 
 SEEDS = st.integers(0, 2**31 - 1)
 
@@ -205,7 +205,7 @@ def test_pretraining_features(corpus, L, M, rate, whole_words, short_seq_prob, s
 
 @st.composite
 def item_batches(draw):
-    """ItemBatches of items that are told by their first token, parts, and what the labels are."""
+    """Batches of items that their first token identifies, parts, and what the labels are."""
     lengths = draw(st.lists(st.integers(1, 70), min_size=1, max_size=30))
     kind, choices = draw(st.sampled_from(("class", "tags", "choices"))), draw(st.integers(2, 3))
     items = []
@@ -215,11 +215,11 @@ def item_batches(draw):
         ids[..., 0] = 100 + number
         labels = np.full(length if kind == "tags" else (), number, np.int32)
         weights = np.ones(labels.shape, np.float32)
-        items.append(Item(ids, np.ones_like(ids), labels, weights))
+        items.append(EncodedExample(ids, np.ones_like(ids), labels, weights))
     parts = draw(st.sampled_from((1, 2, 3, 4)))
     B = parts * draw(st.integers(1, 5))
     longest = draw(st.sampled_from((70, 96, 128)))
-    return ItemBatches(items, B, longest, 0, draw(SEEDS)), items, B, parts, kind
+    return BucketedBatches(items, B, longest, 0, draw(SEEDS)), items, B, parts, kind
 
 
 @given(item_batches(), st.integers(0, 3))

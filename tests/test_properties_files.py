@@ -14,14 +14,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from profiles import fewer
-from test_store import flat, starts_of, write_corpus
+from test_corpus import flat, starts_of, write_corpus
 
-from kbert import flags, program
 from kbert.config import BertConfig, setting_type
-from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.errors import UserError
 from kbert.model.weights.native import read_arrays, write_arrays
-from kbert.serving.server.settings import ServeConfig
 from kbert.settings import (
     EvaluateConfig,
     FinetuneConfig,
@@ -29,7 +26,10 @@ from kbert.settings import (
     PretrainConfig,
     PruneConfig,
 )
+from kbert.settings.serving import ServeConfig
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.train.checkpoint import Checkpoints, restore_arrays
+from kbert.utils import flags, program
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ CONFIGS = {
     FinetuneConfig: {"task": "tag", "init_from": "a", "train_file": "b", "eval_file": "c"},
     EvaluateConfig: {"model": "a", "eval_file": "b"},
     PredictConfig: {"model": "a"},
-    PruneConfig: {"model": "a", "data_file": "b", "to": "c"},
+    PruneConfig: {"model": "a", "data_file": "b", "output_dir": "c"},
     ServeConfig: {"model_base_path": "a"},
 }
 
@@ -98,9 +98,9 @@ def bert_configs(draw):
         values |= {"label_names": tuple(names), "num_labels": len(names)}
     left = draw(st.none() | st.lists(st.integers(1, heads), min_size=1, max_size=5))
     if left:
-        values |= {"heads_left": tuple(left), "num_hidden_layers": len(left)}
+        values |= {"attention_heads_per_layer": tuple(left), "num_hidden_layers": len(left)}
     for field in dataclasses.fields(BertConfig):
-        if field.name not in (*values, "label_names", "heads_left"):
+        if field.name not in (*values, "label_names", "attention_heads_per_layer"):
             values[field.name] = draw(values_of(field))
     return BertConfig(**values)
 
@@ -112,7 +112,10 @@ def test_a_config_comes_back_from_files(config):
         config.save(path)
         assert BertConfig.from_file(path) == config == BertConfig(**config.to_dict())
         path = path.with_suffix(".yaml")
-        tuples = {"label_names": config.label_names, "heads_left": config.heads_left}
+        tuples = {
+            "label_names": config.label_names,
+            "attention_heads_per_layer": config.attention_heads_per_layer,
+        }
         lists = {name: value and list(value) for name, value in tuples.items()}
         values = config.to_dict() | lists
         path.write_text(yaml.safe_dump(values), encoding="utf-8")

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from profiles import fewer
 from test_offsets import check_words_alone
 
-from kbert.data import BertTokenizer, local, pieces, preparation, prepare
-from kbert.data.corpus import read_lines, split_into_pieces, split_sentences
+from kbert.corpus import local_runner, preparation, prepare, shard_builder
+from kbert.corpus.text_sources import read_lines, split_into_pieces, split_sentences
 from kbert.data.examples import Answer, QuestionExample, read_examples
-from kbert.data.vocab import SPECIAL_TOKENS, check_vocab, read_vocab, write_vocab
-from kbert.data.windows import question_windows
+from kbert.data.question_windows import question_windows
 from kbert.errors import UserError
+from kbert.tokenizer import BertTokenizer
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, check_vocab, read_vocab, write_vocab
 
 WORDS = ["the", "cat", "##s", "un", "##want", "##ed", "cafe", "café", "##é", ".", ",", "#", "##"]
 WORDS += ["天", "气", "\U0001f600", "\u1112", "##\u1161", "##\u11ab", "ς", "##σ", "א", "##ב", "a"]
@@ -235,7 +236,7 @@ def test_prepared_documents_are_the_same_for_any_piece_size(texts, piece_bytes):
         patch.setattr(
             preparation, "split_into_pieces", lambda paths: split_into_pieces(paths, piece_bytes)
         )
-        patch.setattr(pieces, "BATCH_BYTES", piece_bytes)
+        patch.setattr(shard_builder, "BATCH_BYTES", piece_bytes)
         found.append(documents_prepared(folder, "pieces", tokenizer))
     assert found[0] == found[1]
 
@@ -264,7 +265,7 @@ def test_prepared_documents_are_the_same_for_any_number_of_processes(tmp_path, m
     for number in range(3):
         lines = rng.choice(["the cat", "", "un. The cats", "天气", "a b."], 60)
         (tmp_path / f"{number}.txt").write_text("\n".join(lines), encoding="utf-8")
-    monkeypatch.setattr(local, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(local_runner, "_SMALL_BYTES", 0)
     monkeypatch.setattr(preparation, "split_into_pieces", lambda p: split_into_pieces(p, 100))
     found = [documents_prepared(tmp_path, f"c{n}", tokenizer, n) for n in (1, 2, 3)]
     assert found[0] == found[1] == found[2] and len(found[0][0]) > 100

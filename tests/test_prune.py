@@ -15,21 +15,21 @@ from warm_python import PYTHON
 
 import kbert
 from kbert import BertConfig
-from kbert.attention import attention_weights, write_attention
+from kbert.compression import pruning
+from kbert.compression.pruning import head_importance, least_important
 from kbert.convert import convert
+from kbert.data.bucketed_batches import pad_examples
 from kbert.data.examples import read_examples
-from kbert.data.finetuning import pad_items
-from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.errors import UserError
 from kbert.evaluate import evaluate
+from kbert.inference.backends import frozen_backend
 from kbert.model.weights import open_weights, without_heads, write_weights
 from kbert.prune import prune
 from kbert.settings import EvaluateConfig, FinetuneConfig, PruneConfig
-from kbert.tasks import pruning
-from kbert.tasks.engines import settled_engine
-from kbert.tasks.folders import make_task, write_task
-from kbert.tasks.pruning import head_importance, least_important
+from kbert.tasks.registry import make_task, write_task
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.train import finetune
+from kbert.visualization.attention import attention_weights, write_attention
 
 WORDS = ["good", "bad", "so", "the", "a", "film", "cast", "plot", "was", "."]
 BERT = {
@@ -111,18 +111,18 @@ def folders(tmp_path_factory):
         ((2, 5, 1), r"got \[2, 5, 1\]"),
         ((2, True, 1), r"got \[2, True, 1\]"),
         ((2, 1.0, 1), r"got \[2, 1.0, 1\]"),
-        (2, r"heads_left must be tuple; got 2 \(int\)"),
+        (2, r"attention_heads_per_layer must be tuple; got 2 \(int\)"),
     ],
 )
 def test_bad_numbers_of_heads(left, message):
     with pytest.raises(UserError, match=message):
-        BertConfig(**BERT, heads_left=left)
+        BertConfig(**BERT, attention_heads_per_layer=left)
 
 
 def test_all_heads_left_is_no_pruning(tmp_path):
-    assert BertConfig(**BERT, heads_left=[4, 4, 4]) == BertConfig(**BERT)
-    config = BertConfig(**BERT, heads_left=[4, 1, 2])
-    assert config.heads_left == (4, 1, 2) and config.head_size == K
+    assert BertConfig(**BERT, attention_heads_per_layer=[4, 4, 4]) == BertConfig(**BERT)
+    config = BertConfig(**BERT, attention_heads_per_layer=[4, 1, 2])
+    assert config.attention_heads_per_layer == (4, 1, 2) and config.head_size == K
     config.save(tmp_path / "config.json")
     assert BertConfig.from_file(tmp_path / "config.json") == config
 
@@ -138,16 +138,16 @@ def test_weights_are_smaller(folders):
         assert shapes[layer.format(i, "output/bias")] == (20,)
 
 
-@pytest.mark.parametrize("engine", ["live", "tensorflow", "openvino"])
-def test_outputs_are_those_of_masked_heads(folders, engine):
-    if engine == "openvino":
+@pytest.mark.parametrize("backend", ["keras", "tensorflow", "openvino"])
+def test_outputs_are_those_of_masked_heads(folders, backend):
+    if backend == "openvino":
         pytest.importorskip("openvino")
     pruned = kbert.BertForSequenceClassification.from_pretrained(folders / "pruned")
     masked = mask_heads(model_of(), KEPT)
     features = features_of()
     expected = np.array(masked(features)["logits"])
     assert np.abs(np.array(model_of()(features)["logits"]) - expected).max() > 1e-2
-    compute = settled_engine(engine, pruned, "x")(
+    compute = frozen_backend(backend, pruned, "x")(
         lambda features: {"logits": pruned(features, training=False)["logits"]}, features
     )
     np.testing.assert_allclose(compute(features)["logits"], expected, atol=TOLERANCE)
@@ -203,7 +203,7 @@ def test_other_formats_have_zeros(folders, tmp_path, format):
         f"so that the outputs are the same, but nothing is smaller or faster."
     )
     again = kbert.BertForSequenceClassification.from_pretrained(tmp_path / "x", hidden_act="gelu")
-    assert again.config.heads_left is None
+    assert again.config.attention_heads_per_layer is None
     kernel = np.array(again.bert.encoder.blocks[0].attention.output_dense.kernel)
     assert (kernel[2 * K :] == 0).all() and (kernel[: 2 * K] != 0).all()
     pruned = kbert.BertForSequenceClassification.from_pretrained(folders / "pruned")
@@ -212,7 +212,9 @@ def test_other_formats_have_zeros(folders, tmp_path, format):
         again(features)["logits"], pruned(features)["logits"], atol=TOLERANCE
     )
     if format == "hf":
-        assert "heads_left" not in json.loads((tmp_path / "x/config.json").read_text())
+        assert "attention_heads_per_layer" not in json.loads(
+            (tmp_path / "x/config.json").read_text()
+        )
         hf = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "x").eval()
         tensors = {name: torch.tensor(value).long() for name, value in features.items()}
         with torch.no_grad():
@@ -236,10 +238,10 @@ def test_models_with_other_heads_are_refused(folders):
         full.load_pretrained(folders / "pruned")
     with pytest.raises(
         UserError,
-        match=r"full has all heads, which a config cannot change; got heads_left=\(2, 1, 4\). To "
-        r"remove heads: python -m kbert.prune",
+        match=r"full has all heads, which a config cannot change; got "
+        r"attention_heads_per_layer=\(2, 1, 4\). To remove heads: python -m kbert.prune",
     ):
-        kbert.BertModel.from_pretrained(folders / "full", heads_left=(2, 1, 4))
+        kbert.BertModel.from_pretrained(folders / "full", attention_heads_per_layer=(2, 1, 4))
 
 
 def test_attention_of_a_pruned_model(folders, tmp_path):
@@ -253,7 +255,7 @@ def test_attention_of_a_pruned_model(folders, tmp_path):
     shown = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "kbert.tasks.pictures.attention_grid_picture",
+            "kbert.visualization.plots.plot_attention_grid",
             lambda path, maps, *rest: (shown.append(maps), path.write_bytes(b""))[1],
         )
         write_attention(tmp_path, tokens, weights, head="mean", report=lambda line: None)
@@ -301,7 +303,7 @@ def test_importance_is_the_slope_of_the_loss(task, folders, tmp_path):
     for one, other in zip(found, together, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4)
 
-    padded = [pad_items([item], item.length, 1, tokenizer.pad_id) for item in items]
+    padded = [pad_examples([item], item.length, 1, tokenizer.pad_id) for item in items]
 
     @tf.function(autograph=False)
     def losses():
@@ -337,7 +339,8 @@ def test_the_least_important_heads():
     for share, count in ((0.01, 0), (0.8, 6)):
         with pytest.raises(
             UserError,
-            match=rf"heads must be a share that removes 1 to 4 of the 7 heads, of which one stays "
+            match=rf"prune_fraction must be a share that removes 1 to 4 of the 7 heads, of which "
+            rf"one stays "
             rf"in each of the 3 layers; got {share}, which is {count}.",
         ):
             least_important(importance, share)
@@ -352,7 +355,7 @@ def result(folders):
     lines = []
     config = PruneConfig(
         **{"model": str(folders / "full"), "data_file": str(folders / "data.tsv")},
-        **{"eval_file": str(folders / "data.tsv"), "to": str(folders / "half")},
+        **{"eval_file": str(folders / "data.tsv"), "output_dir": str(folders / "half")},
     )
     return prune(config, lines.append), lines
 
@@ -371,7 +374,7 @@ def test_a_folder_without_half_of_the_heads(folders, result):
     assert 1 in left or max(removed) <= min(stay)
     counts = result["parameters"]
     model = kbert.BertForSequenceClassification.from_pretrained(folders / "half")
-    assert model.config.heads_left == tuple(left)
+    assert model.config.attention_heads_per_layer == tuple(left)
     assert counts["after"] == model.count_params()
     assert counts["before"] - counts["after"] == 6 * (4 * 20 * K + 3 * K)
     assert result["bytes"]["after"] == 4 * counts["after"]
@@ -396,8 +399,10 @@ def test_a_folder_without_half_of_the_heads(folders, result):
 
 
 def test_a_pruned_model_is_pruned_again(folders, result, tmp_path):
-    files = {"data_file": str(folders / "data.tsv"), "to": str(tmp_path / "x")}
-    again = prune(PruneConfig(model=str(folders / "half"), heads=0.2, **files), lambda line: None)
+    files = {"data_file": str(folders / "data.tsv"), "output_dir": str(tmp_path / "x")}
+    again = prune(
+        PruneConfig(model=str(folders / "half"), prune_fraction=0.2, **files), lambda line: None
+    )
     assert again["heads"]["before"] == result[0]["heads"]["after"]
     assert sum(again["heads"]["after"]) == 5 and "scores" not in again
     with pytest.raises(UserError, match=r"x exists and is not empty. Remove it, or name another"):
@@ -409,7 +414,7 @@ def test_examples_to_score_are_read_before_anything_slow(folders, tmp_path, monk
     (tmp_path / "dev.tsv").write_text("a film\tneither\n")
     config = PruneConfig(
         **{"model": str(folders / "full"), "data_file": str(folders / "data.tsv")},
-        **{"eval_file": str(tmp_path / "dev.tsv"), "to": str(tmp_path / "x")},
+        **{"eval_file": str(tmp_path / "dev.tsv"), "output_dir": str(tmp_path / "x")},
     )
     with pytest.raises(UserError, match=r"dev.tsv, line 1: the label 'neither' is not one of"):
         prune(config, lambda line: None)
@@ -454,7 +459,7 @@ def test_fine_tuning_goes_on_from_it_and_resumes(folders, result, tmp_path, monk
     for name, value in whole.items():
         np.testing.assert_array_equal(value, cut[name], err_msg=name)
     saved = kbert.BertModel.from_pretrained(tmp_path / "cut/finetuning/final")
-    assert saved.config.heads_left == tuple(left)
+    assert saved.config.attention_heads_per_layer == tuple(left)
 
 
 def test_what_the_program_refuses(folders, tmp_path):
@@ -466,10 +471,12 @@ def test_what_the_program_refuses(folders, tmp_path):
         assert done.returncode == 2
         return done.stderr
 
-    for missing in ("model", "data_file", "to"):
+    for missing in ("model", "data_file", "output_dir"):
         with pytest.raises(UserError, match=rf"--{missing} is missing. See python -m kbert.prune"):
-            PruneConfig(**{"model": "a", "data_file": "b", "to": "c"} | {missing: None})
+            PruneConfig(**{"model": "a", "data_file": "b", "output_dir": "c"} | {missing: None})
     model, data = f"--model={folders}/full", f"--data_file={folders}/data.tsv"
-    error = run(model, data, f"--to={tmp_path}/x", "--heads=0.99")
-    assert error.startswith("error: heads must be a share that removes 1 to 9 of the 12 heads")
+    error = run(model, data, f"--output_dir={tmp_path}/x", "--prune_fraction=0.99")
+    assert error.startswith(
+        "error: prune_fraction must be a share that removes 1 to 9 of the 12 heads"
+    )
     assert not (tmp_path / "x").exists() and error.count("\n") == 1

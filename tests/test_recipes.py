@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLAGFILES = sorted((ROOT / "configs").glob("*.flags"))
 READ = (
     "import sys; from absl import flags; from kbert import settings;"
-    "from kbert.flags import define, read;"
+    "from kbert.utils.flags import define, read;"
     "flags.DEFINE_string('output_dir', None, ''); config = getattr(settings, sys.argv[1]);"
     "define(config); flags.FLAGS(sys.argv[1:]); print(read(config))"
 )

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from kbert.errors import UserError
-from kbert.train.report import MetricsWriter, Pace, time_text, train_line
+from kbert.train.report import MetricsWriter, ThroughputMeter, time_text, train_line
 
 
 def test_time():
@@ -15,7 +15,7 @@ def test_time():
 
 
 def test_the_call_that_compiles_counts_only_where_there_is_no_other():
-    pace = Pace()
+    pace = ThroughputMeter()
     assert pace.step_seconds == math.inf
     pace.add(10.0, 1, 50.0, 2.5)
     assert pace.read() == (5.0, 10.0, 0.25) and pace.step_seconds == math.inf
@@ -28,7 +28,7 @@ def test_the_call_that_compiles_counts_only_where_there_is_no_other():
 
 @pytest.mark.parametrize("seconds", [0.0, -5.0])
 def test_clocks_that_stand_still_or_are_set_back(seconds):
-    pace = Pace()
+    pace = ThroughputMeter()
     for _ in range(2):
         pace.add(seconds, 2, 400.0, -86400.0)
         tokens_per_second, step_seconds, share = pace.read()

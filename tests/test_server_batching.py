@@ -7,9 +7,9 @@ import types
 import numpy as np
 import pytest
 
-from kbert.serving.server import batching
-from kbert.serving.server.batching import Batcher
-from kbert.serving.server.refused import Refused, invalid
+from kbert.server import batching
+from kbert.server.batching import Batcher
+from kbert.server.errors import RequestError, invalid
 
 pytestmark = pytest.mark.smoke
 
@@ -20,7 +20,7 @@ SIGNATURE = types.SimpleNamespace(name="s", inputs={"text": None})
 class Words:
     """Splits texts into words, padded to the most words of a batch, as an export pads."""
 
-    about = {"padded": {"words": "", "sizes": -1}}
+    metadata = {"padded": {"words": "", "sizes": -1}}
 
     def __init__(self, wait=None):
         self.batches, self.wait = [], wait
@@ -136,15 +136,15 @@ def test_only_those_at_fault_are_refused():
 
 def test_what_waits_is_bounded_and_freed():
     async def many():
-        batcher, gate = Batcher(max_waiting=5), threading.Event()
+        batcher, gate = Batcher(max_queue_tokens=5), threading.Event()
         servable = Words(gate)
         asks = (ask(batcher, servable, "a", "b"), ask(batcher, servable, "c"))
         first = asyncio.gather(*asks)  # of two threads
         await asyncio.sleep(0.05)
-        with pytest.raises(Refused, match="3 texts are waiting") as error:
+        with pytest.raises(RequestError, match="3 tokens are waiting") as error:
             await ask(batcher, servable, "d", "e", "f")
         assert error.value.code == "RESOURCE_EXHAUSTED"
-        with pytest.raises(Refused, match=r"6 texts in one request.*5 are allowed") as error:
+        with pytest.raises(RequestError, match=r"6 texts in one request.*5 are allowed") as error:
             await ask(batcher, servable, *"abcdef")
         assert error.value.code == "INVALID_ARGUMENT"
         given_up = asyncio.create_task(ask(batcher, servable, "g", "h"))
@@ -165,7 +165,7 @@ def test_what_waits_is_bounded_and_freed():
 
 def test_an_empty_request_and_models_of_others_are_computed_as_they_are():
     class Other(Words):
-        about = None
+        metadata = None
 
     async def many(servable):
         batcher = Batcher()
@@ -181,7 +181,7 @@ def test_an_empty_request_and_models_of_others_are_computed_as_they_are():
 
 def test_a_column_of_the_inputs_keeps_its_width():
     class Masks(Words):
-        about = {"padded": {"mask": 0, "states": 0.0}}
+        metadata = {"padded": {"mask": 0, "states": 0.0}}
 
         def lengths(self, inputs):
             return np.full(len(inputs["mask"]), 8)
@@ -200,7 +200,7 @@ def test_a_column_of_the_inputs_keeps_its_width():
 def test_answers_have_a_largest_size(monkeypatch):
     monkeypatch.setattr(batching, "MOST_BYTES", 100)
     batcher = Batcher(max_batch_size=1)
-    with pytest.raises(Refused, match="the answer is larger than 100 bytes"):
+    with pytest.raises(RequestError, match="the answer is larger than 100 bytes"):
         run(ask(batcher, Words(), *"abcdefgh"))
     assert batcher.waiting == 0 and not batcher._queues
 

@@ -18,9 +18,9 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from kbert.serving.server.grpc_api import GrpcServer
-from kbert.serving.server.rest_api import RestServer
-from kbert.serving.server.settings import ServeConfig
+from kbert.server.grpc_api import GrpcServer
+from kbert.server.rest_api import RestServer
+from kbert.settings.serving import ServeConfig
 
 
 class Service:
@@ -167,7 +167,7 @@ def test_a_reload_goes_on_when_the_client_does_not_wait():
 
 def test_more_requests_than_are_allowed_are_refused():
     async def run():
-        async with doors(Service(), max_requests=3) as asked:
+        async with doors(Service(), max_concurrent_requests=3) as asked:
             tasks = [asyncio.ensure_future(ask()) for ask in (asked.predict, asked.post) * 3]
             await until(lambda: asked.service.begun == 6)
             with pytest.raises(grpc.RpcError, match="3 requests are open already") as error:

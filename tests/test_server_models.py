@@ -10,8 +10,8 @@ from tensorflow_serving.apis import predict_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from kbert.errors import UserError
-from kbert.serving.server.models import STATES, Models
-from kbert.serving.server.refused import Refused
+from kbert.server.errors import RequestError
+from kbert.server.models import STATES, Models
 
 
 def write_version(base, number, text="good"):
@@ -59,14 +59,16 @@ def test_a_refused_configuration_changes_nothing(tmp_path):
         with models() as served:
             await served.configure([model("bert", here)])
             write_version(here, 2)
-            with pytest.raises(Refused, match="label stable is for version 9, which is not there"):
+            with pytest.raises(
+                RequestError, match="label stable is for version 9, which is not there"
+            ):
                 await served.configure([model("bert", here, stable=9)])
-            with pytest.raises(Refused, match="model other: no versions in"):
+            with pytest.raises(RequestError, match="model other: no versions in"):
                 await served.configure([model("bert", there), model("other", tmp_path / "none")])
             assert served.find(spec("bert")) == (1, f"{here}/1")
             assert served.available() == {"bert": [1]}
             assert [version.number for version in served.status(spec("bert"))] == [1]
-            with pytest.raises(Refused, match="has no version 7"):
+            with pytest.raises(RequestError, match="has no version 7"):
                 served.find(spec("bert", 7))
             await served.configure([model("bert", there)])
             assert served.find(spec("bert")) == (7, f"{there}/7")

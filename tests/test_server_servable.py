@@ -12,14 +12,14 @@ from exports import KINDS, texts_of
 from marks import slow
 from tensorflow_serving.apis import prediction_log_pb2
 
-import kbert.serving.server.servable
+import kbert.server.servable
 from kbert.errors import UserError
+from kbert.inference.backends import frozen_backend
+from kbert.server.batching import Batcher
+from kbert.server.errors import RequestError
+from kbert.server.servable import Servable
 from kbert.serving import saved_model
-from kbert.serving.server.batching import Batcher
-from kbert.serving.server.refused import Refused
-from kbert.serving.server.servable import Servable
 from kbert.serving.warmup import write_warmup
-from kbert.tasks.engines import settled_engine
 
 
 def asked(texts):
@@ -35,16 +35,16 @@ def asked(texts):
 def test_openvino_gives_what_kbert_predict_says(folders, kind, tmp_path):
     """Through shared batches, with every signature; 3e-5: OpenVINO has its own exp and erf."""
     pytest.importorskip("openvino")
-    method = saved_model.load_method(folders[kind], KINDS[kind][3])
-    functions = saved_model.save_method(method, tmp_path)
+    method = saved_model.load_endpoint(folders[kind], KINDS[kind][3])
+    functions = saved_model.save_endpoint(method, tmp_path)
     texts = texts_of(method, 23)
     warmed = write_warmup(tmp_path, functions, texts, kind)
     servable = Servable(tmp_path, "openvino")
-    assert servable.engine == "openvino" and servable.warm_up(tmp_path) == warmed
+    assert servable.backend == "openvino" and servable.warm_up(tmp_path) == warmed
     assert set(servable.signatures) == set(functions)
     batcher, signature = Batcher(max_batch_size=8), servable.signature("")
     found = asyncio.run(batcher.compute(servable, signature, asked(texts)))
-    assert saved_model.largest_difference(found, method.predicted(**texts)) < 3e-5
+    assert saved_model.largest_difference(found, method.reference_outputs(**texts)) < 3e-5
 
 
 def test_openvino_lets_go_of_a_version(classifier, monkeypatch):
@@ -53,16 +53,16 @@ def test_openvino_lets_go_of_a_version(classifier, monkeypatch):
     made = []
 
     def noted(*arguments):
-        engine = settled_engine(*arguments)
+        backend = frozen_backend(*arguments)
 
         def compute(function, features):
-            computed = engine(function, features)
+            computed = backend(function, features)
             made.append(weakref.ref(computed))
             return computed
 
         return compute
 
-    monkeypatch.setattr(kbert.serving.server.servable, "settled_engine", noted)
+    monkeypatch.setattr(kbert.server.servable, "frozen_backend", noted)
     servable = Servable(classifier, "openvino")
     inputs = asked({"text": ["the cat"]})
     assert len(servable.compute(servable.signature(""), inputs)["label"]) == 1
@@ -81,14 +81,14 @@ def test_costs_of_rows(classifier):
     servable = Servable(classifier, "tensorflow")
     texts = np.array([b"", b"a" * 40, b"a" * 400], object)
     assert servable.lengths({"text": texts}).tolist() == [16, 16, 16]  # cut to 16 tokens
-    servable.about["max_seq_length"] = 50
+    servable.metadata["max_seq_length"] = 50
     assert servable.lengths({"text": texts}).tolist() == [16, 16, 50]
-    servable.about["method"] = "tag"  # which reads on
+    servable.metadata["method"] = "tag"  # which reads on
     assert servable.lengths({"text": texts}).tolist() == [16, 16, 100]
     assert servable.lengths({"input_ids": np.zeros((2, 7), np.int32)}).tolist() == [7, 7]
     choices = {"text": texts[2:], "choices": np.array([[b"", b"a" * 80, b"a" * 400]], object)}
     assert servable.lengths(choices).tolist() == [100 + 120 + 200]
-    assert servable.weight(np.array([16, 51, 100])) == 1 + 2 + 2  # of 50 tokens
+    assert servable.weight(np.array([16, 51, 100])) == 167
 
 
 def features(ids, **changes):
@@ -112,9 +112,9 @@ def features(ids, **changes):
     ],
 )
 def test_features_that_the_model_has_no_embeddings_for(classifier, inputs, message):
-    """An engine may answer them all the same."""
+    """A backend may answer them all the same."""
     servable = Servable(classifier, "tensorflow")
-    with pytest.raises(Refused, match=re.escape(message)):
+    with pytest.raises(RequestError, match=re.escape(message)):
         servable.check(servable.signature("from_ids"), inputs)
     assert servable.check(servable.signature("from_ids"), features([[2, 5, 3]])) == 1
 
@@ -131,7 +131,7 @@ def test_warm_ups(classifier):
     record.predict_log.request.inputs["texts"].CopyFrom(tf.make_tensor_proto(["a"]))
     with tf.io.TFRecordWriter(str(path)) as writer:
         writer.write(record.SerializeToString())
-    with pytest.raises(Refused, match="takes text; got texts"):
+    with pytest.raises(RequestError, match="takes text; got texts"):
         servable.warm_up(classifier)
     path.unlink()
 
@@ -145,13 +145,13 @@ def test_savedmodels_of_others(tmp_path):
     other = Other()
     tf.saved_model.save(other, str(tmp_path), signatures={"serving_default": other.half})
     servable = Servable(tmp_path, "auto")
-    assert servable.engine == "tensorflow" and str(servable).startswith("signatures serving_def")
+    assert servable.backend == "tensorflow" and str(servable).startswith("signatures serving_def")
     signature = servable.signature("")
     found = asyncio.run(Batcher().compute(servable, signature, {"x": np.float32(5)}))
     assert found["y"] == 2.5
-    with pytest.raises(Refused, match=r"there is no signature 'x'; there are serving_default"):
+    with pytest.raises(RequestError, match=r"there is no signature 'x'; there are serving_default"):
         servable.signature("x")
-    with pytest.raises(UserError, match="is no float32 export of kbert, as engine=openvino needs"):
+    with pytest.raises(UserError, match="is no float32 export of kbert, as backend=openvino needs"):
         Servable(tmp_path, "openvino")
 
 

@@ -9,8 +9,8 @@ import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
 from tensorflow_serving.apis import input_pb2
 
-from kbert.serving.server import tensors
-from kbert.serving.server.refused import Refused
+from kbert.server import tensors
+from kbert.server.errors import RequestError
 
 
 def bytes_of(*texts):
@@ -73,7 +73,7 @@ def proto_of(shape, **values):
     ],
 )
 def test_protos_that_are_refused(proto, message):
-    with pytest.raises(Refused, match=message) as error:
+    with pytest.raises(RequestError, match=message) as error:
         tensors.from_proto("x", proto, tf.TensorSpec([None], tf.float32))
     assert error.value.code == "INVALID_ARGUMENT" and len(str(error.value)) <= 500
 
@@ -81,7 +81,7 @@ def test_protos_that_are_refused(proto, message):
 def test_content_of_another_size_is_refused():
     proto = tf.make_tensor_proto([1.0, 2.0])
     proto.tensor_content = b"123"
-    with pytest.raises(Refused, match="input x"):
+    with pytest.raises(RequestError, match="input x"):
         tensors.from_proto("x", proto, tf.TensorSpec([None], tf.float32))
 
 
@@ -126,13 +126,13 @@ def test_json(value, dtype, rank, wanted):
     ],
 )
 def test_json_that_is_refused(value, dtype, message):
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(RequestError, match=message):
         tensors.from_json("x", value, dtype, 1)
 
 
 def test_refusals_are_one_short_line():
-    assert str(Refused("NOT_FOUND", "a\n\x00b")) == r"a \x00b"
-    assert len(str(Refused("NOT_FOUND", "\x00" * 9999))) <= 500
+    assert str(RequestError("NOT_FOUND", "a\n\x00b")) == r"a \x00b"
+    assert len(str(RequestError("NOT_FOUND", "\x00" * 9999))) <= 500
 
 
 def test_answers_as_json():
@@ -156,7 +156,7 @@ def example(**features):
 
 def test_examples_of_an_input():
     asked = input_pb2.Input()
-    with pytest.raises(Refused, match="no examples"):
+    with pytest.raises(RequestError, match="no examples"):
         tensors.examples_of_input(asked, 2)
     asked.example_list.examples.add().CopyFrom(example(text=[b"a"]))
     (found,) = tensors.examples_of_input(asked, 2)
@@ -168,10 +168,10 @@ def test_examples_of_an_input():
         row.CopyFrom(example(text_pair=[word]))
     found = [tf.train.Example.FromString(x) for x in tensors.examples_of_input(asked, 2)]
     assert found == [example(text=[b"q"], text_pair=[word]) for word in (b"a", b"b")]
-    with pytest.raises(Refused, match="2 examples in one request; 1 are allowed"):
+    with pytest.raises(RequestError, match="2 examples in one request; 1 are allowed"):
         tensors.examples_of_input(asked, 1)
     asked.example_list_with_context.context.CopyFrom(example(text=[b"q" * (40 << 20)]))
-    with pytest.raises(Refused, match="makes more than 67,108,864 bytes"):
+    with pytest.raises(RequestError, match="makes more than 67,108,864 bytes"):
         tensors.examples_of_input(asked, 2)
 
 
@@ -187,5 +187,5 @@ def test_examples_of_json():
     assert list(feature["n"].int64_list.value) == [1, 2]
     assert list(feature["x"].float_list.value) == [0.5]
     for wrong in (["a"], {"x": [1, "a"]}, {"x": None}, {"x": True}, {"x": 10**400}):
-        with pytest.raises(Refused, match=r"an example is|takes texts or numbers"):
+        with pytest.raises(RequestError, match=r"an example is|takes texts or numbers"):
             tensors.example_of_json(wrong)

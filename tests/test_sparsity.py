@@ -15,13 +15,13 @@ from test_step import weights_of as step_weights
 from warm_python import PYTHON
 
 import kbert
-from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.errors import UserError
-from kbert.flags import as_flagfile
 from kbert.model import BertForPreTraining
 from kbert.settings import FinetuneConfig, PretrainConfig
-from kbert.train import finetune, train
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
+from kbert.train import finetune, pretrain
 from kbert.train.sparsity import MagnitudePruning, _pruned
+from kbert.utils.flags import as_flagfile
 
 WORDS = ["good", "bad", "so", "the", "a", "film", "cast", "plot", "was", "."]
 BERT = {
@@ -194,7 +194,7 @@ def test_settings_that_cannot_be():
     with pytest.raises(UserError, match=r"sparsity must be >= 0 and < 1; got 1.0"):
         PretrainConfig(input="x", sparsity=1.0)
     model = make_step().model
-    model.freeze(2)
+    model.freeze_encoder(2)
     with pytest.raises(
         UserError, match=r"no matrix of the encoder blocks is trained. Freeze fewer"
     ):
@@ -246,7 +246,7 @@ def pretrain_settings(files, **changes):
 def test_a_stopped_run_goes_on_to_the_same_bits(kind, files, tmp_path, monkeypatch, capsys):
     """Stopped in the midst of the schedule; dropout on."""
     run, settings = {
-        "pretrain": (train, pretrain_settings),
+        "pretrain": (pretrain, pretrain_settings),
         "finetuning": (finetune, finetune_settings),
     }[kind]
     config = settings(files, sparsity=0.6)
@@ -289,7 +289,7 @@ def test_weights_that_are_not_sparse_enough_are_never_the_best(files, tmp_path, 
         return {"eval_accuracy": value}, value
 
     monkeypatch.setattr("kbert.train.finetuning.Finetuning.evaluation", evaluation)
-    config = finetune_settings(files, sparsity=0.6, early_stopping=1, freeze_layers=1)
+    config = finetune_settings(files, sparsity=0.6, early_stopping_patience=1, freeze_layers=1)
     finetune(config, tmp_path / "run")
     best = weights_of(tmp_path / "run/finetuning/best")
     for key, matrix in matrices(best).items():

@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 from faulty import FaultyFiles, unavailable
 
-from kbert import storage
 from kbert.errors import UserError
+from kbert.utils import storage
 
 CONTENT = bytes(random.Random(0).choices(range(256), k=5003))
 

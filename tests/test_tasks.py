@@ -6,13 +6,13 @@ import types
 import numpy as np
 import pytest
 
-from kbert.data import BertTokenizer
 from kbert.data.examples import ChoiceExample, QuestionExample, TagExample, TextExample
 from kbert.errors import UserError
-from kbert.tasks.folders import make_task, read_task, task_of, write_task
 from kbert.tasks.labels import check_all_present, keep_known, label_names
+from kbert.tasks.registry import make_task, read_task, task_of, write_task
 from kbert.tasks.spans import QuestionAnswering, Tagging
 from kbert.tasks.tasks import Choice, Classification, MultiLabel, Regression
+from kbert.tokenizer import BertTokenizer
 
 rng = np.random.default_rng(0)
 
@@ -233,8 +233,8 @@ def test_the_threshold_of_no_answer(tokenizer):
     ]
     span = {"text": "cat", "start": 4, "end": 7, "score": 1.0}
     predictions = [
-        {**span, "no_answer_score": 2.0, "n_best": [span]},
-        {**span, "no_answer_score": 3.0, "n_best": [span]},
+        {**span, "no_answer_score": 2.0, "candidates": [span]},
+        {**span, "no_answer_score": 3.0, "candidates": [span]},
     ]
     task = QuestionAnswering(tokenizer, allow_no_answer=True)
     scores = task.scores(examples, predictions)

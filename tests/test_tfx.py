@@ -26,10 +26,10 @@ import pytest
 import tensorflow as tf
 
 import kbert
-from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.errors import UserError
-from kbert.formats import EXPORT_FILE
 from kbert.serving import saved_model
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
+from kbert.utils.formats import EXPORT_FILE
 
 ROOT = pathlib.Path(__file__).parent.parent
 PIPELINE = ROOT / "export" / "tfx" / "pipeline.py"
@@ -72,7 +72,7 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def config(weights):
     return {
-        **{"weights": str(weights), "labels": ["negative", "positive"], "pairs": False},
+        **{"weights": str(weights), "label_names": ["negative", "positive"], "takes_pairs": False},
         **{"max_seq_length": 20, "batch_size": 32, "learning_rate": 1e-2, "seed": 0},
     }
 
@@ -131,7 +131,7 @@ def test_the_ids_are_those_of_the_tokenizer(in_graph, config, weights):
 
 def test_pairs(config, weights):
     rows = [("a film", "good", 1), ("the film is", "bad bad", 0), ("a", "a", 1)]
-    found = bert_module.preprocessing_fn(columns(rows), {**config, "pairs": True})
+    found = bert_module.preprocessing_fn(columns(rows), {**config, "takes_pairs": True})
     tokenizer = kbert.BertTokenizer.from_pretrained(weights)
     texts, pairs, _ = zip(*rows, strict=True)
     wanted = tokenizer(list(texts), list(pairs), max_length=20)
@@ -162,12 +162,15 @@ def test_columns_that_cannot_be_used(change, message, config):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": ["one"]}, "labels must be at least two different names; got one."),
-        ({"labels": ["a", "b", "a"]}, "labels must be at least two different names"),
+        ({"label_names": ["one"]}, "labels must be at least two different names; got one."),
+        ({"label_names": ["a", "b", "a"]}, "labels must be at least two different names"),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0."),
         ({"max_seq_length": 41}, "max_seq_length must be 5 to 40, the positions"),
         ({"weights": "/nowhere/at all"}, "there is no folder /nowhere/at all."),
-        ({"seed": None}, "custom_config lacks 'seed'; it must have weights, labels, pairs"),
+        (
+            {"seed": None},
+            "custom_config lacks 'seed'; it must have weights, label_names, takes_pairs",
+        ),
     ],
 )
 def test_settings_that_do_not_fit(change, message, config):
@@ -199,20 +202,20 @@ def test_it_trains_and_exports_what_kbert_export_makes(config, tmp_path):
     bert_module.run_fn(fn_args)
     texts, labels = zip(*reviews(50, 2), strict=True)
     folder = tmp_path / "model_run" / bert_module.WEIGHTS
-    found = kbert.Predictor.from_pretrained(folder, engine="live").classify(list(texts))
-    right = [row["label"] == config["labels"][i] for row, i in zip(found, labels, strict=True)]
+    found = kbert.Predictor.from_pretrained(folder, backend="keras").classify(list(texts))
+    right = [row["label"] == config["label_names"][i] for row, i in zip(found, labels, strict=True)]
     assert np.mean(right) >= 0.9  # a model that learnt nothing has about 0.5
     loaded = tf.saved_model.load(fn_args.serving_model_dir)
     assert set(loaded.signatures) == {"serving_default", "from_ids", "from_examples", "classify"}
     answers = loaded.signatures["serving_default"](text=tf.constant(texts))
-    wanted = [[row["scores"][name] for name in config["labels"]] for row in found]
+    wanted = [[row["scores"][name] for name in config["label_names"]] for row in found]
     np.testing.assert_allclose(answers["probabilities"], wanted, atol=1e-5)
     features = {"text": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"a good film"]))}
     example = tf.train.Example(features=tf.train.Features(feature=features))
     serialized = tf.constant([example.SerializeToString()])  # as Evaluator asks
     assert loaded.signatures["from_examples"](inputs=serialized)["label"] == b"positive"
-    about = pathlib.Path(fn_args.serving_model_dir) / "assets.extra" / EXPORT_FILE
-    assert '"max_seq_length": 20' in about.read_text() and '"positive"' in about.read_text()
+    metadata = pathlib.Path(fn_args.serving_model_dir) / "assets.extra" / EXPORT_FILE
+    assert '"max_seq_length": 20' in metadata.read_text() and '"positive"' in metadata.read_text()
     assert list((tmp_path / "model_run").rglob("events.out.tfevents*"))
 
 
@@ -248,7 +251,7 @@ def test_training_without_steps_or_with_bad_examples(config, tmp_path):
     fn_args.train_steps, fn_args.train_files = 1, [str(tmp_path / "none-*")]
     with pytest.raises(UserError, match="there are no transformed examples in /"):
         bert_module.run_fn(fn_args)
-    fn_args.train_files = [transformed([("a", 0), ("b", 2)], config, tmp_path / "labels")]
+    fn_args.train_files = [transformed([("a", 0), ("b", 2)], config, tmp_path / "label_names")]
     with pytest.raises(UserError, match="labels must be 0 to 1, for negative, positive; got 2"):
         bert_module.run_fn(fn_args)
     fn_args.train_files = [str(tmp_path / "none-*")]
@@ -281,7 +284,7 @@ def pipeline_arguments(folder, weights, changes):
         ({"data": "/nowhere"}, r"/nowhere has no train\*.csv."),
         ({"train_steps": 0}, "--train_steps must be at least 1; got 0."),
         ({"least_accuracy": 70.0}, "--least_accuracy must be 0 to 1; got 70.0."),
-        ({"labels": "good"}, "labels must be at least two different names; got good."),
+        ({"label_names": "good"}, "labels must be at least two different names; got good."),
     ],
 )
 def test_the_pipeline_says_what_is_wrong_in_a_line(
@@ -346,8 +349,8 @@ def test_the_pipeline_pushes_good_models_alone(tfx_python, weights, config, tmp_
         assert lines[1 + label] == wanted
 
     (folder,) = (tmp_path / "root" / "Trainer" / "model_run").glob("*/kbert")
-    found = kbert.Predictor.from_pretrained(folder, engine="live").classify(texts.tolist())
-    wanted = [[row["scores"][name] for name in config["labels"]] for row in found]
+    found = kbert.Predictor.from_pretrained(folder, backend="keras").classify(texts.tolist())
+    wanted = [[row["scores"][name] for name in config["label_names"]] for row in found]
     np.testing.assert_allclose(answers["probabilities"], wanted, atol=1e-5)
 
     root = tmp_path / "root" / "Transform" / "transformed_examples"

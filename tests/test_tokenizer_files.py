@@ -10,10 +10,10 @@ import transformers
 from marks import slow
 
 from kbert import BertConfig, BertModel, BertTokenizer
-from kbert.data import prepare
-from kbert.data.tokenizer_files import read_tokenizer
-from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
+from kbert.corpus import prepare
 from kbert.errors import UserError
+from kbert.tokenizer.files import read_tokenizer
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
 WORDS = [
     "the",
@@ -250,7 +250,7 @@ def test_folders_without_a_vocabulary(folder):
 
 @pytest.mark.parametrize("processes", [1, *slow(2)])
 def test_a_corpus_keeps_the_settings(processes, folder, monkeypatch):
-    monkeypatch.setattr("kbert.data.local._SMALL_BYTES", 1)
+    monkeypatch.setattr("kbert.corpus.local_runner._SMALL_BYTES", 1)
     for name in ("a", "b"):
         (folder / f"{name}.txt").write_text("\n".join(TEXTS) + "\n\n" + "\n".join(TEXTS))
     tokenizer = BertTokenizer(folder / "vocab.txt", True, False, False, False)

@@ -5,10 +5,16 @@ import subprocess
 import pytest
 from warm_python import PYTHON
 
-from kbert.data import BertTokenizer
-from kbert.data.corpus import Texts
-from kbert.data.vocab import SPECIAL_TOKENS, learn_vocab, read_vocab, vocab_fingerprint, write_vocab
+from kbert.corpus.text_sources import Texts
 from kbert.errors import UserError
+from kbert.tokenizer import BertTokenizer
+from kbert.tokenizer.vocab import (
+    SPECIAL_TOKENS,
+    learn_vocab,
+    read_vocab,
+    vocab_fingerprint,
+    write_vocab,
+)
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, again and again.",
@@ -113,7 +119,7 @@ def test_the_program_replaces_no_vocabulary(tmp_path):
     (tmp_path / "text.txt").write_text("\n".join(TEXTS))
     (tmp_path / "text.jsonl").write_text("{}\n")
     command = [PYTHON, "-m", "kbert.learn_vocab", f"--input={tmp_path}/text.*"]
-    command += [f"--vocab_file={tmp_path}/new/vocab.txt", "--vocab_size=60", "--on_bad_line=skip"]
+    command += [f"--output_file={tmp_path}/new/vocab.txt", "--vocab_size=60", "--skip_bad_lines"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")
     found = read_vocab(tmp_path / "new/vocab.txt")

@@ -667,7 +667,7 @@ def test_keras_hub_masked_lm_is_said_to_differ(tmp_path):
     assert np.abs(theirs - np.asarray(ours)).max() > 5 * TOLERANCE
     hidden = pretraining.bert(features_of())["last_hidden_state"]
     config = config_of(hidden_act="gelu", layer_norm_eps=1e-5)
-    head = kbert.model.heads.MaskedLMHead(config)
+    head = kbert.model.task_heads.MaskedLMHead(config)
     head.build((None, None, 15))
     for mine, weight in zip(head.weights, pretraining.mlm.weights, strict=True):
         mine.assign(weight)

@@ -12,10 +12,10 @@ from run_files import metrics_of, weights_of
 from warm_python import PYTHON
 from worker_runs import example_ids, launch
 
-from kbert.data.shares import WHOLE, Share
+from kbert.data.input_context import batch_number
 from kbert.errors import UserError
 from kbert.settings import PretrainConfig
-from kbert.train import train
+from kbert.train import pretrain
 from kbert.train.workers import Workers, read_cluster
 
 STEPS, BATCH = 24, 16
@@ -102,11 +102,14 @@ def test_a_worker_that_cannot_be_is_refused_in_one_line(flags, tmp_path):
 
 
 def test_shares_are_the_batches_of_one_worker_dealt_out():
-    assert [WHOLE.number(i) for i in range(5)] == [0, 1, 2, 3, 4]
+    assert [batch_number(None, i) for i in range(5)] == [0, 1, 2, 3, 4]
     for workers, replicas in ((2, 1), (2, 2), (3, 4)):
-        shares = [Share(worker, workers, replicas) for worker in range(workers)]
+        contexts = [
+            tf.distribute.InputContext(workers, worker, workers * replicas)
+            for worker in range(workers)
+        ]
         steps = [
-            [share.number(step * replicas + i) for share in shares for i in range(replicas)]
+            [batch_number(c, step * replicas + i) for c in contexts for i in range(replicas)]
             for step in range(3)
         ]
         assert np.ravel(steps).tolist() == list(range(3 * workers * replicas))
@@ -168,7 +171,7 @@ def check_ids(file, first, steps):
 
 def test_two_workers_with_two_devices_each_and_a_stop(settings, tmp_path):
     """A signal to one of them stops all; one device goes on, and it is one run."""
-    train(PretrainConfig(**settings), tmp_path / "one")
+    pretrain(PretrainConfig(**settings), tmp_path / "one")
     several = tmp_path / "several"
     chief, other = launch(2, several, settings, devices=2, stop_at=10, ids=str(tmp_path / "ids"))
     assert (chief[0], other[0]) == (0, 0), (chief, other)
@@ -178,14 +181,14 @@ def test_two_workers_with_two_devices_each_and_a_stop(settings, tmp_path):
     assert f"stopped and saved at step {stopped}. Go on with:" in chief[1]
     assert 10 < stopped < STEPS
     check_ids(tmp_path / "ids", 0, stopped)
-    train(PretrainConfig(**settings), several)
+    pretrain(PretrainConfig(**settings), several)
     assert_same_run(tmp_path / "one", several)
 
 
 @pytest.mark.slow
 def test_runs_go_on_with_any_number_of_workers(settings, tmp_path):
     """1, 2 and 4 workers, in every order, each from where the one before was stopped."""
-    train(PretrainConfig(**settings), tmp_path / "one")
+    pretrain(PretrainConfig(**settings), tmp_path / "one")
     for name, counts in {"up": (1, 2, 4), "down": (4, 2, 1), "whole": (4,)}.items():
         run, first = tmp_path / name, 0
         for i, count in enumerate(counts):
@@ -205,14 +208,14 @@ def test_runs_go_on_with_any_number_of_workers(settings, tmp_path):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_lost_worker_ends_the_others_in_one_line(settings, tmp_path, victim):
     """And the run goes on from the last checkpoint, with fewer of them."""
-    train(PretrainConfig(**settings), tmp_path / "one")
+    pretrain(PretrainConfig(**settings), tmp_path / "one")
     run = tmp_path / "run"
     found = launch(2, run, settings, kill_at=10, victim=victim)
     assert found[victim][0] == -9
     status, _, errors = found[1 - victim]
     assert status == 2, errors
     assert f"error: worker {1 - victim} of 2 has lost another one; what ended" in errors
-    train(PretrainConfig(**settings), run)
+    pretrain(PretrainConfig(**settings), run)
     assert_same_run(tmp_path / "one", run)
 
 

@@ -4,9 +4,9 @@ import json
 import sys
 
 from kbert.settings import PretrainConfig
-from kbert.train import train
-from kbert.train.curves import Curves
+from kbert.train import pretrain
+from kbert.visualization.curves import Curves
 
 Curves.draw = lambda self, last=False: None  # it takes longer than the steps
 for folder, settings in json.loads(sys.argv[1]).items():
-    train(PretrainConfig(**settings), folder)
+    pretrain(PretrainConfig(**settings), folder)

@@ -184,8 +184,8 @@ def serve(owner, folder):
         import tensorflow_text  # noqa: F401
         from tensorflow.python.eager import context
 
+        import kbert.inference.predictor
         import kbert.serving.saved_model
-        import kbert.tasks.predictor
         import kbert.train  # noqa: F401
 
         if context.context()._initialized:

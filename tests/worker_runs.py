@@ -86,10 +86,11 @@ def _act_as(devices):
 
 
 def main(folder, settings, changes):
-    from kbert import program
-    from kbert.data.pretraining import PretrainingExamples
+    from kbert.data.pretraining_batches import PretrainingExamples
     from kbert.settings import FinetuneConfig, PretrainConfig
-    from kbert.train import curves, finetune, loop, train
+    from kbert.train import finetune, loop, pretrain
+    from kbert.utils import program
+    from kbert.visualization import curves
 
     curves.Curves.draw = lambda self, last=False: None  # it takes longer than the steps
     index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
@@ -120,7 +121,7 @@ def main(folder, settings, changes):
     if "task" in settings:
         program.run(lambda: finetune(FinetuneConfig(**settings), folder))
     else:
-        program.run(lambda: train(PretrainConfig(**settings), folder))
+        program.run(lambda: pretrain(PretrainConfig(**settings), folder))
 
 
 if __name__ == "__main__":

@@ -13,15 +13,17 @@ from benchmarks import data
 from benchmarks.worker import Work, serve
 from benchmarks.workers.in_a_graph import tokenizing
 from kbert.config import BertConfig
-from kbert.data import BertTokenizer, Corpus, prepare, pretraining_dataset
-from kbert.data.finetuning import Item, ItemBatches
+from kbert.corpus import Corpus, prepare
+from kbert.data import pretraining_dataset
+from kbert.data.bucketed_batches import BucketedBatches, EncodedExample
 from kbert.features import PRETRAINING_FEATURES
+from kbert.inference.backends import frozen_backend
+from kbert.inference.batch_runner import BatchRunner
+from kbert.inference.predictor import Predictor
 from kbert.model.models import BertForPreTraining, BertForSequenceClassification
 from kbert.settings import FinetuneConfig, PretrainConfig
-from kbert.tasks.engines import settled_engine
-from kbert.tasks.folders import make_task
-from kbert.tasks.inference import Forward
-from kbert.tasks.predictor import Predictor
+from kbert.tasks.registry import make_task
+from kbert.tokenizer import BertTokenizer
 from kbert.train.distribution import find_devices
 from kbert.train.losses import PretrainingObjective, TaskObjective
 from kbert.train.optimizer import make_optimizer, make_schedule
@@ -107,7 +109,9 @@ def finetune(settings):
         max_seq_length=settings["length"],
     )
     items = [item_of(ids, label) for ids, label in examples]
-    batches = ItemBatches(items, config.batch_size, config.max_seq_length, data.PAD, config.seed)
+    batches = BucketedBatches(
+        items, config.batch_size, config.max_seq_length, data.PAD, config.seed
+    )
     tokenizer = types.SimpleNamespace(pad_id=data.PAD)
     task = make_task(config, tokenizer, ("negative", "positive"))
     training = Training(
@@ -129,29 +133,31 @@ def finetune(settings):
 def item_of(ids, label=None):
     """Item of token ids, with a label if there is one."""
     ids = np.array(ids, np.int32)
-    item = Item(ids, np.zeros_like(ids))
+    item = EncodedExample(ids, np.zeros_like(ids))
     if label is None:
         return item
-    return Item(ids, item.token_type_ids, np.array(label, np.int32), np.array(1, np.float32))
+    return EncodedExample(
+        ids, item.token_type_ids, np.array(label, np.int32), np.array(1, np.float32)
+    )
 
 
 def infer(settings):
     """Classification of all texts, from their ids. Units: texts."""
-    engine = sys.argv[1] if len(sys.argv) > 1 else "tensorflow"
+    backend = sys.argv[1] if len(sys.argv) > 1 else "tensorflow"
     predictor = Predictor.from_pretrained(
         f"{settings['folder']}/kbert",
         settings["precision"],
         batch_size=settings["batch_size"],
-        engine=engine,
+        backend=backend,
     )
     model, task = predictor.load(BertForSequenceClassification), predictor.task("classify")
-    forward = Forward(
+    forward = BatchRunner(
         model,
         task.pick,
         data.PAD,
         settings["length"],
         settings["batch_size"],
-        settled_engine(predictor.engine, model, "benchmark"),
+        frozen_backend(predictor.backend, model, "benchmark"),
     )
     items = [item_of(ids) for ids, _ in data.read_examples(settings["examples"])]
 

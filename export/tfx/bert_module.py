@@ -6,8 +6,8 @@ was trained. `run_fn` compares the two on the first texts.
 
 `custom_config`, the same dict for Transform and Trainer, as `pipeline.py` makes it:
     weights: str, folder of a BERT in any format that kbert reads; the head may be missing
-    labels: list of str, the names of the labels 0, 1, ...
-    pairs: bool, whether a text comes with a second one, text_pair
+    label_names: list of str, the names of the labels 0, 1, ...
+    takes_pairs: bool, whether a text comes with a second one, text_pair
     max_seq_length: int, tokens of an example; longer ones are cut
     batch_size: int   learning_rate: float, the peak   seed: int
 """
@@ -23,15 +23,23 @@ from kbert import BertForSequenceClassification, BertTokenizer
 from kbert.errors import UserError
 from kbert.export import export
 from kbert.features import ENCODER_FEATURES
-from kbert.formats import find_folder
+from kbert.inference.predictor import check_length
 from kbert.model.weights import open_weights
-from kbert.tasks.folders import write_task
-from kbert.tasks.predictor import check_length
+from kbert.tasks.registry import write_task
 from kbert.tasks.tasks import Classification
 from kbert.train import AdamW, WarmupPolynomialDecay
+from kbert.utils.formats import find_folder
 
 WEIGHTS = "kbert"  # folder in the Trainer's model_run
-_SETTINGS = ("weights", "labels", "pairs", "max_seq_length", "batch_size", "learning_rate", "seed")
+_SETTINGS = (
+    "weights",
+    "label_names",
+    "takes_pairs",
+    "max_seq_length",
+    "batch_size",
+    "learning_rate",
+    "seed",
+)
 _WIDTHS = 16  # batches are cut to a multiple of so many tokens, so that there are few shapes
 _SHUFFLED = 10_000  # examples to draw from
 _HEAD = ["sequence_classifier"]  # that of the weights may be for other labels
@@ -46,12 +54,12 @@ def check(custom_config):
     for name in _SETTINGS:
         if name not in (custom_config or {}):
             raise UserError(f"custom_config lacks {name!r}; it must have {', '.join(_SETTINGS)}.")
-    labels, batch_size = custom_config["labels"], custom_config["batch_size"]
+    labels, batch_size = custom_config["label_names"], custom_config["batch_size"]
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise UserError(f"labels must be at least two different names; got {', '.join(labels)}.")
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {batch_size}.")
-    heads = BertForSequenceClassification.heads
+    heads = BertForSequenceClassification.task_heads
     with open_weights(custom_config["weights"], _HEAD, heads) as (config, _):
         check_length(custom_config["max_seq_length"], config)
 
@@ -80,7 +88,7 @@ def preprocessing_fn(inputs, custom_config):
 
 
 def _text_names(custom_config):
-    return ["text", "text_pair"] if custom_config["pairs"] else ["text"]
+    return ["text", "text_pair"] if custom_config["takes_pairs"] else ["text"]
 
 
 def _column(inputs, name, dtype):
@@ -160,19 +168,19 @@ def check_examples(examples, tokenizer, custom_config):
                 f"Transform's {name} of {text[:60]!r} are not those of the tokenizer of "
                 f"{custom_config['weights']}, which would be served. Run Transform again."
             )
-    C = len(custom_config["labels"])
+    C = len(custom_config["label_names"])
     for labels in examples.map(lambda example: example["label"]).batch(1024):
         wrong = tf.boolean_mask(labels, (labels < 0) | (labels >= C)).numpy()
         if wrong.size:
             raise UserError(
-                f"labels must be 0 to {C - 1}, for {', '.join(custom_config['labels'])}; got "
+                f"labels must be 0 to {C - 1}, for {', '.join(custom_config['label_names'])}; got "
                 f"{wrong[0]}."
             )
 
 
 def make_model(custom_config, train_steps):
     """A BERT with a head for the labels, compiled for `train_steps` steps."""
-    names = tuple(custom_config["labels"])
+    names = tuple(custom_config["label_names"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a head that is to be learnt
         model = BertForSequenceClassification.from_pretrained(
@@ -232,6 +240,6 @@ def run_fn(fn_args):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     task = Classification(tokenizer, model.config.label_names, config["max_seq_length"])
-    write_task(folder, task, "classify", config["pairs"])
+    write_task(folder, task, "classify", config["takes_pairs"])
     tf.config.experimental.enable_tensor_float_32_execution(False)  # export compares to 1e-5
     export(folder, fn_args.serving_model_dir, report=logging.info)

@@ -1,7 +1,7 @@
 """From CSV files to a served BERT that classifies, with TFX on this machine.
 
     python export/tfx/pipeline.py --data=reviews --weights=saved_model/quick/pretrain/final \\
-        --labels=negative,positive --root=saved_model/tfx --serving=models/bert
+        --label_names=negative,positive --root=saved_model/tfx --serving=models/bert
 
 ExampleGen -> StatisticsGen -> SchemaGen -> ExampleValidator -> Transform -> Trainer -> Evaluator ->
 Pusher. A model of the least accuracy, and no worse than the last one that passed, is pushed to
@@ -15,9 +15,9 @@ import sys
 
 from absl import logging
 
-from kbert import program
 from kbert.errors import UserError
-from kbert.formats import find_folder
+from kbert.utils import program
+from kbert.utils.formats import find_folder
 
 MODULE = pathlib.Path(__file__).absolute().with_name("bert_module.py")
 SPLITS = ("train", "eval")
@@ -30,8 +30,8 @@ def parse_arguments():
     add("--weights", required=True, help="folder of a BERT, in any format that kbert reads")
     add("--root", required=True, help="folder for what the components make, and their metadata")
     add("--serving", required=True, help="folder of versions that TensorFlow Serving watches")
-    add("--labels", default="negative,positive", help="names of the labels 0, 1, ...")
-    add("--pairs", action="store_true", help="texts come with a second one, text_pair")
+    add("--label_names", default="negative,positive", help="names of the labels 0, 1, ...")
+    add("--takes_pairs", action="store_true", help="texts come with a second one, text_pair")
     add("--train_steps", type=int, default=1000)
     add("--batch_size", type=int, default=32)
     add("--learning_rate", type=float, default=5e-5)
@@ -43,10 +43,10 @@ def parse_arguments():
 
 def custom_config(arguments):
     """The settings of `bert_module`."""
-    names = ("pairs", "max_seq_length", "batch_size", "learning_rate", "seed")
+    names = ("takes_pairs", "max_seq_length", "batch_size", "learning_rate", "seed")
     weights = str(find_folder(arguments.weights).absolute())
-    labels = arguments.labels.split(",")
-    return {"weights": weights, "labels": labels} | {n: getattr(arguments, n) for n in names}
+    labels = arguments.label_names.split(",")
+    return {"weights": weights, "label_names": labels} | {n: getattr(arguments, n) for n in names}
 
 
 def check(arguments):

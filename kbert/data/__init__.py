@@ -1,16 +1,5 @@
-"""From text to batches: vocabulary, tokenizer, prepared corpus, NSP pairs, MLM masks."""
+"""Batches: pairs and masks of pretraining, labelled examples, and the files they are read from."""
 
-from kbert.data.preparation import prepare
-from kbert.data.pretraining import pretraining_dataset
-from kbert.data.store import Corpus
-from kbert.data.tokenizer import BertTokenizer
-from kbert.data.vocab import learn_vocab, read_vocab
+from kbert.data.pretraining_batches import pretraining_dataset
 
-__all__ = [
-    "BertTokenizer",
-    "Corpus",
-    "learn_vocab",
-    "prepare",
-    "pretraining_dataset",
-    "read_vocab",
-]
+__all__ = ["pretraining_dataset"]

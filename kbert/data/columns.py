@@ -44,9 +44,9 @@ def has_header(row, config):
     if any(flag is not None and not is_number(flag) for flag in flags):
         return True
     known = {*TEXTS, *SECOND_TEXTS, *LABELS}
-    found = sum(cell.strip().lower() in known for cell in row)
+    matches = sum(cell.strip().lower() in known for cell in row)
     # Who counts columns may have no header: a text that says no more than "question" is an example.
-    return found >= (2 if any(flags) else 1)
+    return matches >= (2 if any(flags) else 1)
 
 
 def find_columns(records, config, labelled):
@@ -72,8 +72,8 @@ def find_columns(records, config, labelled):
         text_defaults = ("question", *(name for name in TEXTS if name != "sentence"))
 
     find = _Finder(records)
-    found = {"text": find("text_column", config.text_column, text_defaults, 0)}
-    found["text_pair"] = find(
+    fields = {"text": find("text_column", config.text_column, text_defaults, 0)}
+    fields["text_pair"] = find(
         "text_pair_column",
         config.text_pair_column,
         pair_defaults,
@@ -81,9 +81,9 @@ def find_columns(records, config, labelled):
         needed=task == "pair",
     )
     if labelled:
-        found["label"] = find("label_column", config.label_column, LABELS, -1)
+        fields["label"] = find("label_column", config.label_column, LABELS, -1)
     choices = _choices(records, config.choice_columns, find) if task == "choice" else ()
-    used = [column for column in found.values() if column is not None] + list(choices)
+    used = [column for column in fields.values() if column is not None] + list(choices)
     width = records.width
     if width is not None and width < len(used):
         raise UserError(
@@ -97,10 +97,10 @@ def find_columns(records, config, labelled):
             f"Give each its own with --text_column, --label_column and so on."
         )
     if width is None:
-        return Columns(**found, choices=choices)
+        return Columns(**fields, choices=choices)
     from_the_left = records.names is None and min(used) >= 0
     return Columns(
-        **found,
+        **fields,
         choices=choices,
         exact_width=None if from_the_left else width,
         least_width=max(places) + 1,

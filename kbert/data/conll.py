@@ -81,10 +81,10 @@ class _Reader:
             )
         places = [c if c >= 0 else c + len(cells) for c in columns]
         if not all(0 <= place < len(cells) for place in places) or len(set(places)) < len(places):
-            wanted = f"the word in column {self.word_column}"
+            expected = f"the word in column {self.word_column}"
             if self.labelled:
-                wanted += f" and the tag in column {tag_column}"
-            raise BadExample(f"the line has {count(len(cells), 'column')}; wanted are {wanted}")
+                expected += f" and the tag in column {tag_column}"
+            raise BadExample(f"the line has {count(len(cells), 'column')}; wanted are {expected}")
         word, tag = cells[places[0]].strip(" "), cells[places[-1]].strip() or None
         if not word:
             raise BadExample("the word is empty")

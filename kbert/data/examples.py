@@ -8,15 +8,15 @@ import dataclasses
 import os
 import pathlib
 
-from kbert.data import checks
 from kbert.data import records as sources
+from kbert.data import validation
 from kbert.data.columns import count, find_columns, has_header, tag_keys
 from kbert.data.conll import conll, to_iob2
 from kbert.data.records import BadExample, shown
 from kbert.data.squad import checked_answers, squad
 from kbert.errors import UserError, one_line
 
-_SAMPLE_FOLDER = pathlib.Path(__file__).parent / "sample"
+_SAMPLE_FOLDER = pathlib.Path(__file__).parent.parent / "corpus" / "sample"
 SAMPLES = {
     f"sample:authors_{name}": _SAMPLE_FOLDER / f"authors_{name}.tsv.gz"
     for name in ("train", "eval")
@@ -140,8 +140,8 @@ def read_label_names(text):
         origin, names = text, [line.strip() for line in lines]
     else:
         if "," not in text and ("/" in text or text.endswith(".txt")):
-            raise UserError(f"--labels: there is no file {text}.")
-        origin, names = f"--labels={text}", [n.strip() for n in text.split(",")]
+            raise UserError(f"--label_names: there is no file {text}.")
+        origin, names = f"--label_names={text}", [n.strip() for n in text.split(",")]
         if names == [""]:
             names = []
     if not names:
@@ -205,17 +205,21 @@ class _TextMaker:
 
     def __call__(self, where, record):
         columns = self.columns
-        checks.check_width(record, columns)
-        text = checks.text(checks.part(record, columns.text), "the text")
+        validation.check_width(record, columns)
+        text = validation.text(validation.part(record, columns.text), "the text")
         pair = None
         if columns.text_pair is not None:
-            pair = checks.text(checks.part(record, columns.text_pair), "the second text")
+            pair = validation.text(validation.part(record, columns.text_pair), "the second text")
         if columns.label is None:
             return TextExample(where, text, pair)
-        value = checks.part(record, columns.label)
+        value = validation.part(record, columns.label)
         if self.task == "regress":
-            return TextExample(where, text, pair, checks.target(value, where))
-        label = checks.label_tuple(value) if self.task == "multilabel" else checks.label_name(value)
+            return TextExample(where, text, pair, validation.target(value, where))
+        label = (
+            validation.label_tuple(value)
+            if self.task == "multilabel"
+            else validation.label_name(value)
+        )
         return TextExample(where, text, pair, label)
 
 
@@ -226,41 +230,41 @@ class _ChoiceMaker:
 
     def __call__(self, where, record):
         columns = self.columns
-        checks.check_width(record, columns)
-        text = checks.text(checks.part(record, columns.text), "the text")
-        choices = [checks.part(record, key) for key in columns.choices]
+        validation.check_width(record, columns)
+        text = validation.text(validation.part(record, columns.text), "the text")
+        choices = [validation.part(record, key) for key in columns.choices]
         if len(choices) == 1 and isinstance(choices[0], list):
             choices = choices[0]
         for number, choice in enumerate(choices):
-            checks.text(choice, f"choice {number} (from 0)")
+            validation.text(choice, f"choice {number} (from 0)")
         if len(choices) < 2:
             raise BadExample(f"there must be two choices or more; got {len(choices)}")
         if len(choices) != (self.number_of_choices or len(choices)):
-            wanted = self.number_of_choices
-            raise BadExample(f"{len(choices)} choices came; the first example has {wanted}")
+            expected = self.number_of_choices
+            raise BadExample(f"{len(choices)} choices came; the first example has {expected}")
         label = None
         if columns.label is not None:
-            label = self._label(checks.part(record, columns.label), choices)
+            label = self._label(validation.part(record, columns.label), choices)
         self.number_of_choices = len(choices)
         return ChoiceExample(where, text, tuple(choices), label)
 
     def _label(self, value, choices):
         """Number of the right choice, from its number, its text, or the name of its column."""
-        label = checks.label_name(value)
-        found = {i for i, choice in enumerate(choices) if choice.strip() == label}
-        found |= {i for i, key in enumerate(self.columns.choices) if key == label}
+        label = validation.label_name(value)
+        matches = {i for i, choice in enumerate(choices) if choice.strip() == label}
+        matches |= {i for i, key in enumerate(self.columns.choices) if key == label}
         if label.isdecimal() and len(label) < 10 and int(label) < len(choices):
-            found.add(int(label))
-        if len(found) > 1:
+            matches.add(int(label))
+        if len(matches) > 1:
             raise BadExample(
-                f"the label {shown(label)} stands for choices {sorted(found)} (from 0)"
+                f"the label {shown(label)} stands for choices {sorted(matches)} (from 0)"
             )
-        if not found:
+        if not matches:
             raise BadExample(
                 f"the label must be in [0, {len(choices) - 1}], or the text of a choice; got "
                 f"{shown(label)}"
             )
-        return found.pop()
+        return matches.pop()
 
 
 class _TagMaker:
@@ -277,7 +281,7 @@ class _TagMaker:
         return TagExample(where, words, tags)
 
     def _texts(self, record, key, what):
-        values = checks.part(record, key)
+        values = validation.part(record, key)
         if not isinstance(values, list):
             raise BadExample(f"{key!r} must be a list of {what}s; got {shown(values)}")
         if not values:
@@ -294,15 +298,15 @@ class _QuestionMaker:
         self.ids = set()
 
     def __call__(self, where, record):
-        identity = str(checks.part(record, "id"))
+        identity = str(validation.part(record, "id"))
         if identity in self.ids:
             raise BadExample(f"the id {identity} is that of an earlier question")
         self.ids.add(identity)
-        question = checks.text(checks.part(record, "question"), "the question")
-        context = checks.text(checks.part(record, "context"), "the context")
+        question = validation.text(validation.part(record, "question"), "the question")
+        context = validation.text(validation.part(record, "context"), "the context")
         if not self.labelled:
             return QuestionExample(where, identity, question, context)
-        checks.part(record, "answers")
+        validation.part(record, "answers")
         answers, impossible = checked_answers(record, context)
         answers = tuple(Answer(text, start) for text, start in answers)
         return QuestionExample(where, identity, question, context, answers, impossible)

@@ -10,22 +10,22 @@ from keras import ops
 from kbert.config import BertConfig
 from kbert.model import fused
 
-_undrawn = contextvars.ContextVar("undrawn", default=False)
+_skipping = contextvars.ContextVar("skip_initialization", default=False)
 
 
 @contextlib.contextmanager
-def undrawn_weights():
+def skip_initialization():
     """Makes layers whose matrices are 0 instead of drawn: for weights that are read next."""
-    token = _undrawn.set(True)
+    token = _skipping.set(True)
     try:
         yield
     finally:
-        _undrawn.reset(token)
+        _skipping.reset(token)
 
 
 def matrix_initializer(config):
     """Fresh matrices of BERT: truncated normal. A new object each time, so with its own seed."""
-    if _undrawn.get():
+    if _skipping.get():
         return keras.initializers.Zeros()
     return keras.initializers.TruncatedNormal(stddev=config.initializer_range)
 
@@ -102,7 +102,8 @@ class SelfAttention(ConfiguredLayer):
     The projection, `output_dense`, is left to the block, which does what comes after it as well.
 
     Args:
-        config: BertConfig. heads: H; None for `num_attention_heads`. K does not depend on it.
+        config: BertConfig. attention_heads: H; None for `num_attention_heads`. K does not depend on
+            it.
 
     Attributes:
         head_mask: None at first; else (B, H) to multiply what each head gives by, as `kbert.prune`
@@ -110,7 +111,7 @@ class SelfAttention(ConfiguredLayer):
 
     Call arguments:
         x: (B, L, D). bias: (B, 1, 1, L) from `attention_bias`, or None.
-        asking: (B, P, D), the rows of x that look at the others; None for all.
+        query_inputs: (B, P, D), the rows of x that look at the others; None for all.
 
     Returns:
         (B, P, H * K), and the attention weights (B, H, P, L), in training after dropout.
@@ -118,10 +119,10 @@ class SelfAttention(ConfiguredLayer):
 
     head_mask = None
 
-    def __init__(self, config, heads=None, **kwargs):
+    def __init__(self, config, attention_heads=None, **kwargs):
         super().__init__(config, **kwargs)
-        self.heads = heads or self.config.num_attention_heads
-        self._width = self.heads * self.config.head_size
+        self.attention_heads = attention_heads or self.config.num_attention_heads
+        self._width = self.attention_heads * self.config.head_size
         self.query, self.key, self.value = (
             self.dense(self._width, name) for name in ("query", "key", "value")
         )
@@ -134,11 +135,13 @@ class SelfAttention(ConfiguredLayer):
         self.output_dense.build((*x_shape[:-1], self._width))
 
     def get_config(self):
-        return {**super().get_config(), "heads": self.heads}
+        return {**super().get_config(), "attention_heads": self.attention_heads}
 
-    def call(self, x, bias=None, asking=None, training=None):
-        H, scale = self.heads, 1 / math.sqrt(self.config.head_size)
-        query = fused.dense_heads(self.query, x if asking is None else asking, H, training)
+    def call(self, x, bias=None, query_inputs=None, training=None):
+        H, scale = self.attention_heads, 1 / math.sqrt(self.config.head_size)
+        query = fused.dense_heads(
+            self.query, x if query_inputs is None else query_inputs, H, training
+        )
         key, value = (fused.dense_heads(d, x, H, training) for d in (self.key, self.value))
         scores = ops.matmul(query, ops.swapaxes(key, -1, -2))  # (B, H, P, L)
         weights = fused.attention_weights(scores, bias, scale, self.weights_dropout, training)

@@ -74,10 +74,12 @@ class EncoderBlock(ConfiguredLayer):
     (B, H, P, L).
     """
 
-    def __init__(self, config, heads=None, **kwargs):
+    def __init__(self, config, attention_heads=None, **kwargs):
         super().__init__(config, **kwargs)
         config = self.config
-        self.attention = SelfAttention(config, heads, dtype=self.dtype_policy, name="attention")
+        self.attention = SelfAttention(
+            config, attention_heads, dtype=self.dtype_policy, name="attention"
+        )
         self.attention_norm = self.norm("attention_norm")
         self.attention_dropout = self.dropout(config.hidden_dropout_prob, "attention_dropout")
         self.intermediate = self.dense(config.intermediate_size, "intermediate")
@@ -91,11 +93,11 @@ class EncoderBlock(ConfiguredLayer):
         self.output_dense.build((*x_shape[:-1], self.config.intermediate_size))
 
     def get_config(self):
-        return {**super().get_config(), "heads": self.attention.heads}
+        return {**super().get_config(), "attention_heads": self.attention.attention_heads}
 
-    def call(self, x, bias=None, asking=None, training=None):
-        context, weights = self.attention(x, bias, asking, training=training)
-        residual = x if asking is None else asking
+    def call(self, x, bias=None, query_inputs=None, training=None):
+        context, weights = self.attention(x, bias, query_inputs, training=training)
+        residual = x if query_inputs is None else query_inputs
         x = fused.dense_add_norm(
             self.attention.output_dense,
             self.attention_dropout,
@@ -182,10 +184,10 @@ class Encoder(ConfiguredLayer):
             if self.remat and training and not is_last:  # the last is needed again at once
                 x = _rematerialized(block, x, bias)
             else:
-                asking = None
+                query_inputs = None
                 if is_last and positions is not None:
-                    asking = gather_positions(x, positions)
-                x, weights = block(x, bias, asking, training=training)
+                    query_inputs = gather_positions(x, positions)
+                x, weights = block(x, bias, query_inputs, training=training)
                 attentions = () if self.remat and training else (*attentions, weights)
             hidden_states = (*hidden_states, x)
         return hidden_states, attentions

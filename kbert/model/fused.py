@@ -8,7 +8,7 @@ each. What the backward pass can compute again from what is kept anyway is not k
 dropout's masks nor the inside of GELU and of LayerNorm.
 
 Outside training the layers are called as they are, and fusing is left to the compiler of the whole;
-but see `kbert.model.forms`.
+but see `kbert.model.inference_ops`.
 """
 
 import math
@@ -16,7 +16,7 @@ import math
 import keras
 from keras import ops
 
-from kbert.model import forms
+from kbert.model import inference_ops
 
 if keras.backend.backend() == "tensorflow":
     from kbert.model.fused_tf import sum_rows, with_gradient, with_xla
@@ -50,7 +50,7 @@ def _mix(x, key=0):
     return _shifted_xor(_shifted_xor(x, 15) * _LOWBIAS32[1], 16)
 
 
-def kept(x, seed, rate):
+def dropout_keep_mask(x, seed, rate):
     """Which elements of x dropout keeps: a hash of the seed, the row and the place in the row.
 
     So no mask has to be stored, and all backends drop the same; a draw costs a dozen integer
@@ -75,7 +75,7 @@ def kept(x, seed, rate):
 
 
 def _dropped(x, seed, rate):
-    return ops.where(kept(x, seed, rate), x * (1 / (1 - rate)), 0.0) if rate else x
+    return ops.where(dropout_keep_mask(x, seed, rate), x * (1 / (1 - rate)), 0.0) if rate else x
 
 
 @with_xla
@@ -85,7 +85,7 @@ def _drop(x, seed, *, rate):
 
 _dropout = with_gradient(
     lambda x, seed, rate: (_drop(x, seed, rate=rate),),
-    lambda inputs, _, slope, rate: (_drop(slope, inputs[1], rate=rate), None),
+    lambda inputs, _, grad, rate: (_drop(grad, inputs[1], rate=rate), None),
 )
 
 
@@ -104,7 +104,7 @@ def _gelu(x, bias, *, approximate):
 
 
 @with_xla
-def _gelu_slope(x, bias, slope, *, approximate):
+def _gelu_grad(x, bias, grad, *, approximate):
     h = _float(x) + _float(bias)
     if approximate:
         t = ops.tanh(_SQRT_2_OVER_PI * (h + _CUBIC * h * h * h))
@@ -112,12 +112,12 @@ def _gelu_slope(x, bias, slope, *, approximate):
         factor = 0.5 * (1 + t) + 0.5 * h * (1 - t * t) * inner
     else:
         factor = 0.5 * (1 + ops.erf(h * _INV_SQRT_2)) + h * _INV_SQRT_2_PI * ops.exp(-0.5 * h * h)
-    return ops.cast(factor * _float(slope), x.dtype)
+    return ops.cast(factor * _float(grad), x.dtype)
 
 
-def _gelu_gradient(inputs, _, slope, approximate):
-    slope = _gelu_slope(*inputs, slope, approximate=approximate)
-    return slope, sum_rows(slope, inputs[1])
+def _gelu_gradient(inputs, _, grad, approximate):
+    grad = _gelu_grad(*inputs, grad, approximate=approximate)
+    return grad, sum_rows(grad, inputs[1])
 
 
 _bias_gelu = with_gradient(_gelu, _gelu_gradient)
@@ -131,7 +131,7 @@ def dense_gelu(dense, x, approximate, training):
     """
     if training:
         return _bias_gelu(ops.matmul(x, dense.kernel), dense.bias, approximate=approximate)
-    return forms.dense(dense, x, lambda x: forms.gelu(x, approximate))
+    return inference_ops.dense(dense, x, lambda x: inference_ops.gelu(x, approximate))
 
 
 def _normalized(x, bias, residual, seed, rate, epsilon):
@@ -149,22 +149,22 @@ def _add_norm(x, bias, residual, gamma, beta, seed, *, rate, epsilon):
 
 
 @with_xla
-def _add_norm_slopes(x, bias, residual, gamma, beta, seed, slope, *, rate, epsilon):
+def _add_norm_grads(x, bias, residual, gamma, beta, seed, grad, *, rate, epsilon):
     normalized, scale = _normalized(x, bias, residual, seed, rate, epsilon)
-    slope = _float(slope)
-    inner = slope * gamma
+    grad = _float(grad)
+    inner = grad * gamma
     mean = ops.mean(inner, axis=-1, keepdims=True)
     along = ops.mean(inner * normalized, axis=-1, keepdims=True)
     to_residual = (inner - mean - normalized * along) * scale
     to_x = _dropped(to_residual, seed, rate)
-    return [ops.cast(y, x.dtype) for y in (to_x, to_residual, slope * normalized)]
+    return [ops.cast(y, x.dtype) for y in (to_x, to_residual, grad * normalized)]
 
 
-def _add_norm_gradient(inputs, _, slope, rate, epsilon):
-    slopes = _add_norm_slopes(*inputs, slope, rate=rate, epsilon=epsilon)
-    to_x, to_residual, to_gamma = slopes
+def _add_norm_gradient(inputs, _, grad, rate, epsilon):
+    grads = _add_norm_grads(*inputs, grad, rate=rate, epsilon=epsilon)
+    to_x, to_residual, to_gamma = grads
     _, bias, _, gamma, beta, _ = inputs
-    sums = sum_rows(to_x, bias), sum_rows(to_gamma, gamma), sum_rows(slope, beta)
+    sums = sum_rows(to_x, bias), sum_rows(to_gamma, gamma), sum_rows(grad, beta)
     return to_x, sums[0], to_residual, sums[1], sums[2], None
 
 
@@ -179,7 +179,7 @@ def dense_add_norm(dense, dropout, norm, x, residual, training):
         norm: keras.layers.LayerNormalization. x: (B, L, F). residual: (B, L, D).
     """
     if not training:
-        return forms.norm(norm, residual + forms.dense(dense, x))
+        return inference_ops.norm(norm, residual + inference_ops.dense(dense, x))
     tensors = (ops.matmul(x, dense.kernel), dense.bias, residual, norm.gamma, norm.beta)
     settings = {"rate": dropout.rate, "epsilon": norm.epsilon}
     return _bias_dropout_add_norm(*tensors, dropout.next_seed(), **settings)
@@ -188,7 +188,7 @@ def dense_add_norm(dense, dropout, norm, x, residual, training):
 def add_norm(norm, x, residual, training):
     """norm(residual + x), of two tensors (B, L, D)."""
     if not training:
-        return forms.norm(norm, residual + x)
+        return inference_ops.norm(norm, residual + x)
     bias, seed = ops.zeros(x.shape[-1:]), ops.zeros((2,), "int32")
     tensors = (x, bias, residual, norm.gamma, norm.beta, seed)
     return _bias_dropout_add_norm(*tensors, rate=0.0, epsilon=norm.epsilon)
@@ -201,16 +201,16 @@ def _softmax(scores, bias, seed, *, scale, rate):
 
 
 @with_xla
-def _softmax_slope(dropped, weights, slope, *, scale):
-    through = _float(dropped) * _float(slope)
-    slope = through - _float(weights) * ops.sum(through, axis=-1, keepdims=True)
-    return ops.cast(slope * scale, dropped.dtype)
+def _softmax_grad(dropped, weights, grad, *, scale):
+    through = _float(dropped) * _float(grad)
+    grad = through - _float(weights) * ops.sum(through, axis=-1, keepdims=True)
+    return ops.cast(grad * scale, dropped.dtype)
 
 
 _bias_softmax_dropout = with_gradient(
     _softmax,
-    lambda _, outputs, slope, scale, rate: (
-        _softmax_slope(*outputs, slope, scale=scale),
+    lambda _, outputs, grad, scale, rate: (
+        _softmax_grad(*outputs, grad, scale=scale),
         None,
         None,
     ),
@@ -230,7 +230,7 @@ def attention_weights(scores, bias, scale, dropout, training):
         seed = dropout.next_seed()
         return _bias_softmax_dropout(scores, bias, seed, scale=scale, rate=dropout.rate)
     scores = scores * scale + bias
-    return forms.softmax(scores)
+    return inference_ops.softmax(scores)
 
 
 def _split_heads(x, heads):
@@ -252,9 +252,9 @@ def _add_and_split(x, bias, *, heads):
 _compiled_merge = with_xla(merge_heads)
 
 
-def _add_and_split_gradient(inputs, _, slope, heads):
-    slope = _compiled_merge(slope)
-    return slope, sum_rows(slope, inputs[1])
+def _add_and_split_gradient(inputs, _, grad, heads):
+    grad = _compiled_merge(grad)
+    return grad, sum_rows(grad, inputs[1])
 
 
 _bias_split_heads = with_gradient(_add_and_split, _add_and_split_gradient)
@@ -264,7 +264,7 @@ def dense_heads(dense, x, heads, training):
     """dense(x) with the heads apart: (B, L, D) -> (B, H, L, K)."""
     if training:
         return _bias_split_heads(ops.matmul(x, dense.kernel), dense.bias, heads=heads)
-    return _split_heads(forms.dense(dense, x), heads)
+    return _split_heads(inference_ops.dense(dense, x), heads)
 
 
 @with_xla
@@ -274,7 +274,7 @@ def _add_bias(x, bias):
 
 _biased = with_gradient(
     _add_bias,
-    lambda inputs, _, slope: (ops.cast(slope, inputs[0].dtype), sum_rows(slope, inputs[1])),
+    lambda inputs, _, grad: (ops.cast(grad, inputs[0].dtype), sum_rows(grad, inputs[1])),
 )
 
 
@@ -294,13 +294,13 @@ def _losses(logits, labels):
 
 
 @with_xla
-def _losses_slope(logits, labels, total, slope):
+def _losses_grad(logits, labels, total, grad):
     right = ops.arange(logits.shape[-1], dtype=labels.dtype) == labels[..., None]
-    return (ops.exp(logits - total) - ops.cast(right, logits.dtype)) * slope
+    return (ops.exp(logits - total) - ops.cast(right, logits.dtype)) * grad
 
 
 _cross_entropy = with_gradient(
-    _losses, lambda inputs, outputs, slope: (_losses_slope(*inputs, outputs[1], slope), None)
+    _losses, lambda inputs, outputs, grad: (_losses_grad(*inputs, outputs[1], grad), None)
 )
 
 

@@ -41,7 +41,7 @@ def with_gradient(function, gradient):
         @tf.custom_gradient
         def result(*tensors):
             outputs = function(*tensors, **settings)
-            return outputs[0], lambda slope: gradient(tensors, outputs, slope, **settings)
+            return outputs[0], lambda grad: gradient(tensors, outputs, grad, **settings)
 
         return result(*map(tf.convert_to_tensor, tensors))
 

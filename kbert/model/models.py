@@ -9,14 +9,14 @@ import keras
 from keras import ops
 
 from kbert.model.encoder import Embeddings, Encoder, Pooler, gather_positions
-from kbert.model.heads import (
+from kbert.model.pretrained import PretrainedModel
+from kbert.model.task_heads import (
     ChoiceHead,
-    LabelHead,
+    ClassificationHead,
     MaskedLMHead,
     NextSentenceHead,
     SpanHead,
 )
-from kbert.model.pretrained import PretrainedModel
 
 
 def _features(inputs):
@@ -120,16 +120,16 @@ class _HeadedModel(PretrainedModel):
             output_attentions=output_attentions,
             dtype=self.dtype_policy,
         )
-        for name, head in self.heads.items():
+        for name, head in self.task_heads.items():
             setattr(self, name, head(self.config, dtype=self.dtype_policy, name=name))
         self.build()
 
     @property
     def parts(self):
-        return ("bert", *self.heads)
+        return ("bert", *self.task_heads)
 
     def build(self, input_shape=None):
-        for name in self.heads:
+        for name in self.task_heads:
             getattr(self, name).build((None, None, self.config.hidden_size))
 
     def get_config(self):
@@ -164,7 +164,7 @@ class BertForPreTraining(_HeadedModel):
         and `nsp_logits` (B, 2) float32.
     """
 
-    heads = {"mlm": MaskedLMHead, "nsp": NextSentenceHead}
+    task_heads = {"mlm": MaskedLMHead, "nsp": NextSentenceHead}
 
     def call(self, inputs, training=None):
         inputs = _features(inputs)
@@ -191,7 +191,7 @@ class BertForMaskedLM(_HeadedModel):
         dict of `logits` float32, (B, M, V) at `masked_positions`, or (B, L, V) without them.
     """
 
-    heads = {"mlm": MaskedLMHead}
+    task_heads = {"mlm": MaskedLMHead}
     pooled = False
 
     def call(self, inputs, training=None):
@@ -213,7 +213,7 @@ class BertForNextSentencePrediction(_HeadedModel):
         dict of `logits` (B, 2) float32.
     """
 
-    heads = {"nsp": NextSentenceHead}
+    task_heads = {"nsp": NextSentenceHead}
 
     def call(self, inputs, training=None):
         outputs = self._pooled(inputs, training)
@@ -232,7 +232,7 @@ class BertForSequenceClassification(_HeadedModel):
         dict of `logits` (B, C) float32.
     """
 
-    heads = {"sequence_classifier": LabelHead}
+    task_heads = {"sequence_classifier": ClassificationHead}
 
     def call(self, inputs, training=None):
         outputs = self._pooled(inputs, training)
@@ -252,7 +252,7 @@ class BertForTokenClassification(_HeadedModel):
         dict of `logits` (B, L, C) float32.
     """
 
-    heads = {"token_classifier": LabelHead}
+    task_heads = {"token_classifier": ClassificationHead}
     pooled = False
 
     def call(self, inputs, training=None):
@@ -272,7 +272,7 @@ class BertForQuestionAnswering(_HeadedModel):
         dict of `start_logits` and `end_logits`, (B, L) float32 each.
     """
 
-    heads = {"span_classifier": SpanHead}
+    task_heads = {"span_classifier": SpanHead}
     pooled = False
 
     def call(self, inputs, training=None):
@@ -297,7 +297,7 @@ class BertForMultipleChoice(_HeadedModel):
         dict of `logits` (B, C) float32.
     """
 
-    heads = {"choice_classifier": ChoiceHead}
+    task_heads = {"choice_classifier": ChoiceHead}
 
     def call(self, inputs, training=None):
         inputs = _features(inputs)

@@ -9,7 +9,7 @@ from keras import ops
 
 from kbert.config import BertConfig
 from kbert.errors import UserError
-from kbert.model.attention import matrix_initializer, undrawn_weights
+from kbert.model.attention import matrix_initializer, skip_initialization
 from kbert.model.weights import Tensors, heads_text, open_weights, part_of, write_weights
 
 _ADAPTER = "lora_kernel"  # how Keras' names for the matrices of adapters begin
@@ -24,7 +24,7 @@ class PretrainedModel(keras.Model):
     """
 
     parts = ()
-    heads = {}  # part -> class of its layer
+    task_heads = {}  # part -> class of its layer
 
     def __init__(self, config, name=None, **kwargs):
         super().__init__(name=name, **kwargs)
@@ -46,22 +46,24 @@ class PretrainedModel(keras.Model):
                 named[f"{part}/{weight.path.removeprefix(layer.path + '/')}"] = weight
         return {name: w for name, w in named.items() if not w.name.startswith(_ADAPTER)}
 
-    def freeze(self, layers=0):
-        """Leaves the embeddings and the first blocks of the encoder as they are in training.
+    def freeze_encoder(self, num_layers):
+        """Freezes the embeddings and the first blocks of the encoder: training leaves them as is.
 
         Args:
-            layers: how many blocks; None for the whole encoder with its pooler.
+            num_layers: int, how many blocks; 0 freezes the embeddings alone. None: all blocks and
+                the pooler, too.
 
         Raises:
             UserError: the encoder has fewer blocks.
         """
         bert = getattr(self, "bert", self)
         N = self.config.num_hidden_layers
-        if layers is not None and not 0 <= layers <= N:
+        if num_layers is not None and not 0 <= num_layers <= N:
             raise UserError(
-                f"layers to freeze must be 0 to {N}, the blocks there are; got {layers}."
+                f"layers to freeze must be 0 to {N}, the blocks there are; got {num_layers}."
             )
-        parts = [bert] if layers is None else [bert.embeddings, *bert.encoder.blocks[:layers]]
+        blocks = bert.encoder.blocks[:num_layers]
+        parts = [bert] if num_layers is None else [bert.embeddings, *blocks]
         for weight in (weight for part in parts for weight in part.weights):
             weight.trainable = False
 
@@ -76,22 +78,22 @@ class PretrainedModel(keras.Model):
         Args:
             rank: int, at least 1. alpha: float; None for 2 * rank.
         """
-        self.freeze(layers=None)
+        self.freeze_encoder(num_layers=None)
         for block in getattr(self, "bert", self).encoder.blocks:
             for projection in (block.attention.query, block.attention.value):
                 projection.enable_lora(rank, 2 * rank if alpha is None else alpha)
 
     def adapters(self):
         """dict of a matrix' name -> (A, B, scale) of the adapter on it; see `add_lora`."""
-        found = {}
+        result = {}
         for i, block in enumerate(getattr(self, "bert", self).encoder.blocks):
             for name in ("query", "value"):
                 dense = getattr(block.attention, name)
                 if dense.lora_enabled:
                     a, b = dense.lora_kernel_a, dense.lora_kernel_b
                     scale = dense.lora_alpha / dense.lora_rank
-                    found[f"bert/encoder/layer_{i}/attention/{name}/kernel"] = (a, b, scale)
-        return found
+                    result[f"bert/encoder/layer_{i}/attention/{name}/kernel"] = (a, b, scale)
+        return result
 
     def save_pretrained(self, folder, format="kbert", allow_missing=()):
         """Writes config and weights, float32, in one of four formats.
@@ -150,9 +152,9 @@ class PretrainedModel(keras.Model):
                 architecture; weights that are unknown, missing in part, or of another shape.
         """
         changes = {name: kwargs.pop(name) for name in _FIELDS & kwargs.keys()}
-        opened = open_weights(folder, allow_missing, cls.heads, layers, **changes)
+        opened = open_weights(folder, allow_missing, cls.task_heads, layers, **changes)
         with opened as (config, weights):
-            with undrawn_weights():
+            with skip_initialization():
                 model = cls(config, **kwargs)
             for name, weight in model.named_weights().items():
                 if name not in weights and len(weight.shape) == 2:  # vectors are fresh as 0 or 1
@@ -167,12 +169,12 @@ class PretrainedModel(keras.Model):
             folder, allow_missing, layers: as for `from_pretrained`.
             leave_out: names of parts, such as a head, that stay as they are.
         """
-        with open_weights(folder, allow_missing, self.heads, layers) as (config, weights):
-            if config.heads_left != self.config.heads_left:
+        with open_weights(folder, allow_missing, self.task_heads, layers) as (config, weights):
+            if config.attention_heads_per_layer != self.config.attention_heads_per_layer:
                 raise UserError(
-                    f"{folder} has {heads_text(config.heads_left)}, and the model "
-                    f"{heads_text(self.config.heads_left)}. Make the model of the folder's config, "
-                    f"as from_pretrained does."
+                    f"{folder} has {heads_text(config.attention_heads_per_layer)}, and the model "
+                    f"{heads_text(self.config.attention_heads_per_layer)}. Make the model of the "
+                    f"folder's config, as from_pretrained does."
                 )
             shapes = {n: s for n, s in weights.shapes.items() if part_of(n) not in leave_out}
             self._assign(Tensors(shapes, weights.__getitem__), folder)

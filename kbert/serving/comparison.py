@@ -10,16 +10,16 @@ import time
 import numpy as np
 import tensorflow as tf
 
+from kbert.data.bucketed_batches import pad_examples
 from kbert.data.examples import read_examples
-from kbert.data.finetuning import pad_items
 from kbert.errors import UserError
 from kbert.features import ENCODER_FEATURES
-from kbert.serving.conversions import ABOUT_FILE, shapes, single_texts
-from kbert.serving.lines import table_lines
+from kbert.inference.backends import keras_backend
+from kbert.serving.conversions import METADATA_FILE, shapes, single_texts
+from kbert.serving.messages import table_lines
 from kbert.settings import ExampleConfig
-from kbert.tasks.engines import live
-from kbert.tasks.folders import LABELLED_TASKS
 from kbert.tasks.labels import keep_known
+from kbert.tasks.registry import LABELLED_TASKS
 
 COMPARISON_FILE = "compression.json"
 CALIBRATION_EXAMPLES = 256
@@ -30,11 +30,11 @@ _TASK_OF = {"multilabel": "multilabel", "regress": "regress", "tag": "tag"}
 _TASK_OF |= {"answer": "qa", "choose": "choice"}
 
 
-def read_for(method, source, columns, report=print, labelled=True):
+def read_for(endpoint, source, columns, report=print, labelled=True):
     """The examples of a file, for the task of a method.
 
     Args:
-        method: Method. source: of `kbert.data.examples.read_examples`.
+        endpoint: Endpoint. source: of `kbert.data.examples.read_examples`.
         columns: ColumnConfig, where things are in it, or None. report: called with a line of text.
         labelled: False: labels are neither needed nor read.
 
@@ -45,28 +45,28 @@ def read_for(method, source, columns, report=print, labelled=True):
         UserError: the method answers nothing that a task has labels for; examples that cannot be
             used, with file and line.
     """
-    name = _TASK_OF.get(method.name)
-    if method.name == "classify":
-        name = "pair" if "text_pair" in method.texts else "classify"
+    name = _TASK_OF.get(endpoint.name)
+    if endpoint.name == "classify":
+        name = "pair" if "text_pair" in endpoint.texts else "classify"
     if name is None:
         raise UserError(
             f"--eval_file and --calibration_file are for methods that a task is scored by: "
             f"classify, {', '.join(n for n in _TASK_OF if n not in ('multilabel', 'regress'))}; "
-            f"got {method.name}."
+            f"got {endpoint.name}."
         )
     config = ExampleConfig(task=name, **(vars(columns) if columns else {}))
     examples = read_examples(source, config, labelled, report)
     if name in LABELLED_TASKS and labelled:
-        names = method.task.label_names
+        names = endpoint.task.label_names
         examples = keep_known(examples, names, config.skip_bad_lines, report)
-    _check_pairs(method, examples)
+    _check_pairs(endpoint, examples)
     return examples
 
 
-def _check_pairs(method, examples):
+def _check_pairs(endpoint, examples):
     """Refuses texts alone for a method that takes pairs, and the other way round."""
-    takes = "text_pair" in method.texts
-    for example in examples if "text" in method.texts else ():
+    takes = "text_pair" in endpoint.texts
+    for example in examples if "text" in endpoint.texts else ():
         if (getattr(example, "text_pair", None) is not None) != takes:
             raise UserError(
                 f"{example.where}: the model takes {'two texts' if takes else 'one text'}, and "
@@ -75,38 +75,38 @@ def _check_pairs(method, examples):
             )
 
 
-def calibration_features(method, source, columns, report=print):
+def calibration_features(endpoint, source, columns, report=print):
     """What static quantization takes the ranges of activations from.
 
     Args:
-        method, source, columns, report: as for `read_for`; source: None for nothing.
+        endpoint, source, columns, report: as for `read_for`; source: None for nothing.
 
     Returns:
         list of features, as of `Ids`, of examples from all over the file, 256 at most.
     """
     if not source:
         return []
-    examples = read_for(method, source, columns, report, labelled=False)
-    return Ids(method, examples[:: -(-len(examples) // CALIBRATION_EXAMPLES)]).questions
+    examples = read_for(endpoint, source, columns, report, labelled=False)
+    return Ids(endpoint, examples[:: -(-len(examples) // CALIBRATION_EXAMPLES)]).questions
 
 
 class Ids:
     """Examples as the features that runtimes take, one text, window or set of choices at a time.
 
     Args:
-        method: Method with a task. examples: of that task.
+        endpoint: Endpoint with a task. examples: of that task.
 
     Attributes:
         questions: list of dicts of the `ENCODER_FEATURES`, (1, L) or (1, C, L) int32 each.
     """
 
-    def __init__(self, method, examples):
-        self._task, self._examples = method.task, examples
-        self._encoded = method.task.encode(examples)
-        self.questions = [_features(item, method) for item in self._encoded.items]
+    def __init__(self, endpoint, examples):
+        self._task, self._examples = endpoint.task, examples
+        self._encoded = endpoint.task.encode(examples)
+        self.questions = [_features(item, endpoint) for item in self._encoded.items]
 
     def scores(self, answers):
-        """The task's scores of `Method.raw` of each question."""
+        """The task's scores of `Endpoint.forward` of each question."""
         # Of tags a SavedModel gives the probabilities, whose order is that of the logits.
         names = {"probabilities": "logits"}
         rows = [{names.get(n, n): np.asarray(x)[0] for n, x in a.items()} for a in answers]
@@ -114,43 +114,43 @@ class Ids:
         return self._task.scores(self._examples, predictions)
 
 
-def _features(item, method):
-    padded = pad_items([item], item.length, 1, method.tokenizer.pad_id)
+def _features(item, endpoint):
+    padded = pad_examples([item], item.length, 1, endpoint.tokenizer.pad_id)
     return {name: padded[name] for name in ENCODER_FEATURES}
 
 
 class Texts:
     """Examples as the texts that a SavedModel takes, one at a time; see `Ids`."""
 
-    def __init__(self, method, examples):
-        self._task, self._examples = method.task, examples
+    def __init__(self, endpoint, examples):
+        self._task, self._examples = endpoint.task, examples
         self.questions = [
-            {name: tf.constant([getattr(example, name)]) for name in method.texts}
+            {name: tf.constant([getattr(example, name)]) for name in endpoint.texts}
             for example in examples
         ]
 
     def scores(self, answers):
-        """The task's scores of the answer to each question, by the method's contract."""
+        """The task's scores of the answer to each question, by the endpoint's output_spec."""
         return self._task.scores(self._examples, [_prediction(answer) for answer in answers])
 
 
 def _prediction(answer):
     """An answer to a text as the prediction of a task."""
-    found = {name: np.asarray(value).tolist()[0] for name, value in answer.items()}
+    prediction = {name: np.asarray(value).tolist()[0] for name, value in answer.items()}
     for name in ("label", "answer"):
-        if name in found:
-            found[name] = found[name].decode()
-    if "labels" in found:
-        found["labels"] = [name.decode() for name in found["labels"] if name]
-    return found | ({"text": found["answer"]} if "answer" in found else {})
+        if name in prediction:
+            prediction[name] = prediction[name].decode()
+    if "labels" in prediction:
+        prediction["labels"] = [name.decode() for name in prediction["labels"] if name]
+    return prediction | ({"text": prediction["answer"]} if "answer" in prediction else {})
 
 
-def compared(asked, contenders):
+def compared(evaluation_set, contenders):
     """Rows of a table, one for each contender.
 
     Args:
-        asked: `Ids` or `Texts`. contenders: dict of name -> (bytes, function that answers a
-            question).
+        evaluation_set: `Ids` or `Texts`. contenders: dict of name -> (bytes, function that answers
+            a question).
 
     Returns:
         list of dicts: `model`, `megabytes`, `milliseconds` (the median over the questions, after
@@ -158,11 +158,11 @@ def compared(asked, contenders):
     """
     answers, seconds = ({name: [] for name in contenders} for _ in range(2))
     for _, answer in contenders.values():
-        for question in asked.questions[:WARM_UP]:
+        for question in evaluation_set.questions[:WARM_UP]:
             answer(question)
-    for start in range(0, len(asked.questions), TURN):
+    for start in range(0, len(evaluation_set.questions), TURN):
         for name, (_, answer) in contenders.items():
-            for question in asked.questions[start : start + TURN]:
+            for question in evaluation_set.questions[start : start + TURN]:
                 begin = time.perf_counter()
                 answers[name].append(answer(question))
                 seconds[name].append(time.perf_counter() - begin)
@@ -171,7 +171,7 @@ def compared(asked, contenders):
             "model": name,
             "megabytes": round(size / 1e6, 3),
             "milliseconds": round(1000 * statistics.median(seconds[name]), 3),
-            "scores": asked.scores(answers[name]),
+            "scores": evaluation_set.scores(answers[name]),
         }
         for name, (size, _) in contenders.items()
     ]
@@ -183,13 +183,13 @@ class Labelled:
     Runtimes get as many threads as TensorFlow is set to use; `kbert.export` sets one.
 
     Args:
-        method: Method, of the float32 model.
+        endpoint: Endpoint, of the float32 model.
         source, columns, report: as for `read_for`. source: None for no comparison.
     """
 
-    def __init__(self, method, source, columns, report=print):
-        self._method, self._source = method, source
-        self._examples = source and read_for(method, source, columns, report)
+    def __init__(self, endpoint, source, columns, report=print):
+        self._endpoint, self._source = endpoint, source
+        self._examples = source and read_for(endpoint, source, columns, report)
         self._threads = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count()
 
     def with_saved_model(self, functions, folder, weights):
@@ -205,56 +205,56 @@ class Labelled:
         if not self._source:
             return []
         kind, name = Texts, "serving_default"
-        if self._method.name == "tag":  # the words are given, and the tag of each is wanted
+        if self._endpoint.name == "tag":  # the words are given, and the tag of each is wanted
             kind, name = Ids, "from_ids"
-        asked = kind(self._method, self._examples)
+        evaluation_set = kind(self._endpoint, self._examples)
         loaded = tf.saved_model.load(str(folder)).signatures
         contenders = {
-            "kbert float32": (_weight_bytes(self._method), _answering(functions[name])),
+            "kbert float32": (_weight_bytes(self._endpoint), _answering(functions[name])),
             f"SavedModel {weights}": (_bytes(folder, "*"), _answering(loaded[name])),
         }
-        return self._written(compared(asked, contenders), folder / "assets.extra")
+        return self._written(compared(evaluation_set, contenders), folder / "assets.extra")
 
-    def with_runtime(self, runtime, folder, about):
+    def with_runtime(self, runtime, folder, metadata):
         """Compares a model for a runtime, and writes `compression.json` beside it.
 
         One that is quantized is compared with its float32 form, too.
 
         Args:
             runtime: of `kbert.serving.runtimes`. folder: of the model.
-            about: what is in its `model.json`.
+            metadata: what is in its `model.json`.
 
         Returns:
             list of lines of text, a table; empty without examples.
         """
         if not self._source:
             return []
-        method, asked = self._method, Ids(self._method, self._examples)
-        answer = live(method.raw, asked.questions[0])
-        contenders = {"kbert float32": (_weight_bytes(method), answer)}
+        endpoint, evaluation_set = self._endpoint, Ids(self._endpoint, self._examples)
+        answer = keras_backend(endpoint.forward, evaluation_set.questions[0])
+        contenders = {"kbert float32": (_weight_bytes(endpoint), answer)}
 
         def add(name, folder):
             answer = runtime.load(folder, self._threads)
             if runtime.fixed_sizes:
-                answer = _one_by_one(answer, method.max_seq_length)
+                answer = _one_by_one(answer, endpoint.max_seq_length)
             contenders[f"{runtime.name} {name}"] = _bytes(folder, "model.*"), answer
 
         with tempfile.TemporaryDirectory() as scratch:
-            if about["weights"] != "float32":
+            if metadata["weights"] != "float32":
                 scratch = pathlib.Path(scratch)
-                runtime.write(method, shapes(method, runtime), scratch)
+                runtime.write(endpoint, shapes(endpoint, runtime), scratch)
                 add("float32", scratch)
-            calibrated = ", calibrated" if about["calibration_examples"] else ""
-            add(about["weights"] + calibrated, folder)
-            return self._written(compared(asked, contenders), folder)
+            calibrated = ", calibrated" if metadata["calibration_examples"] else ""
+            add(metadata["weights"] + calibrated, folder)
+            return self._written(compared(evaluation_set, contenders), folder)
 
     def _written(self, rows, folder):
         """Writes rows of `compared` as JSON; the lines of their table."""
         count, source = len(self._examples), str(self._source)
-        about = {"eval_file": source, "examples": count, "threads": self._threads, "rows": rows}
-        text = json.dumps(about, indent=2) + "\n"
+        summary = {"eval_file": source, "examples": count, "threads": self._threads, "rows": rows}
+        text = json.dumps(summary, indent=2) + "\n"
         (folder / COMPARISON_FILE).write_text(text, encoding="utf-8")
-        metric, scores = self._method.task.metric, rows[0]["scores"]
+        metric, scores = self._endpoint.task.metric, rows[0]["scores"]
         others = [n for n, value in scores.items() if isinstance(value, float) and n != metric]
         names = [metric, *others][:MOST_SHOWN]
         table = [["", *names, "MB", "ms"]]
@@ -287,11 +287,11 @@ def _one_by_one(compute, L):
     return answer
 
 
-def _weight_bytes(method):
-    weights = [weight for weight in method.model.weights if not weight.name.endswith("_scale")]
+def _weight_bytes(endpoint):
+    weights = [weight for weight in endpoint.model.weights if not weight.name.endswith("_scale")]
     return sum(4 * np.prod(weight.shape, dtype=np.int64) for weight in weights)
 
 
 def _bytes(folder, pattern):
     paths = (path for path in pathlib.Path(folder).rglob(pattern) if path.is_file())
-    return sum(path.stat().st_size for path in paths if path.name != ABOUT_FILE)
+    return sum(path.stat().st_size for path in paths if path.name != METADATA_FILE)

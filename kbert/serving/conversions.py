@@ -1,8 +1,8 @@
 """Models of methods in the files of other runtimes, and whether these compute the same.
 
-What is converted is `Method.raw`: from the three features of a text to what the model makes of
-them. Tokens are made, and results read, by whoever serves it: the vocabulary and `model.json` say
-how.
+What is converted is `Endpoint.forward`: from the three features of a text to what the model makes
+of them. Tokens are made, and results read, by whoever serves it: the vocabulary and `model.json`
+say how.
 """
 
 import json
@@ -13,13 +13,13 @@ import kbert
 from kbert.errors import UserError
 from kbert.features import ENCODER_FEATURES
 from kbert.serving import saved_model
-from kbert.serving.methods import Choose, Classify, MultiLabel
+from kbert.serving.endpoints import Choose, Classify, MultiLabel
 from kbert.tasks.outputs import MOST_MASKS
 
-ABOUT_FILE = "model.json"
+METADATA_FILE = "model.json"
 MOST_BYTES = 2**31 - 2**24  # of weights: what the formats on the way hold is 2 GiB
 _OF_LABELS = "of the labels: their probabilities are"
-# method: output of `raw`: its shape, and what it is. B texts, L tokens, C labels or choices,
+# method: output of `forward`: its shape, and what it is. B texts, L tokens, C labels or choices,
 # M masks, V words, D width.
 OUTPUTS = {
     "classify": {"logits": ("BC", f"{_OF_LABELS} the softmax")},
@@ -43,42 +43,42 @@ OUTPUTS = {
 }
 
 
-def shapes(method, runtime):
-    """Shapes of the model of a method: dict of its inputs, dict of its outputs.
+def shapes(endpoint, runtime):
+    """Shapes of the model of an endpoint: dict of its inputs, dict of its outputs.
 
     Returns:
         dicts of name -> list of ints, and of letters where a size is that of the request.
     """
-    D, V = method.model.config.hidden_size, method.tokenizer.vocab_size
+    D, V = endpoint.model.config.hidden_size, endpoint.tokenizer.vocab_size
     sizes = {"D": D, "V": V, "1": 1, "2": 2}
     if runtime.fixed_sizes:  # C: a choice at a time, whose logit does not depend on the others
-        L = method.max_seq_length
+        L = endpoint.max_seq_length
         sizes |= {"B": 1, "C": 1, "L": L, "M": min(L, MOST_MASKS)}
-    if labels := _labels(method):
+    if labels := _labels(endpoint):
         sizes["C"] = len(labels)
-    features = dict.fromkeys(ENCODER_FEATURES, "BCL" if isinstance(method, Choose) else "BL")
-    outputs = {name: shape for name, (shape, _) in OUTPUTS[method.name].items()}
+    features = dict.fromkeys(ENCODER_FEATURES, "BCL" if isinstance(endpoint, Choose) else "BL")
+    outputs = {name: shape for name, (shape, _) in OUTPUTS[endpoint.name].items()}
     return tuple(
-        {name: [sizes.get(letter, letter) for letter in letters] for name, letters in found.items()}
-        for found in (features, outputs)
+        {name: [sizes.get(letter, letter) for letter in letters] for name, letters in side.items()}
+        for side in (features, outputs)
     )
 
 
-def _labels(method):
+def _labels(endpoint):
     """Names of the classes, in the order of the logits; those of choices are only numbers."""
-    if isinstance(method, Choose):
+    if isinstance(endpoint, Choose):
         return []
-    return list(getattr(method.task, "label_names", None) or [])
+    return list(getattr(endpoint.task, "label_names", None) or [])
 
 
-def save_conversion(method, runtime, folder, quantize=None, calibration=()):
+def save_conversion(endpoint, runtime, folder, quantize=None, calibration=()):
     """Writes the model of a method for another runtime, compared with the method by that runtime.
 
     Beside it lie the vocabulary with its settings, config.json, and `model.json`, which says what
     goes in and what comes out.
 
     Args:
-        method: Method of a float32 model. runtime: of `kbert.serving.runtimes`.
+        endpoint: Endpoint of a float32 model. runtime: of `kbert.serving.runtimes`.
         folder: to write to. quantize: one of the runtime's `quantizations`, or None.
         calibration: list of features of single texts that the activations' ranges are taken from.
 
@@ -89,57 +89,57 @@ def save_conversion(method, runtime, folder, quantize=None, calibration=()):
     Raises:
         UserError: the model is too large for the format.
     """
-    size = sum(4 * np.prod(weight.shape, dtype=np.int64) for weight in method.model.weights)
+    size = sum(4 * np.prod(weight.shape, dtype=np.int64) for weight in endpoint.model.weights)
     if size > MOST_BYTES:
         raise UserError(
             f"a model of {size / 1e9:,.1f} GB does not fit --format={runtime.name}, which holds "
             f"2 GB; --format=serving holds any."
         )
-    inputs, outputs = shapes(method, runtime)
-    runtime.write(method, (inputs, outputs), folder, quantize, calibration)
-    saved_model.save_settings(method, folder)
-    about = {
+    inputs, outputs = shapes(endpoint, runtime)
+    runtime.write(endpoint, (inputs, outputs), folder, quantize, calibration)
+    saved_model.save_settings(endpoint, folder)
+    metadata = {
         "kbert": kbert.__version__,
         "format": runtime.name,
         "file": runtime.file,
         "weights": quantize or "float32",
         "calibration_examples": len(calibration),
-        "method": method.name,
-        "texts": list(method.texts),
+        "method": endpoint.name,
+        "texts": list(endpoint.texts),
         "inputs": {n: {"shape": shape, "dtype": "int32"} for n, shape in inputs.items()},
         "outputs": {
-            name: {"shape": shape, "dtype": "float32", "meaning": OUTPUTS[method.name][name][1]}
+            name: {"shape": shape, "dtype": "float32", "meaning": OUTPUTS[endpoint.name][name][1]}
             for name, shape in outputs.items()
         },
-        "labels": _labels(method),
-        "max_seq_length": method.max_seq_length,
-        **compared(method, runtime.load(folder), runtime.fixed_sizes),
+        "labels": _labels(endpoint),
+        "max_seq_length": endpoint.max_seq_length,
+        **compared(endpoint, runtime.load(folder), runtime.fixed_sizes),
     }
-    (folder / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    return about
+    (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    return metadata
 
 
-def compared(method, compute, fixed_sizes):
-    """How a runtime computes the sample texts, beside the method: see `save_conversion`.
+def compared(endpoint, compute, fixed_sizes):
+    """How a runtime computes the sample texts, beside the endpoint: see `save_conversion`.
 
     Args:
-        method: Method. compute: as `Runtime.load` returns it. fixed_sizes: as of the Runtime.
+        endpoint: Endpoint. compute: as `Runtime.load` returns it. fixed_sizes: as of the Runtime.
     """
-    features = sample_features(method)
+    features = sample_features(endpoint)
     if fixed_sizes:
-        batches = single_texts(features, method.max_seq_length)
+        batches = single_texts(features, endpoint.max_seq_length)
     else:
         batches = [features, {name: x[:1, ..., :5] for name, x in features.items()}]
     difference, same = 0.0, []
     for batch in batches:
-        wanted = {name: x.numpy() for name, x in method.raw(batch).items()}
-        found = compute(batch)
-        difference = max(difference, saved_model.largest_difference(found, wanted))
-        if isinstance(method, (Classify, MultiLabel)):
-            decide = _several if isinstance(method, MultiLabel) else _best
-            same += (decide(found["logits"]) == decide(wanted["logits"])).all(-1).tolist()
-    about = {"samples": len(features["input_ids"]), "largest_difference": difference}
-    return about | ({"same_labels": sum(same[: about["samples"]])} if same else {})
+        expected = {name: x.numpy() for name, x in endpoint.forward(batch).items()}
+        result = compute(batch)
+        difference = max(difference, saved_model.largest_difference(result, expected))
+        if isinstance(endpoint, (Classify, MultiLabel)):
+            decide = _several if isinstance(endpoint, MultiLabel) else _best
+            same += (decide(result["logits"]) == decide(expected["logits"])).all(-1).tolist()
+    summary = {"samples": len(features["input_ids"]), "largest_difference": difference}
+    return summary | ({"same_labels": sum(same[: summary["samples"]])} if same else {})
 
 
 def _best(logits):
@@ -150,20 +150,20 @@ def _several(logits):
     return logits > 0
 
 
-def sample_features(method):
+def sample_features(endpoint):
     """The features of the sample texts, as the model of a method gets them: int32 arrays."""
-    asked = []
+    captured = []
 
     def compute(features):
-        asked.append({name: x.numpy() for name, x in features.items()})
-        return method.raw(features)
+        captured.append({name: x.numpy() for name, x in features.items()})
+        return endpoint.forward(features)
 
-    before, method.compute = method.compute, compute
+    before, endpoint.compute = endpoint.compute, compute
     try:
-        method.from_texts(**saved_model.samples(method))
+        endpoint.from_texts(**saved_model.samples(endpoint))
     finally:
-        method.compute = before
-    return asked[0]
+        endpoint.compute = before
+    return captured[0]
 
 
 def single_texts(features, L):

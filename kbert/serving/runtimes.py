@@ -8,13 +8,13 @@ import logging
 import tensorflow as tf
 
 from kbert.errors import UserError
-from kbert.model.forms import plain_ops
+from kbert.inference.backends import frozen_graph, openvino_model
+from kbert.model.inference_ops import plain_ops
 from kbert.serving.signatures import traced
-from kbert.tasks.engines import frozen_graph, openvino_model
 
 
 class Runtime(abc.ABC):
-    """A runtime that computes `Method.raw`.
+    """A runtime that computes `Endpoint.forward`.
 
     Attributes:
         name: str, also of the extra of kbert that installs `packages`. packages: names of modules.
@@ -26,11 +26,11 @@ class Runtime(abc.ABC):
     fixed_sizes = calibrates = False
 
     @abc.abstractmethod
-    def write(self, method, shapes, folder, quantize=None, calibration=()):
+    def write(self, endpoint, shapes, folder, quantize=None, calibration=()):
         """Writes the model.
 
         Args:
-            method: Method. folder: to write to. quantize: one of `quantizations`, or None.
+            endpoint: Endpoint. folder: to write to. quantize: one of `quantizations`, or None.
             calibration: int8: features of texts, whose activations have the ranges to expect;
                 without, the range is found anew for every input.
             shapes: two dicts of name -> shape, of the inputs and of the outputs: ints, and letters
@@ -52,10 +52,12 @@ class OpenVINO(Runtime):
     name, packages, file = "openvino", ("openvino",), "model.xml"
     quantizations = ("float16",)
 
-    def write(self, method, shapes, folder, quantize=None, calibration=()):
+    def write(self, endpoint, shapes, folder, quantize=None, calibration=()):
         import openvino
 
-        model = openvino_model(openvino.Core(), method.raw, _example(shapes[0]), method.model)
+        model = openvino_model(
+            openvino.Core(), endpoint.forward, _example(shapes[0]), endpoint.model
+        )
         try:
             openvino.save_model(model, folder / self.file, compress_to_fp16=quantize is not None)
         except RuntimeError as error:
@@ -81,11 +83,11 @@ class LiteRT(Runtime):
     quantizations = ("int8", "float16")
     fixed_sizes = True
 
-    def write(self, method, shapes, folder, quantize=None, calibration=()):
+    def write(self, endpoint, shapes, folder, quantize=None, calibration=()):
         specs = {name: tf.TensorSpec(shape, tf.int32, name) for name, shape in shapes[0].items()}
-        function = traced(lambda **features: method.raw(features), specs)
+        function = traced(lambda **features: endpoint.forward(features), specs)
         root = tf.train.Checkpoint()
-        root.variables = [variable.value for variable in method.model.variables]
+        root.variables = [variable.value for variable in endpoint.model.variables]
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], root)
         if quantize:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]  # int8, in matrices
@@ -110,12 +112,14 @@ class ONNX(Runtime):
     calibrates = True
     opset = 18  # the highest that tf2onnx writes
 
-    def write(self, method, shapes, folder, quantize=None, calibration=()):
+    def write(self, endpoint, shapes, folder, quantize=None, calibration=()):
         import onnx
         from tf2onnx import tfonnx
 
         with plain_ops():
-            inputs, outputs = frozen_graph(method.raw, _example(shapes[0]), method.model, "float32")
+            inputs, outputs = frozen_graph(
+                endpoint.forward, _example(shapes[0]), endpoint.model, "float32"
+            )
         with _without_warnings():
             # Without tf2onnx's own optimizers, which copy the weights dozens of times: ONNX Runtime
             # does what they do when it loads a model.

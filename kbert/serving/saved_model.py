@@ -14,13 +14,13 @@ import tensorflow as tf
 
 import kbert
 from kbert.errors import UserError
-from kbert.formats import EXPORT_FILE, export_checksum, find_folder, read_export, sha256_of
+from kbert.inference.predictor import Predictor, check_length
 from kbert.model.models import BertModel
 from kbert.model.weights import open_weights, part_of
-from kbert.serving.methods import METHODS, FillMask, MultiLabel, Regress
+from kbert.serving.endpoints import ENDPOINTS, FillMask, MultiLabel, Regress
 from kbert.serving.signatures import signatures
-from kbert.tasks.folders import TASK_FILE, read_task
-from kbert.tasks.predictor import Predictor, check_length
+from kbert.tasks.registry import TASK_FILE, read_task
+from kbert.utils.formats import EXPORT_FILE, export_checksum, find_folder, read_export, sha256_of
 
 _METHOD_OF_PART = {  # what a folder can do; the first part that is there
     "sequence_classifier": "classify",
@@ -41,18 +41,18 @@ SAMPLES = (
 )
 
 
-def load_method(folder, name=None, takes_pairs=None, max_seq_length=None):
+def load_endpoint(folder, name=None, takes_pairs=None, max_seq_length=None):
     """A method of answering texts, with the weights of a folder, float32.
 
     Args:
         folder: such as `RUN/finetuning/best`, in any format that `BertModel` reads.
-        name: one of `METHODS`; None: what the model was fine-tuned for, or else fill_mask, or
+        name: one of `ENDPOINTS`; None: what the model was fine-tuned for, or else fill_mask, or
             whatever its heads can do.
         takes_pairs: whether a text comes with a second one; None: as in fine-tuning.
         max_seq_length: tokens of a sequence; None: as in fine-tuning, or as many as the model can.
 
     Returns:
-        Method.
+        Endpoint.
 
     Raises:
         UserError: no such folder, or it lacks the head; an argument that does not fit the model.
@@ -62,8 +62,8 @@ def load_method(folder, name=None, takes_pairs=None, max_seq_length=None):
         parts = {part_of(name) for name in weights}
     settings = read_task(folder) or {}
     name = name or next((m for part, m in _METHOD_OF_PART.items() if part in parts), "embed")
-    kind, task_name = METHODS[name], _TASKS.get(name)
-    predictor = Predictor.from_pretrained(folder, engine="live", max_seq_length=max_seq_length)
+    kind, task_name = ENDPOINTS[name], _TASKS.get(name)
+    predictor = Predictor.from_pretrained(folder, backend="keras", max_seq_length=max_seq_length)
     if name == "encode":
         predictor.model = load_encoder(folder)
         check_length(predictor.max_seq_length, predictor.model.config)
@@ -75,17 +75,17 @@ def load_method(folder, name=None, takes_pairs=None, max_seq_length=None):
         if takes_pairs is None:
             takes_pairs = settings.get("takes_pairs", settings.get("task") == "pair")
     elif takes_pairs:
-        raise UserError(f"--pairs is for models that classify; {name} takes {_inputs(kind)}.")
+        raise UserError(f"--takes_pairs is for models that classify; {name} takes {_inputs(kind)}.")
     return kind(predictor, task_name and predictor.task(task_name), takes_pairs)
 
 
-def quantize_int8(method):
+def quantize_int8(endpoint):
     """Gives the matrices and tables of a method's model 8 bits, as Keras does (`Model.quantize`).
 
     Inputs of matrix products are rounded to 8 bits as well, with a scale for each token. The tables
     of a model that scores words stay: its head reads that of the words as it is.
     """
-    model = method.model
+    model = endpoint.model
     kinds = (keras.layers.Dense, *(() if hasattr(model, "mlm") else (keras.layers.Embedding,)))
     gc.freeze()  # Keras collects garbage after each layer: nothing of what is there now
     try:
@@ -95,18 +95,18 @@ def quantize_int8(method):
 
 
 def load_exported(folder):
-    """The method that `save_method` wrote, with its weights.
+    """The method that `save_endpoint` wrote, with its weights.
 
     Raises:
         UserError: the folder has another SavedModel; files that are missing or damaged.
     """
-    about = read_export(pathlib.Path(folder) / "assets.extra")
-    name, length = about["method"], about["max_seq_length"]
+    metadata = read_export(pathlib.Path(folder) / "assets.extra")
+    name, length = metadata["method"], metadata["max_seq_length"]
     if name in CLASSIFIERS:
-        return load_method(folder, "classify", "text_pair" in about["inputs"], length)
-    if name not in METHODS:
+        return load_endpoint(folder, "classify", "text_pair" in metadata["inputs"], length)
+    if name not in ENDPOINTS:
         raise UserError(f"{folder} is an export of the method {name!r}, which is unknown here.")
-    return load_method(folder, name, None, length)
+    return load_endpoint(folder, name, None, length)
 
 
 def load_encoder(folder, **arguments):
@@ -128,56 +128,56 @@ def _inputs(kind):
     return " and ".join(kind.texts)
 
 
-def samples(method):
+def samples(endpoint):
     """A few texts to try a method with, harmless ones and others: dict of lists, all of one length.
 
     The same number of [MASK] in each, or of choices.
     """
-    texts = [f"{text} [MASK]" if isinstance(method, FillMask) else text for text in SAMPLES]
-    if isinstance(method, FillMask):
+    texts = [f"{text} [MASK]" if isinstance(endpoint, FillMask) else text for text in SAMPLES]
+    if isinstance(endpoint, FillMask):
         texts[-1] = "the [MASK] of"
     others = texts[1:] + texts[:1]
     values = {"choices": [list(pair) for pair in zip(texts, others, strict=True)]}
     values |= {"text_pair": others, "question": others}
-    return {name: values.get(name, texts) for name in method.texts}
+    return {name: values.get(name, texts) for name in endpoint.texts}
 
 
-def save_method(method, folder, batch_timeout_ms=0):
+def save_endpoint(endpoint, folder, batch_timeout_ms=0):
     """Writes a SavedModel, with `assets.extra/kbert.json`, which says what it is.
 
     The variables are tracked as such, so that converters find them, and with what lies beside
     `kbert.json` the folder can be read like others with weights.
 
     Args:
-        method: Method. folder: to write to. batch_timeout_ms: see `signatures`.
+        endpoint: Endpoint. folder: to write to. batch_timeout_ms: see `signatures`.
 
     Returns:
         dict of name of the signature -> concrete function.
     """
     root = tf.train.Checkpoint()
-    root.variables = [variable.value for variable in method.model.variables]
-    root.tokenizers = method.trackables()
-    found = signatures(method, batch_timeout_ms)
+    root.variables = [variable.value for variable in endpoint.model.variables]
+    root.tokenizers = endpoint.trackables()
+    functions = signatures(endpoint, batch_timeout_ms)
     folder = pathlib.Path(folder)
-    tf.saved_model.save(root, str(folder), signatures=found)
+    tf.saved_model.save(root, str(folder), signatures=functions)
     extra = folder / "assets.extra"
     extra.mkdir()
-    save_settings(method, extra)
-    names = {id(weight): name for name, weight in method.model.named_weights().items()}
-    about = {
+    save_settings(endpoint, extra)
+    names = {id(weight): name for name, weight in endpoint.model.named_weights().items()}
+    metadata = {
         "kbert": kbert.__version__,
-        "method": method.name,
-        "inputs": list(method.texts),
-        "outputs": method.contract,
-        "labels": list(getattr(method.task, "label_names", None) or []),
-        "max_seq_length": method.max_seq_length,
-        "padded": method.padded,
-        "weights": [names.get(id(variable)) for variable in method.model.variables],
+        "method": endpoint.name,
+        "inputs": list(endpoint.texts),
+        "outputs": endpoint.output_spec,
+        "labels": list(getattr(endpoint.task, "label_names", None) or []),
+        "max_seq_length": endpoint.max_seq_length,
+        "padded": endpoint.padded,
+        "weights": [names.get(id(variable)) for variable in endpoint.model.variables],
         "files": {name: sha256_of(folder / name) for name in _own_files(folder)},
     }
-    about["checksum"] = export_checksum(about)
-    (extra / EXPORT_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    return found
+    metadata["checksum"] = export_checksum(metadata)
+    (extra / EXPORT_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    return functions
 
 
 def _own_files(folder):
@@ -187,12 +187,12 @@ def _own_files(folder):
     return [name for name in names if not name.startswith("variables/")]
 
 
-def save_settings(method, folder):
+def save_settings(endpoint, folder):
     """Writes config.json, vocabulary, tokenizer settings, and task.json if there is a task."""
-    method.model.config.save(folder / "config.json")
-    method.tokenizer.save_pretrained(folder)
-    if method.predictor.settings:
-        text = json.dumps(method.predictor.settings, indent=2) + "\n"
+    endpoint.model.config.save(folder / "config.json")
+    endpoint.tokenizer.save_pretrained(folder)
+    if endpoint.predictor.settings:
+        text = json.dumps(endpoint.predictor.settings, indent=2) + "\n"
         (folder / TASK_FILE).write_text(text, encoding="utf-8")
 
 
@@ -201,11 +201,11 @@ import json, sys
 import numpy as np
 import tensorflow as tf
 import tensorflow_text
-asked, told, *folders = sys.argv[1:]
-found = {n: tf.constant(t) for n, t in json.load(open(asked, encoding="utf-8")).items()}
+request, answer, *folders = sys.argv[1:]
+values = {n: tf.constant(t) for n, t in json.load(open(request, encoding="utf-8")).items()}
 for folder in folders:
-    found = tf.saved_model.load(folder).signatures["serving_default"](**found)
-np.savez(told, **{name: value.numpy() for name, value in found.items()})
+    values = tf.saved_model.load(folder).signatures["serving_default"](**values)
+np.savez(answer, **{name: value.numpy() for name, value in values.items()})
 """
 
 
@@ -223,9 +223,14 @@ def answers_alone(texts, *folders):
         UserError: the process failed; with the end of what it wrote.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        asked, told = pathlib.Path(scratch) / "asked.json", pathlib.Path(scratch) / "told.npz"
-        asked.write_text(json.dumps(texts), encoding="utf-8")
-        paths = [asked, told, *(pathlib.Path(folder).absolute() for folder in folders)]
+        request_file = pathlib.Path(scratch) / "request.json"
+        answer_file = pathlib.Path(scratch) / "answer.npz"
+        request_file.write_text(json.dumps(texts), encoding="utf-8")
+        paths = [
+            request_file,
+            answer_file,
+            *(pathlib.Path(folder).absolute() for folder in folders),
+        ]
         command = [sys.executable, "-c", _ALONE, *map(str, paths)]
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(command, capture_output=True, text=True, cwd=scratch, env=environment)
@@ -234,31 +239,32 @@ def answers_alone(texts, *folders):
                 f"the SavedModel does not answer in a process of its own: "
                 f"{' '.join(done.stderr.split())[-500:]}"
             )
-        with np.load(told, allow_pickle=True) as arrays:
+        with np.load(answer_file, allow_pickle=True) as arrays:
             return dict(arrays)
 
 
-def largest_difference(found, wanted):
+def largest_difference(result, expected):
     """How far numbers of two dicts of arrays are apart; inf if anything else differs.
 
     Numbers above 1 by their share of themselves.
 
     Args:
-        found: answers of a SavedModel. wanted: of `Method.predicted`, of which some may be missing.
+        result: answers of a SavedModel. expected: of `Endpoint.reference_outputs`, of which some
+            may be missing.
     """
     largest = 0.0
-    for name, expected in wanted.items():
-        value, expected = _decoded(found[name]), _decoded(expected)
-        if value.shape != expected.shape:
+    for name, value in expected.items():
+        actual, value = _decoded(result[name]), _decoded(value)
+        if actual.shape != value.shape:
             return float("inf")
-        if not expected.size:
+        if not value.size:
             continue
-        if expected.dtype.kind == "f":
-            apart = np.abs(value - expected) / np.maximum(1, np.abs(expected))
+        if value.dtype.kind == "f":
+            apart = np.abs(actual - value) / np.maximum(1, np.abs(value))
             if np.isnan(apart).any():
                 return float("inf")
             largest = max(largest, float(apart.max()))
-        elif not (value == expected).all():
+        elif not (actual == value).all():
             return float("inf")
     return largest
 

@@ -3,16 +3,16 @@
 import tensorflow as tf
 
 from kbert.features import ENCODER_FEATURES
-from kbert.serving.methods import Choose, Classify, MultiLabel, Regress
+from kbert.serving.endpoints import Choose, Classify, MultiLabel, Regress
 
 MOST_TEXTS = 32  # of a batch that requests share in the graph
 
 
-def signatures(method, batch_timeout_ms=0):
+def signatures(endpoint, batch_timeout_ms=0):
     """The signatures of a method.
 
     `serving_default` takes text, `from_ids` the three features of `kbert.features`; both answer as
-    `contract` says, but `from_ids` has no text to take stretches from: of tag it gives
+    `output_spec` says, but `from_ids` has no text to take stretches from: of tag it gives
     `probabilities` (B, L, C), of answer `start_logits` and `end_logits` (B, L). `from_examples`
     takes serialized tf.Examples whose features have the names of the text inputs, and answers as
     `serving_default`. A model that classifies or regresses also has what TensorFlow Serving's
@@ -20,7 +20,7 @@ def signatures(method, batch_timeout_ms=0):
     each) or `regress` (`outputs`, (B,)).
 
     Args:
-        method: Method.
+        endpoint: Endpoint.
         batch_timeout_ms: how long a request waits for others, with which it shares a batch in the
             graph: those that ask with texts or examples, of one size if they have choices. Its
             answer has as many columns as that batch needs. 0: each request is a batch.
@@ -28,35 +28,35 @@ def signatures(method, batch_timeout_ms=0):
     Returns:
         dict of name -> concrete function of named tensors.
     """
-    specs = {n: tf.TensorSpec([None] * axes, tf.string, n) for n, axes in method.texts.items()}
-    rank = 3 if isinstance(method, Choose) else 2
+    specs = {n: tf.TensorSpec([None] * axes, tf.string, n) for n, axes in endpoint.texts.items()}
+    rank = 3 if isinstance(endpoint, Choose) else 2
     ids = {n: tf.TensorSpec([None] * rank, t, n) for n, (_, t) in ENCODER_FEATURES.items()}
     examples = {"inputs": tf.TensorSpec([None], tf.string, "inputs")}
 
-    from_texts = method.from_texts
+    from_texts = endpoint.from_texts
     if batch_timeout_ms:
         from_texts = _in_batches(from_texts, specs, batch_timeout_ms)
     from_texts = traced(from_texts, specs)
 
     def from_examples(inputs):
-        return from_texts(**parse_examples(inputs, method.texts))
+        return from_texts(**parse_examples(inputs, endpoint.texts))
 
     def classify(inputs):
         scores = from_examples(inputs)["probabilities"]
-        classes = tf.broadcast_to(tf.constant(method.task.label_names), tf.shape(scores))
+        classes = tf.broadcast_to(tf.constant(endpoint.task.label_names), tf.shape(scores))
         return {"classes": classes, "scores": scores}
 
-    found = {
+    functions = {
         "serving_default": from_texts,
-        "from_ids": traced(lambda **features: method.from_ids(features), ids),
+        "from_ids": traced(lambda **features: endpoint.from_ids(features), ids),
         "from_examples": traced(from_examples, examples),
     }
-    if isinstance(method, (Classify, MultiLabel)):
-        found["classify"] = traced(classify, examples)
-    if isinstance(method, Regress):
+    if isinstance(endpoint, (Classify, MultiLabel)):
+        functions["classify"] = traced(classify, examples)
+    if isinstance(endpoint, Regress):
         regress = traced(lambda inputs: {"outputs": from_examples(inputs)["score"]}, examples)
-        found["regress"] = regress
-    return found
+        functions["regress"] = regress
+    return functions
 
 
 def _in_batches(function, specs, timeout_ms):

@@ -16,7 +16,7 @@ def write_warmup(folder, functions, texts, model_name):
     """Writes a request for each signature and batch size into `assets.extra`.
 
     Args:
-        folder: of a SavedModel. functions: dict of the signatures, as `save_method` returns it.
+        folder: of a SavedModel. functions: dict of the signatures, as `save_endpoint` returns it.
         texts: dict of the text inputs' names -> lists. model_name: as it is served.
 
     Returns:

@@ -2,11 +2,12 @@
 
 from kbert.settings.data import LearnVocabConfig, PrepareConfig
 from kbert.settings.models import (
-    ENGINES,
+    BACKENDS,
     EXPORT_METHODS,
     EXPORT_RUNTIMES,
     METHODS,
     QUANTIZATIONS,
+    SERVER_BACKENDS,
     EvaluateConfig,
     PredictConfig,
     PruneConfig,
@@ -15,11 +16,12 @@ from kbert.settings.tasks import TASKS, ColumnConfig, DistillConfig, ExampleConf
 from kbert.settings.training import PretrainConfig, TeacherConfig, TrainingConfig
 
 __all__ = [
-    "ENGINES",
+    "BACKENDS",
     "EXPORT_METHODS",
     "EXPORT_RUNTIMES",
     "METHODS",
     "QUANTIZATIONS",
+    "SERVER_BACKENDS",
     "TASKS",
     "ColumnConfig",
     "DistillConfig",

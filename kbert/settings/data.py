@@ -11,11 +11,11 @@ class LearnVocabConfig:
     """Settings of `kbert.learn_vocab`, one flag each."""
 
     input: str = setting("", "text: comma-separated globs, tfds:NAME or sample:train")
-    vocab_file: str = setting("vocab.txt", "file to write")
+    output_file: str = setting("vocab.txt", "file to write")
     vocab_size: int = setting(30522, "entries, special tokens included", at_least=32)
     lower_case: bool = setting(True, "lower-case and strip accents (an uncased BERT)")
-    on_bad_line: str = setting(
-        "stop", "JSON lines without a text: stop, or skip them", choices=("stop", "skip")
+    skip_bad_lines: bool = setting(
+        False, "skip JSON lines without a text, instead of ending with an error"
     )
 
     def __post_init__(self):
@@ -33,9 +33,9 @@ class PrepareConfig:
     vocab_file: str | None = setting(None, "vocabulary, such as kbert.learn_vocab writes")
     lower_case: bool = setting(True, "lower-case and strip accents (an uncased BERT)")
     processes: int | None = setting(
-        None, "worker processes of the local engine; default: one per core", at_least=1
+        None, "worker processes of the local runner; default: one per core", at_least=1
     )
-    engine: str = setting(
+    runner: str = setting(
         "local",
         "processes of this machine, or an Apache Beam pipeline; the corpus is the same",
         choices=("local", "beam"),
@@ -48,17 +48,17 @@ class PrepareConfig:
         False, "shuffle the documents; training needs it not: it shuffles what it takes"
     )
     seed: int = setting(0, "seed of --shuffle_documents", at_least=0, at_most=2**31 - 1)
-    on_bad_line: str = setting(
-        "stop", "JSON lines without a text: stop, or skip and count them", choices=("stop", "skip")
+    skip_bad_lines: bool = setting(
+        False, "skip JSON lines without a text and count them, instead of ending with an error"
     )
 
     def __post_init__(self):
         check_settings(self)
-        if self.beam_options and self.engine != "beam":
-            raise UserError("--beam_options is for --engine=beam.")
-        if self.processes and self.engine == "beam":
+        if self.beam_options and self.runner != "beam":
+            raise UserError("--beam_options is for --runner=beam.")
+        if self.processes and self.runner == "beam":
             raise UserError(
-                "--processes is for --engine=local. Runners of Beam have flags of their own for "
+                "--processes is for --runner=local. Runners of Beam have flags of their own for "
                 "it, such as --beam_options='--direct_num_workers=2'."
             )
         if self.vocab_file is None:

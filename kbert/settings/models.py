@@ -37,13 +37,13 @@ class PruneConfig(ExampleConfig):
     eval_file: str | None = setting(
         None, "labelled examples to score the model on, before and after"
     )
-    to: str | None = setting(None, "folder to make")
-    heads: float = setting(0.5, "share of the attention heads to remove", above=0, below=1)
+    output_dir: str | None = setting(None, "folder to make")
+    prune_fraction: float = setting(0.5, "share of the attention heads to remove", above=0, below=1)
     batch_size: int = setting(32, "examples computed at a time", at_least=1)
 
     def __post_init__(self):
         check_settings(self)
-        for name in ("model", "data_file", "to"):
+        for name in ("model", "data_file", "output_dir"):
             if not getattr(self, name):
                 raise UserError(f"--{name} is missing. See python -m kbert.prune --help.")
 
@@ -61,7 +61,8 @@ METHODS = (
 EXPORT_METHODS = (*(name for name in METHODS if name != "similarity"), "encode")
 EXPORT_RUNTIMES = ("openvino", "litert", "onnx")
 QUANTIZATIONS = ("int8", "float16")
-ENGINES = ("auto", "tensorflow", "openvino")
+SERVER_BACKENDS = ("auto", "tensorflow", "openvino")
+BACKENDS = (*SERVER_BACKENDS, "keras")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,17 +81,17 @@ class PredictConfig(ColumnConfig):
         "examples in the formats of kbert.finetune",
     )
     output_file: str = setting("-", "JSON lines, one for each text; - for standard output")
-    k: int = setting(5, "fill_mask: words for each [MASK]", at_least=1)
+    top_k: int = setting(5, "fill_mask: words for each [MASK]", at_least=1)
     pooling: str = setting("mean", "embed, similarity: of the tokens", choices=("mean", "cls"))
     batch_size: int = setting(32, "texts of a batch", at_least=1)
     precision: str = setting(
         "float32", "dtype policy of the model", choices=("float32", "mixed_bfloat16")
     )
-    engine: str = setting(
+    backend: str = setting(
         "auto",
         "what computes the model; auto: OpenVINO if it is installed and there is no GPU, else "
-        "TensorFlow",
-        choices=ENGINES,
+        "TensorFlow; keras: the Keras model as it is, as evaluation in training does",
+        choices=BACKENDS,
     )
 
     def __post_init__(self):

@@ -62,7 +62,7 @@ class FinetuneConfig(TrainingConfig, ExampleConfig):
         None, "what to choose the best weights by; default: those of the last step are taken"
     )
     test_file: str | None = setting(None, "what to score the chosen weights on, once, at the end")
-    labels: str | None = setting(
+    label_names: str | None = setting(
         None,
         "names of the labels in the order of their numbers, comma-separated, or a file with one a "
         "line; default: those of the training data, sorted",
@@ -117,7 +117,7 @@ class FinetuneConfig(TrainingConfig, ExampleConfig):
     best_metric: str | None = setting(
         None, "figure of --eval_file that the best weights have; default: the usual one of the task"
     )
-    early_stopping: int | None = setting(
+    early_stopping_patience: int | None = setting(
         None, "stop after so many evaluations without a better best_metric", at_least=1
     )
 
@@ -141,8 +141,8 @@ class FinetuneConfig(TrainingConfig, ExampleConfig):
                 raise UserError(f"--{name} is missing: {what}.")
         if self.max_seq_length is None:
             object.__setattr__(self, "max_seq_length", 384 if self.task == "qa" else 128)
-        if self.early_stopping and not self.eval_file:
-            raise UserError("--early_stopping needs --eval_file to see what is better.")
+        if self.early_stopping_patience and not self.eval_file:
+            raise UserError("--early_stopping_patience needs --eval_file to see what is better.")
         if self.lora_rank and (self.freeze_layers or self.freeze_embeddings):
             raise UserError(
                 "--lora_rank already leaves the encoder as it is. Leave out --freeze_layers and "

@@ -19,7 +19,7 @@ def best_answers(
     windows,
     start_logits,
     end_logits,
-    n_best=20,
+    top_k=20,
     max_answer_length=30,
     allow_no_answer=False,
     null_threshold=0.0,
@@ -32,7 +32,7 @@ def best_answers(
     Args:
         examples: sequence of QuestionExample. windows: all of `question_windows(examples, ...)`.
         start_logits, end_logits: for each window an array of at least its length, L.
-        n_best: number of spans to return at most.
+        top_k: number of spans to return at most.
         max_answer_length: tokens. SQuAD's 30 are too few for a third of CMRC 2018, in Chinese.
         allow_no_answer: the answer may be that there is none, as in SQuAD 2.0.
         null_threshold: there is none if `no_answer_score` is more than this above the best score.
@@ -42,16 +42,16 @@ def best_answers(
             text: str, "" = no answer. start, end: int, its offsets in bytes of the UTF-8 context,
                 end exclusive; None = no answer.
             score: float, that of the answer; of no answer its `no_answer_score`.
-            probability: float, softmax of the scores in `n_best`.
+            probability: float, softmax of the scores in `candidates`.
             no_answer_score: float, the least sum of the two logits of [CLS] in a window.
-            n_best: list of dicts of text, start, end, score, probability; spans that share no byte,
-                and no answer if it is allowed; best score first.
+            candidates: list of dicts of text, start, end, score, probability; spans that share no
+                byte, and no answer if it is allowed; best score first.
         Without `allow_no_answer` only a context without tokens has no answer.
 
     Raises:
-        UserError: n_best or max_answer_length is below 1.
+        UserError: top_k or max_answer_length is below 1.
     """
-    for name, value in (("n_best", n_best), ("max_answer_length", max_answer_length)):
+    for name, value in (("top_k", top_k), ("max_answer_length", max_answer_length)):
         if value < 1:
             raise UserError(f"{name} must be at least 1; got {value}.")
     answers = []
@@ -63,18 +63,18 @@ def best_answers(
             null_score = min(null_score, float(start[0] + end[0]))
             parts.append(_spans(window, start, end, max_answer_length))
         scores, starts, ends = (np.concatenate(part) for part in zip(*parts, strict=True))
-        found = _apart(scores, starts, ends, n_best)
+        spans = _apart(scores, starts, ends, top_k)
         none = _candidate(b"", None, None, null_score)
         context = example.context.encode()
-        n_best_answers = [_candidate(context, *span) for span in found] or [none]
-        answer = n_best_answers[0]
-        if allow_no_answer and found:
+        candidates = [_candidate(context, *span) for span in spans] or [none]
+        answer = candidates[0]
+        if allow_no_answer and spans:
             if null_score - answer["score"] > null_threshold:
                 answer = none
-            n_best_answers.append(none)
-            n_best_answers.sort(key=lambda candidate: -candidate["score"])
-        _add_probabilities(n_best_answers)
-        answers.append({**answer, "no_answer_score": null_score, "n_best": n_best_answers})
+            candidates.append(none)
+            candidates.sort(key=lambda candidate: -candidate["score"])
+        _add_probabilities(candidates)
+        answers.append({**answer, "no_answer_score": null_score, "candidates": candidates})
     return answers
 
 
@@ -97,12 +97,12 @@ def best_null_threshold(examples, answers):
         raise UserError("there are no questions to find the threshold with.")
     gains, differences, total = [], [], 0.0
     for example, answer in zip(examples, answers, strict=True):
-        found = [c for c in answer["n_best"] if c["start"] is not None]
+        spans = [c for c in answer["candidates"] if c["start"] is not None]
         silent = answer_scores(example, "")[1]
         total += silent
-        if found:
-            gains.append(answer_scores(example, found[0]["text"])[1] - silent)
-            differences.append(answer["no_answer_score"] - found[0]["score"])
+        if spans:
+            gains.append(answer_scores(example, spans[0]["text"])[1] - silent)
+            differences.append(answer["no_answer_score"] - spans[0]["score"])
     order = np.argsort(differences, kind="stable")
     differences = np.array(differences)[order]
     totals = total + np.concatenate([[0.0], np.cumsum(np.array(gains)[order])])
@@ -128,15 +128,15 @@ def _spans(window, start_logits, end_logits, max_answer_length):
     return scores, window.starts[first], window.ends[last]
 
 
-def _apart(scores, starts, ends, n_best):
+def _apart(scores, starts, ends, top_k):
     """(start, end, score) of the best spans that share no byte with a better one."""
-    found = []
-    while len(scores) and len(found) < n_best:
+    spans = []
+    while len(scores) and len(spans) < top_k:
         best = int(np.argmax(scores))
-        found.append((int(starts[best]), int(ends[best]), float(scores[best])))
+        spans.append((int(starts[best]), int(ends[best]), float(scores[best])))
         apart = (ends <= starts[best]) | (starts >= ends[best])
         scores, starts, ends = scores[apart], starts[apart], ends[apart]
-    return found
+    return spans
 
 
 def _candidate(context, start, end, score):

@@ -5,7 +5,7 @@ import re
 from kbert.errors import UserError, one_line
 
 
-def _found(example):
+def _labels_of(example):
     """The names of the labels of an example."""
     if hasattr(example, "tags"):
         return example.tags
@@ -18,7 +18,9 @@ def _sort_key(name):
 
 def label_names(examples):
     """The names of all labels in examples, sorted: numbers by size, then the others."""
-    return tuple(sorted({name for example in examples for name in _found(example)}, key=_sort_key))
+    return tuple(
+        sorted({name for example in examples for name in _labels_of(example)}, key=_sort_key)
+    )
 
 
 def label_numbers(names):
@@ -43,7 +45,7 @@ def keep_known(examples, names, skip_bad_lines, report):
     numbers = label_numbers(names)
     kept, first = [], None
     for example in examples:
-        unknown = next((name for name in _found(example) if name not in numbers), None)
+        unknown = next((name for name in _labels_of(example) if name not in numbers), None)
         if unknown is None:
             kept.append(example)
             continue
@@ -63,16 +65,16 @@ def keep_known(examples, names, skip_bad_lines, report):
     return kept
 
 
-def differing_labels(theirs, task):
+def differing_labels(config, task):
     """What a model's config says of its labels that contradicts a task; nothing where it is silent.
 
     Args:
-        theirs: BertConfig. task: `kbert.tasks.tasks.Task`.
+        config: BertConfig. task: `kbert.tasks.tasks.Task`.
 
     Returns:
         dict of name of a field -> (its value, the task's).
     """
-    pairs = {name: (getattr(theirs, name), ours) for name, ours in task.config_fields().items()}
+    pairs = {name: (getattr(config, name), value) for name, value in task.config_fields().items()}
     return {name: pair for name, pair in pairs.items() if pair[0] not in (None, pair[1])}
 
 
@@ -83,12 +85,12 @@ def check_all_present(examples, names, what):
         UserError: what can never be predicted since it is never seen.
     """
     numbers = label_numbers(names)
-    seen = {numbers[name] for example in examples for name in _found(example)}
+    seen = {numbers[name] for example in examples for name in _labels_of(example)}
     missing = [name for i, name in enumerate(names) if i not in seen]
     if missing:
         raise UserError(
             f"{what} has no example of {shown(missing)}, so it could not be learnt. Add examples, "
-            f"or take the name out of --labels."
+            f"or take the name out of --label_names."
         )
 
 

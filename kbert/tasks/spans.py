@@ -6,15 +6,15 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-from kbert.data.finetuning import Item
-from kbert.data.vocab import CONTINUATION
-from kbert.data.windows import question_windows
+from kbert.data.bucketed_batches import EncodedExample
+from kbert.data.question_windows import question_windows
 from kbert.model.models import BertForQuestionAnswering, BertForTokenClassification
-from kbert.tasks import scores
+from kbert.tasks import metrics
 from kbert.tasks.answers import best_answers, best_null_threshold
 from kbert.tasks.labels import label_numbers
 from kbert.tasks.squad import squad_scores
 from kbert.tasks.tasks import Encoded, Task, labelled, soft_losses, softmax
+from kbert.tokenizer.vocab import CONTINUATION
 
 _WORDS = 50_000  # tokenized at once
 
@@ -71,7 +71,7 @@ class Tagging(Task):
         begins = np.cumsum(lengths) - lengths + 1
         ids = np.concatenate([[self.tokenizer.cls_id], np.concatenate(words)[:room]])
         ids = np.append(ids, self.tokenizer.sep_id).astype(np.int32)
-        return Item(ids, np.zeros_like(ids)), np.where(begins <= room, begins, 0)
+        return EncodedExample(ids, np.zeros_like(ids)), np.where(begins <= room, begins, 0)
 
     def _targets(self, item, begins, tags):
         """Labels, dtype and weights of an item's tokens."""
@@ -97,18 +97,18 @@ class Tagging(Task):
 
     def predictions(self, examples, encoded, outputs):
         rest = "O" if "O" in self.label_names else self.label_names[0]
-        found = []
+        predictions = []
         for example, words, output in zip(examples, encoded.windows, outputs, strict=True):
             best = output["logits"].argmax(axis=-1)
             tags = [self.label_names[best[place]] if place else rest for place in words.places]
-            found.append({"words": list(example.words), "tags": tags})
-        return found
+            predictions.append({"words": list(example.words), "tags": tags})
+        return predictions
 
     def scores(self, examples, predictions):
-        return scores.entity_scores(*_tags(examples, predictions))
+        return metrics.entity_scores(*_tags(examples, predictions))
 
     def report(self, examples, predictions):
-        return scores.entity_report_text(*_tags(examples, predictions))
+        return metrics.entity_report_text(*_tags(examples, predictions))
 
     def text_windows(self, texts):
         """Items of texts as they are, long ones in windows that overlap by half.
@@ -134,14 +134,14 @@ class Tagging(Task):
     def spans(self, texts, encoded, outputs):
         """What is found in texts: see `kbert.Predictor.tag`. Arguments: of `text_windows`."""
         room = self.max_seq_length - 2
-        found = [None] * len(texts)
+        merged = [None] * len(texts)
         for item, (index, begin, starts, ends), output in zip(
             encoded.items, encoded.windows, outputs, strict=True
         ):
-            if found[index] is None:
+            if merged[index] is None:
                 blank = np.zeros((len(starts), len(self.label_names)), np.float32)
-                found[index] = (blank, np.zeros(len(starts), bool), starts, ends)
-            shares, starts_word = found[index][:2]
+                merged[index] = (blank, np.zeros(len(starts), bool), starts, ends)
+            shares, starts_word = merged[index][:2]
             count = item.length - 2
             # of two windows, the one in which more is to the left of the token, from a quarter on
             own = slice(begin + room // 4 if begin else 0, begin + count)
@@ -150,7 +150,7 @@ class Tagging(Task):
             starts_word[own] = self._starts_word[item.input_ids[inner]]
         return [
             self._spans_of(text.encode(), *row) if row else []
-            for text, row in zip(texts, found, strict=True)
+            for text, row in zip(texts, merged, strict=True)
         ]
 
     def _spans_of(self, text, shares, starts_word, starts, ends):
@@ -162,17 +162,17 @@ class Tagging(Task):
         best = shares[firsts].argmax(axis=-1)
         tags = [self.label_names[i] for i in best]
         if any(name.startswith(("B-", "I-")) for name in self.label_names):
-            groups = scores.entity_spans(tags)
+            groups = metrics.entity_spans(tags)
         else:
             groups = [(tag, i, i + 1) for i, tag in enumerate(tags)]
-        found = []
+        spans = []
         for label, begin, end in groups:
             start, stop = starts[firsts[begin]], ends[lasts[end - 1]]
             score = shares[firsts[begin:end], best[begin:end]].mean()
             text_found = text[start:stop].decode("utf-8", "replace")
             span = {"label": label, "text": text_found, "start": start, "end": stop}
-            found.append({**span, "score": float(score)})
-        return found
+            spans.append({**span, "score": float(score)})
+        return spans
 
 
 class QuestionAnswering(Task):
@@ -180,7 +180,7 @@ class QuestionAnswering(Task):
 
     Args:
         tokenizer, max_seq_length: as for `Task`.
-        doc_stride, max_query_length: of `kbert.data.windows.question_windows`.
+        doc_stride, max_query_length: of `kbert.data.question_windows.question_windows`.
         max_answer_length, allow_no_answer, null_threshold: of `kbert.tasks.answers.best_answers`.
     """
 
@@ -213,7 +213,7 @@ class QuestionAnswering(Task):
         )
         items = []
         for window in windows:
-            item = Item(window.input_ids, window.token_type_ids)
+            item = EncodedExample(window.input_ids, window.token_type_ids)
             if window.start_position is not None:
                 item = labelled(item, [window.start_position, window.end_position], np.int32)
             items.append(item)
@@ -229,10 +229,13 @@ class QuestionAnswering(Task):
             right &= tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels[:, i]
         return losses / 2, tf.cast(right, tf.float32)
 
-    def soft_losses(self, outputs, theirs, temperature):
+    def soft_losses(self, outputs, teacher_outputs, temperature):
         """The mean of start and end."""
         names = ("start_logits", "end_logits")
-        return sum(soft_losses(outputs[name], theirs[name], temperature) for name in names) / 2
+        return (
+            sum(soft_losses(outputs[name], teacher_outputs[name], temperature) for name in names)
+            / 2
+        )
 
     def pick(self, outputs, features):
         return {name: outputs[name] for name in ("start_logits", "end_logits")}
@@ -253,10 +256,12 @@ class QuestionAnswering(Task):
         self.null_threshold, _ = best_null_threshold(examples, predictions)
 
     def scores(self, examples, predictions):
-        answers = {e.id: found["text"] for e, found in zip(examples, predictions, strict=True)}
+        answers = {
+            e.id: prediction["text"] for e, prediction in zip(examples, predictions, strict=True)
+        }
         scores = squad_scores(examples, answers)
         return scores | ({"null_threshold": self.null_threshold} if self.allow_no_answer else {})
 
 
 def _tags(examples, predictions):
-    return [e.tags for e in examples], [found["tags"] for found in predictions]
+    return [e.tags for e in examples], [prediction["tags"] for prediction in predictions]

@@ -10,9 +10,9 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from kbert.data.finetuning import Item
+from kbert.data.bucketed_batches import EncodedExample
 from kbert.model.models import BertForMultipleChoice, BertForSequenceClassification
-from kbert.tasks import scores
+from kbert.tasks import metrics
 from kbert.tasks.labels import label_numbers
 
 _TEXTS = 1024  # tokenized at once
@@ -26,20 +26,22 @@ class Encoded:
     windows: list | None = None
 
 
-def text_items(tokenizer, texts, pairs, max_seq_length):
+def text_items(tokenizer, texts, text_pairs, max_seq_length):
     """Items without labels of texts, or of pairs of texts; the ids are those of the tokenizer.
 
     Args:
-        texts: list of str. pairs: list of str, or None.
+        texts: list of str. text_pairs: list of str, or None.
     """
     items = []
     for begin in range(0, len(texts), _TEXTS):
         part = slice(begin, begin + _TEXTS)
-        features = tokenizer(texts[part], pairs and pairs[part], max_length=max_seq_length)
+        features = tokenizer(
+            texts[part], text_pairs and text_pairs[part], max_length=max_seq_length
+        )
         lengths = tf.reduce_sum(features["attention_mask"], axis=1).numpy()
         ids, types = features["input_ids"].numpy(), features["token_type_ids"].numpy()
         for row, length in enumerate(lengths):
-            items.append(Item(ids[row, :length].copy(), types[row, :length].copy()))
+            items.append(EncodedExample(ids[row, :length].copy(), types[row, :length].copy()))
     return items
 
 
@@ -58,7 +60,7 @@ def softmax(logits):
     return exponents / exponents.sum(axis=-1, keepdims=True)
 
 
-def soft_losses(logits, theirs, temperature):
+def soft_losses(logits, teacher_logits, temperature):
     """How far probabilities are from a teacher's: T^2 KL(teacher || student), float32, in nats.
 
     Both are softened by the temperature T; T^2 keeps the gradient the size of that of a hard label
@@ -66,13 +68,13 @@ def soft_losses(logits, theirs, temperature):
     the teacher's entropy, which no student changes.
 
     Args:
-        logits, theirs: (..., C) float32. temperature: float.
+        logits, teacher_logits: (..., C) float32. temperature: float.
 
     Returns:
         (...) float32.
     """
-    ours, theirs = (tf.nn.log_softmax(x / temperature) for x in (logits, theirs))
-    return temperature**2 * tf.reduce_sum(tf.exp(theirs) * (theirs - ours), axis=-1)
+    student, teacher = (tf.nn.log_softmax(x / temperature) for x in (logits, teacher_logits))
+    return temperature**2 * tf.reduce_sum(tf.exp(teacher) * (teacher - student), axis=-1)
 
 
 class Task(abc.ABC):
@@ -117,13 +119,14 @@ class Task(abc.ABC):
     def losses(self, outputs, labels):
         """The loss of each label and whether it is predicted, float32, of the weights' shape."""
 
-    def soft_losses(self, outputs, theirs, temperature):
+    def soft_losses(self, outputs, teacher_outputs, temperature):
         """How far each prediction is from a teacher's, float32, of the weights' shape.
 
         Args:
-            outputs, theirs: of the model and of the teacher. temperature: see `soft_losses`.
+            outputs, teacher_outputs: of the model and of the teacher. temperature: see
+                `soft_losses`.
         """
-        return soft_losses(outputs["logits"], theirs["logits"], temperature)
+        return soft_losses(outputs["logits"], teacher_outputs["logits"], temperature)
 
     def pick(self, outputs, features):
         """What is needed of a model's outputs for predictions."""
@@ -131,7 +134,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def predictions(self, examples, encoded, outputs):
-        """A dict for each example. outputs: what `kbert.tasks.inference.Forward` returned."""
+        """A dict for each example. outputs: as a BatchRunner returns them."""
 
     @abc.abstractmethod
     def scores(self, examples, predictions):
@@ -150,11 +153,11 @@ class _TextTask(Task):
         """Array of what each example is labelled with, examples first."""
 
     def encode(self, examples, class_weights=None):
-        pairs = None
+        text_pairs = None
         if examples[0].text_pair is not None:
-            pairs = [example.text_pair for example in examples]
+            text_pairs = [example.text_pair for example in examples]
         texts = [example.text for example in examples]
-        items = text_items(self.tokenizer, texts, pairs, self.max_seq_length)
+        items = text_items(self.tokenizer, texts, text_pairs, self.max_seq_length)
         if examples[0].label is not None:
             targets = self.targets(examples)
             weights = np.ones(len(targets)) if class_weights is None else class_weights[targets]
@@ -177,27 +180,27 @@ class Classification(_TextTask):
         return _choice_losses(outputs["logits"], labels)
 
     def predictions(self, examples, encoded, outputs):
-        found = []
+        predictions = []
         for output in outputs:
             shares = softmax(output["logits"])
             best = int(shares.argmax())
             by_name = dict(zip(self.label_names, map(float, shares), strict=True))
-            found.append(
+            predictions.append(
                 {"label": self.label_names[best], "score": float(shares[best]), "scores": by_name}
             )
-        return found
+        return predictions
 
     def predicted_numbers(self, predictions):
         """(N,) int, the number of each predicted label."""
-        return np.array([self.label_names.index(found["label"]) for found in predictions])
+        return np.array([self.label_names.index(prediction["label"]) for prediction in predictions])
 
     def scores(self, examples, predictions):
-        return scores.classification_scores(
+        return metrics.classification_scores(
             self.targets(examples), self.predicted_numbers(predictions), len(self.label_names)
         )
 
     def report(self, examples, predictions):
-        return scores.classification_report_text(
+        return metrics.classification_report_text(
             self.targets(examples), self.predicted_numbers(predictions), self.label_names
         )
 
@@ -216,17 +219,17 @@ class Regression(_TextTask):
         losses = tf.square(outputs["logits"][:, 0] - labels)
         return losses, tf.zeros_like(losses)
 
-    def soft_losses(self, outputs, theirs, temperature):
+    def soft_losses(self, outputs, teacher_outputs, temperature):
         """The squared difference; a number cannot be softened."""
-        return tf.square(outputs["logits"][:, 0] - theirs["logits"][:, 0])
+        return tf.square(outputs["logits"][:, 0] - teacher_outputs["logits"][:, 0])
 
     def predictions(self, examples, encoded, outputs):
         return [{"score": float(output["logits"][0])} for output in outputs]
 
     def scores(self, examples, predictions):
-        return scores.regression_scores(
+        return metrics.regression_scores(
             np.array([example.label for example in examples]),
-            np.array([found["score"] for found in predictions]),
+            np.array([prediction["score"] for prediction in predictions]),
         )
 
 
@@ -250,13 +253,16 @@ class MultiLabel(_TextTask):
         right = tf.reduce_all((logits > 0) == (labels > 0.5), axis=1)
         return tf.reduce_mean(losses, axis=1), tf.cast(right, tf.float32)
 
-    def soft_losses(self, outputs, theirs, temperature):
+    def soft_losses(self, outputs, teacher_outputs, temperature):
         """The mean over the labels, each of which is there or not."""
-        pairs = [tf.stack([x["logits"], tf.zeros_like(x["logits"])], -1) for x in (outputs, theirs)]
-        return tf.reduce_mean(soft_losses(*pairs, temperature), axis=1)
+        both = [
+            tf.stack([x["logits"], tf.zeros_like(x["logits"])], -1)
+            for x in (outputs, teacher_outputs)
+        ]
+        return tf.reduce_mean(soft_losses(*both, temperature), axis=1)
 
     def predictions(self, examples, encoded, outputs):
-        found = []
+        predictions = []
         for output in outputs:
             shares = 1 / (1 + np.exp(-output["logits"].astype(np.float64)))
             names = [
@@ -265,14 +271,15 @@ class MultiLabel(_TextTask):
                 if logit > 0
             ]
             by_name = dict(zip(self.label_names, map(float, shares), strict=True))
-            found.append({"labels": names, "scores": by_name})
-        return found
+            predictions.append({"labels": names, "scores": by_name})
+        return predictions
 
     def scores(self, examples, predictions):
         predicted = [
-            [name in found["labels"] for name in self.label_names] for found in predictions
+            [name in prediction["labels"] for name in self.label_names]
+            for prediction in predictions
         ]
-        return scores.multilabel_scores(self.targets(examples) > 0, np.array(predicted))
+        return metrics.multilabel_scores(self.targets(examples) > 0, np.array(predicted))
 
 
 class Choice(Task):
@@ -290,7 +297,7 @@ class Choice(Task):
         items = []
         for example in examples:
             mine = [next(rows) for _ in example.choices]
-            item = Item(
+            item = EncodedExample(
                 _stacked([item.input_ids for item in mine], self.tokenizer.pad_id),
                 _stacked([item.token_type_ids for item in mine], 0),
             )
@@ -301,14 +308,14 @@ class Choice(Task):
         return _choice_losses(outputs["logits"], labels)
 
     def predictions(self, examples, encoded, outputs):
-        found = []
+        predictions = []
         for example, output in zip(examples, outputs, strict=True):
             shares = softmax(output["logits"])
             best = int(shares.argmax())
-            found.append(
+            predictions.append(
                 {"choice": best, "text": example.choices[best], "score": float(shares[best])}
             )
-        return found
+        return predictions
 
     def scores(self, examples, predictions):
         right = [e.label == p["choice"] for e, p in zip(examples, predictions, strict=True)]

@@ -3,7 +3,7 @@
 from kbert.train.distillation import distill
 from kbert.train.finetuning import finetune
 from kbert.train.optimizer import LAMB, AdamW
-from kbert.train.pretraining import train
+from kbert.train.pretraining import pretrain
 from kbert.train.schedule import WarmupPolynomialDecay
 
-__all__ = ["LAMB", "AdamW", "WarmupPolynomialDecay", "distill", "finetune", "train"]
+__all__ = ["LAMB", "AdamW", "WarmupPolynomialDecay", "distill", "finetune", "pretrain"]

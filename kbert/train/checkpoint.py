@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from kbert.errors import UserError
-from kbert.formats import sha256_of
+from kbert.utils.formats import sha256_of
 
 OPTIMIZER_FILE = "optimizer.h5"
 STATE_FILE, _FORMAT = "state.json", 3
@@ -175,10 +175,10 @@ def restore_arrays(path, variables, optional=()):
         for name, variable in variables.items():
             if name not in file and name.startswith(tuple(optional)):
                 continue
-            found = file[name].shape if name in file else "none"
-            if found != tuple(variable.shape):
+            saved = file[name].shape if name in file else "none"
+            if saved != tuple(variable.shape):
                 raise UserError(
-                    f"{path} does not fit this model and optimizer: {name} has the shape {found}, "
+                    f"{path} does not fit this model and optimizer: {name} has the shape {saved}, "
                     f"wanted is {tuple(variable.shape)}. Use the flags it was written with."
                 )
             variable.assign(np.asarray(file[name]))

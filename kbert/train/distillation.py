@@ -4,9 +4,9 @@ import tensorflow as tf
 
 from kbert.errors import UserError
 from kbert.model.weights import open_weights
-from kbert.tasks.folders import MODEL_CLASSES
 from kbert.tasks.labels import differing_labels
-from kbert.train import teaching
+from kbert.tasks.registry import MODEL_CLASSES
+from kbert.train import distillation_objective
 from kbert.train.finetuning import Finetuning
 from kbert.train.loop import start_run
 
@@ -26,44 +26,47 @@ def distill(config, output_dir):
     Raises:
         UserError: as for `finetune`; and a teacher that cannot teach this student.
     """
-    return start_run(Distilling, config, output_dir, Distilling.run)
+    return start_run(DistillFinetuning, config, output_dir, DistillFinetuning.run)
 
 
-class Distilling(teaching.Taught, Finetuning):
+class DistillFinetuning(distillation_objective.DistillMixin, Finetuning):
     """A run of `distill`. config: DistillConfig."""
 
     part, program = "distillation", "kbert.distill"
-    fixed = (*Finetuning.fixed, *teaching.FIXED)
+    fixed = (*Finetuning.fixed, *distillation_objective.FIXED)
 
     def find(self, state):
-        self.layers = teaching.start_layers(self.config)
+        self.layers = distillation_objective.start_layers(self.config)
         self.teacher_class = MODEL_CLASSES[self.config.task]
         super().find(state)
 
     def usual_label_names(self, examples):
         """Those of the teacher, whose outputs are of them."""
-        with open_weights(self.config.teacher) as (theirs, _):
-            return theirs.label_names or tuple(map(str, range(theirs.num_labels)))
+        with open_weights(self.config.teacher) as (teacher_config, _):
+            return teacher_config.label_names or tuple(map(str, range(teacher_config.num_labels)))
 
-    def taught(self):
+    def make_distillation_objective(self):
         task, config = self.task, self.config
 
-        def soft(outputs, theirs, features):
-            losses = task.soft_losses(outputs, theirs, config.temperature)
+        def soft(outputs, teacher_outputs, features):
+            losses = task.soft_losses(outputs, teacher_outputs, config.temperature)
             return tf.reduce_sum(losses * features["label_weights"])
 
-        return teaching.TaughtObjective(
+        return distillation_objective.DistillationObjective(
             self.objective, config, self.teacher, soft, loss="loss", count="count"
         )
 
     def check_model(self, bert_config, tokenizer):
         super().check_model(bert_config, tokenizer)
-        for name, (theirs, ours) in differing_labels(self.teacher.config, self.task).items():
+        for name, (teacher_value, student_value) in differing_labels(
+            self.teacher.config, self.task
+        ).items():
             raise UserError(
-                f"the teacher, {self.config.teacher}, has {name} {theirs}; the student would have "
-                f"{ours}. Leave out --labels, or take a teacher that has learnt this task."
+                f"the teacher, {self.config.teacher}, has {name} {teacher_value}; the student "
+                f"would have {student_value}. Leave out --label_names, or take a teacher that has "
+                f"learnt this task."
             )
 
     def initialize_from(self, folder):
         origin = super().initialize_from(folder)
-        return teaching.origin(self.layers, folder) if self.layers else origin
+        return distillation_objective.origin(self.layers, folder) if self.layers else origin

@@ -6,7 +6,6 @@ import os
 
 import tensorflow as tf
 
-from kbert.data.shares import Share
 from kbert.errors import UserError
 from kbert.train.workers import Workers, join_cluster, read_cluster
 
@@ -36,10 +35,15 @@ class Devices:
         return self.strategy.num_replicas_in_sync
 
     @property
-    def share(self):
-        """`kbert.data.shares.Share`, which of the batches for replicas this worker makes."""
+    def local_replicas(self):
+        """int, devices of this worker."""
+        return self.replicas // self.workers.count
+
+    @property
+    def input_context(self):
+        """tf.distribute.InputContext: which of the batches for replicas this worker makes."""
         workers = self.workers
-        return Share(workers.index, workers.count, self.replicas // workers.count)
+        return tf.distribute.InputContext(workers.count, workers.index, self.replicas)
 
     def local(self, variable, replica):
         """The copy of a Keras variable on a device of this worker.
@@ -51,7 +55,7 @@ class Devices:
         if replica is None:
             return variable.value
         copies = self.strategy.experimental_local_results(variable.value)
-        return copies[replica - self.workers.index * self.share.replicas]
+        return copies[replica - self.workers.index * self.local_replicas]
 
     def describe(self, config):
         """A line for a person: what is computed where, and in which portions."""
@@ -149,7 +153,7 @@ def _tpu_strategy():
 def _check_devices(config, devices):
     """Raises UserError where the flags contradict the devices that were found."""
     replicas, slices = devices.replicas, config.accumulation_steps
-    if config.jit == "on" and devices.kind == "CPU" and devices.share.replicas > 1:
+    if config.jit == "on" and devices.kind == "CPU" and devices.local_replicas > 1:
         raise UserError("jit must be off with cpu_devices > 1: XLA compiles for one CPU device.")
     if config.global_batch_size % (replicas * slices):
         raise UserError(
@@ -182,3 +186,17 @@ def _leave_other_gpus_alone():
 
 def _next_multiple(number, divisor):
     return -(-number // divisor) * divisor
+
+
+def smaller_slices(config, replicas):
+    """What to change when a replica's slice of the batch does not fit into its memory, in words.
+
+    Args:
+        config: TrainingConfig. replicas: int.
+    """
+    share, now = config.global_batch_size // replicas, config.accumulation_steps
+    more = next((n for n in range(now + 1, share + 1) if share % n == 0), None)
+    what = "Slices are single examples already"
+    if more:
+        what = f"Take --accumulation_steps={more}, which computes the same in smaller slices"
+    return what if config.remat else f"{what}; --remat saves memory, too"

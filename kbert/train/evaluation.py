@@ -4,9 +4,9 @@ import math
 
 import tensorflow as tf
 
-from kbert.data.pretraining import PretrainingExamples
+from kbert.data.pretraining_batches import PretrainingExamples
 from kbert.train.losses import PretrainingObjective
-from kbert.train.metrics import Sums
+from kbert.train.metrics import MetricAccumulator
 
 # One for all runs, whatever they train with: the same pairs and the same masks.
 SEED = 1
@@ -20,7 +20,7 @@ class HeldOut:
     It runs on one device, whatever trains the model, so that its numbers do not depend on that.
 
     Args:
-        model: BertForPreTraining. corpus: `kbert.data.Corpus` of held-out text.
+        model: BertForPreTraining. corpus: `kbert.corpus.Corpus` of held-out text.
         max_seq_length: int.
         examples: how many, rounded down to whole batches of 32, at least one; at most an epoch.
     """
@@ -37,7 +37,7 @@ class HeldOut:
 
     def metrics(self):
         """dict of `PretrainingObjective.metrics`, perplexity, entropy, with `eval_` before each."""
-        totals = Sums()
+        totals = MetricAccumulator()
         for features in self._examples.dataset(BATCH_SIZE, steps=self._batches):
             totals.add(self._sums(features))
         metrics = {

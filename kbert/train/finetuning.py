@@ -7,14 +7,11 @@ import warnings
 import numpy as np
 
 from kbert.config import BertConfig
+from kbert.data.bucketed_batches import BucketedBatches
 from kbert.data.examples import read_examples, read_label_names
-from kbert.data.finetuning import ItemBatches
-from kbert.data.tokenizer import BertTokenizer
 from kbert.errors import UserError
+from kbert.inference.batch_runner import BatchRunner
 from kbert.model.weights import open_weights, part_of
-from kbert.tasks import pictures
-from kbert.tasks.folders import LABELLED_TASKS, make_task, write_task
-from kbert.tasks.inference import Forward
 from kbert.tasks.labels import (
     check_all_present,
     differing_labels,
@@ -22,12 +19,15 @@ from kbert.tasks.labels import (
     label_names,
     shown,
 )
+from kbert.tasks.registry import LABELLED_TASKS, make_task, write_task
+from kbert.tokenizer.tokenizer import BertTokenizer
 from kbert.train import report
 from kbert.train.loop import Run, start_run
 from kbert.train.losses import TaskObjective
 from kbert.train.optimizer import make_optimizer
-from kbert.train.report import say
 from kbert.train.schedule import WarmupPolynomialDecay
+from kbert.utils.logging import log
+from kbert.visualization import plots
 
 _LESS_IS_BETTER = ("mse", "mae")
 
@@ -64,7 +64,7 @@ class Finetuning(Run):
     fixed = (
         *("task", "max_seq_length", "batch_size", "optimizer", "seed", "class_weights"),
         *("freeze_embeddings", "freeze_layers", "lora_rank", "lora_alpha", "layer_decay"),
-        *("bias_correction", "labels"),
+        *("bias_correction", "label_names"),
         *("doc_stride", "max_query_length"),
         *("sparsity", "sparsity_begin", "sparsity_end"),
     )
@@ -75,7 +75,7 @@ class Finetuning(Run):
         self.tokenizer = BertTokenizer.from_pretrained(saved or config.init_from)
         files = {"train": config.train_file, "eval": config.eval_file, "test": config.test_file}
         examples = {
-            name: read_examples(file, config, report=say) for name, file in files.items() if file
+            name: read_examples(file, config, report=log) for name, file in files.items() if file
         }
         names = None
         if config.task in LABELLED_TASKS:
@@ -91,9 +91,9 @@ class Finetuning(Run):
         }
         self.examples = examples
         self.metric = config.best_metric or self.task.metric
-        self.patience = config.early_stopping
+        self.patience = config.early_stopping_patience
         items = self.encoded["train"].items
-        self.batches = ItemBatches(
+        self.batches = BucketedBatches(
             items, config.batch_size, config.max_seq_length, self.tokenizer.pad_id, config.seed
         )
         epoch = self.batches.steps_per_epoch
@@ -109,8 +109,8 @@ class Finetuning(Run):
         config = self.config
         if state:
             names = tuple(state["bert_config"]["label_names"])
-        elif config.labels:
-            names = read_label_names(config.labels)
+        elif config.label_names:
+            names = read_label_names(config.label_names)
         else:
             names = self.usual_label_names(examples["train"])
         if len(names) < (1 if config.task == "multilabel" else 2):
@@ -119,10 +119,10 @@ class Finetuning(Run):
                 f"Check --label_column."
             )
         examples = {
-            name: keep_known(rows, names, config.skip_bad_lines, say)
+            name: keep_known(rows, names, config.skip_bad_lines, log)
             for name, rows in examples.items()
         }
-        if config.labels:
+        if config.label_names:
             check_all_present(examples["train"], names, config.train_file)
         return names, examples
 
@@ -131,46 +131,46 @@ class Finetuning(Run):
         return label_names(examples)
 
     def _bert_config(self, folder):
-        heads = self.task.model_class.heads
+        task_heads = self.task.model_class.task_heads
         layers = self.layers if folder == self.config.init_from else None
-        with open_weights(folder, parts=heads, layers=layers) as (theirs, weights):
+        with open_weights(folder, parts=task_heads, layers=layers) as (base_config, weights):
             there = {part_of(name) for name in weights}
-        fields = theirs.to_dict() | self.task.config_fields()
+        fields = base_config.to_dict() | self.task.config_fields()
         # A head of the folder is taken if it says the same about the same labels.
-        self.heads_left_out = (
-            tuple(there & set(heads)) if differing_labels(theirs, self.task) else ()
+        self.task_heads_left_out = (
+            tuple(there & set(task_heads)) if differing_labels(base_config, self.task) else ()
         )
         if self.config.classifier_dropout is not None:
             fields["classifier_dropout"] = self.config.classifier_dropout
-        if self.config.max_seq_length > theirs.max_position_embeddings:
+        if self.config.max_seq_length > base_config.max_position_embeddings:
             raise UserError(
-                f"max_seq_length must be at most {theirs.max_position_embeddings}, the positions "
-                f"that {folder} has; got {self.config.max_seq_length}. Longer texts are cut, or "
-                f"with --task=qa read in windows."
+                f"max_seq_length must be at most {base_config.max_position_embeddings}, the "
+                f"positions that {folder} has; got {self.config.max_seq_length}. Longer texts are "
+                f"cut, or with --task=qa read in windows."
             )
         return BertConfig(**fields)
 
     def _class_weights(self, examples):
         """What each class counts: (C,) floats, or None."""
-        asked, names = self.config.class_weights, self.task.label_names
-        if asked is None:
+        setting, names = self.config.class_weights, self.task.label_names
+        if setting is None:
             return None
-        if asked == "balanced":
+        if setting == "balanced":
             counts = np.bincount(self.task.targets(examples), minlength=len(names))
             return len(examples) / (len(names) * np.maximum(counts, 1))
         try:
-            weights = [float(part) for part in asked.split(",")]
+            weights = [float(part) for part in setting.split(",")]
         except ValueError:
             weights = []
         if len(weights) != len(names) or not all(0 < w < np.inf for w in weights):
             raise UserError(
                 f"class_weights must be balanced, or a number > 0 for each of the {len(names)} "
-                f"labels {shown(names)}, comma-separated; got {asked!r}."
+                f"labels {shown(names)}, comma-separated; got {setting!r}."
             )
         return np.array(weights)
 
-    def dataset(self, batch_size, first, count, share):
-        return self.batches.dataset(batch_size, first, count, share)
+    def dataset(self, batch_size, first, count, input_context):
+        return self.batches.dataset(batch_size, first, count, input_context)
 
     def make_model(self):
         config = self.config
@@ -178,8 +178,8 @@ class Finetuning(Run):
         if config.lora_rank:
             model.add_lora(config.lora_rank, config.lora_alpha)
         elif config.freeze_embeddings or config.freeze_layers:
-            model.freeze(config.freeze_layers)
-        self.forward = Forward(
+            model.freeze_encoder(config.freeze_layers)
+        self.batch_runner = BatchRunner(
             model, self.task.pick, self.tokenizer.pad_id, config.max_seq_length, config.batch_size
         )
         return model
@@ -191,12 +191,14 @@ class Finetuning(Run):
     def initialize_from(self, folder):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            self.model.load_pretrained(folder, leave_out=self.heads_left_out, layers=self.layers)
+            self.model.load_pretrained(
+                folder, leave_out=self.task_heads_left_out, layers=self.layers
+            )
         for warning in caught:
-            if not self.heads_left_out:
-                say(f"note: {warning.message}")
-        if self.heads_left_out:
-            say(f"note: {folder} has a head for other labels; it is not taken")
+            if not self.task_heads_left_out:
+                log(f"note: {warning.message}")
+        if self.task_heads_left_out:
+            log(f"note: {folder} has a head for other labels; it is not taken")
         return f"the weights of {folder}"
 
     def _check_best_metric(self):
@@ -220,27 +222,27 @@ class Finetuning(Run):
     def describe(self):
         config = self.config
         parameters = self.model.count_params()
-        say(report.model_line(self.bert_config, parameters, config.precision))
+        log(report.model_line(self.bert_config, parameters, config.precision))
         trained = sum(int(np.prod(v.shape)) for v in self.model.trainable_variables)
         if trained < parameters:
-            say(f"trained: {trained:,} of {parameters:,} parameters")
-        say(self.devices.describe(config))
+            log(f"trained: {trained:,} of {parameters:,} parameters")
+        log(self.devices.describe(config))
         counts = ", ".join(f"{len(rows):,} {name}" for name, rows in self.examples.items())
-        say(
+        log(
             f"task: {config.task}, {counts} examples; an epoch has "
             f"{self.batches.steps_per_epoch:,} steps"
         )
         if self.task.label_names:
-            say(f"labels: {shown(self.task.label_names)}")
+            log(f"labels: {shown(self.task.label_names)}")
         for name, encoded in self.encoded.items():
             full = sum(item.length == config.max_seq_length for item in encoded.items)
             if full and config.task != "qa":
-                say(
+                log(
                     f"note: {full:,} of {len(encoded.items):,} {name} examples fill "
                     f"--max_seq_length={config.max_seq_length}: what is longer is cut"
                 )
         if not config.eval_file:
-            say("no --eval_file: the weights of the last step are taken")
+            log("no --eval_file: the weights of the last step are taken")
         self._check_best_metric()
 
     def evaluation(self):
@@ -269,10 +271,10 @@ class Finetuning(Run):
         scratch = self.folder / ".results.json.partial"
         scratch.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         scratch.replace(path)
-        for name, found in predictions.items():
-            self._write_predictions(name, found)
+        for name, rows in predictions.items():
+            self._write_predictions(name, rows)
         if results:
-            say(f"scores: {self.mirror.shown(path)}; reports and predictions beside it")
+            log(f"scores: {self.run_dir.shown(path)}; reports and predictions beside it")
         return results
 
     def _score(self, name, limit=None):
@@ -281,7 +283,7 @@ class Finetuning(Run):
         if limit is not None:
             examples = examples[:limit]
             encoded = self.task.encode(examples)
-        outputs = self.forward(encoded.items)
+        outputs = self.batch_runner(encoded.items)
         predictions = self.task.predictions(examples, encoded, outputs)
         fitted = self.config.null_threshold is None and getattr(self.task, "allow_no_answer", False)
         if fitted and name == "eval":
@@ -293,19 +295,19 @@ class Finetuning(Run):
         examples = self.examples[name]
         text = self.task.report(examples, predictions)
         if text:
-            say(f"{name}:\n{text.rstrip()}")
+            log(f"{name}:\n{text.rstrip()}")
             (self.folder / f"{name}_report.txt").write_text(text, encoding="utf-8")
         if hasattr(self.task, "predicted_numbers"):
-            pictures.confusion_matrix_picture(
+            plots.plot_confusion_matrix(
                 self.folder / f"{name}_confusion.png",
                 self.task.targets(examples),
                 self.task.predicted_numbers(predictions),
                 self.task.label_names,
             )
         with open(self.folder / f"{name}_predictions.jsonl", "w", encoding="utf-8") as file:
-            for example, found in zip(examples, predictions, strict=True):
+            for example, prediction in zip(examples, predictions, strict=True):
                 where = {"where": example.where}
-                file.write(json.dumps(where | found, ensure_ascii=False) + "\n")
+                file.write(json.dumps(where | prediction, ensure_ascii=False) + "\n")
 
     def write_pretrained(self, folder, weights):
         super().write_pretrained(folder, weights)

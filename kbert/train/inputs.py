@@ -5,16 +5,17 @@ import os
 import pathlib
 import shutil
 
-from kbert import storage
 from kbert.config import BertConfig
-from kbert.data import BertTokenizer, Corpus, learn_vocab, prepare
-from kbert.data.corpus import Texts, find_inputs
-from kbert.data.preparation import input_stamps
-from kbert.data.store import is_prepared
-from kbert.data.vocab import write_vocab
+from kbert.corpus import Corpus, prepare
+from kbert.corpus.corpus import is_prepared
+from kbert.corpus.preparation import input_stamps
+from kbert.corpus.text_sources import Texts, find_inputs
 from kbert.errors import UserError
 from kbert.model.weights import open_weights
-from kbert.train.teaching import start_layers
+from kbert.tokenizer import BertTokenizer, learn_vocab
+from kbert.tokenizer.vocab import write_vocab
+from kbert.train.distillation_objective import start_layers
+from kbert.utils import storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +34,11 @@ def check_inputs(config):
     Raises:
         UserError: no such text, an architecture or a vocabulary that cannot be read.
     """
-    found = [
+    places = [
         {_place(path) for path in ([inputs] if is_prepared(inputs) else find_inputs(inputs))}
         for inputs in filter(None, (config.input, config.eval_input))
     ]
-    both = set.intersection(*found) if len(found) == 2 else ()
+    both = set.intersection(*places) if len(places) == 2 else ()
     if both:
         raise UserError(
             f"{min(both)} is in --input and in --eval_input; what is learnt from cannot be held "
@@ -47,7 +48,7 @@ def check_inputs(config):
         BertConfig.load(config.bert_config, vocab_size=5)
 
 
-def find_or_make(config, folder, saved, check, report, may_make=True):
+def resolve_inputs(config, folder, saved, check, report, may_make=True):
     """Finds or makes vocabulary and corpora, in `folder` where they are not given.
 
     Args:
@@ -101,8 +102,8 @@ def _place(path):
 def _check_vocabulary(config, tokenizer):
     if not config.vocab_file:
         return
-    asked = BertTokenizer(config.vocab_file, **tokenizer.settings)
-    if asked.fingerprint != tokenizer.fingerprint:
+    requested = BertTokenizer(config.vocab_file, **tokenizer.settings)
+    if requested.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"--vocab_file={config.vocab_file} holds another vocabulary than the checkpoint. Leave "
             f"the flag out, or take another --output_dir."
@@ -113,8 +114,8 @@ def _tokenizer(config, folder, report):
     lower_case = config.lower_case is not False
     if is_prepared(config.input):
         corpus = Corpus(config.input, verify=False)
-        theirs = corpus.manifest["lower_case"]
-        tokenizer = BertTokenizer.from_pretrained(corpus.folder, lower_case=theirs)
+        casing = corpus.manifest["lower_case"]
+        tokenizer = BertTokenizer.from_pretrained(corpus.folder, lower_case=casing)
         if config.vocab_file:
             tokenizer = BertTokenizer(config.vocab_file, **tokenizer.settings)
     elif config.vocab_file:
@@ -128,8 +129,8 @@ def _tokenizer(config, folder, report):
         write_vocab(learn_vocab(texts, config.vocab_size, lower_case), path)
         tokenizer = BertTokenizer(path, lower_case)
     for folder in filter(None, (config.init_from, config.teacher)):
-        theirs = BertTokenizer.from_pretrained(folder)
-        if theirs.fingerprint != tokenizer.fingerprint:
+        other = BertTokenizer.from_pretrained(folder)
+        if other.fingerprint != tokenizer.fingerprint:
             raise UserError(
                 f"the vocabulary or casing differs from that of {folder}, so its weights "
                 f"would mean other words. Leave out --vocab_file, or prepare the text again with "
@@ -168,12 +169,12 @@ def _bert_config(config, saved_config, tokenizer):
     else:
         bert_config = BertConfig.load(config.bert_config or "base", tokenizer.vocab_size)
     if origin and config.bert_config:
-        asked = BertConfig.load(config.bert_config, tokenizer.vocab_size).to_dict()
+        requested = BertConfig.load(config.bert_config, tokenizer.vocab_size).to_dict()
         for name, value in bert_config.to_dict().items():
-            if asked[name] != value:
+            if requested[name] != value:
                 raise UserError(
-                    f"--bert_config={config.bert_config} has {name} {asked[name]}, but {origin} "
-                    f"has {value}. Leave the flag out, or take another --output_dir."
+                    f"--bert_config={config.bert_config} has {name} {requested[name]}, but "
+                    f"{origin} has {value}. Leave the flag out, or take another --output_dir."
                 )
     if bert_config.vocab_size < tokenizer.vocab_size:
         raise UserError(

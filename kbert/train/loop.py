@@ -9,9 +9,7 @@ import time
 import keras
 import tensorflow as tf
 
-from kbert import flags
 from kbert.errors import UserError, too_much, writing
-from kbert.locks import folder_lock
 from kbert.model.weights import Tensors, write_weights
 from kbert.train.checkpoint import (
     OPTIMIZER_FILE,
@@ -19,16 +17,20 @@ from kbert.train.checkpoint import (
     Checkpoints,
     restore_arrays,
 )
-from kbert.train.distribution import find_devices
-from kbert.train.guards import check_fixed, report_changes, smaller_slices, stop_requests
-from kbert.train.metrics import Sums
-from kbert.train.mirror import mirrored
-from kbert.train.output import Output
+from kbert.train.distribution import find_devices, smaller_slices
+from kbert.train.metrics import MetricAccumulator
 from kbert.train.profile import Profiler
-from kbert.train.report import Pace, say
+from kbert.train.remote_sync import remote_run_dir
+from kbert.train.report import ThroughputMeter
+from kbert.train.resume_checks import check_fixed, report_changes
+from kbert.train.run_writer import RunWriter
+from kbert.train.signals import stop_requests
 from kbert.train.sparsity import MagnitudePruning
 from kbert.train.step import TrainStep
-from kbert.train.tracking import check_tracking
+from kbert.train.wandb_logger import check_wandb
+from kbert.utils import flags
+from kbert.utils.locks import folder_lock
+from kbert.utils.logging import log
 
 # Steps are taken in calls of about this long, or of one step: the host then looks up.
 CALL_SECONDS = 0.5
@@ -61,16 +63,16 @@ def start_run(kind, config, output_dir, act, check=lambda config: None):
     with workers.losses_reported(), contextlib.ExitStack() as stack:
         workers.check_same(settings=flags.as_dict(config))
         if workers.is_chief:
-            check_tracking(config)
+            check_wandb(config)
         check(config)
-        mirror = stack.enter_context(mirrored(output_dir, kind.part, workers.is_chief))
+        run_dir = stack.enter_context(remote_run_dir(output_dir, kind.part, workers.is_chief))
         if workers.is_chief:
-            stack.enter_context(folder_lock(mirror.folder))
+            stack.enter_context(folder_lock(run_dir.folder))
         else:
             stack.enter_context(contextlib.redirect_stdout(None))
-        stack.enter_context(writing(mirror.folder))
-        run = kind(config, mirror, devices, stack.enter_context(BackgroundWriter()))
-        stack.callback(run.output.end)
+        stack.enter_context(writing(run_dir.folder))
+        run = kind(config, run_dir, devices, stack.enter_context(BackgroundWriter()))
+        stack.callback(run.writer.end)
         return act(run)
 
 
@@ -111,11 +113,11 @@ class Run(abc.ABC):
         """Loads the weights of `--init_from`; returns where from, in words."""
 
     @abc.abstractmethod
-    def dataset(self, batch_size, first, count, share):
+    def dataset(self, batch_size, first, count, input_context):
         """tf.data of `count` batches for the replicas of a worker, from its batch `first` on.
 
         Args:
-            batch_size: of a replica. share: `kbert.data.shares.Share`, which batches they are.
+            batch_size: of a replica. input_context: tf.distribute.InputContext of the worker.
         """
 
     @abc.abstractmethod
@@ -142,21 +144,21 @@ class Run(abc.ABC):
         """What is left to do after the last step; returns the results."""
         return results
 
-    def __init__(self, config, mirror, devices, background):
+    def __init__(self, config, run_dir, devices, background):
         self.config = config
-        self.mirror = mirror
-        self.output_dir = mirror.folder
+        self.run_dir = run_dir
+        self.output_dir = run_dir.folder
         self.folder = self.output_dir / self.part
         profile = config.profile if devices.workers.is_chief else ""
         events = self.folder / "tensorboard"
-        self.profiler = Profiler(profile, events, mirror.shown(events))
+        self.profiler = Profiler(profile, events, run_dir.shown(events))
         self.devices = devices
         self.background = background
         self.checkpoints = Checkpoints(self.folder / "checkpoint", config.keep_checkpoints)
         keras.utils.set_random_seed(config.seed)
 
         # 1. The run's own checkpoint, if there is one ...
-        state = self.checkpoints.newest(say)
+        state = self.checkpoints.newest(log)
         if state:
             check_fixed(config, self.fixed, state, self.checkpoints.path(state["step"]))
         self.find(state)
@@ -175,7 +177,7 @@ class Run(abc.ABC):
             self.step = state["step"]
             self.restore(self.checkpoints.path(self.step))
             report_changes(config, self.identity(), state)
-            origin = f"step {self.step} of {mirror.shown(self.checkpoints.path(self.step))}"
+            origin = f"step {self.step} of {run_dir.shown(self.checkpoints.path(self.step))}"
         # 2. ... else the weights of --init_from ...
         elif config.init_from:
             self.step = 0
@@ -185,7 +187,7 @@ class Run(abc.ABC):
             self.step = 0
             origin = f"scratch, with seed {config.seed}"
         # 4. Then `run` fits.
-        self.window = Sums(state["window"] if state else None)
+        self.window = MetricAccumulator(state["window"] if state else None)
         self.evaluation_due = bool(state and state["evaluation_due"])
         self.not_finite_steps = 0
         self.best, self.evaluations_since_best = None, 0
@@ -193,16 +195,16 @@ class Run(abc.ABC):
             self.best = state["best"]
             self.evaluations_since_best = state["evaluations_since_best"]
         elif state:
-            say("note: the held-out data has changed; the best weights are sought anew")
-        self.pace = Pace()
+            log("note: the held-out data has changed; the best weights are sought anew")
+        self.throughput = ThroughputMeter()
         self.eval_seconds = 0.0
         self.profiler.check(self.step, self.train_steps)
-        self.output = Output(self)
+        self.writer = RunWriter(self)
         devices.workers.check_same(text=self.identity(), checkpoint=self.step)
         self.describe()
         if self.pruning:
-            say(self.pruning.describe())
-        say(f"starting from {origin}")
+            log(self.pruning.describe())
+        log(f"starting from {origin}")
 
     def restore(self, folder):
         """Loads the weights and the optimizer of a checkpoint."""
@@ -217,8 +219,8 @@ class Run(abc.ABC):
         config, workers = self.config, self.devices.workers
         results = {}
         if self.complete:
-            say(f"this run is complete: step {self.step} of {self.train_steps}")
-        self.output.start()
+            log(f"this run is complete: step {self.step} of {self.train_steps}")
+        self.writer.start()
         batches = self._batches(self.train_steps - self.step)
         stopping = False
         with stop_requests() as stop, self.profiler:
@@ -240,15 +242,15 @@ class Run(abc.ABC):
                     stopping = workers.any(stop.received)
                 if stopping or save or self.complete:
                     self._save()
-        self.output.close()
+        self.writer.close()
         if not self.complete:
-            command = self.output.resume_command()
-            say(f"stopped and saved at step {self.step}. Go on with:\n  {command}")
+            command = self.writer.resume_command()
+            log(f"stopped and saved at step {self.step}. Go on with:\n  {command}")
         else:
-            results = self.output.final(results)
-            say(
-                f"done: weights in {self.mirror.shown(self.folder / 'final')}, "
-                f"curves in {self.mirror.shown(self.folder / 'metrics.jsonl')}"
+            results = self.writer.final(results)
+            log(
+                f"done: weights in {self.run_dir.shown(self.folder / 'final')}, "
+                f"curves in {self.run_dir.shown(self.folder / 'metrics.jsonl')}"
             )
         workers.wait()  # for the chief, which writes
         return results
@@ -261,9 +263,10 @@ class Run(abc.ABC):
 
     def _batches(self, steps):
         """Iterator of the next global batches, of which each replica gets its part in order."""
-        rows, share = self.config.global_batch_size // self.devices.replicas, self.devices.share
-        first, count = self.step * share.replicas, steps * share.replicas
-        dataset = self.dataset(rows, first, count, share)
+        devices = self.devices
+        rows = self.config.global_batch_size // devices.replicas
+        first, count = self.step * devices.local_replicas, steps * devices.local_replicas
+        dataset = self.dataset(rows, first, count, devices.input_context)
         if self.devices.workers.count > 1:
             # Else the workers tell each other before each step whether they have a batch.
             endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
@@ -275,7 +278,7 @@ class Run(abc.ABC):
         every = (config.log_every_steps, config.save_every_steps, self.eval_every_steps)
         left = min(self.train_steps - self.step, *(n - self.step % n for n in every))
         left = min(left, self.profiler.steps_left(self.step))
-        steps = max(1, min(left, int(CALL_SECONDS / self.pace.step_seconds)))
+        steps = max(1, min(left, int(CALL_SECONDS / self.throughput.step_seconds)))
         return int(self.devices.workers.from_chief([steps])[0])  # clocks differ
 
     def _take_steps(self, batches, count):
@@ -299,7 +302,7 @@ class Run(abc.ABC):
             ) from error
         seconds = time.perf_counter() - begin
         names = self.train_step.row
-        self.pace.add(seconds, count, float(rows[:, names.index("tokens")].sum()), waited)
+        self.throughput.add(seconds, count, float(rows[:, names.index("tokens")].sum()), waited)
         for row in rows:
             self.step += 1
             sums = dict(zip(names, row.tolist(), strict=True))
@@ -311,7 +314,7 @@ class Run(abc.ABC):
         if not not_finite:
             return
         if self.config.nonfinite == "skip" and self.not_finite_steps < NOT_FINITE_LIMIT:
-            say(f"note: the loss or the gradient is not finite at step {self.step}: skipped")
+            log(f"note: the loss or the gradient is not finite at step {self.step}: skipped")
             return
         self.background.wait()  # what is being written may be the last checkpoint
         hint = "or leave such steps out with --nonfinite=skip; "
@@ -339,12 +342,12 @@ class Run(abc.ABC):
         if self.pruning:
             metrics["sparsity"] = self.train_step.current_sparsity()
         metrics["learning_rate"] = float(self.schedule(self.step - 1))
-        metrics["tokens_per_second"], step_seconds, metrics["input_wait"] = self.pace.read()
-        self.window = Sums()
-        self.output.metrics(self.step, metrics)
+        metrics["tokens_per_second"], step_seconds, metrics["input_wait"] = self.throughput.read()
+        self.window = MetricAccumulator()
+        self.writer.metrics(self.step, metrics)
         left = self.train_steps - self.step
         evaluations = -(-left // self.eval_every_steps)
-        say(self.train_line(metrics, left * step_seconds + evaluations * self.eval_seconds))
+        log(self.train_line(metrics, left * step_seconds + evaluations * self.eval_seconds))
         return metrics
 
     def _evaluate(self):
@@ -357,20 +360,20 @@ class Run(abc.ABC):
         begin = time.perf_counter()
         evaluation = self.evaluation() if workers.is_chief else None
         metrics, value = evaluation or ({}, math.nan)
-        found, value = workers.from_chief([evaluation is not None, value])
+        evaluated, value = workers.from_chief([evaluation is not None, value])
         self.evaluation_due = False
-        if not found:
+        if not evaluated:
             return {}
         self.eval_seconds = max(0.0, time.perf_counter() - begin)
-        self.output.metrics(self.step, metrics)
+        self.writer.metrics(self.step, metrics)
         still_pruned = self.pruning is not None and self.step < self.pruning.end
         better = not still_pruned and (self.best is None or value > self.best)
         if workers.is_chief:
-            say(self.evaluation_line(metrics, better))
+            log(self.evaluation_line(metrics, better))
         self.evaluations_since_best += not still_pruned
         if better:
             self.best, self.evaluations_since_best = float(value), 0
-            self.output.best()
+            self.writer.best()
         return metrics
 
     def _save(self):
@@ -384,7 +387,7 @@ class Run(abc.ABC):
             "evaluations_since_best": self.evaluations_since_best,
             "evaluation_due": self.evaluation_due,
         }
-        self.output.checkpoint(state)
+        self.writer.checkpoint(state)
 
     def write_pretrained(self, folder, weights):
         """Writes a folder for `from_pretrained`. weights: dict of name -> array."""

@@ -1,7 +1,7 @@
 """Running sums of a window of steps."""
 
 
-class Sums:
+class MetricAccumulator:
     """Adds up the sums of steps, in float64.
 
     `state` is what a checkpoint keeps, so that a window that a restart cuts in two is not lost.

@@ -2,25 +2,25 @@
 
 import tensorflow as tf
 
-from kbert.data.pretraining import PretrainingExamples
-from kbert.data.store import corpus_fingerprint
+from kbert.corpus.corpus import corpus_fingerprint
+from kbert.data.pretraining_batches import PretrainingExamples
 from kbert.errors import UserError
 from kbert.model.models import BertForMaskedLM, BertForPreTraining
 from kbert.tasks.tasks import soft_losses
-from kbert.train import report, teaching
+from kbert.train import distillation_objective, report
 from kbert.train.checkpoint import is_checkpoint, verified_state
-from kbert.train.estimate import estimate_text
+from kbert.train.cost_estimate import estimate_text
 from kbert.train.evaluation import HeldOut
-from kbert.train.inputs import check_inputs, find_or_make
+from kbert.train.inputs import check_inputs, resolve_inputs
 from kbert.train.loop import Run, start_run
 from kbert.train.losses import PretrainingObjective
 from kbert.train.optimizer import make_optimizer, make_schedule
-from kbert.train.report import say
+from kbert.utils.logging import log
 
 DRY_RUN_STEPS = 3
 
 
-def train(config, output_dir, dry_run=False):
+def pretrain(config, output_dir, dry_run=False):
     """Pretrains a BERT, or goes on with a run that was stopped.
 
     With a `teacher`, what it says of the masked words is learnt besides ("general distillation").
@@ -43,13 +43,13 @@ def train(config, output_dir, dry_run=False):
             each other; a folder in use; a loss that is not finite (it names the step); files that
             cannot be written.
     """
-    kind = TaughtPretraining if config.teacher else Pretraining
+    kind = DistillPretraining if config.teacher else Pretraining
     act = kind.rehearse if dry_run else kind.run
     return start_run(kind, config, output_dir, act, check_inputs)
 
 
 class Pretraining(Run):
-    """A run of `train`. config: PretrainConfig."""
+    """A run of `pretrain`. config: PretrainConfig."""
 
     part, program = "pretrain", "kbert.pretrain"
     teacher = None
@@ -57,7 +57,7 @@ class Pretraining(Run):
         *("max_seq_length", "max_predictions_per_seq", "mask_rate", "whole_word_mask"),
         *("short_seq_prob", "global_batch_size", "optimizer", "seed"),
         *("sparsity", "sparsity_begin", "sparsity_end"),
-        *teaching.FIXED,
+        *distillation_objective.FIXED,
     )
 
     def find(self, state):
@@ -70,17 +70,17 @@ class Pretraining(Run):
             )
         workers = self.devices.workers
         with workers.chief_first():
-            self.mirror.fetch("data")
-            self.inputs = find_or_make(
+            self.run_dir.fetch("data")
+            self.inputs = resolve_inputs(
                 config,
                 self.output_dir / "data",
                 saved,
                 check=self.check_model,
-                report=lambda line: say(self.mirror.shown(line)),
+                report=lambda line: log(self.run_dir.shown(line)),
                 may_make=workers.is_chief,
             )
             if workers.is_chief:
-                self.mirror.send_all("data")
+                self.run_dir.send_all("data")
         self.bert_config, self.tokenizer = self.inputs.bert_config, self.inputs.tokenizer
         self.train_steps, self.eval_every_steps = config.train_steps, config.eval_every_steps
         self.objective = PretrainingObjective(config.global_batch_size)
@@ -95,8 +95,8 @@ class Pretraining(Run):
             config.seed,
         )
 
-    def dataset(self, batch_size, first, count, share):
-        return self.examples.dataset(batch_size, first, count, share)
+    def dataset(self, batch_size, first, count, input_context):
+        return self.examples.dataset(batch_size, first, count, input_context)
 
     def make_model(self):
         model = BertForPreTraining(self.bert_config, dtype=self.config.precision)
@@ -114,12 +114,14 @@ class Pretraining(Run):
         return make_optimizer(self.config, self.schedule)
 
     def initialize_from(self, folder):
-        theirs = verified_state(folder)["settings"]["optimizer"] if is_checkpoint(folder) else None
-        if theirs == self.config.optimizer:
+        saved_optimizer = (
+            verified_state(folder)["settings"]["optimizer"] if is_checkpoint(folder) else None
+        )
+        if saved_optimizer == self.config.optimizer:
             self.restore(folder)
             return f"the weights and the optimizer of {folder}"
         self.model.load_pretrained(folder)
-        why = f" (it was trained with {theirs})" if theirs else ""
+        why = f" (it was trained with {saved_optimizer})" if saved_optimizer else ""
         return f"the weights of {folder}, with a fresh optimizer{why}"
 
     def identity(self):
@@ -128,11 +130,11 @@ class Pretraining(Run):
         return {"corpus": corpus_fingerprint(self.inputs.corpus), "held_out": held_out}
 
     def describe(self):
-        say(report.model_line(self.bert_config, self.model.count_params(), self.config.precision))
-        say(self.devices.describe(self.config))
-        say(report.text_line(self.inputs.corpus, self.examples.windows, self.config))
+        log(report.model_line(self.bert_config, self.model.count_params(), self.config.precision))
+        log(self.devices.describe(self.config))
+        log(report.text_line(self.inputs.corpus, self.examples.windows, self.config))
         if self.held_out is None:
-            say("no --eval_input: no held-out loss, and no best weights are kept")
+            log("no --eval_input: no held-out loss, and no best weights are kept")
 
     def evaluation(self):
         if self.held_out is None:
@@ -151,47 +153,47 @@ class Pretraining(Run):
         batches = self._batches(1 + DRY_RUN_STEPS)
         for count in (1, DRY_RUN_STEPS):  # the first one compiles
             self._take_steps(batches, count)
-        say(
+        log(
             estimate_text(
                 self.config,
                 self.bert_config,
                 self.model.count_params(),
                 self.devices,
                 self.examples,
-                self.pace.step_seconds,
+                self.throughput.step_seconds,
                 self.teacher,
             )
         )
         return {}
 
 
-class TaughtPretraining(teaching.Taught, Pretraining):
-    """A run of `train` with a teacher; NSP is learnt from its labels alone."""
+class DistillPretraining(distillation_objective.DistillMixin, Pretraining):
+    """A run of `pretrain` with a teacher; NSP is learnt from its labels alone."""
 
     teacher_class = BertForMaskedLM
 
     def check_model(self, bert_config, tokenizer):
         super().check_model(bert_config, tokenizer)
-        ours, theirs = bert_config.vocab_size, self.teacher.config.vocab_size
-        if ours != theirs:
+        student_size, teacher_size = bert_config.vocab_size, self.teacher.config.vocab_size
+        if student_size != teacher_size:
             raise UserError(
-                f"the student's vocab_size must be that of its teacher, {theirs}, whose "
-                f"probabilities it learns; got {ours}. Write it into --bert_config's file."
+                f"the student's vocab_size must be that of its teacher, {teacher_size}, whose "
+                f"probabilities it learns; got {student_size}. Write it into --bert_config's file."
             )
 
-    def taught(self):
-        def soft(outputs, theirs, features):
+    def make_distillation_objective(self):
+        def soft(outputs, teacher_outputs, features):
             temperature = self.config.temperature
-            losses = soft_losses(outputs["mlm_logits"], theirs["logits"], temperature)
+            losses = soft_losses(outputs["mlm_logits"], teacher_outputs["logits"], temperature)
             return tf.reduce_sum(losses * features["masked_weights"])
 
-        return teaching.TaughtObjective(
+        return distillation_objective.DistillationObjective(
             self.objective, self.config, self.teacher, soft, loss="mlm_loss", count="mlm_count"
         )
 
     def initialize_from(self, folder):
-        layers = teaching.start_layers(self.config)
+        layers = distillation_objective.start_layers(self.config)
         if layers is None:
             return super().initialize_from(folder)
         self.model.load_pretrained(folder, layers=layers)
-        return teaching.origin(layers, folder)
+        return distillation_objective.origin(layers, folder)

@@ -6,7 +6,7 @@ import re
 import tensorflow as tf
 
 from kbert.errors import UserError
-from kbert.train.report import say
+from kbert.utils.logging import log
 
 
 def profiled_steps(text):
@@ -59,7 +59,7 @@ class Profiler:
                 f"Take --profile={max(train_steps - 3, 0)},{train_steps}"
             )
         if start < step:
-            say(f"note: step {start:,} of --profile has passed; nothing is profiled")
+            log(f"note: step {start:,} of --profile has passed; nothing is profiled")
 
     def steps_left(self, step):
         """Steps from `step` until something is to be done; infinite where nothing is."""
@@ -79,7 +79,7 @@ class Profiler:
         if self._runs:
             self._runs = False
             tf.profiler.experimental.stop()
-            say(
+            log(
                 f"profile from step {self._steps[0]:,} on written, ended {why}; look at it with "
                 f"TensorBoard's profile plugin: --logdir={self._shown}"
             )

@@ -9,11 +9,6 @@ import tensorflow as tf
 from kbert.errors import UserError
 
 
-def say(line):
-    """Prints a line at once, also into a pipe."""
-    print(line, flush=True)
-
-
 def time_text(seconds):
     """Seconds as 1:02:03 or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
@@ -24,9 +19,9 @@ def time_text(seconds):
 def model_line(bert, parameters, precision):
     """The model of a run. bert: BertConfig. parameters: int."""
     heads = ""
-    if bert.heads_left:
+    if bert.attention_heads_per_layer:
         all_heads = bert.num_hidden_layers * bert.num_attention_heads
-        heads = f"{sum(bert.heads_left)} of {all_heads} heads, "
+        heads = f"{sum(bert.attention_heads_per_layer)} of {all_heads} heads, "
     return (
         f"model: {bert.num_hidden_layers} layers, width {bert.hidden_size}, {heads}"
         f"{parameters / 1e6:.1f} M parameters, {precision}, vocabulary of {bert.vocab_size:,}"
@@ -34,7 +29,7 @@ def model_line(bert, parameters, precision):
 
 
 def text_line(corpus, windows, config):
-    """The text of a run. windows: `kbert.data.pairs.Windows` of the corpus."""
+    """The text of a run. windows: `kbert.data.sentence_pairs.PairWindows` of the corpus."""
     views = windows.views_per_token(config.short_seq_prob)
     return (
         f"text: {corpus.documents:,} documents, {corpus.tokens:,} tokens; an epoch has "
@@ -43,7 +38,7 @@ def text_line(corpus, windows, config):
     )
 
 
-def _pace_text(metrics, eta_seconds):
+def _throughput_text(metrics, eta_seconds):
     """What the lines of all kinds of training end with."""
     skipped, waited = metrics["skipped_steps"], metrics["input_wait"]
     zeros = f"{metrics['sparsity']:.1%} zeros | " if "sparsity" in metrics else ""
@@ -61,7 +56,7 @@ def train_line(step, train_steps, metrics, eta_seconds):
         f"step {step:,}/{train_steps:,} | loss {metrics['loss']:.3f} | "
         f"mlm {metrics['mlm_loss']:.3f} acc {metrics['mlm_accuracy']:.3f} | "
         f"nsp {metrics['nsp_loss']:.3f} acc {metrics['nsp_accuracy']:.3f} | "
-        f"{_pace_text(metrics, eta_seconds)}"
+        f"{_throughput_text(metrics, eta_seconds)}"
     )
 
 
@@ -81,7 +76,7 @@ def finetune_line(step, train_steps, epoch, metrics, eta_seconds):
     """Metrics of a window of fine-tuning. epoch: float, epochs done."""
     return (
         f"step {step:,}/{train_steps:,} | epoch {epoch:.2f} | loss {metrics['loss']:.4f} | "
-        f"{_pace_text(metrics, eta_seconds)}"
+        f"{_throughput_text(metrics, eta_seconds)}"
     )
 
 
@@ -97,7 +92,7 @@ def scores_line(step, metrics, best_metric, better):
 LEAST_SECONDS = 1e-6
 
 
-class Pace:
+class ThroughputMeter:
     """Speed of the steps since it was last read; the first call, which compiles, does not count.
 
     Attributes:

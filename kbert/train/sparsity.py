@@ -88,8 +88,8 @@ class MagnitudePruning:
             if i not in self._matrices:
                 return after
             after, zeros = _masked(before, after)
-            wanted = tf.gather(tf.constant(self._zeros[i], tf.int32), level)
-            return tf.cond(zeros < wanted, lambda: _pruned(after, wanted), lambda: after)
+            target = tf.gather(tf.constant(self._zeros[i], tf.int32), level)
+            return tf.cond(zeros < target, lambda: _pruned(after, target), lambda: after)
 
         return value
 

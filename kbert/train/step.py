@@ -171,7 +171,8 @@ class TrainStep:
         keys = tf.random.stateless_uniform(
             (len(self._seeds),), seed, minval=0, maxval=2**31 - 1, dtype=tf.int32, alg=alg
         )
-        # `kbert.model.fused.kept`: of layer k, part `slice_number` of the global batch.
+        # `kbert.model.fused.dropout_keep_mask`: of layer k, part `slice_number` of the global
+        # batch.
         seeds = tf.stack([keys, tf.fill(tf.shape(keys), -1 - slice_number)], axis=1)
         with keras.StatelessScope(zip(self._seeds, tf.unstack(seeds), strict=True)):
             with tf.GradientTape() as tape:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from kbert.errors import UserError, one_line
-from kbert.train.report import say
+from kbert.utils.logging import log
 
 # What TensorFlow raises in a worker when another one is gone.
 _LOST = (
@@ -141,14 +141,14 @@ def read_cluster(environ=os.environ):
 
 
 def _addresses(cluster, kind):
-    found = cluster.get(kind, [])
-    if not isinstance(found, list):
-        raise ValueError(f"{kind} must be a list of HOST:PORT; it is {found!r}")
-    for address in found:
+    addresses = cluster.get(kind, [])
+    if not isinstance(addresses, list):
+        raise ValueError(f"{kind} must be a list of HOST:PORT; it is {addresses!r}")
+    for address in addresses:
         match = re.fullmatch(r"\S+:(\d{1,5})", address) if isinstance(address, str) else None
         if not match or not 0 < int(match[1]) < 1 << 16:
             raise ValueError(f"{kind} must be a list of HOST:PORT; it has {address!r}")
-    return found
+    return addresses
 
 
 def join_cluster(index, addresses):
@@ -161,7 +161,7 @@ def join_cluster(index, addresses):
         UserError: this one cannot listen at its address, or the others cannot be met.
     """
     others = ", ".join(address for i, address in enumerate(addresses) if i != index)
-    say(f"worker {index} of {len(addresses)}, {addresses[index]}; waiting for {others or 'nobody'}")
+    log(f"worker {index} of {len(addresses)}, {addresses[index]}; waiting for {others or 'nobody'}")
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.OpError as error:

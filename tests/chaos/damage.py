@@ -84,7 +84,8 @@ def corpus(bench):
 
 
 def _read_corpus(folder):
-    from kbert.data import BertTokenizer, Corpus
+    from kbert.corpus import Corpus
+    from kbert.tokenizer import BertTokenizer
 
     corpus = Corpus(folder)
     tokenizer = BertTokenizer.from_pretrained(folder, lower_case=corpus.manifest["lower_case"])
@@ -110,15 +111,15 @@ def inputs(bench):
 def _find_again(config, folder):
     import tensorflow as tf
 
-    from kbert.data.store import corpus_fingerprint
+    from kbert.corpus.corpus import corpus_fingerprint
     from kbert.train.checkpoint import Checkpoints
     from kbert.train.distribution import Devices
-    from kbert.train.mirror import Mirror
     from kbert.train.pretraining import Pretraining
+    from kbert.train.remote_sync import RemoteRunDir
     from kbert.train.workers import Workers
 
     run = object.__new__(Pretraining)
-    run.config, run.output_dir, run.mirror = config, folder, Mirror(None, folder)
+    run.config, run.output_dir, run.run_dir = config, folder, RemoteRunDir(None, folder)
     run.devices = Devices(Workers(tf.distribute.get_strategy()), False, "CPU")
     run.checkpoints = Checkpoints(folder / "pretrain" / "checkpoint", 2)
     run.find(run.checkpoints.newest(print))
@@ -161,7 +162,7 @@ def _predict(folder):
     import kbert
     from tests.chaos.programs import SAMPLES
 
-    predictor = kbert.Predictor.from_pretrained(folder, engine="live")
+    predictor = kbert.Predictor.from_pretrained(folder, backend="keras")
     return [str(predictor.fill_mask([text])) for text in SAMPLES]
 
 
@@ -174,10 +175,10 @@ def served(bench):
 def _serve(folder):
     import numpy as np
 
-    from kbert.serving.server.servable import Servable
+    from kbert.server.servable import Servable
     from tests.chaos.programs import SAMPLES
 
-    servable = Servable(folder, engine="tensorflow")
+    servable = Servable(folder, backend="tensorflow")
     texts = {"text": np.array([text.encode() for text in SAMPLES], object)}
     found = servable.compute(servable.signature(""), texts)
     return {name: value.tolist() for name, value in found.items()}

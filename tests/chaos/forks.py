@@ -31,7 +31,7 @@ def start(work):
     Raises:
         RuntimeError: an import has started a thread, which a fork would lack.
     """
-    from kbert import program
+    from kbert.utils import program
 
     os.environ["TF_XLA_FLAGS"] = f"--tf_xla_persistent_cache_directory={work}/compiled"
     os.environ["TMPDIR"] = tempfile.tempdir = str(work / "temporary")

@@ -209,7 +209,7 @@ class Prepare:
     name, title, goes_on = "kbert.prepare", "prepare", False
 
     def __init__(self, work, documents=2000, processes=1):
-        from kbert.data.vocab import SPECIAL_TOKENS, write_vocab
+        from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
         self._text, self._processes = work / f"prepare_text_{documents}", processes
         self._vocab = work / "prepare_vocab.txt"
@@ -241,7 +241,7 @@ class Prepare:
         Raises:
             Wrong: a corpus that is not whole.
         """
-        from kbert.data import Corpus
+        from kbert.corpus import Corpus
 
         if not (folder / "corpus").exists():
             return f"no corpus, {len(list(folder.iterdir()))} leftovers", 0
@@ -266,7 +266,7 @@ class Export:
 
     def arguments(self, folder):
         """Flags of the program, to write to a folder."""
-        return [f"--from={self._source}", f"--to={folder}/bert/1"]
+        return [f"--model={self._source}", f"--output_dir={folder}/bert/1"]
 
     @staticmethod
     def phase_of(event, path):

@@ -389,11 +389,11 @@ def test_label_names(tmp_path):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "--labels= names no label. Write them comma-separated, or one a line."),
-        ("a,,b", "--labels=a,,b: label 1 (from 0) is empty."),
-        ("a,b,a", "--labels=a,b,a: 'a' is there twice, at 0, 2."),
-        ("data/names", "--labels: there is no file data/names."),
-        ("names.txt", "--labels: there is no file names.txt."),
+        ("", "--label_names= names no label. Write them comma-separated, or one a line."),
+        ("a,,b", "--label_names=a,,b: label 1 (from 0) is empty."),
+        ("a,b,a", "--label_names=a,b,a: 'a' is there twice, at 0, 2."),
+        ("data/names", "--label_names: there is no file data/names."),
+        ("names.txt", "--label_names: there is no file names.txt."),
     ],
 )
 def test_bad_label_names(text, problem):

@@ -11,24 +11,25 @@ import types
 
 import numpy as np
 
-from kbert import program
 from kbert.config import BertConfig
-from kbert.data import BertTokenizer, Corpus, prepare
-from kbert.data.corpus import Texts, read_lines, split_into_pieces, split_sentences
+from kbert.corpus import Corpus, prepare
+from kbert.corpus.corpus import corpus_fingerprint
+from kbert.corpus.text_sources import Texts, read_lines, split_into_pieces, split_sentences
 from kbert.data.examples import read_examples, read_label_names
-from kbert.data.pretraining import PretrainingExamples
-from kbert.data.store import corpus_fingerprint
-from kbert.data.tokenizer_files import read_tokenizer, write_tokenizer
-from kbert.data.vocab import SPECIAL_TOKENS
+from kbert.data.pretraining_batches import PretrainingExamples
 from kbert.errors import UserError
-from kbert.flags import as_flagfile, read
 from kbert.model.weights.native import write_arrays
 from kbert.settings import PretrainConfig
-from kbert.tasks.folders import read_task, task_of
 from kbert.tasks.labels import label_names
+from kbert.tasks.registry import read_task, task_of
+from kbert.tokenizer import BertTokenizer
+from kbert.tokenizer.files import read_tokenizer, write_tokenizer
+from kbert.tokenizer.vocab import SPECIAL_TOKENS
 from kbert.train.checkpoint import Checkpoints
 from kbert.train.report import MetricsWriter
 from kbert.train.workers import read_cluster
+from kbert.utils import program
+from kbert.utils.flags import as_flagfile, read
 
 from .flag_values import defined_flags
 from .harness import MOST_MESSAGE, Fault, reads, reads_files

@@ -6,7 +6,7 @@ import dataclasses
 from absl import app
 from absl import flags as absl_flags
 
-from kbert import flags
+from kbert.utils import flags
 
 
 @contextlib.contextmanager

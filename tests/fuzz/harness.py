@@ -14,7 +14,7 @@ import time
 import warnings
 
 from kbert.errors import UserError
-from kbert.serving.server.refused import Refused
+from kbert.server.errors import RequestError
 
 MOST_INPUT = 10_000  # bytes
 MOST_SECONDS = 5  # for an input
@@ -116,7 +116,7 @@ def _check(name, parse, data):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             parse(data)
-    except (UserError, Refused) as error:
+    except (UserError, RequestError) as error:
         message = str(error)
     except KeyboardInterrupt:
         raise

@@ -17,14 +17,14 @@ from tensorflow_serving.apis import (
 from tensorflow_serving.config import model_server_config_pb2
 
 from kbert.config import BertConfig
-from kbert.serving.server.demo import Demo
-from kbert.serving.server.grpc_api import Prediction
-from kbert.serving.server.models import Models, Version, read_configs
-from kbert.serving.server.refused import Refused
-from kbert.serving.server.rest_api import RestServer
-from kbert.serving.server.servable import Servable, Signature
-from kbert.serving.server.service import Service
-from kbert.serving.server.settings import ServeConfig
+from kbert.server.demo import Demo
+from kbert.server.errors import RequestError
+from kbert.server.grpc_api import Prediction
+from kbert.server.models import Models, Version, read_configs
+from kbert.server.rest_api import RestServer
+from kbert.server.servable import Servable, Signature
+from kbert.server.service import Service
+from kbert.settings.serving import ServeConfig
 
 from .data import as_json
 from .harness import Fault, reads, reads_files
@@ -62,11 +62,11 @@ def _signatures():
 class _Batcher:
     """Checks and weighs requests as the real one does, and answers without a model."""
 
-    max_waiting = 64
+    max_queue_tokens = 1024
 
     async def compute(self, servable, signature, inputs):
         rows = servable.check(signature, inputs)
-        if rows and servable.about:
+        if rows and servable.metadata:
             servable.weight(servable.lengths(inputs))
         rows = rows or 1
         if signature.name == "attention":
@@ -81,9 +81,9 @@ class _Batcher:
 def _service():
     """The real service, with the models `m`, an export of kbert, and `other`, which is none."""
     models = Models(None)
-    for name, about in (("m", ABOUT), ("other", None)):
+    for name, metadata in (("m", ABOUT), ("other", None)):
         servable = object.__new__(Servable)
-        servable.about, servable.engine, servable._config = about, "tensorflow", CONFIG
+        servable.metadata, servable.backend, servable._config = metadata, "tensorflow", CONFIG
         servable.folder = "models/m/7"
         servable.signatures, servable.definitions = _signatures(), {}
         models._versions[name] = {7: Version(7, state=30, servable=servable)}
@@ -156,12 +156,12 @@ def rest(data):
     if answer.status == 500:
         raise Fault(f"status 500: {said}")
     if answer.status != 200:
-        raise Refused("INVALID_ARGUMENT", said["error"])
+        raise RequestError("INVALID_ARGUMENT", said["error"])
 
 
 class _Context:
     async def abort(self, code, message):
-        raise Refused(code.name, message)
+        raise RequestError(code.name, message)
 
 
 _REQUESTS = {

@@ -9,9 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 from kbert.config import BertConfig
-from kbert.data.vocab import write_vocab
 from kbert.errors import UserError
-from kbert.formats import (
+from kbert.model.weights import Tensors, open_weights, write_weights
+from kbert.model.weights.tensors import part_of, weight_shapes
+from kbert.tokenizer.vocab import write_vocab
+from kbert.utils.formats import (
     EXPORT_FILE,
     export_checksum,
     find_folder,
@@ -19,8 +21,6 @@ from kbert.formats import (
     read_json,
     sha256_of,
 )
-from kbert.model.weights import Tensors, open_weights, write_weights
-from kbert.model.weights.tensors import part_of, weight_shapes
 
 from .data import VOCAB, as_json, every, made
 from .harness import reads_files
@@ -123,8 +123,8 @@ def _write_export(folder):
 def _seal(path):
     """Gives `kbert.json` the checksum of what it says, so that more than that is looked at."""
     with contextlib.suppress(UserError):
-        about = read_json(path)
-        path.write_bytes(as_json(about | {"checksum": export_checksum(about)}))
+        metadata = read_json(path)
+        path.write_bytes(as_json(metadata | {"checksum": export_checksum(metadata)}))
 
 
 @reads_files(made(_write_export))
@@ -135,8 +135,8 @@ def weights_export(folder):
 
 def _use_export(extra):
     """What the server does with `kbert.json`."""
-    about = read_export(extra)
-    assert np.ceil(np.arange(3) / about["max_seq_length"]).sum() >= 0
-    for fill in about["padded"].values():
+    metadata = read_export(extra)
+    assert np.ceil(np.arange(3) / metadata["max_seq_length"]).sum() >= 0
+    for fill in metadata["padded"].values():
         np.full(3, fill.encode() if isinstance(fill, str) else fill)
     BertConfig.from_file(extra / "config.json")

@@ -6,7 +6,7 @@ import pytest
 from tiny_runs import ARCHITECTURE, write_text
 
 from kbert.settings import PretrainConfig
-from kbert.train import train
+from kbert.train import pretrain
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ def settings(_settings):
 def whole(_settings, tmp_path_factory):
     """Folder of a run of these settings, which no test may change."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    train(PretrainConfig(**_settings), folder)
+    pretrain(PretrainConfig(**_settings), folder)
     return folder
 
 

@@ -16,9 +16,9 @@ from warm_python import PYTHON
 from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.settings import PretrainConfig
-from kbert.train import loop, step, teaching, train
-from kbert.train.guards import StopRequest
+from kbert.train import distillation_objective, loop, pretrain, step
 from kbert.train.pretraining import Pretraining
+from kbert.train.signals import StopRequest
 
 SLOW_CHANGES = (
     {"precision": "mixed_bfloat16", "accumulation_steps": 3},
@@ -52,7 +52,7 @@ def test_killed_runs_go_on_to_the_bit(settings, whole, tmp_path, change):
 
 @pytest.mark.slow
 def test_sigterm_saves_and_tells_how_to_go_on(settings, tmp_path):
-    whole = train(PretrainConfig(**settings | {"train_steps": 200}), tmp_path / "whole")
+    whole = pretrain(PretrainConfig(**settings | {"train_steps": 200}), tmp_path / "whole")
     run = tmp_path / "run"
     process = subprocess.Popen(
         command(settings | {"train_steps": 200}, run), stdout=subprocess.PIPE, text=True
@@ -83,7 +83,7 @@ def test_a_stop_during_an_evaluation_is_saved(settings, tmp_path, monkeypatch, c
 
     monkeypatch.setattr(loop, "stop_requests", lambda: contextlib.nullcontext(stop))
     monkeypatch.setattr(loop.Run, "_evaluate", evaluate_and_interrupt)
-    train(PretrainConfig(**settings | {"eval_every_steps": 3}), tmp_path / "run")
+    pretrain(PretrainConfig(**settings | {"eval_every_steps": 3}), tmp_path / "run")
     printed = capsys.readouterr().out
     assert "stopped and saved at step 3. Go on with:" in printed
     assert (tmp_path / "run/pretrain/checkpoint/step_00000003").exists()
@@ -92,34 +92,34 @@ def test_a_stop_during_an_evaluation_is_saved(settings, tmp_path, monkeypatch, c
 def test_a_stop_before_an_evaluation_does_not_wait_for_it(settings, whole, tmp_path, monkeypatch):
     """It is made up for when the run goes on."""
     stop_at(monkeypatch, 6)
-    train(PretrainConfig(**settings), tmp_path / "run")
+    pretrain(PretrainConfig(**settings), tmp_path / "run")
     assert [row["step"] for row in metrics_of(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
     monkeypatch.undo()
     monkeypatch.setattr(loop.Run, "_take_steps", lambda self, batches, count: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # it has made up for it, and dies before it saves
-        train(PretrainConfig(**settings), tmp_path / "run")
+        pretrain(PretrainConfig(**settings), tmp_path / "run")
     assert "eval_mlm_loss" in metrics_of(tmp_path / "run")[-1]
     monkeypatch.undo()
-    train(PretrainConfig(**settings), tmp_path / "run")
+    pretrain(PretrainConfig(**settings), tmp_path / "run")
     assert_same_run(whole, tmp_path / "run")
 
 
 def test_a_window_of_the_log_survives_a_stop(settings, tmp_path):
     """Logged every 8 steps, stopped at 5: the first line still averages steps 1 to 8."""
     settings |= {"log_every_steps": 8, "train_steps": 16}
-    train(PretrainConfig(**settings), tmp_path / "whole")
+    pretrain(PretrainConfig(**settings), tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     folder = tmp_path / "cut/pretrain/checkpoint"
     for name in ("step_00000015", "step_00000016"):
         (folder / name).rename(tmp_path / name)
     (tmp_path / "step_00000015").rename(folder / "step_00000015")
-    train(PretrainConfig(**settings), tmp_path / "cut")
+    pretrain(PretrainConfig(**settings), tmp_path / "cut")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_other_held_out_text_makes_the_best_loss_start_anew(settings, finished, capsys):
     settings |= {"train_steps": 14, "eval_examples": 40}
-    train(PretrainConfig(**settings), finished)
+    pretrain(PretrainConfig(**settings), finished)
     printed = capsys.readouterr().out
     assert "note: the held-out data has changed; the best weights are sought anew" in printed
     assert "best so far" in printed
@@ -131,7 +131,7 @@ def test_a_damaged_checkpoint_is_passed_over(settings, finished, capsys):
     data = bytearray((newest / "optimizer.h5").read_bytes())
     data[-100] ^= 1
     (newest / "optimizer.h5").write_bytes(data)
-    train(PretrainConfig(**settings), finished)
+    pretrain(PretrainConfig(**settings), finished)
     assert "step_00000012 is damaged" in capsys.readouterr().out
     assert metrics_of(finished) == before
 
@@ -140,7 +140,7 @@ def test_a_complete_run_is_left_as_it_is(settings, finished, capsys):
     before = weights_of(finished / "pretrain/final")
     half_deleted = finished / "pretrain/checkpoint/step_00000001"
     half_deleted.mkdir()  # when the run was killed
-    train(PretrainConfig(**settings), finished)
+    pretrain(PretrainConfig(**settings), finished)
     assert not half_deleted.exists()
     assert "this run is complete: step 12 of 12" in capsys.readouterr().out
     after = weights_of(finished / "pretrain/final")
@@ -159,8 +159,12 @@ def test_flags_that_would_make_it_another_run_are_refused(settings, finished):
             f"value, or start another run: --init_from={path} --output_dir=ANOTHER."
         )
         with pytest.raises(UserError, match=re.escape(message)):
-            train(PretrainConfig(**settings | {name: value, "train_steps": 14}), finished)
-    others = {"sparsity_begin", "sparsity_end", *teaching.FIXED}  # of runs that have these
+            pretrain(PretrainConfig(**settings | {name: value, "train_steps": 14}), finished)
+    others = {
+        "sparsity_begin",
+        "sparsity_end",
+        *distillation_objective.FIXED,
+    }  # of runs that have these
     assert set(changes) == set(Pretraining.fixed) - others
 
 
@@ -170,23 +174,23 @@ def test_a_folder_of_another_kind_of_checkpoint_is_refused(settings, tmp_path):
     path.mkdir(parents=True)
     (path / "state.json").write_text('{"format": 1}')
     with pytest.raises(UserError, match=r"step_00000012 has format 1; this kbert reads 3"):
-        train(PretrainConfig(**settings), tmp_path / "run")
+        pretrain(PretrainConfig(**settings), tmp_path / "run")
 
 
 def test_changed_flags_are_reported_on_resume(settings, finished, capsys):
-    train(PretrainConfig(**settings | {"train_steps": 14}), finished)
+    pretrain(PretrainConfig(**settings | {"train_steps": 14}), finished)
     assert "note: --train_steps is 14 now; before the stop it was 12" in capsys.readouterr().out
 
 
 def test_flags_of_the_start_have_no_effect_on_resume(settings, finished, capsys):
     vocab = finished / "pretrain/final/vocab.txt"
     changes = {"train_steps": 13, "init_from": "gone", "vocab_size": 50, "vocab_file": str(vocab)}
-    train(PretrainConfig(**settings | changes), finished)
+    pretrain(PretrainConfig(**settings | changes), finished)
     printed = capsys.readouterr().out
     for name in ("init_from", "vocab_size", "vocab_file"):
         note = f"note: --{name} has no effect: the run goes on from its own checkpoint\n"
         assert note in printed and f"--{name} is" not in printed
-    train(PretrainConfig(**settings | {"train_steps": 13}), finished)
+    pretrain(PretrainConfig(**settings | {"train_steps": 13}), finished)
     assert "--init_from" not in capsys.readouterr().out  # left out, it asks for nothing
 
 
@@ -195,18 +199,18 @@ def test_another_vocabulary_is_refused_on_resume(settings, finished, tmp_path):
     vocab.write_text((finished / "data/vocab.txt").read_text() + "extra\n")
     message = f"--vocab_file={vocab} holds another vocabulary than the checkpoint. Leave the flag"
     with pytest.raises(UserError, match=re.escape(message)):
-        train(PretrainConfig(**settings | {"vocab_file": str(vocab)}), finished)
+        pretrain(PretrainConfig(**settings | {"vocab_file": str(vocab)}), finished)
 
 
 def test_a_contradicting_architecture_is_refused_on_resume(settings, finished, tmp_path):
     other = tmp_path / "other.yaml"
     other.write_text(ARCHITECTURE.replace("hidden_size: 16", "hidden_size: 8"))
     with pytest.raises(UserError, match=r"hidden_size 8, but the checkpoint has 16"):
-        train(PretrainConfig(**settings | {"bert_config": str(other)}), finished)
+        pretrain(PretrainConfig(**settings | {"bert_config": str(other)}), finished)
 
 
 def test_the_architecture_comes_from_the_checkpoint(settings, finished):
-    train(PretrainConfig(**settings | {"bert_config": None, "train_steps": 13}), finished)
+    pretrain(PretrainConfig(**settings | {"bert_config": None, "train_steps": 13}), finished)
     config = BertConfig.from_file(finished / "pretrain/final/config.json")
     assert config.hidden_size == 16
 
@@ -214,7 +218,7 @@ def test_the_architecture_comes_from_the_checkpoint(settings, finished):
 def test_continued_pretraining_starts_from_the_weights(settings, whole, tmp_path, capsys):
     final = whole / "pretrain/final"
     more = settings | {"init_from": str(final), "bert_config": None, "learning_rate": 1e-9}
-    train(PretrainConfig(**more | {"weight_decay": 0.0}), tmp_path / "more")
+    pretrain(PretrainConfig(**more | {"weight_decay": 0.0}), tmp_path / "more")
     assert f"starting from the weights of {final}" in capsys.readouterr().out
     before, after = weights_of(final), weights_of(tmp_path / "more/pretrain/final")
     for name in before:
@@ -227,24 +231,24 @@ def test_continued_pretraining_takes_the_optimizer_of_a_checkpoint(
     checkpoint = finished / "pretrain/checkpoint/step_00000010"
     final = finished / "pretrain/final"
     more = settings | {"bert_config": None, "train_steps": 3}
-    train(PretrainConfig(**more, init_from=str(checkpoint)), tmp_path / "more")
+    pretrain(PretrainConfig(**more, init_from=str(checkpoint)), tmp_path / "more")
     printed = capsys.readouterr().out
     assert f"starting from the weights and the optimizer of {checkpoint}" in printed
     with h5py.File(tmp_path / "more/pretrain/checkpoint/step_00000003/optimizer.h5") as file:
         assert file["iterations"][()] == 13
-    train(PretrainConfig(**more, init_from=str(final)), tmp_path / "fresh")
+    pretrain(PretrainConfig(**more, init_from=str(final)), tmp_path / "fresh")
     with h5py.File(tmp_path / "fresh/pretrain/checkpoint/step_00000003/optimizer.h5") as file:
         assert file["iterations"][()] == 3
     capsys.readouterr()
     lamb = PretrainConfig(**more | {"optimizer": "lamb"}, init_from=str(checkpoint))
-    train(lamb, tmp_path / "lamb")
+    pretrain(lamb, tmp_path / "lamb")
     printed = capsys.readouterr().out
     assert f"weights of {checkpoint}, with a fresh optimizer (it was trained with adamw)" in printed
     data = bytearray((checkpoint / "weights.h5").read_bytes())
     data[-10] ^= 1
     (checkpoint / "weights.h5").write_bytes(data)
     with pytest.raises(UserError, match=r"step_00000010 is damaged \(the checksum of weights.h5"):
-        train(PretrainConfig(**more, init_from=str(checkpoint)), tmp_path / "damaged")
+        pretrain(PretrainConfig(**more, init_from=str(checkpoint)), tmp_path / "damaged")
 
 
 @pytest.mark.slow
@@ -253,12 +257,12 @@ def test_the_state_of_loss_scaling_survives_a_restart(settings, tmp_path, monkey
     monkeypatch.setattr(step, "GROWTH_STEPS", 4)
     monkeypatch.setattr(step, "INITIAL_SCALE", 2.0**10)  # far from any overflow
     settings |= {"precision": "mixed_float16"}
-    train(PretrainConfig(**settings | {"keep_checkpoints": 3}), tmp_path / "whole")
+    pretrain(PretrainConfig(**settings | {"keep_checkpoints": 3}), tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     folder = tmp_path / "cut/pretrain/checkpoint"
     for number in (10, 12):
         shutil.rmtree(folder / f"step_{number:08d}")
-    train(PretrainConfig(**settings), tmp_path / "cut")
+    pretrain(PretrainConfig(**settings), tmp_path / "cut")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
     scales = [row["loss_scale"] for row in metrics_of(tmp_path / "cut") if "loss" in row]
     assert scales == [2.0 ** (10 + number // 4) for number in range(1, 13)]
@@ -266,7 +270,7 @@ def test_the_state_of_loss_scaling_survives_a_restart(settings, tmp_path, monkey
 
 def test_a_run_may_change_its_precision(settings, finished, capsys):
     settings |= {"train_steps": 14, "precision": "mixed_float16"}
-    train(PretrainConfig(**settings), finished)
+    pretrain(PretrainConfig(**settings), finished)
     assert "note: --precision is mixed_float16 now" in capsys.readouterr().out
     row = [row for row in metrics_of(finished) if "loss" in row][-1]
     assert row["loss_scale"] == 2.0**15
@@ -278,7 +282,7 @@ def test_a_damaged_vocabulary_beside_the_run_changes_nothing(settings, finished,
     words = vocab.read_text()
     vocab.write_text(words.replace("cat", "bat"))
     capsys.readouterr()
-    train(PretrainConfig(**settings), finished)
+    pretrain(PretrainConfig(**settings), finished)
     assert vocab.read_text() == words
     assert (finished / "pretrain/final/vocab.txt").read_text() == words
     assert "preparing" not in capsys.readouterr().out

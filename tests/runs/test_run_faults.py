@@ -15,7 +15,7 @@ from warm_python import PYTHON, pid_of
 
 from kbert.errors import UserError
 from kbert.settings import PretrainConfig
-from kbert.train import loop, output, train
+from kbert.train import loop, pretrain, run_writer
 from kbert.train.step import TrainStep
 
 
@@ -41,16 +41,16 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         rf"--warmup_steps, or .* --nonfinite=skip; the last checkpoint is {folder}/step_00000005"
     )
     with pytest.raises(UserError, match=message):
-        train(PretrainConfig(**settings), tmp_path / "run")
+        pretrain(PretrainConfig(**settings), tmp_path / "run")
     monkeypatch.undo()
-    train(PretrainConfig(**settings), tmp_path / "run")
+    pretrain(PretrainConfig(**settings), tmp_path / "run")
     assert_same_run(whole, tmp_path / "run")
 
 
 def test_a_gradient_that_is_not_finite_may_be_skipped(settings, tmp_path, monkeypatch, capsys):
     spoil_a_gradient(monkeypatch, at_step=8)
     settings |= {"nonfinite": "skip", "log_every_steps": 4}
-    train(PretrainConfig(**settings), tmp_path / "run")
+    pretrain(PretrainConfig(**settings), tmp_path / "run")
     printed = capsys.readouterr().out
     assert "note: the loss or the gradient is not finite at step 8: skipped" in printed
     assert printed.count(" | 1 skipped") == 1
@@ -71,11 +71,11 @@ def test_a_run_without_a_finite_step_stops_even_if_told_to_skip(
         file["mlm/output_bias"][3] = np.inf
     more = settings | {"init_from": str(final), "bert_config": None}
     with pytest.raises(UserError, match=r"not finite at step 1\. .*last checkpoint is none yet"):
-        train(PretrainConfig(**more), tmp_path / "more")
+        pretrain(PretrainConfig(**more), tmp_path / "more")
     assert not (tmp_path / "more/pretrain/checkpoint").exists()
     monkeypatch.setattr(loop, "NOT_FINITE_LIMIT", 3)
     with pytest.raises(UserError, match=r"at step 3\. .*for 3 steps in a row nothing was learnt; "):
-        train(PretrainConfig(**more, nonfinite="skip"), tmp_path / "more")
+        pretrain(PretrainConfig(**more, nonfinite="skip"), tmp_path / "more")
     assert [row["loss"] for row in metrics_of(tmp_path / "more")] == [None, None]
 
 
@@ -95,7 +95,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_one_line_with_the_flag(
 
     monkeypatch.setattr(loop, "TrainStep", TooLarge)
     with pytest.raises(UserError) as caught:
-        train(PretrainConfig(**settings), tmp_path / "run")
+        pretrain(PretrainConfig(**settings), tmp_path / "run")
     assert str(caught.value) == (
         f"out of memory after step 7 (OOM when allocating tensor with shape[6,20] and type float). "
         f"Take --accumulation_steps=2, which computes the same in smaller slices; --remat saves "
@@ -108,16 +108,16 @@ def test_a_disk_that_is_full_while_saving(settings, whole, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(
         "import resource\n"
-        "from kbert import program\n"
+        "from kbert.utils import program\n"
         "from kbert.settings import PretrainConfig\n"
-        "from kbert.train import output, train\n"
-        "write = output.write_arrays\n"
+        "from kbert.train import pretrain, run_writer\n"
+        "write = run_writer.write_arrays\n"
         "def write_arrays(path, arrays):\n"
         "    if (path.parent.parent / 'step_00000005').exists():\n"
         "        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))\n"
         "    write(path, arrays)\n"
-        "output.write_arrays = write_arrays\n"
-        f"program.run(lambda: train(PretrainConfig(**{settings!r}), {str(tmp_path / 'run')!r}))\n"
+        "run_writer.write_arrays = write_arrays\n"
+        f"program.run(lambda: pretrain(PretrainConfig(**{settings!r}), '{tmp_path}/run'))\n"
     )
     done = subprocess.run([PYTHON, script], capture_output=True, text=True)
     folder = tmp_path / "run/pretrain/checkpoint"
@@ -127,7 +127,7 @@ def test_a_disk_that_is_full_while_saving(settings, whole, tmp_path):
         f"run the same command again: it goes on from {folder}/step_00000005, which is whole."
     )
     assert [path.name for path in folder.iterdir()] == ["step_00000005"]
-    train(PretrainConfig(**settings), tmp_path / "run")
+    pretrain(PretrainConfig(**settings), tmp_path / "run")
     assert_same_run(whole, tmp_path / "run")
 
 
@@ -135,10 +135,10 @@ def test_a_disk_that_is_full_for_the_log(settings, tmp_path, monkeypatch):
     def full(self, step, metrics):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(output.MetricsWriter, "write", full)
+    monkeypatch.setattr(run_writer.MetricsWriter, "write", full)
     message = rf"cannot write {tmp_path}/run: No space left on device\. Mend that and run the same"
     with pytest.raises(UserError, match=message):
-        train(PretrainConfig(**settings), tmp_path / "run")
+        pretrain(PretrainConfig(**settings), tmp_path / "run")
 
 
 def test_a_second_run_in_the_folder_is_refused(settings, tmp_path):
@@ -178,7 +178,7 @@ def test_the_run_goes_on_while_a_checkpoint_is_written(settings, whole, tmp_path
 
     monkeypatch.setattr(loop.Checkpoints, "save", slow_save)
     monkeypatch.setattr(loop.Run, "run", run)
-    train(PretrainConfig(**settings | {"eval_every_steps": 12}), tmp_path / "run")
+    pretrain(PretrainConfig(**settings | {"eval_every_steps": 12}), tmp_path / "run")
     assert steps[0][0] == 5 and steps[0][1] >= 7
     after, expected = (weights_of(run / "pretrain/final") for run in (tmp_path / "run", whole))
     for name in expected:

@@ -15,7 +15,7 @@ from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.model import BertForPreTraining
 from kbert.settings import PretrainConfig
-from kbert.train import train
+from kbert.train import pretrain
 
 
 def test_continued_pretraining_needs_the_same_vocabulary(settings, whole, tmp_path):
@@ -27,12 +27,12 @@ def test_continued_pretraining_needs_the_same_vocabulary(settings, whole, tmp_pa
         "vocab_file": str(vocab),
     }
     with pytest.raises(UserError, match=r"vocabulary or casing differs from that of"):
-        train(PretrainConfig(**more), tmp_path / "more")
+        pretrain(PretrainConfig(**more), tmp_path / "more")
 
 
 def test_a_prepared_corpus_is_taken_as_it_is(settings, whole, tmp_path):
     prepared = settings | {"input": str(whole / "data/train")}
-    train(PretrainConfig(**prepared), tmp_path / "again")
+    pretrain(PretrainConfig(**prepared), tmp_path / "again")
     assert metrics_of(whole) == metrics_of(tmp_path / "again")
 
 
@@ -40,7 +40,7 @@ def test_plain_text_is_prepared_once_and_again_when_it_changes(settings, tmp_pat
     text = write_text(tmp_path / "text.txt")
     settings["input"] = str(text)
     for number, expected in enumerate((1, 0, 1)):
-        train(PretrainConfig(**settings | {"train_steps": 3}), tmp_path / "run")
+        pretrain(PretrainConfig(**settings | {"train_steps": 3}), tmp_path / "run")
         printed = capsys.readouterr().out
         assert printed.count(f"preparing {text}, once") == expected
         assert ("note: the text has changed" in printed) == (number == 2)
@@ -92,7 +92,7 @@ def test_bad_input(settings, tmp_path, change, message):
     if change.get("eval_input") == "the input":
         change = {"eval_input": settings["input"]}
     with pytest.raises(UserError, match=message):
-        train(PretrainConfig(**settings | change), tmp_path / "run")
+        pretrain(PretrainConfig(**settings | change), tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["./text.txt", "other/../text.txt", "link.txt", "*.txt"])
@@ -102,13 +102,13 @@ def test_held_out_text_is_not_the_text_under_another_name(settings, tmp_path, mo
     settings["input"] = str(write_text(tmp_path / "text.txt"))
     (tmp_path / "link.txt").symlink_to("text.txt")
     with pytest.raises(UserError, match=r"/text\.txt is in --input and in --eval_input"):
-        train(PretrainConfig(**settings | {"eval_input": name}), tmp_path / "run")
+        pretrain(PretrainConfig(**settings | {"eval_input": name}), tmp_path / "run")
 
 
 def test_bad_input_is_refused_before_anything_slow(settings, tmp_path, capsys):
     for change in ({"eval_input": "nothing/*.txt"}, {"bert_config": "nowhere.yaml"}):
         with pytest.raises(UserError):
-            train(PretrainConfig(**settings | change), tmp_path / "run")
+            pretrain(PretrainConfig(**settings | change), tmp_path / "run")
     assert capsys.readouterr().out == "" and not (tmp_path / "run").exists()
 
 
@@ -118,7 +118,7 @@ def test_a_vocabulary_too_large_for_the_architecture(settings, tmp_path):
     with pytest.raises(
         UserError, match=r"the vocabulary has \d+ entries but .* says vocab_size 20"
     ):
-        train(PretrainConfig(**settings | {"bert_config": str(architecture)}), tmp_path / "run")
+        pretrain(PretrainConfig(**settings | {"bert_config": str(architecture)}), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,8 @@ def test_the_flagfile_of_a_run_gives_its_settings_back(settings, whole):
         assert value is None or f"--{field.name}=" in text
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     script = (
-        "import sys; from absl import flags; import kbert.pretrain; from kbert.flags import read;"
+        "import sys; from absl import flags; import kbert.pretrain; from kbert.utils.flags import "
+        "read;"
         "from kbert.settings import PretrainConfig; flags.FLAGS(sys.argv);"
         "print(read(PretrainConfig))"
     )
@@ -195,11 +196,11 @@ def test_a_casing_that_contradicts_what_is_there(settings, finished, tmp_path):
     message = r"--lower_case=false, but the checkpoint, the corpus or --init_from has true. Leave"
     more = settings | {"init_from": str(final), "bert_config": None, "lower_case": False}
     with pytest.raises(UserError, match=message):
-        train(PretrainConfig(**more), tmp_path / "more")
+        pretrain(PretrainConfig(**more), tmp_path / "more")
     corpus = {"input": str(finished / "data/train"), "lower_case": False}
     with pytest.raises(UserError, match=message):
-        train(PretrainConfig(**settings | corpus), tmp_path / "other")
-    train(PretrainConfig(**more | {"lower_case": True}), tmp_path / "same")
+        pretrain(PretrainConfig(**settings | corpus), tmp_path / "other")
+    pretrain(PretrainConfig(**more | {"lower_case": True}), tmp_path / "same")
 
 
 def test_an_architecture_too_small_for_its_own_vocabulary_is_refused(settings, finished, tmp_path):
@@ -210,4 +211,4 @@ def test_an_architecture_too_small_for_its_own_vocabulary_is_refused(settings, f
     more = settings | {"init_from": str(path.parent), "bert_config": None}
     message = rf"has {size + 1} entries, but the architecture has vocab_size {size}"
     with pytest.raises(UserError, match=message):
-        train(PretrainConfig(**more), tmp_path / "more")
+        pretrain(PretrainConfig(**more), tmp_path / "more")

@@ -8,16 +8,16 @@ import pytest
 from run_files import metrics_of, weights_of
 from tiny_runs import ARCHITECTURE, assert_same_run, run_program, write_text
 
-from kbert.data import BertTokenizer
 from kbert.errors import UserError
 from kbert.model import BertForPreTraining, BertModel
 from kbert.settings import PretrainConfig
-from kbert.train import train
+from kbert.tokenizer import BertTokenizer
+from kbert.train import pretrain
 
 
 @pytest.mark.smoke
 def test_a_run_writes_what_it_promises(settings, tmp_path, curves, capsys):
-    results = train(PretrainConfig(**settings), tmp_path / "run")
+    results = pretrain(PretrainConfig(**settings), tmp_path / "run")
     folder = tmp_path / "run/pretrain"
     rows = metrics_of(tmp_path / "run")
     train_rows = [row for row in rows if "loss" in row]
@@ -45,12 +45,12 @@ def test_a_run_writes_what_it_promises(settings, tmp_path, curves, capsys):
 
 
 def test_a_profile_of_some_steps(settings, tmp_path, capsys):
-    train(PretrainConfig(**settings | {"profile": "3,5"}), tmp_path / "run")
+    pretrain(PretrainConfig(**settings | {"profile": "3,5"}), tmp_path / "run")
     (trace,) = (tmp_path / "run").rglob("*.xplane.pb")
     assert trace.is_relative_to(tmp_path / "run/pretrain/tensorboard")
     assert "profile from step 3 on written, ended as asked" in capsys.readouterr().out
     with pytest.raises(UserError, match="profile must be two steps"):
-        train(PretrainConfig(**settings | {"profile": "5"}), tmp_path / "other")
+        pretrain(PretrainConfig(**settings | {"profile": "5"}), tmp_path / "other")
 
 
 def test_the_time_without_a_batch_is_logged(whole):
@@ -69,7 +69,7 @@ def test_the_model_learns_from_context_and_best_is_the_lowest_held_out_loss(sett
     settings |= {"train_steps": 700, "log_every_steps": 100, "eval_every_steps": 100}
     settings |= {"global_batch_size": 16, "eval_examples": 32, "save_every_steps": 700}
     settings |= {"learning_rate": 1e-3, "warmup_steps": 20}
-    results = train(PretrainConfig(**settings), tmp_path / "run")
+    results = pretrain(PretrainConfig(**settings), tmp_path / "run")
     losses = [
         row["eval_mlm_loss"] for row in metrics_of(tmp_path / "run") if "eval_mlm_loss" in row
     ]
@@ -80,7 +80,7 @@ def test_the_model_learns_from_context_and_best_is_the_lowest_held_out_loss(sett
 
 def test_runs_repeat_and_the_seed_matters(settings, tmp_path, whole):
     for seed in (0, 1):
-        train(PretrainConfig(**settings, seed=seed), tmp_path / str(seed))
+        pretrain(PretrainConfig(**settings, seed=seed), tmp_path / str(seed))
     assert_same_run(whole, tmp_path / "0")
     assert metrics_of(whole) != metrics_of(tmp_path / "1")
 
@@ -109,7 +109,7 @@ def test_held_out_figures_do_not_depend_on_how_a_run_trains(settings, tmp_path):
     )
     found = []
     for number, change in enumerate(changes):
-        results = train(PretrainConfig(**settings | change), tmp_path / str(number))
+        results = pretrain(PretrainConfig(**settings | change), tmp_path / str(number))
         found.append({name: value for name, value in results.items() if name.startswith("eval_")})
     assert found[0] == found[1] and len(found[0]) == 7
 
@@ -140,7 +140,7 @@ def test_whole_word_masking_and_other_settings_reach_the_pipeline(settings, tmp_
     )
     for number, change in enumerate(changes):
         settings_now = settings | {"train_steps": 4, "warmup_steps": 0} | change
-        train(PretrainConfig(**settings_now), tmp_path / str(number))
+        pretrain(PretrainConfig(**settings_now), tmp_path / str(number))
         seen.add(json.dumps(metrics_of(tmp_path / str(number))[3]))
     assert len(seen) == len(changes)
 

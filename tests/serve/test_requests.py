@@ -30,8 +30,8 @@ def test_text_by_grpc_gives_what_kbert_predict_says(server, exported, kind, coun
     response = server.ask("Predict", predict_request(kind, texts))
     assert response.model_spec.version.value == 7
     assert response.model_spec.signature_name == "serving_default"
-    wanted = method.predicted(**texts)
-    assert set(response.outputs) == set(method.contract)
+    wanted = method.reference_outputs(**texts)
+    assert set(response.outputs) == set(method.output_spec)
     assert saved_model.largest_difference(arrays(response), wanted) < 1e-5
     for proto in response.outputs.values():
         assert not proto.tensor_content
@@ -42,7 +42,7 @@ def test_other_signatures_by_grpc(server, exported):
     texts = {"text": ["the cat", "a"], "text_pair": ["dog ran", "mat on"]}
     examples = [example(text=a, text_pair=b) for a, b in zip(*texts.values(), strict=True)]
     serialized = [row.SerializeToString() for row in examples]
-    wanted = method.predicted(**texts)
+    wanted = method.reference_outputs(**texts)
     request = predict_request("pair", {"inputs": serialized}, "from_examples")
     assert saved_model.largest_difference(arrays(server.ask("Predict", request)), wanted) < 1e-5
     ids = {
@@ -66,7 +66,7 @@ def test_other_signatures_by_grpc(server, exported):
     request.model_spec.name, request.model_spec.signature_name = "regress", "regress"
     request.input.example_list.examples.extend(examples)
     found = [row.value for row in server.ask("Regress", request).result.regressions]
-    wanted = exported("regress")[1].predicted(**texts)["score"]
+    wanted = exported("regress")[1].reference_outputs(**texts)["score"]
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
     both = inference_pb2.MultiInferenceRequest()
@@ -124,7 +124,7 @@ def test_metadata_and_status(server):
 
 def test_rest(server, exported):
     texts = {"text": ["the cat", "ran"], "text_pair": ["on", "a mat"]}
-    wanted = exported("pair")[1].predicted(**texts)
+    wanted = exported("pair")[1].reference_outputs(**texts)
     code, columns = server.get("/v1/models/pair:predict", {"inputs": texts})
     assert code == 200
     assert saved_model.largest_difference(columns["outputs"], wanted) < 1e-5
@@ -145,7 +145,7 @@ def test_rest(server, exported):
         "examples": [{"text_pair": "a"}],
     }
     code, found = server.get("/v1/models/regress:regress", body)
-    wanted = exported("regress")[1].predicted(["the"], ["a"])["score"]
+    wanted = exported("regress")[1].reference_outputs(["the"], ["a"])["score"]
     assert code == 200 and found["results"] == pytest.approx(wanted, abs=1e-5)
     ids = {"input_ids": [[2, 5, 3]], "attention_mask": [[1, 1, 1]], "token_type_ids": [[0, 0, 0]]}
     body = {"signature_name": "from_ids", "inputs": ids}
@@ -163,7 +163,7 @@ def test_health_and_metrics(server):
     assert 'kbert_requests_total{method="rest_predict",model="embed",status="OK"}' in text
     assert 'kbert_model_version{model="embed",version="7"} 1.0' in text
     assert "made-up" not in text and 'method="rest_predict",model="",status="NOT_FOUND"' in text
-    assert "kbert_waiting_texts 0.0" in text
+    assert "kbert_queue_tokens 0.0" in text
 
 
 @needs("curl")
@@ -183,7 +183,7 @@ def test_ovmsclient(server, exported):
     """A client that others wrote, which asks for version 0 where it means the newest."""
     ovmsclient = pytest.importorskip("ovmsclient")
     texts = ["the cat sat", "a"]
-    wanted = exported("embed")[1].predicted(texts)["embedding"]
+    wanted = exported("embed")[1].reference_outputs(texts)["embedding"]
     by_grpc = ovmsclient.make_grpc_client(f"127.0.0.1:{server.grpc}")
     assert "text" in by_grpc.get_model_metadata("embed")["inputs"]
     for client in (by_grpc, ovmsclient.make_http_client(f"127.0.0.1:{server.rest}")):

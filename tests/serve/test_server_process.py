@@ -32,7 +32,7 @@ from warm_python import PYTHON
 
 from kbert.errors import UserError
 from kbert.serve import serve
-from kbert.serving.server.settings import ServeConfig
+from kbert.settings.serving import ServeConfig
 
 
 def test_versions_come_and_go(exported, tmp_path):
@@ -40,7 +40,7 @@ def test_versions_come_and_go(exported, tmp_path):
     source, base = exported("embed")[0] / "7", tmp_path / "bert"
     shutil.copytree(source, base / "1")
     flags = ("model_name=bert", f"model_base_path={base}", "file_system_poll_wait_seconds=0.1")
-    with serving(*flags, "engine=tensorflow", "enable_model_warmup=false") as server:
+    with serving(*flags, "backend=tensorflow", "enable_model_warmup=false") as server:
         failed, seen, over = [], set(), threading.Event()
 
         def ask_on():
@@ -111,8 +111,8 @@ def test_versions_come_and_go(exported, tmp_path):
 
 def test_the_end_answers_what_has_begun(exported):
     """None of its limits is reached, on a slow machine either."""
-    flags = ("model_name=b", f"model_base_path={exported('tags')[0]}", "engine=tensorflow")
-    limits = ("max_waiting=99999", "drain_seconds=300", "rest_api_timeout_in_ms=300000")
+    flags = ("model_name=b", f"model_base_path={exported('tags')[0]}", "backend=tensorflow")
+    limits = ("max_queue_tokens=12799872", "drain_seconds=300", "rest_api_timeout_in_ms=300000")
     with serving(*flags, *limits) as server:
         watch = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest())
         assert next(watch).status == 1
@@ -142,8 +142,8 @@ def test_the_end_answers_what_has_begun(exported):
 
 def test_a_second_signal_ends_it_at_once(exported):
     """Without waiting for what is computed, nor for the thread that does."""
-    flags = ("model_name=b", f"model_base_path={exported('tags')[0]}", "engine=tensorflow")
-    limits = ("max_waiting=99999", "drain_seconds=300", "enable_model_warmup=false")
+    flags = ("model_name=b", f"model_base_path={exported('tags')[0]}", "backend=tensorflow")
+    limits = ("max_queue_tokens=12799872", "drain_seconds=300", "enable_model_warmup=false")
     with serving(*flags, *limits) as server:
         texts = ["the cat sat on a mat " * 5000] * 32
         stub = prediction_service_pb2_grpc.PredictionServiceStub(server.channel)
@@ -162,7 +162,7 @@ def test_a_second_signal_ends_it_at_once(exported):
 def test_a_signal_ends_it_while_it_loads(exported):
     base = exported("tags")[0]
     command = [PYTHON, "-m", "kbert.serve", f"--model_base_path={base}", "--port=0"]
-    command += ["--engine=tensorflow", f"--rest_api_port={free_port()}"]
+    command += ["--backend=tensorflow", f"--rest_api_port={free_port()}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout.readline() == "loading default\n"
     process.send_signal(signal.SIGTERM)
@@ -182,7 +182,7 @@ def test_tls(exported, tmp_path):
     base = exported("embed")[0]
     flags = [f"ssl_certificate={tmp_path}/server.pem", f"ssl_key={tmp_path}/server.key"]
     flags += [f"ssl_client_ca={tmp_path}/client.pem", "model_name=b", f"model_base_path={base}"]
-    with serving(*flags, "engine=tensorflow", "enable_model_warmup=false", secure=True) as server:
+    with serving(*flags, "backend=tensorflow", "enable_model_warmup=false", secure=True) as server:
 
         def ask(name):
             read = [
@@ -228,8 +228,8 @@ def test_tls(exported, tmp_path):
         ),
         ({"model_base_path": "a", "ssl_key": "a"}, "go together"),
         ({"model_base_path": "a", "ssl_client_ca": "a"}, "needs --ssl_certificate"),
-        ({"model_base_path": "a", "engine": "fast"}, "engine must be one of"),
-        ({"model_base_path": "a", "max_waiting": 0}, "max_waiting must be >= 1; got 0"),
+        ({"model_base_path": "a", "backend": "fast"}, "backend must be one of"),
+        ({"model_base_path": "a", "max_queue_tokens": 0}, "max_queue_tokens must be >= 1; got 0"),
     ],
 )
 def test_settings_that_cannot_be(settings, message):
@@ -267,7 +267,8 @@ def test_what_cannot_be_served(exported, settings, message):
             for name, value in settings.items()
         }
         config = ServeConfig(
-            **{"engine": "tensorflow", "enable_model_warmup": False, "port": free_port()} | settings
+            **{"backend": "tensorflow", "enable_model_warmup": False, "port": free_port()}
+            | settings
         )
         with pytest.raises(UserError, match=re.escape(message.format(base=base, taken=taken))):
             asyncio.run(serve(config))
@@ -283,7 +284,12 @@ def test_the_program_says_what_is_wrong():
 def test_too_much_is_refused_and_memory_stays(exported):
     """What comes above the limits is refused at once, with the codes for "later"."""
     base = exported("tags")[0]
-    flags = ("model_name=b", f"model_base_path={base}", "engine=tensorflow", "max_waiting=400")
+    flags = (
+        "model_name=b",
+        f"model_base_path={base}",
+        "backend=tensorflow",
+        "max_queue_tokens=6400",
+    )
     with serving(*flags, "enable_model_warmup=false") as server:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(server.channel)
         text = "the cat sat on a mat " * 100  # 525 tokens or so, 33 times the length of the model
@@ -292,7 +298,8 @@ def test_too_much_is_refused_and_memory_stays(exported):
             request = predict_request("b", {"text": texts})
             asked = [stub.Predict.future(request) for _ in range(count)]
             return {
-                (call.code(), (call.details() or "")[:22].strip("0123456789 ;")) for call in asked
+                (call.code(), (call.details() or "").split(";")[0].strip("0123456789, "))
+                for call in asked
             }
 
         for _ in range(4):  # what a first load takes, it keeps
@@ -300,12 +307,12 @@ def test_too_much_is_refused_and_memory_stays(exported):
         before = server.memory()
         told = set().union(*(flood(20, [text] * 3) for _ in range(12)))
         busy = grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert told == {(grpc.StatusCode.OK, ""), (busy, "texts are waiting")}
+        assert told == {(grpc.StatusCode.OK, ""), (busy, "tokens are waiting")}
         assert server.memory() < before * 1.1 + 20
         full = asyncio.run(_statuses(server.rest, text, 25))
         assert set(full) == {200, 503}
         ask = (server.ask, "Predict", predict_request("b", {"text": [text] * 20}))
-        refused("INVALID_ARGUMENT", "20 texts in one request, which count as 660", *ask)
+        refused("INVALID_ARGUMENT", "20 texts in one request, about 10,500 tokens", *ask)
         assert server.get("/v1/models/b:predict", {"inputs": ["a"]})[0] == 200
 
 
@@ -330,9 +337,9 @@ def test_64_clients_20000_requests_and_a_swap(exported, tmp_path):
     base = tmp_path / "bert"
     shutil.copytree(source / "7", base / "1")
     texts = [text for text in texts_of(method, 60)["text"] if len(text) < 2000]
-    wanted = method.predicted(texts)["probabilities"]
+    wanted = method.reference_outputs(texts)["probabilities"]
     flags = ("model_name=bert", f"model_base_path={base}")
-    with serving(*flags, "engine=tensorflow") as server:
+    with serving(*flags, "backend=tensorflow") as server:
         versions, worst, memory, numbers = {1: 0, 2: 0}, [0.0], [], iter(range(20_000))
 
         async def client(stub):

@@ -6,10 +6,9 @@ import pathlib
 
 from kbert.config import BertConfig
 from kbert.errors import UserError
-from kbert.formats import FORMATS, WEIGHTS_FILES, find_folder, folder_format
 from kbert.model.weights import exported, google, huggingface, kerashub, native
-from kbert.model.weights.heads import heads_text, with_all_heads, without_heads
-from kbert.model.weights.layers import chosen_layers, take_layers
+from kbert.model.weights.head_removal import heads_text, with_all_heads, without_heads
+from kbert.model.weights.layer_selection import chosen_layers, take_layers
 from kbert.model.weights.tensors import (
     REQUIRED_PARTS,
     Tensors,
@@ -18,6 +17,7 @@ from kbert.model.weights.tensors import (
     part_of,
     weight_shapes,
 )
+from kbert.utils.formats import FORMATS, WEIGHTS_FILES, find_folder, folder_format
 
 __all__ = [
     "Tensors",
@@ -40,7 +40,7 @@ def open_weights(folder, allow_missing=(), parts=(), layers=None, **changes):
     The shapes are checked against the config before anything is read or made.
 
     Args:
-        folder: as for `kbert.formats.find_folder`.
+        folder: as for `kbert.utils.formats.find_folder`.
         allow_missing: names, or starts of names, of weights that may be missing, unknown or of
             another shape, and are then left out: kbert's names or those of the format; with `*`.
         parts: of the model that is to be read; a folder of HF may not say what its classifier is
@@ -62,13 +62,17 @@ def open_weights(folder, allow_missing=(), parts=(), layers=None, **changes):
             fields["label_names"] = None  # those of other labels
         try:
             config = BertConfig(**fields | changes)
-            theirs = BertConfig(**fields) if "heads_left" in changes else config
+            saved_config = (
+                BertConfig(**fields) if "attention_heads_per_layer" in changes else config
+            )
         except UserError as error:
             raise UserError(f"{folder}: {error}") from None
-        if config.heads_left != theirs.heads_left:
+        if config.attention_heads_per_layer != saved_config.attention_heads_per_layer:
             raise UserError(
-                f"{folder} has {heads_text(theirs.heads_left)}, which a config cannot change; got "
-                f"heads_left={config.heads_left}. To remove heads: python -m kbert.prune"
+                f"{folder} has {heads_text(saved_config.attention_heads_per_layer)}, which a "
+                f"config cannot change; got "
+                f"attention_heads_per_layer={config.attention_heads_per_layer}. To remove heads: "
+                f"python -m kbert.prune"
             )
         if config.num_hidden_layers > len(tensors):
             raise UserError(
@@ -76,10 +80,10 @@ def open_weights(folder, allow_missing=(), parts=(), layers=None, **changes):
                 f"{len(tensors)} tensors in all."
             )
         shapes, places = weight_shapes(config), places_of(config)
-        found = _fitting(folder, tensors, places, allow_missing)
+        fitting = _fitting(folder, tensors, places, allow_missing)
         weights = Tensors(
-            {name: shapes[name] for name in found},
-            lambda name: places[name].ours(tensors[places[name].name], shapes[name]),
+            {name: shapes[name] for name in fitting},
+            lambda name: places[name].to_kbert(tensors[places[name].name], shapes[name]),
         )
         yield (config, weights) if layers is None else take_layers(config, weights, layers)
 
@@ -88,31 +92,31 @@ def _fitting(folder, tensors, places, allow_missing):
     """kbert's names of the tensors that are there, after all checks."""
 
     def allowed(name):
-        theirs = places[name].name if name in places else name
-        return matches(name, allow_missing) or matches(theirs, allow_missing)
+        external_name = places[name].name if name in places else name
+        return matches(name, allow_missing) or matches(external_name, allow_missing)
 
     names = {place.name: name for name, place in places.items()}
     how = "To do without, name what may be missing: allow_missing=[...], --allow_missing=A,B*"
     unknown = [name for name in tensors if name not in names and not allowed(name)]
     if unknown:
         raise UserError(f"{folder} has tensors that BERT has not: {listed(unknown)}. {how}")
-    found = []
-    for theirs, name in names.items():
-        if theirs not in tensors:
+    result = []
+    for external_name, name in names.items():
+        if external_name not in tensors:
             continue
-        if tensors.shapes[theirs] == places[name].shape:
-            found.append(name)
+        if tensors.shapes[external_name] == places[name].shape:
+            result.append(name)
         elif not allowed(name):
             raise UserError(
-                f"{folder}: {theirs} has the shape {tensors.shapes[theirs]}, and by the config it "
-                f"would be {places[name].shape}. {how}"
+                f"{folder}: {external_name} has the shape {tensors.shapes[external_name]}, and by "
+                f"the config it would be {places[name].shape}. {how}"
             )
-    parts = {part_of(name) for name in found} | set(REQUIRED_PARTS)
-    absent = [name for name in places if part_of(name) in parts and name not in set(found)]
+    parts = {part_of(name) for name in result} | set(REQUIRED_PARTS)
+    absent = [name for name in places if part_of(name) in parts and name not in set(result)]
     missing = [places[name].name for name in absent if not allowed(name)]
     if missing:
         raise UserError(f"{folder} lacks {listed(missing)}. {how}")
-    return found
+    return result
 
 
 def write_weights(folder, format, config, weights, allow_missing=()):
@@ -120,7 +124,7 @@ def write_weights(folder, format, config, weights, allow_missing=()):
 
     Args:
         folder: an existing folder; files of the same names are replaced.
-        format: one of `kbert.formats.FORMATS`.
+        format: one of `kbert.utils.formats.FORMATS`.
         config: BertConfig.
         weights: Tensors, of kbert's name -> float32 array.
         allow_missing: names, or starts of names, of weights to leave out where the format has no
@@ -143,7 +147,7 @@ def write_weights(folder, format, config, weights, allow_missing=()):
             f"would not be clear which are meant."
         )
     notes = []
-    if config.heads_left and format != "kbert":
+    if config.attention_heads_per_layer and format != "kbert":
         config, weights = with_all_heads(config, weights)
         notes = [
             f"the format {format} cannot say that heads were removed: they are there as zeros, so "
@@ -158,10 +162,12 @@ def write_weights(folder, format, config, weights, allow_missing=()):
             f"the format {format} has no place for {listed(lost)}. To leave them out: "
             f"allow_missing=[...], --allow_missing={','.join(sorted({part_of(n) for n in lost}))}"
         )
-    ours = {places[name].name: name for name in weights if name in places}
+    kbert_names = {places[name].name: name for name in weights if name in places}
     tensors = Tensors(
-        {theirs: places[name].shape for theirs, name in ours.items()},
-        lambda theirs: places[ours[theirs]].theirs(weights[ours[theirs]]),
+        {external_name: places[name].shape for external_name, name in kbert_names.items()},
+        lambda external_name: places[kbert_names[external_name]].from_kbert(
+            weights[kbert_names[external_name]]
+        ),
     )
-    kept = {part_of(name) for name in ours.values()}
+    kept = {part_of(name) for name in kbert_names.values()}
     return notes + module.write(folder, config, tensors, kept)

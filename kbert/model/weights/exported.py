@@ -9,9 +9,9 @@ import dataclasses
 
 from kbert.config import BertConfig
 from kbert.errors import UserError
-from kbert.formats import is_quantized, read_export
 from kbert.model.weights.google import read_checkpoint
 from kbert.model.weights.tensors import Place, weight_shapes
+from kbert.utils.formats import is_quantized, read_export
 
 CONFIG_FILE = "config.json"
 
@@ -26,9 +26,9 @@ def opened(folder, parts=()):
     Raises:
         UserError: a file is missing or damaged; the weights are int8.
     """
-    about = read_export(folder)
-    names = about["weights"]
-    if is_quantized(about):
+    metadata = read_export(folder)
+    names = metadata["weights"]
+    if is_quantized(metadata):
         raise UserError(
             f"{folder.parent} has weights of 8 bits, which are for serving alone. Name the folder "
             f"that it was exported from."

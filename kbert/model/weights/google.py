@@ -15,9 +15,9 @@ import math
 import re
 
 from kbert.errors import UserError
-from kbert.formats import members, read_json
-from kbert.model.weights.fields import differences, extra_fields, kbert_fields
+from kbert.model.weights.config_fields import differences, extra_fields, kbert_fields
 from kbert.model.weights.tensors import Tensors, check_size, places_of
+from kbert.utils.formats import members, read_json
 
 CONFIG_FILE, CHECKPOINT = "bert_config.json", "bert_model.ckpt"
 
@@ -92,7 +92,7 @@ def opened(folder, parts=()):
     yield _fields(folder, tensors.shapes), tensors, places
 
 
-def read_checkpoint(prefix, wanted):
+def read_checkpoint(prefix, is_wanted):
     """The floats of a checkpoint of TensorFlow whose names are wanted, as `Tensors`.
 
     Raises:
@@ -109,7 +109,7 @@ def read_checkpoint(prefix, wanted):
     shapes = {
         name: tuple(shape)
         for name, shape in shapes.items()
-        if dtypes[name].is_floating and wanted(name)
+        if dtypes[name].is_floating and is_wanted(name)
     }
     claimed = sum(math.prod(shape) * dtypes[name].size for name, shape in shapes.items())
     check_size(prefix, prefix.parent.glob(f"{prefix.name}.data-*"), claimed)
@@ -125,16 +125,16 @@ def read_checkpoint(prefix, wanted):
 
 def _checkpoint(folder):
     """Prefix of the one checkpoint in a folder."""
-    found = sorted(path.with_suffix("") for path in folder.glob("*.index"))
-    if folder / CHECKPOINT in found:
+    prefixes = sorted(path.with_suffix("") for path in folder.glob("*.index"))
+    if folder / CHECKPOINT in prefixes:
         return folder / CHECKPOINT
-    if len(found) > 1:
+    if len(prefixes) > 1:
         raise UserError(
-            f"{folder} has {len(found)} checkpoints and none is called {CHECKPOINT}: "
-            f"{', '.join(path.name for path in found)}. Copy the one you mean, with "
+            f"{folder} has {len(prefixes)} checkpoints and none is called {CHECKPOINT}: "
+            f"{', '.join(path.name for path in prefixes)}. Copy the one you mean, with "
             f"{CONFIG_FILE} and vocab.txt, into a folder of its own."
         )
-    return found[0]
+    return prefixes[0]
 
 
 def _fields(folder, shapes):

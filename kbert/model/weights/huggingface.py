@@ -20,8 +20,8 @@ import safetensors
 
 from kbert.config import BertConfig, is_text
 from kbert.errors import UserError
-from kbert.formats import members, read_json
 from kbert.model.weights.tensors import Tensors, places_of
+from kbert.utils.formats import members, read_json
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -238,7 +238,11 @@ def write(folder, config, tensors, parts):
     is left out.
     """
     values = dataclasses.asdict(config)
-    del values["num_labels"], values["heads_left"]  # HF counts id2label, and has all heads
+    for name in (
+        "num_labels",
+        "attention_heads_per_layer",
+    ):  # HF counts id2label, and has all heads
+        del values[name]
     names = values.pop("label_names") or _default_names(config.num_labels)
     if "span_classifier" in parts:
         names = _default_names(2)  # HF takes start and end for labels
@@ -268,8 +272,8 @@ def write(folder, config, tensors, parts):
 
 def _class_of(parts):
     """The class of HF that has these parts."""
-    for name, theirs in CLASSES.items():
-        if set(theirs) <= parts:
+    for name, class_parts in CLASSES.items():
+        if set(class_parts) <= parts:
             return name
 
 

@@ -15,10 +15,10 @@ import keras
 import numpy as np
 
 from kbert.errors import UserError
-from kbert.formats import members, read_json
-from kbert.model.weights.fields import differences, extra_fields, kbert_fields
+from kbert.model.weights.config_fields import differences, extra_fields, kbert_fields
 from kbert.model.weights.native import read_arrays, write_arrays
 from kbert.model.weights.tensors import Tensors, places_of
+from kbert.utils.formats import members, read_json
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.weights.h5"
 TASK_FILE, TASK_WEIGHTS_FILE = "task.json", "task.weights.h5"
@@ -163,7 +163,8 @@ def write(folder, config, tensors, parts):
         known.append("attention_probs_dropout_prob")
     extra = extra_fields(values, known, FIXED)
     backbone = _serialized(
-        "BertBackbone", {theirs: values[ours] for theirs, ours in FIELDS.items()}
+        "BertBackbone",
+        {keras_hub_name: values[kbert_name] for keras_hub_name, kbert_name in FIELDS.items()},
     )
     saved = backbone | ({"kbert": extra} if extra else {})
     _write_json(folder / CONFIG_FILE, saved)

@@ -99,12 +99,12 @@ class Place:
     shape: tuple
     transposed: bool = False
 
-    def ours(self, array, shape):
+    def to_kbert(self, array, shape):
         """The array as kbert has it, float32."""
         array = array.T if self.transposed else array
         return np.ascontiguousarray(array.reshape(shape), np.float32)
 
-    def theirs(self, array):
+    def from_kbert(self, array):
         """The array as the other format has it, float32."""
         array = array.T if self.transposed else array
         return np.ascontiguousarray(array.reshape(self.shape), np.float32)
@@ -125,18 +125,18 @@ def places_of(config, names, variables, transposed=lambda name: False, letters=S
         dict of kbert's name -> Place, of the weights that the format can hold.
     """
     places = {}
-    for name, row, i, ours in _rows(config):
+    for name, row, i, own_letters in _rows(config):
         layer, _, variable = row.rpartition("/")
         if row in names:
-            theirs = names[row]
+            external_name = names[row]
         elif layer in names and variable in variables:
-            theirs = names[layer] + variables[variable]
+            external_name = names[layer] + variables[variable]
         else:
             continue
-        shape = size_of(letters.get(row, ours), config, i)
+        shape = size_of(letters.get(row, own_letters), config, i)
         turned = transposed(name)
-        theirs = theirs.format(i=i, _i=f"_{i}" if i else "")
-        places[name] = Place(theirs, shape[::-1] if turned else shape, turned)
+        external_name = external_name.format(i=i, _i=f"_{i}" if i else "")
+        places[name] = Place(external_name, shape[::-1] if turned else shape, turned)
     return places
 
 

@@ -1,0 +1,1 @@
+"""Smaller models: which attention heads can be removed."""

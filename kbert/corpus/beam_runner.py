@@ -1,0 +1,247 @@
+"""The Beam runner of preparing: the functions of the local runner in an Apache Beam pipeline.
+
+A piece, or a shard of rearranged documents, is the work of one function call. What it writes gets
+its name when it is whole, so the runner may make a call again, or twice at the same time.
+"""
+
+import contextlib
+import functools
+import io
+import json
+import os
+import pathlib
+import shlex
+import tempfile
+
+import numpy as np
+
+from kbert.corpus.corpus import check_shards, ids_dtype, open_shard
+from kbert.corpus.dedup_shuffle import (
+    SHARD_TOKENS,
+    digest,
+    draw_keys,
+    read_documents,
+    shard_count,
+    write_documents,
+)
+from kbert.corpus.shard_builder import Tally, shard_name
+from kbert.errors import UserError
+from kbert.utils import storage
+
+_RESULT = ".result.json"
+_ERROR = ".error.txt"
+
+
+def new_pipeline(flags):
+    """A pipeline for the runner that Beam's flags, in one text, name.
+
+    Raises:
+        UserError: apache-beam is not installed, or does not take the flags.
+    """
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise UserError("--runner=beam needs apache-beam: pip install 'kbert[beam]'") from None
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):  # its parser prints what is wrong, and exits
+            options = PipelineOptions(shlex.split(flags))
+            options.get_all_options()
+            return beam.Pipeline(options=options)
+    except (SystemExit, ValueError) as error:
+        reason = (printed.getvalue().strip() or str(error)).splitlines()[-1]
+        reason = reason.rpartition("error: ")[2].rstrip(".")
+        raise UserError(
+            f"Beam does not take --beam_options={flags!r}: {reason}. Give its flags in one text, "
+            f"such as --beam_options='--runner=FlinkRunner --flink_master=HOST:8081'."
+        ) from error
+
+
+def run(worker, pieces, folder, deduplicate, seed, pipeline):
+    """Makes the shards of a corpus: the same files as `kbert.corpus.local_runner.run`.
+
+    Args:
+        worker, pieces, deduplicate, seed: see there.
+        folder: for the shards; all machines of the runner must see it.
+        pipeline: that of `new_pipeline`.
+
+    Returns:
+        Tally.
+
+    Raises:
+        UserError: as the local runner; or the machines do not see the same folder.
+    """
+    import apache_beam as beam
+
+    with pipeline:
+        tasks = pipeline | "pieces" >> beam.Create(list(enumerate(pieces)))
+        tasks = tasks | "spread" >> beam.Reshuffle()
+        if deduplicate or seed is not None:
+            tallies = _rearranged(tasks, worker, folder, deduplicate, seed)
+        else:
+            tallies = tasks | "write pieces" >> beam.Map(_write_piece, worker, folder)
+        total = functools.partial(_total, len(worker.vocab))
+        total = tallies | "count" >> beam.CombineGlobally(total)
+        _ = total | "write counts" >> beam.Map(_write_result, folder)
+    if _failed(folder):
+        with storage.open_stream(os.path.join(folder, _ERROR)) as file:
+            raise UserError(file.read().decode("utf-8"))
+    return _read_result(folder, len(worker.vocab))
+
+
+def _rearranged(tasks, worker, folder, deduplicate, seed):
+    """The tallies of pieces and of the shards that are made of their documents."""
+    import apache_beam as beam
+
+    documents, tallies = tasks | "tokenize" >> beam.FlatMap(
+        _documents, worker, folder, seed
+    ).with_outputs("tallies", main="documents")
+    if deduplicate:
+        documents = (
+            documents
+            | "digest" >> beam.Map(_with_digest, len(worker.vocab))
+            | "leave out duplicates" >> beam.CombinePerKey(_first)
+            | "documents left" >> beam.Values()
+        )
+    tokens = None
+    if seed is not None:
+        tokens = documents | "tokens" >> beam.Map(_tokens, len(worker.vocab))
+        tokens = beam.pvalue.AsSingleton(tokens | "all tokens" >> beam.CombineGlobally(sum))
+    shards = (
+        documents
+        | "choose shards" >> beam.Map(_with_shard, tokens)
+        | "gather shards" >> beam.GroupByKey()
+        | "write shards" >> beam.Map(_write_arranged, len(worker.vocab), folder)
+    )
+    return (tallies, shards) | "all counts" >> beam.Flatten()
+
+
+@contextlib.contextmanager
+def _errors_noted(folder):
+    """Notes bad input where whoever started the pipeline finds it; the others see it and stop.
+
+    An exception would be tried again by the runner, and come out as the text of a stack trace. That
+    is right for a storage that is out of order, alone.
+    """
+    try:
+        yield
+    except storage.GaveUp:
+        raise
+    except UserError as error:
+        _write_text(folder, _ERROR, str(error))
+
+
+def _failed(folder):
+    return storage.exists(os.path.join(folder, _ERROR))
+
+
+def _write_piece(task, worker, folder):
+    if not _failed(folder):
+        with _errors_noted(folder):
+            return worker.write_shard(*task, folder)
+    return Tally(len(worker.vocab))
+
+
+def _documents(task, worker, folder, seed):
+    """The documents of a piece, and its tally.
+
+    A document is (number drawn, piece, number in the piece), the part of the piece that it is in,
+    the bytes of its ids and the bytes of the lengths of its sentences.
+    """
+    if not _failed(folder):
+        with _errors_noted(folder):
+            yield from _read_piece(task, worker, seed)
+
+
+def _read_piece(task, worker, seed):
+    import apache_beam as beam
+
+    number, _ = task
+    with tempfile.TemporaryDirectory() as local:
+        tally = worker.write_shard(*task, local)
+        for entry in tally.shards:
+            shard = open_shard(local, entry, tally.vocab_size)
+            starts = np.append(shard.documents, len(shard.ids))
+            keys = draw_keys(seed, number, len(shard.documents)).tolist()
+            parts = (starts // SHARD_TOKENS).tolist()
+            documents = read_documents([shard], starts, np.arange(len(keys)))
+            for i, (ids, lengths) in enumerate(documents):
+                place = (keys[i], number, i)
+                yield place, parts[i], ids.tobytes(), lengths.astype("<i8").tobytes()
+    counts = Tally(tally.vocab_size, tally.counts, tally.left_out)
+    yield beam.pvalue.TaggedOutput("tallies", counts)
+
+
+def _arrays(document, vocab_size):
+    _, _, ids, lengths = document
+    return np.frombuffer(ids, ids_dtype(vocab_size)), np.frombuffer(lengths, "<i8")
+
+
+def _with_digest(document, vocab_size):
+    return digest(*_arrays(document, vocab_size)), document
+
+
+def _first(documents):
+    """That which comes first in the input."""
+    return min(documents, key=lambda document: document[0][1:])
+
+
+def _tokens(document, vocab_size):
+    return len(document[2]) // ids_dtype(vocab_size).itemsize
+
+
+def _with_shard(document, tokens):
+    (key, piece, _), part, _, _ = document
+    if tokens is None:
+        return shard_name(piece, part), document
+    return shard_name(int(key * shard_count(tokens))), document
+
+
+def _write_arranged(shard, vocab_size, folder):
+    name, documents = shard
+    if _failed(folder):
+        return Tally(vocab_size)
+    documents = (_arrays(document, vocab_size) for document in sorted(documents))
+    return write_documents(folder, name, documents, Tally(vocab_size))
+
+
+def _total(vocab_size, tallies):
+    total = Tally(vocab_size)
+    for tally in tallies:
+        total.add(tally)
+    return total
+
+
+def _write_result(tally, folder):
+    values = {
+        "counts": tally.counts,
+        "left_out": tally.left_out,
+        "shards": tally.shards,
+        "unigrams": tally.unigrams.tolist(),
+    }
+    _write_text(folder, _RESULT, json.dumps(values))
+
+
+def _write_text(folder, name, text):
+    with storage.staged(folder) as local:
+        pathlib.Path(local, name).write_text(text, encoding="utf-8")
+
+
+def _read_result(folder, vocab_size):
+    try:
+        with storage.open_stream(os.path.join(folder, _RESULT)) as file:
+            values = json.load(file)
+        tally = Tally(vocab_size)
+        tally.counts.update(values["counts"])
+        tally.left_out = [tuple(item) for item in values["left_out"]]
+        tally.shards, tally.unigrams = values["shards"], np.asarray(values["unigrams"], np.int64)
+        check_shards(folder, tally.shards, vocab_size)
+    except storage.GaveUp:
+        raise
+    except (FileNotFoundError, UserError) as error:
+        raise UserError(
+            f"the pipeline ended, but {folder} lacks what it wrote. Give an --output_dir that all "
+            f"machines of the runner see, such as gs://BUCKET/CORPUS. ({error})"
+        ) from error
+    return tally

@@ -1,0 +1,212 @@
+"""Text to a prepared corpus: tokenised once, by processes or by machines, written whole or not."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+
+from kbert.corpus import local_runner
+from kbert.corpus.corpus import MANIFEST, Corpus, write_manifest
+from kbert.corpus.shard_builder import ShardBuilder
+from kbert.corpus.text_sources import find_inputs, split_into_pieces
+from kbert.errors import UserError, writing
+from kbert.settings import PrepareConfig
+from kbert.tokenizer.tokenizer import BertTokenizer
+from kbert.utils import storage
+from kbert.utils.locks import target_lock
+
+
+def prepare(
+    inputs, output_dir, vocab_file, lower_case=True, processes=None, report=None, **options
+):
+    """Tokenises text into a prepared corpus and opens it.
+
+    Args:
+        inputs, output_dir, vocab_file, lower_case, processes: fields of
+            `kbert.settings.PrepareConfig`; vocab_file may be a BertTokenizer.
+        report: called with a line of text now and then.
+        options: further fields.
+
+    Returns:
+        Corpus; one in a remote folder is fetched.
+
+    Raises:
+        UserError: see `write_corpus`.
+    """
+    tokenizer = vocab_file if isinstance(vocab_file, BertTokenizer) else None
+    config = PrepareConfig(
+        input=inputs,
+        output_dir=str(output_dir),
+        vocab_file="given" if tokenizer else str(vocab_file),
+        lower_case=lower_case,
+        processes=processes,
+        **options,
+    )
+    write_corpus(config, tokenizer, report)
+    return Corpus(output_dir, verify=False, report=report)
+
+
+def write_corpus(config, tokenizer=None, report=None):
+    """Tokenises text into a prepared corpus (`kbert.corpus.corpus` has the format).
+
+    Text is UTF-8, one sentence or paragraph a line, an empty line between documents. The files are
+    the same, byte for byte, for both runners and any number of workers. Memory is bounded by a
+    batch of text for each worker and, to rearrange documents, 60 bytes for each in one process.
+
+    Args:
+        config: PrepareConfig.
+        tokenizer: BertTokenizer to take instead of the vocabulary that is named.
+        report: called with a line of text now and then.
+
+    Returns:
+        the manifest, a dict.
+
+    Raises:
+        UserError: inputs that cannot be read, are not UTF-8, hold no text or a single document; a
+            vocabulary that cannot be used; a folder that is not empty, or that another process is
+            making, or that cannot be written.
+    """
+    report = report or (lambda line: None)
+    if config.runner == "beam":
+        from kbert.corpus import beam_runner
+
+        pipeline = beam_runner.new_pipeline(config.beam_options)
+    paths = find_inputs(config.input)
+    stamps, pieces = input_stamps(paths), split_into_pieces(paths)
+    tokenizer = tokenizer or BertTokenizer(config.vocab_file, config.lower_case)
+    worker = ShardBuilder.of(tokenizer, skip_bad_lines=config.skip_bad_lines)
+    rearrangement = config.deduplicate, config.seed if config.shuffle_documents else None
+    with _work_folder(config.output_dir) as folder:
+        if config.runner == "beam":
+            report(f"preparing {len(pieces):,} pieces with Beam")
+            tally = beam_runner.run(worker, pieces, folder, *rearrangement, pipeline)
+        else:
+            tally = local_runner.run(
+                worker, pieces, folder, *rearrangement, config.processes, report
+            )
+        _check(tally, config.input)
+        for name in storage.list_folder(folder):
+            if name.startswith("."):  # of Beam, or of a worker that was killed
+                storage.remove(os.path.join(folder, name))
+        with storage.staged(folder, last=MANIFEST) as staging:
+            tokenizer.save_pretrained(staging)
+            return write_manifest(
+                staging,
+                tally.sorted_shards(),
+                tokenizer.vocab_size,
+                tokenizer.fingerprint,
+                tokenizer.lower_case,
+                tally.unigrams,
+                deduplicate=rearrangement[0],
+                shuffle_seed=rearrangement[1],
+                **_counts(tally),
+                inputs=stamps,
+            )
+
+
+def _counts(tally):
+    counts = tally.counts
+    return {
+        "bytes": counts["bytes"],
+        "lines": counts["lines"],
+        "lines_with_bad_utf8": counts["lines_with_bad_utf8"],
+        "lines_left_out": counts["lines_left_out"],
+        "first_lines_left_out": [where for _, where in tally.left_out],
+        "documents_without_tokens": counts["documents"] - counts["documents_with_tokens"],
+        "duplicates_left_out": counts["documents_with_tokens"] - tally.documents,
+    }
+
+
+def _check_free(output_dir):
+    if storage.is_remote(output_dir):
+        used = bool(storage.list_folder(output_dir))
+    else:
+        used = os.path.exists(output_dir)
+        used = used and (not os.path.isdir(output_dir) or bool(os.listdir(output_dir)))
+    if used:
+        raise UserError(f"{output_dir} exists and is not empty. Remove it, or name another folder.")
+
+
+@contextlib.contextmanager
+def _work_folder(output_dir):
+    """The folder to write in, which becomes `output_dir` when the block ends without an error."""
+    if storage.is_remote(output_dir):  # there are no folders to rename: the manifest goes last
+        _check_free(output_dir)
+        storage.make_folder(output_dir)
+        try:
+            yield str(output_dir)
+        except BaseException:
+            with contextlib.suppress(UserError):  # the first error tells more
+                storage.remove(output_dir)
+            raise
+        return
+    with target_lock(output_dir, "--output_dir"), writing(output_dir):
+        _check_free(output_dir)
+        with _scratch_folder(pathlib.Path(output_dir)) as folder:
+            yield folder
+
+
+@contextlib.contextmanager
+def _scratch_folder(output_dir):
+    scratch = output_dir.with_name(f"{output_dir.name}.partial-{os.getpid()}")
+    for left in output_dir.parent.glob(f"{output_dir.name}.partial-*"):  # of a killed process
+        shutil.rmtree(left, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield str(scratch)
+        if output_dir.exists():
+            output_dir.rmdir()
+        scratch.rename(output_dir)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def input_stamps(paths):
+    """What tells whether inputs have changed: path, size in bytes and time of change of each."""
+    files = [path for path in paths if not path.startswith("tfds:")]
+    stats = dict(zip(files, storage.stat_all(files), strict=True))
+    stamps = []
+    for path in paths:
+        place = path if path not in stats or storage.is_remote(path) else os.path.abspath(path)
+        stamps.append([place, *stats.get(path, (0, 0))])
+    return stamps
+
+
+def _check(tally, inputs):
+    bad, lines = tally.counts["lines_with_bad_utf8"], tally.counts["lines"]
+    if bad * 10 > lines:
+        raise UserError(
+            f"{bad} of {lines} lines of {inputs} are not UTF-8. Convert "
+            f"the text first, for example: iconv -f LATIN1 -t UTF-8 OLD > NEW"
+        )
+    if tally.documents == 0:
+        left_out = f" ({tally.counts['lines_left_out']} bad lines left out)"
+        raise UserError(f"{inputs} holds no text{left_out if tally.left_out else ''}.")
+    if tally.documents == 1:
+        copies = tally.counts["documents_with_tokens"] - 1
+        raise UserError(
+            f"{inputs} is a single document{f', and {copies} duplicates of it' if copies else ''}, "
+            f"but next-sentence prediction takes sentences from others. Put an empty line between "
+            f"documents."
+        )
+
+
+def summary(manifest):
+    """What was found and made, as lines of text for a person."""
+    rows = [
+        ("input files", f"{len(manifest['inputs']):,}"),
+        ("text", f"{manifest['bytes'] / 1e6:,.1f} MB"),
+        ("lines", f"{manifest['lines']:,}"),
+        ("  with bytes that are not UTF-8", f"{manifest['lines_with_bad_utf8']:,}"),
+        ("lines left out as bad", f"{manifest['lines_left_out']:,}"),
+        ("documents without tokens, left out", f"{manifest['documents_without_tokens']:,}"),
+        ("duplicates of documents, left out", f"{manifest['duplicates_left_out']:,}"),
+        ("documents", f"{manifest['documents']:,}"),
+        ("sentences", f"{manifest['sentences']:,}"),
+        ("tokens", f"{manifest['tokens']:,}"),
+    ]
+    if not manifest["deduplicate"]:
+        rows = [row for row in rows if not row[0].startswith("duplicates")]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:{width}} {value:>15}" for name, value in rows]
+    return lines + [f"left out: {where}" for where in manifest["first_lines_left_out"]]

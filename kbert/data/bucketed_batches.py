@@ -1,0 +1,181 @@
+"""Batches of labelled examples: batch n is a pure function of (items, settings, seed, n)."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from kbert.data.input_context import batch_number
+from kbert.utils.numpy_map import numpy_map
+from kbert.utils.stateless_random import uniform
+
+# Lengths in tokens that batches are padded to: few, so that XLA compiles few steps.
+BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+# Examples of similar length are sought among so many batches of the shuffled epoch.
+NEIGHBOURS = 50
+# Streams of kbert.utils.stateless_random; pretraining takes 0 to 4.
+_STREAM_ORDER, _STREAM_BATCHES = 5, 6
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EncodedExample:
+    """An example, or a window of one, as numbers.
+
+    Attributes:
+        input_ids, token_type_ids: (L,) int32, or (C, L) for C choices; L is its own.
+        labels: array: () int32 of a class or a choice, () float32 of a number, (C,) float32 of
+            several labels, (L,) int32 of tags, (2,) int32 of an answer's first and last token.
+        label_weights: float32 of the shape (L,) for tags, else (): what each label counts.
+    """
+
+    input_ids: np.ndarray
+    token_type_ids: np.ndarray
+    labels: np.ndarray | None = None
+    label_weights: np.ndarray | None = None
+
+    @property
+    def length(self):
+        """int, length in tokens."""
+        return self.input_ids.shape[-1]
+
+
+def bucket_length(longest, max_seq_length):
+    """The length in tokens that a batch is padded to whose longest item has `longest`."""
+    return min(next((size for size in BUCKETS if size >= longest), longest), max_seq_length)
+
+
+def pad_examples(items, length, rows, pad_id):
+    """The features of items as arrays.
+
+    Args:
+        items: list of EncodedExample, at least one. length: L. rows: B, at least as many as items;
+            the last item is repeated in the rows left, with label_weights 0.
+        pad_id: int, of [PAD].
+
+    Returns:
+        dict of input_ids, attention_mask, token_type_ids, and, if the items have labels, labels and
+        label_weights.
+    """
+
+    def padded(arrays, value):
+        widths = [(0, 0)] * (arrays[0].ndim - 1)
+        full = [
+            np.pad(a, [*widths, (0, length - a.shape[-1])], constant_values=value) for a in arrays
+        ]
+        return np.stack(full + full[-1:] * (rows - len(full)))
+
+    ids = padded([item.input_ids for item in items], pad_id)
+    features = {
+        "input_ids": ids,
+        "attention_mask": (ids != pad_id).astype(np.int32),
+        "token_type_ids": padded([item.token_type_ids for item in items], 0),
+    }
+    if items[0].labels is not None:
+        by_token = items[0].label_weights.ndim > 0
+        for name in ("labels", "label_weights"):
+            arrays = [getattr(item, name) for item in items]
+            stacked = (
+                padded(arrays, 0)
+                if by_token
+                else np.stack(arrays + arrays[-1:] * (rows - len(arrays)))
+            )
+            features[name] = stacked
+        features["label_weights"][len(items) :] = 0
+    return features
+
+
+class BucketedBatches:
+    """Batches of items in an order that is new in every epoch, each item once in an epoch.
+
+    Items of similar length come together: the shuffled epoch is cut into parts of 50 batches, which
+    are sorted by length, and the batches are shuffled again. The last items of an epoch may be too
+    few for a batch; it is filled with copies that do not count.
+
+    Args:
+        items: list of EncodedExample with labels.
+        batch_size: B of the global batch. max_seq_length: int. pad_id: int, of [PAD]. seed: int.
+    """
+
+    def __init__(self, items, batch_size, max_seq_length, pad_id, seed):
+        self._items = items
+        self._batch_size = batch_size
+        self._max_seq_length = max_seq_length
+        self._pad_id = pad_id
+        self._seed = seed
+        self._lengths = np.array([item.length for item in items])
+        self._order = functools.lru_cache(2)(self._order_of_epoch)
+
+    @property
+    def steps_per_epoch(self):
+        """int, batches in an epoch."""
+        return -(-len(self._items) // self._batch_size)
+
+    def _order_of_epoch(self, epoch):
+        """List of the numbers of the items of each batch."""
+        N, B = len(self._items), self._batch_size
+        order = np.argsort(uniform(self._seed, _STREAM_ORDER, [epoch], N)[0], kind="stable")
+        batches = []
+        for begin in range(0, N, NEIGHBOURS * B):
+            part = order[begin : begin + NEIGHBOURS * B]
+            part = part[np.argsort(self._lengths[part], kind="stable")]
+            batches += [part[i : i + B] for i in range(0, len(part), B)]
+        draws = uniform(self._seed, _STREAM_BATCHES, [epoch], len(batches))[0]
+        return [batches[i] for i in np.argsort(draws, kind="stable")]
+
+    def batch(self, step, part=0, parts=1):
+        """The features of a batch, or of a part of it; all parts have the same length in tokens.
+
+        Args:
+            step: int, number of the batch in the run. part: int. parts: int that divides B.
+        """
+        epoch, place = divmod(int(step), self.steps_per_epoch)
+        numbers = self._order(epoch)[place]
+        length = bucket_length(self._lengths[numbers].max(), self._max_seq_length)
+        rows = self._batch_size // parts
+        mine = numbers[part * rows : (part + 1) * rows]
+        features = pad_examples(
+            [self._items[i] for i in (mine if len(mine) else numbers[-1:])],
+            length,
+            rows,
+            self._pad_id,
+        )
+        if not len(mine):
+            features["label_weights"][:] = 0
+        return features
+
+    def dataset(self, batch_size, first=0, count=None, input_context=None):
+        """Batches as tf.data, each cut into parts of `batch_size`.
+
+        Args:
+            batch_size: rows of a part; divides B. first: parts to leave out at the start.
+            count: parts to make; None for no end.
+            input_context: tf.distribute.InputContext of the worker, first and count are of its
+                parts; None: there is one worker.
+
+        Returns:
+            tf.data.Dataset of dicts of the features of `pad_examples`.
+        """
+        parts = self._batch_size // batch_size
+        example = self.batch(0, 0, parts)
+        specs = {
+            name: ((batch_size, *(None,) * (value.ndim - 1)), value.dtype)
+            for name, value in example.items()
+        }
+        C = example["labels"].shape[-1] if example["labels"].ndim == 2 else None
+        if C and example["label_weights"].ndim == 1:  # labels by class, not by token
+            specs["labels"] = ((batch_size, C), example["labels"].dtype)
+        if example["input_ids"].ndim == 3:
+            for name in ("input_ids", "attention_mask", "token_type_ids"):
+                specs[name] = ((batch_size, example[name].shape[1], None), "int32")
+        end = np.iinfo(np.int64).max if count is None else first + count
+        dataset = tf.data.Dataset.range(first, end)
+
+        @tf.autograph.experimental.do_not_convert
+        def make_part(index):
+            index = batch_number(input_context, index)
+            return numpy_map(
+                lambda index: self.batch(index // parts, index % parts, parts), [index], specs
+            )
+
+        return dataset.map(make_part, num_parallel_calls=2, deterministic=True).prefetch(4)

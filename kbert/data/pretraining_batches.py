@@ -1,0 +1,189 @@
+"""Batches for pretraining: example n is a pure function of (corpus, settings, seed, n)."""
+
+import numpy as np
+import tensorflow as tf
+
+from kbert.data.input_context import batch_number
+from kbert.data.masking import choose_tokens, choose_words, mask_tokens, prediction_counts
+from kbert.data.sentence_pairs import PairCutter
+from kbert.errors import UserError
+from kbert.features import PRETRAINING_FEATURES, feature_shapes
+from kbert.tokenizer.vocab import CONTINUATION, SPECIAL_TOKENS, read_vocab
+from kbert.utils.numpy_map import numpy_map
+from kbert.utils.stateless_random import shuffle_seeds, uniform
+
+# A call of numpy costs more than a batch of few tokens, so several batches are made in one.
+_TOKENS_AT_ONCE = 1 << 16
+# Streams of kbert.utils.stateless_random; pairs take 0 and 1.
+_STREAM_CHOICE, _STREAM_FATE, _STREAM_ORDER = 2, 3, 4
+
+
+class PretrainingExamples:
+    """Makes pretraining examples from a corpus. Arguments as for `pretraining_dataset`."""
+
+    def __init__(
+        self,
+        corpus,
+        max_seq_length=128,
+        max_predictions_per_seq=None,
+        mask_rate=0.15,
+        whole_word_mask=False,
+        short_seq_prob=0.1,
+        seed=0,
+    ):
+        if max_seq_length < 5:
+            raise UserError(
+                f"max_seq_length must be at least 5, three special tokens and one token for each "
+                f"segment; got {max_seq_length}."
+            )
+        if not 0 < mask_rate < 1:
+            raise UserError(f"mask_rate must be in (0, 1); got {mask_rate}. Write 0.15 for 15 %.")
+        vocab = read_vocab(corpus.vocab_file)
+        self.max_predictions = max_predictions_per_seq or int(np.ceil(max_seq_length * mask_rate))
+        self._corpus = corpus
+        self._cutter = PairCutter(corpus, max_seq_length, short_seq_prob, seed)
+        self._max_seq_length = max_seq_length
+        self._mask_rate = mask_rate
+        self._seed = seed
+        self._vocab_size = len(vocab)
+        self._pad, _, self._cls, self._sep, self._mask = map(vocab.index, SPECIAL_TOKENS)
+        self._continues = None
+        if whole_word_mask:
+            self._continues = np.array([token.startswith(CONTINUATION) for token in vocab])
+
+    @property
+    def windows(self):
+        """`kbert.data.sentence_pairs.PairWindows`: how many examples an epoch has."""
+        return self._cutter.windows
+
+    def batch(self, index, epoch, slots):
+        """The features of examples.
+
+        Args:
+            index: (B,) int64 number of each example in the run. epoch: (B,) int64, its epoch.
+            slots: (B,) int64, its window.
+
+        Returns:
+            dict of the arrays of `kbert.features.PRETRAINING_FEATURES`.
+        """
+        pairs = self._cutter.cut(index, epoch, slots)
+        B, L, M = len(index), self._max_seq_length, self.max_predictions
+        end = pairs.a[:, 1:] - pairs.a[:, :1] + 1  # (B, 1), of the first segment in the row
+        lengths = end + 2 + pairs.b[:, 1:] - pairs.b[:, :1]
+        places = np.arange(L)
+        real = places < lengths  # (B, L)
+        second = real & (places > end)
+        separators = (places == end) | (places == lengths - 1)
+        is_text = real & ~separators
+        is_text[:, 0] = False
+        input_ids = np.full((B, L), self._pad, np.int32)
+        input_ids[is_text] = self._corpus.read_all(np.stack([pairs.a, pairs.b], 1).reshape(-1, 2))
+        input_ids[:, 0] = self._cls
+        input_ids[separators] = self._sep
+
+        counts = prediction_counts(lengths[:, 0], self._mask_rate, M)
+        draws = uniform(self._seed, _STREAM_CHOICE, index, L)
+        if self._continues is None:
+            chosen = choose_tokens(is_text, counts, draws)
+        else:
+            chosen = choose_words(is_text, self._continues[input_ids], counts, draws)
+        draws = uniform(self._seed, _STREAM_FATE, index, 2 * M)
+        input_ids, masked_positions, masked_ids, masked_weights = mask_tokens(
+            input_ids, chosen, M, draws, self._mask, self._vocab_size
+        )
+        return {
+            "input_ids": input_ids,
+            "attention_mask": real.astype(np.int32),
+            "token_type_ids": second.astype(np.int32),
+            "masked_positions": masked_positions,
+            "masked_ids": masked_ids,
+            "masked_weights": masked_weights,
+            "next_sentence_labels": (~pairs.is_next).astype(np.int32),
+        }
+
+    def dataset(self, batch_size, start_step=0, steps=None, input_context=None):
+        """Batches as tf.data; see `pretraining_dataset` and `kbert.data.input_context`."""
+        B, count = batch_size, self.windows.count
+        together = _TOKENS_AT_ONCE // (B * self._max_seq_length)  # batches
+        together = max(1, together if steps is None else min(together, steps))
+        specs = feature_shapes(
+            PRETRAINING_FEATURES, B=together * B, L=self._max_seq_length, M=self.max_predictions
+        )
+
+        @tf.autograph.experimental.do_not_convert
+        def make_batches(step):
+            numbers = batch_number(input_context, step + tf.range(together, dtype=tf.int64))
+            index = tf.reshape(numbers[:, None] * B + tf.range(B, dtype=tf.int64), [together * B])
+            epoch = index // count
+            seeds = tf.numpy_function(
+                lambda epoch: shuffle_seeds(self._seed, _STREAM_ORDER, epoch),
+                [epoch],
+                tf.int64,
+                stateful=False,
+            )
+            # tf.random.experimental.index_shuffle wraps this op but refuses one seed per index,
+            # and takes 4 rounds, which leave neighbours near each other.
+            slots = tf.raw_ops.RandomIndexShuffle(
+                index=index % count,
+                seed=tf.ensure_shape(seeds, [together * B, 3]),
+                max_index=tf.constant(count - 1, tf.int64),
+                rounds=12,
+            )
+            arrays = numpy_map(self.batch, [index, epoch, slots], specs)
+            return {n: tf.reshape(x, [together, B, *x.shape[1:]]) for n, x in arrays.items()}
+
+        end = np.iinfo(np.int64).max // B - together if steps is None else start_step + steps
+        dataset = tf.data.Dataset.range(start_step, end, together)
+        dataset = dataset.map(make_batches, num_parallel_calls=2, deterministic=True).unbatch()
+        return dataset.take(-1 if steps is None else steps).prefetch(4)
+
+
+def pretraining_dataset(
+    corpus,
+    batch_size,
+    max_seq_length=128,
+    max_predictions_per_seq=None,
+    mask_rate=0.15,
+    whole_word_mask=False,
+    short_seq_prob=0.1,
+    seed=0,
+    start_step=0,
+    steps=None,
+):
+    """Batches for MLM and NSP with fresh pairs and masks in every epoch.
+
+    Example n of a run is a pure function of (corpus, settings, seed, n), and batch k holds the
+    examples [k * batch_size, (k + 1) * batch_size): a dataset with `start_step=k` goes on exactly
+    where one that made k batches stopped, at once, with nothing to store.
+
+    `kbert.data.sentence_pairs` and `kbert.data.masking` say how the examples are made, and how they
+    differ from google-research/bert's `create_pretraining_data.py`.
+
+    Args:
+        corpus: `kbert.corpus.Corpus`.
+        batch_size: B, of the global batch.
+        max_seq_length: L, length in tokens of every row, special tokens included.
+        max_predictions_per_seq: M; None = mask_rate * L, rounded up.
+        mask_rate: share of a row's tokens to predict.
+        whole_word_mask: mask all pieces of a word together. For scripts written without spaces a
+            "word" is what the vocabulary's "##" pieces make of it: in Chinese, one character.
+        short_seq_prob: share of the examples that are cut to a random length.
+        seed: int.
+        start_step: batches to leave out at the start. steps: batches to make; None = no end.
+
+    Returns:
+        tf.data.Dataset of dicts with the features of `kbert.features.PRETRAINING_FEATURES`.
+
+    Raises:
+        UserError: settings out of range, or a corpus too small to learn from.
+    """
+    examples = PretrainingExamples(
+        corpus,
+        max_seq_length,
+        max_predictions_per_seq,
+        mask_rate,
+        whole_word_mask,
+        short_seq_prob,
+        seed,
+    )
+    return examples.dataset(batch_size, start_step, steps)

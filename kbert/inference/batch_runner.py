@@ -1,0 +1,85 @@
+"""Models on items, many at a time: sorted by length, so that they cost what their tokens cost."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from kbert.data.bucketed_batches import bucket_length, pad_examples
+from kbert.inference.backends import PARALLEL, keras_backend, on_gpu
+
+BATCH_SIZE = 32
+# Tokens of a batch on the CPU: more do not make a token cheaper there, and are padded more.
+BATCH_TOKENS = 1024
+
+
+class BatchRunner:
+    """Computes something of a model for items of any length.
+
+    On the CPU, batches are as long as their longest item; on a GPU, they have one of few shapes, so
+    that XLA compiles few graphs.
+
+    Args:
+        model: of `kbert.model`, or a function like one.
+        pick: function from the model's outputs and the features to the tensors wanted, a dict with
+            the batch first.
+        pad_id: int, of [PAD]. max_seq_length: int.
+        batch_size: int, items of a batch at most; two batches are computed at a time.
+        backend: what compiles it, see `kbert.inference.backends`.
+    """
+
+    def __init__(
+        self, model, pick, pad_id, max_seq_length, batch_size=BATCH_SIZE, backend=keras_backend
+    ):
+        self._pad_id = pad_id
+        self._max_seq_length = max_seq_length
+        self._batch_size = batch_size
+        self._backend = backend
+        self._function = lambda features: pick(model(features, training=False), features)
+        self._compute = None
+        self._making = threading.Lock()
+
+    def __call__(self, items, advance=None):
+        """The outputs for each item, in the order of the items.
+
+        Args:
+            items: list of `kbert.data.bucketed_batches.EncodedExample`; labels are not looked at.
+            advance: called with the number of items done since the last call.
+
+        Returns:
+            list of dicts of numpy arrays; where the second axis is that of the tokens, they may
+            reach beyond the item's own length.
+        """
+        results = [None] * len(items)
+        batches = self._batches(items)
+        with self._making:
+            if batches and self._compute is None:
+                self._compute = self._backend(self._function, self._features(items, batches[0]))
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            computed = pool.map(lambda batch: self._compute(self._features(items, batch)), batches)
+            for batch, outputs in zip(batches, computed, strict=True):
+                for row, number in enumerate(batch):
+                    results[number] = {name: value[row] for name, value in outputs.items()}
+                if advance:
+                    advance(len(batch))
+        return results
+
+    def _batches(self, items):
+        """Arrays of numbers of items, the longest items first: memory shows at once."""
+        order = np.argsort([-item.length for item in items], kind="stable")
+        batches = []
+        while len(order):
+            rows = self._batch_size
+            if not on_gpu():
+                rows = min(rows, -(-len(items) // PARALLEL), BATCH_TOKENS // items[order[0]].length)
+            batches.append(order[: max(rows, 1)])
+            order = order[max(rows, 1) :]
+        return batches
+
+    def _features(self, items, batch):
+        length, rows = items[batch[0]].length, len(batch)
+        if on_gpu():
+            length = bucket_length(length, self._max_seq_length)
+            rows = min(1 << (len(items) - 1).bit_length(), self._batch_size)
+        features = pad_examples([items[i] for i in batch], length, rows, self._pad_id)
+        return {name: features[name] for name in features if not name.startswith("label")}

@@ -1,0 +1,118 @@
+"""Heads of pretraining and of the tasks (Devlin et al. 2019, sections 3.1 and 4)."""
+
+import keras
+from keras import ops
+
+from kbert.model import fused
+from kbert.model.attention import ConfiguredLayer
+
+
+@keras.saving.register_keras_serializable("kbert")
+class MaskedLMHead(ConfiguredLayer):
+    """Scores of every word of the vocabulary.
+
+    Its last matrix is that of the word embeddings, unless the config unties the two
+    (`tie_word_embeddings`).
+
+    Call arguments:
+        x: (B, M, D). word_embeddings: (V, D).
+
+    Returns:
+        (B, M, V) float32 logits.
+    """
+
+    def __init__(self, config, **kwargs):
+        super().__init__(config, **kwargs)
+        self.transform = self.dense(self.config.hidden_size, "transform")
+        self.layer_norm = self.norm("layer_norm")
+
+    def build(self, x_shape):
+        self.transform.build(x_shape)
+        self.layer_norm.build(x_shape)
+        self.output_bias = self.add_weight(
+            shape=(self.config.vocab_size,), initializer="zeros", name="output_bias"
+        )
+        self.decoder = None
+        if not self.config.tie_word_embeddings:
+            shape = (self.config.vocab_size, self.config.hidden_size)
+            self.decoder = self.add_weight(
+                shape=shape, initializer=self.initializer(), name="decoder"
+            )
+
+    def call(self, x, word_embeddings, training=None):
+        approximate = self.config.hidden_act == "gelu_new"
+        x = self.layer_norm(fused.dense_gelu(self.transform, x, approximate, training))
+        table = word_embeddings if self.decoder is None else self.decoder  # (V, D)
+        logits = ops.matmul(x, ops.transpose(ops.cast(table, x.dtype)))  # (B, M, V)
+        return fused.add_bias(logits, self.output_bias, training)
+
+
+@keras.saving.register_keras_serializable("kbert")
+class NextSentenceHead(ConfiguredLayer):
+    """Whether segment B follows segment A (class 0) or is from another document (class 1).
+
+    Call arguments:
+        pooler_output: (B, D).
+
+    Returns:
+        (B, 2) float32 logits.
+    """
+
+    def __init__(self, config, **kwargs):
+        super().__init__(config, **kwargs)
+        self.classifier = self.dense(2, "classifier")
+
+    def build(self, pooler_output_shape):
+        self.classifier.build(pooler_output_shape)
+
+    def call(self, pooler_output):
+        return ops.cast(self.classifier(pooler_output), "float32")
+
+
+@keras.saving.register_keras_serializable("kbert")
+class ClassificationHead(ConfiguredLayer):
+    """Dropout, then scores of the config's C labels, for a sequence (B, D) or its tokens (B, L, D).
+
+    Call arguments:
+        x: (..., D).
+
+    Returns:
+        (..., C) float32 logits.
+    """
+
+    def __init__(self, config, **kwargs):
+        super().__init__(config, **kwargs)
+        self.input_dropout = self.dropout(self._dropout_rate(), "dropout")
+        self.output_dense = self.dense(self._units(), "dense")
+
+    def _units(self):
+        return self.config.num_labels
+
+    def _dropout_rate(self):
+        return self.config.head_dropout_prob
+
+    def build(self, x_shape):
+        self.output_dense.build(x_shape)
+
+    def call(self, x, training=None):
+        x = self.input_dropout(x, training=training)
+        return ops.cast(self.output_dense(x), "float32")
+
+
+@keras.saving.register_keras_serializable("kbert")
+class ChoiceHead(ClassificationHead):
+    """Dropout, then the score of one choice: (..., D) -> (..., 1) float32 logits."""
+
+    def _units(self):
+        return 1
+
+
+@keras.saving.register_keras_serializable("kbert")
+class SpanHead(ClassificationHead):
+    """Scores of each token as start and end of an answer: (B, L, D) -> (B, L, 2), no dropout."""
+
+    def _units(self):
+        return 2
+
+    def _dropout_rate(self):
+        return 0.0

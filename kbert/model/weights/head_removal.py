@@ -1,0 +1,100 @@
+"""Attention heads taken out of weights, and put back as zeros.
+
+A head is K columns of its block's query, key and value, and K rows of the output projection. One of
+zeros adds nothing to what the block computes.
+"""
+
+import dataclasses
+import re
+
+import numpy as np
+
+from kbert.errors import UserError
+from kbert.model.weights.tensors import Tensors, weight_shapes
+
+_ATTENTION = re.compile(r"bert/encoder/layer_(\d+)/attention/(query|key|value|output)/(\w+)")
+
+
+def heads_text(attention_heads_per_layer):
+    """The heads that a BertConfig has left, in words."""
+    if attention_heads_per_layer is None:
+        return "all heads"
+    return f"{', '.join(map(str, attention_heads_per_layer))} heads in its blocks"
+
+
+def _attention_heads_axis(name):
+    """The number of the block and the axis of its heads, of a weight that has such an axis."""
+    match = _ATTENTION.fullmatch(name)
+    if match is None or match.group(2, 3) == ("output", "bias"):
+        return None
+    return int(match[1]), (0 if match[2] == "output" else -1)
+
+
+def without_heads(config, weights, kept):
+    """Config and weights of a model of which some heads are removed.
+
+    Args:
+        config: BertConfig. weights: Tensors, by kbert's names.
+        kept: for each block the numbers of the heads that stay, from 0; at least one.
+
+    Returns:
+        BertConfig and Tensors; the arrays are read when they are asked for.
+
+    Raises:
+        UserError: a block keeps none, one that it does not have, or one twice.
+    """
+    _check_kept(config, kept)
+    smaller = dataclasses.replace(
+        config, attention_heads_per_layer=tuple(len(numbers) for numbers in kept)
+    )
+
+    def read(name):
+        location, array = _attention_heads_axis(name), weights[name]
+        if location is None:
+            return array
+        block, axis = location
+        K = config.head_size
+        places = [head * K + k for head in sorted(kept[block]) for k in range(K)]
+        return np.take(array, places, axis=axis)
+
+    shapes = weight_shapes(smaller)
+    return smaller, Tensors({name: shapes[name] for name in weights}, read)
+
+
+def _check_kept(config, kept):
+    if len(kept) != config.num_hidden_layers:
+        raise UserError(
+            f"kept must name the heads of each of the {config.num_hidden_layers} blocks; got "
+            f"{len(kept)} lists."
+        )
+    for block, numbers in enumerate(kept):
+        there = config.block_heads(block)
+        if not numbers or len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(there)):
+            raise UserError(
+                f"kept must name different heads of block {block}, at least one, by numbers from 0 "
+                f"to {there - 1}; got {list(numbers)}."
+            )
+
+
+def with_all_heads(config, weights):
+    """Config and weights of a model that computes the same with all heads, the removed ones 0.
+
+    The heads of a block come first, then those of zeros.
+
+    Args:
+        config: BertConfig. weights: Tensors, by kbert's names.
+
+    Returns:
+        BertConfig and Tensors; the arrays are read when they are asked for.
+    """
+    larger = dataclasses.replace(config, attention_heads_per_layer=None)
+    shapes = weight_shapes(larger)
+
+    def read(name):
+        array = weights[name]
+        if array.shape == shapes[name]:
+            return array
+        added = zip(shapes[name], array.shape, strict=True)
+        return np.pad(array, [(0, full - left) for full, left in added])
+
+    return larger, Tensors({name: shapes[name] for name in weights}, read)

@@ -1,0 +1,60 @@
+"""Some of the encoder blocks of a model, as a model of fewer blocks."""
+
+import dataclasses
+
+from kbert.errors import UserError
+from kbert.model.weights.tensors import Tensors
+
+_BLOCK = "bert/encoder/layer_{}/"
+
+
+def chosen_layers(layers, N):
+    """Which of N encoder blocks are meant: a tuple of numbers from 1, rising.
+
+    Args:
+        layers: int, how many: evenly spread, the last one among them, so 3 of 12 are 4, 8 and 12
+            (Sun et al. 2019, arXiv:1908.09355, section 3, "PKD-Skip"); or the numbers themselves.
+
+    Raises:
+        UserError: there are no such blocks.
+    """
+    if isinstance(layers, int):
+        M = layers
+        if not 1 <= M <= N:
+            raise UserError(f"layers must be 1 to {N}, the blocks there are; got {M}.")
+        return tuple((2 * i * N + M) // (2 * M) for i in range(1, M + 1))
+    layers = tuple(layers)
+    if not layers or list(layers) != sorted(set(layers)) or not 1 <= layers[0] <= layers[-1] <= N:
+        raise UserError(
+            f"layers must be numbers of blocks from 1 to {N}, rising; got "
+            f"{', '.join(map(str, layers)) or 'none'}."
+        )
+    return layers
+
+
+def take_layers(config, weights, layers):
+    """Config and weights of a model of some of the encoder blocks, and of all that is not in one.
+
+    Args:
+        config: BertConfig. weights: Tensors. layers: see `chosen_layers`.
+
+    Returns:
+        BertConfig and Tensors.
+    """
+    layers = chosen_layers(layers, config.num_hidden_layers)
+    names = {name: name for name in weights if not name.startswith("bert/encoder/")}
+    for i, number in enumerate(layers):
+        prefix = _BLOCK.format(number - 1)
+        names |= {
+            _BLOCK.format(i) + name.removeprefix(prefix): name
+            for name in weights
+            if name.startswith(prefix)
+        }
+    shapes = {name: weights.shapes[source_name] for name, source_name in names.items()}
+    heads = config.attention_heads_per_layer and tuple(
+        config.attention_heads_per_layer[number - 1] for number in layers
+    )
+    config = dataclasses.replace(
+        config, num_hidden_layers=len(layers), attention_heads_per_layer=heads
+    )
+    return config, Tensors(shapes, lambda name: weights[names[name]])

@@ -1,0 +1,260 @@
+"""Requests of many clients, computed together.
+
+Rows of about the same length share a batch, whoever sent them, as soon as something is free to
+compute them: nobody waits for a batch to fill. What a request is answered does not depend on who
+shared its batches: rows do not see each other, and padding is cut off again.
+"""
+
+import asyncio
+import collections
+import dataclasses
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from kbert.inference.backends import PARALLEL, on_gpu
+from kbert.inference.batch_runner import BATCH_TOKENS
+from kbert.server.errors import RequestError, invalid
+
+log = logging.getLogger("kbert.serve")
+MOST_BYTES = 64 << 20  # of one answer
+UNKNOWN_TOKENS = 128  # what a request counts whose tokens only its model knows
+
+
+@dataclasses.dataclass(eq=False)
+class _RequestPiece:
+    """Rows of one request that share a batch.
+
+    rows: their numbers in the request. queue: that it waits in. order: that of arrival.
+    """
+
+    servable: object
+    signature: object
+    inputs: dict
+    rows: np.ndarray
+    length: int
+    future: asyncio.Future
+    order: int = 0
+    queue: collections.deque = None
+
+
+class Batcher:
+    """Computes what requests ask, many at a time, in threads; used by one event loop.
+
+    Args:
+        max_batch_size: rows computed together. max_queue_tokens: tokens of requests that may wait.
+        observe: called with the number of rows of each batch.
+
+    Attributes:
+        waiting: int, tokens that wait or are computed. max_queue_tokens: int.
+    """
+
+    def __init__(self, max_batch_size=32, max_queue_tokens=1 << 17, observe=lambda rows: None):
+        self._most_rows = max_batch_size
+        self._most_tokens = 1 << 20 if on_gpu() else BATCH_TOKENS
+        self.max_queue_tokens = max_queue_tokens
+        self._observe = observe
+        self._queues = {}  # of what can share a batch -> deque of pieces
+        self._threads = ThreadPoolExecutor(PARALLEL, "kbert-compute")
+        self._free = PARALLEL
+        self._arrived = 0
+        self.waiting = 0
+
+    async def compute(self, servable, signature, inputs):
+        """dict of numpy arrays of a Signature of a Servable, for such a dict.
+
+        Raises:
+            RequestError: inputs that the signature does not take; too much is waiting.
+        """
+        B = servable.check(signature, inputs)
+        alone = servable.metadata is None or not B
+        lengths = np.zeros(1, int) if alone else servable.lengths(inputs)
+        weight = UNKNOWN_TOKENS if alone else servable.weight(lengths)
+        if max(weight, B or 1) > self.max_queue_tokens:
+            raise invalid(
+                f"{B or 1:,} texts in one request, about {weight:,} tokens; "
+                f"{self.max_queue_tokens:,} are allowed."
+            )
+        if self.waiting + weight > self.max_queue_tokens:
+            raise RequestError(
+                "RESOURCE_EXHAUSTED", f"{self.waiting:,} tokens are waiting; try again later."
+            )
+        loop = asyncio.get_running_loop()
+        cuts = [(np.arange(1), 0)] if alone else _cuts(lengths, self._most_rows, self._most_tokens)
+        pieces = [
+            _RequestPiece(
+                servable,
+                signature,
+                inputs if alone else {name: array[rows] for name, array in inputs.items()},
+                rows,
+                length,
+                loop.create_future(),
+            )
+            for rows, length in cuts
+        ]
+        widths = {name: array.shape[1] for name, array in inputs.items() if array.ndim > 1}
+        del inputs
+        self.waiting += weight
+        try:
+            for piece in pieces:
+                self._put(piece, alone)
+            answers, size = [], 0
+            for piece in pieces:
+                answers.append(await piece.future)
+                size += sum(array.nbytes for array in answers[-1].values())
+                if size > MOST_BYTES and len(pieces) > 1:
+                    raise invalid(f"the answer is larger than {MOST_BYTES:,} bytes: ask for less.")
+        finally:
+            self.waiting -= weight
+            for piece in pieces:
+                self._drop(piece)
+        if alone:
+            return answers[0]
+        order = np.argsort(np.concatenate([piece.rows for piece in pieces]))
+        return _together(answers, order, widths, servable.metadata["padded"])
+
+    def _drop(self, piece):
+        """Forgets a piece, if it still waits: its request has been given up."""
+        if piece.future.done() and not piece.future.cancelled():
+            piece.future.exception()  # seen, if another piece has failed before
+        piece.future.cancel()
+        if piece.queue and piece in piece.queue:
+            piece.queue.remove(piece)
+            self._queues = {key: queue for key, queue in self._queues.items() if queue}
+
+    def close(self):
+        """Ends the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _put(self, piece, alone):
+        self._arrived += 1
+        piece.order = self._arrived
+        shapes = tuple(array.shape[1:] for array in piece.inputs.values())
+        bucket = self._arrived if alone else int(piece.length).bit_length()
+        key = (id(piece.servable), piece.signature.name, shapes, alone, bucket)
+        piece.queue = self._queues.setdefault(key, collections.deque())
+        piece.queue.append(piece)
+        self._start()
+
+    def _start(self):
+        """Gives batches to threads that are free, the one with the oldest piece first."""
+        while self._free and (batch := self._next_batch()):
+            self._free -= 1
+            self._observe(sum(len(piece.rows) for piece in batch))
+            done = asyncio.get_running_loop().run_in_executor(self._threads, _compute, batch)
+            done.add_done_callback(lambda done, batch=batch: self._finish(batch, done))
+
+    def _next_batch(self):
+        """Pieces to compute together: the oldest, and those behind it that fit; [] if none wait."""
+        if not self._queues:
+            return []
+        key = min(self._queues, key=lambda key: self._queues[key][0].order)
+        queue, batch, rows, length = self._queues[key], [], 0, 0
+        while queue:
+            rows, length = rows + len(queue[0].rows), max(length, queue[0].length)
+            if batch and (rows > self._most_rows or rows * length > self._most_tokens):
+                break
+            batch.append(queue.popleft())
+        if not queue:
+            del self._queues[key]
+        return batch
+
+    def _finish(self, batch, done):
+        self._free += 1
+        results = [done.exception()] * len(batch) if done.exception() else done.result()
+        for piece, result in zip(batch, results, strict=True):
+            if piece.future.done():
+                continue
+            if isinstance(result, BaseException):
+                piece.future.set_exception(result)
+            else:
+                piece.future.set_result(result)
+        self._start()
+
+
+def _cuts(lengths, most_rows, most_tokens):
+    """(rows, longest length) of the pieces of a request: rows of about the same length."""
+    order = np.argsort(-lengths, kind="stable")
+    while len(order):
+        longest = int(lengths[order[0]])
+        count = max(min(most_rows, most_tokens // max(longest, 1)), 1)
+        same = lengths[order[:count]] * 2 > longest
+        count = len(same) if same.all() else max(int(same.argmin()), 1)
+        yield order[:count], longest
+        order = order[count:]
+
+
+def _compute(batch):
+    """What each piece of a batch is answered: dict of arrays, or an exception."""
+    try:
+        return _computed(batch)
+    except Exception as error:
+        if len(batch) > 1:  # only those whose fault it is shall suffer
+            return [_compute([piece])[0] for piece in batch]
+        if not isinstance(error, RequestError):
+            log.exception("an answer failed")
+            error = RequestError("INTERNAL", f"the model failed: {type(error).__name__}.")
+        return [error]
+
+
+def _computed(batch):
+    first = batch[0]
+    if len(batch) == 1:
+        return [first.servable.compute(first.signature, first.inputs)]
+    inputs = {
+        name: np.concatenate([piece.inputs[name] for piece in batch]) for name in first.inputs
+    }
+    outputs = first.servable.compute(first.signature, inputs)
+    ends = np.cumsum([len(piece.rows) for piece in batch])
+    if any(array.ndim == 0 or len(array) != ends[-1] for array in outputs.values()):
+        raise ValueError("an output has another number of rows than the inputs")
+    return [
+        {name: array[end - len(piece.rows) : end] for name, array in outputs.items()}
+        for piece, end in zip(batch, ends, strict=True)
+    ]
+
+
+def _together(parts, order, widths, padded):
+    """The answers to all rows of a request, of those to its pieces.
+
+    Outputs that are padded get as many columns as these rows need, or as the input of that name.
+
+    Args:
+        parts: list of dicts of arrays. order: (B,) which row of these comes first, and so on.
+        widths: dict of the inputs' names -> their columns.
+        padded: dict of name -> what fills a row, see `kbert.serving.endpoint.Endpoint`.
+    """
+    leading = next(iter(padded), None)
+    padded = padded if leading in parts[0] else {}
+    if padded:
+        width = widths.get(leading)
+        if width is None:
+            width = max(_filled(piece[leading], padded[leading]) for piece in parts)
+    answers = {}
+    for name in parts[0]:
+        arrays = [piece[name] for piece in parts]
+        if name in padded:
+            arrays = [_as_wide(array, width, padded[name]) for array in arrays]
+        if len({array.shape[1:] for array in arrays}) > 1:
+            raise invalid(f"the rows of one request have different shapes of {name}.")
+        answers[name] = np.concatenate(arrays)[order]
+    return answers
+
+
+def _filled(array, fill):
+    """How many columns of (B, S, ...) have more than what fills the rest."""
+    fill = fill.encode() if isinstance(fill, str) else fill
+    there = (array != fill).any(axis=(0, *range(2, array.ndim)))
+    return int(np.flatnonzero(there).max(initial=-1)) + 1
+
+
+def _as_wide(array, width, fill):
+    """(B, S, ...) cut or filled to (B, width, ...)."""
+    array = array[:, :width]
+    if array.shape[1] == width:
+        return array
+    fill = fill.encode() if isinstance(fill, str) else fill
+    wide = np.full((len(array), width, *array.shape[2:]), fill, array.dtype)
+    wide[:, : array.shape[1]] = array
+    return wide

@@ -1,0 +1,254 @@
+"""TensorFlow Serving's gRPC: PredictionService, ModelService, and gRPC's own health service."""
+
+import asyncio
+import dataclasses
+import logging
+import time
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from tensorflow_serving.apis import (
+    classification_pb2,
+    inference_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+    regression_pb2,
+)
+
+from kbert.server.errors import RequestError, invalid
+from kbert.server.tensors import examples_of_input, to_proto
+
+log = logging.getLogger("kbert.serve")
+_METHODS = {"tensorflow/serving/classify": "classify", "tensorflow/serving/regress": "regress"}
+
+
+def _answering(answer):
+    """A method of a servicer that answers, or says why not, and is counted."""
+
+    async def method(self, request, context):
+        begin, code = time.perf_counter(), "OK"
+        self.open.count += 1
+        try:
+            if self.open.count > self.open.most:
+                raise RequestError(
+                    "RESOURCE_EXHAUSTED", f"{self.open.most} requests are open already."
+                )
+            if request is None:
+                raise invalid("the request is no message of this method.")
+            return await answer(self, request)
+        except RequestError as error:
+            code = error.code
+            await context.abort(grpc.StatusCode[code], str(error))
+        except asyncio.CancelledError:
+            code = "CANCELLED"  # the client has gone, or its deadline has passed
+            raise
+        except Exception:
+            code = "INTERNAL"
+            log.exception("a request of %s failed", answer.__name__)
+            await context.abort(grpc.StatusCode.INTERNAL, "the server failed; see its log.")
+        finally:
+            self.open.count -= 1
+            seconds = time.perf_counter() - begin
+            self.metrics.answered(_name(request), f"grpc_{answer.__name__}", code, seconds)
+
+    return method
+
+
+def _name(request):
+    tasks = getattr(request, "tasks", None)
+    spec = getattr(request, "model_spec", None) or (tasks[0].model_spec if tasks else None)
+    return spec.name if spec else ""
+
+
+class _Decoding(grpc.aio.ServerInterceptor):
+    """Gives methods None for what cannot be decoded, which gRPC takes for a fault of ours."""
+
+    async def intercept_service(self, continuation, handler_call_details):
+        handler = await continuation(handler_call_details)
+        if not handler_call_details.method.startswith("/tensorflow.serving.") or not handler:
+            return handler
+
+        def decoded(message):
+            try:
+                return handler.request_deserializer(message)
+            except DecodeError:
+                return None
+
+        return grpc.unary_unary_rpc_method_handler(
+            handler.unary_unary, decoded, handler.response_serializer
+        )
+
+
+@dataclasses.dataclass
+class _Open:
+    """How many requests are being answered, and how many may be."""
+
+    most: int
+    count: int = 0
+
+
+class _Servicer:
+    def __init__(self, service, metrics, open_requests):
+        self.service, self.metrics, self.open = service, metrics, open_requests
+
+    def examples(self, request):
+        return examples_of_input(request.input, self.service.most_examples)
+
+
+class Prediction(_Servicer, prediction_service_pb2_grpc.PredictionServiceServicer):
+    """Predict, Classify, Regress, MultiInference and GetModelMetadata."""
+
+    @_answering
+    async def Predict(self, request):
+        spec, output_names = request.model_spec, list(request.output_filter)
+        number, servable, signature = self.service.find(spec)
+        inputs = servable.read(signature, request.inputs)
+        outputs = await self.service.predict(servable, signature, inputs, output_names)
+        answer = predict_pb2.PredictResponse(model_spec=self.service.spec_of(spec, number))
+        for name, array in outputs.items():
+            answer.outputs[name].CopyFrom(to_proto(array))
+        return answer
+
+    @_answering
+    async def Classify(self, request):
+        return await self._result("classify", request, classification_pb2.ClassificationResponse())
+
+    @_answering
+    async def Regress(self, request):
+        return await self._result("regress", request, regression_pb2.RegressionResponse())
+
+    async def _result(self, kind, request, answer):
+        number, servable, signature = self.service.find(request.model_spec)
+        result = await getattr(self.service, kind)(servable, signature, self.examples(request))
+        answer.result.CopyFrom(result)
+        answer.model_spec.CopyFrom(self.service.spec_of(request.model_spec, number))
+        return answer
+
+    @_answering
+    async def MultiInference(self, request):
+        examples = self.examples(request)
+        if not request.tasks:
+            raise invalid("there are no tasks.")
+        specs = [task.model_spec for task in request.tasks]
+        if len({spec.name for spec in specs}) > 1:
+            raise invalid("all tasks must ask the same model.")
+        if len({spec.signature_name for spec in specs}) < len(specs):
+            raise invalid("each task must have a signature of its own.")
+        number, servable, _ = self.service.find(specs[0])
+        answer = inference_pb2.MultiInferenceResponse()
+        for task in request.tasks:
+            if task.method_name not in _METHODS:
+                raise RequestError(
+                    "UNIMPLEMENTED",
+                    f"method_name must be {' or '.join(_METHODS)}; got {task.method_name!r}.",
+                )
+            kind = _METHODS[task.method_name]
+            signature = servable.signature(task.model_spec.signature_name)
+            outcome = await getattr(self.service, kind)(servable, signature, examples)
+            result = answer.results.add()
+            result.model_spec.CopyFrom(self.service.spec_of(task.model_spec, number))
+            field = "classification_result" if kind == "classify" else "regression_result"
+            getattr(result, field).CopyFrom(outcome)
+        return answer
+
+    @_answering
+    async def GetModelMetadata(self, request):
+        return self.service.metadata(request.model_spec, request.metadata_field)
+
+
+class Models(_Servicer, model_service_pb2_grpc.ModelServiceServicer):
+    """GetModelStatus and HandleReloadConfigRequest."""
+
+    @_answering
+    async def GetModelStatus(self, request):
+        return self.service.status(request.model_spec)
+
+    @_answering
+    async def HandleReloadConfigRequest(self, request):
+        if request.config.WhichOneof("config") != "model_config_list":
+            raise invalid("the config has no model_config_list.")
+        configs = list(request.config.model_config_list.config)
+        # It goes on when the client does not wait: loading may take longer than that.
+        configuring = asyncio.ensure_future(self.service.models.configure(configs))
+        configuring.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen
+        await asyncio.shield(configuring)
+        return model_management_pb2.ReloadConfigResponse()
+
+
+class _Health(health.aio.HealthServicer):
+    """gRPC's health service; its watches end with the server, and not with those who watch."""
+
+    def __init__(self):
+        super().__init__()
+        self._watches = set()
+
+    async def Watch(self, request, context):
+        watch = asyncio.ensure_future(super().Watch(request, context))
+        self._watches.add(watch)
+        try:
+            await asyncio.wait({watch})
+        finally:
+            self._watches.remove(watch)
+            watch.cancel()
+        if not watch.cancelled():
+            watch.result()  # raises what it has raised
+
+    def end_watches(self):
+        for watch in self._watches:
+            watch.cancel()
+
+
+class GrpcServer:
+    """The gRPC port. config: ServeConfig. service: Service. metrics: Metrics."""
+
+    def __init__(self, config, service, metrics):
+        self._server = grpc.aio.server(
+            interceptors=[_Decoding()],
+            # Those of health.Watch stay open as long as a client lives, and are not counted.
+            maximum_concurrent_rpcs=2 * config.max_concurrent_requests,
+            options=[
+                ("grpc.max_receive_message_length", config.max_request_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),  # a port that is taken is an error
+                ("grpc.keepalive_time_ms", 60_000),  # finds connections whose client is gone
+                ("grpc.keepalive_timeout_ms", 20_000),
+            ],
+        )
+        self._config, self._open = config, _Open(config.max_concurrent_requests)
+        self._health = _Health()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
+            Prediction(service, metrics, self._open), self._server
+        )
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
+            Models(service, metrics, self._open), self._server
+        )
+        self.port = None
+
+    async def start(self, address, certificates):
+        """Listens. address: host:port. certificates: (key, chain, client_ca), bytes, or None.
+
+        Raises:
+            RuntimeError: the port is taken.
+        """
+        if certificates:
+            key, chain, client_ca = certificates
+            credentials = grpc.ssl_server_credentials(
+                [(key, chain)], client_ca, require_client_auth=client_ca is not None
+            )
+            self.port = self._server.add_secure_port(address, credentials)
+        else:
+            self.port = self._server.add_insecure_port(address)
+        await self._server.start()
+        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self):
+        """Takes no further requests, and waits for those that have begun."""
+        await self._health.enter_graceful_shutdown()
+        ending = asyncio.ensure_future(self._server.stop(self._config.drain_seconds))
+        await asyncio.sleep(0.1)  # for those who watch its health to be told
+        self._health.end_watches()
+        await ending  # answers have left, or drain_seconds are over

@@ -1,0 +1,62 @@
+"""What the server counts, for Prometheus."""
+
+import prometheus_client as prometheus
+
+
+class Metrics:
+    """Counts of requests, and what waits.
+
+    Args:
+        models: Models, whose names are the only ones that become labels. waiting: function to the
+            number of texts that wait or are computed.
+    """
+
+    def __init__(self, models, waiting):
+        self._models = models
+        self._registry = registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=registry)
+        names = ["model", "method"]
+        self._requests = prometheus.Counter(
+            "kbert_requests", "Requests answered or refused.", [*names, "status"], registry=registry
+        )
+        self._seconds = prometheus.Histogram(
+            "kbert_request_seconds",
+            "From the arrival of a request to its answer.",
+            names,
+            registry=registry,
+            buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
+        )
+        self._batches = prometheus.Histogram(
+            "kbert_batch_texts",
+            "Texts computed together.",
+            registry=registry,
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+        )
+        waits = prometheus.Gauge(
+            "kbert_queue_tokens", "Tokens of requests that are not answered yet.", registry=registry
+        )
+        waits.set_function(waiting)
+        self._versions = prometheus.Gauge(
+            "kbert_model_version",
+            "1 for versions that answer.",
+            ["model", "version"],
+            registry=registry,
+        )
+
+    def answered(self, model, method, status, seconds):
+        """Counts a request."""
+        model = model if model in self._models else ""
+        self._requests.labels(model, method, status).inc()
+        self._seconds.labels(model, method).observe(seconds)
+
+    def batch(self, rows):
+        """Counts a batch."""
+        self._batches.observe(rows)
+
+    def text(self):
+        """All of it in Prometheus' format, bytes."""
+        self._versions.clear()
+        for name, numbers in self._models.available().items():
+            for number in numbers:
+                self._versions.labels(name, number).set(1)
+        return prometheus.generate_latest(self._registry)

@@ -1,0 +1,294 @@
+"""Which models are served, in which versions: what is on disk, loaded, and let go again."""
+
+import asyncio
+import dataclasses
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import tensorflow as tf
+from google.protobuf import text_format
+from tensorflow_serving.apis import get_model_status_pb2
+from tensorflow_serving.config import model_server_config_pb2
+
+from kbert.errors import UserError
+from kbert.server.errors import RequestError, invalid
+
+log = logging.getLogger("kbert.serve")
+STATES = get_model_status_pb2.ModelVersionStatus
+
+
+@dataclasses.dataclass(eq=False)
+class Version:
+    """A version of a model. state: one of `STATES`. folder, files: what was on disk then."""
+
+    number: int
+    folder: str = ""
+    files: tuple = ()
+    state: int = STATES.START
+    error: str = ""
+    servable: object = None
+
+
+class Models:
+    """The models of a configuration, in the versions that are on disk.
+
+    A version is loaded beside the one before, and takes its place when it is ready; the one before
+    goes when the last request that it has begun is answered. While none of the versions that are
+    wanted can be loaded, those that answer go on.
+
+    Args:
+        load: function from a folder to a Servable that is ready; called in a thread of its own.
+    """
+
+    def __init__(self, load):
+        self._load = load
+        self._configs = {}
+        self._versions = {}  # name -> number -> Version
+        self._failed = {}  # folder -> Version that could not be loaded
+        self._seen = {}  # folder -> files at the last look
+        self._changing = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, "kbert-load")
+
+    async def configure(self, configs):
+        """Serves these models and no others, or goes on as before. configs: list of ModelConfig.
+
+        Raises:
+            RequestError: a name or a folder is missing or there twice, no version can be served, or
+                a label is for a version that is not.
+        """
+        named = {config.name: config for config in configs}
+        if len(named) < len(configs) or "" in named:
+            raise invalid("each model needs a name of its own.")
+        for config in configs:
+            if not config.base_path:
+                raise invalid(f"model {config.name} has no base_path.")
+        async with self._changing:
+            versions, folders = await self._loaded_versions(named, at_once=True)
+            _check(named, versions)
+            self._serve(named, versions, folders)
+
+    async def refresh(self):
+        """Looks for versions: loads new ones, lets go of those that are no longer wanted."""
+        async with self._changing:
+            versions, folders = await self._loaded_versions(self._configs, at_once=False)
+            self._serve(self._configs, versions, folders)
+
+    def _serve(self, configs, new_versions, folders):
+        for name, versions in self._versions.items():
+            for number, version in versions.items():
+                if version.servable and new_versions.get(name, {}).get(number) is not version:
+                    log.info("%s version %d is let go", name, number)
+        self._configs, self._versions = configs, new_versions
+        for known in (self._failed, self._seen):
+            for folder in known.keys() - folders:
+                del known[folder]
+
+    async def _loaded_versions(self, configs, at_once):
+        """(name -> number -> Version, set of all folders) of models, loaded where they are not yet.
+
+        Args:
+            configs: dict of ModelConfig. at_once: load versions that are seen for the first time;
+                else only what has not changed since the last look, as it may be half copied.
+        """
+        result, folders, loop = {}, set(), asyncio.get_running_loop()
+        for name, config in configs.items():
+            there = await loop.run_in_executor(self._thread, _on_disk, config.base_path)
+            folders.update(there.values())
+            before = self._versions.get(name, {})
+            numbers = _numbers_to_serve(config, there)
+            versions = result[name] = {}
+            for number in sorted(numbers, reverse=True):
+                folder, old = there[number], before.get(number)
+                if old and old.servable and old.folder == folder:
+                    versions[number] = old
+                    continue
+                files = await loop.run_in_executor(self._thread, _stamps, folder)
+                if files and (at_once or self._seen.get(folder) == files):
+                    versions[number] = await self._loaded(name, Version(number, folder, files))
+                self._seen[folder] = files
+            if not any(version.servable for version in versions.values()):
+                kept = {n: v for n, v in before.items() if v.servable}
+                versions.update(
+                    {n: v for n, v in kept.items() if _is_below(v.folder, config.base_path)}
+                )
+            for number in there.keys() - versions.keys():
+                if number in before:
+                    versions[number] = Version(number, state=STATES.END)
+        return result, folders
+
+    async def _loaded(self, name, version):
+        """The version with its servable, or with the reason why there is none."""
+        failed = self._failed.get(version.folder)
+        if failed and failed.files == version.files:
+            return failed
+        shown = self._versions.get(name, {})
+        loading = Version(version.number, state=STATES.LOADING)  # seen, and asked by nobody
+        is_shown = shown.setdefault(version.number, loading) is loading
+        begin = time.monotonic()
+        try:
+            loop = asyncio.get_running_loop()
+            version.servable = await loop.run_in_executor(self._thread, self._load, version.folder)
+        except Exception as error:
+            version.state, version.error = STATES.END, str(error)
+            self._failed[version.folder] = version
+            known = isinstance(error, (UserError, RequestError))
+            log.error("%s version %d: %s", name, version.number, error, exc_info=not known)
+        else:
+            version.state = STATES.AVAILABLE
+            self._failed.pop(version.folder, None)
+            seconds, what = time.monotonic() - begin, version.servable
+            log.info("%s version %d is ready (%.1f s): %s", name, version.number, seconds, what)
+        finally:
+            if is_shown:  # what is served changes in `_serve` alone
+                del shown[version.number]
+        return version
+
+    def find(self, spec):
+        """(number, Servable) of a ModelSpec: its version, or label, or the newest.
+
+        Raises:
+            RequestError: there is no such model, version or label.
+        """
+        available = {n: v for n, v in self._known(spec.name).items() if v.servable}
+        choice = spec.WhichOneof("version_choice")
+        number = spec.version.value
+        if choice == "version_label":
+            labels = self._configs[spec.name].version_labels
+            if spec.version_label not in labels:
+                raise invalid(f"model {spec.name!r} has no label {spec.version_label!r}.")
+            number = labels[spec.version_label]
+            what = f"version {number}"
+        elif choice == "version" and (number or 0 in available):  # 0: of some clients, the newest
+            what = f"version {number}"
+        else:
+            number, what = max(available, default=None), "version that answers"
+        if number not in available:
+            raise RequestError("NOT_FOUND", f"model {spec.name!r} has no {what}.")
+        return number, available[number].servable
+
+    def status(self, spec):
+        """list of Version of a ModelSpec: the one it asks for, or all.
+
+        Raises:
+            RequestError: there is none.
+        """
+        versions = self._known(spec.name)
+        choice = spec.WhichOneof("version_choice")
+        if choice == "version_label":
+            return [versions[self.find(spec)[0]]]
+        if choice == "version" and spec.version.value:
+            if spec.version.value not in versions:
+                raise RequestError(
+                    "NOT_FOUND", f"{spec.name!r} has no version {spec.version.value}."
+                )
+            return [versions[spec.version.value]]
+        return [versions[number] for number in sorted(versions, reverse=True)]
+
+    def _known(self, name):
+        there = ", ".join(self._versions) or "none"
+        if not name:
+            raise invalid(f"the request names no model; there is {there}.")
+        if name not in self._versions:
+            raise RequestError("NOT_FOUND", f"there is no model {name!r}; there is {there}.")
+        return self._versions[name]
+
+    def __contains__(self, name):
+        return name in self._versions
+
+    def served(self):
+        """dict of name -> dict of number -> Servable, of the versions that answer."""
+        return {
+            name: {n: version.servable for n, version in versions.items() if version.servable}
+            for name, versions in self._versions.items()
+        }
+
+    def available(self):
+        """dict of name -> numbers of the versions that answer."""
+        return {name: sorted(versions) for name, versions in self.served().items()}
+
+    def close(self):
+        """Ends the thread that loads."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _check(configs, versions):
+    """Refuses models without any version that answers, and labels of such versions."""
+    for name, config in configs.items():
+        available = [n for n, version in versions[name].items() if version.servable]
+        if not available:
+            errors = [
+                version.error for _, version in sorted(versions[name].items()) if version.error
+            ]
+            missing = (
+                f"no versions in {config.base_path}; a version is a folder with a number for a "
+                f"name, such as {config.base_path}/1, with what kbert.export has written."
+            )
+            raise RequestError("NOT_FOUND", f"model {name}: {errors[-1] if errors else missing}")
+        for label, number in config.version_labels.items():
+            if number not in available:
+                raise RequestError(
+                    "FAILED_PRECONDITION",
+                    f"model {name}: label {label} is for version {number}, which is not there.",
+                )
+
+
+def read_configs(path):
+    """list of ModelConfig in a file of TensorFlow Serving's, ModelServerConfig as text.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with tf.io.gfile.GFile(str(path)) as file:
+            text = file.read()
+        config = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
+    except (tf.errors.OpError, UnicodeDecodeError, text_format.ParseError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot read the models of {path}: {reason}") from error
+    if not config.model_config_list.config:
+        raise UserError(f"{path} has no model_config_list with a model in it.")
+    return list(config.model_config_list.config)
+
+
+def _is_below(folder, base_path):
+    return folder.rpartition("/")[0] == str(base_path).rstrip("/")
+
+
+def _on_disk(base_path):
+    """dict of number -> folder of the versions."""
+    result = {}
+    try:
+        for name in (name.rstrip("/") for name in tf.io.gfile.listdir(base_path)):
+            if name.isascii() and name.isdigit() and int(name) < 2**63:
+                folder = f"{str(base_path).rstrip('/')}/{name}"
+                if tf.io.gfile.exists(f"{folder}/saved_model.pb"):  # else it is being copied
+                    result[int(name)] = folder
+    except tf.errors.OpError:  # no such folder, or it changes right now: the next look tells
+        pass
+    return result
+
+
+def _stamps(folder):
+    """(path, size, time) of all files below a folder; () if they change right now."""
+    result = []
+    try:
+        for parent, _, names in tf.io.gfile.walk(folder):
+            for name in sorted(names):
+                file = tf.io.gfile.stat(f"{parent}/{name}")
+                result.append((f"{parent}/{name}", file.length, file.mtime_nsec))
+    except tf.errors.OpError:
+        return ()
+    return tuple(result)
+
+
+def _numbers_to_serve(config, there):
+    """Numbers of the versions to serve, of those that are there, by the policy of a ModelConfig."""
+    policy = config.model_version_policy
+    choice = policy.WhichOneof("policy_choice")
+    if choice == "all":
+        return set(there)
+    if choice == "specific":
+        return set(policy.specific.versions) & set(there)
+    count = policy.latest.num_versions if choice == "latest" else 0
+    return set(sorted(there)[-(count or 1) :])

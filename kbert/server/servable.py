@@ -1,0 +1,319 @@
+"""One version of a model: what computes its signatures, and what is known of them."""
+
+import dataclasses
+import math
+import pathlib
+import weakref
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow_serving.apis import prediction_log_pb2
+
+from kbert.config import BertConfig
+from kbert.errors import UserError
+from kbert.features import ENCODER_FEATURES
+from kbert.inference.backends import choose_backend, frozen_backend
+from kbert.server.errors import RequestError, invalid
+from kbert.server.tensors import check_shape, examples_of_input, from_proto
+from kbert.serving.saved_model import load_exported
+from kbert.serving.signatures import signatures
+from kbert.serving.warmup import WARMUP_FILE
+from kbert.utils.formats import EXPORT_FILE, is_quantized, read_export
+
+DEFAULT_SIGNATURE = "serving_default"
+LEAST_LENGTH = 16  # tokens; a row of fewer costs no less
+MOST_CHOICES = 128  # of a text: they are computed at once
+MOST_WARMUPS = 1000  # as in TensorFlow Serving
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """A function of named tensors, and what goes into it and comes out.
+
+    function: of keyword tensors. inputs, outputs: dicts of name -> tf.TensorSpec.
+    """
+
+    name: str
+    function: object
+    inputs: dict
+    outputs: dict
+
+
+class Servable:
+    """A SavedModel, loaded.
+
+    Args:
+        folder: of the SavedModel, such as models/bert/1.
+        backend: "auto", "tensorflow" or "openvino". What kbert has not exported is computed by
+            TensorFlow, as it is.
+
+    Attributes:
+        signatures: dict of name -> Signature. definitions: dict of name -> SignatureDef, as saved.
+        backend: str, which it is. metadata: dict of `kbert.json`, or None: not an export of kbert.
+        folder: as given.
+
+    Raises:
+        UserError: the folder cannot be loaded, or not with this backend.
+    """
+
+    def __init__(self, folder, backend="auto"):
+        self.folder = folder
+        self.metadata, self._config = _read_metadata(pathlib.Path(folder) / "assets.extra")
+        has_weights = self.metadata and not is_quantized(self.metadata)
+        if backend == "openvino" and not has_weights:
+            raise UserError(f"{folder} is no float32 export of kbert, as backend=openvino needs.")
+        self.backend = choose_backend(backend) if has_weights else "tensorflow"
+        self.definitions = _definitions(folder)
+        if self.backend == "openvino":
+            functions, self._computed = _on_openvino(load_exported(folder))
+        else:
+            functions = self._loaded(folder)
+        self.signatures = {
+            name: Signature(
+                name, functions[name], _specs(definition.inputs), _specs(definition.outputs)
+            )
+            for name, definition in self.definitions.items()
+            if name in functions
+        }
+
+    def __str__(self):
+        what = (
+            self.metadata["method"] if self.metadata else f"signatures {', '.join(self.signatures)}"
+        )
+        return f"{what}, computed by {self.backend}"
+
+    def _loaded(self, folder):
+        try:
+            self._root = tf.saved_model.load(str(folder))  # keeps the weights
+        except Exception as error:  # of the files, of ops that are unknown here
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{folder} cannot be loaded: {reason}") from error
+        return dict(self._root.signatures)
+
+    def signature(self, name):
+        """The Signature of a name, "" for the default.
+
+        Raises:
+            RequestError: there is none.
+        """
+        name = name or DEFAULT_SIGNATURE
+        if name not in self.signatures:
+            there = ", ".join(sorted(self.signatures))
+            raise RequestError(
+                "FAILED_PRECONDITION", f"there is no signature {name!r}; there are {there}."
+            )
+        return self.signatures[name]
+
+    def compute(self, signature, inputs):
+        """dict of numpy arrays of a Signature, for such a dict.
+
+        Raises:
+            RequestError: the graph does not take these.
+        """
+        try:
+            tensors = {
+                name: tf.constant(inputs[name], spec.dtype)
+                for name, spec in signature.inputs.items()
+            }
+            return {name: x.numpy() for name, x in signature.function(**tensors).items()}
+        except tf.errors.InvalidArgumentError as error:
+            raise invalid(_reason(error)) from None
+        except tf.errors.ResourceExhaustedError as error:
+            raise RequestError("RESOURCE_EXHAUSTED", f"out of memory: {_reason(error)}") from None
+
+    def read(self, signature, protos):
+        """dict of arrays of a Signature from a map of TensorProtos.
+
+        Raises:
+            RequestError: other names than its inputs; tensors that do not fit.
+        """
+        _check_names(signature, protos)
+        specs = signature.inputs
+        return {name: from_proto(name, protos[name], spec) for name, spec in specs.items()}
+
+    def check(self, signature, inputs):
+        """Refuses inputs that a Signature does not take.
+
+        Args:
+            inputs: dict of numpy arrays.
+
+        Returns:
+            int, how many rows they have; None where that cannot be said.
+
+        Raises:
+            RequestError: names, dtypes, shapes or numbers of rows that do not fit.
+        """
+        _check_names(signature, inputs)
+        for name, spec in signature.inputs.items():
+            array = inputs[name]
+            dtype = tf.string if array.dtype == object else tf.as_dtype(array.dtype)
+            if dtype != spec.dtype:
+                raise invalid(f"input {name} takes {spec.dtype.name}; got {dtype.name}.")
+            check_shape(name, list(array.shape), spec)
+        counts = {array.shape[0] if array.ndim else None for array in inputs.values()}
+        if self.metadata and len(counts) > 1:
+            sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+            raise invalid(f"inputs must have as many rows as each other; got {sizes}.")
+        if self.metadata and set(ENCODER_FEATURES) <= set(inputs):
+            self._check_features(inputs)
+        if "choices" in inputs and inputs["choices"].shape[1] > MOST_CHOICES:
+            count = inputs["choices"].shape[1]
+            raise invalid(f"{count:,} choices for a text; {MOST_CHOICES} are allowed.")
+        return counts.pop() if len(counts) == 1 else None
+
+    def _check_features(self, inputs):
+        """Refuses features that the model has no embeddings for: a backend may not notice."""
+        shapes = {array.shape for array in inputs.values()}
+        if len(shapes) > 1:
+            listing = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+            raise invalid(f"inputs must have the same shape; got {listing}.")
+        *_, L = shape = shapes.pop()
+        if not 1 <= L <= self._config.max_position_embeddings:
+            most = self._config.max_position_embeddings
+            raise invalid(f"sequences must have 1 to {most} tokens; got {L}.")
+        if len(shape) == 3 and shape[1] > MOST_CHOICES:
+            raise invalid(f"{shape[1]:,} choices for a text; {MOST_CHOICES} are allowed.")
+        sizes = {"input_ids": self._config.vocab_size, "attention_mask": 2}
+        sizes["token_type_ids"] = self._config.type_vocab_size
+        for name, size in sizes.items():
+            array = inputs[name]
+            if array.size and not 0 <= array.min() <= array.max() < size:
+                got = f"{array.min()} to {array.max()}"
+                raise invalid(f"input {name} must be 0 to {size - 1}; got {got}.")
+
+    def weight(self, lengths):
+        """How many tokens rows count while they wait. lengths: as of `lengths`."""
+        return int(lengths.sum())
+
+    def lengths(self, inputs):
+        """About how many tokens each row costs, (B,) int: of text by its bytes, else by columns."""
+        texts = [array for array in inputs.values() if array.dtype == object]
+        if not texts:
+            array = next(iter(inputs.values()))
+            return np.full(len(array), max(math.prod(array.shape[1:]), 1))
+        result = 0
+        for array in texts:
+            sizes = np.fromiter((len(text) // 4 for text in array.ravel()), np.int64, array.size)
+            sizes = sizes.reshape(array.shape)
+            result = result + (
+                sizes if sizes.ndim == 2 else sizes[:, None]
+            )  # (B, 1), of choices (B, C)
+        result = np.maximum(result, LEAST_LENGTH)
+        if self.metadata["method"] not in ("tag", "answer"):  # which read all of a text
+            result = np.minimum(result, self.metadata["max_seq_length"])
+        return result.sum(axis=1)
+
+    def warm_up(self, folder):
+        """Answers the requests that ride with the export, with nobody waiting; int, how many.
+
+        Raises:
+            RequestError: one of them cannot be answered.
+        """
+        path = pathlib.Path(folder) / "assets.extra" / WARMUP_FILE
+        count = 0
+        if path.is_file():
+            records = tf.data.TFRecordDataset(str(path)).take(MOST_WARMUPS)
+            for record in records.as_numpy_iterator():
+                log = prediction_log_pb2.PredictionLog.FromString(record)
+                kind = log.WhichOneof("log_type")
+                if kind not in ("predict_log", "classify_log", "regress_log"):
+                    continue  # such as multi_inference_log, which calls the same signatures
+                request = getattr(log, kind).request
+                signature = self.signature(request.model_spec.signature_name)
+                if kind == "predict_log":
+                    inputs = self.read(signature, request.inputs)
+                else:
+                    inputs = {"inputs": examples_of_input(request.input, MOST_WARMUPS)}
+                self.check(signature, inputs)
+                self.compute(signature, inputs)
+                count += 1
+        return count
+
+
+def _check_names(signature, inputs):
+    if set(inputs) != set(signature.inputs):
+        raise invalid(
+            f"signature {signature.name} takes {', '.join(sorted(signature.inputs))}; got "
+            f"{', '.join(sorted(inputs)) or 'nothing'}."
+        )
+
+
+def _read_metadata(extra):
+    """What kbert.json says and the BertConfig of an export of kbert; (None, None) for others.
+
+    Args:
+        extra: its folder assets.extra.
+    """
+    if not (extra / EXPORT_FILE).is_file():
+        return None, None
+    return read_export(extra), BertConfig.from_file(extra / "config.json")
+
+
+def _definitions(folder):
+    """dict of name -> SignatureDef of a SavedModel."""
+    path = pathlib.Path(folder) / "saved_model.pb"
+    try:
+        with tf.io.gfile.GFile(str(path), "rb") as file:
+            saved = saved_model_pb2.SavedModel.FromString(file.read())
+        definitions = next(
+            g for g in saved.meta_graphs if "serve" in g.meta_info_def.tags
+        ).signature_def
+    except (tf.errors.OpError, DecodeError) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())[:300]}") from error
+    except StopIteration:
+        raise UserError(f"cannot read {path}: it has no graph with the tag 'serve'.") from None
+    return {name: definitions[name] for name in sorted(definitions) if not name.startswith("__")}
+
+
+def _specs(infos):
+    """dict of name -> tf.TensorSpec of the TensorInfos of a SignatureDef."""
+    return {
+        name: tf.TensorSpec(tf.TensorShape(info.tensor_shape), tf.as_dtype(info.dtype), name)
+        for name, info in sorted(infos.items())
+    }
+
+
+def _on_openvino(endpoint):
+    """The signatures of an Endpoint in which OpenVINO computes the model, and what they call for
+    that.
+
+    They only refer to it: TensorFlow keeps what a graph calls as long as the thread that loads.
+    """
+    rank = 3 if endpoint.name == "choose" else 2
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    features = {name: np.ones([1, 2, 8][-rank:], np.int32) for name in names}
+    specs = {name: tf.TensorSpec([None] * rank, tf.int32) for name in names}
+    function = tf.function(endpoint.forward, [specs], autograph=False).get_concrete_function()
+    outputs = dict(sorted(function.structured_outputs.items()))
+    compute = frozen_backend("openvino", endpoint.model, endpoint.name)(endpoint.forward, features)
+
+    def computed(*arrays):
+        result = compute(dict(zip(names, arrays, strict=True)))
+        return [result[name] for name in outputs]
+
+    held = weakref.ref(computed)
+
+    def in_graph(features):
+        tensors = tf.numpy_function(
+            lambda *arrays: held()(*arrays),
+            [features[name] for name in names],
+            [x.dtype for x in outputs.values()],
+        )
+        for tensor, spec in zip(tensors, outputs.values(), strict=True):
+            tensor.set_shape(spec.shape)
+        return dict(zip(outputs, tensors, strict=True))
+
+    endpoint.compute = in_graph
+    functions = signatures(endpoint)
+    endpoint.model = endpoint.predictor.model = None  # OpenVINO has its own copy of the weights
+    return functions, computed
+
+
+def _reason(error):
+    """The line of a TensorFlow error that says what was wrong, without where in the graph."""
+    lines = [line for line in error.message.splitlines() if line.strip()]
+    node = next((i for i, line in enumerate(lines) if "{{node" in line), 0)
+    line = lines[max(node - 1, 0)] if lines else type(error).__name__
+    return " ".join(line.split())[:300]

@@ -1,0 +1,131 @@
+"""What the server answers, whichever door a request came through."""
+
+import numpy as np
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    predict_pb2,
+    regression_pb2,
+)
+
+from kbert.server.errors import invalid
+from kbert.server.servable import DEFAULT_SIGNATURE, LEAST_LENGTH
+
+STATUS_FIELD = "signature_def"
+
+
+class Service:
+    """TensorFlow Serving's operations on arrays and its messages.
+
+    Args:
+        models: Models. batcher: Batcher.
+    """
+
+    def __init__(self, models, batcher):
+        self.models, self._batcher = models, batcher
+
+    @property
+    def most_examples(self):
+        """int, examples that are allowed in a request."""
+        return self._batcher.max_queue_tokens // LEAST_LENGTH
+
+    def find(self, spec):
+        """(number, Servable, Signature) of a ModelSpec; see `Models.find`."""
+        number, servable = self.models.find(spec)
+        return number, servable, servable.signature(spec.signature_name)
+
+    async def predict(self, servable, signature, inputs, output_names=()):
+        """dict of arrays that a Signature gives for such a dict.
+
+        Args:
+            output_names: names of outputs; none: all of them.
+
+        Raises:
+            RequestError: inputs that do not fit; an output that it has not; too much is waiting.
+        """
+        unknown = [name for name in output_names if name not in signature.outputs]
+        if unknown:
+            raise invalid(
+                f"signature {signature.name} has no output {', '.join(unknown)}; it has "
+                f"{', '.join(sorted(signature.outputs))}."
+            )
+        outputs = await self._batcher.compute(servable, signature, inputs)
+        return {name: outputs[name] for name in (output_names or sorted(outputs))}
+
+    async def classify(self, servable, signature, examples):
+        """The ClassificationResult of (B,) serialized tf.Examples.
+
+        Raises:
+            RequestError: as `predict`; a signature that does not classify.
+        """
+        names = ("classes", "scores")
+        outputs = await self._of_examples(servable, signature, examples, names, "classify")
+        shapes = {array.shape for array in outputs.values()}
+        if len(shapes) > 1 or len(shape := shapes.pop()) != 2 or shape[0] != len(examples):
+            raise invalid(f"signature {signature.name} gives no classes and scores of (B, C).")
+        classes = outputs.get("classes", np.full(shape, b"", object))
+        scores = outputs.get("scores", np.zeros(shape, np.float32))
+        result = classification_pb2.ClassificationResult()
+        for row, values in zip(classes, scores, strict=True):
+            one = result.classifications.add()
+            for label, score in zip(row, values, strict=True):
+                one.classes.add(label=label.decode("utf-8", "replace"), score=score)
+        return result
+
+    async def regress(self, servable, signature, examples):
+        """The RegressionResult of (B,) serialized tf.Examples; as `classify`."""
+        outputs = await self._of_examples(servable, signature, examples, ("outputs",), "regress")
+        if outputs["outputs"].size != len(examples):
+            raise invalid(f"signature {signature.name} gives no outputs of (B,).")
+        result = regression_pb2.RegressionResult()
+        for value in outputs["outputs"].ravel():
+            result.regressions.add(value=value)
+        return result
+
+    async def _of_examples(self, servable, signature, examples, names, what):
+        output_names = [name for name in names if name in signature.outputs]
+        if set(signature.inputs) != {"inputs"} or not output_names:
+            raise invalid(
+                f"signature {signature.name} takes {', '.join(sorted(signature.inputs))} and gives "
+                f"{', '.join(sorted(signature.outputs))}; {what} needs one that takes inputs and "
+                f"gives {' and '.join(names)}: name it as signature_name."
+            )
+        return await self.predict(servable, signature, {"inputs": examples}, output_names)
+
+    def spec_of(self, spec, number):
+        """The ModelSpec of an answer to a request with this one."""
+        answer = predict_pb2.PredictRequest().model_spec
+        answer.name, answer.version.value = spec.name, number
+        answer.signature_name = spec.signature_name or DEFAULT_SIGNATURE
+        return answer
+
+    def metadata(self, spec, fields=(STATUS_FIELD,)):
+        """GetModelMetadataResponse of a ModelSpec.
+
+        Raises:
+            RequestError: there is no such model, or no such field.
+        """
+        if list(fields) != [STATUS_FIELD]:
+            raise invalid(f"metadata_field must be {STATUS_FIELD!r}; got {list(fields)}.")
+        number, servable = self.models.find(spec)
+        definitions = get_model_metadata_pb2.SignatureDefMap()
+        for name, definition in servable.definitions.items():
+            definitions.signature_def[name].CopyFrom(definition)
+        answer = get_model_metadata_pb2.GetModelMetadataResponse()
+        answer.model_spec.name, answer.model_spec.version.value = spec.name, number
+        answer.metadata[STATUS_FIELD].Pack(definitions)
+        return answer
+
+    def status(self, spec):
+        """GetModelStatusResponse of a ModelSpec.
+
+        Raises:
+            RequestError: there is no such model or version.
+        """
+        answer = get_model_status_pb2.GetModelStatusResponse()
+        for version in self.models.status(spec):
+            one = answer.model_version_status.add(version=version.number, state=version.state)
+            one.status.error_message = version.error
+            one.status.error_code = 2 if version.error else 0  # UNKNOWN, as TensorFlow Serving
+        return answer

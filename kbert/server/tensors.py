@@ -1,0 +1,221 @@
+"""Arrays of requests and answers: TensorProtos, JSON and tf.Examples."""
+
+import base64
+import binascii
+import math
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2
+
+from kbert.server.errors import invalid
+
+MOST_REPEATED = 1 << 16  # elements of a tensor that is sent as one value for all of them
+MOST_BYTES = 64 << 20  # of the examples of a request, with what they have in common in each
+_FIELDS = {  # of TensorProto
+    tf.float32: "float_val",
+    tf.float64: "double_val",
+    tf.int32: "int_val",
+    tf.int64: "int64_val",
+    tf.bool: "bool_val",
+    tf.string: "string_val",
+}
+
+
+def from_proto(name, proto, spec):
+    """The array of a TensorProto; strings are objects of bytes.
+
+    Args:
+        spec: tf.TensorSpec of the input.
+
+    Raises:
+        RequestError: its dtype or shape is not that of the input, or has not as many values.
+    """
+    sizes = [axis.size for axis in proto.tensor_shape.dim]
+    if proto.dtype != spec.dtype.as_datatype_enum:
+        try:
+            got = tf.as_dtype(proto.dtype).name
+        except TypeError:
+            got = f"type {proto.dtype}"
+        raise invalid(f"input {name} takes {spec.dtype.name}; got {got}.")
+    if proto.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
+        raise invalid(f"input {name} has no definite shape.")
+    check_shape(name, sizes, spec)
+    if math.prod(sizes) > max(MOST_REPEATED, proto.ByteSize()):
+        raise invalid(f"input {name} claims to have more elements than were sent: {sizes}.")
+    try:
+        return tf.make_ndarray(proto)
+    except (ValueError, TypeError, KeyError) as error:
+        raise invalid(f"input {name} is no tensor of the shape {sizes}: {error}.") from None
+
+
+def check_shape(name, sizes, spec):
+    """Refuses a shape, a list of int, that a tf.TensorSpec does not take."""
+    if not spec.shape.is_compatible_with(sizes):
+        expected = [size if size is not None else "any" for size in spec.shape]
+        raise invalid(f"input {name} takes the shape {expected}; got {sizes}.")
+
+
+def to_proto(array):
+    """The TensorProto of an array, with its values one by one: old clients read nothing else."""
+    dtype = tf.string if array.dtype == object else tf.as_dtype(array.dtype)
+    if dtype not in _FIELDS:
+        return tf.make_tensor_proto(array)
+    proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum)
+    proto.tensor_shape.SetInParent()
+    for size in array.shape:
+        proto.tensor_shape.dim.add(size=size)
+    if dtype == tf.float32 and array.size:  # as it goes over the wire: no Python float for each
+        size = 4 * array.size
+        length = bytes((size >> 7 * i & 127) | 128 for i in range((size.bit_length() - 1) // 7))
+        length += bytes([size >> 7 * len(length)])
+        proto.MergeFromString(b"\x2a" + length + array.astype("<f4").tobytes())
+    else:
+        getattr(proto, _FIELDS[dtype]).extend(array.ravel().tolist())
+    return proto
+
+
+def from_json(name, value, dtype, rank):
+    """The array of nested lists, with {"b64": ...} for bytes.
+
+    Args:
+        name: of the input. value: whatever JSON holds. dtype: tf.DType. rank: int, or None: any.
+
+    Raises:
+        RequestError: the lists are not of equal length, or hold something else.
+    """
+    shape, flat = [], [value]
+    while flat and isinstance(flat[0], list):
+        sizes = {len(row) if isinstance(row, list) else -1 for row in flat}
+        if len(sizes) > 1:
+            raise invalid(f"input {name}: lists of different lengths, or lists beside values.")
+        shape.append(sizes.pop())
+        flat = [item for row in flat for item in row]
+        if len(shape) > 8:
+            raise invalid(f"input {name}: lists in more than 8 lists.")
+    if not flat and rank is not None:
+        shape += [0] * (rank - len(shape))  # [] says nothing of the axes behind
+    if dtype == tf.string:
+        array = np.empty(len(flat), object)
+        array[:] = [_bytes(name, item) for item in flat]
+    else:
+        array = _numbers(name, flat, dtype)
+    return array.reshape(shape)
+
+
+def _bytes(name, item):
+    if isinstance(item, str):
+        try:
+            return item.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair
+            return item.encode("utf-8", "replace")
+    if isinstance(item, dict) and set(item) == {"b64"} and isinstance(item["b64"], str):
+        try:
+            return base64.b64decode(item["b64"], validate=True)
+        except (binascii.Error, ValueError):
+            raise invalid(f"input {name}: a value of b64 is not base64.") from None
+    raise invalid(f"input {name} takes strings; got {_said(item)}.")
+
+
+def _numbers(name, flat, dtype):
+    if dtype == tf.bool:
+        kinds = (bool,)
+    elif dtype.is_integer:
+        kinds = (int,)
+    else:
+        kinds = (int, float)
+    for item in flat:
+        if not isinstance(item, kinds) or (isinstance(item, bool) and dtype != tf.bool):
+            raise invalid(f"input {name} takes {dtype.name}; got {_said(item)}.")
+        if dtype.is_integer and not dtype.min <= item <= dtype.max:
+            raise invalid(
+                f"input {name} takes {dtype.name}; got {_said(item)}, which is out of range."
+            )
+    try:
+        return np.array(flat, dtype.as_numpy_dtype)
+    except (OverflowError, TypeError):  # the latter of bfloat16
+        raise invalid(f"input {name} takes {dtype.name}; a number is out of its range.") from None
+
+
+def _said(item):
+    text = repr(item)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def to_json(name, array):
+    """Nested lists of an array; bytes as text, or as {"b64": ...} where the name ends in _bytes."""
+    if array.dtype == np.float32:
+        array = array.astype("U16").astype(float)  # as many digits as it takes to tell them apart
+    if array.dtype != object:
+        return array.tolist()
+    if name.endswith("_bytes"):
+        flat = [{"b64": base64.b64encode(item).decode()} for item in array.ravel()]
+    else:
+        flat = [item.decode("utf-8", "replace") for item in array.ravel()]
+    texts = np.empty(len(flat), object)
+    texts[:] = flat
+    return texts.reshape(array.shape).tolist()
+
+
+def examples_of_input(request, most):
+    """The serialized tf.Examples of an Input of the Classify and Regress APIs, (B,).
+
+    Args:
+        most: int, examples that are allowed.
+
+    Raises:
+        RequestError: there are none, or too many.
+    """
+    kind = request.WhichOneof("kind")
+    examples = getattr(request, kind).examples if kind else []
+    context = None
+    if kind == "example_list_with_context":
+        context = request.example_list_with_context.context.SerializeToString()
+    check_examples(len(examples), most, context or b"")
+    result = np.empty(len(examples), object)
+    for i, example in enumerate(examples):
+        if context is not None:
+            whole = tf.train.Example.FromString(context)
+            whole.MergeFrom(example)
+            example = whole
+        result[i] = example.SerializeToString()
+    return result
+
+
+def check_examples(count, most, context):
+    """Refuses a request with no examples, or with more than `most`.
+
+    Args:
+        count: int. most: int. context: bytes or str, what they have in common.
+    """
+    if not count:
+        raise invalid("the request has no examples.")
+    if count > most:
+        raise invalid(f"{count:,} examples in one request; {most:,} are allowed.")
+    if count * len(context) > MOST_BYTES:
+        raise invalid(f"the context, in each example, makes more than {MOST_BYTES:,} bytes.")
+
+
+def example_of_json(features):
+    """The serialized tf.Example of a JSON object of features: values, or lists of values.
+
+    Raises:
+        RequestError: it is something else.
+    """
+    if not isinstance(features, dict):
+        raise invalid(f"an example is an object of features; got {_said(features)}.")
+    example = tf.train.Example()
+    for name, value in features.items():
+        values = value if isinstance(value, list) else [value]
+        feature = example.features.feature[name]
+        if all(isinstance(item, (str, dict)) for item in values):
+            feature.bytes_list.value.extend(_bytes(name, item) for item in values)
+        elif all(type(item) is int and -(2**63) <= item < 2**63 for item in values):
+            feature.int64_list.value.extend(values)
+        elif all(type(item) in (int, float) and abs(item) < 1e38 for item in values):
+            feature.float_list.value.extend(values)
+        else:
+            raise invalid(
+                f"feature {name} takes texts or numbers, of one kind; got {_said(value)}."
+            )
+    return example.SerializeToString()

@@ -1,0 +1,80 @@
+"""A method of answering texts, as a graph: what the methods of `kbert.serving.endpoints` share."""
+
+import abc
+
+import numpy as np
+import tensorflow as tf
+
+from kbert.model.models import BertModel
+
+
+class Endpoint(abc.ABC):
+    """A method of answering texts.
+
+    Args:
+        predictor: Predictor of a model of `model_class`. task: of `kbert.tasks`, or None.
+        takes_pairs: whether a text comes with a second one, `text_pair`.
+
+    Attributes:
+        name: str. texts: dict of the inputs' names -> their number of axes, all of them strings.
+        output_spec: dict of the outputs' names -> shape, dtype and meaning, for a person.
+        padded: dict of the outputs that have as many columns as the fullest row of a batch -> what
+            fills the rest of a row. In the first of them, what is filled has no other values.
+        compute: function, `forward`; a backend of `kbert.inference.backends` may take its place.
+    """
+
+    model_class = BertModel
+    texts = {"text": 1}
+    output_spec = {}
+    padded = {}
+
+    def __init__(self, predictor, task=None, takes_pairs=False):
+        self.predictor, self.task = predictor, task
+        self.model, self.tokenizer = predictor.model, predictor.tokenizer
+        self.max_seq_length = task.max_seq_length if task else predictor.max_seq_length
+        self.compute = self.forward
+        if takes_pairs:
+            self.texts = {**self.texts, "text_pair": 1}
+
+    def from_texts(self, text, text_pair=None):
+        """The answers to texts, a dict of tensors with the batch first.
+
+        Args:
+            text, text_pair: (B,) string.
+        """
+        return self.from_ids(self.encode(text, text_pair))
+
+    @abc.abstractmethod
+    def reference_outputs(self, text, text_pair=None):
+        """What `kbert.Predictor` says to lists of str, as a dict of arrays like `from_texts`."""
+
+    def from_ids(self, features):
+        """The answers to the `ENCODER_FEATURES`, (B, L) int32 each."""
+        return self.postprocess(self.compute(features), features)
+
+    def forward(self, features):
+        """What the model makes of features: a dict of float32 tensors, the batch first."""
+        return {"logits": self.model(features, training=False)["logits"]}
+
+    @abc.abstractmethod
+    def postprocess(self, outputs, features):
+        """The answers that lie in the outputs of `forward` for features."""
+
+    def encode(self, text, text_pair=None, tokenizer=None):
+        """The features of texts, as long as the longest of them needs."""
+        tokenizer = tokenizer or self.tokenizer
+        features = tokenizer(text, text_pair, max_length=self.max_seq_length)
+        lengths = tf.reduce_sum(features["attention_mask"], axis=1)
+        longest = tf.reduce_max(tf.concat([lengths, [1]], axis=0))
+        return {name: x[:, :longest] for name, x in features.items()}
+
+    def trackables(self):
+        """Whatever a SavedModel must keep beside the weights."""
+        return [self.tokenizer]
+
+
+def as_array(rows, fill):
+    """An array of lists of different lengths, (B, S) or (B, S, ...)."""
+    width = max(map(len, rows), default=0)
+    empty = np.full(np.shape(next((row[0] for row in rows if row), fill)), fill).tolist()
+    return np.array([[*row, *[empty] * (width - len(row))] for row in rows])

@@ -1,0 +1,107 @@
+"""Lines that `kbert.export` prints: what it read, wrote and found out."""
+
+from kbert.errors import UserError
+from kbert.serving.saved_model import largest_difference
+from kbert.utils.formats import find_folder, folder_format
+
+# float32 in another order of summation: padding to another length, other kernels.
+TOLERANCE = 1e-5
+
+
+def source_line(source, what, model, length):
+    """What is exported. what: str. model: of `kbert.model`. length: tokens of a sequence."""
+    config = model.config
+    return (
+        f"from {source} ({folder_format(find_folder(source))}): {what}, "
+        f"{config.num_hidden_layers} layers, width {config.hidden_size}, {length} tokens"
+    )
+
+
+def target_line(target):
+    """What was written. target: pathlib.Path of a folder."""
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    return f"to {target}: {size / 1e6:,.1f} MB"
+
+
+def checked_line(answers, expected, whose):
+    """How far answers of a SavedModel are from what they should be.
+
+    Raises:
+        UserError: too far.
+    """
+    difference, count = largest_difference(answers, expected), len(next(iter(expected.values())))
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"the SavedModel answers {count} texts otherwise than {whose}: off by "
+            f"{difference:.1e}, allowed are {TOLERANCE:g}. Nothing was written."
+        )
+    return (
+        f"checked in a process without kbert: {count} texts, answers as those of {whose} (largest "
+        f"difference {difference:.1e})"
+    )
+
+
+def computed_line(metadata):
+    """How far a runtime's numbers are from the model's. metadata: what is in `model.json`.
+
+    Raises:
+        UserError: too far.
+    """
+    difference, allowed = metadata["largest_difference"], TOLERANCE
+    if metadata["weights"] != "float32":
+        allowed = float("inf")  # it is for whoever asked for it to judge
+    if not difference <= allowed or difference == float("inf"):
+        raise UserError(
+            f"{metadata['file']} gives other numbers than kbert's model: off by {difference:.1e}, "
+            f"allowed are {allowed:g}. Nothing was written."
+        )
+    line = (
+        f"checked by its runtime: {metadata['samples']} samples in {metadata['weights']}, largest "
+        f"difference {difference:.1e}"
+    )
+    if "same_labels" in metadata:
+        line += f", {metadata['same_labels']} of {metadata['samples']} labels the same"
+    return line
+
+
+def port_lines(metadata):
+    """What a model for a runtime takes and gives. metadata: what is in `model.json`."""
+    shape = ", ".join(map(str, metadata["inputs"]["input_ids"]["shape"]))
+    yield f"  {metadata['file']}: {', '.join(metadata['inputs'])} ({shape}) int32"
+    for name, output in metadata["outputs"].items():
+        yield f"    -> {name} ({', '.join(map(str, output['shape']))}) float32, {output['meaning']}"
+
+
+def output_spec_lines(endpoint, functions):
+    """What the signatures of a SavedModel take and give. functions: dict by their names."""
+    texts = ", ".join(f"{n} ({'B' if a == 1 else 'B, C'})" for n, a in endpoint.texts.items())
+    takes = {
+        "serving_default": f"{texts} string",
+        "from_ids": "input_ids, attention_mask, token_type_ids",
+        "from_examples": f"inputs (B,) serialized tf.Examples with {', '.join(endpoint.texts)}",
+        "classify": "inputs, for Classify: classes and scores (B, C)",
+        "regress": "inputs, for Regress: outputs (B,)",
+    }
+    for name in functions:
+        yield f"  {name}: {takes[name]}"
+        if name == "serving_default":
+            for output, meaning in endpoint.output_spec.items():
+                yield f"    -> {output} {meaning}"
+
+
+def serve_line(target):
+    """How to serve a SavedModel. target: pathlib.Path of its folder."""
+    if not target.name.isdigit():
+        return f"note: TensorFlow Serving looks for numbered folders, such as {target / '1'}"
+    return (
+        f"serve it: python -m kbert.serve (or tensorflow_model_server) --port=8500 "
+        f"--rest_api_port=8501 --model_name={target.parent.name} --model_base_path={target.parent}"
+    )
+
+
+def table_lines(table):
+    """Rows of cells, the first of each to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for first, *others in table:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        yield "  ".join(["", first.ljust(widths[0]), *cells])

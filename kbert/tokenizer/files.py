@@ -1,0 +1,181 @@
+"""The vocabulary and the settings of a tokenizer in a folder of weights, whoever wrote it."""
+
+import json
+import pathlib
+
+from kbert.errors import UserError
+from kbert.tokenizer.vocab import read_vocab, write_vocab
+from kbert.utils.formats import members, read_json
+
+_HF_CLASSES = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
+_KERAS_HUB_VOCAB = "assets/tokenizer/vocabulary.txt"
+
+
+def has_tokenizer(folder):
+    """Whether a folder holds a vocabulary, in any format."""
+    return any((pathlib.Path(folder) / name).is_file() for name in ("vocab.txt", "tokenizer.json"))
+
+
+def read_tokenizer(folder, lower_case=None):
+    """The vocabulary and the settings of the tokenizer of a folder.
+
+    The vocabulary is that of `vocab.txt`, of HF's `tokenizer.json` or of a KerasHub preset. The
+    settings are those of `tokenizer_config.json` (HF's names; kbert writes it, too), else of
+    `tokenizer.json`. A folder of google-research/bert has none of these: its vocabulary is that of
+    a cased model if entries have capital letters.
+
+    Of a KerasHub preset, lower-casing strips accents, as in BERT; its own file says
+    `strip_accents: false` for models that were trained with accents stripped.
+
+    Args:
+        folder: path. lower_case: bool to take instead of the folder's, or None.
+
+    Returns:
+        list of str, and dict of `lower_case`, `strip_accents` and `tokenize_chinese_chars`.
+
+    Raises:
+        UserError: no vocabulary, one that cannot be used, or another kind of tokenizer.
+    """
+    folder = pathlib.Path(folder)
+    path, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if not has_tokenizer(folder):
+        raise UserError(
+            f"{folder} has no vocabulary, neither vocab.txt nor tokenizer.json. Name the folder of "
+            f"the weights, such as RUN/pretrain/final."
+        )
+    values = read_json(path) if path.is_file() else {}
+    if "class_name" in values:
+        settings, vocab_file = _keras_hub_settings(values, path), folder / _KERAS_HUB_VOCAB
+    else:
+        settings = _hf_settings(values, path) if values else {}
+        settings |= _config_settings(read_json(config), config) if config.is_file() else {}
+        vocab_file = path if values else folder / "vocab.txt"  # HF adds words to the first alone
+    vocab = read_vocab(vocab_file)
+    if lower_case not in (None, settings.get("lower_case")):
+        settings |= {"lower_case": lower_case, "strip_accents": lower_case}
+    settings.setdefault("lower_case", not _has_capitals(vocab))
+    settings.setdefault("strip_accents", settings["lower_case"])
+    settings.setdefault("tokenize_chinese_chars", True)
+    return vocab, settings
+
+
+def _has_capitals(vocab):
+    """Whether over a thousandth of the entries, those like [UNK] or <S> aside, has a capital."""
+    words = [word for word in vocab if not word.startswith(("[", "<"))]
+    return sum(word != word.lower() for word in words) > len(words) / 1000
+
+
+def _config_settings(values, path):
+    """The settings of HF's `tokenizer_config.json`."""
+    name = values.get("tokenizer_class") or _HF_CLASSES[0]
+    if name not in _HF_CLASSES:
+        raise UserError(f"{path} is of {name}; kbert's tokenizer is that of BERT, BertTokenizer.")
+    if values.get("do_basic_tokenize") is False:
+        raise UserError(f"{path} has do_basic_tokenize false; kbert always splits words.")
+    return _stated(values, "do_lower_case", "tokenize_chinese_chars", path)
+
+
+def _hf_settings(values, path):
+    """The settings of HF's `tokenizer.json`."""
+    kinds = {"normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
+    kinds["model"] = "WordPiece"
+    for part, kind in kinds.items():
+        part_type = values.get(part)
+        part_type = part_type.get("type") if isinstance(part_type, dict) else None
+        if part_type != kind:
+            raise UserError(
+                f"{path} has a {part} of type {part_type}; kbert's tokenizer has {kind}."
+            )
+    return _stated(values["normalizer"], "lowercase", "handle_chinese_chars", path)
+
+
+def _keras_hub_settings(values, path):
+    """The settings of KerasHub's `tokenizer.json`."""
+    if values["class_name"] != "BertTokenizer":
+        raise UserError(f"{path} is of {values['class_name']}; kbert reads BertTokenizer.")
+    (config,) = members(values, ["config"], path)
+    (lower_case,) = members(config, ["lowercase"], path)
+    settings = _stated({"lowercase": lower_case}, "lowercase", "", path)
+    kept = values.get("kbert", {})
+    members(kept, (), path)
+    return settings | _stated(kept, "lower_case", "tokenize_chinese_chars", path)
+
+
+def _stated(values, lower_case, tokenize_chinese_chars, path):
+    """The settings that are stated, under the names of kbert."""
+    names = {
+        lower_case: "lower_case",
+        "strip_accents": "strip_accents",
+        tokenize_chinese_chars: "tokenize_chinese_chars",
+    }
+    settings = {
+        kbert_name: values[source_name]
+        for source_name, kbert_name in names.items()
+        if source_name in values
+    }
+    for name, value in list(settings.items()):
+        if value is None:
+            del settings[name]
+        elif not isinstance(value, bool):
+            raise UserError(f"{path}: {name} must be true or false; got {value!r}.")
+    return settings
+
+
+def write_tokenizer(folder, format, vocab, settings, max_length=None):
+    """Writes what `read_tokenizer` reads, into an existing folder.
+
+    Args:
+        format: one of `kbert.utils.formats.FORMATS`. "kbert" and "google" have `vocab.txt` and
+            `tokenizer_config.json`, "hf" also `tokenizer.json`, "keras_hub" its own two files.
+        vocab: list of str. settings: dict of lower_case, strip_accents, tokenize_chinese_chars.
+        max_length: for HF, the longest sequence of the model, in tokens.
+    """
+    folder = pathlib.Path(folder)
+    if format == "keras_hub":
+        _write_keras_hub(folder, vocab, settings)
+        return
+    (folder / "tokenizer.json").unlink(missing_ok=True)  # it would be read first
+    write_vocab(vocab, folder / "vocab.txt")
+    values = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": settings["lower_case"],
+        "strip_accents": settings["strip_accents"],
+        "tokenize_chinese_chars": settings["tokenize_chinese_chars"],
+    }
+    if format == "hf":
+        if max_length:
+            values["model_max_length"] = max_length
+        from tokenizers import BertWordPieceTokenizer
+
+        tokenizer = BertWordPieceTokenizer(
+            {word: i for i, word in enumerate(vocab)},
+            lowercase=settings["lower_case"],
+            strip_accents=settings["strip_accents"],
+            handle_chinese_chars=settings["tokenize_chinese_chars"],
+        )
+        saved = json.loads(tokenizer.to_str())
+        saved["model"]["max_input_chars_per_word"] = 200  # as in google-research/bert; HF's is 100
+        _write_json(folder / "tokenizer.json", saved)
+    _write_json(folder / "tokenizer_config.json", values)
+
+
+def _write_keras_hub(folder, vocab, settings):
+    (folder / _KERAS_HUB_VOCAB).parent.mkdir(parents=True, exist_ok=True)
+    write_vocab(vocab, folder / _KERAS_HUB_VOCAB)
+    values = {
+        "module": "keras_hub.models",
+        "class_name": "BertTokenizer",
+        "config": {
+            "config_file": "tokenizer.json",
+            "vocabulary": None,
+            "lowercase": settings["lower_case"],
+            "strip_accents": settings["strip_accents"],
+        },
+        "registered_name": "keras_hub>BertTokenizer",
+        "kbert": settings,
+    }
+    _write_json(folder / "tokenizer.json", values)
+
+
+def _write_json(path, values):
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

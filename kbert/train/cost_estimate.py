@@ -1,0 +1,121 @@
+"""What a run takes: floating-point operations, memory and time."""
+
+import resource
+
+import tensorflow as tf
+
+from kbert.train.report import time_text
+
+GIB = 2**30
+
+
+def step_flops(bert, batch_size, length, predictions, remat=False):
+    """Floating-point operations of a step: 2 per multiply and add of every matrix product.
+
+    The backward pass counts twice the forward pass; `remat` adds the forward pass of all blocks but
+    the last. Of the last, all but keys and values is computed at [CLS] and the predictions only.
+
+    Args:
+        bert: BertConfig. batch_size: B. length: L, tokens, padding included. predictions: M.
+    """
+    blocks, rest = forward_flops(bert, length, predictions)
+    return batch_size * (3 * (blocks + rest) + (blocks if remat else 0))
+
+
+def forward_flops(bert, length, predictions):
+    """Operations of the forward pass of an example: of all blocks but the last, and of the rest."""
+    D, F, V = bert.hidden_size, bert.intermediate_size, bert.vocab_size
+    last = bert.num_hidden_layers - 1
+
+    def block(i, query_length):
+        A = bert.block_heads(i) * bert.head_size
+        return length * 4 * D * A + query_length * (4 * D * A + 4 * D * F + 4 * length * A)
+
+    heads = predictions * (2 * D * D + 2 * D * V) + 2 * D * D + 4 * D
+    return sum(block(i, length) for i in range(last)), block(last, 1 + predictions) + heads
+
+
+def step_memory(bert, parameters, batch_size, length, predictions, config, replicas=1):
+    """Bytes that a device needs for a step, as (state, work); an estimate.
+
+    State is weights, gradients and what the optimizer keeps, in float32. Work is what the backward
+    pass needs, the logits, the sum of the gradients where they are accumulated, packed copies where
+    replicas exchange them, and 16-bit copies of the weights in mixed precision.
+
+    Args:
+        bert: BertConfig. parameters: int. batch_size: B of one slice. length: L. predictions: M.
+        config: PretrainConfig. replicas: int.
+    """
+    D, F, V = bert.hidden_size, bert.intermediate_size, bert.vocab_size
+    K, N = bert.head_size, bert.num_hidden_layers
+    size = 4 if config.precision == "float32" else 2
+    slots = 0 if config.optimizer == "sgd" else 2
+    copies = (config.accumulation_steps > 1) + 2 * (replicas > 1) + (size == 2) / 2
+    tokens = batch_size * length
+    # query, key and value before and after their heads are apart, context, projections and norms;
+    # the inner layer before and after GELU; the weights of attention before and after dropout.
+    blocks = [
+        tokens * size * (8 * H * K + 4 * D + 2 * F) + batch_size * H * length**2 * 2 * size
+        for H in map(bert.block_heads, range(N))
+    ]
+    kept = max(blocks) + N * tokens * size * D if config.remat else sum(blocks)
+    logits = 3 * 4 * batch_size * predictions * V
+    return (2 + slots) * 4 * parameters, kept + logits + int(copies * 4 * parameters)
+
+
+def teacher_memory(teacher, batch_size, length, config):
+    """Bytes of a teacher's weights, and of the attention and hidden states that are compared.
+
+    Args:
+        teacher: `kbert.train.distillation_objective.Teacher`. batch_size, length, config: as of
+            `step_memory`.
+    """
+    bert, size = teacher.config, 4 if config.precision == "float32" else 2
+    heads = sum(map(bert.block_heads, range(bert.num_hidden_layers)))
+    kept = bool(config.attention_weight) * heads * length**2
+    kept += bool(config.hidden_weight) * bert.num_hidden_layers * length * bert.hidden_size
+    return 4 * teacher.parameters + batch_size * size * kept
+
+
+def estimate_text(config, bert, parameters, devices, examples, step_seconds, teacher=None):
+    """Lines for a person: what a run takes.
+
+    Args:
+        config: PretrainConfig. bert: BertConfig. parameters: int. teacher: Teacher, or None.
+        devices: `kbert.train.distribution.Devices`. examples: PretrainingExamples.
+        step_seconds: measured.
+    """
+    B, L, M = config.global_batch_size, config.max_seq_length, examples.max_predictions
+    flops = step_flops(bert, B, L, M, config.remat)
+    each = B // devices.replicas // config.accumulation_steps
+    state, work = step_memory(bert, parameters, each, L, M, config, devices.replicas)
+    if teacher:
+        flops += B * sum(forward_flops(teacher.config, L, M))
+        work += teacher_memory(teacher, each, L, config)
+    epoch = examples.windows.count
+    views = examples.windows.views_per_token(config.short_seq_prob)
+    epochs = config.train_steps * B / epoch
+    return "\n".join(
+        [
+            f"parameters: {parameters:,}",
+            f"compute: {flops:.2e} floating-point operations a step, "
+            f"{flops * config.train_steps:.2e} in all; "
+            f"{flops / step_seconds / devices.replicas / 1e12:.3f} TFLOP/s a device",
+            f"memory of a device, estimated: {(state + work) / GIB:.2f} GiB, of these "
+            f"{state / GIB:.2f} weights, gradients and optimizer; {_measured_memory(devices)}",
+            f"data: {epoch / B:,.1f} steps an epoch, {epochs:,.2f} epochs; a token is seen "
+            f"{epochs * views:,.1f} times",
+            f"time: {step_seconds:.3f} s a step over three steps, {B * L / step_seconds:,.0f} "
+            f"tokens/s with padding; {config.train_steps:,} steps take "
+            f"{time_text(config.train_steps * step_seconds)} without evaluations",
+        ]
+    )
+
+
+def _measured_memory(devices):
+    if devices.kind == "GPU":
+        names = [f"GPU:{i}" for i in range(devices.local_replicas)]
+        peak = max(tf.config.experimental.get_memory_info(name)["peak"] for name in names)
+        return f"peak of the three steps {peak / GIB:.2f} GiB"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kibibytes on Linux
+    return f"peak of this process so far {peak / GIB:.2f} GiB, libraries included"

@@ -1,0 +1,123 @@
+"""Weights & Biases: what `metrics.jsonl` holds, the settings and the pictures of a run, also there.
+
+Nothing of it can stop a run or keep it waiting: a thread of its own makes all calls, and whatever
+goes wrong is told in one line.
+"""
+
+import importlib.util
+import pathlib
+import queue
+import secrets
+import threading
+
+from kbert.errors import UserError, one_line
+from kbert.utils import flags
+from kbert.utils.logging import log
+
+ID_FILE = "wandb_id"  # in the run's folder: a run that goes on is the same one there
+LONGEST_WAIT = 60  # seconds at the end of a run, for what is still to be sent
+
+
+def check_wandb(config):
+    """Refuses `--wandb_project` where W&B is not installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    spec = importlib.util.find_spec("wandb") if config.wandb_project else None
+    if config.wandb_project and (spec is None or spec.origin is None):  # a folder of that name
+        raise UserError("--wandb_project needs wandb: pip install 'kbert[wandb]'")
+
+
+class WandbLogger:
+    """Sends what a run tells to W&B, if the run has a `wandb_project`; else it does nothing.
+
+    Args:
+        folder: pathlib.Path, the run's folder. config: TrainingConfig. metadata: dict of further
+            settings to show. directory: path for what W&B keeps here; None: as W&B likes.
+    """
+
+    def __init__(self, folder, config, metadata, directory=None):
+        self._rows = self._thread = None
+        self._results = {}
+        if config.wandb_project:
+            self._rows = queue.SimpleQueue()
+            settings = {**metadata, **flags.as_dict(config)}
+            arguments = (folder, config.wandb_project, settings, directory)
+            self._thread = threading.Thread(target=self._send, args=arguments, daemon=True)
+            self._thread.start()
+
+    def log(self, step, metrics):
+        """Sends metrics of a step. metrics: dict of name -> float."""
+        if self._thread:
+            self._rows.put((step, metrics))
+
+    def close(self, results=None):
+        """Sends results and the pictures in the folder, and waits a while for what is on its way.
+
+        What is not sent by then is told in one line.
+
+        Args:
+            results: what the run returns, nested dicts of name -> number; None: it failed.
+        """
+        if not self._thread:
+            return
+        self._results = results
+        self._rows.put(None)
+        self._thread.join(LONGEST_WAIT)
+        if self._thread.is_alive():
+            log(f"note: W&B takes longer than {LONGEST_WAIT} s; the run is whole without it")
+        self._thread = None
+
+    def _send(self, folder, project, settings, directory):
+        try:
+            import wandb
+
+            run = _started(wandb, folder, project, settings, directory)
+            step = 0
+            while row := self._rows.get():
+                step, metrics = row
+                run.log(metrics, step=step)
+            pictures = sorted(folder.glob("*.png"))
+            run.log({path.stem: wandb.Image(str(path)) for path in pictures}, step=step)
+            run.summary.update(_numbers(self._results or {}))
+            run.finish(exit_code=int(self._results is None))
+        except Exception as error:  # no key, no network, its versions: a run is worth more
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            reason = one_line(f"{kind}{error}", 300)
+            log(f"note: W&B gets nothing more of this run: {reason}")
+
+
+def _numbers(results):
+    """Nested dicts as one of name/name -> number."""
+    numbers = {}
+    for name, value in results.items():
+        if isinstance(value, dict):
+            numbers |= {f"{name}/{inner}": x for inner, x in _numbers(value).items()}
+        elif isinstance(value, int | float):
+            numbers[name] = value
+    return numbers
+
+
+def _started(wandb, folder, project, settings, directory):
+    """W&B's run of a folder: the one that was started there before, or a new one."""
+    online = wandb.setup().settings.mode == "online"
+    if online and not wandb.login(prompt=False):  # it would ask the terminal
+        raise UserError("there is no key. Run `wandb login`, or set WANDB_MODE=offline")
+    path = folder / ID_FILE
+    if not path.exists():
+        path.write_text(secrets.token_hex(8), encoding="utf-8")
+    run = wandb.init(
+        project=project,
+        id=path.read_text(encoding="utf-8").strip(),
+        resume="allow",
+        reinit="create_new",  # not the one that an earlier run of this process has
+        name=f"{folder.parent.name}/{folder.name}",
+        dir=directory,
+        config=settings,
+        settings=wandb.Settings(
+            silent=True, console="off", init_timeout=LONGEST_WAIT, finish_timeout=LONGEST_WAIT
+        ),
+    )
+    log(f"W&B: {run.url if online else pathlib.Path(run.dir).parent}")
+    return run

@@ -1,0 +1,1 @@
+"""Plots and pages: learning curves, confusion matrices, attention."""

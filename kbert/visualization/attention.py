@@ -1,0 +1,134 @@
+"""Where a BERT looks: the attention weights of a text, as arrays, plots and a page."""
+
+import os
+import pathlib
+
+from kbert.errors import UserError
+
+
+def attention_weights(
+    folder_or_model, tokenizer, text, text_pair=None, report=print, max_length=None
+):
+    """Where each token of a text looks, in every head of every layer.
+
+    A text that is longer than the model takes, or than `max_length`, is cut, as in training.
+
+    Args:
+        folder_or_model: as for `BertModel.from_pretrained`; or a model of kbert that was made with
+            `output_attentions=True`.
+        tokenizer: BertTokenizer of the model.
+        text, text_pair: str; the pair may be None.
+        report: called with a line of text.
+        max_length: L at most, in tokens, 5 or more; None: as many as the model takes.
+
+    Returns:
+        list of L tokens, [CLS] and [SEP] included, and weights (N, H, L, L) float32, of which each
+        row sums to 1: [n, h, i, j] is how much token i looks at token j. H is that of the layer
+        with the most heads; others end with zeros.
+
+    Raises:
+        UserError: no such folder, an empty text, a model that gives no attention or has another
+            vocabulary.
+    """
+    import numpy as np
+
+    model = folder_or_model
+    if isinstance(model, (str, os.PathLike)):
+        from kbert.model.models import BertModel
+
+        model = BertModel.from_pretrained(model, add_pooling_layer=False, output_attentions=True)
+    if not getattr(model, "output_attentions", False):
+        raise UserError("the model gives no attention. Make it with output_attentions=True.")
+    config = model.config
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size:,} entries and the model "
+            f"{config.vocab_size:,}: they do not belong together."
+        )
+    if text_pair is not None and config.type_vocab_size < 2:
+        raise UserError(
+            "the model knows one segment (type_vocab_size 1), so it takes no text_pair."
+        )
+    length = 1  # [CLS]
+    for name, value in (("text", text), ("text_pair", text_pair)):
+        if value is not None:
+            count = int(tokenizer.tokenize([value]).row_lengths()[0])
+            if count == 0:
+                raise UserError(f"{name} is empty: got {value!r}. Give it a word at least.")
+            length += count + 1  # [SEP]
+    most = min(config.max_position_embeddings, max_length or config.max_position_embeddings)
+    if length > most:
+        what = "the model takes" if most == config.max_position_embeddings else "max_length is"
+        report(f"note: the text has {length:,} tokens and {what} {most:,}: the rest is left out")
+        length = most
+    text_pairs = None if text_pair is None else [text_pair]
+    # A text of one token is shorter than the least length that the tokenizer pads to.
+    features = tokenizer([text], text_pairs, max_length=max(length, 5))
+    features = {name: value[:, :length] for name, value in features.items()}
+    attentions = model(features, training=False)["attentions"]
+    layers = [np.asarray(layer, np.float32)[0] for layer in attentions]
+    H = max(len(layer) for layer in layers)
+    weights = np.stack([np.pad(x, ((0, H - len(x)), (0, 0), (0, 0))) for x in layers])
+    return [tokenizer.vocab[i] for i in features["input_ids"].numpy()[0]], weights
+
+
+def write_attention(folder, tokens, weights, layer="all", head="all", name="", report=print):
+    """Writes `attention.png` and `attention.html`.
+
+    Args:
+        folder: made if missing; files of the same names are replaced.
+        tokens, weights: as `attention_weights` returns them.
+        layer: "all", or a number from 0 to N - 1, as text.
+        head: "all", "mean" for the mean of the heads, or a number from 0 to H - 1, as text. The
+            picture is a heat map of one head, or, with "all", a grid of small ones. The page has
+            all layers and heads.
+        name: of the model, for the titles.
+        report: called with a line of text.
+
+    Raises:
+        UserError: no such layer or head.
+    """
+    from kbert.visualization.attention_page import DECIMALS, attention_page
+    from kbert.visualization.plots import plot_attention, plot_attention_grid
+
+    N, H, L, _ = weights.shape
+    layers = _chosen("layer", layer, N)
+    maps = weights[layers]
+    if head == "mean":
+        there = maps.any(axis=(2, 3), keepdims=True)  # not those that were removed
+        maps, heads = maps.mean(axis=1, keepdims=True, where=there), ["mean of heads"]
+    else:
+        numbers = _chosen("head", head, H, " or mean")
+        maps, heads = maps[:, numbers], [f"head {number}" for number in numbers]
+    layers = [f"layer {number}" for number in layers]
+    title = f"Attention of {name}" if name else "Attention"
+    what = f"{N} layers of {H} heads, {L} tokens"
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    picture, page = folder / "attention.png", folder / "attention.html"
+    if maps.shape[:2] == (1, 1):
+        plot_attention(picture, tokens, maps[0, 0], f"{title}: {layers[0]}, {heads[0]}")
+    else:
+        plot_attention_grid(picture, maps, title, layers, heads)
+    page.write_text(attention_page(tokens, weights, f"{title}: {what}"), encoding="utf-8")
+    shown = f"{_listed(layers)}, {_listed(heads)}"
+    report(f"{picture}: {shown}; {picture.stat().st_size / 1e6:.1f} MB")
+    report(
+        f"{page}: {what}, weights to {DECIMALS} decimals; {page.stat().st_size / 1e6:.1f} MB. "
+        f"Open it in a browser"
+    )
+
+
+def _chosen(name, text, count, others=""):
+    """The numbers that a flag asks for."""
+    if text == "all":
+        return list(range(count))
+    if text.isdecimal() and int(text) < count:
+        return [int(text)]
+    raise UserError(
+        f"--{name} must be all{others}, or a number from 0 to {count - 1}; got {text!r}."
+    )
+
+
+def _listed(names):
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"

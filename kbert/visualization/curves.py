@@ -1,0 +1,119 @@
+"""Learning curves as a picture: what `metrics.jsonl` holds, over the steps."""
+
+import json
+import math
+import pathlib
+import time
+
+from kbert.errors import one_line
+from kbert.utils.logging import log
+
+PICTURE = "curves.png"
+LEAST_PAUSE = 50  # times as long as the last drawing took passes before the next one
+_COLUMNS = 3
+_WIDTH, _HEIGHT = 4.2, 2.7  # inches of a panel
+# Of the machine and not of what is learnt, or the same at every step.
+_LEFT_OUT = ("tokens_per_second", "input_wait", "skipped_steps", "loss_scale", "unigram_entropy")
+_LOGARITHMIC = ("mlm_perplexity", "gradient_norm")
+
+
+class Curves:
+    """Draws `curves.png` beside the `metrics.jsonl` of a run, at no cost that would be felt.
+
+    Whatever goes wrong is told in one line, and then there are no more pictures.
+
+    Args:
+        folder: path, the run's folder.
+    """
+
+    def __init__(self, folder):
+        self._folder = pathlib.Path(folder)
+        self._due = 0.0  # by time.monotonic; infinite after a failure
+
+    def draw(self, last=False):
+        """Draws, unless it has just been done. last: whatever has been done."""
+        begin = time.monotonic()
+        if self._due == math.inf or (begin < self._due and not last):
+            return
+        try:
+            plot_curves(self._folder / PICTURE, read_curves(self._folder / "metrics.jsonl"))
+            end = time.monotonic()
+            self._due = end + LEAST_PAUSE * (end - begin)
+        except Exception as error:  # a full disk, fonts, versions: a run is worth more
+            self._due = math.inf
+            log(f"note: there is no {PICTURE}: {one_line(f'{type(error).__name__}: {error}', 300)}")
+
+
+def read_curves(path):
+    """The curves of a `metrics.jsonl`.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        dict of name, without `eval_` -> dict of "training" and "evaluation", as far as there are
+        such -> list of (step, value), the steps rising; values that are not finite left out.
+    """
+    curves = {}
+    with open(path, encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            for name, value in row.items():
+                kind, plain = (
+                    ("evaluation", name[5:]) if name[:5] == "eval_" else ("training", name)
+                )
+                if plain != "step" and value is not None:
+                    curves.setdefault(plain, {}).setdefault(kind, []).append((row["step"], value))
+    return curves
+
+
+def plot_curves(path, curves):
+    """Writes a PNG of curves: losses first, then scores, the learning rate last.
+
+    Args:
+        path: of the PNG, which gets its name when it is whole; its folder must exist.
+        curves: as `read_curves` returns them; nothing is written if none has two points.
+    """
+    names = [name for name in curves if name not in _LEFT_OUT]
+    if all(len(points) < 2 for name in names for points in curves[name].values()):
+        return
+    from matplotlib.figure import Figure
+
+    names.sort(key=_place)
+    columns = min(_COLUMNS, len(names))
+    rows = -(-len(names) // columns)
+    width, height = _WIDTH * columns, _HEIGHT * rows
+    figure = Figure(figsize=(width, height), dpi=100)
+    # Room for labels, in inches. A layout that measures them takes as long as all the drawing.
+    edges = {"left": 0.6 / width, "right": 1 - 0.1 / width, "top": 1 - 0.3 / height}
+    gaps = {"bottom": 0.5 / height, "wspace": 0.2, "hspace": 0.3}
+    figure.subplots_adjust(**edges, **gaps)
+    for number, name in enumerate(names):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        for kind, color, marker in (("training", "C0", ""), ("evaluation", "C1", "o")):
+            if points := curves[name].get(kind):
+                marker = marker or ("." if len(points) == 1 else "")
+                axes.plot(
+                    *zip(*points, strict=True), color, marker=marker, ms=3, lw=1.2, label=kind
+                )
+        axes.set_title(name, fontsize=10, loc="left", parse_math=False)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+        if name in _LOGARITHMIC and all(y > 0 for line in curves[name].values() for _, y in line):
+            axes.set_yscale("log")
+        if name == "learning_rate":
+            axes.yaxis.set_major_formatter("{x:.1e}")
+        if len(curves[name]) > 1:
+            axes.legend(fontsize=8, frameon=False)
+        if number >= len(names) - columns:
+            axes.set_xlabel("step", fontsize=8)
+    scratch = path.with_name(f".{path.name}.partial")
+    figure.savefig(scratch, format="png")
+    scratch.replace(path)
+
+
+def _place(name):
+    """Sorts losses first, scores next, then what tells of the optimizer."""
+    of_optimizer = ("gradient_norm", "learning_rate")
+    if name in of_optimizer:
+        return 2 + of_optimizer.index(name)
+    return 0 if name.endswith("loss") else 1

@@ -1,0 +1,209 @@
+"""Pictures as PNG files: confusion matrices and attention.
+
+They are drawn on figures of their own, so that nothing of a notebook's or a program's matplotlib
+changes, and no screen is needed.
+"""
+
+import numpy as np
+
+LABEL_LENGTH = 28  # characters; longer names are cut in the middle
+MOST_NUMBERS = 40  # classes up to which the cells of a confusion matrix have numbers
+MOST_CLASSES = 200  # of a confusion matrix
+MOST_LABELS = 128  # tokens up to which each row of a heat map has its label
+MAP_PIXELS = 120  # least width of a heat map in a grid
+MOST_MAP_PIXELS = 160  # and most; of larger ones, the largest weight of each few tokens
+DPI = 100
+FONT = "DejaVu Sans"  # comes with matplotlib
+
+
+def plot_confusion_matrix(path, labels, predictions, names):
+    """Writes a PNG of counts and shares of each row: rows are true classes, columns predicted ones.
+
+    Args:
+        path: of the PNG; its folder must exist.
+        labels, predictions: (N,) int, numbers of classes.
+        names: of the C classes, in the order of their numbers; nothing is written for over 200.
+    """
+    if len(names) > MOST_CLASSES:
+        return
+    names, families, note = plot_labels(names)
+    C = len(names)
+    counts = np.zeros((C, C), np.int64)
+    np.add.at(counts, (np.asarray(labels), np.asarray(predictions)), 1)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    with_numbers = C <= MOST_NUMBERS
+    cell = np.interp(C, (2, 10), (1.0, 0.6)) if with_numbers else 0.2  # inches
+    size = 10 if C <= 10 else 8  # points
+    shown = counts > (0 if C > 10 else -1)  # many zeros would hide the rest
+    figure, axes = _figure(cell * C, cell * C)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if with_numbers:
+        for row, column in np.argwhere(shown):
+            count, share = counts[row, column], shares[row, column]
+            axes.text(
+                column,
+                row,
+                f"{count}\n{share:.0%}" if count else "0",
+                ha="center",
+                va="center",
+                fontsize=size if count < 10000 else size - 2,
+                color="white" if share > 0.5 else "black" if count else "gray",
+            )
+    _label_axes(axes, names, families, size, cell, "true", "predicted")
+    accuracy = np.trace(counts) / max(counts.sum(), 1)
+    _title(axes, f"{counts.sum():,} examples, accuracy {accuracy:.4f}", note)
+    _colorbar(figure, image, "share of the row")
+    _save(figure, path)
+
+
+def plot_attention(path, tokens, weights, title):
+    """Writes a PNG of one head's attention: each row is a token that looks, columns are looked at.
+
+    Args:
+        path: of the PNG; its folder must exist.
+        tokens: L texts. Above 128 tokens, only some rows and columns have labels.
+        weights: (L, L), rows sum to 1.
+        title: text above.
+    """
+    tokens, families, note = plot_labels(tokens)
+    L = len(tokens)
+    step = -(-L // MOST_LABELS)
+    side = max(3.0, 0.17 * L / step)  # inches
+    figure, axes = _figure(side, side)
+    image = axes.imshow(weights, cmap="Blues", vmin=0, interpolation="nearest")
+    _label_axes(axes, tokens, families, 8, step * side / L, "looks from", "looks at", step)
+    _title(axes, title, note)
+    _colorbar(figure, image, "attention weight")
+    _save(figure, path)
+
+
+def plot_attention_grid(path, weights, title, layers, heads):
+    """Writes a PNG of many heads as small heat maps, a row for each layer.
+
+    Args:
+        path: of the PNG; its folder must exist.
+        weights: (N, H, L, L), rows sum to 1.
+        title: text above.
+        layers, heads: names of the N rows and of the H columns.
+    """
+    N, H, L, _ = weights.shape
+    if L > MOST_MAP_PIXELS:
+        maps = _pooled(weights, -(-L // MOST_MAP_PIXELS))
+    else:
+        maps = np.kron(weights, np.ones([-(-MAP_PIXELS // L)] * 2, np.float32))
+    side, gap = maps.shape[-1], 8  # pixels
+    # Each map has its own scale, or those of heads that look everywhere would be blank.
+    maps = maps / np.maximum(maps.max(axis=(2, 3), keepdims=True), 1e-6)  # 0: no such head
+    grid = np.full((N * (side + gap) - gap, H * (side + gap) - gap), np.nan, np.float32)
+    for layer in range(N):
+        for head in range(H):
+            top, left = layer * (side + gap), head * (side + gap)
+            grid[top : top + side, left : left + side] = maps[layer, head]
+    figure, axes = _figure(grid.shape[1] / DPI, grid.shape[0] / DPI)
+    axes.imshow(grid, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    middle = (side - 1) / 2
+    axes.set_xticks(middle + (side + gap) * np.arange(H), heads, fontsize=9)
+    axes.set_yticks(middle + (side + gap) * np.arange(N), layers, fontsize=9)
+    note = "each map: rows look, columns are looked at; dark is its own largest weight"
+    _title(axes, title, note)
+    _save(figure, path)
+
+
+def plot_labels(names):
+    """Names as a picture can show them.
+
+    Long ones are cut in the middle. One with a character that no installed font has becomes its
+    number in brackets, since a row of empty boxes would look like a name.
+
+    Args:
+        names: list of str.
+
+    Returns:
+        list of str, list of the font families to draw them with, and a note on what was replaced,
+        or None.
+    """
+    missing, families = _fonts({char for name in names for char in name})
+    labels = []
+    for number, name in enumerate(names):
+        if missing & set(name):
+            name = f"[{number}]"
+        elif len(name) > LABEL_LENGTH:
+            half = (LABEL_LENGTH - 1) // 2
+            name = f"{name[:half]}…{name[-half:]}"
+        labels.append(name)
+    note = None
+    if missing:
+        note = "[n] is number n, counted from 0: no font here has the characters of its name"
+    return labels, families, note
+
+
+def _fonts(characters):
+    """Characters that no installed font has, and the families that have the others."""
+    from matplotlib import font_manager
+
+    def having(family, characters):
+        path = font_manager.findfont(font_manager.FontProperties(family=family))
+        try:
+            return characters & {chr(code) for code in font_manager.get_font(path).get_charmap()}
+        except (OSError, RuntimeError):  # a font that is gone, or damaged
+            return set()
+
+    families = [FONT]
+    missing = characters - having(FONT, characters)
+    printable = {char for char in missing if char.isprintable()}
+    if printable:
+        # "Last Resort" has a box for every character.
+        names = {font.name for font in font_manager.fontManager.ttflist}
+        names = sorted(name for name in names if not name.startswith("Last Resort"))
+        covered = {name: having(name, printable) for name in names}
+        while any(missing & there for there in covered.values()):
+            family = max(names, key=lambda name: len(missing & covered[name]))
+            missing = missing - covered[family]
+            families.append(family)
+    return missing, families
+
+
+def _figure(width, height):
+    """A figure, and axes of this size in inches; what is around them is added when it is saved."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    return figure, figure.add_axes((0, 0, 1, 1))
+
+
+def _label_axes(axes, names, families, size, cell, rows, columns, step=1):
+    """Names on both axes; upright below where a cell of `cell` inches has the room."""
+    places, names = range(0, len(names), step), names[::step]
+    style = {"fontsize": size, "fontfamily": families, "parse_math": False}  # "$" is a token
+    ems = max(sum(1 if char > "\u2e80" else 0.65 for char in name) for name in names)
+    axes.set_xticks(places, names, rotation=0 if ems * size / 72 < cell else 90, **style)
+    axes.set_yticks(places, names, **style)
+    axes.set_xlabel(columns)
+    axes.set_ylabel(rows)
+
+
+def _title(axes, title, note):
+    missing, families = _fonts(set(title))
+    title = "".join("?" if char in missing else char for char in title)
+    title = f"{title}\n{note}" if note else title
+    axes.set_title(title, fontsize=10, fontfamily=families, parse_math=False, loc="left")
+
+
+def _colorbar(figure, image, label):
+    axes = figure.add_axes((1 + 0.2 / figure.get_figwidth(), 0, 0.15 / figure.get_figwidth(), 1))
+    figure.colorbar(image, cax=axes, label=label)
+
+
+def _pooled(maps, size):
+    """The largest weight of each square of `size` tokens; (N, H, L, L) becomes smaller."""
+    N, H, L, _ = maps.shape
+    maps = np.pad(maps, ((0, 0), (0, 0), (0, -L % size), (0, -L % size)))
+    side = maps.shape[-1] // size
+    return maps.reshape(N, H, side, size, side, size).max(axis=(3, 5))
+
+
+def _save(figure, path):
+    figure.savefig(path, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.2)

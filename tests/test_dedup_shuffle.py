@@ -1,0 +1,165 @@
+"""Duplicates left out and documents shuffled, by the local runner."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+from kbert.corpus import Corpus, dedup_shuffle, local_runner, preparation, prepare, shard_builder
+from kbert.corpus.dedup_shuffle import digest, draw_keys, duplicates, read_documents
+from kbert.corpus.text_sources import split_into_pieces
+from kbert.errors import UserError
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog", "ran"]
+
+
+@pytest.fixture
+def text(tmp_path):
+    """Glob of three files with 90 documents, of which 73 differ."""
+    generator = random.Random(5)
+    for name in ("c", "a", "b"):
+        documents = []
+        for _ in range(30):
+            sizes = generator.choices([1, 1, 1, 2, 3], k=generator.choice([1, 1, 2, 5]))
+            documents.append("\n".join(" ".join(generator.choices(WORDS, k=k)) for k in sizes))
+        (tmp_path / f"{name}.text").write_text("\n\n".join(documents) + "\n")
+    return f"{tmp_path}/*.text"
+
+
+def documents_of(corpus):
+    """The documents as tuples of sentences, which are tuples of ids."""
+    numbers = np.arange(corpus.documents)
+    return [
+        tuple(tuple(part) for part in map(np.ndarray.tolist, np.split(ids, np.cumsum(sizes)[:-1])))
+        for ids, sizes in read_documents(corpus.shards, corpus.document_starts, numbers)
+    ]
+
+
+def small_parts(monkeypatch, tokens=70):
+    """Pieces of 200 bytes, batches of 3 documents or so, shards of `tokens`."""
+    monkeypatch.setattr(
+        preparation, "split_into_pieces", lambda paths: split_into_pieces(paths, 200)
+    )
+    monkeypatch.setattr(shard_builder, "BATCH_BYTES", 40)
+    monkeypatch.setattr(dedup_shuffle, "_BATCH_TOKENS", 9)
+    monkeypatch.setattr(dedup_shuffle, "SHARD_TOKENS", tokens)
+
+
+def test_the_first_of_equal_documents_stays(tmp_path, vocab_file, text, monkeypatch):
+    small_parts(monkeypatch, tokens=25)
+    plain = documents_of(prepare(text, tmp_path / "plain", vocab_file))
+    found = prepare(text, tmp_path / "found", vocab_file, deduplicate=True)
+    assert documents_of(found) == list(dict.fromkeys(plain)) != plain
+    assert found.manifest["duplicates_left_out"] == len(plain) - len(set(plain)) == 17
+    assert found.manifest["documents"] + found.manifest["duplicates_left_out"] == len(plain) == 90
+    names = [shard["name"] for shard in found.manifest["shards"]]
+    assert names[:3] == ["00000", "00000-1", "00001"]  # a piece may make several shards
+    ids = [i for document in documents_of(found) for sentence in document for i in sentence]
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "found/unigrams.npy"), np.bincount(ids, minlength=25)
+    )
+    assert documents_of(Corpus(tmp_path / "found")) == documents_of(found)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["a.text", "b.text", "c.text", "found", "plain", "vocab.txt"]
+    assert not list((tmp_path / "found").glob(".*"))
+
+
+def test_what_equal_means(tmp_path, vocab_file):
+    """What the model sees: ids and sentences, not case, accents, spaces or what has no token."""
+    same = ["The  cat\na dog", "the cat \n\u200b\na dog", "thé CAT\n a dog"]
+    others = ["the cat a dog", "the cat\na\ndog", "a dog\nthe cat", "the cat"]
+    (tmp_path / "t.txt").write_text("\n\n".join([*same, *others, others[0]]))
+    found = prepare(str(tmp_path / "t.txt"), tmp_path / "corpus", vocab_file, deduplicate=True)
+    assert [len(document) for document in documents_of(found)] == [2, 1, 3, 2, 1]
+    assert found.manifest["duplicates_left_out"] == 3
+
+
+def test_shuffled_documents(tmp_path, vocab_file, text, monkeypatch):
+    small_parts(monkeypatch)
+    plain = documents_of(prepare(text, tmp_path / "plain", vocab_file))
+    orders = []
+    for i, seed in enumerate((3, 3, 4)):
+        found = prepare(text, tmp_path / f"{i}", vocab_file, shuffle_documents=True, seed=seed)
+        orders.append(documents_of(found))
+        assert sorted(orders[-1]) == sorted(plain) and orders[-1] != plain
+        assert found.manifest["shuffle_seed"] == seed
+        assert len(found.shards) == -(-found.tokens // 70) > 3
+    assert orders[0] == orders[1] != orders[2]
+    # The order is that of the numbers drawn for (seed, piece, number in the piece).
+    shards = Corpus(tmp_path / "plain").manifest["shards"]
+    counts = [(int(shard["name"]), shard["counts"]["documents"]) for shard in shards]
+    keys = np.concatenate([draw_keys(4, *pair) for pair in counts])
+    assert orders[2] == [plain[i] for i in np.argsort(keys)]
+
+
+def test_both(tmp_path, vocab_file, text, monkeypatch):
+    """Duplicates go first: which of them stays does not depend on the seed."""
+    small_parts(monkeypatch)
+    once = prepare(text, tmp_path / "once", vocab_file, deduplicate=True)
+    both = prepare(
+        text, tmp_path / "both", vocab_file, deduplicate=True, shuffle_documents=True, seed=9
+    )
+    assert sorted(documents_of(both)) == sorted(documents_of(once))
+    assert documents_of(both) != documents_of(once)
+
+
+@pytest.mark.slow
+def test_processes_do_not_change_the_result(tmp_path, vocab_file, text, monkeypatch):
+    options = {"deduplicate": True, "shuffle_documents": True, "seed": 1}
+    one = prepare(text, tmp_path / "one", vocab_file, processes=1, **options)
+    monkeypatch.setattr(local_runner, "_SMALL_BYTES", 0)
+    report = []
+    prepare(text, tmp_path / "two", vocab_file, processes=2, report=report.append, **options)
+    for path in one.folder.iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+    assert "duplicates" in report[-2] and report[-1] == "arranged 1 of 1 shards"
+
+
+def test_places_are_uniform():
+    """Over the whole corpus, not within a piece, and other ones for each piece."""
+    keys = np.stack([draw_keys(2, piece, 400) for piece in range(50)])
+    counts, _ = np.histogram(keys, 20, (0, 1))
+    assert ((counts - 1000) ** 2 / 1000).sum() < 36  # chi-square, 19 degrees: 1 in 100
+    assert np.abs(keys.mean(axis=1) - 0.5).max() < 4 * np.sqrt(1 / 12 / 400)
+    assert len(np.unique(keys)) == keys.size
+    np.testing.assert_array_equal(keys[7, :3], draw_keys(2, 7, 3))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_duplicates_of_digests(seed):
+    generator = np.random.default_rng(seed)
+    found = generator.integers(0, 2, (300, 16), np.uint8)
+    found[:, 2:-1] = 0  # both halves matter
+    expected, seen = [], set()
+    for row in found.tolist():
+        expected.append(tuple(row) in seen)
+        seen.add(tuple(row))
+    assert duplicates(found).tolist() == expected
+    assert duplicates(found[:0]).tolist() == []
+
+
+def test_digests_of_the_same_ids_in_other_dtypes():
+    ids = [5, 6, 7]
+    same = {digest(np.array(ids, d), np.array([2, 1])) for d in ("<u2", "<i4", "<i8")}
+    assert len(same) == 1 and len(same.pop()) == 16
+    others = [([5, 6, 7], [1, 2]), ([5, 6], [2]), ([5, 6, 7], [3]), ([6, 5, 7], [2, 1])]
+    assert len({digest(np.array(a), np.array(b)) for a, b in [(ids, [2, 1]), *others]}) == 5
+
+
+def test_a_document_that_is_all_there_is(tmp_path, vocab_file):
+    (tmp_path / "t.txt").write_text("the cat\n\nThe cat\n\nthe  cat")
+    with pytest.raises(UserError, match=r"is a single document, and 2 duplicates of it"):
+        prepare(str(tmp_path / "t.txt"), tmp_path / "corpus", vocab_file, deduplicate=True)
+    (tmp_path / "t.txt").write_text("\u200b")
+    with pytest.raises(UserError, match=r"holds no text"):
+        prepare(str(tmp_path / "t.txt"), tmp_path / "corpus", vocab_file, shuffle_documents=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["t.txt", "vocab.txt"]
+
+
+def test_the_manifest_tells_what_was_asked_for(tmp_path, vocab_file, text):
+    found = prepare(text, tmp_path / "plain", vocab_file).manifest
+    assert (found["deduplicate"], found["shuffle_seed"]) == (False, None)
+    prepare(text, tmp_path / "other", vocab_file, deduplicate=True, seed=5)
+    values = json.loads((tmp_path / "other/corpus.json").read_text())
+    assert (values["deduplicate"], values["shuffle_seed"]) == (True, None)

@@ -1,0 +1,49 @@
+"""A request to stop is heard; what to do about too large a batch is told."""
+
+import signal
+import subprocess
+import types
+
+import pytest
+from warm_python import PYTHON
+
+from kbert.train.distribution import smaller_slices
+
+SIGNALS = """
+import os, signal, sys
+from kbert.train.signals import stop_requests
+own = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+for number, handler in own.items():  # a background job ignores SIGINT
+    signal.signal(number, handler)
+with stop_requests() as stop:
+    assert not stop.received
+    os.kill(os.getpid(), int(sys.argv[1]))
+    assert stop.received
+    assert all(signal.getsignal(n) is handler for n, handler in own.items())  # any second one stops
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        print("stopped")
+assert all(signal.getsignal(n) is handler for n, handler in own.items())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_stops(number):
+    """In a process of its own: a signal that goes astray would end the tests."""
+    command = [PYTHON, "-c", SIGNALS, str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "stopping: saving first\nstopped\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("batch", "replicas", "now", "more"),
+    [(6, 1, 1, 2), (6, 1, 2, 3), (6, 2, 1, 3), (45, 1, 5, 9), (6, 1, 6, None), (6, 2, 3, None)],
+)
+def test_the_next_number_of_slices_that_divides_a_replicas_share(batch, replicas, now, more):
+    config = types.SimpleNamespace(global_batch_size=batch, accumulation_steps=now, remat=False)
+    what = f"Take --accumulation_steps={more}, which computes the same in smaller slices"
+    what = what if more else "Slices are single examples already"
+    assert smaller_slices(config, replicas) == f"{what}; --remat saves memory, too"
+    config.remat = True
+    assert smaller_slices(config, replicas) == what
