@@ -4,6 +4,7 @@ import json
 import random
 import unicodedata
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -252,6 +253,47 @@ def test_features_inside_tf_data(vocab_file):
     for name, value in tokenizer(firsts, seconds, max_length=7).items():
         assert found[name].shape == (4, 7) and found[name].dtype == tf.int32
         assert found[name].numpy().tolist() == value.numpy().tolist()
+
+
+def test_a_single_text_is_a_batch_of_one(vocab_file):
+    tokenizer = BertTokenizer(vocab_file)
+    for text, pair in (("the cat", None), (tf.constant("the cat"), "a dog")):
+        one = tokenizer(text, pair, max_length=8)
+        batch = tokenizer(["the cat"], pair and [pair], max_length=8)
+        for name, value in batch.items():
+            np.testing.assert_array_equal(one[name], value)
+    assert tokenizer.tokenize("the cat").to_list() == [[5, 6]]
+    assert [x.to_list() for x in tokenizer.tokenize_with_offsets("the cat")] == [
+        *([[5, 6]], [[0, 4]], [[3, 7]])
+    ]
+
+
+def test_padding_to_the_longest_row(vocab_file):
+    tokenizer = BertTokenizer(vocab_file)
+    features = tokenizer(["the cat", "a"], max_length=8, padding="longest")
+    assert features["input_ids"].numpy().tolist() == [[2, 5, 6, 3], [2, 9, 3, 0]]
+    assert features["attention_mask"].numpy().tolist() == [[1] * 4, [1, 1, 1, 0]]
+    assert tokenizer(["the cat"] * 2, max_length=3, padding="longest")["input_ids"].shape == (2, 3)
+    with pytest.raises(UserError, match="padding must be one of max_length, longest; got True"):
+        tokenizer(["a"], padding=True)
+
+
+def test_ids_to_text(vocab_file):
+    tokenizer = BertTokenizer(vocab_file)
+    texts = ["The unwanted cat ran.", "a dog"]
+    features = tokenizer(texts, max_length=9)
+    decoded = ["the unwanted cat ran .", "a dog"]
+    assert tokenizer.decode(features["input_ids"], skip_special_tokens=True) == decoded
+    assert tokenizer.decode(features["input_ids"][1]) == "[CLS] a dog" + " [SEP]" + " [PAD]" * 5
+    assert tokenizer.decode(tokenizer.tokenize(texts)) == decoded
+    assert tokenizer.decode([[5, 6], [9]]) == ["the cat", "a"] and tokenizer.decode([]) == ""
+    assert tokenizer.id_to_token(6) == "cat" and tokenizer.token_to_id("##ed") == 16
+    with pytest.raises(UserError, match=r"ids are 0 to 24; got 25\."):
+        tokenizer.decode([5, 25])
+    with pytest.raises(UserError, match=r"ids are 0 to 24; got -1\."):
+        tokenizer.id_to_token(-1)
+    with pytest.raises(UserError, match="the vocabulary has no entry 'unwanted'"):
+        tokenizer.token_to_id("unwanted")
 
 
 def truncate_seq_pair(a, b, room):

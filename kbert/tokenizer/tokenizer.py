@@ -2,15 +2,23 @@
 
 import functools
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
 
 from kbert.errors import UserError
 from kbert.tokenizer.files import read_tokenizer, write_tokenizer
 from kbert.tokenizer.offsets import source_offsets, tokenize_words
-from kbert.tokenizer.vocab import SPECIAL_TOKENS, check_vocab, read_vocab, vocab_fingerprint
+from kbert.tokenizer.vocab import (
+    CONTINUATION,
+    SPECIAL_TOKENS,
+    check_vocab,
+    read_vocab,
+    vocab_fingerprint,
+)
 from kbert.utils.formats import FORMATS, find_folder
 
+PADDINGS = ("max_length", "longest")
 # Special tokens pass the word splitter as private-use characters: it would cut '[MASK]' in three.
 # The same characters in a user's text become the one of [UNK], which is what they are in BERT.
 _STAND_INS = {token: chr(0xE000 + i) for i, token in enumerate(SPECIAL_TOKENS)}
@@ -176,16 +184,58 @@ class BertTokenizer(tf.Module):
             texts = tf.strings.regex_replace(texts, r"\p{Mn}", "")
         return texts
 
+    def token_to_id(self, token):
+        """The id of an entry of the vocabulary, such as "##ing" or "[MASK]".
+
+        Raises:
+            UserError: no such entry.
+        """
+        if token not in self.vocab:
+            raise UserError(f"the vocabulary has no entry {token!r}; split text with `tokenize`.")
+        return self.vocab.index(token)
+
+    def id_to_token(self, id):
+        """The entry of the vocabulary with an id.
+
+        Raises:
+            UserError: no such id.
+        """
+        if not 0 <= id < self.vocab_size:
+            raise UserError(f"ids are 0 to {self.vocab_size - 1}; got {id}.")
+        return self.vocab[id]
+
+    def decode(self, ids, skip_special_tokens=False):
+        """Text of ids: words joined from their WordPieces, separated by spaces.
+
+        Args:
+            ids: (L,) ints, or (B, L), ragged or not.
+            skip_special_tokens: omit [PAD], [CLS], [SEP], [MASK] and [UNK].
+
+        Returns:
+            str, or for (B, L) a list of str.
+
+        Raises:
+            UserError: an id that is not in the vocabulary.
+        """
+        if isinstance(ids, tf.RaggedTensor):
+            ids = ids.to_list()
+        if len(ids) and np.ndim(ids[0]):
+            return [self.decode(row, skip_special_tokens) for row in ids]
+        tokens = map(self.id_to_token, np.asarray(ids, np.int64).tolist())
+        if skip_special_tokens:
+            tokens = (token for token in tokens if token not in SPECIAL_TOKENS)
+        return " ".join(tokens).replace(f" {CONTINUATION}", "")
+
     def tokenize(self, texts):
         """WordPiece ids without [CLS] and [SEP].
 
         Args:
-            texts: (B,) string, UTF-8; invalid bytes are dropped.
+            texts: (B,) string, UTF-8; invalid bytes are dropped. A single string is a batch of one.
 
         Returns:
             (B, None) int32 RaggedTensor.
         """
-        texts = self._normalize(tf.convert_to_tensor(texts, tf.string))
+        texts = self._normalize(_batch(texts))
         if not self.tokenize_chinese_chars:
             words = _words(texts, f"[{_PUNCTUATION}]")
             return self._splitter.tokenize(words).merge_dims(1, 2)
@@ -216,7 +266,7 @@ class BertTokenizer(tf.Module):
                 "offsets are not known where special tokens are read in the text; make the "
                 "tokenizer with special_tokens_in_text=False."
             )
-        sources = tf.convert_to_tensor(texts, tf.string)
+        sources = _batch(texts)
         texts = self._normalize(sources)
         alone = _ONE_CHARACTER_WORD if self.tokenize_chinese_chars else f"[{_PUNCTUATION}]"
         by_words = functools.partial(tokenize_words, self._splitter, texts, alone, _UNKNOWN, 200)
@@ -230,35 +280,40 @@ class BertTokenizer(tf.Module):
             ids, starts, ends = by_words()
         return ids, *source_offsets(sources, self._normalize, starts, ends)
 
-    def __call__(self, texts, text_pairs=None, max_length=128):
-        """Features of texts or of pairs of texts, padded to `max_length`.
+    def __call__(self, texts, text_pairs=None, max_length=128, padding="max_length"):
+        """Features of texts or of pairs of texts.
 
         A pair that is too long loses tokens from the end of its longer part, one at a time, as in
         google-research/bert.
 
         Args:
-            texts: (B,) string. text_pairs: (B,) string or None.
-            max_length: L, length in tokens of every row; at least 3, with pairs at least 5.
+            texts: (B,) string, or a single string, which is a batch of one.
+            text_pairs: as `texts`, or None.
+            max_length: longest row in tokens; at least 3, with pairs at least 5.
+            padding: "max_length", or "longest" to pad to the longest row of the batch.
 
         Returns:
             dict of input_ids, attention_mask and token_type_ids, each (B, L) int32.
 
         Raises:
-            UserError: `max_length` is too small.
+            UserError: `max_length` is too small; no such `padding`.
         """
+        if padding not in PADDINGS:
+            raise UserError(f"padding must be one of {', '.join(PADDINGS)}; got {padding!r}.")
         specials = 2 if text_pairs is None else 3
         if max_length < 2 * specials - 1:
             raise UserError(f"max_length must be at least {2 * specials - 1}; got {max_length}.")
         segments = [self.tokenize(texts)]
         if text_pairs is not None:
             segments.append(self.tokenize(text_pairs))
-        return self.pack(segments, max_length)
+        return self.pack(segments, max_length, padding)
 
-    def pack(self, segments, max_length):
-        """Features of pieces: [CLS] first [SEP] second [SEP], cut and padded to `max_length`.
+    def pack(self, segments, max_length, padding="max_length"):
+        """Features of WordPiece ids: [CLS] first [SEP] second [SEP], truncated and padded.
 
         Args:
             segments: one or two (B, None) int32 RaggedTensors. max_length: int, or int32 tensor.
+            padding: as when called.
 
         Returns:
             as when called.
@@ -279,12 +334,21 @@ class BertTokenizer(tf.Module):
             ids.append(segment)
             types.append(tf.ones_like(segment) * index)
         ids, types = tf.concat(ids, axis=1), tf.concat(types, axis=1)
-        shape = [None, max_length] if isinstance(max_length, int) else tf.stack([-1, max_length])
+        shape = None
+        if padding == "max_length":
+            static = isinstance(max_length, int)
+            shape = [None, max_length] if static else tf.stack([-1, max_length])
         return {
             "input_ids": ids.to_tensor(self.pad_id, shape=shape),
             "attention_mask": tf.ones_like(ids).to_tensor(0, shape=shape),
             "token_type_ids": types.to_tensor(0, shape=shape),
         }
+
+
+def _batch(texts):
+    """(B,) string; a single text as a batch of one."""
+    texts = tf.convert_to_tensor(texts, tf.string)
+    return tf.expand_dims(texts, 0) if texts.shape.rank == 0 else texts
 
 
 def _any_may_be_too_long(texts):
