@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 
-from absl import app, logging
+from absl import app, flags, logging
 
 from kbert.errors import UserError, one_line, too_much
 
@@ -66,9 +66,17 @@ def run(main):
 
 
 def parse(argv):
-    """Parses flags, those of flag files too; returns what is no flag. Ends where they are wrong."""
+    """Parses flags, also those of flag files; returns the other arguments.
+
+    Ends the program with status 0 after --help, and with one line and status 2 if a flag is wrong.
+    """
     try:
-        return app.parse_flags_with_usage(argv)
+        return flags.FLAGS(argv)
+    except SystemExit:  # absl ends with status 1 after --help
+        sys.exit(0)
+    except flags.Error as error:
+        text = str(error).replace("ERROR:: ", "").rstrip(" ?.")
+        _fail(one_line(f"{text}. --help lists all flags."))
     except (ValueError, RecursionError) as error:  # a file that is not UTF-8, an endless name
         _fail(one_line(f"cannot read the flags: {error}."))
 
