@@ -1,6 +1,7 @@
 """The programs of kbert: python -m kbert, or kbert"""
 
 import difflib
+import pathlib
 import runpy
 import sys
 
@@ -29,6 +30,7 @@ def usage():
         "BERT on TensorFlow and Keras 3, from plain text to a served model.\n\n"
         f"usage: kbert PROGRAM [--flag=value ...]\n\nprograms:\n{programs}\n"
         "kbert PROGRAM --help lists the flags of a program; python -m kbert.PROGRAM runs it, too.\n"
+        "kbert --files prints the folder with configs/ and export/, as they come with kbert.\n"
     )
 
 
@@ -39,6 +41,8 @@ def main():
         print(usage(), end="")
     elif name == "--version":
         print(f"kbert {__version__}")
+    elif name == "--files":
+        print(pathlib.Path(__file__).parent / "packaged")
     elif name in PROGRAMS:
         sys.argv[1:] = arguments
         runpy.run_module(f"kbert.{name}", run_name="__main__", alter_sys=True)

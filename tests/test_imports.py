@@ -76,7 +76,8 @@ def test_import_rules():
 
 
 def test_every_folder_has_its_place():
-    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"}
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    folders -= {"__pycache__", "packaged"}
     modules = {name for name in ORDER if (PACKAGE / f"{name}.py").exists()}
     assert folders | modules == set(ORDER)
 

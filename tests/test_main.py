@@ -44,24 +44,63 @@ def test_an_unknown_program():
     )
 
 
-def test_a_script_beside_a_clone_imports_the_package(tmp_path):
-    """An import hook would come too late: the clone's folder, named kbert, would be imported."""
-    clone, site = tmp_path / "kbert", tmp_path / "site"
-    ignored = shutil.ignore_patterns("__pycache__", "sample")
-    shutil.copytree(ROOT / "kbert", clone / "kbert", ignore=ignored)
+@pytest.mark.smoke
+def test_files_that_come_with_kbert(tmp_path):
+    folder = pathlib.Path(run_kbert("--files").stdout.strip())
+    assert (folder / "export/serving/client.py").is_file()
+
+    def error(cwd):
+        command = [sys.executable, "-m", "kbert.evaluate", "--flagfile=configs/quick.flags"]
+        return subprocess.run(command, capture_output=True, text=True, cwd=cwd).stderr
+
+    assert error(tmp_path).startswith("error: Unknown command line flag 'input'")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/quick.flags").write_text("--own=1")
+    assert error(tmp_path).startswith("error: Unknown command line flag 'own'")
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """Folder named kbert of what an installation reads of a clone."""
+    folder = tmp_path / "kbert"
+    for name in ("kbert", "configs", "export"):
+        shutil.copytree(
+            *(ROOT / name, folder / name),
+            symlinks=True,
+            ignore=shutil.ignore_patterns("__pycache__", "sample"),
+        )
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, clone)
-    build = "import setuptools.build_meta as b; print(b.build_editable('..'))"
-    done = subprocess.run(
-        [sys.executable, "-c", build], cwd=clone, capture_output=True, text=True, timeout=600
-    )
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def unpacked(clone, build, target):
+    """Builds a wheel of a clone, and unpacks it into a folder."""
+    script = f"import setuptools.build_meta as build; build.{build}('..')"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(site)
+    (wheel,) = clone.parent.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(target)
+
+
+def test_a_wheel_holds_configs_and_export(clone, tmp_path):
+    unpacked(clone, "build_wheel", tmp_path / "site")
+    for name in ("configs", "export"):
+        files = [p for p in (ROOT / name).rglob("*.*") if p.suffix != ".pyc"]
+        here = {p.relative_to(ROOT): p.read_bytes() for p in files}
+        packaged = tmp_path / "site/kbert/packaged"
+        there = {p.relative_to(packaged): p.read_bytes() for p in (packaged / name).rglob("*.*")}
+        assert here == there and len(here) > 5
+
+
+def test_a_script_beside_a_clone_imports_the_package(clone, tmp_path):
+    """An import hook would come too late: the clone's folder, named kbert, would be imported."""
+    unpacked(clone, "build_editable", tmp_path / "site")
     (tmp_path / "script.py").write_text(
         f"import site, sys; sys.path = [p for p in sys.path if p != {str(ROOT)!r}]\n"
         "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]\n"
-        f"site.addsitedir({str(site)!r}); import kbert; print(kbert.__file__)\n"
+        f"site.addsitedir({str(tmp_path / 'site')!r}); import kbert; print(kbert.__file__)\n"
     )
     done = subprocess.run(
         [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=600

@@ -2,12 +2,16 @@
 
 import contextlib
 import os
+import pathlib
+import re
 import sys
 import tempfile
 
 from absl import app, flags, logging
 
 from kbert.errors import UserError, one_line, too_much
+
+PACKAGED = pathlib.Path(__file__).parent.parent / "packaged"  # configs/ and export/
 
 
 @contextlib.contextmanager
@@ -71,7 +75,7 @@ def parse(argv):
     Ends the program with status 0 after --help, and with one line and status 2 if a flag is wrong.
     """
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS([re.sub("(?<=flagfile=)configs/.+", _packaged, arg) for arg in argv])
     except SystemExit:  # absl ends with status 1 after --help
         sys.exit(0)
     except flags.Error as error:
@@ -79,6 +83,11 @@ def parse(argv):
         _fail(one_line(f"{text}. --help lists all flags."))
     except (ValueError, RecursionError) as error:  # a file that is not UTF-8, an endless name
         _fail(one_line(f"cannot read the flags: {error}."))
+
+
+def _packaged(match):
+    path = pathlib.Path(match[0])
+    return str(path if path.exists() or not (PACKAGED / path).exists() else PACKAGED / path)
 
 
 def _fail(message, status=2):
