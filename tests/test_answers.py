@@ -5,9 +5,9 @@ import random
 
 import numpy as np
 import pytest
+from question_windows import answers_of, question_windows
 
 from kbert.data.examples import Answer, QuestionExample
-from kbert.data.question_windows import question_windows
 from kbert.errors import UserError
 from kbert.tasks.answers import best_answers, best_null_threshold
 from kbert.tokenizer import BertTokenizer
@@ -64,7 +64,7 @@ def test_equals_trying_all_spans(tokenizer, allow_no_answer):
         windows = question_windows(examples, tokenizer, generator.randrange(6, 16), 3)
         starts, ends = ([rng.normal(size=len(w.input_ids)) * 3 for w in windows] for _ in range(2))
         top_k, longest = generator.randrange(1, 7), generator.randrange(1, 9)
-        found = best_answers(
+        found = answers_of(
             examples, windows, starts, ends, top_k, longest, allow_no_answer, null_threshold=-0.5
         )
         for index, (example, answer) in enumerate(zip(examples, found, strict=True)):
@@ -96,15 +96,15 @@ def test_answers_by_hand(tokenizer):
     windows = question_windows([case], tokenizer, 20, 9)
     starts = logits(windows, p0=1, p2=50, p4=3, p7=5)
     ends = logits(windows, p0=0.5, p1=50, p5=4, p6=2)
-    (answer,) = best_answers([case], windows, starts, ends)
+    (answer,) = answers_of([case], windows, starts, ends)
     assert (answer["text"], answer["start"], answer["end"]) == ("w1 天", 3, 9)
     assert (answer["score"], answer["no_answer_score"]) == (7, 1.5)
     kept = [(c["text"], c["score"]) for c in answer["candidates"]]
     assert kept == [("w1 天", 7), ("w3", 5), ("w2", 2), ("w0", 0)]
-    (answer,) = best_answers([case], windows, starts, ends, top_k=2, max_answer_length=1)
+    (answer,) = answers_of([case], windows, starts, ends, top_k=2, max_answer_length=1)
     kept = [(c["text"], c["score"]) for c in answer["candidates"]]
     assert kept == [("w3", 5), ("天", 4)]
-    (answer,) = best_answers([case], windows, starts, logits(windows, p5=1, p6=3), 9, 1)
+    (answer,) = answers_of([case], windows, starts, logits(windows, p5=1, p6=3), 9, 1)
     kept = [(c["text"], c["score"]) for c in answer["candidates"]]  # neighbours share no byte
     assert kept == [("w3", 5), ("w1", 3), ("w2", 3), ("天", 1), ("w0", 0)]
 
@@ -115,7 +115,7 @@ def test_no_answer(tokenizer):
     starts, ends = logits(windows, p0=3, p3=2), logits(windows, p0=2, p4=2)
 
     def answer(**arguments):
-        return best_answers([case], windows, starts, ends, **arguments)[0]
+        return answers_of([case], windows, starts, ends, **arguments)[0]
 
     assert answer()["text"] == "w0 w1" and len(answer()["candidates"]) == 1
     assert answer()["probability"] == 1
@@ -134,7 +134,7 @@ def test_no_answer_of_several_windows(tokenizer):
     assert len(windows) == 2
     starts, ends = logits(windows), logits(windows)
     starts[0][0], ends[1][0] = 8, -1
-    (answer,) = best_answers([case], windows, starts, ends)
+    (answer,) = answers_of([case], windows, starts, ends)
     assert answer["no_answer_score"] == -1
 
 
@@ -147,7 +147,7 @@ def test_a_start_counts_only_where_its_context_is_widest(tokenizer):
     starts, ends = logits(windows), logits(windows)
     starts[0][5], starts[1][3] = 9, 9  # w2 at the end of the first, w1 at the begin of the second
     ends[1][5] = 2
-    (answer,) = best_answers([case], windows, starts, ends)
+    (answer,) = answers_of([case], windows, starts, ends)
     assert (answer["text"], answer["score"]) == ("w2 w3", 2)
 
 
@@ -157,7 +157,7 @@ def test_the_text_is_that_of_the_context(tokenizer):
     tokens = [tokenizer.vocab[i] for i in windows[0].input_ids]
     assert tokens[3:] == ["天", "[UNK]", "[UNK]", "w1", "[UNK]", "[SEP]"]
     starts, ends = logits(windows, p4=5), logits(windows, p6=5)
-    (answer,) = best_answers([case], windows, starts, ends)
+    (answer,) = answers_of([case], windows, starts, ends)
     assert answer["text"] == "é  \U0001f600 W1\u0301"
     assert (answer["start"], answer["end"]) == (3, 16)
 
@@ -165,7 +165,7 @@ def test_the_text_is_that_of_the_context(tokenizer):
 def test_pieces_of_one_character_are_one_answer(tokenizer):
     case = question("한")
     windows = question_windows([case], tokenizer, 20, 9)
-    (answer,) = best_answers([case], windows, logits(windows, p4=1), logits(windows, p4=1))
+    (answer,) = answers_of([case], windows, logits(windows, p4=1), logits(windows, p4=1))
     assert [c["text"] for c in answer["candidates"]] == ["한"]
 
 
@@ -173,7 +173,7 @@ def test_pieces_of_one_character_are_one_answer(tokenizer):
 def test_a_context_without_tokens(tokenizer, allow_no_answer):
     case = question("\u200b")
     windows = question_windows([case], tokenizer, 20, 9)
-    (answer,) = best_answers(
+    (answer,) = answers_of(
         [case], windows, logits(windows, p0=2), logits(windows), allow_no_answer=allow_no_answer
     )
     none = {"text": "", "start": None, "end": None, "score": 2.0, "probability": 1.0}
@@ -185,16 +185,16 @@ def test_rows_of_a_padded_batch(tokenizer):
     case = question("w0 w1")
     windows = question_windows([case], tokenizer, 20, 9)
     starts, ends = logits(windows, p4=2), logits(windows)
-    expected = best_answers([case], windows, starts, ends)
+    expected = answers_of([case], windows, starts, ends)
     padded = [[np.append(row, [99] * 4) for row in rows] for rows in (starts, ends)]
-    assert best_answers([case], windows, *padded) == expected
+    assert answers_of([case], windows, *padded) == expected
 
 
 def test_arguments_out_of_range():
     with pytest.raises(UserError, match=r"top_k must be at least 1; got 0\."):
-        best_answers([], [], [], [], top_k=0)
+        best_answers([], [], [], top_k=0)
     with pytest.raises(UserError, match=r"max_answer_length must be at least 1; got -3\."):
-        best_answers([], [], [], [], max_answer_length=-3)
+        best_answers([], [], [], max_answer_length=-3)
 
 
 def answered(difference, text):
@@ -262,9 +262,9 @@ def test_threshold_gives_the_scores_it_promises(tokenizer):
         start[window.start_position] += 2
         end[window.end_position] += 2
     for allowed in (False, True):
-        answers = best_answers(examples, windows, starts, ends, allow_no_answer=allowed)
+        answers = answers_of(examples, windows, starts, ends, allow_no_answer=allowed)
         threshold, f1 = best_null_threshold(examples, answers)
-        chosen = best_answers(
+        chosen = answers_of(
             examples, windows, starts, ends, allow_no_answer=True, null_threshold=threshold
         )
         texts = {e.id: a["text"] for e, a in zip(examples, chosen, strict=True)}

@@ -51,7 +51,7 @@ MODULES = {
     "kbert.data.tokenizer": "kbert.tokenizer.tokenizer",
     "kbert.data.tokenizer_files": "kbert.tokenizer.files",
     "kbert.data.vocab": "kbert.tokenizer.vocab",
-    "kbert.data.windows": "kbert.data.question_windows",
+    "kbert.data.windows": "kbert.tasks.span_ops",
     "kbert.flags": "kbert.utils.flags",
     "kbert.formats": "kbert.utils.formats",
     "kbert.locks": "kbert.utils.locks",

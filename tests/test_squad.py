@@ -5,11 +5,10 @@ import json
 
 import numpy as np
 import pytest
+from question_windows import answers_of, question_windows
 
 from kbert.data.examples import Answer, QuestionExample
-from kbert.data.question_windows import question_windows
 from kbert.errors import UserError
-from kbert.tasks.answers import best_answers
 from kbert.tasks.squad import squad_scores
 from kbert.tokenizer import BertTokenizer
 
@@ -146,7 +145,7 @@ def test_right_answers_come_through(shared_data, path, vocab, lower_case, questi
         tokens = np.arange(len(window.input_ids))
         starts.append(np.where(tokens == window.start_position, 9.0, 0.0))
         ends.append(np.where(tokens == window.end_position, 9.0, 0.0))
-    answers = best_answers(examples, windows, starts, ends, top_k=1, max_answer_length=320)
+    answers = answers_of(examples, windows, starts, ends, top_k=1, max_answer_length=320)
     texts = {e.id: answer["text"] for e, answer in zip(examples, answers, strict=True)}
     scores = squad_scores(examples, texts)
     assert len(examples) == questions

@@ -17,7 +17,15 @@ from kbert.model.models import (
 )
 from kbert.serving.endpoint import Endpoint, as_array
 from kbert.tasks.outputs import MOST_MASKS, embeddings, masked_logits
-from kbert.tasks.span_ops import best_spans, in_parts, question_windows, tagged_spans, text_windows
+from kbert.tasks.span_ops import (
+    best_spans,
+    in_parts,
+    question_windows,
+    span_scores,
+    tagged_spans,
+    text_windows,
+    tokenize_questions,
+)
 from kbert.tokenizer.tokenizer import BertTokenizer
 
 
@@ -259,16 +267,22 @@ class Answer(Endpoint):
             )
 
     def from_texts(self, question, context):
-        windows = question_windows(
-            question,
-            context,
-            self.tokenizer,
-            self.max_seq_length,
-            self.task.doc_stride,
-            self.task.max_query_length,
-        )
+        task = self.task
+        tokens = tokenize_questions(question, context, self.tokenizer, task.max_query_length)
+        windows = question_windows(*tokens, self.tokenizer, self.max_seq_length, task.doc_stride)
         logits = in_parts(self.from_ids, windows.features)
-        return best_spans(context, windows, logits, self.task)
+        scores, none = span_scores(windows, logits, task.max_answer_length)
+        start, end, score = best_spans(windows, scores)
+        answers = score > float("-inf")
+        if task.allow_no_answer:
+            answers &= none - score <= task.null_threshold
+        return {
+            "answer": tf.strings.substr(context, start, tf.where(answers, end - start, 0)),
+            "start": tf.where(answers, start, -1),
+            "end": tf.where(answers, end, -1),
+            "score": tf.cast(tf.where(answers, score, none), tf.float32),
+            "no_answer_score": tf.ensure_shape(tf.cast(none, tf.float32), [None]),
+        }
 
     def forward(self, features):
         outputs = self.model(features, training=False)

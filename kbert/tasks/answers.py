@@ -1,24 +1,62 @@
-"""From the logits of questions' windows to answers in the words of the context.
-
-Source: google-research/bert's run_squad.py, write_predictions. It tries the 20 best starts with
-the 20 best ends; here all spans are tried, which costs no more in numpy and never misses the best.
-It puts an answer together from pieces and then looks for it in the text; here the tokens have
-offsets, so an answer is cut out of the text as it stands there.
-"""
-
-import itertools
+"""From the answers of examples to windows of tokens, and from logits back to answers."""
 
 import numpy as np
 
 from kbert.errors import UserError
+from kbert.tasks.span_ops import span_scores, window_offsets
 from kbert.tasks.squad import answer_scores
+
+
+def answer_positions(examples, windows):
+    """Where the answer to each question is in its windows.
+
+    As run_squad.py has it, but for the tokens of an answer: those that it touches by byte offsets,
+    which is exact, where run_squad.py searches among white-space words. The first answer counts.
+
+    Args:
+        examples: list of QuestionExample. windows: their TokenWindows.
+
+    Returns:
+        For each window the indices of the first and the last token of the answer; (0, 0), which is
+        [CLS], where the question is impossible or the answer is not wholly in this window; None
+        where the example is unlabelled.
+    """
+    columns = zip(examples, windows.starts.numpy(), windows.ends.numpy(), strict=True)
+    answers = [_answer_tokens(*column) for column in columns]
+    counts = np.count_nonzero(windows.inside, axis=1)
+    rows = (windows.owner.numpy(), windows.begin.numpy(), counts, windows.first.numpy()[:, 0])
+    positions = []
+    for owner, begin, count, context_begin in zip(*rows, strict=True):
+        position = answer = answers[owner]
+        if answer is not None:
+            inside = begin <= answer[0] and answer[1] < begin + count
+            shift = context_begin - begin
+            position = (answer[0] + shift, answer[1] + shift) if inside else (0, 0)
+        positions.append(position)
+    return positions
+
+
+def _answer_tokens(example, starts, ends):
+    """First and last token of the context that the answer touches, None without labels.
+
+    (-1, -1) where the question is impossible, or the answer has no token (it is white space).
+    """
+    if example.is_impossible:
+        return -1, -1
+    if not example.answers:
+        return None
+    answer = example.answers[0]
+    begin = len(example.context[: answer.start].encode())
+    end = begin + len(answer.text.encode())
+    first = int(np.searchsorted(ends, begin, side="right"))
+    last = int(np.searchsorted(starts, end, side="left")) - 1
+    return (first, last) if first <= last else (-1, -1)
 
 
 def best_answers(
     examples,
     windows,
-    start_logits,
-    end_logits,
+    outputs,
     top_k=20,
     max_answer_length=30,
     allow_no_answer=False,
@@ -26,12 +64,13 @@ def best_answers(
 ):
     """The best answer to each question, and others that do not overlap it.
 
-    An answer begins where its window has maximum context, ends in the same window, and its score is
-    the sum of its two logits. Of equal scores the first counts.
+    Of equal scores the first counts.
 
     Args:
-        examples: sequence of QuestionExample. windows: all of `question_windows(examples, ...)`.
-        start_logits, end_logits: for each window an array of at least its length, L.
+        examples: sequence of QuestionExample.
+        windows: list of TokenWindows, which hold those of all examples in their order.
+        outputs: for each window a dict of `start_logits` and `end_logits`, arrays of at least its
+            length.
         top_k: number of spans to return at most.
         max_answer_length: tokens. SQuAD's 30 are too few for a third of CMRC 2018, in Chinese.
         allow_no_answer: the answer may be that there is none, as in SQuAD 2.0.
@@ -41,7 +80,8 @@ def best_answers(
         For each example a dict of
             text: str, "" = no answer. start, end: int, its offsets in bytes of the UTF-8 context,
                 end exclusive; None = no answer.
-            score: float, that of the answer; of no answer its `no_answer_score`.
+            score: float, that of the answer (`kbert.tasks.span_ops.span_scores`); of no answer its
+                `no_answer_score`.
             probability: float, softmax of the scores in `candidates`.
             no_answer_score: float, the least sum of the two logits of [CLS] in a window.
             candidates: list of dicts of text, start, end, score, probability; spans that share no
@@ -54,27 +94,25 @@ def best_answers(
     for name, value in (("top_k", top_k), ("max_answer_length", max_answer_length)):
         if value < 1:
             raise UserError(f"{name} must be at least 1; got {value}.")
-    answers = []
-    rows = zip(windows, start_logits, end_logits, strict=True)
-    for index, group in itertools.groupby(rows, lambda row: row[0].example):
-        example, null_score, parts = examples[index], np.inf, []
-        for window, start, end in group:
-            start, end = np.asarray(start, np.float64), np.asarray(end, np.float64)
-            null_score = min(null_score, float(start[0] + end[0]))
-            parts.append(_spans(window, start, end, max_answer_length))
-        scores, starts, ends = (np.concatenate(part) for part in zip(*parts, strict=True))
-        spans = _apart(scores, starts, ends, top_k)
-        none = _candidate(b"", None, None, null_score)
-        context = example.context.encode()
-        candidates = [_candidate(context, *span) for span in spans] or [none]
-        answer = candidates[0]
-        if allow_no_answer and spans:
-            if null_score - answer["score"] > null_threshold:
-                answer = none
-            candidates.append(none)
-            candidates.sort(key=lambda candidate: -candidate["score"])
-        _add_probabilities(candidates)
-        answers.append({**answer, "no_answer_score": null_score, "candidates": candidates})
+    answers, examples, outputs = [], iter(examples), iter(outputs)
+    for part in windows:
+        logits = part.padded(outputs, ("start_logits", "end_logits"))
+        scores, null_scores = span_scores(part, logits, max_answer_length)
+        columns = [scores.numpy(), *(offsets.numpy() for offsets in window_offsets(part))]
+        for index, null_score in enumerate(null_scores.numpy().tolist()):
+            context = next(examples).context.encode()
+            own = slice(*np.searchsorted(part.owner, (index, index + 1)))
+            spans = _apart(*(column[own] for column in columns), top_k)
+            none = _candidate(b"", None, None, null_score)
+            candidates = [_candidate(context, *span) for span in spans] or [none]
+            answer = candidates[0]
+            if allow_no_answer and spans:
+                if null_score - answer["score"] > null_threshold:
+                    answer = none
+                candidates.append(none)
+                candidates.sort(key=lambda candidate: -candidate["score"])
+            _add_probabilities(candidates)
+            answers.append({**answer, "no_answer_score": null_score, "candidates": candidates})
     return answers
 
 
@@ -116,20 +154,21 @@ def best_null_threshold(examples, answers):
     return float(thresholds[best]), float(100.0 * totals[best] / len(examples))
 
 
-def _spans(window, start_logits, end_logits, max_answer_length):
-    """Scores, and offsets of starts and ends, of all spans that a window may answer with."""
-    T = len(window.starts)
-    begin = window.context_begin
-    first = np.flatnonzero(window.is_max_context)[:, None]
-    last = first + np.arange(max_answer_length)  # (starts, lengths)
-    inside = last < T
-    first, last = np.broadcast_to(first, last.shape)[inside], last[inside]
-    scores = start_logits[begin + first] + end_logits[begin + last]
-    return scores, window.starts[first], window.ends[last]
-
-
 def _apart(scores, starts, ends, top_k):
-    """(start, end, score) of the best spans that share no byte with a better one."""
+    """(start, end, score) of the best spans that share no byte with a better one.
+
+    In numpy, where it is five times as fast as in TensorFlow ops that are run eagerly; an exported
+    graph needs the best span alone.
+
+    Args:
+        scores: (W, R, A), of `span_scores`. starts, ends: (W, R), of `window_offsets`.
+    """
+    window, first, more = np.nonzero(scores > -np.inf)
+    scores, starts, ends = (
+        scores[window, first, more],
+        starts[window, first],
+        ends[window, first + more],
+    )
     spans = []
     while len(scores) and len(spans) < top_k:
         best = int(np.argmax(scores))

@@ -1,11 +1,12 @@
-"""Texts in windows, and what is found in them, as TensorFlow ops for a served model.
+"""Long texts in windows of tokens, and the spans that a model finds in them, as TensorFlow ops.
 
-The same arithmetic as `kbert.data.question_windows`, `kbert.tasks.spans` and `kbert.tasks.answers`,
-which compute it in numpy and document it; the tests compare the two.
+One implementation for training, prediction (run eagerly) and exported graphs.
 """
 
 import dataclasses
+import itertools
 
+import numpy as np
 import tensorflow as tf
 
 from kbert.tokenizer.vocab import CONTINUATION
@@ -17,7 +18,8 @@ class TokenWindows:
 
     features: of all windows, (W, L) each. owner: (W,) the text of each. first: (W, 1) where its
     tokens of the text begin in the window. token: (W, R) their numbers among all T tokens of the
-    batch. inside: (W, R) whether there is such a token. number: (W,) of the window in its text.
+    batch. inside: (W, R) whether there is such a token. begin: (W,) number of the first token in
+    its text.
     ids, starts, ends: (B, None) ragged, of the texts.
     """
 
@@ -26,14 +28,35 @@ class TokenWindows:
     first: tf.Tensor
     token: tf.Tensor
     inside: tf.Tensor
-    number: tf.Tensor
+    begin: tf.Tensor
     ids: tf.RaggedTensor
     starts: tf.RaggedTensor
     ends: tf.RaggedTensor
 
+    def padded(self, outputs, names):
+        """Takes the outputs of all windows from an iterator.
+
+        Args:
+            outputs: iterator of dicts of arrays, with the tokens of a window in the first axis.
+            names: of the outputs that are wanted.
+
+        Returns:
+            dict of (W, L, ...) arrays.
+        """
+        rows = list(itertools.islice(outputs, len(self.owner)))
+        L = int(tf.reduce_max(self.first)) + self.token.shape[1] + 1
+        arrays = {}
+        for name in names:
+            first = rows[0][name]
+            arrays[name] = np.zeros((len(rows), L, *first.shape[1:]), first.dtype)
+            for row, output in zip(arrays[name], rows, strict=True):
+                row[: len(output[name])] = output[name][:L]
+        return arrays
+
 
 def text_windows(texts, tokenizer, max_seq_length):
     """Windows of texts that overlap by half: [CLS] tokens [SEP]."""
+    texts = tf.convert_to_tensor(texts, tf.string)
     columns = tokenizer.tokenize_with_offsets(texts)
     room = tf.fill([tf.size(texts)], max_seq_length - 2)
     prefix = tf.fill([tf.size(texts), 1], tokenizer.cls_id)
@@ -41,14 +64,38 @@ def text_windows(texts, tokenizer, max_seq_length):
     return _windows(columns, prefix, room, tf.maximum(room // 2, 1), tokenizer)
 
 
-def question_windows(questions, contexts, tokenizer, max_seq_length, stride, longest_question):
-    """Windows of contexts with their questions: [CLS] question [SEP] tokens [SEP]."""
-    columns = tokenizer.tokenize_with_offsets(contexts)
-    questions = tokenizer.tokenize(questions)[:, :longest_question]
-    border = tf.ones([tf.size(contexts), 1], tf.int32)
-    prefix = tf.concat([border * tokenizer.cls_id, questions, border * tokenizer.sep_id], axis=1)
+def tokenize_questions(questions, contexts, tokenizer, max_query_length):
+    """Tokens of questions and of their contexts, each distinct text tokenized once.
+
+    Args:
+        questions, contexts: (B,) string. max_query_length: tokens of a question; the rest is cut.
+
+    Returns:
+        (B, None) ragged ids of the questions; and ids, starts and ends of the contexts.
+    """
+    distinct, index = tf.unique(tf.convert_to_tensor(questions, tf.string))
+    question_ids = tf.gather(tokenizer.tokenize(distinct)[:, :max_query_length], index)
+    distinct, index = tf.unique(tf.convert_to_tensor(contexts, tf.string))
+    columns = tokenizer.tokenize_with_offsets(distinct)
+    return question_ids, [tf.gather(column, index) for column in columns]
+
+
+def question_windows(question_ids, columns, tokenizer, max_seq_length, doc_stride):
+    """Windows of contexts with their questions: [CLS] question [SEP] tokens [SEP].
+
+    As google-research/bert's run_squad.py has them (convert_examples_to_features); a context
+    without tokens, which run_squad.py forgets, has one window.
+
+    Args:
+        question_ids, columns: of `tokenize_questions`.
+        max_seq_length: tokens of a window at most; 4 more than the longest question at least.
+        doc_stride: tokens from the beginning of a window to that of the next one. More than fit
+            into a window are as many as fit, so every token is in a window.
+    """
+    border = tf.ones([question_ids.nrows(tf.int32), 1], tf.int32)
+    prefix = tf.concat([border * tokenizer.cls_id, question_ids, border * tokenizer.sep_id], axis=1)
     room = max_seq_length - tf.cast(prefix.row_lengths(), tf.int32) - 1
-    return _windows(columns, prefix, room, tf.minimum(stride, room), tokenizer, pairs=True)
+    return _windows(columns, prefix, room, tf.minimum(doc_stride, room), tokenizer, pairs=True)
 
 
 def _windows(columns, prefix, room, step, tokenizer, pairs=False):
@@ -75,7 +122,7 @@ def _windows(columns, prefix, room, step, tokenizer, pairs=False):
         "token_type_ids": types.to_tensor(0),
     }
     first = tf.cast(prefix.row_lengths(), tf.int32)[:, None]
-    return TokenWindows(features, owner, first, token, inside, number, ids, starts, ends)
+    return TokenWindows(features, owner, first, token, inside, begin, ids, starts, ends)
 
 
 def in_parts(function, features, rows=32):
@@ -171,7 +218,7 @@ def _of_tokens(windows, values):
     """
     W, R = tf.shape(windows.token)[0], tf.shape(windows.token)[1]
     room = tf.shape(values)[1] - 2
-    begins_own = tf.where(windows.number > 0, room // 4, 0)[:, None]
+    begins_own = tf.where(windows.begin > 0, room // 4, 0)[:, None]
     own = windows.inside & (tf.range(R) >= begins_own)
     window = tf.range(W)[:, None] + tf.zeros_like(windows.token)
     token = tf.boolean_mask(windows.token, own)
@@ -182,59 +229,74 @@ def _of_tokens(windows, values):
     return tf.gather_nd(values, tf.stack([last, place], axis=1))
 
 
-def best_spans(contexts, windows, logits, task):
-    """The best answer in each context: see `kbert.serving.endpoints.Answer`.
+def span_scores(windows, logits, max_answer_length):
+    """The scores of all spans that may be an answer: the sum of the logits of start and end.
+
+    A span begins where its window has maximum context, and ends in the same window. run_squad.py
+    (write_predictions) tries the 20 best starts with the 20 best ends; here all spans are tried.
 
     Args:
-        contexts: (B,) string. windows: of `question_windows`.
-        logits: dict of `start_logits` and `end_logits`, (W, L) each.
-        task: has max_answer_length, allow_no_answer and null_threshold.
+        windows: of `question_windows`. logits: dict of `start_logits` and `end_logits`, (W, L).
+        max_answer_length: A, tokens of a span at most.
+
+    Returns:
+        (W, R, A) float64, of the span of a + 1 tokens that begins with token r of a window; -inf
+        where there is none. And (B,) float64, the score of no answer: the least sum of the two
+        logits of [CLS] in a window.
     """
-    W, R = tf.shape(windows.token)[0], tf.shape(windows.token)[1]
+    R = tf.shape(windows.token)[1]
     lowest = tf.constant(float("-inf"), tf.float64)
     start, end = (tf.cast(logits[f"{name}_logits"], tf.float64) for name in ("start", "end"))
-    none = tf.reduce_sum(start[:, :1] + end[:, :1], axis=1)  # of [CLS]; there may be no window
-    none = tf.math.segment_min(none, windows.owner)
-
+    none = tf.math.segment_min(tf.reduce_sum(start[:, :1] + end[:, :1], axis=1), windows.owner)
     place = tf.minimum(windows.first + tf.range(R), tf.shape(start)[1] - 1)
     start, end = (tf.gather(x, place, batch_dims=1) for x in (start, end))  # (W, R)
-    start = tf.where(windows.inside & _has_maximum_context(windows), start, lowest)
-    end = tf.where(windows.inside, end, lowest)
-    A = task.max_answer_length
-    end = tf.pad(end, [[0, 0], [0, A - 1]], constant_values=float("-inf"))
-    scores = start[:, :, None] + tf.gather(end, tf.range(R)[:, None] + tf.range(A), axis=1)
-    scores = tf.reshape(scores, [W, R * A])
-    # Without tokens, R is 0 and there is nothing to reduce.
-    scores = tf.concat([scores, tf.fill([W, 1], lowest)], axis=1)
+    start = tf.where(windows.inside & has_maximum_context(windows), start, lowest)
+    paddings = [[0, 0], [0, max_answer_length - 1]]
+    end = tf.pad(tf.where(windows.inside, end, lowest), paddings, constant_values=float("-inf"))
+    last = tf.range(R)[:, None] + tf.range(max_answer_length)  # (R, A)
+    return start[:, :, None] + tf.gather(end, last, axis=1), none
 
+
+def best_spans(windows, scores):
+    """The span of each context with the highest score; of equal ones the first.
+
+    Args:
+        windows: of `question_windows`. scores: (W, R, A), of `span_scores`.
+
+    Returns:
+        start, end: (B,) int32 offsets in bytes of the context. score: (B,) float64, -inf where the
+        context has no tokens.
+    """
+    W, R, A = (tf.shape(scores)[axis] for axis in range(3))
+    # Without tokens, R is 0 and there would be nothing to reduce.
+    scores = tf.pad(tf.reshape(scores, [W, R * A]), [[0, 0], [0, 1]], constant_values=float("-inf"))
     of_window = tf.reduce_max(scores, axis=1)
     best = tf.math.segment_max(of_window, windows.owner)
     is_best = of_window == tf.gather(best, windows.owner)
     window = tf.math.segment_min(tf.where(is_best, tf.range(W), W), windows.owner)  # (B,)
     span = tf.argmax(tf.gather(scores, window), axis=1, output_type=tf.int32)
-    answers = best > lowest
-    if task.allow_no_answer:
-        answers &= none - best <= task.null_threshold
-    span = tf.where(answers, span, 0)
-    tokens = tf.concat([windows.token, tf.zeros([W, 1], tf.int32)], axis=1)
-    first = tf.gather(tf.gather(tokens, window), span // A, batch_dims=1)
-    last = first + span % A
-    offset = tf.concat([windows.starts.flat_values, [0]], axis=0)
-    starts = tf.where(answers, tf.gather(offset, tf.where(answers, first, 0)), -1)
-    offset = tf.concat([windows.ends.flat_values, [0]], axis=0)
-    ends = tf.where(answers, tf.gather(offset, tf.where(answers, last, 0)), -1)
-    length = tf.where(answers, ends - starts, 0)
-    return {
-        "answer": tf.strings.substr(contexts, tf.maximum(starts, 0), length),
-        "start": starts,
-        "end": ends,
-        "score": tf.cast(tf.where(answers, best, none), tf.float32),
-        "no_answer_score": tf.ensure_shape(tf.cast(none, tf.float32), [None]),
-    }
+    tokens = (span // A, span // A + span % A)
+    start, end = (
+        tf.gather(tf.pad(tf.gather(offsets, window), [[0, 0], [0, 1]]), token, batch_dims=1)
+        for offsets, token in zip(window_offsets(windows), tokens, strict=True)
+    )
+    return start, end, best
 
 
-def _has_maximum_context(windows):
-    """(W, R): whether no other window shows more of what surrounds the token."""
+def window_offsets(windows):
+    """(W, R) starts and ends of the tokens of windows, in bytes; 0 where there is no token."""
+    for offsets in (windows.starts, windows.ends):
+        flat = tf.concat([offsets.flat_values, [0]], axis=0)  # there may be no token at all
+        yield tf.where(windows.inside, tf.gather(flat, windows.token), 0)
+
+
+def has_maximum_context(windows):
+    """(W, R) bool, whether no other window shows more of the tokens around the token.
+
+    A window shows the smaller of the numbers of tokens to the left and to the right; 100 tokens of
+    its length count as one more; of equal windows the first counts (run_squad.py,
+    _check_is_max_context).
+    """
     W, R = tf.shape(windows.token)[0], tf.shape(windows.token)[1]
     count = tf.reduce_sum(tf.cast(windows.inside, tf.int32), axis=1, keepdims=True)
     place = tf.range(R)

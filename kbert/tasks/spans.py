@@ -7,16 +7,23 @@ import numpy as np
 import tensorflow as tf
 
 from kbert.data.bucketed_batches import EncodedExample
-from kbert.data.question_windows import question_windows
+from kbert.errors import UserError
 from kbert.model.models import BertForQuestionAnswering, BertForTokenClassification
 from kbert.tasks import metrics
-from kbert.tasks.answers import best_answers, best_null_threshold
+from kbert.tasks.answers import answer_positions, best_answers, best_null_threshold
 from kbert.tasks.labels import label_numbers
+from kbert.tasks.span_ops import (
+    question_windows,
+    tagged_spans,
+    text_windows,
+    tokenize_questions,
+)
 from kbert.tasks.squad import squad_scores
-from kbert.tasks.tasks import Encoded, Task, labelled, soft_losses, softmax
+from kbert.tasks.tasks import Encoded, Task, encoded_rows, labelled, soft_losses, softmax
 from kbert.tokenizer.vocab import CONTINUATION
 
 _WORDS = 50_000  # tokenized at once
+_TEXTS, _QUESTIONS = 256, 64  # cut into windows at once
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -117,62 +124,33 @@ class Tagging(Task):
             texts: list of str.
 
         Returns:
-            Encoded; a window is (index of the text, its first token, starts and ends of all tokens
-            of the text in bytes of its UTF-8).
+            Encoded; `windows` are those of `_TEXTS` texts after the other.
         """
-        ids, starts, ends = (r.to_list() for r in self.tokenizer.tokenize_with_offsets(texts))
-        room = self.max_seq_length - 2
-        step = max(room // 2, 1)
-        items, windows = [], []
-        for i, row in enumerate(ids):
-            for begin in range(0, max(len(row) - room, 0) + step, step):
-                item, _ = self._item([np.array(row[begin : begin + room], np.int32)])
-                items.append(item)
-                windows.append((i, begin, starts[i], ends[i]))
-        return Encoded(items, windows)
+        items, parts = [], []
+        for begin in range(0, len(texts), _TEXTS):
+            part = texts[begin : begin + _TEXTS]
+            windows = text_windows(part, self.tokenizer, self.max_seq_length)
+            items += encoded_rows(windows.features)
+            parts.append(dataclasses.replace(windows, features=None))
+        return Encoded(items, parts)
 
     def spans(self, texts, encoded, outputs):
         """What is found in texts: see `kbert.Predictor.tag`. Arguments: of `text_windows`."""
-        room = self.max_seq_length - 2
-        merged = [None] * len(texts)
-        for item, (index, begin, starts, ends), output in zip(
-            encoded.items, encoded.windows, outputs, strict=True
-        ):
-            if merged[index] is None:
-                blank = np.zeros((len(starts), len(self.label_names)), np.float32)
-                merged[index] = (blank, np.zeros(len(starts), bool), starts, ends)
-            shares, starts_word = merged[index][:2]
-            count = item.length - 2
-            # of two windows, the one in which more is to the left of the token, from a quarter on
-            own = slice(begin + room // 4 if begin else 0, begin + count)
-            inner = slice(own.start - begin + 1, count + 1)
-            shares[own] = softmax(output["logits"][inner])
-            starts_word[own] = self._starts_word[item.input_ids[inner]]
-        return [
-            self._spans_of(text.encode(), *row) if row else []
-            for text, row in zip(texts, merged, strict=True)
-        ]
+        results, outputs = [], iter(outputs)
+        for begin, windows in zip(range(0, len(texts), _TEXTS), encoded.windows, strict=True):
+            logits = windows.padded(outputs, ["logits"])["logits"]
+            part = texts[begin : begin + _TEXTS]
+            spans = tagged_spans(part, windows, softmax(logits), self.label_names, self.tokenizer)
+            columns = {name: column.numpy().tolist() for name, column in spans.items()}
+            for row, count in enumerate(columns.pop("count")):
+                values = zip(*(column[row][:count] for column in columns.values()), strict=True)
+                results.append([_span(dict(zip(columns, v, strict=True))) for v in values])
+        return results
 
-    def _spans_of(self, text, shares, starts_word, starts, ends):
-        if not len(starts):
-            return []
-        starts_word[0] = True
-        firsts = np.flatnonzero(starts_word)
-        lasts = np.append(firsts[1:], len(starts)) - 1
-        best = shares[firsts].argmax(axis=-1)
-        tags = [self.label_names[i] for i in best]
-        if any(name.startswith(("B-", "I-")) for name in self.label_names):
-            groups = metrics.entity_spans(tags)
-        else:
-            groups = [(tag, i, i + 1) for i, tag in enumerate(tags)]
-        spans = []
-        for label, begin, end in groups:
-            start, stop = starts[firsts[begin]], ends[lasts[end - 1]]
-            score = shares[firsts[begin:end], best[begin:end]].mean()
-            text_found = text[start:stop].decode("utf-8", "replace")
-            span = {"label": label, "text": text_found, "start": start, "end": stop}
-            spans.append({**span, "score": float(score)})
-        return spans
+
+def _span(values):
+    """A span of `tagged_spans` with str for bytes."""
+    return values | {name: values[name].decode("utf-8", "replace") for name in ("label", "text")}
 
 
 class QuestionAnswering(Task):
@@ -180,7 +158,7 @@ class QuestionAnswering(Task):
 
     Args:
         tokenizer, max_seq_length: as for `Task`.
-        doc_stride, max_query_length: of `kbert.data.question_windows.question_windows`.
+        doc_stride, max_query_length: of `kbert.tasks.span_ops`.
         max_answer_length, allow_no_answer, null_threshold: of `kbert.tasks.answers.best_answers`.
     """
 
@@ -208,16 +186,39 @@ class QuestionAnswering(Task):
         return {}
 
     def encode(self, examples, class_weights=None):
-        windows = question_windows(
-            examples, self.tokenizer, self.max_seq_length, self.doc_stride, self.max_query_length
+        """Raises UserError: a setting is out of range, or a question leaves no room."""
+        for name in ("doc_stride", "max_query_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        items, parts = [], []
+        for begin in range(0, len(examples), _QUESTIONS):
+            part = examples[begin : begin + _QUESTIONS]
+            windows = self._windows(part)
+            rows = encoded_rows(windows.features)
+            items += [
+                item if answer is None else labelled(item, answer, np.int32)
+                for item, answer in zip(rows, answer_positions(part, windows), strict=True)
+            ]
+            parts.append(dataclasses.replace(windows, features=None))
+        return Encoded(items, parts)
+
+    def _windows(self, examples):
+        questions, columns = tokenize_questions(
+            [example.question for example in examples],
+            [example.context for example in examples],
+            self.tokenizer,
+            self.max_query_length,
         )
-        items = []
-        for window in windows:
-            item = EncodedExample(window.input_ids, window.token_type_ids)
-            if window.start_position is not None:
-                item = labelled(item, [window.start_position, window.end_position], np.int32)
-            items.append(item)
-        return Encoded(items, windows)
+        for example, length in zip(examples, questions.row_lengths().numpy(), strict=True):
+            if length + 4 > self.max_seq_length:
+                raise UserError(
+                    f"{example.where}: the question has {length} tokens, which leaves no room for "
+                    f"the context; max_seq_length must be at least {length + 4}, got "
+                    f"{self.max_seq_length}. Raise it, or lower max_query_length."
+                )
+        return question_windows(
+            questions, columns, self.tokenizer, self.max_seq_length, self.doc_stride
+        )
 
     def losses(self, outputs, labels):
         losses, right = 0.0, True
@@ -244,8 +245,7 @@ class QuestionAnswering(Task):
         return best_answers(
             examples,
             encoded.windows,
-            [output["start_logits"] for output in outputs],
-            [output["end_logits"] for output in outputs],
+            outputs,
             max_answer_length=self.max_answer_length,
             allow_no_answer=self.allow_no_answer,
             null_threshold=self.null_threshold,

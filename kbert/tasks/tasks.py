@@ -20,7 +20,7 @@ _TEXTS = 1024  # tokenized at once
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """Examples as items. `windows`: what each item is of its example, where it is a part."""
+    """Examples as items. windows: what a task needs to make predictions of them, or None."""
 
     items: list
     windows: list | None = None
@@ -38,11 +38,18 @@ def text_items(tokenizer, texts, text_pairs, max_seq_length):
         features = tokenizer(
             texts[part], text_pairs and text_pairs[part], max_length=max_seq_length
         )
-        lengths = tf.reduce_sum(features["attention_mask"], axis=1).numpy()
-        ids, types = features["input_ids"].numpy(), features["token_type_ids"].numpy()
-        for row, length in enumerate(lengths):
-            items.append(EncodedExample(ids[row, :length].copy(), types[row, :length].copy()))
+        items += encoded_rows(features)
     return items
+
+
+def encoded_rows(features):
+    """A batch of features, (B, L) each, as a list of EncodedExample without their padding."""
+    lengths = tf.reduce_sum(features["attention_mask"], axis=1).numpy()
+    ids, types = features["input_ids"].numpy(), features["token_type_ids"].numpy()
+    return [
+        EncodedExample(ids[row, :length].copy(), types[row, :length].copy())
+        for row, length in enumerate(lengths)
+    ]
 
 
 def labelled(item, labels, dtype, weights=1.0):
