@@ -35,10 +35,10 @@ def stop_at(monkeypatch, step):
 
     Real signals are for processes of their own: in one that runs tests, they can end it.
     """
-    from kbert.train import loop  # here: tests.chaos reads runs before it imports TensorFlow
+    from kbert.train import trainer  # here: tests.chaos reads runs before it imports TensorFlow
     from kbert.train.signals import StopRequest
 
-    stop, take_steps = StopRequest(), loop.Run._take_steps
+    stop, take_steps = StopRequest(), trainer.Trainer.take_steps
 
     def take_and_stop(self, batches, count):
         if self.step < step:
@@ -46,5 +46,5 @@ def stop_at(monkeypatch, step):
         take_steps(self, batches, count)
         stop.received |= self.step == step
 
-    monkeypatch.setattr(loop, "stop_requests", lambda: contextlib.nullcontext(stop))
-    monkeypatch.setattr(loop.Run, "_take_steps", take_and_stop)
+    monkeypatch.setattr(trainer, "stop_requests", lambda: contextlib.nullcontext(stop))
+    monkeypatch.setattr(trainer.Trainer, "take_steps", take_and_stop)
