@@ -93,6 +93,7 @@ MODULES = {
     "kbert.tasks.pruning": "kbert.compression.pruning",
     "kbert.tasks.scores": "kbert.tasks.metrics",
     "kbert.train.curves": "kbert.visualization.curves",
+    "kbert.train.distillation_objective": "kbert.compression.distillation_objective",
     "kbert.train.estimate": "kbert.train.cost_estimate",
     "kbert.train.guards": "kbert.train.resume_checks",
     "kbert.train.guards.StopRequest": "kbert.train.signals.StopRequest",
@@ -105,7 +106,8 @@ MODULES = {
     "kbert.train.report.MetricsWriter": "kbert.train.callbacks.MetricsFile",
     "kbert.train.report.say": "kbert.utils.logging.log",
     "kbert.train.run_writer": "kbert.train.callbacks",
-    "kbert.train.teaching": "kbert.train.distillation_objective",
+    "kbert.train.sparsity": "kbert.compression.sparsity",
+    "kbert.train.teaching": "kbert.compression.distillation_objective",
     "kbert.train.tracking": "kbert.train.wandb_logger",
     "kbert.train.train": "kbert.train.pretrain",
 }

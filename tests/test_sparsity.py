@@ -15,12 +15,12 @@ from test_step import weights_of as step_weights
 from warm_python import PYTHON
 
 import kbert
+from kbert.compression.sparsity import MagnitudePruning, _pruned
 from kbert.errors import UserError
 from kbert.model import BertForPreTraining
 from kbert.settings import FinetuneConfig, PretrainConfig
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.train import finetune, pretrain
-from kbert.train.sparsity import MagnitudePruning, _pruned
 from kbert.utils.flags import as_flagfile
 
 WORDS = ["good", "bad", "so", "the", "a", "film", "cast", "plot", "was", "."]

@@ -6,11 +6,11 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from kbert.compression.sparsity import MagnitudePruning
 from kbert.errors import UserError
 from kbert.model.weights.native import write_arrays
 from kbert.train.checkpoint import OPTIMIZER_FILE, recover_folder, replace_folder
 from kbert.train.report import throughput_text
-from kbert.train.sparsity import MagnitudePruning
 from kbert.utils import flags
 from kbert.utils.logging import log
 from kbert.visualization.curves import Curves
@@ -93,7 +93,7 @@ class RunFolder(Callback):
 
 
 class Sparsity(Callback):
-    """Prunes the smallest weights while the run trains: see `kbert.train.sparsity`."""
+    """Prunes the smallest weights while the run trains: see `kbert.compression.sparsity`."""
 
     def on_build(self):
         trainer = self.trainer

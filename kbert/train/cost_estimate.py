@@ -67,7 +67,7 @@ def teacher_memory(teacher, batch_size, length, config):
     """Bytes of a teacher's weights, and of the attention and hidden states that are compared.
 
     Args:
-        teacher: `kbert.train.teacher.Teacher`. batch_size, length, config: as of
+        teacher: `kbert.compression.teacher.Teacher`. batch_size, length, config: as of
             `step_memory`.
     """
     bert, size = teacher.config, 4 if config.precision == "float32" else 2

@@ -2,12 +2,12 @@
 
 import dataclasses
 
+from kbert.compression.distillation_objective import FIXED, DistillationObjective
+from kbert.compression.teacher import Teacher, check_heads, start_layers
 from kbert.errors import UserError
 from kbert.model.weights import open_weights
-from kbert.train.distillation_objective import FIXED, DistillationObjective
 from kbert.train.finetuning import Finetuning
 from kbert.train.start import start_run
-from kbert.train.teacher import Teacher, check_heads, start_layers
 
 
 def distill(config, output_dir, callbacks=()):
@@ -37,7 +37,7 @@ class Distillation:
         student: `kbert.train.workload.Workload`, whose config has the fields of TeacherConfig.
 
     Attributes:
-        teacher: `kbert.train.teacher.Teacher`, set by `load`.
+        teacher: `kbert.compression.teacher.Teacher`, set by `load`.
     """
 
     def __init__(self, student):

@@ -18,7 +18,7 @@ class Workload:
             would be another run.
         patience: int, evaluations without a better one after which the run ends, or None.
         layers: encoder blocks of `init_from` that are taken, from 1; None for all.
-        teacher: `kbert.train.teacher.Teacher`, or None. teacher_labels: names of its labels.
+        teacher: `kbert.compression.teacher.Teacher`, or None. teacher_labels: names of its labels.
         teacher_class: of the models that can teach it. taught_sums: names of the objective's sums,
             a loss and its count, of which a teacher's soft loss takes a share.
         bert_config, tokenizer, train_steps, eval_every_steps, schedule, objective: set by `load`.
