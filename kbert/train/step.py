@@ -31,8 +31,8 @@ class TrainStep:
         objective: of `kbert.train.losses`, what is learnt.
 
     Attributes:
-        pruning: `kbert.compression.sparsity.MagnitudePruning`, or None: set before the
-            first step.
+        pruning: `kbert.compression.sparsity.MagnitudePruning`, or None; set before
+            the first step.
         row: names of what a step reports: the objective's sums over the global batch, then
             "gradient_norm", "steps", "overflows" and "not_finite".
     """
