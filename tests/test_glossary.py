@@ -99,6 +99,8 @@ MODULES = {
     "kbert.train.guards.StopRequest": "kbert.train.signals.StopRequest",
     "kbert.train.guards.smaller_slices": "kbert.train.distribution.smaller_slices",
     "kbert.train.guards.stop_requests": "kbert.train.signals.stop_requests",
+    "kbert.train.losses.pretraining_loss": "kbert.train.losses.PretrainingObjective.loss",
+    "kbert.train.losses.pretraining_sums": "kbert.train.losses.PretrainingObjective.sums",
     "kbert.train.mirror": "kbert.train.remote_sync",
     "kbert.train.loop": "kbert.train.trainer",
     "kbert.train.output": "kbert.train.callbacks",

@@ -106,7 +106,7 @@ class Sparsity(Callback):
         return [self._pruning.describe()]
 
     def on_log(self, metrics):
-        metrics["sparsity"] = self.trainer.train_step.current_sparsity()
+        metrics["sparsity"] = self._pruning.sparsity(self.trainer.train_step.first_copy)
 
 
 class MetricsFile(Callback):

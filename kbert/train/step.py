@@ -87,10 +87,6 @@ class TrainStep:
         """float, what the loss is multiplied by in mixed_float16."""
         return float(self.first_copy(self.loss_scale))
 
-    def current_sparsity(self):
-        """float, the share of zeros in the matrices that are pruned."""
-        return self.pruning.sparsity(self.first_copy)
-
     def first_copy(self, variable):
         """The tf.Variable that the first device of this worker holds of a Keras variable."""
         return self._strategy.experimental_local_results(variable.value)[0]
