@@ -96,7 +96,7 @@ MODULES = {
     "kbert.train.distillation_objective": "kbert.compression.distillation_objective",
     "kbert.train.estimate": "kbert.train.cost_estimate",
     "kbert.train.guards": "kbert.train.resume_checks",
-    "kbert.train.guards.StopRequest": "kbert.train.signals.StopRequest",
+    "kbert.train.guards.StopRequest": "kbert.train.trainer.Trainer.stop_training",
     "kbert.train.guards.smaller_slices": "kbert.train.distribution.smaller_slices",
     "kbert.train.guards.stop_requests": "kbert.train.signals.stop_requests",
     "kbert.train.losses.pretraining_loss": "kbert.train.losses.PretrainingObjective.loss",

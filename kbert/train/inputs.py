@@ -1,6 +1,5 @@
 """What a run starts from: vocabulary, corpora and architecture, found or made."""
 
-import dataclasses
 import os
 import pathlib
 import shutil
@@ -15,16 +14,6 @@ from kbert.model.weights import open_weights
 from kbert.tokenizer import BertTokenizer, learn_vocab
 from kbert.tokenizer.vocab import write_vocab
 from kbert.utils import storage
-
-
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-    """What training needs besides its settings."""
-
-    bert_config: BertConfig
-    tokenizer: BertTokenizer
-    corpus: Corpus
-    eval_corpus: Corpus | None
 
 
 def check_inputs(config):
@@ -61,7 +50,7 @@ def resolve_inputs(config, folder, saved, layers, check, report, may_make=True):
             `folder` what the chief made.
 
     Returns:
-        Inputs.
+        BertConfig, BertTokenizer, the Corpus to learn from and the held-out one, or None.
 
     Raises:
         UserError: inputs that cannot be used, or that contradict each other.
@@ -91,7 +80,7 @@ def resolve_inputs(config, folder, saved, layers, check, report, may_make=True):
     eval_corpus = None
     if config.eval_input:
         eval_corpus = _corpus(config.eval_input, folder / "eval", tokenizer, report, may_make)
-    return Inputs(bert_config, tokenizer, corpus, eval_corpus)
+    return bert_config, tokenizer, corpus, eval_corpus
 
 
 def _place(path):

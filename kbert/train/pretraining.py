@@ -56,21 +56,10 @@ def pretrain(config, output_dir, dry_run=False, callbacks=()):
 
 def _rehearse(trainer):
     """Takes a few steps to say what the run would take; writes nothing."""
-    workload = trainer.workload
     batches = trainer.batches(1 + DRY_RUN_STEPS)
     for count in (1, DRY_RUN_STEPS):  # the first one compiles
         trainer.take_steps(batches, count)
-    log(
-        estimate_text(
-            trainer.config,
-            workload.bert_config,
-            trainer.model.count_params(),
-            trainer.devices,
-            workload.data,
-            trainer.throughput.step_seconds,
-            workload.teacher,
-        )
-    )
+    log(estimate_text(trainer))
     return {}
 
 
@@ -98,7 +87,7 @@ class Pretraining(Workload):
             )
         with workers.chief_first():
             run_dir.fetch("data")
-            self.inputs = resolve_inputs(
+            self.bert_config, self.tokenizer, self.corpus, self.held_out_corpus = resolve_inputs(
                 config,
                 run_dir.folder / "data",
                 saved,
@@ -109,12 +98,11 @@ class Pretraining(Workload):
             )
             if workers.is_chief:
                 run_dir.send_all("data")
-        self.bert_config, self.tokenizer = self.inputs.bert_config, self.inputs.tokenizer
         self.train_steps, self.eval_every_steps = config.train_steps, config.eval_every_steps
         self.objective = PretrainingObjective(config.global_batch_size)
         self.schedule = make_schedule(config)
         self.data = PretrainingExamples(
-            self.inputs.corpus,
+            self.corpus,
             config.max_seq_length,
             config.max_predictions_per_seq,
             config.mask_rate,
@@ -127,9 +115,9 @@ class Pretraining(Workload):
         config = self.config
         self.model = BertForPreTraining(bert_config, dtype=config.precision)
         self.held_out = None
-        if self.inputs.eval_corpus is not None:
+        if self.held_out_corpus is not None:
             self.held_out = HeldOut(
-                self.model, self.inputs.eval_corpus, config.max_seq_length, config.eval_examples
+                self.model, self.held_out_corpus, config.max_seq_length, config.eval_examples
             )
         return self.model
 
@@ -145,14 +133,14 @@ class Pretraining(Workload):
         return f"the weights of {folder}, with a fresh optimizer{why}"
 
     def identity(self):
-        held_out = self.inputs.eval_corpus
+        held_out = self.held_out_corpus
         held_out = held_out and [corpus_fingerprint(held_out), self.config.eval_examples]
-        return {"corpus": corpus_fingerprint(self.inputs.corpus), "held_out": held_out}
+        return {"corpus": corpus_fingerprint(self.corpus), "held_out": held_out}
 
     def describe(self, devices):
         yield report.model_line(self.bert_config, self.model.count_params(), self.config.precision)
         yield devices.describe(self.config)
-        corpus, windows = self.inputs.corpus, self.data.windows
+        corpus, windows = self.corpus, self.data.windows
         yield (
             f"text: {corpus.documents:,} documents, {corpus.tokens:,} tokens; an epoch has "
             f"{windows.count:,} examples ({windows.count / self.config.global_batch_size:,.0f} "

@@ -43,7 +43,7 @@ class Trainer:
         best: value of the best evaluation so far, or None; evaluations_since_best: int.
         evaluation_due: bool, whether a stop came before the evaluation of this step.
         first_best_step: int, step before which an evaluation is never the best one.
-        stop_training: set it to True, and the run saves and stops as after a signal.
+        stop_training: bool; set it to True, as a signal does, and the run saves and stops.
         eta_seconds: float, expected time to the last step, as of the last log.
         results: dict of the last metrics; in the chief, those of evaluations, too.
     """
@@ -155,7 +155,7 @@ class Trainer:
         """
         if self.complete:
             log(f"this run is complete: step {self.step} of {self.workload.train_steps}")
-        with stop_requests() as stop:
+        with stop_requests(self):
             self.call("on_train_begin")
             batches = self.batches(self.workload.train_steps - self.step)
             if self.evaluation_due:  # the stop came before it
@@ -164,29 +164,27 @@ class Trainer:
             while not self.complete and not stopping:
                 self.take_steps(batches, self._steps_of_a_call())
                 self.call("on_step_end")
-                stopping = self._look_up(stop)
+                stopping = self._look_up()
         self.call("on_train_end")
         self._finish()
         self.devices.workers.wait()  # for the chief, which writes
         return self.results
 
-    def _look_up(self, stop):
+    def _look_up(self):
         """Logs, evaluates and saves where it is time to; returns whether to stop."""
+        workers = self.devices.workers
         self.background.check()
         last = self.step == self.workload.train_steps
         if last or self.step % self.config.log_every_steps == 0:
             self._log()
         self.evaluation_due = last or self.step % self.workload.eval_every_steps == 0
-        stopping = self._stop_requested(stop)
+        stopping = workers.any(self.stop_training)
         if self.evaluation_due and (last or not stopping):
             self.evaluate()
-            stopping = self._stop_requested(stop)
+            stopping = workers.any(self.stop_training)
         if stopping or self.complete or self.step % self.config.save_every_steps == 0:
             self.call("on_save")
         return stopping
-
-    def _stop_requested(self, stop):
-        return self.devices.workers.any(stop.received or self.stop_training)
 
     def _finish(self):
         if not self.complete:

@@ -122,7 +122,7 @@ def _find_again(config, folder):
     saved = checkpoints.path(state["step"])
     workers = Workers(tf.distribute.get_strategy())
     workload.load(state, saved, RemoteRunDir(None, folder), workers)
-    corpora = workload.inputs.corpus, workload.inputs.eval_corpus
+    corpora = workload.corpus, workload.held_out_corpus
     entropies = [corpus.unigram_entropy() for corpus in corpora]
     return workload.tokenizer.fingerprint, *map(corpus_fingerprint, corpora), *entropies
 

@@ -60,7 +60,7 @@ class Stop(Callback):
         return self._step - step if step < self._step else math.inf
 
     def on_step_end(self):
-        self.trainer.stop_training = self.trainer.step == self._step
+        self.trainer.stop_training |= self.trainer.step == self._step
 
 
 def test_a_callback_may_stop_a_run_at_a_step_of_its_own(settings, whole, tmp_path, capsys):

@@ -1,6 +1,5 @@
 """Runs that were stopped, killed or damaged go on to the last bit; what may change on the way."""
 
-import contextlib
 import re
 import shutil
 import subprocess
@@ -18,7 +17,6 @@ from kbert.errors import UserError
 from kbert.settings import PretrainConfig
 from kbert.train import pretrain, step, trainer
 from kbert.train.pretraining import Pretraining
-from kbert.train.signals import StopRequest
 
 SLOW_CHANGES = (
     {"precision": "mixed_bfloat16", "accumulation_steps": 3},
@@ -75,13 +73,12 @@ def test_sigterm_saves_and_tells_how_to_go_on(settings, tmp_path):
 
 
 def test_a_stop_during_an_evaluation_is_saved(settings, tmp_path, monkeypatch, capsys):
-    evaluate, stop = trainer.Trainer.evaluate, StopRequest()
+    evaluate = trainer.Trainer.evaluate
 
     def evaluate_and_interrupt(self):
-        stop.received = True
+        self.stop_training = True
         return evaluate(self)
 
-    monkeypatch.setattr(trainer, "stop_requests", lambda: contextlib.nullcontext(stop))
     monkeypatch.setattr(trainer.Trainer, "evaluate", evaluate_and_interrupt)
     pretrain(PretrainConfig(**settings | {"eval_every_steps": 3}), tmp_path / "run")
     printed = capsys.readouterr().out
