@@ -134,6 +134,7 @@ NAMES = {
     "PieceWorker": "ShardBuilder",
     "Refused": "RequestError",
     "Sums": "MetricAccumulator",
+    "Curves": "LearningCurves",
     "RunWriter": "ModelCheckpoint",
     "Taught": "Distillation",
     "TaughtObjective": "DistillationObjective",

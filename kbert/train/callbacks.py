@@ -2,18 +2,22 @@
 
 import json
 import math
+import time
 
 import numpy as np
 import tensorflow as tf
 
 from kbert.compression.sparsity import MagnitudePruning
-from kbert.errors import UserError
+from kbert.errors import UserError, one_line
 from kbert.model.weights.native import write_arrays
 from kbert.train.checkpoint import OPTIMIZER_FILE, recover_folder, replace_folder
 from kbert.train.report import throughput_text
 from kbert.utils import flags
 from kbert.utils.logging import log
-from kbert.visualization.curves import Curves
+from kbert.visualization import curves
+
+# So many times as long as a drawing took passes before the next one.
+CURVES_PAUSE = 50
 
 
 class Callback:
@@ -179,16 +183,30 @@ class TensorBoard(Callback):
 
 
 class LearningCurves(Callback):
-    """Draws `curves.png` after evaluations and at the end."""
+    """Draws `curves.png` after evaluations and at the end, at no cost that would be felt.
 
-    def on_train_begin(self):
-        self._curves = Curves(self.trainer.folder)
+    Whatever goes wrong is one line of the output, and then there are no more pictures.
+    """
+
+    _due = 0.0  # by time.monotonic; infinite after a failure
 
     def on_evaluate(self, metrics, better):
-        self._curves.draw()
+        if time.monotonic() >= self._due:
+            self.on_train_end()
 
     def on_train_end(self):
-        self._curves.draw(last=True)
+        if self._due == math.inf:
+            return
+        begin, folder = time.monotonic(), self.trainer.folder
+        try:
+            curves.plot_curves(folder / "curves.png", curves.read_curves(folder / "metrics.jsonl"))
+            end = time.monotonic()
+            self._due = end + CURVES_PAUSE * (end - begin)
+        except Exception as error:  # a full disk, fonts, versions: a run is worth more
+            self._due = math.inf
+            log(
+                f"note: there is no curves.png: {one_line(f'{type(error).__name__}: {error}', 300)}"
+            )
 
 
 class ProgressLines(Callback):
