@@ -19,7 +19,7 @@ from absl import app, flags
 from kbert import BertConfig, BertForPreTraining
 from kbert.corpus import Corpus
 from kbert.data import pretraining_dataset
-from kbert.train.losses import pretraining_loss, pretraining_sums
+from kbert.train.losses import PretrainingObjective
 from kbert.train.optimizer import AdamW
 from kbert.train.schedule import WarmupPolynomialDecay
 
@@ -58,12 +58,13 @@ def kbert_losses(data, config, seed):
     optimizer = AdamW(WarmupPolynomialDecay(FLAGS.learning_rate, FLAGS.steps, WARMUP_STEPS))
     variables = model.trainable_variables
     optimizer.build(variables)
+    objective = PretrainingObjective(FLAGS.batch_size)
 
     @tf.function
     def step(features):
         with tf.GradientTape() as tape:
-            sums = pretraining_sums(model(features, training=True), features)
-            loss = pretraining_loss(sums, sums["mlm_count"], sums["nsp_count"])
+            sums = objective.sums(model(features, training=True), features)
+            loss = objective.loss(sums, sums["mlm_count"])
         gradients = tape.gradient(loss, [variable.value for variable in variables])
         gradients, _ = tf.clip_by_global_norm(gradients, 1.0)
         optimizer.apply([tf.convert_to_tensor(g) for g in gradients], variables)

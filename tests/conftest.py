@@ -54,7 +54,7 @@ def _tidy():
 def _no_curves(monkeypatch, request):
     """Drawing takes a third of a short run: only tests that take the fixture `curves` draw."""
     if "curves" not in request.fixturenames:
-        monkeypatch.setattr("kbert.visualization.curves.Curves.draw", lambda self, last=False: None)
+        monkeypatch.setattr("kbert.visualization.curves.plot_curves", lambda path, curves: None)
 
 
 @pytest.fixture

@@ -28,18 +28,19 @@ def train_and_kill(settings, folder, step):
 
 def main(settings, folder, step):
     from kbert.settings import FinetuneConfig, PretrainConfig
-    from kbert.train import finetune, loop, pretrain
+    from kbert.train import finetune, pretrain
+    from kbert.train.trainer import Trainer
     from kbert.visualization import curves
 
-    curves.Curves.draw = lambda self, last=False: None  # it takes longer than the steps
-    log = loop.Run._log
+    curves.plot_curves = lambda path, curves: None  # it takes longer than the steps
+    log = Trainer._log
 
     def kill_or_log(self):
         if self.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
         return log(self)
 
-    loop.Run._log = kill_or_log
+    Trainer._log = kill_or_log
     if "task" in settings:
         finetune(FinetuneConfig(**settings), folder)
     else:

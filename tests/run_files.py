@@ -1,6 +1,5 @@
 """What a run has written, and how it is stopped, for tests."""
 
-import contextlib
 import json
 import pathlib
 
@@ -35,16 +34,14 @@ def stop_at(monkeypatch, step):
 
     Real signals are for processes of their own: in one that runs tests, they can end it.
     """
-    from kbert.train import loop  # here: tests.chaos reads runs before it imports TensorFlow
-    from kbert.train.signals import StopRequest
+    from kbert.train.trainer import Trainer  # here: tests.chaos imports TensorFlow later
 
-    stop, take_steps = StopRequest(), loop.Run._take_steps
+    take_steps = Trainer.take_steps
 
     def take_and_stop(self, batches, count):
         if self.step < step:
             count = min(count, step - self.step)
         take_steps(self, batches, count)
-        stop.received |= self.step == step
+        self.stop_training |= self.step == step
 
-    monkeypatch.setattr(loop, "stop_requests", lambda: contextlib.nullcontext(stop))
-    monkeypatch.setattr(loop.Run, "_take_steps", take_and_stop)
+    monkeypatch.setattr(Trainer, "take_steps", take_and_stop)

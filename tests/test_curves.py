@@ -6,8 +6,10 @@ import types
 import PIL.Image
 import pytest
 
+from kbert.train import callbacks
+from kbert.train.callbacks import LearningCurves
 from kbert.visualization import curves
-from kbert.visualization.curves import Curves, plot_curves, read_curves
+from kbert.visualization.curves import plot_curves, read_curves
 
 pytestmark = pytest.mark.usefixtures("curves")
 
@@ -25,6 +27,13 @@ ROWS = [
     {"step": 30, "loss": 1.5, "accuracy": 0.75, "learning_rate": 0.0, "tokens_per_second": 9.0},
     {"step": 30, "eval_accuracy": 0.6, "eval_matthews": 0.2},
 ]
+
+
+def learning_curves(folder):
+    """The callback of a run in a folder."""
+    callback = LearningCurves()
+    callback.trainer = types.SimpleNamespace(folder=folder)
+    return callback
 
 
 @pytest.fixture
@@ -55,7 +64,7 @@ def test_curves_are_read_by_name(tmp_path):
 
 def test_a_panel_for_each_name_with_its_lines(drawn, tmp_path):
     write_metrics(tmp_path, ROWS)
-    Curves(tmp_path).draw()
+    learning_curves(tmp_path).on_train_end()
     (figure,) = drawn
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == ["loss", "accuracy", "matthews", "learning_rate"]
@@ -77,12 +86,14 @@ def test_points_alone_are_no_curve(rows, tmp_path):
 
 def test_drawing_takes_a_small_share_of_the_time(drawn, tmp_path, monkeypatch):
     write_metrics(tmp_path, ROWS)
-    clock = iter([0.0, 2.0, 101.0, 102.0, 103.0, 104.0, 105.0])
-    monkeypatch.setattr(curves, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
-    picture = Curves(tmp_path)
-    for count, last in ((1, False), (1, False), (2, False), (3, True)):
-        picture.draw(last)  # at 0, until 2; at 101; at 102, until 103; at 104, until 105
+    clock = iter([0.0, 0.0, 2.0, 101.0, 102.0, 102.0, 103.0, 104.0, 105.0])
+    monkeypatch.setattr(callbacks, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    picture = learning_curves(tmp_path)
+    for count in (1, 1, 2):
+        picture.on_evaluate({}, False)  # at 0, until 2; at 101; at 102, until 103
         assert len(drawn) == count
+    picture.on_train_end()  # at 104, until 105
+    assert len(drawn) == 3
 
 
 def test_a_failure_is_one_line_and_the_last_try(tmp_path, monkeypatch, capsys):
@@ -94,8 +105,8 @@ def test_a_failure_is_one_line_and_the_last_try(tmp_path, monkeypatch, capsys):
         raise OSError(28, "No space left\non device")
 
     monkeypatch.setattr(curves, "plot_curves", fail)
-    picture = Curves(tmp_path)
-    for last in (False, True):
-        picture.draw(last)
+    picture = learning_curves(tmp_path)
+    picture.on_evaluate({}, False)
+    picture.on_train_end()
     line = "note: there is no curves.png: OSError: [Errno 28] No space left\\non device\n"
     assert capsys.readouterr().out == line and len(calls) == 1

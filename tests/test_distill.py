@@ -17,6 +17,7 @@ from scipy import special
 from warm_python import PYTHON
 
 import kbert
+from kbert.compression.distillation_objective import FIXED, DistillationObjective
 from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.model.weights import chosen_layers
@@ -24,9 +25,8 @@ from kbert.settings import DistillConfig, FinetuneConfig, PretrainConfig
 from kbert.tasks.registry import MODEL_CLASSES, TASK_FILE, make_task
 from kbert.tasks.tasks import soft_losses
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
-from kbert.train import distill, distillation_objective, finetune, pretrain
+from kbert.train import distill, finetune, pretrain
 from kbert.train.cost_estimate import forward_flops, step_flops, teacher_memory
-from kbert.train.distillation_objective import FIXED
 from kbert.utils.flags import as_flagfile
 
 WORDS = [f"w{i}" for i in range(20)] + ["good", "bad", "who", "?"]
@@ -234,7 +234,7 @@ def test_the_loss_of_a_student():
         **{"teacher": "x", "task": "tag", "train_file": "y", "soft_weight": 0.75},
         **{"hidden_weight": 0.5, "attention_weight": 2.0},
     )
-    objective = distillation_objective.DistillationObjective(
+    objective = DistillationObjective(
         Objective(), config, Teacher(), lambda *_: tf.constant(8.0), loss="loss", count="count"
     )
     features = {"attention_mask": mask}

@@ -293,24 +293,21 @@ def test_class_weights(settings, files, pretrained):
     labels = ["neg"] * 5 + ["pos"] * 2 + ["so"] * 9
     examples = [TextExample("", "the", None, label) for label in labels]
 
-    class Weighted(Finetuning):
-        def __init__(self, config):
-            self.config = config
-            tokenizer = kbert.BertTokenizer.from_pretrained(pretrained)
-            self.task = Classification(tokenizer, ("neg", "pos", "so"))
+    tokenizer = kbert.BertTokenizer.from_pretrained(pretrained)
+    task = Classification(tokenizer, ("neg", "pos", "so"))
 
-    run = Weighted(settings(class_weights="balanced"))
-    weights = run._class_weights(examples)
+    def class_weights(text=None):
+        workload = Finetuning(settings(class_weights=text))
+        workload.task = task
+        return workload._class_weights(examples)
+
+    weights = class_weights("balanced")
     assert weights == pytest.approx([16 / 15, 16 / 6, 16 / 27])
-    items = run.task.encode(examples, weights).items
+    items = task.encode(examples, weights).items
     assert sum(item.label_weights for item in items) == pytest.approx(16)
     assert float(items[5].label_weights) == pytest.approx(16 / 6)
-    assert Weighted(settings(class_weights="1,2,0.5"))._class_weights(examples).tolist() == [
-        1,
-        2,
-        0.5,
-    ]
-    assert Weighted(settings())._class_weights(examples) is None
+    assert class_weights("1,2,0.5").tolist() == [1, 2, 0.5]
+    assert class_weights() is None
 
 
 @pytest.mark.parametrize("text", ["1,2", "1,2,x", "1,2,0", "some"])

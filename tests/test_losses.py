@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from kbert.train.losses import PretrainingObjective, pretraining_loss, pretraining_sums
+from kbert.train.losses import PretrainingObjective
 from kbert.train.metrics import MetricAccumulator
 from kbert.train.schedule import WarmupPolynomialDecay
 
 pytestmark = pytest.mark.smoke
+OBJECTIVE = PretrainingObjective(3)
 
 
 def log_softmax(x):
@@ -16,7 +17,7 @@ def log_softmax(x):
 
 
 def metrics_of(window):
-    return PretrainingObjective(1).metrics(window.state)
+    return OBJECTIVE.metrics(window.state)
 
 
 def batch(B=3, L=7, M=4, V=11, seed=0):
@@ -36,7 +37,7 @@ def batch(B=3, L=7, M=4, V=11, seed=0):
 
 def test_sums_and_loss_equal_numpy():
     outputs, features = batch()
-    sums = {k: v.numpy() for k, v in pretraining_sums(outputs, features).items()}
+    sums = {k: v.numpy() for k, v in OBJECTIVE.sums(outputs, features).items()}
     logits, ids = outputs["mlm_logits"], features["masked_ids"]
     losses = -np.take_along_axis(log_softmax(logits), ids[..., None], -1)[..., 0]
     counted = features["masked_weights"] == 1
@@ -48,37 +49,37 @@ def test_sums_and_loss_equal_numpy():
     np.testing.assert_allclose(sums["nsp_loss"], nsp.sum(), rtol=1e-6)
     assert sums["mlm_correct"] == (logits.argmax(-1) == ids)[counted].sum()
     expected = losses[counted].mean() + nsp.mean()
-    np.testing.assert_allclose(pretraining_loss(sums, 6.0, 3.0), expected, rtol=1e-6)
+    np.testing.assert_allclose(OBJECTIVE.loss(sums, 6.0), expected, rtol=1e-6)
 
 
 def test_losses_of_the_parts_of_a_batch_add_up():
     """Parts with 3, 1 and 2 slots that count: the means of the parts would not."""
     outputs, features = batch()
-    whole = pretraining_sums(outputs, features)
+    whole = OBJECTIVE.sums(outputs, features)
     parts = [
-        pretraining_sums(*({k: v[i : i + 1] for k, v in d.items()} for d in (outputs, features)))
+        OBJECTIVE.sums(*({k: v[i : i + 1] for k, v in d.items()} for d in (outputs, features)))
         for i in range(3)
     ]
-    added = sum(float(pretraining_loss(part, 6.0, 3.0)) for part in parts)
-    assert added == pytest.approx(float(pretraining_loss(whole, 6.0, 3.0)), rel=1e-6)
+    added = sum(float(OBJECTIVE.loss(part, 6.0)) for part in parts)
+    assert added == pytest.approx(float(OBJECTIVE.loss(whole, 6.0)), rel=1e-6)
 
 
 def test_a_batch_without_a_slot_that_counts_has_no_mlm_loss():
     outputs, features = batch()
     features["masked_weights"][:] = 0
-    sums = pretraining_sums(outputs, features)
+    sums = OBJECTIVE.sums(outputs, features)
     window = MetricAccumulator()
     window.add(sums)
     assert metrics_of(window)["mlm_loss"] == 0
-    assert float(pretraining_loss(sums, 0.0, 3.0)) == pytest.approx(metrics_of(window)["nsp_loss"])
+    assert float(OBJECTIVE.loss(sums, 0.0)) == pytest.approx(metrics_of(window)["nsp_loss"])
 
 
 def test_padding_slots_do_not_count():
     outputs, features = batch()
-    before = pretraining_sums(outputs, features)
+    before = OBJECTIVE.sums(outputs, features)
     padding = features["masked_weights"] == 0
     outputs["mlm_logits"][padding] = 1e3
-    after = pretraining_sums(outputs, features)
+    after = OBJECTIVE.sums(outputs, features)
     assert float(before["mlm_loss"]) == float(after["mlm_loss"])
 
 
@@ -88,7 +89,7 @@ def test_sums_of_two_batches_weigh_every_slot_alike():
         outputs, features = batch(seed=seed)
         if seed == 2:
             features["masked_weights"][:] = 1  # 12 slots against 6
-        sums = pretraining_sums(outputs, features)
+        sums = OBJECTIVE.sums(outputs, features)
         window.add(sums)
         losses.append(float(sums["mlm_loss"]))
         counts.append(float(sums["mlm_count"]))

@@ -32,7 +32,7 @@ from kbert.model import (
 )
 from kbert.model.weights import huggingface
 from kbert.train import AdamW
-from kbert.train.losses import pretraining_loss, pretraining_sums
+from kbert.train.losses import PretrainingObjective
 
 B, L, M, V = 3, 11, 4, 53
 # float32 against float64, and against another library's order of additions
@@ -139,8 +139,8 @@ def test_loss_and_gradients_equal_hf():
     model, features = randomize(BertForPreTraining(config)), features_of()
     variables = model.named_weights()
     with tf.GradientTape() as tape:
-        sums = pretraining_sums(model(features, training=True), features)
-        loss = pretraining_loss(sums, sums["mlm_count"], B)
+        sums = PretrainingObjective(B).sums(model(features, training=True), features)
+        loss = PretrainingObjective(B).loss(sums, sums["mlm_count"])
     gradients = tape.gradient(loss, [variable.value for variable in variables.values()])
     hf = hf_model(arrays(model), config)
     labels = np.full((B, L), -100)
@@ -359,8 +359,10 @@ def test_compile_fit_evaluate_predict():
     weights = {"mlm_logits": features["masked_weights"], "nsp_logits": np.ones(B, "float32")}
     dataset = tf.data.Dataset.from_tensors((features, targets, weights)).repeat(60)
     before = model.evaluate(dataset.take(1), verbose=0, return_dict=True)["loss"]
-    sums = pretraining_sums(model(features), features)
-    assert before == pytest.approx(float(pretraining_loss(sums, sums["mlm_count"], B)), rel=1e-5)
+    sums = PretrainingObjective(B).sums(model(features), features)
+    assert before == pytest.approx(
+        float(PretrainingObjective(B).loss(sums, sums["mlm_count"])), rel=1e-5
+    )
     history = model.fit(dataset, epochs=1, verbose=0).history
     after = model.evaluate(dataset.take(1), verbose=0, return_dict=True)["loss"]
     assert after < history["loss"][0] < before and after < 0.7 * before

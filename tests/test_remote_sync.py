@@ -11,7 +11,7 @@ from run_files import weights_of
 
 from kbert.errors import UserError
 from kbert.settings import PretrainConfig
-from kbert.train import loop, pretrain, remote_sync
+from kbert.train import callbacks, pretrain, remote_sync, trainer
 from kbert.utils import storage
 
 
@@ -59,14 +59,14 @@ def names(folder):
 
 def stop_at(monkeypatch, step):
     """Ends a run as a signal does."""
-    take = loop.Run._take_steps
+    take = trainer.Trainer.take_steps
 
     def take_steps(self, batches, count):
         take(self, batches, count)
         if self.step == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop.Run, "_take_steps", take_steps)
+    monkeypatch.setattr(trainer.Trainer, "take_steps", take_steps)
 
 
 def fetched(url, folder):
@@ -104,14 +104,14 @@ def test_a_run_goes_on_from_what_was_sent(files, url, settings, tmp_path, monkey
 
 def test_a_storage_that_is_away_for_a_while(files, url, settings, capsys, monkeypatch):
     """Training goes on; what could not be sent goes with the next checkpoint."""
-    save = loop.Run._save
+    save = callbacks.ModelCheckpoint.on_save
 
     def save_and_fail(self):
-        files.always["copy"] = unavailable() if self.step in (2, 4) else None
+        files.always["copy"] = unavailable() if self.trainer.step in (2, 4) else None
         save(self)
-        self.background.wait()
+        self.trainer.background.wait()
 
-    monkeypatch.setattr(loop.Run, "_save", save_and_fail)
+    monkeypatch.setattr(callbacks.ModelCheckpoint, "on_save", save_and_fail)
     pretrain(PretrainConfig(**settings | {"keep_checkpoints": 4}), url)
     printed = capsys.readouterr().out
     assert printed.count("note: cannot copy ") == 2

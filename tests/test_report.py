@@ -2,12 +2,16 @@
 
 import json
 import math
+import types
 
 import pytest
 import tensorflow as tf
 
 from kbert.errors import UserError
-from kbert.train.report import MetricsWriter, ThroughputMeter, time_text, train_line
+from kbert.settings import PretrainConfig
+from kbert.train.callbacks import MetricsFile, ProgressLines, TensorBoard, drop_later_rows
+from kbert.train.pretraining import Pretraining
+from kbert.train.report import ThroughputMeter, throughput_text, time_text
 
 
 def test_time():
@@ -40,21 +44,39 @@ def test_clocks_that_stand_still_or_are_set_back(seconds):
 
 
 def test_a_line_tells_of_skipped_steps_only():
-    names = ("loss", "mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "learning_rate")
-    metrics = dict.fromkeys(names, 0.5) | {"tokens_per_second": 1234.5, "skipped_steps": 0.0}
+    metrics = {"learning_rate": 0.5, "tokens_per_second": 1234.5, "skipped_steps": 0.0}
     metrics["input_wait"] = 0.05
-    line = train_line(1000, 20000, metrics, 61)
-    assert line.startswith("step 1,000/20,000 | loss 0.500 |")
-    assert line.endswith("| 1,234 tokens/s | ETA 1:01")
-    assert train_line(1, 2, metrics | {"skipped_steps": 2.0}, 0).endswith(" | 2 skipped")
-    slow = train_line(1, 2, metrics | {"input_wait": 0.126}, 0)
+    assert throughput_text(metrics, 61) == "lr 5.00e-01 | 1,234 tokens/s | ETA 1:01"
+    assert throughput_text(metrics | {"skipped_steps": 2.0}, 0).endswith(" | 2 skipped")
+    slow = throughput_text(metrics | {"input_wait": 0.126}, 0)
     assert slow.endswith(" | 13% of the time without a batch")
 
 
+def test_the_line_of_a_window_of_steps(capsys):
+    names = ("loss", "mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "learning_rate")
+    metrics = dict.fromkeys(names, 0.5) | {"tokens_per_second": 1234.5, "skipped_steps": 0.0}
+    workload = Pretraining(PretrainConfig(input="a.txt"))
+    workload.train_steps = 20_000
+    line = ProgressLines()
+    line.trainer = types.SimpleNamespace(step=1000, workload=workload, eta_seconds=61)
+    line.on_log(metrics | {"input_wait": 0.05})
+    assert capsys.readouterr().out == (
+        "step 1,000/20,000 | loss 0.500 | mlm 0.500 acc 0.500 | nsp 0.500 acc 0.500 | "
+        "lr 5.00e-01 | 1,234 tokens/s | ETA 1:01\n"
+    )
+
+
+def begun(callback, folder, step=0):
+    """A callback of a run that begins at a step."""
+    callback.trainer = types.SimpleNamespace(folder=folder, step=step, evaluation_due=False)
+    callback.on_train_begin()
+    return callback
+
+
 def test_metrics_that_are_not_finite_are_null(tmp_path):
-    writer = MetricsWriter(tmp_path, 0)
-    writer.write(3, {"loss": math.nan, "eval_loss": 2.0})
-    writer.close()
+    writer = begun(MetricsFile(), tmp_path, step=3)
+    writer.on_log({"loss": math.nan, "eval_loss": 2.0})
+    writer.on_train_end()
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line) == {"step": 3, "loss": None, "eval_loss": 2.0}
 
@@ -63,7 +85,7 @@ def test_metrics_that_are_not_finite_are_null(tmp_path):
 def test_a_harmed_line_costs_that_line(tmp_path, harmed):
     rows = [b'{"step": 1, "loss": 2.5}', harmed, b'{"step": 3}', b'{"step": 4}']
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(rows))
-    MetricsWriter(tmp_path, 3).close()
+    begun(MetricsFile(), tmp_path, step=3).on_train_end()
     kept = (tmp_path / "metrics.jsonl").read_bytes()
     assert kept == b'{"step": 1, "loss": 2.5}\n{"step": 3}\n'
 
@@ -72,18 +94,18 @@ def test_an_evaluation_that_is_made_again_is_there_once(tmp_path):
     rows = [{"step": 3, "loss": 2.5}, {"step": 3, "eval_loss": 2.0}]
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    MetricsWriter(tmp_path, 3).close()
+    drop_later_rows(path, 3)
     assert [json.loads(line) for line in path.read_text().splitlines()] == rows
-    MetricsWriter(tmp_path, 3, evaluation_due=True).close()
+    drop_later_rows(path, 3, evaluation_due=True)
     assert [json.loads(line) for line in path.read_text().splitlines()] == rows[:1]
 
 
 def test_events_that_cannot_be_written_are_one_line(tmp_path, monkeypatch):
-    writer = MetricsWriter(tmp_path, 0)
+    writer = begun(TensorBoard(), tmp_path)
 
     def refuse():
         raise tf.errors.ResourceExhaustedError(None, None, "No space left on device\nmore")
 
     monkeypatch.setattr(writer._events, "flush", refuse)
     with pytest.raises(UserError, match=r"cannot write .*tensorboard: No space left on device"):
-        writer.write(1, {"loss": 1.0})
+        writer.on_log({"loss": 1.0})

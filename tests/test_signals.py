@@ -10,15 +10,16 @@ from warm_python import PYTHON
 from kbert.train.distribution import smaller_slices
 
 SIGNALS = """
-import os, signal, sys
+import os, signal, sys, types
 from kbert.train.signals import stop_requests
 own = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 for number, handler in own.items():  # a background job ignores SIGINT
     signal.signal(number, handler)
-with stop_requests() as stop:
-    assert not stop.received
+run = types.SimpleNamespace(stop_training=False)
+with stop_requests(run):
+    assert not run.stop_training
     os.kill(os.getpid(), int(sys.argv[1]))
-    assert stop.received
+    assert run.stop_training
     assert all(signal.getsignal(n) is handler for n, handler in own.items())  # any second one stops
     try:
         os.kill(os.getpid(), signal.SIGINT)

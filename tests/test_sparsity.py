@@ -15,12 +15,12 @@ from test_step import weights_of as step_weights
 from warm_python import PYTHON
 
 import kbert
+from kbert.compression.sparsity import MagnitudePruning, _pruned
 from kbert.errors import UserError
 from kbert.model import BertForPreTraining
 from kbert.settings import FinetuneConfig, PretrainConfig
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.train import finetune, pretrain
-from kbert.train.sparsity import MagnitudePruning, _pruned
 from kbert.utils.flags import as_flagfile
 
 WORDS = ["good", "bad", "so", "the", "a", "film", "cast", "plot", "was", "."]
@@ -42,7 +42,7 @@ def sparse_step(train_steps=40, sparsity=0.7, **settings):
     """A step of test_step with pruning from step 8 to 32 of 40."""
     settings = {"sparsity": sparsity, "sparsity_begin": 0.2, "sparsity_end": 0.8} | settings
     step = make_step(train_steps=10**6, **settings)
-    step._pruning = MagnitudePruning(step.model, step._config, train_steps)
+    step.pruning = MagnitudePruning(step.model, step._config, train_steps)
     return step
 
 
@@ -134,7 +134,7 @@ def test_pruned_weights_have_no_gradient():
     for weight in matrices(step.model.named_weights()).values():
         weight.assign(np.where(np.abs(weight) < 0.4, 0, weight))
     gradients = [tf.ones(variable.shape) for variable in variables]
-    found = step._pruning.learning(gradients, lambda variable: variable.value)
+    found = step.pruning.learning(gradients, lambda variable: variable.value)
     pruned = {id(weight) for weight in matrices(step.model.named_weights()).values()}
     for gradient, variable in zip(found, variables, strict=True):
         kept = np.array(variable) != 0 if id(variable) in pruned else 1
@@ -178,7 +178,7 @@ def test_a_weight_that_becomes_zero_by_chance_is_not_lost():
     kernel = step.model.named_weights()["bert/encoder/layer_0/output/kernel"]
     value = np.array(kernel)
     before, after = tf.constant(value), tf.constant(np.where(value > 0.3, 0.0, value + 1))
-    kept = step._pruning.kept(tf.constant(0, tf.int64))
+    kept = step.pruning.kept(tf.constant(0, tf.int64))
     (number,) = [i for i, w in enumerate(step.model.trainable_variables) if w is kernel]
     found = kept(number, before, after).numpy()
     np.testing.assert_array_equal(found, np.where(value > 0.3, value, value + 1))

@@ -13,7 +13,7 @@ from kbert.model import BertForPreTraining
 from kbert.settings import PretrainConfig
 from kbert.train import step as step_module
 from kbert.train.distribution import Devices
-from kbert.train.losses import PretrainingObjective, pretraining_sums
+from kbert.train.losses import PretrainingObjective
 from kbert.train.optimizer import make_optimizer, make_schedule
 from kbert.train.step import TrainStep
 from kbert.train.workers import Workers
@@ -85,7 +85,7 @@ def test_a_step_is_gradient_descent_on_the_mean_losses():
     step, features = make_step(clip_norm=1e9), features_of()
     model = step.model
     with tf.GradientTape() as tape:
-        sums = pretraining_sums(model(features, training=True), features)
+        sums = PretrainingObjective(B).sums(model(features, training=True), features)
         loss = sums["mlm_loss"] / features["masked_weights"].sum() + sums["nsp_loss"] / B
     gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
     expected = [

@@ -14,6 +14,7 @@ import pytest
 from kbert.errors import UserError
 from kbert.settings import PretrainConfig
 from kbert.train import pretrain, wandb_logger
+from kbert.train.start import usual_callbacks
 from kbert.train.wandb_logger import WandbLogger, check_wandb
 
 CONFIG = PretrainConfig(input="a.txt", wandb_project="berts", learning_rate=3e-4)
@@ -71,12 +72,12 @@ def test_what_it_gets_and_that_a_run_goes_on_as_the_same(offline, tmp_path, caps
     rows = [(10, {"loss": 2.5}), (10, {"eval_mlm_loss": 2.25}), (20, {"loss": 2.0})]
     results = {"test": {"accuracy": 0.75, "confusion": [[1]]}, "loss": 1.5}
     for part, end in ((rows, None), ([(30, {"loss": 1.5})], results)):
-        tracker = WandbLogger(
-            folder, CONFIG, {"architecture": {"hidden_size": 24}}, tmp_path / "run"
-        )
-        for step, metrics in part:
-            tracker.log(step, metrics)
-        tracker.close(end)
+        logger = begun(folder, tmp_path / "run", hidden_size=24)
+        for logger.trainer.step, metrics in part:
+            logger.on_log(metrics)
+        if end:
+            logger.on_finish(end)
+        logger.on_exit()
     starts = finished(tmp_path / "run", 2)
     assert [start[-1].exit.exit_code for start in starts] == [1, 0]  # the first has failed
     summary = {}
@@ -98,14 +99,13 @@ def test_what_it_gets_and_that_a_run_goes_on_as_the_same(offline, tmp_path, caps
     assert capsys.readouterr().out.count("W&B: ") == 2
 
 
-def test_a_run_without_a_project_asks_nothing_of_it(tmp_path, monkeypatch):
+def test_a_run_without_a_project_asks_nothing_of_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     config = PretrainConfig(input="a.txt")
     check_wandb(config)
-    tracker = WandbLogger(tmp_path, config, {})
-    tracker.log(1, {"loss": 1.0})
-    tracker.close()
-    assert not any(tmp_path.iterdir())
+    assert not any(isinstance(c, WandbLogger) for c in usual_callbacks(config, is_chief=True))
+    usual = usual_callbacks(CONFIG, is_chief=True)
+    assert any(isinstance(callback, WandbLogger) for callback in usual)
 
 
 @pytest.mark.parametrize("origin", [None, "folder"])
@@ -117,6 +117,21 @@ def test_a_package_that_is_not_there(origin, monkeypatch):
         UserError, match=r"--wandb_project needs wandb: pip install 'kbert\[wandb\]"
     ):
         check_wandb(CONFIG)
+
+
+def begun(folder, run_folder=None, **architecture):
+    """A WandbLogger of a run of CONFIG that begins."""
+    bert_config = types.SimpleNamespace(to_dict=lambda: architecture)
+    logger = WandbLogger()
+    logger.trainer = types.SimpleNamespace(
+        folder=folder,
+        config=CONFIG,
+        workload=types.SimpleNamespace(bert_config=bert_config),
+        run_dir=types.SimpleNamespace(is_remote=run_folder is None, folder=run_folder),
+        step=1,
+    )
+    logger.on_train_begin()
+    return logger
 
 
 def fake(monkeypatch, init):
@@ -131,10 +146,10 @@ def test_a_failure_is_one_line(tmp_path, monkeypatch, capsys):
         raise ConnectionError("no route\nto host")
 
     fake(monkeypatch, init)
-    tracker = WandbLogger(tmp_path, CONFIG, {})
-    for step in range(3):
-        tracker.log(step, {"loss": 1.0})
-    tracker.close()
+    logger = begun(tmp_path)
+    for _ in range(3):
+        logger.on_log({"loss": 1.0})
+    logger.on_exit()
     wanted = "note: W&B gets nothing more of this run: ConnectionError: no route\\nto host\n"
     assert capsys.readouterr().out == wanted
 
@@ -143,9 +158,9 @@ def test_nobody_waits_for_it_long(tmp_path, monkeypatch, capsys):
     asked, never = threading.Event(), threading.Event()
     fake(monkeypatch, lambda **arguments: (asked.set(), never.wait()))
     monkeypatch.setattr(wandb_logger, "LONGEST_WAIT", 0.1)
-    tracker = WandbLogger(tmp_path, CONFIG, {})
-    tracker.log(1, {"loss": 1.0})
-    tracker.close()
+    logger = begun(tmp_path)
+    logger.on_log({"loss": 1.0})
+    logger.on_exit()
     assert asked.wait(60)  # its thread has found the fake, and waits as long as there are tests
     assert (
         "note: W&B takes longer than 0.1 s; the run is whole without it" in capsys.readouterr().out

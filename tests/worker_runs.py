@@ -88,11 +88,12 @@ def _act_as(devices):
 def main(folder, settings, changes):
     from kbert.data.pretraining_batches import PretrainingExamples
     from kbert.settings import FinetuneConfig, PretrainConfig
-    from kbert.train import finetune, loop, pretrain
+    from kbert.train import finetune, pretrain
+    from kbert.train.trainer import Trainer
     from kbert.utils import program
     from kbert.visualization import curves
 
-    curves.Curves.draw = lambda self, last=False: None  # it takes longer than the steps
+    curves.plot_curves = lambda path, curves: None  # it takes longer than the steps
     index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
     settings = dict(settings, distribution="multi_worker")
     if changes.get("devices", 1) > 1:
@@ -107,7 +108,7 @@ def main(folder, settings, changes):
             return batch(self, index_of, *rest)
 
         PretrainingExamples.batch = record
-    take = loop.Run._take_steps
+    take = Trainer.take_steps
 
     def take_steps(self, batches, count):
         if index == changes["victim"]:
@@ -117,7 +118,7 @@ def main(folder, settings, changes):
                 os.kill(os.getpid(), signal.SIGKILL)
         return take(self, batches, count)
 
-    loop.Run._take_steps = take_steps
+    Trainer.take_steps = take_steps
     if "task" in settings:
         program.run(lambda: finetune(FinetuneConfig(**settings), folder))
     else:

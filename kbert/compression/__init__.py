@@ -1,1 +1,1 @@
-"""Smaller models: which attention heads can be removed."""
+"""Smaller models: pruning of attention heads and of single weights, and learning from a teacher."""

@@ -67,7 +67,7 @@ def teacher_memory(teacher, batch_size, length, config):
     """Bytes of a teacher's weights, and of the attention and hidden states that are compared.
 
     Args:
-        teacher: `kbert.train.distillation_objective.Teacher`. batch_size, length, config: as of
+        teacher: `kbert.compression.teacher.Teacher`. batch_size, length, config: as of
             `step_memory`.
     """
     bert, size = teacher.config, 4 if config.precision == "float32" else 2
@@ -77,14 +77,11 @@ def teacher_memory(teacher, batch_size, length, config):
     return 4 * teacher.parameters + batch_size * size * kept
 
 
-def estimate_text(config, bert, parameters, devices, examples, step_seconds, teacher=None):
-    """Lines for a person: what a run takes.
-
-    Args:
-        config: PretrainConfig. bert: BertConfig. parameters: int. teacher: Teacher, or None.
-        devices: `kbert.train.distribution.Devices`. examples: PretrainingExamples.
-        step_seconds: measured.
-    """
+def estimate_text(trainer):
+    """Lines for a person: what pretraining takes. trainer: a `Trainer` that has taken steps."""
+    workload, config, devices = trainer.workload, trainer.config, trainer.devices
+    bert, teacher, examples = workload.bert_config, workload.teacher, workload.data
+    parameters, step_seconds = trainer.model.count_params(), trainer.throughput.step_seconds
     B, L, M = config.global_batch_size, config.max_seq_length, examples.max_predictions
     flops = step_flops(bert, B, L, M, config.remat)
     each = B // devices.replicas // config.accumulation_steps

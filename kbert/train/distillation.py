@@ -1,17 +1,16 @@
-"""Task distillation: a student is fine-tuned with a larger, fine-tuned model as its teacher."""
+"""Distillation: any workload, learnt from a teacher besides."""
 
-import tensorflow as tf
+import dataclasses
 
+from kbert.compression.distillation_objective import FIXED, DistillationObjective
+from kbert.compression.teacher import Teacher, check_heads, start_layers
 from kbert.errors import UserError
 from kbert.model.weights import open_weights
-from kbert.tasks.labels import differing_labels
-from kbert.tasks.registry import MODEL_CLASSES
-from kbert.train import distillation_objective
 from kbert.train.finetuning import Finetuning
-from kbert.train.loop import start_run
+from kbert.train.start import start_run
 
 
-def distill(config, output_dir):
+def distill(config, output_dir, callbacks=()):
     """Fine-tunes a student for a task, with a teacher that has learnt it.
 
     Writes `OUTPUT_DIR/distillation/` as `kbert.train.finetune` writes `finetuning`, and goes on
@@ -19,6 +18,7 @@ def distill(config, output_dir):
 
     Args:
         config: DistillConfig. output_dir: the run's folder.
+        callbacks: `kbert.train.Callback` objects, called after those of every run.
 
     Returns:
         dict of "eval" and "test": see `kbert.train.finetune`.
@@ -26,47 +26,66 @@ def distill(config, output_dir):
     Raises:
         UserError: as for `finetune`; and a teacher that cannot teach this student.
     """
-    return start_run(DistillFinetuning, config, output_dir, DistillFinetuning.run)
+    student = Finetuning(config, "distillation", "kbert.distill")
+    return start_run(Distillation(student), output_dir, callbacks)
 
 
-class DistillFinetuning(distillation_objective.DistillMixin, Finetuning):
-    """A run of `distill`. config: DistillConfig."""
+class Distillation:
+    """A workload of a student and its teacher; what is not said here is as in the student's.
 
-    part, program = "distillation", "kbert.distill"
-    fixed = (*Finetuning.fixed, *distillation_objective.FIXED)
+    Args:
+        student: `kbert.train.workload.Workload`, whose config has the fields of TeacherConfig.
 
-    def find(self, state):
-        self.layers = distillation_objective.start_layers(self.config)
-        self.teacher_class = MODEL_CLASSES[self.config.task]
-        super().find(state)
+    Attributes:
+        teacher: `kbert.compression.teacher.Teacher`, set by `load`.
+    """
 
-    def usual_label_names(self, examples):
-        """Those of the teacher, whose outputs are of them."""
-        with open_weights(self.config.teacher) as (teacher_config, _):
-            return teacher_config.label_names or tuple(map(str, range(teacher_config.num_labels)))
+    def __init__(self, student):
+        self._student, self.config = student, student.config
+        self.fixed = (*student.fixed, *FIXED)
 
-    def make_distillation_objective(self):
-        task, config = self.task, self.config
+    def __getattr__(self, name):
+        return getattr(self._student, name)
 
-        def soft(outputs, teacher_outputs, features):
-            losses = task.soft_losses(outputs, teacher_outputs, config.temperature)
-            return tf.reduce_sum(losses * features["label_weights"])
-
-        return distillation_objective.DistillationObjective(
-            self.objective, config, self.teacher, soft, loss="loss", count="count"
+    def load(self, state, saved, run_dir, workers):
+        student, folder = self._student, self.config.teacher
+        student.layers = start_layers(self.config)
+        check_heads(folder, student.teacher_class)
+        with open_weights(folder) as (teacher_config, _):
+            labels = teacher_config.label_names
+            student.teacher_labels = labels or tuple(map(str, range(teacher_config.num_labels)))
+        student.load(state, saved, run_dir, workers, self._check)
+        self.objective = DistillationObjective(
+            student.objective, self.config, self.teacher, student.soft_loss, *student.taught_sums
         )
+        self._teacher_of_checkpoint = state["data"]["teacher"] if state else None
 
-    def check_model(self, bert_config, tokenizer):
-        super().check_model(bert_config, tokenizer)
-        for name, (teacher_value, student_value) in differing_labels(
-            self.teacher.config, self.task
-        ).items():
+    def _check(self, bert_config, tokenizer):
+        self.teacher = Teacher(self.config, bert_config, tokenizer)
+        self._student.check_teacher(self.teacher.config, bert_config)
+
+    def make_model(self, bert_config):
+        if self.config.attention_weight:  # dropped attention says nothing about what was there
+            bert_config = dataclasses.replace(bert_config, attention_probs_dropout_prob=0.0)
+        model = self._student.make_model(bert_config)
+        self.teacher.show(model)
+        self.teacher.load(self._student.teacher_class)
+        if self._teacher_of_checkpoint not in (None, self.teacher.fingerprint):
             raise UserError(
-                f"the teacher, {self.config.teacher}, has {name} {teacher_value}; the student "
-                f"would have {student_value}. Leave out --label_names, or take a teacher that has "
-                f"learnt this task."
+                f"the weights of the teacher, {self.config.teacher}, are not those that the run "
+                f"has learnt from so far. Put them back, or take another --output_dir."
             )
+        return model
 
-    def initialize_from(self, folder):
-        origin = super().initialize_from(folder)
-        return distillation_objective.origin(self.layers, folder) if self.layers else origin
+    def initialize_from(self, folder, restore):
+        origin, layers = self._student.initialize_from(folder, restore), self._student.layers
+        if not layers:
+            return origin
+        blocks = f"block{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
+        return f"{blocks} of the teacher, {folder}"
+
+    def identity(self):
+        return self._student.identity() | {"teacher": self.teacher.fingerprint}
+
+    def describe(self, devices):
+        return [*self._student.describe(devices), self.teacher.describe()]

@@ -159,7 +159,7 @@ def _check_devices(config, devices):
         raise UserError(
             f"the batch must be divisible by replicas x accumulation_steps; got "
             f"{config.global_batch_size} and {replicas} x {slices}. Take "
-            f"{_next_multiple(config.global_batch_size, replicas * slices)}"
+            f"{-(-config.global_batch_size // (replicas * slices)) * replicas * slices}"
             f"{', or --distribution=one_device' if replicas > 1 else ''}."
         )
 
@@ -182,10 +182,6 @@ def _leave_other_gpus_alone():
     """TensorFlow reserves the memory of every GPU it sees."""
     with contextlib.suppress(RuntimeError):  # it has started already
         tf.config.set_visible_devices(tf.config.list_physical_devices("GPU")[:1], "GPU")
-
-
-def _next_multiple(number, divisor):
-    return -(-number // divisor) * divisor
 
 
 def smaller_slices(config, replicas):

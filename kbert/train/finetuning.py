@@ -5,6 +5,7 @@ import json
 import warnings
 
 import numpy as np
+import tensorflow as tf
 
 from kbert.config import BertConfig
 from kbert.data.bucketed_batches import BucketedBatches
@@ -19,20 +20,21 @@ from kbert.tasks.labels import (
     label_names,
     shown,
 )
-from kbert.tasks.registry import LABELLED_TASKS, make_task, write_task
+from kbert.tasks.registry import LABELLED_TASKS, MODEL_CLASSES, make_task, write_task
 from kbert.tokenizer.tokenizer import BertTokenizer
 from kbert.train import report
-from kbert.train.loop import Run, start_run
 from kbert.train.losses import TaskObjective
 from kbert.train.optimizer import make_optimizer
 from kbert.train.schedule import WarmupPolynomialDecay
+from kbert.train.start import start_run
+from kbert.train.workload import Workload
 from kbert.utils.logging import log
 from kbert.visualization import plots
 
 _LESS_IS_BETTER = ("mse", "mae")
 
 
-def finetune(config, output_dir):
+def finetune(config, output_dir, callbacks=()):
     """Fine-tunes a BERT for a task, or goes on with a run that was stopped.
 
     Writes `OUTPUT_DIR/finetuning/` with `checkpoint`, `best` (by the task's metric on the
@@ -43,6 +45,7 @@ def finetune(config, output_dir):
     Args:
         config: FinetuneConfig.
         output_dir: the run's folder.
+        callbacks: `kbert.train.Callback` objects, called after those of every run.
 
     Returns:
         dict of "eval" and "test", as far as there are such files: dicts of name -> score, of the
@@ -53,14 +56,16 @@ def finetune(config, output_dir):
             contradict the checkpoint, the devices or each other; a folder in use; a loss that is
             not finite; files that cannot be written.
     """
-    return start_run(Finetuning, config, output_dir, Finetuning.run)
+    return start_run(Finetuning(config), output_dir, callbacks)
 
 
-class Finetuning(Run):
-    """A run of `finetune`. config: FinetuneConfig."""
+class Finetuning(Workload):
+    """A task, learnt from labelled examples.
 
-    part, program = "finetuning", "kbert.finetune"
-    layers = None  # encoder blocks of --init_from that are taken; None for all
+    Args:
+        config: FinetuneConfig. part, program: see `Workload`.
+    """
+
     fixed = (
         *("task", "max_seq_length", "batch_size", "optimizer", "seed", "class_weights"),
         *("freeze_embeddings", "freeze_layers", "lora_rank", "lora_alpha", "layer_decay"),
@@ -68,10 +73,18 @@ class Finetuning(Run):
         *("doc_stride", "max_query_length"),
         *("sparsity", "sparsity_begin", "sparsity_end"),
     )
+    taught_sums = ("loss", "count")
 
-    def find(self, state):
+    def __init__(self, config, part="finetuning", program="kbert.finetune"):
+        super().__init__(config)
+        self.part, self.program = part, program
+
+    @property
+    def teacher_class(self):
+        return MODEL_CLASSES[self.config.task]
+
+    def load(self, state, saved, run_dir, workers, check=lambda bert_config, tokenizer: None):
         config = self.config
-        saved = self.checkpoints.path(state["step"]) if state else None
         self.tokenizer = BertTokenizer.from_pretrained(saved or config.init_from)
         files = {"train": config.train_file, "eval": config.eval_file, "test": config.test_file}
         examples = {
@@ -83,7 +96,7 @@ class Finetuning(Run):
         allow_no_answer = any(getattr(e, "is_impossible", False) for e in examples["train"])
         self.task = make_task(config, self.tokenizer, names, allow_no_answer)
         self.bert_config = self._bert_config(saved or config.init_from)
-        self.check_model(self.bert_config, self.tokenizer)
+        check(self.bert_config, self.tokenizer)
         self.class_weights = self._class_weights(examples["train"])
         self.encoded = {
             name: self.task.encode(rows, self.class_weights if name == "train" else None)
@@ -93,10 +106,10 @@ class Finetuning(Run):
         self.metric = config.best_metric or self.task.metric
         self.patience = config.early_stopping_patience
         items = self.encoded["train"].items
-        self.batches = BucketedBatches(
+        self.data = BucketedBatches(
             items, config.batch_size, config.max_seq_length, self.tokenizer.pad_id, config.seed
         )
-        epoch = self.batches.steps_per_epoch
+        epoch = self.data.steps_per_epoch
         self.train_steps = max(1, round(config.epochs * epoch))
         self.eval_every_steps = config.eval_every_steps or epoch
         self.schedule = WarmupPolynomialDecay(
@@ -112,7 +125,7 @@ class Finetuning(Run):
         elif config.label_names:
             names = read_label_names(config.label_names)
         else:
-            names = self.usual_label_names(examples["train"])
+            names = self.teacher_labels or label_names(examples["train"])
         if len(names) < (1 if config.task == "multilabel" else 2):
             raise UserError(
                 f"{config.train_file} has too few labels ({shown(names) or 'none'}) to tell apart. "
@@ -125,10 +138,6 @@ class Finetuning(Run):
         if config.label_names:
             check_all_present(examples["train"], names, config.train_file)
         return names, examples
-
-    def usual_label_names(self, examples):
-        """The names of the labels where no flag gives them."""
-        return label_names(examples)
 
     def _bert_config(self, folder):
         task_heads = self.task.model_class.task_heads
@@ -169,12 +178,9 @@ class Finetuning(Run):
             )
         return np.array(weights)
 
-    def dataset(self, batch_size, first, count, input_context):
-        return self.batches.dataset(batch_size, first, count, input_context)
-
-    def make_model(self):
+    def make_model(self, bert_config):
         config = self.config
-        model = self.task.model_class(self.bert_config, dtype=config.precision)
+        self.model = model = self.task.model_class(bert_config, dtype=config.precision)
         if config.lora_rank:
             model.add_lora(config.lora_rank, config.lora_alpha)
         elif config.freeze_embeddings or config.freeze_layers:
@@ -188,7 +194,7 @@ class Finetuning(Run):
         config = self.config
         return make_optimizer(config, self.schedule, config.layer_decay, config.bias_correction)
 
-    def initialize_from(self, folder):
+    def initialize_from(self, folder, restore):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             self.model.load_pretrained(
@@ -201,8 +207,7 @@ class Finetuning(Run):
             log(f"note: {folder} has a head for other labels; it is not taken")
         return f"the weights of {folder}"
 
-    def _check_best_metric(self):
-        """Refuses a metric that there is not, before any work is done."""
+    def check_metric(self):
         if self.config.best_metric and "eval" in self.examples:
             scores = self._score("eval", limit=8)[0]
             if self.metric not in scores:  # some need examples of all kinds
@@ -219,31 +224,30 @@ class Finetuning(Run):
             held_out = [_fingerprint(self.encoded["eval"].items), self.metric]
         return {"corpus": _fingerprint(self.encoded["train"].items), "held_out": held_out}
 
-    def describe(self):
+    def describe(self, devices):
         config = self.config
         parameters = self.model.count_params()
-        log(report.model_line(self.bert_config, parameters, config.precision))
+        yield report.model_line(self.bert_config, parameters, config.precision)
         trained = sum(int(np.prod(v.shape)) for v in self.model.trainable_variables)
         if trained < parameters:
-            log(f"trained: {trained:,} of {parameters:,} parameters")
-        log(self.devices.describe(config))
+            yield f"trained: {trained:,} of {parameters:,} parameters"
+        yield devices.describe(config)
         counts = ", ".join(f"{len(rows):,} {name}" for name, rows in self.examples.items())
-        log(
+        yield (
             f"task: {config.task}, {counts} examples; an epoch has "
-            f"{self.batches.steps_per_epoch:,} steps"
+            f"{self.data.steps_per_epoch:,} steps"
         )
         if self.task.label_names:
-            log(f"labels: {shown(self.task.label_names)}")
+            yield f"labels: {shown(self.task.label_names)}"
         for name, encoded in self.encoded.items():
             full = sum(item.length == config.max_seq_length for item in encoded.items)
             if full and config.task != "qa":
-                log(
+                yield (
                     f"note: {full:,} of {len(encoded.items):,} {name} examples fill "
                     f"--max_seq_length={config.max_seq_length}: what is longer is cut"
                 )
         if not config.eval_file:
-            log("no --eval_file: the weights of the last step are taken")
-        self._check_best_metric()
+            yield "no --eval_file: the weights of the last step are taken"
 
     def evaluation(self):
         if "eval" not in self.examples:
@@ -253,28 +257,31 @@ class Finetuning(Run):
         metrics = {f"eval_{name}": v for name, v in scores.items() if isinstance(v, (int, float))}
         return metrics, -value if self.metric in _LESS_IS_BETTER else value
 
-    def train_line(self, metrics, eta_seconds):
-        epoch = self.step / self.batches.steps_per_epoch
-        return report.finetune_line(self.step, self.train_steps, epoch, metrics, eta_seconds)
+    def train_text(self, step, metrics):
+        return f"epoch {step / self.data.steps_per_epoch:.2f} | loss {metrics['loss']:.4f}"
 
-    def evaluation_line(self, metrics, better):
-        return report.scores_line(self.step, metrics, self.metric, better)
+    def evaluation_text(self, step, metrics):
+        first = f"eval_{self.metric}"
+        names = [first, *(name for name in metrics if name != first)][:4]
+        scores = " | ".join(f"{name[5:]} {metrics[name]:.4f}" for name in names)
+        return f"eval at step {step:,} | {scores}"
 
-    def finish(self, results):
-        path = self.folder / "results.json"
+    def finish(self, results, run_dir):
+        folder = run_dir.folder / self.part
+        path = folder / "results.json"
         if "eval" in self.examples:
-            self.model.load_pretrained(self.folder / "best")
+            self.model.load_pretrained(folder / "best")
         results, predictions = {}, {}
         for name in ("eval", "test"):
             if name in self.examples:
                 results[name], predictions[name] = self._score(name)
-        scratch = self.folder / ".results.json.partial"
+        scratch = folder / ".results.json.partial"
         scratch.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         scratch.replace(path)
         for name, rows in predictions.items():
-            self._write_predictions(name, rows)
+            self._write_predictions(folder, name, rows)
         if results:
-            log(f"scores: {self.run_dir.shown(path)}; reports and predictions beside it")
+            log(f"scores: {run_dir.shown(path)}; reports and predictions beside it")
         return results
 
     def _score(self, name, limit=None):
@@ -291,20 +298,20 @@ class Finetuning(Run):
             predictions = self.task.predictions(examples, encoded, outputs)
         return self.task.scores(examples, predictions), predictions
 
-    def _write_predictions(self, name, predictions):
+    def _write_predictions(self, folder, name, predictions):
         examples = self.examples[name]
         text = self.task.report(examples, predictions)
         if text:
             log(f"{name}:\n{text.rstrip()}")
-            (self.folder / f"{name}_report.txt").write_text(text, encoding="utf-8")
+            (folder / f"{name}_report.txt").write_text(text, encoding="utf-8")
         if hasattr(self.task, "predicted_numbers"):
             plots.plot_confusion_matrix(
-                self.folder / f"{name}_confusion.png",
+                folder / f"{name}_confusion.png",
                 self.task.targets(examples),
                 self.task.predicted_numbers(predictions),
                 self.task.label_names,
             )
-        with open(self.folder / f"{name}_predictions.jsonl", "w", encoding="utf-8") as file:
+        with open(folder / f"{name}_predictions.jsonl", "w", encoding="utf-8") as file:
             for example, prediction in zip(examples, predictions, strict=True):
                 where = {"where": example.where}
                 file.write(json.dumps(where | prediction, ensure_ascii=False) + "\n")
@@ -313,6 +320,20 @@ class Finetuning(Run):
         super().write_pretrained(folder, weights)
         takes_pairs = getattr(self.examples["train"][0], "text_pair", None) is not None
         write_task(folder, self.task, self.config.task, takes_pairs)
+
+    def check_teacher(self, teacher_config, bert_config):
+        for name, (teacher_value, student_value) in differing_labels(
+            teacher_config, self.task
+        ).items():
+            raise UserError(
+                f"the teacher, {self.config.teacher}, has {name} {teacher_value}; the student "
+                f"would have {student_value}. Leave out --label_names, or take a teacher that has "
+                f"learnt this task."
+            )
+
+    def soft_loss(self, outputs, teacher_outputs, features):
+        losses = self.task.soft_losses(outputs, teacher_outputs, self.config.temperature)
+        return tf.reduce_sum(losses * features["label_weights"])
 
 
 def _fingerprint(items):

@@ -1,6 +1,5 @@
 """What a run starts from: vocabulary, corpora and architecture, found or made."""
 
-import dataclasses
 import os
 import pathlib
 import shutil
@@ -14,18 +13,7 @@ from kbert.errors import UserError
 from kbert.model.weights import open_weights
 from kbert.tokenizer import BertTokenizer, learn_vocab
 from kbert.tokenizer.vocab import write_vocab
-from kbert.train.distillation_objective import start_layers
 from kbert.utils import storage
-
-
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-    """What training needs besides its settings."""
-
-    bert_config: BertConfig
-    tokenizer: BertTokenizer
-    corpus: Corpus
-    eval_corpus: Corpus | None
 
 
 def check_inputs(config):
@@ -48,20 +36,21 @@ def check_inputs(config):
         BertConfig.load(config.bert_config, vocab_size=5)
 
 
-def resolve_inputs(config, folder, saved, check, report, may_make=True):
+def resolve_inputs(config, folder, saved, layers, check, report, may_make=True):
     """Finds or makes vocabulary and corpora, in `folder` where they are not given.
 
     Args:
         config: PretrainConfig.
         folder: `OUTPUT_DIR/data`, for what is made from plain text: once, then taken again.
         saved: folder of the checkpoint that the run goes on from, verified, or None.
+        layers: encoder blocks of `init_from` that are taken, or None for all.
         check: function of the architecture and the tokenizer that may refuse them, called before
             text is prepared.
         report: called with a line of text. may_make: False for a worker that has to find in
             `folder` what the chief made.
 
     Returns:
-        Inputs.
+        BertConfig, BertTokenizer, the Corpus to learn from and the held-out one, or None.
 
     Raises:
         UserError: inputs that cannot be used, or that contradict each other.
@@ -85,13 +74,13 @@ def resolve_inputs(config, folder, saved, check, report, may_make=True):
             f"--lower_case={str(config.lower_case).lower()}, but the checkpoint, the corpus or "
             f"--init_from has {str(tokenizer.lower_case).lower()}. Leave the flag out."
         )
-    bert_config = _bert_config(config, saved_config, tokenizer)
+    bert_config = _bert_config(config, saved_config, tokenizer, layers)
     check(bert_config, tokenizer)
     corpus = _corpus(config.input, folder / "train", tokenizer, report, may_make)
     eval_corpus = None
     if config.eval_input:
         eval_corpus = _corpus(config.eval_input, folder / "eval", tokenizer, report, may_make)
-    return Inputs(bert_config, tokenizer, corpus, eval_corpus)
+    return bert_config, tokenizer, corpus, eval_corpus
 
 
 def _place(path):
@@ -159,12 +148,12 @@ def _corpus(inputs, folder, tokenizer, report, may_make):
     return corpus
 
 
-def _bert_config(config, saved_config, tokenizer):
+def _bert_config(config, saved_config, tokenizer, layers):
     origin = None
     if saved_config:
         bert_config, origin = saved_config, "the checkpoint"
     elif config.init_from:
-        with open_weights(config.init_from, layers=start_layers(config)) as (bert_config, _):
+        with open_weights(config.init_from, layers=layers) as (bert_config, _):
             origin = config.init_from
     else:
         bert_config = BertConfig.load(config.bert_config or "base", tokenizer.vocab_size)

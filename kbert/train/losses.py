@@ -7,48 +7,11 @@ import tensorflow as tf
 from kbert.model.fused import cross_entropy
 
 
-def pretraining_sums(outputs, features):
-    """Sums over a batch of what the losses and accuracies are made of.
-
-    Args:
-        outputs: dict of `mlm_logits` (B, M, V) and `nsp_logits` (B, 2), float32.
-        features: dict of `kbert.features.PRETRAINING_FEATURES`.
-
-    Returns:
-        dict of float32 scalars: mlm_loss and mlm_correct over the masked slots that count,
-        mlm_count of these; nsp_loss and nsp_correct over the pairs, nsp_count of these; tokens.
-        Losses are in nats.
-    """
-    weights, masked_ids = features["masked_weights"], features["masked_ids"]
-    labels = features["next_sentence_labels"]
-    mlm_losses = cross_entropy(outputs["mlm_logits"], masked_ids)  # (B, M)
-    nsp_losses = cross_entropy(outputs["nsp_logits"], labels)  # (B,)
-    return {
-        "mlm_loss": tf.reduce_sum(mlm_losses * weights),
-        "mlm_correct": tf.reduce_sum(_correct(outputs["mlm_logits"], masked_ids) * weights),
-        "mlm_count": tf.reduce_sum(weights),
-        "nsp_loss": tf.reduce_sum(nsp_losses),
-        "nsp_correct": tf.reduce_sum(_correct(outputs["nsp_logits"], labels)),
-        "nsp_count": tf.cast(tf.size(labels), tf.float32),
-        "tokens": tf.cast(tf.reduce_sum(features["attention_mask"]), tf.float32),
-    }
-
-
-def pretraining_loss(sums, mlm_count, nsp_count):
-    """What a part of a global batch adds to mean MLM loss plus mean NSP loss; scalar, in nats.
+class PretrainingObjective:
+    """Mean MLM loss plus mean NSP loss of a global batch, in nats.
 
     Source: Devlin et al. 2019, appendix A.2. Where no slot counts, as may happen when a few long
     words are masked whole, the MLM loss is 0.
-
-    Args:
-        sums: `pretraining_sums` of the part.
-        mlm_count, nsp_count: float32 scalars, the counts of the whole global batch.
-    """
-    return sums["mlm_loss"] / tf.maximum(mlm_count, 1.0) + sums["nsp_loss"] / nsp_count
-
-
-class PretrainingObjective:
-    """Mean MLM loss plus mean NSP loss of a global batch.
 
     Attributes:
         names: of the sums of a step; "tokens" is among them.
@@ -67,12 +30,33 @@ class PretrainingObjective:
         return tf.reduce_sum(features["masked_weights"])
 
     def sums(self, outputs, features):
-        """dict of `names` -> float32 scalar."""
-        return pretraining_sums(outputs, features)
+        """Sums over a batch of what the losses and accuracies are made of.
+
+        Args:
+            outputs: dict of `mlm_logits` (B, M, V) and `nsp_logits` (B, 2), float32.
+            features: dict of `kbert.features.PRETRAINING_FEATURES`.
+
+        Returns:
+            dict of float32 scalars: mlm_loss and mlm_correct over the masked slots that count,
+            mlm_count of these; nsp_loss and nsp_correct over the pairs, nsp_count of these; tokens.
+        """
+        weights, masked_ids = features["masked_weights"], features["masked_ids"]
+        labels = features["next_sentence_labels"]
+        mlm_losses = cross_entropy(outputs["mlm_logits"], masked_ids)  # (B, M)
+        nsp_losses = cross_entropy(outputs["nsp_logits"], labels)  # (B,)
+        return {
+            "mlm_loss": tf.reduce_sum(mlm_losses * weights),
+            "mlm_correct": tf.reduce_sum(_correct(outputs["mlm_logits"], masked_ids) * weights),
+            "mlm_count": tf.reduce_sum(weights),
+            "nsp_loss": tf.reduce_sum(nsp_losses),
+            "nsp_correct": tf.reduce_sum(_correct(outputs["nsp_logits"], labels)),
+            "nsp_count": tf.cast(tf.size(labels), tf.float32),
+            "tokens": tf.cast(tf.reduce_sum(features["attention_mask"]), tf.float32),
+        }
 
     def loss(self, sums, count):
         """What a part of a global batch adds to its loss. count: of the whole global batch."""
-        return pretraining_loss(sums, count, self._nsp_count)
+        return sums["mlm_loss"] / tf.maximum(count, 1.0) + sums["nsp_loss"] / self._nsp_count
 
     def metrics(self, sums):
         """dict of loss, mlm_loss, nsp_loss (nats), mlm_accuracy and nsp_accuracy (shares).

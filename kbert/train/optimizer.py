@@ -89,7 +89,7 @@ class _Optimizer(keras.optimizers.Optimizer):
             factor: float32 scalar to multiply the gradients by, which clips them.
             learning_rate: float32 scalar.
             local: function from a Keras variable to the tf.Variable that this replica holds of it.
-            kept: see `kbert.train.sparsity.MagnitudePruning.kept`; None for all.
+            kept: see `kbert.compression.sparsity.MagnitudePruning.kept`; None for all.
         """
         iterations = local(self.iterations)
         count = ops.cast(iterations + 1, "float32")

@@ -7,20 +7,22 @@ from kbert.data.pretraining_batches import PretrainingExamples
 from kbert.errors import UserError
 from kbert.model.models import BertForMaskedLM, BertForPreTraining
 from kbert.tasks.tasks import soft_losses
-from kbert.train import distillation_objective, report
+from kbert.train import report
 from kbert.train.checkpoint import is_checkpoint, verified_state
 from kbert.train.cost_estimate import estimate_text
 from kbert.train.evaluation import HeldOut
 from kbert.train.inputs import check_inputs, resolve_inputs
-from kbert.train.loop import Run, start_run
 from kbert.train.losses import PretrainingObjective
-from kbert.train.optimizer import make_optimizer, make_schedule
+from kbert.train.optimizer import make_schedule
+from kbert.train.start import start_run
+from kbert.train.trainer import Trainer
+from kbert.train.workload import Workload
 from kbert.utils.logging import log
 
 DRY_RUN_STEPS = 3
 
 
-def pretrain(config, output_dir, dry_run=False):
+def pretrain(config, output_dir, dry_run=False, callbacks=()):
     """Pretrains a BERT, or goes on with a run that was stopped.
 
     With a `teacher`, what it says of the masked words is learnt besides ("general distillation").
@@ -34,6 +36,7 @@ def pretrain(config, output_dir, dry_run=False):
         output_dir: the run's folder.
         dry_run: take three steps, print what the run would take, and write nothing but `data` and
             the lock.
+        callbacks: `kbert.train.Callback` objects, called after those of every run.
 
     Returns:
         dict of the last metrics logged, and of the last evaluation with `eval_` before each name.
@@ -43,50 +46,63 @@ def pretrain(config, output_dir, dry_run=False):
             each other; a folder in use; a loss that is not finite (it names the step); files that
             cannot be written.
     """
-    kind = DistillPretraining if config.teacher else Pretraining
-    act = kind.rehearse if dry_run else kind.run
-    return start_run(kind, config, output_dir, act, check_inputs)
+    workload = Pretraining(config)
+    if config.teacher:
+        from kbert.train.distillation import Distillation
+
+        workload = Distillation(workload)
+    return start_run(workload, output_dir, callbacks, _rehearse if dry_run else Trainer.fit)
 
 
-class Pretraining(Run):
-    """A run of `pretrain`. config: PretrainConfig."""
+def _rehearse(trainer):
+    """Takes a few steps to say what the run would take; writes nothing."""
+    batches = trainer.batches(1 + DRY_RUN_STEPS)
+    for count in (1, DRY_RUN_STEPS):  # the first one compiles
+        trainer.take_steps(batches, count)
+    log(estimate_text(trainer))
+    return {}
+
+
+class Pretraining(Workload):
+    """MLM and NSP on a corpus. config: PretrainConfig."""
 
     part, program = "pretrain", "kbert.pretrain"
-    teacher = None
     fixed = (
         *("max_seq_length", "max_predictions_per_seq", "mask_rate", "whole_word_mask"),
         *("short_seq_prob", "global_batch_size", "optimizer", "seed"),
         *("sparsity", "sparsity_begin", "sparsity_end"),
-        *distillation_objective.FIXED,
     )
+    teacher_class = BertForMaskedLM
+    taught_sums = ("mlm_loss", "mlm_count")  # NSP is learnt from its labels alone
 
-    def find(self, state):
+    def check(self):
+        check_inputs(self.config)
+
+    def load(self, state, saved, run_dir, workers, check=lambda bert_config, tokenizer: None):
         config = self.config
-        saved = self.checkpoints.path(state["step"]) if state else None
         if state and ("teacher" in state["data"]) != bool(config.teacher):
             raise UserError(
                 f"{saved} was written with{'out' if config.teacher else ''} a teacher. Go on so, "
                 f"or start another run: --init_from={saved} --output_dir=ANOTHER."
             )
-        workers = self.devices.workers
         with workers.chief_first():
-            self.run_dir.fetch("data")
-            self.inputs = resolve_inputs(
+            run_dir.fetch("data")
+            self.bert_config, self.tokenizer, self.corpus, self.held_out_corpus = resolve_inputs(
                 config,
-                self.output_dir / "data",
+                run_dir.folder / "data",
                 saved,
-                check=self.check_model,
-                report=lambda line: log(self.run_dir.shown(line)),
+                self.layers,
+                check=check,
+                report=lambda line: log(run_dir.shown(line)),
                 may_make=workers.is_chief,
             )
             if workers.is_chief:
-                self.run_dir.send_all("data")
-        self.bert_config, self.tokenizer = self.inputs.bert_config, self.inputs.tokenizer
+                run_dir.send_all("data")
         self.train_steps, self.eval_every_steps = config.train_steps, config.eval_every_steps
         self.objective = PretrainingObjective(config.global_batch_size)
         self.schedule = make_schedule(config)
-        self.examples = PretrainingExamples(
-            self.inputs.corpus,
+        self.data = PretrainingExamples(
+            self.corpus,
             config.max_seq_length,
             config.max_predictions_per_seq,
             config.mask_rate,
@@ -95,46 +111,44 @@ class Pretraining(Run):
             config.seed,
         )
 
-    def dataset(self, batch_size, first, count, input_context):
-        return self.examples.dataset(batch_size, first, count, input_context)
-
-    def make_model(self):
-        model = BertForPreTraining(self.bert_config, dtype=self.config.precision)
+    def make_model(self, bert_config):
+        config = self.config
+        self.model = BertForPreTraining(bert_config, dtype=config.precision)
         self.held_out = None
-        if self.inputs.eval_corpus is not None:
+        if self.held_out_corpus is not None:
             self.held_out = HeldOut(
-                model,
-                self.inputs.eval_corpus,
-                self.config.max_seq_length,
-                self.config.eval_examples,
+                self.model, self.held_out_corpus, config.max_seq_length, config.eval_examples
             )
-        return model
+        return self.model
 
-    def make_optimizer(self):
-        return make_optimizer(self.config, self.schedule)
-
-    def initialize_from(self, folder):
-        saved_optimizer = (
-            verified_state(folder)["settings"]["optimizer"] if is_checkpoint(folder) else None
-        )
+    def initialize_from(self, folder, restore):
+        saved_optimizer = None
+        if is_checkpoint(folder) and not self.layers:
+            saved_optimizer = verified_state(folder)["settings"]["optimizer"]
         if saved_optimizer == self.config.optimizer:
-            self.restore(folder)
+            restore(folder)
             return f"the weights and the optimizer of {folder}"
-        self.model.load_pretrained(folder)
+        self.model.load_pretrained(folder, layers=self.layers)
         why = f" (it was trained with {saved_optimizer})" if saved_optimizer else ""
         return f"the weights of {folder}, with a fresh optimizer{why}"
 
     def identity(self):
-        held_out = self.inputs.eval_corpus
+        held_out = self.held_out_corpus
         held_out = held_out and [corpus_fingerprint(held_out), self.config.eval_examples]
-        return {"corpus": corpus_fingerprint(self.inputs.corpus), "held_out": held_out}
+        return {"corpus": corpus_fingerprint(self.corpus), "held_out": held_out}
 
-    def describe(self):
-        log(report.model_line(self.bert_config, self.model.count_params(), self.config.precision))
-        log(self.devices.describe(self.config))
-        log(report.text_line(self.inputs.corpus, self.examples.windows, self.config))
+    def describe(self, devices):
+        yield report.model_line(self.bert_config, self.model.count_params(), self.config.precision)
+        yield devices.describe(self.config)
+        corpus, windows = self.corpus, self.data.windows
+        yield (
+            f"text: {corpus.documents:,} documents, {corpus.tokens:,} tokens; an epoch has "
+            f"{windows.count:,} examples ({windows.count / self.config.global_batch_size:,.0f} "
+            f"steps) and shows a token "
+            f"{windows.views_per_token(self.config.short_seq_prob):.2f} times"
+        )
         if self.held_out is None:
-            log("no --eval_input: no held-out loss, and no best weights are kept")
+            yield "no --eval_input: no held-out loss, and no best weights are kept"
 
     def evaluation(self):
         if self.held_out is None:
@@ -142,58 +156,31 @@ class Pretraining(Run):
         metrics = self.held_out.metrics()
         return metrics, -metrics["eval_mlm_loss"]
 
-    def train_line(self, metrics, eta_seconds):
-        return report.train_line(self.step, self.train_steps, metrics, eta_seconds)
-
-    def evaluation_line(self, metrics, better):
-        return report.held_out_line(self.step, metrics, better)
-
-    def rehearse(self):
-        """Takes a few steps to say what the run would take; writes nothing."""
-        batches = self._batches(1 + DRY_RUN_STEPS)
-        for count in (1, DRY_RUN_STEPS):  # the first one compiles
-            self._take_steps(batches, count)
-        log(
-            estimate_text(
-                self.config,
-                self.bert_config,
-                self.model.count_params(),
-                self.devices,
-                self.examples,
-                self.throughput.step_seconds,
-                self.teacher,
-            )
+    def train_text(self, step, metrics):
+        return (
+            f"loss {metrics['loss']:.3f} | "
+            f"mlm {metrics['mlm_loss']:.3f} acc {metrics['mlm_accuracy']:.3f} | "
+            f"nsp {metrics['nsp_loss']:.3f} acc {metrics['nsp_accuracy']:.3f}"
         )
-        return {}
 
+    def evaluation_text(self, step, metrics):
+        return (
+            f"held out at step {step:,} | mlm {metrics['eval_mlm_loss']:.3f} "
+            f"(unigram entropy {metrics['eval_unigram_entropy']:.3f}) "
+            f"acc {metrics['eval_mlm_accuracy']:.3f} "
+            f"perplexity {metrics['eval_mlm_perplexity']:.1f} | "
+            f"nsp {metrics['eval_nsp_loss']:.3f} acc {metrics['eval_nsp_accuracy']:.3f}"
+        )
 
-class DistillPretraining(distillation_objective.DistillMixin, Pretraining):
-    """A run of `pretrain` with a teacher; NSP is learnt from its labels alone."""
-
-    teacher_class = BertForMaskedLM
-
-    def check_model(self, bert_config, tokenizer):
-        super().check_model(bert_config, tokenizer)
-        student_size, teacher_size = bert_config.vocab_size, self.teacher.config.vocab_size
+    def check_teacher(self, teacher_config, bert_config):
+        student_size, teacher_size = bert_config.vocab_size, teacher_config.vocab_size
         if student_size != teacher_size:
             raise UserError(
                 f"the student's vocab_size must be that of its teacher, {teacher_size}, whose "
                 f"probabilities it learns; got {student_size}. Write it into --bert_config's file."
             )
 
-    def make_distillation_objective(self):
-        def soft(outputs, teacher_outputs, features):
-            temperature = self.config.temperature
-            losses = soft_losses(outputs["mlm_logits"], teacher_outputs["logits"], temperature)
-            return tf.reduce_sum(losses * features["masked_weights"])
-
-        return distillation_objective.DistillationObjective(
-            self.objective, self.config, self.teacher, soft, loss="mlm_loss", count="mlm_count"
-        )
-
-    def initialize_from(self, folder):
-        layers = distillation_objective.start_layers(self.config)
-        if layers is None:
-            return super().initialize_from(folder)
-        self.model.load_pretrained(folder, layers=layers)
-        return distillation_objective.origin(layers, folder)
+    def soft_loss(self, outputs, teacher_outputs, features):
+        logits = outputs["mlm_logits"], teacher_outputs["logits"]
+        losses = soft_losses(*logits, self.config.temperature)
+        return tf.reduce_sum(losses * features["masked_weights"])

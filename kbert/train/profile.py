@@ -6,17 +6,16 @@ import re
 import tensorflow as tf
 
 from kbert.errors import UserError
+from kbert.train.callbacks import Callback
 from kbert.utils.logging import log
 
 
 def profiled_steps(text):
-    """The two numbers of `--profile=START,STOP`, or None of "".
+    """The two numbers of `--profile=START,STOP`.
 
     Raises:
         UserError: not two whole numbers, the second one larger.
     """
-    if not text:
-        return None
     match = re.fullmatch(r"(\d+),(\d+)", text)
     if not match or int(match[1]) >= int(match[2]):
         raise UserError(
@@ -25,61 +24,59 @@ def profiled_steps(text):
     return int(match[1]), int(match[2])
 
 
-class Profiler:
-    """Profiles the steps of a run from START up to STOP; as a context manager, ends in any case.
+class Profiler(Callback):
+    """Profiles the steps of a run from START up to STOP, into its TensorBoard events.
 
     Args:
-        text: of `--profile`. folder: of the TensorBoard events. shown: its name for a person.
+        text: of `--profile`.
     """
 
-    def __init__(self, text, folder, shown=None):
+    def __init__(self, text):
         self._steps = profiled_steps(text)
-        self._folder = str(folder)
-        self._shown = shown or self._folder
         self._runs = False
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._stop("before it was due: the run ended")
-
-    def check(self, step, train_steps):
-        """Refuses steps that the run does not have, and tells if START has passed.
+    def on_build(self):
+        """Logs a note if START has passed.
 
         Raises:
-            UserError: START is not below train_steps.
+            UserError: START is not below the run's last step.
         """
-        if not self._steps:
-            return
         start, stop = self._steps
-        if start >= train_steps:
+        steps = self.trainer.workload.train_steps
+        if start >= steps:
             raise UserError(
-                f"profile must start before the last step, {train_steps:,}; got {start},{stop}. "
-                f"Take --profile={max(train_steps - 3, 0)},{train_steps}"
+                f"profile must start before the last step, {steps:,}; got {start},{stop}. "
+                f"Take --profile={max(steps - 3, 0)},{steps}"
             )
-        if start < step:
+        if start < self.trainer.step:
             log(f"note: step {start:,} of --profile has passed; nothing is profiled")
 
     def steps_left(self, step):
-        """Steps from `step` until something is to be done; infinite where nothing is."""
-        return min(
-            (border - step for border in self._steps or () if border > step), default=math.inf
-        )
+        return min((border - step for border in self._steps if border > step), default=math.inf)
 
-    def at(self, step):
-        """Begins or ends where it is time for it."""
-        if self._steps and step == self._steps[0]:
-            tf.profiler.experimental.start(self._folder)
+    def on_train_begin(self):
+        self.on_step_end()
+
+    def on_step_end(self):
+        start, stop = self._steps
+        if self.trainer.step == start:
+            tf.profiler.experimental.start(str(self.trainer.folder / "tensorboard"))
             self._runs = True
-        elif self._steps and step == self._steps[1]:
+        elif self.trainer.step == stop:
             self._stop("as asked")
+
+    def on_train_end(self):
+        self.on_exit()
+
+    def on_exit(self):
+        self._stop("before it was due: the run ended")
 
     def _stop(self, why):
         if self._runs:
             self._runs = False
             tf.profiler.experimental.stop()
+            shown = self.trainer.run_dir.shown(self.trainer.folder / "tensorboard")
             log(
                 f"profile from step {self._steps[0]:,} on written, ended {why}; look at it with "
-                f"TensorBoard's profile plugin: --logdir={self._shown}"
+                f"TensorBoard's profile plugin: --logdir={shown}"
             )

@@ -4,6 +4,7 @@ import contextlib
 import pathlib
 import shutil
 import tempfile
+from posixpath import basename, dirname
 
 from kbert.corpus.corpus import MANIFEST
 from kbert.errors import UserError
@@ -100,16 +101,16 @@ class RemoteRunDir:
         stamps = {name: _stamp(file) for name, file in here.items()}
         changed = [name for name in here if self._sent.get(name) != stamps[name]]
         gone = [name for name in self._sent if name not in here and name.startswith(f"{path}/")]
-        folders = {_folder(name) for name in changed + gone}
-        for name in [name for name in self._sent if _folder(name) in folders]:
-            if _name(name) in _LAST:  # what it stands for is not whole from here on
+        folders = {dirname(name) for name in changed + gone}
+        for name in [name for name in self._sent if dirname(name) in folders]:
+            if basename(name) in _LAST:  # what it stands for is not whole from here on
                 storage.remove(f"{self._url}/{name}")
                 del self._sent[name]
                 changed += [name] if name in here and name not in changed else []
         for name in gone:
             storage.remove(f"{self._url}/{name}")
             self._sent.pop(name, None)
-        for folder in map(_folder, gone):
+        for folder in map(dirname, gone):
             if not (self.folder / folder).exists():
                 storage.remove(f"{self._url}/{folder}")
         for name in sorted(changed, key=_travels):
@@ -117,7 +118,7 @@ class RemoteRunDir:
             self._sent[name] = stamps[name]
 
     def _send_file(self, file, target):
-        storage.make_folder(_folder(target))
+        storage.make_folder(dirname(target))
         if not file.name.startswith(_GROWING):
             storage.copy(file, target)
             return
@@ -125,16 +126,8 @@ class RemoteRunDir:
             storage.copy(shutil.copy(file, scratch), target)
 
 
-def _folder(path):
-    return path.rpartition("/")[0]
-
-
-def _name(path):
-    return path.rpartition("/")[2]
-
-
 def _travels(path):
-    return _name(path) in _LAST, path
+    return basename(path) in _LAST, path
 
 
 def _is_whole(path):

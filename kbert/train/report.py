@@ -1,12 +1,6 @@
-"""What a run tells: lines on the screen, `metrics.jsonl` and TensorBoard events."""
+"""Lines for a person on a run, and the speed that they report."""
 
-import json
 import math
-import pathlib
-
-import tensorflow as tf
-
-from kbert.errors import UserError
 
 
 def time_text(seconds):
@@ -28,18 +22,8 @@ def model_line(bert, parameters, precision):
     )
 
 
-def text_line(corpus, windows, config):
-    """The text of a run. windows: `kbert.data.sentence_pairs.PairWindows` of the corpus."""
-    views = windows.views_per_token(config.short_seq_prob)
-    return (
-        f"text: {corpus.documents:,} documents, {corpus.tokens:,} tokens; an epoch has "
-        f"{windows.count:,} examples ({windows.count / config.global_batch_size:,.0f} steps) "
-        f"and shows a token {views:.2f} times"
-    )
-
-
-def _throughput_text(metrics, eta_seconds):
-    """What the lines of all kinds of training end with."""
+def throughput_text(metrics, eta_seconds):
+    """What the lines of all workloads end with. metrics: of a window of steps."""
     skipped, waited = metrics["skipped_steps"], metrics["input_wait"]
     zeros = f"{metrics['sparsity']:.1%} zeros | " if "sparsity" in metrics else ""
     return (
@@ -48,44 +32,6 @@ def _throughput_text(metrics, eta_seconds):
         f"ETA {time_text(eta_seconds)}{f' | {skipped:.0f} skipped' if skipped else ''}"
         f"{f' | {waited:.0%} of the time without a batch' if waited > 0.05 else ''}"
     )
-
-
-def train_line(step, train_steps, metrics, eta_seconds):
-    """Metrics of a window of steps."""
-    return (
-        f"step {step:,}/{train_steps:,} | loss {metrics['loss']:.3f} | "
-        f"mlm {metrics['mlm_loss']:.3f} acc {metrics['mlm_accuracy']:.3f} | "
-        f"nsp {metrics['nsp_loss']:.3f} acc {metrics['nsp_accuracy']:.3f} | "
-        f"{_throughput_text(metrics, eta_seconds)}"
-    )
-
-
-def held_out_line(step, metrics, better):
-    """Metrics of an evaluation. better: whether its MLM loss is the lowest so far."""
-    return (
-        f"held out at step {step:,} | mlm {metrics['eval_mlm_loss']:.3f} "
-        f"(unigram entropy {metrics['eval_unigram_entropy']:.3f}) "
-        f"acc {metrics['eval_mlm_accuracy']:.3f} "
-        f"perplexity {metrics['eval_mlm_perplexity']:.1f} | "
-        f"nsp {metrics['eval_nsp_loss']:.3f} acc {metrics['eval_nsp_accuracy']:.3f}"
-        f"{' | best so far' if better else ''}"
-    )
-
-
-def finetune_line(step, train_steps, epoch, metrics, eta_seconds):
-    """Metrics of a window of fine-tuning. epoch: float, epochs done."""
-    return (
-        f"step {step:,}/{train_steps:,} | epoch {epoch:.2f} | loss {metrics['loss']:.4f} | "
-        f"{_throughput_text(metrics, eta_seconds)}"
-    )
-
-
-def scores_line(step, metrics, best_metric, better):
-    """Scores of an evaluation, that by which the best weights are chosen first."""
-    first = f"eval_{best_metric}"
-    names = [first, *(name for name in metrics if name != first)][:4]
-    scores = " | ".join(f"{name[5:]} {metrics[name]:.4f}" for name in names)
-    return f"eval at step {step:,} | {scores}{' | best so far' if better else ''}"
 
 
 # No call takes less time than this, whatever the clock says.
@@ -126,62 +72,3 @@ class ThroughputMeter:
             self._last = (self._tokens / seconds, seconds / self._steps, self._waited / seconds)
         self._seconds = self._steps = self._tokens = self._waited = 0
         return self._last
-
-
-class MetricsWriter:
-    """Writes metrics to `metrics.jsonl` and as TensorBoard events.
-
-    Args:
-        folder: the run's folder. step: where the run goes on; what an earlier process wrote of
-            later steps is dropped, since they are made again.
-        evaluation_due: whether the evaluation at this step is made again, too.
-    """
-
-    def __init__(self, folder, step, evaluation_due=False):
-        folder = self._folder = pathlib.Path(folder)
-        path = folder / "metrics.jsonl"
-        kept = []
-        for line in path.read_bytes().splitlines() if path.exists() else ():
-            try:
-                row = json.loads(line)
-                evaluation = any(name.startswith("eval_") for name in row)
-                again = row["step"] > step - (evaluation and evaluation_due)
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                continue  # the last line of a killed process, or a damaged one
-            if not again:
-                kept.append(line + b"\n")
-        scratch = path.with_suffix(".partial")
-        scratch.write_bytes(b"".join(kept))
-        scratch.replace(path)
-        self._file = open(path, "a", encoding="utf-8")
-        self._events = tf.summary.create_file_writer(str(folder / "tensorboard"))
-
-    def write(self, step, metrics):
-        """Writes one object.
-
-        Args:
-            step: int. metrics: dict of name -> number; one that is not finite is written as null.
-
-        Raises:
-            UserError: the events cannot be written, as when the disk is full.
-        """
-        metrics = {n: value if math.isfinite(value) else None for n, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
-        try:
-            with self._events.as_default(step):
-                for name, value in metrics.items():
-                    if value is not None:
-                        part, plain = ("eval", name[5:]) if name[:5] == "eval_" else ("train", name)
-                        tf.summary.scalar(f"{part}/{plain}", value)
-            self._events.flush()
-        except tf.errors.OpError as error:  # TensorFlow's word for a full disk
-            raise UserError(
-                f"cannot write {self._folder / 'tensorboard'}: {error.message.splitlines()[0]}. "
-                f"Mend that and run the same command again."
-            ) from error
-
-    def close(self):
-        """Closes both files."""
-        self._file.close()
-        self._events.close()

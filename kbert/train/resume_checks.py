@@ -31,7 +31,7 @@ def report_changes(config, identity, state):
     """Says what is another since the stop, or has no effect on a run that goes on.
 
     Args:
-        config: settings. identity: what the run learns from now, `kbert.train.loop.Run.identity`.
+        config: settings. identity: of what the run learns from now, see `Workload.identity`.
         state: of the checkpoint.
     """
     current = flags.as_dict(config)

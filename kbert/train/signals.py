@@ -7,16 +7,9 @@ import threading
 from kbert.utils.logging import log
 
 
-class StopRequest:
-    """Whether the run was asked to stop."""
-
-    received = False
-
-
 @contextlib.contextmanager
-def stop_requests():
-    """Makes Ctrl-C and SIGTERM a request to save and stop; a second one stops at once."""
-    stop = StopRequest()
+def stop_requests(run):
+    """Makes Ctrl-C and SIGTERM set `run.stop_training`; a second one stops at once."""
     before = {
         number: signal.getsignal(number) or signal.SIG_DFL
         for number in (signal.SIGINT, signal.SIGTERM)
@@ -27,16 +20,16 @@ def stop_requests():
             signal.signal(number, handler)
 
     def request(number, frame):
-        stop.received = True
+        run.stop_training = True
         restore()
         log("stopping: saving first")
 
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals are the caller's
+        yield  # signals are the caller's
         return
     for number in before:
         signal.signal(number, request)
     try:
-        yield stop
+        yield
     finally:
         restore()

@@ -29,14 +29,15 @@ class TrainStep:
         devices: `kbert.train.distribution.Devices`.
         config: TrainingConfig.
         objective: of `kbert.train.losses`, what is learnt.
-        pruning: `kbert.train.sparsity.MagnitudePruning`, or None.
 
     Attributes:
+        pruning: `kbert.compression.sparsity.MagnitudePruning`, or None; set before
+            the first step.
         row: names of what a step reports: the objective's sums over the global batch, then
             "gradient_norm", "steps", "overflows" and "not_finite".
     """
 
-    def __init__(self, model, optimizer, schedule, devices, config, objective, pruning=None):
+    def __init__(self, model, optimizer, schedule, devices, config, objective):
         self.model = model
         self.optimizer = optimizer
         self._schedule = schedule
@@ -44,7 +45,7 @@ class TrainStep:
         self._strategy = devices.strategy
         self._config = config
         self._objective = objective
-        self._pruning = pruning
+        self.pruning = None
         self.row = (*objective.names, "gradient_norm", "steps", "overflows", "not_finite")
         weights = {id(weight) for weight in self._named_weights().values()}
         self._seeds = [variable for variable in model.variables if id(variable) not in weights]
@@ -84,13 +85,10 @@ class TrainStep:
 
     def current_loss_scale(self):
         """float, what the loss is multiplied by in mixed_float16."""
-        return float(self._first_copy(self.loss_scale))
+        return float(self.first_copy(self.loss_scale))
 
-    def current_sparsity(self):
-        """float, the share of zeros in the matrices that are pruned."""
-        return self._pruning.sparsity(self._first_copy)
-
-    def _first_copy(self, variable):
+    def first_copy(self, variable):
+        """The tf.Variable that the first device of this worker holds of a Keras variable."""
         return self._strategy.experimental_local_results(variable.value)[0]
 
     @tf.function
@@ -193,8 +191,8 @@ class TrainStep:
         if self.loss_scale is not None:
             scale = local(self.loss_scale).read_value()
             gradients = [gradient / scale for gradient in gradients]
-        if self._pruning:
-            gradients = self._pruning.learning(gradients, local)
+        if self.pruning:
+            gradients = self.pruning.learning(gradients, local)
         norm = tf.linalg.global_norm(gradients)
         sums = tf.stack([sums[name] for name in self._objective.names])
         finite_loss = tf.reduce_all(tf.math.is_finite(sums))
@@ -205,7 +203,7 @@ class TrainStep:
 
         def update():
             factor = self._config.clip_norm / tf.maximum(norm, self._config.clip_norm)
-            kept = self._pruning and self._pruning.kept(step)
+            kept = self.pruning and self.pruning.kept(step)
             self.optimizer.apply_whole(gradients, factor, self._schedule(step), local, kept)
             if self.loss_scale is not None:
                 good = local(self._good_steps).read_value() + 1

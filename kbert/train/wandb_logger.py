@@ -11,6 +11,7 @@ import secrets
 import threading
 
 from kbert.errors import UserError, one_line
+from kbert.train.callbacks import Callback
 from kbert.utils import flags
 from kbert.utils.logging import log
 
@@ -29,40 +30,42 @@ def check_wandb(config):
         raise UserError("--wandb_project needs wandb: pip install 'kbert[wandb]'")
 
 
-class WandbLogger:
-    """Sends what a run tells to W&B, if the run has a `wandb_project`; else it does nothing.
+class WandbLogger(Callback):
+    """Sends metrics, results and pictures of a run to the W&B project `wandb_project`."""
 
-    Args:
-        folder: pathlib.Path, the run's folder. config: TrainingConfig. metadata: dict of further
-            settings to show. directory: path for what W&B keeps here; None: as W&B likes.
-    """
+    _thread = _results = None  # results: what the run returns; None: it failed
 
-    def __init__(self, folder, config, metadata, directory=None):
-        self._rows = self._thread = None
+    def on_train_begin(self):
+        trainer = self.trainer
+        self._rows = queue.SimpleQueue()
+        settings = {
+            "architecture": trainer.workload.bert_config.to_dict(),
+            **flags.as_dict(trainer.config),
+        }
+        directory = None if trainer.run_dir.is_remote else trainer.run_dir.folder
+        arguments = (trainer.folder, trainer.config.wandb_project, settings, directory)
+        self._thread = threading.Thread(target=self._send, args=arguments, daemon=True)
+        self._thread.start()
+
+    def on_log(self, metrics):
+        self._rows.put((self.trainer.step, metrics))
+
+    def on_evaluate(self, metrics, better):
+        self.on_log(metrics)
+
+    def on_train_end(self):
         self._results = {}
-        if config.wandb_project:
-            self._rows = queue.SimpleQueue()
-            settings = {**metadata, **flags.as_dict(config)}
-            arguments = (folder, config.wandb_project, settings, directory)
-            self._thread = threading.Thread(target=self._send, args=arguments, daemon=True)
-            self._thread.start()
 
-    def log(self, step, metrics):
-        """Sends metrics of a step. metrics: dict of name -> float."""
-        if self._thread:
-            self._rows.put((step, metrics))
+    def on_finish(self, results):
+        self._results = results
 
-    def close(self, results=None):
+    def on_exit(self):
         """Sends results and the pictures in the folder, and waits a while for what is on its way.
 
         What is not sent by then is told in one line.
-
-        Args:
-            results: what the run returns, nested dicts of name -> number; None: it failed.
         """
         if not self._thread:
             return
-        self._results = results
         self._rows.put(None)
         self._thread.join(LONGEST_WAIT)
         if self._thread.is_alive():

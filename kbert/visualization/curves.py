@@ -1,47 +1,12 @@
 """Learning curves as a picture: what `metrics.jsonl` holds, over the steps."""
 
 import json
-import math
-import pathlib
-import time
 
-from kbert.errors import one_line
-from kbert.utils.logging import log
-
-PICTURE = "curves.png"
-LEAST_PAUSE = 50  # times as long as the last drawing took passes before the next one
 _COLUMNS = 3
 _WIDTH, _HEIGHT = 4.2, 2.7  # inches of a panel
 # Of the machine and not of what is learnt, or the same at every step.
 _LEFT_OUT = ("tokens_per_second", "input_wait", "skipped_steps", "loss_scale", "unigram_entropy")
 _LOGARITHMIC = ("mlm_perplexity", "gradient_norm")
-
-
-class Curves:
-    """Draws `curves.png` beside the `metrics.jsonl` of a run, at no cost that would be felt.
-
-    Whatever goes wrong is told in one line, and then there are no more pictures.
-
-    Args:
-        folder: path, the run's folder.
-    """
-
-    def __init__(self, folder):
-        self._folder = pathlib.Path(folder)
-        self._due = 0.0  # by time.monotonic; infinite after a failure
-
-    def draw(self, last=False):
-        """Draws, unless it has just been done. last: whatever has been done."""
-        begin = time.monotonic()
-        if self._due == math.inf or (begin < self._due and not last):
-            return
-        try:
-            plot_curves(self._folder / PICTURE, read_curves(self._folder / "metrics.jsonl"))
-            end = time.monotonic()
-            self._due = end + LEAST_PAUSE * (end - begin)
-        except Exception as error:  # a full disk, fonts, versions: a run is worth more
-            self._due = math.inf
-            log(f"note: there is no {PICTURE}: {one_line(f'{type(error).__name__}: {error}', 300)}")
 
 
 def read_curves(path):

@@ -113,19 +113,18 @@ def _find_again(config, folder):
 
     from kbert.corpus.corpus import corpus_fingerprint
     from kbert.train.checkpoint import Checkpoints
-    from kbert.train.distribution import Devices
     from kbert.train.pretraining import Pretraining
     from kbert.train.remote_sync import RemoteRunDir
     from kbert.train.workers import Workers
 
-    run = object.__new__(Pretraining)
-    run.config, run.output_dir, run.run_dir = config, folder, RemoteRunDir(None, folder)
-    run.devices = Devices(Workers(tf.distribute.get_strategy()), False, "CPU")
-    run.checkpoints = Checkpoints(folder / "pretrain" / "checkpoint", 2)
-    run.find(run.checkpoints.newest(print))
-    corpora = run.inputs.corpus, run.inputs.eval_corpus
+    checkpoints, workload = Checkpoints(folder / "pretrain" / "checkpoint", 2), Pretraining(config)
+    state = checkpoints.newest(print)
+    saved = checkpoints.path(state["step"])
+    workers = Workers(tf.distribute.get_strategy())
+    workload.load(state, saved, RemoteRunDir(None, folder), workers)
+    corpora = workload.corpus, workload.held_out_corpus
     entropies = [corpus.unigram_entropy() for corpus in corpora]
-    return run.tokenizer.fingerprint, *map(corpus_fingerprint, corpora), *entropies
+    return workload.tokenizer.fingerprint, *map(corpus_fingerprint, corpora), *entropies
 
 
 def log(bench):
@@ -145,9 +144,9 @@ def log(bench):
 
 
 def _go_on(folder):
-    from kbert.train.report import MetricsWriter
+    from kbert.train.callbacks import drop_later_rows
 
-    MetricsWriter(folder, 10**6).close()
+    drop_later_rows(folder / "metrics.jsonl", 10**6)
     return (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
 
 

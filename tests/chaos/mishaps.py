@@ -131,16 +131,16 @@ def not_finite_skipped(bench):
 
 def _stop_at(step):
     """Has this process sent SIGTERM after a step, before its evaluation."""
-    from kbert.train import loop
+    from kbert.train.trainer import Trainer
 
-    log = loop.Run._log
+    log = Trainer._log
 
     def log_and_stop(self):
         if self.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
         return log(self)
 
-    loop.Run._log = log_and_stop
+    Trainer._log = log_and_stop
 
 
 def stopped_before_an_evaluation(bench):

@@ -1,6 +1,5 @@
 """Runs that were stopped, killed or damaged go on to the last bit; what may change on the way."""
 
-import contextlib
 import re
 import shutil
 import subprocess
@@ -16,9 +15,8 @@ from warm_python import PYTHON
 from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.settings import PretrainConfig
-from kbert.train import distillation_objective, loop, pretrain, step
+from kbert.train import pretrain, step, trainer
 from kbert.train.pretraining import Pretraining
-from kbert.train.signals import StopRequest
 
 SLOW_CHANGES = (
     {"precision": "mixed_bfloat16", "accumulation_steps": 3},
@@ -75,14 +73,13 @@ def test_sigterm_saves_and_tells_how_to_go_on(settings, tmp_path):
 
 
 def test_a_stop_during_an_evaluation_is_saved(settings, tmp_path, monkeypatch, capsys):
-    evaluate, stop = loop.Run._evaluate, StopRequest()
+    evaluate = trainer.Trainer.evaluate
 
     def evaluate_and_interrupt(self):
-        stop.received = True
+        self.stop_training = True
         return evaluate(self)
 
-    monkeypatch.setattr(loop, "stop_requests", lambda: contextlib.nullcontext(stop))
-    monkeypatch.setattr(loop.Run, "_evaluate", evaluate_and_interrupt)
+    monkeypatch.setattr(trainer.Trainer, "evaluate", evaluate_and_interrupt)
     pretrain(PretrainConfig(**settings | {"eval_every_steps": 3}), tmp_path / "run")
     printed = capsys.readouterr().out
     assert "stopped and saved at step 3. Go on with:" in printed
@@ -95,7 +92,7 @@ def test_a_stop_before_an_evaluation_does_not_wait_for_it(settings, whole, tmp_p
     pretrain(PretrainConfig(**settings), tmp_path / "run")
     assert [row["step"] for row in metrics_of(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
     monkeypatch.undo()
-    monkeypatch.setattr(loop.Run, "_take_steps", lambda self, batches, count: 1 / 0)
+    monkeypatch.setattr(trainer.Trainer, "take_steps", lambda self, batches, count: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # it has made up for it, and dies before it saves
         pretrain(PretrainConfig(**settings), tmp_path / "run")
     assert "eval_mlm_loss" in metrics_of(tmp_path / "run")[-1]
@@ -160,11 +157,7 @@ def test_flags_that_would_make_it_another_run_are_refused(settings, finished):
         )
         with pytest.raises(UserError, match=re.escape(message)):
             pretrain(PretrainConfig(**settings | {name: value, "train_steps": 14}), finished)
-    others = {
-        "sparsity_begin",
-        "sparsity_end",
-        *distillation_objective.FIXED,
-    }  # of runs that have these
+    others = {"sparsity_begin", "sparsity_end"}  # of runs that are pruned
     assert set(changes) == set(Pretraining.fixed) - others
 
 

@@ -15,7 +15,7 @@ from warm_python import PYTHON, pid_of
 
 from kbert.errors import UserError
 from kbert.settings import PretrainConfig
-from kbert.train import loop, pretrain, run_writer
+from kbert.train import callbacks, pretrain, trainer
 from kbert.train.step import TrainStep
 
 
@@ -73,7 +73,7 @@ def test_a_run_without_a_finite_step_stops_even_if_told_to_skip(
     with pytest.raises(UserError, match=r"not finite at step 1\. .*last checkpoint is none yet"):
         pretrain(PretrainConfig(**more), tmp_path / "more")
     assert not (tmp_path / "more/pretrain/checkpoint").exists()
-    monkeypatch.setattr(loop, "NOT_FINITE_LIMIT", 3)
+    monkeypatch.setattr(trainer, "NOT_FINITE_LIMIT", 3)
     with pytest.raises(UserError, match=r"at step 3\. .*for 3 steps in a row nothing was learnt; "):
         pretrain(PretrainConfig(**more, nonfinite="skip"), tmp_path / "more")
     assert [row["loss"] for row in metrics_of(tmp_path / "more")] == [None, None]
@@ -93,7 +93,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_one_line_with_the_flag(
                 "float on /job:localhost/replica:0 by allocator cpu\n [Op:__inference_take_9]",
             )
 
-    monkeypatch.setattr(loop, "TrainStep", TooLarge)
+    monkeypatch.setattr(trainer, "TrainStep", TooLarge)
     with pytest.raises(UserError) as caught:
         pretrain(PretrainConfig(**settings), tmp_path / "run")
     assert str(caught.value) == (
@@ -110,13 +110,13 @@ def test_a_disk_that_is_full_while_saving(settings, whole, tmp_path):
         "import resource\n"
         "from kbert.utils import program\n"
         "from kbert.settings import PretrainConfig\n"
-        "from kbert.train import pretrain, run_writer\n"
-        "write = run_writer.write_arrays\n"
+        "from kbert.train import callbacks, pretrain\n"
+        "write = callbacks.write_arrays\n"
         "def write_arrays(path, arrays):\n"
         "    if (path.parent.parent / 'step_00000005').exists():\n"
         "        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))\n"
         "    write(path, arrays)\n"
-        "run_writer.write_arrays = write_arrays\n"
+        "callbacks.write_arrays = write_arrays\n"
         f"program.run(lambda: pretrain(PretrainConfig(**{settings!r}), '{tmp_path}/run'))\n"
     )
     done = subprocess.run([PYTHON, script], capture_output=True, text=True)
@@ -132,10 +132,10 @@ def test_a_disk_that_is_full_while_saving(settings, whole, tmp_path):
 
 
 def test_a_disk_that_is_full_for_the_log(settings, tmp_path, monkeypatch):
-    def full(self, step, metrics):
+    def full(self, metrics):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(run_writer.MetricsWriter, "write", full)
+    monkeypatch.setattr(callbacks.MetricsFile, "on_log", full)
     message = rf"cannot write {tmp_path}/run: No space left on device\. Mend that and run the same"
     with pytest.raises(UserError, match=message):
         pretrain(PretrainConfig(**settings), tmp_path / "run")
@@ -161,7 +161,7 @@ def test_a_second_run_in_the_folder_is_refused(settings, tmp_path):
 
 def test_the_run_goes_on_while_a_checkpoint_is_written(settings, whole, tmp_path, monkeypatch):
     """The first one is not finished before two more steps have been taken."""
-    save, steps = loop.Checkpoints.save, []
+    save, steps = trainer.Checkpoints.save, []
 
     def slow_save(self, step, state, write):
         deadline = time.monotonic() + 60
@@ -170,14 +170,14 @@ def test_the_run_goes_on_while_a_checkpoint_is_written(settings, whole, tmp_path
         steps.append((step, runs[0].step))
         save(self, step, state, write)
 
-    runs, begin = [], loop.Run.run
+    runs, begin = [], trainer.Trainer.fit
 
     def run(self):
         runs.append(self)
         return begin(self)
 
-    monkeypatch.setattr(loop.Checkpoints, "save", slow_save)
-    monkeypatch.setattr(loop.Run, "run", run)
+    monkeypatch.setattr(trainer.Checkpoints, "save", slow_save)
+    monkeypatch.setattr(trainer.Trainer, "fit", run)
     pretrain(PretrainConfig(**settings | {"eval_every_steps": 12}), tmp_path / "run")
     assert steps[0][0] == 5 and steps[0][1] >= 7
     after, expected = (weights_of(run / "pretrain/final") for run in (tmp_path / "run", whole))

@@ -1,0 +1,163 @@
+"""The teacher of a run: which model it is, whether it can teach, what of it is compared."""
+
+import hashlib
+import os
+
+import numpy as np
+
+from kbert.errors import UserError
+from kbert.model.weights import chosen_layers, open_weights, part_of
+from kbert.tokenizer.tokenizer import BertTokenizer
+
+
+def start_layers(config):
+    """Which encoder blocks of `init_from` the student starts as, from 1; None for all.
+
+    Args:
+        config: of a program, with the fields of TeacherConfig.
+    """
+    same = config.teacher and os.path.normpath(config.teacher) == os.path.normpath(
+        config.init_from or ""
+    )
+    if not same:
+        return None
+    with open_weights(config.teacher) as (teacher_config, _):
+        N = teacher_config.num_hidden_layers
+    layers = config.layers_taken()
+    return _chosen(config, -(-N // 2) if layers is None else layers, N)
+
+
+def _chosen(config, layers, N):
+    try:
+        return chosen_layers(layers, N)
+    except UserError as error:
+        raise UserError(f"student_{error} {config.teacher} has {N}.") from None
+
+
+def check_heads(folder, model_class):
+    """Refuses a teacher without the heads of a model class, which would be fresh ones."""
+    with open_weights(folder, parts=model_class.task_heads) as (_, weights):
+        lacking = set(model_class.task_heads) - {part_of(name) for name in weights}
+    if lacking:
+        raise UserError(
+            f"the teacher, {folder}, has no head {', '.join(sorted(lacking))} to learn from. Take "
+            f"one that was trained for what the student is to learn."
+        )
+
+
+class Teacher:
+    """The teacher of a run; `load` makes its model.
+
+    Args:
+        config: of the run. student: BertConfig. tokenizer: of the student.
+
+    Attributes:
+        layers: numbers, from 1, of the blocks that the student's blocks learn from.
+        fingerprint: of its weights. parameters: int, how many there are.
+
+    Raises:
+        UserError: it cannot teach that student.
+    """
+
+    def __init__(self, config, student, tokenizer):
+        self._settings = config
+        folder, self._model = config.teacher, None
+        self.fingerprint = self.parameters = None
+        with open_weights(folder) as (teacher_config, _):
+            self.config = teacher_config
+        if BertTokenizer.from_pretrained(folder).fingerprint != tokenizer.fingerprint:
+            raise UserError(
+                f"the student's vocabulary or casing differs from that of its teacher, {folder}: "
+                f"they would read other words. Take a student with the teacher's vocabulary."
+            )
+        if config.max_seq_length > teacher_config.max_position_embeddings:
+            raise UserError(
+                f"max_seq_length must be at most {teacher_config.max_position_embeddings}, the "
+                f"positions that the teacher, {folder}, has; got {config.max_seq_length}."
+            )
+        if student.type_vocab_size > teacher_config.type_vocab_size:
+            raise UserError(
+                f"the student tells {student.type_vocab_size} segments apart, and its teacher, "
+                f"{folder}, {teacher_config.type_vocab_size}. Take a teacher with as many."
+            )
+        self._compares = bool(config.hidden_weight or config.attention_weight)
+        self.layers = ()
+        if self._compares:
+            self.layers = self._mapped(student)
+            self._check_sizes(student)
+        elif config.student_layers and start_layers(config) is None:
+            raise UserError(
+                "student_layers says nothing about a student that does not start as its teacher's "
+                "blocks and is not compared with them. Leave it or --init_from out, or take "
+                "--hidden_weight or --attention_weight."
+            )
+
+    def _mapped(self, student):
+        N, M = self.config.num_hidden_layers, student.num_hidden_layers
+        layers = self._settings.layers_taken()
+        if layers is None and M > N:
+            raise UserError(
+                f"the student has {M} blocks and its teacher, {self._settings.teacher}, {N}: they "
+                f"cannot be compared. Take --hidden_weight=0 --attention_weight=0."
+            )
+        layers = _chosen(self._settings, M if layers is None else layers, N)
+        if len(layers) != M:
+            raise UserError(
+                f"student_layers must name as many blocks of the teacher as the student has, {M}; "
+                f"got {self._settings.student_layers}."
+            )
+        return layers
+
+    def _check_sizes(self, student):
+        heads = [self.config.block_heads(number - 1) for number in self.layers]
+        sizes = {
+            "hidden_weight": ("width", student.hidden_size, self.config.hidden_size),
+            "attention_weight": (
+                "heads",
+                *(", ".join(map(str, x)) for x in (_heads(student), heads)),
+            ),
+        }
+        for weight, (what, student_size, teacher_size) in sizes.items():
+            if getattr(self._settings, weight) and student_size != teacher_size:
+                raise UserError(
+                    f"{weight} compares block by block: the student must have the teacher's "
+                    f"{what}, {teacher_size}; got {student_size}. Take --{weight}=0 for this "
+                    f"student."
+                )
+
+    def load(self, model_class):
+        """Makes the model, in the scope of the strategy; its weights are never trained."""
+        settings = self._settings
+        model = model_class.from_pretrained(settings.teacher, dtype=settings.precision)
+        model.trainable = False
+        self.show(model)
+        digest = hashlib.sha256()
+        for weight in model.weights:
+            digest.update(np.ascontiguousarray(weight.numpy()))
+        self._model, self.fingerprint = model, digest.hexdigest()
+        self.parameters = model.count_params()
+
+    def show(self, model):
+        """Lets a model, the student's or the teacher's, give what is compared."""
+        model.bert.output_hidden_states = bool(self._settings.hidden_weight)
+        model.bert.output_attentions = bool(self._settings.attention_weight)
+
+    def __call__(self, features):
+        """The outputs of its model."""
+        return self._model(features, training=False)
+
+    def describe(self):
+        """A line on it."""
+        config, settings = self.config, self._settings
+        parts = [f"probabilities ({settings.soft_weight:g} of the weight)"]
+        parts += ["hidden states"] * bool(settings.hidden_weight)
+        parts += ["attention"] * bool(settings.attention_weight)
+        blocks = f" of its blocks {', '.join(map(str, self.layers))}" if self._compares else ""
+        return (
+            f"teacher: {settings.teacher}, {config.num_hidden_layers} layers, width "
+            f"{config.hidden_size}; what is learnt from it: {', '.join(parts)}{blocks}"
+        )
+
+
+def _heads(config):
+    return [config.block_heads(i) for i in range(config.num_hidden_layers)]

@@ -1,0 +1,279 @@
+"""Callbacks: what watches a run, or takes part in it, at certain moments."""
+
+import json
+import math
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from kbert.compression.sparsity import MagnitudePruning
+from kbert.errors import UserError, one_line
+from kbert.model.weights.native import write_arrays
+from kbert.train.checkpoint import OPTIMIZER_FILE, recover_folder, replace_folder
+from kbert.train.report import throughput_text
+from kbert.utils import flags
+from kbert.utils.logging import log
+from kbert.visualization import curves
+
+# So many times as long as a drawing took passes before the next one.
+CURVES_PAUSE = 50
+
+
+class Callback:
+    """The base of all callbacks: a subclass overrides the moments that it needs.
+
+    In a run of several workers each one calls its callbacks; metrics of an evaluation are only in
+    the chief.
+
+    Attributes:
+        trainer: `kbert.train.trainer.Trainer`, set by it. Its `step`, `model`, `workload`, `config`
+            and `folder` say all about the run; `stop_training = True` saves and stops it.
+    """
+
+    trainer = None
+
+    def steps_left(self, step):
+        """Steps from `step` to the next one that `on_step_end` must not miss; infinite if none.
+
+        The devices take several steps in a call; the shortest of these numbers ends the call.
+        """
+        return math.inf
+
+    def describe(self):
+        """Lines on the callback, printed before the first step."""
+        return ()
+
+    def on_build(self):
+        """The model has the weights that the run starts from, and nothing is written yet.
+
+        Here a callback raises UserError for what cannot be trained.
+        """
+
+    def on_train_begin(self):
+        """Before the first step."""
+
+    def on_step_end(self):
+        """After each call of the devices, of one or more steps."""
+
+    def on_log(self, metrics):
+        """After each `log_every_steps`. metrics: dict of name -> float; may be added to."""
+
+    def on_evaluate(self, metrics, better):
+        """After an evaluation.
+
+        Args:
+            metrics: dict of name -> float, each name with `eval_` before it.
+            better: bool, whether the weights are the best so far.
+        """
+
+    def on_save(self):
+        """When a checkpoint is due."""
+
+    def on_train_end(self):
+        """After the last step, whether the run is complete or stopped."""
+
+    def on_finish(self, results):
+        """In the chief, once a complete run has its results. results: nested dicts of numbers."""
+
+    def on_exit(self):
+        """At the end of the process's part in the run, whatever ended it."""
+
+
+class RunFolder(Callback):
+    """Makes the run's folder, with the `run.flags` that replay it, and repairs it after a kill."""
+
+    def on_train_begin(self):
+        trainer = self.trainer
+        trainer.folder.mkdir(parents=True, exist_ok=True)
+        text = flags.as_flagfile(trainer.config, f"replays this run: {trainer.resume_command()}")
+        text += flags.as_line("output_dir", trainer.run_dir.shown())
+        scratch = trainer.folder / ".run.flags.partial"
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(trainer.folder / "run.flags")
+        for name in ("best", "final"):
+            recover_folder(trainer.folder / name)
+        trainer.checkpoints.clear_away(trainer.step)
+
+
+class Sparsity(Callback):
+    """Prunes the smallest weights while the run trains: see `kbert.compression.sparsity`."""
+
+    def on_build(self):
+        trainer = self.trainer
+        steps = trainer.workload.train_steps
+        self._pruning = MagnitudePruning(trainer.model, trainer.config, steps)
+        trainer.train_step.pruning = self._pruning
+        trainer.first_best_step = self._pruning.end
+
+    def describe(self):
+        return [self._pruning.describe()]
+
+    def on_log(self, metrics):
+        metrics["sparsity"] = self._pruning.sparsity(self.trainer.train_step.first_copy)
+
+
+class MetricsFile(Callback):
+    """Writes all metrics to `metrics.jsonl`; one that is not finite as null."""
+
+    def on_train_begin(self):
+        path = self.trainer.folder / "metrics.jsonl"
+        drop_later_rows(path, self.trainer.step, self.trainer.evaluation_due)
+        self._file = open(path, "a", encoding="utf-8")
+
+    def on_log(self, metrics):
+        metrics = {n: value if math.isfinite(value) else None for n, value in metrics.items()}
+        self._file.write(json.dumps({"step": self.trainer.step, **metrics}) + "\n")
+        self._file.flush()
+
+    def on_evaluate(self, metrics, better):
+        self.on_log(metrics)
+
+    def on_train_end(self):
+        self._file.close()
+
+
+def drop_later_rows(path, step, evaluation_due=False):
+    """Drops the rows of a `metrics.jsonl` that a run resumed at a step makes again.
+
+    Args:
+        path: pathlib.Path; an empty file is made where there is none. step: int.
+        evaluation_due: whether the evaluation at this step is made again, too.
+    """
+    kept = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+            evaluation = any(name.startswith("eval_") for name in row)
+            again = row["step"] > step - (evaluation and evaluation_due)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue  # the last line of a killed process, or a damaged one
+        if not again:
+            kept.append(line + b"\n")
+    scratch = path.with_suffix(".partial")
+    scratch.write_bytes(b"".join(kept))
+    scratch.replace(path)
+
+
+class TensorBoard(Callback):
+    """Writes the metrics that are finite as TensorBoard events, to `tensorboard`."""
+
+    def on_train_begin(self):
+        self._events = tf.summary.create_file_writer(str(self.trainer.folder / "tensorboard"))
+
+    def on_log(self, metrics):
+        try:
+            with self._events.as_default(self.trainer.step):
+                for name, value in metrics.items():
+                    part, plain = ("eval", name[5:]) if name[:5] == "eval_" else ("train", name)
+                    if math.isfinite(value):
+                        tf.summary.scalar(f"{part}/{plain}", value)
+            self._events.flush()
+        except tf.errors.OpError as error:  # TensorFlow's word for a full disk
+            raise UserError(
+                f"cannot write {self.trainer.folder / 'tensorboard'}: "
+                f"{error.message.splitlines()[0]}. Mend that and run the same command again."
+            ) from error
+
+    def on_evaluate(self, metrics, better):
+        self.on_log(metrics)
+
+    def on_train_end(self):
+        self._events.close()
+
+
+class LearningCurves(Callback):
+    """Draws `curves.png` after evaluations and at the end, at no cost that would be felt.
+
+    Whatever goes wrong is one line of the output, and then there are no more pictures.
+    """
+
+    _due = 0.0  # by time.monotonic; infinite after a failure
+
+    def on_evaluate(self, metrics, better):
+        if time.monotonic() >= self._due:
+            self.on_train_end()
+
+    def on_train_end(self):
+        if self._due == math.inf:
+            return
+        begin, folder = time.monotonic(), self.trainer.folder
+        try:
+            curves.plot_curves(folder / "curves.png", curves.read_curves(folder / "metrics.jsonl"))
+            end = time.monotonic()
+            self._due = end + CURVES_PAUSE * (end - begin)
+        except Exception as error:  # a full disk, fonts, versions: a run is worth more
+            self._due = math.inf
+            log(
+                f"note: there is no curves.png: {one_line(f'{type(error).__name__}: {error}', 300)}"
+            )
+
+
+class ProgressLines(Callback):
+    """Prints a line on the steps since the last one, and on each evaluation."""
+
+    def on_log(self, metrics):
+        step, workload = self.trainer.step, self.trainer.workload
+        log(
+            f"step {step:,}/{workload.train_steps:,} | {workload.train_text(step, metrics)} | "
+            f"{throughput_text(metrics, self.trainer.eta_seconds)}"
+        )
+
+    def on_evaluate(self, metrics, better):
+        text = self.trainer.workload.evaluation_text(self.trainer.step, metrics)
+        log(f"{text}{' | best so far' if better else ''}")
+
+
+class ModelCheckpoint(Callback):
+    """Writes `checkpoint`, `best` and `final`.
+
+    Weights are copied to the host at once, and written in the background while the next steps are
+    taken.
+    """
+
+    def on_evaluate(self, metrics, better):
+        if better:
+            self.trainer.background.wait()  # before the copies: there is memory for one of them
+            weights = self._plain_weights()
+            self.trainer.background.start(lambda: self._replace("best", weights))
+
+    def on_save(self):
+        trainer, step, state = self.trainer, self.trainer.step, self.trainer.state()
+        trainer.background.wait()
+        weights = self._plain_weights()
+        optimizer = self._on_host(trainer.train_step.named_variables())
+
+        def write(folder):
+            trainer.workload.write_pretrained(folder, weights)
+            write_arrays(folder / OPTIMIZER_FILE, optimizer)
+
+        def save():
+            trainer.checkpoints.save(step, state, write)
+            trainer.run_dir.send(trainer.workload.part)
+
+        trainer.background.start(save)
+
+    def on_train_end(self):
+        self.trainer.background.wait()
+        if self.trainer.complete:
+            self._final = self._plain_weights()
+
+    def on_finish(self, results):
+        self._replace("final", self._final)
+        self.trainer.run_dir.send(self.trainer.workload.part)  # before W&B may take its time
+
+    def _plain_weights(self):
+        """Copies of the weights, adapters merged into the matrices they belong to."""
+        weights = self._on_host(self.trainer.model.named_weights())
+        for name, (a, b, scale) in self.trainer.model.adapters().items():
+            weights[name] += scale * (self._on_host(a) @ self._on_host(b))
+        return weights
+
+    def _on_host(self, variables):
+        """Copies of Keras variables as numpy arrays: of one, or of a dict of them."""
+        first_copy = self.trainer.train_step.first_copy
+        return tf.nest.map_structure(lambda v: np.array(first_copy(v).numpy()), variables)
+
+    def _replace(self, name, weights):
+        write = self.trainer.workload.write_pretrained
+        replace_folder(self.trainer.folder / name, lambda path: write(path, weights))

@@ -1,0 +1,77 @@
+"""Starts a run: devices and workers, the run's folder and its lock, callbacks, trainer."""
+
+import contextlib
+
+import keras
+
+from kbert.errors import UserError, writing
+from kbert.train import callbacks as cb
+from kbert.train.checkpoint import BackgroundWriter
+from kbert.train.distribution import find_devices
+from kbert.train.profile import Profiler
+from kbert.train.remote_sync import remote_run_dir
+from kbert.train.trainer import Trainer
+from kbert.train.wandb_logger import WandbLogger, check_wandb
+from kbert.utils import flags
+from kbert.utils.locks import folder_lock
+
+
+def start_run(workload, output_dir, callbacks=(), act=Trainer.fit):
+    """Opens a run and does something with it, holding the lock of its folder.
+
+    Args:
+        workload: `kbert.train.workload.Workload`. output_dir: the run's folder.
+        callbacks: `kbert.train.callbacks.Callback` objects to call after those of every run.
+        act: function of the opened `Trainer`.
+
+    Returns:
+        What `act` returns.
+
+    Raises:
+        UserError: Keras on another backend, files that cannot be written, and what the workload
+            and `act` raise.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise UserError(
+            f"training needs Keras on TensorFlow; it is on {keras.backend.backend()}. Set "
+            f"KERAS_BACKEND=tensorflow, or change ~/.keras/keras.json."
+        )
+    config = workload.config
+    devices = find_devices(config)
+    workers = devices.workers
+    with workers.losses_reported(), contextlib.ExitStack() as stack:
+        workers.check_same(settings=flags.as_dict(config))
+        if workers.is_chief:
+            check_wandb(config)
+        workload.check()
+        run_dir = stack.enter_context(remote_run_dir(output_dir, workload.part, workers.is_chief))
+        if workers.is_chief:
+            stack.enter_context(folder_lock(run_dir.folder))
+        else:
+            stack.enter_context(contextlib.redirect_stdout(None))
+        stack.enter_context(writing(run_dir.folder))
+        background = stack.enter_context(BackgroundWriter())
+        usual = usual_callbacks(config, workers.is_chief)
+        trainer = Trainer(workload, devices, run_dir, background, [*usual, *callbacks])
+        stack.callback(trainer.call, "on_exit")
+        trainer.open()
+        return act(trainer)
+
+
+def usual_callbacks(config, is_chief):
+    """The callbacks of every run, in their order: metrics are written before weights.
+
+    Args:
+        config: TrainingConfig. is_chief: whether this worker is the one that writes.
+    """
+    sparsity = [cb.Sparsity()] if config.sparsity else []
+    if not is_chief:
+        return sparsity
+    return [
+        cb.RunFolder(),
+        *sparsity,
+        *([Profiler(config.profile)] if config.profile else []),
+        *(cb.MetricsFile(), cb.TensorBoard()),
+        *([WandbLogger()] if config.wandb_project else []),
+        *(cb.LearningCurves(), cb.ProgressLines(), cb.ModelCheckpoint()),
+    ]

@@ -1,0 +1,328 @@
+"""The loop of every training program: takes steps, logs, evaluates, saves, resumes."""
+
+import itertools
+import math
+import pathlib
+import shlex
+import time
+
+import keras
+import tensorflow as tf
+
+from kbert.errors import UserError, too_much
+from kbert.train.checkpoint import OPTIMIZER_FILE, Checkpoints, restore_arrays
+from kbert.train.distribution import smaller_slices
+from kbert.train.metrics import MetricAccumulator
+from kbert.train.report import ThroughputMeter
+from kbert.train.resume_checks import check_fixed, report_changes
+from kbert.train.signals import stop_requests
+from kbert.train.step import TrainStep
+from kbert.utils import flags
+from kbert.utils.logging import log
+
+# Steps are taken in calls of about this long, or of one step: the host then looks up.
+CALL_SECONDS = 0.5
+# So many steps in a row that are not finite are no accident.
+NOT_FINITE_LIMIT = 100
+
+
+class Trainer:
+    """Trains a workload: `open` finds where the run starts, `fit` takes the steps.
+
+    Args:
+        workload: `kbert.train.workload.Workload`, what is learnt from what.
+        devices: `kbert.train.distribution.Devices`.
+        run_dir: `kbert.train.remote_sync.RemoteRunDir`, the run's folder.
+        background: `kbert.train.checkpoint.BackgroundWriter`.
+        callbacks: `kbert.train.callbacks.Callback` objects, called in this order.
+
+    Attributes:
+        config: of the workload. folder: pathlib.Path, the workload's part of the run's folder.
+        model, train_step: made by `open`.
+        step: int, steps taken. window: MetricAccumulator of the steps since the last log.
+        best: value of the best evaluation so far, or None; evaluations_since_best: int.
+        evaluation_due: bool, whether a stop came before the evaluation of this step.
+        first_best_step: int, step before which an evaluation is never the best one.
+        stop_training: bool; set it to True, as a signal does, and the run saves and stops.
+        eta_seconds: float, expected time to the last step, as of the last log.
+        results: dict of the last metrics; in the chief, those of evaluations, too.
+    """
+
+    def __init__(self, workload, devices, run_dir, background, callbacks=()):
+        self.workload, self.config = workload, workload.config
+        self.devices, self.run_dir, self.background = devices, run_dir, background
+        self.callbacks = list(callbacks)
+        for callback in self.callbacks:
+            callback.trainer = self
+        self.folder = run_dir.folder / workload.part
+        self.checkpoints = Checkpoints(self.folder / "checkpoint", self.config.keep_checkpoints)
+        self.model = self.train_step = None
+        self.window, self.throughput = MetricAccumulator(), ThroughputMeter()
+        self.step = self.first_best_step = self.evaluations_since_best = 0
+        self.best, self.evaluation_due, self.stop_training = None, False, False
+        self.eta_seconds = self._eval_seconds = 0.0
+        self._not_finite_steps = 0
+        self.results = {}
+
+    def call(self, moment, *args):
+        """Calls the method `moment` of all callbacks."""
+        for callback in self.callbacks:
+            getattr(callback, moment)(*args)
+
+    def open(self):
+        """Finds where the run starts, and makes the model and its training step.
+
+        Raises:
+            UserError: inputs that cannot be used; settings that contradict the checkpoint or each
+                other; checkpoints that are all damaged.
+        """
+        config, workload = self.config, self.workload
+        keras.utils.set_random_seed(config.seed)
+        # 1. The run's own checkpoint, if there is one ...
+        state = self.checkpoints.newest(log)
+        saved = self.checkpoints.path(state["step"]) if state else None
+        if state:
+            check_fixed(config, workload.fixed, state, saved)
+        workload.load(state, saved, self.run_dir, self.devices.workers)
+        self._build()
+        if state:
+            self._resume(state, saved)
+            origin = f"step {self.step} of {self.run_dir.shown(saved)}"
+        # 2. ... else the weights of --init_from ...
+        elif config.init_from:
+            origin = workload.initialize_from(config.init_from, self._restore)
+        # 3. ... else from scratch.
+        else:
+            origin = f"scratch, with seed {config.seed}"
+        # 4. Then `fit`.
+        self.call("on_build")
+        self.devices.workers.check_same(text=workload.identity(), checkpoint=self.step)
+        lines = [workload.describe(self.devices), *(c.describe() for c in self.callbacks)]
+        for line in itertools.chain(*lines):
+            log(line)
+        workload.check_metric()
+        log(f"starting from {origin}")
+
+    def _build(self):
+        workload, devices = self.workload, self.devices
+        with devices.strategy.scope():
+            self.model = workload.make_model(workload.bert_config)
+            optimizer = workload.make_optimizer()
+            optimizer.build(self.model.trainable_variables)
+        self.model.bert.encoder.remat = self.config.remat
+        self.train_step = TrainStep(
+            self.model, optimizer, workload.schedule, devices, self.config, workload.objective
+        )
+
+    def _resume(self, state, folder):
+        self.step = state["step"]
+        self._restore(folder)
+        identity = self.workload.identity()
+        report_changes(self.config, identity, state)
+        self.window = MetricAccumulator(state["window"])
+        self.evaluation_due = bool(state["evaluation_due"])
+        if state["data"]["held_out"] == identity["held_out"]:
+            self.best = state["best"]
+            self.evaluations_since_best = state["evaluations_since_best"]
+        else:
+            log("note: the held-out data has changed; the best weights are sought anew")
+
+    def _restore(self, folder):
+        """Loads the weights and the optimizer of a checkpoint."""
+        self.model.load_pretrained(folder)
+        variables = self.train_step.named_variables()
+        # The loss scale: a run may change to mixed_float16 on the way.
+        path = pathlib.Path(folder) / OPTIMIZER_FILE
+        restore_arrays(path, variables, optional=["loss_scale/"])
+
+    def state(self):
+        """What a checkpoint keeps besides arrays: dict that JSON can hold."""
+        return {
+            "settings": flags.as_dict(self.config),
+            "bert_config": self.workload.bert_config.to_dict(),
+            "data": self.workload.identity(),
+            "window": dict(self.window.state),
+            "best": self.best,
+            "evaluations_since_best": self.evaluations_since_best,
+            "evaluation_due": self.evaluation_due,
+        }
+
+    def fit(self):
+        """Takes the steps that are left; returns the results, in the chief all of them.
+
+        Raises:
+            UserError: out of memory; a loss that is not finite; files that cannot be written.
+        """
+        if self.complete:
+            log(f"this run is complete: step {self.step} of {self.workload.train_steps}")
+        with stop_requests(self):
+            self.call("on_train_begin")
+            batches = self.batches(self.workload.train_steps - self.step)
+            if self.evaluation_due:  # the stop came before it
+                self.evaluate()
+            stopping = False
+            while not self.complete and not stopping:
+                self.take_steps(batches, self._steps_of_a_call())
+                self.call("on_step_end")
+                stopping = self._look_up()
+        self.call("on_train_end")
+        self._finish()
+        self.devices.workers.wait()  # for the chief, which writes
+        return self.results
+
+    def _look_up(self):
+        """Logs, evaluates and saves where it is time to; returns whether to stop."""
+        workers = self.devices.workers
+        self.background.check()
+        last = self.step == self.workload.train_steps
+        if last or self.step % self.config.log_every_steps == 0:
+            self._log()
+        self.evaluation_due = last or self.step % self.workload.eval_every_steps == 0
+        stopping = workers.any(self.stop_training)
+        if self.evaluation_due and (last or not stopping):
+            self.evaluate()
+            stopping = workers.any(self.stop_training)
+        if stopping or self.complete or self.step % self.config.save_every_steps == 0:
+            self.call("on_save")
+        return stopping
+
+    def _finish(self):
+        if not self.complete:
+            command = self.resume_command()
+            log(f"stopped and saved at step {self.step}. Go on with:\n  {command}")
+            return
+        if self.devices.workers.is_chief:
+            self.results = self.workload.finish(self.results, self.run_dir)
+            self.call("on_finish", self.results)
+        log(
+            f"done: weights in {self.run_dir.shown(self.folder / 'final')}, "
+            f"curves in {self.run_dir.shown(self.folder / 'metrics.jsonl')}"
+        )
+
+    def resume_command(self):
+        """The command that resumes the run."""
+        flagfile, program = self.folder / "run.flags", self.workload.program
+        if self.run_dir.is_remote:  # programs read local ones
+            shown = shlex.quote(self.run_dir.shown(flagfile))
+            return f"python -m {program} --flagfile=run.flags    (a copy of {shown})"
+        return f"python -m {program} --flagfile={shlex.quote(str(flagfile))}"
+
+    @property
+    def complete(self):
+        """Whether there is no step left to take."""
+        patience = self.workload.patience
+        stale = patience is not None and self.evaluations_since_best >= patience
+        return self.step >= self.workload.train_steps or stale
+
+    def batches(self, steps):
+        """Iterator of the next global batches, of which each replica gets its part in order."""
+        devices = self.devices
+        rows = self.config.global_batch_size // devices.replicas
+        first, count = self.step * devices.local_replicas, steps * devices.local_replicas
+        dataset = self.workload.data.dataset(rows, first, count, devices.input_context)
+        if devices.workers.count > 1:
+            # Else the workers tell each other before each step whether they have a batch.
+            endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+            dataset = dataset.apply(endless)
+        return iter(devices.strategy.distribute_datasets_from_function(lambda _: dataset))
+
+    def _steps_of_a_call(self):
+        config, workload = self.config, self.workload
+        every = (config.log_every_steps, config.save_every_steps, workload.eval_every_steps)
+        left = min(workload.train_steps - self.step, *(n - self.step % n for n in every))
+        left = min([left, *(callback.steps_left(self.step) for callback in self.callbacks)])
+        steps = max(1, min(left, int(CALL_SECONDS / self.throughput.step_seconds)))
+        return int(self.devices.workers.from_chief([steps])[0])  # clocks differ
+
+    def take_steps(self, batches, count):
+        """Takes `count` steps and adds them to the window, in order.
+
+        Args:
+            batches: of `batches`. count: int.
+
+        Raises:
+            UserError: out of memory; a loss or gradient is not finite and `nonfinite` is "stop".
+        """
+        begin = time.perf_counter()
+        try:
+            rows, waited = self.train_step.take(
+                batches, tf.constant(self.step, tf.int64), tf.constant(count, tf.int32)
+            )
+            rows, waited = rows.numpy(), float(waited)
+        except tf.errors.ResourceExhaustedError as error:
+            self.background.wait()  # what is being written may be the last checkpoint
+            raise UserError(
+                f"out of memory after step {self.step} ({too_much(error)}). "
+                f"{smaller_slices(self.config, self.devices.replicas)}; the last checkpoint is "
+                f"{self._last_checkpoint()}."
+            ) from error
+        seconds = time.perf_counter() - begin
+        names = self.train_step.row
+        self.throughput.add(seconds, count, float(rows[:, names.index("tokens")].sum()), waited)
+        for row in rows:
+            self.step += 1
+            sums = dict(zip(names, row.tolist(), strict=True))
+            self._check_finite(sums["not_finite"])
+            self.window.add(sums)
+
+    def _check_finite(self, not_finite):
+        self._not_finite_steps = self._not_finite_steps + 1 if not_finite else 0
+        if not not_finite:
+            return
+        if self.config.nonfinite == "skip" and self._not_finite_steps < NOT_FINITE_LIMIT:
+            log(f"note: the loss or the gradient is not finite at step {self.step}: skipped")
+            return
+        self.background.wait()  # what is being written may be the last checkpoint
+        hint = "or leave such steps out with --nonfinite=skip; "
+        if self.config.nonfinite == "skip":
+            hint = f"for {NOT_FINITE_LIMIT} steps in a row nothing was learnt; "
+        raise UserError(
+            f"the loss or the gradient is not finite at step {self.step}. Lower --learning_rate or "
+            f"raise --warmup_steps, {hint}the last checkpoint is "
+            f"{self._last_checkpoint()}."
+        )
+
+    def _last_checkpoint(self):
+        if not self.devices.workers.is_chief:
+            return f"the chief's, in {self.checkpoints.folder}"
+        return self.checkpoints.last_good or "none yet"
+
+    def _log(self):
+        state, workload = self.window.state, self.workload
+        metrics = workload.objective.metrics(state)
+        skipped = state["not_finite"] + state["overflows"]
+        metrics["gradient_norm"] = state["gradient_norm"] / max(state["steps"] - skipped, 1)
+        metrics["skipped_steps"] = skipped
+        if self.train_step.loss_scale is not None:
+            metrics["loss_scale"] = self.train_step.current_loss_scale()
+        metrics["learning_rate"] = float(workload.schedule(self.step - 1))
+        metrics["tokens_per_second"], step_seconds, metrics["input_wait"] = self.throughput.read()
+        self.window = MetricAccumulator()
+        left = workload.train_steps - self.step
+        evaluations = -(-left // workload.eval_every_steps)
+        self.eta_seconds = left * step_seconds + evaluations * self._eval_seconds
+        self.call("on_log", metrics)
+        self.results |= metrics
+
+    def evaluate(self):
+        """Evaluates on held-out data, and notes whether the weights are the best so far.
+
+        The chief evaluates; the others are told the value that the weights are judged by.
+        """
+        workers = self.devices.workers
+        self.background.wait()  # what is being written tells what the last evaluation found
+        begin = time.perf_counter()
+        evaluation = self.workload.evaluation() if workers.is_chief else None
+        metrics, value = evaluation or ({}, math.nan)
+        evaluated, value = workers.from_chief([evaluation is not None, value])
+        self.evaluation_due = False
+        if not evaluated:
+            return
+        self._eval_seconds = max(0.0, time.perf_counter() - begin)
+        counts = self.step >= self.first_best_step
+        better = counts and bool(self.best is None or value > self.best)
+        self.evaluations_since_best += counts
+        if better:
+            self.best, self.evaluations_since_best = float(value), 0
+        self.results |= metrics
+        self.call("on_evaluate", metrics, better)
