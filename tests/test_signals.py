@@ -15,11 +15,11 @@ from kbert.train.signals import stop_requests
 own = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 for number, handler in own.items():  # a background job ignores SIGINT
     signal.signal(number, handler)
-run = types.SimpleNamespace(stop_training=False)
+run = types.SimpleNamespace(stop_training=False, stop_signal=None)
 with stop_requests(run):
     assert not run.stop_training
     os.kill(os.getpid(), int(sys.argv[1]))
-    assert run.stop_training
+    assert run.stop_training and run.stop_signal == int(sys.argv[1])
     assert all(signal.getsignal(n) is handler for n, handler in own.items())  # any second one stops
     try:
         os.kill(os.getpid(), signal.SIGINT)

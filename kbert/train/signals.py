@@ -9,7 +9,9 @@ from kbert.utils.logging import log
 
 @contextlib.contextmanager
 def stop_requests(run):
-    """Makes Ctrl-C and SIGTERM set `run.stop_training`; a second one stops at once."""
+    """Sets `run.stop_training` and `run.stop_signal` at Ctrl-C and SIGTERM; a second one stops the
+    run at once.
+    """
     before = {
         number: signal.getsignal(number) or signal.SIG_DFL
         for number in (signal.SIGINT, signal.SIGTERM)
@@ -20,7 +22,7 @@ def stop_requests(run):
             signal.signal(number, handler)
 
     def request(number, frame):
-        run.stop_training = True
+        run.stop_training, run.stop_signal = True, number
         restore()
         log("stopping: saving first")
 

@@ -1,6 +1,7 @@
 """Starts a run: devices and workers, the run's folder and its lock, callbacks, trainer."""
 
 import contextlib
+import sys
 
 import keras
 
@@ -28,6 +29,8 @@ def start_run(workload, output_dir, callbacks=(), act=Trainer.fit):
         What `act` returns.
 
     Raises:
+        SystemExit: Ctrl-C or SIGTERM stopped the run, which is saved; its status is 130 or 143, so
+            that `pretrain && finetune` does not continue, and Kubernetes starts the job again.
         UserError: Keras on another backend, files that cannot be written, and what the workload
             and `act` raise.
     """
@@ -55,7 +58,10 @@ def start_run(workload, output_dir, callbacks=(), act=Trainer.fit):
         trainer = Trainer(workload, devices, run_dir, background, [*usual, *callbacks])
         stack.callback(trainer.call, "on_exit")
         trainer.open()
-        return act(trainer)
+        results = act(trainer)
+    if trainer.stop_signal and not trainer.complete:
+        sys.exit(128 + trainer.stop_signal)
+    return results
 
 
 def usual_callbacks(config, is_chief):

@@ -44,6 +44,7 @@ class Trainer:
         evaluation_due: bool, whether a stop came before the evaluation of this step.
         first_best_step: int, step before which an evaluation is never the best one.
         stop_training: bool; set it to True, as a signal does, and the run saves and stops.
+        stop_signal: int, the signal that stopped the run, or None.
         eta_seconds: float, expected time to the last step, as of the last log.
         results: dict of the last metrics; in the chief, those of evaluations, too.
     """
@@ -59,7 +60,8 @@ class Trainer:
         self.model = self.train_step = None
         self.window, self.throughput = MetricAccumulator(), ThroughputMeter()
         self.step = self.first_best_step = self.evaluations_since_best = 0
-        self.best, self.evaluation_due, self.stop_training = None, False, False
+        self.best, self.evaluation_due = None, False
+        self.stop_training, self.stop_signal = False, None
         self.eta_seconds = self._eval_seconds = 0.0
         self._not_finite_steps = 0
         self.results = {}

@@ -89,8 +89,11 @@ class Subject:
         if fork.wait(LONGEST_S) is None:
             fork.kill()
             raise Wrong(f"it still ran after {LONGEST_S} s: {fork.printed()}")
-        ends = {0, -signal.SIGKILL, -signal.SIGALRM, -signal.SIGTERM} if moment else {0}
-        check(fork.code in ends, f"it ended with {fork.code}: {fork.printed()}")
+        killed = {128 + signal.SIGTERM, -signal.SIGKILL, -signal.SIGALRM, -signal.SIGTERM}
+        check(
+            fork.code == 0 or (moment and fork.code in killed),
+            f"it ended with {fork.code}: {fork.printed()}",
+        )
         if fork.code == 0 and fresh and "stopped and saved" not in fork.printed():
             self.seconds = min(self.seconds, fork.seconds)  # the first one compiled
         return fork

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import signal
 import subprocess
 
 import h5py
@@ -60,7 +61,7 @@ def test_sigterm_saves_and_tells_how_to_go_on(settings, tmp_path):
             process.terminate()
             break
     rest = process.stdout.read()
-    assert process.wait() == 0
+    assert process.wait() == 128 + signal.SIGTERM
     assert f"python -m kbert.pretrain --flagfile={run}/pretrain/run.flags" in rest
     resumed = subprocess.run(
         [PYTHON, "-m", "kbert.pretrain", f"--flagfile={run}/pretrain/run.flags"],
@@ -70,6 +71,22 @@ def test_sigterm_saves_and_tells_how_to_go_on(settings, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(tmp_path / "whole", run)
     assert whole["loss"] == metrics_of(run)[-2]["loss"]
+
+
+def test_a_stop_by_a_signal_is_no_success(settings, tmp_path, monkeypatch):
+    take_steps = trainer.Trainer.take_steps
+
+    def take_and_stop(self, batches, count):
+        take_steps(self, batches, count)
+        self.stop_training, self.stop_signal = True, signal.SIGINT
+
+    monkeypatch.setattr(trainer.Trainer, "take_steps", take_and_stop)
+    with pytest.raises(SystemExit) as ended:
+        pretrain(PretrainConfig(**settings), tmp_path / "run")
+    assert ended.value.code == 130
+    assert (tmp_path / "run/pretrain/checkpoint/step_00000001").exists()
+    settings |= {"train_steps": 2, "warmup_steps": 0}  # the signal comes with the last step
+    assert pretrain(PretrainConfig(**settings), tmp_path / "complete")["loss"] > 0
 
 
 def test_a_stop_during_an_evaluation_is_saved(settings, tmp_path, monkeypatch, capsys):
