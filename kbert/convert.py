@@ -32,11 +32,10 @@ def convert(source, target, format, allow_missing=(), lower_case=None, report=pr
             of another shape, or have no place in the format.
     """
     from kbert.model.weights import open_weights, part_of
-    from kbert.train.checkpoint import replace_folder
+    from kbert.utils import atomic, storage
 
     target, folder = pathlib.Path(target), find_folder(source)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists and is not empty. Remove it, or name another folder.")
+    storage.check_free(target)
     with target_lock(target, "--output_dir"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         with open_weights(folder, allow_missing) as (config, weights):
@@ -46,12 +45,8 @@ def convert(source, target, format, allow_missing=(), lower_case=None, report=pr
                 f"from {folder} ({folder_format(folder)}): {config.num_hidden_layers} layers, "
                 f"width {config.hidden_size}, {parameters:,} parameters in {parts}"
             )
-            replace_folder(
-                target.absolute(),
-                lambda path: _write(
-                    folder, path, format, config, weights, allow_missing, lower_case, report
-                ),
-            )
+            with atomic.folder(target) as path:
+                _write(folder, path, format, config, weights, allow_missing, lower_case, report)
     for warning in caught:
         report(f"note: {warning.message}")
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())

@@ -6,7 +6,7 @@ import pathlib
 
 from kbert.errors import UserError
 from kbert.settings import EvaluateConfig
-from kbert.utils import flags, program
+from kbert.utils import atomic, flags, program
 
 
 def fine_tuned(config, file, dtype=None, report=print):
@@ -63,7 +63,7 @@ def evaluate(config, report=print):
     if config.results_file:
         path = pathlib.Path(config.results_file)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+        atomic.write_json(path, scores)
     return scores
 
 

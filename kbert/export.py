@@ -1,5 +1,6 @@
 """Exports for serving: python -m kbert.export --model=FOLDER --output_dir=models/bert/1"""
 
+import contextlib
 import dataclasses
 import pathlib
 import re
@@ -54,23 +55,20 @@ def export(
     endpoint = saved_model.load_endpoint(source, method, takes_pairs, max_seq_length)
     report(messages.source_line(source, endpoint.name, endpoint.model, endpoint.max_seq_length))
     labelled = comparison.Labelled(endpoint, eval_file, columns, report)
-    functions, before, notes = {}, {}, []
+    before = {}
     if eval_file and (quantize or batch_timeout_ms):  # what is written has other weights, or waits
         before = signatures(endpoint)
     if quantize:
         saved_model.quantize_int8(endpoint)
 
-    def write(path):
-        functions.update(saved_model.save_endpoint(endpoint, path, batch_timeout_ms))
+    with _new_folder(target) as path:
+        functions = saved_model.save_endpoint(endpoint, path, batch_timeout_ms)
         samples = saved_model.samples(endpoint)
         answers = saved_model.answers_alone(samples, path)
-        notes.append(
-            messages.checked_line(answers, *_expected(endpoint, functions, samples, quantize))
-        )
+        expected = _expected(endpoint, functions, samples, quantize)
+        notes = [messages.checked_line(answers, *expected)]
         notes.append(_warm_up(path, functions, samples, target))
-        notes.extend(labelled.with_saved_model(before or functions, path, quantize or "float32"))
-
-    _make(target, write)
+        notes += labelled.with_saved_model(before or functions, path, quantize or "float32")
     notes += [*messages.output_spec_lines(endpoint, functions), messages.serve_line(target)]
     _report_all(report, messages.target_line(target), *notes)
 
@@ -99,9 +97,7 @@ def export_tf_hub(source, target, max_seq_length=None, report=print):
     model = saved_model.load_encoder(find_folder(source), output_hidden_states=True)
     check_length(length, model.config)
     report(messages.source_line(source, "encoder", model, length))
-    notes = []
-
-    def write(path):
+    with _new_folder(target) as path:
         tf_hub.save_preprocessor(tokenizer, length, path / "preprocess")
         tf_hub.save_encoder(model, path / "encoder")
         samples = {"text": list(saved_model.SAMPLES)}
@@ -109,11 +105,9 @@ def export_tf_hub(source, target, max_seq_length=None, report=print):
         answers = saved_model.answers_alone(samples, path / "preprocess", path / "encoder")
         expected = {"sequence_output": outputs["last_hidden_state"].numpy()}
         expected["pooled_output"] = outputs["pooler_output"].numpy()
-        notes.append(messages.checked_line(answers, expected, "kbert.BertModel"))
-
-    _make(target, write)
+        checked = messages.checked_line(answers, expected, "kbert.BertModel")
     how = f'use it: kbert.hub.BertLayer("{target / "encoder"}"); in tf_keras hub.KerasLayer'
-    _report_all(report, messages.target_line(target), *notes, how)
+    _report_all(report, messages.target_line(target), checked, how)
 
 
 def export_to_runtime(
@@ -151,14 +145,10 @@ def export_to_runtime(
     report(messages.source_line(source, endpoint.name, endpoint.model, endpoint.max_seq_length))
     labelled = comparison.Labelled(endpoint, eval_file, columns, report)
     calibration = comparison.calibration_features(endpoint, calibration_file, columns, report)
-    notes = []
-
-    def write(path):
+    with _new_folder(target) as path:
         metadata = conversions.save_conversion(endpoint, runtime, path, quantize, calibration)
-        notes.extend([messages.computed_line(metadata), *messages.port_lines(metadata)])
-        notes.extend(labelled.with_runtime(runtime, path, metadata))
-
-    _make(target, write)
+        notes = [messages.computed_line(metadata), *messages.port_lines(metadata)]
+        notes += labelled.with_runtime(runtime, path, metadata)
     _report_all(report, messages.target_line(target), *notes)
 
 
@@ -178,31 +168,31 @@ def _report_all(report, *lines):
 
 
 def _free(target):
+    from kbert.utils import storage
+
     target = pathlib.Path(target).absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(
-            f"{target} exists and is not empty. Name the next version, or remove it: TensorFlow "
-            f"Serving may be reading it."
-        )
+    storage.check_free(
+        target, "Name the next version, or remove it: TensorFlow Serving may be reading it."
+    )
     return target
 
 
-def _make(target, write):
-    """Makes a folder whole or not at all, and while no other process makes it.
-
-    Args:
-        target: path. write: function that fills the folder it is given.
+@contextlib.contextmanager
+def _new_folder(target):
+    """A folder to write in, made whole or not at all, and while no other process makes it.
 
     Raises:
         UserError: the folder exists or is being made; it cannot be written.
     """
     import tensorflow as tf
 
-    from kbert.train.checkpoint import replace_folder
+    from kbert.utils import atomic
 
     with target_lock(target, "--output_dir"):
+        _free(target)
         try:
-            replace_folder(_free(target), write)
+            with atomic.folder(target) as path:
+                yield path
         except tf.errors.OpError as error:  # TensorFlow's word for a full disk, and others
             reason = re.sub(r"^\{\{.*?\}\} | \[Op:.*", "", error.message.splitlines()[0])
             raise UserError(

@@ -5,11 +5,9 @@ again, as far as it can.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 
-from kbert.errors import UserError
 from kbert.evaluate import evaluate, fine_tuned
 from kbert.settings import EvaluateConfig, ExampleConfig, PruneConfig
 from kbert.utils import flags, program
@@ -37,11 +35,10 @@ def prune(config, report=print):
             be removed; a folder that is not empty.
     """
     from kbert.compression.pruning import head_importance, least_important
-    from kbert.train.checkpoint import replace_folder
+    from kbert.utils import atomic, storage
 
     target = pathlib.Path(config.output_dir)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists and is not empty. Remove it, or name another folder.")
+    storage.check_free(target)
     with target_lock(target, "--output_dir"):
         predictor, name, task, examples = fine_tuned(config, config.data_file, report=report)
         bert = predictor.model.config
@@ -65,18 +62,14 @@ def prune(config, report=print):
             "importance": [layer.tolist() for layer in importance],
             "heads": {"before": heads, "after": [len(numbers) for numbers in kept]},
         }
-
-        def write(folder):
+        with atomic.folder(target) as folder:
             counts = _write_without(config.model, folder, predictor, kept)
             result["parameters"] = dict(zip(("before", "after"), counts, strict=True))
             result["bytes"] = {when: 4 * count for when, count in result["parameters"].items()}
             _write_task(folder, predictor, name, task, examples)
             if scores:
                 result["scores"] = scores | {"after": _scores(config, folder)}
-            text = json.dumps(result, indent=2) + "\n"
-            (folder / RESULT_FILE).write_text(text, encoding="utf-8")
-
-        replace_folder(target.absolute(), write)
+            atomic.write_json(folder / RESULT_FILE, result)
     for line in _table(result):
         report(line)
     report(f"to {target}; what was lost can be learnt again: kbert.finetune --init_from={target}")

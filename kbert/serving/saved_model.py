@@ -20,6 +20,7 @@ from kbert.model.weights import open_weights, part_of
 from kbert.serving.endpoints import ENDPOINTS, FillMask, MultiLabel, Regress
 from kbert.serving.signatures import signatures
 from kbert.tasks.registry import TASK_FILE, read_task
+from kbert.utils import atomic
 from kbert.utils.formats import EXPORT_FILE, export_checksum, find_folder, read_export, sha256_of
 
 _METHOD_OF_PART = {  # what a folder can do; the first part that is there
@@ -176,7 +177,7 @@ def save_endpoint(endpoint, folder, batch_timeout_ms=0):
         "files": {name: sha256_of(folder / name) for name in _own_files(folder)},
     }
     metadata["checksum"] = export_checksum(metadata)
-    (extra / EXPORT_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    atomic.write_json(extra / EXPORT_FILE, metadata)
     return functions
 
 
@@ -192,8 +193,7 @@ def save_settings(endpoint, folder):
     endpoint.model.config.save(folder / "config.json")
     endpoint.tokenizer.save_pretrained(folder)
     if endpoint.predictor.settings:
-        text = json.dumps(endpoint.predictor.settings, indent=2) + "\n"
-        (folder / TASK_FILE).write_text(text, encoding="utf-8")
+        atomic.write_json(folder / TASK_FILE, endpoint.predictor.settings)
 
 
 _ALONE = """

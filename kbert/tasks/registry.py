@@ -6,6 +6,7 @@ import pathlib
 from kbert.errors import UserError
 from kbert.tasks.spans import QuestionAnswering, Tagging
 from kbert.tasks.tasks import Choice, Classification, MultiLabel, Regression
+from kbert.utils import atomic
 
 TASK_FILE = "task.json"
 _CLASSES = {
@@ -50,8 +51,7 @@ def write_task(folder, task, name, takes_pairs=False):
     settings = {"task": name, "max_seq_length": task.max_seq_length, "takes_pairs": takes_pairs}
     if name == "qa":
         settings |= {key: getattr(task, key) for key in (*_ANSWERS, "allow_no_answer")}
-    text = json.dumps(settings, indent=2) + "\n"
-    (pathlib.Path(folder) / TASK_FILE).write_text(text, encoding="utf-8")
+    atomic.write_json(pathlib.Path(folder) / TASK_FILE, settings)
 
 
 def read_task(folder):

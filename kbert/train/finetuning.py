@@ -26,6 +26,7 @@ from kbert.train.loop import Run, start_run
 from kbert.train.losses import TaskObjective
 from kbert.train.optimizer import make_optimizer
 from kbert.train.schedule import WarmupPolynomialDecay
+from kbert.utils import atomic
 from kbert.utils.logging import log
 from kbert.visualization import plots
 
@@ -268,9 +269,7 @@ class Finetuning(Run):
         for name in ("eval", "test"):
             if name in self.examples:
                 results[name], predictions[name] = self._score(name)
-        scratch = self.folder / ".results.json.partial"
-        scratch.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        scratch.replace(path)
+        atomic.write_json(path, results)
         for name, rows in predictions.items():
             self._write_predictions(name, rows)
         if results:

@@ -7,6 +7,7 @@ import pathlib
 import tensorflow as tf
 
 from kbert.errors import UserError
+from kbert.utils import atomic
 
 
 def time_text(seconds):
@@ -150,9 +151,7 @@ class MetricsWriter:
                 continue  # the last line of a killed process, or a damaged one
             if not again:
                 kept.append(line + b"\n")
-        scratch = path.with_suffix(".partial")
-        scratch.write_bytes(b"".join(kept))
-        scratch.replace(path)
+        atomic.write_bytes(path, b"".join(kept))
         self._file = open(path, "a", encoding="utf-8")
         self._events = tf.summary.create_file_writer(str(folder / "tensorboard"))
 

@@ -1,16 +1,15 @@
 """What a run writes into its folder."""
 
-import pathlib
 import shlex
 
 import numpy as np
 import tensorflow as tf
 
 from kbert.model.weights.native import write_arrays
-from kbert.train.checkpoint import OPTIMIZER_FILE, recover_folder, replace_folder
+from kbert.train.checkpoint import OPTIMIZER_FILE
 from kbert.train.report import MetricsWriter
 from kbert.train.wandb_logger import WandbLogger
-from kbert.utils import flags
+from kbert.utils import atomic, flags
 from kbert.visualization.curves import Curves
 
 
@@ -37,11 +36,9 @@ class RunWriter:
         header = f"replays this run: {self.resume_command()}"
         text = flags.as_flagfile(run.config, header)
         text += flags.as_line("output_dir", run.run_dir.shown())
-        scratch = run.folder / ".run.flags.partial"
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(run.folder / "run.flags")
+        atomic.write_text(run.folder / "run.flags", text)
         for name in ("best", "final"):
-            recover_folder(run.folder / name)
+            atomic.recover_folder(run.folder / name)
         run.checkpoints.clear_away(run.step)
         self._metrics = MetricsWriter(run.folder, run.step, run.evaluation_due)
         self._curves = Curves(run.folder)
@@ -132,5 +129,5 @@ class RunWriter:
         )
 
     def _replace(self, name, weights):
-        folder = pathlib.Path(self._run.folder) / name
-        replace_folder(folder, lambda path: self._run.write_pretrained(path, weights))
+        with atomic.folder(self._run.folder / name) as folder:
+            self._run.write_pretrained(folder, weights)

@@ -6,6 +6,7 @@ import pathlib
 import time
 
 from kbert.errors import one_line
+from kbert.utils import atomic
 from kbert.utils.logging import log
 
 PICTURE = "curves.png"
@@ -106,9 +107,8 @@ def plot_curves(path, curves):
             axes.legend(fontsize=8, frameon=False)
         if number >= len(names) - columns:
             axes.set_xlabel("step", fontsize=8)
-    scratch = path.with_name(f".{path.name}.partial")
-    figure.savefig(scratch, format="png")
-    scratch.replace(path)
+    with atomic.file(path) as scratch:
+        figure.savefig(scratch, format="png")
 
 
 def _place(name):
