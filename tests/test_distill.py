@@ -19,9 +19,10 @@ from warm_python import PYTHON
 import kbert
 from kbert.config import BertConfig
 from kbert.errors import UserError
+from kbert.model.folder import TASK_FILE
 from kbert.model.weights import chosen_layers
 from kbert.settings import DistillConfig, FinetuneConfig, PretrainConfig
-from kbert.tasks.registry import MODEL_CLASSES, TASK_FILE, make_task
+from kbert.tasks.registry import MODEL_CLASSES, make_task
 from kbert.tasks.tasks import soft_losses
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.train import distill, distillation_objective, finetune, pretrain

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from kbert import export
 from kbert.corpus import prepare
 from kbert.errors import UserError
+from kbert.serving import export
 from kbert.utils import locks
 from kbert.utils.locks import folder_lock, target_lock
 
