@@ -189,7 +189,7 @@ def table(found):
 
 def main(_):
     """Measures."""
-    from kbert.export import export
+    from kbert.serving.export import export
 
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         model = TINY if FLAGS.quick else MODELS[FLAGS.model]

@@ -58,6 +58,11 @@ def range_text(limits):
     )
 
 
+def shared_settings(config, kind):
+    """dict of the settings of a dataclass that are fields of another one, too."""
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(kind)}
+
+
 def check_settings(config):
     """Checks the type and range of every field of a dataclass made of `setting`s.
 

@@ -10,11 +10,10 @@ def main():
     """Runs `kbert.train.distill` with the flags; the teacher's folder says for which task."""
     from kbert.tasks.registry import read_task
     from kbert.train import distill
-    from kbert.utils.formats import find_folder
 
     given = absl_flags.FLAGS
     if given.teacher:
-        teacher_task = read_task(find_folder(given.teacher)) or {}
+        teacher_task = read_task(given.teacher) or {}
         for name in ("task", "max_seq_length"):
             if given[name].value is None:
                 given[name].value = teacher_task.get(name)

@@ -4,134 +4,16 @@ The model is a fine-tuned one; what it then lacks, `python -m kbert.finetune --i
 again, as far as it can.
 """
 
-import dataclasses
-import json
-import math
-import pathlib
-
-from kbert.errors import UserError
-from kbert.evaluate import evaluate, fine_tuned
-from kbert.settings import EvaluateConfig, ExampleConfig, PruneConfig
+from kbert.settings import PruneConfig
 from kbert.utils import flags, program
-from kbert.utils.locks import target_lock
-
-RESULT_FILE = "prune.json"
-
-
-def prune(config, report=print):
-    """Writes a fine-tuned model without the attention heads that matter least to its task.
-
-    The folder is made whole or not at all, in kbert's own format: config, weights, tokenizer and
-    task, as `kbert.finetune` writes them, and `prune.json`, what is returned.
-
-    Args:
-        config: PruneConfig. report: called with lines of text.
-
-    Returns:
-        dict of `removed`, for each layer the numbers of heads, `importance`, of all heads by layer
-        (see `kbert.compression.pruning.head_importance`), and, each with `before` and `after`,
-        `heads` by layer, `parameters`, `bytes` as float32 and, with an `eval_file`, `scores`.
-
-    Raises:
-        UserError: a model or examples that cannot be used, with file and line; a share that cannot
-            be removed; a folder that is not empty.
-    """
-    from kbert.compression.pruning import head_importance, least_important
-    from kbert.train.checkpoint import replace_folder
-
-    target = pathlib.Path(config.output_dir)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists and is not empty. Remove it, or name another folder.")
-    with target_lock(target, "--output_dir"):
-        predictor, name, task, examples = fine_tuned(config, config.data_file, report=report)
-        bert = predictor.model.config
-        heads = [bert.block_heads(i) for i in range(bert.num_hidden_layers)]
-        # Raises if the fraction cannot be removed, before anything slow.
-        least_important([[0.0] * count for count in heads], config.prune_fraction)
-        items = task.encode(examples).items
-        report(f"{config.model}: {name}, {len(examples):,} examples of {config.data_file}")
-        scores = {"before": _scores(config, config.model)} if config.eval_file else None
-        importance = head_importance(predictor.model, task, items, config.batch_size)
-        removed = least_important(importance, config.prune_fraction)
-        kept = [
-            [head for head in range(len(layer)) if head not in gone]
-            for layer, gone in zip(importance, removed, strict=True)
-        ]
-        result = {
-            "model": str(config.model),
-            "data_file": str(config.data_file),
-            "examples": len(examples),
-            "removed": removed,
-            "importance": [layer.tolist() for layer in importance],
-            "heads": {"before": heads, "after": [len(numbers) for numbers in kept]},
-        }
-
-        def write(folder):
-            counts = _write_without(config.model, folder, predictor, kept)
-            result["parameters"] = dict(zip(("before", "after"), counts, strict=True))
-            result["bytes"] = {when: 4 * count for when, count in result["parameters"].items()}
-            _write_task(folder, predictor, name, task, examples)
-            if scores:
-                result["scores"] = scores | {"after": _scores(config, folder)}
-            text = json.dumps(result, indent=2) + "\n"
-            (folder / RESULT_FILE).write_text(text, encoding="utf-8")
-
-        replace_folder(target.absolute(), write)
-    for line in _table(result):
-        report(line)
-    report(f"to {target}; what was lost can be learnt again: kbert.finetune --init_from={target}")
-    return result
-
-
-def _write_without(source, folder, predictor, kept):
-    """Writes config and weights of the heads that are kept; returns parameters before and after."""
-    from kbert.model.weights import open_weights, without_heads, write_weights
-
-    with open_weights(source, parts=type(predictor.model).task_heads) as (config, weights):
-        smaller, fewer = without_heads(config, weights, kept)
-        write_weights(folder, "kbert", smaller, fewer)
-        return [
-            sum(math.prod(shape) for shape in tensors.shapes.values())
-            for tensors in (weights, fewer)
-        ]
-
-
-def _write_task(folder, predictor, name, task, examples):
-    from kbert.tasks.registry import write_task
-
-    predictor.tokenizer.save_pretrained(folder)
-    paired = getattr(examples[0], "text_pair", None) is not None
-    write_task(folder, task, name, (predictor.settings or {}).get("takes_pairs", paired))
-
-
-def _scores(config, folder):
-    """What `kbert.evaluate` finds."""
-    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(ExampleConfig)}
-    settings = {"eval_file": config.eval_file, "batch_size": config.batch_size}
-    return evaluate(EvaluateConfig(model=str(folder), **shared | settings), lambda line: None)
-
-
-def _table(result):
-    """Lines for a person."""
-    yield "layer  heads  left  removed"
-    heads = zip(result["heads"]["before"], result["heads"]["after"], strict=True)
-    for layer, ((before, after), removed) in enumerate(zip(heads, result["removed"], strict=True)):
-        yield f"{layer:5}  {before:5}  {after:4}  {' '.join(map(str, removed)) or '-'}"
-    rows = {"heads": {when: sum(counts) for when, counts in result["heads"].items()}}
-    rows |= {name: result[name] for name in ("parameters", "bytes")}
-    yield f"{'':16}{'before':>12}{'after':>12}"
-    for name, row in rows.items():
-        share = row["after"] / row["before"] - 1
-        yield f"{name:16}{row['before']:12,}{row['after']:12,}{share:9.1%}"
-    for name, before in result.get("scores", {}).get("before", {}).items():
-        after = result["scores"]["after"][name]
-        if isinstance(before, float) and isinstance(after, float):
-            yield f"{name:16}{before:12.4f}{after:12.4f}{after - before:+9.4f}"
 
 
 def main():
-    """Runs `prune` with the flags."""
-    prune(flags.read(PruneConfig))
+    """Runs `kbert.compression.head_pruning.prune` with the flags."""
+    config = flags.read(PruneConfig)
+    from kbert.compression.head_pruning import prune
+
+    prune(config)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from warm_python import PYTHON
 
 import kbert
 from kbert.errors import UserError
-from kbert.export import export_to_runtime
 from kbert.model.inference_ops import plain_ops
 from kbert.serving import conversions, runtimes, saved_model
 from kbert.serving.endpoints import ENDPOINTS, MultiLabel, Regress
+from kbert.serving.export import export_to_runtime
 from kbert.settings import EXPORT_RUNTIMES, QUANTIZATIONS
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 

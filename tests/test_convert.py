@@ -13,8 +13,8 @@ from warm_python import PYTHON
 
 import kbert
 from kbert import BertTokenizer
-from kbert.convert import convert
 from kbert.errors import UserError
+from kbert.model.conversion import convert
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.utils.locks import target_lock
 
@@ -177,7 +177,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
         "import resource, signal, sys\n"
         "from kbert.utils import program\n"
         "program.import_tensorflow()\n"
-        "from kbert.convert import convert\n"
+        "from kbert.model.conversion import convert\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
         "try:\n"

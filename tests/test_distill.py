@@ -20,9 +20,10 @@ import kbert
 from kbert.compression.distillation_objective import FIXED, DistillationObjective
 from kbert.config import BertConfig
 from kbert.errors import UserError
+from kbert.model.folder import TASK_FILE
 from kbert.model.weights import chosen_layers
 from kbert.settings import DistillConfig, FinetuneConfig, PretrainConfig
-from kbert.tasks.registry import MODEL_CLASSES, TASK_FILE, make_task
+from kbert.tasks.registry import MODEL_CLASSES, make_task
 from kbert.tasks.tasks import soft_losses
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.train import distill, finetune, pretrain

@@ -17,9 +17,9 @@ from marks import slow
 
 import kbert
 from kbert.errors import UserError
-from kbert.export import export, export_tf_hub
 from kbert.serving import saved_model
 from kbert.serving.endpoints import ENDPOINTS
+from kbert.serving.export import export, export_tf_hub
 from kbert.serving.signatures import MOST_TEXTS, signatures
 from kbert.serving.warmup import write_warmup
 from kbert.settings import EXPORT_METHODS

@@ -12,10 +12,10 @@ from exports import KINDS, OPS_FILE, ops_of, some_words, write_folders
 import kbert
 from kbert.data.examples import TextExample
 from kbert.errors import UserError
-from kbert.evaluate import evaluate
-from kbert.export import export
+from kbert.inference.evaluation import evaluate
 from kbert.server.servable import Servable
 from kbert.serving import comparison, conversions, runtimes, saved_model
+from kbert.serving.export import export
 from kbert.settings import ColumnConfig, EvaluateConfig
 
 EXAMPLES = 23

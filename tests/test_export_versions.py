@@ -17,8 +17,8 @@ import tensorflow as tf
 from exports import OPS_FILE, ops_of
 
 import kbert
-from kbert.export import export_tf_hub
 from kbert.serving import saved_model
+from kbert.serving.export import export_tf_hub
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog", "ran", ".", "house", "##s"]

@@ -17,7 +17,7 @@ from worker_runs import launch
 import kbert
 from kbert.data.examples import TextExample
 from kbert.errors import UserError
-from kbert.evaluate import evaluate
+from kbert.inference.evaluation import evaluate
 from kbert.settings import EvaluateConfig, FinetuneConfig
 from kbert.tasks.registry import MODEL_CLASSES
 from kbert.tasks.tasks import Classification

@@ -15,8 +15,8 @@ from test_weights import GOOGLE, config_of, hf_made, made, respell, saved_hf, wr
 from warm_python import PYTHON
 
 from kbert import BertForMaskedLM, BertForPreTraining, BertForSequenceClassification, BertModel
-from kbert.convert import convert
 from kbert.errors import UserError, one_line
+from kbert.model.conversion import convert
 from kbert.model.weights import open_weights
 from kbert.utils.formats import export_checksum, find_folder, folder_format, read_export, read_json
 

@@ -26,6 +26,8 @@ PURE = (
 )
 # A TensorFlow checkpoint is read and written by TensorFlow; and what makes its steps fast.
 ON_TENSORFLOW = ("model/weights/google.py", "model/fused_tf.py")
+# What reads and writes whole folders of weights.
+ON_TOKENIZER = ("model/folder.py", "model/conversion.py")
 EVERYWHERE = ("keras_nlp", "keras_hub", "transformers", "torch", "export", "tests", "benchmarks")
 EVERYWHERE += ("tfx", "tensorflow_transform", "tensorflow_model_analysis")
 TENSORFLOW = ("tensorflow", "tensorflow_text")
@@ -48,7 +50,8 @@ def forbidden(path):
     if part in ("tokenizer", "corpus", "data"):
         modules.append("keras")
     if part == "model":
-        modules += ["kbert.tokenizer", "kbert.corpus", "kbert.data"]
+        modules += ["kbert.corpus", "kbert.data"]
+        modules += [] if path.as_posix() in ON_TOKENIZER else ["kbert.tokenizer"]
         modules += [] if path.as_posix() in ON_TENSORFLOW else TENSORFLOW
     return modules
 

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from kbert import export
 from kbert.corpus import prepare
 from kbert.errors import UserError
+from kbert.serving import export
 from kbert.utils import locks
 from kbert.utils.locks import folder_lock, target_lock
 
@@ -101,11 +101,11 @@ def test_programs_hold_the_lock_of_what_they_make(tmp_path, vocab_file):
     text = tmp_path / "text.txt"
     text.write_text("the cat\n\na dog\n")
     target = tmp_path / "target"
-    (tmp_path / "target.partial-1").mkdir()  # of the process that holds the lock
+    (tmp_path / ".target.partial").mkdir()  # of the process that holds the lock
     with target_lock(target, "--output_dir"):
         with pytest.raises(UserError, match=rf"{target} is in use by process {os.getpid()} on "):
             prepare(str(text), target, vocab_file)
-        assert (tmp_path / "target.partial-1").is_dir()
-        with pytest.raises(UserError, match="is in use by"):
-            export._make(target, lambda path: None)
+        assert (tmp_path / ".target.partial").is_dir()
+        with pytest.raises(UserError, match="is in use by"), export._new_folder(target):
+            pass
     prepare(str(text), target, vocab_file)

@@ -12,8 +12,8 @@ from warm_python import PYTHON
 
 import kbert
 from kbert.errors import UserError
-from kbert.evaluate import evaluate
-from kbert.predict import predict
+from kbert.inference.evaluation import evaluate
+from kbert.inference.prediction import predict
 from kbert.settings import EvaluateConfig, PredictConfig
 from kbert.tasks.registry import make_task, write_task
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab

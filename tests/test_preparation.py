@@ -363,7 +363,7 @@ def test_the_folder_may_exist_and_be_empty(tmp_path, vocab_file, text):
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path, vocab_file, text):
-    (tmp_path / "corpus.partial-1").mkdir()
-    (tmp_path / "corpus.partial-1/00000.ids").touch()
+    (tmp_path / ".corpus.partial").mkdir()
+    (tmp_path / ".corpus.partial/00000.ids").touch()
     prepare(str(text), tmp_path / "corpus", vocab_file)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus", "text.txt", "vocab.txt"]

@@ -16,15 +16,15 @@ from warm_python import PYTHON
 import kbert
 from kbert import BertConfig
 from kbert.compression import pruning
+from kbert.compression.head_pruning import prune
 from kbert.compression.pruning import head_importance, least_important
-from kbert.convert import convert
 from kbert.data.bucketed_batches import pad_examples
 from kbert.data.examples import read_examples
 from kbert.errors import UserError
-from kbert.evaluate import evaluate
 from kbert.inference.backends import frozen_backend
+from kbert.inference.evaluation import evaluate
+from kbert.model.conversion import convert
 from kbert.model.weights import open_weights, without_heads, write_weights
-from kbert.prune import prune
 from kbert.settings import EvaluateConfig, FinetuneConfig, PruneConfig
 from kbert.tasks.registry import make_task, write_task
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab

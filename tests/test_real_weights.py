@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from kbert import BertModel, BertTokenizer
-from kbert.convert import convert
+from kbert.model.conversion import convert
 
 # 6 layers in float32, with another library's order of additions, on activations of up to 20
 TOLERANCE = 1e-4

@@ -313,7 +313,8 @@ def test_a_task_file_that_is_none(tmp_path, text):
     (tmp_path / "task.json").write_text(text)
     with pytest.raises(UserError, match=r"task.json is not what kbert.finetune writes"):
         read_task(tmp_path)
-    assert read_task(tmp_path / "nowhere") is None
+    (tmp_path / "task.json").unlink()
+    assert read_task(tmp_path) is None
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import kbert
 from kbert.errors import UserError
-from kbert.export import export_tf_hub
+from kbert.serving.export import export_tf_hub
 from kbert.serving.tf_hub import NAMES, save_encoder
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 

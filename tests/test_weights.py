@@ -17,8 +17,8 @@ from numpy_bert import bert
 
 import kbert
 from kbert import BertConfig, BertForPreTraining, BertModel
-from kbert.convert import convert
 from kbert.errors import UserError
+from kbert.model.conversion import convert
 from kbert.model.weights.tensors import weight_shapes
 
 B, L, C = 3, 11, 4

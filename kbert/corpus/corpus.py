@@ -20,7 +20,7 @@ import numpy as np
 
 from kbert.corpus.remote_cache import fetch
 from kbert.errors import UserError
-from kbert.utils import storage
+from kbert.utils import atomic, storage
 from kbert.utils.formats import sha256_of
 
 MANIFEST = "corpus.json"
@@ -114,8 +114,7 @@ def write_manifest(folder, shards, vocab_size, fingerprint, lower_case, unigrams
         **extra,
         "shards": shards,
     }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    atomic.write_json(folder / MANIFEST, manifest, indent=1, ensure_ascii=False)
     return manifest
 
 

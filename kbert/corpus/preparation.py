@@ -2,17 +2,15 @@
 
 import contextlib
 import os
-import pathlib
-import shutil
 
 from kbert.corpus import local_runner
 from kbert.corpus.corpus import MANIFEST, Corpus, write_manifest
 from kbert.corpus.shard_builder import ShardBuilder
 from kbert.corpus.text_sources import find_inputs, split_into_pieces
-from kbert.errors import UserError, writing
+from kbert.errors import UserError
 from kbert.settings import PrepareConfig
 from kbert.tokenizer.tokenizer import BertTokenizer
-from kbert.utils import storage
+from kbert.utils import atomic, storage
 from kbert.utils.locks import target_lock
 
 
@@ -117,21 +115,11 @@ def _counts(tally):
     }
 
 
-def _check_free(output_dir):
-    if storage.is_remote(output_dir):
-        used = bool(storage.list_folder(output_dir))
-    else:
-        used = os.path.exists(output_dir)
-        used = used and (not os.path.isdir(output_dir) or bool(os.listdir(output_dir)))
-    if used:
-        raise UserError(f"{output_dir} exists and is not empty. Remove it, or name another folder.")
-
-
 @contextlib.contextmanager
 def _work_folder(output_dir):
     """The folder to write in, which becomes `output_dir` when the block ends without an error."""
     if storage.is_remote(output_dir):  # there are no folders to rename: the manifest goes last
-        _check_free(output_dir)
+        storage.check_free(output_dir)
         storage.make_folder(output_dir)
         try:
             yield str(output_dir)
@@ -140,25 +128,10 @@ def _work_folder(output_dir):
                 storage.remove(output_dir)
             raise
         return
-    with target_lock(output_dir, "--output_dir"), writing(output_dir):
-        _check_free(output_dir)
-        with _scratch_folder(pathlib.Path(output_dir)) as folder:
-            yield folder
-
-
-@contextlib.contextmanager
-def _scratch_folder(output_dir):
-    scratch = output_dir.with_name(f"{output_dir.name}.partial-{os.getpid()}")
-    for left in output_dir.parent.glob(f"{output_dir.name}.partial-*"):  # of a killed process
-        shutil.rmtree(left, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
-        yield str(scratch)
-        if output_dir.exists():
-            output_dir.rmdir()
-        scratch.rename(output_dir)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with target_lock(output_dir, "--output_dir"):
+        storage.check_free(output_dir)
+        with atomic.folder(output_dir) as folder:
+            yield str(folder)
 
 
 def input_stamps(paths):

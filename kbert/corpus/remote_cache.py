@@ -7,7 +7,7 @@ import os
 import pathlib
 
 from kbert.errors import UserError
-from kbert.utils import storage
+from kbert.utils import atomic, storage
 from kbert.utils.formats import sha256_of
 
 _FILES_AT_ONCE = 8
@@ -61,15 +61,15 @@ def fetch(url, manifest_name, manifest, hashes, cache_dir=None, report=None):
 
 def _fetch_file(url, folder, name, expected):
     source, target = f"{url.rstrip('/')}/{name}", folder / name
-    coming = target.with_name(f"{name}.coming")
-    try:
-        storage.copy(source, coming)
-    except FileNotFoundError:
-        raise UserError(f"the corpus file {source} is missing. Prepare the text again.") from None
-    if sha256_of(coming) != expected:
-        coming.unlink()
-        raise UserError(
-            f"the corpus file {source} is damaged: its checksum differs from the manifest's. "
-            f"Prepare the text again."
-        )
-    coming.rename(target)
+    with atomic.file(target) as scratch:
+        try:
+            storage.copy(source, scratch)
+        except FileNotFoundError:
+            raise UserError(
+                f"the corpus file {source} is missing. Prepare the text again."
+            ) from None
+        if sha256_of(scratch) != expected:
+            raise UserError(
+                f"the corpus file {source} is damaged: its checksum differs from the manifest's. "
+                f"Prepare the text again."
+            )

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 import pathlib
 import shutil
 import tempfile
@@ -24,6 +23,8 @@ import tensorflow as tf
 from kbert.errors import UserError
 from kbert.model.inference_ops import constant_weights
 from kbert.settings import BACKENDS
+from kbert.utils import atomic
+from kbert.utils.locks import target_lock
 
 _changing_policies = threading.Lock()
 _USELESS_REWRITES = (
@@ -251,20 +252,14 @@ def _keep(converted, path):
     """Writes a model, whole or not at all, in the place of others of its kind."""
     import openvino
 
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as scratch:
-            folder = pathlib.Path(scratch) / "model"
-            folder.mkdir()
+    # Not ours to write, or full, or another process writes it: it is converted again next time.
+    with contextlib.suppress(OSError, RuntimeError, UserError), target_lock(path, "--output_dir"):
+        with atomic.folder(path) as folder:
             openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
             (folder / "sha256").write_text(_checksum(folder))
-            shutil.rmtree(path, ignore_errors=True)  # a damaged one
-            os.replace(folder, path)
-            for other in path.parent.glob(f"{path.name.rsplit('-', 1)[0]}-*"):
-                if other != path:
-                    shutil.rmtree(other, ignore_errors=True)
-    except (OSError, RuntimeError):  # not ours to write, or full: it is converted again next time
-        pass
+        for other in path.parent.glob(f"{path.name.rsplit('-', 1)[0]}-*"):
+            if other != path:
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def _checksum(folder):

@@ -11,6 +11,7 @@ from kbert.data.examples import ChoiceExample, QuestionExample, TagExample, Text
 from kbert.errors import UserError
 from kbert.inference.backends import choose_backend, frozen_backend
 from kbert.inference.batch_runner import BatchRunner
+from kbert.model.folder import ModelFolder
 from kbert.model.models import (
     BertForMaskedLM,
     BertForMultipleChoice,
@@ -20,12 +21,10 @@ from kbert.model.models import (
     BertForTokenClassification,
     BertModel,
 )
-from kbert.model.weights import open_weights, part_of
 from kbert.tasks.outputs import MOST_MASKS, embeddings, masked_logits
 from kbert.tasks.registry import MODEL_CLASSES, read_task, task_of
 from kbert.tasks.tasks import softmax, text_items
 from kbert.tokenizer.tokenizer import BertTokenizer
-from kbert.utils.formats import find_folder
 
 POOLINGS = ("mean", "cls")
 _CLASSIFIERS = {None: "classify", "single_label_classification": "classify"}
@@ -51,6 +50,9 @@ class Predictor:
             of the model; float32 results differ by about 1e-6, bfloat16 ones by a few 1e-2.
         max_seq_length: tokens of a sequence; None: as in fine-tuning, or as many as the model can.
 
+    Attributes:
+        folder: ModelFolder of the weights, or None: the model was given.
+
     Raises:
         UserError: no such backend, or OpenVINO is asked for and not installed.
     """
@@ -72,7 +74,7 @@ class Predictor:
         self.backend = choose_backend(backend)
         self._batch_size = batch_size
         self._max_seq_length = max_seq_length
-        self._folder = None
+        self.folder = None
         self._read = None
         self._runners = {}
         self._lock = threading.Lock()  # threads may ask at once, all the same method
@@ -94,20 +96,20 @@ class Predictor:
         and made anew when the weights change.
 
         Args:
-            folder: such as `RUN/finetuning/best`, or the name of a model on the Hugging Face hub.
+            folder: such as `RUN/finetuning/best`, the name of a model on the Hugging Face hub, or
+                a ModelFolder.
             dtype: of the model, such as "mixed_bfloat16".
             batch_size, advance, backend, max_seq_length: see the class.
 
         Raises:
             UserError: no such folder or backend; files that are missing or damaged.
         """
-        folder = find_folder(folder)
-        tokenizer = BertTokenizer.from_pretrained(folder)
+        folder = ModelFolder.of(folder)
         settings = read_task(folder)
-        predictor = cls(None, tokenizer, settings, batch_size, advance, backend, max_seq_length)
-        predictor._folder = folder
-        with open_weights(folder) as (_, weights):
-            parts = {part_of(name) for name in weights}
+        predictor = cls(
+            None, folder.tokenizer, settings, batch_size, advance, backend, max_seq_length
+        )
+        predictor.folder, parts = folder, folder.parts
 
         def read(model_class):
             missing = set(model_class.task_heads) - parts
@@ -365,7 +367,7 @@ class Predictor:
                     self.tokenizer.pad_id,
                     self.max_seq_length,
                     self._batch_size,
-                    frozen_backend(self.backend, model, kind, self._folder),
+                    frozen_backend(self.backend, model, kind, self.folder and self.folder.path),
                 )
             return self._runners[kind]
 

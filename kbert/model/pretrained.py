@@ -10,7 +10,8 @@ from keras import ops
 from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.model.attention import matrix_initializer, skip_initialization
-from kbert.model.weights import Tensors, heads_text, open_weights, part_of, write_weights
+from kbert.model.folder import ModelFolder
+from kbert.model.weights import Tensors, heads_text, part_of, write_weights
 
 _ADAPTER = "lora_kernel"  # how Keras' names for the matrices of adapters begin
 _FIELDS = {field.name for field in dataclasses.fields(BertConfig)}
@@ -136,8 +137,8 @@ class PretrainedModel(keras.Model):
 
         Args:
             folder: what `save_pretrained` wrote, such as `final` or `best` of a run; a folder of
-                google-research/bert, of HF transformers or of KerasHub; or the name of a model on
-                the Hugging Face hub.
+                google-research/bert, of HF transformers or of KerasHub; the name of a model on the
+                Hugging Face hub; or a `kbert.model.folder.ModelFolder`.
             allow_missing: names, or starts of names, of weights that may be missing, unknown or of
                 another shape: they stay fresh, or are left out. kbert's names or the folder's; with
                 `*`.
@@ -152,8 +153,8 @@ class PretrainedModel(keras.Model):
                 architecture; weights that are unknown, missing in part, or of another shape.
         """
         changes = {name: kwargs.pop(name) for name in _FIELDS & kwargs.keys()}
-        opened = open_weights(folder, allow_missing, cls.task_heads, layers, **changes)
-        with opened as (config, weights):
+        options = {"allow_missing": allow_missing, "parts": cls.task_heads, "layers": layers}
+        with ModelFolder.of(folder).open_weights(**options, **changes) as (config, weights):
             with skip_initialization():
                 model = cls(config, **kwargs)
             for name, weight in model.named_weights().items():
@@ -169,7 +170,8 @@ class PretrainedModel(keras.Model):
             folder, allow_missing, layers: as for `from_pretrained`.
             leave_out: names of parts, such as a head, that stay as they are.
         """
-        with open_weights(folder, allow_missing, self.task_heads, layers) as (config, weights):
+        options = {"allow_missing": allow_missing, "parts": self.task_heads, "layers": layers}
+        with ModelFolder.of(folder).open_weights(**options) as (config, weights):
             if config.attention_heads_per_layer != self.config.attention_heads_per_layer:
                 raise UserError(
                     f"{folder} has {heads_text(config.attention_heads_per_layer)}, and the model "

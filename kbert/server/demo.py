@@ -17,11 +17,12 @@ from tensorflow_serving.apis import predict_pb2
 
 from kbert.config import is_text
 from kbert.errors import UserError
+from kbert.model.folder import ModelFolder
 from kbert.model.models import BertModel
 from kbert.server.errors import RequestError, invalid
 from kbert.server.servable import Signature
 from kbert.tokenizer.tokenizer import BertTokenizer
-from kbert.utils.formats import find_folder, is_quantized
+from kbert.utils.formats import is_quantized
 from kbert.visualization.attention import attention_weights
 from kbert.visualization.attention_page import attention_data, attention_view
 
@@ -144,7 +145,7 @@ class AttentionServable:
         notes, texts = [], {name: array[0] for name, array in inputs.items()}
         try:
             if self._model is None:
-                folder = find_folder(self._folder)
+                folder = ModelFolder(self._folder)
                 self._tokenizer = BertTokenizer.from_pretrained(
                     folder, special_tokens_in_text=("[MASK]",) if self._reads_masks else False
                 )

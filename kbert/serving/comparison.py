@@ -1,6 +1,5 @@
 """What an export costs and wins: scores, size and speed of it and of the model it came from."""
 
-import json
 import os
 import pathlib
 import statistics
@@ -20,6 +19,7 @@ from kbert.serving.messages import table_lines
 from kbert.settings import ExampleConfig
 from kbert.tasks.labels import keep_known
 from kbert.tasks.registry import LABELLED_TASKS
+from kbert.utils import atomic
 
 COMPARISON_FILE = "compression.json"
 CALIBRATION_EXAMPLES = 256
@@ -252,8 +252,7 @@ class Labelled:
         """Writes rows of `compared` as JSON; the lines of their table."""
         count, source = len(self._examples), str(self._source)
         summary = {"eval_file": source, "examples": count, "threads": self._threads, "rows": rows}
-        text = json.dumps(summary, indent=2) + "\n"
-        (folder / COMPARISON_FILE).write_text(text, encoding="utf-8")
+        atomic.write_json(folder / COMPARISON_FILE, summary)
         metric, scores = self._endpoint.task.metric, rows[0]["scores"]
         others = [n for n, value in scores.items() if isinstance(value, float) and n != metric]
         names = [metric, *others][:MOST_SHOWN]

@@ -5,8 +5,6 @@ of them. Tokens are made, and results read, by whoever serves it: the vocabulary
 say how.
 """
 
-import json
-
 import numpy as np
 
 import kbert
@@ -15,6 +13,7 @@ from kbert.features import ENCODER_FEATURES
 from kbert.serving import saved_model
 from kbert.serving.endpoints import Choose, Classify, MultiLabel
 from kbert.tasks.outputs import MOST_MASKS
+from kbert.utils import atomic
 
 METADATA_FILE = "model.json"
 MOST_BYTES = 2**31 - 2**24  # of weights: what the formats on the way hold is 2 GiB
@@ -115,7 +114,7 @@ def save_conversion(endpoint, runtime, folder, quantize=None, calibration=()):
         "max_seq_length": endpoint.max_seq_length,
         **compared(endpoint, runtime.load(folder), runtime.fixed_sizes),
     }
-    (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    atomic.write_json(folder / METADATA_FILE, metadata)
     return metadata
 
 

@@ -2,17 +2,20 @@
 
 from kbert.errors import UserError
 from kbert.serving.saved_model import largest_difference
-from kbert.utils.formats import find_folder, folder_format
 
 # float32 in another order of summation: padding to another length, other kernels.
 TOLERANCE = 1e-5
 
 
-def source_line(source, what, model, length):
-    """What is exported. what: str. model: of `kbert.model`. length: tokens of a sequence."""
+def source_line(folder, what, model, length):
+    """What is exported.
+
+    Args:
+        folder: ModelFolder. what: str. model: of `kbert.model`. length: tokens of a sequence.
+    """
     config = model.config
     return (
-        f"from {source} ({folder_format(find_folder(source))}): {what}, "
+        f"from {folder} ({folder.format}): {what}, "
         f"{config.num_hidden_layers} layers, width {config.hidden_size}, {length} tokens"
     )
 

@@ -15,12 +15,12 @@ import tensorflow as tf
 import kbert
 from kbert.errors import UserError
 from kbert.inference.predictor import Predictor, check_length
+from kbert.model.folder import TASK_FILE, ModelFolder
 from kbert.model.models import BertModel
-from kbert.model.weights import open_weights, part_of
 from kbert.serving.endpoints import ENDPOINTS, FillMask, MultiLabel, Regress
 from kbert.serving.signatures import signatures
-from kbert.tasks.registry import TASK_FILE, read_task
-from kbert.utils.formats import EXPORT_FILE, export_checksum, find_folder, read_export, sha256_of
+from kbert.utils import atomic
+from kbert.utils.formats import EXPORT_FILE, export_checksum, read_export, sha256_of
 
 _METHOD_OF_PART = {  # what a folder can do; the first part that is there
     "sequence_classifier": "classify",
@@ -45,7 +45,8 @@ def load_endpoint(folder, name=None, takes_pairs=None, max_seq_length=None):
     """A method of answering texts, with the weights of a folder, float32.
 
     Args:
-        folder: such as `RUN/finetuning/best`, in any format that `BertModel` reads.
+        folder: such as `RUN/finetuning/best`, in any format that `BertModel` reads; or a
+            ModelFolder.
         name: one of `ENDPOINTS`; None: what the model was fine-tuned for, or else fill_mask, or
             whatever its heads can do.
         takes_pairs: whether a text comes with a second one; None: as in fine-tuning.
@@ -57,10 +58,8 @@ def load_endpoint(folder, name=None, takes_pairs=None, max_seq_length=None):
     Raises:
         UserError: no such folder, or it lacks the head; an argument that does not fit the model.
     """
-    folder = find_folder(folder)
-    with open_weights(folder) as (_, weights):
-        parts = {part_of(name) for name in weights}
-    settings = read_task(folder) or {}
+    folder = ModelFolder.of(folder)
+    parts = folder.parts
     name = name or next((m for part, m in _METHOD_OF_PART.items() if part in parts), "embed")
     kind, task_name = ENDPOINTS[name], _TASKS.get(name)
     predictor = Predictor.from_pretrained(folder, backend="keras", max_seq_length=max_seq_length)
@@ -73,6 +72,7 @@ def load_endpoint(folder, name=None, takes_pairs=None, max_seq_length=None):
         task_name = predictor.classifier()
         kind = {"multilabel": MultiLabel, "regress": Regress}.get(task_name, kind)
         if takes_pairs is None:
+            settings = predictor.settings or {}
             takes_pairs = settings.get("takes_pairs", settings.get("task") == "pair")
     elif takes_pairs:
         raise UserError(f"--takes_pairs is for models that classify; {name} takes {_inputs(kind)}.")
@@ -115,12 +115,12 @@ def load_encoder(folder, **arguments):
     Raises:
         UserError: the folder has no pooler, so that `pooler_output` would be noise.
     """
-    with open_weights(folder) as (_, weights):
-        if not any(name.startswith("bert/pooler/") for name in weights):
-            raise UserError(
-                f"{folder} has no pooler, which an encoder's pooled output needs; a model that "
-                f"tags, answers or fills masks has none. --method=embed needs none."
-            )
+    folder = ModelFolder.of(folder)
+    if not folder.has_pooler:
+        raise UserError(
+            f"{folder} has no pooler, which an encoder's pooled output needs; a model that "
+            f"tags, answers or fills masks has none. --method=embed needs none."
+        )
     return BertModel.from_pretrained(folder, **arguments)
 
 
@@ -176,7 +176,7 @@ def save_endpoint(endpoint, folder, batch_timeout_ms=0):
         "files": {name: sha256_of(folder / name) for name in _own_files(folder)},
     }
     metadata["checksum"] = export_checksum(metadata)
-    (extra / EXPORT_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    atomic.write_json(extra / EXPORT_FILE, metadata)
     return functions
 
 
@@ -192,8 +192,7 @@ def save_settings(endpoint, folder):
     endpoint.model.config.save(folder / "config.json")
     endpoint.tokenizer.save_pretrained(folder)
     if endpoint.predictor.settings:
-        text = json.dumps(endpoint.predictor.settings, indent=2) + "\n"
-        (folder / TASK_FILE).write_text(text, encoding="utf-8")
+        atomic.write_json(folder / TASK_FILE, endpoint.predictor.settings)
 
 
 _ALONE = """

@@ -9,6 +9,7 @@ from kbert.settings.models import (
     QUANTIZATIONS,
     SERVER_BACKENDS,
     EvaluateConfig,
+    ExportConfig,
     PredictConfig,
     PruneConfig,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "DistillConfig",
     "EvaluateConfig",
     "ExampleConfig",
+    "ExportConfig",
     "FinetuneConfig",
     "LearnVocabConfig",
     "PredictConfig",

@@ -66,6 +66,89 @@ BACKENDS = (*SERVER_BACKENDS, "keras")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig(ColumnConfig):
+    """Settings of `kbert.export`, one flag each.
+
+    Raises:
+        UserError: a value has the wrong type, or is one that nothing would look at.
+    """
+
+    model: str | None = setting(
+        None, "folder of weights in any format, or the name of a model on the Hugging Face hub"
+    )
+    output_dir: str | None = setting(
+        None, "folder to make; TensorFlow Serving wants models/NAME/VERSION, such as models/bert/1"
+    )
+    method: str | None = setting(
+        None,
+        "what it answers; default: what the model was fine-tuned for, else fill_mask",
+        choices=EXPORT_METHODS,
+    )
+    format: str = setting(
+        "serving",
+        "serving: a SavedModel that answers; tf_hub: preprocess/ and encoder/ with TF Hub's text "
+        "API; openvino, litert, onnx: the model without its tokenizer, for these runtimes",
+        choices=("serving", "tf_hub", *EXPORT_RUNTIMES),
+    )
+    quantize: str | None = setting(
+        None,
+        "weights of serving, onnx (int8), openvino (float16) or litert (both); default: float32",
+        choices=QUANTIZATIONS,
+    )
+    takes_pairs: bool | None = setting(
+        None, "whether a text comes with a second one, text_pair; default: as in fine-tuning"
+    )
+    max_seq_length: int | None = setting(
+        None, "tokens of a sequence; default: as in fine-tuning, or as the model can"
+    )
+    batch_timeout_ms: float = setting(
+        0.0,
+        "serving: how long a request waits for others to share a batch in the graph, where the "
+        "server makes none; 0: not at all",
+        at_least=0,
+    )
+    eval_file: str | None = setting(
+        None,
+        "labelled examples, in the formats of kbert.finetune, to score the export on and the model "
+        "it came from; compression.json has the figures",
+    )
+    calibration_file: str | None = setting(
+        None,
+        "examples that --quantize=int8 of onnx takes the ranges of activations from, such as the "
+        "training data; default: they are found anew for every input",
+    )
+
+    def __post_init__(self):
+        check_settings(self)
+        for name in ("model", "output_dir"):
+            if not getattr(self, name):
+                raise UserError(
+                    f"--{name} is missing: python -m kbert.export --model=A --output_dir=B/1"
+                )
+        if self.batch_timeout_ms and self.format != "serving":
+            raise UserError(f"--batch_timeout_ms is for --format=serving; got {self.format}.")
+        if self.calibration_file and self.format not in EXPORT_RUNTIMES:
+            raise UserError(f"--calibration_file is for --format=onnx; got {self.format}.")
+        if self.format == "tf_hub":
+            self._check_tf_hub()
+        if not self.eval_file and not self.calibration_file:
+            for field in dataclasses.fields(ColumnConfig):
+                if getattr(self, field.name) != field.default:
+                    raise UserError(f"--{field.name} is for --eval_file or --calibration_file.")
+
+    def _check_tf_hub(self):
+        if self.quantize:
+            raise UserError(
+                "--quantize is not for --format=tf_hub, whose encoder is trained further."
+            )
+        if self.method or self.takes_pairs is not None or self.eval_file:
+            raise UserError(
+                "--method, --takes_pairs and --eval_file are not for --format=tf_hub; an encoder "
+                "has no head."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictConfig(ColumnConfig):
     """Settings of `kbert.predict`, one flag each."""
 

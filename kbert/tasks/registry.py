@@ -1,13 +1,13 @@
 """Which task a folder of weights is for: `task.json` beside them."""
 
-import json
 import pathlib
 
 from kbert.errors import UserError
+from kbert.model.folder import TASK_FILE, ModelFolder
 from kbert.tasks.spans import QuestionAnswering, Tagging
 from kbert.tasks.tasks import Choice, Classification, MultiLabel, Regression
+from kbert.utils import atomic
 
-TASK_FILE = "task.json"
 _CLASSES = {
     "classify": Classification,
     "pair": Classification,
@@ -50,23 +50,26 @@ def write_task(folder, task, name, takes_pairs=False):
     settings = {"task": name, "max_seq_length": task.max_seq_length, "takes_pairs": takes_pairs}
     if name == "qa":
         settings |= {key: getattr(task, key) for key in (*_ANSWERS, "allow_no_answer")}
-    text = json.dumps(settings, indent=2) + "\n"
-    (pathlib.Path(folder) / TASK_FILE).write_text(text, encoding="utf-8")
+    atomic.write_json(pathlib.Path(folder) / TASK_FILE, settings)
 
 
 def read_task(folder):
     """dict of the settings of the task that a folder was fine-tuned for, or None.
 
+    Args:
+        folder: path or ModelFolder.
+
     Raises:
-        UserError: the file is not what `write_task` writes.
+        UserError: no such folder; the file is not what `write_task` writes.
     """
-    path = pathlib.Path(folder) / TASK_FILE
-    if not path.exists():
-        return None
+    folder = ModelFolder.of(folder)
+    path = folder.path / TASK_FILE
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = folder.task_settings
+        if settings is None:
+            return None
         known = settings["task"] in _CLASSES and "max_seq_length" in settings
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (UserError, KeyError, TypeError):
         known = False
     if not known:
         raise UserError(

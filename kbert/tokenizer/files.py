@@ -5,6 +5,7 @@ import pathlib
 
 from kbert.errors import UserError
 from kbert.tokenizer.vocab import read_vocab, write_vocab
+from kbert.utils import atomic
 from kbert.utils.formats import members, read_json
 
 _HF_CLASSES = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
@@ -155,8 +156,8 @@ def write_tokenizer(folder, format, vocab, settings, max_length=None):
         )
         saved = json.loads(tokenizer.to_str())
         saved["model"]["max_input_chars_per_word"] = 200  # as in google-research/bert; HF's is 100
-        _write_json(folder / "tokenizer.json", saved)
-    _write_json(folder / "tokenizer_config.json", values)
+        atomic.write_json(folder / "tokenizer.json", saved)
+    atomic.write_json(folder / "tokenizer_config.json", values)
 
 
 def _write_keras_hub(folder, vocab, settings):
@@ -174,8 +175,4 @@ def _write_keras_hub(folder, vocab, settings):
         "registered_name": "keras_hub>BertTokenizer",
         "kbert": settings,
     }
-    _write_json(folder / "tokenizer.json", values)
-
-
-def _write_json(path, values):
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    atomic.write_json(folder / "tokenizer.json", values)

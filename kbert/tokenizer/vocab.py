@@ -7,6 +7,7 @@ import warnings
 
 from kbert.config import is_text
 from kbert.errors import UserError, one_line
+from kbert.utils import atomic
 from kbert.utils.formats import read_json
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -155,4 +156,4 @@ def _train(texts, vocab_size, lower_case, specials, characters):
 
 def write_vocab(vocab, path):
     """Writes one entry a line, UTF-8."""
-    pathlib.Path(path).write_bytes(("\n".join(vocab) + "\n").encode("utf-8"))
+    atomic.write_text(path, "\n".join(vocab) + "\n")

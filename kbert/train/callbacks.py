@@ -10,9 +10,9 @@ import tensorflow as tf
 from kbert.compression.sparsity import MagnitudePruning
 from kbert.errors import UserError, one_line
 from kbert.model.weights.native import write_arrays
-from kbert.train.checkpoint import OPTIMIZER_FILE, recover_folder, replace_folder
+from kbert.train.checkpoint import OPTIMIZER_FILE
 from kbert.train.report import throughput_text
-from kbert.utils import flags
+from kbert.utils import atomic, flags
 from kbert.utils.logging import log
 from kbert.visualization import curves
 
@@ -88,11 +88,9 @@ class RunFolder(Callback):
         trainer.folder.mkdir(parents=True, exist_ok=True)
         text = flags.as_flagfile(trainer.config, f"replays this run: {trainer.resume_command()}")
         text += flags.as_line("output_dir", trainer.run_dir.shown())
-        scratch = trainer.folder / ".run.flags.partial"
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(trainer.folder / "run.flags")
+        atomic.write_text(trainer.folder / "run.flags", text)
         for name in ("best", "final"):
-            recover_folder(trainer.folder / name)
+            atomic.recover_folder(trainer.folder / name)
         trainer.checkpoints.clear_away(trainer.step)
 
 
@@ -150,9 +148,7 @@ def drop_later_rows(path, step, evaluation_due=False):
             continue  # the last line of a killed process, or a damaged one
         if not again:
             kept.append(line + b"\n")
-    scratch = path.with_suffix(".partial")
-    scratch.write_bytes(b"".join(kept))
-    scratch.replace(path)
+    atomic.write_bytes(path, b"".join(kept))
 
 
 class TensorBoard(Callback):
@@ -275,5 +271,5 @@ class ModelCheckpoint(Callback):
         return tf.nest.map_structure(lambda v: np.array(first_copy(v).numpy()), variables)
 
     def _replace(self, name, weights):
-        write = self.trainer.workload.write_pretrained
-        replace_folder(self.trainer.folder / name, lambda path: write(path, weights))
+        with atomic.folder(self.trainer.folder / name) as folder:
+            self.trainer.workload.write_pretrained(folder, weights)

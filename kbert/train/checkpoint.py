@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from kbert.errors import UserError
+from kbert.utils import atomic
 from kbert.utils.formats import sha256_of
 
 OPTIMIZER_FILE = "optimizer.h5"
@@ -57,29 +58,15 @@ class Checkpoints:
         Raises:
             UserError: it cannot be written, as when the disk is full; those before it are whole.
         """
-        target, scratch = self.path(step), self.folder / f"partial-{os.getpid()}"
-        shutil.rmtree(scratch, ignore_errors=True)
-        try:
-            scratch.mkdir(parents=True)
+        name = f"the checkpoint of step {step} in {self.folder}"
+        before = f"{self.last_good}, which is whole" if self.last_good else "the start"
+        with atomic.folder(self.path(step), name, f": it goes on from {before}") as scratch:
             write(scratch)
             files = {path.name: sha256_of(path) for path in sorted(scratch.iterdir())}
             state = {"format": _FORMAT, "step": step, **state, "files": files}
-            text = json.dumps({**state, "checksum": _checksum(state)}, indent=1)
-            (scratch / STATE_FILE).write_text(text + "\n", encoding="utf-8")
-            for path in (*scratch.iterdir(), scratch):
-                _sync(path)
-            shutil.rmtree(target, ignore_errors=True)
-            scratch.rename(target)
-            _sync(self.folder)
-        except OSError as error:
-            shutil.rmtree(scratch, ignore_errors=True)
-            before = f"{self.last_good}, which is whole" if self.last_good else "the start"
-            raise UserError(
-                f"cannot write the checkpoint of step {step} in {self.folder}: "
-                f"{_reason(error)}. Mend that and run the same command again: it goes on from "
-                f"{before}."
-            ) from error
-        self.last_good = target
+            state["checksum"] = _checksum(state)
+            atomic.write_json(scratch / STATE_FILE, state, indent=1)
+        self.last_good = self.path(step)
         for other in self.steps():
             if other > step:  # damaged, or the run would have gone on from it
                 shutil.rmtree(self.path(other), ignore_errors=True)
@@ -89,8 +76,8 @@ class Checkpoints:
         """Deletes what is too old at a step, and what killed runs were writing or deleting."""
         for old in [other for other in self.steps() if other <= step][: -self._keep]:
             shutil.rmtree(self.path(old), ignore_errors=True)
-        for partial in self.folder.glob("partial-*"):
-            shutil.rmtree(partial, ignore_errors=True)
+        for leftover in self.folder.glob(".step_*"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def newest(self, report):
         """State of the newest checkpoint that is not damaged, or None if there is none at all.
@@ -152,9 +139,11 @@ def verified_state(path):
     except UserError:
         raise
     except PermissionError as error:
-        raise UserError(f"cannot read the checkpoint {path}: {_reason(error)}.") from error
+        raise UserError(f"cannot read the checkpoint {path}: {atomic.reason(error)}.") from error
     except OSError as error:
-        raise DamagedCheckpoint(f"checkpoint {path} is damaged ({_reason(error)}).") from error
+        raise DamagedCheckpoint(
+            f"checkpoint {path} is damaged ({atomic.reason(error)})."
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpoint(f"checkpoint {path} is damaged ({error}).") from error
     return state
@@ -219,58 +208,5 @@ class BackgroundWriter:
             self.wait()
 
 
-def replace_folder(target, write):
-    """Makes a folder whole or not at all: `write(path)` fills it elsewhere before it is named.
-
-    Raises:
-        UserError: it cannot be written, as when the disk is full; the one before it is whole.
-    """
-    target = pathlib.Path(target)
-    recover_folder(target)
-    scratch, old = _scratch_and_old(target)
-    try:
-        scratch.mkdir(parents=True)
-        write(scratch)
-        for path in (*scratch.rglob("*"), scratch):
-            _sync(path)
-        if target.exists():
-            target.rename(old)
-        scratch.rename(target)
-        _sync(target.parent)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {target}: {_reason(error)}. Mend that and run the same command again."
-        ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover_folder(target):
-    """Mends what a process left that was killed in `replace_folder`."""
-    target = pathlib.Path(target)
-    scratch, old = _scratch_and_old(target)
-    if old.exists() and not target.exists():  # killed between the two renames
-        old.rename(target)
-    for left in (scratch, old):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def _scratch_and_old(target):
-    return (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
-
-
-def _reason(error):
-    return os.strerror(error.errno) if error.errno else " ".join(str(error).split())
-
-
 def _checksum(state):
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -28,6 +28,7 @@ from kbert.train.optimizer import make_optimizer
 from kbert.train.schedule import WarmupPolynomialDecay
 from kbert.train.start import start_run
 from kbert.train.workload import Workload
+from kbert.utils import atomic
 from kbert.utils.logging import log
 from kbert.visualization import plots
 
@@ -275,9 +276,7 @@ class Finetuning(Workload):
         for name in ("eval", "test"):
             if name in self.examples:
                 results[name], predictions[name] = self._score(name)
-        scratch = folder / ".results.json.partial"
-        scratch.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        scratch.replace(path)
+        atomic.write_json(path, results)
         for name, rows in predictions.items():
             self._write_predictions(folder, name, rows)
         if results:

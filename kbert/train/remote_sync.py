@@ -133,7 +133,7 @@ def _travels(path):
 def _is_whole(path):
     """Whether a file has got its name; what is being written has another one."""
     parts = pathlib.PurePath(path).parts
-    return not any(part.startswith((".", "partial-")) for part in parts) and parts[-1] != "lock"
+    return not any(part.startswith(".") for part in parts) and parts[-1] != "lock"
 
 
 def _stamp(file):

@@ -145,6 +145,16 @@ def stat_all(paths):
         return list(pool.map(stat, paths))
 
 
+def check_free(path, hint="Remove it, or name another folder."):
+    """Checks that a folder that is to be made is missing or empty.
+
+    Raises:
+        UserError: it is neither; the message ends with `hint`.
+    """
+    if list_folder(path) or (exists(path) and not is_folder(path)):
+        raise UserError(f"{path} exists and is not empty. {hint}")
+
+
 def open_stream(path):
     """A file opened for reading bytes, buffered; can be sought.
 

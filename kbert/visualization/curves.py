@@ -2,6 +2,8 @@
 
 import json
 
+from kbert.utils import atomic
+
 _COLUMNS = 3
 _WIDTH, _HEIGHT = 4.2, 2.7  # inches of a panel
 # Of the machine and not of what is learnt, or the same at every step.
@@ -71,9 +73,8 @@ def plot_curves(path, curves):
             axes.legend(fontsize=8, frameon=False)
         if number >= len(names) - columns:
             axes.set_xlabel("step", fontsize=8)
-    scratch = path.with_name(f".{path.name}.partial")
-    figure.savefig(scratch, format="png")
-    scratch.replace(path)
+    with atomic.file(path) as scratch:
+        figure.savefig(scratch, format="png")
 
 
 def _place(name):

@@ -31,7 +31,7 @@ from tensorflow_serving.apis import (
 from warm_python import PYTHON
 
 from kbert.errors import UserError
-from kbert.serve import serve
+from kbert.server.main import serve
 from kbert.settings.serving import ServeConfig
 
 

@@ -10,13 +10,13 @@ This is the one file of `kbert.model` that needs TensorFlow, whose format it is.
 
 import contextlib
 import dataclasses
-import json
 import math
 import re
 
 from kbert.errors import UserError
 from kbert.model.weights.config_fields import differences, extra_fields, kbert_fields
 from kbert.model.weights.tensors import Tensors, check_size, places_of
+from kbert.utils import atomic
 from kbert.utils.formats import members, read_json
 
 CONFIG_FILE, CHECKPOINT = "bert_config.json", "bert_model.ckpt"
@@ -166,8 +166,7 @@ def write(folder, config, tensors, parts):
     values = dataclasses.asdict(config)
     extra = extra_fields(values, FIELDS, FIXED)
     values = {name: values[name] for name in FIELDS} | {"hidden_act": "gelu"}
-    text = json.dumps(values | ({"kbert": extra} if extra else {}), indent=2)
-    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    atomic.write_json(folder / CONFIG_FILE, values | ({"kbert": extra} if extra else {}))
     shards = list(_shards(tensors))
     prefixes = [str(folder / f"{CHECKPOINT}.{i}") for i in range(len(shards))]
     try:

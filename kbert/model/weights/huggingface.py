@@ -21,6 +21,7 @@ import safetensors
 from kbert.config import BertConfig, is_text
 from kbert.errors import UserError
 from kbert.model.weights.tensors import Tensors, places_of
+from kbert.utils import atomic
 from kbert.utils.formats import members, read_json
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -260,8 +261,7 @@ def write(folder, config, tensors, parts):
         "position_embedding_type": "absolute",
         "dtype": "float32",
     }
-    text = json.dumps(values, indent=2, ensure_ascii=False)
-    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    atomic.write_json(folder / CONFIG_FILE, values, ensure_ascii=False)
     if DECODER in shapes:  # untied: HF then has the bias twice
         shapes[DECODER_BIAS] = shapes[BIAS]
     read = tensors.__getitem__

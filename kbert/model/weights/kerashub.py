@@ -8,7 +8,6 @@ for `config.json` keeps under the key "kbert", which KerasHub passes over.
 
 import contextlib
 import dataclasses
-import json
 import warnings
 
 import keras
@@ -18,6 +17,7 @@ from kbert.errors import UserError
 from kbert.model.weights.config_fields import differences, extra_fields, kbert_fields
 from kbert.model.weights.native import read_arrays, write_arrays
 from kbert.model.weights.tensors import Tensors, places_of
+from kbert.utils import atomic
 from kbert.utils.formats import members, read_json
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.weights.h5"
@@ -167,16 +167,16 @@ def write(folder, config, tensors, parts):
         {keras_hub_name: values[kbert_name] for keras_hub_name, kbert_name in FIELDS.items()},
     )
     saved = backbone | ({"kbert": extra} if extra else {})
-    _write_json(folder / CONFIG_FILE, saved)
+    atomic.write_json(folder / CONFIG_FILE, saved, indent=4)
     metadata = {"keras_version": keras.__version__, "tasks": []}
-    _write_json(folder / "metadata.json", metadata)
+    atomic.write_json(folder / "metadata.json", metadata, indent=4)
     for stale in (TASK_FILE, TASK_WEIGHTS_FILE):  # of a model that was here before
         (folder / stale).unlink(missing_ok=True)
     for part in parts & _TASKS.keys():
         settings = {"backbone": backbone, "preprocessor": None}
         if part == "sequence_classifier":
             settings |= {"num_classes": config.num_labels, "dropout": config.head_dropout_prob}
-        _write_json(folder / TASK_FILE, _serialized(_TASKS[part], settings))
+        atomic.write_json(folder / TASK_FILE, _serialized(_TASKS[part], settings), indent=4)
         _write_arrays(folder, TASK_WEIGHTS_FILE, tensors, _FRESH_OPTIMIZER)
     _write_arrays(folder, WEIGHTS_FILE, tensors)
     notes = differences(config, "KerasHub", FIXED)
@@ -190,10 +190,6 @@ def _serialized(name, config):
         "config": config,
         "registered_name": f"keras_hub>{name}",
     }
-
-
-def _write_json(path, values):
-    path.write_text(json.dumps(values, indent=4) + "\n", encoding="utf-8")
 
 
 def _write_arrays(folder, file, tensors, others=None):

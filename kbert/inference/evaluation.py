@@ -1,0 +1,64 @@
+"""Fine-tuned models and labelled examples, and what the models score on them."""
+
+import dataclasses
+import pathlib
+
+from kbert.data.examples import read_examples
+from kbert.errors import UserError
+from kbert.inference.predictor import Predictor
+from kbert.tasks.labels import keep_known
+from kbert.tasks.registry import LABELLED_TASKS
+from kbert.utils import atomic
+
+
+def fine_tuned(config, file, dtype=None, report=print):
+    """A fine-tuned model with its task, and the examples of a file.
+
+    Args:
+        config: an ExampleConfig with `model` and `batch_size`. file: labelled examples.
+        dtype: of the model. report: called with lines of text.
+
+    Returns:
+        Predictor, the name of the task, Task, and the list of examples.
+
+    Raises:
+        UserError: a model or examples that cannot be used, with file and line.
+    """
+    # "keras": the same figures as in training, to the last bit.
+    predictor = Predictor.from_pretrained(
+        config.model, dtype, batch_size=config.batch_size, backend="keras"
+    )
+    name = config.task or (predictor.settings or {}).get("task")
+    if name is None:
+        raise UserError(f"{config.model} does not say what it is for. Name it: --task=classify")
+    task = predictor.task(name)
+    examples = read_examples(file, dataclasses.replace(config, task=name), report=report)
+    if name in LABELLED_TASKS:
+        examples = keep_known(examples, task.label_names, config.skip_bad_lines, report)
+    return predictor, name, task, examples
+
+
+def evaluate(config, report=print):
+    """Scores a model on labelled examples.
+
+    Args:
+        config: EvaluateConfig. report: called with lines of text.
+
+    Returns:
+        dict of name -> score.
+
+    Raises:
+        UserError: a model or examples that cannot be used, with file and line.
+    """
+    dtype = None if config.precision == "float32" else config.precision
+    predictor, _, task, examples = fine_tuned(config, config.eval_file, dtype, report)
+    predictions = predictor.predictions(task, examples)
+    scores = task.scores(examples, predictions)
+    text = task.report(examples, predictions)
+    if text:
+        report(text.rstrip())
+    if config.results_file:
+        path = pathlib.Path(config.results_file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_json(path, scores)
+    return scores

@@ -1,0 +1,73 @@
+"""Folders of weights, written in another format."""
+
+import math
+import pathlib
+import warnings
+
+from kbert.errors import UserError
+from kbert.model.folder import ModelFolder
+from kbert.model.weights import part_of, write_weights
+from kbert.tokenizer.files import has_tokenizer, read_tokenizer, write_tokenizer
+from kbert.utils import atomic, storage
+from kbert.utils.locks import target_lock
+
+
+def convert(model, output_dir, format, allow_missing=(), lower_case=None, report=print):
+    """Writes the weights, the config and the tokenizer of a folder in another format.
+
+    One weight at a time is in memory; for Google's format half a gigabyte of them, since TensorFlow
+    writes a file at once. The folder is made whole or not at all.
+
+    Args:
+        model: folder, as for `BertModel.from_pretrained`.
+        output_dir: folder to make; must not exist, or be empty.
+        format: one of `kbert.utils.formats.FORMATS`.
+        allow_missing: as for `BertModel.from_pretrained` and `save_pretrained`; "tokenizer" to
+            convert the weights alone.
+        lower_case: as for `BertTokenizer.from_pretrained`.
+        report: called with a line of text.
+
+    Raises:
+        UserError: a folder that cannot be read or is not empty; weights that are unknown, missing,
+            of another shape, or have no place in the format.
+    """
+    target, folder = pathlib.Path(output_dir), ModelFolder.of(model)
+    storage.check_free(target)
+    with target_lock(target, "--output_dir"), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        with folder.open_weights(allow_missing=allow_missing) as (config, weights):
+            parameters = sum(math.prod(shape) for shape in weights.shapes.values())
+            parts = ", ".join(sorted({part_of(name) for name in weights}))
+            report(
+                f"from {folder.path} ({folder.format}): {config.num_hidden_layers} layers, "
+                f"width {config.hidden_size}, {parameters:,} parameters in {parts}"
+            )
+            with atomic.folder(target) as path:
+                _write(folder, path, format, config, weights, allow_missing, lower_case, report)
+    for warning in caught:
+        report(f"note: {warning.message}")
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    report(f"to {target} ({format}): {size / 1e6:,.1f} MB")
+
+
+def _write(folder, path, format, config, weights, allow_missing, lower_case, report):
+    if "tokenizer" in allow_missing:
+        report("note: no tokenizer is written, as asked")
+    elif has_tokenizer(folder.path):
+        try:
+            vocab, settings = read_tokenizer(folder.path, lower_case)
+        except UserError as error:
+            how = "To convert the weights alone: --allow_missing=tokenizer"
+            raise UserError(f"{error} {how}") from error
+        if len(vocab) > config.vocab_size:
+            raise UserError(
+                f"{folder.path}: the vocabulary has {len(vocab):,} entries, and the config says "
+                f"vocab_size {config.vocab_size:,}."
+            )
+        write_tokenizer(path, format, vocab, settings, config.max_position_embeddings)
+        casing = "uncased" if settings["lower_case"] else "cased"
+        report(f"vocabulary: {len(vocab):,} entries, {casing}")
+    else:
+        report(f"note: {folder.path} has no vocabulary, so none is written")
+    for note in write_weights(path, format, config, weights, allow_missing):
+        report(f"note: {note}")

@@ -1,0 +1,199 @@
+"""The server: loads the models, listens, looks for new versions, and stops when it is told to."""
+
+import asyncio
+import logging
+import pathlib
+import signal
+import ssl
+
+from tensorflow_serving.config import model_server_config_pb2
+
+from kbert.errors import UserError
+from kbert.server.batching import Batcher
+from kbert.server.errors import RequestError
+from kbert.server.grpc_api import GrpcServer
+from kbert.server.metrics import Metrics
+from kbert.server.models import Models, read_configs
+from kbert.server.rest_api import RestServer
+from kbert.server.servable import Servable
+from kbert.server.service import Service
+
+log = logging.getLogger("kbert.serve")
+
+
+async def serve(config, report=print):
+    """Serves until it is told to stop by SIGTERM or SIGINT; the second of them ends it at once.
+
+    Args:
+        config: ServeConfig. report: called with lines of text.
+
+    Raises:
+        UserError: no model, a port that is taken, certificates that cannot be used.
+    """
+
+    def load(folder):
+        servable = Servable(folder, config.backend)
+        if config.enable_model_warmup:
+            servable.warm_up(folder)
+        return servable
+
+    certificates, configs = _certificates(config), _configs(config)
+    models, servers = Models(load), []
+    metrics = Metrics(models, lambda: batcher.waiting)
+    batcher = Batcher(config.max_batch_size, config.max_queue_tokens, metrics.batch)
+    stopping = asyncio.create_task(_stop_signal())
+    starting = asyncio.create_task(_start(config, configs, models, report))
+    watching = None
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting
+            service = Service(models, batcher)
+            ports = await _listen(config, certificates, service, metrics, servers)
+            watching = asyncio.create_task(_watch(models, config, configs))
+            for line in _where(config, ports, models):
+                report(line)
+            await stopping
+        report("stopping: requests that have begun are answered")
+    finally:
+        for task in (starting, stopping, watching):
+            if task:
+                task.cancel()
+        await asyncio.gather(*(server.stop() for server in servers))
+        models.close()
+        batcher.close()
+
+
+async def _stop_signal():
+    """Returns at the first SIGTERM or SIGINT; the next one ends the process at once."""
+    stop_event, loop = asyncio.Event(), asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, stop_event.set)
+    try:
+        await stop_event.wait()
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own waits for threads that compute
+
+
+async def _start(config, configs, models, report):
+    """Loads the models."""
+    report(f"loading {', '.join(model_config.name for model_config in configs)}")
+    try:
+        await models.configure(configs)
+    except RequestError as error:
+        path = config.model_base_path and pathlib.Path(config.model_base_path)
+        hint = ""
+        if path and (path / "saved_model.pb").is_file():
+            hint = f" This is an export itself: --model_base_path={path.absolute().parent}"
+        raise UserError(f"{error}{hint}") from None
+
+
+async def _listen(config, certificates, service, metrics, servers):
+    """Starts the servers that the config asks for; their ports, 0 for none."""
+    secrets, context = certificates or (None, None)
+    ports = []
+    for kind, port, arguments in (
+        (GrpcServer, config.port, (_address(config, config.port), secrets)),
+        (RestServer, config.rest_api_port, (config.host, config.rest_api_port, context)),
+    ):
+        if port:
+            server = kind(config, service, metrics)
+            servers.append(server)
+            try:
+                await server.start(*arguments)
+            except (OSError, RuntimeError) as error:
+                reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+                address = _address(config, port)
+                raise UserError(f"cannot listen on {address}: {reason}.") from error
+        ports.append(server.port if port else 0)
+    return ports
+
+
+def _address(config, port):
+    return f"[{config.host}]:{port}" if ":" in config.host else f"{config.host}:{port}"
+
+
+def _certificates(config):
+    """((key, chain, client_ca) as bytes, ssl.SSLContext) of the config, or None: no TLS.
+
+    Raises:
+        UserError: a file cannot be read, or is not what it should be.
+    """
+    if not config.ssl_key:
+        return None
+    secrets = []
+    for name in ("ssl_key", "ssl_certificate", "ssl_client_ca"):
+        path = getattr(config, name)
+        try:
+            secrets.append(path and pathlib.Path(path).read_bytes())
+        except OSError as error:
+            raise UserError(f"--{name}: cannot read {path}: {error.strerror}.") from error
+    try:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=config.ssl_client_ca)
+        # Without a password for the key: the empty one, instead of a question on the terminal.
+        context.load_cert_chain(config.ssl_certificate, config.ssl_key, password=lambda: "")
+    except (ssl.SSLError, ValueError) as error:
+        raise UserError(
+            f"--ssl_certificate, --ssl_key and --ssl_client_ca must be PEM files without a "
+            f"password, the key that of the certificate: {error}."
+        ) from error
+    if config.ssl_client_ca:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return tuple(secrets), context
+
+
+def _configs(config):
+    """list of ModelConfig of the flags."""
+    if config.model_config_file:
+        return read_configs(config.model_config_file)
+    path = str(config.model_base_path)
+    return [model_server_config_pb2.ModelConfig(name=config.model_name, base_path=path)]
+
+
+async def _watch(models, config, configs):
+    """Looks for versions, and reads the file of models again, as often as the flags say."""
+    last_error = None
+
+    async def every(seconds, look):
+        nonlocal last_error
+        while seconds:
+            await asyncio.sleep(seconds)
+            try:
+                await look()
+            except Exception as error:  # the next look may find it mended
+                if str(error) != last_error:
+                    known = isinstance(error, (UserError, RequestError))
+                    log.error("%s", error, exc_info=not known)
+                last_error = str(error)
+
+    async def look_at_file():
+        nonlocal configs
+        new_configs = _configs(config)
+        if new_configs != configs:
+            await models.configure(new_configs)
+            configs = new_configs
+
+    looks = [every(config.file_system_poll_wait_seconds, models.refresh)]
+    if config.model_config_file:
+        looks.append(every(config.model_config_file_poll_wait_seconds, look_at_file))
+    await asyncio.gather(*looks)
+
+
+def _where(config, ports, models):
+    """Lines on what is served where."""
+    secure = "s" if config.ssl_key else ""
+    for name, numbers in models.available().items():
+        yield f"{name}: version {', '.join(map(str, numbers))}"
+    if ports[0]:
+        yield f"gRPC: {_address(config, ports[0])}{' (TLS)' if secure else ''}"
+    if ports[1]:
+        address = f"http{secure}://{_address(config, ports[1])}"
+        if config.demo:
+            yield f"demo: {address}/"
+        for name in models.available():
+            yield f"REST: {address}/v1/models/{name}"
+        yield f"metrics: {address}/monitoring/prometheus/metrics"
+    yield "ready; Ctrl-C stops it"

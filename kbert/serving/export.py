@@ -1,0 +1,209 @@
+"""Exports, written whole or not at all, and compared with the model before they get their name."""
+
+import contextlib
+import pathlib
+import re
+
+import tensorflow as tf
+
+from kbert.config import shared_settings
+from kbert.errors import UserError
+from kbert.inference.predictor import check_length
+from kbert.model.folder import ModelFolder
+from kbert.serving import comparison, conversions, messages, runtimes, saved_model, tf_hub
+from kbert.serving.signatures import signatures
+from kbert.serving.warmup import write_warmup
+from kbert.settings import ColumnConfig
+from kbert.utils import atomic, storage
+from kbert.utils.locks import target_lock
+
+
+def export_as(config, report=print):
+    """Writes what an ExportConfig says: see `export`, `export_tf_hub` and `export_to_runtime`."""
+    folders, length = (config.model, config.output_dir), config.max_seq_length
+    if config.format == "tf_hub":
+        export_tf_hub(*folders, length, report)
+        return
+    request = {"method": config.method, "takes_pairs": config.takes_pairs, "max_seq_length": length}
+    request |= {"eval_file": config.eval_file, "quantize": config.quantize, "report": report}
+    request["columns"] = ColumnConfig(**shared_settings(config, ColumnConfig))
+    if config.format == "serving":
+        export(*folders, batch_timeout_ms=config.batch_timeout_ms, **request)
+    else:
+        request["calibration_file"] = config.calibration_file
+        export_to_runtime(*folders, config.format, **request)
+
+
+def export(
+    model,
+    output_dir,
+    method=None,
+    takes_pairs=None,
+    max_seq_length=None,
+    batch_timeout_ms=0,
+    report=print,
+    eval_file=None,
+    columns=None,
+    quantize=None,
+):
+    """Writes a SavedModel that answers text, and compares it with `kbert.Predictor`.
+
+    It is made whole or not at all: before it gets its name, a process of its own that has
+    TensorFlow and not kbert loads it from another folder and answers some texts.
+
+    Args:
+        model: folder, as for `BertModel.from_pretrained`. output_dir: folder to make.
+        method, takes_pairs, max_seq_length: see `kbert.serving.saved_model.load_endpoint`.
+        batch_timeout_ms: see `kbert.serving.signatures.signatures`.
+        report: called with lines of text.
+        eval_file: labelled examples on which the SavedModel is compared with the model, see
+            `kbert.serving.comparison`; the figures go to `assets.extra/compression.json`.
+        columns: ColumnConfig of that file; None: as they come.
+        quantize: "int8", see `kbert.serving.saved_model.quantize_int8`, or None. What is written
+            answers as the model does with these weights, no longer as the Predictor.
+
+    Raises:
+        UserError: a folder that cannot be read, exists or is being made; an argument that does not
+            fit the model; answers that differ from the Predictor's; examples that cannot be used.
+    """
+    if quantize not in (None, "int8"):
+        raise UserError(f"--format=serving has no --quantize={quantize}; it has int8.")
+    target, folder = _free(output_dir), ModelFolder.of(model)
+    endpoint = saved_model.load_endpoint(folder, method, takes_pairs, max_seq_length)
+    report(messages.source_line(folder, endpoint.name, endpoint.model, endpoint.max_seq_length))
+    labelled = comparison.Labelled(endpoint, eval_file, columns, report)
+    before = {}
+    if eval_file and (quantize or batch_timeout_ms):  # what is written has other weights, or waits
+        before = signatures(endpoint)
+    if quantize:
+        saved_model.quantize_int8(endpoint)
+    with _new_folder(target) as path:
+        functions = saved_model.save_endpoint(endpoint, path, batch_timeout_ms)
+        samples = saved_model.samples(endpoint)
+        answers = saved_model.answers_alone(samples, path)
+        expected = _expected(endpoint, functions, samples, quantize)
+        notes = [messages.checked_line(answers, *expected)]
+        notes.append(_warm_up(path, functions, samples, target))
+        notes += labelled.with_saved_model(before or functions, path, quantize or "float32")
+    notes += [*messages.output_spec_lines(endpoint, functions), messages.serve_line(target)]
+    _report_all(report, messages.target_line(target), *notes)
+
+
+def export_tf_hub(model, output_dir, max_seq_length=None, report=print):
+    """Writes `preprocess` and `encoder` with TF Hub's text API; see `kbert.serving.tf_hub`.
+
+    Whole or not at all, and compared with the model as `export` does.
+
+    Args:
+        model: folder, as for `BertModel.from_pretrained`. output_dir: folder to make.
+        max_seq_length: tokens of a sequence of the preprocessor; None: 128.
+        report: called with lines of text.
+
+    Raises:
+        UserError: a folder that cannot be read, exists or is being made; a length that the model
+            does not have.
+    """
+    target, folder = _free(output_dir), ModelFolder.of(model)
+    tokenizer, length = folder.tokenizer, max_seq_length or 128
+    encoder = saved_model.load_encoder(folder, output_hidden_states=True)
+    check_length(length, encoder.config)
+    report(messages.source_line(folder, "encoder", encoder, length))
+    with _new_folder(target) as path:
+        tf_hub.save_preprocessor(tokenizer, length, path / "preprocess")
+        tf_hub.save_encoder(encoder, path / "encoder")
+        samples = {"text": list(saved_model.SAMPLES)}
+        outputs = encoder(tokenizer(samples["text"], max_length=length), training=False)
+        answers = saved_model.answers_alone(samples, path / "preprocess", path / "encoder")
+        expected = {"sequence_output": outputs["last_hidden_state"].numpy()}
+        expected["pooled_output"] = outputs["pooler_output"].numpy()
+        checked = messages.checked_line(answers, expected, "kbert.BertModel")
+    how = f'use it: kbert.hub.BertLayer("{target / "encoder"}"); in tf_keras hub.KerasLayer'
+    _report_all(report, messages.target_line(target), checked, how)
+
+
+def export_to_runtime(
+    model,
+    output_dir,
+    format,
+    method=None,
+    takes_pairs=None,
+    max_seq_length=None,
+    quantize=None,
+    report=print,
+    eval_file=None,
+    calibration_file=None,
+    columns=None,
+):
+    """Writes the model of a method for another runtime; see `kbert.serving.conversions`.
+
+    Whole or not at all: the runtime computes some texts before the folder gets its name.
+
+    Args:
+        model, output_dir, method, takes_pairs, max_seq_length, report: as for `export`.
+        format: one of `kbert.settings.EXPORT_RUNTIMES`. quantize: "int8", "float16"; None: float32.
+        eval_file, columns: as for `export`; the figures go to `compression.json`.
+        calibration_file: examples from which int8 takes the ranges of activations.
+
+    Raises:
+        UserError: as of `export`; what the format does not have; a package that is missing;
+            float32 numbers that differ from the model's, or others that are not finite.
+    """
+    runtime = runtimes.find_runtime(format, quantize, calibration_file is not None)
+    target, folder = _free(output_dir), ModelFolder.of(model)
+    endpoint = saved_model.load_endpoint(folder, method, takes_pairs, max_seq_length)
+    report(messages.source_line(folder, endpoint.name, endpoint.model, endpoint.max_seq_length))
+    labelled = comparison.Labelled(endpoint, eval_file, columns, report)
+    calibration = comparison.calibration_features(endpoint, calibration_file, columns, report)
+    with _new_folder(target) as path:
+        metadata = conversions.save_conversion(endpoint, runtime, path, quantize, calibration)
+        notes = [messages.computed_line(metadata), *messages.port_lines(metadata)]
+        notes += labelled.with_runtime(runtime, path, metadata)
+    _report_all(report, messages.target_line(target), *notes)
+
+
+def _expected(endpoint, functions, samples, quantize):
+    """What a SavedModel should answer, and whose answers these are."""
+    if not quantize:
+        return endpoint.reference_outputs(**samples), "kbert.predict"
+    texts = {name: tf.constant(values) for name, values in samples.items()}
+    return functions["serving_default"](**texts), "the int8 model"
+
+
+def _report_all(report, *lines):
+    for line in lines:
+        report(line)
+
+
+def _free(target):
+    target = pathlib.Path(target).absolute()
+    storage.check_free(
+        target, "Name the next version, or remove it: TensorFlow Serving may be reading it."
+    )
+    return target
+
+
+@contextlib.contextmanager
+def _new_folder(target):
+    """A folder to write in, made whole or not at all, and while no other process makes it.
+
+    Raises:
+        UserError: the folder exists or is being made; it cannot be written.
+    """
+    with target_lock(target, "--output_dir"):
+        _free(target)
+        try:
+            with atomic.folder(target) as path:
+                yield path
+        except tf.errors.OpError as error:  # TensorFlow's word for a full disk, and others
+            reason = re.sub(r"^\{\{.*?\}\} | \[Op:.*", "", error.message.splitlines()[0])
+            raise UserError(
+                f"cannot write {target}: {reason}. Mend that and run the same command again."
+            ) from error
+
+
+def _warm_up(path, functions, samples, target):
+    try:
+        count = write_warmup(path, functions, samples, target.parent.name)
+    except ImportError:
+        return "note: no warm-up requests, which need TF Serving's API: pip install 'kbert[serve]'"
+    return f"warm-up requests: {count}"
