@@ -8,11 +8,12 @@ from kbert.utils import flags, program
 
 def main():
     """Runs `kbert.train.distill` with the flags; the teacher's folder says for which task."""
-    from kbert.tasks.registry import read_task
+    from kbert.tasks.registry import load_task_module, read_task
     from kbert.train import distill
     from kbert.utils.formats import find_folder
 
     given = absl_flags.FLAGS
+    load_task_module(given.task_module)
     if given.teacher:
         teacher_task = read_task(find_folder(given.teacher)) or {}
         for name in ("task", "max_seq_length"):

@@ -7,7 +7,13 @@ import re
 from absl import flags as absl_flags
 
 from kbert.errors import UserError
-from kbert.settings import EXPORT_METHODS, EXPORT_RUNTIMES, QUANTIZATIONS, ColumnConfig
+from kbert.settings import (
+    EXPORT_METHODS,
+    EXPORT_RUNTIMES,
+    QUANTIZATIONS,
+    ColumnConfig,
+    TaskModuleConfig,
+)
 from kbert.utils import flags as settings_flags
 from kbert.utils import program
 from kbert.utils.locks import target_lock
@@ -281,6 +287,7 @@ def define_flags():
         "training data; default: they are found anew for every input",
     )
     settings_flags.define(ColumnConfig)
+    settings_flags.define(TaskModuleConfig)
 
 
 def _check_used(flags):
@@ -311,6 +318,9 @@ def main():
     if flags.eval_file:
         tf.config.threading.set_intra_op_parallelism_threads(1)  # as the runtimes it is timed with
         tf.config.threading.set_inter_op_parallelism_threads(1)
+    from kbert.tasks.registry import load_task_module
+
+    load_task_module(flags.task_module)
     _check_used(flags)
     request = flags.method, flags.takes_pairs, flags.max_seq_length
     files = {"eval_file": flags.eval_file, "columns": settings_flags.read(ColumnConfig)}

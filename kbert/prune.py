@@ -101,7 +101,7 @@ def _write_task(folder, predictor, name, task, examples):
 
     predictor.tokenizer.save_pretrained(folder)
     paired = getattr(examples[0], "text_pair", None) is not None
-    write_task(folder, task, name, (predictor.settings or {}).get("takes_pairs", paired))
+    write_task(folder, task, (predictor.settings or {}).get("takes_pairs", paired))
 
 
 def _scores(config, folder):

@@ -40,6 +40,9 @@ async def serve(config, report=print):
             servable.warm_up(folder)
         return servable
 
+    from kbert.tasks.registry import load_task_module
+
+    load_task_module(config.task_module)
     certificates, configs = _certificates(config), _configs(config)
     models, servers = Models(load), []
     metrics = Metrics(models, lambda: batcher.waiting)

@@ -12,7 +12,13 @@ from kbert.settings.models import (
     PredictConfig,
     PruneConfig,
 )
-from kbert.settings.tasks import TASKS, ColumnConfig, DistillConfig, ExampleConfig, FinetuneConfig
+from kbert.settings.tasks import (
+    ColumnConfig,
+    DistillConfig,
+    ExampleConfig,
+    FinetuneConfig,
+    TaskModuleConfig,
+)
 from kbert.settings.training import PretrainConfig, TeacherConfig, TrainingConfig
 
 __all__ = [
@@ -22,7 +28,6 @@ __all__ = [
     "METHODS",
     "QUANTIZATIONS",
     "SERVER_BACKENDS",
-    "TASKS",
     "ColumnConfig",
     "DistillConfig",
     "EvaluateConfig",
@@ -33,6 +38,7 @@ __all__ = [
     "PrepareConfig",
     "PretrainConfig",
     "PruneConfig",
+    "TaskModuleConfig",
     "TeacherConfig",
     "TrainingConfig",
 ]

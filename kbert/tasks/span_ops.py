@@ -1,6 +1,6 @@
 """Texts in windows, and what is found in them, as TensorFlow ops for a served model.
 
-The same arithmetic as `kbert.data.question_windows`, `kbert.tasks.spans` and `kbert.tasks.answers`,
+The same arithmetic as `kbert.data.question_windows`, `kbert.tasks.tag` and `kbert.tasks.answers`,
 which compute it in numpy and document it; the tests compare the two.
 """
 

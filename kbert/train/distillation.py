@@ -5,7 +5,7 @@ import tensorflow as tf
 from kbert.errors import UserError
 from kbert.model.weights import open_weights
 from kbert.tasks.labels import differing_labels
-from kbert.tasks.registry import MODEL_CLASSES
+from kbert.tasks.registry import get_task, with_task
 from kbert.train import distillation_objective
 from kbert.train.finetuning import Finetuning
 from kbert.train.loop import start_run
@@ -26,7 +26,7 @@ def distill(config, output_dir):
     Raises:
         UserError: as for `finetune`; and a teacher that cannot teach this student.
     """
-    return start_run(DistillFinetuning, config, output_dir, DistillFinetuning.run)
+    return start_run(DistillFinetuning, with_task(config), output_dir, DistillFinetuning.run)
 
 
 class DistillFinetuning(distillation_objective.DistillMixin, Finetuning):
@@ -37,7 +37,7 @@ class DistillFinetuning(distillation_objective.DistillMixin, Finetuning):
 
     def find(self, state):
         self.layers = distillation_objective.start_layers(self.config)
-        self.teacher_class = MODEL_CLASSES[self.config.task]
+        self.teacher_class = get_task(self.config.task).model_class
         super().find(state)
 
     def usual_label_names(self, examples):
