@@ -20,10 +20,10 @@ from absl import app
 from absl import flags as absl_flags
 
 from kbert.data.bucketed_batches import BucketedBatches, bucket_length, pad_examples
-from kbert.data.examples import read_examples
 from kbert.settings import FinetuneConfig
+from kbert.tasks.examples import read_examples
 from kbert.tasks.labels import label_names
-from kbert.tasks.registry import LABELLED_TASKS, make_task
+from kbert.tasks.registry import get_task, make_task, with_task
 from kbert.tokenizer import BertTokenizer
 from kbert.train import finetune
 from kbert.train.schedule import WarmupPolynomialDecay
@@ -63,8 +63,9 @@ def theirs(config, seed):
     begin = time.perf_counter()
     torch.manual_seed(seed)
     tokenizer = BertTokenizer.from_pretrained(config.init_from)
+    config = with_task(config)
     train, held_out = (read_examples(f, config) for f in (config.train_file, config.eval_file))
-    names = label_names(train) if config.task in LABELLED_TASKS else None
+    names = label_names(train) if get_task(config.task).fewest_labels else None
     task = make_task(config, tokenizer, names, any(getattr(e, "is_impossible", 0) for e in train))
     items = task.encode(train).items
     B, longest = config.batch_size, config.max_seq_length

@@ -8,10 +8,11 @@ from kbert.utils import flags, program
 
 def main():
     """Runs `kbert.train.distill` with the flags; the teacher's folder says for which task."""
-    from kbert.tasks.registry import read_task
+    from kbert.tasks.registry import load_task_module, read_task
     from kbert.train import distill
 
     given = absl_flags.FLAGS
+    load_task_module(given.task_module)
     if given.teacher:
         teacher_task = read_task(given.teacher) or {}
         for name in ("task", "max_seq_length"):

@@ -91,7 +91,7 @@ def write_folders(root, kinds=KINDS):
             settings |= {"max_answer_length": 5, "null_threshold": 0.2}
             config = types.SimpleNamespace(task=task, **settings)
             made = make_task(config, tokenizer, fields.get("label_names"), "none" in kind)
-            write_task(found[kind], made, task, kind in ("pair", "regress"))
+            write_task(found[kind], made, kind in ("pair", "regress"))
     return found
 
 

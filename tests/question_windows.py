@@ -5,8 +5,8 @@ import types
 import numpy as np
 
 from kbert.tasks.answers import best_answers
+from kbert.tasks.qa import QuestionAnswering
 from kbert.tasks.span_ops import has_maximum_context
-from kbert.tasks.spans import QuestionAnswering
 
 
 class Windows(list):

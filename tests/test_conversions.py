@@ -14,7 +14,7 @@ import kbert
 from kbert.errors import UserError
 from kbert.model.inference_ops import plain_ops
 from kbert.serving import conversions, runtimes, saved_model
-from kbert.serving.endpoints import ENDPOINTS, MultiLabel, Regress
+from kbert.serving.endpoints import endpoints
 from kbert.serving.export import export_to_runtime
 from kbert.settings import EXPORT_RUNTIMES, QUANTIZATIONS
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
@@ -339,6 +339,6 @@ def test_flags_that_do_not_fit(flags, message, folders, tmp_path):
 
 
 def test_there_is_a_line_for_everything():
-    assert set(conversions.OUTPUTS) == {*ENDPOINTS, MultiLabel.name, Regress.name}
+    assert all(kind.forward_spec for kind in endpoints().values())
     assert tuple(runtimes.RUNTIMES) == EXPORT_RUNTIMES
     assert {quantize for _, quantize in QUANTIZED} == set(QUANTIZATIONS)

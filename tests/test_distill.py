@@ -23,8 +23,8 @@ from kbert.errors import UserError
 from kbert.model.folder import TASK_FILE
 from kbert.model.weights import chosen_layers
 from kbert.settings import DistillConfig, FinetuneConfig, PretrainConfig
-from kbert.tasks.registry import MODEL_CLASSES, make_task
-from kbert.tasks.tasks import soft_losses
+from kbert.tasks.registry import get_task, make_task
+from kbert.tasks.task import soft_losses
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.train import distill, finetune, pretrain
 from kbert.train.cost_estimate import forward_flops, step_flops, teacher_memory
@@ -400,7 +400,7 @@ def test_every_task_can_be_taught(task, tmp_path):
     names = {"multilabel": ("a", "b"), "tag": ("B-X", "O")}.get(task)
     fields = {"num_labels": len(names), "label_names": names} if names else {}
     fields |= {"num_labels": 1} if task == "regress" else {}
-    teacher = save(tmp_path / "teacher", MODEL_CLASSES[task], task, **fields)
+    teacher = save(tmp_path / "teacher", get_task(task).model_class, task, **fields)
     student = save(tmp_path / "student", seed=1, num_hidden_layers=2)
     config = DistillConfig(
         **{"task": task, "teacher": str(teacher), "init_from": str(student)},
@@ -593,13 +593,13 @@ def test_teachers_that_do_not_say_what_their_labels_are(task, fields, tmp_path, 
     """As those of HF that were saved with its usual names; their head is taken along."""
     suffix, text = EXAMPLES[task] if task == "regress" else ("tsv", lambda: "a\t0\nb\t1\n" * 8)
     (tmp_path / f"train.{suffix}").write_text(text())
-    teacher = save(tmp_path / "teacher", MODEL_CLASSES[task], task, **fields)
+    teacher = save(tmp_path / "teacher", get_task(task).model_class, task, **fields)
     files = {"train_file": str(tmp_path / f"train.{suffix}"), "max_seq_length": 20}
     steps = {"epochs": 0.1, "batch_size": 8, "learning_rate": 1e-30, "warmup_ratio": 0.0}
     distill(DistillConfig(task=task, teacher=str(teacher), **files, **steps), tmp_path / "run")
     assert "has a head for other labels" not in capsys.readouterr().out
     name = "sequence_classifier/dense/kernel"
-    theirs = MODEL_CLASSES[task].from_pretrained(teacher).named_weights()[name]
+    theirs = get_task(task).model_class.from_pretrained(teacher).named_weights()[name]
     ours = weights_of(tmp_path / "run/distillation/final")[name]
     np.testing.assert_array_equal(ours, theirs)
 

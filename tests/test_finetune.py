@@ -19,8 +19,8 @@ from kbert.data.examples import TextExample
 from kbert.errors import UserError
 from kbert.inference.evaluation import evaluate
 from kbert.settings import EvaluateConfig, FinetuneConfig
-from kbert.tasks.registry import MODEL_CLASSES
-from kbert.tasks.tasks import Classification
+from kbert.tasks.classify import Classification
+from kbert.tasks.registry import get_task
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.train import finetune
 from kbert.train.finetuning import Finetuning
@@ -160,7 +160,7 @@ def test_every_task_learns(task, settings, tmp_path):
     assert (folder / "test_report.txt").exists() == (task in ("classify", "pair", "tag"))
     assert (folder / "eval_confusion.png").exists() == (task in ("classify", "pair"))
     for name in ("best", "final"):
-        model = MODEL_CLASSES[task].from_pretrained(folder / name)
+        model = get_task(task).model_class.from_pretrained(folder / name)
         assert json.loads((folder / name / "task.json").read_text())["task"] == task
     names = {"classify": ("neg", "pos", "so"), "pair": ("other", "same")}
     names |= {"multilabel": ("ann", "bob"), "tag": ("B-LOC", "B-PER", "O")}

@@ -50,7 +50,7 @@ def folders(tmp_path_factory):
             settings = {"max_seq_length": 12, "doc_stride": 4, "max_query_length": 4}
             settings |= {"max_answer_length": 3, "null_threshold": None}
             config = types.SimpleNamespace(task=task, **settings)
-            write_task(found[task], make_task(config, tokenizer, LABELS["label_names"]), task)
+            write_task(found[task], make_task(config, tokenizer, LABELS["label_names"]))
     return found
 
 

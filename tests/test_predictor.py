@@ -7,7 +7,7 @@ import transformers
 
 import kbert
 from kbert.errors import UserError
-from kbert.tasks.tasks import softmax
+from kbert.tasks.task import softmax
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog", "ran", "un", "##want", "##ed", ".", ","]

@@ -16,8 +16,9 @@ from test_offsets import check_words_alone
 
 from kbert.corpus import local_runner, preparation, prepare, shard_builder
 from kbert.corpus.text_sources import read_lines, split_into_pieces, split_sentences
-from kbert.data.examples import Answer, QuestionExample, read_examples
+from kbert.data.examples import Answer, QuestionExample
 from kbert.errors import UserError
+from kbert.tasks.examples import read_examples
 from kbert.tokenizer import BertTokenizer
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, check_vocab, read_vocab, write_vocab
 

@@ -19,13 +19,13 @@ from kbert.compression import pruning
 from kbert.compression.head_pruning import prune
 from kbert.compression.pruning import head_importance, least_important
 from kbert.data.bucketed_batches import pad_examples
-from kbert.data.examples import read_examples
 from kbert.errors import UserError
 from kbert.inference.backends import frozen_backend
 from kbert.inference.evaluation import evaluate
 from kbert.model.conversion import convert
 from kbert.model.weights import open_weights, without_heads, write_weights
 from kbert.settings import EvaluateConfig, FinetuneConfig, PruneConfig
+from kbert.tasks.examples import read_examples
 from kbert.tasks.registry import make_task, write_task
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.train import finetune
@@ -82,7 +82,7 @@ def folders(tmp_path_factory):
     tokenizer.save_pretrained(root / "full")
     settings = types.SimpleNamespace(task="classify", max_seq_length=24)
     task = make_task(settings, tokenizer, LABELS["label_names"])
-    write_task(root / "full", task, "classify")
+    write_task(root / "full", task)
     (root / "pruned").mkdir()
     with open_weights(root / "full") as (config, weights):
         assert write_weights(root / "pruned", "kbert", *without_heads(config, weights, KEPT)) == []

@@ -141,7 +141,7 @@ def test_texts_are_tokenized_once_each(tokenizer, monkeypatch):
         asked.update(text.decode() for text in texts.numpy())
         return plain(texts)
 
-    monkeypatch.setattr("kbert.tasks.spans._QUESTIONS", 15)
+    monkeypatch.setattr("kbert.tasks.qa._QUESTIONS", 15)
     for name in ("tokenize", "tokenize_with_offsets"):
         plain = getattr(tokenizer, name)
         monkeypatch.setattr(tokenizer, name, functools.partial(spy, plain=plain))

@@ -8,10 +8,14 @@ import pytest
 
 from kbert.data.examples import ChoiceExample, QuestionExample, TagExample, TextExample
 from kbert.errors import UserError
+from kbert.tasks.choice import Choice
+from kbert.tasks.classify import Classification
 from kbert.tasks.labels import check_all_present, keep_known, label_names
+from kbert.tasks.multilabel import MultiLabel
+from kbert.tasks.qa import QuestionAnswering
 from kbert.tasks.registry import make_task, read_task, task_of, write_task
-from kbert.tasks.spans import QuestionAnswering, Tagging
-from kbert.tasks.tasks import Choice, Classification, MultiLabel, Regression
+from kbert.tasks.regress import Regression
+from kbert.tasks.tag import Tagging
 from kbert.tokenizer import BertTokenizer
 
 rng = np.random.default_rng(0)
@@ -288,7 +292,7 @@ def test_labels_without_an_example():
 def test_folders_say_what_they_are_for(tokenizer, tmp_path, name):
     config = types.SimpleNamespace(task=name, max_seq_length=17)
     task = make_task(config, tokenizer, ("a", "b"))
-    write_task(tmp_path, task, name)
+    write_task(tmp_path, task)
     expected = {"task": name, "max_seq_length": 17, "takes_pairs": name == "pair"}
     assert read_task(tmp_path) == expected
     bert_config = types.SimpleNamespace(label_names=None, num_labels=3)
@@ -299,7 +303,7 @@ def test_folders_say_what_they_are_for(tokenizer, tmp_path, name):
 
 def test_the_settings_of_answers_are_kept(tokenizer, tmp_path):
     task = QuestionAnswering(tokenizer, 99, 44, 33, 22, True, null_threshold=1.5)
-    write_task(tmp_path, task, "qa")
+    write_task(tmp_path, task)
     again = task_of(read_task(tmp_path), tokenizer, None)
     names = ("max_seq_length", "doc_stride", "max_query_length", "max_answer_length")
     assert [getattr(again, name) for name in names] == [99, 44, 33, 22]

@@ -14,7 +14,7 @@ class DistillationObjective:
     """What a run learns, and what a teacher says besides.
 
     The loss is (1 - soft_weight) times that of the labels, soft_weight times `soft_losses`
-    (`kbert.tasks.tasks`), hidden_weight times the mean square of the difference between the hidden
+    (`kbert.tasks.task`), hidden_weight times the mean square of the difference between the hidden
     states of the blocks (Jiao et al. 2020, "TinyBERT", arXiv:1909.10351, equation 8, without its
     projection), and attention_weight times KL(teacher || student) of their attention (Wang et al.
     2020, "MiniLM", arXiv:2002.10957, equation 2, there of the last block). The last two are means

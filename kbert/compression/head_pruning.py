@@ -62,7 +62,7 @@ def prune(config, report=print):
             counts = _write_without(folder, predictor, kept)
             result["parameters"] = dict(zip(("before", "after"), counts, strict=True))
             result["bytes"] = {when: 4 * count for when, count in result["parameters"].items()}
-            _write_task(folder, predictor, name, task, examples)
+            _write_task(folder, predictor, task, examples)
             if scores:
                 result["scores"] = scores | {"after": _scores(config, folder)}
             atomic.write_json(folder / RESULT_FILE, result)
@@ -84,10 +84,10 @@ def _write_without(folder, predictor, kept):
         ]
 
 
-def _write_task(folder, predictor, name, task, examples):
+def _write_task(folder, predictor, task, examples):
     predictor.tokenizer.save_pretrained(folder)
     paired = getattr(examples[0], "text_pair", None) is not None
-    write_task(folder, task, name, (predictor.settings or {}).get("takes_pairs", paired))
+    write_task(folder, task, (predictor.settings or {}).get("takes_pairs", paired))
 
 
 def _scores(config, folder):

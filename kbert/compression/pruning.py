@@ -21,7 +21,7 @@ def head_importance(model, task, items, batch_size=32, advance=lambda count: Non
     whole. A window of a long text counts as an example.
 
     Args:
-        model: of `kbert.model`, float32, for the task. task: `kbert.tasks.tasks.Task`.
+        model: of `kbert.model`, float32, for the task. task: `kbert.tasks.task.Task`.
         items: list of `kbert.data.bucketed_batches.EncodedExample`, labelled.
         batch_size: examples computed at a time.
         advance: called with the number of examples done since the last call.

@@ -31,6 +31,20 @@ class Columns:
     least_width: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class ColumnAliases:
+    """Names of columns that a task takes where no flag names one, in the order they are tried.
+
+    `needs_pair`: a second text must be there. `choices`: what the names of the columns of choices
+    start with; none: the task has no choices.
+    """
+
+    text: tuple = TEXTS
+    text_pair: tuple = ()
+    needs_pair: bool = False
+    choices: tuple = ()
+
+
 def is_number(column):
     return re.fullmatch(r"-?\d+", column) is not None
 
@@ -49,13 +63,13 @@ def has_header(row, config):
     return matches >= (2 if any(flags) else 1)
 
 
-def find_columns(records, config, labelled):
+def find_columns(records, config, labelled, aliases):
     """The columns that a task reads.
 
     Args:
         records: `kbert.data.records.Records` of a table, JSON lines or TFDS.
-        config: has the fields task, text_column, text_pair_column, label_column, choice_columns.
-        labelled: False: no label is looked for.
+        config: has the fields text_column, text_pair_column, label_column, choice_columns.
+        labelled: False: no label is looked for. aliases: ColumnAliases of the task.
 
     Returns:
         Columns.
@@ -63,26 +77,18 @@ def find_columns(records, config, labelled):
     Raises:
         UserError: a column is missing, named twice, or two of them are the same.
     """
-    task = config.task
-    text_defaults = TEXTS
-    pair_defaults = SECOND_TEXTS if task in ("pair", "regress") else ()
-    lower = [name.lower() for name in records.names or ()]
-    if task == "pair" and "sentence" in lower and not set(lower) & set(SECOND_TEXTS):
-        pair_defaults = ("sentence",)  # QNLI's columns are question and sentence
-        text_defaults = ("question", *(name for name in TEXTS if name != "sentence"))
-
     find = _Finder(records)
-    fields = {"text": find("text_column", config.text_column, text_defaults, 0)}
+    fields = {"text": find("text_column", config.text_column, aliases.text, 0)}
     fields["text_pair"] = find(
         "text_pair_column",
         config.text_pair_column,
-        pair_defaults,
-        1 if task == "pair" else None,
-        needed=task == "pair",
+        aliases.text_pair,
+        1 if aliases.needs_pair else None,
+        needed=aliases.needs_pair,
     )
     if labelled:
         fields["label"] = find("label_column", config.label_column, LABELS, -1)
-    choices = _choices(records, config.choice_columns, find) if task == "choice" else ()
+    choices = _choices(records, config.choice_columns, find, aliases.choices)
     used = [column for column in fields.values() if column is not None] + list(choices)
     width = records.width
     if width is not None and width < len(used):
@@ -123,7 +129,9 @@ def _parts(columns):
     return [part.strip() for part in (columns or "").split(",") if part.strip()]
 
 
-def _choices(records, columns, find):
+def _choices(records, columns, find, aliases):
+    if not aliases:
+        return ()
     if parts := _parts(columns):
         return tuple(find("choice_columns", part, (), None) for part in parts)
     names = records.names
@@ -134,7 +142,7 @@ def _choices(records, columns, find):
         )
     if records.width is None and "choices" in names:
         return ("choices",)
-    places = [i for i, name in enumerate(names) if name.lower().startswith(CHOICES)]
+    places = [i for i, name in enumerate(names) if name.lower().startswith(aliases)]
     if not places:
         raise UserError(
             f"{records.name} has no column that starts with choice or ending; it has "

@@ -1,7 +1,7 @@
 """Examples of the tasks, read from files and TFDS and checked one by one.
 
 `kbert.data.records` reads the formats, `kbert.data.columns` finds what is in which column; here
-records become the examples that tasks learn from.
+records become the examples that tasks learn from; `kbert.tasks.examples` reads whole files.
 """
 
 import dataclasses
@@ -10,11 +10,10 @@ import pathlib
 
 from kbert.data import records as sources
 from kbert.data import validation
-from kbert.data.columns import count, find_columns, has_header, tag_keys
-from kbert.data.conll import conll, to_iob2
+from kbert.data.columns import count
 from kbert.data.records import BadExample, shown
-from kbert.data.squad import checked_answers, squad
-from kbert.errors import UserError, one_line
+from kbert.data.squad import checked_answers
+from kbert.errors import UserError
 
 _SAMPLE_FOLDER = pathlib.Path(__file__).parent.parent / "corpus" / "sample"
 SAMPLES = {
@@ -75,55 +74,6 @@ class ChoiceExample:
     label: int | None = None
 
 
-def read_examples(source, config, labelled=True, report=print):
-    """The examples of a file, plain or .gz, or of `tfds:NAME` or `tfds:NAME:SPLIT`.
-
-    Args:
-        source: path, a name that begins with tfds:, or one of `SAMPLES`, which come with kbert:
-            who wrote this? (task classify, label_column author).
-        config: ExampleConfig, or what has its fields task, text_column, text_pair_column,
-            label_column, choice_columns, header and skip_bad_lines.
-        labelled: False: labels are neither needed nor read.
-        report: called with a line that tells how many examples were left out, if any.
-
-    Returns:
-        List of TextExample (tasks classify, pair, regress, multilabel), TagExample (tag),
-        QuestionExample (qa) or ChoiceExample (choice), in the order of the source.
-
-    Raises:
-        UserError: the source cannot be read, has no example, or one of them cannot be used and
-            `skip_bad_lines` is off.
-    """
-    records, make = _reader(str(SAMPLES.get(source, source)), config, labelled)
-    examples, left_out, first = [], 0, ""
-    for where, record in records.items:
-        try:
-            if isinstance(record, BadExample):
-                raise record
-            examples.append(make(where, record))
-        except BadExample as error:
-            if not config.skip_bad_lines:
-                raise UserError(
-                    f"{where}: {error}. Mend it, or leave such lines out with --skip_bad_lines."
-                ) from None
-            first = first or f"the first: {where}: {error}."
-            left_out += 1
-    everything = count(len(examples) + left_out, "example")
-    if not examples and left_out:
-        raise UserError(f"none of the {everything} of {source} can be used; {first}")
-    if not examples:
-        raise UserError(f"{source} has no examples.")
-    if left_out:
-        are = "is" if left_out == 1 else "are"
-        line = f"note: {left_out:,} of {everything} of {records.name} {are} left out; {first}"
-        report(one_line(line))
-    if config.task == "tag" and labelled:
-        tags = to_iob2([example.tags for example in examples])
-        pairs = zip(examples, tags, strict=True)
-        examples = [dataclasses.replace(example, tags=new) for example, new in pairs]
-    return examples
-
-
 def read_label_names(text):
     """Names of labels (tuple of str) in the order of their numbers.
 
@@ -154,39 +104,37 @@ def read_label_names(text):
     return tuple(names)
 
 
-def _reader(source, config, labelled):
-    """Records of a source, and what makes an example of (where, record)."""
-    task = config.task
-    form = "tfds" if source.startswith("tfds:") else sources.plain_name(source).rpartition(".")[2]
-    name = os.path.basename(source)
-    if task == "tag" and form not in ("tfds", "json", "jsonl"):
-        records = conll(source, name, config, labelled)
-        return records, _TagMaker("words", "tags" if labelled else None)
-    if task == "qa" and form == "json":
-        return squad(source, name), _QuestionMaker(labelled)
+def form_of(source):
+    """The format of a source, by its name: tfds, or the ending of a file without .gz."""
+    return "tfds" if source.startswith("tfds:") else sources.plain_name(source).rpartition(".")[2]
+
+
+def open_records(source, task, has_header):
+    """The Records of a source.
+
+    Args:
+        source: path, or a name that begins with tfds:. task: its name, for messages.
+        has_header: function of the first row of a table: whether it is a header; None: the task
+            reads no tables.
+
+    Raises:
+        UserError: it has no such format, or cannot be read.
+    """
+    form, name = form_of(source), os.path.basename(source)
     if form == "tfds":
-        records = sources.tfds(source)
-    elif form in ("json", "jsonl"):
-        records = sources.json_lines(source, name)
-    elif form in ("tsv", "txt", "csv") and task != "qa":
-        records = sources.table(source, name, lambda row: has_header(row, config))
-    else:
-        tables = "" if task == "qa" else ".tsv, .txt, .csv, "
-        raise UserError(
-            f"{source} must be a file that ends in {tables}.json or .jsonl (or one of these and "
-            f".gz), or tfds:NAME, for the task {task}."
-        )
-    if task == "qa":
-        return _with_ids(records), _QuestionMaker(labelled)
-    if task == "tag":
-        return records, _TagMaker(*tag_keys(records, config, labelled))
-    columns = find_columns(records, config, labelled)
-    if task == "choice":
-        return records, _ChoiceMaker(columns)
-    return records, _TextMaker(task, columns)
+        return sources.tfds(source)
+    if form in ("json", "jsonl"):
+        return sources.json_lines(source, name)
+    if form in ("tsv", "txt", "csv") and has_header:
+        return sources.table(source, name, has_header)
+    tables = ".tsv, .txt, .csv, " if has_header else ""
+    raise UserError(
+        f"{source} must be a file that ends in {tables}.json or .jsonl (or one of these and "
+        f".gz), or tfds:NAME, for the task {task}."
+    )
 
 
-def _with_ids(records):
+def with_ids(records):
     """Records whose questions have an id, be it their number, which `where` then names."""
 
     def items():
@@ -199,9 +147,11 @@ def _with_ids(records):
     return dataclasses.replace(records, items=items())
 
 
-class _TextMaker:
-    def __init__(self, task, columns):
-        self.task, self.columns = task, columns
+class TextMaker:
+    """Makes a TextExample of a record. label: function of the value of the label and of `where`."""
+
+    def __init__(self, columns, label):
+        self.columns, self.label = columns, label
 
     def __call__(self, where, record):
         columns = self.columns
@@ -212,18 +162,12 @@ class _TextMaker:
             pair = validation.text(validation.part(record, columns.text_pair), "the second text")
         if columns.label is None:
             return TextExample(where, text, pair)
-        value = validation.part(record, columns.label)
-        if self.task == "regress":
-            return TextExample(where, text, pair, validation.target(value, where))
-        label = (
-            validation.label_tuple(value)
-            if self.task == "multilabel"
-            else validation.label_name(value)
+        return TextExample(
+            where, text, pair, self.label(validation.part(record, columns.label), where)
         )
-        return TextExample(where, text, pair, label)
 
 
-class _ChoiceMaker:
+class ChoiceMaker:
     def __init__(self, columns):
         self.columns = columns
         self.number_of_choices = None  # of the first example
@@ -267,7 +211,7 @@ class _ChoiceMaker:
         return matches.pop()
 
 
-class _TagMaker:
+class TagMaker:
     def __init__(self, words_key, tags_key):
         self.words_key, self.tags_key = words_key, tags_key
 
@@ -292,7 +236,7 @@ class _TagMaker:
         return tuple(values)
 
 
-class _QuestionMaker:
+class QuestionMaker:
     def __init__(self, labelled):
         self.labelled = labelled
         self.ids = set()

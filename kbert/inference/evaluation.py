@@ -3,11 +3,11 @@
 import dataclasses
 import pathlib
 
-from kbert.data.examples import read_examples
 from kbert.errors import UserError
 from kbert.inference.predictor import Predictor
+from kbert.tasks.examples import read_examples
 from kbert.tasks.labels import keep_known
-from kbert.tasks.registry import LABELLED_TASKS
+from kbert.tasks.registry import get_task, load_task_module
 from kbert.utils import atomic
 
 
@@ -24,6 +24,9 @@ def fine_tuned(config, file, dtype=None, report=print):
     Raises:
         UserError: a model or examples that cannot be used, with file and line.
     """
+    load_task_module(config.task_module)
+    if config.task:
+        get_task(config.task)
     # "keras": the same figures as in training, to the last bit.
     predictor = Predictor.from_pretrained(
         config.model, dtype, batch_size=config.batch_size, backend="keras"
@@ -33,7 +36,7 @@ def fine_tuned(config, file, dtype=None, report=print):
         raise UserError(f"{config.model} does not say what it is for. Name it: --task=classify")
     task = predictor.task(name)
     examples = read_examples(file, dataclasses.replace(config, task=name), report=report)
-    if name in LABELLED_TASKS:
+    if task.fewest_labels:
         examples = keep_known(examples, task.label_names, config.skip_bad_lines, report)
     return predictor, name, task, examples
 

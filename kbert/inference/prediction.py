@@ -9,20 +9,15 @@ import sys
 from tqdm import tqdm
 
 from kbert.config import shared_settings
-from kbert.data.examples import read_examples
 from kbert.errors import UserError
 from kbert.inference.predictor import Predictor
 from kbert.settings import ColumnConfig, ExampleConfig
+from kbert.tasks import registry
+from kbert.tasks.examples import read_examples
 from kbert.tasks.outputs import MOST_MASKS
 
 _CHUNK = 4096  # texts read, computed and written at a time
-_METHOD_OF_TASK = {"tag": "tag", "qa": "answer", "choice": "choose"}
-_TWO_TEXTS = ("answer", "next_sentence", "similarity")
-# Texts that a line has: at least, at most. None: any number.
-_COLUMNS = {
-    **{"classify": (1, 2), "tag": (1, 1), "embed": (1, 1), "fill_mask": (1, 1)},
-    **{"answer": (2, 2), "next_sentence": (2, 2), "similarity": (2, 2), "choose": (3, None)},
-}
+_TWO_TEXTS = ("next_sentence", "similarity")
 
 
 def predict(config, report=print):
@@ -34,13 +29,16 @@ def predict(config, report=print):
     Raises:
         UserError: a model or texts that cannot be used, with file and line.
     """
+    registry.load_task_module(config.task_module)
     dtype = None if config.precision == "float32" else config.precision
     predictor = Predictor.from_pretrained(
         config.model, dtype, batch_size=config.batch_size, backend=config.backend
     )
-    task = (predictor.settings or {}).get("task")
-    method = config.method or (_METHOD_OF_TASK.get(task, "classify") if task else "fill_mask")
-    rows, total = _rows(config, method, predictor.settings or {}, report)
+    settings = predictor.settings or {}
+    own = registry.get_task(settings["task"]) if settings else None
+    method = config.method or (own.method if own else "fill_mask")
+    task = own if own and own.method == method else registry.task_of_method(method)
+    rows, total = _rows(config, method, task, settings, report)
     with contextlib.ExitStack() as stack:
         output = sys.stdout
         if config.output_file != "-":
@@ -48,30 +46,35 @@ def predict(config, report=print):
         bar = stack.enter_context(tqdm(total=total, unit=" texts", file=sys.stderr, disable=None))
         predictor.advance = bar.update
         while chunk := list(itertools.islice(rows, _CHUNK)):
-            results = iter(_results(predictor, method, [row for row in chunk if row], config))
+            texts = [row for row in chunk if row]
+            results = iter(_results(predictor, method, task, texts, config))
             for row in chunk:
                 line = next(results) if row else None  # what was left out keeps its place
                 output.write(json.dumps(line, ensure_ascii=False) + "\n")
             output.flush()
 
 
-def _results(predictor, method, rows, config):
+def _results(predictor, method, task, rows, config):
     """JSON objects for rows, which are tuples of what the method takes."""
     if not rows:
         return []
     columns = [list(column) for column in zip(*rows, strict=True)]
     if method == "embed":
         return [{"embedding": v.tolist()} for v in predictor.embed(*columns, config.pooling)]
-    if method == "tag":
-        return [{"spans": spans} for spans in predictor.tag(*columns)]
+    if task:
+        if (predictor.settings or {}).get("task") == task.name:
+            answers = predictor.ask(task.name, *columns)
+        else:
+            answers = getattr(predictor, method)(*columns)
+        return [task.as_line(answer) for answer in answers]
     options = {"fill_mask": [config.top_k], "similarity": [config.pooling]}
     return getattr(predictor, method)(*columns, *options.get(method, []))
 
 
-def _rows(config, method, settings, report):
+def _rows(config, method, task, settings, report):
     """Iterator of tuples of texts, None for bad lines that are left out; how many, if known."""
-    least, most = _COLUMNS[method]
-    if method == "classify" and settings.get("takes_pairs", settings.get("task") == "pair"):
+    least, most = task.texts if task else (2, 2) if method in _TWO_TEXTS else (1, 1)
+    if most == 2 and settings.get("takes_pairs", task and task.takes_pairs):
         least = 2
     columns = (least, most)
     if config.input_file == "-":
@@ -82,7 +85,7 @@ def _rows(config, method, settings, report):
             total = sum(1 for _ in file)
         file = opened(config.input_file, "rb")
         return _line_rows(file, config.input_file, method, columns, config, report), total
-    return _example_rows(config, method, settings, report)
+    return _example_rows(config, method, task, report)
 
 
 def _line_rows(lines, origin, method, columns, config, report):
@@ -103,7 +106,7 @@ def _line_rows(lines, origin, method, columns, config, report):
             yield None
         else:
             width = len(row)
-            yield (row[0], row[1:]) if method == "choose" else row
+            yield (row[0], row[1:]) if columns[1] is None else row
     if left_out:
         report(f"note: {left_out:,} lines of {origin} are left out: null stands for them")
 
@@ -127,17 +130,13 @@ def _problem(row, method, columns, width):
     return None
 
 
-def _example_rows(config, method, settings, report):
-    task = {"answer": "qa", "choose": "choice"}.get(method, "classify")
-    if method in _TWO_TEXTS[1:] or (method == "classify" and settings.get("task") == "pair"):
-        task = "pair"
-    elif method == "classify" and settings.get("task") in ("regress", "multilabel"):
-        task = settings["task"]
-    columns = ExampleConfig(**shared_settings(config, ColumnConfig), task=task)
+def _example_rows(config, method, task, report):
+    name = "pair" if method in _TWO_TEXTS else "classify"
+    if task:
+        name = task.unlabelled_as or task.name
+    columns = ExampleConfig(**shared_settings(config, ColumnConfig), task=name)
     examples = read_examples(config.input_file, columns, False, report)
-    fields = {"answer": ("question", "context"), "choose": ("text", "choices")}.get(
-        method, ("text",)
-    )
+    fields = task.example_fields if task else ("text",)
     if getattr(examples[0], "text_pair", None) is not None:
         fields = ("text", "text_pair")
     rows = [tuple(getattr(example, name) for name in fields) for example in examples]

@@ -7,28 +7,23 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
-from kbert.data.examples import ChoiceExample, QuestionExample, TagExample, TextExample
 from kbert.errors import UserError
 from kbert.inference.backends import choose_backend, frozen_backend
 from kbert.inference.batch_runner import BatchRunner
 from kbert.model.folder import ModelFolder
 from kbert.model.models import (
     BertForMaskedLM,
-    BertForMultipleChoice,
     BertForNextSentencePrediction,
-    BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
 )
 from kbert.tasks.outputs import MOST_MASKS, embeddings, masked_logits
-from kbert.tasks.registry import MODEL_CLASSES, read_task, task_of
-from kbert.tasks.tasks import softmax, text_items
+from kbert.tasks.registry import classifier_of, get_task, of_texts, read_task, task_of
+from kbert.tasks.task import same_length, softmax, text_items
 from kbert.tokenizer.tokenizer import BertTokenizer
 
 POOLINGS = ("mean", "cls")
-_CLASSIFIERS = {None: "classify", "single_label_classification": "classify"}
-_CLASSIFIERS |= {"regression": "regress", "multi_label_classification": "multilabel"}
 
 
 class Predictor:
@@ -138,19 +133,16 @@ class Predictor:
             list of dicts: `label`, its probability `score`, and `scores` of all labels by name; of
             a model of several labels `labels` and `scores`; of a regression `score`.
         """
-        kind = self.classifier()
-        text_pairs = _same_length(texts, text_pairs, "text_pairs") or [None] * len(texts)
-        examples = [
-            TextExample("", text, pair) for text, pair in zip(texts, text_pairs, strict=True)
-        ]
-        return self.predictions(self.task(kind), examples)
+        return self.ask(self.classifier(), texts, text_pairs)
 
     def classifier(self):
         """What a model that classifies is made for: "classify", "regress" or "multilabel"."""
-        config = self.load(BertForSequenceClassification).config
-        if config.problem_type is None and config.num_labels == 1:
-            return "regress"
-        return _CLASSIFIERS[config.problem_type]
+        return classifier_of(self.load(BertForSequenceClassification).config)
+
+    def ask(self, name, *texts):
+        """What a model of a task says of texts. name: of the task. *texts: as its method takes."""
+        self.load(get_task(name).model_class)
+        return self.task(name).answers(self, *texts)
 
     def tag(self, texts):
         """What is found in each text, as it is: entities, or the tag of every word.
@@ -162,16 +154,14 @@ class Predictor:
             list of lists of dicts: `label`, `text`, its offsets `start` and `end` in bytes of the
             UTF-8 text, end exclusive, and `score`, the mean probability of its words' labels.
         """
-        self.load(BertForTokenClassification)
-        task = self.task("tag")
-        encoded = task.text_windows(texts)
-        return task.spans(texts, encoded, self._outputs(task, encoded.items, len(texts)))
+        return self.ask("tag", texts)
 
     def tag_words(self, sentences):
         """The tag of each word of sentences that are cut into words: lists of lists of str."""
         self.load(BertForTokenClassification)
-        examples = [TagExample("", tuple(words)) for words in sentences]
-        return [prediction["tags"] for prediction in self.predictions(self.task("tag"), examples)]
+        task = self.task("tag")
+        predictions = self.predictions(task, task.examples(sentences))
+        return [prediction["tags"] for prediction in predictions]
 
     def answer(self, questions, contexts):
         """Where each context answers its question.
@@ -183,13 +173,7 @@ class Predictor:
             list of dicts: see `kbert.tasks.answers.best_answers`; "" where there is no answer, if
             the model was fine-tuned with such questions.
         """
-        self.load(BertForQuestionAnswering)
-        contexts = _same_length(questions, contexts, "contexts")
-        examples = [
-            QuestionExample(f"question {i}", str(i), question, context)
-            for i, (question, context) in enumerate(zip(questions, contexts, strict=True))
-        ]
-        return self.predictions(self.task("qa"), examples)
+        return self.ask("qa", questions, contexts)
 
     def choose(self, texts, choices):
         """The choice that goes best with each text.
@@ -200,15 +184,7 @@ class Predictor:
         Returns:
             list of dicts: `choice`, its number from 0, its `text` and its probability `score`.
         """
-        self.load(BertForMultipleChoice)
-        choices = _same_length(texts, choices, "choices")
-        counts = {len(some) for some in choices}
-        if len(counts) > 1 or min(counts, default=2) < 2:
-            raise UserError(
-                f"all texts must have as many choices, at least 2; got {sorted(counts)}."
-            )
-        examples = [ChoiceExample("", t, tuple(c)) for t, c in zip(texts, choices, strict=True)]
-        return self.predictions(self.task("choice"), examples)
+        return self.ask("choice", texts, choices)
 
     def next_sentence(self, texts, text_pairs):
         """The probability that each text_pair follows its text: list of dicts with `is_next`."""
@@ -216,7 +192,7 @@ class Predictor:
         items = text_items(
             self.tokenizer,
             texts,
-            _same_length(texts, text_pairs, "text_pairs"),
+            same_length(texts, text_pairs, "text_pairs"),
             self.max_seq_length,
         )
         runner = self._runner("nsp", model, lambda outputs, _: {"logits": outputs["logits"]})
@@ -247,7 +223,7 @@ class Predictor:
 
     def similarity(self, texts, text_pairs, pooling="mean"):
         """The cosine of the vectors of each text and its pair: list of dicts with `similarity`."""
-        text_pairs = _same_length(texts, text_pairs, "text_pairs")
+        text_pairs = same_length(texts, text_pairs, "text_pairs")
         vectors = self.embed([*texts, *text_pairs], pooling)
         cosines = (vectors[: len(texts)] * vectors[len(texts) :]).sum(axis=-1)
         return [{"similarity": float(cosine)} for cosine in cosines]
@@ -330,9 +306,9 @@ class Predictor:
     def task(self, name):
         """The Task that this model was fine-tuned for, or one of that name with usual settings."""
         if self.model is None:
-            self.load(MODEL_CLASSES[name])
+            self.load(get_task(name).model_class)
         settings = self.settings
-        if settings is None or not _similar(settings["task"], name):
+        if settings is None or of_texts(settings["task"], False) != of_texts(name, False):
             settings = {"task": name}
         settings = {**settings, "max_seq_length": self.max_seq_length}
         return task_of(settings, self.tokenizer, self.model.config)
@@ -342,11 +318,11 @@ class Predictor:
         if not examples:
             return []
         encoded = task.encode(examples)
-        outputs = self._outputs(task, encoded.items, len(examples))
+        outputs = self.outputs(task, encoded.items, len(examples))
         return task.predictions(examples, encoded, outputs)
 
-    def _outputs(self, task, items, texts):
-        """Outputs for items; progress is told in texts, of which an item may be a part."""
+    def outputs(self, task, items, texts):
+        """The model's outputs for items of a task. Progress is told in texts, not in items."""
         advance, done = self.advance, 0.0
 
         def share(count):
@@ -385,15 +361,3 @@ def check_length(max_seq_length, config):
             f"max_seq_length must be 5 to {config.max_position_embeddings}, the positions that the "
             f"model has; got {max_seq_length}."
         )
-
-
-def _similar(task, requested):
-    return task == requested or {task, requested} == {"pair", "classify"}
-
-
-def _same_length(texts, others, name):
-    if others is not None and len(others) != len(texts):
-        raise UserError(
-            f"there must be as many {name} as texts; got {len(others)} and {len(texts)}."
-        )
-    return others

@@ -223,7 +223,7 @@ def _together(parts, order, widths, padded):
     Args:
         parts: list of dicts of arrays. order: (B,) which row of these comes first, and so on.
         widths: dict of the inputs' names -> their columns.
-        padded: dict of name -> what fills a row, see `kbert.serving.endpoint.Endpoint`.
+        padded: dict of name -> what fills a row, see `kbert.tasks.endpoint.Endpoint`.
     """
     leading = next(iter(padded), None)
     padded = padded if leading in parts[0] else {}

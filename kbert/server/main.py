@@ -17,6 +17,7 @@ from kbert.server.models import Models, read_configs
 from kbert.server.rest_api import RestServer
 from kbert.server.servable import Servable
 from kbert.server.service import Service
+from kbert.tasks.registry import load_task_module
 
 log = logging.getLogger("kbert.serve")
 
@@ -37,6 +38,7 @@ async def serve(config, report=print):
             servable.warm_up(folder)
         return servable
 
+    load_task_module(config.task_module)
     certificates, configs = _certificates(config), _configs(config)
     models, servers = Models(load), []
     metrics = Metrics(models, lambda: batcher.waiting)

@@ -10,15 +10,15 @@ import numpy as np
 import tensorflow as tf
 
 from kbert.data.bucketed_batches import pad_examples
-from kbert.data.examples import read_examples
 from kbert.errors import UserError
 from kbert.features import ENCODER_FEATURES
 from kbert.inference.backends import keras_backend
 from kbert.serving.conversions import METADATA_FILE, shapes, single_texts
 from kbert.serving.messages import table_lines
 from kbert.settings import ExampleConfig
+from kbert.tasks import registry
+from kbert.tasks.examples import read_examples
 from kbert.tasks.labels import keep_known
-from kbert.tasks.registry import LABELLED_TASKS
 from kbert.utils import atomic
 
 COMPARISON_FILE = "compression.json"
@@ -26,15 +26,13 @@ CALIBRATION_EXAMPLES = 256
 WARM_UP = 10  # calls before those that are timed
 TURN = 20  # questions that one is asked before the next is: the speed of machines drifts
 MOST_SHOWN = 3  # scores in the table; the file has all
-_TASK_OF = {"multilabel": "multilabel", "regress": "regress", "tag": "tag"}
-_TASK_OF |= {"answer": "qa", "choose": "choice"}
 
 
 def read_for(endpoint, source, columns, report=print, labelled=True):
     """The examples of a file, for the task of a method.
 
     Args:
-        endpoint: Endpoint. source: of `kbert.data.examples.read_examples`.
+        endpoint: Endpoint. source: of `kbert.tasks.examples.read_examples`.
         columns: ColumnConfig, where things are in it, or None. report: called with a line of text.
         labelled: False: labels are neither needed nor read.
 
@@ -45,18 +43,16 @@ def read_for(endpoint, source, columns, report=print, labelled=True):
         UserError: the method answers nothing that a task has labels for; examples that cannot be
             used, with file and line.
     """
-    name = _TASK_OF.get(endpoint.name)
-    if endpoint.name == "classify":
-        name = "pair" if "text_pair" in endpoint.texts else "classify"
-    if name is None:
+    if endpoint.task is None:
+        methods = dict.fromkeys(kind.method for kind in registry.tasks().values())
         raise UserError(
             f"--eval_file and --calibration_file are for methods that a task is scored by: "
-            f"classify, {', '.join(n for n in _TASK_OF if n not in ('multilabel', 'regress'))}; "
-            f"got {endpoint.name}."
+            f"{', '.join(methods)}; got {endpoint.name}."
         )
+    name = registry.of_texts(endpoint.task.name, "text_pair" in endpoint.texts)
     config = ExampleConfig(task=name, **(vars(columns) if columns else {}))
     examples = read_examples(source, config, labelled, report)
-    if name in LABELLED_TASKS and labelled:
+    if endpoint.task.fewest_labels and labelled:
         names = endpoint.task.label_names
         examples = keep_known(examples, names, config.skip_bad_lines, report)
     _check_pairs(endpoint, examples)
@@ -131,18 +127,12 @@ class Texts:
 
     def scores(self, answers):
         """The task's scores of the answer to each question, by the endpoint's output_spec."""
-        return self._task.scores(self._examples, [_prediction(answer) for answer in answers])
+        return self._task.scores(self._examples, [self._prediction(answer) for answer in answers])
 
-
-def _prediction(answer):
-    """An answer to a text as the prediction of a task."""
-    prediction = {name: np.asarray(value).tolist()[0] for name, value in answer.items()}
-    for name in ("label", "answer"):
-        if name in prediction:
-            prediction[name] = prediction[name].decode()
-    if "labels" in prediction:
-        prediction["labels"] = [name.decode() for name in prediction["labels"] if name]
-    return prediction | ({"text": prediction["answer"]} if "answer" in prediction else {})
+    def _prediction(self, answer):
+        """An answer to a text as the prediction of a task."""
+        output = {name: np.asarray(value).tolist()[0] for name, value in answer.items()}
+        return self._task.prediction_of(output)
 
 
 def compared(evaluation_set, contenders):
@@ -205,7 +195,7 @@ class Labelled:
         if not self._source:
             return []
         kind, name = Texts, "serving_default"
-        if self._endpoint.name == "tag":  # the words are given, and the tag of each is wanted
+        if self._endpoint.scored_by_ids:
             kind, name = Ids, "from_ids"
         evaluation_set = kind(self._endpoint, self._examples)
         loaded = tf.saved_model.load(str(folder)).signatures

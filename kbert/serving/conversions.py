@@ -11,35 +11,11 @@ import kbert
 from kbert.errors import UserError
 from kbert.features import ENCODER_FEATURES
 from kbert.serving import saved_model
-from kbert.serving.endpoints import Choose, Classify, MultiLabel
 from kbert.tasks.outputs import MOST_MASKS
 from kbert.utils import atomic
 
 METADATA_FILE = "model.json"
 MOST_BYTES = 2**31 - 2**24  # of weights: what the formats on the way hold is 2 GiB
-_OF_LABELS = "of the labels: their probabilities are"
-# method: output of `forward`: its shape, and what it is. B texts, L tokens, C labels or choices,
-# M masks, V words, D width.
-OUTPUTS = {
-    "classify": {"logits": ("BC", f"{_OF_LABELS} the softmax")},
-    "multilabel": {"logits": ("BC", f"{_OF_LABELS} the sigmoid")},
-    "regress": {"logits": ("B1", "the number")},
-    "next_sentence": {"logits": ("B2", "softmax: whether text_pair follows text, or does not")},
-    "embed": {"mean": ("BD", "the mean over the tokens; divide it by its length")},
-    "encode": {
-        "last_hidden_state": ("BLD", "of each token; without meaning at padding"),
-        "pooler_output": ("BD", "of the text"),
-    },
-    "fill_mask": {
-        "logits": ("BMV", f"of the words, at the first {MOST_MASKS} [MASK]; then of other tokens"),
-    },
-    "tag": {"logits": ("BLC", f"{_OF_LABELS} the softmax, of each token")},
-    "answer": {
-        "start_logits": ("BL", "whether the answer begins at a token; at 0, [CLS]: there is none"),
-        "end_logits": ("BL", "whether it ends with a token"),
-    },
-    "choose": {"logits": ("BC", "of the choices: their probabilities are the softmax")},
-}
 
 
 def shapes(endpoint, runtime):
@@ -55,8 +31,8 @@ def shapes(endpoint, runtime):
         sizes |= {"B": 1, "C": 1, "L": L, "M": min(L, MOST_MASKS)}
     if labels := _labels(endpoint):
         sizes["C"] = len(labels)
-    features = dict.fromkeys(ENCODER_FEATURES, "BCL" if isinstance(endpoint, Choose) else "BL")
-    outputs = {name: shape for name, (shape, _) in OUTPUTS[endpoint.name].items()}
+    features = dict.fromkeys(ENCODER_FEATURES, "BCL" if endpoint.takes_choices else "BL")
+    outputs = {name: shape for name, (shape, _) in endpoint.forward_spec.items()}
     return tuple(
         {name: [sizes.get(letter, letter) for letter in letters] for name, letters in side.items()}
         for side in (features, outputs)
@@ -65,8 +41,6 @@ def shapes(endpoint, runtime):
 
 def _labels(endpoint):
     """Names of the classes, in the order of the logits; those of choices are only numbers."""
-    if isinstance(endpoint, Choose):
-        return []
     return list(getattr(endpoint.task, "label_names", None) or [])
 
 
@@ -107,7 +81,7 @@ def save_conversion(endpoint, runtime, folder, quantize=None, calibration=()):
         "texts": list(endpoint.texts),
         "inputs": {n: {"shape": shape, "dtype": "int32"} for n, shape in inputs.items()},
         "outputs": {
-            name: {"shape": shape, "dtype": "float32", "meaning": OUTPUTS[endpoint.name][name][1]}
+            name: {"shape": shape, "dtype": "float32", "meaning": endpoint.forward_spec[name][1]}
             for name, shape in outputs.items()
         },
         "labels": _labels(endpoint),
@@ -134,19 +108,10 @@ def compared(endpoint, compute, fixed_sizes):
         expected = {name: x.numpy() for name, x in endpoint.forward(batch).items()}
         result = compute(batch)
         difference = max(difference, saved_model.largest_difference(result, expected))
-        if isinstance(endpoint, (Classify, MultiLabel)):
-            decide = _several if isinstance(endpoint, MultiLabel) else _best
+        if decide := endpoint.decisions:
             same += (decide(result["logits"]) == decide(expected["logits"])).all(-1).tolist()
     summary = {"samples": len(features["input_ids"]), "largest_difference": difference}
     return summary | ({"same_labels": sum(same[: summary["samples"]])} if same else {})
-
-
-def _best(logits):
-    return logits.argmax(-1)[:, None]
-
-
-def _several(logits):
-    return logits > 0
 
 
 def sample_features(endpoint):

@@ -14,12 +14,14 @@ from kbert.serving import comparison, conversions, messages, runtimes, saved_mod
 from kbert.serving.signatures import signatures
 from kbert.serving.warmup import write_warmup
 from kbert.settings import ColumnConfig
+from kbert.tasks.registry import load_task_module
 from kbert.utils import atomic, storage
 from kbert.utils.locks import target_lock
 
 
 def export_as(config, report=print):
     """Writes what an ExportConfig says: see `export`, `export_tf_hub` and `export_to_runtime`."""
+    load_task_module(config.task_module)
     folders, length = (config.model, config.output_dir), config.max_seq_length
     if config.format == "tf_hub":
         export_tf_hub(*folders, length, report)

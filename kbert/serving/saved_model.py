@@ -17,21 +17,12 @@ from kbert.errors import UserError
 from kbert.inference.predictor import Predictor, check_length
 from kbert.model.folder import TASK_FILE, ModelFolder
 from kbert.model.models import BertModel
-from kbert.serving.endpoints import ENDPOINTS, FillMask, MultiLabel, Regress
+from kbert.serving.endpoints import FillMask, endpoints
 from kbert.serving.signatures import signatures
+from kbert.tasks import registry
 from kbert.utils import atomic
 from kbert.utils.formats import EXPORT_FILE, export_checksum, read_export, sha256_of
 
-_METHOD_OF_PART = {  # what a folder can do; the first part that is there
-    "sequence_classifier": "classify",
-    "token_classifier": "tag",
-    "span_classifier": "answer",
-    "choice_classifier": "choose",
-    "mlm": "fill_mask",
-    "nsp": "next_sentence",
-}
-CLASSIFIERS = ("classify", "multilabel", "regress")  # what --method=classify may be
-_TASKS = {"tag": "tag", "answer": "qa", "choose": "choice"}
 SAMPLES = (
     "The house by the river was sold last week, and nobody knows who bought it.",
     "Ada Lovelace met Charles Babbage in London on 5 June 1833.",
@@ -47,7 +38,7 @@ def load_endpoint(folder, name=None, takes_pairs=None, max_seq_length=None):
     Args:
         folder: such as `RUN/finetuning/best`, in any format that `BertModel` reads; or a
             ModelFolder.
-        name: one of `ENDPOINTS`; None: what the model was fine-tuned for, or else fill_mask, or
+        name: one of `endpoints()`; None: what the model was fine-tuned for, or else fill_mask, or
             whatever its heads can do.
         takes_pairs: whether a text comes with a second one; None: as in fine-tuning.
         max_seq_length: tokens of a sequence; None: as in fine-tuning, or as many as the model can.
@@ -59,24 +50,36 @@ def load_endpoint(folder, name=None, takes_pairs=None, max_seq_length=None):
         UserError: no such folder, or it lacks the head; an argument that does not fit the model.
     """
     folder = ModelFolder.of(folder)
-    parts = folder.parts
-    name = name or next((m for part, m in _METHOD_OF_PART.items() if part in parts), "embed")
-    kind, task_name = ENDPOINTS[name], _TASKS.get(name)
+    settings = registry.read_task(folder) or {}
+    own = registry.get_task(settings["task"]) if settings else None
+    name = name or (own.method if own else _method_of(folder.parts))
+    kind, task = endpoints().get(name), registry.task_of_method(name)
+    if own and own.method == name:
+        kind, task = own.endpoint, own
+    if kind is None:
+        raise UserError(f"a model that is asked to {name} cannot be exported.")
     predictor = Predictor.from_pretrained(folder, backend="keras", max_seq_length=max_seq_length)
     if name == "encode":
         predictor.model = load_encoder(folder)
         check_length(predictor.max_seq_length, predictor.model.config)
     else:
         predictor.load(kind.model_class)
-    if name == "classify":
-        task_name = predictor.classifier()
-        kind = {"multilabel": MultiLabel, "regress": Regress}.get(task_name, kind)
+    if name == "classify" and task is not own:
+        task = registry.get_task(predictor.classifier())
+        kind = task.endpoint
+    if task and task.texts == (1, 2):
         if takes_pairs is None:
-            settings = predictor.settings or {}
-            takes_pairs = settings.get("takes_pairs", settings.get("task") == "pair")
+            takes_pairs = settings.get("takes_pairs", bool(own and own.takes_pairs))
     elif takes_pairs:
         raise UserError(f"--takes_pairs is for models that classify; {name} takes {_inputs(kind)}.")
-    return kind(predictor, task_name and predictor.task(task_name), takes_pairs)
+    return kind(predictor, task and predictor.task(task.name), takes_pairs)
+
+
+def _method_of(parts):
+    """What a folder without a task can do. parts: names of its parts."""
+    heads = {kind.model_class.task_heads: kind.method for kind in registry.built_in()}
+    heads |= {("mlm",): "fill_mask", ("nsp",): "next_sentence"}
+    return next((method for names, method in heads.items() if set(names) <= parts), "embed")
 
 
 def quantize_int8(endpoint):
@@ -102,11 +105,13 @@ def load_exported(folder):
     """
     metadata = read_export(pathlib.Path(folder) / "assets.extra")
     name, length = metadata["method"], metadata["max_seq_length"]
-    if name in CLASSIFIERS:
-        return load_endpoint(folder, "classify", "text_pair" in metadata["inputs"], length)
-    if name not in ENDPOINTS:
+    kinds = [k for k in registry.tasks().values() if k.endpoint and k.endpoint.name == name]
+    method = kinds[0].method if kinds else name
+    if method not in endpoints():
         raise UserError(f"{folder} is an export of the method {name!r}, which is unknown here.")
-    return load_endpoint(folder, name, None, length)
+    optional = kinds and kinds[0].texts == (1, 2)
+    pairs = "text_pair" in metadata["inputs"] if optional else None
+    return load_endpoint(folder, method, pairs, length)
 
 
 def load_encoder(folder, **arguments):

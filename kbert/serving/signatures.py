@@ -3,7 +3,6 @@
 import tensorflow as tf
 
 from kbert.features import ENCODER_FEATURES
-from kbert.serving.endpoints import Choose, Classify, MultiLabel, Regress
 
 MOST_TEXTS = 32  # of a batch that requests share in the graph
 
@@ -29,7 +28,7 @@ def signatures(endpoint, batch_timeout_ms=0):
         dict of name -> concrete function of named tensors.
     """
     specs = {n: tf.TensorSpec([None] * axes, tf.string, n) for n, axes in endpoint.texts.items()}
-    rank = 3 if isinstance(endpoint, Choose) else 2
+    rank = 3 if endpoint.takes_choices else 2
     ids = {n: tf.TensorSpec([None] * rank, t, n) for n, (_, t) in ENCODER_FEATURES.items()}
     examples = {"inputs": tf.TensorSpec([None], tf.string, "inputs")}
 
@@ -51,9 +50,9 @@ def signatures(endpoint, batch_timeout_ms=0):
         "from_ids": traced(lambda **features: endpoint.from_ids(features), ids),
         "from_examples": traced(from_examples, examples),
     }
-    if isinstance(endpoint, (Classify, MultiLabel)):
+    if endpoint.standard_api == "classify":
         functions["classify"] = traced(classify, examples)
-    if isinstance(endpoint, Regress):
+    if endpoint.standard_api == "regress":
         regress = traced(lambda inputs: {"outputs": from_examples(inputs)["score"]}, examples)
         functions["regress"] = regress
     return functions

@@ -13,7 +13,13 @@ from kbert.settings.models import (
     PredictConfig,
     PruneConfig,
 )
-from kbert.settings.tasks import TASKS, ColumnConfig, DistillConfig, ExampleConfig, FinetuneConfig
+from kbert.settings.tasks import (
+    ColumnConfig,
+    DistillConfig,
+    ExampleConfig,
+    FinetuneConfig,
+    TaskModuleConfig,
+)
 from kbert.settings.training import PretrainConfig, TeacherConfig, TrainingConfig
 
 __all__ = [
@@ -23,7 +29,6 @@ __all__ = [
     "METHODS",
     "QUANTIZATIONS",
     "SERVER_BACKENDS",
-    "TASKS",
     "ColumnConfig",
     "DistillConfig",
     "EvaluateConfig",
@@ -35,6 +40,7 @@ __all__ = [
     "PrepareConfig",
     "PretrainConfig",
     "PruneConfig",
+    "TaskModuleConfig",
     "TeacherConfig",
     "TrainingConfig",
 ]

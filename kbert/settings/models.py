@@ -4,7 +4,7 @@ import dataclasses
 
 from kbert.config import check_settings, setting
 from kbert.errors import UserError
-from kbert.settings.tasks import ColumnConfig, ExampleConfig
+from kbert.settings.tasks import ColumnConfig, ExampleConfig, TaskModuleConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ BACKENDS = (*SERVER_BACKENDS, "keras")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportConfig(ColumnConfig):
+class ExportConfig(ColumnConfig, TaskModuleConfig):
     """Settings of `kbert.export`, one flag each.
 
     Raises:
@@ -149,7 +149,7 @@ class ExportConfig(ColumnConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PredictConfig(ColumnConfig):
+class PredictConfig(ColumnConfig, TaskModuleConfig):
     """Settings of `kbert.predict`, one flag each."""
 
     model: str | None = setting(None, "weights, such as RUN/finetuning/best or RUN/pretrain/final")

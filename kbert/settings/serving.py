@@ -5,10 +5,11 @@ import dataclasses
 from kbert.config import check_settings, setting
 from kbert.errors import UserError
 from kbert.settings.models import SERVER_BACKENDS
+from kbert.settings.tasks import TaskModuleConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ServeConfig:
+class ServeConfig(TaskModuleConfig):
     """Settings of `kbert.serve`, one flag each."""
 
     model_name: str = setting("default", "name of the model in requests")

@@ -6,7 +6,14 @@ from kbert.config import check_settings, setting
 from kbert.errors import UserError
 from kbert.settings.training import TeacherConfig, TrainingConfig
 
-TASKS = ("classify", "pair", "regress", "multilabel", "tag", "qa", "choice")
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskModuleConfig:
+    """Where tasks are that do not come with kbert."""
+
+    task_module: str | None = setting(
+        None, "module of tasks of your own, such as my_task; kbert imports it"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,14 +35,14 @@ class ColumnConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExampleConfig(ColumnConfig):
-    """What labelled examples are for; what `kbert.data.examples.read_examples` takes."""
+class ExampleConfig(ColumnConfig, TaskModuleConfig):
+    """What labelled examples are for; what `kbert.tasks.examples.read_examples` takes."""
 
     task: str | None = setting(
         None,
         "classify (one label for a text), pair (for two texts), regress (a number), multilabel, "
-        "tag (a label for each word), qa (an answer in a text), choice (one of several texts)",
-        choices=TASKS,
+        "tag (a label for each word), qa (an answer in a text), choice (one of several texts), "
+        "or a task of your own",
     )
 
     def __post_init__(self):
@@ -132,15 +139,12 @@ class FinetuneConfig(TrainingConfig, ExampleConfig):
         check_settings(self)
         self.check_sparsity()
         needed = {
-            "task": f"one of {', '.join(TASKS)}",
             "init_from": "a folder of weights, or a name on the Hugging Face hub",
             "train_file": "what to learn from",
         }
         for name, what in needed.items():
             if not getattr(self, name):
                 raise UserError(f"--{name} is missing: {what}.")
-        if self.max_seq_length is None:
-            object.__setattr__(self, "max_seq_length", 384 if self.task == "qa" else 128)
         if self.early_stopping_patience and not self.eval_file:
             raise UserError("--early_stopping_patience needs --eval_file to see what is better.")
         if self.lora_rank and (self.freeze_layers or self.freeze_embeddings):
@@ -153,8 +157,6 @@ class FinetuneConfig(TrainingConfig, ExampleConfig):
                 "--sparsity makes zeros of the matrices that --lora_rank leaves as they are. Leave "
                 "one of them out."
             )
-        if self.class_weights and self.task not in ("classify", "pair"):
-            raise UserError(f"--class_weights is for classify and pair; the task is {self.task}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

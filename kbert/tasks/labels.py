@@ -69,7 +69,7 @@ def differing_labels(config, task):
     """What a model's config says of its labels that contradicts a task; nothing where it is silent.
 
     Args:
-        config: BertConfig. task: `kbert.tasks.tasks.Task`.
+        config: BertConfig. task: `kbert.tasks.task.Task`.
 
     Returns:
         dict of name of a field -> (its value, the task's).

@@ -6,6 +6,7 @@ from kbert.compression.distillation_objective import FIXED, DistillationObjectiv
 from kbert.compression.teacher import Teacher, check_heads, start_layers
 from kbert.errors import UserError
 from kbert.model.weights import open_weights
+from kbert.tasks.registry import with_task
 from kbert.train.finetuning import Finetuning
 from kbert.train.start import start_run
 
@@ -26,7 +27,7 @@ def distill(config, output_dir, callbacks=()):
     Raises:
         UserError: as for `finetune`; and a teacher that cannot teach this student.
     """
-    student = Finetuning(config, "distillation", "kbert.distill")
+    student = Finetuning(with_task(config), "distillation", "kbert.distill")
     return start_run(Distillation(student), output_dir, callbacks)
 
 

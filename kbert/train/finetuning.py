@@ -9,10 +9,11 @@ import tensorflow as tf
 
 from kbert.config import BertConfig
 from kbert.data.bucketed_batches import BucketedBatches
-from kbert.data.examples import read_examples, read_label_names
+from kbert.data.examples import read_label_names
 from kbert.errors import UserError
 from kbert.inference.batch_runner import BatchRunner
 from kbert.model.weights import open_weights, part_of
+from kbert.tasks.examples import read_examples
 from kbert.tasks.labels import (
     check_all_present,
     differing_labels,
@@ -20,7 +21,7 @@ from kbert.tasks.labels import (
     label_names,
     shown,
 )
-from kbert.tasks.registry import LABELLED_TASKS, MODEL_CLASSES, make_task, write_task
+from kbert.tasks.registry import get_task, make_task, with_task, write_task
 from kbert.tokenizer.tokenizer import BertTokenizer
 from kbert.train import report
 from kbert.train.losses import TaskObjective
@@ -31,8 +32,6 @@ from kbert.train.workload import Workload
 from kbert.utils import atomic
 from kbert.utils.logging import log
 from kbert.visualization import plots
-
-_LESS_IS_BETTER = ("mse", "mae")
 
 
 def finetune(config, output_dir, callbacks=()):
@@ -57,7 +56,7 @@ def finetune(config, output_dir, callbacks=()):
             contradict the checkpoint, the devices or each other; a folder in use; a loss that is
             not finite; files that cannot be written.
     """
-    return start_run(Finetuning(config), output_dir, callbacks)
+    return start_run(Finetuning(with_task(config)), output_dir, callbacks)
 
 
 class Finetuning(Workload):
@@ -82,7 +81,7 @@ class Finetuning(Workload):
 
     @property
     def teacher_class(self):
-        return MODEL_CLASSES[self.config.task]
+        return get_task(self.config.task).model_class
 
     def load(self, state, saved, run_dir, workers, check=lambda bert_config, tokenizer: None):
         config = self.config
@@ -92,7 +91,7 @@ class Finetuning(Workload):
             name: read_examples(file, config, report=log) for name, file in files.items() if file
         }
         names = None
-        if config.task in LABELLED_TASKS:
+        if get_task(config.task).fewest_labels:
             names, examples = self._label_names(state, examples)
         allow_no_answer = any(getattr(e, "is_impossible", False) for e in examples["train"])
         self.task = make_task(config, self.tokenizer, names, allow_no_answer)
@@ -127,7 +126,7 @@ class Finetuning(Workload):
             names = read_label_names(config.label_names)
         else:
             names = self.teacher_labels or label_names(examples["train"])
-        if len(names) < (1 if config.task == "multilabel" else 2):
+        if len(names) < get_task(config.task).fewest_labels:
             raise UserError(
                 f"{config.train_file} has too few labels ({shown(names) or 'none'}) to tell apart. "
                 f"Check --label_column."
@@ -242,7 +241,7 @@ class Finetuning(Workload):
             yield f"labels: {shown(self.task.label_names)}"
         for name, encoded in self.encoded.items():
             full = sum(item.length == config.max_seq_length for item in encoded.items)
-            if full and config.task != "qa":
+            if full and not self.task.reads_windows:
                 yield (
                     f"note: {full:,} of {len(encoded.items):,} {name} examples fill "
                     f"--max_seq_length={config.max_seq_length}: what is longer is cut"
@@ -256,7 +255,7 @@ class Finetuning(Workload):
         scores = self._score("eval")[0]
         value = scores[self.metric]
         metrics = {f"eval_{name}": v for name, v in scores.items() if isinstance(v, (int, float))}
-        return metrics, -value if self.metric in _LESS_IS_BETTER else value
+        return metrics, -value if self.metric in self.task.less_is_better else value
 
     def train_text(self, step, metrics):
         return f"epoch {step / self.data.steps_per_epoch:.2f} | loss {metrics['loss']:.4f}"
@@ -318,7 +317,7 @@ class Finetuning(Workload):
     def write_pretrained(self, folder, weights):
         super().write_pretrained(folder, weights)
         takes_pairs = getattr(self.examples["train"][0], "text_pair", None) is not None
-        write_task(folder, self.task, self.config.task, takes_pairs)
+        write_task(folder, self.task, takes_pairs)
 
     def check_teacher(self, teacher_config, bert_config):
         for name, (teacher_value, student_value) in differing_labels(

@@ -83,7 +83,7 @@ class TaskObjective:
     """Mean loss of a global batch over what is labelled in it.
 
     Args:
-        task: `kbert.tasks.tasks.Task`, which gives the losses.
+        task: `kbert.tasks.task.Task`, which gives the losses.
     """
 
     names = ("loss", "correct", "count", "tokens")

@@ -6,7 +6,7 @@ from kbert.corpus.corpus import corpus_fingerprint
 from kbert.data.pretraining_batches import PretrainingExamples
 from kbert.errors import UserError
 from kbert.model.models import BertForMaskedLM, BertForPreTraining
-from kbert.tasks.tasks import soft_losses
+from kbert.tasks.task import soft_losses
 from kbert.train import report
 from kbert.train.checkpoint import is_checkpoint, verified_state
 from kbert.train.cost_estimate import estimate_text

@@ -5,8 +5,8 @@ import gzip
 import pytest
 from example_files import settings
 
-from kbert.data.examples import read_examples
 from kbert.errors import UserError
+from kbert.tasks.examples import read_examples
 
 
 @pytest.fixture

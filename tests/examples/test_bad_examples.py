@@ -5,12 +5,9 @@ import gzip
 import pytest
 from example_files import CONTEXT, rows, settings, squad_file
 
-from kbert.data.examples import (
-    TagExample,
-    read_examples,
-    read_label_names,
-)
+from kbert.data.examples import TagExample, read_label_names
 from kbert.errors import UserError
+from kbert.tasks.examples import read_examples
 
 HINT = "Mend it, or leave such lines out with --skip_bad_lines."
 CHOICES = {"choice_columns": "1,2", "text_column": "0", "label_column": "3"}

@@ -4,13 +4,7 @@ import pytest
 from example_files import CONTEXT, rows, squad_file
 
 from kbert.data.conll import to_iob2
-from kbert.data.examples import (
-    Answer,
-    ChoiceExample,
-    QuestionExample,
-    TagExample,
-    TextExample,
-)
+from kbert.data.examples import Answer, ChoiceExample, QuestionExample, TagExample, TextExample
 from kbert.errors import UserError
 
 pytestmark = pytest.mark.smoke

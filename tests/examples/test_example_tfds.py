@@ -7,14 +7,9 @@ import pytest
 import tensorflow as tf
 from example_files import settings
 
-from kbert.data.examples import (
-    Answer,
-    QuestionExample,
-    TagExample,
-    TextExample,
-    read_examples,
-)
+from kbert.data.examples import Answer, QuestionExample, TagExample, TextExample
 from kbert.errors import UserError
+from kbert.tasks.examples import read_examples
 
 
 @pytest.fixture

@@ -5,11 +5,9 @@ import collections
 import pytest
 from example_files import settings
 
-from kbert.data.examples import (
-    TextExample,
-    read_examples,
-)
+from kbert.data.examples import TextExample
 from kbert.errors import UserError
+from kbert.tasks.examples import read_examples
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,12 @@ from kbert.config import BertConfig
 from kbert.corpus import Corpus, prepare
 from kbert.corpus.corpus import corpus_fingerprint
 from kbert.corpus.text_sources import Texts, read_lines, split_into_pieces, split_sentences
-from kbert.data.examples import read_examples, read_label_names
+from kbert.data.examples import read_label_names
 from kbert.data.pretraining_batches import PretrainingExamples
 from kbert.errors import UserError
 from kbert.model.weights.native import write_arrays
 from kbert.settings import PretrainConfig
+from kbert.tasks.examples import read_examples
 from kbert.tasks.labels import label_names
 from kbert.tasks.registry import read_task, task_of
 from kbert.tokenizer import BertTokenizer

@@ -1,29 +1,62 @@
-"""The tasks that find stretches of a text: tags of words, and answers to questions."""
+"""Task tag: a label for each word of a text."""
 
 import dataclasses
 import itertools
+import os
 
 import numpy as np
 import tensorflow as tf
 
 from kbert.data.bucketed_batches import EncodedExample
-from kbert.errors import UserError
-from kbert.model.models import BertForQuestionAnswering, BertForTokenClassification
+from kbert.data.columns import tag_keys
+from kbert.data.conll import conll, to_iob2
+from kbert.data.examples import TagExample, TagMaker, form_of, open_records
+from kbert.model.models import BertForTokenClassification
 from kbert.tasks import metrics
-from kbert.tasks.answers import answer_positions, best_answers, best_null_threshold
+from kbert.tasks.endpoint import Endpoint, as_array
 from kbert.tasks.labels import label_numbers
-from kbert.tasks.span_ops import (
-    question_windows,
-    tagged_spans,
-    text_windows,
-    tokenize_questions,
-)
-from kbert.tasks.squad import squad_scores
-from kbert.tasks.tasks import Encoded, Task, encoded_rows, labelled, soft_losses, softmax
+from kbert.tasks.span_ops import in_parts, tagged_spans, text_windows
+from kbert.tasks.task import Encoded, Task, encoded_rows, labelled, softmax
 from kbert.tokenizer.vocab import CONTINUATION
 
 _WORDS = 50_000  # tokenized at once
-_TEXTS, _QUESTIONS = 256, 64  # cut into windows at once
+_TEXTS = 256  # cut into windows at once
+
+
+class TagEndpoint(Endpoint):
+    """What is found in a text: entities, or the tag of every word."""
+
+    name = "tag"
+    model_class = BertForTokenClassification
+    scored_by_ids = True
+    forward_spec = {
+        "logits": ("BLC", "of the labels: their probabilities are the softmax, of each token")
+    }
+    output_spec = {
+        "label": "(B, S) string, of each stretch that is found, in their order; the rest is empty",
+        "text": "(B, S) string, the stretch itself",
+        "start": "(B, S) int32, where it begins in the UTF-8 text, in bytes; -1 in the rest",
+        "end": "(B, S) int32, where it ends, exclusive; -1 in the rest",
+        "score": "(B, S) float32, the mean probability of its words' labels; 0 in the rest",
+        "count": "(B,) int32, how many are found",
+    }
+    padded = {"start": -1, "label": "", "text": "", "end": -1, "score": 0.0}
+
+    def from_texts(self, text):
+        windows = text_windows(text, self.tokenizer, self.max_seq_length)
+        probabilities = in_parts(self.from_ids, windows.features)["probabilities"]
+        return tagged_spans(text, windows, probabilities, self.task.label_names, self.tokenizer)
+
+    def postprocess(self, outputs, features):
+        return {"probabilities": tf.nn.softmax(outputs["logits"])}
+
+    def reference_outputs(self, text):
+        predictions = self.predictor.tag(text)
+        named = {
+            n: as_array([[s[n] for s in row] for row in predictions], v)
+            for n, v in self.padded.items()
+        }
+        return {**named, "count": [len(row) for row in predictions]}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,7 +74,39 @@ class Tagging(Task):
     nobody cut into words can be tagged, too.
     """
 
+    name = "tag"
+    summary = "a label for each word"
+    method = "tag"
     model_class = BertForTokenClassification
+    endpoint = TagEndpoint
+    fewest_labels = 2
+    unlabelled_as = "classify"
+
+    @classmethod
+    def reader(cls, source, config, labelled):
+        if form_of(source) not in ("tfds", "json", "jsonl"):
+            records = conll(source, os.path.basename(source), config, labelled)
+            return records, TagMaker("words", "tags" if labelled else None)
+        records = open_records(source, cls.name, None)
+        return records, TagMaker(*tag_keys(records, config, labelled))
+
+    @classmethod
+    def finished(cls, examples):
+        tags = to_iob2([example.tags for example in examples])
+        pairs = zip(examples, tags, strict=True)
+        return [dataclasses.replace(example, tags=new) for example, new in pairs]
+
+    @classmethod
+    def examples(cls, sentences):
+        return [TagExample("", tuple(words)) for words in sentences]
+
+    def answers(self, predictor, texts):
+        encoded = self.text_windows(texts)
+        return self.spans(texts, encoded, predictor.outputs(self, encoded.items, len(texts)))
+
+    @staticmethod
+    def as_line(answer):
+        return {"spans": answer}
 
     def __init__(self, tokenizer, label_names=None, max_seq_length=128):
         super().__init__(tokenizer, label_names, max_seq_length)
@@ -151,116 +216,6 @@ class Tagging(Task):
 def _span(values):
     """A span of `tagged_spans` with str for bytes."""
     return values | {name: values[name].decode("utf-8", "replace") for name in ("label", "text")}
-
-
-class QuestionAnswering(Task):
-    """The stretch of a context that answers a question, or none.
-
-    Args:
-        tokenizer, max_seq_length: as for `Task`.
-        doc_stride, max_query_length: of `kbert.tasks.span_ops`.
-        max_answer_length, allow_no_answer, null_threshold: of `kbert.tasks.answers.best_answers`.
-    """
-
-    model_class = BertForQuestionAnswering
-    metric = "f1"
-
-    def __init__(
-        self,
-        tokenizer,
-        max_seq_length=384,
-        doc_stride=128,
-        max_query_length=64,
-        max_answer_length=30,
-        allow_no_answer=False,
-        null_threshold=0.0,
-    ):
-        super().__init__(tokenizer, None, max_seq_length)
-        self.doc_stride = doc_stride
-        self.max_query_length = max_query_length
-        self.max_answer_length = max_answer_length
-        self.allow_no_answer = allow_no_answer
-        self.null_threshold = null_threshold
-
-    def config_fields(self):
-        return {}
-
-    def encode(self, examples, class_weights=None):
-        """Raises UserError: a setting is out of range, or a question leaves no room."""
-        for name in ("doc_stride", "max_query_length"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        items, parts = [], []
-        for begin in range(0, len(examples), _QUESTIONS):
-            part = examples[begin : begin + _QUESTIONS]
-            windows = self._windows(part)
-            rows = encoded_rows(windows.features)
-            items += [
-                item if answer is None else labelled(item, answer, np.int32)
-                for item, answer in zip(rows, answer_positions(part, windows), strict=True)
-            ]
-            parts.append(dataclasses.replace(windows, features=None))
-        return Encoded(items, parts)
-
-    def _windows(self, examples):
-        questions, columns = tokenize_questions(
-            [example.question for example in examples],
-            [example.context for example in examples],
-            self.tokenizer,
-            self.max_query_length,
-        )
-        for example, length in zip(examples, questions.row_lengths().numpy(), strict=True):
-            if length + 4 > self.max_seq_length:
-                raise UserError(
-                    f"{example.where}: the question has {length} tokens, which leaves no room for "
-                    f"the context; max_seq_length must be at least {length + 4}, got "
-                    f"{self.max_seq_length}. Raise it, or lower max_query_length."
-                )
-        return question_windows(
-            questions, columns, self.tokenizer, self.max_seq_length, self.doc_stride
-        )
-
-    def losses(self, outputs, labels):
-        losses, right = 0.0, True
-        for i, name in enumerate(("start_logits", "end_logits")):
-            logits = outputs[name]
-            losses += tf.nn.sparse_softmax_cross_entropy_with_logits(
-                labels=labels[:, i], logits=logits
-            )
-            right &= tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels[:, i]
-        return losses / 2, tf.cast(right, tf.float32)
-
-    def soft_losses(self, outputs, teacher_outputs, temperature):
-        """The mean of start and end."""
-        names = ("start_logits", "end_logits")
-        return (
-            sum(soft_losses(outputs[name], teacher_outputs[name], temperature) for name in names)
-            / 2
-        )
-
-    def pick(self, outputs, features):
-        return {name: outputs[name] for name in ("start_logits", "end_logits")}
-
-    def predictions(self, examples, encoded, outputs):
-        return best_answers(
-            examples,
-            encoded.windows,
-            outputs,
-            max_answer_length=self.max_answer_length,
-            allow_no_answer=self.allow_no_answer,
-            null_threshold=self.null_threshold,
-        )
-
-    def find_threshold(self, examples, predictions):
-        """Predicts "no answer" from now on where that is best for these examples."""
-        self.null_threshold, _ = best_null_threshold(examples, predictions)
-
-    def scores(self, examples, predictions):
-        answers = {
-            e.id: prediction["text"] for e, prediction in zip(examples, predictions, strict=True)
-        }
-        scores = squad_scores(examples, answers)
-        return scores | ({"null_threshold": self.null_threshold} if self.allow_no_answer else {})
 
 
 def _tags(examples, predictions):

@@ -1,4 +1,4 @@
-"""A method of answering texts, as a graph: what the methods of `kbert.serving.endpoints` share."""
+"""A method of answering texts, as a graph: what those of the tasks and others share."""
 
 import abc
 
@@ -17,6 +17,12 @@ class Endpoint(abc.ABC):
 
     Attributes:
         name: str. texts: dict of the inputs' names -> their number of axes, all of them strings.
+        forward_spec: dict of the outputs of `forward` -> their shape, a letter for each axis
+            (B texts, L tokens, C labels or choices, M masks, V words, D width), and their meaning.
+        standard_api: which of TensorFlow Serving's standard APIs it has: "classify" (on
+            `probabilities`), "regress" (on `score`), or None.
+        scored_by_ids: whether examples are scored by `from_ids`, since they are words.
+        decisions: function from `logits` (numpy) to what a text is labelled with, (B, S), or None.
         output_spec: dict of the outputs' names -> shape, dtype and meaning, for a person.
         padded: dict of the outputs that have as many columns as the fullest row of a batch -> what
             fills the rest of a row. In the first of them, what is filled has no other values.
@@ -25,6 +31,10 @@ class Endpoint(abc.ABC):
 
     model_class = BertModel
     texts = {"text": 1}
+    forward_spec = {}
+    standard_api = None
+    decisions = None
+    scored_by_ids = False
     output_spec = {}
     padded = {}
 
@@ -35,6 +45,11 @@ class Endpoint(abc.ABC):
         self.compute = self.forward
         if takes_pairs:
             self.texts = {**self.texts, "text_pair": 1}
+
+    @property
+    def takes_choices(self):
+        """Whether each text comes with several others, so that ids are (B, C, L)."""
+        return 2 in self.texts.values()
 
     def from_texts(self, text, text_pair=None):
         """The answers to texts, a dict of tensors with the batch first.

@@ -1,0 +1,122 @@
+"""Task choice: one of several texts."""
+
+import numpy as np
+import tensorflow as tf
+
+from kbert.data.bucketed_batches import EncodedExample
+from kbert.data.columns import CHOICES, ColumnAliases, find_columns, has_header
+from kbert.data.examples import ChoiceExample, ChoiceMaker, open_records
+from kbert.errors import UserError
+from kbert.model.models import BertForMultipleChoice
+from kbert.tasks.endpoint import Endpoint
+from kbert.tasks.task import (
+    Encoded,
+    Task,
+    choice_losses,
+    labelled,
+    same_length,
+    softmax,
+    text_items,
+)
+
+
+class ChoiceEndpoint(Endpoint):
+    """The choice that goes best with a text."""
+
+    name = "choose"
+    model_class = BertForMultipleChoice
+    texts = {"text": 1, "choices": 2}
+    forward_spec = {"logits": ("BC", "of the choices: their probabilities are the softmax")}
+    output_spec = {
+        "choice": "(B,) int32, its number, from 0",
+        "text": "(B,) string, the choice itself",
+        "score": "(B,) float32, its probability",
+        "probabilities": "(B, C) float32, of all choices",
+    }
+
+    def from_texts(self, text, choices):
+        C = tf.shape(choices)[1]
+        flat = self.encode(tf.repeat(text, C), tf.reshape(choices, [-1]))
+        shape = tf.stack([tf.shape(choices)[0], C, tf.shape(flat["input_ids"])[1]])
+        answers = self.from_ids({name: tf.reshape(x, shape) for name, x in flat.items()})
+        return {**answers, "text": tf.gather(choices, answers["choice"], batch_dims=1)}
+
+    def postprocess(self, outputs, features):
+        probabilities = tf.nn.softmax(outputs["logits"])
+        return {
+            "choice": tf.argmax(probabilities, axis=-1, output_type=tf.int32),
+            "score": tf.reduce_max(probabilities, axis=-1),
+            "probabilities": probabilities,
+        }
+
+    def reference_outputs(self, text, choices):
+        predictions = self.predictor.choose(text, choices)
+        return {name: [row[name] for row in predictions] for name in ("choice", "text", "score")}
+
+
+class Choice(Task):
+    """One of several texts; each is the second segment of a sequence of its own."""
+
+    name = "choice"
+    summary = "one of several texts"
+    method = "choose"
+    model_class = BertForMultipleChoice
+    endpoint = ChoiceEndpoint
+    texts = (3, None)
+    example_fields = ("text", "choices")
+
+    @classmethod
+    def reader(cls, source, config, labelled):
+        records = open_records(source, cls.name, lambda row: has_header(row, config))
+        aliases = ColumnAliases(choices=CHOICES)
+        return records, ChoiceMaker(find_columns(records, config, labelled, aliases))
+
+    @classmethod
+    def examples(cls, texts, choices):
+        choices = same_length(texts, choices, "choices")
+        counts = {len(some) for some in choices}
+        if len(counts) > 1 or min(counts, default=2) < 2:
+            raise UserError(
+                f"all texts must have as many choices, at least 2; got {sorted(counts)}."
+            )
+        return [ChoiceExample("", t, tuple(c)) for t, c in zip(texts, choices, strict=True)]
+
+    def config_fields(self):
+        return {}
+
+    def encode(self, examples, class_weights=None):
+        texts = [example.text for example in examples for _ in example.choices]
+        choices = [choice for example in examples for choice in example.choices]
+        rows = iter(text_items(self.tokenizer, texts, choices, self.max_seq_length))
+        items = []
+        for example in examples:
+            mine = [next(rows) for _ in example.choices]
+            item = EncodedExample(
+                _stacked([item.input_ids for item in mine], self.tokenizer.pad_id),
+                _stacked([item.token_type_ids for item in mine], 0),
+            )
+            items.append(item if example.label is None else labelled(item, example.label, np.int32))
+        return Encoded(items)
+
+    def losses(self, outputs, labels):
+        return choice_losses(outputs["logits"], labels)
+
+    def predictions(self, examples, encoded, outputs):
+        predictions = []
+        for example, output in zip(examples, outputs, strict=True):
+            shares = softmax(output["logits"])
+            best = int(shares.argmax())
+            predictions.append(
+                {"choice": best, "text": example.choices[best], "score": float(shares[best])}
+            )
+        return predictions
+
+    def scores(self, examples, predictions):
+        right = [e.label == p["choice"] for e, p in zip(examples, predictions, strict=True)]
+        return {"accuracy": float(np.mean(right))}
+
+
+def _stacked(arrays, value):
+    """(C, L) array of rows of different lengths, filled up with `value`."""
+    width = max(len(array) for array in arrays)
+    return np.stack([np.pad(a, (0, width - len(a)), constant_values=value) for a in arrays])

@@ -1,0 +1,92 @@
+"""Task classify: one of C labels for a text, or for a pair of texts."""
+
+import numpy as np
+import tensorflow as tf
+
+from kbert.data import validation
+from kbert.model.models import BertForSequenceClassification
+from kbert.tasks import metrics
+from kbert.tasks.endpoint import Endpoint
+from kbert.tasks.labels import label_numbers
+from kbert.tasks.task import TextTask, choice_losses, softmax
+
+
+class ClassificationEndpoint(Endpoint):
+    """One of C labels."""
+
+    name = "classify"
+    model_class = BertForSequenceClassification
+    forward_spec = {"logits": ("BC", "of the labels: their probabilities are the softmax")}
+    standard_api = "classify"
+    decisions = staticmethod(lambda logits: logits.argmax(-1)[:, None])
+    output_spec = {
+        "label": "(B,) string, the most probable label",
+        "score": "(B,) float32, its probability",
+        "probabilities": "(B, C) float32, of all labels",
+    }
+
+    def postprocess(self, outputs, features):
+        probabilities = tf.nn.softmax(outputs["logits"])
+        best = tf.argmax(probabilities, axis=-1)
+        return {
+            "label": tf.gather(tf.constant(self.task.label_names), best),
+            "score": tf.reduce_max(probabilities, axis=-1),
+            "probabilities": probabilities,
+        }
+
+    def reference_outputs(self, text, text_pair=None):
+        predictions = self.predictor.classify(text, text_pair)
+        named = {name: [row[name] for row in predictions] for name in ("label", "score")}
+        return {**named, "probabilities": [list(row["scores"].values()) for row in predictions]}
+
+
+class Classification(TextTask):
+    """One of C labels for a text or a pair of texts."""
+
+    name = "classify"
+    summary = "one label for a text"
+    problem_type = "single_label_classification"
+    endpoint = ClassificationEndpoint
+    fewest_labels = 2
+    takes_class_weights = True
+
+    @staticmethod
+    def label(value, where):
+        return validation.label_name(value)
+
+    @staticmethod
+    def prediction_of(output):
+        return output | {"label": output["label"].decode()}
+
+    def targets(self, examples):
+        """(N,) int32, the number of each example's label."""
+        numbers = label_numbers(self.label_names)
+        return np.array([numbers[example.label] for example in examples], np.int32)
+
+    def losses(self, outputs, labels):
+        return choice_losses(outputs["logits"], labels)
+
+    def predictions(self, examples, encoded, outputs):
+        predictions = []
+        for output in outputs:
+            shares = softmax(output["logits"])
+            best = int(shares.argmax())
+            by_name = dict(zip(self.label_names, map(float, shares), strict=True))
+            predictions.append(
+                {"label": self.label_names[best], "score": float(shares[best]), "scores": by_name}
+            )
+        return predictions
+
+    def predicted_numbers(self, predictions):
+        """(N,) int, the number of each predicted label."""
+        return np.array([self.label_names.index(prediction["label"]) for prediction in predictions])
+
+    def scores(self, examples, predictions):
+        return metrics.classification_scores(
+            self.targets(examples), self.predicted_numbers(predictions), len(self.label_names)
+        )
+
+    def report(self, examples, predictions):
+        return metrics.classification_report_text(
+            self.targets(examples), self.predicted_numbers(predictions), self.label_names
+        )

@@ -1,0 +1,53 @@
+"""The examples of a task, read from a file or from TFDS."""
+
+from kbert.data.columns import count
+from kbert.data.examples import SAMPLES
+from kbert.data.records import BadExample
+from kbert.errors import UserError, one_line
+from kbert.tasks.registry import get_task
+
+
+def read_examples(source, config, labelled=True, report=print):
+    """The examples of a file, plain or .gz, or of `tfds:NAME` or `tfds:NAME:SPLIT`.
+
+    Args:
+        source: path, a name that begins with tfds:, or one of `SAMPLES`, which come with kbert:
+            who wrote this? (task classify, label_column author).
+        config: ExampleConfig, or what has its fields task, text_column, text_pair_column,
+            label_column, choice_columns, header and skip_bad_lines.
+        labelled: False: labels are neither needed nor read.
+        report: called with a line that tells how many examples were left out, if any.
+
+    Returns:
+        List of TextExample (tasks classify, pair, regress, multilabel), TagExample (tag),
+        QuestionExample (qa) or ChoiceExample (choice), in the order of the source.
+
+    Raises:
+        UserError: the source cannot be read, has no example, or one of them cannot be used and
+            `skip_bad_lines` is off.
+    """
+    task = get_task(config.task)
+    records, make = task.reader(str(SAMPLES.get(source, source)), config, labelled)
+    examples, left_out, first = [], 0, ""
+    for where, record in records.items:
+        try:
+            if isinstance(record, BadExample):
+                raise record
+            examples.append(make(where, record))
+        except BadExample as error:
+            if not config.skip_bad_lines:
+                raise UserError(
+                    f"{where}: {error}. Mend it, or leave such lines out with --skip_bad_lines."
+                ) from None
+            first = first or f"the first: {where}: {error}."
+            left_out += 1
+    everything = count(len(examples) + left_out, "example")
+    if not examples and left_out:
+        raise UserError(f"none of the {everything} of {source} can be used; {first}")
+    if not examples:
+        raise UserError(f"{source} has no examples.")
+    if left_out:
+        are = "is" if left_out == 1 else "are"
+        line = f"note: {left_out:,} of {everything} of {records.name} {are} left out; {first}"
+        report(one_line(line))
+    return task.finished(examples) if labelled else examples

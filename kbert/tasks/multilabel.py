@@ -1,0 +1,101 @@
+"""Task multilabel: any number of C labels for a text."""
+
+import numpy as np
+import tensorflow as tf
+
+from kbert.data import validation
+from kbert.model.models import BertForSequenceClassification
+from kbert.tasks import metrics
+from kbert.tasks.endpoint import Endpoint, as_array
+from kbert.tasks.labels import label_numbers
+from kbert.tasks.task import TextTask, soft_losses
+
+
+class MultiLabelEndpoint(Endpoint):
+    """Any number of C labels."""
+
+    name = "multilabel"
+    model_class = BertForSequenceClassification
+    forward_spec = {"logits": ("BC", "of the labels: their probabilities are the sigmoid")}
+    standard_api = "classify"
+    decisions = staticmethod(lambda logits: logits > 0)
+    output_spec = {
+        "labels": "(B, S) string, those with a probability above 1/2; the rest is empty",
+        "probabilities": "(B, C) float32, of all labels",
+    }
+    padded = {"labels": ""}
+
+    def postprocess(self, outputs, features):
+        logits = outputs["logits"]
+        rows = tf.broadcast_to(tf.constant(self.task.label_names), tf.shape(logits))
+        labels = tf.ragged.boolean_mask(rows, logits > 0)
+        return {"labels": labels.to_tensor(""), "probabilities": tf.sigmoid(logits)}
+
+    def reference_outputs(self, text, text_pair=None):
+        predictions = self.predictor.classify(text, text_pair)
+        probabilities = [list(row["scores"].values()) for row in predictions]
+        return {
+            "labels": as_array([r["labels"] for r in predictions], ""),
+            "probabilities": probabilities,
+        }
+
+
+class MultiLabel(TextTask):
+    """Any number of C labels for a text: those with a probability above 1/2."""
+
+    name = "multilabel"
+    summary = "any number of labels for a text"
+    metric = "f1_micro"
+    problem_type = "multi_label_classification"
+    endpoint = MultiLabelEndpoint
+    fewest_labels = 1
+
+    @staticmethod
+    def label(value, where):
+        return validation.label_tuple(value)
+
+    @staticmethod
+    def prediction_of(output):
+        return output | {"labels": [name.decode() for name in output["labels"] if name]}
+
+    def targets(self, examples):
+        """(N, C) float32, 1 for the labels that each example has."""
+        numbers = label_numbers(self.label_names)
+        targets = np.zeros((len(examples), len(self.label_names)), np.float32)
+        for row, example in zip(targets, examples, strict=True):
+            row[[numbers[name] for name in example.label]] = 1
+        return targets
+
+    def losses(self, outputs, labels):
+        logits = outputs["logits"]
+        losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)  # (B, C)
+        right = tf.reduce_all((logits > 0) == (labels > 0.5), axis=1)
+        return tf.reduce_mean(losses, axis=1), tf.cast(right, tf.float32)
+
+    def soft_losses(self, outputs, teacher_outputs, temperature):
+        """The mean over the labels, each of which is there or not."""
+        both = [
+            tf.stack([x["logits"], tf.zeros_like(x["logits"])], -1)
+            for x in (outputs, teacher_outputs)
+        ]
+        return tf.reduce_mean(soft_losses(*both, temperature), axis=1)
+
+    def predictions(self, examples, encoded, outputs):
+        predictions = []
+        for output in outputs:
+            shares = 1 / (1 + np.exp(-output["logits"].astype(np.float64)))
+            names = [
+                name
+                for name, logit in zip(self.label_names, output["logits"], strict=True)
+                if logit > 0
+            ]
+            by_name = dict(zip(self.label_names, map(float, shares), strict=True))
+            predictions.append({"labels": names, "scores": by_name})
+        return predictions
+
+    def scores(self, examples, predictions):
+        predicted = [
+            [name in prediction["labels"] for name in self.label_names]
+            for prediction in predictions
+        ]
+        return metrics.multilabel_scores(self.targets(examples) > 0, np.array(predicted))

@@ -1,0 +1,244 @@
+"""Task qa: the stretch of a context that answers a question."""
+
+import dataclasses
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from kbert.data.examples import QuestionExample, QuestionMaker, form_of, open_records, with_ids
+from kbert.data.squad import squad
+from kbert.errors import UserError
+from kbert.model.models import BertForQuestionAnswering
+from kbert.tasks.answers import answer_positions, best_answers, best_null_threshold
+from kbert.tasks.endpoint import Endpoint
+from kbert.tasks.span_ops import (
+    best_spans,
+    in_parts,
+    question_windows,
+    span_scores,
+    tokenize_questions,
+)
+from kbert.tasks.squad import squad_scores
+from kbert.tasks.task import Encoded, Task, encoded_rows, labelled, same_length, soft_losses
+from kbert.tasks.task_settings import BOOL, NUMBER, whole_from
+
+_QUESTIONS = 64  # cut into windows at once
+
+
+class AnswerEndpoint(Endpoint):
+    """Where a context answers a question."""
+
+    name = "answer"
+    model_class = BertForQuestionAnswering
+    texts = {"question": 1, "context": 1}
+    forward_spec = {
+        "start_logits": ("BL", "whether the answer begins at a token; at 0, [CLS]: there is none"),
+        "end_logits": ("BL", "whether it ends with a token"),
+    }
+    output_spec = {
+        "answer": "(B,) string, a stretch of the context; empty: none",
+        "start": "(B,) int32, where it begins in the UTF-8 context, in bytes; -1: none",
+        "end": "(B,) int32, where it ends, exclusive; -1: none",
+        "score": "(B,) float32, the sum of its two logits; of none its no_answer_score",
+        "no_answer_score": "(B,) float32, the least sum of the logits of [CLS] in a window",
+    }
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        longest = self.task.max_query_length
+        if longest + 4 > self.max_seq_length:
+            raise UserError(
+                f"questions of {longest} tokens, as in fine-tuning, leave no room for a context: "
+                f"max_seq_length must be at least {longest + 4}; got {self.max_seq_length}."
+            )
+
+    def from_texts(self, question, context):
+        task = self.task
+        tokens = tokenize_questions(question, context, self.tokenizer, task.max_query_length)
+        windows = question_windows(*tokens, self.tokenizer, self.max_seq_length, task.doc_stride)
+        logits = in_parts(self.from_ids, windows.features)
+        scores, none = span_scores(windows, logits, task.max_answer_length)
+        start, end, score = best_spans(windows, scores)
+        answers = score > float("-inf")
+        if task.allow_no_answer:
+            answers &= none - score <= task.null_threshold
+        return {
+            "answer": tf.strings.substr(context, start, tf.where(answers, end - start, 0)),
+            "start": tf.where(answers, start, -1),
+            "end": tf.where(answers, end, -1),
+            "score": tf.cast(tf.where(answers, score, none), tf.float32),
+            "no_answer_score": tf.ensure_shape(tf.cast(none, tf.float32), [None]),
+        }
+
+    def forward(self, features):
+        outputs = self.model(features, training=False)
+        return {name: outputs[name] for name in ("start_logits", "end_logits")}
+
+    def postprocess(self, outputs, features):
+        return outputs
+
+    def reference_outputs(self, question, context):
+        predictions = self.predictor.answer(question, context)
+        named = {
+            n: [row[n] for row in predictions] for n in ("start", "end", "score", "no_answer_score")
+        }
+        for name in ("start", "end"):
+            named[name] = [-1 if offset is None else offset for offset in named[name]]
+        return {"answer": [row["text"] for row in predictions], **named}
+
+
+class QuestionAnswering(Task):
+    """The stretch of a context that answers a question, or none.
+
+    Args:
+        tokenizer, max_seq_length: as for `Task`.
+        doc_stride, max_query_length: of `kbert.tasks.span_ops.question_windows`.
+        max_answer_length, allow_no_answer, null_threshold: of `kbert.tasks.answers.best_answers`.
+    """
+
+    name = "qa"
+    summary = "an answer in a text"
+    method = "answer"
+    model_class = BertForQuestionAnswering
+    metric = "f1"
+    endpoint = AnswerEndpoint
+    max_seq_length = 384
+    reads_windows = True
+    texts = (2, 2)
+    example_fields = ("question", "context")
+    own_settings = {
+        "doc_stride": whole_from(1),
+        "max_query_length": whole_from(1),
+        "max_answer_length": whole_from(1),
+        "null_threshold": NUMBER,
+        "allow_no_answer": BOOL,
+    }
+
+    @classmethod
+    def from_config(cls, config, tokenizer, label_names=None, allow_no_answer=False):
+        names = [name for name in cls.own_settings if name != "allow_no_answer"]
+        settings = {name: getattr(config, name) for name in names}
+        settings["null_threshold"] = settings["null_threshold"] or 0.0
+        length = config.max_seq_length or cls.max_seq_length
+        return cls(tokenizer, length, allow_no_answer=allow_no_answer, **settings)
+
+    @classmethod
+    def from_settings(cls, settings, tokenizer, config):
+        return cls(tokenizer, **settings)
+
+    @classmethod
+    def reader(cls, source, config, labelled):
+        if form_of(source) == "json":
+            return squad(source, os.path.basename(source)), QuestionMaker(labelled)
+        return with_ids(open_records(source, cls.name, None)), QuestionMaker(labelled)
+
+    @classmethod
+    def examples(cls, questions, contexts):
+        contexts = same_length(questions, contexts, "contexts")
+        return [
+            QuestionExample(f"question {i}", str(i), question, context)
+            for i, (question, context) in enumerate(zip(questions, contexts, strict=True))
+        ]
+
+    @staticmethod
+    def prediction_of(output):
+        answer = output["answer"].decode()
+        return output | {"answer": answer, "text": answer}
+
+    def __init__(
+        self,
+        tokenizer,
+        max_seq_length=384,
+        doc_stride=128,
+        max_query_length=64,
+        max_answer_length=30,
+        allow_no_answer=False,
+        null_threshold=0.0,
+    ):
+        super().__init__(tokenizer, None, max_seq_length)
+        self.doc_stride = doc_stride
+        self.max_query_length = max_query_length
+        self.max_answer_length = max_answer_length
+        self.allow_no_answer = allow_no_answer
+        self.null_threshold = null_threshold
+
+    def config_fields(self):
+        return {}
+
+    def encode(self, examples, class_weights=None):
+        """Raises UserError: a setting is out of range, or a question leaves no room."""
+        for name in ("doc_stride", "max_query_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        items, parts = [], []
+        for begin in range(0, len(examples), _QUESTIONS):
+            part = examples[begin : begin + _QUESTIONS]
+            windows = self._windows(part)
+            rows = encoded_rows(windows.features)
+            items += [
+                item if answer is None else labelled(item, answer, np.int32)
+                for item, answer in zip(rows, answer_positions(part, windows), strict=True)
+            ]
+            parts.append(dataclasses.replace(windows, features=None))
+        return Encoded(items, parts)
+
+    def _windows(self, examples):
+        questions, columns = tokenize_questions(
+            [example.question for example in examples],
+            [example.context for example in examples],
+            self.tokenizer,
+            self.max_query_length,
+        )
+        for example, length in zip(examples, questions.row_lengths().numpy(), strict=True):
+            if length + 4 > self.max_seq_length:
+                raise UserError(
+                    f"{example.where}: the question has {length} tokens, which leaves no room for "
+                    f"the context; max_seq_length must be at least {length + 4}, got "
+                    f"{self.max_seq_length}. Raise it, or lower max_query_length."
+                )
+        return question_windows(
+            questions, columns, self.tokenizer, self.max_seq_length, self.doc_stride
+        )
+
+    def losses(self, outputs, labels):
+        losses, right = 0.0, True
+        for i, name in enumerate(("start_logits", "end_logits")):
+            logits = outputs[name]
+            losses += tf.nn.sparse_softmax_cross_entropy_with_logits(
+                labels=labels[:, i], logits=logits
+            )
+            right &= tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels[:, i]
+        return losses / 2, tf.cast(right, tf.float32)
+
+    def soft_losses(self, outputs, teacher_outputs, temperature):
+        """The mean of start and end."""
+        names = ("start_logits", "end_logits")
+        return (
+            sum(soft_losses(outputs[name], teacher_outputs[name], temperature) for name in names)
+            / 2
+        )
+
+    def pick(self, outputs, features):
+        return {name: outputs[name] for name in ("start_logits", "end_logits")}
+
+    def predictions(self, examples, encoded, outputs):
+        return best_answers(
+            examples,
+            encoded.windows,
+            outputs,
+            max_answer_length=self.max_answer_length,
+            allow_no_answer=self.allow_no_answer,
+            null_threshold=self.null_threshold,
+        )
+
+    def find_threshold(self, examples, predictions):
+        """Predicts "no answer" from now on where that is best for these examples."""
+        self.null_threshold, _ = best_null_threshold(examples, predictions)
+
+    def scores(self, examples, predictions):
+        answers = {
+            e.id: prediction["text"] for e, prediction in zip(examples, predictions, strict=True)
+        }
+        scores = squad_scores(examples, answers)
+        return scores | ({"null_threshold": self.null_threshold} if self.allow_no_answer else {})

@@ -1,0 +1,135 @@
+"""A task that no file of kbert knows: fine-tuned, evaluated, predicted, exported and served."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+
+import grpc
+import keras
+import numpy as np
+import pytest
+from server_process import serving
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+from warm_python import PYTHON
+
+import kbert
+from kbert.errors import UserError
+from kbert.tasks import registry
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
+
+MODULE = '''
+from kbert.tasks.classify import Classification, ClassificationEndpoint
+
+
+class LengthEndpoint(ClassificationEndpoint):
+    name = "length"
+
+
+class Length(Classification):
+    """Whether a text is short or long, learnt from how many words it has."""
+
+    name = "length"
+    summary = "short or long"
+    method = "length"
+    texts = (1, 1)
+    endpoint = LengthEndpoint
+
+    @staticmethod
+    def label(value, where):
+        return "long" if int(value) > 4 else "short"
+
+
+'''
+WORDS = ["the", "cat", "sat", "on", "a", "mat"]
+BERT = {
+    **{"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3},
+    **{"intermediate_size": 32, "max_position_embeddings": 32},
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder with the module, examples, and a BERT that knows nothing."""
+    root = tmp_path_factory.mktemp("length")
+    (root / "length_task.py").write_text(MODULE)
+    rng = np.random.default_rng(0)
+    rows = [" ".join(rng.choice(WORDS, n)) + f"\t{n}\n" for n in rng.integers(1, 9, 64)]
+    (root / "rows.tsv").write_text("".join(rows))
+    write_vocab([*SPECIAL_TOKENS, *WORDS], root / "vocab.txt")
+    tokenizer = kbert.BertTokenizer(root / "vocab.txt")
+    keras.utils.set_random_seed(0)
+    config = kbert.BertConfig(vocab_size=tokenizer.vocab_size, initializer_range=0.2, **BERT)
+    kbert.BertForPreTraining(config).save_pretrained(root / "bert")
+    tokenizer.save_pretrained(root / "bert")
+    return root
+
+
+def run(root, program, *flags, text=""):
+    """Standard output of a program of kbert in the folder."""
+    command = [PYTHON, "-m", f"kbert.{program}", *(f"--{flag}" for flag in flags)]
+    here = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", ""), os.getcwd()])
+    environment = os.environ | {"PYTHONPATH": here}
+    done = subprocess.run(
+        command, input=text, capture_output=True, text=True, cwd=root, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_task_in_a_module_of_its_own(root):
+    module = "task_module=length_task"
+    flags = ("task=length", "init_from=bert", "train_file=rows.tsv", "eval_file=rows.tsv")
+    flags += ("max_seq_length=16", "epochs=10", "learning_rate=3e-3", "output_dir=run")
+    run(root, "finetune", module, *flags)
+    best = "model=run/finetuning/best"
+    assert json.loads((root / "run/finetuning/best/task.json").read_text())["task"] == "length"
+    scores = run(root, "evaluate", module, best, "eval_file=rows.tsv")
+    assert json.loads(scores[scores.rindex("\n{") :])["accuracy"] > 0.9
+    texts = ["the cat", "the cat sat on a mat on a mat"]
+    lines = run(root, "predict", module, best, text="".join(f"{text}\n" for text in texts))
+    assert [json.loads(line)["label"] for line in lines.splitlines()] == ["short", "long"]
+    run(root, "export", module, best, "output_dir=models/length/1")
+    with serving(f"model_base_path={root / 'models/length'}", "backend=tensorflow") as server:
+        request = predict_pb2.PredictRequest()
+        request.model_spec.name = "default"
+        request.inputs["text"].dtype = 7
+        request.inputs["text"].tensor_shape.dim.add(size=2)
+        request.inputs["text"].string_val.extend(text.encode() for text in texts)
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc}") as channel:
+            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+            answer = stub.Predict(request, timeout=60)
+    assert list(answer.outputs["label"].string_val) == [b"short", b"long"]
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Leaves the registry as it was."""
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+
+
+def test_a_task_of_an_installed_package(root, registered, monkeypatch):
+    metadata = root / "site/length_task-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: length_task\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[kbert.tasks]\nlength = length_task:Length\n")
+    monkeypatch.syspath_prepend(root)
+    monkeypatch.syspath_prepend(root / "site")
+    kind = registry.get_task("length")
+    assert kind.summary == "short or long" and registry.tasks()["length"] is kind
+    assert registry.task_of_method("length") is kind
+
+
+def test_tasks_that_cannot_be_had(root, registered, monkeypatch):
+    with pytest.raises(UserError, match=r"task must be one of classify, pair.*; got 'long'"):
+        registry.get_task("long")
+    with pytest.raises(UserError, match=r"--task_module=nowhere_task cannot be imported"):
+        registry.load_task_module("nowhere_task")
+    monkeypatch.setitem(sys.modules, "empty_task", types.ModuleType("empty_task"))
+    with pytest.raises(UserError, match=r"--task_module=empty_task defines no subclass"):
+        registry.load_task_module("empty_task")
+    with pytest.raises(UserError, match=r"there are two tasks classify"):
+        registry.register(type("Other", (registry.Classification,), {}))
+    with pytest.raises(UserError, match=r"the task Nameless has no name"):
+        registry.register(type("Nameless", (registry.Classification,), {"name": None}))
