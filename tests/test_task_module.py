@@ -80,9 +80,14 @@ def run(root, program, *flags, text=""):
 
 def test_a_task_in_a_module_of_its_own(root):
     module = "task_module=length_task"
-    flags = ("task=length", "init_from=bert", "train_file=rows.tsv", "eval_file=rows.tsv")
-    flags += ("max_seq_length=16", "epochs=10", "learning_rate=3e-3", "output_dir=run")
-    run(root, "finetune", module, *flags)
+    flags = (
+        "task=length",
+        "max_seq_length=16",
+        "init_from=bert",
+        "train_file=rows.tsv",
+        "eval_file=rows.tsv",
+    )
+    run(root, "finetune", module, *flags, "epochs=10", "learning_rate=3e-3", "output_dir=run")
     best = "model=run/finetuning/best"
     assert json.loads((root / "run/finetuning/best/task.json").read_text())["task"] == "length"
     scores = run(root, "evaluate", module, best, "eval_file=rows.tsv")
