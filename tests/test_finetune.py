@@ -22,7 +22,7 @@ from kbert.settings import EvaluateConfig, FinetuneConfig
 from kbert.tasks.classify import Classification
 from kbert.tasks.registry import get_task
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
-from kbert.train import finetune
+from kbert.train import Callback, finetune
 from kbert.train.finetuning import Finetuning
 from kbert.utils.flags import as_dict, as_flagfile
 
@@ -263,9 +263,17 @@ def test_early_stopping(settings, tmp_path, monkeypatch, capsys):
         value = next(values)
         return {"eval_accuracy": value}, value
 
+    class Watch(Callback):
+        better = []
+
+        def on_evaluate(self, metrics, better):
+            self.better.append(better)
+
     monkeypatch.setattr(Finetuning, "evaluation", evaluation)
-    finetune(settings(early_stopping_patience=2, epochs=9.0), tmp_path / "run")
+    config = settings(early_stopping_patience=2, epochs=9.0)
+    finetune(config, tmp_path / "run", callbacks=[Watch()])
     assert next(values) == 0.9  # two evaluations after the best one were the last
+    assert Watch.better == [True, True, False, False]
     out = capsys.readouterr().out
     assert "eval at step 24 | accuracy 0.7000 | best so far" in out
     assert "step 45/108" in out and "step 50" not in out and "done: weights" in out
