@@ -35,8 +35,8 @@ def test_what_a_folder_holds(weights):
     folder = ModelFolder(str(weights))
     assert ModelFolder.of(folder) is folder and ModelFolder.of(weights).path == weights
     assert (str(folder), pathlib.Path(folder), folder.format) == (str(weights), weights, "kbert")
-    assert folder.config.hidden_size == 6 and folder.parts == {"bert", "mlm"}
-    assert not folder.has_pooler and folder.task_settings is None
+    assert folder.config.hidden_size == 6 and folder.task_settings is None
+    assert folder.parts == {"bert/embeddings", "bert/encoder", "mlm"}
     assert folder.tokenizer.vocab_size == 8 and folder.tokenizer is folder.tokenizer
     with folder.open_weights(num_labels=3) as (config, tensors):
         assert config.num_labels == 3 and dict(tensors.shapes) == folder.shapes

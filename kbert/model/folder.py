@@ -57,13 +57,8 @@ class ModelFolder(os.PathLike):
 
     @functools.cached_property
     def parts(self):
-        """Set of the parts that have weights, such as "bert", "pooler" and "mlm"."""
+        """Set of the parts that have weights, such as "bert/encoder", "bert/pooler" and "mlm"."""
         return {part_of(name) for name in self.shapes}
-
-    @property
-    def has_pooler(self):
-        """Whether there are weights of the encoder's pooler."""
-        return any(name.startswith("bert/pooler/") for name in self.shapes)
 
     @functools.cached_property
     def _contents(self):

@@ -121,7 +121,7 @@ def load_encoder(folder, **arguments):
         UserError: the folder has no pooler, so that `pooler_output` would be noise.
     """
     folder = ModelFolder.of(folder)
-    if not folder.has_pooler:
+    if "bert/pooler" not in folder.parts:
         raise UserError(
             f"{folder} has no pooler, which an encoder's pooled output needs; a model that "
             f"tags, answers or fills masks has none. --method=embed needs none."
