@@ -19,8 +19,8 @@ project = "kbert"
 copyright = "the authors of kbert"
 version = release = kbert.__version__
 root_doc = "docs/index"
-include_patterns = ["README.md", "CHANGELOG.md", "benchmarks/RESULTS.md", "docs/**"]
-include_patterns += ["kbert/corpus/sample/README.md"]
+include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/RESULTS.md"]
+include_patterns += ["docs/**", "kbert/corpus/sample/README.md"]
 exclude_patterns = ["docs/_*", ".*", "saved_model", "corpora", "models"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "programs"]

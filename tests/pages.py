@@ -5,7 +5,7 @@ import pathlib
 import re
 
 ROOT = pathlib.Path(__file__).parent.parent
-ENGLISH = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ENGLISH = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 CHINESE = sorted((ROOT / "docs/zh").glob("*.md"))
 OTHERS = [
     ROOT / "CHANGELOG.md",
