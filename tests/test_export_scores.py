@@ -181,7 +181,7 @@ def test_calibration_takes_examples_from_all_over_the_file(folders, monkeypatch)
 
 
 def test_methods_that_no_task_scores(tmp_path):
-    method = type("Endpoint", (), {"name": "embed"})()
+    method = type("Endpoint", (), {"name": "embed", "task": None})()
     with pytest.raises(UserError, match="are for methods that a task is scored by: classify, tag,"):
         comparison.Labelled(method, "dev.tsv", ColumnConfig())
 

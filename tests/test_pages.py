@@ -73,8 +73,8 @@ def test_commands_name_files_and_flags_that_exist(page):
             assert (ROOT / path).exists(), path
 
 
-def test_ci_runs_the_commands_for_contributors():
-    lines = [line for b in blocks(ROOT / "CONTRIBUTING.md") for line in commands(b)]
+def test_ci_runs_the_commands_of_the_readme():
+    lines = [line for b in blocks(ROOT / "README.md") for line in commands(b)]
     (tests,) = [line for line in lines if "pytest" in line]
     ci = (ROOT / ".ci/run").read_text().splitlines()
     for command in tests.split(" && "):

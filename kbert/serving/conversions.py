@@ -41,6 +41,8 @@ def shapes(endpoint, runtime):
 
 def _labels(endpoint):
     """Names of the classes, in the order of the logits; those of choices are only numbers."""
+    if endpoint.takes_choices:
+        return []
     return list(getattr(endpoint.task, "label_names", None) or [])
 
 

@@ -85,7 +85,7 @@ def test_a_stop_by_a_signal_is_no_success(settings, tmp_path, monkeypatch):
         pretrain(PretrainConfig(**settings), tmp_path / "run")
     assert ended.value.code == 130
     assert (tmp_path / "run/pretrain/checkpoint/step_00000001").exists()
-    settings |= {"train_steps": 2, "warmup_steps": 0}  # the signal comes with the last step
+    settings |= {"train_steps": 1, "warmup_steps": 0}  # the signal comes with the last step
     assert pretrain(PretrainConfig(**settings), tmp_path / "complete")["loss"] > 0
 
 
