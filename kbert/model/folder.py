@@ -1,4 +1,4 @@
-"""Folders of weights: opened once, read when something is asked for, and passed on."""
+"""Model folders: a path with lazily loaded and cached contents."""
 
 import functools
 import os
@@ -10,24 +10,25 @@ TASK_FILE = "task.json"
 
 
 class ModelFolder(os.PathLike):
-    """A folder of weights in any format: config, weights, tokenizer and settings of its task.
+    """A model folder in any format: config, weights, tokenizer and task settings.
 
-    It stands for the folder's path wherever one is taken. What it returns is read once.
+    It can be passed wherever a path is expected. Its attributes are loaded once.
 
     Args:
         folder: path of a folder, or name of a model on the Hugging Face hub; see
             `kbert.utils.formats.find_folder`.
 
     Attributes:
-        name: str, what the user named. path: pathlib.Path of the files.
+        name: str, the path or name given by the user.
+        path: pathlib.Path of the files.
 
     Raises:
-        UserError: there is no such folder, nor such a model on the hub.
+        UserError: neither the folder nor a model of this name on the hub exists.
     """
 
     @classmethod
     def of(cls, folder):
-        """The ModelFolder of a path or a name; a ModelFolder itself."""
+        """Returns the ModelFolder of a path or name; a ModelFolder is returned as is."""
         return folder if isinstance(folder, cls) else cls(folder)
 
     def __init__(self, folder):
@@ -52,7 +53,7 @@ class ModelFolder(os.PathLike):
 
     @property
     def shapes(self):
-        """dict of kbert's name -> shape of the weights."""
+        """dict of kbert's weight name -> shape."""
         return self._contents[1]
 
     @functools.cached_property
@@ -62,7 +63,7 @@ class ModelFolder(os.PathLike):
 
     @property
     def has_pooler(self):
-        """Whether there are weights of the encoder's pooler."""
+        """Whether the folder has weights of the encoder's pooler."""
         return any(name.startswith("bert/pooler/") for name in self.shapes)
 
     @functools.cached_property
@@ -71,7 +72,7 @@ class ModelFolder(os.PathLike):
             return config, dict(weights.shapes)
 
     def open_weights(self, **arguments):
-        """Opens the weights: see `kbert.model.weights.open_weights`, also for the arguments."""
+        """Opens the weights; takes the arguments of `kbert.model.weights.open_weights`."""
         return open_weights(self.path, **arguments)
 
     @functools.cached_property
@@ -83,7 +84,7 @@ class ModelFolder(os.PathLike):
 
     @functools.cached_property
     def task_settings(self):
-        """What `task.json` says, a dict that nobody has checked; None without one of kbert's."""
+        """Contents of kbert's `task.json`, an unvalidated dict; None if there is no such file."""
         path = self.path / TASK_FILE
         settings = read_json(path) if path.exists() else None
         return None if settings and "registered_name" in settings else settings  # KerasHub's
