@@ -14,7 +14,7 @@ to epoch. Differences from `create_pretraining_data.py`, which reads the documen
 * Each B is replaced with probability 1/2, whatever the window. The original also replaces the B of
   every chunk of one sentence, which lets a model answer from the length; here such a window is cut
   between two tokens.
-* B is always from another document; the original gives up after ten random draws.
+* A replacement is always from another document; the original gives up after ten random draws.
 """
 
 import dataclasses
