@@ -1,4 +1,4 @@
-"""The one exception that kbert raises for bad input, and errors of the system as such."""
+"""The exception that kbert raises for bad input, and conversion of system errors to it."""
 
 import contextlib
 import re
@@ -9,9 +9,9 @@ _TOO_MUCH = re.compile(r"(OOM when|Out of memory while) .*?(?= on /job| \[Op|$)"
 class UserError(ValueError):
     """Bad input: a flag, a config, a file, a corpus or a checkpoint that cannot be used.
 
-    The text is one line for a person: what was wrong, what came, what is allowed, how to mend it.
-    What a file made of it is made short and printable by `one_line`. Programs print it and exit
-    with status 2; a stack trace always means a bug.
+    The message is one line: what was wrong, the value, the allowed values and how to fix it.
+    `one_line` makes it short and printable. Programs print it and exit with status 2; a stack trace
+    always means a bug.
     """
 
     def __init__(self, message):
@@ -19,10 +19,10 @@ class UserError(ValueError):
 
 
 def one_line(text, most=1000):
-    """Text for a person: line breaks and the like escaped, the middle left out if it is too long.
+    """Escapes unprintable characters such as line breaks and shortens long text in the middle.
 
     Args:
-        most: characters.
+        most: maximum length in characters.
     """
     text = _cut(str(text), most)
     if text.isprintable():
@@ -40,10 +40,10 @@ def _cut(text, most):
 
 @contextlib.contextmanager
 def writing(folder):
-    """Names a folder where the system only says that something cannot be written.
+    """Adds the folder to write errors of the system that name no file.
 
     Raises:
-        UserError: for an OSError without a file, such as that of a full disk.
+        UserError: for an OSError without a file name, such as a full disk.
     """
     try:
         yield
@@ -57,6 +57,6 @@ def writing(folder):
 
 
 def too_much(error):
-    """What there was no memory for, in words, of TensorFlow's ResourceExhaustedError."""
+    """Returns the failed allocation of TensorFlow's ResourceExhaustedError, as text."""
     match = _TOO_MUCH.search(error.message)
     return match[0] if match else error.message.splitlines()[0]

@@ -8,8 +8,8 @@ Dimensions, in every file of kbert:
 # name: (dimensions, dtype)
 ENCODER_FEATURES = {
     "input_ids": ("BL", "int32"),  # WordPiece ids, [CLS] first
-    "attention_mask": ("BL", "int32"),  # 1 = real token, 0 = padding; may be left out (all real)
-    "token_type_ids": ("BL", "int32"),  # 0 = first segment, 1 = second; may be left out (all 0)
+    "attention_mask": ("BL", "int32"),  # 1 = real token, 0 = padding; optional (all real)
+    "token_type_ids": ("BL", "int32"),  # 0 = first segment, 1 = second; optional (all 0)
 }
 
 PRETRAINING_FEATURES = {
@@ -22,7 +22,7 @@ PRETRAINING_FEATURES = {
 
 
 def feature_shapes(features, **sizes):
-    """Shape and dtype of each feature of a table above, sizes given as B=8, L=128, M=20.
+    """Returns the shape and dtype of each feature of a table above, for sizes such as B=8, L=128.
 
     Returns:
         dict of name -> (shape tuple, dtype name).

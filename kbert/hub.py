@@ -1,4 +1,4 @@
-"""What `kbert.export --format=tf_hub` writes, as layers of other Keras 3 models.
+"""Keras 3 layers that load exports of `kbert.export --format=tf_hub`.
 
     import kbert.hub  # also before keras.models.load_model
 
@@ -7,7 +7,7 @@
     pooled = kbert.hub.BertLayer("models/bert/encoder")(features)["pooled_output"]
     model = keras.Model(text, keras.layers.Dense(2)(pooled))
 
-They take other SavedModels with TF Hub's common text API, too. In tf_keras, `hub.KerasLayer` does.
+They also load other SavedModels with TF Hub's common text API. In tf_keras, use `hub.KerasLayer`.
 """
 
 import pathlib
@@ -20,7 +20,7 @@ from kbert.errors import UserError
 
 
 class _SavedLayer(keras.layers.Layer):
-    """A SavedModel that is called, with its variables as weights of the layer."""
+    """A layer that calls a SavedModel and has its variables as weights."""
 
     def __init__(self, handle, trainable, **kwargs):
         super().__init__(trainable=trainable, **kwargs)
@@ -32,7 +32,7 @@ class _SavedLayer(keras.layers.Layer):
         self._loaded = tf.saved_model.load(self.handle)
         learns = {id(v) for v in getattr(self._loaded, "trainable_variables", ())}
         for variable in getattr(self._loaded, "variables", ()):
-            # Wrapped, not copied: training moves what the loaded functions read.
+            # Wrapped, not copied, so that training updates the variables of the loaded functions.
             name = variable.name.split(":")[0].replace("/", "_")
             dtype = variable.dtype.name
             weight = keras.Variable(
@@ -47,7 +47,7 @@ class _SavedLayer(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("kbert")
 class PreprocessLayer(_SavedLayer):
-    """Text to the inputs of `BertLayer`.
+    """Converts text to the inputs of `BertLayer`.
 
     Args:
         handle: folder of the exported preprocessor; it must be there when a model that was saved
@@ -69,12 +69,12 @@ class PreprocessLayer(_SavedLayer):
 
 @keras.saving.register_keras_serializable("kbert")
 class BertLayer(_SavedLayer):
-    """An exported encoder that goes on learning; dropout is on in training, unless it is frozen.
+    """An exported encoder to fine-tune; dropout is active in training unless it is frozen.
 
     Args:
         handle: folder of the exported encoder; it must be there when a model that was saved with
             this layer is loaded, for what it computes: weights are saved with the model.
-        trainable: whether its weights learn.
+        trainable: whether its weights are trainable.
 
     Call arguments:
         inputs: dict of `input_word_ids`, `input_mask` and `input_type_ids`, (B, L) int32 each.

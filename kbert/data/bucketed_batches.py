@@ -12,7 +12,7 @@ from kbert.utils.stateless_random import uniform
 
 # Lengths in tokens that batches are padded to: few, so that XLA compiles few steps.
 BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-# Examples of similar length are sought among so many batches of the shuffled epoch.
+# The shuffled epoch is sorted by length within groups of this many batches.
 NEIGHBOURS = 50
 # Streams of kbert.utils.stateless_random; pretraining takes 0 to 4.
 _STREAM_ORDER, _STREAM_BATCHES = 5, 6
@@ -20,7 +20,7 @@ _STREAM_ORDER, _STREAM_BATCHES = 5, 6
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EncodedExample:
-    """An example, or a window of one, as numbers.
+    """An encoded example, or a window of one.
 
     Attributes:
         input_ids, token_type_ids: (L,) int32, or (C, L) for C choices; L is its own.
@@ -41,12 +41,12 @@ class EncodedExample:
 
 
 def bucket_length(longest, max_seq_length):
-    """The length in tokens that a batch is padded to whose longest item has `longest`."""
+    """Returns the padded length in tokens of a batch whose longest item has `longest` tokens."""
     return min(next((size for size in BUCKETS if size >= longest), longest), max_seq_length)
 
 
 def pad_examples(items, length, rows, pad_id):
-    """The features of items as arrays.
+    """Returns the features of items as arrays.
 
     Args:
         items: list of EncodedExample, at least one. length: L. rows: B, at least as many as items;
@@ -86,11 +86,11 @@ def pad_examples(items, length, rows, pad_id):
 
 
 class BucketedBatches:
-    """Batches of items in an order that is new in every epoch, each item once in an epoch.
+    """Batches of items, reshuffled in every epoch; each epoch has each item once.
 
-    Items of similar length come together: the shuffled epoch is cut into parts of 50 batches, which
-    are sorted by length, and the batches are shuffled again. The last items of an epoch may be too
-    few for a batch; it is filled with copies that do not count.
+    Items of similar length are batched together: the shuffled epoch is split into groups of 50
+    batches, each group is sorted by length, and the batches are shuffled again. An incomplete last
+    batch is filled with copies that have weight 0.
 
     Args:
         items: list of EncodedExample with labels.
@@ -108,11 +108,11 @@ class BucketedBatches:
 
     @property
     def steps_per_epoch(self):
-        """int, batches in an epoch."""
+        """int, number of batches per epoch."""
         return -(-len(self._items) // self._batch_size)
 
     def _order_of_epoch(self, epoch):
-        """List of the numbers of the items of each batch."""
+        """Returns the list of item numbers of each batch."""
         N, B = len(self._items), self._batch_size
         order = np.argsort(uniform(self._seed, _STREAM_ORDER, [epoch], N)[0], kind="stable")
         batches = []
@@ -124,7 +124,7 @@ class BucketedBatches:
         return [batches[i] for i in np.argsort(draws, kind="stable")]
 
     def batch(self, step, part=0, parts=1):
-        """The features of a batch, or of a part of it; all parts have the same length in tokens.
+        """Returns the features of a batch, or of a part; all parts have the same length in tokens.
 
         Args:
             step: int, number of the batch in the run. part: int. parts: int that divides B.

@@ -1,11 +1,11 @@
-"""Which batches of a run the input pipeline of a worker makes."""
+"""Assigns the batches of a run to the input pipelines of the workers."""
 
 
 def batch_number(input_context, index):
-    """Number in the run of a batch of a worker.
+    """Returns the number within the run of a worker's batch.
 
-    A global batch is cut into one batch for each replica, in order; those of a worker's replicas
-    lie together.
+    A global batch is split into one batch per replica, in order; the batches of a worker's replicas
+    are adjacent.
 
     Args:
         input_context: tf.distribute.InputContext of the worker; None: there is one worker.

@@ -6,7 +6,7 @@ MASKED_SHARE, KEPT_SHARE = 0.8, 0.1  # the remaining tenth becomes a random toke
 
 
 def prediction_counts(lengths, mask_rate, max_predictions):
-    """Tokens to predict in each row: `create_pretraining_data.py`'s rule.
+    """Returns the number of tokens to predict per row, as in `create_pretraining_data.py`.
 
     Args:
         lengths: (B,) tokens of each row, [CLS] and [SEP] included.
@@ -19,7 +19,7 @@ def prediction_counts(lengths, mask_rate, max_predictions):
 
 
 def choose_tokens(maskable, counts, draws):
-    """Which tokens are predicted: `counts[i]` of the maskable ones of row i, all equally likely.
+    """Chooses `counts[i]` of the maskable tokens of row i, all equally likely.
 
     Args:
         maskable: (B, L) bool. counts: (B,). draws: (B, L) uniform numbers.
@@ -34,13 +34,13 @@ def choose_tokens(maskable, counts, draws):
 
 
 def choose_words(maskable, continues, counts, draws):
-    """Which tokens are predicted when words are masked whole.
+    """Chooses the tokens to predict with whole-word masking.
 
-    As in `create_pretraining_data.py`: words are visited in random order, and one that would go
-    past the count is left out, so a row may come out with fewer than `counts[i]` tokens.
+    As in `create_pretraining_data.py`, words are visited in random order, and a word that would
+    exceed the count is skipped, so a row may have fewer than `counts[i]` tokens.
 
     Args:
-        maskable: (B, L) bool. continues: (B, L) bool, the token goes on with the word before it.
+        maskable: (B, L) bool. continues: (B, L) bool, the token continues the previous word.
         counts: (B,). draws: (B, L) uniform numbers.
 
     Returns:
@@ -66,7 +66,7 @@ def choose_words(maskable, continues, counts, draws):
 
 
 def mask_tokens(input_ids, chosen, max_predictions, draws, mask_id, vocab_size):
-    """Replaces the chosen tokens: 80 % by [MASK], 10 % stay, 10 % by any entry of the vocabulary.
+    """Masks the chosen tokens: 80 % become [MASK], 10 % any vocabulary entry, 10 % stay.
 
     Args:
         input_ids: (B, L) int32. chosen: (B, L) bool, at most M true in a row.

@@ -12,14 +12,14 @@ from kbert.tokenizer.vocab import CONTINUATION, SPECIAL_TOKENS, read_vocab
 from kbert.utils.numpy_map import numpy_map
 from kbert.utils.stateless_random import shuffle_seeds, uniform
 
-# A call of numpy costs more than a batch of few tokens, so several batches are made in one.
+# NumPy calls cost more than small batches, so one call creates several batches.
 _TOKENS_AT_ONCE = 1 << 16
 # Streams of kbert.utils.stateless_random; pairs take 0 and 1.
 _STREAM_CHOICE, _STREAM_FATE, _STREAM_ORDER = 2, 3, 4
 
 
 class PretrainingExamples:
-    """Makes pretraining examples from a corpus. Arguments as for `pretraining_dataset`."""
+    """Creates pretraining examples from a corpus; takes the arguments of `pretraining_dataset`."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class PretrainingExamples:
         return self._cutter.windows
 
     def batch(self, index, epoch, slots):
-        """The features of examples.
+        """Returns the features of examples.
 
         Args:
             index: (B,) int64 number of each example in the run. epoch: (B,) int64, its epoch.
@@ -153,11 +153,11 @@ def pretraining_dataset(
     """Batches for MLM and NSP with fresh pairs and masks in every epoch.
 
     Example n of a run is a pure function of (corpus, settings, seed, n), and batch k holds the
-    examples [k * batch_size, (k + 1) * batch_size): a dataset with `start_step=k` goes on exactly
-    where one that made k batches stopped, at once, with nothing to store.
+    examples [k * batch_size, (k + 1) * batch_size). A dataset with `start_step=k` therefore resumes
+    immediately after k batches, without stored state.
 
-    `kbert.data.sentence_pairs` and `kbert.data.masking` say how the examples are made, and how they
-    differ from google-research/bert's `create_pretraining_data.py`.
+    `kbert.data.sentence_pairs` and `kbert.data.masking` document how examples are created and the
+    differences from google-research/bert's `create_pretraining_data.py`.
 
     Args:
         corpus: `kbert.corpus.Corpus`.

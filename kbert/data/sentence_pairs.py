@@ -1,20 +1,20 @@
-"""Pairs of segments for next-sentence prediction, cut out of a prepared corpus.
+"""Creates segment pairs for next-sentence prediction from a prepared corpus.
 
-Every document is covered by overlapping windows of T = max_seq_length - 3 tokens, the room that
-[CLS] and two [SEP] leave. An epoch visits each window once, in random order, and cuts it in two at
-a random sentence end: segments A and B. For half of the examples B is replaced by text from another
+Every document is covered by overlapping windows of T = max_seq_length - 3 tokens, because
+[CLS] and [SEP] take 3. An epoch visits each window once, in random order, and splits it at a random
+sentence end into segments A and B. For half of the examples B is replaced by text from another
 document. Windows start where a sentence starts, if one does within T/4 tokens, and move from epoch
-to epoch. Against `create_pretraining_data.py`, which walks the documents in order:
+to epoch. Differences from `create_pretraining_data.py`, which reads the documents in order:
 
 * A window that cuts a sentence leaves it to the next window too, where the original drops the rest
   of the chunk: every token lies in at least one window of every epoch, 4/3 on the average of long
   documents. It is seen where its window is not made short and its B is not replaced; other tokens
   come as replacements. `Windows.views_per_token` tells how often that makes.
-* The original puts the unused B back in line; here the next epoch, cut elsewhere, brings it.
+* The original reuses a replaced B in the next chunk; here a later epoch, split differently, does.
 * Each B is replaced with probability 1/2, whatever the window. The original also replaces the B of
   every chunk of one sentence, which lets a model answer from the length; here such a window is cut
   between two tokens.
-* Another document means another: the original tries ten times and then takes what it has.
+* A replacement is always from another document; the original gives up after ten random draws.
 """
 
 import dataclasses
@@ -78,7 +78,7 @@ class PairWindows:
         return document, self._starts[document] + first, self._starts[document] + body
 
     def views_per_token(self, short_seq_prob):
-        """How often a token is seen in an epoch, on the average: tokens read / tokens there are."""
+        """Returns the average number of times a token is seen per epoch."""
         T = self.length
         sizes = self._sizes[self._sizes >= 2]
         targets = np.arange(2, T + 1)
@@ -120,7 +120,7 @@ class PairCutter:
         self._seed = seed
 
     def cut(self, index, epoch, slots):
-        """The pairs of examples.
+        """Returns the segment pairs of examples.
 
         Args:
             index: (B,) number of the example in the run; all that is random depends on it.
@@ -163,7 +163,7 @@ class PairCutter:
         return np.stack([place, np.minimum(place + lengths, end)], axis=1)
 
     def _last_sentence(self, low, high):
-        """The last sentence start of [low, high], or low where there is none; (N,) each."""
+        """Returns the last sentence start in [low, high], or low if there is none; (N,) each."""
         result = np.empty_like(high)
         for sentences, offset, rows in self._by_shard(high):
             i = np.searchsorted(sentences, high[rows] - offset, side="right") - 1

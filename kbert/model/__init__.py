@@ -1,4 +1,4 @@
-"""BERT in `keras.ops`: layers, encoder, heads, models, weights. Runs on every Keras backend."""
+"""BERT in `keras.ops`: layers, encoder, heads, models, weights. Supports all Keras backends."""
 
 from kbert.model.models import (
     BertForMaskedLM,

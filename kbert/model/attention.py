@@ -15,7 +15,7 @@ _skipping = contextvars.ContextVar("skip_initialization", default=False)
 
 @contextlib.contextmanager
 def skip_initialization():
-    """Makes layers whose matrices are 0 instead of drawn: for weights that are read next."""
+    """Initializes matrices of new layers to 0 instead of randomly, when weights are loaded next."""
     token = _skipping.set(True)
     try:
         yield
@@ -24,7 +24,7 @@ def skip_initialization():
 
 
 def matrix_initializer(config):
-    """Fresh matrices of BERT: truncated normal. A new object each time, so with its own seed."""
+    """Returns BERT's truncated normal initializer: a new object, with its own seed, per call."""
     if _skipping.get():
         return keras.initializers.Zeros()
     return keras.initializers.TruncatedNormal(stddev=config.initializer_range)
@@ -32,10 +32,10 @@ def matrix_initializer(config):
 
 @keras.saving.register_keras_serializable("kbert")
 class Dropout(keras.layers.Dropout):
-    """Dropout whose draws are those of `kbert.model.fused`."""
+    """Dropout that uses the random numbers of `kbert.model.fused`."""
 
     def next_seed(self):
-        """The seed of another call, (2,) int32."""
+        """Returns the seed of the next call, (2,) int32."""
         if self.rate == 0:
             return ops.zeros((2,), "int32")
         return ops.cast(self.seed_generator.next(), "int32")
@@ -57,7 +57,7 @@ class ConfiguredLayer(keras.layers.Layer):
         return {**super().get_config(), "config": self.config.to_dict()}
 
     def dense(self, units, name, **kwargs):
-        """A Dense with BERT's initializer and this layer's dtype policy."""
+        """Creates a Dense with BERT's initializer and this layer's dtype policy."""
         return keras.layers.Dense(
             units,
             kernel_initializer=self.initializer(),
@@ -67,13 +67,13 @@ class ConfiguredLayer(keras.layers.Layer):
         )
 
     def norm(self, name):
-        """A LayerNorm with BERT's epsilon."""
+        """Creates a LayerNorm with BERT's epsilon."""
         return keras.layers.LayerNormalization(
             epsilon=self.config.layer_norm_eps, dtype=self.dtype_policy, name=name
         )
 
     def dropout(self, rate, name):
-        """A Dropout with this layer's dtype policy."""
+        """Creates a Dropout with this layer's dtype policy."""
         return Dropout(rate, dtype=self.dtype_policy, name=name)
 
     def initializer(self):
@@ -82,11 +82,11 @@ class ConfiguredLayer(keras.layers.Layer):
 
 
 def attention_bias(attention_mask, dtype):
-    """What is added to the attention scores: 0 at tokens, a large negative number at padding.
+    """Returns the bias of the attention scores: 0 at tokens, a large negative number at padding.
 
     Args:
         attention_mask: (B, L), 1 = token, 0 = padding.
-        dtype: of the result. In float16, -1e9 would be -inf, hence -3e4 there.
+        dtype: dtype of the result. In float16 the bias is -3e4, because -1e9 would be -inf.
 
     Returns:
         (B, 1, 1, L).
@@ -97,24 +97,25 @@ def attention_bias(attention_mask, dtype):
 
 @keras.saving.register_keras_serializable("kbert")
 class SelfAttention(ConfiguredLayer):
-    """Self-attention of H heads of width K, up to its output projection.
+    """Self-attention of H heads of width K, without the output projection.
 
-    The projection, `output_dense`, is left to the block, which does what comes after it as well.
+    The block applies the projection, `output_dense`, fused with the ops that follow it.
 
     Args:
-        config: BertConfig. attention_heads: H; None for `num_attention_heads`. K does not depend on
-            it.
+        config: BertConfig.
+        attention_heads: H; None for `num_attention_heads`. K does not depend on it.
 
     Attributes:
-        head_mask: None at first; else (B, H) to multiply what each head gives by, as `kbert.prune`
-            does to see what depends on it.
+        head_mask: None (the default), or a (B, H) factor for the output of each head, which
+            `kbert.prune` uses to measure the importance of heads.
 
     Call arguments:
-        x: (B, L, D). bias: (B, 1, 1, L) from `attention_bias`, or None.
-        query_inputs: (B, P, D), the rows of x that look at the others; None for all.
+        x: (B, L, D).
+        bias: (B, 1, 1, L) from `attention_bias`, or None.
+        query_inputs: (B, P, D), the rows of x that attend to the others; None for all.
 
     Returns:
-        (B, P, H * K), and the attention weights (B, H, P, L), in training after dropout.
+        (B, P, H * K), and the attention weights (B, H, P, L), after dropout in training.
     """
 
     head_mask = None

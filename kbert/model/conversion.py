@@ -1,4 +1,4 @@
-"""Folders of weights, written in another format."""
+"""Converts model folders to another format."""
 
 import math
 import pathlib
@@ -15,21 +15,21 @@ from kbert.utils.locks import target_lock
 def convert(model, output_dir, format, allow_missing=(), lower_case=None, report=print):
     """Writes the weights, the config and the tokenizer of a folder in another format.
 
-    One weight at a time is in memory; for Google's format half a gigabyte of them, since TensorFlow
-    writes a file at once. The folder is made whole or not at all.
+    Holds one weight at a time in memory, or half a gigabyte of them for Google's format, because
+    TensorFlow writes a whole file at once. The output folder is written atomically.
 
     Args:
         model: folder, as for `BertModel.from_pretrained`.
-        output_dir: folder to make; must not exist, or be empty.
+        output_dir: folder to create; must be missing or empty.
         format: one of `kbert.utils.formats.FORMATS`.
         allow_missing: as for `BertModel.from_pretrained` and `save_pretrained`; "tokenizer" to
-            convert the weights alone.
+            convert only the weights.
         lower_case: as for `BertTokenizer.from_pretrained`.
-        report: called with a line of text.
+        report: function that is called with each line of progress.
 
     Raises:
-        UserError: a folder that cannot be read or is not empty; weights that are unknown, missing,
-            of another shape, or have no place in the format.
+        UserError: the model cannot be read, the output folder is not empty, or weights are unknown,
+            missing, of another shape, or not supported by the format.
     """
     target, folder = pathlib.Path(output_dir), ModelFolder.of(model)
     storage.check_free(target)

@@ -1,4 +1,4 @@
-"""The parts of BERT's encoder (Devlin et al. 2019, section 3): embeddings, blocks, pooler."""
+"""BERT's encoder (Devlin et al. 2019, section 3): embeddings, blocks, pooler."""
 
 import keras
 from keras import ops
@@ -8,7 +8,7 @@ from kbert.model.attention import ConfiguredLayer, SelfAttention, attention_bias
 
 
 def gather_positions(x, positions):
-    """Rows of each sequence.
+    """Gathers the rows of each sequence at the given positions.
 
     Args:
         x: (B, L, D). positions: (B, M) int.
@@ -23,7 +23,7 @@ def gather_positions(x, positions):
 
 @keras.saving.register_keras_serializable("kbert")
 class Embeddings(ConfiguredLayer):
-    """Sum of the embeddings of word, position and segment, then LayerNorm and dropout.
+    """Sum of word, position and segment embeddings, then LayerNorm and dropout.
 
     Call arguments:
         input_ids: (B, L) int. token_type_ids: (B, L) int, or None for all 0.
@@ -68,10 +68,9 @@ class Embeddings(ConfiguredLayer):
 
 @keras.saving.register_keras_serializable("kbert")
 class EncoderBlock(ConfiguredLayer):
-    """Self-attention and a feed-forward part, each with dropout, a residual and then LayerNorm.
+    """Self-attention and a feed-forward network, each followed by dropout, residual and LayerNorm.
 
-    Arguments are those of `SelfAttention`, also of the call; results are (B, P, D) and
-    (B, H, P, L).
+    Takes the arguments and call arguments of `SelfAttention`; returns (B, P, D) and (B, H, P, L).
     """
 
     def __init__(self, config, attention_heads=None, **kwargs):
@@ -115,13 +114,13 @@ class EncoderBlock(ConfiguredLayer):
 
 
 def _rematerialized(block, x, bias):
-    """`block(x, bias, training=True)[0]`, of which only `x` is kept for the backward pass.
+    """Computes `block(x, bias, training=True)[0]`, keeping only `x` for the backward pass.
 
-    Weights and seeds are handed over by value: the seeds so that the second computation drops what
-    the first one dropped, the weights so that no backend has to find them inside the function.
+    Weights and seeds are passed by value: the seeds so that the recomputation applies the same
+    dropout, the weights so that no backend has to track them inside the function.
     """
     weights = block.trainable_variables
-    known = {id(weight) for weight in block.weights}  # frozen ones, too
+    known = {id(weight) for weight in block.weights}  # including frozen ones
     seeds = [variable for variable in block.variables if id(variable) not in known]
     seed_values = [ops.copy(seed.value) for seed in seeds]
 
@@ -141,19 +140,19 @@ class Encoder(ConfiguredLayer):
     """N encoder blocks.
 
     Attributes:
-        remat: bool, False at first. In training, keep only the input of each block but the last and
-            compute the rest again in the backward pass (Chen et al. 2016, arXiv:1604.06174): memory
-            grows with N instead of N times the activations of a block. There are no attention
-            weights then.
+        remat: bool, False by default. If True, training keeps only the input of each block except
+            the last and recomputes the other activations in the backward pass (Chen et al. 2016,
+            arXiv:1604.06174): memory grows with N block inputs instead of all activations of N
+            blocks. Attention weights are then not returned.
 
     Call arguments:
         x: (B, L, D). attention_mask: (B, L), 1 = token, 0 = padding; None = all tokens.
-        positions: (B, P) int, where the last state is wanted: the last block computes keys and
-            values of all tokens, and everything else only there. None for all.
+        positions: (B, P) int, the positions of the last hidden state to compute; None for all. The
+            last block computes keys and values for all tokens, everything else only for these.
 
     Returns:
-        tuple of N + 1 hidden states (B, L, D), the input first and the last one perhaps (B, P, D),
-        and tuple of N attention weights (B, H, L, L), the last one perhaps (B, H, P, L).
+        tuple of N + 1 hidden states (B, L, D), the input first; and tuple of N attention weights
+        (B, H, L, L). With `positions`, the last ones are (B, P, D) and (B, H, P, L).
     """
 
     remat = False
@@ -181,7 +180,7 @@ class Encoder(ConfiguredLayer):
         hidden_states, attentions = (x,), ()
         for block in self.blocks:
             is_last = block is self.blocks[-1]
-            if self.remat and training and not is_last:  # the last is needed again at once
+            if self.remat and training and not is_last:  # backward needs the last one first
                 x = _rematerialized(block, x, bias)
             else:
                 query_inputs = None

@@ -1,14 +1,14 @@
-"""The element-wise work between the matrix products of training, in few passes over memory.
+"""Fused element-wise ops between the matrix products of training, in few passes over memory.
 
-Each piece is written in `keras.ops`, and so is its gradient, by hand. On TensorFlow XLA compiles
-the two into a loop or two each, while the matrix products stay with oneDNN or cuBLAS; other
-backends compile whole steps, and take and differentiate the first alone. All compute in float32 and
-return the dtype they took: a gradient is rounded once, where a chain of ops in bfloat16 rounds at
-each. What the backward pass can compute again from what is kept anyway is not kept: neither
-dropout's masks nor the inside of GELU and of LayerNorm.
+Each op and its hand-written gradient use `keras.ops`. On TensorFlow, XLA compiles each of the two
+into one or two loops, and oneDNN or cuBLAS compute the matrix products. Other backends compile
+whole steps and differentiate the forward op themselves. All ops compute in float32 and return the
+dtype of their input, so that a gradient is rounded once instead of after each op of a bfloat16
+chain. The backward pass recomputes dropout masks and the intermediate values of GELU and LayerNorm
+instead of storing them.
 
-Outside training the layers are called as they are, and fusing is left to the compiler of the whole;
-but see `kbert.model.inference_ops`.
+Outside training the layers are called directly and fusion is left to the compiler of the whole
+graph; see also `kbert.model.inference_ops`.
 """
 
 import math
@@ -45,22 +45,24 @@ def _shifted_xor(x, bits):
 
 
 def _mix(x, key=0):
-    """A bijection of int32, for each key, in which a bit of x moves every bit of the result."""
+    """Hashes int32: a bijection for each key, in which each bit of x affects every output bit."""
     x = ops.bitwise_xor(_shifted_xor(x, 16) * _LOWBIAS32[0], key)
     return _shifted_xor(_shifted_xor(x, 15) * _LOWBIAS32[1], 16)
 
 
 def dropout_keep_mask(x, seed, rate):
-    """Which elements of x dropout keeps: a hash of the seed, the row and the place in the row.
+    """Returns which elements of x dropout keeps: a hash of the seed, the row and the column.
 
-    So no mask has to be stored, and all backends drop the same; a draw costs a dozen integer
-    operations, several times less than one of Philox. A seed (k, -1 - n) says that x is part n of
-    something larger, along its first axis in parts of this size: the parts are kept as the whole is
-    with the seed (k, -1).
+    No mask has to be stored, and all backends drop the same elements. A random number costs a dozen
+    integer operations, several times fewer than Philox. A seed (k, -1 - n) means that x is slice n,
+    along the first axis, of a tensor cut into slices of this size: the slices get the mask of the
+    whole tensor with the seed (k, -1).
 
     Args:
-        x: (R, ...), fewer than 2^31 elements in a row, and rows in the whole. seed: (2,) int32.
-        rate: share that is dropped.
+        x: (R, ...), with fewer than 2^31 elements per row and fewer than 2^31 rows in the whole
+            tensor.
+        seed: (2,) int32.
+        rate: fraction of elements to drop.
 
     Returns:
         bool, of the shape of x.
@@ -70,7 +72,7 @@ def dropout_keep_mask(x, seed, rate):
     row = ops.maximum(-1 - seed[1], 0) * count + ops.arange(count, dtype="int32")
     row = _mix(row, key=first)[:, None]
     numbers = ops.arange(ops.size(x) // count, dtype="int32") * _GOLDEN + row
-    draws = _mix(numbers, key=_mix(row + 1))  # without the key, rows would be shifts
+    draws = _mix(numbers, key=_mix(row + 1))  # without the key, rows would be shifted copies
     return ops.reshape(draws >= round((rate - 0.5) * 2**32), ops.shape(x))
 
 
@@ -90,7 +92,7 @@ _dropout = with_gradient(
 
 
 def dropout(x, seed, rate):
-    """Sets a share of the elements to 0 and scales up the others.
+    """Sets a fraction `rate` of the elements to 0 and scales the others by 1 / (1 - rate).
 
     Args:
         x: any shape. seed: (2,) int32. rate: float in [0, 1).
@@ -127,7 +129,9 @@ def dense_gelu(dense, x, approximate, training):
     """gelu(dense(x)).
 
     Args:
-        dense: keras.layers.Dense. x: (..., D). approximate: the tanh form instead of the exact one.
+        dense: keras.layers.Dense.
+        x: (..., D).
+        approximate: whether to use the tanh approximation of GELU.
     """
     if training:
         return _bias_gelu(ops.matmul(x, dense.kernel), dense.bias, approximate=approximate)
@@ -135,7 +139,7 @@ def dense_gelu(dense, x, approximate, training):
 
 
 def _normalized(x, bias, residual, seed, rate, epsilon):
-    """Rows with mean 0 and variance 1, (..., D), and what they were scaled by, (..., 1)."""
+    """Returns rows with mean 0 and variance 1, (..., D), and their scale factors, (..., 1)."""
     x = _dropped(_float(x) + _float(bias), seed, rate) + _float(residual)
     centered = x - ops.mean(x, axis=-1, keepdims=True)
     scale = ops.rsqrt(ops.mean(ops.square(centered), axis=-1, keepdims=True) + epsilon)
@@ -186,7 +190,7 @@ def dense_add_norm(dense, dropout, norm, x, residual, training):
 
 
 def add_norm(norm, x, residual, training):
-    """norm(residual + x), of two tensors (B, L, D)."""
+    """norm(residual + x); both tensors are (B, L, D)."""
     if not training:
         return inference_ops.norm(norm, residual + x)
     bias, seed = ops.zeros(x.shape[-1:]), ops.zeros((2,), "int32")
@@ -261,7 +265,7 @@ _bias_split_heads = with_gradient(_add_and_split, _add_and_split_gradient)
 
 
 def dense_heads(dense, x, heads, training):
-    """dense(x) with the heads apart: (B, L, D) -> (B, H, L, K)."""
+    """dense(x), split into heads: (B, L, D) -> (B, H, L, K)."""
     if training:
         return _bias_split_heads(ops.matmul(x, dense.kernel), dense.bias, heads=heads)
     return _split_heads(inference_ops.dense(dense, x), heads)
@@ -305,5 +309,5 @@ _cross_entropy = with_gradient(
 
 
 def cross_entropy(logits, labels):
-    """Losses in nats: (..., C) float32, (...) int32 -> (...) float32; NaN of labels beyond C."""
+    """Losses in nats: (..., C) float32, (...) int32 -> (...) float32; NaN for invalid labels."""
     return ops.squeeze(_cross_entropy(logits, labels), -1)

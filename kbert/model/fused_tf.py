@@ -1,4 +1,4 @@
-"""What `kbert.model.fused` needs of TensorFlow: XLA for pieces of a step, and their gradients."""
+"""TensorFlow helpers of `kbert.model.fused`: XLA for parts of a step, custom gradients."""
 
 import functools
 
@@ -6,9 +6,10 @@ import tensorflow as tf
 
 
 def with_xla(function):
-    """The function, compiled by XLA for itself; settings are keywords.
+    """Returns the function compiled separately by XLA; settings are keyword arguments.
 
-    Where the CPU is split into several logical devices, XLA, which knows of one, is left out.
+    XLA supports only one CPU device, so it is not used if the CPU is split into several logical
+    devices.
     """
 
     @functools.cache
@@ -19,22 +20,22 @@ def with_xla(function):
     def run(*arguments, **settings):
         if len(tf.config.list_logical_devices("CPU")) > 1:
             return function(*arguments, **settings)
-        tensors = tf.nest.map_structure(tf.convert_to_tensor, arguments)  # also of variables
+        tensors = tf.nest.map_structure(tf.convert_to_tensor, arguments)  # variables included
         return compiled(tuple(sorted(settings.items())))(*tensors)
 
     return run
 
 
 def with_gradient(function, gradient):
-    """A function of tensors with its gradient; settings are keywords.
+    """Combines a function of tensors with its gradient; settings are keyword arguments.
 
     Args:
-        function: returns a tuple, the result first, then what else the gradient can use.
+        function: returns a tuple: the result, then intermediate values for the gradient.
         gradient: function of the tensors, of the tuple that `function` returned, and of the
             gradient of the result; returns the gradient, or None, of each tensor.
 
     Returns:
-        function of the same tensors and settings that returns the result alone.
+        function of the same tensors and settings that returns only the result.
     """
 
     def run(*tensors, **settings):
@@ -49,10 +50,10 @@ def with_gradient(function, gradient):
 
 
 def sum_rows(x, like):
-    """The gradient of what was added to all rows: (..., D) -> (D,) in the dtype of `like`.
+    """Returns the gradient of a vector added to all rows: (..., D) -> (D,), dtype of `like`.
 
-    By a matrix product: XLA sums columns ten times slower than that on the CPU. In float32 for
-    float16, where a sum of scaled gradients might overflow.
+    Uses a matrix product, because XLA sums columns ten times slower on the CPU. float16 is summed
+    in float32, because a sum of scaled gradients may overflow.
     """
     x = tf.reshape(x, (-1, x.shape[-1]))
     if x.dtype == tf.float16:
@@ -61,10 +62,12 @@ def sum_rows(x, like):
 
 
 def constant_dense(dense, x, then):
-    """then(dense(x)) in the form that Grappler makes one op of, if the weights are constants.
+    """then(dense(x)) in a form that Grappler fuses into one op if the weights are constants.
 
     Args:
-        dense: keras.layers.Dense. x: (..., D). then: function of rows (N, F).
+        dense: keras.layers.Dense.
+        x: (..., D).
+        then: function of rows (N, F).
     """
     rows = tf.matmul(tf.reshape(x, (-1, x.shape[-1])), dense.kernel)
     rows = then(tf.nn.bias_add(rows, tf.convert_to_tensor(dense.bias)))
@@ -72,9 +75,9 @@ def constant_dense(dense, x, then):
 
 
 def constant_norm(norm, x):
-    """norm(x) in the form that Grappler makes oneDNN's LayerNorm of, if the weights are constants.
+    """norm(x) in a form that Grappler fuses into oneDNN's LayerNorm if the weights are constants.
 
-    That form is the normalization of a batch whose channels are the rows of x.
+    The form is batch normalization with the rows of x as channels.
     """
     N = tf.size(x) // x.shape[-1]
     nothing = tf.constant([], tf.float32)

@@ -1,4 +1,4 @@
-"""How layers are computed outside training: as they are, or in forms that others fuse."""
+"""Inference ops of the layers: the Keras layers, or forms that TensorFlow or ONNX fuses."""
 
 import contextlib
 import contextvars
@@ -23,23 +23,23 @@ def _computing_in(form):
 
 
 def constant_weights():
-    """Makes models compute, outside training, in the forms that TensorFlow's CPU is fastest with.
+    """Makes inference use the ops that are fastest on TensorFlow's CPU with constant weights.
 
-    That is so where the weights are constants of a graph; with variables these are slower.
+    With variables as weights these ops are slower.
     """
     return _computing_in("constant")
 
 
 def plain_ops():
-    """Makes models compute, outside training, in the forms that ONNX Runtime has fused ops for.
+    """Makes inference use the ops that ONNX Runtime fuses.
 
-    Matrix products without reshaping; LayerNorm and GELU in the ops of their definitions.
+    Matrix products are not reshaped; LayerNorm and GELU are written as their definitions.
     """
     return _computing_in("plain")
 
 
 def dense(layer, x, then=lambda x: x):
-    """then(layer(x)) of a keras.layers.Dense."""
+    """then(layer(x)), where `layer` is a keras.layers.Dense."""
     if layer.quantization_mode or not _form.get():
         return then(layer(x))
     if _form.get() == "constant":
@@ -48,7 +48,7 @@ def dense(layer, x, then=lambda x: x):
 
 
 def norm(layer, x):
-    """layer(x) of a keras.layers.LayerNormalization."""
+    """layer(x), where `layer` is a keras.layers.LayerNormalization."""
     if _form.get() == "constant":
         return constant_norm(layer, x)
     if _form.get() == "plain":
@@ -59,7 +59,7 @@ def norm(layer, x):
 
 
 def gelu(x, approximate):
-    """GELU: by tanh, or else by the error function."""
+    """GELU, with the tanh approximation or the exact error function."""
     if _form.get() == "plain" and not approximate:
         return 0.5 * x * (1 + ops.erf(x / math.sqrt(2)))
     return ops.gelu(x, approximate)
@@ -68,5 +68,5 @@ def gelu(x, approximate):
 def softmax(scores):
     """Softmax over the last axis, in float32."""
     if _form.get() == "constant":
-        return ops.softmax(scores, axis=-1)  # oneDNN's: it computes in float32 by itself
+        return ops.softmax(scores, axis=-1)  # oneDNN computes it in float32
     return ops.cast(ops.softmax(ops.cast(scores, "float32"), axis=-1), scores.dtype)

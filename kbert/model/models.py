@@ -1,8 +1,8 @@
-"""BERT as Keras models: the bare encoder, the models of pretraining and those of the tasks.
+"""BERT as Keras models: the bare encoder, the pretraining models and the task models.
 
-Every model takes a dict with the features of `kbert.features`, of which `attention_mask` (all
-tokens real) and `token_type_ids` (all 0) may be left out, or the (B, L) `input_ids` alone. Features
-that a model does not use are ignored, so a batch of any pipeline fits.
+Every model takes a dict with the features of `kbert.features`, or only the (B, L) `input_ids`. In
+the dict, `attention_mask` (default: all tokens are real) and `token_type_ids` (default: all 0) are
+optional. Models ignore features that they do not use, so they accept batches of any pipeline.
 """
 
 import keras
@@ -29,19 +29,19 @@ class BertModel(PretrainedModel):
 
     Args:
         config: BertConfig.
-        add_pooling_layer: whether there is a `pooler_output`.
+        add_pooling_layer: whether to return `pooler_output`.
         output_hidden_states: return `hidden_states`, a tuple of N + 1 tensors (B, L, D), the
             embeddings first.
         output_attentions: return `attentions`, a tuple of N tensors (B, H, L, L).
 
     Call arguments:
-        inputs: features. positions: (B, P) int, where `last_hidden_state` is wanted, the first of
-            them 0 if there is a pooler; most of the last block is computed for these alone. None
-            for all.
+        inputs: features.
+        positions: (B, P) int, the positions of `last_hidden_state` to compute; None for all. Most
+            of the last block is computed only for these. With a pooler, the first must be 0.
 
     Returns, when called:
-        dict of `last_hidden_state` (B, L, D) or (B, P, D), `pooler_output` (B, D) and what was
-        asked for.
+        dict with `last_hidden_state` (B, L, D) or (B, P, D), `pooler_output` (B, D) and the
+        optional outputs.
     """
 
     parts = ("bert",)
@@ -105,7 +105,7 @@ class BertModel(PretrainedModel):
 
 
 class _HeadedModel(PretrainedModel):
-    """A BertModel with heads on it: `heads` maps the name of each part to its layer class."""
+    """A BertModel with heads: `task_heads` maps the name of each head to its layer class."""
 
     pooled = True  # whether a head needs the pooler
 
@@ -140,7 +140,7 @@ class _HeadedModel(PretrainedModel):
         }
 
     def _pooled(self, inputs, training):
-        """The encoder's outputs, of which only `pooler_output` is wanted."""
+        """Runs the encoder for `pooler_output`; `last_hidden_state` has only [CLS]."""
         inputs = _features(inputs)
         first = ops.zeros_like(inputs["input_ids"][:, :1], dtype="int32")
         return self.bert(inputs, positions=first, training=training)
@@ -154,13 +154,13 @@ class _HeadedModel(PretrainedModel):
 
 @keras.saving.register_keras_serializable("kbert")
 class BertForPreTraining(_HeadedModel):
-    """BERT with both heads of pretraining.
+    """BERT with both pretraining heads.
 
     Args:
         config: BertConfig. output_hidden_states, output_attentions: as for `BertModel`.
 
     Returns, when called:
-        dict of `mlm_logits` float32, (B, M, V) at `masked_positions`, or (B, L, V) without them,
+        dict with `mlm_logits` float32, (B, M, V) at `masked_positions`, or (B, L, V) without them,
         and `nsp_logits` (B, 2) float32.
     """
 
@@ -169,7 +169,7 @@ class BertForPreTraining(_HeadedModel):
     def call(self, inputs, training=None):
         inputs = _features(inputs)
         positions = inputs.get("masked_positions")
-        if positions is not None:  # and that of [CLS], for the pooler
+        if positions is not None:  # prepend [CLS], for the pooler
             positions = ops.pad(positions, ((0, 0), (1, 0)))
         outputs = self.bert(inputs, positions=positions, training=training)
         x = outputs["last_hidden_state"]
@@ -188,7 +188,7 @@ class BertForMaskedLM(_HeadedModel):
         config: BertConfig. output_hidden_states, output_attentions: as for `BertModel`.
 
     Returns, when called:
-        dict of `logits` float32, (B, M, V) at `masked_positions`, or (B, L, V) without them.
+        dict with `logits` float32, (B, M, V) at `masked_positions`, or (B, L, V) without them.
     """
 
     task_heads = {"mlm": MaskedLMHead}
@@ -204,13 +204,13 @@ class BertForMaskedLM(_HeadedModel):
 
 @keras.saving.register_keras_serializable("kbert")
 class BertForNextSentencePrediction(_HeadedModel):
-    """BERT that tells whether segment B follows segment A (class 0) or not (class 1).
+    """BERT that predicts whether segment B follows segment A (class 0) or not (class 1).
 
     Args:
         config: BertConfig. output_hidden_states, output_attentions: as for `BertModel`.
 
     Returns, when called:
-        dict of `logits` (B, 2) float32.
+        dict with `logits` (B, 2) float32.
     """
 
     task_heads = {"nsp": NextSentenceHead}
@@ -222,14 +222,14 @@ class BertForNextSentencePrediction(_HeadedModel):
 
 @keras.saving.register_keras_serializable("kbert")
 class BertForSequenceClassification(_HeadedModel):
-    """BERT that labels a text or a pair of texts, or gives it a number (C = 1).
+    """BERT for classification, or regression (C = 1), of a text or a pair of texts.
 
     Args:
         config: BertConfig, with C = `num_labels`. output_hidden_states, output_attentions: as for
             `BertModel`.
 
     Returns, when called:
-        dict of `logits` (B, C) float32.
+        dict with `logits` (B, C) float32.
     """
 
     task_heads = {"sequence_classifier": ClassificationHead}
@@ -249,7 +249,7 @@ class BertForTokenClassification(_HeadedModel):
             `BertModel`.
 
     Returns, when called:
-        dict of `logits` (B, L, C) float32.
+        dict with `logits` (B, L, C) float32.
     """
 
     task_heads = {"token_classifier": ClassificationHead}
@@ -263,13 +263,13 @@ class BertForTokenClassification(_HeadedModel):
 
 @keras.saving.register_keras_serializable("kbert")
 class BertForQuestionAnswering(_HeadedModel):
-    """BERT that finds the answer in a text; it has no pooler, as in HF.
+    """BERT for extractive question answering; it has no pooler, as in HF.
 
     Args:
         config: BertConfig. output_hidden_states, output_attentions: as for `BertModel`.
 
     Returns, when called:
-        dict of `start_logits` and `end_logits`, (B, L) float32 each.
+        dict with `start_logits` and `end_logits`, (B, L) float32 each.
     """
 
     task_heads = {"span_classifier": SpanHead}
@@ -284,17 +284,17 @@ class BertForQuestionAnswering(_HeadedModel):
 
 @keras.saving.register_keras_serializable("kbert")
 class BertForMultipleChoice(_HeadedModel):
-    """BERT that chooses one of several texts, each a sequence of its own.
+    """BERT for multiple choice; each choice is a separate sequence.
 
     Args:
-        config: BertConfig. output_hidden_states, output_attentions: as for `BertModel`; there, B
-            is B * C.
+        config: BertConfig. output_hidden_states, output_attentions: as for `BertModel`, with a
+            batch size of B * C.
 
     Call arguments:
-        the features with C choices, (B, C, L) each.
+        features with C choices, (B, C, L) each.
 
     Returns, when called:
-        dict of `logits` (B, C) float32.
+        dict with `logits` (B, C) float32.
     """
 
     task_heads = {"choice_classifier": ChoiceHead}

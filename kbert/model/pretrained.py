@@ -1,4 +1,4 @@
-"""What the models share: their config, and folders of weights."""
+"""Base class of the models: config, saving and loading, freezing and LoRA."""
 
 import dataclasses
 import pathlib
@@ -13,15 +13,15 @@ from kbert.model.attention import matrix_initializer, skip_initialization
 from kbert.model.folder import ModelFolder
 from kbert.model.weights import Tensors, heads_text, part_of, write_weights
 
-_ADAPTER = "lora_kernel"  # how Keras' names for the matrices of adapters begin
+_ADAPTER = "lora_kernel"  # prefix of Keras' names of the adapter matrices
 _FIELDS = {field.name for field in dataclasses.fields(BertConfig)}
 
 
 class PretrainedModel(keras.Model):
-    """What the models share: their config, building at once, and folders of weights.
+    """Base class of the models. They are built in the constructor.
 
-    A subclass makes its parts in its constructor and names them in `parts`; the name of a weight in
-    a folder starts with the name of its part, so that models share what they have in common.
+    A subclass creates its parts in its constructor and lists them in `parts`. The name of a weight
+    in a folder starts with the name of its part, so that models can load each other's parts.
     """
 
     parts = ()
@@ -48,11 +48,11 @@ class PretrainedModel(keras.Model):
         return {name: w for name, w in named.items() if not w.name.startswith(_ADAPTER)}
 
     def freeze_encoder(self, num_layers):
-        """Freezes the embeddings and the first blocks of the encoder: training leaves them as is.
+        """Freezes the embeddings and the first blocks of the encoder.
 
         Args:
-            num_layers: int, how many blocks; 0 freezes the embeddings alone. None: all blocks and
-                the pooler, too.
+            num_layers: int, number of blocks; 0 freezes only the embeddings. None also freezes all
+                blocks and the pooler.
 
         Raises:
             UserError: the encoder has fewer blocks.
@@ -69,12 +69,12 @@ class PretrainedModel(keras.Model):
             weight.trainable = False
 
     def add_lora(self, rank, alpha=None):
-        """Freezes the encoder and gives each query and value projection an adapter to train.
+        """Freezes the encoder and adds a trainable adapter to each query and value projection.
 
-        A projection W becomes W + alpha / rank * A B, with A of (D, rank) and B of (rank, D), B
-        being 0 at first. `save_pretrained` writes the sum, so that who loads it needs no adapters.
-        Source: Hu et al. 2021 (arXiv:2106.09685), sections 4.1 and 4.2; the arithmetic is that of
-        Keras' own `Dense.enable_lora`.
+        A projection W becomes W + alpha / rank * A B, with A of (D, rank), and B of (rank, D)
+        initialized to 0. `save_pretrained` writes the sum, so loading it requires no adapters.
+        Source: Hu et al. 2021 (arXiv:2106.09685), sections 4.1 and 4.2, as implemented by Keras'
+        `Dense.enable_lora`.
 
         Args:
             rank: int, at least 1. alpha: float; None for 2 * rank.
@@ -85,7 +85,7 @@ class PretrainedModel(keras.Model):
                 projection.enable_lora(rank, 2 * rank if alpha is None else alpha)
 
     def adapters(self):
-        """dict of a matrix' name -> (A, B, scale) of the adapter on it; see `add_lora`."""
+        """dict of matrix name -> (A, B, scale) of its adapter; see `add_lora`."""
         result = {}
         for i, block in enumerate(getattr(self, "bert", self).encoder.blocks):
             for name in ("query", "value"):
@@ -99,19 +99,19 @@ class PretrainedModel(keras.Model):
     def save_pretrained(self, folder, format="kbert", allow_missing=()):
         """Writes config and weights, float32, in one of four formats.
 
-        Warns where the code that the format belongs to computes something else with them, and
-        where it has all heads: then those that were removed are written as zeros.
+        Warns if the format's library computes different outputs from these weights, or does not
+        support pruned heads; these are then written as zeros.
 
         Args:
-            folder: made if missing; files of the same names are replaced.
+            folder: created if missing; files of the same names are replaced.
             format: "kbert" (`config.json`, `weights.h5`), "google" (`bert_config.json`,
                 `bert_model.ckpt`), "hf" (`config.json`, `model.safetensors`) or "keras_hub" (a
                 preset).
-            allow_missing: names, or starts of names, of weights to leave out where the format has
-                no place for them, such as `nsp` in KerasHub's.
+            allow_missing: names or name prefixes of weights to omit if the format does not support
+                them, such as `nsp` in KerasHub.
 
         Raises:
-            UserError: no such format, or weights that it has no place for.
+            UserError: the format is unknown or does not support some weights.
         """
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -130,27 +130,27 @@ class PretrainedModel(keras.Model):
 
     @classmethod
     def from_pretrained(cls, folder, allow_missing=(), layers=None, **kwargs):
-        """A model with the weights of a folder, which another class or other code may have written.
+        """Creates a model with the weights of a folder, written by any model class or library.
 
-        Weights are read one at a time. Parts that the folder lacks as a whole, such as a head or
-        the pooler, stay fresh, with a warning; parts that this class lacks are passed over.
+        Weights are read one at a time. Parts that the folder lacks entirely, such as a head or the
+        pooler, are randomly initialized, with a warning. Parts that this class lacks are ignored.
 
         Args:
-            folder: what `save_pretrained` wrote, such as `final` or `best` of a run; a folder of
-                google-research/bert, of HF transformers or of KerasHub; the name of a model on the
-                Hugging Face hub; or a `kbert.model.folder.ModelFolder`.
-            allow_missing: names, or starts of names, of weights that may be missing, unknown or of
-                another shape: they stay fresh, or are left out. kbert's names or the folder's; with
-                `*`.
-            layers: of the folder's encoder blocks, those to take, such as for a student of
-                distillation: how many, evenly spread (3 of 12 are 4, 8 and 12), or a tuple of their
-                numbers from 1. None for all.
-            **kwargs: fields of BertConfig that are to differ from the folder's, such as
-                `num_labels=3`, and arguments of the constructor, such as `dtype="mixed_bfloat16"`.
+            folder: a folder written by `save_pretrained`, such as `final` or `best` of a run; a
+                folder of google-research/bert, HF transformers or KerasHub; the name of a model on
+                the Hugging Face hub; or a `kbert.model.folder.ModelFolder`.
+            allow_missing: names or name prefixes, kbert's or the folder's, optionally with `*`, of
+                weights that may be missing, unknown or of another shape: they are randomly
+                initialized or ignored.
+            layers: the encoder blocks to load, such as for a distillation student: their number,
+                evenly spaced (3 of 12 are 4, 8 and 12), or a tuple of block numbers from 1. None
+                for all.
+            **kwargs: fields of BertConfig to override, such as `num_labels=3`, and constructor
+                arguments, such as `dtype="mixed_bfloat16"`.
 
         Raises:
-            UserError: no such folder, files that are missing, damaged or pickles, another
-                architecture; weights that are unknown, missing in part, or of another shape.
+            UserError: the folder does not exist or is of another architecture; files are missing,
+                damaged or pickles; weights are unknown, partly missing, or of another shape.
         """
         changes = {name: kwargs.pop(name) for name in _FIELDS & kwargs.keys()}
         options = {"allow_missing": allow_missing, "parts": cls.task_heads, "layers": layers}
@@ -158,7 +158,7 @@ class PretrainedModel(keras.Model):
             with skip_initialization():
                 model = cls(config, **kwargs)
             for name, weight in model.named_weights().items():
-                if name not in weights and len(weight.shape) == 2:  # vectors are fresh as 0 or 1
+                if name not in weights and len(weight.shape) == 2:  # vectors already are 0 or 1
                     weight.assign(matrix_initializer(config)(weight.shape))
             model._assign(weights, folder)
         return model
@@ -168,7 +168,7 @@ class PretrainedModel(keras.Model):
 
         Args:
             folder, allow_missing, layers: as for `from_pretrained`.
-            leave_out: names of parts, such as a head, that stay as they are.
+            leave_out: names of parts, such as a head, that are not loaded.
         """
         options = {"allow_missing": allow_missing, "parts": self.task_heads, "layers": layers}
         with ModelFolder.of(folder).open_weights(**options) as (config, weights):
@@ -193,7 +193,7 @@ class PretrainedModel(keras.Model):
                     f"{tuple(weight.shape)}."
                 )
             weight.assign(weights[name])
-        for _, b, _ in self.adapters().values():  # what is loaded holds what they had learnt
+        for _, b, _ in self.adapters().values():  # the loaded weights include the adapters
             b.assign(ops.zeros(b.shape))
         if fresh:
             there = {part_of(name) for name in weights}

@@ -1,4 +1,4 @@
-"""Heads of pretraining and of the tasks (Devlin et al. 2019, sections 3.1 and 4)."""
+"""Pretraining and task heads (Devlin et al. 2019, sections 3.1 and 4)."""
 
 import keras
 from keras import ops
@@ -9,10 +9,10 @@ from kbert.model.attention import ConfiguredLayer
 
 @keras.saving.register_keras_serializable("kbert")
 class MaskedLMHead(ConfiguredLayer):
-    """Scores of every word of the vocabulary.
+    """Predicts the logits of all vocabulary entries.
 
-    Its last matrix is that of the word embeddings, unless the config unties the two
-    (`tie_word_embeddings`).
+    Its output matrix is the word embedding matrix, unless the config sets `tie_word_embeddings` to
+    False.
 
     Call arguments:
         x: (B, M, D). word_embeddings: (V, D).
@@ -49,7 +49,7 @@ class MaskedLMHead(ConfiguredLayer):
 
 @keras.saving.register_keras_serializable("kbert")
 class NextSentenceHead(ConfiguredLayer):
-    """Whether segment B follows segment A (class 0) or is from another document (class 1).
+    """Predicts whether segment B follows A (class 0) or is from another document (class 1).
 
     Call arguments:
         pooler_output: (B, D).
@@ -71,7 +71,7 @@ class NextSentenceHead(ConfiguredLayer):
 
 @keras.saving.register_keras_serializable("kbert")
 class ClassificationHead(ConfiguredLayer):
-    """Dropout, then scores of the config's C labels, for a sequence (B, D) or its tokens (B, L, D).
+    """Dropout, then logits of C labels, for a sequence (B, D) or its tokens (B, L, D).
 
     Call arguments:
         x: (..., D).
@@ -101,7 +101,7 @@ class ClassificationHead(ConfiguredLayer):
 
 @keras.saving.register_keras_serializable("kbert")
 class ChoiceHead(ClassificationHead):
-    """Dropout, then the score of one choice: (..., D) -> (..., 1) float32 logits."""
+    """Dropout, then the logit of one choice: (..., D) -> (..., 1) float32."""
 
     def _units(self):
         return 1
@@ -109,7 +109,7 @@ class ChoiceHead(ClassificationHead):
 
 @keras.saving.register_keras_serializable("kbert")
 class SpanHead(ClassificationHead):
-    """Scores of each token as start and end of an answer: (B, L, D) -> (B, L, 2), no dropout."""
+    """Start and end logits of each token, without dropout: (B, L, D) -> (B, L, 2)."""
 
     def _units(self):
         return 2

@@ -1,4 +1,4 @@
-"""The tokenizer, its files and its vocabulary."""
+"""The BERT tokenizer, its files and its vocabulary."""
 
 from kbert.tokenizer.tokenizer import BertTokenizer
 from kbert.tokenizer.vocab import learn_vocab, read_vocab

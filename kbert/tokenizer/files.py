@@ -1,4 +1,4 @@
-"""The vocabulary and the settings of a tokenizer in a folder of weights, whoever wrote it."""
+"""Reads and writes the tokenizer files of a model folder, in any supported format."""
 
 import json
 import pathlib
@@ -18,24 +18,25 @@ def has_tokenizer(folder):
 
 
 def read_tokenizer(folder, lower_case=None):
-    """The vocabulary and the settings of the tokenizer of a folder.
+    """Reads the vocabulary and the tokenizer settings of a folder.
 
-    The vocabulary is that of `vocab.txt`, of HF's `tokenizer.json` or of a KerasHub preset. The
-    settings are those of `tokenizer_config.json` (HF's names; kbert writes it, too), else of
-    `tokenizer.json`. A folder of google-research/bert has none of these: its vocabulary is that of
-    a cased model if entries have capital letters.
+    The vocabulary is read from `vocab.txt`, HF's `tokenizer.json` or a KerasHub preset. The
+    settings are read from `tokenizer_config.json` (with HF's names; kbert also writes this file),
+    otherwise from `tokenizer.json`. A google-research/bert folder has neither file: its model is
+    treated as cased if the vocabulary contains capital letters.
 
-    Of a KerasHub preset, lower-casing strips accents, as in BERT; its own file says
-    `strip_accents: false` for models that were trained with accents stripped.
+    For a KerasHub preset, lower-casing strips accents, as in BERT, because the preset's own file
+    has `strip_accents: false` even for models that were trained with accents stripped.
 
     Args:
-        folder: path. lower_case: bool to take instead of the folder's, or None.
+        folder: path.
+        lower_case: bool that overrides the folder's setting, or None.
 
     Returns:
-        list of str, and dict of `lower_case`, `strip_accents` and `tokenize_chinese_chars`.
+        list of str, and a dict with `lower_case`, `strip_accents` and `tokenize_chinese_chars`.
 
     Raises:
-        UserError: no vocabulary, one that cannot be used, or another kind of tokenizer.
+        UserError: the vocabulary is missing or invalid, or the tokenizer is of another type.
     """
     folder = pathlib.Path(folder)
     path, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
@@ -50,7 +51,7 @@ def read_tokenizer(folder, lower_case=None):
     else:
         settings = _hf_settings(values, path) if values else {}
         settings |= _config_settings(read_json(config), config) if config.is_file() else {}
-        vocab_file = path if values else folder / "vocab.txt"  # HF adds words to the first alone
+        vocab_file = path if values else folder / "vocab.txt"  # HF adds words to the former only
     vocab = read_vocab(vocab_file)
     if lower_case not in (None, settings.get("lower_case")):
         settings |= {"lower_case": lower_case, "strip_accents": lower_case}
@@ -61,13 +62,13 @@ def read_tokenizer(folder, lower_case=None):
 
 
 def _has_capitals(vocab):
-    """Whether over a thousandth of the entries, those like [UNK] or <S> aside, has a capital."""
+    """Whether over 0.1 % of the entries, except ones like [UNK] or <S>, have a capital letter."""
     words = [word for word in vocab if not word.startswith(("[", "<"))]
     return sum(word != word.lower() for word in words) > len(words) / 1000
 
 
 def _config_settings(values, path):
-    """The settings of HF's `tokenizer_config.json`."""
+    """Returns the settings in HF's `tokenizer_config.json`."""
     name = values.get("tokenizer_class") or _HF_CLASSES[0]
     if name not in _HF_CLASSES:
         raise UserError(f"{path} is of {name}; kbert's tokenizer is that of BERT, BertTokenizer.")
@@ -77,7 +78,7 @@ def _config_settings(values, path):
 
 
 def _hf_settings(values, path):
-    """The settings of HF's `tokenizer.json`."""
+    """Returns the settings in HF's `tokenizer.json`."""
     kinds = {"normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
     kinds["model"] = "WordPiece"
     for part, kind in kinds.items():
@@ -91,7 +92,7 @@ def _hf_settings(values, path):
 
 
 def _keras_hub_settings(values, path):
-    """The settings of KerasHub's `tokenizer.json`."""
+    """Returns the settings in KerasHub's `tokenizer.json`."""
     if values["class_name"] != "BertTokenizer":
         raise UserError(f"{path} is of {values['class_name']}; kbert reads BertTokenizer.")
     (config,) = members(values, ["config"], path)
@@ -103,7 +104,7 @@ def _keras_hub_settings(values, path):
 
 
 def _stated(values, lower_case, tokenize_chinese_chars, path):
-    """The settings that are stated, under the names of kbert."""
+    """Returns the settings present in `values`, under kbert's names."""
     names = {
         lower_case: "lower_case",
         "strip_accents": "strip_accents",
@@ -123,19 +124,22 @@ def _stated(values, lower_case, tokenize_chinese_chars, path):
 
 
 def write_tokenizer(folder, format, vocab, settings, max_length=None):
-    """Writes what `read_tokenizer` reads, into an existing folder.
+    """Writes the tokenizer files that `read_tokenizer` reads.
 
     Args:
+        folder: an existing folder.
         format: one of `kbert.utils.formats.FORMATS`. "kbert" and "google" have `vocab.txt` and
-            `tokenizer_config.json`, "hf" also `tokenizer.json`, "keras_hub" its own two files.
-        vocab: list of str. settings: dict of lower_case, strip_accents, tokenize_chinese_chars.
-        max_length: for HF, the longest sequence of the model, in tokens.
+            `tokenizer_config.json`, "hf" also has `tokenizer.json`, "keras_hub" has its own two
+            files.
+        vocab: list of str.
+        settings: dict with lower_case, strip_accents and tokenize_chinese_chars.
+        max_length: the maximum sequence length of the model in tokens; used only for HF.
     """
     folder = pathlib.Path(folder)
     if format == "keras_hub":
         _write_keras_hub(folder, vocab, settings)
         return
-    (folder / "tokenizer.json").unlink(missing_ok=True)  # it would be read first
+    (folder / "tokenizer.json").unlink(missing_ok=True)  # it takes precedence over vocab.txt
     write_vocab(vocab, folder / "vocab.txt")
     values = {
         "tokenizer_class": "BertTokenizer",

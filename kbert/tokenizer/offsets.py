@@ -1,21 +1,22 @@
-"""Where in the source text a piece comes from: byte offsets through normalisation, as TF ops.
+"""Maps WordPieces to byte offsets in the source text, before normalization, as TF ops.
 
-Lower-casing, accents and dropped characters change the length of a text. What stays is the order:
-the normalised text is, character by character, what its source characters became. So the length
-in bytes that each of them comes to is all that is needed to find the way back.
+Lower-casing, stripping accents and dropping characters change the length of a text but not the
+order of its characters. The normalized byte length of each source character is therefore enough to
+map normalized offsets back to source offsets.
 """
 
 import tensorflow as tf
 
 
 def tokenize_words(splitter, texts, alone, unknown, longest_word):
-    """Pieces of texts that are cut into words first, which finds words that are too long.
+    """Splits texts into words, then into WordPieces, and replaces words that are too long.
 
     Args:
-        splitter: has `tokenize_with_offsets`, as the tokenizers of tensorflow_text have.
-        texts: (B,) string, normalised.
-        alone: RE2 pattern of the characters that are words of their own.
-        unknown: text to put for a word of more than `longest_word` characters; one piece.
+        splitter: a tokenizer with `tokenize_with_offsets`, such as those in tensorflow_text.
+        texts: (B,) string, normalized.
+        alone: RE2 pattern of the characters that each form a separate word.
+        unknown: replacement for words of more than `longest_word` characters; a single piece.
+        longest_word: maximum word length in characters.
 
     Returns:
         ids int32, starts and ends int64: (B, None) RaggedTensors of equal row lengths; byte
@@ -53,19 +54,19 @@ def tokenize_words(splitter, texts, alone, unknown, longest_word):
 
 
 def source_offsets(texts, normalize, starts, ends):
-    """Byte offsets into texts, from byte offsets into what they become by normalisation.
+    """Maps byte offsets into the normalized texts to byte offsets into the source texts.
 
-    A piece begins where the source character of its first byte begins, and ends behind that of its
-    last byte and the accents that were stripped from it. Other characters that were dropped belong
-    to a piece only if they are in its middle. Pieces of one character, such as those of a Hangul
-    syllable, all span it. Where normalisation changes the order of marks that are kept (a few
-    vowel signs and musical symbols, in orders that nobody writes), it is that of the result.
+    A piece starts at the source character of its first byte. It ends after the source character of
+    its last byte and the accents stripped from that character. Other dropped characters belong to
+    a piece only if they are inside it. If several pieces come from one character, such as a Hangul
+    syllable, each spans the whole character. If normalization reorders marks that it keeps (a few
+    vowel signs and musical symbols, in unusual orders), the offsets follow the normalized order.
 
     Args:
         texts: (B,) string, the source, any bytes.
-        normalize: maps (N,) string to (N,) string; each character must come to the same number of
-            bytes alone as in any text.
-        starts, ends: (B, None) int64 RaggedTensors of spans of at least one byte.
+        normalize: maps (N,) string to (N,) string; the normalized byte length of a character must
+            not depend on its context.
+        starts, ends: (B, None) int64 RaggedTensors; every span has at least one byte.
 
     Returns:
         starts and ends, (B, None) int32 RaggedTensors.
@@ -76,8 +77,8 @@ def source_offsets(texts, normalize, starts, ends):
     distinct = tf.strings.unicode_encode(distinct, "UTF-8")
     sizes = tf.strings.length(normalize(distinct))  # 0: the character is dropped
     is_border = (sizes > 0) | ~tf.strings.regex_full_match(distinct, r"\p{Mn}")
-    # Of every character in the batch, as if the texts were one: the bytes up to its end, and the
-    # number of characters up to it that end a piece before them.
+    # Cumulative counts over all characters of the batch, as if the texts were concatenated: the
+    # normalized bytes, and the characters before which a preceding piece ends.
     bytes_before = tf.cumsum(tf.gather(tf.cast(sizes, tf.int64), index))
     borders_before = tf.cumsum(tf.gather(tf.cast(is_border, tf.int64), index))
     row_bytes = tf.gather(tf.concat([[0], bytes_before], axis=0), codes.row_splits)

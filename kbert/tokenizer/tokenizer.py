@@ -1,4 +1,4 @@
-"""BERT's tokenizer as TensorFlow ops, so that training and the exported graph share one object."""
+"""BERT's tokenizer as TensorFlow ops, shared by training and exported graphs."""
 
 import functools
 
@@ -19,45 +19,46 @@ from kbert.tokenizer.vocab import (
 from kbert.utils.formats import FORMATS, find_folder
 
 PADDINGS = ("max_length", "longest")
-# Special tokens pass the word splitter as private-use characters: it would cut '[MASK]' in three.
-# The same characters in a user's text become the one of [UNK], which is what they are in BERT.
+# Private-use characters stand in for special tokens because the word splitter would split '[MASK]'
+# into three. The same characters in a user's text become [UNK], as in BERT.
 _STAND_INS = {token: chr(0xE000 + i) for i, token in enumerate(SPECIAL_TOKENS)}
 _UNKNOWN = _STAND_INS["[UNK]"]
 _RESERVED = r"[\x{E000}-\x{E004}]"
-# What google-research/bert's _clean_text drops: NUL, U+FFFD, control and format characters other
-# than tab, line feed and carriage return.
+# Characters that google-research/bert's _clean_text drops: NUL, U+FFFD, and control and format
+# characters other than tab, line feed and carriage return.
 _DROPPED = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F-\x{9F}\x{FFFD}]|\p{Cf}"
-# Neither half a character, nor overlong, nor a surrogate: RE2 sees none of these as a character.
+# RE2 does not match truncated or overlong sequences or surrogates as characters.
 _VALID_UTF8 = r"[\x00-\x{D7FF}\x{E000}-\x{10FFFF}]*"
-_IDEOGRAPHS = (  # _is_chinese_char there
+_IDEOGRAPHS = (  # as in _is_chinese_char of google-research/bert
     r"\x{3400}-\x{4DBF}\x{4E00}-\x{9FFF}\x{F900}-\x{FAFF}"
     r"\x{20000}-\x{2A6DF}\x{2A700}-\x{2CEAF}\x{2F800}-\x{2FA1F}"
 )
 _PUNCTUATION = r"\pP$+<=>^`|~"
 _ONE_CHARACTER_WORD = rf"[{_PUNCTUATION}{_IDEOGRAPHS}]"
-# Finds text that may hold a word of over 200 characters: a run of characters none of which is
-# surely a word of its own. Coarse, because a precise class repeated 200 times is too big for RE2.
+# Matches text that may contain a word of over 200 characters: a run of characters that may belong
+# to one word. Approximate, because the exact class repeated 200 times is too large for RE2.
 _MAYBE_TOO_LONG = r"[0-9A-Za-z\x{80}-\x{33FF}\x{4DC0}-\x{4DFF}\x{A000}-\x{10FFFF}]{201}"
 
 
 class BertTokenizer(tf.Module):
-    """Text to WordPiece ids, equal to google-research/bert's `tokenization.FullTokenizer`.
+    """Converts text to the WordPiece ids of google-research/bert's `tokenization.FullTokenizer`.
 
-    Runs eagerly, inside tf.data and inside exported graphs. Equality is tested on real and on
-    hostile text for three vocabularies; the exceptions known are a handful of code points whose
-    class changed between Unicode versions.
+    Runs eagerly, inside tf.data and inside exported graphs. Tests compare the ids on real and
+    adversarial text for three vocabularies; the only known differences are a handful of code points
+    whose class changed between Unicode versions.
 
     Args:
-        vocab_file: path of the vocabulary, one entry a line, or HF's `tokenizer.json`; or the list
-            of the entries.
+        vocab_file: path of a vocabulary with one entry per line or of HF's `tokenizer.json`, or a
+            list of the entries.
         lower_case: lower-case and strip accents, as the uncased models do.
-        special_tokens_in_text: read '[MASK]', '[CLS]', '[SEP]', '[PAD]' and '[UNK]' written in the
-            text as those tokens, or only those of them that are named: ("[MASK]",). Leave it off
-            for text from strangers: off, they are punctuation and letters, as in any other text.
-        strip_accents: None: as `lower_case` says. The few models that were trained otherwise say so
-            in their folders.
-        tokenize_chinese_chars: each ideograph is a word of its own, as in BERT; off in a few models
-            of Japanese and Korean.
+        special_tokens_in_text: whether to parse '[MASK]', '[CLS]', '[SEP]', '[PAD]' and '[UNK]' in
+            the text as special tokens, or a tuple of the tokens to parse, such as ("[MASK]",).
+            Keep it False for untrusted text: they are then tokenized as ordinary punctuation and
+            letters.
+        strip_accents: None to follow `lower_case`. The folders of the few models that differ
+            specify it.
+        tokenize_chinese_chars: whether each ideograph is a separate word, as in BERT; False in a
+            few Japanese and Korean models.
 
     Raises:
         UserError: the vocabulary cannot be read or used.
@@ -106,27 +107,28 @@ class BertTokenizer(tf.Module):
             "token_out_type": tf.int32,
         }
         try:
-            if tokenize_chinese_chars:  # and its own lower-casing is not BERT's
+            if tokenize_chinese_chars:  # its own lower-casing differs from BERT's
                 self._splitter = tf_text.FastBertTokenizer(
                     **pieces, lower_case_nfd_strip_accents=False
                 )
             else:
                 self._splitter = tf_text.FastWordpieceTokenizer(**pieces, no_pretokenization=True)
-        except RuntimeError as error:  # such as white space inside of an entry
+        except RuntimeError as error:  # such as white space inside an entry
             raise UserError(f"the vocabulary {vocab_file} cannot be used: {error}") from error
 
     @classmethod
     def from_pretrained(cls, folder, special_tokens_in_text=False, lower_case=None):
-        """The tokenizer of a folder of weights, in any format that `BertModel` reads.
+        """Loads the tokenizer of a model folder, in any format that `BertModel` reads.
 
         Args:
-            folder: as for `BertModel.from_pretrained`; a name on the Hugging Face hub, too.
+            folder: as for `BertModel.from_pretrained`, including model names on the Hugging Face
+                hub.
             special_tokens_in_text: as for the constructor.
-            lower_case: None: as the folder says, or, where it does not (google-research/bert's do
-                not), as its vocabulary shows: with capital letters or without.
+            lower_case: None to use the folder's setting. If the folder has none, as in
+                google-research/bert, the model is cased if its vocabulary has capital letters.
 
         Raises:
-            UserError: a file is missing or cannot be used, or is that of another tokenizer.
+            UserError: a file is missing or invalid, or belongs to another tokenizer class.
         """
         vocab, settings = read_tokenizer(find_folder(folder), lower_case)
         return cls(vocab, **settings, special_tokens_in_text=special_tokens_in_text)
@@ -136,12 +138,12 @@ class BertTokenizer(tf.Module):
 
         Args:
             folder: files of the same names are replaced.
-            format: as for the models; where that of google-research/bert has no place for the
-                settings, HF's `tokenizer_config.json` keeps them.
-            max_length: for HF's tokenizer, the longest sequence of the model in tokens.
+            format: as for the models. "google" has no file for the settings, so they are written
+                to HF's `tokenizer_config.json`.
+            max_length: the maximum sequence length of the model in tokens; used only for HF.
 
         Raises:
-            UserError: no such format.
+            UserError: the format is unknown.
         """
         if format not in FORMATS:
             raise UserError(f"format must be one of {', '.join(FORMATS)}; got {format!r}.")
@@ -149,25 +151,25 @@ class BertTokenizer(tf.Module):
 
     @property
     def settings(self):
-        """dict of the constructor's arguments that change ids."""
+        """dict of the constructor arguments that affect the ids."""
         names = ("lower_case", "strip_accents", "tokenize_chinese_chars")
         return {name: getattr(self, name) for name in names}
 
     @property
     def vocab_size(self):
-        """Entries of the vocabulary."""
+        """Number of vocabulary entries."""
         return len(self.vocab)
 
     @property
     def fingerprint(self):
-        """Equal for tokenizers that give equal ids to every text without special tokens."""
+        """Hash, equal for tokenizers that return equal ids for all text without special tokens."""
         usual = {"lower_case": self.lower_case, "strip_accents": self.lower_case}
         usual["tokenize_chinese_chars"] = True
         unusual = {name: value for name, value in self.settings.items() if value != usual[name]}
         return vocab_fingerprint(self.vocab, self.lower_case, unusual)
 
     def _normalize(self, texts):
-        texts = tf.cond(  # transcoding takes longer than all that follows
+        texts = tf.cond(  # transcoding costs more than all the following steps
             tf.reduce_all(tf.strings.regex_full_match(texts, _VALID_UTF8)),
             lambda: texts,
             lambda: tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace"),
@@ -185,27 +187,27 @@ class BertTokenizer(tf.Module):
         return texts
 
     def token_to_id(self, token):
-        """The id of an entry of the vocabulary, such as "##ing" or "[MASK]".
+        """Returns the id of a vocabulary entry, such as "##ing" or "[MASK]".
 
         Raises:
-            UserError: no such entry.
+            UserError: the vocabulary lacks the entry.
         """
         if token not in self.vocab:
             raise UserError(f"the vocabulary has no entry {token!r}; split text with `tokenize`.")
         return self.vocab.index(token)
 
     def id_to_token(self, id):
-        """The entry of the vocabulary with an id.
+        """Returns the vocabulary entry with this id.
 
         Raises:
-            UserError: no such id.
+            UserError: the id is out of range.
         """
         if not 0 <= id < self.vocab_size:
             raise UserError(f"ids are 0 to {self.vocab_size - 1}; got {id}.")
         return self.vocab[id]
 
     def decode(self, ids, skip_special_tokens=False):
-        """Text of ids: words joined from their WordPieces, separated by spaces.
+        """Converts ids to text: joins WordPieces into words, separated by spaces.
 
         Args:
             ids: (L,) ints, or (B, L), ragged or not.
@@ -215,7 +217,7 @@ class BertTokenizer(tf.Module):
             str, or for (B, L) a list of str.
 
         Raises:
-            UserError: an id that is not in the vocabulary.
+            UserError: an id is out of range.
         """
         if isinstance(ids, tf.RaggedTensor):
             ids = ids.to_list()
@@ -227,7 +229,7 @@ class BertTokenizer(tf.Module):
         return " ".join(tokens).replace(f" {CONTINUATION}", "")
 
     def tokenize(self, texts):
-        """WordPiece ids without [CLS] and [SEP].
+        """Returns WordPiece ids without [CLS] and [SEP].
 
         Args:
             texts: (B,) string, UTF-8; invalid bytes are dropped. A single string is a batch of one.
@@ -244,22 +246,22 @@ class BertTokenizer(tf.Module):
         return self._splitter.tokenize(texts)
 
     def tokenize_with_offsets(self, texts):
-        """The ids of `tokenize`, and where in the texts the piece of each comes from.
+        """Returns the ids of `tokenize` with the byte offsets of each piece in its text.
 
-        `text_bytes[start:end]` is what a piece was made from, with the accents that were stripped
-        from it; for valid UTF-8 it is whole characters. White space, characters that were dropped
-        (unless in the middle of a piece) and invalid bytes are outside. The [UNK] of a word spans
-        the word. Pieces of one character, as in Hangul, have equal offsets.
+        `text_bytes[start:end]` is the source of a piece, including stripped accents; in valid UTF-8
+        it consists of whole characters. It excludes white space, dropped characters (unless inside
+        a piece) and invalid bytes. The [UNK] of a word spans the word. Several pieces of one
+        character, as in Hangul, have equal offsets.
 
         Args:
             texts: (B,) string.
 
         Returns:
-            ids, starts, ends: (B, None) int32 RaggedTensors of equal row lengths; offsets in bytes
-            of the text as given, `end` exclusive.
+            ids, starts, ends: (B, None) int32 RaggedTensors of equal row lengths; byte offsets
+            into the original text, `end` exclusive.
 
         Raises:
-            UserError: the tokenizer reads special tokens in the text.
+            UserError: `special_tokens_in_text` is set.
         """
         if self.special_tokens_in_text:
             raise UserError(
@@ -281,22 +283,22 @@ class BertTokenizer(tf.Module):
         return ids, *source_offsets(sources, self._normalize, starts, ends)
 
     def __call__(self, texts, text_pairs=None, max_length=128, padding="max_length"):
-        """Features of texts or of pairs of texts.
+        """Converts texts or text pairs to features.
 
-        A pair that is too long loses tokens from the end of its longer part, one at a time, as in
-        google-research/bert.
+        A pair that is too long is truncated one token at a time, from the end of the longer text,
+        as in google-research/bert.
 
         Args:
             texts: (B,) string, or a single string, which is a batch of one.
-            text_pairs: as `texts`, or None.
-            max_length: longest row in tokens; at least 3, with pairs at least 5.
+            text_pairs: the second texts, like `texts`, or None.
+            max_length: maximum row length in tokens; at least 3, or 5 with pairs.
             padding: "max_length", or "longest" to pad to the longest row of the batch.
 
         Returns:
-            dict of input_ids, attention_mask and token_type_ids, each (B, L) int32.
+            dict with input_ids, attention_mask and token_type_ids, each (B, L) int32.
 
         Raises:
-            UserError: `max_length` is too small; no such `padding`.
+            UserError: `max_length` is too small or `padding` is unknown.
         """
         if padding not in PADDINGS:
             raise UserError(f"padding must be one of {', '.join(PADDINGS)}; got {padding!r}.")
@@ -309,14 +311,15 @@ class BertTokenizer(tf.Module):
         return self.pack(segments, max_length, padding)
 
     def pack(self, segments, max_length, padding="max_length"):
-        """Features of WordPiece ids: [CLS] first [SEP] second [SEP], truncated and padded.
+        """Converts WordPiece ids to features: [CLS] first [SEP] second [SEP], truncated and padded.
 
         Args:
-            segments: one or two (B, None) int32 RaggedTensors. max_length: int, or int32 tensor.
-            padding: as when called.
+            segments: one or two (B, None) int32 RaggedTensors.
+            max_length: int, or int32 tensor.
+            padding: as for `__call__`.
 
         Returns:
-            as when called.
+            as for `__call__`.
         """
         room = max_length - len(segments) - 1
         if len(segments) == 2:
@@ -346,7 +349,7 @@ class BertTokenizer(tf.Module):
 
 
 def _batch(texts):
-    """(B,) string; a single text as a batch of one."""
+    """Returns texts as a (B,) string tensor; a single text becomes a batch of one."""
     texts = tf.convert_to_tensor(texts, tf.string)
     return tf.expand_dims(texts, 0) if texts.shape.rank == 0 else texts
 
@@ -356,23 +359,23 @@ def _any_may_be_too_long(texts):
 
 
 def _words(texts, alone):
-    """(B, None) words: text between white space, and each character of the class `alone`.
+    """Splits texts at white space and around each character of the class `alone`: (B, None).
 
-    A word of over 200 characters is [UNK], as in google-research/bert.
+    A word of over 200 characters becomes [UNK], as in google-research/bert.
     """
     texts = tf.strings.regex_replace(texts, f"({alone})", r" \1 ")
-    texts = tf.strings.regex_replace(texts, r"\pZ", " ")  # tf.strings.split knows ASCII's alone
+    texts = tf.strings.regex_replace(texts, r"\pZ", " ")  # tf.strings.split: ASCII spaces only
     words = tf.strings.split(texts)
     too_long = tf.strings.length(words.flat_values, unit="UTF8_CHAR") > 200
     return words.with_flat_values(tf.where(too_long, _UNKNOWN, words.flat_values))
 
 
 def _drop_long_words(texts):
-    """Puts [UNK] for each word of over 200 characters."""
+    """Replaces each word of over 200 characters with [UNK]."""
     return tf.strings.reduce_join(_words(texts, _ONE_CHARACTER_WORD), axis=-1, separator=" ")
 
 
 def _first_tokens(ragged, lengths):
-    """The first `lengths[i]` values of row i."""
+    """Returns the first `lengths[i]` values of row i."""
     keep = tf.ragged.range(ragged.row_lengths()) < tf.expand_dims(lengths, 1)
     return tf.ragged.boolean_mask(ragged, keep)

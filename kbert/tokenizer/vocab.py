@@ -1,4 +1,4 @@
-"""WordPiece vocabularies: reading, checking, learning."""
+"""Reads, validates, learns and writes WordPiece vocabularies."""
 
 import collections
 import hashlib
@@ -15,14 +15,15 @@ CONTINUATION = "##"
 
 
 def read_vocab(path):
-    """Entries of a vocabulary file, in the order of their ids.
+    """Returns the entries of a vocabulary file, in the order of their ids.
 
-    A text file has one a line; the line number, from 0, is the id. Lines end at "\\n" alone and
-    white space around an entry is dropped, as in google-research/bert: `bert-base-chinese` has
-    entries that are or hold U+2028. A `.json` file is HF's `tokenizer.json`.
+    A text file has one entry per line; the line number, from 0, is the id. Only "\\n" ends a line,
+    because `bert-base-chinese` has entries with U+2028. White space around an entry is stripped, as
+    in google-research/bert. A `.json` file is HF's `tokenizer.json`.
 
     Raises:
-        UserError: no such file, not UTF-8, an entry twice, or a special token missing.
+        UserError: the file is missing, is not UTF-8, has a duplicate entry, or lacks a special
+            token.
     """
     path = pathlib.Path(path)
     if path.suffix == ".json":
@@ -37,7 +38,7 @@ def read_vocab(path):
 
 
 def _tokenizer_json_vocab(path):
-    """Entries of HF's `tokenizer.json`, those that were added to the vocabulary included."""
+    """Returns the entries of HF's `tokenizer.json`, including added tokens."""
     values = read_json(path)
     try:
         ids, added = dict(values["model"]["vocab"]), values.get("added_tokens") or ()
@@ -62,10 +63,14 @@ def _tokenizer_json_vocab(path):
 
 
 def check_vocab(vocab, path):
-    """The vocabulary, a list of str, if it can be used; `path` is where it is from.
+    """Validates a vocabulary, a list of str, and returns it.
+
+    Args:
+        vocab: list of str.
+        path: the source of the vocabulary, for error messages.
 
     Raises:
-        UserError: an entry twice, or a special token missing.
+        UserError: an entry is duplicate or not valid UTF-8, or a special token is missing.
     """
     if not all(map(is_text, vocab)):
         raise UserError(f"the vocabulary {path} has entries that are no text in UTF-8.")
@@ -87,7 +92,7 @@ def check_vocab(vocab, path):
 
 
 def vocab_fingerprint(vocab, lower_case, unusual=None):
-    """SHA-256 over the entries, the casing and unusual settings: equal ones give equal ids."""
+    """Returns the SHA-256 of the entries, the casing and non-default settings."""
     text = f"lower_case={lower_case}\n" + (f"{unusual}\n" if unusual else "") + "\n".join(vocab)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
@@ -96,16 +101,16 @@ def learn_vocab(texts, vocab_size, lower_case=True):
     """Learns a WordPiece vocabulary with the Rust `tokenizers` library.
 
     Args:
-        texts: iterable of str, which is read several times, so a list or
+        texts: iterable of str that can be iterated several times, such as a list or
             `kbert.corpus.text_sources.Texts`.
-        vocab_size: entries wanted, special tokens included; fewer come out of little text.
+        vocab_size: maximum number of entries, including special tokens; little text yields fewer.
         lower_case: lower-case and strip accents first, as an uncased BERT does.
 
     Returns:
-        list of str, special tokens first. A function of the texts: learnt twice, it is the same.
+        list of str, special tokens first. Deterministic: the same texts give the same vocabulary.
 
     Raises:
-        UserError: `vocab_size` is too small, or the text holds no word.
+        UserError: `vocab_size` is too small, or the text contains no words.
     """
     if vocab_size < 32:
         raise UserError(f"vocab_size must be at least 32; got {vocab_size}.")
@@ -117,16 +122,16 @@ def learn_vocab(texts, vocab_size, lower_case=True):
     counts = collections.Counter()
     for text in texts:
         counts.update(normalizer.normalize_str(text))
-    # Room for every character of Chinese text, without letting rare ones crowd out words. With
-    # their "##" forms and the special tokens, 13 fit into the smallest vocabulary.
+    # Leaves room for all characters of Chinese text without letting rare ones displace words.
+    # With their "##" forms and the special tokens, 13 fit into the smallest vocabulary.
     room = max(13, min(6000, vocab_size // 3))
     characters = [
         char for char in sorted(counts, key=lambda c: (-counts[c], c)) if not char.isspace()
     ]
     characters = sorted(characters[:room])
-    # The library itself cuts the characters, numbers the "##" ones and breaks ties between pairs
-    # by the order of a hash table, so its result would differ from call to call. It is told the
-    # characters, and the "##" ones, which a first pass finds, as special tokens.
+    # By default the library selects characters, numbers the "##" ones and breaks ties between
+    # pairs in hash table order, so its result varies between calls. To make it deterministic, pass
+    # the characters, and pass the "##" ones, which a first pass collects, as special tokens.
     specials = list(SPECIAL_TOKENS)
     learned = _train(texts, 0, lower_case, specials, characters)
     continuations = sorted(token for token in learned if token.startswith(CONTINUATION))
@@ -137,7 +142,7 @@ def learn_vocab(texts, vocab_size, lower_case=True):
 
 
 def _train(texts, vocab_size, lower_case, specials, characters):
-    """The entries that the library learns, by their ids."""
+    """Returns the entries that the library learns, in the order of their ids."""
     from tokenizers import BertWordPieceTokenizer
 
     learner = BertWordPieceTokenizer(lowercase=lower_case)
@@ -155,5 +160,5 @@ def _train(texts, vocab_size, lower_case, specials, characters):
 
 
 def write_vocab(vocab, path):
-    """Writes one entry a line, UTF-8."""
+    """Writes one entry per line, as UTF-8."""
     atomic.write_text(path, "\n".join(vocab) + "\n")

@@ -1,4 +1,4 @@
-"""Weights in and out: four formats, one table of names each."""
+"""Reads and writes weights in four formats, with one table of names each."""
 
 import contextlib
 import os
@@ -30,36 +30,36 @@ __all__ = [
 ]
 
 _MODULES = {"kbert": native, "google": google, "hf": huggingface, "keras_hub": kerashub}
-_MODULES["export"] = exported  # which is not written
+_MODULES["export"] = exported  # read only
 
 
 @contextlib.contextmanager
 def open_weights(folder, allow_missing=(), parts=(), layers=None, **changes):
-    """Opens a folder of weights in any format; they are read one at a time, when asked for.
+    """Opens a model folder in any format; weights are read one at a time, on access.
 
-    The shapes are checked against the config before anything is read or made.
+    The shapes are checked against the config before any weight is read.
 
     Args:
         folder: as for `kbert.utils.formats.find_folder`.
-        allow_missing: names, or starts of names, of weights that may be missing, unknown or of
-            another shape, and are then left out: kbert's names or those of the format; with `*`.
-        parts: of the model that is to be read; a folder of HF may not say what its classifier is
-            for.
-        layers: of the encoder blocks, those to take; see `chosen_layers`. None for all.
-        **changes: fields of BertConfig that are to differ from the folder's.
+        allow_missing: names or name prefixes, kbert's or the format's, optionally with `*`, of
+            weights that may be missing, unknown or of another shape; these are omitted.
+        parts: the parts of the model to load, which identify the classifier of an HF folder whose
+            config does not specify it.
+        layers: the encoder blocks to load; see `chosen_layers`. None for all.
+        **changes: fields of BertConfig to override.
 
-    Gives:
-        BertConfig, and Tensors of kbert's name -> float32 array: all of a part or, but for
-            `allow_missing`, none.
+    Yields:
+        BertConfig, and Tensors of kbert's name -> float32 array. Except for `allow_missing`, each
+            part is complete or absent.
 
     Raises:
-        UserError: no such folder, files that cannot be read, another architecture; weights that are
-            unknown, missing, or of another shape than the config says.
+        UserError: the folder does not exist, cannot be read or is of another architecture; weights
+            are unknown, missing, or differ in shape from the config.
     """
     folder = find_folder(folder)
     with _MODULES[folder_format(folder)].opened(folder, parts) as (fields, tensors, places_of):
         if "num_labels" in changes and changes["num_labels"] != fields.get("num_labels"):
-            fields["label_names"] = None  # those of other labels
+            fields["label_names"] = None  # they belong to other labels
         try:
             config = BertConfig(**fields | changes)
             saved_config = (
@@ -89,7 +89,7 @@ def open_weights(folder, allow_missing=(), parts=(), layers=None, **changes):
 
 
 def _fitting(folder, tensors, places, allow_missing):
-    """kbert's names of the tensors that are there, after all checks."""
+    """Checks the tensors and returns kbert's names of those to load."""
 
     def allowed(name):
         external_name = places[name].name if name in places else name
@@ -126,16 +126,17 @@ def write_weights(folder, format, config, weights, allow_missing=()):
         folder: an existing folder; files of the same names are replaced.
         format: one of `kbert.utils.formats.FORMATS`.
         config: BertConfig.
-        weights: Tensors, of kbert's name -> float32 array.
-        allow_missing: names, or starts of names, of weights to leave out where the format has no
-            place for them.
+        weights: Tensors of kbert's name -> float32 array.
+        allow_missing: names or name prefixes of weights to omit if the format does not support
+            them.
 
     Returns:
-        list of lines: where the other code would compute something else with these weights, and
-        that removed heads are written as zeros, which all formats but kbert's own need.
+        list of notes (str): differences in the outputs of the format's library, and, for all
+        formats except kbert's, that removed heads are written as zeros.
 
     Raises:
-        UserError: no such format, weights that it has no place for, files that cannot be written.
+        UserError: the format is unknown or does not support some weights, or a file cannot be
+            written.
     """
     if format not in FORMATS:
         raise UserError(f"format must be one of {', '.join(FORMATS)}; got {format!r}.")

@@ -1,4 +1,4 @@
-"""Fields of BertConfig in configs of other formats that have no place for all of them."""
+"""Stores fields of BertConfig in configs of formats that do not support all of them."""
 
 import dataclasses
 
@@ -9,10 +9,10 @@ from kbert.utils.formats import members
 
 
 def kbert_fields(values, path):
-    """The fields that a config of another format keeps under the key "kbert".
+    """Returns the fields that a config of another format stores under the key "kbert".
 
     Raises:
-        UserError: it holds something else.
+        UserError: the value contains anything but fields of BertConfig.
     """
     extra = values.get("kbert", {})
     members(extra, (), path)
@@ -23,13 +23,13 @@ def kbert_fields(values, path):
 
 
 def extra_fields(values, known, fixed):
-    """Fields that a format has no place for and that are not what its code takes."""
+    """Returns the fields that a format lacks and that differ from its library's fixed values."""
     usual = dataclasses.asdict(BertConfig()) | fixed
     return {n: v for n, v in values.items() if n not in known and v != usual[n]}
 
 
 def differences(config, code, fixed):
-    """Lines that say where `code`, which takes `fixed` for granted, computes something else."""
+    """Returns notes on the differences between the config and the `fixed` values of `code`."""
     return [
         f"{code} always computes with {name} {value}; this model has {getattr(config, name)}, so "
         f"its outputs there differ from kbert's."

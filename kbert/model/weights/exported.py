@@ -1,7 +1,7 @@
-"""What `kbert.export` writes: a SavedModel, whose variables are the weights. It is only read here.
+"""Reads weights from the variables of a SavedModel written by `kbert.export`.
 
-Beside the SavedModel, in `assets.extra`, lie the config, the vocabulary and `kbert.json`, which has
-kbert's names of the variables in their order.
+The `assets.extra` folder of the SavedModel contains the config, the vocabulary and `kbert.json`,
+which lists kbert's names of the variables in order.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ CONFIG_FILE = "config.json"
 
 @contextlib.contextmanager
 def opened(folder, parts=()):
-    """Gives the fields of the config, the tensors, and the function from a config to their places.
+    """Yields the config fields, the tensors, and a function from a config to their `Place`s.
 
     Args:
         folder: `assets.extra` of a SavedModel.

@@ -1,11 +1,11 @@
 """The format of google-research/bert: `bert_config.json` and a TensorFlow 1 checkpoint.
 
-The names are those that its `modeling.py`, `run_pretraining.py`, `run_classifier.py` and
-`run_squad.py` give their variables. Its code computes GELU by tanh and LayerNorm with epsilon
-1e-12, whatever the config says. What it has no field for, such as another epsilon or the names of
-labels, `bert_config.json` keeps under the key "kbert", which that code passes over.
+The names are the variable names of its `modeling.py`, `run_pretraining.py`, `run_classifier.py`
+and `run_squad.py`. Its code always computes GELU with the tanh approximation and LayerNorm with
+epsilon 1e-12, regardless of the config. Fields that it lacks, such as another epsilon or the label
+names, are stored in `bert_config.json` under the key "kbert", which that code ignores.
 
-This is the one file of `kbert.model` that needs TensorFlow, whose format it is.
+Requires TensorFlow, because the checkpoint is in TensorFlow's format.
 """
 
 import contextlib
@@ -58,28 +58,28 @@ def places(config, parts=()):
     )
 
 
-# Of a data file. A writer of checkpoints takes all tensors of a file at once: this bounds memory,
-# and leaves BERT-base in one file, as published.
+# Maximum size of a data file, whose tensors TensorFlow holds in memory all at once. BERT-base fits
+# into one file, as published.
 SHARD_BYTES = 500_000_000
-# The fields of `bert_config.json`. Others, such as "directionality", mean nothing to BERT.
+# The fields of `bert_config.json`. BERT ignores others, such as "directionality".
 FIELDS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("intermediate_size", "hidden_dropout_prob", "attention_probs_dropout_prob"),
     *("max_position_embeddings", "type_vocab_size", "initializer_range"),
 )
-FIXED = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-12}  # in the code
-# What optimizers keep beside the weights.
+FIXED = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-12}  # hard-coded in google-research/bert
+# Optimizer state.
 _NOT_WEIGHTS = re.compile(
     r"(.*/)?(adam_[mv]|lamb_[mv]|Adam(_1)?|global_step|beta[12]_power|loss_scale|good_steps)"
 )
-# What TensorFlow's reader raises beside its own errors where an index is damaged.
+# Errors that TensorFlow's reader raises for damaged index files, besides its own.
 _DAMAGED = (IndexError, RuntimeError, ValueError, TypeError, KeyError)
 _RELATIVES = {"electra/": "ELECTRA", "/group_0/": "ALBERT", "/.ATTRIBUTES/": "TF2 Model Garden"}
 
 
 @contextlib.contextmanager
 def opened(folder, parts=()):
-    """Gives the fields of the config, the tensors, and the function from a config to their places.
+    """Yields the config fields, the tensors, and a function from a config to their `Place`s.
 
     Raises:
         UserError: a file is missing or damaged, or of another architecture.
@@ -93,10 +93,10 @@ def opened(folder, parts=()):
 
 
 def read_checkpoint(prefix, is_wanted):
-    """The floats of a checkpoint of TensorFlow whose names are wanted, as `Tensors`.
+    """Returns the float tensors of a TensorFlow checkpoint with `is_wanted(name)`, as `Tensors`.
 
     Raises:
-        UserError: it cannot be read, or claims to hold more than its files do.
+        UserError: the checkpoint cannot be read, or its tensors are larger than its files.
     """
     import tensorflow as tf
 
@@ -124,7 +124,7 @@ def read_checkpoint(prefix, is_wanted):
 
 
 def _checkpoint(folder):
-    """Prefix of the one checkpoint in a folder."""
+    """Returns the prefix of the only checkpoint in a folder."""
     prefixes = sorted(path.with_suffix("") for path in folder.glob("*.index"))
     if folder / CHECKPOINT in prefixes:
         return folder / CHECKPOINT
@@ -138,7 +138,7 @@ def _checkpoint(folder):
 
 
 def _fields(folder, shapes):
-    """Fields of BertConfig: those of the file, else of the code that belongs to it."""
+    """Returns the fields of BertConfig, from the file or hard-coded in google-research/bert."""
     path = folder / CONFIG_FILE
     values = read_json(path)
     act = values.get("hidden_act", "gelu")
@@ -156,7 +156,7 @@ def _first_line(error):
 
 
 def write(folder, config, tensors, parts):
-    """Writes both files; returns what the other code would compute otherwise, as lines of text.
+    """Writes both files; returns notes on differences in the outputs of google-research/bert.
 
     Raises:
         UserError: the checkpoint cannot be written.
@@ -187,7 +187,7 @@ def write(folder, config, tensors, parts):
 
 
 def _shards(tensors):
-    """Lists of names, each of at most SHARD_BYTES or of one tensor."""
+    """Yields lists of names, each of at most SHARD_BYTES or of a single tensor."""
     names, size = [], 0
     for name, shape in sorted(tensors.shapes.items()):
         bytes_of_it = 4 * math.prod(shape)

@@ -1,7 +1,7 @@
-"""Attention heads taken out of weights, and put back as zeros.
+"""Removes attention heads from weights, and restores them as zeros.
 
-A head is K columns of its block's query, key and value, and K rows of the output projection. One of
-zeros adds nothing to what the block computes.
+A head is K columns of its block's query, key and value, and K rows of the output projection. A head
+of zeros does not change the output of the block.
 """
 
 import dataclasses
@@ -16,14 +16,14 @@ _ATTENTION = re.compile(r"bert/encoder/layer_(\d+)/attention/(query|key|value|ou
 
 
 def heads_text(attention_heads_per_layer):
-    """The heads that a BertConfig has left, in words."""
+    """Describes the remaining heads of a BertConfig as text."""
     if attention_heads_per_layer is None:
         return "all heads"
     return f"{', '.join(map(str, attention_heads_per_layer))} heads in its blocks"
 
 
 def _attention_heads_axis(name):
-    """The number of the block and the axis of its heads, of a weight that has such an axis."""
+    """Returns the block number and head axis of a weight, or None if it has no head axis."""
     match = _ATTENTION.fullmatch(name)
     if match is None or match.group(2, 3) == ("output", "bias"):
         return None
@@ -31,17 +31,17 @@ def _attention_heads_axis(name):
 
 
 def without_heads(config, weights, kept):
-    """Config and weights of a model of which some heads are removed.
+    """Returns the config and the weights of the model after removing some heads.
 
     Args:
         config: BertConfig. weights: Tensors, by kbert's names.
-        kept: for each block the numbers of the heads that stay, from 0; at least one.
+        kept: for each block, the numbers of the heads to keep, from 0; at least one.
 
     Returns:
-        BertConfig and Tensors; the arrays are read when they are asked for.
+        BertConfig and Tensors; the arrays are read on access.
 
     Raises:
-        UserError: a block keeps none, one that it does not have, or one twice.
+        UserError: `kept` has an empty list, a head that does not exist, or a duplicate.
     """
     _check_kept(config, kept)
     smaller = dataclasses.replace(
@@ -77,15 +77,15 @@ def _check_kept(config, kept):
 
 
 def with_all_heads(config, weights):
-    """Config and weights of a model that computes the same with all heads, the removed ones 0.
+    """Returns the config and the weights of an equivalent model with removed heads set to 0.
 
-    The heads of a block come first, then those of zeros.
+    In each block the zero heads follow the others.
 
     Args:
         config: BertConfig. weights: Tensors, by kbert's names.
 
     Returns:
-        BertConfig and Tensors; the arrays are read when they are asked for.
+        BertConfig and Tensors; the arrays are read on access.
     """
     larger = dataclasses.replace(config, attention_heads_per_layer=None)
     shapes = weight_shapes(larger)

@@ -1,8 +1,8 @@
-"""The format of HF transformers: `config.json` and `model.safetensors`, whole or in shards.
+"""The format of HF transformers: `config.json` and `model.safetensors`, single or sharded.
 
-The names are those of `modeling_bert.py`, its classes with and without a head. Read are also the
-older spellings: without the prefix "bert.", "gamma" and "beta", buffers and tied matrices stored
-again. float16 and bfloat16 become float32, which holds them exactly.
+The names are those in `modeling_bert.py`, for classes with and without a head. Older files are also
+supported: names without the prefix "bert.", "gamma" and "beta", stored buffers and duplicates of
+tied matrices. float16 and bfloat16 are converted to float32, which is exact.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import re
 import struct
 import warnings
 
-import ml_dtypes  # noqa: F401 - gives numpy the name bfloat16
+import ml_dtypes  # noqa: F401 - registers bfloat16 in numpy
 import numpy as np
 import safetensors
 
@@ -51,7 +51,7 @@ NAMES = {
 VARIABLES = {"kernel": ".weight", "embeddings": ".weight", "gamma": ".weight"}
 VARIABLES |= {"bias": ".bias", "beta": ".bias"}
 
-# The class that has these parts; three of them call their head "classifier".
+# Class -> its heads. Three of the classes name their head "classifier".
 CLASSES = {
     "BertForPreTraining": ("mlm", "nsp"),
     "BertForMaskedLM": ("mlm",),
@@ -65,7 +65,7 @@ CLASSES = {
 UNPOOLED = ("BertForMaskedLM", "BertForTokenClassification", "BertForQuestionAnswering")
 CLASSIFIERS = ("sequence_classifier", "token_classifier", "choice_classifier")
 
-# kbert's hidden_act for HF's.
+# HF's hidden_act -> kbert's.
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -74,7 +74,7 @@ ACTIVATIONS = {
     "gelu_accurate": "gelu_new",
     "gelu_pytorch_tanh": "gelu_new",
 }
-# What kbert's BERT does not have; the value that means it is not used.
+# Features that kbert does not support -> the value that disables them.
 _UNUSED = {
     "position_embedding_type": "absolute",
     "is_decoder": False,
@@ -89,7 +89,7 @@ _HEADED = ("bert.", "cls.", "classifier.", "qa_outputs.")
 
 
 def places(config, parts=()):
-    """dict of kbert's name -> Place, for a model with these parts."""
+    """Returns dict of kbert's name -> Place; "classifier" is for sequences unless in `parts`."""
     classifier = next((part for part in CLASSIFIERS if part in parts), CLASSIFIERS[0])
     names = NAMES | {f"{classifier}/dense": "classifier"}
     return places_of(config, names, VARIABLES, transposed=lambda name: name.endswith("/kernel"))
@@ -97,11 +97,12 @@ def places(config, parts=()):
 
 @contextlib.contextmanager
 def opened(folder, parts=()):
-    """Gives the fields of the config, the tensors, and the function from a config to their places.
+    """Yields the config fields, the tensors, and a function from a config to their `Place`s.
 
     Args:
-        folder: pathlib.Path. parts: of the model that is to be read, which tells what a
-            "classifier" is for where the config does not name a class of HF's.
+        folder: pathlib.Path.
+        parts: the parts of the model to load, which identify the "classifier" if the config does
+            not name an HF class.
 
     Raises:
         UserError: a file is missing or damaged, or of another architecture.
@@ -130,7 +131,7 @@ def opened(folder, parts=()):
 
 
 def _parts(values, path):
-    """The parts of the class that the config names; a "classifier" of another is for sequences."""
+    """Returns the heads of the first known class in the config, or an empty tuple."""
     names = values.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: architectures must be a list of names; got {names!r}.")
@@ -149,7 +150,7 @@ def _files(folder):
 
 
 def _plain_name(name):
-    """A name in today's spelling."""
+    """Converts a name to its current spelling."""
     if not name.startswith(_HEADED):
         name = f"bert.{name}"
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
@@ -171,10 +172,10 @@ def _read(file, name):
 
 
 def _settle_twins(homes, tensors, tied, folder):
-    """Leaves one of two names of the same array.
+    """Keeps one name of each array that has two.
 
-    A tied decoder may be stored again, or alone. Its bias has two names; of an untied head, HF adds
-    the decoder's.
+    A tied decoder may be stored in addition to the word embeddings, or instead of them. The decoder
+    bias has two names; HF uses the decoder's for an untied head.
     """
     twins = {DECODER_BIAS: BIAS} | ({DECODER: WORDS} if tied else {})
     for twin, name in twins.items():
@@ -192,7 +193,7 @@ def _settle_twins(homes, tensors, tied, folder):
 
 
 def _fields(values, path):
-    """Fields of BertConfig, from HF's `config.json`."""
+    """Returns the fields of BertConfig from HF's `config.json`."""
     model_type = values.get("model_type", "bert")
     if model_type != "bert":
         raise UserError(f"{path} is of the architecture {model_type!r}; kbert reads 'bert'.")
@@ -212,7 +213,7 @@ def _fields(values, path):
 
 
 def _labels(id2label, path):
-    """The number of labels and, where HF's `id2label` gives each a name, their names."""
+    """Returns the number of labels and, if HF's `id2label` names each of them, their names."""
     members(id2label, (), path)
     count = len(id2label)
     if not count:
@@ -233,20 +234,19 @@ def _default_names(count):
 
 
 def write(folder, config, tensors, parts):
-    """Writes both files; returns what HF has otherwise, as lines of text.
+    """Writes both files; returns notes on differences from HF's model.
 
-    HF's classes find no name missing and none too many: the pooler of a class that has none there
-    is left out.
+    The names match the HF class exactly: the pooler is omitted if the HF class has none.
     """
     values = dataclasses.asdict(config)
     for name in (
         "num_labels",
         "attention_heads_per_layer",
-    ):  # HF counts id2label, and has all heads
+    ):  # HF counts id2label and has all heads
         del values[name]
     names = values.pop("label_names") or _default_names(config.num_labels)
     if "span_classifier" in parts:
-        names = _default_names(2)  # HF takes start and end for labels
+        names = _default_names(2)  # HF treats start and end as labels
     architecture, notes, shapes = _class_of(parts), [], dict(tensors.shapes)
     if architecture in UNPOOLED and "bert/pooler" in parts:
         shapes = {name: shape for name, shape in shapes.items() if ".pooler." not in name}
@@ -262,7 +262,7 @@ def write(folder, config, tensors, parts):
         "dtype": "float32",
     }
     atomic.write_json(folder / CONFIG_FILE, values, ensure_ascii=False)
-    if DECODER in shapes:  # untied: HF then has the bias twice
+    if DECODER in shapes:  # untied: HF stores the bias twice
         shapes[DECODER_BIAS] = shapes[BIAS]
     read = tensors.__getitem__
     twice = Tensors(shapes, lambda name: read(BIAS if name == DECODER_BIAS else name))
@@ -271,14 +271,14 @@ def write(folder, config, tensors, parts):
 
 
 def _class_of(parts):
-    """The class of HF that has these parts."""
+    """Returns the HF class that has these parts."""
     for name, class_parts in CLASSES.items():
         if set(class_parts) <= parts:
             return name
 
 
 def _write_safetensors(path, tensors):
-    """Writes tensors one at a time, which the library's own `save_file` does not."""
+    """Writes tensors one at a time, unlike `save_file` of safetensors."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, shape in sorted(tensors.shapes.items()):
         begin, end = end, end + 4 * math.prod(shape)

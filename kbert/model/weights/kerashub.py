@@ -1,9 +1,9 @@
-"""The format of KerasHub's presets: `config.json`, `model.weights.h5` and, of a task, `task.*`.
+"""The format of KerasHub presets: `config.json`, `model.weights.h5` and, for tasks, `task.*`.
 
-Read and written are `BertBackbone`, `BertTextClassifier` and `BertMaskedLM`. KerasHub always
-computes GELU by tanh and LayerNorm with epsilon 1e-12, but its MLM head, by the exact GELU and with
-epsilon 1e-5, so that head computes something else there than in BERT. What the preset has no field
-for `config.json` keeps under the key "kbert", which KerasHub passes over.
+Supports `BertBackbone`, `BertTextClassifier` and `BertMaskedLM`. KerasHub always computes GELU with
+the tanh approximation and LayerNorm with epsilon 1e-12. Its MLM head uses the exact GELU and
+epsilon 1e-5 instead, so its outputs differ from BERT's. Fields that the preset lacks are stored in
+`config.json` under the key "kbert", which KerasHub ignores.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ NAMES = {
 }
 VARIABLES = {name: "/vars/0" for name in ("kernel", "embeddings", "gamma")}
 VARIABLES |= {"bias": "/vars/1", "beta": "/vars/1"}
-# Where the H heads, of width K, have an axis of their own.
+# Weights with a separate axis for the H heads of width K.
 LETTERS = {"bert/encoder/layer_{i}/attention/output/kernel": "HKD"}
 for _name in ("query", "key", "value"):
     LETTERS[f"bert/encoder/layer_{{i}}/attention/{_name}/kernel"] = "DHK"
@@ -55,11 +55,11 @@ for _name in ("query", "key", "value"):
 
 
 def places(config, parts=()):
-    """dict of kbert's name -> Place."""
+    """Returns dict of kbert's name -> Place."""
     return places_of(config, NAMES, VARIABLES, letters=LETTERS)
 
 
-# kbert's field for KerasHub's.
+# KerasHub's field -> kbert's.
 FIELDS = {
     "vocabulary_size": "vocab_size",
     "num_layers": "num_hidden_layers",
@@ -70,22 +70,22 @@ FIELDS = {
     "max_sequence_length": "max_position_embeddings",
     "num_segments": "type_vocab_size",
 }
-FIXED = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-12}  # in the code
+FIXED = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-12}  # hard-coded in KerasHub
 _MLM_DIFFERS = (
     "KerasHub's BertMaskedLM computes its head with the exact GELU and an epsilon of 1e-5, unlike "
     "BERT: its scores of words differ from kbert's."
 )
-# KerasHub compiles a task that it loads, and warns if the optimizer has no iterations and rate.
+# KerasHub compiles loaded tasks and warns if the optimizer lacks iterations and learning rate.
 _FRESH_OPTIMIZER = {"optimizer/vars/0": np.int32(0), "optimizer/vars/1": np.float32(5e-5)}
-_OLD_LAYERS = "_layer_checkpoint_dependencies/"  # what Keras once called "layers/"
+_OLD_LAYERS = "_layer_checkpoint_dependencies/"  # the former name of "layers/" in Keras
 _TASKS = {"sequence_classifier": "BertTextClassifier", "mlm": "BertMaskedLM"}
 
 
 @contextlib.contextmanager
 def opened(folder, parts=()):
-    """Gives the fields of the config, the tensors, and the function from a config to their places.
+    """Yields the config fields, the tensors, and a function from a config to their `Place`s.
 
-    Warns of an MLM head, which computes something else in KerasHub.
+    Warns if there is an MLM head, because its outputs differ in KerasHub.
 
     Raises:
         UserError: a file is missing or damaged, or of another architecture.
@@ -147,7 +147,7 @@ def _task_fields(task, path):
 
 
 def write(folder, config, tensors, parts):
-    """Writes a preset; returns what KerasHub would compute otherwise, as lines of text.
+    """Writes a preset; returns notes on differences in KerasHub's outputs.
 
     Raises:
         UserError: the model has no pooler, which every BertBackbone has.
@@ -170,7 +170,7 @@ def write(folder, config, tensors, parts):
     atomic.write_json(folder / CONFIG_FILE, saved, indent=4)
     metadata = {"keras_version": keras.__version__, "tasks": []}
     atomic.write_json(folder / "metadata.json", metadata, indent=4)
-    for stale in (TASK_FILE, TASK_WEIGHTS_FILE):  # of a model that was here before
+    for stale in (TASK_FILE, TASK_WEIGHTS_FILE):  # of a model saved here before
         (folder / stale).unlink(missing_ok=True)
     for part in parts & _TASKS.keys():
         settings = {"backbone": backbone, "preprocessor": None}
@@ -193,7 +193,7 @@ def _serialized(name, config):
 
 
 def _write_arrays(folder, file, tensors, others=None):
-    """Writes the tensors whose names start with this file's, and others."""
+    """Writes the tensors whose names start with the file name, and `others`."""
     others = others or {}
     names = [name.removeprefix(f"{file}/") for name in tensors if name.startswith(f"{file}/")]
     shapes = {name: None for name in [*names, *others]}

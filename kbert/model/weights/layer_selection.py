@@ -1,4 +1,4 @@
-"""Some of the encoder blocks of a model, as a model of fewer blocks."""
+"""Creates a smaller model from some of the encoder blocks of a model."""
 
 import dataclasses
 
@@ -9,14 +9,15 @@ _BLOCK = "bert/encoder/layer_{}/"
 
 
 def chosen_layers(layers, N):
-    """Which of N encoder blocks are meant: a tuple of numbers from 1, rising.
+    """Returns the selected encoder blocks: a tuple of numbers from 1, in increasing order.
 
     Args:
-        layers: int, how many: evenly spread, the last one among them, so 3 of 12 are 4, 8 and 12
-            (Sun et al. 2019, arXiv:1908.09355, section 3, "PKD-Skip"); or the numbers themselves.
+        layers: int, the number of blocks, evenly spaced up to the last one: 3 of 12 are 4, 8 and 12
+            (Sun et al. 2019, arXiv:1908.09355, section 3, "PKD-Skip"); or the block numbers.
+        N: number of encoder blocks.
 
     Raises:
-        UserError: there are no such blocks.
+        UserError: the numbers are out of range or not increasing.
     """
     if isinstance(layers, int):
         M = layers
@@ -33,7 +34,7 @@ def chosen_layers(layers, N):
 
 
 def take_layers(config, weights, layers):
-    """Config and weights of a model of some of the encoder blocks, and of all that is not in one.
+    """Returns the config and the weights of a model with only some of the encoder blocks.
 
     Args:
         config: BertConfig. weights: Tensors. layers: see `chosen_layers`.

@@ -1,4 +1,4 @@
-"""kbert's own format: `config.json` and `weights.h5`, float32, in the names of `named_weights`."""
+"""kbert's format: `config.json` and `weights.h5`, float32, with the names of `named_weights`."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "weights.h5"
 
 @contextlib.contextmanager
 def opened(folder, parts=()):
-    """Gives the fields of the config, the tensors, and the function from a config to their places.
+    """Yields the config fields, the tensors, and a function from a config to their `Place`s.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -27,12 +27,12 @@ def opened(folder, parts=()):
 
 
 def places(config, parts=()):
-    """dict of kbert's name -> Place, which is here the same."""
+    """Returns dict of kbert's name -> Place, with unchanged names and shapes."""
     return {name: Place(name, shape) for name, shape in weight_shapes(config).items()}
 
 
 def write(folder, config, tensors, parts):
-    """Writes both files. Nothing is lost: there is no other code that would compute otherwise."""
+    """Writes both files. Returns an empty list, because the format has no differences to note."""
     config.save(pathlib.Path(folder) / CONFIG_FILE)
     write_arrays(pathlib.Path(folder) / WEIGHTS_FILE, tensors)
     return []
@@ -40,10 +40,10 @@ def write(folder, config, tensors, parts):
 
 @contextlib.contextmanager
 def read_arrays(path):
-    """Gives the arrays of an HDF5 file as `Tensors`, under their paths in it.
+    """Yields the float arrays of an HDF5 file as `Tensors`, by their paths in the file.
 
     Raises:
-        UserError: it cannot be read, or is damaged.
+        UserError: the file cannot be read or is damaged.
     """
     shapes, claimed = {}, 0
 
@@ -78,7 +78,7 @@ def _is_float(item):
 
 @contextlib.contextmanager
 def _readable(path):
-    """Turns the errors of HDF5 into one line: a damaged file raises any of these."""
+    """Converts the errors that HDF5 raises for damaged files to UserError."""
     try:
         yield
     except UserError:
@@ -91,8 +91,8 @@ def _readable(path):
 def write_arrays(path, arrays):
     """Writes a mapping of name -> array as HDF5.
 
-    Through a file of Python's: HDF5's own writing ends the process (a segmentation fault in
-    `close`) when the disk is full.
+    Uses a Python file object, because HDF5's own file I/O crashes the process (a segmentation fault
+    in `close`) if the disk is full.
     """
     with open(path, "wb+") as raw, h5py.File(raw, "w") as file:
         for name in arrays:

@@ -1,4 +1,4 @@
-"""kbert's names and shapes of the weights, and arrays that are read one at a time."""
+"""kbert's names and shapes of the weights, and lazily loaded arrays."""
 
 import collections.abc
 import dataclasses
@@ -40,7 +40,7 @@ SHAPES = {
     "mlm/layer_norm/gamma": "D",
     "mlm/layer_norm/beta": "D",
     "mlm/output_bias": "V",
-    "mlm/decoder": "VD",  # of an untied head
+    "mlm/decoder": "VD",  # only if untied
     "nsp/classifier/kernel": "D2",
     "nsp/classifier/bias": "2",
     "sequence_classifier/dense/kernel": "DC",
@@ -56,7 +56,7 @@ REQUIRED_PARTS = ("bert/embeddings", "bert/encoder")
 
 
 def size_of(letters, config, i):
-    """The shape that letters of `SHAPES` (and H heads, K their width) mean in layer i."""
+    """Converts letters of `SHAPES` (or H heads, K head width) to a shape in layer i."""
     sizes = {
         "V": config.vocab_size,
         "D": config.hidden_size,
@@ -72,7 +72,7 @@ def size_of(letters, config, i):
 
 
 def _rows(config):
-    """(name, name with "{i}", i, letters) of every weight that a model of this config may have."""
+    """Yields (name, name with "{i}", i, letters) of each weight that a model may have."""
     for row, letters in SHAPES.items():
         if row == "mlm/decoder" and config.tie_word_embeddings:
             continue
@@ -81,48 +81,48 @@ def _rows(config):
 
 
 def weight_shapes(config):
-    """dict of name -> shape of every weight that a model with this config may have."""
+    """Returns dict of name -> shape of each weight that a model with this config may have."""
     return {name: size_of(letters, config, i) for name, _, i, letters in _rows(config)}
 
 
 def part_of(name):
-    """The part of a model that is there as a whole or not at all: 'mlm', 'bert/pooler', ..."""
+    """Returns the part of the model that a weight belongs to: 'mlm', 'bert/pooler', ..."""
     first, second = name.split("/")[:2]
     return f"{first}/{second}" if first == "bert" else first
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where another format keeps a weight: its name and shape there, and whether transposed."""
+    """Location of a weight in another format: its name and shape, and whether it is transposed."""
 
     name: str
     shape: tuple
     transposed: bool = False
 
     def to_kbert(self, array, shape):
-        """The array as kbert has it, float32."""
+        """Converts an array from the other format to kbert's, float32."""
         array = array.T if self.transposed else array
         return np.ascontiguousarray(array.reshape(shape), np.float32)
 
     def from_kbert(self, array):
-        """The array as the other format has it, float32."""
+        """Converts an array from kbert's format to the other, float32."""
         array = array.T if self.transposed else array
         return np.ascontiguousarray(array.reshape(self.shape), np.float32)
 
 
 def places_of(config, names, variables, transposed=lambda name: False, letters=SHAPES):
-    """Where another format keeps the weights of a model.
+    """Returns the locations of a model's weights in another format.
 
     Args:
         config: BertConfig.
-        names: the format's table, of kbert's name of a layer or of a weight -> its name; "{i}" is
-            the number of the layer, "{_i}" is that with "_" before it, and nothing for 0.
-        variables: what is added to the name of a layer for each last part of a weight's name.
-        transposed: whether the weight of this name (of kbert) is transposed there.
-        letters: the shapes of weights that differ there, as in `SHAPES`.
+        names: dict of kbert's name of a layer or weight -> the format's name. "{i}" is the layer
+            number; "{_i}" is "_" and the layer number, or empty for layer 0.
+        variables: dict of the last component of a weight's name -> suffix of the layer's name.
+        transposed: function from kbert's name to whether the weight is transposed in the format.
+        letters: shapes of weights that differ in the format, as in `SHAPES`.
 
     Returns:
-        dict of kbert's name -> Place, of the weights that the format can hold.
+        dict of kbert's name -> Place, for the weights that the format supports.
     """
     places = {}
     for name, row, i, own_letters in _rows(config):
@@ -141,7 +141,7 @@ def places_of(config, names, variables, transposed=lambda name: False, letters=S
 
 
 class Tensors(collections.abc.Mapping):
-    """Arrays by name, each read when it is asked for, so that one at a time is in memory.
+    """Mapping of names to arrays that are read on access, so that one at a time is in memory.
 
     Args:
         shapes: dict of name -> shape. read: function from a name to its array.
@@ -165,7 +165,7 @@ class Tensors(collections.abc.Mapping):
 
 
 def matches(name, patterns):
-    """Whether a name is one of the patterns, lies below one, or fits one with `*`."""
+    """Whether a name equals a pattern, is below one in the hierarchy, or matches one with `*`."""
     patterns = [patterns] if isinstance(patterns, str) else patterns
     return any(
         fnmatch.fnmatchcase(name, pattern) or name.startswith((f"{pattern}/", f"{pattern}."))
@@ -174,17 +174,17 @@ def matches(name, patterns):
 
 
 def listed(names):
-    """The first names of many, as text."""
+    """Returns the first eight names, and the number of others, as text."""
     names = sorted(names)
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return ", ".join(names[:8]) + more
 
 
 def check_size(path, files, claimed_bytes):
-    """Refuses tensors that claim more bytes than their files hold, before memory is taken for them.
+    """Checks that the tensors are not larger than their files, before memory is allocated.
 
     Raises:
-        UserError: the files are cut off, or say what is not so.
+        UserError: the files are truncated or damaged.
     """
     held = sum(os.path.getsize(file) for file in files)
     if claimed_bytes > held:
