@@ -152,7 +152,7 @@ def _addresses(cluster, kind):
 
 
 def join_cluster(index, addresses):
-    """Connects to the other workers and waits for them. Args: see `read_cluster`.
+    """Connects to the other workers and waits for them; takes the results of `read_cluster`.
 
     Returns:
         Workers.
