@@ -1,4 +1,4 @@
-"""Predictions for the texts of a file, or of standard input, as JSON lines."""
+"""Predictions for the texts of a file or of standard input, as JSON lines."""
 
 import contextlib
 import gzip
@@ -15,10 +15,10 @@ from kbert.inference.predictor import Predictor
 from kbert.settings import ColumnConfig, ExampleConfig
 from kbert.tasks.outputs import MOST_MASKS
 
-_CHUNK = 4096  # texts read, computed and written at a time
+_CHUNK = 4096  # texts per chunk of reading, computing and writing
 _METHOD_OF_TASK = {"tag": "tag", "qa": "answer", "choice": "choose"}
 _TWO_TEXTS = ("answer", "next_sentence", "similarity")
-# Texts that a line has: at least, at most. None: any number.
+# Minimum and maximum number of texts in a line; None for no maximum.
 _COLUMNS = {
     **{"classify": (1, 2), "tag": (1, 1), "embed": (1, 1), "fill_mask": (1, 1)},
     **{"answer": (2, 2), "next_sentence": (2, 2), "similarity": (2, 2), "choose": (3, None)},
@@ -26,7 +26,7 @@ _COLUMNS = {
 
 
 def predict(config, report=print):
-    """Writes what a model says of texts, a JSON object a line, in their order.
+    """Writes a model's predictions for texts as JSON lines, in the order of the texts.
 
     Args:
         config: PredictConfig. report: called with lines of text.
@@ -50,13 +50,13 @@ def predict(config, report=print):
         while chunk := list(itertools.islice(rows, _CHUNK)):
             results = iter(_results(predictor, method, [row for row in chunk if row], config))
             for row in chunk:
-                line = next(results) if row else None  # what was left out keeps its place
+                line = next(results) if row else None  # skipped lines keep their place
                 output.write(json.dumps(line, ensure_ascii=False) + "\n")
             output.flush()
 
 
 def _results(predictor, method, rows, config):
-    """JSON objects for rows, which are tuples of what the method takes."""
+    """Yields JSON objects for rows, which are tuples of the method's arguments."""
     if not rows:
         return []
     columns = [list(column) for column in zip(*rows, strict=True)]
@@ -69,7 +69,7 @@ def _results(predictor, method, rows, config):
 
 
 def _rows(config, method, settings, report):
-    """Iterator of tuples of texts, None for bad lines that are left out; how many, if known."""
+    """Returns an iterator of tuples of texts, None for skipped lines; and their count, if known."""
     least, most = _COLUMNS[method]
     if method == "classify" and settings.get("takes_pairs", settings.get("task") == "pair"):
         least = 2
@@ -109,7 +109,7 @@ def _line_rows(lines, origin, method, columns, config, report):
 
 
 def _problem(row, method, columns, width):
-    """What is wrong with the texts of a line, or None. width: of the lines before, or None."""
+    """Returns the problem with the texts of a line, or None. width: of earlier lines, or None."""
     least, most = columns
     if not all(part.strip() for part in row):
         return "the text is empty"
