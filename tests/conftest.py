@@ -87,7 +87,7 @@ def made_once(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def folders(made_once):
-    """dict of kind in `exports.KINDS` -> folder of weights, as `finetune` writes it."""
+    """dict of kind in `exports.KINDS` -> folder of weights, as a training run writes it."""
     from exports import KINDS, write_folders
 
     root = made_once("folders", write_folders)

@@ -31,7 +31,7 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def install(folder):
-    """Writes the command `PYTHON`, which ends together with this process."""
+    """Writes the command `PYTHON`; its programs end when this process ends."""
     path = pathlib.Path(folder) / "python"
     # -I -S: the launcher needs only the standard library and starts in 20 ms.
     launcher = f"{sys.executable} -I -S {pathlib.Path(__file__).resolve()} {os.getpid()} {folder}"

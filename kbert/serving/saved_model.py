@@ -243,9 +243,9 @@ def answers_alone(texts, *folders):
 
 
 def largest_difference(result, expected):
-    """Largest difference between two dicts of arrays; inf if non-numeric values differ.
+    """Largest difference between two dicts of arrays, relative for values above 1.
 
-    The difference is relative for values above 1.
+    It is inf if shapes or non-numeric values differ, or if a difference is NaN.
 
     Args:
         result: outputs of a SavedModel. expected: from `Endpoint.reference_outputs`, possibly with

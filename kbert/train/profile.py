@@ -25,7 +25,7 @@ def profiled_steps(text):
 
 
 class Profiler(Callback):
-    """Profiles the steps from START to STOP into the run's TensorBoard events.
+    """Profiles the steps from START up to STOP into the run's TensorBoard events.
 
     Args:
         text: value of `--profile`.

@@ -312,7 +312,7 @@ class Trainer:
         Only the chief evaluates; it sends the value to the other workers.
         """
         workers = self.devices.workers
-        self.background.wait()  # it may write results of the previous evaluation
+        self.background.wait()  # a pending write reads values that the evaluation changes
         begin = time.perf_counter()
         evaluation = self.workload.evaluation() if workers.is_chief else None
         metrics, value = evaluation or ({}, math.nan)
