@@ -1,1 +1,1 @@
-"""Speed and memory of kbert beside other libraries; each module says what it compares."""
+"""Speed and memory of kbert and other libraries; each module documents its comparison."""

@@ -1,4 +1,4 @@
-"""Inputs of the comparisons, the same numbers for every side."""
+"""Inputs of the comparisons, identical for every side."""
 
 import gzip
 import json
@@ -7,14 +7,14 @@ import pathlib
 import numpy as np
 
 PAD, CLS, SEP = 0, 101, 102  # as in bert-base-uncased
-BATCHES = 8  # different ones, again and again
+BATCHES = 8  # different batches, used in a cycle
 
 
 def pretraining_batches(settings):
-    """Batches of random tokens with kbert's features of pretraining.
+    """Returns batches of random tokens with kbert's pretraining features.
 
-    The first example of each batch has half the length, as live batches have short examples, too:
-    no side may skip the attention mask. Its slots beyond the end count nothing.
+    The first example of each batch has half the length, since real batches contain short examples,
+    too: no side may skip the attention mask. Its masked slots beyond the end have weight 0.
 
     Returns:
         list of dicts of arrays; input_ids (B, L), masked_positions (B, M) and so on.
@@ -45,12 +45,12 @@ def pretraining_batches(settings):
 
 
 def mixed_lengths(count):
-    """(count,) lengths in tokens, drawn from 10 to 128."""
+    """Draws (count,) lengths from 10 to 128 tokens."""
     return np.random.default_rng(0).integers(10, 129, count)
 
 
 def random_examples(lengths, vocab_size=30522):
-    """A list of (input_ids, label) of these lengths."""
+    """Returns a list of (input_ids, label) of these lengths."""
     rng = np.random.default_rng(0)
     examples = []
     for length in lengths:
@@ -61,7 +61,7 @@ def random_examples(lengths, vocab_size=30522):
 
 
 def text_examples(path, tokenizer, count, max_length):
-    """`count` (input_ids, label) drawn from a table with a header, a text and a label a row."""
+    """Draws `count` (input_ids, label) from a table: a header, then a text and a label per row."""
     opener = gzip.open if str(path).endswith(".gz") else open
     with opener(path, "rt", encoding="utf-8", newline="\n") as file:
         rows = [line.rstrip("\n").split("\t") for line in file.readlines()[1:]]
@@ -76,18 +76,18 @@ def text_examples(path, tokenizer, count, max_length):
 
 
 def write_examples(examples, path):
-    """Writes what `read_examples` reads."""
+    """Writes examples to a file for `read_examples`."""
     pathlib.Path(path).write_text(json.dumps(examples))
     return str(path)
 
 
 def read_examples(path):
-    """list of (input_ids, label)."""
+    """Reads a list of (input_ids, label)."""
     return json.loads(pathlib.Path(path).read_text())
 
 
 def padded(examples, length=None):
-    """Features of examples as arrays; padded to `length`, or to the longest of them."""
+    """Returns features of examples as arrays, padded to `length` or to the longest example."""
     length = length or max(len(ids) for ids, _ in examples)
     input_ids = np.full((len(examples), length), PAD)
     for row, (ids, _) in zip(input_ids, examples, strict=True):
@@ -100,12 +100,12 @@ def padded(examples, length=None):
 
 
 def cut(examples, batch_size):
-    """The examples as a list of batches, in their order."""
+    """Splits the examples into batches, in order."""
     return [examples[i : i + batch_size] for i in range(0, len(examples), batch_size)]
 
 
 def vocabulary(vocab_file, folder, size=30522):
-    """Path of a vocabulary: the file given, else one learnt from kbert's sample into the folder."""
+    """Path of a vocabulary: the given file, or one learned from kbert's sample text."""
     if vocab_file:
         return vocab_file
     from kbert.tokenizer.vocab import learn_vocab, write_vocab
@@ -116,7 +116,7 @@ def vocabulary(vocab_file, folder, size=30522):
 
 
 def sample_text(folder):
-    """Path of the text that comes with kbert, unpacked into the folder."""
+    """Path of the sample text of kbert, unpacked into the folder."""
     from kbert.corpus.text_sources import SAMPLES
 
     path = pathlib.Path(folder) / "sample.txt"
@@ -126,7 +126,7 @@ def sample_text(folder):
 
 
 def read_lines(path, size):
-    """The first lines of a text, about `size` bytes of them, without empty ones."""
+    """Reads the first non-empty lines of a text, about `size` bytes."""
     lines, total = [], 0
     with open(path, encoding="utf-8", newline="\n") as file:
         for line in file:

@@ -1,4 +1,4 @@
-"""Figures of comparisons from what `benchmarks.harness` measured, as a Markdown table and text."""
+"""Results of comparisons, from `benchmarks.harness` measurements, as Markdown table and text."""
 
 import datetime
 import os
@@ -17,12 +17,12 @@ COLUMNS = (
 
 
 def summaries(row, found):
-    """Figures of a row from what `measure` found.
+    """Computes the results of a row from the output of `measure`.
 
     Returns:
         list of dicts, one for each side; all but `failed` sides have `rate` (median), `lowest`,
-        `highest`, `speedup` of kbert over this side with its range (None without kbert), `flops`
-        (a second) and `share_of_peak`, where the row has them.
+        `highest`, `speedup` of kbert over this side with its range (omitted without kbert), and, if
+        the row has operation counts, `flops` (per second) and `share_of_peak`.
     """
     base = found.get("kbert", {}).get("rates")
     peak = found.get("gemm", {}).get("rates")
@@ -49,7 +49,7 @@ def summaries(row, found):
 
 
 def table(compared):
-    """A Markdown table; columns that nothing is in are left out.
+    """Formats a Markdown table without empty columns.
 
     Args:
         compared: list of (row, `summaries` of it).
@@ -64,7 +64,7 @@ def table(compared):
 
 
 def _cells(row, line):
-    """The cells of a line beside that of the row's name."""
+    """Returns the cells of a line, except the row's name."""
     name = NAMES.get(line["side"], line["side"])
     if "failed" in line:
         return [name, f"failed: {line['failed'][:200]}".replace("|", "/"), *[""] * 5]
@@ -96,14 +96,14 @@ def _speed(row, line):
 
 
 def figure(value):
-    """A number with three digits that count: 12,345, 123, 12.3, 1.23 or 0.123."""
+    """Formats a number with three significant digits: 12,345, 123, 12.3, 1.23 or 0.123."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.{1 if value >= 10 else 2 if value >= 1 else 3}f}"
 
 
 def machine():
-    """dict of what the figures depend on: CPU, its flags of interest, cores, memory."""
+    """dict that describes the machine: CPU, relevant CPU flags, cores, memory."""
     fields = {}
     for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
         name, _, value = line.partition(":")
@@ -123,7 +123,7 @@ def machine():
 
 
 def headline(area, machine, report, threads, rounds, seconds, variables):
-    """What was run where, and how busy the machine was with other things."""
+    """Describes the measurement: settings, machine and its other load."""
     versions = {}
     for line in report:
         versions |= line.get("ready", {}).get("versions", {})
@@ -145,7 +145,7 @@ def headline(area, machine, report, threads, rounds, seconds, variables):
 
 
 def notes(report):
-    """Lines on how each side computes, and on those that were not idle while they waited."""
+    """Lines on how each side computes, and on sides that were not idle while they waited."""
     told = {}
     for line in report:
         text = line.get("ready", {}).get("notes")

@@ -1,11 +1,11 @@
-"""Fine-tunes with kbert and with HF transformers (torch): the same examples, batches and recipe.
+"""Fine-tunes with kbert and with HF transformers (torch): same examples, batches and recipe.
 
-python benchmarks/finetune.py --seeds=0,1,2 FLAGS_OF_FINETUNE prints the scores and minutes of both.
+python benchmarks/finetune.py --seeds=0,1,2 FLAGS_OF_FINETUNE prints scores and minutes of both.
 
-The torch side starts from the same folder, sees the same ids in the same order, and has AdamW with
-the same epsilon, decay, clipping and schedule; the heads and dropout draw their own numbers. Both
-use float32. The scores are those of the last step on --eval_file. The minutes are those of all that
-a side does: kbert also evaluates after every epoch and writes checkpoints. Needs the extra [test].
+The torch side starts from the same folder, sees the same ids in the same order, and uses AdamW with
+the same epsilon, decay, clipping and schedule; task heads and dropout are drawn separately. Both
+use float32. Scores are measured on --eval_file after the last step. Minutes cover the whole run:
+kbert also evaluates after every epoch and writes checkpoints. Requires the extra [test].
 """
 
 import contextlib
@@ -51,12 +51,12 @@ def ours(config, seed):
 
 
 def replaced(config, seed):
-    """The config with another seed."""
+    """Returns the config with another seed."""
     return type(config)(**flags.as_dict(config) | {"seed": seed})
 
 
 def theirs(config, seed):
-    """The same of a run of HF's model in torch."""
+    """Scores of a run of HF's model in torch on the evaluation file, and its minutes."""
     import torch
     import transformers
 
@@ -114,7 +114,7 @@ def theirs(config, seed):
 
 
 def forward(model, features):
-    """HF's outputs of a batch."""
+    """Computes HF's outputs of a batch."""
     import torch
 
     names = ("input_ids", "attention_mask", "token_type_ids")
@@ -122,7 +122,7 @@ def forward(model, features):
 
 
 def torch_loss(task, outputs, features):
-    """The loss of `kbert.tasks`, in torch."""
+    """Computes the loss of `kbert.tasks` in torch."""
     import torch
 
     labels, weights = torch.tensor(features["labels"]), torch.tensor(features["label_weights"])
@@ -141,7 +141,7 @@ def torch_loss(task, outputs, features):
 
 
 def main(_):
-    """Prints the scores of both."""
+    """Prints the results of both."""
     config = flags.read(FinetuneConfig)
     if config.task in ("multilabel", "choice") or config.precision != "float32":
         raise app.UsageError("the torch side knows classify, pair, regress, tag and qa in float32")

@@ -1,16 +1,16 @@
-"""The matrix products of BERT and their floating-point operations, 2 per multiply and add.
+"""The matrix products of BERT and their floating-point operations, 2 per multiply-add.
 
-Counted from the shapes, the same for every side: whoever computes more than this, such as the MLM
-head at tokens that are not masked, or padding, does not get credit for it. `model` is a dict with
-HF's names of the sizes. B batch, L length in tokens, M masked slots, D width, H heads, F inner
-width, V vocabulary, N layers, C classes.
+Counts follow from the shapes and are the same for every side: computing more than necessary, such
+as the MLM head at tokens that are not masked, or padding, earns no credit. `model` is a dict of
+sizes with HF's names. B batch, L length in tokens, M masked slots, D width, H heads, F inner width,
+V vocabulary, N layers, C classes.
 """
 
 import typing
 
 
 class Product(typing.NamedTuple):
-    """`count` times a batch of matrix products (m, k) x (k, n), operands transposed or not."""
+    """`count` times a batch of matrix products (m, k) x (k, n), operands optionally transposed."""
 
     count: int
     batch: int
@@ -22,12 +22,12 @@ class Product(typing.NamedTuple):
 
 
 def count_flops(products):
-    """int, floating-point operations of products."""
+    """Returns the floating-point operations of products, int."""
     return sum(2 * p.count * p.batch * p.m * p.k * p.n for p in products)
 
 
 def model_of(layers, width, heads=None, vocab=30522):
-    """The sizes of a BERT with heads of width 64 and an inner width of four times D."""
+    """Sizes of a BERT with attention heads of width 64 and an inner width of 4 D."""
     return {
         "num_hidden_layers": layers,
         "hidden_size": width,
@@ -55,7 +55,7 @@ def pretraining_heads(model, B, M):
     D, V = model["hidden_size"], model["vocab_size"]
     return [
         Product(1, 1, B * M, D, D),
-        Product(1, 1, B * M, D, V, transpose_b=True),  # the table of the words
+        Product(1, 1, B * M, D, V, transpose_b=True),  # word embeddings
         Product(1, 1, B, D, D),  # pooler
         Product(1, 1, B, D, 2),
     ]
@@ -68,7 +68,7 @@ def classifier_head(model, B, C=2):
 
 
 def with_backward(products):
-    """Forward products, and the two of each that the gradients of its operands take."""
+    """Forward products, and the two products for the gradients of the operands of each."""
     found = list(products)
     for p in products:
         found.append(p._replace(k=p.n, n=p.k, transpose_b=not p.transpose_b))  # dA = dC B^T

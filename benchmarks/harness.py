@@ -1,6 +1,6 @@
-"""What all comparisons share: their flags, the commands of the sides, the printed and the written.
+"""Common parts of all comparisons: flags, commands of the sides, printed and written results.
 
-`benchmarks.turns` says how it is measured, `benchmarks.figures` what is made of it.
+`benchmarks.turns` describes the measurement, `benchmarks.figures` the results.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ PEERS = ("hf", "keras_hub", "openvino")
 
 
 def define_flags(rows, threads=None):
-    """Flags of every comparison. rows: names, all of them the default. threads: the default."""
+    """Defines the flags of a comparison. rows: names. threads: default number of threads."""
     flags.DEFINE_list("rows", list(rows), f"what to compare: {', '.join(rows)}")
     flags.DEFINE_list("sides", ["kbert", "kbert_openvino", *PEERS], "who takes part")
     flags.DEFINE_integer("rounds", 5, "rounds, each side once in each")
@@ -38,7 +38,7 @@ def define_flags(rows, threads=None):
 
 
 def commands():
-    """dict of side -> command, by the flags."""
+    """Returns a dict of side -> command, according to the flags."""
     interpreters = {peer: FLAGS[f"python_{peer}"].value for peer in PEERS}
     interpreters = {peer: str(ROOT / python) for peer, python in interpreters.items()}
     found = {
@@ -54,12 +54,12 @@ def commands():
 
 
 def compare(area, rows, check=None, more=None):
-    """Measures the rows that the flags ask for and prints a table; `--json` grows with every row.
+    """Measures the selected rows and prints a table; `--json` is rewritten after every row.
 
     Args:
         area: name of the comparison. rows: iterable of Row. more: dict for the JSON file.
-        check: function of (row, found, folder) that adds to `found` what the saved results show,
-            and returns a line for a person; None: nothing is saved.
+        check: function of (row, found, folder) that compares the saved results, adds the
+            comparison to `found` and returns a line to print; None: nothing is saved.
     """
     compared, remarks, host = [], [], machine()
     rounds, seconds = (1, 0.2) if FLAGS.quick else (FLAGS.rounds, FLAGS.round_seconds)
@@ -83,7 +83,7 @@ def compare(area, rows, check=None, more=None):
 
 
 def write_json(result):
-    """Writes all that was measured, and how."""
+    """Writes all results and the settings of the measurement."""
     names = ("threads", "rounds", "round_seconds", "quick")
     how = {
         "date": datetime.datetime.now().isoformat(timespec="seconds"),
@@ -94,12 +94,12 @@ def write_json(result):
 
 
 def progress(line):
-    """Tells a person how far it is, beside the results."""
+    """Prints progress to standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
 def check_rows(known):
-    """Refuses names of rows that there are not."""
+    """Raises an error for unknown names of rows."""
     unknown = set(FLAGS.rows) - set(known)
     if unknown:
         raise app.UsageError(

@@ -1,4 +1,4 @@
-"""The weights of a kbert model in HF's BertForPreTraining (torch), to compare with."""
+"""Converts a kbert model to HF's BertForPreTraining (torch) for comparisons."""
 
 import tempfile
 
@@ -15,5 +15,5 @@ def hf_model(weights, config):
         return transformers.BertForPreTraining.from_pretrained(
             folder,
             attn_implementation="eager",
-            pad_token_id=None,  # else torch gives the embedding of [PAD] no gradient
+            pad_token_id=None,  # otherwise torch computes no gradient for the [PAD] embedding
         ).eval()

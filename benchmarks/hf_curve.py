@@ -2,11 +2,11 @@
 
 python benchmarks/hf_curve.py --corpus=FOLDER prints two comparisons over 200 steps:
 
-1. Dropout off, the same initial weights: the largest difference of the losses at equal steps.
-2. Dropout 0.1, --seeds each: mean and spread of the loss over steps 150 to 200.
+1. Dropout off, same initial weights: the largest difference of the losses at equal steps.
+2. Dropout 0.1, --seeds runs each: mean and spread of the loss over steps 150 to 200.
 
-Both sides use float32, AdamW as BERT has it, clipping at 1.0 and the same schedule; the torch side
-is written here from the same formulas. Needs the extra [test].
+Both sides use float32, AdamW as in BERT, clipping at 1.0 and the same schedule; the torch side is
+implemented here from the same formulas. Requires the extra [test].
 """
 
 import statistics
@@ -138,7 +138,7 @@ def main(_):
 
 
 def compare_without_dropout(corpus, data):
-    """Prints how far the losses of both are apart from the same start."""
+    """Prints the difference of the losses of both sides from the same initial weights."""
     config = config_of(corpus, dropout=0.0)
     ours, start = kbert_losses(data, config, 0)
     theirs = hf_losses(data, config, start, 0)

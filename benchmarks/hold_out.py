@@ -10,7 +10,7 @@ from kbert.corpus.text_sources import find_inputs, read_lines, split_into_pieces
 
 
 def main(output_dir, *files):
-    """Writes both files; a document is lines up to an empty one."""
+    """Writes both files; documents are separated by empty lines."""
     folder = pathlib.Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     documents, lines = 0, []

@@ -3,11 +3,11 @@
     python -m benchmarks.infer --json=infer.json
     python -m benchmarks.infer --rows=base-1x128,base-mixed --rounds=5
 
-All sides have the same weights and start from the same token ids; what they compute is compared,
-too. kbert sorts texts by length, as it always does. HF and OpenVINO pad each batch to its longest
-text, in the order of the texts; in the rows "sorted" that order is by length, for all. KerasHub
-pads to 128, as its preprocessor does. Operations are those of the real tokens. The peers:
-`sh benchmarks/peers.sh`.
+All sides have the same weights and start from the same token ids; their outputs are compared as
+well. kbert sorts texts by length, as always. HF and OpenVINO pad each batch to its longest text, in
+the order of the texts; in the rows "sorted", texts are sorted by length for all sides. KerasHub
+pads to 128, as its preprocessor does. Operations are counted for real tokens only. To install the
+peers: `sh benchmarks/peers.sh`.
 """
 
 import statistics
@@ -25,7 +25,7 @@ from benchmarks.turns import Row
 MODELS = {"base": model_of(12, 768), "minilm": model_of(6, 384, heads=12)}
 TINY = model_of(2, 128)
 BF16 = "mixed_bfloat16"
-# name: (model, lengths: those of one text each, or "mixed" or "sorted", precision)
+# name: (model, lengths of single texts or "mixed" or "sorted", precision)
 ROWS = {
     "base-32x128": ("base", [128] * 32, BF16),
     "base-1x128": ("base", [128], BF16),
@@ -43,7 +43,7 @@ FLAGS = flags.FLAGS
 
 
 def rows(folder):
-    """The rows that the flags ask for."""
+    """Returns the rows selected by the flags."""
     harness.check_rows(ROWS)
     written = set()
     for name in FLAGS.rows:
@@ -60,7 +60,7 @@ def rows(folder):
 
 
 def row(name, model, lengths, precision, weights, examples, folder):
-    """A Row of texts of these lengths."""
+    """Returns a Row for texts of these lengths."""
     N, mean = len(lengths), statistics.mean(map(int, lengths))
     settings = {
         "area": "infer",
@@ -87,24 +87,24 @@ def row(name, model, lengths, precision, weights, examples, folder):
 
 
 def save_model(model, folder):
-    """Writes a classifier with fresh weights for every side."""
+    """Writes a classifier with random weights for every side."""
     import kbert
     from kbert.tokenizer.vocab import SPECIAL_TOKENS
 
-    # Larger weights than fresh ones usually are, so that the texts get different scores.
+    # Larger weights than the default initialization, so that the texts get different scores.
     config = kbert.BertConfig(**model, initializer_range=0.05)
     classifier = kbert.BertForSequenceClassification(config)
     words = [f"w{number}" for number in range(len(SPECIAL_TOKENS), config.vocab_size)]
     tokenizer = kbert.BertTokenizer([*SPECIAL_TOKENS, *words])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # KerasHub computes GELU by tanh
+        warnings.simplefilter("ignore")  # KerasHub's GELU uses tanh
         for format in ("kbert", "hf", "keras_hub"):
             classifier.save_pretrained(f"{folder}/{format}", format)
     tokenizer.save_pretrained(f"{folder}/kbert")
 
 
 def agreement(row, found, folder):
-    """How far the logits of the sides are from kbert's; a line for a person."""
+    """Differences between the logits of the sides and kbert's; returns a line to print."""
     saved = {side: np.load(v["saved"]) for side, v in found.items() if "saved" in v}
     if "kbert" not in saved or len(saved) < 2:
         return None
@@ -118,7 +118,7 @@ def agreement(row, found, folder):
 
 
 def main(_):
-    """Compares."""
+    """Runs the comparison."""
     with tempfile.TemporaryDirectory() as folder:
         harness.compare("inference", rows(folder), agreement)
 

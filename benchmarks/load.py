@@ -2,9 +2,9 @@
 
     python benchmarks/load.py --rounds=5
 
-Makes folders of fresh weights in all formats, then starts a process per load, the peers taking
-turns. Measured is `from_pretrained`, after the libraries are imported: seconds, and the growth of
-the process's peak memory, as a multiple of the weights. KerasHub loads without the NSP head.
+Writes random weights in all formats, then starts a process per load, alternating between the peers.
+It measures `from_pretrained` after the libraries are imported: seconds, and the growth of the
+process's peak memory as a multiple of the weights. KerasHub loads without the NSP head.
 """
 
 import json

@@ -1,12 +1,12 @@
-"""Speed of preparing text with kbert, and of making batches of kbert, HF and KerasHub.
+"""Speed of preparing text with kbert, and of batches from kbert, HF and KerasHub.
 
     python -m benchmarks.pipeline --text=train.txt --vocab_file=vocab.txt --json=pipeline.json
 
-Writes a text of `size_mb` by repeating and altering the one given, prepares it in a process of its
-own, and prints MB/s per core with the peak memory of the process and its workers together. Then
-batches of pretraining, tokens per second, padding not counted: kbert's from what was prepared, HF's
-and KerasHub's from the first `peer_mb` of the same text; the notes say what each does of it
-beforehand. The peers: `sh benchmarks/peers.sh`.
+Writes a text of `size_mb` by repeating and altering the given one, prepares it in a separate
+process, and prints MB/s per core and the peak memory of the process and its workers together. Then
+it measures batches for pretraining in tokens per second, without padding: kbert's from the prepared
+corpus, HF's and KerasHub's from the first `peer_mb` of the same text; the notes list what each side
+precomputes. To install the peers: `sh benchmarks/peers.sh`.
 """
 
 import pathlib
@@ -23,7 +23,7 @@ from benchmarks import data, harness
 from benchmarks.turns import Row
 
 FLAGS = flags.FLAGS
-# name: (B, L, whole words, sides)
+# name: (B, L, whole-word masking, sides)
 ROWS = {
     "64x128": (64, 128, False, ("kbert", "hf", "keras_hub")),
     "16x512": (16, 512, False, ("kbert", "hf", "keras_hub")),
@@ -33,7 +33,7 @@ ROWS = {
 
 
 def write_altered(source, target, size):
-    """Repeats a text up to `size` bytes, ten times with other digits in it."""
+    """Repeats a text up to `size` bytes, with ten different permutations of its digits."""
     text, digits = pathlib.Path(source).read_bytes(), b"0123456789"
     with open(target, "wb") as file:
         for number in range(-(-size // len(text))):
@@ -43,7 +43,7 @@ def write_altered(source, target, size):
 
 
 def memory_of_group(pids):
-    """Resident memory of processes in bytes, pages that they share counted once for each."""
+    """Resident memory of processes in bytes; pages shared among them count once in total."""
     total = 0
     for pid in pids:
         try:
@@ -56,7 +56,7 @@ def memory_of_group(pids):
 
 
 def watch(process, peak):
-    """Keeps the peak memory of a process and its children in peak[0]."""
+    """Records the peak memory of a process and its children in peak[0]."""
     while process.poll() is None:
         found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
         peak[0] = max(peak[0], memory_of_group([process.pid, *map(int, found.stdout.split())]))
@@ -64,7 +64,7 @@ def watch(process, peak):
 
 
 def time_prepare(text, vocab_file, folder):
-    """Prepares a text with as many processes as threads; dict of what it took."""
+    """Prepares a text with as many processes as threads; returns a dict of its cost."""
     size = pathlib.Path(text).stat().st_size
     begin, peak = time.perf_counter(), [0]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -85,7 +85,7 @@ def time_prepare(text, vocab_file, folder):
 
 
 def prepare_line(took):
-    """What preparing took, for a person."""
+    """Formats the cost of preparing as a line."""
     megabytes = took["bytes"] / 1e6
     return (
         f"prepare: {megabytes:,.0f} MB in {took['wall_s']:.1f} s, "
@@ -95,7 +95,7 @@ def prepare_line(took):
 
 
 def rows(folder, text, vocab_file):
-    """The rows that the flags ask for."""
+    """Returns the rows selected by the flags."""
     from kbert.tokenizer import BertTokenizer
 
     BertTokenizer(vocab_file).save_pretrained(folder, "hf")
@@ -118,7 +118,7 @@ def rows(folder, text, vocab_file):
 
 
 def main(_):
-    """Prepares, then compares."""
+    """Prepares the text, then runs the comparison."""
     harness.check_rows(ROWS)
     with tempfile.TemporaryDirectory() as folder:
         vocab_file = data.vocabulary(FLAGS.vocab_file, folder)

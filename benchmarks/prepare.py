@@ -3,12 +3,12 @@
     python -m benchmarks.prepare --text=WIKI.txt.gz,BOOKS.txt.gz --vocab_file=vocab.txt \\
         --folder=/tmp/prepare --json=prepare.json
 
-Makes texts of --sizes_mb by repeating the one given: each repetition has its number at the end of
-each document, but every tenth is an exact copy of the first. Then runs `python -m kbert.prepare` on
-them, each time in a process of its own, and samples the memory of it and of its workers from /proc:
-resident memory, and the anonymous part of it, without libraries and mapped files, which the system
-takes back when it needs them. In the rows "lines" every line is a document: what does memory
-take for each? Equal rows are compared: their corpora must be the same.
+Creates texts of --sizes_mb by repeating the given one: each repetition has its number at the end of
+each document, but every tenth is an exact copy of the first. Then it runs `python -m kbert.prepare`
+on each text in a separate process and samples the memory of the process and its workers from /proc:
+resident memory, and its anonymous part, which excludes libraries and mapped files that the system
+can reclaim. In the rows "lines" every line is a document, which shows the memory per document.
+Equal rows are compared: their corpora must be the same.
 """
 
 import gzip
@@ -31,7 +31,7 @@ COLUMNS += ("its anonymous",)
 
 
 def rows():
-    """(text, flags of kbert.prepare, whether Beam) of each measurement, small texts first."""
+    """Yields (text, flags of kbert.prepare, uses Beam) of each measurement, small texts first."""
     if FLAGS.quick:
         yield "1", ("--processes=1",), False
         return
@@ -51,7 +51,7 @@ def write_text(sources, target, size, lines):
     """Writes `size` bytes of altered repetitions of texts.
 
     Args:
-        sources: bytes of documents with empty lines between them. lines: each line is a document.
+        sources: bytes of documents separated by empty lines. lines: each line is a document.
     """
     separator = b"\n" if lines else b"\n\n"
     documents = [part for part in sources.split(separator) if part.strip()]
@@ -67,7 +67,7 @@ def write_text(sources, target, size, lines):
 
 
 def read_sources(paths):
-    """The bytes of texts, unpacked, with an empty line between two."""
+    """Reads texts as bytes, decompressed, with an empty line between two texts."""
     parts = []
     for path in paths:
         with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as file:
@@ -76,7 +76,7 @@ def read_sources(paths):
 
 
 def memory(pid):
-    """(resident, anonymous) memory of a process in bytes; zeros once it is gone."""
+    """(resident, anonymous) memory of a process in bytes; zeros after it has ended."""
     try:
         text = pathlib.Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -88,13 +88,13 @@ def memory(pid):
 
 
 def descendants(pid):
-    """Ids of the processes that a process has started, and of theirs."""
+    """Returns the ids of all descendants of a process."""
     found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
     return [*map(int, found), *(inner for child in found for inner in descendants(int(child)))]
 
 
 def run(text, folder, settings, python):
-    """Prepares a text; dict of what it took, in seconds and bytes."""
+    """Prepares a text; returns a dict of its cost, in seconds and bytes."""
     shutil.rmtree(folder, ignore_errors=True)
     command = [python, "-m", "kbert.prepare", f"--input={text}", f"--output_dir={folder}"]
     command += [f"--vocab_file={FLAGS.vocab_file}", *settings]
@@ -120,7 +120,7 @@ def run(text, folder, settings, python):
 
 
 def line(name, settings, took):
-    """Cells of the table."""
+    """Returns the cells of a table row."""
 
     def gigabytes(value):
         return f"{value / 1e9:.2f} GB" if value else ""
@@ -137,7 +137,7 @@ def line(name, settings, took):
 
 
 def main(_):
-    """Makes the texts, prepares them, prints a table."""
+    """Creates the texts, prepares them, prints a table."""
     folder = pathlib.Path(FLAGS.folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = FLAGS.text or [data.sample_text(folder)]

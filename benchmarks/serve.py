@@ -1,12 +1,12 @@
-"""kbert.serve under load, beside the SavedModel itself called from Python.
+"""kbert.serve under load, compared with calling the SavedModel from Python.
 
     python -m benchmarks.serve --json=serve.json
     python -m benchmarks.serve --model=base --rounds=3
 
-A classifier with fresh weights is exported and served, once computed by OpenVINO and once by
-TensorFlow; each request holds one text of 10 to 128 tokens. The SavedModel is called in a process
-of its own, with the same texts one by one and in batches of 32 as they come. Sides take turns. The
-clients share the CPUs with the server: what they cost is part of the figures.
+A classifier with random weights is exported and served, once with OpenVINO and once with
+TensorFlow; each request contains one text of 10 to 128 tokens. The SavedModel is called in a
+separate process with the same texts, one by one and in batches of 32 in their order. Sides take
+turns. The clients share the CPUs with the server, so the results include their cost.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from benchmarks.figures import machine
 from benchmarks.infer import MODELS, TINY, save_model
 
 FLAGS = flags.FLAGS
-# What is asked: (side, name, clients at a time, texts of a request).
+# Measurements: (side, name, concurrent clients, texts per request).
 ASKED = (
     *(("saved_model", "SavedModel, a text a call", 1, 1),),
     *(("saved_model", "SavedModel, 32 texts a call", 1, 32),),
@@ -59,7 +59,7 @@ for line in sys.stdin:
 
 
 class SavedModelSide:
-    """The SavedModel in a process of its own."""
+    """The SavedModel in a separate process."""
 
     def __init__(self, folder, texts):
         command = [FLAGS.python_kbert, "-c", _SAVED_MODEL, str(folder), str(texts)]
@@ -141,7 +141,7 @@ class ServerSide:
 
 
 async def _load(ask, clients, seconds):
-    """(seconds that each request took, seconds in all) of some clients that ask again and again."""
+    """Runs clients that send requests in a loop; returns (seconds per request, total seconds)."""
     taken, begin, numbers = [], time.perf_counter(), iter(range(10**9))
 
     async def client():
@@ -160,10 +160,10 @@ def _free_port():
 
 
 def measured(sides, rounds, seconds):
-    """dict of the names of ASKED -> rates (texts a second) and times, of all rounds."""
+    """dict of the names of ASKED -> rates (texts per second) and times, over all rounds."""
     asked = [row for row in ASKED if row[0] in sides]
     found = {name: {"rates": [], "taken": []} for _, name, _, _ in asked}
-    for turn in range(rounds + 1):  # the first is not counted
+    for turn in range(rounds + 1):  # the first round is a warmup
         for side, name, clients, size in asked:
             door = "REST" if "REST" in name else "gRPC"
             taken, total = sides[side].ask(clients, size, door, seconds if turn else seconds / 4)
@@ -175,7 +175,7 @@ def measured(sides, rounds, seconds):
 
 
 def table(found):
-    """The figures as a Markdown table."""
+    """Formats the results as a Markdown table."""
     yield "| | texts/s: median (lowest to highest) | of the first | p50 | p99 |"
     yield "| --- | --- | --- | --- | --- |"
     base = found[ASKED[0][1]]["rates"]
@@ -188,7 +188,7 @@ def table(found):
 
 
 def main(_):
-    """Measures."""
+    """Runs the measurements."""
     from kbert.serving.export import export
 
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:

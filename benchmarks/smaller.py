@@ -1,10 +1,10 @@
-"""Forward time of folders of weights, in turns: how much faster a smaller model is.
+"""Forward time of several models, measured in turns: the speedup of smaller models.
 
     python -m benchmarks.smaller --models=RUN/finetuning/best,SMALLER --batches=1,32
 
-In each round every model computes the same token ids for some seconds, in one process; figures are
-medians over the rounds with the lowest and highest, ratios are taken within each round. The other
-processes of the machine are not looked at.
+In each round, every model computes the same token ids for some seconds, in one process. Results are
+medians over the rounds with minimum and maximum; ratios are computed within each round. Load from
+other processes is not measured.
 """
 
 import statistics
@@ -17,7 +17,7 @@ FLAGS = flags.FLAGS
 
 
 def computations(folders, backend, features):
-    """For each folder the function that computes its encoder and pooler with a backend."""
+    """Returns, for each folder, a function that computes encoder and pooler with a backend."""
     import kbert
     from kbert.inference.backends import frozen_backend
 
@@ -31,7 +31,7 @@ def computations(folders, backend, features):
 
 
 def token_ids(folder, batch):
-    """(batch, length) int32 ids of ordinary tokens of a folder's vocabulary."""
+    """Returns (batch, length) int32 ids of ordinary tokens of a folder's vocabulary."""
     import kbert
 
     size = kbert.BertTokenizer.from_pretrained(folder).vocab_size
@@ -39,7 +39,7 @@ def token_ids(folder, batch):
 
 
 def seconds_of(compute, features, least):
-    """Seconds of a call, the mean of those that take `least` seconds together."""
+    """Returns the mean seconds of a call, over calls that take `least` seconds in total."""
     begin, count = time.perf_counter(), 0
     while time.perf_counter() - begin < least:
         compute(features)
@@ -48,7 +48,7 @@ def seconds_of(compute, features, least):
 
 
 def main(_):
-    """Compares, and prints a Markdown table."""
+    """Runs the comparison and prints a Markdown table."""
     print("| backend | batch | model | ms a batch | faster than the first by |")
     print("| --- | --- | --- | --- | --- |")
     for backend in FLAGS.backends:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.tokenizer --text=train.txt --vocab_file=vocab.txt --json=tokenizer.json
 
-One thread each, the same lines and vocabulary, 1,000 lines at a time; kbert and KerasHub as graphs
-of TensorFlow, HF as a function of lists. The row "prepare" is all of kbert.prepare: reading,
-cutting into sentences, tokenizing, writing. The peers: `sh benchmarks/peers.sh`.
+One thread each, same lines and vocabulary, 1,000 lines at a time; kbert and KerasHub as TensorFlow
+graphs, HF as a function of lists. The row "prepare" is the whole kbert.prepare: reading, sentence
+splitting, tokenizing, writing. To install the peers: `sh benchmarks/peers.sh`.
 """
 
 import pathlib
@@ -22,7 +22,7 @@ FLAGS = flags.FLAGS
 
 
 def rows(folder):
-    """A row for each text, and those of kbert.prepare."""
+    """Returns a row for each text, and the rows of kbert.prepare."""
     from kbert.tokenizer import BertTokenizer
 
     harness.check_rows(ROWS)
@@ -50,7 +50,7 @@ def rows(folder):
 
 
 def first_lines(path, size):
-    """Whole lines from the start of a text, empty ones too, up to `size` bytes of them."""
+    """Returns whole lines from the start of a text, including empty ones, up to `size` bytes."""
     with open(path, "rb") as file:
         for line in file:
             size -= len(line)
@@ -60,7 +60,7 @@ def first_lines(path, size):
 
 
 def agreement(row, found, folder):
-    """The share of lines whose ids are those of kbert; a line for a person."""
+    """Fraction of lines with the same ids as kbert's; returns a line to print."""
     paths = {side: f"{v['saved']}.npz" for side, v in found.items() if "saved" in v}
     if "kbert" not in paths or len(paths) < 2:
         return None
@@ -74,13 +74,13 @@ def agreement(row, found, folder):
 
 
 def lines_of(path):
-    """The ids of each line."""
+    """Returns the ids of each line."""
     arrays = np.load(path)
     return np.split(arrays["ids"], np.cumsum(arrays["lengths"])[:-1])
 
 
 def main(_):
-    """Compares."""
+    """Runs the comparison."""
     with tempfile.TemporaryDirectory() as folder:
         harness.compare("tokenizing", rows(folder), agreement)
 

@@ -1,17 +1,17 @@
-"""Where the bottleneck of many GPUs would be: a model of input and gradient traffic.
+"""A model of input and gradient traffic, to find the bottleneck of training on many GPUs.
 
     python -m benchmarks.traffic --corpus=FOLDER
 
-Measures here what kbert's input pipeline makes on one core from a prepared corpus, and counts the
-bytes of an example and of the gradients. Everything of the GPUs and their network is taken from
-elsewhere: sequences a second of one A100 that NVIDIA publishes for its own BERT-large on TensorFlow
+It measures the throughput of kbert's input pipeline on one core from a prepared corpus, and counts
+the bytes of an example and of the gradients. The numbers for GPUs and network are published ones:
+NVIDIA's sequences per second of one A100 with its own BERT-large on TensorFlow
 (DeepLearningExamples, TensorFlow2/LanguageModeling/BERT, mixed precision, batches of 312 x 128 and
-40 x 512), for BERT-base scaled by the operations of a sequence, and the bandwidths of data sheets.
+40 x 512), scaled by the operations of a sequence for BERT-base, and bandwidths from data sheets.
 
-A step takes the computation plus the sum of the gradients, which begins when the last slice is
-done: nothing of the two overlaps. The sum is a ring (Patarasuk and Yuan 2009): each GPU sends and
-receives 2 (n - 1) / n times the gradients, and so does the network card of a host, once for all its
-GPUs.
+A step takes the time of the computation plus the all-reduce of the gradients, which starts after
+the last slice: the two do not overlap. The all-reduce is a ring (Patarasuk and Yuan 2009): each GPU
+sends and receives 2 (n - 1) / n times the gradients, and so does the network card of a host, once
+for all its GPUs.
 """
 
 import itertools
@@ -25,22 +25,22 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("corpus", None, "folder that kbert.prepare wrote", required=True)
 flags.DEFINE_integer("batches", 4000, "batches to measure")
 
-# (architecture, L): sequences a second of an A100, batch of a GPU.
+# (architecture, L): (sequences per second of an A100, batch size per GPU).
 A100 = {("large", 128): (485.59, 312), ("large", 512): (96.52, 40)}
-NVLINK = 300e9  # bytes a second, A100, each direction
-# bytes a second of a host with 8 GPUs, each direction
+NVLINK = 300e9  # bytes per second, A100, each direction
+# Bytes per second of a host with 8 GPUs, each direction.
 CARDS = {"8 x 200 Gb/s": 8 * 25e9, "100 Gb/s": 12.5e9, "25 Gb/s": 3.125e9}
 GPUS_OF_A_HOST = 8
 
 
 def measure(corpus, length):
-    """Sequences a second on one core, and bytes of the features of one."""
+    """Returns sequences per second on one core, and the bytes of a sequence's features."""
     from kbert.corpus import Corpus
     from kbert.data.pretraining_batches import pretraining_dataset
 
     batch_size = (1 << 13) // length
     batches = iter(pretraining_dataset(Corpus(corpus, verify=False), batch_size, length))
-    for _ in range(20):  # what is made before the clock starts
+    for _ in range(20):  # warmup
         features = next(batches)
     size = sum(x.numpy().nbytes for x in features.values()) / batch_size
     begin = time.perf_counter()
@@ -50,7 +50,7 @@ def measure(corpus, length):
 
 
 def architecture(name, length):
-    """Parameters of a BERT for pretraining, and operations of one sequence."""
+    """Returns the parameters of a BERT for pretraining, and the operations of one sequence."""
     from kbert.config import BertConfig
     from kbert.model.weights.tensors import weight_shapes
     from kbert.train.cost_estimate import step_flops

@@ -4,14 +4,14 @@
     python -m benchmarks.train --rows=base-128,finetune-base --rounds=5 --sst2=train.tsv.gz
     python -m benchmarks.train --scaling
 
-A step of pretraining is forward, MLM and NSP loss, backward, clipping to global norm 1 and AdamW,
-on given batches (`benchmarks.data`), dropout 0.1; 15 % of the tokens are masked. HF's model
-computes the logits of all tokens; in the row "gathered" code of ours has it compute those of the
-masked ones alone, as the others do. Fine-tuning takes the same examples of mixed length on every
-side, each batches and pads them as it does; its operations are those of the real tokens. The peers:
-`sh benchmarks/peers.sh`.
+A pretraining step is forward, MLM and NSP loss, backward, clipping to global norm 1 and AdamW, on
+given batches (`benchmarks.data`), with dropout 0.1; 15 % of the tokens are masked. HF's model
+computes the logits of all tokens; in the row "gathered", code in this benchmark makes it compute
+only the logits of masked tokens, like the others. Fine-tuning uses the same examples of mixed
+length on every side, and each side batches and pads them in its own way; operations are counted for
+real tokens only. To install the peers: `sh benchmarks/peers.sh`.
 
-`--scaling` runs kbert alone, at several lengths and depths, and from a folder of weights.
+`--scaling` runs only kbert, at several lengths and depths, and from a folder of weights.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ FLAGS = flags.FLAGS
 
 
 def pretraining_row(name, model, B, L, M, precision, sides=SIDES, **more):
-    """A Row of steps of pretraining."""
+    """Returns a Row of pretraining steps."""
     if FLAGS.quick:
         model = TINY
     products = pretraining_step(model, B, L, M)
@@ -69,7 +69,7 @@ def pretraining_row(name, model, B, L, M, precision, sides=SIDES, **more):
 
 
 def finetuning_row(name, model, examples, path, B=32, precision="mixed_bfloat16"):
-    """A Row of epochs of fine-tuning."""
+    """Returns a Row of fine-tuning epochs."""
     if FLAGS.quick:
         model = TINY
     lengths = [len(ids) for ids, _ in examples]
@@ -96,12 +96,12 @@ def finetuning_row(name, model, examples, path, B=32, precision="mixed_bfloat16"
 
 
 def describe(model):
-    """The size of a model, in words."""
+    """Returns a description of a model's size."""
     return f"{model['num_hidden_layers']} layers x {model['hidden_size']}"
 
 
 def finetuning_examples():
-    """Token ids and labels, of texts or at random."""
+    """Returns token ids and labels, from texts or random."""
     count = 64 if FLAGS.quick else FLAGS.examples
     if not FLAGS.sst2:
         return data.random_examples(data.mixed_lengths(count))
@@ -113,7 +113,7 @@ def finetuning_examples():
 
 
 def scaling_rows(folder):
-    """Rows of kbert alone: B x L = 2,048 tokens."""
+    """Returns rows for kbert only, with B x L = 2,048 tokens."""
     alone = {"precision": "mixed_bfloat16", "sides": ("kbert",)}
     for layers in (4, 12, 24):
         for L, M in ((128, 20), (256, 39), (512, 77)):
@@ -125,7 +125,7 @@ def scaling_rows(folder):
 
 
 def save_base(folder):
-    """Writes fresh weights of the model of the rows."""
+    """Writes random weights of the model of the rows."""
     import kbert
 
     model = TINY if FLAGS.quick else BASE
@@ -133,7 +133,7 @@ def save_base(folder):
 
 
 def rows(folder):
-    """The rows that the flags ask for."""
+    """Returns the rows selected by the flags."""
     harness.check_rows([*PRETRAINING, *FINETUNING])
     if FLAGS.scaling:
         yield from scaling_rows(folder)
@@ -148,7 +148,7 @@ def rows(folder):
 
 
 def main(_):
-    """Compares."""
+    """Runs the comparison."""
     with tempfile.TemporaryDirectory() as folder:
         harness.compare("training", rows(folder))
 

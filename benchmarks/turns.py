@@ -1,13 +1,13 @@
-"""Comparisons: every side in a process of its own that stays warm, timed in turns.
+"""Comparisons: every side runs in a separate warm process; sides are timed in turns.
 
-In each round every side runs for some seconds while the others wait for input, which takes no CPU
-time (it is measured, and said if it does). Figures are medians over the rounds with the lowest and
-highest; how much faster kbert is is the median of the ratios within each round, so that a machine
-whose speed drifts does not count for or against anybody. All processes are bound to as many CPUs as
-they have threads.
+In each round, every side runs for some seconds while the others wait for input, which takes no CPU
+time (this is measured, and reported if it does). Results are medians over the rounds with minimum
+and maximum; the speedup of kbert is the median of the ratios within each round, so that drift of
+the machine's speed does not favor any side. All processes are bound to as many CPUs as they have
+threads.
 
-"gemm" is no library: it computes the matrix products of the row alone, in TensorFlow (oneDNN). The
-share of the peak is what a side reaches of that, by the operations of `benchmarks.flops`.
+"gemm" is not a library: it computes only the matrix products of the row, in TensorFlow (oneDNN).
+The share of the peak is a side's speed relative to it, by the operations of `benchmarks.flops`.
 """
 
 import contextlib
@@ -20,20 +20,20 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SETTLE_S = 0.3  # between two sides: threads that wait by spinning have gone to sleep by then
+SETTLE_S = 0.3  # pause between two sides, after which spinning threads are asleep
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What is compared.
+    """A row of a comparison.
 
     Attributes:
-        name, detail: for a person. settings: dict for the workers, `area` among them. sides: who
-            takes part.
-        unit: of work, in the plural. scale: what the worker counts in one, such as 1e6 bytes in a
-            "MB". latency: show the time of a unit, not units per second.
-        flops: of one that the worker counts. products: of the model, a list of
-            `benchmarks.flops.Product`, whose speed alone is the peak.
+        name, detail: text for the table. settings: dict for the workers, including `area`. sides:
+            names of the sides.
+        unit: of work, in the plural. scale: number of the worker's counts per unit, such as 1e6
+            bytes in a "MB". latency: show the time per unit, not units per second.
+        flops: operations per count of the worker. products: of the model, a list of
+            `benchmarks.flops.Product`; their speed alone is the peak.
     """
 
     name: str
@@ -48,17 +48,18 @@ class Row:
 
 
 class WorkerError(Exception):
-    """A worker could not be started, or died."""
+    """A worker could not be started, or ended unexpectedly."""
 
 
 class Worker:
     """A worker process; see `benchmarks.worker`.
 
     Args:
-        command: list of str. settings: dict. threads: of the process, and the CPUs it is bound to.
+        command: list of str. settings: dict. threads: number of threads, and of CPUs it is bound
+            to.
 
     Attributes:
-        ready: dict of what it said when it was ready.
+        ready: dict that it sent when it was ready.
     """
 
     def __init__(self, command, settings, threads):
@@ -84,10 +85,10 @@ class Worker:
         self._idle = self.cpu_seconds(), time.monotonic()
 
     def ask(self, **question):
-        """The answer to a question, a dict.
+        """Sends a request; returns the response, a dict.
 
         Raises:
-            WorkerError: it died; the message has the end of what it wrote.
+            WorkerError: the worker ended; the message contains the end of its output.
         """
         try:
             print(json.dumps(question), file=self._process.stdin, flush=True)
@@ -101,10 +102,10 @@ class Worker:
         return json.loads(line)
 
     def round(self, seconds):
-        """Runs for about so many seconds, one step at least.
+        """Runs for about this many seconds, at least one step.
 
         Returns:
-            dict of the answer, and of `rate` and `foreign_share`; see `measure`.
+            dict of the response, with `rate` and `foreign_share`; see `measure`.
         """
         cpu, all_cpu, begin = self.cpu_seconds(), busy_seconds(), time.monotonic()
         waited = begin - self._idle[1]
@@ -116,7 +117,7 @@ class Worker:
         return answer | {"rate": answer["units"] / answer["seconds"], "foreign_share": share}
 
     def cpu_seconds(self):
-        """CPU time that the process has taken."""
+        """Returns the CPU time of the process in seconds."""
         fields = pathlib.Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2]
         return sum(map(int, fields.split()[11:13])) / os.sysconf("SC_CLK_TCK")
 
@@ -132,18 +133,18 @@ class Worker:
 
 
 def busy_seconds():
-    """CPU time that the machine has spent on anything, all CPUs together."""
+    """Returns the total CPU time of the machine in seconds, over all CPUs."""
     with open("/proc/stat") as file:
         user, nice, system, _, _, *others = map(int, file.readline().split()[1:9])
     return (user + nice + system + sum(others)) / os.sysconf("SC_CLK_TCK")
 
 
 def environment(threads):
-    """Variables that set the threads of every library, and keep GPUs out of it.
+    """Environment variables that set the threads of every library and hide GPUs.
 
-    OpenMP's threads, which are torch's, sleep while they wait for each other: by default they spin,
-    which made torch up to a hundred times slower where another process wanted a CPU. On a quiet
-    machine OMP_WAIT_POLICY=ACTIVE in the environment shows what the default would give.
+    OpenMP threads, which torch uses, sleep while they wait for each other: by default they spin,
+    which made torch up to a hundred times slower when another process needed a CPU. On an idle
+    machine, OMP_WAIT_POLICY=ACTIVE in the environment shows the effect of the default.
     """
     names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
     return {name: str(threads) for name in names} | {
@@ -161,13 +162,12 @@ def measure(row, commands, threads, rounds, round_seconds, say=lambda line: None
     Args:
         row: Row. commands: dict of side -> list of str. threads: of each side. rounds: int.
         round_seconds: of a side in a round. say: function of a line, for progress.
-        folder: where every side saves what it computes, to compare; None: they do not.
+        folder: where every side saves its outputs for comparison; None: nothing is saved.
 
     Returns:
-        dict of side -> dict of `rates` (a number a round), `ready`, `peak_bytes`, `idle_share`, of
-        a core while it waited, `foreign_share` of each round, of the machine, that was taken by
-        processes which are none of the comparison, and `last`, the last answer; or of `failed`, why
-        not.
+        dict of side -> dict of `rates` (one per round), `ready`, `peak_bytes`, `idle_share` (the
+        fraction of a core used while waiting), `foreign_share` (the fraction of the machine used by
+        other processes, per round) and `last`, the last response; or of `failed`, the reason.
     """
     found, settings = {}, row.settings
     sides = list(row.sides)

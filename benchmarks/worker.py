@@ -1,9 +1,10 @@
 """The worker's half of the protocol: JSON lines on standard input and output.
 
-The first line are the settings; the worker gets everything ready, takes the first steps and says
-so. Then a line asks for steps, {"run": 3}, for its memory, {"memory": true}, or for what it
-computed, {"save": PATH}. Between questions it waits for the next line and takes no CPU time. It
-ends with its input. Standard library alone: it runs in the environments of all peers.
+The first line contains the settings; the worker prepares everything, takes the first steps and
+reports that it is ready. Later lines request steps, {"run": 3}, its memory, {"memory": true}, or
+its outputs, {"save": PATH}. Between requests it waits for the next line and takes no CPU time. It
+ends when its input ends. It uses only the standard library, since it runs in the environments of
+all peers.
 """
 
 import dataclasses
@@ -17,13 +18,13 @@ import typing
 
 @dataclasses.dataclass
 class Work:
-    """What a side does in a comparison.
+    """The work of a side in a comparison.
 
     Attributes:
-        run: function of a number of steps that takes them and returns a dict with `units` done
-            (examples, tokens or bytes), and `seconds`, if they are not those of the whole call.
-        notes: how, in words, where that is the side's own choice.
-        save: function of a path that writes what the side computes, to compare with the others.
+        run: function of a number of steps that takes them and returns a dict with the `units` done
+            (examples, tokens or bytes), and `seconds` if they differ from the duration of the call.
+        notes: text on how the side computes, where that is its own choice.
+        save: function of a path that writes the side's outputs, for comparison with the others.
     """
 
     run: typing.Callable
@@ -32,14 +33,14 @@ class Work:
 
 
 def serve(areas, packages):
-    """Answers until the input ends.
+    """Answers requests until the input ends.
 
     Args:
         areas: dict of name -> function from the settings to a Work.
-        packages: whose versions are told.
+        packages: names of packages whose versions are reported.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print
+    os.dup2(2, 1)  # output that libraries print
 
     def answer(**values):
         print(json.dumps(values), file=answers, flush=True)
@@ -75,7 +76,7 @@ def _timed(work, steps):
 
 
 def peak_memory():
-    """int, the most memory that this process has had resident, in bytes."""
+    """int, peak resident memory of this process in bytes."""
     with open("/proc/self/status") as file:
         (line,) = [line for line in file if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share."""
+"""Fixtures shared by several test files."""
 
 import fcntl
 import gc
@@ -7,10 +7,10 @@ import pathlib
 import shutil
 import tempfile
 
-# Before TensorFlow is imported: it imports JAX where that is installed, which would set this to 1
-# for every process that a test starts, as no user's shell does.
+# Set before TensorFlow is imported. TensorFlow imports JAX if it is installed, and JAX would set
+# this variable to 1 for every process that a test starts, unlike in a user's shell.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# What XLA compiles once serves all processes of a run of the tests.
+# Share compiled XLA programs among all processes of a test run.
 if "TF_XLA_FLAGS" not in os.environ:
     COMPILED = tempfile.TemporaryDirectory()
     os.environ["TF_XLA_FLAGS"] = f"--tf_xla_persistent_cache_directory={COMPILED.name}"
@@ -34,17 +34,17 @@ WORDS += ["##ning", ",", ".", "!", "[", "]", "mask"]
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node, error):
-    """Tells how a worker of pytest-xdist ended that should not have: -15 is SIGTERM."""
+    """Prints the exit status of a pytest-xdist worker that crashed; -15 is SIGTERM."""
     if error:
         print(f"\n{node.gateway.id} ended with status {node.gateway._io.popen.wait(30)}")
 
 
-gc.set_threshold(100_000, 50, 1000)  # graphs are many objects: each look at all takes long
+gc.set_threshold(100_000, 50, 1000)  # graphs have many objects, so full collections are slow
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _tidy():
-    """Collects what a module leaves and freezes the rest: else each collection looks at it all."""
+    """Collects garbage after each module and freezes the rest, which speeds up collections."""
     yield
     gc.collect()
     gc.freeze()
@@ -52,20 +52,21 @@ def _tidy():
 
 @pytest.fixture(autouse=True)
 def _no_curves(monkeypatch, request):
-    """Drawing takes a third of a short run: only tests that take the fixture `curves` draw."""
+    """Disables `curves.png`, a third of a short run's time, except with the fixture `curves`."""
     if "curves" not in request.fixturenames:
         monkeypatch.setattr("kbert.visualization.curves.plot_curves", lambda path, curves: None)
 
 
 @pytest.fixture
 def curves():
-    """For a test whose runs draw their curves."""
+    """Enables `curves.png` in a test."""
 
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
-    """Function of a name and of a function that fills a folder: the folder, filled once for all
-    workers of pytest-xdist. No test may change it.
+    """Returns a function of a name and a function that fills a folder; it returns the folder.
+
+    The folder is filled once for all workers of pytest-xdist. Tests must not change it.
     """
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
@@ -86,7 +87,7 @@ def made_once(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def folders(made_once):
-    """Kind of `exports.KINDS` -> folder of weights as `finetune` or `pretrain` leave it."""
+    """dict of kind in `exports.KINDS` -> folder of weights, as a training run writes it."""
     from exports import KINDS, write_folders
 
     root = made_once("folders", write_folders)
@@ -95,9 +96,9 @@ def folders(made_once):
 
 @pytest.fixture(scope="session")
 def exported(made_once, folders, tmp_path_factory):
-    """Function from a kind to (its folder of versions, its Endpoint), made once; version 7.
+    """Returns a function from a kind to (folder of its versions, its Endpoint), with version 7.
 
-    It was made elsewhere, and the weights that it was made of are gone.
+    The export is created once, in another folder, and the original weights are deleted.
     """
     from exports import KINDS
 
@@ -123,7 +124,7 @@ def exported(made_once, folders, tmp_path_factory):
 
 @pytest.fixture
 def shared_data():
-    """Folder of real public data, which is not part of the project."""
+    """Folder of public data sets, which are not part of the project."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"needs the public data sets in {SHARED_DATA}")
     return SHARED_DATA
@@ -131,7 +132,7 @@ def shared_data():
 
 @pytest.fixture
 def vocab_file(tmp_path):
-    """A vocabulary of 25 entries."""
+    """Path of a vocabulary of 25 entries."""
     path = tmp_path / "vocab.txt"
     write_vocab([*SPECIAL_TOKENS, *WORDS], path)
     return path
@@ -139,7 +140,7 @@ def vocab_file(tmp_path):
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
-    """40 documents in two shards; the words are numbers, so that every span can be recognised."""
+    """A corpus of 40 documents in two shards; words are numbers, so that spans are identifiable."""
     folder = tmp_path_factory.mktemp("corpus")
     words = [f"w{i}" for i in range(345)] + [f"##{i}" for i in range(50)]
     write_vocab([*SPECIAL_TOKENS, *words], folder / "vocab.txt")

@@ -1,4 +1,4 @@
-"""What the tests of exports share: a model of each kind, texts, the ops of a SavedModel."""
+"""Helpers for tests of exports: a model of each kind, texts, the ops of a SavedModel."""
 
 import pathlib
 import types
@@ -12,12 +12,12 @@ import kbert
 from kbert.tasks.registry import make_task, write_task
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
-# Each is known to TensorFlow 2.19 and 2.20: test_export_versions.py compares.
+# Ops known to both TensorFlow 2.19 and 2.20; checked by test_export_versions.py.
 OPS_FILE = pathlib.Path(__file__).parent / "serving_ops.txt"
 
 
 def ops_of(folder):
-    """Names of the ops of all SavedModels below a folder."""
+    """Returns the names of the ops of all SavedModels below a folder."""
     found = set()
     for path in folder.rglob("saved_model.pb"):
         saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
@@ -60,19 +60,19 @@ KINDS = {
     "encode": ("BertForPreTraining", {}, None, "encode"),
 }
 
-# Their graphs are those of others in all that can go wrong: they are marked slow.
+# Their graphs are almost the same as those of other kinds, so their tests are marked slow.
 ALIKE = {"pair", "multilabel", "regress", "tags", "answer_or_none", "next_sentence", "encode"}
 
 
 def kinds(*others):
-    """The kinds but those named, for pytest.mark.parametrize."""
+    """Returns the kinds except the given ones, for pytest.mark.parametrize."""
     asked = [kind for kind in KINDS if kind not in others]
     usual = [kind for kind in asked if kind not in ALIKE]
     return usual + slow(*(kind for kind in asked if kind in ALIKE))
 
 
 def write_folders(root, kinds=KINDS):
-    """Kind -> folder of weights as `finetune` or `pretrain` leave it."""
+    """Writes a folder of weights for each kind, as `finetune` or `pretrain` write it."""
     found, rng = {}, np.random.default_rng(0)
     write_vocab([*SPECIAL_TOKENS, *WORDS], root / "vocab.txt")
     tokenizer = kbert.BertTokenizer(root / "vocab.txt")
@@ -81,7 +81,7 @@ def write_folders(root, kinds=KINDS):
         name, fields, task, _ = KINDS[kind]
         found[kind] = root / kind
         model = getattr(kbert, name)(kbert.BertConfig(**BERT, **fields))
-        for weight in model.weights:  # biases are 0 and would not show
+        for weight in model.weights:  # errors in biases would not show if they were 0
             if len(weight.shape) == 1 and weight.name == "bias":
                 weight.assign(rng.normal(size=weight.shape))
         model.save_pretrained(found[kind])
@@ -96,14 +96,14 @@ def write_folders(root, kinds=KINDS):
 
 
 def some_words(rng, low, high):
-    """A text of some words, low to high - 1."""
+    """Returns a text of `low` to `high - 1` words."""
     return " ".join(
         rng.choice([*WORDS[:9], "unwanted", "running", ",", "."], rng.integers(low, high))
     )
 
 
 def texts_of(method, count):
-    """Texts for a method, hostile ones among them, always the same: dict of lists."""
+    """Returns fixed texts for a method, including unusual ones, as a dict of lists."""
     rng = np.random.default_rng(count)
     mask = " [MASK]" if method.name == "fill_mask" else ""
     hard = [

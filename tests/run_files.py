@@ -1,4 +1,4 @@
-"""What a run has written, and how it is stopped, for tests."""
+"""Helpers for tests that read the files of a run or stop it."""
 
 import json
 import pathlib
@@ -7,7 +7,7 @@ import h5py
 
 
 def metrics_of(run):
-    """The lines of `metrics.jsonl`, without the speed."""
+    """Returns the rows of `metrics.jsonl`, without throughput."""
     lines = (pathlib.Path(run) / "pretrain" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     for row in rows:
@@ -17,7 +17,7 @@ def metrics_of(run):
 
 
 def weights_of(folder):
-    """dict of name -> array, of a folder with `weights.h5`."""
+    """Returns a dict of name -> array from a folder with `weights.h5`."""
     found = {}
 
     def add(name, item):
@@ -30,11 +30,11 @@ def weights_of(folder):
 
 
 def stop_at(monkeypatch, step):
-    """Asks a run to stop after a step, before its evaluation, as a signal does.
+    """Stops a run after a step, before its evaluation, as a signal would.
 
-    Real signals are for processes of their own: in one that runs tests, they can end it.
+    Tests send real signals only to separate processes, as a signal could end the test process.
     """
-    from kbert.train.trainer import Trainer  # here: tests.chaos imports TensorFlow later
+    from kbert.train.trainer import Trainer  # local, since tests.chaos delays TensorFlow's import
 
     take_steps = Trainer.take_steps
 

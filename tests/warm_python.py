@@ -1,13 +1,15 @@
 """A Python interpreter that starts with TensorFlow and kbert already imported.
 
-Importing TensorFlow takes longer than most programs run that the tests start. `PYTHON` stands in
-for `sys.executable`: it takes `-m MODULE`, `-c CODE` or a script, with arguments, and passes
-standard streams, signals and the exit status on. Its process is not the program's, so `/proc/PID`
-shows nothing of the program; and variables that TensorFlow or Keras read when they are imported,
-such as KERAS_BACKEND, come too late. Tests of these, and of starting, take `sys.executable`.
 
-The first command starts a server, which imports and computes nothing, so that it can be forked. It
-forks a process for every command, and ends with the tests.
+Importing TensorFlow takes longer than most programs that the tests start. `PYTHON` replaces
+`sys.executable`: it takes `-m MODULE`, `-c CODE` or a script, with arguments, and forwards standard
+streams, signals and the exit status. Its process is not the program's process, so `/proc/PID` does
+not describe the program. Environment variables that TensorFlow or Keras read at import, such as
+KERAS_BACKEND, have no effect. Tests of these, and of startup, use `sys.executable`.
+
+The first command starts a server that imports the packages but computes nothing, since TensorFlow
+cannot be used after a fork once it is initialized. The server forks a process for every command and
+ends with the tests.
 """
 
 import contextlib
@@ -29,9 +31,9 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def install(folder):
-    """Writes the command `PYTHON` for this process and those that it starts, which end with it."""
+    """Writes the command `PYTHON`; its programs end when this process ends."""
     path = pathlib.Path(folder) / "python"
-    # -I -S: the launcher needs the standard library alone and starts in 20 ms.
+    # -I -S: the launcher needs only the standard library and starts in 20 ms.
     launcher = f"{sys.executable} -I -S {pathlib.Path(__file__).resolve()} {os.getpid()} {folder}"
     path.write_text(f'#!/bin/sh\nexec {launcher} "$@"\n')
     path.chmod(0o700)
@@ -40,7 +42,7 @@ def install(folder):
 
 
 def launch(owner, folder, *arguments):
-    """Runs a command in a fork of the server of a folder; ends as the fork ended."""
+    """Runs a command in a fork of a folder's server; exits with the status of the fork."""
     connection = _connect(owner, pathlib.Path(folder))
     job = pickle.dumps((arguments, dict(os.environ), os.getcwd()))
     socket.send_fds(connection, [struct.pack("!I", len(job))], [0, 1, 2])
@@ -58,13 +60,13 @@ def launch(owner, folder, *arguments):
 
 
 def pid_of(process):
-    """Pid of the program that a Popen of `PYTHON` runs."""
+    """Returns the pid of the program that a Popen of `PYTHON` runs."""
     path = pathlib.Path(PYTHON).parent / str(process.pid)
     return int(path.read_text()) if path.exists() else process.pid
 
 
 def _connect(owner, folder):
-    """A connection to the server, which is started if it does not run."""
+    """Connects to the server; starts it if it is not running."""
     address = str(folder / "socket")
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -99,7 +101,7 @@ def _receive(connection, count):
 
 
 class Server:
-    """Forks a process for each connection. Its loop returns in the forks alone."""
+    """Forks a process for each connection. `job` returns only in the forks."""
 
     def __init__(self, owner, folder):
         self._connections = set()
@@ -116,7 +118,7 @@ class Server:
         self._job = None
 
     def job(self):
-        """Serves; returns (arguments, environment, folder) in each fork."""
+        """Runs the server loop; returns (arguments, environment, folder) in each fork."""
         while self._job is None:
             for key, _ in self._selector.select():
                 key.data(key.fileobj)
@@ -164,7 +166,7 @@ class Server:
                     connection.sendall(struct.pack("!i", status))
                 connection.close()
 
-        def abandoned(_):  # the launcher was killed, and so is the program
+        def abandoned(_):  # the launcher was killed, so kill the program
             self._selector.unregister(connection)
             connection.close()
             os.kill(pid, signal.SIGKILL)
@@ -174,13 +176,13 @@ class Server:
 
 
 def serve(owner, folder):
-    """Imports, serves, and in a fork runs its command as Python does."""
+    """Imports the packages, serves, and runs the command in each fork as Python would."""
     import gc
     import runpy
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # JAX and Python 3.12 warn of forks
+        warnings.simplefilter("ignore")  # JAX and Python 3.12 warn about forks
         import tensorflow_text  # noqa: F401
         from tensorflow.python.eager import context
 
@@ -190,7 +192,7 @@ def serve(owner, folder):
 
         if context.context()._initialized:
             sys.exit("an import has started TensorFlow, which a fork cannot use")
-        gc.freeze()  # the pages stay shared
+        gc.freeze()  # keeps memory pages shared between forks
         (option, *arguments), environment, place = Server(owner, folder).job()
     os.environ.clear()
     os.environ.update(environment)

@@ -1,1 +1,1 @@
-"""Smaller models: pruning of attention heads and of single weights, and learning from a teacher."""
+"""Smaller models: pruning of attention heads and weights, and distillation."""

@@ -1,4 +1,4 @@
-"""The objective of distillation: what a teacher says, besides what the labels say."""
+"""The objective of distillation: a mix of the labels' loss and losses against a teacher."""
 
 import dataclasses
 
@@ -6,29 +6,29 @@ import tensorflow as tf
 
 from kbert.settings import TeacherConfig
 
-# What makes a run with a teacher what it is. The teacher is known by its weights: it may move.
+# Settings that affect results. The teacher is identified by its weights, as its path may change.
 FIXED = tuple(f.name for f in dataclasses.fields(TeacherConfig) if f.name != "teacher")
 
 
 class DistillationObjective:
-    """What a run learns, and what a teacher says besides.
+    """The loss of a run with a teacher.
 
-    The loss is (1 - soft_weight) times that of the labels, soft_weight times `soft_losses`
-    (`kbert.tasks.task`), hidden_weight times the mean square of the difference between the hidden
-    states of the blocks (Jiao et al. 2020, "TinyBERT", arXiv:1909.10351, equation 8, without its
-    projection), and attention_weight times KL(teacher || student) of their attention (Wang et al.
-    2020, "MiniLM", arXiv:2002.10957, equation 2, there of the last block). The last two are means
-    over tokens, blocks and heads; padding does not count.
+    The loss is (1 - soft_weight) times the loss on the labels, plus soft_weight times `soft_losses`
+    (`kbert.tasks.task`), plus hidden_weight times the mean squared difference between the blocks'
+    hidden states (Jiao et al. 2020, "TinyBERT", arXiv:1909.10351, equation 8, without its
+    projection), plus attention_weight times KL(teacher || student) of the blocks' attention (Wang
+    et al. 2020, "MiniLM", arXiv:2002.10957, equation 2, there for the last block only). The last
+    two are means over tokens, blocks and heads, without padding.
 
     Args:
-        objective: of the labels, see `kbert.train.losses`.
+        objective: objective for the labels, see `kbert.train.losses`.
         teacher: Teacher.
-        soft: function of the outputs of student and teacher and of the features, to the sum of what
-            the soft losses are, over what is labelled.
-        loss, count: names of the objective's sums that are replaced in part by the soft losses.
+        soft: function of the student's outputs, the teacher's outputs and the features that returns
+            the sum of the soft losses over all labels.
+        loss, count: names of the objective's sums that the soft losses partly replace.
 
     Attributes:
-        names: of the sums of a step.
+        names: names of the sums of a step.
     """
 
     def __init__(self, objective, config, teacher, soft, loss, count):
@@ -46,11 +46,11 @@ class DistillationObjective:
         self.names = (*objective.names, *self._compared, "soft_loss", "compared_tokens")
 
     def count(self, features):
-        """What the losses of a part are to be divided by: labels and tokens, (2,) float32."""
+        """The denominators of the losses, labels and tokens: (2,) float32."""
         return tf.stack([self._objective.count(features), tf.reduce_sum(_mask(features))])
 
     def sums(self, outputs, features):
-        """dict of `names` -> float32 scalar."""
+        """Returns a dict of `names` -> float32 scalar."""
         teacher_outputs = tf.nest.map_structure(tf.stop_gradient, self._teacher(features))
         sums = self._objective.sums(outputs, features)
         sums["compared_tokens"] = tf.reduce_sum(_mask(features))
@@ -61,7 +61,7 @@ class DistillationObjective:
         return sums
 
     def _distance(self, student_outputs, teacher_outputs, difference, features, first):
-        """The sum over the tokens of how far the blocks are from the teacher's.
+        """Sums the difference between the student's and the teacher's blocks over the tokens.
 
         first: whether the outputs begin with the embeddings.
         """
@@ -72,7 +72,7 @@ class DistillationObjective:
         return total / len(self._teacher.layers)
 
     def loss(self, sums, count):
-        """What a part of a global batch adds to its loss. count: of the whole global batch."""
+        """Contribution of part of a global batch to the loss. count: of the whole global batch."""
         config = self._config
         share = config.soft_weight
         mixed = (1 - share) * sums[self._loss] + share * sums["soft_loss"]
@@ -81,7 +81,7 @@ class DistillationObjective:
         return loss + sum(compared) / count[1]
 
     def metrics(self, sums):
-        """Those of the labels; loss, of all; soft_loss; label_loss; what is compared besides."""
+        """The objective's metrics, the total `loss`, `soft_loss`, `label_loss`, compared losses."""
         config, metrics = self._config, self._objective.metrics(sums)
         hard = metrics[self._loss]
         result = {"soft_loss": sums["soft_loss"] / max(sums[self._count], 1e-6)}
@@ -93,22 +93,22 @@ class DistillationObjective:
 
 
 def _mask(features):
-    """(rows, L) float32, 1 for tokens; rows that only fill a batch up have none."""
+    """(rows, L) float32, 1 for tokens; rows that only pad the batch have none."""
     mask = tf.cast(features["attention_mask"], tf.float32)
     if "label_weights" in features:
         weights = features["label_weights"]
         counts = tf.reduce_max(tf.reshape(weights, (tf.shape(weights)[0], -1)), axis=1) > 0
         shape = (-1, *[1] * (len(mask.shape) - 1))
         mask *= tf.reshape(tf.cast(counts, tf.float32), shape)
-    return tf.reshape(mask, (-1, tf.shape(mask)[-1]))  # of choices, too
+    return tf.reshape(mask, (-1, tf.shape(mask)[-1]))  # flattens multiple-choice features
 
 
 def _squared(student, teacher):
-    """(B, L), the mean square of the difference of hidden states (B, L, D)."""
+    """(B, L), mean squared difference of hidden states (B, L, D)."""
     return tf.reduce_mean(tf.square(student - teacher), axis=-1)
 
 
 def _divergence(student, teacher, least=1e-9):
-    """(B, L), KL(theirs || ours) in nats of attention (B, H, L, L), mean over the heads."""
+    """(B, L), KL(teacher || student) in nats of attention (B, H, L, L), mean over the heads."""
     ratio = tf.math.log(teacher + least) - tf.math.log(student + least)
     return tf.reduce_mean(tf.reduce_sum(teacher * ratio, axis=-1), axis=1)

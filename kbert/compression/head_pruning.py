@@ -1,4 +1,4 @@
-"""A fine-tuned model without the attention heads that matter least to its task."""
+"""Prunes the least important attention heads of a fine-tuned model."""
 
 import math
 import pathlib
@@ -16,22 +16,23 @@ RESULT_FILE = "prune.json"
 
 
 def prune(config, report=print):
-    """Writes a fine-tuned model without the attention heads that matter least to its task.
+    """Removes the least important attention heads of a fine-tuned model and writes the result.
 
-    The folder is made whole or not at all, in kbert's own format: config, weights, tokenizer and
-    task, as `kbert.finetune` writes them, and `prune.json`, what is returned.
+    The folder is written atomically, in kbert's own format: config, weights, tokenizer and task, as
+    `kbert.finetune` writes them, and the returned dict as `prune.json`.
 
     Args:
         config: PruneConfig. report: called with lines of text.
 
     Returns:
-        dict of `removed`, for each layer the numbers of heads, `importance`, of all heads by layer
-        (see `kbert.compression.pruning.head_importance`), and, each with `before` and `after`,
-        `heads` by layer, `parameters`, `bytes` as float32 and, with an `eval_file`, `scores`.
+        dict of `removed`, the indices of the removed heads of each layer; `importance` of all heads
+        by layer (see `kbert.compression.pruning.head_importance`); and, each with `before` and
+        `after`, `heads` by layer, `parameters`, `bytes` as float32 and, with an `eval_file`,
+        `scores`.
 
     Raises:
-        UserError: a model or examples that cannot be used, with file and line; a share that cannot
-            be removed; a folder that is not empty.
+        UserError: a model or examples that cannot be used, with file and line; a fraction that
+            cannot be removed; a folder that is not empty.
     """
     target = pathlib.Path(config.output_dir)
     storage.check_free(target)
@@ -39,7 +40,7 @@ def prune(config, report=print):
         predictor, name, task, examples = fine_tuned(config, config.data_file, report=report)
         bert = predictor.model.config
         heads = [bert.block_heads(i) for i in range(bert.num_hidden_layers)]
-        # Raises if the fraction cannot be removed, before anything slow.
+        # Raises early, before anything slow, if the fraction cannot be removed.
         least_important([[0.0] * count for count in heads], config.prune_fraction)
         items = task.encode(examples).items
         report(f"{config.model}: {name}, {len(examples):,} examples of {config.data_file}")
@@ -73,7 +74,7 @@ def prune(config, report=print):
 
 
 def _write_without(folder, predictor, kept):
-    """Writes config and weights of the heads that are kept; returns parameters before and after."""
+    """Writes config and weights without the pruned heads; returns parameters before and after."""
     parts = type(predictor.model).task_heads
     with predictor.folder.open_weights(parts=parts) as (config, weights):
         smaller, fewer = without_heads(config, weights, kept)
@@ -91,14 +92,14 @@ def _write_task(folder, predictor, task, examples):
 
 
 def _scores(config, folder):
-    """The scores of `kbert.inference.evaluation.evaluate`."""
+    """Returns the scores of `kbert.inference.evaluation.evaluate`."""
     settings = shared_settings(config, ExampleConfig)
     settings |= {"eval_file": config.eval_file, "batch_size": config.batch_size}
     return evaluate(EvaluateConfig(model=str(folder), **settings), lambda line: None)
 
 
 def _table(result):
-    """Lines for a person."""
+    """Formats the result as lines of text."""
     yield "layer  heads  left  removed"
     heads = zip(result["heads"]["before"], result["heads"]["after"], strict=True)
     for layer, ((before, after), removed) in enumerate(zip(heads, result["removed"], strict=True)):

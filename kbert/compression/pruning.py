@@ -1,4 +1,4 @@
-"""Which attention heads of a fine-tuned model matter, and which can go.
+"""Importance of attention heads, and the choice of heads to prune.
 
 Source: Michel, Levy and Neubig 2019 (arXiv:1905.10650), section 4.1.
 """
@@ -13,32 +13,32 @@ from kbert.errors import UserError
 
 
 def head_importance(model, task, items, batch_size=32, advance=lambda count: None):
-    """How much the loss of an example would change if a head gave a little more or less.
+    """Returns the importance of each head: the sensitivity of the loss to scaling its output.
 
-    That is the mean over the examples of |dL / dm| where a head's output is multiplied by m = 1,
-    divided by the L2 norm of these numbers of its layer. The paper's code takes the sum over the
-    tokens of magnitudes instead; here, as in the paper's equation (2), an example counts as a
-    whole. A window of a long text counts as an example.
+    The importance is the mean over the examples of |dL / dm|, where m = 1 multiplies the head's
+    output, divided by the L2 norm of these means over the heads of the layer. The paper's code sums
+    magnitudes over the tokens instead; this code takes one magnitude per example, as in the paper's
+    equation (2). A window of a long text counts as an example.
 
     Args:
         model: of `kbert.model`, float32, for the task. task: `kbert.tasks.task.Task`.
-        items: list of `kbert.data.bucketed_batches.EncodedExample`, labelled.
-        batch_size: examples computed at a time.
+        items: list of `kbert.data.bucketed_batches.EncodedExample`, labeled.
+        batch_size: examples per batch.
         advance: called with the number of examples done since the last call.
 
     Returns:
-        list of N float64 arrays (H,), of the heads that each block has.
+        list of N float64 arrays (H,), where H is the number of heads of that block.
     """
     batches = BucketedBatches(items, batch_size, task.max_seq_length, task.tokenizer.pad_id, seed=0)
     attentions = [block.attention for block in getattr(model, "bert", model).encoder.blocks]
 
     def gradients(features):
-        """Of each block (H,), the sum of |dL / dm| over a batch."""
+        """The sum of |dL / dm| over a batch, (H,) for each block."""
         rows = tf.shape(features["labels"])[0]
         masks = [tf.ones((rows, attention.attention_heads)) for attention in attentions]
         with tf.GradientTape() as tape:
             tape.watch(masks)
-            sequences = tf.reduce_prod(tf.shape(features["input_ids"])[:-1])  # of choices: more
+            sequences = tf.reduce_prod(tf.shape(features["input_ids"])[:-1])  # B, or B * choices
             with _masked(attentions, [tf.repeat(m, sequences // rows, axis=0) for m in masks]):
                 outputs = model(features, training=False)
             losses, _ = task.losses(outputs, features["labels"])
@@ -75,16 +75,16 @@ def _masked(attentions, masks):
 
 
 def least_important(importance, share):
-    """The heads to remove: the least important of all layers, but never the last of a layer.
+    """Selects the least important heads over all layers; every layer keeps at least one head.
 
     Args:
-        importance: as `head_importance` returns it. share: float, of all heads.
+        importance: as returned by `head_importance`. share: float, fraction of all heads.
 
     Returns:
-        list of N sorted lists of numbers of heads.
+        list of N sorted lists of indices of heads.
 
     Raises:
-        UserError: no head would be removed, or more than can be.
+        UserError: no head would be removed, or too many.
     """
     heads = sum(len(layer) for layer in importance)
     count, most = round(share * heads), heads - len(importance)

@@ -1,8 +1,8 @@
-"""Magnitude pruning in training: more and more of the smallest weights become 0, and stay 0.
+"""Magnitude pruning during training: more and more of the smallest weights are fixed at 0.
 
-Source: Zhu and Gupta 2017 (arXiv:1710.01878), section 3: the sparsity of each matrix grows from 0
-to the final one along a cubic, fast at first. There are no masks beside the weights: a weight is
-pruned if it is 0. So checkpoints, replicas and runs that go on have the masks with the weights.
+Source: Zhu and Gupta 2017 (arXiv:1710.01878), section 3: the sparsity of each matrix grows along a
+cubic from 0 to its final value, fast at first. Masks are not stored: a weight is pruned if it is 0,
+so checkpoints, replicas and resumed runs need only the weights.
 """
 
 import re
@@ -13,27 +13,27 @@ import tensorflow as tf
 from kbert.errors import UserError
 from kbert.model.fused import with_xla
 
-LEVELS = 100  # by so many steps the sparsity rises to the final one
+LEVELS = 100  # number of increments from sparsity 0 to the final sparsity
 _PRUNED = re.compile(
     r"bert/encoder/layer_\d+/(attention/(query|key|value|output)|intermediate|output)/kernel"
 )
-_HIGHEST = 0x7F800000  # the bits of infinity, float32
+_HIGHEST = 0x7F800000  # the bits of infinity in float32
 
 
 class MagnitudePruning:
-    """Which weights are 0 after each step: a share of each matrix of the encoder blocks.
+    """Sets a growing fraction of each matrix of the encoder blocks to 0.
 
-    The matrices are those of attention and of the feed-forward parts, as far as they are trained;
-    embeddings, the pooler, heads, biases and LayerNorm are left alone.
+    It prunes the trained matrices of attention and feed-forward layers; embeddings, the pooler,
+    task heads, biases and LayerNorm are not pruned.
 
     Args:
         model: of `kbert.model`. config: TrainingConfig. train_steps: int, steps of the run.
 
     Attributes:
-        begin, end: int, steps after which the first and the last weights become 0.
+        begin, end: int, steps at which pruning starts and at which it reaches the final sparsity.
 
     Raises:
-        UserError: no matrix is trained.
+        UserError: none of these matrices is trained.
     """
 
     def __init__(self, model, config, train_steps):
@@ -41,7 +41,7 @@ class MagnitudePruning:
         self.end = max(self.begin + 1, round(config.sparsity_end * train_steps))
         self._share = config.sparsity
         names = {id(weight): name for name, weight in model.named_weights().items()}
-        self._matrices = {  # number among the trained weights -> Keras variable
+        self._matrices = {  # index in the trainable weights -> Keras variable
             i: weight
             for i, weight in enumerate(model.trainable_variables)
             if _PRUNED.fullmatch(names.get(id(weight), ""))
@@ -53,17 +53,17 @@ class MagnitudePruning:
             )
         count = min(LEVELS, self.end - self.begin)
         shares = [config.sparsity * (1 - (1 - i / count) ** 3) for i in range(count + 1)]
-        self._zeros = {  # at each level, of each matrix
+        self._zeros = {  # number of zeros of each matrix at each level
             i: [round(share * int(np.prod(weight.shape))) for share in shares]
             for i, weight in self._matrices.items()
         }
 
     def learning(self, gradients, local):
-        """The gradients, 0 for weights that are pruned.
+        """Sets the gradients of pruned weights to 0.
 
         Args:
             gradients: list of tensors, of all trained weights.
-            local: function from a Keras variable to the tf.Variable that this replica holds of it.
+            local: function from a Keras variable to this replica's tf.Variable.
         """
         gradients = list(gradients)
         for i, matrix in self._matrices.items():
@@ -71,14 +71,14 @@ class MagnitudePruning:
         return gradients
 
     def kept(self, step):
-        """What is left of the weights after an update.
+        """Returns a function that prunes the weights after an update.
 
         Args:
-            step: int64 scalar, updates before this one.
+            step: int64 scalar, number of previous updates.
 
         Returns:
-            function of the number of a trained weight, its value before and the one that the
-            optimizer gives it, to its value.
+            function of the index of a trained weight, its value before the update and its value
+            after the optimizer's update, which returns the pruned value.
         """
         count = min(LEVELS, self.end - self.begin)
         level = (step + 1 - self.begin) * count // (self.end - self.begin)
@@ -94,12 +94,12 @@ class MagnitudePruning:
         return value
 
     def sparsity(self, local):
-        """float, the share of zeros of all matrices together. local: as for `learning`."""
+        """float, the fraction of zeros over all pruned matrices. local: as for `learning`."""
         zeros = sum(int(tf.reduce_sum(tf.cast(local(m) == 0, tf.int64))) for m in self._all())
         return zeros / self._size()
 
     def describe(self):
-        """A line for a person."""
+        """Returns a line that describes the pruning."""
         return (
             f"sparsity: {self._share:.0%} of each of {len(self._matrices)} matrices "
             f"({self._size():,} weights) becomes 0 from step {self.begin:,} to {self.end:,}"
@@ -119,9 +119,10 @@ def _learning(gradient, value):
 
 @with_xla
 def _masked(before, after):
-    """The value of a matrix whose zeros stay, and how many these are.
+    """Keeps the zeros of a matrix; returns its value and the number of zeros.
 
-    A weight that an update would make 0 by chance stays what it was, or it would count as pruned.
+    If an update makes a weight exactly 0, the weight keeps its previous value; otherwise it would
+    count as pruned.
     """
     pruned = before == 0
     value = tf.where(pruned | (after == 0), before, after)
@@ -130,8 +131,8 @@ def _masked(before, after):
 
 @with_xla
 def _pruned(value, count):
-    """The matrix with its `count` smallest weights, by magnitude, made 0; of equals the first."""
-    bits = tf.bitcast(tf.abs(value), tf.int32)  # of floats >= 0 the order is that of their bits
+    """Sets the `count` weights of smallest magnitude to 0; among equals, the first ones."""
+    bits = tf.bitcast(tf.abs(value), tf.int32)  # floats >= 0 sort in the order of their bits
     limit = _least(bits, tf.constant(True), count, _HIGHEST)
     smaller, equal = bits < limit, bits == limit
     places = tf.reshape(tf.range(tf.size(value)), tf.shape(value))
@@ -141,10 +142,10 @@ def _pruned(value, count):
 
 
 def _least(numbers, among, count, highest):
-    """The least number that `count` of some numbers do not exceed, by halving.
+    """Finds the smallest limit such that at least `count` numbers are <= it, by bisection.
 
     Args:
-        numbers: int32, from 0 to `highest`. among: bool, which of them count. count: int32.
+        numbers: int32, from 0 to `highest`. among: bool, mask of the numbers. count: int32.
     """
 
     def halve(low, high):

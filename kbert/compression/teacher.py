@@ -1,4 +1,4 @@
-"""The teacher of a run: which model it is, whether it can teach, what of it is compared."""
+"""The teacher of a distillation run: its model, its checks and the blocks to compare."""
 
 import hashlib
 import os
@@ -11,10 +11,10 @@ from kbert.tokenizer.tokenizer import BertTokenizer
 
 
 def start_layers(config):
-    """Which encoder blocks of `init_from` the student starts as, from 1; None for all.
+    """Returns the encoder blocks of `init_from` that initialize the student, from 1; None for all.
 
     Args:
-        config: of a program, with the fields of TeacherConfig.
+        config: config of a program, with the fields of TeacherConfig.
     """
     same = config.teacher and os.path.normpath(config.teacher) == os.path.normpath(
         config.init_from or ""
@@ -35,7 +35,7 @@ def _chosen(config, layers, N):
 
 
 def check_heads(folder, model_class):
-    """Refuses a teacher without the heads of a model class, which would be fresh ones."""
+    """Raises if the teacher lacks a required head, which would be randomly initialized."""
     with open_weights(folder, parts=model_class.task_heads) as (_, weights):
         lacking = set(model_class.task_heads) - {part_of(name) for name in weights}
     if lacking:
@@ -46,17 +46,17 @@ def check_heads(folder, model_class):
 
 
 class Teacher:
-    """The teacher of a run; `load` makes its model.
+    """The teacher of a run; `load` creates its model.
 
     Args:
         config: of the run. student: BertConfig. tokenizer: of the student.
 
     Attributes:
-        layers: numbers, from 1, of the blocks that the student's blocks learn from.
-        fingerprint: of its weights. parameters: int, how many there are.
+        layers: numbers, from 1, of the teacher's blocks that the student's blocks learn from.
+        fingerprint: of its weights. parameters: int, number of parameters.
 
     Raises:
-        UserError: it cannot teach that student.
+        UserError: the teacher does not fit the student.
     """
 
     def __init__(self, config, student, tokenizer):
@@ -126,7 +126,7 @@ class Teacher:
                 )
 
     def load(self, model_class):
-        """Makes the model, in the scope of the strategy; its weights are never trained."""
+        """Creates the model, frozen. Call it in the scope of the strategy."""
         settings = self._settings
         model = model_class.from_pretrained(settings.teacher, dtype=settings.precision)
         model.trainable = False
@@ -138,16 +138,16 @@ class Teacher:
         self.parameters = model.count_params()
 
     def show(self, model):
-        """Lets a model, the student's or the teacher's, give what is compared."""
+        """Makes a model, student or teacher, return the outputs that are compared."""
         model.bert.output_hidden_states = bool(self._settings.hidden_weight)
         model.bert.output_attentions = bool(self._settings.attention_weight)
 
     def __call__(self, features):
-        """The outputs of its model."""
+        """Returns the outputs of the teacher's model."""
         return self._model(features, training=False)
 
     def describe(self):
-        """A line on it."""
+        """Returns a line that describes the teacher."""
         config, settings = self.config, self._settings
         parts = [f"probabilities ({settings.soft_weight:g} of the weight)"]
         parts += ["hidden states"] * bool(settings.hidden_weight)

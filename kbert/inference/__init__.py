@@ -1,1 +1,1 @@
-"""Predictions: the Predictor, batches of examples of any length, and what computes the model."""
+"""Inference: the Predictor, batching of examples of any length, and compute backends."""

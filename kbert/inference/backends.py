@@ -1,9 +1,9 @@
-"""Backends: what computes a model for batches, with weights that still change or that are frozen.
+"""Backends: how a model is computed, with trainable or with frozen weights.
 
-A backend makes a function on numpy arrays of a function on tensors. `keras_backend` serves a model
-in training. A model whose weights are frozen is computed faster: TensorFlow takes them as
-constants, which it fuses with what comes before and after a matrix product (on a GPU XLA compiles
-the whole), or OpenVINO computes it, on the CPU alone and fastest where batches are small.
+A backend converts a function of tensors to a function of NumPy arrays. `keras_backend` computes a
+model with its current weights. Frozen weights allow faster backends: TensorFlow treats them as
+constants and fuses the ops around matrix products (XLA compiles the graph on a GPU); OpenVINO runs
+on the CPU only and is fastest for small batches.
 """
 
 import contextlib
@@ -32,17 +32,17 @@ _USELESS_REWRITES = (
     *("function_optimization", "debug_stripper", "scoped_allocator_optimization"),
     *("shape_optimization", "layout_optimizer", "common_subgraph_elimination"),
 )
-PARALLEL = 2  # batches at a time: where one waits for its slowest thread, the other goes on
+PARALLEL = 2  # concurrent batches: one runs while another waits for its slowest thread
 
 
 def choose_backend(name):
-    """The backend of a name: for "auto" OpenVINO if it is installed and no GPU is, else TensorFlow.
+    """Resolves "auto": OpenVINO if it is installed and TensorFlow uses no GPU, else TensorFlow.
 
     Args:
-        name: one of `kbert.settings.BACKENDS`; a server's are `SERVER_BACKENDS`.
+        name: one of `kbert.settings.BACKENDS`; the server has `SERVER_BACKENDS`.
 
     Raises:
-        UserError: another name; OpenVINO is asked for and not installed.
+        UserError: an unknown name; OpenVINO is requested but not installed.
     """
     if name == "keras":
         return name
@@ -60,20 +60,20 @@ def choose_backend(name):
 
 
 def frozen_backend(name, model, kind, folder=None):
-    """The backend for functions of a model whose weights no longer change.
+    """Returns the backend for functions of a model with frozen weights.
 
-    TensorFlow computes in the model's own dtype. OpenVINO computes in bfloat16 where the model does
-    and the CPU can, but adds and normalises in float32, and else in float32: its results are those
-    of the model up to the rounding of these dtypes.
+    TensorFlow computes in the model's dtype. OpenVINO computes in bfloat16, with sums and
+    normalization in float32, if the model does and the CPU supports it; otherwise in float32.
+    Results differ from the model's only by the rounding of these dtypes.
 
     Args:
-        name: as `choose_backend` returns it. model: of `kbert.model`.
-        kind: str, different for functions that compute different things of a model.
-        folder: of the model's weights; OpenVINO's form of it is kept there, in `openvino`, unless
-            that cannot be written. None to keep nothing.
+        name: as returned by `choose_backend`. model: of `kbert.model`.
+        kind: str that identifies the function; different functions of a model need different ones.
+        folder: folder of the model's weights, where the converted OpenVINO model is cached in
+            `openvino` if the folder is writable. None for no cache.
 
     Returns:
-        function, as `keras_backend`.
+        function, like `keras_backend`.
     """
     if name == "openvino":
         return functools.partial(_openvino, model=model, kind=kind, folder=folder)
@@ -83,19 +83,19 @@ def frozen_backend(name, model, kind, folder=None):
 
 
 def on_gpu():
-    """Whether TensorFlow computes on a GPU."""
+    """Whether TensorFlow uses a GPU."""
     return bool(tf.config.list_physical_devices("GPU"))
 
 
 def keras_backend(function, features):
-    """Computes a function with the weights as they are at each call.
+    """Computes a function with the current weights at each call.
 
     Args:
-        function: from a dict of tensors, int32, to a dict of tensors. features: an example of what
-            it is called with, dict of numpy arrays; later ones may differ in size.
+        function: from a dict of tensors, int32, to a dict of tensors. features: example inputs, a
+            dict of NumPy arrays; later inputs may have other sizes.
 
     Returns:
-        function from such a dict to a dict of numpy arrays. Threads may share it.
+        function from such a dict to a dict of NumPy arrays. It is thread-safe.
     """
     return _traced(function, features, jit=None)
 
@@ -110,11 +110,11 @@ def _traced(function, features, jit):
 
 
 def frozen_graph(function, features, model, dtype):
-    """A function as a graph of TensorFlow in which the weights of a model are constants.
+    """Builds a TensorFlow graph of a function in which the weights of a model are constants.
 
     Args:
         function, features: as for `keras_backend`. model: of `kbert.model`.
-        dtype: of the matrices; vectors and tables are float32, as the model reads them.
+        dtype: of the matrices; vectors and embeddings are float32, as the model reads them.
 
     Returns:
         two dicts of tensors of the graph: the function's arguments and its results.
@@ -138,7 +138,7 @@ def _tensorflow(function, features, model):
         return _traced(function, features, jit=True)
     with constant_weights():
         inputs, outputs = frozen_graph(function, features, model, model.compute_dtype)
-    # Of what Grappler does only what helps: each of its passes copies the weights.
+    # Disable Grappler passes that do not help: each of them copies the weights.
     config = tf.compat.v1.ConfigProto()
     rewrites = config.graph_options.rewrite_options
     for name in _USELESS_REWRITES:
@@ -150,7 +150,7 @@ def _tensorflow(function, features, model):
     def compute(features):
         return session.run(outputs, {inputs[name]: features[name] for name in inputs})
 
-    compute({name: array[:1] for name, array in features.items()})  # two at once rewrite it twice
+    compute({name: array[:1] for name, array in features.items()})  # optimize the graph only once
     return compute
 
 
@@ -166,12 +166,13 @@ def _openvino(function, features, model, kind, folder):
             _keep(converted, path)
     can = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     bfloat16 = model.compute_dtype == "bfloat16" and "BF16" in can
-    # One stream: two would give each batch half of the cores, and a single one waits twice as long.
+    # One stream: two would give each batch half of the cores and double the latency of a single
+    # batch.
     settings = {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32", "NUM_STREAMS": 1}
     compiled = core.compile_model(converted, "CPU", settings)
     names = [port.any_name for port in converted.outputs]
-    openvino.Tensor(np.zeros(1, np.int32)).data  # noqa: B018 - two threads at the first can deadlock
-    idle = []  # requests; each serves one thread at a time
+    openvino.Tensor(np.zeros(1, np.int32)).data  # noqa: B018 - two first uses can deadlock
+    idle = []  # infer requests; each is used by one thread at a time
 
     def compute(features):
         request = idle.pop() if idle else compiled.create_infer_request()
@@ -186,12 +187,12 @@ def _openvino(function, features, model, kind, folder):
 
 
 def openvino_model(core, function, features, model):
-    """The function as openvino.Model, float32, with names and sizes as the function has them.
+    """Converts the function to an openvino.Model in float32, with the same names and shapes.
+
+    It reads a TensorFlow graph file: OpenVINO's `convert_model` is slower and sends telemetry.
 
     Args:
         core: openvino.Core. function, features, model: as for `frozen_graph`.
-
-    OpenVINO reads TensorFlow's file: its `convert_model` takes longer, and reports to its makers.
     """
     import openvino
 
@@ -213,7 +214,7 @@ def openvino_model(core, function, features, model):
 
 @contextlib.contextmanager
 def _in_float32(model):
-    """Makes a model compute in float32, whatever its dtype policy: OpenVINO reads nothing else."""
+    """Makes a model compute in float32 regardless of its dtype policy, as OpenVINO requires."""
     with _changing_policies:
         layers = list(model._flatten_layers())
         policies = [layer.dtype_policy for layer in layers]
@@ -227,7 +228,7 @@ def _in_float32(model):
 
 
 def _fingerprint(model):
-    """Differs for other weights, another architecture, other code of kbert, another OpenVINO."""
+    """Returns a digest of weights, architecture, kbert's code and the OpenVINO version."""
     version = importlib.metadata.version("openvino")
     config = [type(model).__name__, {**model.get_config(), "dtype": None, "name": None}]
     digest = hashlib.sha256(json.dumps([version, config], sort_keys=True, default=str).encode())
@@ -239,20 +240,20 @@ def _fingerprint(model):
 
 
 def _kept(core, path):
-    """The openvino.Model that `_keep` wrote, or None: there is none, or it is damaged."""
+    """Loads the openvino.Model written by `_keep`; None if it is missing or damaged."""
     try:
         if (path / "sha256").read_text() == _checksum(path):
             return core.read_model(path / "model.xml")
-    except (OSError, RuntimeError):  # RuntimeError: another process replaces it right now
+    except (OSError, RuntimeError):  # RuntimeError: another process is replacing it
         pass
     return None
 
 
 def _keep(converted, path):
-    """Writes a model, whole or not at all, in the place of others of its kind."""
+    """Writes a model atomically and removes other models of its kind."""
     import openvino
 
-    # Not ours to write, or full, or another process writes it: it is converted again next time.
+    # If the folder is read-only, full or in use, the model is converted again next time.
     with contextlib.suppress(OSError, RuntimeError, UserError), target_lock(path, "--output_dir"):
         with atomic.folder(path) as folder:
             openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)

@@ -1,4 +1,4 @@
-"""Models on items, many at a time: sorted by length, so that they cost what their tokens cost."""
+"""Batched inference: items are sorted by length to minimize padding."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,23 +9,23 @@ from kbert.data.bucketed_batches import bucket_length, pad_examples
 from kbert.inference.backends import PARALLEL, keras_backend, on_gpu
 
 BATCH_SIZE = 32
-# Tokens of a batch on the CPU: more do not make a token cheaper there, and are padded more.
+# Tokens of a batch on the CPU: larger batches have more padding and no higher throughput.
 BATCH_TOKENS = 1024
 
 
 class BatchRunner:
-    """Computes something of a model for items of any length.
+    """Computes outputs of a model for items of any length.
 
-    On the CPU, batches are as long as their longest item; on a GPU, they have one of few shapes, so
-    that XLA compiles few graphs.
+    On the CPU, a batch is padded to its longest item; on a GPU, to one of a few shapes, so that XLA
+    compiles few graphs.
 
     Args:
         model: of `kbert.model`, or a function like one.
-        pick: function from the model's outputs and the features to the tensors wanted, a dict with
-            the batch first.
-        pad_id: int, of [PAD]. max_seq_length: int.
-        batch_size: int, items of a batch at most; two batches are computed at a time.
-        backend: what compiles it, see `kbert.inference.backends`.
+        pick: function from the model's outputs and the features to a dict of the tensors to return,
+            batch axis first.
+        pad_id: int, id of [PAD]. max_seq_length: int.
+        batch_size: int, maximum items of a batch; two batches are computed concurrently.
+        backend: compiles the function, see `kbert.inference.backends`.
     """
 
     def __init__(
@@ -40,15 +40,15 @@ class BatchRunner:
         self._making = threading.Lock()
 
     def __call__(self, items, advance=None):
-        """The outputs for each item, in the order of the items.
+        """Returns the outputs for each item, in the order of the items.
 
         Args:
-            items: list of `kbert.data.bucketed_batches.EncodedExample`; labels are not looked at.
+            items: list of `kbert.data.bucketed_batches.EncodedExample`; labels are ignored.
             advance: called with the number of items done since the last call.
 
         Returns:
-            list of dicts of numpy arrays; where the second axis is that of the tokens, they may
-            reach beyond the item's own length.
+            list of dicts of NumPy arrays. If the second axis is the token axis, it may be longer
+            than the item.
         """
         results = [None] * len(items)
         batches = self._batches(items)
@@ -65,7 +65,7 @@ class BatchRunner:
         return results
 
     def _batches(self, items):
-        """Arrays of numbers of items, the longest items first: memory shows at once."""
+        """Yields arrays of item indices, longest items first, so that memory errors occur early."""
         order = np.argsort([-item.length for item in items], kind="stable")
         batches = []
         while len(order):

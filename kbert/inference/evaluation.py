@@ -1,4 +1,4 @@
-"""Fine-tuned models and labelled examples, and what the models score on them."""
+"""Evaluation of fine-tuned models on labeled examples."""
 
 import dataclasses
 import pathlib
@@ -12,10 +12,10 @@ from kbert.utils import atomic
 
 
 def fine_tuned(config, file, dtype=None, report=print):
-    """A fine-tuned model with its task, and the examples of a file.
+    """Loads a fine-tuned model with its task, and the examples of a file.
 
     Args:
-        config: an ExampleConfig with `model` and `batch_size`. file: labelled examples.
+        config: an ExampleConfig with `model` and `batch_size`. file: labeled examples.
         dtype: of the model. report: called with lines of text.
 
     Returns:
@@ -27,7 +27,7 @@ def fine_tuned(config, file, dtype=None, report=print):
     load_task_module(config.task_module)
     if config.task:
         get_task(config.task)
-    # "keras": the same figures as in training, to the last bit.
+    # The "keras" backend gives the same scores as training, bit for bit.
     predictor = Predictor.from_pretrained(
         config.model, dtype, batch_size=config.batch_size, backend="keras"
     )
@@ -42,7 +42,7 @@ def fine_tuned(config, file, dtype=None, report=print):
 
 
 def evaluate(config, report=print):
-    """Scores a model on labelled examples.
+    """Scores a model on labeled examples.
 
     Args:
         config: EvaluateConfig. report: called with lines of text.

@@ -1,4 +1,4 @@
-"""Predictions for the texts of a file, or of standard input, as JSON lines."""
+"""Predictions for the texts of a file or of standard input, as JSON lines."""
 
 import contextlib
 import gzip
@@ -21,7 +21,7 @@ _TWO_TEXTS = ("next_sentence", "similarity")
 
 
 def predict(config, report=print):
-    """Writes what a model says of texts, a JSON object a line, in their order.
+    """Writes a model's predictions for texts as JSON lines, in the order of the texts.
 
     Args:
         config: PredictConfig. report: called with lines of text.
@@ -49,7 +49,7 @@ def predict(config, report=print):
             texts = [row for row in chunk if row]
             results = iter(_results(predictor, method, task, texts, config))
             for row in chunk:
-                line = next(results) if row else None  # what was left out keeps its place
+                line = next(results) if row else None  # skipped lines keep their place
                 output.write(json.dumps(line, ensure_ascii=False) + "\n")
             output.flush()
 
@@ -112,7 +112,7 @@ def _line_rows(lines, origin, method, columns, config, report):
 
 
 def _problem(row, method, columns, width):
-    """What is wrong with the texts of a line, or None. width: of the lines before, or None."""
+    """Returns the problem with the texts of a line, or None. width: of earlier lines, or None."""
     least, most = columns
     if not all(part.strip() for part in row):
         return "the text is empty"

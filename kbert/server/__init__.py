@@ -1,5 +1,6 @@
-"""A small server with TensorFlow Serving's API: one event loop, a few threads that compute.
+"""A small server with TensorFlow Serving's API: one event loop, a few compute threads.
 
-`servable` computes one version of a model, `batching` what many clients ask at once, `models` knows
-which versions there are; `service` answers, and `grpc_api` and `rest_api` are its two doors.
+`servable` computes one version of a model, `batching` batches the requests of many clients,
+`models` manages the versions, `service` answers requests, and `grpc_api` and `rest_api` serve them
+over gRPC and REST.
 """

@@ -1,8 +1,8 @@
-"""Requests of many clients, computed together.
+"""Dynamic batching of requests.
 
-Rows of about the same length share a batch, whoever sent them, as soon as something is free to
-compute them: nobody waits for a batch to fill. What a request is answered does not depend on who
-shared its batches: rows do not see each other, and padding is cut off again.
+Rows of similar length share a batch, from any client, as soon as a compute thread is free: the
+server does not wait for a batch to fill. Results do not depend on the other rows of a batch: rows
+do not affect each other, and padding is removed.
 """
 
 import asyncio
@@ -18,15 +18,15 @@ from kbert.inference.batch_runner import BATCH_TOKENS
 from kbert.server.errors import RequestError, invalid
 
 log = logging.getLogger("kbert.serve")
-MOST_BYTES = 64 << 20  # of one answer
-UNKNOWN_TOKENS = 128  # what a request counts whose tokens only its model knows
+MOST_BYTES = 64 << 20  # maximum size of a response
+UNKNOWN_TOKENS = 128  # tokens counted for a request whose length is unknown
 
 
 @dataclasses.dataclass(eq=False)
 class _RequestPiece:
     """Rows of one request that share a batch.
 
-    rows: their numbers in the request. queue: that it waits in. order: that of arrival.
+    rows: their indices in the request. queue: the queue that holds it. order: order of arrival.
     """
 
     servable: object
@@ -40,14 +40,14 @@ class _RequestPiece:
 
 
 class Batcher:
-    """Computes what requests ask, many at a time, in threads; used by one event loop.
+    """Computes requests in batches, in threads; used by one event loop.
 
     Args:
-        max_batch_size: rows computed together. max_queue_tokens: tokens of requests that may wait.
+        max_batch_size: rows per batch. max_queue_tokens: maximum tokens of queued requests.
         observe: called with the number of rows of each batch.
 
     Attributes:
-        waiting: int, tokens that wait or are computed. max_queue_tokens: int.
+        waiting: int, tokens queued or being computed. max_queue_tokens: int.
     """
 
     def __init__(self, max_batch_size=32, max_queue_tokens=1 << 17, observe=lambda rows: None):
@@ -55,17 +55,17 @@ class Batcher:
         self._most_tokens = 1 << 20 if on_gpu() else BATCH_TOKENS
         self.max_queue_tokens = max_queue_tokens
         self._observe = observe
-        self._queues = {}  # of what can share a batch -> deque of pieces
+        self._queues = {}  # batch key -> deque of pieces that can share a batch
         self._threads = ThreadPoolExecutor(PARALLEL, "kbert-compute")
         self._free = PARALLEL
         self._arrived = 0
         self.waiting = 0
 
     async def compute(self, servable, signature, inputs):
-        """dict of numpy arrays of a Signature of a Servable, for such a dict.
+        """Computes a Signature of a Servable: returns a dict of arrays for such a dict of inputs.
 
         Raises:
-            RequestError: inputs that the signature does not take; too much is waiting.
+            RequestError: inputs that do not fit the signature; the queue is full.
         """
         B = servable.check(signature, inputs)
         alone = servable.metadata is None or not B
@@ -115,16 +115,16 @@ class Batcher:
         return _together(answers, order, widths, servable.metadata["padded"])
 
     def _drop(self, piece):
-        """Forgets a piece, if it still waits: its request has been given up."""
+        """Removes a piece from its queue, if its request was canceled or failed."""
         if piece.future.done() and not piece.future.cancelled():
-            piece.future.exception()  # seen, if another piece has failed before
+            piece.future.exception()  # mark as retrieved, if another piece has failed before
         piece.future.cancel()
         if piece.queue and piece in piece.queue:
             piece.queue.remove(piece)
             self._queues = {key: queue for key, queue in self._queues.items() if queue}
 
     def close(self):
-        """Ends the threads."""
+        """Shuts down the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _put(self, piece, alone):
@@ -138,7 +138,7 @@ class Batcher:
         self._start()
 
     def _start(self):
-        """Gives batches to threads that are free, the one with the oldest piece first."""
+        """Starts batches on free threads, the batch with the oldest piece first."""
         while self._free and (batch := self._next_batch()):
             self._free -= 1
             self._observe(sum(len(piece.rows) for piece in batch))
@@ -146,7 +146,7 @@ class Batcher:
             done.add_done_callback(lambda done, batch=batch: self._finish(batch, done))
 
     def _next_batch(self):
-        """Pieces to compute together: the oldest, and those behind it that fit; [] if none wait."""
+        """Returns the oldest piece and those behind it that fit into its batch; [] if none."""
         if not self._queues:
             return []
         key = min(self._queues, key=lambda key: self._queues[key][0].order)
@@ -174,7 +174,7 @@ class Batcher:
 
 
 def _cuts(lengths, most_rows, most_tokens):
-    """(rows, longest length) of the pieces of a request: rows of about the same length."""
+    """Yields (rows, maximum length) of the pieces of a request: rows of similar length."""
     order = np.argsort(-lengths, kind="stable")
     while len(order):
         longest = int(lengths[order[0]])
@@ -186,11 +186,11 @@ def _cuts(lengths, most_rows, most_tokens):
 
 
 def _compute(batch):
-    """What each piece of a batch is answered: dict of arrays, or an exception."""
+    """Returns the result of each piece of a batch: a dict of arrays, or an exception."""
     try:
         return _computed(batch)
     except Exception as error:
-        if len(batch) > 1:  # only those whose fault it is shall suffer
+        if len(batch) > 1:  # recompute one by one, so that only the faulty pieces fail
             return [_compute([piece])[0] for piece in batch]
         if not isinstance(error, RequestError):
             log.exception("an answer failed")
@@ -216,14 +216,15 @@ def _computed(batch):
 
 
 def _together(parts, order, widths, padded):
-    """The answers to all rows of a request, of those to its pieces.
+    """Combines the results of the pieces of a request.
 
-    Outputs that are padded get as many columns as these rows need, or as the input of that name.
+    Padded outputs get the number of columns that these rows need, or that of the input of the same
+    name.
 
     Args:
-        parts: list of dicts of arrays. order: (B,) which row of these comes first, and so on.
-        widths: dict of the inputs' names -> their columns.
-        padded: dict of name -> what fills a row, see `kbert.tasks.endpoint.Endpoint`.
+        parts: list of dicts of arrays. order: (B,) permutation that restores the order of the rows.
+        widths: dict of input name -> number of columns.
+        padded: dict of name -> padding value, see `kbert.tasks.endpoint.Endpoint`.
     """
     leading = next(iter(padded), None)
     padded = padded if leading in parts[0] else {}
@@ -243,14 +244,14 @@ def _together(parts, order, widths, padded):
 
 
 def _filled(array, fill):
-    """How many columns of (B, S, ...) have more than what fills the rest."""
+    """Returns the number of columns of (B, S, ...) up to the last one that is not all padding."""
     fill = fill.encode() if isinstance(fill, str) else fill
     there = (array != fill).any(axis=(0, *range(2, array.ndim)))
     return int(np.flatnonzero(there).max(initial=-1)) + 1
 
 
 def _as_wide(array, width, fill):
-    """(B, S, ...) cut or filled to (B, width, ...)."""
+    """Truncates or pads (B, S, ...) to (B, width, ...)."""
     array = array[:, :width]
     if array.shape[1] == width:
         return array

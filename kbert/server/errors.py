@@ -1,8 +1,8 @@
-"""Requests that are not answered, and why."""
+"""Errors of requests, with gRPC and HTTP status codes."""
 
 from kbert.errors import one_line
 
-HTTP_STATUS = {  # of the names of gRPC's codes
+HTTP_STATUS = {  # gRPC status name -> HTTP status
     "INVALID_ARGUMENT": 400,
     "NOT_FOUND": 404,
     "FAILED_PRECONDITION": 400,
@@ -15,17 +15,17 @@ HTTP_STATUS = {  # of the names of gRPC's codes
 
 
 class RequestError(Exception):
-    """A request that is not answered.
+    """A request that cannot be answered.
 
     Args:
-        code: one of `HTTP_STATUS`. message: one line for whoever asked.
+        code: one of `HTTP_STATUS`. message: one line for the client.
     """
 
     def __init__(self, code, message):
-        super().__init__(one_line(" ".join(message.split()), 500))  # it may quote whoever asked
+        super().__init__(one_line(" ".join(message.split()), 500))  # it may quote the request
         self.code = code
 
 
 def invalid(message):
-    """RequestError with the code INVALID_ARGUMENT."""
+    """Returns a RequestError with the code INVALID_ARGUMENT."""
     return RequestError("INVALID_ARGUMENT", message)

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's gRPC: PredictionService, ModelService, and gRPC's own health service."""
+"""TensorFlow Serving's gRPC API: PredictionService, ModelService and gRPC's health service."""
 
 import asyncio
 import dataclasses
@@ -26,7 +26,7 @@ _METHODS = {"tensorflow/serving/classify": "classify", "tensorflow/serving/regre
 
 
 def _answering(answer):
-    """A method of a servicer that answers, or says why not, and is counted."""
+    """Wraps a method of a servicer: converts errors to gRPC status codes and counts requests."""
 
     async def method(self, request, context):
         begin, code = time.perf_counter(), "OK"
@@ -43,7 +43,7 @@ def _answering(answer):
             code = error.code
             await context.abort(grpc.StatusCode[code], str(error))
         except asyncio.CancelledError:
-            code = "CANCELLED"  # the client has gone, or its deadline has passed
+            code = "CANCELLED"  # the client disconnected, or the deadline passed
             raise
         except Exception:
             code = "INTERNAL"
@@ -64,7 +64,7 @@ def _name(request):
 
 
 class _Decoding(grpc.aio.ServerInterceptor):
-    """Gives methods None for what cannot be decoded, which gRPC takes for a fault of ours."""
+    """Passes None to methods for invalid messages, which gRPC would report as an internal error."""
 
     async def intercept_service(self, continuation, handler_call_details):
         handler = await continuation(handler_call_details)
@@ -84,7 +84,7 @@ class _Decoding(grpc.aio.ServerInterceptor):
 
 @dataclasses.dataclass
 class _Open:
-    """How many requests are being answered, and how many may be."""
+    """Number of open requests, and its maximum."""
 
     most: int
     count: int = 0
@@ -171,15 +171,15 @@ class Models(_Servicer, model_service_pb2_grpc.ModelServiceServicer):
         if request.config.WhichOneof("config") != "model_config_list":
             raise invalid("the config has no model_config_list.")
         configs = list(request.config.model_config_list.config)
-        # It goes on when the client does not wait: loading may take longer than that.
+        # The configuration is applied even if the client disconnects: loading may take longer.
         configuring = asyncio.ensure_future(self.service.models.configure(configs))
-        configuring.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen
+        configuring.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieve
         await asyncio.shield(configuring)
         return model_management_pb2.ReloadConfigResponse()
 
 
 class _Health(health.aio.HealthServicer):
-    """gRPC's health service; its watches end with the server, and not with those who watch."""
+    """gRPC's health service; open watches end when the server stops."""
 
     def __init__(self):
         super().__init__()
@@ -194,7 +194,7 @@ class _Health(health.aio.HealthServicer):
             self._watches.remove(watch)
             watch.cancel()
         if not watch.cancelled():
-            watch.result()  # raises what it has raised
+            watch.result()  # re-raises its exception
 
     def end_watches(self):
         for watch in self._watches:
@@ -202,18 +202,18 @@ class _Health(health.aio.HealthServicer):
 
 
 class GrpcServer:
-    """The gRPC port. config: ServeConfig. service: Service. metrics: Metrics."""
+    """The gRPC server. config: ServeConfig. service: Service. metrics: Metrics."""
 
     def __init__(self, config, service, metrics):
         self._server = grpc.aio.server(
             interceptors=[_Decoding()],
-            # Those of health.Watch stay open as long as a client lives, and are not counted.
+            # health.Watch calls stay open while a client is connected and are not counted.
             maximum_concurrent_rpcs=2 * config.max_concurrent_requests,
             options=[
                 ("grpc.max_receive_message_length", config.max_request_bytes),
                 ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),  # a port that is taken is an error
-                ("grpc.keepalive_time_ms", 60_000),  # finds connections whose client is gone
+                ("grpc.so_reuseport", 0),  # raise an error if the port is in use
+                ("grpc.keepalive_time_ms", 60_000),  # detects lost connections
                 ("grpc.keepalive_timeout_ms", 20_000),
             ],
         )
@@ -229,10 +229,10 @@ class GrpcServer:
         self.port = None
 
     async def start(self, address, certificates):
-        """Listens. address: host:port. certificates: (key, chain, client_ca), bytes, or None.
+        """Starts the server. address: host:port. certificates: (key, chain, client_ca) or None.
 
         Raises:
-            RuntimeError: the port is taken.
+            RuntimeError: the port is in use.
         """
         if certificates:
             key, chain, client_ca = certificates
@@ -246,9 +246,9 @@ class GrpcServer:
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
 
     async def stop(self):
-        """Takes no further requests, and waits for those that have begun."""
+        """Stops accepting requests, and waits for the open ones."""
         await self._health.enter_graceful_shutdown()
         ending = asyncio.ensure_future(self._server.stop(self._config.drain_seconds))
-        await asyncio.sleep(0.1)  # for those who watch its health to be told
+        await asyncio.sleep(0.1)  # lets health watchers receive the new status
         self._health.end_watches()
-        await ending  # answers have left, or drain_seconds are over
+        await ending  # all responses are sent, or drain_seconds have passed

@@ -1,7 +1,7 @@
-"""Who may ask by REST: of a server for this machine alone, no page of another site.
+"""Host check of the REST API: a server on a loopback address rejects pages of other sites.
 
-Any site may give its own name the address 127.0.0.1, and have a browser on this machine ask there
-("DNS rebinding"). The browser still tells the name, in the headers Host and Origin.
+Any site can resolve its own name to 127.0.0.1 and let a browser on this machine send requests there
+("DNS rebinding"). The browser still sends that name in the headers Host and Origin.
 """
 
 import ipaddress
@@ -13,10 +13,10 @@ from kbert.errors import one_line
 
 
 def guard(host):
-    """aiohttp middleware that answers 403 to what pages of other sites ask.
+    """aiohttp middleware that answers 403 to requests from pages of other sites.
 
     Args:
-        host: that the server listens on. Where others than this machine reach it, all may ask.
+        host: address that the server listens on. If other machines can reach it, all requests pass.
     """
     own = _own_hosts(host)
 
@@ -38,16 +38,16 @@ def guard(host):
 
 
 def _own_hosts(host):
-    """Names that this machine has for itself, if only it reaches `host`; else None: any name."""
+    """Returns this machine's names if only it can reach `host`; else None, which allows any."""
     try:
         is_own = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # another name
+    except ValueError:  # a host name
         is_own = False
     return {"localhost", "127.0.0.1", "::1", host} if is_own else None
 
 
 def _host_of(value):
-    """The host of a header Host or Origin, without its port; "" if there is none."""
+    """Returns the host of a Host or Origin header, without its port; "" if there is none."""
     try:
         return urllib.parse.urlsplit(f"//{value.rpartition('://')[2]}").hostname or ""
     except ValueError:

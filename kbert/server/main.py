@@ -1,4 +1,4 @@
-"""The server: loads the models, listens, looks for new versions, and stops when it is told to."""
+"""The server: loads models, listens, polls for new versions, and shuts down on a signal."""
 
 import asyncio
 import logging
@@ -23,13 +23,13 @@ log = logging.getLogger("kbert.serve")
 
 
 async def serve(config, report=print):
-    """Serves until it is told to stop by SIGTERM or SIGINT; the second of them ends it at once.
+    """Serves until SIGTERM or SIGINT; a second signal ends the process immediately.
 
     Args:
         config: ServeConfig. report: called with lines of text.
 
     Raises:
-        UserError: no model, a port that is taken, certificates that cannot be used.
+        UserError: no model, a port in use, certificates that cannot be used.
     """
 
     def load(folder):
@@ -67,7 +67,7 @@ async def serve(config, report=print):
 
 
 async def _stop_signal():
-    """Returns at the first SIGTERM or SIGINT; the next one ends the process at once."""
+    """Returns at the first SIGTERM or SIGINT; the next one ends the process immediately."""
     stop_event, loop = asyncio.Event(), asyncio.get_running_loop()
     numbers = (signal.SIGTERM, signal.SIGINT)
     for number in numbers:
@@ -77,7 +77,7 @@ async def _stop_signal():
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own waits for threads that compute
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler would wait for compute threads
 
 
 async def _start(config, configs, models, report):
@@ -94,7 +94,7 @@ async def _start(config, configs, models, report):
 
 
 async def _listen(config, certificates, service, metrics, servers):
-    """Starts the servers that the config asks for; their ports, 0 for none."""
+    """Starts the configured servers; returns their ports, 0 for a server that is off."""
     secrets, context = certificates or (None, None)
     ports = []
     for kind, port, arguments in (
@@ -119,10 +119,10 @@ def _address(config, port):
 
 
 def _certificates(config):
-    """((key, chain, client_ca) as bytes, ssl.SSLContext) of the config, or None: no TLS.
+    """Returns ((key, chain, client_ca) as bytes, ssl.SSLContext), or None without TLS.
 
     Raises:
-        UserError: a file cannot be read, or is not what it should be.
+        UserError: a file cannot be read or is invalid.
     """
     if not config.ssl_key:
         return None
@@ -135,7 +135,7 @@ def _certificates(config):
             raise UserError(f"--{name}: cannot read {path}: {error.strerror}.") from error
     try:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=config.ssl_client_ca)
-        # Without a password for the key: the empty one, instead of a question on the terminal.
+        # An empty password, so that an encrypted key does not prompt on the terminal.
         context.load_cert_chain(config.ssl_certificate, config.ssl_key, password=lambda: "")
     except (ssl.SSLError, ValueError) as error:
         raise UserError(
@@ -148,7 +148,7 @@ def _certificates(config):
 
 
 def _configs(config):
-    """list of ModelConfig of the flags."""
+    """Returns the list of ModelConfig given by the flags."""
     if config.model_config_file:
         return read_configs(config.model_config_file)
     path = str(config.model_base_path)
@@ -156,7 +156,7 @@ def _configs(config):
 
 
 async def _watch(models, config, configs):
-    """Looks for versions, and reads the file of models again, as often as the flags say."""
+    """Polls for versions and re-reads the model config file at the configured intervals."""
     last_error = None
 
     async def every(seconds, look):
@@ -165,7 +165,7 @@ async def _watch(models, config, configs):
             await asyncio.sleep(seconds)
             try:
                 await look()
-            except Exception as error:  # the next look may find it mended
+            except Exception as error:  # retried at the next poll
                 if str(error) != last_error:
                     known = isinstance(error, (UserError, RequestError))
                     log.error("%s", error, exc_info=not known)
@@ -185,7 +185,7 @@ async def _watch(models, config, configs):
 
 
 def _where(config, ports, models):
-    """Lines on what is served where."""
+    """Returns lines that describe the models and addresses served."""
     secure = "s" if config.ssl_key else ""
     for name, numbers in models.available().items():
         yield f"{name}: version {', '.join(map(str, numbers))}"

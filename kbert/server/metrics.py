@@ -1,14 +1,14 @@
-"""What the server counts, for Prometheus."""
+"""The server's Prometheus metrics."""
 
 import prometheus_client as prometheus
 
 
 class Metrics:
-    """Counts of requests, and what waits.
+    """Counts requests and batches, and measures the queue.
 
     Args:
-        models: Models, whose names are the only ones that become labels. waiting: function to the
-            number of texts that wait or are computed.
+        models: Models; only their names become labels. waiting: function that returns the number
+            of tokens queued or being computed.
     """
 
     def __init__(self, models, waiting):
@@ -54,7 +54,7 @@ class Metrics:
         self._batches.observe(rows)
 
     def text(self):
-        """All of it in Prometheus' format, bytes."""
+        """Returns all metrics in Prometheus' text format, bytes."""
         self._versions.clear()
         for name, numbers in self._models.available().items():
             for number in numbers:

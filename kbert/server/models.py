@@ -1,4 +1,4 @@
-"""Which models are served, in which versions: what is on disk, loaded, and let go again."""
+"""The served models and their versions: polls the disk, loads and unloads versions."""
 
 import asyncio
 import dataclasses
@@ -20,7 +20,7 @@ STATES = get_model_status_pb2.ModelVersionStatus
 
 @dataclasses.dataclass(eq=False)
 class Version:
-    """A version of a model. state: one of `STATES`. folder, files: what was on disk then."""
+    """A version of a model. state: one of `STATES`. folder, files: on disk when it was loaded."""
 
     number: int
     folder: str = ""
@@ -33,29 +33,32 @@ class Version:
 class Models:
     """The models of a configuration, in the versions that are on disk.
 
-    A version is loaded beside the one before, and takes its place when it is ready; the one before
-    goes when the last request that it has begun is answered. While none of the versions that are
-    wanted can be loaded, those that answer go on.
+    A new version is loaded beside the previous one and replaces it when it is ready; the previous
+    version is unloaded after its last open request. If none of the requested versions can be
+    loaded, the current ones stay available.
 
     Args:
-        load: function from a folder to a Servable that is ready; called in a thread of its own.
+        load: function from a folder to a ready Servable; called in a separate thread.
     """
 
     def __init__(self, load):
         self._load = load
         self._configs = {}
         self._versions = {}  # name -> number -> Version
-        self._failed = {}  # folder -> Version that could not be loaded
-        self._seen = {}  # folder -> files at the last look
+        self._failed = {}  # folder -> Version that failed to load
+        self._seen = {}  # folder -> files at the last poll
         self._changing = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "kbert-load")
 
     async def configure(self, configs):
-        """Serves these models and no others, or goes on as before. configs: list of ModelConfig.
+        """Serves these models and no others; after an error, the old configuration stays.
+
+        Args:
+            configs: list of ModelConfig.
 
         Raises:
-            RequestError: a name or a folder is missing or there twice, no version can be served, or
-                a label is for a version that is not.
+            RequestError: a name or a folder is missing or duplicated, no version can be served, or
+                a label refers to a version that is not available.
         """
         named = {config.name: config for config in configs}
         if len(named) < len(configs) or "" in named:
@@ -69,7 +72,7 @@ class Models:
             self._serve(named, versions, folders)
 
     async def refresh(self):
-        """Looks for versions: loads new ones, lets go of those that are no longer wanted."""
+        """Polls for versions: loads new ones and unloads those no longer requested."""
         async with self._changing:
             versions, folders = await self._loaded_versions(self._configs, at_once=False)
             self._serve(self._configs, versions, folders)
@@ -85,11 +88,11 @@ class Models:
                 del known[folder]
 
     async def _loaded_versions(self, configs, at_once):
-        """(name -> number -> Version, set of all folders) of models, loaded where they are not yet.
+        """Returns (name -> number -> Version, set of all folders), loading missing versions.
 
         Args:
-            configs: dict of ModelConfig. at_once: load versions that are seen for the first time;
-                else only what has not changed since the last look, as it may be half copied.
+            configs: dict of ModelConfig. at_once: load new versions immediately; else only versions
+                unchanged since the last poll, as the others may still be copied.
         """
         result, folders, loop = {}, set(), asyncio.get_running_loop()
         for name, config in configs.items():
@@ -118,12 +121,12 @@ class Models:
         return result, folders
 
     async def _loaded(self, name, version):
-        """The version with its servable, or with the reason why there is none."""
+        """Loads the servable of a version; returns the version, with an error if it failed."""
         failed = self._failed.get(version.folder)
         if failed and failed.files == version.files:
             return failed
         shown = self._versions.get(name, {})
-        loading = Version(version.number, state=STATES.LOADING)  # seen, and asked by nobody
+        loading = Version(version.number, state=STATES.LOADING)  # visible, but not yet available
         is_shown = shown.setdefault(version.number, loading) is loading
         begin = time.monotonic()
         try:
@@ -140,15 +143,15 @@ class Models:
             seconds, what = time.monotonic() - begin, version.servable
             log.info("%s version %d is ready (%.1f s): %s", name, version.number, seconds, what)
         finally:
-            if is_shown:  # what is served changes in `_serve` alone
+            if is_shown:  # only `_serve` changes the versions served
                 del shown[version.number]
         return version
 
     def find(self, spec):
-        """(number, Servable) of a ModelSpec: its version, or label, or the newest.
+        """Returns (number, Servable) of a ModelSpec: by version, by label, or the newest.
 
         Raises:
-            RequestError: there is no such model, version or label.
+            RequestError: no such model, version or label.
         """
         available = {n: v for n, v in self._known(spec.name).items() if v.servable}
         choice = spec.WhichOneof("version_choice")
@@ -159,7 +162,7 @@ class Models:
                 raise invalid(f"model {spec.name!r} has no label {spec.version_label!r}.")
             number = labels[spec.version_label]
             what = f"version {number}"
-        elif choice == "version" and (number or 0 in available):  # 0: of some clients, the newest
+        elif choice == "version" and (number or 0 in available):  # some clients send 0 for newest
             what = f"version {number}"
         else:
             number, what = max(available, default=None), "version that answers"
@@ -168,10 +171,10 @@ class Models:
         return number, available[number].servable
 
     def status(self, spec):
-        """list of Version of a ModelSpec: the one it asks for, or all.
+        """Returns the list of Version of a ModelSpec: the requested one, or all.
 
         Raises:
-            RequestError: there is none.
+            RequestError: no such model or version.
         """
         versions = self._known(spec.name)
         choice = spec.WhichOneof("version_choice")
@@ -197,23 +200,23 @@ class Models:
         return name in self._versions
 
     def served(self):
-        """dict of name -> dict of number -> Servable, of the versions that answer."""
+        """dict of name -> dict of number -> Servable, of the available versions."""
         return {
             name: {n: version.servable for n, version in versions.items() if version.servable}
             for name, versions in self._versions.items()
         }
 
     def available(self):
-        """dict of name -> numbers of the versions that answer."""
+        """dict of name -> numbers of the available versions."""
         return {name: sorted(versions) for name, versions in self.served().items()}
 
     def close(self):
-        """Ends the thread that loads."""
+        """Shuts down the loading thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _check(configs, versions):
-    """Refuses models without any version that answers, and labels of such versions."""
+    """Raises RequestError for models without an available version, and for invalid labels."""
     for name, config in configs.items():
         available = [n for n, version in versions[name].items() if version.servable]
         if not available:
@@ -234,10 +237,10 @@ def _check(configs, versions):
 
 
 def read_configs(path):
-    """list of ModelConfig in a file of TensorFlow Serving's, ModelServerConfig as text.
+    """Reads a TensorFlow Serving model config file; returns a list of ModelConfig.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     try:
         with tf.io.gfile.GFile(str(path)) as file:
@@ -256,21 +259,21 @@ def _is_below(folder, base_path):
 
 
 def _on_disk(base_path):
-    """dict of number -> folder of the versions."""
+    """dict of number -> folder of the versions on disk."""
     result = {}
     try:
         for name in (name.rstrip("/") for name in tf.io.gfile.listdir(base_path)):
             if name.isascii() and name.isdigit() and int(name) < 2**63:
                 folder = f"{str(base_path).rstrip('/')}/{name}"
-                if tf.io.gfile.exists(f"{folder}/saved_model.pb"):  # else it is being copied
+                if tf.io.gfile.exists(f"{folder}/saved_model.pb"):  # else still being copied
                     result[int(name)] = folder
-    except tf.errors.OpError:  # no such folder, or it changes right now: the next look tells
+    except tf.errors.OpError:  # no such folder, or it is changing; the next poll retries
         pass
     return result
 
 
 def _stamps(folder):
-    """(path, size, time) of all files below a folder; () if they change right now."""
+    """(path, size, mtime) of all files below a folder; () if they change meanwhile."""
     result = []
     try:
         for parent, _, names in tf.io.gfile.walk(folder):
@@ -283,7 +286,7 @@ def _stamps(folder):
 
 
 def _numbers_to_serve(config, there):
-    """Numbers of the versions to serve, of those that are there, by the policy of a ModelConfig."""
+    """Returns the version numbers to serve by the version policy of a ModelConfig."""
     policy = config.model_version_policy
     choice = policy.WhichOneof("policy_choice")
     if choice == "all":

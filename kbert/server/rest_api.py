@@ -1,6 +1,6 @@
-"""TensorFlow Serving's REST API, version 1, with health and Prometheus' metrics beside it.
+"""TensorFlow Serving's REST API, version 1, with health and Prometheus endpoints.
 
-Names and shapes of requests and answers: https://www.tensorflow.org/tfx/serving/api_rest
+Names and shapes of requests and responses: https://www.tensorflow.org/tfx/serving/api_rest
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from kbert.server.tensors import check_examples, example_of_json, from_json, to_
 
 log = logging.getLogger("kbert.serve")
 _DEMO = {"/": "GET", "/demo/models": "GET", "/demo/attention": "POST"}  # with --demo
-_MANY = 1 << 14  # numbers and texts of an answer that is written in a thread
+_MANY = 1 << 14  # responses with more numbers and texts are serialized in a thread
 _PATH = re.compile(
     r"/v1/models/(?P<name>[^/:]+)(/versions/(?P<version>[0-9]{1,18})|/labels/(?P<label>[^/:]+))?"
     r"(?P<what>/metadata|:predict|:classify|:regress)?"
@@ -30,7 +30,7 @@ _PATH = re.compile(
 
 
 class RestServer:
-    """The port of REST. config: ServeConfig. service: Service. metrics: Metrics."""
+    """The REST server. config: ServeConfig. service: Service. metrics: Metrics."""
 
     def __init__(self, config, service, metrics):
         self._service, self._metrics, self._config = service, metrics, config
@@ -46,18 +46,18 @@ class RestServer:
         self._runner = web.AppRunner(
             app,
             access_log=None,
-            handler_cancellation=True,  # what a client gives up is not computed
+            handler_cancellation=True,  # do not compute requests of disconnected clients
             shutdown_timeout=config.drain_seconds,
         )
-        # It shows a stack trace for each request that is not HTTP.
+        # aiohttp logs a stack trace for each request that is not HTTP.
         logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
         self.port = None
 
     async def start(self, host, port, context):
-        """Listens. context: ssl.SSLContext, or None: no TLS.
+        """Starts the server. context: ssl.SSLContext, or None without TLS.
 
         Raises:
-            OSError: the port is taken.
+            OSError: the port is in use.
         """
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port, ssl_context=context)
@@ -65,7 +65,7 @@ class RestServer:
         self.port = self._runner.addresses[0][1]
 
     async def stop(self):
-        """Takes no further requests, and waits for those that have begun."""
+        """Stops accepting requests, and waits for the open ones."""
         await self._runner.cleanup()
 
     async def _alive(self, request):
@@ -79,7 +79,7 @@ class RestServer:
         return web.Response(body=self._metrics.text(), content_type="text/plain")
 
     async def _counted(self, request):
-        """Answers, or says why not as {"error": ...}, and counts."""
+        """Answers a request or returns {"error": ...}, and counts it."""
         begin, code, name, what = time.perf_counter(), "OK", "", "unknown"
         self._open += 1
         try:
@@ -100,7 +100,7 @@ class RestServer:
         except web.HTTPRequestEntityTooLarge:
             code, most = "INVALID_ARGUMENT", self._config.max_request_bytes
             return _said(413, {"error": f"the request is larger than {most:,} bytes."})
-        except UnicodeEncodeError:  # half of a surrogate pair in a name
+        except UnicodeEncodeError:  # an unpaired surrogate in a name
             code = "INVALID_ARGUMENT"
             return _said(400, {"error": "a name in the request is not Unicode."})
         except (web.RequestPayloadError, ConnectionError) as error:
@@ -118,10 +118,10 @@ class RestServer:
             self._metrics.answered(name, f"rest_{what}", code, time.perf_counter() - begin)
 
     def _routed(self, request):
-        """(model, what is asked of it, function that answers) of a request.
+        """Returns (model, operation, handler) of a request.
 
         Raises:
-            RequestError: nothing is served at its path.
+            RequestError: nothing is served at this path.
         """
         if self._demo and _DEMO.get(request.path) == request.method:
             return "", "demo", functools.partial(self._answer_demo, request)
@@ -168,10 +168,10 @@ class RestServer:
         return _said(200, {"results": rows})
 
     async def _body(self, request):
-        """The bytes of a body; aiohttp's own `read` would keep them while the request waits.
+        """Reads the body; aiohttp's own `read` would keep it in memory during the request.
 
         Raises:
-            HTTPRequestEntityTooLarge: more than are allowed.
+            HTTPRequestEntityTooLarge: the body is larger than allowed.
         """
         parts, size, most = [], 0, self._config.max_request_bytes
         async for part in request.content.iter_chunked(1 << 16):
@@ -182,7 +182,7 @@ class RestServer:
         return b"".join(parts)
 
     def _predict_request(self, spec, body):
-        """(Servable, Signature, dict of arrays, whether it asks by row) of a body."""
+        """Returns (Servable, Signature, dict of arrays, whether in row format) of a body."""
         values = _parsed(body)
         by_row = "instances" in values
         if by_row == ("inputs" in values):
@@ -197,7 +197,7 @@ class RestServer:
         return servable, signature, inputs, by_row
 
     def _examples_request(self, spec, body):
-        """(Servable, Signature, (B,) serialized tf.Examples) of a body."""
+        """Returns (Servable, Signature, (B,) serialized tf.Examples) of a body."""
         values = _parsed(body)
         spec.signature_name = values.get("signature_name", "")
         _, servable, signature = self._service.find(spec)
@@ -219,10 +219,10 @@ def _spec(match):
 
 
 def _parsed(body):
-    """The object in a body of JSON.
+    """Parses a body as a JSON object.
 
     Raises:
-        RequestError: it is something else.
+        RequestError: the body is not a JSON object.
     """
     try:
         values = json.loads(body)
@@ -240,7 +240,7 @@ def _is_bytes(value):
 
 
 def _rows(signature, instances):
-    """dict of arrays of 'instances': objects of inputs, or values of the only input."""
+    """Converts 'instances', objects of inputs or values of the only input, to a dict of arrays."""
     if not isinstance(instances, list) or not instances:
         raise invalid("'instances' is a list of at least one row.")
     if not all(isinstance(row, dict) and not _is_bytes(row) for row in instances):
@@ -252,7 +252,7 @@ def _rows(signature, instances):
 
 
 def _columns(signature, inputs):
-    """dict of arrays of 'inputs': an object of inputs, or the value of the only input."""
+    """Converts 'inputs', an object of inputs or the only input's value, to a dict of arrays."""
     if not isinstance(inputs, dict) or _is_bytes(inputs):
         if len(signature.inputs) != 1:
             names = ", ".join(sorted(signature.inputs))
@@ -271,7 +271,7 @@ def _columns(signature, inputs):
 
 
 def _examples(values, most):
-    """(B,) serialized tf.Examples of the body of Classify and Regress."""
+    """Returns (B,) serialized tf.Examples of a body of Classify or Regress."""
     examples, context = values.get("examples"), values.get("context", {})
     if not isinstance(examples, list):
         raise invalid("'examples' is a list of at least one example.")
@@ -287,9 +287,9 @@ def _examples(values, most):
 
 
 def _columns_text(outputs):
-    """{"outputs": ...} of a dict of arrays; of a single one without its name.
+    """Serializes a dict of arrays as {"outputs": ...}; a single output without its name.
 
-    It is made row by row, so that other threads come between.
+    It serializes row by row, so that other threads can run in between.
     """
     texts = {name: _array_text(name, array) for name, array in outputs.items()}
     if len(texts) == 1:
@@ -310,10 +310,10 @@ def _row_texts(name, array):
 
 
 def _rows_text(outputs):
-    """{"predictions": [...]} of a dict of arrays, as `_columns_text`.
+    """Serializes a dict of arrays as {"predictions": [...]}; see `_columns_text`.
 
     Raises:
-        RequestError: they have not as many rows as each other.
+        RequestError: the outputs have different numbers of rows.
     """
     if len({len(array) if array.ndim else -1 for array in outputs.values()} | {-1}) != 2:
         raise invalid("outputs have no common number of rows: ask with 'inputs'.")
@@ -343,7 +343,7 @@ def _message(message):
 
 
 def _metadata(answer):
-    """The metadata as TensorFlow Serving writes them: without the types of what is in them."""
+    """Serializes the metadata as TensorFlow Serving does, without the "@type" of the values."""
     result = json_format.MessageToDict(
         answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )

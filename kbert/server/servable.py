@@ -1,4 +1,4 @@
-"""One version of a model: what computes its signatures, and what is known of them."""
+"""One version of a model: a loaded SavedModel with its signatures and metadata."""
 
 import dataclasses
 import math
@@ -23,16 +23,16 @@ from kbert.serving.warmup import WARMUP_FILE
 from kbert.utils.formats import EXPORT_FILE, is_quantized, read_export
 
 DEFAULT_SIGNATURE = "serving_default"
-LEAST_LENGTH = 16  # tokens; a row of fewer costs no less
-MOST_CHOICES = 128  # of a text: they are computed at once
-MOST_WARMUPS = 1000  # as in TensorFlow Serving
+LEAST_LENGTH = 16  # tokens; shorter rows do not cost less
+MOST_CHOICES = 128  # choices of an example, which are computed together
+MOST_WARMUPS = 1000  # limit of TensorFlow Serving
 
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """A function of named tensors, and what goes into it and comes out.
+    """A function of named tensors, with the specs of its inputs and outputs.
 
-    function: of keyword tensors. inputs, outputs: dicts of name -> tf.TensorSpec.
+    function: takes tensors by keyword. inputs, outputs: dicts of name -> tf.TensorSpec.
     """
 
     name: str
@@ -42,16 +42,17 @@ class Signature:
 
 
 class Servable:
-    """A SavedModel, loaded.
+    """A loaded SavedModel.
 
     Args:
         folder: of the SavedModel, such as models/bert/1.
-        backend: "auto", "tensorflow" or "openvino". What kbert has not exported is computed by
-            TensorFlow, as it is.
+        backend: "auto", "tensorflow" or "openvino". TensorFlow computes every SavedModel that is
+            not an export of kbert.
 
     Attributes:
         signatures: dict of name -> Signature. definitions: dict of name -> SignatureDef, as saved.
-        backend: str, which it is. metadata: dict of `kbert.json`, or None: not an export of kbert.
+        backend: str, the backend in use. metadata: dict of `kbert.json`, or None if the SavedModel
+            is not an export of kbert.
         folder: as given.
 
     Raises:
@@ -86,17 +87,17 @@ class Servable:
 
     def _loaded(self, folder):
         try:
-            self._root = tf.saved_model.load(str(folder))  # keeps the weights
-        except Exception as error:  # of the files, of ops that are unknown here
+            self._root = tf.saved_model.load(str(folder))  # keeps the weights alive
+        except Exception as error:  # such as damaged files or unknown ops
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"{folder} cannot be loaded: {reason}") from error
         return dict(self._root.signatures)
 
     def signature(self, name):
-        """The Signature of a name, "" for the default.
+        """Returns the Signature of a name, "" for the default signature.
 
         Raises:
-            RequestError: there is none.
+            RequestError: no such signature.
         """
         name = name or DEFAULT_SIGNATURE
         if name not in self.signatures:
@@ -107,10 +108,10 @@ class Servable:
         return self.signatures[name]
 
     def compute(self, signature, inputs):
-        """dict of numpy arrays of a Signature, for such a dict.
+        """Computes a Signature: returns a dict of NumPy arrays for such a dict of inputs.
 
         Raises:
-            RequestError: the graph does not take these.
+            RequestError: the graph rejects the inputs; out of memory.
         """
         try:
             tensors = {
@@ -124,23 +125,23 @@ class Servable:
             raise RequestError("RESOURCE_EXHAUSTED", f"out of memory: {_reason(error)}") from None
 
     def read(self, signature, protos):
-        """dict of arrays of a Signature from a map of TensorProtos.
+        """Converts a map of TensorProtos to the dict of a Signature's input arrays.
 
         Raises:
-            RequestError: other names than its inputs; tensors that do not fit.
+            RequestError: wrong input names; tensors that do not fit.
         """
         _check_names(signature, protos)
         specs = signature.inputs
         return {name: from_proto(name, protos[name], spec) for name, spec in specs.items()}
 
     def check(self, signature, inputs):
-        """Refuses inputs that a Signature does not take.
+        """Checks the inputs of a Signature.
 
         Args:
             inputs: dict of numpy arrays.
 
         Returns:
-            int, how many rows they have; None where that cannot be said.
+            int, the number of rows; None if the inputs do not have a common one.
 
         Raises:
             RequestError: names, dtypes, shapes or numbers of rows that do not fit.
@@ -164,7 +165,7 @@ class Servable:
         return counts.pop() if len(counts) == 1 else None
 
     def _check_features(self, inputs):
-        """Refuses features that the model has no embeddings for: a backend may not notice."""
+        """Raises RequestError for features out of range, which a backend may not detect."""
         shapes = {array.shape for array in inputs.values()}
         if len(shapes) > 1:
             listing = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
@@ -184,11 +185,11 @@ class Servable:
                 raise invalid(f"input {name} must be 0 to {size - 1}; got {got}.")
 
     def weight(self, lengths):
-        """How many tokens rows count while they wait. lengths: as of `lengths`."""
+        """Returns the tokens that these rows count in the queue. lengths: as of `lengths`."""
         return int(lengths.sum())
 
     def lengths(self, inputs):
-        """About how many tokens each row costs, (B,) int: of text by its bytes, else by columns."""
+        """Estimates the tokens of each row, (B,) int: from bytes of text, else from columns."""
         texts = [array for array in inputs.values() if array.dtype == object]
         if not texts:
             array = next(iter(inputs.values()))
@@ -199,17 +200,17 @@ class Servable:
             sizes = sizes.reshape(array.shape)
             result = result + (
                 sizes if sizes.ndim == 2 else sizes[:, None]
-            )  # (B, 1), of choices (B, C)
+            )  # (B, 1), or (B, C) with choices
         result = np.maximum(result, LEAST_LENGTH)
-        if self.metadata["method"] not in ("tag", "answer"):  # which read all of a text
+        if self.metadata["method"] not in ("tag", "answer"):  # which read long texts in windows
             result = np.minimum(result, self.metadata["max_seq_length"])
         return result.sum(axis=1)
 
     def warm_up(self, folder):
-        """Answers the requests that ride with the export, with nobody waiting; int, how many.
+        """Computes the warmup requests of the export; returns their number.
 
         Raises:
-            RequestError: one of them cannot be answered.
+            RequestError: a warmup request fails.
         """
         path = pathlib.Path(folder) / "assets.extra" / WARMUP_FILE
         count = 0
@@ -219,7 +220,7 @@ class Servable:
                 log = prediction_log_pb2.PredictionLog.FromString(record)
                 kind = log.WhichOneof("log_type")
                 if kind not in ("predict_log", "classify_log", "regress_log"):
-                    continue  # such as multi_inference_log, which calls the same signatures
+                    continue  # multi_inference_log, for example, calls the same signatures
                 request = getattr(log, kind).request
                 signature = self.signature(request.model_spec.signature_name)
                 if kind == "predict_log":
@@ -241,7 +242,7 @@ def _check_names(signature, inputs):
 
 
 def _read_metadata(extra):
-    """What kbert.json says and the BertConfig of an export of kbert; (None, None) for others.
+    """Returns kbert.json and the BertConfig of a kbert export; (None, None) for other models.
 
     Args:
         extra: its folder assets.extra.
@@ -276,10 +277,10 @@ def _specs(infos):
 
 
 def _on_openvino(endpoint):
-    """The signatures of an Endpoint in which OpenVINO computes the model, and what they call for
-    that.
+    """Returns the signatures of an Endpoint computed by OpenVINO, and the function they call.
 
-    They only refer to it: TensorFlow keeps what a graph calls as long as the thread that loads.
+    The signatures hold only a weak reference to that function: TensorFlow keeps every function that
+    a graph calls until the loading thread ends.
     """
     rank = 3 if endpoint.name == "choose" else 2
     names = ("input_ids", "attention_mask", "token_type_ids")
@@ -312,7 +313,7 @@ def _on_openvino(endpoint):
 
 
 def _reason(error):
-    """The line of a TensorFlow error that says what was wrong, without where in the graph."""
+    """Extracts the line with the cause from a TensorFlow error, without the graph location."""
     lines = [line for line in error.message.splitlines() if line.strip()]
     node = next((i for i, line in enumerate(lines) if "{{node" in line), 0)
     line = lines[max(node - 1, 0)] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""What the server answers, whichever door a request came through."""
+"""The operations of the server, shared by gRPC and REST."""
 
 import numpy as np
 from tensorflow_serving.apis import (
@@ -16,7 +16,7 @@ STATUS_FIELD = "signature_def"
 
 
 class Service:
-    """TensorFlow Serving's operations on arrays and its messages.
+    """TensorFlow Serving's operations, on arrays and protocol messages.
 
     Args:
         models: Models. batcher: Batcher.
@@ -27,22 +27,22 @@ class Service:
 
     @property
     def most_examples(self):
-        """int, examples that are allowed in a request."""
+        """int, maximum number of examples in a request."""
         return self._batcher.max_queue_tokens // LEAST_LENGTH
 
     def find(self, spec):
-        """(number, Servable, Signature) of a ModelSpec; see `Models.find`."""
+        """Returns (number, Servable, Signature) of a ModelSpec; see `Models.find`."""
         number, servable = self.models.find(spec)
         return number, servable, servable.signature(spec.signature_name)
 
     async def predict(self, servable, signature, inputs, output_names=()):
-        """dict of arrays that a Signature gives for such a dict.
+        """Computes a Signature: returns a dict of arrays for such a dict of inputs.
 
         Args:
-            output_names: names of outputs; none: all of them.
+            output_names: names of the outputs to return; empty for all.
 
         Raises:
-            RequestError: inputs that do not fit; an output that it has not; too much is waiting.
+            RequestError: inputs that do not fit; an unknown output; the queue is full.
         """
         unknown = [name for name in output_names if name not in signature.outputs]
         if unknown:
@@ -54,10 +54,10 @@ class Service:
         return {name: outputs[name] for name in (output_names or sorted(outputs))}
 
     async def classify(self, servable, signature, examples):
-        """The ClassificationResult of (B,) serialized tf.Examples.
+        """Returns the ClassificationResult of (B,) serialized tf.Examples.
 
         Raises:
-            RequestError: as `predict`; a signature that does not classify.
+            RequestError: as for `predict`; a signature that does not classify.
         """
         names = ("classes", "scores")
         outputs = await self._of_examples(servable, signature, examples, names, "classify")
@@ -74,7 +74,7 @@ class Service:
         return result
 
     async def regress(self, servable, signature, examples):
-        """The RegressionResult of (B,) serialized tf.Examples; as `classify`."""
+        """Returns the RegressionResult of (B,) serialized tf.Examples; see `classify`."""
         outputs = await self._of_examples(servable, signature, examples, ("outputs",), "regress")
         if outputs["outputs"].size != len(examples):
             raise invalid(f"signature {signature.name} gives no outputs of (B,).")
@@ -94,17 +94,17 @@ class Service:
         return await self.predict(servable, signature, {"inputs": examples}, output_names)
 
     def spec_of(self, spec, number):
-        """The ModelSpec of an answer to a request with this one."""
+        """Returns the ModelSpec of the response to a request with this ModelSpec."""
         answer = predict_pb2.PredictRequest().model_spec
         answer.name, answer.version.value = spec.name, number
         answer.signature_name = spec.signature_name or DEFAULT_SIGNATURE
         return answer
 
     def metadata(self, spec, fields=(STATUS_FIELD,)):
-        """GetModelMetadataResponse of a ModelSpec.
+        """Returns the GetModelMetadataResponse of a ModelSpec.
 
         Raises:
-            RequestError: there is no such model, or no such field.
+            RequestError: no such model or no such field.
         """
         if list(fields) != [STATUS_FIELD]:
             raise invalid(f"metadata_field must be {STATUS_FIELD!r}; got {list(fields)}.")
@@ -118,10 +118,10 @@ class Service:
         return answer
 
     def status(self, spec):
-        """GetModelStatusResponse of a ModelSpec.
+        """Returns the GetModelStatusResponse of a ModelSpec.
 
         Raises:
-            RequestError: there is no such model or version.
+            RequestError: no such model or version.
         """
         answer = get_model_status_pb2.GetModelStatusResponse()
         for version in self.models.status(spec):

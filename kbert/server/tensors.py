@@ -1,4 +1,4 @@
-"""Arrays of requests and answers: TensorProtos, JSON and tf.Examples."""
+"""Conversion of arrays to and from TensorProtos, JSON and tf.Examples."""
 
 import base64
 import binascii
@@ -10,9 +10,9 @@ from tensorflow.core.framework import tensor_pb2
 
 from kbert.server.errors import invalid
 
-MOST_REPEATED = 1 << 16  # elements of a tensor that is sent as one value for all of them
-MOST_BYTES = 64 << 20  # of the examples of a request, with what they have in common in each
-_FIELDS = {  # of TensorProto
+MOST_REPEATED = 1 << 16  # maximum elements of a tensor that is sent as one repeated value
+MOST_BYTES = 64 << 20  # of the examples of a request, counting the context once per example
+_FIELDS = {  # dtype -> field of TensorProto
     tf.float32: "float_val",
     tf.float64: "double_val",
     tf.int32: "int_val",
@@ -23,13 +23,13 @@ _FIELDS = {  # of TensorProto
 
 
 def from_proto(name, proto, spec):
-    """The array of a TensorProto; strings are objects of bytes.
+    """Converts a TensorProto to an array; strings become an object array of bytes.
 
     Args:
         spec: tf.TensorSpec of the input.
 
     Raises:
-        RequestError: its dtype or shape is not that of the input, or has not as many values.
+        RequestError: the dtype or shape differs from the spec, or the number of values is wrong.
     """
     sizes = [axis.size for axis in proto.tensor_shape.dim]
     if proto.dtype != spec.dtype.as_datatype_enum:
@@ -50,14 +50,14 @@ def from_proto(name, proto, spec):
 
 
 def check_shape(name, sizes, spec):
-    """Refuses a shape, a list of int, that a tf.TensorSpec does not take."""
+    """Raises RequestError if a shape, a list of int, does not fit a tf.TensorSpec."""
     if not spec.shape.is_compatible_with(sizes):
         expected = [size if size is not None else "any" for size in spec.shape]
         raise invalid(f"input {name} takes the shape {expected}; got {sizes}.")
 
 
 def to_proto(array):
-    """The TensorProto of an array, with its values one by one: old clients read nothing else."""
+    """Converts an array to a TensorProto with separate values, which old clients require."""
     dtype = tf.string if array.dtype == object else tf.as_dtype(array.dtype)
     if dtype not in _FIELDS:
         return tf.make_tensor_proto(array)
@@ -65,7 +65,7 @@ def to_proto(array):
     proto.tensor_shape.SetInParent()
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
-    if dtype == tf.float32 and array.size:  # as it goes over the wire: no Python float for each
+    if dtype == tf.float32 and array.size:  # in wire format, to avoid a Python float per value
         size = 4 * array.size
         length = bytes((size >> 7 * i & 127) | 128 for i in range((size.bit_length() - 1) // 7))
         length += bytes([size >> 7 * len(length)])
@@ -76,13 +76,13 @@ def to_proto(array):
 
 
 def from_json(name, value, dtype, rank):
-    """The array of nested lists, with {"b64": ...} for bytes.
+    """Converts nested lists to an array, with {"b64": ...} for bytes.
 
     Args:
-        name: of the input. value: whatever JSON holds. dtype: tf.DType. rank: int, or None: any.
+        name: of the input. value: any JSON value. dtype: tf.DType. rank: int, or None for any.
 
     Raises:
-        RequestError: the lists are not of equal length, or hold something else.
+        RequestError: lists of different lengths, or unsupported values.
     """
     shape, flat = [], [value]
     while flat and isinstance(flat[0], list):
@@ -94,7 +94,7 @@ def from_json(name, value, dtype, rank):
         if len(shape) > 8:
             raise invalid(f"input {name}: lists in more than 8 lists.")
     if not flat and rank is not None:
-        shape += [0] * (rank - len(shape))  # [] says nothing of the axes behind
+        shape += [0] * (rank - len(shape))  # an empty list leaves the other axes unknown
     if dtype == tf.string:
         array = np.empty(len(flat), object)
         array[:] = [_bytes(name, item) for item in flat]
@@ -107,7 +107,7 @@ def _bytes(name, item):
     if isinstance(item, str):
         try:
             return item.encode()
-        except UnicodeEncodeError:  # half of a surrogate pair
+        except UnicodeEncodeError:  # an unpaired surrogate
             return item.encode("utf-8", "replace")
     if isinstance(item, dict) and set(item) == {"b64"} and isinstance(item["b64"], str):
         try:
@@ -133,7 +133,7 @@ def _numbers(name, flat, dtype):
             )
     try:
         return np.array(flat, dtype.as_numpy_dtype)
-    except (OverflowError, TypeError):  # the latter of bfloat16
+    except (OverflowError, TypeError):  # TypeError for bfloat16
         raise invalid(f"input {name} takes {dtype.name}; a number is out of its range.") from None
 
 
@@ -143,9 +143,9 @@ def _said(item):
 
 
 def to_json(name, array):
-    """Nested lists of an array; bytes as text, or as {"b64": ...} where the name ends in _bytes."""
+    """Converts an array to nested lists; bytes to text, or {"b64": ...} for names in _bytes."""
     if array.dtype == np.float32:
-        array = array.astype("U16").astype(float)  # as many digits as it takes to tell them apart
+        array = array.astype("U16").astype(float)  # the shortest digits that identify a float32
     if array.dtype != object:
         return array.tolist()
     if name.endswith("_bytes"):
@@ -158,13 +158,13 @@ def to_json(name, array):
 
 
 def examples_of_input(request, most):
-    """The serialized tf.Examples of an Input of the Classify and Regress APIs, (B,).
+    """Returns the serialized tf.Examples, (B,), of an Input of the Classify and Regress APIs.
 
     Args:
-        most: int, examples that are allowed.
+        most: int, maximum number of examples.
 
     Raises:
-        RequestError: there are none, or too many.
+        RequestError: no examples, or too many.
     """
     kind = request.WhichOneof("kind")
     examples = getattr(request, kind).examples if kind else []
@@ -183,10 +183,10 @@ def examples_of_input(request, most):
 
 
 def check_examples(count, most, context):
-    """Refuses a request with no examples, or with more than `most`.
+    """Raises RequestError for a request with no examples or with more than `most`.
 
     Args:
-        count: int. most: int. context: bytes or str, what they have in common.
+        count: int. most: int. context: bytes or str, the features shared by all examples.
     """
     if not count:
         raise invalid("the request has no examples.")
@@ -197,10 +197,10 @@ def check_examples(count, most, context):
 
 
 def example_of_json(features):
-    """The serialized tf.Example of a JSON object of features: values, or lists of values.
+    """Converts a JSON object of features, values or lists of values, to a serialized tf.Example.
 
     Raises:
-        RequestError: it is something else.
+        RequestError: not such an object.
     """
     if not isinstance(features, dict):
         raise invalid(f"an example is an object of features; got {_said(features)}.")

@@ -1,1 +1,1 @@
-"""Models that leave: SavedModels that take text."""
+"""Exports for serving: SavedModels with text inputs, TF Hub models and other runtimes."""

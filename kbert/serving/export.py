@@ -1,4 +1,4 @@
-"""Exports, written whole or not at all, and compared with the model before they get their name."""
+"""Exports: written atomically, and compared with the model before they are moved into place."""
 
 import contextlib
 import pathlib
@@ -48,25 +48,26 @@ def export(
     columns=None,
     quantize=None,
 ):
-    """Writes a SavedModel that answers text, and compares it with `kbert.Predictor`.
+    """Writes a SavedModel with text inputs, and compares it with `kbert.Predictor`.
 
-    It is made whole or not at all: before it gets its name, a process of its own that has
-    TensorFlow and not kbert loads it from another folder and answers some texts.
+    The export is moved into place only after a separate process, with TensorFlow but without kbert,
+    has loaded it from another folder and answered some texts.
 
     Args:
-        model: folder, as for `BertModel.from_pretrained`. output_dir: folder to make.
+        model: folder, as for `BertModel.from_pretrained`. output_dir: folder to create.
         method, takes_pairs, max_seq_length: see `kbert.serving.saved_model.load_endpoint`.
         batch_timeout_ms: see `kbert.serving.signatures.signatures`.
         report: called with lines of text.
-        eval_file: labelled examples on which the SavedModel is compared with the model, see
-            `kbert.serving.comparison`; the figures go to `assets.extra/compression.json`.
-        columns: ColumnConfig of that file; None: as they come.
-        quantize: "int8", see `kbert.serving.saved_model.quantize_int8`, or None. What is written
-            answers as the model does with these weights, no longer as the Predictor.
+        eval_file: labeled examples on which the SavedModel is compared with the model, see
+            `kbert.serving.comparison`; the results are written to `assets.extra/compression.json`.
+        columns: ColumnConfig of that file; None: detect the columns.
+        quantize: "int8", see `kbert.serving.saved_model.quantize_int8`, or None. The SavedModel is
+            then compared with the quantized model, as it differs from the Predictor.
 
     Raises:
-        UserError: a folder that cannot be read, exists or is being made; an argument that does not
-            fit the model; answers that differ from the Predictor's; examples that cannot be used.
+        UserError: a folder that cannot be read, already exists or is being created; an argument
+            that does not fit the model; outputs that differ from the Predictor's; examples that
+            cannot be used.
     """
     if quantize not in (None, "int8"):
         raise UserError(f"--format=serving has no --quantize={quantize}; it has int8.")
@@ -75,7 +76,7 @@ def export(
     report(messages.source_line(folder, endpoint.name, endpoint.model, endpoint.max_seq_length))
     labelled = comparison.Labelled(endpoint, eval_file, columns, report)
     before = {}
-    if eval_file and (quantize or batch_timeout_ms):  # what is written has other weights, or waits
+    if eval_file and (quantize or batch_timeout_ms):  # the export is quantized, or waits in batches
         before = signatures(endpoint)
     if quantize:
         saved_model.quantize_int8(endpoint)
@@ -94,16 +95,16 @@ def export(
 def export_tf_hub(model, output_dir, max_seq_length=None, report=print):
     """Writes `preprocess` and `encoder` with TF Hub's text API; see `kbert.serving.tf_hub`.
 
-    Whole or not at all, and compared with the model as `export` does.
+    The folder is written atomically and compared with the model, as in `export`.
 
     Args:
-        model: folder, as for `BertModel.from_pretrained`. output_dir: folder to make.
-        max_seq_length: tokens of a sequence of the preprocessor; None: 128.
+        model: folder, as for `BertModel.from_pretrained`. output_dir: folder to create.
+        max_seq_length: sequence length of the preprocessor in tokens; None: 128.
         report: called with lines of text.
 
     Raises:
-        UserError: a folder that cannot be read, exists or is being made; a length that the model
-            does not have.
+        UserError: a folder that cannot be read, already exists or is being created; a length that
+            the model does not support.
     """
     target, folder = _free(output_dir), ModelFolder.of(model)
     tokenizer, length = folder.tokenizer, max_seq_length or 128
@@ -138,17 +139,17 @@ def export_to_runtime(
 ):
     """Writes the model of a method for another runtime; see `kbert.serving.conversions`.
 
-    Whole or not at all: the runtime computes some texts before the folder gets its name.
+    The folder is moved into place only after the runtime has computed some texts.
 
     Args:
         model, output_dir, method, takes_pairs, max_seq_length, report: as for `export`.
         format: one of `kbert.settings.EXPORT_RUNTIMES`. quantize: "int8", "float16"; None: float32.
-        eval_file, columns: as for `export`; the figures go to `compression.json`.
-        calibration_file: examples from which int8 takes the ranges of activations.
+        eval_file, columns: as for `export`; the results are written to `compression.json`.
+        calibration_file: examples for calibrating the activation ranges of int8.
 
     Raises:
-        UserError: as of `export`; what the format does not have; a package that is missing;
-            float32 numbers that differ from the model's, or others that are not finite.
+        UserError: as for `export`; an option that the format does not support; a missing package;
+            float32 outputs that differ from the model's, or other outputs that are not finite.
     """
     runtime = runtimes.find_runtime(format, quantize, calibration_file is not None)
     target, folder = _free(output_dir), ModelFolder.of(model)
@@ -164,7 +165,7 @@ def export_to_runtime(
 
 
 def _expected(endpoint, functions, samples, quantize):
-    """What a SavedModel should answer, and whose answers these are."""
+    """Returns the expected outputs of a SavedModel, and the name of their source."""
     if not quantize:
         return endpoint.reference_outputs(**samples), "kbert.predict"
     texts = {name: tf.constant(values) for name, values in samples.items()}
@@ -186,17 +187,17 @@ def _free(target):
 
 @contextlib.contextmanager
 def _new_folder(target):
-    """A folder to write in, made whole or not at all, and while no other process makes it.
+    """Opens a folder that is created atomically and locked against other processes.
 
     Raises:
-        UserError: the folder exists or is being made; it cannot be written.
+        UserError: the folder exists or is being created; it cannot be written.
     """
     with target_lock(target, "--output_dir"):
         _free(target)
         try:
             with atomic.folder(target) as path:
                 yield path
-        except tf.errors.OpError as error:  # TensorFlow's word for a full disk, and others
+        except tf.errors.OpError as error:  # raised when the disk is full, for example
             reason = re.sub(r"^\{\{.*?\}\} | \[Op:.*", "", error.message.splitlines()[0])
             raise UserError(
                 f"cannot write {target}: {reason}. Mend that and run the same command again."

@@ -1,14 +1,14 @@
-"""Lines that `kbert.export` prints: what it read, wrote and found out."""
+"""Messages of `kbert.export`: its inputs, outputs and checks."""
 
 from kbert.errors import UserError
 from kbert.serving.saved_model import largest_difference
 
-# float32 in another order of summation: padding to another length, other kernels.
+# Tolerance of float32: padding to another length and other kernels change the summation order.
 TOLERANCE = 1e-5
 
 
 def source_line(folder, what, model, length):
-    """What is exported.
+    """Returns a line that describes the exported model.
 
     Args:
         folder: ModelFolder. what: str. model: of `kbert.model`. length: tokens of a sequence.
@@ -21,16 +21,16 @@ def source_line(folder, what, model, length):
 
 
 def target_line(target):
-    """What was written. target: pathlib.Path of a folder."""
+    """Returns a line with the folder that was written. target: pathlib.Path."""
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     return f"to {target}: {size / 1e6:,.1f} MB"
 
 
 def checked_line(answers, expected, whose):
-    """How far answers of a SavedModel are from what they should be.
+    """Returns a line with the difference between a SavedModel's outputs and the expected ones.
 
     Raises:
-        UserError: too far.
+        UserError: the difference is too large.
     """
     difference, count = largest_difference(answers, expected), len(next(iter(expected.values())))
     if not difference <= TOLERANCE:
@@ -45,14 +45,17 @@ def checked_line(answers, expected, whose):
 
 
 def computed_line(metadata):
-    """How far a runtime's numbers are from the model's. metadata: what is in `model.json`.
+    """Returns a line with the difference between a runtime's outputs and the model's.
+
+    Args:
+        metadata: contents of `model.json`.
 
     Raises:
-        UserError: too far.
+        UserError: the difference is too large.
     """
     difference, allowed = metadata["largest_difference"], TOLERANCE
     if metadata["weights"] != "float32":
-        allowed = float("inf")  # it is for whoever asked for it to judge
+        allowed = float("inf")  # users of quantization judge the difference themselves
     if not difference <= allowed or difference == float("inf"):
         raise UserError(
             f"{metadata['file']} gives other numbers than kbert's model: off by {difference:.1e}, "
@@ -68,7 +71,7 @@ def computed_line(metadata):
 
 
 def port_lines(metadata):
-    """What a model for a runtime takes and gives. metadata: what is in `model.json`."""
+    """Yields the inputs and outputs of a runtime's model. metadata: contents of `model.json`."""
     shape = ", ".join(map(str, metadata["inputs"]["input_ids"]["shape"]))
     yield f"  {metadata['file']}: {', '.join(metadata['inputs'])} ({shape}) int32"
     for name, output in metadata["outputs"].items():
@@ -76,7 +79,7 @@ def port_lines(metadata):
 
 
 def output_spec_lines(endpoint, functions):
-    """What the signatures of a SavedModel take and give. functions: dict by their names."""
+    """Yields the inputs and outputs of a SavedModel's signatures. functions: dict by name."""
     texts = ", ".join(f"{n} ({'B' if a == 1 else 'B, C'})" for n, a in endpoint.texts.items())
     takes = {
         "serving_default": f"{texts} string",
@@ -93,7 +96,7 @@ def output_spec_lines(endpoint, functions):
 
 
 def serve_line(target):
-    """How to serve a SavedModel. target: pathlib.Path of its folder."""
+    """Returns a line with the command that serves a SavedModel. target: pathlib.Path."""
     if not target.name.isdigit():
         return f"note: TensorFlow Serving looks for numbered folders, such as {target / '1'}"
     return (
@@ -103,7 +106,7 @@ def serve_line(target):
 
 
 def table_lines(table):
-    """Rows of cells, the first of each to the left, the others to the right."""
+    """Formats rows of cells as a table: the first column left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for first, *others in table:
         cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]

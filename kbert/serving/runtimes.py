@@ -1,4 +1,4 @@
-"""Other runtimes than TensorFlow: how the model of a method is written for each, and computed."""
+"""Runtimes other than TensorFlow: conversion of an endpoint's model, and inference."""
 
 import abc
 import contextlib
@@ -17,8 +17,9 @@ class Runtime(abc.ABC):
     """A runtime that computes `Endpoint.forward`.
 
     Attributes:
-        name: str, also of the extra of kbert that installs `packages`. packages: names of modules.
-        file: name of the model's file. quantizations: what it has of `settings.QUANTIZATIONS`.
+        name: str, also the name of the extra of kbert that installs `packages`. packages: names of
+            modules.
+        file: name of the model's file. quantizations: supported `settings.QUANTIZATIONS`.
         fixed_sizes: whether a model takes one text, padded to one length.
         calibrates: whether its int8 can be calibrated.
     """
@@ -31,23 +32,24 @@ class Runtime(abc.ABC):
 
         Args:
             endpoint: Endpoint. folder: to write to. quantize: one of `quantizations`, or None.
-            calibration: int8: features of texts, whose activations have the ranges to expect;
-                without, the range is found anew for every input.
+            calibration: for int8: features of representative texts, which determine the activation
+                ranges; if empty, the ranges are computed for every input.
             shapes: two dicts of name -> shape, of the inputs and of the outputs: ints, and letters
-                for what may be any size.
+                for variable sizes.
         """
 
     @abc.abstractmethod
     def load(self, folder, threads=None):
-        """The function that computes the model in a folder: dict of arrays -> dict of arrays.
+        """Loads the model of a folder as a function from a dict of arrays to a dict of arrays.
 
         Args:
-            folder: where `write` wrote. threads: how many compute; None: as the runtime likes.
+            folder: folder that `write` wrote to. threads: number of threads; None: the runtime's
+                default.
         """
 
 
 class OpenVINO(Runtime):
-    """OpenVINO's own format, IR, computed in float32: its default may be bfloat16."""
+    """OpenVINO IR, computed in float32; OpenVINO's default may be bfloat16."""
 
     name, packages, file = "openvino", ("openvino",), "model.xml"
     quantizations = ("float16",)
@@ -72,12 +74,12 @@ class OpenVINO(Runtime):
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
         model = core.compile_model(read, "CPU", settings)
-        names = [port.any_name for port in read.outputs]  # compiled, they may have others as well
+        names = [port.any_name for port in read.outputs]  # compiled ports may have other names too
         return lambda features: dict(zip(names, model(features).values(), strict=True))
 
 
 class LiteRT(Runtime):
-    """LiteRT (TensorFlow Lite), by the ops that it has itself."""
+    """LiteRT (TensorFlow Lite), with built-in ops only."""
 
     name, packages, file = "litert", ("ai_edge_litert",), "model.tflite"
     quantizations = ("int8", "float16")
@@ -90,7 +92,7 @@ class LiteRT(Runtime):
         root.variables = [variable.value for variable in endpoint.model.variables]
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], root)
         if quantize:
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]  # int8, in matrices
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]  # int8 weight matrices
         if quantize == "float16":
             converter.target_spec.supported_types = [tf.float16]
         with _without_warnings():
@@ -110,7 +112,7 @@ class ONNX(Runtime):
     name, packages, file = "onnx", ("onnx", "onnxruntime", "tf2onnx"), "model.onnx"
     quantizations = ("int8",)
     calibrates = True
-    opset = 18  # the highest that tf2onnx writes
+    opset = 18  # the highest opset that tf2onnx supports
 
     def write(self, endpoint, shapes, folder, quantize=None, calibration=()):
         import onnx
@@ -121,8 +123,8 @@ class ONNX(Runtime):
                 endpoint.forward, _example(shapes[0]), endpoint.model, "float32"
             )
         with _without_warnings():
-            # Without tf2onnx's own optimizers, which copy the weights dozens of times: ONNX Runtime
-            # does what they do when it loads a model.
+            # Skip tf2onnx's optimizers, which copy the weights dozens of times; ONNX Runtime does
+            # the same optimizations when it loads a model.
             model = tfonnx.process_tf_graph(
                 inputs["input_ids"].graph,
                 opset=self.opset,
@@ -142,7 +144,7 @@ class ONNX(Runtime):
 
     @staticmethod
     def _write_int8(model, path, calibration):
-        """Quantizes the matrices, a scale for each column, and what they are multiplied with."""
+        """Quantizes the weight matrices, one scale per column, and the inputs of their products."""
         from onnxruntime import quantization
 
         class Reader(quantization.CalibrationDataReader):
@@ -156,7 +158,7 @@ class ONNX(Runtime):
             if not calibration:
                 quantization.quantize_dynamic(model, path, **settings)
                 return
-            # What a product gives stays float: LayerNorm, softmax and GELU need more than 8 bits.
+            # Outputs of matrix products stay in float: LayerNorm, softmax and GELU need the range.
             matrices = ["MatMul", "Gemm", "Gather"]
             quantization.quantize_static(
                 model,
@@ -187,14 +189,14 @@ RUNTIMES = {runtime.name: runtime for runtime in (OpenVINO(), LiteRT(), ONNX())}
 
 
 def find_runtime(name, quantize=None, calibrated=False):
-    """The Runtime of a name.
+    """Returns the Runtime of a name.
 
     Args:
-        name: one of `kbert.settings.EXPORT_RUNTIMES`. quantize: what is asked of it, or None.
-        calibrated: whether on examples.
+        name: one of `kbert.settings.EXPORT_RUNTIMES`. quantize: requested quantization, or None.
+        calibrated: whether it is calibrated on examples.
 
     Raises:
-        UserError: it does not quantize so; a package is missing.
+        UserError: an unsupported quantization; a missing package.
     """
     runtime = RUNTIMES[name]
     if calibrated and not (runtime.calibrates and quantize == "int8"):
@@ -215,13 +217,13 @@ def find_runtime(name, quantize=None, calibrated=False):
 
 
 def _example(shapes):
-    """Arrays that have the ranks of shapes."""
+    """Creates example arrays with the ranks of these shapes."""
     return {name: tf.zeros([1] * len(shape), tf.int32).numpy() for name, shape in shapes.items()}
 
 
 @contextlib.contextmanager
 def _without_warnings():
-    """Keeps converters from telling, in Python's log, what their own code should do otherwise."""
+    """Suppresses the deprecation warnings that converters log about their own code."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Folders of weights as SavedModels that answer text, and whether they answer right."""
+"""SavedModels with text inputs: loading of weights, export, and checks of the export."""
 
 import gc
 import json
@@ -33,15 +33,15 @@ SAMPLES = (
 
 
 def load_endpoint(folder, name=None, takes_pairs=None, max_seq_length=None):
-    """A method of answering texts, with the weights of a folder, float32.
+    """Creates an Endpoint, a method of answering texts, with the weights of a folder, in float32.
 
     Args:
         folder: such as `RUN/finetuning/best`, in any format that `BertModel` reads; or a
             ModelFolder.
-        name: one of `endpoints()`; None: what the model was fine-tuned for, or else fill_mask, or
-            whatever its heads can do.
-        takes_pairs: whether a text comes with a second one; None: as in fine-tuning.
-        max_seq_length: tokens of a sequence; None: as in fine-tuning, or as many as the model can.
+        name: one of `endpoints()`; None: the task of the fine-tuned model, or else fill_mask or
+            another method that the model has a head for.
+        takes_pairs: whether each text has a second one; None: as in fine-tuning.
+        max_seq_length: tokens of a sequence; None: as in fine-tuning, or the model's limit.
 
     Returns:
         Endpoint.
@@ -83,14 +83,14 @@ def _method_of(parts):
 
 
 def quantize_int8(endpoint):
-    """Gives the matrices and tables of a method's model 8 bits, as Keras does (`Model.quantize`).
+    """Quantizes the weight matrices and embeddings of an endpoint's model with `Model.quantize`.
 
-    Inputs of matrix products are rounded to 8 bits as well, with a scale for each token. The tables
-    of a model that scores words stay: its head reads that of the words as it is.
+    Inputs of matrix products are quantized to int8 as well, with one scale per token. Embeddings of
+    models with an MLM head stay in float, since the head uses the word embeddings.
     """
     model = endpoint.model
     kinds = (keras.layers.Dense, *(() if hasattr(model, "mlm") else (keras.layers.Embedding,)))
-    gc.freeze()  # Keras collects garbage after each layer: nothing of what is there now
+    gc.freeze()  # Keras collects garbage after each layer; exclude all existing objects
     try:
         model.quantize("int8", filters=lambda layer: isinstance(layer, kinds))
     finally:
@@ -98,10 +98,10 @@ def quantize_int8(endpoint):
 
 
 def load_exported(folder):
-    """The method that `save_endpoint` wrote, with its weights.
+    """Loads the Endpoint that `save_endpoint` wrote, with its weights.
 
     Raises:
-        UserError: the folder has another SavedModel; files that are missing or damaged.
+        UserError: the folder contains another SavedModel; files that are missing or damaged.
     """
     metadata = read_export(pathlib.Path(folder) / "assets.extra")
     name, length = metadata["method"], metadata["max_seq_length"]
@@ -115,10 +115,10 @@ def load_exported(folder):
 
 
 def load_encoder(folder, **arguments):
-    """A BertModel with the pooler of a folder. arguments: of its constructor.
+    """Loads a BertModel with its pooler from a folder. arguments: of its constructor.
 
     Raises:
-        UserError: the folder has no pooler, so that `pooler_output` would be noise.
+        UserError: the folder has no pooler, so `pooler_output` would be randomly initialized.
     """
     folder = ModelFolder.of(folder)
     if "bert/pooler" not in folder.parts:
@@ -134,9 +134,9 @@ def _inputs(kind):
 
 
 def samples(endpoint):
-    """A few texts to try a method with, harmless ones and others: dict of lists, all of one length.
+    """Returns texts for testing an endpoint, including unusual ones, as a dict of lists.
 
-    The same number of [MASK] in each, or of choices.
+    The lists have equal lengths; all texts have the same number of [MASK] or of choices.
     """
     texts = [f"{text} [MASK]" if isinstance(endpoint, FillMask) else text for text in SAMPLES]
     if isinstance(endpoint, FillMask):
@@ -148,10 +148,10 @@ def samples(endpoint):
 
 
 def save_endpoint(endpoint, folder, batch_timeout_ms=0):
-    """Writes a SavedModel, with `assets.extra/kbert.json`, which says what it is.
+    """Writes a SavedModel, with its metadata in `assets.extra/kbert.json`.
 
-    The variables are tracked as such, so that converters find them, and with what lies beside
-    `kbert.json` the folder can be read like others with weights.
+    The variables are tracked, so that converters detect them. With the other files of
+    `assets.extra`, the folder can be loaded like other folders of weights.
 
     Args:
         endpoint: Endpoint. folder: to write to. batch_timeout_ms: see `signatures`.
@@ -186,14 +186,14 @@ def save_endpoint(endpoint, folder, batch_timeout_ms=0):
 
 
 def _own_files(folder):
-    """Names of the files of a SavedModel but for the weights, which have checksums of their own."""
+    """Names of the files of a SavedModel except the weights, which have their own checksums."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     names = [path.relative_to(folder).as_posix() for path in paths]
     return [name for name in names if not name.startswith("variables/")]
 
 
 def save_settings(endpoint, folder):
-    """Writes config.json, vocabulary, tokenizer settings, and task.json if there is a task."""
+    """Writes config.json, vocabulary, tokenizer settings and, for a task, task.json."""
     endpoint.model.config.save(folder / "config.json")
     endpoint.tokenizer.save_pretrained(folder)
     if endpoint.predictor.settings:
@@ -214,17 +214,17 @@ np.savez(answer, **{name: value.numpy() for name, value in values.items()})
 
 
 def answers_alone(texts, *folders):
-    """The answers of a SavedModel in a process of its own, which has TensorFlow and not kbert.
+    """Computes the outputs of SavedModels in a separate process with TensorFlow but without kbert.
 
     Args:
         texts: dict of lists, the inputs of the first SavedModel. *folders: of SavedModels, each
-            of which takes what the one before answers.
+            of which takes the previous one's outputs.
 
     Returns:
-        dict of numpy arrays.
+        dict of NumPy arrays.
 
     Raises:
-        UserError: the process failed; with the end of what it wrote.
+        UserError: the process failed; the message contains the end of its output.
     """
     with tempfile.TemporaryDirectory() as scratch:
         request_file = pathlib.Path(scratch) / "request.json"
@@ -248,13 +248,13 @@ def answers_alone(texts, *folders):
 
 
 def largest_difference(result, expected):
-    """How far numbers of two dicts of arrays are apart; inf if anything else differs.
+    """Largest difference between two dicts of arrays, relative for values above 1.
 
-    Numbers above 1 by their share of themselves.
+    It is inf if shapes or non-numeric values differ, or if a difference is NaN.
 
     Args:
-        result: answers of a SavedModel. expected: of `Endpoint.reference_outputs`, of which some
-            may be missing.
+        result: outputs of a SavedModel. expected: from `Endpoint.reference_outputs`, possibly with
+            fewer keys.
     """
     largest = 0.0
     for name, value in expected.items():
@@ -274,7 +274,7 @@ def largest_difference(result, expected):
 
 
 def _decoded(values):
-    """An array, with str instead of bytes."""
+    """Decodes the bytes of an array to str."""
     values = np.asarray(values)
     if values.dtype != object:
         return values

@@ -1,28 +1,28 @@
-"""The signatures of a SavedModel: what TensorFlow Serving and TFX call, by name."""
+"""The signatures of a SavedModel, which TensorFlow Serving and TFX call by name."""
 
 import tensorflow as tf
 
 from kbert.features import ENCODER_FEATURES
 
-MOST_TEXTS = 32  # of a batch that requests share in the graph
+MOST_TEXTS = 32  # maximum size of a batch shared by requests in the graph
 
 
 def signatures(endpoint, batch_timeout_ms=0):
-    """The signatures of a method.
+    """Creates the signatures of an endpoint.
 
-    `serving_default` takes text, `from_ids` the three features of `kbert.features`; both answer as
-    `output_spec` says, but `from_ids` has no text to take stretches from: of tag it gives
-    `probabilities` (B, L, C), of answer `start_logits` and `end_logits` (B, L). `from_examples`
-    takes serialized tf.Examples whose features have the names of the text inputs, and answers as
-    `serving_default`. A model that classifies or regresses also has what TensorFlow Serving's
-    Classify and Regress want, on the same examples: `classify` (`classes` and `scores`, (B, C)
-    each) or `regress` (`outputs`, (B,)).
+    `serving_default` takes text; `from_ids` takes the three features of `kbert.features`. Both
+    return the outputs of `output_spec`, except that `from_ids` has no text to extract spans from:
+    for tag it returns `probabilities` (B, L, C), for answer `start_logits` and `end_logits` (B, L).
+    `from_examples` takes serialized tf.Examples whose features are named like the text inputs, and
+    returns the same as `serving_default`. Classification and regression models also have signatures
+    for TensorFlow Serving's Classify and Regress, on the same examples: `classify` (`classes` and
+    `scores`, (B, C) each) or `regress` (`outputs`, (B,)).
 
     Args:
         endpoint: Endpoint.
-        batch_timeout_ms: how long a request waits for others, with which it shares a batch in the
-            graph: those that ask with texts or examples, of one size if they have choices. Its
-            answer has as many columns as that batch needs. 0: each request is a batch.
+        batch_timeout_ms: how long a request waits for others to share a batch in the graph. This
+            applies to requests with texts or examples, with the same number of choices if any; a
+            response has as many columns as the batch needs. 0: no batching.
 
     Returns:
         dict of name -> concrete function of named tensors.
@@ -59,7 +59,7 @@ def signatures(endpoint, batch_timeout_ms=0):
 
 
 def _in_batches(function, specs, timeout_ms):
-    """A function of texts that is computed for those of several calls at once."""
+    """Wraps a function of texts in dynamic batching, so that several calls share a batch."""
     together = tf.nondifferentiable_batch_function(
         num_batch_threads=2, max_batch_size=MOST_TEXTS, batch_timeout_micros=int(1000 * timeout_ms)
     )(lambda *texts: function(**dict(zip(specs, texts, strict=True))))
@@ -67,13 +67,13 @@ def _in_batches(function, specs, timeout_ms):
 
 
 def traced(function, specs):
-    """The concrete function of a function of tensors by name. specs: dict of tf.TensorSpecs."""
+    """Traces a function of named tensors. specs: dict of tf.TensorSpecs."""
     keywords = tf.function(lambda **tensors: function(**tensors), autograph=False)
     return keywords.get_concrete_function(**specs)
 
 
 def parse_examples(serialized, texts):
-    """The texts of tf.Examples: dict of name -> (B,) or (B, C) string."""
+    """Parses the texts of tf.Examples: dict of name -> (B,) or (B, C) string."""
     features = {
         name: tf.io.FixedLenFeature([], tf.string) if axes == 1 else tf.io.RaggedFeature(tf.string)
         for name, axes in texts.items()

@@ -1,7 +1,7 @@
 """A preprocessor and an encoder with TF Hub's common text API.
 
-Names and shapes are those of the API's page on text ("Preprocessing text inputs", "Transformer
-encoders"): what is made here goes wherever the BERTs of TF Hub go.
+Names and shapes follow the API's page on text ("Preprocessing text inputs", "Transformer
+encoders"), so these models can replace TF Hub's BERT models.
 """
 
 import tensorflow as tf
@@ -16,10 +16,10 @@ NAMES = {
 def save_preprocessor(tokenizer, seq_length, folder):
     """Writes the preprocessor.
 
-    Called with (B,) string, it gives the three inputs of the encoder, (B, seq_length) int32 each.
-    `tokenize` gives a (B, None) int32 RaggedTensor of pieces, `tokenize.get_special_tokens_dict()`
-    the ids of the special tokens, and `bert_pack_inputs([pieces], seq_length)`, or of two segments,
-    the inputs.
+    Called with (B,) string, it returns the three inputs of the encoder, (B, seq_length) int32 each.
+    `tokenize` returns a (B, None) int32 RaggedTensor of WordPiece ids,
+    `tokenize.get_special_tokens_dict()` the ids of the special tokens, and
+    `bert_pack_inputs([segment], seq_length)`, with one or two segments, the encoder's inputs.
 
     Args:
         tokenizer: BertTokenizer. seq_length: int, tokens of a sequence. folder: to write to.
@@ -67,11 +67,11 @@ def save_preprocessor(tokenizer, seq_length, folder):
 
 
 def save_encoder(model, folder):
-    """Writes the encoder; its weights learn on, and dropout is on with `training=True`.
+    """Writes the encoder; its weights are trainable, and `training=True` enables dropout.
 
     Called with a dict of `input_word_ids`, `input_mask` and `input_type_ids`, (B, L) int32 each, it
-    gives `pooled_output` (B, D), `sequence_output` (B, L, D), `encoder_outputs`, a list of N
-    tensors (B, L, D), and `default`, which is `pooled_output`.
+    returns `pooled_output` (B, D), `sequence_output` (B, L, D), `encoder_outputs`, a list of N
+    tensors (B, L, D), and `default`, which equals `pooled_output`.
 
     Args:
         model: BertModel with a pooler and `output_hidden_states`. folder: to write to.

@@ -1,6 +1,6 @@
-"""Requests that TensorFlow Serving answers to itself before it says that a model is ready.
+"""Warmup requests, which TensorFlow Serving runs before it reports a model as ready.
 
-Without them the first requests wait for what TensorFlow does at the first call of a graph.
+They avoid slow first requests: TensorFlow initializes a graph at its first call.
 """
 
 import pathlib
@@ -13,14 +13,14 @@ BATCH_SIZES = (1, 8)
 
 
 def write_warmup(folder, functions, texts, model_name):
-    """Writes a request for each signature and batch size into `assets.extra`.
+    """Writes a request for each signature and batch size to `assets.extra`.
 
     Args:
-        folder: of a SavedModel. functions: dict of the signatures, as `save_endpoint` returns it.
-        texts: dict of the text inputs' names -> lists. model_name: as it is served.
+        folder: of a SavedModel. functions: dict of the signatures, as returned by `save_endpoint`.
+        texts: dict of the text inputs' names -> lists. model_name: served name of the model.
 
     Returns:
-        int, how many requests.
+        int, number of requests.
 
     Raises:
         ImportError: tensorflow-serving-api is not installed.
@@ -60,7 +60,7 @@ def write_warmup(folder, functions, texts, model_name):
 
 
 def _example(texts):
-    """tf.train.Example of dict of str, or of lists of str."""
+    """Converts a dict of str or lists of str to a tf.train.Example."""
     example = tf.train.Example()
     for name, value in texts.items():
         values = [value] if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Training: losses, optimizers, checkpoints, workloads, and the trainer that takes the steps."""
+"""Training: losses, optimizers, checkpoints, workloads and the training loop."""
 
 from kbert.train.callbacks import Callback
 from kbert.train.distillation import distill

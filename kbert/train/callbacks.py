@@ -1,4 +1,4 @@
-"""Callbacks: what watches a run, or takes part in it, at certain moments."""
+"""Callbacks: hooks that the trainer calls at fixed points of a run."""
 
 import json
 import math
@@ -16,72 +16,74 @@ from kbert.utils import atomic, flags
 from kbert.utils.logging import log
 from kbert.visualization import curves
 
-# So many times as long as a drawing took passes before the next one.
+# Wait this many times the duration of the last plot before drawing the next one.
 CURVES_PAUSE = 50
 
 
 class Callback:
-    """The base of all callbacks: a subclass overrides the moments that it needs.
+    """Base class of all callbacks: a subclass overrides the hooks that it needs.
 
-    In a run of several workers each one calls its callbacks; metrics of an evaluation are only in
-    the chief.
+    In a run of several workers, each worker calls its own callbacks. Only the chief has evaluation
+    metrics.
 
     Attributes:
-        trainer: `kbert.train.trainer.Trainer`, set by it. Its `step`, `model`, `workload`, `config`
-            and `folder` say all about the run; `stop_training = True` saves and stops it.
+        trainer: `kbert.train.trainer.Trainer`, which sets this attribute. It provides `step`,
+            `model`, `workload`, `config` and `folder`. Setting `trainer.stop_training = True` saves
+            a checkpoint and stops the run.
     """
 
     trainer = None
 
     def steps_left(self, step):
-        """Steps from `step` to the next one that `on_step_end` must not miss; infinite if none.
+        """Returns the number of steps until the next step at which `on_step_end` must be called.
 
-        The devices take several steps in a call; the shortest of these numbers ends the call.
+        The devices take several steps per call; the smallest of these numbers ends the call.
+        Infinite if there is no such step.
         """
         return math.inf
 
     def describe(self):
-        """Lines on the callback, printed before the first step."""
+        """Returns lines that describe the callback; they are printed before the first step."""
         return ()
 
     def on_build(self):
-        """The model has the weights that the run starts from, and nothing is written yet.
+        """Called once the model has its initial weights, before anything is written.
 
-        Here a callback raises UserError for what cannot be trained.
+        A callback raises UserError here if it cannot train this model.
         """
 
     def on_train_begin(self):
-        """Before the first step."""
+        """Called before the first step."""
 
     def on_step_end(self):
-        """After each call of the devices, of one or more steps."""
+        """Called after each call of the devices, which takes one or more steps."""
 
     def on_log(self, metrics):
-        """After each `log_every_steps`. metrics: dict of name -> float; may be added to."""
+        """Called every `log_every_steps`. metrics: dict of name -> float, mutable."""
 
     def on_evaluate(self, metrics, better):
-        """After an evaluation.
+        """Called after an evaluation.
 
         Args:
-            metrics: dict of name -> float, each name with `eval_` before it.
-            better: bool, whether the weights are the best so far.
+            metrics: dict of name -> float, each name prefixed with `eval_`.
+            better: bool, whether these weights are the best so far.
         """
 
     def on_save(self):
-        """When a checkpoint is due."""
+        """Called when a checkpoint is due."""
 
     def on_train_end(self):
-        """After the last step, whether the run is complete or stopped."""
+        """Called after the last step, whether the run is complete or stopped."""
 
     def on_finish(self, results):
-        """In the chief, once a complete run has its results. results: nested dicts of numbers."""
+        """Called in the chief when a complete run has results. results: nested dicts of numbers."""
 
     def on_exit(self):
-        """At the end of the process's part in the run, whatever ended it."""
+        """Called when the process leaves the run, also after an error."""
 
 
 class RunFolder(Callback):
-    """Makes the run's folder, with the `run.flags` that replay it, and repairs it after a kill."""
+    """Creates the run's folder, writes `run.flags`, and cleans up after a killed run."""
 
     def on_train_begin(self):
         trainer = self.trainer
@@ -95,7 +97,7 @@ class RunFolder(Callback):
 
 
 class Sparsity(Callback):
-    """Prunes the smallest weights while the run trains: see `kbert.compression.sparsity`."""
+    """Prunes the smallest weights during training; see `kbert.compression.sparsity`."""
 
     def on_build(self):
         trainer = self.trainer
@@ -112,7 +114,7 @@ class Sparsity(Callback):
 
 
 class MetricsFile(Callback):
-    """Writes all metrics to `metrics.jsonl`; one that is not finite as null."""
+    """Writes all metrics to `metrics.jsonl`; non-finite values are written as null."""
 
     def on_train_begin(self):
         path = self.trainer.folder / "metrics.jsonl"
@@ -132,11 +134,11 @@ class MetricsFile(Callback):
 
 
 def drop_later_rows(path, step, evaluation_due=False):
-    """Drops the rows of a `metrics.jsonl` that a run resumed at a step makes again.
+    """Drops the rows of a `metrics.jsonl` that a run resumed at `step` will write again.
 
     Args:
-        path: pathlib.Path; an empty file is made where there is none. step: int.
-        evaluation_due: whether the evaluation at this step is made again, too.
+        path: pathlib.Path; an empty file is created if it does not exist. step: int.
+        evaluation_due: whether the evaluation at this step will be repeated as well.
     """
     kept = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
@@ -145,14 +147,14 @@ def drop_later_rows(path, step, evaluation_due=False):
             evaluation = any(name.startswith("eval_") for name in row)
             again = row["step"] > step - (evaluation and evaluation_due)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue  # the last line of a killed process, or a damaged one
+            continue  # a truncated last line of a killed process, or a damaged line
         if not again:
             kept.append(line + b"\n")
     atomic.write_bytes(path, b"".join(kept))
 
 
 class TensorBoard(Callback):
-    """Writes the metrics that are finite as TensorBoard events, to `tensorboard`."""
+    """Writes finite metrics as TensorBoard events to `tensorboard`."""
 
     def on_train_begin(self):
         self._events = tf.summary.create_file_writer(str(self.trainer.folder / "tensorboard"))
@@ -165,7 +167,7 @@ class TensorBoard(Callback):
                     if math.isfinite(value):
                         tf.summary.scalar(f"{part}/{plain}", value)
             self._events.flush()
-        except tf.errors.OpError as error:  # TensorFlow's word for a full disk
+        except tf.errors.OpError as error:  # raised when the disk is full, for example
             raise UserError(
                 f"cannot write {self.trainer.folder / 'tensorboard'}: "
                 f"{error.message.splitlines()[0]}. Mend that and run the same command again."
@@ -179,12 +181,12 @@ class TensorBoard(Callback):
 
 
 class LearningCurves(Callback):
-    """Draws `curves.png` after evaluations and at the end, at no cost that would be felt.
+    """Draws `curves.png` after evaluations and at the end, rarely enough to cost almost no time.
 
-    Whatever goes wrong is one line of the output, and then there are no more pictures.
+    After an error it logs one note and draws no more plots.
     """
 
-    _due = 0.0  # by time.monotonic; infinite after a failure
+    _due = 0.0  # time.monotonic() of the next plot; infinite after an error
 
     def on_evaluate(self, metrics, better):
         if time.monotonic() >= self._due:
@@ -198,7 +200,7 @@ class LearningCurves(Callback):
             curves.plot_curves(folder / "curves.png", curves.read_curves(folder / "metrics.jsonl"))
             end = time.monotonic()
             self._due = end + CURVES_PAUSE * (end - begin)
-        except Exception as error:  # a full disk, fonts, versions: a run is worth more
+        except Exception as error:  # such as a full disk or missing fonts: never stop the run
             self._due = math.inf
             log(
                 f"note: there is no curves.png: {one_line(f'{type(error).__name__}: {error}', 300)}"
@@ -206,7 +208,7 @@ class LearningCurves(Callback):
 
 
 class ProgressLines(Callback):
-    """Prints a line on the steps since the last one, and on each evaluation."""
+    """Prints a line for each logging window and for each evaluation."""
 
     def on_log(self, metrics):
         step, workload = self.trainer.step, self.trainer.workload
@@ -223,13 +225,12 @@ class ProgressLines(Callback):
 class ModelCheckpoint(Callback):
     """Writes `checkpoint`, `best` and `final`.
 
-    Weights are copied to the host at once, and written in the background while the next steps are
-    taken.
+    Weights are copied to the host immediately and written in the background during the next steps.
     """
 
     def on_evaluate(self, metrics, better):
         if better:
-            self.trainer.background.wait()  # before the copies: there is memory for one of them
+            self.trainer.background.wait()  # before copying: host memory holds one copy at a time
             weights = self._plain_weights()
             self.trainer.background.start(lambda: self._replace("best", weights))
 
@@ -256,17 +257,17 @@ class ModelCheckpoint(Callback):
 
     def on_finish(self, results):
         self._replace("final", self._final)
-        self.trainer.run_dir.send(self.trainer.workload.part)  # before W&B may take its time
+        self.trainer.run_dir.send(self.trainer.workload.part)  # before W&B, which may be slow
 
     def _plain_weights(self):
-        """Copies of the weights, adapters merged into the matrices they belong to."""
+        """Copies of the weights, with adapters merged into their matrices."""
         weights = self._on_host(self.trainer.model.named_weights())
         for name, (a, b, scale) in self.trainer.model.adapters().items():
             weights[name] += scale * (self._on_host(a) @ self._on_host(b))
         return weights
 
     def _on_host(self, variables):
-        """Copies of Keras variables as numpy arrays: of one, or of a dict of them."""
+        """Copies of Keras variables as NumPy arrays: one variable, or a dict of them."""
         first_copy = self.trainer.train_step.first_copy
         return tf.nest.map_structure(lambda v: np.array(first_copy(v).numpy()), variables)
 

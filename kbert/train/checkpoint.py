@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, verified when read, the newest good one taken."""
+"""Checkpoints: written atomically, verified when read; the newest valid one is used."""
 
 import concurrent.futures
 import hashlib
@@ -23,15 +23,16 @@ _NAME = re.compile(r"step_(\d{8,})")
 class Checkpoints:
     """The checkpoints of a run: folders `step_00000100`, each with `state.json`.
 
-    `state.json` is written last, holds the SHA-256 of the other files and of itself, and the folder
-    gets its name only then: a folder with a name is whole, and a damaged one is noticed.
+    `state.json` is written last and holds the SHA-256 of the other files and of itself. The folder
+    is renamed to its final name after that, so a folder with that name is complete, and damage is
+    detected when it is read.
 
     Args:
-        folder: made when the first checkpoint is written.
-        keep: how many to keep.
+        folder: created when the first checkpoint is written.
+        keep: number of checkpoints to keep.
 
     Attributes:
-        last_good: folder of the checkpoint that was verified or written last, or None.
+        last_good: folder of the checkpoint that was last verified or written, or None.
     """
 
     def __init__(self, folder, keep):
@@ -40,23 +41,24 @@ class Checkpoints:
         self._keep = keep
 
     def steps(self):
-        """Steps of the checkpoints that are there, rising."""
+        """Returns the steps of the existing checkpoints, ascending."""
         names = os.listdir(self.folder) if self.folder.is_dir() else []
         return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
 
     def path(self, step):
-        """Folder of the checkpoint of a step."""
+        """Returns the folder of the checkpoint of a step."""
         return self.folder / f"step_{step:08d}"
 
     def save(self, step, state, write):
-        """Writes a checkpoint and deletes those that are too old.
+        """Writes a checkpoint and deletes the oldest ones beyond `keep`.
 
         Args:
-            step: int. state: dict that JSON can hold.
-            write: function that puts all other files into the folder it is given.
+            step: int. state: JSON-serializable dict.
+            write: function that writes all other files into the folder it is called with.
 
         Raises:
-            UserError: it cannot be written, as when the disk is full; those before it are whole.
+            UserError: it cannot be written, for example because the disk is full. Earlier
+                checkpoints stay valid.
         """
         name = f"the checkpoint of step {step} in {self.folder}"
         before = f"{self.last_good}, which is whole" if self.last_good else "the start"
@@ -68,25 +70,25 @@ class Checkpoints:
             atomic.write_json(scratch / STATE_FILE, state, indent=1)
         self.last_good = self.path(step)
         for other in self.steps():
-            if other > step:  # damaged, or the run would have gone on from it
+            if other > step:  # damaged, since the run did not resume from it
                 shutil.rmtree(self.path(other), ignore_errors=True)
         self.clear_away(step)
 
     def clear_away(self, step):
-        """Deletes what is too old at a step, and what killed runs were writing or deleting."""
+        """Deletes old checkpoints up to `step`, and temporary folders of killed runs."""
         for old in [other for other in self.steps() if other <= step][: -self._keep]:
             shutil.rmtree(self.path(old), ignore_errors=True)
         for leftover in self.folder.glob(".step_*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
     def newest(self, report):
-        """State of the newest checkpoint that is not damaged, or None if there is none at all.
+        """Returns the state of the newest valid checkpoint, or None if there are no checkpoints.
 
         Args:
-            report: called with a line for each damaged one.
+            report: called with a message for each damaged checkpoint.
 
         Raises:
-            UserError: all of them are damaged, or one cannot be judged: it may not be read.
+            UserError: all checkpoints are damaged, or one cannot be read for lack of permission.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -106,27 +108,28 @@ class Checkpoints:
 
 
 class DamagedCheckpoint(UserError):
-    """A checkpoint is not what was written."""
+    """A checkpoint differs from what was written."""
 
 
 def is_checkpoint(folder):
-    """Whether a folder is one that `Checkpoints` wrote."""
+    """Whether `Checkpoints` wrote this folder."""
     return (pathlib.Path(folder) / STATE_FILE).is_file()
 
 
 def verified_state(path):
-    """State of the checkpoint in a folder, after reading every file of it.
+    """Reads and verifies every file of a checkpoint; returns its state.
 
     Raises:
-        DamagedCheckpoint: a file is missing or not what was written.
-        UserError: a file may not be read, or another version of kbert wrote it.
+        DamagedCheckpoint: a file is missing or differs from what was written.
+        UserError: a file cannot be read for lack of permission, or another version of kbert wrote
+            the checkpoint.
     """
     path = pathlib.Path(path)
     try:
         state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
         checksum = state.pop("checksum", None)
         whole = checksum == _checksum(state)
-        if state["format"] != _FORMAT and (whole or checksum is None):  # not one of its own digits
+        if state["format"] != _FORMAT and (whole or checksum is None):  # not a damaged digit
             raise UserError(
                 f"checkpoint {path} has format {state['format']}; this kbert reads {_FORMAT}. Use "
                 f"the kbert that wrote it, or another --output_dir."
@@ -150,15 +153,15 @@ def verified_state(path):
 
 
 def restore_arrays(path, variables, optional=()):
-    """Assigns the arrays of a file to Keras variables of the same names.
+    """Assigns the arrays of a file to the Keras variables of the same names.
 
     Args:
-        path: what `write_arrays` of `kbert.model.weights.native` wrote.
+        path: file written by `write_arrays` of `kbert.model.weights.native`.
         variables: dict of name -> Keras variable.
-        optional: starts of names that the file may lack; these variables stay as they are.
+        optional: prefixes of names that the file may lack; these variables keep their values.
 
     Raises:
-        UserError: an array is missing, or has another shape.
+        UserError: an array is missing or has a different shape.
     """
     with h5py.File(path, "r") as file:
         for name, variable in variables.items():
@@ -174,9 +177,9 @@ def restore_arrays(path, variables, optional=()):
 
 
 class BackgroundWriter:
-    """Writes files in a thread of its own, one job at a time, so that no step waits for the disk.
+    """Writes files in a background thread, one job at a time, so that no step waits for the disk.
 
-    A job's error is raised by the next call. As a context manager it ends with the last job done.
+    The next call raises the error of a failed job. As a context manager, it waits for the last job.
     """
 
     def __init__(self):
@@ -184,17 +187,17 @@ class BackgroundWriter:
         self._job = None
 
     def start(self, job):
-        """Runs `job()`, after the one under way."""
+        """Runs `job()` after the current job has finished."""
         self.wait()
         self._job = self._executor.submit(job)
 
     def check(self):
-        """Raises the error of a job that has failed; does not wait."""
+        """Raises the error of a failed job; does not wait."""
         if self._job and self._job.done():
             self.wait()
 
     def wait(self):
-        """Waits for the job under way, and raises its error."""
+        """Waits for the current job and raises its error."""
         job, self._job = self._job, None
         if job:
             job.result()

@@ -1,4 +1,4 @@
-"""What a run takes: floating-point operations, memory and time."""
+"""Estimates of the cost of a run: floating-point operations, memory and time."""
 
 import resource
 
@@ -10,20 +10,21 @@ GIB = 2**30
 
 
 def step_flops(bert, batch_size, length, predictions, remat=False):
-    """Floating-point operations of a step: 2 per multiply and add of every matrix product.
+    """Floating-point operations of a step: 2 per multiply-add of every matrix product.
 
-    The backward pass counts twice the forward pass; `remat` adds the forward pass of all blocks but
-    the last. Of the last, all but keys and values is computed at [CLS] and the predictions only.
+    The backward pass costs twice the forward pass; `remat` adds the forward pass of all blocks but
+    the last. In the last block, only keys and values are computed at every position, the rest at
+    [CLS] and the predictions.
 
     Args:
-        bert: BertConfig. batch_size: B. length: L, tokens, padding included. predictions: M.
+        bert: BertConfig. batch_size: B. length: L, tokens including padding. predictions: M.
     """
     blocks, rest = forward_flops(bert, length, predictions)
     return batch_size * (3 * (blocks + rest) + (blocks if remat else 0))
 
 
 def forward_flops(bert, length, predictions):
-    """Operations of the forward pass of an example: of all blocks but the last, and of the rest."""
+    """Operations of an example's forward pass: (all blocks but the last, the rest)."""
     D, F, V = bert.hidden_size, bert.intermediate_size, bert.vocab_size
     last = bert.num_hidden_layers - 1
 
@@ -36,11 +37,11 @@ def forward_flops(bert, length, predictions):
 
 
 def step_memory(bert, parameters, batch_size, length, predictions, config, replicas=1):
-    """Bytes that a device needs for a step, as (state, work); an estimate.
+    """Estimates the bytes that a device needs for a step, as (state, work).
 
-    State is weights, gradients and what the optimizer keeps, in float32. Work is what the backward
-    pass needs, the logits, the sum of the gradients where they are accumulated, packed copies where
-    replicas exchange them, and 16-bit copies of the weights in mixed precision.
+    State: weights, gradients and optimizer slots, in float32. Work: activations for the backward
+    pass, logits, the gradient sum if gradients are accumulated, packed copies if replicas exchange
+    gradients, and 16-bit copies of the weights in mixed precision.
 
     Args:
         bert: BertConfig. parameters: int. batch_size: B of one slice. length: L. predictions: M.
@@ -52,8 +53,8 @@ def step_memory(bert, parameters, batch_size, length, predictions, config, repli
     slots = 0 if config.optimizer == "sgd" else 2
     copies = (config.accumulation_steps > 1) + 2 * (replicas > 1) + (size == 2) / 2
     tokens = batch_size * length
-    # query, key and value before and after their heads are apart, context, projections and norms;
-    # the inner layer before and after GELU; the weights of attention before and after dropout.
+    # Query, key and value before and after the split into heads, context, projections and norms;
+    # the inner layer before and after GELU; attention weights before and after dropout.
     blocks = [
         tokens * size * (8 * H * K + 4 * D + 2 * F) + batch_size * H * length**2 * 2 * size
         for H in map(bert.block_heads, range(N))
@@ -64,10 +65,10 @@ def step_memory(bert, parameters, batch_size, length, predictions, config, repli
 
 
 def teacher_memory(teacher, batch_size, length, config):
-    """Bytes of a teacher's weights, and of the attention and hidden states that are compared.
+    """Bytes of a teacher's weights and of the attention and hidden states that are compared.
 
     Args:
-        teacher: `kbert.compression.teacher.Teacher`. batch_size, length, config: as of
+        teacher: `kbert.compression.teacher.Teacher`. batch_size, length, config: as in
             `step_memory`.
     """
     bert, size = teacher.config, 4 if config.precision == "float32" else 2
@@ -78,7 +79,7 @@ def teacher_memory(teacher, batch_size, length, config):
 
 
 def estimate_text(trainer):
-    """Lines for a person: what pretraining takes. trainer: a `Trainer` that has taken steps."""
+    """Returns a report of the cost of pretraining. trainer: a `Trainer` that has taken steps."""
     workload, config, devices = trainer.workload, trainer.config, trainer.devices
     bert, teacher, examples = workload.bert_config, workload.teacher, workload.data
     parameters, step_seconds = trainer.model.count_params(), trainer.throughput.step_seconds
@@ -114,5 +115,5 @@ def _measured_memory(devices):
         names = [f"GPU:{i}" for i in range(devices.local_replicas)]
         peak = max(tf.config.experimental.get_memory_info(name)["peak"] for name in names)
         return f"peak of the three steps {peak / GIB:.2f} GiB"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kibibytes on Linux
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # in KiB on Linux
     return f"peak of this process so far {peak / GIB:.2f} GiB, libraries included"

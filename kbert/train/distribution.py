@@ -1,4 +1,4 @@
-"""Devices: which strategy a run takes, and whether XLA compiles its step."""
+"""Devices: the distribution strategy of a run, and whether XLA compiles its step."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from kbert.train.workers import Workers, join_cluster, read_cluster
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """Where a run computes.
+    """The devices of a run.
 
     Attributes:
         workers: `kbert.train.workers.Workers`, the processes that share the run.
@@ -26,31 +26,31 @@ class Devices:
 
     @property
     def strategy(self):
-        """tf.distribute.Strategy; TensorFlow's default one for a single device."""
+        """tf.distribute.Strategy; TensorFlow's default strategy for a single device."""
         return self.workers.strategy
 
     @property
     def replicas(self):
-        """int, devices that share a global batch, those of all workers."""
+        """int, number of devices that share a global batch, over all workers."""
         return self.strategy.num_replicas_in_sync
 
     @property
     def local_replicas(self):
-        """int, devices of this worker."""
+        """int, number of devices of this worker."""
         return self.replicas // self.workers.count
 
     @property
     def input_context(self):
-        """tf.distribute.InputContext: which of the batches for replicas this worker makes."""
+        """tf.distribute.InputContext: which of the replicas' batches this worker produces."""
         workers = self.workers
         return tf.distribute.InputContext(workers.count, workers.index, self.replicas)
 
     def local(self, variable, replica):
-        """The copy of a Keras variable on a device of this worker.
+        """Returns the copy of a Keras variable on a device of this worker.
 
         Args:
-            variable: Keras variable. replica: int, number of the device in the run; None where TPUs
-                compute: there each knows its own copy.
+            variable: Keras variable. replica: int, index of the device in the run; None on TPUs,
+                where each device resolves its own copy.
         """
         if replica is None:
             return variable.value
@@ -58,7 +58,7 @@ class Devices:
         return copies[replica - self.workers.index * self.local_replicas]
 
     def describe(self, config):
-        """A line for a person: what is computed where, and in which portions."""
+        """Returns a line that describes the devices and how the batch is divided."""
         each = config.global_batch_size // self.replicas
         text = f"devices: {self.replicas} {self.kind}{'s' if self.replicas > 1 else ''}"
         if self.workers.count > 1:
@@ -71,11 +71,11 @@ class Devices:
 
 
 def find_devices(config):
-    """The devices of a `PretrainConfig`. Call it before anything else computes with TensorFlow.
+    """Returns the devices of a `PretrainConfig`. Call it before anything else uses TensorFlow.
 
-    `distribution` "auto" is one device, or all of them where there are several GPUs or
-    `cpu_devices`; `jit` "auto" is on for GPUs and off on the CPU, where XLA's matrix products are
-    several times slower than oneDNN's. With "multi_worker" it waits for the other workers.
+    `distribution` "auto" uses one device, or all of them if there are several GPUs or
+    `cpu_devices` is set. `jit` "auto" is on for GPUs and off on the CPU, where XLA's matrix
+    products are several times slower than oneDNN's. "multi_worker" waits for the other workers.
 
     Raises:
         UserError: the flags contradict each other or the machine, or the batch cannot be divided.
@@ -125,9 +125,9 @@ def _local_strategy(config):
 
 
 def _tpu_strategy():
-    """All TPU cores that the variable TPU_NAME names, or else those of this machine.
+    """All TPU cores named by the environment variable TPU_NAME, or else those of this machine.
 
-    TPUs were not at hand: what is tested is that XLA compiles the whole step, as they need it.
+    Not tested on TPUs: the tests only check that XLA compiles the whole step, which TPUs require.
     """
     name = os.environ.get("TPU_NAME", "local")
     try:
@@ -151,7 +151,7 @@ def _tpu_strategy():
 
 
 def _check_devices(config, devices):
-    """Raises UserError where the flags contradict the devices that were found."""
+    """Raises UserError if the flags contradict the available devices."""
     replicas, slices = devices.replicas, config.accumulation_steps
     if config.jit == "on" and devices.kind == "CPU" and devices.local_replicas > 1:
         raise UserError("jit must be off with cpu_devices > 1: XLA compiles for one CPU device.")
@@ -167,10 +167,10 @@ def _check_devices(config, devices):
 def _split_cpu(count):
     (cpu,) = tf.config.list_physical_devices("CPU")
     try:
-        tf.config.set_visible_devices([], "GPU")  # who asks for CPU devices gets them
+        tf.config.set_visible_devices([], "GPU")  # `cpu_devices` asks for the CPU only
         parts = [tf.config.LogicalDeviceConfiguration()] * count
         tf.config.set_logical_device_configuration(cpu, parts)
-    except RuntimeError as error:  # TensorFlow has started already
+    except RuntimeError as error:  # TensorFlow is already initialized
         if len(tf.config.list_logical_devices("CPU")) != count:
             raise UserError(
                 f"cpu_devices={count} comes too late: TensorFlow runs already in this process. "
@@ -179,13 +179,13 @@ def _split_cpu(count):
 
 
 def _leave_other_gpus_alone():
-    """TensorFlow reserves the memory of every GPU it sees."""
-    with contextlib.suppress(RuntimeError):  # it has started already
+    """Hides unused GPUs; TensorFlow reserves the memory of every visible GPU."""
+    with contextlib.suppress(RuntimeError):  # already initialized
         tf.config.set_visible_devices(tf.config.list_physical_devices("GPU")[:1], "GPU")
 
 
 def smaller_slices(config, replicas):
-    """What to change when a replica's slice of the batch does not fit into its memory, in words.
+    """Returns advice for a replica's slice of the batch that does not fit into memory, as text.
 
     Args:
         config: TrainingConfig. replicas: int.

@@ -1,4 +1,4 @@
-"""Held-out metrics that can be compared across runs."""
+"""Held-out metrics that are comparable across runs."""
 
 import math
 
@@ -8,21 +8,22 @@ from kbert.data.pretraining_batches import PretrainingExamples
 from kbert.train.losses import PretrainingObjective
 from kbert.train.metrics import MetricAccumulator
 
-# One for all runs, whatever they train with: the same pairs and the same masks.
+# The same for all runs, so that all are evaluated on the same pairs and masks.
 SEED = 1
 BATCH_SIZE = 32
 MASK_RATE = 0.15
 
 
 class HeldOut:
-    """MLM and NSP of a model on held-out text: sums over all examples, not means of means.
+    """MLM and NSP metrics of a model on held-out text, summed over all examples.
 
-    It runs on one device, whatever trains the model, so that its numbers do not depend on that.
+    Evaluation runs on one device, so that the metrics do not depend on the training devices.
 
     Args:
         model: BertForPreTraining. corpus: `kbert.corpus.Corpus` of held-out text.
         max_seq_length: int.
-        examples: how many, rounded down to whole batches of 32, at least one; at most an epoch.
+        examples: number of examples, at most one epoch, rounded down to whole batches of 32, at
+            least one.
     """
 
     def __init__(self, model, corpus, max_seq_length, examples):
@@ -36,7 +37,7 @@ class HeldOut:
         self._unigram_entropy = corpus.unigram_entropy()
 
     def metrics(self):
-        """dict of `PretrainingObjective.metrics`, perplexity, entropy, with `eval_` before each."""
+        """`PretrainingObjective.metrics`, perplexity and entropy, prefixed with `eval_`; a dict."""
         totals = MetricAccumulator()
         for features in self._examples.dataset(BATCH_SIZE, steps=self._batches):
             totals.add(self._sums(features))

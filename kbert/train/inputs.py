@@ -1,4 +1,4 @@
-"""What a run starts from: vocabulary, corpora and architecture, found or made."""
+"""The inputs of a run: loads or creates vocabulary, corpora and architecture."""
 
 import os
 import pathlib
@@ -17,10 +17,11 @@ from kbert.utils import storage
 
 
 def check_inputs(config):
-    """Refuses what can be refused at once, before anything slow.
+    """Checks the inputs that can be checked before anything slow.
 
     Raises:
-        UserError: no such text, an architecture or a vocabulary that cannot be read.
+        UserError: the text does not exist, a text is used for both training and evaluation, or the
+            architecture cannot be read.
     """
     places = [
         {_place(path) for path in ([inputs] if is_prepared(inputs) else find_inputs(inputs))}
@@ -37,23 +38,23 @@ def check_inputs(config):
 
 
 def resolve_inputs(config, folder, saved, layers, check, report, may_make=True):
-    """Finds or makes vocabulary and corpora, in `folder` where they are not given.
+    """Loads vocabulary and corpora, or creates them in `folder` if they are not given.
 
     Args:
         config: PretrainConfig.
-        folder: `OUTPUT_DIR/data`, for what is made from plain text: once, then taken again.
-        saved: folder of the checkpoint that the run goes on from, verified, or None.
-        layers: encoder blocks of `init_from` that are taken, or None for all.
-        check: function of the architecture and the tokenizer that may refuse them, called before
-            text is prepared.
-        report: called with a line of text. may_make: False for a worker that has to find in
-            `folder` what the chief made.
+        folder: `OUTPUT_DIR/data`, for everything created from plain text; later runs reuse it.
+        saved: folder of the verified checkpoint that the run resumes from, or None.
+        layers: encoder blocks of `init_from` to use, or None for all.
+        check: function of the architecture and the tokenizer that may raise UserError, called
+            before text is prepared.
+        report: called with a line of text.
+        may_make: False for workers other than the chief, which only read `folder`.
 
     Returns:
-        BertConfig, BertTokenizer, the Corpus to learn from and the held-out one, or None.
+        BertConfig, BertTokenizer, the training Corpus and the held-out Corpus or None.
 
     Raises:
-        UserError: inputs that cannot be used, or that contradict each other.
+        UserError: inputs that cannot be used or that contradict each other.
     """
     folder = pathlib.Path(folder)
     if may_make:

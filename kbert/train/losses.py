@@ -1,4 +1,4 @@
-"""Objectives: losses as sums and counts, so that they add up over batches and devices."""
+"""Objectives: losses as sums and counts, which can be added over batches and devices."""
 
 import math
 
@@ -10,11 +10,11 @@ from kbert.model.fused import cross_entropy
 class PretrainingObjective:
     """Mean MLM loss plus mean NSP loss of a global batch, in nats.
 
-    Source: Devlin et al. 2019, appendix A.2. Where no slot counts, as may happen when a few long
-    words are masked whole, the MLM loss is 0.
+    Source: Devlin et al. 2019, appendix A.2. If no masked slot has weight, which can happen with
+    whole-word masking of a few long words, the MLM loss is 0.
 
     Attributes:
-        names: of the sums of a step; "tokens" is among them.
+        names: names of the sums of a step, including "tokens".
     """
 
     names = (
@@ -26,19 +26,20 @@ class PretrainingObjective:
         self._nsp_count = float(global_batch_size)
 
     def count(self, features):
-        """What the loss of a part is to be divided by: summed over the global batch first."""
+        """The denominator of the loss; summed over the global batch before use."""
         return tf.reduce_sum(features["masked_weights"])
 
     def sums(self, outputs, features):
-        """Sums over a batch of what the losses and accuracies are made of.
+        """Sums over a batch from which losses and accuracies are computed.
 
         Args:
             outputs: dict of `mlm_logits` (B, M, V) and `nsp_logits` (B, 2), float32.
             features: dict of `kbert.features.PRETRAINING_FEATURES`.
 
         Returns:
-            dict of float32 scalars: mlm_loss and mlm_correct over the masked slots that count,
-            mlm_count of these; nsp_loss and nsp_correct over the pairs, nsp_count of these; tokens.
+            dict of float32 scalars: mlm_loss and mlm_correct over the masked slots with weight,
+            mlm_count, the number of these slots; nsp_loss and nsp_correct over the pairs,
+            nsp_count, the number of pairs; tokens.
         """
         weights, masked_ids = features["masked_weights"], features["masked_ids"]
         labels = features["next_sentence_labels"]
@@ -55,13 +56,13 @@ class PretrainingObjective:
         }
 
     def loss(self, sums, count):
-        """What a part of a global batch adds to its loss. count: of the whole global batch."""
+        """Contribution of part of a global batch to the loss. count: of the whole global batch."""
         return sums["mlm_loss"] / tf.maximum(count, 1.0) + sums["nsp_loss"] / self._nsp_count
 
     def metrics(self, sums):
-        """dict of loss, mlm_loss, nsp_loss (nats), mlm_accuracy and nsp_accuracy (shares).
+        """Returns loss, mlm_loss, nsp_loss (nats), mlm_accuracy and nsp_accuracy (fractions).
 
-        All are nan if no step counted.
+        All are NaN if no step was counted.
         """
         if sums["nsp_count"]:
             mlm_count = max(sums["mlm_count"], 1.0)
@@ -80,10 +81,10 @@ class PretrainingObjective:
 
 
 class TaskObjective:
-    """Mean loss of a global batch over what is labelled in it.
+    """Mean loss of a global batch over its labeled positions or examples.
 
     Args:
-        task: `kbert.tasks.task.Task`, which gives the losses.
+        task: `kbert.tasks.task.Task`, which computes the losses.
     """
 
     names = ("loss", "correct", "count", "tokens")
@@ -92,11 +93,11 @@ class TaskObjective:
         self._task = task
 
     def count(self, features):
-        """As for `PretrainingObjective`."""
+        """See `PretrainingObjective.count`."""
         return tf.reduce_sum(features["label_weights"])
 
     def sums(self, outputs, features):
-        """dict of `names` -> float32 scalar."""
+        """Returns a dict of `names` -> float32 scalar."""
         losses, correct = self._task.losses(outputs, features["labels"])
         weights = features["label_weights"]
         return {
@@ -107,11 +108,11 @@ class TaskObjective:
         }
 
     def loss(self, sums, count):
-        """As for `PretrainingObjective`."""
+        """See `PretrainingObjective.loss`."""
         return sums["loss"] / tf.maximum(count, 1e-6)
 
     def metrics(self, sums):
-        """dict of loss and accuracy (weighted as the loss is, 0 for numbers); nan without steps."""
+        """Returns loss and accuracy, weighted alike (0 for regression); NaN without steps."""
         count = sums["count"] or math.nan
         return {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count}
 

@@ -1,10 +1,10 @@
-"""Running sums of a window of steps."""
+"""Running sums over a window of steps."""
 
 
 class MetricAccumulator:
-    """Adds up the sums of steps, in float64.
+    """Accumulates the sums of steps in float64.
 
-    `state` is what a checkpoint keeps, so that a window that a restart cuts in two is not lost.
+    A checkpoint stores `state`, so that a window interrupted by a restart is not lost.
     """
 
     def __init__(self, state=None):

@@ -1,7 +1,7 @@
-"""Optimizers of BERT: AdamW, LAMB and plain SGD.
+"""Optimizers for BERT: AdamW, LAMB and plain SGD.
 
-Each states its arithmetic once, in `step`, a function of tensors. `update_step` applies it the way
-Keras' `fit` asks for; `apply_whole` the way the training step does, on one replica's own variables.
+Each defines its update rule once, in `step`, a function of tensors. `update_step` applies it for
+Keras' `fit`; `apply_whole` applies it in kbert's training step, to one replica's variables.
 """
 
 import re
@@ -12,18 +12,19 @@ from keras import ops
 from kbert.model.fused import with_xla
 from kbert.train.schedule import WarmupPolynomialDecay
 
-NO_DECAY = ("bias", "gamma", "beta")  # biases and LayerNorm, by how the names of variables end
+NO_DECAY = ("bias", "gamma", "beta")  # suffixes of the names of biases and LayerNorm weights
 
 
 def layer_scales(paths, layer_decay):
-    """Layer-wise learning rates, lower for lower layers, as shares of the rate of the head.
+    """Layer-wise learning-rate decay: factors of the learning rate, smaller for lower layers.
 
-    The head and the pooler get 1, the blocks from the last to the first layer_decay to the power of
-    1, 2, ..., N, the embeddings N + 1. Source: Howard and Ruder 2018 (arXiv:1801.06146), section
-    3.2; the powers are those of BEiT (Bao et al. 2021).
+    The factor is 1 for the task head and the pooler, layer_decay to the power of 1, 2, ..., N for
+    the blocks from the last to the first, and to the power of N + 1 for the embeddings. Source:
+    Howard and Ruder 2018 (arXiv:1801.06146), section 3.2; the powers are from BEiT (Bao et al.
+    2021).
 
     Args:
-        paths: of Keras variables. layer_decay: float; 1 gives every layer the same rate.
+        paths: paths of Keras variables. layer_decay: float; 1 gives every layer the same rate.
 
     Returns:
         list of floats.
@@ -41,20 +42,20 @@ def layer_scales(paths, layer_decay):
 
 
 class _Optimizer(keras.optimizers.Optimizer):
-    """What the optimizers share. A subclass names its slots and gives `step`, one update.
+    """Base class of the optimizers. A subclass defines `slot_names` and `step`, one update.
 
     `step(gradient, factor, value, slots, learning_rate, count, *, decays, **settings)` takes the
-    gradient and what to multiply it by (float32 scalar), the value of a variable, the list of its
-    slots (one per name), all of one shape, the learning rate and the number of the update from 1
-    (float32 scalars), whether the variable is decayed (bool), and `settings`, the optimizer's
-    numbers by name. It returns the new value and the list of the new slots. Compiled, it reads and
-    writes memory once.
+    gradient and its multiplier (float32 scalar), the value of a variable, the list of its slots
+    (one per slot name, all of the variable's shape), the learning rate, the 1-based number of the
+    update (float32 scalars), whether weight decay applies (bool), and the optimizer's
+    hyperparameters `settings`. It returns the new value and the list of new slots. When compiled,
+    it reads and writes memory once.
     """
 
     slot_names = ()
 
     def __init__(self, learning_rate, weight_decay=0.0, layer_decay=1.0, settings=None, **kwargs):
-        super().__init__(learning_rate, **kwargs)  # Keras' own decay stays off: ours is in `step`
+        super().__init__(learning_rate, **kwargs)  # without Keras' weight decay: `step` decays
         self.layer_decay = layer_decay
         self.settings = {"weight_decay": weight_decay, **(settings or {})}
 
@@ -82,14 +83,14 @@ class _Optimizer(keras.optimizers.Optimizer):
             self.assign(slot, new)
 
     def apply_whole(self, gradients, factor, learning_rate, local, kept=None):
-        """Updates the variables of one replica; every replica does the same.
+        """Updates the variables of one replica; every replica applies the same update.
 
         Args:
             gradients: one per variable, of the global batch: summed over replicas.
-            factor: float32 scalar to multiply the gradients by, which clips them.
+            factor: float32 scalar that multiplies the gradients, for clipping.
             learning_rate: float32 scalar.
-            local: function from a Keras variable to the tf.Variable that this replica holds of it.
-            kept: see `kbert.compression.sparsity.MagnitudePruning.kept`; None for all.
+            local: function from a Keras variable to this replica's tf.Variable.
+            kept: see `kbert.compression.sparsity.MagnitudePruning.kept`; None keeps all weights.
         """
         iterations = local(self.iterations)
         count = ops.cast(iterations + 1, "float32")
@@ -112,7 +113,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         iterations.assign_add(1)
 
     def _update(self, index, gradient, value, slots, learning_rate, count, factor=1.0):
-        """`step` for the variable of a number."""
+        """Applies `step` to the variable at `index`."""
         return self.step(
             gradient,
             ops.cast(factor, gradient.dtype),
@@ -125,7 +126,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         )
 
     def named_variables(self, names):
-        """What a checkpoint keeps: dict of name -> Keras variable.
+        """The variables that a checkpoint stores: dict of name -> Keras variable.
 
         Args:
             names: a name for each variable that the optimizer was built with.
@@ -140,7 +141,7 @@ class _Optimizer(keras.optimizers.Optimizer):
 
 
 class _Moments(_Optimizer):
-    """Running means of the gradient and of its square, as in Adam (Kingma and Ba 2015)."""
+    """Moving averages of the gradient and of its square, as in Adam (Kingma and Ba 2015)."""
 
     slot_names = ("momentum", "velocity")
 
@@ -160,7 +161,7 @@ class _Moments(_Optimizer):
 
 
 def _moments(gradient, slots, beta_1, beta_2):
-    """The new means of the gradient and of its square."""
+    """Returns the new moving averages of the gradient and of its square."""
     momentum, velocity = slots
     momentum = momentum + (gradient - momentum) * (1 - beta_1)
     velocity = velocity + (ops.square(gradient) - velocity) * (1 - beta_2)
@@ -169,16 +170,16 @@ def _moments(gradient, slots, beta_1, beta_2):
 
 @keras.saving.register_keras_serializable("kbert")
 class AdamW(_Moments):
-    """Adam with decoupled weight decay as BERT was trained with: no bias correction, epsilon 1e-6.
+    """Adam with decoupled weight decay as in BERT: no bias correction, epsilon 1e-6.
 
-    Source: `AdamWeightDecayOptimizer` of google-research/bert's `optimization.py`. Biases and
-    LayerNorm are not decayed.
+    Source: `AdamWeightDecayOptimizer` in google-research/bert's `optimization.py`. Biases and
+    LayerNorm weights are not decayed.
 
     Args:
         learning_rate: float or schedule. weight_decay: float, scaled by the learning rate.
         beta_1, beta_2, epsilon: float. layer_decay: see `layer_scales`.
-        bias_correction: as in Adam itself (Kingma and Ba 2015, section 3); fine-tuning on few
-            examples is steadier with it (Mosbach et al. 2021, arXiv:2006.04884).
+        bias_correction: as in Adam (Kingma and Ba 2015, section 3); it makes fine-tuning on few
+            examples more stable (Mosbach et al. 2021, arXiv:2006.04884).
     """
 
     def __init__(self, learning_rate=1e-4, weight_decay=0.01, bias_correction=False, **kwargs):
@@ -214,12 +215,13 @@ class AdamW(_Moments):
 
 @keras.saving.register_keras_serializable("kbert")
 class LAMB(_Moments):
-    """Adam made for large batches (You et al. 2020, arXiv:1904.00962, algorithm 2).
+    """Adam for large batches (You et al. 2020, arXiv:1904.00962, algorithm 2).
 
-    The update of a variable is Adam's, bias-corrected, plus the decay; it is scaled by the trust
-    ratio, the norm of the variable over the norm of that update. Biases and LayerNorm are neither
-    decayed nor scaled, as in the authors' code. Differs from `keras.optimizers.Lamb`, whose ratio
-    leaves the decay out and which exempts nothing.
+    The update of a variable is Adam's bias-corrected update plus the weight decay, scaled by the
+    trust ratio: the norm of the variable divided by the norm of that update. Biases and LayerNorm
+    weights are neither decayed nor scaled, as in the authors' code.
+    `keras.optimizers.Lamb` differs: its trust ratio omits the weight decay, and it exempts no
+    variables.
 
     Args:
         learning_rate: float or schedule. weight_decay: float.
@@ -256,7 +258,7 @@ class LAMB(_Moments):
 
 @keras.saving.register_keras_serializable("kbert")
 class SGD(_Optimizer):
-    """Gradient descent without momentum, to compare runs by: it has no memory and no epsilon."""
+    """Gradient descent without momentum, for comparing runs: it has no state and no epsilon."""
 
     def __init__(self, learning_rate=0.1, weight_decay=0.0, layer_decay=1.0, name="sgd", **kwargs):
         super().__init__(learning_rate, weight_decay, layer_decay, name=name, **kwargs)
@@ -271,7 +273,7 @@ class SGD(_Optimizer):
 
 
 def make_schedule(config):
-    """The learning rate of a `PretrainConfig`, a function of the step."""
+    """Returns the learning-rate schedule of a `PretrainConfig`, a function of the step."""
     return WarmupPolynomialDecay(
         config.learning_rate,
         config.decay_steps or config.train_steps,
@@ -281,7 +283,7 @@ def make_schedule(config):
 
 
 def make_optimizer(config, schedule, layer_decay=1.0, bias_correction=False):
-    """The optimizer of a `TrainingConfig`. layer_decay, bias_correction: see `AdamW`."""
+    """Returns the optimizer of a `TrainingConfig`. layer_decay, bias_correction: see `AdamW`."""
     if config.optimizer == "sgd":
         return SGD(schedule, layer_decay=layer_decay)
     moments = {"epsilon": config.adam_epsilon, "layer_decay": layer_decay}

@@ -23,27 +23,27 @@ DRY_RUN_STEPS = 3
 
 
 def pretrain(config, output_dir, dry_run=False, callbacks=()):
-    """Pretrains a BERT, or goes on with a run that was stopped.
+    """Pretrains a BERT, or resumes a run that was stopped.
 
-    With a `teacher`, what it says of the masked words is learnt besides ("general distillation").
-    Writes `OUTPUT_DIR/pretrain/` with `checkpoint`, `best` (lowest held-out MLM loss), `final`,
-    `metrics.jsonl`, `tensorboard` and `run.flags`, and `OUTPUT_DIR/data/` with what it made from
-    plain text. A run that goes on computes what it would have computed without the stop, to the
-    last bit on the same devices; on GPUs with `deterministic`.
+    With a `teacher`, the model also learns the teacher's predictions of the masked words ("general
+    distillation"). Writes `OUTPUT_DIR/pretrain/` with `checkpoint`, `best` (lowest held-out MLM
+    loss), `final`, `metrics.jsonl`, `tensorboard` and `run.flags`, and `OUTPUT_DIR/data/` with the
+    data prepared from plain text. A resumed run computes the same results as an uninterrupted one,
+    bit for bit on the same devices; on GPUs this requires `deterministic`.
 
     Args:
         config: PretrainConfig.
         output_dir: the run's folder.
-        dry_run: take three steps, print what the run would take, and write nothing but `data` and
-            the lock.
-        callbacks: `kbert.train.Callback` objects, called after those of every run.
+        dry_run: take a few steps, print the estimated cost of the run, and write only `data` and
+            the lock file.
+        callbacks: `kbert.train.Callback` objects, called after the default callbacks.
 
     Returns:
-        dict of the last metrics logged, and of the last evaluation with `eval_` before each name.
+        dict of the last logged metrics and of the last evaluation's metrics, prefixed with `eval_`.
 
     Raises:
         UserError: inputs that cannot be used; flags that contradict the checkpoint, the devices or
-            each other; a folder in use; a loss that is not finite (it names the step); files that
+            each other; a folder in use; a non-finite loss (the message names the step); files that
             cannot be written.
     """
     workload = Pretraining(config)
@@ -55,7 +55,7 @@ def pretrain(config, output_dir, dry_run=False, callbacks=()):
 
 
 def _rehearse(trainer):
-    """Takes a few steps to say what the run would take; writes nothing."""
+    """Takes a few steps and prints the estimated cost of the run; writes nothing."""
     batches = trainer.batches(1 + DRY_RUN_STEPS)
     for count in (1, DRY_RUN_STEPS):  # the first one compiles
         trainer.take_steps(batches, count)
@@ -73,7 +73,7 @@ class Pretraining(Workload):
         *("sparsity", "sparsity_begin", "sparsity_end"),
     )
     teacher_class = BertForMaskedLM
-    taught_sums = ("mlm_loss", "mlm_count")  # NSP is learnt from its labels alone
+    taught_sums = ("mlm_loss", "mlm_count")  # the teacher does not affect the NSP loss
 
     def check(self):
         check_inputs(self.config)

@@ -1,4 +1,4 @@
-"""A profile of some steps, for TensorBoard."""
+"""Profiling of training steps for TensorBoard."""
 
 import math
 import re
@@ -11,10 +11,10 @@ from kbert.utils.logging import log
 
 
 def profiled_steps(text):
-    """The two numbers of `--profile=START,STOP`.
+    """Parses `--profile=START,STOP`.
 
     Raises:
-        UserError: not two whole numbers, the second one larger.
+        UserError: not two integers with START < STOP.
     """
     match = re.fullmatch(r"(\d+),(\d+)", text)
     if not match or int(match[1]) >= int(match[2]):
@@ -25,10 +25,10 @@ def profiled_steps(text):
 
 
 class Profiler(Callback):
-    """Profiles the steps of a run from START up to STOP, into its TensorBoard events.
+    """Profiles the steps from START up to STOP into the run's TensorBoard events.
 
     Args:
-        text: of `--profile`.
+        text: value of `--profile`.
     """
 
     def __init__(self, text):

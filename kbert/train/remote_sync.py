@@ -1,4 +1,4 @@
-"""A run's folder on remote storage: worked on in a local copy, sent after every checkpoint."""
+"""A run's folder on remote storage: a local working copy, uploaded after every checkpoint."""
 
 import contextlib
 import pathlib
@@ -12,48 +12,49 @@ from kbert.train.checkpoint import STATE_FILE
 from kbert.utils import storage
 from kbert.utils.logging import log
 
-# They tell a reader that the other files of their folder are there, so they travel last.
+# These files mark the other files of their folder as complete, so they are uploaded last.
 _LAST = (STATE_FILE, MANIFEST)
-# Their files grow while they are sent.
+# These files may grow during the upload.
 _GROWING = ("metrics.jsonl", "events.")
 
 
 class RemoteRunDir:
-    """The folder of a run, here and, if its path has a scheme such as gs://, there.
+    """The folder of a run: local and, if its path has a scheme such as gs://, also remote.
 
-    What is there is the truth: a run that starts fetches it into an empty local folder. Files
-    arrive whole, and those that tell that a folder is whole arrive last.
+    The remote folder is authoritative: a run starts by downloading it into an empty local folder.
+    Only complete files are uploaded, and files that mark a folder as complete are uploaded last.
 
     Args:
-        url: what the user named, or None if that is a local folder. folder: pathlib.Path, where to
-            work. writes: whether to send what is made there; else that is somebody else's work.
+        url: the remote path, or None for a local folder. folder: pathlib.Path, the local folder.
+        writes: whether to upload changes; False if another process uploads them.
     """
 
     def __init__(self, url, folder, writes=True):
         self.folder = folder
         self._url, self._writes = url, writes
-        self._sent = {}  # path in the folder -> (size, time of change) of what is there
+        self._sent = {}  # path in the folder -> (size, mtime) of the uploaded file
 
     @property
     def is_remote(self):
-        """Whether the folder is elsewhere."""
+        """Whether the folder is remote."""
         return self._url is not None
 
     def shown(self, text=""):
-        """A text that names paths in the folder, as the user knows them; "" is the folder."""
+        """Replaces local paths in a text with the user's paths; "" returns the folder's path."""
         text = str(text) or str(self.folder)
         return text.replace(str(self.folder), self._url) if self._url else text
 
     def fetch(self, path):
-        """Fetches a folder with what is in it, if it is there.
+        """Downloads a folder and its contents, if it exists.
 
-        Half-sent checkpoints and corpora are removed, events of TensorBoard left where they are.
+        Partially uploaded checkpoints and corpora are removed; TensorBoard events are not
+        downloaded.
 
         Args:
-            path: str, in the folder.
+            path: str, path within the folder.
 
         Raises:
-            UserError: it cannot be fetched.
+            UserError: the download failed.
         """
         names = storage.list_folder(f"{self._url}/{path}") if self._url else []
         for name in sorted(names, key=_travels):
@@ -75,16 +76,16 @@ class RemoteRunDir:
         return last is not None and not storage.exists(f"{self._url}/{path}/{last}")
 
     def send(self, path):
-        """Sends what has changed in a folder, and removes there what is no longer here.
+        """Uploads the changes in a folder, and deletes remote files that no longer exist locally.
 
-        If the storage fails for longer than `kbert.utils.storage` tries, training goes on: the next
-        checkpoint takes along what was left.
+        If the storage keeps failing after the retries of `kbert.utils.storage`, training continues,
+        and the next checkpoint uploads the remaining files.
 
         Args:
-            path: str, in the folder.
+            path: str, path within the folder.
 
         Raises:
-            UserError: it cannot be sent, and never will.
+            UserError: a permanent error.
         """
         try:
             self.send_all(path)
@@ -92,7 +93,7 @@ class RemoteRunDir:
             log(f"note: {error} The next checkpoint takes along what is left.")
 
     def send_all(self, path):
-        """As `send`, but a storage that fails is an error."""
+        """Like `send`, but raises an error if the storage keeps failing."""
         if not self._url:
             return
         files = [file for file in (self.folder / path).rglob("*") if file.is_file()]
@@ -103,7 +104,7 @@ class RemoteRunDir:
         gone = [name for name in self._sent if name not in here and name.startswith(f"{path}/")]
         folders = {dirname(name) for name in changed + gone}
         for name in [name for name in self._sent if dirname(name) in folders]:
-            if basename(name) in _LAST:  # what it stands for is not whole from here on
+            if basename(name) in _LAST:  # its folder is incomplete until the upload ends
                 storage.remove(f"{self._url}/{name}")
                 del self._sent[name]
                 changed += [name] if name in here and name not in changed else []
@@ -131,7 +132,7 @@ def _travels(path):
 
 
 def _is_whole(path):
-    """Whether a file has got its name; what is being written has another one."""
+    """Whether a file is complete; temporary files have other names."""
     parts = pathlib.PurePath(path).parts
     return not any(part.startswith(".") for part in parts) and parts[-1] != "lock"
 
@@ -143,17 +144,17 @@ def _stamp(file):
 
 @contextlib.contextmanager
 def remote_run_dir(place, part, writes):
-    """The folder of a run to work in; of a remote one, a copy of what is there.
+    """Opens the folder of a run; a remote folder is downloaded first.
 
     Args:
-        place: str or path, what the user named. part: str, of the run, such as "pretrain".
-        writes: whether to send what was made; else it is somebody else's work.
+        place: str or path given by the user. part: str, part of the run, such as "pretrain".
+        writes: whether to upload changes; False if another process uploads them.
 
     Yields:
         RemoteRunDir.
 
     Raises:
-        UserError: the folder cannot be fetched; what was made cannot be sent at the end.
+        UserError: the folder cannot be downloaded, or the changes cannot be uploaded at the end.
     """
     if not storage.is_remote(place):
         yield RemoteRunDir(None, pathlib.Path(place))

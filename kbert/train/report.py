@@ -1,17 +1,17 @@
-"""Lines for a person on a run, and the speed that they report."""
+"""Log lines of a run, and the throughput that they report."""
 
 import math
 
 
 def time_text(seconds):
-    """Seconds as 1:02:03 or 2:03."""
+    """Formats seconds as 1:02:03 or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def model_line(bert, parameters, precision):
-    """The model of a run. bert: BertConfig. parameters: int."""
+    """Returns a line that describes the model. bert: BertConfig. parameters: int."""
     heads = ""
     if bert.attention_heads_per_layer:
         all_heads = bert.num_hidden_layers * bert.num_attention_heads
@@ -23,7 +23,7 @@ def model_line(bert, parameters, precision):
 
 
 def throughput_text(metrics, eta_seconds):
-    """What the lines of all workloads end with. metrics: of a window of steps."""
+    """Returns the common end of all progress lines. metrics: of a window of steps."""
     skipped, waited = metrics["skipped_steps"], metrics["input_wait"]
     zeros = f"{metrics['sparsity']:.1%} zeros | " if "sparsity" in metrics else ""
     return (
@@ -34,15 +34,15 @@ def throughput_text(metrics, eta_seconds):
     )
 
 
-# No call takes less time than this, whatever the clock says.
+# Minimum duration of a call: clocks may jump.
 LEAST_SECONDS = 1e-6
 
 
 class ThroughputMeter:
-    """Speed of the steps since it was last read; the first call, which compiles, does not count.
+    """Throughput since the last `read`; the first call, which compiles, is excluded.
 
     Attributes:
-        step_seconds: of a step in the last call, infinite while nothing is known.
+        step_seconds: seconds per step in the last call; infinite before the first measurement.
     """
 
     def __init__(self):
@@ -52,8 +52,8 @@ class ThroughputMeter:
         self._last = (0.0, 0.0, 0.0)
 
     def add(self, seconds, steps, tokens, waited):
-        """Adds a call of `steps` steps. waited: seconds of it without a batch, by another clock."""
-        seconds = max(seconds, LEAST_SECONDS)  # clocks are set, and machines sleep
+        """Adds a call of `steps` steps. waited: seconds waiting for a batch, another clock."""
+        seconds = max(seconds, LEAST_SECONDS)  # clocks may jump
         waited = min(max(waited, 0.0), seconds)
         if not self._compiled:
             self._compiled = True
@@ -66,7 +66,7 @@ class ThroughputMeter:
         self._waited += waited
 
     def read(self):
-        """Tokens per second, seconds per step and the share without a batch; then starts anew."""
+        """Returns tokens/s, seconds per step and the fraction spent waiting for data; resets."""
         if self._steps:
             seconds = self._seconds
             self._last = (self._tokens / seconds, seconds / self._steps, self._waited / seconds)

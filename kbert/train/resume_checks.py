@@ -1,25 +1,25 @@
-"""What has changed since a run was stopped: what must not, and what is reported."""
+"""Checks and reports of settings that changed since a run was stopped."""
 
 from kbert.errors import UserError
 from kbert.utils import flags
 from kbert.utils.logging import log
 
-# Settings of the start of a run; one that goes on has what came of them in its checkpoint.
+# These settings only affect the start of a run; a resumed run reads the result from its checkpoint.
 _IN_CHECKPOINT = ("init_from", "vocab_file", "vocab_size")
 
 
 def check_fixed(config, names, state, path):
-    """Refuses to go on with settings that would make it another run.
+    """Checks that no setting that affects results has changed.
 
     Args:
-        config: settings. names: of those that are fixed. state: of the checkpoint at `path`.
+        config: settings. names: of the fixed settings. state: of the checkpoint at `path`.
 
     Raises:
-        UserError: one of them has another value now.
+        UserError: one of them has changed.
     """
     for name in names:
         now, default = getattr(config, name), getattr(type(config), name)
-        before = state["settings"].get(name, default)  # of an older checkpoint
+        before = state["settings"].get(name, default)  # older checkpoints lack new settings
         if now != before:
             raise UserError(
                 f"{name} is {now} now, but {path} was written with {before}. Go on with the "
@@ -28,10 +28,10 @@ def check_fixed(config, names, state, path):
 
 
 def report_changes(config, identity, state):
-    """Says what is another since the stop, or has no effect on a run that goes on.
+    """Logs changed settings, and settings that have no effect on a resumed run.
 
     Args:
-        config: settings. identity: of what the run learns from now, see `Workload.identity`.
+        config: settings. identity: current training data, see `Workload.identity`.
         state: of the checkpoint.
     """
     current = flags.as_dict(config)

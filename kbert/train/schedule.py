@@ -1,4 +1,4 @@
-"""Learning-rate schedule of BERT."""
+"""The learning-rate schedule of BERT."""
 
 import keras
 from keras import ops
@@ -6,14 +6,14 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("kbert")
 class WarmupPolynomialDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up from 0, then decay to 0 along (1 - step / decay_steps)^power.
+    """Linear warmup from 0, then polynomial decay to 0: (1 - step / decay_steps)^power.
 
-    As in google-research/bert's `optimization.py`: the decay counts from step 0, so the rate steps
-    down by a factor of (1 - warmup_steps / decay_steps)^power where the warm-up ends.
+    As in google-research/bert's `optimization.py`, the decay counts from step 0, so the rate drops
+    by a factor of (1 - warmup_steps / decay_steps)^power at the end of the warmup.
 
     Args:
-        learning_rate: the peak that the warm-up heads for. decay_steps, warmup_steps: int.
-        power: 1 for BERT's straight line.
+        learning_rate: target of the warmup. decay_steps, warmup_steps: int.
+        power: 1 for the linear decay of BERT.
     """
 
     def __init__(self, learning_rate, decay_steps, warmup_steps, power=1.0):

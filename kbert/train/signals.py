@@ -1,4 +1,4 @@
-"""Signals that stop a run: it finishes its step and saves a checkpoint first."""
+"""Signals that stop a run: it finishes the current step and saves a checkpoint first."""
 
 import contextlib
 import signal
@@ -9,8 +9,9 @@ from kbert.utils.logging import log
 
 @contextlib.contextmanager
 def stop_requests(run):
-    """Sets `run.stop_training` and `run.stop_signal` at Ctrl-C and SIGTERM; a second one stops the
-    run at once.
+    """Sets `run.stop_training` and `run.stop_signal` at Ctrl-C or SIGTERM.
+
+    A second signal stops the run immediately.
     """
     before = {
         number: signal.getsignal(number) or signal.SIG_DFL
@@ -27,7 +28,7 @@ def stop_requests(run):
         log("stopping: saving first")
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the caller's
+        yield  # only the main thread can handle signals
         return
     for number in before:
         signal.signal(number, request)

@@ -1,4 +1,4 @@
-"""Starts a run: devices and workers, the run's folder and its lock, callbacks, trainer."""
+"""Starts a run: sets up devices, workers, the locked folder, callbacks and the trainer."""
 
 import contextlib
 import sys
@@ -18,21 +18,21 @@ from kbert.utils.locks import folder_lock
 
 
 def start_run(workload, output_dir, callbacks=(), act=Trainer.fit):
-    """Opens a run and does something with it, holding the lock of its folder.
+    """Creates a run, locks its folder and calls `act(trainer)`.
 
     Args:
         workload: `kbert.train.workload.Workload`. output_dir: the run's folder.
-        callbacks: `kbert.train.callbacks.Callback` objects to call after those of every run.
+        callbacks: `kbert.train.callbacks.Callback` objects, called after the default callbacks.
         act: function of the opened `Trainer`.
 
     Returns:
-        What `act` returns.
+        The result of `act`.
 
     Raises:
-        SystemExit: Ctrl-C or SIGTERM stopped the run, which is saved; its status is 130 or 143, so
-            that `pretrain && finetune` does not continue, and Kubernetes starts the job again.
-        UserError: Keras on another backend, files that cannot be written, and what the workload
-            and `act` raise.
+        SystemExit: Ctrl-C or SIGTERM stopped the run after a checkpoint was saved. The exit status
+            is 130 or 143, so that `pretrain && finetune` stops and Kubernetes restarts the job.
+        UserError: Keras uses another backend, files cannot be written, or an error of the workload
+            or of `act`.
     """
     if keras.backend.backend() != "tensorflow":
         raise UserError(
@@ -65,10 +65,10 @@ def start_run(workload, output_dir, callbacks=(), act=Trainer.fit):
 
 
 def usual_callbacks(config, is_chief):
-    """The callbacks of every run, in their order: metrics are written before weights.
+    """Returns the default callbacks in call order: metrics are written before weights.
 
     Args:
-        config: TrainingConfig. is_chief: whether this worker is the one that writes.
+        config: TrainingConfig. is_chief: whether this worker writes the run's files.
     """
     sparsity = [cb.Sparsity()] if config.sparsity else []
     if not is_chief:

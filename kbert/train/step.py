@@ -1,4 +1,4 @@
-"""One update of the weights, the same for any number of replicas and slices."""
+"""The training step, which is the same for any number of replicas and slices."""
 
 import math
 
@@ -11,30 +11,30 @@ INITIAL_SCALE, GROWTH_STEPS = 2.0**15, 2000
 
 
 class TrainStep:
-    """Takes steps: gradients summed over slices and replicas, then clipped, then applied.
+    """Takes steps: sums gradients over slices and replicas, clips them and applies them.
 
-    The loss of a step is the sum over the global batch divided by the weights of the global batch,
-    so that it does not matter how the batch is divided. Dropout is a function of (seed, step, place
-    in the global batch): nothing of it has to be stored, and it is the same for any number of
-    replicas and slices.
+    The loss of a step is the sum over the global batch divided by the total weight of the global
+    batch, so it does not depend on how the batch is split. Dropout is a function of (seed, step,
+    position in the global batch): it needs no stored state.
 
-    A loss or gradient that is not finite changes no weight. In mixed_float16 the loss is scaled, so
-    that small gradients do not vanish; a gradient that overflows halves the scale, and counts as
-    "not finite" only at scale 1.
+    A step with a non-finite loss or gradient changes no weights. In mixed_float16 the loss is
+    scaled so that small gradients do not underflow. A gradient that overflows halves the scale, and
+    counts as "not finite" only at scale 1.
 
     Args:
-        model: of `kbert.model`, and optimizer: of `kbert.train.optimizer`, built with the model's
-            trainable variables; both made in the scope of the strategy.
+        model: model of `kbert.model`, created in the scope of the strategy.
+        optimizer: optimizer of `kbert.train.optimizer`, created in the same scope and built with
+            the model's trainable variables.
         schedule: learning rate as a function of the step.
         devices: `kbert.train.distribution.Devices`.
         config: TrainingConfig.
-        objective: of `kbert.train.losses`, what is learnt.
+        objective: objective of `kbert.train.losses`.
 
     Attributes:
         pruning: `kbert.compression.sparsity.MagnitudePruning`, or None; set before
             the first step.
-        row: names of what a step reports: the objective's sums over the global batch, then
-            "gradient_norm", "steps", "overflows" and "not_finite".
+        row: names of the values that a step reports: the objective's sums over the global batch,
+            then "gradient_norm", "steps", "overflows" and "not_finite".
     """
 
     def __init__(self, model, optimizer, schedule, devices, config, objective):
@@ -71,12 +71,12 @@ class TrainStep:
         return named
 
     def named_variables(self):
-        """What a checkpoint keeps besides the weights it shows: dict of name -> Keras variable."""
+        """Other variables that a checkpoint stores: dict of name -> Keras variable."""
         weights = self._named_weights()
         names = {id(weight): name for name, weight in weights.items()}
         names = [names[id(variable)] for variable in self.model.trainable_variables]
         named = self.optimizer.named_variables(names)
-        for name in self.model.adapters():  # a checkpoint's weights have the adapters merged
+        for name in self.model.adapters():  # a checkpoint stores weights with merged adapters
             parts = (weights[name], weights[f"{name}/lora_a"], weights[f"{name}/lora_b"])
             named |= dict(zip((f"{name}/base", f"{name}/a", f"{name}/b"), parts, strict=True))
         if self.loss_scale is not None:
@@ -84,25 +84,25 @@ class TrainStep:
         return named
 
     def current_loss_scale(self):
-        """float, what the loss is multiplied by in mixed_float16."""
+        """float, the current factor of the loss in mixed_float16."""
         return float(self.first_copy(self.loss_scale))
 
     def first_copy(self, variable):
-        """The tf.Variable that the first device of this worker holds of a Keras variable."""
+        """Returns the tf.Variable of a Keras variable on the first device of this worker."""
         return self._strategy.experimental_local_results(variable.value)[0]
 
     @tf.function
     def take(self, batches, step, count):
-        """Takes steps in one call of the host.
+        """Takes several steps in one call.
 
         Args:
-            batches: iterator of global batches, dealt to the replicas.
-            step: int64 scalar, steps taken before. count: int32 scalar, steps to take.
+            batches: iterator of global batches, distributed to the replicas.
+            step: int64 scalar, number of previous steps. count: int32 scalar, steps to take.
 
         Returns:
-            (count, len(row)) float32, the row of each step in the order of `row`. Losses are
-            unscaled; the sums of a step that is not finite are 0. And float64 scalar, seconds that
-            the steps waited for their batches, NaN if `deterministic`.
+            (count, len(row)) float32, one row per step in the order of `row`. Losses are unscaled;
+            the sums of a non-finite step are 0. And a float64 scalar, seconds spent waiting for
+            batches, NaN if `deterministic`.
         """
         rows = tf.TensorArray(tf.float32, count, element_shape=(len(self.row),))
         waited = tf.constant(0.0, tf.float64)
@@ -115,8 +115,8 @@ class TrainStep:
 
     @tf.autograph.experimental.do_not_convert
     def _next(self, batches, before):
-        """The next batch, and how long it took to come once the tensor `before` was there."""
-        if self._config.deterministic:  # then TensorFlow has no clock
+        """Returns the next batch, and the seconds it took after `before` was available."""
+        if self._config.deterministic:  # tf.timestamp would raise an error
             return next(batches), tf.constant(math.nan, tf.float64)
         with tf.control_dependencies([before]):
             begin = tf.timestamp()
@@ -130,7 +130,7 @@ class TrainStep:
     def _replica_step(self, features, step):
         context = tf.distribute.get_replica_context()
         replica = context.replica_id_in_sync_group
-        number = tf.get_static_value(replica)  # None on TPUs: one program runs on all of them
+        number = tf.get_static_value(replica)  # None on TPUs, where all replicas run one program
         replica = replica if number is None else int(number)
         add_up = tf.distribute.ReduceOp.SUM
         count = context.all_reduce(add_up, self._objective.count(features))
@@ -139,7 +139,7 @@ class TrainStep:
         return self._update(sums, gradients, step, replica)
 
     def _summed_gradients(self, features, count, step, replica):
-        """Sums, and gradients of the (scaled) loss, of a replica's share: slice after slice."""
+        """Sums and gradients of the (scaled) loss of a replica's part of the batch, by slices."""
         slices = self._config.accumulation_steps
         if slices == 1:
             return self._slice_gradients(features, count, step, replica)
@@ -163,14 +163,13 @@ class TrainStep:
         return totals
 
     def _slice_gradients(self, features, count, step, slice_number):
-        # Else XLA and TPUs would draw with another algorithm.
+        # XLA and TPUs default to another algorithm.
         alg = tf.random.Algorithm.PHILOX
         seed = tf.random.experimental.stateless_fold_in((self._config.seed, 0), step, alg)
         keys = tf.random.stateless_uniform(
             (len(self._seeds),), seed, minval=0, maxval=2**31 - 1, dtype=tf.int32, alg=alg
         )
-        # `kbert.model.fused.dropout_keep_mask`: of layer k, part `slice_number` of the global
-        # batch.
+        # `kbert.model.fused.dropout_keep_mask` reads (key of the layer, slice of the global batch).
         seeds = tf.stack([keys, tf.fill(tf.shape(keys), -1 - slice_number)], axis=1)
         with keras.StatelessScope(zip(self._seeds, tf.unstack(seeds), strict=True)):
             with tf.GradientTape() as tape:

@@ -1,4 +1,4 @@
-"""The loop of every training program: takes steps, logs, evaluates, saves, resumes."""
+"""The training loop of all training programs: steps, logging, evaluation, checkpoints, resuming."""
 
 import itertools
 import math
@@ -20,17 +20,17 @@ from kbert.train.step import TrainStep
 from kbert.utils import flags
 from kbert.utils.logging import log
 
-# Steps are taken in calls of about this long, or of one step: the host then looks up.
+# The host calls the devices for several steps that take about this long, at least one step.
 CALL_SECONDS = 0.5
-# So many steps in a row that are not finite are no accident.
+# Abort after this many consecutive non-finite steps.
 NOT_FINITE_LIMIT = 100
 
 
 class Trainer:
-    """Trains a workload: `open` finds where the run starts, `fit` takes the steps.
+    """Trains a workload: `open` loads or creates the model, `fit` runs the training loop.
 
     Args:
-        workload: `kbert.train.workload.Workload`, what is learnt from what.
+        workload: `kbert.train.workload.Workload`: model, data and objective.
         devices: `kbert.train.distribution.Devices`.
         run_dir: `kbert.train.remote_sync.RemoteRunDir`, the run's folder.
         background: `kbert.train.checkpoint.BackgroundWriter`.
@@ -38,15 +38,15 @@ class Trainer:
 
     Attributes:
         config: of the workload. folder: pathlib.Path, the workload's part of the run's folder.
-        model, train_step: made by `open`.
+        model, train_step: created by `open`.
         step: int, steps taken. window: MetricAccumulator of the steps since the last log.
         best: value of the best evaluation so far, or None; evaluations_since_best: int.
-        evaluation_due: bool, whether a stop came before the evaluation of this step.
-        first_best_step: int, step before which an evaluation is never the best one.
-        stop_training: bool; set it to True, as a signal does, and the run saves and stops.
+        evaluation_due: bool, whether the run stopped before the evaluation of this step.
+        first_best_step: int; earlier evaluations never count as the best.
+        stop_training: bool; if True, the run saves a checkpoint and stops.
         stop_signal: int, the signal that stopped the run, or None.
-        eta_seconds: float, expected time to the last step, as of the last log.
-        results: dict of the last metrics; in the chief, those of evaluations, too.
+        eta_seconds: float, estimated remaining time at the last log.
+        results: dict of the last metrics; in the chief, including evaluation metrics.
     """
 
     def __init__(self, workload, devices, run_dir, background, callbacks=()):
@@ -72,15 +72,15 @@ class Trainer:
             getattr(callback, moment)(*args)
 
     def open(self):
-        """Finds where the run starts, and makes the model and its training step.
+        """Loads or creates the model, and builds its training step.
 
         Raises:
             UserError: inputs that cannot be used; settings that contradict the checkpoint or each
-                other; checkpoints that are all damaged.
+                other; all checkpoints are damaged.
         """
         config, workload = self.config, self.workload
         keras.utils.set_random_seed(config.seed)
-        # 1. The run's own checkpoint, if there is one ...
+        # 1. Resume from the run's own checkpoint, if there is one ...
         state = self.checkpoints.newest(log)
         saved = self.checkpoints.path(state["step"]) if state else None
         if state:
@@ -90,13 +90,13 @@ class Trainer:
         if state:
             self._resume(state, saved)
             origin = f"step {self.step} of {self.run_dir.shown(saved)}"
-        # 2. ... else the weights of --init_from ...
+        # 2. ... or load the weights of --init_from ...
         elif config.init_from:
             origin = workload.initialize_from(config.init_from, self._restore)
-        # 3. ... else from scratch.
+        # 3. ... or start from scratch.
         else:
             origin = f"scratch, with seed {config.seed}"
-        # 4. Then `fit`.
+        # 4. `fit` takes the steps.
         self.call("on_build")
         self.devices.workers.check_same(text=workload.identity(), checkpoint=self.step)
         lines = [workload.describe(self.devices), *(c.describe() for c in self.callbacks)]
@@ -133,12 +133,12 @@ class Trainer:
         """Loads the weights and the optimizer of a checkpoint."""
         self.model.load_pretrained(folder)
         variables = self.train_step.named_variables()
-        # The loss scale: a run may change to mixed_float16 on the way.
+        # Optional: a run may switch to mixed_float16 when it resumes.
         path = pathlib.Path(folder) / OPTIMIZER_FILE
         restore_arrays(path, variables, optional=["loss_scale/"])
 
     def state(self):
-        """What a checkpoint keeps besides arrays: dict that JSON can hold."""
+        """The part of a checkpoint that is not arrays: a JSON-serializable dict."""
         return {
             "settings": flags.as_dict(self.config),
             "bert_config": self.workload.bert_config.to_dict(),
@@ -150,17 +150,17 @@ class Trainer:
         }
 
     def fit(self):
-        """Takes the steps that are left; returns the results, in the chief all of them.
+        """Takes the remaining steps; returns the results, complete only in the chief.
 
         Raises:
-            UserError: out of memory; a loss that is not finite; files that cannot be written.
+            UserError: out of memory; a non-finite loss; files that cannot be written.
         """
         if self.complete:
             log(f"this run is complete: step {self.step} of {self.workload.train_steps}")
         with stop_requests(self):
             self.call("on_train_begin")
             batches = self.batches(self.workload.train_steps - self.step)
-            if self.evaluation_due:  # the stop came before it
+            if self.evaluation_due:  # the run stopped before this evaluation
                 self.evaluate()
             stopping = False
             while not self.complete and not stopping:
@@ -169,11 +169,11 @@ class Trainer:
                 stopping = self._look_up()
         self.call("on_train_end")
         self._finish()
-        self.devices.workers.wait()  # for the chief, which writes
+        self.devices.workers.wait()  # until the chief has written its files
         return self.results
 
     def _look_up(self):
-        """Logs, evaluates and saves where it is time to; returns whether to stop."""
+        """Logs, evaluates and saves if due; returns whether to stop."""
         workers = self.devices.workers
         self.background.check()
         last = self.step == self.workload.train_steps
@@ -202,28 +202,28 @@ class Trainer:
         )
 
     def resume_command(self):
-        """The command that resumes the run."""
+        """Returns the command that resumes the run."""
         flagfile, program = self.folder / "run.flags", self.workload.program
-        if self.run_dir.is_remote:  # programs read local ones
+        if self.run_dir.is_remote:  # flagfiles must be local
             shown = shlex.quote(self.run_dir.shown(flagfile))
             return f"python -m {program} --flagfile=run.flags    (a copy of {shown})"
         return f"python -m {program} --flagfile={shlex.quote(str(flagfile))}"
 
     @property
     def complete(self):
-        """Whether there is no step left to take."""
+        """Whether no steps remain, or early stopping ended the run."""
         patience = self.workload.patience
         stale = patience is not None and self.evaluations_since_best >= patience
         return self.step >= self.workload.train_steps or stale
 
     def batches(self, steps):
-        """Iterator of the next global batches, of which each replica gets its part in order."""
+        """Returns an iterator of the next global batches, split among the replicas in order."""
         devices = self.devices
         rows = self.config.global_batch_size // devices.replicas
         first, count = self.step * devices.local_replicas, steps * devices.local_replicas
         dataset = self.workload.data.dataset(rows, first, count, devices.input_context)
         if devices.workers.count > 1:
-            # Else the workers tell each other before each step whether they have a batch.
+            # Otherwise the workers synchronize before each step to check for the end of the data.
             endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
             dataset = dataset.apply(endless)
         return iter(devices.strategy.distribute_datasets_from_function(lambda _: dataset))
@@ -234,16 +234,16 @@ class Trainer:
         left = min(workload.train_steps - self.step, *(n - self.step % n for n in every))
         left = min([left, *(callback.steps_left(self.step) for callback in self.callbacks)])
         steps = max(1, min(left, int(CALL_SECONDS / self.throughput.step_seconds)))
-        return int(self.devices.workers.from_chief([steps])[0])  # clocks differ
+        return int(self.devices.workers.from_chief([steps])[0])  # timing differs among workers
 
     def take_steps(self, batches, count):
         """Takes `count` steps and adds them to the window, in order.
 
         Args:
-            batches: of `batches`. count: int.
+            batches: iterator returned by `batches`. count: int.
 
         Raises:
-            UserError: out of memory; a loss or gradient is not finite and `nonfinite` is "stop".
+            UserError: out of memory; a non-finite loss or gradient if `nonfinite` is "stop".
         """
         begin = time.perf_counter()
         try:
@@ -252,7 +252,7 @@ class Trainer:
             )
             rows, waited = rows.numpy(), float(waited)
         except tf.errors.ResourceExhaustedError as error:
-            self.background.wait()  # what is being written may be the last checkpoint
+            self.background.wait()  # it may be writing the last checkpoint
             raise UserError(
                 f"out of memory after step {self.step} ({too_much(error)}). "
                 f"{smaller_slices(self.config, self.devices.replicas)}; the last checkpoint is "
@@ -274,7 +274,7 @@ class Trainer:
         if self.config.nonfinite == "skip" and self._not_finite_steps < NOT_FINITE_LIMIT:
             log(f"note: the loss or the gradient is not finite at step {self.step}: skipped")
             return
-        self.background.wait()  # what is being written may be the last checkpoint
+        self.background.wait()  # it may be writing the last checkpoint
         hint = "or leave such steps out with --nonfinite=skip; "
         if self.config.nonfinite == "skip":
             hint = f"for {NOT_FINITE_LIMIT} steps in a row nothing was learnt; "
@@ -307,12 +307,12 @@ class Trainer:
         self.results |= metrics
 
     def evaluate(self):
-        """Evaluates on held-out data, and notes whether the weights are the best so far.
+        """Evaluates on held-out data, and records whether the weights are the best so far.
 
-        The chief evaluates; the others are told the value that the weights are judged by.
+        Only the chief evaluates; it sends the value to the other workers.
         """
         workers = self.devices.workers
-        self.background.wait()  # what is being written tells what the last evaluation found
+        self.background.wait()  # a pending write reads values that the evaluation changes
         begin = time.perf_counter()
         evaluation = self.workload.evaluation() if workers.is_chief else None
         metrics, value = evaluation or ({}, math.nan)

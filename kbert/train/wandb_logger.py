@@ -1,7 +1,7 @@
-"""Weights & Biases: what `metrics.jsonl` holds, the settings and the pictures of a run, also there.
+"""Weights & Biases: logs a run's metrics, settings and plots.
 
-Nothing of it can stop a run or keep it waiting: a thread of its own makes all calls, and whatever
-goes wrong is told in one line.
+All W&B calls run in a separate thread and never block or stop a run; an error is logged as one
+line.
 """
 
 import importlib.util
@@ -15,25 +15,25 @@ from kbert.train.callbacks import Callback
 from kbert.utils import flags
 from kbert.utils.logging import log
 
-ID_FILE = "wandb_id"  # in the run's folder: a run that goes on is the same one there
-LONGEST_WAIT = 60  # seconds at the end of a run, for what is still to be sent
+ID_FILE = "wandb_id"  # in the run's folder, so that a resumed run continues the same W&B run
+LONGEST_WAIT = 60  # seconds to wait for pending uploads at the end of a run
 
 
 def check_wandb(config):
-    """Refuses `--wandb_project` where W&B is not installed.
+    """Checks that W&B is installed if `--wandb_project` is set.
 
     Raises:
-        UserError: it is not.
+        UserError: W&B is not installed.
     """
     spec = importlib.util.find_spec("wandb") if config.wandb_project else None
-    if config.wandb_project and (spec is None or spec.origin is None):  # a folder of that name
+    if config.wandb_project and (spec is None or spec.origin is None):  # a folder named wandb
         raise UserError("--wandb_project needs wandb: pip install 'kbert[wandb]'")
 
 
 class WandbLogger(Callback):
-    """Sends metrics, results and pictures of a run to the W&B project `wandb_project`."""
+    """Sends metrics, results and plots of a run to the W&B project `wandb_project`."""
 
-    _thread = _results = None  # results: what the run returns; None: it failed
+    _thread = _results = None  # results: returned by the run; None if it failed
 
     def on_train_begin(self):
         trainer = self.trainer
@@ -60,9 +60,9 @@ class WandbLogger(Callback):
         self._results = results
 
     def on_exit(self):
-        """Sends results and the pictures in the folder, and waits a while for what is on its way.
+        """Sends the results and the plots in the folder, and waits for pending uploads.
 
-        What is not sent by then is told in one line.
+        It waits at most `LONGEST_WAIT` seconds, then logs a note.
         """
         if not self._thread:
             return
@@ -85,14 +85,14 @@ class WandbLogger(Callback):
             run.log({path.stem: wandb.Image(str(path)) for path in pictures}, step=step)
             run.summary.update(_numbers(self._results or {}))
             run.finish(exit_code=int(self._results is None))
-        except Exception as error:  # no key, no network, its versions: a run is worth more
+        except Exception as error:  # such as a missing key or no network: never stop the run
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             reason = one_line(f"{kind}{error}", 300)
             log(f"note: W&B gets nothing more of this run: {reason}")
 
 
 def _numbers(results):
-    """Nested dicts as one of name/name -> number."""
+    """Flattens nested dicts to one dict of name/name -> number."""
     numbers = {}
     for name, value in results.items():
         if isinstance(value, dict):
@@ -103,9 +103,9 @@ def _numbers(results):
 
 
 def _started(wandb, folder, project, settings, directory):
-    """W&B's run of a folder: the one that was started there before, or a new one."""
+    """Starts the W&B run of a folder, or resumes the one that was started there before."""
     online = wandb.setup().settings.mode == "online"
-    if online and not wandb.login(prompt=False):  # it would ask the terminal
+    if online and not wandb.login(prompt=False):  # no prompt on the terminal
         raise UserError("there is no key. Run `wandb login`, or set WANDB_MODE=offline")
     path = folder / ID_FILE
     if not path.exists():
@@ -114,7 +114,7 @@ def _started(wandb, folder, project, settings, directory):
         project=project,
         id=path.read_text(encoding="utf-8").strip(),
         resume="allow",
-        reinit="create_new",  # not the one that an earlier run of this process has
+        reinit="create_new",  # not an earlier run of this process
         name=f"{folder.parent.name}/{folder.name}",
         dir=directory,
         config=settings,

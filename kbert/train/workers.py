@@ -1,4 +1,4 @@
-"""Several processes that train one model: which one this is, and what they tell each other."""
+"""Multi-worker training: the processes of a run and their communication."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ import tensorflow as tf
 from kbert.errors import UserError, one_line
 from kbert.utils.logging import log
 
-# What TensorFlow raises in a worker when another one is gone.
+# Errors that TensorFlow raises in a worker when another worker has failed.
 _LOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -27,14 +27,14 @@ _EXAMPLE = (
 
 @dataclasses.dataclass(frozen=True)
 class Workers:
-    """The processes of a run; a run of one process has a `Workers` of its own, too.
+    """The worker processes of a run; a single-process run has one worker.
 
-    Worker 0 is the chief: it alone writes and reports. What depends on a clock, on a signal or on
-    an evaluation is decided by all together, so that all of them take the same steps.
+    Worker 0 is the chief: only the chief writes files and logs. Decisions that depend on a clock, a
+    signal or an evaluation are synchronized, so that all workers take the same steps.
 
     Attributes:
-        strategy: tf.distribute.Strategy. index: int, which worker this is. addresses: of all
-            workers, HOST:PORT; none for a run of one process.
+        strategy: tf.distribute.Strategy. index: int, index of this worker. addresses: HOST:PORT of
+            all workers; empty for a single-process run.
     """
 
     strategy: tf.distribute.Strategy
@@ -43,18 +43,18 @@ class Workers:
 
     @property
     def count(self):
-        """int, how many there are."""
+        """int, number of workers."""
         return max(1, len(self.addresses))
 
     @property
     def is_chief(self):
-        """Whether this is the one that writes."""
+        """Whether this worker writes the run's files."""
         return self.index == 0
 
     def sum(self, values):
         """Sums over the workers. values: list of numbers. Returns a float64 array.
 
-        All workers have to call it; it waits for them.
+        All workers must call it; it blocks until they do.
         """
         values = np.asarray(values, np.float64)
         return self._sum(tf.constant(values)).numpy() if self.count > 1 else values
@@ -68,16 +68,16 @@ class Workers:
         return bool(self.sum([flag])[0])
 
     def wait(self):
-        """Returns once all workers are here."""
+        """Blocks until all workers have called it."""
         self.sum([0])
 
     def from_chief(self, values):
-        """The chief's values, a float64 array, in every worker. values: list of numbers."""
+        """Returns the chief's values in every worker, as float64 array. values: list of numbers."""
         return self.sum(values if self.is_chief else np.zeros(len(values)))
 
     @contextlib.contextmanager
     def chief_first(self):
-        """The chief does what is inside while the others wait; then they do it, too."""
+        """The chief runs the body while the others wait; then the others run it."""
         if not self.is_chief:
             self.wait()
         yield
@@ -85,10 +85,10 @@ class Workers:
             self.wait()
 
     def check_same(self, **things):
-        """Raises UserError in all workers unless each thing, as JSON, is the same in all."""
+        """Raises UserError in all workers unless each value, as JSON, is the same in all."""
         for name, thing in things.items():
             text = json.dumps(thing, sort_keys=True, default=str)
-            mine = int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)  # float64 holds it
+            mine = int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)  # exact in float64
             if self.sum([mine != self.from_chief([mine])[0]])[0]:
                 raise UserError(
                     f"the workers do not have the same {name}. Start all of them with the same "
@@ -97,7 +97,7 @@ class Workers:
 
     @contextlib.contextmanager
     def losses_reported(self):
-        """Turns what TensorFlow raises when another worker is gone into one line."""
+        """Converts TensorFlow's errors about a failed worker to a UserError."""
         try:
             yield
         except _LOST as error:
@@ -111,13 +111,13 @@ class Workers:
 
 
 def read_cluster(environ=os.environ):
-    """The index of this worker and the addresses of all, from the variable TF_CONFIG.
+    """Reads the index of this worker and the addresses of all from the variable TF_CONFIG.
 
-    It is the JSON that TensorFlow, Kubeflow and Vertex AI write: `cluster` with the tasks "worker",
-    and perhaps one "chief" before them, and `task` with `type` and `index`.
+    TF_CONFIG holds JSON as written by TensorFlow, Kubeflow and Vertex AI: `cluster` with the tasks
+    "worker" and optionally one "chief", and `task` with `type` and `index`.
 
     Raises:
-        UserError: it is not set, or not such JSON.
+        UserError: the variable is not set or not valid.
     """
     text = environ.get("TF_CONFIG", "")
     try:
@@ -152,13 +152,13 @@ def _addresses(cluster, kind):
 
 
 def join_cluster(index, addresses):
-    """Meets the other workers, and waits for them; takes what `read_cluster` returns.
+    """Connects to the other workers and waits for them; takes the results of `read_cluster`.
 
     Returns:
         Workers.
 
     Raises:
-        UserError: this one cannot listen at its address, or the others cannot be met.
+        UserError: this worker cannot listen at its address, or the others cannot be reached.
     """
     others = ", ".join(address for i, address in enumerate(addresses) if i != index)
     log(f"worker {index} of {len(addresses)}, {addresses[index]}; waiting for {others or 'nobody'}")

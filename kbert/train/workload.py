@@ -1,30 +1,29 @@
-"""What a run learns from what, without how it is trained."""
+"""Workloads: the model, data and objective of a run, without the training loop."""
 
 from kbert.model.weights import Tensors, write_weights
 from kbert.train.optimizer import make_optimizer
 
 
 class Workload:
-    """What is learnt from what; `kbert.train.trainer.Trainer` trains it.
+    """Model, data and objective of a run; `kbert.train.trainer.Trainer` trains it.
 
-    A subclass has all methods up to `soft_loss`, but for checks that it does not need.
+    A subclass implements all methods up to `soft_loss`, except for checks that it does not need.
 
     Args:
         config: TrainingConfig.
 
     Attributes:
-        part: str, folder inside the run's. program: str, module to resume the run with.
-        fixed: names of the settings that make the run what it is; with another value of one it
-            would be another run.
-        patience: int, evaluations without a better one after which the run ends, or None.
-        layers: encoder blocks of `init_from` that are taken, from 1; None for all.
+        part: str, folder within the run's folder. program: str, module that resumes the run.
+        fixed: names of the settings that affect results and must not change when a run resumes.
+        patience: int, evaluations without improvement before early stopping, or None.
+        layers: encoder blocks of `init_from` to use, from 1; None for all.
         teacher: `kbert.compression.teacher.Teacher`, or None. teacher_labels: names of its labels.
-        teacher_class: of the models that can teach it. taught_sums: names of the objective's sums,
-            a loss and its count, of which a teacher's soft loss takes a share.
+        teacher_class: model class of the teacher. taught_sums: names of two of the objective's
+            sums, a loss and its count, which the teacher's soft loss partly replaces.
         bert_config, tokenizer, train_steps, eval_every_steps, schedule, objective: set by `load`.
-        data: set by `load`; its `dataset(batch_size, first, count, input_context)` is a
-            tf.data.Dataset of `count` batches for the replicas of a worker, from its batch `first`
-            on.
+        data: set by `load`; its `dataset(batch_size, first, count, input_context)` returns a
+            tf.data.Dataset of `count` batches for the replicas of a worker, starting at batch
+            `first`.
         model: set by `make_model`.
     """
 
@@ -36,13 +35,14 @@ class Workload:
         self.config = config
 
     def check(self):
-        """Raises UserError for settings that cannot work, before anything is written."""
+        """Raises UserError for invalid settings, before anything is written."""
 
     def load(self, state, saved, run_dir, workers, check=lambda bert_config, tokenizer: None):
-        """Finds or makes what the run needs.
+        """Loads or creates the inputs of the run.
 
         Args:
-            state: dict of the checkpoint that the run resumes from, and saved: its folder; or None.
+            state: dict of the checkpoint that the run resumes from, or None.
+            saved: folder of that checkpoint, or None.
             run_dir: `kbert.train.remote_sync.RemoteRunDir`.
             workers: `kbert.train.workers.Workers`.
             check: called with the BertConfig and the tokenizer before anything slow; it may raise
@@ -50,50 +50,50 @@ class Workload:
         """
 
     def make_model(self, bert_config):
-        """The model with fresh weights; those that are not trained are frozen."""
+        """Creates the model with random weights; frozen weights are not trained."""
 
     def make_optimizer(self):
-        """The optimizer, not built yet."""
+        """Creates the optimizer, not yet built."""
         return make_optimizer(self.config, self.schedule)
 
     def initialize_from(self, folder, restore):
-        """Loads the weights of `init_from`; returns where they are from, in words.
+        """Loads the weights of `init_from`; returns a description of their origin.
 
         Args:
             folder: str. restore: function of the folder of a checkpoint that loads its weights and
-                its optimizer.
+                its optimizer state.
         """
 
     def identity(self):
-        """What the run learns from and is judged by, as JSON: {"corpus": ..., "held_out": ...}."""
+        """JSON that identifies training and held-out data: {"corpus": ..., "held_out": ...}."""
 
     def describe(self, devices):
-        """Lines on what is trained on what. devices: `kbert.train.distribution.Devices`."""
+        """Lines that describe model and data. devices: `kbert.train.distribution.Devices`."""
 
     def check_metric(self):
-        """Raises UserError if weights cannot be judged by the metric that the settings name."""
+        """Raises UserError if the configured metric cannot select the best weights."""
 
     def evaluation(self):
-        """Metrics on held-out data, and the value to judge by, greater is better; or None."""
+        """Returns metrics on held-out data and the value to maximize; or None."""
 
     def train_text(self, step, metrics):
-        """What the line on a window of steps says of the metrics, up to this step."""
+        """Returns the metrics of a window of steps as text for the progress line."""
 
     def evaluation_text(self, step, metrics):
-        """The line on an evaluation."""
+        """Returns the log line of an evaluation."""
 
     def check_teacher(self, teacher_config, bert_config):
-        """Raises UserError if the teacher cannot teach the student. Both are BertConfig."""
+        """Raises UserError if the teacher does not fit the student. Both are BertConfig."""
 
     def soft_loss(self, outputs, teacher_outputs, features):
-        """The sum over all that is labelled of how far the student's probabilities are, scalar.
+        """The soft loss between student and teacher, summed over all labels, scalar.
 
         Args:
             outputs, teacher_outputs: dicts of the models' outputs. features: of a batch.
         """
 
     def finish(self, results, run_dir):
-        """Does what remains after the last step; returns the results of the run."""
+        """Performs the work after the last step; returns the results of the run."""
         return results
 
     def write_pretrained(self, folder, weights):

@@ -1,4 +1,4 @@
-"""Where a BERT looks: the attention weights of a text, as arrays, plots and a page."""
+"""Attention weights of a text, as arrays, plots and an HTML page."""
 
 import os
 import pathlib
@@ -9,26 +9,26 @@ from kbert.errors import UserError
 def attention_weights(
     folder_or_model, tokenizer, text, text_pair=None, report=print, max_length=None
 ):
-    """Where each token of a text looks, in every head of every layer.
+    """Computes the attention weights of a text in every head of every layer.
 
-    A text that is longer than the model takes, or than `max_length`, is cut, as in training.
+    A text longer than the model's limit or than `max_length` is truncated, as in training.
 
     Args:
-        folder_or_model: as for `BertModel.from_pretrained`; or a model of kbert that was made with
+        folder_or_model: as for `BertModel.from_pretrained`; or a kbert model created with
             `output_attentions=True`.
         tokenizer: BertTokenizer of the model.
         text, text_pair: str; the pair may be None.
         report: called with a line of text.
-        max_length: L at most, in tokens, 5 or more; None: as many as the model takes.
+        max_length: maximum L in tokens, at least 5; None: the model's limit.
 
     Returns:
-        list of L tokens, [CLS] and [SEP] included, and weights (N, H, L, L) float32, of which each
-        row sums to 1: [n, h, i, j] is how much token i looks at token j. H is that of the layer
-        with the most heads; others end with zeros.
+        list of L tokens, including [CLS] and [SEP], and weights (N, H, L, L) float32. Each row sums
+        to 1: [n, h, i, j] is the weight with which token i attends to token j. H is the largest
+        number of heads of a layer; layers with fewer heads are padded with zeros.
 
     Raises:
-        UserError: no such folder, an empty text, a model that gives no attention or has another
-            vocabulary.
+        UserError: no such folder, an empty text, a model that returns no attention weights or has
+            another vocabulary.
     """
     import numpy as np
 
@@ -62,7 +62,7 @@ def attention_weights(
         report(f"note: the text has {length:,} tokens and {what} {most:,}: the rest is left out")
         length = most
     text_pairs = None if text_pair is None else [text_pair]
-    # A text of one token is shorter than the least length that the tokenizer pads to.
+    # 5 is the tokenizer's minimum length; a text of one token is shorter.
     features = tokenizer([text], text_pairs, max_length=max(length, 5))
     features = {name: value[:, :length] for name, value in features.items()}
     attentions = model(features, training=False)["attentions"]
@@ -76,13 +76,13 @@ def write_attention(folder, tokens, weights, layer="all", head="all", name="", r
     """Writes `attention.png` and `attention.html`.
 
     Args:
-        folder: made if missing; files of the same names are replaced.
-        tokens, weights: as `attention_weights` returns them.
+        folder: created if missing; files of the same names are replaced.
+        tokens, weights: as returned by `attention_weights`.
         layer: "all", or a number from 0 to N - 1, as text.
         head: "all", "mean" for the mean of the heads, or a number from 0 to H - 1, as text. The
-            picture is a heat map of one head, or, with "all", a grid of small ones. The page has
-            all layers and heads.
-        name: of the model, for the titles.
+            plot is a heat map of one head or, with "all", a grid of small heat maps. The page
+            contains all layers and heads.
+        name: name of the model, for the titles.
         report: called with a line of text.
 
     Raises:
@@ -95,7 +95,7 @@ def write_attention(folder, tokens, weights, layer="all", head="all", name="", r
     layers = _chosen("layer", layer, N)
     maps = weights[layers]
     if head == "mean":
-        there = maps.any(axis=(2, 3), keepdims=True)  # not those that were removed
+        there = maps.any(axis=(2, 3), keepdims=True)  # excludes pruned heads
         maps, heads = maps.mean(axis=1, keepdims=True, where=there), ["mean of heads"]
     else:
         numbers = _chosen("head", head, H, " or mean")
@@ -120,7 +120,7 @@ def write_attention(folder, tokens, weights, layer="all", head="all", name="", r
 
 
 def _chosen(name, text, count, others=""):
-    """The numbers that a flag asks for."""
+    """Parses the value of a flag to a list of indices."""
     if text == "all":
         return list(range(count))
     if text.isdecimal() and int(text) < count:

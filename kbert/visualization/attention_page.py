@@ -1,4 +1,4 @@
-"""A page that shows attention in a browser: one file, which asks nothing of any network."""
+"""An HTML page that shows attention weights: a single file that needs no network."""
 
 import base64
 import html
@@ -7,13 +7,13 @@ import json
 
 import numpy as np
 
-DECIMALS = 4  # of the weights in a page
+DECIMALS = 4  # of the weights in the page
 
 
 def attention_page(tokens, weights, title):
-    """HTML that shows every head: lines between the tokens, or a heat map.
+    """Returns an HTML page that shows every head as lines between tokens or as a heat map.
 
-    The page holds `attention_data` as JSON.
+    The page contains `attention_data` as JSON.
 
     Args:
         tokens, weights: as for `attention_data`.
@@ -23,7 +23,7 @@ def attention_page(tokens, weights, title):
         str.
     """
     data = json.dumps(attention_data(tokens, weights))
-    data = data.replace("<", "\\u003c")  # or "</script>" in a text would end the data
+    data = data.replace("<", "\\u003c")  # "</script>" in a text would end the script element
     title = html.escape(title)
     style, body, script = attention_view()
     head = f"{_HEAD}<title>{title}</title>\n<style>{style}{_STYLE}</style>\n</head>\n"
@@ -35,15 +35,15 @@ def attention_page(tokens, weights, title):
 
 
 def attention_data(tokens, weights):
-    """What `attention_view` shows, as JSON can hold it.
+    """Returns the JSON-serializable input of `attention_view`.
 
-    `tokens`, `decimals` and `maps`: of each layer and head the (L, L) weights times 10**decimals,
-    rounded, as base64 of little-endian uint16. That is 2.7 bytes a weight: 6 MB for BERT base and
-    128 tokens, 100 MB for 512.
+    The keys are `tokens`, `decimals` and `maps`: for each layer and head, the (L, L) weights times
+    10**decimals, rounded, as base64 of little-endian uint16. This takes 2.7 bytes per weight: 6 MB
+    for BERT base and 128 tokens, 100 MB for 512 tokens.
 
     Args:
-        tokens: L texts; anything may be in them.
-        weights: (N, H, L, L), in [0, 1]; heads that a layer has not are 0.
+        tokens: L strings, not escaped.
+        weights: (N, H, L, L), in [0, 1]; 0 for heads that a layer does not have.
 
     Returns:
         dict.
@@ -54,10 +54,10 @@ def attention_data(tokens, weights):
 
 
 def attention_view():
-    """Style, HTML and script of what shows attention in a page.
+    """Returns style, HTML and script of the attention view.
 
-    The script's `listenForAttention(root)` is called once, with the element whose keys it may
-    hear, and `showAttention(data)` for each `attention_data`.
+    Call the script's `listenForAttention(root)` once, with the element whose key events it handles,
+    and `showAttention(data)` for each `attention_data`.
 
     Returns:
         tuple of three str.

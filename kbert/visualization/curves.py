@@ -1,25 +1,25 @@
-"""Learning curves as a picture: what `metrics.jsonl` holds, over the steps."""
+"""Learning curves: plots the metrics of `metrics.jsonl` over the steps."""
 
 import json
 
 from kbert.utils import atomic
 
 _COLUMNS = 3
-_WIDTH, _HEIGHT = 4.2, 2.7  # inches of a panel
-# Of the machine and not of what is learnt, or the same at every step.
+_WIDTH, _HEIGHT = 4.2, 2.7  # of a panel, in inches
+# Metrics of the hardware, or the same at every step.
 _LEFT_OUT = ("tokens_per_second", "input_wait", "skipped_steps", "loss_scale", "unigram_entropy")
 _LOGARITHMIC = ("mlm_perplexity", "gradient_norm")
 
 
 def read_curves(path):
-    """The curves of a `metrics.jsonl`.
+    """Reads the curves of a `metrics.jsonl`.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Returns:
-        dict of name, without `eval_` -> dict of "training" and "evaluation", as far as there are
-        such -> list of (step, value), the steps rising; values that are not finite left out.
+        dict of metric name without `eval_` -> dict of "training" and "evaluation", if present, ->
+        list of (step, value) in ascending order of steps, without non-finite values.
     """
     curves = {}
     with open(path, encoding="utf-8") as lines:
@@ -34,11 +34,11 @@ def read_curves(path):
 
 
 def plot_curves(path, curves):
-    """Writes a PNG of curves: losses first, then scores, the learning rate last.
+    """Plots curves to a PNG file: losses first, then scores, the learning rate last.
 
     Args:
-        path: of the PNG, which gets its name when it is whole; its folder must exist.
-        curves: as `read_curves` returns them; nothing is written if none has two points.
+        path: path of the PNG file, written atomically; its folder must exist.
+        curves: as returned by `read_curves`; nothing is written if no curve has two points.
     """
     names = [name for name in curves if name not in _LEFT_OUT]
     if all(len(points) < 2 for name in names for points in curves[name].values()):
@@ -50,7 +50,7 @@ def plot_curves(path, curves):
     rows = -(-len(names) // columns)
     width, height = _WIDTH * columns, _HEIGHT * rows
     figure = Figure(figsize=(width, height), dpi=100)
-    # Room for labels, in inches. A layout that measures them takes as long as all the drawing.
+    # Fixed margins for labels, in inches: an automatic layout takes as long as the drawing itself.
     edges = {"left": 0.6 / width, "right": 1 - 0.1 / width, "top": 1 - 0.3 / height}
     gaps = {"bottom": 0.5 / height, "wspace": 0.2, "hspace": 0.3}
     figure.subplots_adjust(**edges, **gaps)
@@ -78,7 +78,7 @@ def plot_curves(path, curves):
 
 
 def _place(name):
-    """Sorts losses first, scores next, then what tells of the optimizer."""
+    """Sort key: losses, then scores, then metrics of the optimizer."""
     of_optimizer = ("gradient_norm", "learning_rate")
     if name in of_optimizer:
         return 2 + of_optimizer.index(name)

@@ -1,28 +1,28 @@
-"""Pictures as PNG files: confusion matrices and attention.
+"""PNG plots of confusion matrices and attention.
 
-They are drawn on figures of their own, so that nothing of a notebook's or a program's matplotlib
-changes, and no screen is needed.
+They use separate figures and a non-interactive backend, so that the matplotlib state of a notebook
+or program does not change and no display is needed.
 """
 
 import numpy as np
 
-LABEL_LENGTH = 28  # characters; longer names are cut in the middle
-MOST_NUMBERS = 40  # classes up to which the cells of a confusion matrix have numbers
-MOST_CLASSES = 200  # of a confusion matrix
-MOST_LABELS = 128  # tokens up to which each row of a heat map has its label
-MAP_PIXELS = 120  # least width of a heat map in a grid
-MOST_MAP_PIXELS = 160  # and most; of larger ones, the largest weight of each few tokens
+LABEL_LENGTH = 28  # characters; longer names are shortened in the middle
+MOST_NUMBERS = 40  # a confusion matrix with more classes shows no numbers in its cells
+MOST_CLASSES = 200  # a confusion matrix with more classes is not drawn
+MOST_LABELS = 128  # a heat map with more tokens labels only some rows
+MAP_PIXELS = 120  # minimum width of a heat map in a grid
+MOST_MAP_PIXELS = 160  # maximum width; larger maps are max-pooled
 DPI = 100
-FONT = "DejaVu Sans"  # comes with matplotlib
+FONT = "DejaVu Sans"  # included in matplotlib
 
 
 def plot_confusion_matrix(path, labels, predictions, names):
-    """Writes a PNG of counts and shares of each row: rows are true classes, columns predicted ones.
+    """Writes a PNG with the counts and row fractions: rows are true classes, columns predictions.
 
     Args:
-        path: of the PNG; its folder must exist.
-        labels, predictions: (N,) int, numbers of classes.
-        names: of the C classes, in the order of their numbers; nothing is written for over 200.
+        path: path of the PNG file; its folder must exist.
+        labels, predictions: (N,) int, class indices.
+        names: names of the C classes by index; nothing is written for more than 200.
     """
     if len(names) > MOST_CLASSES:
         return
@@ -34,7 +34,7 @@ def plot_confusion_matrix(path, labels, predictions, names):
     with_numbers = C <= MOST_NUMBERS
     cell = np.interp(C, (2, 10), (1.0, 0.6)) if with_numbers else 0.2  # inches
     size = 10 if C <= 10 else 8  # points
-    shown = counts > (0 if C > 10 else -1)  # many zeros would hide the rest
+    shown = counts > (0 if C > 10 else -1)  # hides zeros in large matrices
     figure, axes = _figure(cell * C, cell * C)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if with_numbers:
@@ -57,13 +57,13 @@ def plot_confusion_matrix(path, labels, predictions, names):
 
 
 def plot_attention(path, tokens, weights, title):
-    """Writes a PNG of one head's attention: each row is a token that looks, columns are looked at.
+    """Writes a PNG of one head's attention: row i shows the tokens that token i attends to.
 
     Args:
-        path: of the PNG; its folder must exist.
-        tokens: L texts. Above 128 tokens, only some rows and columns have labels.
+        path: path of the PNG file; its folder must exist.
+        tokens: L strings. Above 128 tokens, only some rows and columns have labels.
         weights: (L, L), rows sum to 1.
-        title: text above.
+        title: title of the plot.
     """
     tokens, families, note = plot_labels(tokens)
     L = len(tokens)
@@ -78,12 +78,12 @@ def plot_attention(path, tokens, weights, title):
 
 
 def plot_attention_grid(path, weights, title, layers, heads):
-    """Writes a PNG of many heads as small heat maps, a row for each layer.
+    """Writes a PNG of many heads as small heat maps, one row per layer.
 
     Args:
-        path: of the PNG; its folder must exist.
+        path: path of the PNG file; its folder must exist.
         weights: (N, H, L, L), rows sum to 1.
-        title: text above.
+        title: title of the plot.
         layers, heads: names of the N rows and of the H columns.
     """
     N, H, L, _ = weights.shape
@@ -92,8 +92,8 @@ def plot_attention_grid(path, weights, title, layers, heads):
     else:
         maps = np.kron(weights, np.ones([-(-MAP_PIXELS // L)] * 2, np.float32))
     side, gap = maps.shape[-1], 8  # pixels
-    # Each map has its own scale, or those of heads that look everywhere would be blank.
-    maps = maps / np.maximum(maps.max(axis=(2, 3), keepdims=True), 1e-6)  # 0: no such head
+    # Each map is scaled separately; otherwise heads with uniform attention would be blank.
+    maps = maps / np.maximum(maps.max(axis=(2, 3), keepdims=True), 1e-6)  # 0 for missing heads
     grid = np.full((N * (side + gap) - gap, H * (side + gap) - gap), np.nan, np.float32)
     for layer in range(N):
         for head in range(H):
@@ -113,17 +113,16 @@ def plot_attention_grid(path, weights, title, layers, heads):
 
 
 def plot_labels(names):
-    """Names as a picture can show them.
+    """Prepares names for a plot.
 
-    Long ones are cut in the middle. One with a character that no installed font has becomes its
-    number in brackets, since a row of empty boxes would look like a name.
+    Long names are shortened in the middle. A name with a character that no installed font supports
+    is replaced by its index in brackets, as matplotlib would draw empty boxes.
 
     Args:
         names: list of str.
 
     Returns:
-        list of str, list of the font families to draw them with, and a note on what was replaced,
-        or None.
+        list of str, list of the font families to use, and a note about replaced names or None.
     """
     missing, families = _fonts({char for name in names for char in name})
     labels = []
@@ -141,21 +140,21 @@ def plot_labels(names):
 
 
 def _fonts(characters):
-    """Characters that no installed font has, and the families that have the others."""
+    """Returns the characters that no installed font supports, and the families for the others."""
     from matplotlib import font_manager
 
     def having(family, characters):
         path = font_manager.findfont(font_manager.FontProperties(family=family))
         try:
             return characters & {chr(code) for code in font_manager.get_font(path).get_charmap()}
-        except (OSError, RuntimeError):  # a font that is gone, or damaged
+        except (OSError, RuntimeError):  # a missing or damaged font
             return set()
 
     families = [FONT]
     missing = characters - having(FONT, characters)
     printable = {char for char in missing if char.isprintable()}
     if printable:
-        # "Last Resort" has a box for every character.
+        # "Last Resort" has a placeholder box for every character.
         names = {font.name for font in font_manager.fontManager.ttflist}
         names = sorted(name for name in names if not name.startswith("Last Resort"))
         covered = {name: having(name, printable) for name in names}
@@ -167,7 +166,7 @@ def _fonts(characters):
 
 
 def _figure(width, height):
-    """A figure, and axes of this size in inches; what is around them is added when it is saved."""
+    """Creates a figure with axes of this size in inches; margins are added on saving."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=DPI)
@@ -175,9 +174,9 @@ def _figure(width, height):
 
 
 def _label_axes(axes, names, families, size, cell, rows, columns, step=1):
-    """Names on both axes; upright below where a cell of `cell` inches has the room."""
+    """Labels both axes; x labels are horizontal if a cell of `cell` inches is wide enough."""
     places, names = range(0, len(names), step), names[::step]
-    style = {"fontsize": size, "fontfamily": families, "parse_math": False}  # "$" is a token
+    style = {"fontsize": size, "fontfamily": families, "parse_math": False}  # "$" may be a token
     ems = max(sum(1 if char > "\u2e80" else 0.65 for char in name) for name in names)
     axes.set_xticks(places, names, rotation=0 if ems * size / 72 < cell else 90, **style)
     axes.set_yticks(places, names, **style)
@@ -198,7 +197,7 @@ def _colorbar(figure, image, label):
 
 
 def _pooled(maps, size):
-    """The largest weight of each square of `size` tokens; (N, H, L, L) becomes smaller."""
+    """Max-pools squares of `size` tokens to make maps (N, H, L, L) smaller."""
     N, H, L, _ = maps.shape
     maps = np.pad(maps, ((0, 0), (0, 0), (0, -L % size), (0, -L % size)))
     side = maps.shape[-1] // size
