@@ -17,6 +17,7 @@ from kbert.serving import conversions, runtimes, saved_model
 from kbert.serving.endpoints import endpoints
 from kbert.serving.export import export_to_runtime
 from kbert.settings import EXPORT_RUNTIMES, QUANTIZATIONS
+from kbert.tasks.registry import tasks
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
 QUANTIZED = [(name, q) for name, r in runtimes.RUNTIMES.items() for q in r.quantizations]
@@ -339,6 +340,7 @@ def test_flags_that_do_not_fit(flags, message, folders, tmp_path):
 
 
 def test_there_is_a_line_for_everything():
-    assert all(kind.forward_spec for kind in endpoints().values())
+    of_tasks = [task.endpoint for task in tasks().values()]
+    assert all(kind.forward_spec for kind in [*endpoints().values(), *of_tasks])
     assert tuple(runtimes.RUNTIMES) == EXPORT_RUNTIMES
     assert {quantize for _, quantize in QUANTIZED} == set(QUANTIZATIONS)
