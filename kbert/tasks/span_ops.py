@@ -59,9 +59,7 @@ def text_windows(texts, tokenizer, max_seq_length):
     texts = tf.convert_to_tensor(texts, tf.string)
     columns = tokenizer.tokenize_with_offsets(texts)
     room = tf.fill([tf.size(texts)], max_seq_length - 2)
-    prefix = tf.fill([tf.size(texts), 1], tokenizer.cls_id)
-    prefix = tf.RaggedTensor.from_tensor(prefix)
-    return _windows(columns, prefix, room, tf.maximum(room // 2, 1), tokenizer)
+    return _windows(columns, room, tf.maximum(room // 2, 1), tokenizer)
 
 
 def tokenize_questions(questions, contexts, tokenizer, max_query_length):
@@ -92,13 +90,11 @@ def question_windows(question_ids, columns, tokenizer, max_seq_length, doc_strid
         doc_stride: tokens from the beginning of a window to that of the next one. More than fit
             into a window are as many as fit, so every token is in a window.
     """
-    border = tf.ones([question_ids.nrows(tf.int32), 1], tf.int32)
-    prefix = tf.concat([border * tokenizer.cls_id, question_ids, border * tokenizer.sep_id], axis=1)
-    room = max_seq_length - tf.cast(prefix.row_lengths(), tf.int32) - 1
-    return _windows(columns, prefix, room, tf.minimum(doc_stride, room), tokenizer, pairs=True)
+    room = max_seq_length - tf.cast(question_ids.row_lengths(), tf.int32) - 3
+    return _windows(columns, room, tf.minimum(doc_stride, room), tokenizer, question_ids)
 
 
-def _windows(columns, prefix, room, step, tokenizer, pairs=False):
+def _windows(columns, room, step, tokenizer, question_ids=None):
     ids, starts, ends = columns
     lengths = tf.cast(ids.row_lengths(), tf.int32)
     counts = (tf.maximum(lengths - room, 0) + step - 1) // step + 1
@@ -106,23 +102,19 @@ def _windows(columns, prefix, room, step, tokenizer, pairs=False):
     owner = tf.repeat(tf.range(tf.size(lengths)), counts)
     begin = number * tf.gather(step, owner)
     count = tf.minimum(tf.gather(room, owner), tf.gather(lengths, owner) - begin)
+    first_token = tf.gather(tf.cast(ids.row_starts(), tf.int32), owner) + begin
+    slices, first = [(ids.flat_values, first_token, count)], tf.ones_like(owner)
+    if question_ids is not None:
+        rows = (
+            tf.gather(x, owner) for x in (question_ids.row_starts(), question_ids.row_lengths())
+        )
+        slices.insert(0, (question_ids.flat_values, *rows))
+        first = tf.cast(slices[0][2], tf.int32) + 2
+    features = tokenizer.pack_slices(slices)
     place = tf.range(tf.reduce_max(tf.concat([count, [0]], axis=0)))
     inside = place < count[:, None]
-    first_token = tf.cast(ids.row_starts(), tf.int32)
-    token = tf.where(inside, (tf.gather(first_token, owner) + begin)[:, None] + place, 0)
-    some = tf.concat([ids.flat_values, [tokenizer.pad_id]], axis=0)  # there may be no token at all
-    tokens = tf.ragged.boolean_mask(tf.gather(some, token), inside)
-    tail = tf.concat([tokens, tf.fill([tf.size(owner), 1], tokenizer.sep_id)], axis=1)
-    prefix = tf.gather(prefix, owner)
-    sequence = tf.concat([prefix, tail], axis=1)
-    types = tf.concat([tf.zeros_like(prefix), tf.ones_like(tail) * int(pairs)], axis=1)
-    features = {
-        "input_ids": sequence.to_tensor(tokenizer.pad_id),
-        "attention_mask": tf.ones_like(sequence).to_tensor(0),
-        "token_type_ids": types.to_tensor(0),
-    }
-    first = tf.cast(prefix.row_lengths(), tf.int32)[:, None]
-    return TokenWindows(features, owner, first, token, inside, begin, ids, starts, ends)
+    token = tf.where(inside, first_token[:, None] + place, 0)
+    return TokenWindows(features, owner, first[:, None], token, inside, begin, ids, starts, ends)
 
 
 def in_parts(function, features, rows=32):

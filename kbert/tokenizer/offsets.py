@@ -8,11 +8,11 @@ map normalized offsets back to source offsets.
 import tensorflow as tf
 
 
-def tokenize_words(splitter, texts, alone, unknown, longest_word):
+def tokenize_words(split, texts, alone, unknown, longest_word):
     """Splits texts into words, then into WordPieces, and replaces words that are too long.
 
     Args:
-        splitter: a tokenizer with `tokenize_with_offsets`, such as those in tensorflow_text.
+        split: splits (W,) words into WordPieces: ids, starts and ends, (W, None) RaggedTensors.
         texts: (B,) string, normalized.
         alone: RE2 pattern of the characters that each form a separate word.
         unknown: replacement for words of more than `longest_word` characters; a single piece.
@@ -35,11 +35,14 @@ def tokenize_words(splitter, texts, alone, unknown, longest_word):
     begins = tf.boolean_mask(begins.flat_values, is_first)  # of W words
     ends = tf.math.segment_max(tf.boolean_mask(ends, ~is_space), word)
     words = tf.RaggedTensor.from_value_rowids(
-        tf.boolean_mask(characters.flat_values, ~is_space), word, nrows=tf.size(begins, tf.int64)
+        tf.boolean_mask(characters.flat_values, ~is_space),
+        word,
+        nrows=tf.size(begins, tf.int64),
+        validate=False,
     )
     is_long = words.row_lengths() > longest_word
     words = tf.where(is_long, unknown, tf.strings.reduce_join(words, axis=-1))
-    ids, starts, stops = splitter.tokenize_with_offsets(words)
+    ids, starts, stops = split(words)
     owner = ids.value_rowids()
     stops = tf.where(
         tf.gather(is_long, owner),

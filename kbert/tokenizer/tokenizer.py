@@ -107,14 +107,12 @@ class BertTokenizer(tf.Module):
             "token_out_type": tf.int32,
         }
         try:
-            if tokenize_chinese_chars:  # its own lower-casing differs from BERT's
-                self._splitter = tf_text.FastBertTokenizer(
-                    **pieces, lower_case_nfd_strip_accents=False
-                )
-            else:
-                self._splitter = tf_text.FastWordpieceTokenizer(**pieces, no_pretokenization=True)
+            self._pieces = tf_text.FastWordpieceTokenizer(
+                **pieces, no_pretokenization=not tokenize_chinese_chars
+            )
         except RuntimeError as error:  # such as white space inside an entry
             raise UserError(f"the vocabulary {vocab_file} cannot be used: {error}") from error
+        self._cleaner = tf_text.FastBertNormalizer()  # its lower-casing differs from BERT's
 
     @classmethod
     def from_pretrained(cls, folder, special_tokens_in_text=False, lower_case=None):
@@ -240,10 +238,10 @@ class BertTokenizer(tf.Module):
         texts = self._normalize(_batch(texts))
         if not self.tokenize_chinese_chars:
             words = _words(texts, f"[{_PUNCTUATION}]")
-            return self._splitter.tokenize(words).merge_dims(1, 2)
+            return self._pieces.tokenize(words).merge_dims(1, 2)
         may_be_too_long = _any_may_be_too_long(texts)
         texts = tf.cond(may_be_too_long, lambda: _drop_long_words(texts), lambda: texts)
-        return self._splitter.tokenize(texts)
+        return self._pieces.tokenize(self._cleaner.normalize(texts))
 
     def tokenize_with_offsets(self, texts):
         """Returns the ids of `tokenize` with the byte offsets of each piece in its text.
@@ -271,16 +269,27 @@ class BertTokenizer(tf.Module):
         sources = _batch(texts)
         texts = self._normalize(sources)
         alone = _ONE_CHARACTER_WORD if self.tokenize_chinese_chars else f"[{_PUNCTUATION}]"
-        by_words = functools.partial(tokenize_words, self._splitter, texts, alone, _UNKNOWN, 200)
+        by_words = functools.partial(tokenize_words, self._split, texts, alone, _UNKNOWN, 200)
         if self.tokenize_chinese_chars:
             ids, starts, ends = tf.cond(
-                _any_may_be_too_long(texts),
-                by_words,
-                lambda: tuple(self._splitter.tokenize_with_offsets(texts)),
+                _any_may_be_too_long(texts), by_words, lambda: self._split(texts)
             )
         else:
             ids, starts, ends = by_words()
         return ids, *source_offsets(sources, self._normalize, starts, ends)
+
+    def _split(self, texts):
+        """Splits normalized texts or words into WordPieces, with offsets into the argument."""
+        if not self.tokenize_chinese_chars:
+            return tuple(self._pieces.tokenize_with_offsets(texts))
+        # tf_text.FastBertTokenizer does the same with a gather of ragged rows, of 500 graph nodes.
+        cleaned, offsets = self._cleaner.normalize_with_offsets(texts)
+        ids, starts, ends = self._pieces.tokenize_with_offsets(cleaned)
+        row = tf.gather(offsets.row_starts(), ids.value_rowids())
+        return ids, *(
+            place.with_flat_values(tf.gather(offsets.flat_values, row + place.flat_values))
+            for place in (starts, ends)
+        )
 
     def __call__(self, texts, text_pairs=None, max_length=128, padding="max_length"):
         """Converts texts or text pairs to features.
@@ -321,30 +330,48 @@ class BertTokenizer(tf.Module):
         Returns:
             as for `__call__`.
         """
-        room = max_length - len(segments) - 1
+        room = tf.cast(max_length - len(segments) - 1, tf.int64)
+        counts = [segment.row_lengths() for segment in segments]
         if len(segments) == 2:
-            room = tf.cast(room, tf.int64)
-            lengths = [segment.row_lengths() for segment in segments]
-            first = tf.minimum(lengths[0], tf.maximum(room - lengths[1], (room + 1) // 2))
-            second = tf.minimum(lengths[1], room - first)
-            segments = [_first_tokens(segments[0], first), _first_tokens(segments[1], second)]
-        else:
-            segments = [segments[0][:, :room]]
-        B = tf.shape(segments[0].row_lengths())[0]
-        ids, types = [tf.fill([B, 1], self.cls_id)], [tf.zeros([B, 1], tf.int32)]
-        for index, segment in enumerate(segments):
-            segment = tf.concat([segment, tf.fill([B, 1], self.sep_id)], axis=1)
-            ids.append(segment)
-            types.append(tf.ones_like(segment) * index)
-        ids, types = tf.concat(ids, axis=1), tf.concat(types, axis=1)
-        shape = None
-        if padding == "max_length":
-            static = isinstance(max_length, int)
-            shape = [None, max_length] if static else tf.stack([-1, max_length])
+            counts[0] = tf.minimum(counts[0], tf.maximum(room - counts[1], (room + 1) // 2))
+            room -= counts[0]
+        counts[-1] = tf.minimum(counts[-1], room)
+        slices = [
+            (segment.flat_values, segment.row_starts(), count)
+            for segment, count in zip(segments, counts, strict=True)
+        ]
+        return self.pack_slices(slices, max_length if padding == "max_length" else None)
+
+    def pack_slices(self, slices, length=None):
+        """Converts slices of WordPiece ids to features: [CLS] first [SEP] second [SEP], padded.
+
+        Args:
+            slices: one or two tuples (ids, begins, counts): ids (N,) int32; begins and counts (B,)
+                int. Row i has `counts[i]` ids, from `ids[begins[i]]` on.
+            length: length of the rows in tokens, L; None: that of the longest.
+
+        Returns:
+            as for `__call__`.
+        """
+        slices = [(ids, *(tf.cast(x, tf.int32)[:, None] for x in rows)) for ids, *rows in slices]
+        if length is None:
+            lengths = sum(count + 1 for *_, count in slices) + 1
+            length = tf.reduce_max(tf.concat([lengths, [[0]]], axis=0))  # the batch may be empty
+        place = tf.range(length)[None]
+        packed, types = tf.where(place == 0, self.cls_id, self.pad_id), tf.zeros_like(place)
+        first = tf.constant(1)
+        for number, (ids, begin, count) in enumerate(slices):
+            index = place - first
+            inside = (index >= 0) & (index < count)
+            ids = tf.concat([ids, [self.pad_id]], axis=0)  # there may be no ids
+            packed = tf.where(inside, tf.gather(ids, tf.where(inside, begin + index, 0)), packed)
+            packed = tf.where(index == count, self.sep_id, packed)
+            types = tf.where((index >= 0) & (index <= count), number, types)
+            first += count + 1
         return {
-            "input_ids": ids.to_tensor(self.pad_id, shape=shape),
-            "attention_mask": tf.ones_like(ids).to_tensor(0, shape=shape),
-            "token_type_ids": types.to_tensor(0, shape=shape),
+            "input_ids": packed,
+            "attention_mask": tf.cast(place < first, tf.int32),
+            "token_type_ids": types,
         }
 
 
@@ -373,9 +400,3 @@ def _words(texts, alone):
 def _drop_long_words(texts):
     """Replaces each word of over 200 characters with [UNK]."""
     return tf.strings.reduce_join(_words(texts, _ONE_CHARACTER_WORD), axis=-1, separator=" ")
-
-
-def _first_tokens(ragged, lengths):
-    """Returns the first `lengths[i]` values of row i."""
-    keep = tf.ragged.range(ragged.row_lengths()) < tf.expand_dims(lengths, 1)
-    return tf.ragged.boolean_mask(ragged, keep)
