@@ -78,10 +78,7 @@ class Endpoint(abc.ABC):
     def encode(self, text, text_pair=None, tokenizer=None):
         """The features of texts, as long as the longest of them needs."""
         tokenizer = tokenizer or self.tokenizer
-        features = tokenizer(text, text_pair, max_length=self.max_seq_length)
-        lengths = tf.reduce_sum(features["attention_mask"], axis=1)
-        longest = tf.reduce_max(tf.concat([lengths, [1]], axis=0))
-        return {name: x[:, :longest] for name, x in features.items()}
+        return tokenizer(text, text_pair, max_length=self.max_seq_length, padding="longest")
 
     def trackables(self):
         """Whatever a SavedModel must keep beside the weights."""

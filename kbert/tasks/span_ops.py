@@ -127,6 +127,8 @@ def in_parts(function, features, rows=32):
     Returns:
         dict of float32 tensors (W, ...).
     """
+    if not tf.executing_eagerly():  # in a graph: trace once what is called twice
+        function = tf.function(function, autograph=False)
     first = {name: x[:rows] for name, x in features.items()}
     outputs_of_first = function(first)
     W = tf.shape(features["input_ids"])[0]

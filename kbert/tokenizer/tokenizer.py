@@ -356,7 +356,7 @@ class BertTokenizer(tf.Module):
         slices = [(ids, *(tf.cast(x, tf.int32)[:, None] for x in rows)) for ids, *rows in slices]
         if length is None:
             lengths = sum(count + 1 for *_, count in slices) + 1
-            length = tf.reduce_max(tf.concat([lengths, [[0]]], axis=0))  # the batch may be empty
+            length = tf.reduce_max(tf.concat([lengths, [[1]]], axis=0))  # the batch may be empty
         place = tf.range(length)[None]
         packed, types = tf.where(place == 0, self.cls_id, self.pad_id), tf.zeros_like(place)
         first = tf.constant(1)
