@@ -137,6 +137,7 @@ CHANGES = {
 CARRIED = {"label_names", "problem_type"}  # for those who use a classifier; test_weights has them
 
 
+@pytest.mark.slow
 def test_every_field_changes_the_model():
     """Weights' shapes, their fresh values, or what comes out, in training."""
     fields = [f.name for f in dataclasses.fields(BertConfig) if f.name not in CARRIED]

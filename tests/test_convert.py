@@ -194,6 +194,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
 
 
+@pytest.mark.slow
 def test_pretraining_goes_on_from_a_google_folder(tmp_path):
     """`--init_from` takes any format; the vocabulary and its casing come along."""
     from kbert.settings import PretrainConfig

@@ -427,6 +427,7 @@ def pretraining(bert, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_general_distillation(pretraining, tmp_path, capsys):
     """In pretraining; a run that was stopped goes on to the same bits."""
     config = PretrainConfig(**pretraining)

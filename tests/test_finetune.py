@@ -9,7 +9,6 @@ import keras
 import numpy as np
 import pytest
 from killed_runs import train_and_kill
-from marks import slow
 from run_files import stop_at, weights_of
 from warm_python import PYTHON
 from worker_runs import launch
@@ -255,6 +254,7 @@ def test_workers_make_no_difference(settings, tmp_path):
     assert json.loads(scores[0])["test"]["accuracy"] == json.loads(scores[1])["test"]["accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.smoke
 def test_early_stopping(settings, tmp_path, monkeypatch, capsys):
     values = iter([0.5, 0.7, 0.6, 0.7, 0.9])
@@ -287,6 +287,7 @@ def test_the_best_weights_are_those_of_the_best_evaluation(settings, tmp_path):
     assert len(found) == 4 and results["eval"]["f1_macro"] == max(found)
 
 
+@pytest.mark.slow
 def test_frozen_parts_stay_as_they_are(settings, tmp_path, pretrained):
     finetune(settings(freeze_layers=1, epochs=1.0), tmp_path / "run")
     before = kbert.BertModel.from_pretrained(pretrained).named_weights()
@@ -337,6 +338,7 @@ def test_a_head_for_the_same_labels_is_taken_along(settings, tmp_path, capsys):
     assert f"note: {best} has a head for other labels; it is not taken" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_test_file_alone(settings, tmp_path, capsys):
     results = finetune(settings(eval_file=None, epochs=1.0), tmp_path / "run")
     assert list(results) == ["test"]
@@ -451,7 +453,8 @@ def test_the_program(settings, tmp_path):
     assert f"--flagfile={tmp_path}/run/finetuning/run.flags" in replay.replace("'", "")
 
 
-@pytest.mark.parametrize("changes", [*slow({"lora_rank": 2, "learning_rate": 3e-2}), {}])
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"lora_rank": 2, "learning_rate": 3e-2}, {}])
 def test_results_are_those_of_what_is_left(settings, tmp_path, files, changes):
     """The scores of a run, of its best folder, and of its last checkpoint if that is the best."""
     config = settings(remat=bool(changes), **changes)
@@ -505,6 +508,7 @@ def test_a_complete_run_goes_on_with_more_epochs_or_files(settings, tmp_path):
     assert more["eval"]["accuracy"] > first["eval"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_weights_are_stored_once(settings, tmp_path):
     """A checkpoint of a run with adapters holds them beside the optimizer, and merged."""
     finetune(settings(lora_rank=3, epochs=1.0), tmp_path / "run")

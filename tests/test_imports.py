@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from warm_python import PYTHON
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "kbert"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -129,7 +130,7 @@ def test_importing_kbert_loads_no_framework():
 
 def test_every_name_at_the_top_is_there():
     script = "import kbert; print(all(getattr(kbert, name) for name in kbert.__all__), dir(kbert))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run([PYTHON, "-c", script], capture_output=True, text=True)
     assert done.stdout.startswith("True"), done.stderr
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         __import__("kbert").nothing  # noqa: B018

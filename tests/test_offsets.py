@@ -8,6 +8,7 @@ import unicodedata
 import numpy as np
 import pytest
 import tensorflow as tf
+from marks import slow
 from tokenizers.implementations import BertWordPieceTokenizer
 
 from kbert.errors import UserError
@@ -294,7 +295,7 @@ def test_final_sigma_is_the_exception(vocab):
     check(tokenizer, [text, "Σ", "ΑΣ,Σ", "ΣΣ"])
 
 
-@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("size", [3, *slow(1, 7)])
 def test_inside_tf_data(vocab, size):
     """Batches with and without long words, of different sizes."""
     tokenizer = BertTokenizer(vocab)

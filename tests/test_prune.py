@@ -177,6 +177,7 @@ def test_outputs_are_those_of_hf_with_masked_heads(folders, tmp_path):
         np.testing.assert_allclose(a, b, atol=TOLERANCE, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_pruned_model_learns_and_is_saved(folders, tmp_path):
     """Gradients reach all weights, adapters fit, and Keras' own file holds it."""
     model = kbert.BertForSequenceClassification.from_pretrained(folders / "pruned")

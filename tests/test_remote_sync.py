@@ -120,6 +120,7 @@ def test_a_storage_that_is_away_for_a_while(files, url, settings, capsys, monkey
     assert names(f"{url}/pretrain/checkpoint") == steps
 
 
+@pytest.mark.slow
 def test_a_storage_that_is_away_at_the_end(files, url, settings, tmp_path, monkeypatch):
     """Nothing is lost: the error names the local copy."""
     replace = remote_sync.RemoteRunDir.send_all

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from marks import slow
 from question_windows import answers_of, question_windows
 
 from kbert.data.examples import Answer, QuestionExample
@@ -126,10 +127,10 @@ def test_what_cannot_be_scored():
     [
         # One right answer ends in the middle of a number: "7,000,000 square kilometres (2,70".
         ("squad/xquad.en.json.gz", "uncased", True, 1190, 1189),
-        ("squad/xquad.en.json.gz", "cased", False, 1190, 1189),
+        *slow(("squad/xquad.en.json.gz", "cased", False, 1190, 1189)),
         # The other seven have 173 characters or more, and no window has both the end and the widest
         # context of the begin.
-        ("cmrc2018/cmrc2018_trial.json.gz", "chinese", True, 997, 990),
+        *slow(("cmrc2018/cmrc2018_trial.json.gz", "chinese", True, 997, 990)),
     ],
 )
 def test_right_answers_come_through(shared_data, path, vocab, lower_case, questions, exact):

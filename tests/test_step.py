@@ -169,7 +169,8 @@ def test_xla_compiles_the_whole_step(optimizer):
     assert largest_difference(plain, whole) < 1e-5
 
 
-@pytest.mark.parametrize("jit", [False, *slow(True)])
+@pytest.mark.slow
+@pytest.mark.parametrize("jit", [False, True])
 def test_rematerialization_makes_no_difference(jit):
     """With dropout, so that the second computation has to drop what the first one dropped."""
     dropout = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3}
@@ -250,7 +251,7 @@ def test_the_scale_cancels_out():
     np.testing.assert_allclose(rows[0]["gradient_norm"], rows[1]["gradient_norm"], rtol=1e-3)
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("precision", ["float32", *slow("mixed_bfloat16"), "mixed_float16"])
 def test_a_step_that_is_not_finite_changes_no_weight(precision):
     step = make_step(precision=precision, optimizer="adamw")
     take(step)

@@ -141,6 +141,7 @@ def learn(model, encoder, library=keras):
     return losses, moved
 
 
+@pytest.mark.slow
 def test_the_layer_learns_in_keras_3(pair, tmp_path):
     keras.utils.set_random_seed(0)
     model, encoder = classifier(pair)

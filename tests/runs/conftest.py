@@ -10,15 +10,18 @@ from kbert.train import pretrain
 
 
 @pytest.fixture(scope="session")
-def _settings(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    architecture = folder / "tiny.yaml"
-    architecture.write_text(ARCHITECTURE)
+def _settings(made_once):
+    def fill(folder):
+        (folder / "tiny.yaml").write_text(ARCHITECTURE)
+        write_text(folder / "text.txt")
+        write_text(folder / "heldout.txt", documents=4, seed=1)
+
+    folder = made_once("tiny", fill)
     return {
-        "input": str(write_text(folder / "text.txt")),
-        "eval_input": str(write_text(folder / "heldout.txt", documents=4, seed=1)),
+        "input": str(folder / "text.txt"),
+        "eval_input": str(folder / "heldout.txt"),
         "vocab_size": 60,
-        "bert_config": str(architecture),
+        "bert_config": str(folder / "tiny.yaml"),
         "max_seq_length": 20,
         "global_batch_size": 6,
         "train_steps": 12,
@@ -38,11 +41,9 @@ def settings(_settings):
 
 
 @pytest.fixture(scope="session")
-def whole(_settings, tmp_path_factory):
+def whole(_settings, made_once):
     """Folder of a run of these settings, which no test may change."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    pretrain(PretrainConfig(**_settings), folder)
-    return folder
+    return made_once("run", lambda folder: pretrain(PretrainConfig(**_settings), folder))
 
 
 @pytest.fixture

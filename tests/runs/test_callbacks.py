@@ -63,6 +63,7 @@ class Stop(Callback):
         self.trainer.stop_training |= self.trainer.step == self._step
 
 
+@pytest.mark.slow
 def test_a_callback_may_stop_a_run_at_a_step_of_its_own(settings, whole, tmp_path, capsys):
     pretrain(PretrainConfig(**settings), tmp_path / "run", callbacks=[Stop(4)])
     assert "stopped and saved at step 4. Go on with:" in capsys.readouterr().out

@@ -103,6 +103,7 @@ def test_a_stop_during_an_evaluation_is_saved(settings, tmp_path, monkeypatch, c
     assert (tmp_path / "run/pretrain/checkpoint/step_00000003").exists()
 
 
+@pytest.mark.slow
 def test_a_stop_before_an_evaluation_does_not_wait_for_it(settings, whole, tmp_path, monkeypatch):
     """It is made up for when the run goes on."""
     stop_at(monkeypatch, 6)
@@ -118,6 +119,7 @@ def test_a_stop_before_an_evaluation_does_not_wait_for_it(settings, whole, tmp_p
     assert_same_run(whole, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_window_of_the_log_survives_a_stop(settings, tmp_path):
     """Logged every 8 steps, stopped at 5: the first line still averages steps 1 to 8."""
     settings |= {"log_every_steps": 8, "train_steps": 16}
@@ -235,6 +237,7 @@ def test_continued_pretraining_starts_from_the_weights(settings, whole, tmp_path
         np.testing.assert_allclose(before[name], after[name], atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_continued_pretraining_takes_the_optimizer_of_a_checkpoint(
     settings, finished, tmp_path, capsys
 ):
@@ -278,6 +281,7 @@ def test_the_state_of_loss_scaling_survives_a_restart(settings, tmp_path, monkey
     assert scales == [2.0 ** (10 + number // 4) for number in range(1, 13)]
 
 
+@pytest.mark.slow
 def test_a_run_may_change_its_precision(settings, finished, capsys):
     settings |= {"train_steps": 14, "precision": "mixed_float16"}
     pretrain(PretrainConfig(**settings), finished)

@@ -78,6 +78,7 @@ def test_the_model_learns_from_context_and_best_is_the_lowest_held_out_loss(sett
     assert state["best"] == -min(losses)
 
 
+@pytest.mark.slow
 def test_runs_repeat_and_the_seed_matters(settings, tmp_path, whole):
     for seed in (0, 1):
         pretrain(PretrainConfig(**settings, seed=seed), tmp_path / str(seed))
@@ -96,6 +97,7 @@ def test_deterministic_ops_compute_the_same(settings, tmp_path, whole):
     np.testing.assert_allclose(*losses, rtol=1e-5)  # other orders of summation
 
 
+@pytest.mark.slow
 def test_held_out_figures_do_not_depend_on_how_a_run_trains(settings, tmp_path):
     """The same weights, at a rate that moves nothing: the same figures to the last bit."""
     settings |= {"train_steps": 1, "warmup_steps": 0, "learning_rate": 1e-30}
