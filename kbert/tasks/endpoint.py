@@ -3,7 +3,6 @@
 import abc
 
 import numpy as np
-import tensorflow as tf
 
 from kbert.model.models import BertModel
 

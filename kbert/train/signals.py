@@ -6,6 +6,8 @@ import threading
 
 from kbert.utils.logging import log
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 @contextlib.contextmanager
 def stop_requests(run):
@@ -13,10 +15,7 @@ def stop_requests(run):
 
     A second signal stops the run immediately.
     """
-    before = {
-        number: signal.getsignal(number) or signal.SIG_DFL
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
 
     def restore():
         for number, handler in before.items():

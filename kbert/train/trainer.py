@@ -15,7 +15,7 @@ from kbert.train.distribution import smaller_slices
 from kbert.train.metrics import MetricAccumulator
 from kbert.train.report import ThroughputMeter
 from kbert.train.resume_checks import check_fixed, report_changes
-from kbert.train.signals import stop_requests
+from kbert.train.signals import SIGNALS, stop_requests
 from kbert.train.step import TrainStep
 from kbert.utils import flags
 from kbert.utils.logging import log
@@ -174,19 +174,27 @@ class Trainer:
 
     def _look_up(self):
         """Logs, evaluates and saves if due; returns whether to stop."""
-        workers = self.devices.workers
         self.background.check()
         last = self.step == self.workload.train_steps
         if last or self.step % self.config.log_every_steps == 0:
             self._log()
         self.evaluation_due = last or self.step % self.workload.eval_every_steps == 0
-        stopping = workers.any(self.stop_training)
+        stopping = self._asked_to_stop()
         if self.evaluation_due and (last or not stopping):
             self.evaluate()
-            stopping = workers.any(self.stop_training)
+            stopping = self._asked_to_stop()
         if stopping or self.complete or self.step % self.config.save_every_steps == 0:
             self.call("on_save")
         return stopping
+
+    def _asked_to_stop(self):
+        """Whether a worker was asked to stop; a signal to one counts as a signal to all."""
+        received = [self.stop_signal == number for number in SIGNALS]
+        asked, *received = self.devices.workers.sum([self.stop_training, *received])
+        for number, count in zip(SIGNALS, received, strict=True):
+            if count:
+                self.stop_signal = number
+        return bool(asked)
 
     def _finish(self):
         if not self.complete:

@@ -63,10 +63,6 @@ class Workers:
     def _sum(self, values):
         return self.strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
 
-    def any(self, flag):
-        """Whether the flag is set in any worker. flag: bool."""
-        return bool(self.sum([flag])[0])
-
     def wait(self):
         """Blocks until all workers have called it."""
         self.sum([0])
