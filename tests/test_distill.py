@@ -450,6 +450,7 @@ def test_general_distillation(pretraining, tmp_path, capsys):
         pretrain(dataclasses.replace(config, hidden_weight=0.5), tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_no_teacher_comes_into_a_run(pretraining, bert, tmp_path):
     alone = {k: v for k, v in pretraining.items() if k not in {"teacher", *FIXED}}
     settings = alone | {"init_from": str(bert), "train_steps": 1, "warmup_steps": 0}

@@ -418,6 +418,7 @@ def test_labels_that_training_lacks(settings, tmp_path, files):
         finetune(settings(train_file=str(path)), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_bad_lines_are_counted(settings, tmp_path, capsys, files):
     path = tmp_path / "bad.tsv"
     path.write_text(files["classify", "train"].read_text() + "\tneg\nthe film\n")

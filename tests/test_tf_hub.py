@@ -89,6 +89,7 @@ def test_the_encoder_has_the_text_api_and_dropout(weights, pair):
     assert len(encoder.trainable_variables) == len(model.trainable_variables)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_model(weights, tmp_path):
     """Through the fused pieces, which bring gradients of their own; without dropout."""
     off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

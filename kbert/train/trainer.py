@@ -179,22 +179,22 @@ class Trainer:
         if last or self.step % self.config.log_every_steps == 0:
             self._log()
         self.evaluation_due = last or self.step % self.workload.eval_every_steps == 0
-        stopping = self._asked_to_stop()
+        stopping = self._stop_requested()
         if self.evaluation_due and (last or not stopping):
             self.evaluate()
-            stopping = self._asked_to_stop()
+            stopping = self._stop_requested()
         if stopping or self.complete or self.step % self.config.save_every_steps == 0:
             self.call("on_save")
         return stopping
 
-    def _asked_to_stop(self):
-        """Whether a worker was asked to stop; a signal to one counts as a signal to all."""
+    def _stop_requested(self):
+        """Whether any worker is to stop; a signal to one counts as a signal to all."""
         received = [self.stop_signal == number for number in SIGNALS]
-        asked, *received = self.devices.workers.sum([self.stop_training, *received])
+        requested, *received = self.devices.workers.sum([self.stop_training, *received])
         for number, count in zip(SIGNALS, received, strict=True):
             if count:
                 self.stop_signal = number
-        return bool(asked)
+        return bool(requested)
 
     def _finish(self):
         if not self.complete:

@@ -227,6 +227,7 @@ def test_the_architecture_comes_from_the_checkpoint(settings, finished):
     assert config.hidden_size == 16
 
 
+@pytest.mark.slow
 def test_continued_pretraining_starts_from_the_weights(settings, whole, tmp_path, capsys):
     final = whole / "pretrain/final"
     more = settings | {"init_from": str(final), "bert_config": None, "learning_rate": 1e-9}
