@@ -122,7 +122,6 @@ MODULES = {
     "kbert.train.report.MetricsWriter": "kbert.train.callbacks.MetricsFile",
     "kbert.train.report.say": "kbert.utils.logging.log",
     "kbert.train.run_writer": "kbert.train.callbacks",
-    "kbert.train.sparsity": "kbert.compression.sparsity",
     "kbert.train.teaching": "kbert.compression.distillation_objective",
     "kbert.train.tracking": "kbert.train.wandb_logger",
     "kbert.train.train": "kbert.train.pretrain",

@@ -41,7 +41,6 @@ NOT_RUN = [
     ("docs/serving.md", "python3.11 -m venv tfx", "TFX's environment; tests/test_tfx.py makes one"),
     ("docs/serving.md", "lib=newer/", "TFX's environment; tests/test_tfx.py makes one"),
     ("docs/weights.md", 'model = kbert.BertForMaskedLM.from_pretrained("google', "the hub"),
-    ("docs/compression.md", "python -m kbert.finetune --sparsity=0.5 ...", "flags of any run"),
 ]
 
 # What is appended to the arguments of a `python`: the first pattern that fits.

@@ -1,1 +1,1 @@
-"""Smaller models: pruning of attention heads and weights, and distillation."""
+"""Smaller models: pruning of attention heads, and distillation."""

@@ -137,7 +137,6 @@ class FinetuneConfig(TrainingConfig, ExampleConfig):
 
     def __post_init__(self):
         check_settings(self)
-        self.check_sparsity()
         needed = {
             "init_from": "a folder of weights, or a name on the Hugging Face hub",
             "train_file": "what to learn from",
@@ -151,11 +150,6 @@ class FinetuneConfig(TrainingConfig, ExampleConfig):
             raise UserError(
                 "--lora_rank already leaves the encoder as it is. Leave out --freeze_layers and "
                 "--freeze_embeddings."
-            )
-        if self.lora_rank and self.sparsity:
-            raise UserError(
-                "--sparsity makes zeros of the matrices that --lora_rank leaves as they are. Leave "
-                "one of them out."
             )
 
 

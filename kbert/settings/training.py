@@ -42,19 +42,6 @@ class TrainingConfig:
     deterministic: bool = setting(
         False, "on GPUs: repeat to the last bit, at some cost; the CPU does anyway"
     )
-    sparsity: float = setting(
-        0.0,
-        "share of each matrix of the encoder blocks that becomes 0 and stays 0, the smallest "
-        "weights first; 0: off",
-        at_least=0,
-        below=1,
-    )
-    sparsity_begin: float = setting(
-        0.1, "share of the steps after which the first weights become 0", at_least=0, below=1
-    )
-    sparsity_end: float = setting(
-        0.7, "share of the steps after which no more become 0", above=0, at_most=1
-    )
     nonfinite: str = setting(
         "stop",
         "what to do at a loss or gradient that is not finite: stop the run, or skip the step",
@@ -68,17 +55,6 @@ class TrainingConfig:
     wandb_project: str = setting(
         "", "Weights & Biases: the project that gets the metrics, settings and pictures, too"
     )
-
-    def check_sparsity(self):
-        """Raises UserError where the settings of sparsity contradict each other."""
-        for name in ("sparsity_begin", "sparsity_end"):
-            if not self.sparsity and getattr(self, name) != getattr(TrainingConfig, name):
-                raise UserError(f"--{name} is for --sparsity, which is 0.")
-        if self.sparsity_begin >= self.sparsity_end:
-            raise UserError(
-                f"sparsity_begin must be < sparsity_end; got {self.sparsity_begin} and "
-                f"{self.sparsity_end}."
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,7 +166,6 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
 
     def __post_init__(self):
         check_settings(self)
-        self.check_sparsity()
         self.check_teacher()
         if self.teacher and not self.init_from and not self.bert_config:
             object.__setattr__(self, "init_from", self.teacher)

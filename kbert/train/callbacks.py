@@ -7,7 +7,6 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from kbert.compression.sparsity import MagnitudePruning
 from kbert.errors import UserError, one_line
 from kbert.model.weights.native import write_arrays
 from kbert.train.checkpoint import OPTIMIZER_FILE
@@ -94,23 +93,6 @@ class RunFolder(Callback):
         for name in ("best", "final"):
             atomic.recover_folder(trainer.folder / name)
         trainer.checkpoints.clear_away(trainer.step)
-
-
-class Sparsity(Callback):
-    """Prunes the smallest weights during training; see `kbert.compression.sparsity`."""
-
-    def on_build(self):
-        trainer = self.trainer
-        steps = trainer.workload.train_steps
-        self._pruning = MagnitudePruning(trainer.model, trainer.config, steps)
-        trainer.train_step.pruning = self._pruning
-        trainer.first_best_step = self._pruning.end
-
-    def describe(self):
-        return [self._pruning.describe()]
-
-    def on_log(self, metrics):
-        metrics["sparsity"] = self._pruning.sparsity(self.trainer.train_step.first_copy)
 
 
 class MetricsFile(Callback):

@@ -71,7 +71,6 @@ class Finetuning(Workload):
         *("freeze_embeddings", "freeze_layers", "lora_rank", "lora_alpha", "layer_decay"),
         *("bias_correction", "label_names"),
         *("doc_stride", "max_query_length"),
-        *("sparsity", "sparsity_begin", "sparsity_end"),
     )
     taught_sums = ("loss", "count")
 

@@ -82,7 +82,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         for slot, new in zip(slots, new_slots, strict=True):
             self.assign(slot, new)
 
-    def apply_whole(self, gradients, factor, learning_rate, local, kept=None):
+    def apply_whole(self, gradients, factor, learning_rate, local):
         """Updates the variables of one replica; every replica applies the same update.
 
         Args:
@@ -90,24 +90,22 @@ class _Optimizer(keras.optimizers.Optimizer):
             factor: float32 scalar that multiplies the gradients, for clipping.
             learning_rate: float32 scalar.
             local: function from a Keras variable to this replica's tf.Variable.
-            kept: see `kbert.compression.sparsity.MagnitudePruning.kept`; None keeps all weights.
         """
         iterations = local(self.iterations)
         count = ops.cast(iterations + 1, "float32")
         for index, gradient in enumerate(gradients):
             variable = local(self._trainable_variables[index])
             slots = [local(slot[index]) for slot in self.slots]
-            before = variable.read_value()
             value, new_slots = self._update(
                 index,
                 gradient,
-                before,
+                variable.read_value(),
                 [slot.read_value() for slot in slots],
                 learning_rate,
                 count,
                 factor,
             )
-            variable.assign(value if kept is None else kept(index, before, value))
+            variable.assign(value)
             for slot, new in zip(slots, new_slots, strict=True):
                 slot.assign(new)
         iterations.assign_add(1)

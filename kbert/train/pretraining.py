@@ -70,7 +70,6 @@ class Pretraining(Workload):
     fixed = (
         *("max_seq_length", "max_predictions_per_seq", "mask_rate", "whole_word_mask"),
         *("short_seq_prob", "global_batch_size", "optimizer", "seed"),
-        *("sparsity", "sparsity_begin", "sparsity_end"),
     )
     teacher_class = BertForMaskedLM
     taught_sums = ("mlm_loss", "mlm_count")  # the teacher does not affect the NSP loss

@@ -25,9 +25,8 @@ def model_line(bert, parameters, precision):
 def throughput_text(metrics, eta_seconds):
     """Returns the common end of all progress lines. metrics: of a window of steps."""
     skipped, waited = metrics["skipped_steps"], metrics["input_wait"]
-    zeros = f"{metrics['sparsity']:.1%} zeros | " if "sparsity" in metrics else ""
     return (
-        f"{zeros}lr {metrics['learning_rate']:.2e} | "
+        f"lr {metrics['learning_rate']:.2e} | "
         f"{metrics['tokens_per_second']:,.0f} tokens/s | "
         f"ETA {time_text(eta_seconds)}{f' | {skipped:.0f} skipped' if skipped else ''}"
         f"{f' | {waited:.0%} of the time without a batch' if waited > 0.05 else ''}"

@@ -70,12 +70,10 @@ def usual_callbacks(config, is_chief):
     Args:
         config: TrainingConfig. is_chief: whether this worker writes the run's files.
     """
-    sparsity = [cb.Sparsity()] if config.sparsity else []
     if not is_chief:
-        return sparsity
+        return []
     return [
         cb.RunFolder(),
-        *sparsity,
         *([Profiler(config.profile)] if config.profile else []),
         *(cb.MetricsFile(), cb.TensorBoard()),
         *([WandbLogger()] if config.wandb_project else []),

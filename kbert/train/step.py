@@ -31,8 +31,6 @@ class TrainStep:
         objective: objective of `kbert.train.losses`.
 
     Attributes:
-        pruning: `kbert.compression.sparsity.MagnitudePruning`, or None; set before
-            the first step.
         row: names of the values that a step reports: the objective's sums over the global batch,
             then "gradient_norm", "steps", "overflows" and "not_finite".
     """
@@ -45,7 +43,6 @@ class TrainStep:
         self._strategy = devices.strategy
         self._config = config
         self._objective = objective
-        self.pruning = None
         self.row = (*objective.names, "gradient_norm", "steps", "overflows", "not_finite")
         weights = {id(weight) for weight in self._named_weights().values()}
         self._seeds = [variable for variable in model.variables if id(variable) not in weights]
@@ -190,8 +187,6 @@ class TrainStep:
         if self.loss_scale is not None:
             scale = local(self.loss_scale).read_value()
             gradients = [gradient / scale for gradient in gradients]
-        if self.pruning:
-            gradients = self.pruning.learning(gradients, local)
         norm = tf.linalg.global_norm(gradients)
         sums = tf.stack([sums[name] for name in self._objective.names])
         finite_loss = tf.reduce_all(tf.math.is_finite(sums))
@@ -202,8 +197,7 @@ class TrainStep:
 
         def update():
             factor = self._config.clip_norm / tf.maximum(norm, self._config.clip_norm)
-            kept = self.pruning and self.pruning.kept(step)
-            self.optimizer.apply_whole(gradients, factor, self._schedule(step), local, kept)
+            self.optimizer.apply_whole(gradients, factor, self._schedule(step), local)
             if self.loss_scale is not None:
                 good = local(self._good_steps).read_value() + 1
                 grow = good >= GROWTH_STEPS

@@ -42,7 +42,6 @@ class Trainer:
         step: int, steps taken. window: MetricAccumulator of the steps since the last log.
         best: value of the best evaluation so far, or None; evaluations_since_best: int.
         evaluation_due: bool, whether the run stopped before the evaluation of this step.
-        first_best_step: int; earlier evaluations never count as the best.
         stop_training: bool; if True, the run saves a checkpoint and stops.
         stop_signal: int, the signal that stopped the run, or None.
         eta_seconds: float, estimated remaining time at the last log.
@@ -59,7 +58,7 @@ class Trainer:
         self.checkpoints = Checkpoints(self.folder / "checkpoint", self.config.keep_checkpoints)
         self.model = self.train_step = None
         self.window, self.throughput = MetricAccumulator(), ThroughputMeter()
-        self.step = self.first_best_step = self.evaluations_since_best = 0
+        self.step = self.evaluations_since_best = 0
         self.best, self.evaluation_due = None, False
         self.stop_training, self.stop_signal = False, None
         self.eta_seconds = self._eval_seconds = 0.0
@@ -329,9 +328,8 @@ class Trainer:
         if not evaluated:
             return
         self._eval_seconds = max(0.0, time.perf_counter() - begin)
-        counts = self.step >= self.first_best_step
-        better = counts and bool(self.best is None or value > self.best)
-        self.evaluations_since_best += counts
+        better = bool(self.best is None or value > self.best)
+        self.evaluations_since_best += 1
         if better:
             self.best, self.evaluations_since_best = float(value), 0
         self.results |= metrics
