@@ -35,7 +35,7 @@ async def serve(config, report=print):
     def load(folder):
         servable = Servable(folder, config.backend)
         if config.enable_model_warmup:
-            servable.warm_up(folder)
+            servable.warm_up()
         return servable
 
     load_task_module(config.task_module)

@@ -148,18 +148,20 @@ class RestServer:
         if what == "status":
             return _message(self._service.status(spec))
         if what == "metadata":
-            return _metadata(self._service.metadata(spec))
-        body = await self._body(request)
+            return _message(self._service.metadata(spec))
+        values = _parsed(await self._body(request))
+        spec.signature_name = values.get("signature_name", "")
+        _, servable, signature = self._service.find(spec)
         if what == "predict":
-            servable, signature, inputs, by_row = self._predict_request(spec, body)
-            del body
+            write = _rows_text if "instances" in values else _columns_text
+            inputs = _inputs(signature, values)
+            del values
             outputs = await self._service.predict(servable, signature, inputs)
             large = sum(array.size for array in outputs.values()) > _MANY
-            write = _rows_text if by_row else _columns_text
             text = await asyncio.to_thread(write, outputs) if large else write(outputs)
             return web.Response(body=text, content_type="application/json")
-        servable, signature, examples = self._examples_request(spec, body)
-        del body
+        examples = _examples(values, self._service.most_examples)
+        del values
         outputs = await getattr(self._service, what)(servable, signature, examples)
         if what == "classify":
             rows = [[[c.label, c.score] for c in one.classes] for one in outputs.classifications]
@@ -180,28 +182,6 @@ class RestServer:
                 raise web.HTTPRequestEntityTooLarge(most, size)
             parts.append(part)
         return b"".join(parts)
-
-    def _predict_request(self, spec, body):
-        """Returns (Servable, Signature, dict of arrays, whether in row format) of a body."""
-        values = _parsed(body)
-        by_row = "instances" in values
-        if by_row == ("inputs" in values):
-            raise invalid("a request has either 'instances' or 'inputs'.")
-        spec.signature_name = values.get("signature_name", "")
-        _, servable, signature = self._service.find(spec)
-        inputs = (
-            _rows(signature, values["instances"])
-            if by_row
-            else _columns(signature, values["inputs"])
-        )
-        return servable, signature, inputs, by_row
-
-    def _examples_request(self, spec, body):
-        """Returns (Servable, Signature, (B,) serialized tf.Examples) of a body."""
-        values = _parsed(body)
-        spec.signature_name = values.get("signature_name", "")
-        _, servable, signature = self._service.find(spec)
-        return servable, signature, _examples(values, self._service.most_examples)
 
 
 async def _not_sniffed(request, response):
@@ -239,8 +219,13 @@ def _is_bytes(value):
     return isinstance(value, dict) and set(value) == {"b64"}
 
 
-def _rows(signature, instances):
-    """Converts 'instances', objects of inputs or values of the only input, to a dict of arrays."""
+def _inputs(signature, values):
+    """Converts 'inputs' or 'instances', objects or values of the only input, to arrays by name."""
+    if ("instances" in values) == ("inputs" in values):
+        raise invalid("a request has either 'instances' or 'inputs'.")
+    if "inputs" in values:
+        return _columns(signature, values["inputs"])
+    instances = values["instances"]
     if not isinstance(instances, list) or not instances:
         raise invalid("'instances' is a list of at least one row.")
     if not all(isinstance(row, dict) and not _is_bytes(row) for row in instances):
@@ -291,18 +276,13 @@ def _columns_text(outputs):
 
     It serializes row by row, so that other threads can run in between.
     """
-    texts = {name: _array_text(name, array) for name, array in outputs.items()}
-    if len(texts) == 1:
-        (text,) = texts.values()
-    else:
-        text = "{" + ", ".join(f"{json.dumps(name)}: {x}" for name, x in texts.items()) + "}"
-    return f'{{"outputs": {text}}}'.encode()
-
-
-def _array_text(name, array):
-    if not array.ndim:
-        return json.dumps(to_json(name, array))
-    return "[" + ", ".join(_row_texts(name, array)) + "]"
+    texts = [
+        f"[{', '.join(_row_texts(name, array))}]"
+        if array.ndim
+        else json.dumps(to_json(name, array))
+        for name, array in outputs.items()
+    ]
+    return f'{{"outputs": {_object_text(map(json.dumps, outputs), texts)}}}'.encode()
 
 
 def _row_texts(name, array):
@@ -317,16 +297,16 @@ def _rows_text(outputs):
     """
     if len({len(array) if array.ndim else -1 for array in outputs.values()} | {-1}) != 2:
         raise invalid("outputs have no common number of rows: ask with 'inputs'.")
-    columns = {name: _row_texts(name, array) for name, array in outputs.items()}
-    if len(columns) == 1:
-        (rows,) = columns.values()
-    else:
-        names = [json.dumps(name) for name in columns]
-        rows = [
-            "{" + ", ".join(f"{n}: {x}" for n, x in zip(names, row, strict=True)) + "}"
-            for row in zip(*columns.values(), strict=True)
-        ]
+    names = [json.dumps(name) for name in outputs]
+    columns = [_row_texts(name, array) for name, array in outputs.items()]
+    rows = [_object_text(names, row) for row in zip(*columns, strict=True)]
     return f'{{"predictions": [{", ".join(rows)}]}}'.encode()
+
+
+def _object_text(names, texts):
+    """Combines JSON texts to an object; a single one is returned without its name."""
+    pairs = [f"{name}: {text}" for name, text in zip(names, texts, strict=True)]
+    return texts[0] if len(pairs) == 1 else f"{{{', '.join(pairs)}}}"
 
 
 def _said(status, value):
@@ -336,17 +316,10 @@ def _said(status, value):
 
 
 def _message(message):
-    text = json_format.MessageToJson(
+    """Serializes a message as TensorFlow Serving does, without the "@type" of metadata."""
+    result = json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    return web.Response(body=text.encode(), content_type="application/json")
-
-
-def _metadata(answer):
-    """Serializes the metadata as TensorFlow Serving does, without the "@type" of the values."""
-    result = json_format.MessageToDict(
-        answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    for value in result["metadata"].values():
+    for value in result.get("metadata", {}).values():
         del value["@type"]
     return _said(200, result)
