@@ -24,19 +24,16 @@ UNKNOWN_TOKENS = 128  # tokens counted for a request whose length is unknown
 
 @dataclasses.dataclass(eq=False)
 class _RequestPiece:
-    """Rows of one request that share a batch.
-
-    rows: their indices in the request. queue: the queue that holds it. order: order of arrival.
-    """
+    """Rows of one request that share a batch."""
 
     servable: object
     signature: object
     inputs: dict
-    rows: np.ndarray
+    rows: np.ndarray  # their indices in the request
     length: int
     future: asyncio.Future
-    order: int = 0
-    queue: collections.deque = None
+    order: int = 0  # of arrival
+    queue: collections.deque = None  # that holds it
 
 
 class Batcher:
@@ -216,15 +213,10 @@ def _computed(batch):
 
 
 def _together(parts, order, widths, padded):
-    """Combines the results of the pieces of a request.
+    """Combines the results of the pieces of a request; `order` restores the order of its rows.
 
     Padded outputs get the number of columns that these rows need, or that of the input of the same
-    name.
-
-    Args:
-        parts: list of dicts of arrays. order: (B,) permutation that restores the order of the rows.
-        widths: dict of input name -> number of columns.
-        padded: dict of name -> padding value, see `kbert.tasks.endpoint.Endpoint`.
+    name, by `widths`. padded: see `kbert.tasks.endpoint.Endpoint`.
     """
     leading = next(iter(padded), None)
     padded = padded if leading in parts[0] else {}

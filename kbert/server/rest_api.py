@@ -118,11 +118,7 @@ class RestServer:
             self._metrics.answered(name, f"rest_{what}", code, time.perf_counter() - begin)
 
     def _routed(self, request):
-        """Returns (model, operation, handler) of a request.
-
-        Raises:
-            RequestError: nothing is served at this path.
-        """
+        """Returns (model, operation, handler) of a request."""
         if self._demo and _DEMO.get(request.path) == request.method:
             return "", "demo", functools.partial(self._answer_demo, request)
         match = _PATH.fullmatch(request.path)
@@ -170,11 +166,7 @@ class RestServer:
         return _said(200, {"results": rows})
 
     async def _body(self, request):
-        """Reads the body; aiohttp's own `read` would keep it in memory during the request.
-
-        Raises:
-            HTTPRequestEntityTooLarge: the body is larger than allowed.
-        """
+        """Reads the body; aiohttp's own `read` would keep it in memory during the request."""
         parts, size, most = [], 0, self._config.max_request_bytes
         async for part in request.content.iter_chunked(1 << 16):
             size += len(part)
@@ -199,11 +191,7 @@ def _spec(match):
 
 
 def _parsed(body):
-    """Parses a body as a JSON object.
-
-    Raises:
-        RequestError: the body is not a JSON object.
-    """
+    """Parses a body as a JSON object."""
     try:
         values = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -263,12 +251,8 @@ def _examples(values, most):
     if not isinstance(context, dict):
         raise invalid("'context' is an object of features.")
     check_examples(len(examples), most, example_of_json(context))
-    result = np.empty(len(examples), object)
-    for i, example in enumerate(examples):
-        result[i] = example_of_json(
-            {**context, **example} if isinstance(example, dict) else example
-        )
-    return result
+    rows = [{**context, **row} if isinstance(row, dict) else row for row in examples]
+    return np.array([example_of_json(row) for row in rows], object)
 
 
 def _columns_text(outputs):
@@ -277,10 +261,8 @@ def _columns_text(outputs):
     It serializes row by row, so that other threads can run in between.
     """
     texts = [
-        f"[{', '.join(_row_texts(name, array))}]"
-        if array.ndim
-        else json.dumps(to_json(name, array))
-        for name, array in outputs.items()
+        f"[{', '.join(_row_texts(name, x))}]" if x.ndim else json.dumps(to_json(name, x))
+        for name, x in outputs.items()
     ]
     return f'{{"outputs": {_object_text(map(json.dumps, outputs), texts)}}}'.encode()
 
@@ -290,11 +272,7 @@ def _row_texts(name, array):
 
 
 def _rows_text(outputs):
-    """Serializes a dict of arrays as {"predictions": [...]}; see `_columns_text`.
-
-    Raises:
-        RequestError: the outputs have different numbers of rows.
-    """
+    """Serializes a dict of arrays as {"predictions": [...]}; see `_columns_text`."""
     if len({len(array) if array.ndim else -1 for array in outputs.values()} | {-1}) != 2:
         raise invalid("outputs have no common number of rows: ask with 'inputs'.")
     names = [json.dumps(name) for name in outputs]
