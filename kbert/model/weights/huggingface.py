@@ -97,16 +97,7 @@ def places(config, parts=()):
 
 @contextlib.contextmanager
 def opened(folder, parts=()):
-    """Yields the config fields, the tensors, and a function from a config to their `Place`s.
-
-    Args:
-        folder: pathlib.Path.
-        parts: the parts of the model to load, which identify the "classifier" if the config does
-            not name an HF class.
-
-    Raises:
-        UserError: a file is missing or damaged, or of another architecture.
-    """
+    """See `kbert.model.weights`. parts: say what "classifier" is if the config names no class."""
     values = read_json(folder / CONFIG_FILE)
     fields = _fields(values, folder / CONFIG_FILE)
     parts = _parts(values, folder / CONFIG_FILE) or parts
@@ -125,7 +116,12 @@ def opened(folder, parts=()):
                 if not _BUFFERS.fullmatch(plain):
                     homes[plain] = file, name
         shapes = {plain: _shape(*home, folder) for plain, home in homes.items()}
-        tensors = Tensors(shapes, lambda plain: _read(*homes[plain]))
+
+        def read(plain):
+            file, name = homes[plain]
+            return np.asarray(file.get_tensor(name), np.float32)
+
+        tensors = Tensors(shapes, read)
         _settle_twins(homes, tensors, fields["tie_word_embeddings"], folder)
         yield fields, tensors, functools.partial(places, parts=parts)
 
@@ -167,16 +163,10 @@ def _shape(file, name, folder):
     return tuple(part.get_shape())
 
 
-def _read(file, name):
-    return np.asarray(file.get_tensor(name), np.float32)
-
-
 def _settle_twins(homes, tensors, tied, folder):
-    """Keeps one name of each array that has two.
-
-    A tied decoder may be stored in addition to the word embeddings, or instead of them. The decoder
-    bias has two names; HF uses the decoder's for an untied head.
-    """
+    """Keeps one name of each array that has two."""
+    # A tied decoder may be stored in addition to the word embeddings, or instead of them. The
+    # decoder bias has two names; HF uses the decoder's for an untied head.
     twins = {DECODER_BIAS: BIAS} | ({DECODER: WORDS} if tied else {})
     for twin, name in twins.items():
         if twin not in homes:
@@ -239,15 +229,12 @@ def write(folder, config, tensors, parts):
     The names match the HF class exactly: the pooler is omitted if the HF class has none.
     """
     values = dataclasses.asdict(config)
-    for name in (
-        "num_labels",
-        "attention_heads_per_layer",
-    ):  # HF counts id2label and has all heads
-        del values[name]
+    del values["num_labels"], values["attention_heads_per_layer"]  # HF counts id2label
     names = values.pop("label_names") or _default_names(config.num_labels)
     if "span_classifier" in parts:
         names = _default_names(2)  # HF treats start and end as labels
-    architecture, notes, shapes = _class_of(parts), [], dict(tensors.shapes)
+    architecture = next(name for name, heads in CLASSES.items() if set(heads) <= parts)
+    notes, shapes = [], dict(tensors.shapes)
     if architecture in UNPOOLED and "bert/pooler" in parts:
         shapes = {name: shape for name, shape in shapes.items() if ".pooler." not in name}
         notes = [f"HF's {architecture} has no pooler, so that of this model is left out."]
@@ -268,13 +255,6 @@ def write(folder, config, tensors, parts):
     twice = Tensors(shapes, lambda name: read(BIAS if name == DECODER_BIAS else name))
     _write_safetensors(folder / WEIGHTS_FILE, twice)
     return notes
-
-
-def _class_of(parts):
-    """Returns the HF class that has these parts."""
-    for name, class_parts in CLASSES.items():
-        if set(class_parts) <= parts:
-            return name
 
 
 def _write_safetensors(path, tensors):
