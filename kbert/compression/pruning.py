@@ -12,7 +12,7 @@ from kbert.data.bucketed_batches import BucketedBatches
 from kbert.errors import UserError
 
 
-def head_importance(model, task, items, batch_size=32, advance=lambda count: None):
+def head_importance(model, task, items, batch_size=32):
     """Returns the importance of each head: the sensitivity of the loss to scaling its output.
 
     The importance is the mean over the examples of |dL / dm|, where m = 1 multiplies the head's
@@ -24,7 +24,6 @@ def head_importance(model, task, items, batch_size=32, advance=lambda count: Non
         model: of `kbert.model`, float32, for the task. task: `kbert.tasks.task.Task`.
         items: list of `kbert.data.bucketed_batches.EncodedExample`, labeled.
         batch_size: examples per batch.
-        advance: called with the number of examples done since the last call.
 
     Returns:
         list of N float64 arrays (H,), where H is the number of heads of that block.
@@ -58,7 +57,6 @@ def head_importance(model, task, items, batch_size=32, advance=lambda count: Non
         features = batches.batch(number)
         for total, part in zip(totals, gradients(features), strict=True):
             total += part.numpy()
-        advance(min(batch_size, len(items) - number * batch_size))
     means = [total / len(items) for total in totals]
     return [mean / max(float(np.linalg.norm(mean)), 1e-30) for mean in means]
 

@@ -10,6 +10,8 @@ from kbert.errors import UserError
 class TrainingConfig:
     """What pretraining and fine-tuning share: optimizer, devices, checkpoints."""
 
+    layer_decay, bias_correction = 1.0, False  # which are settings of fine-tuning alone
+
     weight_decay: float = setting(0.01, "decoupled weight decay", at_least=0)
     clip_norm: float = setting(1.0, "global norm to which gradients are clipped", above=0)
     optimizer: str = setting("adamw", "the optimizer", choices=("adamw", "lamb", "sgd"))
