@@ -47,10 +47,6 @@ class PretrainedModel(keras.Model):
             "output_attentions": self.output_attentions,
         }
 
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
-
     def named_weights(self):
         """dict of name -> variable, such as 'bert/encoder/layer_0/attention/query/kernel'."""
         named = {}
