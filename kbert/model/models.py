@@ -9,6 +9,7 @@ models with heads take `config`, `output_hidden_states` and `output_attentions` 
 import keras
 from keras import ops
 
+from kbert.features import ENCODER_FEATURES
 from kbert.model.encoder import Embeddings, Encoder, Pooler, gather_positions
 from kbert.model.pretrained import PretrainedModel
 from kbert.model.task_heads import (
@@ -260,8 +261,8 @@ class BertForMultipleChoice(_HeadedModel):
     def call(self, inputs, training=None):
         inputs = _features(inputs)
         _, C, L = ops.shape(inputs["input_ids"])
-        names = ("input_ids", "attention_mask", "token_type_ids")
-        flat = {name: ops.reshape(inputs[name], (-1, L)) for name in names if name in inputs}
+        names = [name for name in ENCODER_FEATURES if name in inputs]
+        flat = {name: ops.reshape(inputs[name], (-1, L)) for name in names}
         outputs = self._pooled(flat, training)
         logits = self.choice_classifier(outputs["pooler_output"], training=training)  # (B * C, 1)
         return {"logits": ops.reshape(logits, (-1, C)), **self._extras(outputs)}

@@ -265,15 +265,14 @@ def _on_openvino(endpoint):
     a graph calls until the loading thread ends.
     """
     rank = 3 if endpoint.name == "choose" else 2
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    features = {name: np.ones([1, 2, 8][-rank:], np.int32) for name in names}
-    specs = {name: tf.TensorSpec([None] * rank, tf.int32) for name in names}
+    features = {name: np.ones([1, 2, 8][-rank:], np.int32) for name in ENCODER_FEATURES}
+    specs = {name: tf.TensorSpec([None] * rank, tf.int32) for name in ENCODER_FEATURES}
     function = tf.function(endpoint.forward, [specs], autograph=False).get_concrete_function()
     outputs = dict(sorted(function.structured_outputs.items()))
     compute = frozen_backend("openvino", endpoint.model, endpoint.name)(endpoint.forward, features)
 
     def computed(*arrays):
-        result = compute(dict(zip(names, arrays, strict=True)))
+        result = compute(dict(zip(ENCODER_FEATURES, arrays, strict=True)))
         return [result[name] for name in outputs]
 
     held = weakref.ref(computed)
@@ -281,7 +280,7 @@ def _on_openvino(endpoint):
     def in_graph(features):
         tensors = tf.numpy_function(
             lambda *arrays: held()(*arrays),
-            [features[name] for name in names],
+            [features[name] for name in ENCODER_FEATURES],
             [x.dtype for x in outputs.values()],
         )
         for tensor, spec in zip(tensors, outputs.values(), strict=True):

@@ -20,6 +20,7 @@ import safetensors
 
 from kbert.config import BertConfig, is_text
 from kbert.errors import UserError
+from kbert.model.weights import google
 from kbert.model.weights.tensors import Tensors, places_of
 from kbert.utils import atomic
 from kbert.utils.formats import members, read_json
@@ -27,22 +28,13 @@ from kbert.utils.formats import members, read_json
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
+# As in google-research/bert, such as "bert.encoder.layer.3.attention.self.query", except for heads.
 NAMES = {
-    "bert/embeddings/word_embeddings": "bert.embeddings.word_embeddings",
-    "bert/embeddings/position_embeddings": "bert.embeddings.position_embeddings",
-    "bert/embeddings/token_type_embeddings": "bert.embeddings.token_type_embeddings",
-    "bert/embeddings/layer_norm": "bert.embeddings.LayerNorm",
-    "bert/encoder/layer_{i}/attention/query": "bert.encoder.layer.{i}.attention.self.query",
-    "bert/encoder/layer_{i}/attention/key": "bert.encoder.layer.{i}.attention.self.key",
-    "bert/encoder/layer_{i}/attention/value": "bert.encoder.layer.{i}.attention.self.value",
-    "bert/encoder/layer_{i}/attention/output": "bert.encoder.layer.{i}.attention.output.dense",
-    "bert/encoder/layer_{i}/attention_norm": "bert.encoder.layer.{i}.attention.output.LayerNorm",
-    "bert/encoder/layer_{i}/intermediate": "bert.encoder.layer.{i}.intermediate.dense",
-    "bert/encoder/layer_{i}/output": "bert.encoder.layer.{i}.output.dense",
-    "bert/encoder/layer_{i}/output_norm": "bert.encoder.layer.{i}.output.LayerNorm",
-    "bert/pooler/dense": "bert.pooler.dense",
-    "mlm/transform": "cls.predictions.transform.dense",
-    "mlm/layer_norm": "cls.predictions.transform.LayerNorm",
+    name: google_name.replace("layer_{i}", "layer.{i}").replace("/", ".")
+    for name, google_name in google.NAMES.items()
+    if not google_name.endswith(("output_weights", "output_bias"))
+}
+NAMES |= {
     "mlm/output_bias": "cls.predictions.bias",
     "mlm/decoder": "cls.predictions.decoder.weight",
     "nsp/classifier": "cls.seq_relationship",
