@@ -24,7 +24,7 @@ from kbert.server.servable import Signature
 from kbert.tokenizer.tokenizer import BertTokenizer
 from kbert.utils.formats import is_quantized
 from kbert.visualization.attention import attention_weights
-from kbert.visualization.attention_page import attention_data, attention_view
+from kbert.visualization.attention_page import attention_data, read_page
 
 MOST_TOKENS = 128  # of a text whose attention is shown; 6 MB for BERT base
 MOST_CHARACTERS = 20_000  # of a text that is cut to so many tokens
@@ -190,12 +190,7 @@ def _page():
     The browser runs no script and takes no style but those of the page, which it knows by their
     hashes, makes no HTML of text (Trusted Types), and asks nobody but this server.
     """
-    file = importlib.resources.files("kbert.server") / "demo.html"
-    text = file.read_text(encoding="utf-8")
-    style, body, script = attention_view()
-    marks = {"/* attention_view.css */": style, "<!-- attention_view.html -->": body}
-    for mark, part in (marks | {"/* attention_view.js */": script}).items():
-        text = text.replace(mark, part)
+    text = read_page(importlib.resources.files("kbert.server") / "demo.html")
     hashes = {}
     for name in ("style", "script"):
         (part,) = re.findall(f"<{name}>(.*?)</{name}>", text, re.DOTALL)
