@@ -135,11 +135,7 @@ class TeacherConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainingConfig, TeacherConfig):
-    """Settings of a pretraining run, one flag each.
-
-    Raises:
-        UserError: a value has the wrong type, is out of range, or contradicts another.
-    """
+    """Settings of a pretraining run, one flag each."""
 
     input: str = setting(
         "",
