@@ -19,11 +19,11 @@ def main():
             raise UserError(
                 f'--{name} is missing: python -m kbert.attention --model=FOLDER --text="A text."'
             )
+    from kbert.model.folder import ModelFolder
     from kbert.tokenizer.tokenizer import BertTokenizer
-    from kbert.utils.formats import find_folder
     from kbert.visualization.attention import attention_weights, write_attention
 
-    folder = find_folder(flags.model)
+    folder = ModelFolder(flags.model)
     tokenizer = BertTokenizer.from_pretrained(folder, special_tokens_in_text=True)
     tokens, weights = attention_weights(folder, tokenizer, flags.text, flags.text_pair)
     name = pathlib.Path(flags.model).name

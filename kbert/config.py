@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import json
 import math
+import operator
 import pathlib
 import reprlib
 import types
@@ -50,11 +51,18 @@ def _shown(value):
         return "a number of thousands of digits"
 
 
+_COMPARISONS = {  # limit of a `setting` -> its sign and function
+    "at_least": (">=", operator.ge),
+    "above": (">", operator.gt),
+    "at_most": ("<=", operator.le),
+    "below": ("<", operator.lt),
+}
+
+
 def range_text(limits):
     """The limits of a `setting` as text, such as ">= 0 and < 1"; empty if there are none."""
-    names = {"at_least": ">=", "above": ">", "at_most": "<=", "below": "<"}
     return " and ".join(
-        f"{names[key]} {limit}" for key, limit in limits.items() if limit is not None
+        f"{_COMPARISONS[key][0]} {limit}" for key, limit in limits.items() if limit is not None
     )
 
 
@@ -87,13 +95,8 @@ def check_settings(config):
         choices, limits = field.metadata["choices"], field.metadata["limits"]
         if choices and value not in choices:
             raise UserError(f"{field.name} must be one of {', '.join(choices)}; got {value!r}.")
-        inside = (
-            (limits["at_least"] is None or value >= limits["at_least"])
-            and (limits["above"] is None or value > limits["above"])
-            and (limits["at_most"] is None or value <= limits["at_most"])
-            and (limits["below"] is None or value < limits["below"])
-        )
-        if not inside:
+        given = {key: limit for key, limit in limits.items() if limit is not None}
+        if not all(_COMPARISONS[key][1](value, limit) for key, limit in given.items()):
             hint = " Write 0.15 for 15 %." if kind is float and limits["below"] == 1 else ""
             raise UserError(f"{field.name} must be {range_text(limits)}; got {value}.{hint}")
 
@@ -164,10 +167,10 @@ class BertConfig:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         check_settings(self)
         self._check_labels()
-        if self.hidden_size % self.num_attention_heads:
+        D, H = self.hidden_size, self.num_attention_heads
+        if D % H:
             raise UserError(
-                f"hidden_size must be divisible by num_attention_heads; got {self.hidden_size} and "
-                f"{self.num_attention_heads}."
+                f"hidden_size must be divisible by num_attention_heads; got {D} and {H}."
             )
         self._check_heads()
 

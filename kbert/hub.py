@@ -22,7 +22,7 @@ from kbert.errors import UserError
 class _SavedLayer(keras.layers.Layer):
     """A layer that calls a SavedModel and has its variables as weights."""
 
-    def __init__(self, handle, trainable, **kwargs):
+    def __init__(self, handle, trainable=True, **kwargs):
         super().__init__(trainable=trainable, **kwargs)
         self.handle = str(handle)
         if not (pathlib.Path(handle) / "saved_model.pb").is_file():
@@ -83,9 +83,6 @@ class BertLayer(_SavedLayer):
         dict of `pooled_output` (B, D), `sequence_output` (B, L, D), `encoder_outputs`, a list of
         N tensors (B, L, D), and `default`, which is `pooled_output`.
     """
-
-    def __init__(self, handle, trainable=True, **kwargs):
-        super().__init__(handle, trainable, **kwargs)
 
     def call(self, inputs, training=False):
         return self._loaded(inputs, training=bool(training and self.trainable))

@@ -454,3 +454,12 @@ def test_folders_that_do_not_fit(tmp_path):
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match=r"cannot read the config .*config.json: No such file"):
         BertModel.from_pretrained(tmp_path)
+
+
+def test_fields_of_the_config_are_no_arguments_of_a_model():
+    message = (
+        "^num_labels belongs to the config: "
+        r"BertForSequenceClassification\(BertConfig\(num_labels=[.]{3}\)\)[.]$"
+    )
+    with pytest.raises(UserError, match=message):
+        BertForSequenceClassification(config_of(), num_labels=3)

@@ -16,8 +16,7 @@ from warm_python import PYTHON
 import kbert
 from kbert import BertConfig
 from kbert.compression import pruning
-from kbert.compression.head_pruning import prune
-from kbert.compression.pruning import head_importance, least_important
+from kbert.compression.head_pruning import head_importance, least_important, prune
 from kbert.data.bucketed_batches import pad_examples
 from kbert.errors import UserError
 from kbert.inference.backends import frozen_backend

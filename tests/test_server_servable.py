@@ -40,7 +40,7 @@ def test_openvino_gives_what_kbert_predict_says(folders, kind, tmp_path):
     texts = texts_of(method, 23)
     warmed = write_warmup(tmp_path, functions, texts, kind)
     servable = Servable(tmp_path, "openvino")
-    assert servable.backend == "openvino" and servable.warm_up(tmp_path) == warmed
+    assert servable.backend == "openvino" and servable.warm_up() == warmed
     assert set(servable.signatures) == set(functions)
     batcher, signature = Batcher(max_batch_size=8), servable.signature("")
     found = asyncio.run(batcher.compute(servable, signature, asked(texts)))
@@ -88,7 +88,6 @@ def test_costs_of_rows(classifier):
     assert servable.lengths({"input_ids": np.zeros((2, 7), np.int32)}).tolist() == [7, 7]
     choices = {"text": texts[2:], "choices": np.array([[b"", b"a" * 80, b"a" * 400]], object)}
     assert servable.lengths(choices).tolist() == [100 + 120 + 200]
-    assert servable.weight(np.array([16, 51, 100])) == 167
 
 
 def features(ids, **changes):
@@ -123,16 +122,16 @@ def test_warm_ups(classifier):
     """Those that nobody here knows are passed over; one that cannot be answered is an error."""
     path = classifier / "assets.extra" / "tf_serving_warmup_requests"
     servable = Servable(classifier, "tensorflow")
-    assert servable.warm_up(classifier) == 0
+    assert servable.warm_up() == 0
     with tf.io.TFRecordWriter(str(path)) as writer:
         writer.write(b"")
-    assert servable.warm_up(classifier) == 0
+    assert servable.warm_up() == 0
     record = prediction_log_pb2.PredictionLog()
     record.predict_log.request.inputs["texts"].CopyFrom(tf.make_tensor_proto(["a"]))
     with tf.io.TFRecordWriter(str(path)) as writer:
         writer.write(record.SerializeToString())
     with pytest.raises(RequestError, match="takes text; got texts"):
-        servable.warm_up(classifier)
+        servable.warm_up()
     path.unlink()
 
 

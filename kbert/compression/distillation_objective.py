@@ -35,14 +35,11 @@ class DistillationObjective:
         self._objective, self._config = objective, config
         self._teacher, self._soft = teacher, soft
         self._loss, self._count = loss, count
-        self._compared = {  # name -> weight, output, difference
-            name: comparison
-            for name, comparison in {
-                "hidden_loss": (config.hidden_weight, "hidden_states", _squared),
-                "attention_loss": (config.attention_weight, "attentions", _divergence),
-            }.items()
-            if comparison[0]
+        compared = {  # name -> weight, output, difference
+            "hidden_loss": (config.hidden_weight, "hidden_states", _squared),
+            "attention_loss": (config.attention_weight, "attentions", _divergence),
         }
+        self._compared = {name: parts for name, parts in compared.items() if parts[0]}
         self.names = (*objective.names, *self._compared, "soft_loss", "compared_tokens")
 
     def count(self, features):

@@ -6,24 +6,18 @@ import os
 import numpy as np
 
 from kbert.errors import UserError
-from kbert.model.weights import chosen_layers, open_weights, part_of
-from kbert.tokenizer.tokenizer import BertTokenizer
+from kbert.model.weights import chosen_layers, part_of
 
 
-def start_layers(config):
+def start_layers(config, teacher):
     """Returns the encoder blocks of `init_from` that initialize the student, from 1; None for all.
 
     Args:
-        config: config of a program, with the fields of TeacherConfig.
+        config: TeacherConfig of a program. teacher: BertConfig.
     """
-    same = config.teacher and os.path.normpath(config.teacher) == os.path.normpath(
-        config.init_from or ""
-    )
-    if not same:
+    if os.path.normpath(config.teacher) != os.path.normpath(config.init_from or ""):
         return None
-    with open_weights(config.teacher) as (teacher_config, _):
-        N = teacher_config.num_hidden_layers
-    layers = config.layers_taken()
+    N, layers = teacher.num_hidden_layers, config.layers_taken()
     return _chosen(config, -(-N // 2) if layers is None else layers, N)
 
 
@@ -36,7 +30,7 @@ def _chosen(config, layers, N):
 
 def check_heads(folder, model_class):
     """Raises if the teacher lacks a required head, which would be randomly initialized."""
-    with open_weights(folder, parts=model_class.task_heads) as (_, weights):
+    with folder.open_weights(parts=model_class.task_heads) as (_, weights):
         lacking = set(model_class.task_heads) - {part_of(name) for name in weights}
     if lacking:
         raise UserError(
@@ -49,9 +43,11 @@ class Teacher:
     """The teacher of a run; `load` creates its model.
 
     Args:
-        config: of the run. student: BertConfig. tokenizer: of the student.
+        folder: ModelFolder of the teacher. config: of the run. student: BertConfig.
+        tokenizer: of the student.
 
     Attributes:
+        config: BertConfig of the teacher.
         layers: numbers, from 1, of the teacher's blocks that the student's blocks learn from.
         fingerprint: of its weights. parameters: int, number of parameters.
 
@@ -59,13 +55,11 @@ class Teacher:
         UserError: the teacher does not fit the student.
     """
 
-    def __init__(self, config, student, tokenizer):
-        self._settings = config
-        folder, self._model = config.teacher, None
-        self.fingerprint = self.parameters = None
-        with open_weights(folder) as (teacher_config, _):
-            self.config = teacher_config
-        if BertTokenizer.from_pretrained(folder).fingerprint != tokenizer.fingerprint:
+    def __init__(self, folder, config, student, tokenizer):
+        self._folder, self._settings = folder, config
+        self._model = self.fingerprint = self.parameters = None
+        self.config = teacher_config = folder.config
+        if folder.tokenizer.fingerprint != tokenizer.fingerprint:
             raise UserError(
                 f"the student's vocabulary or casing differs from that of its teacher, {folder}: "
                 f"they would read other words. Take a student with the teacher's vocabulary."
@@ -85,7 +79,7 @@ class Teacher:
         if self._compares:
             self.layers = self._mapped(student)
             self._check_sizes(student)
-        elif config.student_layers and start_layers(config) is None:
+        elif config.student_layers and start_layers(config, teacher_config) is None:
             raise UserError(
                 "student_layers says nothing about a student that does not start as its teacher's "
                 "blocks and is not compared with them. Leave it or --init_from out, or take "
@@ -109,13 +103,10 @@ class Teacher:
         return layers
 
     def _check_sizes(self, student):
-        heads = [self.config.block_heads(number - 1) for number in self.layers]
+        heads = _heads_text(student), _heads_text(self.config, self.layers)
         sizes = {
             "hidden_weight": ("width", student.hidden_size, self.config.hidden_size),
-            "attention_weight": (
-                "heads",
-                *(", ".join(map(str, x)) for x in (_heads(student), heads)),
-            ),
+            "attention_weight": ("heads", *heads),
         }
         for weight, (what, student_size, teacher_size) in sizes.items():
             if getattr(self._settings, weight) and student_size != teacher_size:
@@ -128,7 +119,7 @@ class Teacher:
     def load(self, model_class):
         """Creates the model, frozen. Call it in the scope of the strategy."""
         settings = self._settings
-        model = model_class.from_pretrained(settings.teacher, dtype=settings.precision)
+        model = model_class.from_pretrained(self._folder, dtype=settings.precision)
         model.trainable = False
         self.show(model)
         digest = hashlib.sha256()
@@ -159,5 +150,7 @@ class Teacher:
         )
 
 
-def _heads(config):
-    return [config.block_heads(i) for i in range(config.num_hidden_layers)]
+def _heads_text(config, layers=None):
+    """The numbers of heads of the blocks with these numbers, from 1; None for all."""
+    layers = layers or range(1, config.num_hidden_layers + 1)
+    return ", ".join(str(config.block_heads(number - 1)) for number in layers)

@@ -58,13 +58,8 @@ class ConfiguredLayer(keras.layers.Layer):
 
     def dense(self, units, name, **kwargs):
         """Creates a Dense with BERT's initializer and this layer's dtype policy."""
-        return keras.layers.Dense(
-            units,
-            kernel_initializer=self.initializer(),
-            dtype=self.dtype_policy,
-            name=name,
-            **kwargs,
-        )
+        kwargs |= {"kernel_initializer": self.initializer(), "dtype": self.dtype_policy}
+        return keras.layers.Dense(units, name=name, **kwargs)
 
     def norm(self, name):
         """Creates a LayerNorm with BERT's epsilon."""
@@ -140,9 +135,8 @@ class SelfAttention(ConfiguredLayer):
 
     def call(self, x, bias=None, query_inputs=None, training=None):
         H, scale = self.attention_heads, 1 / math.sqrt(self.config.head_size)
-        query = fused.dense_heads(
-            self.query, x if query_inputs is None else query_inputs, H, training
-        )
+        rows = x if query_inputs is None else query_inputs
+        query = fused.dense_heads(self.query, rows, H, training)
         key, value = (fused.dense_heads(d, x, H, training) for d in (self.key, self.value))
         scores = ops.matmul(query, ops.swapaxes(key, -1, -2))  # (B, H, P, L)
         weights = fused.attention_weights(scores, bias, scale, self.weights_dropout, training)

@@ -97,28 +97,19 @@ class EncoderBlock(ConfiguredLayer):
     def call(self, x, bias=None, query_inputs=None, training=None):
         context, weights = self.attention(x, bias, query_inputs, training=training)
         residual = x if query_inputs is None else query_inputs
-        x = fused.dense_add_norm(
-            self.attention.output_dense,
-            self.attention_dropout,
-            self.attention_norm,
-            context,
-            residual,
-            training,
-        )
+        layers = (self.attention.output_dense, self.attention_dropout, self.attention_norm)
+        x = fused.dense_add_norm(*layers, context, residual, training)
         approximate = self.config.hidden_act == "gelu_new"
         inner = fused.dense_gelu(self.intermediate, x, approximate, training)  # (B, P, F)
-        x = fused.dense_add_norm(
-            self.output_dense, self.output_dropout, self.output_norm, inner, x, training
-        )
+        layers = (self.output_dense, self.output_dropout, self.output_norm)
+        x = fused.dense_add_norm(*layers, inner, x, training)
         return x, weights  # (B, P, D), (B, H, P, L)
 
 
 def _rematerialized(block, x, bias):
-    """Computes `block(x, bias, training=True)[0]`, keeping only `x` for the backward pass.
-
-    Weights and seeds are passed by value: the seeds so that the recomputation applies the same
-    dropout, the weights so that no backend has to track them inside the function.
-    """
+    """Computes `block(x, bias, training=True)[0]`, keeping only `x` for the backward pass."""
+    # By value: the seeds so that the recomputation applies the same dropout, the weights so that
+    # no backend has to track them inside the function.
     weights = block.trainable_variables
     known = {id(weight) for weight in block.weights}  # including frozen ones
     seeds = [variable for variable in block.variables if id(variable) not in known]
@@ -159,14 +150,10 @@ class Encoder(ConfiguredLayer):
 
     def __init__(self, config, **kwargs):
         super().__init__(config, **kwargs)
+        config, dtype = self.config, self.dtype_policy
         self.blocks = [
-            EncoderBlock(
-                self.config,
-                self.config.block_heads(i),
-                dtype=self.dtype_policy,
-                name=f"layer_{i}",
-            )
-            for i in range(self.config.num_hidden_layers)
+            EncoderBlock(config, config.block_heads(i), dtype=dtype, name=f"layer_{i}")
+            for i in range(config.num_hidden_layers)
         ]
 
     def build(self, x_shape):

@@ -213,11 +213,7 @@ def _softmax_grad(dropped, weights, grad, *, scale):
 
 _bias_softmax_dropout = with_gradient(
     _softmax,
-    lambda _, outputs, grad, scale, rate: (
-        _softmax_grad(*outputs, grad, scale=scale),
-        None,
-        None,
-    ),
+    lambda _, outputs, grad, scale, rate: (_softmax_grad(*outputs, grad, scale=scale), None, None),
 )
 
 

@@ -2,12 +2,14 @@
 
 Every model takes a dict with the features of `kbert.features`, or only the (B, L) `input_ids`. In
 the dict, `attention_mask` (default: all tokens are real) and `token_type_ids` (default: all 0) are
-optional. Models ignore features that they do not use, so they accept batches of any pipeline.
+optional. Models ignore features that they do not use, so they accept batches of any pipeline. The
+models with heads take `config`, `output_hidden_states` and `output_attentions` as `BertModel` does.
 """
 
 import keras
 from keras import ops
 
+from kbert.features import ENCODER_FEATURES
 from kbert.model.encoder import Embeddings, Encoder, Pooler, gather_positions
 from kbert.model.pretrained import PretrainedModel
 from kbert.model.task_heads import (
@@ -55,10 +57,8 @@ class BertModel(PretrainedModel):
         name="bert",
         **kwargs,
     ):
-        super().__init__(config, name=name, **kwargs)
+        super().__init__(config, output_hidden_states, output_attentions, name=name, **kwargs)
         self.add_pooling_layer = add_pooling_layer
-        self.output_hidden_states = output_hidden_states
-        self.output_attentions = output_attentions
         self.embeddings = Embeddings(self.config, dtype=self.dtype_policy, name="embeddings")
         self.encoder = Encoder(self.config, dtype=self.dtype_policy, name="encoder")
         self.pooler = None
@@ -77,11 +77,9 @@ class BertModel(PretrainedModel):
         inputs = _features(inputs)
         shows_all = self.output_hidden_states or self.output_attentions
         x = self.embeddings(inputs["input_ids"], inputs.get("token_type_ids"), training=training)
+        rows = None if shows_all else positions
         hidden_states, attentions = self.encoder(
-            x,
-            inputs.get("attention_mask"),
-            None if shows_all else positions,
-            training=training,
+            x, inputs.get("attention_mask"), rows, training=training
         )
         last = hidden_states[-1]
         if shows_all and positions is not None:
@@ -96,30 +94,22 @@ class BertModel(PretrainedModel):
         return outputs
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "add_pooling_layer": self.add_pooling_layer,
-            "output_hidden_states": self.output_hidden_states,
-            "output_attentions": self.output_attentions,
-        }
+        return {**super().get_config(), "add_pooling_layer": self.add_pooling_layer}
 
 
 class _HeadedModel(PretrainedModel):
-    """A BertModel with heads: `task_heads` maps the name of each head to its layer class."""
+    """A BertModel with heads: `task_heads` maps the name of each head to its layer class.
+
+    Args:
+        config: BertConfig. output_hidden_states, output_attentions: as for `BertModel`.
+    """
 
     pooled = True  # whether a head needs the pooler
 
     def __init__(self, config, output_hidden_states=False, output_attentions=False, **kwargs):
-        super().__init__(config, **kwargs)
-        self.output_hidden_states = output_hidden_states
-        self.output_attentions = output_attentions
-        self.bert = BertModel(
-            self.config,
-            add_pooling_layer=self.pooled,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            dtype=self.dtype_policy,
-        )
+        super().__init__(config, output_hidden_states, output_attentions, **kwargs)
+        outputs = (self.pooled, output_hidden_states, output_attentions)
+        self.bert = BertModel(self.config, *outputs, dtype=self.dtype_policy)
         for name, head in self.task_heads.items():
             setattr(self, name, head(self.config, dtype=self.dtype_policy, name=name))
         self.build()
@@ -131,13 +121,6 @@ class _HeadedModel(PretrainedModel):
     def build(self, input_shape=None):
         for name in self.task_heads:
             getattr(self, name).build((None, None, self.config.hidden_size))
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "output_hidden_states": self.output_hidden_states,
-            "output_attentions": self.output_attentions,
-        }
 
     def _pooled(self, inputs, training):
         """Runs the encoder for `pooler_output`; `last_hidden_state` has only [CLS]."""
@@ -155,9 +138,6 @@ class _HeadedModel(PretrainedModel):
 @keras.saving.register_keras_serializable("kbert")
 class BertForPreTraining(_HeadedModel):
     """BERT with both pretraining heads.
-
-    Args:
-        config: BertConfig. output_hidden_states, output_attentions: as for `BertModel`.
 
     Returns, when called:
         dict with `mlm_logits` float32, (B, M, V) at `masked_positions`, or (B, L, V) without them,
@@ -184,9 +164,6 @@ class BertForPreTraining(_HeadedModel):
 class BertForMaskedLM(_HeadedModel):
     """BERT that predicts masked words; it has no pooler, as in HF.
 
-    Args:
-        config: BertConfig. output_hidden_states, output_attentions: as for `BertModel`.
-
     Returns, when called:
         dict with `logits` float32, (B, M, V) at `masked_positions`, or (B, L, V) without them.
     """
@@ -206,9 +183,6 @@ class BertForMaskedLM(_HeadedModel):
 class BertForNextSentencePrediction(_HeadedModel):
     """BERT that predicts whether segment B follows segment A (class 0) or not (class 1).
 
-    Args:
-        config: BertConfig. output_hidden_states, output_attentions: as for `BertModel`.
-
     Returns, when called:
         dict with `logits` (B, 2) float32.
     """
@@ -224,12 +198,8 @@ class BertForNextSentencePrediction(_HeadedModel):
 class BertForSequenceClassification(_HeadedModel):
     """BERT for classification, or regression (C = 1), of a text or a pair of texts.
 
-    Args:
-        config: BertConfig, with C = `num_labels`. output_hidden_states, output_attentions: as for
-            `BertModel`.
-
     Returns, when called:
-        dict with `logits` (B, C) float32.
+        dict with `logits` (B, C) float32, where C is `num_labels` of the config.
     """
 
     task_heads = {"sequence_classifier": ClassificationHead}
@@ -244,12 +214,8 @@ class BertForSequenceClassification(_HeadedModel):
 class BertForTokenClassification(_HeadedModel):
     """BERT that labels each token; it has no pooler, as in HF.
 
-    Args:
-        config: BertConfig, with C = `num_labels`. output_hidden_states, output_attentions: as for
-            `BertModel`.
-
     Returns, when called:
-        dict with `logits` (B, L, C) float32.
+        dict with `logits` (B, L, C) float32, where C is `num_labels` of the config.
     """
 
     task_heads = {"token_classifier": ClassificationHead}
@@ -264,9 +230,6 @@ class BertForTokenClassification(_HeadedModel):
 @keras.saving.register_keras_serializable("kbert")
 class BertForQuestionAnswering(_HeadedModel):
     """BERT for extractive question answering; it has no pooler, as in HF.
-
-    Args:
-        config: BertConfig. output_hidden_states, output_attentions: as for `BertModel`.
 
     Returns, when called:
         dict with `start_logits` and `end_logits`, (B, L) float32 each.
@@ -286,15 +249,11 @@ class BertForQuestionAnswering(_HeadedModel):
 class BertForMultipleChoice(_HeadedModel):
     """BERT for multiple choice; each choice is a separate sequence.
 
-    Args:
-        config: BertConfig. output_hidden_states, output_attentions: as for `BertModel`, with a
-            batch size of B * C.
-
     Call arguments:
         features with C choices, (B, C, L) each.
 
     Returns, when called:
-        dict with `logits` (B, C) float32.
+        dict with `logits` (B, C) float32; `hidden_states` and `attentions` have B * C rows.
     """
 
     task_heads = {"choice_classifier": ChoiceHead}
@@ -302,8 +261,8 @@ class BertForMultipleChoice(_HeadedModel):
     def call(self, inputs, training=None):
         inputs = _features(inputs)
         _, C, L = ops.shape(inputs["input_ids"])
-        names = ("input_ids", "attention_mask", "token_type_ids")
-        flat = {name: ops.reshape(inputs[name], (-1, L)) for name in names if name in inputs}
+        names = [name for name in ENCODER_FEATURES if name in inputs]
+        flat = {name: ops.reshape(inputs[name], (-1, L)) for name in names}
         outputs = self._pooled(flat, training)
         logits = self.choice_classifier(outputs["pooler_output"], training=training)  # (B * C, 1)
         return {"logits": ops.reshape(logits, (-1, C)), **self._extras(outputs)}

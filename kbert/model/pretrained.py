@@ -27,16 +27,25 @@ class PretrainedModel(keras.Model):
     parts = ()
     task_heads = {}  # part -> class of its layer
 
-    def __init__(self, config, name=None, **kwargs):
-        super().__init__(name=name, **kwargs)
+    def __init__(self, config, output_hidden_states=False, output_attentions=False, **kwargs):
+        fields = sorted(_FIELDS & kwargs.keys())
+        if fields:
+            raise UserError(
+                f"{', '.join(fields)} belongs to the config: "
+                f"{type(self).__name__}(BertConfig({fields[0]}=...))."
+            )
+        super().__init__(**kwargs)
         self.config = config if isinstance(config, BertConfig) else BertConfig(**config)
+        self.output_hidden_states = output_hidden_states
+        self.output_attentions = output_attentions
 
     def get_config(self):
-        return {**super().get_config(), "config": self.config.to_dict()}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
+        return {
+            **super().get_config(),
+            "config": self.config.to_dict(),
+            "output_hidden_states": self.output_hidden_states,
+            "output_attentions": self.output_attentions,
+        }
 
     def named_weights(self):
         """dict of name -> variable, such as 'bert/encoder/layer_0/attention/query/kernel'."""

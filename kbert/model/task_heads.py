@@ -9,16 +9,10 @@ from kbert.model.attention import ConfiguredLayer
 
 @keras.saving.register_keras_serializable("kbert")
 class MaskedLMHead(ConfiguredLayer):
-    """Predicts the logits of all vocabulary entries.
+    """Predicts the logits of all vocabulary entries: (B, M, D) -> (B, M, V) float32.
 
-    Its output matrix is the word embedding matrix, unless the config sets `tie_word_embeddings` to
+    The output matrix is `word_embeddings`, (V, D), unless the config sets `tie_word_embeddings` to
     False.
-
-    Call arguments:
-        x: (B, M, D). word_embeddings: (V, D).
-
-    Returns:
-        (B, M, V) float32 logits.
     """
 
     def __init__(self, config, **kwargs):
@@ -49,13 +43,9 @@ class MaskedLMHead(ConfiguredLayer):
 
 @keras.saving.register_keras_serializable("kbert")
 class NextSentenceHead(ConfiguredLayer):
-    """Predicts whether segment B follows A (class 0) or is from another document (class 1).
+    """Logits of B following A (class 0) and of B from another document (class 1).
 
-    Call arguments:
-        pooler_output: (B, D).
-
-    Returns:
-        (B, 2) float32 logits.
+    Takes `pooler_output` (B, D); returns (B, 2) float32.
     """
 
     def __init__(self, config, **kwargs):
@@ -73,23 +63,17 @@ class NextSentenceHead(ConfiguredLayer):
 class ClassificationHead(ConfiguredLayer):
     """Dropout, then logits of C labels, for a sequence (B, D) or its tokens (B, L, D).
 
-    Call arguments:
-        x: (..., D).
-
-    Returns:
-        (..., C) float32 logits.
+    Takes (..., D); returns (..., C) float32.
     """
+
+    units = None  # None for C
+    has_dropout = True
 
     def __init__(self, config, **kwargs):
         super().__init__(config, **kwargs)
-        self.input_dropout = self.dropout(self._dropout_rate(), "dropout")
-        self.output_dense = self.dense(self._units(), "dense")
-
-    def _units(self):
-        return self.config.num_labels
-
-    def _dropout_rate(self):
-        return self.config.head_dropout_prob
+        rate = self.config.head_dropout_prob if self.has_dropout else 0.0
+        self.input_dropout = self.dropout(rate, "dropout")
+        self.output_dense = self.dense(self.units or self.config.num_labels, "dense")
 
     def build(self, x_shape):
         self.output_dense.build(x_shape)
@@ -103,16 +87,12 @@ class ClassificationHead(ConfiguredLayer):
 class ChoiceHead(ClassificationHead):
     """Dropout, then the logit of one choice: (..., D) -> (..., 1) float32."""
 
-    def _units(self):
-        return 1
+    units = 1
 
 
 @keras.saving.register_keras_serializable("kbert")
 class SpanHead(ClassificationHead):
     """Start and end logits of each token, without dropout: (B, L, D) -> (B, L, 2)."""
 
-    def _units(self):
-        return 2
-
-    def _dropout_rate(self):
-        return 0.0
+    units = 2
+    has_dropout = False

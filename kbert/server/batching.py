@@ -24,19 +24,16 @@ UNKNOWN_TOKENS = 128  # tokens counted for a request whose length is unknown
 
 @dataclasses.dataclass(eq=False)
 class _RequestPiece:
-    """Rows of one request that share a batch.
-
-    rows: their indices in the request. queue: the queue that holds it. order: order of arrival.
-    """
+    """Rows of one request that share a batch."""
 
     servable: object
     signature: object
     inputs: dict
-    rows: np.ndarray
+    rows: np.ndarray  # their indices in the request
     length: int
     future: asyncio.Future
-    order: int = 0
-    queue: collections.deque = None
+    order: int = 0  # of arrival
+    queue: collections.deque = None  # that holds it
 
 
 class Batcher:
@@ -70,7 +67,7 @@ class Batcher:
         B = servable.check(signature, inputs)
         alone = servable.metadata is None or not B
         lengths = np.zeros(1, int) if alone else servable.lengths(inputs)
-        weight = UNKNOWN_TOKENS if alone else servable.weight(lengths)
+        weight = UNKNOWN_TOKENS if alone else int(lengths.sum())
         if max(weight, B or 1) > self.max_queue_tokens:
             raise invalid(
                 f"{B or 1:,} texts in one request, about {weight:,} tokens; "
@@ -216,18 +213,14 @@ def _computed(batch):
 
 
 def _together(parts, order, widths, padded):
-    """Combines the results of the pieces of a request.
+    """Combines the results of the pieces of a request; `order` restores the order of its rows.
 
     Padded outputs get the number of columns that these rows need, or that of the input of the same
-    name.
-
-    Args:
-        parts: list of dicts of arrays. order: (B,) permutation that restores the order of the rows.
-        widths: dict of input name -> number of columns.
-        padded: dict of name -> padding value, see `kbert.tasks.endpoint.Endpoint`.
+    name, by `widths`. padded: see `kbert.tasks.endpoint.Endpoint`.
     """
     leading = next(iter(padded), None)
     padded = padded if leading in parts[0] else {}
+    padded = {n: fill.encode() if isinstance(fill, str) else fill for n, fill in padded.items()}
     if padded:
         width = widths.get(leading)
         if width is None:
@@ -245,7 +238,6 @@ def _together(parts, order, widths, padded):
 
 def _filled(array, fill):
     """Returns the number of columns of (B, S, ...) up to the last one that is not all padding."""
-    fill = fill.encode() if isinstance(fill, str) else fill
     there = (array != fill).any(axis=(0, *range(2, array.ndim)))
     return int(np.flatnonzero(there).max(initial=-1)) + 1
 
@@ -255,7 +247,6 @@ def _as_wide(array, width, fill):
     array = array[:, :width]
     if array.shape[1] == width:
         return array
-    fill = fill.encode() if isinstance(fill, str) else fill
-    wide = np.full((len(array), width, *array.shape[2:]), fill, array.dtype)
-    wide[:, : array.shape[1]] = array
-    return wide
+    added = [(0, 0)] * array.ndim
+    added[1] = (0, width - array.shape[1])
+    return np.pad(array, added, constant_values=fill)

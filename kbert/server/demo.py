@@ -24,11 +24,12 @@ from kbert.server.servable import Signature
 from kbert.tokenizer.tokenizer import BertTokenizer
 from kbert.utils.formats import is_quantized
 from kbert.visualization.attention import attention_weights
-from kbert.visualization.attention_page import attention_data, attention_view
+from kbert.visualization.attention_page import attention_data, read_page
 
 MOST_TOKENS = 128  # of a text whose attention is shown; 6 MB for BERT base
 MOST_CHARACTERS = 20_000  # of a text that is cut to so many tokens
 MOST_ASKING = 16  # who wait for an attention
+_SUMMARY = ("method", "inputs", "labels", "max_seq_length")  # of kbert.json, for the page
 _SIGNATURE = Signature("attention", None, {}, {})
 
 
@@ -52,18 +53,15 @@ class Demo:
         `method` is null where a SavedModel is not kbert's; where it is, `inputs`, `labels` and
         `max_seq_length` are those of its kbert.json.
         """
-        models = self._service.models.served()
-        return {
-            "models": [
-                {
-                    "name": name,
-                    "versions": [
-                        _version_summary(n, versions[n]) for n in sorted(versions, reverse=True)
-                    ],
-                }
-                for name, versions in models.items()
-            ]
-        }
+        models = []
+        for name, versions in self._service.models.served().items():
+            summaries = []
+            for number in sorted(versions, reverse=True):
+                metadata = versions[number].metadata or {"method": None}
+                known = [key for key in _SUMMARY if key in metadata]
+                summaries.append({"version": number, **{key: metadata[key] for key in known}})
+            models.append({"name": name, "versions": summaries})
+        return {"models": models}
 
     async def attention(self, request):
         """JSON of `attention_data` of a text, with a list of `notes`; computed one at a time.
@@ -123,10 +121,8 @@ class AttentionServable:
     metadata = None  # so that nothing shares a batch with it
 
     def __init__(self, servable):
-        self._folder, self._reads_masks = (
-            servable.folder,
-            servable.metadata["method"] == "fill_mask",
-        )
+        self._folder = servable.folder
+        self._read_in_text = ("[MASK]",) if servable.metadata["method"] == "fill_mask" else False
         self._most = min(servable.metadata["max_seq_length"], MOST_TOKENS)
         self._model = self._tokenizer = None
 
@@ -147,7 +143,7 @@ class AttentionServable:
             if self._model is None:
                 folder = ModelFolder(self._folder)
                 self._tokenizer = BertTokenizer.from_pretrained(
-                    folder, special_tokens_in_text=("[MASK]",) if self._reads_masks else False
+                    folder, special_tokens_in_text=self._read_in_text
                 )
                 self._model = BertModel.from_pretrained(
                     folder, add_pooling_layer=False, output_attentions=True
@@ -157,23 +153,12 @@ class AttentionServable:
             )
         except UserError as error:
             raise invalid(str(error)) from None
-        strings = {"tokens": tokens, "notes": notes}
-        return {"weights": weights, **{n: np.array(x, object) for n, x in strings.items()}}
-
-
-def _version_summary(number, servable):
-    """What the page must know of a version."""
-    metadata = servable.metadata or {"method": None}
-    names = ("method", "inputs", "labels", "max_seq_length")
-    return {"version": number, **{name: metadata[name] for name in names if name in metadata}}
+        texts = {"tokens": np.array(tokens, object), "notes": np.array(notes, object)}
+        return {"weights": weights, **texts}
 
 
 def _read(request):
-    """(ModelSpec, dict of texts) of the JSON of a request.
-
-    Raises:
-        RequestError: it is something else.
-    """
+    """(ModelSpec, dict of texts) of the JSON of a request."""
     unknown = request.keys() - {"model", "version", "text", "text_pair"}
     if unknown:
         raise invalid(f"a request has model, version, text and text_pair; got {min(unknown)!r}.")
@@ -205,12 +190,7 @@ def _page():
     The browser runs no script and takes no style but those of the page, which it knows by their
     hashes, makes no HTML of text (Trusted Types), and asks nobody but this server.
     """
-    file = importlib.resources.files("kbert.server") / "demo.html"
-    text = file.read_text(encoding="utf-8")
-    style, body, script = attention_view()
-    marks = {"/* attention_view.css */": style, "<!-- attention_view.html -->": body}
-    for mark, part in (marks | {"/* attention_view.js */": script}).items():
-        text = text.replace(mark, part)
+    text = read_page(importlib.resources.files("kbert.server") / "demo.html")
     hashes = {}
     for name in ("style", "script"):
         (part,) = re.findall(f"<{name}>(.*?)</{name}>", text, re.DOTALL)

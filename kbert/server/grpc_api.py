@@ -1,7 +1,6 @@
 """TensorFlow Serving's gRPC API: PredictionService, ModelService and gRPC's health service."""
 
 import asyncio
-import dataclasses
 import logging
 import time
 
@@ -30,11 +29,11 @@ def _answering(answer):
 
     async def method(self, request, context):
         begin, code = time.perf_counter(), "OK"
-        self.open.count += 1
+        self.open += 1
         try:
-            if self.open.count > self.open.most:
+            if self.open > self.most_open:
                 raise RequestError(
-                    "RESOURCE_EXHAUSTED", f"{self.open.most} requests are open already."
+                    "RESOURCE_EXHAUSTED", f"{self.most_open} requests are open already."
                 )
             if request is None:
                 raise invalid("the request is no message of this method.")
@@ -50,7 +49,7 @@ def _answering(answer):
             log.exception("a request of %s failed", answer.__name__)
             await context.abort(grpc.StatusCode.INTERNAL, "the server failed; see its log.")
         finally:
-            self.open.count -= 1
+            self.open -= 1
             seconds = time.perf_counter() - begin
             self.metrics.answered(_name(request), f"grpc_{answer.__name__}", code, seconds)
 
@@ -82,24 +81,15 @@ class _Decoding(grpc.aio.ServerInterceptor):
         )
 
 
-@dataclasses.dataclass
-class _Open:
-    """Number of open requests, and its maximum."""
+class Servicer(
+    prediction_service_pb2_grpc.PredictionServiceServicer,
+    model_service_pb2_grpc.ModelServiceServicer,
+):
+    """PredictionService and ModelService, with a common maximum of open requests."""
 
-    most: int
-    count: int = 0
-
-
-class _Servicer:
-    def __init__(self, service, metrics, open_requests):
-        self.service, self.metrics, self.open = service, metrics, open_requests
-
-    def examples(self, request):
-        return examples_of_input(request.input, self.service.most_examples)
-
-
-class Prediction(_Servicer, prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict, Classify, Regress, MultiInference and GetModelMetadata."""
+    def __init__(self, service, metrics, most_open):
+        self.service, self.metrics, self.most_open = service, metrics, most_open
+        self.open = 0
 
     @_answering
     async def Predict(self, request):
@@ -122,14 +112,15 @@ class Prediction(_Servicer, prediction_service_pb2_grpc.PredictionServiceService
 
     async def _result(self, kind, request, answer):
         number, servable, signature = self.service.find(request.model_spec)
-        result = await getattr(self.service, kind)(servable, signature, self.examples(request))
+        examples = examples_of_input(request.input, self.service.most_examples)
+        result = await getattr(self.service, kind)(servable, signature, examples)
         answer.result.CopyFrom(result)
         answer.model_spec.CopyFrom(self.service.spec_of(request.model_spec, number))
         return answer
 
     @_answering
     async def MultiInference(self, request):
-        examples = self.examples(request)
+        examples = examples_of_input(request.input, self.service.most_examples)
         if not request.tasks:
             raise invalid("there are no tasks.")
         specs = [task.model_spec for task in request.tasks]
@@ -157,10 +148,6 @@ class Prediction(_Servicer, prediction_service_pb2_grpc.PredictionServiceService
     @_answering
     async def GetModelMetadata(self, request):
         return self.service.metadata(request.model_spec, request.metadata_field)
-
-
-class Models(_Servicer, model_service_pb2_grpc.ModelServiceServicer):
-    """GetModelStatus and HandleReloadConfigRequest."""
 
     @_answering
     async def GetModelStatus(self, request):
@@ -217,15 +204,11 @@ class GrpcServer:
                 ("grpc.keepalive_timeout_ms", 20_000),
             ],
         )
-        self._config, self._open = config, _Open(config.max_concurrent_requests)
-        self._health = _Health()
+        self._drain_seconds, self._health = config.drain_seconds, _Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-            Prediction(service, metrics, self._open), self._server
-        )
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            Models(service, metrics, self._open), self._server
-        )
+        servicer = Servicer(service, metrics, config.max_concurrent_requests)
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, self._server)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(servicer, self._server)
         self.port = None
 
     async def start(self, address, certificates):
@@ -248,7 +231,7 @@ class GrpcServer:
     async def stop(self):
         """Stops accepting requests, and waits for the open ones."""
         await self._health.enter_graceful_shutdown()
-        ending = asyncio.ensure_future(self._server.stop(self._config.drain_seconds))
+        ending = asyncio.ensure_future(self._server.stop(self._drain_seconds))
         await asyncio.sleep(0.1)  # lets health watchers receive the new status
         self._health.end_watches()
         await ending  # all responses are sent, or drain_seconds have passed

@@ -35,7 +35,7 @@ async def serve(config, report=print):
     def load(folder):
         servable = Servable(folder, config.backend)
         if config.enable_model_warmup:
-            servable.warm_up(folder)
+            servable.warm_up()
         return servable
 
     load_task_module(config.task_module)
@@ -95,7 +95,7 @@ async def _start(config, configs, models, report):
 
 async def _listen(config, certificates, service, metrics, servers):
     """Starts the configured servers; returns their ports, 0 for a server that is off."""
-    secrets, context = certificates or (None, None)
+    secrets, context = certificates
     ports = []
     for kind, port, arguments in (
         (GrpcServer, config.port, (_address(config, config.port), secrets)),
@@ -119,13 +119,9 @@ def _address(config, port):
 
 
 def _certificates(config):
-    """Returns ((key, chain, client_ca) as bytes, ssl.SSLContext), or None without TLS.
-
-    Raises:
-        UserError: a file cannot be read or is invalid.
-    """
+    """Returns ((key, chain, client_ca) as bytes, ssl.SSLContext); (None, None) without TLS."""
     if not config.ssl_key:
-        return None
+        return None, None
     secrets = []
     for name in ("ssl_key", "ssl_certificate", "ssl_client_ca"):
         path = getattr(config, name)

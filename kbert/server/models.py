@@ -90,9 +90,7 @@ class Models:
     async def _loaded_versions(self, configs, at_once):
         """Returns (name -> number -> Version, set of all folders), loading missing versions.
 
-        Args:
-            configs: dict of ModelConfig. at_once: load new versions immediately; else only versions
-                unchanged since the last poll, as the others may still be copied.
+        Without `at_once`, only versions unchanged since the last poll: others may be half-copied.
         """
         result, folders, loop = {}, set(), asyncio.get_running_loop()
         for name, config in configs.items():
@@ -111,10 +109,12 @@ class Models:
                     versions[number] = await self._loaded(name, Version(number, folder, files))
                 self._seen[folder] = files
             if not any(version.servable for version in versions.values()):
-                kept = {n: v for n, v in before.items() if v.servable}
-                versions.update(
-                    {n: v for n, v in kept.items() if _is_below(v.folder, config.base_path)}
-                )
+                base = config.base_path.rstrip("/")
+                versions |= {
+                    number: version
+                    for number, version in before.items()
+                    if version.servable and version.folder.rpartition("/")[0] == base
+                }
             for number in there.keys() - versions.keys():
                 if number in before:
                     versions[number] = Version(number, state=STATES.END)
@@ -220,9 +220,7 @@ def _check(configs, versions):
     for name, config in configs.items():
         available = [n for n, version in versions[name].items() if version.servable]
         if not available:
-            errors = [
-                version.error for _, version in sorted(versions[name].items()) if version.error
-            ]
+            errors = [v.error for _, v in sorted(versions[name].items()) if v.error]
             missing = (
                 f"no versions in {config.base_path}; a version is a folder with a number for a "
                 f"name, such as {config.base_path}/1, with what kbert.export has written."
@@ -254,17 +252,13 @@ def read_configs(path):
     return list(config.model_config_list.config)
 
 
-def _is_below(folder, base_path):
-    return folder.rpartition("/")[0] == str(base_path).rstrip("/")
-
-
 def _on_disk(base_path):
     """dict of number -> folder of the versions on disk."""
     result = {}
     try:
         for name in (name.rstrip("/") for name in tf.io.gfile.listdir(base_path)):
             if name.isascii() and name.isdigit() and int(name) < 2**63:
-                folder = f"{str(base_path).rstrip('/')}/{name}"
+                folder = f"{base_path.rstrip('/')}/{name}"
                 if tf.io.gfile.exists(f"{folder}/saved_model.pb"):  # else still being copied
                     result[int(name)] = folder
     except tf.errors.OpError:  # no such folder, or it is changing; the next poll retries

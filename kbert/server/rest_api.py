@@ -118,11 +118,7 @@ class RestServer:
             self._metrics.answered(name, f"rest_{what}", code, time.perf_counter() - begin)
 
     def _routed(self, request):
-        """Returns (model, operation, handler) of a request.
-
-        Raises:
-            RequestError: nothing is served at this path.
-        """
+        """Returns (model, operation, handler) of a request."""
         if self._demo and _DEMO.get(request.path) == request.method:
             return "", "demo", functools.partial(self._answer_demo, request)
         match = _PATH.fullmatch(request.path)
@@ -148,18 +144,20 @@ class RestServer:
         if what == "status":
             return _message(self._service.status(spec))
         if what == "metadata":
-            return _metadata(self._service.metadata(spec))
-        body = await self._body(request)
+            return _message(self._service.metadata(spec))
+        values = _parsed(await self._body(request))
+        spec.signature_name = values.get("signature_name", "")
+        _, servable, signature = self._service.find(spec)
         if what == "predict":
-            servable, signature, inputs, by_row = self._predict_request(spec, body)
-            del body
+            write = _rows_text if "instances" in values else _columns_text
+            inputs = _inputs(signature, values)
+            del values
             outputs = await self._service.predict(servable, signature, inputs)
             large = sum(array.size for array in outputs.values()) > _MANY
-            write = _rows_text if by_row else _columns_text
             text = await asyncio.to_thread(write, outputs) if large else write(outputs)
             return web.Response(body=text, content_type="application/json")
-        servable, signature, examples = self._examples_request(spec, body)
-        del body
+        examples = _examples(values, self._service.most_examples)
+        del values
         outputs = await getattr(self._service, what)(servable, signature, examples)
         if what == "classify":
             rows = [[[c.label, c.score] for c in one.classes] for one in outputs.classifications]
@@ -168,11 +166,7 @@ class RestServer:
         return _said(200, {"results": rows})
 
     async def _body(self, request):
-        """Reads the body; aiohttp's own `read` would keep it in memory during the request.
-
-        Raises:
-            HTTPRequestEntityTooLarge: the body is larger than allowed.
-        """
+        """Reads the body; aiohttp's own `read` would keep it in memory during the request."""
         parts, size, most = [], 0, self._config.max_request_bytes
         async for part in request.content.iter_chunked(1 << 16):
             size += len(part)
@@ -180,28 +174,6 @@ class RestServer:
                 raise web.HTTPRequestEntityTooLarge(most, size)
             parts.append(part)
         return b"".join(parts)
-
-    def _predict_request(self, spec, body):
-        """Returns (Servable, Signature, dict of arrays, whether in row format) of a body."""
-        values = _parsed(body)
-        by_row = "instances" in values
-        if by_row == ("inputs" in values):
-            raise invalid("a request has either 'instances' or 'inputs'.")
-        spec.signature_name = values.get("signature_name", "")
-        _, servable, signature = self._service.find(spec)
-        inputs = (
-            _rows(signature, values["instances"])
-            if by_row
-            else _columns(signature, values["inputs"])
-        )
-        return servable, signature, inputs, by_row
-
-    def _examples_request(self, spec, body):
-        """Returns (Servable, Signature, (B,) serialized tf.Examples) of a body."""
-        values = _parsed(body)
-        spec.signature_name = values.get("signature_name", "")
-        _, servable, signature = self._service.find(spec)
-        return servable, signature, _examples(values, self._service.most_examples)
 
 
 async def _not_sniffed(request, response):
@@ -219,11 +191,7 @@ def _spec(match):
 
 
 def _parsed(body):
-    """Parses a body as a JSON object.
-
-    Raises:
-        RequestError: the body is not a JSON object.
-    """
+    """Parses a body as a JSON object."""
     try:
         values = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -239,8 +207,13 @@ def _is_bytes(value):
     return isinstance(value, dict) and set(value) == {"b64"}
 
 
-def _rows(signature, instances):
-    """Converts 'instances', objects of inputs or values of the only input, to a dict of arrays."""
+def _inputs(signature, values):
+    """Converts 'inputs' or 'instances', objects or values of the only input, to arrays by name."""
+    if ("instances" in values) == ("inputs" in values):
+        raise invalid("a request has either 'instances' or 'inputs'.")
+    if "inputs" in values:
+        return _columns(signature, values["inputs"])
+    instances = values["instances"]
     if not isinstance(instances, list) or not instances:
         raise invalid("'instances' is a list of at least one row.")
     if not all(isinstance(row, dict) and not _is_bytes(row) for row in instances):
@@ -278,12 +251,8 @@ def _examples(values, most):
     if not isinstance(context, dict):
         raise invalid("'context' is an object of features.")
     check_examples(len(examples), most, example_of_json(context))
-    result = np.empty(len(examples), object)
-    for i, example in enumerate(examples):
-        result[i] = example_of_json(
-            {**context, **example} if isinstance(example, dict) else example
-        )
-    return result
+    rows = [{**context, **row} if isinstance(row, dict) else row for row in examples]
+    return np.array([example_of_json(row) for row in rows], object)
 
 
 def _columns_text(outputs):
@@ -291,18 +260,11 @@ def _columns_text(outputs):
 
     It serializes row by row, so that other threads can run in between.
     """
-    texts = {name: _array_text(name, array) for name, array in outputs.items()}
-    if len(texts) == 1:
-        (text,) = texts.values()
-    else:
-        text = "{" + ", ".join(f"{json.dumps(name)}: {x}" for name, x in texts.items()) + "}"
-    return f'{{"outputs": {text}}}'.encode()
-
-
-def _array_text(name, array):
-    if not array.ndim:
-        return json.dumps(to_json(name, array))
-    return "[" + ", ".join(_row_texts(name, array)) + "]"
+    texts = [
+        f"[{', '.join(_row_texts(name, x))}]" if x.ndim else json.dumps(to_json(name, x))
+        for name, x in outputs.items()
+    ]
+    return f'{{"outputs": {_object_text(map(json.dumps, outputs), texts)}}}'.encode()
 
 
 def _row_texts(name, array):
@@ -310,23 +272,19 @@ def _row_texts(name, array):
 
 
 def _rows_text(outputs):
-    """Serializes a dict of arrays as {"predictions": [...]}; see `_columns_text`.
-
-    Raises:
-        RequestError: the outputs have different numbers of rows.
-    """
+    """Serializes a dict of arrays as {"predictions": [...]}; see `_columns_text`."""
     if len({len(array) if array.ndim else -1 for array in outputs.values()} | {-1}) != 2:
         raise invalid("outputs have no common number of rows: ask with 'inputs'.")
-    columns = {name: _row_texts(name, array) for name, array in outputs.items()}
-    if len(columns) == 1:
-        (rows,) = columns.values()
-    else:
-        names = [json.dumps(name) for name in columns]
-        rows = [
-            "{" + ", ".join(f"{n}: {x}" for n, x in zip(names, row, strict=True)) + "}"
-            for row in zip(*columns.values(), strict=True)
-        ]
+    names = [json.dumps(name) for name in outputs]
+    columns = [_row_texts(name, array) for name, array in outputs.items()]
+    rows = [_object_text(names, row) for row in zip(*columns, strict=True)]
     return f'{{"predictions": [{", ".join(rows)}]}}'.encode()
+
+
+def _object_text(names, texts):
+    """Combines JSON texts to an object; a single one is returned without its name."""
+    pairs = [f"{name}: {text}" for name, text in zip(names, texts, strict=True)]
+    return texts[0] if len(pairs) == 1 else f"{{{', '.join(pairs)}}}"
 
 
 def _said(status, value):
@@ -336,17 +294,10 @@ def _said(status, value):
 
 
 def _message(message):
-    text = json_format.MessageToJson(
+    """Serializes a message as TensorFlow Serving does, without the "@type" of metadata."""
+    result = json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    return web.Response(body=text.encode(), content_type="application/json")
-
-
-def _metadata(answer):
-    """Serializes the metadata as TensorFlow Serving does, without the "@type" of the values."""
-    result = json_format.MessageToDict(
-        answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    for value in result["metadata"].values():
+    for value in result.get("metadata", {}).values():
         del value["@type"]
     return _said(200, result)

@@ -61,7 +61,10 @@ class Servable:
 
     def __init__(self, folder, backend="auto"):
         self.folder = folder
-        self.metadata, self._config = _read_metadata(pathlib.Path(folder) / "assets.extra")
+        self._extra, self.metadata = pathlib.Path(folder) / "assets.extra", None
+        if (self._extra / EXPORT_FILE).is_file():
+            self.metadata = read_export(self._extra)
+            self._config = BertConfig.from_file(self._extra / "config.json")
         has_weights = self.metadata and not is_quantized(self.metadata)
         if backend == "openvino" and not has_weights:
             raise UserError(f"{folder} is no float32 export of kbert, as backend=openvino needs.")
@@ -80,10 +83,8 @@ class Servable:
         }
 
     def __str__(self):
-        what = (
-            self.metadata["method"] if self.metadata else f"signatures {', '.join(self.signatures)}"
-        )
-        return f"{what}, computed by {self.backend}"
+        what = f"signatures {', '.join(self.signatures)}"
+        return f"{self.metadata['method'] if self.metadata else what}, computed by {self.backend}"
 
     def _loaded(self, folder):
         try:
@@ -184,10 +185,6 @@ class Servable:
                 got = f"{array.min()} to {array.max()}"
                 raise invalid(f"input {name} must be 0 to {size - 1}; got {got}.")
 
-    def weight(self, lengths):
-        """Returns the tokens that these rows count in the queue. lengths: as of `lengths`."""
-        return int(lengths.sum())
-
     def lengths(self, inputs):
         """Estimates the tokens of each row, (B,) int: from bytes of text, else from columns."""
         texts = [array for array in inputs.values() if array.dtype == object]
@@ -197,39 +194,35 @@ class Servable:
         result = 0
         for array in texts:
             sizes = np.fromiter((len(text) // 4 for text in array.ravel()), np.int64, array.size)
-            sizes = sizes.reshape(array.shape)
-            result = result + (
-                sizes if sizes.ndim == 2 else sizes[:, None]
-            )  # (B, 1), or (B, C) with choices
+            result = result + sizes.reshape(len(array), -1)  # (B, 1), or (B, C) with choices
         result = np.maximum(result, LEAST_LENGTH)
         if self.metadata["method"] not in ("tag", "answer"):  # which read long texts in windows
             result = np.minimum(result, self.metadata["max_seq_length"])
         return result.sum(axis=1)
 
-    def warm_up(self, folder):
+    def warm_up(self):
         """Computes the warmup requests of the export; returns their number.
 
         Raises:
             RequestError: a warmup request fails.
         """
-        path = pathlib.Path(folder) / "assets.extra" / WARMUP_FILE
-        count = 0
-        if path.is_file():
-            records = tf.data.TFRecordDataset(str(path)).take(MOST_WARMUPS)
-            for record in records.as_numpy_iterator():
-                log = prediction_log_pb2.PredictionLog.FromString(record)
-                kind = log.WhichOneof("log_type")
-                if kind not in ("predict_log", "classify_log", "regress_log"):
-                    continue  # multi_inference_log, for example, calls the same signatures
-                request = getattr(log, kind).request
-                signature = self.signature(request.model_spec.signature_name)
-                if kind == "predict_log":
-                    inputs = self.read(signature, request.inputs)
-                else:
-                    inputs = {"inputs": examples_of_input(request.input, MOST_WARMUPS)}
-                self.check(signature, inputs)
-                self.compute(signature, inputs)
-                count += 1
+        path, count = self._extra / WARMUP_FILE, 0
+        if not path.is_file():
+            return 0
+        for record in tf.data.TFRecordDataset(str(path)).take(MOST_WARMUPS).as_numpy_iterator():
+            log = prediction_log_pb2.PredictionLog.FromString(record)
+            kind = log.WhichOneof("log_type")
+            if kind not in ("predict_log", "classify_log", "regress_log"):
+                continue  # multi_inference_log, for example, calls the same signatures
+            request = getattr(log, kind).request
+            signature = self.signature(request.model_spec.signature_name)
+            if kind == "predict_log":
+                inputs = self.read(signature, request.inputs)
+            else:
+                inputs = {"inputs": examples_of_input(request.input, MOST_WARMUPS)}
+            self.check(signature, inputs)
+            self.compute(signature, inputs)
+            count += 1
         return count
 
 
@@ -239,17 +232,6 @@ def _check_names(signature, inputs):
             f"signature {signature.name} takes {', '.join(sorted(signature.inputs))}; got "
             f"{', '.join(sorted(inputs)) or 'nothing'}."
         )
-
-
-def _read_metadata(extra):
-    """Returns kbert.json and the BertConfig of a kbert export; (None, None) for other models.
-
-    Args:
-        extra: its folder assets.extra.
-    """
-    if not (extra / EXPORT_FILE).is_file():
-        return None, None
-    return read_export(extra), BertConfig.from_file(extra / "config.json")
 
 
 def _definitions(folder):
@@ -283,15 +265,14 @@ def _on_openvino(endpoint):
     a graph calls until the loading thread ends.
     """
     rank = 3 if endpoint.name == "choose" else 2
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    features = {name: np.ones([1, 2, 8][-rank:], np.int32) for name in names}
-    specs = {name: tf.TensorSpec([None] * rank, tf.int32) for name in names}
+    features = {name: np.ones([1, 2, 8][-rank:], np.int32) for name in ENCODER_FEATURES}
+    specs = {name: tf.TensorSpec([None] * rank, tf.int32) for name in ENCODER_FEATURES}
     function = tf.function(endpoint.forward, [specs], autograph=False).get_concrete_function()
     outputs = dict(sorted(function.structured_outputs.items()))
     compute = frozen_backend("openvino", endpoint.model, endpoint.name)(endpoint.forward, features)
 
     def computed(*arrays):
-        result = compute(dict(zip(names, arrays, strict=True)))
+        result = compute(dict(zip(ENCODER_FEATURES, arrays, strict=True)))
         return [result[name] for name in outputs]
 
     held = weakref.ref(computed)
@@ -299,7 +280,7 @@ def _on_openvino(endpoint):
     def in_graph(features):
         tensors = tf.numpy_function(
             lambda *arrays: held()(*arrays),
-            [features[name] for name in names],
+            [features[name] for name in ENCODER_FEATURES],
             [x.dtype for x in outputs.values()],
         )
         for tensor, spec in zip(tensors, outputs.values(), strict=True):

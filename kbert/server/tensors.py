@@ -96,8 +96,7 @@ def from_json(name, value, dtype, rank):
     if not flat and rank is not None:
         shape += [0] * (rank - len(shape))  # an empty list leaves the other axes unknown
     if dtype == tf.string:
-        array = np.empty(len(flat), object)
-        array[:] = [_bytes(name, item) for item in flat]
+        array = np.array([_bytes(name, item) for item in flat], object)
     else:
         array = _numbers(name, flat, dtype)
     return array.reshape(shape)
@@ -152,9 +151,7 @@ def to_json(name, array):
         flat = [{"b64": base64.b64encode(item).decode()} for item in array.ravel()]
     else:
         flat = [item.decode("utf-8", "replace") for item in array.ravel()]
-    texts = np.empty(len(flat), object)
-    texts[:] = flat
-    return texts.reshape(array.shape).tolist()
+    return np.array(flat, object).reshape(array.shape).tolist()
 
 
 def examples_of_input(request, most):
@@ -168,18 +165,15 @@ def examples_of_input(request, most):
     """
     kind = request.WhichOneof("kind")
     examples = getattr(request, kind).examples if kind else []
-    context = None
-    if kind == "example_list_with_context":
-        context = request.example_list_with_context.context.SerializeToString()
-    check_examples(len(examples), most, context or b"")
-    result = np.empty(len(examples), object)
-    for i, example in enumerate(examples):
-        if context is not None:
-            whole = tf.train.Example.FromString(context)
-            whole.MergeFrom(example)
-            example = whole
-        result[i] = example.SerializeToString()
-    return result
+    context = request.example_list_with_context.context  # empty in other kinds
+    check_examples(len(examples), most, context.SerializeToString())
+    result = []
+    for example in examples:
+        whole = tf.train.Example()
+        whole.MergeFrom(context)
+        whole.MergeFrom(example)
+        result.append(whole.SerializeToString())
+    return np.array(result, object)
 
 
 def check_examples(count, most, context):

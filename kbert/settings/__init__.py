@@ -1,4 +1,7 @@
-"""Settings of the programs: dataclasses with one flag for each field."""
+"""Settings of the programs: dataclasses with one flag for each field.
+
+They raise UserError for values that have the wrong type, are out of range or contradict each other.
+"""
 
 from kbert.settings.data import LearnVocabConfig, PrepareConfig
 from kbert.settings.models import (

@@ -67,11 +67,7 @@ BACKENDS = (*SERVER_BACKENDS, "keras")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportConfig(ColumnConfig, TaskModuleConfig):
-    """Settings of `kbert.export`, one flag each.
-
-    Raises:
-        UserError: a value has the wrong type, or is one that nothing would look at.
-    """
+    """Settings of `kbert.export`, one flag each."""
 
     model: str | None = setting(
         None, "folder of weights in any format, or the name of a model on the Hugging Face hub"

@@ -51,11 +51,7 @@ class ExampleConfig(ColumnConfig, TaskModuleConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainingConfig, ExampleConfig):
-    """Settings of a fine-tuning run, one flag each.
-
-    Raises:
-        UserError: a value has the wrong type, is out of range, or contradicts another.
-    """
+    """Settings of a fine-tuning run, one flag each."""
 
     init_from: str | None = setting(
         None,
@@ -155,11 +151,7 @@ class FinetuneConfig(TrainingConfig, ExampleConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillConfig(FinetuneConfig, TeacherConfig):
-    """Settings of a student's fine-tuning with a teacher, one flag each.
-
-    Raises:
-        UserError: a value has the wrong type, is out of range, or contradicts another.
-    """
+    """Settings of a student's fine-tuning with a teacher, one flag each."""
 
     def __post_init__(self):
         if not self.teacher:

@@ -10,6 +10,8 @@ from kbert.errors import UserError
 class TrainingConfig:
     """What pretraining and fine-tuning share: optimizer, devices, checkpoints."""
 
+    layer_decay, bias_correction = 1.0, False  # which are settings of fine-tuning alone
+
     weight_decay: float = setting(0.01, "decoupled weight decay", at_least=0)
     clip_norm: float = setting(1.0, "global norm to which gradients are clipped", above=0)
     optimizer: str = setting("adamw", "the optimizer", choices=("adamw", "lamb", "sgd"))
@@ -109,11 +111,7 @@ class TeacherConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainingConfig, TeacherConfig):
-    """Settings of a pretraining run, one flag each.
-
-    Raises:
-        UserError: a value has the wrong type, is out of range, or contradicts another.
-    """
+    """Settings of a pretraining run, one flag each."""
 
     input: str = setting(
         "",

@@ -5,7 +5,7 @@ import dataclasses
 from kbert.compression.distillation_objective import FIXED, DistillationObjective
 from kbert.compression.teacher import Teacher, check_heads, start_layers
 from kbert.errors import UserError
-from kbert.model.weights import open_weights
+from kbert.model.folder import ModelFolder
 from kbert.tasks.registry import with_task
 from kbert.train.finetuning import Finetuning
 from kbert.train.start import start_run
@@ -49,12 +49,11 @@ class Distillation:
         return getattr(self._student, name)
 
     def load(self, state, saved, run_dir, workers):
-        student, folder = self._student, self.config.teacher
-        student.layers = start_layers(self.config)
-        check_heads(folder, student.teacher_class)
-        with open_weights(folder) as (teacher_config, _):
-            labels = teacher_config.label_names
-            student.teacher_labels = labels or tuple(map(str, range(teacher_config.num_labels)))
+        student, self._folder = self._student, ModelFolder(self.config.teacher)
+        student.layers = start_layers(self.config, self._folder.config)
+        check_heads(self._folder, student.teacher_class)
+        labels = self._folder.config.label_names
+        student.teacher_labels = labels or tuple(map(str, range(self._folder.config.num_labels)))
         student.load(state, saved, run_dir, workers, self._check)
         self.objective = DistillationObjective(
             student.objective, self.config, self.teacher, student.soft_loss, *student.taught_sums
@@ -62,7 +61,7 @@ class Distillation:
         self._teacher_of_checkpoint = state["data"]["teacher"] if state else None
 
     def _check(self, bert_config, tokenizer):
-        self.teacher = Teacher(self.config, bert_config, tokenizer)
+        self.teacher = Teacher(self._folder, self.config, bert_config, tokenizer)
         self._student.check_teacher(self.teacher.config, bert_config)
 
     def make_model(self, bert_config):

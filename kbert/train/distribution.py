@@ -125,10 +125,8 @@ def _local_strategy(config):
 
 
 def _tpu_strategy():
-    """All TPU cores named by the environment variable TPU_NAME, or else those of this machine.
-
-    Not tested on TPUs: the tests only check that XLA compiles the whole step, which TPUs require.
-    """
+    """All TPU cores named by the environment variable TPU_NAME, or else those of this machine."""
+    # Not tested on TPUs: the tests only check that XLA compiles the whole step, as TPUs require.
     name = os.environ.get("TPU_NAME", "local")
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)

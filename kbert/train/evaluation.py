@@ -1,12 +1,12 @@
 """Held-out metrics that are comparable across runs."""
 
+import collections
 import math
 
 import tensorflow as tf
 
 from kbert.data.pretraining_batches import PretrainingExamples
 from kbert.train.losses import PretrainingObjective
-from kbert.train.metrics import MetricAccumulator
 
 # The same for all runs, so that all are evaluated on the same pairs and masks.
 SEED = 1
@@ -38,12 +38,10 @@ class HeldOut:
 
     def metrics(self):
         """`PretrainingObjective.metrics`, perplexity and entropy, prefixed with `eval_`; a dict."""
-        totals = MetricAccumulator()
+        totals = collections.Counter()
         for features in self._examples.dataset(BATCH_SIZE, steps=self._batches):
-            totals.add(self._sums(features))
-        metrics = {
-            f"eval_{name}": value for name, value in self._objective.metrics(totals.state).items()
-        }
+            totals.update({name: float(x) for name, x in self._sums(features).items()})
+        metrics = {f"eval_{name}": x for name, x in self._objective.metrics(totals).items()}
         metrics["eval_mlm_perplexity"] = math.exp(min(metrics["eval_mlm_loss"], 700))
         metrics["eval_unigram_entropy"] = self._unigram_entropy
         return metrics

@@ -12,20 +12,13 @@ from kbert.data.bucketed_batches import BucketedBatches
 from kbert.data.examples import read_label_names
 from kbert.errors import UserError
 from kbert.inference.batch_runner import BatchRunner
-from kbert.model.weights import open_weights, part_of
+from kbert.model.folder import ModelFolder
+from kbert.model.weights import part_of
 from kbert.tasks.examples import read_examples
-from kbert.tasks.labels import (
-    check_all_present,
-    differing_labels,
-    keep_known,
-    label_names,
-    shown,
-)
+from kbert.tasks.labels import check_all_present, differing_labels, keep_known, label_names, shown
 from kbert.tasks.registry import get_task, make_task, with_task, write_task
-from kbert.tokenizer.tokenizer import BertTokenizer
 from kbert.train import report
 from kbert.train.losses import TaskObjective
-from kbert.train.optimizer import make_optimizer
 from kbert.train.schedule import WarmupPolynomialDecay
 from kbert.train.start import start_run
 from kbert.train.workload import Workload
@@ -84,7 +77,8 @@ class Finetuning(Workload):
 
     def load(self, state, saved, run_dir, workers, check=lambda bert_config, tokenizer: None):
         config = self.config
-        self.tokenizer = BertTokenizer.from_pretrained(saved or config.init_from)
+        folder = ModelFolder.of(saved or config.init_from)
+        self.tokenizer = folder.tokenizer
         files = {"train": config.train_file, "eval": config.eval_file, "test": config.test_file}
         examples = {
             name: read_examples(file, config, report=log) for name, file in files.items() if file
@@ -94,7 +88,7 @@ class Finetuning(Workload):
             names, examples = self._label_names(state, examples)
         allow_no_answer = any(getattr(e, "is_impossible", False) for e in examples["train"])
         self.task = make_task(config, self.tokenizer, names, allow_no_answer)
-        self.bert_config = self._bert_config(saved or config.init_from)
+        self.bert_config = self._bert_config(folder, None if saved else self.layers)
         check(self.bert_config, self.tokenizer)
         self.class_weights = self._class_weights(examples["train"])
         self.encoded = {
@@ -138,10 +132,9 @@ class Finetuning(Workload):
             check_all_present(examples["train"], names, config.train_file)
         return names, examples
 
-    def _bert_config(self, folder):
+    def _bert_config(self, folder, layers):
         task_heads = self.task.model_class.task_heads
-        layers = self.layers if folder == self.config.init_from else None
-        with open_weights(folder, parts=task_heads, layers=layers) as (base_config, weights):
+        with folder.open_weights(parts=task_heads, layers=layers) as (base_config, weights):
             there = {part_of(name) for name in weights}
         fields = base_config.to_dict() | self.task.config_fields()
         # A head of the folder is taken if it says the same about the same labels.
@@ -188,10 +181,6 @@ class Finetuning(Workload):
             model, self.task.pick, self.tokenizer.pad_id, config.max_seq_length, config.batch_size
         )
         return model
-
-    def make_optimizer(self):
-        config = self.config
-        return make_optimizer(config, self.schedule, config.layer_decay, config.bias_correction)
 
     def initialize_from(self, folder, restore):
         with warnings.catch_warnings(record=True) as caught:

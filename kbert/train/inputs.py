@@ -10,7 +10,7 @@ from kbert.corpus.corpus import is_prepared
 from kbert.corpus.preparation import input_stamps
 from kbert.corpus.text_sources import Texts, find_inputs
 from kbert.errors import UserError
-from kbert.model.weights import open_weights
+from kbert.model.folder import ModelFolder
 from kbert.tokenizer import BertTokenizer, learn_vocab
 from kbert.tokenizer.vocab import write_vocab
 from kbert.utils import storage
@@ -59,10 +59,8 @@ def resolve_inputs(config, folder, saved, layers, check, report, may_make=True):
     folder = pathlib.Path(folder)
     if may_make:
         folder.mkdir(parents=True, exist_ok=True)
-    saved_config = None
     if saved:
-        saved_config = BertConfig.from_file(saved / "config.json")
-        tokenizer = BertTokenizer.from_pretrained(saved)
+        tokenizer = ModelFolder(saved).tokenizer
         _check_vocabulary(config, tokenizer)
     elif not may_make:
         tokenizer = BertTokenizer.from_pretrained(folder)
@@ -75,7 +73,7 @@ def resolve_inputs(config, folder, saved, layers, check, report, may_make=True):
             f"--lower_case={str(config.lower_case).lower()}, but the checkpoint, the corpus or "
             f"--init_from has {str(tokenizer.lower_case).lower()}. Leave the flag out."
         )
-    bert_config = _bert_config(config, saved_config, tokenizer, layers)
+    bert_config = _bert_config(config, saved, tokenizer, layers)
     check(bert_config, tokenizer)
     corpus = _corpus(config.input, folder / "train", tokenizer, report, may_make)
     eval_corpus = None
@@ -111,7 +109,7 @@ def _tokenizer(config, folder, report):
     elif config.vocab_file:
         tokenizer = BertTokenizer(config.vocab_file, lower_case)
     elif config.init_from or config.teacher:
-        tokenizer = BertTokenizer.from_pretrained(config.init_from or config.teacher)
+        tokenizer = ModelFolder(config.init_from or config.teacher).tokenizer
     else:
         report(f"learning a vocabulary of {config.vocab_size:,} entries from {config.input}")
         texts = Texts(find_inputs(config.input))
@@ -119,8 +117,7 @@ def _tokenizer(config, folder, report):
         write_vocab(learn_vocab(texts, config.vocab_size, lower_case), path)
         tokenizer = BertTokenizer(path, lower_case)
     for folder in filter(None, (config.init_from, config.teacher)):
-        other = BertTokenizer.from_pretrained(folder)
-        if other.fingerprint != tokenizer.fingerprint:
+        if ModelFolder(folder).tokenizer.fingerprint != tokenizer.fingerprint:
             raise UserError(
                 f"the vocabulary or casing differs from that of {folder}, so its weights "
                 f"would mean other words. Leave out --vocab_file, or prepare the text again with "
@@ -149,13 +146,13 @@ def _corpus(inputs, folder, tokenizer, report, may_make):
     return corpus
 
 
-def _bert_config(config, saved_config, tokenizer, layers):
-    origin = None
-    if saved_config:
-        bert_config, origin = saved_config, "the checkpoint"
+def _bert_config(config, saved, tokenizer, layers):
+    origin = "the checkpoint" if saved else config.init_from
+    if saved:
+        bert_config = ModelFolder(saved).config
     elif config.init_from:
-        with open_weights(config.init_from, layers=layers) as (bert_config, _):
-            origin = config.init_from
+        with ModelFolder(config.init_from).open_weights(layers=layers) as (bert_config, _):
+            pass
     else:
         bert_config = BertConfig.load(config.bert_config or "base", tokenizer.vocab_size)
     if origin and config.bert_config:

@@ -64,19 +64,15 @@ class PretrainingObjective:
 
         All are NaN if no step was counted.
         """
-        if sums["nsp_count"]:
-            mlm_count = max(sums["mlm_count"], 1.0)
-            mlm_loss, mlm_accuracy = sums["mlm_loss"] / mlm_count, sums["mlm_correct"] / mlm_count
-            nsp_loss = sums["nsp_loss"] / sums["nsp_count"]
-            nsp_accuracy = sums["nsp_correct"] / sums["nsp_count"]
-        else:
-            mlm_loss = mlm_accuracy = nsp_loss = nsp_accuracy = math.nan
+        nsp_count = sums["nsp_count"] or math.nan
+        mlm_count = max(sums["mlm_count"], 1.0) if sums["nsp_count"] else math.nan
+        mlm_loss, nsp_loss = sums["mlm_loss"] / mlm_count, sums["nsp_loss"] / nsp_count
         return {
             "loss": mlm_loss + nsp_loss,
             "mlm_loss": mlm_loss,
             "nsp_loss": nsp_loss,
-            "mlm_accuracy": mlm_accuracy,
-            "nsp_accuracy": nsp_accuracy,
+            "mlm_accuracy": sums["mlm_correct"] / mlm_count,
+            "nsp_accuracy": sums["nsp_correct"] / nsp_count,
         }
 
 

@@ -44,15 +44,15 @@ def layer_scales(paths, layer_decay):
 class _Optimizer(keras.optimizers.Optimizer):
     """Base class of the optimizers. A subclass defines `slot_names` and `step`, one update.
 
-    `step(gradient, factor, value, slots, learning_rate, count, *, decays, **settings)` takes the
-    gradient and its multiplier (float32 scalar), the value of a variable, the list of its slots
-    (one per slot name, all of the variable's shape), the learning rate, the 1-based number of the
-    update (float32 scalars), whether weight decay applies (bool), and the optimizer's
-    hyperparameters `settings`. It returns the new value and the list of new slots. When compiled,
-    it reads and writes memory once.
+    `step(gradient, factor, value, slots, learning_rate, count, *, decays, **settings, **fixed)`
+    takes the gradient and its multiplier (float32 scalar), the value of a variable, the list of its
+    slots (one per slot name, all of the variable's shape), the learning rate, the 1-based number of
+    the update (float32 scalars), whether weight decay applies (bool), the optimizer's
+    hyperparameters `settings` and those of its class, `fixed`. It returns the new value and the
+    list of new slots. When compiled, it reads and writes memory once.
     """
 
-    slot_names = ()
+    slot_names, fixed = (), {}
 
     def __init__(self, learning_rate, weight_decay=0.0, layer_decay=1.0, settings=None, **kwargs):
         super().__init__(learning_rate, **kwargs)  # without Keras' weight decay: `step` decays
@@ -121,6 +121,7 @@ class _Optimizer(keras.optimizers.Optimizer):
             count,
             decays=self.decays[index],
             **self.settings,
+            **self.fixed,
         )
 
     def named_variables(self, names):
@@ -138,8 +139,8 @@ class _Optimizer(keras.optimizers.Optimizer):
         return {**super().get_config(), **self.settings, "layer_decay": self.layer_decay}
 
 
-class _Moments(_Optimizer):
-    """Moving averages of the gradient and of its square, as in Adam (Kingma and Ba 2015)."""
+class _Adam(_Optimizer):
+    """Adam (Kingma and Ba 2015) with decoupled weight decay; `fixed` says which form of it."""
 
     slot_names = ("momentum", "velocity")
 
@@ -157,33 +158,6 @@ class _Moments(_Optimizer):
         numbers = {"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon, **(settings or {})}
         super().__init__(learning_rate, weight_decay, layer_decay, numbers, **kwargs)
 
-
-def _moments(gradient, slots, beta_1, beta_2):
-    """Returns the new moving averages of the gradient and of its square."""
-    momentum, velocity = slots
-    momentum = momentum + (gradient - momentum) * (1 - beta_1)
-    velocity = velocity + (ops.square(gradient) - velocity) * (1 - beta_2)
-    return momentum, velocity
-
-
-@keras.saving.register_keras_serializable("kbert")
-class AdamW(_Moments):
-    """Adam with decoupled weight decay as in BERT: no bias correction, epsilon 1e-6.
-
-    Source: `AdamWeightDecayOptimizer` in google-research/bert's `optimization.py`. Biases and
-    LayerNorm weights are not decayed.
-
-    Args:
-        learning_rate: float or schedule. weight_decay: float, scaled by the learning rate.
-        beta_1, beta_2, epsilon: float. layer_decay: see `layer_scales`.
-        bias_correction: as in Adam (Kingma and Ba 2015, section 3); it makes fine-tuning on few
-            examples more stable (Mosbach et al. 2021, arXiv:2006.04884).
-    """
-
-    def __init__(self, learning_rate=1e-4, weight_decay=0.01, bias_correction=False, **kwargs):
-        settings = {"bias_correction": bias_correction}
-        super().__init__(learning_rate, weight_decay, settings=settings, **kwargs)
-
     @staticmethod
     @with_xla
     def step(
@@ -200,19 +174,47 @@ class AdamW(_Moments):
         beta_2,
         epsilon,
         bias_correction,
+        trust_ratio,
     ):
-        momentum, velocity = _moments(gradient * factor, slots, beta_1, beta_2)
+        gradient, (momentum, velocity) = gradient * factor, slots
+        momentum = momentum + (gradient - momentum) * (1 - beta_1)
+        velocity = velocity + (ops.square(gradient) - velocity) * (1 - beta_2)
         mean, square = momentum, velocity
         if bias_correction:
             mean, square = momentum / (1 - beta_1**count), velocity / (1 - beta_2**count)
         update = mean / (ops.sqrt(square) + epsilon)
         if decays:
             update = update + weight_decay * value
+        if decays and trust_ratio:
+            norm, update_norm = ops.norm(value), ops.norm(update)
+            usable = ops.logical_and(norm > 0, update_norm > 0)
+            update = ops.where(usable, norm / ops.where(usable, update_norm, 1.0), 1.0) * update
         return value - learning_rate * update, [momentum, velocity]
 
 
 @keras.saving.register_keras_serializable("kbert")
-class LAMB(_Moments):
+class AdamW(_Adam):
+    """Adam with decoupled weight decay as in BERT: no bias correction, epsilon 1e-6.
+
+    Source: `AdamWeightDecayOptimizer` in google-research/bert's `optimization.py`. Biases and
+    LayerNorm weights are not decayed.
+
+    Args:
+        learning_rate: float or schedule. weight_decay: float, scaled by the learning rate.
+        beta_1, beta_2, epsilon: float. layer_decay: see `layer_scales`.
+        bias_correction: as in Adam (Kingma and Ba 2015, section 3); it makes fine-tuning on few
+            examples more stable (Mosbach et al. 2021, arXiv:2006.04884).
+    """
+
+    fixed = {"trust_ratio": False}
+
+    def __init__(self, learning_rate=1e-4, weight_decay=0.01, bias_correction=False, **kwargs):
+        settings = {"bias_correction": bias_correction}
+        super().__init__(learning_rate, weight_decay, settings=settings, **kwargs)
+
+
+@keras.saving.register_keras_serializable("kbert")
+class LAMB(_Adam):
     """Adam for large batches (You et al. 2020, arXiv:1904.00962, algorithm 2).
 
     The update of a variable is Adam's bias-corrected update plus the weight decay, scaled by the
@@ -226,32 +228,7 @@ class LAMB(_Moments):
         beta_1, beta_2, epsilon: float. layer_decay: see `layer_scales`.
     """
 
-    @staticmethod
-    @with_xla
-    def step(
-        gradient,
-        factor,
-        value,
-        slots,
-        learning_rate,
-        count,
-        *,
-        decays,
-        weight_decay,
-        beta_1,
-        beta_2,
-        epsilon,
-    ):
-        momentum, velocity = _moments(gradient * factor, slots, beta_1, beta_2)
-        corrected = momentum / (1 - beta_1**count)
-        update = corrected / (ops.sqrt(velocity / (1 - beta_2**count)) + epsilon)
-        if decays:
-            update = update + weight_decay * value
-            norm, update_norm = ops.norm(value), ops.norm(update)
-            usable = ops.logical_and(norm > 0, update_norm > 0)
-            ratio = ops.where(usable, norm / ops.where(usable, update_norm, 1.0), 1.0)
-            update = ratio * update
-        return value - learning_rate * update, [momentum, velocity]
+    fixed = {"bias_correction": True, "trust_ratio": True}
 
 
 @keras.saving.register_keras_serializable("kbert")
@@ -280,11 +257,11 @@ def make_schedule(config):
     )
 
 
-def make_optimizer(config, schedule, layer_decay=1.0, bias_correction=False):
-    """Returns the optimizer of a `TrainingConfig`. layer_decay, bias_correction: see `AdamW`."""
+def make_optimizer(config, schedule):
+    """Returns the optimizer of a `TrainingConfig`, not yet built."""
     if config.optimizer == "sgd":
-        return SGD(schedule, layer_decay=layer_decay)
-    moments = {"epsilon": config.adam_epsilon, "layer_decay": layer_decay}
+        return SGD(schedule, layer_decay=config.layer_decay)
+    moments = {"epsilon": config.adam_epsilon, "layer_decay": config.layer_decay}
     if config.optimizer == "lamb":
         return LAMB(schedule, config.weight_decay, **moments)
-    return AdamW(schedule, config.weight_decay, bias_correction, **moments)
+    return AdamW(schedule, config.weight_decay, config.bias_correction, **moments)

@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 
 def time_text(seconds):
     """Formats seconds as 1:02:03 or 2:03."""
@@ -47,7 +49,7 @@ class ThroughputMeter:
     def __init__(self):
         self.step_seconds = math.inf
         self._compiled = False
-        self._seconds = self._steps = self._tokens = self._waited = 0
+        self._sums = np.zeros(4)  # seconds, steps, tokens, seconds waiting
         self._last = (0.0, 0.0, 0.0)
 
     def add(self, seconds, steps, tokens, waited):
@@ -59,15 +61,12 @@ class ThroughputMeter:
             self._last = (tokens / seconds, seconds / steps, waited / seconds)
             return
         self.step_seconds = seconds / steps
-        self._seconds += seconds
-        self._steps += steps
-        self._tokens += tokens
-        self._waited += waited
+        self._sums += (seconds, steps, tokens, waited)
 
     def read(self):
         """Returns tokens/s, seconds per step and the fraction spent waiting for data; resets."""
-        if self._steps:
-            seconds = self._seconds
-            self._last = (self._tokens / seconds, seconds / self._steps, self._waited / seconds)
-        self._seconds = self._steps = self._tokens = self._waited = 0
+        seconds, steps, tokens, waited = self._sums.tolist()
+        if steps:
+            self._last = (tokens / seconds, seconds / steps, waited / seconds)
+        self._sums[:] = 0
         return self._last

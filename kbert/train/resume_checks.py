@@ -18,8 +18,7 @@ def check_fixed(config, names, state, path):
         UserError: one of them has changed.
     """
     for name in names:
-        now, default = getattr(config, name), getattr(type(config), name)
-        before = state["settings"].get(name, default)  # older checkpoints lack new settings
+        now, before = getattr(config, name), state["settings"][name]
         if now != before:
             raise UserError(
                 f"{name} is {now} now, but {path} was written with {before}. Go on with the "

@@ -1,5 +1,6 @@
 """The training loop of all training programs: steps, logging, evaluation, checkpoints, resuming."""
 
+import collections
 import itertools
 import math
 import pathlib
@@ -12,7 +13,7 @@ import tensorflow as tf
 from kbert.errors import UserError, too_much
 from kbert.train.checkpoint import OPTIMIZER_FILE, Checkpoints, restore_arrays
 from kbert.train.distribution import smaller_slices
-from kbert.train.metrics import MetricAccumulator
+from kbert.train.optimizer import make_optimizer
 from kbert.train.report import ThroughputMeter
 from kbert.train.resume_checks import check_fixed, report_changes
 from kbert.train.signals import SIGNALS, stop_requests
@@ -39,7 +40,7 @@ class Trainer:
     Attributes:
         config: of the workload. folder: pathlib.Path, the workload's part of the run's folder.
         model, train_step: created by `open`.
-        step: int, steps taken. window: MetricAccumulator of the steps since the last log.
+        step: int, steps taken. window: Counter, sums since the last log, also in checkpoints.
         best: value of the best evaluation so far, or None; evaluations_since_best: int.
         evaluation_due: bool, whether the run stopped before the evaluation of this step.
         stop_training: bool; if True, the run saves a checkpoint and stops.
@@ -57,7 +58,7 @@ class Trainer:
         self.folder = run_dir.folder / workload.part
         self.checkpoints = Checkpoints(self.folder / "checkpoint", self.config.keep_checkpoints)
         self.model = self.train_step = None
-        self.window, self.throughput = MetricAccumulator(), ThroughputMeter()
+        self.window, self.throughput = collections.Counter(), ThroughputMeter()
         self.step = self.evaluations_since_best = 0
         self.best, self.evaluation_due = None, False
         self.stop_training, self.stop_signal = False, None
@@ -108,7 +109,7 @@ class Trainer:
         workload, devices = self.workload, self.devices
         with devices.strategy.scope():
             self.model = workload.make_model(workload.bert_config)
-            optimizer = workload.make_optimizer()
+            optimizer = make_optimizer(self.config, workload.schedule)
             optimizer.build(self.model.trainable_variables)
         self.model.bert.encoder.remat = self.config.remat
         self.train_step = TrainStep(
@@ -120,7 +121,7 @@ class Trainer:
         self._restore(folder)
         identity = self.workload.identity()
         report_changes(self.config, identity, state)
-        self.window = MetricAccumulator(state["window"])
+        self.window = collections.Counter(state["window"])
         self.evaluation_due = bool(state["evaluation_due"])
         if state["data"]["held_out"] == identity["held_out"]:
             self.best = state["best"]
@@ -142,7 +143,7 @@ class Trainer:
             "settings": flags.as_dict(self.config),
             "bert_config": self.workload.bert_config.to_dict(),
             "data": self.workload.identity(),
-            "window": dict(self.window.state),
+            "window": dict(self.window),
             "best": self.best,
             "evaluations_since_best": self.evaluations_since_best,
             "evaluation_due": self.evaluation_due,
@@ -272,7 +273,7 @@ class Trainer:
             self.step += 1
             sums = dict(zip(names, row.tolist(), strict=True))
             self._check_finite(sums["not_finite"])
-            self.window.add(sums)
+            self.window.update(sums)
 
     def _check_finite(self, not_finite):
         self._not_finite_steps = self._not_finite_steps + 1 if not_finite else 0
@@ -297,7 +298,7 @@ class Trainer:
         return self.checkpoints.last_good or "none yet"
 
     def _log(self):
-        state, workload = self.window.state, self.workload
+        state, workload = self.window, self.workload
         metrics = workload.objective.metrics(state)
         skipped = state["not_finite"] + state["overflows"]
         metrics["gradient_norm"] = state["gradient_norm"] / max(state["steps"] - skipped, 1)
@@ -306,7 +307,7 @@ class Trainer:
             metrics["loss_scale"] = self.train_step.current_loss_scale()
         metrics["learning_rate"] = float(workload.schedule(self.step - 1))
         metrics["tokens_per_second"], step_seconds, metrics["input_wait"] = self.throughput.read()
-        self.window = MetricAccumulator()
+        self.window = collections.Counter()
         left = workload.train_steps - self.step
         evaluations = -(-left // workload.eval_every_steps)
         self.eta_seconds = left * step_seconds + evaluations * self._eval_seconds

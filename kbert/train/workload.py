@@ -1,7 +1,6 @@
 """Workloads: the model, data and objective of a run, without the training loop."""
 
 from kbert.model.weights import Tensors, write_weights
-from kbert.train.optimizer import make_optimizer
 
 
 class Workload:
@@ -51,10 +50,6 @@ class Workload:
 
     def make_model(self, bert_config):
         """Creates the model with random weights; frozen weights are not trained."""
-
-    def make_optimizer(self):
-        """Creates the optimizer, not yet built."""
-        return make_optimizer(self.config, self.schedule)
 
     def initialize_from(self, folder, restore):
         """Loads the weights of `init_from`; returns a description of their origin.

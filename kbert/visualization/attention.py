@@ -49,21 +49,21 @@ def attention_weights(
         raise UserError(
             "the model knows one segment (type_vocab_size 1), so it takes no text_pair."
         )
+    texts = {"text": text} | ({} if text_pair is None else {"text_pair": text_pair})
     length = 1  # [CLS]
-    for name, value in (("text", text), ("text_pair", text_pair)):
-        if value is not None:
-            count = int(tokenizer.tokenize([value]).row_lengths()[0])
-            if count == 0:
-                raise UserError(f"{name} is empty: got {value!r}. Give it a word at least.")
-            length += count + 1  # [SEP]
-    most = min(config.max_position_embeddings, max_length or config.max_position_embeddings)
+    for name, value in texts.items():
+        count = int(tokenizer.tokenize([value]).row_lengths()[0])
+        if count == 0:
+            raise UserError(f"{name} is empty: got {value!r}. Give it a word at least.")
+        length += count + 1  # [SEP]
+    limit = config.max_position_embeddings
+    most = min(limit, max_length or limit)
     if length > most:
-        what = "the model takes" if most == config.max_position_embeddings else "max_length is"
+        what = "the model takes" if most == limit else "max_length is"
         report(f"note: the text has {length:,} tokens and {what} {most:,}: the rest is left out")
         length = most
-    text_pairs = None if text_pair is None else [text_pair]
     # 5 is the tokenizer's minimum length; a text of one token is shorter.
-    features = tokenizer([text], text_pairs, max_length=max(length, 5))
+    features = tokenizer(*([value] for value in texts.values()), max_length=max(length, 5))
     features = {name: value[:, :length] for name, value in features.items()}
     attentions = model(features, training=False)["attentions"]
     layers = [np.asarray(layer, np.float32)[0] for layer in attentions]

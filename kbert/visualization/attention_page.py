@@ -8,6 +8,7 @@ import json
 import numpy as np
 
 DECIMALS = 4  # of the weights in the page
+_FOLDER = importlib.resources.files("kbert.visualization")
 
 
 def attention_page(tokens, weights, title):
@@ -24,18 +25,12 @@ def attention_page(tokens, weights, title):
     """
     data = json.dumps(attention_data(tokens, weights))
     data = data.replace("<", "\\u003c")  # "</script>" in a text would end the script element
-    title = html.escape(title)
-    style, body, script = attention_view()
-    head = f"{_HEAD}<title>{title}</title>\n<style>{style}{_STYLE}</style>\n</head>\n"
-    scripts = (
-        f'<script type="application/json" id="data">{data}</script>\n'
-        f"<script>{script}{_START}</script>"
-    )
-    return f"{head}<body>\n<h1>{title}</h1>\n{body}{_NOSCRIPT}{scripts}\n</body>\n</html>\n"
+    page = read_page(_FOLDER / "attention_page.html")
+    return page.replace("<!-- title -->", html.escape(title)).replace("<!-- data -->", data)
 
 
 def attention_data(tokens, weights):
-    """Returns the JSON-serializable input of `attention_view`.
+    """Returns the JSON-serializable input of the attention view.
 
     The keys are `tokens`, `decimals` and `maps`: for each layer and head, the (L, L) weights times
     10**decimals, rounded, as base64 of little-endian uint16. This takes 2.7 bytes per weight: 6 MB
@@ -53,38 +48,18 @@ def attention_data(tokens, weights):
     return {"tokens": list(tokens), "decimals": DECIMALS, "maps": maps}
 
 
-def attention_view():
-    """Returns style, HTML and script of the attention view.
+def read_page(path):
+    """Reads an HTML page and fills in style, HTML and script of the attention view.
 
-    Call the script's `listenForAttention(root)` once, with the element whose key events it handles,
-    and `showAttention(data)` for each `attention_data`.
+    The page's script calls `listenForAttention(root)` once, with the element whose key events it
+    handles, and `showAttention(data)` for each `attention_data`.
 
-    Returns:
-        tuple of three str.
+    Args:
+        path: importlib.resources path of a file with `/* attention_view.css */`,
+            `<!-- attention_view.html -->` and `/* attention_view.js */`.
     """
-    folder = importlib.resources.files("kbert.visualization")
-    names = ("attention_view.css", "attention_view.html", "attention_view.js")
-    return tuple((folder / name).read_text(encoding="utf-8") for name in names)
-
-
-_HEAD = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:">
-"""
-
-_STYLE = """
-body { font: 15px/1.4 system-ui, sans-serif; margin: 1rem min(2rem, 4vw); color: var(--ink);
-  background: var(--page); }
-h1 { font-size: 1.2rem; overflow-wrap: anywhere; }
-"""
-
-_NOSCRIPT = "<noscript>This page needs JavaScript.</noscript>\n"
-
-_START = """
-listenForAttention(document);
-showAttention(JSON.parse(byId("data").textContent));
-"""
+    page = path.read_text(encoding="utf-8")
+    for name, mark in (("css", "/* {} */"), ("html", "<!-- {} -->"), ("js", "/* {} */")):
+        part = _FOLDER / f"attention_view.{name}"
+        page = page.replace(mark.format(part.name), part.read_text(encoding="utf-8"))
+    return page

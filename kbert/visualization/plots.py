@@ -94,11 +94,8 @@ def plot_attention_grid(path, weights, title, layers, heads):
     side, gap = maps.shape[-1], 8  # pixels
     # Each map is scaled separately; otherwise heads with uniform attention would be blank.
     maps = maps / np.maximum(maps.max(axis=(2, 3), keepdims=True), 1e-6)  # 0 for missing heads
-    grid = np.full((N * (side + gap) - gap, H * (side + gap) - gap), np.nan, np.float32)
-    for layer in range(N):
-        for head in range(H):
-            top, left = layer * (side + gap), head * (side + gap)
-            grid[top : top + side, left : left + side] = maps[layer, head]
+    maps = np.pad(maps, ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=np.nan)
+    grid = maps.swapaxes(1, 2).reshape(N * (side + gap), -1)[:-gap, :-gap]
     figure, axes = _figure(grid.shape[1] / DPI, grid.shape[0] / DPI)
     axes.imshow(grid, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     for spine in axes.spines.values():
@@ -125,18 +122,12 @@ def plot_labels(names):
         list of str, list of the font families to use, and a note about replaced names or None.
     """
     missing, families = _fonts({char for name in names for char in name})
-    labels = []
+    labels, half = [], (LABEL_LENGTH - 1) // 2
     for number, name in enumerate(names):
-        if missing & set(name):
-            name = f"[{number}]"
-        elif len(name) > LABEL_LENGTH:
-            half = (LABEL_LENGTH - 1) // 2
-            name = f"{name[:half]}…{name[-half:]}"
-        labels.append(name)
-    note = None
-    if missing:
-        note = "[n] is number n, counted from 0: no font here has the characters of its name"
-    return labels, families, note
+        short = name if len(name) <= LABEL_LENGTH else f"{name[:half]}…{name[-half:]}"
+        labels.append(f"[{number}]" if missing & set(name) else short)
+    note = "[n] is number n, counted from 0: no font here has the characters of its name"
+    return labels, families, note if missing else None
 
 
 def _fonts(characters):

@@ -19,7 +19,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from kbert.config import BertConfig
 from kbert.server.demo import Demo
 from kbert.server.errors import RequestError
-from kbert.server.grpc_api import Prediction
+from kbert.server.grpc_api import Servicer
 from kbert.server.models import Models, Version, read_configs
 from kbert.server.rest_api import RestServer
 from kbert.server.servable import Servable, Signature
@@ -67,7 +67,7 @@ class _Batcher:
     async def compute(self, servable, signature, inputs):
         rows = servable.check(signature, inputs)
         if rows and servable.metadata:
-            servable.weight(servable.lengths(inputs))
+            servable.lengths(inputs)
         rows = rows or 1
         if signature.name == "attention":
             texts = {name: np.array(["a"], object) for name in ("tokens", "notes")}
@@ -221,7 +221,7 @@ def grpc(data):
         request = _REQUESTS[name].FromString(data[1:])
     except DecodeError:
         request = None  # as the server's interceptor has it
-    servicer = Prediction(_service(), _METRICS, types.SimpleNamespace(count=0, most=9))
+    servicer = Servicer(_service(), _METRICS, 9)
     _loop().run_until_complete(getattr(servicer, name)(request, _Context()))
 
 

@@ -29,6 +29,13 @@ __all__ = [
     "write_weights",
 ]
 
+# Each module has
+#   opened(folder, parts): context manager of the config fields, the tensors, and a function from a
+#     config to their `Place`s; raises UserError for missing and damaged files and for other
+#     architectures. parts: as for `open_weights`.
+#   places(config, parts): dict of kbert's name -> Place. parts: set of the parts that are written.
+#   write(folder, config, tensors, parts): returns notes on differences in the outputs of the
+#     format's library; raises UserError if the format does not support the model.
 _MODULES = {"kbert": native, "google": google, "hf": huggingface, "keras_hub": kerashub}
 _MODULES["export"] = exported  # read only
 
@@ -62,17 +69,15 @@ def open_weights(folder, allow_missing=(), parts=(), layers=None, **changes):
             fields["label_names"] = None  # they belong to other labels
         try:
             config = BertConfig(**fields | changes)
-            saved_config = (
-                BertConfig(**fields) if "attention_heads_per_layer" in changes else config
-            )
+            changes.pop("attention_heads_per_layer", None)
+            saved_heads = BertConfig(**fields | changes).attention_heads_per_layer
         except UserError as error:
             raise UserError(f"{folder}: {error}") from None
-        if config.attention_heads_per_layer != saved_config.attention_heads_per_layer:
+        heads = config.attention_heads_per_layer
+        if heads != saved_heads:
             raise UserError(
-                f"{folder} has {heads_text(saved_config.attention_heads_per_layer)}, which a "
-                f"config cannot change; got "
-                f"attention_heads_per_layer={config.attention_heads_per_layer}. To remove heads: "
-                f"python -m kbert.prune"
+                f"{folder} has {heads_text(saved_heads)}, which a config cannot change; got "
+                f"attention_heads_per_layer={heads}. To remove heads: python -m kbert.prune"
             )
         if config.num_hidden_layers > len(tensors):
             raise UserError(
@@ -164,11 +169,12 @@ def write_weights(folder, format, config, weights, allow_missing=()):
             f"allow_missing=[...], --allow_missing={','.join(sorted({part_of(n) for n in lost}))}"
         )
     kbert_names = {places[name].name: name for name in weights if name in places}
-    tensors = Tensors(
-        {external_name: places[name].shape for external_name, name in kbert_names.items()},
-        lambda external_name: places[kbert_names[external_name]].from_kbert(
-            weights[kbert_names[external_name]]
-        ),
-    )
+    external_shapes = {place: places[name].shape for place, name in kbert_names.items()}
+
+    def read(external_name):
+        name = kbert_names[external_name]
+        return places[name].from_kbert(weights[name])
+
+    tensors = Tensors(external_shapes, read)
     kept = {part_of(name) for name in kbert_names.values()}
     return notes + module.write(folder, config, tensors, kept)

@@ -18,14 +18,7 @@ CONFIG_FILE = "config.json"
 
 @contextlib.contextmanager
 def opened(folder, parts=()):
-    """Yields the config fields, the tensors, and a function from a config to their `Place`s.
-
-    Args:
-        folder: `assets.extra` of a SavedModel.
-
-    Raises:
-        UserError: a file is missing or damaged; the weights are int8.
-    """
+    """See `kbert.model.weights`. folder: `assets.extra` of a SavedModel with float weights."""
     metadata = read_export(folder)
     names = metadata["weights"]
     if is_quantized(metadata):

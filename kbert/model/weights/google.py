@@ -49,13 +49,9 @@ VARIABLES = {name: f"/{name}" for name in ("kernel", "bias", "gamma", "beta")} |
 
 
 def places(config, parts=()):
-    """dict of kbert's name -> Place."""
-    return places_of(
-        config,
-        NAMES,
-        VARIABLES,
-        transposed=lambda name: NAMES.get(name, "").endswith("output_weights"),
-    )
+    """See `kbert.model.weights`."""
+    transposed = {name for name, place in NAMES.items() if place.endswith("output_weights")}
+    return places_of(config, NAMES, VARIABLES, transposed.__contains__)
 
 
 # Maximum size of a data file, whose tensors TensorFlow holds in memory all at once. BERT-base fits
@@ -79,11 +75,7 @@ _RELATIVES = {"electra/": "ELECTRA", "/group_0/": "ALBERT", "/.ATTRIBUTES/": "TF
 
 @contextlib.contextmanager
 def opened(folder, parts=()):
-    """Yields the config fields, the tensors, and a function from a config to their `Place`s.
-
-    Raises:
-        UserError: a file is missing or damaged, or of another architecture.
-    """
+    """See `kbert.model.weights`."""
     prefix = _checkpoint(folder)
     tensors = read_checkpoint(prefix, lambda name: not _NOT_WEIGHTS.fullmatch(name))
     for mark, relative in _RELATIVES.items():
@@ -156,11 +148,7 @@ def _first_line(error):
 
 
 def write(folder, config, tensors, parts):
-    """Writes both files; returns notes on differences in the outputs of google-research/bert.
-
-    Raises:
-        UserError: the checkpoint cannot be written.
-    """
+    """See `kbert.model.weights`."""
     import tensorflow as tf
 
     values = dataclasses.asdict(config)

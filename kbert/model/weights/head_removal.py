@@ -31,22 +31,17 @@ def _attention_heads_axis(name):
 
 
 def without_heads(config, weights, kept):
-    """Returns the config and the weights of the model after removing some heads.
+    """Returns the BertConfig and the Tensors, read on access, of a model after removing heads.
 
     Args:
         config: BertConfig. weights: Tensors, by kbert's names.
         kept: for each block, the numbers of the heads to keep, from 0; at least one.
 
-    Returns:
-        BertConfig and Tensors; the arrays are read on access.
-
     Raises:
         UserError: `kept` has an empty list, a head that does not exist, or a duplicate.
     """
     _check_kept(config, kept)
-    smaller = dataclasses.replace(
-        config, attention_heads_per_layer=tuple(len(numbers) for numbers in kept)
-    )
+    smaller = dataclasses.replace(config, attention_heads_per_layer=tuple(map(len, kept)))
 
     def read(name):
         location, array = _attention_heads_axis(name), weights[name]
@@ -77,15 +72,9 @@ def _check_kept(config, kept):
 
 
 def with_all_heads(config, weights):
-    """Returns the config and the weights of an equivalent model with removed heads set to 0.
+    """Returns the BertConfig and the Tensors, read on access, of a model with zeros as lost heads.
 
-    In each block the zero heads follow the others.
-
-    Args:
-        config: BertConfig. weights: Tensors, by kbert's names.
-
-    Returns:
-        BertConfig and Tensors; the arrays are read on access.
+    Its outputs are the same. In each block the zero heads follow the others.
     """
     larger = dataclasses.replace(config, attention_heads_per_layer=None)
     shapes = weight_shapes(larger)

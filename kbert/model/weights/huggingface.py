@@ -20,6 +20,7 @@ import safetensors
 
 from kbert.config import BertConfig, is_text
 from kbert.errors import UserError
+from kbert.model.weights import google
 from kbert.model.weights.tensors import Tensors, places_of
 from kbert.utils import atomic
 from kbert.utils.formats import members, read_json
@@ -27,22 +28,13 @@ from kbert.utils.formats import members, read_json
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
+# As in google-research/bert, such as "bert.encoder.layer.3.attention.self.query", except for heads.
 NAMES = {
-    "bert/embeddings/word_embeddings": "bert.embeddings.word_embeddings",
-    "bert/embeddings/position_embeddings": "bert.embeddings.position_embeddings",
-    "bert/embeddings/token_type_embeddings": "bert.embeddings.token_type_embeddings",
-    "bert/embeddings/layer_norm": "bert.embeddings.LayerNorm",
-    "bert/encoder/layer_{i}/attention/query": "bert.encoder.layer.{i}.attention.self.query",
-    "bert/encoder/layer_{i}/attention/key": "bert.encoder.layer.{i}.attention.self.key",
-    "bert/encoder/layer_{i}/attention/value": "bert.encoder.layer.{i}.attention.self.value",
-    "bert/encoder/layer_{i}/attention/output": "bert.encoder.layer.{i}.attention.output.dense",
-    "bert/encoder/layer_{i}/attention_norm": "bert.encoder.layer.{i}.attention.output.LayerNorm",
-    "bert/encoder/layer_{i}/intermediate": "bert.encoder.layer.{i}.intermediate.dense",
-    "bert/encoder/layer_{i}/output": "bert.encoder.layer.{i}.output.dense",
-    "bert/encoder/layer_{i}/output_norm": "bert.encoder.layer.{i}.output.LayerNorm",
-    "bert/pooler/dense": "bert.pooler.dense",
-    "mlm/transform": "cls.predictions.transform.dense",
-    "mlm/layer_norm": "cls.predictions.transform.LayerNorm",
+    name: google_name.replace("layer_{i}", "layer.{i}").replace("/", ".")
+    for name, google_name in google.NAMES.items()
+    if not google_name.endswith(("output_weights", "output_bias"))
+}
+NAMES |= {
     "mlm/output_bias": "cls.predictions.bias",
     "mlm/decoder": "cls.predictions.decoder.weight",
     "nsp/classifier": "cls.seq_relationship",
@@ -97,16 +89,7 @@ def places(config, parts=()):
 
 @contextlib.contextmanager
 def opened(folder, parts=()):
-    """Yields the config fields, the tensors, and a function from a config to their `Place`s.
-
-    Args:
-        folder: pathlib.Path.
-        parts: the parts of the model to load, which identify the "classifier" if the config does
-            not name an HF class.
-
-    Raises:
-        UserError: a file is missing or damaged, or of another architecture.
-    """
+    """See `kbert.model.weights`. parts: say what "classifier" is if the config names no class."""
     values = read_json(folder / CONFIG_FILE)
     fields = _fields(values, folder / CONFIG_FILE)
     parts = _parts(values, folder / CONFIG_FILE) or parts
@@ -125,7 +108,12 @@ def opened(folder, parts=()):
                 if not _BUFFERS.fullmatch(plain):
                     homes[plain] = file, name
         shapes = {plain: _shape(*home, folder) for plain, home in homes.items()}
-        tensors = Tensors(shapes, lambda plain: _read(*homes[plain]))
+
+        def read(plain):
+            file, name = homes[plain]
+            return np.asarray(file.get_tensor(name), np.float32)
+
+        tensors = Tensors(shapes, read)
         _settle_twins(homes, tensors, fields["tie_word_embeddings"], folder)
         yield fields, tensors, functools.partial(places, parts=parts)
 
@@ -167,16 +155,10 @@ def _shape(file, name, folder):
     return tuple(part.get_shape())
 
 
-def _read(file, name):
-    return np.asarray(file.get_tensor(name), np.float32)
-
-
 def _settle_twins(homes, tensors, tied, folder):
-    """Keeps one name of each array that has two.
-
-    A tied decoder may be stored in addition to the word embeddings, or instead of them. The decoder
-    bias has two names; HF uses the decoder's for an untied head.
-    """
+    """Keeps one name of each array that has two."""
+    # A tied decoder may be stored in addition to the word embeddings, or instead of them. The
+    # decoder bias has two names; HF uses the decoder's for an untied head.
     twins = {DECODER_BIAS: BIAS} | ({DECODER: WORDS} if tied else {})
     for twin, name in twins.items():
         if twin not in homes:
@@ -239,15 +221,12 @@ def write(folder, config, tensors, parts):
     The names match the HF class exactly: the pooler is omitted if the HF class has none.
     """
     values = dataclasses.asdict(config)
-    for name in (
-        "num_labels",
-        "attention_heads_per_layer",
-    ):  # HF counts id2label and has all heads
-        del values[name]
+    del values["num_labels"], values["attention_heads_per_layer"]  # HF counts id2label
     names = values.pop("label_names") or _default_names(config.num_labels)
     if "span_classifier" in parts:
         names = _default_names(2)  # HF treats start and end as labels
-    architecture, notes, shapes = _class_of(parts), [], dict(tensors.shapes)
+    architecture = next(name for name, heads in CLASSES.items() if set(heads) <= parts)
+    notes, shapes = [], dict(tensors.shapes)
     if architecture in UNPOOLED and "bert/pooler" in parts:
         shapes = {name: shape for name, shape in shapes.items() if ".pooler." not in name}
         notes = [f"HF's {architecture} has no pooler, so that of this model is left out."]
@@ -268,13 +247,6 @@ def write(folder, config, tensors, parts):
     twice = Tensors(shapes, lambda name: read(BIAS if name == DECODER_BIAS else name))
     _write_safetensors(folder / WEIGHTS_FILE, twice)
     return notes
-
-
-def _class_of(parts):
-    """Returns the HF class that has these parts."""
-    for name, class_parts in CLASSES.items():
-        if set(class_parts) <= parts:
-            return name
 
 
 def _write_safetensors(path, tensors):

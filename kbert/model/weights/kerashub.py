@@ -55,7 +55,7 @@ for _name in ("query", "key", "value"):
 
 
 def places(config, parts=()):
-    """Returns dict of kbert's name -> Place."""
+    """See `kbert.model.weights`."""
     return places_of(config, NAMES, VARIABLES, letters=LETTERS)
 
 
@@ -83,13 +83,7 @@ _TASKS = {"sequence_classifier": "BertTextClassifier", "mlm": "BertMaskedLM"}
 
 @contextlib.contextmanager
 def opened(folder, parts=()):
-    """Yields the config fields, the tensors, and a function from a config to their `Place`s.
-
-    Warns if there is an MLM head, because its outputs differ in KerasHub.
-
-    Raises:
-        UserError: a file is missing or damaged, or of another architecture.
-    """
+    """See `kbert.model.weights`. Warns of an MLM head: its outputs differ in KerasHub."""
     saved = read_json(folder / CONFIG_FILE)
     name = saved.get("class_name")
     if name != "BertBackbone":
@@ -147,11 +141,7 @@ def _task_fields(task, path):
 
 
 def write(folder, config, tensors, parts):
-    """Writes a preset; returns notes on differences in KerasHub's outputs.
-
-    Raises:
-        UserError: the model has no pooler, which every BertBackbone has.
-    """
+    """See `kbert.model.weights`."""
     if "bert/pooler" not in parts:
         raise UserError(
             "KerasHub's BertBackbone has a pooler, and this model has none. Give it a fresh one: "
@@ -196,8 +186,8 @@ def _write_arrays(folder, file, tensors, others=None):
     """Writes the tensors whose names start with the file name, and `others`."""
     others = others or {}
     names = [name.removeprefix(f"{file}/") for name in tensors if name.startswith(f"{file}/")]
-    shapes = {name: None for name in [*names, *others]}
-    write_arrays(
-        folder / file,
-        Tensors(shapes, lambda name: others[name] if name in others else tensors[f"{file}/{name}"]),
-    )
+
+    def read(name):
+        return others[name] if name in others else tensors[f"{file}/{name}"]
+
+    write_arrays(folder / file, Tensors(dict.fromkeys([*names, *others]), read))

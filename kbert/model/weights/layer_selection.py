@@ -34,14 +34,7 @@ def chosen_layers(layers, N):
 
 
 def take_layers(config, weights, layers):
-    """Returns the config and the weights of a model with only some of the encoder blocks.
-
-    Args:
-        config: BertConfig. weights: Tensors. layers: see `chosen_layers`.
-
-    Returns:
-        BertConfig and Tensors.
-    """
+    """Returns the BertConfig and the Tensors of a model with only some of the encoder blocks."""
     layers = chosen_layers(layers, config.num_hidden_layers)
     names = {name: name for name in weights if not name.startswith("bert/encoder/")}
     for i, number in enumerate(layers):

@@ -16,11 +16,7 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "weights.h5"
 
 @contextlib.contextmanager
 def opened(folder, parts=()):
-    """Yields the config fields, the tensors, and a function from a config to their `Place`s.
-
-    Raises:
-        UserError: a file is missing or damaged.
-    """
+    """See `kbert.model.weights`."""
     config = BertConfig.from_file(folder / CONFIG_FILE)
     with read_arrays(folder / WEIGHTS_FILE) as tensors:
         yield dataclasses.asdict(config), tensors, places

@@ -106,8 +106,7 @@ class Place:
 
     def from_kbert(self, array):
         """Converts an array from kbert's format to the other, float32."""
-        array = array.T if self.transposed else array
-        return np.ascontiguousarray(array.reshape(self.shape), np.float32)
+        return self.to_kbert(array, self.shape)
 
 
 def places_of(config, names, variables, transposed=lambda name: False, letters=SHAPES):
