@@ -24,6 +24,7 @@ from kbert.errors import UserError
 from kbert.model.inference_ops import constant_weights
 from kbert.settings import BACKENDS
 from kbert.utils import atomic
+from kbert.utils.formats import sha256_of
 from kbert.utils.locks import target_lock
 
 _changing_policies = threading.Lock()
@@ -264,8 +265,4 @@ def _keep(converted, path):
 
 
 def _checksum(folder):
-    digest = hashlib.sha256()
-    for name in ("model.xml", "model.bin"):
-        with open(folder / name, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return "".join(sha256_of(folder / name) for name in ("model.xml", "model.bin"))

@@ -68,7 +68,8 @@ class Endpoint(abc.ABC):
 
     def forward(self, features):
         """What the model makes of features: a dict of float32 tensors, the batch first."""
-        return {"logits": self.model(features, training=False)["logits"]}
+        outputs = self.model(features, training=False)
+        return {name: outputs[name] for name in self.forward_spec}
 
     @abc.abstractmethod
     def postprocess(self, outputs, features):

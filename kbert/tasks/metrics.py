@@ -194,38 +194,28 @@ def entity_scores(tags, predictions):
 
 
 def entity_report_text(tags, predictions):
-    """A table like scikit-learn's: a row for each type of entity, and the averages.
-
-    Of plain tags it is scikit-learn's, a row for each tag.
+    """scikit-learn's table: a row for each type of entity, or each plain tag, and the averages.
 
     Args:
         tags, predictions: as for `entity_scores`.
     """
+    from sklearn.metrics import classification_report
+
     if not has_entities(tags, predictions):
-        from sklearn.metrics import classification_report
-
         return classification_report(*_words(tags, predictions), digits=4, zero_division=0)
-    counts = _entity_counts(tags, predictions)
-    numbers = np.array([*counts.values()], np.int64).reshape(-1, 3)
-    rows = np.stack(_shares(*numbers.T), axis=1)  # (types, 3)
-    support = numbers[:, 2]
-    weights = support if support.any() else None
-    averages = {
-        "micro avg": _shares(*numbers.sum(axis=0)),
-        "macro avg": rows.mean(axis=0) if len(rows) else np.zeros(3),
-        "weighted avg": np.average(rows, axis=0, weights=weights) if len(rows) else np.zeros(3),
-    }
-    width = max(map(len, [*counts, *averages]))
-
-    def line(name, shares, support):
-        return f"{name:>{width}} " + "".join(f" {x:9.4f}" for x in shares) + f" {support:9}"
-
-    heads = ("precision", "recall", "f1-score", "support")
-    lines = [" " * (width + 1) + "".join(f" {head:>9}" for head in heads), ""]
-    lines += [line(*row) for row in zip(counts, rows, support, strict=True)]
-    lines.append("")
-    lines += [line(name, shares, support.sum()) for name, shares in averages.items()]
-    return "\n".join(lines) + "\n"
+    counts = _entity_counts(tags, predictions) or {"(none)": [0, 0, 0]}
+    # Each entity is a pair of its label and the prediction, of which 0 is none.
+    pairs = [(0, 0)]
+    for number, (right, predicted, support) in enumerate(counts.values(), 1):
+        pairs += [(number, number)] * right
+        pairs += [(0, number)] * (predicted - right) + [(number, 0)] * (support - right)
+    return classification_report(
+        *zip(*pairs, strict=True),
+        labels=range(1, len(counts) + 1),
+        target_names=list(counts),
+        digits=4,
+        zero_division=0,
+    )
 
 
 def _entity_counts(tags, predictions):

@@ -1,8 +1,8 @@
 """What the tasks share: from an example to what is learnt from it, predicted and scored.
 
-Each task has a file in this folder with all that is particular to it. A task
-turns examples into items, knows the loss of its model, and turns what the model computes into
-predictions, which are dicts that JSON can hold.
+Each task has a file in this folder with all that is particular to it. A task turns examples into
+items, knows the loss of its model, and turns what the model computes into predictions, which are
+dicts that JSON can hold.
 """
 
 import abc
@@ -18,6 +18,15 @@ from kbert.errors import UserError
 from kbert.model.models import BertForSequenceClassification
 
 _TEXTS = 1024  # tokenized at once
+
+# Checks of settings in `task.json`: whether a value fits, and what it must be.
+BOOL = (lambda x: isinstance(x, bool), "true or false")
+NUMBER = (lambda x: type(x) in (int, float) and abs(x) < 1e30, "a finite number")
+
+
+def whole_from(least):
+    """The check of a whole number that is not below `least`."""
+    return lambda x: type(x) is int and least <= x < 2**31, f"a whole number from {least}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,17 +107,17 @@ class Task(abc.ABC):
         method: what a model is asked for, as --method and `kbert.Predictor` have it.
         model_class: of `kbert.model`. problem_type: of BertConfig.
         metric: the score that better weights have more of, or less if it is in `less_is_better`.
+        output_names: of the model's outputs that predictions are made of.
         endpoint: Endpoint, what an export answers; None: it cannot be exported.
         max_seq_length: default of tokens of an example.
         fewest_labels: names of labels that it needs; 0: its labels have no names.
-        takes_class_weights: whether examples of a class can count more than others.
+        is_classification: whether an example has one of C classes, which can have weights.
         takes_pairs: whether a text always comes with a second one.
         reads_windows: whether long texts are read in windows, so that nothing is cut.
         texts: number of texts of a prediction, at least and at most (None: any number).
         example_fields: of an example, what the method takes.
         unlabelled_as: task that reads files of texts for predictions; None: this one.
-        own_settings: dict of settings in `task.json` of this task alone -> (function that says
-            whether a value fits, what it must be).
+        own_settings: dict of settings in `task.json` of this task alone -> check, such as `BOOL`.
     """
 
     name = None
@@ -118,10 +127,11 @@ class Task(abc.ABC):
     metric = "accuracy"
     less_is_better = ()
     problem_type = None
+    output_names = ("logits",)
     endpoint = None
     max_seq_length = 128
     fewest_labels = 0
-    takes_class_weights = False
+    is_classification = False
     takes_pairs = False
     reads_windows = False
     texts = (1, 1)
@@ -194,9 +204,9 @@ class Task(abc.ABC):
             examples: list of the task's examples. class_weights: (C,) floats, or None.
         """
 
-    @abc.abstractmethod
     def losses(self, outputs, labels):
         """The loss of each label and whether it is predicted, float32, of the weights' shape."""
+        return choice_losses(outputs["logits"], labels)
 
     def soft_losses(self, outputs, teacher_outputs, temperature):
         """How far each prediction is from a teacher's, float32, of the weights' shape.
@@ -209,7 +219,7 @@ class Task(abc.ABC):
 
     def pick(self, outputs, features):
         """What is needed of a model's outputs for predictions."""
-        return {"logits": outputs["logits"]}
+        return {name: outputs[name] for name in self.output_names}
 
     @abc.abstractmethod
     def predictions(self, examples, encoded, outputs):
@@ -257,10 +267,10 @@ class TextTask(Task):
         """Array of what each example is labelled with, examples first."""
 
     def encode(self, examples, class_weights=None):
-        text_pairs = None
-        if examples[0].text_pair is not None:
-            text_pairs = [example.text_pair for example in examples]
         texts = [example.text for example in examples]
+        text_pairs = [example.text_pair for example in examples]
+        if text_pairs[0] is None:
+            text_pairs = None
         items = text_items(self.tokenizer, texts, text_pairs, self.max_seq_length)
         if examples[0].label is not None:
             targets = self.targets(examples)
