@@ -138,16 +138,13 @@ class BucketedBatches:
         return features
 
     def dataset(self, batch_size, first=0, count=None, input_context=None):
-        """Batches as tf.data, each cut into parts of `batch_size`.
+        """tf.data.Dataset of the features of `pad_examples`, for parts of `batch_size` of batches.
 
         Args:
             batch_size: rows of a part; divides B. first: parts to leave out at the start.
             count: parts to make; None for no end.
             input_context: tf.distribute.InputContext of the worker, first and count are of its
                 parts; None: there is one worker.
-
-        Returns:
-            tf.data.Dataset of dicts of the features of `pad_examples`.
         """
         parts = self._batch_size // batch_size
         example = self.batch(0, 0, parts)

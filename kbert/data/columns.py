@@ -65,15 +65,12 @@ def has_header(row, config):
 
 
 def find_columns(records, config, labelled, aliases):
-    """The columns that a task reads.
+    """The Columns that a task reads.
 
     Args:
         records: `kbert.data.records.Records` of a table, JSON lines or TFDS.
         config: has the fields text_column, text_pair_column, label_column, choice_columns.
         labelled: False: no label is looked for. aliases: ColumnAliases of the task.
-
-    Returns:
-        Columns.
 
     Raises:
         UserError: a column is missing, named twice, or two of them are the same.

@@ -106,13 +106,9 @@ def _number(flag, column):
 
 
 def to_iob2(sentences):
-    """Tags in IOB2, if those of all sentences are in BMES, BIOES or BILOU; else as they are.
+    """Tuples of tags in IOB2, if those of all sentences are in BMES, BIOES or BILOU; else as is.
 
-    Args:
-        sentences: list of sequences of tags. Prefixes tell the scheme, so it must be a whole file.
-
-    Returns:
-        List of tuples of tags.
+    sentences: list of sequences of tags. Prefixes tell the scheme, so it must be a whole file.
     """
     sentences = [tuple(tags) for tags in sentences]
     distinct = {tag for tags in sentences for tag in tags} - {"O"}

@@ -57,14 +57,11 @@ class PretrainingExamples:
             self._continues = np.array([token.startswith(CONTINUATION) for token in vocab])
 
     def batch(self, index, epoch, slots):
-        """Returns the features of examples.
+        """Returns the arrays of `kbert.features.PRETRAINING_FEATURES` of examples.
 
         Args:
             index: (B,) int64 number of each example in the run. epoch: (B,) int64, its epoch.
             slots: (B,) int64, its window.
-
-        Returns:
-            dict of the arrays of `kbert.features.PRETRAINING_FEATURES`.
         """
         pairs = self._cutter.cut(index, epoch, slots)
         B, L, M = len(index), self._max_seq_length, self.max_predictions

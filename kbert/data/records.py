@@ -90,10 +90,8 @@ def is_utf8(text):
 def table(path, name, has_header):
     """Records of a .csv file, by Python's csv module, or else of one of tab-separated lines.
 
-    The line of a row is the one it starts in. In tab-separated files quotes are text.
-
-    Args:
-        has_header: tells of the first row (a list of str) whether it is a header.
+    The line of a row is the one it starts in. In tab-separated files quotes are text. `has_header`
+    tells of the first row (a list of str) whether it is a header.
 
     Raises:
         UserError: the file is empty, or its first row cannot be read.

@@ -86,11 +86,7 @@ def tasks():
 
 
 def get_task(name):
-    """The subclass of Task of a name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The subclass of Task of a name. Raises UserError if there is none."""
     if name in _registered:
         return _registered[name]
     kinds = tasks()
@@ -155,10 +151,7 @@ def write_task(folder, task, takes_pairs=False):
 
 
 def read_task(folder):
-    """dict of the settings of the task that a folder was fine-tuned for, or None.
-
-    Args:
-        folder: path or ModelFolder.
+    """dict of the settings of the task that a folder (path or ModelFolder) is for, or None.
 
     Raises:
         UserError: no such folder; the file is not what `write_task` writes.

@@ -1,6 +1,7 @@
 """Task tag: a label for each word of a text."""
 
 import dataclasses
+import functools
 import itertools
 import os
 
@@ -10,7 +11,7 @@ import tensorflow as tf
 from kbert.data.bucketed_batches import EncodedExample
 from kbert.data.columns import tag_keys
 from kbert.data.conll import conll, to_iob2
-from kbert.data.examples import TagExample, TagMaker, form_of, open_records
+from kbert.data.examples import TagExample, form_of, open_records, tag_example
 from kbert.model.models import BertForTokenClassification
 from kbert.tasks import metrics
 from kbert.tasks.endpoint import Endpoint, as_array
@@ -77,11 +78,13 @@ class Tagging(Task):
 
     @classmethod
     def reader(cls, source, config, labelled):
-        if form_of(source) not in ("tfds", "json", "jsonl"):
+        if form_of(source) in ("tfds", "json", "jsonl"):
+            records = open_records(source, cls.name, None)
+            keys = tag_keys(records, config, labelled)
+        else:
             records = conll(source, os.path.basename(source), config, labelled)
-            return records, TagMaker("words", "tags" if labelled else None)
-        records = open_records(source, cls.name, None)
-        return records, TagMaker(*tag_keys(records, config, labelled))
+            keys = "words", "tags" if labelled else None
+        return records, functools.partial(tag_example, *keys)
 
     @classmethod
     def finished(cls, examples):

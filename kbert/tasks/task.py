@@ -7,13 +7,14 @@ dicts that JSON can hold.
 
 import abc
 import dataclasses
+import functools
 
 import numpy as np
 import tensorflow as tf
 
 from kbert.data.bucketed_batches import EncodedExample
 from kbert.data.columns import ColumnAliases, find_columns, has_header
-from kbert.data.examples import TextExample, TextMaker, open_records
+from kbert.data.examples import TextExample, open_records, text_example
 from kbert.errors import UserError
 from kbert.model.models import BertForSequenceClassification
 
@@ -38,18 +39,12 @@ class Encoded:
 
 
 def text_items(tokenizer, texts, text_pairs, max_seq_length):
-    """Items without labels of texts, or of pairs of texts; the ids are those of the tokenizer.
-
-    Args:
-        texts: list of str. text_pairs: list of str, or None.
-    """
+    """Items without labels of texts, or of pairs of texts. text_pairs: list of str, or None."""
     items = []
     for begin in range(0, len(texts), _TEXTS):
         part = slice(begin, begin + _TEXTS)
-        features = tokenizer(
-            texts[part], text_pairs and text_pairs[part], max_length=max_seq_length
-        )
-        items += encoded_rows(features)
+        pairs = text_pairs and text_pairs[part]
+        items += encoded_rows(tokenizer(texts[part], pairs, max_length=max_seq_length))
     return items
 
 
@@ -83,13 +78,7 @@ def soft_losses(logits, teacher_logits, temperature):
 
     Both are softened by the temperature T; T^2 keeps the gradient the size of that of a hard label
     (Hinton et al. 2015, arXiv:1503.02531, section 2). The cross-entropy of that paper differs by
-    the teacher's entropy, which no student changes.
-
-    Args:
-        logits, teacher_logits: (..., C) float32. temperature: float.
-
-    Returns:
-        (...) float32.
+    the teacher's entropy, which no student changes. logits, teacher_logits: (..., C) float32.
     """
     student, teacher = (tf.nn.log_softmax(x / temperature) for x in (logits, teacher_logits))
     return temperature**2 * tf.reduce_sum(tf.exp(teacher) * (teacher - student), axis=-1)
@@ -198,23 +187,14 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, examples, class_weights=None):
-        """Encoded examples, labelled if the examples are.
-
-        Args:
-            examples: list of the task's examples. class_weights: (C,) floats, or None.
-        """
+        """Encoded examples, labelled if the examples are. class_weights: (C,) floats, or None."""
 
     def losses(self, outputs, labels):
         """The loss of each label and whether it is predicted, float32, of the weights' shape."""
         return choice_losses(outputs["logits"], labels)
 
     def soft_losses(self, outputs, teacher_outputs, temperature):
-        """How far each prediction is from a teacher's, float32, of the weights' shape.
-
-        Args:
-            outputs, teacher_outputs: of the model and of the teacher. temperature: see
-                `soft_losses`.
-        """
+        """How far each prediction is from a teacher's, float32, of the weights' shape."""
         return soft_losses(outputs["logits"], teacher_outputs["logits"], temperature)
 
     def pick(self, outputs, features):
@@ -255,7 +235,8 @@ class TextTask(Task):
     def reader(cls, source, config, labelled):
         records = open_records(source, cls.name, lambda row: has_header(row, config))
         aliases = cls.column_aliases([name.lower() for name in records.names or ()])
-        return records, TextMaker(find_columns(records, config, labelled, aliases), cls.label)
+        columns = find_columns(records, config, labelled, aliases)
+        return records, functools.partial(text_example, columns, cls.label)
 
     @classmethod
     def examples(cls, texts, text_pairs=None):
