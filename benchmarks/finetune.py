@@ -9,6 +9,7 @@ kbert also evaluates after every epoch and writes checkpoints. Requires the extr
 """
 
 import contextlib
+import dataclasses
 import io
 import json
 import statistics
@@ -52,7 +53,7 @@ def ours(config, seed):
 
 def replaced(config, seed):
     """Returns the config with another seed."""
-    return type(config)(**flags.as_dict(config) | {"seed": seed})
+    return type(config)(**dataclasses.asdict(config) | {"seed": seed})
 
 
 def theirs(config, seed):

@@ -125,7 +125,7 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"a exists and is not empty. Remove it, or name another"):
         convert(tmp_path / "a", tmp_path / "a", "hf")
     with (
-        target_lock(tmp_path / "b", "--output_dir"),
+        target_lock(tmp_path / "b"),
         pytest.raises(UserError, match="b is in use by"),
     ):
         convert(tmp_path / "a", tmp_path / "b", "hf")

@@ -1,5 +1,6 @@
 """Whole fine-tuning runs: every task learns, runs resume to the bit, bad input is one line."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -23,7 +24,7 @@ from kbert.tasks.registry import get_task, with_task
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.train import Callback, finetune
 from kbert.train.finetuning import Finetuning
-from kbert.utils.flags import as_dict, as_flagfile
+from kbert.utils.flags import as_flagfile
 
 WORDS = ["good", "bad", "so", "the", "a", "film", "cast", "plot", "was", "is", "who", "?", "."]
 NAMES = ["ann", "bob", "cid", "rome", "oslo", "lima"]
@@ -188,7 +189,7 @@ def test_killed_runs_go_on_to_the_same_bits(settings, tmp_path):
     """Dropout on; killed between evaluations, after early stopping was under way."""
     config = settings(early_stopping_patience=9, eval_every_steps=6)
     finetune(config, tmp_path / "whole")
-    train_and_kill(as_dict(config), tmp_path / "cut", step=20)
+    train_and_kill(dataclasses.asdict(config), tmp_path / "cut", step=20)
     assert (tmp_path / "cut/finetuning/checkpoint/step_00000014").exists()
     finetune(config, tmp_path / "cut")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
@@ -245,7 +246,7 @@ def test_workers_make_no_difference(settings, tmp_path):
     config = settings(optimizer="sgd", learning_rate=1e-4, epochs=9.0, early_stopping_patience=2)
     finetune(config, tmp_path / "one")
     changes = {"distribution": "multi_worker"}
-    for status, _, errors in launch(2, tmp_path / "two", as_dict(config) | changes):
+    for status, _, errors in launch(2, tmp_path / "two", dataclasses.asdict(config) | changes):
         assert status == 0, errors
     one, two = (weights_of(tmp_path / name / "finetuning/final") for name in ("one", "two"))
     for key, value in one.items():

@@ -61,7 +61,7 @@ MODULES = {
     "kbert.model.weights.fields": "kbert.model.weights.config_fields",
     "kbert.model.weights.heads": "kbert.model.weights.head_removal",
     "kbert.model.weights.layers": "kbert.model.weights.layer_selection",
-    "kbert.processes": "kbert.utils.processes",
+    "kbert.processes": "kbert.corpus.local_runner",
     "kbert.program": "kbert.utils.program",
     "kbert.serving.hub": "kbert.serving.tf_hub",
     "kbert.serving.lines": "kbert.serving.messages",

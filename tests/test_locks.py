@@ -55,7 +55,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 HOLD_TARGET = """
 import sys, time
 from kbert.utils.locks import target_lock
-with target_lock(sys.argv[1], "--output_dir"):
+with target_lock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -70,7 +70,7 @@ def test_a_folder_is_made_by_one_process_at_a_time(tmp_path):
         assert first.stdout.readline() == "held\n"
         with (
             pytest.raises(UserError) as caught,
-            target_lock(target, "--output_dir"),
+            target_lock(target),
         ):
             pass
         assert str(caught.value).startswith(f"{target} is in use by process {first.pid} on ")
@@ -78,7 +78,7 @@ def test_a_folder_is_made_by_one_process_at_a_time(tmp_path):
     finally:
         first.kill()
         first.wait()
-    with target_lock(target, "--output_dir"):
+    with target_lock(target):
         assert os.listdir(target.parent) == [".1.lock"]
     assert os.listdir(target.parent) == []
 
@@ -93,7 +93,7 @@ def test_a_lock_that_was_removed_before_it_was_held_is_none(tmp_path, monkeypatc
         flock(file, operation)
 
     monkeypatch.setattr(locks.fcntl, "flock", flock_late)
-    with target_lock(tmp_path / "1", "--output_dir"):
+    with target_lock(tmp_path / "1"):
         assert str(os.getpid()) in path.read_text()
 
 
@@ -102,7 +102,7 @@ def test_programs_hold_the_lock_of_what_they_make(tmp_path, vocab_file):
     text.write_text("the cat\n\na dog\n")
     target = tmp_path / "target"
     (tmp_path / ".target.partial").mkdir()  # of the process that holds the lock
-    with target_lock(target, "--output_dir"):
+    with target_lock(target):
         with pytest.raises(UserError, match=rf"{target} is in use by process {os.getpid()} on "):
             prepare(str(text), target, vocab_file)
         assert (tmp_path / ".target.partial").is_dir()

@@ -247,7 +247,7 @@ def test_batches_do_not_depend_on_how_many_are_made_at_once(corpus, monkeypatch)
     for tokens in (1, 29 * 6 * 3, 29 * 6 * 100):
         monkeypatch.setattr(pretraining_batches, "_TOKENS_AT_ONCE", tokens)
         assert_equal(batches(corpus, steps=7), wanted)
-        endless = pretraining_dataset(corpus, 6, 29, 5, seed=4).take(7)
+        endless = pretraining_dataset(corpus, 6, 29, max_predictions_per_seq=5, seed=4).take(7)
         assert_equal([{k: v.numpy() for k, v in batch.items()} for batch in endless], wanted)
 
 
@@ -259,7 +259,9 @@ def test_a_run_starts_anywhere_at_once(corpus):
     (batch,) = batches(corpus, start_step=far, steps=1)
     assert contains(corpus, original_ids(batch)[0, 1:3].tolist())
     assert_equal([batch], batches(corpus, start_step=far - 2, steps=3)[2:])
-    endless = pretraining_dataset(corpus, 6, 29, 5, seed=4, start_step=count)
+    endless = pretraining_dataset(
+        corpus, 6, 29, max_predictions_per_seq=5, seed=4, start_step=count
+    )
     first = next(iter(endless))
     np.testing.assert_array_equal(
         first["input_ids"], batches(corpus, start_step=count, steps=1)[0]["input_ids"]

@@ -8,7 +8,7 @@ import time
 
 PROGRAM = """
 import concurrent.futures, multiprocessing, os, sys, time
-from kbert.utils.processes import end_with_the_program
+from kbert.corpus.local_runner import end_with_the_program
 context = multiprocessing.get_context("spawn")
 if __name__ == "__main__":
     pool = concurrent.futures.ProcessPoolExecutor(

@@ -38,11 +38,17 @@ def test_inputs_are_sorted_within_each_glob(tmp_path):
 def test_pieces_of_inputs(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"x" * 100)
     (tmp_path / "b.txt").touch()
-    paths = [str(tmp_path / "a.txt"), str(tmp_path / "b.txt"), "c.txt.gz", "tfds:d"]
-    found = [(p.path, p.begin, p.end) for p in split_into_pieces(paths, piece_bytes=30)]
-    a, b = paths[:2]
-    assert found[:3] == [(a, 0, 33), (a, 33, 66), (a, 66, None)]
-    assert found[3:] == [(b, 0, None), ("c.txt.gz", 0, None), ("tfds:d", 0, None)]
+    (tmp_path / "c.txt.gz").write_bytes(b"x" * 70)
+    paths = [*(str(tmp_path / name) for name in ("a.txt", "b.txt", "c.txt.gz")), "tfds:d"]
+    pieces = split_into_pieces(paths, piece_bytes=30)
+    a, b, c, d = paths
+    assert [(p.path, p.begin, p.end, p.size) for p in pieces[:3]] == [
+        (a, 0, 33, 33),
+        (a, 33, 66, 33),
+        (a, 66, None, 34),
+    ]
+    assert [(p.path, p.begin, p.end) for p in pieces[3:]] == [(x, 0, None) for x in (b, c, d)]
+    assert [p.size for p in pieces[3:5]] == [0, 70]
 
 
 def test_several_inputs_and_the_sample():

@@ -44,7 +44,7 @@ def prune(config, report=print):
     """
     target = pathlib.Path(config.output_dir)
     storage.check_free(target)
-    with target_lock(target, "--output_dir"):
+    with target_lock(target):
         predictor, name, task, examples = fine_tuned(config, config.data_file, report=report)
         bert = predictor.model.config
         heads = [bert.block_heads(i) for i in range(bert.num_hidden_layers)]

@@ -4,6 +4,7 @@ A piece, or a shard of rearranged documents, is the work of one function call. W
 its name when it is whole, so the runner may make a call again, or twice at the same time.
 """
 
+import collections
 import contextlib
 import functools
 import io
@@ -59,15 +60,12 @@ def new_pipeline(flags):
 
 
 def run(worker, pieces, folder, deduplicate, seed, pipeline):
-    """Makes the shards of a corpus: the same files as `kbert.corpus.local_runner.run`.
+    """Makes the shards of a corpus and their Tally: the same as `kbert.corpus.local_runner.run`.
 
     Args:
         worker, pieces, deduplicate, seed: see there.
         folder: for the shards; all machines of the runner must see it.
         pipeline: that of `new_pipeline`.
-
-    Returns:
-        Tally.
 
     Raises:
         UserError: as the local runner; or the machines do not see the same folder.
@@ -149,16 +147,12 @@ def _documents(task, worker, folder, seed):
     A document is (number drawn, piece, number in the piece), the part of the piece that it is in,
     the bytes of its ids and the bytes of the lengths of its sentences.
     """
-    if not _failed(folder):
-        with _errors_noted(folder):
-            yield from _read_piece(task, worker, seed)
-
-
-def _read_piece(task, worker, seed):
     import apache_beam as beam
 
+    if _failed(folder):
+        return
     number, _ = task
-    with tempfile.TemporaryDirectory() as local:
+    with _errors_noted(folder), tempfile.TemporaryDirectory() as local:
         tally = worker.write_shard(*task, local)
         for entry in tally.shards:
             shard = open_shard(local, entry, tally.vocab_size)
@@ -169,8 +163,8 @@ def _read_piece(task, worker, seed):
             for i, (ids, lengths) in enumerate(documents):
                 place = (keys[i], number, i)
                 yield place, parts[i], ids.tobytes(), lengths.astype("<i8").tobytes()
-    counts = Tally(tally.vocab_size, tally.counts, tally.left_out)
-    yield beam.pvalue.TaggedOutput("tallies", counts)
+        counts = Tally(tally.vocab_size, tally.counts, tally.left_out)
+        yield beam.pvalue.TaggedOutput("tallies", counts)
 
 
 def _arrays(document, vocab_size):
@@ -203,7 +197,7 @@ def _write_arranged(shard, vocab_size, folder):
     if _failed(folder):
         return Tally(vocab_size)
     documents = (_arrays(document, vocab_size) for document in sorted(documents))
-    return write_documents(folder, name, documents, Tally(vocab_size))
+    return write_documents(folder, name, documents, vocab_size)
 
 
 def _total(vocab_size, tallies):
@@ -214,13 +208,7 @@ def _total(vocab_size, tallies):
 
 
 def _write_result(tally, folder):
-    values = {
-        "counts": tally.counts,
-        "left_out": tally.left_out,
-        "shards": tally.shards,
-        "unigrams": tally.unigrams.tolist(),
-    }
-    _write_text(folder, _RESULT, json.dumps(values))
+    _write_text(folder, _RESULT, json.dumps(vars(tally), default=np.ndarray.tolist))
 
 
 def _write_text(folder, name, text):
@@ -231,11 +219,9 @@ def _write_text(folder, name, text):
 def _read_result(folder, vocab_size):
     try:
         with storage.open_stream(os.path.join(folder, _RESULT)) as file:
-            values = json.load(file)
-        tally = Tally(vocab_size)
-        tally.counts.update(values["counts"])
-        tally.left_out = [tuple(item) for item in values["left_out"]]
-        tally.shards, tally.unigrams = values["shards"], np.asarray(values["unigrams"], np.int64)
+            tally = Tally(**json.load(file))
+        tally.counts = collections.Counter(tally.counts)
+        tally.unigrams = np.asarray(tally.unigrams, np.int64)
         check_shards(folder, tally.shards, vocab_size)
     except storage.GaveUp:
         raise

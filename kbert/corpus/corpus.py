@@ -73,11 +73,7 @@ class ShardWriter:
         self._counts[part] += len(values)
 
     def close(self):
-        """Finishes the files, or removes them if they hold nothing.
-
-        Returns:
-            the shard's entry in the manifest.
-        """
+        """The shard's entry in the manifest; finishes the files, removes them if they are empty."""
         for file in self._files.values():
             file.close()
             if not self._counts["ids"]:
@@ -87,14 +83,11 @@ class ShardWriter:
 
 
 def write_manifest(folder, shards, vocab_size, fingerprint, lower_case, unigrams, **extra):
-    """Writes the unigram counts and, last of all, the manifest.
+    """Writes the unigram counts and, last of all, the manifest, which it returns.
 
     Args:
         folder: holds the vocabulary; what is in it besides shards gets a checksum.
         shards: their entries, in order. unigrams: (V,) int64. extra: more keys of the manifest.
-
-    Returns:
-        the manifest.
     """
     folder = pathlib.Path(folder)
     array = io.BytesIO()  # numpy's own writing does not say why it fails
@@ -120,7 +113,7 @@ def write_manifest(folder, shards, vocab_size, fingerprint, lower_case, unigrams
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """The arrays of one shard, memory-mapped."""
+    """The arrays of one shard, memory-mapped, in the order of `_PARTS`."""
 
     ids: np.ndarray  # (tokens,) uint16 or int32
     sentences: np.ndarray  # (sentences,) int64, first token of each
@@ -128,24 +121,15 @@ class Shard:
 
 
 def open_shard(folder, entry, vocab_size):
-    """The Shard of an entry of the manifest.
-
-    Raises:
-        UserError: a file is missing, or has not the size it must have.
-    """
+    """The Shard of an entry of the manifest. Raises UserError as `check_shards`."""
     check_shards(folder, [entry], vocab_size)
-    parts = _files(folder, entry, vocab_size)
-    return Shard(
-        **{
-            part: np.memmap(path, dtype, "r", shape=(n,))
-            for part, (path, dtype, n) in parts.items()
-        }
-    )
+    files = _files(folder, entry, vocab_size)
+    return Shard(*(np.memmap(path, dtype, "r", shape=(n,)) for path, dtype, n in files))
 
 
 def check_shards(folder, entries, vocab_size):
     """Raises UserError unless every file of the shards, local or remote, is there in full."""
-    files = [file for entry in entries for file in _files(folder, entry, vocab_size).values()]
+    files = [file for entry in entries for file in _files(folder, entry, vocab_size)]
     try:
         stats = storage.stat_all([path for path, _, _ in files])
     except OSError as error:
@@ -156,12 +140,10 @@ def check_shards(folder, entries, vocab_size):
 
 
 def _files(folder, entry, vocab_size):
-    """dict of part -> path, dtype and number of values of the files of a shard."""
-    dtypes = {part: np.dtype("<i8") for part in _PARTS} | {"ids": ids_dtype(vocab_size)}
-    return {
-        part: (os.path.join(folder, f"{entry['name']}.{part}"), dtype, entry["counts"][part])
-        for part, dtype in dtypes.items()
-    }
+    """Path, dtype and number of values of each file of a shard, in the order of `_PARTS`."""
+    for part in _PARTS:
+        dtype = ids_dtype(vocab_size) if part == "ids" else np.dtype("<i8")
+        yield os.path.join(folder, f"{entry['name']}.{part}"), dtype, entry["counts"][part]
 
 
 class Corpus:
@@ -249,8 +231,7 @@ class Corpus:
     def unigram_entropy(self):
         """Entropy of the distribution of single tokens, in nats.
 
-        No model that ignores the context has a lower MLM loss on this text: what is below it was
-        learnt from context.
+        No model that ignores the context has a lower MLM loss on this text.
         """
         counts = np.load(self.folder / "unigrams.npy").astype(np.float64)
         share = counts[counts > 0] / counts.sum()

@@ -12,7 +12,7 @@ import hashlib
 
 import numpy as np
 
-from kbert.corpus.shard_builder import shard_name, write_shard
+from kbert.corpus.shard_builder import Tally, shard_name, write_shard
 from kbert.utils.stateless_random import uniform
 
 SHARD_TOKENS = 1 << 25
@@ -22,15 +22,12 @@ _PIECE = 1 << 40  # more documents than a piece holds
 
 
 def read_documents(shards, starts, numbers):
-    """Documents of shards, one at a time.
+    """Yields documents of shards: (T,) ids and (S,) tokens of each sentence.
 
     Args:
         shards: list of `kbert.corpus.corpus.Shard`.
         starts: (documents + 1,) first token of each, counted over all shards.
         numbers: (N,) which documents.
-
-    Yields:
-        (T,) ids and (S,) tokens of each sentence.
     """
     shard_starts = np.cumsum([0, *(len(shard.ids) for shard in shards)])
     arrays = [(np.asarray(shard.ids), np.asarray(shard.sentences)) for shard in shards]
@@ -85,14 +82,11 @@ def shard_count(tokens):
 
 
 def arrange(corpus, left_out, seed):
-    """Which documents go where.
+    """Yields the name of each new shard and its documents in order, (N,) numbers in the corpus.
 
     Args:
         corpus: `kbert.corpus.Corpus` whose shards are named by the pieces they were made of.
         left_out: (documents,) bool. seed: int to shuffle with, or None.
-
-    Yields:
-        name of a shard, (N,) its documents in order, by their numbers in the corpus.
     """
     starts, kept = corpus.document_starts, np.flatnonzero(~left_out)
     edges = np.searchsorted(starts, corpus.shard_starts)  # first document of each shard
@@ -114,23 +108,20 @@ def arrange(corpus, left_out, seed):
         yield shard_name(number), kept[order[bounds[number] : bounds[number + 1]]]
 
 
-def write_documents(folder, name, documents, tally):
-    """Writes documents, in the form of `read_documents`, as a shard, and adds it to a tally."""
+def write_documents(folder, name, documents, vocab_size):
+    """Writes documents, in the form of `read_documents`, as a shard. Returns its Tally."""
+    tally = Tally(vocab_size)
     write_shard(folder, name, _batches(documents), tally)
     return tally
 
 
 def _batches(documents):
-    ids, lengths, starts, size = [], [], [], 0
-    for document_ids, document_lengths in documents:
-        ids.append(document_ids)
-        lengths.append(document_lengths)
-        first = np.zeros(len(document_lengths), bool)
-        first[0] = True
-        starts.append(first)
-        size += len(document_ids)
+    batch, size = [], 0
+    for ids, lengths in documents:
+        batch.append((ids, lengths, np.arange(len(lengths)) == 0))
+        size += len(ids)
         if size > _BATCH_TOKENS:
-            yield [np.concatenate(parts) for parts in (ids, lengths, starts)]
-            ids, lengths, starts, size = [], [], [], 0
-    if ids:
-        yield [np.concatenate(parts) for parts in (ids, lengths, starts)]
+            yield map(np.concatenate, zip(*batch, strict=True))
+            batch, size = [], 0
+    if batch:
+        yield map(np.concatenate, zip(*batch, strict=True))

@@ -6,6 +6,7 @@ import functools
 import multiprocessing
 import os
 import tempfile
+import threading
 import time
 
 import numpy as np
@@ -16,13 +17,12 @@ from kbert.corpus.dedup_shuffle import arrange, digest, duplicates, read_documen
 from kbert.corpus.shard_builder import Tally
 from kbert.errors import UserError
 from kbert.utils import storage
-from kbert.utils.processes import end_with_the_program
 
 _SMALL_BYTES = 8 << 20  # below this, starting processes costs more than it saves
 
 
 def run(worker, pieces, folder, deduplicate, seed, processes, report):
-    """Makes the shards of a corpus.
+    """Makes the shards of a corpus and their Tally.
 
     What is left out or shuffled is first written as it comes, on a local disk, and then copied
     document by document; in memory are 60 bytes for each document, and a batch for each process.
@@ -31,20 +31,16 @@ def run(worker, pieces, folder, deduplicate, seed, processes, report):
         worker: ShardBuilder. pieces: list of TextPiece. folder: local or remote, for the shards.
         deduplicate, seed: see `kbert.corpus.dedup_shuffle`; seed None = no shuffling.
         processes: worker processes; None = one per core. report: called with lines of text.
-
-    Returns:
-        Tally.
     """
-    sizes = _sizes(pieces)
     processes = min(processes or os.cpu_count() or 1, len(pieces))
-    if sum(sizes) < _SMALL_BYTES:
+    if _total_bytes(pieces) < _SMALL_BYTES:
         processes = 1
     with _workers(worker, processes) as run_all:
         if not deduplicate and seed is None:
-            return _write_pieces(run_all, worker, pieces, sizes, folder, report)
+            return _write_pieces(run_all, worker, pieces, folder, report)
         place = None if storage.is_remote(folder) else folder
         with tempfile.TemporaryDirectory(prefix=".staged-", dir=place) as local:
-            tally = _write_pieces(run_all, worker, pieces, sizes, local, report)
+            tally = _write_pieces(run_all, worker, pieces, local, report)
             if not tally.shards:
                 return tally
             write_manifest(local, tally.shards, tally.vocab_size, "", False, tally.unigrams)
@@ -55,13 +51,17 @@ def run(worker, pieces, folder, deduplicate, seed, processes, report):
             return tally
 
 
-def _write_pieces(run_all, worker, pieces, sizes, folder, report):
+def _total_bytes(pieces):
+    return sum(piece.size for piece in pieces)
+
+
+def _write_pieces(run_all, worker, pieces, folder, report):
     tally = Tally(len(worker.vocab))
     tasks = [(number, piece, folder) for number, piece in enumerate(pieces)]
-    start, done, total = time.monotonic(), 0, sum(sizes)
-    for size, part in zip(sizes, run_all(_write_piece, tasks), strict=True):
+    start, done, total = time.monotonic(), 0, _total_bytes(pieces)
+    for piece, part in zip(pieces, run_all(_write_piece, tasks), strict=True):
         tally.add(part)
-        done += size
+        done += piece.size
         if total < _SMALL_BYTES:
             continue
         seconds = max(time.monotonic() - start, 1e-6)  # clocks may stand still
@@ -71,13 +71,6 @@ def _write_pieces(run_all, worker, pieces, sizes, folder, report):
             f"{done / 1e6 / seconds:.1f} MB/s | ETA {seconds * (1 - share) / share:.0f} s"
         )
     return tally
-
-
-def _sizes(pieces):
-    """Bytes of each piece; a guess for TFDS."""
-    files = [p.path for p in pieces if p.end is None and not p.path.startswith("tfds:")]
-    ends = {path: size for path, (size, _) in zip(files, storage.stat_all(files), strict=True)}
-    return [(p.end or ends.get(p.path, _SMALL_BYTES)) - p.begin for p in pieces]
 
 
 def _rearrange(run_all, pieces_folder, folder, deduplicate, seed, report):
@@ -103,6 +96,17 @@ def _rearrange(run_all, pieces_folder, folder, deduplicate, seed, report):
 @functools.lru_cache(maxsize=1)
 def _open_corpus(folder):
     return Corpus(folder, verify=False)
+
+
+def end_with_the_program():
+    """Has a worker process end with its program; otherwise it would wait for work for ever."""
+    program = multiprocessing.parent_process()
+    threading.Thread(target=_end_after, args=[program], daemon=True).start()
+
+
+def _end_after(program):
+    program.join()
+    os._exit(1)
 
 
 _worker = None
@@ -136,7 +140,7 @@ def _write_arranged(task):
     pieces_folder, folder, name, numbers = task
     corpus = _open_corpus(pieces_folder)
     documents = read_documents(corpus.shards, corpus.document_starts, numbers)
-    return write_documents(folder, name, documents, Tally(corpus.manifest["vocab_size"]))
+    return write_documents(folder, name, documents, corpus.manifest["vocab_size"])
 
 
 @contextlib.contextmanager

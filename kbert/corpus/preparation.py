@@ -45,7 +45,7 @@ def prepare(
 
 
 def write_corpus(config, tokenizer=None, report=None):
-    """Tokenises text into a prepared corpus (`kbert.corpus.corpus` has the format).
+    """Tokenises text into a prepared corpus (format: `kbert.corpus.corpus`). Returns its manifest.
 
     Text is UTF-8, one sentence or paragraph a line, an empty line between documents. The files are
     the same, byte for byte, for both runners and any number of workers. Memory is bounded by a
@@ -55,9 +55,6 @@ def write_corpus(config, tokenizer=None, report=None):
         config: PrepareConfig.
         tokenizer: BertTokenizer to take instead of the vocabulary that is named.
         report: called with a line of text now and then.
-
-    Returns:
-        the manifest, a dict.
 
     Raises:
         UserError: inputs that cannot be read, are not UTF-8, hold no text or a single document; a
@@ -128,7 +125,7 @@ def _work_folder(output_dir):
                 storage.remove(output_dir)
             raise
         return
-    with target_lock(output_dir, "--output_dir"):
+    with target_lock(output_dir):
         storage.check_free(output_dir)
         with atomic.folder(output_dir) as folder:
             yield str(folder)

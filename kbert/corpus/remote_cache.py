@@ -19,7 +19,7 @@ def cache_folder():
 
 
 def fetch(url, manifest_name, manifest, hashes, cache_dir=None, report=None):
-    """A local folder with the files of a remote one.
+    """The pathlib.Path of a local folder with the files of a remote one.
 
     The folder is named by the content of the manifest, so a remote folder that was written anew is
     fetched anew. It gets its name when every file is there and has its checksum; what came before
@@ -30,9 +30,6 @@ def fetch(url, manifest_name, manifest, hashes, cache_dir=None, report=None):
         manifest: bytes of that file. hashes: dict of name -> SHA-256 of the other files.
         cache_dir: where to keep it; None = `cache_folder()`.
         report: called with a line of text before anything is fetched.
-
-    Returns:
-        pathlib.Path.
 
     Raises:
         UserError: a file is missing, cannot be read, or is not what the manifest says.

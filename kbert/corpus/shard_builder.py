@@ -47,7 +47,12 @@ class Tally:
         del self.left_out[_NAMED_LINES:]
         self.shards += other.shards
         self.unigrams += other.unigrams
-        return self
+
+    def leave_out(self, number, where):
+        """Counts a line of piece `number` that is left out. where: str, its file and line."""
+        self.counts["lines_left_out"] += 1
+        if len(self.left_out) < _NAMED_LINES:
+            self.left_out.append((number, where))
 
     @property
     def documents(self):
@@ -101,13 +106,10 @@ class ShardBuilder:
         return cls(tokenizer.fingerprint, vocab, tokenizer.settings, skip_bad_lines)
 
     def write_shard(self, number, piece, folder):
-        """Writes the shard of a piece, whole or not at all.
+        """Writes the shard of a piece, whole or not at all. Returns a Tally; no tokens, no shard.
 
         Args:
             number: of the piece in the input. piece: TextPiece. folder: local or remote, existing.
-
-        Returns:
-            Tally; without a shard if there are no tokens.
         """
         tally = Tally(len(self.vocab))
         batches = self._batches(number, piece, tally)
@@ -118,9 +120,7 @@ class ShardBuilder:
     def _batches(self, number, piece, tally):
         """Ids of sentences, tokens of each, and which of them start a document."""
         tokenize, counts = _sentence_tokenizer(self), tally.counts
-        leave_out = None
-        if self.skip_bad_lines:
-            leave_out = functools.partial(_leave_out, tally, number)
+        leave_out = functools.partial(tally.leave_out, number) if self.skip_bad_lines else None
         sentences, starts, size, new_document = [], [], 0, True
         for line in read_lines(piece, leave_out):
             if not line:
@@ -144,12 +144,6 @@ class ShardBuilder:
                 sentences, starts, size = [], [], 0
         if sentences:
             yield *tokenize(sentences), np.asarray(starts, bool)
-
-
-def _leave_out(tally, number, where):
-    tally.counts["lines_left_out"] += 1
-    if len(tally.left_out) < _NAMED_LINES:
-        tally.left_out.append((number, where))
 
 
 @functools.lru_cache(maxsize=1)

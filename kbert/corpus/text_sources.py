@@ -3,7 +3,6 @@
 Every source is a stream of lines (bytes, no line end) in which an empty line ends a document.
 """
 
-import contextlib
 import dataclasses
 import gzip
 import itertools
@@ -21,6 +20,7 @@ SAMPLES = {f"sample:{name}": _SAMPLE_FOLDER / f"{name}.txt.gz" for name in ("tra
 
 PIECE_BYTES = 64 << 20  # a plain file is read in pieces of about this size, each by one process
 LONGEST_LINE_BYTES = 1 << 16  # a longer line is cut, at a space where there is one
+_TFDS_BYTES = 8 << 20  # a guess
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,7 @@ class TextPiece:
     path: str  # a file, or tfds:NAME
     begin: int = 0  # first byte
     end: int | None = None  # byte after the last; None = to the end
+    size: int = 0  # in bytes; for TFDS a guess
 
 
 def find_inputs(patterns):
@@ -67,17 +68,16 @@ def find_inputs(patterns):
 
 def split_into_pieces(paths, piece_bytes=PIECE_BYTES):
     """The pieces of the inputs, in order. Compressed files and TFDS are one piece each."""
-    plain = [path for path in paths if not path.startswith("tfds:") and not path.endswith(".gz")]
-    sizes = {path: size for path, (size, _) in zip(plain, storage.stat_all(plain), strict=True)}
+    files = [path for path in paths if not path.startswith("tfds:")]
+    sizes = {path: size for path, (size, _) in zip(files, storage.stat_all(files), strict=True)}
     pieces = []
     for path in paths:
-        if path not in sizes:
-            pieces.append(TextPiece(path))
-            continue
-        size = sizes[path]
-        count = max(1, round(size / piece_bytes))
-        edges = [size * i // count for i in range(count)] + [None]
-        pieces += [TextPiece(path, a, b) for a, b in itertools.pairwise(edges)]
+        size = sizes.get(path, _TFDS_BYTES)
+        is_whole = path not in sizes or path.endswith(".gz")
+        count = 1 if is_whole else max(1, round(size / piece_bytes))
+        edges = [size * i // count for i in range(count + 1)]
+        for a, b in itertools.pairwise(edges):
+            pieces.append(TextPiece(path, a, b if b < size else None, b - a))
     return pieces
 
 
@@ -97,7 +97,8 @@ def read_lines(piece, leave_out=None):
         return
     is_json = piece.path.removesuffix(".gz").endswith((".jsonl", ".json"))
     try:
-        with _open(piece.path) as file:
+        with storage.open_stream(piece.path) as stream:
+            file = gzip.open(stream) if piece.path.endswith(".gz") else stream
             if is_json:
                 yield from _json_lines(file, piece, leave_out)
             else:
@@ -105,16 +106,6 @@ def read_lines(piece, leave_out=None):
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"cannot read {piece.path}: {reason}.") from error
-
-
-@contextlib.contextmanager
-def _open(path):
-    with storage.open_stream(path) as file:
-        if path.endswith(".gz"):
-            with gzip.open(file) as unpacked:
-                yield unpacked
-        else:
-            yield file
 
 
 class Texts:
@@ -189,9 +180,9 @@ def _cut(line):
 
 def _json_lines(file, piece, leave_out):
     _seek(file, piece.begin)
-    offset = file.tell() if piece.end is not None else 0
-    number = 0
-    while (piece.end is None or offset < piece.end) and (line := file.readline()):
+    end = float("inf") if piece.end is None else piece.end
+    offset, number = file.tell(), 0
+    while offset < end and (line := file.readline()):
         offset += len(line)
         number += 1
         if not line.strip():
@@ -210,7 +201,7 @@ def _json_lines(file, piece, leave_out):
                 ) from None
             leave_out(where)
             continue
-        yield from (part for part in map(bytes.strip, lines) if part)
+        yield from filter(None, map(bytes.strip, lines))
         yield b""
 
 
@@ -230,7 +221,7 @@ def _tfds_lines(name):
     if not isinstance(dataset.element_spec, dict) or "text" not in dataset.element_spec:
         raise UserError(f"tfds:{name} has no feature 'text'; it has {dataset.element_spec}.")
     for example in dataset.as_numpy_iterator():
-        yield from (part for part in map(bytes.strip, example["text"].split(b"\n")) if part)
+        yield from filter(None, map(bytes.strip, example["text"].split(b"\n")))
         yield b""
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from kbert.data.input_context import batch_number
+from kbert.features import ENCODER_FEATURES
 from kbert.utils.numpy_map import numpy_map
 from kbert.utils.stateless_random import uniform
 
@@ -58,29 +59,25 @@ def pad_examples(items, length, rows, pad_id):
         label_weights.
     """
 
-    def padded(arrays, value):
-        widths = [(0, 0)] * (arrays[0].ndim - 1)
-        full = [
-            np.pad(a, [*widths, (0, length - a.shape[-1])], constant_values=value) for a in arrays
-        ]
-        return np.stack(full + full[-1:] * (rows - len(full)))
+    def stacked(name, by_token=True, value=0):
+        arrays = [getattr(item, name) for item in items]
+        if by_token:
+            widths = [(0, 0)] * (arrays[0].ndim - 1)
+            arrays = [
+                np.pad(a, [*widths, (0, length - a.shape[-1])], constant_values=value)
+                for a in arrays
+            ]
+        return np.stack(arrays + arrays[-1:] * (rows - len(arrays)))
 
-    ids = padded([item.input_ids for item in items], pad_id)
+    ids = stacked("input_ids", value=pad_id)
     features = {
         "input_ids": ids,
         "attention_mask": (ids != pad_id).astype(np.int32),
-        "token_type_ids": padded([item.token_type_ids for item in items], 0),
+        "token_type_ids": stacked("token_type_ids"),
     }
     if items[0].labels is not None:
-        by_token = items[0].label_weights.ndim > 0
         for name in ("labels", "label_weights"):
-            arrays = [getattr(item, name) for item in items]
-            stacked = (
-                padded(arrays, 0)
-                if by_token
-                else np.stack(arrays + arrays[-1:] * (rows - len(arrays)))
-            )
-            features[name] = stacked
+            features[name] = stacked(name, by_token=items[0].label_weights.ndim > 0)
         features["label_weights"][len(items) :] = 0
     return features
 
@@ -134,40 +131,27 @@ class BucketedBatches:
         length = bucket_length(self._lengths[numbers].max(), self._max_seq_length)
         rows = self._batch_size // parts
         mine = numbers[part * rows : (part + 1) * rows]
-        features = pad_examples(
-            [self._items[i] for i in (mine if len(mine) else numbers[-1:])],
-            length,
-            rows,
-            self._pad_id,
-        )
+        items = [self._items[i] for i in (mine if len(mine) else numbers[-1:])]
+        features = pad_examples(items, length, rows, self._pad_id)
         if not len(mine):
             features["label_weights"][:] = 0
         return features
 
     def dataset(self, batch_size, first=0, count=None, input_context=None):
-        """Batches as tf.data, each cut into parts of `batch_size`.
+        """tf.data.Dataset of the features of `pad_examples`, for parts of `batch_size` of batches.
 
         Args:
             batch_size: rows of a part; divides B. first: parts to leave out at the start.
             count: parts to make; None for no end.
             input_context: tf.distribute.InputContext of the worker, first and count are of its
                 parts; None: there is one worker.
-
-        Returns:
-            tf.data.Dataset of dicts of the features of `pad_examples`.
         """
         parts = self._batch_size // batch_size
         example = self.batch(0, 0, parts)
-        specs = {
-            name: ((batch_size, *(None,) * (value.ndim - 1)), value.dtype)
-            for name, value in example.items()
-        }
-        C = example["labels"].shape[-1] if example["labels"].ndim == 2 else None
-        if C and example["label_weights"].ndim == 1:  # labels by class, not by token
-            specs["labels"] = ((batch_size, C), example["labels"].dtype)
-        if example["input_ids"].ndim == 3:
-            for name in ("input_ids", "attention_mask", "token_type_ids"):
-                specs[name] = ((batch_size, example[name].shape[1], None), "int32")
+        specs = {name: (value.shape, value.dtype) for name, value in example.items()}
+        labels = ("labels", "label_weights") if example["label_weights"].ndim > 1 else ()
+        for name in (*ENCODER_FEATURES, *labels):  # by token
+            specs[name] = ((*example[name].shape[:-1], None), example[name].dtype)
         end = np.iinfo(np.int64).max if count is None else first + count
         dataset = tf.data.Dataset.range(first, end)
 

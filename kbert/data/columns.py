@@ -1,6 +1,7 @@
 """Which columns of a table, or keys of JSON objects, hold the text, the label and so on."""
 
 import dataclasses
+import functools
 import re
 
 from kbert.errors import UserError
@@ -64,31 +65,27 @@ def has_header(row, config):
 
 
 def find_columns(records, config, labelled, aliases):
-    """The columns that a task reads.
+    """The Columns that a task reads.
 
     Args:
         records: `kbert.data.records.Records` of a table, JSON lines or TFDS.
         config: has the fields text_column, text_pair_column, label_column, choice_columns.
         labelled: False: no label is looked for. aliases: ColumnAliases of the task.
 
-    Returns:
-        Columns.
-
     Raises:
         UserError: a column is missing, named twice, or two of them are the same.
     """
-    find = _Finder(records)
-    fields = {"text": find("text_column", config.text_column, aliases.text, 0)}
-    fields["text_pair"] = find(
-        "text_pair_column",
-        config.text_pair_column,
-        aliases.text_pair,
-        1 if aliases.needs_pair else None,
-        needed=aliases.needs_pair,
-    )
+    find = functools.partial(_find, records)
+    needed, place = aliases.needs_pair, 1 if aliases.needs_pair else None
+    fields = {
+        "text": find("text_column", config.text_column, aliases.text, 0),
+        "text_pair": find(
+            "text_pair_column", config.text_pair_column, aliases.text_pair, place, needed
+        ),
+    }
     if labelled:
         fields["label"] = find("label_column", config.label_column, LABELS, -1)
-    choices = _choices(records, config.choice_columns, find, aliases.choices)
+    choices = _choices(records, config.choice_columns, aliases.choices)
     used = [column for column in fields.values() if column is not None] + list(choices)
     width = records.width
     if width is not None and width < len(used):
@@ -102,20 +99,16 @@ def find_columns(records, config, labelled, aliases):
             f"two of text, second text, choices and label are the same column of {records.name}. "
             f"Give each its own with --text_column, --label_column and so on."
         )
-    if width is None:
-        return Columns(**fields, choices=choices)
-    from_the_left = records.names is None and min(used) >= 0
-    return Columns(
-        **fields,
-        choices=choices,
-        exact_width=None if from_the_left else width,
-        least_width=max(places) + 1,
-    )
+    if width is not None:
+        from_the_left = records.names is None and min(used) >= 0
+        fields["exact_width"] = None if from_the_left else width
+        fields["least_width"] = max(places) + 1
+    return Columns(**fields, choices=choices)
 
 
 def tag_keys(records, config, labelled):
     """Keys of the words and of the tags (None if not `labelled`) in JSON lines or TFDS."""
-    find = _Finder(records)
+    find = functools.partial(_find, records)
     words = find("text_column", config.text_column, WORDS, None)
     return words, find("label_column", config.label_column, TAGS, None) if labelled else None
 
@@ -129,11 +122,11 @@ def _parts(columns):
     return [part.strip() for part in (columns or "").split(",") if part.strip()]
 
 
-def _choices(records, columns, find, aliases):
+def _choices(records, columns, aliases):
     if not aliases:
         return ()
     if parts := _parts(columns):
-        return tuple(find("choice_columns", part, (), None) for part in parts)
+        return tuple(_find(records, "choice_columns", part, (), None) for part in parts)
     names = records.names
     if names is None:
         raise UserError(
@@ -151,68 +144,61 @@ def _choices(records, columns, find, aliases):
     return tuple(names[i] if records.width is None else i for i in places)
 
 
-class _Finder:
-    """Finds columns of records by flag, default names, or place."""
-
-    def __init__(self, records):
-        self.records = records
-
-    def __call__(self, flag, column, defaults, place, needed=True):
-        """Key or number of a column. `place`: its number in a table without header."""
-        if column is not None:
-            return self._of_flag(flag, column)
-        names = self.records.names
-        if names is None:
-            return place
-        lower = [name.lower() for name in names]
-        for default in defaults:
-            if default in lower:
-                return self._of_name(flag, default)
-        if not needed:
-            return None
-        raise UserError(
-            f"{self.records.name} has no column named {', '.join(defaults)}; it has "
-            f"{_listed(names)}. Name the one to read with --{flag}."
-        )
-
-    def _of_flag(self, flag, column):
-        is_key = self.records.width is None and column in self.records.names
+def _find(records, flag, column, defaults, place, needed=True):
+    """Key or number of a column, by flag, by default names, or, without header, by `place`."""
+    names = records.names
+    if column is not None:
+        is_key = records.width is None and column in names
         if is_number(column) and not is_key:
-            return self._of_number(flag, int(column))
-        return self._of_name(flag, column)
+            return _of_number(records, flag, int(column))
+        return _of_name(records, flag, column)
+    if names is None:
+        return place
+    lower = [name.lower() for name in names]
+    for default in defaults:
+        if default in lower:
+            return _of_name(records, flag, default)
+    if not needed:
+        return None
+    raise UserError(
+        f"{records.name} has no column named {', '.join(defaults)}; it has "
+        f"{_listed(names)}. Name the one to read with --{flag}."
+    )
 
-    def _of_number(self, flag, number):
-        name, width = self.records.name, self.records.width
-        if width is None:
-            raise UserError(
-                f"{name} has keys, not columns, so --{flag} must be one of "
-                f"{_listed(self.records.names)}; got {number}."
-            )
-        if not -width <= number < width:
-            raise UserError(
-                f"{name} has {count(width, 'column')} in its first row, so --{flag} must be in "
-                f"[{-width}, {width - 1}]; got {number}. Columns are separated by tabs in .tsv and "
-                f".txt, by commas in .csv."
-            )
-        return number
 
-    def _of_name(self, flag, column):
-        name, names = self.records.name, self.records.names
-        if names is None:
-            raise UserError(
-                f"{name} is read without a header, so --{flag} must be a number from 0; got "
-                f"{column!r}. If its first row is a header, add --header=yes."
-            )
-        places = [i for i, other in enumerate(names) if other == column]
-        places = places or [i for i, n in enumerate(names) if n.lower() == column.lower()]
-        if len(places) > 1:
-            raise UserError(
-                f"{name} has {len(places)} columns named {column!r}. Give --{flag} as a number: "
-                f"one of {', '.join(map(str, places))}."
-            )
-        if not places:
-            raise UserError(f"{name} has no column {column!r} (--{flag}); it has {_listed(names)}.")
-        return names[places[0]] if self.records.width is None else places[0]
+def _of_number(records, flag, number):
+    width = records.width
+    if width is None:
+        raise UserError(
+            f"{records.name} has keys, not columns, so --{flag} must be one of "
+            f"{_listed(records.names)}; got {number}."
+        )
+    if not -width <= number < width:
+        raise UserError(
+            f"{records.name} has {count(width, 'column')} in its first row, so --{flag} must be in "
+            f"[{-width}, {width - 1}]; got {number}. Columns are separated by tabs in .tsv and "
+            f".txt, by commas in .csv."
+        )
+    return number
+
+
+def _of_name(records, flag, column):
+    name, names = records.name, records.names
+    if names is None:
+        raise UserError(
+            f"{name} is read without a header, so --{flag} must be a number from 0; got "
+            f"{column!r}. If its first row is a header, add --header=yes."
+        )
+    places = [i for i, other in enumerate(names) if other == column]
+    places = places or [i for i, n in enumerate(names) if n.lower() == column.lower()]
+    if len(places) > 1:
+        raise UserError(
+            f"{name} has {len(places)} columns named {column!r}. Give --{flag} as a number: "
+            f"one of {', '.join(map(str, places))}."
+        )
+    if not places:
+        raise UserError(f"{name} has no column {column!r} (--{flag}); it has {_listed(names)}.")
+    return names[places[0]] if records.width is None else places[0]
 
 
 def _listed(names):

@@ -1,5 +1,6 @@
 """Sentences of labelled words, a word a line: CoNLL files, CoNLL-U, and BMES files of Chinese."""
 
+import itertools
 import re
 
 from kbert.data.columns import count, is_number
@@ -40,7 +41,7 @@ class _Reader:
 
     def sentences(self, lines, name):
         where, words, tags, problem = None, [], [], None
-        for number, line in lines:
+        for number, line in itertools.chain(lines, [(None, "")]):
             if not line.strip(" \t"):  # other white space may be a word: U+3000 in Chinese files
                 if where:
                     yield where, problem or {"words": words, "tags": tags}
@@ -56,17 +57,12 @@ class _Reader:
             except BadExample as error:
                 if problem is None:
                     where, problem = f"{name}, line {number}", error
-        if where:
-            yield where, problem or {"words": words, "tags": tags}
 
     def _is_passed_over(self, line):
-        if line.startswith("-DOCSTART-"):
-            return True
         if not self.is_conllu:
-            return False
-        return line.startswith("# ") or (
-            self.word_column != 0 and re.match(r"\d+[-.]\d+\s", line) is not None
-        )
+            return line.startswith("-DOCSTART-")
+        is_range = self.word_column != 0 and re.match(r"\d+[-.]\d+\s", line)
+        return line.startswith(("-DOCSTART-", "# ")) or is_range
 
     def _word(self, line):
         if not is_utf8(line):
@@ -110,13 +106,9 @@ def _number(flag, column):
 
 
 def to_iob2(sentences):
-    """Tags in IOB2, if those of all sentences are in BMES, BIOES or BILOU; else as they are.
+    """Tuples of tags in IOB2, if those of all sentences are in BMES, BIOES or BILOU; else as is.
 
-    Args:
-        sentences: list of sequences of tags. Prefixes tell the scheme, so it must be a whole file.
-
-    Returns:
-        List of tuples of tags.
+    sentences: list of sequences of tags. Prefixes tell the scheme, so it must be a whole file.
     """
     sentences = [tuple(tags) for tags in sentences]
     distinct = {tag for tags in sentences for tag in tags} - {"O"}

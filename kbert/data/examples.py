@@ -147,27 +147,21 @@ def with_ids(records):
     return dataclasses.replace(records, items=items())
 
 
-class TextMaker:
-    """Makes a TextExample of a record. label: function of the value of the label and of `where`."""
-
-    def __init__(self, columns, label):
-        self.columns, self.label = columns, label
-
-    def __call__(self, where, record):
-        columns = self.columns
-        validation.check_width(record, columns)
-        text = validation.text(validation.part(record, columns.text), "the text")
-        pair = None
-        if columns.text_pair is not None:
-            pair = validation.text(validation.part(record, columns.text_pair), "the second text")
-        if columns.label is None:
-            return TextExample(where, text, pair)
-        return TextExample(
-            where, text, pair, self.label(validation.part(record, columns.label), where)
-        )
+def text_example(columns, label_of, where, record):
+    """The TextExample of a record. label_of: function of the label's value and of `where`."""
+    validation.check_width(record, columns)
+    text = validation.text(validation.part(record, columns.text), "the text")
+    pair = label = None
+    if columns.text_pair is not None:
+        pair = validation.text(validation.part(record, columns.text_pair), "the second text")
+    if columns.label is not None:
+        label = label_of(validation.part(record, columns.label), where)
+    return TextExample(where, text, pair, label)
 
 
 class ChoiceMaker:
+    """Makes ChoiceExamples of records, all with as many choices."""
+
     def __init__(self, columns):
         self.columns = columns
         self.number_of_choices = None  # of the first example
@@ -211,32 +205,32 @@ class ChoiceMaker:
         return matches.pop()
 
 
-class TagMaker:
-    def __init__(self, words_key, tags_key):
-        self.words_key, self.tags_key = words_key, tags_key
+def tag_example(words_key, tags_key, where, record):
+    """The TagExample of a record. tags_key: None if it is not labelled."""
+    words = _texts(record, words_key, "word")
+    if tags_key is None:
+        return TagExample(where, words)
+    tags = _texts(record, tags_key, "tag")
+    if len(tags) != len(words):
+        raise BadExample(f"{count(len(words), 'word')}, but {count(len(tags), 'tag')}")
+    return TagExample(where, words, tags)
 
-    def __call__(self, where, record):
-        words = self._texts(record, self.words_key, "word")
-        if self.tags_key is None:
-            return TagExample(where, words)
-        tags = self._texts(record, self.tags_key, "tag")
-        if len(tags) != len(words):
-            raise BadExample(f"{count(len(words), 'word')}, but {count(len(tags), 'tag')}")
-        return TagExample(where, words, tags)
 
-    def _texts(self, record, key, what):
-        values = validation.part(record, key)
-        if not isinstance(values, list):
-            raise BadExample(f"{key!r} must be a list of {what}s; got {shown(values)}")
-        if not values:
-            raise BadExample(f"there are no {what}s")
-        for number, value in enumerate(values):
-            if value == "" or not isinstance(value, str) or not sources.is_utf8(value):
-                raise BadExample(f"{what} {number} (from 0) must be a text; got {shown(value)}")
-        return tuple(values)
+def _texts(record, key, what):
+    values = validation.part(record, key)
+    if not isinstance(values, list):
+        raise BadExample(f"{key!r} must be a list of {what}s; got {shown(values)}")
+    if not values:
+        raise BadExample(f"there are no {what}s")
+    for number, value in enumerate(values):
+        if value == "" or not isinstance(value, str) or not sources.is_utf8(value):
+            raise BadExample(f"{what} {number} (from 0) must be a text; got {shown(value)}")
+    return tuple(values)
 
 
 class QuestionMaker:
+    """Makes QuestionExamples of records, each with an id of its own."""
+
     def __init__(self, labelled):
         self.labelled = labelled
         self.ids = set()

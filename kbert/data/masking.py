@@ -6,26 +6,20 @@ MASKED_SHARE, KEPT_SHARE = 0.8, 0.1  # the remaining tenth becomes a random toke
 
 
 def prediction_counts(lengths, mask_rate, max_predictions):
-    """Returns the number of tokens to predict per row, as in `create_pretraining_data.py`.
+    """(B,) int64, tokens to predict per row, as in `create_pretraining_data.py`.
 
     Args:
         lengths: (B,) tokens of each row, [CLS] and [SEP] included.
         mask_rate: share of the tokens. max_predictions: M.
-
-    Returns:
-        (B,) int64.
     """
     return np.clip(np.rint(lengths * mask_rate).astype(np.int64), 1, max_predictions)
 
 
 def choose_tokens(maskable, counts, draws):
-    """Chooses `counts[i]` of the maskable tokens of row i, all equally likely.
+    """(B, L) bool: chooses `counts[i]` of the maskable tokens of row i, all equally likely.
 
     Args:
         maskable: (B, L) bool. counts: (B,). draws: (B, L) uniform numbers.
-
-    Returns:
-        (B, L) bool.
     """
     order = np.argsort(np.where(maskable, draws, 2.0), axis=1)
     ranks = np.empty_like(order)
@@ -34,7 +28,7 @@ def choose_tokens(maskable, counts, draws):
 
 
 def choose_words(maskable, continues, counts, draws):
-    """Chooses the tokens to predict with whole-word masking.
+    """(B, L) bool: chooses the tokens to predict with whole-word masking.
 
     As in `create_pretraining_data.py`, words are visited in random order, and a word that would
     exceed the count is skipped, so a row may have fewer than `counts[i]` tokens.
@@ -42,9 +36,6 @@ def choose_words(maskable, continues, counts, draws):
     Args:
         maskable: (B, L) bool. continues: (B, L) bool, the token continues the previous word.
         counts: (B,). draws: (B, L) uniform numbers.
-
-    Returns:
-        (B, L) bool.
     """
     B, L = maskable.shape
     starts = maskable & ~(continues & np.pad(maskable[:, :-1], ((0, 0), (1, 0))))

@@ -19,7 +19,11 @@ _STREAM_CHOICE, _STREAM_FATE, _STREAM_ORDER = 2, 3, 4
 
 
 class PretrainingExamples:
-    """Creates pretraining examples from a corpus; takes the arguments of `pretraining_dataset`."""
+    """Creates pretraining examples from a corpus; see `pretraining_dataset`.
+
+    Attributes:
+        windows: `kbert.data.sentence_pairs.PairWindows`; an epoch has as many examples.
+    """
 
     def __init__(
         self,
@@ -42,6 +46,7 @@ class PretrainingExamples:
         self.max_predictions = max_predictions_per_seq or int(np.ceil(max_seq_length * mask_rate))
         self._corpus = corpus
         self._cutter = PairCutter(corpus, max_seq_length, short_seq_prob, seed)
+        self.windows = self._cutter.windows
         self._max_seq_length = max_seq_length
         self._mask_rate = mask_rate
         self._seed = seed
@@ -51,20 +56,12 @@ class PretrainingExamples:
         if whole_word_mask:
             self._continues = np.array([token.startswith(CONTINUATION) for token in vocab])
 
-    @property
-    def windows(self):
-        """`kbert.data.sentence_pairs.PairWindows`: how many examples an epoch has."""
-        return self._cutter.windows
-
     def batch(self, index, epoch, slots):
-        """Returns the features of examples.
+        """Returns the arrays of `kbert.features.PRETRAINING_FEATURES` of examples.
 
         Args:
             index: (B,) int64 number of each example in the run. epoch: (B,) int64, its epoch.
             slots: (B,) int64, its window.
-
-        Returns:
-            dict of the arrays of `kbert.features.PRETRAINING_FEATURES`.
         """
         pairs = self._cutter.cut(index, epoch, slots)
         B, L, M = len(index), self._max_seq_length, self.max_predictions
@@ -139,16 +136,7 @@ class PretrainingExamples:
 
 
 def pretraining_dataset(
-    corpus,
-    batch_size,
-    max_seq_length=128,
-    max_predictions_per_seq=None,
-    mask_rate=0.15,
-    whole_word_mask=False,
-    short_seq_prob=0.1,
-    seed=0,
-    start_step=0,
-    steps=None,
+    corpus, batch_size, max_seq_length=128, *, start_step=0, steps=None, **settings
 ):
     """Batches for MLM and NSP with fresh pairs and masks in every epoch.
 
@@ -163,13 +151,13 @@ def pretraining_dataset(
         corpus: `kbert.corpus.Corpus`.
         batch_size: B, of the global batch.
         max_seq_length: L, length in tokens of every row, special tokens included.
-        max_predictions_per_seq: M; None = mask_rate * L, rounded up.
-        mask_rate: share of a row's tokens to predict.
+        start_step: batches to leave out at the start. steps: batches to make; None = no end.
+        max_predictions_per_seq: M; default: mask_rate * L, rounded up.
+        mask_rate: share of a row's tokens to predict, 0.15.
         whole_word_mask: mask all pieces of a word together. For scripts written without spaces a
             "word" is what the vocabulary's "##" pieces make of it: in Chinese, one character.
-        short_seq_prob: share of the examples that are cut to a random length.
+        short_seq_prob: share of the examples that are cut to a random length, 0.1.
         seed: int.
-        start_step: batches to leave out at the start. steps: batches to make; None = no end.
 
     Returns:
         tf.data.Dataset of dicts with the features of `kbert.features.PRETRAINING_FEATURES`.
@@ -177,13 +165,5 @@ def pretraining_dataset(
     Raises:
         UserError: settings out of range, or a corpus too small to learn from.
     """
-    examples = PretrainingExamples(
-        corpus,
-        max_seq_length,
-        max_predictions_per_seq,
-        mask_rate,
-        whole_word_mask,
-        short_seq_prob,
-        seed,
-    )
+    examples = PretrainingExamples(corpus, max_seq_length, **settings)
     return examples.dataset(batch_size, start_step, steps)

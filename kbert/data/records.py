@@ -90,15 +90,16 @@ def is_utf8(text):
 def table(path, name, has_header):
     """Records of a .csv file, by Python's csv module, or else of one of tab-separated lines.
 
-    The line of a row is the one it starts in. In tab-separated files quotes are text.
-
-    Args:
-        has_header: tells of the first row (a list of str) whether it is a header.
+    The line of a row is the one it starts in. In tab-separated files quotes are text. `has_header`
+    tells of the first row (a list of str) whether it is a header.
 
     Raises:
         UserError: the file is empty, or its first row cannot be read.
     """
-    rows = _csv_rows(path) if plain_name(path).endswith(".csv") else _tab_rows(path)
+    if plain_name(path).endswith(".csv"):
+        rows = _csv_rows(path)
+    else:
+        rows = ((number, line.split("\t")) for number, line in read_lines(path))
     items = ((f"{name}, line {number}", _checked_row(row)) for number, row in rows)
     where, first = next(items, (None, None))
     if first is None:
@@ -108,11 +109,6 @@ def table(path, name, has_header):
     names = tuple(cell.strip() for cell in first) if has_header(first) else None
     items = items if names else itertools.chain([(where, first)], items)
     return Records(name, items, names, width=len(first))
-
-
-def _tab_rows(path):
-    for number, line in read_lines(path):
-        yield number, line.split("\t")
 
 
 def _csv_rows(path):
@@ -147,27 +143,20 @@ def json_lines(path, name):
     Raises:
         UserError: the file is one JSON list, or has no object.
     """
-    items = _json_items(path, name)
-    begun, names = [], ()
-    for where, record in items:  # to the first object, whose keys are the columns
-        begun.append((where, record))
-        if isinstance(record, dict):
-            names = tuple(record)
-            break
-    else:
-        problem = f"the first line: {begun[0][1]}" if begun else "it is empty"
-        raise UserError(f"{path} has no line that is a JSON object; {problem}.")
-    return Records(name, itertools.chain(begun, items), names)
+    items, begun = _json_items(path, name), []
+    for item in items:  # to the first object, whose keys are the columns
+        begun.append(item)
+        if isinstance(item[1], dict):
+            return Records(name, itertools.chain(begun, items), tuple(item[1]))
+    problem = f"the first line: {begun[0][1]}" if begun else "it is empty"
+    raise UserError(f"{path} has no line that is a JSON object; {problem}.")
 
 
 def _json_items(path, name):
-    begun = False
-    for number, line in read_lines(path):
-        if not line.strip():
-            continue
-        if not begun and line.lstrip().startswith("["):
+    lines = ((number, line) for number, line in read_lines(path) if line.strip())
+    for place, (number, line) in enumerate(lines):
+        if place == 0 and line.lstrip().startswith("["):
             raise UserError(f"{path} is a JSON list. Write one JSON object a line, without list.")
-        begun = True
         yield f"{name}, line {number}", _json_record(line)
 
 
@@ -205,12 +194,11 @@ def tfds(source):
     except Exception as error:  # tfds raises its own, ValueError, AssertionError, network errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"cannot load {source}: {reason}") from error
-    features = info.features
     items = (
-        (f"{source}, example {number}", _tfds_record(example, features))
+        (f"{source}, example {number}", _tfds_record(example, info.features))
         for number, example in enumerate(dataset.as_numpy_iterator(), 1)
     )
-    return Records(source, items, tuple(features))
+    return Records(source, items, tuple(info.features))
 
 
 def _tfds_record(example, features):
@@ -222,13 +210,12 @@ def _tfds_record(example, features):
 
 def _plain(value, feature):
     """Python values of what TFDS gives for a feature, which may hold others."""
+    inner = getattr(feature, "feature", feature)  # a Sequence of a dict is a dict of arrays
     if isinstance(value, dict):
-        inner = getattr(feature, "feature", feature)  # a Sequence of a dict is a dict of arrays
         return {key: _plain(part, inner[key]) for key, part in value.items()}
     if hasattr(value, "tolist") or hasattr(value, "to_list"):  # numpy's, or of a ragged tensor
         value = value.tolist() if hasattr(value, "tolist") else value.to_list()
     if isinstance(value, list):
-        inner = getattr(feature, "feature", feature)
         return [_plain(part, inner) for part in value]
     if isinstance(value, bytes):
         return value.decode("utf-8")

@@ -120,14 +120,11 @@ class PairCutter:
         self._seed = seed
 
     def cut(self, index, epoch, slots):
-        """Returns the segment pairs of examples.
+        """Returns the Pairs of examples.
 
         Args:
             index: (B,) number of the example in the run; all that is random depends on it.
             epoch: (B,). slots: (B,) window of each.
-
-        Returns:
-            Pairs.
         """
         documents, first, last = self.windows.locate(slots, epoch, self._seed)
         short, short_length, split, swap, place = uniform(self._seed, _STREAM_PAIR, index, 5).T

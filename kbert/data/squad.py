@@ -50,16 +50,13 @@ def _part(value, key, place, path):
 
 
 def checked_answers(record, context):
-    """Answers of a record as (text, start) and whether the question has none.
+    """Answers of a record, a list of (text, start), and whether it is impossible and has none.
 
     Args:
         record: has "answers", a list of {"text", "answer_start"} or, as Hugging Face's datasets
             have it, {"text": list, "answer_start": list}; and "is_impossible", where it is missing
             a question without answers is impossible.
         context: str; starts are in characters of it.
-
-    Returns:
-        List of (str, int), empty where impossible; bool.
 
     Raises:
         BadExample: answers are missing, or one does not stand where it says.

@@ -24,6 +24,7 @@ from kbert.errors import UserError
 from kbert.model.inference_ops import constant_weights
 from kbert.settings import BACKENDS
 from kbert.utils import atomic
+from kbert.utils.formats import sha256_of
 from kbert.utils.locks import target_lock
 
 _changing_policies = threading.Lock()
@@ -60,7 +61,7 @@ def choose_backend(name):
 
 
 def frozen_backend(name, model, kind, folder=None):
-    """Returns the backend for functions of a model with frozen weights.
+    """Returns the backend, like `keras_backend`, for functions of a model with frozen weights.
 
     TensorFlow computes in the model's dtype. OpenVINO computes in bfloat16, with sums and
     normalization in float32, if the model does and the CPU supports it; otherwise in float32.
@@ -71,9 +72,6 @@ def frozen_backend(name, model, kind, folder=None):
         kind: str that identifies the function; different functions of a model need different ones.
         folder: folder of the model's weights, where the converted OpenVINO model is cached in
             `openvino` if the folder is writable. None for no cache.
-
-    Returns:
-        function, like `keras_backend`.
     """
     if name == "openvino":
         return functools.partial(_openvino, model=model, kind=kind, folder=folder)
@@ -87,20 +85,16 @@ def on_gpu():
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def keras_backend(function, features):
+def keras_backend(function, features, jit=None):
     """Computes a function with the current weights at each call.
 
     Args:
         function: from a dict of tensors, int32, to a dict of tensors. features: example inputs, a
-            dict of NumPy arrays; later inputs may have other sizes.
+            dict of NumPy arrays; later inputs may have other sizes. jit: whether XLA compiles it.
 
     Returns:
         function from such a dict to a dict of NumPy arrays. It is thread-safe.
     """
-    return _traced(function, features, jit=None)
-
-
-def _traced(function, features, jit):
     specs = {
         name: tf.TensorSpec([None] * array.ndim, array.dtype) for name, array in features.items()
     }
@@ -135,7 +129,7 @@ def frozen_graph(function, features, model, dtype):
 
 def _tensorflow(function, features, model):
     if on_gpu():
-        return _traced(function, features, jit=True)
+        return keras_backend(function, features, jit=True)
     with constant_weights():
         inputs, outputs = frozen_graph(function, features, model, model.compute_dtype)
     # Disable Grappler passes that do not help: each of them copies the weights.
@@ -254,7 +248,7 @@ def _keep(converted, path):
     import openvino
 
     # If the folder is read-only, full or in use, the model is converted again next time.
-    with contextlib.suppress(OSError, RuntimeError, UserError), target_lock(path, "--output_dir"):
+    with contextlib.suppress(OSError, RuntimeError, UserError), target_lock(path):
         with atomic.folder(path) as folder:
             openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
             (folder / "sha256").write_text(_checksum(folder))
@@ -264,8 +258,4 @@ def _keep(converted, path):
 
 
 def _checksum(folder):
-    digest = hashlib.sha256()
-    for name in ("model.xml", "model.bin"):
-        with open(folder / name, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return "".join(sha256_of(folder / name) for name in ("model.xml", "model.bin"))

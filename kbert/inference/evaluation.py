@@ -12,14 +12,11 @@ from kbert.utils import atomic
 
 
 def fine_tuned(config, file, dtype=None, report=print):
-    """Loads a fine-tuned model with its task, and the examples of a file.
+    """Loads a Predictor, the name of its task, the Task, and the list of a file's examples.
 
     Args:
         config: an ExampleConfig with `model` and `batch_size`. file: labeled examples.
         dtype: of the model. report: called with lines of text.
-
-    Returns:
-        Predictor, the name of the task, Task, and the list of examples.
 
     Raises:
         UserError: a model or examples that cannot be used, with file and line.
@@ -42,13 +39,10 @@ def fine_tuned(config, file, dtype=None, report=print):
 
 
 def evaluate(config, report=print):
-    """Scores a model on labeled examples.
+    """Scores a model on labeled examples: dict of name -> score.
 
     Args:
         config: EvaluateConfig. report: called with lines of text.
-
-    Returns:
-        dict of name -> score.
 
     Raises:
         UserError: a model or examples that cannot be used, with file and line.

@@ -19,7 +19,7 @@ from kbert.model.models import (
     BertModel,
 )
 from kbert.tasks.outputs import MOST_MASKS, embeddings, masked_logits
-from kbert.tasks.registry import classifier_of, get_task, of_texts, read_task, task_of
+from kbert.tasks.registry import BUILT_IN, get_task, read_task, task_of
 from kbert.tasks.task import same_length, softmax, text_items
 from kbert.tokenizer.tokenizer import BertTokenizer
 
@@ -75,15 +75,7 @@ class Predictor:
         self._lock = threading.Lock()  # threads may ask at once, all the same method
 
     @classmethod
-    def from_pretrained(
-        cls,
-        folder,
-        dtype=None,
-        batch_size=32,
-        advance=None,
-        backend="auto",
-        max_seq_length=None,
-    ):
+    def from_pretrained(cls, folder, dtype=None, **options):
         """The Predictor of a folder of weights in any format that `BertModel` reads.
 
         The weights are read when the first prediction is asked for, with the head that it needs.
@@ -94,16 +86,14 @@ class Predictor:
             folder: such as `RUN/finetuning/best`, the name of a model on the Hugging Face hub, or
                 a ModelFolder.
             dtype: of the model, such as "mixed_bfloat16".
-            batch_size, advance, backend, max_seq_length: see the class.
+            options: batch_size, advance, backend and max_seq_length of the class.
 
         Raises:
             UserError: no such folder or backend; files that are missing or damaged.
         """
         folder = ModelFolder.of(folder)
         settings = read_task(folder)
-        predictor = cls(
-            None, folder.tokenizer, settings, batch_size, advance, backend, max_seq_length
-        )
+        predictor = cls(None, folder.tokenizer, settings, **options)
         predictor.folder, parts = folder, folder.parts
 
         def read(model_class):
@@ -137,7 +127,10 @@ class Predictor:
 
     def classifier(self):
         """What a model that classifies is made for: "classify", "regress" or "multilabel"."""
-        return classifier_of(self.load(BertForSequenceClassification).config)
+        config = self.load(BertForSequenceClassification).config
+        if config.problem_type is None:
+            return "regress" if config.num_labels == 1 else "classify"
+        return next(kind.name for kind in BUILT_IN if kind.problem_type == config.problem_type)
 
     def ask(self, name, *texts):
         """What a model of a task says of texts. name: of the task. *texts: as its method takes."""
@@ -189,12 +182,8 @@ class Predictor:
     def next_sentence(self, texts, text_pairs):
         """The probability that each text_pair follows its text: list of dicts with `is_next`."""
         model = self.load(BertForNextSentencePrediction)
-        items = text_items(
-            self.tokenizer,
-            texts,
-            same_length(texts, text_pairs, "text_pairs"),
-            self.max_seq_length,
-        )
+        text_pairs = same_length(texts, text_pairs, "text_pairs")
+        items = text_items(self.tokenizer, texts, text_pairs, self.max_seq_length)
         runner = self._runner("nsp", model, lambda outputs, _: {"logits": outputs["logits"]})
         return [{"is_next": float(softmax(o["logits"])[0])} for o in runner(items, self.advance)]
 
@@ -264,17 +253,17 @@ class Predictor:
             return {"scores": best.values, "ids": best.indices}
 
         results = []
-        kind = f"fill_mask_{most}_{tokenizer.mask_id}"
-        runner = self._runner(kind, model, pick, compute)
+        runner = self._runner(f"fill_mask_{most}_{tokenizer.mask_id}", model, pick, compute)
         outputs = runner(items, self.advance)
         for text, mine, output in zip(texts, places, outputs, strict=True):
+            best = output["ids"][: len(mine), :top_k], output["scores"][: len(mine), :top_k]
             masks = [
                 [
                     {"token": tokenizer.vocab[i], "score": float(score)}
-                    for i, score in zip(ids[:top_k], scores[:top_k], strict=True)
+                    for i, score in zip(*row, strict=True)
                 ]
-                for ids, scores in zip(output["ids"], output["scores"], strict=True)
-            ][: len(mine)]
+                for row in zip(*best, strict=True)
+            ]
             for mask in masks:
                 text = text.replace("[MASK]", mask[0]["token"], 1)
             results.append({"text": text, "masks": masks})
@@ -307,10 +296,8 @@ class Predictor:
         """The Task that this model was fine-tuned for, or one of that name with usual settings."""
         if self.model is None:
             self.load(get_task(name).model_class)
-        settings = self.settings
-        if settings is None or of_texts(settings["task"], False) != of_texts(name, False):
-            settings = {"task": name}
-        settings = {**settings, "max_seq_length": self.max_seq_length}
+        settings = self.settings if self.settings and self.settings["task"] == name else {}
+        settings = {**settings, "task": name, "max_seq_length": self.max_seq_length}
         return task_of(settings, self.tokenizer, self.model.config)
 
     def predictions(self, task, examples):

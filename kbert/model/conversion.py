@@ -33,7 +33,7 @@ def convert(model, output_dir, format, allow_missing=(), lower_case=None, report
     """
     target, folder = pathlib.Path(output_dir), ModelFolder.of(model)
     storage.check_free(target)
-    with target_lock(target, "--output_dir"), warnings.catch_warnings(record=True) as caught:
+    with target_lock(target), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         with folder.open_weights(allow_missing=allow_missing) as (config, weights):
             parameters = sum(math.prod(shape) for shape in weights.shapes.values())

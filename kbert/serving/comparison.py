@@ -49,7 +49,7 @@ def read_for(endpoint, source, columns, report=print, labelled=True):
             f"--eval_file and --calibration_file are for methods that a task is scored by: "
             f"{', '.join(methods)}; got {endpoint.name}."
         )
-    name = registry.of_texts(endpoint.task.name, "text_pair" in endpoint.texts)
+    name = registry.of_texts(endpoint.task, "text_pair" in endpoint.texts)
     config = ExampleConfig(task=name, **(vars(columns) if columns else {}))
     examples = read_examples(source, config, labelled, report)
     if endpoint.task.fewest_labels and labelled:

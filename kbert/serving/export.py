@@ -192,7 +192,7 @@ def _new_folder(target):
     Raises:
         UserError: the folder exists or is being created; it cannot be written.
     """
-    with target_lock(target, "--output_dir"):
+    with target_lock(target):
         _free(target)
         try:
             with atomic.folder(target) as path:

@@ -77,7 +77,7 @@ def load_endpoint(folder, name=None, takes_pairs=None, max_seq_length=None):
 
 def _method_of(parts):
     """What a folder without a task can do. parts: names of its parts."""
-    heads = {tuple(kind.model_class.task_heads): kind.method for kind in registry.built_in()}
+    heads = {tuple(kind.model_class.task_heads): kind.method for kind in registry.BUILT_IN}
     heads |= {("mlm",): "fill_mask", ("nsp",): "next_sentence"}
     return next((method for names, method in heads.items() if set(names) <= parts), "embed")
 

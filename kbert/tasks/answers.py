@@ -117,16 +117,13 @@ def best_answers(
 
 
 def best_null_threshold(examples, answers):
-    """The `null_threshold` that gives the best F1 on labelled questions.
+    """The `null_threshold` (float) with the best F1 on labelled questions, and that F1 in percent.
 
     As find_best_thresh of the evaluation script of SQuAD 2.0, which however starts from 0 where it
     is best to answer nothing, and tells apart questions whose numbers are equal.
 
     Args:
         examples: sequence of QuestionExample. answers: those of `best_answers`, in their order.
-
-    Returns:
-        threshold (float), and the F1 there in percent.
 
     Raises:
         UserError: there are no examples, or one is unlabelled.
@@ -158,17 +155,11 @@ def _apart(scores, starts, ends, top_k):
     """(start, end, score) of the best spans that share no byte with a better one.
 
     In numpy, where it is five times as fast as in TensorFlow ops that are run eagerly; an exported
-    graph needs the best span alone.
-
-    Args:
-        scores: (W, R, A), of `span_scores`. starts, ends: (W, R), of `window_offsets`.
+    graph needs the best span alone. scores: (W, R, A). starts, ends: (W, R).
     """
     window, first, more = np.nonzero(scores > -np.inf)
-    scores, starts, ends = (
-        scores[window, first, more],
-        starts[window, first],
-        ends[window, first + more],
-    )
+    scores = scores[window, first, more]
+    starts, ends = starts[window, first], ends[window, first + more]
     spans = []
     while len(scores) and len(spans) < top_k:
         best = int(np.argmax(scores))

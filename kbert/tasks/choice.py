@@ -12,7 +12,6 @@ from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.task import (
     Encoded,
     Task,
-    choice_losses,
     labelled,
     same_length,
     softmax,
@@ -97,9 +96,6 @@ class Choice(Task):
             )
             items.append(item if example.label is None else labelled(item, example.label, np.int32))
         return Encoded(items)
-
-    def losses(self, outputs, labels):
-        return choice_losses(outputs["logits"], labels)
 
     def predictions(self, examples, encoded, outputs):
         predictions = []

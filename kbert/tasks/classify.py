@@ -8,7 +8,7 @@ from kbert.model.models import BertForSequenceClassification
 from kbert.tasks import metrics
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.labels import label_numbers
-from kbert.tasks.task import TextTask, choice_losses, softmax
+from kbert.tasks.task import TextTask, softmax
 
 
 class ClassificationEndpoint(Endpoint):
@@ -48,7 +48,7 @@ class Classification(TextTask):
     problem_type = "single_label_classification"
     endpoint = ClassificationEndpoint
     fewest_labels = 2
-    takes_class_weights = True
+    is_classification = True
 
     @staticmethod
     def label(value, where):
@@ -62,9 +62,6 @@ class Classification(TextTask):
         """(N,) int32, the number of each example's label."""
         numbers = label_numbers(self.label_names)
         return np.array([numbers[example.label] for example in examples], np.int32)
-
-    def losses(self, outputs, labels):
-        return choice_losses(outputs["logits"], labels)
 
     def predictions(self, examples, encoded, outputs):
         predictions = []

@@ -51,11 +51,7 @@ class Endpoint(abc.ABC):
         return 2 in self.texts.values()
 
     def from_texts(self, text, text_pair=None):
-        """The answers to texts, a dict of tensors with the batch first.
-
-        Args:
-            text, text_pair: (B,) string.
-        """
+        """The answers to texts, (B,) string each: a dict of tensors with the batch first."""
         return self.from_ids(self.encode(text, text_pair))
 
     @abc.abstractmethod
@@ -68,7 +64,8 @@ class Endpoint(abc.ABC):
 
     def forward(self, features):
         """What the model makes of features: a dict of float32 tensors, the batch first."""
-        return {"logits": self.model(features, training=False)["logits"]}
+        outputs = self.model(features, training=False)
+        return {name: outputs[name] for name in self.forward_spec}
 
     @abc.abstractmethod
     def postprocess(self, outputs, features):

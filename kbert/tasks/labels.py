@@ -36,8 +36,7 @@ def keep_known(examples, names, skip_bad_lines, report):
 
     Args:
         examples: list of labelled examples. names: tuple of str.
-        skip_bad_lines: leave the others out, and count them, instead of raising.
-        report: called with a line of text.
+        skip_bad_lines: leave the others out, instead of raising. report: called with their count.
 
     Raises:
         UserError: a label that is not known, with file and line; or no example is left.
@@ -66,24 +65,16 @@ def keep_known(examples, names, skip_bad_lines, report):
 
 
 def differing_labels(config, task):
-    """What a model's config says of its labels that contradicts a task; nothing where it is silent.
+    """Fields of a BertConfig that contradict a Task: dict of name -> (its value, the task's).
 
-    Args:
-        config: BertConfig. task: `kbert.tasks.task.Task`.
-
-    Returns:
-        dict of name of a field -> (its value, the task's).
+    None in the config contradicts nothing.
     """
     pairs = {name: (getattr(config, name), value) for name, value in task.config_fields().items()}
     return {name: pair for name, pair in pairs.items() if pair[0] not in (None, pair[1])}
 
 
 def check_all_present(examples, names, what):
-    """Refuses names that no example has.
-
-    Raises:
-        UserError: what can never be predicted since it is never seen.
-    """
+    """Raises UserError for names that no example has: what is never seen is never predicted."""
     numbers = label_numbers(names)
     seen = {numbers[name] for example in examples for name in _labels_of(example)}
     missing = [name for i, name in enumerate(names) if i not in seen]

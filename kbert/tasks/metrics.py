@@ -49,23 +49,17 @@ def classification_report_text(labels, predictions, names):
     Args:
         labels, predictions: (N,) int. names: of the C classes, in the order of their numbers.
     """
+    return _report(labels, predictions, labels=range(len(names)), target_names=list(names))
+
+
+def _report(true, predicted, **options):
     from sklearn.metrics import classification_report
 
-    return classification_report(
-        labels,
-        predictions,
-        labels=range(len(names)),
-        target_names=list(names),
-        digits=4,
-        zero_division=0,
-    )
+    return classification_report(true, predicted, digits=4, zero_division=0, **options)
 
 
 def regression_scores(targets, predictions):
-    """What STS-B and the like compute of numbers.
-
-    Args:
-        targets, predictions: (N,) float.
+    """What STS-B and the like compute of numbers; targets, predictions: (N,) float.
 
     Returns:
         dict of pearson and spearman, in [-1, 1] and 0 where they are undefined (constant input, or
@@ -95,10 +89,7 @@ def _correlation(measure, a, b):
 
 
 def multilabel_scores(targets, predictions):
-    """Metrics where each text has any number of the C labels.
-
-    Args:
-        targets, predictions: (N, C) bool.
+    """Metrics where each text has any number of the C labels; targets, predictions: (N, C) bool.
 
     Returns:
         dict of accuracy (all labels of a text right), f1_micro, f1_macro and f1_weighted.
@@ -128,16 +119,10 @@ def _shares(right, predicted, support):
 
 
 def entity_spans(tags):
-    """The entities of one text, in their order.
+    """The entities of one text, in their order: (type, begin, end) for tags[begin:end].
 
     As in conlleval and seqeval's default mode: B-X starts an entity, and so does an I-X that
     follows none of type X. Every other tag is outside of entities.
-
-    Args:
-        tags: str each, in IOB2: B-X, I-X, O.
-
-    Returns:
-        list of (type, begin, end) for tags[begin:end].
 
     Source: `conlleval` of the CoNLL-2000 shared task, `startOfChunk` and `endOfChunk`.
     """
@@ -154,11 +139,7 @@ def entity_spans(tags):
 
 
 def has_entities(tags, predictions):
-    """Whether tags are those of entities (B-X, I-X, O), not plain ones such as parts of speech.
-
-    Args:
-        tags, predictions: lists of lists of str.
-    """
+    """Whether tags are those of entities (B-X, I-X, O), not plain ones such as parts of speech."""
     seen = {tag for rows in (tags, predictions) for row in rows for tag in row}
     return seen <= {"O"} or any(tag.startswith(("B-", "I-")) for tag in seen)
 
@@ -194,38 +175,21 @@ def entity_scores(tags, predictions):
 
 
 def entity_report_text(tags, predictions):
-    """A table like scikit-learn's: a row for each type of entity, and the averages.
-
-    Of plain tags it is scikit-learn's, a row for each tag.
+    """scikit-learn's table: a row for each type of entity, or each plain tag, and the averages.
 
     Args:
         tags, predictions: as for `entity_scores`.
     """
     if not has_entities(tags, predictions):
-        from sklearn.metrics import classification_report
-
-        return classification_report(*_words(tags, predictions), digits=4, zero_division=0)
-    counts = _entity_counts(tags, predictions)
-    numbers = np.array([*counts.values()], np.int64).reshape(-1, 3)
-    rows = np.stack(_shares(*numbers.T), axis=1)  # (types, 3)
-    support = numbers[:, 2]
-    weights = support if support.any() else None
-    averages = {
-        "micro avg": _shares(*numbers.sum(axis=0)),
-        "macro avg": rows.mean(axis=0) if len(rows) else np.zeros(3),
-        "weighted avg": np.average(rows, axis=0, weights=weights) if len(rows) else np.zeros(3),
-    }
-    width = max(map(len, [*counts, *averages]))
-
-    def line(name, shares, support):
-        return f"{name:>{width}} " + "".join(f" {x:9.4f}" for x in shares) + f" {support:9}"
-
-    heads = ("precision", "recall", "f1-score", "support")
-    lines = [" " * (width + 1) + "".join(f" {head:>9}" for head in heads), ""]
-    lines += [line(*row) for row in zip(counts, rows, support, strict=True)]
-    lines.append("")
-    lines += [line(name, shares, support.sum()) for name, shares in averages.items()]
-    return "\n".join(lines) + "\n"
+        return _report(*_words(tags, predictions))
+    counts = _entity_counts(tags, predictions) or {"(none)": [0, 0, 0]}
+    # Each entity is a pair of its label and the prediction, of which 0 is none.
+    pairs = [(0, 0)]
+    for number, (right, predicted, support) in enumerate(counts.values(), 1):
+        pairs += [(number, number)] * right
+        pairs += [(0, number)] * (predicted - right) + [(number, 0)] * (support - right)
+    types = range(1, len(counts) + 1)
+    return _report(*zip(*pairs, strict=True), labels=types, target_names=list(counts))
 
 
 def _entity_counts(tags, predictions):

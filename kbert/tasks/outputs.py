@@ -18,13 +18,10 @@ def embeddings(outputs, features):
 
 
 def masked_logits(model, features, tokenizer):
-    """The logits of a BertForMaskedLM at the first `MOST_MASKS` tokens that are [MASK].
+    """`logits` (B, M, V) of a BertForMaskedLM at the first `MOST_MASKS` tokens that are [MASK].
 
     Where there are fewer, other tokens follow. Entries of the model's table beyond the vocabulary
     are left out.
-
-    Returns:
-        dict of `logits` (B, M, V) float32.
     """
     masked = tf.equal(features["input_ids"], tokenizer.mask_id)
     first = tf.argsort(tf.cast(masked, tf.int32), direction="DESCENDING", stable=True)

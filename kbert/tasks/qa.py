@@ -20,8 +20,18 @@ from kbert.tasks.span_ops import (
     tokenize_questions,
 )
 from kbert.tasks.squad import squad_scores
-from kbert.tasks.task import Encoded, Task, encoded_rows, labelled, same_length, soft_losses
-from kbert.tasks.task_settings import BOOL, NUMBER, whole_from
+from kbert.tasks.task import (
+    BOOL,
+    NUMBER,
+    Encoded,
+    Task,
+    choice_losses,
+    encoded_rows,
+    labelled,
+    same_length,
+    soft_losses,
+    whole_from,
+)
 
 _QUESTIONS = 64  # cut into windows at once
 
@@ -71,10 +81,6 @@ class AnswerEndpoint(Endpoint):
             "no_answer_score": tf.ensure_shape(tf.cast(none, tf.float32), [None]),
         }
 
-    def forward(self, features):
-        outputs = self.model(features, training=False)
-        return {name: outputs[name] for name in ("start_logits", "end_logits")}
-
     def postprocess(self, outputs, features):
         return outputs
 
@@ -102,6 +108,7 @@ class QuestionAnswering(Task):
     method = "answer"
     model_class = BertForQuestionAnswering
     metric = "f1"
+    output_names = ("start_logits", "end_logits")
     endpoint = AnswerEndpoint
     max_seq_length = 384
     reads_windows = True
@@ -202,25 +209,17 @@ class QuestionAnswering(Task):
         )
 
     def losses(self, outputs, labels):
-        losses, right = 0.0, True
-        for i, name in enumerate(("start_logits", "end_logits")):
-            logits = outputs[name]
-            losses += tf.nn.sparse_softmax_cross_entropy_with_logits(
-                labels=labels[:, i], logits=logits
-            )
-            right &= tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels[:, i]
-        return losses / 2, tf.cast(right, tf.float32)
+        start_losses, start_right = choice_losses(outputs["start_logits"], labels[:, 0])
+        end_losses, end_right = choice_losses(outputs["end_logits"], labels[:, 1])
+        return (start_losses + end_losses) / 2, start_right * end_right
 
     def soft_losses(self, outputs, teacher_outputs, temperature):
         """The mean of start and end."""
-        names = ("start_logits", "end_logits")
-        return (
-            sum(soft_losses(outputs[name], teacher_outputs[name], temperature) for name in names)
-            / 2
+        start, end = (
+            soft_losses(outputs[name], teacher_outputs[name], temperature)
+            for name in self.output_names
         )
-
-    def pick(self, outputs, features):
-        return {name: outputs[name] for name in ("start_logits", "end_logits")}
+        return (start + end) / 2
 
     def predictions(self, examples, encoded, outputs):
         return best_answers(

@@ -15,12 +15,11 @@ from kbert.tasks.pair import PairClassification
 from kbert.tasks.qa import QuestionAnswering
 from kbert.tasks.regress import Regression
 from kbert.tasks.tag import Tagging
-from kbert.tasks.task import Task
-from kbert.tasks.task_settings import BOOL, whole_from
+from kbert.tasks.task import BOOL, Task, whole_from
 from kbert.utils import atomic
 
 ENTRY_POINTS = "kbert.tasks"  # group of the entry points of installed packages with tasks
-_BUILT_IN = (
+BUILT_IN = (
     *(Classification, PairClassification, Regression, MultiLabel),
     *(Tagging, QuestionAnswering, Choice),
 )
@@ -86,17 +85,8 @@ def tasks():
     return dict(_registered)
 
 
-def built_in():
-    """The classes of the tasks that come with kbert."""
-    return _BUILT_IN
-
-
 def get_task(name):
-    """The subclass of Task of a name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The subclass of Task of a name. Raises UserError if there is none."""
     if name in _registered:
         return _registered[name]
     kinds = tasks()
@@ -113,16 +103,21 @@ def task_of_method(method):
     return next((kind for kind in tasks().values() if kind.method == method), None)
 
 
-def classifier_of(config):
-    """The name of the task of a model that classifies. config: BertConfig."""
-    if config.problem_type is None:
-        return "regress" if config.num_labels == 1 else "classify"
-    return next(kind.name for kind in _BUILT_IN if kind.problem_type == config.problem_type)
+def of_texts(task, takes_pairs):
+    """The name of the task that reads texts, or pairs of texts, for the models of a task."""
+    kinds = [kind for kind in tasks().values() if kind.endpoint is task.endpoint]
+    return next((kind.name for kind in kinds if kind.takes_pairs == takes_pairs), task.name)
 
 
-def of_texts(name, takes_pairs):
-    """The task that reads examples for a model of the task `name`: classify with pairs is pair."""
-    return ("pair" if takes_pairs else "classify") if name in ("classify", "pair") else name
+def make_task(config, tokenizer, label_names=None, allow_no_answer=False):
+    """The task of a FinetuneConfig.
+
+    Args:
+        config: FinetuneConfig, or what has its fields that tasks need. tokenizer: BertTokenizer.
+        label_names: tuple of str, for the tasks whose labels have names.
+        allow_no_answer: qa: whether questions may have no answer.
+    """
+    return get_task(config.task).from_config(config, tokenizer, label_names, allow_no_answer)
 
 
 def with_task(config):
@@ -135,22 +130,11 @@ def with_task(config):
     if not config.task:
         raise UserError(f"--task is missing: one of {', '.join(tasks())}.")
     kind = get_task(config.task)
-    if config.class_weights and not kind.takes_class_weights:
-        names = " and ".join(n for n, other in tasks().items() if other.takes_class_weights)
+    if config.class_weights and not kind.is_classification:
+        names = " and ".join(n for n, other in tasks().items() if other.is_classification)
         raise UserError(f"--class_weights is for {names}; the task is {config.task}.")
     length = config.max_seq_length or kind.max_seq_length
     return dataclasses.replace(config, max_seq_length=length)
-
-
-def make_task(config, tokenizer, label_names=None, allow_no_answer=False):
-    """The task of a FinetuneConfig.
-
-    Args:
-        config: FinetuneConfig, or what has its fields that tasks need. tokenizer: BertTokenizer.
-        label_names: tuple of str, for the tasks whose labels have names.
-        allow_no_answer: qa: whether questions may have no answer.
-    """
-    return get_task(config.task).from_config(config, tokenizer, label_names, allow_no_answer)
 
 
 def write_task(folder, task, takes_pairs=False):
@@ -167,10 +151,7 @@ def write_task(folder, task, takes_pairs=False):
 
 
 def read_task(folder):
-    """dict of the settings of the task that a folder was fine-tuned for, or None.
-
-    Args:
-        folder: path or ModelFolder.
+    """dict of the settings of the task that a folder (path or ModelFolder) is for, or None.
 
     Raises:
         UserError: no such folder; the file is not what `write_task` writes.
@@ -190,19 +171,13 @@ def read_task(folder):
             f"{path} is not what kbert.finetune writes: it must name one of the tasks "
             f"{', '.join(tasks())}, and max_seq_length. Mend or remove it.{hint}"
         )
-    checks = _SETTINGS | get_task(settings["task"]).own_settings
+    checks = {"max_seq_length": whole_from(5), "takes_pairs": BOOL}
+    checks |= get_task(settings["task"]).own_settings | {"task": (lambda x: True, "")}
     for name, value in settings.items():
         fits, what = checks.get(name, (lambda value: False, "absent"))
         if not fits(value):
             raise UserError(f"{path}: {name!r} must be {what}; got {value!r}. Mend or remove it.")
     return settings
-
-
-_SETTINGS = {
-    "task": (lambda x: True, ""),
-    "max_seq_length": whole_from(5),
-    "takes_pairs": BOOL,
-}
 
 
 def task_of(settings, tokenizer, config):
@@ -211,5 +186,5 @@ def task_of(settings, tokenizer, config):
     return get_task(settings.pop("task")).from_settings(settings, tokenizer, config)
 
 
-for _kind in _BUILT_IN:
+for _kind in BUILT_IN:
     register(_kind)

@@ -34,14 +34,11 @@ class TokenWindows:
     ends: tf.RaggedTensor
 
     def padded(self, outputs, names):
-        """Takes the outputs of all windows from an iterator.
+        """Takes the outputs of all windows from an iterator: dict of (W, L, ...) arrays.
 
         Args:
             outputs: iterator of dicts of arrays, with the tokens of a window in the first axis.
             names: of the outputs that are wanted.
-
-        Returns:
-            dict of (W, L, ...) arrays.
         """
         rows = list(itertools.islice(outputs, len(self.owner)))
         L = int(tf.reduce_max(self.first)) + self.token.shape[1] + 1
@@ -63,13 +60,10 @@ def text_windows(texts, tokenizer, max_seq_length):
 
 
 def tokenize_questions(questions, contexts, tokenizer, max_query_length):
-    """Tokens of questions and of their contexts, each distinct text tokenized once.
+    """Ragged ids of questions; and ids, starts and ends of contexts, each text tokenized once.
 
     Args:
         questions, contexts: (B,) string. max_query_length: tokens of a question; the rest is cut.
-
-    Returns:
-        (B, None) ragged ids of the questions; and ids, starts and ends of the contexts.
     """
     distinct, index = tf.unique(tf.convert_to_tensor(questions, tf.string))
     question_ids = tf.gather(tokenizer.tokenize(distinct)[:, :max_query_length], index)
@@ -118,39 +112,40 @@ def _windows(columns, room, step, tokenizer, question_ids=None):
 
 
 def in_parts(function, features, rows=32):
-    """What a function gives for all windows, of a few at a time: a text may have thousands.
+    """A function's results for all windows, a few at a time: a text may have thousands.
 
     Args:
         function: from a dict of features (N, L) to a dict of float32 tensors (N, ...).
         features: (W, L) each. rows: windows at a time.
-
-    Returns:
-        dict of float32 tensors (W, ...).
     """
     if not tf.executing_eagerly():  # in a graph: trace once what is called twice
         function = tf.function(function, autograph=False)
-    first = {name: x[:rows] for name, x in features.items()}
-    outputs_of_first = function(first)
-    W = tf.shape(features["input_ids"])[0]
-    arrays = {
-        name: tf.TensorArray(tf.float32, 1, dynamic_size=True, infer_shape=False).write(0, x)
-        for name, x in outputs_of_first.items()
-    }
 
-    def part(begin, arrays):
-        outputs = function({name: x[begin : begin + rows] for name, x in features.items()})
+    def outputs_at(begin):
+        return function({name: x[begin : begin + rows] for name, x in features.items()})
+
+    def write_part(begin, arrays):
+        outputs = outputs_at(begin)
         written = {n: array.write(begin // rows, outputs[n]) for n, array in arrays.items()}
         return begin + rows, written
 
+    first = outputs_at(0)
+    W = tf.shape(features["input_ids"])[0]
+    arrays = {
+        name: tf.TensorArray(tf.float32, 1, dynamic_size=True, infer_shape=False).write(0, x)
+        for name, x in first.items()
+    }
     _, arrays = tf.while_loop(
-        lambda begin, _: begin < W, part, (tf.constant(rows), arrays), parallel_iterations=1
+        lambda begin, _: begin < W, write_part, (tf.constant(rows), arrays), parallel_iterations=1
     )
-    shapes = {name: tf.TensorShape([None, *x.shape[1:]]) for name, x in outputs_of_first.items()}
-    return {name: tf.ensure_shape(x.concat(), shapes[name]) for name, x in arrays.items()}
+    return {
+        name: tf.ensure_shape(array.concat(), [None, *first[name].shape[1:]])
+        for name, array in arrays.items()
+    }
 
 
 def tagged_spans(texts, windows, probabilities, label_names, tokenizer):
-    """What is found in texts, each (B, S): see `kbert.serving.endpoints.Tag`.
+    """What is found in texts, each (B, S): see `kbert.tasks.tag.TagEndpoint`.
 
     Args:
         texts: (B,) string. windows: of `text_windows`. probabilities: (W, L, C) float32.
@@ -169,13 +164,11 @@ def tagged_spans(texts, windows, probabilities, label_names, tokenizer):
     text = tf.gather(text, first)
 
     # Stretches: the words of an entity, by IOB2, or each word by itself.
-    is_iob = any(name.startswith(("B-", "I-")) for name in label_names)
-    names = [name[2:] if name.startswith(("B-", "I-")) else name for name in label_names]
+    is_entity = [name.startswith(("B-", "I-")) for name in label_names]
+    names = [n[2:] if entity else n for n, entity in zip(label_names, is_entity, strict=True)]
     kinds = sorted(set(names))
     kind = tf.gather(tf.constant([kinds.index(name) for name in names]), best)
-    counts = tf.gather(
-        tf.constant([not is_iob or name.startswith(("B-", "I-")) for name in label_names]), best
-    )
+    counts = tf.gather(tf.constant([x or not any(is_entity) for x in is_entity]), best)
     goes_on = tf.gather(tf.constant([name.startswith("I-") for name in label_names]), best)
     same = (kind[1:] == kind[:-1]) & (text[1:] == text[:-1]) & counts[:-1]
     goes_on &= tf.concat([[False], same], axis=0)[: tf.size(kind)]
@@ -205,11 +198,7 @@ def tagged_spans(texts, windows, probabilities, label_names, tokenizer):
 
 
 def _of_tokens(windows, values):
-    """(T, C): what the window says of each token in which more is to the left, from a quarter on.
-
-    Args:
-        values: (W, L, C).
-    """
+    """(T, C) of each token, by the last window with a quarter to its left. values: (W, L, C)."""
     W, R = tf.shape(windows.token)[0], tf.shape(windows.token)[1]
     room = tf.shape(values)[1] - 2
     begins_own = tf.where(windows.begin > 0, room // 4, 0)[:, None]

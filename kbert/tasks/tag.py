@@ -1,6 +1,7 @@
 """Task tag: a label for each word of a text."""
 
 import dataclasses
+import functools
 import itertools
 import os
 
@@ -10,7 +11,7 @@ import tensorflow as tf
 from kbert.data.bucketed_batches import EncodedExample
 from kbert.data.columns import tag_keys
 from kbert.data.conll import conll, to_iob2
-from kbert.data.examples import TagExample, TagMaker, form_of, open_records
+from kbert.data.examples import TagExample, form_of, open_records, tag_example
 from kbert.model.models import BertForTokenClassification
 from kbert.tasks import metrics
 from kbert.tasks.endpoint import Endpoint, as_array
@@ -59,13 +60,6 @@ class TagEndpoint(Endpoint):
         return {**named, "count": [len(row) for row in predictions]}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Words:
-    """Where the words of a sentence begin in its item; 0 for those that were cut off."""
-
-    places: np.ndarray
-
-
 class Tagging(Task):
     """A tag for each word: entities in IOB2, parts of speech.
 
@@ -84,11 +78,13 @@ class Tagging(Task):
 
     @classmethod
     def reader(cls, source, config, labelled):
-        if form_of(source) not in ("tfds", "json", "jsonl"):
+        if form_of(source) in ("tfds", "json", "jsonl"):
+            records = open_records(source, cls.name, None)
+            keys = tag_keys(records, config, labelled)
+        else:
             records = conll(source, os.path.basename(source), config, labelled)
-            return records, TagMaker("words", "tags" if labelled else None)
-        records = open_records(source, cls.name, None)
-        return records, TagMaker(*tag_keys(records, config, labelled))
+            keys = "words", "tags" if labelled else None
+        return records, functools.partial(tag_example, *keys)
 
     @classmethod
     def finished(cls, examples):
@@ -116,15 +112,14 @@ class Tagging(Task):
 
     def encode(self, examples, class_weights=None):
         rows = self._pieces([word for example in examples for word in example.words])
-        items, places = [], []
+        items, words = [], []  # of each example, the places where its words begin
         for example in examples:
-            mine = [next(rows) for _ in example.words]
-            item, begins = self._item(mine)
+            item, begins = self._item([next(rows) for _ in example.words])
             if example.tags is not None:
                 item = labelled(item, *self._targets(item, begins, example.tags))
             items.append(item)
-            places.append(_Words(begins))
-        return Encoded(items, places)
+            words.append(begins)
+        return Encoded(items, words)
 
     def _pieces(self, words):
         """Iterator of the ids of each word; a word of which nothing is left is [UNK]."""
@@ -132,12 +127,10 @@ class Tagging(Task):
             ragged = self.tokenizer.tokenize(words[begin : begin + _WORDS])
             ids, splits = ragged.flat_values.numpy(), ragged.row_splits.numpy()
             for first, last in itertools.pairwise(splits):
-                yield (
-                    ids[first:last] if last > first else np.array([self.tokenizer.unk_id], np.int32)
-                )
+                yield ids[first:last] if last > first else [self.tokenizer.unk_id]
 
     def _item(self, words):
-        """An item of the ids of words, and where each begins in it."""
+        """An item of the ids of words, and where each begins in it; 0: it was cut off."""
         room = self.max_seq_length - 2
         lengths = np.array([len(word) for word in words])
         begins = np.cumsum(lengths) - lengths + 1
@@ -161,18 +154,12 @@ class Tagging(Task):
             weights[begin] = 1
         return labels, np.int32, weights
 
-    def losses(self, outputs, labels):
-        logits = outputs["logits"]
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
-        right = tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels
-        return losses, tf.cast(right, tf.float32)
-
     def predictions(self, examples, encoded, outputs):
         rest = "O" if "O" in self.label_names else self.label_names[0]
         predictions = []
-        for example, words, output in zip(examples, encoded.windows, outputs, strict=True):
+        for example, begins, output in zip(examples, encoded.windows, outputs, strict=True):
             best = output["logits"].argmax(axis=-1)
-            tags = [self.label_names[best[place]] if place else rest for place in words.places]
+            tags = [self.label_names[best[place]] if place else rest for place in begins]
             predictions.append({"words": list(example.words), "tags": tags})
         return predictions
 
@@ -183,13 +170,9 @@ class Tagging(Task):
         return metrics.entity_report_text(*_tags(examples, predictions))
 
     def text_windows(self, texts):
-        """Items of texts as they are, long ones in windows that overlap by half.
+        """Encoded texts as they are, long ones in windows that overlap by half.
 
-        Args:
-            texts: list of str.
-
-        Returns:
-            Encoded; `windows` are those of `_TEXTS` texts after the other.
+        `windows` are those of `_TEXTS` texts after the other. texts: list of str.
         """
         items, parts = [], []
         for begin in range(0, len(texts), _TEXTS):
@@ -207,15 +190,14 @@ class Tagging(Task):
             part = texts[begin : begin + _TEXTS]
             spans = tagged_spans(part, windows, softmax(logits), self.label_names, self.tokenizer)
             columns = {name: column.numpy().tolist() for name, column in spans.items()}
+            for name in ("label", "text"):
+                columns[name] = [
+                    [value.decode("utf-8", "replace") for value in row] for row in columns[name]
+                ]
             for row, count in enumerate(columns.pop("count")):
                 values = zip(*(column[row][:count] for column in columns.values()), strict=True)
-                results.append([_span(dict(zip(columns, v, strict=True))) for v in values])
+                results.append([dict(zip(columns, v, strict=True)) for v in values])
         return results
-
-
-def _span(values):
-    """A span of `tagged_spans` with str for bytes."""
-    return values | {name: values[name].decode("utf-8", "replace") for name in ("label", "text")}
 
 
 def _tags(examples, predictions):

@@ -1,23 +1,33 @@
 """What the tasks share: from an example to what is learnt from it, predicted and scored.
 
-Each task has a file in this folder with all that is particular to it. A task
-turns examples into items, knows the loss of its model, and turns what the model computes into
-predictions, which are dicts that JSON can hold.
+Each task has a file in this folder with all that is particular to it. A task turns examples into
+items, knows the loss of its model, and turns what the model computes into predictions, which are
+dicts that JSON can hold.
 """
 
 import abc
 import dataclasses
+import functools
 
 import numpy as np
 import tensorflow as tf
 
 from kbert.data.bucketed_batches import EncodedExample
 from kbert.data.columns import ColumnAliases, find_columns, has_header
-from kbert.data.examples import TextExample, TextMaker, open_records
+from kbert.data.examples import TextExample, open_records, text_example
 from kbert.errors import UserError
 from kbert.model.models import BertForSequenceClassification
 
 _TEXTS = 1024  # tokenized at once
+
+# Checks of settings in `task.json`: whether a value fits, and what it must be.
+BOOL = (lambda x: isinstance(x, bool), "true or false")
+NUMBER = (lambda x: type(x) in (int, float) and abs(x) < 1e30, "a finite number")
+
+
+def whole_from(least):
+    """The check of a whole number that is not below `least`."""
+    return lambda x: type(x) is int and least <= x < 2**31, f"a whole number from {least}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,18 +39,12 @@ class Encoded:
 
 
 def text_items(tokenizer, texts, text_pairs, max_seq_length):
-    """Items without labels of texts, or of pairs of texts; the ids are those of the tokenizer.
-
-    Args:
-        texts: list of str. text_pairs: list of str, or None.
-    """
+    """Items without labels of texts, or of pairs of texts. text_pairs: list of str, or None."""
     items = []
     for begin in range(0, len(texts), _TEXTS):
         part = slice(begin, begin + _TEXTS)
-        features = tokenizer(
-            texts[part], text_pairs and text_pairs[part], max_length=max_seq_length
-        )
-        items += encoded_rows(features)
+        pairs = text_pairs and text_pairs[part]
+        items += encoded_rows(tokenizer(texts[part], pairs, max_length=max_seq_length))
     return items
 
 
@@ -74,13 +78,7 @@ def soft_losses(logits, teacher_logits, temperature):
 
     Both are softened by the temperature T; T^2 keeps the gradient the size of that of a hard label
     (Hinton et al. 2015, arXiv:1503.02531, section 2). The cross-entropy of that paper differs by
-    the teacher's entropy, which no student changes.
-
-    Args:
-        logits, teacher_logits: (..., C) float32. temperature: float.
-
-    Returns:
-        (...) float32.
+    the teacher's entropy, which no student changes. logits, teacher_logits: (..., C) float32.
     """
     student, teacher = (tf.nn.log_softmax(x / temperature) for x in (logits, teacher_logits))
     return temperature**2 * tf.reduce_sum(tf.exp(teacher) * (teacher - student), axis=-1)
@@ -98,17 +96,17 @@ class Task(abc.ABC):
         method: what a model is asked for, as --method and `kbert.Predictor` have it.
         model_class: of `kbert.model`. problem_type: of BertConfig.
         metric: the score that better weights have more of, or less if it is in `less_is_better`.
+        output_names: of the model's outputs that predictions are made of.
         endpoint: Endpoint, what an export answers; None: it cannot be exported.
         max_seq_length: default of tokens of an example.
         fewest_labels: names of labels that it needs; 0: its labels have no names.
-        takes_class_weights: whether examples of a class can count more than others.
+        is_classification: whether an example has one of C classes, which can have weights.
         takes_pairs: whether a text always comes with a second one.
         reads_windows: whether long texts are read in windows, so that nothing is cut.
         texts: number of texts of a prediction, at least and at most (None: any number).
         example_fields: of an example, what the method takes.
         unlabelled_as: task that reads files of texts for predictions; None: this one.
-        own_settings: dict of settings in `task.json` of this task alone -> (function that says
-            whether a value fits, what it must be).
+        own_settings: dict of settings in `task.json` of this task alone -> check, such as `BOOL`.
     """
 
     name = None
@@ -118,10 +116,11 @@ class Task(abc.ABC):
     metric = "accuracy"
     less_is_better = ()
     problem_type = None
+    output_names = ("logits",)
     endpoint = None
     max_seq_length = 128
     fewest_labels = 0
-    takes_class_weights = False
+    is_classification = False
     takes_pairs = False
     reads_windows = False
     texts = (1, 1)
@@ -188,28 +187,19 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, examples, class_weights=None):
-        """Encoded examples, labelled if the examples are.
+        """Encoded examples, labelled if the examples are. class_weights: (C,) floats, or None."""
 
-        Args:
-            examples: list of the task's examples. class_weights: (C,) floats, or None.
-        """
-
-    @abc.abstractmethod
     def losses(self, outputs, labels):
         """The loss of each label and whether it is predicted, float32, of the weights' shape."""
+        return choice_losses(outputs["logits"], labels)
 
     def soft_losses(self, outputs, teacher_outputs, temperature):
-        """How far each prediction is from a teacher's, float32, of the weights' shape.
-
-        Args:
-            outputs, teacher_outputs: of the model and of the teacher. temperature: see
-                `soft_losses`.
-        """
+        """How far each prediction is from a teacher's, float32, of the weights' shape."""
         return soft_losses(outputs["logits"], teacher_outputs["logits"], temperature)
 
     def pick(self, outputs, features):
         """What is needed of a model's outputs for predictions."""
-        return {"logits": outputs["logits"]}
+        return {name: outputs[name] for name in self.output_names}
 
     @abc.abstractmethod
     def predictions(self, examples, encoded, outputs):
@@ -245,7 +235,8 @@ class TextTask(Task):
     def reader(cls, source, config, labelled):
         records = open_records(source, cls.name, lambda row: has_header(row, config))
         aliases = cls.column_aliases([name.lower() for name in records.names or ()])
-        return records, TextMaker(find_columns(records, config, labelled, aliases), cls.label)
+        columns = find_columns(records, config, labelled, aliases)
+        return records, functools.partial(text_example, columns, cls.label)
 
     @classmethod
     def examples(cls, texts, text_pairs=None):
@@ -257,10 +248,10 @@ class TextTask(Task):
         """Array of what each example is labelled with, examples first."""
 
     def encode(self, examples, class_weights=None):
-        text_pairs = None
-        if examples[0].text_pair is not None:
-            text_pairs = [example.text_pair for example in examples]
         texts = [example.text for example in examples]
+        text_pairs = [example.text_pair for example in examples]
+        if text_pairs[0] is None:
+            text_pairs = None
         items = text_items(self.tokenizer, texts, text_pairs, self.max_seq_length)
         if examples[0].label is not None:
             targets = self.targets(examples)

@@ -9,6 +9,11 @@ from kbert.utils import atomic
 from kbert.utils.formats import members, read_json
 
 _HF_CLASSES = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
+_HF_PARTS = {
+    "normalizer": "BertNormalizer",
+    "pre_tokenizer": "BertPreTokenizer",
+    "model": "WordPiece",
+}
 _KERAS_HUB_VOCAB = "assets/tokenizer/vocabulary.txt"
 
 
@@ -18,7 +23,7 @@ def has_tokenizer(folder):
 
 
 def read_tokenizer(folder, lower_case=None):
-    """Reads the vocabulary and the tokenizer settings of a folder.
+    """Reads the vocabulary (list of str) and the tokenizer settings (dict of bool) of a folder.
 
     The vocabulary is read from `vocab.txt`, HF's `tokenizer.json` or a KerasHub preset. The
     settings are read from `tokenizer_config.json` (with HF's names; kbert also writes this file),
@@ -31,9 +36,6 @@ def read_tokenizer(folder, lower_case=None):
     Args:
         folder: path.
         lower_case: bool that overrides the folder's setting, or None.
-
-    Returns:
-        list of str, and a dict with `lower_case`, `strip_accents` and `tokenize_chinese_chars`.
 
     Raises:
         UserError: the vocabulary is missing or invalid, or the tokenizer is of another type.
@@ -79,11 +81,8 @@ def _config_settings(values, path):
 
 def _hf_settings(values, path):
     """Returns the settings in HF's `tokenizer.json`."""
-    kinds = {"normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
-    kinds["model"] = "WordPiece"
-    for part, kind in kinds.items():
-        part_type = values.get(part)
-        part_type = part_type.get("type") if isinstance(part_type, dict) else None
+    for part, kind in _HF_PARTS.items():
+        part_type = values[part].get("type") if isinstance(values.get(part), dict) else None
         if part_type != kind:
             raise UserError(
                 f"{path} has a {part} of type {part_type}; kbert's tokenizer has {kind}."
@@ -110,15 +109,10 @@ def _stated(values, lower_case, tokenize_chinese_chars, path):
         "strip_accents": "strip_accents",
         tokenize_chinese_chars: "tokenize_chinese_chars",
     }
-    settings = {
-        kbert_name: values[source_name]
-        for source_name, kbert_name in names.items()
-        if source_name in values
-    }
-    for name, value in list(settings.items()):
-        if value is None:
-            del settings[name]
-        elif not isinstance(value, bool):
+    stated = {kbert_name: values.get(name) for name, kbert_name in names.items()}
+    settings = {name: value for name, value in stated.items() if value is not None}
+    for name, value in settings.items():
+        if not isinstance(value, bool):
             raise UserError(f"{path}: {name} must be true or false; got {value!r}.")
     return settings
 

@@ -57,7 +57,7 @@ def tokenize_words(split, texts, alone, unknown, longest_word):
 
 
 def source_offsets(texts, normalize, starts, ends):
-    """Maps byte offsets into the normalized texts to byte offsets into the source texts.
+    """Maps byte offsets into the normalized texts to ones into the source texts: int32, ragged.
 
     A piece starts at the source character of its first byte. It ends after the source character of
     its last byte and the accents stripped from that character. Other dropped characters belong to
@@ -70,9 +70,6 @@ def source_offsets(texts, normalize, starts, ends):
         normalize: maps (N,) string to (N,) string; the normalized byte length of a character must
             not depend on its context.
         starts, ends: (B, None) int64 RaggedTensors; every span has at least one byte.
-
-    Returns:
-        starts and ends, (B, None) int32 RaggedTensors.
     """
     codes, offsets = tf.strings.unicode_decode_with_offsets(texts, "UTF-8", errors="replace")
     distinct, index = tf.unique(codes.flat_values)

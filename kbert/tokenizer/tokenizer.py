@@ -326,9 +326,6 @@ class BertTokenizer(tf.Module):
             segments: one or two (B, None) int32 RaggedTensors.
             max_length: int, or int32 tensor.
             padding: as for `__call__`.
-
-        Returns:
-            as for `__call__`.
         """
         room = tf.cast(max_length - len(segments) - 1, tf.int64)
         counts = [segment.row_lengths() for segment in segments]

@@ -290,7 +290,7 @@ class Finetuning(Workload):
         if text:
             log(f"{name}:\n{text.rstrip()}")
             (folder / f"{name}_report.txt").write_text(text, encoding="utf-8")
-        if hasattr(self.task, "predicted_numbers"):
+        if self.task.is_classification:
             plots.plot_confusion_matrix(
                 folder / f"{name}_confusion.png",
                 self.task.targets(examples),

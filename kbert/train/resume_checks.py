@@ -1,7 +1,8 @@
 """Checks and reports of settings that changed since a run was stopped."""
 
+import dataclasses
+
 from kbert.errors import UserError
-from kbert.utils import flags
 from kbert.utils.logging import log
 
 # These settings only affect the start of a run; a resumed run reads the result from its checkpoint.
@@ -33,7 +34,7 @@ def report_changes(config, identity, state):
         config: settings. identity: current training data, see `Workload.identity`.
         state: of the checkpoint.
     """
-    current = flags.as_dict(config)
+    current = dataclasses.asdict(config)
     for name, value in state["settings"].items():
         if name not in current or current[name] == value:
             continue

@@ -1,6 +1,7 @@
 """Starts a run: sets up devices, workers, the locked folder, callbacks and the trainer."""
 
 import contextlib
+import dataclasses
 import sys
 
 import keras
@@ -13,7 +14,6 @@ from kbert.train.profile import Profiler
 from kbert.train.remote_sync import remote_run_dir
 from kbert.train.trainer import Trainer
 from kbert.train.wandb_logger import WandbLogger, check_wandb
-from kbert.utils import flags
 from kbert.utils.locks import folder_lock
 
 
@@ -43,7 +43,7 @@ def start_run(workload, output_dir, callbacks=(), act=Trainer.fit):
     devices = find_devices(config)
     workers = devices.workers
     with workers.losses_reported(), contextlib.ExitStack() as stack:
-        workers.check_same(settings=flags.as_dict(config))
+        workers.check_same(settings=dataclasses.asdict(config))
         if workers.is_chief:
             check_wandb(config)
         workload.check()

@@ -1,6 +1,7 @@
 """The training loop of all training programs: steps, logging, evaluation, checkpoints, resuming."""
 
 import collections
+import dataclasses
 import itertools
 import math
 import pathlib
@@ -18,7 +19,6 @@ from kbert.train.report import ThroughputMeter
 from kbert.train.resume_checks import check_fixed, report_changes
 from kbert.train.signals import SIGNALS, stop_requests
 from kbert.train.step import TrainStep
-from kbert.utils import flags
 from kbert.utils.logging import log
 
 # The host calls the devices for several steps that take about this long, at least one step.
@@ -140,7 +140,7 @@ class Trainer:
     def state(self):
         """The part of a checkpoint that is not arrays: a JSON-serializable dict."""
         return {
-            "settings": flags.as_dict(self.config),
+            "settings": dataclasses.asdict(self.config),
             "bert_config": self.workload.bert_config.to_dict(),
             "data": self.workload.identity(),
             "window": dict(self.window),

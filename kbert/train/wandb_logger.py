@@ -4,6 +4,7 @@ All W&B calls run in a separate thread and never block or stop a run; an error i
 line.
 """
 
+import dataclasses
 import importlib.util
 import pathlib
 import queue
@@ -12,7 +13,6 @@ import threading
 
 from kbert.errors import UserError, one_line
 from kbert.train.callbacks import Callback
-from kbert.utils import flags
 from kbert.utils.logging import log
 
 ID_FILE = "wandb_id"  # in the run's folder, so that a resumed run continues the same W&B run
@@ -40,7 +40,7 @@ class WandbLogger(Callback):
         self._rows = queue.SimpleQueue()
         settings = {
             "architecture": trainer.workload.bert_config.to_dict(),
-            **flags.as_dict(trainer.config),
+            **dataclasses.asdict(trainer.config),
         }
         directory = None if trainer.run_dir.is_remote else trainer.run_dir.folder
         arguments = (trainer.folder, trainer.config.wandb_project, settings, directory)

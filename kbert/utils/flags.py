@@ -8,6 +8,7 @@ from kbert.config import is_text, range_text, setting_type
 from kbert.errors import UserError
 
 flags.disclaim_key_flags()  # so that --help shows the flags as those of the program
+_DEFINE = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
 
 
 def define(config_class):
@@ -19,14 +20,8 @@ def define(config_class):
             help = f"{help} ({limits})"
         if field.metadata["choices"]:
             flags.DEFINE_enum(name, default, list(field.metadata["choices"]), help)
-        elif kind is bool:
-            flags.DEFINE_bool(name, default, help)
-        elif kind is int:
-            flags.DEFINE_integer(name, default, help)
-        elif kind is float:
-            flags.DEFINE_float(name, default, help)
         else:
-            flags.DEFINE_string(name, default, help)
+            _DEFINE.get(kind, flags.DEFINE_string)(name, default, help)
 
 
 def read(config_class):
@@ -66,8 +61,3 @@ def as_line(name, value):
             f"not be replayed; got {value!r}."
         )
     return f"--{name}={value}\n"
-
-
-def as_dict(config):
-    """The fields of `config` as a dict that JSON can hold."""
-    return dataclasses.asdict(config)

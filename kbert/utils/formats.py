@@ -108,11 +108,12 @@ def folder_format(folder):
                 f"{path} is a pickle, which may run any code when it is read; kbert reads none. If "
                 f"you trust it, {_way_out(folder, folder)}"
             )
+    allowed = "; ".join(f"{files} ({name})" for name, files in FORMATS.items())
     for name, what in _OTHERS.items():
         if name in names:
-            raise UserError(f"{folder / name} is {what}; kbert reads {_allowed()}.")
+            raise UserError(f"{folder / name} is {what}; kbert reads {allowed}.")
     listing = ", ".join(sorted(names)[:8]) or "nothing"
-    raise UserError(f"{folder} holds no weights: found {listing}; kbert reads {_allowed()}.")
+    raise UserError(f"{folder} holds no weights: found {listing}; kbert reads {allowed}.")
 
 
 def _way_out(folder, name):
@@ -132,11 +133,7 @@ def _way_out(folder, name):
 
 
 def members(values, names, path):
-    """The named members of an object of a JSON file.
-
-    Raises:
-        UserError: it is no object, or lacks one of them.
-    """
+    """The named members of an object of a JSON file. Raises UserError where one is missing."""
     if not isinstance(values, dict):
         raise UserError(f"{path} has {type(values).__name__} where an object should be.")
     for name in names:
@@ -157,16 +154,8 @@ def sha256_of(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _allowed():
-    return "; ".join(f"{files} ({name})" for name, files in FORMATS.items())
-
-
 def read_json(path):
-    """The object in a JSON file.
-
-    Raises:
-        UserError: it cannot be read, or holds something else.
-    """
+    """The object in a JSON file. Raises UserError if it cannot be read, or holds something else."""
     path = pathlib.Path(path)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

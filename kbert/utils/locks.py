@@ -19,23 +19,20 @@ def folder_lock(folder):
     Raises:
         UserError: another process holds it.
     """
-    with _held(pathlib.Path(folder) / "lock", folder, "--output_dir"):
+    with _held(pathlib.Path(folder) / "lock", folder):
         yield
 
 
 @contextlib.contextmanager
-def target_lock(target, flag):
+def target_lock(target):
     """Holds the lock of a folder that is about to be made: a file beside it, removed at the end.
-
-    Args:
-        target: the folder. flag: of the program, that names it.
 
     Raises:
         UserError: another process holds it.
     """
     path = pathlib.Path(target).absolute()
     path = path.with_name(f".{path.name}.lock")
-    with _held(path, target, flag):
+    with _held(path, target):
         try:
             yield
         finally:
@@ -43,7 +40,7 @@ def target_lock(target, flag):
 
 
 @contextlib.contextmanager
-def _held(path, folder, flag):
+def _held(path, folder):
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with open(path, "a+", encoding="utf-8") as file:
@@ -53,7 +50,7 @@ def _held(path, folder, flag):
                 file.seek(0)
                 raise UserError(
                     f"{folder} is in use by {file.read().strip() or 'another process'}. Wait for "
-                    f"it or stop it, or take another {flag}."
+                    f"it or stop it, or take another --output_dir."
                 ) from None
             except OSError as error:  # a file system without locks
                 raise UserError(

@@ -25,15 +25,11 @@ def _wait_for_pipelines():
 
 
 def numpy_map(function, inputs, specs):
-    """Tensors that a Python function makes, for `Dataset.map`.
+    """dict of tensors that a Python function makes, for `Dataset.map`.
 
     Args:
-        function: of numpy arrays, the values of `inputs`; returns a dict of arrays.
-        inputs: list of tensors.
+        function: of numpy arrays, the values of `inputs`, a list of tensors, to a dict of arrays.
         specs: dict of name -> (shape, dtype), of what it returns; None where a size is not known.
-
-    Returns:
-        dict of tensors.
     """
 
     def counted(*arrays):

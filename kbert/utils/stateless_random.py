@@ -13,14 +13,7 @@ def _mix(z):
 
 
 def shuffle_seeds(seed, stream, index):
-    """Well-mixed seeds for TensorFlow's index shuffle, whose own key schedule mixes little.
-
-    Args:
-        seed, stream: as for `uniform`. index: (B,) ints.
-
-    Returns:
-        (B, 3) int64.
-    """
+    """(B, 3) int64 seeds for TensorFlow's index shuffle, whose own key schedule mixes little."""
     return (uniform(seed, stream, index, 3) * 2.0**53).astype(np.int64)
 
 
