@@ -15,7 +15,7 @@ from warm_python import PYTHON
 
 import kbert
 from kbert import BertConfig
-from kbert.compression import pruning
+from kbert.compression import head_pruning
 from kbert.compression.head_pruning import head_importance, least_important, prune
 from kbert.data.bucketed_batches import pad_examples
 from kbert.errors import UserError
@@ -410,7 +410,7 @@ def test_a_pruned_model_is_pruned_again(folders, result, tmp_path):
 
 
 def test_examples_to_score_are_read_before_anything_slow(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(pruning, "head_importance", None)
+    monkeypatch.setattr(head_pruning, "head_importance", None)
     (tmp_path / "dev.tsv").write_text("a film\tneither\n")
     config = PruneConfig(
         **{"model": str(folders / "full"), "data_file": str(folders / "data.tsv")},
