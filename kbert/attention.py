@@ -9,20 +9,26 @@ from absl import flags as absl_flags
 
 from kbert.errors import UserError
 from kbert.utils import program
+from kbert.utils.formats import find_folder
+
+
+def check():
+    """Checks the flags before TensorFlow is imported."""
+    for name in ("model", "text"):
+        if absl_flags.FLAGS[name].value is None:
+            raise UserError(
+                f'--{name} is missing: python -m kbert.attention --model=FOLDER --text="A text."'
+            )
+    find_folder(absl_flags.FLAGS.model)
 
 
 def main():
     """Runs `attention_weights` and `write_attention` with the flags."""
-    flags = absl_flags.FLAGS
-    for name in ("model", "text"):
-        if getattr(flags, name) is None:
-            raise UserError(
-                f'--{name} is missing: python -m kbert.attention --model=FOLDER --text="A text."'
-            )
     from kbert.model.folder import ModelFolder
     from kbert.tokenizer.tokenizer import BertTokenizer
     from kbert.visualization.attention import attention_weights, write_attention
 
+    flags = absl_flags.FLAGS
     folder = ModelFolder(flags.model)
     tokenizer = BertTokenizer.from_pretrained(folder, special_tokens_in_text=True)
     tokens, weights = attention_weights(folder, tokenizer, flags.text, flags.text_pair)
@@ -44,4 +50,4 @@ def _define_flags():
 
 if __name__ == "__main__":
     _define_flags()
-    program.run(main)
+    program.run(main, check=check)

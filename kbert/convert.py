@@ -4,7 +4,7 @@ from absl import flags as absl_flags
 
 from kbert.errors import UserError
 from kbert.utils import program
-from kbert.utils.formats import FORMATS
+from kbert.utils.formats import FORMATS, find_folder
 
 
 def _define_flags():
@@ -29,20 +29,24 @@ def _define_flags():
     )
 
 
-def main():
-    """Runs `kbert.model.conversion.convert` with the flags."""
-    values = {name: absl_flags.FLAGS[name].value for name in ("model", "output_dir", "format")}
+def check():
+    """Checks the flags before TensorFlow is imported."""
     for name in ("model", "output_dir"):
-        if not values[name]:
+        if not absl_flags.FLAGS[name].value:
             raise UserError(
                 f"--{name} is missing: python -m kbert.convert --model=A --output_dir=B"
             )
+    find_folder(absl_flags.FLAGS.model)
+
+
+def main():
+    """Runs `kbert.model.conversion.convert` with the flags."""
     from kbert.model.conversion import convert
 
     flags = absl_flags.FLAGS
-    convert(*values.values(), flags.allow_missing, flags.lower_case)
+    convert(flags.model, flags.output_dir, flags.format, flags.allow_missing, flags.lower_case)
 
 
 if __name__ == "__main__":
     _define_flags()
-    program.run(main)
+    program.run(main, check=check)

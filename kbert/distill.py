@@ -2,26 +2,24 @@
 
 from absl import flags as absl_flags
 
+from kbert.data.records import check_inputs
 from kbert.settings import DistillConfig
-from kbert.utils import flags, program
+from kbert.utils import program
 
 
-def main():
-    """Runs `kbert.train.distill` with the flags; the teacher's folder says for which task."""
-    from kbert.tasks.registry import load_task_module, read_task
+def check(config):
+    """Checks the inputs before TensorFlow is imported."""
+    files = (config.train_file, config.eval_file, config.test_file)
+    check_inputs([config.teacher, config.init_from], files)
+
+
+def main(config):
+    """Runs `kbert.train.distill` with the flags."""
     from kbert.train import distill
 
-    given = absl_flags.FLAGS
-    load_task_module(given.task_module)
-    if given.teacher:
-        teacher_task = read_task(given.teacher) or {}
-        for name in ("task", "max_seq_length"):
-            if given[name].value is None:
-                given[name].value = teacher_task.get(name)
-    distill(flags.read(DistillConfig), given.output_dir)
+    distill(config, absl_flags.FLAGS.output_dir)
 
 
 if __name__ == "__main__":
-    flags.define(DistillConfig)
     absl_flags.DEFINE_string("output_dir", "saved_model/bert", "the run's folder")
-    program.run(main)
+    program.run(main, DistillConfig, check)

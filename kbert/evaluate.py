@@ -2,18 +2,22 @@
 
 import json
 
+from kbert.data.records import check_inputs
 from kbert.settings import EvaluateConfig
-from kbert.utils import flags, program
+from kbert.utils import program
 
 
-def main():
+def check(config):
+    """Checks the inputs before TensorFlow is imported."""
+    check_inputs([config.model], [config.eval_file])
+
+
+def main(config):
     """Runs `kbert.inference.evaluation.evaluate` with the flags; prints the scores as JSON."""
-    config = flags.read(EvaluateConfig)
     from kbert.inference.evaluation import evaluate
 
     print(json.dumps(evaluate(config), indent=2))
 
 
 if __name__ == "__main__":
-    flags.define(EvaluateConfig)
-    program.run(main)
+    program.run(main, EvaluateConfig, check)

@@ -1,13 +1,19 @@
 """Exports for serving: python -m kbert.export --model=FOLDER --output_dir=models/bert/1"""
 
+from kbert.data.records import check_inputs
 from kbert.settings import ExportConfig
-from kbert.utils import flags, program
+from kbert.utils import program
 
 
-def main():
+def check(config):
+    """Checks the inputs before TensorFlow is imported."""
+    check_inputs([config.model], [config.eval_file, config.calibration_file])
+
+
+def main(config):
     """Runs `kbert.serving.export.export_as` with the flags."""
-    config = flags.read(ExportConfig)
-    tf = program.import_tensorflow()
+    import tensorflow as tf
+
     tf.config.set_visible_devices([], "GPU")  # it needs none, nor TF32
     if config.eval_file:
         tf.config.threading.set_intra_op_parallelism_threads(1)  # as the runtimes it is timed with
@@ -18,5 +24,4 @@ def main():
 
 
 if __name__ == "__main__":
-    flags.define(ExportConfig)
-    program.run(main)
+    program.run(main, ExportConfig, check)

@@ -2,19 +2,23 @@
 
 from absl import flags as absl_flags
 
+from kbert.data.records import check_inputs
 from kbert.settings import FinetuneConfig
-from kbert.utils import flags, program
+from kbert.utils import program
 
 
-def main():
+def check(config):
+    """Checks the inputs before TensorFlow is imported."""
+    check_inputs([config.init_from], [config.train_file, config.eval_file, config.test_file])
+
+
+def main(config):
     """Runs `kbert.train.finetune` with the flags."""
-    config = flags.read(FinetuneConfig)
     from kbert.train import finetune
 
     finetune(config, absl_flags.FLAGS.output_dir)
 
 
 if __name__ == "__main__":
-    flags.define(FinetuneConfig)
     absl_flags.DEFINE_string("output_dir", "saved_model/bert", "the run's folder")
-    program.run(main)
+    program.run(main, FinetuneConfig, check)

@@ -2,24 +2,26 @@
 
 import pathlib
 
+from kbert.corpus.text_sources import Texts, find_inputs
 from kbert.errors import UserError
 from kbert.settings import LearnVocabConfig
-from kbert.utils import flags, program
-
-flags.define(LearnVocabConfig)
+from kbert.utils import program
 
 
-def main():
-    """Runs `kbert.tokenizer.learn_vocab` with the flags."""
-    config = flags.read(LearnVocabConfig)
-    from kbert.corpus.text_sources import Texts, find_inputs
-    from kbert.tokenizer.vocab import learn_vocab, write_vocab
-
+def check(config):
+    """Checks input and output before TensorFlow is imported."""
+    find_inputs(config.input)
     if pathlib.Path(config.output_file).exists():
         raise UserError(
             f"{config.output_file} exists, and corpora and weights may depend on it. Remove it, or "
             f"name another --output_file."
         )
+
+
+def main(config):
+    """Runs `kbert.tokenizer.learn_vocab` with the flags."""
+    from kbert.tokenizer.vocab import learn_vocab, write_vocab
+
     pathlib.Path(config.output_file).parent.mkdir(parents=True, exist_ok=True)
     texts = Texts(find_inputs(config.input), skip_bad_lines=config.skip_bad_lines)
     vocab = learn_vocab(texts, config.vocab_size, config.lower_case)
@@ -28,4 +30,4 @@ def main():
 
 
 if __name__ == "__main__":
-    program.run(main)
+    program.run(main, LearnVocabConfig, check)

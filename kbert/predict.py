@@ -2,18 +2,22 @@
 
 import sys
 
+from kbert.data.records import check_inputs
 from kbert.settings import PredictConfig
-from kbert.utils import flags, program
+from kbert.utils import program
 
 
-def main():
+def check(config):
+    """Checks the inputs before TensorFlow is imported."""
+    check_inputs([config.model], [config.input_file] if config.input_file != "-" else [])
+
+
+def main(config):
     """Runs `kbert.inference.prediction.predict` with the flags."""
-    config = flags.read(PredictConfig)
     from kbert.inference.prediction import predict
 
     predict(config, report=lambda line: print(line, file=sys.stderr))
 
 
 if __name__ == "__main__":
-    flags.define(PredictConfig)
-    program.run(main)
+    program.run(main, PredictConfig, check)

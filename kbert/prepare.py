@@ -2,15 +2,18 @@
 
 import time
 
+from kbert.corpus.text_sources import find_inputs
 from kbert.settings import PrepareConfig
-from kbert.utils import flags, program
-
-flags.define(PrepareConfig)
+from kbert.utils import program
 
 
-def main():
+def check(config):
+    """Checks the inputs before TensorFlow is imported."""
+    find_inputs(config.input)
+
+
+def main(config):
     """Runs `kbert.corpus.preparation.write_corpus` with the flags."""
-    config = flags.read(PrepareConfig)
     from kbert.corpus.preparation import summary, write_corpus
 
     begin = time.monotonic()
@@ -20,4 +23,4 @@ def main():
 
 
 if __name__ == "__main__":
-    program.run(main)
+    program.run(main, PrepareConfig, check)

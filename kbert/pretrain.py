@@ -2,21 +2,27 @@
 
 from absl import flags as absl_flags
 
+from kbert.corpus.input_checks import check_inputs
 from kbert.settings import PretrainConfig
-from kbert.utils import flags, program
-
-flags.define(PretrainConfig)
-absl_flags.DEFINE_string("output_dir", "saved_model/bert", "the run's folder")
-absl_flags.DEFINE_bool("dry_run", False, "say what the run would take, after three steps of it")
+from kbert.utils import program
+from kbert.utils.formats import find_folder
 
 
-def main():
+def check(config):
+    """Checks the inputs before TensorFlow is imported."""
+    check_inputs(config)
+    for folder in filter(None, (config.init_from, config.teacher)):
+        find_folder(folder)
+
+
+def main(config):
     """Runs `kbert.train.pretrain` with the flags."""
-    config = flags.read(PretrainConfig)
     from kbert.train import pretrain
 
     pretrain(config, absl_flags.FLAGS.output_dir, absl_flags.FLAGS.dry_run)
 
 
 if __name__ == "__main__":
-    program.run(main)
+    absl_flags.DEFINE_string("output_dir", "saved_model/bert", "the run's folder")
+    absl_flags.DEFINE_bool("dry_run", False, "take three steps, then print what the run would take")
+    program.run(main, PretrainConfig, check)

@@ -4,18 +4,22 @@ The model is a fine-tuned one; what it then lacks, `python -m kbert.finetune --i
 again, as far as it can.
 """
 
+from kbert.data.records import check_inputs
 from kbert.settings import PruneConfig
-from kbert.utils import flags, program
+from kbert.utils import program
 
 
-def main():
+def check(config):
+    """Checks the inputs before TensorFlow is imported."""
+    check_inputs([config.model], [config.data_file, config.eval_file])
+
+
+def main(config):
     """Runs `kbert.compression.head_pruning.prune` with the flags."""
-    config = flags.read(PruneConfig)
     from kbert.compression.head_pruning import prune
 
     prune(config)
 
 
 if __name__ == "__main__":
-    flags.define(PruneConfig)
-    program.run(main)
+    program.run(main, PruneConfig, check)

@@ -11,12 +11,11 @@ import sys
 
 from kbert.errors import UserError
 from kbert.settings.serving import ServeConfig
-from kbert.utils import flags, program
+from kbert.utils import program
 
 
-def main():
+def main(config):
     """Runs `kbert.server.main.serve` with the flags."""
-    config = flags.read(ServeConfig)
     log, shown = logging.getLogger("kbert.serve"), logging.StreamHandler()
     shown.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log.addHandler(shown)
@@ -39,5 +38,4 @@ def main():
 
 
 if __name__ == "__main__":
-    flags.define(ServeConfig)
-    program.run(main)
+    program.run(main, ServeConfig)

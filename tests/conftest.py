@@ -5,6 +5,7 @@ import gc
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 
 # Set before TensorFlow is imported. TensorFlow imports JAX if it is installed, and JAX would set
@@ -27,6 +28,8 @@ import pytest
 from kbert.corpus import prepare
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
+# torch for GPUs imports triton, which crashes a process that has imported TensorFlow.
+sys.modules["triton"] = None
 SHARED_DATA = pathlib.Path(__file__).parent.parent.parent / "shared" / "data"
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "un", "##want", "##ed", "run"]
 WORDS += ["##ning", ",", ".", "!", "[", "]", "mask"]

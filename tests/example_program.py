@@ -3,7 +3,7 @@
 import dataclasses
 
 from kbert.config import check_settings, setting
-from kbert.utils import flags, program
+from kbert.utils import program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +21,10 @@ class Example:
         check_settings(self)
 
 
-def main():
+def main(config):
     """Prints the settings."""
-    print(flags.read(Example))
+    print(config)
 
 
 if __name__ == "__main__":
-    flags.define(Example)
-    program.run(main)
+    program.run(main, Example)

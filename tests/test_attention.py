@@ -335,10 +335,11 @@ def test_the_program(folder, tmp_path):
 @pytest.mark.parametrize("missing", ["model", "text"])
 def test_a_flag_is_missing(missing, monkeypatch):
     values = {"model": "x", "text": "cat", missing: None}
-    monkeypatch.setattr(attention_program.absl_flags, "FLAGS", types.SimpleNamespace(**values))
+    given = {name: types.SimpleNamespace(value=value) for name, value in values.items()}
+    monkeypatch.setattr(attention_program.absl_flags, "FLAGS", given)
     message = f'--{missing} is missing: python -m kbert.attention --model=FOLDER --text="A text."'
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
-        attention_program.main()
+        attention_program.check()
 
 
 def test_errors_are_one_line():

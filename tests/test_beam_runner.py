@@ -16,7 +16,7 @@ from kbert.corpus.shard_builder import ShardBuilder
 from kbert.corpus.text_sources import split_into_pieces
 from kbert.errors import UserError
 from kbert.tokenizer.tokenizer import BertTokenizer
-from kbert.utils import storage
+from kbert.utils import remote_storage, storage
 
 pytest.importorskip("apache_beam")
 
@@ -144,9 +144,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, vocab_file, text, op
 def test_a_storage_that_is_out_of_order(tmp_path, vocab_file, text, monkeypatch):
     """Is the runner's to try again, so it is an exception for it."""
     files = FaultyFiles()
-    files.faults["copy"] = [unavailable()] * storage.TRIES
-    monkeypatch.setattr(storage, "gfile", files)
-    monkeypatch.setattr(storage, "FIRST_WAIT_S", 0)
+    files.faults["copy"] = [unavailable()] * remote_storage.TRIES
+    monkeypatch.setattr(remote_storage, "gfile", files)
+    monkeypatch.setattr(remote_storage, "FIRST_WAIT_S", 0)
     worker = ShardBuilder.of(BertTokenizer(vocab_file))
     (piece,) = split_into_pieces([f"{tmp_path}/d.text"])
     with pytest.raises(storage.GaveUp, match=r"gave up after 6 tries, the last with: the service"):

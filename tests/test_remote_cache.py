@@ -13,7 +13,7 @@ from kbert.corpus import Corpus, prepare
 from kbert.corpus.corpus import is_prepared
 from kbert.corpus.remote_cache import cache_folder
 from kbert.errors import UserError
-from kbert.utils import storage
+from kbert.utils import remote_storage, storage
 
 TEXT = "the cat sat\na dog\n\nthe mat and a dog\n\nthe dog ran\n"
 NAMES = ["00000.documents", "00000.ids", "00000.sentences", "corpus.json"]
@@ -37,8 +37,8 @@ def url(request, tmp_path, vocab_file, monkeypatch):
 def files(monkeypatch):
     """Faulty file systems without waits."""
     found = FaultyFiles()
-    monkeypatch.setattr(storage, "gfile", found)
-    monkeypatch.setattr(storage, "FIRST_WAIT_S", 0)
+    monkeypatch.setattr(remote_storage, "gfile", found)
+    monkeypatch.setattr(remote_storage, "FIRST_WAIT_S", 0)
     return found
 
 

@@ -12,15 +12,15 @@ from run_files import weights_of
 from kbert.errors import UserError
 from kbert.settings import PretrainConfig
 from kbert.train import callbacks, pretrain, remote_sync, trainer
-from kbert.utils import storage
+from kbert.utils import remote_storage
 
 
 @pytest.fixture
 def files(monkeypatch, tmp_path):
     """Faulty file systems, no waits, and local copies under `tmp_path`."""
     found = FaultyFiles()
-    monkeypatch.setattr(storage, "gfile", found)
-    monkeypatch.setattr(storage, "time", types.SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr(remote_storage, "gfile", found)
+    monkeypatch.setattr(remote_storage, "time", types.SimpleNamespace(sleep=lambda seconds: None))
     monkeypatch.setattr(remote_sync.tempfile, "tempdir", str(tmp_path))
     return found
 

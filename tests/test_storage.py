@@ -10,7 +10,7 @@ import tensorflow as tf
 from faulty import FaultyFiles, unavailable
 
 from kbert.errors import UserError
-from kbert.utils import storage
+from kbert.utils import remote_storage, storage
 
 CONTENT = bytes(random.Random(0).choices(range(256), k=5003))
 
@@ -20,8 +20,8 @@ def files(monkeypatch):
     """Faulty file systems, and no waits; `files.waits` has those that there would be."""
     found = FaultyFiles()
     found.waits = []
-    monkeypatch.setattr(storage, "gfile", found)
-    monkeypatch.setattr(storage, "time", types.SimpleNamespace(sleep=found.waits.append))
+    monkeypatch.setattr(remote_storage, "gfile", found)
+    monkeypatch.setattr(remote_storage, "time", types.SimpleNamespace(sleep=found.waits.append))
     return found
 
 
@@ -79,7 +79,7 @@ def test_looking_at_folders(tmp_path, remote, kind):
 
 
 def test_streams_are_read_as_files_are(remote, monkeypatch):
-    monkeypatch.setattr(storage, "_CHUNK_BYTES", 64)
+    monkeypatch.setattr(remote_storage, "_CHUNK_BYTES", 64)
     assert read(f"{remote}/a.bin") == CONTENT
     generator = random.Random(1)
     with storage.open_stream(f"{remote}/a.bin") as file:
@@ -99,7 +99,7 @@ def test_streams_are_read_as_files_are(remote, monkeypatch):
 
 def test_reading_goes_on_where_it_broke_off(remote, files, monkeypatch):
     """The service goes away, brings little, or nothing though there is more; and is slow."""
-    monkeypatch.setattr(storage, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(remote_storage, "_CHUNK_BYTES", 1000)
     files.faults["GFile"] = [unavailable(), None]
     files.faults["read"] = [700, unavailable(), 0, 0, unavailable(), 1]
     files.faults["stat"] = [unavailable()] * 3

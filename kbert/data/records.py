@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 
 from kbert.errors import UserError
+from kbert.utils.formats import find_folder
 
 
 class BadExample(Exception):
@@ -43,6 +44,23 @@ def shown(value):
 def plain_name(path):
     """Path in lower case without .gz: its end tells the format."""
     return path.lower().removesuffix(".gz")
+
+
+def check_inputs(folders, sources):
+    """Checks that folders of weights exist and that files can be read, without TensorFlow.
+
+    Args:
+        folders: as for `find_folder`; sources: as for `kbert.tasks.examples.read_examples`. None
+            is skipped.
+
+    Raises:
+        UserError: as for `find_folder` and `read_bytes`.
+    """
+    for folder in filter(None, folders):
+        find_folder(folder)
+    for source in filter(None, sources):
+        if not source.startswith(("tfds:", "sample:")):
+            next(read_bytes(source), None)
 
 
 def read_bytes(path):

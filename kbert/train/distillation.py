@@ -6,7 +6,7 @@ from kbert.compression.distillation_objective import FIXED, DistillationObjectiv
 from kbert.compression.teacher import Teacher, check_heads, start_layers
 from kbert.errors import UserError
 from kbert.model.folder import ModelFolder
-from kbert.tasks.registry import with_task
+from kbert.tasks.registry import load_task_module, read_task, with_task
 from kbert.train.finetuning import Finetuning
 from kbert.train.start import start_run
 
@@ -27,8 +27,16 @@ def distill(config, output_dir, callbacks=()):
     Raises:
         UserError: as for `finetune`; and a teacher that cannot teach this student.
     """
-    student = Finetuning(with_task(config), "distillation", "kbert.distill")
+    student = Finetuning(with_task(_of_teacher(config)), "distillation", "kbert.distill")
     return start_run(Distillation(student), output_dir, callbacks)
+
+
+def _of_teacher(config):
+    """A DistillConfig with the task and the length of the teacher, where it has none."""
+    load_task_module(config.task_module)
+    settings = read_task(config.teacher) or {}
+    names = [n for n in ("task", "max_seq_length") if getattr(config, n) is None]
+    return dataclasses.replace(config, **{name: settings.get(name) for name in names})
 
 
 class Distillation:

@@ -1,6 +1,5 @@
 """The inputs of a run: loads or creates vocabulary, corpora and architecture."""
 
-import os
 import pathlib
 import shutil
 
@@ -13,28 +12,6 @@ from kbert.errors import UserError
 from kbert.model.folder import ModelFolder
 from kbert.tokenizer import BertTokenizer, learn_vocab
 from kbert.tokenizer.vocab import write_vocab
-from kbert.utils import storage
-
-
-def check_inputs(config):
-    """Checks the inputs that can be checked before anything slow.
-
-    Raises:
-        UserError: the text does not exist, a text is used for both training and evaluation, or the
-            architecture cannot be read.
-    """
-    places = [
-        {_place(path) for path in ([inputs] if is_prepared(inputs) else find_inputs(inputs))}
-        for inputs in filter(None, (config.input, config.eval_input))
-    ]
-    both = set.intersection(*places) if len(places) == 2 else ()
-    if both:
-        raise UserError(
-            f"{min(both)} is in --input and in --eval_input; what is learnt from cannot be held "
-            f"out. Leave it out of one."
-        )
-    if config.bert_config:
-        BertConfig.load(config.bert_config, vocab_size=5)
 
 
 def resolve_inputs(config, folder, saved, layers, check, report, may_make=True):
@@ -80,11 +57,6 @@ def resolve_inputs(config, folder, saved, layers, check, report, may_make=True):
     if config.eval_input:
         eval_corpus = _corpus(config.eval_input, folder / "eval", tokenizer, report, may_make)
     return bert_config, tokenizer, corpus, eval_corpus
-
-
-def _place(path):
-    remote = storage.is_remote(path) or path.startswith("tfds:")
-    return path if remote else os.path.realpath(path)
 
 
 def _check_vocabulary(config, tokenizer):

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from kbert.corpus.corpus import corpus_fingerprint
+from kbert.corpus.input_checks import check_inputs
 from kbert.data.pretraining_batches import PretrainingExamples
 from kbert.errors import UserError
 from kbert.model.models import BertForMaskedLM, BertForPreTraining
@@ -11,7 +12,7 @@ from kbert.train import report
 from kbert.train.checkpoint import is_checkpoint, verified_state
 from kbert.train.cost_estimate import estimate_text
 from kbert.train.evaluation import HeldOut
-from kbert.train.inputs import check_inputs, resolve_inputs
+from kbert.train.inputs import resolve_inputs
 from kbert.train.losses import PretrainingObjective
 from kbert.train.optimizer import make_schedule
 from kbert.train.start import start_run

@@ -10,7 +10,9 @@ import tempfile
 from absl import app, flags, logging
 
 from kbert.errors import UserError, one_line, too_much
+from kbert.utils.flags import define, read
 
+flags.disclaim_key_flags()  # so that --help shows the flags as those of the program
 PACKAGED = pathlib.Path(__file__).parent.parent / "packaged"  # configs/ and export/
 
 
@@ -44,27 +46,41 @@ def import_tensorflow():
     return tensorflow
 
 
-def run(main):
-    """Runs `main()` as a program: flags parsed, bad input and I/O errors as one line, status 2."""
+def run(main, config_class=None, check=None):
+    """Runs a program: flags parsed, bad input and I/O errors as one line, status 2.
+
+    Args:
+        main: function of a config, called after TensorFlow is imported.
+        config_class: dataclass of settings, which become flags; None: main has no argument.
+        check: function of a config, called before TensorFlow is imported, which takes seconds.
+    """
+    if config_class:
+        define(config_class)
 
     def guarded(argv):
         if len(argv) > 1:
             _fail(f"unexpected argument {argv[1]!r}; every setting is a flag: --name=value.")
         logging.set_verbosity(logging.WARNING)  # TensorFlow reports each checkpoint it writes
-        tf = import_tensorflow()
         try:
-            main()
+            arguments = [read(config_class)] if config_class else []
+            if check:
+                check(*arguments)
+            import_tensorflow()
+            main(*arguments)
         except UserError as error:
             _fail(error)
         except OSError as error:  # no permission, disk full, a file where a folder should be, ...
             _fail(f"{error.filename or 'input or output'}: {error.strerror or error}.")
-        except tf.errors.ResourceExhaustedError as error:
+        except KeyboardInterrupt:
+            _fail("interrupted.", status=130)
+        except Exception as error:
+            tf = sys.modules.get("tensorflow")
+            if tf is None or not isinstance(error, tf.errors.ResourceExhaustedError):
+                raise
             _fail(
                 f"out of memory ({too_much(error)}). Take smaller slices of the batch "
                 f"(--accumulation_steps), --remat, or a smaller batch."
             )
-        except KeyboardInterrupt:
-            _fail("interrupted.", status=130)
 
     app.run(guarded, flags_parser=parse)
 

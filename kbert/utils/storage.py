@@ -1,28 +1,19 @@
-"""Paths of this machine and remote ones alike: gs://, and whatever else TensorFlow has built in.
+"""Local and remote paths: gs://, and whatever other schemes TensorFlow has built in.
 
-A path with a scheme is remote and goes through `tf.io.gfile`; all others are files of the operating
-system, as ever. What fails in a way that may pass is tried again, with waits that double.
+A path with a scheme is remote (`kbert.utils.remote_storage`); all others are files of the operating
+system. Raises UserError if a remote path cannot be used, and GaveUp if it fails again and again.
 """
 
 import concurrent.futures
 import contextlib
 import glob as local_glob
-import io
 import os
-import random
 import re
 import shutil
 import tempfile
-import time
-
-import tensorflow as tf
 
 from kbert.errors import UserError
 
-TRIES = 6
-FIRST_WAIT_S = 1.0  # then 2, 4, 8, 16 s, each up to a half shorter, so that workers spread
-gfile = tf.io.gfile
-_CHUNK_BYTES = 1 << 20
 _STATS_AT_ONCE = 16  # a request takes tens of milliseconds
 
 
@@ -30,18 +21,11 @@ class GaveUp(UserError):
     """A storage failed, again and again, in a way that may still pass."""
 
 
-class _Interrupted(Exception):
-    """Something is not whole."""
+def _remote():
+    """The module for remote paths. It imports TensorFlow, which takes seconds."""
+    from kbert.utils import remote_storage
 
-
-_MAY_PASS = (
-    tf.errors.UnavailableError,
-    tf.errors.DeadlineExceededError,
-    tf.errors.AbortedError,
-    tf.errors.ResourceExhaustedError,
-    tf.errors.InternalError,
-    _Interrupted,
-)
+    return remote_storage
 
 
 def is_remote(path):
@@ -49,81 +33,33 @@ def is_remote(path):
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(path)) is not None
 
 
-def _attempt(what, path, function, *args):
-    """function(*args); what failed for a moment is tried again.
-
-    Raises:
-        UserError: no such scheme, or a failure that does not pass. GaveUp: `TRIES` that may.
-        FileNotFoundError: no such file, as for local paths.
-    """
-    for number in range(TRIES):
-        if number:
-            time.sleep(FIRST_WAIT_S * 2 ** (number - 1) * random.uniform(0.5, 1))
-        try:
-            return function(*args)
-        except _MAY_PASS as error:
-            last = error
-        except tf.errors.NotFoundError as error:
-            raise FileNotFoundError(2, "No such file or directory", str(path)) from error
-        except tf.errors.UnimplementedError as error:
-            scheme = str(path).partition("://")[0]
-            raise UserError(
-                f"cannot {what} {path}: this TensorFlow has no file system for {scheme}:// "
-                f"({_line(error)}). gs:// is built in; copy the files, or mount their storage as "
-                f"a folder."
-            ) from error
-        except tf.errors.OpError as error:
-            raise UserError(f"cannot {what} {path}: {_line(error)}.") from error
-    raise GaveUp(
-        f"cannot {what} {path}: gave up after {TRIES} tries, the last with: {_line(last)}."
-    ) from last
-
-
-def _line(error):
-    message = getattr(error, "message", None) or str(error) or type(error).__name__
-    return " ".join(message.split()).rstrip(".")
-
-
 def glob(pattern):
     """Paths that match a pattern, sorted."""
     if not is_remote(pattern):
         return sorted(local_glob.glob(pattern))
-    try:
-        return sorted(_attempt("list", pattern, gfile.glob, pattern))
-    except FileNotFoundError:
-        return []
+    return sorted(_remote().glob(pattern))
 
 
 def is_folder(path):
     """Whether a path is a folder."""
     if not is_remote(path):
         return os.path.isdir(path)
-    try:  # gfile.isdir takes every error for a no
-        return _attempt("look at", path, gfile.stat, path).is_directory
-    except FileNotFoundError:
-        return False
+    return _remote().is_folder(path)
 
 
 def exists(path):
     """Whether there is a file or a folder."""
     if not is_remote(path):
         return os.path.exists(path)
-    return _attempt("look at", path, gfile.exists, path)
+    return _remote().exists(path)
 
 
 def list_folder(path):
     """Names in a folder, sorted; none where there is no folder."""
     if not is_folder(path):
         return []
-    names = _attempt("list", path, _names, path) if is_remote(path) else os.listdir(path)
+    names = _remote().list_folder(path) if is_remote(path) else os.listdir(path)
     return sorted(filter(None, (name.rstrip("/") for name in names)))
-
-
-def _names(path):
-    try:
-        return gfile.listdir(path)
-    except tf.errors.NotFoundError as error:  # so, too, if the folder cannot be looked at
-        raise _Interrupted(f"{path} was there a moment ago") from error
 
 
 def stat(path):
@@ -135,8 +71,7 @@ def stat(path):
     if not is_remote(path):
         status = os.stat(path)
         return status.st_size, status.st_mtime_ns
-    status = _attempt("look at", path, gfile.stat, path)
-    return status.length, status.mtime_nsec
+    return _remote().stat(path)
 
 
 def stat_all(paths):
@@ -164,52 +99,7 @@ def open_stream(path):
     """
     if not is_remote(path):
         return open(path, "rb")
-    return io.BufferedReader(_RemoteFile(path), _CHUNK_BYTES)
-
-
-class _RemoteFile(io.RawIOBase):
-    """Reads a remote file; where reading breaks off it is opened again and goes on."""
-
-    def __init__(self, path):
-        super().__init__()
-        self._path, self._offset, self._file = path, 0, None
-        self._size, _ = stat(path)
-
-    def readable(self):
-        return True
-
-    def seekable(self):
-        return True
-
-    def seek(self, offset, whence=os.SEEK_SET):
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self._size}[whence]
-        self._offset, self._file = start + offset, None
-        return self._offset
-
-    def tell(self):
-        return self._offset
-
-    def readinto(self, buffer):
-        count = min(len(buffer), self._size - self._offset)
-        if count <= 0:
-            return 0
-        data = _attempt("read", self._path, self._read, count)
-        buffer[: len(data)] = data
-        self._offset += len(data)
-        return len(data)
-
-    def _read(self, count):
-        try:
-            if self._file is None:
-                self._file = gfile.GFile(self._path, "rb")
-                self._file.seek(self._offset)
-            data = self._file.read(count)
-            if not data:
-                raise _Interrupted(f"it ended after {self._offset} of {self._size} bytes")
-        except BaseException:
-            self._file = None
-            raise
-        return data
+    return _remote().open_stream(path)
 
 
 def copy(source, target):
@@ -221,20 +111,13 @@ def copy(source, target):
     Raises:
         OSError: no such source. UserError: see `open_stream`.
     """
-    _attempt("copy", f"{source} to {target}", _copy, str(source), str(target))
-
-
-def _copy(source, target):
-    gfile.copy(source, target, overwrite=True)
-    expected, copied = gfile.stat(source).length, gfile.stat(target).length
-    if copied != expected:
-        raise _Interrupted(f"{copied} of {expected} bytes came")
+    _remote().copy(source, target)
 
 
 def make_folder(path):
     """Makes a folder and those above it; one that is there already is fine."""
     if is_remote(path):
-        _attempt("make", path, gfile.makedirs, path)
+        _remote().make_folder(path)
     else:
         os.makedirs(path, exist_ok=True)
 
@@ -246,7 +129,7 @@ def remove(path):
             shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
         return
     with contextlib.suppress(FileNotFoundError):
-        _attempt("remove", path, gfile.rmtree if is_folder(path) else gfile.remove, path)
+        _remote().remove(path)
 
 
 @contextlib.contextmanager

@@ -163,10 +163,10 @@ def test_the_flagfile_of_a_run_gives_its_settings_back(settings, whole):
         assert value is None or f"--{field.name}=" in text
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     script = (
-        "import sys; from absl import flags; import kbert.pretrain; from kbert.utils.flags import "
-        "read;"
-        "from kbert.settings import PretrainConfig; flags.FLAGS(sys.argv);"
-        "print(read(PretrainConfig))"
+        "import sys; from absl import flags; from kbert.utils.flags import define, read;"
+        "from kbert.settings import PretrainConfig; define(PretrainConfig);"
+        "flags.DEFINE_string('output_dir', '', '');"
+        "flags.FLAGS(sys.argv); print(read(PretrainConfig))"
     )
     printed = subprocess.run(
         [PYTHON, "-c", script, f"--flagfile={whole}/pretrain/run.flags"],

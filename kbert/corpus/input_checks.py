@@ -1,0 +1,35 @@
+"""Checks of the inputs of pretraining that need no TensorFlow, so that errors come at once."""
+
+import os
+
+from kbert.config import BertConfig
+from kbert.corpus.corpus import is_prepared
+from kbert.corpus.text_sources import find_inputs
+from kbert.errors import UserError
+from kbert.utils import storage
+
+
+def check_inputs(config):
+    """Checks the inputs that can be checked before anything slow.
+
+    Raises:
+        UserError: the text does not exist, a text is used for both training and evaluation, or the
+            architecture cannot be read.
+    """
+    places = [
+        {_place(path) for path in ([inputs] if is_prepared(inputs) else find_inputs(inputs))}
+        for inputs in filter(None, (config.input, config.eval_input))
+    ]
+    both = set.intersection(*places) if len(places) == 2 else ()
+    if both:
+        raise UserError(
+            f"{min(both)} is in --input and in --eval_input; what is learnt from cannot be held "
+            f"out. Leave it out of one."
+        )
+    if config.bert_config:
+        BertConfig.load(config.bert_config, vocab_size=5)
+
+
+def _place(path):
+    remote = storage.is_remote(path) or path.startswith("tfds:")
+    return path if remote else os.path.realpath(path)
