@@ -4,9 +4,7 @@ from kbert.settings.data import LearnVocabConfig, PrepareConfig
 from kbert.settings.models import (
     BACKENDS,
     EXPORT_METHODS,
-    EXPORT_RUNTIMES,
     METHODS,
-    QUANTIZATIONS,
     SERVER_BACKENDS,
     EvaluateConfig,
     ExportConfig,
@@ -25,9 +23,7 @@ from kbert.settings.training import PretrainConfig, TeacherConfig, TrainingConfi
 __all__ = [
     "BACKENDS",
     "EXPORT_METHODS",
-    "EXPORT_RUNTIMES",
     "METHODS",
-    "QUANTIZATIONS",
     "SERVER_BACKENDS",
     "ColumnConfig",
     "DistillConfig",
