@@ -14,7 +14,7 @@ from kbert.data.examples import TextExample
 from kbert.errors import UserError
 from kbert.inference.evaluation import evaluate
 from kbert.server.servable import Servable
-from kbert.serving import comparison, conversions, runtimes, saved_model
+from kbert.serving import comparison, openvino_ir, saved_model
 from kbert.serving.export import export
 from kbert.settings import ColumnConfig, EvaluateConfig
 
@@ -85,27 +85,20 @@ def rows_of(folder):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "quantize"),
-    [
-        ("pair", "onnx", "int8"),
-        ("answer_or_none", "onnx", None),
-        ("entities", "openvino", None),
-        ("choose", "litert", None),
-    ],
+    ("kind", "quantize"),
+    [("pair", "float16"), ("answer_or_none", None), ("entities", None), ("choose", None)],
 )
-def test_scores_of_runtimes(kind, name, quantize, folders, tmp_path):
+def test_scores_of_openvino(kind, quantize, folders, tmp_path):
     """float32 has the scores that kbert.evaluate gives; so has what is quantized before it is."""
-    runtime = runtimes.RUNTIMES[name]
-    for package in runtime.packages:
-        pytest.importorskip(package)
+    pytest.importorskip("openvino")
     file = folders["files"][kind]
     method = saved_model.load_endpoint(folders[kind])
     labelled = comparison.Labelled(method, file, None)
-    metadata = conversions.save_conversion(method, runtime, tmp_path, quantize)
-    lines = labelled.with_runtime(runtime, tmp_path, metadata)
+    openvino_ir.save_openvino(method, tmp_path, quantize)
+    lines = labelled.with_openvino(tmp_path, quantize or "float32")
     rows = rows_of(tmp_path)
     forms = ["float32", *([quantize] if quantize else [])]
-    assert list(rows) == ["kbert float32", *(f"{name} {form}" for form in forms)]
+    assert list(rows) == ["kbert float32", *(f"openvino {form}" for form in forms)]
     wanted = evaluated(folders, kind)
     for row in list(rows.values())[:2]:
         assert numbers(row["scores"]) == pytest.approx(wanted, abs=1e-5)
@@ -169,28 +162,10 @@ def test_answers_to_texts_are_scored(kind, folders):
     assert numbers(row["scores"]) == pytest.approx(evaluated(folders, kind), abs=1e-5)
 
 
-def test_calibration_takes_examples_from_all_over_the_file(folders, monkeypatch):
-    monkeypatch.setattr(comparison, "CALIBRATION_EXAMPLES", 5)
-    method = saved_model.load_endpoint(folders["classify"])
-    file = folders["files"]["classify"]
-    every = comparison.Ids(method, comparison.read_for(method, file, None)).questions
-    some = comparison.calibration_features(method, file, None)
-    assert len(some) == 5
-    for features, number in zip(some, range(0, EXAMPLES, 5), strict=True):
-        np.testing.assert_array_equal(features["input_ids"], every[number]["input_ids"])
-
-
 def test_methods_that_no_task_scores(tmp_path):
     method = type("Endpoint", (), {"name": "embed", "task": None})()
-    with pytest.raises(UserError, match="are for methods that a task is scored by: classify, tag,"):
+    with pytest.raises(UserError, match="is for methods that a task is scored by: classify, tag,"):
         comparison.Labelled(method, "dev.tsv", ColumnConfig())
-
-
-@pytest.mark.parametrize(("name", "quantize"), [("litert", "int8"), ("onnx", None)])
-def test_calibration_that_a_format_does_not_have(name, quantize):
-    message = rf"--calibration_file is for --quantize=int8 of .*onnx; got --format={name}"
-    with pytest.raises(UserError, match=message):
-        runtimes.find_runtime(name, quantize, calibrated=True)
 
 
 @pytest.mark.slow
@@ -226,7 +201,7 @@ def variables_of(folder):
 def test_int8_is_near(folders):
     """Also where a head scores words with their table."""
     method = saved_model.load_endpoint(folders["fill_mask"])
-    features = conversions.sample_features(method)
+    features = openvino_ir.sample_features(method)
     before = {name: x.numpy() for name, x in method.forward(features).items()}
     saved_model.quantize_int8(method)
     for name, value in method.forward(features).items():

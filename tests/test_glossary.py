@@ -102,7 +102,7 @@ MODULES = {
     "kbert.evaluate.evaluate": "kbert.inference.evaluation.evaluate",
     "kbert.export.export": "kbert.serving.export.export",
     "kbert.export.export_tf_hub": "kbert.serving.export.export_tf_hub",
-    "kbert.export.export_to_runtime": "kbert.serving.export.export_to_runtime",
+    "kbert.export.export_to_runtime": "kbert.serving.export.export_openvino",
     "kbert.predict.predict": "kbert.inference.prediction.predict",
     "kbert.prune.prune": "kbert.compression.head_pruning.prune",
     "kbert.serve.serve": "kbert.server.main.serve",

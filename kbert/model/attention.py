@@ -87,7 +87,7 @@ def attention_bias(attention_mask, dtype):
         (B, 1, 1, L).
     """
     lowest = -3e4 if dtype == "float16" else -1e9
-    return (1 - ops.cast(attention_mask, dtype))[:, None, None, :] * lowest
+    return ops.expand_dims(1 - ops.cast(attention_mask, dtype), (1, 2)) * lowest
 
 
 @keras.saving.register_keras_serializable("kbert")

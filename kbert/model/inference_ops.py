@@ -1,4 +1,4 @@
-"""Inference ops of the layers: the Keras layers, or forms that TensorFlow or ONNX fuses."""
+"""Inference ops of the layers: the Keras layers, or forms that TensorFlow fuses or ONNX has."""
 
 import contextlib
 import contextvars
@@ -31,30 +31,21 @@ def constant_weights():
 
 
 def plain_ops():
-    """Makes inference use the ops that ONNX Runtime fuses.
-
-    Matrix products are not reshaped; LayerNorm and GELU are written as their definitions.
-    """
+    """Makes inference use only ops that tf2onnx converts: the exact GELU with Erf, not Erfc."""
     return _computing_in("plain")
 
 
 def dense(layer, x, then=lambda x: x):
     """then(layer(x)), where `layer` is a keras.layers.Dense."""
-    if layer.quantization_mode or not _form.get():
+    if layer.quantization_mode or _form.get() != "constant":
         return then(layer(x))
-    if _form.get() == "constant":
-        return constant_dense(layer, x, then)
-    return then(ops.matmul(x, layer.kernel) + layer.bias)
+    return constant_dense(layer, x, then)
 
 
 def norm(layer, x):
     """layer(x), where `layer` is a keras.layers.LayerNormalization."""
     if _form.get() == "constant":
         return constant_norm(layer, x)
-    if _form.get() == "plain":
-        centered = x - ops.mean(x, axis=-1, keepdims=True)
-        variance = ops.mean(ops.power(centered, 2.0), axis=-1, keepdims=True)
-        return centered / ops.sqrt(variance + layer.epsilon) * layer.gamma + layer.beta
     return layer(x)
 
 

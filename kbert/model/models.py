@@ -257,6 +257,7 @@ class BertForMultipleChoice(_HeadedModel):
     """
 
     task_heads = {"choice_classifier": ChoiceHead}
+    input_rank = 3
 
     def call(self, inputs, training=None):
         inputs = _features(inputs)

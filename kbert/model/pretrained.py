@@ -9,8 +9,10 @@ from keras import ops
 
 from kbert.config import BertConfig
 from kbert.errors import UserError
+from kbert.features import ENCODER_FEATURES
 from kbert.model.attention import matrix_initializer, skip_initialization
 from kbert.model.folder import ModelFolder
+from kbert.model.inference_ops import plain_ops
 from kbert.model.weights import Tensors, heads_text, part_of, write_weights
 
 _ADAPTER = "lora_kernel"  # prefix of Keras' names of the adapter matrices
@@ -26,6 +28,7 @@ class PretrainedModel(keras.Model):
 
     parts = ()
     task_heads = {}  # part -> class of its layer
+    input_rank = 2  # of the features: (B, L)
 
     def __init__(self, config, output_hidden_states=False, output_attentions=False, **kwargs):
         fields = sorted(_FIELDS & kwargs.keys())
@@ -104,6 +107,22 @@ class PretrainedModel(keras.Model):
                     scale = dense.lora_alpha / dense.lora_rank
                     result[f"bert/encoder/layer_{i}/attention/{name}/kernel"] = (a, b, scale)
         return result
+
+    def export(
+        self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs
+    ):
+        """Exports the model for inference without kbert; see `keras.Model.export`.
+
+        Args:
+            filepath, format, verbose, **kwargs: as for Keras.
+            input_signature: None for the features of `ENCODER_FEATURES`, of any size.
+        """
+        if input_signature is None:
+            shape = (None,) * self.input_rank
+            features = ENCODER_FEATURES.items()
+            input_signature = [{n: keras.InputSpec(t, shape, name=n) for n, (_, t) in features}]
+        with plain_ops():
+            super().export(filepath, format, verbose, input_signature, **kwargs)
 
     def save_pretrained(self, folder, format="kbert", allow_missing=()):
         """Writes config and weights, float32, in one of four formats.

@@ -1,4 +1,4 @@
-"""What an export costs and wins: scores, size and speed of it and of the model it came from."""
+"""Comparison of an export with the model that it came from: scores, size and speed."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ from kbert.data.bucketed_batches import pad_examples
 from kbert.errors import UserError
 from kbert.features import ENCODER_FEATURES
 from kbert.inference.backends import keras_backend
-from kbert.serving.conversions import METADATA_FILE, shapes, single_texts
+from kbert.serving import openvino_ir
 from kbert.serving.messages import table_lines
 from kbert.settings import ExampleConfig
 from kbert.tasks import registry
@@ -22,19 +22,17 @@ from kbert.tasks.labels import keep_known
 from kbert.utils import atomic
 
 COMPARISON_FILE = "compression.json"
-CALIBRATION_EXAMPLES = 256
 WARM_UP = 10  # calls before those that are timed
 TURN = 20  # questions that one is asked before the next is: the speed of machines drifts
 MOST_SHOWN = 3  # scores in the table; the file has all
 
 
-def read_for(endpoint, source, columns, report=print, labelled=True):
-    """The examples of a file, for the task of a method.
+def read_for(endpoint, source, columns, report=print):
+    """The labelled examples of a file, for the task of a method.
 
     Args:
         endpoint: Endpoint. source: of `kbert.tasks.examples.read_examples`.
         columns: ColumnConfig, where things are in it, or None. report: called with a line of text.
-        labelled: False: labels are neither needed nor read.
 
     Returns:
         list of examples of the method's task.
@@ -46,13 +44,13 @@ def read_for(endpoint, source, columns, report=print, labelled=True):
     if endpoint.task is None:
         methods = dict.fromkeys(kind.method for kind in registry.tasks().values())
         raise UserError(
-            f"--eval_file and --calibration_file are for methods that a task is scored by: "
-            f"{', '.join(methods)}; got {endpoint.name}."
+            f"--eval_file is for methods that a task is scored by: {', '.join(methods)}; got "
+            f"{endpoint.name}."
         )
     name = registry.of_texts(endpoint.task, "text_pair" in endpoint.texts)
     config = ExampleConfig(task=name, **(vars(columns) if columns else {}))
-    examples = read_examples(source, config, labelled, report)
-    if endpoint.task.fewest_labels and labelled:
+    examples = read_examples(source, config, report=report)
+    if endpoint.task.fewest_labels:
         names = endpoint.task.label_names
         examples = keep_known(examples, names, config.skip_bad_lines, report)
     _check_pairs(endpoint, examples)
@@ -71,23 +69,8 @@ def _check_pairs(endpoint, examples):
             )
 
 
-def calibration_features(endpoint, source, columns, report=print):
-    """What static quantization takes the ranges of activations from.
-
-    Args:
-        endpoint, source, columns, report: as for `read_for`; source: None for nothing.
-
-    Returns:
-        list of features, as of `Ids`, of examples from all over the file, 256 at most.
-    """
-    if not source:
-        return []
-    examples = read_for(endpoint, source, columns, report, labelled=False)
-    return Ids(endpoint, examples[:: -(-len(examples) // CALIBRATION_EXAMPLES)]).questions
-
-
 class Ids:
-    """Examples as the features that runtimes take, one text, window or set of choices at a time.
+    """Examples as features, one text, window or set of choices at a time.
 
     Args:
         endpoint: Endpoint with a task. examples: of that task.
@@ -170,7 +153,7 @@ def compared(evaluation_set, contenders):
 class Labelled:
     """The labelled examples that an export is compared on with the model that it came from.
 
-    Runtimes get as many threads as TensorFlow is set to use; `kbert.export` sets one.
+    OpenVINO gets as many threads as TensorFlow is set to use; `kbert.export` sets one.
 
     Args:
         endpoint: Endpoint, of the float32 model.
@@ -205,14 +188,13 @@ class Labelled:
         }
         return self._written(compared(evaluation_set, contenders), folder / "assets.extra")
 
-    def with_runtime(self, runtime, folder, metadata):
-        """Compares a model for a runtime, and writes `compression.json` beside it.
+    def with_openvino(self, folder, weights):
+        """Compares an OpenVINO model, and writes `compression.json` beside it.
 
-        One that is quantized is compared with its float32 form, too.
+        A quantized model is compared with its float32 form, too.
 
         Args:
-            runtime: of `kbert.serving.runtimes`. folder: of the model.
-            metadata: what is in its `model.json`.
+            folder: of the model. weights: "float32" or "float16", its own.
 
         Returns:
             list of lines of text, a table; empty without examples.
@@ -222,20 +204,13 @@ class Labelled:
         endpoint, evaluation_set = self._endpoint, Ids(self._endpoint, self._examples)
         answer = keras_backend(endpoint.forward, evaluation_set.questions[0])
         contenders = {"kbert float32": (_weight_bytes(endpoint), answer)}
-
-        def add(name, folder):
-            answer = runtime.load(folder, self._threads)
-            if runtime.fixed_sizes:
-                answer = _one_by_one(answer, endpoint.max_seq_length)
-            contenders[f"{runtime.name} {name}"] = _bytes(folder, "model.*"), answer
-
         with tempfile.TemporaryDirectory() as scratch:
-            if metadata["weights"] != "float32":
-                scratch = pathlib.Path(scratch)
-                runtime.write(endpoint, shapes(endpoint, runtime), scratch)
-                add("float32", scratch)
-            calibrated = ", calibrated" if metadata["calibration_examples"] else ""
-            add(metadata["weights"] + calibrated, folder)
+            folders = {"float32": pathlib.Path(scratch), weights: folder}
+            if weights != "float32":
+                openvino_ir.write_model(endpoint, folders["float32"])
+            for name, path in folders.items():
+                answer = openvino_ir.load_model(path, self._threads)
+                contenders[f"openvino {name}"] = _bytes(path, "model.[bx]*"), answer
             return self._written(compared(evaluation_set, contenders), folder)
 
     def _written(self, rows, folder):
@@ -266,16 +241,6 @@ def _answering(function):
     return answer
 
 
-def _one_by_one(compute, L):
-    """What computes one text of L tokens at a time, for questions of any length and choices."""
-
-    def answer(features):
-        parts = [compute(part) for part in single_texts(features, L)]
-        return {name: np.concatenate([p[name] for p in parts], axis=1) for name in parts[0]}
-
-    return answer
-
-
 def _weight_bytes(endpoint):
     weights = [weight for weight in endpoint.model.weights if not weight.name.endswith("_scale")]
     return sum(4 * np.prod(weight.shape, dtype=np.int64) for weight in weights)
@@ -283,4 +248,4 @@ def _weight_bytes(endpoint):
 
 def _bytes(folder, pattern):
     paths = (path for path in pathlib.Path(folder).rglob(pattern) if path.is_file())
-    return sum(path.stat().st_size for path in paths if path.name != METADATA_FILE)
+    return sum(path.stat().st_size for path in paths)

@@ -1,6 +1,7 @@
 """Exports: written atomically, and compared with the model before they are moved into place."""
 
 import contextlib
+import importlib.util
 import pathlib
 import re
 
@@ -10,7 +11,7 @@ from kbert.config import shared_settings
 from kbert.errors import UserError
 from kbert.inference.predictor import check_length
 from kbert.model.folder import ModelFolder
-from kbert.serving import comparison, conversions, messages, runtimes, saved_model, tf_hub
+from kbert.serving import comparison, messages, openvino_ir, saved_model, tf_hub
 from kbert.serving.signatures import signatures
 from kbert.serving.warmup import write_warmup
 from kbert.settings import ColumnConfig
@@ -20,7 +21,7 @@ from kbert.utils.locks import target_lock
 
 
 def export_as(config, report=print):
-    """Writes what an ExportConfig says: see `export`, `export_tf_hub` and `export_to_runtime`."""
+    """Writes what an ExportConfig says: see `export`, `export_tf_hub` and `export_openvino`."""
     load_task_module(config.task_module)
     folders, length = (config.model, config.output_dir), config.max_seq_length
     if config.format == "tf_hub":
@@ -32,8 +33,7 @@ def export_as(config, report=print):
     if config.format == "serving":
         export(*folders, batch_timeout_ms=config.batch_timeout_ms, **request)
     else:
-        request["calibration_file"] = config.calibration_file
-        export_to_runtime(*folders, config.format, **request)
+        export_openvino(*folders, **request)
 
 
 def export(
@@ -69,8 +69,7 @@ def export(
             that does not fit the model; outputs that differ from the Predictor's; examples that
             cannot be used.
     """
-    if quantize not in (None, "int8"):
-        raise UserError(f"--format=serving has no --quantize={quantize}; it has int8.")
+    _check_quantize("serving", quantize, "int8")
     target, folder = _free(output_dir), ModelFolder.of(model)
     endpoint = saved_model.load_endpoint(folder, method, takes_pairs, max_seq_length)
     report(messages.source_line(folder, endpoint.name, endpoint.model, endpoint.max_seq_length))
@@ -124,44 +123,47 @@ def export_tf_hub(model, output_dir, max_seq_length=None, report=print):
     _report_all(report, messages.target_line(target), checked, how)
 
 
-def export_to_runtime(
+def export_openvino(
     model,
     output_dir,
-    format,
     method=None,
     takes_pairs=None,
     max_seq_length=None,
     quantize=None,
     report=print,
     eval_file=None,
-    calibration_file=None,
     columns=None,
 ):
-    """Writes the model of a method for another runtime; see `kbert.serving.conversions`.
+    """Writes the model of a method for OpenVINO; see `kbert.serving.openvino_ir`.
 
-    The folder is moved into place only after the runtime has computed some texts.
+    The folder is moved into place only after OpenVINO has computed some texts.
 
     Args:
         model, output_dir, method, takes_pairs, max_seq_length, report: as for `export`.
-        format: one of `kbert.settings.EXPORT_RUNTIMES`. quantize: "int8", "float16"; None: float32.
+        quantize: "float16"; None: float32.
         eval_file, columns: as for `export`; the results are written to `compression.json`.
-        calibration_file: examples for calibrating the activation ranges of int8.
 
     Raises:
-        UserError: as for `export`; an option that the format does not support; a missing package;
-            float32 outputs that differ from the model's, or other outputs that are not finite.
+        UserError: as for `export`; another quantization; OpenVINO is not installed; float32 outputs
+            that differ from the model's, or other outputs that are not finite.
     """
-    runtime = runtimes.find_runtime(format, quantize, calibration_file is not None)
+    _check_quantize("openvino", quantize, "float16")
+    if not importlib.util.find_spec("openvino"):
+        raise UserError("--format=openvino needs openvino: pip install 'kbert[openvino]'")
     target, folder = _free(output_dir), ModelFolder.of(model)
     endpoint = saved_model.load_endpoint(folder, method, takes_pairs, max_seq_length)
     report(messages.source_line(folder, endpoint.name, endpoint.model, endpoint.max_seq_length))
     labelled = comparison.Labelled(endpoint, eval_file, columns, report)
-    calibration = comparison.calibration_features(endpoint, calibration_file, columns, report)
     with _new_folder(target) as path:
-        metadata = conversions.save_conversion(endpoint, runtime, path, quantize, calibration)
+        metadata = openvino_ir.save_openvino(endpoint, path, quantize)
         notes = [messages.computed_line(metadata), *messages.port_lines(metadata)]
-        notes += labelled.with_runtime(runtime, path, metadata)
+        notes += labelled.with_openvino(path, metadata["weights"])
     _report_all(report, messages.target_line(target), *notes)
+
+
+def _check_quantize(format, quantize, has):
+    if quantize not in (None, has):
+        raise UserError(f"--format={format} has no --quantize={quantize}; it has {has}.")
 
 
 def _expected(endpoint, functions, samples, quantize):

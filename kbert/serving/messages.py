@@ -45,7 +45,7 @@ def checked_line(answers, expected, whose):
 
 
 def computed_line(metadata):
-    """Returns a line with the difference between a runtime's outputs and the model's.
+    """Returns a line with the difference between the outputs of OpenVINO and of the model.
 
     Args:
         metadata: contents of `model.json`.
@@ -71,7 +71,7 @@ def computed_line(metadata):
 
 
 def port_lines(metadata):
-    """Yields the inputs and outputs of a runtime's model. metadata: contents of `model.json`."""
+    """Yields the inputs and outputs of an OpenVINO model. metadata: contents of `model.json`."""
     shape = ", ".join(map(str, metadata["inputs"]["input_ids"]["shape"]))
     yield f"  {metadata['file']}: {', '.join(metadata['inputs'])} ({shape}) int32"
     for name, output in metadata["outputs"].items():

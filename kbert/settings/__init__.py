@@ -7,9 +7,7 @@ from kbert.settings.data import LearnVocabConfig, PrepareConfig
 from kbert.settings.models import (
     BACKENDS,
     EXPORT_METHODS,
-    EXPORT_RUNTIMES,
     METHODS,
-    QUANTIZATIONS,
     SERVER_BACKENDS,
     EvaluateConfig,
     ExportConfig,
@@ -28,9 +26,7 @@ from kbert.settings.training import PretrainConfig, TeacherConfig, TrainingConfi
 __all__ = [
     "BACKENDS",
     "EXPORT_METHODS",
-    "EXPORT_RUNTIMES",
     "METHODS",
-    "QUANTIZATIONS",
     "SERVER_BACKENDS",
     "ColumnConfig",
     "DistillConfig",

@@ -59,8 +59,6 @@ METHODS = (
     "fill_mask",
 )
 EXPORT_METHODS = (*(name for name in METHODS if name != "similarity"), "encode")
-EXPORT_RUNTIMES = ("openvino", "litert", "onnx")
-QUANTIZATIONS = ("int8", "float16")
 SERVER_BACKENDS = ("auto", "tensorflow", "openvino")
 BACKENDS = (*SERVER_BACKENDS, "keras")
 
@@ -83,13 +81,13 @@ class ExportConfig(ColumnConfig, TaskModuleConfig):
     format: str = setting(
         "serving",
         "serving: a SavedModel that answers; tf_hub: preprocess/ and encoder/ with TF Hub's text "
-        "API; openvino, litert, onnx: the model without its tokenizer, for these runtimes",
-        choices=("serving", "tf_hub", *EXPORT_RUNTIMES),
+        "API; openvino: the model without its tokenizer",
+        choices=("serving", "tf_hub", "openvino"),
     )
     quantize: str | None = setting(
         None,
-        "weights of serving, onnx (int8), openvino (float16) or litert (both); default: float32",
-        choices=QUANTIZATIONS,
+        "weights of serving (int8) or openvino (float16); default: float32",
+        choices=("int8", "float16"),
     )
     takes_pairs: bool | None = setting(
         None, "whether a text comes with a second one, text_pair; default: as in fine-tuning"
@@ -108,11 +106,6 @@ class ExportConfig(ColumnConfig, TaskModuleConfig):
         "labelled examples, in the formats of kbert.finetune, to score the export on and the model "
         "it came from; compression.json has the figures",
     )
-    calibration_file: str | None = setting(
-        None,
-        "examples that --quantize=int8 of onnx takes the ranges of activations from, such as the "
-        "training data; default: they are found anew for every input",
-    )
 
     def __post_init__(self):
         check_settings(self)
@@ -123,14 +116,12 @@ class ExportConfig(ColumnConfig, TaskModuleConfig):
                 )
         if self.batch_timeout_ms and self.format != "serving":
             raise UserError(f"--batch_timeout_ms is for --format=serving; got {self.format}.")
-        if self.calibration_file and self.format not in EXPORT_RUNTIMES:
-            raise UserError(f"--calibration_file is for --format=onnx; got {self.format}.")
         if self.format == "tf_hub":
             self._check_tf_hub()
-        if not self.eval_file and not self.calibration_file:
+        if not self.eval_file:
             for field in dataclasses.fields(ColumnConfig):
                 if getattr(self, field.name) != field.default:
-                    raise UserError(f"--{field.name} is for --eval_file or --calibration_file.")
+                    raise UserError(f"--{field.name} is for --eval_file.")
 
     def _check_tf_hub(self):
         if self.quantize:

@@ -1,0 +1,136 @@
+"""OpenVINO exports: the model of an endpoint as OpenVINO IR, without its tokenizer.
+
+`Endpoint.forward` is converted: from the three features of a text to the outputs of the model. The
+code that serves it tokenizes and decodes; the vocabulary and `model.json` beside the model say how.
+"""
+
+import numpy as np
+
+import kbert
+from kbert.errors import UserError
+from kbert.features import ENCODER_FEATURES
+from kbert.inference.backends import openvino_model
+from kbert.serving import saved_model
+from kbert.utils import atomic
+
+MODEL_FILE, METADATA_FILE = "model.xml", "model.json"
+MOST_BYTES = 2**31 - 2**24  # of weights: the graph that is converted holds 2 GiB
+
+
+def save_openvino(endpoint, folder, quantize=None):
+    """Writes the model of an endpoint and its metadata, and compares its outputs in OpenVINO.
+
+    Args:
+        endpoint: Endpoint of a float32 model. folder: to write to, see also `save_settings`.
+        quantize: "float16" for weights of this dtype, or None.
+
+    Returns:
+        dict, the contents of `model.json`, with `largest_difference` and, for a classifier,
+        `same_labels`: how many of the `samples` texts, or pairs, get the same labels.
+
+    Raises:
+        UserError: the model is too large to convert.
+    """
+    size = sum(4 * np.prod(weight.shape, dtype=np.int64) for weight in endpoint.model.weights)
+    if size > MOST_BYTES:
+        raise UserError(
+            f"a model of {size / 1e9:,.1f} GB does not fit --format=openvino, which holds "
+            f"2 GB; --format=serving holds any."
+        )
+    write_model(endpoint, folder, quantize)
+    saved_model.save_settings(endpoint, folder)
+    metadata = _metadata(endpoint, quantize) | _compared(endpoint, load_model(folder))
+    atomic.write_json(folder / METADATA_FILE, metadata)
+    return metadata
+
+
+def _metadata(endpoint, quantize):
+    """What the model takes and returns; a letter is a size that may vary."""
+    labels, inputs = list(getattr(endpoint.task, "label_names", None) or []), ["B", "L"]
+    if endpoint.takes_choices:
+        labels, inputs = [], ["B", "C", "L"]
+    sizes = {"1": 1, "2": 2, "D": endpoint.model.config.hidden_size}
+    sizes |= {"V": endpoint.tokenizer.vocab_size, "C": len(labels) or "C"}
+    outputs = {
+        name: {
+            "shape": [sizes.get(letter, letter) for letter in letters],
+            "dtype": "float32",
+            "meaning": meaning,
+        }
+        for name, (letters, meaning) in endpoint.forward_spec.items()
+    }
+    return {
+        "kbert": kbert.__version__,
+        "format": "openvino",
+        "file": MODEL_FILE,
+        "weights": quantize or "float32",
+        "method": endpoint.name,
+        "texts": list(endpoint.texts),
+        "inputs": {name: {"shape": inputs, "dtype": "int32"} for name in ENCODER_FEATURES},
+        "outputs": outputs,
+        "labels": labels,
+        "max_seq_length": endpoint.max_seq_length,
+    }
+
+
+def write_model(endpoint, folder, quantize=None):
+    """Writes `model.xml` and `model.bin`. endpoint, folder, quantize: as for `save_openvino`."""
+    import openvino
+
+    example = np.zeros([1] * (3 if endpoint.takes_choices else 2), np.int32)
+    features = dict.fromkeys(ENCODER_FEATURES, example)
+    model = openvino_model(openvino.Core(), endpoint.forward, features, endpoint.model)
+    try:
+        openvino.save_model(model, folder / MODEL_FILE, compress_to_fp16=quantize is not None)
+    except RuntimeError as error:
+        raise OSError(" ".join(str(error).split())) from error
+
+
+def load_model(folder, threads=None):
+    """Loads the model of a folder as a function from a dict of arrays to a dict of arrays.
+
+    It computes in float32; OpenVINO's default may be bfloat16.
+
+    Args:
+        folder: that `write_model` wrote to. threads: number of threads; None: OpenVINO's default.
+    """
+    import openvino
+
+    core = openvino.Core()
+    read = core.read_model(folder / MODEL_FILE)
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    model = core.compile_model(read, "CPU", settings)
+    names = [port.any_name for port in read.outputs]  # compiled ports may have other names too
+    return lambda features: dict(zip(names, model(features).values(), strict=True))
+
+
+def _compared(endpoint, compute):
+    """Compares the outputs for the sample texts, in two sizes: see `save_openvino`."""
+    features = sample_features(endpoint)
+    differences = []
+    for batch in (features, {name: x[:1, ..., :5] for name, x in features.items()}):
+        expected = {name: x.numpy() for name, x in endpoint.forward(batch).items()}
+        result = compute(batch)
+        differences.append(saved_model.largest_difference(result, expected))
+        if batch is features and (decide := endpoint.decisions):
+            same = (decide(result["logits"]) == decide(expected["logits"])).all(-1)
+    summary = {"samples": len(features["input_ids"]), "largest_difference": max(differences)}
+    return summary | ({"same_labels": int(same.sum())} if endpoint.decisions else {})
+
+
+def sample_features(endpoint):
+    """The features of the sample texts as the model gets them: int32 arrays."""
+    captured = []
+
+    def compute(features):
+        captured.append({name: x.numpy() for name, x in features.items()})
+        return endpoint.forward(features)
+
+    before, endpoint.compute = endpoint.compute, compute
+    try:
+        endpoint.from_texts(**saved_model.samples(endpoint))
+    finally:
+        endpoint.compute = before
+    return captured[0]
