@@ -41,10 +41,6 @@ class Callback:
         """
         return math.inf
 
-    def describe(self):
-        """Returns lines that describe the callback; they are printed before the first step."""
-        return ()
-
     def on_build(self):
         """Called once the model has its initial weights, before anything is written.
 

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import itertools
 import math
 import pathlib
 import shlex
@@ -99,8 +98,7 @@ class Trainer:
         # 4. `fit` takes the steps.
         self.call("on_build")
         self.devices.workers.check_same(text=workload.identity(), checkpoint=self.step)
-        lines = [workload.describe(self.devices), *(c.describe() for c in self.callbacks)]
-        for line in itertools.chain(*lines):
+        for line in workload.describe(self.devices):
             log(line)
         workload.check_metric()
         log(f"starting from {origin}")
