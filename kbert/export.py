@@ -7,7 +7,7 @@ from kbert.utils import program
 
 def check(config):
     """Checks the inputs before TensorFlow is imported."""
-    check_inputs([config.model], [config.eval_file, config.calibration_file])
+    check_inputs([config.model], [config.eval_file])
 
 
 def main(config):
