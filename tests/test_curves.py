@@ -62,6 +62,16 @@ def test_curves_are_read_by_name(tmp_path):
     assert "step" not in found
 
 
+def test_the_unigram_entropy_is_a_line_beside_the_loss(drawn, tmp_path):
+    rows = [{"step": n, "eval_mlm_loss": 5.0 - n, "eval_unigram_entropy": 6.25} for n in (1, 2)]
+    write_metrics(tmp_path, rows)
+    learning_curves(tmp_path).on_train_end()
+    (axes,) = drawn[0].axes
+    lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
+    assert lines["evaluation"].tolist() == [4.0, 3.0]
+    assert lines["unigram entropy"] == [6.25, 6.25]
+
+
 def test_a_panel_for_each_name_with_its_lines(drawn, tmp_path):
     write_metrics(tmp_path, ROWS)
     learning_curves(tmp_path).on_train_end()
@@ -73,6 +83,7 @@ def test_a_panel_for_each_name_with_its_lines(drawn, tmp_path):
         "training": [[10, 0.25], [20, 0.5], [30, 0.75]],
         "evaluation": [[10, 0.3], [30, 0.6]],
     }
+    assert "unigram entropy" not in lines
     with PIL.Image.open(tmp_path / "curves.png") as image:
         assert image.format == "PNG" and min(image.size) > 400
     assert [path.name for path in tmp_path.iterdir() if path.name[0] == "."] == []

@@ -63,13 +63,18 @@ def plot_curves(path, curves):
                     *zip(*points, strict=True), color, marker=marker, ms=3, lw=1.2, label=kind
                 )
         axes.set_title(name, fontsize=10, loc="left", parse_math=False)
-        axes.tick_params(labelsize=8)
+        if name == "mlm_loss" and "unigram_entropy" in curves:
+            (_, entropy) = curves["unigram_entropy"]["evaluation"][-1]
+            axes.axhline(entropy, color="gray", ls="--", lw=1, label="unigram entropy")
+        axes.tick_params(which="both", labelsize=8)
         axes.grid(alpha=0.3)
         if name in _LOGARITHMIC and all(y > 0 for line in curves[name].values() for _, y in line):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
         if name == "learning_rate":
             axes.yaxis.set_major_formatter("{x:.1e}")
-        if len(curves[name]) > 1:
+        if len(axes.lines) > 1:
             axes.legend(fontsize=8, frameon=False)
         if number >= len(names) - columns:
             axes.set_xlabel("step", fontsize=8)
