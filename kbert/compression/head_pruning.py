@@ -45,13 +45,13 @@ def prune(config, report=print):
     target = pathlib.Path(config.output_dir)
     storage.check_free(target)
     with target_lock(target):
-        predictor, name, task, examples = fine_tuned(config, config.data_file, report=report)
+        predictor, task, examples = fine_tuned(config, config.data_file, report=report)
         bert = predictor.model.config
         heads = [bert.block_heads(i) for i in range(bert.num_hidden_layers)]
         # Raises early, before anything slow, if the fraction cannot be removed.
         least_important([[0.0] * count for count in heads], config.prune_fraction)
         items = task.encode(examples).items
-        report(f"{config.model}: {name}, {len(examples):,} examples of {config.data_file}")
+        report(f"{config.model}: {task.name}, {len(examples):,} examples of {config.data_file}")
         scores = {"before": _scores(config, config.model)} if config.eval_file else None
         importance = head_importance(predictor.model, task, items, config.batch_size)
         removed = least_important(importance, config.prune_fraction)

@@ -49,8 +49,7 @@ def fetch(url, manifest_name, manifest, hashes, cache_dir=None, report=None):
             report(f"fetching {url}, once; it is kept in {folder}")
         left = [item for item in hashes.items() if not (partial / item[0]).exists()]
         with concurrent.futures.ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-            for _ in pool.map(lambda item: _fetch_file(url, partial, *item), left):
-                pass
+            list(pool.map(lambda item: _fetch_file(url, partial, *item), left))
         (partial / manifest_name).write_bytes(manifest)
         partial.rename(folder)
     return folder

@@ -93,7 +93,7 @@ def read_lines(piece, leave_out=None):
         UserError: the file cannot be read, is damaged, or a JSON line has no text.
     """
     if piece.path.startswith("tfds:"):
-        yield from _tfds_lines(piece.path.removeprefix("tfds:"))
+        yield from _tfds_lines(piece.path)
         return
     is_json = piece.path.removesuffix(".gz").endswith((".jsonl", ".json"))
     try:
@@ -205,21 +205,30 @@ def _json_lines(file, piece, leave_out):
         yield b""
 
 
-def _tfds_lines(name):
+def load_tfds(source, **options):
+    """The dataset of `tfds:NAME` (split "train") or `tfds:NAME:SPLIT`. options: of `tfds.load`.
+
+    Raises:
+        UserError: tensorflow-datasets is missing, or cannot load the data set.
+    """
     try:
         import tensorflow_datasets as tfds
     except ImportError:
         raise UserError(
             "tfds: inputs need tensorflow-datasets: pip install 'kbert[tfds]'"
         ) from None
-    name, _, split = name.partition(":")
+    name, _, split = source.removeprefix("tfds:").partition(":")
     try:
-        dataset = tfds.load(name, split=split or "train", shuffle_files=False)
+        return tfds.load(name, split=split or "train", shuffle_files=False, **options)
     except Exception as error:  # tfds raises its own, ValueError, AssertionError, network errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot load tfds:{name}: {reason}") from error
+        raise UserError(f"cannot load {source}: {reason}") from error
+
+
+def _tfds_lines(source):
+    dataset = load_tfds(source)
     if not isinstance(dataset.element_spec, dict) or "text" not in dataset.element_spec:
-        raise UserError(f"tfds:{name} has no feature 'text'; it has {dataset.element_spec}.")
+        raise UserError(f"{source} has no feature 'text'; it has {dataset.element_spec}.")
     for example in dataset.as_numpy_iterator():
         yield from filter(None, map(bytes.strip, example["text"].split(b"\n")))
         yield b""

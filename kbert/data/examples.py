@@ -91,9 +91,8 @@ def read_label_names(text):
     else:
         if "," not in text and ("/" in text or text.endswith(".txt")):
             raise UserError(f"--label_names: there is no file {text}.")
-        origin, names = f"--label_names={text}", [n.strip() for n in text.split(",")]
-        if names == [""]:
-            names = []
+        origin = f"--label_names={text}"
+        names = [name.strip() for name in text.split(",")] if text.strip() else []
     if not names:
         raise UserError(f"{origin} names no label. Write them comma-separated, or one a line.")
     for number, name in enumerate(names):

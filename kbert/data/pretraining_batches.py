@@ -10,7 +10,7 @@ from kbert.errors import UserError
 from kbert.features import PRETRAINING_FEATURES, feature_shapes
 from kbert.tokenizer.vocab import CONTINUATION, SPECIAL_TOKENS, read_vocab
 from kbert.utils.numpy_map import numpy_map
-from kbert.utils.stateless_random import shuffle_seeds, uniform
+from kbert.utils.stateless_random import uniform
 
 # NumPy calls cost more than small batches, so one call creates several batches.
 _TOKENS_AT_ONCE = 1 << 16
@@ -98,6 +98,11 @@ class PretrainingExamples:
             "next_sentence_labels": (~pairs.is_next).astype(np.int32),
         }
 
+    def _shuffle_seeds(self, epoch):
+        """(B, 3) int64 seeds for TensorFlow's shuffle, whose own key schedule mixes little."""
+        seeds = uniform(self._seed, _STREAM_ORDER, epoch, 3) * 2.0**53
+        return {"seeds": seeds.astype(np.int64)}
+
     def dataset(self, batch_size, start_step=0, steps=None, input_context=None):
         """Batches as tf.data; see `pretraining_dataset` and `kbert.data.input_context`."""
         B, count = batch_size, self.windows.count
@@ -112,17 +117,14 @@ class PretrainingExamples:
             numbers = batch_number(input_context, step + tf.range(together, dtype=tf.int64))
             index = tf.reshape(numbers[:, None] * B + tf.range(B, dtype=tf.int64), [together * B])
             epoch = index // count
-            seeds = tf.numpy_function(
-                lambda epoch: shuffle_seeds(self._seed, _STREAM_ORDER, epoch),
-                [epoch],
-                tf.int64,
-                stateful=False,
+            seeds = numpy_map(
+                self._shuffle_seeds, [epoch], {"seeds": ([together * B, 3], tf.int64)}
             )
             # tf.random.experimental.index_shuffle wraps this op but refuses one seed per index,
             # and takes 4 rounds, which leave neighbours near each other.
             slots = tf.raw_ops.RandomIndexShuffle(
                 index=index % count,
-                seed=tf.ensure_shape(seeds, [together * B, 3]),
+                seed=seeds["seeds"],
                 max_index=tf.constant(count - 1, tf.int64),
                 rounds=12,
             )

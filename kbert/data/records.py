@@ -13,6 +13,7 @@ import os
 import zlib
 from collections.abc import Iterator
 
+from kbert.corpus.text_sources import load_tfds
 from kbert.errors import UserError
 from kbert.utils.formats import find_folder
 
@@ -196,22 +197,9 @@ def tfds(source):
     Texts are str, arrays lists, and the numbers of a ClassLabel with names are its names.
 
     Raises:
-        UserError: tensorflow-datasets is missing, or cannot load the data set.
+        UserError: as `load_tfds`.
     """
-    try:
-        import tensorflow_datasets
-    except ImportError:
-        raise UserError(
-            "tfds: inputs need tensorflow-datasets: pip install 'kbert[tfds]'"
-        ) from None
-    name, _, split = source.removeprefix("tfds:").partition(":")
-    try:
-        dataset, info = tensorflow_datasets.load(
-            name, split=split or "train", shuffle_files=False, with_info=True
-        )
-    except Exception as error:  # tfds raises its own, ValueError, AssertionError, network errors
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot load {source}: {reason}") from error
+    dataset, info = load_tfds(source, with_info=True)
     items = (
         (f"{source}, example {number}", _tfds_record(example, info.features))
         for number, example in enumerate(dataset.as_numpy_iterator(), 1)

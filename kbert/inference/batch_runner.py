@@ -65,7 +65,7 @@ class BatchRunner:
         return results
 
     def _batches(self, items):
-        """Yields arrays of item indices, longest items first, so that memory errors occur early."""
+        """Returns arrays of item indices, longest items first: memory errors occur early."""
         order = np.argsort([-item.length for item in items], kind="stable")
         batches = []
         while len(order):

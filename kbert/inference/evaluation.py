@@ -12,7 +12,7 @@ from kbert.utils import atomic
 
 
 def fine_tuned(config, file, dtype=None, report=print):
-    """Loads a Predictor, the name of its task, the Task, and the list of a file's examples.
+    """Loads a Predictor, its Task, and the list of a file's examples.
 
     Args:
         config: an ExampleConfig with `model` and `batch_size`. file: labeled examples.
@@ -35,7 +35,7 @@ def fine_tuned(config, file, dtype=None, report=print):
     examples = read_examples(file, dataclasses.replace(config, task=name), report=report)
     if task.fewest_labels:
         examples = keep_known(examples, task.label_names, config.skip_bad_lines, report)
-    return predictor, name, task, examples
+    return predictor, task, examples
 
 
 def evaluate(config, report=print):
@@ -48,7 +48,7 @@ def evaluate(config, report=print):
         UserError: a model or examples that cannot be used, with file and line.
     """
     dtype = None if config.precision == "float32" else config.precision
-    predictor, _, task, examples = fine_tuned(config, config.eval_file, dtype, report)
+    predictor, task, examples = fine_tuned(config, config.eval_file, dtype, report)
     predictions = predictor.predictions(task, examples)
     scores = task.scores(examples, predictions)
     text = task.report(examples, predictions)

@@ -63,7 +63,7 @@ def load_endpoint(folder, name=None, takes_pairs=None, max_seq_length=None):
         predictor.model = load_encoder(folder)
         check_length(predictor.max_seq_length, predictor.model.config)
     else:
-        predictor.load(kind.model_class)
+        predictor.load((task or kind).model_class)
     if name == "classify" and task is not own:
         task = registry.get_task(predictor.classifier())
         kind = task.endpoint

@@ -4,7 +4,6 @@ import numpy as np
 import tensorflow as tf
 
 from kbert.data import validation
-from kbert.model.models import BertForSequenceClassification
 from kbert.tasks import metrics
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.labels import label_numbers
@@ -15,7 +14,6 @@ class ClassificationEndpoint(Endpoint):
     """One of C labels."""
 
     name = "classify"
-    model_class = BertForSequenceClassification
     forward_spec = {"logits": ("BC", "of the labels: their probabilities are the softmax")}
     standard_api = "classify"
     decisions = staticmethod(lambda logits: logits.argmax(-1)[:, None])
@@ -33,11 +31,6 @@ class ClassificationEndpoint(Endpoint):
             "score": tf.reduce_max(probabilities, axis=-1),
             "probabilities": probabilities,
         }
-
-    def reference_outputs(self, text, text_pair=None):
-        predictions = self.predictor.classify(text, text_pair)
-        named = {name: [row[name] for row in predictions] for name in ("label", "score")}
-        return {**named, "probabilities": [list(row["scores"].values()) for row in predictions]}
 
 
 class Classification(TextTask):

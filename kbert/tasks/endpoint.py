@@ -11,7 +11,8 @@ class Endpoint(abc.ABC):
     """A method of answering texts.
 
     Args:
-        predictor: Predictor of a model of `model_class`. task: of `kbert.tasks`, or None.
+        predictor: Predictor of a model of the task's `model_class`; without a task, of this one.
+        task: of `kbert.tasks`, or None.
         takes_pairs: whether a text comes with a second one, `text_pair`.
 
     Attributes:
@@ -54,9 +55,13 @@ class Endpoint(abc.ABC):
         """The answers to texts, (B,) string each: a dict of tensors with the batch first."""
         return self.from_ids(self.encode(text, text_pair))
 
-    @abc.abstractmethod
-    def reference_outputs(self, text, text_pair=None):
-        """What `kbert.Predictor` says to lists of str, as a dict of arrays like `from_texts`."""
+    def reference_outputs(self, *texts, **named_texts):
+        """What `kbert.Predictor` says to lists of str, as a dict of columns like `from_texts`."""
+        texts = [*texts, *(named_texts[name] for name in self.texts if name in named_texts)]
+        predictions = self.predictor.ask(self.task.name, *texts)
+        rows = [self.task.output_of(prediction) for prediction in predictions]
+        columns = {n: [row[n] for row in rows] for n in self.output_spec if n in rows[0]}
+        return columns | {n: as_array(columns[n], fill) for n, fill in self.padded.items()}
 
     def from_ids(self, features):
         """The answers to the `ENCODER_FEATURES`, (B, L) int32 each."""

@@ -4,9 +4,8 @@ import numpy as np
 import tensorflow as tf
 
 from kbert.data import validation
-from kbert.model.models import BertForSequenceClassification
 from kbert.tasks import metrics
-from kbert.tasks.endpoint import Endpoint, as_array
+from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.labels import label_numbers
 from kbert.tasks.task import TextTask, soft_losses
 
@@ -15,7 +14,6 @@ class MultiLabelEndpoint(Endpoint):
     """Any number of C labels."""
 
     name = "multilabel"
-    model_class = BertForSequenceClassification
     forward_spec = {"logits": ("BC", "of the labels: their probabilities are the sigmoid")}
     standard_api = "classify"
     decisions = staticmethod(lambda logits: logits > 0)
@@ -30,14 +28,6 @@ class MultiLabelEndpoint(Endpoint):
         rows = tf.broadcast_to(tf.constant(self.task.label_names), tf.shape(logits))
         labels = tf.ragged.boolean_mask(rows, logits > 0)
         return {"labels": labels.to_tensor(""), "probabilities": tf.sigmoid(logits)}
-
-    def reference_outputs(self, text, text_pair=None):
-        predictions = self.predictor.classify(text, text_pair)
-        probabilities = [list(row["scores"].values()) for row in predictions]
-        return {
-            "labels": as_array([r["labels"] for r in predictions], ""),
-            "probabilities": probabilities,
-        }
 
 
 class MultiLabel(TextTask):

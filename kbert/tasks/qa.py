@@ -40,7 +40,6 @@ class AnswerEndpoint(Endpoint):
     """Where a context answers a question."""
 
     name = "answer"
-    model_class = BertForQuestionAnswering
     texts = {"question": 1, "context": 1}
     forward_spec = {
         "start_logits": ("BL", "whether the answer begins at a token; at 0, [CLS]: there is none"),
@@ -83,15 +82,6 @@ class AnswerEndpoint(Endpoint):
 
     def postprocess(self, outputs, features):
         return outputs
-
-    def reference_outputs(self, question, context):
-        predictions = self.predictor.answer(question, context)
-        named = {
-            n: [row[n] for row in predictions] for n in ("start", "end", "score", "no_answer_score")
-        }
-        for name in ("start", "end"):
-            named[name] = [-1 if offset is None else offset for offset in named[name]]
-        return {"answer": [row["text"] for row in predictions], **named}
 
 
 class QuestionAnswering(Task):
@@ -152,6 +142,11 @@ class QuestionAnswering(Task):
     def prediction_of(output):
         answer = output["answer"].decode()
         return output | {"answer": answer, "text": answer}
+
+    @staticmethod
+    def output_of(prediction):
+        offsets = {n: -1 if prediction[n] is None else prediction[n] for n in ("start", "end")}
+        return prediction | offsets | {"answer": prediction["text"]}
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ BUILT_IN = (
     *(Classification, PairClassification, Regression, MultiLabel),
     *(Tagging, QuestionAnswering, Choice),
 )
-_registered = {}
+_registered = {kind.name: kind for kind in BUILT_IN}
 
 
 def register(task_class):
@@ -184,7 +184,3 @@ def task_of(settings, tokenizer, config):
     """The task of the settings of `read_task`. config: BertConfig of the model."""
     settings = {key: value for key, value in settings.items() if key != "takes_pairs"}
     return get_task(settings.pop("task")).from_settings(settings, tokenizer, config)
-
-
-for _kind in BUILT_IN:
-    register(_kind)

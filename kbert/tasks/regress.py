@@ -5,7 +5,6 @@ import tensorflow as tf
 
 from kbert.data import validation
 from kbert.data.columns import SECOND_TEXTS, ColumnAliases
-from kbert.model.models import BertForSequenceClassification
 from kbert.tasks import metrics
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.task import TextTask
@@ -15,16 +14,12 @@ class RegressionEndpoint(Endpoint):
     """A number."""
 
     name = "regress"
-    model_class = BertForSequenceClassification
     forward_spec = {"logits": ("B1", "the number")}
     standard_api = "regress"
     output_spec = {"score": "(B,) float32, the number"}
 
     def postprocess(self, outputs, features):
         return {"score": outputs["logits"][:, 0]}
-
-    def reference_outputs(self, text, text_pair=None):
-        return {"score": [row["score"] for row in self.predictor.classify(text, text_pair)]}
 
 
 class Regression(TextTask):

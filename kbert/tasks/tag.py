@@ -14,7 +14,7 @@ from kbert.data.conll import conll, to_iob2
 from kbert.data.examples import TagExample, form_of, open_records, tag_example
 from kbert.model.models import BertForTokenClassification
 from kbert.tasks import metrics
-from kbert.tasks.endpoint import Endpoint, as_array
+from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.labels import label_numbers
 from kbert.tasks.span_ops import in_parts, tagged_spans, text_windows
 from kbert.tasks.task import Encoded, Task, encoded_rows, labelled, softmax
@@ -28,7 +28,6 @@ class TagEndpoint(Endpoint):
     """What is found in a text: entities, or the tag of every word."""
 
     name = "tag"
-    model_class = BertForTokenClassification
     scored_by_ids = True
     forward_spec = {
         "logits": ("BLC", "of the labels: their probabilities are the softmax, of each token")
@@ -50,14 +49,6 @@ class TagEndpoint(Endpoint):
 
     def postprocess(self, outputs, features):
         return {"probabilities": tf.nn.softmax(outputs["logits"])}
-
-    def reference_outputs(self, text):
-        predictions = self.predictor.tag(text)
-        named = {
-            n: as_array([[s[n] for s in row] for row in predictions], v)
-            for n, v in self.padded.items()
-        }
-        return {**named, "count": [len(row) for row in predictions]}
 
 
 class Tagging(Task):
@@ -99,6 +90,11 @@ class Tagging(Task):
     def answers(self, predictor, texts):
         encoded = self.text_windows(texts)
         return self.spans(texts, encoded, predictor.outputs(self, encoded.items, len(texts)))
+
+    @staticmethod
+    def output_of(prediction):
+        columns = {name: [span[name] for span in prediction] for name in TagEndpoint.padded}
+        return columns | {"count": len(prediction)}
 
     @staticmethod
     def as_line(answer):

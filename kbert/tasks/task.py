@@ -176,6 +176,11 @@ class Task(abc.ABC):
         """The prediction that `scores` takes, of a text's output of the endpoint (JSON types)."""
         return output
 
+    @staticmethod
+    def output_of(prediction):
+        """The endpoint's output of a text, of one of `answers`."""
+        return prediction
+
     def config_fields(self):
         """Fields of BertConfig that the task's model has."""
         names = self.label_names
@@ -242,6 +247,10 @@ class TextTask(Task):
     def examples(cls, texts, text_pairs=None):
         text_pairs = same_length(texts, text_pairs, "text_pairs") or [None] * len(texts)
         return [TextExample("", text, pair) for text, pair in zip(texts, text_pairs, strict=True)]
+
+    @staticmethod
+    def output_of(prediction):
+        return prediction | {"probabilities": list(prediction.get("scores", {}).values())}
 
     @abc.abstractmethod
     def targets(self, examples):

@@ -346,9 +346,6 @@ class BertTokenizer(tf.Module):
             slices: one or two tuples (ids, begins, counts): ids (N,) int32; begins and counts (B,)
                 int. Row i has `counts[i]` ids, from `ids[begins[i]]` on.
             length: length of the rows in tokens, L; None: that of the longest.
-
-        Returns:
-            as for `__call__`.
         """
         slices = [(ids, *(tf.cast(x, tf.int32)[:, None] for x in rows)) for ids, *rows in slices]
         if length is None:

@@ -12,11 +12,6 @@ def _mix(z):
     return z ^ (z >> np.uint64(31))
 
 
-def shuffle_seeds(seed, stream, index):
-    """(B, 3) int64 seeds for TensorFlow's index shuffle, whose own key schedule mixes little."""
-    return (uniform(seed, stream, index, 3) * 2.0**53).astype(np.int64)
-
-
 def uniform(seed, stream, index, count):
     """Uniform numbers for each index.
 
