@@ -25,7 +25,6 @@ from benchmarks import data
 from benchmarks.figures import machine
 
 FLAGS = flags.FLAGS
-_REARRANGED = ("--deduplicate", "--shuffle_documents")
 COLUMNS = ("text", "how", "documents", "wall", "MB/s", "parent", "its anonymous", "a worker")
 COLUMNS += ("its anonymous",)
 
@@ -38,9 +37,9 @@ def rows():
     for size in map(int, FLAGS.sizes_mb):
         for processes in (1, 2):
             yield f"{size}", (f"--processes={processes}",), False
-        yield f"{size}", ("--processes=2", *_REARRANGED), False
-        yield f"{size}-lines", ("--processes=2", *_REARRANGED), False
-    for more in ((), _REARRANGED):
+        yield f"{size}", ("--processes=2", "--deduplicate"), False
+        yield f"{size}-lines", ("--processes=2", "--deduplicate"), False
+    for more in ((), ("--deduplicate",)):
         yield f"{FLAGS.beam_mb}", ("--processes=1", *more), False
         for mode in ("--direct_running_mode=in_memory", "--direct_running_mode=multi_processing"):
             options = f"--beam_options=--runner=FnApiRunner --direct_num_workers=2 {mode}"

@@ -11,7 +11,7 @@ import time
 import pytest
 from faulty import FaultyFiles, unavailable
 
-from kbert.corpus import beam_runner, dedup_shuffle, preparation, prepare, shard_builder
+from kbert.corpus import beam_runner, deduplication, preparation, prepare, shard_builder
 from kbert.corpus.shard_builder import ShardBuilder
 from kbert.corpus.text_sources import split_into_pieces
 from kbert.errors import UserError
@@ -20,12 +20,7 @@ from kbert.utils import remote_storage, storage
 
 pytest.importorskip("apache_beam")
 
-OPTIONS = [
-    {},
-    {"deduplicate": True},
-    {"shuffle_documents": True, "seed": 7},
-    {"deduplicate": True, "shuffle_documents": True},
-]
+OPTIONS = [{}, {"deduplicate": True}]
 IN_MEMORY = "--runner=FnApiRunner"  # DirectRunner first tries to download another runner
 JOB_SERVER = "apache_beam.runners.portability.local_job_service_main"
 
@@ -56,8 +51,7 @@ def small_parts(monkeypatch):
         preparation, "split_into_pieces", lambda paths: split_into_pieces(paths, 200)
     )
     monkeypatch.setattr(shard_builder, "BATCH_BYTES", 40)
-    monkeypatch.setattr(dedup_shuffle, "SHARD_TOKENS", 50)
-    monkeypatch.setattr(beam_runner, "SHARD_TOKENS", 50)
+    monkeypatch.setattr(deduplication, "SHARD_TOKENS", 50)
 
 
 def assert_same_files(folder, expected):
@@ -125,7 +119,7 @@ def test_a_call_that_a_runner_makes_again(tmp_path, vocab_file, text):
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("options", OPTIONS[::3])
+@pytest.mark.parametrize("options", OPTIONS)
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, vocab_file, text, options, capfd):
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(UserError, match=r"c\.jsonl, line 21: every line must be a JSON object"):
@@ -213,7 +207,7 @@ def job_server(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", OPTIONS[::3])
+@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize(
     "flags",
     [

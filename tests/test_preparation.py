@@ -252,14 +252,14 @@ def test_summary(tmp_path, vocab_file):
 
 @pytest.mark.smoke
 def test_the_program(tmp_path, vocab_file, text):
-    command = [PYTHON, "-m", "kbert.prepare", f"--input={text}", "--shuffle_documents"]
-    command += [f"--vocab_file={vocab_file}", f"--output_dir={tmp_path}/corpus", "--seed=3"]
+    command = [PYTHON, "-m", "kbert.prepare", f"--input={text}", "--deduplicate"]
+    command += [f"--vocab_file={vocab_file}", f"--output_dir={tmp_path}/corpus"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     manifest = json.loads((tmp_path / "corpus/corpus.json").read_text())
     for line in preparation.summary(manifest):
         assert f"{line}\n" in done.stdout
     assert f"use it: python -m kbert.pretrain --input={tmp_path}/corpus ..." in done.stdout
-    assert manifest["shuffle_seed"] == 3 and manifest["tokens"] == 17
+    assert manifest["deduplicate"] is True and manifest["tokens"] == 17
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_the_program(tmp_path, vocab_file, text):
         ({"skip_bad_lines": "fix"}, r"skip_bad_lines must be bool; got 'fix'"),
         ({"beam_options": "--runner=X"}, r"--beam_options is for --runner=beam"),
         ({"runner": "beam", "processes": 2}, r"--processes is for --runner=local.*direct_num_work"),
-        ({"seed": -1}, r"seed must be >= 0"),
+        ({"processes": 0}, r"processes must be >= 1"),
     ],
 )
 def test_bad_options(tmp_path, vocab_file, text, options, message):

@@ -141,7 +141,7 @@ def test_where_the_cache_is(monkeypatch):
     assert cache_folder() == pathlib.Path.home() / ".cache/kbert"
 
 
-@pytest.mark.parametrize("options", [{}, {"deduplicate": True, "shuffle_documents": True}])
+@pytest.mark.parametrize("options", [{}, {"deduplicate": True}])
 def test_preparing_from_and_to_remote_folders(tmp_path, url, vocab_file, files, options):
     """The same files as locally; the manifest comes last."""
     for name in ("a.txt", "b.txt"):

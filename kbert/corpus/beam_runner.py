@@ -1,6 +1,6 @@
 """The Beam runner of preparing: the functions of the local runner in an Apache Beam pipeline.
 
-A piece, or a shard of rearranged documents, is the work of one function call. What it writes gets
+A piece, or a shard without duplicates, is the work of one function call. What it writes gets
 its name when it is whole, so the runner may make a call again, or twice at the same time.
 """
 
@@ -17,15 +17,8 @@ import tempfile
 import numpy as np
 
 from kbert.corpus.corpus import check_shards, ids_dtype, open_shard
-from kbert.corpus.dedup_shuffle import (
-    SHARD_TOKENS,
-    digest,
-    draw_keys,
-    read_documents,
-    shard_count,
-    write_documents,
-)
-from kbert.corpus.shard_builder import Tally, shard_name
+from kbert.corpus.deduplication import batches, digest, read_documents
+from kbert.corpus.shard_builder import Tally, shard_name, write_shard
 from kbert.errors import UserError
 from kbert.utils import storage
 
@@ -59,11 +52,11 @@ def new_pipeline(flags):
         ) from error
 
 
-def run(worker, pieces, folder, deduplicate, seed, pipeline):
+def run(worker, pieces, folder, deduplicate, pipeline):
     """Makes the shards of a corpus and their Tally: the same as `kbert.corpus.local_runner.run`.
 
     Args:
-        worker, pieces, deduplicate, seed: see there.
+        worker, pieces, deduplicate: see there.
         folder: for the shards; all machines of the runner must see it.
         pipeline: that of `new_pipeline`.
 
@@ -75,8 +68,8 @@ def run(worker, pieces, folder, deduplicate, seed, pipeline):
     with pipeline:
         tasks = pipeline | "pieces" >> beam.Create(list(enumerate(pieces)))
         tasks = tasks | "spread" >> beam.Reshuffle()
-        if deduplicate or seed is not None:
-            tallies = _rearranged(tasks, worker, folder, deduplicate, seed)
+        if deduplicate:
+            tallies = _without_duplicates(tasks, worker, folder)
         else:
             tallies = tasks | "write pieces" >> beam.Map(_write_piece, worker, folder)
         total = functools.partial(_total, len(worker.vocab))
@@ -88,29 +81,20 @@ def run(worker, pieces, folder, deduplicate, seed, pipeline):
     return _read_result(folder, len(worker.vocab))
 
 
-def _rearranged(tasks, worker, folder, deduplicate, seed):
+def _without_duplicates(tasks, worker, folder):
     """The tallies of pieces and of the shards that are made of their documents."""
     import apache_beam as beam
 
     documents, tallies = tasks | "tokenize" >> beam.FlatMap(
-        _documents, worker, folder, seed
+        _documents, worker, folder
     ).with_outputs("tallies", main="documents")
-    if deduplicate:
-        documents = (
-            documents
-            | "digest" >> beam.Map(_with_digest, len(worker.vocab))
-            | "leave out duplicates" >> beam.CombinePerKey(_first)
-            | "documents left" >> beam.Values()
-        )
-    tokens = None
-    if seed is not None:
-        tokens = documents | "tokens" >> beam.Map(_tokens, len(worker.vocab))
-        tokens = beam.pvalue.AsSingleton(tokens | "all tokens" >> beam.CombineGlobally(sum))
     shards = (
         documents
-        | "choose shards" >> beam.Map(_with_shard, tokens)
+        | "leave out duplicates" >> beam.CombinePerKey(min)  # the first in the input stays
+        | "documents left" >> beam.Values()
+        | "choose shards" >> beam.Map(lambda document: (shard_name(*document[:2]), document[2:]))
         | "gather shards" >> beam.GroupByKey()
-        | "write shards" >> beam.Map(_write_arranged, len(worker.vocab), folder)
+        | "write shards" >> beam.Map(_write_documents, len(worker.vocab), folder)
     )
     return (tallies, shards) | "all counts" >> beam.Flatten()
 
@@ -141,63 +125,37 @@ def _write_piece(task, worker, folder):
     return Tally(len(worker.vocab))
 
 
-def _documents(task, worker, folder, seed):
-    """The documents of a piece, and its tally.
+def _documents(task, worker, folder):
+    """The documents of a piece by their digests, and the piece's tally.
 
-    A document is (number drawn, piece, number in the piece), the part of the piece that it is in,
-    the bytes of its ids and the bytes of the lengths of its sentences.
+    A document is (piece, part of the piece, number in the piece), and the bytes of its ids and of
+    the lengths of its sentences.
     """
     import apache_beam as beam
 
     if _failed(folder):
         return
-    number, _ = task
     with _errors_noted(folder), tempfile.TemporaryDirectory() as local:
         tally = worker.write_shard(*task, local)
         for entry in tally.shards:
-            shard = open_shard(local, entry, tally.vocab_size)
-            starts = np.append(shard.documents, len(shard.ids))
-            keys = draw_keys(seed, number, len(shard.documents)).tolist()
-            parts = (starts // SHARD_TOKENS).tolist()
-            documents = read_documents([shard], starts, np.arange(len(keys)))
-            for i, (ids, lengths) in enumerate(documents):
-                place = (keys[i], number, i)
-                yield place, parts[i], ids.tobytes(), lengths.astype("<i8").tobytes()
+            documents = read_documents(open_shard(local, entry, tally.vocab_size))
+            for i, (part, ids, lengths) in enumerate(documents):
+                yield digest(ids, lengths), (task[0], part, i, ids.tobytes(), lengths.tobytes())
         counts = Tally(tally.vocab_size, tally.counts, tally.left_out)
         yield beam.pvalue.TaggedOutput("tallies", counts)
 
 
-def _arrays(document, vocab_size):
-    _, _, ids, lengths = document
-    return np.frombuffer(ids, ids_dtype(vocab_size)), np.frombuffer(lengths, "<i8")
-
-
-def _with_digest(document, vocab_size):
-    return digest(*_arrays(document, vocab_size)), document
-
-
-def _first(documents):
-    """That which comes first in the input."""
-    return min(documents, key=lambda document: document[0][1:])
-
-
-def _tokens(document, vocab_size):
-    return len(document[2]) // ids_dtype(vocab_size).itemsize
-
-
-def _with_shard(document, tokens):
-    (key, piece, _), part, _, _ = document
-    if tokens is None:
-        return shard_name(piece, part), document
-    return shard_name(int(key * shard_count(tokens))), document
-
-
-def _write_arranged(shard, vocab_size, folder):
+def _write_documents(shard, vocab_size, folder):
     name, documents = shard
-    if _failed(folder):
-        return Tally(vocab_size)
-    documents = (_arrays(document, vocab_size) for document in sorted(documents))
-    return write_documents(folder, name, documents, vocab_size)
+    tally = Tally(vocab_size)
+    if not _failed(folder):
+        dtype = ids_dtype(vocab_size)
+        documents = (
+            (number, np.frombuffer(ids, dtype), np.frombuffer(lengths, "<i8"))
+            for number, ids, lengths in sorted(documents)
+        )
+        write_shard(folder, name, batches(documents), tally)
+    return tally
 
 
 def _total(vocab_size, tallies):

@@ -3,6 +3,7 @@
 import concurrent.futures.process
 import contextlib
 import functools
+import itertools
 import multiprocessing
 import os
 import tempfile
@@ -12,43 +13,36 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from kbert.corpus.corpus import Corpus, write_manifest
-from kbert.corpus.dedup_shuffle import arrange, digest, duplicates, read_documents, write_documents
-from kbert.corpus.shard_builder import Tally
+from kbert.corpus.corpus import open_shard
+from kbert.corpus.deduplication import batches, digest, duplicates, read_documents
+from kbert.corpus.shard_builder import Tally, shard_name, write_shard
 from kbert.errors import UserError
 from kbert.utils import storage
 
 _SMALL_BYTES = 8 << 20  # below this, starting processes costs more than it saves
 
 
-def run(worker, pieces, folder, deduplicate, seed, processes, report):
+def run(worker, pieces, folder, deduplicate, processes, report):
     """Makes the shards of a corpus and their Tally.
 
-    What is left out or shuffled is first written as it comes, on a local disk, and then copied
-    document by document; in memory are 60 bytes for each document, and a batch for each process.
+    Where duplicates are left out, all documents are first written on a local disk, and those that
+    stay are copied; in memory are 60 bytes for each document, and a batch for each process.
 
     Args:
         worker: ShardBuilder. pieces: list of TextPiece. folder: local or remote, for the shards.
-        deduplicate, seed: see `kbert.corpus.dedup_shuffle`; seed None = no shuffling.
+        deduplicate: leave out duplicates of documents; see `kbert.corpus.deduplication`.
         processes: worker processes; None = one per core. report: called with lines of text.
     """
     processes = min(processes or os.cpu_count() or 1, len(pieces))
     if _total_bytes(pieces) < _SMALL_BYTES:
         processes = 1
     with _workers(worker, processes) as run_all:
-        if not deduplicate and seed is None:
+        if not deduplicate:
             return _write_pieces(run_all, worker, pieces, folder, report)
         place = None if storage.is_remote(folder) else folder
         with tempfile.TemporaryDirectory(prefix=".staged-", dir=place) as local:
             tally = _write_pieces(run_all, worker, pieces, local, report)
-            if not tally.shards:
-                return tally
-            write_manifest(local, tally.shards, tally.vocab_size, "", False, tally.unigrams)
-            tally.shards, tally.unigrams = [], np.zeros_like(tally.unigrams)
-            for part in _rearrange(run_all, local, folder, deduplicate, seed, report):
-                tally.add(part)
-            _open_corpus.cache_clear()
-            return tally
+            return _without_duplicates(run_all, tally, local, folder, report)
 
 
 def _total_bytes(pieces):
@@ -73,29 +67,20 @@ def _write_pieces(run_all, worker, pieces, folder, report):
     return tally
 
 
-def _rearrange(run_all, pieces_folder, folder, deduplicate, seed, report):
-    """Tallies of the shards that are made of those of the pieces."""
-    corpus = _open_corpus(pieces_folder)
-    left_out = np.zeros(corpus.documents, bool)
-    if deduplicate:
-        tasks = [(pieces_folder, number) for number in range(len(corpus.shards))]
-        digests, row = np.empty((corpus.documents, 16), np.uint8), 0
-        for part in run_all(_digests, tasks):
-            digests[row : row + len(part)] = part
-            row += len(part)
-        left_out = duplicates(digests)
-        del digests
-        report(f"{left_out.sum():,} of {corpus.documents:,} documents are duplicates")
-    tasks = [(pieces_folder, folder, *shard) for shard in arrange(corpus, left_out, seed)]
-    for number, tally in enumerate(run_all(_write_arranged, tasks), start=1):
-        yield tally
+def _without_duplicates(run_all, tally, pieces_folder, folder, report):
+    """Writes the shards of a Tally anew, without duplicates. Returns the Tally of the new ones."""
+    shards = [(pieces_folder, entry, tally.vocab_size) for entry in tally.shards]
+    digests = np.frombuffer(b"".join(run_all(_digests, shards)), np.uint8).reshape(-1, 16)
+    is_duplicate = duplicates(digests)
+    report(f"{is_duplicate.sum():,} of {len(digests):,} documents are duplicates")
+    edges = np.cumsum([entry["counts"]["documents"] for entry in tally.shards])
+    tasks = [(folder, *task) for task in zip(shards, np.split(~is_duplicate, edges), strict=False)]
+    result = Tally(tally.vocab_size, tally.counts, tally.left_out)
+    for number, part in enumerate(run_all(_write_kept, tasks), start=1):
+        result.add(part)
         if number % 16 == 0 or number == len(tasks):
-            report(f"arranged {number:,} of {len(tasks):,} shards")
-
-
-@functools.lru_cache(maxsize=1)
-def _open_corpus(folder):
-    return Corpus(folder, verify=False)
+            report(f"deduplicated {number:,} of {len(tasks):,} shards")
+    return result
 
 
 def end_with_the_program():
@@ -125,22 +110,20 @@ def _write_piece(task):
     return _worker.write_shard(*task)
 
 
-def _digests(task):
-    """(N, 16) uint8, the digests of the documents of a shard."""
-    folder, number = task
-    corpus = _open_corpus(folder)
-    starts = corpus.document_starts
-    first, stop = np.searchsorted(starts, corpus.shard_starts[number : number + 2])
-    documents = read_documents(corpus.shards, starts, np.arange(first, stop))
-    digests = b"".join(digest(ids, lengths) for ids, lengths in documents)
-    return np.frombuffer(digests, np.uint8).reshape(-1, 16)
+def _digests(shard):
+    """The digests of the documents of a shard, 16 bytes each."""
+    return b"".join(digest(*document[1:]) for document in read_documents(open_shard(*shard)))
 
 
-def _write_arranged(task):
-    pieces_folder, folder, name, numbers = task
-    corpus = _open_corpus(pieces_folder)
-    documents = read_documents(corpus.shards, corpus.document_starts, numbers)
-    return write_documents(folder, name, documents, corpus.manifest["vocab_size"])
+def _write_kept(task):
+    """Writes those documents of a shard that a mask, (documents,) bool, keeps. Returns a Tally."""
+    folder, (pieces_folder, entry, vocab_size), keep = task
+    tally = Tally(vocab_size)
+    documents = read_documents(open_shard(pieces_folder, entry, vocab_size))
+    kept = itertools.compress(documents, keep)
+    for part, documents in itertools.groupby(kept, key=lambda document: document[0]):
+        write_shard(folder, shard_name(int(entry["name"]), part), batches(documents), tally)
+    return tally
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ def write_corpus(config, tokenizer=None, report=None):
 
     Text is UTF-8, one sentence or paragraph a line, an empty line between documents. The files are
     the same, byte for byte, for both runners and any number of workers. Memory is bounded by a
-    batch of text for each worker and, to rearrange documents, 60 bytes for each in one process.
+    batch of text for each worker and, to deduplicate, 60 bytes for each in one process.
 
     Args:
         config: PrepareConfig.
@@ -70,14 +70,13 @@ def write_corpus(config, tokenizer=None, report=None):
     stamps, pieces = input_stamps(paths), split_into_pieces(paths)
     tokenizer = tokenizer or BertTokenizer(config.vocab_file, config.lower_case)
     worker = ShardBuilder.of(tokenizer, skip_bad_lines=config.skip_bad_lines)
-    rearrangement = config.deduplicate, config.seed if config.shuffle_documents else None
     with _work_folder(config.output_dir) as folder:
         if config.runner == "beam":
             report(f"preparing {len(pieces):,} pieces with Beam")
-            tally = beam_runner.run(worker, pieces, folder, *rearrangement, pipeline)
+            tally = beam_runner.run(worker, pieces, folder, config.deduplicate, pipeline)
         else:
             tally = local_runner.run(
-                worker, pieces, folder, *rearrangement, config.processes, report
+                worker, pieces, folder, config.deduplicate, config.processes, report
             )
         _check(tally, config.input)
         for name in storage.list_folder(folder):
@@ -92,8 +91,7 @@ def write_corpus(config, tokenizer=None, report=None):
                 tokenizer.fingerprint,
                 tokenizer.lower_case,
                 tally.unigrams,
-                deduplicate=rearrangement[0],
-                shuffle_seed=rearrangement[1],
+                deduplicate=config.deduplicate,
                 **_counts(tally),
                 inputs=stamps,
             )

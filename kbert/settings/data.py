@@ -44,10 +44,6 @@ class PrepareConfig:
         "", "flags of Beam, in quotes: '--runner=FlinkRunner --flink_master=HOST:8081'"
     )
     deduplicate: bool = setting(False, "leave out documents that are there already")
-    shuffle_documents: bool = setting(
-        False, "shuffle the documents; training needs it not: it shuffles what it takes"
-    )
-    seed: int = setting(0, "seed of --shuffle_documents", at_least=0, at_most=2**31 - 1)
     skip_bad_lines: bool = setting(
         False, "skip JSON lines without a text and count them, instead of ending with an error"
     )

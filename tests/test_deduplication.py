@@ -1,4 +1,4 @@
-"""Duplicates left out and documents shuffled, by the local runner."""
+"""Duplicates of documents left out, by the local runner."""
 
 import json
 import random
@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from kbert.corpus import Corpus, dedup_shuffle, local_runner, preparation, prepare, shard_builder
-from kbert.corpus.dedup_shuffle import digest, draw_keys, duplicates, read_documents
+from kbert.corpus import Corpus, deduplication, local_runner, preparation, prepare, shard_builder
+from kbert.corpus.deduplication import digest, duplicates, read_documents
 from kbert.corpus.text_sources import split_into_pieces
 from kbert.errors import UserError
 
@@ -29,21 +29,21 @@ def text(tmp_path):
 
 def documents_of(corpus):
     """The documents as tuples of sentences, which are tuples of ids."""
-    numbers = np.arange(corpus.documents)
     return [
         tuple(tuple(part) for part in map(np.ndarray.tolist, np.split(ids, np.cumsum(sizes)[:-1])))
-        for ids, sizes in read_documents(corpus.shards, corpus.document_starts, numbers)
+        for shard in corpus.shards
+        for _, ids, sizes in read_documents(shard)
     ]
 
 
-def small_parts(monkeypatch, tokens=70):
+def small_parts(monkeypatch, tokens):
     """Pieces of 200 bytes, batches of 3 documents or so, shards of `tokens`."""
     monkeypatch.setattr(
         preparation, "split_into_pieces", lambda paths: split_into_pieces(paths, 200)
     )
     monkeypatch.setattr(shard_builder, "BATCH_BYTES", 40)
-    monkeypatch.setattr(dedup_shuffle, "_BATCH_TOKENS", 9)
-    monkeypatch.setattr(dedup_shuffle, "SHARD_TOKENS", tokens)
+    monkeypatch.setattr(deduplication, "_BATCH_TOKENS", 9)
+    monkeypatch.setattr(deduplication, "SHARD_TOKENS", tokens)
 
 
 def test_the_first_of_equal_documents_stays(tmp_path, vocab_file, text, monkeypatch):
@@ -75,55 +75,16 @@ def test_what_equal_means(tmp_path, vocab_file):
     assert found.manifest["duplicates_left_out"] == 3
 
 
-def test_shuffled_documents(tmp_path, vocab_file, text, monkeypatch):
-    small_parts(monkeypatch)
-    plain = documents_of(prepare(text, tmp_path / "plain", vocab_file))
-    orders = []
-    for i, seed in enumerate((3, 3, 4)):
-        found = prepare(text, tmp_path / f"{i}", vocab_file, shuffle_documents=True, seed=seed)
-        orders.append(documents_of(found))
-        assert sorted(orders[-1]) == sorted(plain) and orders[-1] != plain
-        assert found.manifest["shuffle_seed"] == seed
-        assert len(found.shards) == -(-found.tokens // 70) > 3
-    assert orders[0] == orders[1] != orders[2]
-    # The order is that of the numbers drawn for (seed, piece, number in the piece).
-    shards = Corpus(tmp_path / "plain").manifest["shards"]
-    counts = [(int(shard["name"]), shard["counts"]["documents"]) for shard in shards]
-    keys = np.concatenate([draw_keys(4, *pair) for pair in counts])
-    assert orders[2] == [plain[i] for i in np.argsort(keys)]
-
-
-def test_both(tmp_path, vocab_file, text, monkeypatch):
-    """Duplicates go first: which of them stays does not depend on the seed."""
-    small_parts(monkeypatch)
-    once = prepare(text, tmp_path / "once", vocab_file, deduplicate=True)
-    both = prepare(
-        text, tmp_path / "both", vocab_file, deduplicate=True, shuffle_documents=True, seed=9
-    )
-    assert sorted(documents_of(both)) == sorted(documents_of(once))
-    assert documents_of(both) != documents_of(once)
-
-
 @pytest.mark.slow
 def test_processes_do_not_change_the_result(tmp_path, vocab_file, text, monkeypatch):
-    options = {"deduplicate": True, "shuffle_documents": True, "seed": 1}
+    options = {"deduplicate": True}
     one = prepare(text, tmp_path / "one", vocab_file, processes=1, **options)
     monkeypatch.setattr(local_runner, "_SMALL_BYTES", 0)
     report = []
     prepare(text, tmp_path / "two", vocab_file, processes=2, report=report.append, **options)
     for path in one.folder.iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
-    assert "duplicates" in report[-2] and report[-1] == "arranged 1 of 1 shards"
-
-
-def test_places_are_uniform():
-    """Over the whole corpus, not within a piece, and other ones for each piece."""
-    keys = np.stack([draw_keys(2, piece, 400) for piece in range(50)])
-    counts, _ = np.histogram(keys, 20, (0, 1))
-    assert ((counts - 1000) ** 2 / 1000).sum() < 36  # chi-square, 19 degrees: 1 in 100
-    assert np.abs(keys.mean(axis=1) - 0.5).max() < 4 * np.sqrt(1 / 12 / 400)
-    assert len(np.unique(keys)) == keys.size
-    np.testing.assert_array_equal(keys[7, :3], draw_keys(2, 7, 3))
+    assert "duplicates" in report[-2] and report[-1] == "deduplicated 3 of 3 shards"
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -153,13 +114,11 @@ def test_a_document_that_is_all_there_is(tmp_path, vocab_file):
         prepare(str(tmp_path / "t.txt"), tmp_path / "corpus", vocab_file, deduplicate=True)
     (tmp_path / "t.txt").write_text("\u200b")
     with pytest.raises(UserError, match=r"holds no text"):
-        prepare(str(tmp_path / "t.txt"), tmp_path / "corpus", vocab_file, shuffle_documents=True)
+        prepare(str(tmp_path / "t.txt"), tmp_path / "corpus", vocab_file, deduplicate=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["t.txt", "vocab.txt"]
 
 
 def test_the_manifest_tells_what_was_asked_for(tmp_path, vocab_file, text):
-    found = prepare(text, tmp_path / "plain", vocab_file).manifest
-    assert (found["deduplicate"], found["shuffle_seed"]) == (False, None)
-    prepare(text, tmp_path / "other", vocab_file, deduplicate=True, seed=5)
-    values = json.loads((tmp_path / "other/corpus.json").read_text())
-    assert (values["deduplicate"], values["shuffle_seed"]) == (True, None)
+    assert prepare(text, tmp_path / "plain", vocab_file).manifest["deduplicate"] is False
+    prepare(text, tmp_path / "other", vocab_file, deduplicate=True)
+    assert json.loads((tmp_path / "other/corpus.json").read_text())["deduplicate"] is True
