@@ -16,10 +16,14 @@ import yaml
 from kbert.errors import UserError
 
 
-def setting(default, help, *, choices=None, at_least=None, above=None, at_most=None, below=None):
-    """A dataclass field with the text of its flag and the range that `check_settings` enforces."""
-    limits = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
-    metadata = {"help": help, "choices": choices, "limits": limits}
+def setting(default, help, *, group="more", choices=None, **limits):
+    """A dataclass field with the text of its flag, and what `check_settings` enforces.
+
+    Args:
+        default, help: of the flag. group: of --help: "required", "common" or "more".
+        choices: allowed values, or None. **limits: at_least, above, at_most, below.
+    """
+    metadata = {"help": help, "group": group, "choices": choices, "limits": limits}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -61,9 +65,7 @@ _COMPARISONS = {  # limit of a `setting` -> its sign and function
 
 def range_text(limits):
     """The limits of a `setting` as text, such as ">= 0 and < 1"; empty if there are none."""
-    return " and ".join(
-        f"{_COMPARISONS[key][0]} {limit}" for key, limit in limits.items() if limit is not None
-    )
+    return " and ".join(f"{_COMPARISONS[key][0]} {limit}" for key, limit in limits.items())
 
 
 def shared_settings(config, kind):
@@ -95,10 +97,12 @@ def check_settings(config):
         choices, limits = field.metadata["choices"], field.metadata["limits"]
         if choices and value not in choices:
             raise UserError(f"{field.name} must be one of {', '.join(choices)}; got {value!r}.")
-        given = {key: limit for key, limit in limits.items() if limit is not None}
-        if not all(_COMPARISONS[key][1](value, limit) for key, limit in given.items()):
-            hint = " Write 0.15 for 15 %." if kind is float and limits["below"] == 1 else ""
+        if not all(_COMPARISONS[key][1](value, limit) for key, limit in limits.items()):
+            hint = " Write 0.15 for 15 %." if kind is float and limits.get("below") == 1 else ""
             raise UserError(f"{field.name} must be {range_text(limits)}; got {value}.{hint}")
+    for field in dataclasses.fields(config):
+        if field.metadata["group"] == "required" and not getattr(config, field.name):
+            raise UserError(f"--{field.name} is missing: {field.metadata['help']}.")
 
 
 # Layers and width of Turc et al. 2019 (arXiv:1908.08962) and Devlin et al. 2019 (arXiv:1810.04805).

@@ -10,10 +10,10 @@ from kbert.utils import program
 class Example:
     """Settings of each kind."""
 
-    count: int = setting(3, "a count", at_least=1)
+    count: int = setting(3, "a count", group="common", at_least=1)
     rate: float = setting(0.5, "a rate")
     on: bool = setting(False, "a switch")
-    name: str = setting("x", "a name", choices=("x", "y"))
+    name: str = setting("x", "a name", choices=("x", "y"), group="required")
     file: str | None = setting(None, "a file")
     limit: int | None = setting(None, "a limit")
 

@@ -37,7 +37,7 @@ def test_the_command_runs_programs():
 
 
 MISTAKES = {
-    "pretrain": "input is empty",
+    "pretrain": "--input is missing: what to learn from: ",
     "pretrain --inptu=x": "Unknown command line flag 'inptu'",
     "pretrain --input=/no/such.txt": "no file matches '/no/such.txt'",
     "prepare --input=/no/such.txt --vocab_file=x": "no file matches '/no/such.txt'",

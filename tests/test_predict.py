@@ -175,7 +175,7 @@ def test_bad_lines_that_are_left_out_keep_their_place(lines, notes):
 def test_a_model_is_needed():
     with pytest.raises(UserError, match=r"--model is missing"):
         PredictConfig()
-    with pytest.raises(UserError, match=r"--eval_file is missing. See python -m kbert.evaluate"):
+    with pytest.raises(UserError, match=r"--eval_file is missing: labelled examples"):
         EvaluateConfig(model="a")
 
 

@@ -11,41 +11,48 @@ from kbert.settings.tasks import ColumnConfig, ExampleConfig, TaskModuleConfig
 class EvaluateConfig(ExampleConfig):
     """Settings of `kbert.evaluate`, one flag each."""
 
-    model: str | None = setting(None, "fine-tuned weights, such as RUN/finetuning/best")
-    eval_file: str | None = setting(None, "labelled examples, in the formats of kbert.finetune")
-    results_file: str | None = setting(None, "JSON file to write the scores to")
-    batch_size: int = setting(32, "examples computed at a time", at_least=1)
+    model: str | None = setting(
+        None, "fine-tuned weights, such as RUN/finetuning/best", group="required"
+    )
+    eval_file: str | None = setting(
+        None, "labelled examples, in the formats of kbert.finetune", group="required"
+    )
+    results_file: str | None = setting(None, "JSON file to write the scores to", group="common")
+    batch_size: int = setting(32, "examples computed at a time", at_least=1, group="common")
     precision: str = setting(
-        "float32", "dtype policy of the model", choices=("float32", "mixed_bfloat16")
+        "float32",
+        "dtype policy of the model",
+        choices=("float32", "mixed_bfloat16"),
+        group="common",
     )
 
     def __post_init__(self):
         check_settings(self)
-        for name in ("model", "eval_file"):
-            if not getattr(self, name):
-                raise UserError(f"--{name} is missing. See python -m kbert.evaluate --help.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PruneConfig(ExampleConfig):
     """Settings of `kbert.prune`, one flag each."""
 
-    model: str | None = setting(None, "fine-tuned weights, such as RUN/finetuning/best")
+    model: str | None = setting(
+        None, "fine-tuned weights, such as RUN/finetuning/best", group="required"
+    )
     data_file: str | None = setting(
-        None, "labelled examples that show what matters: those of training, or a part of them"
+        None,
+        "labelled examples that show what matters: those of training, or a part of them",
+        group="required",
     )
     eval_file: str | None = setting(
-        None, "labelled examples to score the model on, before and after"
+        None, "labelled examples to score the model on, before and after", group="common"
     )
-    output_dir: str | None = setting(None, "folder to make")
-    prune_fraction: float = setting(0.5, "share of the attention heads to remove", above=0, below=1)
+    output_dir: str | None = setting(None, "folder to make", group="required")
+    prune_fraction: float = setting(
+        0.5, "share of the attention heads to remove", above=0, below=1, group="common"
+    )
     batch_size: int = setting(32, "examples computed at a time", at_least=1)
 
     def __post_init__(self):
         check_settings(self)
-        for name in ("model", "data_file", "output_dir"):
-            if not getattr(self, name):
-                raise UserError(f"--{name} is missing. See python -m kbert.prune --help.")
 
 
 METHODS = (
@@ -68,32 +75,43 @@ class ExportConfig(ColumnConfig, TaskModuleConfig):
     """Settings of `kbert.export`, one flag each."""
 
     model: str | None = setting(
-        None, "folder of weights in any format, or the name of a model on the Hugging Face hub"
+        None,
+        "folder of weights in any format, or the name of a model on the Hugging Face hub",
+        group="required",
     )
     output_dir: str | None = setting(
-        None, "folder to make; TensorFlow Serving wants models/NAME/VERSION, such as models/bert/1"
+        None,
+        "folder to make; TensorFlow Serving wants models/NAME/VERSION, such as models/bert/1",
+        group="required",
     )
     method: str | None = setting(
         None,
         "what it answers; default: what the model was fine-tuned for, else fill_mask",
         choices=EXPORT_METHODS,
+        group="common",
     )
     format: str = setting(
         "serving",
         "serving: a SavedModel that answers; tf_hub: preprocess/ and encoder/ with TF Hub's text "
         "API; openvino: the model without its tokenizer",
         choices=("serving", "tf_hub", "openvino"),
+        group="common",
     )
     quantize: str | None = setting(
         None,
         "weights of serving (int8) or openvino (float16); default: float32",
         choices=("int8", "float16"),
+        group="common",
     )
     takes_pairs: bool | None = setting(
-        None, "whether a text comes with a second one, text_pair; default: as in fine-tuning"
+        None,
+        "whether a text comes with a second one, text_pair; default: as in fine-tuning",
+        group="common",
     )
     max_seq_length: int | None = setting(
-        None, "tokens of a sequence; default: as in fine-tuning, or as the model can"
+        None,
+        "tokens of a sequence; default: as in fine-tuning, or as the model can",
+        group="common",
     )
     batch_timeout_ms: float = setting(
         0.0,
@@ -105,15 +123,11 @@ class ExportConfig(ColumnConfig, TaskModuleConfig):
         None,
         "labelled examples, in the formats of kbert.finetune, to score the export on and the model "
         "it came from; compression.json has the figures",
+        group="common",
     )
 
     def __post_init__(self):
         check_settings(self)
-        for name in ("model", "output_dir"):
-            if not getattr(self, name):
-                raise UserError(
-                    f"--{name} is missing: python -m kbert.export --model=A --output_dir=B/1"
-                )
         if self.batch_timeout_ms and self.format != "serving":
             raise UserError(f"--batch_timeout_ms is for --format=serving; got {self.format}.")
         if self.format == "tf_hub":
@@ -139,32 +153,40 @@ class ExportConfig(ColumnConfig, TaskModuleConfig):
 class PredictConfig(ColumnConfig, TaskModuleConfig):
     """Settings of `kbert.predict`, one flag each."""
 
-    model: str | None = setting(None, "weights, such as RUN/finetuning/best or RUN/pretrain/final")
+    model: str | None = setting(
+        None, "weights, such as RUN/finetuning/best or RUN/pretrain/final", group="required"
+    )
     method: str | None = setting(
         None,
         "what to predict; default: what the model was fine-tuned for, else fill_mask",
         choices=METHODS,
+        group="common",
     )
     input_file: str = setting(
         "-",
         "a text a line (.txt, or - for standard input; two texts are separated by a tab), or "
         "examples in the formats of kbert.finetune",
+        group="common",
     )
-    output_file: str = setting("-", "JSON lines, one for each text; - for standard output")
+    output_file: str = setting(
+        "-", "JSON lines, one for each text; - for standard output", group="common"
+    )
     top_k: int = setting(5, "fill_mask: words for each [MASK]", at_least=1)
     pooling: str = setting("mean", "embed, similarity: of the tokens", choices=("mean", "cls"))
-    batch_size: int = setting(32, "texts of a batch", at_least=1)
+    batch_size: int = setting(32, "texts of a batch", at_least=1, group="common")
     precision: str = setting(
-        "float32", "dtype policy of the model", choices=("float32", "mixed_bfloat16")
+        "float32",
+        "dtype policy of the model",
+        choices=("float32", "mixed_bfloat16"),
+        group="common",
     )
     backend: str = setting(
         "auto",
         "what computes the model; auto: OpenVINO if it is installed and there is no GPU, else "
         "TensorFlow; keras: the Keras model as it is, as evaluation in training does",
         choices=BACKENDS,
+        group="common",
     )
 
     def __post_init__(self):
         check_settings(self)
-        if not self.model:
-            raise UserError("--model is missing: a folder of weights, such as RUN/finetuning/best.")

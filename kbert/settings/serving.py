@@ -12,12 +12,16 @@ from kbert.settings.tasks import TaskModuleConfig
 class ServeConfig(TaskModuleConfig):
     """Settings of `kbert.serve`, one flag each."""
 
-    model_name: str = setting("default", "name of the model in requests")
+    model_name: str = setting("default", "name of the model in requests", group="common")
     model_base_path: str | None = setting(
-        None, "folder of numbered exports, such as models/bert with models/bert/1 in it"
+        None,
+        "folder of numbered exports, such as models/bert with models/bert/1 in it",
+        group="common",
     )
     model_config_file: str | None = setting(
-        None, "several models: ModelServerConfig as text, as TensorFlow Serving reads it"
+        None,
+        "several models: ModelServerConfig as text, as TensorFlow Serving reads it",
+        group="common",
     )
     model_config_file_poll_wait_seconds: float = setting(
         0.0, "how often that file is read again, in seconds; 0: never", at_least=0
@@ -26,19 +30,24 @@ class ServeConfig(TaskModuleConfig):
         1.0, "how often to look for versions, in seconds; 0: only at the start", at_least=0
     )
     enable_model_warmup: bool = setting(True, "answer the requests that ride with an export first")
-    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 for other machines, too")
-    port: int = setting(8500, "port of gRPC; 0: none", at_least=0)
-    rest_api_port: int = setting(8501, "port of REST; 0: none", at_least=0)
+    host: str = setting(
+        "127.0.0.1", "address to listen on; 0.0.0.0 for other machines, too", group="common"
+    )
+    port: int = setting(8500, "port of gRPC; 0: none", at_least=0, group="common")
+    rest_api_port: int = setting(8501, "port of REST; 0: none", at_least=0, group="common")
     rest_api_timeout_in_ms: int = setting(30_000, "time for a request of REST", at_least=1)
     ssl_certificate: str | None = setting(None, "PEM file: TLS on both ports; with --ssl_key")
     ssl_key: str | None = setting(None, "PEM file, the key of --ssl_certificate")
     ssl_client_ca: str | None = setting(None, "PEM file: clients must show a certificate of these")
-    demo: bool = setting(False, "a page to try the models in a browser, at / of the REST port")
+    demo: bool = setting(
+        False, "a page to try the models in a browser, at / of the REST port", group="common"
+    )
     backend: str = setting(
         "auto",
         "what computes models; auto: OpenVINO if it is installed, the model is an export of kbert "
         "and there is no GPU, else TensorFlow",
         choices=SERVER_BACKENDS,
+        group="common",
     )
     max_batch_size: int = setting(32, "texts computed together, of all requests", at_least=1)
     max_queue_tokens: int = setting(

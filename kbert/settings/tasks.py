@@ -21,10 +21,12 @@ class ColumnConfig:
     """Where the examples of a file are; what `finetune`, `evaluate` and `predict` share."""
 
     text_column: str | None = setting(
-        None, "column of the text (tag: of the words): a name of the header, or a number from 0"
+        None,
+        "column of the text (tag: of the words): a name of the header, or a number from 0",
+        group="common",
     )
-    text_pair_column: str | None = setting(None, "column of the second text")
-    label_column: str | None = setting(None, "column of the label; -1 is the last")
+    text_pair_column: str | None = setting(None, "column of the second text", group="common")
+    label_column: str | None = setting(None, "column of the label; -1 is the last", group="common")
     choice_columns: str | None = setting(None, "columns of the choices, comma-separated")
     header: str = setting(
         "auto",
@@ -43,6 +45,7 @@ class ExampleConfig(ColumnConfig, TaskModuleConfig):
         "classify (one label for a text), pair (for two texts), regress (a number), multilabel, "
         "tag (a label for each word), qa (an answer in a text), choice (one of several texts), "
         "or a task of your own",
+        group="common",
     )
 
     def __post_init__(self):
@@ -57,22 +60,29 @@ class FinetuneConfig(TrainingConfig, ExampleConfig):
         None,
         "weights to start from: RUN/pretrain/final, a folder of google-research/bert, HF or "
         "KerasHub, or a name on the Hugging Face hub",
+        group="required",
     )
     train_file: str | None = setting(
-        None, "what to learn from: .tsv, .csv, .jsonl, CoNLL, SQuAD .json, .gz of them, tfds:NAME"
+        None,
+        "what to learn from: .tsv, .csv, .jsonl, CoNLL, SQuAD .json, .gz of them, tfds:NAME",
+        group="required",
     )
     eval_file: str | None = setting(
-        None, "what to choose the best weights by; default: those of the last step are taken"
+        None,
+        "what to choose the best weights by; default: those of the last step are taken",
+        group="common",
     )
-    test_file: str | None = setting(None, "what to score the chosen weights on, once, at the end")
+    test_file: str | None = setting(
+        None, "what to score the chosen weights on, once, at the end", group="common"
+    )
     label_names: str | None = setting(
         None,
         "names of the labels in the order of their numbers, comma-separated, or a file with one a "
         "line; default: those of the training data, sorted",
     )
-    epochs: float = setting(3.0, "passes over the training data", above=0)
-    batch_size: int = setting(32, "examples in a step", at_least=1)
-    learning_rate: float = setting(5e-5, "peak learning rate", above=0)
+    epochs: float = setting(3.0, "passes over the training data", above=0, group="common")
+    batch_size: int = setting(32, "examples in a step", at_least=1, group="common")
+    learning_rate: float = setting(5e-5, "peak learning rate", above=0, group="common")
     warmup_ratio: float = setting(
         0.1, "share of the steps with rising learning rate; then it falls to 0", at_least=0, below=1
     )
@@ -81,6 +91,7 @@ class FinetuneConfig(TrainingConfig, ExampleConfig):
         "longest example in tokens; more are cut, or read in windows (qa); default: 384 for qa, "
         "else 128",
         at_least=5,
+        group="common",
     )
     bias_correction: bool = setting(
         True, "adamw corrects its means in the first steps; --nobias_correction is BERT's own way"
@@ -133,13 +144,6 @@ class FinetuneConfig(TrainingConfig, ExampleConfig):
 
     def __post_init__(self):
         check_settings(self)
-        needed = {
-            "init_from": "a folder of weights, or a name on the Hugging Face hub",
-            "train_file": "what to learn from",
-        }
-        for name, what in needed.items():
-            if not getattr(self, name):
-                raise UserError(f"--{name} is missing: {what}.")
         if self.early_stopping_patience and not self.eval_file:
             raise UserError("--early_stopping_patience needs --eval_file to see what is better.")
         if self.lora_rank and (self.freeze_layers or self.freeze_embeddings):

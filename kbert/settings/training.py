@@ -20,6 +20,7 @@ class TrainingConfig:
         "float32",
         "dtype policy of the model",
         choices=("float32", "mixed_bfloat16", "mixed_float16"),
+        group="common",
     )
     distribution: str = setting(
         "auto",
@@ -53,7 +54,9 @@ class TrainingConfig:
     save_every_steps: int = setting(1000, "steps between checkpoints", at_least=1)
     keep_checkpoints: int = setting(2, "checkpoints to keep", at_least=1)
     log_every_steps: int = setting(100, "steps between lines of the log", at_least=1)
-    seed: int = setting(0, "seed of everything random", at_least=0, at_most=2**31 - 1)
+    seed: int = setting(
+        0, "seed of everything random", at_least=0, at_most=2**31 - 1, group="common"
+    )
     wandb_project: str = setting(
         "", "Weights & Biases: the project that gets the metrics, settings and pictures, too"
     )
@@ -63,7 +66,7 @@ class TrainingConfig:
 class TeacherConfig:
     """What a student learns from a teacher, and how much (distillation)."""
 
-    teacher: str | None = setting(None, "folder of a larger model to learn from")
+    teacher: str | None = setting(None, "folder of a larger model to learn from", group="common")
     student_layers: str | None = setting(
         None,
         "encoder blocks of the teacher that those of the student start as and learn from: how "
@@ -117,12 +120,17 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
         "",
         "what to learn from: comma-separated globs of .txt, .gz or .jsonl files, tfds:NAME, "
         "sample:train (the text that comes with kbert), or one prepared corpus",
+        group="required",
     )
-    eval_input: str = setting("", "held-out text, in the forms of --input; sample:heldout")
+    eval_input: str = setting(
+        "", "held-out text, in the forms of --input; sample:heldout", group="common"
+    )
     vocab_file: str | None = setting(
         None, "vocabulary; default: that of the prepared corpus or of --init_from, else learnt"
     )
-    vocab_size: int = setting(30522, "entries, when the vocabulary is learnt", at_least=32)
+    vocab_size: int = setting(
+        30522, "entries, when the vocabulary is learnt", at_least=32, group="common"
+    )
     lower_case: bool | None = setting(
         None,
         "lower-case and strip accents (an uncased BERT); default: as the prepared corpus or "
@@ -132,13 +140,17 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
         None,
         "architecture: tiny, mini, small, medium, base, large, or a .yaml or .json file; default: "
         "that of the checkpoint or of --init_from, else base",
+        group="common",
     )
     init_from: str | None = setting(
         None,
         "folder to start from: weights, such as RUN/pretrain/final, with a fresh optimizer, or a "
         "checkpoint, such as RUN/pretrain/checkpoint/step_00001000, with its optimizer",
+        group="common",
     )
-    max_seq_length: int = setting(128, "length of an example in tokens, L", at_least=5)
+    max_seq_length: int = setting(
+        128, "length of an example in tokens, L", at_least=5, group="common"
+    )
     max_predictions_per_seq: int | None = setting(
         None, "masked slots of an example, M; default: mask_rate * L, rounded up", at_least=1
     )
@@ -147,10 +159,10 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
     short_seq_prob: float = setting(
         0.1, "share of the examples cut to a random length", at_least=0, at_most=1
     )
-    global_batch_size: int = setting(256, "examples in a step", at_least=1)
-    train_steps: int = setting(1_000_000, "steps of the whole run", at_least=1)
-    learning_rate: float = setting(1e-4, "peak learning rate", above=0)
-    warmup_steps: int = setting(10_000, "steps of linear warm-up", at_least=0)
+    global_batch_size: int = setting(256, "examples in a step", at_least=1, group="common")
+    train_steps: int = setting(1_000_000, "steps of the whole run", at_least=1, group="common")
+    learning_rate: float = setting(1e-4, "peak learning rate", above=0, group="common")
+    warmup_steps: int = setting(10_000, "steps of linear warm-up", at_least=0, group="common")
     decay_steps: int | None = setting(
         None, "step at which the learning rate is 0; default: train_steps", at_least=1
     )
@@ -167,11 +179,6 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
         self.check_teacher()
         if self.teacher and not self.init_from and not self.bert_config:
             object.__setattr__(self, "init_from", self.teacher)
-        if not self.input:
-            raise UserError(
-                "input is empty: say what to learn from, for example --input='text/*.txt', or "
-                "--input=sample:train for the text that comes with kbert."
-            )
         if self.warmup_steps >= self.train_steps:
             raise UserError(
                 f"warmup_steps must be < train_steps; got {self.warmup_steps} and "

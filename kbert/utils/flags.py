@@ -1,6 +1,8 @@
 """Command-line flags made from a config dataclass."""
 
 import dataclasses
+import sys
+import textwrap
 
 from absl import flags
 
@@ -22,6 +24,37 @@ def define(config_class):
             flags.DEFINE_enum(name, default, list(field.metadata["choices"]), help)
         else:
             _DEFINE.get(kind, flags.DEFINE_string)(name, default, help)
+
+
+def help_text(config_class):
+    """The text of --help: the required flags of a program, the common ones, then all others."""
+    lines = [sys.modules["__main__"].__doc__.strip()]
+    group_of = {field.name: field.metadata["group"] for field in dataclasses.fields(config_class)}
+    own_flags = flags.FLAGS.get_key_flags_for_module("__main__")
+    for group in ("required", "common", "more"):
+        of_group = [flag for flag in own_flags if group_of.get(flag.name, "common") == group]
+        if of_group:
+            lines += ["", f"{group.capitalize()}:"]
+            lines += [line for flag in of_group for line in _help_of(flag)]
+    return "\n".join([*lines, "", "--flagfile=FILE reads flags from a file, one per line.", ""])
+
+
+def _help_of(flag):
+    """The lines of a flag."""
+    kind, help = flag.flag_type(), flag.help
+    if kind == "bool":
+        name = f"--[no]{flag.name}"
+    elif kind == "string enum":
+        choices = "|".join(flag.parser.enum_values)
+        name, help = f"--{flag.name}={choices}", help.removeprefix(f"<{choices}>: ")
+    else:
+        name = f"--{flag.name}={({'int': 'INTEGER', 'float': 'NUMBER'}).get(kind, 'TEXT')}"
+    if flag.default not in (None, "") and flag.default is not False:
+        help += f" [default: {str(flag.default).lower() if kind == 'bool' else flag.default}]"
+    return [
+        f"  {name}",
+        *textwrap.wrap(help, 96, initial_indent=" " * 6, subsequent_indent=" " * 6),
+    ]
 
 
 def read(config_class):

@@ -1,6 +1,7 @@
 """The frame of every program: flags, bad input as one line, quiet start."""
 
 import contextlib
+import functools
 import os
 import pathlib
 import re
@@ -10,7 +11,7 @@ import tempfile
 from absl import app, flags, logging
 
 from kbert.errors import UserError, one_line, too_much
-from kbert.utils.flags import define, read
+from kbert.utils.flags import define, help_text, read
 
 flags.disclaim_key_flags()  # so that --help shows the flags as those of the program
 PACKAGED = pathlib.Path(__file__).parent.parent / "packaged"  # configs/ and export/
@@ -82,14 +83,17 @@ def run(main, config_class=None, check=None):
                 f"(--accumulation_steps), --remat, or a smaller batch."
             )
 
-    app.run(guarded, flags_parser=parse)
+    app.run(guarded, flags_parser=functools.partial(parse, config_class=config_class))
 
 
-def parse(argv):
+def parse(argv, config_class=None):
     """Parses flags, also those of flag files; returns the other arguments.
 
     Ends the program with status 0 after --help, and with one line and status 2 if a flag is wrong.
     """
+    if config_class and {"--help", "-help", "-h"} & set(argv):
+        print(help_text(config_class), end="")
+        sys.exit(0)
     try:
         return flags.FLAGS([re.sub("(?<=flagfile=)configs/.+", _packaged, arg) for arg in argv])
     except SystemExit:  # absl ends with status 1 after --help
