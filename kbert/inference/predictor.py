@@ -133,7 +133,7 @@ class Predictor:
         return next(kind.name for kind in BUILT_IN if kind.problem_type == config.problem_type)
 
     def ask(self, name, *texts):
-        """What a model of a task says of texts. name: of the task. *texts: as its method takes."""
+        """Predicts with a model of any task. name: of the task. texts: as for its own method."""
         self.load(get_task(name).model_class)
         return self.task(name).answers(self, *texts)
 

@@ -114,7 +114,7 @@ class PretrainedModel(keras.Model):
         """Exports the model for inference without kbert; see `keras.Model.export`.
 
         Args:
-            filepath, format, verbose, **kwargs: as for Keras.
+            filepath, format, verbose, kwargs: as for Keras.
             input_signature: None for the features of `ENCODER_FEATURES`, of any size.
         """
         if input_signature is None:
