@@ -82,7 +82,10 @@ class Ids:
     def __init__(self, endpoint, examples):
         self._task, self._examples = endpoint.task, examples
         self._encoded = endpoint.task.encode(examples)
-        self.questions = [_features(item, endpoint) for item in self._encoded.items]
+        self.questions = []
+        for item in self._encoded.items:
+            padded = pad_examples([item], item.length, 1, endpoint.tokenizer.pad_id)
+            self.questions.append({name: padded[name] for name in ENCODER_FEATURES})
 
     def scores(self, answers):
         """The task's scores of `Endpoint.forward` of each question."""
@@ -91,11 +94,6 @@ class Ids:
         rows = [{names.get(n, n): np.asarray(x)[0] for n, x in a.items()} for a in answers]
         predictions = self._task.predictions(self._examples, self._encoded, rows)
         return self._task.scores(self._examples, predictions)
-
-
-def _features(item, endpoint):
-    padded = pad_examples([item], item.length, 1, endpoint.tokenizer.pad_id)
-    return {name: padded[name] for name in ENCODER_FEATURES}
 
 
 class Texts:
@@ -110,12 +108,8 @@ class Texts:
 
     def scores(self, answers):
         """The task's scores of the answer to each question, by the endpoint's output_spec."""
-        return self._task.scores(self._examples, [self._prediction(answer) for answer in answers])
-
-    def _prediction(self, answer):
-        """An answer to a text as the prediction of a task."""
-        output = {name: np.asarray(value).tolist()[0] for name, value in answer.items()}
-        return self._task.prediction_of(output)
+        rows = [{n: np.asarray(x).tolist()[0] for n, x in answer.items()} for answer in answers]
+        return self._task.scores(self._examples, [self._task.prediction_of(row) for row in rows])
 
 
 def compared(evaluation_set, contenders):
@@ -157,12 +151,12 @@ class Labelled:
 
     Args:
         endpoint: Endpoint, of the float32 model.
-        source, columns, report: as for `read_for`. source: None for no comparison.
+        source, columns, report: as for `read_for`.
     """
 
     def __init__(self, endpoint, source, columns, report=print):
         self._endpoint, self._source = endpoint, source
-        self._examples = source and read_for(endpoint, source, columns, report)
+        self._examples = read_for(endpoint, source, columns, report)
         self._threads = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count()
 
     def with_saved_model(self, functions, folder, weights):
@@ -173,10 +167,8 @@ class Labelled:
             folder: of the SavedModel. weights: "float32" or "int8", its own.
 
         Returns:
-            list of lines of text, a table; empty without examples.
+            list of lines of text, a table.
         """
-        if not self._source:
-            return []
         kind, name = Texts, "serving_default"
         if self._endpoint.scored_by_ids:
             kind, name = Ids, "from_ids"
@@ -197,10 +189,8 @@ class Labelled:
             folder: of the model. weights: "float32" or "float16", its own.
 
         Returns:
-            list of lines of text, a table; empty without examples.
+            list of lines of text, a table.
         """
-        if not self._source:
-            return []
         endpoint, evaluation_set = self._endpoint, Ids(self._endpoint, self._examples)
         answer = keras_backend(endpoint.forward, evaluation_set.questions[0])
         contenders = {"kbert float32": (_weight_bytes(endpoint), answer)}

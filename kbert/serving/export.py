@@ -70,12 +70,11 @@ def export(
             cannot be used.
     """
     _check_quantize("serving", quantize, "int8")
-    target, folder = _free(output_dir), ModelFolder.of(model)
-    endpoint = saved_model.load_endpoint(folder, method, takes_pairs, max_seq_length)
-    report(messages.source_line(folder, endpoint.name, endpoint.model, endpoint.max_seq_length))
-    labelled = comparison.Labelled(endpoint, eval_file, columns, report)
+    target = _free(output_dir)
+    endpoint = _endpoint(model, method, takes_pairs, max_seq_length, report)
+    labelled = eval_file and comparison.Labelled(endpoint, eval_file, columns, report)
     before = {}
-    if eval_file and (quantize or batch_timeout_ms):  # the export is quantized, or waits in batches
+    if labelled and (quantize or batch_timeout_ms):  # the export is quantized, or waits in batches
         before = signatures(endpoint)
     if quantize:
         saved_model.quantize_int8(endpoint)
@@ -86,7 +85,8 @@ def export(
         expected = _expected(endpoint, functions, samples, quantize)
         notes = [messages.checked_line(answers, *expected)]
         notes.append(_warm_up(path, functions, samples, target))
-        notes += labelled.with_saved_model(before or functions, path, quantize or "float32")
+        if labelled:
+            notes += labelled.with_saved_model(before or functions, path, quantize or "float32")
     notes += [*messages.output_spec_lines(endpoint, functions), messages.serve_line(target)]
     _report_all(report, messages.target_line(target), *notes)
 
@@ -150,15 +150,22 @@ def export_openvino(
     _check_quantize("openvino", quantize, "float16")
     if not importlib.util.find_spec("openvino"):
         raise UserError("--format=openvino needs openvino: pip install 'kbert[openvino]'")
-    target, folder = _free(output_dir), ModelFolder.of(model)
-    endpoint = saved_model.load_endpoint(folder, method, takes_pairs, max_seq_length)
-    report(messages.source_line(folder, endpoint.name, endpoint.model, endpoint.max_seq_length))
-    labelled = comparison.Labelled(endpoint, eval_file, columns, report)
+    target = _free(output_dir)
+    endpoint = _endpoint(model, method, takes_pairs, max_seq_length, report)
+    labelled = eval_file and comparison.Labelled(endpoint, eval_file, columns, report)
     with _new_folder(target) as path:
         metadata = openvino_ir.save_openvino(endpoint, path, quantize)
         notes = [messages.computed_line(metadata), *messages.port_lines(metadata)]
-        notes += labelled.with_openvino(path, metadata["weights"])
+        if labelled:
+            notes += labelled.with_openvino(path, metadata["weights"])
     _report_all(report, messages.target_line(target), *notes)
+
+
+def _endpoint(model, method, takes_pairs, max_seq_length, report):
+    folder = ModelFolder.of(model)
+    endpoint = saved_model.load_endpoint(folder, method, takes_pairs, max_seq_length)
+    report(messages.source_line(folder, endpoint.name, endpoint.model, endpoint.max_seq_length))
+    return endpoint
 
 
 def _check_quantize(format, quantize, has):

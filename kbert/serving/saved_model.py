@@ -71,7 +71,9 @@ def load_endpoint(folder, name=None, takes_pairs=None, max_seq_length=None):
         if takes_pairs is None:
             takes_pairs = settings.get("takes_pairs", bool(own and own.takes_pairs))
     elif takes_pairs:
-        raise UserError(f"--takes_pairs is for models that classify; {name} takes {_inputs(kind)}.")
+        raise UserError(
+            f"--takes_pairs is for models that classify; {name} takes {' and '.join(kind.texts)}."
+        )
     return kind(predictor, task and predictor.task(task.name), takes_pairs)
 
 
@@ -127,10 +129,6 @@ def load_encoder(folder, **arguments):
             f"tags, answers or fills masks has none. --method=embed needs none."
         )
     return BertModel.from_pretrained(folder, **arguments)
-
-
-def _inputs(kind):
-    return " and ".join(kind.texts)
 
 
 def samples(endpoint):
@@ -230,12 +228,8 @@ def answers_alone(texts, *folders):
         request_file = pathlib.Path(scratch) / "request.json"
         answer_file = pathlib.Path(scratch) / "answer.npz"
         request_file.write_text(json.dumps(texts), encoding="utf-8")
-        paths = [
-            request_file,
-            answer_file,
-            *(pathlib.Path(folder).absolute() for folder in folders),
-        ]
-        command = [sys.executable, "-c", _ALONE, *map(str, paths)]
+        folders = [pathlib.Path(folder).absolute() for folder in folders]
+        command = [sys.executable, "-c", _ALONE, request_file, answer_file, *folders]
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(command, capture_output=True, text=True, cwd=scratch, env=environment)
         if done.returncode:

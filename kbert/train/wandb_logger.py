@@ -1,7 +1,7 @@
 """Weights & Biases: logs a run's metrics, settings and plots.
 
 All W&B calls run in a separate thread and never block or stop a run; an error is logged as one
-line.
+line. `run.log` does not block by itself, but `wandb.login` and `wandb.init` do while W&B is away.
 """
 
 import dataclasses
