@@ -41,6 +41,10 @@ def layer_scales(paths, layer_decay):
     return [layer_decay ** power(path, block) for path, block in pairs]
 
 
+def _read(variable):
+    return variable.read_value()
+
+
 class _Optimizer(keras.optimizers.Optimizer):
     """Base class of the optimizers. A subclass defines `slot_names` and `step`, one update.
 
@@ -69,18 +73,10 @@ class _Optimizer(keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
-        slots = [slot[index] for slot in self.slots]
-        value, new_slots = self._update(
-            index,
-            ops.cast(gradient, variable.dtype),
-            ops.convert_to_tensor(variable),
-            [ops.convert_to_tensor(slot) for slot in slots],
-            ops.cast(learning_rate, variable.dtype),
-            ops.cast(self.iterations + 1, variable.dtype),
-        )
-        self.assign(variable, value)
-        for slot, new in zip(slots, new_slots, strict=True):
-            self.assign(slot, new)
+        variables = [variable, *(slot[index] for slot in self.slots)]
+        rate, count = (ops.cast(x, variable.dtype) for x in (learning_rate, self.iterations + 1))
+        gradient = ops.cast(gradient, variable.dtype)
+        self._update(index, gradient, variables, ops.convert_to_tensor, rate, count)
 
     def apply_whole(self, gradients, factor, learning_rate, local):
         """Updates the variables of one replica; every replica applies the same update.
@@ -94,25 +90,15 @@ class _Optimizer(keras.optimizers.Optimizer):
         iterations = local(self.iterations)
         count = ops.cast(iterations + 1, "float32")
         for index, gradient in enumerate(gradients):
-            variable = local(self._trainable_variables[index])
-            slots = [local(slot[index]) for slot in self.slots]
-            value, new_slots = self._update(
-                index,
-                gradient,
-                variable.read_value(),
-                [slot.read_value() for slot in slots],
-                learning_rate,
-                count,
-                factor,
-            )
-            variable.assign(value)
-            for slot, new in zip(slots, new_slots, strict=True):
-                slot.assign(new)
+            slots = (slot[index] for slot in self.slots)
+            variables = [local(v) for v in (self._trainable_variables[index], *slots)]
+            self._update(index, gradient, variables, _read, learning_rate, count, factor)
         iterations.assign_add(1)
 
-    def _update(self, index, gradient, value, slots, learning_rate, count, factor=1.0):
-        """Applies `step` to the variable at `index`."""
-        return self.step(
+    def _update(self, index, gradient, variables, read, learning_rate, count, factor=1.0):
+        """Applies `step` to the variable at `index` and its slots, whose values `read` returns."""
+        value, *slots = map(read, variables)
+        value, slots = self.step(
             gradient,
             ops.cast(factor, gradient.dtype),
             value,
@@ -123,6 +109,8 @@ class _Optimizer(keras.optimizers.Optimizer):
             **self.settings,
             **self.fixed,
         )
+        for variable, new in zip(variables, [value, *slots], strict=True):
+            self.assign(variable, new)
 
     def named_variables(self, names):
         """The variables that a checkpoint stores: dict of name -> Keras variable.
