@@ -42,9 +42,7 @@ def write_corpus(folder, vocab_file, shards, sentences_a_batch=2):
         entries.append(writer.close())
         unigrams += writer.unigrams
     shutil.copyfile(vocab_file, folder / "vocab.txt")
-    write_manifest(
-        folder, entries, tokenizer.vocab_size, tokenizer.fingerprint, tokenizer.lower_case, unigrams
-    )
+    write_manifest(folder, tokenizer, entries, unigrams)
     return Corpus(folder)
 
 

@@ -6,7 +6,6 @@ its name when it is whole, so the runner may make a call again, or twice at the 
 
 import collections
 import contextlib
-import functools
 import io
 import json
 import os
@@ -72,8 +71,7 @@ def run(worker, pieces, folder, deduplicate, pipeline):
             tallies = _without_duplicates(tasks, worker, folder)
         else:
             tallies = tasks | "write pieces" >> beam.Map(_write_piece, worker, folder)
-        total = functools.partial(_total, len(worker.vocab))
-        total = tallies | "count" >> beam.CombineGlobally(total)
+        total = tallies | "count" >> beam.CombineGlobally(_total)
         _ = total | "write counts" >> beam.Map(_write_result, folder)
     if _failed(folder):
         with storage.open_stream(os.path.join(folder, _ERROR)) as file:
@@ -122,7 +120,7 @@ def _write_piece(task, worker, folder):
     if not _failed(folder):
         with _errors_noted(folder):
             return worker.write_shard(*task, folder)
-    return Tally(len(worker.vocab))
+    return Tally()
 
 
 def _documents(task, worker, folder):
@@ -138,28 +136,27 @@ def _documents(task, worker, folder):
     with _errors_noted(folder), tempfile.TemporaryDirectory() as local:
         tally = worker.write_shard(*task, local)
         for entry in tally.shards:
-            documents = read_documents(open_shard(local, entry, tally.vocab_size))
+            documents = read_documents(open_shard(local, entry, len(worker.vocab)))
             for i, (part, ids, lengths) in enumerate(documents):
                 yield digest(ids, lengths), (task[0], part, i, ids.tobytes(), lengths.tobytes())
-        counts = Tally(tally.vocab_size, tally.counts, tally.left_out)
-        yield beam.pvalue.TaggedOutput("tallies", counts)
+        yield beam.pvalue.TaggedOutput("tallies", Tally(tally.counts, tally.left_out))
 
 
 def _write_documents(shard, vocab_size, folder):
     name, documents = shard
-    tally = Tally(vocab_size)
+    tally = Tally()
     if not _failed(folder):
         dtype = ids_dtype(vocab_size)
         documents = (
             (number, np.frombuffer(ids, dtype), np.frombuffer(lengths, "<i8"))
             for number, ids, lengths in sorted(documents)
         )
-        write_shard(folder, name, batches(documents), tally)
+        write_shard(folder, name, vocab_size, batches(documents), tally)
     return tally
 
 
-def _total(vocab_size, tallies):
-    total = Tally(vocab_size)
+def _total(tallies):
+    total = Tally()
     for tally in tallies:
         total.add(tally)
     return total

@@ -82,12 +82,13 @@ class ShardWriter:
         return {"name": self.name, "counts": self._counts, "sha256": hashes}
 
 
-def write_manifest(folder, shards, vocab_size, fingerprint, lower_case, unigrams, **extra):
+def write_manifest(folder, tokenizer, shards, unigrams, **extra):
     """Writes the unigram counts and, last of all, the manifest, which it returns.
 
     Args:
         folder: holds the vocabulary; what is in it besides shards gets a checksum.
-        shards: their entries, in order. unigrams: (V,) int64. extra: more keys of the manifest.
+        tokenizer: BertTokenizer. shards: their entries, in order. unigrams: (V,) int64.
+        extra: more keys of the manifest.
     """
     folder = pathlib.Path(folder)
     array = io.BytesIO()  # numpy's own writing does not say why it fails
@@ -101,9 +102,9 @@ def write_manifest(folder, shards, vocab_size, fingerprint, lower_case, unigrams
         "documents": totals["documents"],
         "sentences": totals["sentences"],
         "tokens": totals["ids"],
-        "vocab_size": vocab_size,
-        "vocab_fingerprint": fingerprint,
-        "lower_case": lower_case,
+        "vocab_size": tokenizer.vocab_size,
+        "vocab_fingerprint": tokenizer.fingerprint,
+        "lower_case": tokenizer.lower_case,
         **extra,
         "shards": shards,
     }
@@ -217,9 +218,7 @@ class Corpus:
 
     def read(self, first, stop):
         """(stop - first,) ids of a span, counted from the start of the corpus; within one shard."""
-        shard = np.searchsorted(self.shard_starts, first, side="right") - 1
-        offset = self.shard_starts[shard]
-        return self.shards[shard].ids[first - offset : stop - offset]
+        return self.read_all(np.array([[first, stop]]))
 
     def read_all(self, spans):
         """Ids of spans, one after the other; (N, 2) as for `read`."""

@@ -2,7 +2,6 @@
 
 import concurrent.futures.process
 import contextlib
-import functools
 import itertools
 import multiprocessing
 import os
@@ -38,10 +37,10 @@ def run(worker, pieces, folder, deduplicate, processes, report):
         processes = 1
     with _workers(worker, processes) as run_all:
         if not deduplicate:
-            return _write_pieces(run_all, worker, pieces, folder, report)
+            return _write_pieces(run_all, pieces, folder, report)
         place = None if storage.is_remote(folder) else folder
         with tempfile.TemporaryDirectory(prefix=".staged-", dir=place) as local:
-            tally = _write_pieces(run_all, worker, pieces, local, report)
+            tally = _write_pieces(run_all, pieces, local, report)
             return _without_duplicates(run_all, tally, local, folder, report)
 
 
@@ -49,8 +48,8 @@ def _total_bytes(pieces):
     return sum(piece.size for piece in pieces)
 
 
-def _write_pieces(run_all, worker, pieces, folder, report):
-    tally = Tally(len(worker.vocab))
+def _write_pieces(run_all, pieces, folder, report):
+    tally = Tally()
     tasks = [(number, piece, folder) for number, piece in enumerate(pieces)]
     start, done, total = time.monotonic(), 0, _total_bytes(pieces)
     for piece, part in zip(pieces, run_all(_write_piece, tasks), strict=True):
@@ -69,13 +68,13 @@ def _write_pieces(run_all, worker, pieces, folder, report):
 
 def _without_duplicates(run_all, tally, pieces_folder, folder, report):
     """Writes the shards of a Tally anew, without duplicates. Returns the Tally of the new ones."""
-    shards = [(pieces_folder, entry, tally.vocab_size) for entry in tally.shards]
+    shards = [(pieces_folder, entry) for entry in tally.shards]
     digests = np.frombuffer(b"".join(run_all(_digests, shards)), np.uint8).reshape(-1, 16)
     is_duplicate = duplicates(digests)
     report(f"{is_duplicate.sum():,} of {len(digests):,} documents are duplicates")
     edges = np.cumsum([entry["counts"]["documents"] for entry in tally.shards])
     tasks = [(folder, *task) for task in zip(shards, np.split(~is_duplicate, edges), strict=False)]
-    result = Tally(tally.vocab_size, tally.counts, tally.left_out)
+    result = Tally(tally.counts, tally.left_out)
     for number, part in enumerate(run_all(_write_kept, tasks), start=1):
         result.add(part)
         if number % 16 == 0 or number == len(tasks):
@@ -112,17 +111,19 @@ def _write_piece(task):
 
 def _digests(shard):
     """The digests of the documents of a shard, 16 bytes each."""
-    return b"".join(digest(*document[1:]) for document in read_documents(open_shard(*shard)))
+    documents = read_documents(open_shard(*shard, len(_worker.vocab)))
+    return b"".join(digest(ids, lengths) for _, ids, lengths in documents)
 
 
 def _write_kept(task):
     """Writes those documents of a shard that a mask, (documents,) bool, keeps. Returns a Tally."""
-    folder, (pieces_folder, entry, vocab_size), keep = task
-    tally = Tally(vocab_size)
+    folder, (pieces_folder, entry), keep = task
+    tally, vocab_size = Tally(), len(_worker.vocab)
     documents = read_documents(open_shard(pieces_folder, entry, vocab_size))
     kept = itertools.compress(documents, keep)
     for part, documents in itertools.groupby(kept, key=lambda document: document[0]):
-        write_shard(folder, shard_name(int(entry["name"]), part), batches(documents), tally)
+        name = shard_name(int(entry["name"]), part)
+        write_shard(folder, name, vocab_size, batches(documents), tally)
     return tally
 
 
@@ -133,18 +134,14 @@ def _workers(worker, processes):
         _start_worker(worker, alone=False)
         yield map
         return
-    with concurrent.futures.ProcessPoolExecutor(
-        processes,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(worker,),
-    ) as pool:
-        yield functools.partial(_pool_map, pool)
-
-
-def _pool_map(pool, function, tasks):
     try:
-        yield from pool.map(function, tasks)
+        with concurrent.futures.ProcessPoolExecutor(
+            processes,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(worker,),
+        ) as pool:
+            yield pool.map
     except concurrent.futures.process.BrokenProcessPool as error:
         raise UserError(
             "a worker process was killed, most likely for lack of memory. Use fewer: "

@@ -49,7 +49,7 @@ def write_corpus(config, tokenizer=None, report=None):
 
     Text is UTF-8, one sentence or paragraph a line, an empty line between documents. The files are
     the same, byte for byte, for both runners and any number of workers. Memory is bounded by a
-    batch of text for each worker and, to deduplicate, 60 bytes for each in one process.
+    batch of text for each worker and, to deduplicate, 60 bytes for each document in one process.
 
     Args:
         config: PrepareConfig.
@@ -86,10 +86,8 @@ def write_corpus(config, tokenizer=None, report=None):
             tokenizer.save_pretrained(staging)
             return write_manifest(
                 staging,
+                tokenizer,
                 tally.sorted_shards(),
-                tokenizer.vocab_size,
-                tokenizer.fingerprint,
-                tokenizer.lower_case,
                 tally.unigrams,
                 deduplicate=config.deduplicate,
                 **_counts(tally),
@@ -98,12 +96,9 @@ def write_corpus(config, tokenizer=None, report=None):
 
 
 def _counts(tally):
-    counts = tally.counts
+    counts, names = tally.counts, ("bytes", "lines", "lines_with_bad_utf8", "lines_left_out")
     return {
-        "bytes": counts["bytes"],
-        "lines": counts["lines"],
-        "lines_with_bad_utf8": counts["lines_with_bad_utf8"],
-        "lines_left_out": counts["lines_left_out"],
+        **{name: counts[name] for name in names},
         "first_lines_left_out": [where for _, where in tally.left_out],
         "documents_without_tokens": counts["documents"] - counts["documents_with_tokens"],
         "duplicates_left_out": counts["documents_with_tokens"] - tally.documents,

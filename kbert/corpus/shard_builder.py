@@ -21,23 +21,17 @@ class Tally:
     """What was found in a part of the input, and the shards that were made of it.
 
     Attributes:
-        vocab_size: V.
         counts: Counter of lines, bytes, lines_with_bad_utf8, lines_left_out, documents (with lines)
             and documents_with_tokens.
         left_out: (number of the piece, file and line) of the first lines left out.
         shards: entries of the manifest.
-        unigrams: (V,) int64, how often each id occurs in the shards.
+        unigrams: (V,) int64, how often each id occurs in the shards; 0 if there are none.
     """
 
-    vocab_size: int
     counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     left_out: list = dataclasses.field(default_factory=list)
     shards: list = dataclasses.field(default_factory=list)
-    unigrams: np.ndarray = None
-
-    def __post_init__(self):
-        if self.unigrams is None:
-            self.unigrams = np.zeros(self.vocab_size, np.int64)
+    unigrams: np.ndarray | int = 0
 
     def add(self, other):
         """Adds what was found elsewhere. The order makes no difference, but for that of shards."""
@@ -46,7 +40,7 @@ class Tally:
         self.left_out = sorted(self.left_out + other.left_out, key=lambda item: item[0])
         del self.left_out[_NAMED_LINES:]
         self.shards += other.shards
-        self.unigrams += other.unigrams
+        self.unigrams = self.unigrams + other.unigrams
 
     def leave_out(self, number, where):
         """Counts a line of piece `number` that is left out. where: str, its file and line."""
@@ -69,20 +63,20 @@ def shard_name(number, part=0):
     return f"{number:05d}" + (f"-{part}" if part else "")
 
 
-def write_shard(folder, name, batches, tally):
+def write_shard(folder, name, vocab_size, batches, tally):
     """Writes a shard, whole or not at all, and adds it to a tally.
 
     Args:
-        folder: local or remote, existing. name: of the shard.
+        folder: local or remote, existing. name: of the shard. vocab_size: V.
         batches: iterable of ids, lengths and starts_document, as for `ShardWriter.write`.
     """
     with storage.staged(folder) as local:
-        writer = ShardWriter(local, name, tally.vocab_size)
+        writer = ShardWriter(local, name, vocab_size)
         for batch in batches:
             writer.write(*batch)
         entry = writer.close()
     tally.shards += [entry] if entry["counts"]["ids"] else []
-    tally.unigrams += writer.unigrams
+    tally.unigrams = tally.unigrams + writer.unigrams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +105,9 @@ class ShardBuilder:
         Args:
             number: of the piece in the input. piece: TextPiece. folder: local or remote, existing.
         """
-        tally = Tally(len(self.vocab))
+        tally = Tally()
         batches = self._batches(number, piece, tally)
-        write_shard(folder, shard_name(number), batches, tally)
+        write_shard(folder, shard_name(number), len(self.vocab), batches, tally)
         tally.counts["documents_with_tokens"] = tally.documents
         return tally
 
