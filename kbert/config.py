@@ -100,6 +100,10 @@ def check_settings(config):
         if not all(_COMPARISONS[key][1](value, limit) for key, limit in limits.items()):
             hint = " Write 0.15 for 15 %." if kind is float and limits.get("below") == 1 else ""
             raise UserError(f"{field.name} must be {range_text(limits)}; got {value}.{hint}")
+    _check_required(config)
+
+
+def _check_required(config):
     for field in dataclasses.fields(config):
         if field.metadata["group"] == "required" and not getattr(config, field.name):
             raise UserError(f"--{field.name} is missing: {field.metadata['help']}.")
