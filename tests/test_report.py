@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from kbert.errors import UserError
 from kbert.settings import PretrainConfig
+from kbert.train import callbacks
 from kbert.train.callbacks import MetricsFile, ProgressLines, TensorBoard, drop_later_rows
 from kbert.train.pretraining import Pretraining
 from kbert.train.report import ThroughputMeter, throughput_text, time_text
@@ -63,6 +64,27 @@ def test_the_line_of_a_window_of_steps(capsys):
     assert capsys.readouterr().out == (
         "step 1,000/20,000 | loss 0.500 | mlm 0.500 acc 0.500 | nsp 0.500 acc 0.500 | "
         "lr 5.00e-01 | 1,234 tokens/s | ETA 1:01\n"
+    )
+
+
+def test_a_slow_run_has_a_line_after_ten_seconds(capsys, monkeypatch):
+    """With the metrics so far, which stay in the window; once."""
+    now = [100.0]
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    workload = Pretraining(PretrainConfig(input="a.txt", log_every_steps=100))
+    workload.train_steps = 20_000
+    names = ("loss", "mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy")
+    workload.objective = types.SimpleNamespace(metrics=lambda sums: dict.fromkeys(names, sums["x"]))
+    line = ProgressLines()
+    line.trainer = types.SimpleNamespace(
+        step=50, workload=workload, config=workload.config, window={"x": 0.5}
+    )
+    line.on_train_begin()
+    for line.trainer.step, now[0] in ((51, 109.0), (52, 111.0), (53, 150.0)):
+        line.on_step_end()
+    assert capsys.readouterr().out == (
+        "step 52/20,000 | loss 0.500 | mlm 0.500 acc 0.500 | nsp 0.500 acc 0.500 | "
+        "5.5 s per step so far, including compilation\n"
     )
 
 

@@ -17,6 +17,7 @@ from kbert.visualization import curves
 
 # Wait this many times the duration of the last plot before drawing the next one.
 CURVES_PAUSE = 50
+FIRST_LINE_SECONDS = 10
 
 
 class Callback:
@@ -186,9 +187,34 @@ class LearningCurves(Callback):
 
 
 class ProgressLines(Callback):
-    """Prints a line for each logging window and for each evaluation."""
+    """Prints a line for each logging window and for each evaluation.
+
+    If the first window takes longer than `FIRST_LINE_SECONDS`, it prints the metrics so far.
+    """
+
+    _begin = None  # time and step at which training began; None after the first line
+
+    def on_train_begin(self):
+        self._begin = time.monotonic(), self.trainer.step
+
+    def on_step_end(self):
+        if self._begin is None:
+            return
+        trainer, (begin, first_step) = self.trainer, self._begin
+        seconds = time.monotonic() - begin
+        if seconds < FIRST_LINE_SECONDS or trainer.step % trainer.config.log_every_steps == 0:
+            return
+        text = trainer.workload.train_text(
+            trainer.step, trainer.workload.objective.metrics(trainer.window)
+        )
+        log(
+            f"step {trainer.step:,}/{trainer.workload.train_steps:,} | {text} | "
+            f"{seconds / (trainer.step - first_step):.1f} s per step so far, including compilation"
+        )
+        self._begin = None
 
     def on_log(self, metrics):
+        self._begin = None
         step, workload = self.trainer.step, self.trainer.workload
         log(
             f"step {step:,}/{workload.train_steps:,} | {workload.train_text(step, metrics)} | "
