@@ -20,12 +20,14 @@ def check(config):
 
 def main(config):
     """Runs `kbert.tokenizer.learn_vocab` with the flags."""
-    from kbert.tokenizer.vocab import learn_vocab, write_vocab
+    from kbert.tokenizer.vocab import learn_vocab, size_note, write_vocab
 
     pathlib.Path(config.output_file).parent.mkdir(parents=True, exist_ok=True)
     texts = Texts(find_inputs(config.input), skip_bad_lines=config.skip_bad_lines)
     vocab = learn_vocab(texts, config.vocab_size, config.lower_case)
     write_vocab(vocab, config.output_file)
+    if note := size_note(vocab, config.vocab_size):
+        print(note)
     print(f"{len(vocab):,} entries in {config.output_file}")
 
 

@@ -11,6 +11,7 @@ from kbert.tokenizer import BertTokenizer
 from kbert.tokenizer.vocab import (
     SPECIAL_TOKENS,
     learn_vocab,
+    size_note,
     read_vocab,
     vocab_fingerprint,
     write_vocab,
@@ -92,6 +93,17 @@ def test_learning_twice_gives_the_same(size):
     vocab = learn_vocab(TEXTS, size)
     for _ in range(4):  # a hash table decides ties in the library: one repeat could agree by luck
         assert learn_vocab(TEXTS, size) == vocab
+
+
+def test_too_little_text_for_the_size_is_explained():
+    """No text has a larger vocabulary then: all pieces that occur twice are in it."""
+    vocab = learn_vocab(TEXTS, 4096)
+    assert vocab == learn_vocab(TEXTS, 10_000)
+    assert size_note(vocab, len(vocab)) == ""
+    assert size_note(vocab, 4096) == (
+        f"note: the vocabulary has {len(vocab):,} entries instead of 4,096: no other word piece "
+        f"occurs twice in the text"
+    )
 
 
 def test_casing():

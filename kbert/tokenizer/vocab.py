@@ -141,6 +141,16 @@ def learn_vocab(texts, vocab_size, lower_case=True):
     return vocab
 
 
+def size_note(vocab, vocab_size):
+    """Returns a line that explains a learned vocabulary of fewer than `vocab_size` entries."""
+    if len(vocab) == vocab_size:
+        return ""
+    return (
+        f"note: the vocabulary has {len(vocab):,} entries instead of {vocab_size:,}: no other word "
+        f"piece occurs twice in the text"
+    )
+
+
 def _train(texts, vocab_size, lower_case, specials, characters):
     """Returns the entries that the library learns, in the order of their ids."""
     from tokenizers import BertWordPieceTokenizer

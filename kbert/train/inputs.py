@@ -11,7 +11,7 @@ from kbert.corpus.text_sources import Texts, find_inputs
 from kbert.errors import UserError
 from kbert.model.folder import ModelFolder
 from kbert.tokenizer import BertTokenizer, learn_vocab
-from kbert.tokenizer.vocab import write_vocab
+from kbert.tokenizer.vocab import size_note, write_vocab
 
 
 def resolve_inputs(config, folder, saved, layers, check, report, may_make=True):
@@ -86,7 +86,10 @@ def _tokenizer(config, folder, report):
         report(f"learning a vocabulary of {config.vocab_size:,} entries from {config.input}")
         texts = Texts(find_inputs(config.input))
         path = folder / "vocab.txt"
-        write_vocab(learn_vocab(texts, config.vocab_size, lower_case), path)
+        vocab = learn_vocab(texts, config.vocab_size, lower_case)
+        if note := size_note(vocab, config.vocab_size):
+            report(note)
+        write_vocab(vocab, path)
         tokenizer = BertTokenizer(path, lower_case)
     for folder in filter(None, (config.init_from, config.teacher)):
         if ModelFolder(folder).tokenizer.fingerprint != tokenizer.fingerprint:
