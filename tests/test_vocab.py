@@ -11,8 +11,8 @@ from kbert.tokenizer import BertTokenizer
 from kbert.tokenizer.vocab import (
     SPECIAL_TOKENS,
     learn_vocab,
-    size_note,
     read_vocab,
+    size_note,
     vocab_fingerprint,
     write_vocab,
 )
