@@ -84,9 +84,13 @@ class RunFolder(Callback):
     def on_train_begin(self):
         trainer = self.trainer
         trainer.folder.mkdir(parents=True, exist_ok=True)
-        text = flags.as_flagfile(trainer.config, f"replays this run: {trainer.resume_command()}")
-        text += flags.as_line("output_dir", trainer.run_dir.shown())
-        atomic.write_text(trainer.folder / "run.flags", text)
+        path = trainer.folder / "run.flags"
+        if not trainer.complete or not path.exists():  # other flags do not change a complete run
+            text = flags.as_flagfile(
+                trainer.config, f"replays this run: {trainer.resume_command()}"
+            )
+            text += flags.as_line("output_dir", trainer.run_dir.shown())
+            atomic.write_text(path, text)
         for name in ("best", "final"):
             atomic.recover_folder(trainer.folder / name)
         trainer.checkpoints.clear_away(trainer.step)

@@ -27,20 +27,23 @@ def check_fixed(config, names, state, path):
             )
 
 
-def report_changes(config, identity, state):
+def report_changes(config, identity, state, complete=False):
     """Logs changed settings, and settings that have no effect on a resumed run.
 
     Args:
         config: settings. identity: current training data, see `Workload.identity`.
-        state: of the checkpoint.
+        state: of the checkpoint. complete: whether the run has no steps left.
     """
     current = dataclasses.asdict(config)
     for name, value in state["settings"].items():
         if name not in current or current[name] == value:
             continue
-        if name not in _IN_CHECKPOINT:
+        if name in _IN_CHECKPOINT:
+            if current[name] is not None:
+                log(f"note: --{name} has no effect: the run goes on from its own checkpoint")
+        elif complete:
+            log(f"note: --{name} has no effect: the run is complete, with {value}")
+        else:
             log(f"note: --{name} is {current[name]} now; before the stop it was {value}")
-        elif current[name] is not None:
-            log(f"note: --{name} has no effect: the run goes on from its own checkpoint")
     if identity["corpus"] != state["data"]["corpus"]:
         log("note: the text has changed since the stop; from here on other examples are seen")

@@ -118,7 +118,8 @@ class Trainer:
         self.step = state["step"]
         self._restore(folder)
         identity = self.workload.identity()
-        report_changes(self.config, identity, state)
+        complete = self.step >= self.workload.train_steps
+        report_changes(self.config, identity, state, complete)
         self.window = collections.Counter(state["window"])
         self.evaluation_due = bool(state["evaluation_due"])
         if state["data"]["held_out"] == identity["held_out"]:

@@ -193,6 +193,15 @@ def test_changed_flags_are_reported_on_resume(settings, finished, capsys):
     assert "note: --train_steps is 14 now; before the stop it was 12" in capsys.readouterr().out
 
 
+def test_other_flags_do_not_change_a_complete_run(settings, finished, capsys):
+    path = finished / "pretrain/run.flags"
+    before = path.read_bytes()
+    pretrain(PretrainConfig(**settings | {"learning_rate": 0.5}), finished)
+    note = "note: --learning_rate has no effect: the run is complete, with 0.01\n"
+    assert note in capsys.readouterr().out
+    assert path.read_bytes() == before and b"--learning_rate=0.01\n" in before
+
+
 def test_flags_of_the_start_have_no_effect_on_resume(settings, finished, capsys):
     vocab = finished / "pretrain/final/vocab.txt"
     changes = {"train_steps": 13, "init_from": "gone", "vocab_size": 50, "vocab_file": str(vocab)}
