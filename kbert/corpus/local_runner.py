@@ -2,6 +2,7 @@
 
 import concurrent.futures.process
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import os
@@ -134,14 +135,18 @@ def _workers(worker, processes):
         _start_worker(worker, alone=False)
         yield map
         return
+    with concurrent.futures.ProcessPoolExecutor(
+        processes,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(worker,),
+    ) as pool:
+        yield functools.partial(_pool_map, pool)
+
+
+def _pool_map(pool, function, tasks):
     try:
-        with concurrent.futures.ProcessPoolExecutor(
-            processes,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(worker,),
-        ) as pool:
-            yield pool.map
+        yield from pool.map(function, tasks)
     except concurrent.futures.process.BrokenProcessPool as error:
         raise UserError(
             "a worker process was killed, most likely for lack of memory. Use fewer: "

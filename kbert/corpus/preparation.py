@@ -14,16 +14,14 @@ from kbert.utils import atomic, storage
 from kbert.utils.locks import target_lock
 
 
-def prepare(
-    inputs, output_dir, vocab_file, lower_case=True, processes=None, report=None, **options
-):
+def prepare(inputs, output_dir, vocab_file, lower_case=True, report=None, **options):
     """Tokenises text into a prepared corpus and opens it.
 
     Args:
-        inputs, output_dir, vocab_file, lower_case, processes: fields of
-            `kbert.settings.PrepareConfig`; vocab_file may be a BertTokenizer.
+        inputs, output_dir, vocab_file, lower_case: fields of `kbert.settings.PrepareConfig`;
+            vocab_file may be a BertTokenizer.
         report: called with a line of text now and then.
-        options: further fields.
+        options: further fields, such as processes.
 
     Returns:
         Corpus; one in a remote folder is fetched.
@@ -37,7 +35,6 @@ def prepare(
         output_dir=str(output_dir),
         vocab_file="given" if tokenizer else str(vocab_file),
         lower_case=lower_case,
-        processes=processes,
         **options,
     )
     write_corpus(config, tokenizer, report)
