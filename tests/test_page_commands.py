@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 
 # Page, what its block begins with, and why it is not run.
 NOT_RUN = [
+    ("README.md", "pip install -e '.[test]'", "these are the tests"),
     ("CONTRIBUTING.md", "python3 -m venv", "these are the tests"),
     ("docs/testing.md", "pip install -e '.[test]'", "these are the tests"),
     ("docs/testing.md", "pip install -e '.[docs]'", "tests/test_pages.py runs it"),
