@@ -9,7 +9,7 @@ from kbert.data.examples import TagExample, read_label_names
 from kbert.errors import UserError
 from kbert.tasks.examples import read_examples
 
-HINT = "Mend it, or leave such lines out with --skip_bad_lines."
+HINT = "Fix it, or skip such lines with --skip_bad_lines."
 CHOICES = {"choice_columns": "1,2", "text_column": "0", "label_column": "3"}
 
 
@@ -73,7 +73,7 @@ def test_bad_lines(read, tmp_path, name, task, good, bad, flags, problem):
     assert found[: len(expected)] == expected
     left_out = message.removesuffix(f" {HINT}")
     assert reports == [
-        f"note: 1 of {len(found) + 1} examples of {name} is left out; the first: {left_out}"
+        f"note: 1 of {len(found) + 1} examples of {name} is skipped; the first: {left_out}"
     ]
 
 
@@ -203,7 +203,7 @@ def test_what_is_said_of_bad_lines_is_one_short_line(tmp_path):
     )
     (line,) = said
     assert line.startswith(
-        "note: 1 of 2 examples of t.jsonl is left out; the first: t.jsonl, line 2: "
+        "note: 1 of 2 examples of t.jsonl is skipped; the first: t.jsonl, line 2: "
     )
     assert line.isprintable() and len(line) <= 1000
 
@@ -214,12 +214,12 @@ def test_bad_lines_are_counted(read, error_of):
     found = read("t.tsv", text, "classify", report=reports.append, skip_bad_lines=True)
     assert len(found) == 1501
     assert reports == [
-        "note: 2 of 1,503 examples of t.tsv are left out; the first: t.tsv, line 1502: the text is "
+        "note: 2 of 1,503 examples of t.tsv are skipped; the first: t.tsv, line 1502: the text is "
         "empty."
     ]
     message = error_of("t.tsv", "a\t\n\t1\n", "classify", skip_bad_lines=True)
     assert "none of the 2 examples of " in message
-    assert message.endswith("t.tsv can be used; the first: t.tsv, line 1: the label is empty.")
+    assert message.endswith("t.tsv is valid; the first: t.tsv, line 1: the label is empty.")
 
 
 def test_a_bad_word_leaves_its_sentence_out(read):
@@ -227,7 +227,7 @@ def test_a_bad_word_leaves_its_sentence_out(read):
     reports = []
     found = read("t.conll", text, "tag", report=reports.append, skip_bad_lines=True)
     assert found == [TagExample("t.conll, line 5", ("d",), ("O",))]
-    assert reports[0].startswith("note: 1 of 2 examples of t.conll is left out; the first: t.conll")
+    assert reports[0].startswith("note: 1 of 2 examples of t.conll is skipped; the first: t.conll")
     assert reports[0].endswith("line 2: the line has 1 column, the first line has 2.")
 
 
