@@ -367,7 +367,7 @@ def test_labels_by_number_with_names(settings, tmp_path):
             r"best_metric must be one of accuracy, f1_weighted, .*acuracy",
         ),
         ({"max_seq_length": 33}, r"max_seq_length must be at most 32, the positions that .* has"),
-        ({"label_names": "neg,pos,so,odd"}, r"has no example of odd, so it could not be learnt"),
+        ({"label_names": "neg,pos,so,odd"}, r"has no example of odd, so the model cannot learn it"),
         (
             {"label_names": "neg,pos"},
             r"classify_train.tsv, line 3: the label 'so' is not one of the 2",
@@ -410,8 +410,8 @@ def test_labels_that_training_lacks(settings, tmp_path, files):
     with pytest.raises(UserError) as caught:
         finetune(settings(eval_file=str(path)), tmp_path / "run")
     assert str(caught.value) == (
-        "dev.tsv, line 2: the label 'odd' is not one of the 3 there are: neg, pos, so. Mend it, "
-        "or leave such lines out with --skip_bad_lines."
+        "dev.tsv, line 2: the label 'odd' is not one of the 3 labels: neg, pos, so. Fix it, "
+        "or skip such lines with --skip_bad_lines."
     )
     assert not (tmp_path / "run/finetuning").exists()
     path.write_text("the film was so\tso\n")
@@ -424,7 +424,7 @@ def test_bad_lines_are_counted(settings, tmp_path, capsys, files):
     path = tmp_path / "bad.tsv"
     path.write_text(files["classify", "train"].read_text() + "\tneg\nthe film\n")
     finetune(settings(train_file=str(path), skip_bad_lines=True, epochs=0.1), tmp_path / "run")
-    assert "note: 2 of 98 examples of bad.tsv are left out; the first: bad.tsv, line 97: the" in (
+    assert "note: 2 of 98 examples of bad.tsv are skipped; the first: bad.tsv, line 97: the" in (
         capsys.readouterr().out
     )
 

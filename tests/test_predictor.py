@@ -162,7 +162,7 @@ def test_choices(tokenizer):
 
 def test_choices_of_different_numbers(tokenizer):
     predictor = predictor_of("BertForMultipleChoice", tokenizer)
-    with pytest.raises(UserError, match=r"as many choices, at least 2; got \[2, 3\]"):
+    with pytest.raises(UserError, match=r"the same number of choices, at least 2; got \[2, 3\]"):
         predictor.choose(["the"] * 2, [["a", "cat"], ["a", "cat", "dog"]])
 
 

@@ -265,24 +265,24 @@ def test_labels_that_are_not_known():
     with pytest.raises(UserError) as caught:
         keep_known(examples, ("neg", "pos"), False, print)
     assert str(caught.value) == (
-        "a.tsv, line 2: the label 'so' is not one of the 2 there are: neg, pos. Mend it, or leave "
-        "such lines out with --skip_bad_lines."
+        "a.tsv, line 2: the label 'so' is not one of the 2 labels: neg, pos. Fix it, or skip "
+        "such lines with --skip_bad_lines."
     )
     lines = []
     kept = keep_known(examples, ("neg", "pos"), True, lines.append)
     assert [e.label for e in kept] == ["pos", "1"]  # a number stands for a name that is none
     assert lines == [
-        "note: 1 of 3 examples are left out; the first: a.tsv, line 2: the label 'so' is not one "
-        "of the 2 there are: neg, pos."
+        "note: 1 of 3 examples are skipped; the first: a.tsv, line 2: the label 'so' is not one "
+        "of the 2 labels: neg, pos."
     ]
-    with pytest.raises(UserError, match=r"no example is left; a\.tsv, line 1"):
+    with pytest.raises(UserError, match=r"no example has a known label; a\.tsv, line 1"):
         keep_known(examples, ("7", "8"), True, print)
 
 
 def test_labels_without_an_example():
     examples = [TextExample("", "a", None, "x")]
     with pytest.raises(
-        UserError, match=r"a\.tsv has no example of y, z, so it could not be learnt"
+        UserError, match=r"a\.tsv has no example of y, z, so the model cannot learn it"
     ):
         check_all_present(examples, ("x", "y", "z"), "a.tsv")
     check_all_present(examples, ("x",), "a.tsv")
@@ -315,7 +315,7 @@ def test_the_settings_of_answers_are_kept(tokenizer, tmp_path):
 )
 def test_a_task_file_that_is_none(tmp_path, text):
     (tmp_path / "task.json").write_text(text)
-    with pytest.raises(UserError, match=r"task.json is not what kbert.finetune writes"):
+    with pytest.raises(UserError, match=r"task.json is not a file that kbert.finetune wrote"):
         read_task(tmp_path)
     (tmp_path / "task.json").unlink()
     assert read_task(tmp_path) is None
@@ -324,10 +324,10 @@ def test_a_task_file_that_is_none(tmp_path, text):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_seq_length": 4}, r"'max_seq_length' must be a whole number from 5; got 4"),
-        ({"max_seq_length": "9"}, r"'max_seq_length' must be a whole number from 5; got '9'"),
+        ({"max_seq_length": 4}, r"'max_seq_length' must be an integer of at least 5; got 4"),
+        ({"max_seq_length": "9"}, r"'max_seq_length' must be an integer of at least 5; got '9'"),
         ({"takes_pairs": 1}, r"'takes_pairs' must be true or false; got 1"),
-        ({"doc_stride": 0}, r"'doc_stride' must be a whole number from 1; got 0"),
+        ({"doc_stride": 0}, r"'doc_stride' must be an integer of at least 1; got 0"),
         ({"null_threshold": 10**400}, r"'null_threshold' must be a finite number; got 1000"),
         ({"null_threshold": float("nan")}, r"'null_threshold' must be a finite number; got nan"),
         ({"doc_strode": 3}, r"'doc_strode' must be absent; got 3"),
@@ -336,7 +336,7 @@ def test_a_task_file_that_is_none(tmp_path, text):
 def test_settings_of_a_task_that_cannot_be(tmp_path, changes, message):
     values = {"task": "qa", "max_seq_length": 9} | changes
     (tmp_path / "task.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match=rf"task.json: {message}.* Mend or remove it\."):
+    with pytest.raises(UserError, match=rf"task.json: {message}.* Fix or remove it\."):
         read_task(tmp_path)
 
 

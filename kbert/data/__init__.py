@@ -1,4 +1,4 @@
-"""Batches: pairs and masks of pretraining, labelled examples, and the files they are read from."""
+"""Data: sentence pairs and masking, batches for pretraining and fine-tuning, example files."""
 
 __all__ = ["pretraining_dataset"]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -11,7 +12,7 @@ from kbert.features import ENCODER_FEATURES
 from kbert.utils.numpy_map import numpy_map
 from kbert.utils.stateless_random import uniform
 
-# Lengths in tokens that batches are padded to: few, so that XLA compiles few steps.
+# Lengths in tokens that batches are padded to; few, because XLA compiles a step for each.
 BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 # The shuffled epoch is sorted by length within groups of this many batches.
 NEIGHBOURS = 50
@@ -24,10 +25,10 @@ class EncodedExample:
     """An encoded example, or a window of one.
 
     Attributes:
-        input_ids, token_type_ids: (L,) int32, or (C, L) for C choices; L is its own.
-        labels: array: () int32 of a class or a choice, () float32 of a number, (C,) float32 of
-            several labels, (L,) int32 of tags, (2,) int32 of an answer's first and last token.
-        label_weights: float32 of the shape (L,) for tags, else (): what each label counts.
+        input_ids, token_type_ids: (L,) int32, or (C, L) for C choices, without padding.
+        labels: array: () int32 for a class or a choice, () float32 for a number, (C,) float32 for
+            several labels, (L,) int32 for tags, (2,) int32 for an answer's first and last token.
+        label_weights: float32, the weight of each label in the loss: (L,) for tags, else ().
     """
 
     input_ids: np.ndarray
@@ -36,23 +37,25 @@ class EncodedExample:
     label_weights: np.ndarray | None = None
 
     @property
-    def length(self):
+    def length(self) -> int:
         """int, length in tokens."""
         return self.input_ids.shape[-1]
 
 
-def bucket_length(longest, max_seq_length):
+def bucket_length(longest: int, max_seq_length: int) -> int:
     """Returns the padded length in tokens of a batch whose longest item has `longest` tokens."""
     return min(next((size for size in BUCKETS if size >= longest), longest), max_seq_length)
 
 
-def pad_examples(items, length, rows, pad_id):
+def pad_examples(
+    items: Sequence[EncodedExample], length: int, rows: int, pad_id: int
+) -> dict[str, np.ndarray]:
     """Returns the features of items as arrays.
 
     Args:
         items: list of EncodedExample, at least one. length: L. rows: B, at least as many as items;
-            the last item is repeated in the rows left, with label_weights 0.
-        pad_id: int, of [PAD].
+            the last item is repeated in the remaining rows, with label_weights 0.
+        pad_id: int, id of [PAD].
 
     Returns:
         dict of input_ids, attention_mask, token_type_ids, and, if the items have labels, labels and
@@ -91,10 +94,17 @@ class BucketedBatches:
 
     Args:
         items: list of EncodedExample with labels.
-        batch_size: B of the global batch. max_seq_length: int. pad_id: int, of [PAD]. seed: int.
+        batch_size: B of the global batch. max_seq_length: int. pad_id: int, id of [PAD]. seed: int.
     """
 
-    def __init__(self, items, batch_size, max_seq_length, pad_id, seed):
+    def __init__(
+        self,
+        items: Sequence[EncodedExample],
+        batch_size: int,
+        max_seq_length: int,
+        pad_id: int,
+        seed: int,
+    ):
         self._items = items
         self._batch_size = batch_size
         self._max_seq_length = max_seq_length
@@ -104,7 +114,7 @@ class BucketedBatches:
         self._order = functools.lru_cache(2)(self._order_of_epoch)
 
     @property
-    def steps_per_epoch(self):
+    def steps_per_epoch(self) -> int:
         """int, number of batches per epoch."""
         return -(-len(self._items) // self._batch_size)
 
@@ -120,7 +130,7 @@ class BucketedBatches:
         draws = uniform(self._seed, _STREAM_BATCHES, [epoch], len(batches))[0]
         return [batches[i] for i in np.argsort(draws, kind="stable")]
 
-    def batch(self, step, part=0, parts=1):
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, np.ndarray]:
         """Returns the features of a batch, or of a part; all parts have the same length in tokens.
 
         Args:
@@ -137,14 +147,20 @@ class BucketedBatches:
             features["label_weights"][:] = 0
         return features
 
-    def dataset(self, batch_size, first=0, count=None, input_context=None):
-        """tf.data.Dataset of the features of `pad_examples`, for parts of `batch_size` of batches.
+    def dataset(
+        self,
+        batch_size: int,
+        first: int = 0,
+        count: int | None = None,
+        input_context: tf.distribute.InputContext | None = None,
+    ) -> tf.data.Dataset:
+        """Returns the features of `pad_examples`, for parts of the batches, as a tf.data.Dataset.
 
         Args:
-            batch_size: rows of a part; divides B. first: parts to leave out at the start.
-            count: parts to make; None for no end.
-            input_context: tf.distribute.InputContext of the worker, first and count are of its
-                parts; None: there is one worker.
+            batch_size: rows of a part; divides B. first: number of parts to skip at the start.
+            count: number of parts; None: unlimited.
+            input_context: tf.distribute.InputContext of the worker, to whose parts `first` and
+                `count` refer; None: there is one worker.
         """
         parts = self._batch_size // batch_size
         example = self.batch(0, 0, parts)

@@ -1,57 +1,65 @@
-"""Which columns of a table, or keys of JSON objects, hold the text, the label and so on."""
+"""Finds the columns of a table, or the keys of JSON objects, that hold the text, the label etc."""
 
 import dataclasses
 import functools
 import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from kbert.errors import UserError
+
+if TYPE_CHECKING:
+    from kbert.data.records import Records
+    from kbert.settings.tasks import ColumnConfig
 
 # Names in lower case, in the order in which they are tried. "#1 String" is MRPC's.
 TEXTS = ("text", "sentence", "sentence1", "text_a", "question", "premise", "question1", "review")
 TEXTS += ("title", "content", "#1 string")
 SECOND_TEXTS = ("text_pair", "sentence2", "text_b", "hypothesis", "question2", "#2 string")
 LABELS = ("label", "labels", "class", "category", "score", "quality", "target", "similarity")
-CHOICES = ("choice", "ending")  # what the names of the choices' columns start with
+CHOICES = ("choice", "ending")  # prefixes of the names of choice columns
 WORDS = ("words", "tokens")
 TAGS = ("tags", "ner_tags", "labels", "ner")
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Keys of a record (str) or numbers of a row's columns (int).
+    """Keys of a record (str) or indices of a row's columns (int).
 
-    `exact_width` is the number of cells that each row must have, None where cells at the end that
-    nobody asked for do no harm: columns are then counted from the left, and none has a name.
+    `exact_width` is the number of cells that each row must have. None allows extra cells at the end
+    of a row: there is no header and all columns are counted from the left. `least_width` is the
+    minimum number of cells.
     """
 
     text: str | int
     text_pair: str | int | None = None
     label: str | int | None = None
-    choices: tuple = ()
+    choices: tuple[str | int, ...] = ()
     exact_width: int | None = None
     least_width: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class ColumnAliases:
-    """Names of columns that a task takes where no flag names one, in the order they are tried.
+    """Default names of a task's columns, in the order they are tried; flags take precedence.
 
-    `needs_pair`: a second text must be there. `choices`: what the names of the columns of choices
-    start with; none: the task has no choices.
+    `needs_pair`: a second text is required. `choices`: prefixes of the names of choice columns;
+    empty if the task has no choices.
     """
 
-    text: tuple = TEXTS
-    text_pair: tuple = ()
+    text: tuple[str, ...] = TEXTS
+    text_pair: tuple[str, ...] = ()
     needs_pair: bool = False
-    choices: tuple = ()
+    choices: tuple[str, ...] = ()
 
 
-def is_number(column):
+def is_number(column: str) -> bool:
+    """Returns whether a column is given by its number, such as "0" or "-1"."""
     return re.fullmatch(r"-?\d+", column) is not None
 
 
-def has_header(row, config):
-    """Whether the first row of a table is a header: as --header says, else by what is in it."""
+def has_header(row: Sequence[str], config: "ColumnConfig") -> bool:
+    """Returns whether the first row of a table is a header: from --header, else from its cells."""
     if config.header != "auto":
         return config.header == "yes"
     flags = [config.text_column, config.text_pair_column, config.label_column]
@@ -60,17 +68,19 @@ def has_header(row, config):
         return True
     known = {*TEXTS, *SECOND_TEXTS, *LABELS}
     matches = sum(cell.strip().lower() in known for cell in row)
-    # Who counts columns may have no header: a text that says no more than "question" is an example.
+    # With numbered columns a header is less likely: one cell "question" may be the text itself.
     return matches >= (2 if any(flags) else 1)
 
 
-def find_columns(records, config, labelled, aliases):
-    """The Columns that a task reads.
+def find_columns(
+    records: "Records", config: "ColumnConfig", labelled: bool, aliases: ColumnAliases
+) -> Columns:
+    """Returns the Columns that a task reads.
 
     Args:
         records: `kbert.data.records.Records` of a table, JSON lines or TFDS.
         config: has the fields text_column, text_pair_column, label_column, choice_columns.
-        labelled: False: no label is looked for. aliases: ColumnAliases of the task.
+        labelled: whether to find the label column. aliases: ColumnAliases of the task.
 
     Raises:
         UserError: a column is missing, named twice, or two of them are the same.
@@ -90,14 +100,14 @@ def find_columns(records, config, labelled, aliases):
     width = records.width
     if width is not None and width < len(used):
         raise UserError(
-            f"{records.name} has {count(width, 'column')} in its first row, and {len(used)} are "
+            f"{records.name} has {count(width, 'column')} in its first row, but {len(used)} are "
             f"needed. Columns are separated by tabs in .tsv and .txt, by commas in .csv."
         )
     places = used if width is None else [column % width for column in used]
     if len(set(places)) < len(used):
         raise UserError(
             f"two of text, second text, choices and label are the same column of {records.name}. "
-            f"Give each its own with --text_column, --label_column and so on."
+            f"Name a different column for each with --text_column, --label_column and so on."
         )
     if width is not None:
         from_the_left = records.names is None and min(used) >= 0
@@ -106,15 +116,17 @@ def find_columns(records, config, labelled, aliases):
     return Columns(**fields, choices=choices)
 
 
-def tag_keys(records, config, labelled):
-    """Keys of the words and of the tags (None if not `labelled`) in JSON lines or TFDS."""
+def tag_keys(
+    records: "Records", config: "ColumnConfig", labelled: bool
+) -> tuple[str | int, str | int | None]:
+    """Returns the keys of the words and of the tags (None if not `labelled`) in JSON or TFDS."""
     find = functools.partial(_find, records)
     words = find("text_column", config.text_column, WORDS, None)
     return words, find("label_column", config.label_column, TAGS, None) if labelled else None
 
 
-def count(number, noun):
-    """ "1 column", "2 columns" """
+def count(number: int, noun: str) -> str:
+    """Returns a number with its noun, such as "1 column" or "2 columns"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -130,8 +142,8 @@ def _choices(records, columns, aliases):
     names = records.names
     if names is None:
         raise UserError(
-            f"{records.name} is read without a header, so the columns of the choices must be "
-            f"named: --choice_columns=1,2,3."
+            f"{records.name} is read without a header, so the choice columns must be given by "
+            f"number: --choice_columns=1,2,3."
         )
     if records.width is None and "choices" in names:
         return ("choices",)
@@ -145,7 +157,7 @@ def _choices(records, columns, aliases):
 
 
 def _find(records, flag, column, defaults, place, needed=True):
-    """Key or number of a column, by flag, by default names, or, without header, by `place`."""
+    """Key or index of a column: from its flag, by default names, or `place` without a header."""
     names = records.names
     if column is not None:
         is_key = records.width is None and column in names

@@ -1,30 +1,36 @@
-"""Sentences of labelled words, a word a line: CoNLL files, CoNLL-U, and BMES files of Chinese."""
+"""Reads sentences of tagged words, one word per line: CoNLL, CoNLL-U, and Chinese BMES files."""
 
 import itertools
 import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from kbert.data.columns import count, is_number
 from kbert.data.records import BadExample, Records, is_utf8, plain_name, read_lines
 from kbert.errors import UserError
 
-# BMES (= BIOES with M for I) and BILOU, whose prefixes IOB2 has not.
+if TYPE_CHECKING:
+    from kbert.settings.tasks import ColumnConfig
+
+# Prefixes of BMES (= BIOES with M for I) and of BILOU, and their IOB2 equivalents.
 _TO_IOB2 = {"B": "B", "I": "I", "M": "I", "E": "I", "L": "I", "S": "B", "U": "B"}
 _SPAN_TAG = re.compile(r"([BIMELSU])-.")
 
 
-def conll(path, name, config, labelled):
-    """Sentences of a file, as records with "words" and, if `labelled`, "tags".
+def conll(path: str, name: str, config: "ColumnConfig", labelled: bool) -> Records:
+    """Returns the sentences of a file, as records with "words" and, if `labelled`, "tags".
 
-    Columns are separated by tabs in a line that has one, else by blanks; sentences by lines of
-    white space. The word is in the first column and the tag in the last. In files named .conllu the
-    word is in column 1 and the tag in column 3 (UPOS) of 10, else in the last; comments, ranges
-    ("3-4") and empty nodes ("5.1") are passed over. Numbers count from 0.
+    Columns are separated by tabs in a line that has a tab, else by spaces; sentences are separated
+    by blank lines. The word is in the first column and the tag in the last. In files named .conllu
+    the word is in column 1 and the tag in column 3 (UPOS) of 10, else in the last; comments, ranges
+    ("3-4") and empty nodes ("5.1") are skipped. Columns are numbered from 0.
 
     Args:
+        path: path of the file. name: its name in messages.
         config: has text_column and label_column, None or a number in digits.
 
     Raises:
-        UserError: the file cannot be read, or a column is no number.
+        UserError: the file cannot be read, or a column is not a number.
     """
     reader = _Reader(plain_name(path).endswith(".conllu"), config, labelled)
     return Records(name, reader.sentences(read_lines(path), name), ("words", "tags"))
@@ -80,7 +86,7 @@ class _Reader:
             expected = f"the word in column {self.word_column}"
             if self.labelled:
                 expected += f" and the tag in column {tag_column}"
-            raise BadExample(f"the line has {count(len(cells), 'column')}; wanted are {expected}")
+            raise BadExample(f"the line has {count(len(cells), 'column')}; expected {expected}")
         word, tag = cells[places[0]].strip(" "), cells[places[-1]].strip() or None
         if not word:
             raise BadExample("the word is empty")
@@ -99,16 +105,16 @@ def _number(flag, column):
         return None
     if not is_number(column):
         raise UserError(
-            f"--{flag} must be a number for this file, which has a word a line and no header (0 is "
-            f"the first column, -1 the last); got {column!r}."
+            f"--{flag} must be a number for this file, which has one word per line and no header "
+            f"(0 is the first column, -1 the last); got {column!r}."
         )
     return int(column)
 
 
-def to_iob2(sentences):
-    """Tuples of tags in IOB2, if those of all sentences are in BMES, BIOES or BILOU; else as is.
+def to_iob2(sentences: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Converts tags in BMES, BIOES or BILOU to IOB2; other tags are unchanged.
 
-    sentences: list of sequences of tags. Prefixes tell the scheme, so it must be a whole file.
+    sentences: list of sequences of tags, of a whole file: its prefixes determine the scheme.
     """
     sentences = [tuple(tags) for tags in sentences]
     distinct = {tag for tags in sentences for tag in tags} - {"O"}

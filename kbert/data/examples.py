@@ -1,12 +1,14 @@
-"""Examples of the tasks, read from files and TFDS and checked one by one.
+"""Converts records of files and of TFDS to the examples of the tasks, and checks each of them.
 
-`kbert.data.records` reads the formats, `kbert.data.columns` finds what is in which column; here
-records become the examples that tasks learn from; `kbert.tasks.examples` reads whole files.
+`kbert.data.records` reads the formats, `kbert.data.columns` finds the columns,
+`kbert.tasks.examples` reads whole files.
 """
 
 import dataclasses
 import os
 import pathlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from kbert.data import records as sources
 from kbert.data import validation
@@ -14,6 +16,10 @@ from kbert.data.columns import count
 from kbert.data.records import BadExample, shown
 from kbert.data.squad import checked_answers
 from kbert.errors import UserError
+
+if TYPE_CHECKING:
+    from kbert.data.columns import Columns
+    from kbert.data.records import Record, Records
 
 _SAMPLE_FOLDER = pathlib.Path(__file__).parent.parent / "corpus" / "sample"
 SAMPLES = {
@@ -24,29 +30,29 @@ SAMPLES = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TextExample:
-    """A text or two, and a label: str (classify, pair), float (regress), tuple of str (multilabel).
+    """One or two texts and a label: str (classify, pair), float (regress), or strs (multilabel).
 
-    `where` names the file and line of any example, for messages. Unlabelled: label is None.
+    `where` is the file and line of an example, for messages. An unlabelled example has label None.
     """
 
     where: str
     text: str
     text_pair: str | None = None
-    label: str | float | tuple | None = None
+    label: str | float | tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TagExample:
-    """The words of a sentence and their tags, as tuples: IOB2 (B-X, I-X, O), or plain ones."""
+    """The words of a sentence and their tags: IOB2 (B-X, I-X, O), or plain tags."""
 
     where: str
-    words: tuple
-    tags: tuple | None = None
+    words: tuple[str, ...]
+    tags: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """A stretch of the context; `start` in characters of it."""
+    """A span of the context; `start` is its offset in characters."""
 
     text: str
     start: int
@@ -54,34 +60,34 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class QuestionExample:
-    """A question about a context. No answers where it is unlabelled or impossible."""
+    """A question about a context. Unlabelled and impossible questions have no answers."""
 
     where: str
     id: str
     question: str
     context: str
-    answers: tuple = ()
+    answers: tuple[Answer, ...] = ()
     is_impossible: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ChoiceExample:
-    """A text, its choices (tuple of str), and the number of the right one, from 0."""
+    """A text, its choices, and the number of the right one, from 0."""
 
     where: str
     text: str
-    choices: tuple
+    choices: tuple[str, ...]
     label: int | None = None
 
 
-def read_label_names(text):
-    """Names of labels (tuple of str) in the order of their numbers.
+def read_label_names(text: str) -> tuple[str, ...]:
+    """Returns the names of labels in the order of their numbers.
 
     Args:
-        text: comma-separated names, or the path of a file with one a line.
+        text: comma-separated names, or the path of a file with one name per line.
 
     Raises:
-        UserError: there is none, one is empty, or one is there twice.
+        UserError: there is no name, a name is empty, or a name appears twice.
     """
     if os.path.isfile(text):
         lines = [line for _, line in sources.read_lines(text)]
@@ -94,30 +100,34 @@ def read_label_names(text):
         origin = f"--label_names={text}"
         names = [name.strip() for name in text.split(",")] if text.strip() else []
     if not names:
-        raise UserError(f"{origin} names no label. Write them comma-separated, or one a line.")
+        raise UserError(f"{origin} has no label names. Separate them by commas or lines.")
     for number, name in enumerate(names):
         if not name:
             raise UserError(f"{origin}: label {number} (from 0) is empty.")
         if name in names[:number]:
-            raise UserError(f"{origin}: {name!r} is there twice, at {names.index(name)}, {number}.")
+            raise UserError(
+                f"{origin}: {name!r} appears twice, as labels {names.index(name)} and {number}."
+            )
     return tuple(names)
 
 
-def form_of(source):
-    """The format of a source, by its name: tfds, or the ending of a file without .gz."""
+def form_of(source: str) -> str:
+    """Returns the format of a source: "tfds", or the extension of a file name without .gz."""
     return "tfds" if source.startswith("tfds:") else sources.plain_name(source).rpartition(".")[2]
 
 
-def open_records(source, task, has_header):
-    """The Records of a source.
+def open_records(
+    source: str, task: str, has_header: Callable[[list[str]], bool] | None
+) -> "Records":
+    """Returns the Records of a source.
 
     Args:
-        source: path, or a name that begins with tfds:. task: its name, for messages.
-        has_header: function of the first row of a table: whether it is a header; None: the task
-            reads no tables.
+        source: path, or a name that begins with tfds:. task: name of the task, for messages.
+        has_header: function that returns whether the first row of a table is a header; None: the
+            task reads no tables.
 
     Raises:
-        UserError: it has no such format, or cannot be read.
+        UserError: the format is not one of the task's, or the source cannot be read.
     """
     form, name = form_of(source), os.path.basename(source)
     if form == "tfds":
@@ -133,8 +143,8 @@ def open_records(source, task, has_header):
     )
 
 
-def with_ids(records):
-    """Records whose questions have an id, be it their number, which `where` then names."""
+def with_ids(records: "Records") -> "Records":
+    """Returns Records in which each question has an id: its own, added to `where`, or a number."""
 
     def items():
         for number, (where, record) in enumerate(records.items, 1):
@@ -146,8 +156,13 @@ def with_ids(records):
     return dataclasses.replace(records, items=items())
 
 
-def text_example(columns, label_of, where, record):
-    """The TextExample of a record. label_of: function of the label's value and of `where`."""
+def text_example(
+    columns: "Columns",
+    label_of: Callable[[object, str], str | float | tuple[str, ...]],
+    where: str,
+    record: "Record",
+) -> TextExample:
+    """Returns the TextExample of a record. label_of: function of the label's value and `where`."""
     validation.check_width(record, columns)
     text = validation.text(validation.part(record, columns.text), "the text")
     pair = label = None
@@ -159,13 +174,14 @@ def text_example(columns, label_of, where, record):
 
 
 class ChoiceMaker:
-    """Makes ChoiceExamples of records, all with as many choices."""
+    """Converts records to ChoiceExamples, which must all have the same number of choices."""
 
-    def __init__(self, columns):
+    def __init__(self, columns: "Columns"):
         self.columns = columns
-        self.number_of_choices = None  # of the first example
+        self.number_of_choices: int | None = None  # of the first example
 
-    def __call__(self, where, record):
+    def __call__(self, where: str, record: "Record") -> ChoiceExample:
+        """Returns the ChoiceExample of a record."""
         columns = self.columns
         validation.check_width(record, columns)
         text = validation.text(validation.part(record, columns.text), "the text")
@@ -175,10 +191,10 @@ class ChoiceMaker:
         for number, choice in enumerate(choices):
             validation.text(choice, f"choice {number} (from 0)")
         if len(choices) < 2:
-            raise BadExample(f"there must be two choices or more; got {len(choices)}")
+            raise BadExample(f"there must be at least two choices; got {len(choices)}")
         if len(choices) != (self.number_of_choices or len(choices)):
             expected = self.number_of_choices
-            raise BadExample(f"{len(choices)} choices came; the first example has {expected}")
+            raise BadExample(f"got {len(choices)} choices; the first example has {expected}")
         label = None
         if columns.label is not None:
             label = self._label(validation.part(record, columns.label), choices)
@@ -186,7 +202,7 @@ class ChoiceMaker:
         return ChoiceExample(where, text, tuple(choices), label)
 
     def _label(self, value, choices):
-        """Number of the right choice, from its number, its text, or the name of its column."""
+        """The number of the right choice; a label is its number, its text, or its column's name."""
         label = validation.label_name(value)
         matches = {i for i, choice in enumerate(choices) if choice.strip() == label}
         matches |= {i for i, key in enumerate(self.columns.choices) if key == label}
@@ -194,7 +210,7 @@ class ChoiceMaker:
             matches.add(int(label))
         if len(matches) > 1:
             raise BadExample(
-                f"the label {shown(label)} stands for choices {sorted(matches)} (from 0)"
+                f"the label {shown(label)} matches several choices, {sorted(matches)} (from 0)"
             )
         if not matches:
             raise BadExample(
@@ -204,8 +220,10 @@ class ChoiceMaker:
         return matches.pop()
 
 
-def tag_example(words_key, tags_key, where, record):
-    """The TagExample of a record. tags_key: None if it is not labelled."""
+def tag_example(
+    words_key: str | int, tags_key: str | int | None, where: str, record: "Record"
+) -> TagExample:
+    """Returns the TagExample of a record. tags_key: None if it is not labelled."""
     words = _texts(record, words_key, "word")
     if tags_key is None:
         return TagExample(where, words)
@@ -223,21 +241,24 @@ def _texts(record, key, what):
         raise BadExample(f"there are no {what}s")
     for number, value in enumerate(values):
         if value == "" or not isinstance(value, str) or not sources.is_utf8(value):
-            raise BadExample(f"{what} {number} (from 0) must be a text; got {shown(value)}")
+            raise BadExample(
+                f"{what} {number} (from 0) must be a non-empty string; got {shown(value)}"
+            )
     return tuple(values)
 
 
 class QuestionMaker:
-    """Makes QuestionExamples of records, each with an id of its own."""
+    """Converts records to QuestionExamples, whose ids must be unique."""
 
-    def __init__(self, labelled):
+    def __init__(self, labelled: bool):
         self.labelled = labelled
-        self.ids = set()
+        self.ids: set[str] = set()
 
-    def __call__(self, where, record):
+    def __call__(self, where: str, record: "Record") -> QuestionExample:
+        """Returns the QuestionExample of a record."""
         identity = str(validation.part(record, "id"))
         if identity in self.ids:
-            raise BadExample(f"the id {identity} is that of an earlier question")
+            raise BadExample(f"an earlier question has the same id, {identity}")
         self.ids.add(identity)
         question = validation.text(validation.part(record, "question"), "the question")
         context = validation.text(validation.part(record, "context"), "the context")

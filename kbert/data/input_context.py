@@ -1,7 +1,17 @@
 """Assigns the batches of a run to the input pipelines of the workers."""
 
+from typing import TYPE_CHECKING
 
-def batch_number(input_context, index):
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    import numpy as np
+    import tensorflow as tf
+
+    Index = TypeVar("Index", int, np.ndarray, tf.Tensor)
+
+
+def batch_number(input_context: "tf.distribute.InputContext | None", index: "Index") -> "Index":
     """Returns the number within the run of a worker's batch.
 
     A global batch is split into one batch per replica, in order; the batches of a worker's replicas

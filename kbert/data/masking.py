@@ -5,8 +5,8 @@ import numpy as np
 MASKED_SHARE, KEPT_SHARE = 0.8, 0.1  # the remaining tenth becomes a random token
 
 
-def prediction_counts(lengths, mask_rate, max_predictions):
-    """(B,) int64, tokens to predict per row, as in `create_pretraining_data.py`.
+def prediction_counts(lengths: np.ndarray, mask_rate: float, max_predictions: int) -> np.ndarray:
+    """Returns the tokens to predict per row, (B,) int64, as in `create_pretraining_data.py`.
 
     Args:
         lengths: (B,) tokens of each row, [CLS] and [SEP] included.
@@ -15,8 +15,8 @@ def prediction_counts(lengths, mask_rate, max_predictions):
     return np.clip(np.rint(lengths * mask_rate).astype(np.int64), 1, max_predictions)
 
 
-def choose_tokens(maskable, counts, draws):
-    """(B, L) bool: chooses `counts[i]` of the maskable tokens of row i, all equally likely.
+def choose_tokens(maskable: np.ndarray, counts: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Chooses `counts[i]` of the maskable tokens of row i, all equally likely; (B, L) bool.
 
     Args:
         maskable: (B, L) bool. counts: (B,). draws: (B, L) uniform numbers.
@@ -27,8 +27,10 @@ def choose_tokens(maskable, counts, draws):
     return (ranks < counts[:, None]) & maskable
 
 
-def choose_words(maskable, continues, counts, draws):
-    """(B, L) bool: chooses the tokens to predict with whole-word masking.
+def choose_words(
+    maskable: np.ndarray, continues: np.ndarray, counts: np.ndarray, draws: np.ndarray
+) -> np.ndarray:
+    """Chooses the tokens to predict with whole-word masking; (B, L) bool.
 
     As in `create_pretraining_data.py`, words are visited in random order, and a word that would
     exceed the count is skipped, so a row may have fewer than `counts[i]` tokens.
@@ -56,7 +58,14 @@ def choose_words(maskable, continues, counts, draws):
     return np.take_along_axis(chosen, np.maximum(words, 0), axis=1) & maskable
 
 
-def mask_tokens(input_ids, chosen, max_predictions, draws, mask_id, vocab_size):
+def mask_tokens(
+    input_ids: np.ndarray,
+    chosen: np.ndarray,
+    max_predictions: int,
+    draws: np.ndarray,
+    mask_id: int,
+    vocab_size: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Masks the chosen tokens: 80 % become [MASK], 10 % any vocabulary entry, 10 % stay.
 
     Args:

@@ -1,5 +1,7 @@
 """Batches for pretraining: example n is a pure function of (corpus, settings, seed, n)."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import tensorflow as tf
 
@@ -12,6 +14,20 @@ from kbert.tokenizer.vocab import CONTINUATION, SPECIAL_TOKENS, read_vocab
 from kbert.utils.numpy_map import numpy_map
 from kbert.utils.stateless_random import uniform
 
+if TYPE_CHECKING:
+    from typing import TypedDict, Unpack
+
+    from kbert.corpus.corpus import Corpus
+    from kbert.data.sentence_pairs import PairWindows
+
+    class _Settings(TypedDict, total=False):
+        max_predictions_per_seq: int | None
+        mask_rate: float
+        whole_word_mask: bool
+        short_seq_prob: float
+        seed: int
+
+
 # NumPy calls cost more than small batches, so one call creates several batches.
 _TOKENS_AT_ONCE = 1 << 16
 # Streams of kbert.utils.stateless_random; pairs take 0 and 1.
@@ -22,31 +38,34 @@ class PretrainingExamples:
     """Creates pretraining examples from a corpus; see `pretraining_dataset`.
 
     Attributes:
-        windows: `kbert.data.sentence_pairs.PairWindows`; an epoch has as many examples.
+        windows: `kbert.data.sentence_pairs.PairWindows`; an epoch has one example per window.
+        max_predictions: int, M.
     """
 
     def __init__(
         self,
-        corpus,
-        max_seq_length=128,
-        max_predictions_per_seq=None,
-        mask_rate=0.15,
-        whole_word_mask=False,
-        short_seq_prob=0.1,
-        seed=0,
+        corpus: "Corpus",
+        max_seq_length: int = 128,
+        max_predictions_per_seq: int | None = None,
+        mask_rate: float = 0.15,
+        whole_word_mask: bool = False,
+        short_seq_prob: float = 0.1,
+        seed: int = 0,
     ):
         if max_seq_length < 5:
             raise UserError(
-                f"max_seq_length must be at least 5, three special tokens and one token for each "
+                f"max_seq_length must be at least 5, for three special tokens and one token per "
                 f"segment; got {max_seq_length}."
             )
         if not 0 < mask_rate < 1:
             raise UserError(f"mask_rate must be in (0, 1); got {mask_rate}. Write 0.15 for 15 %.")
         vocab = read_vocab(corpus.vocab_file)
-        self.max_predictions = max_predictions_per_seq or int(np.ceil(max_seq_length * mask_rate))
+        self.max_predictions: int = max_predictions_per_seq or int(
+            np.ceil(max_seq_length * mask_rate)
+        )
         self._corpus = corpus
         self._cutter = PairCutter(corpus, max_seq_length, short_seq_prob, seed)
-        self.windows = self._cutter.windows
+        self.windows: PairWindows = self._cutter.windows
         self._max_seq_length = max_seq_length
         self._mask_rate = mask_rate
         self._seed = seed
@@ -56,7 +75,9 @@ class PretrainingExamples:
         if whole_word_mask:
             self._continues = np.array([token.startswith(CONTINUATION) for token in vocab])
 
-    def batch(self, index, epoch, slots):
+    def batch(
+        self, index: np.ndarray, epoch: np.ndarray, slots: np.ndarray
+    ) -> dict[str, np.ndarray]:
         """Returns the arrays of `kbert.features.PRETRAINING_FEATURES` of examples.
 
         Args:
@@ -103,8 +124,14 @@ class PretrainingExamples:
         seeds = uniform(self._seed, _STREAM_ORDER, epoch, 3) * 2.0**53
         return {"seeds": seeds.astype(np.int64)}
 
-    def dataset(self, batch_size, start_step=0, steps=None, input_context=None):
-        """Batches as tf.data; see `pretraining_dataset` and `kbert.data.input_context`."""
+    def dataset(
+        self,
+        batch_size: int,
+        start_step: int = 0,
+        steps: int | None = None,
+        input_context: tf.distribute.InputContext | None = None,
+    ) -> tf.data.Dataset:
+        """Returns batches; see `pretraining_dataset` and `kbert.data.input_context`."""
         B, count = batch_size, self.windows.count
         together = _TOKENS_AT_ONCE // (B * self._max_seq_length)  # batches
         together = max(1, together if steps is None else min(together, steps))
@@ -120,8 +147,8 @@ class PretrainingExamples:
             seeds = numpy_map(
                 self._shuffle_seeds, [epoch], {"seeds": ([together * B, 3], tf.int64)}
             )
-            # tf.random.experimental.index_shuffle wraps this op but refuses one seed per index,
-            # and takes 4 rounds, which leave neighbours near each other.
+            # tf.random.experimental.index_shuffle wraps this op but does not accept a seed per
+            # index, and its 4 rounds leave neighbours near each other.
             slots = tf.raw_ops.RandomIndexShuffle(
                 index=index % count,
                 seed=seeds["seeds"],
@@ -138,9 +165,15 @@ class PretrainingExamples:
 
 
 def pretraining_dataset(
-    corpus, batch_size, max_seq_length=128, *, start_step=0, steps=None, **settings
-):
-    """Batches for MLM and NSP with fresh pairs and masks in every epoch.
+    corpus: "Corpus",
+    batch_size: int,
+    max_seq_length: int = 128,
+    *,
+    start_step: int = 0,
+    steps: int | None = None,
+    **settings: "Unpack[_Settings]",
+) -> tf.data.Dataset:
+    """Returns batches for MLM and NSP, with fresh pairs and masks in every epoch.
 
     Example n of a run is a pure function of (corpus, settings, seed, n), and batch k holds the
     examples [k * batch_size, (k + 1) * batch_size). A dataset with `start_step=k` therefore resumes
@@ -153,11 +186,11 @@ def pretraining_dataset(
         corpus: `kbert.corpus.Corpus`.
         batch_size: B, of the global batch.
         max_seq_length: L, length in tokens of every row, special tokens included.
-        start_step: batches to leave out at the start. steps: batches to make; None = no end.
+        start_step: number of batches to skip. steps: number of batches; None: unlimited.
         max_predictions_per_seq: M; default: mask_rate * L, rounded up.
         mask_rate: share of a row's tokens to predict, 0.15.
-        whole_word_mask: mask all pieces of a word together. For scripts written without spaces a
-            "word" is what the vocabulary's "##" pieces make of it: in Chinese, one character.
+        whole_word_mask: mask all pieces of a word together. In scripts written without spaces a
+            "word" is a token with the "##" tokens that follow it: in Chinese, one character.
         short_seq_prob: share of the examples that are cut to a random length, 0.1.
         seed: int.
 
@@ -165,7 +198,7 @@ def pretraining_dataset(
         tf.data.Dataset of dicts with the features of `kbert.features.PRETRAINING_FEATURES`.
 
     Raises:
-        UserError: settings out of range, or a corpus too small to learn from.
+        UserError: a setting is out of range, or the corpus is too small.
     """
     examples = PretrainingExamples(corpus, max_seq_length, **settings)
     return examples.dataset(batch_size, start_step, steps)

@@ -1,7 +1,7 @@
-"""Reading files of examples as records: tables, JSON lines and TFDS datasets.
+"""Reads example files as records: tables, JSON lines and TFDS datasets.
 
-A record is a list of cells, or a dict. One that cannot be read comes as a `BadExample`, so that the
-caller may leave it out and go on; a file that cannot be read is a UserError.
+A record is a list of cells, or a dict. A record that cannot be read is returned as a `BadExample`,
+so that the caller can skip it; a file that cannot be read raises UserError.
 """
 
 import csv
@@ -11,47 +11,56 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from kbert.corpus.text_sources import load_tfds
 from kbert.errors import UserError
 from kbert.utils.formats import find_folder
 
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    Record: TypeAlias = Mapping[str, object] | list[str]
+
 
 class BadExample(Exception):
-    """An example that cannot be used. The text says why, without file, line and full stop."""
+    """An example that cannot be used. The text is the reason, without file, line and full stop."""
 
 
 @dataclasses.dataclass
 class Records:
     """The records of a source, in order.
 
-    `name` stands in messages, `items` are pairs (where, record). `names` are those of the columns,
-    keys or features, None in a table without header; `width` is the number of columns of a table.
+    `name` is the source's name in messages, `items` are pairs (where, record). `names` are the
+    names of the columns, keys or features, None for a table without a header; `width` is the number
+    of columns of a table.
     """
 
     name: str
-    items: Iterator
-    names: tuple | None
+    items: "Iterator[tuple[str, Record | BadExample]]"
+    names: tuple[str, ...] | None
     width: int | None = None
 
 
-def shown(value):
-    """A value for a message, cut to 60 characters."""
+def shown(value: object) -> str:
+    """Returns the repr of a value for a message, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def plain_name(path):
-    """Path in lower case without .gz: its end tells the format."""
+def plain_name(path: str) -> str:
+    """Returns a path in lower case without .gz, so that it ends in the format."""
     return path.lower().removesuffix(".gz")
 
 
-def check_inputs(folders, sources):
+def check_inputs(
+    folders: Iterable[str | os.PathLike[str] | None], sources: Iterable[str | None]
+) -> None:
     """Checks that folders of weights exist and that files can be read, without TensorFlow.
 
     Args:
-        folders: as for `find_folder`; sources: as for `kbert.tasks.examples.read_examples`. None
+        folders: as for `find_folder`. sources: as for `kbert.tasks.examples.read_examples`. None
             is skipped.
 
     Raises:
@@ -64,14 +73,14 @@ def check_inputs(folders, sources):
             next(read_bytes(source), None)
 
 
-def read_bytes(path):
-    """Lines of a plain or compressed file as bytes.
+def read_bytes(path: str) -> Iterator[bytes]:
+    """Yields the lines of a plain or compressed file as bytes.
 
     Raises:
-        UserError: there is no such file, it is a folder, cannot be read, or is damaged.
+        UserError: the file does not exist, is a folder, cannot be read, or is damaged.
     """
     if os.path.isdir(path):
-        raise UserError(f"{path} is a folder. Give one file of it.")
+        raise UserError(f"{path} is a folder. Give the path of a file in it.")
     try:
         with gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb") as file:
             yield from file  # cut at b"\n" only
@@ -80,10 +89,10 @@ def read_bytes(path):
         raise UserError(f"cannot read {path}: {reason.rstrip('.')}.") from error
 
 
-def read_lines(path):
-    """(number from 1, line) of a file, without line ends, byte order mark and last empty lines.
+def read_lines(path: str) -> Iterator[tuple[int, str]]:
+    """Yields (number from 1, line), without line ends, byte order mark and empty lines at the end.
 
-    Bytes that are not UTF-8 become surrogates (PEP 383), which `is_utf8` tells.
+    Bytes that are not UTF-8 become surrogates (PEP 383), which `is_utf8` detects.
     """
     empty = []
     for number, line in enumerate(read_bytes(path), 1):
@@ -98,7 +107,8 @@ def read_lines(path):
         yield number, text
 
 
-def is_utf8(text):
+def is_utf8(text: str) -> bool:
+    """Returns whether a text has no surrogates, so that it can be encoded as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -106,11 +116,14 @@ def is_utf8(text):
     return True
 
 
-def table(path, name, has_header):
-    """Records of a .csv file, by Python's csv module, or else of one of tab-separated lines.
+def table(path: str, name: str, has_header: Callable[[list[str]], bool]) -> Records:
+    """Returns the records of a .csv file, read by Python's csv module, or of a tab-separated file.
 
-    The line of a row is the one it starts in. In tab-separated files quotes are text. `has_header`
-    tells of the first row (a list of str) whether it is a header.
+    A row is numbered by its first line. Quotes have no special meaning in tab-separated files.
+
+    Args:
+        path: path of the file. name: its name in messages.
+        has_header: function that returns whether the first row (a list of str) is a header.
 
     Raises:
         UserError: the file is empty, or its first row cannot be read.
@@ -124,7 +137,7 @@ def table(path, name, has_header):
     if first is None:
         raise UserError(f"{path} has no examples: it is empty.")
     if isinstance(first, BadExample):
-        raise UserError(f"{where}: {first}. Mend it: the first row gives the number of columns.")
+        raise UserError(f"{where}: {first}. Fix it: the first row sets the number of columns.")
     names = tuple(cell.strip() for cell in first) if has_header(first) else None
     items = items if names else itertools.chain([(where, first)], items)
     return Records(name, items, names, width=len(first))
@@ -132,7 +145,7 @@ def table(path, name, has_header):
 
 def _csv_rows(path):
     lines = (f"{line}\n" for _, line in read_lines(path))
-    reader = csv.reader(lines, strict=True)  # else a quote that is not closed eats the file
+    reader = csv.reader(lines, strict=True)  # else an unclosed quote would swallow the file
     while True:
         number = reader.line_num + 1
         try:
@@ -140,12 +153,12 @@ def _csv_rows(path):
         except StopIteration:
             return
         except csv.Error as error:
-            if "unexpected end" in str(error):  # all that follows would be lost unseen
+            if "unexpected end" in str(error):  # the rest of the file would be lost silently
                 raise UserError(
-                    f"{path}: the quotes that open in line {number} are not closed. Mend them, or "
-                    f"save the table with tabs as .tsv, where quotes are text."
+                    f"{path}: the quote opened in line {number} is not closed. Close it, or save "
+                    f"the table with tabs as .tsv, where quotes have no special meaning."
                 ) from None
-            yield number, BadExample(f"the quotes are not those of CSV: {error}")
+            yield number, BadExample(f"the quotes are not valid CSV: {error}")
 
 
 def _checked_row(row):
@@ -156,11 +169,11 @@ def _checked_row(row):
     return row if any(row) else BadExample("the line is empty")
 
 
-def json_lines(path, name):
-    """Records (dicts) of a file with one JSON object a line; empty lines are passed over.
+def json_lines(path: str, name: str) -> Records:
+    """Returns the records (dicts) of a file with one JSON object per line; skips empty lines.
 
     Raises:
-        UserError: the file is one JSON list, or has no object.
+        UserError: the file is a single JSON list, or has no object.
     """
     items, begun = _json_items(path, name), []
     for item in items:  # to the first object, whose keys are the columns
@@ -175,7 +188,9 @@ def _json_items(path, name):
     lines = ((number, line) for number, line in read_lines(path) if line.strip())
     for place, (number, line) in enumerate(lines):
         if place == 0 and line.lstrip().startswith("["):
-            raise UserError(f"{path} is a JSON list. Write one JSON object a line, without list.")
+            raise UserError(
+                f"{path} is a JSON list. Write one JSON object per line, without a list."
+            )
         yield f"{name}, line {number}", _json_record(line)
 
 
@@ -191,13 +206,13 @@ def _json_record(line):
     return BadExample(f"every line must be a JSON object; got {shown(line)}")
 
 
-def tfds(source):
-    """Records (dicts) of `tfds:NAME` (split "train") or `tfds:NAME:SPLIT`.
+def tfds(source: str) -> Records:
+    """Returns the records (dicts) of `tfds:NAME` (split "train") or `tfds:NAME:SPLIT`.
 
-    Texts are str, arrays lists, and the numbers of a ClassLabel with names are its names.
+    Texts become str, arrays become lists, and the numbers of a ClassLabel with names become names.
 
     Raises:
-        UserError: as `load_tfds`.
+        UserError: as for `load_tfds`.
     """
     dataset, info = load_tfds(source, with_info=True)
     items = (
@@ -215,7 +230,7 @@ def _tfds_record(example, features):
 
 
 def _plain(value, feature):
-    """Python values of what TFDS gives for a feature, which may hold others."""
+    """A value from TFDS as Python values; the feature may be nested."""
     inner = getattr(feature, "feature", feature)  # a Sequence of a dict is a dict of arrays
     if isinstance(value, dict):
         return {key: _plain(part, inner[key]) for key, part in value.items()}

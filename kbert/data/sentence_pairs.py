@@ -6,23 +6,28 @@ sentence end into segments A and B. For half of the examples B is replaced by te
 document. Windows start where a sentence starts, if one does within T/4 tokens, and move from epoch
 to epoch. Differences from `create_pretraining_data.py`, which reads the documents in order:
 
-* A window that cuts a sentence leaves it to the next window too, where the original drops the rest
-  of the chunk: every token lies in at least one window of every epoch, 4/3 on the average of long
-  documents. It is seen where its window is not made short and its B is not replaced; other tokens
-  come as replacements. `Windows.views_per_token` tells how often that makes.
-* The original reuses a replaced B in the next chunk; here a later epoch, split differently, does.
-* Each B is replaced with probability 1/2, whatever the window. The original also replaces the B of
-  every chunk of one sentence, which lets a model answer from the length; here such a window is cut
-  between two tokens.
+* A sentence that a window cuts is also in the next window, whereas the original drops the rest of
+  the chunk: every token lies in at least one window of every epoch, in 4/3 windows on average in
+  long documents. A token is not seen if its window is shortened or its B is replaced; other tokens
+  are seen as replacements. `PairWindows.views_per_token` computes the average number of views.
+* The original reuses a replaced B in the next chunk; here a later epoch uses it, since it splits
+  the window differently.
+* Each B is replaced with probability 1/2, for any window. The original also replaces the B of every
+  chunk of one sentence, which lets a model infer the label from the length; here such a window is
+  split between two tokens.
 * A replacement is always from another document; the original gives up after ten random draws.
 """
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kbert.errors import UserError
 from kbert.utils.stateless_random import uniform
+
+if TYPE_CHECKING:
+    from kbert.corpus.corpus import Corpus
 
 _STREAM_SHIFT, _STREAM_PAIR = 0, 1  # streams of kbert.utils.stateless_random
 
@@ -30,32 +35,37 @@ _STREAM_SHIFT, _STREAM_PAIR = 0, 1  # streams of kbert.utils.stateless_random
 class PairWindows:
     """The windows of T tokens over all documents of a corpus.
 
-    A document of d <= T tokens is one window. A longer one has one at its start and others behind
-    it, whose bodies of T - T//4 tokens tile the rest; a window may start up to T//4 tokens before
-    its body, to begin with a sentence.
+    A document of d <= T tokens is one window. A longer document has one window at its start and
+    further windows whose bodies of T - T//4 tokens tile the rest; a window may start up to T//4
+    tokens before its body, to begin at a sentence start.
 
     Attributes:
-        count: windows, hence examples in an epoch.
+        count: int, number of windows, which is the number of examples per epoch.
 
     Raises:
         UserError: no document has two tokens.
     """
 
-    def __init__(self, document_starts, length):
+    def __init__(self, document_starts: np.ndarray, length: int):
         """Args: document_starts (documents + 1,) int64. length: T, at least 2."""
         self.length = T = length
-        self.slack = T // 4
-        self.body = T - self.slack
+        self.slack: int = T // 4
+        self.body: int = T - self.slack
         self._starts = document_starts
         self._sizes = sizes = np.diff(document_starts)
         extra = -(-np.maximum(sizes - T, 0) // self.body)  # ceil
         self._ends = np.cumsum(np.where(sizes < 2, 0, 1 + extra))  # one token cannot be cut in two
-        self.count = int(self._ends[-1])
+        self.count: int = int(self._ends[-1])
         if self.count == 0:
-            raise UserError("no document of the corpus has two tokens; there is nothing to learn.")
+            raise UserError(
+                "no document of the corpus has two tokens, so there are no sentence pairs. Prepare "
+                "a corpus with longer documents."
+            )
 
-    def locate(self, slots, epoch, seed):
-        """Where windows lie in an epoch.
+    def locate(
+        self, slots: np.ndarray, epoch: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the positions of windows in an epoch.
 
         Args:
             slots: (B,) numbers of windows. epoch: (B,). seed: int.
@@ -77,7 +87,7 @@ class PairWindows:
         first = np.where(k == 0, 0, body - self.slack)
         return document, self._starts[document] + first, self._starts[document] + body
 
-    def views_per_token(self, short_seq_prob):
+    def views_per_token(self, short_seq_prob: float) -> float:
         """Returns the average number of times a token is seen per epoch."""
         T = self.length
         sizes = self._sizes[self._sizes >= 2]
@@ -93,7 +103,7 @@ class PairWindows:
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """Where the segments of B examples lie, counted from the start of the corpus.
+    """The positions of the segments of B examples, in tokens from the start of the corpus.
 
     a, b: (B, 2) first token, and token after the last. is_next: (B,) bool, B follows A.
     """
@@ -107,23 +117,23 @@ class PairCutter:
     """Cuts windows of a corpus into pairs of segments.
 
     Args:
-        corpus: `kbert.corpus.Corpus`, of at least two documents.
+        corpus: `kbert.corpus.Corpus` with at least two documents.
         max_seq_length: L; pairs have at most L - 3 tokens.
-        short_seq_prob: share of the examples cut down to a random length of [2, L - 3].
+        short_seq_prob: share of the examples cut to a random length in [2, L - 3].
         seed: int.
     """
 
-    def __init__(self, corpus, max_seq_length, short_seq_prob, seed):
-        self.windows = PairWindows(corpus.document_starts, max_seq_length - 3)
+    def __init__(self, corpus: "Corpus", max_seq_length: int, short_seq_prob: float, seed: int):
+        self.windows: PairWindows = PairWindows(corpus.document_starts, max_seq_length - 3)
         self._corpus = corpus
         self._short_seq_prob = short_seq_prob
         self._seed = seed
 
-    def cut(self, index, epoch, slots):
+    def cut(self, index: np.ndarray, epoch: np.ndarray, slots: np.ndarray) -> Pairs:
         """Returns the Pairs of examples.
 
         Args:
-            index: (B,) number of the example in the run; all that is random depends on it.
+            index: (B,) number of the example in the run, from which all random numbers derive.
             epoch: (B,). slots: (B,) window of each.
         """
         documents, first, last = self.windows.locate(slots, epoch, self._seed)
@@ -146,8 +156,8 @@ class PairCutter:
     def _elsewhere(self, documents, lengths, draws, at_sentence):
         """Spans of `lengths` tokens of other documents, all their tokens equally likely: (N, 2).
 
-        A span starts where a sentence starts if the B that it replaces does, so that its beginning
-        tells nothing, and is shorter only if its whole document is.
+        A span starts at a sentence start if the B that it replaces does, so that its start does not
+        reveal the label. It is shorter than `lengths` only if its whole document is shorter.
         """
         starts = self._corpus.document_starts
         begin, size = starts[documents], starts[documents + 1] - starts[documents]
@@ -168,7 +178,7 @@ class PairCutter:
         return np.where(result >= low, result, low)
 
     def _sentence_inside(self, start, stop, draw):
-        """A sentence start of each (start, stop), all equally likely; and where there is one."""
+        """A random sentence start in each (start, stop), and whether there is one; (N,) each."""
         result, there = np.empty_like(start), np.empty(len(start), bool)
         for sentences, offset, rows in self._by_shard(start):
             low = np.searchsorted(sentences, start[rows] - offset, side="right")
@@ -179,7 +189,7 @@ class PairCutter:
         return result, there
 
     def _by_shard(self, places):
-        """For each shard that tokens lie in: its sentence starts, its own start, which of them."""
+        """Yields the sentence starts, the start and the mask of the tokens of each shard in use."""
         starts = self._corpus.shard_starts
         shards = np.searchsorted(starts, places, side="right") - 1
         for shard in np.unique(shards):

@@ -1,16 +1,20 @@
-"""Questions about texts: the JSON of SQuAD 1.1, 2.0, CMRC 2018 and others, as flat records."""
+"""Reads questions about texts as flat records: the JSON of SQuAD 1.1, 2.0, CMRC 2018 and others."""
 
 import json
+from collections.abc import Mapping
 
 from kbert.data.records import BadExample, Records, read_bytes, shown
 from kbert.errors import UserError
 
 
-def squad(path, name):
-    """Questions of a SQuAD file, each with the context of its paragraph, as records.
+def squad(path: str, name: str) -> Records:
+    """Returns the questions of a SQuAD file as records, each with the context of its paragraph.
+
+    Args:
+        path: path of the file. name: its name in messages.
 
     Raises:
-        UserError: the file cannot be read, is not JSON, or not built like SQuAD.
+        UserError: the file cannot be read, is not JSON, or lacks the structure of SQuAD.
     """
     try:
         root = json.loads(b"".join(read_bytes(path)).decode("utf-8-sig"))
@@ -18,7 +22,7 @@ def squad(path, name):
         raise UserError(f"{path} is not UTF-8: byte {error.start}. Save it as UTF-8.") from None
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} is not JSON: {error}. If it has one question a line, name it .jsonl."
+            f"{path} is not JSON: {error}. If it has one question per line, rename it to .jsonl."
         ) from None
     return Records(name, iter(list(_questions(root, path, name))), ("question", "context"))
 
@@ -43,23 +47,25 @@ def _questions(root, path, name):
 def _part(value, key, place, path):
     if not isinstance(value, dict) or not isinstance(value.get(key), list):
         raise UserError(
-            f"{path} is not built like SQuAD, data[].paragraphs[].qas[]: {place} has no list "
-            f'"{key}". If it has one question a line, name it .jsonl.'
+            f"{path} lacks the structure of SQuAD, data[].paragraphs[].qas[]: {place} has no list "
+            f'"{key}". If it has one question per line, rename it to .jsonl.'
         )
     return value[key]
 
 
-def checked_answers(record, context):
-    """Answers of a record, a list of (text, start), and whether it is impossible and has none.
+def checked_answers(
+    record: Mapping[str, object], context: str
+) -> tuple[list[tuple[str, int]], bool]:
+    """Returns the answers of a record, (text, start) each, and whether it is impossible.
 
     Args:
-        record: has "answers", a list of {"text", "answer_start"} or, as Hugging Face's datasets
-            have it, {"text": list, "answer_start": list}; and "is_impossible", where it is missing
-            a question without answers is impossible.
+        record: has "answers", a list of {"text", "answer_start"} or, as in Hugging Face's datasets,
+            {"text": list, "answer_start": list}; and optionally "is_impossible": by default, a
+            question without answers is impossible.
         context: str; starts are in characters of it.
 
     Raises:
-        BadExample: answers are missing, or one does not stand where it says.
+        BadExample: answers are missing, or one is not at its start in the context.
     """
     answers = record.get("answers")
     impossible = record.get("is_impossible", answers in ([], {"text": [], "answer_start": []}))
@@ -70,7 +76,7 @@ def checked_answers(record, context):
     if isinstance(answers, dict):
         columns = [answers.get("text"), answers.get("answer_start")]
         if not all(isinstance(c, list) for c in columns) or len({*map(len, columns)}) > 1:
-            raise BadExample('"text" and "answer_start" of "answers" must be lists of one length')
+            raise BadExample('"text" and "answer_start" of "answers" must be lists of equal length')
         answers = [{"text": t, "answer_start": s} for t, s in zip(*columns, strict=True)]
     if not isinstance(answers, list):
         raise BadExample(f'"answers" must be a list; got {shown(answers)}')

@@ -1,31 +1,36 @@
-"""Checks of the parts of a record: each returns what is used of it, or raises BadExample."""
+"""Checks of the values of a record: each returns the value to use, or raises BadExample."""
 
 import math
+from typing import TYPE_CHECKING
 
 from kbert.data.columns import count
 from kbert.data.records import BadExample, is_utf8, shown
 
+if TYPE_CHECKING:
+    from kbert.data.columns import Columns
+    from kbert.data.records import Record
 
-def part(record, key):
-    """What a row has in a column, or an object under a key."""
+
+def part(record: "Record", key: str | int) -> object:
+    """Returns a row's cell in a column, or an object's value of a key."""
     if isinstance(record, dict) and key not in record:
-        raise BadExample(f"there is no {key!r}; the keys are {', '.join(map(repr, record))}")
+        raise BadExample(f"there is no key {key!r}; the keys are {', '.join(map(repr, record))}")
     return record[key]
 
 
-def text(value, what):
-    """A str with something in it. `what` names it in messages."""
+def text(value: object, what: str) -> str:
+    """Returns a str that is not blank. `what` names it in messages."""
     if not isinstance(value, str):
         raise BadExample(f"{what} must be a string; got {shown(value)}")
     if not value.strip():
         raise BadExample(f"{what} is empty")
     if not is_utf8(value):  # JSON can write them: "\\ud800"
-        raise BadExample(f"{what} has half a surrogate pair, which is no character")
+        raise BadExample(f"{what} has an unpaired surrogate, which is not a character")
     return value
 
 
-def check_width(row, columns):
-    """Raises BadExample where a row has not the cells that `kbert.data.columns.Columns` tells."""
+def check_width(row: "Record", columns: "Columns") -> None:
+    """Raises BadExample if a row's number of cells does not fit `kbert.data.columns.Columns`."""
     expected_width = columns.exact_width
     if expected_width is not None and len(row) != expected_width:
         raise BadExample(
@@ -37,8 +42,8 @@ def check_width(row, columns):
         )
 
 
-def label_name(value):
-    """A label as text: 3 is "3", True is "true" as in JSON."""
+def label_name(value: object) -> str:
+    """Returns a label as text: 3 becomes "3", True becomes "true" as in JSON."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if value is None or value != value or value == "":
@@ -46,20 +51,20 @@ def label_name(value):
     if isinstance(value, int | float):
         return str(value)
     if not isinstance(value, str):
-        raise BadExample(f"the label must be a text or a number; got {shown(value)}")
+        raise BadExample(f"the label must be a string or a number; got {shown(value)}")
     return text(value, "the label").strip()
 
 
-def label_tuple(value):
-    """Labels as a tuple of texts, from a list, or a cell like "a,b" or "a|b"; "" is no label."""
+def label_tuple(value: object) -> tuple[str, ...]:
+    """Returns labels as text, from a list, or a cell like "a,b" or "a|b"; "" has no labels."""
     if not isinstance(value, list):
         cell = "" if value is None or str(value).strip() == "" else label_name(value)
         value = cell.split("|" if "|" in cell else ",") if cell else []
     return tuple(dict.fromkeys(map(label_name, value)))
 
 
-def target(value, where):
-    """A label as a finite number."""
+def target(value: object, where: str) -> float:
+    """Returns a label as a finite number."""
     if value is None or (isinstance(value, str) and not value.strip()):
         raise BadExample("the label is empty")
     try:
@@ -70,5 +75,5 @@ def target(value, where):
         header = "; if this is a header, add --header=yes" if where.endswith(", line 1") else ""
         raise BadExample(f"the label must be a number; got {shown(value)}{header}") from None
     if not math.isfinite(number):
-        raise BadExample(f"the label must be a finite number; got the target {number}")
+        raise BadExample(f"the label must be a finite number; got {number}")
     return number

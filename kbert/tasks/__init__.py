@@ -1,1 +1,1 @@
-"""The tasks that a BERT is fine-tuned for: examples to predictions, and what they score."""
+"""The fine-tuning tasks: reading and encoding examples, losses, predictions and metrics."""

@@ -1,4 +1,7 @@
-"""From the answers of examples to windows of tokens, and from logits back to answers."""
+"""Converts answers of examples to token positions in windows, and logits to answers."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -6,20 +9,26 @@ from kbert.errors import UserError
 from kbert.tasks.span_ops import span_scores, window_offsets
 from kbert.tasks.squad import answer_scores
 
+if TYPE_CHECKING:
+    from kbert.data.examples import QuestionExample
+    from kbert.tasks.span_ops import TokenWindows
 
-def answer_positions(examples, windows):
-    """Where the answer to each question is in its windows.
 
-    As run_squad.py has it, but for the tokens of an answer: those that it touches by byte offsets,
-    which is exact, where run_squad.py searches among white-space words. The first answer counts.
+def answer_positions(
+    examples: "Sequence[QuestionExample]", windows: "TokenWindows"
+) -> list[tuple[int, int] | None]:
+    """Returns the positions of the answers in the windows of their questions.
+
+    As in run_squad.py, except that the tokens of an answer are found by byte offsets, which is
+    exact; run_squad.py searches white-space words. Only the first answer of an example is used.
 
     Args:
         examples: list of QuestionExample. windows: their TokenWindows.
 
     Returns:
         For each window the indices of the first and the last token of the answer; (0, 0), which is
-        [CLS], where the question is impossible or the answer is not wholly in this window; None
-        where the example is unlabelled.
+        [CLS], if the question is impossible or the answer is not entirely in this window; None if
+        the example is unlabelled.
     """
     columns = zip(examples, windows.starts.numpy(), windows.ends.numpy(), strict=True)
     answers = [_answer_tokens(*column) for column in columns]
@@ -39,7 +48,7 @@ def answer_positions(examples, windows):
 def _answer_tokens(example, starts, ends):
     """First and last token of the context that the answer touches, None without labels.
 
-    (-1, -1) where the question is impossible, or the answer has no token (it is white space).
+    (-1, -1) if the question is impossible, or the answer has no token (it is white space).
     """
     if example.is_impossible:
         return -1, -1
@@ -54,38 +63,40 @@ def _answer_tokens(example, starts, ends):
 
 
 def best_answers(
-    examples,
-    windows,
-    outputs,
-    top_k=20,
-    max_answer_length=30,
-    allow_no_answer=False,
-    null_threshold=0.0,
-):
-    """The best answer to each question, and others that do not overlap it.
+    examples: "Iterable[QuestionExample]",
+    windows: "Iterable[TokenWindows]",
+    outputs: Iterable[dict[str, np.ndarray]],
+    top_k: int = 20,
+    max_answer_length: int = 30,
+    allow_no_answer: bool = False,
+    null_threshold: float = 0.0,
+) -> list[dict[str, Any]]:
+    """Returns the best answer to each question, and others that do not overlap it.
 
-    Of equal scores the first counts.
+    In a tie, the first span counts.
 
     Args:
         examples: sequence of QuestionExample.
-        windows: list of TokenWindows, which hold those of all examples in their order.
+        windows: list of TokenWindows of all examples, in order.
         outputs: for each window a dict of `start_logits` and `end_logits`, arrays of at least its
             length.
-        top_k: number of spans to return at most.
-        max_answer_length: tokens. SQuAD's 30 are too few for a third of CMRC 2018, in Chinese.
-        allow_no_answer: the answer may be that there is none, as in SQuAD 2.0.
-        null_threshold: there is none if `no_answer_score` is more than this above the best score.
+        top_k: maximum number of spans to return.
+        max_answer_length: maximum length in tokens. SQuAD's 30 is too short for a third of the
+            Chinese CMRC 2018.
+        allow_no_answer: whether questions may have no answer, as in SQuAD 2.0.
+        null_threshold: a question has no answer if `no_answer_score` exceeds the best score by more
+            than this.
 
     Returns:
         For each example a dict of
             text: str, "" = no answer. start, end: int, its offsets in bytes of the UTF-8 context,
                 end exclusive; None = no answer.
-            score: float, that of the answer (`kbert.tasks.span_ops.span_scores`); of no answer its
+            score: float, score of the answer (`kbert.tasks.span_ops.span_scores`), or
                 `no_answer_score`.
             probability: float, softmax of the scores in `candidates`.
-            no_answer_score: float, the least sum of the two logits of [CLS] in a window.
-            candidates: list of dicts of text, start, end, score, probability; spans that share no
-                byte, and no answer if it is allowed; best score first.
+            no_answer_score: float, the smallest sum of the two logits of [CLS] in a window.
+            candidates: list of dicts of text, start, end, score, probability; non-overlapping
+                spans, and no answer if it is allowed; best score first.
         Without `allow_no_answer` only a context without tokens has no answer.
 
     Raises:
@@ -116,14 +127,16 @@ def best_answers(
     return answers
 
 
-def best_null_threshold(examples, answers):
-    """The `null_threshold` (float) with the best F1 on labelled questions, and that F1 in percent.
+def best_null_threshold(
+    examples: "Sequence[QuestionExample]", answers: Sequence[dict[str, Any]]
+) -> tuple[float, float]:
+    """Returns the `null_threshold` with the best F1 on labelled questions, and the F1 in percent.
 
-    As find_best_thresh of the evaluation script of SQuAD 2.0, which however starts from 0 where it
-    is best to answer nothing, and tells apart questions whose numbers are equal.
+    As in find_best_thresh of SQuAD 2.0's evaluation script, except that the script returns 0 if
+    answering nothing is best, and separates questions whose score differences are equal.
 
     Args:
-        examples: sequence of QuestionExample. answers: those of `best_answers`, in their order.
+        examples: sequence of QuestionExample. answers: results of `best_answers`, in order.
 
     Raises:
         UserError: there are no examples, or one is unlabelled.
@@ -141,7 +154,7 @@ def best_null_threshold(examples, answers):
     order = np.argsort(differences, kind="stable")
     differences = np.array(differences)[order]
     totals = total + np.concatenate([[0.0], np.cumsum(np.array(gains)[order])])
-    # Questions up to `differences[i]` are answered; those of equal differences together.
+    # Questions up to `differences[i]` are answered; equal differences count together.
     is_choice = np.append(differences[1:] != differences[:-1], [True] * (len(differences) > 0))
     thresholds = differences[is_choice]
     below_all = thresholds[0] - 1.0 if len(thresholds) else 0.0
@@ -152,10 +165,10 @@ def best_null_threshold(examples, answers):
 
 
 def _apart(scores, starts, ends, top_k):
-    """(start, end, score) of the best spans that share no byte with a better one.
+    """(start, end, score) of the best spans that do not overlap a better one.
 
-    In numpy, where it is five times as fast as in TensorFlow ops that are run eagerly; an exported
-    graph needs the best span alone. scores: (W, R, A). starts, ends: (W, R).
+    numpy is five times as fast as eager TensorFlow ops; an exported graph needs only the best span.
+    scores: (W, R, A). starts, ends: (W, R).
     """
     window, first, more = np.nonzero(scores > -np.inf)
     scores = scores[window, first, more]

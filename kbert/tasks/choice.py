@@ -1,5 +1,8 @@
 """Task choice: one of several texts."""
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import tensorflow as tf
 
@@ -18,13 +21,17 @@ from kbert.tasks.task import (
     text_items,
 )
 
+if TYPE_CHECKING:
+    from kbert.data.records import Record, Records
+    from kbert.settings.tasks import ColumnConfig
+
 
 class ChoiceEndpoint(Endpoint):
-    """The choice that goes best with a text."""
+    """Predicts the choice that fits a text best."""
 
     name = "choose"
     texts = {"text": 1, "choices": 2}
-    forward_spec = {"logits": ("BC", "of the choices: their probabilities are the softmax")}
+    forward_spec = {"logits": ("BC", "of the choices; their softmax is the probabilities")}
     output_spec = {
         "choice": "(B,) int32, its number, from 0",
         "text": "(B,) string, the choice itself",
@@ -32,14 +39,16 @@ class ChoiceEndpoint(Endpoint):
         "probabilities": "(B, C) float32, of all choices",
     }
 
-    def from_texts(self, text, choices):
+    def from_texts(self, text: tf.Tensor, choices: tf.Tensor) -> dict[str, tf.Tensor]:
         C = tf.shape(choices)[1]
         flat = self.encode(tf.repeat(text, C), tf.reshape(choices, [-1]))
         shape = tf.stack([tf.shape(choices)[0], C, tf.shape(flat["input_ids"])[1]])
         answers = self.from_ids({name: tf.reshape(x, shape) for name, x in flat.items()})
         return {**answers, "text": tf.gather(choices, answers["choice"], batch_dims=1)}
 
-    def postprocess(self, outputs, features):
+    def postprocess(
+        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
         probabilities = tf.nn.softmax(outputs["logits"])
         return {
             "choice": tf.argmax(probabilities, axis=-1, output_type=tf.int32),
@@ -49,7 +58,7 @@ class ChoiceEndpoint(Endpoint):
 
 
 class Choice(Task):
-    """One of several texts; each is the second segment of a sequence of its own."""
+    """One of several texts; each choice is the second segment of its own sequence."""
 
     name = "choice"
     summary = "one of several texts"
@@ -60,25 +69,31 @@ class Choice(Task):
     example_fields = ("text", "choices")
 
     @classmethod
-    def reader(cls, source, config, labelled):
+    def reader(
+        cls, source: str, config: "ColumnConfig", labelled: bool
+    ) -> "tuple[Records, Callable[[str, Record], ChoiceExample]]":
         records = open_records(source, cls.name, lambda row: has_header(row, config))
         aliases = ColumnAliases(choices=CHOICES)
         return records, ChoiceMaker(find_columns(records, config, labelled, aliases))
 
     @classmethod
-    def examples(cls, texts, choices):
+    def examples(
+        cls, texts: Sequence[str], choices: Sequence[Sequence[str]]
+    ) -> list[ChoiceExample]:
         choices = same_length(texts, choices, "choices")
         counts = {len(some) for some in choices}
         if len(counts) > 1 or min(counts, default=2) < 2:
             raise UserError(
-                f"all texts must have as many choices, at least 2; got {sorted(counts)}."
+                f"all texts must have the same number of choices, at least 2; got {sorted(counts)}."
             )
         return [ChoiceExample("", t, tuple(c)) for t, c in zip(texts, choices, strict=True)]
 
-    def config_fields(self):
+    def config_fields(self) -> dict[str, Any]:
         return {}
 
-    def encode(self, examples, class_weights=None):
+    def encode(
+        self, examples: Sequence[ChoiceExample], class_weights: np.ndarray | None = None
+    ) -> Encoded:
         texts = [example.text for example in examples for _ in example.choices]
         choices = [choice for example in examples for choice in example.choices]
         rows = iter(text_items(self.tokenizer, texts, choices, self.max_seq_length))
@@ -92,7 +107,12 @@ class Choice(Task):
             items.append(item if example.label is None else labelled(item, example.label, np.int32))
         return Encoded(items)
 
-    def predictions(self, examples, encoded, outputs):
+    def predictions(
+        self,
+        examples: Sequence[ChoiceExample],
+        encoded: Encoded,
+        outputs: Iterable[dict[str, np.ndarray]],
+    ) -> list[dict[str, Any]]:
         predictions = []
         for example, output in zip(examples, outputs, strict=True):
             shares = softmax(output["logits"])
@@ -102,12 +122,14 @@ class Choice(Task):
             )
         return predictions
 
-    def scores(self, examples, predictions):
+    def scores(
+        self, examples: Sequence[ChoiceExample], predictions: Sequence[dict[str, Any]]
+    ) -> dict[str, float]:
         right = [e.label == p["choice"] for e, p in zip(examples, predictions, strict=True)]
         return {"accuracy": float(np.mean(right))}
 
 
 def _stacked(arrays, value):
-    """(C, L) array of rows of different lengths, filled up with `value`."""
+    """(C, L) array of rows of different lengths, padded with `value`."""
     width = max(len(array) for array in arrays)
     return np.stack([np.pad(a, (0, width - len(a)), constant_values=value) for a in arrays])

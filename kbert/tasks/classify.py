@@ -1,20 +1,24 @@
 """Task classify: one of C labels for a text, or for a pair of texts."""
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
 from kbert.data import validation
+from kbert.data.examples import TextExample
 from kbert.tasks import metrics
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.labels import label_numbers
-from kbert.tasks.task import TextTask, softmax
+from kbert.tasks.task import Encoded, TextTask, softmax
 
 
 class ClassificationEndpoint(Endpoint):
-    """One of C labels."""
+    """Predicts one of C labels."""
 
     name = "classify"
-    forward_spec = {"logits": ("BC", "of the labels: their probabilities are the softmax")}
+    forward_spec = {"logits": ("BC", "of the labels; their softmax is the probabilities")}
     standard_api = "classify"
     decisions = staticmethod(lambda logits: logits.argmax(-1)[:, None])
     output_spec = {
@@ -23,7 +27,9 @@ class ClassificationEndpoint(Endpoint):
         "probabilities": "(B, C) float32, of all labels",
     }
 
-    def postprocess(self, outputs, features):
+    def postprocess(
+        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
         probabilities = tf.nn.softmax(outputs["logits"])
         best = tf.argmax(probabilities, axis=-1)
         return {
@@ -44,19 +50,24 @@ class Classification(TextTask):
     is_classification = True
 
     @staticmethod
-    def label(value, where):
+    def label(value: object, where: str) -> str:
         return validation.label_name(value)
 
     @staticmethod
-    def prediction_of(output):
+    def prediction_of(output: dict[str, Any]) -> dict[str, Any]:
         return output | {"label": output["label"].decode()}
 
-    def targets(self, examples):
-        """(N,) int32, the number of each example's label."""
+    def targets(self, examples: Sequence[TextExample]) -> np.ndarray:
+        """Returns the number of each example's label, (N,) int32."""
         numbers = label_numbers(self.label_names)
         return np.array([numbers[example.label] for example in examples], np.int32)
 
-    def predictions(self, examples, encoded, outputs):
+    def predictions(
+        self,
+        examples: Sequence[TextExample],
+        encoded: Encoded,
+        outputs: Iterable[dict[str, np.ndarray]],
+    ) -> list[dict[str, Any]]:
         predictions = []
         for output in outputs:
             shares = softmax(output["logits"])
@@ -67,16 +78,18 @@ class Classification(TextTask):
             )
         return predictions
 
-    def predicted_numbers(self, predictions):
-        """(N,) int, the number of each predicted label."""
+    def predicted_numbers(self, predictions: Sequence[dict[str, Any]]) -> np.ndarray:
+        """Returns the number of each predicted label, (N,) int."""
         return np.array([self.label_names.index(prediction["label"]) for prediction in predictions])
 
-    def scores(self, examples, predictions):
+    def scores(
+        self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]
+    ) -> dict[str, float]:
         return metrics.classification_scores(
             self.targets(examples), self.predicted_numbers(predictions), len(self.label_names)
         )
 
-    def report(self, examples, predictions):
+    def report(self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]) -> str:
         return metrics.classification_report_text(
             self.targets(examples), self.predicted_numbers(predictions), self.label_names
         )

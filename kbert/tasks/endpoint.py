@@ -1,44 +1,97 @@
-"""A method of answering texts, as a graph: what those of the tasks and others share."""
+"""The base class of endpoints: a prediction method as a graph from texts to results."""
 
 import abc
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kbert.model.models import BertModel
 
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    import tensorflow as tf
+
+    from kbert.data.bucketed_batches import EncodedExample
+    from kbert.model.pretrained import PretrainedModel
+    from kbert.tasks.task import Task
+    from kbert.tokenizer.tokenizer import BertTokenizer
+
+    class TextPredictor(Protocol):
+        """The part of `kbert.Predictor` that tasks and endpoints use."""
+
+        tokenizer: BertTokenizer
+
+        @property
+        def model(self) -> PretrainedModel | None:
+            """The model, or None if it is not loaded."""
+            ...
+
+        @property
+        def max_seq_length(self) -> int:
+            """Maximum length of a sequence in tokens."""
+            ...
+
+        def ask(self, name: str, *texts: Sequence[Any]) -> list[Any]:
+            """Returns the results of a task's method."""
+            ...
+
+        def predictions(self, task: Task, examples: Sequence[Any]) -> list[Any]:
+            """Returns a task's predictions for examples."""
+            ...
+
+        def outputs(
+            self, task: Task, items: Sequence[EncodedExample], texts: int
+        ) -> Iterable[dict[str, np.ndarray]]:
+            """Returns the model's outputs for items of a task."""
+            ...
+
 
 class Endpoint(abc.ABC):
-    """A method of answering texts.
+    """A prediction method as a graph, for exports.
 
     Args:
-        predictor: Predictor of a model of the task's `model_class`; without a task, of this one.
-        task: of `kbert.tasks`, or None.
-        takes_pairs: whether a text comes with a second one, `text_pair`.
+        predictor: Predictor for a model of the task's `model_class`; without a task, of this
+            class's.
+        task: Task, or None.
+        takes_pairs: whether each text has a second text, `text_pair`.
 
     Attributes:
-        name: str. texts: dict of the inputs' names -> their number of axes, all of them strings.
-        forward_spec: dict of the outputs of `forward` -> their shape, a letter for each axis
-            (B texts, L tokens, C labels or choices, M masks, V words, D width), and their meaning.
-        standard_api: which of TensorFlow Serving's standard APIs it has: "classify" (on
+        name: str. texts: dict of the names of the inputs, all strings -> their number of axes.
+        forward_spec: dict of the outputs of `forward` -> (shape, meaning). The shape has a letter
+            per axis: B texts, L tokens, C labels or choices, M masks, V vocabulary, D width.
+        standard_api: standard API of TensorFlow Serving that it supports: "classify" (on
             `probabilities`), "regress" (on `score`), or None.
-        scored_by_ids: whether examples are scored by `from_ids`, since they are words.
-        decisions: function from `logits` (numpy) to what a text is labelled with, (B, S), or None.
-        output_spec: dict of the outputs' names -> shape, dtype and meaning, for a person.
-        padded: dict of the outputs that have as many columns as the fullest row of a batch -> what
-            fills the rest of a row. In the first of them, what is filled has no other values.
-        compute: function, `forward`; a backend of `kbert.inference.backends` may take its place.
+        scored_by_ids: whether examples are scored with `from_ids`, because they consist of words.
+        decisions: function from `logits` (numpy) to the predicted labels of a text, (B, S), or
+            None.
+        output_spec: dict of the names of the outputs -> a description: shape, dtype and meaning.
+        padded: dict of the outputs padded to the longest row of a batch -> padding value. In the
+            first of them, the padding value does not occur otherwise.
+        compute: function, by default `forward`; may be replaced by a backend of
+            `kbert.inference.backends`.
     """
 
-    model_class = BertModel
-    texts = {"text": 1}
-    forward_spec = {}
-    standard_api = None
-    decisions = None
-    scored_by_ids = False
-    output_spec = {}
-    padded = {}
+    name: str
+    predictor: "TextPredictor"
+    task: "Task | None"
+    model: "PretrainedModel"
+    tokenizer: "BertTokenizer"
+    max_seq_length: int
+    compute: "Callable[[Mapping[str, tf.Tensor]], dict[str, tf.Tensor]]"
+    model_class: "type[PretrainedModel]" = BertModel
+    texts: dict[str, int] = {"text": 1}
+    forward_spec: dict[str, tuple[str, str]] = {}
+    standard_api: str | None = None
+    decisions: Callable[[np.ndarray], np.ndarray] | None = None
+    scored_by_ids: bool = False
+    output_spec: dict[str, str] = {}
+    padded: dict[str, str | int | float] = {}
 
-    def __init__(self, predictor, task=None, takes_pairs=False):
+    def __init__(
+        self, predictor: "TextPredictor", task: "Task | None" = None, takes_pairs: bool = False
+    ):
         self.predictor, self.task = predictor, task
         self.model, self.tokenizer = predictor.model, predictor.tokenizer
         self.max_seq_length = task.max_seq_length if task else predictor.max_seq_length
@@ -47,47 +100,58 @@ class Endpoint(abc.ABC):
             self.texts = {**self.texts, "text_pair": 1}
 
     @property
-    def takes_choices(self):
-        """Whether each text comes with several others, so that ids are (B, C, L)."""
+    def takes_choices(self) -> bool:
+        """Whether each text has several choices, so that ids are (B, C, L)."""
         return 2 in self.texts.values()
 
-    def from_texts(self, text, text_pair=None):
-        """The answers to texts, (B,) string each: a dict of tensors with the batch first."""
+    def from_texts(
+        self, text: "tf.Tensor", text_pair: "tf.Tensor | None" = None
+    ) -> "dict[str, tf.Tensor]":
+        """Returns the results for texts, (B,) string each: a dict of tensors, batch axis first."""
         return self.from_ids(self.encode(text, text_pair))
 
-    def reference_outputs(self, *texts, **named_texts):
-        """What `kbert.Predictor` says to lists of str, as a dict of columns like `from_texts`."""
+    def reference_outputs(
+        self, *texts: Sequence[Any], **named_texts: Sequence[Any]
+    ) -> dict[str, Any]:
+        """Returns the results of `kbert.Predictor` for lists of str in the form of `from_texts`."""
         texts = [*texts, *(named_texts[name] for name in self.texts if name in named_texts)]
         predictions = self.predictor.ask(self.task.name, *texts)
         rows = [self.task.output_of(prediction) for prediction in predictions]
         columns = {n: [row[n] for row in rows] for n in self.output_spec if n in rows[0]}
         return columns | {n: as_array(columns[n], fill) for n, fill in self.padded.items()}
 
-    def from_ids(self, features):
-        """The answers to the `ENCODER_FEATURES`, (B, L) int32 each."""
+    def from_ids(self, features: "Mapping[str, tf.Tensor]") -> "dict[str, tf.Tensor]":
+        """Returns the results for the `ENCODER_FEATURES`, (B, L) int32 each."""
         return self.postprocess(self.compute(features), features)
 
-    def forward(self, features):
-        """What the model makes of features: a dict of float32 tensors, the batch first."""
+    def forward(self, features: "Mapping[str, tf.Tensor]") -> "dict[str, tf.Tensor]":
+        """Returns the outputs of the model: a dict of float32 tensors, batch axis first."""
         outputs = self.model(features, training=False)
         return {name: outputs[name] for name in self.forward_spec}
 
     @abc.abstractmethod
-    def postprocess(self, outputs, features):
-        """The answers that lie in the outputs of `forward` for features."""
+    def postprocess(
+        self, outputs: "dict[str, tf.Tensor]", features: "Mapping[str, tf.Tensor]"
+    ) -> "dict[str, tf.Tensor]":
+        """Converts the outputs of `forward` for features to results."""
 
-    def encode(self, text, text_pair=None, tokenizer=None):
-        """The features of texts, as long as the longest of them needs."""
+    def encode(
+        self,
+        text: "tf.Tensor",
+        text_pair: "tf.Tensor | None" = None,
+        tokenizer: "BertTokenizer | None" = None,
+    ) -> "dict[str, tf.Tensor]":
+        """Returns the features of texts, padded to the longest of them."""
         tokenizer = tokenizer or self.tokenizer
         return tokenizer(text, text_pair, max_length=self.max_seq_length, padding="longest")
 
-    def trackables(self):
-        """Whatever a SavedModel must keep beside the weights."""
+    def trackables(self) -> list[Any]:
+        """Returns the objects that a SavedModel must track in addition to the weights."""
         return [self.tokenizer]
 
 
-def as_array(rows, fill):
-    """An array of lists of different lengths, (B, S) or (B, S, ...)."""
+def as_array(rows: Sequence[Sequence[Any]], fill: str | int | float) -> np.ndarray:
+    """Returns lists of different lengths as an array padded with `fill`: (B, S) or (B, S, ...)."""
     width = max(map(len, rows), default=0)
     empty = np.full(np.shape(next((row[0] for row in rows if row), fill)), fill).tolist()
     return np.array([[*row, *[empty] * (width - len(row))] for row in rows])

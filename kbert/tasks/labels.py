@@ -1,8 +1,19 @@
-"""Names of labels: those of the data or of the user, and examples that do not fit them."""
+"""Names of labels, from the data or the user, and checks of examples against them."""
 
 import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from kbert.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    from kbert.config import BertConfig
+    from kbert.data.examples import TagExample, TextExample
+    from kbert.tasks.task import Task
+
+    Example = TypeVar("Example", TextExample, TagExample)
 
 
 def _labels_of(example):
@@ -16,30 +27,36 @@ def _sort_key(name):
     return (0, int(name), "") if re.fullmatch(r"-?[0-9]{1,99}", name) else (1, 0, name)
 
 
-def label_names(examples):
-    """The names of all labels in examples, sorted: numbers by size, then the others."""
+def label_names(examples: "Iterable[TextExample | TagExample]") -> tuple[str, ...]:
+    """Returns the names of all labels in examples, sorted: first numbers by value, then text."""
     return tuple(
         sorted({name for example in examples for name in _labels_of(example)}, key=_sort_key)
     )
 
 
-def label_numbers(names):
-    """dict of name -> number; where names are not numbers themselves, "0" stands for the first."""
+def label_numbers(names: Sequence[str]) -> dict[str, int]:
+    """Returns a dict of name -> number; unless a name is a number, "0", "1", ... are names, too."""
     numbers = {name: i for i, name in enumerate(names)}
     if not any(re.fullmatch(r"[0-9]+", name) for name in names):
         numbers |= {str(i): i for i in range(len(names))}
     return numbers
 
 
-def keep_known(examples, names, skip_bad_lines, report):
-    """The examples whose labels all have a name in `names`.
+def keep_known(
+    examples: "Sequence[Example]",
+    names: Sequence[str],
+    skip_bad_lines: bool,
+    report: Callable[[str], None],
+) -> "list[Example]":
+    """Returns the examples whose labels are all in `names`.
 
     Args:
         examples: list of labelled examples. names: tuple of str.
-        skip_bad_lines: leave the others out, instead of raising. report: called with their count.
+        skip_bad_lines: whether to skip other examples instead of raising.
+        report: called with a line that reports the number of skipped examples.
 
     Raises:
-        UserError: a label that is not known, with file and line; or no example is left.
+        UserError: a label is unknown (with file and line), or all examples were skipped.
     """
     numbers = label_numbers(names)
     kept, first = [], None
@@ -49,43 +66,45 @@ def keep_known(examples, names, skip_bad_lines, report):
             kept.append(example)
             continue
         message = (
-            f"{example.where}: the label {unknown!r} is not one of the {len(names)} there are: "
+            f"{example.where}: the label {unknown!r} is not one of the {len(names)} labels: "
             f"{shown(names)}."
         )
         if not skip_bad_lines:
-            raise UserError(f"{message} Mend it, or leave such lines out with --skip_bad_lines.")
+            raise UserError(f"{message} Fix it, or skip such lines with --skip_bad_lines.")
         first = first or message
     if not kept:
-        raise UserError(f"no example is left; {first}")
+        raise UserError(f"no example has a known label; {first}")
     if first:
         left = len(examples) - len(kept)
-        line = f"note: {left:,} of {len(examples):,} examples are left out; the first: {first}"
+        line = f"note: {left:,} of {len(examples):,} examples are skipped; the first: {first}"
         report(one_line(line))
     return kept
 
 
-def differing_labels(config, task):
-    """Fields of a BertConfig that contradict a Task: dict of name -> (its value, the task's).
+def differing_labels(config: "BertConfig", task: "Task") -> "dict[str, tuple[Any, Any]]":
+    """Returns the fields of a BertConfig that contradict a Task: name -> (its value, the task's).
 
-    None in the config contradicts nothing.
+    None in the config does not contradict the task.
     """
     pairs = {name: (getattr(config, name), value) for name, value in task.config_fields().items()}
     return {name: pair for name, pair in pairs.items() if pair[0] not in (None, pair[1])}
 
 
-def check_all_present(examples, names, what):
-    """Raises UserError for names that no example has: what is never seen is never predicted."""
+def check_all_present(
+    examples: "Iterable[TextExample | TagExample]", names: Sequence[str], what: str
+) -> None:
+    """Raises UserError if a label has no example, since the model could not learn it."""
     numbers = label_numbers(names)
     seen = {numbers[name] for example in examples for name in _labels_of(example)}
     missing = [name for i, name in enumerate(names) if i not in seen]
     if missing:
         raise UserError(
-            f"{what} has no example of {shown(missing)}, so it could not be learnt. Add examples, "
-            f"or take the name out of --label_names."
+            f"{what} has no example of {shown(missing)}, so the model cannot learn it. Add "
+            f"examples, or remove the name from --label_names."
         )
 
 
-def shown(names):
-    """Names as text: the first ones where there are many."""
+def shown(names: Iterable[str]) -> str:
+    """Returns names as text, at most the first 20."""
     names = list(names)
     return ", ".join(names[:20]) + (f", ... ({len(names)} in all)" if len(names) > 20 else "")

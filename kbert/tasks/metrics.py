@@ -1,26 +1,33 @@
-"""Metrics of the tasks, each a dict of plain floats under their usual names.
+"""Metrics of the tasks, as dicts of floats with the usual names.
 
-All are shares in [0, 1], but for correlations and errors. A share of nothing, such as the precision
-of a class that is never predicted, is 0.
+All are in [0, 1], except correlations and errors. A ratio of 0 / 0, such as the precision of a
+class that is never predicted, is 0.
 """
 
 import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
-def classification_scores(labels, predictions, C):
-    """What GLUE and scikit-learn compute of classes.
 
-    Macro averages are over all C classes: one that neither occurs nor is predicted counts as 0, as
-    in `classification_report_text` and in scikit-learn's scores of several labels.
+def classification_scores(
+    labels: "ArrayLike", predictions: "ArrayLike", C: int
+) -> dict[str, float]:
+    """Returns the classification metrics of GLUE and scikit-learn.
+
+    Macro averages are over all C classes: a class that neither occurs nor is predicted counts as 0,
+    as in `classification_report_text` and in scikit-learn's multilabel metrics.
 
     Args:
         labels, predictions: (N,) int, numbers of classes. C: number of classes.
 
     Returns:
         dict of accuracy, f1_weighted, f1_macro, precision_macro, recall_macro and matthews
-        (in [-1, 1]); with two classes also f1, that of class 1.
+        (in [-1, 1]); with two classes also f1, of class 1.
     """
     from sklearn.metrics import matthews_corrcoef, precision_recall_fscore_support
 
@@ -43,11 +50,13 @@ def classification_scores(labels, predictions, C):
     return _floats(scores)
 
 
-def classification_report_text(labels, predictions, names):
-    """scikit-learn's table of the classes, those that do not occur included.
+def classification_report_text(
+    labels: "ArrayLike", predictions: "ArrayLike", names: Sequence[str]
+) -> str:
+    """Returns scikit-learn's table of all classes, including classes that do not occur.
 
     Args:
-        labels, predictions: (N,) int. names: of the C classes, in the order of their numbers.
+        labels, predictions: (N,) int. names: names of the C classes, in the order of their numbers.
     """
     return _report(labels, predictions, labels=range(len(names)), target_names=list(names))
 
@@ -58,12 +67,12 @@ def _report(true, predicted, **options):
     return classification_report(true, predicted, digits=4, zero_division=0, **options)
 
 
-def regression_scores(targets, predictions):
-    """What STS-B and the like compute of numbers; targets, predictions: (N,) float.
+def regression_scores(targets: "ArrayLike", predictions: "ArrayLike") -> dict[str, float]:
+    """Returns the regression metrics of STS-B and others; targets, predictions: (N,) float.
 
     Returns:
-        dict of pearson and spearman, in [-1, 1] and 0 where they are undefined (constant input, or
-        a single example), mse and mae.
+        dict of pearson and spearman, in [-1, 1] and 0 if undefined (constant input, or a single
+        example), mse and mae.
     """
     from scipy import stats
 
@@ -83,13 +92,13 @@ def _correlation(measure, a, b):
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of input that is nearly constant
+        warnings.simplefilter("ignore")  # for nearly constant input
         value = measure(a, b).statistic
     return value if np.isfinite(value) else 0.0
 
 
-def multilabel_scores(targets, predictions):
-    """Metrics where each text has any number of the C labels; targets, predictions: (N, C) bool.
+def multilabel_scores(targets: "ArrayLike", predictions: "ArrayLike") -> dict[str, float]:
+    """Returns metrics for any number of C labels per text; targets, predictions: (N, C) bool.
 
     Returns:
         dict of accuracy (all labels of a text right), f1_micro, f1_macro and f1_weighted.
@@ -118,11 +127,11 @@ def _shares(right, predicted, support):
     )
 
 
-def entity_spans(tags):
-    """The entities of one text, in their order: (type, begin, end) for tags[begin:end].
+def entity_spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Returns the entities of one text, in order: (type, begin, end) for tags[begin:end].
 
-    As in conlleval and seqeval's default mode: B-X starts an entity, and so does an I-X that
-    follows none of type X. Every other tag is outside of entities.
+    As in conlleval and seqeval's default mode: B-X starts an entity, and so does an I-X that does
+    not follow an entity of type X. Every other tag is outside of entities.
 
     Source: `conlleval` of the CoNLL-2000 shared task, `startOfChunk` and `endOfChunk`.
     """
@@ -138,14 +147,16 @@ def entity_spans(tags):
     return spans
 
 
-def has_entities(tags, predictions):
-    """Whether tags are those of entities (B-X, I-X, O), not plain ones such as parts of speech."""
+def has_entities(tags: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]) -> bool:
+    """Returns whether tags mark entities (B-X, I-X, O), unlike, for example, parts of speech."""
     seen = {tag for rows in (tags, predictions) for row in rows for tag in row}
     return seen <= {"O"} or any(tag.startswith(("B-", "I-")) for tag in seen)
 
 
-def entity_scores(tags, predictions):
-    """Metrics of entities: one is right if its type, its begin and its end are.
+def entity_scores(
+    tags: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]
+) -> dict[str, float | dict[str, dict[str, float]]]:
+    """Returns entity metrics; an entity is right if its type, begin and end are right.
 
     Args:
         tags, predictions: lists of lists of str, of equal lengths; see `entity_spans`.
@@ -153,7 +164,7 @@ def entity_scores(tags, predictions):
     Returns:
         dict of entity_f1, entity_precision, entity_recall (over all entities), accuracy (over
         words) and "entities", a dict of type -> dict of precision, recall, f1 and support (int).
-        Of plain tags: accuracy, f1_weighted and f1_macro over words.
+        For plain tags: accuracy, f1_weighted and f1_macro over words.
     """
     if not has_entities(tags, predictions):
         return _word_scores(tags, predictions)
@@ -174,8 +185,8 @@ def entity_scores(tags, predictions):
     return {**_floats(scores), "entities": entities}
 
 
-def entity_report_text(tags, predictions):
-    """scikit-learn's table: a row for each type of entity, or each plain tag, and the averages.
+def entity_report_text(tags: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]) -> str:
+    """Returns scikit-learn's table: a row per entity type, or per plain tag, and the averages.
 
     Args:
         tags, predictions: as for `entity_scores`.
@@ -183,7 +194,7 @@ def entity_report_text(tags, predictions):
     if not has_entities(tags, predictions):
         return _report(*_words(tags, predictions))
     counts = _entity_counts(tags, predictions) or {"(none)": [0, 0, 0]}
-    # Each entity is a pair of its label and the prediction, of which 0 is none.
+    # Each entity is a pair (label, prediction), where 0 is no entity.
     pairs = [(0, 0)]
     for number, (right, predicted, support) in enumerate(counts.values(), 1):
         pairs += [(number, number)] * right
@@ -204,7 +215,7 @@ def _entity_counts(tags, predictions):
 
 
 def _words(tags, predictions):
-    """The tags of all words, and what was predicted for them."""
+    """The tags of all words, and their predictions."""
     pairs = [
         pair
         for row, predicted in zip(tags, predictions, strict=True)

@@ -1,29 +1,35 @@
 """Task multilabel: any number of C labels for a text."""
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
 from kbert.data import validation
+from kbert.data.examples import TextExample
 from kbert.tasks import metrics
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.labels import label_numbers
-from kbert.tasks.task import TextTask, soft_losses
+from kbert.tasks.task import Encoded, TextTask, soft_losses
 
 
 class MultiLabelEndpoint(Endpoint):
-    """Any number of C labels."""
+    """Predicts any number of C labels."""
 
     name = "multilabel"
-    forward_spec = {"logits": ("BC", "of the labels: their probabilities are the sigmoid")}
+    forward_spec = {"logits": ("BC", "of the labels; their sigmoid is the probabilities")}
     standard_api = "classify"
     decisions = staticmethod(lambda logits: logits > 0)
     output_spec = {
-        "labels": "(B, S) string, those with a probability above 1/2; the rest is empty",
+        "labels": "(B, S) string, labels with a probability above 1/2; padded with empty strings",
         "probabilities": "(B, C) float32, of all labels",
     }
     padded = {"labels": ""}
 
-    def postprocess(self, outputs, features):
+    def postprocess(
+        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
         logits = outputs["logits"]
         rows = tf.broadcast_to(tf.constant(self.task.label_names), tf.shape(logits))
         labels = tf.ragged.boolean_mask(rows, logits > 0)
@@ -31,7 +37,7 @@ class MultiLabelEndpoint(Endpoint):
 
 
 class MultiLabel(TextTask):
-    """Any number of C labels for a text: those with a probability above 1/2."""
+    """Any number of C labels for a text: the labels with a probability above 1/2."""
 
     name = "multilabel"
     summary = "any number of labels for a text"
@@ -41,36 +47,48 @@ class MultiLabel(TextTask):
     fewest_labels = 1
 
     @staticmethod
-    def label(value, where):
+    def label(value: object, where: str) -> tuple[str, ...]:
         return validation.label_tuple(value)
 
     @staticmethod
-    def prediction_of(output):
+    def prediction_of(output: dict[str, Any]) -> dict[str, Any]:
         return output | {"labels": [name.decode() for name in output["labels"] if name]}
 
-    def targets(self, examples):
-        """(N, C) float32, 1 for the labels that each example has."""
+    def targets(self, examples: Sequence[TextExample]) -> np.ndarray:
+        """Returns a row for each example, (N, C) float32, with 1 for its labels."""
         numbers = label_numbers(self.label_names)
         targets = np.zeros((len(examples), len(self.label_names)), np.float32)
         for row, example in zip(targets, examples, strict=True):
             row[[numbers[name] for name in example.label]] = 1
         return targets
 
-    def losses(self, outputs, labels):
+    def losses(
+        self, outputs: Mapping[str, tf.Tensor], labels: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         logits = outputs["logits"]
         losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)  # (B, C)
         right = tf.reduce_all((logits > 0) == (labels > 0.5), axis=1)
         return tf.reduce_mean(losses, axis=1), tf.cast(right, tf.float32)
 
-    def soft_losses(self, outputs, teacher_outputs, temperature):
-        """The mean over the labels, each of which is there or not."""
+    def soft_losses(
+        self,
+        outputs: Mapping[str, tf.Tensor],
+        teacher_outputs: Mapping[str, tf.Tensor],
+        temperature: float,
+    ) -> tf.Tensor:
+        """Returns the mean over the labels of the binary distillation loss, (B,) float32."""
         both = [
             tf.stack([x["logits"], tf.zeros_like(x["logits"])], -1)
             for x in (outputs, teacher_outputs)
         ]
         return tf.reduce_mean(soft_losses(*both, temperature), axis=1)
 
-    def predictions(self, examples, encoded, outputs):
+    def predictions(
+        self,
+        examples: Sequence[TextExample],
+        encoded: Encoded,
+        outputs: Iterable[dict[str, np.ndarray]],
+    ) -> list[dict[str, Any]]:
         predictions = []
         for output in outputs:
             shares = 1 / (1 + np.exp(-output["logits"].astype(np.float64)))
@@ -83,7 +101,9 @@ class MultiLabel(TextTask):
             predictions.append({"labels": names, "scores": by_name})
         return predictions
 
-    def scores(self, examples, predictions):
+    def scores(
+        self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]
+    ) -> dict[str, float]:
         predicted = [
             [name in prediction["labels"] for name in self.label_names]
             for prediction in predictions

@@ -1,15 +1,24 @@
-"""What predictions without a task need of a model, as TensorFlow functions."""
+"""Outputs of models for predictions without a task, as TensorFlow functions."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
+
+if TYPE_CHECKING:
+    from kbert.model.models import BertForMaskedLM
+    from kbert.tokenizer.tokenizer import BertTokenizer
 
 MOST_MASKS = 16  # filled at most in one text
 
 
-def embeddings(outputs, features):
-    """Vectors of texts, (B, D) float32: `mean` of the tokens' last hidden states, and `cls`.
+def embeddings(
+    outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
+) -> dict[str, tf.Tensor]:
+    """Returns embeddings of texts: `mean` of the last hidden states, and `cls`; (B, D) float32.
 
     Args:
-        outputs: of a BertModel. features: what it was called with, `attention_mask` included.
+        outputs: outputs of a BertModel. features: its inputs, including `attention_mask`.
     """
     x = tf.cast(outputs["last_hidden_state"], tf.float32)  # (B, L, D)
     mask = tf.cast(features["attention_mask"], tf.float32)[:, :, None]
@@ -17,11 +26,13 @@ def embeddings(outputs, features):
     return {"mean": mean, "cls": x[:, 0]}
 
 
-def masked_logits(model, features, tokenizer):
-    """`logits` (B, M, V) of a BertForMaskedLM at the first `MOST_MASKS` tokens that are [MASK].
+def masked_logits(
+    model: "BertForMaskedLM", features: Mapping[str, tf.Tensor], tokenizer: "BertTokenizer"
+) -> dict[str, tf.Tensor]:
+    """Returns `logits` (B, M, V) of a BertForMaskedLM at the first `MOST_MASKS` [MASK] tokens.
 
-    Where there are fewer, other tokens follow. Entries of the model's table beyond the vocabulary
-    are left out.
+    With fewer [MASK] tokens, the remaining slots are other tokens. Entries of the model's embedding
+    table beyond the vocabulary are omitted.
     """
     masked = tf.equal(features["input_ids"], tokenizer.mask_id)
     first = tf.argsort(tf.cast(masked, tf.int32), direction="DESCENDING", stable=True)

@@ -1,5 +1,7 @@
 """Task pair: one of C labels for two texts."""
 
+from collections.abc import Sequence
+
 from kbert.data.columns import SECOND_TEXTS, TEXTS, ColumnAliases
 from kbert.tasks.classify import Classification
 
@@ -20,6 +22,6 @@ class PairClassification(Classification):
     takes_pairs = True
 
     @classmethod
-    def column_aliases(cls, names):
+    def column_aliases(cls, names: Sequence[str]) -> ColumnAliases:
         is_qnli = "sentence" in names and not set(names) & set(SECOND_TEXTS)
         return _QNLI if is_qnli else _PLAIN

@@ -1,7 +1,9 @@
-"""Task qa: the stretch of a context that answers a question."""
+"""Task qa: the span of a context that answers a question."""
 
 import dataclasses
 import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -33,27 +35,35 @@ from kbert.tasks.task import (
     whole_from,
 )
 
+if TYPE_CHECKING:
+    from typing import Self
+
+    from kbert.config import BertConfig
+    from kbert.data.records import Record, Records
+    from kbert.settings.tasks import ColumnConfig, FinetuneConfig
+    from kbert.tokenizer.tokenizer import BertTokenizer
+
 _QUESTIONS = 64  # cut into windows at once
 
 
 class AnswerEndpoint(Endpoint):
-    """Where a context answers a question."""
+    """Finds the answer to a question in a context."""
 
     name = "answer"
     texts = {"question": 1, "context": 1}
     forward_spec = {
-        "start_logits": ("BL", "whether the answer begins at a token; at 0, [CLS]: there is none"),
-        "end_logits": ("BL", "whether it ends with a token"),
+        "start_logits": ("BL", "of each token as the answer's first; at 0, [CLS]: no answer"),
+        "end_logits": ("BL", "of each token as the answer's last"),
     }
     output_spec = {
-        "answer": "(B,) string, a stretch of the context; empty: none",
-        "start": "(B,) int32, where it begins in the UTF-8 context, in bytes; -1: none",
-        "end": "(B,) int32, where it ends, exclusive; -1: none",
-        "score": "(B,) float32, the sum of its two logits; of none its no_answer_score",
-        "no_answer_score": "(B,) float32, the least sum of the logits of [CLS] in a window",
+        "answer": "(B,) string, a span of the context; empty: no answer",
+        "start": "(B,) int32, byte offset of its start in the UTF-8 context; -1: no answer",
+        "end": "(B,) int32, byte offset of its end, exclusive; -1: no answer",
+        "score": "(B,) float32, the sum of its two logits, or no_answer_score",
+        "no_answer_score": "(B,) float32, the smallest sum of the logits of [CLS] in a window",
     }
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments: Any):
         super().__init__(*arguments)
         longest = self.task.max_query_length
         if longest + 4 > self.max_seq_length:
@@ -62,7 +72,7 @@ class AnswerEndpoint(Endpoint):
                 f"max_seq_length must be at least {longest + 4}; got {self.max_seq_length}."
             )
 
-    def from_texts(self, question, context):
+    def from_texts(self, question: tf.Tensor, context: tf.Tensor) -> dict[str, tf.Tensor]:
         task = self.task
         tokens = tokenize_questions(question, context, self.tokenizer, task.max_query_length)
         windows = question_windows(*tokens, self.tokenizer, self.max_seq_length, task.doc_stride)
@@ -80,12 +90,14 @@ class AnswerEndpoint(Endpoint):
             "no_answer_score": tf.ensure_shape(tf.cast(none, tf.float32), [None]),
         }
 
-    def postprocess(self, outputs, features):
+    def postprocess(
+        self, outputs: dict[str, tf.Tensor], features: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
         return outputs
 
 
 class QuestionAnswering(Task):
-    """The stretch of a context that answers a question, or none.
+    """The span of a context that answers a question, or no answer.
 
     Args:
         tokenizer, max_seq_length: as for `Task`.
@@ -113,7 +125,13 @@ class QuestionAnswering(Task):
     }
 
     @classmethod
-    def from_config(cls, config, tokenizer, label_names=None, allow_no_answer=False):
+    def from_config(
+        cls,
+        config: "FinetuneConfig",
+        tokenizer: "BertTokenizer",
+        label_names: tuple[str, ...] | None = None,
+        allow_no_answer: bool = False,
+    ) -> "Self":
         names = [name for name in cls.own_settings if name != "allow_no_answer"]
         settings = {name: getattr(config, name) for name in names}
         settings["null_threshold"] = settings["null_threshold"] or 0.0
@@ -121,17 +139,21 @@ class QuestionAnswering(Task):
         return cls(tokenizer, length, allow_no_answer=allow_no_answer, **settings)
 
     @classmethod
-    def from_settings(cls, settings, tokenizer, config):
+    def from_settings(
+        cls, settings: dict[str, Any], tokenizer: "BertTokenizer", config: "BertConfig"
+    ) -> "Self":
         return cls(tokenizer, **settings)
 
     @classmethod
-    def reader(cls, source, config, labelled):
+    def reader(
+        cls, source: str, config: "ColumnConfig", labelled: bool
+    ) -> "tuple[Records, Callable[[str, Record], QuestionExample]]":
         if form_of(source) == "json":
             return squad(source, os.path.basename(source)), QuestionMaker(labelled)
         return with_ids(open_records(source, cls.name, None)), QuestionMaker(labelled)
 
     @classmethod
-    def examples(cls, questions, contexts):
+    def examples(cls, questions: Sequence[str], contexts: Sequence[str]) -> list[QuestionExample]:
         contexts = same_length(questions, contexts, "contexts")
         return [
             QuestionExample(f"question {i}", str(i), question, context)
@@ -139,24 +161,24 @@ class QuestionAnswering(Task):
         ]
 
     @staticmethod
-    def prediction_of(output):
+    def prediction_of(output: dict[str, Any]) -> dict[str, Any]:
         answer = output["answer"].decode()
         return output | {"answer": answer, "text": answer}
 
     @staticmethod
-    def output_of(prediction):
+    def output_of(prediction: dict[str, Any]) -> dict[str, Any]:
         offsets = {n: -1 if prediction[n] is None else prediction[n] for n in ("start", "end")}
         return prediction | offsets | {"answer": prediction["text"]}
 
     def __init__(
         self,
-        tokenizer,
-        max_seq_length=384,
-        doc_stride=128,
-        max_query_length=64,
-        max_answer_length=30,
-        allow_no_answer=False,
-        null_threshold=0.0,
+        tokenizer: "BertTokenizer",
+        max_seq_length: int = 384,
+        doc_stride: int = 128,
+        max_query_length: int = 64,
+        max_answer_length: int = 30,
+        allow_no_answer: bool = False,
+        null_threshold: float = 0.0,
     ):
         super().__init__(tokenizer, None, max_seq_length)
         self.doc_stride = doc_stride
@@ -165,10 +187,12 @@ class QuestionAnswering(Task):
         self.allow_no_answer = allow_no_answer
         self.null_threshold = null_threshold
 
-    def config_fields(self):
+    def config_fields(self) -> dict[str, Any]:
         return {}
 
-    def encode(self, examples, class_weights=None):
+    def encode(
+        self, examples: Sequence[QuestionExample], class_weights: np.ndarray | None = None
+    ) -> Encoded:
         """Raises UserError: a setting is out of range, or a question leaves no room."""
         for name in ("doc_stride", "max_query_length"):
             if getattr(self, name) < 1:
@@ -203,20 +227,32 @@ class QuestionAnswering(Task):
             questions, columns, self.tokenizer, self.max_seq_length, self.doc_stride
         )
 
-    def losses(self, outputs, labels):
+    def losses(
+        self, outputs: Mapping[str, tf.Tensor], labels: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         start_losses, start_right = choice_losses(outputs["start_logits"], labels[:, 0])
         end_losses, end_right = choice_losses(outputs["end_logits"], labels[:, 1])
         return (start_losses + end_losses) / 2, start_right * end_right
 
-    def soft_losses(self, outputs, teacher_outputs, temperature):
-        """The mean of start and end."""
+    def soft_losses(
+        self,
+        outputs: Mapping[str, tf.Tensor],
+        teacher_outputs: Mapping[str, tf.Tensor],
+        temperature: float,
+    ) -> tf.Tensor:
+        """Returns the mean of the losses of start and end."""
         start, end = (
             soft_losses(outputs[name], teacher_outputs[name], temperature)
             for name in self.output_names
         )
         return (start + end) / 2
 
-    def predictions(self, examples, encoded, outputs):
+    def predictions(
+        self,
+        examples: Sequence[QuestionExample],
+        encoded: Encoded,
+        outputs: Iterable[dict[str, np.ndarray]],
+    ) -> list[dict[str, Any]]:
         return best_answers(
             examples,
             encoded.windows,
@@ -226,11 +262,15 @@ class QuestionAnswering(Task):
             null_threshold=self.null_threshold,
         )
 
-    def find_threshold(self, examples, predictions):
-        """Predicts "no answer" from now on where that is best for these examples."""
+    def find_threshold(
+        self, examples: Sequence[QuestionExample], predictions: Sequence[dict[str, Any]]
+    ) -> None:
+        """Sets `null_threshold` to the value with the best F1 on these examples."""
         self.null_threshold, _ = best_null_threshold(examples, predictions)
 
-    def scores(self, examples, predictions):
+    def scores(
+        self, examples: Sequence[QuestionExample], predictions: Sequence[dict[str, Any]]
+    ) -> dict[str, float]:
         answers = {
             e.id: prediction["text"] for e, prediction in zip(examples, predictions, strict=True)
         }

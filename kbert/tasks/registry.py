@@ -1,10 +1,12 @@
-"""The tasks there are, and which of them a folder of weights is for: `task.json` beside them."""
+"""The registry of tasks, and `task.json`, which stores the task of a folder of weights."""
 
 import dataclasses
 import importlib
 import importlib.metadata
 import inspect
+import os
 import pathlib
+from typing import TYPE_CHECKING, Any
 
 from kbert.errors import UserError
 from kbert.model.folder import TASK_FILE, ModelFolder
@@ -18,19 +20,28 @@ from kbert.tasks.tag import Tagging
 from kbert.tasks.task import BOOL, Task, whole_from
 from kbert.utils import atomic
 
-ENTRY_POINTS = "kbert.tasks"  # group of the entry points of installed packages with tasks
-BUILT_IN = (
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    from kbert.config import BertConfig
+    from kbert.settings.tasks import FinetuneConfig
+    from kbert.tokenizer.tokenizer import BertTokenizer
+
+    TaskClass = TypeVar("TaskClass", bound=type[Task])
+
+ENTRY_POINTS = "kbert.tasks"  # entry-point group of installed packages with tasks
+BUILT_IN: tuple[type[Task], ...] = (
     *(Classification, PairClassification, Regression, MultiLabel),
     *(Tagging, QuestionAnswering, Choice),
 )
 _registered = {kind.name: kind for kind in BUILT_IN}
 
 
-def register(task_class):
-    """Adds a subclass of `kbert.tasks.task.Task` under its name; may be used as a decorator.
+def register(task_class: "TaskClass") -> "TaskClass":
+    """Registers a subclass of `kbert.tasks.task.Task` under its name; can be a decorator.
 
     Raises:
-        UserError: it has no name, or another task has it.
+        UserError: it has no name, or another task has the same name.
     """
     name = task_class.name
     if not name or not isinstance(name, str):
@@ -44,11 +55,11 @@ def register(task_class):
     return task_class
 
 
-def load_task_module(name):
+def load_task_module(name: str | None) -> None:
     """Imports a module and registers the tasks that it defines. name: of --task_module, or None.
 
     Raises:
-        UserError: it cannot be imported, or defines no task.
+        UserError: the module cannot be imported, or defines no task.
     """
     if name is None:
         return
@@ -70,11 +81,11 @@ def load_task_module(name):
         register(kind)
 
 
-def tasks():
-    """dict of name -> subclass of Task: the built-in ones, those installed, those registered.
+def tasks() -> dict[str, type[Task]]:
+    """Returns a dict of name -> subclass of Task: built-in, installed and registered tasks.
 
     Raises:
-        UserError: an installed one cannot be loaded.
+        UserError: an installed task cannot be loaded.
     """
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         if point.name not in _registered:
@@ -85,46 +96,52 @@ def tasks():
     return dict(_registered)
 
 
-def get_task(name):
-    """The subclass of Task of a name. Raises UserError if there is none."""
+def get_task(name: str) -> type[Task]:
+    """Returns the subclass of Task with a name. Raises UserError if there is none."""
     if name in _registered:
         return _registered[name]
     kinds = tasks()
     if name not in kinds:
         raise UserError(
-            f"task must be one of {', '.join(kinds)}; got {name!r}. Tasks of your own: "
+            f"task must be one of {', '.join(kinds)}; got {name!r}. For a task of your own, pass "
             f"--task_module."
         )
     return kinds[name]
 
 
-def task_of_method(method):
-    """The first task whose models answer a method of `kbert.Predictor`, or None."""
+def task_of_method(method: str) -> type[Task] | None:
+    """Returns the first task with a method of `kbert.Predictor`, or None."""
     return next((kind for kind in tasks().values() if kind.method == method), None)
 
 
-def of_texts(task, takes_pairs):
-    """The name of the task that reads texts, or pairs of texts, for the models of a task."""
+def of_texts(task: Task | type[Task], takes_pairs: bool) -> str:
+    """Returns the name of the task that reads texts, or text pairs, for the models of a task."""
     kinds = [kind for kind in tasks().values() if kind.endpoint is task.endpoint]
     return next((kind.name for kind in kinds if kind.takes_pairs == takes_pairs), task.name)
 
 
-def make_task(config, tokenizer, label_names=None, allow_no_answer=False):
-    """The task of a FinetuneConfig.
+def make_task(
+    config: "FinetuneConfig",
+    tokenizer: "BertTokenizer",
+    label_names: tuple[str, ...] | None = None,
+    allow_no_answer: bool = False,
+) -> Task:
+    """Creates the task of a FinetuneConfig.
 
     Args:
-        config: FinetuneConfig, or what has its fields that tasks need. tokenizer: BertTokenizer.
-        label_names: tuple of str, for the tasks whose labels have names.
+        config: FinetuneConfig, or an object with the fields that tasks need.
+        tokenizer: BertTokenizer.
+        label_names: tuple of str, for tasks with label names.
         allow_no_answer: qa: whether questions may have no answer.
     """
     return get_task(config.task).from_config(config, tokenizer, label_names, allow_no_answer)
 
 
-def with_task(config):
-    """A FinetuneConfig with the defaults of its task, whose module is imported.
+def with_task(config: "FinetuneConfig") -> "FinetuneConfig":
+    """Imports the module of a FinetuneConfig's task, and returns the config with its defaults.
 
     Raises:
-        UserError: the task is missing or unknown, or has no class weights.
+        UserError: the task is missing or unknown, or does not support the class weights.
     """
     load_task_module(config.task_module)
     if not config.task:
@@ -137,12 +154,12 @@ def with_task(config):
     return dataclasses.replace(config, max_seq_length=length)
 
 
-def write_task(folder, task, takes_pairs=False):
-    """Writes what `read_task` reads, beside config and weights.
+def write_task(folder: str | os.PathLike[str], task: Task, takes_pairs: bool = False) -> None:
+    """Writes `task.json`, which `read_task` reads, into the folder of config and weights.
 
     Args:
         folder: an existing folder. task: Task.
-        takes_pairs: whether a text came with a second one; those of the task "pair" always do.
+        takes_pairs: whether the examples had a second text; always true for the task "pair".
     """
     settings = {"task": task.name, "max_seq_length": task.max_seq_length}
     settings["takes_pairs"] = takes_pairs or task.takes_pairs
@@ -150,11 +167,11 @@ def write_task(folder, task, takes_pairs=False):
     atomic.write_json(pathlib.Path(folder) / TASK_FILE, settings)
 
 
-def read_task(folder):
-    """dict of the settings of the task that a folder (path or ModelFolder) is for, or None.
+def read_task(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Returns the task settings of a folder (path or ModelFolder), or None if it has no task.
 
     Raises:
-        UserError: no such folder; the file is not what `write_task` writes.
+        UserError: the folder does not exist, or `task.json` is invalid.
     """
     folder = ModelFolder.of(folder)
     path = folder.path / TASK_FILE
@@ -166,21 +183,21 @@ def read_task(folder):
     except (UserError, KeyError, TypeError):
         known = False
     if not known or settings["task"] not in tasks():
-        hint = " A task of your own: name its module with --task_module." if known else ""
+        hint = " For a task of your own, pass its module as --task_module." if known else ""
         raise UserError(
-            f"{path} is not what kbert.finetune writes: it must name one of the tasks "
-            f"{', '.join(tasks())}, and max_seq_length. Mend or remove it.{hint}"
+            f"{path} is not a file that kbert.finetune wrote: it must have max_seq_length and one "
+            f"of the tasks {', '.join(tasks())}. Fix or remove it.{hint}"
         )
     checks = {"max_seq_length": whole_from(5), "takes_pairs": BOOL}
     checks |= get_task(settings["task"]).own_settings | {"task": (lambda x: True, "")}
     for name, value in settings.items():
         fits, what = checks.get(name, (lambda value: False, "absent"))
         if not fits(value):
-            raise UserError(f"{path}: {name!r} must be {what}; got {value!r}. Mend or remove it.")
+            raise UserError(f"{path}: {name!r} must be {what}; got {value!r}. Fix or remove it.")
     return settings
 
 
-def task_of(settings, tokenizer, config):
-    """The task of the settings of `read_task`. config: BertConfig of the model."""
+def task_of(settings: dict[str, Any], tokenizer: "BertTokenizer", config: "BertConfig") -> Task:
+    """Creates the task of the settings of `read_task`. config: BertConfig of the model."""
     settings = {key: value for key, value in settings.items() if key != "takes_pairs"}
     return get_task(settings.pop("task")).from_settings(settings, tokenizer, config)

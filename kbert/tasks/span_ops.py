@@ -1,29 +1,34 @@
-"""Long texts in windows of tokens, and the spans that a model finds in them, as TensorFlow ops.
+"""Token windows of long texts, and the spans that a model finds in them, as TensorFlow ops.
 
-One implementation for training, prediction (run eagerly) and exported graphs.
+Training, prediction (run eagerly) and exported graphs share this implementation.
 """
 
 import dataclasses
 import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 
 from kbert.tokenizer.vocab import CONTINUATION
 
+if TYPE_CHECKING:
+    from kbert.tokenizer.tokenizer import BertTokenizer
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenWindows:
-    """W windows over the tokens of B texts; R tokens of a text in the longest.
+    """W windows over the tokens of B texts; the longest has R tokens of its text.
 
-    features: of all windows, (W, L) each. owner: (W,) the text of each. first: (W, 1) where its
-    tokens of the text begin in the window. token: (W, R) their numbers among all T tokens of the
-    batch. inside: (W, R) whether there is such a token. begin: (W,) number of the first token in
-    its text.
-    ids, starts, ends: (B, None) ragged, of the texts.
+    features: features of all windows, (W, L) each. owner: (W,) the text of each window. first:
+    (W, 1) position in the window of the first token of its text. token: (W, R) indices of its
+    tokens among all T tokens of the batch. inside: (W, R) whether there is such a token. begin:
+    (W,) index in its text of a window's first token. ids, starts, ends: (B, None) ragged, of the
+    texts.
     """
 
-    features: dict
+    features: dict[str, tf.Tensor]
     owner: tf.Tensor
     first: tf.Tensor
     token: tf.Tensor
@@ -33,12 +38,14 @@ class TokenWindows:
     starts: tf.RaggedTensor
     ends: tf.RaggedTensor
 
-    def padded(self, outputs, names):
-        """Takes the outputs of all windows from an iterator: dict of (W, L, ...) arrays.
+    def padded(
+        self, outputs: Iterator[dict[str, np.ndarray]], names: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Takes the outputs of all windows from an iterator, and returns (W, L, ...) arrays.
 
         Args:
             outputs: iterator of dicts of arrays, with the tokens of a window in the first axis.
-            names: of the outputs that are wanted.
+            names: names of the outputs to return.
         """
         rows = list(itertools.islice(outputs, len(self.owner)))
         L = int(tf.reduce_max(self.first)) + self.token.shape[1] + 1
@@ -51,19 +58,30 @@ class TokenWindows:
         return arrays
 
 
-def text_windows(texts, tokenizer, max_seq_length):
-    """Windows of texts that overlap by half: [CLS] tokens [SEP]."""
+def text_windows(
+    texts: tf.Tensor | Sequence[str], tokenizer: "BertTokenizer", max_seq_length: int
+) -> TokenWindows:
+    """Splits texts into windows that overlap by half: [CLS] tokens [SEP]."""
     texts = tf.convert_to_tensor(texts, tf.string)
     columns = tokenizer.tokenize_with_offsets(texts)
     room = tf.fill([tf.size(texts)], max_seq_length - 2)
     return _windows(columns, room, tf.maximum(room // 2, 1), tokenizer)
 
 
-def tokenize_questions(questions, contexts, tokenizer, max_query_length):
-    """Ragged ids of questions; and ids, starts and ends of contexts, each text tokenized once.
+def tokenize_questions(
+    questions: tf.Tensor | Sequence[str],
+    contexts: tf.Tensor | Sequence[str],
+    tokenizer: "BertTokenizer",
+    max_query_length: int,
+) -> tuple[tf.RaggedTensor, list[tf.RaggedTensor]]:
+    """Tokenizes questions and contexts; equal texts are tokenized once.
 
     Args:
-        questions, contexts: (B,) string. max_query_length: tokens of a question; the rest is cut.
+        questions, contexts: (B,) string. max_query_length: questions are truncated to this length
+            in tokens.
+
+    Returns:
+        Ids of the questions, and [ids, starts, ends] of the contexts, ragged (B, None) each.
     """
     distinct, index = tf.unique(tf.convert_to_tensor(questions, tf.string))
     question_ids = tf.gather(tokenizer.tokenize(distinct)[:, :max_query_length], index)
@@ -72,17 +90,24 @@ def tokenize_questions(questions, contexts, tokenizer, max_query_length):
     return question_ids, [tf.gather(column, index) for column in columns]
 
 
-def question_windows(question_ids, columns, tokenizer, max_seq_length, doc_stride):
-    """Windows of contexts with their questions: [CLS] question [SEP] tokens [SEP].
+def question_windows(
+    question_ids: tf.RaggedTensor,
+    columns: Sequence[tf.RaggedTensor],
+    tokenizer: "BertTokenizer",
+    max_seq_length: int,
+    doc_stride: int,
+) -> TokenWindows:
+    """Splits contexts into windows with their questions: [CLS] question [SEP] tokens [SEP].
 
-    As google-research/bert's run_squad.py has them (convert_examples_to_features); a context
-    without tokens, which run_squad.py forgets, has one window.
+    As in google-research/bert's run_squad.py (convert_examples_to_features), except that a context
+    without tokens, which run_squad.py drops, has one window.
 
     Args:
-        question_ids, columns: of `tokenize_questions`.
-        max_seq_length: tokens of a window at most; 4 more than the longest question at least.
-        doc_stride: tokens from the beginning of a window to that of the next one. More than fit
-            into a window are as many as fit, so every token is in a window.
+        question_ids, columns: results of `tokenize_questions`.
+        max_seq_length: maximum length of a window in tokens; at least 4 more than the longest
+            question.
+        doc_stride: tokens between the starts of two windows. It is limited to the tokens that fit
+            into a window, so that every token is in a window.
     """
     room = max_seq_length - tf.cast(question_ids.row_lengths(), tf.int32) - 3
     return _windows(columns, room, tf.minimum(doc_stride, room), tokenizer, question_ids)
@@ -111,14 +136,18 @@ def _windows(columns, room, step, tokenizer, question_ids=None):
     return TokenWindows(features, owner, first[:, None], token, inside, begin, ids, starts, ends)
 
 
-def in_parts(function, features, rows=32):
-    """A function's results for all windows, a few at a time: a text may have thousands.
+def in_parts(
+    function: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]],
+    features: dict[str, tf.Tensor],
+    rows: int = 32,
+) -> dict[str, tf.Tensor]:
+    """Applies a function to windows in small batches, because a text may have thousands.
 
     Args:
         function: from a dict of features (N, L) to a dict of float32 tensors (N, ...).
-        features: (W, L) each. rows: windows at a time.
+        features: (W, L) each. rows: windows per call.
     """
-    if not tf.executing_eagerly():  # in a graph: trace once what is called twice
+    if not tf.executing_eagerly():  # in a graph: trace the function once for its two calls
         function = tf.function(function, autograph=False)
 
     def outputs_at(begin):
@@ -144,8 +173,14 @@ def in_parts(function, features, rows=32):
     }
 
 
-def tagged_spans(texts, windows, probabilities, label_names, tokenizer):
-    """What is found in texts, each (B, S): see `kbert.tasks.tag.TagEndpoint`.
+def tagged_spans(
+    texts: tf.Tensor | Sequence[str],
+    windows: TokenWindows,
+    probabilities: tf.Tensor | np.ndarray,
+    label_names: Sequence[str],
+    tokenizer: "BertTokenizer",
+) -> dict[str, tf.Tensor]:
+    """Returns the spans found in texts, (B, S) each: see `kbert.tasks.tag.TagEndpoint`.
 
     Args:
         texts: (B,) string. windows: of `text_windows`. probabilities: (W, L, C) float32.
@@ -154,7 +189,7 @@ def tagged_spans(texts, windows, probabilities, label_names, tokenizer):
     text = tf.cast(windows.ids.value_rowids(), tf.int32)  # of each of T tokens
     shares = _of_tokens(windows, probabilities)  # (T, C)
 
-    # Words: the pieces from one that starts a word to the next.
+    # Words: each consists of a piece that starts a word and the pieces up to the next such piece.
     starts_word = tf.constant([not word.startswith(CONTINUATION) for word in tokenizer.vocab])
     new_text = tf.concat([[True], text[1:] != text[:-1]], axis=0)[: tf.size(text)]
     first = tf.where(tf.gather(starts_word, ids) | new_text)[:, 0]
@@ -163,7 +198,7 @@ def tagged_spans(texts, windows, probabilities, label_names, tokenizer):
     score = tf.reduce_max(tf.gather(shares, first), axis=-1)
     text = tf.gather(text, first)
 
-    # Stretches: the words of an entity, by IOB2, or each word by itself.
+    # Spans: the words of an entity, by IOB2, or single words.
     is_entity = [name.startswith(("B-", "I-")) for name in label_names]
     names = [n[2:] if entity else n for n, entity in zip(label_names, is_entity, strict=True)]
     kinds = sorted(set(names))
@@ -172,7 +207,7 @@ def tagged_spans(texts, windows, probabilities, label_names, tokenizer):
     goes_on = tf.gather(tf.constant([name.startswith("I-") for name in label_names]), best)
     same = (kind[1:] == kind[:-1]) & (text[1:] == text[:-1]) & counts[:-1]
     goes_on &= tf.concat([[False], same], axis=0)[: tf.size(kind)]
-    number = tf.cumsum(tf.cast(counts & ~goes_on, tf.int32)) - 1  # of the stretch
+    number = tf.cumsum(tf.cast(counts & ~goes_on, tf.int32)) - 1  # of the span
     words = tf.where(counts)[:, 0]
     number, begins = tf.gather(number, words), tf.gather(counts & ~goes_on, words)
     first_words = tf.boolean_mask(words, begins)
@@ -198,7 +233,10 @@ def tagged_spans(texts, windows, probabilities, label_names, tokenizer):
 
 
 def _of_tokens(windows, values):
-    """(T, C) of each token, by the last window with a quarter to its left. values: (W, L, C)."""
+    """(T, C) values of tokens: from the last window that has a quarter to the left of the token.
+
+    values: (W, L, C).
+    """
     W, R = tf.shape(windows.token)[0], tf.shape(windows.token)[1]
     room = tf.shape(values)[1] - 2
     begins_own = tf.where(windows.begin > 0, room // 4, 0)[:, None]
@@ -212,20 +250,23 @@ def _of_tokens(windows, values):
     return tf.gather_nd(values, tf.stack([last, place], axis=1))
 
 
-def span_scores(windows, logits, max_answer_length):
-    """The scores of all spans that may be an answer: the sum of the logits of start and end.
+def span_scores(
+    windows: TokenWindows, logits: Mapping[str, tf.Tensor | np.ndarray], max_answer_length: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the scores of all candidate answers: the sums of their start and end logits.
 
-    A span begins where its window has maximum context, and ends in the same window. run_squad.py
-    (write_predictions) tries the 20 best starts with the 20 best ends; here all spans are tried.
+    A span begins at a token for which its window has maximum context, and ends in the same window.
+    run_squad.py (write_predictions) combines the 20 best starts with the 20 best ends; here all
+    spans are scored.
 
     Args:
         windows: of `question_windows`. logits: dict of `start_logits` and `end_logits`, (W, L).
-        max_answer_length: A, tokens of a span at most.
+        max_answer_length: A, maximum length of a span in tokens.
 
     Returns:
-        (W, R, A) float64, of the span of a + 1 tokens that begins with token r of a window; -inf
-        where there is none. And (B,) float64, the score of no answer: the least sum of the two
-        logits of [CLS] in a window.
+        (W, R, A) float64, score of the span of a + 1 tokens that begins with token r of a window;
+        -inf if there is no such span. And (B,) float64, the score of no answer: the minimum over
+        the windows of the sum of the two logits of [CLS].
     """
     R = tf.shape(windows.token)[1]
     lowest = tf.constant(float("-inf"), tf.float64)
@@ -240,18 +281,18 @@ def span_scores(windows, logits, max_answer_length):
     return start[:, :, None] + tf.gather(end, last, axis=1), none
 
 
-def best_spans(windows, scores):
-    """The span of each context with the highest score; of equal ones the first.
+def best_spans(windows: TokenWindows, scores: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns the span of each context with the highest score; in a tie, the first.
 
     Args:
         windows: of `question_windows`. scores: (W, R, A), of `span_scores`.
 
     Returns:
-        start, end: (B,) int32 offsets in bytes of the context. score: (B,) float64, -inf where the
+        start, end: (B,) int32 offsets in bytes of the context. score: (B,) float64, -inf if the
         context has no tokens.
     """
     W, R, A = (tf.shape(scores)[axis] for axis in range(3))
-    # Without tokens, R is 0 and there would be nothing to reduce.
+    # Without tokens, R is 0 and the maximum of an empty axis would fail.
     scores = tf.pad(tf.reshape(scores, [W, R * A]), [[0, 0], [0, 1]], constant_values=float("-inf"))
     of_window = tf.reduce_max(scores, axis=1)
     best = tf.math.segment_max(of_window, windows.owner)
@@ -266,18 +307,18 @@ def best_spans(windows, scores):
     return start, end, best
 
 
-def window_offsets(windows):
-    """(W, R) starts and ends of the tokens of windows, in bytes; 0 where there is no token."""
+def window_offsets(windows: TokenWindows) -> Iterator[tf.Tensor]:
+    """Yields the starts and the ends of the tokens, (W, R) in bytes; 0 if there is no token."""
     for offsets in (windows.starts, windows.ends):
-        flat = tf.concat([offsets.flat_values, [0]], axis=0)  # there may be no token at all
+        flat = tf.concat([offsets.flat_values, [0]], axis=0)  # there may be no tokens
         yield tf.where(windows.inside, tf.gather(flat, windows.token), 0)
 
 
-def has_maximum_context(windows):
-    """(W, R) bool, whether no other window shows more of the tokens around the token.
+def has_maximum_context(windows: TokenWindows) -> tf.Tensor:
+    """Returns whether no other window has more context for a token, (W, R) bool.
 
-    A window shows the smaller of the numbers of tokens to the left and to the right; 100 tokens of
-    its length count as one more; of equal windows the first counts (run_squad.py,
+    The context is the smaller of the numbers of tokens to the left and to the right, plus 1/100 of
+    the window's length in tokens; in a tie, the first window counts (run_squad.py,
     _check_is_max_context).
     """
     W, R = tf.shape(windows.token)[0], tf.shape(windows.token)[1]

@@ -1,34 +1,41 @@
-"""Exact match and F1 of answers, as the evaluation scripts of SQuAD 1.1 and 2.0 count them.
+"""Exact match and F1 of answers, as in the evaluation scripts of SQuAD 1.1 and 2.0.
 
-Source: evaluate-v1.1.py and evaluate-v2.0.py of rajpurkar/SQuAD-explorer. Words are what stands
-between white space, so in Chinese an answer is mostly one word and F1 is close to exact match.
+Source: evaluate-v1.1.py and evaluate-v2.0.py of rajpurkar/SQuAD-explorer. Words are separated by
+white space, so in Chinese most answers are one word and F1 is close to exact match.
 """
 
 import collections
 import re
 import string
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from kbert.errors import UserError
+
+if TYPE_CHECKING:
+    from kbert.data.examples import QuestionExample
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def squad_scores(examples, predictions):
-    """Exact match and F1 in percent.
+def squad_scores(
+    examples: "Sequence[QuestionExample]", predictions: Mapping[str, str]
+) -> dict[str, float]:
+    """Returns exact match and F1 in percent.
 
-    Where the scripts disagree: a question without a prediction counts 0, as in 1.1 (2.0 leaves it
-    out), and a right answer of articles and punctuation alone, such as "The", is left out, as in
+    Where the scripts disagree: a question without a prediction scores 0, as in 1.1 (2.0 skips it),
+    and a right answer that consists of articles and punctuation, such as "The", is ignored, as in
     2.0 (1.1 gives it an exact match with an F1 of 0).
 
     Args:
         examples: sequence of QuestionExample, each with answers or impossible.
-        predictions: dict from id to text, "" = no answer; other ids do no harm.
+        predictions: dict from id to text, "" = no answer; other ids are ignored.
 
     Returns:
         dict of exact_match and f1, float; if a question is impossible also HasAns_exact,
         HasAns_f1, NoAns_exact and NoAns_f1, float in percent of the questions with and without an
         answer, and HasAns_total and NoAns_total, their numbers, int. A group without questions is
-        left out.
+        omitted.
 
     Raises:
         UserError: there are no examples, or one is unlabelled.
@@ -50,8 +57,8 @@ def squad_scores(examples, predictions):
     return result
 
 
-def answer_scores(example, text):
-    """Exact match and F1, in [0, 1], of a text with that right answer that it is most like.
+def answer_scores(example: "QuestionExample", text: str) -> tuple[float, float]:
+    """Returns the best exact match and F1, in [0, 1], of a text over the right answers.
 
     Raises:
         UserError: the example is unlabelled.
@@ -68,7 +75,7 @@ def answer_scores(example, text):
 
 
 def _words(text):
-    """Words in small letters, without punctuation (ASCII's) and articles."""
+    """Words in lower case, without ASCII punctuation and articles."""
     text = text.lower().translate(_PUNCTUATION)
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 

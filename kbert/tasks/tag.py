@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import itertools
 import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -20,43 +22,51 @@ from kbert.tasks.span_ops import in_parts, tagged_spans, text_windows
 from kbert.tasks.task import Encoded, Task, encoded_rows, labelled, softmax
 from kbert.tokenizer.vocab import CONTINUATION
 
+if TYPE_CHECKING:
+    from kbert.data.records import Record, Records
+    from kbert.settings.tasks import ColumnConfig
+    from kbert.tasks.endpoint import TextPredictor
+    from kbert.tokenizer.tokenizer import BertTokenizer
+
 _WORDS = 50_000  # tokenized at once
 _TEXTS = 256  # cut into windows at once
 
 
 class TagEndpoint(Endpoint):
-    """What is found in a text: entities, or the tag of every word."""
+    """Finds the entities of a text, or the tag of every word."""
 
     name = "tag"
     scored_by_ids = True
     forward_spec = {
-        "logits": ("BLC", "of the labels: their probabilities are the softmax, of each token")
+        "logits": ("BLC", "of the labels of each token; their softmax is the probabilities")
     }
     output_spec = {
-        "label": "(B, S) string, of each stretch that is found, in their order; the rest is empty",
-        "text": "(B, S) string, the stretch itself",
-        "start": "(B, S) int32, where it begins in the UTF-8 text, in bytes; -1 in the rest",
-        "end": "(B, S) int32, where it ends, exclusive; -1 in the rest",
-        "score": "(B, S) float32, the mean probability of its words' labels; 0 in the rest",
-        "count": "(B,) int32, how many are found",
+        "label": "(B, S) string, of each span found, in order; padded with empty strings",
+        "text": "(B, S) string, the span itself",
+        "start": "(B, S) int32, byte offset of its start in the UTF-8 text; padded with -1",
+        "end": "(B, S) int32, byte offset of its end, exclusive; padded with -1",
+        "score": "(B, S) float32, the mean probability of its words' labels; padded with 0",
+        "count": "(B,) int32, the number of spans",
     }
     padded = {"start": -1, "label": "", "text": "", "end": -1, "score": 0.0}
 
-    def from_texts(self, text):
+    def from_texts(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
         windows = text_windows(text, self.tokenizer, self.max_seq_length)
         probabilities = in_parts(self.from_ids, windows.features)["probabilities"]
         return tagged_spans(text, windows, probabilities, self.task.label_names, self.tokenizer)
 
-    def postprocess(self, outputs, features):
+    def postprocess(
+        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
         return {"probabilities": tf.nn.softmax(outputs["logits"])}
 
 
 class Tagging(Task):
     """A tag for each word: entities in IOB2, parts of speech.
 
-    The tag of a word is that of its first piece. A word that BERT's tokenizer cuts further, such as
-    "U.S.", is learnt as several words with the same tag (B-X first, then I-X), so that text that
-    nobody cut into words can be tagged, too.
+    A word has the tag of its first piece. A word that BERT's tokenizer splits further, such as
+    "U.S.", is trained as several words with the same tag (B-X first, then I-X), so that plain text,
+    which is not split into words, can be tagged, too.
     """
 
     name = "tag"
@@ -68,7 +78,9 @@ class Tagging(Task):
     unlabelled_as = "classify"
 
     @classmethod
-    def reader(cls, source, config, labelled):
+    def reader(
+        cls, source: str, config: "ColumnConfig", labelled: bool
+    ) -> "tuple[Records, Callable[[str, Record], TagExample]]":
         if form_of(source) in ("tfds", "json", "jsonl"):
             records = open_records(source, cls.name, None)
             keys = tag_keys(records, config, labelled)
@@ -78,37 +90,46 @@ class Tagging(Task):
         return records, functools.partial(tag_example, *keys)
 
     @classmethod
-    def finished(cls, examples):
+    def finished(cls, examples: list[TagExample]) -> list[TagExample]:
         tags = to_iob2([example.tags for example in examples])
         pairs = zip(examples, tags, strict=True)
         return [dataclasses.replace(example, tags=new) for example, new in pairs]
 
     @classmethod
-    def examples(cls, sentences):
+    def examples(cls, sentences: Sequence[Sequence[str]]) -> list[TagExample]:
         return [TagExample("", tuple(words)) for words in sentences]
 
-    def answers(self, predictor, texts):
+    def answers(
+        self, predictor: "TextPredictor", texts: Sequence[str]
+    ) -> list[list[dict[str, Any]]]:
         encoded = self.text_windows(texts)
         return self.spans(texts, encoded, predictor.outputs(self, encoded.items, len(texts)))
 
     @staticmethod
-    def output_of(prediction):
+    def output_of(prediction: list[dict[str, Any]]) -> dict[str, Any]:
         columns = {name: [span[name] for span in prediction] for name in TagEndpoint.padded}
         return columns | {"count": len(prediction)}
 
     @staticmethod
-    def as_line(answer):
+    def as_line(answer: list[dict[str, Any]]) -> dict[str, Any]:
         return {"spans": answer}
 
-    def __init__(self, tokenizer, label_names=None, max_seq_length=128):
+    def __init__(
+        self,
+        tokenizer: "BertTokenizer",
+        label_names: tuple[str, ...] | None = None,
+        max_seq_length: int = 128,
+    ):
         super().__init__(tokenizer, label_names, max_seq_length)
         self._starts_word = np.array([not w.startswith(CONTINUATION) for w in tokenizer.vocab])
         if label_names and any(name.startswith(("B-", "I-")) for name in label_names):
             self.metric = "entity_f1"
 
-    def encode(self, examples, class_weights=None):
+    def encode(
+        self, examples: Sequence[TagExample], class_weights: np.ndarray | None = None
+    ) -> Encoded:
         rows = self._pieces([word for example in examples for word in example.words])
-        items, words = [], []  # of each example, the places where its words begin
+        items, words = [], []  # of each example, the positions of the first pieces of its words
         for example in examples:
             item, begins = self._item([next(rows) for _ in example.words])
             if example.tags is not None:
@@ -118,7 +139,7 @@ class Tagging(Task):
         return Encoded(items, words)
 
     def _pieces(self, words):
-        """Iterator of the ids of each word; a word of which nothing is left is [UNK]."""
+        """Yields the ids of each word; a word without ids is [UNK]."""
         for begin in range(0, len(words), _WORDS):
             ragged = self.tokenizer.tokenize(words[begin : begin + _WORDS])
             ids, splits = ragged.flat_values.numpy(), ragged.row_splits.numpy()
@@ -126,7 +147,7 @@ class Tagging(Task):
                 yield ids[first:last] if last > first else [self.tokenizer.unk_id]
 
     def _item(self, words):
-        """An item of the ids of words, and where each begins in it; 0: it was cut off."""
+        """An item with the ids of words, and the position of each word in it; 0: truncated."""
         room = self.max_seq_length - 2
         lengths = np.array([len(word) for word in words])
         begins = np.cumsum(lengths) - lengths + 1
@@ -150,7 +171,12 @@ class Tagging(Task):
             weights[begin] = 1
         return labels, np.int32, weights
 
-    def predictions(self, examples, encoded, outputs):
+    def predictions(
+        self,
+        examples: Sequence[TagExample],
+        encoded: Encoded,
+        outputs: Iterable[dict[str, np.ndarray]],
+    ) -> list[dict[str, Any]]:
         rest = "O" if "O" in self.label_names else self.label_names[0]
         predictions = []
         for example, begins, output in zip(examples, encoded.windows, outputs, strict=True):
@@ -159,16 +185,18 @@ class Tagging(Task):
             predictions.append({"words": list(example.words), "tags": tags})
         return predictions
 
-    def scores(self, examples, predictions):
+    def scores(
+        self, examples: Sequence[TagExample], predictions: Sequence[dict[str, Any]]
+    ) -> dict[str, Any]:
         return metrics.entity_scores(*_tags(examples, predictions))
 
-    def report(self, examples, predictions):
+    def report(self, examples: Sequence[TagExample], predictions: Sequence[dict[str, Any]]) -> str:
         return metrics.entity_report_text(*_tags(examples, predictions))
 
-    def text_windows(self, texts):
-        """Encoded texts as they are, long ones in windows that overlap by half.
+    def text_windows(self, texts: Sequence[str]) -> Encoded:
+        """Encodes plain texts, long ones in windows that overlap by half.
 
-        `windows` are those of `_TEXTS` texts after the other. texts: list of str.
+        `windows` of the result has one TokenWindows per `_TEXTS` texts. texts: list of str.
         """
         items, parts = [], []
         for begin in range(0, len(texts), _TEXTS):
@@ -178,8 +206,10 @@ class Tagging(Task):
             parts.append(dataclasses.replace(windows, features=None))
         return Encoded(items, parts)
 
-    def spans(self, texts, encoded, outputs):
-        """What is found in texts: see `kbert.Predictor.tag`. Arguments: of `text_windows`."""
+    def spans(
+        self, texts: Sequence[str], encoded: Encoded, outputs: Iterable[dict[str, np.ndarray]]
+    ) -> list[list[dict[str, Any]]]:
+        """Returns the spans of texts, see `kbert.Predictor.tag`. encoded: from `text_windows`."""
         results, outputs = [], iter(outputs)
         for begin, windows in zip(range(0, len(texts), _TEXTS), encoded.windows, strict=True):
             logits = windows.padded(outputs, ["logits"])["logits"]

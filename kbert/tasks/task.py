@@ -1,13 +1,15 @@
-"""What the tasks share: from an example to what is learnt from it, predicted and scored.
+"""The base classes of the tasks: encoding of examples, losses, predictions and metrics.
 
-Each task has a file in this folder with all that is particular to it. A task turns examples into
-items, knows the loss of its model, and turns what the model computes into predictions, which are
-dicts that JSON can hold.
+Each task has a file in this folder with all of its specifics. A task encodes examples as items,
+defines the loss of its model, and converts the model's outputs to predictions, which are dicts that
+can be written as JSON.
 """
 
 import abc
 import dataclasses
 import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -18,28 +20,52 @@ from kbert.data.examples import TextExample, open_records, text_example
 from kbert.errors import UserError
 from kbert.model.models import BertForSequenceClassification
 
+if TYPE_CHECKING:
+    from typing import Self, TypeAlias, TypeVar
+
+    from kbert.config import BertConfig
+    from kbert.data.records import Record, Records
+    from kbert.model.pretrained import PretrainedModel
+    from kbert.settings.tasks import ColumnConfig, FinetuneConfig
+    from kbert.tasks.endpoint import Endpoint, TextPredictor
+    from kbert.tokenizer.tokenizer import BertTokenizer
+
+    Check: TypeAlias = tuple[Callable[[Any], bool], str]
+    Others = TypeVar("Others", bound=Sequence[Any] | None)
+
 _TEXTS = 1024  # tokenized at once
 
-# Checks of settings in `task.json`: whether a value fits, and what it must be.
-BOOL = (lambda x: isinstance(x, bool), "true or false")
-NUMBER = (lambda x: type(x) in (int, float) and abs(x) < 1e30, "a finite number")
+# Checks of settings in `task.json`: a function that returns whether a value is valid, and the
+# description of valid values.
+BOOL: "Check" = (lambda x: isinstance(x, bool), "true or false")
+NUMBER: "Check" = (lambda x: type(x) in (int, float) and abs(x) < 1e30, "a finite number")
 
 
-def whole_from(least):
-    """The check of a whole number that is not below `least`."""
-    return lambda x: type(x) is int and least <= x < 2**31, f"a whole number from {least}"
+def whole_from(least: int) -> "Check":
+    """Returns the check for an integer of at least `least`."""
+    return lambda x: type(x) is int and least <= x < 2**31, f"an integer of at least {least}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """Examples as items. windows: what a task needs to make predictions of them, or None."""
+    """Encoded examples.
 
-    items: list
-    windows: list | None = None
+    Attributes:
+        items: list of EncodedExample, one or more per example.
+        windows: data of the task for converting outputs to predictions, or None.
+    """
+
+    items: list[EncodedExample]
+    windows: list[Any] | None = None
 
 
-def text_items(tokenizer, texts, text_pairs, max_seq_length):
-    """Items without labels of texts, or of pairs of texts. text_pairs: list of str, or None."""
+def text_items(
+    tokenizer: "BertTokenizer",
+    texts: Sequence[str],
+    text_pairs: Sequence[str] | None,
+    max_seq_length: int,
+) -> list[EncodedExample]:
+    """Returns unlabelled items for texts or text pairs. text_pairs: list of str, or None."""
     items = []
     for begin in range(0, len(texts), _TEXTS):
         part = slice(begin, begin + _TEXTS)
@@ -48,8 +74,8 @@ def text_items(tokenizer, texts, text_pairs, max_seq_length):
     return items
 
 
-def encoded_rows(features):
-    """A batch of features, (B, L) each, as a list of EncodedExample without their padding."""
+def encoded_rows(features: Mapping[str, tf.Tensor]) -> list[EncodedExample]:
+    """Converts a batch of features, (B, L) each, to a list of EncodedExample without padding."""
     lengths = tf.reduce_sum(features["attention_mask"], axis=1).numpy()
     ids, types = features["input_ids"].numpy(), features["token_type_ids"].numpy()
     return [
@@ -58,8 +84,13 @@ def encoded_rows(features):
     ]
 
 
-def labelled(item, labels, dtype, weights=1.0):
-    """An item with labels and their weights."""
+def labelled(
+    item: EncodedExample,
+    labels: "np.typing.ArrayLike",
+    dtype: "np.typing.DTypeLike",
+    weights: "np.typing.ArrayLike" = 1.0,
+) -> EncodedExample:
+    """Returns an item with labels and their weights."""
     return dataclasses.replace(
         item,
         labels=np.asarray(labels, dtype),
@@ -67,122 +98,141 @@ def labelled(item, labels, dtype, weights=1.0):
     )
 
 
-def softmax(logits):
-    """Probabilities over the last axis; numpy."""
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Returns the softmax over the last axis."""
     exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return exponents / exponents.sum(axis=-1, keepdims=True)
 
 
-def soft_losses(logits, teacher_logits, temperature):
-    """How far probabilities are from a teacher's: T^2 KL(teacher || student), float32, in nats.
+def soft_losses(logits: tf.Tensor, teacher_logits: tf.Tensor, temperature: float) -> tf.Tensor:
+    """Returns the divergence from a teacher: T^2 KL(teacher || student), (...) float32, in nats.
 
-    Both are softened by the temperature T; T^2 keeps the gradient the size of that of a hard label
-    (Hinton et al. 2015, arXiv:1503.02531, section 2). The cross-entropy of that paper differs by
-    the teacher's entropy, which no student changes. logits, teacher_logits: (..., C) float32.
+    Both distributions are softened by the temperature T; T^2 keeps the gradient as large as a hard
+    label's (Hinton et al. 2015, arXiv:1503.02531, section 2). The paper's cross-entropy differs by
+    the teacher's entropy, which does not depend on the student.
+
+    Args:
+        logits, teacher_logits: (..., C) float32.
     """
     student, teacher = (tf.nn.log_softmax(x / temperature) for x in (logits, teacher_logits))
     return temperature**2 * tf.reduce_sum(tf.exp(teacher) * (teacher - student), axis=-1)
 
 
 class Task(abc.ABC):
-    """What the tasks share.
+    """Base class of the tasks.
 
     Args:
-        tokenizer: BertTokenizer. label_names: tuple of str, where the task has labels.
-        max_seq_length: longest example in tokens; more are cut.
+        tokenizer: BertTokenizer. label_names: tuple of str, if the task has label names.
+        max_seq_length: maximum length of an example in tokens; longer ones are truncated.
 
     Attributes:
-        name: as --task and `task.json` have it. summary: what it is for, in a few words.
-        method: what a model is asked for, as --method and `kbert.Predictor` have it.
-        model_class: of `kbert.model`. problem_type: of BertConfig.
-        metric: the score that better weights have more of, or less if it is in `less_is_better`.
-        output_names: of the model's outputs that predictions are made of.
-        endpoint: Endpoint, what an export answers; None: it cannot be exported.
-        max_seq_length: default of tokens of an example.
-        fewest_labels: names of labels that it needs; 0: its labels have no names.
-        is_classification: whether an example has one of C classes, which can have weights.
-        takes_pairs: whether a text always comes with a second one.
-        reads_windows: whether long texts are read in windows, so that nothing is cut.
-        texts: number of texts of a prediction, at least and at most (None: any number).
-        example_fields: of an example, what the method takes.
-        unlabelled_as: task that reads files of texts for predictions; None: this one.
-        own_settings: dict of settings in `task.json` of this task alone -> check, such as `BOOL`.
+        name: name in --task and in `task.json`. summary: its purpose, in a few words.
+        method: name of its prediction method in --method and in `kbert.Predictor`.
+        model_class: class in `kbert.model`. problem_type: of BertConfig.
+        metric: the metric that selects the best checkpoint, the highest value, or the lowest if the
+            metric is in `less_is_better`.
+        output_names: names of the model outputs from which predictions are made.
+        endpoint: class of the Endpoint that an export serves; None: it cannot be exported.
+        max_seq_length: default maximum length of an example in tokens.
+        fewest_labels: minimum number of label names; 0: its labels have no names.
+        is_classification: whether an example has one of C classes, so that class weights apply.
+        takes_pairs: whether every example has a second text.
+        reads_windows: whether long texts are split into windows instead of truncated.
+        texts: minimum and maximum number of texts per prediction (None: unlimited).
+        example_fields: fields of an example that are the arguments of the method.
+        unlabelled_as: name of the task that reads files of texts for predictions; None: this one.
+        own_settings: dict of the task's own settings in `task.json` -> check, such as `BOOL`.
     """
 
-    name = None
-    summary = ""
-    method = None
-    model_class = BertForSequenceClassification
-    metric = "accuracy"
-    less_is_better = ()
-    problem_type = None
-    output_names = ("logits",)
-    endpoint = None
-    max_seq_length = 128
-    fewest_labels = 0
-    is_classification = False
-    takes_pairs = False
-    reads_windows = False
-    texts = (1, 1)
-    example_fields = ("text",)
-    unlabelled_as = None
-    own_settings = {}
+    name: str = ""
+    summary: str = ""
+    method: str | None = None
+    model_class: "type[PretrainedModel]" = BertForSequenceClassification
+    metric: str = "accuracy"
+    less_is_better: tuple[str, ...] = ()
+    problem_type: str | None = None
+    output_names: tuple[str, ...] = ("logits",)
+    endpoint: "type[Endpoint] | None" = None
+    max_seq_length: int = 128
+    fewest_labels: int = 0
+    is_classification: bool = False
+    takes_pairs: bool = False
+    reads_windows: bool = False
+    texts: tuple[int, int | None] = (1, 1)
+    example_fields: tuple[str, ...] = ("text",)
+    unlabelled_as: str | None = None
+    own_settings: "dict[str, Check]" = {}
 
-    def __init__(self, tokenizer, label_names=None, max_seq_length=128):
+    def __init__(
+        self,
+        tokenizer: "BertTokenizer",
+        label_names: tuple[str, ...] | None = None,
+        max_seq_length: int = 128,
+    ):
         self.tokenizer = tokenizer
         self.label_names = label_names
         self.max_seq_length = max_seq_length
 
     @classmethod
-    def from_config(cls, config, tokenizer, label_names=None, allow_no_answer=False):
-        """The task of a FinetuneConfig; see `kbert.tasks.registry.make_task`."""
+    def from_config(
+        cls,
+        config: "FinetuneConfig",
+        tokenizer: "BertTokenizer",
+        label_names: tuple[str, ...] | None = None,
+        allow_no_answer: bool = False,
+    ) -> "Self":
+        """Creates the task of a FinetuneConfig; see `kbert.tasks.registry.make_task`."""
         return cls(tokenizer, label_names, config.max_seq_length or cls.max_seq_length)
 
     @classmethod
-    def from_settings(cls, settings, tokenizer, config):
-        """The task of the settings in `task.json`. config: BertConfig of the model."""
+    def from_settings(
+        cls, settings: dict[str, Any], tokenizer: "BertTokenizer", config: "BertConfig"
+    ) -> "Self":
+        """Creates the task from the settings in `task.json`. config: BertConfig of the model."""
         names = config.label_names or tuple(str(i) for i in range(config.num_labels))
         return cls(tokenizer, names, settings["max_seq_length"])
 
     @classmethod
     @abc.abstractmethod
-    def reader(cls, source, config, labelled):
-        """The records of a source, and a function that makes an example of (where, record).
+    def reader(
+        cls, source: str, config: "ColumnConfig", labelled: bool
+    ) -> "tuple[Records, Callable[[str, Record], Any]]":
+        """Returns the records of a source, and a function from (where, record) to an example.
 
-        Args: as of `kbert.tasks.examples.read_examples`.
+        Args: as for `kbert.tasks.examples.read_examples`.
         """
 
     @classmethod
-    def finished(cls, examples):
-        """Labelled examples of a whole file, as the task takes them."""
+    def finished(cls, examples: list[Any]) -> list[Any]:
+        """Converts the labelled examples of a whole file to the form that the task needs."""
         return examples
 
     @classmethod
     @abc.abstractmethod
-    def examples(cls, *texts):
-        """Examples without labels of what the method takes, lists of one length."""
+    def examples(cls, *texts: Sequence[Any]) -> list[Any]:
+        """Returns unlabelled examples. *texts: arguments of the method, lists of equal length."""
 
-    def answers(self, predictor, *texts):
-        """What the method says of texts. predictor: Predictor. *texts: as of `examples`."""
+    def answers(self, predictor: "TextPredictor", *texts: Sequence[Any]) -> list[Any]:
+        """Returns the results of the method. predictor: Predictor. *texts: as for `examples`."""
         return predictor.predictions(self, self.examples(*texts))
 
     @staticmethod
-    def as_line(answer):
-        """One of `answers` as the JSON object that `kbert.predict` writes."""
+    def as_line(answer: dict[str, Any]) -> dict[str, Any]:
+        """Converts one of `answers` to the JSON object that `kbert.predict` writes."""
         return answer
 
     @staticmethod
-    def prediction_of(output):
-        """The prediction that `scores` takes, of a text's output of the endpoint (JSON types)."""
+    def prediction_of(output: dict[str, Any]) -> dict[str, Any]:
+        """Converts the endpoint's output for a text (JSON types) to a prediction for `scores`."""
         return output
 
     @staticmethod
-    def output_of(prediction):
-        """The endpoint's output of a text, of one of `answers`."""
+    def output_of(prediction: dict[str, Any]) -> dict[str, Any]:
+        """Converts one of `answers` to the endpoint's output for a text."""
         return prediction
 
-    def config_fields(self):
-        """Fields of BertConfig that the task's model has."""
+    def config_fields(self) -> dict[str, Any]:
+        """Returns the fields of BertConfig that the task sets."""
         names = self.label_names
         return {
             "num_labels": len(names) if names else 1,
@@ -191,72 +241,91 @@ class Task(abc.ABC):
         }
 
     @abc.abstractmethod
-    def encode(self, examples, class_weights=None):
-        """Encoded examples, labelled if the examples are. class_weights: (C,) floats, or None."""
+    def encode(self, examples: Sequence[Any], class_weights: np.ndarray | None = None) -> Encoded:
+        """Encodes examples, with their labels if they have any. class_weights: (C,), or None."""
 
-    def losses(self, outputs, labels):
-        """The loss of each label and whether it is predicted, float32, of the weights' shape."""
+    def losses(
+        self, outputs: Mapping[str, tf.Tensor], labels: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns each label's loss and whether it is predicted, float32, shaped as the weights."""
         return choice_losses(outputs["logits"], labels)
 
-    def soft_losses(self, outputs, teacher_outputs, temperature):
-        """How far each prediction is from a teacher's, float32, of the weights' shape."""
+    def soft_losses(
+        self,
+        outputs: Mapping[str, tf.Tensor],
+        teacher_outputs: Mapping[str, tf.Tensor],
+        temperature: float,
+    ) -> tf.Tensor:
+        """Returns the distillation loss of each prediction, float32, shaped as the weights."""
         return soft_losses(outputs["logits"], teacher_outputs["logits"], temperature)
 
-    def pick(self, outputs, features):
-        """What is needed of a model's outputs for predictions."""
+    def pick(
+        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """Returns the model outputs that predictions need."""
         return {name: outputs[name] for name in self.output_names}
 
     @abc.abstractmethod
-    def predictions(self, examples, encoded, outputs):
-        """A dict for each example. outputs: as a BatchRunner returns them."""
+    def predictions(
+        self, examples: Sequence[Any], encoded: Encoded, outputs: Iterable[dict[str, np.ndarray]]
+    ) -> list[dict[str, Any]]:
+        """Returns a dict for each example. outputs: results of a BatchRunner."""
 
     @abc.abstractmethod
-    def scores(self, examples, predictions):
-        """dict of name -> float (or a dict of such), against the labels of the examples."""
+    def scores(
+        self, examples: Sequence[Any], predictions: Sequence[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Returns metrics: dict of name -> float (or a nested dict), for labelled examples."""
 
-    def report(self, examples, predictions):
-        """A table for a person, or ""."""
+    def report(self, examples: Sequence[Any], predictions: Sequence[dict[str, Any]]) -> str:
+        """Returns a readable table of the metrics, or ""."""
         return ""
 
 
 class TextTask(Task):
-    """A label of any kind for a text or a pair of texts."""
+    """Base class of the tasks with a label of any kind for a text or a pair of texts."""
 
     method = "classify"
     texts = (1, 2)
-    aliases = ColumnAliases()
+    aliases: ColumnAliases = ColumnAliases()
 
     @staticmethod
     @abc.abstractmethod
-    def label(value, where):
-        """The label of an example, of what a cell or a key has. Raises BadExample."""
+    def label(value: object, where: str) -> str | float | tuple[str, ...]:
+        """Returns the label of an example from the value of a cell or key. Raises BadExample."""
 
     @classmethod
-    def column_aliases(cls, names):
-        """ColumnAliases for a file. names: of its columns, in lower case; none without header."""
+    def column_aliases(cls, names: Sequence[str]) -> ColumnAliases:
+        """Returns ColumnAliases for a file. names: its columns in lower case; empty: no header."""
         return cls.aliases
 
     @classmethod
-    def reader(cls, source, config, labelled):
+    def reader(
+        cls, source: str, config: "ColumnConfig", labelled: bool
+    ) -> "tuple[Records, Callable[[str, Record], TextExample]]":
         records = open_records(source, cls.name, lambda row: has_header(row, config))
         aliases = cls.column_aliases([name.lower() for name in records.names or ()])
         columns = find_columns(records, config, labelled, aliases)
         return records, functools.partial(text_example, columns, cls.label)
 
     @classmethod
-    def examples(cls, texts, text_pairs=None):
+    def examples(
+        cls, texts: Sequence[str], text_pairs: Sequence[str] | None = None
+    ) -> list[TextExample]:
         text_pairs = same_length(texts, text_pairs, "text_pairs") or [None] * len(texts)
         return [TextExample("", text, pair) for text, pair in zip(texts, text_pairs, strict=True)]
 
     @staticmethod
-    def output_of(prediction):
+    def output_of(prediction: dict[str, Any]) -> dict[str, Any]:
         return prediction | {"probabilities": list(prediction.get("scores", {}).values())}
 
     @abc.abstractmethod
-    def targets(self, examples):
-        """Array of what each example is labelled with, examples first."""
+    def targets(self, examples: Sequence[TextExample]) -> np.ndarray:
+        """Returns the labels of examples as an array, (N,) or (N, C)."""
 
-    def encode(self, examples, class_weights=None):
+    def encode(
+        self, examples: Sequence[TextExample], class_weights: np.ndarray | None = None
+    ) -> Encoded:
         texts = [example.text for example in examples]
         text_pairs = [example.text_pair for example in examples]
         if text_pairs[0] is None:
@@ -270,8 +339,8 @@ class TextTask(Task):
         return Encoded(items)
 
 
-def same_length(texts, others, name):
-    """`others`, if there are as many of them as texts. Raises UserError where they are not."""
+def same_length(texts: Sequence[Any], others: "Others", name: str) -> "Others":
+    """Returns `others`, which is None or as long as `texts`. Raises UserError if it is not."""
     if others is not None and len(others) != len(texts):
         raise UserError(
             f"there must be as many {name} as texts; got {len(others)} and {len(texts)}."
@@ -279,8 +348,8 @@ def same_length(texts, others, name):
     return others
 
 
-def choice_losses(logits, labels):
-    """Cross-entropy of logits, and whether the largest is the right one; float32 each."""
+def choice_losses(logits: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the cross-entropy of logits, and whether the argmax is right; float32 each."""
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
     right = tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels
     return losses, tf.cast(right, tf.float32)

@@ -9,7 +9,7 @@ from kbert.data.examples import TagExample, read_label_names
 from kbert.errors import UserError
 from kbert.tasks.examples import read_examples
 
-HINT = "Mend it, or leave such lines out with --skip_bad_lines."
+HINT = "Fix it, or skip such lines with --skip_bad_lines."
 CHOICES = {"choice_columns": "1,2", "text_column": "0", "label_column": "3"}
 
 
@@ -26,12 +26,12 @@ CHOICES = {"choice_columns": "1,2", "text_column": "0", "label_column": "3"}
         ("t.tsv", "classify", "a\t1", "b\t ", {}, "the label is empty"),
         ("t.tsv", "classify", "a\t1", b"b\xe5\t1", {}, "bytes that are not UTF-8"),
         ("t.csv", "classify", "a,1", b"b\xe5,1", {}, "bytes that are not UTF-8"),
-        ("t.csv", "classify", "a,1", '"b"c,1', {}, "the quotes are not those of CSV: ',' expected"),
+        ("t.csv", "classify", "a,1", '"b"c,1', {}, "the quotes are not valid CSV: ',' expected"),
         ("t.tsv", "pair", "a\tb\t1", "a\t\t1", {}, "the second text is empty"),
         ("t.tsv", "regress", "a\t1", "a\t", {}, "the label is empty"),
         ("t.tsv", "regress", "a\t1", "a\t3,5", {}, "the label must be a number; got '3,5'"),
-        ("t.tsv", "regress", "a\t1", "a\tnan", {}, "must be a finite number; got the target nan"),
-        ("t.tsv", "regress", "a\t1", "a\t-inf", {}, "must be a finite number; got the target -inf"),
+        ("t.tsv", "regress", "a\t1", "a\tnan", {}, "must be a finite number; got nan"),
+        ("t.tsv", "regress", "a\t1", "a\t-inf", {}, "must be a finite number; got -inf"),
         ("t.tsv", "multilabel", "a\tx", "a\tx,,y", {}, "the label is empty"),
         ("t.tsv", "choice", "a\tb\tc\t0", "a\tb\t\t0", CHOICES, "choice 1 (from 0) is empty"),
         (
@@ -50,7 +50,7 @@ CHOICES = {"choice_columns": "1,2", "text_column": "0", "label_column": "3"}
             "a O x\n",
             "a",
             {"label_column": "1"},
-            "the line has 1 column; wanted are the word in column 0 and the tag in column 1",
+            "the line has 1 column; expected the word in column 0 and the tag in column 1",
         ),
         ("t.tsv", "tag", "a\tO\n", "\tO", {}, "the word is empty"),
         ("t.tsv", "tag", "a\tO\n", "a\t", {}, "the tag is empty"),
@@ -73,7 +73,7 @@ def test_bad_lines(read, tmp_path, name, task, good, bad, flags, problem):
     assert found[: len(expected)] == expected
     left_out = message.removesuffix(f" {HINT}")
     assert reports == [
-        f"note: 1 of {len(found) + 1} examples of {name} is left out; the first: {left_out}"
+        f"note: 1 of {len(found) + 1} examples of {name} is skipped; the first: {left_out}"
     ]
 
 
@@ -83,14 +83,18 @@ def test_bad_lines(read, tmp_path, name, task, good, bad, flags, problem):
         ("classify", "{bad", "line 2: every line must be a JSON object; got '{bad'"),
         ("classify", "[1]", "line 2: every line must be a JSON object; got '[1]'"),
         ("classify", b'{"text": "\xe5"}', "line 2: bytes that are not UTF-8"),
-        ("classify", {"text": "a"}, "line 2: there is no 'label'; the keys are 'text'"),
+        ("classify", {"text": "a"}, "line 2: there is no key 'label'; the keys are 'text'"),
         ("classify", {"text": None, "label": 1}, "line 2: the text must be a string; got None"),
-        ("classify", {"text": "\ud800", "label": 1}, "line 2: the text has half a surrogate pair"),
+        ("classify", {"text": "\ud800", "label": 1}, "line 2: the text has an unpaired surrogate"),
         ("classify", {"text": "a", "label": None}, "line 2: the label is empty"),
         ("classify", {"text": "a", "label": float("nan")}, "line 2: the label is empty"),
-        ("classify", {"text": "a", "label": [1]}, "the label must be a text or a number; got [1]"),
+        (
+            "classify",
+            {"text": "a", "label": [1]},
+            "the label must be a string or a number; got [1]",
+        ),
         ("regress", {"text": "a", "label": True}, "the label must be a number; got True"),
-        ("regress", {"text": "a", "label": float("nan")}, "finite number; got the target nan"),
+        ("regress", {"text": "a", "label": float("nan")}, "finite number; got nan"),
         ("regress", {"text": "a", "label": 10**400}, "the label must be a number; got 1000"),
     ],
 )
@@ -105,13 +109,13 @@ def test_bad_json_lines(error_of, task, bad, problem):
 @pytest.mark.parametrize(
     ("good", "bad", "task", "problem"),
     [
-        (["b", "c"], ["b", "c", "d"], "choice", "3 choices came; the first example has 2"),
-        (["b", "c"], ["b"], "choice", "there must be two choices or more; got 1"),
+        (["b", "c"], ["b", "c", "d"], "choice", "got 3 choices; the first example has 2"),
+        (["b", "c"], ["b"], "choice", "there must be at least two choices; got 1"),
         (["b", "c"], ["b", 3], "choice", "choice 1 (from 0) must be a string; got 3"),
-        (["b", "c"], "b", "choice", "there must be two choices or more; got 1"),
+        (["b", "c"], "b", "choice", "there must be at least two choices; got 1"),
         (["O"], ["O", "O"], "tag", "1 word, but 2 tags"),
         (["O"], [], "tag", "there are no tags"),
-        (["O"], [3], "tag", "tag 0 (from 0) must be a text; got 3"),
+        (["O"], [3], "tag", "tag 0 (from 0) must be a non-empty string; got 3"),
         (["O"], "O", "tag", "'labels' must be a list of tags; got 'O'"),
     ],
 )
@@ -150,9 +154,9 @@ def test_bad_lists(error_of, good, bad, task, problem):
         ({"answers": "cat"}, "\"answers\" must be a list; got 'cat'"),
         (
             {"answers": {"text": ["cat"], "answer_start": []}},
-            '"text" and "answer_start" of "answers" must be lists of one length',
+            '"text" and "answer_start" of "answers" must be lists of equal length',
         ),
-        ({"id": "q0"}, "the id q0 is that of an earlier question"),
+        ({"id": "q0"}, "an earlier question has the same id, q0"),
         ({"question": " "}, "the question is empty"),
         ({"question": None}, "the question must be a string; got None"),
     ],
@@ -177,7 +181,7 @@ def test_other_bad_questions(error_of):
     text = rows({"question": "?", "context": "", "answers": []})
     assert "s.jsonl, line 1: the context is empty." in error_of("s.jsonl", text, "qa")
     text = squad_file({"id": "q1", "question": "?"})
-    assert "question q1: there is no 'answers'; the keys" in error_of("s.json", text, "qa")
+    assert "question q1: there is no key 'answers'; the keys" in error_of("s.json", text, "qa")
     text = squad_file(3)
     problem = "s.json, question number 1: a question must be an object; got 3."
     assert problem in error_of("s.json", text, "qa")
@@ -199,7 +203,7 @@ def test_what_is_said_of_bad_lines_is_one_short_line(tmp_path):
     )
     (line,) = said
     assert line.startswith(
-        "note: 1 of 2 examples of t.jsonl is left out; the first: t.jsonl, line 2: "
+        "note: 1 of 2 examples of t.jsonl is skipped; the first: t.jsonl, line 2: "
     )
     assert line.isprintable() and len(line) <= 1000
 
@@ -210,12 +214,12 @@ def test_bad_lines_are_counted(read, error_of):
     found = read("t.tsv", text, "classify", report=reports.append, skip_bad_lines=True)
     assert len(found) == 1501
     assert reports == [
-        "note: 2 of 1,503 examples of t.tsv are left out; the first: t.tsv, line 1502: the text is "
+        "note: 2 of 1,503 examples of t.tsv are skipped; the first: t.tsv, line 1502: the text is "
         "empty."
     ]
     message = error_of("t.tsv", "a\t\n\t1\n", "classify", skip_bad_lines=True)
     assert "none of the 2 examples of " in message
-    assert message.endswith("t.tsv can be used; the first: t.tsv, line 1: the label is empty.")
+    assert message.endswith("t.tsv is valid; the first: t.tsv, line 1: the label is empty.")
 
 
 def test_a_bad_word_leaves_its_sentence_out(read):
@@ -223,7 +227,7 @@ def test_a_bad_word_leaves_its_sentence_out(read):
     reports = []
     found = read("t.conll", text, "tag", report=reports.append, skip_bad_lines=True)
     assert found == [TagExample("t.conll, line 5", ("d",), ("O",))]
-    assert reports[0].startswith("note: 1 of 2 examples of t.conll is left out; the first: t.conll")
+    assert reports[0].startswith("note: 1 of 2 examples of t.conll is skipped; the first: t.conll")
     assert reports[0].endswith("line 2: the line has 1 column, the first line has 2.")
 
 
@@ -245,12 +249,12 @@ def test_a_bad_word_leaves_its_sentence_out(read):
             "t.jsonl has no line that is a JSON object; the first line: every line must be a JSON "
             "object; got 'a b'.",
         ),
-        ("t.json", '[{"text":', "tag", "t.json is a JSON list. Write one JSON object a line"),
-        ("t.tsv", b"\xff\xfea\x00", "classify", "line 1: bytes that are not UTF-8. Mend it: the"),
+        ("t.json", '[{"text":', "tag", "t.json is a JSON list. Write one JSON object per line"),
+        ("t.tsv", b"\xff\xfea\x00", "classify", "line 1: bytes that are not UTF-8. Fix it: the"),
         ("t.xlsx", "a", "classify", "must be a file that ends in .tsv, .txt, .csv, .json or"),
         ("t.tsv", "a", "qa", "must be a file that ends in .json or .jsonl"),
         ("s.json", "{", "qa", "s.json is not JSON: Expecting property name"),
-        ("s.json", rows({"question": "?"}) * 2, "qa", "If it has one question a line, name it"),
+        ("s.json", rows({"question": "?"}) * 2, "qa", "If it has one question per line, rename it"),
         ("s.json", b'"\xff"', "qa", "s.json is not UTF-8: byte 1. Save it as UTF-8."),
         ("s.json", "[]", "qa", 'data[].paragraphs[].qas[]: the file has no list "data"'),
         ("s.json", '{"data": [3]}', "qa", 'data[0] has no list "paragraphs"'),
@@ -272,7 +276,10 @@ def test_files_that_cannot_be_opened(tmp_path):
         f"cannot read {tmp_path}/no.tsv: No such file or directory."
     )
     (tmp_path / "d.tsv").mkdir()
-    assert message(tmp_path / "d.tsv") == f"{tmp_path}/d.tsv is a folder. Give one file of it."
+    assert (
+        message(tmp_path / "d.tsv")
+        == f"{tmp_path}/d.tsv is a folder. Give the path of a file in it."
+    )
     packed = gzip.compress(b"text\tlabel\n" + b"".join(b"a%d\t1\n" % i for i in range(9999)))
     (tmp_path / "t.tsv.gz").write_bytes(packed[: len(packed) // 2])
     assert "t.tsv.gz: Compressed file ended before the end-of-stream" in message(
@@ -325,20 +332,20 @@ def test_files_that_cannot_be_opened(tmp_path):
             "a b\n",
             "classify",
             {},
-            "t.tsv has 1 column in its first row, and 2 are needed. Columns are separated by tabs",
+            "t.tsv has 1 column in its first row, but 2 are needed. Columns are separated by tabs",
         ),
-        ("a\tb\n", "pair", {}, "t.tsv has 2 columns in its first row, and 3 are needed."),
+        ("a\tb\n", "pair", {}, "t.tsv has 2 columns in its first row, but 3 are needed."),
         (
             "a\tb\n",
             "classify",
             {"text_column": "1"},
-            "two of text, second text, choices and label are the same column of t.tsv. Give each",
+            "two of text, second text, choices and label are the same column of t.tsv. Name a",
         ),
         (
             "a\tb\tc\t1\n",
             "choice",
             {},
-            "t.tsv is read without a header, so the columns of the choices must be named: "
+            "t.tsv is read without a header, so the choice columns must be given by number: "
             "--choice_columns=1,2,3.",
         ),
         (
@@ -386,9 +393,9 @@ def test_label_names(tmp_path):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "--label_names= names no label. Write them comma-separated, or one a line."),
+        ("", "--label_names= has no label names. Separate them by commas or lines."),
         ("a,,b", "--label_names=a,,b: label 1 (from 0) is empty."),
-        ("a,b,a", "--label_names=a,b,a: 'a' is there twice, at 0, 2."),
+        ("a,b,a", "--label_names=a,b,a: 'a' appears twice, as labels 0 and 2."),
         ("data/names", "--label_names: there is no file data/names."),
         ("names.txt", "--label_names: there is no file names.txt."),
     ],
@@ -402,9 +409,9 @@ def test_bad_label_names(text, problem):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"\n", "names names no label. Write them"),
+        (b"\n", "names has no label names. Separate them"),
         (b"a\n\nb\n", "names: label 1 (from 0) is empty."),
-        (b"a\nb\nb\n", "names: 'b' is there twice, at 1, 2."),
+        (b"a\nb\nb\n", "names: 'b' appears twice, as labels 1 and 2."),
         (b"a\n\xe5\n", "names: bytes that are not UTF-8. Save it as UTF-8."),
     ],
 )

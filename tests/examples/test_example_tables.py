@@ -30,7 +30,7 @@ def test_header_in_another_order_byte_order_mark_and_gz(read):
 
 @pytest.mark.parametrize("skip", [True, False])
 def test_quotes_that_are_not_closed_are_no_line_to_skip(read, skip):
-    with pytest.raises(UserError, match=r"quotes that open in line 2 are not closed. Mend them"):
+    with pytest.raises(UserError, match=r"quote opened in line 2 is not closed. Close it"):
         read("t.csv", 'a,1\n"b,1\nc,1\nd,1\n', "classify", skip_bad_lines=skip)
 
 
@@ -191,7 +191,7 @@ def test_choices_that_are_numbers(read, error_of):
     """The label 2 is the number of 9 here, and the text of the first choice."""
     assert read("t.tsv", "a\t5\t7\t9\t9\n", "choice", choice_columns="1,2,3")[0].label == 2
     message = error_of("t.tsv", "a\t2\t7\t9\t2\n", "choice", choice_columns="1,2,3")
-    assert "the label '2' stands for choices [0, 2] (from 0)." in message
+    assert "the label '2' matches several choices, [0, 2] (from 0)." in message
 
 
 # Tags

@@ -76,7 +76,7 @@ def test_tfds_target_and_bytes(load):
     found = read_examples("tfds:x", settings("regress", skip_bad_lines=True), True, reports.append)
     assert found == [TextExample("tfds:x, example 2", "b", None, 2.5)]
     assert reports == [
-        "note: 1 of 2 examples of tfds:x is left out; the first: tfds:x, example 1: bytes that are "
+        "note: 1 of 2 examples of tfds:x is skipped; the first: tfds:x, example 1: bytes that are "
         "not UTF-8."
     ]
 

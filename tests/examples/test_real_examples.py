@@ -134,7 +134,7 @@ def test_real_answers_that_are_not_there(shared_data):
     found = read_examples(path, settings("qa", skip_bad_lines=True), report=reports.append)
     assert len(found) == 1002 - 5 - 2
     assert reports == [
-        "note: 7 of 1,002 examples of cmrc2018_trial.json.gz are left out; the first: "
+        "note: 7 of 1,002 examples of cmrc2018_trial.json.gz are skipped; the first: "
         "cmrc2018_trial.json.gz, question TRIAL_210_QUERY_0: answer not in context: '俗名龙尖' is "
         "not at character 14, but at 13."
     ]
