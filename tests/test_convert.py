@@ -131,7 +131,7 @@ def test_what_is_refused(tmp_path):
         convert(tmp_path / "a", tmp_path / "b", "hf")
     vocab = tmp_path / "a/vocab.txt"
     vocab.write_text(vocab.read_text() + "\n".join(f"w{i}" for i in range(45)))
-    message = r"vocabulary has 54 entries, and the config says vocab_size 53"
+    message = r"vocabulary has 54 entries, but the config has vocab_size 53"
     with pytest.raises(UserError, match=message):
         convert(tmp_path / "a", tmp_path / "b", "hf")
     assert not (tmp_path / "b").exists()
@@ -155,7 +155,7 @@ def test_a_folder_without_a_vocabulary(tmp_path):
     made("BertModel").save_pretrained(tmp_path / "a")
     lines = []
     convert(tmp_path / "a", tmp_path / "b", "hf", report=lines.append)
-    assert lines[1] == f"note: {tmp_path / 'a'} has no vocabulary, so none is written"
+    assert lines[1] == f"note: {tmp_path / 'a'} has no vocabulary; writing none"
     written = sorted(path.name for path in (tmp_path / "b").iterdir())
     assert written == ["config.json", "model.safetensors"]
 

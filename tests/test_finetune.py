@@ -372,7 +372,7 @@ def test_labels_by_number_with_names(settings, tmp_path):
             {"label_names": "neg,pos"},
             r"classify_train.tsv, line 3: the label 'so' is not one of the 2",
         ),
-        ({"freeze_layers": 3}, r"layers to freeze must be 0 to 2, the blocks there are; got 3"),
+        ({"freeze_layers": 3}, r"layers to freeze must be 0 to 2, the number of blocks; got 3"),
         ({"init_from": "/nowhere"}, r"/nowhere"),
         ({"batch_size": 9, "accumulation_steps": 2}, r"divisible by replicas x accumulation_steps"),
     ],

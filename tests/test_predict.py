@@ -136,12 +136,12 @@ def test_files(lines, tmp_path):
         ("qa", "the dog", {}, "line 1: answer needs 2 texts, separated by tabs; got 1"),
         ("tag", "a\tb", {}, "line 1: tag needs one text, without tabs; got 2"),
         ("choice", "a\tb", {}, "line 1: choose needs 3 or more texts, separated by tabs; got 2"),
-        ("plain", "the cat", {}, "line 1: there must be 1 to 16 [MASK]; got 0"),
+        ("plain", "the cat", {}, "line 1: the text must have 1 to 16 [MASK]; got 0"),
         (
             "classify",
             "a\na\tb",
             {},
-            "line 2: 2 texts came, separated by tabs; the lines before have",
+            "line 2: got 2 texts, separated by tabs; the lines before have",
         ),
         (
             "classify",
@@ -150,12 +150,12 @@ def test_files(lines, tmp_path):
             "line 1: classify needs 1 to 2 texts, separated by tabs; got 3",
         ),
         ("pair", "the cat", {}, "line 1: classify needs 2 texts, separated by tabs; got 1"),
-        ("choice", "a\tb\tc\na\tb\tc\td", {}, "line 2: 4 texts came"),
+        ("choice", "a\tb\tc\na\tb\tc\td", {}, "line 2: got 4 texts"),
         (
             "plain",
             "the [MASK]",
             {"top_k": 15},
-            "top_k must be 1 to 14, the words there are; got 15",
+            "top_k must be 1 to 14, the vocabulary size; got 15",
         ),
         ("plain", "the cat", {"method": "tag"}, "has no token_classifier, which this needs"),
     ],
@@ -168,7 +168,7 @@ def test_bad_lines(lines, model, text, settings, message):
 
 def test_bad_lines_that_are_left_out_keep_their_place(lines, notes):
     found = lines("classify", b"the cat\n\na dog\n\xff\n", skip_bad_lines=True)
-    assert notes == ["note: 2 lines of standard input are left out: null stands for them"]
+    assert notes == ["note: skipped 2 lines of standard input; their predictions are null"]
     assert [row and row["label"] in "xyz" for row in found] == [True, None, True, None]
 
 
@@ -199,7 +199,9 @@ def test_scores(folders, tmp_path):
 def test_folders_that_do_not_say_what_they_are_for(folders, tmp_path):
     path = tmp_path / "x.tsv"
     path.write_text("the cat\t0\na dog\t7\n")
-    with pytest.raises(UserError, match=r"does not say what it is for. Name it: --task=classify"):
+    with pytest.raises(
+        UserError, match=r"has no task.json, so its task is unknown. Name it: --task="
+    ):
         evaluate(EvaluateConfig(model=str(folders["plain"]), eval_file=str(path)))
     with pytest.raises(UserError, match=r"plain has no sequence_classifier"):
         evaluate(EvaluateConfig(model=str(folders["plain"]), eval_file=str(path), task="classify"))
@@ -217,6 +219,6 @@ def test_the_program_reads_a_pipe(folders):
     done = subprocess.run(command, input=b"the cat\n\n", capture_output=True, text=False)
     assert done.returncode == 2
     assert done.stderr.decode().splitlines()[-1] == (
-        "error: standard input, line 2: the text is empty. Mend it, or put null for such lines "
+        "error: standard input, line 2: the text is empty. Fix it, or write null for such lines "
         "with --skip_bad_lines."
     )

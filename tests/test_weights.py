@@ -240,7 +240,7 @@ def test_hf_without_prefix_and_without_pooler(tmp_path):
     assert "embeddings.word_embeddings.weight" in tensors
     del tensors["pooler.dense.weight"], tensors["pooler.dense.bias"]
     respell(tmp_path, tensors)
-    with pytest.warns(UserWarning, match=r"has no bert/pooler: left as initialised"):
+    with pytest.warns(UserWarning, match=r"has no bert/pooler: keeping the initial weights"):
         model = BertModel.from_pretrained(tmp_path)
     inputs = {name: torch.tensor(value).long() for name, value in features_of().items()}
     with torch.no_grad():
@@ -364,7 +364,7 @@ def test_a_fresh_head_of_another_size(tmp_path):
     model.save_pretrained(tmp_path, format="hf")
     with pytest.raises(UserError, match=r"classifier.weight has the shape \(5, 15\).*\(3, 15\)"):
         kbert.BertForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
-    with pytest.warns(UserWarning, match="has no sequence_classifier: left as initialised"):
+    with pytest.warns(UserWarning, match="has no sequence_classifier: keeping the initial weights"):
         wider = kbert.BertForSequenceClassification.from_pretrained(
             tmp_path, num_labels=3, allow_missing=["sequence_classifier"]
         )

@@ -11,10 +11,13 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import os
 import pathlib
 import shutil
 import tempfile
 import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -22,10 +25,18 @@ import tensorflow as tf
 
 from kbert.errors import UserError
 from kbert.model.inference_ops import constant_weights
+from kbert.model.pretrained import PretrainedModel
 from kbert.settings import BACKENDS
 from kbert.utils import atomic
 from kbert.utils.formats import sha256_of
 from kbert.utils.locks import target_lock
+
+if TYPE_CHECKING:
+    import openvino
+
+TensorFunction = Callable[[Mapping[str, tf.Tensor]], Mapping[str, tf.Tensor]]
+ArrayFunction = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+Backend = Callable[[TensorFunction, Mapping[str, np.ndarray]], ArrayFunction]
 
 _changing_policies = threading.Lock()
 _USELESS_REWRITES = (
@@ -36,7 +47,7 @@ _USELESS_REWRITES = (
 PARALLEL = 2  # concurrent batches: one runs while another waits for its slowest thread
 
 
-def choose_backend(name):
+def choose_backend(name: str) -> str:
     """Resolves "auto": OpenVINO if it is installed and TensorFlow uses no GPU, else TensorFlow.
 
     Args:
@@ -60,7 +71,9 @@ def choose_backend(name):
     return "openvino"
 
 
-def frozen_backend(name, model, kind, folder=None):
+def frozen_backend(
+    name: str, model: PretrainedModel, kind: str, folder: str | os.PathLike[str] | None = None
+) -> Backend:
     """Returns the backend, like `keras_backend`, for functions of a model with frozen weights.
 
     TensorFlow computes in the model's dtype. OpenVINO computes in bfloat16, with sums and
@@ -69,7 +82,7 @@ def frozen_backend(name, model, kind, folder=None):
 
     Args:
         name: as returned by `choose_backend`. model: of `kbert.model`.
-        kind: str that identifies the function; different functions of a model need different ones.
+        kind: identifies the function; different functions of a model need different kinds.
         folder: folder of the model's weights, where the converted OpenVINO model is cached in
             `openvino` if the folder is writable. None for no cache.
     """
@@ -80,20 +93,23 @@ def frozen_backend(name, model, kind, folder=None):
     return functools.partial(_tensorflow, model=model)
 
 
-def on_gpu():
+def on_gpu() -> bool:
     """Whether TensorFlow uses a GPU."""
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def keras_backend(function, features, jit=None):
-    """Computes a function with the current weights at each call.
+def keras_backend(
+    function: TensorFunction, features: Mapping[str, np.ndarray], jit: bool | None = None
+) -> ArrayFunction:
+    """Compiles a function that uses the current weights at each call.
 
     Args:
-        function: from a dict of tensors, int32, to a dict of tensors. features: example inputs, a
-            dict of NumPy arrays; later inputs may have other sizes. jit: whether XLA compiles it.
+        function: from int32 tensors by name to tensors by name.
+        features: example inputs; later inputs may have other sizes.
+        jit: whether XLA compiles the function; None for TensorFlow's default.
 
     Returns:
-        function from such a dict to a dict of NumPy arrays. It is thread-safe.
+        function from arrays, like `features`, to arrays. It is thread-safe.
     """
     specs = {
         name: tf.TensorSpec([None] * array.ndim, array.dtype) for name, array in features.items()
@@ -103,15 +119,20 @@ def keras_backend(function, features, jit=None):
     return lambda features: {name: x.numpy() for name, x in traced(features).items()}
 
 
-def frozen_graph(function, features, model, dtype):
+def frozen_graph(
+    function: TensorFunction,
+    features: Mapping[str, np.ndarray],
+    model: PretrainedModel,
+    dtype: str,
+) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
     """Builds a TensorFlow graph of a function in which the weights of a model are constants.
 
     Args:
-        function, features: as for `keras_backend`. model: of `kbert.model`.
-        dtype: of the matrices; vectors and embeddings are float32, as the model reads them.
+        function, features: as for `keras_backend`.
+        dtype: dtype of the matrices; vectors and embeddings stay float32, as in the model.
 
     Returns:
-        two dicts of tensors of the graph: the function's arguments and its results.
+        the function's arguments and results, two dicts of symbolic tensors of the graph.
     """
     graph, weights = tf.Graph(), []
     for weight in model.weights:
@@ -180,13 +201,16 @@ def _openvino(function, features, model, kind, folder):
     return compute
 
 
-def openvino_model(core, function, features, model):
-    """Converts the function to an openvino.Model in float32, with the same names and shapes.
+def openvino_model(
+    core: "openvino.Core",
+    function: TensorFunction,
+    features: Mapping[str, np.ndarray],
+    model: PretrainedModel,
+) -> "openvino.Model":
+    """Converts a function to an OpenVINO model in float32, with the same names and shapes.
 
-    It reads a TensorFlow graph file: OpenVINO's `convert_model` is slower and sends telemetry.
-
-    Args:
-        core: openvino.Core. function, features, model: as for `frozen_graph`.
+    Goes through a TensorFlow graph file, because OpenVINO's `convert_model` is slower and sends
+    telemetry. function, features, model: as for `frozen_graph`.
     """
     import openvino
 

@@ -1,12 +1,14 @@
 """Batched inference: items are sorted by length to minimize padding."""
 
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import tensorflow as tf
 
-from kbert.data.bucketed_batches import bucket_length, pad_examples
-from kbert.inference.backends import PARALLEL, keras_backend, on_gpu
+from kbert.data.bucketed_batches import EncodedExample, bucket_length, pad_examples
+from kbert.inference.backends import PARALLEL, Backend, keras_backend, on_gpu
 
 BATCH_SIZE = 32
 # Tokens of a batch on the CPU: larger batches have more padding and no higher throughput.
@@ -20,16 +22,23 @@ class BatchRunner:
     compiles few graphs.
 
     Args:
-        model: of `kbert.model`, or a function like one.
+        model: a model of `kbert.model`, or a function with the same signature.
         pick: function from the model's outputs and the features to a dict of the tensors to return,
             batch axis first.
-        pad_id: int, id of [PAD]. max_seq_length: int.
-        batch_size: int, maximum items of a batch; two batches are computed concurrently.
-        backend: compiles the function, see `kbert.inference.backends`.
+        pad_id: id of [PAD].
+        max_seq_length: length of the longest item in tokens.
+        batch_size: maximum items in a batch; two batches are computed concurrently.
+        backend: compiles the function; see `kbert.inference.backends`.
     """
 
     def __init__(
-        self, model, pick, pad_id, max_seq_length, batch_size=BATCH_SIZE, backend=keras_backend
+        self,
+        model: Callable[..., dict[str, tf.Tensor]],
+        pick: Callable[[dict[str, tf.Tensor], dict[str, tf.Tensor]], dict[str, tf.Tensor]],
+        pad_id: int,
+        max_seq_length: int,
+        batch_size: int = BATCH_SIZE,
+        backend: Backend = keras_backend,
     ):
         self._pad_id = pad_id
         self._max_seq_length = max_seq_length
@@ -39,16 +48,18 @@ class BatchRunner:
         self._compute = None
         self._making = threading.Lock()
 
-    def __call__(self, items, advance=None):
-        """Returns the outputs for each item, in the order of the items.
+    def __call__(
+        self, items: Sequence[EncodedExample], advance: Callable[[int], object] | None = None
+    ) -> list[dict[str, np.ndarray]]:
+        """Computes the outputs for each item, in the order of the items.
 
         Args:
-            items: list of `kbert.data.bucketed_batches.EncodedExample`; labels are ignored.
+            items: labels are ignored.
             advance: called with the number of items done since the last call.
 
         Returns:
-            list of dicts of NumPy arrays. If the second axis is the token axis, it may be longer
-            than the item.
+            list of dicts of the picked outputs, without the batch axis. If the first axis is the
+            token axis, it may be longer than the item.
         """
         results = [None] * len(items)
         batches = self._batches(items)

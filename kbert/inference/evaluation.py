@@ -2,24 +2,37 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 from kbert.errors import UserError
 from kbert.inference.predictor import Predictor
+from kbert.settings import EvaluateConfig, PruneConfig
 from kbert.tasks.examples import read_examples
 from kbert.tasks.labels import keep_known
 from kbert.tasks.registry import get_task, load_task_module
+from kbert.tasks.task import Task
 from kbert.utils import atomic
 
 
-def fine_tuned(config, file, dtype=None, report=print):
-    """Loads a Predictor, its Task, and the list of a file's examples.
+def fine_tuned(
+    config: EvaluateConfig | PruneConfig,
+    file: str,
+    dtype: str | None = None,
+    report: Callable[[str], object] = print,
+) -> tuple[Predictor, Task, list[Any]]:
+    """Loads a fine-tuned model and a file of labeled examples.
 
     Args:
-        config: an ExampleConfig with `model` and `batch_size`. file: labeled examples.
-        dtype: of the model. report: called with lines of text.
+        file: path of the labeled examples.
+        dtype: dtype policy of the model.
+        report: called with each line of output.
+
+    Returns:
+        the Predictor, its Task, and the examples.
 
     Raises:
-        UserError: a model or examples that cannot be used, with file and line.
+        UserError: the model or the examples cannot be used; names file and line.
     """
     load_task_module(config.task_module)
     if config.task:
@@ -30,7 +43,9 @@ def fine_tuned(config, file, dtype=None, report=print):
     )
     name = config.task or (predictor.settings or {}).get("task")
     if name is None:
-        raise UserError(f"{config.model} does not say what it is for. Name it: --task=classify")
+        raise UserError(
+            f"{config.model} has no task.json, so its task is unknown. Name it: --task=classify"
+        )
     task = predictor.task(name)
     examples = read_examples(file, dataclasses.replace(config, task=name), report=report)
     if task.fewest_labels:
@@ -38,14 +53,18 @@ def fine_tuned(config, file, dtype=None, report=print):
     return predictor, task, examples
 
 
-def evaluate(config, report=print):
-    """Scores a model on labeled examples: dict of name -> score.
+def evaluate(config: EvaluateConfig, report: Callable[[str], object] = print) -> dict[str, Any]:
+    """Scores a model on labeled examples.
 
     Args:
-        config: EvaluateConfig. report: called with lines of text.
+        report: called with each line of output.
+
+    Returns:
+        dict of metric -> float; tagging adds `entities`, a dict of type -> metrics. Also written to
+        `results_file` as JSON.
 
     Raises:
-        UserError: a model or examples that cannot be used, with file and line.
+        UserError: the model or the examples cannot be used; names file and line.
     """
     dtype = None if config.precision == "float32" else config.precision
     predictor, task, examples = fine_tuned(config, config.eval_file, dtype, report)

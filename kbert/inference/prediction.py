@@ -5,13 +5,14 @@ import gzip
 import itertools
 import json
 import sys
+from collections.abc import Callable
 
 from tqdm import tqdm
 
 from kbert.config import shared_settings
 from kbert.errors import UserError
 from kbert.inference.predictor import Predictor
-from kbert.settings import ColumnConfig, ExampleConfig
+from kbert.settings import ColumnConfig, ExampleConfig, PredictConfig
 from kbert.tasks import registry
 from kbert.tasks.examples import read_examples
 from kbert.tasks.outputs import MOST_MASKS
@@ -20,14 +21,14 @@ _CHUNK = 4096  # texts read, computed and written at a time
 _TWO_TEXTS = ("next_sentence", "similarity")
 
 
-def predict(config, report=print):
+def predict(config: PredictConfig, report: Callable[[str], object] = print) -> None:
     """Writes a model's predictions for texts as JSON lines, in the order of the texts.
 
     Args:
-        config: PredictConfig. report: called with lines of text.
+        report: called with each line of output other than the predictions.
 
     Raises:
-        UserError: a model or texts that cannot be used, with file and line.
+        UserError: the model or the texts cannot be used; names file and line.
     """
     registry.load_task_module(config.task_module)
     dtype = None if config.precision == "float32" else config.precision
@@ -55,7 +56,7 @@ def predict(config, report=print):
 
 
 def _results(predictor, method, task, rows, config):
-    """JSON objects for rows, which are tuples of what the method takes."""
+    """Returns JSON objects for rows, which are tuples of the arguments of the method."""
     if not rows:
         return []
     columns = [list(column) for column in zip(*rows, strict=True)]
@@ -72,7 +73,7 @@ def _results(predictor, method, task, rows, config):
 
 
 def _rows(config, method, task, settings, report):
-    """Iterator of tuples of texts, None for bad lines that are left out; how many, if known."""
+    """Returns an iterator of rows (None for skipped lines), and their number or None if unknown."""
     least, most = task.texts if task else (2, 2) if method in _TWO_TEXTS else (1, 1)
     if most == 2 and settings.get("takes_pairs", task and task.takes_pairs):
         least = 2
@@ -98,7 +99,7 @@ def _line_rows(lines, origin, method, columns, config, report):
             problem = "bytes that are not UTF-8"
         if problem and not config.skip_bad_lines:
             raise UserError(
-                f"{origin}, line {number}: {problem}. Mend it, or put null for such lines with "
+                f"{origin}, line {number}: {problem}. Fix it, or write null for such lines with "
                 f"--skip_bad_lines."
             )
         left_out += bool(problem)
@@ -108,7 +109,7 @@ def _line_rows(lines, origin, method, columns, config, report):
             width = len(row)
             yield (row[0], row[1:]) if columns[1] is None else row
     if left_out:
-        report(f"note: {left_out:,} lines of {origin} are left out: null stands for them")
+        report(f"note: skipped {left_out:,} lines of {origin}; their predictions are null")
 
 
 def _problem(row, method, columns, width):
@@ -124,9 +125,9 @@ def _problem(row, method, columns, width):
         )
         return f"{method} needs {expected} texts, separated by tabs; got {len(row)}"
     if width and len(row) != width:
-        return f"{len(row)} texts came, separated by tabs; the lines before have {width}"
+        return f"got {len(row)} texts, separated by tabs; the lines before have {width}"
     if method == "fill_mask" and not 0 < row[0].count("[MASK]") <= MOST_MASKS:
-        return f"there must be 1 to {MOST_MASKS} [MASK]; got {row[0].count('[MASK]')}"
+        return f"the text must have 1 to {MOST_MASKS} [MASK]; got {row[0].count('[MASK]')}"
     return None
 
 

@@ -1,12 +1,17 @@
-"""What a model says of texts: one class for every task, a method for each."""
+"""`Predictor`: predictions of a model for texts, with one method per task."""
 
 import functools
+import os
 import threading
 import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self, TypedDict, Unpack
 
 import numpy as np
 import tensorflow as tf
 
+from kbert.config import BertConfig
+from kbert.data.bucketed_batches import EncodedExample
 from kbert.errors import UserError
 from kbert.inference.backends import choose_backend, frozen_backend
 from kbert.inference.batch_runner import BatchRunner
@@ -18,78 +23,96 @@ from kbert.model.models import (
     BertForTokenClassification,
     BertModel,
 )
+from kbert.model.pretrained import PretrainedModel
 from kbert.tasks.outputs import MOST_MASKS, embeddings, masked_logits
 from kbert.tasks.registry import BUILT_IN, get_task, read_task, task_of
-from kbert.tasks.task import same_length, softmax, text_items
+from kbert.tasks.task import Task, same_length, softmax, text_items
 from kbert.tokenizer.tokenizer import BertTokenizer
 
 POOLINGS = ("mean", "cls")
 
 
-class Predictor:
-    """A BERT with its tokenizer, asked for predictions about texts.
+class PredictorOptions(TypedDict, total=False):
+    """Options of `Predictor.from_pretrained`, see the class."""
 
-    Texts may be many and of any length: they are sorted by length, computed in batches, and given
-    back in their order. What does not fit into `max_seq_length` is cut, but `tag` and `answer` read
-    long texts in windows. The weights are taken as they are at the first prediction of a kind.
+    batch_size: int
+    advance: Callable[[int], object] | None
+    backend: str
+    max_seq_length: int | None
+
+
+class Predictor:
+    """Predicts for texts with a model and its tokenizer.
+
+    Takes any number of texts of any length: they are sorted by length, computed in batches and
+    returned in their order. Texts longer than `max_seq_length` are truncated, except that `tag` and
+    `answer` read them in overlapping windows. The weights are frozen at the first call of a method;
+    later changes of the model have no effect, except with the backend "keras".
 
     Args:
         model: one of kbert's models. tokenizer: BertTokenizer.
-        settings: dict of the task that it was fine-tuned for, as `finetune` writes it to
-            `task.json`; None for a model without one.
-        batch_size: texts of a batch; two batches are computed at a time.
+        settings: settings of the task that the model was fine-tuned for, as `finetune` writes them
+            to `task.json`; None for a model without a task.
+        batch_size: texts in a batch; two batches are computed concurrently.
         advance: called with the number of texts done since the last call, to show progress.
-        backend: what computes the model: "tensorflow", "openvino" (on the CPU; `kbert[openvino]`),
-            "auto", which is OpenVINO if it is installed and there is no GPU, or "keras", the Keras
-            model as it is, which gives what evaluation in training gives. All compute in the dtype
-            of the model; float32 results differ by about 1e-6, bfloat16 ones by a few 1e-2.
-        max_seq_length: tokens of a sequence; None: as in fine-tuning, or as many as the model can.
+        backend: "tensorflow"; "openvino" (CPU only; requires `kbert[openvino]`); "auto", which is
+            OpenVINO if it is installed and there is no GPU, else TensorFlow; or "keras", which
+            calls the Keras model and gives the same results as evaluation in training. All compute
+            in the model's dtype; float32 results differ by about 1e-6, bfloat16 ones by a few 1e-2.
+        max_seq_length: maximum tokens in a sequence; None for the length used in fine-tuning, or
+            else the model's maximum, at most 512.
 
     Attributes:
-        folder: ModelFolder of the weights, or None: the model was given.
+        folder: ModelFolder of the weights, or None if the model was passed in.
 
     Raises:
-        UserError: no such backend, or OpenVINO is asked for and not installed.
+        UserError: unknown backend, or OpenVINO is requested but not installed.
     """
 
     def __init__(
         self,
-        model,
-        tokenizer,
-        settings=None,
-        batch_size=32,
-        advance=None,
-        backend="auto",
-        max_seq_length=None,
+        model: PretrainedModel | None,
+        tokenizer: BertTokenizer,
+        settings: Mapping[str, Any] | None = None,
+        batch_size: int = 32,
+        advance: Callable[[int], object] | None = None,
+        backend: str = "auto",
+        max_seq_length: int | None = None,
     ):
-        self.model = model
-        self.tokenizer = tokenizer
-        self.settings = settings
-        self.advance = advance
-        self.backend = choose_backend(backend)
+        self.model: PretrainedModel | None = model
+        self.tokenizer: BertTokenizer = tokenizer
+        self.settings: Mapping[str, Any] | None = settings
+        self.advance: Callable[[int], object] | None = advance
+        self.backend: str = choose_backend(backend)
         self._batch_size = batch_size
         self._max_seq_length = max_seq_length
-        self.folder = None
+        self.folder: ModelFolder | None = None
         self._read = None
         self._runners = {}
-        self._lock = threading.Lock()  # threads may ask at once, all the same method
+        self._lock = threading.Lock()  # threads may call the same method concurrently
 
     @classmethod
-    def from_pretrained(cls, folder, dtype=None, **options):
-        """The Predictor of a folder of weights in any format that `BertModel` reads.
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike[str],
+        dtype: str | None = None,
+        **options: Unpack[PredictorOptions],
+    ) -> Self:
+        """Creates a Predictor from a folder of weights in any format that `BertModel` reads.
 
-        The weights are read when the first prediction is asked for, with the head that it needs.
-        What OpenVINO makes of them is kept in the folder, in `openvino`, if it can be written to,
-        and made anew when the weights change.
+        The weights are read at the first prediction, with the head that it needs. The converted
+        OpenVINO model is cached in the folder, in `openvino`, if the folder is writable, and
+        converted again when the weights change.
 
         Args:
             folder: such as `RUN/finetuning/best`, the name of a model on the Hugging Face hub, or
                 a ModelFolder.
-            dtype: of the model, such as "mixed_bfloat16".
-            options: batch_size, advance, backend and max_seq_length of the class.
+            dtype: dtype policy of the model, such as "mixed_bfloat16".
+            **options: `batch_size`, `advance`, `backend` and `max_seq_length`, as for the class.
 
         Raises:
-            UserError: no such folder or backend; files that are missing or damaged.
+            UserError: the folder does not exist, the backend is unknown, or files are missing or
+                damaged.
         """
         folder = ModelFolder.of(folder)
         settings = read_task(folder)
@@ -104,7 +127,7 @@ class Predictor:
                     f"{', '.join(sorted(parts))}. Fine-tune it for the task with kbert.finetune."
                 )
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # a pooler that nothing here asks
+                warnings.simplefilter("ignore", UserWarning)  # about an unused missing pooler
                 kwargs = {"dtype": dtype} if dtype else {}
                 if model_class is BertModel:
                     kwargs["add_pooling_layer"] = False
@@ -113,35 +136,35 @@ class Predictor:
         predictor._read = read
         return predictor
 
-    def classify(self, texts, text_pairs=None):
-        """The label of each text, or pair of texts.
-
-        Args:
-            texts, text_pairs: lists of str.
+    def classify(
+        self, texts: Sequence[str], text_pairs: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Classifies texts, or pairs of texts.
 
         Returns:
-            list of dicts: `label`, its probability `score`, and `scores` of all labels by name; of
-            a model of several labels `labels` and `scores`; of a regression `score`.
+            list of dicts: `label`, its probability `score`, and `scores`, a dict of label ->
+            probability. Multi-label models: `labels` and `scores`. Regression models: `score`.
         """
         return self.ask(self.classifier(), texts, text_pairs)
 
-    def classifier(self):
-        """What a model that classifies is made for: "classify", "regress" or "multilabel"."""
+    def classifier(self) -> str:
+        """Returns the task of a sequence classifier: "classify", "regress" or "multilabel"."""
         config = self.load(BertForSequenceClassification).config
         if config.problem_type is None:
             return "regress" if config.num_labels == 1 else "classify"
         return next(kind.name for kind in BUILT_IN if kind.problem_type == config.problem_type)
 
-    def ask(self, name, *texts):
-        """Predicts with a model of any task. name: of the task. texts: as for its own method."""
+    def ask(self, name: str, *texts: Sequence[str] | Sequence[Sequence[str]] | None) -> list[Any]:
+        """Predicts with the model of any task.
+
+        Args:
+            name: name of the task, such as "classify". *texts: as for the method of the task.
+        """
         self.load(get_task(name).model_class)
         return self.task(name).answers(self, *texts)
 
-    def tag(self, texts):
-        """What is found in each text, as it is: entities, or the tag of every word.
-
-        Args:
-            texts: list of str.
+    def tag(self, texts: Sequence[str]) -> list[list[dict[str, Any]]]:
+        """Finds the entities in each text, or the tag of each word, depending on the label names.
 
         Returns:
             list of lists of dicts: `label`, `text`, its offsets `start` and `end` in bytes of the
@@ -149,50 +172,54 @@ class Predictor:
         """
         return self.ask("tag", texts)
 
-    def tag_words(self, sentences):
-        """The tag of each word of sentences that are cut into words: lists of lists of str."""
+    def tag_words(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
+        """Returns the tag of each word of sentences that are already split into words."""
         self.load(BertForTokenClassification)
         task = self.task("tag")
         predictions = self.predictions(task, task.examples(sentences))
         return [prediction["tags"] for prediction in predictions]
 
-    def answer(self, questions, contexts):
-        """Where each context answers its question.
-
-        Args:
-            questions, contexts: lists of str.
+    def answer(self, questions: Sequence[str], contexts: Sequence[str]) -> list[dict[str, Any]]:
+        """Extracts the answer to each question from its context.
 
         Returns:
-            list of dicts: see `kbert.tasks.answers.best_answers`; "" where there is no answer, if
-            the model was fine-tuned with such questions.
+            list of dicts: see `kbert.tasks.answers.best_answers`. The answer may be "", for none,
+            if the model was fine-tuned on questions without an answer.
         """
         return self.ask("qa", questions, contexts)
 
-    def choose(self, texts, choices):
-        """The choice that goes best with each text.
+    def choose(
+        self, texts: Sequence[str], choices: Sequence[Sequence[str]]
+    ) -> list[dict[str, Any]]:
+        """Selects the best choice for each text.
 
         Args:
-            texts: list of str. choices: list of lists of str, all of one length.
+            texts: one per example. choices: the choices of each text, the same number for all.
 
         Returns:
-            list of dicts: `choice`, its number from 0, its `text` and its probability `score`.
+            list of dicts: `choice`, the index from 0, its `text`, and its probability `score`.
         """
         return self.ask("choice", texts, choices)
 
-    def next_sentence(self, texts, text_pairs):
-        """The probability that each text_pair follows its text: list of dicts with `is_next`."""
+    def next_sentence(
+        self, texts: Sequence[str], text_pairs: Sequence[str]
+    ) -> list[dict[str, float]]:
+        """Returns dicts with `is_next`, the probability that a text_pair follows its text."""
         model = self.load(BertForNextSentencePrediction)
         text_pairs = same_length(texts, text_pairs, "text_pairs")
         items = text_items(self.tokenizer, texts, text_pairs, self.max_seq_length)
         runner = self._runner("nsp", model, lambda outputs, _: {"logits": outputs["logits"]})
         return [{"is_next": float(softmax(o["logits"])[0])} for o in runner(items, self.advance)]
 
-    def embed(self, texts, pooling="mean", normalize=True):
-        """A vector for each text.
+    def embed(
+        self, texts: Sequence[str], pooling: str = "mean", normalize: bool = True
+    ) -> np.ndarray:
+        """Computes an embedding of each text.
 
         Args:
-            texts: list of str. pooling: "mean" over the tokens, [CLS] and [SEP] included, as
-                sentence-transformers has it, or "cls", the last hidden state of [CLS].
+            texts: N texts.
+            pooling: "mean" over the tokens, including [CLS] and [SEP], as in
+                sentence-transformers; or "cls", the last hidden state of [CLS].
             normalize: whether to scale each vector to length 1.
 
         Returns:
@@ -210,30 +237,34 @@ class Predictor:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
         return vectors
 
-    def similarity(self, texts, text_pairs, pooling="mean"):
-        """The cosine of the vectors of each text and its pair: list of dicts with `similarity`."""
+    def similarity(
+        self, texts: Sequence[str], text_pairs: Sequence[str], pooling: str = "mean"
+    ) -> list[dict[str, float]]:
+        """Returns dicts with `similarity`, the cosine of the embeddings of a text and its pair."""
         text_pairs = same_length(texts, text_pairs, "text_pairs")
         vectors = self.embed([*texts, *text_pairs], pooling)
         cosines = (vectors[: len(texts)] * vectors[len(texts) :]).sum(axis=-1)
         return [{"similarity": float(cosine)} for cosine in cosines]
 
-    def fill_mask(self, texts, top_k=5):
-        """The top_k best words for each [MASK] in each text.
+    def fill_mask(self, texts: Sequence[str], top_k: int = 5) -> list[dict[str, Any]]:
+        """Predicts the top_k most probable tokens for each [MASK] in each text.
 
         Args:
-            texts: list of str; [MASK] is read as such, other special tokens are not.
+            texts: [MASK] is the only special token that is recognized in them.
+            top_k: tokens per [MASK], at most the size of the vocabulary.
 
         Returns:
-            list of dicts: `masks`, a list with, for each [MASK], the list of the best words as
-            dicts of `token` and `score`, its probability; and `text` with the best words put in.
+            list of dicts: `masks`, with one list per [MASK] of dicts with `token` and its
+            probability `score`, best first; and `text`, where the best tokens replace [MASK].
 
         Raises:
-            UserError: a text without [MASK], or with more than 16; or the mask is cut off.
+            UserError: a text has no [MASK] or more than 16 within `max_seq_length` tokens; or
+                `top_k` is out of range.
         """
         model, tokenizer = self.load(BertForMaskedLM), self._mask_tokenizer
         if not 1 <= top_k <= tokenizer.vocab_size:
             raise UserError(
-                f"top_k must be 1 to {tokenizer.vocab_size}, the words there are; got {top_k}."
+                f"top_k must be 1 to {tokenizer.vocab_size}, the vocabulary size; got {top_k}."
             )
         most = min(max(16, 1 << (top_k - 1).bit_length()), tokenizer.vocab_size)  # few graphs
         items = text_items(tokenizer, texts, None, self.max_seq_length)
@@ -241,7 +272,7 @@ class Predictor:
         for text, mine in zip(texts, places, strict=True):
             if not 0 < len(mine) <= MOST_MASKS:
                 raise UserError(
-                    f"a text to fill must have 1 to {MOST_MASKS} [MASK] within its first "
+                    f"each text must have 1 to {MOST_MASKS} [MASK] within its first "
                     f"{self.max_seq_length} tokens; got {len(mine)} in {text[:60]!r}."
                 )
 
@@ -269,11 +300,11 @@ class Predictor:
             results.append({"text": text, "masks": masks})
         return results
 
-    def load(self, model_class):
-        """The model, as one of a class: read from the folder, if it is not one of it yet.
+    def load(self, model_class: type[PretrainedModel]) -> PretrainedModel:
+        """Returns the model as an instance of a class; reads it from the folder if necessary.
 
         Raises:
-            UserError: the folder lacks the head; the model given is of another class.
+            UserError: the folder lacks the head, or the model passed in is of another class.
         """
         with self._lock:
             if self._read is not None and not isinstance(self.model, model_class):
@@ -287,29 +318,35 @@ class Predictor:
         return self.model
 
     @property
-    def max_seq_length(self):
-        """Tokens of a sequence, special ones included; longer texts are cut, or read in windows."""
+    def max_seq_length(self) -> int:
+        """Maximum tokens in a sequence, including special tokens."""
         usual = min(self.model.config.max_position_embeddings, 512)
         return self._max_seq_length or (self.settings or {}).get("max_seq_length", usual)
 
-    def task(self, name):
-        """The Task that this model was fine-tuned for, or one of that name with usual settings."""
+    def task(self, name: str) -> Task:
+        """Returns the Task of a name, with the settings of fine-tuning or else with defaults."""
         if self.model is None:
             self.load(get_task(name).model_class)
         settings = self.settings if self.settings and self.settings["task"] == name else {}
         settings = {**settings, "task": name, "max_seq_length": self.max_seq_length}
         return task_of(settings, self.tokenizer, self.model.config)
 
-    def predictions(self, task, examples):
-        """Predictions of a task for its examples; see the methods that are named for the tasks."""
+    def predictions(self, task: Task, examples: Sequence[object]) -> list[Any]:
+        """Returns the predictions of a task for its examples; see the method of each task."""
         if not examples:
             return []
         encoded = task.encode(examples)
         outputs = self.outputs(task, encoded.items, len(examples))
         return task.predictions(examples, encoded, outputs)
 
-    def outputs(self, task, items, texts):
-        """The model's outputs for items of a task. Progress is told in texts, not in items."""
+    def outputs(
+        self, task: Task, items: Sequence[EncodedExample], texts: int
+    ) -> list[dict[str, np.ndarray]]:
+        """Returns the model's outputs for items of a task.
+
+        Args:
+            texts: number of texts that the items encode; progress is reported in texts.
+        """
         advance, done = self.advance, 0.0
 
         def share(count):
@@ -321,7 +358,7 @@ class Predictor:
         return runner(items, advance and share)
 
     def _runner(self, kind, model, pick, function=None):
-        """The BatchRunner of a kind, which is kept: what was compiled once serves again."""
+        """Returns the BatchRunner of a kind, compiled at its first use and then cached."""
         with self._lock:
             if kind not in self._runners:
                 self._runners[kind] = BatchRunner(
@@ -341,10 +378,10 @@ class Predictor:
         )
 
 
-def check_length(max_seq_length, config):
-    """Refuses lengths of sequences that a model cannot have."""
+def check_length(max_seq_length: int, config: BertConfig) -> None:
+    """Raises UserError if a model does not support a sequence length."""
     if not 5 <= max_seq_length <= config.max_position_embeddings:
         raise UserError(
-            f"max_seq_length must be 5 to {config.max_position_embeddings}, the positions that the "
-            f"model has; got {max_seq_length}."
+            f"max_seq_length must be 5 to {config.max_position_embeddings}, the model's "
+            f"max_position_embeddings; got {max_seq_length}."
         )

@@ -3,6 +3,8 @@
 import contextlib
 import contextvars
 import math
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import keras
 from keras import ops
@@ -14,8 +16,8 @@ _skipping = contextvars.ContextVar("skip_initialization", default=False)
 
 
 @contextlib.contextmanager
-def skip_initialization():
-    """Initializes matrices of new layers to 0 instead of randomly, when weights are loaded next."""
+def skip_initialization() -> Iterator[None]:
+    """Initializes matrices of new layers to 0 instead of randomly, because weights follow."""
     token = _skipping.set(True)
     try:
         yield
@@ -23,7 +25,7 @@ def skip_initialization():
         _skipping.reset(token)
 
 
-def matrix_initializer(config):
+def matrix_initializer(config: BertConfig) -> keras.initializers.Initializer:
     """Returns BERT's truncated normal initializer: a new object, with its own seed, per call."""
     if _skipping.get():
         return keras.initializers.Zeros()
@@ -34,13 +36,13 @@ def matrix_initializer(config):
 class Dropout(keras.layers.Dropout):
     """Dropout that uses the random numbers of `kbert.model.fused`."""
 
-    def next_seed(self):
+    def next_seed(self) -> keras.KerasTensor:
         """Returns the seed of the next call, (2,) int32."""
         if self.rate == 0:
             return ops.zeros((2,), "int32")
         return ops.cast(self.seed_generator.next(), "int32")
 
-    def call(self, x, training=False):
+    def call(self, x: keras.KerasTensor, training: bool | None = False) -> keras.KerasTensor:
         if training and self.rate > 0:
             return fused.dropout(x, self.next_seed(), self.rate)
         return x
@@ -49,34 +51,34 @@ class Dropout(keras.layers.Dropout):
 class ConfiguredLayer(keras.layers.Layer):
     """Base of the layers whose only argument is a BertConfig (or its dict, when deserialized)."""
 
-    def __init__(self, config, **kwargs):
+    def __init__(self, config: BertConfig | Mapping[str, Any], **kwargs: object):
         super().__init__(**kwargs)
-        self.config = config if isinstance(config, BertConfig) else BertConfig(**config)
+        self.config: BertConfig = config if isinstance(config, BertConfig) else BertConfig(**config)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "config": self.config.to_dict()}
 
-    def dense(self, units, name, **kwargs):
+    def dense(self, units: int, name: str, **kwargs: object) -> keras.layers.Dense:
         """Creates a Dense with BERT's initializer and this layer's dtype policy."""
         kwargs |= {"kernel_initializer": self.initializer(), "dtype": self.dtype_policy}
         return keras.layers.Dense(units, name=name, **kwargs)
 
-    def norm(self, name):
+    def norm(self, name: str) -> keras.layers.LayerNormalization:
         """Creates a LayerNorm with BERT's epsilon."""
         return keras.layers.LayerNormalization(
             epsilon=self.config.layer_norm_eps, dtype=self.dtype_policy, name=name
         )
 
-    def dropout(self, rate, name):
+    def dropout(self, rate: float, name: str) -> Dropout:
         """Creates a Dropout with this layer's dtype policy."""
         return Dropout(rate, dtype=self.dtype_policy, name=name)
 
-    def initializer(self):
+    def initializer(self) -> keras.initializers.Initializer:
         """See `matrix_initializer`."""
         return matrix_initializer(self.config)
 
 
-def attention_bias(attention_mask, dtype):
+def attention_bias(attention_mask: keras.KerasTensor, dtype: str) -> keras.KerasTensor:
     """Returns the bias of the attention scores: 0 at tokens, a large negative number at padding.
 
     Args:
@@ -113,11 +115,16 @@ class SelfAttention(ConfiguredLayer):
         (B, P, H * K), and the attention weights (B, H, P, L), after dropout in training.
     """
 
-    head_mask = None
+    head_mask: keras.KerasTensor | None = None
 
-    def __init__(self, config, attention_heads=None, **kwargs):
+    def __init__(
+        self,
+        config: BertConfig | Mapping[str, Any],
+        attention_heads: int | None = None,
+        **kwargs: object,
+    ):
         super().__init__(config, **kwargs)
-        self.attention_heads = attention_heads or self.config.num_attention_heads
+        self.attention_heads: int = attention_heads or self.config.num_attention_heads
         self._width = self.attention_heads * self.config.head_size
         self.query, self.key, self.value = (
             self.dense(self._width, name) for name in ("query", "key", "value")
@@ -125,15 +132,21 @@ class SelfAttention(ConfiguredLayer):
         self.output_dense = self.dense(self.config.hidden_size, "output")
         self.weights_dropout = self.dropout(self.config.attention_probs_dropout_prob, "dropout")
 
-    def build(self, x_shape):
+    def build(self, x_shape: tuple[int | None, ...]) -> None:
         for layer in (self.query, self.key, self.value):
             layer.build(x_shape)
         self.output_dense.build((*x_shape[:-1], self._width))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "attention_heads": self.attention_heads}
 
-    def call(self, x, bias=None, query_inputs=None, training=None):
+    def call(
+        self,
+        x: keras.KerasTensor,
+        bias: keras.KerasTensor | None = None,
+        query_inputs: keras.KerasTensor | None = None,
+        training: bool | None = None,
+    ) -> tuple[keras.KerasTensor, keras.KerasTensor]:
         H, scale = self.attention_heads, 1 / math.sqrt(self.config.head_size)
         rows = x if query_inputs is None else query_inputs
         query = fused.dense_heads(self.query, rows, H, training)

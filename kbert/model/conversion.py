@@ -1,8 +1,10 @@
 """Converts model folders to another format."""
 
 import math
+import os
 import pathlib
 import warnings
+from collections.abc import Callable, Sequence
 
 from kbert.errors import UserError
 from kbert.model.folder import ModelFolder
@@ -12,10 +14,17 @@ from kbert.utils import atomic, storage
 from kbert.utils.locks import target_lock
 
 
-def convert(model, output_dir, format, allow_missing=(), lower_case=None, report=print):
+def convert(
+    model: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    format: str,
+    allow_missing: Sequence[str] = (),
+    lower_case: bool | None = None,
+    report: Callable[[str], object] = print,
+) -> None:
     """Writes the weights, the config and the tokenizer of a folder in another format.
 
-    Holds one weight at a time in memory, or half a gigabyte of them for Google's format, because
+    Holds one weight at a time in memory, or up to 500 MB of weights for Google's format, because
     TensorFlow writes a whole file at once. The output folder is written atomically.
 
     Args:
@@ -25,7 +34,7 @@ def convert(model, output_dir, format, allow_missing=(), lower_case=None, report
         allow_missing: as for `BertModel.from_pretrained` and `save_pretrained`; "tokenizer" to
             convert only the weights.
         lower_case: as for `BertTokenizer.from_pretrained`.
-        report: function that is called with each line of progress.
+        report: called with each line of progress.
 
     Raises:
         UserError: the model cannot be read, the output folder is not empty, or weights are unknown,
@@ -52,22 +61,22 @@ def convert(model, output_dir, format, allow_missing=(), lower_case=None, report
 
 def _write(folder, path, format, config, weights, allow_missing, lower_case, report):
     if "tokenizer" in allow_missing:
-        report("note: no tokenizer is written, as asked")
+        report("note: writing no tokenizer (--allow_missing=tokenizer)")
     elif has_tokenizer(folder.path):
         try:
             vocab, settings = read_tokenizer(folder.path, lower_case)
         except UserError as error:
-            how = "To convert the weights alone: --allow_missing=tokenizer"
+            how = "To convert only the weights: --allow_missing=tokenizer"
             raise UserError(f"{error} {how}") from error
         if len(vocab) > config.vocab_size:
             raise UserError(
-                f"{folder.path}: the vocabulary has {len(vocab):,} entries, and the config says "
+                f"{folder.path}: the vocabulary has {len(vocab):,} entries, but the config has "
                 f"vocab_size {config.vocab_size:,}."
             )
         write_tokenizer(path, format, vocab, settings, config.max_position_embeddings)
         casing = "uncased" if settings["lower_case"] else "cased"
         report(f"vocabulary: {len(vocab):,} entries, {casing}")
     else:
-        report(f"note: {folder.path} has no vocabulary, so none is written")
+        report(f"note: {folder.path} has no vocabulary; writing none")
     for note in write_weights(path, format, config, weights, allow_missing):
         report(f"note: {note}")

@@ -1,13 +1,17 @@
 """BERT's encoder (Devlin et al. 2019, section 3): embeddings, blocks, pooler."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import keras
 from keras import ops
 
+from kbert.config import BertConfig
 from kbert.model import fused
 from kbert.model.attention import ConfiguredLayer, SelfAttention, attention_bias
 
 
-def gather_positions(x, positions):
+def gather_positions(x: keras.KerasTensor, positions: keras.KerasTensor) -> keras.KerasTensor:
     """Gathers the rows of each sequence at the given positions.
 
     Args:
@@ -32,7 +36,7 @@ class Embeddings(ConfiguredLayer):
         (B, L, D).
     """
 
-    def __init__(self, config, **kwargs):
+    def __init__(self, config: BertConfig | Mapping[str, Any], **kwargs: object):
         super().__init__(config, **kwargs)
         config = self.config
 
@@ -51,12 +55,17 @@ class Embeddings(ConfiguredLayer):
         self.layer_norm = self.norm("layer_norm")
         self.output_dropout = self.dropout(config.hidden_dropout_prob, "dropout")
 
-    def build(self, input_ids_shape):
+    def build(self, input_ids_shape: tuple[int | None, ...]) -> None:
         for table in (self.word_embeddings, self.position_embeddings, self.token_type_embeddings):
             table.build(input_ids_shape)
         self.layer_norm.build((*input_ids_shape, self.config.hidden_size))
 
-    def call(self, input_ids, token_type_ids=None, training=None):
+    def call(
+        self,
+        input_ids: keras.KerasTensor,
+        token_type_ids: keras.KerasTensor | None = None,
+        training: bool | None = None,
+    ) -> keras.KerasTensor:
         if token_type_ids is None:
             token_type_ids = ops.zeros_like(input_ids)
         words = self.word_embeddings(input_ids)  # (B, L, D)
@@ -73,7 +82,12 @@ class EncoderBlock(ConfiguredLayer):
     Takes the arguments and call arguments of `SelfAttention`; returns (B, P, D) and (B, H, P, L).
     """
 
-    def __init__(self, config, attention_heads=None, **kwargs):
+    def __init__(
+        self,
+        config: BertConfig | Mapping[str, Any],
+        attention_heads: int | None = None,
+        **kwargs: object,
+    ):
         super().__init__(config, **kwargs)
         config = self.config
         self.attention = SelfAttention(
@@ -86,15 +100,21 @@ class EncoderBlock(ConfiguredLayer):
         self.output_norm = self.norm("output_norm")
         self.output_dropout = self.dropout(config.hidden_dropout_prob, "output_dropout")
 
-    def build(self, x_shape):
+    def build(self, x_shape: tuple[int | None, ...]) -> None:
         for layer in (self.attention, self.attention_norm, self.intermediate, self.output_norm):
             layer.build(x_shape)
         self.output_dense.build((*x_shape[:-1], self.config.intermediate_size))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "attention_heads": self.attention.attention_heads}
 
-    def call(self, x, bias=None, query_inputs=None, training=None):
+    def call(
+        self,
+        x: keras.KerasTensor,
+        bias: keras.KerasTensor | None = None,
+        query_inputs: keras.KerasTensor | None = None,
+        training: bool | None = None,
+    ) -> tuple[keras.KerasTensor, keras.KerasTensor]:
         context, weights = self.attention(x, bias, query_inputs, training=training)
         residual = x if query_inputs is None else query_inputs
         layers = (self.attention.output_dense, self.attention_dropout, self.attention_norm)
@@ -143,12 +163,12 @@ class Encoder(ConfiguredLayer):
 
     Returns:
         tuple of N + 1 hidden states (B, L, D), the input first; and tuple of N attention weights
-        (B, H, L, L). With `positions`, the last ones are (B, P, D) and (B, H, P, L).
+        (B, H, L, L). With `positions`, the last of each are (B, P, D) and (B, H, P, L).
     """
 
     remat = False
 
-    def __init__(self, config, **kwargs):
+    def __init__(self, config: BertConfig | Mapping[str, Any], **kwargs: object):
         super().__init__(config, **kwargs)
         config, dtype = self.config, self.dtype_policy
         self.blocks = [
@@ -156,11 +176,17 @@ class Encoder(ConfiguredLayer):
             for i in range(config.num_hidden_layers)
         ]
 
-    def build(self, x_shape):
+    def build(self, x_shape: tuple[int | None, ...]) -> None:
         for block in self.blocks:
             block.build(x_shape)
 
-    def call(self, x, attention_mask=None, positions=None, training=None):
+    def call(
+        self,
+        x: keras.KerasTensor,
+        attention_mask: keras.KerasTensor | None = None,
+        positions: keras.KerasTensor | None = None,
+        training: bool | None = None,
+    ) -> tuple[tuple[keras.KerasTensor, ...], tuple[keras.KerasTensor, ...]]:
         bias = None
         if attention_mask is not None:
             bias = attention_bias(attention_mask, self.compute_dtype)
@@ -183,12 +209,12 @@ class Encoder(ConfiguredLayer):
 class Pooler(ConfiguredLayer):
     """Dense and tanh over the first token: (B, L, D) -> (B, D)."""
 
-    def __init__(self, config, **kwargs):
+    def __init__(self, config: BertConfig | Mapping[str, Any], **kwargs: object):
         super().__init__(config, **kwargs)
         self.pooler_dense = self.dense(self.config.hidden_size, "dense", activation="tanh")
 
-    def build(self, x_shape):
+    def build(self, x_shape: tuple[int | None, ...]) -> None:
         self.pooler_dense.build((x_shape[0], x_shape[-1]))
 
-    def call(self, x):
+    def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
         return self.pooler_dense(x[:, 0])

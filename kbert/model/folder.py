@@ -1,63 +1,70 @@
-"""Folders of weights: opened once, read when something is asked for, and passed on."""
+"""Model folders: config, weights, tokenizer and task settings, each read once, on first use."""
 
+import contextlib
 import functools
 import os
+import pathlib
+from typing import TYPE_CHECKING, Any, Self
 
-from kbert.model.weights import open_weights, part_of
+from kbert.config import BertConfig
+from kbert.model.weights import Tensors, open_weights, part_of
 from kbert.utils.formats import find_folder, folder_format, read_json
+
+if TYPE_CHECKING:
+    from kbert.tokenizer.tokenizer import BertTokenizer
 
 TASK_FILE = "task.json"
 
 
-class ModelFolder(os.PathLike):
+class ModelFolder(os.PathLike[str]):
     """A folder of weights in any format: config, weights, tokenizer and settings of its task.
 
-    It stands for the folder's path wherever one is taken. What it returns is read once.
+    Can be passed wherever a path is accepted. Properties are read on first use and cached.
 
     Args:
         folder: path of a folder, or name of a model on the Hugging Face hub; see
             `kbert.utils.formats.find_folder`.
 
     Attributes:
-        name: str, what the user named. path: pathlib.Path of the files.
+        name: the path or name that was passed in. path: pathlib.Path of the files.
 
     Raises:
-        UserError: there is no such folder, nor such a model on the hub.
+        UserError: neither such a folder nor such a model on the hub exists.
     """
 
     @classmethod
-    def of(cls, folder):
-        """The ModelFolder of a path or a name; a ModelFolder itself."""
+    def of(cls, folder: str | os.PathLike[str]) -> Self:
+        """Returns the ModelFolder of a path or a name; returns a ModelFolder unchanged."""
         return folder if isinstance(folder, cls) else cls(folder)
 
-    def __init__(self, folder):
-        self.name = str(folder)
-        self.path = find_folder(folder)
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.name: str = str(folder)
+        self.path: pathlib.Path = find_folder(folder)
 
-    def __fspath__(self):
+    def __fspath__(self) -> str:
         return str(self.path)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.name
 
     @functools.cached_property
-    def format(self):
+    def format(self) -> str:
         """One of `kbert.utils.formats.FORMATS`, or "export"."""
         return folder_format(self.path)
 
     @property
-    def config(self):
-        """BertConfig of the weights."""
+    def config(self) -> BertConfig:
+        """The config of the weights."""
         return self._contents[0]
 
     @property
-    def shapes(self):
-        """dict of kbert's name -> shape of the weights."""
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the weights by kbert's names."""
         return self._contents[1]
 
     @functools.cached_property
-    def parts(self):
-        """Set of the parts that have weights, such as "bert/encoder", "bert/pooler" and "mlm"."""
+    def parts(self) -> set[str]:
+        """The parts that have weights, such as "bert/encoder", "bert/pooler" and "mlm"."""
         return {part_of(name) for name in self.shapes}
 
     @functools.cached_property
@@ -65,20 +72,22 @@ class ModelFolder(os.PathLike):
         with self.open_weights() as (config, weights):
             return config, dict(weights.shapes)
 
-    def open_weights(self, **arguments):
-        """Opens the weights: see `kbert.model.weights.open_weights`, also for the arguments."""
+    def open_weights(
+        self, **arguments: object
+    ) -> contextlib.AbstractContextManager[tuple[BertConfig, Tensors]]:
+        """Opens the weights; see `kbert.model.weights.open_weights`, also for the arguments."""
         return open_weights(self.path, **arguments)
 
     @functools.cached_property
-    def tokenizer(self):
-        """BertTokenizer."""
+    def tokenizer(self) -> "BertTokenizer":
+        """The tokenizer."""
         from kbert.tokenizer.tokenizer import BertTokenizer
 
         return BertTokenizer.from_pretrained(self.path)
 
     @functools.cached_property
-    def task_settings(self):
-        """What `task.json` says, a dict that nobody has checked; None without one of kbert's."""
+    def task_settings(self) -> dict[str, Any] | None:
+        """The unchecked contents of kbert's `task.json`; None without such a file."""
         path = self.path / TASK_FILE
         settings = read_json(path) if path.exists() else None
         return None if settings and "registered_name" in settings else settings  # KerasHub's

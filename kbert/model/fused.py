@@ -12,11 +12,15 @@ graph; see also `kbert.model.inference_ops`.
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import keras
 from keras import ops
 
 from kbert.model import inference_ops
+
+if TYPE_CHECKING:
+    from kbert.model.attention import Dropout
 
 if keras.backend.backend() == "tensorflow":
     from kbert.model.fused_tf import sum_rows, with_gradient, with_xla
@@ -50,7 +54,9 @@ def _mix(x, key=0):
     return _shifted_xor(_shifted_xor(x, 15) * _LOWBIAS32[1], 16)
 
 
-def dropout_keep_mask(x, seed, rate):
+def dropout_keep_mask(
+    x: keras.KerasTensor, seed: keras.KerasTensor, rate: float
+) -> keras.KerasTensor:
     """Returns which elements of x dropout keeps: a hash of the seed, the row and the column.
 
     No mask has to be stored, and all backends drop the same elements. A random number costs a dozen
@@ -91,11 +97,11 @@ _dropout = with_gradient(
 )
 
 
-def dropout(x, seed, rate):
+def dropout(x: keras.KerasTensor, seed: keras.KerasTensor, rate: float) -> keras.KerasTensor:
     """Sets a fraction `rate` of the elements to 0 and scales the others by 1 / (1 - rate).
 
     Args:
-        x: any shape. seed: (2,) int32. rate: float in [0, 1).
+        x: any shape. seed: (2,) int32. rate: in [0, 1).
     """
     return _dropout(x, seed, rate=rate)
 
@@ -125,11 +131,12 @@ def _gelu_gradient(inputs, _, grad, approximate):
 _bias_gelu = with_gradient(_gelu, _gelu_gradient)
 
 
-def dense_gelu(dense, x, approximate, training):
-    """gelu(dense(x)).
+def dense_gelu(
+    dense: keras.layers.Dense, x: keras.KerasTensor, approximate: bool, training: bool | None
+) -> keras.KerasTensor:
+    """Computes gelu(dense(x)).
 
     Args:
-        dense: keras.layers.Dense.
         x: (..., D).
         approximate: whether to use the tanh approximation of GELU.
     """
@@ -139,7 +146,7 @@ def dense_gelu(dense, x, approximate, training):
 
 
 def _normalized(x, bias, residual, seed, rate, epsilon):
-    """Returns rows with mean 0 and variance 1, (..., D), and their scale factors, (..., 1)."""
+    """Returns rows of mean 0 and variance 1, (..., D), and their scale factors, (..., 1)."""
     x = _dropped(_float(x) + _float(bias), seed, rate) + _float(residual)
     centered = x - ops.mean(x, axis=-1, keepdims=True)
     scale = ops.rsqrt(ops.mean(ops.square(centered), axis=-1, keepdims=True) + epsilon)
@@ -175,12 +182,18 @@ def _add_norm_gradient(inputs, _, grad, rate, epsilon):
 _bias_dropout_add_norm = with_gradient(_add_norm, _add_norm_gradient)
 
 
-def dense_add_norm(dense, dropout, norm, x, residual, training):
-    """norm(residual + dropout(dense(x))).
+def dense_add_norm(
+    dense: keras.layers.Dense,
+    dropout: "Dropout",
+    norm: keras.layers.LayerNormalization,
+    x: keras.KerasTensor,
+    residual: keras.KerasTensor,
+    training: bool | None,
+) -> keras.KerasTensor:
+    """Computes norm(residual + dropout(dense(x))).
 
     Args:
-        dense: keras.layers.Dense. dropout: kbert.model.attention.Dropout.
-        norm: keras.layers.LayerNormalization. x: (B, L, F). residual: (B, L, D).
+        x: (B, L, F). residual: (B, L, D).
     """
     if not training:
         return inference_ops.norm(norm, residual + inference_ops.dense(dense, x))
@@ -189,8 +202,13 @@ def dense_add_norm(dense, dropout, norm, x, residual, training):
     return _bias_dropout_add_norm(*tensors, dropout.next_seed(), **settings)
 
 
-def add_norm(norm, x, residual, training):
-    """norm(residual + x); both tensors are (B, L, D)."""
+def add_norm(
+    norm: keras.layers.LayerNormalization,
+    x: keras.KerasTensor,
+    residual: keras.KerasTensor,
+    training: bool | None,
+) -> keras.KerasTensor:
+    """Computes norm(residual + x); both tensors are (B, L, D)."""
     if not training:
         return inference_ops.norm(norm, residual + x)
     bias, seed = ops.zeros(x.shape[-1:]), ops.zeros((2,), "int32")
@@ -217,12 +235,17 @@ _bias_softmax_dropout = with_gradient(
 )
 
 
-def attention_weights(scores, bias, scale, dropout, training):
-    """dropout(softmax(scores * scale + bias)).
+def attention_weights(
+    scores: keras.KerasTensor,
+    bias: keras.KerasTensor | None,
+    scale: float,
+    dropout: "Dropout",
+    training: bool | None,
+) -> keras.KerasTensor:
+    """Computes dropout(softmax(scores * scale + bias)).
 
     Args:
         scores: (B, H, P, L). bias: (B, 1, 1, L), or None; no gradient flows to it.
-        scale: float. dropout: kbert.model.attention.Dropout.
     """
     if bias is None:
         bias = ops.zeros((1, 1, 1, 1), scores.dtype)
@@ -238,8 +261,8 @@ def _split_heads(x, heads):
     return ops.transpose(x, (0, 2, 1, 3))
 
 
-def merge_heads(x):
-    """(B, H, L, K) -> (B, L, H * K)."""
+def merge_heads(x: keras.KerasTensor) -> keras.KerasTensor:
+    """Concatenates the heads: (B, H, L, K) -> (B, L, H * K)."""
     _, H, L, K = ops.shape(x)
     return ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, L, H * K))
 
@@ -260,8 +283,10 @@ def _add_and_split_gradient(inputs, _, grad, heads):
 _bias_split_heads = with_gradient(_add_and_split, _add_and_split_gradient)
 
 
-def dense_heads(dense, x, heads, training):
-    """dense(x), split into heads: (B, L, D) -> (B, H, L, K)."""
+def dense_heads(
+    dense: keras.layers.Dense, x: keras.KerasTensor, heads: int, training: bool | None
+) -> keras.KerasTensor:
+    """Computes dense(x), split into heads: (B, L, D) -> (B, H, L, K)."""
     if training:
         return _bias_split_heads(ops.matmul(x, dense.kernel), dense.bias, heads=heads)
     return _split_heads(inference_ops.dense(dense, x), heads)
@@ -278,8 +303,10 @@ _biased = with_gradient(
 )
 
 
-def add_bias(x, bias, training):
-    """x + bias in float32: (..., V), (V,)."""
+def add_bias(
+    x: keras.KerasTensor, bias: keras.KerasTensor, training: bool | None
+) -> keras.KerasTensor:
+    """Computes x + bias in float32: (..., V), (V,) -> (..., V)."""
     return _biased(x, bias) if training else _float(x) + _float(bias)
 
 
@@ -304,6 +331,13 @@ _cross_entropy = with_gradient(
 )
 
 
-def cross_entropy(logits, labels):
-    """Losses in nats: (..., C) float32, (...) int32 -> (...) float32; NaN for invalid labels."""
+def cross_entropy(logits: keras.KerasTensor, labels: keras.KerasTensor) -> keras.KerasTensor:
+    """Computes losses in nats; NaN for invalid labels.
+
+    Args:
+        logits: (..., C) float32. labels: (...) int32.
+
+    Returns:
+        (...) float32.
+    """
     return ops.squeeze(_cross_entropy(logits, labels), -1)

@@ -1,11 +1,14 @@
 """TensorFlow helpers of `kbert.model.fused`: XLA for parts of a step, custom gradients."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
+import keras
 import tensorflow as tf
 
 
-def with_xla(function):
+def with_xla(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the function compiled separately by XLA; settings are keyword arguments.
 
     XLA supports only one CPU device, so it is not used if the CPU is split into several logical
@@ -26,7 +29,10 @@ def with_xla(function):
     return run
 
 
-def with_gradient(function, gradient):
+def with_gradient(
+    function: Callable[..., tuple[tf.Tensor, ...]],
+    gradient: Callable[..., tuple[tf.Tensor | None, ...]],
+) -> Callable[..., tf.Tensor]:
     """Combines a function of tensors with its gradient; settings are keyword arguments.
 
     Args:
@@ -49,7 +55,7 @@ def with_gradient(function, gradient):
     return run
 
 
-def sum_rows(x, like):
+def sum_rows(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     """Returns the gradient of a vector added to all rows: (..., D) -> (D,), dtype of `like`.
 
     Uses a matrix product, because XLA sums columns ten times slower on the CPU. float16 is summed
@@ -61,11 +67,12 @@ def sum_rows(x, like):
     return tf.cast(tf.matmul(tf.ones((1, tf.shape(x)[0]), x.dtype), x)[0], like.dtype)
 
 
-def constant_dense(dense, x, then):
-    """then(dense(x)) in a form that Grappler fuses into one op if the weights are constants.
+def constant_dense(
+    dense: keras.layers.Dense, x: tf.Tensor, then: Callable[[tf.Tensor], tf.Tensor]
+) -> tf.Tensor:
+    """Computes then(dense(x)) in a form that Grappler fuses if the weights are constants.
 
     Args:
-        dense: keras.layers.Dense.
         x: (..., D).
         then: function of rows (N, F).
     """
@@ -74,10 +81,10 @@ def constant_dense(dense, x, then):
     return tf.reshape(rows, tf.concat([tf.shape(x)[:-1], rows.shape[-1:]], 0))
 
 
-def constant_norm(norm, x):
-    """norm(x) in a form that Grappler fuses into oneDNN's LayerNorm if the weights are constants.
+def constant_norm(norm: keras.layers.LayerNormalization, x: tf.Tensor) -> tf.Tensor:
+    """Computes norm(x) in a form that Grappler fuses if the weights are constants.
 
-    The form is batch normalization with the rows of x as channels.
+    The form is batch normalization with the rows of x as channels; it becomes oneDNN's LayerNorm.
     """
     N = tf.size(x) // x.shape[-1]
     nothing = tf.constant([], tf.float32)

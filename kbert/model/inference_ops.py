@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 import math
+from collections.abc import Callable
 
 import keras
 from keras import ops
@@ -22,7 +23,7 @@ def _computing_in(form):
         _form.reset(token)
 
 
-def constant_weights():
+def constant_weights() -> contextlib.AbstractContextManager[None]:
     """Makes inference use the ops that are fastest on TensorFlow's CPU with constant weights.
 
     With variables as weights these ops are slower.
@@ -30,34 +31,38 @@ def constant_weights():
     return _computing_in("constant")
 
 
-def plain_ops():
+def plain_ops() -> contextlib.AbstractContextManager[None]:
     """Makes inference use only ops that tf2onnx converts: the exact GELU with Erf, not Erfc."""
     return _computing_in("plain")
 
 
-def dense(layer, x, then=lambda x: x):
-    """then(layer(x)), where `layer` is a keras.layers.Dense."""
+def dense(
+    layer: keras.layers.Dense,
+    x: keras.KerasTensor,
+    then: Callable[[keras.KerasTensor], keras.KerasTensor] = lambda x: x,
+) -> keras.KerasTensor:
+    """Computes then(layer(x))."""
     if layer.quantization_mode or _form.get() != "constant":
         return then(layer(x))
     return constant_dense(layer, x, then)
 
 
-def norm(layer, x):
-    """layer(x), where `layer` is a keras.layers.LayerNormalization."""
+def norm(layer: keras.layers.LayerNormalization, x: keras.KerasTensor) -> keras.KerasTensor:
+    """Computes layer(x)."""
     if _form.get() == "constant":
         return constant_norm(layer, x)
     return layer(x)
 
 
-def gelu(x, approximate):
-    """GELU, with the tanh approximation or the exact error function."""
+def gelu(x: keras.KerasTensor, approximate: bool) -> keras.KerasTensor:
+    """Computes GELU with the tanh approximation or the exact error function."""
     if _form.get() == "plain" and not approximate:
         return 0.5 * x * (1 + ops.erf(x / math.sqrt(2)))
     return ops.gelu(x, approximate)
 
 
-def softmax(scores):
-    """Softmax over the last axis, in float32."""
+def softmax(scores: keras.KerasTensor) -> keras.KerasTensor:
+    """Computes the softmax over the last axis, in float32; returns the dtype of `scores`."""
     if _form.get() == "constant":
         return ops.softmax(scores, axis=-1)  # oneDNN computes it in float32
     return ops.cast(ops.softmax(ops.cast(scores, "float32"), axis=-1), scores.dtype)

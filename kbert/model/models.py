@@ -6,9 +6,13 @@ optional. Models ignore features that they do not use, so they accept batches of
 models with heads take `config`, `output_hidden_states` and `output_attentions` as `BertModel` does.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import keras
 from keras import ops
 
+from kbert.config import BertConfig
 from kbert.features import ENCODER_FEATURES
 from kbert.model.encoder import Embeddings, Encoder, Pooler, gather_positions
 from kbert.model.pretrained import PretrainedModel
@@ -19,6 +23,9 @@ from kbert.model.task_heads import (
     NextSentenceHead,
     SpanHead,
 )
+
+Inputs = dict[str, keras.KerasTensor] | keras.KerasTensor
+Outputs = dict[str, keras.KerasTensor | tuple[keras.KerasTensor, ...]]
 
 
 def _features(inputs):
@@ -50,30 +57,35 @@ class BertModel(PretrainedModel):
 
     def __init__(
         self,
-        config,
-        add_pooling_layer=True,
-        output_hidden_states=False,
-        output_attentions=False,
-        name="bert",
-        **kwargs,
+        config: BertConfig | Mapping[str, Any],
+        add_pooling_layer: bool = True,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        name: str = "bert",
+        **kwargs: object,
     ):
         super().__init__(config, output_hidden_states, output_attentions, name=name, **kwargs)
         self.add_pooling_layer = add_pooling_layer
         self.embeddings = Embeddings(self.config, dtype=self.dtype_policy, name="embeddings")
         self.encoder = Encoder(self.config, dtype=self.dtype_policy, name="encoder")
-        self.pooler = None
+        self.pooler: Pooler | None = None
         if add_pooling_layer:
             self.pooler = Pooler(self.config, dtype=self.dtype_policy, name="pooler")
         self.build()
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: tuple[int | None, ...] | None = None) -> None:
         x_shape = (None, None, self.config.hidden_size)
         self.embeddings.build((None, None))
         self.encoder.build(x_shape)
         if self.pooler:
             self.pooler.build(x_shape)
 
-    def call(self, inputs, positions=None, training=None):
+    def call(
+        self,
+        inputs: Inputs,
+        positions: keras.KerasTensor | None = None,
+        training: bool | None = None,
+    ) -> Outputs:
         inputs = _features(inputs)
         shows_all = self.output_hidden_states or self.output_attentions
         x = self.embeddings(inputs["input_ids"], inputs.get("token_type_ids"), training=training)
@@ -93,7 +105,7 @@ class BertModel(PretrainedModel):
             outputs["attentions"] = attentions
         return outputs
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "add_pooling_layer": self.add_pooling_layer}
 
 
@@ -106,7 +118,13 @@ class _HeadedModel(PretrainedModel):
 
     pooled = True  # whether a head needs the pooler
 
-    def __init__(self, config, output_hidden_states=False, output_attentions=False, **kwargs):
+    def __init__(
+        self,
+        config: BertConfig | Mapping[str, Any],
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        **kwargs: object,
+    ):
         super().__init__(config, output_hidden_states, output_attentions, **kwargs)
         outputs = (self.pooled, output_hidden_states, output_attentions)
         self.bert = BertModel(self.config, *outputs, dtype=self.dtype_policy)
@@ -115,10 +133,10 @@ class _HeadedModel(PretrainedModel):
         self.build()
 
     @property
-    def parts(self):
+    def parts(self) -> tuple[str, ...]:
         return ("bert", *self.task_heads)
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: tuple[int | None, ...] | None = None) -> None:
         for name in self.task_heads:
             getattr(self, name).build((None, None, self.config.hidden_size))
 
@@ -145,8 +163,10 @@ class BertForPreTraining(_HeadedModel):
     """
 
     task_heads = {"mlm": MaskedLMHead, "nsp": NextSentenceHead}
+    mlm: MaskedLMHead
+    nsp: NextSentenceHead
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
         inputs = _features(inputs)
         positions = inputs.get("masked_positions")
         if positions is not None:  # prepend [CLS], for the pooler
@@ -162,16 +182,17 @@ class BertForPreTraining(_HeadedModel):
 
 @keras.saving.register_keras_serializable("kbert")
 class BertForMaskedLM(_HeadedModel):
-    """BERT that predicts masked words; it has no pooler, as in HF.
+    """BERT that predicts masked tokens; it has no pooler, as in HF.
 
     Returns, when called:
         dict with `logits` float32, (B, M, V) at `masked_positions`, or (B, L, V) without them.
     """
 
     task_heads = {"mlm": MaskedLMHead}
+    mlm: MaskedLMHead
     pooled = False
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
         inputs = _features(inputs)
         positions = inputs.get("masked_positions")
         outputs = self.bert(inputs, positions=positions, training=training)
@@ -188,8 +209,9 @@ class BertForNextSentencePrediction(_HeadedModel):
     """
 
     task_heads = {"nsp": NextSentenceHead}
+    nsp: NextSentenceHead
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
         outputs = self._pooled(inputs, training)
         return {"logits": self.nsp(outputs["pooler_output"]), **self._extras(outputs)}
 
@@ -203,8 +225,9 @@ class BertForSequenceClassification(_HeadedModel):
     """
 
     task_heads = {"sequence_classifier": ClassificationHead}
+    sequence_classifier: ClassificationHead
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
         outputs = self._pooled(inputs, training)
         logits = self.sequence_classifier(outputs["pooler_output"], training=training)
         return {"logits": logits, **self._extras(outputs)}
@@ -219,9 +242,10 @@ class BertForTokenClassification(_HeadedModel):
     """
 
     task_heads = {"token_classifier": ClassificationHead}
+    token_classifier: ClassificationHead
     pooled = False
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
         outputs = self.bert(inputs, training=training)
         logits = self.token_classifier(outputs["last_hidden_state"], training=training)
         return {"logits": logits, **self._extras(outputs)}
@@ -236,9 +260,10 @@ class BertForQuestionAnswering(_HeadedModel):
     """
 
     task_heads = {"span_classifier": SpanHead}
+    span_classifier: SpanHead
     pooled = False
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
         outputs = self.bert(inputs, training=training)
         logits = self.span_classifier(outputs["last_hidden_state"], training=training)
         spans = {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
@@ -257,9 +282,10 @@ class BertForMultipleChoice(_HeadedModel):
     """
 
     task_heads = {"choice_classifier": ChoiceHead}
+    choice_classifier: ChoiceHead
     input_rank = 3
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
         inputs = _features(inputs)
         _, C, L = ops.shape(inputs["input_ids"])
         names = [name for name in ENCODER_FEATURES if name in inputs]

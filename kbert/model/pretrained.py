@@ -1,8 +1,11 @@
 """Base class of the models: config, saving and loading, freezing and LoRA."""
 
 import dataclasses
+import os
 import pathlib
 import warnings
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Self
 
 import keras
 from keras import ops
@@ -10,7 +13,7 @@ from keras import ops
 from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.features import ENCODER_FEATURES
-from kbert.model.attention import matrix_initializer, skip_initialization
+from kbert.model.attention import ConfiguredLayer, matrix_initializer, skip_initialization
 from kbert.model.folder import ModelFolder
 from kbert.model.inference_ops import plain_ops
 from kbert.model.weights import Tensors, heads_text, part_of, write_weights
@@ -26,11 +29,17 @@ class PretrainedModel(keras.Model):
     in a folder starts with the name of its part, so that models can load each other's parts.
     """
 
-    parts = ()
-    task_heads = {}  # part -> class of its layer
+    parts: tuple[str, ...] = ()
+    task_heads: dict[str, type[ConfiguredLayer]] = {}  # part -> class of its layer
     input_rank = 2  # of the features: (B, L)
 
-    def __init__(self, config, output_hidden_states=False, output_attentions=False, **kwargs):
+    def __init__(
+        self,
+        config: BertConfig | Mapping[str, Any],
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        **kwargs: object,
+    ):
         fields = sorted(_FIELDS & kwargs.keys())
         if fields:
             raise UserError(
@@ -38,11 +47,11 @@ class PretrainedModel(keras.Model):
                 f"{type(self).__name__}(BertConfig({fields[0]}=...))."
             )
         super().__init__(**kwargs)
-        self.config = config if isinstance(config, BertConfig) else BertConfig(**config)
+        self.config: BertConfig = config if isinstance(config, BertConfig) else BertConfig(**config)
         self.output_hidden_states = output_hidden_states
         self.output_attentions = output_attentions
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "config": self.config.to_dict(),
@@ -50,8 +59,8 @@ class PretrainedModel(keras.Model):
             "output_attentions": self.output_attentions,
         }
 
-    def named_weights(self):
-        """dict of name -> variable, such as 'bert/encoder/layer_0/attention/query/kernel'."""
+    def named_weights(self) -> dict[str, keras.Variable]:
+        """Returns the weights by name, such as 'bert/encoder/layer_0/attention/query/kernel'."""
         named = {}
         for part in self.parts:
             layer = getattr(self, part, self)  # a bare BertModel is its own part
@@ -59,11 +68,11 @@ class PretrainedModel(keras.Model):
                 named[f"{part}/{weight.path.removeprefix(layer.path + '/')}"] = weight
         return {name: w for name, w in named.items() if not w.name.startswith(_ADAPTER)}
 
-    def freeze_encoder(self, num_layers):
+    def freeze_encoder(self, num_layers: int | None) -> None:
         """Freezes the embeddings and the first blocks of the encoder.
 
         Args:
-            num_layers: int, number of blocks; 0 freezes only the embeddings. None also freezes all
+            num_layers: number of blocks; 0 freezes only the embeddings. None also freezes all
                 blocks and the pooler.
 
         Raises:
@@ -73,14 +82,14 @@ class PretrainedModel(keras.Model):
         N = self.config.num_hidden_layers
         if num_layers is not None and not 0 <= num_layers <= N:
             raise UserError(
-                f"layers to freeze must be 0 to {N}, the blocks there are; got {num_layers}."
+                f"layers to freeze must be 0 to {N}, the number of blocks; got {num_layers}."
             )
         blocks = bert.encoder.blocks[:num_layers]
         parts = [bert] if num_layers is None else [bert.embeddings, *blocks]
         for weight in (weight for part in parts for weight in part.weights):
             weight.trainable = False
 
-    def add_lora(self, rank, alpha=None):
+    def add_lora(self, rank: int, alpha: float | None = None) -> None:
         """Freezes the encoder and adds a trainable adapter to each query and value projection.
 
         A projection W becomes W + alpha / rank * A B, with A of (D, rank), and B of (rank, D)
@@ -89,15 +98,15 @@ class PretrainedModel(keras.Model):
         `Dense.enable_lora`.
 
         Args:
-            rank: int, at least 1. alpha: float; None for 2 * rank.
+            rank: at least 1. alpha: None for 2 * rank.
         """
         self.freeze_encoder(num_layers=None)
         for block in getattr(self, "bert", self).encoder.blocks:
             for projection in (block.attention.query, block.attention.value):
                 projection.enable_lora(rank, 2 * rank if alpha is None else alpha)
 
-    def adapters(self):
-        """dict of matrix name -> (A, B, scale) of its adapter; see `add_lora`."""
+    def adapters(self) -> dict[str, tuple[keras.Variable, keras.Variable, float]]:
+        """Returns the adapters by the name of their matrix: (A, B, scale); see `add_lora`."""
         result = {}
         for i, block in enumerate(getattr(self, "bert", self).encoder.blocks):
             for name in ("query", "value"):
@@ -109,8 +118,13 @@ class PretrainedModel(keras.Model):
         return result
 
     def export(
-        self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs
-    ):
+        self,
+        filepath: str | os.PathLike[str],
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: list[object] | None = None,
+        **kwargs: object,
+    ) -> None:
         """Exports the model for inference without kbert; see `keras.Model.export`.
 
         Args:
@@ -124,7 +138,12 @@ class PretrainedModel(keras.Model):
         with plain_ops():
             super().export(filepath, format, verbose, input_signature, **kwargs)
 
-    def save_pretrained(self, folder, format="kbert", allow_missing=()):
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        format: str = "kbert",
+        allow_missing: Sequence[str] = (),
+    ) -> None:
         """Writes config and weights, float32, in one of four formats.
 
         Warns if the format's library computes different outputs from these weights, or does not
@@ -157,7 +176,13 @@ class PretrainedModel(keras.Model):
             warnings.warn(note, stacklevel=2)
 
     @classmethod
-    def from_pretrained(cls, folder, allow_missing=(), layers=None, **kwargs):
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike[str],
+        allow_missing: Sequence[str] = (),
+        layers: int | Sequence[int] | None = None,
+        **kwargs: object,
+    ) -> Self:
         """Creates a model with the weights of a folder, written by any model class or library.
 
         Weights are read one at a time. Parts that the folder lacks entirely, such as a head or the
@@ -171,7 +196,7 @@ class PretrainedModel(keras.Model):
                 weights that may be missing, unknown or of another shape: they are randomly
                 initialized or ignored.
             layers: the encoder blocks to load, such as for a distillation student: their number,
-                evenly spaced (3 of 12 are 4, 8 and 12), or a tuple of block numbers from 1. None
+                evenly spaced (3 of 12 selects 4, 8 and 12), or the block numbers, from 1. None
                 for all.
             **kwargs: fields of BertConfig to override, such as `num_labels=3`, and constructor
                 arguments, such as `dtype="mixed_bfloat16"`.
@@ -191,20 +216,29 @@ class PretrainedModel(keras.Model):
             model._assign(weights, folder)
         return model
 
-    def load_pretrained(self, folder, allow_missing=(), leave_out=(), layers=None):
-        """Loads the weights of a folder into this model; see `from_pretrained`.
+    def load_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        allow_missing: Sequence[str] = (),
+        leave_out: Collection[str] = (),
+        layers: int | Sequence[int] | None = None,
+    ) -> None:
+        """Loads the weights of a folder into this model.
 
         Args:
             folder, allow_missing, layers: as for `from_pretrained`.
             leave_out: names of parts, such as a head, that are not loaded.
+
+        Raises:
+            UserError: as for `from_pretrained`; or the folder has other attention heads.
         """
         options = {"allow_missing": allow_missing, "parts": self.task_heads, "layers": layers}
         with ModelFolder.of(folder).open_weights(**options) as (config, weights):
             if config.attention_heads_per_layer != self.config.attention_heads_per_layer:
                 raise UserError(
-                    f"{folder} has {heads_text(config.attention_heads_per_layer)}, and the model "
-                    f"{heads_text(self.config.attention_heads_per_layer)}. Make the model of the "
-                    f"folder's config, as from_pretrained does."
+                    f"{folder} has {heads_text(config.attention_heads_per_layer)}, but the model "
+                    f"has {heads_text(self.config.attention_heads_per_layer)}. Create the model "
+                    f"with the folder's config, as from_pretrained does."
                 )
             shapes = {n: s for n, s in weights.shapes.items() if part_of(n) not in leave_out}
             self._assign(Tensors(shapes, weights.__getitem__), folder)
@@ -217,7 +251,7 @@ class PretrainedModel(keras.Model):
                 continue
             if weights.shapes[name] != tuple(weight.shape):
                 raise UserError(
-                    f"{folder}: {name} has the shape {weights.shapes[name]}, the model's is "
+                    f"{folder}: {name} has the shape {weights.shapes[name]}, but the model has "
                     f"{tuple(weight.shape)}."
                 )
             weight.assign(weights[name])
@@ -228,4 +262,4 @@ class PretrainedModel(keras.Model):
             whole = {part_of(name) for name in fresh} - there
             single = {name for name in fresh if part_of(name) in there}
             lacking = ", ".join(sorted(whole | single))
-            warnings.warn(f"{folder} has no {lacking}: left as initialised.", stacklevel=3)
+            warnings.warn(f"{folder} has no {lacking}: keeping the initial weights.", stacklevel=3)

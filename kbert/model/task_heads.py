@@ -1,8 +1,12 @@
 """Pretraining and task heads (Devlin et al. 2019, sections 3.1 and 4)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import keras
 from keras import ops
 
+from kbert.config import BertConfig
 from kbert.model import fused
 from kbert.model.attention import ConfiguredLayer
 
@@ -15,12 +19,12 @@ class MaskedLMHead(ConfiguredLayer):
     False.
     """
 
-    def __init__(self, config, **kwargs):
+    def __init__(self, config: BertConfig | Mapping[str, Any], **kwargs: object):
         super().__init__(config, **kwargs)
         self.transform = self.dense(self.config.hidden_size, "transform")
         self.layer_norm = self.norm("layer_norm")
 
-    def build(self, x_shape):
+    def build(self, x_shape: tuple[int | None, ...]) -> None:
         self.transform.build(x_shape)
         self.layer_norm.build(x_shape)
         self.output_bias = self.add_weight(
@@ -33,7 +37,12 @@ class MaskedLMHead(ConfiguredLayer):
                 shape=shape, initializer=self.initializer(), name="decoder"
             )
 
-    def call(self, x, word_embeddings, training=None):
+    def call(
+        self,
+        x: keras.KerasTensor,
+        word_embeddings: keras.KerasTensor,
+        training: bool | None = None,
+    ) -> keras.KerasTensor:
         approximate = self.config.hidden_act == "gelu_new"
         x = self.layer_norm(fused.dense_gelu(self.transform, x, approximate, training))
         table = word_embeddings if self.decoder is None else self.decoder  # (V, D)
@@ -43,42 +52,42 @@ class MaskedLMHead(ConfiguredLayer):
 
 @keras.saving.register_keras_serializable("kbert")
 class NextSentenceHead(ConfiguredLayer):
-    """Logits of B following A (class 0) and of B from another document (class 1).
+    """Computes the logits of B following A (class 0) and of B from another document (class 1).
 
     Takes `pooler_output` (B, D); returns (B, 2) float32.
     """
 
-    def __init__(self, config, **kwargs):
+    def __init__(self, config: BertConfig | Mapping[str, Any], **kwargs: object):
         super().__init__(config, **kwargs)
         self.classifier = self.dense(2, "classifier")
 
-    def build(self, pooler_output_shape):
+    def build(self, pooler_output_shape: tuple[int | None, ...]) -> None:
         self.classifier.build(pooler_output_shape)
 
-    def call(self, pooler_output):
+    def call(self, pooler_output: keras.KerasTensor) -> keras.KerasTensor:
         return ops.cast(self.classifier(pooler_output), "float32")
 
 
 @keras.saving.register_keras_serializable("kbert")
 class ClassificationHead(ConfiguredLayer):
-    """Dropout, then logits of C labels, for a sequence (B, D) or its tokens (B, L, D).
+    """Dropout, then the logits of C labels, for a sequence (B, D) or its tokens (B, L, D).
 
     Takes (..., D); returns (..., C) float32.
     """
 
-    units = None  # None for C
+    units: int | None = None  # None for C
     has_dropout = True
 
-    def __init__(self, config, **kwargs):
+    def __init__(self, config: BertConfig | Mapping[str, Any], **kwargs: object):
         super().__init__(config, **kwargs)
         rate = self.config.head_dropout_prob if self.has_dropout else 0.0
         self.input_dropout = self.dropout(rate, "dropout")
         self.output_dense = self.dense(self.units or self.config.num_labels, "dense")
 
-    def build(self, x_shape):
+    def build(self, x_shape: tuple[int | None, ...]) -> None:
         self.output_dense.build(x_shape)
 
-    def call(self, x, training=None):
+    def call(self, x: keras.KerasTensor, training: bool | None = None) -> keras.KerasTensor:
         x = self.input_dropout(x, training=training)
         return ops.cast(self.output_dense(x), "float32")
 
@@ -92,7 +101,7 @@ class ChoiceHead(ClassificationHead):
 
 @keras.saving.register_keras_serializable("kbert")
 class SpanHead(ClassificationHead):
-    """Start and end logits of each token, without dropout: (B, L, D) -> (B, L, 2)."""
+    """The start and end logits of each token, without dropout: (B, L, D) -> (B, L, 2) float32."""
 
     units = 2
     has_dropout = False
