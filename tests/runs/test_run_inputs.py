@@ -125,7 +125,7 @@ def test_a_vocabulary_too_large_for_the_architecture(settings, tmp_path):
     ("change", "message"),
     [
         ({"mask_rate": 15.0}, r"mask_rate must be > 0 and < 1; got 15.0. Write 0.15 for 15 %."),
-        ({"input": ""}, "--input is missing: what to learn from"),
+        ({"input": ""}, "--input is missing: training text"),
         ({"warmup_steps": 12}, "warmup_steps must be < train_steps; got 12 and 12"),
         ({"decay_steps": 11}, "decay_steps must be >= train_steps, .*; got 11 and 12"),
         ({"optimizer": "adam"}, "optimizer must be one of adamw, lamb, sgd; got 'adam'"),
