@@ -115,9 +115,7 @@ def test_bad_input_is_refused_before_anything_slow(settings, tmp_path, capsys):
 def test_a_vocabulary_too_large_for_the_architecture(settings, tmp_path):
     architecture = tmp_path / "small.yaml"
     architecture.write_text(ARCHITECTURE + "vocab_size: 20\n")
-    with pytest.raises(
-        UserError, match=r"the vocabulary has \d+ entries but .* says vocab_size 20"
-    ):
+    with pytest.raises(UserError, match=r"the vocabulary has \d+ entries but .* has vocab_size 20"):
         pretrain(PretrainConfig(**settings | {"bert_config": str(architecture)}), tmp_path / "run")
 
 
