@@ -6,37 +6,54 @@ import difflib
 import json
 import math
 import operator
+import os
 import pathlib
 import reprlib
 import types
 import typing
+from collections.abc import Mapping, Sequence
 
 import yaml
 
 from kbert.errors import UserError
 
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-def setting(default, help, *, group="more", choices=None, **limits):
-    """A dataclass field with the text of its flag, and what `check_settings` enforces.
+_T = typing.TypeVar("_T")
+
+
+def setting(
+    default: _T,
+    help: str,
+    *,
+    group: str = "more",
+    choices: Sequence[str] | None = None,
+    **limits: float,
+) -> _T:
+    """Returns a dataclass field with its help and the constraints that `check_settings` checks.
 
     Args:
-        default, help: of the flag. group: of --help: "required", "common" or "more".
-        choices: allowed values, or None. **limits: at_least, above, at_most, below.
+        default: default of the field and of its flag.
+        help: help text of the flag.
+        group: section of --help: "required", "common" or "more".
+        choices: allowed values, or None.
+        **limits: range of a number: at_least, above, at_most, below.
     """
     metadata = {"help": help, "group": group, "choices": choices, "limits": limits}
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def setting_type(field):
-    """Type of a field's value without the `| None`, and whether None is allowed."""
+def setting_type(field: dataclasses.Field[object]) -> tuple[type, bool]:
+    """Returns the type of a field's value without `| None`, and whether None is allowed."""
     if isinstance(field.type, types.UnionType):
         (kind,) = (t for t in typing.get_args(field.type) if t is not types.NoneType)
-        return kind, True
+        return typing.get_origin(kind) or kind, True  # tuple of tuple[str, ...]
     return field.type, False
 
 
-def is_text(value):
-    """Whether a value is a str that UTF-8 can hold: JSON may give half a character."""
+def is_text(value: object) -> bool:
+    """Whether a value is a str that UTF-8 can encode; JSON may contain lone surrogates."""
     try:
         return isinstance(value, str) and value.encode("utf-8") is not None
     except UnicodeEncodeError:
@@ -48,14 +65,14 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlist, _SHORT.maxtuple = 1, 200, 20,
 
 
 def _shown(value):
-    """A value for a message, cut short before it is written out: YAML may say much in few lines."""
+    """Formats a value for a message, truncated early: a short YAML text may have a huge value."""
     try:
         return _SHORT.repr(value)
     except ValueError:
         return "a number of thousands of digits"
 
 
-_COMPARISONS = {  # limit of a `setting` -> its sign and function
+_COMPARISONS = {  # limit of a `setting` -> its symbol and function
     "at_least": (">=", operator.ge),
     "above": (">", operator.gt),
     "at_most": ("<=", operator.le),
@@ -63,21 +80,23 @@ _COMPARISONS = {  # limit of a `setting` -> its sign and function
 }
 
 
-def range_text(limits):
-    """The limits of a `setting` as text, such as ">= 0 and < 1"; empty if there are none."""
+def range_text(limits: Mapping[str, float]) -> str:
+    """Returns the limits of a `setting` as text, such as ">= 0 and < 1"; empty without limits."""
     return " and ".join(f"{_COMPARISONS[key][0]} {limit}" for key, limit in limits.items())
 
 
-def shared_settings(config, kind):
-    """dict of the settings of a dataclass that are fields of another one, too."""
+def shared_settings(
+    config: "DataclassInstance", kind: "type[DataclassInstance]"
+) -> dict[str, typing.Any]:
+    """Returns the settings of a dataclass instance that are also fields of the dataclass `kind`."""
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(kind)}
 
 
-def check_settings(config):
-    """Checks the type and range of every field of a dataclass made of `setting`s.
+def check_settings(config: "DataclassInstance") -> None:
+    """Checks the type and range of every field of a dataclass whose fields are `setting`s.
 
     Raises:
-        UserError: names the first field that is wrong, what came, and what is allowed.
+        UserError: a field is wrong; the message has its name, its value and the allowed values.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -109,7 +128,8 @@ def _check_required(config):
             raise UserError(f"--{field.name} is missing: {field.metadata['help']}.")
 
 
-# Layers and width of Turc et al. 2019 (arXiv:1908.08962) and Devlin et al. 2019 (arXiv:1810.04805).
+# Number of layers and width: Turc et al. 2019 (arXiv:1908.08962) and Devlin et al. 2019
+# (arXiv:1810.04805).
 PRESETS = {
     "tiny": (2, 128),
     "mini": (4, 256),
@@ -122,54 +142,58 @@ PRESETS = {
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """Architecture of a BERT, in the field names of `bert_config.json` and of HF's `config.json`.
+    """Architecture of a BERT, with the field names of `bert_config.json` and HF's `config.json`.
 
-    Differs from both in `hidden_act`, whose name says which GELU is meant: "gelu" is the exact erf
-    form (as in HF), "gelu_new" is the tanh approximation (HF's name for what google-research/bert
-    calls "gelu"), and in `label_names`, which are the values of HF's `id2label`. The fields from
-    `tie_word_embeddings` on are HF's; `bert_config.json` has none of them.
-    `attention_heads_per_layer` is kbert's own; where no head was removed it is None.
+    Two fields differ from these files. `hidden_act` names the GELU variant: "gelu" is the exact erf
+    form (as in HF), "gelu_new" is the tanh approximation (as in HF; google-research/bert calls it
+    "gelu"). `label_names` holds the values of HF's `id2label`. The fields from
+    `tie_word_embeddings` on are HF's and are not in `bert_config.json`, except
+    `attention_heads_per_layer`, which is kbert's own; it is None if no head was removed.
 
     Raises:
-        UserError: a value has the wrong type, is out of range, `hidden_size` is not divisible by
-            `num_attention_heads`, `label_names` are not `num_labels` different texts, or
-            `attention_heads_per_layer` is not 1 to `num_attention_heads` for each block.
+        UserError: a value has the wrong type or is out of range, `hidden_size` is not divisible by
+            `num_attention_heads`, `label_names` is not `num_labels` distinct strings, or
+            `attention_heads_per_layer` is not a number from 1 to `num_attention_heads` for each
+            block.
     """
 
-    vocab_size: int = setting(30522, "entries of the vocabulary, V", at_least=5)
+    vocab_size: int = setting(30522, "vocabulary entries, V", at_least=5)
     hidden_size: int = setting(768, "width, D", at_least=1)
     num_hidden_layers: int = setting(12, "encoder blocks, N", at_least=1)
     num_attention_heads: int = setting(12, "attention heads, H", at_least=1)
-    intermediate_size: int = setting(3072, "inner width of the feed-forward part, F", at_least=1)
+    intermediate_size: int = setting(3072, "inner width of the feed-forward layer, F", at_least=1)
     hidden_act: str = setting(
         "gelu", "gelu (exact) or gelu_new (tanh approximation)", choices=("gelu", "gelu_new")
     )
-    hidden_dropout_prob: float = setting(0.1, "dropout after each part", at_least=0, below=1)
+    hidden_dropout_prob: float = setting(0.1, "dropout after each sublayer", at_least=0, below=1)
     attention_probs_dropout_prob: float = setting(
         0.1, "dropout on the attention weights", at_least=0, below=1
     )
-    max_position_embeddings: int = setting(512, "longest sequence in tokens", at_least=4)
-    type_vocab_size: int = setting(2, "segments", at_least=1)
-    initializer_range: float = setting(0.02, "standard deviation of fresh weights", above=0)
+    max_position_embeddings: int = setting(512, "maximum sequence length in tokens", at_least=4)
+    type_vocab_size: int = setting(2, "segment types", at_least=1)
+    initializer_range: float = setting(0.02, "standard deviation of initial weights", above=0)
     layer_norm_eps: float = setting(1e-12, "epsilon of LayerNorm", above=0)
     tie_word_embeddings: bool = setting(
-        True, "whether the MLM head scores words with the word embeddings or a table of its own"
+        True, "whether the MLM head shares its output matrix with the word embeddings"
     )
     num_labels: int = setting(2, "labels of a classifier, C", at_least=1)
-    label_names: tuple | None = setting(None, "names of the labels, in the order of their numbers")
+    label_names: tuple[str, ...] | None = setting(
+        None, "names of the labels, in the order of their ids"
+    )
     problem_type: str | None = setting(
         None,
-        "what a sequence classifier predicts; default: a number with one label, else one label",
+        "what a sequence classifier predicts; default: regression with one label, else "
+        "single_label_classification",
         choices=("regression", "single_label_classification", "multi_label_classification"),
     )
     classifier_dropout: float | None = setting(
         None, "dropout before a classifier; default: hidden_dropout_prob", at_least=0, below=1
     )
-    attention_heads_per_layer: tuple | None = setting(
-        None, "heads that each block has after others were removed; default: all"
+    attention_heads_per_layer: tuple[int, ...] | None = setting(
+        None, "number of heads of each block after pruning; default: all heads"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("label_names", "attention_heads_per_layer"):
             if isinstance(getattr(self, name), list):  # as JSON and YAML have it
                 object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -183,18 +207,18 @@ class BertConfig:
         self._check_heads()
 
     @property
-    def head_size(self):
-        """The width of a head, K, whether others were removed or not."""
+    def head_size(self) -> int:
+        """Width of an attention head, K; pruning does not change it."""
         return self.hidden_size // self.num_attention_heads
 
-    def block_heads(self, i):
-        """How many heads block i has."""
+    def block_heads(self, i: int) -> int:
+        """Returns the number of attention heads of block i."""
         per_layer = self.attention_heads_per_layer
         return per_layer[i] if per_layer else self.num_attention_heads
 
     @property
-    def head_dropout_prob(self):
-        """`classifier_dropout`, the dropout before a classifier, else `hidden_dropout_prob`."""
+    def head_dropout_prob(self) -> float:
+        """Dropout before a classifier: `classifier_dropout` if set, else `hidden_dropout_prob`."""
         rate = self.classifier_dropout
         return self.hidden_dropout_prob if rate is None else rate
 
@@ -205,7 +229,7 @@ class BertConfig:
             return
         if len(left) != N or not all(type(heads) is int and 1 <= heads <= H for heads in left):
             raise UserError(
-                f"attention_heads_per_layer must be a number from 1 to {H}, the heads there were, "
+                f"attention_heads_per_layer must be a number from 1 to {H} (num_attention_heads) "
                 f"for each of the {N} blocks; got {_shown(list(left))}."
             )
         if all(heads == H for heads in left):
@@ -216,18 +240,26 @@ class BertConfig:
         if names is None:
             return
         if not all(is_text(name) for name in names) or len(set(names)) < len(names):
-            raise UserError(f"label_names must be different texts; got {_shown(list(names))}.")
+            raise UserError(f"label_names must be distinct strings; got {_shown(list(names))}.")
         if len(names) != self.num_labels:
             raise UserError(
-                f"label_names must name each of the num_labels {self.num_labels}; got "
+                f"label_names must have num_labels = {self.num_labels} names; got "
                 f"{len(names)}: {_shown(list(names))}."
             )
 
     @classmethod
-    def from_preset(cls, name, **overrides):
-        """One of tiny, mini, small, medium, base, large; keyword arguments replace fields."""
+    def from_preset(cls, name: str, **overrides: object) -> typing.Self:
+        """Returns a preset: tiny, mini, small, medium, base or large.
+
+        Args:
+            name: name of the preset.
+            **overrides: fields that replace the preset's values.
+
+        Raises:
+            UserError: no such preset, or a value is not allowed.
+        """
         if name not in PRESETS:
-            raise UserError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}.")
+            raise UserError(f"unknown preset {name!r}; it must be one of {', '.join(PRESETS)}.")
         layers, width = PRESETS[name]
         values = {
             "num_hidden_layers": layers,
@@ -238,15 +270,16 @@ class BertConfig:
         return cls(**{**values, **overrides})
 
     @classmethod
-    def from_file(cls, path, **defaults):
+    def from_file(cls, path: str | os.PathLike[str], **defaults: object) -> typing.Self:
         """Reads a `.json` or `.yaml` file.
 
         Args:
             path: the file; its keys are fields of this class.
-            **defaults: values of fields that the file does not state.
+            **defaults: values of fields that the file does not set.
 
         Raises:
-            UserError: no such file, not an object, or a key that is no field.
+            UserError: the file cannot be read or is not a mapping, a key is unknown, or a value is
+                not allowed.
         """
         path = pathlib.Path(path)
         try:
@@ -260,15 +293,18 @@ class BertConfig:
                 f"the config {path} is not valid {path.suffix[1:]}: {reason}"
             ) from error
         if not isinstance(values, dict):
-            raise UserError(f"the config {path} must hold named values, one 'name: value' a line.")
+            raise UserError(
+                f"the config {path} must be a mapping of names to values, one 'name: value' per "
+                f"line; it is a {type(values).__name__}."
+            )
         known = {field.name: setting_type(field)[0] for field in dataclasses.fields(cls)}
         for key, value in values.items():
             if known.get(key) is float and isinstance(value, str):
-                with contextlib.suppress(ValueError):  # YAML reads 1e-12 as text
+                with contextlib.suppress(ValueError):  # YAML reads 1e-12 as a string
                     values[key] = float(value)
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1) if isinstance(key, str) else []
-                hint = f" Did you mean {near[0]}?" if near else f" Known: {', '.join(known)}."
+                hint = f" Did you mean {near[0]}?" if near else f" Known keys: {', '.join(known)}."
                 raise UserError(f"unknown key {_shown(key)} in {path}.{hint}")
         try:
             return cls(**{**defaults, **values})
@@ -276,11 +312,15 @@ class BertConfig:
             raise UserError(f"{path}: {error}") from None
 
     @classmethod
-    def load(cls, name_or_path, vocab_size):
-        """A preset name, a `.yaml` or a `.json` file, for a vocabulary of `vocab_size` entries.
+    def load(cls, name_or_path: str, vocab_size: int) -> typing.Self:
+        """Returns a preset, or reads a `.yaml` or `.json` file, for a given vocabulary size.
 
-        A preset, or a file without `vocab_size`, takes the size of the vocabulary. A file that
-        states a larger one keeps it (a padded embedding table).
+        A preset, or a file without `vocab_size`, gets `vocab_size`. A larger value in a file is
+        kept (a padded embedding table).
+
+        Args:
+            name_or_path: name of a preset, or path of a file.
+            vocab_size: number of vocabulary entries.
 
         Raises:
             UserError: neither a preset nor a readable file, or too small for the vocabulary.
@@ -295,15 +335,16 @@ class BertConfig:
         config = cls.from_file(name_or_path, vocab_size=vocab_size)
         if config.vocab_size < vocab_size:
             raise UserError(
-                f"the vocabulary has {vocab_size} entries but {name_or_path} says vocab_size "
-                f"{config.vocab_size}. Remove the line, or use the vocabulary it was written for."
+                f"the vocabulary has {vocab_size} entries but {name_or_path} has vocab_size "
+                f"{config.vocab_size}. Remove that line, or use the vocabulary that belongs to the "
+                f"file."
             )
         return config
 
-    def to_dict(self):
-        """The fields as a dict that `BertConfig(**d)` takes back."""
+    def to_dict(self) -> dict[str, typing.Any]:
+        """Returns the fields as a dict `d`; `BertConfig(**d)` is an equal config."""
         return dataclasses.asdict(self)
 
-    def save(self, path):
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the fields as JSON."""
         pathlib.Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -1,27 +1,33 @@
 """The exception that kbert raises for bad input, and conversion of system errors to it."""
 
 import contextlib
+import os
 import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    import tensorflow as tf
 _TOO_MUCH = re.compile(r"(OOM when|Out of memory while) .*?(?= on /job| \[Op|$)", re.MULTILINE)
 
 
 class UserError(ValueError):
     """Bad input: a flag, a config, a file, a corpus or a checkpoint that cannot be used.
 
-    The message is one line: what was wrong, the value, the allowed values and how to fix it.
+    The message is one line: what is wrong, the value, the allowed values and how to fix it.
     `one_line` makes it short and printable. Programs print it and exit with status 2; a stack trace
     always means a bug.
     """
 
-    def __init__(self, message):
+    def __init__(self, message: object) -> None:
         super().__init__(one_line(message))
 
 
-def one_line(text, most=1000):
+def one_line(text: object, most: int = 1000) -> str:
     """Escapes unprintable characters such as line breaks and shortens long text in the middle.
 
     Args:
+        text: str, or an object whose `str` is used.
         most: maximum length in characters.
     """
     text = _cut(str(text), most)
@@ -39,8 +45,8 @@ def _cut(text, most):
 
 
 @contextlib.contextmanager
-def writing(folder):
-    """Adds the folder to write errors of the system that name no file.
+def writing(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Converts write errors of the operating system that name no file, and adds the folder.
 
     Raises:
         UserError: for an OSError without a file name, such as a full disk.
@@ -52,11 +58,11 @@ def writing(folder):
             raise
         reason = error.strerror or " ".join(str(error).split())
         raise UserError(
-            f"cannot write {folder}: {reason}. Mend that and run the same command again."
+            f"cannot write {folder}: {reason}. Fix this and run the same command again."
         ) from error
 
 
-def too_much(error):
-    """Returns the failed allocation of TensorFlow's ResourceExhaustedError, as text."""
+def too_much(error: "tf.errors.ResourceExhaustedError") -> str:
+    """Returns the part of the error's message that describes the failed allocation."""
     match = _TOO_MUCH.search(error.message)
     return match[0] if match else error.message.splitlines()[0]

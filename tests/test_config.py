@@ -45,8 +45,8 @@ def test_presets_are_those_of_the_files(name):
         ({"vocab_size": 2**99999}, r"must fit into 64 bits; got a number of thousands of digits"),
         ({"layer_norm_eps": 0.0}, r"layer_norm_eps must be > 0; got 0.0"),
         ({"label_names": ("a",)}, r"name each of the num_labels 2; got 1: \['a'\]"),
-        ({"label_names": ["a", "a"]}, r"label_names must be different texts; got \['a', 'a'\]"),
-        ({"label_names": ["a", 1]}, r"label_names must be different texts; got \['a', 1\]"),
+        ({"label_names": ["a", "a"]}, r"label_names must be distinct strings; got \['a', 'a'\]"),
+        ({"label_names": ["a", 1]}, r"label_names must be distinct strings; got \['a', 1\]"),
         ({"label_names": "ab"}, r"label_names must be tuple; got 'ab'"),
         ({"problem_type": "ranking"}, r"problem_type must be one of regression, .*got 'ranking'"),
     ],
@@ -85,14 +85,14 @@ def test_yaml_numbers_without_a_dot(tmp_path):
             '{"hiden_size": 8}',
             r"unknown key 'hiden_size' .* Did you mean hidden_",
         ),
-        ("c.json", '{"qqq": 8}', r"unknown key 'qqq' .*Known: vocab_size, hidden_size"),
+        ("c.json", '{"qqq": 8}', r"unknown key 'qqq' .*Known keys: vocab_size, hidden_size"),
         ("c.json", "{", r"c.json is not valid json"),
         ("c.yaml", "a: [", r"c.yaml is not valid yaml"),
-        ("c.yaml", "- 1", r"must hold named values"),
+        ("c.yaml", "- 1", r"must be a mapping of names to values"),
         ("c.yaml", "hidden_size: big", r"c.yaml: hidden_size must be int; got 'big'"),
         ("c.yaml", "hidden_size: !!int ''", r"c.yaml is not valid yaml"),
         ("c.yaml", "hidden_size: !!timestamp x", r"c.yaml is not valid yaml"),
-        ("c.yaml", "1: 2", r"unknown key 1 in .*c.yaml. Known: vocab_size"),
+        ("c.yaml", "1: 2", r"unknown key 1 in .*c.yaml. Known keys: vocab_size"),
         (
             "c.yaml",
             f"num_labels: &a [x, x]\nhidden_size: &b [{'*a, ' * 99}]\nvocab_size: [{'*b, ' * 99}]",
@@ -115,11 +115,11 @@ def test_load_takes_the_size_of_the_vocabulary(tmp_path):
     assert BertConfig.load(str(write(tmp_path, "c.yaml", "hidden_size: 24")), 77).vocab_size == 77
     padded = write(tmp_path, "d.yaml", "vocab_size: 80")
     assert BertConfig.load(str(padded), 77).vocab_size == 80
-    with pytest.raises(UserError, match=r"has 81 entries but .*d.yaml says vocab_size 80"):
+    with pytest.raises(UserError, match=r"has 81 entries but .*d.yaml has vocab_size 80"):
         BertConfig.load(str(padded), 81)
     with pytest.raises(UserError, match=r"must be one of tiny, .*got 'huge'"):
         BertConfig.load("huge", 77)
-    with pytest.raises(UserError, match=r"unknown preset 'huge'; there are tiny"):
+    with pytest.raises(UserError, match=r"unknown preset 'huge'; it must be one of tiny"):
         BertConfig.from_preset("huge")
 
 

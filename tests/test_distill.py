@@ -500,15 +500,17 @@ def test_settings_that_contradict_each_other():
     good = {"teacher": "x", "task": "tag", "train_file": "y"}
     with pytest.raises(UserError, match="--teacher is missing: a fine-tuned model, such as"):
         DistillConfig(**good | {"teacher": None})
-    with pytest.raises(UserError, match=r"student_layers must be how many blocks, .* got '3,x'"):
+    with pytest.raises(UserError, match=r"student_layers must be a number of blocks, .* got '3,x'"):
         DistillConfig(**good, student_layers="3,x")
-    with pytest.raises(UserError, match="--remat keeps no attention to compare"):
+    with pytest.raises(
+        UserError, match="--attention_weight needs attention weights, which --remat does not"
+    ):
         DistillConfig(**good, attention_weight=1.0, remat=True)
-    with pytest.raises(UserError, match="--student_layers is for learning from a --teacher"):
+    with pytest.raises(UserError, match="--student_layers requires --teacher"):
         PretrainConfig(input="x", student_layers="3")
     with pytest.raises(UserError, match=r"soft_weight must be >= 0 and <= 1; got 2"):
         DistillConfig(**good, soft_weight=2)
-    with pytest.raises(UserError, match="--temperature softens probabilities of which --soft_we"):
+    with pytest.raises(UserError, match="--temperature has no effect with --soft_weight=0"):
         DistillConfig(**good, soft_weight=0, temperature=4.0)
 
 

@@ -391,9 +391,9 @@ def test_bad_settings_end_before_the_first_step(settings, tmp_path, changes, mes
         ({"train_file": None}, r"--train_file is missing"),
         (
             {"eval_file": None, "early_stopping_patience": 2},
-            r"--early_stopping_patience needs --eval_file",
+            r"--early_stopping_patience requires --eval_file",
         ),
-        ({"lora_rank": 2, "freeze_layers": 1}, r"--lora_rank already leaves the encoder as it is"),
+        ({"lora_rank": 2, "freeze_layers": 1}, r"--lora_rank already freezes the encoder"),
         ({"task": "tag", "class_weights": "balanced"}, r"--class_weights is for classify and pair"),
         ({"epochs": 0.0}, r"epochs must be > 0; got 0.0"),
     ],

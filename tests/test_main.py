@@ -37,7 +37,7 @@ def test_the_command_runs_programs():
 
 
 MISTAKES = {
-    "pretrain": "--input is missing: what to learn from: ",
+    "pretrain": "--input is missing: training text: ",
     "pretrain --inptu=x": "Unknown command line flag 'inptu'",
     "pretrain --input=/no/such.txt": "no file matches '/no/such.txt'",
     "prepare --input=/no/such.txt --vocab_file=x": "no file matches '/no/such.txt'",
@@ -51,7 +51,7 @@ MISTAKES = {
     "export --model=/no/such --output_dir=x": "there is no folder /no/such",
     "convert --model=/no/such --output_dir=x": "there is no folder /no/such",
     "attention --model=/no/such --text=x": "there is no folder /no/such",
-    "serve": "name a folder of numbered exports",
+    "serve": "no model to serve: set --model_base_path",
 }
 
 

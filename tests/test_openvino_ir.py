@@ -237,9 +237,9 @@ def test_a_model_that_is_too_large(methods, tmp_path, monkeypatch):
         ),
         (
             ["--format=openvino", "--batch_timeout_ms=5"],
-            "--batch_timeout_ms is for --format=serving",
+            "--batch_timeout_ms requires --format=serving",
         ),
-        (["--label_column=1"], "--label_column is for --eval_file."),
+        (["--label_column=1"], "--label_column requires --eval_file."),
     ],
 )
 def test_flags_that_do_not_fit(flags, message, folders, tmp_path):

@@ -267,8 +267,11 @@ def test_the_program(tmp_path, vocab_file, text):
     [
         ({"runner": "spark"}, r"runner must be one of local, beam; got 'spark'"),
         ({"skip_bad_lines": "fix"}, r"skip_bad_lines must be bool; got 'fix'"),
-        ({"beam_options": "--runner=X"}, r"--beam_options is for --runner=beam"),
-        ({"runner": "beam", "processes": 2}, r"--processes is for --runner=local.*direct_num_work"),
+        ({"beam_options": "--runner=X"}, r"--beam_options requires --runner=beam"),
+        (
+            {"runner": "beam", "processes": 2},
+            r"--processes requires --runner=local.*direct_num_work",
+        ),
         ({"processes": 0}, r"processes must be >= 1"),
     ],
 )

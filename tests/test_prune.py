@@ -104,7 +104,7 @@ def folders(tmp_path_factory):
     [
         (
             (2, 1),
-            r"a number from 1 to 4, the heads there were, for each of the 3 blocks; got \[2, ",
+            r"a number from 1 to 4 \(num_attention_heads\) for each of the 3 blocks; got \[2, ",
         ),
         ((2, 0, 1), r"got \[2, 0, 1\]"),
         ((2, 5, 1), r"got \[2, 5, 1\]"),

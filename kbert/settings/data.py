@@ -11,20 +11,20 @@ class LearnVocabConfig:
     """Settings of `kbert.learn_vocab`, one flag each."""
 
     input: str = setting(
-        "", "text: comma-separated globs, tfds:NAME or sample:train", group="required"
+        "", "text to read: comma-separated globs, tfds:NAME or sample:train", group="required"
     )
-    output_file: str = setting("vocab.txt", "file to write", group="common")
+    output_file: str = setting("vocab.txt", "vocabulary file to write", group="common")
     vocab_size: int = setting(
-        30522, "entries, special tokens included", at_least=32, group="common"
+        30522, "maximum number of entries, including special tokens", at_least=32, group="common"
     )
     lower_case: bool = setting(
-        True, "lower-case and strip accents (an uncased BERT)", group="common"
+        True, "lower-case the text and strip accents (uncased BERT)", group="common"
     )
     skip_bad_lines: bool = setting(
-        False, "skip JSON lines without a text, instead of ending with an error"
+        False, "skip JSON lines without text instead of stopping with an error"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(self)
 
 
@@ -34,42 +34,46 @@ class PrepareConfig:
 
     input: str = setting(
         "",
-        "text: comma-separated globs, local or remote (gs://...), tfds:NAME or sample:train",
+        "text to read: comma-separated globs, local or remote (gs://...), tfds:NAME or "
+        "sample:train",
         group="required",
     )
-    output_dir: str = setting("corpora/prepared", "folder to make, local or remote", group="common")
+    output_dir: str = setting(
+        "corpora/prepared", "folder to create, local or remote", group="common"
+    )
     vocab_file: str | None = setting(
-        None, "vocabulary, such as `python -m kbert.learn_vocab` writes", group="required"
+        None, "vocabulary file, as written by `python -m kbert.learn_vocab`", group="required"
     )
     lower_case: bool = setting(
-        True, "lower-case and strip accents (an uncased BERT)", group="common"
+        True, "lower-case the text and strip accents (uncased BERT)", group="common"
     )
     processes: int | None = setting(
         None,
-        "worker processes of the local runner; default: one per core",
+        "number of worker processes of the local runner; default: one per core",
         at_least=1,
         group="common",
     )
     runner: str = setting(
         "local",
-        "processes of this machine, or an Apache Beam pipeline; the corpus is the same",
+        "local: processes on this machine; beam: an Apache Beam pipeline; both write the same "
+        "corpus",
         choices=("local", "beam"),
         group="common",
     )
     beam_options: str = setting(
-        "", "flags of Beam, in quotes: '--runner=FlinkRunner --flink_master=HOST:8081'"
+        "", "Beam flags, in quotes: '--runner=FlinkRunner --flink_master=HOST:8081'"
     )
-    deduplicate: bool = setting(False, "leave out documents that are there already")
+    deduplicate: bool = setting(False, "drop exact duplicates of earlier documents")
     skip_bad_lines: bool = setting(
-        False, "skip JSON lines without a text and count them, instead of ending with an error"
+        False, "skip and count JSON lines without text instead of stopping with an error"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(self)
         if self.beam_options and self.runner != "beam":
-            raise UserError("--beam_options is for --runner=beam.")
+            raise UserError("--beam_options requires --runner=beam.")
         if self.processes and self.runner == "beam":
             raise UserError(
-                "--processes is for --runner=local. Runners of Beam have flags of their own for "
-                "it, such as --beam_options='--direct_num_workers=2'."
+                "--processes requires --runner=local. Beam runners have their own flags for this, "
+                "such as --beam_options='--direct_num_workers=2'."
             )

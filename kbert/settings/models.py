@@ -1,4 +1,4 @@
-"""Settings of the programs that use a model, and what they choose from."""
+"""Settings of the programs that use a model, and the methods and backends they offer."""
 
 import dataclasses
 
@@ -15,18 +15,18 @@ class EvaluateConfig(ExampleConfig):
         None, "fine-tuned weights, such as RUN/finetuning/best", group="required"
     )
     eval_file: str | None = setting(
-        None, "labelled examples, in the formats of kbert.finetune", group="required"
+        None, "labelled examples, in a format that kbert.finetune reads", group="required"
     )
     results_file: str | None = setting(None, "JSON file to write the scores to", group="common")
-    batch_size: int = setting(32, "examples computed at a time", at_least=1, group="common")
+    batch_size: int = setting(32, "examples per batch", at_least=1, group="common")
     precision: str = setting(
         "float32",
-        "dtype policy of the model",
+        "Keras dtype policy of the model",
         choices=("float32", "mixed_bfloat16"),
         group="common",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(self)
 
 
@@ -39,19 +39,21 @@ class PruneConfig(ExampleConfig):
     )
     data_file: str | None = setting(
         None,
-        "labelled examples that show what matters: those of training, or a part of them",
+        "labelled examples to score the attention heads on: the training data or a part of it",
         group="required",
     )
     eval_file: str | None = setting(
-        None, "labelled examples to score the model on, before and after", group="common"
+        None,
+        "labelled examples to score the model on before and after pruning",
+        group="common",
     )
-    output_dir: str | None = setting(None, "folder to make", group="required")
+    output_dir: str | None = setting(None, "folder to create", group="required")
     prune_fraction: float = setting(
-        0.5, "share of the attention heads to remove", above=0, below=1, group="common"
+        0.5, "fraction of the attention heads to remove", above=0, below=1, group="common"
     )
-    batch_size: int = setting(32, "examples computed at a time", at_least=1)
+    batch_size: int = setting(32, "examples per batch", at_least=1)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(self)
 
 
@@ -81,71 +83,71 @@ class ExportConfig(ColumnConfig, TaskModuleConfig):
     )
     output_dir: str | None = setting(
         None,
-        "folder to make; TensorFlow Serving wants models/NAME/VERSION, such as models/bert/1",
+        "folder to create; TensorFlow Serving expects models/NAME/VERSION, such as models/bert/1",
         group="required",
     )
     method: str | None = setting(
         None,
-        "what it answers; default: what the model was fine-tuned for, else fill_mask",
+        "what the export predicts; default: the task of the fine-tuned model, else fill_mask",
         choices=EXPORT_METHODS,
         group="common",
     )
     format: str = setting(
         "serving",
-        "serving: a SavedModel that answers; tf_hub: preprocess/ and encoder/ with TF Hub's text "
-        "API; openvino: the model without its tokenizer",
+        "serving: a SavedModel that takes text; tf_hub: preprocess/ and encoder/ with TF Hub's "
+        "text API; openvino: the model without its tokenizer",
         choices=("serving", "tf_hub", "openvino"),
         group="common",
     )
     quantize: str | None = setting(
         None,
-        "weights of serving (int8) or openvino (float16); default: float32",
+        "weight type: int8 with --format=serving, float16 with --format=openvino; default: float32",
         choices=("int8", "float16"),
         group="common",
     )
     takes_pairs: bool | None = setting(
         None,
-        "whether a text comes with a second one, text_pair; default: as in fine-tuning",
+        "whether requests have a second text, text_pair; default: as in fine-tuning",
         group="common",
     )
     max_seq_length: int | None = setting(
         None,
-        "tokens of a sequence; default: as in fine-tuning, or as the model can",
+        "maximum sequence length in tokens; default: as in fine-tuning, else the model's maximum",
         group="common",
     )
     batch_timeout_ms: float = setting(
         0.0,
-        "serving: how long a request waits for others to share a batch in the graph, where the "
-        "server makes none; 0: not at all",
+        "serving: how long a request waits, in milliseconds, to be batched with others in the "
+        "graph, for servers that do not batch; 0: no batching in the graph",
         at_least=0,
     )
     eval_file: str | None = setting(
         None,
-        "labelled examples, in the formats of kbert.finetune, to score the export on and the model "
-        "it came from; compression.json has the figures",
+        "labelled examples, in a format that kbert.finetune reads, to score the export and the "
+        "original model on; the scores are written to compression.json",
         group="common",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(self)
         if self.batch_timeout_ms and self.format != "serving":
-            raise UserError(f"--batch_timeout_ms is for --format=serving; got {self.format}.")
+            raise UserError(f"--batch_timeout_ms requires --format=serving; got {self.format}.")
         if self.format == "tf_hub":
             self._check_tf_hub()
         if not self.eval_file:
             for field in dataclasses.fields(ColumnConfig):
                 if getattr(self, field.name) != field.default:
-                    raise UserError(f"--{field.name} is for --eval_file.")
+                    raise UserError(f"--{field.name} requires --eval_file.")
 
-    def _check_tf_hub(self):
+    def _check_tf_hub(self) -> None:
         if self.quantize:
             raise UserError(
-                "--quantize is not for --format=tf_hub, whose encoder is trained further."
+                "--quantize is not allowed with --format=tf_hub: its encoder must stay trainable."
             )
         if self.method or self.takes_pairs is not None or self.eval_file:
             raise UserError(
-                "--method, --takes_pairs and --eval_file are not for --format=tf_hub; an encoder "
-                "has no head."
+                "--method, --takes_pairs and --eval_file are not allowed with --format=tf_hub: an "
+                "encoder has no head."
             )
 
 
@@ -158,35 +160,37 @@ class PredictConfig(ColumnConfig, TaskModuleConfig):
     )
     method: str | None = setting(
         None,
-        "what to predict; default: what the model was fine-tuned for, else fill_mask",
+        "what to predict; default: the task of the fine-tuned model, else fill_mask",
         choices=METHODS,
         group="common",
     )
     input_file: str = setting(
         "-",
-        "a text a line (.txt, or - for standard input; two texts are separated by a tab), or "
-        "examples in the formats of kbert.finetune",
+        "one text per line (.txt, or - for standard input; text pairs separated by a tab), or "
+        "examples in a format that kbert.finetune reads",
         group="common",
     )
     output_file: str = setting(
-        "-", "JSON lines, one for each text; - for standard output", group="common"
+        "-", "JSON lines, one per text; - for standard output", group="common"
     )
-    top_k: int = setting(5, "fill_mask: words for each [MASK]", at_least=1)
-    pooling: str = setting("mean", "embed, similarity: of the tokens", choices=("mean", "cls"))
-    batch_size: int = setting(32, "texts of a batch", at_least=1, group="common")
+    top_k: int = setting(5, "fill_mask: number of words per [MASK]", at_least=1)
+    pooling: str = setting(
+        "mean", "embed, similarity: how token vectors are pooled", choices=("mean", "cls")
+    )
+    batch_size: int = setting(32, "texts per batch", at_least=1, group="common")
     precision: str = setting(
         "float32",
-        "dtype policy of the model",
+        "Keras dtype policy of the model",
         choices=("float32", "mixed_bfloat16"),
         group="common",
     )
     backend: str = setting(
         "auto",
-        "what computes the model; auto: OpenVINO if it is installed and there is no GPU, else "
-        "TensorFlow; keras: the Keras model as it is, as evaluation in training does",
+        "runtime of the model; auto: OpenVINO if installed and there is no GPU, else TensorFlow; "
+        "keras: the unconverted Keras model, as in evaluation during training",
         choices=BACKENDS,
         group="common",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(self)

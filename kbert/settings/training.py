@@ -1,6 +1,7 @@
-"""Settings of training: what its programs share, and pretraining."""
+"""Settings shared by the training programs, and settings of pretraining."""
 
 import dataclasses
+from typing import ClassVar
 
 from kbert.config import check_settings, setting
 from kbert.errors import UserError
@@ -8,97 +9,122 @@ from kbert.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What pretraining and fine-tuning share: optimizer, devices, checkpoints."""
-
-    layer_decay, bias_correction = 1.0, False  # which are settings of fine-tuning alone
+    """Settings shared by pretraining and fine-tuning: optimizer, devices, checkpoints."""
 
     weight_decay: float = setting(0.01, "decoupled weight decay", at_least=0)
-    clip_norm: float = setting(1.0, "global norm to which gradients are clipped", above=0)
-    optimizer: str = setting("adamw", "the optimizer", choices=("adamw", "lamb", "sgd"))
+    clip_norm: float = setting(1.0, "maximum global norm of the gradients", above=0)
+    optimizer: str = setting("adamw", "optimizer", choices=("adamw", "lamb", "sgd"))
     adam_epsilon: float = setting(1e-6, "epsilon of adamw and lamb", above=0)
     precision: str = setting(
         "float32",
-        "dtype policy of the model",
+        "Keras dtype policy of the model",
         choices=("float32", "mixed_bfloat16", "mixed_float16"),
         group="common",
     )
     distribution: str = setting(
         "auto",
-        "devices: one_device, mirrored (all GPUs, or --cpu_devices), auto (mirrored if several), "
-        "multi_worker (those of all processes in the variable TF_CONFIG), tpu",
+        "devices: one_device, mirrored (all GPUs, or --cpu_devices), auto (mirrored if there are "
+        "several devices), multi_worker (all processes listed in TF_CONFIG), tpu",
         choices=("auto", "one_device", "mirrored", "multi_worker", "tpu"),
     )
     cpu_devices: int = setting(
-        1, "parts of the CPU that act as devices, to try --distribution=mirrored", at_least=1
+        1, "number of virtual CPU devices, to try --distribution=mirrored", at_least=1
     )
     accumulation_steps: int = setting(
-        1, "slices of a device's examples, computed one after the other to save memory", at_least=1
+        1,
+        "gradient accumulation: slices that a device's batch is split into to save memory",
+        at_least=1,
     )
     jit: str = setting(
         "auto",
-        "compile the step with XLA; auto: on GPUs, not on the CPU",
+        "compile the train step with XLA; auto: on GPUs, not on the CPU",
         choices=("auto", "on", "off"),
     )
     remat: bool = setting(
-        False, "keep no activations inside encoder blocks: less memory, a third more to compute"
+        False,
+        "recompute the activations inside encoder blocks instead of storing them: less memory, a "
+        "third more computation",
     )
     deterministic: bool = setting(
-        False, "on GPUs: repeat to the last bit, at some cost; the CPU does anyway"
+        False, "on GPUs: make runs reproducible bit for bit, slower; on CPUs they always are"
     )
     nonfinite: str = setting(
         "stop",
-        "what to do at a loss or gradient that is not finite: stop the run, or skip the step",
+        "if a loss or gradient is not finite: stop the run, or skip the step",
         choices=("stop", "skip"),
     )
     profile: str = setting("", "START,STOP: write a TensorBoard profile of these steps")
     save_every_steps: int = setting(1000, "steps between checkpoints", at_least=1)
-    keep_checkpoints: int = setting(2, "checkpoints to keep", at_least=1)
-    log_every_steps: int = setting(100, "steps between lines of the log", at_least=1)
-    seed: int = setting(
-        0, "seed of everything random", at_least=0, at_most=2**31 - 1, group="common"
-    )
+    keep_checkpoints: int = setting(2, "number of checkpoints to keep", at_least=1)
+    log_every_steps: int = setting(100, "steps between log lines", at_least=1)
+    seed: int = setting(0, "random seed", at_least=0, at_most=2**31 - 1, group="common")
     wandb_project: str = setting(
-        "", "Weights & Biases: the project that gets the metrics, settings and pictures, too"
+        "", "Weights & Biases project that metrics, settings and plots are also sent to"
     )
+
+    # Settings of fine-tuning only; these are their values in pretraining.
+    layer_decay: ClassVar[float] = 1.0
+    bias_correction: ClassVar[bool] = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """What a student learns from a teacher, and how much (distillation)."""
+    """Settings of distillation: the teacher and the weights of the loss terms."""
 
-    teacher: str | None = setting(None, "folder of a larger model to learn from", group="common")
+    teacher: str | None = setting(
+        None, "distillation: folder of the larger model to learn from", group="common"
+    )
     student_layers: str | None = setting(
         None,
-        "encoder blocks of the teacher that those of the student start as and learn from: how "
-        "many, evenly spread (3 of 6 are 2, 4 and 6), or their numbers from 1, such as 1,3,6; "
-        "default: half of them, or as many as --init_from has",
+        "encoder blocks of the teacher that the student's blocks are initialised from and trained "
+        "to match: a count, evenly spaced (3 of 6 are 2, 4 and 6), or their numbers from 1, such "
+        "as 1,3,6; default: half of the blocks, or as many as --init_from has",
     )
-    temperature: float = setting(2.0, "what logits are divided by to soften them", above=0)
+    temperature: float = setting(
+        2.0, "distillation temperature: both models' logits are divided by it", above=0
+    )
     soft_weight: float = setting(
-        0.5, "share of the teacher's probabilities; labels have the rest", at_least=0, at_most=1
+        0.5,
+        "loss weight of the teacher's probabilities; the labels have the weight 1 - soft_weight",
+        at_least=0,
+        at_most=1,
     )
-    hidden_weight: float = setting(0.0, "weight of the hidden states of the blocks", at_least=0)
+    hidden_weight: float = setting(
+        0.0, "loss weight of the differences of the blocks' hidden states", at_least=0
+    )
     attention_weight: float = setting(
-        0.0, "weight of the attention of the blocks; attention has no dropout then", at_least=0
+        0.0,
+        "loss weight of the differences of the blocks' attention; > 0 disables attention dropout",
+        at_least=0,
     )
 
-    def check_teacher(self):
-        """Refuses settings that contradict each other, and fills in where the student starts."""
+    def check_teacher(self) -> None:
+        """Checks that the settings of distillation do not contradict each other.
+
+        Raises:
+            UserError: a setting without a teacher, or two settings that exclude each other.
+        """
         self.layers_taken()
         if self.teacher is None:
             for field in dataclasses.fields(TeacherConfig):
                 if getattr(self, field.name) != field.default:
-                    raise UserError(f"--{field.name} is for learning from a --teacher.")
+                    raise UserError(f"--{field.name} requires --teacher.")
         if self.soft_weight == 0 and self.temperature != TeacherConfig.temperature:
             raise UserError(
-                "--temperature softens probabilities of which --soft_weight=0 takes nothing. Leave "
-                "one of them out."
+                "--temperature has no effect with --soft_weight=0. Remove one of the two flags."
             )
         if self.attention_weight and self.remat:
-            raise UserError("--remat keeps no attention to compare. Leave out --attention_weight.")
+            raise UserError(
+                "--attention_weight needs attention weights, which --remat does not store. Remove "
+                "one of the two flags."
+            )
 
-    def layers_taken(self):
-        """`student_layers` as an int, a tuple of them, or None."""
+    def layers_taken(self) -> int | tuple[int, ...] | None:
+        """`student_layers` as a count, a tuple of block numbers, or None if it is not set.
+
+        Raises:
+            UserError: it is neither.
+        """
         text = self.student_layers
         if text is None:
             return None
@@ -106,8 +132,8 @@ class TeacherConfig:
             numbers = tuple(int(part) for part in text.split(","))
         except ValueError:
             raise UserError(
-                f"student_layers must be how many blocks, such as 3, or their numbers, such as "
-                f"2,4,6; got {text!r}."
+                f"student_layers must be a number of blocks, such as 3, or the blocks' numbers, "
+                f"such as 2,4,6; got {text!r}."
             ) from None
         return numbers if "," in text else numbers[0]
 
@@ -118,63 +144,74 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
 
     input: str = setting(
         "",
-        "what to learn from: comma-separated globs of .txt, .gz or .jsonl files, tfds:NAME, "
+        "training text: comma-separated globs of .txt, .gz or .jsonl files, tfds:NAME, "
         "sample:train (the text that comes with kbert), or one prepared corpus",
         group="required",
     )
     eval_input: str = setting(
-        "", "held-out text, in the forms of --input; sample:heldout", group="common"
+        "", "held-out text, in the same forms as --input, or sample:heldout", group="common"
     )
     vocab_file: str | None = setting(
-        None, "vocabulary; default: that of the prepared corpus or of --init_from, else learnt"
+        None,
+        "vocabulary file; default: the vocabulary of the prepared corpus or of --init_from, else "
+        "one is learned from the text",
     )
     vocab_size: int = setting(
-        30522, "entries, when the vocabulary is learnt", at_least=32, group="common"
+        30522,
+        "maximum number of entries if a vocabulary is learned",
+        at_least=32,
+        group="common",
     )
     lower_case: bool | None = setting(
         None,
-        "lower-case and strip accents (an uncased BERT); default: as the prepared corpus or "
-        "--init_from does, else true",
+        "lower-case the text and strip accents (uncased BERT); default: the casing of the prepared "
+        "corpus or of --init_from, else true",
     )
     bert_config: str | None = setting(
         None,
         "architecture: tiny, mini, small, medium, base, large, or a .yaml or .json file; default: "
-        "that of the checkpoint or of --init_from, else base",
+        "the architecture of the checkpoint or of --init_from, else base",
         group="common",
     )
     init_from: str | None = setting(
         None,
-        "folder to start from: weights, such as RUN/pretrain/final, with a fresh optimizer, or a "
-        "checkpoint, such as RUN/pretrain/checkpoint/step_00001000, with its optimizer",
+        "folder to start from: weights, such as RUN/pretrain/final, with a new optimizer state, or "
+        "a checkpoint, such as RUN/pretrain/checkpoint/step_00001000, with its optimizer state",
         group="common",
     )
     max_seq_length: int = setting(
-        128, "length of an example in tokens, L", at_least=5, group="common"
+        128, "sequence length of an example in tokens, L", at_least=5, group="common"
     )
     max_predictions_per_seq: int | None = setting(
-        None, "masked slots of an example, M; default: mask_rate * L, rounded up", at_least=1
+        None,
+        "maximum masked positions per example, M; default: mask_rate * L, rounded up",
+        at_least=1,
     )
-    mask_rate: float = setting(0.15, "share of the tokens to predict", above=0, below=1)
-    whole_word_mask: bool = setting(False, "mask all pieces of a word together")
+    mask_rate: float = setting(0.15, "fraction of the tokens to predict", above=0, below=1)
+    whole_word_mask: bool = setting(False, "mask all WordPieces of a word together")
     short_seq_prob: float = setting(
-        0.1, "share of the examples cut to a random length", at_least=0, at_most=1
+        0.1, "fraction of the examples with a random shorter length", at_least=0, at_most=1
     )
-    global_batch_size: int = setting(256, "examples in a step", at_least=1, group="common")
-    train_steps: int = setting(1_000_000, "steps of the whole run", at_least=1, group="common")
+    global_batch_size: int = setting(
+        256, "examples per step, over all devices", at_least=1, group="common"
+    )
+    train_steps: int = setting(
+        1_000_000, "total number of training steps", at_least=1, group="common"
+    )
     learning_rate: float = setting(1e-4, "peak learning rate", above=0, group="common")
     warmup_steps: int = setting(10_000, "steps of linear warm-up", at_least=0, group="common")
     decay_steps: int | None = setting(
         None, "step at which the learning rate is 0; default: train_steps", at_least=1
     )
     decay_power: float = setting(
-        1.0, "learning rate falls as (1 - step / decay_steps) to this power", above=0
+        1.0, "the learning rate decays as (1 - step / decay_steps) to this power", above=0
     )
     eval_every_steps: int = setting(10_000, "steps between evaluations", at_least=1)
     eval_examples: int = setting(
-        2048, "held-out examples of an evaluation, in whole batches of 32", at_least=1
+        2048, "held-out examples per evaluation, in whole batches of 32", at_least=1
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(self)
         self.check_teacher()
         if self.teacher and not self.init_from and not self.bert_config:
@@ -186,6 +223,6 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
             )
         if self.decay_steps is not None and self.decay_steps < self.train_steps:
             raise UserError(
-                f"decay_steps must be >= train_steps, or nothing is learnt in the rest; got "
-                f"{self.decay_steps} and {self.train_steps}."
+                f"decay_steps must be >= train_steps: the learning rate is 0 from decay_steps on; "
+                f"got {self.decay_steps} and {self.train_steps}."
             )

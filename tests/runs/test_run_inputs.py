@@ -115,9 +115,7 @@ def test_bad_input_is_refused_before_anything_slow(settings, tmp_path, capsys):
 def test_a_vocabulary_too_large_for_the_architecture(settings, tmp_path):
     architecture = tmp_path / "small.yaml"
     architecture.write_text(ARCHITECTURE + "vocab_size: 20\n")
-    with pytest.raises(
-        UserError, match=r"the vocabulary has \d+ entries but .* says vocab_size 20"
-    ):
+    with pytest.raises(UserError, match=r"the vocabulary has \d+ entries but .* has vocab_size 20"):
         pretrain(PretrainConfig(**settings | {"bert_config": str(architecture)}), tmp_path / "run")
 
 
@@ -125,7 +123,7 @@ def test_a_vocabulary_too_large_for_the_architecture(settings, tmp_path):
     ("change", "message"),
     [
         ({"mask_rate": 15.0}, r"mask_rate must be > 0 and < 1; got 15.0. Write 0.15 for 15 %."),
-        ({"input": ""}, "--input is missing: what to learn from"),
+        ({"input": ""}, "--input is missing: training text"),
         ({"warmup_steps": 12}, "warmup_steps must be < train_steps; got 12 and 12"),
         ({"decay_steps": 11}, "decay_steps must be >= train_steps, .*; got 11 and 12"),
         ({"optimizer": "adam"}, "optimizer must be one of adamw, lamb, sgd; got 'adam'"),

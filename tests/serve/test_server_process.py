@@ -210,24 +210,27 @@ def test_tls(exported, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "name a folder of numbered exports with --model_base_path"),
-        ({"model_base_path": "a", "model_config_file": "b"}, "--model_config_file for several"),
+        ({}, "no model to serve: set --model_base_path"),
+        (
+            {"model_base_path": "a", "model_config_file": "b"},
+            "--model_config_file several; set only one",
+        ),
         ({"model_base_path": "a", "port": 0, "rest_api_port": 0}, "are both 0"),
         (
             {"model_base_path": "a", "demo": True, "rest_api_port": 0},
-            "--demo is a page on the port",
+            "--demo requires REST",
         ),
-        ({"model_config_file": "a", "model_name": "b"}, "--model_name is for --model_base_path"),
+        ({"model_config_file": "a", "model_name": "b"}, "--model_name requires --model_base_path"),
         (
             {"model_base_path": "a", "model_config_file_poll_wait_seconds": 1.0},
-            "--model_config_file_poll_wait_seconds is for --model_config_file.",
+            "--model_config_file_poll_wait_seconds requires --model_config_file.",
         ),
         (
             {"model_base_path": "a", "rest_api_port": 0, "rest_api_timeout_in_ms": 1},
-            "--rest_api_timeout_in_ms is for REST",
+            "--rest_api_timeout_in_ms requires REST",
         ),
-        ({"model_base_path": "a", "ssl_key": "a"}, "go together"),
-        ({"model_base_path": "a", "ssl_client_ca": "a"}, "needs --ssl_certificate"),
+        ({"model_base_path": "a", "ssl_key": "a"}, "must be set together"),
+        ({"model_base_path": "a", "ssl_client_ca": "a"}, "requires --ssl_certificate"),
         ({"model_base_path": "a", "backend": "fast"}, "backend must be one of"),
         ({"model_base_path": "a", "max_queue_tokens": 0}, "max_queue_tokens must be >= 1; got 0"),
     ],
