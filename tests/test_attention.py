@@ -112,7 +112,7 @@ def test_long_text_is_cut_with_a_note(folder, tokenizer):
     lines = []
     tokens, weights = attention_weights(folder, tokenizer, "cat " * 12, report=lines.append)
     assert tokens == ["[CLS]", *["cat"] * 11, "[SEP]"] and weights.shape[-1] == 13
-    assert lines == ["note: the text has 14 tokens and the model takes 13: the rest is left out"]
+    assert lines == ["note: the text has 14 tokens; truncated to the limit of the model, 13"]
     lines.clear()
     attention_weights(folder, tokenizer, "cat " * 6, "cat " * 4, report=lines.append)
     assert lines == []  # 13, just so
@@ -120,14 +120,14 @@ def test_long_text_is_cut_with_a_note(folder, tokenizer):
         folder, tokenizer, "cat " * 6, report=lines.append, max_length=6
     )
     assert tokens == ["[CLS]", *["cat"] * 4, "[SEP]"] and weights.shape[-1] == 6
-    assert lines == ["note: the text has 8 tokens and max_length is 6: the rest is left out"]
+    assert lines == ["note: the text has 8 tokens; truncated to max_length, 6"]
 
 
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ((" \n",), r"text is empty: got ' \\n'. Give it a word at least."),
-        (("cat", ""), "text_pair is empty: got ''. Give it a word at least."),
+        ((" \n",), r"text is empty: got ' \\n'. It must contain at least one token."),
+        (("cat", ""), "text_pair is empty: got ''. It must contain at least one token."),
     ],
 )
 def test_empty_text(texts, message, folder, tokenizer):
@@ -136,13 +136,17 @@ def test_empty_text(texts, message, folder, tokenizer):
 
 
 def test_models_that_cannot_be_shown(tmp_path, tokenizer):
-    with pytest.raises(UserError, match=r"gives no attention. Make it with output_attentions=True"):
+    with pytest.raises(
+        UserError, match=r"returns no attention weights. Create it with output_attentions=True"
+    ):
         attention_weights(made("BertModel"), tokenizer, "cat")
     small = kbert.BertModel(config_of(vocab_size=11), output_attentions=True)
-    with pytest.raises(UserError, match=r"tokenizer has 14 entries and the model 11: they do not"):
+    with pytest.raises(
+        UserError, match=r"tokenizer has 14 entries, but the model has vocab_size 11. Use the"
+    ):
         attention_weights(small, tokenizer, "cat")
     one = kbert.BertModel(config_of(type_vocab_size=1), output_attentions=True)
-    with pytest.raises(UserError, match=r"knows one segment .*, so it takes no text_pair"):
+    with pytest.raises(UserError, match=r"has a single segment type .*, so text_pair must be None"):
         attention_weights(one, tokenizer, "cat", "cat")
     with pytest.raises(UserError, match="there is no folder /no/such"):
         attention_weights("/no/such", tokenizer, "cat")
@@ -231,10 +235,10 @@ def test_the_script_of_the_page(tmp_path):
 
     assert found["seen"] == [
         "Layer 0, head 0: the 5 largest weights of each token; no token is chosen.",
-        f"Layer 1, head 2: t3 (3) looks at {three(from_3.round(4))}.",
-        f"Layer 1, head 2: t0 (0) is seen by {three(at_0.round(4))}.",
-        f"Layer 1, head 2: t0 (0) is seen by {three(at_0.round(4))}.",
-        f"Layer 1, mean of the heads: t4 (4) looks at t5 (5): {found['mean'][4 * L + 5]:.4f}.",
+        f"Layer 1, head 2: t3 (3) attends to {three(from_3.round(4))}.",
+        f"Layer 1, head 2: t0 (0) is attended to by {three(at_0.round(4))}.",
+        f"Layer 1, head 2: t0 (0) is attended to by {three(at_0.round(4))}.",
+        f"Layer 1, mean of the heads: t4 (4) attends to t5 (5): {found['mean'][4 * L + 5]:.4f}.",
     ]
     assert found["count"] == L
     np.testing.assert_allclose(np.reshape(found["mean"], (L, L)), mean, atol=0.5e-4 * (1 + 1e-3))

@@ -148,9 +148,7 @@ def _decoded(text, L):
 def test_long_texts_are_cut(server):
     code, found = server.get("/demo/attention", {"model": "pair", "text": "cat " * 5000})
     assert code == 200 and len(found["tokens"]) == 16  # as the model reads it
-    assert found["notes"] == [
-        "note: the text has 5,002 tokens and max_length is 16: the rest is left out"
-    ]
+    assert found["notes"] == ["note: the text has 5,002 tokens; truncated to max_length, 16"]
 
 
 @pytest.mark.parametrize(

@@ -148,16 +148,16 @@ def test_by_keyboard_alone(page, server):
     assert page.script("document.activeElement.classList.contains('token')")
     page.press("h", 2)
     page.press("ArrowDown", 3)
-    assert page.text("#status").startswith(f"Layer 1, head 2: {data['tokens'][3]} (3) looks at ")
+    assert page.text("#status").startswith(f"Layer 1, head 2: {data['tokens'][3]} (3) attends to ")
     weights = page.script("Array.from(weights)")
     decoded = json.loads(json.dumps(data))["maps"][1][2]
     found = page.script(f"Array.from(decoded({json.dumps(decoded)}))")
     np.testing.assert_array_equal(weights, found)
     page.press("ArrowRight")
-    assert f"{data['tokens'][3]} (3) is seen by" in page.text("#status")
+    assert f"{data['tokens'][3]} (3) is attended to by" in page.text("#status")
     page.press("Enter")
     page.press("End")
-    assert f"{data['tokens'][3]} (3) is seen by" in page.text("#status")  # it is kept
+    assert f"{data['tokens'][3]} (3) is attended to by" in page.text("#status")  # it is kept
     page.press("Escape")
     page.press("v")
     assert page.script("document.querySelector('#lines-view').hidden")
@@ -168,7 +168,7 @@ def test_by_keyboard_alone(page, server):
     page.press("ArrowRight")
     token = [f"{data['tokens'][i]} ({i})" for i in (1, 1)]
     weight = found[L + 1]
-    assert page.text("#status").endswith(f"{token[0]} looks at {token[1]}: {weight:.4f}.")
+    assert page.text("#status").endswith(f"{token[0]} attends to {token[1]}: {weight:.4f}.")
 
 
 EXAMPLES = {"classify": 3, "pair": 2, "multilabel": 3, "regress": 2, "entities": 3, "tags": 3}

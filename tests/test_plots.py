@@ -97,7 +97,7 @@ def test_names_that_no_font_has_are_numbers_with_a_word(drawn, tmp_path):
     axes = drawn[0].axes[0]
     assert ticks(axes.xaxis) == ["good", "[1]", "[2]"]
     assert axes.get_title(loc="left").endswith(
-        "\n[n] is number n, counted from 0: no font here has the characters of its name"
+        "\n[n] is number n, counted from 0: no installed font supports its name"
     )
 
 

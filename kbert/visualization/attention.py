@@ -2,24 +2,37 @@
 
 import os
 import pathlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from kbert.errors import UserError
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from kbert.model.pretrained import PretrainedModel
+    from kbert.tokenizer import BertTokenizer
+
 
 def attention_weights(
-    folder_or_model, tokenizer, text, text_pair=None, report=print, max_length=None
-):
+    folder_or_model: "str | os.PathLike[str] | PretrainedModel",
+    tokenizer: "BertTokenizer",
+    text: str,
+    text_pair: str | None = None,
+    report: Callable[[str], None] = print,
+    max_length: int | None = None,
+) -> "tuple[list[str], np.ndarray]":
     """Computes the attention weights of a text in every head of every layer.
 
     A text longer than the model's limit or than `max_length` is truncated, as in training.
 
     Args:
-        folder_or_model: as for `BertModel.from_pretrained`; or a kbert model created with
-            `output_attentions=True`.
-        tokenizer: BertTokenizer of the model.
-        text, text_pair: str; the pair may be None.
+        folder_or_model: the same as for `BertModel.from_pretrained`; or a kbert model created
+            with `output_attentions=True`.
+        tokenizer: the model's tokenizer.
+        text, text_pair: the text, and an optional second segment.
         report: called with a line of text.
-        max_length: maximum L in tokens, at least 5; None: the model's limit.
+        max_length: maximum L in tokens, at least 5; None uses the model's limit.
 
     Returns:
         list of L tokens, including [CLS] and [SEP], and weights (N, H, L, L) float32. Each row sums
@@ -27,8 +40,8 @@ def attention_weights(
         number of heads of a layer; layers with fewer heads are padded with zeros.
 
     Raises:
-        UserError: no such folder, an empty text, a model that returns no attention weights or has
-            another vocabulary.
+        UserError: the folder does not exist, a text is empty, or the model returns no attention
+            weights or has another vocabulary.
     """
     import numpy as np
 
@@ -38,29 +51,31 @@ def attention_weights(
 
         model = BertModel.from_pretrained(model, add_pooling_layer=False, output_attentions=True)
     if not getattr(model, "output_attentions", False):
-        raise UserError("the model gives no attention. Make it with output_attentions=True.")
+        raise UserError(
+            "the model returns no attention weights. Create it with output_attentions=True."
+        )
     config = model.config
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size:,} entries and the model "
-            f"{config.vocab_size:,}: they do not belong together."
+            f"the tokenizer has {tokenizer.vocab_size:,} entries, but the model has vocab_size "
+            f"{config.vocab_size:,}. Use the model's own tokenizer."
         )
     if text_pair is not None and config.type_vocab_size < 2:
         raise UserError(
-            "the model knows one segment (type_vocab_size 1), so it takes no text_pair."
+            "the model has a single segment type (type_vocab_size 1), so text_pair must be None."
         )
     texts = {"text": text} | ({} if text_pair is None else {"text_pair": text_pair})
     length = 1  # [CLS]
     for name, value in texts.items():
         count = int(tokenizer.tokenize([value]).row_lengths()[0])
         if count == 0:
-            raise UserError(f"{name} is empty: got {value!r}. Give it a word at least.")
+            raise UserError(f"{name} is empty: got {value!r}. It must contain at least one token.")
         length += count + 1  # [SEP]
     limit = config.max_position_embeddings
     most = min(limit, max_length or limit)
     if length > most:
-        what = "the model takes" if most == limit else "max_length is"
-        report(f"note: the text has {length:,} tokens and {what} {most:,}: the rest is left out")
+        what = "the limit of the model" if most == limit else "max_length"
+        report(f"note: the text has {length:,} tokens; truncated to {what}, {most:,}")
         length = most
     # 5 is the tokenizer's minimum length; a text of one token is shorter.
     features = tokenizer(*([value] for value in texts.values()), max_length=max(length, 5))
@@ -72,21 +87,29 @@ def attention_weights(
     return [tokenizer.vocab[i] for i in features["input_ids"].numpy()[0]], weights
 
 
-def write_attention(folder, tokens, weights, layer="all", head="all", name="", report=print):
+def write_attention(
+    folder: str | os.PathLike[str],
+    tokens: Sequence[str],
+    weights: "np.ndarray",
+    layer: str = "all",
+    head: str = "all",
+    name: str = "",
+    report: Callable[[str], None] = print,
+) -> None:
     """Writes `attention.png` and `attention.html`.
 
     Args:
         folder: created if missing; files of the same names are replaced.
         tokens, weights: as returned by `attention_weights`.
-        layer: "all", or a number from 0 to N - 1, as text.
-        head: "all", "mean" for the mean of the heads, or a number from 0 to H - 1, as text. The
-            plot is a heat map of one head or, with "all", a grid of small heat maps. The page
+        layer: "all", or a string with a number from 0 to N - 1.
+        head: "all", "mean" for the mean of the heads, or a string with a number from 0 to H - 1.
+            The plot is a heat map of one head or, with "all", a grid of small heat maps. The page
             contains all layers and heads.
         name: name of the model, for the titles.
         report: called with a line of text.
 
     Raises:
-        UserError: no such layer or head.
+        UserError: the layer or head does not exist.
     """
     from kbert.visualization.attention_page import DECIMALS, attention_page
     from kbert.visualization.plots import plot_attention, plot_attention_grid
@@ -120,7 +143,7 @@ def write_attention(folder, tokens, weights, layer="all", head="all", name="", r
 
 
 def _chosen(name, text, count, others=""):
-    """Parses the value of a flag to a list of indices."""
+    """Parses the value of a flag; returns a list of indices."""
     if text == "all":
         return list(range(count))
     if text.isdecimal() and int(text) < count:

@@ -4,24 +4,26 @@ import base64
 import html
 import importlib.resources
 import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 DECIMALS = 4  # of the weights in the page
 _FOLDER = importlib.resources.files("kbert.visualization")
 
 
-def attention_page(tokens, weights, title):
+def attention_page(tokens: Sequence[str], weights: np.ndarray, title: str) -> str:
     """Returns an HTML page that shows every head as lines between tokens or as a heat map.
 
     The page contains `attention_data` as JSON.
 
     Args:
-        tokens, weights: as for `attention_data`.
+        tokens, weights: the same as for `attention_data`.
         title: plain text.
-
-    Returns:
-        str.
     """
     data = json.dumps(attention_data(tokens, weights))
     data = data.replace("<", "\\u003c")  # "</script>" in a text would end the script element
@@ -29,7 +31,7 @@ def attention_page(tokens, weights, title):
     return page.replace("<!-- title -->", html.escape(title)).replace("<!-- data -->", data)
 
 
-def attention_data(tokens, weights):
+def attention_data(tokens: Sequence[str], weights: np.ndarray) -> dict[str, object]:
     """Returns the JSON-serializable input of the attention view.
 
     The keys are `tokens`, `decimals` and `maps`: for each layer and head, the (L, L) weights times
@@ -39,23 +41,20 @@ def attention_data(tokens, weights):
     Args:
         tokens: L strings, not escaped.
         weights: (N, H, L, L), in [0, 1]; 0 for heads that a layer does not have.
-
-    Returns:
-        dict.
     """
     numbers = np.rint(np.asarray(weights) * 10**DECIMALS).astype("<u2")
     maps = [[base64.b64encode(head.tobytes()).decode() for head in layer] for layer in numbers]
     return {"tokens": list(tokens), "decimals": DECIMALS, "maps": maps}
 
 
-def read_page(path):
+def read_page(path: "Traversable") -> str:
     """Reads an HTML page and fills in style, HTML and script of the attention view.
 
     The page's script calls `listenForAttention(root)` once, with the element whose key events it
     handles, and `showAttention(data)` for each `attention_data`.
 
     Args:
-        path: importlib.resources path of a file with `/* attention_view.css */`,
+        path: file with `/* attention_view.css */`,
             `<!-- attention_view.html -->` and `/* attention_view.js */`.
     """
     page = path.read_text(encoding="utf-8")

@@ -25,7 +25,7 @@ function weightsOf(layer, head) {
   return mean;
 }
 
-// What a token looks at, or by what it is looked at: L weights.
+// The attention weights from a token, or to it: L weights.
 function weightsAt(side, token) {
   return tokens.map((_, other) =>
     side === "from" ? weights[token * L + other] : weights[other * L + token]);
@@ -64,10 +64,10 @@ function makeLines() {
     const left = side === "from";
     groups[side] = [];
     element("text", { class: "side", x: left ? LEFT - 8 : RIGHT + 8, y: 14,
-      "text-anchor": left ? "end" : "start" }, svg, left ? "looks from" : "looks at");
+      "text-anchor": left ? "end" : "start" }, svg, left ? "query token" : "key token");
     tokens.forEach((token, i) => {
       const y = (i + 1) * ROW;
-      const label = left ? `where ${token} (${i}) looks` : `who looks at ${token} (${i})`;
+      const label = left ? `attention from ${token} (${i})` : `attention to ${token} (${i})`;
       const group = element("g", { class: "token", tabindex: i ? -1 : 0, role: "button",
         "aria-pressed": "false", "aria-label": label }, svg);
       element("title", {}, group, label);
@@ -151,7 +151,7 @@ function drawLines() {
     drawLine(from, at, weight / most);
   });
   const best = largest(shown, 3).map((i) => `${named(i)} ${shown[i].toFixed(3)}`).join(", ");
-  say(side === "from" ? `${named(token)} looks at ${best}` : `${named(token)} is seen by ${best}`);
+  say(`${named(token)} ${side === "from" ? "attends to" : "is attended to by"} ${best}`);
 }
 
 // The heat map
@@ -207,7 +207,7 @@ function sayCell() {
   cell.setAttribute("y", MARGIN + row * CELL);
   cell.setAttribute("visibility", "visible");
   const weight = weights[row * L + column].toFixed(data.decimals);
-  say(`${named(row)} looks at ${named(column)}: ${weight}`);
+  say(`${named(row)} attends to ${named(column)}: ${weight}`);
 }
 
 function drawMap() {

@@ -1,6 +1,8 @@
 """Learning curves: plots the metrics of `metrics.jsonl` over the steps."""
 
 import json
+import os
+from collections.abc import Mapping, Sequence
 
 from kbert.utils import atomic
 
@@ -11,11 +13,10 @@ _LEFT_OUT = ("tokens_per_second", "input_wait", "skipped_steps", "loss_scale", "
 _LOGARITHMIC = ("mlm_perplexity", "gradient_norm")
 
 
-def read_curves(path):
+def read_curves(
+    path: str | os.PathLike[str],
+) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """Reads the curves of a `metrics.jsonl`.
-
-    Args:
-        path: path of the file.
 
     Returns:
         dict of metric name without `eval_` -> dict of "training" and "evaluation", if present, ->
@@ -33,7 +34,10 @@ def read_curves(path):
     return curves
 
 
-def plot_curves(path, curves):
+def plot_curves(
+    path: str | os.PathLike[str],
+    curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
+) -> None:
     """Plots curves to a PNG file: losses first, then scores, the learning rate last.
 
     Args:

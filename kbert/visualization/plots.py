@@ -4,6 +4,9 @@ They use separate figures and a non-interactive backend, so that the matplotlib 
 or program does not change and no display is needed.
 """
 
+import os
+from collections.abc import Sequence
+
 import numpy as np
 
 LABEL_LENGTH = 28  # characters; longer names are shortened in the middle
@@ -16,7 +19,12 @@ DPI = 100
 FONT = "DejaVu Sans"  # included in matplotlib
 
 
-def plot_confusion_matrix(path, labels, predictions, names):
+def plot_confusion_matrix(
+    path: str | os.PathLike[str],
+    labels: Sequence[int] | np.ndarray,
+    predictions: Sequence[int] | np.ndarray,
+    names: Sequence[str],
+) -> None:
     """Writes a PNG with the counts and row fractions: rows are true classes, columns predictions.
 
     Args:
@@ -56,7 +64,9 @@ def plot_confusion_matrix(path, labels, predictions, names):
     _save(figure, path)
 
 
-def plot_attention(path, tokens, weights, title):
+def plot_attention(
+    path: str | os.PathLike[str], tokens: Sequence[str], weights: np.ndarray, title: str
+) -> None:
     """Writes a PNG of one head's attention: row i shows the tokens that token i attends to.
 
     Args:
@@ -71,13 +81,19 @@ def plot_attention(path, tokens, weights, title):
     side = max(3.0, 0.17 * L / step)  # inches
     figure, axes = _figure(side, side)
     image = axes.imshow(weights, cmap="Blues", vmin=0, interpolation="nearest")
-    _label_axes(axes, tokens, families, 8, step * side / L, "looks from", "looks at", step)
+    _label_axes(axes, tokens, families, 8, step * side / L, "query token", "key token", step)
     _title(axes, title, note)
     _colorbar(figure, image, "attention weight")
     _save(figure, path)
 
 
-def plot_attention_grid(path, weights, title, layers, heads):
+def plot_attention_grid(
+    path: str | os.PathLike[str],
+    weights: np.ndarray,
+    title: str,
+    layers: Sequence[str],
+    heads: Sequence[str],
+) -> None:
     """Writes a PNG of many heads as small heat maps, one row per layer.
 
     Args:
@@ -104,29 +120,26 @@ def plot_attention_grid(path, weights, title, layers, heads):
     middle = (side - 1) / 2
     axes.set_xticks(middle + (side + gap) * np.arange(H), heads, fontsize=9)
     axes.set_yticks(middle + (side + gap) * np.arange(N), layers, fontsize=9)
-    note = "each map: rows look, columns are looked at; dark is its own largest weight"
+    note = "rows: query tokens, columns: key tokens; each map is scaled to its own largest weight"
     _title(axes, title, note)
     _save(figure, path)
 
 
-def plot_labels(names):
+def plot_labels(names: Sequence[str]) -> tuple[list[str], list[str], str | None]:
     """Prepares names for a plot.
 
     Long names are shortened in the middle. A name with a character that no installed font supports
     is replaced by its index in brackets, as matplotlib would draw empty boxes.
 
-    Args:
-        names: list of str.
-
     Returns:
-        list of str, list of the font families to use, and a note about replaced names or None.
+        The labels, the font families to use, and a note about replaced names or None.
     """
     missing, families = _fonts({char for name in names for char in name})
     labels, half = [], (LABEL_LENGTH - 1) // 2
     for number, name in enumerate(names):
         short = name if len(name) <= LABEL_LENGTH else f"{name[:half]}…{name[-half:]}"
         labels.append(f"[{number}]" if missing & set(name) else short)
-    note = "[n] is number n, counted from 0: no font here has the characters of its name"
+    note = "[n] is number n, counted from 0: no installed font supports its name"
     return labels, families, note if missing else None
 
 
