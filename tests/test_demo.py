@@ -155,19 +155,31 @@ def test_long_texts_are_cut(server):
     ("body", "code", "message"),
     [
         (b"{", 400, "the body is not JSON"),
-        ([], 400, "the body is no JSON object"),
-        ({}, 400, "model must be a text."),
-        ({"model": "pair"}, 400, "text must be a text."),
-        ({"model": "pair", "text": 7}, 400, "text must be a text."),
-        ({"model": "pair", "text": "\ud800"}, 400, "text must be a text."),
-        ({"model": "pair", "text": "a", "text_pair": None}, 400, "text_pair must be a text."),
-        ({"model": "pair", "text": "a", "version": "7"}, 400, "version must be a number."),
-        ({"model": "pair", "text": "a", "version": -1}, 400, "version must be a number."),
-        ({"model": "pair", "text": "a", "version": True}, 400, "version must be a number."),
+        ([], 400, "the body is not a JSON object"),
+        ({}, 400, "model must be a string."),
+        ({"model": "pair"}, 400, "text must be a string."),
+        ({"model": "pair", "text": 7}, 400, "text must be a string."),
+        ({"model": "pair", "text": "\ud800"}, 400, "text must be a string."),
+        ({"model": "pair", "text": "a", "text_pair": None}, 400, "text_pair must be a string."),
+        (
+            {"model": "pair", "text": "a", "version": "7"},
+            400,
+            "version must be a non-negative integer.",
+        ),
+        (
+            {"model": "pair", "text": "a", "version": -1},
+            400,
+            "version must be a non-negative integer.",
+        ),
+        (
+            {"model": "pair", "text": "a", "version": True},
+            400,
+            "version must be a non-negative integer.",
+        ),
         ({"model": "pair", "text": "a", "layer": 1}, 400, "and text_pair; got 'layer'."),
         ({"model": "pair", "text": "a", "version": 8}, 404, "model 'pair' has no version 8."),
-        ({"model": "x\n", "text": "a"}, 404, "there is no model 'x\\n'; there is pair"),
-        ({"model": "other", "text": "a"}, 400, "model 'other' is no export of kbert"),
+        ({"model": "x\n", "text": "a"}, 404, "there is no model 'x\\n'; available: pair"),
+        ({"model": "other", "text": "a"}, 400, "model 'other' is not an export of kbert"),
         ({"model": "pair", "text": " "}, 400, "text is empty: got ' '."),
         ({"model": "pair", "text": "a", "text_pair": ""}, 400, "text_pair is empty: got ''."),
         ({"model": "pair", "text": "a" * 200_000}, 413, "larger than 100,000 bytes"),
@@ -220,7 +232,7 @@ def test_one_at_a_time_and_few_wait():
         tasks = [asyncio.create_task(page.attention(asked)) for _ in range(demo.MOST_ASKING)]
         await asyncio.sleep(0.01)
         with pytest.raises(
-            RequestError, match=r"^16 texts wait for their attention; try again[.]$"
+            RequestError, match=r"^16 attention requests are open; try again later[.]$"
         ):
             await page.attention(asked)
         tasks[0].cancel()  # its thread goes on
@@ -271,10 +283,10 @@ def test_exports_with_weights_of_8_bits_show_no_attention():
     models = types.SimpleNamespace(find=lambda spec: (1, servable))
     page = demo.Demo(types.SimpleNamespace(models=models))
     with pytest.raises(
-        RequestError, match="model 'm' has weights of 8 bits: its attention is shown by"
+        RequestError, match="model 'm' has int8 weights; attention needs a float32 export of"
     ):
         asyncio.run(page.attention({"model": "m", "text": "a"}))
     with pytest.raises(
-        RequestError, match=r"text must have 20,000 characters at most; got 20,001\."
+        RequestError, match=r"text must have at most 20,000 characters; got 20,001\."
     ):
         asyncio.run(page.attention({"model": "m", "text": "a" * 20_001}))

@@ -185,7 +185,7 @@ def test_a_saved_model_of_int8(folders, tmp_path):
     assert kinds.count("int8") == 3 + 2 * 6 + 2  # tables; layers; pooler and head
     with pytest.raises(UserError, match="has weights of 8 bits, which are for serving alone"):
         kbert.BertForSequenceClassification.from_pretrained(target)
-    with pytest.raises(UserError, match="is no float32 export of kbert, as backend=openvino needs"):
+    with pytest.raises(UserError, match="is not a float32 export of kbert; backend=openvino req"):
         Servable(target, "openvino")
     assert Servable(target).backend == "tensorflow"
 

@@ -141,7 +141,9 @@ def test_what_waits_is_bounded_and_freed():
         with pytest.raises(RequestError, match="3 tokens are waiting") as error:
             await ask(batcher, servable, "d", "e", "f")
         assert error.value.code == "RESOURCE_EXHAUSTED"
-        with pytest.raises(RequestError, match=r"6 texts in one request.*5 are allowed") as error:
+        with pytest.raises(
+            RequestError, match=r"6 texts in one request.*at most 5 are allowed"
+        ) as error:
             await ask(batcher, servable, *"abcdef")
         assert error.value.code == "INVALID_ARGUMENT"
         given_up = asyncio.create_task(ask(batcher, servable, "g", "h"))
@@ -197,7 +199,7 @@ def test_a_column_of_the_inputs_keeps_its_width():
 def test_answers_have_a_largest_size(monkeypatch):
     monkeypatch.setattr(batching, "MOST_BYTES", 100)
     batcher = Batcher(max_batch_size=1)
-    with pytest.raises(RequestError, match="the answer is larger than 100 bytes"):
+    with pytest.raises(RequestError, match="the response is larger than 100 bytes"):
         run(ask(batcher, Words(), *"abcdefgh"))
     assert batcher.waiting == 0 and not batcher._queues
 

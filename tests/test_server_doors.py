@@ -279,7 +279,7 @@ def test_pages_of_other_sites_are_refused(host):
             for name in FOREIGN:
                 for method, path in (("POST", "/v1/models/m:predict"), ("GET", "/healthz")):
                     status, said, headers = await asked.post(path, method, Host=name)
-                    assert status == 403 and "is not this machine: ask 127.0.0.1" in said["error"]
+                    assert status == 403 and "is not this machine: use 127.0.0.1" in said["error"]
                     assert headers["X-Content-Type-Options"] == "nosniff"
             for origin in ("http://evil.example", "https://localhost.evil.example:8501", "null"):
                 status, said, _ = await asked.post(Origin=origin)

@@ -60,7 +60,7 @@ def test_a_refused_configuration_changes_nothing(tmp_path):
             await served.configure([model("bert", here)])
             write_version(here, 2)
             with pytest.raises(
-                RequestError, match="label stable is for version 9, which is not there"
+                RequestError, match="label stable is for version 9, which is not available"
             ):
                 await served.configure([model("bert", here, stable=9)])
             with pytest.raises(RequestError, match="model other: no versions in"):

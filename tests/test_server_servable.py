@@ -107,7 +107,7 @@ def features(ids, **changes):
         (features([[2, 3]], attention_mask=[[1]]), "the same shape; got input_ids [1, 2]"),
         (features([[]]), "1 to 32 tokens; got 0"),
         (features([[2] * 33]), "1 to 32 tokens; got 33"),
-        (features([[2, 3]], attention_mask=[[1, 1], [1, 1]]), "as many rows as each other"),
+        (features([[2, 3]], attention_mask=[[1, 1], [1, 1]]), "must have the same number of rows"),
     ],
 )
 def test_features_that_the_model_has_no_embeddings_for(classifier, inputs, message):
@@ -150,7 +150,9 @@ def test_savedmodels_of_others(tmp_path):
     assert found["y"] == 2.5
     with pytest.raises(RequestError, match=r"there is no signature 'x'; there are serving_default"):
         servable.signature("x")
-    with pytest.raises(UserError, match="is no float32 export of kbert, as backend=openvino needs"):
+    with pytest.raises(
+        UserError, match="is not a float32 export of kbert; backend=openvino requires one"
+    ):
         Servable(tmp_path, "openvino")
 
 

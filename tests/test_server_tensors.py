@@ -64,8 +64,8 @@ def proto_of(shape, **values):
         (proto_of([1 << 40], float_val=[1.0]), "more elements than were sent"),
         (proto_of([1 << 17], float_val=[1.0]), "more elements than were sent"),
         (proto_of([1 << 20, 1 << 20], float_val=[1.0]), r"takes the shape \['any'\]"),
-        (proto_of([-1], float_val=[1.0]), "no definite shape"),
-        (proto_of([2], float_val=[1.0, 2.0, 3.0]), r"no tensor of the shape \[2\]"),
+        (proto_of([-1], float_val=[1.0]), "must have a fully defined shape"),
+        (proto_of([2], float_val=[1.0, 2.0, 3.0]), r"is not a tensor of the shape \[2\]"),
         (proto_of([1] * 5000, float_val=[1.0]), "takes the shape"),
         (tf.make_tensor_proto([1]), "takes float32; got int32"),
         (tensor_pb2.TensorProto(dtype=99), "takes float32; got type 99"),
@@ -108,8 +108,8 @@ def test_json(value, dtype, rank, wanted):
 @pytest.mark.parametrize(
     ("value", "dtype", "message"),
     [
-        (["a", ["b"]], tf.string, "lists beside values|takes strings"),
-        ([["a"], "b"], tf.string, "lists beside values"),
+        (["a", ["b"]], tf.string, "lists mixed with values|takes strings"),
+        ([["a"], "b"], tf.string, "lists mixed with values"),
         ([["a"], ["b", "c"]], tf.string, "different lengths"),
         ([1], tf.string, "takes strings; got 1"),
         ([None], tf.string, "takes strings; got None"),
@@ -121,7 +121,7 @@ def test_json(value, dtype, rank, wanted):
         ([2**31], tf.int32, "out of range"),
         ([10**400], tf.float32, "out of its range"),
         ([10**400], tf.bfloat16, "out of its range"),
-        ([[[[[[[[[[1]]]]]]]]]], tf.int32, "more than 8 lists"),
+        ([[[[[[[[[[1]]]]]]]]]], tf.int32, "nested more than 8 levels deep"),
         ([1], tf.bool, "takes bool"),
     ],
 )
@@ -168,10 +168,10 @@ def test_examples_of_an_input():
         row.CopyFrom(example(text_pair=[word]))
     found = [tf.train.Example.FromString(x) for x in tensors.examples_of_input(asked, 2)]
     assert found == [example(text=[b"q"], text_pair=[word]) for word in (b"a", b"b")]
-    with pytest.raises(RequestError, match="2 examples in one request; 1 are allowed"):
+    with pytest.raises(RequestError, match="2 examples in one request; at most 1 are allowed"):
         tensors.examples_of_input(asked, 1)
     asked.example_list_with_context.context.CopyFrom(example(text=[b"q" * (40 << 20)]))
-    with pytest.raises(RequestError, match="makes more than 67,108,864 bytes"):
+    with pytest.raises(RequestError, match="exceeds 67,108,864 bytes"):
         tensors.examples_of_input(asked, 2)
 
 
@@ -187,5 +187,5 @@ def test_examples_of_json():
     assert list(feature["n"].int64_list.value) == [1, 2]
     assert list(feature["x"].float_list.value) == [0.5]
     for wrong in (["a"], {"x": [1, "a"]}, {"x": None}, {"x": True}, {"x": 10**400}):
-        with pytest.raises(RequestError, match=r"an example is|takes texts or numbers"):
+        with pytest.raises(RequestError, match=r"an example must be|takes strings or numbers"):
             tensors.example_of_json(wrong)

@@ -9,7 +9,9 @@ import asyncio
 import collections
 import dataclasses
 import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,7 +19,11 @@ from kbert.inference.backends import PARALLEL, on_gpu
 from kbert.inference.batch_runner import BATCH_TOKENS
 from kbert.server.errors import RequestError, invalid
 
-log = logging.getLogger("kbert.serve")
+if TYPE_CHECKING:
+    from kbert.server.demo import AttentionServable
+    from kbert.server.servable import Servable, Signature
+
+log: logging.Logger = logging.getLogger("kbert.serve")
 MOST_BYTES = 64 << 20  # maximum size of a response
 UNKNOWN_TOKENS = 128  # tokens counted for a request whose length is unknown
 
@@ -26,14 +32,14 @@ UNKNOWN_TOKENS = 128  # tokens counted for a request whose length is unknown
 class _RequestPiece:
     """Rows of one request that share a batch."""
 
-    servable: object
-    signature: object
-    inputs: dict
+    servable: "Servable | AttentionServable"
+    signature: "Signature"
+    inputs: Mapping[str, np.ndarray]
     rows: np.ndarray  # their indices in the request
     length: int
     future: asyncio.Future
     order: int = 0  # of arrival
-    queue: collections.deque = None  # that holds it
+    queue: "collections.deque[_RequestPiece] | None" = None  # that holds it
 
 
 class Batcher:
@@ -47,19 +53,29 @@ class Batcher:
         waiting: int, tokens queued or being computed. max_queue_tokens: int.
     """
 
-    def __init__(self, max_batch_size=32, max_queue_tokens=1 << 17, observe=lambda rows: None):
+    def __init__(
+        self,
+        max_batch_size: int = 32,
+        max_queue_tokens: int = 1 << 17,
+        observe: Callable[[int], object] = lambda rows: None,
+    ) -> None:
         self._most_rows = max_batch_size
         self._most_tokens = 1 << 20 if on_gpu() else BATCH_TOKENS
-        self.max_queue_tokens = max_queue_tokens
+        self.max_queue_tokens: int = max_queue_tokens
         self._observe = observe
         self._queues = {}  # batch key -> deque of pieces that can share a batch
         self._threads = ThreadPoolExecutor(PARALLEL, "kbert-compute")
         self._free = PARALLEL
         self._arrived = 0
-        self.waiting = 0
+        self.waiting: int = 0
 
-    async def compute(self, servable, signature, inputs):
-        """Computes a Signature of a Servable: returns a dict of arrays for such a dict of inputs.
+    async def compute(
+        self,
+        servable: "Servable | AttentionServable",
+        signature: "Signature",
+        inputs: Mapping[str, np.ndarray],
+    ) -> dict[str, np.ndarray]:
+        """Computes a Signature of a Servable: returns a dict of arrays for a dict of input arrays.
 
         Raises:
             RequestError: inputs that do not fit the signature; the queue is full.
@@ -70,8 +86,8 @@ class Batcher:
         weight = UNKNOWN_TOKENS if alone else int(lengths.sum())
         if max(weight, B or 1) > self.max_queue_tokens:
             raise invalid(
-                f"{B or 1:,} texts in one request, about {weight:,} tokens; "
-                f"{self.max_queue_tokens:,} are allowed."
+                f"{B or 1:,} texts in one request, about {weight:,} tokens; at most "
+                f"{self.max_queue_tokens:,} are allowed. Send fewer texts per request."
             )
         if self.waiting + weight > self.max_queue_tokens:
             raise RequestError(
@@ -101,7 +117,10 @@ class Batcher:
                 answers.append(await piece.future)
                 size += sum(array.nbytes for array in answers[-1].values())
                 if size > MOST_BYTES and len(pieces) > 1:
-                    raise invalid(f"the answer is larger than {MOST_BYTES:,} bytes: ask for less.")
+                    raise invalid(
+                        f"the response is larger than {MOST_BYTES:,} bytes; send fewer texts per "
+                        f"request."
+                    )
         finally:
             self.waiting -= weight
             for piece in pieces:
@@ -111,7 +130,7 @@ class Batcher:
         order = np.argsort(np.concatenate([piece.rows for piece in pieces]))
         return _together(answers, order, widths, servable.metadata["padded"])
 
-    def _drop(self, piece):
+    def _drop(self, piece: _RequestPiece) -> None:
         """Removes a piece from its queue, if its request was canceled or failed."""
         if piece.future.done() and not piece.future.cancelled():
             piece.future.exception()  # mark as retrieved, if another piece has failed before
@@ -120,7 +139,7 @@ class Batcher:
             piece.queue.remove(piece)
             self._queues = {key: queue for key, queue in self._queues.items() if queue}
 
-    def close(self):
+    def close(self) -> None:
         """Shuts down the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -142,7 +161,7 @@ class Batcher:
             done = asyncio.get_running_loop().run_in_executor(self._threads, _compute, batch)
             done.add_done_callback(lambda done, batch=batch: self._finish(batch, done))
 
-    def _next_batch(self):
+    def _next_batch(self) -> list[_RequestPiece]:
         """Returns the oldest piece and those behind it that fit into its batch; [] if none."""
         if not self._queues:
             return []
@@ -170,7 +189,9 @@ class Batcher:
         self._start()
 
 
-def _cuts(lengths, most_rows, most_tokens):
+def _cuts(
+    lengths: np.ndarray, most_rows: int, most_tokens: int
+) -> Iterator[tuple[np.ndarray, int]]:
     """Yields (rows, maximum length) of the pieces of a request: rows of similar length."""
     order = np.argsort(-lengths, kind="stable")
     while len(order):
@@ -182,7 +203,7 @@ def _cuts(lengths, most_rows, most_tokens):
         order = order[count:]
 
 
-def _compute(batch):
+def _compute(batch: Sequence[_RequestPiece]) -> Sequence[dict[str, np.ndarray] | Exception]:
     """Returns the result of each piece of a batch: a dict of arrays, or an exception."""
     try:
         return _computed(batch)
@@ -190,7 +211,7 @@ def _compute(batch):
         if len(batch) > 1:  # recompute one by one, so that only the faulty pieces fail
             return [_compute([piece])[0] for piece in batch]
         if not isinstance(error, RequestError):
-            log.exception("an answer failed")
+            log.exception("a request failed")
             error = RequestError("INTERNAL", f"the model failed: {type(error).__name__}.")
         return [error]
 
@@ -205,7 +226,7 @@ def _computed(batch):
     outputs = first.servable.compute(first.signature, inputs)
     ends = np.cumsum([len(piece.rows) for piece in batch])
     if any(array.ndim == 0 or len(array) != ends[-1] for array in outputs.values()):
-        raise ValueError("an output has another number of rows than the inputs")
+        raise ValueError("an output has a different number of rows than the inputs")
     return [
         {name: array[end - len(piece.rows) : end] for name, array in outputs.items()}
         for piece, end in zip(batch, ends, strict=True)
@@ -215,8 +236,8 @@ def _computed(batch):
 def _together(parts, order, widths, padded):
     """Combines the results of the pieces of a request; `order` restores the order of its rows.
 
-    Padded outputs get the number of columns that these rows need, or that of the input of the same
-    name, by `widths`. padded: see `kbert.tasks.endpoint.Endpoint`.
+    Padded outputs get as many columns as these rows need, or as the input of the same name has
+    (`widths`). padded: see `kbert.tasks.endpoint.Endpoint`.
     """
     leading = next(iter(padded), None)
     padded = padded if leading in parts[0] else {}

@@ -1,7 +1,7 @@
-"""A page to try the models in a browser, what it must know of them, and where they look.
+"""The demo page, on which a browser can try the models, with the list of models and attention.
 
-The page is one file, which asks nothing of any other host. Predictions it asks of the REST API, as
-any client does.
+The page is one file and loads nothing from other hosts. It gets predictions from the REST API, like
+any other client.
 """
 
 import asyncio
@@ -11,6 +11,8 @@ import importlib.resources
 import json
 import re
 import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tensorflow_serving.apis import predict_pb2
@@ -26,32 +28,41 @@ from kbert.utils.formats import is_quantized
 from kbert.visualization.attention import attention_weights
 from kbert.visualization.attention_page import attention_data, read_page
 
-MOST_TOKENS = 128  # of a text whose attention is shown; 6 MB for BERT base
-MOST_CHARACTERS = 20_000  # of a text that is cut to so many tokens
-MOST_ASKING = 16  # who wait for an attention
+if TYPE_CHECKING:
+    from typing import Any
+
+    from kbert.server.servable import Servable
+    from kbert.server.service import Service
+
+MOST_TOKENS = 128  # longer texts are truncated; the attention of BERT base then takes 6 MB
+MOST_CHARACTERS = 20_000  # maximum length of a text, before truncation
+MOST_ASKING = 16  # maximum number of open attention requests
 _SUMMARY = ("method", "inputs", "labels", "max_seq_length")  # of kbert.json, for the page
 _SIGNATURE = Signature("attention", None, {}, {})
 
 
 class Demo:
-    """The page at / and what it asks. service: Service.
+    """The demo page at / and the requests that it makes. service: Service.
 
     Attributes:
-        page: bytes of HTML. headers: dict of those that go with it.
+        page: bytes of HTML. headers: dict of the page's HTTP headers.
     """
 
-    def __init__(self, service):
+    page: bytes
+    headers: dict[str, str]
+
+    def __init__(self, service: "Service") -> None:
         self._service = service
         self.page, self.headers = _page()
-        self._attention = weakref.WeakKeyDictionary()  # Servable -> AttentionServable, of one
+        self._attention = weakref.WeakKeyDictionary()  # Servable -> AttentionServable; one entry
         self._one = asyncio.Lock()
         self._asking = 0
 
-    def served(self):
-        """What is served, as JSON can hold it: models, their versions, the newest first.
+    def served(self) -> "dict[str, Any]":
+        """Returns the served models with their versions, newest first, as a JSON object.
 
-        `method` is null where a SavedModel is not kbert's; where it is, `inputs`, `labels` and
-        `max_seq_length` are those of its kbert.json.
+        `method` is null if the SavedModel is not an export of kbert; else `inputs`, `labels` and
+        `max_seq_length` are copied from its kbert.json.
         """
         models = []
         for name, versions in self._service.models.served().items():
@@ -63,30 +74,29 @@ class Demo:
             models.append({"name": name, "versions": summaries})
         return {"models": models}
 
-    async def attention(self, request):
-        """JSON of `attention_data` of a text, with a list of `notes`; computed one at a time.
+    async def attention(self, request: "Mapping[str, Any]") -> bytes:
+        """Returns the JSON of `attention_data` of a text, with a list of `notes`.
+
+        One text is computed at a time.
 
         Args:
             request: dict of `model`, `text` and, optionally, `version` and `text_pair`.
 
-        Returns:
-            bytes.
-
         Raises:
-            RequestError: something else is asked, or too many wait.
+            RequestError: an invalid request, or too many open requests.
         """
         spec, texts = _read(request)
         _, servable = self._service.models.find(spec)
         if not servable.metadata:
-            raise invalid(f"model {spec.name!r} is no export of kbert: its attention is not known.")
+            raise invalid(f"model {spec.name!r} is not an export of kbert and has no attention.")
         if is_quantized(servable.metadata):
             raise invalid(
-                f"model {spec.name!r} has weights of 8 bits: its attention is shown by an export "
-                f"in float32."
+                f"model {spec.name!r} has int8 weights; attention needs a float32 export of the "
+                f"model."
             )
         if self._asking >= MOST_ASKING:
             raise RequestError(
-                "RESOURCE_EXHAUSTED", f"{MOST_ASKING} texts wait for their attention; try again."
+                "RESOURCE_EXHAUSTED", f"{MOST_ASKING} attention requests are open; try again later."
             )
         self._asking += 1
         try:
@@ -98,7 +108,9 @@ class Demo:
             looking = self._service.predict(self._attention[servable], _SIGNATURE, inputs)
             task = asyncio.create_task(looking)
             task.add_done_callback(self._done)
-            result = await asyncio.shield(task)  # a thread that computes goes on, whoever gives up
+            result = await asyncio.shield(
+                task
+            )  # the thread keeps computing if the client disconnects
         finally:
             self._asking -= 1
         return await asyncio.to_thread(_as_json, result)
@@ -106,37 +118,39 @@ class Demo:
     def _done(self, task):
         self._one.release()
         if not task.cancelled():
-            task.exception()  # seen, though nobody may wait for it
+            task.exception()  # mark as retrieved: the client may have disconnected
 
 
 class AttentionServable:
-    """Where an export looks: what the Batcher computes, alone, as of a Servable.
+    """The attention of an export's encoder, computed by the Batcher like the outputs of a Servable.
 
-    The model, the export's weights without its head, is loaded at the first text.
+    The encoder is loaded at the first request.
 
     Args:
         servable: Servable of an export of kbert.
     """
 
-    metadata = None  # so that nothing shares a batch with it
+    metadata = None  # prevents batching with other requests
 
-    def __init__(self, servable):
+    def __init__(self, servable: "Servable") -> None:
         self._folder = servable.folder
         self._read_in_text = ("[MASK]",) if servable.metadata["method"] == "fill_mask" else False
         self._most = min(servable.metadata["max_seq_length"], MOST_TOKENS)
         self._model = self._tokenizer = None
 
-    def check(self, signature, inputs):
-        """None: there are no rows."""
+    def check(self, signature: Signature, inputs: Mapping[str, np.ndarray]) -> None:
+        """Returns None, as for inputs without rows that could share a batch."""
 
-    def compute(self, signature, inputs):
-        """dict of tokens (L,), weights (N, H, L, L) and notes; see `kbert.attention`.
+    def compute(
+        self, signature: Signature, inputs: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Returns a dict of tokens (L,), weights (N, H, L, L) and notes; see `kbert.attention`.
 
         Args:
-            inputs: dict of `text` and perhaps `text_pair`, (1,) each.
+            inputs: dict of `text` and optionally `text_pair`, (1,) each.
 
         Raises:
-            RequestError: a text without a token, a folder that can no longer be read.
+            RequestError: a text without tokens; the folder can no longer be read.
         """
         notes, texts = [], {name: array[0] for name, array in inputs.items()}
         try:
@@ -158,23 +172,23 @@ class AttentionServable:
 
 
 def _read(request):
-    """(ModelSpec, dict of texts) of the JSON of a request."""
+    """Returns (ModelSpec, dict of texts) of a JSON request."""
     unknown = request.keys() - {"model", "version", "text", "text_pair"}
     if unknown:
-        raise invalid(f"a request has model, version, text and text_pair; got {min(unknown)!r}.")
+        raise invalid(f"a request takes model, version, text and text_pair; got {min(unknown)!r}.")
     texts = {name: request[name] for name in ("text", "text_pair") if name in request}
     for name, value in ({"model": None, "text": None} | request).items():
         if name != "version" and not is_text(value):
-            raise invalid(f"{name} must be a text.")
+            raise invalid(f"{name} must be a string.")
         if name != "version" and len(value) > MOST_CHARACTERS:
             raise invalid(
-                f"{name} must have {MOST_CHARACTERS:,} characters at most; got {len(value):,}."
+                f"{name} must have at most {MOST_CHARACTERS:,} characters; got {len(value):,}."
             )
     spec = predict_pb2.PredictRequest().model_spec
     spec.name = request["model"]
     if "version" in request:
         if type(request["version"]) is not int or not 0 <= request["version"] < 2**63:
-            raise invalid("version must be a number.")
+            raise invalid("version must be a non-negative integer.")
         spec.version.value = request["version"]
     return spec, texts
 
@@ -184,11 +198,11 @@ def _as_json(result):
     return json.dumps({**data, "notes": list(result["notes"])}).encode()
 
 
-def _page():
-    """(bytes of HTML, dict of headers) of the page, with what shows attention put in.
+def _page() -> tuple[bytes, dict[str, str]]:
+    """Returns the HTML of the page, with the attention viewer included, and its HTTP headers.
 
-    The browser runs no script and takes no style but those of the page, which it knows by their
-    hashes, makes no HTML of text (Trusted Types), and asks nobody but this server.
+    The headers allow the browser to use only the page's own script and style, identified by their
+    hashes, and to send requests only to this server. Text cannot become HTML (Trusted Types).
     """
     text = read_page(importlib.resources.files("kbert.server") / "demo.html")
     hashes = {}

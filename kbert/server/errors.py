@@ -21,11 +21,11 @@ class RequestError(Exception):
         code: one of `HTTP_STATUS`. message: one line for the client.
     """
 
-    def __init__(self, code, message):
+    def __init__(self, code: str, message: str) -> None:
         super().__init__(one_line(" ".join(message.split()), 500))  # it may quote the request
-        self.code = code
+        self.code: str = code
 
 
-def invalid(message):
+def invalid(message: str) -> RequestError:
     """Returns a RequestError with the code INVALID_ARGUMENT."""
     return RequestError("INVALID_ARGUMENT", message)

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -20,11 +22,21 @@ from tensorflow_serving.apis import (
 from kbert.server.errors import RequestError, invalid
 from kbert.server.tensors import examples_of_input, to_proto
 
-log = logging.getLogger("kbert.serve")
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
+
+    from kbert.server.metrics import Metrics
+    from kbert.server.service import Service
+    from kbert.settings.serving import ServeConfig
+
+log: logging.Logger = logging.getLogger("kbert.serve")
 _METHODS = {"tensorflow/serving/classify": "classify", "tensorflow/serving/regress": "regress"}
 
 
-def _answering(answer):
+def _answering(
+    answer: "Callable[[Servicer, Message], Awaitable[Message]]",
+) -> "Callable[[Servicer, Message, grpc.aio.ServicerContext], Awaitable[Message]]":
     """Wraps a method of a servicer: converts errors to gRPC status codes and counts requests."""
 
     async def method(self, request, context):
@@ -36,7 +48,7 @@ def _answering(answer):
                     "RESOURCE_EXHAUSTED", f"{self.most_open} requests are open already."
                 )
             if request is None:
-                raise invalid("the request is no message of this method.")
+                raise invalid("the request is not a valid message of this method.")
             return await answer(self, request)
         except RequestError as error:
             code = error.code
@@ -87,12 +99,17 @@ class Servicer(
 ):
     """PredictionService and ModelService, with a common maximum of open requests."""
 
-    def __init__(self, service, metrics, most_open):
+    service: "Service"
+    metrics: "Metrics"
+    most_open: int
+
+    def __init__(self, service: "Service", metrics: "Metrics", most_open: int) -> None:
         self.service, self.metrics, self.most_open = service, metrics, most_open
-        self.open = 0
+        self.open: int = 0
 
     @_answering
-    async def Predict(self, request):
+    async def Predict(self, request: "predict_pb2.PredictRequest") -> "predict_pb2.PredictResponse":
+        """Computes a signature on tensors."""
         spec, output_names = request.model_spec, list(request.output_filter)
         number, servable, signature = self.service.find(spec)
         inputs = servable.read(signature, request.inputs)
@@ -103,11 +120,17 @@ class Servicer(
         return answer
 
     @_answering
-    async def Classify(self, request):
+    async def Classify(
+        self, request: "classification_pb2.ClassificationRequest"
+    ) -> "classification_pb2.ClassificationResponse":
+        """Classifies tf.Examples."""
         return await self._result("classify", request, classification_pb2.ClassificationResponse())
 
     @_answering
-    async def Regress(self, request):
+    async def Regress(
+        self, request: "regression_pb2.RegressionRequest"
+    ) -> "regression_pb2.RegressionResponse":
+        """Computes a score for each tf.Example."""
         return await self._result("regress", request, regression_pb2.RegressionResponse())
 
     async def _result(self, kind, request, answer):
@@ -119,15 +142,18 @@ class Servicer(
         return answer
 
     @_answering
-    async def MultiInference(self, request):
+    async def MultiInference(
+        self, request: "inference_pb2.MultiInferenceRequest"
+    ) -> "inference_pb2.MultiInferenceResponse":
+        """Classifies and regresses the same tf.Examples with several signatures."""
         examples = examples_of_input(request.input, self.service.most_examples)
         if not request.tasks:
-            raise invalid("there are no tasks.")
+            raise invalid("the request has no tasks.")
         specs = [task.model_spec for task in request.tasks]
         if len({spec.name for spec in specs}) > 1:
-            raise invalid("all tasks must ask the same model.")
+            raise invalid("all tasks must use the same model.")
         if len({spec.signature_name for spec in specs}) < len(specs):
-            raise invalid("each task must have a signature of its own.")
+            raise invalid("each task must use a different signature.")
         number, servable, _ = self.service.find(specs[0])
         answer = inference_pb2.MultiInferenceResponse()
         for task in request.tasks:
@@ -146,15 +172,24 @@ class Servicer(
         return answer
 
     @_answering
-    async def GetModelMetadata(self, request):
+    async def GetModelMetadata(
+        self, request: "get_model_metadata_pb2.GetModelMetadataRequest"
+    ) -> "get_model_metadata_pb2.GetModelMetadataResponse":
+        """Returns the signatures of a model."""
         return self.service.metadata(request.model_spec, request.metadata_field)
 
     @_answering
-    async def GetModelStatus(self, request):
+    async def GetModelStatus(
+        self, request: "get_model_status_pb2.GetModelStatusRequest"
+    ) -> "get_model_status_pb2.GetModelStatusResponse":
+        """Returns the state of each version of a model."""
         return self.service.status(request.model_spec)
 
     @_answering
-    async def HandleReloadConfigRequest(self, request):
+    async def HandleReloadConfigRequest(
+        self, request: "model_management_pb2.ReloadConfigRequest"
+    ) -> "model_management_pb2.ReloadConfigResponse":
+        """Replaces the configuration of the models."""
         if request.config.WhichOneof("config") != "model_config_list":
             raise invalid("the config has no model_config_list.")
         configs = list(request.config.model_config_list.config)
@@ -191,7 +226,7 @@ class _Health(health.aio.HealthServicer):
 class GrpcServer:
     """The gRPC server. config: ServeConfig. service: Service. metrics: Metrics."""
 
-    def __init__(self, config, service, metrics):
+    def __init__(self, config: "ServeConfig", service: "Service", metrics: "Metrics") -> None:
         self._server = grpc.aio.server(
             interceptors=[_Decoding()],
             # health.Watch calls stay open while a client is connected and are not counted.
@@ -209,9 +244,11 @@ class GrpcServer:
         servicer = Servicer(service, metrics, config.max_concurrent_requests)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(servicer, self._server)
-        self.port = None
+        self.port: int | None = None
 
-    async def start(self, address, certificates):
+    async def start(
+        self, address: str, certificates: tuple[bytes, bytes, bytes | None] | None
+    ) -> None:
         """Starts the server. address: host:port. certificates: (key, chain, client_ca) or None.
 
         Raises:
@@ -228,7 +265,7 @@ class GrpcServer:
         await self._server.start()
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
 
-    async def stop(self):
+    async def stop(self) -> None:
         """Stops accepting requests, and waits for the open ones."""
         await self._health.enter_graceful_shutdown()
         ending = asyncio.ensure_future(self._server.stop(self._drain_seconds))

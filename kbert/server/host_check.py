@@ -6,14 +6,18 @@ Any site can resolve its own name to 127.0.0.1 and let a browser on this machine
 
 import ipaddress
 import urllib.parse
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from kbert.errors import one_line
 
+if TYPE_CHECKING:
+    from aiohttp.typedefs import Middleware
 
-def guard(host):
-    """aiohttp middleware that answers 403 to requests from pages of other sites.
+
+def guard(host: str) -> "Middleware":
+    """Returns an aiohttp middleware that answers 403 to requests from pages of other sites.
 
     Args:
         host: address that the server listens on. If other machines can reach it, all requests pass.
@@ -28,7 +32,7 @@ def guard(host):
         for header, value in named.items():
             if own and value is not None and _host_of(value) not in own:
                 reason = (
-                    f"{header} {value[:100]!r} is not this machine: ask {', '.join(sorted(own))}, "
+                    f"{header} {value[:100]!r} is not this machine: use {', '.join(sorted(own))}, "
                     f"or serve with --host=0.0.0.0."
                 )
                 return web.json_response({"error": one_line(reason, 500)}, status=403)
@@ -37,7 +41,7 @@ def guard(host):
     return guarded
 
 
-def _own_hosts(host):
+def _own_hosts(host: str) -> set[str] | None:
     """Returns this machine's names if only it can reach `host`; else None, which allows any."""
     try:
         is_own = host == "localhost" or ipaddress.ip_address(host).is_loopback

@@ -5,6 +5,8 @@ import logging
 import pathlib
 import signal
 import ssl
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from tensorflow_serving.config import model_server_config_pb2
 
@@ -19,17 +21,20 @@ from kbert.server.servable import Servable
 from kbert.server.service import Service
 from kbert.tasks.registry import load_task_module
 
-log = logging.getLogger("kbert.serve")
+if TYPE_CHECKING:
+    from kbert.settings.serving import ServeConfig
+
+log: logging.Logger = logging.getLogger("kbert.serve")
 
 
-async def serve(config, report=print):
+async def serve(config: "ServeConfig", report: Callable[[str], None] = print) -> None:
     """Serves until SIGTERM or SIGINT; a second signal ends the process immediately.
 
     Args:
         config: ServeConfig. report: called with lines of text.
 
     Raises:
-        UserError: no model, a port in use, certificates that cannot be used.
+        UserError: no model, a port in use, or invalid certificates.
     """
 
     def load(folder):
@@ -56,7 +61,7 @@ async def serve(config, report=print):
             for line in _where(config, ports, models):
                 report(line)
             await stopping
-        report("stopping: requests that have begun are answered")
+        report("stopping: waiting for open requests")
     finally:
         for task in (starting, stopping, watching):
             if task:
@@ -89,7 +94,9 @@ async def _start(config, configs, models, report):
         path = config.model_base_path and pathlib.Path(config.model_base_path)
         hint = ""
         if path and (path / "saved_model.pb").is_file():
-            hint = f" This is an export itself: --model_base_path={path.absolute().parent}"
+            hint = (
+                f" This folder is itself an export; use --model_base_path={path.absolute().parent}"
+            )
         raise UserError(f"{error}{hint}") from None
 
 
@@ -136,7 +143,7 @@ def _certificates(config):
     except (ssl.SSLError, ValueError) as error:
         raise UserError(
             f"--ssl_certificate, --ssl_key and --ssl_client_ca must be PEM files without a "
-            f"password, the key that of the certificate: {error}."
+            f"password, and the key must match the certificate: {error}."
         ) from error
     if config.ssl_client_ca:
         context.verify_mode = ssl.CERT_REQUIRED

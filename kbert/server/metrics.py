@@ -1,6 +1,12 @@
 """The server's Prometheus metrics."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import prometheus_client as prometheus
+
+if TYPE_CHECKING:
+    from kbert.server.models import Models
 
 
 class Metrics:
@@ -11,49 +17,52 @@ class Metrics:
             of tokens queued or being computed.
     """
 
-    def __init__(self, models, waiting):
+    def __init__(self, models: "Models", waiting: Callable[[], int]) -> None:
         self._models = models
         self._registry = registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)
         names = ["model", "method"]
         self._requests = prometheus.Counter(
-            "kbert_requests", "Requests answered or refused.", [*names, "status"], registry=registry
+            "kbert_requests",
+            "Requests, answered or rejected.",
+            [*names, "status"],
+            registry=registry,
         )
         self._seconds = prometheus.Histogram(
             "kbert_request_seconds",
-            "From the arrival of a request to its answer.",
+            "Seconds from a request to its response.",
             names,
             registry=registry,
             buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
         )
         self._batches = prometheus.Histogram(
             "kbert_batch_texts",
-            "Texts computed together.",
+            "Texts per batch.",
             registry=registry,
             buckets=(1, 2, 4, 8, 16, 32, 64, 128),
         )
         waits = prometheus.Gauge(
-            "kbert_queue_tokens", "Tokens of requests that are not answered yet.", registry=registry
+            "kbert_queue_tokens", "Tokens of open requests.", registry=registry
         )
         waits.set_function(waiting)
         self._versions = prometheus.Gauge(
             "kbert_model_version",
-            "1 for versions that answer.",
+            "1 for available versions.",
             ["model", "version"],
             registry=registry,
         )
 
-    def answered(self, model, method, status, seconds):
+    def answered(self, model: str, method: str, status: str, seconds: float) -> None:
         """Counts a request."""
         model = model if model in self._models else ""
         self._requests.labels(model, method, status).inc()
         self._seconds.labels(model, method).observe(seconds)
 
-    def batch(self, rows):
+    def batch(self, rows: int) -> None:
         """Counts a batch."""
         self._batches.observe(rows)
 
-    def text(self):
+    def text(self) -> bytes:
         """Returns all metrics in Prometheus' text format, bytes."""
         self._versions.clear()
         for name, numbers in self._models.available().items():

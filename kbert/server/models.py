@@ -4,7 +4,9 @@ import asyncio
 import dataclasses
 import logging
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 from google.protobuf import text_format
@@ -14,8 +16,15 @@ from tensorflow_serving.config import model_server_config_pb2
 from kbert.errors import UserError
 from kbert.server.errors import RequestError, invalid
 
-log = logging.getLogger("kbert.serve")
-STATES = get_model_status_pb2.ModelVersionStatus
+if TYPE_CHECKING:
+    import os
+
+    from tensorflow_serving.apis import model_pb2
+
+    from kbert.server.servable import Servable
+
+log: logging.Logger = logging.getLogger("kbert.serve")
+STATES: "type[get_model_status_pb2.ModelVersionStatus]" = get_model_status_pb2.ModelVersionStatus
 
 
 @dataclasses.dataclass(eq=False)
@@ -24,10 +33,10 @@ class Version:
 
     number: int
     folder: str = ""
-    files: tuple = ()
+    files: tuple[tuple[str, int, int], ...] = ()  # path, size, mtime
     state: int = STATES.START
     error: str = ""
-    servable: object = None
+    servable: "Servable | None" = None
 
 
 class Models:
@@ -41,16 +50,16 @@ class Models:
         load: function from a folder to a ready Servable; called in a separate thread.
     """
 
-    def __init__(self, load):
+    def __init__(self, load: "Callable[[str], Servable]") -> None:
         self._load = load
-        self._configs = {}
-        self._versions = {}  # name -> number -> Version
+        self._configs: dict[str, model_server_config_pb2.ModelConfig] = {}
+        self._versions: dict[str, dict[int, Version]] = {}  # name -> number -> Version
         self._failed = {}  # folder -> Version that failed to load
         self._seen = {}  # folder -> files at the last poll
         self._changing = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "kbert-load")
 
-    async def configure(self, configs):
+    async def configure(self, configs: "Sequence[model_server_config_pb2.ModelConfig]") -> None:
         """Serves these models and no others; after an error, the old configuration stays.
 
         Args:
@@ -62,7 +71,7 @@ class Models:
         """
         named = {config.name: config for config in configs}
         if len(named) < len(configs) or "" in named:
-            raise invalid("each model needs a name of its own.")
+            raise invalid("each model needs a unique name.")
         for config in configs:
             if not config.base_path:
                 raise invalid(f"model {config.name} has no base_path.")
@@ -71,7 +80,7 @@ class Models:
             _check(named, versions)
             self._serve(named, versions, folders)
 
-    async def refresh(self):
+    async def refresh(self) -> None:
         """Polls for versions: loads new ones and unloads those no longer requested."""
         async with self._changing:
             versions, folders = await self._loaded_versions(self._configs, at_once=False)
@@ -81,7 +90,7 @@ class Models:
         for name, versions in self._versions.items():
             for number, version in versions.items():
                 if version.servable and new_versions.get(name, {}).get(number) is not version:
-                    log.info("%s version %d is let go", name, number)
+                    log.info("%s: unloading version %d", name, number)
         self._configs, self._versions = configs, new_versions
         for known in (self._failed, self._seen):
             for folder in known.keys() - folders:
@@ -147,7 +156,7 @@ class Models:
                 del shown[version.number]
         return version
 
-    def find(self, spec):
+    def find(self, spec: "model_pb2.ModelSpec") -> "tuple[int, Servable]":
         """Returns (number, Servable) of a ModelSpec: by version, by label, or the newest.
 
         Raises:
@@ -165,12 +174,12 @@ class Models:
         elif choice == "version" and (number or 0 in available):  # some clients send 0 for newest
             what = f"version {number}"
         else:
-            number, what = max(available, default=None), "version that answers"
+            number, what = max(available, default=None), "available version"
         if number not in available:
             raise RequestError("NOT_FOUND", f"model {spec.name!r} has no {what}.")
         return number, available[number].servable
 
-    def status(self, spec):
+    def status(self, spec: "model_pb2.ModelSpec") -> list[Version]:
         """Returns the list of Version of a ModelSpec: the requested one, or all.
 
         Raises:
@@ -188,29 +197,29 @@ class Models:
             return [versions[spec.version.value]]
         return [versions[number] for number in sorted(versions, reverse=True)]
 
-    def _known(self, name):
+    def _known(self, name: str) -> dict[int, Version]:
         there = ", ".join(self._versions) or "none"
         if not name:
-            raise invalid(f"the request names no model; there is {there}.")
+            raise invalid(f"the request names no model; available: {there}.")
         if name not in self._versions:
-            raise RequestError("NOT_FOUND", f"there is no model {name!r}; there is {there}.")
+            raise RequestError("NOT_FOUND", f"there is no model {name!r}; available: {there}.")
         return self._versions[name]
 
-    def __contains__(self, name):
+    def __contains__(self, name: str) -> bool:
         return name in self._versions
 
-    def served(self):
-        """dict of name -> dict of number -> Servable, of the available versions."""
+    def served(self) -> "dict[str, dict[int, Servable]]":
+        """Returns a dict of name -> dict of number -> Servable, of the available versions."""
         return {
             name: {n: version.servable for n, version in versions.items() if version.servable}
             for name, versions in self._versions.items()
         }
 
-    def available(self):
-        """dict of name -> numbers of the available versions."""
+    def available(self) -> dict[str, list[int]]:
+        """Returns a dict of name -> numbers of the available versions."""
         return {name: sorted(versions) for name, versions in self.served().items()}
 
-    def close(self):
+    def close(self) -> None:
         """Shuts down the loading thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -222,19 +231,21 @@ def _check(configs, versions):
         if not available:
             errors = [v.error for _, v in sorted(versions[name].items()) if v.error]
             missing = (
-                f"no versions in {config.base_path}; a version is a folder with a number for a "
-                f"name, such as {config.base_path}/1, with what kbert.export has written."
+                f"no versions in {config.base_path}; a version is an export in a folder whose name "
+                f"is a number, such as {config.base_path}/1."
             )
             raise RequestError("NOT_FOUND", f"model {name}: {errors[-1] if errors else missing}")
         for label, number in config.version_labels.items():
             if number not in available:
                 raise RequestError(
                     "FAILED_PRECONDITION",
-                    f"model {name}: label {label} is for version {number}, which is not there.",
+                    f"model {name}: label {label} is for version {number}, which is not available.",
                 )
 
 
-def read_configs(path):
+def read_configs(
+    path: "str | os.PathLike[str]",
+) -> "list[model_server_config_pb2.ModelConfig]":
     """Reads a TensorFlow Serving model config file; returns a list of ModelConfig.
 
     Raises:
@@ -246,14 +257,14 @@ def read_configs(path):
         config = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
     except (tf.errors.OpError, UnicodeDecodeError, text_format.ParseError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"cannot read the models of {path}: {reason}") from error
+        raise UserError(f"cannot read the model config file {path}: {reason}") from error
     if not config.model_config_list.config:
-        raise UserError(f"{path} has no model_config_list with a model in it.")
+        raise UserError(f"{path} must have a model_config_list with at least one model.")
     return list(config.model_config_list.config)
 
 
-def _on_disk(base_path):
-    """dict of number -> folder of the versions on disk."""
+def _on_disk(base_path: str) -> dict[int, str]:
+    """Returns a dict of number -> folder of the versions on disk."""
     result = {}
     try:
         for name in (name.rstrip("/") for name in tf.io.gfile.listdir(base_path)):
@@ -266,8 +277,8 @@ def _on_disk(base_path):
     return result
 
 
-def _stamps(folder):
-    """(path, size, mtime) of all files below a folder; () if they change meanwhile."""
+def _stamps(folder: str) -> tuple[tuple[str, int, int], ...]:
+    """Returns (path, size, mtime) of all files below a folder; () if they change meanwhile."""
     result = []
     try:
         for parent, _, names in tf.io.gfile.walk(folder):

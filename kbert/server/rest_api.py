@@ -9,6 +9,8 @@ import json
 import logging
 import re
 import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from aiohttp import web
@@ -20,7 +22,16 @@ from kbert.server.errors import HTTP_STATUS, RequestError, invalid
 from kbert.server.host_check import guard
 from kbert.server.tensors import check_examples, example_of_json, from_json, to_json
 
-log = logging.getLogger("kbert.serve")
+if TYPE_CHECKING:
+    import ssl
+    from typing import Any
+
+    from kbert.server.metrics import Metrics
+    from kbert.server.servable import Signature
+    from kbert.server.service import Service
+    from kbert.settings.serving import ServeConfig
+
+log: logging.Logger = logging.getLogger("kbert.serve")
 _DEMO = {"/": "GET", "/demo/models": "GET", "/demo/attention": "POST"}  # with --demo
 _MANY = 1 << 14  # responses with more numbers and texts are serialized in a thread
 _PATH = re.compile(
@@ -32,7 +43,7 @@ _PATH = re.compile(
 class RestServer:
     """The REST server. config: ServeConfig. service: Service. metrics: Metrics."""
 
-    def __init__(self, config, service, metrics):
+    def __init__(self, config: "ServeConfig", service: "Service", metrics: "Metrics") -> None:
         self._service, self._metrics, self._config = service, metrics, config
         self._seconds = config.rest_api_timeout_in_ms / 1000
         self._open = 0
@@ -51,9 +62,9 @@ class RestServer:
         )
         # aiohttp logs a stack trace for each request that is not HTTP.
         logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
-        self.port = None
+        self.port: int | None = None
 
-    async def start(self, host, port, context):
+    async def start(self, host: str, port: int, context: "ssl.SSLContext | None") -> None:
         """Starts the server. context: ssl.SSLContext, or None without TLS.
 
         Raises:
@@ -64,7 +75,7 @@ class RestServer:
         await site.start()
         self.port = self._runner.addresses[0][1]
 
-    async def stop(self):
+    async def stop(self) -> None:
         """Stops accepting requests, and waits for the open ones."""
         await self._runner.cleanup()
 
@@ -117,7 +128,9 @@ class RestServer:
             self._open -= 1
             self._metrics.answered(name, f"rest_{what}", code, time.perf_counter() - begin)
 
-    def _routed(self, request):
+    def _routed(
+        self, request: web.Request
+    ) -> tuple[str, str, Callable[[], Awaitable[web.Response]]]:
         """Returns (model, operation, handler) of a request."""
         if self._demo and _DEMO.get(request.path) == request.method:
             return "", "demo", functools.partial(self._answer_demo, request)
@@ -165,7 +178,7 @@ class RestServer:
             rows = [one.value for one in outputs.regressions]
         return _said(200, {"results": rows})
 
-    async def _body(self, request):
+    async def _body(self, request: web.Request) -> bytes:
         """Reads the body; aiohttp's own `read` would keep it in memory during the request."""
         parts, size, most = [], 0, self._config.max_request_bytes
         async for part in request.content.iter_chunked(1 << 16):
@@ -190,16 +203,16 @@ def _spec(match):
     return spec
 
 
-def _parsed(body):
+def _parsed(body: bytes) -> "dict[str, Any]":
     """Parses a body as a JSON object."""
     try:
         values = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise invalid(f"the body is not JSON: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
-        raise invalid("the body is no JSON object.")
+        raise invalid("the body is not a JSON object.")
     if not isinstance(values.get("signature_name", ""), str):
-        raise invalid("signature_name is a text.")
+        raise invalid("signature_name must be a string.")
     return values
 
 
@@ -210,12 +223,12 @@ def _is_bytes(value):
 def _inputs(signature, values):
     """Converts 'inputs' or 'instances', objects or values of the only input, to arrays by name."""
     if ("instances" in values) == ("inputs" in values):
-        raise invalid("a request has either 'instances' or 'inputs'.")
+        raise invalid("a request must have either 'instances' or 'inputs'.")
     if "inputs" in values:
         return _columns(signature, values["inputs"])
     instances = values["instances"]
     if not isinstance(instances, list) or not instances:
-        raise invalid("'instances' is a list of at least one row.")
+        raise invalid("'instances' must be a list of at least one row.")
     if not all(isinstance(row, dict) and not _is_bytes(row) for row in instances):
         return _columns(signature, instances)
     names = set(instances[0])
@@ -224,12 +237,14 @@ def _inputs(signature, values):
     return _columns(signature, {name: [row[name] for row in instances] for name in names})
 
 
-def _columns(signature, inputs):
+def _columns(signature: "Signature", inputs: object) -> dict[str, np.ndarray]:
     """Converts 'inputs', an object of inputs or the only input's value, to a dict of arrays."""
     if not isinstance(inputs, dict) or _is_bytes(inputs):
         if len(signature.inputs) != 1:
             names = ", ".join(sorted(signature.inputs))
-            raise invalid(f"signature {signature.name} takes {names}: name them.")
+            raise invalid(
+                f"signature {signature.name} takes several inputs; give each by name: {names}."
+            )
         inputs = {name: inputs for name in signature.inputs}
     arrays = {}
     for name, value in inputs.items():
@@ -243,13 +258,13 @@ def _columns(signature, inputs):
     return arrays
 
 
-def _examples(values, most):
+def _examples(values: "dict[str, Any]", most: int) -> np.ndarray:
     """Returns (B,) serialized tf.Examples of a body of Classify or Regress."""
     examples, context = values.get("examples"), values.get("context", {})
     if not isinstance(examples, list):
-        raise invalid("'examples' is a list of at least one example.")
+        raise invalid("'examples' must be a list of at least one example.")
     if not isinstance(context, dict):
-        raise invalid("'context' is an object of features.")
+        raise invalid("'context' must be an object of features.")
     check_examples(len(examples), most, example_of_json(context))
     rows = [{**context, **row} if isinstance(row, dict) else row for row in examples]
     return np.array([example_of_json(row) for row in rows], object)
@@ -274,14 +289,16 @@ def _row_texts(name, array):
 def _rows_text(outputs):
     """Serializes a dict of arrays as {"predictions": [...]}; see `_columns_text`."""
     if len({len(array) if array.ndim else -1 for array in outputs.values()} | {-1}) != 2:
-        raise invalid("outputs have no common number of rows: ask with 'inputs'.")
+        raise invalid(
+            "the outputs have different numbers of rows; use 'inputs' instead of 'instances'."
+        )
     names = [json.dumps(name) for name in outputs]
     columns = [_row_texts(name, array) for name, array in outputs.items()]
     rows = [_object_text(names, row) for row in zip(*columns, strict=True)]
     return f'{{"predictions": [{", ".join(rows)}]}}'.encode()
 
 
-def _object_text(names, texts):
+def _object_text(names: Iterable[str], texts: Sequence[str]) -> str:
     """Combines JSON texts to an object; a single one is returned without its name."""
     pairs = [f"{name}: {text}" for name, text in zip(names, texts, strict=True)]
     return texts[0] if len(pairs) == 1 else f"{{{', '.join(pairs)}}}"

@@ -4,6 +4,8 @@ import dataclasses
 import math
 import pathlib
 import weakref
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
@@ -22,6 +24,14 @@ from kbert.serving.signatures import signatures
 from kbert.serving.warmup import WARMUP_FILE
 from kbert.utils.formats import EXPORT_FILE, is_quantized, read_export
 
+if TYPE_CHECKING:
+    from typing import Any
+
+    from tensorflow.core.framework import tensor_pb2
+    from tensorflow.core.protobuf import meta_graph_pb2
+
+    from kbert.tasks.endpoint import Endpoint
+
 DEFAULT_SIGNATURE = "serving_default"
 LEAST_LENGTH = 16  # tokens; shorter rows do not cost less
 MOST_CHOICES = 128  # choices of an example, which are computed together
@@ -32,13 +42,13 @@ MOST_WARMUPS = 1000  # limit of TensorFlow Serving
 class Signature:
     """A function of named tensors, with the specs of its inputs and outputs.
 
-    function: takes tensors by keyword. inputs, outputs: dicts of name -> tf.TensorSpec.
+    function: takes tensors by keyword; None for attention. inputs, outputs: dicts of name -> tf.TensorSpec.
     """
 
     name: str
-    function: object
-    inputs: dict
-    outputs: dict
+    function: Callable[..., dict[str, tf.Tensor]] | None
+    inputs: dict[str, tf.TensorSpec]
+    outputs: dict[str, tf.TensorSpec]
 
 
 class Servable:
@@ -59,7 +69,9 @@ class Servable:
         UserError: the folder cannot be loaded, or not with this backend.
     """
 
-    def __init__(self, folder, backend="auto"):
+    metadata: "dict[str, Any] | None"
+
+    def __init__(self, folder: str, backend: str = "auto") -> None:
         self.folder = folder
         self._extra, self.metadata = pathlib.Path(folder) / "assets.extra", None
         if (self._extra / EXPORT_FILE).is_file():
@@ -67,14 +79,16 @@ class Servable:
             self._config = BertConfig.from_file(self._extra / "config.json")
         has_weights = self.metadata and not is_quantized(self.metadata)
         if backend == "openvino" and not has_weights:
-            raise UserError(f"{folder} is no float32 export of kbert, as backend=openvino needs.")
-        self.backend = choose_backend(backend) if has_weights else "tensorflow"
-        self.definitions = _definitions(folder)
+            raise UserError(
+                f"{folder} is not a float32 export of kbert; backend=openvino requires one."
+            )
+        self.backend: str = choose_backend(backend) if has_weights else "tensorflow"
+        self.definitions: dict[str, meta_graph_pb2.SignatureDef] = _definitions(folder)
         if self.backend == "openvino":
             functions, self._computed = _on_openvino(load_exported(folder))
         else:
             functions = self._loaded(folder)
-        self.signatures = {
+        self.signatures: dict[str, Signature] = {
             name: Signature(
                 name, functions[name], _specs(definition.inputs), _specs(definition.outputs)
             )
@@ -82,7 +96,7 @@ class Servable:
             if name in functions
         }
 
-    def __str__(self):
+    def __str__(self) -> str:
         what = f"signatures {', '.join(self.signatures)}"
         return f"{self.metadata['method'] if self.metadata else what}, computed by {self.backend}"
 
@@ -94,7 +108,7 @@ class Servable:
             raise UserError(f"{folder} cannot be loaded: {reason}") from error
         return dict(self._root.signatures)
 
-    def signature(self, name):
+    def signature(self, name: str) -> Signature:
         """Returns the Signature of a name, "" for the default signature.
 
         Raises:
@@ -108,8 +122,10 @@ class Servable:
             )
         return self.signatures[name]
 
-    def compute(self, signature, inputs):
-        """Computes a Signature: returns a dict of NumPy arrays for such a dict of inputs.
+    def compute(
+        self, signature: Signature, inputs: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Computes a Signature: returns a dict of arrays for a dict of input arrays.
 
         Raises:
             RequestError: the graph rejects the inputs; out of memory.
@@ -125,7 +141,9 @@ class Servable:
         except tf.errors.ResourceExhaustedError as error:
             raise RequestError("RESOURCE_EXHAUSTED", f"out of memory: {_reason(error)}") from None
 
-    def read(self, signature, protos):
+    def read(
+        self, signature: Signature, protos: "Mapping[str, tensor_pb2.TensorProto]"
+    ) -> dict[str, np.ndarray]:
         """Converts a map of TensorProtos to the dict of a Signature's input arrays.
 
         Raises:
@@ -135,14 +153,14 @@ class Servable:
         specs = signature.inputs
         return {name: from_proto(name, protos[name], spec) for name, spec in specs.items()}
 
-    def check(self, signature, inputs):
+    def check(self, signature: Signature, inputs: Mapping[str, np.ndarray]) -> int | None:
         """Checks the inputs of a Signature.
 
         Args:
             inputs: dict of numpy arrays.
 
         Returns:
-            int, the number of rows; None if the inputs do not have a common one.
+            the number of rows; None if the inputs have different numbers of rows.
 
         Raises:
             RequestError: names, dtypes, shapes or numbers of rows that do not fit.
@@ -157,12 +175,12 @@ class Servable:
         counts = {array.shape[0] if array.ndim else None for array in inputs.values()}
         if self.metadata and len(counts) > 1:
             sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
-            raise invalid(f"inputs must have as many rows as each other; got {sizes}.")
+            raise invalid(f"all inputs must have the same number of rows; got {sizes}.")
         if self.metadata and set(ENCODER_FEATURES) <= set(inputs):
             self._check_features(inputs)
         if "choices" in inputs and inputs["choices"].shape[1] > MOST_CHOICES:
             count = inputs["choices"].shape[1]
-            raise invalid(f"{count:,} choices for a text; {MOST_CHOICES} are allowed.")
+            raise invalid(f"{count:,} choices for a text; at most {MOST_CHOICES} are allowed.")
         return counts.pop() if len(counts) == 1 else None
 
     def _check_features(self, inputs):
@@ -176,7 +194,7 @@ class Servable:
             most = self._config.max_position_embeddings
             raise invalid(f"sequences must have 1 to {most} tokens; got {L}.")
         if len(shape) == 3 and shape[1] > MOST_CHOICES:
-            raise invalid(f"{shape[1]:,} choices for a text; {MOST_CHOICES} are allowed.")
+            raise invalid(f"{shape[1]:,} choices for a text; at most {MOST_CHOICES} are allowed.")
         sizes = {"input_ids": self._config.vocab_size, "attention_mask": 2}
         sizes["token_type_ids"] = self._config.type_vocab_size
         for name, size in sizes.items():
@@ -185,7 +203,7 @@ class Servable:
                 got = f"{array.min()} to {array.max()}"
                 raise invalid(f"input {name} must be 0 to {size - 1}; got {got}.")
 
-    def lengths(self, inputs):
+    def lengths(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Estimates the tokens of each row, (B,) int: from bytes of text, else from columns."""
         texts = [array for array in inputs.values() if array.dtype == object]
         if not texts:
@@ -200,7 +218,7 @@ class Servable:
             result = np.minimum(result, self.metadata["max_seq_length"])
         return result.sum(axis=1)
 
-    def warm_up(self):
+    def warm_up(self) -> int:
         """Computes the warmup requests of the export; returns their number.
 
         Raises:
@@ -234,8 +252,8 @@ def _check_names(signature, inputs):
         )
 
 
-def _definitions(folder):
-    """dict of name -> SignatureDef of a SavedModel."""
+def _definitions(folder: str) -> "dict[str, meta_graph_pb2.SignatureDef]":
+    """Returns a dict of name -> SignatureDef of a SavedModel."""
     path = pathlib.Path(folder) / "saved_model.pb"
     try:
         with tf.io.gfile.GFile(str(path), "rb") as file:
@@ -250,15 +268,15 @@ def _definitions(folder):
     return {name: definitions[name] for name in sorted(definitions) if not name.startswith("__")}
 
 
-def _specs(infos):
-    """dict of name -> tf.TensorSpec of the TensorInfos of a SignatureDef."""
+def _specs(infos: "Mapping[str, meta_graph_pb2.TensorInfo]") -> dict[str, tf.TensorSpec]:
+    """Returns a dict of name -> tf.TensorSpec of the TensorInfos of a SignatureDef."""
     return {
         name: tf.TensorSpec(tf.TensorShape(info.tensor_shape), tf.as_dtype(info.dtype), name)
         for name, info in sorted(infos.items())
     }
 
 
-def _on_openvino(endpoint):
+def _on_openvino(endpoint: "Endpoint") -> tuple[dict[str, Callable], Callable]:
     """Returns the signatures of an Endpoint computed by OpenVINO, and the function they call.
 
     The signatures hold only a weak reference to that function: TensorFlow keeps every function that
@@ -293,7 +311,7 @@ def _on_openvino(endpoint):
     return functions, computed
 
 
-def _reason(error):
+def _reason(error: tf.errors.OpError) -> str:
     """Extracts the line with the cause from a TensorFlow error, without the graph location."""
     lines = [line for line in error.message.splitlines() if line.strip()]
     node = next((i for i, line in enumerate(lines) if "{{node" in line), 0)

@@ -1,5 +1,8 @@
 """The operations of the server, shared by gRPC and REST."""
 
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 from tensorflow_serving.apis import (
     classification_pb2,
@@ -12,6 +15,14 @@ from tensorflow_serving.apis import (
 from kbert.server.errors import invalid
 from kbert.server.servable import DEFAULT_SIGNATURE, LEAST_LENGTH
 
+if TYPE_CHECKING:
+    from tensorflow_serving.apis import model_pb2
+
+    from kbert.server.batching import Batcher
+    from kbert.server.demo import AttentionServable
+    from kbert.server.models import Models
+    from kbert.server.servable import Servable, Signature
+
 STATUS_FIELD = "signature_def"
 
 
@@ -22,21 +33,29 @@ class Service:
         models: Models. batcher: Batcher.
     """
 
-    def __init__(self, models, batcher):
+    models: "Models"
+
+    def __init__(self, models: "Models", batcher: "Batcher") -> None:
         self.models, self._batcher = models, batcher
 
     @property
-    def most_examples(self):
-        """int, maximum number of examples in a request."""
+    def most_examples(self) -> int:
+        """The maximum number of examples in a request."""
         return self._batcher.max_queue_tokens // LEAST_LENGTH
 
-    def find(self, spec):
+    def find(self, spec: "model_pb2.ModelSpec") -> "tuple[int, Servable, Signature]":
         """Returns (number, Servable, Signature) of a ModelSpec; see `Models.find`."""
         number, servable = self.models.find(spec)
         return number, servable, servable.signature(spec.signature_name)
 
-    async def predict(self, servable, signature, inputs, output_names=()):
-        """Computes a Signature: returns a dict of arrays for such a dict of inputs.
+    async def predict(
+        self,
+        servable: "Servable | AttentionServable",
+        signature: "Signature",
+        inputs: Mapping[str, np.ndarray],
+        output_names: Sequence[str] = (),
+    ) -> dict[str, np.ndarray]:
+        """Computes a Signature: returns a dict of arrays for a dict of input arrays.
 
         Args:
             output_names: names of the outputs to return; empty for all.
@@ -53,7 +72,9 @@ class Service:
         outputs = await self._batcher.compute(servable, signature, inputs)
         return {name: outputs[name] for name in (output_names or sorted(outputs))}
 
-    async def classify(self, servable, signature, examples):
+    async def classify(
+        self, servable: "Servable", signature: "Signature", examples: np.ndarray
+    ) -> "classification_pb2.ClassificationResult":
         """Returns the ClassificationResult of (B,) serialized tf.Examples.
 
         Raises:
@@ -63,7 +84,9 @@ class Service:
         outputs = await self._of_examples(servable, signature, examples, names, "classify")
         shapes = {array.shape for array in outputs.values()}
         if len(shapes) > 1 or len(shape := shapes.pop()) != 2 or shape[0] != len(examples):
-            raise invalid(f"signature {signature.name} gives no classes and scores of (B, C).")
+            raise invalid(
+                f"signature {signature.name} must return classes and scores of shape (B, C)."
+            )
         classes = outputs.get("classes", np.full(shape, b"", object))
         scores = outputs.get("scores", np.zeros(shape, np.float32))
         result = classification_pb2.ClassificationResult()
@@ -73,11 +96,13 @@ class Service:
                 one.classes.add(label=label.decode("utf-8", "replace"), score=score)
         return result
 
-    async def regress(self, servable, signature, examples):
+    async def regress(
+        self, servable: "Servable", signature: "Signature", examples: np.ndarray
+    ) -> "regression_pb2.RegressionResult":
         """Returns the RegressionResult of (B,) serialized tf.Examples; see `classify`."""
         outputs = await self._of_examples(servable, signature, examples, ("outputs",), "regress")
         if outputs["outputs"].size != len(examples):
-            raise invalid(f"signature {signature.name} gives no outputs of (B,).")
+            raise invalid(f"signature {signature.name} must return outputs of shape (B,).")
         result = regression_pb2.RegressionResult()
         for value in outputs["outputs"].ravel():
             result.regressions.add(value=value)
@@ -87,20 +112,22 @@ class Service:
         output_names = [name for name in names if name in signature.outputs]
         if set(signature.inputs) != {"inputs"} or not output_names:
             raise invalid(
-                f"signature {signature.name} takes {', '.join(sorted(signature.inputs))} and gives "
-                f"{', '.join(sorted(signature.outputs))}; {what} needs one that takes inputs and "
-                f"gives {' and '.join(names)}: name it as signature_name."
+                f"signature {signature.name} takes {', '.join(sorted(signature.inputs))} and "
+                f"returns {', '.join(sorted(signature.outputs))}; {what} needs one that takes "
+                f"inputs and returns {' and '.join(names)}. Set signature_name."
             )
         return await self.predict(servable, signature, {"inputs": examples}, output_names)
 
-    def spec_of(self, spec, number):
+    def spec_of(self, spec: "model_pb2.ModelSpec", number: int) -> "model_pb2.ModelSpec":
         """Returns the ModelSpec of the response to a request with this ModelSpec."""
         answer = predict_pb2.PredictRequest().model_spec
         answer.name, answer.version.value = spec.name, number
         answer.signature_name = spec.signature_name or DEFAULT_SIGNATURE
         return answer
 
-    def metadata(self, spec, fields=(STATUS_FIELD,)):
+    def metadata(
+        self, spec: "model_pb2.ModelSpec", fields: Sequence[str] = (STATUS_FIELD,)
+    ) -> "get_model_metadata_pb2.GetModelMetadataResponse":
         """Returns the GetModelMetadataResponse of a ModelSpec.
 
         Raises:
@@ -117,7 +144,7 @@ class Service:
         answer.metadata[STATUS_FIELD].Pack(definitions)
         return answer
 
-    def status(self, spec):
+    def status(self, spec: "model_pb2.ModelSpec") -> "get_model_status_pb2.GetModelStatusResponse":
         """Returns the GetModelStatusResponse of a ModelSpec.
 
         Raises:

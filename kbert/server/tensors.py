@@ -3,12 +3,17 @@
 import base64
 import binascii
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
 
 from kbert.server.errors import invalid
+
+if TYPE_CHECKING:
+    from tensorflow_serving.apis import input_pb2
 
 MOST_REPEATED = 1 << 16  # maximum elements of a tensor that is sent as one repeated value
 MOST_BYTES = 64 << 20  # of the examples of a request, counting the context once per example
@@ -22,7 +27,7 @@ _FIELDS = {  # dtype -> field of TensorProto
 }
 
 
-def from_proto(name, proto, spec):
+def from_proto(name: str, proto: "tensor_pb2.TensorProto", spec: tf.TensorSpec) -> np.ndarray:
     """Converts a TensorProto to an array; strings become an object array of bytes.
 
     Args:
@@ -39,24 +44,24 @@ def from_proto(name, proto, spec):
             got = f"type {proto.dtype}"
         raise invalid(f"input {name} takes {spec.dtype.name}; got {got}.")
     if proto.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
-        raise invalid(f"input {name} has no definite shape.")
+        raise invalid(f"input {name} must have a fully defined shape.")
     check_shape(name, sizes, spec)
     if math.prod(sizes) > max(MOST_REPEATED, proto.ByteSize()):
         raise invalid(f"input {name} claims to have more elements than were sent: {sizes}.")
     try:
         return tf.make_ndarray(proto)
     except (ValueError, TypeError, KeyError) as error:
-        raise invalid(f"input {name} is no tensor of the shape {sizes}: {error}.") from None
+        raise invalid(f"input {name} is not a tensor of the shape {sizes}: {error}.") from None
 
 
-def check_shape(name, sizes, spec):
+def check_shape(name: str, sizes: Sequence[int], spec: tf.TensorSpec) -> None:
     """Raises RequestError if a shape, a list of int, does not fit a tf.TensorSpec."""
     if not spec.shape.is_compatible_with(sizes):
         expected = [size if size is not None else "any" for size in spec.shape]
         raise invalid(f"input {name} takes the shape {expected}; got {sizes}.")
 
 
-def to_proto(array):
+def to_proto(array: np.ndarray) -> "tensor_pb2.TensorProto":
     """Converts an array to a TensorProto with separate values, which old clients require."""
     dtype = tf.string if array.dtype == object else tf.as_dtype(array.dtype)
     if dtype not in _FIELDS:
@@ -75,11 +80,11 @@ def to_proto(array):
     return proto
 
 
-def from_json(name, value, dtype, rank):
+def from_json(name: str, value: object, dtype: tf.DType, rank: int | None) -> np.ndarray:
     """Converts nested lists to an array, with {"b64": ...} for bytes.
 
     Args:
-        name: of the input. value: any JSON value. dtype: tf.DType. rank: int, or None for any.
+        name: of the input. value: any JSON value. rank: number of axes, or None for any.
 
     Raises:
         RequestError: lists of different lengths, or unsupported values.
@@ -88,11 +93,11 @@ def from_json(name, value, dtype, rank):
     while flat and isinstance(flat[0], list):
         sizes = {len(row) if isinstance(row, list) else -1 for row in flat}
         if len(sizes) > 1:
-            raise invalid(f"input {name}: lists of different lengths, or lists beside values.")
+            raise invalid(f"input {name}: lists of different lengths, or lists mixed with values.")
         shape.append(sizes.pop())
         flat = [item for row in flat for item in row]
         if len(shape) > 8:
-            raise invalid(f"input {name}: lists in more than 8 lists.")
+            raise invalid(f"input {name}: lists nested more than 8 levels deep.")
     if not flat and rank is not None:
         shape += [0] * (rank - len(shape))  # an empty list leaves the other axes unknown
     if dtype == tf.string:
@@ -112,7 +117,7 @@ def _bytes(name, item):
         try:
             return base64.b64decode(item["b64"], validate=True)
         except (binascii.Error, ValueError):
-            raise invalid(f"input {name}: a value of b64 is not base64.") from None
+            raise invalid(f"input {name}: the value of 'b64' is not base64.") from None
     raise invalid(f"input {name} takes strings; got {_said(item)}.")
 
 
@@ -141,7 +146,7 @@ def _said(item):
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def to_json(name, array):
+def to_json(name: str, array: np.ndarray) -> object:
     """Converts an array to nested lists; bytes to text, or {"b64": ...} for names in _bytes."""
     if array.dtype == np.float32:
         array = array.astype("U16").astype(float)  # the shortest digits that identify a float32
@@ -154,11 +159,11 @@ def to_json(name, array):
     return np.array(flat, object).reshape(array.shape).tolist()
 
 
-def examples_of_input(request, most):
+def examples_of_input(request: "input_pb2.Input", most: int) -> np.ndarray:
     """Returns the serialized tf.Examples, (B,), of an Input of the Classify and Regress APIs.
 
     Args:
-        most: int, maximum number of examples.
+        most: maximum number of examples.
 
     Raises:
         RequestError: no examples, or too many.
@@ -176,28 +181,28 @@ def examples_of_input(request, most):
     return np.array(result, object)
 
 
-def check_examples(count, most, context):
+def check_examples(count: int, most: int, context: bytes | str) -> None:
     """Raises RequestError for a request with no examples or with more than `most`.
 
     Args:
-        count: int. most: int. context: bytes or str, the features shared by all examples.
+        count: number of examples. context: serialized features shared by all examples.
     """
     if not count:
         raise invalid("the request has no examples.")
     if count > most:
-        raise invalid(f"{count:,} examples in one request; {most:,} are allowed.")
+        raise invalid(f"{count:,} examples in one request; at most {most:,} are allowed.")
     if count * len(context) > MOST_BYTES:
-        raise invalid(f"the context, in each example, makes more than {MOST_BYTES:,} bytes.")
+        raise invalid(f"the context, copied to each example, exceeds {MOST_BYTES:,} bytes.")
 
 
-def example_of_json(features):
+def example_of_json(features: object) -> bytes:
     """Converts a JSON object of features, values or lists of values, to a serialized tf.Example.
 
     Raises:
-        RequestError: not such an object.
+        RequestError: another JSON value.
     """
     if not isinstance(features, dict):
-        raise invalid(f"an example is an object of features; got {_said(features)}.")
+        raise invalid(f"an example must be an object of features; got {_said(features)}.")
     example = tf.train.Example()
     for name, value in features.items():
         values = value if isinstance(value, list) else [value]
@@ -209,7 +214,5 @@ def example_of_json(features):
         elif all(type(item) in (int, float) and abs(item) < 1e38 for item in values):
             feature.float_list.value.extend(values)
         else:
-            raise invalid(
-                f"feature {name} takes texts or numbers, of one kind; got {_said(value)}."
-            )
+            raise invalid(f"feature {name} takes strings or numbers, not both; got {_said(value)}.")
     return example.SerializeToString()

@@ -31,7 +31,7 @@ BAD = [
     ("/v1/models/tags:predict", b"\xff", 400, "the body is not JSON"),
     ("/v1/models/tags:predict", b"[" * 150_000, 400, "the body is not JSON"),
     ("/v1/models/tags:predict", b"", 400, "the body is not JSON"),
-    ("/v1/models/tags:predict", [1], 400, "no JSON object"),
+    ("/v1/models/tags:predict", [1], 400, "not a JSON object"),
     ("/v1/models/tags:predict", {}, 400, "either 'instances' or 'inputs'"),
     ("/v1/models/tags:predict", {"inputs": ["a"], "instances": ["a"]}, 400, "either"),
     ("/v1/models/tags:predict", {"instances": []}, 400, "at least one row"),
@@ -44,7 +44,12 @@ BAD = [
         "no input 'texts'; it takes text",
     ),
     ("/v1/models/tags:predict", {"inputs": {}}, 400, "takes text; got nothing"),
-    ("/v1/models/pair:predict", {"inputs": ["a"]}, 400, "takes text, text_pair: name them"),
+    (
+        "/v1/models/pair:predict",
+        {"inputs": ["a"]},
+        400,
+        "takes several inputs; give each by name: text, text_pair",
+    ),
     (
         "/v1/models/pair:predict",
         {"inputs": {"text": ["a"]}},
@@ -55,7 +60,7 @@ BAD = [
     ("/v1/models/tags:predict", {"inputs": [["a"]]}, 400, "takes the shape ['any']; got [1, 1]"),
     ("/v1/models/tags:predict", {"inputs": "a"}, 400, "takes the shape ['any']; got []"),
     ("/v1/models/tags:predict", {"inputs": ["a"], "signature_name": "x"}, 400, "no signature 'x'"),
-    ("/v1/models/tags:predict", {"inputs": ["a"], "signature_name": 3}, 400, "is a text"),
+    ("/v1/models/tags:predict", {"inputs": ["a"], "signature_name": 3}, 400, "must be a string"),
     (
         "/v1/models/tags:classify",
         {"examples": [{"text": "a"}]},
@@ -73,7 +78,7 @@ BAD = [
         "/v1/models/pair:predict",
         {"inputs": {"text": ["a", "b"], "text_pair": ["c"]}},
         400,
-        "as many rows as each other",
+        "must have the same number of rows",
     ),
     (
         "/v1/models/choose:predict",
@@ -111,7 +116,7 @@ def test_bad_requests_by_grpc(server):
         refused(code, message, server.ask, "Predict", request)
 
     bad("NOT_FOUND", "there is no model 'x'", "x", {"text": ["a"]})
-    bad("INVALID_ARGUMENT", "the request names no model; there is", "", {"text": ["a"]})
+    bad("INVALID_ARGUMENT", "the request names no model; available:", "", {"text": ["a"]})
     bad("FAILED_PRECONDITION", "no signature 'x'", "tags", {"text": ["a"]}, "x")
     bad("INVALID_ARGUMENT", "takes string; got int32", "tags", {"text": [1]})
     bad("INVALID_ARGUMENT", "takes the shape ['any']; got []", "tags", {"text": "a"})
@@ -129,17 +134,19 @@ def test_bad_requests_by_grpc(server):
     request.tasks.add(method_name="other").model_spec.name = "tags"
     refused("UNIMPLEMENTED", "method_name must be", server.ask, "MultiInference", request)
     request.tasks.add(method_name="other").model_spec.name = "tags"
-    refused("INVALID_ARGUMENT", "a signature of its own", server.ask, "MultiInference", request)
+    refused("INVALID_ARGUMENT", "use a different signature", server.ask, "MultiInference", request)
     request.tasks[1].model_spec.name = "pair"
-    refused("INVALID_ARGUMENT", "ask the same model", server.ask, "MultiInference", request)
+    refused("INVALID_ARGUMENT", "use the same model", server.ask, "MultiInference", request)
     features = {"input_ids": [[9_000_000]], "attention_mask": [[1]], "token_type_ids": [[0]]}
     bad("INVALID_ARGUMENT", "input_ids must be 0 to 25", "classify", features, "from_ids")
     choices = {"text": ["a"], "choices": [["b"] * 129]}
-    bad("INVALID_ARGUMENT", "129 choices for a text; 128 are", "choose", choices)
+    bad("INVALID_ARGUMENT", "129 choices for a text; at most 128 are", "choose", choices)
     unknown = server.channel.unary_unary("/tensorflow.serving.PredictionService/Nothing")
     refused("UNIMPLEMENTED", "", unknown, b"")
     known = server.channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
-    refused("INVALID_ARGUMENT", "no message of this method", known, b"\xff\xff\xff garbage")
+    refused(
+        "INVALID_ARGUMENT", "not a valid message of this method", known, b"\xff\xff\xff garbage"
+    )
     assert server.get("/healthz")[0] == 200
 
 

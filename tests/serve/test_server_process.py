@@ -55,7 +55,7 @@ def test_versions_come_and_go(exported, tmp_path):
             thread.start()
         shutil.copytree(source, base / "2")  # file by file: it may be seen half done
         wait_for(lambda: seen == {1, 2})
-        wait_for(lambda: "version 1 is let go" in server.said)
+        wait_for(lambda: "unloading version 1" in server.said)
         refused("NOT_FOUND", "has no version 1", lambda: version_of(server, "bert", version=1))
 
         (base / "3").mkdir()
@@ -86,7 +86,7 @@ def test_versions_come_and_go(exported, tmp_path):
         bad = reload_request(("bert", base, (), {}), ("other", tmp_path / "none", (), {}))
         refused("NOT_FOUND", "model other: no versions in", *ask, bad)
         bad = reload_request(("bert", base, (), {}), ("bert", base, (), {}))
-        refused("INVALID_ARGUMENT", "a name of its own", *ask, bad)
+        refused("INVALID_ARGUMENT", "a unique name", *ask, bad)
         broken = tmp_path / "broken"
         (broken / "2").mkdir(parents=True)
         (broken / "2" / "saved_model.pb").write_bytes(b"nothing")
@@ -166,7 +166,7 @@ def test_a_signal_ends_it_while_it_loads(exported):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout.readline() == "loading default\n"
     process.send_signal(signal.SIGTERM)
-    assert process.stdout.read() == "stopping: requests that have begun are answered\n"
+    assert process.stdout.read() == "stopping: waiting for open requests\n"
     assert process.wait(60) == 0
 
 
@@ -244,8 +244,11 @@ def test_settings_that_cannot_be(settings, message):
     ("settings", "message"),
     [
         ({"model_base_path": "/nothing/here"}, "no versions in /nothing/here; a version is"),
-        ({"model_base_path": "{base}/7"}, "This is an export itself: --model_base_path={base}"),
-        ({"model_config_file": "/nothing"}, "cannot read the models of /nothing"),
+        (
+            {"model_base_path": "{base}/7"},
+            "This folder is itself an export; use --model_base_path={base}",
+        ),
+        ({"model_config_file": "/nothing"}, "cannot read the model config file /nothing"),
         ({"model_base_path": "{base}", "port": "{taken}"}, "cannot listen on 127.0.0.1:{taken}"),
         (
             {"model_base_path": "{base}", "rest_api_port": "{taken}", "port": 0},
