@@ -202,6 +202,53 @@ def test_folders_give_the_head_that_is_asked_for(tokenizer, tmp_path, recwarn):
     assert not [w for w in recwarn if "keeping the initial weights" in str(w.message)]
 
 
+def test_a_single_text_is_a_batch_of_one(tokenizer):
+    classifier = predictor_of("BertForSequenceClassification", tokenizer, num_labels=3)
+    assert classifier.classify("the cat") == classifier.classify(["the cat"])
+    assert classifier.classify("the cat", "a mat") == classifier.classify(["the cat"], ["a mat"])
+    chooser = predictor_of("BertForMultipleChoice", tokenizer)
+    choices = ["a mat", "a dog"]
+    assert chooser.choose("the cat", choices) == chooser.choose(["the cat"], [choices])
+    filler = predictor_of("BertForMaskedLM", tokenizer)
+    assert filler.fill_mask("a [MASK]") == filler.fill_mask(("a [MASK]",))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [((5,), "int: '5'"), (([b"a"],), "bytes"), ((["a", None],), "NoneType"), ((["a"], [5]), "int")],
+)
+def test_what_is_no_text_is_an_error(tokenizer, arguments, shown):
+    predictor = predictor_of("BertForSequenceClassification", tokenizer)
+    with pytest.raises(UserError, match=f"^texts must be a str or a list of str; got {shown}"):
+        predictor.classify(*arguments)
+
+
+def test_words_of_a_sentence_are_a_list(tokenizer):
+    predictor = predictor_of("BertForTokenClassification", tokenizer, num_labels=3)
+    with pytest.raises(UserError, match="sentences must be lists of words; got the str 'the cat'"):
+        predictor.tag_words(["the cat"])
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "arguments"),
+    [
+        ("BertForSequenceClassification", "classify", ["the cat"]),
+        ("BertForQuestionAnswering", "answer", ["the cat", "a dog sat on a mat"]),
+        ("BertForMaskedLM", "fill_mask", ["the [MASK]"]),
+        ("BertModel", "embed", ["the cat"]),
+    ],
+)
+def test_the_default_method_is_that_of_the_heads(tokenizer, tmp_path, name, method, arguments):
+    """In memory and from a folder that names no task, as after Keras' fit."""
+    predictor = predictor_of(name, tokenizer)
+    assert repr(predictor) == f"Predictor('{name}', {method})"
+    predictor.model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    read = kbert.Predictor.from_pretrained(tmp_path)
+    assert repr(read) == f"Predictor('{tmp_path}', {method})"
+    np.testing.assert_equal(read(*arguments), getattr(read, method)(*arguments))
+
+
 def test_no_texts(tokenizer):
     assert predictor_of("BertForSequenceClassification", tokenizer).classify([]) == []
     assert predictor_of("BertForMaskedLM", tokenizer).fill_mask([]) == []

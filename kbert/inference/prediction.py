@@ -37,7 +37,7 @@ def predict(config: PredictConfig, report: Callable[[str], object] = print) -> N
     )
     settings = predictor.settings or {}
     own = registry.get_task(settings["task"]) if settings else None
-    method = config.method or (own.method if own else "fill_mask")
+    method = config.method or predictor.method
     task = own if own and own.method == method else registry.task_of_method(method)
     rows, total = _rows(config, method, task, settings, report)
     with contextlib.ExitStack() as stack:

@@ -4,7 +4,7 @@ import functools
 import os
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, TypedDict, Unpack
 
 import numpy as np
@@ -25,7 +25,7 @@ from kbert.model.models import (
 )
 from kbert.model.pretrained import PretrainedModel
 from kbert.tasks.outputs import MOST_MASKS, embeddings, masked_logits
-from kbert.tasks.registry import BUILT_IN, get_task, read_task, task_of
+from kbert.tasks.registry import BUILT_IN, get_task, method_of_heads, read_task, task_of
 from kbert.tasks.task import Task, same_length, softmax, text_items
 from kbert.tokenizer.tokenizer import BertTokenizer
 
@@ -136,8 +136,24 @@ class Predictor:
         predictor._read = read
         return predictor
 
+    def __repr__(self) -> str:
+        return f"Predictor({str(self.folder or type(self.model).__name__)!r}, {self.method})"
+
+    @property
+    def method(self) -> str:
+        """Name of the default method: that of the fine-tuned task, or else of the heads."""
+        if self.settings:
+            return get_task(self.settings["task"]).method
+        return method_of_heads(self.folder.parts if self.folder else self.model.task_heads)
+
+    def __call__(self, *texts: Any, **options: Any) -> Any:
+        """Calls the default `method`."""
+        if self.settings:
+            return self.ask(self.settings["task"], *texts)
+        return getattr(self, self.method)(*texts, **options)
+
     def classify(
-        self, texts: Sequence[str], text_pairs: Sequence[str] | None = None
+        self, texts: str | Sequence[str], text_pairs: str | Sequence[str] | None = None
     ) -> list[dict[str, Any]]:
         """Classifies texts, or pairs of texts.
 
@@ -161,9 +177,9 @@ class Predictor:
             name: name of the task, such as "classify". *texts: as for the method of the task.
         """
         self.load(get_task(name).model_class)
-        return self.task(name).answers(self, *texts)
+        return self.task(name).answers(self, *as_batch(*texts))
 
-    def tag(self, texts: Sequence[str]) -> list[list[dict[str, Any]]]:
+    def tag(self, texts: str | Sequence[str]) -> list[list[dict[str, Any]]]:
         """Finds the entities in each text, or the tag of each word, depending on the label names.
 
         Returns:
@@ -175,11 +191,16 @@ class Predictor:
     def tag_words(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
         """Returns the tag of each word of sentences that are already split into words."""
         self.load(BertForTokenClassification)
+        for words in sentences:
+            if isinstance(words, str):
+                raise UserError(f"sentences must be lists of words; got the str {words[:60]!r}.")
         task = self.task("tag")
         predictions = self.predictions(task, task.examples(sentences))
         return [prediction["tags"] for prediction in predictions]
 
-    def answer(self, questions: Sequence[str], contexts: Sequence[str]) -> list[dict[str, Any]]:
+    def answer(
+        self, questions: str | Sequence[str], contexts: str | Sequence[str]
+    ) -> list[dict[str, Any]]:
         """Extracts the answer to each question from its context.
 
         Returns:
@@ -189,7 +210,7 @@ class Predictor:
         return self.ask("qa", questions, contexts)
 
     def choose(
-        self, texts: Sequence[str], choices: Sequence[Sequence[str]]
+        self, texts: str | Sequence[str], choices: Sequence[Sequence[str]]
     ) -> list[dict[str, Any]]:
         """Selects the best choice for each text.
 
@@ -202,17 +223,18 @@ class Predictor:
         return self.ask("choice", texts, choices)
 
     def next_sentence(
-        self, texts: Sequence[str], text_pairs: Sequence[str]
+        self, texts: str | Sequence[str], text_pairs: str | Sequence[str]
     ) -> list[dict[str, float]]:
         """Returns dicts with `is_next`, the probability that a text_pair follows its text."""
         model = self.load(BertForNextSentencePrediction)
+        texts, text_pairs = as_batch(texts, text_pairs)
         text_pairs = same_length(texts, text_pairs, "text_pairs")
         items = text_items(self.tokenizer, texts, text_pairs, self.max_seq_length)
         runner = self._runner("nsp", model, lambda outputs, _: {"logits": outputs["logits"]})
         return [{"is_next": float(softmax(o["logits"])[0])} for o in runner(items, self.advance)]
 
     def embed(
-        self, texts: Sequence[str], pooling: str = "mean", normalize: bool = True
+        self, texts: str | Sequence[str], pooling: str = "mean", normalize: bool = True
     ) -> np.ndarray:
         """Computes an embedding of each text.
 
@@ -227,7 +249,7 @@ class Predictor:
         """
         if pooling not in POOLINGS:
             raise UserError(f"pooling must be one of {', '.join(POOLINGS)}; got {pooling!r}.")
-        model = self.load(BertModel)
+        model, (texts,) = self.load(BertModel), as_batch(texts)
         items = text_items(self.tokenizer, texts, None, self.max_seq_length)
         outputs = self._runner("embed", model, embeddings)(items, self.advance)
         if not outputs:
@@ -238,15 +260,16 @@ class Predictor:
         return vectors
 
     def similarity(
-        self, texts: Sequence[str], text_pairs: Sequence[str], pooling: str = "mean"
+        self, texts: str | Sequence[str], text_pairs: str | Sequence[str], pooling: str = "mean"
     ) -> list[dict[str, float]]:
         """Returns dicts with `similarity`, the cosine of the embeddings of a text and its pair."""
+        texts, text_pairs = as_batch(texts, text_pairs)
         text_pairs = same_length(texts, text_pairs, "text_pairs")
         vectors = self.embed([*texts, *text_pairs], pooling)
         cosines = (vectors[: len(texts)] * vectors[len(texts) :]).sum(axis=-1)
         return [{"similarity": float(cosine)} for cosine in cosines]
 
-    def fill_mask(self, texts: Sequence[str], top_k: int = 5) -> list[dict[str, Any]]:
+    def fill_mask(self, texts: str | Sequence[str], top_k: int = 5) -> list[dict[str, Any]]:
         """Predicts the top_k most probable tokens for each [MASK] in each text.
 
         Args:
@@ -267,6 +290,7 @@ class Predictor:
                 f"top_k must be 1 to {tokenizer.vocab_size}, the vocabulary size; got {top_k}."
             )
         most = min(max(16, 1 << (top_k - 1).bit_length()), tokenizer.vocab_size)  # few graphs
+        (texts,) = as_batch(texts)
         items = text_items(tokenizer, texts, None, self.max_seq_length)
         places = [np.flatnonzero(item.input_ids == tokenizer.mask_id) for item in items]
         for text, mine in zip(texts, places, strict=True):
@@ -376,6 +400,30 @@ class Predictor:
         return BertTokenizer(
             self.tokenizer.vocab, special_tokens_in_text=("[MASK]",), **self.tokenizer.settings
         )
+
+
+def as_batch(*columns: Any) -> list[list[Any] | None]:
+    """Converts the arguments of a method to lists; a single text becomes a batch of one.
+
+    Raises:
+        UserError: an argument is neither a str nor a list of str (or of lists of str, for choices).
+    """
+    if isinstance(columns[0], str):
+        columns = tuple(column if column is None else [column] for column in columns)
+    for column in filter(lambda column: column is not None, columns):
+        elements = column if isinstance(column, Iterable) else [column]
+        for element in elements:
+            texts = (
+                element
+                if isinstance(element, list | tuple) and column is not columns[0]
+                else [element]
+            )
+            if isinstance(column, str) or not all(isinstance(text, str) for text in texts):
+                raise UserError(
+                    f"texts must be a str or a list of str; got {type(element).__name__}: "
+                    f"{str(element)[:60]!r}."
+                )
+    return [column if column is None else list(column) for column in columns]
 
 
 def check_length(max_seq_length: int, config: BertConfig) -> None:

@@ -52,7 +52,7 @@ def load_endpoint(folder, name=None, takes_pairs=None, max_seq_length=None):
     folder = ModelFolder.of(folder)
     settings = registry.read_task(folder) or {}
     own = registry.get_task(settings["task"]) if settings else None
-    name = name or (own.method if own else _method_of(folder.parts))
+    name = name or (own.method if own else registry.method_of_heads(folder.parts))
     kind, task = endpoints().get(name), registry.task_of_method(name)
     if own and own.method == name:
         kind, task = own.endpoint, own
@@ -75,13 +75,6 @@ def load_endpoint(folder, name=None, takes_pairs=None, max_seq_length=None):
             f"--takes_pairs is for models that classify; {name} takes {' and '.join(kind.texts)}."
         )
     return kind(predictor, task and predictor.task(task.name), takes_pairs)
-
-
-def _method_of(parts):
-    """What a folder without a task can do. parts: names of its parts."""
-    heads = {tuple(kind.model_class.task_heads): kind.method for kind in registry.BUILT_IN}
-    heads |= {("mlm",): "fill_mask", ("nsp",): "next_sentence"}
-    return next((method for names, method in heads.items() if set(names) <= parts), "embed")
 
 
 def quantize_int8(endpoint):

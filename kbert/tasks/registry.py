@@ -6,6 +6,7 @@ import importlib.metadata
 import inspect
 import os
 import pathlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from kbert.errors import UserError
@@ -112,6 +113,17 @@ def get_task(name: str) -> type[Task]:
 def task_of_method(method: str) -> type[Task] | None:
     """Returns the first task with a method of `kbert.Predictor`, or None."""
     return next((kind for kind in tasks().values() if kind.method == method), None)
+
+
+def method_of_heads(parts: Iterable[str]) -> str:
+    """Returns the method of `kbert.Predictor` for a model without a task.
+
+    Args:
+        parts: names of the parts of the model, such as "mlm".
+    """
+    heads = {tuple(kind.model_class.task_heads): kind.method for kind in BUILT_IN}
+    heads |= {("mlm",): "fill_mask", ("nsp",): "next_sentence"}
+    return next((method for names, method in heads.items() if set(names) <= set(parts)), "embed")
 
 
 def of_texts(task: Task | type[Task], takes_pairs: bool) -> str:
