@@ -4,11 +4,14 @@ from absl import flags as absl_flags
 
 from kbert.data.records import check_inputs
 from kbert.settings import FinetuneConfig
+from kbert.tasks.names import check_task_name
 from kbert.utils import program
 
 
 def check(config):
     """Checks the inputs before TensorFlow is imported."""
+    if not config.task_module:
+        check_task_name(config.task)
     check_inputs([config.init_from], [config.train_file, config.eval_file, config.test_file])
 
 

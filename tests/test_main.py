@@ -42,6 +42,8 @@ MISTAKES = {
     "pretrain --input=/no/such.txt": "no file matches '/no/such.txt'",
     "prepare --input=/no/such.txt --vocab_file=x": "no file matches '/no/such.txt'",
     "learn_vocab --input=/no/such.txt": "no file matches '/no/such.txt'",
+    "finetune --init_from=. --train_file=x": "--task is missing: one of classify, pair",
+    "finetune --task=klassify --init_from=. --train_file=x": "task must be one of classify, pair",
     "finetune --task=qa --init_from=/no/such --train_file=x": "there is no folder /no/such",
     "finetune --task=qa --init_from=. --train_file=/no/such": "cannot read /no/such",
     "distill --teacher=. --train_file=/no/such": "cannot read /no/such",

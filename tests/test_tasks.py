@@ -8,6 +8,7 @@ import pytest
 
 from kbert.data.examples import ChoiceExample, QuestionExample, TagExample, TextExample
 from kbert.errors import UserError
+from kbert.tasks import names, registry
 from kbert.tasks.choice import Choice
 from kbert.tasks.classify import Classification
 from kbert.tasks.labels import check_all_present, keep_known, label_names
@@ -343,3 +344,7 @@ def test_settings_of_a_task_that_cannot_be(tmp_path, changes, message):
 def test_labels_of_thousands_of_digits_are_texts():
     examples = [TextExample("", "a", label=label) for label in ("9" * 5000, "7", "-3", "a")]
     assert label_names(examples) == ("-3", "7", "9" * 5000, "a")
+
+
+def test_the_names_without_tensorflow_are_those_of_the_classes():
+    assert tuple(kind.name for kind in registry.BUILT_IN) == names.BUILT_IN

@@ -14,6 +14,7 @@ from kbert.model.folder import TASK_FILE, ModelFolder
 from kbert.tasks.choice import Choice
 from kbert.tasks.classify import Classification
 from kbert.tasks.multilabel import MultiLabel
+from kbert.tasks.names import ENTRY_POINTS, check_task_name
 from kbert.tasks.pair import PairClassification
 from kbert.tasks.qa import QuestionAnswering
 from kbert.tasks.regress import Regression
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     TaskClass = TypeVar("TaskClass", bound=type[Task])
 
-ENTRY_POINTS = "kbert.tasks"  # entry-point group of installed packages with tasks
 BUILT_IN: tuple[type[Task], ...] = (
     *(Classification, PairClassification, Regression, MultiLabel),
     *(Tagging, QuestionAnswering, Choice),
@@ -102,11 +102,7 @@ def get_task(name: str) -> type[Task]:
     if name in _registered:
         return _registered[name]
     kinds = tasks()
-    if name not in kinds:
-        raise UserError(
-            f"task must be one of {', '.join(kinds)}; got {name!r}. For a task of your own, pass "
-            f"--task_module."
-        )
+    check_task_name(name, kinds)
     return kinds[name]
 
 
@@ -156,8 +152,6 @@ def with_task(config: "FinetuneConfig") -> "FinetuneConfig":
         UserError: the task is missing or unknown, or does not support the class weights.
     """
     load_task_module(config.task_module)
-    if not config.task:
-        raise UserError(f"--task is missing: one of {', '.join(tasks())}.")
     kind = get_task(config.task)
     if config.class_weights and not kind.is_classification:
         names = " and ".join(n for n, other in tasks().items() if other.is_classification)

@@ -1,0 +1,30 @@
+"""Names of the tasks, known without TensorFlow, which the tasks themselves import."""
+
+import importlib.metadata
+from collections.abc import Iterable
+
+from kbert.errors import UserError
+
+BUILT_IN = ("classify", "pair", "regress", "multilabel", "tag", "qa", "choice")
+ENTRY_POINTS = "kbert.tasks"  # entry-point group of installed packages with tasks
+
+
+def check_task_name(name: str | None, names: Iterable[str] = ()) -> None:
+    """Checks the name of a task.
+
+    Args:
+        name: of --task.
+        names: the known names; if empty, those of the built-in and installed tasks.
+
+    Raises:
+        UserError: there is no name, or no such task.
+    """
+    installed = (point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS))
+    names = list(names) or [*BUILT_IN, *installed]
+    if not name:
+        raise UserError(f"--task is missing: one of {', '.join(names)}.")
+    if name not in names:
+        raise UserError(
+            f"task must be one of {', '.join(names)}; got {name!r}. For a task of your own, pass "
+            f"--task_module."
+        )
