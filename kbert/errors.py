@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
 _TOO_MUCH = re.compile(r"(OOM when|Out of memory while) .*?(?= on /job| \[Op|$)", re.MULTILINE)
 
 

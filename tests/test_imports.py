@@ -23,6 +23,11 @@ PURE = (
     "settings",
     "utils/flags.py",
     "utils/formats.py",
+    "utils/storage.py",
+    "corpus/input_checks.py",
+    "corpus/text_sources.py",
+    "data/records.py",
+    "tasks/names.py",
     "__init__",
 )
 # A TensorFlow checkpoint is read and written by TensorFlow; and what makes its steps fast.
@@ -57,9 +62,16 @@ def forbidden(path):
     return modules
 
 
+def is_for_types(node):
+    """Whether a node of a syntax tree is `if TYPE_CHECKING:`, which does not run."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
 def imported(source):
     """Names of the modules that a source imports, anywhere in it."""
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    tree.body = [node for node in tree.body if not is_for_types(node)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
