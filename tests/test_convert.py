@@ -81,8 +81,8 @@ def test_the_program(tmp_path):
     done = run(f"--model={tmp_path}/a", f"--output_dir={tmp_path}/b", "--format=keras_hub")
     assert (done.returncode, done.stdout.count("\n")) == (2, 2)
     assert done.stderr == (
-        "error: the format keras_hub has no place for nsp/classifier/bias, nsp/classifier/kernel. "
-        "To leave them out: allow_missing=[...], --allow_missing=nsp\n"
+        "error: the format keras_hub does not support nsp/classifier/bias, nsp/classifier/kernel. "
+        "To omit them: allow_missing=[...], --allow_missing=nsp\n"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
     done = run(
@@ -92,10 +92,10 @@ def test_the_program(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[1:-1] == [
         "vocabulary: 9 entries, uncased",
-        "note: KerasHub always computes with layer_norm_eps 1e-12; this model has 1e-06, so its "
-        "outputs there differ from kbert's.",
+        "note: KerasHub always computes with layer_norm_eps 1e-12; this model has 1e-06, so the "
+        "outputs differ from kbert's.",
         "note: KerasHub's BertMaskedLM computes its head with the exact GELU and an epsilon of "
-        "1e-5, unlike BERT: its scores of words differ from kbert's.",
+        "1e-5, unlike BERT, so its logits differ from kbert's.",
     ]
     # and reading it says so, too
     done = run(f"--model={tmp_path}/b", f"--output_dir={tmp_path}/c")
@@ -142,7 +142,7 @@ def test_unknown_and_missing_weights(tmp_path):
     with h5py.File(tmp_path / "a/weights.h5", "a") as file:
         file["extra/kernel"] = np.zeros(3, "f4")
         del file["mlm/output_bias"]
-    with pytest.raises(UserError, match=r"has tensors that BERT has not: extra/kernel\."):
+    with pytest.raises(UserError, match=r"has tensors that BERT does not have: extra/kernel\."):
         convert(tmp_path / "a", tmp_path / "b", "hf")
     with pytest.raises(UserError, match=r"a lacks mlm/output_bias\."):
         convert(tmp_path / "a", tmp_path / "b", "hf", allow_missing=["extra"])

@@ -122,7 +122,7 @@ def test_which_blocks():
 
 @pytest.mark.parametrize("layers", [0, 5, (), (0, 1), (2, 1), (1, 1), (4, 5)])
 def test_blocks_that_there_are_not(layers):
-    with pytest.raises(UserError, match=r"layers must be (1 to 4|numbers of blocks from 1 to 4)"):
+    with pytest.raises(UserError, match=r"layers must be (1 to 4|block numbers from 1 to 4)"):
         chosen_layers(layers, 4)
 
 
@@ -138,7 +138,7 @@ def test_models_of_some_blocks(bert):
     for name, weight in half.named_weights().items():
         name = name.replace("layer_1/", "layer_3/").replace("layer_0/", "layer_1/")
         np.testing.assert_array_equal(weight, theirs[name], err_msg=name)
-    with pytest.raises(UserError, match="layers must be 1 to 4, the blocks there are; got 9"):
+    with pytest.raises(UserError, match="layers must be 1 to 4, the number of blocks; got 9"):
         kbert.BertModel.from_pretrained(bert, layers=9)
 
 
@@ -519,9 +519,9 @@ def test_settings_that_contradict_each_other():
     [
         (
             {"student_layers": "9"},
-            "student_layers must be 1 to 4, the blocks there are; got 9",
+            "student_layers must be 1 to 4, the number of blocks; got 9",
         ),
-        ({"student_layers": "2,7"}, "student_layers must be numbers of blocks from 1 to 4, rising"),
+        ({"student_layers": "2,7"}, "student_layers must be block numbers from 1 to 4, increasing"),
         ({"max_seq_length": 25}, "max_seq_length must be at most 24, the positions"),
         ({"label_names": "pos,neg"}, r"has label_names \('neg', 'pos'\); the student would have"),
     ],

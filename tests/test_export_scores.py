@@ -183,7 +183,7 @@ def test_a_saved_model_of_int8(folders, tmp_path):
     assert ops_of(target) <= set(OPS_FILE.read_text().split())
     kinds = [dtype for _, _, dtype in variables_of(target)]
     assert kinds.count("int8") == 3 + 2 * 6 + 2  # tables; layers; pooler and head
-    with pytest.raises(UserError, match="has weights of 8 bits, which are for serving alone"):
+    with pytest.raises(UserError, match="has 8-bit weights, which can only be served"):
         kbert.BertForSequenceClassification.from_pretrained(target)
     with pytest.raises(UserError, match="is not a float32 export of kbert; backend=openvino req"):
         Servable(target, "openvino")

@@ -199,8 +199,8 @@ def test_other_formats_have_zeros(folders, tmp_path, format):
     convert(folders / "pruned", tmp_path / "x", format, report=lines.append)
     (note,) = [line for line in lines if "heads" in line]
     assert note == (
-        f"note: the format {format} cannot say that heads were removed: they are there as zeros, "
-        f"so that the outputs are the same, but nothing is smaller or faster."
+        f"note: the format {format} does not support removed heads: they are written as zeros. "
+        f"The outputs are the same, but the model is not smaller or faster."
     )
     again = kbert.BertForSequenceClassification.from_pretrained(tmp_path / "x", hidden_act="gelu")
     assert again.config.attention_heads_per_layer is None
@@ -224,7 +224,7 @@ def test_other_formats_have_zeros(folders, tmp_path, format):
 
 def test_saving_warns(folders, tmp_path):
     model = kbert.BertForSequenceClassification.from_pretrained(folders / "pruned")
-    with pytest.warns(UserWarning, match="cannot say that heads were removed"):
+    with pytest.warns(UserWarning, match="does not support removed heads"):
         model.save_pretrained(tmp_path, format="hf")
 
 
@@ -427,7 +427,7 @@ def test_examples_to_score_are_read_before_anything_slow(folders, tmp_path, monk
         ([[0], [1, 4], [1]], r"different heads of block 1, .* from 0 to 3; got \[1, 4\]"),
         ([[0], [1], [-1]], r"different heads of block 2, .* from 0 to 3; got \[-1\]"),
         ([[0], [], [1]], r"different heads of block 1, at least one, .*; got \[\]"),
-        ([[0], [1]], "kept must name the heads of each of the 3 blocks; got 2 lists"),
+        ([[0], [1]], "kept must list the heads of each of the 3 blocks; got 2 lists"),
     ],
 )
 def test_heads_that_cannot_be_kept(kept, message, folders):

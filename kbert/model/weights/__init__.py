@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+from collections.abc import Collection, Iterator, Sequence
 
 from kbert.config import BertConfig
 from kbert.errors import UserError
@@ -41,7 +42,13 @@ _MODULES["export"] = exported  # read only
 
 
 @contextlib.contextmanager
-def open_weights(folder, allow_missing=(), parts=(), layers=None, **changes):
+def open_weights(
+    folder: str | os.PathLike[str],
+    allow_missing: Sequence[str] = (),
+    parts: Collection[str] = (),
+    layers: int | Sequence[int] | None = None,
+    **changes: object,
+) -> Iterator[tuple[BertConfig, Tensors]]:
     """Opens a model folder in any format; weights are read one at a time, on access.
 
     The shapes are checked against the config before any weight is read.
@@ -81,8 +88,8 @@ def open_weights(folder, allow_missing=(), parts=(), layers=None, **changes):
             )
         if config.num_hidden_layers > len(tensors):
             raise UserError(
-                f"{folder}: the config says {config.num_hidden_layers} layers, and there are "
-                f"{len(tensors)} tensors in all."
+                f"{folder}: the config has {config.num_hidden_layers} layers, but there are only "
+                f"{len(tensors)} tensors."
             )
         shapes, places = weight_shapes(config), places_of(config)
         fitting = _fitting(folder, tensors, places, allow_missing)
@@ -94,17 +101,17 @@ def open_weights(folder, allow_missing=(), parts=(), layers=None, **changes):
 
 
 def _fitting(folder, tensors, places, allow_missing):
-    """Checks the tensors and returns kbert's names of those to load."""
+    """Checks the tensors and returns kbert's names of the weights to load."""
 
     def allowed(name):
         external_name = places[name].name if name in places else name
         return matches(name, allow_missing) or matches(external_name, allow_missing)
 
     names = {place.name: name for name, place in places.items()}
-    how = "To do without, name what may be missing: allow_missing=[...], --allow_missing=A,B*"
+    how = "To skip such weights: allow_missing=[...], --allow_missing=A,B*"
     unknown = [name for name in tensors if name not in names and not allowed(name)]
     if unknown:
-        raise UserError(f"{folder} has tensors that BERT has not: {listed(unknown)}. {how}")
+        raise UserError(f"{folder} has tensors that BERT does not have: {listed(unknown)}. {how}")
     result = []
     for external_name, name in names.items():
         if external_name not in tensors:
@@ -113,8 +120,8 @@ def _fitting(folder, tensors, places, allow_missing):
             result.append(name)
         elif not allowed(name):
             raise UserError(
-                f"{folder}: {external_name} has the shape {tensors.shapes[external_name]}, and by "
-                f"the config it would be {places[name].shape}. {how}"
+                f"{folder}: {external_name} has the shape {tensors.shapes[external_name]}, but "
+                f"the config requires {places[name].shape}. {how}"
             )
     parts = {part_of(name) for name in result} | set(REQUIRED_PARTS)
     absent = [name for name in places if part_of(name) in parts and name not in set(result)]
@@ -124,20 +131,25 @@ def _fitting(folder, tensors, places, allow_missing):
     return result
 
 
-def write_weights(folder, format, config, weights, allow_missing=()):
+def write_weights(
+    folder: str | os.PathLike[str],
+    format: str,
+    config: BertConfig,
+    weights: Tensors,
+    allow_missing: Sequence[str] = (),
+) -> list[str]:
     """Writes weights and config in a format.
 
     Args:
         folder: an existing folder; files of the same names are replaced.
         format: one of `kbert.utils.formats.FORMATS`.
-        config: BertConfig.
-        weights: Tensors of kbert's name -> float32 array.
+        weights: float32 arrays by kbert's names.
         allow_missing: names or name prefixes of weights to omit if the format does not support
             them.
 
     Returns:
-        list of notes (str): differences in the outputs of the format's library, and, for all
-        formats except kbert's, that removed heads are written as zeros.
+        notes: differences in the outputs of the format's library, and, for all formats except
+        kbert's, that removed heads are written as zeros.
 
     Raises:
         UserError: the format is unknown or does not support some weights, or a file cannot be
@@ -149,15 +161,15 @@ def write_weights(folder, format, config, weights, allow_missing=()):
     present = [other for other, marks in WEIGHTS_FILES.items() if marks & set(os.listdir(folder))]
     if present not in ([], [format]):
         raise UserError(
-            f"{folder} has weights in the format {present[0]} already. Name another folder, or it "
-            f"would not be clear which are meant."
+            f"{folder} already has weights in the format {present[0]}. Use another folder: weights "
+            f"in two formats would be ambiguous."
         )
     notes = []
     if config.attention_heads_per_layer and format != "kbert":
         config, weights = with_all_heads(config, weights)
         notes = [
-            f"the format {format} cannot say that heads were removed: they are there as zeros, so "
-            f"that the outputs are the same, but nothing is smaller or faster."
+            f"the format {format} does not support removed heads: they are written as zeros. The "
+            f"outputs are the same, but the model is not smaller or faster."
         ]
     module, parts = _MODULES[format], {part_of(name) for name in weights}
     places = module.places(config, parts)
@@ -165,7 +177,7 @@ def write_weights(folder, format, config, weights, allow_missing=()):
     lost = [name for name in homeless if not matches(name, allow_missing)]
     if lost:
         raise UserError(
-            f"the format {format} has no place for {listed(lost)}. To leave them out: "
+            f"the format {format} does not support {listed(lost)}. To omit them: "
             f"allow_missing=[...], --allow_missing={','.join(sorted({part_of(n) for n in lost}))}"
         )
     kbert_names = {places[name].name: name for name in weights if name in places}

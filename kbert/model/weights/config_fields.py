@@ -1,6 +1,9 @@
 """Stores fields of BertConfig in configs of formats that do not support all of them."""
 
 import dataclasses
+import os
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from kbert.config import BertConfig
 from kbert.errors import UserError
@@ -8,7 +11,7 @@ from kbert.model.weights.tensors import listed
 from kbert.utils.formats import members
 
 
-def kbert_fields(values, path):
+def kbert_fields(values: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the fields that a config of another format stores under the key "kbert".
 
     Raises:
@@ -18,21 +21,23 @@ def kbert_fields(values, path):
     members(extra, (), path)
     unknown = extra.keys() - {field.name for field in dataclasses.fields(BertConfig)}
     if unknown:
-        raise UserError(f"{path} has under 'kbert' what is no field: {listed(unknown)}.")
+        raise UserError(f"{path} has unknown fields under 'kbert': {listed(unknown)}.")
     return extra
 
 
-def extra_fields(values, known, fixed):
+def extra_fields(
+    values: Mapping[str, Any], known: Collection[str], fixed: dict[str, Any]
+) -> dict[str, Any]:
     """Returns the fields that a format lacks and that differ from its library's fixed values."""
     usual = dataclasses.asdict(BertConfig()) | fixed
     return {n: v for n, v in values.items() if n not in known and v != usual[n]}
 
 
-def differences(config, code, fixed):
+def differences(config: BertConfig, code: str, fixed: Mapping[str, object]) -> list[str]:
     """Returns notes on the differences between the config and the `fixed` values of `code`."""
     return [
         f"{code} always computes with {name} {value}; this model has {getattr(config, name)}, so "
-        f"its outputs there differ from kbert's."
+        f"the outputs differ from kbert's."
         for name, value in fixed.items()
         if getattr(config, name) != value
     ]

@@ -6,25 +6,27 @@ which lists kbert's names of the variables in order.
 
 import contextlib
 import dataclasses
+import pathlib
+from collections.abc import Collection, Iterator
 
 from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.model.weights.google import read_checkpoint
-from kbert.model.weights.tensors import Place, weight_shapes
+from kbert.model.weights.tensors import OpenedFolder, Place, weight_shapes
 from kbert.utils.formats import is_quantized, read_export
 
 CONFIG_FILE = "config.json"
 
 
 @contextlib.contextmanager
-def opened(folder, parts=()):
+def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[OpenedFolder]:
     """See `kbert.model.weights`. folder: `assets.extra` of a SavedModel with float weights."""
     metadata = read_export(folder)
     names = metadata["weights"]
     if is_quantized(metadata):
         raise UserError(
-            f"{folder.parent} has weights of 8 bits, which are for serving alone. Name the folder "
-            f"that it was exported from."
+            f"{folder.parent} has 8-bit weights, which can only be served. Use the folder that it "
+            f"was exported from."
         )
     keys = {name: f"variables/{i}/.ATTRIBUTES/VARIABLE_VALUE" for i, name in enumerate(names)}
     tensors = read_checkpoint(

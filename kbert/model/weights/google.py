@@ -11,11 +11,14 @@ Requires TensorFlow, because the checkpoint is in TensorFlow's format.
 import contextlib
 import dataclasses
 import math
+import pathlib
 import re
+from collections.abc import Callable, Collection, Iterator
 
+from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.model.weights.config_fields import differences, extra_fields, kbert_fields
-from kbert.model.weights.tensors import Tensors, check_size, places_of
+from kbert.model.weights.tensors import OpenedFolder, Place, Tensors, check_size, places_of
 from kbert.utils import atomic
 from kbert.utils.formats import members, read_json
 
@@ -48,7 +51,7 @@ NAMES = {
 VARIABLES = {name: f"/{name}" for name in ("kernel", "bias", "gamma", "beta")} | {"embeddings": ""}
 
 
-def places(config, parts=()):
+def places(config: BertConfig, parts: Collection[str] = ()) -> dict[str, Place]:
     """See `kbert.model.weights`."""
     transposed = {name for name, place in NAMES.items() if place.endswith("output_weights")}
     return places_of(config, NAMES, VARIABLES, transposed.__contains__)
@@ -74,18 +77,18 @@ _RELATIVES = {"electra/": "ELECTRA", "/group_0/": "ALBERT", "/.ATTRIBUTES/": "TF
 
 
 @contextlib.contextmanager
-def opened(folder, parts=()):
+def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[OpenedFolder]:
     """See `kbert.model.weights`."""
     prefix = _checkpoint(folder)
     tensors = read_checkpoint(prefix, lambda name: not _NOT_WEIGHTS.fullmatch(name))
     for mark, relative in _RELATIVES.items():
         if any(mark in f"/{name}" for name in tensors):
-            raise UserError(f"{prefix} is a checkpoint of {relative}; kbert reads those of BERT.")
+            raise UserError(f"{prefix} is a checkpoint of {relative}; kbert reads only BERT.")
     yield _fields(folder, tensors.shapes), tensors, places
 
 
-def read_checkpoint(prefix, is_wanted):
-    """Returns the float tensors of a TensorFlow checkpoint with `is_wanted(name)`, as `Tensors`.
+def read_checkpoint(prefix: pathlib.Path, is_wanted: Callable[[str], bool]) -> Tensors:
+    """Returns the float tensors of a TensorFlow checkpoint for which `is_wanted(name)` is true.
 
     Raises:
         UserError: the checkpoint cannot be read, or its tensors are larger than its files.
@@ -122,9 +125,9 @@ def _checkpoint(folder):
         return folder / CHECKPOINT
     if len(prefixes) > 1:
         raise UserError(
-            f"{folder} has {len(prefixes)} checkpoints and none is called {CHECKPOINT}: "
-            f"{', '.join(path.name for path in prefixes)}. Copy the one you mean, with "
-            f"{CONFIG_FILE} and vocab.txt, into a folder of its own."
+            f"{folder} has {len(prefixes)} checkpoints, none named {CHECKPOINT}: "
+            f"{', '.join(path.name for path in prefixes)}. Copy one of them, with "
+            f"{CONFIG_FILE} and vocab.txt, into a separate folder."
         )
     return prefixes[0]
 
@@ -135,7 +138,7 @@ def _fields(folder, shapes):
     values = read_json(path)
     act = values.get("hidden_act", "gelu")
     if act not in ("gelu", "gelu_new"):
-        raise UserError(f"{path} has hidden_act {act!r}; kbert computes 'gelu'.")
+        raise UserError(f"{path} has hidden_act {act!r}; kbert supports 'gelu'.")
     members(values, FIELDS[:5], path)
     fields = {name: values[name] for name in FIELDS if name in values} | FIXED
     if "output_weights" in shapes:
@@ -147,7 +150,7 @@ def _first_line(error):
     return (str(error).splitlines() or [type(error).__name__])[0][:400]
 
 
-def write(folder, config, tensors, parts):
+def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set[str]) -> list[str]:
     """See `kbert.model.weights`."""
     import tensorflow as tf
 

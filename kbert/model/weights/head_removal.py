@@ -6,16 +6,18 @@ of zeros does not change the output of the block.
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
+from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.model.weights.tensors import Tensors, weight_shapes
 
 _ATTENTION = re.compile(r"bert/encoder/layer_(\d+)/attention/(query|key|value|output)/(\w+)")
 
 
-def heads_text(attention_heads_per_layer):
+def heads_text(attention_heads_per_layer: Sequence[int] | None) -> str:
     """Describes the remaining heads of a BertConfig as text."""
     if attention_heads_per_layer is None:
         return "all heads"
@@ -30,11 +32,13 @@ def _attention_heads_axis(name):
     return int(match[1]), (0 if match[2] == "output" else -1)
 
 
-def without_heads(config, weights, kept):
-    """Returns the BertConfig and the Tensors, read on access, of a model after removing heads.
+def without_heads(
+    config: BertConfig, weights: Tensors, kept: Sequence[Sequence[int]]
+) -> tuple[BertConfig, Tensors]:
+    """Returns the config and the weights, read on access, of a model after removing heads.
 
     Args:
-        config: BertConfig. weights: Tensors, by kbert's names.
+        weights: by kbert's names.
         kept: for each block, the numbers of the heads to keep, from 0; at least one.
 
     Raises:
@@ -59,22 +63,22 @@ def without_heads(config, weights, kept):
 def _check_kept(config, kept):
     if len(kept) != config.num_hidden_layers:
         raise UserError(
-            f"kept must name the heads of each of the {config.num_hidden_layers} blocks; got "
+            f"kept must list the heads of each of the {config.num_hidden_layers} blocks; got "
             f"{len(kept)} lists."
         )
     for block, numbers in enumerate(kept):
         there = config.block_heads(block)
         if not numbers or len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(there)):
             raise UserError(
-                f"kept must name different heads of block {block}, at least one, by numbers from 0 "
+                f"kept must list different heads of block {block}, at least one, as numbers from 0 "
                 f"to {there - 1}; got {list(numbers)}."
             )
 
 
-def with_all_heads(config, weights):
-    """Returns the BertConfig and the Tensors, read on access, of a model with zeros as lost heads.
+def with_all_heads(config: BertConfig, weights: Tensors) -> tuple[BertConfig, Tensors]:
+    """Returns the config and the weights, read on access, with zeros for the removed heads.
 
-    Its outputs are the same. In each block the zero heads follow the others.
+    The model's outputs are the same. In each block the zero heads follow the others.
     """
     larger = dataclasses.replace(config, attention_heads_per_layer=None)
     shapes = weight_shapes(larger)

@@ -10,9 +10,11 @@ import dataclasses
 import functools
 import json
 import math
+import pathlib
 import re
 import struct
 import warnings
+from collections.abc import Collection, Iterator
 
 import ml_dtypes  # noqa: F401 - registers bfloat16 in numpy
 import numpy as np
@@ -21,7 +23,7 @@ import safetensors
 from kbert.config import BertConfig, is_text
 from kbert.errors import UserError
 from kbert.model.weights import google
-from kbert.model.weights.tensors import Tensors, places_of
+from kbert.model.weights.tensors import OpenedFolder, Place, Tensors, places_of
 from kbert.utils import atomic
 from kbert.utils.formats import members, read_json
 
@@ -80,16 +82,16 @@ _BUFFERS = re.compile(r"bert\.embeddings\.(position_ids|token_type_ids)")
 _HEADED = ("bert.", "cls.", "classifier.", "qa_outputs.")
 
 
-def places(config, parts=()):
-    """Returns dict of kbert's name -> Place; "classifier" is for sequences unless in `parts`."""
+def places(config: BertConfig, parts: Collection[str] = ()) -> dict[str, Place]:
+    """See `kbert.model.weights`; "classifier" is for sequences unless `parts` has another one."""
     classifier = next((part for part in CLASSIFIERS if part in parts), CLASSIFIERS[0])
     names = NAMES | {f"{classifier}/dense": "classifier"}
     return places_of(config, names, VARIABLES, transposed=lambda name: name.endswith("/kernel"))
 
 
 @contextlib.contextmanager
-def opened(folder, parts=()):
-    """See `kbert.model.weights`. parts: say what "classifier" is if the config names no class."""
+def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[OpenedFolder]:
+    """See `kbert.model.weights`. parts: identify "classifier" if the config names no class."""
     values = read_json(folder / CONFIG_FILE)
     fields = _fields(values, folder / CONFIG_FILE)
     parts = _parts(values, folder / CONFIG_FILE) or parts
@@ -133,7 +135,7 @@ def _files(folder):
     if not isinstance(weight_map, dict) or not all(
         isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in weight_map.values()
     ):
-        raise UserError(f"{folder / INDEX_FILE} names no files of this folder in weight_map.")
+        raise UserError(f"{folder / INDEX_FILE}: weight_map must name files of this folder.")
     return [folder / name for name in sorted(set(weight_map.values()))]
 
 
@@ -149,8 +151,8 @@ def _shape(file, name, folder):
     part = file.get_slice(name)
     if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):
         raise UserError(
-            f"{folder}: {name} has the type {part.get_dtype()}; kbert reads F32, F16, BF16 and "
-            f"F64, not quantised weights."
+            f"{folder}: {name} has the dtype {part.get_dtype()}; kbert reads F32, F16, BF16 and "
+            f"F64, not quantized weights."
         )
     return tuple(part.get_shape())
 
@@ -167,8 +169,8 @@ def _settle_twins(homes, tensors, tied, folder):
             same = tensors.shapes[name] == tensors.shapes[twin]
             if not same or not np.array_equal(tensors[name], tensors[twin]):
                 raise UserError(
-                    f"{folder}: {twin} differs from {name}, to which config.json ties it. If the "
-                    f'model was made so, write "tie_word_embeddings": false there.'
+                    f"{folder}: {twin} differs from {name}, but config.json ties them. If the "
+                    f'model is not tied, set "tie_word_embeddings": false there.'
                 )
         homes[name] = homes.pop(twin)
         tensors.shapes[name] = tensors.shapes.pop(twin)
@@ -178,15 +180,13 @@ def _fields(values, path):
     """Returns the fields of BertConfig from HF's `config.json`."""
     model_type = values.get("model_type", "bert")
     if model_type != "bert":
-        raise UserError(f"{path} is of the architecture {model_type!r}; kbert reads 'bert'.")
+        raise UserError(f"{path} has model_type {model_type!r}; kbert supports only 'bert'.")
     for name, unused in _UNUSED.items():
         if values.get(name, unused) not in (unused, None):
-            raise UserError(
-                f"{path} has {name} {values[name]!r}; kbert's BERT has {unused!r} there, always."
-            )
+            raise UserError(f"{path} has {name} {values[name]!r}; kbert supports only {unused!r}.")
     act = values.get("hidden_act", "gelu")
     if act not in list(ACTIVATIONS):
-        raise UserError(f"{path} has hidden_act {act!r}; kbert computes {', '.join(ACTIVATIONS)}.")
+        raise UserError(f"{path} has hidden_act {act!r}; kbert supports {', '.join(ACTIVATIONS)}.")
     known = {field.name for field in dataclasses.fields(BertConfig)}
     fields = {name: value for name, value in values.items() if name in known}
     fields |= {"hidden_act": ACTIVATIONS[act]}
@@ -195,7 +195,7 @@ def _fields(values, path):
 
 
 def _labels(id2label, path):
-    """Returns the number of labels and, if HF's `id2label` names each of them, their names."""
+    """Returns the number of labels and, if HF's `id2label` names each label, their names."""
     members(id2label, (), path)
     count = len(id2label)
     if not count:
@@ -205,7 +205,7 @@ def _labels(id2label, path):
         return {"num_labels": count}
     numbered = {str(i) for i in range(count)} == id2label.keys()
     if not numbered or len(set(names)) < count or not all(map(is_text, names)):
-        message = f"{path}: id2label does not name each label; its names are left out."
+        message = f"{path}: id2label does not name each label; its names are ignored."
         warnings.warn(message, stacklevel=8)  # the caller of from_pretrained
         names = None
     return {"num_labels": count, "label_names": names}
@@ -215,7 +215,7 @@ def _default_names(count):
     return [f"LABEL_{i}" for i in range(count)]
 
 
-def write(folder, config, tensors, parts):
+def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set[str]) -> list[str]:
     """Writes both files; returns notes on differences from HF's model.
 
     The names match the HF class exactly: the pooler is omitted if the HF class has none.
@@ -229,9 +229,9 @@ def write(folder, config, tensors, parts):
     notes, shapes = [], dict(tensors.shapes)
     if architecture in UNPOOLED and "bert/pooler" in parts:
         shapes = {name: shape for name, shape in shapes.items() if ".pooler." not in name}
-        notes = [f"HF's {architecture} has no pooler, so that of this model is left out."]
+        notes = [f"HF's {architecture} has no pooler, so the model's pooler is omitted."]
     elif architecture == "BertModel" and "bert/pooler" not in parts:
-        notes = ["HF's BertModel has a pooler, and this model none: there it is a fresh one."]
+        notes = ["HF's BertModel has a pooler, this model has none: HF initializes it randomly."]
     values |= {
         "architectures": [architecture],
         "model_type": "bert",

@@ -8,15 +8,18 @@ epsilon 1e-5 instead, so its outputs differ from BERT's. Fields that the preset 
 
 import contextlib
 import dataclasses
+import pathlib
 import warnings
+from collections.abc import Collection, Iterator
 
 import keras
 import numpy as np
 
+from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.model.weights.config_fields import differences, extra_fields, kbert_fields
 from kbert.model.weights.native import read_arrays, write_arrays
-from kbert.model.weights.tensors import Tensors, places_of
+from kbert.model.weights.tensors import OpenedFolder, Place, Tensors, places_of
 from kbert.utils import atomic
 from kbert.utils.formats import members, read_json
 
@@ -54,7 +57,7 @@ for _name in ("query", "key", "value"):
     LETTERS[f"bert/encoder/layer_{{i}}/attention/{_name}/bias"] = "HK"
 
 
-def places(config, parts=()):
+def places(config: BertConfig, parts: Collection[str] = ()) -> dict[str, Place]:
     """See `kbert.model.weights`."""
     return places_of(config, NAMES, VARIABLES, letters=LETTERS)
 
@@ -73,7 +76,7 @@ FIELDS = {
 FIXED = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-12}  # hard-coded in KerasHub
 _MLM_DIFFERS = (
     "KerasHub's BertMaskedLM computes its head with the exact GELU and an epsilon of 1e-5, unlike "
-    "BERT: its scores of words differ from kbert's."
+    "BERT, so its logits differ from kbert's."
 )
 # KerasHub compiles loaded tasks and warns if the optimizer lacks iterations and learning rate.
 _FRESH_OPTIMIZER = {"optimizer/vars/0": np.int32(0), "optimizer/vars/1": np.float32(5e-5)}
@@ -82,12 +85,12 @@ _TASKS = {"sequence_classifier": "BertTextClassifier", "mlm": "BertMaskedLM"}
 
 
 @contextlib.contextmanager
-def opened(folder, parts=()):
-    """See `kbert.model.weights`. Warns of an MLM head: its outputs differ in KerasHub."""
+def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[OpenedFolder]:
+    """See `kbert.model.weights`. Warns if there is an MLM head: KerasHub's outputs differ."""
     saved = read_json(folder / CONFIG_FILE)
     name = saved.get("class_name")
     if name != "BertBackbone":
-        raise UserError(f"{folder} is a preset of {name}; kbert reads those of BertBackbone.")
+        raise UserError(f"{folder} is a preset of {name}; kbert reads only BertBackbone.")
     files = [WEIGHTS_FILE]
     fields = _fields(saved, folder / CONFIG_FILE)
     if (folder / TASK_FILE).is_file():
@@ -133,19 +136,19 @@ def _task_fields(task, path):
     activation = values.get("activation", "linear")
     if activation != "linear":
         raise UserError(
-            f"{path} has the activation {activation!r}; kbert's classifier gives logits, so "
-            f"'linear' is what it reads."
+            f"{path} has the activation {activation!r}; kbert's classifier returns logits and "
+            f"supports only 'linear'."
         )
     (encoder_rate,) = members(members(backbone, ["config"], path)[0], ["dropout"], path)
     return {"num_labels": labels, "classifier_dropout": None if rate == encoder_rate else rate}
 
 
-def write(folder, config, tensors, parts):
+def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set[str]) -> list[str]:
     """See `kbert.model.weights`."""
     if "bert/pooler" not in parts:
         raise UserError(
-            "KerasHub's BertBackbone has a pooler, and this model has none. Give it a fresh one: "
-            "kbert.BertModel.from_pretrained(FOLDER).save_pretrained(TO, format='keras_hub')"
+            "KerasHub's BertBackbone has a pooler, but this model has none. To add an untrained "
+            "one: kbert.BertModel.from_pretrained(FOLDER).save_pretrained(TO, format='keras_hub')"
         )
     values = dataclasses.asdict(config)
     known = [*FIELDS.values()]

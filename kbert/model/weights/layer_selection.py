@@ -1,18 +1,20 @@
 """Creates a smaller model from some of the encoder blocks of a model."""
 
 import dataclasses
+from collections.abc import Sequence
 
+from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.model.weights.tensors import Tensors
 
 _BLOCK = "bert/encoder/layer_{}/"
 
 
-def chosen_layers(layers, N):
+def chosen_layers(layers: int | Sequence[int], N: int) -> tuple[int, ...]:
     """Returns the selected encoder blocks: a tuple of numbers from 1, in increasing order.
 
     Args:
-        layers: int, the number of blocks, evenly spaced up to the last one: 3 of 12 are 4, 8 and 12
+        layers: the number of blocks, evenly spaced up to the last one: 3 of 12 selects 4, 8 and 12
             (Sun et al. 2019, arXiv:1908.09355, section 3, "PKD-Skip"); or the block numbers.
         N: number of encoder blocks.
 
@@ -22,19 +24,21 @@ def chosen_layers(layers, N):
     if isinstance(layers, int):
         M = layers
         if not 1 <= M <= N:
-            raise UserError(f"layers must be 1 to {N}, the blocks there are; got {M}.")
+            raise UserError(f"layers must be 1 to {N}, the number of blocks; got {M}.")
         return tuple((2 * i * N + M) // (2 * M) for i in range(1, M + 1))
     layers = tuple(layers)
     if not layers or list(layers) != sorted(set(layers)) or not 1 <= layers[0] <= layers[-1] <= N:
         raise UserError(
-            f"layers must be numbers of blocks from 1 to {N}, rising; got "
+            f"layers must be block numbers from 1 to {N}, increasing; got "
             f"{', '.join(map(str, layers)) or 'none'}."
         )
     return layers
 
 
-def take_layers(config, weights, layers):
-    """Returns the BertConfig and the Tensors of a model with only some of the encoder blocks."""
+def take_layers(
+    config: BertConfig, weights: Tensors, layers: int | Sequence[int]
+) -> tuple[BertConfig, Tensors]:
+    """Returns the config and the weights of a model with only some of the encoder blocks."""
     layers = chosen_layers(layers, config.num_hidden_layers)
     names = {name: name for name in weights if not name.startswith("bert/encoder/")}
     for i, number in enumerate(layers):

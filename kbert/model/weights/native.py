@@ -2,32 +2,35 @@
 
 import contextlib
 import dataclasses
+import os
 import pathlib
+from collections.abc import Collection, Iterator, Mapping
 
 import h5py
 import ml_dtypes
+import numpy as np
 
 from kbert.config import BertConfig
 from kbert.errors import UserError
-from kbert.model.weights.tensors import Place, Tensors, check_size, weight_shapes
+from kbert.model.weights.tensors import OpenedFolder, Place, Tensors, check_size, weight_shapes
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "weights.h5"
 
 
 @contextlib.contextmanager
-def opened(folder, parts=()):
+def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[OpenedFolder]:
     """See `kbert.model.weights`."""
     config = BertConfig.from_file(folder / CONFIG_FILE)
     with read_arrays(folder / WEIGHTS_FILE) as tensors:
         yield dataclasses.asdict(config), tensors, places
 
 
-def places(config, parts=()):
-    """Returns dict of kbert's name -> Place, with unchanged names and shapes."""
+def places(config: BertConfig, parts: Collection[str] = ()) -> dict[str, Place]:
+    """Returns a Place for each of kbert's names, with unchanged names and shapes."""
     return {name: Place(name, shape) for name, shape in weight_shapes(config).items()}
 
 
-def write(folder, config, tensors, parts):
+def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set[str]) -> list[str]:
     """Writes both files. Returns an empty list, because the format has no differences to note."""
     config.save(pathlib.Path(folder) / CONFIG_FILE)
     write_arrays(pathlib.Path(folder) / WEIGHTS_FILE, tensors)
@@ -35,7 +38,7 @@ def write(folder, config, tensors, parts):
 
 
 @contextlib.contextmanager
-def read_arrays(path):
+def read_arrays(path: str | os.PathLike[str]) -> Iterator[Tensors]:
     """Yields the float arrays of an HDF5 file as `Tensors`, by their paths in the file.
 
     Raises:
@@ -48,7 +51,7 @@ def read_arrays(path):
         if not isinstance(item, h5py.Dataset):
             return
         if item.external or item.is_virtual:
-            raise UserError(f"{path}: {name} lies in another file, which kbert does not open.")
+            raise UserError(f"{path}: {name} is in another file, which kbert does not open.")
         if item.shape is not None and _is_float(item):
             shapes[name] = item.shape
             claimed += item.size * item.dtype.itemsize
@@ -84,8 +87,8 @@ def _readable(path):
         raise UserError(f"cannot read the weights {path}: {reason}.") from error
 
 
-def write_arrays(path, arrays):
-    """Writes a mapping of name -> array as HDF5.
+def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays by name as HDF5.
 
     Uses a Python file object, because HDF5's own file I/O crashes the process (a segmentation fault
     in `close`) if the disk is full.

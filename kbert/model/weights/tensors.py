@@ -4,9 +4,12 @@ import collections.abc
 import dataclasses
 import fnmatch
 import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
+from kbert.config import BertConfig
 from kbert.errors import UserError
 
 # A letter is a size: V vocabulary, D width, F inner width, P positions, T segments, C labels,
@@ -55,7 +58,7 @@ SHAPES = {
 REQUIRED_PARTS = ("bert/embeddings", "bert/encoder")
 
 
-def size_of(letters, config, i):
+def size_of(letters: str, config: BertConfig, i: int) -> tuple[int, ...]:
     """Converts letters of `SHAPES` (or H heads, K head width) to a shape in layer i."""
     sizes = {
         "V": config.vocab_size,
@@ -80,12 +83,12 @@ def _rows(config):
             yield row.format(i=i), row, i, letters
 
 
-def weight_shapes(config):
-    """Returns dict of name -> shape of each weight that a model with this config may have."""
+def weight_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shape, by name, of each weight that a model with this config may have."""
     return {name: size_of(letters, config, i) for name, _, i, letters in _rows(config)}
 
 
-def part_of(name):
+def part_of(name: str) -> str:
     """Returns the part of the model that a weight belongs to: 'mlm', 'bert/pooler', ..."""
     first, second = name.split("/")[:2]
     return f"{first}/{second}" if first == "bert" else first
@@ -96,24 +99,29 @@ class Place:
     """Location of a weight in another format: its name and shape, and whether it is transposed."""
 
     name: str
-    shape: tuple
+    shape: tuple[int, ...]
     transposed: bool = False
 
-    def to_kbert(self, array, shape):
+    def to_kbert(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Converts an array from the other format to kbert's, float32."""
         array = array.T if self.transposed else array
         return np.ascontiguousarray(array.reshape(shape), np.float32)
 
-    def from_kbert(self, array):
+    def from_kbert(self, array: np.ndarray) -> np.ndarray:
         """Converts an array from kbert's format to the other, float32."""
         return self.to_kbert(array, self.shape)
 
 
-def places_of(config, names, variables, transposed=lambda name: False, letters=SHAPES):
+def places_of(
+    config: BertConfig,
+    names: Mapping[str, str],
+    variables: Mapping[str, str],
+    transposed: Callable[[str], bool] = lambda name: False,
+    letters: Mapping[str, str] = SHAPES,
+) -> dict[str, Place]:
     """Returns the locations of a model's weights in another format.
 
     Args:
-        config: BertConfig.
         names: dict of kbert's name of a layer or weight -> the format's name. "{i}" is the layer
             number; "{_i}" is "_" and the layer number, or empty for layer 0.
         variables: dict of the last component of a weight's name -> suffix of the layer's name.
@@ -139,31 +147,35 @@ def places_of(config, names, variables, transposed=lambda name: False, letters=S
     return places
 
 
-class Tensors(collections.abc.Mapping):
+class Tensors(collections.abc.Mapping[str, np.ndarray]):
     """Mapping of names to arrays that are read on access, so that one at a time is in memory.
 
     Args:
         shapes: dict of name -> shape. read: function from a name to its array.
     """
 
-    def __init__(self, shapes, read):
-        self.shapes = shapes
+    def __init__(self, shapes: dict[str, tuple[int, ...]], read: Callable[[str], np.ndarray]):
+        self.shapes: dict[str, tuple[int, ...]] = shapes
         self._read = read
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> np.ndarray:
         return self._read(name)
 
-    def __contains__(self, name):
+    def __contains__(self, name: object) -> bool:
         return name in self.shapes
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.shapes)
 
 
-def matches(name, patterns):
+# Fields of BertConfig, tensors by the format's names, and the function from a config to the places.
+OpenedFolder = tuple[dict[str, Any], Tensors, Callable[[BertConfig], dict[str, Place]]]
+
+
+def matches(name: str, patterns: str | Iterable[str]) -> bool:
     """Whether a name equals a pattern, is below one in the hierarchy, or matches one with `*`."""
     patterns = [patterns] if isinstance(patterns, str) else patterns
     return any(
@@ -172,14 +184,16 @@ def matches(name, patterns):
     )
 
 
-def listed(names):
+def listed(names: Iterable[str]) -> str:
     """Returns the first eight names, and the number of others, as text."""
     names = sorted(names)
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return ", ".join(names[:8]) + more
 
 
-def check_size(path, files, claimed_bytes):
+def check_size(
+    path: str | os.PathLike[str], files: Iterable[str | os.PathLike[str]], claimed_bytes: int
+) -> None:
     """Checks that the tensors are not larger than their files, before memory is allocated.
 
     Raises:
@@ -188,6 +202,6 @@ def check_size(path, files, claimed_bytes):
     held = sum(os.path.getsize(file) for file in files)
     if claimed_bytes > held:
         raise UserError(
-            f"{path} is damaged: its tensors would be {claimed_bytes:,} bytes, but it holds "
+            f"{path} is damaged: its tensors need {claimed_bytes:,} bytes, but it has only "
             f"{held:,}. Copy or download it again."
         )
