@@ -1,9 +1,27 @@
 """kbert: BERT on TensorFlow and Keras 3, from plain text to a served model.
 
-Names are loaded on first use: `import kbert` alone imports neither TensorFlow nor Keras.
+Names are imported on first use: `import kbert` alone imports neither TensorFlow nor Keras.
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for type checkers and completion; at run time `__getattr__` imports them
+    from kbert import corpus, data, hub, inference, model, serving, tasks, tokenizer, train
+    from kbert.config import BertConfig
+    from kbert.errors import UserError
+    from kbert.inference.predictor import Predictor
+    from kbert.model.models import (
+        BertForMaskedLM,
+        BertForMultipleChoice,
+        BertForNextSentencePrediction,
+        BertForPreTraining,
+        BertForQuestionAnswering,
+        BertForSequenceClassification,
+        BertForTokenClassification,
+        BertModel,
+    )
+    from kbert.tokenizer.tokenizer import BertTokenizer
 
 __version__ = "0.1.0"
 
@@ -20,28 +38,41 @@ _HOMES = {
     "BertForQuestionAnswering": "kbert.model.models",
     "BertForMultipleChoice": "kbert.model.models",
     "Predictor": "kbert.inference.predictor",
-    "corpus": None,
-    "data": None,
-    "model": None,
-    "hub": None,
-    "inference": None,
-    "serving": None,
-    "tasks": None,
-    "tokenizer": None,
-    "train": None,
 }
 
-__all__ = [*_HOMES, "__version__"]
+__all__ = [
+    "BertConfig",
+    "BertForMaskedLM",
+    "BertForMultipleChoice",
+    "BertForNextSentencePrediction",
+    "BertForPreTraining",
+    "BertForQuestionAnswering",
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
+    "BertModel",
+    "BertTokenizer",
+    "Predictor",
+    "UserError",
+    "__version__",
+    "corpus",
+    "data",
+    "hub",
+    "inference",
+    "model",
+    "serving",
+    "tasks",
+    "tokenizer",
+    "train",
+]
 
 
-def __getattr__(name):
-    if name not in _HOMES:
+def __getattr__(name: str) -> object:
+    if name not in __all__:
         raise AttributeError(f"module 'kbert' has no attribute {name!r}")
-    home = _HOMES[name]
-    if home is None:
-        return importlib.import_module(f"kbert.{name}")
-    return getattr(importlib.import_module(home), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    return importlib.import_module(f"kbert.{name}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return __all__

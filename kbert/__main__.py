@@ -1,4 +1,4 @@
-"""The programs of kbert: python -m kbert, or kbert"""
+"""Runs a program of kbert: python -m kbert PROGRAM, or kbert PROGRAM"""
 
 import difflib
 import pathlib
@@ -23,19 +23,19 @@ PROGRAMS = {
 }
 
 
-def usage():
-    """The help of the command: str."""
+def usage() -> str:
+    """Returns the help text of the command."""
     programs = "".join(f"  {name:<13}{purpose}\n" for name, purpose in PROGRAMS.items())
     return (
         "BERT on TensorFlow and Keras 3, from plain text to a served model.\n\n"
         f"usage: kbert PROGRAM [--flag=value ...]\n\nprograms:\n{programs}\n"
-        "kbert PROGRAM --help lists the flags of a program; python -m kbert.PROGRAM runs it, too.\n"
-        "kbert --files prints the folder with configs/ and export/, as they come with kbert.\n"
+        "kbert PROGRAM --help lists the flags of a program; python -m kbert.PROGRAM also runs it.\n"
+        "kbert --files prints the folder with the configs/ and export/ that come with kbert.\n"
     )
 
 
-def main():
-    """Runs the program that the first argument names."""
+def main() -> None:
+    """Runs the program named by the first argument."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h", "help"):
         print(usage(), end="")
@@ -50,7 +50,7 @@ def main():
         near = difflib.get_close_matches(name, PROGRAMS, 1)
         hint = f"Did you mean {near[0]}? " if near else ""
         print(
-            f"error: there is no program {name!r}. {hint}There are {', '.join(PROGRAMS)}.",
+            f"error: there is no program {name!r}. {hint}The programs are {', '.join(PROGRAMS)}.",
             file=sys.stderr,
         )
         sys.exit(2)

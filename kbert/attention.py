@@ -1,6 +1,6 @@
-"""Shows where a BERT looks: python -m kbert.attention --model=FOLDER --text="A text."
+"""Plots attention weights: python -m kbert.attention --model=FOLDER --text="A text."
 
-It writes `attention.png`, a picture, and `attention.html`, a page that shows every head.
+It writes `attention.png`, a plot, and `attention.html`, an interactive page of all heads.
 """
 
 import pathlib
@@ -12,7 +12,7 @@ from kbert.utils import program
 from kbert.utils.formats import find_folder
 
 
-def check():
+def check() -> None:
     """Checks the flags before TensorFlow is imported."""
     for name in ("model", "text"):
         if absl_flags.FLAGS[name].value is None:
@@ -22,7 +22,7 @@ def check():
     find_folder(absl_flags.FLAGS.model)
 
 
-def main():
+def main() -> None:
     """Runs `attention_weights` and `write_attention` with the flags."""
     from kbert.model.folder import ModelFolder
     from kbert.tokenizer.tokenizer import BertTokenizer
@@ -36,13 +36,17 @@ def main():
     write_attention(flags.output_dir, tokens, weights, flags.layer, flags.head, name)
 
 
-def _define_flags():
-    """Defines the flags; not on import, since the functions above may be used anywhere."""
-    absl_flags.DEFINE_string("model", None, "folder of weights, as for BertModel.from_pretrained")
-    absl_flags.DEFINE_string("text", None, "the text; [MASK] in it is that token")
-    absl_flags.DEFINE_string("text_pair", None, "a second text, for the second segment")
-    absl_flags.DEFINE_string("layer", "all", "layer of the picture: all, or a number from 0")
-    absl_flags.DEFINE_string("head", "all", "head of the picture: all, mean, or a number from 0")
+def _define_flags() -> None:
+    """Defines the flags; not on import, because programs share flag names."""
+    absl_flags.DEFINE_string(
+        "model",
+        None,
+        "folder of weights in any format, or the name of a model on the Hugging Face hub",
+    )
+    absl_flags.DEFINE_string("text", None, "text to show; [MASK] in it is the mask token")
+    absl_flags.DEFINE_string("text_pair", None, "second text of a pair")
+    absl_flags.DEFINE_string("layer", "all", "layer to plot: all, or a number from 0")
+    absl_flags.DEFINE_string("head", "all", "head to plot: all, mean, or a number from 0")
     absl_flags.DEFINE_string(
         "output_dir", "attention", "folder for attention.png and attention.html"
     )

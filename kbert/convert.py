@@ -7,29 +7,30 @@ from kbert.utils import program
 from kbert.utils.formats import FORMATS, find_folder
 
 
-def _define_flags():
-    """Defines the flags; not on import, since programs share names."""
+def _define_flags() -> None:
+    """Defines the flags; not on import, because programs share flag names."""
     absl_flags.DEFINE_string(
         "model",
         None,
         "folder of weights in any format, or the name of a model on the Hugging Face hub",
     )
-    absl_flags.DEFINE_string("output_dir", None, "folder to make")
+    absl_flags.DEFINE_string("output_dir", None, "folder to create")
     absl_flags.DEFINE_enum("format", "kbert", list(FORMATS), "format to write")
     absl_flags.DEFINE_list(
         "allow_missing",
         [],
-        "names, or starts of names, of weights that may be unknown or missing, or be left out "
-        "where the format has no place for them; with *; tokenizer for the weights alone",
+        "names or name prefixes of weights, comma-separated, that may be missing, unknown, or "
+        "dropped if the format cannot store them; * matches any text; tokenizer: convert the "
+        "weights without a tokenizer",
     )
     absl_flags.DEFINE_bool(
         "lower_case",
         None,
-        "casing of the tokenizer; default: as the folder says, or its words show",
+        "casing of the tokenizer; default: the folder's setting, else inferred from its vocabulary",
     )
 
 
-def check():
+def check() -> None:
     """Checks the flags before TensorFlow is imported."""
     for name in ("model", "output_dir"):
         if not absl_flags.FLAGS[name].value:
@@ -39,7 +40,7 @@ def check():
     find_folder(absl_flags.FLAGS.model)
 
 
-def main():
+def main() -> None:
     """Runs `kbert.model.conversion.convert` with the flags."""
     from kbert.model.conversion import convert
 

@@ -7,13 +7,13 @@ from kbert.settings import DistillConfig
 from kbert.utils import program
 
 
-def check(config):
+def check(config: DistillConfig) -> None:
     """Checks the inputs before TensorFlow is imported."""
     files = (config.train_file, config.eval_file, config.test_file)
     check_inputs([config.teacher, config.init_from], files)
 
 
-def main(config):
+def main(config: DistillConfig) -> None:
     """Runs `kbert.train.distill` with the flags."""
     from kbert.train import distill
 
@@ -21,5 +21,5 @@ def main(config):
 
 
 if __name__ == "__main__":
-    absl_flags.DEFINE_string("output_dir", "saved_model/bert", "the run's folder")
+    absl_flags.DEFINE_string("output_dir", "saved_model/bert", "folder of the run")
     program.run(main, DistillConfig, check)

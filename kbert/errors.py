@@ -4,10 +4,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import tensorflow as tf
+from typing import Protocol
 
 _TOO_MUCH = re.compile(r"(OOM when|Out of memory while) .*?(?= on /job| \[Op|$)", re.MULTILINE)
 
@@ -63,7 +60,13 @@ def writing(folder: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
-def too_much(error: "tf.errors.ResourceExhaustedError") -> str:
-    """Returns the part of the error's message that describes the failed allocation."""
+class _OpError(Protocol):
+    """A `tf.errors.OpError`."""
+
+    message: str
+
+
+def too_much(error: _OpError) -> str:
+    """Returns the part of a ResourceExhaustedError's message that describes the allocation."""
     match = _TOO_MUCH.search(error.message)
     return match[0] if match else error.message.splitlines()[0]

@@ -7,13 +7,13 @@ from kbert.settings import EvaluateConfig
 from kbert.utils import program
 
 
-def check(config):
+def check(config: EvaluateConfig) -> None:
     """Checks the inputs before TensorFlow is imported."""
     check_inputs([config.model], [config.eval_file])
 
 
-def main(config):
-    """Runs `kbert.inference.evaluation.evaluate` with the flags; prints the scores as JSON."""
+def main(config: EvaluateConfig) -> None:
+    """Runs `kbert.inference.evaluation.evaluate` with the flags and prints the scores as JSON."""
     from kbert.inference.evaluation import evaluate
 
     print(json.dumps(evaluate(config), indent=2))

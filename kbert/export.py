@@ -5,18 +5,20 @@ from kbert.settings import ExportConfig
 from kbert.utils import program
 
 
-def check(config):
+def check(config: ExportConfig) -> None:
     """Checks the inputs before TensorFlow is imported."""
     check_inputs([config.model], [config.eval_file])
 
 
-def main(config):
+def main(config: ExportConfig) -> None:
     """Runs `kbert.serving.export.export_as` with the flags."""
     import tensorflow as tf
 
-    tf.config.set_visible_devices([], "GPU")  # it needs none, nor TF32
+    tf.config.set_visible_devices([], "GPU")  # not needed, and TF32 would change the results
     if config.eval_file:
-        tf.config.threading.set_intra_op_parallelism_threads(1)  # as the runtimes it is timed with
+        tf.config.threading.set_intra_op_parallelism_threads(
+            1
+        )  # as in the runtimes it is compared with
         tf.config.threading.set_inter_op_parallelism_threads(1)
     from kbert.serving.export import export_as
 

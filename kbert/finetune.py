@@ -8,14 +8,14 @@ from kbert.tasks.names import check_task_name
 from kbert.utils import program
 
 
-def check(config):
+def check(config: FinetuneConfig) -> None:
     """Checks the inputs before TensorFlow is imported."""
     if not config.task_module:
         check_task_name(config.task)
     check_inputs([config.init_from], [config.train_file, config.eval_file, config.test_file])
 
 
-def main(config):
+def main(config: FinetuneConfig) -> None:
     """Runs `kbert.train.finetune` with the flags."""
     from kbert.train import finetune
 
@@ -23,5 +23,5 @@ def main(config):
 
 
 if __name__ == "__main__":
-    absl_flags.DEFINE_string("output_dir", "saved_model/bert", "the run's folder")
+    absl_flags.DEFINE_string("output_dir", "saved_model/bert", "folder of the run")
     program.run(main, FinetuneConfig, check)

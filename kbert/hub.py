@@ -10,6 +10,7 @@
 They also load other SavedModels with TF Hub's common text API. In tf_keras, use `hub.KerasLayer`.
 """
 
+import os
 import pathlib
 
 import keras
@@ -22,12 +23,16 @@ from kbert.errors import UserError
 class _SavedLayer(keras.layers.Layer):
     """A layer that calls a SavedModel and has its variables as weights."""
 
-    def __init__(self, handle, trainable=True, **kwargs):
+    handle: str
+
+    def __init__(
+        self, handle: str | os.PathLike[str], trainable: bool = True, **kwargs: object
+    ) -> None:
         super().__init__(trainable=trainable, **kwargs)
         self.handle = str(handle)
         if not (pathlib.Path(handle) / "saved_model.pb").is_file():
             raise UserError(
-                f"{handle} is no SavedModel. Make one: python -m kbert.export --format=tf_hub"
+                f"{handle} is not a SavedModel. Create one: python -m kbert.export --format=tf_hub"
             )
         self._loaded = tf.saved_model.load(self.handle)
         learns = {id(v) for v in getattr(self._loaded, "trainable_variables", ())}
@@ -41,7 +46,7 @@ class _SavedLayer(keras.layers.Layer):
             self._track_variable(weight)
         self.built = True
 
-    def get_config(self):
+    def get_config(self) -> dict[str, object]:
         return {**super().get_config(), "handle": self.handle}
 
 
@@ -50,8 +55,8 @@ class PreprocessLayer(_SavedLayer):
     """Converts text to the inputs of `BertLayer`.
 
     Args:
-        handle: folder of the exported preprocessor; it must be there when a model that was saved
-            with this layer is loaded.
+        handle: folder of the exported preprocessor. A saved model with this layer stores the path
+            and needs the folder when it is loaded.
 
     Call arguments:
         inputs: (B,) string.
@@ -60,21 +65,23 @@ class PreprocessLayer(_SavedLayer):
         dict of `input_word_ids`, `input_mask` and `input_type_ids`, (B, L) int32 each.
     """
 
-    def __init__(self, handle, trainable=False, **kwargs):
+    def __init__(
+        self, handle: str | os.PathLike[str], trainable: bool = False, **kwargs: object
+    ) -> None:
         super().__init__(handle, trainable, **kwargs)
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         return self._loaded(inputs)
 
 
 @keras.saving.register_keras_serializable("kbert")
 class BertLayer(_SavedLayer):
-    """An exported encoder to fine-tune; dropout is active in training unless it is frozen.
+    """An exported encoder to fine-tune; dropout is active in training if the layer is trainable.
 
     Args:
-        handle: folder of the exported encoder; it must be there when a model that was saved with
-            this layer is loaded, for what it computes: weights are saved with the model.
-        trainable: whether its weights are trainable.
+        handle: folder of the exported encoder. A saved model with this layer stores its weights
+            and the path, and needs the folder when it is loaded.
+        trainable: whether the weights are trainable.
 
     Call arguments:
         inputs: dict of `input_word_ids`, `input_mask` and `input_type_ids`, (B, L) int32 each.
@@ -84,5 +91,7 @@ class BertLayer(_SavedLayer):
         N tensors (B, L, D), and `default`, which is `pooled_output`.
     """
 
-    def call(self, inputs, training=False):
+    def call(
+        self, inputs: dict[str, tf.Tensor], training: bool = False
+    ) -> dict[str, tf.Tensor | list[tf.Tensor]]:
         return self._loaded(inputs, training=bool(training and self.trainable))

@@ -8,17 +8,17 @@ from kbert.settings import LearnVocabConfig
 from kbert.utils import program
 
 
-def check(config):
-    """Checks input and output before TensorFlow is imported."""
+def check(config: LearnVocabConfig) -> None:
+    """Checks the input and the output before TensorFlow is imported."""
     find_inputs(config.input)
     if pathlib.Path(config.output_file).exists():
         raise UserError(
             f"{config.output_file} exists, and corpora and weights may depend on it. Remove it, or "
-            f"name another --output_file."
+            f"choose another --output_file."
         )
 
 
-def main(config):
+def main(config: LearnVocabConfig) -> None:
     """Runs `kbert.tokenizer.learn_vocab` with the flags."""
     from kbert.tokenizer.vocab import learn_vocab, size_note, write_vocab
 

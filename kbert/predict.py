@@ -7,12 +7,12 @@ from kbert.settings import PredictConfig
 from kbert.utils import program
 
 
-def check(config):
+def check(config: PredictConfig) -> None:
     """Checks the inputs before TensorFlow is imported."""
     check_inputs([config.model], [config.input_file] if config.input_file != "-" else [])
 
 
-def main(config):
+def main(config: PredictConfig) -> None:
     """Runs `kbert.inference.prediction.predict` with the flags."""
     from kbert.inference.prediction import predict
 

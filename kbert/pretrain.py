@@ -8,14 +8,14 @@ from kbert.utils import program
 from kbert.utils.formats import find_folder
 
 
-def check(config):
+def check(config: PretrainConfig) -> None:
     """Checks the inputs before TensorFlow is imported."""
     check_inputs(config)
     for folder in filter(None, (config.init_from, config.teacher)):
         find_folder(folder)
 
 
-def main(config):
+def main(config: PretrainConfig) -> None:
     """Runs `kbert.train.pretrain` with the flags."""
     from kbert.train import pretrain
 
@@ -23,6 +23,8 @@ def main(config):
 
 
 if __name__ == "__main__":
-    absl_flags.DEFINE_string("output_dir", "saved_model/bert", "the run's folder")
-    absl_flags.DEFINE_bool("dry_run", False, "take three steps, then print what the run would take")
+    absl_flags.DEFINE_string("output_dir", "saved_model/bert", "folder of the run")
+    absl_flags.DEFINE_bool(
+        "dry_run", False, "take three steps, then print the estimated time and memory of the run"
+    )
     program.run(main, PretrainConfig, check)

@@ -1,6 +1,6 @@
 """A small server with TensorFlow Serving's API: python -m kbert.serve --model_base_path=models/bert
 
-For a laptop, for tests and for one machine; TensorFlow Serving itself is for fleets.
+For a laptop, for tests and for one machine; use TensorFlow Serving itself for larger deployments.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ from kbert.settings.serving import ServeConfig
 from kbert.utils import program
 
 
-def main(config):
+def main(config: ServeConfig) -> None:
     """Runs `kbert.server.main.serve` with the flags."""
     log, shown = logging.getLogger("kbert.serve"), logging.StreamHandler()
     shown.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log.addHandler(shown)
     log.setLevel(logging.INFO)
-    log.propagate = False  # to absl's handler, which shows it again
+    log.propagate = False  # absl's handler would print it again
     try:
         import aiohttp  # noqa: F401
         import grpc_health  # noqa: F401
@@ -29,12 +29,12 @@ def main(config):
     except ImportError as error:
         raise UserError(f"{error.name} is missing: pip install 'kbert[serve]'") from None
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # a connection is an open file
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # each connection is an open file
     from kbert.server.main import serve
 
     asyncio.run(serve(config))
     sys.stdout.flush()
-    os._exit(0)  # a thread may still load or compute what nobody waits for any more
+    os._exit(0)  # a thread may still be loading or computing an unneeded result
 
 
 if __name__ == "__main__":

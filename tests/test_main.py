@@ -72,7 +72,7 @@ def test_an_unknown_program():
     done = run_kbert("pretain", "--input=x")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith(
-        "error: there is no program 'pretain'. Did you mean pretrain? There are learn_vocab, "
+        "error: there is no program 'pretain'. Did you mean pretrain? The programs are learn_v"
     )
 
 

@@ -331,7 +331,7 @@ def test_no_texts(vocab, chinese):
 
 def test_special_tokens_in_text(vocab):
     tokenizer = BertTokenizer(vocab, special_tokens_in_text=True)
-    with pytest.raises(UserError, match="make the tokenizer with special_tokens_in_text=False"):
+    with pytest.raises(UserError, match="create the tokenizer with special_tokens_in_text=F"):
         tokenizer.tokenize_with_offsets(["[MASK]"])
     plain = BertTokenizer(vocab)
     assert np.shape(pieces(plain, "[MASK]")) == (3, 3)  # bracket, letters, bracket

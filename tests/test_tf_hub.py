@@ -191,7 +191,7 @@ def test_the_pair_learns_in_tf_keras(pair):
 
 
 def test_a_folder_that_is_no_saved_model(weights):
-    with pytest.raises(UserError, match=r"is no SavedModel\. Make one"):
+    with pytest.raises(UserError, match=r"is not a SavedModel\. Create one"):
         kbert.hub.BertLayer(weights)
 
 

@@ -147,7 +147,7 @@ def test_words_added_to_a_tokenizer_keep_their_ids(older, folder):
     hf.save_pretrained(folder / "hf")
     if older:
         shutil.copy(folder / "vocab.txt", folder / "hf/vocab.txt")
-    with pytest.warns(UserWarning, match=r"adds words to the vocabulary \(brandnew\): HF finds"):
+    with pytest.warns(UserWarning, match=r"adds words to the vocabulary \(brandnew\): HF matches"):
         tokenizer = BertTokenizer.from_pretrained(folder / "hf")
     assert tokenizer.vocab == [*SPECIAL_TOKENS, *WORDS, "brandnew"]
     text = ["the brandnew un"]
@@ -178,7 +178,7 @@ def hf_json(folder, **changes):
         (
             "tokenizer.json",
             {"model": {"type": "BPE"}},
-            r"a model of type BPE; .* has WordPiece",
+            r"a model of type BPE; .* supports only WordPiece",
         ),
         ("tokenizer.json", {"normalizer": "BertNormalizer"}, r"a normalizer of type None; "),
         ("tokenizer.json", {"model": "WordPiece"}, r"a model of type None; .*WordPiece"),
@@ -191,17 +191,17 @@ def hf_json(folder, **changes):
         (
             "tokenizer.json",
             {"model": {"type": "WordPiece", "vocab": {"a": 0, "b": 2}}},
-            r"is no tokenizer.json of WordPiece with pieces in '##' and the ids 0, 1, 2",
+            r"is not a WordPiece tokenizer.json .* prefix '##' and the ids 0, 1, 2",
         ),
         (
             "tokenizer.json",
             {"model": {"type": "WordPiece", "vocab": ["a"]}, "added_tokens": []},
-            r"is no tokenizer.json of WordPiece with pieces in '##' and the ids 0, 1, 2",
+            r"is not a WordPiece tokenizer.json .* prefix '##' and the ids 0, 1, 2",
         ),
         (
             "tokenizer_config.json",
             {"tokenizer_class": "BertJapaneseTokenizer"},
-            r"is of BertJapaneseTokenizer; kbert's tokenizer is that of BERT",
+            r"is for the tokenizer class BertJapaneseTokenizer; kbert supports only BertTokenizer",
         ),
         ("tokenizer_config.json", {"do_basic_tokenize": False}, r"has do_basic_tokenize false; "),
         (
@@ -226,8 +226,8 @@ def test_added_words_that_are_no_texts_are_refused(folder):
     values["added_tokens"] = [{"content": 7, "id": len(values["model"]["vocab"])}]
     path.write_text(json.dumps(values))
     with (
-        pytest.warns(UserWarning, match=r"adds words to the vocabulary \(7\): HF finds"),
-        pytest.raises(UserError, match=r"has entries that are no text in UTF-8"),
+        pytest.warns(UserWarning, match=r"adds words to the vocabulary \(7\): HF matches"),
+        pytest.raises(UserError, match=r"has entries that are not valid UTF-8 strings"),
     ):
         BertTokenizer.from_pretrained(folder / "hf")
 
@@ -242,7 +242,10 @@ def test_folders_without_a_vocabulary(folder):
     with pytest.raises(UserError, match=r"cannot read the vocabulary .*vocabulary.txt"):
         BertTokenizer.from_pretrained(folder / "empty")
     (folder / "empty/tokenizer.json").write_text('{"class_name": "GPT2Tokenizer"}')
-    with pytest.raises(UserError, match=r"is of GPT2Tokenizer; kbert reads BertTokenizer"):
+    with pytest.raises(
+        UserError,
+        match=r"is for the tokenizer class GPT2Tokenizer; kbert supports only BertTokenizer",
+    ):
         BertTokenizer.from_pretrained(folder / "empty")
     with pytest.raises(UserError, match=r"format must be one of kbert, google, .*got 'x'"):
         BertTokenizer(folder / "vocab.txt").save_pretrained(folder, format="x")

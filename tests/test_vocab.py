@@ -119,7 +119,7 @@ def test_chinese_characters_are_entries_of_their_own():
 
 
 def test_learning_from_nothing_and_too_small():
-    with pytest.raises(UserError, match="the text holds no word"):
+    with pytest.raises(UserError, match="the text contains no words"):
         learn_vocab(["  ", ""], 100)
     with pytest.raises(UserError, match="vocab_size must be at least 32; got 31"):
         learn_vocab(TEXTS, 31)

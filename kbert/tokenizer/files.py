@@ -1,7 +1,9 @@
 """Reads and writes the tokenizer files of a model folder, in any supported format."""
 
 import json
+import os
 import pathlib
+from collections.abc import Mapping, Sequence
 
 from kbert.errors import UserError
 from kbert.tokenizer.vocab import read_vocab, write_vocab
@@ -17,12 +19,14 @@ _HF_PARTS = {
 _KERAS_HUB_VOCAB = "assets/tokenizer/vocabulary.txt"
 
 
-def has_tokenizer(folder):
-    """Whether a folder holds a vocabulary, in any format."""
+def has_tokenizer(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder contains a vocabulary, in any format."""
     return any((pathlib.Path(folder) / name).is_file() for name in ("vocab.txt", "tokenizer.json"))
 
 
-def read_tokenizer(folder, lower_case=None):
+def read_tokenizer(
+    folder: str | os.PathLike[str], lower_case: bool | None = None
+) -> tuple[list[str], dict[str, bool]]:
     """Reads the vocabulary (list of str) and the tokenizer settings (dict of bool) of a folder.
 
     The vocabulary is read from `vocab.txt`, HF's `tokenizer.json` or a KerasHub preset. The
@@ -73,9 +77,13 @@ def _config_settings(values, path):
     """Returns the settings in HF's `tokenizer_config.json`."""
     name = values.get("tokenizer_class") or _HF_CLASSES[0]
     if name not in _HF_CLASSES:
-        raise UserError(f"{path} is of {name}; kbert's tokenizer is that of BERT, BertTokenizer.")
+        raise UserError(
+            f"{path} is for the tokenizer class {name}; kbert supports only BertTokenizer."
+        )
     if values.get("do_basic_tokenize") is False:
-        raise UserError(f"{path} has do_basic_tokenize false; kbert always splits words.")
+        raise UserError(
+            f"{path} has do_basic_tokenize false; kbert supports only true, the default."
+        )
     return _stated(values, "do_lower_case", "tokenize_chinese_chars", path)
 
 
@@ -84,16 +92,17 @@ def _hf_settings(values, path):
     for part, kind in _HF_PARTS.items():
         part_type = values[part].get("type") if isinstance(values.get(part), dict) else None
         if part_type != kind:
-            raise UserError(
-                f"{path} has a {part} of type {part_type}; kbert's tokenizer has {kind}."
-            )
+            raise UserError(f"{path} has a {part} of type {part_type}; kbert supports only {kind}.")
     return _stated(values["normalizer"], "lowercase", "handle_chinese_chars", path)
 
 
 def _keras_hub_settings(values, path):
     """Returns the settings in KerasHub's `tokenizer.json`."""
     if values["class_name"] != "BertTokenizer":
-        raise UserError(f"{path} is of {values['class_name']}; kbert reads BertTokenizer.")
+        raise UserError(
+            f"{path} is for the tokenizer class {values['class_name']}; kbert supports only "
+            f"BertTokenizer."
+        )
     (config,) = members(values, ["config"], path)
     (lower_case,) = members(config, ["lowercase"], path)
     settings = _stated({"lowercase": lower_case}, "lowercase", "", path)
@@ -117,7 +126,13 @@ def _stated(values, lower_case, tokenize_chinese_chars, path):
     return settings
 
 
-def write_tokenizer(folder, format, vocab, settings, max_length=None):
+def write_tokenizer(
+    folder: str | os.PathLike[str],
+    format: str,
+    vocab: Sequence[str],
+    settings: Mapping[str, bool],
+    max_length: int | None = None,
+) -> None:
     """Writes the tokenizer files that `read_tokenizer` reads.
 
     Args:

@@ -5,10 +5,20 @@ order of its characters. The normalized byte length of each source character is 
 map normalized offsets back to source offsets.
 """
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
+_Ragged = tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]
 
-def tokenize_words(split, texts, alone, unknown, longest_word):
+
+def tokenize_words(
+    split: Callable[[tf.Tensor], _Ragged],
+    texts: tf.Tensor,
+    alone: str,
+    unknown: str,
+    longest_word: int,
+) -> _Ragged:
     """Splits texts into words, then into WordPieces, and replaces words that are too long.
 
     Args:
@@ -56,7 +66,12 @@ def tokenize_words(split, texts, alone, unknown, longest_word):
     )
 
 
-def source_offsets(texts, normalize, starts, ends):
+def source_offsets(
+    texts: tf.Tensor,
+    normalize: Callable[[tf.Tensor], tf.Tensor],
+    starts: tf.RaggedTensor,
+    ends: tf.RaggedTensor,
+) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
     """Maps byte offsets into the normalized texts to ones into the source texts: int32, ragged.
 
     A piece starts at the source character of its first byte. It ends after the source character of

@@ -1,6 +1,9 @@
 """BERT's tokenizer as TensorFlow ops, shared by training and exported graphs."""
 
 import functools
+import os
+from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 import tensorflow as tf
@@ -19,6 +22,8 @@ from kbert.tokenizer.vocab import (
 from kbert.utils.formats import FORMATS, find_folder
 
 PADDINGS = ("max_length", "longest")
+_Texts = str | Sequence[str] | np.ndarray | tf.Tensor
+_Ids = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | tf.Tensor | tf.RaggedTensor
 # Private-use characters stand in for special tokens because the word splitter would split '[MASK]'
 # into three. The same characters in a user's text become [UNK], as in BERT.
 _STAND_INS = {token: chr(0xE000 + i) for i, token in enumerate(SPECIAL_TOKENS)}
@@ -64,14 +69,25 @@ class BertTokenizer(tf.Module):
         UserError: the vocabulary cannot be read or used.
     """
 
+    vocab: list[str]
+    lower_case: bool
+    strip_accents: bool
+    tokenize_chinese_chars: bool
+    special_tokens_in_text: tuple[str, ...]
+    pad_id: int
+    unk_id: int
+    cls_id: int
+    sep_id: int
+    mask_id: int
+
     def __init__(
         self,
-        vocab_file,
-        lower_case=True,
-        special_tokens_in_text=False,
-        strip_accents=None,
-        tokenize_chinese_chars=True,
-    ):
+        vocab_file: str | os.PathLike[str] | list[str] | tuple[str, ...],
+        lower_case: bool = True,
+        special_tokens_in_text: bool | tuple[str, ...] = False,
+        strip_accents: bool | None = None,
+        tokenize_chinese_chars: bool = True,
+    ) -> None:
         super().__init__(name="bert_tokenizer")
         if isinstance(vocab_file, (list, tuple)):
             self.vocab = check_vocab(list(vocab_file), "given")
@@ -97,8 +113,8 @@ class BertTokenizer(tf.Module):
         clash = [word for word in self.vocab if word in _STAND_INS.values()]
         if clash:
             raise UserError(
-                f"the vocabulary {vocab_file} has the entries {clash}; kbert needs the private-use "
-                f"characters U+E000 to U+E004 for itself. Give these entries other names."
+                f"the vocabulary {vocab_file} has the entries {clash}; kbert reserves the "
+                f"private-use characters U+E000 to U+E004. Rename these entries."
             )
         pieces = {
             "vocab": [_STAND_INS.get(word, word) for word in self.vocab],
@@ -115,7 +131,12 @@ class BertTokenizer(tf.Module):
         self._cleaner = tf_text.FastBertNormalizer()  # its lower-casing differs from BERT's
 
     @classmethod
-    def from_pretrained(cls, folder, special_tokens_in_text=False, lower_case=None):
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike[str],
+        special_tokens_in_text: bool | tuple[str, ...] = False,
+        lower_case: bool | None = None,
+    ) -> Self:
         """Loads the tokenizer of a model folder, in any format that `BertModel` reads.
 
         Args:
@@ -131,7 +152,9 @@ class BertTokenizer(tf.Module):
         vocab, settings = read_tokenizer(find_folder(folder), lower_case)
         return cls(vocab, **settings, special_tokens_in_text=special_tokens_in_text)
 
-    def save_pretrained(self, folder, format="kbert", max_length=None):
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], format: str = "kbert", max_length: int | None = None
+    ) -> None:
         """Writes vocabulary and settings into an existing folder.
 
         Args:
@@ -148,18 +171,18 @@ class BertTokenizer(tf.Module):
         write_tokenizer(folder, format, self.vocab, self.settings, max_length)
 
     @property
-    def settings(self):
-        """dict of the constructor arguments that affect the ids."""
+    def settings(self) -> dict[str, bool]:
+        """The constructor arguments that affect the ids."""
         names = ("lower_case", "strip_accents", "tokenize_chinese_chars")
         return {name: getattr(self, name) for name in names}
 
     @property
-    def vocab_size(self):
+    def vocab_size(self) -> int:
         """Number of vocabulary entries."""
         return len(self.vocab)
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """Hash, equal for tokenizers that return equal ids for all text without special tokens."""
         usual = {"lower_case": self.lower_case, "strip_accents": self.lower_case}
         usual["tokenize_chinese_chars"] = True
@@ -184,7 +207,7 @@ class BertTokenizer(tf.Module):
             texts = tf.strings.regex_replace(texts, r"\p{Mn}", "")
         return texts
 
-    def token_to_id(self, token):
+    def token_to_id(self, token: str) -> int:
         """Returns the id of a vocabulary entry, such as "##ing" or "[MASK]".
 
         Raises:
@@ -194,7 +217,7 @@ class BertTokenizer(tf.Module):
             raise UserError(f"the vocabulary has no entry {token!r}; split text with `tokenize`.")
         return self.vocab.index(token)
 
-    def id_to_token(self, id):
+    def id_to_token(self, id: int) -> str:
         """Returns the vocabulary entry with this id.
 
         Raises:
@@ -204,7 +227,7 @@ class BertTokenizer(tf.Module):
             raise UserError(f"ids are 0 to {self.vocab_size - 1}; got {id}.")
         return self.vocab[id]
 
-    def decode(self, ids, skip_special_tokens=False):
+    def decode(self, ids: _Ids, skip_special_tokens: bool = False) -> str | list[str]:
         """Converts ids to text: joins WordPieces into words, separated by spaces.
 
         Args:
@@ -226,7 +249,7 @@ class BertTokenizer(tf.Module):
             tokens = (token for token in tokens if token not in SPECIAL_TOKENS)
         return " ".join(tokens).replace(f" {CONTINUATION}", "")
 
-    def tokenize(self, texts):
+    def tokenize(self, texts: _Texts) -> tf.RaggedTensor:
         """Returns WordPiece ids without [CLS] and [SEP].
 
         Args:
@@ -243,7 +266,9 @@ class BertTokenizer(tf.Module):
         texts = tf.cond(may_be_too_long, lambda: _drop_long_words(texts), lambda: texts)
         return self._pieces.tokenize(self._cleaner.normalize(texts))
 
-    def tokenize_with_offsets(self, texts):
+    def tokenize_with_offsets(
+        self, texts: _Texts
+    ) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
         """Returns the ids of `tokenize` with the byte offsets of each piece in its text.
 
         `text_bytes[start:end]` is the source of a piece, including stripped accents; in valid UTF-8
@@ -263,7 +288,7 @@ class BertTokenizer(tf.Module):
         """
         if self.special_tokens_in_text:
             raise UserError(
-                "offsets are not known where special tokens are read in the text; make the "
+                "tokenize_with_offsets does not support special tokens in the text; create the "
                 "tokenizer with special_tokens_in_text=False."
             )
         sources = _batch(texts)
@@ -291,7 +316,13 @@ class BertTokenizer(tf.Module):
             for place in (starts, ends)
         )
 
-    def __call__(self, texts, text_pairs=None, max_length=128, padding="max_length"):
+    def __call__(
+        self,
+        texts: _Texts,
+        text_pairs: _Texts | None = None,
+        max_length: int = 128,
+        padding: str = "max_length",
+    ) -> dict[str, tf.Tensor]:
         """Converts texts or text pairs to features.
 
         A pair that is too long is truncated one token at a time, from the end of the longer text,
@@ -319,7 +350,12 @@ class BertTokenizer(tf.Module):
             segments.append(self.tokenize(text_pairs))
         return self.pack(segments, max_length, padding)
 
-    def pack(self, segments, max_length, padding="max_length"):
+    def pack(
+        self,
+        segments: Sequence[tf.RaggedTensor],
+        max_length: int | tf.Tensor,
+        padding: str = "max_length",
+    ) -> dict[str, tf.Tensor]:
         """Converts WordPiece ids to features: [CLS] first [SEP] second [SEP], truncated and padded.
 
         Args:
@@ -339,13 +375,17 @@ class BertTokenizer(tf.Module):
         ]
         return self.pack_slices(slices, max_length if padding == "max_length" else None)
 
-    def pack_slices(self, slices, length=None):
+    def pack_slices(
+        self,
+        slices: Sequence[tuple[tf.Tensor, tf.Tensor, tf.Tensor]],
+        length: int | tf.Tensor | None = None,
+    ) -> dict[str, tf.Tensor]:
         """Converts slices of WordPiece ids to features: [CLS] first [SEP] second [SEP], padded.
 
         Args:
             slices: one or two tuples (ids, begins, counts): ids (N,) int32; begins and counts (B,)
                 int. Row i has `counts[i]` ids, from `ids[begins[i]]` on.
-            length: length of the rows in tokens, L; None: that of the longest.
+            length: length of the rows in tokens, L; None: the length of the longest row.
         """
         slices = [(ids, *(tf.cast(x, tf.int32)[:, None] for x in rows)) for ids, *rows in slices]
         if length is None:

@@ -2,8 +2,10 @@
 
 import collections
 import hashlib
+import os
 import pathlib
 import warnings
+from collections.abc import Iterable, Mapping, Sequence
 
 from kbert.config import is_text
 from kbert.errors import UserError, one_line
@@ -14,7 +16,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION = "##"
 
 
-def read_vocab(path):
+def read_vocab(path: str | os.PathLike[str]) -> list[str]:
     """Returns the entries of a vocabulary file, in the order of their ids.
 
     A text file has one entry per line; the line number, from 0, is the id. Only "\\n" ends a line,
@@ -50,19 +52,20 @@ def _tokenizer_json_vocab(path):
         whole = False
     if not whole or values["model"].get("continuing_subword_prefix", "##") != "##":
         raise UserError(
-            f"{path} is no tokenizer.json of WordPiece with pieces in '##' and the ids 0, 1, 2, ..."
+            f"{path} is not a WordPiece tokenizer.json with the continuation prefix '##' and the "
+            f"ids 0, 1, 2, ..."
         )
     if extra:
         words = one_line(", ".join(map(str, list(extra)[:5])), 200)
         warnings.warn(
-            f"{path} adds words to the vocabulary ({words}): HF finds them "
-            f"anywhere in a text, kbert where they are words.",
+            f"{path} adds words to the vocabulary ({words}): HF matches them anywhere in a text, "
+            f"kbert only as whole words.",
             stacklevel=5,  # the caller of from_pretrained
         )
     return vocab
 
 
-def check_vocab(vocab, path):
+def check_vocab(vocab: list[str], path: str | os.PathLike[str]) -> list[str]:
     """Validates a vocabulary, a list of str, and returns it.
 
     Args:
@@ -73,13 +76,13 @@ def check_vocab(vocab, path):
         UserError: an entry is duplicate or not valid UTF-8, or a special token is missing.
     """
     if not all(map(is_text, vocab)):
-        raise UserError(f"the vocabulary {path} has entries that are no text in UTF-8.")
+        raise UserError(f"the vocabulary {path} has entries that are not valid UTF-8 strings.")
     first_line = {}
     for number, token in enumerate(vocab, start=1):
         if token in first_line:
             raise UserError(
                 f"the vocabulary {path} has {token!r} twice, in lines {first_line[token]} and "
-                f"{number}. Every entry must be unique; give one of them another name."
+                f"{number}. Entries must be unique; rename one of them."
             )
         first_line[token] = number
     missing = [token for token in SPECIAL_TOKENS if token not in first_line]
@@ -91,13 +94,15 @@ def check_vocab(vocab, path):
     return vocab
 
 
-def vocab_fingerprint(vocab, lower_case, unusual=None):
+def vocab_fingerprint(
+    vocab: Sequence[str], lower_case: bool, unusual: Mapping[str, bool] | None = None
+) -> str:
     """Returns the SHA-256 of the entries, the casing and non-default settings."""
     text = f"lower_case={lower_case}\n" + (f"{unusual}\n" if unusual else "") + "\n".join(vocab)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def learn_vocab(texts, vocab_size, lower_case=True):
+def learn_vocab(texts: Iterable[str], vocab_size: int, lower_case: bool = True) -> list[str]:
     """Learns a WordPiece vocabulary with the Rust `tokenizers` library.
 
     Args:
@@ -137,12 +142,15 @@ def learn_vocab(texts, vocab_size, lower_case=True):
     continuations = sorted(token for token in learned if token.startswith(CONTINUATION))
     vocab = _train(texts, vocab_size, lower_case, specials + continuations, characters)
     if len(vocab) == len(specials):
-        raise UserError("cannot learn a vocabulary: the text holds no word.")
+        raise UserError("cannot learn a vocabulary: the text contains no words.")
     return vocab
 
 
-def size_note(vocab, vocab_size):
-    """Returns a line that explains a learned vocabulary of fewer than `vocab_size` entries."""
+def size_note(vocab: Sequence[str], vocab_size: int) -> str:
+    """Returns a line that explains a learned vocabulary of fewer than `vocab_size` entries.
+
+    The line is empty if the vocabulary has `vocab_size` entries.
+    """
     if len(vocab) == vocab_size:
         return ""
     return (
@@ -169,6 +177,6 @@ def _train(texts, vocab_size, lower_case, specials, characters):
     return sorted(ids, key=ids.get)
 
 
-def write_vocab(vocab, path):
+def write_vocab(vocab: Sequence[str], path: str | os.PathLike[str]) -> None:
     """Writes one entry per line, as UTF-8."""
     atomic.write_text(path, "\n".join(vocab) + "\n")
