@@ -42,7 +42,8 @@ MOST_WARMUPS = 1000  # limit of TensorFlow Serving
 class Signature:
     """A function of named tensors, with the specs of its inputs and outputs.
 
-    function: takes tensors by keyword; None for attention. inputs, outputs: dicts of name -> tf.TensorSpec.
+    function: takes tensors by keyword; None for attention. inputs, outputs: dicts of name ->
+    tf.TensorSpec.
     """
 
     name: str
