@@ -303,7 +303,7 @@ def test_a_table_with_more_entries_than_the_vocabulary(tmp_path):
         ("classify", {"max_seq_length": 33}, "max_seq_length must be 5 to 32.*got 33"),
         ("encode", {"name": "encode", "max_seq_length": 33}, "max_seq_length must be 5 to 32"),
         ("answer", {"max_seq_length": 9}, "must be at least 10; got 9"),
-        ("fill_mask", {"takes_pairs": True}, "--takes_pairs is for models that classify"),
+        ("fill_mask", {"takes_pairs": True}, "--takes_pairs requires a model that classifies"),
     ],
 )
 def test_bad_arguments(folders, kind, arguments, message):
@@ -321,7 +321,7 @@ def test_the_program(folders, tmp_path):
     assert "serving_default: text (B), text_pair (B) string" in text
     assert text.endswith(f"--model_name=bert --model_base_path={target.parent}")
     assert (target / "saved_model.pb").exists()
-    with pytest.raises(UserError, match=r"exists and is not empty\. Name the next version"):
+    with pytest.raises(UserError, match=r"exists and is not empty\. Use the next version's folder"):
         export(folders["pair"], target)
 
 
@@ -331,7 +331,9 @@ def test_an_export_that_answers_otherwise_is_not_written(folders, tmp_path, monk
         "answers_alone",
         lambda *_: {n: [] for n in ("label", "score", "probabilities")},
     )
-    with pytest.raises(UserError, match=r"otherwise than kbert\.predict"):
+    with pytest.raises(
+        UserError, match=r"the outputs of the SavedModel for 5 texts differ from kbert\.predict"
+    ):
         export(folders["classify"], tmp_path / "1", report=lambda line: None)
     assert not any(tmp_path.iterdir())
 
@@ -367,9 +369,7 @@ def test_what_tensorflow_cannot_write_is_one_line(folders, tmp_path):
     target, limits = tmp_path / "1", resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
     try:
-        with pytest.raises(
-            UserError, match=rf"cannot write {target}: .*File too large\. Mend that"
-        ):
+        with pytest.raises(UserError, match=rf"cannot write {target}: .*File too large\. Fix that"):
             export(folders["classify"], target, report=lambda line: None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -164,7 +164,7 @@ def test_answers_to_texts_are_scored(kind, folders):
 
 def test_methods_that_no_task_scores(tmp_path):
     method = type("Endpoint", (), {"name": "embed", "task": None})()
-    with pytest.raises(UserError, match="is for methods that a task is scored by: classify, tag,"):
+    with pytest.raises(UserError, match="requires a method with labelled examples: classify, tag,"):
         comparison.Labelled(method, "dev.tsv", ColumnConfig())
 
 
@@ -175,7 +175,7 @@ def test_a_saved_model_of_int8(folders, tmp_path):
     file = folders["files"]["classify"]
     export(folders["classify"], target, report=lines.append, eval_file=file, quantize="int8")
     text = "\n".join(lines)
-    assert "checked in a process without kbert: 5 texts, answers as those of the int8 model" in text
+    assert "checked in a process without kbert: 5 texts, same outputs as the int8 model" in text
     rows = rows_of(target / "assets.extra")
     assert list(rows) == ["kbert float32", "SavedModel int8"]
     wanted = evaluated(folders, "classify")
@@ -212,8 +212,12 @@ def test_int8_is_near(folders):
 @pytest.mark.parametrize(
     ("texts", "text_pair", "said"),
     [
-        ({"text": 1}, "b", "the model takes one text, and there are two. Name the columns: --text"),
-        ({"text": 1, "text_pair": 1}, None, "the model takes two texts, and there is one."),
+        (
+            {"text": 1},
+            "b",
+            "the model takes one text, but the example has two. Select the columns with --text",
+        ),
+        ({"text": 1, "text_pair": 1}, None, "the model takes two texts, but the example has one."),
     ],
 )
 def test_texts_that_are_as_many_as_the_model_takes(texts, text_pair, said):

@@ -102,7 +102,7 @@ def test_float16(wide, tmp_path):
     assert metadata[None]["largest_difference"] < 1e-5
     assert 1e-5 < metadata["float16"]["largest_difference"] < 0.005
     assert metadata["float16"]["weights"] == "float16"
-    assert "checked by its runtime: 5 samples in float16, " in "\n".join(lines)
+    assert "checked in its runtime: 5 texts in float16, " in "\n".join(lines)
 
 
 # As in docs/serving.md.
@@ -154,8 +154,8 @@ def test_the_program(folders, tmp_path):
     export_openvino(folders["classify"], target, report=lines.append)
     text = "\n".join(lines)
     assert "classify, 2 layers, width 24, 16 tokens" in text
-    assert "5 samples in float32, largest difference " in text
-    assert ", 5 of 5 labels the same" in text
+    assert "5 texts in float32, largest difference " in text
+    assert ", same labels for 5 of 5" in text
     assert "model.xml: input_ids, attention_mask, token_type_ids (B, L) int32" in text
     assert {
         "vocab.txt",
@@ -165,7 +165,7 @@ def test_the_program(folders, tmp_path):
         "task.json",
         "model.xml",
     } <= {path.name for path in target.iterdir()}
-    with pytest.raises(UserError, match=r"exists and is not empty\. Name the next version"):
+    with pytest.raises(UserError, match=r"exists and is not empty\. Use the next version's folder"):
         export_openvino(folders["classify"], target)
     with pytest.raises(UserError, match=r"model\.xml is an OpenVINO model, which is"):
         kbert.BertModel.from_pretrained(target)
@@ -174,10 +174,10 @@ def test_the_program(folders, tmp_path):
 @pytest.mark.parametrize(
     ("quantize", "wrong", "refused"),
     [
-        (None, 0.1, "other numbers than kbert's model: off by 1.0e-01, allowed are 1e-05"),
-        (None, np.nan, "off by inf"),
-        ("float16", np.nan, "off by inf, allowed are inf"),
-        ("float16", np.inf, "off by inf"),
+        (None, 0.1, "differ from kbert's model: by 1.0e-01; at most 1e-05 is allowed"),
+        (None, np.nan, "by inf; at most"),
+        ("float16", np.nan, "by inf; at most inf is allowed"),
+        ("float16", np.inf, "by inf; at most"),
         ("float16", 0.1, None),
     ],
 )
@@ -202,20 +202,23 @@ def test_wrong_numbers(quantize, wrong, refused, folders, tmp_path, monkeypatch)
 
 
 def test_quantizations_that_are_not_there(tmp_path):
-    with pytest.raises(UserError, match="--format=openvino has no --quantize=int8; it has float16"):
+    with pytest.raises(
+        UserError,
+        match="--quantize=int8 is not available with --format=openvino; use --quantize=float16",
+    ):
         export_openvino("gone", tmp_path / "to", quantize="int8")
 
 
 def test_packages_that_are_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(export_module.importlib.util, "find_spec", lambda package: None)
-    message = r"--format=openvino needs openvino: pip install 'kbert\[openvino\]'"
+    message = r"--format=openvino requires OpenVINO: pip install 'kbert\[openvino\]'"
     with pytest.raises(UserError, match=message):
         export_openvino("gone", tmp_path / "to")
 
 
 def test_pairs_where_they_mean_nothing(folders, tmp_path):
     with pytest.raises(
-        UserError, match="--takes_pairs is for models that classify; embed takes text"
+        UserError, match="--takes_pairs requires a model that classifies; embed takes text"
     ):
         export_openvino(folders["embed"], tmp_path / "to", "embed", takes_pairs=True)
     assert not any(tmp_path.iterdir())
@@ -223,14 +226,17 @@ def test_pairs_where_they_mean_nothing(folders, tmp_path):
 
 def test_a_model_that_is_too_large(methods, tmp_path, monkeypatch):
     monkeypatch.setattr(openvino_ir, "MOST_BYTES", 1000)
-    with pytest.raises(UserError, match="does not fit --format=openvino, which holds 2 GB"):
+    with pytest.raises(UserError, match="GB; --format=openvino supports at most 2 GB"):
         openvino_ir.save_openvino(methods("embed"), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--quantize=float16"], "--format=serving has no --quantize=float16; it has int8."),
+        (
+            ["--quantize=float16"],
+            "--quantize=float16 is not available with --format=serving; use --quantize=int8.",
+        ),
         (
             ["--format=tf_hub", "--eval_file=a"],
             "--method, --takes_pairs and --eval_file are not for",

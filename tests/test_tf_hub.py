@@ -41,7 +41,7 @@ def pair(weights, tmp_path_factory):
     target, lines = tmp_path_factory.mktemp("hub") / "bert", []
     export_tf_hub(weights, target, 12, lines.append)
     assert "encoder, 2 layers, width 12, 12 tokens" in lines[0]
-    assert any("answers as those of kbert.BertModel" in line for line in lines)
+    assert any("same outputs as kbert.BertModel" in line for line in lines)
     return target / "preprocess", target / "encoder"
 
 

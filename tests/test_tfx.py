@@ -148,7 +148,7 @@ SPARSE = tf.sparse.from_dense(tf.constant([["a"], [""]]))
     ("change", "message"),
     [
         ({"text": None}, "the examples have no 'text'; they have label."),
-        ({"text": SPARSE}, "some examples have no 'text'. Fill it in"),
+        ({"text": SPARSE}, "some examples have no 'text'. Add it"),
         ({"text": tf.constant([[1], [2]], tf.int64)}, "must be string in all examples; got int64"),
         ({"label": tf.constant([["no"], ["yes"]])}, "'label' must be int64 in all examples; got"),
     ],
@@ -162,8 +162,8 @@ def test_columns_that_cannot_be_used(change, message, config):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label_names": ["one"]}, "labels must be at least two different names; got one."),
-        ({"label_names": ["a", "b", "a"]}, "labels must be at least two different names"),
+        ({"label_names": ["one"]}, "label_names must be at least two different names; got one."),
+        ({"label_names": ["a", "b", "a"]}, "label_names must be at least two different names"),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0."),
         ({"max_seq_length": 41}, "max_seq_length must be 5 to 40, the positions"),
         ({"weights": "/nowhere/at all"}, "there is no folder /nowhere/at all."),
@@ -239,14 +239,14 @@ def test_ids_of_another_tokenizer_are_refused(config, weights, tmp_path):
     write_vocab([*SPECIAL_TOKENS, *reversed(vocab[5:])], tmp_path / "vocab.txt")
     kbert.BertTokenizer(tmp_path / "vocab.txt").save_pretrained(other)
     fn_args.custom_config = {**config, "weights": str(other)}
-    with pytest.raises(UserError, match=r"Transform's input_ids of '.*' are not those of the tok"):
+    with pytest.raises(UserError, match=r"Transform's input_ids of '.*' differ from the tok"):
         bert_module.run_fn(fn_args)
     assert not pathlib.Path(fn_args.serving_model_dir).exists()
 
 
 def test_training_without_steps_or_with_bad_examples(config, tmp_path):
     fn_args = arguments(config, tmp_path, list(reviews(4, 0)), train_steps=None)
-    with pytest.raises(UserError, match="train_args must say how long to train"):
+    with pytest.raises(UserError, match="train_args must specify the number of steps"):
         bert_module.run_fn(fn_args)
     fn_args.train_steps, fn_args.train_files = 1, [str(tmp_path / "none-*")]
     with pytest.raises(UserError, match="there are no transformed examples in /"):
@@ -280,11 +280,11 @@ def pipeline_arguments(folder, weights, changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({}, r"tfx cannot be imported \(.*tfx.*\); docs/serving.md says what it needs."),
+        ({}, r"tfx cannot be imported \(.*tfx.*\); see docs/serving.md for its requirements."),
         ({"data": "/nowhere"}, r"/nowhere has no train\*.csv."),
         ({"train_steps": 0}, "--train_steps must be at least 1; got 0."),
         ({"least_accuracy": 70.0}, "--least_accuracy must be 0 to 1; got 70.0."),
-        ({"label_names": "good"}, "labels must be at least two different names; got good."),
+        ({"label_names": "good"}, "label_names must be at least two different names; got good."),
     ],
 )
 def test_the_pipeline_says_what_is_wrong_in_a_line(

@@ -1,19 +1,21 @@
-"""What TFX's Transform and Trainer call: texts to ids, and a BERT that learns to classify them.
+"""User module for TFX's Transform and Trainer: tokenizes text and trains a BERT classifier.
 
-Transform tokenizes with the tokenizer of a folder of weights, and the model learns from its ids;
-what is exported takes text and has the same tokenizer in its graph, so that what is served is what
-was trained. `run_fn` compares the two on the first texts.
+Transform tokenizes with the tokenizer of a folder of weights, and the model is trained on its ids.
+The export takes text and has the same tokenizer in its graph; `run_fn` checks on the first texts
+that the tokenizer reproduces Transform's ids.
 
-`custom_config`, the same dict for Transform and Trainer, as `pipeline.py` makes it:
+`custom_config`, the same dict for Transform and Trainer, as created by `pipeline.py`:
     weights: str, folder of a BERT in any format that kbert reads; the head may be missing
     label_names: list of str, the names of the labels 0, 1, ...
-    takes_pairs: bool, whether a text comes with a second one, text_pair
-    max_seq_length: int, tokens of an example; longer ones are cut
-    batch_size: int   learning_rate: float, the peak   seed: int
+    takes_pairs: bool, whether each text has a second text, text_pair
+    max_seq_length: int, maximum length of an example in tokens; longer ones are truncated
+    batch_size: int   learning_rate: float, peak   seed: int
 """
 
 import pathlib
 import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
@@ -30,6 +32,9 @@ from kbert.tasks.registry import write_task
 from kbert.train import AdamW, WarmupPolynomialDecay
 from kbert.utils.formats import find_folder
 
+if TYPE_CHECKING:
+    from tfx import v1 as tfx
+
 WEIGHTS = "kbert"  # folder in the Trainer's model_run
 _SETTINGS = (
     "weights",
@@ -40,23 +45,25 @@ _SETTINGS = (
     "learning_rate",
     "seed",
 )
-_WIDTHS = 16  # batches are cut to a multiple of so many tokens, so that there are few shapes
-_SHUFFLED = 10_000  # examples to draw from
-_HEAD = ["sequence_classifier"]  # that of the weights may be for other labels
+_WIDTHS = 16  # batches are truncated to a multiple of this many tokens, to limit the shapes
+_SHUFFLED = 10_000  # size of the shuffle buffer in examples
+_HEAD = ["sequence_classifier"]  # the head of the weights may have other labels
 
 
-def check(custom_config):
-    """Refuses settings that are missing or do not fit the weights.
+def check(custom_config: Mapping[str, Any] | None) -> None:
+    """Checks the settings.
 
     Raises:
-        UserError: names the first one that is wrong.
+        UserError: a setting is missing, invalid or does not fit the weights.
     """
     for name in _SETTINGS:
         if name not in (custom_config or {}):
             raise UserError(f"custom_config lacks {name!r}; it must have {', '.join(_SETTINGS)}.")
     labels, batch_size = custom_config["label_names"], custom_config["batch_size"]
     if len(labels) < 2 or len(set(labels)) < len(labels):
-        raise UserError(f"labels must be at least two different names; got {', '.join(labels)}.")
+        raise UserError(
+            f"label_names must be at least two different names; got {', '.join(labels)}."
+        )
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1; got {batch_size}.")
     heads = BertForSequenceClassification.task_heads
@@ -64,20 +71,21 @@ def check(custom_config):
         check_length(custom_config["max_seq_length"], config)
 
 
-def preprocessing_fn(inputs, custom_config):
-    """The features of texts, for Transform, whose outputs must be int64, float32 or string.
+def preprocessing_fn(
+    inputs: "Mapping[str, tf.Tensor | tf.SparseTensor]", custom_config: Mapping[str, Any]
+) -> dict[str, tf.Tensor]:
+    """Tokenizes texts in Transform, whose outputs must be int64, float32 or string.
 
     Args:
-        inputs: dict of `text`, with pairs `text_pair`, (B,) or (B, 1) string, and `label`, (B,) or
-            (B, 1) int64. custom_config: see the module.
+        inputs: dict of `text` and, with pairs, `text_pair`, (B,) or (B, 1) string, and `label`,
+            (B,) or (B, 1) int64. custom_config: see the module.
 
     Returns:
-        dict of the `ENCODER_FEATURES`, (B, L) int64, `label` (B,) int64, and the texts as they are,
+        dict of the `ENCODER_FEATURES`, (B, L) int64, `label` (B,) int64, and the unchanged texts,
         (B,) string.
 
     Raises:
-        UserError: a column is missing, of another type, or empty in some rows; a setting that
-            `check` refuses.
+        UserError: a column is missing, of another type, or empty in some rows; an invalid setting.
     """
     check(custom_config)
     tokenizer = BertTokenizer.from_pretrained(find_folder(custom_config["weights"]))
@@ -92,28 +100,30 @@ def _text_names(custom_config):
 
 
 def _column(inputs, name, dtype):
-    """(B,) of one column."""
+    """Returns a column as (B,)."""
     if name not in inputs:
         raise UserError(f"the examples have no {name!r}; they have {', '.join(sorted(inputs))}.")
     column = inputs[name]
-    if isinstance(column, tf.SparseTensor):  # Transform's form of what not every row has
-        raise UserError(f"some examples have no {name!r}. Fill it in, or leave them out.")
+    if isinstance(
+        column, tf.SparseTensor
+    ):  # Transform's type for columns that are empty in some rows
+        raise UserError(f"some examples have no {name!r}. Add it, or remove these examples.")
     if column.dtype != dtype:
         raise UserError(f"{name!r} must be {dtype.name} in all examples; got {column.dtype.name}.")
     return tf.reshape(column, [-1])
 
 
-def examples_dataset(patterns, custom_config):
-    """What Transform wrote, an example at a time.
+def examples_dataset(patterns: Sequence[str], custom_config: Mapping[str, Any]) -> tf.data.Dataset:
+    """Reads the output of Transform.
 
     Args:
-        patterns: list of str, of gzipped TFRecords. custom_config: see the module.
+        patterns: globs of gzipped TFRecords. custom_config: see the module.
 
     Returns:
-        tf.data.Dataset of dicts as `preprocessing_fn` makes them, without the batch.
+        tf.data.Dataset of dicts as returned by `preprocessing_fn`, without the batch axis.
 
     Raises:
-        UserError: no file is there.
+        UserError: no file matches.
     """
     files = sorted(tf.io.gfile.glob(patterns))
     if not files:
@@ -126,11 +136,11 @@ def examples_dataset(patterns, custom_config):
     return records.map(lambda record: tf.io.parse_single_example(record, features))
 
 
-def batches(examples, batch_size):
-    """Features and labels for `fit`, cut to what the longest text of the batch needs.
+def batches(examples: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+    """Batches features and labels for `fit`, truncated to the longest text of the batch.
 
     Args:
-        examples: of `examples_dataset`. batch_size: int.
+        examples: from `examples_dataset`.
 
     Returns:
         tf.data.Dataset of (features, {"logits": (B,) int64}).
@@ -145,12 +155,14 @@ def batches(examples, batch_size):
     return examples.batch(batch_size).map(cut).prefetch(2)
 
 
-def check_examples(examples, tokenizer, custom_config):
-    """Refuses labels that have no name, and ids that are not the tokenizer's.
+def check_examples(
+    examples: tf.data.Dataset, tokenizer: BertTokenizer, custom_config: Mapping[str, Any]
+) -> None:
+    """Checks that all labels have names, and that the tokenizer reproduces the ids.
 
     Args:
-        examples: of `examples_dataset`; all of their labels are looked at, and the first batch of
-            ids. tokenizer: of the model. custom_config: see the module.
+        examples: from `examples_dataset`; all labels and the first batch of ids are checked.
+        tokenizer: of the model. custom_config: see the module.
 
     Raises:
         UserError: a label or an id is wrong, or there are no examples.
@@ -165,7 +177,7 @@ def check_examples(examples, tokenizer, custom_config):
         if wrong.any():
             text = texts[0].numpy()[wrong][0].decode("utf-8", "replace")
             raise UserError(
-                f"Transform's {name} of {text[:60]!r} are not those of the tokenizer of "
+                f"Transform's {name} of {text[:60]!r} differ from the tokenizer's in "
                 f"{custom_config['weights']}, which would be served. Run Transform again."
             )
     C = len(custom_config["label_names"])
@@ -178,11 +190,11 @@ def check_examples(examples, tokenizer, custom_config):
             )
 
 
-def make_model(custom_config, train_steps):
-    """A BERT with a head for the labels, compiled for `train_steps` steps."""
+def make_model(custom_config: Mapping[str, Any], train_steps: int) -> BertForSequenceClassification:
+    """Creates a BERT with a head for the labels, compiled for `train_steps` steps."""
     names = tuple(custom_config["label_names"])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a head that is to be learnt
+        warnings.simplefilter("ignore", UserWarning)  # the head is randomly initialized
         model = BertForSequenceClassification.from_pretrained(
             custom_config["weights"],
             allow_missing=_HEAD,
@@ -201,23 +213,23 @@ def make_model(custom_config, train_steps):
     return model
 
 
-def run_fn(fn_args):
-    """Trains, and writes what TensorFlow Serving and Evaluator load.
+def run_fn(fn_args: "tfx.components.FnArgs") -> None:
+    """Trains the model and exports it for TensorFlow Serving and Evaluator.
 
     Args:
-        fn_args: TFX's FnArgs, of which `train_files`, `train_steps`, `eval_files`, `eval_steps`
-            (None: all examples), `model_run_dir`, `serving_model_dir` and `custom_config` are used.
-            To `serving_model_dir` goes what `python -m kbert.export` writes of the weights in
-            `MODEL_RUN_DIR/kbert`, which has the signatures of `kbert.serving.signatures`.
+        fn_args: TFX's FnArgs. Used are `train_files`, `train_steps`, `eval_files`, `eval_steps`
+            (None: all examples), `model_run_dir`, `serving_model_dir` and `custom_config`. The
+            weights are saved in `MODEL_RUN_DIR/kbert` and exported to `serving_model_dir`, as by
+            `python -m kbert.export`, with the signatures of `kbert.serving.signatures`.
 
     Raises:
-        UserError: settings or examples that cannot be used; an export that does not answer as
-            `kbert.predict` does.
+        UserError: invalid settings or examples; an export whose outputs differ from
+            `kbert.predict`.
     """
     config, train_steps = fn_args.custom_config, fn_args.train_steps
     check(config)
     if not train_steps:
-        raise UserError("train_args must say how long to train: TrainArgs(num_steps=1000).")
+        raise UserError("train_args must specify the number of steps: TrainArgs(num_steps=1000).")
     tokenizer = BertTokenizer.from_pretrained(find_folder(config["weights"]))
     train = examples_dataset(fn_args.train_files, config)
     held_out = examples_dataset(fn_args.eval_files, config)
@@ -225,7 +237,7 @@ def run_fn(fn_args):
         check_examples(examples, tokenizer, config)
     keras.utils.set_random_seed(config["seed"])
     model = make_model(config, train_steps)
-    with warnings.catch_warnings():  # the held-out examples end where they end
+    with warnings.catch_warnings():  # the evaluation dataset is finite
         warnings.filterwarnings("ignore", "Your input ran out of data")
         model.fit(
             batches(train.shuffle(_SHUFFLED, config["seed"]).repeat(), config["batch_size"]),

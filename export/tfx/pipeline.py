@@ -4,14 +4,16 @@
         --label_names=negative,positive --root=saved_model/tfx --serving=models/bert
 
 ExampleGen -> StatisticsGen -> SchemaGen -> ExampleValidator -> Transform -> Trainer -> Evaluator ->
-Pusher. A model of the least accuracy, and no worse than the last one that passed, is pushed to
-SERVING/VERSION, where TensorFlow Serving finds it. The status is 0 if it was pushed, else 1; 2 if
-the input is bad.
+Pusher. A model that reaches --least_accuracy and is no worse than the last pushed model is pushed
+to SERVING/VERSION, where TensorFlow Serving finds it. The exit status is 0 if the model was pushed,
+1 if not, and 2 for bad input.
 """
 
 import argparse
 import pathlib
 import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from absl import logging
 
@@ -19,41 +21,48 @@ from kbert.errors import UserError
 from kbert.utils import program
 from kbert.utils.formats import find_folder
 
-MODULE = pathlib.Path(__file__).absolute().with_name("bert_module.py")
+if TYPE_CHECKING:
+    import os
+
+    import tensorflow_model_analysis as tfma
+    from tfx import v1 as tfx
+
+MODULE: pathlib.Path = pathlib.Path(__file__).absolute().with_name("bert_module.py")
 SPLITS = ("train", "eval")
 
 
-def parse_arguments():
+def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description="Trains, evaluates and pushes a BERT with TFX.")
     add = parser.add_argument
     add("--data", required=True, help="folder of train*.csv and eval*.csv: text, label (0, 1, ...)")
     add("--weights", required=True, help="folder of a BERT, in any format that kbert reads")
-    add("--root", required=True, help="folder for what the components make, and their metadata")
-    add("--serving", required=True, help="folder of versions that TensorFlow Serving watches")
+    add("--root", required=True, help="folder for the outputs of the components and their metadata")
+    add("--serving", required=True, help="folder of versions that TensorFlow Serving polls")
     add("--label_names", default="negative,positive", help="names of the labels 0, 1, ...")
-    add("--takes_pairs", action="store_true", help="texts come with a second one, text_pair")
+    add("--takes_pairs", action="store_true", help="each text has a second text, text_pair")
     add("--train_steps", type=int, default=1000)
     add("--batch_size", type=int, default=32)
     add("--learning_rate", type=float, default=5e-5)
-    add("--max_seq_length", type=int, default=128, help="tokens of an example")
+    add("--max_seq_length", type=int, default=128, help="maximum length in tokens")
     add("--seed", type=int, default=0)
-    add("--least_accuracy", type=float, default=0.7, help="of a model that may be pushed")
+    add("--least_accuracy", type=float, default=0.7, help="minimum accuracy of a model to push")
     return parser.parse_args()
 
 
-def custom_config(arguments):
-    """The settings of `bert_module`."""
+def custom_config(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the settings of `bert_module`."""
     names = ("takes_pairs", "max_seq_length", "batch_size", "learning_rate", "seed")
     weights = str(find_folder(arguments.weights).absolute())
     labels = arguments.label_names.split(",")
     return {"weights": weights, "label_names": labels} | {n: getattr(arguments, n) for n in names}
 
 
-def check(arguments):
-    """Refuses what can be known to be wrong before any work is done.
+def check(arguments: argparse.Namespace) -> None:
+    """Checks the arguments before the pipeline runs.
 
     Raises:
-        UserError: files or folders that are not there; settings that do not fit.
+        UserError: missing files or folders; invalid settings.
     """
     import bert_module
 
@@ -67,13 +76,13 @@ def check(arguments):
         raise UserError(f"--least_accuracy must be 0 to 1; got {arguments.least_accuracy}.")
 
 
-def eval_config(least_accuracy):
-    """What Evaluator computes, over all examples and for each label, and what it lets pass."""
+def eval_config(least_accuracy: float) -> "tfma.EvalConfig":
+    """Returns the metrics of Evaluator, overall and by label, and the thresholds to pass."""
     import tensorflow_model_analysis as tfma
 
     threshold = tfma.MetricThreshold(
         value_threshold=tfma.GenericValueThreshold(lower_bound={"value": least_accuracy}),
-        change_threshold=tfma.GenericChangeThreshold(  # to the last model that was blessed
+        change_threshold=tfma.GenericChangeThreshold(  # from the last blessed model
             direction=tfma.MetricDirection.HIGHER_IS_BETTER, absolute={"value": -1e-10}
         ),
     )
@@ -91,8 +100,8 @@ def eval_config(least_accuracy):
     )
 
 
-def make_pipeline(arguments):
-    """The pipeline, a tfx.dsl.Pipeline."""
+def make_pipeline(arguments: argparse.Namespace) -> "tfx.dsl.Pipeline":
+    """Creates the pipeline."""
     from tfx import v1 as tfx
 
     components, proto, config = tfx.components, tfx.proto, custom_config(arguments)
@@ -149,21 +158,21 @@ def make_pipeline(arguments):
             *(examples, statistics, schema, validator, transform, trainer),
             *(blessed, evaluator, pusher),
         ],
-        enable_cache=False,  # a folder of weights may change and keep its name
+        enable_cache=False,  # the folder of weights may change under the same name
         metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(
             str(root / "metadata.db")
         ),
     )
 
 
-def newest(folder):
-    """The subfolder with the highest number, or None."""
+def newest(folder: "str | os.PathLike[str]") -> pathlib.Path | None:
+    """Returns the subfolder with the highest number, or None."""
     numbered = [path for path in pathlib.Path(folder).glob("*") if path.name.isdigit()]
     return max(numbered, key=lambda path: int(path.name), default=None)
 
 
-def accuracies(folder):
-    """Lines on what Evaluator found. folder: of its output."""
+def accuracies(folder: "str | os.PathLike[str]") -> Iterator[str]:
+    """Yields lines with the results of Evaluator. folder: its output."""
     import tensorflow_model_analysis as tfma
 
     for key, metrics in tfma.load_eval_result(str(folder)).slicing_metrics:
@@ -174,11 +183,8 @@ def accuracies(folder):
         yield f"{slice_name}: accuracy {accuracy:.4f} of {count:,} examples"
 
 
-def run(arguments):
-    """Runs the pipeline and prints what came of it.
-
-    Returns:
-        whether the model was pushed.
+def run(arguments: argparse.Namespace) -> bool:
+    """Runs the pipeline and prints the result; returns whether the model was pushed.
 
     Raises:
         UserError: tfx cannot be imported; bad input.
@@ -188,9 +194,9 @@ def run(arguments):
     try:
         from tfx import v1 as tfx
     except ImportError as error:
-        message = f"tfx cannot be imported ({error}); docs/serving.md says what it needs."
+        message = f"tfx cannot be imported ({error}); see docs/serving.md for its requirements."
         raise UserError(message) from error
-    logging.set_verbosity(logging.ERROR)  # the metadata store warns with every query
+    logging.set_verbosity(logging.ERROR)  # the metadata store logs a warning for every query
     before = newest(arguments.serving)
     tfx.orchestration.LocalDagRunner().run(make_pipeline(arguments))
     evaluation = newest(pathlib.Path(arguments.root) / "Evaluator" / "evaluation")
@@ -198,13 +204,14 @@ def run(arguments):
         print(line)
     pushed = newest(arguments.serving)
     if pushed == before:
-        print(f"not pushed: the model is not good enough; see {evaluation}")
+        print(f"not pushed: the model did not pass the evaluation; see {evaluation}")
     else:
         print(f"pushed: {pushed}")
     return pushed != before
 
 
-def main():
+def main() -> int:
+    """Runs the program; returns its exit status."""
     arguments = parse_arguments()
     try:
         return 0 if run(arguments) else 1

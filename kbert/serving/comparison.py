@@ -1,10 +1,12 @@
-"""Comparison of an export with the model that it came from: scores, size and speed."""
+"""Comparison of an export with the original model: metrics, size and speed."""
 
 import os
 import pathlib
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -21,30 +23,45 @@ from kbert.tasks.examples import read_examples
 from kbert.tasks.labels import keep_known
 from kbert.utils import atomic
 
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from kbert.settings import ColumnConfig
+    from kbert.tasks.endpoint import Endpoint
+
+    Answer: TypeAlias = Mapping[str, Any]  # outputs by name: arrays or tensors
+    Question: TypeAlias = Mapping[str, Any]  # inputs by name: arrays or tensors
+    Contender: TypeAlias = tuple[int, Callable[[Question], Answer]]
+
 COMPARISON_FILE = "compression.json"
-WARM_UP = 10  # calls before those that are timed
-TURN = 20  # questions that one is asked before the next is: the speed of machines drifts
-MOST_SHOWN = 3  # scores in the table; the file has all
+WARM_UP = 10  # calls before timing starts
+TURN = 20  # consecutive calls of a model; they alternate, since the machine's speed drifts
+MOST_SHOWN = 3  # metrics in the table; the file has all
 
 
-def read_for(endpoint, source, columns, report=print):
-    """The labelled examples of a file, for the task of a method.
+def read_for(
+    endpoint: "Endpoint",
+    source: str,
+    columns: "ColumnConfig | None",
+    report: Callable[[str], None] = print,
+) -> list[Any]:
+    """Reads labelled examples for the task of an endpoint.
 
     Args:
-        endpoint: Endpoint. source: of `kbert.tasks.examples.read_examples`.
-        columns: ColumnConfig, where things are in it, or None. report: called with a line of text.
+        endpoint: Endpoint. source: as for `kbert.tasks.examples.read_examples`.
+        columns: ColumnConfig of the file; None: detect the columns.
+        report: called with a line of text.
 
     Returns:
-        list of examples of the method's task.
+        list of examples of the endpoint's task.
 
     Raises:
-        UserError: the method answers nothing that a task has labels for; examples that cannot be
-            used, with file and line.
+        UserError: no task has labels for this method; invalid examples, with file and line.
     """
     if endpoint.task is None:
         methods = dict.fromkeys(kind.method for kind in registry.tasks().values())
         raise UserError(
-            f"--eval_file is for methods that a task is scored by: {', '.join(methods)}; got "
+            f"--eval_file requires a method with labelled examples: {', '.join(methods)}; got "
             f"{endpoint.name}."
         )
     name = registry.of_texts(endpoint.task, "text_pair" in endpoint.texts)
@@ -58,38 +75,38 @@ def read_for(endpoint, source, columns, report=print):
 
 
 def _check_pairs(endpoint, examples):
-    """Refuses texts alone for a method that takes pairs, and the other way round."""
+    """Raises UserError for single texts if the method takes pairs, and vice versa."""
     takes = "text_pair" in endpoint.texts
     for example in examples if "text" in endpoint.texts else ():
         if (getattr(example, "text_pair", None) is not None) != takes:
             raise UserError(
-                f"{example.where}: the model takes {'two texts' if takes else 'one text'}, and "
-                f"there {'is one' if takes else 'are two'}. Name the columns: --text_column, "
-                f"--text_pair_column."
+                f"{example.where}: the model takes {'two texts' if takes else 'one text'}, but the "
+                f"example has {'one' if takes else 'two'}. Select the columns with --text_column "
+                f"and --text_pair_column."
             )
 
 
 class Ids:
-    """Examples as features, one text, window or set of choices at a time.
+    """Examples as features; a question is one text, window or set of choices.
 
     Args:
-        endpoint: Endpoint with a task. examples: of that task.
+        endpoint: Endpoint with a task. examples: of this task.
 
     Attributes:
         questions: list of dicts of the `ENCODER_FEATURES`, (1, L) or (1, C, L) int32 each.
     """
 
-    def __init__(self, endpoint, examples):
+    def __init__(self, endpoint: "Endpoint", examples: Sequence[Any]) -> None:
         self._task, self._examples = endpoint.task, examples
         self._encoded = endpoint.task.encode(examples)
-        self.questions = []
+        self.questions: list[dict[str, np.ndarray]] = []
         for item in self._encoded.items:
             padded = pad_examples([item], item.length, 1, endpoint.tokenizer.pad_id)
             self.questions.append({name: padded[name] for name in ENCODER_FEATURES})
 
-    def scores(self, answers):
-        """The task's scores of `Endpoint.forward` of each question."""
-        # Of tags a SavedModel gives the probabilities, whose order is that of the logits.
+    def scores(self, answers: "Iterable[Answer]") -> dict[str, Any]:
+        """Returns the task's metrics for the outputs of `Endpoint.forward` for each question."""
+        # For tags, a SavedModel returns probabilities, which have the same order as the logits.
         names = {"probabilities": "logits"}
         rows = [{names.get(n, n): np.asarray(x)[0] for n, x in a.items()} for a in answers]
         predictions = self._task.predictions(self._examples, self._encoded, rows)
@@ -97,31 +114,33 @@ class Ids:
 
 
 class Texts:
-    """Examples as the texts that a SavedModel takes, one at a time; see `Ids`."""
+    """Examples as the text inputs of a SavedModel; a question is one example. See `Ids`."""
 
-    def __init__(self, endpoint, examples):
+    def __init__(self, endpoint: "Endpoint", examples: Sequence[Any]) -> None:
         self._task, self._examples = endpoint.task, examples
-        self.questions = [
+        self.questions: list[dict[str, tf.Tensor]] = [
             {name: tf.constant([getattr(example, name)]) for name in endpoint.texts}
             for example in examples
         ]
 
-    def scores(self, answers):
-        """The task's scores of the answer to each question, by the endpoint's output_spec."""
+    def scores(self, answers: "Iterable[Answer]") -> dict[str, Any]:
+        """Returns the task's metrics for the outputs of each question, as in `output_spec`."""
         rows = [{n: np.asarray(x).tolist()[0] for n, x in answer.items()} for answer in answers]
         return self._task.scores(self._examples, [self._task.prediction_of(row) for row in rows])
 
 
-def compared(evaluation_set, contenders):
-    """Rows of a table, one for each contender.
+def compared(
+    evaluation_set: Ids | Texts, contenders: "Mapping[str, Contender]"
+) -> list[dict[str, Any]]:
+    """Compares models on the same questions; returns the rows of a table, one for each model.
 
     Args:
-        evaluation_set: `Ids` or `Texts`. contenders: dict of name -> (bytes, function that answers
-            a question).
+        evaluation_set: `Ids` or `Texts`. contenders: dict of name -> (size in bytes, function from
+            a question to outputs).
 
     Returns:
-        list of dicts: `model`, `megabytes`, `milliseconds` (the median over the questions, after
-        some that are not counted) and `scores`.
+        list of dicts: `model`, `megabytes`, `milliseconds` (the median over the questions, after a
+        warm-up) and `scores`.
     """
     answers, seconds = ({name: [] for name in contenders} for _ in range(2))
     for _, answer in contenders.values():
@@ -145,29 +164,40 @@ def compared(evaluation_set, contenders):
 
 
 class Labelled:
-    """The labelled examples that an export is compared on with the model that it came from.
+    """Labelled examples for comparing an export with the original model.
 
-    OpenVINO gets as many threads as TensorFlow is set to use; `kbert.export` sets one.
+    OpenVINO uses as many threads as TensorFlow; `kbert.export` sets one thread.
 
     Args:
-        endpoint: Endpoint, of the float32 model.
+        endpoint: Endpoint of the float32 model.
         source, columns, report: as for `read_for`.
     """
 
-    def __init__(self, endpoint, source, columns, report=print):
+    def __init__(
+        self,
+        endpoint: "Endpoint",
+        source: str,
+        columns: "ColumnConfig | None",
+        report: Callable[[str], None] = print,
+    ) -> None:
         self._endpoint, self._source = endpoint, source
         self._examples = read_for(endpoint, source, columns, report)
         self._threads = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count()
 
-    def with_saved_model(self, functions, folder, weights):
-        """Compares a SavedModel, and writes `compression.json` into its `assets.extra`.
+    def with_saved_model(
+        self,
+        functions: Mapping[str, Callable[..., dict[str, tf.Tensor]]],
+        folder: pathlib.Path,
+        weights: str,
+    ) -> list[str]:
+        """Compares a SavedModel, and writes `compression.json` to its `assets.extra`.
 
         Args:
-            functions: the signatures of the model itself, dict of name -> concrete function.
-            folder: of the SavedModel. weights: "float32" or "int8", its own.
+            functions: signatures of the original model, dict of name -> concrete function.
+            folder: of the SavedModel. weights: their type in the SavedModel: "float32" or "int8".
 
         Returns:
-            list of lines of text, a table.
+            lines of a table.
         """
         kind, name = Texts, "serving_default"
         if self._endpoint.scored_by_ids:
@@ -180,16 +210,16 @@ class Labelled:
         }
         return self._written(compared(evaluation_set, contenders), folder / "assets.extra")
 
-    def with_openvino(self, folder, weights):
-        """Compares an OpenVINO model, and writes `compression.json` beside it.
+    def with_openvino(self, folder: pathlib.Path, weights: str) -> list[str]:
+        """Compares an OpenVINO model, and writes `compression.json` to its folder.
 
-        A quantized model is compared with its float32 form, too.
+        A quantized model is also compared with a float32 OpenVINO model.
 
         Args:
-            folder: of the model. weights: "float32" or "float16", its own.
+            folder: of the model. weights: their type in the model: "float32" or "float16".
 
         Returns:
-            list of lines of text, a table.
+            lines of a table.
         """
         endpoint, evaluation_set = self._endpoint, Ids(self._endpoint, self._examples)
         answer = keras_backend(endpoint.forward, evaluation_set.questions[0])
@@ -204,7 +234,7 @@ class Labelled:
             return self._written(compared(evaluation_set, contenders), folder)
 
     def _written(self, rows, folder):
-        """Writes rows of `compared` as JSON; the lines of their table."""
+        """Writes the rows of `compared` as JSON; returns the lines of their table."""
         count, source = len(self._examples), str(self._source)
         summary = {"eval_file": source, "examples": count, "threads": self._threads, "rows": rows}
         atomic.write_json(folder / COMPARISON_FILE, summary)
@@ -218,7 +248,7 @@ class Labelled:
             table.append([row["model"], *cells])
         return [
             f"{count:,} examples of {source}, one at a time on {self._threads} "
-            f"thread{'s' * (self._threads > 1)}; ms: the median",
+            f"thread{'s' * (self._threads > 1)}; ms: median",
             *table_lines(table),
         ]
 

@@ -1,8 +1,11 @@
-"""What a served model without a task answers, as graphs; those of tasks are in `kbert.tasks`.
+"""Endpoints of models without a task; the endpoints of tasks are in `kbert.tasks`.
 
-The tokenizer is part of the graph, and so is what makes readable results of logits. The answers are
-those of the Predictor, with which an export is compared before it is named.
+The graph includes the tokenizer and the conversion of logits to results. The results equal the
+Predictor's; an export is compared with it before it is moved into place.
 """
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -14,67 +17,81 @@ from kbert.tokenizer.tokenizer import BertTokenizer
 
 
 class NextSentence(Endpoint):
-    """Whether the second text follows the first."""
+    """Predicts whether the second text follows the first."""
 
-    name = "next_sentence"
-    model_class = BertForNextSentencePrediction
-    texts = {"text": 1, "text_pair": 1}
-    forward_spec = {"logits": ("B2", "softmax: whether text_pair follows text, or does not")}
-    output_spec = {"is_next": "(B,) float32, the probability that text_pair follows text"}
+    name: str = "next_sentence"
+    model_class: type[BertForNextSentencePrediction] = BertForNextSentencePrediction
+    texts: dict[str, int] = {"text": 1, "text_pair": 1}
+    forward_spec: dict[str, tuple[str, str]] = {
+        "logits": ("B2", "logits of [text_pair follows text, it does not]")
+    }
+    output_spec: dict[str, str] = {
+        "is_next": "(B,) float32, the probability that text_pair follows text"
+    }
 
-    def postprocess(self, outputs, features):
+    def postprocess(
+        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
         return {"is_next": tf.nn.softmax(outputs["logits"])[:, 0]}
 
-    def reference_outputs(self, text, text_pair):
+    def reference_outputs(self, text: Sequence[str], text_pair: Sequence[str]) -> dict[str, Any]:
         return {"is_next": [r["is_next"] for r in self.predictor.next_sentence(text, text_pair)]}
 
 
 class Embed(Endpoint):
-    """A vector of length 1."""
+    """Embeds a text as a vector of length 1."""
 
-    name = "embed"
-    forward_spec = {"mean": ("BD", "the mean over the tokens; divide it by its length")}
-    output_spec = {"embedding": "(B, D) float32, the mean over the tokens, of length 1"}
+    name: str = "embed"
+    forward_spec: dict[str, tuple[str, str]] = {
+        "mean": ("BD", "mean over the tokens, not normalized")
+    }
+    output_spec: dict[str, str] = {
+        "embedding": "(B, D) float32, mean over the tokens, normalized to length 1"
+    }
 
-    def forward(self, features):
+    def forward(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return {"mean": embeddings(self.model(features, training=False), features)["mean"]}
 
-    def postprocess(self, outputs, features):
+    def postprocess(
+        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
         vectors = outputs["mean"]
         norms = tf.maximum(tf.norm(vectors, axis=-1, keepdims=True), 1e-6)
         return {"embedding": vectors / norms}
 
-    def reference_outputs(self, text):
+    def reference_outputs(self, text: Sequence[str]) -> dict[str, Any]:
         return {"embedding": self.predictor.embed(text)}
 
 
 class Encode(Endpoint):
-    """The bare encoder."""
+    """Computes the outputs of the encoder."""
 
-    name = "encode"
-    forward_spec = {
-        "last_hidden_state": ("BLD", "of each token; without meaning at padding"),
+    name: str = "encode"
+    forward_spec: dict[str, tuple[str, str]] = {
+        "last_hidden_state": ("BLD", "of each token; undefined at padding"),
         "pooler_output": ("BD", "of the text"),
     }
-    output_spec = {
+    output_spec: dict[str, str] = {
         "last_hidden_state": "(B, L, D) float32; 0 at padding",
         "pooler_output": "(B, D) float32",
         "attention_mask": "(B, L) int32, 1 = real token, 0 = padding",
     }
 
-    padded = {"attention_mask": 0, "last_hidden_state": 0.0}
+    padded: dict[str, str | int | float] = {"attention_mask": 0, "last_hidden_state": 0.0}
 
-    def forward(self, features):
+    def forward(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         outputs = self.model(features, training=False)
         names = ("last_hidden_state", "pooler_output")
         return {name: tf.cast(outputs[name], "float32") for name in names}
 
-    def postprocess(self, outputs, features):
+    def postprocess(
+        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
         mask = features["attention_mask"]
         states = tf.where(mask[:, :, None] == 1, outputs["last_hidden_state"], 0.0)
         return {**outputs, "last_hidden_state": states, "attention_mask": tf.identity(mask)}
 
-    def reference_outputs(self, text):
+    def reference_outputs(self, text: Sequence[str]) -> dict[str, Any]:
         features = self.encode(tf.constant(text, tf.string))
         outputs = self.model(features, training=False)
         mask = features["attention_mask"]
@@ -87,37 +104,42 @@ class Encode(Endpoint):
 
 
 class FillMask(Endpoint):
-    """The top_k best words for each [MASK]; other special tokens in a text are no such tokens."""
+    """Predicts the top_k words for each [MASK]; other special tokens are read as text."""
 
-    name = "fill_mask"
-    model_class = BertForMaskedLM
-    forward_spec = {
-        "logits": ("BMV", f"of the words, at the first {MOST_MASKS} [MASK]; then of other tokens"),
+    name: str = "fill_mask"
+    model_class: type[BertForMaskedLM] = BertForMaskedLM
+    forward_spec: dict[str, tuple[str, str]] = {
+        "logits": (
+            "BMV",
+            f"of the vocabulary, at the first {MOST_MASKS} [MASK]; undefined after them",
+        ),
     }
-    output_spec = {
-        "words": "(B, M, k) string, the 5 best for each [MASK], of 16 at most; the rest is empty",
-        "scores": "(B, M, k) float32, their probabilities; 0 in the rest",
+    output_spec: dict[str, str] = {
+        "words": "(B, M, k) string, the top 5 for each of at most 16 [MASK]; empty in other slots",
+        "scores": "(B, M, k) float32, their probabilities; 0 in other slots",
     }
-    padded = {"words": "", "scores": 0.0}
-    top_k = 5
+    padded: dict[str, str | int | float] = {"words": "", "scores": 0.0}
+    top_k: int = 5
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         tokenizer = self.tokenizer
-        self.reading = BertTokenizer(
+        self.reading: BertTokenizer = BertTokenizer(
             tokenizer.vocab, special_tokens_in_text=("[MASK]",), **tokenizer.settings
         )
 
-    def trackables(self):
+    def trackables(self) -> list[Any]:
         return [self.reading]
 
-    def from_texts(self, text):
+    def from_texts(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
         return self.from_ids(self.encode(text, tokenizer=self.reading))
 
-    def forward(self, features):
+    def forward(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return masked_logits(self.model, features, self.tokenizer)
 
-    def postprocess(self, outputs, features):
+    def postprocess(
+        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
         mask_id = self.tokenizer.mask_id
         counts = tf.math.count_nonzero(features["input_ids"] == mask_id, axis=1, dtype=tf.int32)
         M = tf.minimum(tf.reduce_max(tf.concat([counts, [0]], axis=0)), MOST_MASKS)
@@ -128,7 +150,7 @@ class FillMask(Endpoint):
         there = (tf.range(M) < counts[:, None])[:, :, None]
         return {"words": tf.where(there, words, ""), "scores": tf.where(there, best.values, 0.0)}
 
-    def reference_outputs(self, text):
+    def reference_outputs(self, text: Sequence[str]) -> dict[str, Any]:
         predictions = [row["masks"] for row in self.predictor.fill_mask(text, self.top_k)]
         return {
             name: as_array(
@@ -141,7 +163,7 @@ class FillMask(Endpoint):
 _WITHOUT_TASK = {kind.name: kind for kind in (FillMask, NextSentence, Embed, Encode)}
 
 
-def endpoints():
-    """dict of --method -> class of Endpoint, those of tasks first."""
+def endpoints() -> dict[str, type[Endpoint]]:
+    """Returns a dict of --method -> class of Endpoint, the tasks' endpoints first."""
     kinds = [kind for kind in registry.tasks().values() if kind.endpoint]
     return {kind.method: kind.endpoint for kind in reversed(kinds)} | _WITHOUT_TASK

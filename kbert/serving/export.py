@@ -4,6 +4,8 @@ import contextlib
 import importlib.util
 import pathlib
 import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
@@ -19,9 +21,14 @@ from kbert.tasks.registry import load_task_module
 from kbert.utils import atomic, storage
 from kbert.utils.locks import target_lock
 
+if TYPE_CHECKING:
+    import os
 
-def export_as(config, report=print):
-    """Writes what an ExportConfig says: see `export`, `export_tf_hub` and `export_openvino`."""
+    from kbert.settings import ExportConfig
+
+
+def export_as(config: "ExportConfig", report: Callable[[str], None] = print) -> None:
+    """Writes the export of an ExportConfig; see `export`, `export_tf_hub` and `export_openvino`."""
     load_task_module(config.task_module)
     folders, length = (config.model, config.output_dir), config.max_seq_length
     if config.format == "tf_hub":
@@ -37,17 +44,17 @@ def export_as(config, report=print):
 
 
 def export(
-    model,
-    output_dir,
-    method=None,
-    takes_pairs=None,
-    max_seq_length=None,
-    batch_timeout_ms=0,
-    report=print,
-    eval_file=None,
-    columns=None,
-    quantize=None,
-):
+    model: "str | os.PathLike[str]",
+    output_dir: "str | os.PathLike[str]",
+    method: str | None = None,
+    takes_pairs: bool | None = None,
+    max_seq_length: int | None = None,
+    batch_timeout_ms: float = 0,
+    report: Callable[[str], None] = print,
+    eval_file: str | None = None,
+    columns: ColumnConfig | None = None,
+    quantize: str | None = None,
+) -> None:
     """Writes a SavedModel with text inputs, and compares it with `kbert.Predictor`.
 
     The export is moved into place only after a separate process, with TensorFlow but without kbert,
@@ -74,7 +81,9 @@ def export(
     endpoint = _endpoint(model, method, takes_pairs, max_seq_length, report)
     labelled = eval_file and comparison.Labelled(endpoint, eval_file, columns, report)
     before = {}
-    if labelled and (quantize or batch_timeout_ms):  # the export is quantized, or waits in batches
+    if labelled and (
+        quantize or batch_timeout_ms
+    ):  # the export computes with other weights or waits for batches
         before = signatures(endpoint)
     if quantize:
         saved_model.quantize_int8(endpoint)
@@ -91,7 +100,12 @@ def export(
     _report_all(report, messages.target_line(target), *notes)
 
 
-def export_tf_hub(model, output_dir, max_seq_length=None, report=print):
+def export_tf_hub(
+    model: "str | os.PathLike[str]",
+    output_dir: "str | os.PathLike[str]",
+    max_seq_length: int | None = None,
+    report: Callable[[str], None] = print,
+) -> None:
     """Writes `preprocess` and `encoder` with TF Hub's text API; see `kbert.serving.tf_hub`.
 
     The folder is written atomically and compared with the model, as in `export`.
@@ -124,16 +138,16 @@ def export_tf_hub(model, output_dir, max_seq_length=None, report=print):
 
 
 def export_openvino(
-    model,
-    output_dir,
-    method=None,
-    takes_pairs=None,
-    max_seq_length=None,
-    quantize=None,
-    report=print,
-    eval_file=None,
-    columns=None,
-):
+    model: "str | os.PathLike[str]",
+    output_dir: "str | os.PathLike[str]",
+    method: str | None = None,
+    takes_pairs: bool | None = None,
+    max_seq_length: int | None = None,
+    quantize: str | None = None,
+    report: Callable[[str], None] = print,
+    eval_file: str | None = None,
+    columns: ColumnConfig | None = None,
+) -> None:
     """Writes the model of a method for OpenVINO; see `kbert.serving.openvino_ir`.
 
     The folder is moved into place only after OpenVINO has computed some texts.
@@ -149,7 +163,7 @@ def export_openvino(
     """
     _check_quantize("openvino", quantize, "float16")
     if not importlib.util.find_spec("openvino"):
-        raise UserError("--format=openvino needs openvino: pip install 'kbert[openvino]'")
+        raise UserError("--format=openvino requires OpenVINO: pip install 'kbert[openvino]'")
     target = _free(output_dir)
     endpoint = _endpoint(model, method, takes_pairs, max_seq_length, report)
     labelled = eval_file and comparison.Labelled(endpoint, eval_file, columns, report)
@@ -170,7 +184,9 @@ def _endpoint(model, method, takes_pairs, max_seq_length, report):
 
 def _check_quantize(format, quantize, has):
     if quantize not in (None, has):
-        raise UserError(f"--format={format} has no --quantize={quantize}; it has {has}.")
+        raise UserError(
+            f"--quantize={quantize} is not available with --format={format}; use --quantize={has}."
+        )
 
 
 def _expected(endpoint, functions, samples, quantize):
@@ -189,13 +205,14 @@ def _report_all(report, *lines):
 def _free(target):
     target = pathlib.Path(target).absolute()
     storage.check_free(
-        target, "Name the next version, or remove it: TensorFlow Serving may be reading it."
+        target,
+        "Use the next version's folder, or remove this one: TensorFlow Serving may be reading it.",
     )
     return target
 
 
 @contextlib.contextmanager
-def _new_folder(target):
+def _new_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """Opens a folder that is created atomically and locked against other processes.
 
     Raises:
@@ -209,7 +226,7 @@ def _new_folder(target):
         except tf.errors.OpError as error:  # raised when the disk is full, for example
             reason = re.sub(r"^\{\{.*?\}\} | \[Op:.*", "", error.message.splitlines()[0])
             raise UserError(
-                f"cannot write {target}: {reason}. Mend that and run the same command again."
+                f"cannot write {target}: {reason}. Fix that and run the same command again."
             ) from error
 
 
@@ -217,5 +234,7 @@ def _warm_up(path, functions, samples, target):
     try:
         count = write_warmup(path, functions, samples, target.parent.name)
     except ImportError:
-        return "note: no warm-up requests, which need TF Serving's API: pip install 'kbert[serve]'"
+        return (
+            "note: no warm-up requests; they require TF Serving's API: pip install 'kbert[serve]'"
+        )
     return f"warm-up requests: {count}"

@@ -1,17 +1,29 @@
 """Messages of `kbert.export`: its inputs, outputs and checks."""
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 from kbert.errors import UserError
 from kbert.serving.saved_model import largest_difference
+
+if TYPE_CHECKING:
+    import pathlib
+
+    import numpy as np
+
+    from kbert.model.folder import ModelFolder
+    from kbert.model.pretrained import PretrainedModel
+    from kbert.tasks.endpoint import Endpoint
 
 # Tolerance of float32: padding to another length and other kernels change the summation order.
 TOLERANCE = 1e-5
 
 
-def source_line(folder, what, model, length):
+def source_line(folder: "ModelFolder", what: str, model: "PretrainedModel", length: int) -> str:
     """Returns a line that describes the exported model.
 
     Args:
-        folder: ModelFolder. what: str. model: of `kbert.model`. length: tokens of a sequence.
+        what: name of the exported method. length: maximum length of a sequence in tokens.
     """
     config = model.config
     return (
@@ -20,13 +32,15 @@ def source_line(folder, what, model, length):
     )
 
 
-def target_line(target):
-    """Returns a line with the folder that was written. target: pathlib.Path."""
+def target_line(target: "pathlib.Path") -> str:
+    """Returns a line with the folder that was written and its size."""
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     return f"to {target}: {size / 1e6:,.1f} MB"
 
 
-def checked_line(answers, expected, whose):
+def checked_line(
+    answers: "Mapping[str, np.ndarray]", expected: "Mapping[str, Any]", whose: str
+) -> str:
     """Returns a line with the difference between a SavedModel's outputs and the expected ones.
 
     Raises:
@@ -35,16 +49,16 @@ def checked_line(answers, expected, whose):
     difference, count = largest_difference(answers, expected), len(next(iter(expected.values())))
     if not difference <= TOLERANCE:
         raise UserError(
-            f"the SavedModel answers {count} texts otherwise than {whose}: off by "
-            f"{difference:.1e}, allowed are {TOLERANCE:g}. Nothing was written."
+            f"the outputs of the SavedModel for {count} texts differ from {whose}: by "
+            f"{difference:.1e}; at most {TOLERANCE:g} is allowed. Nothing was written."
         )
     return (
-        f"checked in a process without kbert: {count} texts, answers as those of {whose} (largest "
+        f"checked in a process without kbert: {count} texts, same outputs as {whose} (largest "
         f"difference {difference:.1e})"
     )
 
 
-def computed_line(metadata):
+def computed_line(metadata: Mapping[str, Any]) -> str:
     """Returns a line with the difference between the outputs of OpenVINO and of the model.
 
     Args:
@@ -55,22 +69,22 @@ def computed_line(metadata):
     """
     difference, allowed = metadata["largest_difference"], TOLERANCE
     if metadata["weights"] != "float32":
-        allowed = float("inf")  # users of quantization judge the difference themselves
+        allowed = float("inf")  # with quantization, any difference is allowed
     if not difference <= allowed or difference == float("inf"):
         raise UserError(
-            f"{metadata['file']} gives other numbers than kbert's model: off by {difference:.1e}, "
-            f"allowed are {allowed:g}. Nothing was written."
+            f"the outputs of {metadata['file']} differ from kbert's model: by {difference:.1e}; at "
+            f"most {allowed:g} is allowed. Nothing was written."
         )
     line = (
-        f"checked by its runtime: {metadata['samples']} samples in {metadata['weights']}, largest "
+        f"checked in its runtime: {metadata['samples']} texts in {metadata['weights']}, largest "
         f"difference {difference:.1e}"
     )
     if "same_labels" in metadata:
-        line += f", {metadata['same_labels']} of {metadata['samples']} labels the same"
+        line += f", same labels for {metadata['same_labels']} of {metadata['samples']}"
     return line
 
 
-def port_lines(metadata):
+def port_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
     """Yields the inputs and outputs of an OpenVINO model. metadata: contents of `model.json`."""
     shape = ", ".join(map(str, metadata["inputs"]["input_ids"]["shape"]))
     yield f"  {metadata['file']}: {', '.join(metadata['inputs'])} ({shape}) int32"
@@ -78,8 +92,8 @@ def port_lines(metadata):
         yield f"    -> {name} ({', '.join(map(str, output['shape']))}) float32, {output['meaning']}"
 
 
-def output_spec_lines(endpoint, functions):
-    """Yields the inputs and outputs of a SavedModel's signatures. functions: dict by name."""
+def output_spec_lines(endpoint: "Endpoint", functions: Iterable[str]) -> Iterator[str]:
+    """Yields the inputs and outputs of a SavedModel's signatures. functions: their names."""
     texts = ", ".join(f"{n} ({'B' if a == 1 else 'B, C'})" for n, a in endpoint.texts.items())
     takes = {
         "serving_default": f"{texts} string",
@@ -95,17 +109,17 @@ def output_spec_lines(endpoint, functions):
                 yield f"    -> {output} {meaning}"
 
 
-def serve_line(target):
-    """Returns a line with the command that serves a SavedModel. target: pathlib.Path."""
+def serve_line(target: "pathlib.Path") -> str:
+    """Returns a line with the command that serves a SavedModel."""
     if not target.name.isdigit():
-        return f"note: TensorFlow Serving looks for numbered folders, such as {target / '1'}"
+        return f"note: TensorFlow Serving expects a numbered folder, such as {target / '1'}"
     return (
         f"serve it: python -m kbert.serve (or tensorflow_model_server) --port=8500 "
         f"--rest_api_port=8501 --model_name={target.parent.name} --model_base_path={target.parent}"
     )
 
 
-def table_lines(table):
+def table_lines(table: Sequence[Sequence[str]]) -> Iterator[str]:
     """Formats rows of cells as a table: the first column left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for first, *others in table:

@@ -1,8 +1,11 @@
 """OpenVINO exports: the model of an endpoint as OpenVINO IR, without its tokenizer.
 
-`Endpoint.forward` is converted: from the three features of a text to the outputs of the model. The
-code that serves it tokenizes and decodes; the vocabulary and `model.json` beside the model say how.
+Converts `Endpoint.forward`, from the three features of a text to the outputs of the model. The
+serving code must tokenize and decode; the vocabulary and `model.json` beside the model specify how.
 """
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,11 +16,18 @@ from kbert.inference.backends import openvino_model
 from kbert.serving import saved_model
 from kbert.utils import atomic
 
+if TYPE_CHECKING:
+    import pathlib
+
+    from kbert.tasks.endpoint import Endpoint
+
 MODEL_FILE, METADATA_FILE = "model.xml", "model.json"
-MOST_BYTES = 2**31 - 2**24  # of weights: the graph that is converted holds 2 GiB
+MOST_BYTES = 2**31 - 2**24  # of weights: the converted graph can hold 2 GiB
 
 
-def save_openvino(endpoint, folder, quantize=None):
+def save_openvino(
+    endpoint: "Endpoint", folder: "pathlib.Path", quantize: str | None = None
+) -> dict[str, Any]:
     """Writes the model of an endpoint and its metadata, and compares its outputs in OpenVINO.
 
     Args:
@@ -25,7 +35,7 @@ def save_openvino(endpoint, folder, quantize=None):
         quantize: "float16" for weights of this dtype, or None.
 
     Returns:
-        dict, the contents of `model.json`, with `largest_difference` and, for a classifier,
+        the contents of `model.json`, with `largest_difference` and, for a classifier,
         `same_labels`: how many of the `samples` texts, or pairs, get the same labels.
 
     Raises:
@@ -34,8 +44,8 @@ def save_openvino(endpoint, folder, quantize=None):
     size = sum(4 * np.prod(weight.shape, dtype=np.int64) for weight in endpoint.model.weights)
     if size > MOST_BYTES:
         raise UserError(
-            f"a model of {size / 1e9:,.1f} GB does not fit --format=openvino, which holds "
-            f"2 GB; --format=serving holds any."
+            f"the model has {size / 1e9:,.1f} GB; --format=openvino supports at most 2 GB. Use "
+            f"--format=serving, which has no limit."
         )
     write_model(endpoint, folder, quantize)
     saved_model.save_settings(endpoint, folder)
@@ -45,7 +55,7 @@ def save_openvino(endpoint, folder, quantize=None):
 
 
 def _metadata(endpoint, quantize):
-    """What the model takes and returns; a letter is a size that may vary."""
+    """Returns the inputs and outputs of the model; letters in shapes are variable sizes."""
     labels, inputs = list(getattr(endpoint.task, "label_names", None) or []), ["B", "L"]
     if endpoint.takes_choices:
         labels, inputs = [], ["B", "C", "L"]
@@ -73,8 +83,8 @@ def _metadata(endpoint, quantize):
     }
 
 
-def write_model(endpoint, folder, quantize=None):
-    """Writes `model.xml` and `model.bin`. endpoint, folder, quantize: as for `save_openvino`."""
+def write_model(endpoint: "Endpoint", folder: "pathlib.Path", quantize: str | None = None) -> None:
+    """Writes `model.xml` and `model.bin`. Arguments: as for `save_openvino`."""
     import openvino
 
     example = np.zeros([1] * (3 if endpoint.takes_choices else 2), np.int32)
@@ -86,13 +96,15 @@ def write_model(endpoint, folder, quantize=None):
         raise OSError(" ".join(str(error).split())) from error
 
 
-def load_model(folder, threads=None):
+def load_model(
+    folder: "pathlib.Path", threads: int | None = None
+) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
     """Loads the model of a folder as a function from a dict of arrays to a dict of arrays.
 
     It computes in float32; OpenVINO's default may be bfloat16.
 
     Args:
-        folder: that `write_model` wrote to. threads: number of threads; None: OpenVINO's default.
+        folder: written by `write_model`. threads: number of threads; None: OpenVINO's default.
     """
     import openvino
 
@@ -120,8 +132,8 @@ def _compared(endpoint, compute):
     return summary | ({"same_labels": int(same.sum())} if endpoint.decisions else {})
 
 
-def sample_features(endpoint):
-    """The features of the sample texts as the model gets them: int32 arrays."""
+def sample_features(endpoint: "Endpoint") -> dict[str, np.ndarray]:
+    """Returns the features of the sample texts, int32 arrays as the model receives them."""
     captured = []
 
     def compute(features):

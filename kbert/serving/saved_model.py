@@ -7,6 +7,8 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -23,6 +25,9 @@ from kbert.tasks import registry
 from kbert.utils import atomic
 from kbert.utils.formats import EXPORT_FILE, export_checksum, read_export, sha256_of
 
+if TYPE_CHECKING:
+    from kbert.tasks.endpoint import Endpoint
+
 SAMPLES = (
     "The house by the river was sold last week, and nobody knows who bought it.",
     "Ada Lovelace met Charles Babbage in London on 5 June 1833.",
@@ -32,8 +37,13 @@ SAMPLES = (
 )
 
 
-def load_endpoint(folder, name=None, takes_pairs=None, max_seq_length=None):
-    """Creates an Endpoint, a method of answering texts, with the weights of a folder, in float32.
+def load_endpoint(
+    folder: str | os.PathLike[str],
+    name: str | None = None,
+    takes_pairs: bool | None = None,
+    max_seq_length: int | None = None,
+) -> "Endpoint":
+    """Creates an Endpoint with the weights of a folder, in float32.
 
     Args:
         folder: such as `RUN/finetuning/best`, in any format that `BertModel` reads; or a
@@ -42,9 +52,6 @@ def load_endpoint(folder, name=None, takes_pairs=None, max_seq_length=None):
             another method that the model has a head for.
         takes_pairs: whether each text has a second one; None: as in fine-tuning.
         max_seq_length: tokens of a sequence; None: as in fine-tuning, or the model's limit.
-
-    Returns:
-        Endpoint.
 
     Raises:
         UserError: no such folder, or it lacks the head; an argument that does not fit the model.
@@ -57,7 +64,7 @@ def load_endpoint(folder, name=None, takes_pairs=None, max_seq_length=None):
     if own and own.method == name:
         kind, task = own.endpoint, own
     if kind is None:
-        raise UserError(f"a model that is asked to {name} cannot be exported.")
+        raise UserError(f"the method {name} cannot be exported.")
     predictor = Predictor.from_pretrained(folder, backend="keras", max_seq_length=max_seq_length)
     if name == "encode":
         predictor.model = load_encoder(folder)
@@ -72,12 +79,13 @@ def load_endpoint(folder, name=None, takes_pairs=None, max_seq_length=None):
             takes_pairs = settings.get("takes_pairs", bool(own and own.takes_pairs))
     elif takes_pairs:
         raise UserError(
-            f"--takes_pairs is for models that classify; {name} takes {' and '.join(kind.texts)}."
+            f"--takes_pairs requires a model that classifies; {name} takes "
+            f"{' and '.join(kind.texts)}."
         )
     return kind(predictor, task and predictor.task(task.name), takes_pairs)
 
 
-def quantize_int8(endpoint):
+def quantize_int8(endpoint: "Endpoint") -> None:
     """Quantizes the weight matrices and embeddings of an endpoint's model with `Model.quantize`.
 
     Inputs of matrix products are quantized to int8 as well, with one scale per token. Embeddings of
@@ -92,24 +100,26 @@ def quantize_int8(endpoint):
         gc.unfreeze()
 
 
-def load_exported(folder):
+def load_exported(folder: str | os.PathLike[str]) -> "Endpoint":
     """Loads the Endpoint that `save_endpoint` wrote, with its weights.
 
     Raises:
-        UserError: the folder contains another SavedModel; files that are missing or damaged.
+        UserError: the folder contains another SavedModel; missing or damaged files.
     """
     metadata = read_export(pathlib.Path(folder) / "assets.extra")
     name, length = metadata["method"], metadata["max_seq_length"]
     kinds = [k for k in registry.tasks().values() if k.endpoint and k.endpoint.name == name]
     method = kinds[0].method if kinds else name
     if method not in endpoints():
-        raise UserError(f"{folder} is an export of the method {name!r}, which is unknown here.")
+        raise UserError(
+            f"{folder} is an export of the unknown method {name!r}; pass its --task_module."
+        )
     optional = kinds and kinds[0].texts == (1, 2)
     pairs = "text_pair" in metadata["inputs"] if optional else None
     return load_endpoint(folder, method, pairs, length)
 
 
-def load_encoder(folder, **arguments):
+def load_encoder(folder: str | os.PathLike[str], **arguments: Any) -> BertModel:
     """Loads a BertModel with its pooler from a folder. arguments: of its constructor.
 
     Raises:
@@ -118,13 +128,13 @@ def load_encoder(folder, **arguments):
     folder = ModelFolder.of(folder)
     if "bert/pooler" not in folder.parts:
         raise UserError(
-            f"{folder} has no pooler, which an encoder's pooled output needs; a model that "
-            f"tags, answers or fills masks has none. --method=embed needs none."
+            f"{folder} has no pooler, which the encoder's pooled output requires; models that "
+            f"tag, answer or fill masks have none. Use --method=embed, which requires none."
         )
     return BertModel.from_pretrained(folder, **arguments)
 
 
-def samples(endpoint):
+def samples(endpoint: "Endpoint") -> dict[str, list[Any]]:
     """Returns texts for testing an endpoint, including unusual ones, as a dict of lists.
 
     The lists have equal lengths; all texts have the same number of [MASK] or of choices.
@@ -138,7 +148,9 @@ def samples(endpoint):
     return {name: values.get(name, texts) for name in endpoint.texts}
 
 
-def save_endpoint(endpoint, folder, batch_timeout_ms=0):
+def save_endpoint(
+    endpoint: "Endpoint", folder: str | os.PathLike[str], batch_timeout_ms: float = 0
+) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
     """Writes a SavedModel, with its metadata in `assets.extra/kbert.json`.
 
     The variables are tracked, so that converters detect them. With the other files of
@@ -177,13 +189,13 @@ def save_endpoint(endpoint, folder, batch_timeout_ms=0):
 
 
 def _own_files(folder):
-    """Names of the files of a SavedModel except the weights, which have their own checksums."""
+    """Returns the names of all files except the weights, which have their own checksums."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     names = [path.relative_to(folder).as_posix() for path in paths]
     return [name for name in names if not name.startswith("variables/")]
 
 
-def save_settings(endpoint, folder):
+def save_settings(endpoint: "Endpoint", folder: pathlib.Path) -> None:
     """Writes config.json, vocabulary, tokenizer settings and, for a task, task.json."""
     endpoint.model.config.save(folder / "config.json")
     endpoint.tokenizer.save_pretrained(folder)
@@ -204,15 +216,14 @@ np.savez(answer, **{name: value.numpy() for name, value in values.items()})
 """
 
 
-def answers_alone(texts, *folders):
+def answers_alone(
+    texts: Mapping[str, Sequence[Any]], *folders: str | os.PathLike[str]
+) -> dict[str, np.ndarray]:
     """Computes the outputs of SavedModels in a separate process with TensorFlow but without kbert.
 
     Args:
         texts: dict of lists, the inputs of the first SavedModel. *folders: of SavedModels, each
             of which takes the previous one's outputs.
-
-    Returns:
-        dict of NumPy arrays.
 
     Raises:
         UserError: the process failed; the message contains the end of its output.
@@ -227,15 +238,15 @@ def answers_alone(texts, *folders):
         done = subprocess.run(command, capture_output=True, text=True, cwd=scratch, env=environment)
         if done.returncode:
             raise UserError(
-                f"the SavedModel does not answer in a process of its own: "
+                f"the SavedModel fails in a separate process: "
                 f"{' '.join(done.stderr.split())[-500:]}"
             )
         with np.load(answer_file, allow_pickle=True) as arrays:
             return dict(arrays)
 
 
-def largest_difference(result, expected):
-    """Largest difference between two dicts of arrays, relative for values above 1.
+def largest_difference(result: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> float:
+    """Returns the largest difference between two dicts of arrays, relative for values above 1.
 
     It is inf if shapes or non-numeric values differ, or if a difference is NaN.
 

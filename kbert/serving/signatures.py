@@ -1,13 +1,21 @@
 """The signatures of a SavedModel, which TensorFlow Serving and TFX call by name."""
 
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
 import tensorflow as tf
 
 from kbert.features import ENCODER_FEATURES
 
+if TYPE_CHECKING:
+    from kbert.tasks.endpoint import Endpoint
+
 MOST_TEXTS = 32  # maximum size of a batch shared by requests in the graph
 
 
-def signatures(endpoint, batch_timeout_ms=0):
+def signatures(
+    endpoint: "Endpoint", batch_timeout_ms: float = 0
+) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
     """Creates the signatures of an endpoint.
 
     `serving_default` takes text; `from_ids` takes the three features of `kbert.features`. Both
@@ -66,14 +74,20 @@ def _in_batches(function, specs, timeout_ms):
     return lambda **texts: together(*(texts[name] for name in specs))
 
 
-def traced(function, specs):
-    """Traces a function of named tensors. specs: dict of tf.TensorSpecs."""
+def traced(
+    function: Callable[..., dict[str, tf.Tensor]], specs: Mapping[str, tf.TensorSpec]
+) -> Callable[..., dict[str, tf.Tensor]]:
+    """Traces a function of named tensors; returns a concrete function."""
     keywords = tf.function(lambda **tensors: function(**tensors), autograph=False)
     return keywords.get_concrete_function(**specs)
 
 
-def parse_examples(serialized, texts):
-    """Parses the texts of tf.Examples: dict of name -> (B,) or (B, C) string."""
+def parse_examples(serialized: tf.Tensor, texts: Mapping[str, int]) -> dict[str, tf.Tensor]:
+    """Parses the texts of tf.Examples: returns a dict of name -> (B,) or (B, C) string.
+
+    Args:
+        texts: dict of name -> number of axes.
+    """
     features = {
         name: tf.io.FixedLenFeature([], tf.string) if axes == 1 else tf.io.RaggedFeature(tf.string)
         for name, axes in texts.items()
@@ -84,7 +98,7 @@ def parse_examples(serialized, texts):
             lengths = value.row_lengths()
             same = tf.debugging.Assert(
                 tf.reduce_all(lengths == lengths[:1]),
-                [f"all examples must have as many {name}; they have", lengths],
+                [f"all examples must have the same number of {name}; got", lengths],
             )
             with tf.control_dependencies([same]):
                 parsed[name] = value.to_tensor()

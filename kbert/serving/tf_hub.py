@@ -4,7 +4,15 @@ Names and shapes follow the API's page on text ("Preprocessing text inputs", "Tr
 encoders"), so these models can replace TF Hub's BERT models.
 """
 
+from typing import TYPE_CHECKING
+
 import tensorflow as tf
+
+if TYPE_CHECKING:
+    import os
+
+    from kbert.model.models import BertModel
+    from kbert.tokenizer.tokenizer import BertTokenizer
 
 NAMES = {
     "input_ids": "input_word_ids",
@@ -13,7 +21,9 @@ NAMES = {
 }
 
 
-def save_preprocessor(tokenizer, seq_length, folder):
+def save_preprocessor(
+    tokenizer: "BertTokenizer", seq_length: int, folder: "str | os.PathLike[str]"
+) -> None:
     """Writes the preprocessor.
 
     Called with (B,) string, it returns the three inputs of the encoder, (B, seq_length) int32 each.
@@ -22,7 +32,7 @@ def save_preprocessor(tokenizer, seq_length, folder):
     `bert_pack_inputs([segment], seq_length)`, with one or two segments, the encoder's inputs.
 
     Args:
-        tokenizer: BertTokenizer. seq_length: int, tokens of a sequence. folder: to write to.
+        seq_length: length of a sequence in tokens. folder: to write to.
     """
     root = tf.train.Checkpoint(tokenizer=tokenizer)
     text = tf.TensorSpec([None], tf.string, name="text")
@@ -66,7 +76,7 @@ def save_preprocessor(tokenizer, seq_length, folder):
     tf.saved_model.save(root, str(folder), signatures=signatures)
 
 
-def save_encoder(model, folder):
+def save_encoder(model: "BertModel", folder: "str | os.PathLike[str]") -> None:
     """Writes the encoder; its weights are trainable, and `training=True` enables dropout.
 
     Called with a dict of `input_word_ids`, `input_mask` and `input_type_ids`, (B, L) int32 each, it

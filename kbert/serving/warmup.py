@@ -4,15 +4,25 @@ They avoid slow first requests: TensorFlow initializes a graph at its first call
 """
 
 import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
+
+if TYPE_CHECKING:
+    import os
 
 WARMUP_FILE = "tf_serving_warmup_requests"
 BATCH_SIZES = (1, 8)
 
 
-def write_warmup(folder, functions, texts, model_name):
+def write_warmup(
+    folder: "str | os.PathLike[str]",
+    functions: Mapping[str, Callable[..., dict[str, tf.Tensor]]],
+    texts: Mapping[str, Sequence[Any]],
+    model_name: str,
+) -> int:
     """Writes a request for each signature and batch size to `assets.extra`.
 
     Args:
@@ -20,7 +30,7 @@ def write_warmup(folder, functions, texts, model_name):
         texts: dict of the text inputs' names -> lists. model_name: served name of the model.
 
     Returns:
-        int, number of requests.
+        the number of requests.
 
     Raises:
         ImportError: tensorflow-serving-api is not installed.
