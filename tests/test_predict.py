@@ -209,6 +209,19 @@ def test_folders_that_do_not_say_what_they_are_for(folders, tmp_path):
         evaluate(EvaluateConfig(model=str(folders["classify"]), eval_file=str(path)))
 
 
+def test_texts_are_echoed(folders, tmp_path):
+    (tmp_path / "x.txt").write_text("the cat\ta dog\n\na\tb\n")
+    files = {"input_file": str(tmp_path / "x.txt"), "output_file": str(tmp_path / "y.jsonl")}
+    settings = {"model": str(folders["classify"]), "skip_bad_lines": True, **files}
+    lines = []
+    for echo in (False, True):
+        predict(PredictConfig(**settings, echo=echo), lambda line: None)
+        lines.append([json.loads(x) for x in (tmp_path / "y.jsonl").read_text().splitlines()])
+    first, second, third = lines[0]
+    expected = [{"input": ["the cat", "a dog"], **first}, second, {"input": ["a", "b"], **third}]
+    assert lines[1] == expected and second is None
+
+
 @pytest.mark.smoke
 def test_the_program_reads_a_pipe(folders):
     """Predictions on standard output, and nothing else; messages on the other."""

@@ -51,6 +51,8 @@ def predict(config: PredictConfig, report: Callable[[str], object] = print) -> N
             results = iter(_results(predictor, method, task, texts, config))
             for row in chunk:
                 line = next(results) if row else None  # skipped lines keep their place
+                if row and config.echo:
+                    line = {"input": row[0] if len(row) == 1 else row, **line}
                 output.write(json.dumps(line, ensure_ascii=False) + "\n")
             output.flush()
 

@@ -173,6 +173,7 @@ class PredictConfig(ColumnConfig, TaskModuleConfig):
     output_file: str = setting(
         "-", "JSON lines, one per text; - for standard output", group="common"
     )
+    echo: bool = setting(False, "write the text, too, as `input` of each line", group="common")
     top_k: int = setting(5, "fill_mask: number of words per [MASK]", at_least=1)
     pooling: str = setting(
         "mean", "embed, similarity: how token vectors are pooled", choices=("mean", "cls")
