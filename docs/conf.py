@@ -29,6 +29,7 @@ myst_enable_extensions = ["html_image"]
 nitpicky = True  # a reference that leads nowhere is a warning
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
+autodoc_typehints = "none"  # the docstrings have the types, with shapes
 autodoc_inherit_docstrings = False  # Keras' docstrings are Keras' own
 default_role = "code"  # `name` in docstrings
 smartquotes = False  # it would make a dash of --flag

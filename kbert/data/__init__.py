@@ -1,9 +1,14 @@
 """Data: sentence pairs and masking, batches for pretraining and fine-tuning, example files."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kbert.data.pretraining_batches import pretraining_dataset
+
 __all__ = ["pretraining_dataset"]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> object:
     if name != "pretraining_dataset":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from kbert.data.pretraining_batches import pretraining_dataset  # imports TensorFlow

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
@@ -11,6 +12,9 @@ from kbert.data.input_context import batch_number
 from kbert.features import ENCODER_FEATURES
 from kbert.utils.numpy_map import numpy_map
 from kbert.utils.stateless_random import uniform
+
+if TYPE_CHECKING:
+    from tensorflow.python.distribute.distribute_lib import InputContext
 
 # Lengths in tokens that batches are padded to; few, because XLA compiles a step for each.
 BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -152,8 +156,8 @@ class BucketedBatches:
         batch_size: int,
         first: int = 0,
         count: int | None = None,
-        input_context: tf.distribute.InputContext | None = None,
-    ) -> tf.data.Dataset:
+        input_context: "InputContext | None" = None,
+    ) -> "tf.data.Dataset[dict[str, tf.Tensor]]":
         """Returns the features of `pad_examples`, for parts of the batches, as a tf.data.Dataset.
 
         Args:

@@ -7,11 +7,12 @@ if TYPE_CHECKING:
 
     import numpy as np
     import tensorflow as tf
+    from tensorflow.python.distribute.distribute_lib import InputContext
 
     Index = TypeVar("Index", int, np.ndarray, tf.Tensor)
 
 
-def batch_number(input_context: "tf.distribute.InputContext | None", index: "Index") -> "Index":
+def batch_number(input_context: "InputContext | None", index: "Index") -> "Index":
     """Returns the number within the run of a worker's batch.
 
     A global batch is split into one batch per replica, in order; the batches of a worker's replicas

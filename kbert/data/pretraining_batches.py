@@ -17,6 +17,8 @@ from kbert.utils.stateless_random import uniform
 if TYPE_CHECKING:
     from typing import TypedDict, Unpack
 
+    from tensorflow.python.distribute.distribute_lib import InputContext
+
     from kbert.corpus.corpus import Corpus
     from kbert.data.sentence_pairs import PairWindows
 
@@ -129,8 +131,8 @@ class PretrainingExamples:
         batch_size: int,
         start_step: int = 0,
         steps: int | None = None,
-        input_context: tf.distribute.InputContext | None = None,
-    ) -> tf.data.Dataset:
+        input_context: "InputContext | None" = None,
+    ) -> "tf.data.Dataset[dict[str, tf.Tensor]]":
         """Returns batches; see `pretraining_dataset` and `kbert.data.input_context`."""
         B, count = batch_size, self.windows.count
         together = _TOKENS_AT_ONCE // (B * self._max_seq_length)  # batches
@@ -172,7 +174,7 @@ def pretraining_dataset(
     start_step: int = 0,
     steps: int | None = None,
     **settings: "Unpack[_Settings]",
-) -> tf.data.Dataset:
+) -> "tf.data.Dataset[dict[str, tf.Tensor]]":
     """Returns batches for MLM and NSP, with fresh pairs and masks in every epoch.
 
     Example n of a run is a pure function of (corpus, settings, seed, n), and batch k holds the

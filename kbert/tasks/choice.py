@@ -30,9 +30,11 @@ class ChoiceEndpoint(Endpoint):
     """Predicts the choice that fits a text best."""
 
     name = "choose"
-    texts = {"text": 1, "choices": 2}
-    forward_spec = {"logits": ("BC", "of the choices; their softmax is the probabilities")}
-    output_spec = {
+    texts: dict[str, int] = {"text": 1, "choices": 2}
+    forward_spec: dict[str, tuple[str, str]] = {
+        "logits": ("BC", "of the choices; their softmax is the probabilities")
+    }
+    output_spec: dict[str, str] = {
         "choice": "(B,) int32, its number, from 0",
         "text": "(B,) string, the choice itself",
         "score": "(B,) float32, its probability",
@@ -62,11 +64,11 @@ class Choice(Task):
 
     name = "choice"
     summary = "one of several texts"
-    method = "choose"
+    method: str | None = "choose"
     model_class = BertForMultipleChoice
-    endpoint = ChoiceEndpoint
-    texts = (3, None)
-    example_fields = ("text", "choices")
+    endpoint: type[Endpoint] | None = ChoiceEndpoint
+    texts: tuple[int, int | None] = (3, None)
+    example_fields: tuple[str, ...] = ("text", "choices")
 
     @classmethod
     def reader(

@@ -1,6 +1,6 @@
 """Task classify: one of C labels for a text, or for a pair of texts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,14 @@ class ClassificationEndpoint(Endpoint):
     """Predicts one of C labels."""
 
     name = "classify"
-    forward_spec = {"logits": ("BC", "of the labels; their softmax is the probabilities")}
-    standard_api = "classify"
-    decisions = staticmethod(lambda logits: logits.argmax(-1)[:, None])
-    output_spec = {
+    forward_spec: dict[str, tuple[str, str]] = {
+        "logits": ("BC", "of the labels; their softmax is the probabilities")
+    }
+    standard_api: str | None = "classify"
+    decisions: Callable[[np.ndarray], np.ndarray] | None = staticmethod(
+        lambda logits: logits.argmax(-1)[:, None]
+    )
+    output_spec: dict[str, str] = {
         "label": "(B,) string, the most probable label",
         "score": "(B,) float32, its probability",
         "probabilities": "(B, C) float32, of all labels",
@@ -44,8 +48,8 @@ class Classification(TextTask):
 
     name = "classify"
     summary = "one label for a text"
-    problem_type = "single_label_classification"
-    endpoint = ClassificationEndpoint
+    problem_type: str | None = "single_label_classification"
+    endpoint: type[Endpoint] | None = ClassificationEndpoint
     fewest_labels = 2
     is_classification = True
 

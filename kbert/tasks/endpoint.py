@@ -1,7 +1,7 @@
 """The base class of endpoints: a prediction method as a graph from texts to results."""
 
 import abc
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,43 +9,12 @@ import numpy as np
 from kbert.model.models import BertModel
 
 if TYPE_CHECKING:
-    from typing import Protocol
-
     import tensorflow as tf
 
-    from kbert.data.bucketed_batches import EncodedExample
+    from kbert.inference.predictor import Predictor
     from kbert.model.pretrained import PretrainedModel
     from kbert.tasks.task import Task
     from kbert.tokenizer.tokenizer import BertTokenizer
-
-    class TextPredictor(Protocol):
-        """The part of `kbert.Predictor` that tasks and endpoints use."""
-
-        tokenizer: BertTokenizer
-
-        @property
-        def model(self) -> PretrainedModel | None:
-            """The model, or None if it is not loaded."""
-            ...
-
-        @property
-        def max_seq_length(self) -> int:
-            """Maximum length of a sequence in tokens."""
-            ...
-
-        def ask(self, name: str, *texts: Sequence[Any]) -> list[Any]:
-            """Returns the results of a task's method."""
-            ...
-
-        def predictions(self, task: Task, examples: Sequence[Any]) -> list[Any]:
-            """Returns a task's predictions for examples."""
-            ...
-
-        def outputs(
-            self, task: Task, items: Sequence[EncodedExample], texts: int
-        ) -> Iterable[dict[str, np.ndarray]]:
-            """Returns the model's outputs for items of a task."""
-            ...
 
 
 class Endpoint(abc.ABC):
@@ -74,7 +43,7 @@ class Endpoint(abc.ABC):
     """
 
     name: str
-    predictor: "TextPredictor"
+    predictor: "Predictor"
     task: "Task | None"
     model: "PretrainedModel"
     tokenizer: "BertTokenizer"
@@ -90,7 +59,7 @@ class Endpoint(abc.ABC):
     padded: dict[str, str | int | float] = {}
 
     def __init__(
-        self, predictor: "TextPredictor", task: "Task | None" = None, takes_pairs: bool = False
+        self, predictor: "Predictor", task: "Task | None" = None, takes_pairs: bool = False
     ):
         self.predictor, self.task = predictor, task
         self.model, self.tokenizer = predictor.model, predictor.tokenizer

@@ -1,6 +1,6 @@
 """Task multilabel: any number of C labels for a text."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,16 @@ class MultiLabelEndpoint(Endpoint):
     """Predicts any number of C labels."""
 
     name = "multilabel"
-    forward_spec = {"logits": ("BC", "of the labels; their sigmoid is the probabilities")}
-    standard_api = "classify"
-    decisions = staticmethod(lambda logits: logits > 0)
-    output_spec = {
+    forward_spec: dict[str, tuple[str, str]] = {
+        "logits": ("BC", "of the labels; their sigmoid is the probabilities")
+    }
+    standard_api: str | None = "classify"
+    decisions: Callable[[np.ndarray], np.ndarray] | None = staticmethod(lambda logits: logits > 0)
+    output_spec: dict[str, str] = {
         "labels": "(B, S) string, labels with a probability above 1/2; padded with empty strings",
         "probabilities": "(B, C) float32, of all labels",
     }
-    padded = {"labels": ""}
+    padded: dict[str, str | int | float] = {"labels": ""}
 
     def postprocess(
         self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
@@ -42,8 +44,8 @@ class MultiLabel(TextTask):
     name = "multilabel"
     summary = "any number of labels for a text"
     metric = "f1_micro"
-    problem_type = "multi_label_classification"
-    endpoint = MultiLabelEndpoint
+    problem_type: str | None = "multi_label_classification"
+    endpoint: type[Endpoint] | None = MultiLabelEndpoint
     fewest_labels = 1
 
     @staticmethod

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from kbert.config import BertConfig
     from kbert.data.records import Record, Records
     from kbert.settings.tasks import ColumnConfig, FinetuneConfig
+    from kbert.tasks.task import Check
     from kbert.tokenizer.tokenizer import BertTokenizer
 
 _QUESTIONS = 64  # cut into windows at once
@@ -50,12 +51,12 @@ class AnswerEndpoint(Endpoint):
     """Finds the answer to a question in a context."""
 
     name = "answer"
-    texts = {"question": 1, "context": 1}
-    forward_spec = {
+    texts: dict[str, int] = {"question": 1, "context": 1}
+    forward_spec: dict[str, tuple[str, str]] = {
         "start_logits": ("BL", "of each token as the answer's first; at 0, [CLS]: no answer"),
         "end_logits": ("BL", "of each token as the answer's last"),
     }
-    output_spec = {
+    output_spec: dict[str, str] = {
         "answer": "(B,) string, a span of the context; empty: no answer",
         "start": "(B,) int32, byte offset of its start in the UTF-8 context; -1: no answer",
         "end": "(B,) int32, byte offset of its end, exclusive; -1: no answer",
@@ -107,16 +108,16 @@ class QuestionAnswering(Task):
 
     name = "qa"
     summary = "an answer in a text"
-    method = "answer"
+    method: str | None = "answer"
     model_class = BertForQuestionAnswering
     metric = "f1"
-    output_names = ("start_logits", "end_logits")
-    endpoint = AnswerEndpoint
+    output_names: tuple[str, ...] = ("start_logits", "end_logits")
+    endpoint: type[Endpoint] | None = AnswerEndpoint
     max_seq_length = 384
     reads_windows = True
-    texts = (2, 2)
-    example_fields = ("question", "context")
-    own_settings = {
+    texts: tuple[int, int | None] = (2, 2)
+    example_fields: tuple[str, ...] = ("question", "context")
+    own_settings: "dict[str, Check]" = {
         "doc_stride": whole_from(1),
         "max_query_length": whole_from(1),
         "max_answer_length": whole_from(1),
@@ -185,7 +186,7 @@ class QuestionAnswering(Task):
         self.max_query_length = max_query_length
         self.max_answer_length = max_answer_length
         self.allow_no_answer = allow_no_answer
-        self.null_threshold = null_threshold
+        self.null_threshold: float = null_threshold
 
     def config_fields(self) -> dict[str, Any]:
         return {}

@@ -18,9 +18,9 @@ class RegressionEndpoint(Endpoint):
     """Predicts a number."""
 
     name = "regress"
-    forward_spec = {"logits": ("B1", "the number")}
-    standard_api = "regress"
-    output_spec = {"score": "(B,) float32, the number"}
+    forward_spec: dict[str, tuple[str, str]] = {"logits": ("B1", "the number")}
+    standard_api: str | None = "regress"
+    output_spec: dict[str, str] = {"score": "(B,) float32, the number"}
 
     def postprocess(
         self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
@@ -34,11 +34,11 @@ class Regression(TextTask):
     name = "regress"
     summary = "a number"
     metric = "spearman"
-    less_is_better = ("mse", "mae")
-    problem_type = "regression"
-    endpoint = RegressionEndpoint
-    aliases = ColumnAliases(text_pair=SECOND_TEXTS)
-    label = staticmethod(validation.target)
+    less_is_better: tuple[str, ...] = ("mse", "mae")
+    problem_type: str | None = "regression"
+    endpoint: type[Endpoint] | None = RegressionEndpoint
+    aliases: ColumnAliases = ColumnAliases(text_pair=SECOND_TEXTS)
+    label: "staticmethod[[object, str], float]" = staticmethod(validation.target)
 
     def targets(self, examples: Sequence[TextExample]) -> np.ndarray:
         """Returns the target numbers, (N,) float32."""

@@ -24,8 +24,8 @@ from kbert.tokenizer.vocab import CONTINUATION
 
 if TYPE_CHECKING:
     from kbert.data.records import Record, Records
+    from kbert.inference.predictor import Predictor
     from kbert.settings.tasks import ColumnConfig
-    from kbert.tasks.endpoint import TextPredictor
     from kbert.tokenizer.tokenizer import BertTokenizer
 
 _WORDS = 50_000  # tokenized at once
@@ -37,10 +37,10 @@ class TagEndpoint(Endpoint):
 
     name = "tag"
     scored_by_ids = True
-    forward_spec = {
+    forward_spec: dict[str, tuple[str, str]] = {
         "logits": ("BLC", "of the labels of each token; their softmax is the probabilities")
     }
-    output_spec = {
+    output_spec: dict[str, str] = {
         "label": "(B, S) string, of each span found, in order; padded with empty strings",
         "text": "(B, S) string, the span itself",
         "start": "(B, S) int32, byte offset of its start in the UTF-8 text; padded with -1",
@@ -48,7 +48,13 @@ class TagEndpoint(Endpoint):
         "score": "(B, S) float32, the mean probability of its words' labels; padded with 0",
         "count": "(B,) int32, the number of spans",
     }
-    padded = {"start": -1, "label": "", "text": "", "end": -1, "score": 0.0}
+    padded: dict[str, str | int | float] = {
+        "start": -1,
+        "label": "",
+        "text": "",
+        "end": -1,
+        "score": 0.0,
+    }
 
     def from_texts(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
         windows = text_windows(text, self.tokenizer, self.max_seq_length)
@@ -71,11 +77,11 @@ class Tagging(Task):
 
     name = "tag"
     summary = "a label for each word"
-    method = "tag"
+    method: str | None = "tag"
     model_class = BertForTokenClassification
-    endpoint = TagEndpoint
+    endpoint: type[Endpoint] | None = TagEndpoint
     fewest_labels = 2
-    unlabelled_as = "classify"
+    unlabelled_as: str | None = "classify"
 
     @classmethod
     def reader(
@@ -99,9 +105,7 @@ class Tagging(Task):
     def examples(cls, sentences: Sequence[Sequence[str]]) -> list[TagExample]:
         return [TagExample("", tuple(words)) for words in sentences]
 
-    def answers(
-        self, predictor: "TextPredictor", texts: Sequence[str]
-    ) -> list[list[dict[str, Any]]]:
+    def answers(self, predictor: "Predictor", texts: Sequence[str]) -> list[list[dict[str, Any]]]:
         encoded = self.text_windows(texts)
         return self.spans(texts, encoded, predictor.outputs(self, encoded.items, len(texts)))
 

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
     from kbert.config import BertConfig
     from kbert.data.records import Record, Records
+    from kbert.inference.predictor import Predictor
     from kbert.model.pretrained import PretrainedModel
     from kbert.settings.tasks import ColumnConfig, FinetuneConfig
-    from kbert.tasks.endpoint import Endpoint, TextPredictor
+    from kbert.tasks.endpoint import Endpoint
     from kbert.tokenizer.tokenizer import BertTokenizer
 
     Check: TypeAlias = tuple[Callable[[Any], bool], str]
@@ -212,7 +213,7 @@ class Task(abc.ABC):
     def examples(cls, *texts: Sequence[Any]) -> list[Any]:
         """Returns unlabelled examples. *texts: arguments of the method, lists of equal length."""
 
-    def answers(self, predictor: "TextPredictor", *texts: Sequence[Any]) -> list[Any]:
+    def answers(self, predictor: "Predictor", *texts: Sequence[Any]) -> list[Any]:
         """Returns the results of the method. predictor: Predictor. *texts: as for `examples`."""
         return predictor.predictions(self, self.examples(*texts))
 
@@ -285,8 +286,8 @@ class Task(abc.ABC):
 class TextTask(Task):
     """Base class of the tasks with a label of any kind for a text or a pair of texts."""
 
-    method = "classify"
-    texts = (1, 2)
+    method: str | None = "classify"
+    texts: tuple[int, int | None] = (1, 2)
     aliases: ColumnAliases = ColumnAliases()
 
     @staticmethod
