@@ -153,7 +153,7 @@ def full_disk(folder):
 
 def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoint", 9)
-    with pytest.raises(UserError, match=r"it goes on from the start\."):
+    with pytest.raises(UserError, match=r"it resumes from the start\."):
         checkpoints.save(1, {}, full_disk)
     checkpoints.save(1, {}, writer(1))
     checkpoints.save(3, {}, writer(3))
@@ -163,8 +163,8 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path):
         checkpoints.save(2, {}, full_disk)
     assert str(caught.value) == (
         f"cannot write the checkpoint of step 2 in {checkpoints.folder}: No space left on device. "
-        f"Mend that and run the same command again: it goes on from {checkpoints.path(1)}, which "
-        f"is whole."
+        f"Mend that and run the same command again: it resumes from {checkpoints.path(1)}, which "
+        f"is complete."
     )
     assert not list(checkpoints.folder.glob(".*"))
     assert checkpoints.newest([].append)["step"] == 1
@@ -173,9 +173,9 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path):
 def test_arrays_that_do_not_fit_are_refused(tmp_path):
     write_arrays(tmp_path / "x.h5", {"a": np.zeros((2, 3)), "b": np.zeros(2)})
     a, b, c = (keras.Variable(np.ones(shape)) for shape in ((2, 3), (2,), (2,)))
-    with pytest.raises(UserError, match=r"a has the shape \(2, 3\), wanted is \(2,\)"):
+    with pytest.raises(UserError, match=r"a has shape \(2, 3\), expected \(2,\)"):
         restore_arrays(tmp_path / "x.h5", {"a": b})
-    with pytest.raises(UserError, match=r"c has the shape none, wanted is \(2,\)"):
+    with pytest.raises(UserError, match=r"c has shape none, expected \(2,\)"):
         restore_arrays(tmp_path / "x.h5", {"a": a, "c": c})
     restore_arrays(tmp_path / "x.h5", {"b": b, "c": c}, optional=["c"])
     assert b.numpy().tolist() == [0, 0] and c.numpy().tolist() == [1, 1]

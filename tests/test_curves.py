@@ -119,5 +119,5 @@ def test_a_failure_is_one_line_and_the_last_try(tmp_path, monkeypatch, capsys):
     picture = learning_curves(tmp_path)
     picture.on_evaluate({}, False)
     picture.on_train_end()
-    line = "note: there is no curves.png: OSError: [Errno 28] No space left\\non device\n"
+    line = "note: cannot draw curves.png: OSError: [Errno 28] No space left\\non device\n"
     assert capsys.readouterr().out == line and len(calls) == 1

@@ -41,9 +41,9 @@ def test_description():
     [
         (
             {"accumulation_steps": 5},
-            r"divisible by replicas x accumulation_steps; got 24 and 1 x 5. Take 25.",
+            r"divisible by replicas x accumulation_steps; got 24 and 1 x 5. Use 25.",
         ),
-        ({"cpu_devices": 2}, r"cpu_devices=2 comes too late: .* Start kbert as a program"),
+        ({"cpu_devices": 2}, r"cpu_devices=2 has no effect: .* Run kbert as a program"),
     ],
 )
 def test_flags_that_cannot_be(settings, message):
@@ -58,11 +58,11 @@ def test_flags_that_cannot_be(settings, message):
         (
             ["--cpu_devices=4", "--accumulation_steps=3"],
             "the batch must be divisible by replicas x accumulation_steps; got 256 and "
-            "4 x 3. Take 264, or --distribution=one_device.",
+            "4 x 3. Use 264, or --distribution=one_device.",
         ),
         (
             ["--cpu_devices=2", "--distribution=one_device"],
-            "cpu_devices must be 1 with --distribution=one_device; got 2. Take "
+            "cpu_devices must be 1 with --distribution=one_device; got 2. Use "
             "--distribution=mirrored.",
         ),
         (

@@ -336,7 +336,9 @@ def test_a_head_for_the_same_labels_is_taken_along(settings, tmp_path, capsys):
     assert "sequence_classifier" not in capsys.readouterr().out
     other = settings("pair", init_from=best, epochs=0.1)
     finetune(other, tmp_path / "three")
-    assert f"note: {best} has a head for other labels; it is not taken" in capsys.readouterr().out
+    assert (
+        f"note: the task head of {best} has other labels; it is not used" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.slow
@@ -344,7 +346,7 @@ def test_a_test_file_alone(settings, tmp_path, capsys):
     results = finetune(settings(eval_file=None, epochs=1.0), tmp_path / "run")
     assert list(results) == ["test"]
     assert not (tmp_path / "run/finetuning/best").exists()
-    assert "no --eval_file: the weights of the last step are taken" in capsys.readouterr().out
+    assert "no --eval_file: the weights of the last step are used" in capsys.readouterr().out
 
 
 def test_labels_by_number_with_names(settings, tmp_path):
@@ -366,7 +368,10 @@ def test_labels_by_number_with_names(settings, tmp_path):
             {"best_metric": "acuracy"},
             r"best_metric must be one of accuracy, f1_weighted, .*acuracy",
         ),
-        ({"max_seq_length": 33}, r"max_seq_length must be at most 32, the positions that .* has"),
+        (
+            {"max_seq_length": 33},
+            r"max_seq_length must be at most 32, the max_position_embeddings of .*; got 33",
+        ),
         ({"label_names": "neg,pos,so,odd"}, r"has no example of odd, so the model cannot learn it"),
         (
             {"label_names": "neg,pos"},
@@ -415,7 +420,7 @@ def test_labels_that_training_lacks(settings, tmp_path, files):
     )
     assert not (tmp_path / "run/finetuning").exists()
     path.write_text("the film was so\tso\n")
-    with pytest.raises(UserError, match=r"has too few labels \(so\) to tell apart"):
+    with pytest.raises(UserError, match=r"has too few distinct labels: so\."):
         finetune(settings(train_file=str(path)), tmp_path / "run")
 
 

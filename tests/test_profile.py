@@ -15,7 +15,9 @@ def test_steps():
 
 @pytest.mark.parametrize("text", ["10", "13,10", "5,5", "a,b", "-1,3", "1,2,3"])
 def test_other_steps_are_one_line(text):
-    with pytest.raises(UserError, match=r"profile must be two steps, START,STOP .*; got") as error:
+    with pytest.raises(
+        UserError, match=r"profile must be START,STOP, two steps with .*; got"
+    ) as error:
         profiled_steps(text)
     assert "\n" not in str(error.value)
 
@@ -31,7 +33,7 @@ def built(text, step, train_steps=12):
 def test_steps_that_a_run_does_not_have(capsys):
     built("3,5", step=3)
     assert capsys.readouterr().out == ""
-    with pytest.raises(UserError, match=r"before the last step, 12; got 12,14\. Take .*=9,12$"):
+    with pytest.raises(UserError, match=r"before the last step, 12; got 12,14\. Use .*=9,12$"):
         built("12,14", step=0)
     built("3,5", step=4)
     assert capsys.readouterr().out == "note: step 3 of --profile has passed; nothing is profiled\n"

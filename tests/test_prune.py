@@ -339,9 +339,8 @@ def test_the_least_important_heads():
     for share, count in ((0.01, 0), (0.8, 6)):
         with pytest.raises(
             UserError,
-            match=rf"prune_fraction must be a share that removes 1 to 4 of the 7 heads, of which "
-            rf"one stays "
-            rf"in each of the 3 layers; got {share}, which is {count}.",
+            match=rf"prune_fraction must remove 1 to 4 of the 7 heads, as each of the 3 layers "
+            rf"keeps at least one; got {share}, which removes {count}.",
         ):
             least_important(importance, share)
 
@@ -384,7 +383,7 @@ def test_a_folder_without_half_of_the_heads(folders, result):
         config = EvaluateConfig(model=str(folders / folder), eval_file=str(folders / "data.tsv"))
         assert result["scores"][when] == evaluate(config, lambda line: None)
     text = "\n".join(lines)
-    assert "layer  heads  left  removed" in text and "before       after" in text
+    assert "layer  heads  kept  removed" in text and "before       after" in text
     assert f"{counts['before']:,}" in text and "accuracy" in text
     # those heads, masked in the full model
     kept = [sorted(set(range(4)) - set(heads)) for heads in result["removed"]]
@@ -476,7 +475,5 @@ def test_what_the_program_refuses(folders, tmp_path):
             PruneConfig(**{"model": "a", "data_file": "b", "output_dir": "c"} | {missing: None})
     model, data = f"--model={folders}/full", f"--data_file={folders}/data.tsv"
     error = run(model, data, f"--output_dir={tmp_path}/x", "--prune_fraction=0.99")
-    assert error.startswith(
-        "error: prune_fraction must be a share that removes 1 to 9 of the 12 heads"
-    )
+    assert error.startswith("error: prune_fraction must remove 1 to 9 of the 12 heads")
     assert not (tmp_path / "x").exists() and error.count("\n") == 1

@@ -132,7 +132,9 @@ def test_a_storage_that_is_away_at_the_end(files, url, settings, tmp_path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(remote_sync.RemoteRunDir, "send_all", send_all)
-        with pytest.raises(UserError, match=r"gave up .* What could not be sent is in .*kbert-run"):
+        with pytest.raises(
+            UserError, match=r"gave up .* files that were not uploaded are in .*kbert-run"
+        ):
             pretrain(PretrainConfig(**settings), url)
     (folder,) = tmp_path.glob("kbert-run-*")
     assert (folder / "pretrain/final/weights.h5").exists()
@@ -158,7 +160,7 @@ def test_what_is_not_whole_is_not_taken(files, url, settings, capsys, monkeypatc
     capsys.readouterr()
     pretrain(config, url)
     printed = capsys.readouterr().out
-    assert "step_00000004 is damaged (the checksum of optimizer.h5 differs). Taking" in printed
+    assert "step_00000004 is damaged (the checksum of optimizer.h5 differs). Using" in printed
     assert f"starting from step 2 of {folder}/step_00000002\n" in printed
 
 

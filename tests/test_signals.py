@@ -34,7 +34,10 @@ def test_the_first_signal_asks_and_the_second_stops(number):
     """In a process of its own: a signal that goes astray would end the tests."""
     command = [PYTHON, "-c", SIGNALS, str(int(number))]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "stopping: saving first\nstopped\n"), done.stderr
+    assert (done.returncode, done.stdout) == (
+        0,
+        "stopping: saving a checkpoint first\nstopped\n",
+    ), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -43,8 +46,8 @@ def test_the_first_signal_asks_and_the_second_stops(number):
 )
 def test_the_next_number_of_slices_that_divides_a_replicas_share(batch, replicas, now, more):
     config = types.SimpleNamespace(global_batch_size=batch, accumulation_steps=now, remat=False)
-    what = f"Take --accumulation_steps={more}, which computes the same in smaller slices"
-    what = what if more else "Slices are single examples already"
-    assert smaller_slices(config, replicas) == f"{what}; --remat saves memory, too"
+    what = f"Use --accumulation_steps={more}, which computes the same in smaller slices"
+    what = what if more else "Each slice is already a single example"
+    assert smaller_slices(config, replicas) == f"{what}; --remat also saves memory"
     config.remat = True
     assert smaller_slices(config, replicas) == what

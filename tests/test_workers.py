@@ -45,8 +45,8 @@ def test_who_a_worker_is():
         ({"TF_CONFIG": '{"cluster": {}}'}, r"lacks 'task'"),
         (cluster(index=2), "the cluster has no worker 2"),
         (cluster(index=-1), "the cluster has no worker -1"),
-        (cluster("evaluator"), "evaluator takes no part in training"),
-        (cluster(worker=["a:1"], ps=["b:1"]), "ps takes no part in training"),
+        (cluster("evaluator"), "evaluator is not a training task"),
+        (cluster(worker=["a:1"], ps=["b:1"]), "ps is not a training task"),
         (cluster(worker="a:1"), "worker must be a list of HOST:PORT; it is 'a:1'"),
         (cluster(worker={"0": "a:1"}), "worker must be a list of HOST:PORT; it is {'0': 'a:1'}"),
         (cluster(worker=["a", "b:1"]), "worker must be a list of HOST:PORT; it has 'a'"),
@@ -62,14 +62,19 @@ def test_who_a_worker_is():
     ],
 )
 def test_a_cluster_that_cannot_be(environ, reason):
-    with pytest.raises(UserError, match=rf"^TF_CONFIG must tell each worker .*{reason}.*Set it"):
+    with pytest.raises(
+        UserError, match=rf"^TF_CONFIG must hold the cluster and .*{reason}.*Set it"
+    ):
         read_cluster(environ)
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--distribution=multi_worker"], "TF_CONFIG must tell each worker who it is with"),
+        (
+            ["--distribution=multi_worker"],
+            "TF_CONFIG must hold the cluster and this worker's task with",
+        ),
         (["--distribution=tpu"], "no TPU can be reached ("),
     ],
 )
@@ -92,13 +97,13 @@ def test_a_worker_that_cannot_be_is_refused_in_one_line(flags, tmp_path):
         environ = os.environ | cluster(worker=[address])
         done = subprocess.run(command, capture_output=True, text=True, env=environ)
     wanted = (
-        f"error: worker 0 of 1 cannot join the others (Could not start gRPC server). Look whether "
-        f"another program listens at its port, that of {address}, and whether the hosts of "
-        f"TF_CONFIG reach each other; then start all workers again.\n"
+        f"error: worker 0 of 1 cannot join the others (Could not start gRPC server). Check that no "
+        f"other program listens on the port of {address}, and that the hosts in TF_CONFIG can "
+        f"reach each other; then restart all workers.\n"
     )
     if flags:
-        wanted = "error: cpu_devices must be 1 with --distribution=multi_worker: a worker "
-        wanted += "computes on its whole CPU; got 2. Start more workers.\n"
+        wanted = "error: cpu_devices must be 1 with --distribution=multi_worker, where each "
+        wanted += "worker uses its whole CPU; got 2. Start more workers.\n"
     assert (done.returncode, done.stderr) == (2, wanted)
 
 
@@ -178,7 +183,7 @@ def test_two_workers_with_two_devices_each_and_a_stop(settings, tmp_path):
     assert "devices: 4 CPUs of 2 workers, 4 examples each, XLA off" in chief[1]
     assert other[1].startswith("worker 1 of 2, ") and other[1].count("\n") == 1  # nothing else
     stopped = metrics_of(several)[-1]["step"]
-    assert f"stopped and saved at step {stopped}. Go on with:" in chief[1]
+    assert f"stopped at step {stopped}; the checkpoint is saved. Resume with:" in chief[1]
     assert 10 < stopped < STEPS
     check_ids(tmp_path / "ids", 0, stopped)
     pretrain(PretrainConfig(**settings), several)
@@ -214,7 +219,7 @@ def test_a_lost_worker_ends_the_others_in_one_line(settings, tmp_path, victim):
     assert found[victim][0] == -9
     status, _, errors = found[1 - victim]
     assert status == 2, errors
-    assert f"error: worker {1 - victim} of 2 has lost another one; what ended" in errors
+    assert f"error: worker {1 - victim} of 2 lost the connection to another worker, whose" in errors
     pretrain(PretrainConfig(**settings), run)
     assert_same_run(tmp_path / "one", run)
 

@@ -1,13 +1,42 @@
 """The objective of distillation: a mix of the labels' loss and losses against a teacher."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import tensorflow as tf
 
 from kbert.settings import TeacherConfig
 
+if TYPE_CHECKING:
+    from kbert.compression.teacher import Teacher
+
 # Settings that affect results. The teacher is identified by its weights, as its path may change.
 FIXED = tuple(f.name for f in dataclasses.fields(TeacherConfig) if f.name != "teacher")
+
+
+class Objective(Protocol):
+    """The methods of an objective; see `kbert.train.losses.PretrainingObjective`."""
+
+    names: tuple[str, ...]
+
+    def count(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """The denominators of the loss; summed over the global batch before use."""
+        ...
+
+    def sums(
+        self, outputs: Mapping[str, Any], features: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """Returns a dict of `names` -> float32 scalar, sums over a batch."""
+        ...
+
+    def loss(self, sums: dict[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
+        """Contribution of part of a global batch to the loss. count: of the whole global batch."""
+        ...
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Returns the metrics, among them "loss"; sums: over a window of steps."""
+        ...
 
 
 class DistillationObjective:
@@ -22,16 +51,28 @@ class DistillationObjective:
 
     Args:
         objective: objective for the labels, see `kbert.train.losses`.
-        teacher: Teacher.
+        config: temperature and weights of the losses.
+        teacher: the teacher, loaded before the first step.
         soft: function of the student's outputs, the teacher's outputs and the features that returns
             the sum of the soft losses over all labels.
-        loss, count: names of the objective's sums that the soft losses partly replace.
+        loss, count: names of the objective's loss and count sums; the soft loss replaces part of
+            this loss.
 
     Attributes:
         names: names of the sums of a step.
     """
 
-    def __init__(self, objective, config, teacher, soft, loss, count):
+    names: tuple[str, ...]
+
+    def __init__(
+        self,
+        objective: Objective,
+        config: TeacherConfig,
+        teacher: "Teacher",
+        soft: Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, tf.Tensor]], tf.Tensor],
+        loss: str,
+        count: str,
+    ) -> None:
         self._objective, self._config = objective, config
         self._teacher, self._soft = teacher, soft
         self._loss, self._count = loss, count
@@ -42,11 +83,13 @@ class DistillationObjective:
         self._compared = {name: parts for name, parts in compared.items() if parts[0]}
         self.names = (*objective.names, *self._compared, "soft_loss", "compared_tokens")
 
-    def count(self, features):
+    def count(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """The denominators of the losses, labels and tokens: (2,) float32."""
         return tf.stack([self._objective.count(features), tf.reduce_sum(_mask(features))])
 
-    def sums(self, outputs, features):
+    def sums(
+        self, outputs: Mapping[str, Any], features: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
         """Returns a dict of `names` -> float32 scalar."""
         teacher_outputs = tf.nest.map_structure(tf.stop_gradient, self._teacher(features))
         sums = self._objective.sums(outputs, features)
@@ -68,7 +111,7 @@ class DistillationObjective:
             total += tf.reduce_sum(mask * difference(*(tf.cast(x, tf.float32) for x in pair)))
         return total / len(self._teacher.layers)
 
-    def loss(self, sums, count):
+    def loss(self, sums: dict[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
         """Contribution of part of a global batch to the loss. count: of the whole global batch."""
         config = self._config
         share = config.soft_weight
@@ -77,8 +120,12 @@ class DistillationObjective:
         compared = [weight * sums[name] for name, (weight, *_) in self._compared.items()]
         return loss + sum(compared) / count[1]
 
-    def metrics(self, sums):
-        """The objective's metrics, the total `loss`, `soft_loss`, `label_loss`, compared losses."""
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Returns the objective's metrics, with `loss` as the total loss.
+
+        Adds `label_loss`, the loss on the labels, `soft_loss` and, if their weights are not 0,
+        `hidden_loss` and `attention_loss`.
+        """
         config, metrics = self._config, self._objective.metrics(sums)
         hard = metrics[self._loss]
         result = {"soft_loss": sums["soft_loss"] / max(sums[self._count], 1e-6)}
@@ -90,7 +137,7 @@ class DistillationObjective:
 
 
 def _mask(features):
-    """(rows, L) float32, 1 for tokens; rows that only pad the batch have none."""
+    """(rows, L) float32: 1 for tokens, 0 for padding and for rows that only pad the batch."""
     mask = tf.cast(features["attention_mask"], tf.float32)
     if "label_weights" in features:
         weights = features["label_weights"]

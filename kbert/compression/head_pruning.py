@@ -6,41 +6,47 @@ Source: Michel, Levy and Neubig 2019 (arXiv:1905.10650), section 4.1.
 import contextlib
 import math
 import pathlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
 from kbert.config import shared_settings
-from kbert.data.bucketed_batches import BucketedBatches
+from kbert.data.bucketed_batches import BucketedBatches, EncodedExample
 from kbert.errors import UserError
 from kbert.inference.evaluation import evaluate, fine_tuned
 from kbert.model.weights import without_heads, write_weights
-from kbert.settings import EvaluateConfig, ExampleConfig
+from kbert.settings import EvaluateConfig, ExampleConfig, PruneConfig
 from kbert.tasks.registry import write_task
 from kbert.utils import atomic, storage
 from kbert.utils.locks import target_lock
 
+if TYPE_CHECKING:
+    from kbert.model.pretrained import PretrainedModel
+    from kbert.tasks.task import Task
+
 RESULT_FILE = "prune.json"
 
 
-def prune(config, report=print):
+def prune(config: PruneConfig, report: Callable[[str], None] = print) -> dict[str, Any]:
     """Removes the least important attention heads of a fine-tuned model and writes the result.
 
     The folder is written atomically, in kbert's own format: config, weights, tokenizer and task, as
     `kbert.finetune` writes them, and the returned dict as `prune.json`.
 
     Args:
-        config: PruneConfig. report: called with lines of text.
+        config: settings of the program. report: called with lines of text.
 
     Returns:
         dict of `removed`, the indices of the removed heads of each layer; `importance` of all heads
-        by layer (see `head_importance`); and, each with `before` and
-        `after`, `heads` by layer, `parameters`, `bytes` as float32 and, with an `eval_file`,
-        `scores`.
+        by layer (see `head_importance`); `model`, `data_file` and `examples`, their number; and,
+        each with `before` and `after`, `heads` by layer, `parameters`, `bytes` as float32 and, with
+        an `eval_file`, `scores`.
 
     Raises:
-        UserError: a model or examples that cannot be used, with file and line; a fraction that
-            cannot be removed; a folder that is not empty.
+        UserError: the model or the examples cannot be used (with file and line), the fraction
+            cannot be removed, or the output folder is not empty.
     """
     target = pathlib.Path(config.output_dir)
     storage.check_free(target)
@@ -77,7 +83,7 @@ def prune(config, report=print):
             atomic.write_json(folder / RESULT_FILE, result)
     for line in _table(result):
         report(line)
-    report(f"to {target}; what was lost can be learnt again: kbert.finetune --init_from={target}")
+    report(f"wrote {target}. To recover accuracy: kbert.finetune --init_from={target}")
     return result
 
 
@@ -108,7 +114,7 @@ def _scores(config, folder):
 
 def _table(result):
     """Formats the result as lines of text."""
-    yield "layer  heads  left  removed"
+    yield "layer  heads  kept  removed"
     heads = zip(result["heads"]["before"], result["heads"]["after"], strict=True)
     for layer, ((before, after), removed) in enumerate(zip(heads, result["removed"], strict=True)):
         yield f"{layer:5}  {before:5}  {after:4}  {' '.join(map(str, removed)) or '-'}"
@@ -124,7 +130,12 @@ def _table(result):
             yield f"{name:16}{before:12.4f}{after:12.4f}{after - before:+9.4f}"
 
 
-def head_importance(model, task, items, batch_size=32):
+def head_importance(
+    model: "PretrainedModel",
+    task: "Task",
+    items: Sequence[EncodedExample],
+    batch_size: int = 32,
+) -> list[np.ndarray]:
     """Returns the importance of each head: the sensitivity of the loss to scaling its output.
 
     The importance is the mean over the examples of |dL / dm|, where m = 1 multiplies the head's
@@ -133,8 +144,8 @@ def head_importance(model, task, items, batch_size=32):
     equation (2). A window of a long text counts as an example.
 
     Args:
-        model: of `kbert.model`, float32, for the task. task: `kbert.tasks.task.Task`.
-        items: list of `kbert.data.bucketed_batches.EncodedExample`, labeled.
+        model: model of the task, float32. task: computes the loss.
+        items: labeled examples.
         batch_size: examples per batch.
 
     Returns:
@@ -184,14 +195,16 @@ def _masked(attentions, masks):
             attention.head_mask = None
 
 
-def least_important(importance, share):
+def least_important(
+    importance: Sequence[Sequence[float] | np.ndarray], share: float
+) -> list[list[int]]:
     """Selects the least important heads over all layers; every layer keeps at least one head.
 
     Args:
-        importance: as returned by `head_importance`. share: float, fraction of all heads.
+        importance: as returned by `head_importance`. share: fraction of all heads.
 
     Returns:
-        list of N sorted lists of indices of heads.
+        N sorted lists of indices of heads.
 
     Raises:
         UserError: no head would be removed, or too many.
@@ -200,9 +213,8 @@ def least_important(importance, share):
     count, most = round(share * heads), heads - len(importance)
     if not 1 <= count <= most:
         raise UserError(
-            f"prune_fraction must be a share that removes 1 to {most} of the {heads} heads, of "
-            f"which one stays in each of the {len(importance)} layers; got {share}, which is "
-            f"{count}."
+            f"prune_fraction must remove 1 to {most} of the {heads} heads, as each of the "
+            f"{len(importance)} layers keeps at least one; got {share}, which removes {count}."
         )
     order = sorted(
         (value, layer, head)

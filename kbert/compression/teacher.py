@@ -2,18 +2,31 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kbert.errors import UserError
 from kbert.model.weights import chosen_layers, part_of
 
+if TYPE_CHECKING:
+    import tensorflow as tf
 
-def start_layers(config, teacher):
+    from kbert.config import BertConfig
+    from kbert.model.folder import ModelFolder
+    from kbert.model.pretrained import PretrainedModel
+    from kbert.settings import DistillConfig, PretrainConfig
+    from kbert.tokenizer import BertTokenizer
+
+
+def start_layers(
+    config: "PretrainConfig | DistillConfig", teacher: "BertConfig"
+) -> tuple[int, ...] | None:
     """Returns the encoder blocks of `init_from` that initialize the student, from 1; None for all.
 
     Args:
-        config: TeacherConfig of a program. teacher: BertConfig.
+        config: settings of the run. teacher: config of the teacher.
     """
     if os.path.normpath(config.teacher) != os.path.normpath(config.init_from or ""):
         return None
@@ -28,14 +41,14 @@ def _chosen(config, layers, N):
         raise UserError(f"student_{error} {config.teacher} has {N}.") from None
 
 
-def check_heads(folder, model_class):
-    """Raises if the teacher lacks a required head, which would be randomly initialized."""
+def check_heads(folder: "ModelFolder", model_class: "type[PretrainedModel]") -> None:
+    """Raises UserError if the teacher lacks a task head (it would be randomly initialized)."""
     with folder.open_weights(parts=model_class.task_heads) as (_, weights):
         lacking = set(model_class.task_heads) - {part_of(name) for name in weights}
     if lacking:
         raise UserError(
-            f"the teacher, {folder}, has no head {', '.join(sorted(lacking))} to learn from. Take "
-            f"one that was trained for what the student is to learn."
+            f"the teacher, {folder}, lacks the task head {', '.join(sorted(lacking))}. Use a "
+            f"teacher that was trained for the student's task."
         )
 
 
@@ -43,36 +56,50 @@ class Teacher:
     """The teacher of a run; `load` creates its model.
 
     Args:
-        folder: ModelFolder of the teacher. config: of the run. student: BertConfig.
-        tokenizer: of the student.
+        folder: folder of the teacher. config: settings of the run.
+        student: config of the student. tokenizer: the student's tokenizer.
 
     Attributes:
-        config: BertConfig of the teacher.
-        layers: numbers, from 1, of the teacher's blocks that the student's blocks learn from.
-        fingerprint: of its weights. parameters: int, number of parameters.
+        config: config of the teacher.
+        layers: numbers, from 1, of the teacher's blocks that the student's blocks learn from; empty
+            if blocks are not compared.
+        fingerprint: SHA-256 of the teacher's weights; None before `load`.
+        parameters: number of parameters; None before `load`.
 
     Raises:
         UserError: the teacher does not fit the student.
     """
 
-    def __init__(self, folder, config, student, tokenizer):
+    config: "BertConfig"
+    layers: tuple[int, ...]
+    fingerprint: str | None
+    parameters: int | None
+
+    def __init__(
+        self,
+        folder: "ModelFolder",
+        config: "PretrainConfig | DistillConfig",
+        student: "BertConfig",
+        tokenizer: "BertTokenizer",
+    ) -> None:
         self._folder, self._settings = folder, config
         self._model = self.fingerprint = self.parameters = None
         self.config = teacher_config = folder.config
         if folder.tokenizer.fingerprint != tokenizer.fingerprint:
             raise UserError(
-                f"the student's vocabulary or casing differs from that of its teacher, {folder}: "
-                f"they would read other words. Take a student with the teacher's vocabulary."
+                f"the student's vocabulary or casing differs from its teacher's, {folder}, so "
+                f"their token ids do not match. Use a student with the teacher's vocabulary."
             )
         if config.max_seq_length > teacher_config.max_position_embeddings:
             raise UserError(
                 f"max_seq_length must be at most {teacher_config.max_position_embeddings}, the "
-                f"positions that the teacher, {folder}, has; got {config.max_seq_length}."
+                f"max_position_embeddings of the teacher, {folder}; got {config.max_seq_length}."
             )
         if student.type_vocab_size > teacher_config.type_vocab_size:
             raise UserError(
-                f"the student tells {student.type_vocab_size} segments apart, and its teacher, "
-                f"{folder}, {teacher_config.type_vocab_size}. Take a teacher with as many."
+                f"the student has type_vocab_size {student.type_vocab_size}, but its teacher, "
+                f"{folder}, has {teacher_config.type_vocab_size}. Use a teacher with at least as "
+                f"many segment types."
             )
         self._compares = bool(config.hidden_weight or config.attention_weight)
         self.layers = ()
@@ -81,8 +108,8 @@ class Teacher:
             self._check_sizes(student)
         elif config.student_layers and start_layers(config, teacher_config) is None:
             raise UserError(
-                "student_layers says nothing about a student that does not start as its teacher's "
-                "blocks and is not compared with them. Leave it or --init_from out, or take "
+                "student_layers has no effect on a student that neither starts from its teacher's "
+                "blocks nor is compared with them. Remove it or --init_from, or set "
                 "--hidden_weight or --attention_weight."
             )
 
@@ -91,14 +118,14 @@ class Teacher:
         layers = self._settings.layers_taken()
         if layers is None and M > N:
             raise UserError(
-                f"the student has {M} blocks and its teacher, {self._settings.teacher}, {N}: they "
-                f"cannot be compared. Take --hidden_weight=0 --attention_weight=0."
+                f"the student has {M} blocks, but its teacher, {self._settings.teacher}, has {N}: "
+                f"they cannot be compared. Set --hidden_weight=0 --attention_weight=0."
             )
         layers = _chosen(self._settings, M if layers is None else layers, N)
         if len(layers) != M:
             raise UserError(
-                f"student_layers must name as many blocks of the teacher as the student has, {M}; "
-                f"got {self._settings.student_layers}."
+                f"student_layers must select as many blocks of the teacher as the student has, "
+                f"{M}; got {self._settings.student_layers}."
             )
         return layers
 
@@ -112,11 +139,11 @@ class Teacher:
             if getattr(self._settings, weight) and student_size != teacher_size:
                 raise UserError(
                     f"{weight} compares block by block: the student must have the teacher's "
-                    f"{what}, {teacher_size}; got {student_size}. Take --{weight}=0 for this "
+                    f"{what}, {teacher_size}; got {student_size}. Set --{weight}=0 for this "
                     f"student."
                 )
 
-    def load(self, model_class):
+    def load(self, model_class: "type[PretrainedModel]") -> None:
         """Creates the model, frozen. Call it in the scope of the strategy."""
         settings = self._settings
         model = model_class.from_pretrained(self._folder, dtype=settings.precision)
@@ -128,16 +155,16 @@ class Teacher:
         self._model, self.fingerprint = model, digest.hexdigest()
         self.parameters = model.count_params()
 
-    def show(self, model):
+    def show(self, model: "PretrainedModel") -> None:
         """Makes a model, student or teacher, return the outputs that are compared."""
         model.bert.output_hidden_states = bool(self._settings.hidden_weight)
         model.bert.output_attentions = bool(self._settings.attention_weight)
 
-    def __call__(self, features):
+    def __call__(self, features: "Mapping[str, tf.Tensor]") -> dict[str, Any]:
         """Returns the outputs of the teacher's model."""
         return self._model(features, training=False)
 
-    def describe(self):
+    def describe(self) -> str:
         """Returns a line that describes the teacher."""
         config, settings = self.config, self._settings
         parts = [f"probabilities ({settings.soft_weight:g} of the weight)"]
@@ -146,7 +173,7 @@ class Teacher:
         blocks = f" of its blocks {', '.join(map(str, self.layers))}" if self._compares else ""
         return (
             f"teacher: {settings.teacher}, {config.num_hidden_layers} layers, width "
-            f"{config.hidden_size}; what is learnt from it: {', '.join(parts)}{blocks}"
+            f"{config.hidden_size}; distilled: {', '.join(parts)}{blocks}"
         )
 
 

@@ -2,7 +2,9 @@
 
 import json
 import math
+import pathlib
 import time
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,6 +16,9 @@ from kbert.train.report import throughput_text
 from kbert.utils import atomic, flags
 from kbert.utils.logging import log
 from kbert.visualization import curves
+
+if TYPE_CHECKING:
+    from kbert.train.trainer import Trainer
 
 # Wait this many times the duration of the last plot before drawing the next one.
 CURVES_PAUSE = 50
@@ -32,9 +37,9 @@ class Callback:
             a checkpoint and stops the run.
     """
 
-    trainer = None
+    trainer: "Trainer" = None  # type: ignore  # set by the trainer
 
-    def steps_left(self, step):
+    def steps_left(self, step: int) -> float:
         """Returns the number of steps until the next step at which `on_step_end` must be called.
 
         The devices take several steps per call; the smallest of these numbers ends the call.
@@ -42,46 +47,46 @@ class Callback:
         """
         return math.inf
 
-    def on_build(self):
+    def on_build(self) -> None:
         """Called once the model has its initial weights, before anything is written.
 
         A callback raises UserError here if it cannot train this model.
         """
 
-    def on_train_begin(self):
+    def on_train_begin(self) -> None:
         """Called before the first step."""
 
-    def on_step_end(self):
+    def on_step_end(self) -> None:
         """Called after each call of the devices, which takes one or more steps."""
 
-    def on_log(self, metrics):
+    def on_log(self, metrics: dict[str, float]) -> None:
         """Called every `log_every_steps`. metrics: dict of name -> float, mutable."""
 
-    def on_evaluate(self, metrics, better):
+    def on_evaluate(self, metrics: dict[str, float], better: bool) -> None:
         """Called after an evaluation.
 
         Args:
             metrics: dict of name -> float, each name prefixed with `eval_`.
-            better: bool, whether these weights are the best so far.
+            better: whether these weights are the best so far.
         """
 
-    def on_save(self):
+    def on_save(self) -> None:
         """Called when a checkpoint is due."""
 
-    def on_train_end(self):
+    def on_train_end(self) -> None:
         """Called after the last step, whether the run is complete or stopped."""
 
-    def on_finish(self, results):
+    def on_finish(self, results: dict[str, Any]) -> None:
         """Called in the chief when a complete run has results. results: nested dicts of numbers."""
 
-    def on_exit(self):
+    def on_exit(self) -> None:
         """Called when the process leaves the run, also after an error."""
 
 
 class RunFolder(Callback):
     """Creates the run's folder, writes `run.flags`, and cleans up after a killed run."""
 
-    def on_train_begin(self):
+    def on_train_begin(self) -> None:
         trainer = self.trainer
         trainer.folder.mkdir(parents=True, exist_ok=True)
         path = trainer.folder / "run.flags"
@@ -99,28 +104,29 @@ class RunFolder(Callback):
 class MetricsFile(Callback):
     """Writes all metrics to `metrics.jsonl`; non-finite values are written as null."""
 
-    def on_train_begin(self):
+    def on_train_begin(self) -> None:
         path = self.trainer.folder / "metrics.jsonl"
         drop_later_rows(path, self.trainer.step, self.trainer.evaluation_due)
         self._file = open(path, "a", encoding="utf-8")
 
-    def on_log(self, metrics):
+    def on_log(self, metrics: dict[str, float]) -> None:
         metrics = {n: value if math.isfinite(value) else None for n, value in metrics.items()}
         self._file.write(json.dumps({"step": self.trainer.step, **metrics}) + "\n")
         self._file.flush()
 
-    def on_evaluate(self, metrics, better):
+    def on_evaluate(self, metrics: dict[str, float], better: bool) -> None:
         self.on_log(metrics)
 
-    def on_train_end(self):
+    def on_train_end(self) -> None:
         self._file.close()
 
 
-def drop_later_rows(path, step, evaluation_due=False):
+def drop_later_rows(path: pathlib.Path, step: int, evaluation_due: bool = False) -> None:
     """Drops the rows of a `metrics.jsonl` that a run resumed at `step` will write again.
 
     Args:
-        path: pathlib.Path; an empty file is created if it does not exist. step: int.
+        path: an empty file is created if it does not exist.
+        step: number of steps taken.
         evaluation_due: whether the evaluation at this step will be repeated as well.
     """
     kept = []
@@ -139,10 +145,10 @@ def drop_later_rows(path, step, evaluation_due=False):
 class TensorBoard(Callback):
     """Writes finite metrics as TensorBoard events to `tensorboard`."""
 
-    def on_train_begin(self):
+    def on_train_begin(self) -> None:
         self._events = tf.summary.create_file_writer(str(self.trainer.folder / "tensorboard"))
 
-    def on_log(self, metrics):
+    def on_log(self, metrics: dict[str, float]) -> None:
         try:
             with self._events.as_default(self.trainer.step):
                 for name, value in metrics.items():
@@ -153,13 +159,13 @@ class TensorBoard(Callback):
         except tf.errors.OpError as error:  # raised when the disk is full, for example
             raise UserError(
                 f"cannot write {self.trainer.folder / 'tensorboard'}: "
-                f"{error.message.splitlines()[0]}. Mend that and run the same command again."
+                f"{error.message.splitlines()[0]}. Fix it and run the same command again."
             ) from error
 
-    def on_evaluate(self, metrics, better):
+    def on_evaluate(self, metrics: dict[str, float], better: bool) -> None:
         self.on_log(metrics)
 
-    def on_train_end(self):
+    def on_train_end(self) -> None:
         self._events.close()
 
 
@@ -171,11 +177,11 @@ class LearningCurves(Callback):
 
     _due = 0.0  # time.monotonic() of the next plot; infinite after an error
 
-    def on_evaluate(self, metrics, better):
+    def on_evaluate(self, metrics: dict[str, float], better: bool) -> None:
         if time.monotonic() >= self._due:
             self.on_train_end()
 
-    def on_train_end(self):
+    def on_train_end(self) -> None:
         if self._due == math.inf:
             return
         begin, folder = time.monotonic(), self.trainer.folder
@@ -183,10 +189,10 @@ class LearningCurves(Callback):
             curves.plot_curves(folder / "curves.png", curves.read_curves(folder / "metrics.jsonl"))
             end = time.monotonic()
             self._due = end + CURVES_PAUSE * (end - begin)
-        except Exception as error:  # such as a full disk or missing fonts: never stop the run
+        except Exception as error:  # a full disk or missing fonts, for example: never stop the run
             self._due = math.inf
             log(
-                f"note: there is no curves.png: {one_line(f'{type(error).__name__}: {error}', 300)}"
+                f"note: cannot draw curves.png: {one_line(f'{type(error).__name__}: {error}', 300)}"
             )
 
 
@@ -196,12 +202,12 @@ class ProgressLines(Callback):
     If the first window takes longer than `FIRST_LINE_SECONDS`, it prints the metrics so far.
     """
 
-    _begin = None  # time and step at which training began; None after the first line
+    _begin: tuple[float, int] | None = None  # time and first step; None after the first line
 
-    def on_train_begin(self):
+    def on_train_begin(self) -> None:
         self._begin = time.monotonic(), self.trainer.step
 
-    def on_step_end(self):
+    def on_step_end(self) -> None:
         if self._begin is None:
             return
         trainer, (begin, first_step) = self.trainer, self._begin
@@ -217,7 +223,7 @@ class ProgressLines(Callback):
         )
         self._begin = None
 
-    def on_log(self, metrics):
+    def on_log(self, metrics: dict[str, float]) -> None:
         self._begin = None
         step, workload = self.trainer.step, self.trainer.workload
         log(
@@ -225,7 +231,7 @@ class ProgressLines(Callback):
             f"{throughput_text(metrics, self.trainer.eta_seconds)}"
         )
 
-    def on_evaluate(self, metrics, better):
+    def on_evaluate(self, metrics: dict[str, float], better: bool) -> None:
         text = self.trainer.workload.evaluation_text(self.trainer.step, metrics)
         log(f"{text}{' | best so far' if better else ''}")
 
@@ -236,13 +242,13 @@ class ModelCheckpoint(Callback):
     Weights are copied to the host immediately and written in the background during the next steps.
     """
 
-    def on_evaluate(self, metrics, better):
+    def on_evaluate(self, metrics: dict[str, float], better: bool) -> None:
         if better:
             self.trainer.background.wait()  # before copying: host memory holds one copy at a time
             weights = self._plain_weights()
             self.trainer.background.start(lambda: self._replace("best", weights))
 
-    def on_save(self):
+    def on_save(self) -> None:
         trainer, step, state = self.trainer, self.trainer.step, self.trainer.state()
         trainer.background.wait()
         weights = self._plain_weights()
@@ -258,12 +264,12 @@ class ModelCheckpoint(Callback):
 
         trainer.background.start(save)
 
-    def on_train_end(self):
+    def on_train_end(self) -> None:
         self.trainer.background.wait()
         if self.trainer.complete:
             self._final = self._plain_weights()
 
-    def on_finish(self, results):
+    def on_finish(self, results: dict[str, Any]) -> None:
         self._replace("final", self._final)
         self.trainer.run_dir.send(self.trainer.workload.part)  # before W&B, which may be slow
 

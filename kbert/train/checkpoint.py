@@ -7,6 +7,9 @@ import os
 import pathlib
 import re
 import shutil
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import h5py
 import numpy as np
@@ -14,6 +17,9 @@ import numpy as np
 from kbert.errors import UserError
 from kbert.utils import atomic
 from kbert.utils.formats import sha256_of
+
+if TYPE_CHECKING:
+    import keras
 
 OPTIMIZER_FILE = "optimizer.h5"
 STATE_FILE, _FORMAT = "state.json", 3
@@ -28,32 +34,37 @@ class Checkpoints:
     detected when it is read.
 
     Args:
-        folder: created when the first checkpoint is written.
+        folder: path, created when the first checkpoint is written.
         keep: number of checkpoints to keep.
 
     Attributes:
         last_good: folder of the checkpoint that was last verified or written, or None.
     """
 
-    def __init__(self, folder, keep):
+    folder: pathlib.Path
+    last_good: pathlib.Path | None
+
+    def __init__(self, folder: str | os.PathLike[str], keep: int) -> None:
         self.folder = pathlib.Path(folder)
         self.last_good = None
         self._keep = keep
 
-    def steps(self):
+    def steps(self) -> list[int]:
         """Returns the steps of the existing checkpoints, ascending."""
         names = os.listdir(self.folder) if self.folder.is_dir() else []
         return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
 
-    def path(self, step):
+    def path(self, step: int) -> pathlib.Path:
         """Returns the folder of the checkpoint of a step."""
         return self.folder / f"step_{step:08d}"
 
-    def save(self, step, state, write):
+    def save(
+        self, step: int, state: Mapping[str, Any], write: Callable[[pathlib.Path], None]
+    ) -> None:
         """Writes a checkpoint and deletes the oldest ones beyond `keep`.
 
         Args:
-            step: int. state: JSON-serializable dict.
+            step: number of steps taken. state: JSON-serializable.
             write: function that writes all other files into the folder it is called with.
 
         Raises:
@@ -61,8 +72,8 @@ class Checkpoints:
                 checkpoints stay valid.
         """
         name = f"the checkpoint of step {step} in {self.folder}"
-        before = f"{self.last_good}, which is whole" if self.last_good else "the start"
-        with atomic.folder(self.path(step), name, f": it goes on from {before}") as scratch:
+        before = f"{self.last_good}, which is complete" if self.last_good else "the start"
+        with atomic.folder(self.path(step), name, f": it resumes from {before}") as scratch:
             write(scratch)
             files = {path.name: sha256_of(path) for path in sorted(scratch.iterdir())}
             state = {"format": _FORMAT, "step": step, **state, "files": files}
@@ -74,14 +85,14 @@ class Checkpoints:
                 shutil.rmtree(self.path(other), ignore_errors=True)
         self.clear_away(step)
 
-    def clear_away(self, step):
+    def clear_away(self, step: int) -> None:
         """Deletes old checkpoints up to `step`, and temporary folders of killed runs."""
         for old in [other for other in self.steps() if other <= step][: -self._keep]:
             shutil.rmtree(self.path(old), ignore_errors=True)
         for leftover in self.folder.glob(".step_*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def newest(self, report):
+    def newest(self, report: Callable[[str], None]) -> dict[str, Any] | None:
         """Returns the state of the newest valid checkpoint, or None if there are no checkpoints.
 
         Args:
@@ -95,32 +106,32 @@ class Checkpoints:
             try:
                 state = verified_state(self.path(step))
             except DamagedCheckpoint as error:
-                report(f"{error} Taking the one before.")
+                report(f"{error} Using the previous one.")
             else:
                 self.last_good = self.path(step)
                 return state
         if steps:
             raise UserError(
-                f"every checkpoint in {self.folder} is damaged. To start again from scratch, "
-                f"remove that folder; to start from weights, take --init_from and another folder."
+                f"every checkpoint in {self.folder} is damaged. To start from scratch, remove "
+                f"that folder; to start from other weights, use --init_from and another folder."
             )
         return None
 
 
 class DamagedCheckpoint(UserError):
-    """A checkpoint differs from what was written."""
+    """A file of a checkpoint is missing or has changed since it was written."""
 
 
-def is_checkpoint(folder):
+def is_checkpoint(folder: str | os.PathLike[str]) -> bool:
     """Whether `Checkpoints` wrote this folder."""
     return (pathlib.Path(folder) / STATE_FILE).is_file()
 
 
-def verified_state(path):
+def verified_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads and verifies every file of a checkpoint; returns its state.
 
     Raises:
-        DamagedCheckpoint: a file is missing or differs from what was written.
+        DamagedCheckpoint: a file is missing or has changed since it was written.
         UserError: a file cannot be read for lack of permission, or another version of kbert wrote
             the checkpoint.
     """
@@ -152,7 +163,11 @@ def verified_state(path):
     return state
 
 
-def restore_arrays(path, variables, optional=()):
+def restore_arrays(
+    path: str | os.PathLike[str],
+    variables: "Mapping[str, keras.Variable]",
+    optional: Iterable[str] = (),
+) -> None:
     """Assigns the arrays of a file to the Keras variables of the same names.
 
     Args:
@@ -170,8 +185,8 @@ def restore_arrays(path, variables, optional=()):
             saved = file[name].shape if name in file else "none"
             if saved != tuple(variable.shape):
                 raise UserError(
-                    f"{path} does not fit this model and optimizer: {name} has the shape {saved}, "
-                    f"wanted is {tuple(variable.shape)}. Use the flags it was written with."
+                    f"{path} does not fit this model and optimizer: {name} has shape {saved}, "
+                    f"expected {tuple(variable.shape)}. Use the flags it was written with."
                 )
             variable.assign(np.asarray(file[name]))
 
@@ -182,30 +197,35 @@ class BackgroundWriter:
     The next call raises the error of a failed job. As a context manager, it waits for the last job.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._executor = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._job = None
 
-    def start(self, job):
+    def start(self, job: Callable[[], object]) -> None:
         """Runs `job()` after the current job has finished."""
         self.wait()
         self._job = self._executor.submit(job)
 
-    def check(self):
+    def check(self) -> None:
         """Raises the error of a failed job; does not wait."""
         if self._job and self._job.done():
             self.wait()
 
-    def wait(self):
+    def wait(self) -> None:
         """Waits for the current job and raises its error."""
         job, self._job = self._job, None
         if job:
             job.result()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._executor.shutdown(wait=True)
         if error is None:
             self.wait()

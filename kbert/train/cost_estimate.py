@@ -1,30 +1,39 @@
 """Estimates of the cost of a run: floating-point operations, memory and time."""
 
 import resource
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
 from kbert.train.report import time_text
 
+if TYPE_CHECKING:
+    from kbert.compression.teacher import Teacher
+    from kbert.config import BertConfig
+    from kbert.settings import PretrainConfig
+    from kbert.train.trainer import Trainer
+
 GIB = 2**30
 
 
-def step_flops(bert, batch_size, length, predictions, remat=False):
-    """Floating-point operations of a step: 2 per multiply-add of every matrix product.
+def step_flops(
+    bert: "BertConfig", batch_size: int, length: int, predictions: int, remat: bool = False
+) -> int:
+    """Returns the floating-point operations of a step: 2 per multiply-add of matrix products.
 
     The backward pass costs twice the forward pass; `remat` adds the forward pass of all blocks but
     the last. In the last block, only keys and values are computed at every position, the rest at
     [CLS] and the predictions.
 
     Args:
-        bert: BertConfig. batch_size: B. length: L, tokens including padding. predictions: M.
+        batch_size: B. length: L, tokens including padding. predictions: M.
     """
     blocks, rest = forward_flops(bert, length, predictions)
     return batch_size * (3 * (blocks + rest) + (blocks if remat else 0))
 
 
-def forward_flops(bert, length, predictions):
-    """Operations of an example's forward pass: (all blocks but the last, the rest)."""
+def forward_flops(bert: "BertConfig", length: int, predictions: int) -> tuple[int, int]:
+    """Returns the operations of an example's forward pass: all blocks but the last, the rest."""
     D, F, V = bert.hidden_size, bert.intermediate_size, bert.vocab_size
     last = bert.num_hidden_layers - 1
 
@@ -36,7 +45,15 @@ def forward_flops(bert, length, predictions):
     return sum(block(i, length) for i in range(last)), block(last, 1 + predictions) + heads
 
 
-def step_memory(bert, parameters, batch_size, length, predictions, config, replicas=1):
+def step_memory(
+    bert: "BertConfig",
+    parameters: int,
+    batch_size: int,
+    length: int,
+    predictions: int,
+    config: "PretrainConfig",
+    replicas: int = 1,
+) -> tuple[int, int]:
     """Estimates the bytes that a device needs for a step, as (state, work).
 
     State: weights, gradients and optimizer slots, in float32. Work: activations for the backward
@@ -44,8 +61,8 @@ def step_memory(bert, parameters, batch_size, length, predictions, config, repli
     gradients, and 16-bit copies of the weights in mixed precision.
 
     Args:
-        bert: BertConfig. parameters: int. batch_size: B of one slice. length: L. predictions: M.
-        config: PretrainConfig. replicas: int.
+        parameters: number of parameters. batch_size: B of one slice. length: L. predictions: M.
+        replicas: number of replicas.
     """
     D, F, V = bert.hidden_size, bert.intermediate_size, bert.vocab_size
     K, N = bert.head_size, bert.num_hidden_layers
@@ -64,12 +81,13 @@ def step_memory(bert, parameters, batch_size, length, predictions, config, repli
     return (2 + slots) * 4 * parameters, kept + logits + int(copies * 4 * parameters)
 
 
-def teacher_memory(teacher, batch_size, length, config):
-    """Bytes of a teacher's weights and of the attention and hidden states that are compared.
+def teacher_memory(
+    teacher: "Teacher", batch_size: int, length: int, config: "PretrainConfig"
+) -> int:
+    """Estimates the bytes of a teacher's weights and of its compared attention and hidden states.
 
     Args:
-        teacher: `kbert.compression.teacher.Teacher`. batch_size, length, config: as in
-            `step_memory`.
+        teacher: the loaded teacher. batch_size, length, config: as in `step_memory`.
     """
     bert, size = teacher.config, 4 if config.precision == "float32" else 2
     heads = sum(map(bert.block_heads, range(bert.num_hidden_layers)))
@@ -78,8 +96,8 @@ def teacher_memory(teacher, batch_size, length, config):
     return 4 * teacher.parameters + batch_size * size * kept
 
 
-def estimate_text(trainer):
-    """Returns a report of the cost of pretraining. trainer: a `Trainer` that has taken steps."""
+def estimate_text(trainer: "Trainer") -> str:
+    """Returns a report of the cost of pretraining. trainer: has already taken steps."""
     workload, config, devices = trainer.workload, trainer.config, trainer.devices
     bert, teacher, examples = workload.bert_config, workload.teacher, workload.data
     parameters, step_seconds = trainer.model.count_params(), trainer.throughput.step_seconds
@@ -96,14 +114,14 @@ def estimate_text(trainer):
     return "\n".join(
         [
             f"parameters: {parameters:,}",
-            f"compute: {flops:.2e} floating-point operations a step, "
-            f"{flops * config.train_steps:.2e} in all; "
-            f"{flops / step_seconds / devices.replicas / 1e12:.3f} TFLOP/s a device",
-            f"memory of a device, estimated: {(state + work) / GIB:.2f} GiB, of these "
-            f"{state / GIB:.2f} weights, gradients and optimizer; {_measured_memory(devices)}",
-            f"data: {epoch / B:,.1f} steps an epoch, {epochs:,.2f} epochs; a token is seen "
+            f"compute: {flops:.2e} floating-point operations per step, "
+            f"{flops * config.train_steps:.2e} in total; "
+            f"{flops / step_seconds / devices.replicas / 1e12:.3f} TFLOP/s per device",
+            f"memory per device, estimated: {(state + work) / GIB:.2f} GiB, including "
+            f"{state / GIB:.2f} for weights, gradients and optimizer; {_measured_memory(devices)}",
+            f"data: {epoch / B:,.1f} steps per epoch, {epochs:,.2f} epochs; a token is seen "
             f"{epochs * views:,.1f} times",
-            f"time: {step_seconds:.3f} s a step over three steps, {B * L / step_seconds:,.0f} "
+            f"time: {step_seconds:.3f} s per step over three steps, {B * L / step_seconds:,.0f} "
             f"tokens/s with padding; {config.train_steps:,} steps take "
             f"{time_text(config.train_steps * step_seconds)} without evaluations",
         ]
@@ -114,6 +132,6 @@ def _measured_memory(devices):
     if devices.kind == "GPU":
         names = [f"GPU:{i}" for i in range(devices.local_replicas)]
         peak = max(tf.config.experimental.get_memory_info(name)["peak"] for name in names)
-        return f"peak of the three steps {peak / GIB:.2f} GiB"
+        return f"peak during the three steps {peak / GIB:.2f} GiB"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # in KiB on Linux
-    return f"peak of this process so far {peak / GIB:.2f} GiB, libraries included"
+    return f"peak of this process so far {peak / GIB:.2f} GiB, including libraries"

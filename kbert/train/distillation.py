@@ -1,6 +1,10 @@
-"""Distillation: any workload, learnt from a teacher besides."""
+"""Distillation: a workload that also learns from a teacher."""
 
 import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from kbert.compression.distillation_objective import FIXED, DistillationObjective
 from kbert.compression.teacher import Teacher, check_heads, start_layers
@@ -10,29 +14,43 @@ from kbert.tasks.registry import load_task_module, read_task, with_task
 from kbert.train.finetuning import Finetuning
 from kbert.train.start import start_run
 
+if TYPE_CHECKING:
+    from kbert.config import BertConfig
+    from kbert.model.pretrained import PretrainedModel
+    from kbert.settings import DistillConfig, PretrainConfig
+    from kbert.train.callbacks import Callback
+    from kbert.train.distribution import Devices
+    from kbert.train.remote_sync import RemoteRunDir
+    from kbert.train.workers import Workers
+    from kbert.train.workload import Workload
 
-def distill(config, output_dir, callbacks=()):
-    """Fine-tunes a student for a task, with a teacher that has learnt it.
 
-    Writes `OUTPUT_DIR/distillation/` as `kbert.train.finetune` writes `finetuning`, and goes on
-    like it.
+def distill(
+    config: "DistillConfig",
+    output_dir: str | os.PathLike[str],
+    callbacks: "Sequence[Callback]" = (),
+) -> dict[str, Any]:
+    """Fine-tunes a student for a task, with a teacher that was trained for the same task.
+
+    Writes the same files to `OUTPUT_DIR/distillation/` as `kbert.train.finetune` writes to
+    `finetuning`, and resumes in the same way.
 
     Args:
-        config: DistillConfig. output_dir: the run's folder.
-        callbacks: `kbert.train.Callback` objects, called after those of every run.
+        config: settings of the run. output_dir: the run's folder.
+        callbacks: called after the default callbacks.
 
     Returns:
-        dict of "eval" and "test": see `kbert.train.finetune`.
+        dict of "eval" and "test"; see `kbert.train.finetune`.
 
     Raises:
-        UserError: as for `finetune`; and a teacher that cannot teach this student.
+        UserError: the same errors as for `finetune`; or the teacher does not fit the student.
     """
     student = Finetuning(with_task(_of_teacher(config)), "distillation", "kbert.distill")
     return start_run(Distillation(student), output_dir, callbacks)
 
 
 def _of_teacher(config):
-    """A DistillConfig with the task and the length of the teacher, where it has none."""
+    """Sets `task` and `max_seq_length` to the teacher's where the DistillConfig has none."""
     load_task_module(config.task_module)
     settings = read_task(config.teacher) or {}
     names = [n for n in ("task", "max_seq_length") if getattr(config, n) is None]
@@ -40,23 +58,36 @@ def _of_teacher(config):
 
 
 class Distillation:
-    """A workload of a student and its teacher; what is not said here is as in the student's.
+    """A student's workload with a teacher; other attributes and methods are the student's.
 
     Args:
-        student: `kbert.train.workload.Workload`, whose config has the fields of TeacherConfig.
+        student: the student's workload, whose config has the fields of TeacherConfig.
 
     Attributes:
-        teacher: `kbert.compression.teacher.Teacher`, set by `load`.
+        config, fixed, objective: see `Workload`.
+        teacher: the teacher, set by `load`.
     """
 
-    def __init__(self, student):
+    config: "PretrainConfig | DistillConfig"
+    fixed: tuple[str, ...]
+    objective: DistillationObjective
+    teacher: Teacher
+
+    def __init__(self, student: "Workload") -> None:
         self._student, self.config = student, student.config
         self.fixed = (*student.fixed, *FIXED)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._student, name)
 
-    def load(self, state, saved, run_dir, workers):
+    def load(
+        self,
+        state: Mapping[str, Any] | None,
+        saved: pathlib.Path | None,
+        run_dir: "RemoteRunDir",
+        workers: "Workers",
+    ) -> None:
+        """Loads the teacher's config and the student's inputs; see `Workload.load`."""
         student, self._folder = self._student, ModelFolder(self.config.teacher)
         student.layers = start_layers(self.config, self._folder.config)
         check_heads(self._folder, student.teacher_class)
@@ -72,28 +103,32 @@ class Distillation:
         self.teacher = Teacher(self._folder, self.config, bert_config, tokenizer)
         self._student.check_teacher(self.teacher.config, bert_config)
 
-    def make_model(self, bert_config):
-        if self.config.attention_weight:  # dropped attention says nothing about what was there
+    def make_model(self, bert_config: "BertConfig") -> "PretrainedModel":
+        """Creates the student and loads the teacher."""
+        if self.config.attention_weight:  # attention with dropout cannot be compared
             bert_config = dataclasses.replace(bert_config, attention_probs_dropout_prob=0.0)
         model = self._student.make_model(bert_config)
         self.teacher.show(model)
         self.teacher.load(self._student.teacher_class)
         if self._teacher_of_checkpoint not in (None, self.teacher.fingerprint):
             raise UserError(
-                f"the weights of the teacher, {self.config.teacher}, are not those that the run "
-                f"has learnt from so far. Put them back, or take another --output_dir."
+                f"the weights of the teacher, {self.config.teacher}, have changed since the run "
+                f"started. Restore them, or use another --output_dir."
             )
         return model
 
-    def initialize_from(self, folder, restore):
+    def initialize_from(self, folder: str, restore: Callable[[str], None]) -> str:
+        """Loads the student's weights; see `Workload.initialize_from`."""
         origin, layers = self._student.initialize_from(folder, restore), self._student.layers
         if not layers:
             return origin
         blocks = f"block{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
         return f"{blocks} of the teacher, {folder}"
 
-    def identity(self):
+    def identity(self) -> dict[str, Any]:
+        """Returns the student's `identity` with the teacher's fingerprint."""
         return self._student.identity() | {"teacher": self.teacher.fingerprint}
 
-    def describe(self, devices):
+    def describe(self, devices: "Devices") -> Iterable[str]:
+        """Returns lines that describe the student, the devices, the data and the teacher."""
         return [*self._student.describe(devices), self.teacher.describe()]

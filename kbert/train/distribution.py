@@ -3,11 +3,20 @@
 import contextlib
 import dataclasses
 import os
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
 from kbert.errors import UserError
 from kbert.train.workers import Workers, join_cluster, read_cluster
+
+if TYPE_CHECKING:
+    import keras
+
+    # The lazily loaded `tf.distribute` is opaque to type checkers.
+    from tensorflow.python.distribute.distribute_lib import InputContext, Strategy
+
+    from kbert.settings import FinetuneConfig, PretrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +24,7 @@ class Devices:
     """The devices of a run.
 
     Attributes:
-        workers: `kbert.train.workers.Workers`, the processes that share the run.
+        workers: the processes that share the run.
         jit: whether XLA compiles the training step.
         kind: "GPU", "TPU" or "CPU".
     """
@@ -25,39 +34,39 @@ class Devices:
     kind: str
 
     @property
-    def strategy(self):
+    def strategy(self) -> "Strategy":
         """tf.distribute.Strategy; TensorFlow's default strategy for a single device."""
         return self.workers.strategy
 
     @property
-    def replicas(self):
-        """int, number of devices that share a global batch, over all workers."""
+    def replicas(self) -> int:
+        """Number of devices that share a global batch, over all workers."""
         return self.strategy.num_replicas_in_sync
 
     @property
-    def local_replicas(self):
-        """int, number of devices of this worker."""
+    def local_replicas(self) -> int:
+        """Number of devices of this worker."""
         return self.replicas // self.workers.count
 
     @property
-    def input_context(self):
+    def input_context(self) -> "InputContext":
         """tf.distribute.InputContext: which of the replicas' batches this worker produces."""
         workers = self.workers
         return tf.distribute.InputContext(workers.count, workers.index, self.replicas)
 
-    def local(self, variable, replica):
+    def local(self, variable: "keras.Variable", replica: int | None) -> tf.Variable:
         """Returns the copy of a Keras variable on a device of this worker.
 
         Args:
-            variable: Keras variable. replica: int, index of the device in the run; None on TPUs,
-                where each device resolves its own copy.
+            variable: the variable. replica: index of the device in the run; None on TPUs, where
+                each device resolves its own copy.
         """
         if replica is None:
             return variable.value
         copies = self.strategy.experimental_local_results(variable.value)
         return copies[replica - self.workers.index * self.local_replicas]
 
-    def describe(self, config):
+    def describe(self, config: "PretrainConfig | FinetuneConfig") -> str:
         """Returns a line that describes the devices and how the batch is divided."""
         each = config.global_batch_size // self.replicas
         text = f"devices: {self.replicas} {self.kind}{'s' if self.replicas > 1 else ''}"
@@ -70,8 +79,8 @@ class Devices:
         return text + f", XLA {'on' if self.jit else 'off'}"
 
 
-def find_devices(config):
-    """Returns the devices of a `PretrainConfig`. Call it before anything else uses TensorFlow.
+def find_devices(config: "PretrainConfig | FinetuneConfig") -> Devices:
+    """Returns the devices of a run. Call it before anything else uses TensorFlow.
 
     `distribution` "auto" uses one device, or all of them if there are several GPUs or
     `cpu_devices` is set. `jit` "auto" is on for GPUs and off on the CPU, where XLA's matrix
@@ -83,12 +92,12 @@ def find_devices(config):
     if config.distribution == "one_device" and config.cpu_devices > 1:
         raise UserError(
             f"cpu_devices must be 1 with --distribution=one_device; got {config.cpu_devices}. "
-            f"Take --distribution=mirrored."
+            f"Use --distribution=mirrored."
         )
     if config.distribution == "multi_worker" and config.cpu_devices > 1:
         raise UserError(
-            f"cpu_devices must be 1 with --distribution=multi_worker: a worker computes on its "
-            f"whole CPU; got {config.cpu_devices}. Start more workers."
+            f"cpu_devices must be 1 with --distribution=multi_worker, where each worker uses "
+            f"its whole CPU; got {config.cpu_devices}. Start more workers."
         )
     cluster = read_cluster() if config.distribution == "multi_worker" else None
     if config.cpu_devices > 1:
@@ -125,7 +134,7 @@ def _local_strategy(config):
 
 
 def _tpu_strategy():
-    """All TPU cores named by the environment variable TPU_NAME, or else those of this machine."""
+    """All cores of the TPU that the environment variable TPU_NAME names, or of this machine."""
     # Not tested on TPUs: the tests only check that XLA compiles the whole step, as TPUs require.
     name = os.environ.get("TPU_NAME", "local")
     try:
@@ -137,13 +146,13 @@ def _tpu_strategy():
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"no TPU can be reached ({reason}). Run on a TPU machine, with a TensorFlow built for "
-            f"TPUs, or name one in the variable TPU_NAME."
+            f"TPUs, or name a TPU in the environment variable TPU_NAME."
         ) from error
     strategy = tf.distribute.TPUStrategy(resolver)
     if strategy.extended.num_hosts > 1:
         raise UserError(
             f"the TPU {name} has {strategy.extended.num_hosts} hosts, each of which would read the "
-            f"same examples; one is what there is code for. Take a TPU of one host."
+            f"same examples; only one host is supported. Use a TPU with a single host."
         )
     return strategy
 
@@ -156,7 +165,7 @@ def _check_devices(config, devices):
     if config.global_batch_size % (replicas * slices):
         raise UserError(
             f"the batch must be divisible by replicas x accumulation_steps; got "
-            f"{config.global_batch_size} and {replicas} x {slices}. Take "
+            f"{config.global_batch_size} and {replicas} x {slices}. Use "
             f"{-(-config.global_batch_size // (replicas * slices)) * replicas * slices}"
             f"{', or --distribution=one_device' if replicas > 1 else ''}."
         )
@@ -165,14 +174,14 @@ def _check_devices(config, devices):
 def _split_cpu(count):
     (cpu,) = tf.config.list_physical_devices("CPU")
     try:
-        tf.config.set_visible_devices([], "GPU")  # `cpu_devices` asks for the CPU only
+        tf.config.set_visible_devices([], "GPU")  # `cpu_devices` uses only the CPU
         parts = [tf.config.LogicalDeviceConfiguration()] * count
         tf.config.set_logical_device_configuration(cpu, parts)
     except RuntimeError as error:  # TensorFlow is already initialized
         if len(tf.config.list_logical_devices("CPU")) != count:
             raise UserError(
-                f"cpu_devices={count} comes too late: TensorFlow runs already in this process. "
-                f"Start kbert as a program."
+                f"cpu_devices={count} has no effect: TensorFlow is already initialized in this "
+                f"process. Run kbert as a program."
             ) from error
 
 
@@ -182,15 +191,11 @@ def _leave_other_gpus_alone():
         tf.config.set_visible_devices(tf.config.list_physical_devices("GPU")[:1], "GPU")
 
 
-def smaller_slices(config, replicas):
-    """Returns advice for a replica's slice of the batch that does not fit into memory, as text.
-
-    Args:
-        config: TrainingConfig. replicas: int.
-    """
+def smaller_slices(config: "PretrainConfig | FinetuneConfig", replicas: int) -> str:
+    """Returns advice for a replica's slice of the batch that does not fit into memory, as text."""
     share, now = config.global_batch_size // replicas, config.accumulation_steps
     more = next((n for n in range(now + 1, share + 1) if share % n == 0), None)
-    what = "Slices are single examples already"
+    what = "Each slice is already a single example"
     if more:
-        what = f"Take --accumulation_steps={more}, which computes the same in smaller slices"
-    return what if config.remat else f"{what}; --remat saves memory, too"
+        what = f"Use --accumulation_steps={more}, which computes the same in smaller slices"
+    return what if config.remat else f"{what}; --remat also saves memory"

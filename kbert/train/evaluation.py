@@ -2,11 +2,16 @@
 
 import collections
 import math
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
 from kbert.data.pretraining_batches import PretrainingExamples
 from kbert.train.losses import PretrainingObjective
+
+if TYPE_CHECKING:
+    from kbert.corpus import Corpus
+    from kbert.model.models import BertForPreTraining
 
 # The same for all runs, so that all are evaluated on the same pairs and masks.
 SEED = 1
@@ -20,13 +25,14 @@ class HeldOut:
     Evaluation runs on one device, so that the metrics do not depend on the training devices.
 
     Args:
-        model: BertForPreTraining. corpus: `kbert.corpus.Corpus` of held-out text.
-        max_seq_length: int.
-        examples: number of examples, at most one epoch, rounded down to whole batches of 32, at
-            least one.
+        model: the model in training. corpus: held-out text. max_seq_length: L.
+        examples: number of examples; at most one epoch, rounded down to whole batches of 32, at
+            least one batch.
     """
 
-    def __init__(self, model, corpus, max_seq_length, examples):
+    def __init__(
+        self, model: "BertForPreTraining", corpus: "Corpus", max_seq_length: int, examples: int
+    ) -> None:
         self._model = model
         self._objective = PretrainingObjective(BATCH_SIZE)
         self._examples = PretrainingExamples(
@@ -36,8 +42,8 @@ class HeldOut:
         self._batches = max(1, count // BATCH_SIZE)
         self._unigram_entropy = corpus.unigram_entropy()
 
-    def metrics(self):
-        """`PretrainingObjective.metrics`, perplexity and entropy, prefixed with `eval_`; a dict."""
+    def metrics(self) -> dict[str, float]:
+        """Returns `PretrainingObjective.metrics`, perplexity and entropy, prefixed with `eval_`."""
         totals = collections.Counter()
         for features in self._examples.dataset(BATCH_SIZE, steps=self._batches):
             totals.update({name: float(x) for name, x in self._sums(features).items()})

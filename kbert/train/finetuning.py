@@ -1,8 +1,12 @@
-"""Fine-tuning: a head for a task on a BERT, and both trained on labelled examples."""
+"""Fine-tuning: trains a pretrained BERT with a task head on labeled examples."""
 
 import hashlib
 import json
+import os
+import pathlib
 import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -26,56 +30,107 @@ from kbert.utils import atomic
 from kbert.utils.logging import log
 from kbert.visualization import plots
 
+if TYPE_CHECKING:
+    from kbert.data.bucketed_batches import EncodedExample
+    from kbert.model.pretrained import PretrainedModel
+    from kbert.settings import FinetuneConfig
+    from kbert.tasks.task import Encoded, Task
+    from kbert.tokenizer import BertTokenizer
+    from kbert.train.callbacks import Callback
+    from kbert.train.distribution import Devices
+    from kbert.train.remote_sync import RemoteRunDir
+    from kbert.train.workers import Workers
 
-def finetune(config, output_dir, callbacks=()):
-    """Fine-tunes a BERT for a task, or goes on with a run that was stopped.
+
+def finetune(
+    config: "FinetuneConfig",
+    output_dir: str | os.PathLike[str],
+    callbacks: "Sequence[Callback]" = (),
+) -> dict[str, Any]:
+    """Fine-tunes a BERT for a task, or resumes a run that was stopped.
 
     Writes `OUTPUT_DIR/finetuning/` with `checkpoint`, `best` (by the task's metric on the
-    evaluation file), `final`, `results.json`, for each scored file a report, a picture and the
-    predictions, `metrics.jsonl`, `tensorboard` and `run.flags`. A run that goes on computes what it
-    would have computed without the stop, to the last bit on the same devices.
+    evaluation file), `final`, `results.json`, a report, a plot and the predictions for each scored
+    file, `metrics.jsonl`, `tensorboard` and `run.flags`. A resumed run computes the same results as
+    an uninterrupted one, bit for bit on the same devices.
 
     Args:
-        config: FinetuneConfig.
+        config: settings of the run.
         output_dir: the run's folder.
-        callbacks: `kbert.train.Callback` objects, called after those of every run.
+        callbacks: called after the default callbacks.
 
     Returns:
-        dict of "eval" and "test", as far as there are such files: dicts of name -> score, of the
-        best weights.
+        dict of "eval" and "test", if these files are given: dicts of name -> score of the best
+        weights.
 
     Raises:
         UserError: examples, labels or weights that cannot be used, with file and line; flags that
-            contradict the checkpoint, the devices or each other; a folder in use; a loss that is
-            not finite; files that cannot be written.
+            contradict the checkpoint, the devices or each other; a folder in use; a non-finite
+            loss; files that cannot be written.
     """
     return start_run(Finetuning(with_task(config)), output_dir, callbacks)
 
 
 class Finetuning(Workload):
-    """A task, learnt from labelled examples.
+    """Trains a task's model on labeled examples.
 
     Args:
-        config: FinetuneConfig. part, program: see `Workload`.
+        config: settings of the run. part, program: see `Workload`.
+
+    Attributes:
+        task: the task. metric: name of the score that selects the best weights.
+        examples, encoded: file ("train", "eval", "test") -> its examples, as read and encoded.
+        class_weights: (C,) floats, the loss weights of the classes, or None.
+        task_heads_left_out: task heads of `init_from` that are not loaded.
+        batch_runner: computes the model's outputs for `evaluation`.
     """
 
-    fixed = (
+    config: "FinetuneConfig"
+    part: str
+    program: str
+    patience: int | None
+    bert_config: BertConfig
+    tokenizer: "BertTokenizer"
+    train_steps: int
+    eval_every_steps: int
+    schedule: WarmupPolynomialDecay
+    objective: TaskObjective
+    data: BucketedBatches
+    model: "PretrainedModel"
+    task: "Task"
+    metric: str
+    examples: dict[str, list[Any]]
+    encoded: "dict[str, Encoded]"
+    class_weights: np.ndarray | None
+    task_heads_left_out: tuple[str, ...]
+    batch_runner: BatchRunner
+
+    fixed: tuple[str, ...] = (
         *("task", "max_seq_length", "batch_size", "optimizer", "seed", "class_weights"),
         *("freeze_embeddings", "freeze_layers", "lora_rank", "lora_alpha", "layer_decay"),
         *("bias_correction", "label_names"),
         *("doc_stride", "max_query_length"),
     )
-    taught_sums = ("loss", "count")
+    taught_sums: tuple[str, ...] = ("loss", "count")
 
-    def __init__(self, config, part="finetuning", program="kbert.finetune"):
+    def __init__(
+        self, config: "FinetuneConfig", part: str = "finetuning", program: str = "kbert.finetune"
+    ) -> None:
         super().__init__(config)
         self.part, self.program = part, program
 
     @property
-    def teacher_class(self):
+    def teacher_class(self) -> "type[PretrainedModel]":
         return get_task(self.config.task).model_class
 
-    def load(self, state, saved, run_dir, workers, check=lambda bert_config, tokenizer: None):
+    def load(
+        self,
+        state: Mapping[str, Any] | None,
+        saved: pathlib.Path | None,
+        run_dir: "RemoteRunDir",
+        workers: "Workers",
+        check: "Callable[[BertConfig, BertTokenizer], None]" = lambda bert_config, tokenizer: None,
+    ) -> None:
         config = self.config
         folder = ModelFolder.of(saved or config.init_from)
         self.tokenizer = folder.tokenizer
@@ -111,7 +166,7 @@ class Finetuning(Workload):
         self.objective = TaskObjective(self.task)
 
     def _label_names(self, state, examples):
-        """The names of the labels, and the examples whose labels have one."""
+        """Returns the label names, and the examples without those of unknown labels."""
         config = self.config
         if state:
             names = tuple(state["bert_config"]["label_names"])
@@ -121,7 +176,7 @@ class Finetuning(Workload):
             names = self.teacher_labels or label_names(examples["train"])
         if len(names) < get_task(config.task).fewest_labels:
             raise UserError(
-                f"{config.train_file} has too few labels ({shown(names) or 'none'}) to tell apart. "
+                f"{config.train_file} has too few distinct labels: {shown(names) or 'none'}. "
                 f"Check --label_column."
             )
         examples = {
@@ -137,7 +192,7 @@ class Finetuning(Workload):
         with folder.open_weights(parts=task_heads, layers=layers) as (base_config, weights):
             there = {part_of(name) for name in weights}
         fields = base_config.to_dict() | self.task.config_fields()
-        # A head of the folder is taken if it says the same about the same labels.
+        # The folder's task head is loaded only if its labels are the same.
         self.task_heads_left_out = (
             tuple(there & set(task_heads)) if differing_labels(base_config, self.task) else ()
         )
@@ -146,13 +201,13 @@ class Finetuning(Workload):
         if self.config.max_seq_length > base_config.max_position_embeddings:
             raise UserError(
                 f"max_seq_length must be at most {base_config.max_position_embeddings}, the "
-                f"positions that {folder} has; got {self.config.max_seq_length}. Longer texts are "
-                f"cut, or with --task=qa read in windows."
+                f"max_position_embeddings of {folder}; got {self.config.max_seq_length}. Longer "
+                f"texts are truncated, or split into windows with --task=qa."
             )
         return BertConfig(**fields)
 
     def _class_weights(self, examples):
-        """What each class counts: (C,) floats, or None."""
+        """The loss weight of each class: (C,) floats, or None."""
         setting, names = self.config.class_weights, self.task.label_names
         if setting is None:
             return None
@@ -170,7 +225,7 @@ class Finetuning(Workload):
             )
         return np.array(weights)
 
-    def make_model(self, bert_config):
+    def make_model(self, bert_config: BertConfig) -> "PretrainedModel":
         config = self.config
         self.model = model = self.task.model_class(bert_config, dtype=config.precision)
         if config.lora_rank:
@@ -182,7 +237,7 @@ class Finetuning(Workload):
         )
         return model
 
-    def initialize_from(self, folder, restore):
+    def initialize_from(self, folder: str, restore: Callable[[str], None]) -> str:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             self.model.load_pretrained(
@@ -192,13 +247,13 @@ class Finetuning(Workload):
             if not self.task_heads_left_out:
                 log(f"note: {warning.message}")
         if self.task_heads_left_out:
-            log(f"note: {folder} has a head for other labels; it is not taken")
+            log(f"note: the task head of {folder} has other labels; it is not used")
         return f"the weights of {folder}"
 
-    def check_metric(self):
+    def check_metric(self) -> None:
         if self.config.best_metric and "eval" in self.examples:
             scores = self._score("eval", limit=8)[0]
-            if self.metric not in scores:  # some need examples of all kinds
+            if self.metric not in scores:  # some scores need examples of all kinds
                 scores = self._score("eval")[0]
             if not isinstance(scores.get(self.metric), float):
                 names = ", ".join(name for name, value in scores.items() if type(value) is float)
@@ -206,19 +261,19 @@ class Finetuning(Workload):
                     f"best_metric must be one of {names}; got {self.config.best_metric!r}."
                 )
 
-    def identity(self):
+    def identity(self) -> dict[str, Any]:
         held_out = None
         if "eval" in self.encoded:
             held_out = [_fingerprint(self.encoded["eval"].items), self.metric]
         return {"corpus": _fingerprint(self.encoded["train"].items), "held_out": held_out}
 
-    def describe(self, devices):
+    def describe(self, devices: "Devices") -> Iterator[str]:
         config = self.config
         parameters = self.model.count_params()
         yield report.model_line(self.bert_config, parameters, config.precision)
         trained = sum(int(np.prod(v.shape)) for v in self.model.trainable_variables)
         if trained < parameters:
-            yield f"trained: {trained:,} of {parameters:,} parameters"
+            yield f"trainable: {trained:,} of {parameters:,} parameters"
         yield devices.describe(config)
         counts = ", ".join(f"{len(rows):,} {name}" for name, rows in self.examples.items())
         yield (
@@ -232,12 +287,12 @@ class Finetuning(Workload):
             if full and not self.task.reads_windows:
                 yield (
                     f"note: {full:,} of {len(encoded.items):,} {name} examples fill "
-                    f"--max_seq_length={config.max_seq_length}: what is longer is cut"
+                    f"--max_seq_length={config.max_seq_length}: longer examples are truncated"
                 )
         if not config.eval_file:
-            yield "no --eval_file: the weights of the last step are taken"
+            yield "no --eval_file: the weights of the last step are used"
 
-    def evaluation(self):
+    def evaluation(self) -> tuple[dict[str, float], float] | None:
         if "eval" not in self.examples:
             return None
         scores = self._score("eval")[0]
@@ -245,16 +300,16 @@ class Finetuning(Workload):
         metrics = {f"eval_{name}": v for name, v in scores.items() if isinstance(v, (int, float))}
         return metrics, -value if self.metric in self.task.less_is_better else value
 
-    def train_text(self, step, metrics):
+    def train_text(self, step: int, metrics: Mapping[str, float]) -> str:
         return f"epoch {step / self.data.steps_per_epoch:.2f} | loss {metrics['loss']:.4f}"
 
-    def evaluation_text(self, step, metrics):
+    def evaluation_text(self, step: int, metrics: Mapping[str, float]) -> str:
         first = f"eval_{self.metric}"
         names = [first, *(name for name in metrics if name != first)][:4]
         scores = " | ".join(f"{name[5:]} {metrics[name]:.4f}" for name in names)
         return f"eval at step {step:,} | {scores}"
 
-    def finish(self, results, run_dir):
+    def finish(self, results: dict[str, Any], run_dir: "RemoteRunDir") -> dict[str, Any]:
         folder = run_dir.folder / self.part
         path = folder / "results.json"
         if "eval" in self.examples:
@@ -271,7 +326,7 @@ class Finetuning(Workload):
         return results
 
     def _score(self, name, limit=None):
-        """The scores of the weights as they are on a file, and the predictions."""
+        """Returns the scores of the current weights on a file, and the predictions."""
         examples, encoded = self.examples[name], self.encoded[name]
         if limit is not None:
             examples = examples[:limit]
@@ -302,28 +357,35 @@ class Finetuning(Workload):
                 where = {"where": example.where}
                 file.write(json.dumps(where | prediction, ensure_ascii=False) + "\n")
 
-    def write_pretrained(self, folder, weights):
+    def write_pretrained(
+        self, folder: str | os.PathLike[str], weights: dict[str, np.ndarray]
+    ) -> None:
         super().write_pretrained(folder, weights)
         takes_pairs = getattr(self.examples["train"][0], "text_pair", None) is not None
         write_task(folder, self.task, takes_pairs)
 
-    def check_teacher(self, teacher_config, bert_config):
+    def check_teacher(self, teacher_config: BertConfig, bert_config: BertConfig) -> None:
         for name, (teacher_value, student_value) in differing_labels(
             teacher_config, self.task
         ).items():
             raise UserError(
                 f"the teacher, {self.config.teacher}, has {name} {teacher_value}; the student "
-                f"would have {student_value}. Leave out --label_names, or take a teacher that has "
-                f"learnt this task."
+                f"would have {student_value}. Remove --label_names, or use a teacher that was "
+                f"trained for this task."
             )
 
-    def soft_loss(self, outputs, teacher_outputs, features):
+    def soft_loss(
+        self,
+        outputs: Mapping[str, Any],
+        teacher_outputs: Mapping[str, Any],
+        features: Mapping[str, tf.Tensor],
+    ) -> tf.Tensor:
         losses = self.task.soft_losses(outputs, teacher_outputs, self.config.temperature)
         return tf.reduce_sum(losses * features["label_weights"])
 
 
-def _fingerprint(items):
-    """Equal for lists of equal items."""
+def _fingerprint(items: "Sequence[EncodedExample]") -> str:
+    """Returns a hash of the content of encoded examples."""
     digest = hashlib.sha256()
     for item in items:
         for array in (item.input_ids, item.labels, item.label_weights):

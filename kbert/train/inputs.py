@@ -1,7 +1,10 @@
 """The inputs of a run: loads or creates vocabulary, corpora and architecture."""
 
+import os
 import pathlib
 import shutil
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from kbert.config import BertConfig
 from kbert.corpus import Corpus, prepare
@@ -13,12 +16,23 @@ from kbert.model.folder import ModelFolder
 from kbert.tokenizer import BertTokenizer, learn_vocab
 from kbert.tokenizer.vocab import size_note, write_vocab
 
+if TYPE_CHECKING:
+    from kbert.settings import PretrainConfig
 
-def resolve_inputs(config, folder, saved, layers, check, report, may_make=True):
+
+def resolve_inputs(
+    config: "PretrainConfig",
+    folder: str | os.PathLike[str],
+    saved: str | os.PathLike[str] | None,
+    layers: Sequence[int] | None,
+    check: Callable[[BertConfig, BertTokenizer], None],
+    report: Callable[[str], None],
+    may_make: bool = True,
+) -> tuple[BertConfig, BertTokenizer, Corpus, Corpus | None]:
     """Loads vocabulary and corpora, or creates them in `folder` if they are not given.
 
     Args:
-        config: PretrainConfig.
+        config: settings of the run.
         folder: `OUTPUT_DIR/data`, for everything created from plain text; later runs reuse it.
         saved: folder of the verified checkpoint that the run resumes from, or None.
         layers: encoder blocks of `init_from` to use, or None for all.
@@ -28,7 +42,7 @@ def resolve_inputs(config, folder, saved, layers, check, report, may_make=True):
         may_make: False for workers other than the chief, which only read `folder`.
 
     Returns:
-        BertConfig, BertTokenizer, the training Corpus and the held-out Corpus or None.
+        Architecture, tokenizer, training corpus and held-out corpus or None.
 
     Raises:
         UserError: inputs that cannot be used or that contradict each other.
@@ -48,7 +62,7 @@ def resolve_inputs(config, folder, saved, layers, check, report, may_make=True):
     if config.lower_case not in (None, tokenizer.lower_case):
         raise UserError(
             f"--lower_case={str(config.lower_case).lower()}, but the checkpoint, the corpus or "
-            f"--init_from has {str(tokenizer.lower_case).lower()}. Leave the flag out."
+            f"--init_from has {str(tokenizer.lower_case).lower()}. Remove the flag."
         )
     bert_config = _bert_config(config, saved, tokenizer, layers)
     check(bert_config, tokenizer)
@@ -65,8 +79,8 @@ def _check_vocabulary(config, tokenizer):
     requested = BertTokenizer(config.vocab_file, **tokenizer.settings)
     if requested.fingerprint != tokenizer.fingerprint:
         raise UserError(
-            f"--vocab_file={config.vocab_file} holds another vocabulary than the checkpoint. Leave "
-            f"the flag out, or take another --output_dir."
+            f"--vocab_file={config.vocab_file} differs from the checkpoint's vocabulary. Remove "
+            f"the flag, or use another --output_dir."
         )
 
 
@@ -94,8 +108,8 @@ def _tokenizer(config, folder, report):
     for folder in filter(None, (config.init_from, config.teacher)):
         if ModelFolder(folder).tokenizer.fingerprint != tokenizer.fingerprint:
             raise UserError(
-                f"the vocabulary or casing differs from that of {folder}, so its weights "
-                f"would mean other words. Leave out --vocab_file, or prepare the text again with "
+                f"the vocabulary or casing differs from the one of {folder}, so the token ids do "
+                f"not match its weights. Remove --vocab_file, or prepare the text again with "
                 f"--vocab_file={folder}/vocab.txt"
             )
     return tokenizer
@@ -136,7 +150,7 @@ def _bert_config(config, saved, tokenizer, layers):
             if requested[name] != value:
                 raise UserError(
                     f"--bert_config={config.bert_config} has {name} {requested[name]}, but "
-                    f"{origin} has {value}. Leave the flag out, or take another --output_dir."
+                    f"{origin} has {value}. Remove the flag, or use another --output_dir."
                 )
     if bert_config.vocab_size < tokenizer.vocab_size:
         raise UserError(
@@ -145,7 +159,7 @@ def _bert_config(config, saved, tokenizer, layers):
         )
     if bert_config.type_vocab_size < 2:
         raise UserError(
-            f"pretraining has two segments; type_vocab_size must be at least 2, got "
+            f"type_vocab_size must be at least 2, as pretraining uses two segments; got "
             f"{bert_config.type_vocab_size}."
         )
     if config.max_seq_length > bert_config.max_position_embeddings:

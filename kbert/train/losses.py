@@ -1,10 +1,15 @@
 """Objectives: losses as sums and counts, which can be added over batches and devices."""
 
 import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
 from kbert.model.fused import cross_entropy
+
+if TYPE_CHECKING:
+    from kbert.tasks.task import Task
 
 
 class PretrainingObjective:
@@ -17,19 +22,21 @@ class PretrainingObjective:
         names: names of the sums of a step, including "tokens".
     """
 
-    names = (
+    names: tuple[str, ...] = (
         *("mlm_loss", "mlm_correct", "mlm_count"),
         *("nsp_loss", "nsp_correct", "nsp_count", "tokens"),
     )
 
-    def __init__(self, global_batch_size):
+    def __init__(self, global_batch_size: int) -> None:
         self._nsp_count = float(global_batch_size)
 
-    def count(self, features):
+    def count(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """The denominator of the loss; summed over the global batch before use."""
         return tf.reduce_sum(features["masked_weights"])
 
-    def sums(self, outputs, features):
+    def sums(
+        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
         """Sums over a batch from which losses and accuracies are computed.
 
         Args:
@@ -55,11 +62,11 @@ class PretrainingObjective:
             "tokens": tf.cast(tf.reduce_sum(features["attention_mask"]), tf.float32),
         }
 
-    def loss(self, sums, count):
+    def loss(self, sums: Mapping[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
         """Contribution of part of a global batch to the loss. count: of the whole global batch."""
         return sums["mlm_loss"] / tf.maximum(count, 1.0) + sums["nsp_loss"] / self._nsp_count
 
-    def metrics(self, sums):
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Returns loss, mlm_loss, nsp_loss (nats), mlm_accuracy and nsp_accuracy (fractions).
 
         All are NaN if no step was counted.
@@ -80,19 +87,21 @@ class TaskObjective:
     """Mean loss of a global batch over its labeled positions or examples.
 
     Args:
-        task: `kbert.tasks.task.Task`, which computes the losses.
+        task: computes the losses.
     """
 
-    names = ("loss", "correct", "count", "tokens")
+    names: tuple[str, ...] = ("loss", "correct", "count", "tokens")
 
-    def __init__(self, task):
+    def __init__(self, task: "Task") -> None:
         self._task = task
 
-    def count(self, features):
+    def count(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """See `PretrainingObjective.count`."""
         return tf.reduce_sum(features["label_weights"])
 
-    def sums(self, outputs, features):
+    def sums(
+        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
         """Returns a dict of `names` -> float32 scalar."""
         losses, correct = self._task.losses(outputs, features["labels"])
         weights = features["label_weights"]
@@ -103,11 +112,11 @@ class TaskObjective:
             "tokens": tf.cast(tf.reduce_sum(features["attention_mask"]), tf.float32),
         }
 
-    def loss(self, sums, count):
+    def loss(self, sums: Mapping[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
         """See `PretrainingObjective.loss`."""
         return sums["loss"] / tf.maximum(count, 1e-6)
 
-    def metrics(self, sums):
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Returns loss and accuracy, weighted alike (0 for regression); NaN without steps."""
         count = sums["count"] or math.nan
         return {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count}

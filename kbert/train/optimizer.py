@@ -5,6 +5,8 @@ Keras' `fit`; `apply_whole` applies it in kbert's training step, to one replica'
 """
 
 import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
@@ -12,10 +14,15 @@ from keras import ops
 from kbert.model.fused import with_xla
 from kbert.train.schedule import WarmupPolynomialDecay
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from kbert.settings import PretrainConfig, TrainingConfig
+
 NO_DECAY = ("bias", "gamma", "beta")  # suffixes of the names of biases and LayerNorm weights
 
 
-def layer_scales(paths, layer_decay):
+def layer_scales(paths: Sequence[str], layer_decay: float) -> list[float]:
     """Layer-wise learning-rate decay: factors of the learning rate, smaller for lower layers.
 
     The factor is 1 for the task head and the pooler, layer_decay to the power of 1, 2, ..., N for
@@ -24,10 +31,7 @@ def layer_scales(paths, layer_decay):
     2021).
 
     Args:
-        paths: paths of Keras variables. layer_decay: float; 1 gives every layer the same rate.
-
-    Returns:
-        list of floats.
+        paths: paths of Keras variables. layer_decay: 1 gives every layer the same rate.
     """
     blocks = [re.search(r"\bencoder/layer_(\d+)/", path) for path in paths]
     N = 1 + max((int(block[1]) for block in blocks if block), default=-1)
@@ -52,18 +56,27 @@ class _Optimizer(keras.optimizers.Optimizer):
     takes the gradient and its multiplier (float32 scalar), the value of a variable, the list of its
     slots (one per slot name, all of the variable's shape), the learning rate, the 1-based number of
     the update (float32 scalars), whether weight decay applies (bool), the optimizer's
-    hyperparameters `settings` and those of its class, `fixed`. It returns the new value and the
+    hyperparameters `settings` and its class's `fixed` ones. It returns the new value and the
     list of new slots. When compiled, it reads and writes memory once.
     """
 
+    slot_names: tuple[str, ...]
+    fixed: Mapping[str, bool]
     slot_names, fixed = (), {}
 
-    def __init__(self, learning_rate, weight_decay=0.0, layer_decay=1.0, settings=None, **kwargs):
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+        weight_decay: float = 0.0,
+        layer_decay: float = 1.0,
+        settings: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(learning_rate, **kwargs)  # without Keras' weight decay: `step` decays
         self.layer_decay = layer_decay
         self.settings = {"weight_decay": weight_decay, **(settings or {})}
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         if self.built:
             return
         super().build(variables)
@@ -71,14 +84,25 @@ class _Optimizer(keras.optimizers.Optimizer):
         self.scales = layer_scales([variable.path for variable in variables], self.layer_decay)
         self.slots = [self.add_optimizer_variables(variables, name) for name in self.slot_names]
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self,
+        gradient: keras.KerasTensor,
+        variable: keras.Variable,
+        learning_rate: keras.KerasTensor,
+    ) -> None:
         index = self._get_variable_index(variable)
         variables = [variable, *(slot[index] for slot in self.slots)]
         rate, count = (ops.cast(x, variable.dtype) for x in (learning_rate, self.iterations + 1))
         gradient = ops.cast(gradient, variable.dtype)
         self._update(index, gradient, variables, ops.convert_to_tensor, rate, count)
 
-    def apply_whole(self, gradients, factor, learning_rate, local):
+    def apply_whole(
+        self,
+        gradients: "Sequence[tf.Tensor]",
+        factor: "tf.Tensor",
+        learning_rate: "tf.Tensor",
+        local: "Callable[[keras.Variable], tf.Variable]",
+    ) -> None:
         """Updates the variables of one replica; every replica applies the same update.
 
         Args:
@@ -112,7 +136,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         for variable, new in zip(variables, [value, *slots], strict=True):
             self.assign(variable, new)
 
-    def named_variables(self, names):
+    def named_variables(self, names: Sequence[str]) -> dict[str, keras.Variable]:
         """The variables that a checkpoint stores: dict of name -> Keras variable.
 
         Args:
@@ -123,26 +147,26 @@ class _Optimizer(keras.optimizers.Optimizer):
             named |= {f"{slot_name}/{n}": slot for n, slot in zip(names, slots, strict=True)}
         return named
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **self.settings, "layer_decay": self.layer_decay}
 
 
 class _Adam(_Optimizer):
-    """Adam (Kingma and Ba 2015) with decoupled weight decay; `fixed` says which form of it."""
+    """Adam (Kingma and Ba 2015) with decoupled weight decay; `fixed` selects its variant."""
 
     slot_names = ("momentum", "velocity")
 
     def __init__(
         self,
-        learning_rate=1e-4,
-        weight_decay=0.01,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-6,
-        layer_decay=1.0,
-        settings=None,
-        **kwargs,
-    ):
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-4,
+        weight_decay: float = 0.01,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-6,
+        layer_decay: float = 1.0,
+        settings: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         numbers = {"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon, **(settings or {})}
         super().__init__(learning_rate, weight_decay, layer_decay, numbers, **kwargs)
 
@@ -188,15 +212,21 @@ class AdamW(_Adam):
     LayerNorm weights are not decayed.
 
     Args:
-        learning_rate: float or schedule. weight_decay: float, scaled by the learning rate.
-        beta_1, beta_2, epsilon: float. layer_decay: see `layer_scales`.
+        learning_rate: number or schedule. weight_decay: scaled by the learning rate.
+        beta_1, beta_2, epsilon: constants of Adam. layer_decay: see `layer_scales`.
         bias_correction: as in Adam (Kingma and Ba 2015, section 3); it makes fine-tuning on few
             examples more stable (Mosbach et al. 2021, arXiv:2006.04884).
     """
 
     fixed = {"trust_ratio": False}
 
-    def __init__(self, learning_rate=1e-4, weight_decay=0.01, bias_correction=False, **kwargs):
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-4,
+        weight_decay: float = 0.01,
+        bias_correction: bool = False,
+        **kwargs: Any,
+    ) -> None:
         settings = {"bias_correction": bias_correction}
         super().__init__(learning_rate, weight_decay, settings=settings, **kwargs)
 
@@ -212,8 +242,8 @@ class LAMB(_Adam):
     variables.
 
     Args:
-        learning_rate: float or schedule. weight_decay: float.
-        beta_1, beta_2, epsilon: float. layer_decay: see `layer_scales`.
+        learning_rate: number or schedule. weight_decay: scaled by the learning rate.
+        beta_1, beta_2, epsilon: constants of Adam. layer_decay: see `layer_scales`.
     """
 
     fixed = {"bias_correction": True, "trust_ratio": True}
@@ -223,7 +253,14 @@ class LAMB(_Adam):
 class SGD(_Optimizer):
     """Gradient descent without momentum, for comparing runs: it has no state and no epsilon."""
 
-    def __init__(self, learning_rate=0.1, weight_decay=0.0, layer_decay=1.0, name="sgd", **kwargs):
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 0.1,
+        weight_decay: float = 0.0,
+        layer_decay: float = 1.0,
+        name: str = "sgd",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(learning_rate, weight_decay, layer_decay, name=name, **kwargs)
 
     @staticmethod
@@ -235,8 +272,8 @@ class SGD(_Optimizer):
         return value - learning_rate * update, []
 
 
-def make_schedule(config):
-    """Returns the learning-rate schedule of a `PretrainConfig`, a function of the step."""
+def make_schedule(config: "PretrainConfig") -> WarmupPolynomialDecay:
+    """Returns the learning-rate schedule of a pretraining run."""
     return WarmupPolynomialDecay(
         config.learning_rate,
         config.decay_steps or config.train_steps,
@@ -245,8 +282,10 @@ def make_schedule(config):
     )
 
 
-def make_optimizer(config, schedule):
-    """Returns the optimizer of a `TrainingConfig`, not yet built."""
+def make_optimizer(
+    config: "TrainingConfig", schedule: keras.optimizers.schedules.LearningRateSchedule
+) -> AdamW | LAMB | SGD:
+    """Returns the optimizer of a run, not yet built."""
     if config.optimizer == "sgd":
         return SGD(schedule, layer_decay=config.layer_decay)
     moments = {"epsilon": config.adam_epsilon, "layer_decay": config.layer_decay}

@@ -1,5 +1,10 @@
 """Pretraining: MLM and NSP on a corpus."""
 
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import tensorflow as tf
 
 from kbert.corpus.corpus import corpus_fingerprint
@@ -20,10 +25,26 @@ from kbert.train.trainer import Trainer
 from kbert.train.workload import Workload
 from kbert.utils.logging import log
 
+if TYPE_CHECKING:
+    from kbert.config import BertConfig
+    from kbert.corpus import Corpus
+    from kbert.settings import PretrainConfig
+    from kbert.tokenizer import BertTokenizer
+    from kbert.train.callbacks import Callback
+    from kbert.train.distribution import Devices
+    from kbert.train.remote_sync import RemoteRunDir
+    from kbert.train.schedule import WarmupPolynomialDecay
+    from kbert.train.workers import Workers
+
 DRY_RUN_STEPS = 3
 
 
-def pretrain(config, output_dir, dry_run=False, callbacks=()):
+def pretrain(
+    config: "PretrainConfig",
+    output_dir: str | os.PathLike[str],
+    dry_run: bool = False,
+    callbacks: "Sequence[Callback]" = (),
+) -> dict[str, Any]:
     """Pretrains a BERT, or resumes a run that was stopped.
 
     With a `teacher`, the model also learns the teacher's predictions of the masked words ("general
@@ -33,11 +54,11 @@ def pretrain(config, output_dir, dry_run=False, callbacks=()):
     bit for bit on the same devices; on GPUs this requires `deterministic`.
 
     Args:
-        config: PretrainConfig.
+        config: settings of the run.
         output_dir: the run's folder.
         dry_run: take a few steps, print the estimated cost of the run, and write only `data` and
             the lock file.
-        callbacks: `kbert.train.Callback` objects, called after the default callbacks.
+        callbacks: called after the default callbacks.
 
     Returns:
         dict of the last logged metrics and of the last evaluation's metrics, prefixed with `eval_`.
@@ -65,25 +86,56 @@ def _rehearse(trainer):
 
 
 class Pretraining(Workload):
-    """MLM and NSP on a corpus. config: PretrainConfig."""
+    """MLM and NSP on a corpus.
+
+    Attributes:
+        corpus, held_out_corpus: training text; held-out text or None.
+        held_out: evaluates the model on the held-out text; None without it.
+    """
+
+    config: "PretrainConfig"
+    part: str
+    program: str
+    teacher_class: type[BertForMaskedLM]
+    bert_config: "BertConfig"
+    tokenizer: "BertTokenizer"
+    train_steps: int
+    eval_every_steps: int
+    schedule: "WarmupPolynomialDecay"
+    objective: PretrainingObjective
+    data: PretrainingExamples
+    model: BertForPreTraining
+    corpus: "Corpus"
+    held_out_corpus: "Corpus | None"
+    held_out: HeldOut | None
 
     part, program = "pretrain", "kbert.pretrain"
-    fixed = (
+    fixed: tuple[str, ...] = (
         *("max_seq_length", "max_predictions_per_seq", "mask_rate", "whole_word_mask"),
         *("short_seq_prob", "global_batch_size", "optimizer", "seed"),
     )
     teacher_class = BertForMaskedLM
-    taught_sums = ("mlm_loss", "mlm_count")  # the teacher does not affect the NSP loss
+    taught_sums: tuple[str, ...] = (
+        "mlm_loss",
+        "mlm_count",
+    )  # the teacher does not affect the NSP loss
 
-    def check(self):
+    def check(self) -> None:
         check_inputs(self.config)
 
-    def load(self, state, saved, run_dir, workers, check=lambda bert_config, tokenizer: None):
+    def load(
+        self,
+        state: Mapping[str, Any] | None,
+        saved: pathlib.Path | None,
+        run_dir: "RemoteRunDir",
+        workers: "Workers",
+        check: "Callable[[BertConfig, BertTokenizer], None]" = lambda bert_config, tokenizer: None,
+    ) -> None:
         config = self.config
         if state and ("teacher" in state["data"]) != bool(config.teacher):
             raise UserError(
-                f"{saved} was written with{'out' if config.teacher else ''} a teacher. Go on so, "
-                f"or start another run: --init_from={saved} --output_dir=ANOTHER."
+                f"{saved} was written with{'out' if config.teacher else ''} a teacher. Resume "
+                f"in the same way, or start a new run: --init_from={saved} --output_dir=ANOTHER."
             )
         with workers.chief_first():
             run_dir.fetch("data")
@@ -111,7 +163,7 @@ class Pretraining(Workload):
             config.seed,
         )
 
-    def make_model(self, bert_config):
+    def make_model(self, bert_config: "BertConfig") -> BertForPreTraining:
         config = self.config
         self.model = BertForPreTraining(bert_config, dtype=config.precision)
         self.held_out = None
@@ -121,7 +173,7 @@ class Pretraining(Workload):
             )
         return self.model
 
-    def initialize_from(self, folder, restore):
+    def initialize_from(self, folder: str, restore: Callable[[str], None]) -> str:
         saved_optimizer = None
         if is_checkpoint(folder) and not self.layers:
             saved_optimizer = verified_state(folder)["settings"]["optimizer"]
@@ -132,12 +184,12 @@ class Pretraining(Workload):
         why = f" (it was trained with {saved_optimizer})" if saved_optimizer else ""
         return f"the weights of {folder}, with a fresh optimizer{why}"
 
-    def identity(self):
+    def identity(self) -> dict[str, Any]:
         held_out = self.held_out_corpus
         held_out = held_out and [corpus_fingerprint(held_out), self.config.eval_examples]
         return {"corpus": corpus_fingerprint(self.corpus), "held_out": held_out}
 
-    def describe(self, devices):
+    def describe(self, devices: "Devices") -> Iterator[str]:
         yield report.model_line(self.bert_config, self.model.count_params(), self.config.precision)
         yield devices.describe(self.config)
         corpus, windows = self.corpus, self.data.windows
@@ -150,20 +202,20 @@ class Pretraining(Workload):
         if self.held_out is None:
             yield "no --eval_input: no held-out loss, and no best weights are kept"
 
-    def evaluation(self):
+    def evaluation(self) -> tuple[dict[str, float], float] | None:
         if self.held_out is None:
             return None
         metrics = self.held_out.metrics()
         return metrics, -metrics["eval_mlm_loss"]
 
-    def train_text(self, step, metrics):
+    def train_text(self, step: int, metrics: Mapping[str, float]) -> str:
         return (
             f"loss {metrics['loss']:.3f} | "
             f"mlm {metrics['mlm_loss']:.3f} acc {metrics['mlm_accuracy']:.3f} | "
             f"nsp {metrics['nsp_loss']:.3f} acc {metrics['nsp_accuracy']:.3f}"
         )
 
-    def evaluation_text(self, step, metrics):
+    def evaluation_text(self, step: int, metrics: Mapping[str, float]) -> str:
         return (
             f"held out at step {step:,} | mlm {metrics['eval_mlm_loss']:.3f} "
             f"(unigram entropy {metrics['eval_unigram_entropy']:.3f}) "
@@ -172,15 +224,20 @@ class Pretraining(Workload):
             f"nsp {metrics['eval_nsp_loss']:.3f} acc {metrics['eval_nsp_accuracy']:.3f}"
         )
 
-    def check_teacher(self, teacher_config, bert_config):
+    def check_teacher(self, teacher_config: "BertConfig", bert_config: "BertConfig") -> None:
         student_size, teacher_size = bert_config.vocab_size, teacher_config.vocab_size
         if student_size != teacher_size:
             raise UserError(
-                f"the student's vocab_size must be that of its teacher, {teacher_size}, whose "
-                f"probabilities it learns; got {student_size}. Write it into --bert_config's file."
+                f"the student's vocab_size must equal its teacher's, {teacher_size}, to compare "
+                f"their probabilities; got {student_size}. Set it in the file of --bert_config."
             )
 
-    def soft_loss(self, outputs, teacher_outputs, features):
+    def soft_loss(
+        self,
+        outputs: Mapping[str, Any],
+        teacher_outputs: Mapping[str, Any],
+        features: Mapping[str, tf.Tensor],
+    ) -> tf.Tensor:
         logits = outputs["mlm_logits"], teacher_outputs["logits"]
         losses = soft_losses(*logits, self.config.temperature)
         return tf.reduce_sum(losses * features["masked_weights"])

@@ -10,7 +10,7 @@ from kbert.train.callbacks import Callback
 from kbert.utils.logging import log
 
 
-def profiled_steps(text):
+def profiled_steps(text: str) -> tuple[int, int]:
     """Parses `--profile=START,STOP`.
 
     Raises:
@@ -19,7 +19,7 @@ def profiled_steps(text):
     match = re.fullmatch(r"(\d+),(\d+)", text)
     if not match or int(match[1]) >= int(match[2]):
         raise UserError(
-            f"profile must be two steps, START,STOP with START < STOP, such as 10,13; got {text!r}."
+            f"profile must be START,STOP, two steps with START < STOP, such as 10,13; got {text!r}."
         )
     return int(match[1]), int(match[2])
 
@@ -31,11 +31,11 @@ class Profiler(Callback):
         text: value of `--profile`.
     """
 
-    def __init__(self, text):
+    def __init__(self, text: str) -> None:
         self._steps = profiled_steps(text)
         self._runs = False
 
-    def on_build(self):
+    def on_build(self) -> None:
         """Logs a note if START has passed.
 
         Raises:
@@ -46,30 +46,30 @@ class Profiler(Callback):
         if start >= steps:
             raise UserError(
                 f"profile must start before the last step, {steps:,}; got {start},{stop}. "
-                f"Take --profile={max(steps - 3, 0)},{steps}"
+                f"Use --profile={max(steps - 3, 0)},{steps}"
             )
         if start < self.trainer.step:
             log(f"note: step {start:,} of --profile has passed; nothing is profiled")
 
-    def steps_left(self, step):
+    def steps_left(self, step: int) -> float:
         return min((border - step for border in self._steps if border > step), default=math.inf)
 
-    def on_train_begin(self):
+    def on_train_begin(self) -> None:
         self.on_step_end()
 
-    def on_step_end(self):
+    def on_step_end(self) -> None:
         start, stop = self._steps
         if self.trainer.step == start:
             tf.profiler.experimental.start(str(self.trainer.folder / "tensorboard"))
             self._runs = True
         elif self.trainer.step == stop:
-            self._stop("as asked")
+            self._stop("as requested")
 
-    def on_train_end(self):
+    def on_train_end(self) -> None:
         self.on_exit()
 
-    def on_exit(self):
-        self._stop("before it was due: the run ended")
+    def on_exit(self) -> None:
+        self._stop("early because the run ended")
 
     def _stop(self, why):
         if self._runs:
@@ -77,6 +77,6 @@ class Profiler(Callback):
             tf.profiler.experimental.stop()
             shown = self.trainer.run_dir.shown(self.trainer.folder / "tensorboard")
             log(
-                f"profile from step {self._steps[0]:,} on written, ended {why}; look at it with "
+                f"wrote a profile from step {self._steps[0]:,} on, ended {why}; open it with "
                 f"TensorBoard's profile plugin: --logdir={shown}"
             )

@@ -1,9 +1,11 @@
 """A run's folder on remote storage: a local working copy, uploaded after every checkpoint."""
 
 import contextlib
+import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from posixpath import basename, dirname
 
 from kbert.corpus.corpus import MANIFEST
@@ -25,33 +27,33 @@ class RemoteRunDir:
     Only complete files are uploaded, and files that mark a folder as complete are uploaded last.
 
     Args:
-        url: the remote path, or None for a local folder. folder: pathlib.Path, the local folder.
+        url: the remote path, or None for a local folder. folder: the local folder.
         writes: whether to upload changes; False if another process uploads them.
     """
 
-    def __init__(self, url, folder, writes=True):
+    def __init__(self, url: str | None, folder: pathlib.Path, writes: bool = True) -> None:
         self.folder = folder
         self._url, self._writes = url, writes
         self._sent = {}  # path in the folder -> (size, mtime) of the uploaded file
 
     @property
-    def is_remote(self):
+    def is_remote(self) -> bool:
         """Whether the folder is remote."""
         return self._url is not None
 
-    def shown(self, text=""):
+    def shown(self, text: object = "") -> str:
         """Replaces local paths in a text with the user's paths; "" returns the folder's path."""
         text = str(text) or str(self.folder)
         return text.replace(str(self.folder), self._url) if self._url else text
 
-    def fetch(self, path):
+    def fetch(self, path: str) -> None:
         """Downloads a folder and its contents, if it exists.
 
         Partially uploaded checkpoints and corpora are removed; TensorBoard events are not
         downloaded.
 
         Args:
-            path: str, path within the folder.
+            path: path within the folder.
 
         Raises:
             UserError: the download failed.
@@ -75,14 +77,14 @@ class RemoteRunDir:
         last = {"checkpoint": STATE_FILE, "data": MANIFEST}.get(path.split("/")[-2])
         return last is not None and not storage.exists(f"{self._url}/{path}/{last}")
 
-    def send(self, path):
+    def send(self, path: str) -> None:
         """Uploads the changes in a folder, and deletes remote files that no longer exist locally.
 
         If the storage keeps failing after the retries of `kbert.utils.storage`, training continues,
         and the next checkpoint uploads the remaining files.
 
         Args:
-            path: str, path within the folder.
+            path: path within the folder.
 
         Raises:
             UserError: a permanent error.
@@ -90,9 +92,9 @@ class RemoteRunDir:
         try:
             self.send_all(path)
         except storage.GaveUp as error:
-            log(f"note: {error} The next checkpoint takes along what is left.")
+            log(f"note: {error} The next checkpoint will upload the remaining files.")
 
-    def send_all(self, path):
+    def send_all(self, path: str) -> None:
         """Like `send`, but raises an error if the storage keeps failing."""
         if not self._url:
             return
@@ -143,15 +145,14 @@ def _stamp(file):
 
 
 @contextlib.contextmanager
-def remote_run_dir(place, part, writes):
+def remote_run_dir(
+    place: str | os.PathLike[str], part: str, writes: bool
+) -> Iterator[RemoteRunDir]:
     """Opens the folder of a run; a remote folder is downloaded first.
 
     Args:
-        place: str or path given by the user. part: str, part of the run, such as "pretrain".
+        place: the path given by the user. part: part of the run, such as "pretrain".
         writes: whether to upload changes; False if another process uploads them.
-
-    Yields:
-        RemoteRunDir.
 
     Raises:
         UserError: the folder cannot be downloaded, or the changes cannot be uploaded at the end.
@@ -172,7 +173,7 @@ def remote_run_dir(place, part, writes):
                 run_dir.send_all(part)
             whole = True
     except UserError as error:
-        kept = "" if whole else f" What could not be sent is in {folder}."
+        kept = "" if whole else f" The files that were not uploaded are in {folder}."
         raise UserError(f"{run_dir.shown(error)}{kept}") from error
     finally:
         if whole:

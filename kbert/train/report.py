@@ -1,19 +1,24 @@
 """Log lines of a run, and the throughput that they report."""
 
 import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from kbert.config import BertConfig
 
-def time_text(seconds):
+
+def time_text(seconds: float) -> str:
     """Formats seconds as 1:02:03 or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def model_line(bert, parameters, precision):
-    """Returns a line that describes the model. bert: BertConfig. parameters: int."""
+def model_line(bert: "BertConfig", parameters: int, precision: str) -> str:
+    """Returns a line that describes the model. parameters: number of parameters."""
     heads = ""
     if bert.attention_heads_per_layer:
         all_heads = bert.num_hidden_layers * bert.num_attention_heads
@@ -24,7 +29,7 @@ def model_line(bert, parameters, precision):
     )
 
 
-def throughput_text(metrics, eta_seconds):
+def throughput_text(metrics: Mapping[str, float], eta_seconds: float) -> str:
     """Returns the common end of all progress lines. metrics: of a window of steps."""
     skipped, waited = metrics["skipped_steps"], metrics["input_wait"]
     return (
@@ -46,13 +51,15 @@ class ThroughputMeter:
         step_seconds: seconds per step in the last call; infinite before the first measurement.
     """
 
-    def __init__(self):
+    step_seconds: float
+
+    def __init__(self) -> None:
         self.step_seconds = math.inf
         self._compiled = False
         self._sums = np.zeros(4)  # seconds, steps, tokens, seconds waiting
         self._last = (0.0, 0.0, 0.0)
 
-    def add(self, seconds, steps, tokens, waited):
+    def add(self, seconds: float, steps: int, tokens: float, waited: float) -> None:
         """Adds a call of `steps` steps. waited: seconds waiting for a batch, another clock."""
         seconds = max(seconds, LEAST_SECONDS)  # clocks may jump
         waited = min(max(waited, 0.0), seconds)
@@ -63,7 +70,7 @@ class ThroughputMeter:
         self.step_seconds = seconds / steps
         self._sums += (seconds, steps, tokens, waited)
 
-    def read(self):
+    def read(self) -> tuple[float, float, float]:
         """Returns tokens/s, seconds per step and the fraction spent waiting for data; resets."""
         seconds, steps, tokens, waited = self._sums.tolist()
         if steps:

@@ -1,15 +1,26 @@
 """Checks and reports of settings that changed since a run was stopped."""
 
 import dataclasses
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from kbert.errors import UserError
 from kbert.utils.logging import log
+
+if TYPE_CHECKING:
+    from kbert.settings import TrainingConfig
 
 # These settings only affect the start of a run; a resumed run reads the result from its checkpoint.
 _IN_CHECKPOINT = ("init_from", "vocab_file", "vocab_size")
 
 
-def check_fixed(config, names, state, path):
+def check_fixed(
+    config: "TrainingConfig",
+    names: Iterable[str],
+    state: Mapping[str, Any],
+    path: str | os.PathLike[str],
+) -> None:
     """Checks that no setting that affects results has changed.
 
     Args:
@@ -22,12 +33,17 @@ def check_fixed(config, names, state, path):
         now, before = getattr(config, name), state["settings"][name]
         if now != before:
             raise UserError(
-                f"{name} is {now} now, but {path} was written with {before}. Go on with the "
-                f"old value, or start another run: --init_from={path} --output_dir=ANOTHER."
+                f"{name} is {now} now, but {path} was written with {before}. Resume with the "
+                f"old value, or start a new run: --init_from={path} --output_dir=ANOTHER."
             )
 
 
-def report_changes(config, identity, state, complete=False):
+def report_changes(
+    config: "TrainingConfig",
+    identity: Mapping[str, Any],
+    state: Mapping[str, Any],
+    complete: bool = False,
+) -> None:
     """Logs changed settings, and settings that have no effect on a resumed run.
 
     Args:
@@ -40,10 +56,10 @@ def report_changes(config, identity, state, complete=False):
             continue
         if name in _IN_CHECKPOINT:
             if current[name] is not None:
-                log(f"note: --{name} has no effect: the run goes on from its own checkpoint")
+                log(f"note: --{name} has no effect: the run resumes from its own checkpoint")
         elif complete:
             log(f"note: --{name} has no effect: the run is complete, with {value}")
         else:
-            log(f"note: --{name} is {current[name]} now; before the stop it was {value}")
+            log(f"note: --{name} is {current[name]} now; before the run stopped it was {value}")
     if identity["corpus"] != state["data"]["corpus"]:
-        log("note: the text has changed since the stop; from here on other examples are seen")
+        log("note: the training data has changed; the remaining steps see other examples")

@@ -12,24 +12,26 @@ class WarmupPolynomialDecay(keras.optimizers.schedules.LearningRateSchedule):
     by a factor of (1 - warmup_steps / decay_steps)^power at the end of the warmup.
 
     Args:
-        learning_rate: target of the warmup. decay_steps, warmup_steps: int.
+        learning_rate: target of the warmup. decay_steps, warmup_steps: numbers of steps.
         power: 1 for the linear decay of BERT.
     """
 
-    def __init__(self, learning_rate, decay_steps, warmup_steps, power=1.0):
+    def __init__(
+        self, learning_rate: float, decay_steps: int, warmup_steps: int, power: float = 1.0
+    ) -> None:
         self.learning_rate = learning_rate
         self.decay_steps = decay_steps
         self.warmup_steps = warmup_steps
         self.power = power
 
-    def __call__(self, step):
+    def __call__(self, step: int | keras.KerasTensor) -> keras.KerasTensor:
         step = ops.cast(step, "float32")
         left = 1.0 - ops.minimum(step / self.decay_steps, 1.0)
         decayed = self.learning_rate * left**self.power
         warming = self.learning_rate * step / max(self.warmup_steps, 1)
         return ops.where(step < self.warmup_steps, warming, decayed)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, float]:
         return {
             "learning_rate": self.learning_rate,
             "decay_steps": self.decay_steps,

@@ -3,14 +3,19 @@
 import contextlib
 import signal
 import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from kbert.utils.logging import log
+
+if TYPE_CHECKING:
+    from kbert.train.trainer import Trainer
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def stop_requests(run):
+def stop_requests(run: "Trainer") -> Iterator[None]:
     """Sets `run.stop_training` and `run.stop_signal` at Ctrl-C or SIGTERM.
 
     A second signal stops the run immediately.
@@ -24,7 +29,7 @@ def stop_requests(run):
     def request(number, frame):
         run.stop_training, run.stop_signal = True, number
         restore()
-        log("stopping: saving first")
+        log("stopping: saving a checkpoint first")
 
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread can handle signals

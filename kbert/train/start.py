@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
+import os
 import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -16,17 +19,24 @@ from kbert.train.trainer import Trainer
 from kbert.train.wandb_logger import WandbLogger, check_wandb
 from kbert.utils.locks import folder_lock
 
+if TYPE_CHECKING:
+    from kbert.settings import TrainingConfig
+    from kbert.train.distillation import Distillation
+    from kbert.train.workload import Workload
 
-def start_run(workload, output_dir, callbacks=(), act=Trainer.fit):
+
+def start_run(
+    workload: "Workload | Distillation",
+    output_dir: str | os.PathLike[str],
+    callbacks: Sequence[cb.Callback] = (),
+    act: Callable[[Trainer], dict[str, Any]] = Trainer.fit,
+) -> dict[str, Any]:
     """Creates a run, locks its folder and calls `act(trainer)`.
 
     Args:
-        workload: `kbert.train.workload.Workload`. output_dir: the run's folder.
-        callbacks: `kbert.train.callbacks.Callback` objects, called after the default callbacks.
-        act: function of the opened `Trainer`.
-
-    Returns:
-        The result of `act`.
+        workload: model, data and objective. output_dir: the run's folder.
+        callbacks: called after the default callbacks.
+        act: function of the opened trainer; its result is returned.
 
     Raises:
         SystemExit: Ctrl-C or SIGTERM stopped the run after a checkpoint was saved. The exit status
@@ -64,11 +74,11 @@ def start_run(workload, output_dir, callbacks=(), act=Trainer.fit):
     return results
 
 
-def usual_callbacks(config, is_chief):
+def usual_callbacks(config: "TrainingConfig", is_chief: bool) -> list[cb.Callback]:
     """Returns the default callbacks in call order: metrics are written before weights.
 
     Args:
-        config: TrainingConfig. is_chief: whether this worker writes the run's files.
+        config: settings of the run. is_chief: whether this worker writes the run's files.
     """
     if not is_chief:
         return []

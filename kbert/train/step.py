@@ -1,9 +1,19 @@
 """The training step, which is the same for any number of replicas and slices."""
 
 import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import keras
 import tensorflow as tf
+
+if TYPE_CHECKING:
+    from kbert.compression.distillation_objective import Objective
+    from kbert.model.pretrained import PretrainedModel
+    from kbert.settings import TrainingConfig
+    from kbert.train.distribution import Devices
+    from kbert.train.optimizer import LAMB, SGD, AdamW
+    from kbert.train.schedule import WarmupPolynomialDecay
 
 # Dynamic loss scaling of mixed_float16 (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2),
 # with the constants of Keras' LossScaleOptimizer.
@@ -22,20 +32,32 @@ class TrainStep:
     counts as "not finite" only at scale 1.
 
     Args:
-        model: model of `kbert.model`, created in the scope of the strategy.
-        optimizer: optimizer of `kbert.train.optimizer`, created in the same scope and built with
-            the model's trainable variables.
+        model: the model, created in the scope of the strategy.
+        optimizer: the optimizer, created in the same scope and built with the model's trainable
+            variables.
         schedule: learning rate as a function of the step.
-        devices: `kbert.train.distribution.Devices`.
-        config: TrainingConfig.
-        objective: objective of `kbert.train.losses`.
+        devices: the devices of the run.
+        config: settings of the run.
+        objective: the loss and its sums.
 
     Attributes:
         row: names of the values that a step reports: the objective's sums over the global batch,
             then "gradient_norm", "steps", "overflows" and "not_finite".
+        loss_scale: the factor of the loss in mixed_float16, or None.
     """
 
-    def __init__(self, model, optimizer, schedule, devices, config, objective):
+    row: tuple[str, ...]
+    loss_scale: keras.Variable | None
+
+    def __init__(
+        self,
+        model: "PretrainedModel",
+        optimizer: "AdamW | LAMB | SGD",
+        schedule: "WarmupPolynomialDecay",
+        devices: "Devices",
+        config: "TrainingConfig",
+        objective: "Objective",
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
         self._schedule = schedule
@@ -67,7 +89,7 @@ class TrainStep:
             named |= {f"{name}/lora_a": a, f"{name}/lora_b": b}
         return named
 
-    def named_variables(self):
+    def named_variables(self) -> dict[str, keras.Variable]:
         """Other variables that a checkpoint stores: dict of name -> Keras variable."""
         weights = self._named_weights()
         names = {id(weight): name for name, weight in weights.items()}
@@ -80,16 +102,18 @@ class TrainStep:
             named |= {"loss_scale/scale": self.loss_scale, "loss_scale/good": self._good_steps}
         return named
 
-    def current_loss_scale(self):
-        """float, the current factor of the loss in mixed_float16."""
+    def current_loss_scale(self) -> float:
+        """Returns the current factor of the loss in mixed_float16."""
         return float(self.first_copy(self.loss_scale))
 
-    def first_copy(self, variable):
+    def first_copy(self, variable: keras.Variable) -> tf.Variable:
         """Returns the tf.Variable of a Keras variable on the first device of this worker."""
         return self._strategy.experimental_local_results(variable.value)[0]
 
     @tf.function
-    def take(self, batches, step, count):
+    def take(
+        self, batches: Iterator[dict[str, tf.Tensor]], step: tf.Tensor, count: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Takes several steps in one call.
 
         Args:

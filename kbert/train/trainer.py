@@ -6,6 +6,8 @@ import math
 import pathlib
 import shlex
 import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
@@ -20,6 +22,16 @@ from kbert.train.signals import SIGNALS, stop_requests
 from kbert.train.step import TrainStep
 from kbert.utils.logging import log
 
+if TYPE_CHECKING:
+    from kbert.model.pretrained import PretrainedModel
+    from kbert.settings import FinetuneConfig, PretrainConfig
+    from kbert.train.callbacks import Callback
+    from kbert.train.checkpoint import BackgroundWriter
+    from kbert.train.distillation import Distillation
+    from kbert.train.distribution import Devices
+    from kbert.train.remote_sync import RemoteRunDir
+    from kbert.train.workload import Workload
+
 # The host calls the devices for several steps that take about this long, at least one step.
 CALL_SECONDS = 0.5
 # Abort after this many consecutive non-finite steps.
@@ -30,25 +42,55 @@ class Trainer:
     """Trains a workload: `open` loads or creates the model, `fit` runs the training loop.
 
     Args:
-        workload: `kbert.train.workload.Workload`: model, data and objective.
-        devices: `kbert.train.distribution.Devices`.
-        run_dir: `kbert.train.remote_sync.RemoteRunDir`, the run's folder.
-        background: `kbert.train.checkpoint.BackgroundWriter`.
-        callbacks: `kbert.train.callbacks.Callback` objects, called in this order.
+        workload: model, data and objective.
+        devices: the devices of the run.
+        run_dir: the run's folder.
+        background: writes checkpoints.
+        callbacks: called in this order.
 
     Attributes:
-        config: of the workload. folder: pathlib.Path, the workload's part of the run's folder.
+        config: of the workload. folder: the workload's part of the run's folder.
+        checkpoints: the checkpoints in it. throughput: of the last steps.
         model, train_step: created by `open`.
-        step: int, steps taken. window: Counter, sums since the last log, also in checkpoints.
-        best: value of the best evaluation so far, or None; evaluations_since_best: int.
-        evaluation_due: bool, whether the run stopped before the evaluation of this step.
-        stop_training: bool; if True, the run saves a checkpoint and stops.
-        stop_signal: int, the signal that stopped the run, or None.
-        eta_seconds: float, estimated remaining time at the last log.
-        results: dict of the last metrics; in the chief, including evaluation metrics.
+        step: steps taken. window: sums since the last log, also in checkpoints.
+        best: value of the best evaluation so far, or None.
+        evaluations_since_best: number of evaluations since then.
+        evaluation_due: whether the run stopped before the evaluation of this step.
+        stop_training: if True, the run saves a checkpoint and stops.
+        stop_signal: number of the signal that stopped the run, or None.
+        eta_seconds: estimated remaining time at the last log.
+        results: the last metrics; in the chief, including evaluation metrics.
     """
 
-    def __init__(self, workload, devices, run_dir, background, callbacks=()):
+    workload: "Workload | Distillation"
+    config: "PretrainConfig | FinetuneConfig"
+    devices: "Devices"
+    run_dir: "RemoteRunDir"
+    background: "BackgroundWriter"
+    callbacks: "list[Callback]"
+    folder: pathlib.Path
+    checkpoints: Checkpoints
+    model: "PretrainedModel"
+    train_step: TrainStep
+    throughput: ThroughputMeter
+    step: int
+    window: collections.Counter[str]
+    best: float | None
+    evaluations_since_best: int
+    evaluation_due: bool
+    stop_training: bool
+    stop_signal: int | None
+    eta_seconds: float
+    results: dict[str, Any]
+
+    def __init__(
+        self,
+        workload: "Workload | Distillation",
+        devices: "Devices",
+        run_dir: "RemoteRunDir",
+        background: "BackgroundWriter",
+        callbacks: "Sequence[Callback]" = (),
+    ) -> None:
         self.workload, self.config = workload, workload.config
         self.devices, self.run_dir, self.background = devices, run_dir, background
         self.callbacks = list(callbacks)
@@ -56,7 +98,7 @@ class Trainer:
             callback.trainer = self
         self.folder = run_dir.folder / workload.part
         self.checkpoints = Checkpoints(self.folder / "checkpoint", self.config.keep_checkpoints)
-        self.model = self.train_step = None
+        self.model = self.train_step = None  # type: ignore  # created by `open`
         self.window, self.throughput = collections.Counter(), ThroughputMeter()
         self.step = self.evaluations_since_best = 0
         self.best, self.evaluation_due = None, False
@@ -65,12 +107,12 @@ class Trainer:
         self._not_finite_steps = 0
         self.results = {}
 
-    def call(self, moment, *args):
-        """Calls the method `moment` of all callbacks."""
+    def call(self, moment: str, *args: object) -> None:
+        """Calls the method named `moment` of all callbacks."""
         for callback in self.callbacks:
             getattr(callback, moment)(*args)
 
-    def open(self):
+    def open(self) -> None:
         """Loads or creates the model, and builds its training step.
 
         Raises:
@@ -126,7 +168,7 @@ class Trainer:
             self.best = state["best"]
             self.evaluations_since_best = state["evaluations_since_best"]
         else:
-            log("note: the held-out data has changed; the best weights are sought anew")
+            log("note: the evaluation data has changed; resetting the best checkpoint")
 
     def _restore(self, folder):
         """Loads the weights and the optimizer of a checkpoint."""
@@ -136,8 +178,8 @@ class Trainer:
         path = pathlib.Path(folder) / OPTIMIZER_FILE
         restore_arrays(path, variables, optional=["loss_scale/"])
 
-    def state(self):
-        """The part of a checkpoint that is not arrays: a JSON-serializable dict."""
+    def state(self) -> dict[str, Any]:
+        """Returns the part of a checkpoint other than arrays: a JSON-serializable dict."""
         return {
             "settings": dataclasses.asdict(self.config),
             "bert_config": self.workload.bert_config.to_dict(),
@@ -148,7 +190,7 @@ class Trainer:
             "evaluation_due": self.evaluation_due,
         }
 
-    def fit(self):
+    def fit(self) -> dict[str, Any]:
         """Takes the remaining steps; returns the results, complete only in the chief.
 
         Raises:
@@ -187,7 +229,7 @@ class Trainer:
         return stopping
 
     def _stop_requested(self):
-        """Whether any worker is to stop; a signal to one counts as a signal to all."""
+        """Whether any worker must stop; a signal to one counts as a signal to all."""
         received = [self.stop_signal == number for number in SIGNALS]
         requested, *received = self.devices.workers.sum([self.stop_training, *received])
         for number, count in zip(SIGNALS, received, strict=True):
@@ -198,7 +240,7 @@ class Trainer:
     def _finish(self):
         if not self.complete:
             command = self.resume_command()
-            log(f"stopped and saved at step {self.step}. Go on with:\n  {command}")
+            log(f"stopped at step {self.step}; the checkpoint is saved. Resume with:\n  {command}")
             return
         if self.devices.workers.is_chief:
             self.results = self.workload.finish(self.results, self.run_dir)
@@ -208,7 +250,7 @@ class Trainer:
             f"curves in {self.run_dir.shown(self.folder / 'metrics.jsonl')}"
         )
 
-    def resume_command(self):
+    def resume_command(self) -> str:
         """Returns the command that resumes the run."""
         flagfile, program = self.folder / "run.flags", self.workload.program
         if self.run_dir.is_remote:  # flagfiles must be local
@@ -217,13 +259,13 @@ class Trainer:
         return f"python -m {program} --flagfile={shlex.quote(str(flagfile))}"
 
     @property
-    def complete(self):
+    def complete(self) -> bool:
         """Whether no steps remain, or early stopping ended the run."""
         patience = self.workload.patience
         stale = patience is not None and self.evaluations_since_best >= patience
         return self.step >= self.workload.train_steps or stale
 
-    def batches(self, steps):
+    def batches(self, steps: int) -> Iterator[dict[str, tf.Tensor]]:
         """Returns an iterator of the next global batches, split among the replicas in order."""
         devices = self.devices
         rows = self.config.global_batch_size // devices.replicas
@@ -243,11 +285,11 @@ class Trainer:
         steps = max(1, min(left, int(CALL_SECONDS / self.throughput.step_seconds)))
         return int(self.devices.workers.from_chief([steps])[0])  # timing differs among workers
 
-    def take_steps(self, batches, count):
+    def take_steps(self, batches: Iterator[dict[str, tf.Tensor]], count: int) -> None:
         """Takes `count` steps and adds them to the window, in order.
 
         Args:
-            batches: iterator returned by `batches`. count: int.
+            batches: iterator returned by `batches`. count: number of steps.
 
         Raises:
             UserError: out of memory; a non-finite loss or gradient if `nonfinite` is "stop".
@@ -282,9 +324,9 @@ class Trainer:
             log(f"note: the loss or the gradient is not finite at step {self.step}: skipped")
             return
         self.background.wait()  # it may be writing the last checkpoint
-        hint = "or leave such steps out with --nonfinite=skip; "
+        hint = "or skip such steps with --nonfinite=skip; "
         if self.config.nonfinite == "skip":
-            hint = f"for {NOT_FINITE_LIMIT} steps in a row nothing was learnt; "
+            hint = f"as {NOT_FINITE_LIMIT} consecutive steps were not finite; "
         raise UserError(
             f"the loss or the gradient is not finite at step {self.step}. Lower --learning_rate or "
             f"raise --warmup_steps, {hint}the last checkpoint is "
@@ -313,7 +355,7 @@ class Trainer:
         self.call("on_log", metrics)
         self.results |= metrics
 
-    def evaluate(self):
+    def evaluate(self) -> None:
         """Evaluates on held-out data, and records whether the weights are the best so far.
 
         Only the chief evaluates; it sends the value to the other workers.

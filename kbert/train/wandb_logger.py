@@ -10,16 +10,20 @@ import pathlib
 import queue
 import secrets
 import threading
+from typing import TYPE_CHECKING, Any
 
 from kbert.errors import UserError, one_line
 from kbert.train.callbacks import Callback
 from kbert.utils.logging import log
 
+if TYPE_CHECKING:
+    from kbert.settings import TrainingConfig
+
 ID_FILE = "wandb_id"  # in the run's folder, so that a resumed run continues the same W&B run
 LONGEST_WAIT = 60  # seconds to wait for pending uploads at the end of a run
 
 
-def check_wandb(config):
+def check_wandb(config: "TrainingConfig") -> None:
     """Checks that W&B is installed if `--wandb_project` is set.
 
     Raises:
@@ -35,7 +39,7 @@ class WandbLogger(Callback):
 
     _thread = _results = None  # results: returned by the run; None if it failed
 
-    def on_train_begin(self):
+    def on_train_begin(self) -> None:
         trainer = self.trainer
         self._rows = queue.SimpleQueue()
         settings = {
@@ -47,19 +51,19 @@ class WandbLogger(Callback):
         self._thread = threading.Thread(target=self._send, args=arguments, daemon=True)
         self._thread.start()
 
-    def on_log(self, metrics):
+    def on_log(self, metrics: dict[str, float]) -> None:
         self._rows.put((self.trainer.step, metrics))
 
-    def on_evaluate(self, metrics, better):
+    def on_evaluate(self, metrics: dict[str, float], better: bool) -> None:
         self.on_log(metrics)
 
-    def on_train_end(self):
+    def on_train_end(self) -> None:
         self._results = {}
 
-    def on_finish(self, results):
+    def on_finish(self, results: dict[str, Any]) -> None:
         self._results = results
 
-    def on_exit(self):
+    def on_exit(self) -> None:
         """Sends the results and the plots in the folder, and waits for pending uploads.
 
         It waits at most `LONGEST_WAIT` seconds, then logs a note.
@@ -69,7 +73,7 @@ class WandbLogger(Callback):
         self._rows.put(None)
         self._thread.join(LONGEST_WAIT)
         if self._thread.is_alive():
-            log(f"note: W&B takes longer than {LONGEST_WAIT} s; the run is whole without it")
+            log(f"note: W&B takes longer than {LONGEST_WAIT} s; not waiting for it any longer")
         self._thread = None
 
     def _send(self, folder, project, settings, directory):
@@ -85,10 +89,10 @@ class WandbLogger(Callback):
             run.log({path.stem: wandb.Image(str(path)) for path in pictures}, step=step)
             run.summary.update(_numbers(self._results or {}))
             run.finish(exit_code=int(self._results is None))
-        except Exception as error:  # such as a missing key or no network: never stop the run
+        except Exception as error:  # a missing key or no network, for example: never stop the run
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             reason = one_line(f"{kind}{error}", 300)
-            log(f"note: W&B gets nothing more of this run: {reason}")
+            log(f"note: logging to W&B stopped: {reason}")
 
 
 def _numbers(results):
@@ -106,7 +110,7 @@ def _started(wandb, folder, project, settings, directory):
     """Starts the W&B run of a folder, or resumes the one that was started there before."""
     online = wandb.setup().settings.mode == "online"
     if online and not wandb.login(prompt=False):  # no prompt on the terminal
-        raise UserError("there is no key. Run `wandb login`, or set WANDB_MODE=offline")
+        raise UserError("no API key found. Run `wandb login`, or set WANDB_MODE=offline")
     path = folder / ID_FILE
     if not path.exists():
         path.write_text(secrets.token_hex(8), encoding="utf-8")

@@ -6,12 +6,18 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 
 from kbert.errors import UserError, one_line
 from kbert.utils.logging import log
+
+if TYPE_CHECKING:
+    # The lazily loaded `tf.distribute` is opaque to type checkers.
+    from tensorflow.python.distribute.distribute_lib import Strategy
 
 # Errors that TensorFlow raises in a worker when another worker has failed.
 _LOST = (
@@ -33,26 +39,26 @@ class Workers:
     signal or an evaluation are synchronized, so that all workers take the same steps.
 
     Attributes:
-        strategy: tf.distribute.Strategy. index: int, index of this worker. addresses: HOST:PORT of
+        strategy: a tf.distribute.Strategy. index: index of this worker. addresses: HOST:PORT of
             all workers; empty for a single-process run.
     """
 
-    strategy: tf.distribute.Strategy
+    strategy: "Strategy"
     index: int = 0
     addresses: tuple[str, ...] = ()
 
     @property
-    def count(self):
-        """int, number of workers."""
+    def count(self) -> int:
+        """Number of workers."""
         return max(1, len(self.addresses))
 
     @property
-    def is_chief(self):
+    def is_chief(self) -> bool:
         """Whether this worker writes the run's files."""
         return self.index == 0
 
-    def sum(self, values):
-        """Sums over the workers. values: list of numbers. Returns a float64 array.
+    def sum(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Returns the sums of the values over the workers, as a float64 array.
 
         All workers must call it; it blocks until they do.
         """
@@ -63,24 +69,24 @@ class Workers:
     def _sum(self, values):
         return self.strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
 
-    def wait(self):
+    def wait(self) -> None:
         """Blocks until all workers have called it."""
         self.sum([0])
 
-    def from_chief(self, values):
-        """Returns the chief's values in every worker, as float64 array. values: list of numbers."""
+    def from_chief(self, values: Sequence[float]) -> np.ndarray:
+        """Returns the chief's values in every worker, as a float64 array."""
         return self.sum(values if self.is_chief else np.zeros(len(values)))
 
     @contextlib.contextmanager
-    def chief_first(self):
-        """The chief runs the body while the others wait; then the others run it."""
+    def chief_first(self) -> Iterator[None]:
+        """Lets the chief run the body while the others wait; then the others run it."""
         if not self.is_chief:
             self.wait()
         yield
         if self.is_chief:
             self.wait()
 
-    def check_same(self, **things):
+    def check_same(self, **things: object) -> None:
         """Raises UserError in all workers unless each value, as JSON, is the same in all."""
         for name, thing in things.items():
             text = json.dumps(thing, sort_keys=True, default=str)
@@ -88,11 +94,11 @@ class Workers:
             if self.sum([mine != self.from_chief([mine])[0]])[0]:
                 raise UserError(
                     f"the workers do not have the same {name}. Start all of them with the same "
-                    f"flags, the same text, and an --output_dir that all of them see."
+                    f"flags, the same text, and an --output_dir that all of them can access."
                 )
 
     @contextlib.contextmanager
-    def losses_reported(self):
+    def losses_reported(self) -> Iterator[None]:
         """Converts TensorFlow's errors about a failed worker to a UserError."""
         try:
             yield
@@ -100,14 +106,14 @@ class Workers:
             if self.count == 1:
                 raise
             raise UserError(
-                f"worker {self.index} of {self.count} has lost another one; what ended that one is "
-                f"in its own output. Start all of them again, or fewer, or more: the run goes on "
-                f"from the last checkpoint."
+                f"worker {self.index} of {self.count} lost the connection to another worker, whose "
+                f"output shows the cause. Restart all workers (their number may change): the run "
+                f"resumes from the last checkpoint."
             ) from error
 
 
-def read_cluster(environ=os.environ):
-    """Reads the index of this worker and the addresses of all from the variable TF_CONFIG.
+def read_cluster(environ: Mapping[str, str] = os.environ) -> tuple[int, tuple[str, ...]]:
+    """Reads this worker's index and the addresses of all workers from the variable TF_CONFIG.
 
     TF_CONFIG holds JSON as written by TensorFlow, Kubeflow and Vertex AI: `cluster` with the tasks
     "worker" and optionally one "chief", and `task` with `type` and `index`.
@@ -122,14 +128,15 @@ def read_cluster(environ=os.environ):
         kind, index = task["type"], int(task["index"])
         others = set(cluster) - {"chief", "worker"}
         if others or kind not in cluster:
-            raise ValueError(f"{', '.join(sorted(others)) or kind} takes no part in training")
+            raise ValueError(f"{', '.join(sorted(others)) or kind} is not a training task")
         if not 0 <= index < len(cluster[kind]):
             raise ValueError(f"the cluster has no {kind} {index}")
         chief, workers = (_addresses(cluster, name) for name in ("chief", "worker"))
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         reason = f"lacks {error}" if isinstance(error, LookupError) else str(error)
         raise UserError(
-            f"TF_CONFIG must tell each worker who it is with --distribution=multi_worker; it is "
+            f"TF_CONFIG must hold the cluster and this worker's task with "
+            f"--distribution=multi_worker; it is "
             f"{f'{text[:100]!r} ({reason})' if text else 'not set'}. Set it, for example, to "
             f"{_EXAMPLE}"
         ) from error
@@ -147,23 +154,23 @@ def _addresses(cluster, kind):
     return addresses
 
 
-def join_cluster(index, addresses):
-    """Connects to the other workers and waits for them; takes the results of `read_cluster`.
+def join_cluster(index: int, addresses: tuple[str, ...]) -> Workers:
+    """Connects to the other workers and waits for them.
 
-    Returns:
-        Workers.
+    Args:
+        index, addresses: as returned by `read_cluster`.
 
     Raises:
         UserError: this worker cannot listen at its address, or the others cannot be reached.
     """
     others = ", ".join(address for i, address in enumerate(addresses) if i != index)
-    log(f"worker {index} of {len(addresses)}, {addresses[index]}; waiting for {others or 'nobody'}")
+    log(f"worker {index} of {len(addresses)}, {addresses[index]}; waiting for {others or 'none'}")
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.OpError as error:
         raise UserError(
             f"worker {index} of {len(addresses)} cannot join the others ({one_line(error, 300)}). "
-            f"Look whether another program listens at its port, that of {addresses[index]}, and "
-            f"whether the hosts of TF_CONFIG reach each other; then start all workers again."
+            f"Check that no other program listens on the port of {addresses[index]}, and that the "
+            f"hosts in TF_CONFIG can reach each other; then restart all workers."
         ) from error
     return Workers(strategy, index, addresses)

@@ -1,6 +1,28 @@
 """Workloads: the model, data and objective of a run, without the training loop."""
 
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
 from kbert.model.weights import Tensors, write_weights
+
+if TYPE_CHECKING:
+    import numpy as np
+    import tensorflow as tf
+
+    from kbert.compression.distillation_objective import Objective
+    from kbert.compression.teacher import Teacher
+    from kbert.config import BertConfig
+    from kbert.data.bucketed_batches import BucketedBatches
+    from kbert.data.pretraining_batches import PretrainingExamples
+    from kbert.model.pretrained import PretrainedModel
+    from kbert.settings import FinetuneConfig, PretrainConfig
+    from kbert.tokenizer import BertTokenizer
+    from kbert.train.distribution import Devices
+    from kbert.train.remote_sync import RemoteRunDir
+    from kbert.train.schedule import WarmupPolynomialDecay
+    from kbert.train.workers import Workers
 
 
 class Workload:
@@ -8,17 +30,16 @@ class Workload:
 
     A subclass implements all methods up to `soft_loss`, except for checks that it does not need.
 
-    Args:
-        config: TrainingConfig.
-
     Attributes:
-        part: str, folder within the run's folder. program: str, module that resumes the run.
+        config: settings of the run.
+        part: folder within the run's folder. program: module that resumes the run.
         fixed: names of the settings that affect results and must not change when a run resumes.
-        patience: int, evaluations without improvement before early stopping, or None.
+        patience: number of evaluations without improvement before early stopping, or None.
         layers: encoder blocks of `init_from` to use, from 1; None for all.
-        teacher: `kbert.compression.teacher.Teacher`, or None. teacher_labels: names of its labels.
-        teacher_class: model class of the teacher. taught_sums: names of two of the objective's
-            sums, a loss and its count, which the teacher's soft loss partly replaces.
+        teacher: the teacher of a distillation run, or None. teacher_labels: names of its labels.
+        teacher_class: model class of the teacher.
+        taught_sums: names of two of the objective's sums, a loss and its count; the teacher's soft
+            loss replaces part of this loss.
         bert_config, tokenizer, train_steps, eval_every_steps, schedule, objective: set by `load`.
         data: set by `load`; its `dataset(batch_size, first, count, input_context)` returns a
             tf.data.Dataset of `count` batches for the replicas of a worker, starting at batch
@@ -26,72 +47,111 @@ class Workload:
         model: set by `make_model`.
     """
 
-    part = program = patience = layers = None
+    config: "PretrainConfig | FinetuneConfig"
+    part: str
+    program: str
+    fixed: tuple[str, ...]
+    patience: int | None
+    layers: tuple[int, ...] | None
+    teacher: "Teacher | None"
+    teacher_labels: tuple[str, ...] | None
+    teacher_class: "type[PretrainedModel] | None"
+    taught_sums: tuple[str, ...]
+    bert_config: "BertConfig"
+    tokenizer: "BertTokenizer"
+    train_steps: int
+    eval_every_steps: int
+    schedule: "WarmupPolynomialDecay"
+    objective: "Objective"
+    data: "PretrainingExamples | BucketedBatches"
+    model: "PretrainedModel"
+
+    part = program = patience = layers = None  # type: ignore  # a subclass sets part and program
     teacher = teacher_labels = teacher_class = None
     fixed = taught_sums = ()
 
-    def __init__(self, config):
+    def __init__(self, config: "PretrainConfig | FinetuneConfig") -> None:
         self.config = config
 
-    def check(self):
+    def check(self) -> None:
         """Raises UserError for invalid settings, before anything is written."""
 
-    def load(self, state, saved, run_dir, workers, check=lambda bert_config, tokenizer: None):
+    def load(
+        self,
+        state: Mapping[str, Any] | None,
+        saved: pathlib.Path | None,
+        run_dir: "RemoteRunDir",
+        workers: "Workers",
+        check: "Callable[[BertConfig, BertTokenizer], None]" = lambda bert_config, tokenizer: None,
+    ) -> None:
         """Loads or creates the inputs of the run.
 
         Args:
-            state: dict of the checkpoint that the run resumes from, or None.
+            state: state of the checkpoint that the run resumes from, or None.
             saved: folder of that checkpoint, or None.
-            run_dir: `kbert.train.remote_sync.RemoteRunDir`.
-            workers: `kbert.train.workers.Workers`.
+            run_dir: the run's folder. workers: the processes of the run.
             check: called with the BertConfig and the tokenizer before anything slow; it may raise
                 UserError.
         """
 
-    def make_model(self, bert_config):
+    def make_model(self, bert_config: "BertConfig") -> "PretrainedModel":
         """Creates the model with random weights; frozen weights are not trained."""
+        raise NotImplementedError
 
-    def initialize_from(self, folder, restore):
+    def initialize_from(self, folder: str, restore: Callable[[str], None]) -> str:
         """Loads the weights of `init_from`; returns a description of their origin.
 
         Args:
-            folder: str. restore: function of the folder of a checkpoint that loads its weights and
-                its optimizer state.
+            folder: the value of `init_from`. restore: function of the folder of a checkpoint that
+                loads its weights and its optimizer state.
         """
+        raise NotImplementedError
 
-    def identity(self):
+    def identity(self) -> dict[str, Any]:
         """JSON that identifies training and held-out data: {"corpus": ..., "held_out": ...}."""
+        raise NotImplementedError
 
-    def describe(self, devices):
-        """Lines that describe model and data. devices: `kbert.train.distribution.Devices`."""
+    def describe(self, devices: "Devices") -> Iterable[str]:
+        """Returns lines that describe model, devices and data."""
+        raise NotImplementedError
 
-    def check_metric(self):
+    def check_metric(self) -> None:
         """Raises UserError if the configured metric cannot select the best weights."""
 
-    def evaluation(self):
+    def evaluation(self) -> tuple[dict[str, float], float] | None:
         """Returns metrics on held-out data and the value to maximize; or None."""
 
-    def train_text(self, step, metrics):
+    def train_text(self, step: int, metrics: Mapping[str, float]) -> str:
         """Returns the metrics of a window of steps as text for the progress line."""
+        raise NotImplementedError
 
-    def evaluation_text(self, step, metrics):
+    def evaluation_text(self, step: int, metrics: Mapping[str, float]) -> str:
         """Returns the log line of an evaluation."""
+        raise NotImplementedError
 
-    def check_teacher(self, teacher_config, bert_config):
-        """Raises UserError if the teacher does not fit the student. Both are BertConfig."""
+    def check_teacher(self, teacher_config: "BertConfig", bert_config: "BertConfig") -> None:
+        """Raises UserError if the teacher does not fit the student."""
 
-    def soft_loss(self, outputs, teacher_outputs, features):
-        """The soft loss between student and teacher, summed over all labels, scalar.
+    def soft_loss(
+        self,
+        outputs: Mapping[str, Any],
+        teacher_outputs: Mapping[str, Any],
+        features: "Mapping[str, tf.Tensor]",
+    ) -> "tf.Tensor":
+        """Returns the soft loss between student and teacher, summed over all labels, a scalar.
 
         Args:
             outputs, teacher_outputs: dicts of the models' outputs. features: of a batch.
         """
+        raise NotImplementedError
 
-    def finish(self, results, run_dir):
+    def finish(self, results: dict[str, Any], run_dir: "RemoteRunDir") -> dict[str, Any]:
         """Performs the work after the last step; returns the results of the run."""
         return results
 
-    def write_pretrained(self, folder, weights):
+    def write_pretrained(
+        self, folder: str | os.PathLike[str], weights: "dict[str, np.ndarray]"
+    ) -> None:
         """Writes a folder for `from_pretrained`. weights: dict of name -> array."""
         shapes = {name: array.shape for name, array in weights.items()}
         weights = Tensors(shapes, weights.__getitem__)

@@ -147,7 +147,7 @@ def stopped_before_an_evaluation(bench):
     """A run is stopped just before an evaluation, goes on, and is killed just after it."""
     case, folder = bench.cases["pretrain"], clear(bench.work / "stopped")
     fork = bench.run(case, folder, lambda: _stop_at(16))
-    check("stopped and saved at step 16" in fork.printed(), fork.printed())
+    check("stopped at step 16; the checkpoint is saved" in fork.printed(), fork.printed())
     fork = bench.run(case, folder, Watch(folder, case.phase_of, "best: writing", 3, die))
     check(fork.code == -signal.SIGKILL, f"it ended with {fork.code}: {fork.printed()}")
     bench.finish(case, folder)
@@ -173,7 +173,7 @@ def out_of_memory(bench):
     return the_line(
         bench.run(case, folder, _limit_memory, more=large),
         r"out of memory after step 0 \(OOM when allocating tensor with shape\[5000,8,78,512\].*"
-        r"Take --accumulation_steps=2\b.*--remat",
+        r"Use --accumulation_steps=2\b.*--remat",
     )
 
 

@@ -62,12 +62,12 @@ class Stop(Callback):
 @pytest.mark.slow
 def test_a_callback_may_stop_a_run_at_a_step_of_its_own(settings, whole, tmp_path, capsys):
     pretrain(PretrainConfig(**settings), tmp_path / "run", callbacks=[Stop(4)])
-    assert "stopped and saved at step 4. Go on with:" in capsys.readouterr().out
+    assert "stopped at step 4; the checkpoint is saved. Resume with:" in capsys.readouterr().out
     pretrain(PretrainConfig(**settings), tmp_path / "run")
     assert_same_run(whole, tmp_path / "run")
     rarely = dict.fromkeys(("log_every_steps", "eval_every_steps", "save_every_steps"), 12)
     pretrain(PretrainConfig(**settings | rarely), tmp_path / "long", callbacks=[Stop(7)])
-    assert "stopped and saved at step 7. Go on with:" in capsys.readouterr().out
+    assert "stopped at step 7; the checkpoint is saved. Resume with:" in capsys.readouterr().out
 
 
 class Refusal(Callback):

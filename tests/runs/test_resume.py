@@ -99,7 +99,7 @@ def test_a_stop_during_an_evaluation_is_saved(settings, tmp_path, monkeypatch, c
     monkeypatch.setattr(trainer.Trainer, "evaluate", evaluate_and_interrupt)
     pretrain(PretrainConfig(**settings | {"eval_every_steps": 3}), tmp_path / "run")
     printed = capsys.readouterr().out
-    assert "stopped and saved at step 3. Go on with:" in printed
+    assert "stopped at step 3; the checkpoint is saved. Resume with:" in printed
     assert (tmp_path / "run/pretrain/checkpoint/step_00000003").exists()
 
 
@@ -137,7 +137,7 @@ def test_other_held_out_text_makes_the_best_loss_start_anew(settings, finished, 
     settings |= {"train_steps": 14, "eval_examples": 40}
     pretrain(PretrainConfig(**settings), finished)
     printed = capsys.readouterr().out
-    assert "note: the held-out data has changed; the best weights are sought anew" in printed
+    assert "note: the evaluation data has changed; resetting the best checkpoint" in printed
     assert "best so far" in printed
 
 
@@ -171,8 +171,8 @@ def test_flags_that_would_make_it_another_run_are_refused(settings, finished):
     for name, value in changes.items():
         before = getattr(PretrainConfig(**settings), name)
         message = (
-            f"{name} is {value} now, but {path} was written with {before}. Go on with the old "
-            f"value, or start another run: --init_from={path} --output_dir=ANOTHER."
+            f"{name} is {value} now, but {path} was written with {before}. Resume with the old "
+            f"value, or start a new run: --init_from={path} --output_dir=ANOTHER."
         )
         with pytest.raises(UserError, match=re.escape(message)):
             pretrain(PretrainConfig(**settings | {name: value, "train_steps": 14}), finished)
@@ -190,7 +190,9 @@ def test_a_folder_of_another_kind_of_checkpoint_is_refused(settings, tmp_path):
 
 def test_changed_flags_are_reported_on_resume(settings, finished, capsys):
     pretrain(PretrainConfig(**settings | {"train_steps": 14}), finished)
-    assert "note: --train_steps is 14 now; before the stop it was 12" in capsys.readouterr().out
+    assert (
+        "note: --train_steps is 14 now; before the run stopped it was 12" in capsys.readouterr().out
+    )
 
 
 def test_other_flags_do_not_change_a_complete_run(settings, finished, capsys):
@@ -208,7 +210,7 @@ def test_flags_of_the_start_have_no_effect_on_resume(settings, finished, capsys)
     pretrain(PretrainConfig(**settings | changes), finished)
     printed = capsys.readouterr().out
     for name in ("init_from", "vocab_size", "vocab_file"):
-        note = f"note: --{name} has no effect: the run goes on from its own checkpoint\n"
+        note = f"note: --{name} has no effect: the run resumes from its own checkpoint\n"
         assert note in printed and f"--{name} is" not in printed
     pretrain(PretrainConfig(**settings | {"train_steps": 13}), finished)
     assert "--init_from" not in capsys.readouterr().out  # left out, it asks for nothing
@@ -217,7 +219,7 @@ def test_flags_of_the_start_have_no_effect_on_resume(settings, finished, capsys)
 def test_another_vocabulary_is_refused_on_resume(settings, finished, tmp_path):
     vocab = tmp_path / "vocab.txt"
     vocab.write_text((finished / "data/vocab.txt").read_text() + "extra\n")
-    message = f"--vocab_file={vocab} holds another vocabulary than the checkpoint. Leave the flag"
+    message = f"--vocab_file={vocab} differs from the checkpoint's vocabulary. Remove the flag"
     with pytest.raises(UserError, match=re.escape(message)):
         pretrain(PretrainConfig(**settings | {"vocab_file": str(vocab)}), finished)
 

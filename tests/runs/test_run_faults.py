@@ -74,7 +74,7 @@ def test_a_run_without_a_finite_step_stops_even_if_told_to_skip(
         pretrain(PretrainConfig(**more), tmp_path / "more")
     assert not (tmp_path / "more/pretrain/checkpoint").exists()
     monkeypatch.setattr(trainer, "NOT_FINITE_LIMIT", 3)
-    with pytest.raises(UserError, match=r"at step 3\. .*for 3 steps in a row nothing was learnt; "):
+    with pytest.raises(UserError, match=r"at step 3\. .*as 3 consecutive steps were not finite; "):
         pretrain(PretrainConfig(**more, nonfinite="skip"), tmp_path / "more")
     assert [row["loss"] for row in metrics_of(tmp_path / "more")] == [None, None]
 
@@ -98,8 +98,8 @@ def test_a_batch_that_does_not_fit_into_memory_is_one_line_with_the_flag(
         pretrain(PretrainConfig(**settings), tmp_path / "run")
     assert str(caught.value) == (
         f"out of memory after step 7 (OOM when allocating tensor with shape[6,20] and type float). "
-        f"Take --accumulation_steps=2, which computes the same in smaller slices; --remat saves "
-        f"memory, too; the last checkpoint is {tmp_path}/run/pretrain/checkpoint/step_00000005."
+        f"Use --accumulation_steps=2, which computes the same in smaller slices; --remat also "
+        f"saves memory; the last checkpoint is {tmp_path}/run/pretrain/checkpoint/step_00000005."
     )
 
 
@@ -124,7 +124,7 @@ def test_a_disk_that_is_full_while_saving(settings, whole, tmp_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (  # importing TensorFlow has something to say before
         f"error: cannot write the checkpoint of step 10 in {folder}: File too large. Mend that and "
-        f"run the same command again: it goes on from {folder}/step_00000005, which is whole."
+        f"run the same command again: it resumes from {folder}/step_00000005, which is complete."
     )
     assert [path.name for path in folder.iterdir()] == ["step_00000005"]
     pretrain(PretrainConfig(**settings), tmp_path / "run")

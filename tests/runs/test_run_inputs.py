@@ -26,7 +26,7 @@ def test_continued_pretraining_needs_the_same_vocabulary(settings, whole, tmp_pa
         "bert_config": None,
         "vocab_file": str(vocab),
     }
-    with pytest.raises(UserError, match=r"vocabulary or casing differs from that of"):
+    with pytest.raises(UserError, match=r"vocabulary or casing differs from the one of"):
         pretrain(PretrainConfig(**more), tmp_path / "more")
 
 
@@ -43,7 +43,7 @@ def test_plain_text_is_prepared_once_and_again_when_it_changes(settings, tmp_pat
         pretrain(PretrainConfig(**settings | {"train_steps": 3}), tmp_path / "run")
         printed = capsys.readouterr().out
         assert printed.count(f"preparing {text}, once") == expected
-        assert ("note: the text has changed" in printed) == (number == 2)
+        assert ("note: the training data has changed" in printed) == (number == 2)
         if not expected:
             write_text(text, documents=13)
 
@@ -60,10 +60,12 @@ def test_a_dry_run_tells_what_the_run_takes_and_writes_none_of_it(settings, tmp_
     )
     for pattern in (
         rf"parameters: {model.count_params():,}\n",
-        r"compute: \d\.\d+e\+\d+ floating-point operations a step, \S+ in all; .* TFLOP/s a device",
-        r"memory of a device, estimated: 0\.\d\d GiB, .*; peak of this process so far \d\.\d\d GiB",
-        r"data: [\d.]+ steps an epoch, [\d.]+ epochs; a token is seen [\d.]+ times",
-        r"time: \d\.\d+ s a step over three steps, .* tokens/s with padding; 1,000 steps take \d+:",
+        r"compute: \d\.\d+e\+\d+ floating-point operations per step, \S+ in total; "
+        r".* TFLOP/s per device",
+        r"memory per device, estimated: 0\.\d\d GiB, .*; peak of this process so far \d\.\d\d GiB",
+        r"data: [\d.]+ steps per epoch, [\d.]+ epochs; a token is seen [\d.]+ times",
+        r"time: \d\.\d+ s per step over three steps, .* tokens/s with padding; "
+        r"1,000 steps take \d+:",
     ):
         assert re.search(pattern, done.stdout), (pattern, done.stdout)
 
@@ -80,7 +82,10 @@ def read_vocab_size(path):
         ({"input": "nothing/*.txt"}, "no file matches 'nothing/\\*.txt'"),
         ({"eval_input": "nothing/*.txt"}, "no file matches"),
         ({"vocab_file": "nowhere.txt"}, "cannot read the vocabulary nowhere.txt"),
-        ({"bert_config": "one_segment"}, "type_vocab_size must be at least 2, got 1"),
+        (
+            {"bert_config": "one_segment"},
+            "type_vocab_size must be at least 2, as pretraining uses two segments; got 1",
+        ),
         ({"init_from": "no/such/folder"}, "there is no folder no/such/folder"),
         ({"eval_input": "the input"}, "is in --input and in --eval_input; what is learnt from"),
     ],
@@ -191,7 +196,7 @@ def test_another_backend_is_refused(settings, tmp_path):
 
 def test_a_casing_that_contradicts_what_is_there(settings, finished, tmp_path):
     final = finished / "pretrain/final"
-    message = r"--lower_case=false, but the checkpoint, the corpus or --init_from has true. Leave"
+    message = r"--lower_case=false, but the checkpoint, the corpus or --init_from has true. Remove"
     more = settings | {"init_from": str(final), "bert_config": None, "lower_case": False}
     with pytest.raises(UserError, match=message):
         pretrain(PretrainConfig(**more), tmp_path / "more")

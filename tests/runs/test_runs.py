@@ -48,8 +48,8 @@ def test_a_profile_of_some_steps(settings, tmp_path, capsys):
     pretrain(PretrainConfig(**settings | {"profile": "3,5"}), tmp_path / "run")
     (trace,) = (tmp_path / "run").rglob("*.xplane.pb")
     assert trace.is_relative_to(tmp_path / "run/pretrain/tensorboard")
-    assert "profile from step 3 on written, ended as asked" in capsys.readouterr().out
-    with pytest.raises(UserError, match="profile must be two steps"):
+    assert "wrote a profile from step 3 on, ended as requested" in capsys.readouterr().out
+    with pytest.raises(UserError, match="profile must be START,STOP, two steps"):
         pretrain(PretrainConfig(**settings | {"profile": "5"}), tmp_path / "other")
 
 
