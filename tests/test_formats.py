@@ -163,7 +163,7 @@ def test_other_architectures_by_name(other, tmp_path):
         ({"hidden_act": "relu"}, r"hidden_act 'relu'; kbert supports gelu, "),
         ({"hidden_act": ["gelu"]}, r"hidden_act \['gelu'\]; kbert supports gelu, "),
         ({"position_embedding_type": "relative_key"}, r"position_embedding_type 'relative_key'"),
-        ({"is_decoder": True}, r"is_decoder True; kbert's BERT has False"),
+        ({"is_decoder": True}, r"is_decoder True; kbert supports only False"),
         ({"quantization_config": {"bits": 4}}, r"quantization_config {'bits': 4}"),
         ({"pruned_heads": {"0": [1]}}, r"pruned_heads {'0': \[1\]}"),
         ({"vocab_size": "big"}, r"vocab_size must be int; got 'big'"),
@@ -357,7 +357,7 @@ def test_damaged_google_checkpoints(tmp_path):
     ):
         dict(weights)
     data.unlink()
-    refuses(r"bert_model.ckpt is damaged: .* but it holds 0", tmp_path)
+    refuses(r"bert_model.ckpt is damaged: .* but it has only 0", tmp_path)
     (tmp_path / "bert_model.ckpt.index").write_bytes(b"no index")
     refuses(r"cannot read the checkpoint .*bert_model.ckpt: ", tmp_path)
 
