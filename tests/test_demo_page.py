@@ -367,7 +367,7 @@ def test_what_is_wrong_is_said(models, browser):
         browser.open(f"http://127.0.0.1:{server.rest}/")
         browser.wait("document.querySelectorAll('textarea').length")
         browser.script("document.querySelector('#ask').click()")
-        assert browser.text("#error") == "Write something into “Text” first."
+        assert browser.text("#error") == "Enter a text in “Text” first."
         assert focused(browser) == "TEXTAREA"
         browser.script("document.activeElement.value = 'x'.repeat(30_000)")
         browser.script("document.querySelector('#ask').click()")
@@ -375,5 +375,5 @@ def test_what_is_wrong_is_said(models, browser):
         browser.script("document.querySelector('textarea').value = 'cat'")
     browser.script("document.querySelector('#ask').click()")
     browser.wait("document.querySelector('#error').innerText.startsWith('The server does')")
-    assert browser.text("#error") == "The server does not answer. Is it still running?"
+    assert browser.text("#error") == "The server does not respond. Is it still running?"
     assert browser.script(OVERFLOW) == []

@@ -174,7 +174,7 @@ def test_the_program(folders, tmp_path):
 @pytest.mark.parametrize(
     ("quantize", "wrong", "refused"),
     [
-        (None, 0.1, "differ from kbert's model: by 1.0e-01; at most 1e-05 is allowed"),
+        (None, 0.1, "differ from kbert's model by 1.0e-01; at most 1e-05 is allowed"),
         (None, np.nan, "by inf; at most"),
         ("float16", np.nan, "by inf; at most inf is allowed"),
         ("float16", np.inf, "by inf; at most"),

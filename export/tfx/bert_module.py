@@ -113,7 +113,9 @@ def _column(inputs, name, dtype):
     return tf.reshape(column, [-1])
 
 
-def examples_dataset(patterns: Sequence[str], custom_config: Mapping[str, Any]) -> tf.data.Dataset:
+def examples_dataset(
+    patterns: Sequence[str], custom_config: Mapping[str, Any]
+) -> "tf.data.Dataset[dict[str, tf.Tensor]]":
     """Reads the output of Transform.
 
     Args:
@@ -136,7 +138,9 @@ def examples_dataset(patterns: Sequence[str], custom_config: Mapping[str, Any]) 
     return records.map(lambda record: tf.io.parse_single_example(record, features))
 
 
-def batches(examples: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+def batches(
+    examples: "tf.data.Dataset[dict[str, tf.Tensor]]", batch_size: int
+) -> "tf.data.Dataset[tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]]":
     """Batches features and labels for `fit`, truncated to the longest text of the batch.
 
     Args:
@@ -156,7 +160,9 @@ def batches(examples: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
 
 
 def check_examples(
-    examples: tf.data.Dataset, tokenizer: BertTokenizer, custom_config: Mapping[str, Any]
+    examples: "tf.data.Dataset[dict[str, tf.Tensor]]",
+    tokenizer: BertTokenizer,
+    custom_config: Mapping[str, Any],
 ) -> None:
     """Checks that all labels have names, and that the tokenizer reproduces the ids.
 

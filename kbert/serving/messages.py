@@ -49,7 +49,7 @@ def checked_line(
     difference, count = largest_difference(answers, expected), len(next(iter(expected.values())))
     if not difference <= TOLERANCE:
         raise UserError(
-            f"the outputs of the SavedModel for {count} texts differ from {whose}: by "
+            f"the outputs of the SavedModel for {count} texts differ from {whose} by "
             f"{difference:.1e}; at most {TOLERANCE:g} is allowed. Nothing was written."
         )
     return (
@@ -72,7 +72,7 @@ def computed_line(metadata: Mapping[str, Any]) -> str:
         allowed = float("inf")  # with quantization, any difference is allowed
     if not difference <= allowed or difference == float("inf"):
         raise UserError(
-            f"the outputs of {metadata['file']} differ from kbert's model: by {difference:.1e}; at "
+            f"the outputs of {metadata['file']} differ from kbert's model by {difference:.1e}; at "
             f"most {allowed:g} is allowed. Nothing was written."
         )
     line = (

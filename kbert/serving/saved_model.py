@@ -7,7 +7,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -150,7 +150,7 @@ def samples(endpoint: "Endpoint") -> dict[str, list[Any]]:
 
 def save_endpoint(
     endpoint: "Endpoint", folder: str | os.PathLike[str], batch_timeout_ms: float = 0
-) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
+) -> "dict[str, tf.types.experimental.ConcreteFunction[..., dict[str, tf.Tensor]]]":
     """Writes a SavedModel, with its metadata in `assets.extra/kbert.json`.
 
     The variables are tracked, so that converters detect them. With the other files of

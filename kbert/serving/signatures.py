@@ -15,7 +15,7 @@ MOST_TEXTS = 32  # maximum size of a batch shared by requests in the graph
 
 def signatures(
     endpoint: "Endpoint", batch_timeout_ms: float = 0
-) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
+) -> "dict[str, tf.types.experimental.ConcreteFunction[..., dict[str, tf.Tensor]]]":
     """Creates the signatures of an endpoint.
 
     `serving_default` takes text; `from_ids` takes the three features of `kbert.features`. Both
@@ -76,7 +76,7 @@ def _in_batches(function, specs, timeout_ms):
 
 def traced(
     function: Callable[..., dict[str, tf.Tensor]], specs: Mapping[str, tf.TensorSpec]
-) -> Callable[..., dict[str, tf.Tensor]]:
+) -> "tf.types.experimental.ConcreteFunction[..., dict[str, tf.Tensor]]":
     """Traces a function of named tensors; returns a concrete function."""
     keywords = tf.function(lambda **tensors: function(**tensors), autograph=False)
     return keywords.get_concrete_function(**specs)

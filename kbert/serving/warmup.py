@@ -4,7 +4,7 @@ They avoid slow first requests: TensorFlow initializes a graph at its first call
 """
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ BATCH_SIZES = (1, 8)
 
 def write_warmup(
     folder: "str | os.PathLike[str]",
-    functions: Mapping[str, Callable[..., dict[str, tf.Tensor]]],
+    functions: "Mapping[str, tf.types.experimental.ConcreteFunction[..., dict[str, tf.Tensor]]]",
     texts: Mapping[str, Sequence[Any]],
     model_name: str,
 ) -> int:
