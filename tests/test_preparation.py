@@ -349,7 +349,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     with pytest.raises(UserError) as caught:
         prepare(str(text), tmp_path / "corpus", vocab_file)
     assert str(caught.value) == (
-        f"cannot write {tmp_path}/corpus: No space left on device. Mend that and run the same "
+        f"cannot write {tmp_path}/corpus: No space left on device. Fix this and run the same "
         f"command again."
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["text.txt", "vocab.txt"]
