@@ -141,7 +141,7 @@ def test_hub_names_that_are_not_there(hub):
 def test_without_huggingface_hub(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     refuses(
-        r"no folder org/none. If it is a model of .* hub: pip install huggingface_hub", "org/none"
+        r"no folder org/none. If it is a model on .* hub: pip install huggingface_hub", "org/none"
     )
 
 
