@@ -55,7 +55,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_folder_before(tmp_path):
     with pytest.raises(UserError) as caught, atomic.folder(target) as scratch:
         full_disk(scratch)
     assert str(caught.value) == (
-        f"cannot write {target}: No space left on device. Mend that and run the same command again."
+        f"cannot write {target}: No space left on device. Fix this and run the same command again."
     )
     with (
         pytest.raises(UserError, match=r"cannot write the box: No space .* again, or not\."),

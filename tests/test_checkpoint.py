@@ -163,7 +163,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path):
         checkpoints.save(2, {}, full_disk)
     assert str(caught.value) == (
         f"cannot write the checkpoint of step 2 in {checkpoints.folder}: No space left on device. "
-        f"Mend that and run the same command again: it resumes from {checkpoints.path(1)}, which "
+        f"Fix this and run the same command again: it resumes from {checkpoints.path(1)}, which "
         f"is complete."
     )
     assert not list(checkpoints.folder.glob(".*"))

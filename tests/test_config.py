@@ -214,7 +214,7 @@ def test_flags_round_trip_through_a_flagfile(tmp_path):
 
 @pytest.mark.parametrize("value", ["a\nb", "a ", "\ta\u3000", "caf\udce9", "a\r"])
 def test_values_that_no_flagfile_can_hold(value):
-    with pytest.raises(UserError, match=r"--file must be a line of UTF-8 without white space at"):
+    with pytest.raises(UserError, match=r"--file must be one line of UTF-8 without trailing white"):
         as_flagfile(Example(file=value), "")
     assert as_line("file", " a\tb") == "--file= a\tb\n"
 
@@ -255,7 +255,7 @@ def test_flagfiles_that_cannot_be_read(tmp_path, content, reason, capsys):
         (
             "count",
             2,
-            "error: unexpected argument 'count'; every setting is a flag: --name=value.\n",
+            "error: unexpected argument 'count'; settings are flags: --name=value.\n",
         ),
     ],
 )
@@ -276,6 +276,6 @@ def test_too_little_memory_is_one_line_with_what_helps():
     done = subprocess.run([PYTHON, "-c", script], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        "error: out of memory (OOM when allocating). Take smaller slices of the batch "
-        "(--accumulation_steps), --remat, or a smaller batch."
+        "error: out of memory (OOM when allocating). Use more --accumulation_steps, "
+        "--remat or a smaller batch."
     )

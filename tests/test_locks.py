@@ -74,7 +74,7 @@ def test_a_folder_is_made_by_one_process_at_a_time(tmp_path):
         ):
             pass
         assert str(caught.value).startswith(f"{target} is in use by process {first.pid} on ")
-        assert str(caught.value).endswith(". Wait for it or stop it, or take another --output_dir.")
+        assert str(caught.value).endswith(". Wait for it, stop it, or choose another --output_dir.")
     finally:
         first.kill()
         first.wait()

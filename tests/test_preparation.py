@@ -201,7 +201,7 @@ def test_bad_lines_may_be_skipped(tmp_path, vocab_file, monkeypatch):
     (tmp_path / "b.jsonl").write_text("\n".join([bad, good, bad, good, bad]))
     (tmp_path / "a.jsonl").write_text("\n".join([good, bad, bad, good, "{", good]))
     with pytest.raises(
-        UserError, match=r"a\.jsonl, line 2: .*leave such lines out with --skip_bad_lines"
+        UserError, match=r"a\.jsonl, line 2: .*skip such lines with --skip_bad_lines"
     ):
         prepare(f"{tmp_path}/*.jsonl", tmp_path / "corpus", vocab_file)
     found = prepare(f"{tmp_path}/*.jsonl", tmp_path / "corpus", vocab_file, skip_bad_lines=True)
@@ -349,7 +349,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     with pytest.raises(UserError) as caught:
         prepare(str(text), tmp_path / "corpus", vocab_file)
     assert str(caught.value) == (
-        f"cannot write {tmp_path}/corpus: No space left on device. Mend that and run the same "
+        f"cannot write {tmp_path}/corpus: No space left on device. Fix this and run the same "
         f"command again."
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["text.txt", "vocab.txt"]

@@ -115,7 +115,9 @@ def test_a_storage_that_is_away_for_a_while(files, url, settings, capsys, monkey
     pretrain(PretrainConfig(**settings | {"keep_checkpoints": 4}), url)
     printed = capsys.readouterr().out
     assert printed.count("note: cannot copy ") == 2
-    assert "gave up after 6 tries, the last with: the service is away. The next check" in printed
+    assert (
+        "gave up after 6 attempts; the last error: the service is away. The next check" in printed
+    )
     steps = [f"step_{step:08d}" for step in (2, 4, 6, 8)]
     assert names(f"{url}/pretrain/checkpoint") == steps
 
@@ -165,7 +167,7 @@ def test_what_is_not_whole_is_not_taken(files, url, settings, capsys, monkeypatc
 
 
 def test_a_storage_that_this_tensorflow_has_not(settings):
-    with pytest.raises(UserError, match=r"^cannot look at nfs://x/run/.*no file system for nfs://"):
+    with pytest.raises(UserError, match=r"^cannot look at nfs://x/run/.*does not support nfs://"):
         pretrain(PretrainConfig(**settings), "nfs://x/run")
 
 

@@ -1,7 +1,7 @@
-"""The Beam runner of preparing: the functions of the local runner in an Apache Beam pipeline.
+"""Prepares a corpus with an Apache Beam pipeline of the local runner's functions.
 
-A piece, or a shard without duplicates, is the work of one function call. What it writes gets
-its name when it is whole, so the runner may make a call again, or twice at the same time.
+One function call writes one piece or one deduplicated shard. Files are written atomically, so the
+runner may retry a call or run it twice concurrently.
 """
 
 import collections
@@ -12,24 +12,30 @@ import os
 import pathlib
 import shlex
 import tempfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kbert.corpus.corpus import check_shards, ids_dtype, open_shard
 from kbert.corpus.deduplication import batches, digest, read_documents
-from kbert.corpus.shard_builder import Tally, shard_name, write_shard
+from kbert.corpus.shard_builder import ShardBuilder, Tally, shard_name, write_shard
+from kbert.corpus.text_sources import TextPiece
 from kbert.errors import UserError
 from kbert.utils import storage
+
+if TYPE_CHECKING:
+    import apache_beam as beam
 
 _RESULT = ".result.json"
 _ERROR = ".error.txt"
 
 
-def new_pipeline(flags):
-    """A pipeline for the runner that Beam's flags, in one text, name.
+def new_pipeline(flags: str) -> "beam.Pipeline":
+    """Returns a pipeline with options parsed from Beam's flags, in one string.
 
     Raises:
-        UserError: apache-beam is not installed, or does not take the flags.
+        UserError: apache-beam is not installed, or rejects the flags.
     """
     try:
         import apache_beam as beam
@@ -38,7 +44,7 @@ def new_pipeline(flags):
         raise UserError("--runner=beam needs apache-beam: pip install 'kbert[beam]'") from None
     printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(printed):  # its parser prints what is wrong, and exits
+        with contextlib.redirect_stderr(printed):  # its parser prints the error and exits
             options = PipelineOptions(shlex.split(flags))
             options.get_all_options()
             return beam.Pipeline(options=options)
@@ -51,16 +57,22 @@ def new_pipeline(flags):
         ) from error
 
 
-def run(worker, pieces, folder, deduplicate, pipeline):
-    """Makes the shards of a corpus and their Tally: the same as `kbert.corpus.local_runner.run`.
+def run(
+    worker: ShardBuilder,
+    pieces: Sequence[TextPiece],
+    folder: str,
+    deduplicate: bool,
+    pipeline: "beam.Pipeline",
+) -> Tally:
+    """Writes the same shards and returns the same Tally as `kbert.corpus.local_runner.run`.
 
     Args:
-        worker, pieces, deduplicate: see there.
-        folder: for the shards; all machines of the runner must see it.
-        pipeline: that of `new_pipeline`.
+        worker, pieces, deduplicate: as for the local runner.
+        folder: folder for the shards; all machines of the runner must have access to it.
+        pipeline: result of `new_pipeline`.
 
     Raises:
-        UserError: as the local runner; or the machines do not see the same folder.
+        UserError: as for the local runner, or the machines do not share the folder.
     """
     import apache_beam as beam
 
@@ -80,7 +92,7 @@ def run(worker, pieces, folder, deduplicate, pipeline):
 
 
 def _without_duplicates(tasks, worker, folder):
-    """The tallies of pieces and of the shards that are made of their documents."""
+    """Returns the tallies of the pieces and of the deduplicated shards."""
     import apache_beam as beam
 
     documents, tallies = tasks | "tokenize" >> beam.FlatMap(
@@ -99,10 +111,10 @@ def _without_duplicates(tasks, worker, folder):
 
 @contextlib.contextmanager
 def _errors_noted(folder):
-    """Notes bad input where whoever started the pipeline finds it; the others see it and stop.
+    """Writes a UserError to a file, which the main program reads and at which other calls stop.
 
-    An exception would be tried again by the runner, and come out as the text of a stack trace. That
-    is right for a storage that is out of order, alone.
+    The runner would retry after an exception and report it as the text of a stack trace. This is
+    only wanted for storage that is temporarily unavailable.
     """
     try:
         yield
@@ -124,10 +136,10 @@ def _write_piece(task, worker, folder):
 
 
 def _documents(task, worker, folder):
-    """The documents of a piece by their digests, and the piece's tally.
+    """Yields the documents of a piece, keyed by their digests, and the piece's tally.
 
-    A document is (piece, part of the piece, number in the piece), and the bytes of its ids and of
-    the lengths of its sentences.
+    A document is a tuple: piece, part of the piece, number in the piece, bytes of its ids, bytes
+    of its sentence lengths.
     """
     import apache_beam as beam
 

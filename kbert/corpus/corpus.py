@@ -1,11 +1,11 @@
 """The prepared corpus on disk: token ids with sentence and document boundaries, memory-mapped.
 
 corpus.json          manifest: counts, vocabulary fingerprint, SHA-256 of every file
-vocab.txt            the vocabulary, and tokenizer_config.json, how text is split into words
-unigrams.npy         (V,) int64, how often each id occurs
+vocab.txt            the vocabulary; tokenizer_config.json has the tokenizer's settings
+unigrams.npy         (V,) int64, number of occurrences of each id
 00000.ids            ids of the shard, uint16 when V <= 65,536, else int32
 00000.sentences      (sentences,) int64, index of each sentence's first token in the shard
-00000.documents      (documents,) int64, the same for documents
+00000.documents      (documents,) int64, index of each document's first token in the shard
 """
 
 import dataclasses
@@ -15,6 +15,8 @@ import json
 import os
 import pathlib
 import resource
+import typing
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -23,21 +25,31 @@ from kbert.errors import UserError
 from kbert.utils import atomic, storage
 from kbert.utils.formats import sha256_of
 
+if typing.TYPE_CHECKING:
+    from kbert.tokenizer.tokenizer import BertTokenizer
+
 MANIFEST = "corpus.json"
 _FORMAT = "kbert corpus 1"
 _PARTS = ("ids", "sentences", "documents")
 _MEMBERS = ("sha256", "vocab_size", "vocab_fingerprint", "lower_case", "shards")
 
 
-def ids_dtype(vocab_size):
-    """Smallest dtype of the two that holds every id."""
+def ids_dtype(vocab_size: int) -> np.dtype:
+    """Returns the dtype of the ids: uint16 if every id fits, else int32."""
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<i4")
 
 
 class ShardWriter:
-    """Writes one shard, a batch of sentences at a time; memory does not grow with the ids."""
+    """Writes one shard in batches of sentences; memory does not grow with the number of ids.
 
-    def __init__(self, folder, name, vocab_size):
+    Attributes:
+        name: name of the shard.
+        unigrams: (V,) int64, number of occurrences of each id so far.
+    """
+
+    unigrams: np.ndarray
+
+    def __init__(self, folder: str | os.PathLike[str], name: str, vocab_size: int) -> None:
         self.name = name
         self._dtype = ids_dtype(vocab_size)
         self._files = {part: open(pathlib.Path(folder) / f"{name}.{part}", "wb") for part in _PARTS}
@@ -46,16 +58,17 @@ class ShardWriter:
         self._last_number = self._last_full_number = 0  # document of the last sentence written
         self.unigrams = np.zeros(vocab_size, np.int64)
 
-    def write(self, ids, lengths, starts_document):
+    def write(self, ids: np.ndarray, lengths: np.ndarray, starts_document: np.ndarray) -> None:
         """Appends sentences.
 
         Args:
-            ids: (T,) ids of all sentences. lengths: (S,) tokens of each; sentences without tokens
-                are left out. starts_document: (S,) bool, which sentence starts a document.
+            ids: (T,) ids of all sentences.
+            lengths: (S,) tokens per sentence; sentences without tokens are skipped.
+            starts_document: (S,) bool, whether the sentence starts a document.
         """
         full = lengths > 0
         offsets = (self._counts["ids"] + np.cumsum(lengths) - lengths)[full]
-        # Documents are numbered, so that one whose first sentence is empty starts at its second.
+        # Numbers the documents: if the first sentence is empty, a document starts at its second.
         numbers = np.cumsum(starts_document) + self._last_number
         self._last_number = numbers[-1]
         numbers = numbers[full]
@@ -72,8 +85,8 @@ class ShardWriter:
         self._hashes[part].update(data)
         self._counts[part] += len(values)
 
-    def close(self):
-        """The shard's entry in the manifest; finishes the files, removes them if they are empty."""
+    def close(self) -> dict[str, typing.Any]:
+        """Closes the files, removes them if they are empty; returns the entry for the manifest."""
         for file in self._files.values():
             file.close()
             if not self._counts["ids"]:
@@ -82,16 +95,24 @@ class ShardWriter:
         return {"name": self.name, "counts": self._counts, "sha256": hashes}
 
 
-def write_manifest(folder, tokenizer, shards, unigrams, **extra):
-    """Writes the unigram counts and, last of all, the manifest, which it returns.
+def write_manifest(
+    folder: str | os.PathLike[str],
+    tokenizer: "BertTokenizer",
+    shards: Sequence[Mapping[str, typing.Any]],
+    unigrams: np.ndarray,
+    **extra: object,
+) -> dict[str, typing.Any]:
+    """Writes the unigram counts, then the manifest; returns the manifest.
 
     Args:
-        folder: holds the vocabulary; what is in it besides shards gets a checksum.
-        tokenizer: BertTokenizer. shards: their entries, in order. unigrams: (V,) int64.
-        extra: more keys of the manifest.
+        folder: contains the vocabulary; all files except the shards get a checksum.
+        tokenizer: tokenizer of the corpus.
+        shards: entries of the shards, in order.
+        unigrams: (V,) int64.
+        **extra: more keys of the manifest.
     """
     folder = pathlib.Path(folder)
-    array = io.BytesIO()  # numpy's own writing does not say why it fails
+    array = io.BytesIO()  # np.save to a path does not report why it fails
     np.save(array, unigrams)
     (folder / "unigrams.npy").write_bytes(array.getbuffer())
     others = sorted(path for path in folder.iterdir() if path.suffix[1:] not in _PARTS)
@@ -121,15 +142,27 @@ class Shard:
     documents: np.ndarray  # (documents,) int64, first token of each
 
 
-def open_shard(folder, entry, vocab_size):
-    """The Shard of an entry of the manifest. Raises UserError as `check_shards`."""
+def open_shard(
+    folder: str | os.PathLike[str], entry: Mapping[str, typing.Any], vocab_size: int
+) -> Shard:
+    """Opens the shard of an entry of the manifest.
+
+    Raises:
+        UserError: as for `check_shards`.
+    """
     check_shards(folder, [entry], vocab_size)
     files = _files(folder, entry, vocab_size)
     return Shard(*(np.memmap(path, dtype, "r", shape=(n,)) for path, dtype, n in files))
 
 
-def check_shards(folder, entries, vocab_size):
-    """Raises UserError unless every file of the shards, local or remote, is there in full."""
+def check_shards(
+    folder: str | os.PathLike[str], entries: Sequence[Mapping[str, typing.Any]], vocab_size: int
+) -> None:
+    """Checks that the local or remote files of the shards exist and have the right sizes.
+
+    Raises:
+        UserError: a file is missing or has another size.
+    """
     files = [file for entry in entries for file in _files(folder, entry, vocab_size)]
     try:
         stats = storage.stat_all([path for path, _, _ in files])
@@ -141,33 +174,48 @@ def check_shards(folder, entries, vocab_size):
 
 
 def _files(folder, entry, vocab_size):
-    """Path, dtype and number of values of each file of a shard, in the order of `_PARTS`."""
+    """Yields path, dtype and number of values of each file of a shard, in order of `_PARTS`."""
     for part in _PARTS:
         dtype = ids_dtype(vocab_size) if part == "ids" else np.dtype("<i8")
         yield os.path.join(folder, f"{entry['name']}.{part}"), dtype, entry["counts"][part]
 
 
 class Corpus:
-    """A prepared corpus, opened for reading. Nothing but the document index is held in memory.
+    """A prepared corpus, opened for reading. Only the document index is held in memory.
 
     Args:
-        folder: what `kbert.corpus.prepare` wrote. A remote one, such as gs://BUCKET/CORPUS, is
-            fetched once, and verified, since memory mapping needs local files.
+        folder: output of `kbert.corpus.prepare`. A remote folder, such as gs://BUCKET/CORPUS, is
+            downloaded once and verified, because memory mapping needs local files.
         verify: compare every file with its checksum (about a second per GB).
-        cache_dir: where what is fetched is kept; None = $KBERT_CACHE, else ~/.cache/kbert.
-        report: called with a line of text before anything is fetched.
+        cache_dir: folder for downloads; None for $KBERT_CACHE, else ~/.cache/kbert.
+        report: called with a line of text before a download.
 
     Attributes:
-        folder: the local one.
-        manifest: the dict of `corpus.json`.   vocab_file: path of its vocabulary.
+        folder: the local folder.
+        manifest: content of `corpus.json`.
+        vocab_file: path of the vocabulary.
         document_starts: (documents + 1,) int64, first token of each document in the whole corpus.
-        shards: list of Shard.   shard_starts: (shards + 1,) int64, first token of each.
+        shards: the shards, in order.
+        shard_starts: (shards + 1,) int64, first token of each shard in the whole corpus.
 
     Raises:
-        UserError: not a prepared corpus, or a file is missing or damaged (it is named).
+        UserError: not a prepared corpus, or a file is missing or damaged (the message names it).
     """
 
-    def __init__(self, folder, verify=True, cache_dir=None, report=None):
+    manifest: dict[str, typing.Any]
+    folder: pathlib.Path
+    vocab_file: pathlib.Path
+    shards: list[Shard]
+    shard_starts: np.ndarray
+    document_starts: np.ndarray
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        verify: bool = True,
+        cache_dir: str | os.PathLike[str] | None = None,
+        report: Callable[[str], None] | None = None,
+    ) -> None:
         data, self.manifest = _read_manifest(folder)
         try:
             hashes = _file_hashes(self.manifest)
@@ -207,28 +255,28 @@ class Corpus:
                 raise _damaged(path, "its checksum differs from the manifest's")
 
     @property
-    def tokens(self):
-        """Tokens of the corpus, special tokens not counted."""
+    def tokens(self) -> int:
+        """Number of tokens, without special tokens."""
         return int(self.shard_starts[-1])
 
     @property
-    def documents(self):
-        """Documents of the corpus."""
+    def documents(self) -> int:
+        """Number of documents."""
         return len(self.document_starts) - 1
 
-    def read(self, first, stop):
-        """(stop - first,) ids of a span, counted from the start of the corpus; within one shard."""
+    def read(self, first: int, stop: int) -> np.ndarray:
+        """Returns the (stop - first,) ids of a span of the corpus, within one shard."""
         return self.read_all(np.array([[first, stop]]))
 
-    def read_all(self, spans):
-        """Ids of spans, one after the other; (N, 2) as for `read`."""
+    def read_all(self, spans: np.ndarray) -> np.ndarray:
+        """Returns the concatenated ids of (N, 2) spans; see `read`."""
         shards = np.searchsorted(self.shard_starts, spans[:, 0], side="right") - 1
         spans = (spans - self.shard_starts[shards, None]).tolist()
         rows = zip(shards.tolist(), spans, strict=True)
         return np.concatenate([self._ids[shard][a:b] for shard, (a, b) in rows])
 
-    def unigram_entropy(self):
-        """Entropy of the distribution of single tokens, in nats.
+    def unigram_entropy(self) -> float:
+        """Returns the entropy of the distribution of single tokens, in nats.
 
         No model that ignores the context has a lower MLM loss on this text.
         """
@@ -236,19 +284,23 @@ class Corpus:
         share = counts[counts > 0] / counts.sum()
         return float(-(share * np.log(share)).sum())
 
-    def check_tokenizer(self, tokenizer):
-        """Raises UserError unless the corpus was prepared with the vocabulary of `tokenizer`."""
+    def check_tokenizer(self, tokenizer: "BertTokenizer") -> None:
+        """Checks that the corpus was prepared with the vocabulary of `tokenizer`.
+
+        Raises:
+            UserError: it was prepared with another one.
+        """
         if tokenizer.fingerprint != self.manifest["vocab_fingerprint"]:
             raise UserError(
                 f"the corpus {self.folder} was prepared with another vocabulary "
                 f"({self.manifest['vocab_size']} entries, lower_case="
-                f"{str(self.manifest['lower_case']).lower()}). Leave out --vocab_file to use its "
-                f"own, {self.vocab_file}, or prepare the text again."
+                f"{str(self.manifest['lower_case']).lower()}). Remove --vocab_file to use the "
+                f"corpus's own, {self.vocab_file}, or prepare the text again."
             )
 
 
 def _allow_open_files(count):
-    """Lets the process keep so many files mapped: each holds one of its open files."""
+    """Raises the limit of open files: each memory-mapped file counts as one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = count + 1024
     if hard != resource.RLIM_INFINITY:
@@ -257,13 +309,13 @@ def _allow_open_files(count):
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def is_prepared(path):
+def is_prepared(path: str | os.PathLike[str]) -> bool:
     """Whether a path, local or remote, is the folder of a prepared corpus."""
     return storage.exists(os.path.join(path, MANIFEST))
 
 
 def _file_hashes(manifest):
-    """dict of name -> SHA-256 of every file but the manifest."""
+    """Returns a dict of name -> SHA-256 of every file except the manifest."""
     hashes = dict(manifest["sha256"])
     for entry in manifest["shards"]:
         hashes |= {f"{entry['name']}.{part}": entry["sha256"][part] for part in _PARTS}
@@ -297,7 +349,7 @@ def _damaged(path, reason):
     return UserError(f"the corpus file {path} is damaged: {reason}. Prepare the text again.")
 
 
-def corpus_fingerprint(corpus):
-    """SHA-256 over the checksums of all shards: equal for corpora with the same content."""
+def corpus_fingerprint(corpus: Corpus) -> str:
+    """Returns a SHA-256 that is equal for corpora with the same content."""
     text = json.dumps([shard["sha256"] for shard in corpus.manifest["shards"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

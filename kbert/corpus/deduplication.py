@@ -1,23 +1,27 @@
-"""Leaving out duplicates of documents.
+"""Removes duplicate documents.
 
-Two documents are the same if the model would see the same: equal ids, cut into the same sentences.
-They are compared by a digest of 128 bits. Of equal ones the first in the order of the input stays,
-in the shard of its piece; a piece of more than `SHARD_TOKENS` tokens makes several shards.
+Two documents are duplicates if they have the same ids, split into the same sentences. They are
+compared by a digest of 128 bits. The first one in the order of the input is kept, in the shard of
+its piece; a piece of more than `SHARD_TOKENS` tokens is written to several shards.
 """
 
 import hashlib
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from kbert.corpus.corpus import Shard
+
 SHARD_TOKENS = 1 << 25
-_BATCH_TOKENS = 1 << 20  # written at a time
+_BATCH_TOKENS = 1 << 20  # per write
 
 
-def read_documents(shard):
-    """Yields each document of a piece's `kbert.corpus.corpus.Shard`.
+def read_documents(shard: Shard) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yields the documents of a piece's shard.
 
-    A document is the part of the piece that it is in, an int, its (T,) ids and the (S,) int64
-    tokens of each of its sentences.
+    Yields:
+        Number of the output shard within the piece, (T,) ids of the document, and (S,) int64
+        lengths of its sentences in tokens.
     """
     ids, sentences = np.asarray(shard.ids), np.asarray(shard.sentences)
     starts = np.append(shard.documents, len(ids))
@@ -28,26 +32,28 @@ def read_documents(shard):
         yield begin // SHARD_TOKENS, ids[begin:end], lengths[a:b]
 
 
-def digest(ids, lengths):
-    """16 bytes that are the same for the same document alone. Arguments: as `read_documents`."""
+def digest(ids: np.ndarray, lengths: np.ndarray) -> bytes:
+    """Returns a digest of 16 bytes of a document's ids and sentence lengths."""
     hasher = hashlib.blake2b(len(lengths).to_bytes(8, "little"), digest_size=16)
     hasher.update(np.ascontiguousarray(lengths, "<i8"))
     hasher.update(np.ascontiguousarray(ids, "<i4"))
     return hasher.digest()
 
 
-def duplicates(digests):
-    """(N,) bool, which of the (N, 16) uint8 digests have come before."""
+def duplicates(digests: np.ndarray) -> np.ndarray:
+    """Returns (N,) bool: which of the (N, 16) uint8 digests occurred earlier."""
     halves = np.ascontiguousarray(digests).view("<u8")
-    order = np.lexsort(halves.T)  # stable: of equal ones the first stays first
+    order = np.lexsort(halves.T)  # stable: equal digests keep their order
     halves = halves[order]
     is_duplicate = np.zeros(len(order), bool)
     is_duplicate[order[1:]] = (halves[1:] == halves[:-1]).all(axis=1)
     return is_duplicate
 
 
-def batches(documents):
-    """Yields documents, as from `read_documents`, in the form that `write_shard` takes."""
+def batches(
+    documents: Iterable[tuple[int, np.ndarray, np.ndarray]],
+) -> Iterator[Iterator[np.ndarray]]:
+    """Converts documents, as from `read_documents`, to batches for `write_shard`."""
     batch, size = [], 0
     for _, ids, lengths in documents:
         batch.append((ids, lengths, np.arange(len(lengths)) == 0))

@@ -1,4 +1,4 @@
-"""Checks of the inputs of pretraining that need no TensorFlow, so that errors come at once."""
+"""Checks the inputs of pretraining without TensorFlow, so that errors appear immediately."""
 
 import os
 
@@ -6,11 +6,12 @@ from kbert.config import BertConfig
 from kbert.corpus.corpus import is_prepared
 from kbert.corpus.text_sources import find_inputs
 from kbert.errors import UserError
+from kbert.settings import PretrainConfig
 from kbert.utils import storage
 
 
-def check_inputs(config):
-    """Checks the inputs that can be checked before anything slow.
+def check_inputs(config: PretrainConfig) -> None:
+    """Checks the text and the architecture of a pretraining run.
 
     Raises:
         UserError: the text does not exist, a text is used for both training and evaluation, or the
@@ -23,8 +24,8 @@ def check_inputs(config):
     both = set.intersection(*places) if len(places) == 2 else ()
     if both:
         raise UserError(
-            f"{min(both)} is in --input and in --eval_input; what is learnt from cannot be held "
-            f"out. Leave it out of one."
+            f"{min(both)} is in both --input and --eval_input; training text cannot be held-out "
+            f"text. Remove it from one of them."
         )
     if config.bert_config:
         BertConfig.load(config.bert_config, vocab_size=5)

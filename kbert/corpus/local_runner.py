@@ -1,4 +1,4 @@
-"""The local runner of preparing: processes of this machine."""
+"""Prepares a corpus with processes on this machine."""
 
 import concurrent.futures.process
 import contextlib
@@ -9,29 +9,44 @@ import os
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from kbert.corpus.corpus import open_shard
 from kbert.corpus.deduplication import batches, digest, duplicates, read_documents
-from kbert.corpus.shard_builder import Tally, shard_name, write_shard
+from kbert.corpus.shard_builder import ShardBuilder, Tally, shard_name, write_shard
+from kbert.corpus.text_sources import TextPiece
 from kbert.errors import UserError
 from kbert.utils import storage
 
 _SMALL_BYTES = 8 << 20  # below this, starting processes costs more than it saves
 
 
-def run(worker, pieces, folder, deduplicate, processes, report):
-    """Makes the shards of a corpus and their Tally.
+def run(
+    worker: ShardBuilder,
+    pieces: Sequence[TextPiece],
+    folder: str,
+    deduplicate: bool,
+    processes: int | None,
+    report: Callable[[str], None],
+) -> Tally:
+    """Writes the shards of a corpus and returns their Tally.
 
-    Where duplicates are left out, all documents are first written on a local disk, and those that
-    stay are copied; in memory are 60 bytes for each document, and a batch for each process.
+    To deduplicate, all documents are first written to a local disk, then the unique ones are
+    copied. The memory is 60 bytes per document and one batch per process.
 
     Args:
-        worker: ShardBuilder. pieces: list of TextPiece. folder: local or remote, for the shards.
-        deduplicate: leave out duplicates of documents; see `kbert.corpus.deduplication`.
-        processes: worker processes; None = one per core. report: called with lines of text.
+        worker: builder of the shards.
+        pieces: pieces of the input.
+        folder: local or remote folder for the shards.
+        deduplicate: remove duplicate documents; see `kbert.corpus.deduplication`.
+        processes: number of worker processes; None for one per core.
+        report: called with lines of text.
+
+    Raises:
+        UserError: the input cannot be used, or a worker process was killed.
     """
     processes = min(processes or os.cpu_count() or 1, len(pieces))
     if _total_bytes(pieces) < _SMALL_BYTES:
@@ -58,7 +73,7 @@ def _write_pieces(run_all, pieces, folder, report):
         done += piece.size
         if total < _SMALL_BYTES:
             continue
-        seconds = max(time.monotonic() - start, 1e-6)  # clocks may stand still
+        seconds = max(time.monotonic() - start, 1e-6)  # a clock may not advance
         share = max(done, 1) / total  # the first file may be empty
         report(
             f"prepared {done / 1e6:,.0f} of {total / 1e6:,.0f} MB | "
@@ -68,7 +83,7 @@ def _write_pieces(run_all, pieces, folder, report):
 
 
 def _without_duplicates(run_all, tally, pieces_folder, folder, report):
-    """Writes the shards of a Tally anew, without duplicates. Returns the Tally of the new ones."""
+    """Rewrites the shards of a Tally without duplicates and returns their new Tally."""
     shards = [(pieces_folder, entry) for entry in tally.shards]
     digests = np.frombuffer(b"".join(run_all(_digests, shards)), np.uint8).reshape(-1, 16)
     is_duplicate = duplicates(digests)
@@ -83,8 +98,8 @@ def _without_duplicates(run_all, tally, pieces_folder, folder, report):
     return result
 
 
-def end_with_the_program():
-    """Has a worker process end with its program; otherwise it would wait for work for ever."""
+def end_with_the_program() -> None:
+    """Makes a worker process exit when its parent does; it would otherwise wait forever."""
     program = multiprocessing.parent_process()
     threading.Thread(target=_end_after, args=[program], daemon=True).start()
 
@@ -111,13 +126,13 @@ def _write_piece(task):
 
 
 def _digests(shard):
-    """The digests of the documents of a shard, 16 bytes each."""
+    """Returns the concatenated digests of a shard's documents, 16 bytes each."""
     documents = read_documents(open_shard(*shard, len(_worker.vocab)))
     return b"".join(digest(ids, lengths) for _, ids, lengths in documents)
 
 
 def _write_kept(task):
-    """Writes those documents of a shard that a mask, (documents,) bool, keeps. Returns a Tally."""
+    """Writes the documents of a shard selected by a (documents,) bool mask; returns a Tally."""
     folder, (pieces_folder, entry), keep = task
     tally, vocab_size = Tally(), len(_worker.vocab)
     documents = read_documents(open_shard(pieces_folder, entry, vocab_size))
@@ -130,7 +145,7 @@ def _write_kept(task):
 
 @contextlib.contextmanager
 def _workers(worker, processes):
-    """A function like `map`: in this process, or in several."""
+    """Yields a function like `map` that runs in this process or in worker processes."""
     if processes == 1:
         _start_worker(worker, alone=False)
         yield map

@@ -1,7 +1,9 @@
-"""Text to a prepared corpus: tokenised once, by processes or by machines, written whole or not."""
+"""Tokenizes text into a prepared corpus, atomically, on one or several machines."""
 
 import contextlib
 import os
+import typing
+from collections.abc import Callable, Mapping, Sequence
 
 from kbert.corpus import local_runner
 from kbert.corpus.corpus import MANIFEST, Corpus, write_manifest
@@ -14,17 +16,24 @@ from kbert.utils import atomic, storage
 from kbert.utils.locks import target_lock
 
 
-def prepare(inputs, output_dir, vocab_file, lower_case=True, report=None, **options):
-    """Tokenises text into a prepared corpus and opens it.
+def prepare(
+    inputs: str,
+    output_dir: str | os.PathLike[str],
+    vocab_file: str | os.PathLike[str] | BertTokenizer,
+    lower_case: bool = True,
+    report: Callable[[str], None] | None = None,
+    **options: object,
+) -> Corpus:
+    """Tokenizes text into a prepared corpus and opens it.
 
     Args:
         inputs, output_dir, vocab_file, lower_case: fields of `kbert.settings.PrepareConfig`;
-            vocab_file may be a BertTokenizer.
-        report: called with a line of text now and then.
-        options: further fields, such as processes.
+            `vocab_file` may be a BertTokenizer.
+        report: called with progress lines.
+        **options: further fields, such as `processes`.
 
     Returns:
-        Corpus; one in a remote folder is fetched.
+        Corpus; a corpus in a remote folder is downloaded.
 
     Raises:
         UserError: see `write_corpus`.
@@ -41,22 +50,26 @@ def prepare(inputs, output_dir, vocab_file, lower_case=True, report=None, **opti
     return Corpus(output_dir, verify=False, report=report)
 
 
-def write_corpus(config, tokenizer=None, report=None):
-    """Tokenises text into a prepared corpus (format: `kbert.corpus.corpus`). Returns its manifest.
+def write_corpus(
+    config: PrepareConfig,
+    tokenizer: BertTokenizer | None = None,
+    report: Callable[[str], None] | None = None,
+) -> dict[str, typing.Any]:
+    """Tokenizes text into a prepared corpus (see `kbert.corpus.corpus`); returns its manifest.
 
-    Text is UTF-8, one sentence or paragraph a line, an empty line between documents. The files are
-    the same, byte for byte, for both runners and any number of workers. Memory is bounded by a
-    batch of text for each worker and, to deduplicate, 60 bytes for each document in one process.
+    Text is UTF-8, with one sentence or paragraph per line and an empty line between documents. The
+    files are identical for both runners and any number of workers. Memory is bounded by a batch of
+    text per worker and, to deduplicate, 60 bytes per document in one process.
 
     Args:
-        config: PrepareConfig.
-        tokenizer: BertTokenizer to take instead of the vocabulary that is named.
-        report: called with a line of text now and then.
+        config: settings of the corpus.
+        tokenizer: tokenizer to use instead of `config.vocab_file`.
+        report: called with progress lines.
 
     Raises:
-        UserError: inputs that cannot be read, are not UTF-8, hold no text or a single document; a
-            vocabulary that cannot be used; a folder that is not empty, or that another process is
-            making, or that cannot be written.
+        UserError: the inputs cannot be read, are not UTF-8, or have no text or only one document;
+            the vocabulary cannot be used; the output folder is not empty, is being written by
+            another process, or cannot be written.
     """
     report = report or (lambda line: None)
     if config.runner == "beam":
@@ -77,7 +90,7 @@ def write_corpus(config, tokenizer=None, report=None):
             )
         _check(tally, config.input)
         for name in storage.list_folder(folder):
-            if name.startswith("."):  # of Beam, or of a worker that was killed
+            if name.startswith("."):  # written by Beam, or by a worker that was killed
                 storage.remove(os.path.join(folder, name))
         with storage.staged(folder, last=MANIFEST) as staging:
             tokenizer.save_pretrained(staging)
@@ -104,14 +117,14 @@ def _counts(tally):
 
 @contextlib.contextmanager
 def _work_folder(output_dir):
-    """The folder to write in, which becomes `output_dir` when the block ends without an error."""
-    if storage.is_remote(output_dir):  # there are no folders to rename: the manifest goes last
+    """Yields the folder to write to; it becomes `output_dir` if the block raises no error."""
+    if storage.is_remote(output_dir):  # no atomic rename: the manifest is written last
         storage.check_free(output_dir)
         storage.make_folder(output_dir)
         try:
             yield str(output_dir)
         except BaseException:
-            with contextlib.suppress(UserError):  # the first error tells more
+            with contextlib.suppress(UserError):  # the first error is more informative
                 storage.remove(output_dir)
             raise
         return
@@ -121,8 +134,8 @@ def _work_folder(output_dir):
             yield str(folder)
 
 
-def input_stamps(paths):
-    """What tells whether inputs have changed: path, size in bytes and time of change of each."""
+def input_stamps(paths: Sequence[str]) -> list[list[str | int]]:
+    """Returns the path, size in bytes and modification time of each input, to detect changes."""
     files = [path for path in paths if not path.startswith("tfds:")]
     stats = dict(zip(files, storage.stat_all(files), strict=True))
     stamps = []
@@ -151,8 +164,8 @@ def _check(tally, inputs):
         )
 
 
-def summary(manifest):
-    """What was found and made, as lines of text for a person."""
+def summary(manifest: Mapping[str, typing.Any]) -> list[str]:
+    """Returns a human-readable summary of a corpus, as lines of text."""
     rows = [
         ("input files", f"{len(manifest['inputs']):,}"),
         ("text", f"{manifest['bytes'] / 1e6:,.1f} MB"),

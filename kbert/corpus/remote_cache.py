@@ -1,10 +1,11 @@
-"""Local copies of remote folders, fetched once and kept."""
+"""Cache of remote folders: each is downloaded once."""
 
 import concurrent.futures
 import fcntl
 import hashlib
 import os
 import pathlib
+from collections.abc import Callable, Mapping
 
 from kbert.errors import UserError
 from kbert.utils import atomic, storage
@@ -13,26 +14,36 @@ from kbert.utils.formats import sha256_of
 _FILES_AT_ONCE = 8
 
 
-def cache_folder():
-    """Where fetched files are kept: $KBERT_CACHE, else ~/.cache/kbert."""
+def cache_folder() -> pathlib.Path:
+    """Returns the cache folder: $KBERT_CACHE, else ~/.cache/kbert."""
     return pathlib.Path(os.environ.get("KBERT_CACHE") or "~/.cache/kbert").expanduser()
 
 
-def fetch(url, manifest_name, manifest, hashes, cache_dir=None, report=None):
-    """The pathlib.Path of a local folder with the files of a remote one.
+def fetch(
+    url: str | os.PathLike[str],
+    manifest_name: str,
+    manifest: bytes,
+    hashes: Mapping[str, str],
+    cache_dir: str | os.PathLike[str] | None = None,
+    report: Callable[[str], None] | None = None,
+) -> pathlib.Path:
+    """Returns the path of a local copy of a remote folder; downloads it if it is not cached.
 
-    The folder is named by the content of the manifest, so a remote folder that was written anew is
-    fetched anew. It gets its name when every file is there and has its checksum; what came before
-    fetching was broken off is kept for the next time. Processes of one machine fetch once.
+    The name of the local folder contains a hash of the manifest, so a remote folder with new
+    content is downloaded again. The download is moved into place when all files have their
+    checksums; the files of an interrupted download are kept and reused. The processes of a machine
+    download a folder only once.
 
     Args:
-        url: the remote folder. manifest_name: name of the file that tells what is in it.
-        manifest: bytes of that file. hashes: dict of name -> SHA-256 of the other files.
-        cache_dir: where to keep it; None = `cache_folder()`.
-        report: called with a line of text before anything is fetched.
+        url: the remote folder.
+        manifest_name: name of the file that lists the contents of the folder.
+        manifest: content of this file.
+        hashes: dict of name -> SHA-256 of the other files.
+        cache_dir: parent folder of the copy; None for `cache_folder()`.
+        report: called with a line of text before a download.
 
     Raises:
-        UserError: a file is missing, cannot be read, or is not what the manifest says.
+        UserError: a file is missing, cannot be read, or differs from its checksum.
     """
     name = f"{url.rstrip('/').rpartition('/')[2]}-{hashlib.sha256(manifest).hexdigest()[:16]}"
     folder = pathlib.Path(cache_dir or cache_folder()).expanduser() / name
@@ -42,7 +53,7 @@ def fetch(url, manifest_name, manifest, hashes, cache_dir=None, report=None):
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(f"{name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.is_dir():  # another process fetched it meanwhile
+        if folder.is_dir():  # another process has downloaded it in the meantime
             return folder
         partial.mkdir(exist_ok=True)
         if report:

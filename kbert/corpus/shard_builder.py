@@ -1,24 +1,26 @@
-"""A piece of the input to a shard of ids: the work of one process, whichever runner runs it."""
+"""Converts a piece of the input to a shard of ids; used by both runners."""
 
 import collections
 import dataclasses
 import functools
+import typing
+from collections.abc import Iterable
 
 import numpy as np
 import tensorflow as tf
 
 from kbert.corpus.corpus import ShardWriter
-from kbert.corpus.text_sources import read_lines, split_sentences
+from kbert.corpus.text_sources import TextPiece, read_lines, split_sentences
 from kbert.tokenizer.tokenizer import BertTokenizer
 from kbert.utils import storage
 
-BATCH_BYTES = 1 << 20  # text tokenised at a time
-_NAMED_LINES = 5  # of those that were left out
+BATCH_BYTES = 1 << 20  # text tokenized at once
+_NAMED_LINES = 5  # named lines that were skipped
 
 
 @dataclasses.dataclass
 class Tally:
-    """What was found in a part of the input, and the shards that were made of it.
+    """Counts of a part of the input, and the shards written from it.
 
     Attributes:
         counts: Counter of lines, bytes, lines_with_bad_utf8, lines_left_out, documents (with lines)
@@ -28,47 +30,56 @@ class Tally:
         unigrams: (V,) int64, how often each id occurs in the shards; 0 if there are none.
     """
 
-    counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    left_out: list = dataclasses.field(default_factory=list)
-    shards: list = dataclasses.field(default_factory=list)
+    counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    left_out: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+    shards: list[dict[str, typing.Any]] = dataclasses.field(default_factory=list)
     unigrams: np.ndarray | int = 0
 
-    def add(self, other):
-        """Adds what was found elsewhere. The order makes no difference, but for that of shards."""
+    def add(self, other: "Tally") -> None:
+        """Adds another Tally; the order of additions affects only the order of `shards`."""
         self.counts.update(other.counts)
-        # Lines of a piece stay in their order: all of them are from one tally.
+        # The sort is stable: the lines of a piece, all from one tally, keep their order.
         self.left_out = sorted(self.left_out + other.left_out, key=lambda item: item[0])
         del self.left_out[_NAMED_LINES:]
         self.shards += other.shards
         self.unigrams = self.unigrams + other.unigrams
 
-    def leave_out(self, number, where):
-        """Counts a line of piece `number` that is left out. where: str, its file and line."""
+    def leave_out(self, number: int, where: str) -> None:
+        """Counts a skipped line of piece `number`; `where` is its file and line."""
         self.counts["lines_left_out"] += 1
         if len(self.left_out) < _NAMED_LINES:
             self.left_out.append((number, where))
 
     @property
-    def documents(self):
-        """Documents in the shards."""
+    def documents(self) -> int:
+        """Number of documents in the shards."""
         return sum(shard["counts"]["documents"] for shard in self.shards)
 
-    def sorted_shards(self):
-        """The entries of the shards in the order of the corpus: 00007, 00007-1, 00008."""
+    def sorted_shards(self) -> list[dict[str, typing.Any]]:
+        """Returns the shards' entries in the order of the corpus: 00007, 00007-1, 00008."""
         return sorted(self.shards, key=lambda e: [int(part) for part in e["name"].split("-")])
 
 
-def shard_name(number, part=0):
-    """Name of a shard's files: of piece `number`, and, if it makes several shards, which."""
+def shard_name(number: int, part: int = 0) -> str:
+    """Returns the name of a shard's files: number of the piece, and part if it has several."""
     return f"{number:05d}" + (f"-{part}" if part else "")
 
 
-def write_shard(folder, name, vocab_size, batches, tally):
-    """Writes a shard, whole or not at all, and adds it to a tally.
+def write_shard(
+    folder: str,
+    name: str,
+    vocab_size: int,
+    batches: Iterable[Iterable[np.ndarray]],
+    tally: Tally,
+) -> None:
+    """Writes a shard atomically and adds it to a tally.
 
     Args:
-        folder: local or remote, existing. name: of the shard. vocab_size: V.
-        batches: iterable of ids, lengths and starts_document, as for `ShardWriter.write`.
+        folder: an existing local or remote folder.
+        name: name of the shard.
+        vocab_size: V.
+        batches: tuples of ids, lengths and starts_document, as for `ShardWriter.write`.
+        tally: updated in place.
     """
     with storage.staged(folder) as local:
         writer = ShardWriter(local, name, vocab_size)
@@ -81,29 +92,33 @@ def write_shard(folder, name, vocab_size, batches, tally):
 
 @dataclasses.dataclass(frozen=True)
 class ShardBuilder:
-    """Makes shards of pieces. Can be sent to another process.
+    """Writes the shards of pieces; can be pickled and sent to another process.
 
     Args:
-        fingerprint: of the tokenizer. vocab: tuple of its entries. settings: dict of them.
-        skip_bad_lines: leave JSON lines without a text out, instead of ending with an error.
+        fingerprint: fingerprint of the tokenizer.
+        vocab: vocabulary of the tokenizer.
+        settings: settings of the tokenizer.
+        skip_bad_lines: skip JSON lines without text instead of raising an error.
     """
 
     fingerprint: str
-    vocab: tuple = dataclasses.field(compare=False)
-    settings: dict = dataclasses.field(compare=False)
+    vocab: tuple[str, ...] = dataclasses.field(compare=False)
+    settings: dict[str, bool] = dataclasses.field(compare=False)
     skip_bad_lines: bool = False
 
     @classmethod
-    def of(cls, tokenizer, skip_bad_lines=False):
-        """That of a BertTokenizer."""
+    def of(cls, tokenizer: BertTokenizer, skip_bad_lines: bool = False) -> typing.Self:
+        """Returns the builder for a tokenizer."""
         vocab = tuple(tokenizer.vocab)
         return cls(tokenizer.fingerprint, vocab, tokenizer.settings, skip_bad_lines)
 
-    def write_shard(self, number, piece, folder):
-        """Writes the shard of a piece, whole or not at all. Returns a Tally; no tokens, no shard.
+    def write_shard(self, number: int, piece: TextPiece, folder: str) -> Tally:
+        """Writes the shard of a piece atomically, if it has tokens; returns a Tally.
 
         Args:
-            number: of the piece in the input. piece: TextPiece. folder: local or remote, existing.
+            number: number of the piece in the input.
+            piece: the piece.
+            folder: an existing local or remote folder.
         """
         tally = Tally()
         batches = self._batches(number, piece, tally)
@@ -112,7 +127,7 @@ class ShardBuilder:
         return tally
 
     def _batches(self, number, piece, tally):
-        """Ids of sentences, tokens of each, and which of them start a document."""
+        """Yields ids of sentences, their lengths, and which of them start a document."""
         tokenize, counts = _sentence_tokenizer(self), tally.counts
         leave_out = functools.partial(tally.leave_out, number) if self.skip_bad_lines else None
         sentences, starts, size, new_document = [], [], 0, True
@@ -142,7 +157,7 @@ class ShardBuilder:
 
 @functools.lru_cache(maxsize=1)
 def _sentence_tokenizer(worker):
-    """Function of a list of str that returns their ids, one after the other, and their lengths."""
+    """Returns a function from a list of str to their concatenated ids and their lengths."""
     tokenizer = BertTokenizer(worker.vocab, **worker.settings)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)

@@ -1,6 +1,6 @@
-"""Reading text: files, compressed files, JSON lines and TFDS datasets, as lines and documents.
+"""Reads lines of text from plain and compressed files, JSON lines and TFDS datasets.
 
-Every source is a stream of lines (bytes, no line end) in which an empty line ends a document.
+Every source yields lines (bytes, without line end); an empty line ends a document.
 """
 
 import dataclasses
@@ -10,40 +10,44 @@ import json
 import pathlib
 import re
 import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from kbert.errors import UserError
 from kbert.utils import storage
 
-# The text that comes with kbert: sample/README.md tells what it is.
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# The text that comes with kbert; sample/README.md describes it.
 _SAMPLE_FOLDER = pathlib.Path(__file__).parent / "sample"
 SAMPLES = {f"sample:{name}": _SAMPLE_FOLDER / f"{name}.txt.gz" for name in ("train", "heldout")}
 
 PIECE_BYTES = 64 << 20  # a plain file is read in pieces of about this size, each by one process
-LONGEST_LINE_BYTES = 1 << 16  # a longer line is cut, at a space where there is one
-_TFDS_BYTES = 8 << 20  # a guess
+LONGEST_LINE_BYTES = 1 << 16  # longer lines are split, at a space if possible
+_TFDS_BYTES = 8 << 20  # an estimate
 
 
 @dataclasses.dataclass(frozen=True)
 class TextPiece:
     """A part of the input that one process reads.
 
-    A document belongs to the piece in which it starts, so pieces read one by one hold each
-    document once, whatever their size.
+    A document belongs to the piece in which it starts, so each document is read exactly once.
     """
 
     path: str  # a file, or tfds:NAME
     begin: int = 0  # first byte
-    end: int | None = None  # byte after the last; None = to the end
-    size: int = 0  # in bytes; for TFDS a guess
+    end: int | None = None  # byte after the last; None for the end of the file
+    size: int = 0  # in bytes; an estimate for TFDS
 
 
-def find_inputs(patterns):
-    """The files, or `tfds:` names, of a comma-separated list of globs, sorted within each glob.
+def find_inputs(patterns: str) -> list[str]:
+    """Returns the files and `tfds:` names of comma-separated globs, sorted within each glob.
 
     Globs may be remote, such as gs://BUCKET/*.txt.
 
     Raises:
-        UserError: a pattern matches nothing, or a folder.
+        UserError: a pattern matches no file, or matches a folder.
     """
     result = []
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
@@ -55,7 +59,7 @@ def find_inputs(patterns):
             paths = storage.glob(pattern)
         if not paths:
             raise UserError(f"no file matches {pattern!r}. Check the path; quote a glob.")
-        # Each look at a remote path costs a request: only the likely mistake is looked for there.
+        # Each check of a remote path costs a request, so only the pattern itself is checked.
         looked_at = [pattern] if storage.is_remote(pattern) else paths
         folders = [path for path in looked_at if storage.is_folder(path)]
         if folders:
@@ -66,8 +70,8 @@ def find_inputs(patterns):
     return result
 
 
-def split_into_pieces(paths, piece_bytes=PIECE_BYTES):
-    """The pieces of the inputs, in order. Compressed files and TFDS are one piece each."""
+def split_into_pieces(paths: Sequence[str], piece_bytes: int = PIECE_BYTES) -> list[TextPiece]:
+    """Splits inputs into pieces, in order; compressed files and TFDS are one piece each."""
     files = [path for path in paths if not path.startswith("tfds:")]
     sizes = {path: size for path, (size, _) in zip(files, storage.stat_all(files), strict=True)}
     pieces = []
@@ -81,13 +85,13 @@ def split_into_pieces(paths, piece_bytes=PIECE_BYTES):
     return pieces
 
 
-def read_lines(piece, leave_out=None):
-    """Lines of a piece, b"" where a document ends.
+def read_lines(piece: TextPiece, leave_out: Callable[[str], None] | None = None) -> Iterator[bytes]:
+    """Yields the lines of a piece, and b"" at the end of each document.
 
     Args:
-        piece: TextPiece.
-        leave_out: called with a str, which file and line, for each JSON line without a text; None:
-            such a line is an error.
+        piece: the piece to read.
+        leave_out: called with the file and line number of each JSON line without text, which is
+            skipped; None to raise an error.
 
     Raises:
         UserError: the file cannot be read, is damaged, or a JSON line has no text.
@@ -109,18 +113,18 @@ def read_lines(piece, leave_out=None):
 
 
 class Texts:
-    """All lines of inputs as str; bytes that are not UTF-8 become U+FFFD. Can be read again.
+    """Iterable over all lines of inputs as str; bytes that are not UTF-8 become U+FFFD.
 
     Args:
-        paths: those of `find_inputs`.
-        skip_bad_lines: leave JSON lines without a text out, instead of ending with an error.
+        paths: result of `find_inputs`.
+        skip_bad_lines: skip JSON lines without text instead of raising an error.
     """
 
-    def __init__(self, paths, skip_bad_lines=False):
+    def __init__(self, paths: Sequence[str], skip_bad_lines: bool = False) -> None:
         self._paths = paths
         self._leave_out = (lambda where: None) if skip_bad_lines else None
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         for piece in split_into_pieces(self._paths):
             for line in read_lines(piece, self._leave_out):
                 yield line.decode("utf-8", "replace")
@@ -137,9 +141,9 @@ def _seek(file, begin):
 def _text_lines(file, piece):
     end = float("inf") if piece.end is None else piece.end
     _seek(file, piece.begin)
-    skipping = piece.begin > 0  # the document under way belongs to the piece before
+    skipping = piece.begin > 0  # the current document belongs to the previous piece
     for start, line in _stripped_lines(file):
-        if not line and start >= end:  # as does the next one, if it starts behind this piece
+        if not line and start >= end:  # the next document belongs to the next piece
             break
         if skipping:
             skipping = bool(line)
@@ -149,9 +153,9 @@ def _text_lines(file, piece):
 
 
 def _stripped_lines(file):
-    """Where each line starts and the line without white space around it, long ones in parts."""
-    start, size = file.tell(), 0  # of the line under way
-    rest, inside = b"", False  # what was cut off it; whether text of it was
+    """Yields the offset and the stripped text of each line; long lines are yielded in parts."""
+    start, size = file.tell(), 0  # of the current line
+    rest, inside = b"", False  # remainder after a cut; whether text of the line was yielded
     while part := file.readline(LONGEST_LINE_BYTES):
         ended = part.endswith(b"\n")
         line, rest = rest + part, b""
@@ -159,7 +163,7 @@ def _stripped_lines(file):
             cut = _cut(line)
             line, rest = line[:cut], line[cut:]
         line = line.strip()
-        if line or (ended and not inside):  # a part without text is no empty line
+        if line or (ended and not inside):  # an empty part of a line is not an empty line
             yield start, line
         inside = not ended and (inside or bool(line or rest.strip()))
         start, size = (start + size + len(part), 0) if ended else (start, size + len(part))
@@ -168,12 +172,12 @@ def _stripped_lines(file):
 
 
 def _cut(line):
-    """Where a line that is too long is cut: after its last space, else between two characters."""
+    """Returns where to cut a long line: after its last space, else between two characters."""
     cut = line.rfind(b" ") + 1
     if cut <= 0:
         cut = len(line)
         while cut > len(line) - 4 and line[cut - 1] & 0xC0 == 0x80:
-            cut -= 1  # back over the bytes inside a character, to its first
+            cut -= 1  # skip continuation bytes back to the first byte of the character
         cut -= 1
     return cut
 
@@ -196,8 +200,8 @@ def _json_lines(file, piece, leave_out):
             if leave_out is None:
                 raise UserError(
                     f"{where}: every line must be a JSON object with its document under "
-                    f'"text"; got {line[:60].decode("utf-8", "replace").strip()!r}. Mend it, or '
-                    f"leave such lines out with --skip_bad_lines."
+                    f'"text"; got {line[:60].decode("utf-8", "replace").strip()!r}. Fix it, or '
+                    f"skip such lines with --skip_bad_lines."
                 ) from None
             leave_out(where)
             continue
@@ -205,11 +209,15 @@ def _json_lines(file, piece, leave_out):
         yield b""
 
 
-def load_tfds(source, **options):
-    """The dataset of `tfds:NAME` (split "train") or `tfds:NAME:SPLIT`. options: of `tfds.load`.
+def load_tfds(source: str, **options: object) -> "tf.data.Dataset[dict[str, tf.Tensor]]":
+    """Loads the dataset `tfds:NAME` (split "train") or `tfds:NAME:SPLIT`.
+
+    Args:
+        source: name of the dataset.
+        **options: arguments of `tfds.load`.
 
     Raises:
-        UserError: tensorflow-datasets is missing, or cannot load the data set.
+        UserError: tensorflow-datasets is not installed, or cannot load the dataset.
     """
     try:
         import tensorflow_datasets as tfds
@@ -234,18 +242,18 @@ def _tfds_lines(source):
         yield b""
 
 
-# A sentence ends at . ! or ? after two letters that are no capitals, or a digit (so not after "Mr."
-# or "J."), before a capital, digit or quote; and at the full stops of Chinese and Japanese.
+# A sentence ends at . ! or ? if two letters other than A-Z, or digits, precede it (so not after
+# "Mr." or "J.") and a capital, digit or quote follows; and at Chinese and Japanese full stops.
 _SENTENCE_END = re.compile(
     r"""[.!?](?<=[^\W_A-Z][^\W_A-Z].)["'”’)\]]*\s+(?=["'“‘(\[]*[^\W_a-z])"""
     r"""|[。！？][」』”’）]*(?=[^」』”’）])"""
 )
 
 
-def split_sentences(line):
-    """Cuts a line (str) into sentences by their punctuation; most lines of prose are paragraphs.
+def split_sentences(line: str) -> list[str]:
+    """Splits a line into sentences by punctuation; most lines of prose are paragraphs.
 
-    Wrong cuts and missed ones are harmless: a sentence is where segment B may start, no more.
+    Wrong and missed splits are harmless: sentences only determine where segment B may start.
     """
     ends = [match.end() for match in _SENTENCE_END.finditer(line)]
     if not ends:

@@ -1,1 +1,1 @@
-"""What the other folders build on: files and storage, locks, flags, logging, random numbers."""
+"""Shared utilities: files and storage, locks, flags, logging, random numbers."""

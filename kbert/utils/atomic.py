@@ -1,17 +1,18 @@
-"""Files and folders that exist whole or not at all: written beside their place, then renamed."""
+"""Atomic writes: files and folders are written beside their target, then renamed."""
 
 import contextlib
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 
 from kbert.errors import UserError
 
 
 @contextlib.contextmanager
-def file(path):
-    """A path to write a file to, which becomes `path` when the block ends without an error."""
+def file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Yields a temporary path to write to; it replaces `path` if the block raises no error."""
     path = pathlib.Path(path)
     scratch = path.with_name(f".{path.name}.partial")
     try:
@@ -21,36 +22,46 @@ def file(path):
         scratch.unlink(missing_ok=True)
 
 
-def write_bytes(path, data):
-    """Writes a file of bytes, whole or not at all."""
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes bytes to a file atomically."""
     with file(path) as scratch:
         scratch.write_bytes(data)
 
 
-def write_text(path, text):
-    """Writes a file of UTF-8, whole or not at all."""
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes text to a file as UTF-8, atomically."""
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_json(path, values, indent=2, ensure_ascii=True):
-    """Writes values as JSON, whole or not at all; the arguments are those of `json.dumps`."""
+def write_json(
+    path: str | os.PathLike[str],
+    values: object,
+    indent: int | None = 2,
+    ensure_ascii: bool = True,
+) -> None:
+    """Writes values as JSON, atomically; `indent` and `ensure_ascii` are as for `json.dumps`."""
     write_text(path, json.dumps(values, indent=indent, ensure_ascii=ensure_ascii) + "\n")
 
 
 @contextlib.contextmanager
-def folder(target, name=None, resumes=""):
-    """An empty folder to write in, which replaces `target` when the block ends without an error.
+def folder(
+    target: str | os.PathLike[str], name: str | None = None, resumes: str = ""
+) -> Iterator[pathlib.Path]:
+    """Yields an empty folder to write to; it replaces `target` if the block ends without an error.
 
-    Everything is on the disk before the folder gets its name, and the one before is deleted last.
-    Two processes must not do this at once: see `kbert.utils.locks.target_lock`.
+    All files are synced to the disk before the folder is renamed, and the previous folder is
+    deleted last. Only one process at a time may replace a folder: see
+    `kbert.utils.locks.target_lock`.
 
     Args:
-        target: path. name: of the folder in messages; None for its path.
-        resumes: end of the message, such as ": it goes on from the start".
+        target: path of the folder.
+        name: name of the folder in messages; None for its path.
+        resumes: end of the error message, such as ": it resumes from the start".
 
     Raises:
-        UserError: it cannot be written, as when the disk is full; the one before it is whole.
-        OSError: of the block, about a file in another place.
+        UserError: the folder cannot be written, for example because the disk is full; the previous
+            folder is unchanged.
+        OSError: an error in the block that concerns a file elsewhere.
     """
     target = pathlib.Path(target).absolute()
     try:
@@ -60,13 +71,13 @@ def folder(target, name=None, resumes=""):
         if error.filename is not None and not _is_of(error.filename, target):
             raise
         raise UserError(
-            f"cannot write {name or target}: {reason(error)}. Mend that and run the same command "
+            f"cannot write {name or target}: {reason(error)}. Fix this and run the same command "
             f"again{resumes}."
         ) from error
 
 
 def _is_of(path, target):
-    """Whether a path is one that is written for a folder, or a folder that should hold it."""
+    """Whether a path is in `target` or its temporary folders, or is a parent folder of `target`."""
     path = pathlib.Path(os.path.abspath(os.fsdecode(path)))
     names = {target, *_scratch_and_old(target)}
     return path in target.parents or not names.isdisjoint([path, *path.parents])
@@ -90,8 +101,8 @@ def _replacement(target):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def recover_folder(target):
-    """Repairs what a process left that was killed while it replaced a folder."""
+def recover_folder(target: str | os.PathLike[str]) -> None:
+    """Cleans up after a process that was killed while it replaced a folder."""
     target = pathlib.Path(target)
     scratch, old = _scratch_and_old(target)
     if old.exists() and not target.exists():  # killed between the two renames
@@ -100,8 +111,8 @@ def recover_folder(target):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def reason(error):
-    """The reason of an OSError, in words."""
+def reason(error: OSError) -> str:
+    """Returns the reason of an OSError as text."""
     return os.strerror(error.errno) if error.errno else " ".join(str(error).split())
 
 

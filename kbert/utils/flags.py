@@ -3,17 +3,22 @@
 import dataclasses
 import sys
 import textwrap
+from typing import TYPE_CHECKING, TypeVar
 
 from absl import flags
 
 from kbert.config import is_text, range_text, setting_type
 from kbert.errors import UserError
 
-flags.disclaim_key_flags()  # so that --help shows the flags as those of the program
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Config = TypeVar("_Config", bound="DataclassInstance")
+flags.disclaim_key_flags()  # so that --help lists the flags as the flags of the program
 _DEFINE = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
 
 
-def define(config_class):
+def define(config_class: "type[DataclassInstance]") -> None:
     """Defines one absl flag per field of `config_class`, with its default, help and range."""
     for field in dataclasses.fields(config_class):
         kind, _ = setting_type(field)
@@ -26,8 +31,8 @@ def define(config_class):
             _DEFINE.get(kind, flags.DEFINE_string)(name, default, help)
 
 
-def help_text(config_class):
-    """The text of --help: the required flags of a program, the common ones, then all others."""
+def help_text(config_class: "type[DataclassInstance]") -> str:
+    """Returns the text of --help: the required flags, the common flags, then all others."""
     lines = [sys.modules["__main__"].__doc__.strip()]
     group_of = {field.name: field.metadata["group"] for field in dataclasses.fields(config_class)}
     own_flags = flags.FLAGS.get_key_flags_for_module("__main__")
@@ -40,7 +45,7 @@ def help_text(config_class):
 
 
 def _help_of(flag):
-    """The lines of a flag."""
+    """Returns the lines of --help for one flag."""
     kind, help = flag.flag_type(), flag.help
     if kind == "bool":
         name = f"--[no]{flag.name}"
@@ -57,8 +62,8 @@ def _help_of(flag):
     ]
 
 
-def read(config_class):
-    """A `config_class` with the values of the parsed flags.
+def read(config_class: type[_Config]) -> _Config:
+    """Returns a `config_class` with the values of the parsed flags.
 
     Raises:
         UserError: a value is out of range.
@@ -67,11 +72,11 @@ def read(config_class):
     return config_class(**{name: flags.FLAGS[name].value for name in names})
 
 
-def as_flagfile(config, header):
-    """Text of a flagfile that gives `config` back; `header` becomes comment lines.
+def as_flagfile(config: "DataclassInstance", header: str) -> str:
+    """Returns the text of a flagfile that reproduces `config`; `header` becomes comment lines.
 
     Raises:
-        UserError: a value that no flagfile can hold.
+        UserError: a value cannot be written to a flagfile.
     """
     lines = [f"# {line}\n" for line in header.splitlines()]
     for field in dataclasses.fields(config):
@@ -81,16 +86,17 @@ def as_flagfile(config, header):
     return "".join(lines)
 
 
-def as_line(name, value):
-    """The line of a flagfile that gives a flag this value.
+def as_line(name: str, value: str | bool | float) -> str:
+    """Returns the line of a flagfile that sets a flag to a value.
 
     Raises:
-        UserError: no line can: of text, absl cuts white space off its end.
+        UserError: the value is not one line of UTF-8, or it ends with white space, which absl
+            strips.
     """
     value = str(value).lower() if isinstance(value, bool) else str(value)
     if not is_text(value) or value != value.rstrip() or "\n" in value or "\r" in value:
         raise UserError(
-            f"--{name} must be a line of UTF-8 without white space at its end, or the run could "
-            f"not be replayed; got {value!r}."
+            f"--{name} must be one line of UTF-8 without trailing white space, because run.flags "
+            f"cannot store other values; got {value!r}."
         )
     return f"--{name}={value}\n"

@@ -1,6 +1,6 @@
-"""Locks: two processes never write the same local folder.
+"""Locks that keep two processes from writing to the same local folder.
 
-Remote storage has no locks: the local copy of a remote folder is locked, the folder itself is not.
+Remote storage has no locks: only the local copy of a remote folder is locked.
 """
 
 import contextlib
@@ -8,13 +8,14 @@ import fcntl
 import os
 import pathlib
 import socket
+from collections.abc import Iterator
 
 from kbert.errors import UserError
 
 
 @contextlib.contextmanager
-def folder_lock(folder):
-    """Holds the lock of a run's folder; the system lets go of it however the process ends.
+def folder_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds the lock of a run's folder; the operating system releases it if the process dies.
 
     Raises:
         UserError: another process holds it.
@@ -24,8 +25,8 @@ def folder_lock(folder):
 
 
 @contextlib.contextmanager
-def target_lock(target):
-    """Holds the lock of a folder that is about to be made: a file beside it, removed at the end.
+def target_lock(target: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds the lock of a folder to be created: a file beside it, which is removed at the end.
 
     Raises:
         UserError: another process holds it.
@@ -50,15 +51,15 @@ def _held(path, folder):
                 file.seek(0)
                 raise UserError(
                     f"{folder} is in use by {file.read().strip() or 'another process'}. Wait for "
-                    f"it or stop it, or take another --output_dir."
+                    f"it, stop it, or choose another --output_dir."
                 ) from None
-            except OSError as error:  # a file system without locks
+            except OSError as error:  # the file system has no locks
                 raise UserError(
-                    f"cannot lock {path}: {os.strerror(error.errno)}. Name a folder on a file "
-                    f"system that has locks."
+                    f"cannot lock {path}: {os.strerror(error.errno)}. Choose a folder on a file "
+                    f"system that supports locks."
                 ) from error
             if not _is_at(file, path):
-                continue  # who held it before has removed it in the meantime
+                continue  # the previous holder has removed it in the meantime
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
@@ -67,7 +68,7 @@ def _held(path, folder):
 
 
 def _is_at(file, path):
-    """Whether an open file is still the one of that name."""
+    """Whether a path still refers to an open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:

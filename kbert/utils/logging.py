@@ -1,6 +1,6 @@
-"""The lines that programs print while they work."""
+"""Progress lines of the programs."""
 
 
-def log(line):
-    """Prints a line at once, also into a pipe."""
+def log(line: str) -> None:
+    """Prints a line and flushes it, so that it also appears immediately in a pipe."""
     print(line, flush=True)

@@ -1,9 +1,11 @@
-"""Python functions inside tf.data, counted so that a process can end while they are at work."""
+"""Python functions inside tf.data; their calls are counted so that a process can exit cleanly."""
 
 import atexit
 import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 _calls = {"begun": 0, "ended": 0}
@@ -12,11 +14,11 @@ _calls_lock = threading.Lock()
 
 @atexit.register
 def _wait_for_pipelines():
-    """Lets the pipelines fill their buffers and fall still before Python shuts down.
+    """Waits until the pipelines have filled their buffers and are idle, before Python shuts down.
 
-    A tf.data thread that asks for the interpreter during the shutdown is stopped there, and the
-    destructor of the iterator then waits for it for ever. Nobody takes batches any more, so the
-    calls end by themselves.
+    A tf.data thread that requests the interpreter during the shutdown is blocked, and the
+    destructor of the iterator then waits for it forever. Batches are no longer consumed, so the
+    calls stop when the buffers are full.
     """
     seen = None
     while _calls["begun"] != _calls["ended"] or seen != _calls["begun"]:
@@ -24,12 +26,17 @@ def _wait_for_pipelines():
         time.sleep(0.05)
 
 
-def numpy_map(function, inputs, specs):
-    """dict of tensors that a Python function makes, for `Dataset.map`.
+def numpy_map(
+    function: Callable[..., Mapping[str, np.ndarray]],
+    inputs: Sequence[tf.Tensor],
+    specs: Mapping[str, tuple[Sequence[int | None], str | tf.DType]],
+) -> dict[str, tf.Tensor]:
+    """Calls a Python function on tensors, for `Dataset.map`; returns a dict of tensors.
 
     Args:
-        function: of numpy arrays, the values of `inputs`, a list of tensors, to a dict of arrays.
-        specs: dict of name -> (shape, dtype), of what it returns; None where a size is not known.
+        function: maps the values of `inputs`, as numpy arrays, to a dict of arrays.
+        inputs: tensors.
+        specs: dict of name -> (shape, dtype) of the function's result; None for unknown sizes.
     """
 
     def counted(*arrays):

@@ -1,4 +1,4 @@
-"""The frame of every program: flags, bad input as one line, quiet start."""
+"""Runs a program: parses flags, prints errors as one line, hides start-up messages."""
 
 import contextlib
 import functools
@@ -7,21 +7,27 @@ import pathlib
 import re
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
 from kbert.errors import UserError, one_line, too_much
 from kbert.utils.flags import define, help_text, read
 
-flags.disclaim_key_flags()  # so that --help shows the flags as those of the program
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+flags.disclaim_key_flags()  # so that --help lists the flags as the flags of the program
 PACKAGED = pathlib.Path(__file__).parent.parent / "packaged"  # configs/ and export/
 
 
 @contextlib.contextmanager
 def _quiet_import():
-    """Keeps what native libraries print while they load off the screen, unless loading fails.
+    """Hides messages that native libraries print while they load, unless loading fails.
 
-    These lines come before any log level is read, so nothing but the file descriptor stops them.
+    The messages are printed before any log level is read, so stderr itself is redirected.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # below: one line per missing GPU library
     sys.stderr.flush()
@@ -39,20 +45,25 @@ def _quiet_import():
             os.close(kept)
 
 
-def import_tensorflow():
-    """The module tensorflow, imported with tensorflow_text and without start-up messages."""
+def import_tensorflow() -> ModuleType:
+    """Imports tensorflow and tensorflow_text without start-up messages; returns tensorflow."""
     with _quiet_import():
         import tensorflow
         import tensorflow_text  # noqa: F401
     return tensorflow
 
 
-def run(main, config_class=None, check=None):
-    """Runs a program: flags parsed, bad input and I/O errors as one line, status 2.
+def run(
+    main: Callable[..., None],
+    config_class: "type[DataclassInstance] | None" = None,
+    check: Callable[..., None] | None = None,
+) -> None:
+    """Runs a program; invalid input and I/O errors print one line and exit with status 2.
 
     Args:
         main: function of a config, called after TensorFlow is imported.
-        config_class: dataclass of settings, which become flags; None: main has no argument.
+        config_class: dataclass of settings, one flag each; None if `main` and `check` take no
+            argument.
         check: function of a config, called before TensorFlow is imported, which takes seconds.
     """
     if config_class:
@@ -60,7 +71,7 @@ def run(main, config_class=None, check=None):
 
     def guarded(argv):
         if len(argv) > 1:
-            _fail(f"unexpected argument {argv[1]!r}; every setting is a flag: --name=value.")
+            _fail(f"unexpected argument {argv[1]!r}; settings are flags: --name=value.")
         logging.set_verbosity(logging.WARNING)  # TensorFlow reports each checkpoint it writes
         try:
             arguments = [read(config_class)] if config_class else []
@@ -79,17 +90,17 @@ def run(main, config_class=None, check=None):
             if tf is None or not isinstance(error, tf.errors.ResourceExhaustedError):
                 raise
             _fail(
-                f"out of memory ({too_much(error)}). Take smaller slices of the batch "
-                f"(--accumulation_steps), --remat, or a smaller batch."
+                f"out of memory ({too_much(error)}). Use more --accumulation_steps, --remat or a "
+                f"smaller batch."
             )
 
     app.run(guarded, flags_parser=functools.partial(parse, config_class=config_class))
 
 
-def parse(argv, config_class=None):
-    """Parses flags, also those of flag files; returns the other arguments.
+def parse(argv: Sequence[str], config_class: "type[DataclassInstance] | None" = None) -> list[str]:
+    """Parses the flags, including flag files; returns the other arguments.
 
-    Ends the program with status 0 after --help, and with one line and status 2 if a flag is wrong.
+    Exits with status 0 after --help, and with one line and status 2 if a flag is invalid.
     """
     if config_class and {"--help", "-help", "-h"} & set(argv):
         print(help_text(config_class), end="")
@@ -101,7 +112,10 @@ def parse(argv, config_class=None):
     except flags.Error as error:
         text = str(error).replace("ERROR:: ", "").rstrip(" ?.")
         _fail(one_line(f"{text}. --help lists all flags."))
-    except (ValueError, RecursionError) as error:  # a file that is not UTF-8, an endless name
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a file that is not UTF-8, a very long flag name
         _fail(one_line(f"cannot read the flags: {error}."))
 
 

@@ -1,12 +1,14 @@
-"""Remote paths, such as gs://BUCKET/FILE, by `tf.io.gfile`; `kbert.utils.storage` uses them.
+"""Operations on remote paths, such as gs://BUCKET/FILE, with `tf.io.gfile`.
 
-What fails in a way that may pass is tried again, with waits that double.
+`kbert.utils.storage` calls these functions. Transient errors are retried with exponential backoff.
 """
 
 import io
 import os
 import random
 import time
+from collections.abc import Callable
+from typing import BinaryIO, TypeVar
 
 import tensorflow as tf
 
@@ -14,13 +16,16 @@ from kbert.errors import UserError
 from kbert.utils.storage import GaveUp
 
 TRIES = 6
-FIRST_WAIT_S = 1.0  # then 2, 4, 8, 16 s, each up to a half shorter, so that workers spread
+FIRST_WAIT_S = (
+    1.0  # then 2, 4, 8, 16 s, each reduced by up to a half at random, so that workers spread
+)
 gfile = tf.io.gfile
 _CHUNK_BYTES = 1 << 20
+_T = TypeVar("_T")
 
 
 class _Interrupted(Exception):
-    """Something is not whole."""
+    """A transfer was incomplete."""
 
 
 _MAY_PASS = (
@@ -33,11 +38,12 @@ _MAY_PASS = (
 )
 
 
-def _attempt(what, path, function, *args):
-    """function(*args); what failed for a moment is tried again.
+def _attempt(what: str, path: str, function: Callable[..., _T], *args: object) -> _T:
+    """Returns function(*args); retries transient errors.
 
     Raises:
-        UserError: no such scheme, or a failure that does not pass. GaveUp: `TRIES` that may.
+        UserError: TensorFlow does not support the scheme, or the error is permanent.
+        GaveUp: `TRIES` transient errors.
         FileNotFoundError: no such file, as for local paths.
     """
     for number in range(TRIES):
@@ -52,14 +58,13 @@ def _attempt(what, path, function, *args):
         except tf.errors.UnimplementedError as error:
             scheme = str(path).partition("://")[0]
             raise UserError(
-                f"cannot {what} {path}: this TensorFlow has no file system for {scheme}:// "
-                f"({_line(error)}). gs:// is built in; copy the files, or mount their storage as "
-                f"a folder."
+                f"cannot {what} {path}: this TensorFlow does not support {scheme}:// "
+                f"({_line(error)}). Use gs://, copy the files, or mount their storage as a folder."
             ) from error
         except tf.errors.OpError as error:
             raise UserError(f"cannot {what} {path}: {_line(error)}.") from error
     raise GaveUp(
-        f"cannot {what} {path}: gave up after {TRIES} tries, the last with: {_line(last)}."
+        f"cannot {what} {path}: gave up after {TRIES} attempts; the last error: {_line(last)}."
     ) from last
 
 
@@ -68,52 +73,52 @@ def _line(error):
     return " ".join(message.split()).rstrip(".")
 
 
-def glob(pattern):
-    """Paths that match a pattern, in any order."""
+def glob(pattern: str) -> list[str]:
+    """Returns the paths that match a pattern, in any order."""
     try:
         return _attempt("list", pattern, gfile.glob, pattern)
     except FileNotFoundError:
         return []
 
 
-def is_folder(path):
+def is_folder(path: str) -> bool:
     """Whether a path is a folder."""
-    try:  # gfile.isdir takes every error for a no
+    try:  # gfile.isdir returns False for every error
         return _attempt("look at", path, gfile.stat, path).is_directory
     except FileNotFoundError:
         return False
 
 
-def exists(path):
-    """Whether there is a file or a folder."""
+def exists(path: str) -> bool:
+    """Whether a path is a file or a folder."""
     return _attempt("look at", path, gfile.exists, path)
 
 
-def list_folder(path):
-    """Names in a folder, which end in / or not."""
+def list_folder(path: str) -> list[str]:
+    """Returns the names in a folder; names of folders may end with /."""
     return _attempt("list", path, _names, path)
 
 
 def _names(path):
     try:
         return gfile.listdir(path)
-    except tf.errors.NotFoundError as error:  # so, too, if the folder cannot be looked at
-        raise _Interrupted(f"{path} was there a moment ago") from error
+    except tf.errors.NotFoundError as error:  # also raised if the folder cannot be read
+        raise _Interrupted(f"{path} existed a moment ago") from error
 
 
-def stat(path):
-    """Size in bytes and time of change in nanoseconds."""
+def stat(path: str) -> tuple[int, int]:
+    """Returns the size in bytes and the modification time in nanoseconds."""
     status = _attempt("look at", path, gfile.stat, path)
     return status.length, status.mtime_nsec
 
 
-def open_stream(path):
-    """A file opened for reading bytes, buffered; can be sought."""
+def open_stream(path: str) -> BinaryIO:
+    """Opens a file for buffered, seekable reading of bytes."""
     return io.BufferedReader(_RemoteFile(path), _CHUNK_BYTES)
 
 
 class _RemoteFile(io.RawIOBase):
-    """Reads a remote file; where reading breaks off it is opened again and goes on."""
+    """Reads a remote file; after an error it is reopened and reading resumes at the same offset."""
 
     def __init__(self, path):
         super().__init__()
@@ -150,14 +155,14 @@ class _RemoteFile(io.RawIOBase):
                 self._file.seek(self._offset)
             data = self._file.read(count)
             if not data:
-                raise _Interrupted(f"it ended after {self._offset} of {self._size} bytes")
+                raise _Interrupted(f"the file ended after {self._offset} of {self._size} bytes")
         except BaseException:
             self._file = None
             raise
         return data
 
 
-def copy(source, target):
+def copy(source: str, target: str) -> None:
     """Copies a file; one of the paths may be local."""
     _attempt("copy", f"{source} to {target}", _copy, str(source), str(target))
 
@@ -166,14 +171,14 @@ def _copy(source, target):
     gfile.copy(source, target, overwrite=True)
     expected, copied = gfile.stat(source).length, gfile.stat(target).length
     if copied != expected:
-        raise _Interrupted(f"{copied} of {expected} bytes came")
+        raise _Interrupted(f"{copied} of {expected} bytes arrived")
 
 
-def make_folder(path):
-    """Makes a folder and those above it."""
+def make_folder(path: str) -> None:
+    """Creates a folder and its parents."""
     _attempt("make", path, gfile.makedirs, path)
 
 
-def remove(path):
-    """Removes a file or a folder with all that is in it."""
+def remove(path: str) -> None:
+    """Removes a file or a folder with its contents."""
     _attempt("remove", path, gfile.rmtree if is_folder(path) else gfile.remove, path)

@@ -1,4 +1,4 @@
-"""Uniform random numbers that are a pure function of (seed, stream, index): no state to store."""
+"""Stateless uniform random numbers: a pure function of (seed, stream, index)."""
 
 import numpy as np
 
@@ -12,17 +12,19 @@ def _mix(z):
     return z ^ (z >> np.uint64(31))
 
 
-def uniform(seed, stream, index, count):
-    """Uniform numbers for each index.
+def uniform(seed: int, stream: int, index: np.ndarray, count: int) -> np.ndarray:
+    """Returns uniform random numbers for each index.
 
     Args:
-        seed: int. stream: int; draws for different purposes take different streams.
-        index: (B,) ints. count: numbers for each, J.
+        seed: seed of the run.
+        stream: purpose of the numbers; different purposes use different streams.
+        index: (B,) ints.
+        count: how many numbers per index, J.
 
     Returns:
-        (B, J) float64 in [0, 1). Row i depends on (seed, stream, index[i]) alone.
+        (B, J) float64 in [0, 1). Row i depends only on (seed, stream, index[i]).
     """
-    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
+    with np.errstate(over="ignore"):  # the arithmetic is modulo 2**64
         key = _mix(np.uint64(seed % (1 << 64)) + _GAMMA * np.uint64(stream + 1))
         keys = _mix(key + _GAMMA * np.asarray(index).astype(np.uint64))  # (B,)
         states = keys[:, None] + _GAMMA * np.arange(1, count + 1, dtype=np.uint64)  # (B, J)

@@ -1,7 +1,7 @@
-"""Local and remote paths: gs://, and whatever other schemes TensorFlow has built in.
+"""Local and remote paths: gs:// and the other schemes that TensorFlow supports.
 
-A path with a scheme is remote (`kbert.utils.remote_storage`); all others are files of the operating
-system. Raises UserError if a remote path cannot be used, and GaveUp if it fails again and again.
+A path with a scheme is remote (`kbert.utils.remote_storage`); all others are local. The functions
+raise UserError if a remote path cannot be used, and GaveUp if all retries fail.
 """
 
 import concurrent.futures
@@ -11,6 +11,8 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 from kbert.errors import UserError
 
@@ -18,52 +20,52 @@ _STATS_AT_ONCE = 16  # a request takes tens of milliseconds
 
 
 class GaveUp(UserError):
-    """A storage failed, again and again, in a way that may still pass."""
+    """All retries of an operation on remote storage failed with transient errors."""
 
 
 def _remote():
-    """The module for remote paths. It imports TensorFlow, which takes seconds."""
+    """Returns the module for remote paths, which imports TensorFlow; this takes seconds."""
     from kbert.utils import remote_storage
 
     return remote_storage
 
 
-def is_remote(path):
+def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether a path has a scheme, such as gs://BUCKET/FOLDER."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(path)) is not None
 
 
-def glob(pattern):
-    """Paths that match a pattern, sorted."""
+def glob(pattern: str) -> list[str]:
+    """Returns the paths that match a pattern, sorted."""
     if not is_remote(pattern):
         return sorted(local_glob.glob(pattern))
     return sorted(_remote().glob(pattern))
 
 
-def is_folder(path):
+def is_folder(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a folder."""
     if not is_remote(path):
         return os.path.isdir(path)
     return _remote().is_folder(path)
 
 
-def exists(path):
-    """Whether there is a file or a folder."""
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a file or a folder."""
     if not is_remote(path):
         return os.path.exists(path)
     return _remote().exists(path)
 
 
-def list_folder(path):
-    """Names in a folder, sorted; none where there is no folder."""
+def list_folder(path: str | os.PathLike[str]) -> list[str]:
+    """Returns the names in a folder, sorted; an empty list if the folder does not exist."""
     if not is_folder(path):
         return []
     names = _remote().list_folder(path) if is_remote(path) else os.listdir(path)
     return sorted(filter(None, (name.rstrip("/") for name in names)))
 
 
-def stat(path):
-    """Size in bytes and time of change in nanoseconds.
+def stat(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Returns the size in bytes and the modification time in nanoseconds.
 
     Raises:
         OSError: no such file. UserError: see `open_stream`.
@@ -74,39 +76,42 @@ def stat(path):
     return _remote().stat(path)
 
 
-def stat_all(paths):
-    """`stat` of each path, in their order."""
+def stat_all(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[int, int]]:
+    """Returns `stat` of each path, in order."""
     with concurrent.futures.ThreadPoolExecutor(_STATS_AT_ONCE) as pool:
         return list(pool.map(stat, paths))
 
 
-def check_free(path, hint="Remove it, or name another folder."):
-    """Checks that a folder that is to be made is missing or empty.
+def check_free(
+    path: str | os.PathLike[str], hint: str = "Remove it, or choose another folder."
+) -> None:
+    """Checks that an output folder does not exist or is empty.
 
     Raises:
-        UserError: it is neither; the message ends with `hint`.
+        UserError: it is not empty, or it is a file; the message ends with `hint`.
     """
     if list_folder(path) or (exists(path) and not is_folder(path)):
         raise UserError(f"{path} exists and is not empty. {hint}")
 
 
-def open_stream(path):
-    """A file opened for reading bytes, buffered; can be sought.
+def open_stream(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a file for buffered, seekable reading of bytes.
 
     Raises:
-        OSError: no such file, or it cannot be read. UserError: a remote one cannot be read, when
-            it is opened or later; the scheme is not built into this TensorFlow.
+        OSError: no such file, or it cannot be read.
+        UserError: a remote file cannot be read, at once or later, or TensorFlow does not support
+            the scheme.
     """
     if not is_remote(path):
         return open(path, "rb")
     return _remote().open_stream(path)
 
 
-def copy(source, target):
-    """Copies a file between any two places, replacing the target; their sizes are compared.
+def copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Copies a local or remote file, replaces the target and compares the sizes.
 
-    On object stores the target is whole or not there; elsewhere it grows, so give it a name that
-    nobody reads.
+    On object stores the copy is atomic. Elsewhere the target is written gradually, so use a name
+    that no other process reads.
 
     Raises:
         OSError: no such source. UserError: see `open_stream`.
@@ -114,16 +119,16 @@ def copy(source, target):
     _remote().copy(source, target)
 
 
-def make_folder(path):
-    """Makes a folder and those above it; one that is there already is fine."""
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Creates a folder and its parents; does nothing if it exists."""
     if is_remote(path):
         _remote().make_folder(path)
     else:
         os.makedirs(path, exist_ok=True)
 
 
-def remove(path):
-    """Removes a file or a folder with all that is in it; one that is not there is fine."""
+def remove(path: str | os.PathLike[str]) -> None:
+    """Removes a file or a folder with its contents; does nothing if it does not exist."""
     if not is_remote(path):
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
@@ -133,15 +138,15 @@ def remove(path):
 
 
 @contextlib.contextmanager
-def staged(folder, last=None):
-    """A local folder to write in; what is in it when the block ends goes into `folder`.
+def staged(folder: str | os.PathLike[str], last: str | None = None) -> Iterator[str]:
+    """Yields a local folder to write to; its files are moved to `folder` at the end of the block.
 
-    Each file arrives whole, and none if the block fails; so whoever does the same work twice, or at
-    the same time, does no harm.
+    Each file is moved atomically, and none is moved if the block fails. Therefore the same work may
+    be done twice, also concurrently.
 
     Args:
-        folder: local or remote; must exist if it is local.
-        last: name of the file that goes last, which tells readers that the others are there.
+        folder: local or remote; a local folder must exist.
+        last: name of the file that is moved last, so that its presence implies the other files.
     """
     remote = is_remote(folder)
     with tempfile.TemporaryDirectory(prefix=".staged-", dir=None if remote else folder) as local:

@@ -123,7 +123,7 @@ def test_a_disk_that_is_full_while_saving(settings, whole, tmp_path):
     folder = tmp_path / "run/pretrain/checkpoint"
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (  # importing TensorFlow has something to say before
-        f"error: cannot write the checkpoint of step 10 in {folder}: File too large. Mend that and "
+        f"error: cannot write the checkpoint of step 10 in {folder}: File too large. Fix this and "
         f"run the same command again: it resumes from {folder}/step_00000005, which is complete."
     )
     assert [path.name for path in folder.iterdir()] == ["step_00000005"]
@@ -136,7 +136,7 @@ def test_a_disk_that_is_full_for_the_log(settings, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(callbacks.MetricsFile, "on_log", full)
-    message = rf"cannot write {tmp_path}/run: No space left on device\. Mend that and run the same"
+    message = rf"cannot write {tmp_path}/run: No space left on device\. Fix this and run the same"
     with pytest.raises(UserError, match=message):
         pretrain(PretrainConfig(**settings), tmp_path / "run")
 
