@@ -153,8 +153,8 @@ def test_a_second_run_in_the_folder_is_refused(settings, tmp_path):
         first.wait()
     assert second.returncode == 2
     assert re.fullmatch(
-        rf"error: {tmp_path}/run is in use by process {pid_of(first)} on \S+\. Wait for it or stop "
-        rf"it, or take another --output_dir\.\n",
+        rf"error: {tmp_path}/run is in use by process {pid_of(first)} on \S+\. Wait for it, stop "
+        rf"it, or choose another --output_dir\.\n",
         second.stderr,
     )
 

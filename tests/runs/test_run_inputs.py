@@ -87,7 +87,7 @@ def read_vocab_size(path):
             "type_vocab_size must be at least 2, as pretraining uses two segments; got 1",
         ),
         ({"init_from": "no/such/folder"}, "there is no folder no/such/folder"),
-        ({"eval_input": "the input"}, "is in --input and in --eval_input; what is learnt from"),
+        ({"eval_input": "the input"}, "is in both --input and --eval_input; training text cannot be held-out text"),
     ],
 )
 def test_bad_input(settings, tmp_path, change, message):
@@ -106,7 +106,7 @@ def test_held_out_text_is_not_the_text_under_another_name(settings, tmp_path, mo
     (tmp_path / "other").mkdir()
     settings["input"] = str(write_text(tmp_path / "text.txt"))
     (tmp_path / "link.txt").symlink_to("text.txt")
-    with pytest.raises(UserError, match=r"/text\.txt is in --input and in --eval_input"):
+    with pytest.raises(UserError, match=r"/text\.txt is in both --input and --eval_input; training text cannot be"):
         pretrain(PretrainConfig(**settings | {"eval_input": name}), tmp_path / "run")
 
 
@@ -130,7 +130,7 @@ def test_a_vocabulary_too_large_for_the_architecture(settings, tmp_path):
         ({"mask_rate": 15.0}, r"mask_rate must be > 0 and < 1; got 15.0. Write 0.15 for 15 %."),
         ({"input": ""}, "--input is missing: training text"),
         ({"warmup_steps": 12}, "warmup_steps must be < train_steps; got 12 and 12"),
-        ({"decay_steps": 11}, "decay_steps must be >= train_steps, .*; got 11 and 12"),
+        ({"decay_steps": 11}, "decay_steps must be >= train_steps: .*; got 11 and 12"),
         ({"optimizer": "adam"}, "optimizer must be one of adamw, lamb, sgd; got 'adam'"),
         ({"max_seq_length": 4}, "max_seq_length must be >= 5; got 4"),
         ({"precision": "float16"}, "precision must be one of float32, mixed_bfloat16, mixed_flo"),
