@@ -159,7 +159,7 @@ class TensorBoard(Callback):
         except tf.errors.OpError as error:  # raised when the disk is full, for example
             raise UserError(
                 f"cannot write {self.trainer.folder / 'tensorboard'}: "
-                f"{error.message.splitlines()[0]}. Fix it and run the same command again."
+                f"{error.message.splitlines()[0]}. Fix this and run the same command again."
             ) from error
 
     def on_evaluate(self, metrics: dict[str, float], better: bool) -> None:
