@@ -87,7 +87,10 @@ def read_vocab_size(path):
             "type_vocab_size must be at least 2, as pretraining uses two segments; got 1",
         ),
         ({"init_from": "no/such/folder"}, "there is no folder no/such/folder"),
-        ({"eval_input": "the input"}, "is in both --input and --eval_input; training text cannot be held-out text"),
+        (
+            {"eval_input": "the input"},
+            "is in both --input and --eval_input; training text cannot be held-out text",
+        ),
     ],
 )
 def test_bad_input(settings, tmp_path, change, message):
@@ -106,7 +109,9 @@ def test_held_out_text_is_not_the_text_under_another_name(settings, tmp_path, mo
     (tmp_path / "other").mkdir()
     settings["input"] = str(write_text(tmp_path / "text.txt"))
     (tmp_path / "link.txt").symlink_to("text.txt")
-    with pytest.raises(UserError, match=r"/text\.txt is in both --input and --eval_input; training text cannot be"):
+    with pytest.raises(
+        UserError, match=r"/text\.txt is in both --input and --eval_input; training text cannot be"
+    ):
         pretrain(PretrainConfig(**settings | {"eval_input": name}), tmp_path / "run")
 
 
