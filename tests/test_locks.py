@@ -46,7 +46,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 
     monkeypatch.setattr(locks.fcntl, "flock", refuse)
     with (
-        pytest.raises(UserError, match=r"cannot lock .*lock: No locks available. Name a folder"),
+        pytest.raises(UserError, match=r"cannot lock .*lock: No locks available. Choose a folder"),
         folder_lock(tmp_path),
     ):
         pass

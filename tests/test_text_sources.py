@@ -189,7 +189,9 @@ def test_bad_json_lines_may_be_left_out(tmp_path):
         f"{name}, line 4 after byte 4",
     ]
     assert list(Texts([name], skip_bad_lines=True)) == ["a", "", "b", ""]
-    with pytest.raises(UserError, match=r"line 2: every line .* out with --skip_bad_lines\.$"):
+    with pytest.raises(
+        UserError, match=r"line 2: every line .* skip such lines with --skip_bad_lines\.$"
+    ):
         list(Texts([name]))
 
 
