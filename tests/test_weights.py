@@ -143,7 +143,7 @@ def test_round_trips_are_bit_equal(name, format, tmp_path):
     if (name, format) == ("BertForQuestionAnswering", "hf"):  # there, start and end are the labels
         expected = dataclasses.replace(config, num_labels=2, label_names=None)
     if no_pooler:
-        with pytest.raises(UserError, match="BertBackbone has a pooler, and this model has none"):
+        with pytest.raises(UserError, match="BertBackbone has a pooler, but this model has none"):
             model.save_pretrained(tmp_path, format, allow_missing=lost[format])
         return
     with warnings.catch_warnings():
@@ -287,7 +287,7 @@ def test_hf_padded_vocabulary_and_a_wider_model_of_another_class(tmp_path):
 
 def test_hf_heads_of_one_name_are_not_confused(tmp_path):
     hf_made("BertForTokenClassification").save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="has no bert/pooler, sequence_classifier: left"):
+    with pytest.warns(UserWarning, match="has no bert/pooler, sequence_classifier: keeping"):
         kbert.BertForSequenceClassification.from_pretrained(tmp_path)
 
 
@@ -357,7 +357,7 @@ def test_hf_poolers_that_its_class_has_not(tmp_path):
     )
     assert not any(report.values()), report
     bare = BertModel(config_of(), add_pooling_layer=False)
-    with pytest.warns(UserWarning, match="HF's BertModel has a pooler, and this model none"):
+    with pytest.warns(UserWarning, match="HF's BertModel has a pooler, this model has none"):
         bare.save_pretrained(tmp_path / "c", format="hf")
 
 

@@ -141,7 +141,7 @@ class Predictor:
 
     @property
     def method(self) -> str:
-        """Name of the default method: that of the fine-tuned task, or else of the heads."""
+        """Name of the default method, from the fine-tuned task or else from the heads."""
         if self.settings:
             return get_task(self.settings["task"]).method
         return method_of_heads(self.folder.parts if self.folder else self.model.task_heads)

@@ -66,7 +66,10 @@ FIELDS = (
     *("intermediate_size", "hidden_dropout_prob", "attention_probs_dropout_prob"),
     *("max_position_embeddings", "type_vocab_size", "initializer_range"),
 )
-FIXED = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-12}  # hard-coded in google-research/bert
+FIXED: dict[str, str | float] = {
+    "hidden_act": "gelu_new",
+    "layer_norm_eps": 1e-12,
+}  # hard-coded in google-research/bert
 # Optimizer state.
 _NOT_WEIGHTS = re.compile(
     r"(.*/)?(adam_[mv]|lamb_[mv]|Adam(_1)?|global_step|beta[12]_power|loss_scale|good_steps)"

@@ -46,7 +46,7 @@ VARIABLES = {"kernel": ".weight", "embeddings": ".weight", "gamma": ".weight"}
 VARIABLES |= {"bias": ".bias", "beta": ".bias"}
 
 # Class -> its heads. Three of the classes name their head "classifier".
-CLASSES = {
+CLASSES: dict[str, tuple[str, ...]] = {
     "BertForPreTraining": ("mlm", "nsp"),
     "BertForMaskedLM": ("mlm",),
     "BertForNextSentencePrediction": ("nsp",),

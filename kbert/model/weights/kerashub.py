@@ -73,7 +73,10 @@ FIELDS = {
     "max_sequence_length": "max_position_embeddings",
     "num_segments": "type_vocab_size",
 }
-FIXED = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-12}  # hard-coded in KerasHub
+FIXED: dict[str, str | float] = {
+    "hidden_act": "gelu_new",
+    "layer_norm_eps": 1e-12,
+}  # hard-coded in KerasHub
 _MLM_DIFFERS = (
     "KerasHub's BertMaskedLM computes its head with the exact GELU and an epsilon of 1e-5, unlike "
     "BERT, so its logits differ from kbert's."
