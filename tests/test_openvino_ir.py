@@ -239,7 +239,7 @@ def test_a_model_that_is_too_large(methods, tmp_path, monkeypatch):
         ),
         (
             ["--format=tf_hub", "--eval_file=a"],
-            "--method, --takes_pairs and --eval_file are not for",
+            "--method, --takes_pairs and --eval_file are not allowed",
         ),
         (
             ["--format=openvino", "--batch_timeout_ms=5"],
