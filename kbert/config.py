@@ -218,7 +218,7 @@ class BertConfig:
 
     @property
     def head_dropout_prob(self) -> float:
-        """Dropout before a classifier: `classifier_dropout` if set, else `hidden_dropout_prob`."""
+        """Dropout before a classifier, `classifier_dropout` or else `hidden_dropout_prob`."""
         rate = self.classifier_dropout
         return self.hidden_dropout_prob if rate is None else rate
 

@@ -154,7 +154,7 @@ class FinetuneConfig(TrainingConfig, ExampleConfig):
 
     @property
     def global_batch_size(self) -> int:
-        """Examples per step: `batch_size`, under the name that training uses."""
+        """Examples per step, the name of `batch_size` in training."""
         return self.batch_size
 
     def __post_init__(self) -> None:
