@@ -174,7 +174,8 @@ class Predictor:
         """Predicts with the model of any task.
 
         Args:
-            name: name of the task, such as "classify". *texts: as for the method of the task.
+            name: name of the task, such as "classify".
+            texts: as for the method of the task.
         """
         self.load(get_task(name).model_class)
         return self.task(name).answers(self, *as_batch(*texts))
