@@ -44,7 +44,7 @@ def test_presets_are_those_of_the_files(name):
         ({"vocab_size": 2**63}, r"vocab_size must fit into 64 bits; got 9223372036854775808\."),
         ({"vocab_size": 2**99999}, r"must fit into 64 bits; got a number of thousands of digits"),
         ({"layer_norm_eps": 0.0}, r"layer_norm_eps must be > 0; got 0.0"),
-        ({"label_names": ("a",)}, r"name each of the num_labels 2; got 1: \['a'\]"),
+        ({"label_names": ("a",)}, r"label_names must have num_labels = 2 names; got 1: \['a'\]"),
         ({"label_names": ["a", "a"]}, r"label_names must be distinct strings; got \['a', 'a'\]"),
         ({"label_names": ["a", 1]}, r"label_names must be distinct strings; got \['a', 1\]"),
         ({"label_names": "ab"}, r"label_names must be tuple; got 'ab'"),

@@ -122,7 +122,7 @@ def test_the_program_with_bad_flags(arguments, message):
 
 def test_what_is_refused(tmp_path):
     saved(tmp_path / "a")
-    with pytest.raises(UserError, match=r"a exists and is not empty. Remove it, or name another"):
+    with pytest.raises(UserError, match=r"a exists and is not empty. Remove it, or choose another"):
         convert(tmp_path / "a", tmp_path / "a", "hf")
     with (
         target_lock(tmp_path / "b"),

@@ -522,7 +522,7 @@ def test_settings_that_contradict_each_other():
             "student_layers must be 1 to 4, the number of blocks; got 9",
         ),
         ({"student_layers": "2,7"}, "student_layers must be block numbers from 1 to 4, increasing"),
-        ({"max_seq_length": 25}, "max_seq_length must be at most 24, the positions"),
+        ({"max_seq_length": 25}, "max_seq_length must be at most 24, the max_position_embeddings"),
         ({"label_names": "pos,neg"}, r"has label_names \('neg', 'pos'\); the student would have"),
     ],
 )

@@ -167,7 +167,7 @@ def test_the_program(folders, tmp_path):
     } <= {path.name for path in target.iterdir()}
     with pytest.raises(UserError, match=r"exists and is not empty\. Use the next version's folder"):
         export_openvino(folders["classify"], target)
-    with pytest.raises(UserError, match=r"model\.xml is an OpenVINO model, which is"):
+    with pytest.raises(UserError, match=r"model\.xml is an OpenVINO model, a format for serving"):
         kbert.BertModel.from_pretrained(target)
 
 

@@ -51,16 +51,16 @@ def values_of(field):
     elif kind is bool:
         found = st.booleans()
     elif kind is int:
-        low = limits["at_least"] if limits["at_least"] is not None else -(2**63)
-        found = st.integers(low, limits["at_most"] or 2**63 - 1)
+        low = limits.get("at_least") if limits.get("at_least") is not None else -(2**63)
+        found = st.integers(low, limits.get("at_most") or 2**63 - 1)
     elif kind is float:
-        low = [x for x in (limits["at_least"], limits["above"]) if x is not None]
-        high = [x for x in (limits["at_most"], limits["below"]) if x is not None]
+        low = [x for x in (limits.get("at_least"), limits.get("above")) if x is not None]
+        high = [x for x in (limits.get("at_most"), limits.get("below")) if x is not None]
         found = st.floats(
             *(low or [None]),
             *(high or [None]),
-            exclude_min=limits["above"] is not None,
-            exclude_max=limits["below"] is not None,
+            exclude_min=limits.get("above") is not None,
+            exclude_max=limits.get("below") is not None,
             allow_nan=False,
             allow_infinity=False,
         )

@@ -232,8 +232,8 @@ def test_models_with_other_heads_are_refused(folders):
     full = model_of()
     with pytest.raises(
         UserError,
-        match=r"pruned has 2, 1, 4 heads in its blocks, but the model has all heads. Create the "
-        r"the folder's config, as from_pretrained does.",
+        match=r"pruned has 2, 1, 4 heads in its blocks, but the model has all heads. Create the model "
+        r"with the folder's config, as from_pretrained does.",
     ):
         full.load_pretrained(folders / "pruned")
     with pytest.raises(
@@ -404,7 +404,7 @@ def test_a_pruned_model_is_pruned_again(folders, result, tmp_path):
     )
     assert again["heads"]["before"] == result[0]["heads"]["after"]
     assert sum(again["heads"]["after"]) == 5 and "scores" not in again
-    with pytest.raises(UserError, match=r"x exists and is not empty. Remove it, or name another"):
+    with pytest.raises(UserError, match=r"x exists and is not empty. Remove it, or choose another"):
         prune(PruneConfig(model=str(folders / "half"), **files))
 
 
