@@ -198,7 +198,9 @@ def test_examples_must_have_as_many_choices(methods):
         example.features.feature["text"].bytes_list.value.append(b"cat")
         example.features.feature["choices"].bytes_list.value.extend([b"dog"] * count)
         serialized.append(example.SerializeToString())
-    with pytest.raises(tf.errors.InvalidArgumentError, match="must have the same number of choices"):
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match="must have the same number of choices"
+    ):
         functions["from_examples"](inputs=tf.constant(serialized))
 
 

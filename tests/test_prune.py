@@ -232,8 +232,8 @@ def test_models_with_other_heads_are_refused(folders):
     full = model_of()
     with pytest.raises(
         UserError,
-        match=r"pruned has 2, 1, 4 heads in its blocks, but the model has all heads. Create the model "
-        r"with the folder's config, as from_pretrained does.",
+        match=r"pruned has 2, 1, 4 heads in its blocks, but the model has all heads. Create the "
+        r"model with the folder's config, as from_pretrained does.",
     ):
         full.load_pretrained(folders / "pruned")
     with pytest.raises(

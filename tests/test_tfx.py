@@ -165,7 +165,10 @@ def test_columns_that_cannot_be_used(change, message, config):
         ({"label_names": ["one"]}, "label_names must be at least two different names; got one."),
         ({"label_names": ["a", "b", "a"]}, "label_names must be at least two different names"),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0."),
-        ({"max_seq_length": 41}, "max_seq_length must be 5 to 40, the model's max_position_embeddings"),
+        (
+            {"max_seq_length": 41},
+            "max_seq_length must be 5 to 40, the model's max_position_embeddings",
+        ),
         ({"weights": "/nowhere/at all"}, "there is no folder /nowhere/at all."),
         (
             {"seed": None},
