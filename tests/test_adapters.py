@@ -75,7 +75,7 @@ def test_adapters_learn_with_fit():
     model = with_adapters()
     weights = {name: np.array(weight) for name, weight in model.named_weights().items()}
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(3e-2), loss={"logits": loss})
+    model.compile(keras.optimizers.Adam(3e-2), loss={"logits": loss}, jit_compile=False)
     labels = {"logits": np.arange(5) % C}
     history = model.fit({"input_ids": IDS}, labels, epochs=60, batch_size=5, verbose=0).history
     assert history["loss"][-1] < 0.8 * history["loss"][0]

@@ -99,7 +99,7 @@ def test_each_backend_says_what_the_model_says(asked, backend, method):
     assert_same(asked(method, model, backend), asked(method, model, "keras"))
 
 
-@pytest.mark.parametrize("method", ["embed", *slow("fill_mask")])
+@pytest.mark.parametrize("method", slow("embed", "fill_mask"))
 def test_on_a_gpu_xla_compiles(asked, method, monkeypatch):
     """Not on a GPU here: what is compiled, and the shapes of the batches, are those of one."""
     name, config, _ = CASES[method]

@@ -478,6 +478,7 @@ def test_a_student_of_another_size_learns_words(pretraining, tmp_path):
     assert rows_of(tmp_path / "run", "pretrain") == rows
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_the_teacher(pretraining, bert, tmp_path, capsys):
     """Its forward pass, its weights, and the attention that is compared (float32)."""
     config = PretrainConfig(**pretraining)

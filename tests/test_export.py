@@ -53,7 +53,9 @@ def arrays(answers):
     return {name: value.numpy() for name, value in answers.items()}
 
 
-@pytest.mark.parametrize("kind", kinds())
+@pytest.mark.parametrize(
+    "kind", ["fill_mask", *slow(*(kind for kind in KINDS if kind != "fill_mask"))]
+)
 def test_an_export_is_a_folder_of_weights(kind, exported):
     base, method = exported(kind)
     folder = base / "7"
@@ -111,7 +113,7 @@ def test_the_methods_of_the_program_are_those_there_are():
     assert set(EXPORT_METHODS) == set(endpoints())
 
 
-@pytest.mark.parametrize("kind", ["entities", "tags", "answer", "answer_or_none"])
+@pytest.mark.parametrize("kind", ["entities", "answer_or_none", *slow("tags", "answer")])
 def test_long_texts_are_read_in_windows(methods, kind):
     """Many texts of many lengths, so that every border of a window comes up."""
     method, functions = methods(kind)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from exports import KINDS, OPS_FILE, ops_of, some_words, write_folders
+from marks import slow
 
 import kbert
 from kbert.data.examples import TextExample
@@ -86,7 +87,7 @@ def rows_of(folder):
 
 @pytest.mark.parametrize(
     ("kind", "quantize"),
-    [("pair", "float16"), ("answer_or_none", None), ("entities", None), ("choose", None)],
+    [("pair", "float16"), *slow(("answer_or_none", None), ("entities", None), ("choose", None))],
 )
 def test_scores_of_openvino(kind, quantize, folders, tmp_path):
     """float32 has the scores that kbert.evaluate gives; so has what is quantized before it is."""
@@ -153,7 +154,7 @@ def test_the_model_is_timed_without_waiting_for_a_batch(folders, tmp_path):
     assert theirs > 150 and ours < theirs - 100
 
 
-@pytest.mark.parametrize("kind", ["multilabel", "choose", "answer"])
+@pytest.mark.parametrize("kind", [*slow("multilabel", "choose"), "answer"])
 def test_answers_to_texts_are_scored(kind, folders):
     """As kbert.evaluate scores the model's predictions."""
     method, file = saved_model.load_endpoint(folders[kind]), folders["files"][kind]

@@ -142,7 +142,7 @@ LEARNT = {
 }
 
 
-ALIKE = ("regress", "multilabel", "pair", "choice")
+ALIKE = ("classify", "regress", "multilabel", "pair", "choice")
 
 
 @pytest.mark.parametrize(

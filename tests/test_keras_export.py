@@ -53,7 +53,7 @@ OTHERS = (
 )
 
 
-@pytest.mark.parametrize("name", [CLASSIFIER, *slow(*OTHERS)])
+@pytest.mark.parametrize("name", slow(CLASSIFIER, *OTHERS))
 def test_onnx(name, tmp_path):
     """Batches and lengths of any size; the exact GELU, which is the default."""
     for package in ("tf2onnx", "onnx"):

@@ -7,7 +7,8 @@ import sys
 import keras
 import numpy as np
 import pytest
-from exports import BERT, KINDS, WORDS, kinds
+from exports import BERT, KINDS, WORDS
+from marks import slow
 from warm_python import PYTHON
 
 import kbert
@@ -69,7 +70,9 @@ def arrays(tensors):
     return {name: x.numpy() for name, x in tensors.items()}
 
 
-@pytest.mark.parametrize("kind", kinds("entities"))
+@pytest.mark.parametrize(
+    "kind", ["answer", *slow(*(k for k in KINDS if k not in ("answer", "entities")))]
+)
 def test_numbers_are_those_of_the_method(kind, methods, tmp_path):
     """float32, other kernels: 1e-5, at other sizes than the model was converted with."""
     method = methods(kind)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from marks import slow
 
 from kbert.config import BertConfig
 from kbert.model import BertForPreTraining, BertForSequenceClassification
@@ -83,7 +84,7 @@ def model_and_gradients():
     return model, start, gradients
 
 
-@pytest.mark.parametrize("way", ["keras", "whole"])
+@pytest.mark.parametrize("way", [*slow("keras"), "whole"])
 @pytest.mark.parametrize(
     ("optimizer", "formula"),
     [(AdamW, adamw), (corrected_adamw, corrected), (LAMB, lamb), (SGD, sgd)],

@@ -38,6 +38,7 @@ def hf_features(features):
     return {name: torch.tensor(value.numpy()).long() for name, value in features.items()}
 
 
+@pytest.mark.slow
 def test_hidden_states_of_real_lines_equal_hf(minilm, hf, shared_data):
     model = BertModel.from_pretrained(minilm, output_hidden_states=True)
     tokenizer = BertTokenizer.from_pretrained(minilm)

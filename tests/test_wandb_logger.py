@@ -65,6 +65,7 @@ def values(items):
     return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
+@pytest.mark.slow
 def test_what_it_gets_and_that_a_run_goes_on_as_the_same(offline, tmp_path, capsys):
     folder = tmp_path / "run" / "pretrain"
     folder.mkdir(parents=True)

@@ -185,6 +185,7 @@ def test_the_flagfile_of_a_run_gives_its_settings_back(settings, whole):
     assert printed.stdout.strip() == repr(config)
 
 
+@pytest.mark.slow
 def test_another_backend_is_refused(settings, tmp_path):
     done = subprocess.run(
         command(settings, tmp_path / "run", sys.executable),
