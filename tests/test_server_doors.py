@@ -5,6 +5,7 @@ import contextlib
 import types
 
 import aiohttp
+import event_loop
 import grpc
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ async def until(condition):
 
 
 def finish(coroutine):
-    asyncio.run(asyncio.wait_for(coroutine, 120))
+    event_loop.run(asyncio.wait_for(coroutine, 120))
 
 
 class Doors:

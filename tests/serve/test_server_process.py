@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 
+import event_loop
 import grpc
 import numpy as np
 import pytest
@@ -277,7 +278,7 @@ def test_what_cannot_be_served(exported, settings, message):
             | settings
         )
         with pytest.raises(UserError, match=re.escape(message.format(base=base, taken=taken))):
-            asyncio.run(serve(config))
+            event_loop.run(serve(config))
 
 
 def test_the_program_says_what_is_wrong():
@@ -315,7 +316,7 @@ def test_too_much_is_refused_and_memory_stays(exported):
         busy = grpc.StatusCode.RESOURCE_EXHAUSTED
         assert told == {(grpc.StatusCode.OK, ""), (busy, "tokens are waiting")}
         assert server.memory() < before * 1.1 + 20
-        full = asyncio.run(_statuses(server.rest, text, 25))
+        full = event_loop.run(_statuses(server.rest, text, 25))
         assert set(full) == {200, 503}
         ask = (server.ask, "Predict", predict_request("b", {"text": [text] * 20}))
         refused("INVALID_ARGUMENT", "20 texts in one request, about 10,500 tokens", *ask)
@@ -366,7 +367,7 @@ def test_64_clients_20000_requests_and_a_swap(exported, tmp_path):
                 stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
                 await asyncio.gather(*(client(stub) for _ in range(64)))
 
-        asyncio.run(clients())
+        event_loop.run(clients())
         assert sum(versions.values()) == 20_000 and min(versions.values()) > 2_000
         assert worst[0] < 1e-5
         assert max(memory[-3:]) < memory[4] * 1.15, memory
