@@ -36,6 +36,12 @@ WORDS += ["##ning", ",", ".", "!", "[", "]", "mask"]
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """One worker more than CPUs, since tests often wait for the programs that they start."""
+    return os.cpu_count() + 1
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node, error):
     """Prints the exit status of a pytest-xdist worker that crashed; -15 is SIGTERM."""
     if error:

@@ -78,9 +78,8 @@ COMMON = {"epochs": 2.0, "batch_size": 16, "learning_rate": 5e-3, "log_every_ste
 
 
 @pytest.fixture(scope="module")
-def teacher(bert, files, tmp_path_factory):
+def teacher(bert, files, made_once):
     """A fine-tuned model of 4 blocks that tells good from bad."""
-    folder = tmp_path_factory.mktemp("teacher")
     data = {
         "train_file": files["train"],
         "eval_file": files["eval"],
@@ -90,8 +89,9 @@ def teacher(bert, files, tmp_path_factory):
     config = FinetuneConfig(
         task="classify", init_from=str(bert), max_seq_length=20, **COMMON | data
     )
-    assert finetune(config, folder)["eval"]["accuracy"] == 1
-    return folder / "finetuning/best"
+    folder = made_once("teacher", lambda folder: finetune(config, folder)) / "finetuning"
+    assert json.loads((folder / "results.json").read_text())["eval"]["accuracy"] == 1
+    return folder / "best"
 
 
 @pytest.fixture
