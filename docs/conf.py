@@ -1,7 +1,7 @@
-"""How Sphinx makes the site: sphinx-build -W -c docs . docs/_build
+"""Sphinx configuration: sphinx-build -W -c docs . docs/_build
 
-The pages are read from the root of the repository, so that a relative link works on the site and
-where the files are read as they are.
+The source folder is the root of the repository, so that relative links work both on the site and in
+the repository.
 """
 
 import dataclasses
@@ -26,30 +26,30 @@ exclude_patterns = ["docs/_*", ".*", "saved_model", "corpora", "models"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "programs"]
 myst_heading_anchors = 3
 myst_enable_extensions = ["html_image"]
-nitpicky = True  # a reference that leads nowhere is a warning
+nitpicky = True  # warn about broken references
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 autodoc_typehints = "none"  # the docstrings have the types, with shapes
-autodoc_inherit_docstrings = False  # Keras' docstrings are Keras' own
+autodoc_inherit_docstrings = False  # not the docstrings of Keras' methods
 default_role = "code"  # `name` in docstrings
-smartquotes = False  # it would make a dash of --flag
+smartquotes = False  # would turn -- of a flag into a dash
 napoleon_custom_sections = [
     ("Call arguments", "params_style"),
     ("Returns, when called", "returns_style"),
 ]
 napoleon_use_ivar = True
-napoleon_use_rtype = False  # what stands before a colon is no type
+napoleon_use_rtype = False  # text before a colon is not a type
 
 html_theme = "furo"
 html_title = f"kbert {release}"
 html_copy_source = False
 html_show_sourcelink = False
 templates_path = ["_templates"]
-html_additional_pages = {"index": "to_start.html"}  # the root leads to docs/index.html
+html_additional_pages = {"index": "to_start.html"}  # redirects to docs/index.html
 
 
 def add_fields(app, kind, name, member, options, lines):
-    """Tells what the fields of a dataclass of settings are, as their flags do."""
+    """Documents the fields of a settings dataclass with the help texts of their flags."""
     if not dataclasses.is_dataclass(member):
         return
     for field in dataclasses.fields(member):

@@ -1,4 +1,4 @@
-"""The directive `programs`: every program of kbert with its flags, as the programs tell them."""
+"""The directive `programs`: the programs of kbert with their flags, from --helpxml."""
 
 import ast
 import pathlib
@@ -15,28 +15,28 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 def program_names():
-    """Names of the modules that `python -m kbert.NAME` runs, sorted."""
+    """Returns the sorted names of the programs."""
     return sorted(
         path.stem for path in (ROOT / "kbert").glob("*.py") if "program.run(" in path.read_text()
     )
 
 
 def summary(name):
-    """The docstring of a program's module."""
+    """Returns the docstring of a program's module."""
     return ast.get_docstring(ast.parse((ROOT / "kbert" / f"{name}.py").read_text()))
 
 
 def program_flags(name):
-    """Flags of a program: tuples of name, what it takes, default (or "") and meaning."""
-    told = subprocess.run(
+    """Returns a program's flags as tuples of name, type or values, default (or ""), and help."""
+    output = subprocess.run(
         [sys.executable, "-m", f"kbert.{name}", "--helpxml"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
-    ).stdout  # absl ends with status 1 after it has told
+    ).stdout  # absl exits with status 1 after printing it
     flags = []
-    for flag in ElementTree.fromstring(told).iter("flag"):
-        if flag.findtext("key") != "yes":  # flags of absl itself
+    for flag in ElementTree.fromstring(output).iter("flag"):
+        if flag.findtext("key") != "yes":  # absl's own flags
             continue
         values = [value.text for value in flag.iter("enum_value")]
         takes = ", ".join(values) or flag.findtext("type")
@@ -47,12 +47,12 @@ def program_flags(name):
 
 
 def plain(text):
-    """Text as Markdown that shows it as it is."""
+    """Escapes text for Markdown."""
     return re.sub(r"([\\`*_{}\[\]<>|$#])", r"\\\1", text)
 
 
 def page():
-    """Lines of MyST Markdown: a section for each program."""
+    """Yields lines of MyST Markdown, with a section for each program."""
     for name in program_names():
         yield from (f"## kbert.{name}", "", "```text", *summary(name).splitlines(), "```", "")
         yield from ("| flag | value | default | |", "| --- | --- | --- | --- |")
@@ -63,10 +63,10 @@ def page():
 
 
 class Programs(SphinxDirective):
-    """Puts `page()` where the directive stands."""
+    """Replaces the directive by `page()`."""
 
     def run(self):
-        self.env.note_reread()  # the programs may have changed, though the page has not
+        self.env.note_reread()  # the programs may have changed even if the page has not
         node = nodes.Element()
         self.state.nested_parse(
             StringList(list(page()), source="programs"), 0, node, match_titles=1
