@@ -1,12 +1,15 @@
 """Exports for serving: python -m kbert.export --model=FOLDER --output_dir=models/bert/1"""
 
 from kbert.data.records import check_inputs
-from kbert.settings import ExportConfig
+from kbert.settings import EXPORT_METHODS, ExportConfig
+from kbert.tasks.names import all_built_in, check_method
 from kbert.utils import program
 
 
 def check(config: ExportConfig) -> None:
     """Checks the inputs before TensorFlow is imported."""
+    if all_built_in(config.task_module):
+        check_method(config.method, EXPORT_METHODS)
     check_inputs([config.model], [config.eval_file])
 
 

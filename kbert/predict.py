@@ -3,12 +3,15 @@
 import sys
 
 from kbert.data.records import check_inputs
-from kbert.settings import PredictConfig
+from kbert.settings import METHODS, PredictConfig
+from kbert.tasks.names import all_built_in, check_method
 from kbert.utils import program
 
 
 def check(config: PredictConfig) -> None:
     """Checks the inputs before TensorFlow is imported."""
+    if all_built_in(config.task_module):
+        check_method(config.method, METHODS)
     check_inputs([config.model], [config.input_file] if config.input_file != "-" else [])
 
 

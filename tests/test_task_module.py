@@ -15,8 +15,11 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 from warm_python import PYTHON
 
 import kbert
+from kbert import export, predict
 from kbert.errors import UserError
-from kbert.tasks import registry
+from kbert.inference import prediction
+from kbert.settings import ExportConfig, PredictConfig
+from kbert.tasks import names, registry
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
 MODULE = '''
@@ -93,9 +96,10 @@ def test_a_task_in_a_module_of_its_own(root):
     scores = run(root, "evaluate", module, best, "eval_file=rows.tsv")
     assert json.loads(scores[scores.rindex("\n{") :])["accuracy"] > 0.9
     texts = ["the cat", "the cat sat on a mat on a mat"]
-    lines = run(root, "predict", module, best, text="".join(f"{text}\n" for text in texts))
+    method = "method=length"
+    lines = run(root, "predict", module, best, method, text="".join(f"{text}\n" for text in texts))
     assert [json.loads(line)["label"] for line in lines.splitlines()] == ["short", "long"]
-    run(root, "export", module, best, "output_dir=models/length/1")
+    run(root, "export", module, best, method, "output_dir=models/length/1")
     with serving(f"model_base_path={root / 'models/length'}", "backend=tensorflow") as server:
         request = predict_pb2.PredictRequest()
         request.model_spec.name = "default"
@@ -121,6 +125,7 @@ def test_a_task_of_an_installed_package(root, registered, monkeypatch):
     (metadata / "entry_points.txt").write_text("[kbert.tasks]\nlength = length_task:Length\n")
     monkeypatch.syspath_prepend(root)
     monkeypatch.syspath_prepend(root / "site")
+    assert not names.all_built_in(None)  # so --method is checked once the tasks are loaded
     kind = registry.get_task("length")
     assert kind.summary == "short or long" and registry.tasks()["length"] is kind
     assert registry.task_of_method("length") is kind
@@ -138,3 +143,16 @@ def test_tasks_that_cannot_be_had(root, registered, monkeypatch):
         registry.register(type("Other", (registry.Classification,), {}))
     with pytest.raises(UserError, match=r"the task Nameless has no name"):
         registry.register(type("Nameless", (registry.Classification,), {"name": None}))
+    with pytest.raises(UserError, match=r"the task Mute has no method. Give it one: method = "):
+        registry.register(type("Mute", (registry.Classification,), {"name": "m", "method": None}))
+
+
+def test_methods_that_do_not_exist():
+    assert names.all_built_in(None) and not names.all_built_in("length_task")
+    expected = r"method must be one of classify, tag, .*; got 'length'\. For a task of your own"
+    with pytest.raises(UserError, match=expected):
+        predict.check(PredictConfig(model="bert", method="length"))
+    with pytest.raises(UserError, match=expected):  # known once the module is loaded
+        prediction.predict(PredictConfig(model="bert", method="length"))
+    with pytest.raises(UserError, match=r"one of classify, .*, encode; got 'similarity'"):
+        export.check(ExportConfig(model="bert", output_dir="x", method="similarity"))

@@ -12,9 +12,10 @@ from tqdm import tqdm
 from kbert.config import shared_settings
 from kbert.errors import UserError
 from kbert.inference.predictor import Predictor
-from kbert.settings import ColumnConfig, ExampleConfig, PredictConfig
+from kbert.settings import METHODS, ColumnConfig, ExampleConfig, PredictConfig
 from kbert.tasks import registry
 from kbert.tasks.examples import read_examples
+from kbert.tasks.names import check_method
 from kbert.tasks.outputs import MOST_MASKS
 
 _CHUNK = 4096  # texts read, computed and written at a time
@@ -31,6 +32,8 @@ def predict(config: PredictConfig, report: Callable[[str], object] = print) -> N
         UserError: the model or the texts cannot be used; names file and line.
     """
     registry.load_task_module(config.task_module)
+    own_methods = (kind.method for kind in registry.tasks().values())
+    check_method(config.method, dict.fromkeys([*METHODS, *own_methods]))
     dtype = None if config.precision == "float32" else config.precision
     predictor = Predictor.from_pretrained(
         config.model, dtype, batch_size=config.batch_size, backend=config.backend
@@ -65,7 +68,7 @@ def _results(predictor, method, task, rows, config):
     if method == "embed":
         return [{"embedding": v.tolist()} for v in predictor.embed(*columns, config.pooling)]
     if task:
-        if (predictor.settings or {}).get("task") == task.name:
+        if method not in METHODS or (predictor.settings or {}).get("task") == task.name:
             answers = predictor.ask(task.name, *columns)
         else:
             answers = getattr(predictor, method)(*columns)

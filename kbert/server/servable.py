@@ -283,7 +283,7 @@ def _on_openvino(endpoint: "Endpoint") -> tuple[dict[str, Callable], Callable]:
     The signatures hold only a weak reference to that function: TensorFlow keeps every function that
     a graph calls until the loading thread ends.
     """
-    rank = 3 if endpoint.name == "choose" else 2
+    rank = 3 if endpoint.takes_choices else 2
     features = {name: np.ones([1, 2, 8][-rank:], np.int32) for name in ENCODER_FEATURES}
     specs = {name: tf.TensorSpec([None] * rank, tf.int32) for name in ENCODER_FEATURES}
     function = tf.function(endpoint.forward, [specs], autograph=False).get_concrete_function()

@@ -64,7 +64,9 @@ def load_endpoint(
     if own and own.method == name:
         kind, task = own.endpoint, own
     if kind is None:
-        raise UserError(f"the method {name} cannot be exported.")
+        raise UserError(
+            f"the method {name} cannot be exported; choose one of {', '.join(endpoints())}."
+        )
     predictor = Predictor.from_pretrained(folder, backend="keras", max_seq_length=max_seq_length)
     if name == "encode":
         predictor.model = load_encoder(folder)

@@ -15,7 +15,7 @@ class EvaluateConfig(ExampleConfig):
         None, "fine-tuned weights, such as RUN/finetuning/best", group="required"
     )
     eval_file: str | None = setting(
-        None, "labelled examples, in a format that kbert.finetune reads", group="required"
+        None, "labeled examples, in a format that kbert.finetune reads", group="required"
     )
     results_file: str | None = setting(None, "JSON file to write the scores to", group="common")
     batch_size: int = setting(32, "examples per batch", at_least=1, group="common")
@@ -39,12 +39,12 @@ class PruneConfig(ExampleConfig):
     )
     data_file: str | None = setting(
         None,
-        "labelled examples to score the attention heads on: the training data or a part of it",
+        "labeled examples to score the attention heads on: the training data or a part of it",
         group="required",
     )
     eval_file: str | None = setting(
         None,
-        "labelled examples to score the model on before and after pruning",
+        "labeled examples to score the model on before and after pruning",
         group="common",
     )
     output_dir: str | None = setting(None, "folder to create", group="required")
@@ -88,8 +88,8 @@ class ExportConfig(ColumnConfig, TaskModuleConfig):
     )
     method: str | None = setting(
         None,
-        "what the export predicts; default: the task of the fine-tuned model, else fill_mask",
-        choices=EXPORT_METHODS,
+        f"prediction method: {', '.join(EXPORT_METHODS)}, or the method of a task of your own; "
+        f"default: the task of the fine-tuned model, else fill_mask",
         group="common",
     )
     format: str = setting(
@@ -123,7 +123,7 @@ class ExportConfig(ColumnConfig, TaskModuleConfig):
     )
     eval_file: str | None = setting(
         None,
-        "labelled examples, in a format that kbert.finetune reads, to score the export and the "
+        "labeled examples, in a format that kbert.finetune reads, to score the export and the "
         "original model on; the scores are written to compression.json",
         group="common",
     )
@@ -160,8 +160,8 @@ class PredictConfig(ColumnConfig, TaskModuleConfig):
     )
     method: str | None = setting(
         None,
-        "what to predict; default: the task of the fine-tuned model, else fill_mask",
-        choices=METHODS,
+        f"prediction method: {', '.join(METHODS)}, or the method of a task of your own; default: "
+        f"the task of the fine-tuned model, else fill_mask",
         group="common",
     )
     input_file: str = setting(

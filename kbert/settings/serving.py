@@ -30,7 +30,7 @@ class ServeConfig(TaskModuleConfig):
         1.0, "seconds between checks for new versions; 0: check only at startup", at_least=0
     )
     enable_model_warmup: bool = setting(
-        True, "run the warm-up requests stored in an export before serving it"
+        True, "run the warmup requests stored in an export before serving it"
     )
     host: str = setting(
         "127.0.0.1",

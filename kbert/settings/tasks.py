@@ -40,7 +40,7 @@ class ColumnConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExampleConfig(ColumnConfig, TaskModuleConfig):
-    """The task of labelled examples; the settings of `kbert.tasks.examples.read_examples`."""
+    """The task of labeled examples; the settings of `kbert.tasks.examples.read_examples`."""
 
     task: str | None = setting(
         None,
@@ -87,7 +87,7 @@ class FinetuneConfig(TrainingConfig, ExampleConfig):
     learning_rate: float = setting(5e-5, "peak learning rate", above=0, group="common")
     warmup_ratio: float = setting(
         0.1,
-        "fraction of the steps with linear warm-up; then the learning rate decays to 0",
+        "fraction of the steps with linear warmup; then the learning rate decays to 0",
         at_least=0,
         below=1,
     )

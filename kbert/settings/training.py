@@ -76,7 +76,7 @@ class TeacherConfig:
     )
     student_layers: str | None = setting(
         None,
-        "encoder blocks of the teacher that the student's blocks are initialised from and trained "
+        "encoder blocks of the teacher that the student's blocks are initialized from and trained "
         "to match: a count, evenly spaced (3 of 6 are 2, 4 and 6), or their numbers from 1, such "
         "as 1,3,6; default: half of the blocks, or as many as --init_from has",
     )
@@ -199,7 +199,7 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
         1_000_000, "total number of training steps", at_least=1, group="common"
     )
     learning_rate: float = setting(1e-4, "peak learning rate", above=0, group="common")
-    warmup_steps: int = setting(10_000, "steps of linear warm-up", at_least=0, group="common")
+    warmup_steps: int = setting(10_000, "steps of linear warmup", at_least=0, group="common")
     decay_steps: int | None = setting(
         None, "step at which the learning rate is 0; default: train_steps", at_least=1
     )

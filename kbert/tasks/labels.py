@@ -51,7 +51,7 @@ def keep_known(
     """Returns the examples whose labels are all in `names`.
 
     Args:
-        examples: list of labelled examples. names: tuple of str.
+        examples: list of labeled examples. names: tuple of str.
         skip_bad_lines: whether to skip other examples instead of raising.
         report: called with a line that reports the number of skipped examples.
 

@@ -1,4 +1,4 @@
-"""Names of the tasks, known without TensorFlow, which the tasks themselves import."""
+"""Checks of the names of tasks and methods, without TensorFlow, which the tasks import."""
 
 import importlib.metadata
 from collections.abc import Iterable
@@ -27,4 +27,22 @@ def check_task_name(name: str | None, names: Iterable[str] = ()) -> None:
         raise UserError(
             f"task must be one of {', '.join(names)}; got {name!r}. For a task of your own, pass "
             f"--task_module."
+        )
+
+
+def all_built_in(task_module: str | None) -> bool:
+    """Whether all tasks are kbert's own: no --task_module, and no installed package with tasks."""
+    return not task_module and not importlib.metadata.entry_points(group=ENTRY_POINTS)
+
+
+def check_method(method: str | None, methods: Iterable[str]) -> None:
+    """Checks the name of a prediction method. methods: the known names.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    if method is not None and method not in methods:
+        raise UserError(
+            f"method must be one of {', '.join(methods)}; got {method!r}. For a task of your own, "
+            f"pass --task_module."
         )

@@ -42,11 +42,14 @@ def register(task_class: "TaskClass") -> "TaskClass":
     """Registers a subclass of `kbert.tasks.task.Task` under its name; can be a decorator.
 
     Raises:
-        UserError: it has no name, or another task has the same name.
+        UserError: it has no name or no method, or another task has the same name.
     """
+    for key in ("name", "method"):
+        if not isinstance(value := getattr(task_class, key), str) or not value:
+            raise UserError(
+                f"the task {task_class.__qualname__} has no {key}. Give it one: {key} = ..."
+            )
     name = task_class.name
-    if not name or not isinstance(name, str):
-        raise UserError(f"the task {task_class.__qualname__} has no name. Give it one: name = ...")
     other = _registered.setdefault(name, task_class)
     if (other.__module__, other.__qualname__) != (task_class.__module__, task_class.__qualname__):
         raise UserError(
