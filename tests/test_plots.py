@@ -141,14 +141,21 @@ def test_attention_of_a_head(L, labels, drawn, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("N", "H", "L", "side"), [(2, 3, 7, 126), (3, 1, 150, 150), (1, 2, 325, 109)]
+    ("N", "H", "L", "side", "step"),
+    [(2, 3, 7, 126, 1), (2, 1, 15, 150, 1), (3, 1, 150, 150, 10), (1, 2, 325, 109, 30)],
 )
-def test_a_grid_of_heads(N, H, L, side, drawn, tmp_path):
-    weights = attention(N, H, L, L)
+def test_a_grid_of_heads(N, H, L, side, step, drawn, tmp_path):
+    weights, tokens = attention(N, H, L, L), [f"t{i}" for i in range(L)]
     layers, heads = [f"layer {i}" for i in range(N)], [f"head {i}" for i in range(H)]
-    plot_attention_grid(tmp_path / "a.png", weights, "model", layers, heads)
+    plot_attention_grid(tmp_path / "a.png", tokens, weights, "model", layers, heads)
     axes = drawn[0].axes[0]
     assert ticks(axes.yaxis) == layers and ticks(axes.xaxis) == heads
+    for axis, count in ((axes.xaxis, H), (axes.yaxis, N)):  # each token beside its row or column
+        names = [label.get_text() for label in axis.get_minorticklabels()]
+        assert names == tokens[::step] * count
+        first, second = axis.get_minorticklocs()[:2]
+        assert first == pytest.approx(side / L / 2 - 0.5, rel=0.01)
+        assert second - first == pytest.approx(step * side / L, rel=0.01) and second - first >= 10
     grid = axes.images[0].get_array()
     assert grid.shape == (N * (side + 8) - 8, H * (side + 8) - 8)
     last = grid[-side:, -side:]

@@ -256,7 +256,7 @@ def test_attention_of_a_pruned_model(folders, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "kbert.visualization.plots.plot_attention_grid",
-            lambda path, maps, *rest: (shown.append(maps), path.write_bytes(b""))[1],
+            lambda path, tokens, maps, *rest: (shown.append(maps), path.write_bytes(b""))[1],
         )
         write_attention(tmp_path, tokens, weights, head="mean", report=lambda line: None)
     np.testing.assert_allclose(shown[0].sum(axis=-1), 1, atol=1e-5)  # a mean of what is there

@@ -132,7 +132,7 @@ def write_attention(
     if maps.shape[:2] == (1, 1):
         plot_attention(picture, tokens, maps[0, 0], f"{title}: {layers[0]}, {heads[0]}")
     else:
-        plot_attention_grid(picture, maps, title, layers, heads)
+        plot_attention_grid(picture, tokens, maps, title, layers, heads)
     page.write_text(attention_page(tokens, weights, f"{title}: {what}"), encoding="utf-8")
     shown = f"{_listed(layers)}, {_listed(heads)}"
     report(f"{picture}: {shown}; {picture.stat().st_size / 1e6:.1f} MB")

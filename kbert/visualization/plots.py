@@ -14,7 +14,9 @@ MOST_NUMBERS = 40  # a confusion matrix with more classes shows no numbers in it
 MOST_CLASSES = 200  # a confusion matrix with more classes is not drawn
 MOST_LABELS = 128  # a heat map with more tokens labels only some rows
 MAP_PIXELS = 120  # minimum width of a heat map in a grid
-MOST_MAP_PIXELS = 160  # maximum width; larger maps are max-pooled
+MOST_MAP_PIXELS = 160  # tokens; larger maps are max-pooled
+TOKEN_PIXELS = 10  # height of a token's name beside a map in a grid
+MOST_GRID_PIXELS = 2600  # width and height up to which maps are enlarged for the names
 DPI = 100
 FONT = "DejaVu Sans"  # included in matplotlib
 
@@ -89,6 +91,7 @@ def plot_attention(
 
 def plot_attention_grid(
     path: str | os.PathLike[str],
+    tokens: Sequence[str],
     weights: np.ndarray,
     title: str,
     layers: Sequence[str],
@@ -96,17 +99,24 @@ def plot_attention_grid(
 ) -> None:
     """Writes a PNG of many heads as small heat maps, one row per layer.
 
+    The tokens are written beside the first map of each row and below the last one of each column;
+    only some of them if the maps are too small for all.
+
     Args:
         path: path of the PNG file; its folder must exist.
+        tokens: L strings.
         weights: (N, H, L, L), rows sum to 1.
         title: title of the plot.
         layers, heads: names of the N rows and of the H columns.
     """
     N, H, L, _ = weights.shape
     if L > MOST_MAP_PIXELS:
-        maps = _pooled(weights, -(-L // MOST_MAP_PIXELS))
+        maps, cell = _pooled(weights, -(-L // MOST_MAP_PIXELS)), 1 / -(-L // MOST_MAP_PIXELS)
     else:
-        maps = np.kron(weights, np.ones([-(-MAP_PIXELS // L)] * 2, np.float32))
+        cell = -(-MAP_PIXELS // L)  # pixels per token
+        if cell < TOKEN_PIXELS and max(N, H) * L * TOKEN_PIXELS <= MOST_GRID_PIXELS:
+            cell = TOKEN_PIXELS
+        maps = np.kron(weights, np.ones([cell] * 2, np.float32))
     side, gap = maps.shape[-1], 8  # pixels
     # Each map is scaled separately; otherwise heads with uniform attention would be blank.
     maps = maps / np.maximum(maps.max(axis=(2, 3), keepdims=True), 1e-6)  # 0 for missing heads
@@ -116,12 +126,22 @@ def plot_attention_grid(
     axes.imshow(grid, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False, labelright=True, labelleft=False)
+    axes.tick_params(length=0, which="minor")
+    # A token in the middle of a map is at the place of the map's own name.
+    axes.xaxis.remove_overlapping_locs = axes.yaxis.remove_overlapping_locs = False
     middle = (side - 1) / 2
     axes.set_xticks(middle + (side + gap) * np.arange(H), heads, fontsize=9)
     axes.set_yticks(middle + (side + gap) * np.arange(N), layers, fontsize=9)
+    tokens, families, missing = plot_labels(tokens)
+    shown = np.arange(0, L, int(np.ceil(TOKEN_PIXELS / cell)))
+    style = {"fontsize": 6.5, "fontfamily": families, "parse_math": False, "minor": True}
+    names, places = [tokens[i] for i in shown], (shown + 0.5) * cell - 0.5
+    for count, set_ticks, turn in ((H, axes.set_xticks, 90), (N, axes.set_yticks, 0)):
+        starts = (side + gap) * np.arange(count)[:, None]
+        set_ticks((starts + places).ravel(), names * count, rotation=turn, **style)
     note = "rows: query tokens, columns: key tokens; each map is scaled to its own largest weight"
-    _title(axes, title, note)
+    _title(axes, title, f"{note}\n{missing}" if missing else note)
     _save(figure, path)
 
 
