@@ -197,6 +197,7 @@ const node = () => ({ attributes: {}, children: [], listeners: {}, style: {}, va
   toDataURL: () => "data:," });
 const nodes = {};
 globalThis.window = { addEventListener() {} };
+globalThis.innerHeight = 900;
 globalThis.matchMedia = () => ({ addEventListener() {} });
 globalThis.getComputedStyle = () => ({ getPropertyValue: () => " 8 48 107" });
 globalThis.document = { createElement: node, createElementNS: node, addEventListener() {},
@@ -293,8 +294,8 @@ def test_what_is_in_the_picture(layer, head, rows, columns, tmp_path, monkeypatc
         name = "mean of heads" if head == "mean" else f"head {head}"
         assert seen[3] == f"Attention: layer {layer}, {name}"
     else:
-        np.testing.assert_array_equal(seen[1], expected)
-        assert seen[3:] == [rows, columns]
+        np.testing.assert_array_equal(seen[2], expected)
+        assert seen[1] == list("abcd") and seen[4:] == [rows, columns]
     # the page has all, whatever the picture shows
     assert Page((tmp_path / "attention.html").read_text()).weights()[1].shape == (N, H, 4, 4)
 

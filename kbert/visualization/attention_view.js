@@ -1,7 +1,7 @@
 "use strict";
 // Shows the attention of a text: `listenForAttention` once, `showAttention` for each.
 const MOST_LINES = 5;  // of each token, while none is chosen
-const ROW = 20, WIDEST = 700;  // pixels
+const ROW = 20, WIDEST = 1100;  // pixels
 let data = null, tokens = [], L = 0, N = 0, H = 0, heads = [];
 let WIDTH = 0, LEFT = 0, RIGHT = 0, ROOM = 0, CELL = 0, MARGIN = 0;  // of the drawing, in pixels
 const state = { layer: 0, head: 0, side: null, token: null, kept: false, cell: null };
@@ -240,6 +240,14 @@ function draw() {
   byId("map-view").hidden = !map;
   byId("lines-view").hidden = map;
   if (map) drawMap(); else drawLines();
+  showScrolling();
+}
+
+// Fades the edge behind which the heat map continues.
+function showScrolling() {
+  const view = byId("map-view"), beyond = view.scrollWidth - view.clientWidth;
+  byId("scrolls").hidden = beyond < 2;
+  view.classList.toggle("more", view.scrollLeft < beyond - 1);
 }
 
 function option(select, value, text) {
@@ -260,6 +268,7 @@ function listenForAttention(root) {
   });
   for (const id of ["as-lines", "as-map"]) byId(id).addEventListener("change", draw);
   listenToMap(byId("map"));
+  byId("map-view").addEventListener("scroll", showScrolling);
   root.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey || event.target.tagName === "SELECT") return;
     const step = event.shiftKey ? -1 : 1, key = event.key.toLowerCase();
@@ -278,13 +287,14 @@ function listenForAttention(root) {
 }
 
 function layOut() {
-  WIDTH = Math.min(byId("status").clientWidth || WIDEST, WIDEST);
-  LEFT = Math.round(0.34 * WIDTH);
-  RIGHT = WIDTH - LEFT;
-  ROOM = WIDTH < 500 ? 38 : 60;  // of a weight beside a token
-  CELL = L > 64 ? 14 : 20;
   const longest = Math.max(...tokens.map((token) => [...token].length));
+  WIDTH = Math.min(byId("status").clientWidth || WIDEST, WIDEST);
+  ROOM = WIDTH < 500 ? 38 : 60;  // of a weight beside a token
+  LEFT = Math.min(Math.round(0.34 * WIDTH), ROOM + 16 + 8 * longest);
+  RIGHT = WIDTH - LEFT;
   MARGIN = Math.min(WIDTH < 500 ? 90 : 150, 9 * longest + 14);
+  const room = Math.min(WIDTH, 0.8 * innerHeight) - MARGIN - 8;
+  CELL = Math.max(L > 64 ? 14 : 20, Math.min(Math.floor(room / L), 40));
   makeLines();
   makeMap();
   draw();
