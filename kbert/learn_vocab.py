@@ -2,6 +2,7 @@
 
 import pathlib
 
+from kbert.corpus.input_checks import check_text
 from kbert.corpus.text_sources import Texts, find_inputs
 from kbert.errors import UserError
 from kbert.settings import LearnVocabConfig
@@ -10,7 +11,7 @@ from kbert.utils import program
 
 def check(config: LearnVocabConfig) -> None:
     """Checks the input and the output before TensorFlow is imported."""
-    find_inputs(config.input)
+    check_text(config.input)
     if pathlib.Path(config.output_file).exists():
         raise UserError(
             f"{config.output_file} exists, and corpora and weights may depend on it. Remove it, or "

@@ -2,14 +2,14 @@
 
 import time
 
-from kbert.corpus.text_sources import find_inputs
+from kbert.corpus.input_checks import check_text
 from kbert.settings import PrepareConfig
 from kbert.utils import program
 
 
 def check(config: PrepareConfig) -> None:
     """Checks the inputs before TensorFlow is imported."""
-    find_inputs(config.input)
+    check_text(config.input)
 
 
 def main(config: PrepareConfig) -> None:

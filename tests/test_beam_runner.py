@@ -40,7 +40,7 @@ def text(tmp_path):
         for document in documents[70:]:
             file.write(json.dumps({"text": document}).encode() + b"\n")
         file.write(b"{}\n\n[1]\n" + b'{"text": "c\xff"}\n')
-    (tmp_path / "d.text").write_bytes(b"the c\xffat")
+    (tmp_path / "d.text").write_bytes(b"the cat\n" * 10 + b"the c\xffat")
     return f"{tmp_path}/*.text, {tmp_path}/c.jsonl"
 
 

@@ -1,5 +1,6 @@
 """Reading text: inputs, pieces, lines, sentences."""
 
+import gzip
 import json
 import os
 import random
@@ -7,7 +8,7 @@ import random
 import pytest
 import tensorflow as tf
 
-from kbert.corpus import text_sources
+from kbert.corpus import text_formats
 from kbert.corpus.text_sources import (
     TextPiece,
     Texts,
@@ -38,7 +39,7 @@ def test_inputs_are_sorted_within_each_glob(tmp_path):
 def test_pieces_of_inputs(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"x" * 100)
     (tmp_path / "b.txt").touch()
-    (tmp_path / "c.txt.gz").write_bytes(b"x" * 70)
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"x" * 99, mtime=0))
     paths = [*(str(tmp_path / name) for name in ("a.txt", "b.txt", "c.txt.gz")), "tfds:d"]
     pieces = split_into_pieces(paths, piece_bytes=30)
     a, b, c, d = paths
@@ -48,7 +49,7 @@ def test_pieces_of_inputs(tmp_path):
         (a, 66, None, 34),
     ]
     assert [(p.path, p.begin, p.end) for p in pieces[3:]] == [(x, 0, None) for x in (b, c, d)]
-    assert [p.size for p in pieces[3:5]] == [0, 70]
+    assert [p.size for p in pieces[3:5]] == [0, (tmp_path / "c.txt.gz").stat().st_size]
 
 
 def test_several_inputs_and_the_sample():
@@ -90,7 +91,7 @@ def test_every_document_is_in_one_piece_wherever_pieces_are_cut(tmp_path, line_e
 
 
 def test_long_lines_are_cut_without_loss(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_sources, "LONGEST_LINE_BYTES", 50)
+    monkeypatch.setattr(text_formats, "LONGEST_LINE_BYTES", 50)
     generator = random.Random(2)
     for letters, spaces in (("abcdef", True), ("abcdef", False), ("天气很好今é𠀀", False)):
         for size in (49, 50, 51, 99, 333):
@@ -106,7 +107,7 @@ def test_long_lines_are_cut_without_loss(tmp_path, monkeypatch):
 
 def test_pieces_of_text_with_long_lines_and_white_space(tmp_path, monkeypatch):
     """A line that is cut, one with a long indent and an empty one of many spaces: no other ends."""
-    monkeypatch.setattr(text_sources, "LONGEST_LINE_BYTES", 16)
+    monkeypatch.setattr(text_formats, "LONGEST_LINE_BYTES", 16)
     generator = random.Random(3)
     path = tmp_path / "text.txt"
     sizes = [0, 1, 11, 12, 13, 27, 28, 29, 44]  # with "d0s0", around multiples of 16
@@ -153,8 +154,8 @@ def test_texts_can_be_read_again(text):
 
 
 def test_texts_have_no_bad_bytes(tmp_path):
-    (tmp_path / "text.txt").write_bytes(b"c\xffat \xe5\xa4\xa9\n")
-    assert list(Texts([str(tmp_path / "text.txt")])) == ["c\ufffdat 天", ""]
+    (tmp_path / "text.txt").write_bytes(b"a\n" * 9 + b"c\xffat \xe5\xa4\xa9\n")
+    assert list(Texts([str(tmp_path / "text.txt")])) == ["a"] * 9 + ["c\ufffdat 天", ""]
 
 
 def test_a_document_of_json_lines(tmp_path):
@@ -163,9 +164,7 @@ def test_a_document_of_json_lines(tmp_path):
     assert lines == [b"a", b"b", "c? 天".encode(), b""]
 
 
-@pytest.mark.parametrize(
-    "row", ["[1]", "null", '{"text": 3}', '"text"', '{"text": "a"', '{"text": ' + "[" * 9999]
-)
+@pytest.mark.parametrize("row", ["[1]", "null", '"text"', '{"text": "a"', '{"text": ' + "[" * 9999])
 @pytest.mark.parametrize("begin", [0, 4])
 def test_bad_json_lines(tmp_path, row, begin):
     """A piece other than the first does not know the number of its lines in the file."""

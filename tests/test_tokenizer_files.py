@@ -239,7 +239,7 @@ def test_folders_without_a_vocabulary(folder):
     (folder / "empty/tokenizer.json").write_text(
         '{"class_name": "BertTokenizer", "config": {"lowercase": true}}'
     )
-    with pytest.raises(UserError, match=r"cannot read the vocabulary .*vocabulary.txt"):
+    with pytest.raises(UserError, match=r"cannot read .*vocabulary.txt"):
         BertTokenizer.from_pretrained(folder / "empty")
     (folder / "empty/tokenizer.json").write_text('{"class_name": "GPT2Tokenizer"}')
     with pytest.raises(

@@ -50,7 +50,7 @@ def test_bad_vocabularies(tmp_path, content, message):
 
 
 def test_missing_vocabulary(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read the vocabulary .*No such file"):
+    with pytest.raises(UserError, match=r"cannot read .*No such file"):
         read_vocab(tmp_path / "none.txt")
 
 

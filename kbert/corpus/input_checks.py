@@ -4,21 +4,32 @@ import os
 
 from kbert.config import BertConfig
 from kbert.corpus.corpus import is_prepared
-from kbert.corpus.text_sources import find_inputs
+from kbert.corpus.text_sources import find_inputs, split_into_pieces
 from kbert.errors import UserError
 from kbert.settings import PretrainConfig
 from kbert.utils import storage
+
+
+def check_text(patterns: str) -> list[str]:
+    """Returns the inputs that patterns name, after checking how the local files begin.
+
+    Raises:
+        UserError: as for `find_inputs` and `split_into_pieces`.
+    """
+    paths = find_inputs(patterns)
+    split_into_pieces([path for path in paths if not storage.is_remote(path)])
+    return paths
 
 
 def check_inputs(config: PretrainConfig) -> None:
     """Checks the text and the architecture of a pretraining run.
 
     Raises:
-        UserError: the text does not exist, a text is used for both training and evaluation, or the
+        UserError: the text cannot be read, a text is used for both training and evaluation, or the
             architecture cannot be read.
     """
     places = [
-        {_place(path) for path in ([inputs] if is_prepared(inputs) else find_inputs(inputs))}
+        {_place(path) for path in ([inputs] if is_prepared(inputs) else check_text(inputs))}
         for inputs in filter(None, (config.input, config.eval_input))
     ]
     both = set.intersection(*places) if len(places) == 2 else ()

@@ -13,6 +13,7 @@ from kbert.errors import UserError
 from kbert.settings import PrepareConfig
 from kbert.tokenizer.tokenizer import BertTokenizer
 from kbert.utils import atomic, storage
+from kbert.utils.input_files import bad_lines, encoding_note
 from kbert.utils.locks import target_lock
 
 
@@ -88,7 +89,7 @@ def write_corpus(
             tally = local_runner.run(
                 worker, pieces, folder, config.deduplicate, config.processes, report
             )
-        _check(tally, config.input)
+        _check(tally, config.input, paths)
         for name in storage.list_folder(folder):
             if name.startswith("."):  # written by Beam, or by a worker that was killed
                 storage.remove(os.path.join(folder, name))
@@ -145,13 +146,12 @@ def input_stamps(paths: Sequence[str]) -> list[list[str | int]]:
     return stamps
 
 
-def _check(tally, inputs):
+def _check(tally, inputs, paths):
     bad, lines = tally.counts["lines_with_bad_utf8"], tally.counts["lines"]
     if bad * 10 > lines:
-        raise UserError(
-            f"{bad} of {lines} lines of {inputs} are not UTF-8. Convert "
-            f"the text first, for example: iconv -f LATIN1 -t UTF-8 OLD > NEW"
-        )
+        files = [path for path in paths if not path.startswith("tfds:") and bad_lines(path)]
+        example = f", such as in {files[0]}{encoding_note(files[0])}" if files else ""
+        raise UserError(f"{bad} of {lines} lines of {inputs} are not UTF-8{example}.")
     if tally.documents == 0:
         left_out = f" ({tally.counts['lines_left_out']} bad lines left out)"
         raise UserError(f"{inputs} holds no text{left_out if tally.left_out else ''}.")

@@ -1,20 +1,21 @@
-"""Reads lines of text from plain and compressed files, JSON lines and TFDS datasets.
+"""Finds the files of training text, splits them into pieces and reads their lines; reads TFDS.
 
-Every source yields lines (bytes, without line end); an empty line ends a document.
+Every source yields lines (bytes, without line end); an empty line ends a document. The formats of
+files are in `kbert.corpus.text_formats`.
 """
 
+import concurrent.futures
 import dataclasses
-import gzip
 import itertools
-import json
 import pathlib
 import re
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from kbert.corpus.arrow_files import dataset_files
+from kbert.corpus.text_formats import READERS, detect_format, document_lines, read_arrow
 from kbert.errors import UserError
-from kbert.utils import storage
+from kbert.utils import input_files, storage
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -24,8 +25,8 @@ _SAMPLE_FOLDER = pathlib.Path(__file__).parent / "sample"
 SAMPLES = {f"sample:{name}": _SAMPLE_FOLDER / f"{name}.txt.gz" for name in ("train", "heldout")}
 
 PIECE_BYTES = 64 << 20  # a plain file is read in pieces of about this size, each by one process
-LONGEST_LINE_BYTES = 1 << 16  # longer lines are split, at a space if possible
 _TFDS_BYTES = 8 << 20  # an estimate
+_FILES_AT_ONCE = 16  # a remote one takes tens of milliseconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,7 @@ class TextPiece:
     begin: int = 0  # first byte
     end: int | None = None  # byte after the last; None for the end of the file
     size: int = 0  # in bytes; an estimate for TFDS
+    format: str | None = None  # result of `detect_format`; None to detect it when reading
 
 
 def find_inputs(patterns: str) -> list[str]:
@@ -50,13 +52,13 @@ def find_inputs(patterns: str) -> list[str]:
         UserError: a pattern matches no file, or matches a folder.
     """
     result = []
-    for pattern in filter(None, (part.strip() for part in patterns.split(","))):
+    for pattern in storage.split_patterns(patterns):
         if pattern.startswith("tfds:"):
             paths = [pattern]
         elif pattern in SAMPLES:
             paths = [str(SAMPLES[pattern])]
         else:
-            paths = storage.glob(pattern)
+            paths = dataset_files(pattern) or storage.glob(pattern)
         if not paths:
             raise UserError(f"no file matches {pattern!r}. Check the path; quote a glob.")
         # Each check of a remote path costs a request, so only the pattern itself is checked.
@@ -71,17 +73,25 @@ def find_inputs(patterns: str) -> list[str]:
 
 
 def split_into_pieces(paths: Sequence[str], piece_bytes: int = PIECE_BYTES) -> list[TextPiece]:
-    """Splits inputs into pieces, in order; compressed files and TFDS are one piece each."""
+    """Splits inputs into pieces, in order; compressed files, Parquet files and TFDS are one each.
+
+    Raises:
+        UserError: as for `detect_format`.
+    """
     files = [path for path in paths if not path.startswith("tfds:")]
+    with concurrent.futures.ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        formats = dict(zip(files, pool.map(detect_format, files), strict=True))
     sizes = {path: size for path, (size, _) in zip(files, storage.stat_all(files), strict=True)}
     pieces = []
     for path in paths:
         size = sizes.get(path, _TFDS_BYTES)
-        is_whole = path not in sizes or path.endswith(".gz")
-        count = 1 if is_whole else max(1, round(size / piece_bytes))
+        count = max(1, round(size / piece_bytes))
+        if count > 1 and (formats.get(path) in (None, "arrow") or input_files.is_compressed(path)):
+            count = 1
         edges = [size * i // count for i in range(count + 1)]
         for a, b in itertools.pairwise(edges):
-            pieces.append(TextPiece(path, a, b if b < size else None, b - a))
+            end = b if b < size else None
+            pieces.append(TextPiece(path, a, end, b - a, formats.get(path)))
     return pieces
 
 
@@ -90,26 +100,32 @@ def read_lines(piece: TextPiece, leave_out: Callable[[str], None] | None = None)
 
     Args:
         piece: the piece to read.
-        leave_out: called with the file and line number of each JSON line without text, which is
-            skipped; None to raise an error.
+        leave_out: called with the file and line number of each bad line, such as a JSON line
+            without text, which is skipped; None to raise an error.
 
     Raises:
-        UserError: the file cannot be read, is damaged, or a JSON line has no text.
+        UserError: the file cannot be read or is damaged, or a line is bad.
     """
     if piece.path.startswith("tfds:"):
         yield from _tfds_lines(piece.path)
         return
-    is_json = piece.path.removesuffix(".gz").endswith((".jsonl", ".json"))
-    try:
-        with storage.open_stream(piece.path) as stream:
-            file = gzip.open(stream) if piece.path.endswith(".gz") else stream
-            if is_json:
-                yield from _json_lines(file, piece, leave_out)
-            else:
-                yield from _text_lines(file, piece)
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"cannot read {piece.path}: {reason}.") from error
+
+    file_format = piece.format or detect_format(piece.path)
+
+    def bad(number, reason):
+        where = f"{piece.path}, {'row' if file_format == 'arrow' else 'line'} {number}"
+        where += f" after byte {piece.begin}" if piece.begin else ""
+        if leave_out is None:
+            raise UserError(
+                f"{where}: {reason}. Fix it, or skip such lines with --skip_bad_lines."
+            ) from None
+        leave_out(where)
+
+    if file_format == "arrow":
+        yield from read_arrow(piece.path, bad)
+        return
+    with input_files.opened(piece.path) as file:
+        yield from READERS[file_format](file, piece, bad)
 
 
 class Texts:
@@ -117,7 +133,7 @@ class Texts:
 
     Args:
         paths: result of `find_inputs`.
-        skip_bad_lines: skip JSON lines without text instead of raising an error.
+        skip_bad_lines: skip bad lines, such as JSON without text, instead of raising an error.
     """
 
     def __init__(self, paths: Sequence[str], skip_bad_lines: bool = False) -> None:
@@ -128,85 +144,6 @@ class Texts:
         for piece in split_into_pieces(self._paths):
             for line in read_lines(piece, self._leave_out):
                 yield line.decode("utf-8", "replace")
-
-
-def _seek(file, begin):
-    """Moves to the first line that starts at `begin` or later."""
-    if begin:
-        file.seek(begin - 1)
-        while (part := file.readline(LONGEST_LINE_BYTES)) and not part.endswith(b"\n"):
-            pass
-
-
-def _text_lines(file, piece):
-    end = float("inf") if piece.end is None else piece.end
-    _seek(file, piece.begin)
-    skipping = piece.begin > 0  # the current document belongs to the previous piece
-    for start, line in _stripped_lines(file):
-        if not line and start >= end:  # the next document belongs to the next piece
-            break
-        if skipping:
-            skipping = bool(line)
-        else:
-            yield line
-    yield b""
-
-
-def _stripped_lines(file):
-    """Yields the offset and the stripped text of each line; long lines are yielded in parts."""
-    start, size = file.tell(), 0  # of the current line
-    rest, inside = b"", False  # remainder after a cut; whether text of the line was yielded
-    while part := file.readline(LONGEST_LINE_BYTES):
-        ended = part.endswith(b"\n")
-        line, rest = rest + part, b""
-        if not ended and len(part) == LONGEST_LINE_BYTES:
-            cut = _cut(line)
-            line, rest = line[:cut], line[cut:]
-        line = line.strip()
-        if line or (ended and not inside):  # an empty part of a line is not an empty line
-            yield start, line
-        inside = not ended and (inside or bool(line or rest.strip()))
-        start, size = (start + size + len(part), 0) if ended else (start, size + len(part))
-    if rest.strip():
-        yield start, rest.strip()
-
-
-def _cut(line):
-    """Returns where to cut a long line: after its last space, else between two characters."""
-    cut = line.rfind(b" ") + 1
-    if cut <= 0:
-        cut = len(line)
-        while cut > len(line) - 4 and line[cut - 1] & 0xC0 == 0x80:
-            cut -= 1  # skip continuation bytes back to the first byte of the character
-        cut -= 1
-    return cut
-
-
-def _json_lines(file, piece, leave_out):
-    _seek(file, piece.begin)
-    end = float("inf") if piece.end is None else piece.end
-    offset, number = file.tell(), 0
-    while offset < end and (line := file.readline()):
-        offset += len(line)
-        number += 1
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)["text"]
-            lines = text.encode("utf-8", "replace").split(b"\n")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            where = f"{piece.path}, line {number}"
-            where += f" after byte {piece.begin}" if piece.begin else ""
-            if leave_out is None:
-                raise UserError(
-                    f"{where}: every line must be a JSON object with its document under "
-                    f'"text"; got {line[:60].decode("utf-8", "replace").strip()!r}. Fix it, or '
-                    f"skip such lines with --skip_bad_lines."
-                ) from None
-            leave_out(where)
-            continue
-        yield from filter(None, map(bytes.strip, lines))
-        yield b""
 
 
 def load_tfds(source: str, **options: object) -> "tf.data.Dataset[dict[str, tf.Tensor]]":
@@ -238,8 +175,7 @@ def _tfds_lines(source):
     if not isinstance(dataset.element_spec, dict) or "text" not in dataset.element_spec:
         raise UserError(f"{source} has no feature 'text'; it has {dataset.element_spec}.")
     for example in dataset.as_numpy_iterator():
-        yield from filter(None, map(bytes.strip, example["text"].split(b"\n")))
-        yield b""
+        yield from document_lines(example["text"])
 
 
 # A sentence ends at . ! or ? if two letters other than A-Z, or digits, precede it (so not after

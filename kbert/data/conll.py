@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from kbert.data.columns import count, is_number
-from kbert.data.records import BadExample, Records, is_utf8, plain_name, read_lines
+from kbert.data.records import BadExample, Records, is_utf8, not_utf8, read_lines
 from kbert.errors import UserError
+from kbert.utils.input_files import plain_name
 
 if TYPE_CHECKING:
     from kbert.settings.tasks import ColumnConfig
@@ -32,17 +33,18 @@ def conll(path: str, name: str, config: "ColumnConfig", labelled: bool) -> Recor
     Raises:
         UserError: the file cannot be read, or a column is not a number.
     """
-    reader = _Reader(plain_name(path).endswith(".conllu"), config, labelled)
+    reader = _Reader(path, config, labelled)
     return Records(name, reader.sentences(read_lines(path), name), ("words", "tags"))
 
 
 class _Reader:
-    def __init__(self, is_conllu, config, labelled):
-        self.is_conllu, self.labelled = is_conllu, labelled
+    def __init__(self, path, config, labelled):
+        self.path, self.labelled = path, labelled
+        self.is_conllu = plain_name(path).endswith(".conllu")
         self.word_column = _number("text_column", config.text_column)
         self.tag_column = _number("label_column", config.label_column)
         if self.word_column is None:
-            self.word_column = 1 if is_conllu else 0
+            self.word_column = 1 if self.is_conllu else 0
         self.width = None  # columns of the first line
 
     def sentences(self, lines, name):
@@ -72,7 +74,7 @@ class _Reader:
 
     def _word(self, line):
         if not is_utf8(line):
-            raise BadExample("bytes that are not UTF-8")
+            raise not_utf8(self.path)
         cells = line.split("\t") if "\t" in line else [c for c in line.split(" ") if c]
         self.width = self.width or len(cells)
         tag_column = self._tag_column(len(cells)) if self.labelled else None

@@ -16,6 +16,7 @@ from kbert.data.columns import count
 from kbert.data.records import BadExample, shown
 from kbert.data.squad import checked_answers
 from kbert.errors import UserError
+from kbert.utils.input_files import plain_name, read_text
 
 if TYPE_CHECKING:
     from kbert.data.columns import Columns
@@ -90,10 +91,8 @@ def read_label_names(text: str) -> tuple[str, ...]:
         UserError: there is no name, a name is empty, or a name appears twice.
     """
     if os.path.isfile(text):
-        lines = [line for _, line in sources.read_lines(text)]
-        if not all(map(sources.is_utf8, lines)):
-            raise UserError(f"{text}: bytes that are not UTF-8. Save it as UTF-8.")
-        origin, names = text, [line.strip() for line in lines]
+        origin, names = text, [line.strip() for line in read_text(text).rstrip().split("\n")]
+        names = names if any(names) else []
     else:
         if "," not in text and ("/" in text or text.endswith(".txt")):
             raise UserError(f"--label_names: there is no file {text}.")
@@ -112,8 +111,10 @@ def read_label_names(text: str) -> tuple[str, ...]:
 
 
 def form_of(source: str) -> str:
-    """Returns the format of a source: "tfds", or the extension of a file name without .gz."""
-    return "tfds" if source.startswith("tfds:") else sources.plain_name(source).rpartition(".")[2]
+    """Returns "tfds", "arrow" (Parquet or Arrow), or the extension of a file without .gz etc."""
+    if source.startswith("tfds:"):
+        return "tfds"
+    return "arrow" if sources.arrow_sources(source) else plain_name(source).rpartition(".")[2]
 
 
 def open_records(
@@ -132,14 +133,17 @@ def open_records(
     form, name = form_of(source), os.path.basename(source)
     if form == "tfds":
         return sources.tfds(source)
-    if form in ("json", "jsonl"):
+    if form == "arrow":
+        return sources.arrow(sources.arrow_sources(source))
+    if form in ("json", "jsonl", "ndjson"):
         return sources.json_lines(source, name)
     if form in ("tsv", "txt", "csv") and has_header:
         return sources.table(source, name, has_header)
     tables = ".tsv, .txt, .csv, " if has_header else ""
     raise UserError(
-        f"{source} must be a file that ends in {tables}.json or .jsonl (or one of these and "
-        f".gz), or tfds:NAME, for the task {task}."
+        f"{source} must be a file that ends in {tables}.json, .jsonl or .parquet (or one of these "
+        f"and .gz, .bz2, .xz or .zst), a folder of Hugging Face datasets, or tfds:NAME, for the "
+        f"task {task}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Reads example files as records: tables, JSON lines and TFDS datasets.
+"""Reads example files as records: tables, JSON lines, Parquet and TFDS datasets.
 
 A record is a list of cells, or a dict. A record that cannot be read is returned as a `BadExample`,
 so that the caller can skip it; a file that cannot be read raises UserError.
@@ -6,17 +6,17 @@ so that the caller can skip it; a file that cannot be read raises UserError.
 
 import csv
 import dataclasses
-import gzip
 import itertools
 import json
 import os
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from kbert.corpus.arrow_files import column_names, dataset_files, is_arrow_file, read_rows
 from kbert.corpus.text_sources import load_tfds
 from kbert.errors import UserError
 from kbert.utils.formats import find_folder
+from kbert.utils.input_files import encoding_note, plain_name, read_bytes
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -49,11 +49,6 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def plain_name(path: str) -> str:
-    """Returns a path in lower case without .gz, so that it ends in the format."""
-    return path.lower().removesuffix(".gz")
-
-
 def check_inputs(
     folders: Iterable[str | os.PathLike[str] | None], sources: Iterable[str | None]
 ) -> None:
@@ -64,40 +59,32 @@ def check_inputs(
             is skipped.
 
     Raises:
-        UserError: as for `find_folder` and `read_bytes`.
+        UserError: as for `find_folder` and `kbert.utils.input_files.read_bytes`.
     """
     for folder in filter(None, folders):
         find_folder(folder)
     for source in filter(None, sources):
-        if not source.startswith(("tfds:", "sample:")):
+        if files := arrow_sources(source):
+            column_names(files[0])
+        elif not source.startswith(("tfds:", "sample:")):
             next(read_bytes(source), None)
 
 
-def read_bytes(path: str) -> Iterator[bytes]:
-    """Yields the lines of a plain or compressed file as bytes.
-
-    Raises:
-        UserError: the file does not exist, is a folder, cannot be read, or is damaged.
-    """
-    if os.path.isdir(path):
-        raise UserError(f"{path} is a folder. Give the path of a file in it.")
-    try:
-        with gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb") as file:
-            yield from file  # cut at b"\n" only
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"cannot read {path}: {reason.rstrip('.')}.") from error
+def arrow_sources(source: str) -> list[str]:
+    """Returns the Parquet and Arrow files of a source: a file, FOLDER or FOLDER:SPLIT; or []."""
+    return [source] if is_arrow_file(source) else dataset_files(source) or []
 
 
 def read_lines(path: str) -> Iterator[tuple[int, str]]:
     """Yields (number from 1, line), without line ends, byte order mark and empty lines at the end.
 
     Bytes that are not UTF-8 become surrogates (PEP 383), which `is_utf8` detects.
+
+    Raises:
+        UserError: as for `kbert.utils.input_files.read_bytes`.
     """
     empty = []
     for number, line in enumerate(read_bytes(path), 1):
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
         text = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", "surrogateescape")
         if not text.strip(" \t"):
             empty.append((number, text))
@@ -116,6 +103,11 @@ def is_utf8(text: str) -> bool:
     return True
 
 
+def not_utf8(path: str) -> BadExample:
+    """Returns the BadExample of a line that is not UTF-8; names the encoding of the file."""
+    return BadExample(f"bytes that are not UTF-8{encoding_note(path)}")
+
+
 def table(path: str, name: str, has_header: Callable[[list[str]], bool]) -> Records:
     """Returns the records of a .csv file, read by Python's csv module, or of a tab-separated file.
 
@@ -132,7 +124,7 @@ def table(path: str, name: str, has_header: Callable[[list[str]], bool]) -> Reco
         rows = _csv_rows(path)
     else:
         rows = ((number, line.split("\t")) for number, line in read_lines(path))
-    items = ((f"{name}, line {number}", _checked_row(row)) for number, row in rows)
+    items = ((f"{name}, line {number}", _checked_row(row, path)) for number, row in rows)
     where, first = next(items, (None, None))
     if first is None:
         raise UserError(f"{path} has no examples: it is empty.")
@@ -161,11 +153,11 @@ def _csv_rows(path):
             yield number, BadExample(f"the quotes are not valid CSV: {error}")
 
 
-def _checked_row(row):
+def _checked_row(row, path):
     if isinstance(row, BadExample):
         return row
     if not all(map(is_utf8, row)):
-        return BadExample("bytes that are not UTF-8")
+        return not_utf8(path)
     return row if any(row) else BadExample("the line is empty")
 
 
@@ -191,12 +183,12 @@ def _json_items(path, name):
             raise UserError(
                 f"{path} is a JSON list. Write one JSON object per line, without a list."
             )
-        yield f"{name}, line {number}", _json_record(line)
+        yield f"{name}, line {number}", _json_record(line, path)
 
 
-def _json_record(line):
+def _json_record(line, path):
     if not is_utf8(line):
-        return BadExample("bytes that are not UTF-8")
+        return not_utf8(path)
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -204,6 +196,20 @@ def _json_record(line):
     if isinstance(record, dict):
         return record
     return BadExample(f"every line must be a JSON object; got {shown(line)}")
+
+
+def arrow(files: Sequence[str]) -> Records:
+    """Returns the records (dicts) of Parquet or Arrow files; see `kbert.corpus.arrow_files`.
+
+    Raises:
+        UserError: as for `column_names`.
+    """
+    items = (
+        (f"{os.path.basename(path)}, row {number}", row or BadExample("bytes that are not UTF-8"))
+        for path in files
+        for number, row in enumerate(read_rows(path), 1)
+    )
+    return Records(os.path.basename(files[0]), items, column_names(files[0]))
 
 
 def tfds(source: str) -> Records:

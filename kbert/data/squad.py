@@ -3,8 +3,9 @@
 import json
 from collections.abc import Mapping
 
-from kbert.data.records import BadExample, Records, read_bytes, shown
+from kbert.data.records import BadExample, Records, shown
 from kbert.errors import UserError
+from kbert.utils.input_files import read_text
 
 
 def squad(path: str, name: str) -> Records:
@@ -16,10 +17,9 @@ def squad(path: str, name: str) -> Records:
     Raises:
         UserError: the file cannot be read, is not JSON, or lacks the structure of SQuAD.
     """
+    text = read_text(path)
     try:
-        root = json.loads(b"".join(read_bytes(path)).decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: byte {error.start}. Save it as UTF-8.") from None
+        root = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is not JSON: {error}. If it has one question per line, rename it to .jsonl."

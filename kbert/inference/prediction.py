@@ -1,7 +1,6 @@
 """Predictions for the texts of a file or of standard input, as JSON lines."""
 
 import contextlib
-import gzip
 import itertools
 import json
 import sys
@@ -17,6 +16,7 @@ from kbert.tasks import registry
 from kbert.tasks.examples import read_examples
 from kbert.tasks.names import check_method
 from kbert.tasks.outputs import MOST_MASKS
+from kbert.utils.input_files import plain_name, read_bytes
 
 _CHUNK = 4096  # texts read, computed and written at a time
 _TWO_TEXTS = ("next_sentence", "similarity")
@@ -85,12 +85,10 @@ def _rows(config, method, task, settings, report):
     columns = (least, most)
     if config.input_file == "-":
         return _line_rows(sys.stdin.buffer, "standard input", method, columns, config, report), None
-    if config.input_file.removesuffix(".gz").endswith(".txt"):
-        opened = gzip.open if config.input_file.endswith(".gz") else open
-        with opened(config.input_file, "rb") as file:
-            total = sum(1 for _ in file)
-        file = opened(config.input_file, "rb")
-        return _line_rows(file, config.input_file, method, columns, config, report), total
+    if plain_name(config.input_file).endswith(".txt"):
+        total = sum(1 for _ in read_bytes(config.input_file))
+        lines = read_bytes(config.input_file)
+        return _line_rows(lines, config.input_file, method, columns, config, report), total
     return _example_rows(config, method, task, report)
 
 

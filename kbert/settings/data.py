@@ -21,7 +21,7 @@ class LearnVocabConfig:
         True, "lower-case the text and strip accents (uncased BERT)", group="common"
     )
     skip_bad_lines: bool = setting(
-        False, "skip JSON lines without text instead of stopping with an error"
+        False, "skip bad lines, such as JSON without text, instead of stopping with an error"
     )
 
     def __post_init__(self) -> None:
@@ -34,8 +34,8 @@ class PrepareConfig:
 
     input: str = setting(
         "",
-        "text to read: comma-separated globs, local or remote (gs://...), tfds:NAME or "
-        "sample:train",
+        "text to read: comma-separated globs, local or remote (gs://...), a folder of Hugging Face "
+        "datasets, tfds:NAME or sample:train",
         group="required",
     )
     output_dir: str = setting(
@@ -65,7 +65,8 @@ class PrepareConfig:
     )
     deduplicate: bool = setting(False, "drop exact duplicates of earlier documents")
     skip_bad_lines: bool = setting(
-        False, "skip and count JSON lines without text instead of stopping with an error"
+        False,
+        "skip and count bad lines, such as JSON without text, instead of stopping with an error",
     )
 
     def __post_init__(self) -> None:

@@ -66,7 +66,8 @@ class FinetuneConfig(TrainingConfig, ExampleConfig):
     )
     train_file: str | None = setting(
         None,
-        "training examples: .tsv, .csv, .jsonl, CoNLL, SQuAD .json, or .gz of these, or tfds:NAME",
+        "training examples: .tsv, .csv, .jsonl, .parquet, CoNLL, SQuAD .json, compressed or not, a "
+        "folder of Hugging Face datasets, or tfds:NAME",
         group="required",
     )
     eval_file: str | None = setting(

@@ -144,8 +144,9 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
 
     input: str = setting(
         "",
-        "training text: comma-separated globs of .txt, .gz or .jsonl files, tfds:NAME, "
-        "sample:train (the text that comes with kbert), or one prepared corpus",
+        "training text: comma-separated globs of text, JSON lines or Parquet files, a folder of "
+        "Hugging Face datasets, tfds:NAME, sample:train (the text that comes with kbert), or one "
+        "prepared corpus",
         group="required",
     )
     eval_input: str = setting(

@@ -87,7 +87,7 @@ class Tagging(Task):
     def reader(
         cls, source: str, config: "ColumnConfig", labelled: bool
     ) -> "tuple[Records, Callable[[str, Record], TagExample]]":
-        if form_of(source) in ("tfds", "json", "jsonl"):
+        if form_of(source) in ("tfds", "arrow", "json", "jsonl", "ndjson"):
             records = open_records(source, cls.name, None)
             keys = tag_keys(records, config, labelled)
         else:

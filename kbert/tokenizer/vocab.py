@@ -11,6 +11,7 @@ from kbert.config import is_text
 from kbert.errors import UserError, one_line
 from kbert.utils import atomic
 from kbert.utils.formats import read_json
+from kbert.utils.input_files import read_text
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION = "##"
@@ -30,13 +31,8 @@ def read_vocab(path: str | os.PathLike[str]) -> list[str]:
     path = pathlib.Path(path)
     if path.suffix == ".json":
         return check_vocab(_tokenizer_json_vocab(path), path)
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read the vocabulary {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"the vocabulary {path} is not UTF-8: {error}.") from error
-    return check_vocab([line.strip() for line in text.rstrip("\n").split("\n")], path)
+    text = read_text(path).rstrip("\r\n")
+    return check_vocab([line.strip() for line in text.split("\n")], path)
 
 
 def _tokenizer_json_vocab(path):

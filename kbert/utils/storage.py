@@ -7,6 +7,7 @@ raise UserError if a remote path cannot be used, and GaveUp if all retries fail.
 import concurrent.futures
 import contextlib
 import glob as local_glob
+import itertools
 import os
 import re
 import shutil
@@ -36,10 +37,37 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 
 
 def glob(pattern: str) -> list[str]:
-    """Returns the paths that match a pattern, sorted."""
-    if not is_remote(pattern):
-        return sorted(local_glob.glob(pattern))
-    return sorted(_remote().glob(pattern))
+    """Returns the paths that match a pattern, sorted.
+
+    What exists is taken literally: the whole path, and the local folders at its beginning, such as
+    `data[1]` in `data[1]/*.txt`. In local patterns ** matches folders of any depth.
+    """
+    if is_remote(pattern):
+        paths = sorted(_remote().glob(pattern))
+        return paths or ([pattern] if re.search(r"[*?[]", pattern) and exists(pattern) else [])
+    if os.path.exists(pattern):
+        return [pattern]
+    folder = os.path.dirname(pattern)
+    while folder and not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    rest = pattern[len(folder) :]
+    return sorted(local_glob.glob(local_glob.escape(folder) + rest, recursive=True))
+
+
+def split_patterns(patterns: str) -> list[str]:
+    """Returns the parts of comma-separated paths and globs, without empty ones.
+
+    A comma in the name of a local file that exists separates nothing.
+    """
+    parts, result = patterns.split(","), []
+    while parts:
+        joined = itertools.accumulate(parts, "{},{}".format)
+        paths = [path.strip() for path in itertools.takewhile(lambda p: len(p) < 4096, joined)]
+        sizes = [len(paths), *range(1, len(paths))]
+        size = next((n for n in sizes if n and os.path.exists(paths[n - 1])), 1)
+        result.append(",".join(parts[:size]).strip())
+        del parts[:size]
+    return list(filter(None, result))
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:

@@ -250,12 +250,23 @@ def test_a_bad_word_leaves_its_sentence_out(read):
             "object; got 'a b'.",
         ),
         ("t.json", '[{"text":', "tag", "t.json is a JSON list. Write one JSON object per line"),
-        ("t.tsv", b"\xff\xfea\x00", "classify", "line 1: bytes that are not UTF-8. Fix it: the"),
-        ("t.xlsx", "a", "classify", "must be a file that ends in .tsv, .txt, .csv, .json or"),
-        ("t.tsv", "a", "qa", "must be a file that ends in .json or .jsonl"),
+        ("t.tsv", b"\xff\xfea\x00", "classify", "t.tsv is not UTF-8; the file looks like UTF-16."),
+        (
+            "t.tsv",
+            b"a\x81\x8d\t1",
+            "classify",
+            "line 1: bytes that are not UTF-8. Save it as UTF-8",
+        ),
+        (
+            "t.xlsx",
+            "a",
+            "classify",
+            "must be a file that ends in .tsv, .txt, .csv, .json, .jsonl or .parquet (or",
+        ),
+        ("t.tsv", "a", "qa", "must be a file that ends in .json, .jsonl or .parquet"),
         ("s.json", "{", "qa", "s.json is not JSON: Expecting property name"),
         ("s.json", rows({"question": "?"}) * 2, "qa", "If it has one question per line, rename it"),
-        ("s.json", b'"\xff"', "qa", "s.json is not UTF-8: byte 1. Save it as UTF-8."),
+        ("s.json", b'"\xff"', "qa", "s.json is not UTF-8"),
         ("s.json", "[]", "qa", 'data[].paragraphs[].qas[]: the file has no list "data"'),
         ("s.json", '{"data": [3]}', "qa", 'data[0] has no list "paragraphs"'),
         ("s.json", '{"data": [{"paragraphs": [{}]}]}', "qa", "data[0].paragraphs[0] has no list"),
@@ -286,7 +297,9 @@ def test_files_that_cannot_be_opened(tmp_path):
         tmp_path / "t.tsv.gz"
     )
     (tmp_path / "u.tsv.gz").write_bytes(b"a\t1\n")
-    assert "u.tsv.gz: Not a gzipped file" in message(tmp_path / "u.tsv.gz")
+    assert "u.tsv.gz: it is not compressed by gzip. If it is plain text, rename it" in message(
+        tmp_path / "u.tsv.gz"
+    )
 
 
 @pytest.mark.parametrize(
@@ -412,7 +425,7 @@ def test_bad_label_names(text, problem):
         (b"\n", "names has no label names. Separate them"),
         (b"a\n\nb\n", "names: label 1 (from 0) is empty."),
         (b"a\nb\nb\n", "names: 'b' appears twice, as labels 1 and 2."),
-        (b"a\n\xe5\n", "names: bytes that are not UTF-8. Save it as UTF-8."),
+        (b"a\nd\xe5\n", "names is not UTF-8; the file looks like Windows-1252"),
     ],
 )
 def test_bad_files_of_label_names(tmp_path, content, problem):

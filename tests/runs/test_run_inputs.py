@@ -81,7 +81,7 @@ def read_vocab_size(path):
         ({"bert_config": "huge"}, "bert_config must be one of tiny, mini, .*got 'huge'"),
         ({"input": "nothing/*.txt"}, "no file matches 'nothing/\\*.txt'"),
         ({"eval_input": "nothing/*.txt"}, "no file matches"),
-        ({"vocab_file": "nowhere.txt"}, "cannot read the vocabulary nowhere.txt"),
+        ({"vocab_file": "nowhere.txt"}, "cannot read nowhere.txt"),
         (
             {"bert_config": "one_segment"},
             "type_vocab_size must be at least 2, as pretraining uses two segments; got 1",

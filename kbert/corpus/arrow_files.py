@@ -1,0 +1,185 @@
+"""Reads Parquet files, Arrow files, and folders of Hugging Face `datasets`, with pyarrow."""
+
+import contextlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from kbert.errors import UserError
+from kbert.utils import storage
+from kbert.utils.formats import members, read_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Row: TypeAlias = Mapping[str, object]
+_SUFFIXES = (".parquet", ".arrow", ".feather")
+_PARQUET, _ARROW = b"PAR1", b"ARROW1"  # first bytes; Arrow streams have none of their own
+_ROWS = 1024  # converted to Python at a time
+_BUFFER_BYTES = 1 << 20  # of a Parquet column; else pyarrow would read whole row groups
+
+
+def is_arrow_file(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a file is a Parquet or an Arrow file, by its content or its name."""
+    if str(path).lower().endswith(_SUFFIXES):
+        return True
+    if storage.is_remote(path) or not os.path.isfile(path):
+        return False
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(6).startswith((_PARQUET, _ARROW))
+    return False
+
+
+def dataset_files(source: str) -> list[str] | None:
+    """Returns the files of a local folder of `datasets`, or None if the source is no such folder.
+
+    Args:
+        source: FOLDER or FOLDER:SPLIT; written by `save_to_disk`, or with Parquet or Arrow files
+            that are named SPLIT-00000-of-00001.parquet, like the repositories of the Hugging Face
+            hub. The default of several splits is train.
+
+    Raises:
+        UserError: the folder has no such split, or is damaged.
+    """
+    folder, split = source, None
+    if not os.path.exists(source):
+        folder, _, split = source.rpartition(":")
+    if not os.path.isdir(folder):
+        return None
+    if os.path.exists(os.path.join(folder, "dataset_dict.json")):
+        path = os.path.join(folder, "dataset_dict.json")
+        (splits,) = members(read_json(path), ["splits"], path)
+        chosen = _chosen(folder, split, {name: os.path.join(folder, name) for name in splits})
+        return _saved_files(chosen)
+    if os.path.exists(os.path.join(folder, "state.json")):
+        if split is not None:
+            raise UserError(f"{folder} has no splits. Write it without :{split}.")
+        return _saved_files(folder)
+    splits = _named_splits(folder)
+    return _chosen(folder, split, splits) if splits else None
+
+
+def _chosen(folder, split, splits):
+    name = split or (next(iter(splits)) if len(splits) == 1 else "train")
+    if name not in splits:
+        raise UserError(
+            f"{folder} has {f'no split {name!r}' if split else 'several splits'}; it has "
+            f"{', '.join(splits)}. Write {folder}:{next(iter(splits))}, for example."
+        )
+    return splits[name]
+
+
+def _saved_files(folder):
+    """Returns the paths of the files of a split that `save_to_disk` wrote."""
+    path = os.path.join(folder, "state.json")
+    state = read_json(path)
+    if state.get("_indices_data_files"):
+        raise UserError(f"{folder} has an indices mapping. Save it after flatten_indices().")
+    (files,) = members(state, ["_data_files"], path)
+    return [os.path.join(folder, members(file, ["filename"], path)[0]) for file in files]
+
+
+def _named_splits(folder):
+    """Returns the files by split of a folder or of `data` in it, from their names."""
+    splits = {}
+    for path in itertools.chain(storage.list_folder(folder), _inside(folder, "data")):
+        if path.lower().endswith(_SUFFIXES):
+            stem = os.path.splitext(os.path.basename(path))[0]
+            split = re.sub(r"-\d+-of-\d+$", "", stem).rpartition("-")[2]
+            splits.setdefault(split, []).append(os.path.join(folder, path))
+    return splits
+
+
+def _inside(folder, name):
+    return [os.path.join(name, path) for path in storage.list_folder(os.path.join(folder, name))]
+
+
+def column_names(path: str) -> tuple[str, ...]:
+    """Returns the names of a file's columns.
+
+    Raises:
+        UserError: pyarrow is not installed, or the file cannot be read.
+    """
+    with _opened(path) as (schema, _):
+        return tuple(schema.names)
+
+
+def read_rows(path: str, column: str | None = None) -> Iterator[Row | None]:
+    """Yields the rows of a file as dicts; None for a row with bytes that are not UTF-8.
+
+    The numbers of a ClassLabel of `datasets` become its names. The memory is bounded by a batch of
+    rows of an Arrow file, or 1,024 rows and the buffers of a Parquet file.
+
+    Args:
+        path: path of the file. column: the only column to read.
+
+    Raises:
+        UserError: as for `column_names`.
+    """
+    with _opened(path) as (schema, batches):
+        metadata = json.loads((schema.metadata or {}).get(b"huggingface") or "{}")
+        features = (metadata.get("info") or {}).get("features") or {}
+        for batch in batches([column] if column else schema.names):
+            for start in range(0, len(batch), _ROWS):
+                yield from _python_rows(batch.slice(start, _ROWS), features)
+
+
+def _python_rows(batch, features):
+    try:
+        rows = batch.to_pylist()
+        return [{name: _named(row[name], features.get(name)) for name in row} for row in rows]
+    except UnicodeDecodeError:
+        if len(batch) == 1:
+            return [None]
+        return [row for i in range(len(batch)) for row in _python_rows(batch.slice(i, 1), features)]
+
+
+def _named(value, feature):
+    """Replaces numbers by names; a feature is JSON as `datasets` writes it: nested objects."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(feature, list):
+        feature = {"feature": feature[0]}
+    feature = feature or {}
+    if not isinstance(value, int | list | dict):
+        return value
+    names, inner = feature.get("names"), feature.get("feature", feature)
+    if isinstance(value, list):
+        return [_named(part, inner) for part in value]
+    if isinstance(value, dict):
+        return {key: _named(part, inner.get(key)) for key, part in value.items()}
+    if feature.get("_type") == "ClassLabel" and names:
+        return names[value] if 0 <= value < len(names) else None  # -1 where there are no labels
+    return value
+
+
+@contextlib.contextmanager
+def _opened(path) -> "Iterator[tuple[pa.Schema, Any]]":
+    """Yields the schema, and a function of column names that returns an iterator of batches."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(f"{path} needs pyarrow: pip install 'kbert[parquet]'") from None
+    try:
+        with storage.open_stream(path) as file:
+            first = file.peek(6)[:6]
+            if first.startswith(_PARQUET):
+                reader = parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+                yield reader.schema_arrow, lambda names: reader.iter_batches(_ROWS, columns=names)
+            elif first == _ARROW:
+                reader = pa.ipc.open_file(file)
+                numbers = range(reader.num_record_batches)
+                yield (
+                    reader.schema,
+                    lambda names: (reader.get_batch(n).select(names) for n in numbers),
+                )
+            else:
+                reader = pa.ipc.open_stream(file)
+                yield reader.schema, lambda names: (batch.select(names) for batch in reader)
+    except (OSError, pa.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot read {path}: {' '.join(reason.split()).rstrip('.')}.") from error

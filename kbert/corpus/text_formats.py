@@ -1,0 +1,283 @@
+"""Detects the format of training text from its content, and reads its lines.
+
+The first lines of a file decide on its format; from then on a line of another format is an error.
+The readers yield lines (bytes, without line end), and b"" at the end of each document.
+"""
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, BinaryIO
+
+from kbert.corpus.arrow_files import column_names, is_arrow_file, read_rows
+from kbert.errors import UserError
+from kbert.utils import input_files
+from kbert.utils.encodings import BOM, is_utf8
+
+if TYPE_CHECKING:
+    from kbert.corpus.text_sources import TextPiece
+
+LONGEST_LINE_BYTES = 1 << 16  # longer lines are split, at a space if possible
+TEXT_KEYS = ("text", "content", "raw_content")  # of the document in a record, tried in this order
+_FIRST_LINES = 8  # decide whether a file has JSON lines
+# WikiExtractor's <doc id="12" url="https://..." title="...">. It escapes these characters.
+_DOC = re.compile(rb'<doc id="[^"]*"( .*)?>')
+_ENTITIES = {b"&lt;": b"<", b"&gt;": b">", b"&amp;": b"&"}
+
+
+class BadRecord(Exception):
+    """A line or a row without a document. The text is the reason, without file and number."""
+
+
+def detect_format(path: str | os.PathLike[str]) -> str:
+    """Returns the format of a file: "text", "json" (an object per line), "wiki" or "arrow".
+
+    Files named .json, .jsonl or .ndjson have JSON lines; in others the first lines are JSON
+    objects, or the first one is an object with a document. "wiki" is the output of WikiExtractor,
+    "arrow" is a Parquet or an Arrow file.
+
+    Raises:
+        UserError: the file cannot be read, is not UTF-8, or is JSON but not by line.
+    """
+    if is_arrow_file(path):
+        return "arrow"
+    head = input_files.read_head(path)
+    whole = len(head) < input_files.HEAD_BYTES
+    lines = head.split(b"\n")
+    if not whole and len(lines) > 1:
+        lines.pop()  # it may be incomplete
+    lines = [line for line in map(bytes.strip, lines) if line]
+    bad = sum(not is_utf8(line, whole or len(lines) > 1) for line in lines)
+    if bad * 10 > len(lines):
+        raise UserError(f"{path} is not UTF-8{input_files.encoding_note(path)}.")
+    _check_by_line(lines, path)
+    if input_files.plain_name(path).endswith((".json", ".jsonl", ".ndjson")):
+        return "json"
+    if lines and _DOC.fullmatch(lines[0]):
+        return "wiki"
+    objects = [_object(line) for line in lines[:_FIRST_LINES]]
+    is_json = bool(objects) and (None not in objects or _has_document(objects[0]))
+    return "json" if is_json else "text"
+
+
+def _check_by_line(lines, path):
+    """Raises UserError for JSON that is a list, or an object of several lines."""
+    first = lines[0] if lines else b""
+    start = b"".join(lines[:2]) if first in (b"[", b"{") else first
+    if re.match(rb"\[\s*\{", start):
+        command = "jq -c '.[]'"
+    elif first == b"{" and start[1:2] == b'"':
+        command = "jq -c ."
+    else:
+        return
+    raise UserError(
+        f"{path} is JSON, but not one object per line. Convert it "
+        f"({command} {shlex.quote(str(path))} > NEW.jsonl)."
+    )
+
+
+def read_text(
+    file: BinaryIO, piece: "TextPiece", bad: Callable[[int, object], None]
+) -> Iterator[bytes]:
+    """Yields the lines of a plain text: a document ends at an empty line.
+
+    Args:
+        file: the open file. piece: the part to read.
+        bad: called with the number of a line in the piece, and the reason, for a JSON object with
+            a document or a tag of WikiExtractor; the line is skipped.
+    """
+    skipping = piece.begin > 0  # the current document belongs to the previous piece
+    for start, number, line in _stripped_lines(file, piece.begin):
+        if not line and start >= _end(piece):  # the next document belongs to the next piece
+            break
+        if skipping:
+            skipping = bool(line)
+        elif line[:1] in (b"{", b"<") and (reason := _reason_not_text(line)):
+            bad(number, reason)
+        else:
+            yield line
+    yield b""
+
+
+def read_wiki(
+    file: BinaryIO, piece: "TextPiece", bad: Callable[[int, object], None]
+) -> Iterator[bytes]:
+    """Yields the lines of WikiExtractor's documents without their tags; args as for `read_text`.
+
+    The title is a document's first line. A bad line is one between documents.
+    """
+    inside = None if piece.begin else False  # None: before the first document of the piece
+    for start, number, line in _stripped_lines(file, piece.begin):
+        if _DOC.fullmatch(line):
+            if inside:
+                yield b""
+            if start >= _end(piece):
+                return
+            inside = True
+        elif line == b"</doc>":
+            if inside:
+                yield b""
+            inside = None if inside is None else False
+        elif inside and line:
+            yield re.sub(b"&(?:lt|gt|amp);", lambda match: _ENTITIES[match[0]], line)
+        elif line and inside is False:
+            bad(number, "text outside of <doc ...> and </doc> of WikiExtractor")
+    if inside:
+        yield b""
+
+
+def read_json(
+    file: BinaryIO, piece: "TextPiece", bad: Callable[[int, object], None]
+) -> Iterator[bytes]:
+    """Yields the lines of the documents of JSON lines; args as for `read_text`."""
+    offset, number = _seek(file, piece.begin), 0
+    while offset < _end(piece) and (line := file.readline()):
+        offset += len(line)
+        number += 1
+        line = line if piece.begin or number > 1 else line.removeprefix(BOM)
+        if not line.strip():
+            continue
+        try:
+            text = document_of(_record(line)).encode("utf-8", "replace")
+        except BadRecord as reason:
+            bad(number, reason)
+            continue
+        yield from document_lines(text)
+
+
+READERS = {"text": read_text, "wiki": read_wiki, "json": read_json}
+
+
+def read_arrow(path: str, bad: Callable[[int, object], None]) -> Iterator[bytes]:
+    """Yields the lines of the documents of a Parquet or Arrow file, one in each row.
+
+    Raises:
+        UserError: the file cannot be read, or has none of the columns `TEXT_KEYS`.
+    """
+    names = column_names(path)
+    column = next((key for key in TEXT_KEYS if key in names), None)
+    if column is None:
+        raise UserError(f"{path}: {_no_document(names)}.")
+    for number, row in enumerate(read_rows(path, column), 1):
+        text = row and row[column]
+        if isinstance(text, str):
+            yield from document_lines(text.encode())
+        elif row is None:
+            bad(number, "bytes that are not UTF-8")
+        else:
+            bad(number, f'"{column}" must be a string; got {str(text)[:60]}')
+
+
+def document_of(record: Mapping[str, object]) -> str:
+    """Returns the text of a record: of the first of its keys that is one of `TEXT_KEYS`.
+
+    Raises:
+        BadRecord: there is no such key, or no string.
+    """
+    for key in TEXT_KEYS:
+        if key in record:
+            if isinstance(record[key], str):
+                return record[key]
+            raise BadRecord(f'"{key}" must be a string; got {str(record[key])[:60]!r}')
+    raise BadRecord(_no_document(record))
+
+
+def _no_document(names):
+    keys = " or ".join(f'"{key}"' for key in TEXT_KEYS)
+    return (
+        f"the document must be under {keys}; there are {', '.join(map(repr, names)) or 'no keys'}"
+    )
+
+
+def document_lines(text: bytes) -> Iterator[bytes]:
+    """Yields the lines of a document without empty ones, and b""."""
+    yield from filter(None, map(bytes.strip, text.split(b"\n")))
+    yield b""
+
+
+def _record(line):
+    """Returns the object of a JSON line. Raises BadRecord."""
+    if not is_utf8(line):
+        raise BadRecord("bytes that are not UTF-8")
+    record = _object(line)
+    if record is None:
+        raise BadRecord(
+            f'every line must be a JSON object with its document under "text"; got '
+            f"{line[:60].decode('utf-8', 'replace').strip()!r}"
+        )
+    return record
+
+
+def _object(line):
+    """Returns a JSON object, or None."""
+    try:
+        record = json.loads(line) if line.lstrip().startswith(b"{") else None
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _has_document(record):
+    try:
+        document_of(record or {})
+    except BadRecord:
+        return False
+    return True
+
+
+def _reason_not_text(line):
+    if _DOC.fullmatch(line):
+        return "a <doc> of WikiExtractor in a plain text"
+    record = _object(line) if line.endswith(b"}") else None
+    if _has_document(record):
+        return "a JSON object with a document in a plain text"
+    return None
+
+
+def _end(piece):
+    return float("inf") if piece.end is None else piece.end
+
+
+def _seek(file, begin):
+    """Moves to the first line that starts at `begin` or later; returns its offset."""
+    if not begin:
+        return 0
+    file.seek(begin - 1)
+    while (part := file.readline(LONGEST_LINE_BYTES)) and not part.endswith(b"\n"):
+        pass
+    return file.tell()
+
+
+def _stripped_lines(file, begin):
+    """Yields offset, number in the piece and stripped text of each line; long lines in parts."""
+    start, size, number = _seek(file, begin), 0, 1  # of the current line
+    rest, inside = b"", False  # remainder after a cut; whether text of the line was yielded
+    while part := file.readline(LONGEST_LINE_BYTES):
+        ended = part.endswith(b"\n")
+        line, rest = rest + part, b""
+        if begin + start + size == 0:
+            line = line.removeprefix(BOM)
+        if not ended and len(part) == LONGEST_LINE_BYTES:
+            cut = _cut(line)
+            line, rest = line[:cut], line[cut:]
+        line = line.strip()
+        if line or (ended and not inside):  # an empty part of a line is not an empty line
+            yield start, number, line
+        inside = not ended and (inside or bool(line or rest.strip()))
+        start, size = (start + size + len(part), 0) if ended else (start, size + len(part))
+        number += ended
+    if rest.strip():
+        yield start, number, rest.strip()
+
+
+def _cut(line):
+    """Returns where to cut a long line: after its last space, else between two characters."""
+    cut = line.rfind(b" ") + 1
+    if cut <= 0:
+        cut = len(line)
+        while cut > len(line) - 4 and line[cut - 1] & 0xC0 == 0x80:
+            cut -= 1  # skip continuation bytes back to the first byte of the character
+        cut -= 1
+    return cut

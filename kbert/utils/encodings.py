@@ -1,0 +1,91 @@
+"""Names the encoding of bytes that are not UTF-8."""
+
+import codecs
+import re
+
+BOM = codecs.BOM_UTF8
+_WIDE_BOMS = {
+    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+_WIDE = ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE")
+_NAMES = {
+    "CP932": "Shift-JIS",
+    "CP949": "EUC-KR",
+    "CP1251": "Windows-1251 (cp1251, Cyrillic)",
+    "CP1252": "Windows-1252 (cp1252, much like Latin-1)",
+}
+_KOREAN = "이다는의에을를가고은한로하지도"  # a third of the syllables of a text
+# For each encoding: its common characters, in bytes; their least share among the characters that
+# are not ASCII; the range of the share of bytes above 127 that stand alone between ASCII.
+_MARKS = {
+    "CP932": (rb"\x82[\x9f-\xf1]|\x83[\x40-\x96]", 0.2, (0, 1)),  # kana
+    "EUC-JP": (rb"[\xa4\xa5][\xa1-\xf6]", 0.2, (0, 1)),  # kana
+    "CP949": (b"|".join(map(re.escape, (c.encode("cp949") for c in _KOREAN))), 0.15, (0, 1)),
+    "GB18030": (rb"[\xa1-\xa3\xb0-\xd7][\xa1-\xfe]", 0.6, (0, 0.4)),  # frequent hanzi, punctuation
+    "BIG5": (rb"[\xa1-\xc6][\x40-\xfe]", 0.7, (0, 0.8)),
+    "CP1251": (rb"[\xa8\xb8\xc0-\xff]", 0.8, (0, 0.4)),  # Cyrillic letters
+    "CP1252": (
+        rb"[\x80\x85\x8a\x8c\x91-\x97\x9a\x9c\xa0\xa3\xa7\xa9-\xab\xae\xb0\xb4\xbb\xbf-\xff]",
+        0.9,
+        (0.5, 1),
+    ),
+}
+
+
+def wide_encoding(head: bytes) -> str | None:
+    """Returns "UTF-16", "UTF-16LE", "UTF-32BE", ... for the first bytes of such a text, or None.
+
+    Without a byte order mark: the encoding in which the text has the most ASCII characters, and no
+    control characters. Their bytes have zeros; a few zeros may be in any text.
+    """
+    for mark, name in _WIDE_BOMS.items():
+        if head.startswith(mark):
+            return name
+    rarest = 5 if _decoded(head, "UTF-8") is not None else 500
+    best, most = None, 0
+    for name in _WIDE if head.count(b"\0") * rarest > len(head) else ():
+        text = _decoded(head, name)
+        if text is None or re.search(r"[\0-\x08\x0e-\x1f\x7f-\x9f\ufffe\uffff]", text):
+            continue
+        ascii_count = sum(char < "\x80" for char in text)
+        if ascii_count > most:
+            best, most = name, ascii_count
+    return best
+
+
+def guess_encoding(data: bytes) -> str | None:
+    """Returns the name that iconv has for the encoding of lines that are not UTF-8, or None."""
+    runs = re.findall(rb"[\x80-\xff]+", data)
+    alone = sum(len(run) == 1 for run in runs) / max(1, len(runs))
+    for name, (common, least, (lowest, highest)) in _MARKS.items():
+        text = _decoded(data, name) if lowest <= alone <= highest else None
+        chars = [char for char in text or "" if char > "\x7f"]
+        matches = sum(re.fullmatch(common, char.encode(name)) is not None for char in chars)
+        if chars and matches >= least * len(chars):
+            return name
+    return None
+
+
+def readable_name(encoding: str) -> str:
+    """Returns the usual name of an encoding that iconv knows by another."""
+    return _NAMES.get(encoding, encoding)
+
+
+def is_utf8(data: bytes, complete: bool = True) -> bool:
+    """Returns whether bytes are UTF-8; if not `complete`, the last character may be cut."""
+    try:
+        codecs.utf_8_decode(data, "strict", complete)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _decoded(data, encoding):
+    """Returns the text, or None; the last character may be incomplete."""
+    try:
+        return codecs.getincrementaldecoder(encoding)().decode(data)
+    except UnicodeDecodeError:
+        return None

@@ -1,0 +1,230 @@
+"""Opens the files that users give: local or remote, plain or compressed, in UTF-8.
+
+The content decides how a file is compressed, whatever its name. A file that is not text, or not
+UTF-8, is an error that names what it looks like and the command that converts it.
+"""
+
+import bz2
+import contextlib
+import functools
+import gzip
+import io
+import lzma
+import os
+import re
+import shlex
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from kbert.errors import UserError
+from kbert.utils import storage
+from kbert.utils.encodings import BOM, guess_encoding, is_utf8, readable_name, wide_encoding
+
+HEAD_BYTES = 1 << 16  # what decides on the format of a file
+_SEARCHED_BYTES = 1 << 23  # for lines that are not UTF-8
+# Suffix: name, first bytes, command that decompresses.
+_COMPRESSED = {
+    ".gz": ("gzip", rb"\x1f\x8b\x08", "gzip -dc"),
+    ".bz2": ("bzip2", rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", "bzip2 -dc"),
+    ".xz": ("xz", rb"\xfd7zXZ\x00", "xz -dc"),
+    ".zst": ("zstd", rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", "zstd -dc"),
+}
+_NOT_TEXT = {  # first bytes: format, advice
+    rb"PK\x03\x04": ("a zip archive or an Office file", "Unpack it, or save the table as .csv"),
+    rb".{257}ustar": ("a tar archive", "Unpack it: tar -xf"),
+    rb"7z\xbc\xaf\x27\x1c": ("a 7z archive", "Unpack it"),
+    rb"Rar!\x1a\x07": ("a RAR archive", "Unpack it"),
+    rb"\x04\x22\x4d\x18": ("compressed by lz4", "Decompress it: lz4 -d"),
+    rb"%PDF-": ("a PDF document", "Extract its text, for example with pdftotext"),
+    rb"PAR1": ("a Parquet file", "It can be used as examples or as text, as it is"),
+    rb"ARROW1": ("an Arrow file", "It can be used as examples or as text, as it is"),
+    rb"version https://git-lfs": ("a pointer of Git LFS, not the file", "Run: git lfs pull"),
+}
+
+
+def plain_name(path: str | os.PathLike[str]) -> str:
+    """Returns a path in lower case without .gz, .bz2, .xz, .zst, so that it ends in the format."""
+    name = str(path).lower()
+    root, suffix = os.path.splitext(name)
+    return root if suffix in _COMPRESSED else name
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Opens a file for reading its bytes, decompressed; only reading may happen in the block.
+
+    Raises:
+        UserError: at once or in the block: the file does not exist, cannot be read, is damaged, is
+            named like a compressed file but is not compressed, or zstandard is not installed.
+    """
+    if not storage.is_remote(path) and os.path.exists(path) and not os.path.isfile(path):
+        if os.path.isdir(path):
+            raise UserError(f"{path} is a folder. Give the path of a file in it.")
+        raise UserError(f"{path} is a pipe or a device. Write it to a file, which is read twice.")
+    try:
+        with storage.open_stream(path) as stream, _decompressed(stream, path) as file:
+            yield file
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot read {path}: {reason.rstrip('.')}.") from error
+
+
+def is_compressed(path: str | os.PathLike[str]) -> bool:
+    """Returns whether the content of a file is compressed."""
+    with storage.open_stream(path) as stream:
+        return _compression(stream.peek(16)) is not None
+
+
+def read_head(path: str | os.PathLike[str]) -> bytes:
+    """Returns the first 64 KiB of a text; more if it begins with a brace: then the last line ends.
+
+    Raises:
+        UserError: see `opened`; or the file is an archive or another binary file, UTF-16 or
+            UTF-32, or has the line ends of old Macs.
+    """
+    with opened(path) as file:
+        head = file.read(HEAD_BYTES)
+        if head.removeprefix(BOM).lstrip().startswith(b"{"):
+            head += file.readline()
+    _check_text(head, path)
+    return head.removeprefix(BOM)
+
+
+def read_bytes(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    """Yields the lines of a text as bytes, cut at "\\n" only, without the byte order mark.
+
+    Raises:
+        UserError: see `read_head`.
+    """
+    read_head(path)
+    with opened(path) as file:
+        if first := file.readline().removeprefix(BOM):
+            yield first
+        yield from file
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Returns the content of a text file, without the byte order mark.
+
+    Raises:
+        UserError: see `read_head`; or the file is not UTF-8.
+    """
+    data = b"".join(read_bytes(path))
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8{encoding_note(path)}.") from None
+
+
+def encoding_note(path: str | os.PathLike[str]) -> str:
+    """Returns what to add to "not UTF-8": the encoding that a file seems to have, and the command.
+
+    The note depends on the lines of the file that are not UTF-8.
+    """
+    return _encoding_note(str(path), *storage.stat(path))
+
+
+@functools.lru_cache(maxsize=16)  # asked once for every bad line
+def _encoding_note(path, size, mtime):
+    encoding = guess_encoding(bad_lines(path))
+    return _conversion(path, encoding) if encoding else ". Save it as UTF-8"
+
+
+def bad_lines(path: str | os.PathLike[str]) -> bytes:
+    """Returns up to 64 KiB of the lines that are not UTF-8, of the first 8 MiB of a file."""
+    lines, room = [], _SEARCHED_BYTES
+    with opened(path) as file:
+        while room > 0 and sum(map(len, lines)) < HEAD_BYTES and (line := file.readline(room)):
+            room -= len(line)
+            lines += [] if is_utf8(line) else [line[:HEAD_BYTES]]
+    return b"".join(lines)
+
+
+def _conversion(path, encoding):
+    command = _filtered(path, f"iconv -f {encoding} -t UTF-8")
+    return f"; the file looks like {readable_name(encoding)}. Convert it ({command})"
+
+
+def _filtered(path, command):
+    """Returns the command line that runs a filter over a file, decompressed."""
+    with storage.open_stream(path) as stream:
+        suffix = _compression(stream.peek(16))
+    root, extension = os.path.splitext(re.sub(rf"(?i){re.escape(suffix or ' ')}$", "", str(path)))
+    old, new = shlex.quote(str(path)), shlex.quote(f"{root}.utf8{extension}")
+    if suffix:
+        return f"{_COMPRESSED[suffix][2]} {old} | {command} > {new}"
+    return f"{command} < {old} > {new}"
+
+
+def _check_text(head, path):
+    for first, (form, advice) in _NOT_TEXT.items():
+        if re.match(first, head, re.DOTALL):
+            raise UserError(f"{path} is {form}, not text. {advice}.")
+    encoding = wide_encoding(head)
+    if encoding:
+        raise UserError(f"{path} is not UTF-8{_conversion(path, encoding)}.")
+    controls = len(re.findall(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]", head))
+    if controls * 20 > len(head) and not is_utf8(head, complete=False):
+        raise UserError(f"{path} is a binary file, not text: it has many control characters.")
+    if len(re.findall(rb"\r[^\n]", head)) > 10 * head.count(b"\n"):
+        command = _filtered(path, r"tr '\r' '\n'")
+        raise UserError(f"{path} has the line ends of old Macs (CR alone). Convert it ({command}).")
+
+
+def _compression(first):
+    """Returns the suffix of the compression that a file's first bytes show, or None."""
+    for suffix, (_, magic, _) in _COMPRESSED.items():
+        if re.match(magic, first):
+            return suffix
+    return None
+
+
+def _decompressed(stream, path):
+    suffix = _compression(stream.peek(16))
+    named = os.path.splitext(str(path).lower())[1]
+    if suffix is None and named in _COMPRESSED and stream.peek(1):
+        raise UserError(
+            f"cannot read {path}: it is not compressed by {_COMPRESSED[named][0]}. If it is plain "
+            f"text, rename it, without {named}."
+        )
+    if suffix == ".zst":
+        return io.BufferedReader(_ZstdFile(stream, path))
+    openers = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    return openers[suffix](stream) if suffix else stream
+
+
+class _ZstdFile(io.RawIOBase):
+    """Reads a zstd file of one or more frames; an incomplete one raises EOFError."""
+
+    def __init__(self, stream, path):
+        try:
+            import zstandard
+        except ImportError:
+            raise UserError(
+                f"{path} is compressed by zstd, which needs zstandard: pip install zstandard"
+            ) from None
+        super().__init__()
+        self._stream, self._error, self._rest = stream, zstandard.ZstdError, memoryview(b"")
+        self._new_frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
+        self._frame = None
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        while not self._rest:
+            data = (self._frame and self._frame.unused_data) or self._stream.read(HEAD_BYTES)
+            if not data and self._frame and not self._frame.eof:
+                raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+            if not data:
+                return 0
+            if self._frame is None or self._frame.eof:
+                self._frame = self._new_frame()
+            try:
+                self._rest = memoryview(self._frame.decompress(data))
+            except self._error as error:
+                raise OSError(str(error)) from error
+        part, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)

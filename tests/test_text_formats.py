@@ -1,0 +1,251 @@
+"""The format of training text is told by its content, whatever the name of the file."""
+
+import bz2
+import json
+import lzma
+import pathlib
+
+import pytest
+
+from kbert.corpus.text_formats import detect_format
+from kbert.corpus.text_sources import Texts, find_inputs, read_lines, split_into_pieces
+from kbert.errors import UserError
+
+CASES = pathlib.Path(__file__).parent.parent.parent / "shared" / "cases"
+DOCUMENTS = [
+    ["The ship sailed at dawn. It was cold."],
+    ["A man walked his dog.", "The dog ran."],
+    ["Rain fell all day. Nobody came."],
+]
+ROWS = [
+    {"id": str(i), "url": f"https://x?curid={i}", "title": f"T{i}", "text": "\n\n".join(lines)}
+    for i, lines in enumerate(DOCUMENTS)
+]
+JSON_LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+def documents_of(paths, piece_bytes=None):
+    """Documents, lists of lines; several pieces must each end with one."""
+    options = [piece_bytes] if piece_bytes else []
+    documents = [[]]
+    for piece in split_into_pieces(paths, *options):
+        for line in read_lines(piece):
+            if line:
+                documents[-1].append(line.decode())
+            elif documents[-1]:
+                documents.append([])
+        assert documents[-1] == []
+    return documents[:-1]
+
+
+def write(path, content):
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def message_of(path, piece_bytes=64 << 20):
+    with pytest.raises(UserError) as error:
+        documents_of([path], piece_bytes)
+    return str(error.value)
+
+
+# JSON lines
+
+
+def test_cases_of_json_lines():
+    if not CASES.exists():
+        pytest.skip("../shared is not here")
+    for name in ("x.ndjson", "AA/wiki_00", "AA/wiki_01"):
+        found = documents_of([f"{CASES}/json_without_suffix/{name}"])
+        assert found == [
+            ["The ship sailed at dawn. It was cold."],
+            ["A man walked his dog. The dog ran."],
+            ["Rain fell all day. Nobody came."],
+        ]
+
+
+@pytest.mark.parametrize("name", ["x.ndjson", "x.JSONL", "AA/wiki_00", "x", "x.txt", "part.0001"])
+def test_json_lines_of_any_name(tmp_path, name):
+    for content in (JSON_LINES, f"\ufeff{JSON_LINES}".replace("\n", "\r\n\r\n"), JSON_LINES[:-1]):
+        assert documents_of([write(tmp_path / name, content)]) == DOCUMENTS
+    path = write(tmp_path / name, bz2.compress(JSON_LINES.encode()))
+    assert documents_of([path], 9) == DOCUMENTS
+
+
+@pytest.mark.parametrize("key", ["text", "content", "raw_content"])
+def test_keys_of_documents(tmp_path, key):
+    rows = [{"url": "u", key: "\n".join(lines), "meta": {"text": "no"}} for lines in DOCUMENTS]
+    path = write(tmp_path / "x", "\n".join(map(json.dumps, rows)))
+    assert documents_of([path]) == DOCUMENTS
+
+
+@pytest.mark.parametrize("name", ["x", "x.jsonl"])
+def test_an_unknown_key_is_an_error(tmp_path, name):
+    path = write(tmp_path / name, '{"id": 1, "body": "a b"}\n{"id": 2, "body": "c d"}\n')
+    assert message_of(path) == (
+        f'{path}, line 1: the document must be under "text" or "content" or "raw_content"; there '
+        f"are 'id', 'body'. Fix it, or skip such lines with --skip_bad_lines."
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{not json} The ship sailed.\n\nNext.\n",
+        "{curly}\n{braces}\n\nNext.\n",
+        '{}\nThe ship sailed.\n\n{"a": 1}\n{"b": [2]}\n',
+        'The ship sailed.\n{"text": 3}\n{"text":\n\n<doc id=12>\n',
+        '["a"]\n\n[1]\n',
+        '{"an": "object"} of JSON, and text\n\nNext.\n',
+    ],
+)
+def test_text_with_braces_stays_text(tmp_path, text):
+    path = write(tmp_path / "t.txt", text)
+    assert detect_format(path) == "text"
+    expected = [part.split("\n") for part in text.strip().split("\n\n")]
+    assert documents_of([path]) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "reason"),
+    [
+        (f"{JSON_LINES}The end.\n", 4, "every line must be a JSON object with its document under"),
+        (f"{JSON_LINES}\n[1]\n{JSON_LINES}", 5, "every line must be a JSON object with its doc"),
+        ('{"text": "a"}\nplain\n{"text": "b"}\n', 2, "every line must be a JSON object with"),
+        (f"Title\n\n{JSON_LINES}", 3, "a JSON object with a document in a plain text"),
+        ('a\nb\n\n\n  {"content": ""} \n', 5, "a JSON object with a document in a plain text"),
+        ('a\n<doc id="1" url="" title="b">\n', 2, "a <doc> of WikiExtractor in a plain text"),
+        ('<doc id="1" url="" title="b">\nb\n</doc>\nc', 4, "text outside of <doc ...> and </doc>"),
+        ('{"text": "a"}\n{"text": 3}', 2, "\"text\" must be a string; got '3'"),
+        (b'{"text": "a"}\n' * 10 + b'{"text": "\xe9"}', 11, "bytes that are not UTF-8"),
+    ],
+)
+def test_a_mixture_is_an_error(tmp_path, text, line, reason):
+    path = write(tmp_path / "x", text)
+    message = message_of(path)
+    assert message.startswith(f"{path}, line {line}: {reason}")
+    assert message.endswith(". Fix it, or skip such lines with --skip_bad_lines.")
+    assert sum(map(bool, Texts([path], skip_bad_lines=True))) > 0
+    if isinstance(text, str):  # whichever piece the line is in
+        pieces = message_of(path, 20)
+        assert reason in pieces and (", line " in pieces)
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        (json.dumps(ROWS), "jq -c '.[]'"),
+        (json.dumps(ROWS, indent=1), "jq -c '.[]'"),
+        (json.dumps(ROWS[0], indent=2), "jq -c ."),
+    ],
+)
+@pytest.mark.parametrize("name", ["x.json", "x"])
+def test_json_that_is_not_by_line(tmp_path, text, command, name):
+    path = write(tmp_path / name, text)
+    assert message_of(path) == (
+        f"{path} is JSON, but not one object per line. Convert it ({command} {path} > NEW.jsonl)."
+    )
+
+
+def test_a_long_first_line(tmp_path):
+    """The format is known although the first object is longer than what is looked at."""
+    rows = [{"text": "a b " * 50_000}, {"text": "c"}]
+    path = write(tmp_path / "x", "\n".join(map(json.dumps, rows)))
+    assert documents_of([path], 1 << 16) == [[("a b " * 50_000).strip()], ["c"]]
+
+
+def test_pieces_of_json_lines_without_a_suffix(tmp_path):
+    path = write(tmp_path / "x", JSON_LINES * 3)
+    for piece_bytes in range(3, 150):
+        assert documents_of([path], piece_bytes) == DOCUMENTS * 3, piece_bytes
+
+
+# WikiExtractor
+
+WIKI = "".join(
+    f'<doc id="{i}" url="https://en.wikipedia.org/wiki?curid={i}" title="A &amp; "B" > {i}">\n'
+    + "\n\n".join([f"Title {i}", *lines])
+    + "\n\n</doc>\n"
+    for i, lines in enumerate(DOCUMENTS)
+)
+WIKI_DOCUMENTS = [[f"Title {i}", *lines] for i, lines in enumerate(DOCUMENTS)]
+
+
+def test_case_of_wikiextractor():
+    if not CASES.exists():
+        pytest.skip("../shared is not here")
+    twice = [DOCUMENTS[0] * 2, ["A man walked his dog. The dog ran."] * 2, DOCUMENTS[2] * 2]
+    expected = [[f"Title {i}", *lines] for i, lines in enumerate(twice)]
+    assert documents_of([f"{CASES}/wikiextractor/wiki_00"]) == expected
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("name", ["AA/wiki_00", "x.txt"])
+def test_wikiextractor(tmp_path, name, line_end):
+    path = write(tmp_path / name, WIKI.replace("\n", line_end))
+    for piece_bytes in (*range(9, 400, 7), 1 << 20):
+        assert documents_of([path], piece_bytes) == WIKI_DOCUMENTS, piece_bytes
+    path = write(tmp_path / "x.xz", lzma.compress(f"\ufeff\n{WIKI}".encode()))
+    assert documents_of([path], 9) == WIKI_DOCUMENTS
+
+
+def test_wikiextractor_escapes_and_empty_documents(tmp_path):
+    text = '<doc id="1" revid="2" url="u" title="t">\nA &lt;b&gt; &amp;amp; &nbsp;\n</doc>\n\n'
+    text += '<doc id="3" url="u" title="t">\n</doc>\n<doc id="4" url="u" title="t">\ncut'
+    assert documents_of([write(tmp_path / "x", text)]) == [["A <b> &amp; &nbsp;"], ["cut"]]
+
+
+def test_a_line_between_documents_is_reported_once(tmp_path):
+    path = write(tmp_path / "x", WIKI.replace("</doc>\n", "</doc>\nstray\n", 1))
+    for piece_bytes in range(9, 200, 7):
+        left_out, lines = [], []
+        for piece in split_into_pieces([path], piece_bytes):
+            lines += read_lines(piece, left_out.append)
+        assert len(left_out) == 1 and b"stray" not in lines, piece_bytes
+
+
+# Encodings
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding"),
+    [
+        ("Le café était\n\nfermé déjà.\n".encode("cp1252"), "CP1252"),
+        ("今天天气很好。\n\n船在黎明时分启航。\n".encode("gb18030"), "GB18030"),
+        ("The ship.\n\nThe end.\n".encode("utf-16"), "UTF-16"),
+        (json.dumps({"text": "thé"}, ensure_ascii=False).encode("latin-1"), "CP1252"),
+        (lzma.compress("été\n\nété".encode("cp1252")), "CP1252"),
+        ("é et à, ".encode("cp1252") * 40_000, "CP1252"),  # a single long line
+    ],
+)
+def test_other_encodings(tmp_path, content, encoding):
+    message = message_of(write(tmp_path / "t.txt", content))
+    assert "t.txt is not UTF-8; the file looks like " in message
+    assert f"iconv -f {encoding} -t UTF-8" in message
+
+
+def test_line_ends_of_old_macs_are_an_error(tmp_path):
+    assert "old Macs" in message_of(write(tmp_path / "t.txt", b"a b\rc d\r\re f"))
+
+
+def test_a_mark_at_the_beginning_is_no_text(tmp_path):
+    path = write(tmp_path / "t.txt", "\ufeffa\n\nb")
+    assert documents_of([path]) == documents_of([path], 2) == [["a"], ["b"]]
+    path = write(tmp_path / "t.txt", "\ufeff\r\na\r\n\r\nb")
+    assert documents_of([path]) == [["a"], ["b"]]
+
+
+def test_long_characters_at_the_end_of_the_head(tmp_path):
+    """A long line is looked at in part, which may end within a character."""
+    for offset in range(3):
+        path = write(tmp_path / "t.txt", "a" * offset + "天" * 30_000)
+        assert "".join(documents_of([path])[0]) == "a" * offset + "天" * 30_000
+
+
+def test_names_that_look_like_globs(tmp_path):
+    paths = [write(tmp_path / name, JSON_LINES) for name in ("a[1].txt", "b,c.txt", "d e?.txt")]
+    (tmp_path / "a1.txt").touch()
+    assert find_inputs(",".join(paths)) == paths
+    with pytest.raises(UserError, match=r"no file matches '.*z\*'\. Check the path; quote a glob"):
+        find_inputs(f"{paths[1]},{tmp_path}/z*")
