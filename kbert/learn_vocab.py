@@ -6,7 +6,7 @@ from kbert.corpus.input_checks import check_text
 from kbert.corpus.text_sources import Texts, find_inputs
 from kbert.errors import UserError
 from kbert.settings import LearnVocabConfig
-from kbert.utils import program
+from kbert.utils import atomic, program
 
 
 def check(config: LearnVocabConfig) -> None:
@@ -23,10 +23,10 @@ def main(config: LearnVocabConfig) -> None:
     """Runs `kbert.tokenizer.learn_vocab` with the flags."""
     from kbert.tokenizer.vocab import learn_vocab, size_note, write_vocab
 
-    pathlib.Path(config.output_file).parent.mkdir(parents=True, exist_ok=True)
     texts = Texts(find_inputs(config.input), skip_bad_lines=config.skip_bad_lines)
-    vocab = learn_vocab(texts, config.vocab_size, config.lower_case)
-    write_vocab(vocab, config.output_file)
+    with atomic.parent_folders(config.output_file):
+        vocab = learn_vocab(texts, config.vocab_size, config.lower_case)
+        write_vocab(vocab, config.output_file)
     if note := size_note(vocab, config.vocab_size):
         print(note)
     print(f"{len(vocab):,} entries in {config.output_file}")

@@ -1,8 +1,10 @@
 """Predicts: echo "Paris is the [MASK] of France." | python -m kbert.predict --model=FOLDER"""
 
+import pathlib
 import sys
 
 from kbert.data.records import check_inputs
+from kbert.errors import UserError
 from kbert.settings import METHODS, PredictConfig
 from kbert.tasks.names import all_built_in, check_method
 from kbert.utils import program
@@ -13,6 +15,9 @@ def check(config: PredictConfig) -> None:
     if all_built_in(config.task_module):
         check_method(config.method, METHODS)
     check_inputs([config.model], [config.input_file] if config.input_file != "-" else [])
+    folder = pathlib.Path(config.output_file).absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"--output_file={config.output_file}: there is no folder {folder}.")
 
 
 def main(config: PredictConfig) -> None:

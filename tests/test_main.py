@@ -53,7 +53,10 @@ MISTAKES = {
     "export --model=/no/such --output_dir=x": "there is no folder /no/such",
     "convert --model=/no/such --output_dir=x": "there is no folder /no/such",
     "attention --model=/no/such --text=x": "there is no folder /no/such",
+    "predict --model=. --output_file=/no/such/x": "--output_file=/no/such/x: there is no folder",
     "serve": "no model to serve: set --model_base_path",
+    "serve --model_base_path=/no/such": "model default: no versions in /no/such; a version is an",
+    "serve --model_config_file=/no/such": "cannot read the model config file /no/such: there is no",
 }
 
 

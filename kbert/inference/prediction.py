@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ from kbert.tasks import registry
 from kbert.tasks.examples import read_examples
 from kbert.tasks.names import check_method
 from kbert.tasks.outputs import MOST_MASKS
+from kbert.utils import atomic
 from kbert.utils.input_files import plain_name, read_bytes
 
 _CHUNK = 4096  # texts read, computed and written at a time
@@ -44,9 +46,7 @@ def predict(config: PredictConfig, report: Callable[[str], object] = print) -> N
     task = own if own and own.method == method else registry.task_of_method(method)
     rows, total = _rows(config, method, task, settings, report)
     with contextlib.ExitStack() as stack:
-        output = sys.stdout
-        if config.output_file != "-":
-            output = stack.enter_context(open(config.output_file, "w", encoding="utf-8"))
+        output = stack.enter_context(_opened(config.output_file))
         bar = stack.enter_context(tqdm(total=total, unit=" texts", file=sys.stderr, disable=None))
         predictor.advance = bar.update
         while chunk := list(itertools.islice(rows, _CHUNK)):
@@ -58,6 +58,19 @@ def predict(config: PredictConfig, report: Callable[[str], object] = print) -> N
                     line = {"input": row[0] if len(row) == 1 else row, **line}
                 output.write(json.dumps(line, ensure_ascii=False) + "\n")
             output.flush()
+
+
+@contextlib.contextmanager
+def _opened(path):
+    """Opens a file that appears at `path` once it is complete; "-": standard output."""
+    if path == "-":
+        yield sys.stdout
+        return
+    whole = atomic.file(os.path.realpath(path))
+    if os.path.exists(path) and not os.path.isfile(path):  # such as a named pipe
+        whole = contextlib.nullcontext(path)
+    with whole as place, open(place, "w", encoding="utf-8") as output:
+        yield output
 
 
 def _results(predictor, method, task, rows, config):

@@ -14,7 +14,7 @@ from kbert.corpus.text_sources import Texts, find_inputs
 from kbert.errors import UserError
 from kbert.model.folder import ModelFolder
 from kbert.tokenizer import BertTokenizer, learn_vocab
-from kbert.tokenizer.vocab import size_note, write_vocab
+from kbert.tokenizer.vocab import size_note
 
 if TYPE_CHECKING:
     from kbert.settings import PretrainConfig
@@ -48,17 +48,13 @@ def resolve_inputs(
         UserError: inputs that cannot be used or that contradict each other.
     """
     folder = pathlib.Path(folder)
-    if may_make:
-        folder.mkdir(parents=True, exist_ok=True)
     if saved:
         tokenizer = ModelFolder(saved).tokenizer
         _check_vocabulary(config, tokenizer)
     elif not may_make:
         tokenizer = BertTokenizer.from_pretrained(folder)
     else:
-        tokenizer = _tokenizer(config, folder, report)
-    if may_make:
-        tokenizer.save_pretrained(folder)
+        tokenizer = _tokenizer(config, report)
     if config.lower_case not in (None, tokenizer.lower_case):
         raise UserError(
             f"--lower_case={str(config.lower_case).lower()}, but the checkpoint, the corpus or "
@@ -70,6 +66,9 @@ def resolve_inputs(
     eval_corpus = None
     if config.eval_input:
         eval_corpus = _corpus(config.eval_input, folder / "eval", tokenizer, report, may_make)
+    if may_make:
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save_pretrained(folder)
     return bert_config, tokenizer, corpus, eval_corpus
 
 
@@ -84,7 +83,7 @@ def _check_vocabulary(config, tokenizer):
         )
 
 
-def _tokenizer(config, folder, report):
+def _tokenizer(config, report):
     lower_case = config.lower_case is not False
     if is_prepared(config.input):
         corpus = Corpus(config.input, verify=False)
@@ -99,12 +98,10 @@ def _tokenizer(config, folder, report):
     else:
         report(f"learning a vocabulary of {config.vocab_size:,} entries from {config.input}")
         texts = Texts(find_inputs(config.input))
-        path = folder / "vocab.txt"
         vocab = learn_vocab(texts, config.vocab_size, lower_case)
         if note := size_note(vocab, config.vocab_size):
             report(note)
-        write_vocab(vocab, path)
-        tokenizer = BertTokenizer(path, lower_case)
+        tokenizer = BertTokenizer(vocab, lower_case)
     for folder in filter(None, (config.init_from, config.teacher)):
         if ModelFolder(folder).tokenizer.fingerprint != tokenizer.fingerprint:
             raise UserError(

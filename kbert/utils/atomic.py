@@ -44,6 +44,20 @@ def write_json(
 
 
 @contextlib.contextmanager
+def parent_folders(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Creates the missing parent folders of a path; at the end, removes those that are empty."""
+    parents = pathlib.Path(path).absolute().parents
+    missing = [parent for parent in parents if not parent.exists()]
+    parents[0].mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            for parent in missing:
+                parent.rmdir()
+
+
+@contextlib.contextmanager
 def folder(
     target: str | os.PathLike[str], name: str | None = None, resumes: str = ""
 ) -> Iterator[pathlib.Path]:

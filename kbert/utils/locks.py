@@ -11,11 +11,16 @@ import socket
 from collections.abc import Iterator
 
 from kbert.errors import UserError
+from kbert.utils import atomic
 
 
 @contextlib.contextmanager
 def folder_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds the lock of a run's folder; the operating system releases it if the process dies.
+    """Holds the lock of a run's folder: a file in it, which is removed at the end.
+
+    The operating system releases the lock if the process dies. Folders that this creates and that
+    are still empty at the end, such as those of a run that fails before its first step, are removed
+    as well.
 
     Raises:
         UserError: another process holds it.
@@ -26,45 +31,52 @@ def folder_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def target_lock(target: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds the lock of a folder to be created: a file beside it, which is removed at the end.
+    """Holds the lock of a folder to be created: a file beside it; see `folder_lock`.
 
     Raises:
         UserError: another process holds it.
     """
     path = pathlib.Path(target).absolute()
-    path = path.with_name(f".{path.name}.lock")
-    with _held(path, target):
+    with _held(path.with_name(f".{path.name}.lock"), target):
+        yield
+
+
+@contextlib.contextmanager
+def _held(path, folder):
+    with atomic.parent_folders(path), _locked(path, folder) as file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _held(path, folder):
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _locked(path, folder):
+    """Opens and locks a file, which exists at its path then."""
     while True:
-        with open(path, "a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise UserError(
-                    f"{folder} is in use by {file.read().strip() or 'another process'}. Wait for "
-                    f"it, stop it, or choose another --output_dir."
-                ) from None
-            except OSError as error:  # the file system has no locks
-                raise UserError(
-                    f"cannot lock {path}: {os.strerror(error.errno)}. Choose a folder on a file "
-                    f"system that supports locks."
-                ) from error
-            if not _is_at(file, path):
-                continue  # the previous holder has removed it in the meantime
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-            yield
-            return
+        file = open(path, "a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise UserError(
+                f"{folder} is in use by {holder}. Wait for it, stop it, or choose another "
+                f"--output_dir."
+            ) from None
+        except OSError as error:  # the file system has no locks
+            file.close()
+            path.unlink()
+            raise UserError(
+                f"cannot lock {path}: {os.strerror(error.errno)}. Choose a folder on a file system "
+                f"that supports locks."
+            ) from error
+        if _is_at(file, path):
+            return file
+        file.close()  # the previous holder has removed it in the meantime
 
 
 def _is_at(file, path):
