@@ -17,9 +17,15 @@ def main(config: DistillConfig) -> None:
     """Runs `kbert.train.distill` with the flags."""
     from kbert.train import distill
 
-    distill(config, absl_flags.FLAGS.output_dir)
+    distill(config, absl_flags.FLAGS.output_dir, absl_flags.FLAGS.dry_run)
 
 
 if __name__ == "__main__":
     absl_flags.DEFINE_string("output_dir", "saved_model/bert", "folder of the run")
+    absl_flags.DEFINE_bool(
+        "dry_run",
+        False,
+        "report the examples, take three steps and print the estimated time and memory of the run; "
+        "write nothing",
+    )
     program.run(main, DistillConfig, check)

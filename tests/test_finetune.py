@@ -24,6 +24,7 @@ from kbert.tasks.registry import get_task, with_task
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.train import Callback, finetune
 from kbert.train.finetuning import Finetuning
+from kbert.train.task_examples import class_weights
 from kbert.utils.flags import as_flagfile
 
 WORDS = ["good", "bad", "so", "the", "a", "film", "cast", "plot", "was", "is", "who", "?", "."]
@@ -298,7 +299,7 @@ def test_frozen_parts_stay_as_they_are(settings, tmp_path, pretrained):
     assert same == frozen and len(frozen) == 5 + 16
 
 
-def test_class_weights(settings, files, pretrained):
+def test_class_weights(pretrained):
     """Balanced, each class counts the same in sum."""
     labels = ["neg"] * 5 + ["pos"] * 2 + ["so"] * 9
     examples = [TextExample("", "the", None, label) for label in labels]
@@ -306,18 +307,13 @@ def test_class_weights(settings, files, pretrained):
     tokenizer = kbert.BertTokenizer.from_pretrained(pretrained)
     task = Classification(tokenizer, ("neg", "pos", "so"))
 
-    def class_weights(text=None):
-        workload = Finetuning(settings(class_weights=text))
-        workload.task = task
-        return workload._class_weights(examples)
-
-    weights = class_weights("balanced")
+    weights = class_weights("balanced", task, examples)
     assert weights == pytest.approx([16 / 15, 16 / 6, 16 / 27])
     items = task.encode(examples, weights).items
     assert sum(item.label_weights for item in items) == pytest.approx(16)
     assert float(items[5].label_weights) == pytest.approx(16 / 6)
-    assert class_weights("1,2,0.5").tolist() == [1, 2, 0.5]
-    assert class_weights() is None
+    assert class_weights("1,2,0.5", task, examples).tolist() == [1, 2, 0.5]
+    assert class_weights(None, task, examples) is None
 
 
 @pytest.mark.parametrize("text", ["1,2", "1,2,x", "1,2,0", "some"])
@@ -346,7 +342,8 @@ def test_a_test_file_alone(settings, tmp_path, capsys):
     results = finetune(settings(eval_file=None, epochs=1.0), tmp_path / "run")
     assert list(results) == ["test"]
     assert not (tmp_path / "run/finetuning/best").exists()
-    assert "no --eval_file: the weights of the last step are used" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "no --eval_file or --eval_fraction: the weights of the last step are used" in printed
 
 
 def test_labels_by_number_with_names(settings, tmp_path):
@@ -396,7 +393,7 @@ def test_bad_settings_end_before_the_first_step(settings, tmp_path, changes, mes
         ({"train_file": None}, r"--train_file is missing"),
         (
             {"eval_file": None, "early_stopping_patience": 2},
-            r"--early_stopping_patience requires --eval_file",
+            r"--early_stopping_patience requires --eval_file or --eval_fraction",
         ),
         ({"lora_rank": 2, "freeze_layers": 1}, r"--lora_rank already freezes the encoder"),
         ({"task": "tag", "class_weights": "balanced"}, r"--class_weights is for classify and pair"),
@@ -415,8 +412,9 @@ def test_labels_that_training_lacks(settings, tmp_path, files):
     with pytest.raises(UserError) as caught:
         finetune(settings(eval_file=str(path)), tmp_path / "run")
     assert str(caught.value) == (
-        "dev.tsv, line 2: the label 'odd' is not one of the 3 labels: neg, pos, so. Fix it, "
-        "or skip such lines with --skip_bad_lines."
+        "dev.tsv, line 2: the label 'odd' is not one of the 3 labels: neg, pos, so. 1 of 2 "
+        "examples have unknown labels: odd (1). Fix them, or skip such examples with "
+        "--skip_bad_lines, or count them as wrong with --unknown_labels=wrong."
     )
     assert not (tmp_path / "run/finetuning").exists()
     path.write_text("the film was so\tso\n")
@@ -451,7 +449,7 @@ def test_the_program(settings, tmp_path):
     assert done.returncode == 0 and done.stderr == "", done.stderr
     lines = done.stdout.splitlines()
     assert "task: classify, 96 train, 24 eval, 25 test examples; an epoch has 12 steps" in lines
-    assert "labels: neg, pos, so" in lines
+    assert "train labels: neg 32 (33.3%), pos 32 (33.3%), so 32 (33.3%)" in lines
     assert any(line.startswith("step 5/12 | epoch 0.42 | loss ") for line in lines)
     assert f"scores: {tmp_path}/run/finetuning/results.json; reports and predictions beside it" in (
         lines

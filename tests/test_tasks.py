@@ -266,8 +266,8 @@ def test_labels_that_are_not_known():
     with pytest.raises(UserError) as caught:
         keep_known(examples, ("neg", "pos"), False, print)
     assert str(caught.value) == (
-        "a.tsv, line 2: the label 'so' is not one of the 2 labels: neg, pos. Fix it, or skip "
-        "such lines with --skip_bad_lines."
+        "a.tsv, line 2: the label 'so' is not one of the 2 labels: neg, pos. 1 of 3 examples have "
+        "unknown labels: so (1). Fix them, or skip such examples with --skip_bad_lines."
     )
     lines = []
     kept = keep_known(examples, ("neg", "pos"), True, lines.append)

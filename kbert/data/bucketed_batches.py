@@ -134,6 +134,11 @@ class BucketedBatches:
         draws = uniform(self._seed, _STREAM_BATCHES, [epoch], len(batches))[0]
         return [batches[i] for i in np.argsort(draws, kind="stable")]
 
+    def mean_length(self) -> float:
+        """Returns the mean length in tokens that the batches of the first epoch are padded to."""
+        longest = [self._lengths[numbers].max() for numbers in self._order(0)]
+        return float(np.mean([bucket_length(n, self._max_seq_length) for n in longest]))
+
     def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, np.ndarray]:
         """Returns the features of a batch, or of a part; all parts have the same length in tokens.
 

@@ -20,6 +20,7 @@ def fine_tuned(
     file: str,
     dtype: str | None = None,
     report: Callable[[str], object] = print,
+    unknown_labels: str | None = None,
 ) -> tuple[Predictor, Task, list[Any]]:
     """Loads a fine-tuned model and a file of labeled examples.
 
@@ -27,6 +28,7 @@ def fine_tuned(
         file: path of the labeled examples.
         dtype: dtype policy of the model.
         report: called with each line of output.
+        unknown_labels: as for `kbert.tasks.labels.keep_known`.
 
     Returns:
         the Predictor, its Task, and the examples.
@@ -49,7 +51,8 @@ def fine_tuned(
     task = predictor.task(name)
     examples = read_examples(file, dataclasses.replace(config, task=name), report=report)
     if task.fewest_labels:
-        examples = keep_known(examples, task.label_names, config.skip_bad_lines, report)
+        known = task.label_names, config.skip_bad_lines, report, unknown_labels
+        examples = keep_known(examples, *known)
     return predictor, task, examples
 
 
@@ -67,7 +70,9 @@ def evaluate(config: EvaluateConfig, report: Callable[[str], object] = print) ->
         UserError: the model or the examples cannot be used; names file and line.
     """
     dtype = None if config.precision == "float32" else config.precision
-    predictor, task, examples = fine_tuned(config, config.eval_file, dtype, report)
+    predictor, task, examples = fine_tuned(
+        config, config.eval_file, dtype, report, config.unknown_labels
+    )
     predictions = predictor.predictions(task, examples)
     scores = task.scores(examples, predictions)
     text = task.report(examples, predictions)

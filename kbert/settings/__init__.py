@@ -19,6 +19,7 @@ from kbert.settings.tasks import (
     DistillConfig,
     ExampleConfig,
     FinetuneConfig,
+    ScoreConfig,
     TaskModuleConfig,
 )
 from kbert.settings.training import PretrainConfig, TeacherConfig, TrainingConfig
@@ -39,6 +40,7 @@ __all__ = [
     "PrepareConfig",
     "PretrainConfig",
     "PruneConfig",
+    "ScoreConfig",
     "TaskModuleConfig",
     "TeacherConfig",
     "TrainingConfig",

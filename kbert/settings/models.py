@@ -4,11 +4,11 @@ import dataclasses
 
 from kbert.config import check_settings, setting
 from kbert.errors import UserError
-from kbert.settings.tasks import ColumnConfig, ExampleConfig, TaskModuleConfig
+from kbert.settings.tasks import ColumnConfig, ExampleConfig, ScoreConfig, TaskModuleConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(ExampleConfig):
+class EvaluateConfig(ScoreConfig):
     """Settings of `kbert.evaluate`, one flag each."""
 
     model: str | None = setting(

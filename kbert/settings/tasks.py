@@ -55,7 +55,19 @@ class ExampleConfig(ColumnConfig, TaskModuleConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(TrainingConfig, ExampleConfig):
+class ScoreConfig(ExampleConfig):
+    """How labelled examples are scored; shared by `finetune` and `evaluate`."""
+
+    unknown_labels: str = setting(
+        "error",
+        "labels of evaluation and test files that the model lacks; error: stop, wrong: count such "
+        "examples as wrong",
+        choices=("error", "wrong"),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainingConfig, ScoreConfig):
     """Settings of a fine-tuning run, one flag each."""
 
     init_from: str | None = setting(
@@ -77,6 +89,23 @@ class FinetuneConfig(TrainingConfig, ExampleConfig):
     )
     test_file: str | None = setting(
         None, "examples to score the selected weights on, once, at the end", group="common"
+    )
+    eval_fraction: float = setting(
+        0.0,
+        "without --eval_file: fraction of the training examples to select the best checkpoint on "
+        "instead of training on them; the classes keep their shares",
+        at_least=0,
+        below=1,
+        group="common",
+    )
+    folds: int | None = setting(
+        None,
+        "cross-validation: split the training examples into this many parts, train one model for "
+        "each, in OUTPUT_DIR/fold_1 and so on, and score it on this part",
+        at_least=2,
+    )
+    fold: int | None = setting(
+        None, "with --folds: train only the model that is scored on this part, from 1", at_least=1
     )
     label_names: str | None = setting(
         None,
@@ -160,12 +189,27 @@ class FinetuneConfig(TrainingConfig, ExampleConfig):
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.early_stopping_patience and not self.eval_file:
-            raise UserError("--early_stopping_patience requires --eval_file.")
+        self._check_files()
         if self.lora_rank and (self.freeze_layers or self.freeze_embeddings):
             raise UserError(
                 "--lora_rank already freezes the encoder. Remove --freeze_layers and "
                 "--freeze_embeddings."
+            )
+
+    def _check_files(self):
+        """Checks the settings that say on which examples the model is scored."""
+        if self.eval_fraction and self.eval_file:
+            raise UserError("--eval_fraction and --eval_file exclude each other; set only one.")
+        if self.early_stopping_patience and not (self.eval_file or self.eval_fraction):
+            raise UserError("--early_stopping_patience requires --eval_file or --eval_fraction.")
+        if self.fold and self.fold > (self.folds or 0):
+            raise UserError(
+                f"--fold must be at most --folds; got {self.fold} and {self.folds or 'no --folds'}."
+            )
+        if self.folds and self.test_file:
+            raise UserError(
+                "--folds scores each model on a part of --train_file. Remove --test_file, and use "
+                "kbert.evaluate to score the model of a fold on it."
             )
 
 

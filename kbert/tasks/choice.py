@@ -93,6 +93,10 @@ class Choice(Task):
     def config_fields(self) -> dict[str, Any]:
         return {}
 
+    def label_summary(self, examples: Sequence[ChoiceExample]) -> str:
+        counts = np.bincount([example.label for example in examples])
+        return ", ".join(f"choice {i} {count:,} times" for i, count in enumerate(counts))
+
     def encode(
         self, examples: Sequence[ChoiceExample], class_weights: np.ndarray | None = None
     ) -> Encoded:

@@ -10,7 +10,7 @@ from kbert.data import validation
 from kbert.data.examples import TextExample
 from kbert.tasks import metrics
 from kbert.tasks.endpoint import Endpoint
-from kbert.tasks.labels import label_numbers
+from kbert.tasks.labels import all_label_names, all_label_numbers
 from kbert.tasks.task import Encoded, TextTask, softmax
 
 
@@ -62,8 +62,8 @@ class Classification(TextTask):
         return output | {"label": output["label"].decode()}
 
     def targets(self, examples: Sequence[TextExample]) -> np.ndarray:
-        """Returns the number of each example's label, (N,) int32."""
-        numbers = label_numbers(self.label_names)
+        """Returns the number of each example's label, (N,) int32; see `all_label_numbers`."""
+        numbers = all_label_numbers(examples, self.label_names)
         return np.array([numbers[example.label] for example in examples], np.int32)
 
     def predictions(
@@ -90,10 +90,12 @@ class Classification(TextTask):
         self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]
     ) -> dict[str, float]:
         return metrics.classification_scores(
-            self.targets(examples), self.predicted_numbers(predictions), len(self.label_names)
+            *(self.targets(examples), self.predicted_numbers(predictions)),
+            len(all_label_names(examples, self.label_names)),
         )
 
     def report(self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]) -> str:
         return metrics.classification_report_text(
-            self.targets(examples), self.predicted_numbers(predictions), self.label_names
+            *(self.targets(examples), self.predicted_numbers(predictions)),
+            all_label_names(examples, self.label_names),
         )

@@ -1,5 +1,7 @@
 """Names of labels, from the data or the user, and checks of examples against them."""
 
+import collections
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -42,43 +44,91 @@ def label_numbers(names: Sequence[str]) -> dict[str, int]:
     return numbers
 
 
+def all_label_names(
+    examples: "Iterable[TextExample | TagExample]", names: Sequence[str]
+) -> tuple[str, ...]:
+    """Returns `names`, followed by the labels of examples that are not among them, sorted."""
+    numbers = label_numbers(names)
+    labels = {name for example in examples for name in _labels_of(example)}
+    return (*names, *sorted((name for name in labels if name not in numbers), key=_sort_key))
+
+
+def all_label_numbers(
+    examples: "Iterable[TextExample | TagExample]", names: Sequence[str]
+) -> dict[str, int]:
+    """Returns `label_numbers` with numbers from C on for labels that are not among the C names."""
+    more = enumerate(all_label_names(examples, names)[len(names) :], len(names))
+    return label_numbers(names) | {name: number for number, name in more}
+
+
+def label_shares(examples: "Sequence[TextExample | TagExample]", names: Sequence[str]) -> str:
+    """Returns how often each of `all_label_names` occurs, as text.
+
+    Percentages are of the examples, or of the words if each word has a label.
+    """
+    numbers = label_numbers(names)
+    labels = [_labels_of(example) for example in examples]
+    counts = dict.fromkeys(all_label_names(examples, names), 0)
+    for name in itertools.chain(*labels):
+        counts[names[numbers[name]] if name in numbers else name] += 1
+    if empty := sum(not row for row in labels):
+        counts["no label"] = empty
+    total = sum(counts.values()) if hasattr(examples[0], "tags") else len(examples)
+    return shown(f"{name} {count:,} ({count / total:.1%})" for name, count in counts.items())
+
+
+def rarest_labels(examples: "Sequence[TextExample | TagExample]") -> list[str | None]:
+    """Returns for each example the label that the fewest examples have, or None without labels."""
+    rows = [sorted(set(_labels_of(example))) for example in examples]
+    counts = collections.Counter(itertools.chain(*rows))
+    return [min(row, key=counts.__getitem__, default=None) for row in rows]
+
+
 def keep_known(
     examples: "Sequence[Example]",
     names: Sequence[str],
     skip_bad_lines: bool,
     report: Callable[[str], None],
+    unknown: str | None = None,
 ) -> "list[Example]":
     """Returns the examples whose labels are all in `names`.
 
     Args:
         examples: list of labeled examples. names: tuple of str.
         skip_bad_lines: whether to skip other examples instead of raising.
-        report: called with a line that reports the number of skipped examples.
+        report: called with a line that reports the number of other examples.
+        unknown: the setting `unknown_labels` of these examples, if they have one; "wrong" returns
+            all examples.
 
     Raises:
-        UserError: a label is unknown (with file and line), or all examples were skipped.
+        UserError: labels are unknown (with file and line), or all examples were skipped.
     """
-    numbers = label_numbers(names)
-    kept, first = [], None
-    for example in examples:
-        unknown = next((name for name in _labels_of(example) if name not in numbers), None)
-        if unknown is None:
-            kept.append(example)
-            continue
-        message = (
-            f"{example.where}: the label {unknown!r} is not one of the {len(names)} labels: "
-            f"{shown(names)}."
+    known = label_numbers(names).keys()
+    is_known = [known >= set(_labels_of(example)) for example in examples]
+    bad = [example for example, fits in zip(examples, is_known, strict=True) if not fits]
+    if not bad:
+        return list(examples)
+    labels = [name for example in bad for name in _labels_of(example) if name not in known]
+    counts = collections.Counter(labels).most_common()
+    text = shown(f"{name} ({count:,})" for name, count in counts)
+    total = f"{len(bad):,} of {len(examples):,} examples"
+    if unknown == "wrong":
+        report(one_line(f"note: {total} count as wrong, as their labels are unknown: {text}"))
+        return list(examples)
+    message = (
+        f"{bad[0].where}: the label {labels[0]!r} is not one of the {len(names)} labels: "
+        f"{shown(names)}."
+    )
+    if not skip_bad_lines:
+        wrong = ", or count them as wrong with --unknown_labels=wrong" if unknown else ""
+        raise UserError(
+            f"{message} {total} have unknown labels: {text}. Fix them, or skip such examples with "
+            f"--skip_bad_lines{wrong}."
         )
-        if not skip_bad_lines:
-            raise UserError(f"{message} Fix it, or skip such lines with --skip_bad_lines.")
-        first = first or message
-    if not kept:
-        raise UserError(f"no example has a known label; {first}")
-    if first:
-        left = len(examples) - len(kept)
-        line = f"note: {left:,} of {len(examples):,} examples are skipped; the first: {first}"
-        report(one_line(line))
-    return kept
+    if len(bad) == len(examples):
+        raise UserError(f"no example has a known label; {message}")
+    report(one_line(f"note: {total} are skipped; the first: {message}"))
+    return [example for example, fits in zip(examples, is_known, strict=True) if fits]
 
 
 def differing_labels(config: "BertConfig", task: "Task") -> "dict[str, tuple[Any, Any]]":

@@ -10,7 +10,7 @@ from kbert.data import validation
 from kbert.data.examples import TextExample
 from kbert.tasks import metrics
 from kbert.tasks.endpoint import Endpoint
-from kbert.tasks.labels import label_numbers
+from kbert.tasks.labels import all_label_names, all_label_numbers
 from kbert.tasks.task import Encoded, TextTask, soft_losses
 
 
@@ -57,9 +57,13 @@ class MultiLabel(TextTask):
         return output | {"labels": [name.decode() for name in output["labels"] if name]}
 
     def targets(self, examples: Sequence[TextExample]) -> np.ndarray:
-        """Returns a row for each example, (N, C) float32, with 1 for its labels."""
-        numbers = label_numbers(self.label_names)
-        targets = np.zeros((len(examples), len(self.label_names)), np.float32)
+        """Returns a row for each example, (N, C) float32, with 1 for its labels.
+
+        Further columns are for labels that are not among the C labels, if there are any.
+        """
+        numbers = all_label_numbers(examples, self.label_names)
+        names = all_label_names(examples, self.label_names)
+        targets = np.zeros((len(examples), len(names)), np.float32)
         for row, example in zip(targets, examples, strict=True):
             row[[numbers[name] for name in example.label]] = 1
         return targets
@@ -106,8 +110,6 @@ class MultiLabel(TextTask):
     def scores(
         self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]
     ) -> dict[str, float]:
-        predicted = [
-            [name in prediction["labels"] for name in self.label_names]
-            for prediction in predictions
-        ]
+        names = all_label_names(examples, self.label_names)
+        predicted = [[name in row["labels"] for name in names] for row in predictions]
         return metrics.multilabel_scores(self.targets(examples) > 0, np.array(predicted))

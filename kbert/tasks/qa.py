@@ -191,6 +191,28 @@ class QuestionAnswering(Task):
     def config_fields(self) -> dict[str, Any]:
         return {}
 
+    @classmethod
+    def split_groups(cls, examples: Sequence[QuestionExample]) -> tuple[list[Any], list[Any]]:
+        return [None] * len(examples), [example.context for example in examples]
+
+    def label_summary(self, examples: Sequence[QuestionExample]) -> str:
+        without = sum(example.is_impossible for example in examples)
+        return f"{len(examples) - without:,} questions with an answer, {without:,} without"
+
+    def notes(self, examples: Sequence[QuestionExample]) -> list[str]:
+        answered = [example for example in examples if example.answers]
+        texts = [answer.text for example in answered for answer in example.answers]
+        lengths = iter(self.tokenizer.tokenize(texts).row_lengths().numpy())
+        shortest = [min(next(lengths) for _ in example.answers) for example in answered]
+        long = sum(length > self.max_answer_length for length in shortest)
+        if not long:
+            return []
+        return [
+            f"the answers of {long:,} of {len(answered):,} questions ({long / len(answered):.1%}) "
+            f"are longer than --max_answer_length={self.max_answer_length} tokens, so they are "
+            f"never predicted; the longest has {max(shortest):,}"
+        ]
+
     def encode(
         self, examples: Sequence[QuestionExample], class_weights: np.ndarray | None = None
     ) -> Encoded:

@@ -44,6 +44,10 @@ class Regression(TextTask):
         """Returns the target numbers, (N,) float32."""
         return np.array([example.label for example in examples], np.float32)
 
+    def label_summary(self, examples: Sequence[TextExample]) -> str:
+        targets = self.targets(examples)
+        return f"{targets.min():g} to {targets.max():g}, mean {targets.mean():g}"
+
     def losses(
         self, outputs: Mapping[str, tf.Tensor], labels: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:

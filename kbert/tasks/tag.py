@@ -162,6 +162,7 @@ class Tagging(Task):
     def _targets(self, item, begins, tags):
         """Labels, dtype and weights of an item's tokens."""
         numbers = label_numbers(self.label_names)
+        unknown = len(numbers)  # in files that are only scored
         labels, weights = np.zeros(item.length, np.int32), np.zeros(item.length, np.float32)
         ends = [*begins[1:], item.length - 1]
         for begin, end, tag in zip(begins, ends, tags, strict=True):
@@ -169,8 +170,8 @@ class Tagging(Task):
                 break
             end = end or item.length - 1
             inside = f"I-{tag[2:]}" if tag.startswith("B-") else tag
-            labels[begin:end] = numbers.get(inside, numbers[tag])
-            labels[begin] = numbers[tag]
+            labels[begin:end] = numbers.get(inside, numbers.get(tag, unknown))
+            labels[begin] = numbers.get(tag, unknown)
             weights[begin:end] = self._starts_word[item.input_ids[begin:end]]
             weights[begin] = 1
         return labels, np.int32, weights

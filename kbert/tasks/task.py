@@ -19,6 +19,7 @@ from kbert.data.columns import ColumnAliases, find_columns, has_header
 from kbert.data.examples import TextExample, open_records, text_example
 from kbert.errors import UserError
 from kbert.model.models import BertForSequenceClassification
+from kbert.tasks.labels import label_shares, rarest_labels
 
 if TYPE_CHECKING:
     from typing import Self, TypeAlias, TypeVar
@@ -71,7 +72,7 @@ def text_items(
     for begin in range(0, len(texts), _TEXTS):
         part = slice(begin, begin + _TEXTS)
         pairs = text_pairs and text_pairs[part]
-        items += encoded_rows(tokenizer(texts[part], pairs, max_length=max_seq_length))
+        items += encoded_rows(tokenizer(texts[part], pairs, max_seq_length, "longest"))
     return items
 
 
@@ -212,6 +213,19 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def examples(cls, *texts: Sequence[Any]) -> list[Any]:
         """Returns unlabelled examples. *texts: arguments of the method, lists of equal length."""
+
+    @classmethod
+    def split_groups(cls, examples: Sequence[Any]) -> tuple[list[Any], list[Any] | None]:
+        """Returns `classes` and `units` for `kbert.data.splits.split_keys`, for examples."""
+        return rarest_labels(examples) if cls.fewest_labels else [None] * len(examples), None
+
+    def label_summary(self, examples: Sequence[Any]) -> str:
+        """Returns the distribution of the labels of examples as text, or ""."""
+        return label_shares(examples, self.label_names) if self.label_names else ""
+
+    def notes(self, examples: Sequence[Any]) -> list[str]:
+        """Returns warnings about labelled examples, as sentences."""
+        return []
 
     def answers(self, predictor: "Predictor", *texts: Sequence[Any]) -> list[Any]:
         """Returns the results of the method. predictor: Predictor. *texts: as for `examples`."""

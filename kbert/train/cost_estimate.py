@@ -1,19 +1,35 @@
 """Estimates of the cost of a run: floating-point operations, memory and time."""
 
 import resource
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tensorflow as tf
 
-from kbert.train.report import time_text
+from kbert.utils.logging import log
 
 if TYPE_CHECKING:
     from kbert.compression.teacher import Teacher
     from kbert.config import BertConfig
-    from kbert.settings import PretrainConfig
+    from kbert.settings import PretrainConfig, TrainingConfig
     from kbert.train.trainer import Trainer
 
 GIB = 2**30
+DRY_RUN_STEPS = 3
+
+
+def rehearse(trainer: "Trainer") -> dict[str, Any]:
+    """Takes a few steps and prints the estimated cost of the run; writes nothing.
+
+    Args:
+        trainer: has opened the run.
+    """
+    batches = trainer.batches(1 + DRY_RUN_STEPS, trainer.workload.longest())
+    for count in (1, DRY_RUN_STEPS):  # the first one compiles
+        trainer.take_steps(batches, count)
+    for line in trainer.workload.cost_lines(trainer):
+        log(line)
+    return {}
 
 
 def step_flops(
@@ -51,8 +67,9 @@ def step_memory(
     batch_size: int,
     length: int,
     predictions: int,
-    config: "PretrainConfig",
+    config: "TrainingConfig",
     replicas: int = 1,
+    trained: int | None = None,
 ) -> tuple[int, int]:
     """Estimates the bytes that a device needs for a step, as (state, work).
 
@@ -62,7 +79,7 @@ def step_memory(
 
     Args:
         parameters: number of parameters. batch_size: B of one slice. length: L. predictions: M.
-        replicas: number of replicas.
+        replicas: number of replicas. trained: number of trained parameters; None: all.
     """
     D, F, V = bert.hidden_size, bert.intermediate_size, bert.vocab_size
     K, N = bert.head_size, bert.num_hidden_layers
@@ -78,7 +95,8 @@ def step_memory(
     ]
     kept = max(blocks) + N * tokens * size * D if config.remat else sum(blocks)
     logits = 3 * 4 * batch_size * predictions * V
-    return (2 + slots) * 4 * parameters, kept + logits + int(copies * 4 * parameters)
+    trained = parameters if trained is None else trained
+    return 4 * (parameters + (1 + slots) * trained), kept + logits + int(copies * 4 * parameters)
 
 
 def teacher_memory(
@@ -96,35 +114,25 @@ def teacher_memory(
     return 4 * teacher.parameters + batch_size * size * kept
 
 
-def estimate_text(trainer: "Trainer") -> str:
-    """Returns a report of the cost of pretraining. trainer: has already taken steps."""
-    workload, config, devices = trainer.workload, trainer.config, trainer.devices
-    bert, teacher, examples = workload.bert_config, workload.teacher, workload.data
-    parameters, step_seconds = trainer.model.count_params(), trainer.throughput.step_seconds
-    B, L, M = config.global_batch_size, config.max_seq_length, examples.max_predictions
-    flops = step_flops(bert, B, L, M, config.remat)
-    each = B // devices.replicas // config.accumulation_steps
-    state, work = step_memory(bert, parameters, each, L, M, config, devices.replicas)
+def memory_line(trainer: "Trainer", batch_size: int, length: int, predictions: int) -> str:
+    """Returns a line with the estimated and the measured memory of a run.
+
+    Args:
+        trainer: has taken steps. batch_size: B of the global batch. length: L. predictions: M.
+    """
+    config, devices, model = trainer.config, trainer.devices, trainer.model
+    bert, teacher = trainer.workload.bert_config, trainer.workload.teacher
+    each = max(1, batch_size // devices.replicas // config.accumulation_steps)
+    trained = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    state, work = step_memory(
+        *(bert, model.count_params(), each, length, predictions, config),
+        *(devices.replicas, trained),
+    )
     if teacher:
-        flops += B * sum(forward_flops(teacher.config, L, M))
-        work += teacher_memory(teacher, each, L, config)
-    epoch = examples.windows.count
-    views = examples.windows.views_per_token(config.short_seq_prob)
-    epochs = config.train_steps * B / epoch
-    return "\n".join(
-        [
-            f"parameters: {parameters:,}",
-            f"compute: {flops:.2e} floating-point operations per step, "
-            f"{flops * config.train_steps:.2e} in total; "
-            f"{flops / step_seconds / devices.replicas / 1e12:.3f} TFLOP/s per device",
-            f"memory per device, estimated: {(state + work) / GIB:.2f} GiB, including "
-            f"{state / GIB:.2f} for weights, gradients and optimizer; {_measured_memory(devices)}",
-            f"data: {epoch / B:,.1f} steps per epoch, {epochs:,.2f} epochs; a token is seen "
-            f"{epochs * views:,.1f} times",
-            f"time: {step_seconds:.3f} s per step over three steps, {B * L / step_seconds:,.0f} "
-            f"tokens/s with padding; {config.train_steps:,} steps take "
-            f"{time_text(config.train_steps * step_seconds)} without evaluations",
-        ]
+        work += teacher_memory(teacher, each, length, config)
+    return (
+        f"memory per device, estimated: {(state + work) / GIB:.2f} GiB, including "
+        f"{state / GIB:.2f} for weights, gradients and optimizer; {_measured_memory(devices)}"
     )
 
 

@@ -11,8 +11,11 @@ from kbert.compression.teacher import Teacher, check_heads, start_layers
 from kbert.errors import UserError
 from kbert.model.folder import ModelFolder
 from kbert.tasks.registry import load_task_module, read_task, with_task
+from kbert.train.cost_estimate import rehearse
+from kbert.train.cross_validation import cross_validated
 from kbert.train.finetuning import Finetuning
 from kbert.train.start import start_run
+from kbert.train.trainer import Trainer
 
 if TYPE_CHECKING:
     from kbert.config import BertConfig
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 def distill(
     config: "DistillConfig",
     output_dir: str | os.PathLike[str],
+    dry_run: bool = False,
     callbacks: "Sequence[Callback]" = (),
 ) -> dict[str, Any]:
     """Fine-tunes a student for a task, with a teacher that was trained for the same task.
@@ -37,7 +41,7 @@ def distill(
 
     Args:
         config: settings of the run. output_dir: the run's folder.
-        callbacks: called after the default callbacks.
+        dry_run, callbacks: as for `kbert.train.finetune`.
 
     Returns:
         dict of "eval" and "test"; see `kbert.train.finetune`.
@@ -45,8 +49,13 @@ def distill(
     Raises:
         UserError: the same errors as for `finetune`; or the teacher does not fit the student.
     """
-    student = Finetuning(with_task(_of_teacher(config)), "distillation", "kbert.distill")
-    return start_run(Distillation(student), output_dir, callbacks)
+
+    def run(config, folder):
+        student = Finetuning(config, "distillation", "kbert.distill")
+        act = rehearse if dry_run else Trainer.fit
+        return start_run(Distillation(student), folder, callbacks, act)
+
+    return cross_validated(with_task(_of_teacher(config)), output_dir, run)
 
 
 def _of_teacher(config):

@@ -1,7 +1,7 @@
 """Fine-tuning: trains a pretrained BERT with a task head on labeled examples."""
 
-import hashlib
-import json
+import dataclasses
+import functools
 import os
 import pathlib
 import warnings
@@ -18,20 +18,25 @@ from kbert.errors import UserError
 from kbert.inference.batch_runner import BatchRunner
 from kbert.model.folder import ModelFolder
 from kbert.model.weights import part_of
+from kbert.settings import ColumnConfig
 from kbert.tasks.examples import read_examples
 from kbert.tasks.labels import check_all_present, differing_labels, keep_known, label_names, shown
 from kbert.tasks.registry import get_task, make_task, with_task, write_task
 from kbert.train import report
+from kbert.train.cost_estimate import memory_line, rehearse
+from kbert.train.cross_validation import cross_validated
+from kbert.train.data_report import data_lines, length_lines, token_lengths, truncation_notes
 from kbert.train.losses import TaskObjective
+from kbert.train.predictions import write_predictions
 from kbert.train.schedule import WarmupPolynomialDecay
 from kbert.train.start import start_run
+from kbert.train.task_examples import class_weights, fingerprint, split_examples
+from kbert.train.trainer import Trainer
 from kbert.train.workload import Workload
 from kbert.utils import atomic
 from kbert.utils.logging import log
-from kbert.visualization import plots
 
 if TYPE_CHECKING:
-    from kbert.data.bucketed_batches import EncodedExample
     from kbert.model.pretrained import PretrainedModel
     from kbert.settings import FinetuneConfig
     from kbert.tasks.task import Encoded, Task
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
 def finetune(
     config: "FinetuneConfig",
     output_dir: str | os.PathLike[str],
+    dry_run: bool = False,
     callbacks: "Sequence[Callback]" = (),
 ) -> dict[str, Any]:
     """Fine-tunes a BERT for a task, or resumes a run that was stopped.
@@ -57,18 +63,25 @@ def finetune(
     Args:
         config: settings of the run.
         output_dir: the run's folder.
+        dry_run: print a report of the examples, take a few steps, print the estimated cost of the
+            run, and write nothing.
         callbacks: called after the default callbacks.
 
     Returns:
-        dict of "eval" and "test", if these files are given: dicts of name -> score of the best
-        weights.
+        dict of "eval" and "test", if there are such examples: dicts of name -> score of the best
+        weights; with `folds`, see `kbert.train.cross_validation`.
 
     Raises:
         UserError: examples, labels or weights that cannot be used, with file and line; flags that
             contradict the checkpoint, the devices or each other; a folder in use; a non-finite
             loss; files that cannot be written.
     """
-    return start_run(Finetuning(with_task(config)), output_dir, callbacks)
+
+    def run(config, folder):
+        act = rehearse if dry_run else Trainer.fit
+        return start_run(Finetuning(config), folder, callbacks, act)
+
+    return cross_validated(with_task(config), output_dir, run)
 
 
 class Finetuning(Workload):
@@ -108,8 +121,12 @@ class Finetuning(Workload):
     fixed: tuple[str, ...] = (
         *("task", "max_seq_length", "batch_size", "optimizer", "seed", "class_weights"),
         *("freeze_embeddings", "freeze_layers", "lora_rank", "lora_alpha", "layer_decay"),
-        *("bias_correction", "label_names"),
+        *("bias_correction", "label_names", "eval_fraction", "folds", "fold"),
         *("doc_stride", "max_query_length"),
+    )
+    rescored: tuple[str, ...] = (
+        *("eval_file", "test_file", "unknown_labels", "max_answer_length", "null_threshold"),
+        *(field.name for field in dataclasses.fields(ColumnConfig)),
     )
     taught_sums: tuple[str, ...] = ("loss", "count")
 
@@ -141,11 +158,12 @@ class Finetuning(Workload):
         names = None
         if get_task(config.task).fewest_labels:
             names, examples = self._label_names(state, examples)
+        examples = split_examples(examples, config)
         allow_no_answer = any(getattr(e, "is_impossible", False) for e in examples["train"])
         self.task = make_task(config, self.tokenizer, names, allow_no_answer)
         self.bert_config = self._bert_config(folder, None if saved else self.layers)
         check(self.bert_config, self.tokenizer)
-        self.class_weights = self._class_weights(examples["train"])
+        self.class_weights = class_weights(config.class_weights, self.task, examples["train"])
         self.encoded = {
             name: self.task.encode(rows, self.class_weights if name == "train" else None)
             for name, rows in examples.items()
@@ -179,8 +197,9 @@ class Finetuning(Workload):
                 f"{config.train_file} has too few distinct labels: {shown(names) or 'none'}. "
                 f"Check --label_column."
             )
+        unknown = {"eval": config.unknown_labels, "test": config.unknown_labels}
         examples = {
-            name: keep_known(rows, names, config.skip_bad_lines, log)
+            name: keep_known(rows, names, config.skip_bad_lines, log, unknown.get(name))
             for name, rows in examples.items()
         }
         if config.label_names:
@@ -205,25 +224,6 @@ class Finetuning(Workload):
                 f"texts are truncated, or split into windows with --task=qa."
             )
         return BertConfig(**fields)
-
-    def _class_weights(self, examples):
-        """The loss weight of each class: (C,) floats, or None."""
-        setting, names = self.config.class_weights, self.task.label_names
-        if setting is None:
-            return None
-        if setting == "balanced":
-            counts = np.bincount(self.task.targets(examples), minlength=len(names))
-            return len(examples) / (len(names) * np.maximum(counts, 1))
-        try:
-            weights = [float(part) for part in setting.split(",")]
-        except ValueError:
-            weights = []
-        if len(weights) != len(names) or not all(0 < w < np.inf for w in weights):
-            raise UserError(
-                f"class_weights must be balanced, or a number > 0 for each of the {len(names)} "
-                f"labels {shown(names)}, comma-separated; got {setting!r}."
-            )
-        return np.array(weights)
 
     def make_model(self, bert_config: BertConfig) -> "PretrainedModel":
         config = self.config
@@ -264,8 +264,8 @@ class Finetuning(Workload):
     def identity(self) -> dict[str, Any]:
         held_out = None
         if "eval" in self.encoded:
-            held_out = [_fingerprint(self.encoded["eval"].items), self.metric]
-        return {"corpus": _fingerprint(self.encoded["train"].items), "held_out": held_out}
+            held_out = [fingerprint(self.encoded["eval"].items), self.metric]
+        return {"corpus": fingerprint(self.encoded["train"].items), "held_out": held_out}
 
     def describe(self, devices: "Devices") -> Iterator[str]:
         config = self.config
@@ -280,17 +280,39 @@ class Finetuning(Workload):
             f"task: {config.task}, {counts} examples; an epoch has "
             f"{self.data.steps_per_epoch:,} steps"
         )
-        if self.task.label_names:
-            yield f"labels: {shown(self.task.label_names)}"
-        for name, encoded in self.encoded.items():
-            full = sum(item.length == config.max_seq_length for item in encoded.items)
-            if full and not self.task.reads_windows:
-                yield (
-                    f"note: {full:,} of {len(encoded.items):,} {name} examples fill "
-                    f"--max_seq_length={config.max_seq_length}: longer examples are truncated"
-                )
-        if not config.eval_file:
-            yield "no --eval_file: the weights of the last step are used"
+        yield from data_lines(self.task, self.examples)
+        if not self.task.reads_windows:
+            yield from truncation_notes(self._lengths, config.max_seq_length)
+        if "eval" not in self.examples:
+            yield "no --eval_file or --eval_fraction: the weights of the last step are used"
+
+    @functools.cached_property
+    def _lengths(self):
+        """Lengths in tokens of the examples of each file."""
+        return {
+            name: token_lengths(self.task, rows, self.encoded[name])
+            for name, rows in self.examples.items()
+        }
+
+    def longest(self) -> BucketedBatches:
+        config, items = self.config, self.encoded["train"].items
+        longest = sorted(items, key=lambda item: -item.length)[: config.batch_size]
+        fixed = config.batch_size, config.max_seq_length, self.tokenizer.pad_id, config.seed
+        return BucketedBatches(longest, *fixed)
+
+    def cost_lines(self, trainer: Trainer) -> Iterator[str]:
+        yield from length_lines(self._lengths, self.config.max_seq_length)
+        example = self.longest().batch(0)["input_ids"]
+        length, rows = example.shape[-1], example.size // example.shape[-1]
+        yield memory_line(trainer, rows, length, 0)
+        seconds = trainer.throughput.step_seconds
+        mean = self.data.mean_length()
+        total = self.train_steps * seconds * mean / length
+        yield (
+            f"time: {seconds:.3f} s per step over three steps of the longest examples, padded to "
+            f"{length} tokens; batches are padded to {mean:.0f} on average, so "
+            f"{self.train_steps:,} steps take about {report.time_text(total)} without evaluations"
+        )
 
     def evaluation(self) -> tuple[dict[str, float], float] | None:
         if "eval" not in self.examples:
@@ -312,7 +334,7 @@ class Finetuning(Workload):
     def finish(self, results: dict[str, Any], run_dir: "RemoteRunDir") -> dict[str, Any]:
         folder = run_dir.folder / self.part
         path = folder / "results.json"
-        if "eval" in self.examples:
+        if "eval" in self.examples and (folder / "best").exists():
             self.model.load_pretrained(folder / "best")
         results, predictions = {}, {}
         for name in ("eval", "test"):
@@ -320,7 +342,7 @@ class Finetuning(Workload):
                 results[name], predictions[name] = self._score(name)
         atomic.write_json(path, results)
         for name, rows in predictions.items():
-            self._write_predictions(folder, name, rows)
+            write_predictions(folder, name, self.task, self.examples[name], rows)
         if results:
             log(f"scores: {run_dir.shown(path)}; reports and predictions beside it")
         return results
@@ -338,24 +360,6 @@ class Finetuning(Workload):
             self.task.find_threshold(examples, predictions)
             predictions = self.task.predictions(examples, encoded, outputs)
         return self.task.scores(examples, predictions), predictions
-
-    def _write_predictions(self, folder, name, predictions):
-        examples = self.examples[name]
-        text = self.task.report(examples, predictions)
-        if text:
-            log(f"{name}:\n{text.rstrip()}")
-            (folder / f"{name}_report.txt").write_text(text, encoding="utf-8")
-        if self.task.is_classification:
-            plots.plot_confusion_matrix(
-                folder / f"{name}_confusion.png",
-                self.task.targets(examples),
-                self.task.predicted_numbers(predictions),
-                self.task.label_names,
-            )
-        with open(folder / f"{name}_predictions.jsonl", "w", encoding="utf-8") as file:
-            for example, prediction in zip(examples, predictions, strict=True):
-                where = {"where": example.where}
-                file.write(json.dumps(where | prediction, ensure_ascii=False) + "\n")
 
     def write_pretrained(
         self, folder: str | os.PathLike[str], weights: dict[str, np.ndarray]
@@ -382,12 +386,3 @@ class Finetuning(Workload):
     ) -> tf.Tensor:
         losses = self.task.soft_losses(outputs, teacher_outputs, self.config.temperature)
         return tf.reduce_sum(losses * features["label_weights"])
-
-
-def _fingerprint(items: "Sequence[EncodedExample]") -> str:
-    """Returns a hash of the content of encoded examples."""
-    digest = hashlib.sha256()
-    for item in items:
-        for array in (item.input_ids, item.labels, item.label_weights):
-            digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()

@@ -15,7 +15,7 @@ from kbert.model.models import BertForMaskedLM, BertForPreTraining
 from kbert.tasks.task import soft_losses
 from kbert.train import report
 from kbert.train.checkpoint import is_checkpoint, verified_state
-from kbert.train.cost_estimate import estimate_text
+from kbert.train.cost_estimate import forward_flops, memory_line, rehearse, step_flops
 from kbert.train.evaluation import HeldOut
 from kbert.train.inputs import resolve_inputs
 from kbert.train.losses import PretrainingObjective
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from kbert.train.schedule import WarmupPolynomialDecay
     from kbert.train.workers import Workers
 
-DRY_RUN_STEPS = 3
-
 
 def pretrain(
     config: "PretrainConfig",
@@ -56,8 +54,7 @@ def pretrain(
     Args:
         config: settings of the run.
         output_dir: the run's folder.
-        dry_run: take a few steps, print the estimated cost of the run, and write only `data` and
-            the lock file.
+        dry_run: take a few steps, print the estimated cost of the run, and write only `data`.
         callbacks: called after the default callbacks.
 
     Returns:
@@ -73,16 +70,7 @@ def pretrain(
         from kbert.train.distillation import Distillation
 
         workload = Distillation(workload)
-    return start_run(workload, output_dir, callbacks, _rehearse if dry_run else Trainer.fit)
-
-
-def _rehearse(trainer):
-    """Takes a few steps and prints the estimated cost of the run; writes nothing."""
-    batches = trainer.batches(1 + DRY_RUN_STEPS)
-    for count in (1, DRY_RUN_STEPS):  # the first one compiles
-        trainer.take_steps(batches, count)
-    log(estimate_text(trainer))
-    return {}
+    return start_run(workload, output_dir, callbacks, rehearse if dry_run else Trainer.fit)
 
 
 class Pretraining(Workload):
@@ -201,6 +189,30 @@ class Pretraining(Workload):
         )
         if self.held_out is None:
             yield "no --eval_input: no held-out loss, and no best weights are kept"
+
+    def cost_lines(self, trainer: Trainer) -> Iterator[str]:
+        config, teacher, examples = self.config, trainer.workload.teacher, self.data
+        B, L, M = config.global_batch_size, config.max_seq_length, examples.max_predictions
+        seconds, steps = trainer.throughput.step_seconds, config.train_steps
+        flops = step_flops(self.bert_config, B, L, M, config.remat)
+        flops += B * sum(forward_flops(teacher.config, L, M)) if teacher else 0
+        epoch, epochs = examples.windows.count / B, steps * B / examples.windows.count
+        views = examples.windows.views_per_token(config.short_seq_prob)
+        yield f"parameters: {trainer.model.count_params():,}"
+        yield (
+            f"compute: {flops:.2e} floating-point operations per step, {flops * steps:.2e} in "
+            f"total; {flops / seconds / trainer.devices.replicas / 1e12:.3f} TFLOP/s per device"
+        )
+        yield memory_line(trainer, B, L, M)
+        yield (
+            f"data: {epoch:,.1f} steps per epoch, {epochs:,.2f} epochs; a token is seen "
+            f"{epochs * views:,.1f} times"
+        )
+        yield (
+            f"time: {seconds:.3f} s per step over three steps, {B * L / seconds:,.0f} tokens/s "
+            f"with padding; {steps:,} steps take {report.time_text(steps * seconds)} without "
+            f"evaluations"
+        )
 
     def evaluation(self) -> tuple[dict[str, float], float] | None:
         if self.held_out is None:

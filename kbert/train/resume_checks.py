@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kbert.errors import UserError
@@ -43,12 +43,14 @@ def report_changes(
     identity: Mapping[str, Any],
     state: Mapping[str, Any],
     complete: bool = False,
+    rescored: Collection[str] = (),
 ) -> None:
-    """Logs changed settings, and settings that have no effect on a resumed run.
+    """Logs changed settings and data, and settings that have no effect on a resumed run.
 
     Args:
-        config: settings. identity: current training data, see `Workload.identity`.
+        config: settings. identity: current data, see `Workload.identity`.
         state: of the checkpoint. complete: whether the run has no steps left.
+        rescored: names of the settings that affect a complete run, too; see `Workload`.
     """
     current = dataclasses.asdict(config)
     for name, value in state["settings"].items():
@@ -57,9 +59,14 @@ def report_changes(
         if name in _IN_CHECKPOINT:
             if current[name] is not None:
                 log(f"note: --{name} has no effect: the run resumes from its own checkpoint")
-        elif complete:
+        elif complete and name not in rescored:
             log(f"note: --{name} has no effect: the run is complete, with {value}")
         else:
             log(f"note: --{name} is {current[name]} now; before the run stopped it was {value}")
     if identity["corpus"] != state["data"]["corpus"]:
-        log("note: the training data has changed; the remaining steps see other examples")
+        effect = "is complete and not changed" if complete else "continues with other examples"
+        log(f"note: the training data has changed; the run {effect}")
+    if identity["held_out"] != state["data"]["held_out"]:
+        reset, kept = "resetting the best checkpoint", "the weights were selected on other data"
+        effect = kept if complete else reset
+        log(f"note: the evaluation data has changed; {effect}")

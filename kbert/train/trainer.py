@@ -23,6 +23,8 @@ from kbert.train.step import TrainStep
 from kbert.utils.logging import log
 
 if TYPE_CHECKING:
+    from kbert.data.bucketed_batches import BucketedBatches
+    from kbert.data.pretraining_batches import PretrainingExamples
     from kbert.model.pretrained import PretrainedModel
     from kbert.settings import FinetuneConfig, PretrainConfig
     from kbert.train.callbacks import Callback
@@ -160,15 +162,12 @@ class Trainer:
         self.step = state["step"]
         self._restore(folder)
         identity = self.workload.identity()
-        complete = self.step >= self.workload.train_steps
-        report_changes(self.config, identity, state, complete)
         self.window = collections.Counter(state["window"])
         self.evaluation_due = bool(state["evaluation_due"])
         if state["data"]["held_out"] == identity["held_out"]:
             self.best = state["best"]
             self.evaluations_since_best = state["evaluations_since_best"]
-        else:
-            log("note: the evaluation data has changed; resetting the best checkpoint")
+        report_changes(self.config, identity, state, self.complete, self.workload.rescored)
 
     def _restore(self, folder):
         """Loads the weights and the optimizer of a checkpoint."""
@@ -197,7 +196,10 @@ class Trainer:
             UserError: out of memory; a non-finite loss; files that cannot be written.
         """
         if self.complete:
-            log(f"this run is complete: step {self.step} of {self.workload.train_steps}")
+            log(
+                f"this run is complete: step {self.step} of {self.workload.train_steps}; to train "
+                f"again, use another --output_dir"
+            )
         with stop_requests(self):
             self.call("on_train_begin")
             batches = self.batches(self.workload.train_steps - self.step)
@@ -265,12 +267,18 @@ class Trainer:
         stale = patience is not None and self.evaluations_since_best >= patience
         return self.step >= self.workload.train_steps or stale
 
-    def batches(self, steps: int) -> Iterator[dict[str, tf.Tensor]]:
-        """Returns an iterator of the next global batches, split among the replicas in order."""
-        devices = self.devices
+    def batches(
+        self, steps: int, data: "PretrainingExamples | BucketedBatches | None" = None
+    ) -> Iterator[dict[str, tf.Tensor]]:
+        """Returns an iterator of the next global batches, split among the replicas in order.
+
+        Args:
+            steps: number of batches. data: as for `Workload.data`, which it replaces.
+        """
+        devices, data = self.devices, self.workload.data if data is None else data
         rows = self.config.global_batch_size // devices.replicas
         first, count = self.step * devices.local_replicas, steps * devices.local_replicas
-        dataset = self.workload.data.dataset(rows, first, count, devices.input_context)
+        dataset = data.dataset(rows, first, count, devices.input_context)
         if devices.workers.count > 1:
             # Otherwise the workers synchronize before each step to check for the end of the data.
             endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)

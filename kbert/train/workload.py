@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kbert.train.distribution import Devices
     from kbert.train.remote_sync import RemoteRunDir
     from kbert.train.schedule import WarmupPolynomialDecay
+    from kbert.train.trainer import Trainer
     from kbert.train.workers import Workers
 
 
@@ -34,6 +35,7 @@ class Workload:
         config: settings of the run.
         part: folder within the run's folder. program: module that resumes the run.
         fixed: names of the settings that affect results and must not change when a run resumes.
+        rescored: names of the settings that a complete run uses again, as it scores its weights.
         patience: number of evaluations without improvement before early stopping, or None.
         layers: encoder blocks of `init_from` to use, from 1; None for all.
         teacher: the teacher of a distillation run, or None. teacher_labels: names of its labels.
@@ -51,6 +53,7 @@ class Workload:
     part: str
     program: str
     fixed: tuple[str, ...]
+    rescored: tuple[str, ...]
     patience: int | None
     layers: tuple[int, ...] | None
     teacher: "Teacher | None"
@@ -68,7 +71,7 @@ class Workload:
 
     part = program = patience = layers = None  # type: ignore  # a subclass sets part and program
     teacher = teacher_labels = teacher_class = None
-    fixed = taught_sums = ()
+    fixed = rescored = taught_sums = ()
 
     def __init__(self, config: "PretrainConfig | FinetuneConfig") -> None:
         self.config = config
@@ -113,6 +116,14 @@ class Workload:
 
     def describe(self, devices: "Devices") -> Iterable[str]:
         """Returns lines that describe model, devices and data."""
+        raise NotImplementedError
+
+    def longest(self) -> "PretrainingExamples | BucketedBatches":
+        """Returns data like `data` whose batches are all as expensive as the most expensive one."""
+        return self.data
+
+    def cost_lines(self, trainer: "Trainer") -> Iterable[str]:
+        """Returns lines on the cost of the run. trainer: has taken steps of `longest`."""
         raise NotImplementedError
 
     def check_metric(self) -> None:

@@ -1,0 +1,41 @@
+"""Splits of labelled examples: a pure function of the seed, the positions and the classes."""
+
+import collections
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from kbert.utils.stateless_random import uniform
+
+_STREAM_SPLIT = 7  # of kbert.utils.stateless_random; batches take 0 to 6
+
+
+def split_keys(
+    seed: int, classes: Sequence[Hashable], units: Sequence[Hashable] | None = None
+) -> np.ndarray:
+    """Returns a random number in [0, 1) for each example, spread evenly over each class.
+
+    So the examples with a number in an interval of length f are a fraction f of each class, up to
+    one example.
+
+    Args:
+        seed: seed of the run.
+        classes: class of each of N examples.
+        units: what must not be divided, such as the text that several questions are about, for each
+            example; None: the examples themselves.
+
+    Returns:
+        (N,) float64; the examples of a unit have equal numbers.
+    """
+    first = {}  # unit -> position of its first example, which stands for it
+    units = range(len(classes)) if units is None else units
+    heads = np.array([first.setdefault(unit, i) for i, unit in enumerate(units)])
+    draws = uniform(seed, _STREAM_SPLIT, np.arange(len(classes)), 2)
+    members = collections.defaultdict(list)
+    for i in sorted(first.values(), key=lambda i: draws[i, 0]):
+        members[classes[i]].append(i)
+    keys = np.zeros(len(classes))
+    for positions in members.values():
+        shift = draws[min(positions), 1]
+        keys[positions] = (np.arange(len(positions)) + shift) / len(positions)
+    return keys[heads]

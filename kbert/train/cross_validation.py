@@ -1,0 +1,82 @@
+"""Cross-validation: a run for each part of the training examples, which it is scored on."""
+
+import dataclasses
+import os
+import pathlib
+import statistics
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kbert.errors import UserError
+from kbert.utils import atomic, storage
+from kbert.utils.logging import log
+
+if TYPE_CHECKING:
+    from kbert.settings import FinetuneConfig
+
+RESULT_FILE = "folds.json"
+_Config = TypeVar("_Config", bound="FinetuneConfig")
+
+
+def cross_validated(
+    config: _Config,
+    output_dir: str | os.PathLike[str],
+    run: Callable[[_Config, str | os.PathLike[str]], dict[str, Any]],
+) -> dict[str, Any]:
+    """Runs a training, or one for each fold, and prints a table of the scores of all folds.
+
+    The table is also written to `OUTPUT_DIR/folds.json`. A complete fold is scored again, but not
+    trained again.
+
+    Args:
+        config: settings, with `folds` and `fold`. output_dir: folder of the run, or of `fold_1`,
+            `fold_2`, ...
+        run: function of the settings and the folder of a run; returns its results.
+
+    Returns:
+        The results of `run`; or for several folds the mean of each score and its standard deviation
+        between the folds: {"test": {name: {"mean": float, "std": float}}}, and "eval" likewise.
+
+    Raises:
+        UserError: several workers, which can train only one run per process.
+    """
+    if not config.folds or config.fold:
+        return run(config, output_dir)
+    if config.distribution == "multi_worker":
+        raise UserError(
+            "--folds does not support --distribution=multi_worker. Start a run for each --fold, "
+            "with its own --output_dir."
+        )
+    results = []
+    for fold in range(1, config.folds + 1):
+        log(f"fold {fold} of {config.folds}")
+        folder = f"{str(output_dir).rstrip('/')}/fold_{fold}"
+        result = run(dataclasses.replace(config, fold=fold), folder)
+        if not isinstance(result.get("test"), dict):  # it was stopped, or it is a dry run
+            return result
+        results.append(result)
+    scores = _means(results)
+    with storage.staged(output_dir) as staging:
+        atomic.write_json(pathlib.Path(staging) / RESULT_FILE, scores)
+    for line in _table(scores, config.folds):
+        log(line)
+    return scores
+
+
+def _means(results):
+    """Means and sample standard deviations of the scores that all results have."""
+    means = {}
+    for part in results[0]:
+        for name, first in results[0][part].items():
+            values = [result[part].get(name) for result in results]
+            if isinstance(first, float) and None not in values:
+                mean, std = statistics.fmean(values), statistics.stdev(values)
+                means.setdefault(part, {})[name] = {"mean": mean, "std": std}
+    return means
+
+
+def _table(scores, folds):
+    for part, rows in scores.items():
+        yield f"{part} scores of {folds} folds: mean and standard deviation"
+        for name, score in rows.items():
+            yield f"  {name:20} {score['mean']:10.4f} {score['std']:10.4f}"

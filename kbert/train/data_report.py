@@ -1,0 +1,87 @@
+"""Reports what was read from example files, before training: labels, examples and lengths."""
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kbert.errors import one_line
+
+if TYPE_CHECKING:
+    from kbert.tasks.task import Encoded, Task
+
+_SHOWN = 2  # examples
+_WIDTH = 160  # characters of a field
+_WHOLE = 2**20  # tokens; no example is longer
+_ENCODED = 32  # long examples at once, which are padded to the longest
+
+
+def data_lines(task: "Task", examples: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    """Yields the labels of each file with their frequencies, the first two examples, and notes.
+
+    Args:
+        task: of the examples. examples: file ("train", "eval", "test") -> examples.
+    """
+    for name, rows in examples.items():
+        if text := task.label_summary(rows):
+            yield f"{name} labels: {text}"
+    for number, example in enumerate(examples["train"][:_SHOWN], 1):
+        yield f"example {number}, {example.where}:"
+        for field, value in _fields(example):
+            yield f"  {field}: {one_line(value, _WIDTH)}"
+    for name, rows in examples.items():
+        yield from (f"note: {name}: {line}" for line in task.notes(rows))
+
+
+def truncation_notes(lengths: Mapping[str, np.ndarray], max_seq_length: int) -> Iterator[str]:
+    """Yields a line for each file with truncated examples.
+
+    Args:
+        lengths: file -> `token_lengths` of its examples. max_seq_length: length in tokens.
+    """
+    for name, tokens in lengths.items():
+        long = np.count_nonzero(tokens > max_seq_length)
+        if long:
+            yield (
+                f"note: {name}: {long:,} of {len(tokens):,} examples ({long / len(tokens):.1%}) "
+                f"are longer than --max_seq_length={max_seq_length} tokens and truncated; the "
+                f"longest has {tokens.max():,}"
+            )
+
+
+def length_lines(lengths: Mapping[str, np.ndarray], max_seq_length: int) -> Iterator[str]:
+    """Yields percentiles of the lengths of each file; arguments as in `truncation_notes`."""
+    for name, tokens in lengths.items():
+        shares = (50, 90, 95, 99)
+        lengths = np.percentile(tokens, shares, method="higher")
+        shown = [f"{n:,} ({share} %)" for n, share in zip(lengths, shares, strict=True)]
+        yield (
+            f"{name} lengths in tokens: up to {', '.join(shown)}, {tokens.max():,} (all); "
+            f"{np.mean(tokens > max_seq_length):.1%} are longer than --max_seq_length="
+            f"{max_seq_length}"
+        )
+
+
+def token_lengths(task: "Task", examples: Sequence[Any], encoded: "Encoded") -> np.ndarray:
+    """Returns the lengths of encoded examples in tokens before truncation, (N,) int."""
+    lengths = np.array([item.length for item in encoded.items])
+    long = np.flatnonzero(lengths == task.max_seq_length)
+    if task.reads_windows:  # an item is a window
+        lengths, long = np.zeros(len(examples), int), np.arange(len(examples))
+    whole = copy.copy(task)
+    whole.max_seq_length = _WHOLE
+    for begin in range(0, len(long), _ENCODED):
+        part = long[begin : begin + _ENCODED]
+        items = whole.encode([examples[i] for i in part]).items
+        lengths[part] = [item.length for item in items]
+    return lengths
+
+
+def _fields(example):
+    """Names and values of an example's fields, other than `where` and unset ones."""
+    if not dataclasses.is_dataclass(example):
+        return [("value", example)]
+    fields = dataclasses.asdict(example)
+    return [(n, v) for n, v in fields.items() if n != "where" and v is not None]

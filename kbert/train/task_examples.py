@@ -1,0 +1,101 @@
+"""The labelled examples of a fine-tuning run: splits, class weights and fingerprints."""
+
+import collections
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kbert.data.splits import split_keys
+from kbert.errors import UserError
+from kbert.tasks.labels import shown
+from kbert.tasks.registry import get_task
+
+if TYPE_CHECKING:
+    from kbert.data.bucketed_batches import EncodedExample
+    from kbert.settings import FinetuneConfig
+    from kbert.tasks.task import Task
+
+
+def split_examples(
+    examples: dict[str, list[Any]], config: "FinetuneConfig"
+) -> dict[str, list[Any]]:
+    """Returns examples with those moved out of "train" that `folds` and `eval_fraction` ask for.
+
+    Args:
+        examples: "train", "eval" and "test" -> examples, if there are such examples.
+        config: settings of the run.
+
+    Returns:
+        The same, in this order. A part of the cross-validation is "test".
+
+    Raises:
+        UserError: no example would be left in a part.
+    """
+    examples = dict(examples)
+    if config.fold:
+        keys, _ = _keys(examples["train"], config)
+        part = np.floor(keys * config.folds) == config.fold - 1
+        _move(examples, part, "test", f"--folds={config.folds}")
+    if config.eval_fraction:
+        keys, classes = _keys(examples["train"], config)
+        # A class with a single example stays in training, which could not learn it otherwise.
+        counts = collections.Counter(classes)
+        part = (keys < config.eval_fraction) & ~np.array([counts[name] == 1 for name in classes])
+        _move(examples, part, "eval", f"--eval_fraction={config.eval_fraction}")
+    return {name: examples[name] for name in ("train", "eval", "test") if name in examples}
+
+
+def _keys(rows, config):
+    """The `split_keys` of examples, and their classes."""
+    classes, units = get_task(config.task).split_groups(rows)
+    return split_keys(config.seed, classes, units), classes
+
+
+def _move(examples, part, name, flag):
+    """Moves the training examples where `part` is True to the file `name`."""
+    rows = examples["train"]
+    if not 0 < part.sum() < len(rows):
+        raise UserError(
+            f"{flag} moves {part.sum()} of {len(rows)} training examples to the {name} examples, "
+            f"so that one of the two is empty. Choose another value, or use files of your own."
+        )
+    for target, keep in (("train", ~part), (name, part)):
+        examples[target] = [row for row, kept in zip(rows, keep, strict=True) if kept]
+
+
+def class_weights(setting: str | None, task: "Task", examples: Sequence[Any]) -> np.ndarray | None:
+    """Returns the loss weight of each class: (C,) floats, or None.
+
+    Args:
+        setting: the setting `class_weights`. task: with C labels. examples: of training.
+
+    Raises:
+        UserError: the setting is neither "balanced" nor a weight for each class.
+    """
+    names = task.label_names
+    if setting is None:
+        return None
+    if setting == "balanced":
+        counts = np.bincount(task.targets(examples), minlength=len(names))
+        return len(examples) / (len(names) * np.maximum(counts, 1))
+    try:
+        weights = [float(part) for part in setting.split(",")]
+    except ValueError:
+        weights = []
+    if len(weights) != len(names) or not all(0 < w < np.inf for w in weights):
+        raise UserError(
+            f"class_weights must be balanced, or a number > 0 for each of the {len(names)} labels "
+            f"{shown(names)}, comma-separated; got {setting!r}."
+        )
+    return np.array(weights)
+
+
+def fingerprint(items: "Sequence[EncodedExample]") -> str:
+    """Returns a hash of the content of encoded examples."""
+    digest = hashlib.sha256()
+    for item in items:
+        for array in (item.input_ids, item.labels, item.label_weights):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
