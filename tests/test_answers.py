@@ -97,7 +97,8 @@ def test_answers_by_hand(tokenizer):
     starts = logits(windows, p0=1, p2=50, p4=3, p7=5)
     ends = logits(windows, p0=0.5, p1=50, p5=4, p6=2)
     (answer,) = answers_of([case], windows, starts, ends)
-    assert (answer["text"], answer["start"], answer["end"]) == ("w1 天", 3, 9)
+    assert (answer["text"], answer["start"], answer["end"]) == ("w1 天", 3, 7)
+    assert (answer["byte_start"], answer["byte_end"]) == (3, 9)
     assert (answer["score"], answer["no_answer_score"]) == (7, 1.5)
     kept = [(c["text"], c["score"]) for c in answer["candidates"]]
     assert kept == [("w1 天", 7), ("w3", 5), ("w2", 2), ("w0", 0)]
@@ -107,6 +108,21 @@ def test_answers_by_hand(tokenizer):
     (answer,) = answers_of([case], windows, starts, logits(windows, p5=1, p6=3), 9, 1)
     kept = [(c["text"], c["score"]) for c in answer["candidates"]]  # neighbours share no byte
     assert kept == [("w3", 5), ("w1", 3), ("w2", 3), ("天", 1), ("w0", 0)]
+
+
+def test_candidates_that_overlap(tokenizer):
+    """[CLS] x [SEP] w0 w1 w2 [SEP]; every span, the best first."""
+    case = question("w0 w1 w2")
+    windows = question_windows([case], tokenizer, 20, 9)
+    arguments = [case], windows, logits(windows, p3=5, p4=4), logits(windows, p4=2, p5=1)
+    (answer,) = answers_of(*arguments, top_k=4, allow_overlap=True)
+    found = [(c["text"], c["score"]) for c in answer["candidates"]]
+    assert found == [("w0 w1", 7), ("w0 w1 w2", 6), ("w1", 6), ("w0", 5)]
+    assert answer["text"] == "w0 w1"
+    (answer,) = answers_of(*arguments, top_k=99, allow_overlap=True)
+    assert len(answer["candidates"]) == 6
+    (answer,) = answers_of(*arguments, top_k=9, max_answer_length=1, allow_overlap=True)
+    assert [c["text"] for c in answer["candidates"]] == ["w1", "w0", "w2"]
 
 
 def test_no_answer(tokenizer):
@@ -159,7 +175,9 @@ def test_the_text_is_that_of_the_context(tokenizer):
     starts, ends = logits(windows, p4=5), logits(windows, p6=5)
     (answer,) = answers_of([case], windows, starts, ends)
     assert answer["text"] == "é  \U0001f600 W1\u0301"
-    assert (answer["start"], answer["end"]) == (3, 16)
+    assert (answer["start"], answer["end"]) == (1, 9)
+    assert (answer["byte_start"], answer["byte_end"]) == (3, 16)
+    assert case.context[1:9] == answer["text"]
 
 
 def test_pieces_of_one_character_are_one_answer(tokenizer):
@@ -176,7 +194,8 @@ def test_a_context_without_tokens(tokenizer, allow_no_answer):
     (answer,) = answers_of(
         [case], windows, logits(windows, p0=2), logits(windows), allow_no_answer=allow_no_answer
     )
-    none = {"text": "", "start": None, "end": None, "score": 2.0, "probability": 1.0}
+    offsets = dict.fromkeys(("start", "end", "byte_start", "byte_end"))
+    none = {"text": "", **offsets, "score": 2.0, "probability": 1.0}
     assert answer == {**none, "no_answer_score": 2.0, "candidates": [none]}
 
 

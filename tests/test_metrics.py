@@ -7,12 +7,12 @@ import pytest
 import sklearn.metrics
 from scipy import stats
 
+from kbert.data.tag_schemes import tag_scheme
 from kbert.tasks.metrics import (
     classification_report_text,
     classification_scores,
     entity_report_text,
     entity_scores,
-    entity_spans,
     multilabel_scores,
     regression_scores,
 )
@@ -154,7 +154,8 @@ def test_no_label_at_all():
     ],
 )
 def test_spans(tags, spans):
-    assert entity_spans(tags.split()) == spans
+    scheme = tag_scheme(["O", *tags.split()])
+    assert scheme.spans(tags.split()) == spans
 
 
 def rows(text):
@@ -177,6 +178,7 @@ def test_entities_by_hand():
         "entity_precision": 2 / 5,
         "entity_recall": 2 / 4,
         "accuracy": 7 / 10,
+        "entity_f1_strict": pytest.approx(4 / 9),
     }
 
 

@@ -1,11 +1,14 @@
 """What the Predictor says, against the models themselves and against HF transformers."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
 import transformers
 
 import kbert
+from kbert.data.tag_schemes import tag_scheme
 from kbert.errors import UserError
 from kbert.tasks.task import softmax
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
@@ -107,6 +110,46 @@ def test_masks_are_filled_as_hf_does(tokenizer, tmp_path):
     assert found[1]["text"] == f"{first} dog ran on {second}"
 
 
+def test_targets_of_masks_are_those_of_hf(tokenizer, tmp_path):
+    model = model_of("BertForMaskedLM")
+    model.save_pretrained(tmp_path, format="hf")
+    tokenizer.save_pretrained(tmp_path, format="hf")
+    predictor = kbert.Predictor(model, tokenizer)
+    texts = ["the [MASK] sat.", "[MASK] dog ran on [MASK]"]
+    pipeline = transformers.pipeline("fill-mask", str(tmp_path))
+    for targets, top_k in ((["cat", "dog", "the", "mat"], 3), ("unwanted", 5), (["cat", "cat"], 5)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = predictor.fill_mask(texts, top_k, targets)
+        assert [str(w.message) for w in caught if "target" in str(w.message)] == [
+            "the target 'unwanted' is not in the vocabulary; 'un' stands for it"
+        ] * (targets == "unwanted")
+        theirs = pipeline(texts, targets=targets, top_k=top_k)
+        for ours, expected in zip(
+            [found[0]["masks"][0], *found[1]["masks"]], [theirs[0], *theirs[1]], strict=True
+        ):
+            assert [w["token"] for w in ours] == [w["token_str"] for w in expected]
+            np.testing.assert_allclose(
+                [w["score"] for w in ours], [w["score"] for w in expected], atol=1e-5
+            )
+    with (
+        pytest.warns(UserWarning, match="the target ' ' is not in the vocabulary; it is ignored"),
+        pytest.raises(UserError, match=r"targets must have at least one word; got \[' '\]"),
+    ):
+        predictor.fill_mask(texts, targets=[" "])
+
+
+def test_pieces_are_joined_to_words(tokenizer):
+    predictor = predictor_of("BertForMaskedLM", tokenizer)
+    (found,) = predictor.fill_mask("the un [MASK] [MASK] dog", targets=["##want"])
+    assert found["text"] == "the unwantwant dog"
+    assert [mask[0]["word"] for mask in found["masks"]] == ["unwant", "unwantwant"]
+    assert found["masks"][0][0]["token"] == "##want"
+    (found,) = predictor.fill_mask("天[MASK] dog", targets=["##want", "cat"])
+    words = {word["token"]: word["word"] for word in found["masks"][0]}
+    assert words == {"##want": "want", "cat": "cat"}
+
+
 @pytest.mark.parametrize("text", ["the cat", "[MASK] " * 17, "the " * 40 + "[MASK]"])
 def test_texts_without_a_mask_or_with_too_many(tokenizer, text):
     with pytest.raises(UserError, match=r"must have 1 to 16 \[MASK\] within its first 32 tokens"):
@@ -129,11 +172,12 @@ def test_tags(tokenizer):
     text = "The unwanted  Cat sat."
     ((found), _) = predictor.tag([text, ""])
     for span in found:
-        assert text.encode()[span["start"] : span["end"]].decode() == span["text"]
+        assert text[span["start"] : span["end"]] == span["text"]
+        assert text.encode()[span["byte_start"] : span["byte_end"]].decode() == span["text"]
     (outputs,) = one_by_one(predictor, [text])
     best = outputs["logits"].numpy()[0].argmax(axis=-1)
     words = [1, 2, 5, 6, 7]  # places of the, un, cat, sat and .
-    expected = kbert.tasks.metrics.entity_spans([names[best[i]] for i in words])
+    expected = tag_scheme(names).spans([names[best[i]] for i in words])
     assert len(found) == len(expected) > 0
     assert predictor.tag_words([["the", "unwanted", "cat"], ["dog"]])[1][0] in names
 
@@ -146,6 +190,33 @@ def test_answers(tokenizer):
         assert text[answer["start"] : answer["end"]] == answer["text"] != ""
     with pytest.raises(UserError, match=r"as many contexts as texts; got 1 and 2"):
         predictor.answer(["a", "b"], ["c"])
+
+
+def test_options_of_an_answer(tokenizer):
+    """They hold for one call."""
+    predictor = predictor_of("BertForQuestionAnswering", tokenizer)
+    question, context = "the dog", "the cat sat on a mat"
+    (before,) = predictor.answer(question, context)
+    (found,) = predictor.answer(question, context, top_k=3)
+    assert found["candidates"][0]["text"] == before["text"]
+    assert len(found["candidates"]) == 3
+    (found,) = predictor.answer(question, context, max_answer_length=1)
+    assert found["text"] in context.split()
+    (found,) = predictor.answer(question, context, allow_no_answer=True)
+    assert "" in [c["text"] for c in found["candidates"]]
+    assert predictor.answer(question, context) == [before]
+    with pytest.raises(UserError, match=r"top_k must be at least 1; got 0\."):
+        predictor.answer(question, context, top_k=0)
+    with pytest.raises(UserError, match=r"the task tag has no option 'top_k'; it has: none\."):
+        predictor_of("BertForTokenClassification", tokenizer).ask("tag", ["a"], top_k=2)
+
+
+def test_offsets_in_characters(tokenizer):
+    predictor = predictor_of("BertForQuestionAnswering", tokenizer)
+    (found,) = predictor.answer("the dog", "é天 the cat, a mat")
+    assert "é天 the cat, a mat"[found["start"] : found["end"]] == found["text"]
+    text = "é天 the cat, a mat".encode()
+    assert text[found["byte_start"] : found["byte_end"]].decode() == found["text"]
 
 
 def test_choices(tokenizer):

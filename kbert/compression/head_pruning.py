@@ -52,6 +52,7 @@ def prune(config: PruneConfig, report: Callable[[str], None] = print) -> dict[st
     storage.check_free(target)
     with target_lock(target):
         predictor, task, examples = fine_tuned(config, config.data_file, report=report)
+        examples = task.checked_for_training(examples, config.skip_bad_lines, report)
         bert = predictor.model.config
         heads = [bert.block_heads(i) for i in range(bert.num_hidden_layers)]
         # Raises early, before anything slow, if the fraction cannot be removed.

@@ -17,7 +17,6 @@ TEXTS = ("text", "sentence", "sentence1", "text_a", "question", "premise", "ques
 TEXTS += ("title", "content", "#1 string")
 SECOND_TEXTS = ("text_pair", "sentence2", "text_b", "hypothesis", "question2", "#2 string")
 LABELS = ("label", "labels", "class", "category", "score", "quality", "target", "similarity")
-CHOICES = ("choice", "ending")  # prefixes of the names of choice columns
 WORDS = ("words", "tokens")
 TAGS = ("tags", "ner_tags", "labels", "ner")
 

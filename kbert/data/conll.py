@@ -2,7 +2,6 @@
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from kbert.data.columns import count, is_number
@@ -13,9 +12,12 @@ from kbert.utils.input_files import plain_name
 if TYPE_CHECKING:
     from kbert.settings.tasks import ColumnConfig
 
-# Prefixes of BMES (= BIOES with M for I) and of BILOU, and their IOB2 equivalents.
-_TO_IOB2 = {"B": "B", "I": "I", "M": "I", "E": "I", "L": "I", "S": "B", "U": "B"}
-_SPAN_TAG = re.compile(r"([BIMELSU])-.")
+# What may be a comment where a sentence begins; a word "#" has the columns and a tag of the file.
+_COMMENT = re.compile(r"#(\s|$|begin document|end document)")
+_LANGUAGE = re.compile(r"([a-z]{2,3}(?:-[a-z]+)*:)[^\t]")  # WikiANN writes en:word
+_FIRST_LINES = 10_000  # of a file, which show how it is written
+_HEADER = {"word", "words", "token", "tokens", "text", "char", "form", "sentence", "id", "index"}
+_HEADER |= {"tag", "tags", "label", "labels", "ner", "ner_tag", "ner_tags", "pos", "chunk", "iob"}
 
 
 def conll(path: str, name: str, config: "ColumnConfig", labelled: bool) -> Records:
@@ -23,29 +25,73 @@ def conll(path: str, name: str, config: "ColumnConfig", labelled: bool) -> Recor
 
     Columns are separated by tabs in a line that has a tab, else by spaces; sentences are separated
     by blank lines. The word is in the first column and the tag in the last. In files named .conllu
-    the word is in column 1 and the tag in column 3 (UPOS) of 10, else in the last; comments, ranges
-    ("3-4") and empty nodes ("5.1") are skipped. Columns are numbered from 0.
+    the word is in column 1 and the tag in column 3 (UPOS) of 10, else in the last; ranges ("3-4")
+    and empty nodes ("5.1") are skipped. Columns are numbered from 0. Comments, which begin with
+    "# " in front of a sentence, lines with -DOCSTART- and the language in "en:word" (if it is in
+    front of every word) are dropped.
 
     Args:
         path: path of the file. name: its name in messages.
         config: has text_column and label_column, None or a number in digits.
 
     Raises:
-        UserError: the file cannot be read, or a column is not a number.
+        UserError: the file cannot be read, a column is not a number, or the columns must be named,
+            because the first one numbers the words.
     """
     reader = _Reader(path, config, labelled)
-    return Records(name, reader.sentences(read_lines(path), name), ("words", "tags"))
+    reader.look_at([line for _, line in itertools.islice(read_lines(path), _FIRST_LINES)], name)
+    records = Records(name, reader.sentences(read_lines(path), name), ("words", "tags"))
+    records.notes += reader.notes
+    return records
 
 
 class _Reader:
     def __init__(self, path, config, labelled):
         self.path, self.labelled = path, labelled
         self.is_conllu = plain_name(path).endswith(".conllu")
+        self.numbered = self.is_conllu  # the first column numbers the words
         self.word_column = _number("text_column", config.text_column)
         self.tag_column = _number("label_column", config.label_column)
-        if self.word_column is None:
-            self.word_column = 1 if self.is_conllu else 0
         self.width = None  # columns of the first line
+        self.header = None
+        self.tags = set()
+        self.language = ""  # in front of all words
+        self.notes = []
+
+    def look_at(self, lines, name):
+        """Learns from the first lines how the file is written."""
+        rows = _rows(lines)
+        if rows and len(rows[0]) > 1 and {cell.lower() for cell in rows[0]} <= _HEADER:
+            self.header = rows.pop(0)
+            self.notes.append(f"the first line is a header: {' '.join(self.header)}")
+        if not rows:
+            return
+        self.width = len(rows[0])
+        self.numbered |= _numbers_words(lines)
+        if self.word_column is None:
+            self.word_column = int(self.numbered)
+            if not self.is_conllu:
+                self._check_first_column(rows, name)
+        self.tags = {self._tag(row) for row in rows if len(row) == self.width}
+        words = [row[self.word_column] for row in rows if _has(row, self.word_column)]
+        languages = {match and match[1] for match in map(_LANGUAGE.match, words)}
+        if len(languages) == 1 and None not in languages and len(words) > 2:
+            self.language = languages.pop()
+            self.notes.append(f"{self.language!r} in front of each word is dropped")
+
+    def _check_first_column(self, rows, name):
+        """Raises UserError if the first column cannot be the words, and others are ambiguous."""
+        is_same = self.width > 2 and len(rows) > 2 and len({row[0] for row in rows}) == 1
+        is_ambiguous = self.labelled and self.tag_column is None and self.width > 3
+        if is_same or (self.numbered and is_ambiguous):
+            has = "has the same text in every line" if is_same else "numbers the words"
+            raise UserError(
+                f"{name} has {self.width} columns, of which the first {has}; a line is "
+                f"{' '.join(rows[0])[:60]!r}. Name the columns of the words and of the tags, "
+                f"numbered from 0, such as --text_column=1 --label_column=2."
+            )
+        if self.numbered:
+            self.notes.append("the first column numbers the words, which are in column 1")
 
     def sentences(self, lines, name):
         where, words, tags, problem = None, [], [], None
@@ -55,7 +101,7 @@ class _Reader:
                     yield where, problem or {"words": words, "tags": tags}
                 where, words, tags, problem = None, [], [], None
                 continue
-            if self._is_passed_over(line):
+            if self._is_passed_over(line, not where):
                 continue
             where = where or f"{name}, line {number}"
             try:
@@ -66,17 +112,27 @@ class _Reader:
                 if problem is None:
                     where, problem = f"{name}, line {number}", error
 
-    def _is_passed_over(self, line):
-        if not self.is_conllu:
-            return line.startswith("-DOCSTART-")
-        is_range = self.word_column != 0 and re.match(r"\d+[-.]\d+\s", line)
-        return line.startswith(("-DOCSTART-", "# ")) or is_range
+    def _is_passed_over(self, line, begins):
+        """Whether a line is no word. begins: whether a word would begin a sentence."""
+        cells = _cells(line)
+        if cells == self.header:
+            self.header = None  # only once
+            return True
+        if line.startswith("-DOCSTART-"):
+            return True
+        if begins and _COMMENT.match(line):
+            has_form = len(cells) == self.width and " " not in cells[0]
+            return not (has_form and (self.width == 1 or self._tag(cells) in self.tags))
+        return self.numbered and self.word_column != 0 and re.match(r"\d+[-.]\d+\s", line)
+
+    def _tag(self, cells):
+        column = self._tag_column(len(cells))
+        return cells[column].strip() if _has(cells, column) else None
 
     def _word(self, line):
         if not is_utf8(line):
             raise not_utf8(self.path)
-        cells = line.split("\t") if "\t" in line else [c for c in line.split(" ") if c]
-        self.width = self.width or len(cells)
+        cells = _cells(line)
         tag_column = self._tag_column(len(cells)) if self.labelled else None
         columns = [c for c in (self.word_column, tag_column) if c is not None]
         if min(columns) < 0 and len(cells) != self.width:
@@ -84,12 +140,13 @@ class _Reader:
                 f"the line has {count(len(cells), 'column')}, the first line has {self.width}"
             )
         places = [c if c >= 0 else c + len(cells) for c in columns]
-        if not all(0 <= place < len(cells) for place in places) or len(set(places)) < len(places):
+        if not all(_has(cells, c) for c in columns) or len(set(places)) < len(places):
             expected = f"the word in column {self.word_column}"
             if self.labelled:
                 expected += f" and the tag in column {tag_column}"
             raise BadExample(f"the line has {count(len(cells), 'column')}; expected {expected}")
         word, tag = cells[places[0]].strip(" "), cells[places[-1]].strip() or None
+        word = word.removeprefix(self.language)
         if not word:
             raise BadExample("the word is empty")
         if self.labelled and tag is None:
@@ -102,6 +159,44 @@ class _Reader:
         return 3 if self.is_conllu and width == 10 else -1
 
 
+def _cells(line):
+    return line.split("\t") if "\t" in line else [cell for cell in line.split(" ") if cell]
+
+
+def _has(cells, column):
+    return -len(cells) <= column < len(cells)
+
+
+def _rows(lines):
+    """The cells of lines, except for those that may be comments."""
+    rows, begins = [], True
+    for line in lines:
+        is_blank = not line.strip(" \t")
+        if is_blank or line.startswith("-DOCSTART-") or (begins and _COMMENT.match(line)):
+            begins |= is_blank
+            continue
+        rows.append(_cells(line))
+        begins = False
+    return rows
+
+
+def _numbers_words(lines):
+    """Whether the first column counts the words of each sentence, from 0 or 1."""
+    previous, counted = None, 0
+    for line in lines:
+        if not line.strip(" \t") or line.startswith(("-DOCSTART-", "#")):
+            previous = None
+            continue
+        number, *others = _cells(line)
+        if re.fullmatch(r"\d+[-.]\d+", number) and others:
+            continue
+        expected = ("0", "1") if previous is None else (str(previous + 1),)
+        if number not in expected or not others:
+            return False
+        previous, counted = int(number), counted + 1
+    return counted > 2
+
+
 def _number(flag, column):
     if column is None:
         return None
@@ -111,17 +206,3 @@ def _number(flag, column):
             f"(0 is the first column, -1 the last); got {column!r}."
         )
     return int(column)
-
-
-def to_iob2(sentences: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
-    """Converts tags in BMES, BIOES or BILOU to IOB2; other tags are unchanged.
-
-    sentences: list of sequences of tags, of a whole file: its prefixes determine the scheme.
-    """
-    sentences = [tuple(tags) for tags in sentences]
-    distinct = {tag for tags in sentences for tag in tags} - {"O"}
-    prefixes = [match and match[1] for match in map(_SPAN_TAG.match, distinct)]
-    if None in prefixes or not {"M", "E", "S", "L", "U"} & set(prefixes):
-        return sentences
-    new = {tag: _TO_IOB2[tag[0]] + tag[1:] for tag in distinct}
-    return [tuple(new.get(tag, tag) for tag in tags) for tags in sentences]

@@ -14,7 +14,6 @@ from kbert.data import records as sources
 from kbert.data import validation
 from kbert.data.columns import count
 from kbert.data.records import BadExample, shown
-from kbert.data.squad import checked_answers
 from kbert.errors import UserError
 from kbert.utils.input_files import plain_name, read_text
 
@@ -53,10 +52,13 @@ class TagExample:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """A span of the context; `start` is its offset in characters."""
+    """A span of the context; `start` is its offset in characters, None if the file has none.
+
+    `kbert.data.squad.located` checks it, for training; evaluation needs the text only.
+    """
 
     text: str
-    start: int
+    start: int | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -147,19 +149,6 @@ def open_records(
     )
 
 
-def with_ids(records: "Records") -> "Records":
-    """Returns Records in which each question has an id: its own, added to `where`, or a number."""
-
-    def items():
-        for number, (where, record) in enumerate(records.items, 1):
-            if isinstance(record, dict) and "id" in record:
-                yield f"{where} (question {record['id']})", record
-            else:
-                yield where, ({"id": number} | record) if isinstance(record, dict) else record
-
-    return dataclasses.replace(records, items=items())
-
-
 def text_example(
     columns: "Columns",
     label_of: Callable[[object, str], str | float | tuple[str, ...]],
@@ -175,53 +164,6 @@ def text_example(
     if columns.label is not None:
         label = label_of(validation.part(record, columns.label), where)
     return TextExample(where, text, pair, label)
-
-
-class ChoiceMaker:
-    """Converts records to ChoiceExamples, which must all have the same number of choices."""
-
-    def __init__(self, columns: "Columns"):
-        self.columns = columns
-        self.number_of_choices: int | None = None  # of the first example
-
-    def __call__(self, where: str, record: "Record") -> ChoiceExample:
-        """Returns the ChoiceExample of a record."""
-        columns = self.columns
-        validation.check_width(record, columns)
-        text = validation.text(validation.part(record, columns.text), "the text")
-        choices = [validation.part(record, key) for key in columns.choices]
-        if len(choices) == 1 and isinstance(choices[0], list):
-            choices = choices[0]
-        for number, choice in enumerate(choices):
-            validation.text(choice, f"choice {number} (from 0)")
-        if len(choices) < 2:
-            raise BadExample(f"there must be at least two choices; got {len(choices)}")
-        if len(choices) != (self.number_of_choices or len(choices)):
-            expected = self.number_of_choices
-            raise BadExample(f"got {len(choices)} choices; the first example has {expected}")
-        label = None
-        if columns.label is not None:
-            label = self._label(validation.part(record, columns.label), choices)
-        self.number_of_choices = len(choices)
-        return ChoiceExample(where, text, tuple(choices), label)
-
-    def _label(self, value, choices):
-        """The number of the right choice; a label is its number, its text, or its column's name."""
-        label = validation.label_name(value)
-        matches = {i for i, choice in enumerate(choices) if choice.strip() == label}
-        matches |= {i for i, key in enumerate(self.columns.choices) if key == label}
-        if label.isdecimal() and len(label) < 10 and int(label) < len(choices):
-            matches.add(int(label))
-        if len(matches) > 1:
-            raise BadExample(
-                f"the label {shown(label)} matches several choices, {sorted(matches)} (from 0)"
-            )
-        if not matches:
-            raise BadExample(
-                f"the label must be in [0, {len(choices) - 1}], or the text of a choice; got "
-                f"{shown(label)}"
-            )
-        return matches.pop()
 
 
 def tag_example(
@@ -243,32 +185,11 @@ def _texts(record, key, what):
         raise BadExample(f"{key!r} must be a list of {what}s; got {shown(values)}")
     if not values:
         raise BadExample(f"there are no {what}s")
+    if what == "tag":  # numbers of labels, which --label_names names
+        values = [str(value) if type(value) is int else value for value in values]
     for number, value in enumerate(values):
         if value == "" or not isinstance(value, str) or not sources.is_utf8(value):
             raise BadExample(
                 f"{what} {number} (from 0) must be a non-empty string; got {shown(value)}"
             )
     return tuple(values)
-
-
-class QuestionMaker:
-    """Converts records to QuestionExamples, whose ids must be unique."""
-
-    def __init__(self, labelled: bool):
-        self.labelled = labelled
-        self.ids: set[str] = set()
-
-    def __call__(self, where: str, record: "Record") -> QuestionExample:
-        """Returns the QuestionExample of a record."""
-        identity = str(validation.part(record, "id"))
-        if identity in self.ids:
-            raise BadExample(f"an earlier question has the same id, {identity}")
-        self.ids.add(identity)
-        question = validation.text(validation.part(record, "question"), "the question")
-        context = validation.text(validation.part(record, "context"), "the context")
-        if not self.labelled:
-            return QuestionExample(where, identity, question, context)
-        validation.part(record, "answers")
-        answers, impossible = checked_answers(record, context)
-        answers = tuple(Answer(text, start) for text, start in answers)
-        return QuestionExample(where, identity, question, context, answers, impossible)

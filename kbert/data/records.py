@@ -34,13 +34,14 @@ class Records:
 
     `name` is the source's name in messages, `items` are pairs (where, record). `names` are the
     names of the columns, keys or features, None for a table without a header; `width` is the number
-    of columns of a table.
+    of columns of a table. `notes` are lines about how the columns were found.
     """
 
     name: str
     items: "Iterator[tuple[str, Record | BadExample]]"
     names: tuple[str, ...] | None
     width: int | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 def shown(value: object) -> str:

@@ -1,111 +1,242 @@
-"""Reads questions about texts as flat records: the JSON of SQuAD 1.1, 2.0, CMRC 2018 and others."""
+"""Reads questions about texts: SQuAD 1.1, 2.0, CMRC 2018 and others, and flat rows of questions."""
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from kbert.data.records import BadExample, Records, shown
+from kbert.data import validation
+from kbert.data.examples import Answer, QuestionExample
+from kbert.data.records import BadExample, Records, json_lines, shown
 from kbert.errors import UserError
 from kbert.utils.input_files import read_text
 
+if TYPE_CHECKING:
+    from kbert.data.records import Record
+
+# The keys of a question, and the keys that stand for them in some files.
+_ALIASES = {
+    "id": ("query_id", "qid", "qas_id"),
+    "question": ("query_text", "query"),
+    "context": ("context_text", "passage"),
+    "answers": ("answer",),
+}
+_SHAPES = (
+    "data[].paragraphs[].qas[] (SQuAD), a list of paragraphs with a context and qas[], or a list "
+    "of objects with a question, a context and answers"
+)
+
 
 def squad(path: str, name: str) -> Records:
-    """Returns the questions of a SQuAD file as records, each with the context of its paragraph.
+    """Returns the questions of a JSON file as records, each with the context of its paragraph.
+
+    The file has the structure of SQuAD, or is a list of articles, paragraphs or questions, also
+    under the key "data", or has one of these per line.
 
     Args:
         path: path of the file. name: its name in messages.
 
     Raises:
-        UserError: the file cannot be read, is not JSON, or lacks the structure of SQuAD.
+        UserError: the file cannot be read, is not JSON, or has no questions.
     """
     text = read_text(path)
     try:
         root = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} is not JSON: {error}. If it has one question per line, rename it to .jsonl."
-        ) from None
-    return Records(name, iter(list(_questions(root, path, name))), ("question", "context"))
+        if "Extra data" in str(error):  # one object per line
+            return question_rows(json_lines(path, name))
+        raise UserError(f"{path} is not JSON: {error}.") from None
+    place = "data" if isinstance(root, dict) and "data" in root else ""
+    root = root["data"] if place else root
+    nodes = enumerate(root) if isinstance(root, list) else [(0, root)]
+    questions = [q for i, node in nodes for q in _questions(node, f"{place}[{i}]", path)]
+    items = [_item(question, number, name) for number, question in enumerate(questions, 1)]
+    return Records(name, iter(items), ("question", "context"))
 
 
-def _questions(root, path, name):
-    number = 0
-    for i, article in enumerate(_part(root, "data", "the file", path)):
-        place = f"data[{i}]"
-        for k, paragraph in enumerate(_part(article, "paragraphs", place, path)):
-            for question in _part(paragraph, "qas", f"{place}.paragraphs[{k}]", path):
+def question_rows(records: Records) -> Records:
+    """Returns the questions of records: each is a question with its context, or a paragraph.
+
+    A question without an id has its number as id.
+    """
+
+    def items():
+        number = 0
+        for where, record in records.items:
+            if not isinstance(record, dict):
+                yield where, record
+                continue
+            for question in _questions(record, "the object", where, is_question=True):
                 number += 1
                 if not isinstance(question, dict):
-                    problem = BadExample(f"a question must be an object; got {shown(question)}")
-                    yield f"{name}, question number {number}", problem
-                    continue
-                record = {"id": str(number), **question}
-                if "context" in paragraph:
-                    record["context"] = paragraph["context"]
-                yield f"{name}, question {record['id']}", record
+                    yield where, BadExample(f"a question must be an object; got {shown(question)}")
+                elif "id" in question:
+                    yield f"{where} (question {question['id']})", question
+                else:
+                    yield where, {"id": number, **question}
+
+    return dataclasses.replace(records, items=items())
 
 
-def _part(value, key, place, path):
-    if not isinstance(value, dict) or not isinstance(value.get(key), list):
+def _item(question, number, name):
+    if isinstance(question, dict):
+        record = {"id": str(number), **question}
+        return f"{name}, question {record['id']}", record
+    problem = BadExample(f"a question must be an object; got {shown(question)}")
+    return f"{name}, question number {number}", problem
+
+
+def _questions(node, place, path, context=None, is_question=False) -> "Iterator[Any]":
+    """Yields the questions below a node of a file: an article, a paragraph or a question."""
+    is_object = isinstance(node, dict)
+    node = _named(node) if is_object else node
+    key = next((key for key in ("paragraphs", "qas") if is_object and key in node), None)
+    if key and not isinstance(node[key], list):
+        raise UserError(f'{path}: "{key}" of {place} must be a list; got {shown(node[key])}.')
+    if key:
+        context = {"context": node["context"]} if "context" in node else context
+        for i, part in enumerate(node[key]):
+            yield from _questions(part, f"{place}.{key}[{i}]", path, context, key == "qas")
+    elif is_question or (is_object and "question" in node):
+        yield node | (context or {}) if is_object else node
+    else:
         raise UserError(
-            f"{path} lacks the structure of SQuAD, data[].paragraphs[].qas[]: {place} has no list "
-            f'"{key}". If it has one question per line, rename it to .jsonl.'
+            f"{path} has no question at {place}: {shown(node)}. The file must have the structure "
+            f"{_SHAPES}."
         )
-    return value[key]
 
 
-def checked_answers(
-    record: Mapping[str, object], context: str
-) -> tuple[list[tuple[str, int]], bool]:
-    """Returns the answers of a record, (text, start) each, and whether it is impossible.
+def _named(record):
+    """A record with the usual keys, see `_ALIASES`."""
+    named = dict(record)
+    for key, others in _ALIASES.items():
+        other = next((name for name in others if name in named), None)
+        if key not in named and other:
+            named[key] = named.pop(other)
+    return named
+
+
+class QuestionMaker:
+    """Converts records to QuestionExamples, whose ids must be unique."""
+
+    def __init__(self, labelled: bool):
+        self.labelled = labelled
+        self.ids: set[str] = set()
+
+    def __call__(self, where: str, record: "Record") -> QuestionExample:
+        """Returns the QuestionExample of a record."""
+        identity = str(validation.part(record, "id"))
+        if identity in self.ids:
+            raise BadExample(f"an earlier question has the same id, {identity}")
+        self.ids.add(identity)
+        question = validation.text(validation.part(record, "question"), "the question")
+        context = validation.text(validation.part(record, "context"), "the context")
+        if not self.labelled:
+            return QuestionExample(where, identity, question, context)
+        validation.part(record, "answers")
+        answers, impossible = answers_of(record)
+        return QuestionExample(where, identity, question, context, answers, impossible)
+
+
+def answers_of(record: "Record") -> tuple[tuple[Answer, ...], bool]:
+    """Returns the answers of a record, as they are written, and whether it is impossible.
 
     Args:
-        record: has "answers", a list of {"text", "answer_start"} or, as in Hugging Face's datasets,
-            {"text": list, "answer_start": list}; and optionally "is_impossible": by default, a
-            question without answers is impossible.
-        context: str; starts are in characters of it.
+        record: has "answers": a text, {"text", "answer_start"}, a list of these, or, as in Hugging
+            Face's datasets, {"text": list, "answer_start": list}; the start may be missing, or
+            beside "answers". Optionally "is_impossible": by default, a question without answers is
+            impossible.
 
     Raises:
-        BadExample: answers are missing, or one is not at its start in the context.
+        BadExample: answers are missing, or one has another form.
     """
-    answers = record.get("answers")
-    impossible = record.get("is_impossible", answers in ([], {"text": [], "answer_start": []}))
-    if not isinstance(impossible, bool):
-        raise BadExample(f'"is_impossible" must be true or false; got {shown(impossible)}')
-    if impossible:
-        return [], True
+    impossible = str(record.get("is_impossible", "")).lower()
+    if impossible not in ("true", "false", ""):
+        value = shown(record["is_impossible"])
+        raise BadExample(f'"is_impossible" must be true or false; got {value}')
+    if impossible == "true":
+        return (), True
+    answers = _answer_list(record["answers"], record.get("answer_start"))
+    if not answers and impossible:
+        raise BadExample('the question has no answers, and "is_impossible" is false')
+    return tuple(map(_answer, answers)), not answers
+
+
+def _answer_list(answers, start):
+    if isinstance(answers, str):
+        answers = {"text": answers, "answer_start": start}
     if isinstance(answers, dict):
         columns = [answers.get("text"), answers.get("answer_start")]
-        if not all(isinstance(c, list) for c in columns) or len({*map(len, columns)}) > 1:
+        if not isinstance(columns[0], list):
+            columns = [[column] for column in columns]
+        elif columns[1] is None:
+            columns[1] = [None] * len(columns[0])
+        if not isinstance(columns[1], list) or len(columns[0]) != len(columns[1]):
             raise BadExample('"text" and "answer_start" of "answers" must be lists of equal length')
         answers = [{"text": t, "answer_start": s} for t, s in zip(*columns, strict=True)]
     if not isinstance(answers, list):
         raise BadExample(f'"answers" must be a list; got {shown(answers)}')
-    if not answers:
-        raise BadExample('the question has no answers, and "is_impossible" is false')
-    return [_checked_answer(answer, context) for answer in answers], False
+    return answers
 
 
-def _checked_answer(answer, context):
-    text = answer.get("text") if isinstance(answer, dict) else None
-    start = answer.get("answer_start") if isinstance(answer, dict) else None
-    if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool):
+def _answer(answer):
+    parts = {"text": answer} if isinstance(answer, str) else answer
+    text = parts.get("text") if isinstance(parts, dict) else None
+    start = parts.get("answer_start") if isinstance(parts, dict) else None
+    if isinstance(start, str) and start.strip().lstrip("-").isdecimal() and len(start) < 12:
+        start = int(start)
+    if isinstance(start, float) and start.is_integer():
+        start = int(start)
+    if not isinstance(text, str) or not (start is None or type(start) is int):
         raise BadExample(
             f'an answer must have "text", a string, and "answer_start", a whole number; got '
             f"{shown(answer)}"
         )
     if not text.strip():
         raise BadExample("an answer is empty")
-    if start < 0 or not context.startswith(text, start):
+    return Answer(text, start)
+
+
+def located(answer: Answer, context: str) -> Answer:
+    """Returns the answer with the offset at which it stands in the context.
+
+    White space at its ends may differ. An answer without an offset must occur exactly once.
+
+    Raises:
+        BadExample: the answer is not at its offset, or not exactly once in the context.
+    """
+    text, start = answer.text, answer.start
+    if start is not None and start >= 0 and context.startswith(text, start):
+        return answer
+    bare = text.strip()
+    if start is None:
+        places = _places(bare, context)
+        if len(places) == 1:
+            return Answer(bare, places[0])
+        where = f"occurs at {_listed(places)}" if places else "does not occur"
         raise BadExample(
-            f"answer not in context: {shown(text)} is not at character {start}, "
-            f"{_places(text, context)}"
+            f"the answer {shown(text)} has no answer_start and {where} in the context; it must "
+            f"occur exactly once"
         )
-    return text, start
+    lead = len(text) - len(text.lstrip())
+    behind = context[max(start, 0) :]
+    for begin in {start, start + lead, start + len(behind) - len(behind.lstrip())}:
+        if begin >= 0 and context.startswith(bare, begin):
+            return Answer(bare, begin)
+    places = _places(text, context)
+    raise BadExample(
+        f"answer not in context: {shown(text)} is not at character {start}, "
+        + (f"but at {_listed(places[:3])}" if places else "nor anywhere else")
+    )
+
+
+def _listed(places):
+    return ", ".join(map(str, places[:3])) + (", ..." if len(places) > 3 else "")
 
 
 def _places(text, context):
     places, start = [], context.find(text)
-    while start >= 0 and len(places) < 3:
-        places.append(str(start))
+    while start >= 0 and len(places) < 4:
+        places.append(start)
         start = context.find(text, start + 1)
-    return f"but at {', '.join(places)}" if places else "nor anywhere else"
+    return places

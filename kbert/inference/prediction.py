@@ -22,6 +22,11 @@ from kbert.utils.input_files import plain_name, read_bytes
 
 _CHUNK = 4096  # texts read, computed and written at a time
 _TWO_TEXTS = ("next_sentence", "similarity")
+_OPTIONS = {  # of the methods: settings of the same name
+    "fill_mask": ("top_k", "targets"),
+    "answer": ("top_k", "max_answer_length", "allow_no_answer"),
+    "similarity": ("pooling",),
+}
 
 
 def predict(config: PredictConfig, report: Callable[[str], object] = print) -> None:
@@ -43,6 +48,7 @@ def predict(config: PredictConfig, report: Callable[[str], object] = print) -> N
     settings = predictor.settings or {}
     own = registry.get_task(settings["task"]) if settings else None
     method = config.method or predictor.method
+    _check_options(config, method)
     task = own if own and own.method == method else registry.task_of_method(method)
     rows, total = _rows(config, method, task, settings, report)
     with contextlib.ExitStack() as stack:
@@ -80,14 +86,25 @@ def _results(predictor, method, task, rows, config):
     columns = [list(column) for column in zip(*rows, strict=True)]
     if method == "embed":
         return [{"embedding": v.tolist()} for v in predictor.embed(*columns, config.pooling)]
+    options = {name: getattr(config, name) for name in _OPTIONS.get(method, ())}
+    options = {name: value for name, value in options.items() if value is not None}
     if task:
         if method not in METHODS or (predictor.settings or {}).get("task") == task.name:
-            answers = predictor.ask(task.name, *columns)
+            answers = predictor.ask(task.name, *columns, **options)
         else:
-            answers = getattr(predictor, method)(*columns)
+            answers = getattr(predictor, method)(*columns, **options)
         return [task.as_line(answer) for answer in answers]
-    options = {"fill_mask": [config.top_k], "similarity": [config.pooling]}
-    return getattr(predictor, method)(*columns, *options.get(method, []))
+    if "targets" in options:
+        options["targets"] = [target.strip() for target in config.targets.split(",")]
+    return getattr(predictor, method)(*columns, **options)
+
+
+def _check_options(config, method):
+    """Raises UserError if a flag is set that the method does not read."""
+    for name in sorted({name for names in _OPTIONS.values() for name in names} - {"pooling"}):
+        methods = [other for other, names in _OPTIONS.items() if name in names]
+        if getattr(config, name) is not None and method not in methods:
+            raise UserError(f"--{name} is for {' and '.join(methods)}; the method is {method}.")
 
 
 def _rows(config, method, task, settings, report):

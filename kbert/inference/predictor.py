@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, TypedDict, Unpack
 
 import numpy as np
-import tensorflow as tf
 
 from kbert.config import BertConfig
 from kbert.data.bucketed_batches import EncodedExample
 from kbert.errors import UserError
 from kbert.inference.backends import choose_backend, frozen_backend
 from kbert.inference.batch_runner import BatchRunner
+from kbert.inference.fill_mask import MaskFiller
 from kbert.model.folder import ModelFolder
 from kbert.model.models import (
     BertForMaskedLM,
@@ -24,7 +24,7 @@ from kbert.model.models import (
     BertModel,
 )
 from kbert.model.pretrained import PretrainedModel
-from kbert.tasks.outputs import MOST_MASKS, embeddings, masked_logits
+from kbert.tasks.outputs import embeddings
 from kbert.tasks.registry import BUILT_IN, get_task, method_of_heads, read_task, task_of
 from kbert.tasks.task import Task, same_length, softmax, text_items
 from kbert.tokenizer.tokenizer import BertTokenizer
@@ -149,7 +149,7 @@ class Predictor:
     def __call__(self, *texts: Any, **options: Any) -> Any:
         """Calls the default `method`."""
         if self.settings:
-            return self.ask(self.settings["task"], *texts)
+            return self.ask(self.settings["task"], *texts, **options)
         return getattr(self, self.method)(*texts, **options)
 
     def classify(
@@ -170,22 +170,39 @@ class Predictor:
             return "regress" if config.num_labels == 1 else "classify"
         return next(kind.name for kind in BUILT_IN if kind.problem_type == config.problem_type)
 
-    def ask(self, name: str, *texts: Sequence[str] | Sequence[Sequence[str]] | None) -> list[Any]:
+    def ask(
+        self,
+        name: str,
+        *texts: Sequence[str] | Sequence[Sequence[str]] | None,
+        **options: Any,
+    ) -> list[Any]:
         """Predicts with the model of any task.
 
         Args:
             name: name of the task, such as "classify".
             texts: as for the method of the task.
+            options: settings of the task for this call, of its `call_options`; None: unchanged.
+
+        Raises:
+            UserError: the task does not have an option.
         """
         self.load(get_task(name).model_class)
-        return self.task(name).answers(self, *as_batch(*texts))
+        task = self.task(name)
+        for option, value in options.items():
+            if option not in task.call_options:
+                known = ", ".join(task.call_options) or "none"
+                raise UserError(f"the task {name} has no option {option!r}; it has: {known}.")
+            if value is not None:
+                setattr(task, option, value)
+        return task.answers(self, *as_batch(*texts))
 
     def tag(self, texts: str | Sequence[str]) -> list[list[dict[str, Any]]]:
         """Finds the entities in each text, or the tag of each word, depending on the label names.
 
         Returns:
-            list of lists of dicts: `label`, `text`, its offsets `start` and `end` in bytes of the
-            UTF-8 text, end exclusive, and `score`, the mean probability of its words' labels.
+            list of lists of dicts: `label`, `text`, its offsets `start` and `end` in characters,
+            end exclusive, the same in bytes of the UTF-8 text, `byte_start` and `byte_end`, and
+            `score`, the mean probability of its words' labels.
         """
         return self.ask("tag", texts)
 
@@ -200,15 +217,28 @@ class Predictor:
         return [prediction["tags"] for prediction in predictions]
 
     def answer(
-        self, questions: str | Sequence[str], contexts: str | Sequence[str]
+        self,
+        questions: str | Sequence[str],
+        contexts: str | Sequence[str],
+        top_k: int | None = None,
+        max_answer_length: int | None = None,
+        allow_no_answer: bool | None = None,
     ) -> list[dict[str, Any]]:
         """Extracts the answer to each question from its context.
 
+        Args:
+            questions, contexts: as many contexts as questions.
+            top_k: number of candidates, the best spans, which may overlap; None: at most 20 that do
+                not overlap.
+            max_answer_length: maximum length of an answer in tokens; None: as in fine-tuning.
+            allow_no_answer: whether an answer may be "", for none; None: whether the model was
+                fine-tuned on questions without an answer.
+
         Returns:
-            list of dicts: see `kbert.tasks.answers.best_answers`. The answer may be "", for none,
-            if the model was fine-tuned on questions without an answer.
+            list of dicts: see `kbert.tasks.answers.best_answers`.
         """
-        return self.ask("qa", questions, contexts)
+        options = {"top_k": top_k, "max_answer_length": max_answer_length}
+        return self.ask("qa", questions, contexts, **options, allow_no_answer=allow_no_answer)
 
     def choose(
         self, texts: str | Sequence[str], choices: Sequence[Sequence[str]]
@@ -270,60 +300,33 @@ class Predictor:
         cosines = (vectors[: len(texts)] * vectors[len(texts) :]).sum(axis=-1)
         return [{"similarity": float(cosine)} for cosine in cosines]
 
-    def fill_mask(self, texts: str | Sequence[str], top_k: int = 5) -> list[dict[str, Any]]:
+    def fill_mask(
+        self,
+        texts: str | Sequence[str],
+        top_k: int = 5,
+        targets: str | Sequence[str] | None = None,
+    ) -> list[dict[str, Any]]:
         """Predicts the top_k most probable tokens for each [MASK] in each text.
 
         Args:
             texts: [MASK] is the only special token that is recognized in them.
             top_k: tokens per [MASK], at most the size of the vocabulary.
+            targets: the words to choose from; their scores are still probabilities among the whole
+                vocabulary. As in Hugging Face's pipeline, the first piece stands for a word that is
+                not in the vocabulary, with a warning.
 
         Returns:
-            list of dicts: `masks`, with one list per [MASK] of dicts with `token` and its
-            probability `score`, best first; and `text`, where the best tokens replace [MASK].
+            list of dicts: `masks`, with one list per [MASK] of dicts, best first, with `token`, its
+            probability `score`, and `word`, the token as it reads in the text ("##ing" behind
+            "play" is "playing"); and `text`, where the best words replace [MASK].
 
         Raises:
-            UserError: a text has no [MASK] or more than 16 within `max_seq_length` tokens; or
-                `top_k` is out of range.
+            UserError: a text has no [MASK] or more than 16 within `max_seq_length` tokens; `top_k`
+                is out of range; or no target has a piece in the vocabulary.
         """
-        model, tokenizer = self.load(BertForMaskedLM), self._mask_tokenizer
-        if not 1 <= top_k <= tokenizer.vocab_size:
-            raise UserError(
-                f"top_k must be 1 to {tokenizer.vocab_size}, the vocabulary size; got {top_k}."
-            )
-        most = min(max(16, 1 << (top_k - 1).bit_length()), tokenizer.vocab_size)  # few graphs
-        (texts,) = as_batch(texts)
-        items = text_items(tokenizer, texts, None, self.max_seq_length)
-        places = [np.flatnonzero(item.input_ids == tokenizer.mask_id) for item in items]
-        for text, mine in zip(texts, places, strict=True):
-            if not 0 < len(mine) <= MOST_MASKS:
-                raise UserError(
-                    f"each text must have 1 to {MOST_MASKS} [MASK] within its first "
-                    f"{self.max_seq_length} tokens; got {len(mine)} in {text[:60]!r}."
-                )
-
-        def compute(features, training):
-            return masked_logits(model, features, tokenizer)
-
-        def pick(outputs, features):
-            best = tf.math.top_k(tf.nn.softmax(outputs["logits"]), most)  # (B, 16, most)
-            return {"scores": best.values, "ids": best.indices}
-
-        results = []
-        runner = self._runner(f"fill_mask_{most}_{tokenizer.mask_id}", model, pick, compute)
-        outputs = runner(items, self.advance)
-        for text, mine, output in zip(texts, places, outputs, strict=True):
-            best = output["ids"][: len(mine), :top_k], output["scores"][: len(mine), :top_k]
-            masks = [
-                [
-                    {"token": tokenizer.vocab[i], "score": float(score)}
-                    for i, score in zip(*row, strict=True)
-                ]
-                for row in zip(*best, strict=True)
-            ]
-            for mask in masks:
-                text = text.replace("[MASK]", mask[0]["token"], 1)
-            results.append({"text": text, "masks": masks})
-        return results
+        model, (texts,) = self.load(BertForMaskedLM), as_batch(texts)
+        filler = MaskFiller(model, self._mask_tokenizer, self.max_seq_length, self._runner)
+        return filler(texts, top_k, targets, self.advance)
 
     def load(self, model_class: type[PretrainedModel]) -> PretrainedModel:
         """Returns the model as an instance of a class; reads it from the folder if necessary.

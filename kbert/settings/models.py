@@ -174,7 +174,24 @@ class PredictConfig(ColumnConfig, TaskModuleConfig):
         "-", "JSON lines, one per text; - for standard output", group="common"
     )
     echo: bool = setting(False, "write the text, too, as `input` of each line", group="common")
-    top_k: int = setting(5, "fill_mask: number of words per [MASK]", at_least=1)
+    top_k: int | None = setting(
+        None,
+        "fill_mask: number of words per [MASK], default 5; answer: number of candidates, which may "
+        "overlap, default 20 that do not",
+        at_least=1,
+    )
+    targets: str | None = setting(
+        None, "fill_mask: words to choose from, comma-separated; default: the whole vocabulary"
+    )
+    max_answer_length: int | None = setting(
+        None,
+        "answer: maximum answer length in tokens; default: as in fine-tuning",
+        at_least=1,
+    )
+    allow_no_answer: bool | None = setting(
+        None,
+        "answer: whether there may be no answer; default: if fine-tuning had such questions",
+    )
     pooling: str = setting(
         "mean", "embed, similarity: how token vectors are pooled", choices=("mean", "cls")
     )

@@ -28,6 +28,11 @@ class ColumnConfig:
     text_pair_column: str | None = setting(None, "column of the second text", group="common")
     label_column: str | None = setting(None, "column of the label; -1 is the last", group="common")
     choice_columns: str | None = setting(None, "columns of the choices, comma-separated")
+    first_choice: str = setting(
+        "auto",
+        "choice: number of the first choice in labels that are numbers; auto: from all labels",
+        choices=("auto", "0", "1"),
+    )
     header: str = setting(
         "auto",
         "whether tables have a header row; auto: if the first row contains known column names",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kbert.errors import UserError
-from kbert.tasks.span_ops import span_scores, window_offsets
+from kbert.tasks.span_ops import characters_before, span_scores, window_offsets
 from kbert.tasks.squad import answer_scores
 
 if TYPE_CHECKING:
@@ -48,12 +48,13 @@ def answer_positions(
 def _answer_tokens(example, starts, ends):
     """First and last token of the context that the answer touches, None without labels.
 
-    (-1, -1) if the question is impossible, or the answer has no token (it is white space).
+    (-1, -1) if the question is impossible, or the answer has no token (it is white space) or no
+    offset, which only training needs.
     """
-    if example.is_impossible:
-        return -1, -1
-    if not example.answers:
+    if not example.answers and not example.is_impossible:
         return None
+    if example.is_impossible or example.answers[0].start is None:
+        return -1, -1
     answer = example.answers[0]
     begin = len(example.context[: answer.start].encode())
     end = begin + len(answer.text.encode())
@@ -70,8 +71,9 @@ def best_answers(
     max_answer_length: int = 30,
     allow_no_answer: bool = False,
     null_threshold: float = 0.0,
+    allow_overlap: bool = False,
 ) -> list[dict[str, Any]]:
-    """Returns the best answer to each question, and others that do not overlap it.
+    """Returns the best answer to each question, and others.
 
     In a tie, the first span counts.
 
@@ -86,17 +88,18 @@ def best_answers(
         allow_no_answer: whether questions may have no answer, as in SQuAD 2.0.
         null_threshold: a question has no answer if `no_answer_score` exceeds the best score by more
             than this.
+        allow_overlap: whether `candidates` may overlap, as in Hugging Face's pipeline.
 
     Returns:
         For each example a dict of
-            text: str, "" = no answer. start, end: int, its offsets in bytes of the UTF-8 context,
-                end exclusive; None = no answer.
+            text: str, "" = no answer. start, end: int, its offsets in characters of the context,
+                end exclusive; None = no answer. byte_start, byte_end: the same in bytes of UTF-8.
             score: float, score of the answer (`kbert.tasks.span_ops.span_scores`), or
                 `no_answer_score`.
             probability: float, softmax of the scores in `candidates`.
             no_answer_score: float, the smallest sum of the two logits of [CLS] in a window.
-            candidates: list of dicts of text, start, end, score, probability; non-overlapping
-                spans, and no answer if it is allowed; best score first.
+            candidates: list of dicts of text, start, end, byte_start, byte_end, score,
+                probability; the best spans, and no answer if it is allowed; best score first.
         Without `allow_no_answer` only a context without tokens has no answer.
 
     Raises:
@@ -113,9 +116,10 @@ def best_answers(
         for index, null_score in enumerate(null_scores.numpy().tolist()):
             context = next(examples).context.encode()
             own = slice(*np.searchsorted(part.owner, (index, index + 1)))
-            spans = _apart(*(column[own] for column in columns), top_k)
-            none = _candidate(b"", None, None, null_score)
-            candidates = [_candidate(context, *span) for span in spans] or [none]
+            spans = _best_spans(*(column[own] for column in columns), top_k, allow_overlap)
+            none = _candidate(b"", [], None, None, null_score)
+            places = characters_before(context)
+            candidates = [_candidate(context, places, *span) for span in spans] or [none]
             answer = candidates[0]
             if allow_no_answer and spans:
                 if null_score - answer["score"] > null_threshold:
@@ -164,8 +168,8 @@ def best_null_threshold(
     return float(thresholds[best]), float(100.0 * totals[best] / len(examples))
 
 
-def _apart(scores, starts, ends, top_k):
-    """(start, end, score) of the best spans that do not overlap a better one.
+def _best_spans(scores, starts, ends, top_k, allow_overlap):
+    """(start, end, score) of the best spans, unless they overlap a better one.
 
     numpy is five times as fast as eager TensorFlow ops; an exported graph needs only the best span.
     scores: (W, R, A). starts, ends: (W, R).
@@ -173,6 +177,9 @@ def _apart(scores, starts, ends, top_k):
     window, first, more = np.nonzero(scores > -np.inf)
     scores = scores[window, first, more]
     starts, ends = starts[window, first], ends[window, first + more]
+    if allow_overlap:
+        best = np.argsort(-scores, kind="stable")[:top_k]
+        return list(zip(*(x[best].tolist() for x in (starts, ends, scores)), strict=True))
     spans = []
     while len(scores) and len(spans) < top_k:
         best = int(np.argmax(scores))
@@ -182,9 +189,13 @@ def _apart(scores, starts, ends, top_k):
     return spans
 
 
-def _candidate(context, start, end, score):
+def _candidate(context, places, start, end, score):
+    """places: characters before each byte of the context."""
     text = context[start:end].decode("utf-8", "replace")
-    return {"text": text, "start": start, "end": end, "score": score}
+    offsets = {"byte_start": start, "byte_end": end}
+    if start is not None:
+        start, end = int(places[start]), int(places[end])
+    return {"text": text, "start": start, "end": end, **offsets, "score": score}
 
 
 def _add_probabilities(candidates):

@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from kbert.data.bucketed_batches import EncodedExample
-from kbert.data.columns import CHOICES, ColumnAliases, find_columns, has_header
-from kbert.data.examples import ChoiceExample, ChoiceMaker, open_records
+from kbert.data.choices import choice_records
+from kbert.data.examples import ChoiceExample, open_records
 from kbert.errors import UserError
 from kbert.model.models import BertForMultipleChoice
 from kbert.tasks.endpoint import Endpoint
@@ -74,9 +74,9 @@ class Choice(Task):
     def reader(
         cls, source: str, config: "ColumnConfig", labelled: bool
     ) -> "tuple[Records, Callable[[str, Record], ChoiceExample]]":
-        records = open_records(source, cls.name, lambda row: has_header(row, config))
-        aliases = ColumnAliases(choices=CHOICES)
-        return records, ChoiceMaker(find_columns(records, config, labelled, aliases))
+        return choice_records(
+            lambda has_header: open_records(source, cls.name, has_header), config, labelled
+        )
 
     @classmethod
     def examples(

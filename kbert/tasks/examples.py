@@ -34,7 +34,8 @@ def read_examples(
         config: ExampleConfig, or an object with its fields task, text_column, text_pair_column,
             label_column, choice_columns, header and skip_bad_lines.
         labelled: whether to read labels; if False, they may be missing.
-        report: called with a line that reports how many examples were skipped, if any.
+        report: called with a line that reports how many examples were skipped, if any, and with
+            notes on how the file was read.
 
     Returns:
         List of TextExample (tasks classify, pair, regress, multilabel), TagExample (tag),
@@ -68,4 +69,8 @@ def read_examples(
         are = "is" if left_out == 1 else "are"
         line = f"note: {left_out:,} of {everything} of {records.name} {are} skipped; {first}"
         report(one_line(line))
-    return task.finished(examples) if labelled else examples
+    if labelled:
+        examples = task.finished(examples, records.notes.append)
+    for note in records.notes:
+        report(one_line(f"note: {records.name}: {note}"))
+    return examples

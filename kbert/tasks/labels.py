@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from kbert.data.tag_schemes import in_terms_of
 from kbert.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def keep_known(
     report: Callable[[str], None],
     unknown: str | None = None,
 ) -> "list[Example]":
-    """Returns the examples whose labels are all in `names`.
+    """Returns the examples whose labels are all in `names`; tags are named as in `names`.
 
     Args:
         examples: list of labeled examples. names: tuple of str.
@@ -103,6 +104,8 @@ def keep_known(
     Raises:
         UserError: labels are unknown (with file and line), or all examples were skipped.
     """
+    if hasattr(examples[0], "tags"):
+        examples = in_terms_of(names, examples)
     known = label_numbers(names).keys()
     is_known = [known >= set(_labels_of(example)) for example in examples]
     bad = [example for example, fits in zip(examples, is_known, strict=True) if not fits]

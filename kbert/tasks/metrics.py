@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kbert.data.tag_schemes import tag_scheme
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
@@ -127,55 +129,37 @@ def _shares(right, predicted, support):
     )
 
 
-def entity_spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Returns the entities of one text, in order: (type, begin, end) for tags[begin:end].
-
-    As in conlleval and seqeval's default mode: B-X starts an entity, and so does an I-X that does
-    not follow an entity of type X. Every other tag is outside of entities.
-
-    Source: `conlleval` of the CoNLL-2000 shared task, `startOfChunk` and `endOfChunk`.
-    """
-    spans = []
-    for place, tag in enumerate(tags):
-        if not tag.startswith(("B-", "I-")):
-            continue
-        type = tag[2:]
-        if tag[0] == "I" and spans and spans[-1][0] == type and spans[-1][2] == place:
-            spans[-1] = (type, spans[-1][1], place + 1)
-        else:
-            spans.append((type, place, place + 1))
-    return spans
-
-
-def has_entities(tags: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]) -> bool:
-    """Returns whether tags mark entities (B-X, I-X, O), unlike, for example, parts of speech."""
-    seen = {tag for rows in (tags, predictions) for row in rows for tag in row}
-    return seen <= {"O"} or any(tag.startswith(("B-", "I-")) for tag in seen)
-
-
 def entity_scores(
-    tags: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]
+    tags: Sequence[Sequence[str]],
+    predictions: Sequence[Sequence[str]],
+    label_names: Sequence[str] = (),
 ) -> dict[str, float | dict[str, dict[str, float]]]:
     """Returns entity metrics; an entity is right if its type, begin and end are right.
 
     Args:
-        tags, predictions: lists of lists of str, of equal lengths; see `entity_spans`.
+        tags, predictions: lists of lists of str, of equal lengths.
+        label_names: all tags of the model; they and the tags determine the scheme, see
+            `kbert.data.tag_schemes`.
 
     Returns:
-        dict of entity_f1, entity_precision, entity_recall (over all entities), accuracy (over
-        words) and "entities", a dict of type -> dict of precision, recall, f1 and support (int).
-        For plain tags: accuracy, f1_weighted and f1_macro over words.
+        dict of entity_f1, entity_precision, entity_recall (over all entities, as in conlleval and
+        seqeval's default mode), accuracy (over words), entity_f1_strict (seqeval's strict mode:
+        entities that the scheme does not allow do not count) and "entities", a dict of type -> dict
+        of precision, recall, f1 and support (int).
+        For tags that mark no entities: accuracy, f1_weighted and f1_macro over words.
     """
-    if not has_entities(tags, predictions):
+    scheme = _scheme(tags, predictions, label_names)
+    if scheme is None:
         return _word_scores(tags, predictions)
-    counts = _entity_counts(tags, predictions)
-    total = np.sum([*counts.values(), (0, 0, 0)], axis=0)
-    precision, recall, f1 = _shares(*total)
+    counts = _entity_counts(tags, predictions, scheme.spans)
+    strict = _entity_counts(tags, predictions, scheme.strict_spans)
+    precision, recall, f1 = _shares(*_total(counts))
     scores = {
         "entity_f1": f1,
         "entity_precision": precision,
         "entity_recall": recall,
         "accuracy": _word_accuracy(tags, predictions),
+        "entity_f1_strict": _shares(*_total(strict))[2],
     }
     entities = {}
     for type, numbers in counts.items():
@@ -185,15 +169,20 @@ def entity_scores(
     return {**_floats(scores), "entities": entities}
 
 
-def entity_report_text(tags: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]) -> str:
-    """Returns scikit-learn's table: a row per entity type, or per plain tag, and the averages.
+def entity_report_text(
+    tags: Sequence[Sequence[str]],
+    predictions: Sequence[Sequence[str]],
+    label_names: Sequence[str] = (),
+) -> str:
+    """Returns scikit-learn's table: a row per entity type, or per tag of words, and the averages.
 
     Args:
-        tags, predictions: as for `entity_scores`.
+        tags, predictions, label_names: as for `entity_scores`.
     """
-    if not has_entities(tags, predictions):
+    scheme = _scheme(tags, predictions, label_names)
+    if scheme is None:
         return _report(*_words(tags, predictions))
-    counts = _entity_counts(tags, predictions) or {"(none)": [0, 0, 0]}
+    counts = _entity_counts(tags, predictions, scheme.spans) or {"(none)": [0, 0, 0]}
     # Each entity is a pair (label, prediction), where 0 is no entity.
     pairs = [(0, 0)]
     for number, (right, predicted, support) in enumerate(counts.values(), 1):
@@ -203,11 +192,20 @@ def entity_report_text(tags: Sequence[Sequence[str]], predictions: Sequence[Sequ
     return _report(*zip(*pairs, strict=True), labels=types, target_names=list(counts))
 
 
-def _entity_counts(tags, predictions):
+def _scheme(tags, predictions, label_names):
+    seen = {tag for rows in (tags, predictions) for row in rows for tag in row}
+    return tag_scheme(seen.union(label_names))
+
+
+def _total(counts):
+    return np.sum([*counts.values(), (0, 0, 0)], axis=0)
+
+
+def _entity_counts(tags, predictions, spans_of):
     """dict of type -> [right, predicted, support], sorted by type."""
     counts = {}
     for row, predicted in zip(tags, predictions, strict=True):
-        sets = set(entity_spans(row)), set(entity_spans(predicted))
+        sets = set(spans_of(row)), set(spans_of(predicted))
         for index, spans in enumerate((sets[0] & sets[1], sets[1], sets[0])):
             for type, _, _ in spans:
                 counts.setdefault(type, [0, 0, 0])[index] += 1

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from kbert.data.examples import QuestionExample, QuestionMaker, form_of, open_records, with_ids
-from kbert.data.squad import squad
-from kbert.errors import UserError
+from kbert.data.examples import QuestionExample, form_of, open_records
+from kbert.data.records import BadExample
+from kbert.data.squad import QuestionMaker, located, question_rows, squad
+from kbert.errors import UserError, one_line
 from kbert.model.models import BertForQuestionAnswering
 from kbert.tasks.answers import answer_positions, best_answers, best_null_threshold
 from kbert.tasks.endpoint import Endpoint
@@ -104,6 +105,9 @@ class QuestionAnswering(Task):
         tokenizer, max_seq_length: as for `Task`.
         doc_stride, max_query_length: of `kbert.tasks.span_ops.question_windows`.
         max_answer_length, allow_no_answer, null_threshold: of `kbert.tasks.answers.best_answers`.
+
+    Attributes:
+        top_k: number of candidates, which may overlap; None: 20 that do not.
     """
 
     name = "qa"
@@ -113,6 +117,8 @@ class QuestionAnswering(Task):
     metric = "f1"
     output_names: tuple[str, ...] = ("start_logits", "end_logits")
     endpoint: type[Endpoint] | None = AnswerEndpoint
+    call_options: tuple[str, ...] = ("top_k", "max_answer_length", "allow_no_answer")
+    top_k: int | None = None
     max_seq_length = 384
     reads_windows = True
     texts: tuple[int, int | None] = (2, 2)
@@ -151,7 +157,44 @@ class QuestionAnswering(Task):
     ) -> "tuple[Records, Callable[[str, Record], QuestionExample]]":
         if form_of(source) == "json":
             return squad(source, os.path.basename(source)), QuestionMaker(labelled)
-        return with_ids(open_records(source, cls.name, None)), QuestionMaker(labelled)
+        return question_rows(open_records(source, cls.name, None)), QuestionMaker(labelled)
+
+    @classmethod
+    def checked_for_training(
+        cls,
+        examples: list[QuestionExample],
+        skip_bad_lines: bool,
+        report: Callable[[str], object],
+    ) -> list[QuestionExample]:
+        kept, moved, first = [], 0, ""
+        for example in examples:
+            try:
+                answers = tuple(located(answer, example.context) for answer in example.answers)
+            except BadExample as error:
+                first = first or f"{example.where}: {error}."
+                if not skip_bad_lines:
+                    raise UserError(
+                        f"{first} Fix it, or skip such lines with --skip_bad_lines."
+                    ) from None
+                continue
+            moved += answers != example.answers
+            kept.append(dataclasses.replace(example, answers=answers))
+        if not kept:
+            raise UserError(f"no question can be trained on; {first}")
+        if moved:
+            report(
+                f"note: {moved:,} of {len(examples):,} training questions have answers without "
+                f"answer_start or off by white space; they are located by their text"
+            )
+        if first:
+            left = len(examples) - len(kept)
+            report(
+                one_line(
+                    f"note: {left:,} of {len(examples):,} training questions are skipped; the "
+                    f"first: {first}"
+                )
+            )
+        return kept
 
     @classmethod
     def examples(cls, questions: Sequence[str], contexts: Sequence[str]) -> list[QuestionExample]:
@@ -168,7 +211,8 @@ class QuestionAnswering(Task):
 
     @staticmethod
     def output_of(prediction: dict[str, Any]) -> dict[str, Any]:
-        offsets = {n: -1 if prediction[n] is None else prediction[n] for n in ("start", "end")}
+        offsets = {name: prediction[f"byte_{name}"] for name in ("start", "end")}
+        offsets = {name: -1 if value is None else value for name, value in offsets.items()}
         return prediction | offsets | {"answer": prediction["text"]}
 
     def __init__(
@@ -283,6 +327,8 @@ class QuestionAnswering(Task):
             max_answer_length=self.max_answer_length,
             allow_no_answer=self.allow_no_answer,
             null_threshold=self.null_threshold,
+            top_k=20 if self.top_k is None else self.top_k,
+            allow_overlap=self.top_k is not None,
         )
 
     def find_threshold(

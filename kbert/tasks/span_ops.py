@@ -177,13 +177,14 @@ def tagged_spans(
     texts: tf.Tensor | Sequence[str],
     windows: TokenWindows,
     probabilities: tf.Tensor | np.ndarray,
-    label_names: Sequence[str],
+    roles: Sequence[tuple[str, str]],
     tokenizer: "BertTokenizer",
 ) -> dict[str, tf.Tensor]:
     """Returns the spans found in texts, (B, S) each: see `kbert.tasks.tag.TagEndpoint`.
 
     Args:
         texts: (B,) string. windows: of `text_windows`. probabilities: (W, L, C) float32.
+        roles: role and type of each of C labels, see `kbert.data.tag_schemes.TagScheme`.
     """
     ids, starts, ends = (x.flat_values for x in (windows.ids, windows.starts, windows.ends))
     text = tf.cast(windows.ids.value_rowids(), tf.int32)  # of each of T tokens
@@ -198,15 +199,15 @@ def tagged_spans(
     score = tf.reduce_max(tf.gather(shares, first), axis=-1)
     text = tf.gather(text, first)
 
-    # Spans: the words of an entity, by IOB2, or single words.
-    is_entity = [name.startswith(("B-", "I-")) for name in label_names]
-    names = [n[2:] if entity else n for n, entity in zip(label_names, is_entity, strict=True)]
-    kinds = sorted(set(names))
-    kind = tf.gather(tf.constant([kinds.index(name) for name in names]), best)
-    counts = tf.gather(tf.constant([x or not any(is_entity) for x in is_entity]), best)
-    goes_on = tf.gather(tf.constant([name.startswith("I-") for name in label_names]), best)
-    same = (kind[1:] == kind[:-1]) & (text[1:] == text[:-1]) & counts[:-1]
-    goes_on &= tf.concat([[False], same], axis=0)[: tf.size(kind)]
+    # Spans: the words of an entity, see TagScheme.spans, or single words.
+    kinds = sorted({type for _, type in roles})
+    kind = tf.gather(tf.constant([kinds.index(type) for _, type in roles]), best)
+    counts, begins, ends_here = (
+        tf.gather(tf.constant([role in some for role, _ in roles]), best)
+        for some in ("BIES", "BS", "ES")
+    )
+    same = (kind[1:] == kind[:-1]) & (text[1:] == text[:-1]) & counts[:-1] & ~ends_here[:-1]
+    goes_on = counts & ~begins & tf.concat([[False], same], axis=0)[: tf.size(kind)]
     number = tf.cumsum(tf.cast(counts & ~goes_on, tf.int32)) - 1  # of the span
     words = tf.where(counts)[:, 0]
     number, begins = tf.gather(number, words), tf.gather(counts & ~goes_on, words)
@@ -330,3 +331,9 @@ def has_maximum_context(windows: TokenWindows) -> tf.Tensor:
     window = tf.range(W)[:, None] + tf.zeros_like(windows.token)
     first = tf.math.unsorted_segment_min(tf.where(shown == most, window, W), windows.token, T)
     return tf.gather(first, windows.token) == window
+
+
+def characters_before(text: bytes) -> np.ndarray:
+    """Returns the number of characters before each byte offset of a UTF-8 text, (bytes + 1,)."""
+    begins = (np.frombuffer(text, np.uint8) & 0xC0) != 0x80
+    return np.concatenate([[0], np.cumsum(begins)])

@@ -11,14 +11,15 @@ import numpy as np
 import tensorflow as tf
 
 from kbert.data.bucketed_batches import EncodedExample
-from kbert.data.columns import tag_keys
-from kbert.data.conll import conll, to_iob2
+from kbert.data.columns import count, tag_keys
+from kbert.data.conll import conll
 from kbert.data.examples import TagExample, form_of, open_records, tag_example
+from kbert.data.tag_schemes import tag_scheme, to_iob2
 from kbert.model.models import BertForTokenClassification
 from kbert.tasks import metrics
 from kbert.tasks.endpoint import Endpoint
-from kbert.tasks.labels import label_numbers
-from kbert.tasks.span_ops import in_parts, tagged_spans, text_windows
+from kbert.tasks.labels import label_numbers, shown
+from kbert.tasks.span_ops import characters_before, in_parts, tagged_spans, text_windows
 from kbert.tasks.task import Encoded, Task, encoded_rows, labelled, softmax
 from kbert.tokenizer.vocab import CONTINUATION
 
@@ -59,7 +60,7 @@ class TagEndpoint(Endpoint):
     def from_texts(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
         windows = text_windows(text, self.tokenizer, self.max_seq_length)
         probabilities = in_parts(self.from_ids, windows.features)["probabilities"]
-        return tagged_spans(text, windows, probabilities, self.task.label_names, self.tokenizer)
+        return tagged_spans(text, windows, probabilities, self.task.roles, self.tokenizer)
 
     def postprocess(
         self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
@@ -68,11 +69,15 @@ class TagEndpoint(Endpoint):
 
 
 class Tagging(Task):
-    """A tag for each word: entities in IOB2, parts of speech.
+    """A tag for each word: entities in any scheme of `kbert.data.tag_schemes`, parts of speech.
 
     A word has the tag of its first piece. A word that BERT's tokenizer splits further, such as
     "U.S.", is trained as several words with the same tag (B-X first, then I-X), so that plain text,
     which is not split into words, can be tagged, too.
+
+    Attributes:
+        scheme: TagScheme of the label names; None: they mark no entities.
+        roles: role and type of each label; without a scheme each word is a span, role S.
     """
 
     name = "tag"
@@ -96,8 +101,11 @@ class Tagging(Task):
         return records, functools.partial(tag_example, *keys)
 
     @classmethod
-    def finished(cls, examples: list[TagExample]) -> list[TagExample]:
-        tags = to_iob2([example.tags for example in examples])
+    def finished(
+        cls, examples: list[TagExample], note: Callable[[str], object]
+    ) -> list[TagExample]:
+        tags, scheme = to_iob2([example.tags for example in examples])
+        note(_scheme_note({tag for row in tags for tag in row}, scheme))
         pairs = zip(examples, tags, strict=True)
         return [dataclasses.replace(example, tags=new) for example, new in pairs]
 
@@ -111,7 +119,9 @@ class Tagging(Task):
 
     @staticmethod
     def output_of(prediction: list[dict[str, Any]]) -> dict[str, Any]:
-        columns = {name: [span[name] for span in prediction] for name in TagEndpoint.padded}
+        keys = {name: name for name in TagEndpoint.padded}
+        keys |= {"start": "byte_start", "end": "byte_end"}
+        columns = {name: [span[key] for span in prediction] for name, key in keys.items()}
         return columns | {"count": len(prediction)}
 
     @staticmethod
@@ -126,8 +136,12 @@ class Tagging(Task):
     ):
         super().__init__(tokenizer, label_names, max_seq_length)
         self._starts_word = np.array([not w.startswith(CONTINUATION) for w in tokenizer.vocab])
-        if label_names and any(name.startswith(("B-", "I-")) for name in label_names):
+        names = label_names or ()
+        self.scheme = tag_scheme(names)
+        self.roles = [("S", name) for name in names]
+        if self.scheme:
             self.metric = "entity_f1"
+            self.roles = [self.scheme.roles.get(name, ("O", "")) for name in names]
 
     def encode(
         self, examples: Sequence[TagExample], class_weights: np.ndarray | None = None
@@ -169,11 +183,11 @@ class Tagging(Task):
             if not begin:
                 break
             end = end or item.length - 1
-            inside = f"I-{tag[2:]}" if tag.startswith("B-") else tag
-            labels[begin:end] = numbers.get(inside, numbers.get(tag, unknown))
-            labels[begin] = numbers.get(tag, unknown)
             weights[begin:end] = self._starts_word[item.input_ids[begin:end]]
             weights[begin] = 1
+            places = begin + np.flatnonzero(weights[begin:end])
+            parts = self.scheme.split(tag, len(places)) if self.scheme else [tag] * len(places)
+            labels[places] = [numbers.get(part, unknown) for part in parts]
         return labels, np.int32, weights
 
     def predictions(
@@ -182,7 +196,7 @@ class Tagging(Task):
         encoded: Encoded,
         outputs: Iterable[dict[str, np.ndarray]],
     ) -> list[dict[str, Any]]:
-        rest = "O" if "O" in self.label_names else self.label_names[0]
+        rest = self.scheme.outside if self.scheme else self.label_names[0]
         predictions = []
         for example, begins, output in zip(examples, encoded.windows, outputs, strict=True):
             best = output["logits"].argmax(axis=-1)
@@ -193,10 +207,10 @@ class Tagging(Task):
     def scores(
         self, examples: Sequence[TagExample], predictions: Sequence[dict[str, Any]]
     ) -> dict[str, Any]:
-        return metrics.entity_scores(*_tags(examples, predictions))
+        return metrics.entity_scores(*_tags(examples, predictions), self.label_names)
 
     def report(self, examples: Sequence[TagExample], predictions: Sequence[dict[str, Any]]) -> str:
-        return metrics.entity_report_text(*_tags(examples, predictions))
+        return metrics.entity_report_text(*_tags(examples, predictions), self.label_names)
 
     def text_windows(self, texts: Sequence[str]) -> Encoded:
         """Encodes plain texts, long ones in windows that overlap by half.
@@ -219,16 +233,35 @@ class Tagging(Task):
         for begin, windows in zip(range(0, len(texts), _TEXTS), encoded.windows, strict=True):
             logits = windows.padded(outputs, ["logits"])["logits"]
             part = texts[begin : begin + _TEXTS]
-            spans = tagged_spans(part, windows, softmax(logits), self.label_names, self.tokenizer)
-            columns = {name: column.numpy().tolist() for name, column in spans.items()}
-            for name in ("label", "text"):
-                columns[name] = [
-                    [value.decode("utf-8", "replace") for value in row] for row in columns[name]
-                ]
-            for row, count in enumerate(columns.pop("count")):
-                values = zip(*(column[row][:count] for column in columns.values()), strict=True)
-                results.append([dict(zip(columns, v, strict=True)) for v in values])
+            spans = tagged_spans(part, windows, softmax(logits), self.roles, self.tokenizer)
+            columns = {name: column.numpy() for name, column in spans.items()}
+            for row, (text, number) in enumerate(zip(part, columns.pop("count"), strict=True)):
+                names = "label", "start", "end", "score"
+                results.append(_spans_of(text, *(columns[n][row][:number].tolist() for n in names)))
         return results
+
+
+def _spans_of(text, *columns):
+    """A dict for each span of a text. columns: labels, starts and ends in bytes, scores."""
+    places = characters_before(text.encode()).tolist()
+    spans = []
+    for label, byte_start, byte_end, score in zip(*columns, strict=True):
+        start, end = places[byte_start], places[byte_end]
+        span = {"label": label.decode(), "text": text[start:end], "start": start, "end": end}
+        spans.append(span | {"byte_start": byte_start, "byte_end": byte_end, "score": score})
+    return spans
+
+
+def _scheme_note(tags, scheme):
+    if scheme:
+        types = sorted({type for _, type in scheme.roles.values()})
+        return f"the tags mark entities in {scheme.name}; types: {shown(types) or 'none'}"
+    if all(tag.isdecimal() for tag in tags):
+        return (
+            f"the tags are numbers, {min(map(int, tags))} to {max(map(int, tags))}; unless "
+            f"--label_names names them, in order, they are scored by word"
+        )
+    return f"the {count(len(tags), 'tag')} mark no entities and are scored by word"
 
 
 def _tags(examples, predictions):

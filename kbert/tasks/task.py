@@ -144,6 +144,7 @@ class Task(abc.ABC):
         example_fields: fields of an example that are the arguments of the method.
         unlabelled_as: name of the task that reads files of texts for predictions; None: this one.
         own_settings: dict of the task's own settings in `task.json` -> check, such as `BOOL`.
+        call_options: names of the attributes that a call of the method may set.
     """
 
     name: str = ""
@@ -164,6 +165,7 @@ class Task(abc.ABC):
     example_fields: tuple[str, ...] = ("text",)
     unlabelled_as: str | None = None
     own_settings: "dict[str, Check]" = {}
+    call_options: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -205,8 +207,28 @@ class Task(abc.ABC):
         """
 
     @classmethod
-    def finished(cls, examples: list[Any]) -> list[Any]:
-        """Converts the labelled examples of a whole file to the form that the task needs."""
+    def finished(cls, examples: list[Any], note: Callable[[str], object]) -> list[Any]:
+        """Converts the labelled examples of a whole file to the form that the task needs.
+
+        Args:
+            note: called with a remark on what was found in the file.
+        """
+        return examples
+
+    @classmethod
+    def checked_for_training(
+        cls, examples: list[Any], skip_bad_lines: bool, report: Callable[[str], object]
+    ) -> list[Any]:
+        """Returns the examples whose labels can be learnt; evaluation needs no such check.
+
+        Args:
+            examples: labelled, of `kbert.tasks.examples.read_examples`.
+            skip_bad_lines: whether to skip other examples instead of raising.
+            report: called with a line about examples that were skipped or repaired.
+
+        Raises:
+            UserError: a label cannot be learnt; names file and line.
+        """
         return examples
 
     @classmethod

@@ -155,6 +155,9 @@ class Finetuning(Workload):
         examples = {
             name: read_examples(file, config, report=log) for name, file in files.items() if file
         }
+        examples["train"] = get_task(config.task).checked_for_training(
+            examples["train"], config.skip_bad_lines, log
+        )
         names = None
         if get_task(config.task).fewest_labels:
             names, examples = self._label_names(state, examples)

@@ -1,12 +1,23 @@
 """Writes and reads files of examples."""
 
 import gzip
+import pathlib
 
 import pytest
 from example_files import settings
 
 from kbert.errors import UserError
 from kbert.tasks.examples import read_examples
+
+SHARED_CASES = pathlib.Path(__file__).parents[3] / "shared" / "cases"
+
+
+@pytest.fixture
+def shared_cases():
+    """Folder of files that people have, which are not part of the project."""
+    if not SHARED_CASES.is_dir():
+        pytest.skip(f"needs the files in {SHARED_CASES}")
+    return SHARED_CASES
 
 
 @pytest.fixture

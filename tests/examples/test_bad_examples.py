@@ -37,10 +37,10 @@ CHOICES = {"choice_columns": "1,2", "text_column": "0", "label_column": "3"}
         (
             "t.tsv",
             "choice",
-            "a\tb\tc\t0",
+            "a\tb\tc\t0\na\tb\tc\t0",
             "a\tb\tc\t2",
             CHOICES,
-            "the label must be in [0, 1], or the text of a choice; got '2'",
+            "the label must be in [0, 1], or a letter; got '2'",
         ),
         ("t.conll", "tag", "a O\n", "a", {}, "the line has 1 column, the first line has 2"),
         ("t.conll", "tag", "a O\n", "a b O", {}, "the line has 3 columns, the first line has 2"),
@@ -72,9 +72,8 @@ def test_bad_lines(read, tmp_path, name, task, good, bad, flags, problem):
     expected = read(name, good, task, **flags)
     assert found[: len(expected)] == expected
     left_out = message.removesuffix(f" {HINT}")
-    assert reports == [
-        f"note: 1 of {len(found) + 1} examples of {name} is skipped; the first: {left_out}"
-    ]
+    line = f"note: 1 of {len(found) + 1} examples of {name} is skipped; the first: {left_out}"
+    assert reports[0] == line
 
 
 @pytest.mark.parametrize(
@@ -115,7 +114,7 @@ def test_bad_json_lines(error_of, task, bad, problem):
         (["b", "c"], "b", "choice", "there must be at least two choices; got 1"),
         (["O"], ["O", "O"], "tag", "1 word, but 2 tags"),
         (["O"], [], "tag", "there are no tags"),
-        (["O"], [3], "tag", "tag 0 (from 0) must be a non-empty string; got 3"),
+        (["O"], [3.5], "tag", "tag 0 (from 0) must be a non-empty string; got 3.5"),
         (["O"], "O", "tag", "'labels' must be a list of tags; got 'O'"),
     ],
 )
@@ -132,26 +131,15 @@ def test_bad_lists(error_of, good, bad, task, problem):
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
-        (
-            {"answers": [{"text": "cat", "answer_start": 5}]},
-            "answer not in context: 'cat' is not at character 5, but at 4",
-        ),
-        (
-            {"answers": [{"text": "the", "answer_start": -7}]},
-            "answer not in context: 'the' is not at character -7, but at 0, 15",
-        ),
-        (
-            {"answers": [{"text": "the", "answer_start": 15}, {"text": "dog", "answer_start": 0}]},
-            "answer not in context: 'dog' is not at character 0, nor anywhere else",
-        ),
         ({"answers": [{"text": " ", "answer_start": 3}]}, "an answer is empty"),
         (
-            {"answers": [{"text": "cat"}]},
+            {"answers": [{"text": "cat", "answer_start": 4.5}]},
             'an answer must have "text", a string, and "answer_start", a whole number; got '
-            "{'text': 'cat'}",
+            "{'text': 'cat', 'answer_start': 4.5}",
         ),
         ({"answers": [], "is_impossible": False}, 'no answers, and "is_impossible" is false'),
-        ({"answers": "cat"}, "\"answers\" must be a list; got 'cat'"),
+        ({"answers": 4}, '"answers" must be a list; got 4'),
+        ({"is_impossible": "maybe"}, "\"is_impossible\" must be true or false; got 'maybe'"),
         (
             {"answers": {"text": ["cat"], "answer_start": []}},
             '"text" and "answer_start" of "answers" must be lists of equal length',
@@ -188,9 +176,9 @@ def test_other_bad_questions(error_of):
 
 
 def test_a_choice_of_thousands_of_digits(error_of):
-    good = {"text": "a", "choices": ["b", "c"], "label": 1}
+    good = {"text": "a", "choices": ["b", "c"], "label": 0}
     text = rows(good, good | {"label": "1" * 5000})
-    problem = "the label must be in [0, 1], or the text of a choice; got '1111"
+    problem = "the label must be in [0, 1], or a letter; got '1111"
     assert problem in error_of("t.jsonl", text, "choice")
 
 
@@ -265,11 +253,13 @@ def test_a_bad_word_leaves_its_sentence_out(read):
         ),
         ("t.tsv", "a", "qa", "must be a file that ends in .json, .jsonl or .parquet"),
         ("s.json", "{", "qa", "s.json is not JSON: Expecting property name"),
-        ("s.json", rows({"question": "?"}) * 2, "qa", "If it has one question per line, rename it"),
+        ("s.json", rows({"question": "?"}) * 2, "qa", "s.json, line 1: there is no key 'context'"),
         ("s.json", b'"\xff"', "qa", "s.json is not UTF-8"),
-        ("s.json", "[]", "qa", 'data[].paragraphs[].qas[]: the file has no list "data"'),
-        ("s.json", '{"data": [3]}', "qa", 'data[0] has no list "paragraphs"'),
-        ("s.json", '{"data": [{"paragraphs": [{}]}]}', "qa", "data[0].paragraphs[0] has no list"),
+        ("s.json", "[]", "qa", "s.json has no examples."),
+        ("s.json", '{"a": 3}', "qa", "s.json has no question at [0]: {'a': 3}. The file must have"),
+        ("s.json", '{"data": [3]}', "qa", "s.json has no question at data[0]: 3."),
+        ("s.json", '{"data": [{"qas": 3}]}', "qa", '"qas" of data[0] must be a list; got 3.'),
+        ("s.json", '{"data": [{"paragraphs": [{}]}]}', "qa", "question at data[0].paragraphs[0]"),
         ("s.json", '{"data": []}', "qa", "s.json has no examples."),
     ],
 )

@@ -1,10 +1,9 @@
 """Examples in tables, JSON lines, CoNLL and questions: every format spelled out."""
 
 import pytest
-from example_files import CONTEXT, rows, squad_file
+from example_files import rows
 
-from kbert.data.conll import to_iob2
-from kbert.data.examples import Answer, ChoiceExample, QuestionExample, TagExample, TextExample
+from kbert.data.examples import ChoiceExample, TagExample, TextExample
 from kbert.errors import UserError
 
 pytestmark = pytest.mark.smoke
@@ -165,33 +164,13 @@ def test_choices_of_tables(read, label):
     text = f"text,label,choice0,ending1,Choice2\na,{label},c,d,b\n"
     assert read("t.csv", text, "choice") == [ChoiceExample("t.csv, line 2", *expected)]
     text = f"a\tb\tc\td\t{label}\n"
-    found = read("t.tsv", text, "choice", choice_columns="2, 3,1")
-    assert found == [ChoiceExample("t.tsv, line 1", *expected)]
+    flags = {"choice_columns": "2, 3,1", "first_choice": "0"}
+    assert read("t.tsv", text, "choice", **flags) == [ChoiceExample("t.tsv, line 1", *expected)]
     text = f"sent\tx\ty\tz\tlabel\na\tb\tc\td\t{label}\n"
-    flags = {"text_column": "sent", "choice_columns": "y,z,x"}
+    flags |= {"text_column": "sent", "choice_columns": "y,z,x"}
     assert read("t.tsv", text, "choice", **flags) == [ChoiceExample("t.tsv, line 2", *expected)]
     found = read("t.tsv", text, "choice", labelled=False, **flags)
     assert found == [ChoiceExample("t.tsv, line 2", "a", ("c", "d", "b"))]
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        {"text": "a", "choices": ["c", "d"], "label": 1},
-        {"text": "a", "endings": ["c", "d"], "label": "d"},
-        {"premise": "a", "choice1": "c", "choice2": "d", "label": "choice2"},
-    ],
-)
-def test_choices_of_json(read, record):
-    expected = [ChoiceExample("t.jsonl, line 1", "a", ("c", "d"), 1)]
-    assert read("t.jsonl", rows(record), "choice") == expected
-
-
-def test_choices_that_are_numbers(read, error_of):
-    """The label 2 is the number of 9 here, and the text of the first choice."""
-    assert read("t.tsv", "a\t5\t7\t9\t9\n", "choice", choice_columns="1,2,3")[0].label == 2
-    message = error_of("t.tsv", "a\t2\t7\t9\t2\n", "choice", choice_columns="1,2,3")
-    assert "the label '2' matches several choices, [0, 2] (from 0)." in message
 
 
 # Tags
@@ -245,26 +224,7 @@ def test_conllu(read):
     found = read("t.conllu", "0\tHer\tO\n1\t# 3-4\tB-X\n", "tag")
     assert found == [TagExample("t.conllu, line 1", ("Her", "# 3-4"), ("O", "B-X"))]
     found = read("t.conllu", "3-4\tB-X\n# 5\tO\n", "tag", text_column="0")
-    assert found == [TagExample("t.conllu, line 1", ("3-4",), ("B-X",))]
-
-
-@pytest.mark.parametrize(
-    ("tags", "expected"),
-    [
-        ("S-A O B-A M-A E-A B-A E-A", "B-A O B-A I-A I-A B-A I-A"),  # BMES
-        ("S-A B-A I-A E-A I-A", "B-A B-A I-A I-A I-A"),  # BIOES
-        ("U-A B-A I-A L-A", "B-A B-A I-A I-A"),  # BILOU
-        ("I-A I-A B-A O", "I-A I-A B-A O"),  # IOB1 stays
-        ("S-A E-A NOUN", "S-A E-A NOUN"),  # no scheme
-        ("B M E S O", "B M E S O"),  # nor that
-        ("O O", "O O"),
-    ],
-)
-def test_tag_schemes(tags, expected):
-    """The scheme is that of all sentences, whatever is in one of them."""
-    sentences = [tags.split(), ["O"], tags.split()[:1]]
-    expected = expected.split()
-    assert to_iob2(sentences) == [tuple(expected), ("O",), tuple(expected[:1])]
+    assert found == [TagExample("t.conllu, line 1", ("3-4", "# 5"), ("B-X", "O"))]
 
 
 def test_bmes_file_becomes_iob2(read):
@@ -282,51 +242,3 @@ def test_tags_of_json(read, keys):
     ]
     found = read("t.json", text, "tag", labelled=False, text_column=keys[0].upper())
     assert found[0] == TagExample("t.json, line 1", ("a", "b"))
-
-
-# Questions
-
-
-def test_squad(read):
-    answers = [{"text": "the", "answer_start": 15}, {"text": "cat", "answer_start": 4}]
-    text = squad_file(
-        {"id": "q1", "question": "who ?", "answers": answers},
-        {"id": "q2", "question": "no ?", "answers": [], "is_impossible": True},
-        {"id": "q3", "question": "un ?", "answers": answers, "is_impossible": True},
-    )
-    assert read("s.json", text, "qa") == [
-        QuestionExample(
-            "s.json, question q1", "q1", "who ?", CONTEXT, (Answer("the", 15), Answer("cat", 4))
-        ),
-        QuestionExample("s.json, question q2", "q2", "no ?", CONTEXT, (), True),
-        QuestionExample("s.json, question q3", "q3", "un ?", CONTEXT, (), True),
-    ]
-    text = squad_file({"question": "who ?"}, {"id": 9, "question": "?"})
-    assert read("s.json.gz", text, "qa", labelled=False) == [
-        QuestionExample("s.json.gz, question 1", "1", "who ?", CONTEXT),
-        QuestionExample("s.json.gz, question 9", "9", "?", CONTEXT),
-    ]
-
-
-def test_questions_of_json_lines(read):
-    text = rows(
-        {"question": "a ?", "context": CONTEXT, "answers": [{"text": "cat", "answer_start": 4}]},
-        {
-            "id": "x",
-            "question": "b ?",
-            "context": CONTEXT,
-            "answers": {"text": ["sat", "mat"], "answer_start": [8, 19]},
-        },
-        {"question": "c ?", "context": CONTEXT, "answers": {"text": [], "answer_start": []}},
-    )
-    assert read("s.jsonl", text, "qa") == [
-        QuestionExample("s.jsonl, line 1", "1", "a ?", CONTEXT, (Answer("cat", 4),)),
-        QuestionExample(
-            "s.jsonl, line 2 (question x)",
-            "x",
-            "b ?",
-            CONTEXT,
-            (Answer("sat", 8), Answer("mat", 19)),
-        ),
-        QuestionExample("s.jsonl, line 3", "3", "c ?", CONTEXT, (), True),
-    ]

@@ -8,6 +8,7 @@ from example_files import settings
 from kbert.data.examples import TextExample
 from kbert.errors import UserError
 from kbert.tasks.examples import read_examples
+from kbert.tasks.registry import get_task
 
 
 @pytest.mark.parametrize(
@@ -132,11 +133,14 @@ def test_real_answers_that_are_not_there(shared_data):
     reports = []
     path = shared_data / "cmrc2018/cmrc2018_trial.json.gz"
     found = read_examples(path, settings("qa", skip_bad_lines=True), report=reports.append)
-    assert len(found) == 1002 - 5 - 2
+    assert len(found) == 1002 - 2
+    assert len(get_task("qa").checked_for_training(found, True, reports.append)) == 1000 - 5
     assert reports == [
-        "note: 7 of 1,002 examples of cmrc2018_trial.json.gz are skipped; the first: "
-        "cmrc2018_trial.json.gz, question TRIAL_210_QUERY_0: answer not in context: '俗名龙尖' is "
-        "not at character 14, but at 13."
+        "note: 2 of 1,002 examples of cmrc2018_trial.json.gz are skipped; the first: "
+        "cmrc2018_trial.json.gz, question TRIAL_776_QUERY_4: the question is empty.",
+        "note: 5 of 1,000 training questions are skipped; the first: cmrc2018_trial.json.gz, "
+        "question TRIAL_210_QUERY_0: answer not in context: '俗名龙尖' is not at character 14, but "
+        "at 13.",
     ]
     with pytest.raises(UserError, match=r"question TRIAL_210_QUERY_0: answer not in context"):
-        read_examples(path, settings("qa"))
+        get_task("qa").checked_for_training(found, False, print)

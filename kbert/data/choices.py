@@ -1,0 +1,276 @@
+"""Reads questions with several choices: tables, SWAG, RACE, CommonsenseQA, ARC and others."""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from kbert.data import validation
+from kbert.data.columns import ColumnAliases, Columns, find_columns, has_header
+from kbert.data.examples import ChoiceExample
+from kbert.data.records import BadExample, Records, shown
+from kbert.errors import UserError
+
+if TYPE_CHECKING:
+    from kbert.data.records import Record
+    from kbert.settings.tasks import ColumnConfig
+
+# Names in lower case, in the order in which they are tried.
+_CONTEXTS = ("article", "context", "passage", "sent1", "ctx", "premise")
+_TEXTS = ("text", "question", "prompt", "sentence", "goal", "question_stem", "stem", "query")
+_STEMS = ("question", "sent2")  # in front of each choice, if there is a context
+_LABELS = ("label", "labels", "answer", "answerkey", "answer_key", "answers", "correct")
+_LABELS += ("correct_answer", "correct_option", "cop", "gold", "target")
+_LISTS = ("choices", "options", "endings", "answers", "candidates")
+_NUMBERED = re.compile(r"(choice|ending|option|answer|sol|op|opt)[ _-]?([a-j]|\d{1,2})")
+_LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
+_NUMBER = re.compile(r"(\d{1,3})(\.0)?")
+# What a label may be; letters go with both kinds of numbers.
+_MEANINGS = {
+    "name": "the name",
+    "text": "the text",
+    "0": "the letter or number (from 0)",
+    "1": "the letter or number (from 1)",
+}
+
+
+def choice_records(
+    open_file: Callable[[Callable[[list[str]], bool]], Records],
+    config: "ColumnConfig",
+    labelled: bool,
+) -> "tuple[Records, ChoiceMaker]":
+    """Returns the records of a file, and the function that converts them to examples.
+
+    Args:
+        open_file: function from `has_header` to Records.
+        config: has the columns, and first_choice, "auto", "0" or "1". labelled: whether to read
+            labels.
+
+    Raises:
+        UserError: a column is missing, or it is ambiguous what the labels mean.
+    """
+
+    def is_header(row):
+        names = [cell.strip().lower() for cell in row]
+        has_choices = len(_choices(names)) > 1 and not {*_CONTEXTS, *_TEXTS}.isdisjoint(names)
+        return has_header(row, config) or (config.header == "auto" and has_choices)
+
+    records = _flat(open_file(is_header))
+    stems = () if config.text_column else _stems(records)
+    aliases = ColumnAliases((*_CONTEXTS, *_TEXTS), stems, choices=("choice", "ending"))
+    columns = find_columns(records, _with_names(config, records, labelled), labelled, aliases)
+    keys = columns.choices if records.names else ()
+    names = [records.names[key] if isinstance(key, int) else key for key in keys]
+    maker = ChoiceMaker(columns, names)
+    if labelled:
+        items = list(records.items)
+        records = dataclasses.replace(records, items=iter(items))
+        meaning = maker.learn([record for _, record in items], config.first_choice, records.name)
+        records.notes.append(f"the labels are taken as {_MEANINGS[meaning]} of the right choice")
+    return records, maker
+
+
+@dataclasses.dataclass
+class _Names:
+    """The fields of a ColumnConfig that `find_columns` reads."""
+
+    text_column: str | None
+    text_pair_column: str | None
+    label_column: str | None
+    choice_columns: str | None
+
+
+def _with_names(config, records, labelled):
+    """The columns of the flags, else of the names that are usual for choices."""
+    names = [name.lower() for name in records.names or ()]
+    label, choices = config.label_column, config.choice_columns
+    if labelled and label is None:
+        label = next((name for name in _LABELS if name in names), None)
+    if choices is None and records.width is None:
+        choices = next((name for name in _LISTS if name in names and name != label), None)
+    if choices is None:
+        places = _choices([name if name != label else "" for name in names])
+        keys = [records.names[place] for place in places]
+        if len(keys) > 1:
+            choices = ",".join(keys if records.width is None else map(str, places))
+    return _Names(config.text_column, config.text_pair_column, label, choices)
+
+
+def _choices(names):
+    """Places of the columns of choices: A, B, C ..., or choice0, choice1 ..., in order."""
+    letters = [place for place, name in enumerate(names) if re.fullmatch("[a-j]", name)]
+    if len(letters) > 1 and {"a", "b"} <= {names[place] for place in letters}:
+        return letters
+    groups = collections.defaultdict(list)
+    for place, name in enumerate(names):
+        if match := _NUMBERED.fullmatch(name):
+            groups[match[1].replace("ending", "choice")].append(place)
+    return max(groups.values(), key=len, default=[])
+
+
+def _stems(records):
+    """Names of the column in front of each choice; none without a context."""
+    names = {name.lower() for name in records.names or ()}
+    return _STEMS if names & set(_CONTEXTS) else ()
+
+
+def _flat(records):
+    """Records in which the choices and the questions of nested objects are keys of their own."""
+    items = (item for where, record in records.items for item in _flat_items(where, record))
+    begun = [] if records.width is not None else [next(items, None)]
+    while begun and begun[-1] is not None and not isinstance(begun[-1][1], dict):
+        begun.append(next(items, None))
+    names = tuple(begun[-1][1]) if begun and begun[-1] else records.names
+    chained = (item for part in (iter(filter(None, begun)), items) for item in part)
+    return dataclasses.replace(records, items=chained, names=names)
+
+
+def _flat_items(where, record) -> "Iterator[tuple[str, Record | BadExample]]":
+    if not isinstance(record, dict):
+        yield where, record
+        return
+    if isinstance(record.get("questions"), list):  # RACE: an article with several questions
+        lists = [record["questions"], record.get("options"), record.get("answers")]
+        lists[2] = lists[2] if "answers" in record else [None] * len(lists[0])
+        if not all(isinstance(x, list) and len(x) == len(lists[0]) for x in lists):
+            problem = '"questions", "options" and "answers" must be lists of equal length'
+            yield where, BadExample(problem)
+            return
+        for number, (question, options, answer) in enumerate(zip(*lists, strict=True), 1):
+            row = {"question": question, "options": options, "answer": answer}
+            yield f"{where}, question {number}", {"article": record.get("article")} | row
+        return
+    question = record.get("question")
+    if isinstance(question, dict):  # CommonsenseQA and ARC
+        own = {"question": question.get("stem"), "choices": question.get("choices")}
+        record = {**record, **own}
+    yield where, record
+
+
+class ChoiceMaker:
+    """Converts records to ChoiceExamples, which must all have the same number of choices.
+
+    `learn` finds out from all records of a file what its labels mean.
+    """
+
+    def __init__(self, columns: Columns, names: Sequence[str] = ()):
+        self.columns, self.names = columns, names
+        self.number_of_choices: int | None = None  # of the first example
+        self._meaning = "0"
+
+    def learn(self, records: "Sequence[Record | BadExample]", first_choice: str, name: str) -> str:
+        """Finds out what the labels of a file mean, and returns it: a key of `_MEANINGS`.
+
+        Args:
+            first_choice: "auto", or the number of the first choice, "0" or "1". name: of the file.
+
+        Raises:
+            UserError: two meanings explain equally many labels and disagree.
+        """
+        rows = [reading for record in records if (reading := self._reading(record)) is not None]
+        meanings = [m for m in _MEANINGS if first_choice == "auto" or m not in "01"]
+        meanings += [] if first_choice == "auto" else [first_choice]
+        found = {m: sum(m in indices for _, indices in rows) for m in meanings}
+        best = [m for m in meanings if found[m] == max(found.values())]
+        unclear = [
+            (label, indices) for label, indices in rows if len({indices.get(m) for m in best}) > 1
+        ]
+        preferred = ["name", first_choice, "0" if "0" in _digits(self.names) else None]
+        self._meaning = next((m for m in preferred if m in best), best[0])
+        if unclear and self._meaning not in preferred:
+            label, indices = unclear[0]
+            ways = " or ".join(_MEANINGS[m] for m in best if m in indices)
+            raise UserError(
+                f"{name}: the label {shown(label)} may be {ways} of the right choice, and no other "
+                f"label decides it. Set --first_choice to the number of the first choice, 0 or 1, "
+                f"or write letters, A, B and so on."
+            )
+        return self._meaning
+
+    def _reading(self, record):
+        """The label of a record, and a dict of meaning -> number of the choice; None: it is bad."""
+        try:
+            if isinstance(record, BadExample):
+                return None
+            choices, names = self._choices(record)
+            label = validation.label_name(validation.part(record, self.columns.label))
+            return label, _meanings(label, choices, names)
+        except (BadExample, IndexError):
+            return None
+
+    def __call__(self, where: str, record: "Record") -> ChoiceExample:
+        """Returns the ChoiceExample of a record."""
+        columns = self.columns
+        validation.check_width(record, columns)
+        text = validation.text(validation.part(record, columns.text), "the text")
+        choices, names = self._choices(record)
+        for number, choice in enumerate(choices):
+            validation.text(choice, f"choice {number} (from 0)")
+        if len(choices) < 2:
+            raise BadExample(f"there must be at least two choices; got {len(choices)}")
+        if len(choices) != (self.number_of_choices or len(choices)):
+            expected = self.number_of_choices
+            raise BadExample(f"got {len(choices)} choices; the first example has {expected}")
+        label = None
+        if columns.label is not None:
+            label = self._label(validation.part(record, columns.label), choices, names)
+        if columns.text_pair is not None:
+            stem = validation.part(record, columns.text_pair)
+            choices = [f"{stem} {choice}" if stem else choice for choice in choices]
+        self.number_of_choices = len(choices)
+        return ChoiceExample(where, text, tuple(choices), label)
+
+    def _choices(self, record):
+        """The choices of a record, and their names: of their columns, or the labels beside them."""
+        keys = self.columns.choices
+        values = [validation.part(record, key) for key in keys]
+        if len(keys) > 1:
+            return values, self.names
+        value = values[0]
+        if isinstance(value, dict) and isinstance(value.get("text"), list):
+            return value["text"], _texts(value.get("label"))
+        if isinstance(value, list) and all(isinstance(x, dict) and "text" in x for x in value):
+            return [x["text"] for x in value], _texts([x.get("label") for x in value])
+        return (value if isinstance(value, list) else values), []
+
+    def _label(self, value, choices, names):
+        """The number of the right choice."""
+        label = validation.label_name(value)
+        index = _meanings(label, choices, names).get(self._meaning)
+        if index is None:
+            first = int(self._meaning == "1")
+            last = first + len(choices) - 1
+            expected = {
+                "name": f"one of {', '.join(names)}",
+                "text": "the text of one choice",
+            }.get(self._meaning, f"in [{first}, {last}], or a letter")
+            raise BadExample(f"the label must be {expected}; got {shown(label)}")
+        return index
+
+
+def _meanings(label, choices, names):
+    """dict of meaning -> number of the choice that a label means, without those it cannot have."""
+    lower = [name.lower() for name in names]
+    texts = [choice.strip() if isinstance(choice, str) else choice for choice in choices]
+    indices = {}
+    if label in names or lower.count(label.lower()) == 1:
+        indices["name"] = names.index(label) if label in names else lower.index(label.lower())
+    if texts.count(label) == 1:
+        indices["text"] = texts.index(label)
+    letter, number = _LETTER.fullmatch(label), _NUMBER.fullmatch(label)
+    for first in (0, 1):
+        index = ord(letter[1].upper()) - ord("A") if letter else -1
+        index = int(number[1]) - first if number else index
+        if 0 <= index < len(choices):
+            indices[str(first)] = index
+    return indices
+
+
+def _digits(names):
+    """The digits at the ends of names, such as 0 in ending0."""
+    return {name[-1:] for name in names}
+
+
+def _texts(values):
+    return [str(value) for value in values] if isinstance(values, list) else []

@@ -1,0 +1,148 @@
+"""Fills the [MASK] tokens of texts."""
+
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from kbert.errors import UserError
+from kbert.tasks.outputs import MOST_MASKS, masked_logits
+from kbert.tasks.task import text_items
+from kbert.tokenizer.vocab import CONTINUATION
+
+if TYPE_CHECKING:
+    from kbert.inference.batch_runner import BatchRunner
+    from kbert.model.models import BertForMaskedLM
+    from kbert.tokenizer.tokenizer import BertTokenizer
+
+_MASK = "[MASK]"
+_CHUNK = 64  # texts whose scores of the whole vocabulary are in memory
+_LAST_WORD = re.compile(r"[^\W\u2e80-\u9fff\uf900-\ufaff]*\Z")  # Chinese characters are words
+
+
+class MaskFiller:
+    """Predicts words for the [MASK] tokens of texts; see `kbert.Predictor.fill_mask`.
+
+    Args:
+        model: BertForMaskedLM. tokenizer: BertTokenizer that recognizes [MASK] in text.
+        max_seq_length: maximum tokens in a sequence.
+        runner: function from (kind, model, pick, function) to a BatchRunner.
+    """
+
+    def __init__(
+        self,
+        model: "BertForMaskedLM",
+        tokenizer: "BertTokenizer",
+        max_seq_length: int,
+        runner: "Callable[..., BatchRunner]",
+    ):
+        self.model, self.tokenizer = model, tokenizer
+        self.max_seq_length = max_seq_length
+        self._runner = runner
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        top_k: int,
+        targets: str | Sequence[str] | None,
+        advance: Callable[[int], object] | None,
+    ) -> list[dict[str, Any]]:
+        """Returns a dict for each text. advance: called with the number of texts done."""
+        tokenizer = self.tokenizer
+        if not 1 <= top_k <= tokenizer.vocab_size:
+            raise UserError(
+                f"top_k must be 1 to {tokenizer.vocab_size}, the vocabulary size; got {top_k}."
+            )
+        items = text_items(tokenizer, texts, None, self.max_seq_length)
+        counts = [int(np.sum(item.input_ids == tokenizer.mask_id)) for item in items]
+        for text, masks in zip(texts, counts, strict=True):
+            if not 0 < masks <= MOST_MASKS:
+                raise UserError(
+                    f"each text must have 1 to {MOST_MASKS} [MASK] within its first "
+                    f"{self.max_seq_length} tokens; got {masks} in {text[:60]!r}."
+                )
+        if targets is None:
+            best = self._best(items, top_k, advance)
+        else:
+            best = self._best_of(items, self._target_ids(targets), top_k, advance)
+        return [
+            self._filled(text, ids[:masks], scores[:masks])
+            for text, masks, (ids, scores) in zip(texts, counts, best, strict=True)
+        ]
+
+    def _best(self, items, top_k, advance):
+        """Yields ids and scores of the best tokens, (M, top_k), for each text."""
+        # Few graphs: powers of 2.
+        most = min(max(16, 1 << (top_k - 1).bit_length()), self.tokenizer.vocab_size)
+
+        def pick(outputs, features):
+            best = tf.math.top_k(tf.nn.softmax(outputs["logits"]), most)  # (B, 16, most)
+            return {"scores": best.values, "ids": best.indices}
+
+        for output in self._outputs(most, pick)(items, advance):
+            yield output["ids"][:, :top_k], output["scores"][:, :top_k]
+
+    def _best_of(self, items, target_ids, top_k, advance):
+        """As `_best`, of the tokens in target_ids."""
+
+        def pick(outputs, features):
+            return {"scores": tf.nn.softmax(outputs["logits"])}
+
+        runner = self._outputs("all", pick)
+        for begin in range(0, len(items), _CHUNK):
+            for output in runner(items[begin : begin + _CHUNK], advance):
+                scores = output["scores"][:, target_ids]
+                order = np.argsort(-scores, axis=-1, kind="stable")[:, :top_k]
+                yield target_ids[order], np.take_along_axis(scores, order, axis=-1)
+
+    def _outputs(self, kind, pick):
+        model, tokenizer = self.model, self.tokenizer
+
+        def compute(features: Mapping[str, tf.Tensor], training: bool) -> Mapping[str, tf.Tensor]:
+            return masked_logits(model, features, tokenizer)
+
+        return self._runner(f"fill_mask_{kind}_{tokenizer.mask_id}", model, pick, compute)
+
+    def _target_ids(self, targets):
+        """Sorted ids of the targets; of the first piece of those not in the vocabulary."""
+        targets = [targets] if isinstance(targets, str) else list(targets)
+        number = {word: i for i, word in enumerate(self.tokenizer.vocab)}
+        missing = [target for target in targets if target not in number]
+        rows = self.tokenizer.tokenize(missing).to_list() if missing else []
+        pieces = dict(zip(missing, rows, strict=True))
+        for target, ids in pieces.items():
+            other = f"{self.tokenizer.vocab[ids[0]]!r} stands for it" if ids else "it is ignored"
+            warnings.warn(f"the target {target!r} is not in the vocabulary; {other}", stacklevel=4)
+        first = [number[t] if t in number else next(iter(pieces[t]), None) for t in targets]
+        if not (ids := {i for i in first if i is not None}):
+            raise UserError(f"targets must have at least one word; got {targets!r}.")
+        return np.array(sorted(ids))
+
+    def _filled(self, text, ids, scores):
+        """The dict of a text. ids, scores: (masks, k)."""
+        filled, *parts = text.split(_MASK)
+        masks = []
+        for place, part in enumerate(parts):
+            if place >= len(ids):  # behind max_seq_length
+                filled += _MASK + part
+                continue
+            masks.append(
+                [
+                    {"token": self.tokenizer.vocab[i], "score": float(score)}
+                    | {"word": _joined(filled, self.tokenizer.vocab[i])[1]}
+                    for i, score in zip(ids[place], scores[place], strict=True)
+                ]
+            )
+            filled = _joined(filled, masks[-1][0]["token"])[0] + part
+        return {"text": filled, "masks": masks}
+
+
+def _joined(text, token):
+    """A text with a token behind it, and the word that ends with the token."""
+    if not token.startswith(CONTINUATION) or token == CONTINUATION:
+        return text + token, token
+    text = text.rstrip() + token.removeprefix(CONTINUATION)
+    return text, _LAST_WORD.search(text)[0] or token.removeprefix(CONTINUATION)
