@@ -100,6 +100,8 @@ def test_what_a_folder_was_fine_tuned_for_is_predicted(lines, folders):
     assert lines("tag", "\n".join(texts)) == [{"spans": s} for s in predictor.tag(texts)]
     (found,) = lines("qa", "the dog\tthe cat sat on a mat\n")
     assert found["text"] in "the cat sat on a mat"
+    (found,) = lines("qa", "the dog\tthe cat sat on a mat\n", top_k=3, max_answer_length=1)
+    assert len(found["candidates"]) == 3 and found["text"] in "the cat sat on a mat".split()
     (found,) = lines("choice", "the dog\tran\tsat\ta mat")
     assert found["text"] in ("ran", "sat", "a mat")
 
@@ -107,6 +109,8 @@ def test_what_a_folder_was_fine_tuned_for_is_predicted(lines, folders):
 def test_methods_of_a_pretrained_folder(lines):
     (found,) = lines("plain", "the [MASK] sat", top_k=2)
     assert len(found["masks"][0]) == 2
+    (found,) = lines("plain", "the [MASK] sat", targets="cat, dog")
+    assert {word["token"] for word in found["masks"][0]} == {"cat", "dog"}
     (found,) = lines("plain", "the cat", method="embed", pooling="cls")
     assert len(found["embedding"]) == 12
     (found,) = lines("plain", "the cat\ta dog", method="similarity")
@@ -158,6 +162,14 @@ def test_files(lines, tmp_path):
             "top_k must be 1 to 14, the vocabulary size; got 15",
         ),
         ("plain", "the cat", {"method": "tag"}, "has no token_classifier, which this needs"),
+        ("tag", "a", {"top_k": 2}, "--top_k is for fill_mask and answer; the method is tag."),
+        ("qa", "a\tb", {"targets": "a"}, "--targets is for fill_mask; the method is answer."),
+        (
+            "classify",
+            "a",
+            {"allow_no_answer": False},
+            "--allow_no_answer is for answer; the method is classify.",
+        ),
     ],
 )
 def test_bad_lines(lines, model, text, settings, message):

@@ -26,6 +26,7 @@ _FORMS = (
     re.compile(rf"(?P<type>.+)(?P<separator>[-_:./|])(?P<letter>{_LETTERS})"),  # PER-B
     re.compile(rf"(?P<letter>{_LETTERS})(?P<separator>)(?P<type>)"),  # B
 )
+_BRACKETS = re.compile(r"(\((?P<type>[^()*]+))?\*?(?P<end>\))?")
 _USUAL = re.compile(r"([BI])-(.+)")
 # Labels of special tokens in some models; X marks the later pieces of a word.
 _SPECIAL = re.compile(r"\[(CLS|SEP|PAD|UNK)\]|<\w+>|PAD")
@@ -174,7 +175,11 @@ def to_iob2(rows: Sequence[Sequence[str]]) -> tuple[list[tuple[str, ...]], TagSc
         rows: tags of all sentences of a file, which determine the scheme together.
     """
     rows = [tuple(tags) for tags in rows]
-    scheme = tag_scheme(tag for tags in rows for tag in tags)
+    distinct = {tag for tags in rows for tag in tags}
+    if any("(" in tag for tag in distinct) and all(map(_BRACKETS.fullmatch, distinct)):
+        rows = [tuple(_without_brackets(tags)) for tags in rows]
+        distinct = {tag for tags in rows for tag in tags}
+    scheme = tag_scheme(distinct)
     if scheme is None or scheme.name.startswith("plain"):
         return rows, scheme
     if scheme.name == "IOB2" and not _is_iob1(rows, scheme):  # errors stay for strict metrics
@@ -189,6 +194,15 @@ def to_iob2(rows: Sequence[Sequence[str]]) -> tuple[list[tuple[str, ...]], TagSc
         iob2 |= {_iob2("B", type): ("B", type), _iob2("I", type): ("I", type)}
     writer = TagScheme("IOB2", iob2)
     return [writer.write(scheme.spans(tags), len(tags)) for tags in rows], scheme
+
+
+def _without_brackets(tags):
+    """Yields IOB2 for the brackets of CoNLL-2012: (PERSON* *) * (ORG)."""
+    inside = None
+    for match in map(_BRACKETS.fullmatch, tags):
+        inside = match["type"] or inside
+        yield f"{'B' if match['type'] else 'I'}-{inside}" if inside else "O"
+        inside = None if match["end"] else inside
 
 
 def _is_iob1(rows, scheme):

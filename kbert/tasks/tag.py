@@ -15,6 +15,7 @@ from kbert.data.columns import count, tag_keys
 from kbert.data.conll import conll
 from kbert.data.examples import TagExample, form_of, open_records, tag_example
 from kbert.data.tag_schemes import tag_scheme, to_iob2
+from kbert.errors import UserError
 from kbert.model.models import BertForTokenClassification
 from kbert.tasks import metrics
 from kbert.tasks.endpoint import Endpoint
@@ -92,6 +93,12 @@ class Tagging(Task):
     def reader(
         cls, source: str, config: "ColumnConfig", labelled: bool
     ) -> "tuple[Records, Callable[[str, Record], TagExample]]":
+        if form_of(source) == "csv":
+            raise UserError(
+                f"{source} is a table with commas; words are read from files with one word per "
+                f"line, columns separated by tabs or spaces, and an empty line between sentences, "
+                f"or from JSON lines with lists of words and tags. Convert it."
+            )
         if form_of(source) in ("tfds", "arrow", "json", "jsonl", "ndjson"):
             records = open_records(source, cls.name, None)
             keys = tag_keys(records, config, labelled)

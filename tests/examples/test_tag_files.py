@@ -144,6 +144,18 @@ def test_schemes_of_files(read, scheme, form):
     assert " ".join(example.tags) == "B-per I-per O B-loc B-loc"
 
 
+def test_brackets_of_conll_2012(read):
+    text = "#begin document (bc/cctv); part 000\nbc 0 0 John (PERSON*\nbc 0 1 Smith *)\n"
+    text += "bc 0 2 left *\nbc 0 3 IBM (ORG)\n\n#end document\n"
+    found = sentences(read, "t.conll", text, text_column="3")
+    assert found == [("John Smith left IBM", "B-PERSON I-PERSON O B-ORG")]
+
+
+def test_tables_with_commas(error_of):
+    message = error_of("ner.csv", "Sentence #,Word,Tag\n1,the,O\n", "tag")
+    assert "ner.csv is a table with commas; words are read from files with one word" in message
+
+
 def test_bmes_and_segments_without_types(read):
     assert sentences(read, "t.txt", "今 B\n天 E\n好 S\n") == [("今 天 好", "B I B")]
     assert sentences(read, "t.txt", "今 B\n天 I\n好 O\n") == [("今 天 好", "B I O")]
