@@ -63,7 +63,16 @@ KINDS = {
 }
 
 # Their graphs are almost the same as those of other kinds, so their tests are marked slow.
-ALIKE = {"pair", "multilabel", "regress", "tags", "bmes", "answer_or_none", "next_sentence", "encode"}
+ALIKE = {
+    "pair",
+    "multilabel",
+    "regress",
+    "tags",
+    "bmes",
+    "answer_or_none",
+    "next_sentence",
+    "encode",
+}
 
 
 def kinds(*others):

@@ -101,7 +101,7 @@ def test_what_a_folder_was_fine_tuned_for_is_predicted(lines, folders):
     (found,) = lines("qa", "the dog\tthe cat sat on a mat\n")
     assert found["text"] in "the cat sat on a mat"
     (found,) = lines("qa", "the dog\tthe cat sat on a mat\n", top_k=3, max_answer_length=1)
-    assert len(found["candidates"]) == 3 and found["text"] in "the cat sat on a mat".split()
+    assert len(found["candidates"]) == 3 and " " not in found["text"]
     (found,) = lines("choice", "the dog\tran\tsat\ta mat")
     assert found["text"] in ("ran", "sat", "a mat")
 

@@ -1,7 +1,10 @@
 """Reads questions with several choices: tables, SWAG, RACE, CommonsenseQA, ARC and others."""
 
+import ast
 import collections
+import contextlib
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -21,7 +24,8 @@ _CONTEXTS = ("article", "context", "passage", "sent1", "ctx", "premise")
 _TEXTS = ("text", "question", "prompt", "sentence", "goal", "question_stem", "stem", "query")
 _STEMS = ("question", "sent2")  # in front of each choice, if there is a context
 _LABELS = ("label", "labels", "answer", "answerkey", "answer_key", "answers", "correct")
-_LABELS += ("correct_answer", "correct_option", "cop", "gold", "target")
+_LABELS += ("correct_answer", "correct answer", "correct_option", "correct_choice", "cop", "gold")
+_LABELS += ("gold_label", "answer_index", "answer_idx", "correct_index", "key", "target")
 _LISTS = ("choices", "options", "endings", "answers", "candidates")
 _NUMBERED = re.compile(r"(choice|ending|option|answer|sol|op|opt)[ _-]?([a-j]|\d{1,2})")
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
@@ -87,13 +91,13 @@ def _with_names(config, records, labelled):
     label, choices = config.label_column, config.choice_columns
     if labelled and label is None:
         label = next((name for name in _LABELS if name in names), None)
-    if choices is None and records.width is None:
-        choices = next((name for name in _LISTS if name in names and name != label), None)
     if choices is None:
         places = _choices([name if name != label else "" for name in names])
         keys = [records.names[place] for place in places]
         if len(keys) > 1:
             choices = ",".join(keys if records.width is None else map(str, places))
+        else:
+            choices = next((name for name in _LISTS if name in names and name != label), None)
     return _Names(config.text_column, config.text_pair_column, label, choices)
 
 
@@ -171,8 +175,8 @@ class ChoiceMaker:
         rows = [reading for record in records if (reading := self._reading(record)) is not None]
         meanings = [m for m in _MEANINGS if first_choice == "auto" or m not in "01"]
         meanings += [] if first_choice == "auto" else [first_choice]
-        found = {m: sum(m in indices for _, indices in rows) for m in meanings}
-        best = [m for m in meanings if found[m] == max(found.values())]
+        counts = {m: sum(m in indices for _, indices in rows) for m in meanings}
+        best = [m for m in meanings if counts[m] == max(counts.values())]
         unclear = [
             (label, indices) for label, indices in rows if len({indices.get(m) for m in best}) > 1
         ]
@@ -227,7 +231,7 @@ class ChoiceMaker:
         values = [validation.part(record, key) for key in keys]
         if len(keys) > 1:
             return values, self.names
-        value = values[0]
+        value = _parsed(values[0])
         if isinstance(value, dict) and isinstance(value.get("text"), list):
             return value["text"], _texts(value.get("label"))
         if isinstance(value, list) and all(isinstance(x, dict) and "text" in x for x in value):
@@ -265,6 +269,16 @@ def _meanings(label, choices, names):
         if 0 <= index < len(choices):
             indices[str(first)] = index
     return indices
+
+
+def _parsed(value):
+    """A list or dict for a cell that holds one as JSON or Python; other values are unchanged."""
+    if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
+        return value
+    for parse in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return parse(value.strip())
+    return value
 
 
 def _digits(names):

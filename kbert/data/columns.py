@@ -17,8 +17,8 @@ TEXTS = ("text", "sentence", "sentence1", "text_a", "question", "premise", "ques
 TEXTS += ("title", "content", "#1 string")
 SECOND_TEXTS = ("text_pair", "sentence2", "text_b", "hypothesis", "question2", "#2 string")
 LABELS = ("label", "labels", "class", "category", "score", "quality", "target", "similarity")
-WORDS = ("words", "tokens")
-TAGS = ("tags", "ner_tags", "labels", "ner")
+WORDS = ("words", "tokens", "text", "sentence")
+TAGS = ("tags", "ner_tags", "labels", "ner", "tag", "label", "ner_labels", "bio", "pos_tags")
 
 
 @dataclasses.dataclass(frozen=True)

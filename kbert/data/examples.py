@@ -169,18 +169,25 @@ def text_example(
 def tag_example(
     words_key: str | int, tags_key: str | int | None, where: str, record: "Record"
 ) -> TagExample:
-    """Returns the TagExample of a record. tags_key: None if it is not labelled."""
-    words = _texts(record, words_key, "word")
+    """Returns the TagExample of a record. tags_key: None if it is not labelled.
+
+    Words and tags are lists, or strings with spaces between them; a string of words may also have
+    a tag for each of its characters.
+    """
+    words = validation.part(record, words_key)
     if tags_key is None:
-        return TagExample(where, words)
-    tags = _texts(record, tags_key, "tag")
+        return TagExample(where, _texts(words, words_key, "word"))
+    tags = _texts(validation.part(record, tags_key), tags_key, "tag")
+    if isinstance(words, str) and len(words) == len(tags) != len(words.split()):
+        words = list(words)
+    words = _texts(words, words_key, "word")
     if len(tags) != len(words):
         raise BadExample(f"{count(len(words), 'word')}, but {count(len(tags), 'tag')}")
     return TagExample(where, words, tags)
 
 
-def _texts(record, key, what):
-    values = validation.part(record, key)
+def _texts(values, key, what):
+    values = values.split() if isinstance(values, str) and " " in values else values
     if not isinstance(values, list):
         raise BadExample(f"{key!r} must be a list of {what}s; got {shown(values)}")
     if not values:

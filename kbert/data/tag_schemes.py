@@ -92,8 +92,8 @@ class TagScheme:
             roles = ["S"] if end == begin + 1 else ["B", *"I" * (end - begin - 2), "E"]
             for place, role in enumerate(roles, begin):
                 others = {"S": "SBIE", "B": "BI", "I": "I", "E": "EI"}[role]
-                found = (names[r, type] for r in others if (r, type) in names)
-                tags[place] = next(found, _iob2("B" if place == begin else "I", type))
+                possible = (names[r, type] for r in others if (r, type) in names)
+                tags[place] = next(possible, _iob2("B" if place == begin else "I", type))
         return tuple(tags)
 
     def split(self, tag: str, parts: int) -> list[str]:

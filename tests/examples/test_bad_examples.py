@@ -378,7 +378,7 @@ def test_bad_keys(error_of):
         "t.jsonl has keys, not columns, so --label_column must be one of 'text', 'y'; got 1."
     )
     message = error_of("t.jsonl", text, "tag")
-    assert message.startswith("t.jsonl has no column named words, tokens; it has 'text', 'y'.")
+    assert message.startswith("t.jsonl has no column named tags, ner_tags, labels, ner, tag")
     message = error_of("t.jsonl", text, "classify", label_column="text")
     assert message.startswith("two of text, second text, choices and label are the same column")
 

@@ -168,6 +168,15 @@ def test_pairs_of_choices(read, header, values, expected):
     assert labels(read, "t.csv", table(values, "bike,car", header)) == expected
 
 
+@pytest.mark.parametrize(
+    "cell", ["['x', \"y's\"]", '["x", "y\'s"]', "{'text': ['x', \"y's\"], 'label': ['A', 'B']}"]
+)
+def test_lists_in_a_cell(read, cell):
+    text = f"question\tchoices\tanswerKey\na?\t{cell}\tB\n"
+    (example,) = read("t.tsv", text, "choice")
+    assert (example.text, example.choices, example.label) == ("a?", ("x", "y's"), 1)
+
+
 def test_letters_and_numbers_of_one_file(read):
     """In ARC some questions number their choices."""
     numbered = {"text": ["x", "y"], "label": ["1", "2"]}

@@ -198,6 +198,19 @@ def test_numbers_are_named(read):
     assert [e.tags for e in named] == [("B-ORG", "O", "B-MISC", "O"), ("B-PER", "I-PER")]
 
 
+def test_strings_of_words(read, error_of):
+    text = rows(
+        {"text": "the cat sat", "labels": "O B-X O"},
+        {"text": "张三在", "labels": ["B-X", "I-X", "O"]},
+    )
+    assert sentences(read, "t.jsonl", text) == [
+        ("the cat sat", "O B-X O"),
+        ("张 三 在", "B-X I-X O"),
+    ]
+    text = rows({"text": "the cat", "labels": "O B-X O"})
+    assert "line 1: 2 words, but 3 tags" in error_of("t.jsonl", text, "tag")
+
+
 def test_numbers_of_another_scheme(read):
     names = ("O", "B-X", "M-X", "E-X", "S-X")
     text = rows({"words": list("abcde"), "labels": [1, 2, 3, 0, 4]})
