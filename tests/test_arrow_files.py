@@ -120,6 +120,7 @@ def test_saved_datasets(tmp_path):
     both = save_dict(tmp_path / "both", train=ROWS, validation=ROWS[:1])
     assert labels_of(both) == labels_of(f"{both}:train") == EXPECTED
     assert labels_of(f"{both}:validation") == EXPECTED[:1]
+    assert read_examples(f"{both}:train", settings("classify"))[2].where == "both:train, row 3"
     assert texts_of(f"{both}:validation, {folder}") == LINES[:2] + LINES
     check_inputs([], [str(both), f"{both}:validation", str(folder)])
     assert error_of(labels_of, f"{both}:test") == (
@@ -176,7 +177,7 @@ def test_tags_and_questions(tmp_path):
     folder = save_to_disk(tmp_path / "q", [row], {"id": {"_type": "Value"}}, shards=1)
     assert read_examples(str(folder), settings("qa")) == [
         QuestionExample(
-            "data-00000-of-00001.arrow, row 1 (question q)",
+            "q, row 1 (question q)",
             "q",
             "?",
             "the cat",

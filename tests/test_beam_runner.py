@@ -36,12 +36,12 @@ def text(tmp_path):
         documents.append("\n".join(" ".join(generator.choices(words, k=k)) for k in sizes))
     for name, part in (("b", documents[:40]), ("a", documents[40:70])):
         (tmp_path / f"{name}.text").write_text("\n\n".join(part) + "\n", encoding="utf-8")
-    with open(tmp_path / "c.jsonl", "wb") as file:
+    with open(tmp_path / "c_00", "wb") as file:
         for document in documents[70:]:
             file.write(json.dumps({"text": document}).encode() + b"\n")
         file.write(b"{}\n\n[1]\n" + b'{"text": "c\xff"}\n')
     (tmp_path / "d.text").write_bytes(b"the cat\n" * 10 + b"the c\xffat")
-    return f"{tmp_path}/*.text, {tmp_path}/c.jsonl"
+    return f"{tmp_path}/*.text, {tmp_path}/c_00"
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_remote_folders(tmp_path, vocab_file, text, monkeypatch, small_parts):
 def test_a_call_that_a_runner_makes_again(tmp_path, vocab_file, text):
     """Files are replaced by the same ones, at any moment whole."""
     worker = ShardBuilder.of(BertTokenizer(vocab_file), skip_bad_lines=True)
-    (piece,) = split_into_pieces([f"{tmp_path}/c.jsonl"])
+    (piece,) = split_into_pieces([f"{tmp_path}/c_00"])
     first = beam_runner._write_piece((7, piece), worker, str(tmp_path))
     names = {path.name: path.read_bytes() for path in tmp_path.glob("00007.*")}
     second = beam_runner._write_piece((7, piece), worker, str(tmp_path))

@@ -130,6 +130,9 @@ def test_files(lines, tmp_path):
     path = tmp_path / "x.txt"
     path.write_text("the cat\na dog\n")
     assert len(lines("classify", "", input_file=str(path))) == 2
+    path.write_bytes("the café\nun été\n".encode("cp1252"))
+    with pytest.raises(UserError, match=r"line 1: bytes that are not UTF-8; .*iconv -f CP1252"):
+        lines("classify", "", input_file=str(path))
 
 
 @pytest.mark.parametrize(

@@ -132,11 +132,11 @@ def open_records(
     Raises:
         UserError: the format is not one of the task's, or the source cannot be read.
     """
-    form, name = form_of(source), os.path.basename(source)
+    form, name = form_of(source), os.path.basename(source.rstrip("/"))
     if form == "tfds":
         return sources.tfds(source)
     if form == "arrow":
-        return sources.arrow(sources.arrow_sources(source))
+        return sources.arrow(sources.arrow_sources(source), name)
     if form in ("json", "jsonl", "ndjson"):
         return sources.json_lines(source, name)
     if form in ("tsv", "txt", "csv") and has_header:

@@ -199,18 +199,21 @@ def _json_record(line, path):
     return BadExample(f"every line must be a JSON object; got {shown(line)}")
 
 
-def arrow(files: Sequence[str]) -> Records:
+def arrow(files: Sequence[str], name: str) -> Records:
     """Returns the records (dicts) of Parquet or Arrow files; see `kbert.corpus.arrow_files`.
+
+    Args:
+        files: the files of one data set, at least one. name: its name in messages.
 
     Raises:
         UserError: as for `column_names`.
     """
+    rows = itertools.chain.from_iterable(map(read_rows, files))
     items = (
-        (f"{os.path.basename(path)}, row {number}", row or BadExample("bytes that are not UTF-8"))
-        for path in files
-        for number, row in enumerate(read_rows(path), 1)
+        (f"{name}, row {number}", row or BadExample("bytes that are not UTF-8"))
+        for number, row in enumerate(rows, 1)
     )
-    return Records(os.path.basename(files[0]), items, column_names(files[0]))
+    return Records(name, items, column_names(files[0]))
 
 
 def tfds(source: str) -> Records:

@@ -18,7 +18,7 @@ from kbert.tasks.examples import read_examples
 from kbert.tasks.names import check_method
 from kbert.tasks.outputs import MOST_MASKS
 from kbert.utils import atomic
-from kbert.utils.input_files import plain_name, read_bytes
+from kbert.utils.input_files import encoding_note, plain_name, read_bytes
 
 _CHUNK = 4096  # texts read, computed and written at a time
 _TWO_TEXTS = ("next_sentence", "similarity")
@@ -129,7 +129,8 @@ def _line_rows(lines, origin, method, columns, config, report):
             row = tuple(line.decode("utf-8").rstrip("\r\n").split("\t"))
             problem = _problem(row, method, columns, width)
         except UnicodeDecodeError:
-            problem = "bytes that are not UTF-8"
+            note = encoding_note(origin) if os.path.isfile(origin) else ""
+            problem = f"bytes that are not UTF-8{note}"
         if problem and not config.skip_bad_lines:
             raise UserError(
                 f"{origin}, line {number}: {problem}. Fix it, or write null for such lines with "

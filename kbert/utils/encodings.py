@@ -16,6 +16,7 @@ _NAMES = {
     "CP949": "EUC-KR",
     "CP1251": "Windows-1251 (cp1251, Cyrillic)",
     "CP1252": "Windows-1252 (cp1252, much like Latin-1)",
+    "MACINTOSH": "Mac Roman",
 }
 _KOREAN = "이다는의에을를가고은한로하지도"  # a third of the syllables of a text
 # For each encoding: its common characters, in bytes; their least share among the characters that
@@ -28,10 +29,11 @@ _MARKS = {
     "BIG5": (rb"[\xa1-\xc6][\x40-\xfe]", 0.7, (0, 0.8)),
     "CP1251": (rb"[\xa8\xb8\xc0-\xff]", 0.8, (0, 0.4)),  # Cyrillic letters
     "CP1252": (
-        rb"[\x80\x85\x8a\x8c\x91-\x97\x9a\x9c\xa0\xa3\xa7\xa9-\xab\xae\xb0\xb4\xbb\xbf-\xff]",
+        rb"[\x80\x85\x8a\x8c\x91-\x97\x9a\x9c\xa0\xa3\xa7\xa9-\xab\xae\xb0\xb4\xbb\xbf-\xd1\xd6-\xff]",
         0.9,
         (0.5, 1),
     ),
+    "MACINTOSH": (rb"[\x80-\x9f\xa5\xa7\xc7-\xc9\xd0-\xd5]", 0.9, (0.5, 1)),
 }
 
 
