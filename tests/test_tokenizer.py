@@ -296,6 +296,36 @@ def test_ids_to_text(vocab_file):
         tokenizer.token_to_id("unwanted")
 
 
+@pytest.mark.parametrize("ids", ["the cat", "12", 5, np.int32(5), ["the"], [5.5], None])
+def test_what_is_no_list_of_ids_is_an_error(vocab_file, ids):
+    with pytest.raises(UserError, match="ids must be a list of ids, or a list of such lists; got "):
+        BertTokenizer(vocab_file).decode(ids)
+
+
+def test_a_str_is_one_text(vocab_file):
+    tokenizer = BertTokenizer(vocab_file)
+    assert tokenizer.tokenize("the cat").to_list() == [[5, 6]]
+    alone, pair = tokenizer("the cat", max_length=4), tokenizer("the", "cat", max_length=5)
+    assert tokenizer.decode(alone["input_ids"]) == ["[CLS] the cat [SEP]"]
+    assert tokenizer.decode(pair["input_ids"]) == ["[CLS] the [SEP] cat [SEP]"]
+    with pytest.raises(UserError, match="the two segments must have as many rows; got 2 and 1"):
+        tokenizer(["the", "a"], "cat")
+
+
+@pytest.mark.parametrize("texts", [5, None, [5], ["a", None], [["a"]], np.array([1])])
+def test_what_is_no_text_is_an_error(vocab_file, texts):
+    with pytest.raises(UserError, match="texts must be a str or a list of str; got "):
+        BertTokenizer(vocab_file)(texts)
+
+
+def test_more_than_two_segments_are_an_error(vocab_file):
+    tokenizer = BertTokenizer(vocab_file)
+    segment = tokenizer.tokenize(["the cat"])
+    for segments in ([], [segment] * 3):
+        with pytest.raises(UserError, match=f"one segment, or two .*; got {len(segments)}. Join"):
+            tokenizer.pack(segments, 16)
+
+
 def truncate_seq_pair(a, b, room):
     """google-research/bert's _truncate_seq_pair, as a loop."""
     a, b = list(a), list(b)

@@ -415,6 +415,11 @@ def as_batch(*columns: Any) -> list[list[Any] | None]:
     if isinstance(columns[0], str):
         columns = tuple(column if column is None else [column] for column in columns)
     for column in filter(lambda column: column is not None, columns):
+        if isinstance(column, str):
+            raise UserError(
+                f"there must be as many texts in each argument; got a list of texts, and the str "
+                f"{column[:60]!r}, which is one text."
+            )
         elements = column if isinstance(column, Iterable) else [column]
         for element in elements:
             texts = (
@@ -422,7 +427,7 @@ def as_batch(*columns: Any) -> list[list[Any] | None]:
                 if isinstance(element, list | tuple) and column is not columns[0]
                 else [element]
             )
-            if isinstance(column, str) or not all(isinstance(text, str) for text in texts):
+            if not all(isinstance(text, str) for text in texts):
                 raise UserError(
                     f"texts must be a str or a list of str; got {type(element).__name__}: "
                     f"{str(element)[:60]!r}."

@@ -83,6 +83,11 @@ class Choice(Task):
         cls, texts: Sequence[str], choices: Sequence[Sequence[str]]
     ) -> list[ChoiceExample]:
         choices = same_length(texts, choices, "choices")
+        for some in choices:
+            if isinstance(some, str):
+                raise UserError(
+                    f"choices must be a list of texts for each text; got the str {some[:60]!r}."
+                )
         counts = {len(some) for some in choices}
         if len(counts) > 1 or min(counts, default=2) < 2:
             raise UserError(

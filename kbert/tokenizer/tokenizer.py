@@ -238,13 +238,18 @@ class BertTokenizer(tf.Module):
             str, or for (B, L) a list of str.
 
         Raises:
-            UserError: an id is out of range.
+            UserError: an id is out of range; or `ids` is something else, such as a text.
         """
         if isinstance(ids, tf.RaggedTensor):
             ids = ids.to_list()
-        if len(ids) and np.ndim(ids[0]):
+        elif not isinstance(ids, list | tuple):
+            ids = np.asarray(ids).tolist()
+        if isinstance(ids, list | tuple) and ids and np.ndim(ids[0]):
             return [self.decode(row, skip_special_tokens) for row in ids]
-        tokens = map(self.id_to_token, np.asarray(ids, np.int64).tolist())
+        numbers = np.asarray(ids)
+        if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+            raise UserError(f"ids must be a list of ids, or a list of such lists; got {ids!r}.")
+        tokens = map(self.id_to_token, numbers.tolist())
         if skip_special_tokens:
             tokens = (token for token in tokens if token not in SPECIAL_TOKENS)
         return " ".join(tokens).replace(f" {CONTINUATION}", "")
@@ -362,7 +367,21 @@ class BertTokenizer(tf.Module):
             segments: one or two (B, None) int32 RaggedTensors.
             max_length: int, or int32 tensor.
             padding: as for `__call__`.
+
+        Raises:
+            UserError: the number of segments, or of their rows, is wrong.
         """
+        if len(segments) not in (1, 2):
+            raise UserError(
+                f"BERT reads one segment, or two (a pair); got {len(segments)}. Join some of them, "
+                f"such as with tf.concat(segments, axis=1)."
+            )
+        rows = [segment.shape[0] for segment in segments]
+        if None not in rows and len(set(rows)) > 1:
+            raise UserError(
+                f"the two segments must have as many rows; got {rows[0]} and {rows[1]}. A single "
+                f"str is one text: repeat it to pair it with several."
+            )
         room = tf.cast(max_length - len(segments) - 1, tf.int64)
         counts = [segment.row_lengths() for segment in segments]
         if len(segments) == 2:
@@ -411,7 +430,12 @@ class BertTokenizer(tf.Module):
 
 def _batch(texts):
     """Returns texts as a (B,) string tensor; a single text becomes a batch of one."""
-    texts = tf.convert_to_tensor(texts, tf.string)
+    try:
+        texts = tf.convert_to_tensor(texts, tf.string)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"texts must be a str or a list of str; got {texts!r}.") from error
+    if (texts.shape.rank or 0) > 1:
+        raise UserError(f"texts must be a str or a list of str; got the shape {texts.shape}.")
     return tf.expand_dims(texts, 0) if texts.shape.rank == 0 else texts
 
 
