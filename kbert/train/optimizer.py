@@ -6,11 +6,12 @@ Keras' `fit`; `apply_whole` applies it in kbert's training step, to one replica'
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import keras
 from keras import ops
 
+from kbert.errors import UserError
 from kbert.model.fused import with_xla
 from kbert.train.schedule import WarmupPolynomialDecay
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
     from kbert.settings import PretrainConfig, TrainingConfig
 
+LearningRate = (
+    float
+    | keras.optimizers.schedules.LearningRateSchedule
+    | Callable[[], float | keras.KerasTensor | keras.Variable]
+)
 NO_DECAY = ("bias", "gamma", "beta")  # suffixes of the names of biases and LayerNorm weights
 
 
@@ -55,32 +61,66 @@ class _Optimizer(keras.optimizers.Optimizer):
     `step(gradient, factor, value, slots, learning_rate, count, *, decays, **settings, **fixed)`
     takes the gradient and its multiplier (float32 scalar), the value of a variable, the list of its
     slots (one per slot name, all of the variable's shape), the learning rate, the 1-based number of
-    the update (float32 scalars), whether weight decay applies (bool), the optimizer's
-    hyperparameters `settings` and its class's `fixed` ones. It returns the new value and the
-    list of new slots. When compiled, it reads and writes memory once.
+    the update (float32 scalars), whether weight decay applies (bool), the attributes `settings`
+    and the class's `fixed` hyperparameters. It returns the new value and the list of new slots.
+    When compiled, it reads and writes memory once.
     """
 
     slot_names: tuple[str, ...]
+    settings: tuple[str, ...]
     fixed: Mapping[str, bool]
-    slot_names, fixed = (), {}
+    slot_names, settings, fixed = (), ("weight_decay",), {}
 
     def __init__(
         self,
-        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
-        weight_decay: float = 0.0,
+        learning_rate: LearningRate,
+        weight_decay: float | None = 0.0,
         layer_decay: float = 1.0,
-        settings: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(learning_rate, **kwargs)  # without Keras' weight decay: `step` decays
+        super().__init__(learning_rate, weight_decay=weight_decay or 0.0, **kwargs)
         self.layer_decay = layer_decay
-        self.settings = {"weight_decay": weight_decay, **(settings or {})}
+        self.excluded = {"paths": (), "names": ()}
+        self._excluded_paths = ()  # of a config that was read
+
+    def exclude_from_weight_decay(
+        self,
+        var_list: Sequence[keras.Variable] | None = None,
+        var_names: Sequence[str] | None = None,
+    ) -> None:
+        """Excludes variables from weight decay, besides biases and LayerNorm weights.
+
+        `get_config`, and so a `.keras` file, keeps the exclusion, unlike Keras'.
+
+        Args:
+            var_list: variables to exclude.
+            var_names: regular expressions: excludes variables with a match in their name, such as
+                "embeddings"; the path is not searched.
+
+        Raises:
+            UserError: the optimizer is built already, which `fit` and the first update do.
+        """
+        if self.built:
+            raise UserError(
+                "exclude_from_weight_decay must be called before the optimizer is built, that is, "
+                "before model.fit and before its first update."
+            )
+        super().exclude_from_weight_decay(var_list, var_names)
+        paths = [variable.path for variable in var_list or ()]
+        self.excluded = {"paths": tuple(paths), "names": tuple(var_names or ())}
+
+    def _is_decayed(self, variable):
+        excluded = variable.name.endswith(NO_DECAY) or variable.path in self._excluded_paths
+        return not excluded and self._use_weight_decay(variable)
+
+    def _apply_weight_decay(self, variables):
+        """Keras decays here, in a pass of its own; `step` decays instead."""
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         if self.built:
             return
         super().build(variables)
-        self.decays = [not variable.name.endswith(NO_DECAY) for variable in variables]
+        self.decays = [self._is_decayed(variable) for variable in variables]
         self.scales = layer_scales([variable.path for variable in variables], self.layer_decay)
         self.slots = [self.add_optimizer_variables(variables, name) for name in self.slot_names]
 
@@ -130,7 +170,7 @@ class _Optimizer(keras.optimizers.Optimizer):
             learning_rate * self.scales[index],
             count,
             decays=self.decays[index],
-            **self.settings,
+            **{name: getattr(self, name) for name in self.settings},
             **self.fixed,
         )
         for variable, new in zip(variables, [value, *slots], strict=True):
@@ -148,27 +188,40 @@ class _Optimizer(keras.optimizers.Optimizer):
         return named
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **self.settings, "layer_decay": self.layer_decay}
+        settings = {name: getattr(self, name) for name in (*self.settings, "layer_decay")}
+        excluded = {kind: list(values) for kind, values in self.excluded.items()}
+        return {**super().get_config(), **settings, "excluded": excluded}
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> Self:
+        config = dict(config)
+        excluded = config.pop("excluded", None)
+        optimizer = super().from_config(config, custom_objects)
+        if excluded:
+            optimizer.exclude_from_weight_decay(var_names=excluded["names"])
+            optimizer.excluded, optimizer._excluded_paths = excluded, tuple(excluded["paths"])
+        return optimizer
 
 
 class _Adam(_Optimizer):
     """Adam (Kingma and Ba 2015) with decoupled weight decay; `fixed` selects its variant."""
 
     slot_names = ("momentum", "velocity")
+    settings = ("weight_decay", "beta_1", "beta_2", "epsilon")
 
     def __init__(
         self,
-        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-4,
-        weight_decay: float = 0.01,
+        learning_rate: LearningRate = 1e-4,
+        weight_decay: float | None = 0.01,
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         epsilon: float = 1e-6,
-        layer_decay: float = 1.0,
-        settings: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        numbers = {"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon, **(settings or {})}
-        super().__init__(learning_rate, weight_decay, layer_decay, numbers, **kwargs)
+        super().__init__(learning_rate, weight_decay, **kwargs)
+        self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
 
     @staticmethod
     @with_xla
@@ -212,23 +265,28 @@ class AdamW(_Adam):
     LayerNorm weights are not decayed.
 
     Args:
-        learning_rate: number or schedule. weight_decay: scaled by the learning rate.
+        learning_rate: float, schedule, or function without arguments.
+        weight_decay: scaled by the learning rate; see also `exclude_from_weight_decay`.
         beta_1, beta_2, epsilon: constants of Adam. layer_decay: see `layer_scales`.
         bias_correction: as in Adam (Kingma and Ba 2015, section 3); it makes fine-tuning on few
             examples more stable (Mosbach et al. 2021, arXiv:2006.04884).
     """
 
+    settings = (*_Adam.settings, "bias_correction")
     fixed = {"trust_ratio": False}
 
     def __init__(
         self,
-        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-4,
-        weight_decay: float = 0.01,
+        learning_rate: LearningRate = 1e-4,
+        weight_decay: float | None = 0.01,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-6,
         bias_correction: bool = False,
         **kwargs: Any,
     ) -> None:
-        settings = {"bias_correction": bias_correction}
-        super().__init__(learning_rate, weight_decay, settings=settings, **kwargs)
+        super().__init__(learning_rate, weight_decay, beta_1, beta_2, epsilon, **kwargs)
+        self.bias_correction = bias_correction
 
 
 @keras.saving.register_keras_serializable("kbert")
@@ -242,7 +300,8 @@ class LAMB(_Adam):
     variables.
 
     Args:
-        learning_rate: number or schedule. weight_decay: scaled by the learning rate.
+        learning_rate: float, schedule, or function without arguments.
+        weight_decay: scaled by the learning rate; see also `exclude_from_weight_decay`.
         beta_1, beta_2, epsilon: constants of Adam. layer_decay: see `layer_scales`.
     """
 
@@ -255,13 +314,12 @@ class SGD(_Optimizer):
 
     def __init__(
         self,
-        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 0.1,
-        weight_decay: float = 0.0,
-        layer_decay: float = 1.0,
+        learning_rate: LearningRate = 0.1,
+        weight_decay: float | None = 0.0,
         name: str = "sgd",
         **kwargs: Any,
     ) -> None:
-        super().__init__(learning_rate, weight_decay, layer_decay, name=name, **kwargs)
+        super().__init__(learning_rate, weight_decay, name=name, **kwargs)
 
     @staticmethod
     @with_xla
@@ -291,4 +349,5 @@ def make_optimizer(
     moments = {"epsilon": config.adam_epsilon, "layer_decay": config.layer_decay}
     if config.optimizer == "lamb":
         return LAMB(schedule, config.weight_decay, **moments)
-    return AdamW(schedule, config.weight_decay, config.bias_correction, **moments)
+    options = {"bias_correction": config.bias_correction, **moments}
+    return AdamW(schedule, config.weight_decay, **options)
