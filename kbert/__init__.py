@@ -6,6 +6,8 @@ Names are imported on first use: `import kbert` alone imports neither TensorFlow
 import importlib
 from typing import TYPE_CHECKING
 
+from kbert.utils.keras_registration import register_classes
+
 if TYPE_CHECKING:  # for type checkers and completion; at run time `__getattr__` imports them
     from kbert import corpus, data, hub, inference, model, serving, tasks, tokenizer, train
     from kbert.config import BertConfig
@@ -64,6 +66,8 @@ __all__ = [
     "tokenizer",
     "train",
 ]
+
+register_classes()
 
 
 def __getattr__(name: str) -> object:

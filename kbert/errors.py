@@ -17,6 +17,10 @@ class UserError(ValueError):
     always means a bug.
     """
 
+    # Keras and AutoGraph then raise it unchanged; they would add arguments and source lines.
+    _keras_call_info_injected = True
+    ag_pass_through: bool = True
+
     def __init__(self, message: object) -> None:
         super().__init__(one_line(message))
 

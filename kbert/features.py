@@ -5,13 +5,23 @@ Dimensions, in every file of kbert:
     F inner width   V vocabulary   N layers   C classes
 """
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from kbert.errors import UserError
 
 # name: (dimensions, dtype)
 ENCODER_FEATURES = {
     "input_ids": ("BL", "int32"),  # WordPiece ids, [CLS] first
     "attention_mask": ("BL", "int32"),  # 1 = real token, 0 = padding; optional (all real)
     "token_type_ids": ("BL", "int32"),  # 0 = first segment, 1 = second; optional (all 0)
+}
+
+# Inputs of the models that no pipeline or export of kbert has.
+OPTIONAL_FEATURES = {
+    "position_ids": ("BL", "int32"),  # rows of the position table; 0 to L - 1 by default
+    "inputs_embeds": ("BLD", "float32"),  # word embeddings, instead of input_ids
 }
 
 PRETRAINING_FEATURES = {
@@ -39,3 +49,88 @@ def feature_shapes(
         name: (tuple(sizes[letter] for letter in letters), dtype)
         for name, (letters, dtype) in features.items()
     }
+
+
+class _Array(Protocol):
+    """A tensor or array."""
+
+    shape: Sequence[int | None]
+    dtype: object
+
+
+# Names in google-research/bert, TF Hub, KerasHub and older libraries.
+_OTHER_NAMES = {
+    "input_mask": "attention_mask",
+    "padding_mask": "attention_mask",
+    "segment_ids": "token_type_ids",
+    "input_type_ids": "token_type_ids",
+    "input_word_ids": "input_ids",
+    "token_ids": "input_ids",
+    "masked_lm_positions": "masked_positions",
+    "mask_positions": "masked_positions",
+}
+_TARGETS = {"start_positions", "end_positions"}  # of HF's datasets; others begin with "label"
+
+
+def check_names(names: Iterable[str], extra_features: Collection[str] = ()) -> None:
+    """Checks the names of a model's inputs, which may include those of labels.
+
+    Args:
+        names: keys of a batch. extra_features: further names to allow.
+
+    Raises:
+        UserError: a name is unknown, such as `segment_ids`; or the token ids are missing.
+    """
+    names, inputs = set(names), {**ENCODER_FEATURES, **OPTIONAL_FEATURES}
+    known = {*inputs, *PRETRAINING_FEATURES, *_TARGETS, *extra_features}
+    for name in sorted(names - known):
+        if name.startswith("label"):
+            continue
+        near = _OTHER_NAMES.get(name) or next(iter(difflib.get_close_matches(name, known, 1)), "")
+        raise UserError(
+            f"unknown feature {name!r}."
+            + (f" Did you mean {near!r}?" if near else "")
+            + f" The inputs of a model are {', '.join(inputs)} and masked_positions. To ignore "
+            f"others, create the model with extra_features=({name!r},)."
+        )
+    if len(names & {"input_ids", "inputs_embeds"}) != 1:
+        raise UserError(
+            f"a batch must have either input_ids or inputs_embeds; got {', '.join(sorted(names))}."
+        )
+
+
+def check_inputs(inputs: Mapping[str, _Array], rank: int) -> None:
+    """Checks the static shapes and the dtypes of a model's inputs.
+
+    Args:
+        inputs: features. rank: of the token ids: 2 for (B, L), 3 for (B, C, L).
+
+    Raises:
+        UserError: a feature is not an array or tensor, of another shape, or ids are not integers.
+    """
+    first = inputs["input_ids" if "input_ids" in inputs else "inputs_embeds"]
+    for name in (*ENCODER_FEATURES, *OPTIONAL_FEATURES):
+        if name not in inputs:
+            continue
+        x, axes = inputs[name], "BCL" if rank == 3 else "BL"
+        axes += "D" if name == "inputs_embeds" else ""
+        if not hasattr(x, "shape"):
+            raise UserError(
+                f"{name} must be a tensor {_axes(axes)}; got a {type(x).__name__}. The inputs of a "
+                f"model are a dict of features, or only input_ids."
+            )
+        pairs = zip(x.shape, first.shape, strict=False)
+        if len(x.shape) != len(axes) or any(a and b and a != b for a, b in pairs):
+            raise UserError(
+                f"{name} must have the shape {_axes(axes)}; got {tuple(x.shape)}"
+                + ("." if x is first else f", and the tokens have {tuple(first.shape)[:rank]}.")
+            )
+        if name.endswith("_ids") and "float" in str(x.dtype):
+            raise UserError(
+                f"{name} must be integers; got {x.dtype}. Keras would round large ids in half "
+                f"precision. Convert them, or write keras.Input(..., dtype='int32')."
+            )
+
+
+def _axes(letters):
+    return f"({', '.join(letters)})"

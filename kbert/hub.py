@@ -1,6 +1,6 @@
 """Keras 3 layers that load exports of `kbert.export --format=tf_hub`.
 
-    import kbert.hub  # also before keras.models.load_model
+    import kbert.hub  # `import kbert` suffices to load a saved model
 
     text = keras.Input((), dtype="string")
     features = kbert.hub.PreprocessLayer("models/bert/preprocess")(text)

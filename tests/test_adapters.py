@@ -64,13 +64,6 @@ def test_merged_weights_compute_the_same(alpha, tmp_path):
     assert merged.named_weights().keys() == frozen.named_weights().keys()
 
 
-def test_a_keras_file_holds_the_merged_weights(tmp_path):
-    model = with_adapters()
-    model.save(tmp_path / "x.keras")
-    loaded = keras.models.load_model(tmp_path / "x.keras")
-    np.testing.assert_allclose(loaded(IDS)["logits"], model(IDS)["logits"], atol=1e-5)
-
-
 def test_adapters_learn_with_fit():
     model = with_adapters()
     weights = {name: np.array(weight) for name, weight in model.named_weights().items()}

@@ -25,6 +25,7 @@ PURE = (
     "utils/flags.py",
     "utils/formats.py",
     "utils/input_files.py",
+    "utils/keras_registration.py",
     "utils/storage.py",
     "corpus/arrow_files.py",
     "corpus/input_checks.py",

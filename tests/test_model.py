@@ -220,7 +220,7 @@ def test_features_that_may_be_left_out():
     model, ids = randomize(BertModel(config_of())), features_of()["input_ids"]
     given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": 0 * ids}
     expected = model(given)["last_hidden_state"].numpy()
-    for inputs in (ids, {"input_ids": ids}, {**given, "unused": ids}):
+    for inputs in (ids, {"input_ids": ids}, {**given, "labels": ids}):
         assert_close(model(inputs)["last_hidden_state"], expected, 1e-6)
 
 
@@ -324,7 +324,7 @@ def test_a_saved_model_opens_in_a_process_that_knows_kbert_alone(tmp_path):
     model = randomize(BertForNextSentencePrediction(config_of()))
     model.save(tmp_path / "model.keras")
     script = (
-        "import keras, kbert.model, numpy as np\n"
+        "import kbert, keras, numpy as np\n"
         f"model = keras.models.load_model({str(tmp_path / 'model.keras')!r})\n"
         "print(np.asarray(model(np.arange(8).reshape(2, 4))['logits']).tolist())"
     )

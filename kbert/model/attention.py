@@ -48,6 +48,28 @@ class Dropout(keras.layers.Dropout):
         return x
 
 
+@keras.saving.register_keras_serializable("kbert")
+class Dense(keras.layers.Dense):
+    """Dense whose files keep the matrices A and B of LoRA apart from the kernel.
+
+    Keras writes the sum, and reads it with A = B = 0, which have no gradient.
+    """
+
+    def save_own_variables(self, store: dict[str, Any]) -> None:
+        if self.lora_enabled and not self.quantization_mode:
+            return super(keras.layers.Dense, self).save_own_variables(store)
+        return super().save_own_variables(store)
+
+    def load_own_variables(self, store: Mapping[str, Any]) -> None:
+        if not self.lora_enabled:
+            return super().load_own_variables(store)
+        if len(store.keys()) == len(self.weights):
+            return super(keras.layers.Dense, self).load_own_variables(store)
+        a = ops.convert_to_numpy(self.lora_kernel_a)
+        super().load_own_variables(store)  # of a layer without adapters
+        self.lora_kernel_a.assign(a)
+
+
 class ConfiguredLayer(keras.layers.Layer):
     """Base of the layers whose only argument is a BertConfig (or its dict, when deserialized)."""
 
@@ -58,10 +80,10 @@ class ConfiguredLayer(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "config": self.config.to_dict()}
 
-    def dense(self, units: int, name: str, **kwargs: object) -> keras.layers.Dense:
+    def dense(self, units: int, name: str, **kwargs: object) -> Dense:
         """Creates a Dense with BERT's initializer and this layer's dtype policy."""
         kwargs |= {"kernel_initializer": self.initializer(), "dtype": self.dtype_policy}
-        return keras.layers.Dense(units, name=name, **kwargs)
+        return Dense(units, name=name, **kwargs)
 
     def norm(self, name: str) -> keras.layers.LayerNormalization:
         """Creates a LayerNorm with BERT's epsilon."""

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from kbert.config import BertConfig
+from kbert.errors import UserError
 from kbert.model import fused
 from kbert.model.attention import ConfiguredLayer, SelfAttention, attention_bias
 
@@ -25,15 +26,54 @@ def gather_positions(x: keras.KerasTensor, positions: keras.KerasTensor) -> kera
     return ops.take(ops.reshape(x, (-1, D)), rows, axis=0)
 
 
+def _check_length(L: int | None, max_position_embeddings: int) -> None:
+    """Raises UserError if sequences are longer than the position table; None: not known yet."""
+    if L is not None and max_position_embeddings < L:
+        raise UserError(
+            f"the sequences have {L} tokens, but max_position_embeddings of the model is "
+            f"{max_position_embeddings}. Shorten them, such as with "
+            f"tokenizer(texts, max_length={max_position_embeddings})."
+        )
+
+
+def _look_up(
+    table: keras.layers.Embedding, ids: keras.KerasTensor, name: str, field: str
+) -> keras.KerasTensor:
+    """Returns the rows of a table.
+
+    Args:
+        ids: (...) int. name, field: names of the ids and of the config's size of the table.
+
+    Raises:
+        UserError: an id has no row. Values are known only outside graphs, and checked only on
+            TensorFlow, whose own message names neither.
+    """
+    if keras.backend.backend() == "tensorflow" and hasattr(ids, "numpy"):
+        values = ids.numpy()
+        wrong = values[(values < 0) | (values >= table.input_dim)]
+        if len(wrong):
+            raise UserError(
+                f"{name} must be 0 to {table.input_dim - 1}, as {field} of the model is "
+                f"{table.input_dim}; got {wrong[0]}."
+            )
+    return table(ids)
+
+
 @keras.saving.register_keras_serializable("kbert")
 class Embeddings(ConfiguredLayer):
     """Sum of word, position and segment embeddings, then LayerNorm and dropout.
 
     Call arguments:
-        input_ids: (B, L) int. token_type_ids: (B, L) int, or None for all 0.
+        input_ids: (B, L) int, or None. token_type_ids: (B, L) int, or None for all 0.
+        position_ids: (B, L) int, or None for 0 to L - 1.
+        inputs_embeds: (B, L, D), the word embeddings if `input_ids` is None.
 
     Returns:
         (B, L, D).
+
+    Raises:
+        UserError: the sequences are too long; or, outside graphs on TensorFlow, an id is out of
+            range.
     """
 
     def __init__(self, config: BertConfig | Mapping[str, Any], **kwargs: object):
@@ -62,15 +102,28 @@ class Embeddings(ConfiguredLayer):
 
     def call(
         self,
-        input_ids: keras.KerasTensor,
+        input_ids: keras.KerasTensor | None,
         token_type_ids: keras.KerasTensor | None = None,
+        position_ids: keras.KerasTensor | None = None,
+        inputs_embeds: keras.KerasTensor | None = None,
         training: bool | None = None,
     ) -> keras.KerasTensor:
+        tokens = inputs_embeds[..., 0] if input_ids is None else input_ids
+        if position_ids is None:
+            _check_length(tokens.shape[1], self.config.max_position_embeddings)
+            position_ids = ops.arange(ops.shape(tokens)[1], dtype="int32")
         if token_type_ids is None:
-            token_type_ids = ops.zeros_like(input_ids)
-        words = self.word_embeddings(input_ids)  # (B, L, D)
-        positions = self.position_embeddings(ops.arange(ops.shape(input_ids)[1], dtype="int32"))
-        others = self.token_type_embeddings(token_type_ids) + positions  # (B, L, D)
+            token_type_ids = ops.zeros_like(tokens, dtype="int32")
+        words = inputs_embeds
+        if input_ids is not None:
+            words = _look_up(self.word_embeddings, input_ids, "input_ids", "vocab_size")
+        positions = _look_up(
+            self.position_embeddings, position_ids, "position_ids", "max_position_embeddings"
+        )
+        types = _look_up(
+            self.token_type_embeddings, token_type_ids, "token_type_ids", "type_vocab_size"
+        )
+        others = types + positions  # (B, L, D)
         x = fused.add_norm(self.layer_norm, words, others, training)
         return self.output_dropout(x, training=training)
 

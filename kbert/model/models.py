@@ -2,8 +2,10 @@
 
 Every model takes a dict with the features of `kbert.features`, or only the (B, L) `input_ids`. In
 the dict, `attention_mask` (default: all tokens are real) and `token_type_ids` (default: all 0) are
-optional. Models ignore features that they do not use, so they accept batches of any pipeline. The
-models with heads take `config`, `output_hidden_states` and `output_attentions` as `BertModel` does.
+optional, and so are `position_ids` (default: 0 to L - 1) and `inputs_embeds` (B, L, D), which
+replaces `input_ids`. Models ignore the features of other models and labels (names that begin with
+"label"), so they accept batches of any pipeline; other names are an error. The models with heads
+take `config`, `output_hidden_states`, `output_attentions` and `extra_features` as `BertModel` does.
 """
 
 from collections.abc import Mapping
@@ -13,9 +15,9 @@ import keras
 from keras import ops
 
 from kbert.config import BertConfig
-from kbert.features import ENCODER_FEATURES
+from kbert.features import ENCODER_FEATURES, OPTIONAL_FEATURES
 from kbert.model.encoder import Embeddings, Encoder, Pooler, gather_positions
-from kbert.model.pretrained import PretrainedModel
+from kbert.model.pretrained import Inputs, PretrainedModel
 from kbert.model.task_heads import (
     ChoiceHead,
     ClassificationHead,
@@ -24,12 +26,12 @@ from kbert.model.task_heads import (
     SpanHead,
 )
 
-Inputs = dict[str, keras.KerasTensor] | keras.KerasTensor
 Outputs = dict[str, keras.KerasTensor | tuple[keras.KerasTensor, ...]]
 
 
-def _features(inputs):
-    return inputs if isinstance(inputs, dict) else {"input_ids": inputs}
+def _tokens(inputs):
+    """Returns a tensor that has the shape of the token ids, which embeddings may replace."""
+    return inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"][..., 0]
 
 
 @keras.saving.register_keras_serializable("kbert")
@@ -42,6 +44,7 @@ class BertModel(PretrainedModel):
         output_hidden_states: return `hidden_states`, a tuple of N + 1 tensors (B, L, D), the
             embeddings first.
         output_attentions: return `attentions`, a tuple of N tensors (B, H, L, L).
+        extra_features: names of further entries of the dicts of inputs, which the model ignores.
 
     Call arguments:
         inputs: features.
@@ -86,9 +89,10 @@ class BertModel(PretrainedModel):
         positions: keras.KerasTensor | None = None,
         training: bool | None = None,
     ) -> Outputs:
-        inputs = _features(inputs)
+        inputs = self.features(inputs)
         shows_all = self.output_hidden_states or self.output_attentions
-        x = self.embeddings(inputs["input_ids"], inputs.get("token_type_ids"), training=training)
+        names = ("input_ids", "token_type_ids", "position_ids", "inputs_embeds")
+        x = self.embeddings(*map(inputs.get, names), training=training)
         rows = None if shows_all else positions
         hidden_states, attentions = self.encoder(
             x, inputs.get("attention_mask"), rows, training=training
@@ -141,9 +145,11 @@ class _HeadedModel(PretrainedModel):
             getattr(self, name).build((None, None, self.config.hidden_size))
 
     def _pooled(self, inputs, training):
-        """Runs the encoder for `pooler_output`; `last_hidden_state` has only [CLS]."""
-        inputs = _features(inputs)
-        first = ops.zeros_like(inputs["input_ids"][:, :1], dtype="int32")
+        """Runs the encoder for `pooler_output`; `last_hidden_state` has only [CLS].
+
+        inputs: (B, L), as `features` returns them.
+        """
+        first = ops.zeros_like(_tokens(inputs)[:, :1], dtype="int32")
         return self.bert(inputs, positions=first, training=training)
 
     def _masked_lm_logits(self, x, training):
@@ -167,7 +173,7 @@ class BertForPreTraining(_HeadedModel):
     nsp: NextSentenceHead
 
     def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
-        inputs = _features(inputs)
+        inputs = self.features(inputs)
         positions = inputs.get("masked_positions")
         if positions is not None:  # prepend [CLS], for the pooler
             positions = ops.pad(positions, ((0, 0), (1, 0)))
@@ -193,7 +199,7 @@ class BertForMaskedLM(_HeadedModel):
     pooled = False
 
     def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
-        inputs = _features(inputs)
+        inputs = self.features(inputs)
         positions = inputs.get("masked_positions")
         outputs = self.bert(inputs, positions=positions, training=training)
         logits = self._masked_lm_logits(outputs["last_hidden_state"], training)
@@ -212,7 +218,7 @@ class BertForNextSentencePrediction(_HeadedModel):
     nsp: NextSentenceHead
 
     def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
-        outputs = self._pooled(inputs, training)
+        outputs = self._pooled(self.features(inputs), training)
         return {"logits": self.nsp(outputs["pooler_output"]), **self._extras(outputs)}
 
 
@@ -228,7 +234,7 @@ class BertForSequenceClassification(_HeadedModel):
     sequence_classifier: ClassificationHead
 
     def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
-        outputs = self._pooled(inputs, training)
+        outputs = self._pooled(self.features(inputs), training)
         logits = self.sequence_classifier(outputs["pooler_output"], training=training)
         return {"logits": logits, **self._extras(outputs)}
 
@@ -246,7 +252,7 @@ class BertForTokenClassification(_HeadedModel):
     pooled = False
 
     def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
-        outputs = self.bert(inputs, training=training)
+        outputs = self.bert(self.features(inputs), training=training)
         logits = self.token_classifier(outputs["last_hidden_state"], training=training)
         return {"logits": logits, **self._extras(outputs)}
 
@@ -264,7 +270,7 @@ class BertForQuestionAnswering(_HeadedModel):
     pooled = False
 
     def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
-        outputs = self.bert(inputs, training=training)
+        outputs = self.bert(self.features(inputs), training=training)
         logits = self.span_classifier(outputs["last_hidden_state"], training=training)
         spans = {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
         return {**spans, **self._extras(outputs)}
@@ -286,10 +292,10 @@ class BertForMultipleChoice(_HeadedModel):
     input_rank = 3
 
     def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
-        inputs = _features(inputs)
-        _, C, L = ops.shape(inputs["input_ids"])
-        names = [name for name in ENCODER_FEATURES if name in inputs]
-        flat = {name: ops.reshape(inputs[name], (-1, L)) for name in names}
+        inputs = self.features(inputs)
+        C = ops.shape(_tokens(inputs))[1]
+        names = [name for name in (*ENCODER_FEATURES, *OPTIONAL_FEATURES) if name in inputs]
+        flat = {n: ops.reshape(inputs[n], (-1, *ops.shape(inputs[n])[2:])) for n in names}
         outputs = self._pooled(flat, training)
         logits = self.choice_classifier(outputs["pooler_output"], training=training)  # (B * C, 1)
         return {"logits": ops.reshape(logits, (-1, C)), **self._extras(outputs)}

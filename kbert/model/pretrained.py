@@ -12,7 +12,7 @@ from keras import ops
 
 from kbert.config import BertConfig
 from kbert.errors import UserError
-from kbert.features import ENCODER_FEATURES
+from kbert.features import ENCODER_FEATURES, check_inputs, check_names
 from kbert.model.attention import ConfiguredLayer, matrix_initializer, skip_initialization
 from kbert.model.folder import ModelFolder
 from kbert.model.inference_ops import plain_ops
@@ -21,12 +21,24 @@ from kbert.model.weights import Tensors, heads_text, part_of, write_weights
 _ADAPTER = "lora_kernel"  # prefix of Keras' names of the adapter matrices
 _FIELDS = {field.name for field in dataclasses.fields(BertConfig)}
 
+Inputs = Mapping[str, keras.KerasTensor] | keras.KerasTensor
+
+
+def _members(layer, path=""):
+    """Yields the layers and weights in a layer, outer layers first: path, outer layer, member."""
+    for member in (*layer._layers, *layer._trainable_variables):
+        name = f"{path}{member.name}"
+        yield name, layer, member
+        if isinstance(member, keras.layers.Layer):
+            yield from _members(member, f"{name}/")
+
 
 class PretrainedModel(keras.Model):
     """Base class of the models. They are built in the constructor.
 
-    A subclass creates its parts in its constructor and lists them in `parts`. The name of a weight
-    in a folder starts with the name of its part, so that models can load each other's parts.
+    `.keras` files and `get_config` keep which layers and weights are frozen, and the adapters of
+    LoRA. A subclass creates its parts in its constructor and lists them in `parts`. The name of a
+    weight in a folder starts with the name of its part, so that models can load each other's parts.
     """
 
     parts: tuple[str, ...] = ()
@@ -38,6 +50,7 @@ class PretrainedModel(keras.Model):
         config: BertConfig | Mapping[str, Any],
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        extra_features: str | Sequence[str] = (),
         **kwargs: object,
     ):
         fields = sorted(_FIELDS & kwargs.keys())
@@ -50,14 +63,56 @@ class PretrainedModel(keras.Model):
         self.config: BertConfig = config if isinstance(config, BertConfig) else BertConfig(**config)
         self.output_hidden_states = output_hidden_states
         self.output_attentions = output_attentions
+        single = isinstance(extra_features, str)
+        self.extra_features = (extra_features,) if single else tuple(extra_features)
 
     def get_config(self) -> dict[str, Any]:
+        members = [*_members(self)]
         return {
             **super().get_config(),
             "config": self.config.to_dict(),
             "output_hidden_states": self.output_hidden_states,
             "output_attentions": self.output_attentions,
+            "extra_features": list(self.extra_features),
+            "lora": {
+                path: [member.lora_rank, member.lora_alpha]
+                for path, _, member in members
+                if getattr(member, "lora_enabled", False)
+            },
+            # Frozen in a trainable layer, or trainable in a frozen one.
+            "trainable_switched": [
+                path for path, outer, member in members if member.trainable != outer.trainable
+            ],
         }
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> Self:
+        names = ("lora", "trainable_switched")
+        lora, switched = (config.get(name, {}) for name in names)
+        model = cls(**{name: value for name, value in config.items() if name not in names})
+        layers = {path: member for path, _, member in _members(model)}
+        for path, (rank, alpha) in lora.items():
+            layers[path].enable_lora(rank, alpha)
+        for path, outer, member in _members(model):
+            member.trainable = outer.trainable != (path in switched)
+        return model
+
+    def features(self, inputs: Inputs) -> dict[str, keras.KerasTensor]:
+        """Returns the inputs of a call as a dict, without `extra_features`.
+
+        Args:
+            inputs: dict of features, or only `input_ids`.
+
+        Raises:
+            UserError: a feature is unknown, or of the wrong shape or dtype.
+        """
+        inputs = inputs if isinstance(inputs, Mapping) else {"input_ids": inputs}
+        inputs = {name: x for name, x in inputs.items() if x is not None}
+        check_names(inputs, self.extra_features)
+        check_inputs(inputs, self.input_rank)
+        return {name: x for name, x in inputs.items() if name not in self.extra_features}
 
     def named_weights(self) -> dict[str, keras.Variable]:
         """Returns the weights by name, such as 'bert/encoder/layer_0/attention/query/kernel'."""

@@ -1,0 +1,76 @@
+"""Registers kbert's Keras classes by name, so that `import kbert` suffices to load a `.keras` file.
+
+Keras finds a class once it is registered, and a class registers itself when its module is imported.
+`import kbert` imports neither these modules nor Keras. So it registers stand-ins, which import the
+class on use: at once if Keras is imported already, else by an import hook as soon as Keras is.
+"""
+
+import importlib
+import importlib.machinery
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+CLASSES = {
+    "kbert.model.attention": ("Dense", "Dropout", "SelfAttention"),
+    "kbert.model.encoder": ("Embeddings", "Encoder", "EncoderBlock", "Pooler"),
+    "kbert.model.task_heads": (
+        *("ChoiceHead", "ClassificationHead", "MaskedLMHead", "NextSentenceHead", "SpanHead"),
+    ),
+    "kbert.model.models": (
+        *("BertForMaskedLM", "BertForMultipleChoice", "BertForNextSentencePrediction"),
+        *("BertForPreTraining", "BertForQuestionAnswering", "BertForSequenceClassification"),
+        *("BertForTokenClassification", "BertModel"),
+    ),
+    "kbert.train.optimizer": ("AdamW", "LAMB", "SGD"),
+    "kbert.train.schedule": ("WarmupPolynomialDecay",),
+    "kbert.hub": ("BertLayer", "PreprocessLayer"),
+}
+
+
+class _StandIn:
+    """Entry of Keras' registry; importing the module replaces it by the class."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self._module, self._name = module, name
+
+    def from_config(self, config: dict[str, object], **kwargs: object) -> object:
+        cls = getattr(importlib.import_module(self._module), self._name)
+        return cls.from_config(config, **kwargs)
+
+
+def _register(keras):
+    objects = keras.saving.get_custom_objects()
+    for module, names in CLASSES.items():
+        for name in names:
+            objects.setdefault(f"kbert>{name}", _StandIn(module, name))
+
+
+class _KerasFinder:
+    """Import hook that calls `_register` at the end of `import keras`."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != "keras":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            _register(module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+def register_classes() -> None:
+    """Registers all classes, or arranges that importing Keras does."""
+    if "keras" in sys.modules:
+        _register(sys.modules["keras"])
+    else:
+        sys.meta_path.insert(0, _KerasFinder())
