@@ -1,7 +1,7 @@
 """The matrix products of BERT and their floating-point operations, 2 per multiply-add.
 
-Counts follow from the shapes and are the same for every side: computing more than necessary, such
-as the MLM head at tokens that are not masked, or padding, earns no credit. `model` is a dict of
+Counts follow from the shapes and are the same for every side. Unnecessary operations, such as those
+of the MLM head at tokens that are not masked, or of padding, are not counted. `model` is a dict of
 sizes with HF's names. B batch, L length in tokens, M masked slots, D width, H heads, F inner width,
 V vocabulary, N layers, C classes.
 """

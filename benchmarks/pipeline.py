@@ -133,7 +133,7 @@ def main(_):
 if __name__ == "__main__":
     harness.define_flags(ROWS)
     flags.DEFINE_string("text", None, "a plain text file; default: the sample of kbert")
-    flags.DEFINE_string("vocab_file", None, "a vocabulary; default: learnt from kbert's sample")
+    flags.DEFINE_string("vocab_file", None, "a vocabulary; default: learned from kbert's sample")
     flags.DEFINE_integer("size_mb", 1000, "size of the text to prepare, in MB")
     flags.DEFINE_integer("peer_mb", 10, "how much of it HF and KerasHub take")
     app.run(main)

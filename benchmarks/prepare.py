@@ -171,7 +171,7 @@ def main(_):
 
 if __name__ == "__main__":
     flags.DEFINE_list("text", [], "plain text files, or .gz; default: the sample of kbert")
-    flags.DEFINE_string("vocab_file", None, "a vocabulary; default: learnt from kbert's sample")
+    flags.DEFINE_string("vocab_file", None, "a vocabulary; default: learned from kbert's sample")
     flags.DEFINE_string("folder", "/tmp/prepare", "where texts and corpora are written")
     flags.DEFINE_list("sizes_mb", ["500", "2000"], "sizes of the texts")
     flags.DEFINE_integer("beam_mb", 100, "size of the text for Beam's runner, which keeps it all")

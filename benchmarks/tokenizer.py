@@ -88,6 +88,6 @@ def main(_):
 if __name__ == "__main__":
     harness.define_flags(ROWS, threads=1)
     flags.DEFINE_list("text", [], "plain text files; default: the sample that comes with kbert")
-    flags.DEFINE_string("vocab_file", None, "a vocabulary; default: learnt from kbert's sample")
+    flags.DEFINE_string("vocab_file", None, "a vocabulary; default: learned from kbert's sample")
     flags.DEFINE_float("size_mb", 4, "how much of each text to take, from the start")
     app.run(main)

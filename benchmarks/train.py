@@ -156,7 +156,7 @@ def main(_):
 if __name__ == "__main__":
     harness.define_flags([*PRETRAINING, *FINETUNING])
     flags.DEFINE_string("sst2", None, "texts and labels to fine-tune on (.tsv); default: random")
-    flags.DEFINE_string("vocab_file", None, "its vocabulary; default: learnt from kbert's sample")
+    flags.DEFINE_string("vocab_file", None, "its vocabulary; default: learned from kbert's sample")
     flags.DEFINE_integer("examples", 320, "to fine-tune on; a step of the row is all of them")
     flags.DEFINE_bool("scaling", False, "kbert alone: lengths, depths, start from a folder")
     app.run(main)

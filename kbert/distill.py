@@ -1,4 +1,4 @@
-"""Distils a fine-tuned BERT: python -m kbert.distill --teacher=A --train_file=B.tsv"""
+"""Distills a fine-tuned BERT: python -m kbert.distill --teacher=A --train_file=B.tsv"""
 
 from absl import flags as absl_flags
 

@@ -162,7 +162,7 @@ def test_machines_that_do_not_see_the_folder(tmp_path, vocab_file, text, monkeyp
 
     monkeypatch.setattr(shard_builder, "write_shard", write_elsewhere)
     message = (
-        r"the pipeline ended, but .* lacks what it wrote. Give an --output_dir that all .*No such"
+        r"the pipeline ended, but its files are not in .*Set --output_dir to a folder.*No such"
     )
     options = {"runner": "beam", "beam_options": IN_MEMORY, "skip_bad_lines": True}
     with pytest.raises(UserError, match=message):
@@ -178,7 +178,7 @@ def test_machines_that_do_not_see_the_folder(tmp_path, vocab_file, text, monkeyp
     [
         ("--runner=Foo", r"takes? .*'--runner=Foo': Unexpected pipeline runner: Foo\. Valid"),
         ("--direct_num_workers=x", r"argument --direct_num_workers: invalid int value: 'x'\. Give"),
-        ("--runner='Foo", r"No closing quotation\. Give its flags in one text"),
+        ("--runner='Foo", r"No closing quotation\. Give its flags in one string"),
     ],
 )
 def test_flags_that_beam_does_not_take(tmp_path, vocab_file, text, flags, message, capfd):

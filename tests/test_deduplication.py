@@ -113,7 +113,7 @@ def test_a_document_that_is_all_there_is(tmp_path, vocab_file):
     with pytest.raises(UserError, match=r"is a single document, and 2 duplicates of it"):
         prepare(str(tmp_path / "t.txt"), tmp_path / "corpus", vocab_file, deduplicate=True)
     (tmp_path / "t.txt").write_text("\u200b")
-    with pytest.raises(UserError, match=r"holds no text"):
+    with pytest.raises(UserError, match=r"contains no text"):
         prepare(str(tmp_path / "t.txt"), tmp_path / "corpus", vocab_file, deduplicate=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["t.txt", "vocab.txt"]
 

@@ -24,7 +24,7 @@ EXAMPLES = 23
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Kind -> folder of weights as `finetune` leaves it, and "files": kind -> labelled examples."""
+    """Kind -> folder of weights as `finetune` leaves it, and "files": kind -> labeled examples."""
     root = tmp_path_factory.mktemp("weights")
     kinds = [kind for kind in KINDS if KINDS[kind][2]]
     found, rng = write_folders(root, [*kinds, "fill_mask"]), np.random.default_rng(0)
@@ -165,7 +165,7 @@ def test_answers_to_texts_are_scored(kind, folders):
 
 def test_methods_that_no_task_scores(tmp_path):
     method = type("Endpoint", (), {"name": "embed", "task": None})()
-    with pytest.raises(UserError, match="requires a method with labelled examples: classify, tag,"):
+    with pytest.raises(UserError, match="requires a method with labeled examples: classify, tag,"):
         comparison.Labelled(method, "dev.tsv", ColumnConfig())
 
 

@@ -190,7 +190,7 @@ def test_bad_lines_that_are_left_out_keep_their_place(lines, notes):
 def test_a_model_is_needed():
     with pytest.raises(UserError, match=r"--model is missing"):
         PredictConfig()
-    with pytest.raises(UserError, match=r"--eval_file is missing: labelled examples"):
+    with pytest.raises(UserError, match=r"--eval_file is missing: labeled examples"):
         EvaluateConfig(model="a")
 
 

@@ -220,7 +220,7 @@ def test_bad_lines_may_be_skipped(tmp_path, vocab_file, monkeypatch):
         *["b.jsonl"] * 2,
     ]
     (tmp_path / "b.jsonl").write_text(bad)
-    with pytest.raises(UserError, match=r"b\.jsonl holds no text \(1 bad lines left out\)\."):
+    with pytest.raises(UserError, match=r"contains no text \(1 bad lines were skipped\)\."):
         prepare(f"{tmp_path}/b.jsonl", tmp_path / "other", vocab_file, skip_bad_lines=True)
 
 
@@ -233,21 +233,21 @@ def test_summary(tmp_path, vocab_file):
         str(path), tmp_path / "corpus", vocab_file, deduplicate=True, skip_bad_lines=True
     )
     assert "\n".join(preparation.summary(found.manifest)) == (
-        "input files                                      1\n"
-        "text                                        0.0 MB\n"
-        "lines                                            8\n"
-        "  with bytes that are not UTF-8                  0\n"
-        "lines left out as bad                            1\n"
-        "documents without tokens, left out               1\n"
-        "duplicates of documents, left out                1\n"
-        "documents                                        3\n"
-        "sentences                                        6\n"
-        "tokens                                          17\n"
-        f"left out: {path}, line 6"
+        "input files                                     1\n"
+        "text                                       0.0 MB\n"
+        "lines                                           8\n"
+        "  with bytes that are not UTF-8                 0\n"
+        "bad lines, skipped                              1\n"
+        "documents without tokens, skipped               1\n"
+        "duplicate documents, removed                    1\n"
+        "documents                                       3\n"
+        "sentences                                       6\n"
+        "tokens                                         17\n"
+        f"skipped: {path}, line 6"
     )
     assert found.manifest["bytes"] == sum(len(s) for d in DOCUMENTS for s in d) + 7 + 3
     plain = prepare(str(path), tmp_path / "plain", vocab_file, skip_bad_lines=True)
-    assert not any("duplicates" in line for line in preparation.summary(plain.manifest))
+    assert not any("duplicate" in line for line in preparation.summary(plain.manifest))
 
 
 @pytest.mark.smoke
@@ -302,9 +302,9 @@ def damaged_gzip():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.txt", b"", r"holds no text"),
-        ("t.txt", b"\n \n\n", r"holds no text"),
-        ("t.txt", b"the cat\na dog\n", r"is a single document.*Put an empty line between"),
+        ("t.txt", b"", r"contains no text"),
+        ("t.txt", b"\n \n\n", r"contains no text"),
+        ("t.txt", b"the cat\na dog\n", r"is a single document.*Separate documents by empty lines"),
         (
             "t.txt",
             "caf\u00e9\n\n\u00e9t\u00e9\n".encode("latin-1"),

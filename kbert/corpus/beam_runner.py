@@ -52,7 +52,7 @@ def new_pipeline(flags: str) -> "beam.Pipeline":
         reason = (printed.getvalue().strip() or str(error)).splitlines()[-1]
         reason = reason.rpartition("error: ")[2].rstrip(".")
         raise UserError(
-            f"Beam does not take --beam_options={flags!r}: {reason}. Give its flags in one text, "
+            f"Beam does not take --beam_options={flags!r}: {reason}. Give its flags in one string, "
             f"such as --beam_options='--runner=FlinkRunner --flink_master=HOST:8081'."
         ) from error
 
@@ -194,7 +194,7 @@ def _read_result(folder, vocab_size):
         raise
     except (FileNotFoundError, UserError) as error:
         raise UserError(
-            f"the pipeline ended, but {folder} lacks what it wrote. Give an --output_dir that all "
-            f"machines of the runner see, such as gs://BUCKET/CORPUS. ({error})"
+            f"the pipeline ended, but its files are not in {folder}. Set --output_dir to a folder "
+            f"that all machines of the runner share, such as gs://BUCKET/CORPUS. ({error})"
         ) from error
     return tally

@@ -153,14 +153,13 @@ def _check(tally, inputs, paths):
         example = f", such as in {files[0]}{encoding_note(files[0])}" if files else ""
         raise UserError(f"{bad} of {lines} lines of {inputs} are not UTF-8{example}.")
     if tally.documents == 0:
-        left_out = f" ({tally.counts['lines_left_out']} bad lines left out)"
-        raise UserError(f"{inputs} holds no text{left_out if tally.left_out else ''}.")
+        skipped = f" ({tally.counts['lines_left_out']} bad lines were skipped)"
+        raise UserError(f"{inputs} contains no text{skipped if tally.left_out else ''}.")
     if tally.documents == 1:
         copies = tally.counts["documents_with_tokens"] - 1
         raise UserError(
             f"{inputs} is a single document{f', and {copies} duplicates of it' if copies else ''}, "
-            f"but next-sentence prediction takes sentences from others. Put an empty line between "
-            f"documents."
+            f"but next-sentence prediction needs several. Separate documents by empty lines."
         )
 
 
@@ -171,15 +170,15 @@ def summary(manifest: Mapping[str, typing.Any]) -> list[str]:
         ("text", f"{manifest['bytes'] / 1e6:,.1f} MB"),
         ("lines", f"{manifest['lines']:,}"),
         ("  with bytes that are not UTF-8", f"{manifest['lines_with_bad_utf8']:,}"),
-        ("lines left out as bad", f"{manifest['lines_left_out']:,}"),
-        ("documents without tokens, left out", f"{manifest['documents_without_tokens']:,}"),
-        ("duplicates of documents, left out", f"{manifest['duplicates_left_out']:,}"),
+        ("bad lines, skipped", f"{manifest['lines_left_out']:,}"),
+        ("documents without tokens, skipped", f"{manifest['documents_without_tokens']:,}"),
+        ("duplicate documents, removed", f"{manifest['duplicates_left_out']:,}"),
         ("documents", f"{manifest['documents']:,}"),
         ("sentences", f"{manifest['sentences']:,}"),
         ("tokens", f"{manifest['tokens']:,}"),
     ]
     if not manifest["deduplicate"]:
-        rows = [row for row in rows if not row[0].startswith("duplicates")]
+        rows = [row for row in rows if not row[0].startswith("duplicate")]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:{width}} {value:>15}" for name, value in rows]
-    return lines + [f"left out: {where}" for where in manifest["first_lines_left_out"]]
+    return lines + [f"skipped: {where}" for where in manifest["first_lines_left_out"]]

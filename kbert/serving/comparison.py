@@ -45,7 +45,7 @@ def read_for(
     columns: "ColumnConfig | None",
     report: Callable[[str], None] = print,
 ) -> list[Any]:
-    """Reads labelled examples for the task of an endpoint.
+    """Reads labeled examples for the task of an endpoint.
 
     Args:
         endpoint: Endpoint. source: as for `kbert.tasks.examples.read_examples`.
@@ -61,7 +61,7 @@ def read_for(
     if endpoint.task is None:
         methods = dict.fromkeys(kind.method for kind in registry.tasks().values())
         raise UserError(
-            f"--eval_file requires a method with labelled examples: {', '.join(methods)}; got "
+            f"--eval_file requires a method with labeled examples: {', '.join(methods)}; got "
             f"{endpoint.name}."
         )
     name = registry.of_texts(endpoint.task, "text_pair" in endpoint.texts)
@@ -140,7 +140,7 @@ def compared(
 
     Returns:
         list of dicts: `model`, `megabytes`, `milliseconds` (the median over the questions, after a
-        warm-up) and `scores`.
+        warmup) and `scores`.
     """
     answers, seconds = ({name: [] for name in contenders} for _ in range(2))
     for _, answer in contenders.values():

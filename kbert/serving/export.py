@@ -234,7 +234,5 @@ def _warm_up(path, functions, samples, target):
     try:
         count = write_warmup(path, functions, samples, target.parent.name)
     except ImportError:
-        return (
-            "note: no warm-up requests; they require TF Serving's API: pip install 'kbert[serve]'"
-        )
-    return f"warm-up requests: {count}"
+        return "note: no warmup requests; they require TF Serving's API: pip install 'kbert[serve]'"
+    return f"warmup requests: {count}"

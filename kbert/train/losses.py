@@ -117,7 +117,7 @@ class TaskObjective:
         return sums["loss"] / tf.maximum(count, 1e-6)
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Returns loss and accuracy, weighted alike (0 for regression); NaN without steps."""
+        """Returns the weighted loss and accuracy (0 for regression); NaN without steps."""
         count = sums["count"] or math.nan
         return {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count}
 

@@ -127,7 +127,7 @@ def open_stream(path: str | os.PathLike[str]) -> BinaryIO:
 
     Raises:
         OSError: no such file, or it cannot be read.
-        UserError: a remote file cannot be read, at once or later, or TensorFlow does not support
+        UserError: a remote file cannot be read, now or later, or TensorFlow does not support
             the scheme.
     """
     if not is_remote(path):
