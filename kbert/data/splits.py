@@ -21,8 +21,8 @@ def split_keys(
     Args:
         seed: seed of the run.
         classes: class of each of N examples.
-        units: what must not be divided, such as the text that several questions are about, for each
-            example; None: the examples themselves.
+        units: the unit of each example, which must not be divided, such as the text of several
+            questions; None: each example is a unit.
 
     Returns:
         (N,) float64; the examples of a unit have equal numbers.

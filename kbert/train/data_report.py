@@ -1,4 +1,4 @@
-"""Reports what was read from example files, before training: labels, examples and lengths."""
+"""Reports the content of example files before training: labels, examples and lengths."""
 
 import copy
 import dataclasses

@@ -1,7 +1,7 @@
 """Opens the files that users give: local or remote, plain or compressed, in UTF-8.
 
 The content decides how a file is compressed, whatever its name. A file that is not text, or not
-UTF-8, is an error that names what it looks like and the command that converts it.
+UTF-8, is an error with the detected format and the command that converts it.
 """
 
 import bz2
