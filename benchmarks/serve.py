@@ -31,8 +31,8 @@ from benchmarks.infer import MODELS, TINY, save_model
 FLAGS = flags.FLAGS
 # Measurements: (side, name, concurrent clients, texts per request).
 ASKED = (
-    *(("saved_model", "SavedModel, a text a call", 1, 1),),
-    *(("saved_model", "SavedModel, 32 texts a call", 1, 32),),
+    *(("saved_model", "SavedModel, one text per call", 1, 1),),
+    *(("saved_model", "SavedModel, 32 texts per call", 1, 32),),
     *(
         (side, f"kbert.serve, {name}, {clients} client{'s' * (clients > 1)} ({door})", clients, 1)
         for side, name in (("openvino", "OpenVINO"), ("tensorflow", "TensorFlow"))

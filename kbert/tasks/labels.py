@@ -57,7 +57,7 @@ def all_label_names(
 def all_label_numbers(
     examples: "Iterable[TextExample | TagExample]", names: Sequence[str]
 ) -> dict[str, int]:
-    """Returns `label_numbers` with numbers from C on for labels that are not among the C names."""
+    """Returns `label_numbers`, and numbers from C on for other labels of the examples."""
     more = enumerate(all_label_names(examples, names)[len(names) :], len(names))
     return label_numbers(names) | {name: number for number, name in more}
 

@@ -60,8 +60,8 @@ class BertTokenizer(tf.Module):
             the text as special tokens, or a tuple of the tokens to parse, such as ("[MASK]",).
             Keep it False for untrusted text: they are then tokenized as ordinary punctuation and
             letters.
-        strip_accents: None to follow `lower_case`. The folders of the few models that differ
-            specify it.
+        strip_accents: None to follow `lower_case`; the few models that differ store the setting
+            in their folders.
         tokenize_chinese_chars: whether each ideograph is a separate word, as in BERT; False in a
             few Japanese and Korean models.
 

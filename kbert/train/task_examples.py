@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 def split_examples(
     examples: dict[str, list[Any]], config: "FinetuneConfig"
 ) -> dict[str, list[Any]]:
-    """Returns examples with those moved out of "train" that `folds` and `eval_fraction` ask for.
+    """Moves a part of the training examples to "test" (`folds`) and to "eval" (`eval_fraction`).
 
     Args:
         examples: "train", "eval" and "test" -> examples, if there are such examples.
         config: settings of the run.
 
     Returns:
-        The same, in this order. A part of the cross-validation is "test".
+        A new dict with the same keys and the new ones, in this order.
 
     Raises:
         UserError: no example would be left in a part.
