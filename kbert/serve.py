@@ -10,6 +10,7 @@ import resource
 import sys
 
 from kbert.errors import UserError
+from kbert.server.input_checks import check_models
 from kbert.settings.serving import ServeConfig
 from kbert.utils import program
 
@@ -38,4 +39,4 @@ def main(config: ServeConfig) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main, ServeConfig)
+    program.run(main, ServeConfig, check_models)

@@ -32,6 +32,7 @@ PURE = (
     "corpus/text_formats.py",
     "corpus/text_sources.py",
     "data/records.py",
+    "server/input_checks.py",
     "tasks/names.py",
     "__init__",
 )

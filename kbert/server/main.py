@@ -14,6 +14,7 @@ from kbert.errors import UserError
 from kbert.server.batching import Batcher
 from kbert.server.errors import RequestError
 from kbert.server.grpc_api import GrpcServer
+from kbert.server.input_checks import check_models
 from kbert.server.metrics import Metrics
 from kbert.server.models import Models, read_configs
 from kbert.server.rest_api import RestServer
@@ -43,13 +44,14 @@ async def serve(config: "ServeConfig", report: Callable[[str], None] = print) ->
             servable.warm_up()
         return servable
 
+    check_models(config)
     load_task_module(config.task_module)
     certificates, configs = _certificates(config), _configs(config)
     models, servers = Models(load), []
     metrics = Metrics(models, lambda: batcher.waiting)
     batcher = Batcher(config.max_batch_size, config.max_queue_tokens, metrics.batch)
     stopping = asyncio.create_task(_stop_signal())
-    starting = asyncio.create_task(_start(config, configs, models, report))
+    starting = asyncio.create_task(_start(configs, models, report))
     watching = None
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -85,19 +87,13 @@ async def _stop_signal():
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler would wait for compute threads
 
 
-async def _start(config, configs, models, report):
+async def _start(configs, models, report):
     """Loads the models."""
     report(f"loading {', '.join(model_config.name for model_config in configs)}")
     try:
         await models.configure(configs)
     except RequestError as error:
-        path = config.model_base_path and pathlib.Path(config.model_base_path)
-        hint = ""
-        if path and (path / "saved_model.pb").is_file():
-            hint = (
-                f" This folder is itself an export; use --model_base_path={path.absolute().parent}"
-            )
-        raise UserError(f"{error}{hint}") from None
+        raise UserError(str(error)) from None
 
 
 async def _listen(config, certificates, service, metrics, servers):

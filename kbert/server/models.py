@@ -15,6 +15,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from kbert.errors import UserError
 from kbert.server.errors import RequestError, invalid
+from kbert.server.input_checks import no_versions
 
 if TYPE_CHECKING:
     import os
@@ -230,11 +231,8 @@ def _check(configs, versions):
         available = [n for n, version in versions[name].items() if version.servable]
         if not available:
             errors = [v.error for _, v in sorted(versions[name].items()) if v.error]
-            missing = (
-                f"no versions in {config.base_path}; a version is an export in a folder whose name "
-                f"is a number, such as {config.base_path}/1."
-            )
-            raise RequestError("NOT_FOUND", f"model {name}: {errors[-1] if errors else missing}")
+            reason = errors[-1] if errors else no_versions(config.base_path)
+            raise RequestError("NOT_FOUND", f"model {name}: {reason}")
         for label, number in config.version_labels.items():
             if number not in available:
                 raise RequestError(
