@@ -62,7 +62,11 @@ def test_the_program_and_distillation(settings, tmp_path, capsys):  # noqa: F811
     """A dry run of a complete run leaves it as it is; a teacher counts."""
     finetune(settings(epochs=1.0), tmp_path / "run")
     best = tmp_path / "run/finetuning/best"
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    def times():
+        return {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()}
+
+    before = times()
     (tmp_path / "x.flags").write_text(as_flagfile(settings(epochs=1.0), ""))
     command = [PYTHON, "-m", "kbert.finetune", f"--flagfile={tmp_path}/x.flags", "--dry_run"]
     done = subprocess.run(
@@ -73,8 +77,7 @@ def test_the_program_and_distillation(settings, tmp_path, capsys):  # noqa: F811
     capsys.readouterr()
     distill(DistillConfig(teacher=str(best), **shared), tmp_path / "small", dry_run=True)
     assert "\nmemory per device" in capsys.readouterr().out
-    (tmp_path / "x.flags").unlink()
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert times() == before and not (tmp_path / "small").exists()
 
 
 @pytest.mark.slow
@@ -120,7 +123,8 @@ def test_cross_validation(settings, tmp_path, monkeypatch, capsys):  # noqa: F81
     printed = capsys.readouterr().out
     assert printed.count("this run is complete: step 8 of 8") == 3 and "| loss" not in printed
     finetune(dataclasses.replace(config, fold=2), tmp_path / "alone")
-    assert_same_run(tmp_path / "alone", tmp_path / "run/fold_2")
+    alone, second = (weights_of(f / "finetuning/final") for f in (tmp_path / "alone", folds[1]))
+    assert len(alone) > 20 and all((second[name] == alone[name]).all() for name in alone)
 
 
 @pytest.mark.slow

@@ -70,6 +70,7 @@ def test_mistakes_end_before_tensorflow_is_imported(arguments):
     assert done.returncode == 2 and error.startswith(MISTAKES[arguments])
     packages = {line.split("|")[-1].strip().split(".")[0] for line in imports.splitlines()}
     assert "absl" in packages and not packages & {"tensorflow", "keras"}
+    assert not (ROOT / "x").exists()
 
 
 def test_an_unknown_program():
