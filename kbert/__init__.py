@@ -10,10 +10,11 @@ from kbert.utils.keras_registration import register_classes
 
 if TYPE_CHECKING:  # for type checkers and completion; at run time `__getattr__` imports them
     from kbert import corpus, data, hub, inference, model, serving, tasks, tokenizer, train
-    from kbert.config import BertConfig
+    from kbert.config import BertConfig, EmbeddingConfig
     from kbert.errors import UserError
     from kbert.inference.predictor import Predictor
     from kbert.model.models import (
+        BertForEmbedding,
         BertForMaskedLM,
         BertForMultipleChoice,
         BertForNextSentencePrediction,
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "BertConfig": "kbert.config",
+    "EmbeddingConfig": "kbert.config",
     "UserError": "kbert.errors",
     "BertTokenizer": "kbert.tokenizer.tokenizer",
     "BertModel": "kbert.model.models",
@@ -39,11 +41,13 @@ _HOMES = {
     "BertForTokenClassification": "kbert.model.models",
     "BertForQuestionAnswering": "kbert.model.models",
     "BertForMultipleChoice": "kbert.model.models",
+    "BertForEmbedding": "kbert.model.models",
     "Predictor": "kbert.inference.predictor",
 }
 
 __all__ = [
     "BertConfig",
+    "BertForEmbedding",
     "BertForMaskedLM",
     "BertForMultipleChoice",
     "BertForNextSentencePrediction",
@@ -53,6 +57,7 @@ __all__ = [
     "BertForTokenClassification",
     "BertModel",
     "BertTokenizer",
+    "EmbeddingConfig",
     "Predictor",
     "UserError",
     "__version__",

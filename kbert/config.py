@@ -140,6 +140,55 @@ PRESETS = {
 }
 
 
+POOLINGS = ("mean", "cls", "max")
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingConfig:
+    """How a text's embedding is computed from the encoder's outputs, as in sentence-transformers.
+
+    The steps are: pooling of the token vectors, a dense layer if `dense_size` is set, and scaling
+    to length 1 if `normalize` is set.
+
+    Raises:
+        UserError: a value has the wrong type or is not allowed.
+    """
+
+    pooling: str = setting("mean", "mean of the tokens, cls or max", choices=POOLINGS)
+    dense_size: int | None = setting(
+        None, "width of a dense layer after the pooling; default: no layer", at_least=1
+    )
+    dense_activation: str = setting(
+        "tanh", "activation of the dense layer", choices=("tanh", "linear")
+    )
+    normalize: bool = setting(True, "whether to scale embeddings to length 1")
+    similarity: str = setting(
+        "cosine",
+        "how two embeddings are compared; euclidean and manhattan: the negative distance",
+        choices=("cosine", "dot", "euclidean", "manhattan"),
+    )
+    max_seq_length: int | None = setting(
+        None, "maximum tokens of a text; default: the model's maximum", at_least=3
+    )
+    prompt: str = setting("", "text that is prepended to each text")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+_USUAL_EMBEDDING = EmbeddingConfig()
+
+
+def _embedding_config(values):
+    unknown = values.keys() - {field.name for field in dataclasses.fields(EmbeddingConfig)}
+    if unknown:
+        raise UserError(f"embedding has the unknown keys {_shown(sorted(map(str, unknown)))}.")
+    try:
+        return EmbeddingConfig(**values)
+    except UserError as error:
+        raise UserError(f"embedding: {error}") from None
+
+
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
     """Architecture of a BERT, with the field names of `bert_config.json` and HF's `config.json`.
@@ -147,8 +196,9 @@ class BertConfig:
     Two fields differ from these files. `hidden_act` names the GELU variant: "gelu" is the exact erf
     form (as in HF), "gelu_new" is the tanh approximation (as in HF; google-research/bert calls it
     "gelu"). `label_names` holds the values of HF's `id2label`. The fields from
-    `tie_word_embeddings` on are HF's and are not in `bert_config.json`, except
-    `attention_heads_per_layer`, which is kbert's own; it is None if no head was removed.
+    `tie_word_embeddings` on are HF's and are not in `bert_config.json`, except two of kbert's own:
+    `attention_heads_per_layer`, None if no head was removed, and `embedding`, None unless the model
+    was trained to embed texts.
 
     Raises:
         UserError: a value has the wrong type or is out of range, `hidden_size` is not divisible by
@@ -192,11 +242,16 @@ class BertConfig:
     attention_heads_per_layer: tuple[int, ...] | None = setting(
         None, "number of heads of each block after pruning; default: all heads"
     )
+    embedding: EmbeddingConfig | None = setting(  # noqa: RUF009 - a field
+        None, "how texts are embedded; default: the settings of EmbeddingConfig"
+    )
 
     def __post_init__(self) -> None:
         for name in ("label_names", "attention_heads_per_layer"):
             if isinstance(getattr(self, name), list):  # as JSON and YAML have it
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        if isinstance(self.embedding, Mapping):
+            object.__setattr__(self, "embedding", _embedding_config(self.embedding))
         check_settings(self)
         self._check_labels()
         D, H = self.hidden_size, self.num_attention_heads
@@ -205,6 +260,11 @@ class BertConfig:
                 f"hidden_size must be divisible by num_attention_heads; got {D} and {H}."
             )
         self._check_heads()
+
+    @property
+    def embedding_settings(self) -> EmbeddingConfig:
+        """How texts are embedded: `embedding`, or else the defaults."""
+        return self.embedding or _USUAL_EMBEDDING
 
     @property
     def head_size(self) -> int:

@@ -12,6 +12,8 @@ from kbert.utils import atomic, program
 def check(config: LearnVocabConfig) -> None:
     """Checks the input and the output before TensorFlow is imported."""
     check_text(config.input)
+    if config.extend and not pathlib.Path(config.extend).is_file():
+        raise UserError(f"--extend={config.extend}: there is no such vocabulary file.")
     if pathlib.Path(config.output_file).exists():
         raise UserError(
             f"{config.output_file} exists, and corpora and weights may depend on it. Remove it, or "
@@ -20,12 +22,19 @@ def check(config: LearnVocabConfig) -> None:
 
 
 def main(config: LearnVocabConfig) -> None:
-    """Runs `kbert.tokenizer.learn_vocab` with the flags."""
-    from kbert.tokenizer.vocab import learn_vocab, size_note, write_vocab
+    """Runs `learn_vocab` or `extend_vocab` of `kbert.tokenizer.vocab` with the flags."""
+    from kbert.tokenizer.files import is_uncased
+    from kbert.tokenizer.vocab import extend_vocab, learn_vocab, read_vocab, size_note, write_vocab
 
     texts = Texts(find_inputs(config.input), skip_bad_lines=config.skip_bad_lines)
     with atomic.parent_folders(config.output_file):
-        vocab = learn_vocab(texts, config.vocab_size, config.lower_case)
+        if config.extend:
+            old, lower_case = read_vocab(config.extend), config.lower_case
+            lower_case = is_uncased(config.extend) if lower_case is None else lower_case
+            vocab = extend_vocab(texts, old, config.vocab_size, lower_case)
+            print(f"added {len(vocab) - len(old):,} words: {', '.join(vocab[len(old) :][:10])} ...")
+        else:
+            vocab = learn_vocab(texts, config.vocab_size, config.lower_case is not False)
         write_vocab(vocab, config.output_file)
     if note := size_note(vocab, config.vocab_size):
         print(note)

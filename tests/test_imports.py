@@ -23,6 +23,7 @@ PURE = (
     "settings",
     "utils/encodings.py",
     "utils/flags.py",
+    "utils/foreign_weights.py",
     "utils/formats.py",
     "utils/input_files.py",
     "utils/keras_registration.py",
@@ -40,7 +41,9 @@ PURE = (
 ON_TENSORFLOW = ("model/weights/google.py", "model/fused_tf.py")
 # What reads and writes whole folders of weights.
 ON_TOKENIZER = ("model/folder.py", "model/conversion.py")
-EVERYWHERE = ("keras_nlp", "keras_hub", "transformers", "torch", "export", "tests", "benchmarks")
+# A dense layer of sentence-transformers that is only a pickle is read by torch, if installed.
+ON_TORCH = ("model/weights/sentence_transformers.py",)
+EVERYWHERE = ("keras_nlp", "keras_hub", "transformers", "export", "tests", "benchmarks")
 EVERYWHERE += ("tfx", "tensorflow_transform", "tensorflow_model_analysis")
 TENSORFLOW = ("tensorflow", "tensorflow_text")
 
@@ -55,6 +58,7 @@ def forbidden(path):
     part = place(path)
     below = ORDER[ORDER.index(part) + 1 :] if part in ORDER else ()
     modules = [*EVERYWHERE, *(f"kbert.{name}" for name in below)]
+    modules += [] if path.as_posix() in ON_TORCH else ["torch"]
     if part in ORDER or part == "__init__":  # programs import each other
         modules += [f"kbert.{p.stem}" for p in PACKAGE.glob("*.py") if p.stem not in ORDER]
     if part in PURE or path.as_posix() in PURE:

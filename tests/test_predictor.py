@@ -87,8 +87,8 @@ def test_embeddings_and_similarity(tokenizer):
     vectors = predictor.embed(TEXTS) * predictor.embed(PAIRS)
     np.testing.assert_allclose([f["similarity"] for f in found], vectors.sum(axis=1), atol=1e-5)
     assert predictor.embed([]).shape == (0, 24)
-    with pytest.raises(UserError, match=r"pooling must be one of mean, cls; got 'max'"):
-        predictor.embed(["a"], "max")
+    with pytest.raises(UserError, match=r"pooling must be one of mean, cls, max; got 'min'"):
+        predictor.embed(["a"], "min")
 
 
 def test_masks_are_filled_as_hf_does(tokenizer, tmp_path):
@@ -260,7 +260,9 @@ def test_folders_give_the_head_that_is_asked_for(tokenizer, tmp_path, recwarn):
     predictor = kbert.Predictor.from_pretrained(tmp_path)
     ours = kbert.Predictor(model, tokenizer)
     assert predictor.embed(["a dog"]).shape == (1, 24)
-    with pytest.raises(UserError, match=r"this needs a BertModel; the model is a BertForPreTrain"):
+    with pytest.raises(
+        UserError, match=r"this needs a BertForEmbedding; the model is a BertForPre"
+    ):
         ours.embed(["a dog"])
     logits = model(tokenizer(["the"], ["a dog"], max_length=7))["nsp_logits"].numpy()[0]
     (found,) = predictor.next_sentence(["the"], ["a dog"])

@@ -139,21 +139,6 @@ def test_keras_hub_lower_casing_strips_accents(folder):
     assert BertTokenizer.from_pretrained(folder / "hub").strip_accents
 
 
-@pytest.mark.parametrize("older", [False, True])
-def test_words_added_to_a_tokenizer_keep_their_ids(older, folder):
-    """Older folders have both files, of which tokenizer.json alone has the added words."""
-    hf = transformers.BertTokenizer(vocab=str(folder / "vocab.txt"))
-    hf.add_tokens(["brandnew"])
-    hf.save_pretrained(folder / "hf")
-    if older:
-        shutil.copy(folder / "vocab.txt", folder / "hf/vocab.txt")
-    with pytest.warns(UserWarning, match=r"adds words to the vocabulary \(brandnew\): HF matches"):
-        tokenizer = BertTokenizer.from_pretrained(folder / "hf")
-    assert tokenizer.vocab == [*SPECIAL_TOKENS, *WORDS, "brandnew"]
-    text = ["the brandnew un"]
-    assert ids_of(tokenizer, text) == hf(text, add_special_tokens=False)["input_ids"]
-
-
 def test_words_of_100_to_200_letters_in_hf(folder):
     """HF's default makes [UNK] of words over 100 letters, BERT of those over 200."""
     tokenizer = BertTokenizer(folder / "vocab.txt")
@@ -225,10 +210,7 @@ def test_added_words_that_are_no_texts_are_refused(folder):
     values = json.loads(path.read_text())
     values["added_tokens"] = [{"content": 7, "id": len(values["model"]["vocab"])}]
     path.write_text(json.dumps(values))
-    with (
-        pytest.warns(UserWarning, match=r"adds words to the vocabulary \(7\): HF matches"),
-        pytest.raises(UserError, match=r"has entries that are not valid UTF-8 strings"),
-    ):
+    with pytest.raises(UserError, match=r"has entries that are not valid UTF-8 strings"):
         BertTokenizer.from_pretrained(folder / "hf")
 
 

@@ -5,11 +5,14 @@ import subprocess
 import pytest
 from warm_python import PYTHON
 
+from kbert import learn_vocab as learn_vocab_program
 from kbert.corpus.text_sources import Texts
 from kbert.errors import UserError
+from kbert.settings import LearnVocabConfig
 from kbert.tokenizer import BertTokenizer
 from kbert.tokenizer.vocab import (
     SPECIAL_TOKENS,
+    extend_vocab,
     learn_vocab,
     read_vocab,
     size_note,
@@ -138,3 +141,38 @@ def test_the_program_replaces_no_vocabulary(tmp_path):
     assert done.stdout == f"{len(found)} entries in {tmp_path}/new/vocab.txt\n"
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2 and "exists, and corpora and weights may depend" in done.stderr
+
+
+# Extended vocabularies
+
+
+def test_words_are_added_by_the_pieces_that_they_save():
+    vocab = [*SPECIAL_TOKENS, "car", "##dio", "##my", "heart", "a", "##b"]
+    texts = ["Cardiomy cardio heart", "cardiomy, cardio ab", "ab heart 心 心", "once"]
+    found = extend_vocab(texts, vocab, 14)
+    # cardiomy saves 2 pieces twice; the others 1 twice, or are [UNK]
+    assert found == [*vocab, "cardiomy", "ab", "cardio"]
+    assert extend_vocab(texts, vocab, 100) == [*vocab, "cardiomy", "ab", "cardio", "心"]
+    assert extend_vocab(["Heart Heart"], vocab, 100, lower_case=False)[-1] == "Heart"
+    with pytest.raises(UserError, match=r"vocab_size must be above 11, .*: --vocab_size=1011"):
+        extend_vocab(texts, vocab, 11)
+    with pytest.raises(UserError, match=r"the text has no word to add: each is in the vocabulary"):
+        extend_vocab(["heart"], vocab, 100)
+
+
+def test_extending_a_vocabulary_by_flags(tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    vocab = tmp_path / "model/vocab.txt"
+    write_vocab([*SPECIAL_TOKENS, "Car", "##dio"], vocab)
+    settings = '{"do_lower_case": false}'
+    (tmp_path / "model/tokenizer_config.json").write_text(settings)
+    (tmp_path / "text.txt").write_text("Cardio is Cardio\n")
+    arguments = {"input": str(tmp_path / "text.txt"), "extend": str(vocab)}
+    config = LearnVocabConfig(**arguments, output_file=str(tmp_path / "new.txt"), vocab_size=32)
+    learn_vocab_program.check(config)
+    learn_vocab_program.main(config)
+    assert read_vocab(tmp_path / "new.txt") == [*read_vocab(vocab), "Cardio"]
+    assert "added 1 words: Cardio" in capsys.readouterr().out
+    config = LearnVocabConfig(**arguments | {"extend": "none.txt"})
+    with pytest.raises(UserError, match=r"--extend=none.txt: there is no such vocabulary file"):
+        learn_vocab_program.check(config)

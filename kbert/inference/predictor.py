@@ -9,7 +9,7 @@ from typing import Any, Self, TypedDict, Unpack
 
 import numpy as np
 
-from kbert.config import BertConfig
+from kbert.config import POOLINGS, BertConfig
 from kbert.data.bucketed_batches import EncodedExample
 from kbert.errors import UserError
 from kbert.inference.backends import choose_backend, frozen_backend
@@ -17,6 +17,7 @@ from kbert.inference.batch_runner import BatchRunner
 from kbert.inference.fill_mask import MaskFiller
 from kbert.model.folder import ModelFolder
 from kbert.model.models import (
+    BertForEmbedding,
     BertForMaskedLM,
     BertForNextSentencePrediction,
     BertForSequenceClassification,
@@ -24,12 +25,11 @@ from kbert.model.models import (
     BertModel,
 )
 from kbert.model.pretrained import PretrainedModel
-from kbert.tasks.outputs import embeddings
+from kbert.model.weights.tensors import part_of, weight_shapes
+from kbert.tasks.outputs import embeddings, normalized, similarities
 from kbert.tasks.registry import BUILT_IN, get_task, method_of_heads, read_task, task_of
 from kbert.tasks.task import Task, same_length, softmax, text_items
 from kbert.tokenizer.tokenizer import BertTokenizer
-
-POOLINGS = ("mean", "cls")
 
 
 class PredictorOptions(TypedDict, total=False):
@@ -120,7 +120,8 @@ class Predictor:
         predictor.folder, parts = folder, folder.parts
 
         def read(model_class):
-            missing = set(model_class.task_heads) - parts
+            of_config = {part_of(name) for name in weight_shapes(folder.config)}
+            missing = set(model_class.task_heads) & of_config - parts
             if missing:
                 raise UserError(
                     f"{folder} has no {', '.join(sorted(missing))}, which this needs; it has "
@@ -144,7 +145,8 @@ class Predictor:
         """Name of the default method, from the fine-tuned task or else from the heads."""
         if self.settings:
             return get_task(self.settings["task"]).method
-        return method_of_heads(self.folder.parts if self.folder else self.model.task_heads)
+        parts = self.folder.parts if self.folder else self.model.task_heads
+        return method_of_heads(parts, (self.folder or self.model).config)
 
     def __call__(self, *texts: Any, **options: Any) -> Any:
         """Calls the default `method`."""
@@ -159,7 +161,8 @@ class Predictor:
 
         Returns:
             list of dicts: `label`, its probability `score`, and `scores`, a dict of label ->
-            probability. Multi-label models: `labels` and `scores`. Regression models: `score`.
+            probability. Multi-label models: `labels` and `scores`. Regression models: `score`, or
+            with several outputs `scores`.
         """
         return self.ask(self.classifier(), texts, text_pairs)
 
@@ -265,40 +268,64 @@ class Predictor:
         return [{"is_next": float(softmax(o["logits"])[0])} for o in runner(items, self.advance)]
 
     def embed(
-        self, texts: str | Sequence[str], pooling: str = "mean", normalize: bool = True
+        self,
+        texts: str | Sequence[str],
+        pooling: str | None = None,
+        normalize: bool | None = None,
     ) -> np.ndarray:
-        """Computes an embedding of each text.
+        """Computes an embedding of each text, by the `embedding` settings of the model's config.
+
+        The settings are the ones of a sentence-transformers folder, which then gives the same
+        vectors; without settings, the mean over the tokens is scaled to length 1.
 
         Args:
             texts: N texts.
-            pooling: "mean" over the tokens, including [CLS] and [SEP], as in
-                sentence-transformers; or "cls", the last hidden state of [CLS].
-            normalize: whether to scale each vector to length 1.
+            pooling: "mean" over the tokens, including [CLS] and [SEP]; "cls", the last hidden state
+                of [CLS]; "max" over the tokens; or None for the model's setting.
+            normalize: whether to scale each vector to length 1; None for the model's setting.
 
         Returns:
-            (N, D) float32 array.
+            (N, E) float32 array; E is the width of the dense layer if there is one, or else D.
         """
-        if pooling not in POOLINGS:
+        if pooling not in (None, *POOLINGS):
             raise UserError(f"pooling must be one of {', '.join(POOLINGS)}; got {pooling!r}.")
-        model, (texts,) = self.load(BertModel), as_batch(texts)
+        model, (texts,) = self._embedder(), as_batch(texts)
+        settings = model.config.embedding_settings
+        texts = [settings.prompt + text for text in texts]
         items = text_items(self.tokenizer, texts, None, self.max_seq_length)
-        outputs = self._runner("embed", model, embeddings)(items, self.advance)
+
+        def compute(features, training):
+            return embeddings(model, features)
+
+        outputs = self._runner("embed", model, lambda x, _: x, compute)(items, self.advance)
         if not outputs:
-            return np.zeros((0, model.config.hidden_size), np.float32)
-        vectors = np.stack([output[pooling] for output in outputs])
-        if normalize:
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
-        return vectors
+            return np.zeros((0, settings.dense_size or model.config.hidden_size), np.float32)
+        vectors = np.stack([output[pooling or settings.pooling] for output in outputs])
+        normalize = settings.normalize if normalize is None else normalize
+        return normalized(vectors) if normalize else vectors
+
+    def _embedder(self):
+        is_encoder = isinstance(self.model, BertModel) and self._read is None
+        if is_encoder and not self.model.config.embedding_settings.dense_size:
+            return self.load(BertModel)  # the head has no weights
+        return self.load(BertForEmbedding)
 
     def similarity(
-        self, texts: str | Sequence[str], text_pairs: str | Sequence[str], pooling: str = "mean"
+        self,
+        texts: str | Sequence[str],
+        text_pairs: str | Sequence[str],
+        pooling: str | None = None,
     ) -> list[dict[str, float]]:
-        """Returns dicts with `similarity`, the cosine of the embeddings of a text and its pair."""
+        """Returns dicts with `similarity` of a text and its pair, as `embed` embeds them.
+
+        It is the cosine, unless the `embedding` settings of the config have another `similarity`.
+        """
         texts, text_pairs = as_batch(texts, text_pairs)
         text_pairs = same_length(texts, text_pairs, "text_pairs")
         vectors = self.embed([*texts, *text_pairs], pooling)
-        cosines = (vectors[: len(texts)] * vectors[len(texts) :]).sum(axis=-1)
-        return [{"similarity": float(cosine)} for cosine in cosines]
+        kind = self.model.config.embedding_settings.similarity
+        values = similarities(vectors[: len(texts)], vectors[len(texts) :], kind)
+        return [{"similarity": float(value)} for value in values]
 
     def fill_mask(
         self,
@@ -348,7 +375,9 @@ class Predictor:
     @property
     def max_seq_length(self) -> int:
         """Maximum tokens in a sequence, including special tokens."""
-        usual = min(self.model.config.max_position_embeddings, 512)
+        config = (self.model or self.folder).config
+        usual = config.embedding_settings.max_seq_length
+        usual = usual or min(config.max_position_embeddings, 512)
         return self._max_seq_length or (self.settings or {}).get("max_seq_length", usual)
 
     def task(self, name: str) -> Task:

@@ -1,6 +1,7 @@
 """BERT in `keras.ops`: layers, encoder, heads, models, weights. Supports all Keras backends."""
 
 from kbert.model.models import (
+    BertForEmbedding,
     BertForMaskedLM,
     BertForMultipleChoice,
     BertForNextSentencePrediction,
@@ -12,6 +13,7 @@ from kbert.model.models import (
 )
 
 __all__ = [
+    "BertForEmbedding",
     "BertForMaskedLM",
     "BertForMultipleChoice",
     "BertForNextSentencePrediction",

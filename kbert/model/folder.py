@@ -4,9 +4,12 @@ import contextlib
 import functools
 import os
 import pathlib
+import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from kbert.config import BertConfig
+from kbert.errors import UserError
 from kbert.model.weights import Tensors, open_weights, part_of
 from kbert.utils.formats import find_folder, folder_format, read_json
 
@@ -24,6 +27,9 @@ class ModelFolder(os.PathLike[str]):
     Args:
         folder: path of a folder, or name of a model on the Hugging Face hub; see
             `kbert.utils.formats.find_folder`.
+        vocab: vocabulary of the model to load, which begins with the folder's entries; None: the
+            folder's. The vectors of new entries start as the mean of the vectors of their
+            WordPieces.
 
     Attributes:
         name: the path or name that was passed in. path: pathlib.Path of the files.
@@ -37,8 +43,9 @@ class ModelFolder(os.PathLike[str]):
         """Returns the ModelFolder of a path or a name; returns a ModelFolder unchanged."""
         return folder if isinstance(folder, cls) else cls(folder)
 
-    def __init__(self, folder: str | os.PathLike[str]):
+    def __init__(self, folder: str | os.PathLike[str], vocab: Sequence[str] | None = None):
         self.name: str = str(folder)
+        self._vocab = vocab
         self.path: pathlib.Path = find_folder(folder)
 
     def __fspath__(self) -> str:
@@ -75,8 +82,29 @@ class ModelFolder(os.PathLike[str]):
     def open_weights(
         self, **arguments: object
     ) -> contextlib.AbstractContextManager[tuple[BertConfig, Tensors]]:
-        """Opens the weights; see `kbert.model.weights.open_weights`, also for the arguments."""
-        return open_weights(self.path, **arguments)
+        """Opens the weights; see `kbert.model.weights.open_weights`, also for the arguments.
+
+        If the vocabulary has more entries than the weights have rows, rows are added.
+        """
+        return open_weights(self.path, **{"new_entries": self._new_entries, **arguments})
+
+    def _new_entries(self, rows):
+        """The ids of the entries without learned rows -> the ids of their WordPieces."""
+        from kbert.tokenizer.files import has_tokenizer, read_tokenizer
+        from kbert.tokenizer.vocab import pieces_of_entries
+
+        vocab, own = self._vocab, []
+        if has_tokenizer(self.path):
+            with contextlib.suppress(UserError):  # raised where the tokenizer is needed
+                own = read_tokenizer(self.path)[0]
+        if vocab is not None and own:
+            if own != vocab[: len(own)]:
+                raise UserError(f"the vocabulary does not begin with the entries of {self}.")
+            return pieces_of_entries(vocab, len(own))
+        if len(own) > rows:
+            message = f"the vocabulary has {len(own):,} entries, the weights only {rows:,}"
+            warnings.warn(f"{self.name}: {message}; adding rows.", stacklevel=6)
+        return pieces_of_entries(own, rows)
 
     @functools.cached_property
     def tokenizer(self) -> "BertTokenizer":

@@ -21,6 +21,7 @@ from kbert.model.pretrained import Inputs, PretrainedModel
 from kbert.model.task_heads import (
     ChoiceHead,
     ClassificationHead,
+    EmbeddingHead,
     MaskedLMHead,
     NextSentenceHead,
     SpanHead,
@@ -299,3 +300,22 @@ class BertForMultipleChoice(_HeadedModel):
         outputs = self._pooled(flat, training)
         logits = self.choice_classifier(outputs["pooler_output"], training=training)  # (B * C, 1)
         return {"logits": ops.reshape(logits, (-1, C)), **self._extras(outputs)}
+
+
+@keras.saving.register_keras_serializable("kbert")
+class BertForEmbedding(_HeadedModel):
+    """BERT that embeds a text as a vector, as the `embedding` of the config says; no pooler.
+
+    Returns, when called:
+        dict with `embedding` (B, E) float32; E is D, or the width of the dense layer if any.
+    """
+
+    task_heads = {"embedding": EmbeddingHead}
+    embedding: EmbeddingHead
+    pooled = False
+
+    def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
+        inputs = self.features(inputs)
+        outputs = self.bert(inputs, training=training)
+        vectors = self.embedding(outputs["last_hidden_state"], inputs.get("attention_mask"))
+        return {"embedding": vectors, **self._extras(outputs)}

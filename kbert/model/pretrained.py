@@ -1,5 +1,6 @@
 """Base class of the models: config, saving and loading, freezing and LoRA."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -8,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Self
 
 import keras
+import numpy as np
 from keras import ops
 
 from kbert.config import BertConfig
@@ -16,7 +18,7 @@ from kbert.features import ENCODER_FEATURES, check_inputs, check_names
 from kbert.model.attention import ConfiguredLayer, matrix_initializer, skip_initialization
 from kbert.model.folder import ModelFolder
 from kbert.model.inference_ops import plain_ops
-from kbert.model.weights import Tensors, heads_text, part_of, write_weights
+from kbert.model.weights import Tensors, heads_text, new_rows, part_of, write_weights
 
 _ADAPTER = "lora_kernel"  # prefix of Keras' names of the adapter matrices
 _FIELDS = {field.name for field in dataclasses.fields(BertConfig)}
@@ -159,6 +161,32 @@ class PretrainedModel(keras.Model):
         for block in getattr(self, "bert", self).encoder.blocks:
             for projection in (block.attention.query, block.attention.value):
                 projection.enable_lora(rank, 2 * rank if alpha is None else alpha)
+
+    def resize_token_embeddings(self, vocab_size: int) -> None:
+        """Changes the number of vocabulary entries, V, before the model is compiled.
+
+        The rows of the remaining entries stay. New rows of the word embeddings, and of the MLM
+        head's own matrix, are initialized as in a new model; its bias is 0.
+
+        Args:
+            vocab_size: fewer entries drop the last rows.
+
+        Raises:
+            UserError: `vocab_size` is not an int of at least 5.
+        """
+        config = dataclasses.replace(self.config, vocab_size=vocab_size)
+        owners = {"_embeddings": getattr(self, "bert", self).embeddings.word_embeddings}
+        owners |= dict.fromkeys(("output_bias", "decoder"), getattr(self, "mlm", None))
+        for attribute, layer in owners.items():
+            old = layer and getattr(layer, attribute)
+            if old is not None:
+                rows = ops.convert_to_numpy(old)[:vocab_size]
+                fresh = new_rows(config, (vocab_size, *rows.shape[1:]), len(rows))
+                _replace_weight(layer, attribute, np.concatenate([rows, fresh]))
+        for layer in (self, *self._flatten_layers(include_self=False)):
+            if isinstance(layer, PretrainedModel | ConfiguredLayer):
+                layer.config = config
+        getattr(self, "bert", self).embeddings.word_embeddings.input_dim = vocab_size
 
     def adapters(self) -> dict[str, tuple[keras.Variable, keras.Variable, float]]:
         """Returns the adapters by the name of their matrix: (A, B, scale); see `add_lora`."""
@@ -318,3 +346,17 @@ class PretrainedModel(keras.Model):
             single = {name for name in fresh if part_of(name) in there}
             lacking = ", ".join(sorted(whole | single))
             warnings.warn(f"{folder} has no {lacking}: keeping the initial weights.", stacklevel=3)
+
+
+def _replace_weight(layer, attribute, value):
+    """Replaces a weight of a built layer by one of another shape, with the same name."""
+    old = getattr(layer, attribute)
+    with contextlib.ExitStack() as scopes:
+        for name in old.path.split("/")[:-1]:
+            scopes.enter_context(keras.name_scope(name))
+        new = keras.Variable(value, dtype=old.dtype, name=old.name)
+    layer._tracker.unlock()
+    layer._untrack_variable(old)
+    setattr(layer, attribute, new)
+    layer._tracker.lock()
+    new.trainable = old.trainable

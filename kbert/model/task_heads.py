@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kbert.config import BertConfig
+from kbert.config import BertConfig, EmbeddingConfig
 from kbert.model import fused
 from kbert.model.attention import ConfiguredLayer
 
@@ -105,3 +105,55 @@ class SpanHead(ClassificationHead):
 
     units = 2
     has_dropout = False
+
+
+@keras.saving.register_keras_serializable("kbert")
+class EmbeddingHead(ConfiguredLayer):
+    """Embeds a sequence as the `embedding` of the config says: (B, L, D) -> (B, E) float32.
+
+    Source: sentence-transformers, its modules Pooling, Dense and Normalize.
+
+    Call arguments:
+        x: (B, L, D), the last hidden states.
+        attention_mask: (B, L), 1 = token, 0 = padding; None = all tokens.
+        pooling, normalize: override the config's.
+    """
+
+    def __init__(self, config: BertConfig | Mapping[str, Any], **kwargs: object):
+        super().__init__(config, **kwargs)
+        self.settings: EmbeddingConfig = self.config.embedding_settings
+        self.output_dense: keras.layers.Dense | None = None
+        if self.settings.dense_size:
+            activation = self.settings.dense_activation
+            self.output_dense = self.dense(self.settings.dense_size, "dense", activation=activation)
+
+    def build(self, x_shape: tuple[int | None, ...]) -> None:
+        if self.output_dense:
+            self.output_dense.build((x_shape[0], x_shape[-1]))
+
+    def call(
+        self,
+        x: keras.KerasTensor,
+        attention_mask: keras.KerasTensor | None = None,
+        pooling: str | None = None,
+        normalize: bool | None = None,
+    ) -> keras.KerasTensor:
+        x = ops.cast(x, "float32")
+        mask = ops.ones_like(x[:, :, :1])
+        if attention_mask is not None:
+            mask = ops.cast(attention_mask, "float32")[:, :, None]  # (B, L, 1)
+        x = _pooled(x, mask, pooling or self.settings.pooling)  # (B, D)
+        if self.output_dense:
+            x = ops.cast(self.output_dense(x), "float32")  # (B, E)
+        if self.settings.normalize if normalize is None else normalize:
+            norm = ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))
+            x = x / ops.maximum(norm, 1e-12)  # epsilon of torch's normalize
+        return x
+
+
+def _pooled(x, mask, pooling):
+    if pooling == "cls":
+        return x[:, 0]
+    if pooling == "max":
+        return ops.max(ops.where(mask > 0, x, -3e38), axis=1)
+    return ops.sum(x * mask, axis=1) / ops.maximum(ops.sum(mask, axis=1), 1e-9)

@@ -9,10 +9,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from kbert.model.models import BertForMaskedLM, BertForNextSentencePrediction
+from kbert.config import EmbeddingConfig
+from kbert.model.models import BertForEmbedding, BertForMaskedLM, BertForNextSentencePrediction
 from kbert.tasks import registry
 from kbert.tasks.endpoint import Endpoint, as_array
-from kbert.tasks.outputs import MOST_MASKS, embeddings, masked_logits
+from kbert.tasks.outputs import MOST_MASKS, masked_logits
 from kbert.tokenizer.tokenizer import BertTokenizer
 
 
@@ -39,25 +40,28 @@ class NextSentence(Endpoint):
 
 
 class Embed(Endpoint):
-    """Embeds a text as a vector of length 1."""
+    """Embeds a text as a vector, by the `embedding` settings of the config."""
 
     name: str = "embed"
-    forward_spec: dict[str, tuple[str, str]] = {
-        "mean": ("BD", "mean over the tokens, not normalized")
-    }
-    output_spec: dict[str, str] = {
-        "embedding": "(B, D) float32, mean over the tokens, normalized to length 1"
-    }
+    model_class: type[BertForEmbedding] = BertForEmbedding
+    forward_spec: dict[str, tuple[str, str]] = {"embedding": ("BE", "of the text")}
 
-    def forward(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        return {"mean": embeddings(self.model(features, training=False), features)["mean"]}
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.settings: EmbeddingConfig = self.model.config.embedding_settings
+        length = "length 1" if self.settings.normalize else "not normalized"
+        meaning = f"(B, E) float32, {self.settings.pooling} pooling, {length}"
+        self.output_spec: dict[str, str] = {"embedding": meaning}
+
+    def from_texts(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
+        if self.settings.prompt:
+            text = tf.strings.join([self.settings.prompt, text])
+        return super().from_texts(text)
 
     def postprocess(
         self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        vectors = outputs["mean"]
-        norms = tf.maximum(tf.norm(vectors, axis=-1, keepdims=True), 1e-6)
-        return {"embedding": vectors / norms}
+        return dict(outputs)
 
     def reference_outputs(self, text: Sequence[str]) -> dict[str, Any]:
         return {"embedding": self.predictor.embed(text)}

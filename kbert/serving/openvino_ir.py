@@ -60,6 +60,7 @@ def _metadata(endpoint, quantize):
     if endpoint.takes_choices:
         labels, inputs = [], ["B", "C", "L"]
     sizes = {"1": 1, "2": 2, "D": endpoint.model.config.hidden_size}
+    sizes["E"] = endpoint.model.config.embedding_settings.dense_size or sizes["D"]
     sizes |= {"V": endpoint.tokenizer.vocab_size, "C": len(labels) or "C"}
     outputs = {
         name: {

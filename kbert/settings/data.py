@@ -17,8 +17,16 @@ class LearnVocabConfig:
     vocab_size: int = setting(
         30522, "maximum number of entries, including special tokens", at_least=32, group="common"
     )
-    lower_case: bool = setting(
-        True, "lower-case the text and strip accents (uncased BERT)", group="common"
+    extend: str | None = setting(
+        None,
+        "vocabulary file to which words of the text are added; its entries keep their ids",
+        group="common",
+    )
+    lower_case: bool | None = setting(
+        None,
+        "lower-case the text and strip accents (uncased BERT); default: true, or as in the folder "
+        "of --extend",
+        group="common",
     )
     skip_bad_lines: bool = setting(
         False, "skip bad lines, such as JSON without text, instead of stopping with an error"

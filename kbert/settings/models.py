@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from kbert.config import check_settings, setting
+from kbert.config import POOLINGS, check_settings, setting
 from kbert.errors import UserError
 from kbert.settings.tasks import ColumnConfig, ExampleConfig, ScoreConfig, TaskModuleConfig
 
@@ -192,8 +192,11 @@ class PredictConfig(ColumnConfig, TaskModuleConfig):
         None,
         "answer: whether there may be no answer; default: if fine-tuning had such questions",
     )
-    pooling: str = setting(
-        "mean", "embed, similarity: how token vectors are pooled", choices=("mean", "cls")
+    pooling: str | None = setting(
+        None,
+        "embed, similarity: how token vectors are pooled; default: as the model was trained, else "
+        "mean",
+        choices=POOLINGS,
     )
     batch_size: int = setting(32, "texts per batch", at_least=1, group="common")
     precision: str = setting(

@@ -29,7 +29,8 @@ class Endpoint(abc.ABC):
     Attributes:
         name: str. texts: dict of the names of the inputs, all strings -> their number of axes.
         forward_spec: dict of the outputs of `forward` -> (shape, meaning). The shape has a letter
-            per axis: B texts, L tokens, C labels or choices, M masks, V vocabulary, D width.
+            per axis: B texts, L tokens, C labels or choices, M masks, V vocabulary, D width,
+            E width of embeddings.
         standard_api: standard API of TensorFlow Serving that it supports: "classify" (on
             `probabilities`), "regress" (on `score`), or None.
         scored_by_ids: whether examples are scored with `from_ids`, because they consist of words.

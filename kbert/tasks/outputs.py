@@ -3,27 +3,47 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 import tensorflow as tf
 
+from kbert.config import POOLINGS
+from kbert.model.task_heads import EmbeddingHead
+
 if TYPE_CHECKING:
-    from kbert.model.models import BertForMaskedLM
+    from kbert.model.models import BertForEmbedding, BertForMaskedLM, BertModel
     from kbert.tokenizer.tokenizer import BertTokenizer
 
 MOST_MASKS = 16  # filled at most in one text
 
 
 def embeddings(
-    outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
+    model: "BertForEmbedding | BertModel", features: Mapping[str, tf.Tensor]
 ) -> dict[str, tf.Tensor]:
-    """Returns embeddings of texts: `mean` of the last hidden states, and `cls`; (B, D) float32.
+    """Returns the embeddings of texts by pooling, before normalization; (B, E) float32 each."""
+    head = getattr(model, "embedding", None) or EmbeddingHead(model.config)
+    x = getattr(model, "bert", model)(features, training=False)["last_hidden_state"]
+    mask = features["attention_mask"]
+    return {name: head(x, mask, pooling=name, normalize=False) for name in POOLINGS}
+
+
+def similarities(vectors: np.ndarray, others: np.ndarray, kind: str) -> np.ndarray:
+    """Returns how similar each of N pairs of embeddings is, (N,).
 
     Args:
-        outputs: outputs of a BertModel. features: its inputs, including `attention_mask`.
+        vectors, others: (N, E). kind: `similarity` of `EmbeddingConfig`.
     """
-    x = tf.cast(outputs["last_hidden_state"], tf.float32)  # (B, L, D)
-    mask = tf.cast(features["attention_mask"], tf.float32)[:, :, None]
-    mean = tf.reduce_sum(x * mask, axis=1) / tf.reduce_sum(mask, axis=1)
-    return {"mean": mean, "cls": x[:, 0]}
+    if kind == "euclidean":
+        return -np.linalg.norm(vectors - others, axis=1)
+    if kind == "manhattan":
+        return -np.abs(vectors - others).sum(axis=1)
+    if kind == "cosine":
+        vectors, others = normalized(vectors), normalized(others)
+    return (vectors * others).sum(axis=1)
+
+
+def normalized(vectors: np.ndarray) -> np.ndarray:
+    """Returns vectors, (N, E), scaled to length 1."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def masked_logits(

@@ -114,12 +114,14 @@ def task_of_method(method: str) -> type[Task] | None:
     return next((kind for kind in tasks().values() if kind.method == method), None)
 
 
-def method_of_heads(parts: Iterable[str]) -> str:
+def method_of_heads(parts: Iterable[str], config: "BertConfig") -> str:
     """Returns the method of `kbert.Predictor` for a model without a task.
 
     Args:
-        parts: names of the parts of the model, such as "mlm".
+        parts: names of the parts of the model, such as "mlm". config: BertConfig of the model.
     """
+    if config.embedding:
+        return "embed"
     heads = {tuple(kind.model_class.task_heads): kind.method for kind in BUILT_IN}
     heads |= {("mlm",): "fill_mask", ("nsp",): "next_sentence"}
     return next((method for names, method in heads.items() if set(names) <= set(parts)), "embed")

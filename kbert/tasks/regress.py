@@ -9,23 +9,32 @@ import tensorflow as tf
 from kbert.data import validation
 from kbert.data.columns import SECOND_TEXTS, ColumnAliases
 from kbert.data.examples import TextExample
+from kbert.errors import UserError
 from kbert.tasks import metrics
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.task import Encoded, TextTask
 
 
 class RegressionEndpoint(Endpoint):
-    """Predicts a number."""
+    """Predicts a number, or several if the model has several outputs."""
 
     name = "regress"
     forward_spec: dict[str, tuple[str, str]] = {"logits": ("B1", "the number")}
     standard_api: str | None = "regress"
     output_spec: dict[str, str] = {"score": "(B,) float32, the number"}
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        if self.model.config.num_labels > 1:
+            self.forward_spec: dict[str, tuple[str, str]] = {"logits": ("BC", "the numbers")}
+            self.output_spec: dict[str, str] = {"scores": "(B, C) float32, the numbers"}
+            self.standard_api: str | None = None  # it has one number
+
     def postprocess(
         self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        return {"score": outputs["logits"][:, 0]}
+        logits = outputs["logits"]
+        return {"scores": logits} if "scores" in self.output_spec else {"score": logits[:, 0]}
 
 
 class Regression(TextTask):
@@ -41,7 +50,12 @@ class Regression(TextTask):
     label: "staticmethod[[object, str], float]" = staticmethod(validation.target)
 
     def targets(self, examples: Sequence[TextExample]) -> np.ndarray:
-        """Returns the target numbers, (N,) float32."""
+        """Returns the target numbers, (N,) float32. Raises UserError for several outputs."""
+        if len(self.label_names or ()) > 1:
+            raise UserError(
+                f"the model predicts {len(self.label_names)} numbers for a text; kbert trains and "
+                f"evaluates regression with one. Use it with kbert.predict."
+            )
         return np.array([example.label for example in examples], np.float32)
 
     def label_summary(self, examples: Sequence[TextExample]) -> str:
@@ -69,7 +83,16 @@ class Regression(TextTask):
         encoded: Encoded,
         outputs: Iterable[dict[str, np.ndarray]],
     ) -> list[dict[str, Any]]:
-        return [{"score": float(output["logits"][0])} for output in outputs]
+        rows = [output["logits"].tolist() for output in outputs]
+        if rows and len(rows[0]) > 1:
+            return [{"scores": dict(zip(self.label_names, row, strict=True))} for row in rows]
+        return [{"score": row[0]} for row in rows]
+
+    @staticmethod
+    def output_of(prediction: dict[str, Any]) -> dict[str, Any]:
+        if "scores" in prediction:
+            return {"scores": list(prediction["scores"].values())}
+        return prediction
 
     def scores(
         self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]

@@ -1,11 +1,15 @@
 """Reads and writes the tokenizer files of a model folder, in any supported format."""
 
+import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import TypedDict
 
 from kbert.errors import UserError
+from kbert.tokenizer.added_tokens import AddedToken
+from kbert.tokenizer.added_tokens_files import read_added_tokens, with_added_tokens
 from kbert.tokenizer.vocab import read_vocab, write_vocab
 from kbert.utils import atomic
 from kbert.utils.formats import members, read_json
@@ -19,6 +23,15 @@ _HF_PARTS = {
 _KERAS_HUB_VOCAB = "assets/tokenizer/vocabulary.txt"
 
 
+class TokenizerSettings(TypedDict, total=False):
+    """Constructor arguments of `BertTokenizer`."""
+
+    lower_case: bool
+    strip_accents: bool
+    tokenize_chinese_chars: bool
+    added_tokens: tuple[AddedToken, ...]
+
+
 def has_tokenizer(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder contains a vocabulary, in any format."""
     return any((pathlib.Path(folder) / name).is_file() for name in ("vocab.txt", "tokenizer.json"))
@@ -26,13 +39,13 @@ def has_tokenizer(folder: str | os.PathLike[str]) -> bool:
 
 def read_tokenizer(
     folder: str | os.PathLike[str], lower_case: bool | None = None
-) -> tuple[list[str], dict[str, bool]]:
-    """Reads the vocabulary (list of str) and the tokenizer settings (dict of bool) of a folder.
+) -> tuple[list[str], TokenizerSettings]:
+    """Reads the vocabulary (list of str) and the tokenizer settings of a folder.
 
-    The vocabulary is read from `vocab.txt`, HF's `tokenizer.json` or a KerasHub preset. The
-    settings are read from `tokenizer_config.json` (with HF's names; kbert also writes this file),
-    otherwise from `tokenizer.json`. A google-research/bert folder has neither file: its model is
-    treated as cased if the vocabulary contains capital letters.
+    The vocabulary is read from `vocab.txt`, HF's `tokenizer.json` or a KerasHub preset, with the
+    added tokens of HF's files. The settings are read from `tokenizer_config.json` (with HF's names;
+    kbert also writes this file), otherwise from `tokenizer.json`. A google-research/bert folder has
+    neither file: its model is treated as cased if the vocabulary contains capital letters.
 
     For a KerasHub preset, lower-casing strips accents, as in BERT, because the preset's own file
     has `strip_accents: false` even for models that were trained with accents stripped.
@@ -57,14 +70,33 @@ def read_tokenizer(
     else:
         settings = _hf_settings(values, path) if values else {}
         settings |= _config_settings(read_json(config), config) if config.is_file() else {}
-        vocab_file = path if values else folder / "vocab.txt"  # HF adds words to the former only
-    vocab = read_vocab(vocab_file)
+        vocab_file = path if values else folder / "vocab.txt"
+    vocab, added = with_added_tokens(read_vocab(vocab_file), read_added_tokens(folder), folder)
+    if added:
+        settings["added_tokens"] = added
     if lower_case not in (None, settings.get("lower_case")):
         settings |= {"lower_case": lower_case, "strip_accents": lower_case}
     settings.setdefault("lower_case", not _has_capitals(vocab))
     settings.setdefault("strip_accents", settings["lower_case"])
+    if lower_case is None and _lower_cases_first(folder):
+        settings["lower_case"] = True  # and keeps the accents, if the tokenizer does
     settings.setdefault("tokenize_chinese_chars", True)
+    settings.setdefault("added_tokens", ())
     return vocab, settings
+
+
+def is_uncased(vocab_file: str | os.PathLike[str]) -> bool:
+    """Whether a vocabulary file is of an uncased model, by its folder or else by its entries."""
+    path = pathlib.Path(vocab_file)
+    if path.name in ("vocab.txt", "tokenizer.json"):
+        return read_tokenizer(path.parent)[1]["lower_case"]
+    return not _has_capitals(read_vocab(path))
+
+
+def _lower_cases_first(folder):
+    """Whether sentence-transformers lower-cases the texts before they are tokenized."""
+    path = folder / "sentence_bert_config.json"
+    return path.is_file() and read_json(path).get("do_lower_case") is True
 
 
 def _has_capitals(vocab):
@@ -108,7 +140,8 @@ def _keras_hub_settings(values, path):
     settings = _stated({"lowercase": lower_case}, "lowercase", "", path)
     kept = values.get("kbert", {})
     members(kept, (), path)
-    return settings | _stated(kept, "lower_case", "tokenize_chinese_chars", path)
+    settings |= _stated(kept, "lower_case", "tokenize_chinese_chars", path)
+    return settings
 
 
 def _stated(values, lower_case, tokenize_chinese_chars, path):
@@ -130,7 +163,7 @@ def write_tokenizer(
     folder: str | os.PathLike[str],
     format: str,
     vocab: Sequence[str],
-    settings: Mapping[str, bool],
+    settings: TokenizerSettings,
     max_length: int | None = None,
 ) -> None:
     """Writes the tokenizer files that `read_tokenizer` reads.
@@ -141,7 +174,7 @@ def write_tokenizer(
             `tokenizer_config.json`, "hf" also has `tokenizer.json`, "keras_hub" has its own two
             files.
         vocab: list of str.
-        settings: dict with lower_case, strip_accents and tokenize_chinese_chars.
+        settings: as returned by `read_tokenizer`.
         max_length: the maximum sequence length of the model in tokens; used only for HF.
     """
     folder = pathlib.Path(folder)
@@ -156,17 +189,25 @@ def write_tokenizer(
         "strip_accents": settings["strip_accents"],
         "tokenize_chinese_chars": settings["tokenize_chinese_chars"],
     }
+    added = settings.get("added_tokens", ())
+    if added:
+        ids = {word: i for i, word in enumerate(vocab)}
+        decoder = {str(ids[token.content]): dataclasses.asdict(token) for token in added}
+        values["added_tokens_decoder"] = decoder
     if format == "hf":
         if max_length:
             values["model_max_length"] = max_length
-        from tokenizers import BertWordPieceTokenizer
+        import tokenizers
 
-        tokenizer = BertWordPieceTokenizer(
+        tokenizer = tokenizers.BertWordPieceTokenizer(
             {word: i for i, word in enumerate(vocab)},
             lowercase=settings["lower_case"],
             strip_accents=settings["strip_accents"],
             handle_chinese_chars=settings["tokenize_chinese_chars"],
         )
+        for token in added:
+            add = tokenizer.add_special_tokens if token.special else tokenizer.add_tokens
+            add([tokenizers.AddedToken(**dataclasses.asdict(token))])
         saved = json.loads(tokenizer.to_str())
         saved["model"]["max_input_chars_per_word"] = 200  # as in google-research/bert; HF's is 100
         atomic.write_json(folder / "tokenizer.json", saved)
@@ -176,6 +217,7 @@ def write_tokenizer(
 def _write_keras_hub(folder, vocab, settings):
     (folder / _KERAS_HUB_VOCAB).parent.mkdir(parents=True, exist_ok=True)
     write_vocab(vocab, folder / _KERAS_HUB_VOCAB)
+    kept = {**settings, "added_tokens": [*map(dataclasses.asdict, settings["added_tokens"])]}
     values = {
         "module": "keras_hub.models",
         "class_name": "BertTokenizer",
@@ -186,6 +228,6 @@ def _write_keras_hub(folder, vocab, settings):
             "strip_accents": settings["strip_accents"],
         },
         "registered_name": "keras_hub>BertTokenizer",
-        "kbert": settings,
+        "kbert": kept,
     }
     atomic.write_json(folder / "tokenizer.json", values)

@@ -10,7 +10,8 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 
 from kbert.errors import UserError
-from kbert.tokenizer.files import read_tokenizer, write_tokenizer
+from kbert.tokenizer.added_tokens import AddedToken, TokenMatcher, stand_ins
+from kbert.tokenizer.files import TokenizerSettings, read_tokenizer, write_tokenizer
 from kbert.tokenizer.offsets import source_offsets, tokenize_words
 from kbert.tokenizer.vocab import (
     CONTINUATION,
@@ -64,15 +65,18 @@ class BertTokenizer(tf.Module):
             in their folders.
         tokenize_chinese_chars: whether each ideograph is a separate word, as in BERT; False in a
             few Japanese and Korean models.
+        added_tokens: entries of the vocabulary that are matched anywhere in a text, as in HF, such
+            as "[E1]"; see `AddedToken`. `from_pretrained` reads them from the folder.
 
     Raises:
-        UserError: the vocabulary cannot be read or used.
+        UserError: the vocabulary cannot be read or used, or lacks an added token.
     """
 
     vocab: list[str]
     lower_case: bool
     strip_accents: bool
     tokenize_chinese_chars: bool
+    added_tokens: tuple[AddedToken, ...]
     special_tokens_in_text: tuple[str, ...]
     pad_id: int
     unk_id: int
@@ -87,6 +91,7 @@ class BertTokenizer(tf.Module):
         special_tokens_in_text: bool | tuple[str, ...] = False,
         strip_accents: bool | None = None,
         tokenize_chinese_chars: bool = True,
+        added_tokens: Sequence[AddedToken] = (),
     ) -> None:
         super().__init__(name="bert_tokenizer")
         if isinstance(vocab_file, (list, tuple)):
@@ -110,14 +115,21 @@ class BertTokenizer(tf.Module):
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
             self.vocab.index(token) for token in SPECIAL_TOKENS
         )
-        clash = [word for word in self.vocab if word in _STAND_INS.values()]
+        self.added_tokens = tuple(added_tokens)
+        contents = [token.content for token in self.added_tokens]
+        by_content = _STAND_INS | dict(zip(contents, stand_ins(len(contents)), strict=True))
+        clash = [word for word in self.vocab if word in by_content.values()]
         if clash:
             raise UserError(
                 f"the vocabulary {vocab_file} has the entries {clash}; kbert reserves the "
-                f"private-use characters U+E000 to U+E004. Rename these entries."
+                f"private-use characters from U+E000 on. Rename these entries."
+            )
+        if missing := sorted(set(contents) - set(self.vocab)):
+            raise UserError(
+                f"the vocabulary {vocab_file} lacks the added tokens {', '.join(missing)}."
             )
         pieces = {
-            "vocab": [_STAND_INS.get(word, word) for word in self.vocab],
+            "vocab": [by_content.get(word, word) for word in self.vocab],
             "unknown_token": _UNKNOWN,
             "max_bytes_per_word": 4 * 200,
             "token_out_type": tf.int32,
@@ -129,6 +141,25 @@ class BertTokenizer(tf.Module):
         except RuntimeError as error:  # such as white space inside an entry
             raise UserError(f"the vocabulary {vocab_file} cannot be used: {error}") from error
         self._cleaner = tf_text.FastBertNormalizer()  # its lower-casing differs from BERT's
+        self._raw, self._normalized = self._matchers(by_content)
+
+    def _matchers(self, by_content):
+        """Returns the TokenMatchers of texts before and after normalization."""
+        matchers = []
+        self._has_spaces = any(t.normalized and " " in t.content for t in self.added_tokens)
+        for normalized in (False, True):
+            tokens = [token for token in self.added_tokens if token.normalized == normalized]
+            contents = [token.content for token in tokens]
+            if normalized and contents:
+                with tf.init_scope():
+                    contents = [text.decode() for text in self._normalize(contents).numpy()]
+            characters = [by_content[token.content] for token in tokens]
+            single_word = [token.single_word for token in tokens]
+            # HF's normalizer puts spaces around ideographs.
+            spaced = normalized and self.tokenize_chinese_chars
+            separate = f"[{_IDEOGRAPHS}]" if spaced else r"\pZ"
+            matchers.append(TokenMatcher(contents, characters, single_word, separate))
+        return matchers
 
     @classmethod
     def from_pretrained(
@@ -171,21 +202,29 @@ class BertTokenizer(tf.Module):
         write_tokenizer(folder, format, self.vocab, self.settings, max_length)
 
     @property
-    def settings(self) -> dict[str, bool]:
+    def settings(self) -> TokenizerSettings:
         """The constructor arguments that affect the ids."""
-        names = ("lower_case", "strip_accents", "tokenize_chinese_chars")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "lower_case": self.lower_case,
+            "strip_accents": self.strip_accents,
+            "tokenize_chinese_chars": self.tokenize_chinese_chars,
+            "added_tokens": self.added_tokens,
+        }
 
     @property
     def vocab_size(self) -> int:
         """Number of vocabulary entries."""
         return len(self.vocab)
 
+    def extends(self, other: "BertTokenizer") -> bool:
+        """Whether the entries of another tokenizer have the same ids here, with equal settings."""
+        return self.vocab[: other.vocab_size] == other.vocab and self.settings == other.settings
+
     @property
     def fingerprint(self) -> str:
         """Hash, equal for tokenizers that return equal ids for all text without special tokens."""
         usual = {"lower_case": self.lower_case, "strip_accents": self.lower_case}
-        usual["tokenize_chinese_chars"] = True
+        usual |= {"tokenize_chinese_chars": True, "added_tokens": ()}
         unusual = {name: value for name, value in self.settings.items() if value != usual[name]}
         return vocab_fingerprint(self.vocab, self.lower_case, unusual)
 
@@ -205,7 +244,15 @@ class BertTokenizer(tf.Module):
         if self.strip_accents:
             texts = tf_text.normalize_utf8(texts, "NFD")
             texts = tf.strings.regex_replace(texts, r"\p{Mn}", "")
+        if self._has_spaces:
+            texts = tf.strings.regex_replace(texts, r"[\t\n\r\pZ]", " ")
         return texts
+
+    def _with_stand_ins(self, texts):
+        """Replaces added tokens that are matched before normalization."""
+        if self.added_tokens:
+            texts = tf.strings.regex_replace(texts, r"[\x{E005}-\x{F8FF}]", _UNKNOWN)
+        return self._raw.replace(texts)
 
     def token_to_id(self, token: str) -> int:
         """Returns the id of a vocabulary entry, such as "##ing" or "[MASK]".
@@ -263,7 +310,8 @@ class BertTokenizer(tf.Module):
         Returns:
             (B, None) int32 RaggedTensor.
         """
-        texts = self._normalize(_batch(texts))
+        texts = self._normalize(self._with_stand_ins(_batch(texts)))
+        texts = self._normalized.replace(texts)
         if not self.tokenize_chinese_chars:
             words = _words(texts, f"[{_PUNCTUATION}]")
             return self._pieces.tokenize(words).merge_dims(1, 2)
@@ -296,8 +344,8 @@ class BertTokenizer(tf.Module):
                 "tokenize_with_offsets does not support special tokens in the text; create the "
                 "tokenizer with special_tokens_in_text=False."
             )
-        sources = _batch(texts)
-        texts = self._normalize(sources)
+        sources = self._with_stand_ins(_batch(texts))
+        texts = self._normalized.replace(self._normalize(sources))
         alone = _ONE_CHARACTER_WORD if self.tokenize_chinese_chars else f"[{_PUNCTUATION}]"
         by_words = functools.partial(tokenize_words, self._split, texts, alone, _UNKNOWN, 200)
         if self.tokenize_chinese_chars:
@@ -306,7 +354,9 @@ class BertTokenizer(tf.Module):
             )
         else:
             ids, starts, ends = by_words()
-        return ids, *source_offsets(sources, self._normalize, starts, ends)
+        starts, ends = self._normalized.source_offsets(texts, starts, ends)
+        starts, ends = source_offsets(sources, self._normalize, starts, ends)
+        return ids, *self._raw.source_offsets(sources, starts, ends)
 
     def _split(self, texts):
         """Splits normalized texts or words into WordPieces, with offsets into the argument."""

@@ -4,11 +4,10 @@ import collections
 import hashlib
 import os
 import pathlib
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 from kbert.config import is_text
-from kbert.errors import UserError, one_line
+from kbert.errors import UserError
 from kbert.utils import atomic
 from kbert.utils.formats import read_json
 from kbert.utils.input_files import read_text
@@ -22,7 +21,8 @@ def read_vocab(path: str | os.PathLike[str]) -> list[str]:
 
     A text file has one entry per line; the line number, from 0, is the id. Only "\\n" ends a line,
     because `bert-base-chinese` has entries with U+2028. White space around an entry is stripped, as
-    in google-research/bert. A `.json` file is HF's `tokenizer.json`.
+    in google-research/bert; a byte order mark and blank lines at the end are ignored. A `.json`
+    file is HF's `tokenizer.json`.
 
     Raises:
         UserError: the file is missing, is not UTF-8, has a duplicate entry, or lacks a special
@@ -31,17 +31,16 @@ def read_vocab(path: str | os.PathLike[str]) -> list[str]:
     path = pathlib.Path(path)
     if path.suffix == ".json":
         return check_vocab(_tokenizer_json_vocab(path), path)
-    text = read_text(path).rstrip("\r\n")
+    text = read_text(path).rstrip(" \t\r\n")
     return check_vocab([line.strip() for line in text.split("\n")], path)
 
 
 def _tokenizer_json_vocab(path):
-    """Returns the entries of HF's `tokenizer.json`, including added tokens."""
+    """Returns the entries of HF's `tokenizer.json`, including those of added tokens."""
     values = read_json(path)
     try:
         ids, added = dict(values["model"]["vocab"]), values.get("added_tokens") or ()
-        extra = {token["content"]: token["id"] for token in added if token["content"] not in ids}
-        ids |= extra
+        ids |= {token["content"]: token["id"] for token in added if token["content"] not in ids}
         vocab = sorted(ids, key=ids.get)
         whole = [ids[word] for word in vocab] == list(range(len(vocab)))
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -50,13 +49,6 @@ def _tokenizer_json_vocab(path):
         raise UserError(
             f"{path} is not a WordPiece tokenizer.json with the continuation prefix '##' and the "
             f"ids 0, 1, 2, ..."
-        )
-    if extra:
-        words = one_line(", ".join(map(str, list(extra)[:5])), 200)
-        warnings.warn(
-            f"{path} adds words to the vocabulary ({words}): HF matches them anywhere in a text, "
-            f"kbert only as whole words.",
-            stacklevel=5,  # the caller of from_pretrained
         )
     return vocab
 
@@ -140,6 +132,78 @@ def learn_vocab(texts: Iterable[str], vocab_size: int, lower_case: bool = True) 
     if len(vocab) == len(specials):
         raise UserError("cannot learn a vocabulary: the text contains no words.")
     return vocab
+
+
+def split_word(word: str, ids: Mapping[str, int]) -> list[int]:
+    """Returns the ids of the WordPieces of a word or of a "##" piece; empty if it has none.
+
+    The longest piece is taken first, as in google-research/bert.
+
+    Args:
+        ids: dict of entry -> id.
+    """
+    result, begin = [], len(CONTINUATION) if word.startswith(CONTINUATION) else 0
+    while begin < len(word):
+        prefix = CONTINUATION if begin else ""
+        for end in range(len(word), begin, -1):
+            if prefix + word[begin:end] in ids:
+                break
+        else:
+            return []
+        result.append(ids[prefix + word[begin:end]])
+        begin = end
+    return result
+
+
+def pieces_of_entries(vocab: Sequence[str], first: int) -> dict[int, list[int]]:
+    """Returns a dict of the ids of the entries from `first` on -> the ids of their pieces before.
+
+    See `split_word`.
+    """
+    ids = {word: i for i, word in enumerate(vocab[:first])}
+    return {i: split_word(vocab[i], ids) for i in range(first, len(vocab))}
+
+
+def extend_vocab(
+    texts: Iterable[str], vocab: Sequence[str], vocab_size: int, lower_case: bool = True
+) -> list[str]:
+    """Adds words of a text to a vocabulary: those whose splitting costs the most WordPieces.
+
+    Args:
+        texts: iterable of str. vocab: entries that stay, with their ids.
+        vocab_size: maximum number of entries; little text yields fewer.
+        lower_case: casing of the vocabulary.
+
+    Returns:
+        list of str: `vocab`, then words that occur at least twice, best first: by their number of
+        occurrences times the pieces that they save.
+
+    Raises:
+        UserError: `vocab_size` is not larger than the vocabulary, or there are no such words.
+    """
+    if vocab_size <= len(vocab):
+        raise UserError(
+            f"vocab_size must be above {len(vocab)}, the entries to extend; got {vocab_size}. To "
+            f"add up to 1,000 words: --vocab_size={len(vocab) + 1000}"
+        )
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+
+    normalizer, splitter = BertNormalizer(lowercase=lower_case), BertPreTokenizer()
+    counts: collections.Counter[str] = collections.Counter()
+    for text in texts:
+        words = splitter.pre_tokenize_str(normalizer.normalize_str(text))
+        counts.update(word for word, _ in words if len(word) <= 200)
+    ids = {word: i for i, word in enumerate(vocab)}
+    saved = {
+        word: count * max(len(split_word(word, ids)) - 1, 1)
+        for word, count in counts.items()
+        if count > 1 and word not in ids
+    }
+    if not saved:
+        raise UserError("the text has no word to add: each is in the vocabulary or occurs once.")
+    best = sorted(saved, key=lambda word: (-saved[word], word))
+    return [*vocab, *best[: vocab_size - len(vocab)]]
 
 
 def size_note(vocab: Sequence[str], vocab_size: int) -> str:

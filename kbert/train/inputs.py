@@ -14,6 +14,7 @@ from kbert.corpus.text_sources import Texts, find_inputs
 from kbert.errors import UserError
 from kbert.model.folder import ModelFolder
 from kbert.tokenizer import BertTokenizer, learn_vocab
+from kbert.tokenizer.files import TokenizerSettings
 from kbert.tokenizer.vocab import size_note
 
 if TYPE_CHECKING:
@@ -92,7 +93,10 @@ def _tokenizer(config, report):
         if config.vocab_file:
             tokenizer = BertTokenizer(config.vocab_file, **tokenizer.settings)
     elif config.vocab_file:
-        tokenizer = BertTokenizer(config.vocab_file, lower_case)
+        settings: TokenizerSettings = {"lower_case": lower_case}
+        if config.init_from and config.lower_case is None:
+            settings = ModelFolder(config.init_from).tokenizer.settings
+        tokenizer = BertTokenizer(config.vocab_file, **settings)
     elif config.init_from or config.teacher:
         tokenizer = ModelFolder(config.init_from or config.teacher).tokenizer
     else:
@@ -103,10 +107,13 @@ def _tokenizer(config, report):
             report(note)
         tokenizer = BertTokenizer(vocab, lower_case)
     for folder in filter(None, (config.init_from, config.teacher)):
-        if ModelFolder(folder).tokenizer.fingerprint != tokenizer.fingerprint:
+        known = ModelFolder(folder).tokenizer
+        extends = folder == config.init_from and tokenizer.extends(known)
+        if known.fingerprint != tokenizer.fingerprint and not extends:
             raise UserError(
                 f"the vocabulary or casing differs from the one of {folder}, so the token ids do "
-                f"not match its weights. Remove --vocab_file, or prepare the text again with "
+                f"not match its weights. Remove --vocab_file, extend its vocabulary with "
+                f"kbert.learn_vocab --extend, or prepare the text again with "
                 f"--vocab_file={folder}/vocab.txt"
             )
     return tokenizer
@@ -137,7 +144,8 @@ def _bert_config(config, saved, tokenizer, layers):
     if saved:
         bert_config = ModelFolder(saved).config
     elif config.init_from:
-        with ModelFolder(config.init_from).open_weights(layers=layers) as (bert_config, _):
+        folder = ModelFolder(config.init_from, tokenizer.vocab)
+        with folder.open_weights(layers=layers) as (bert_config, _):
             pass
     else:
         bert_config = BertConfig.load(config.bert_config or "base", tokenizer.vocab_size)

@@ -11,6 +11,7 @@ from kbert.corpus.corpus import corpus_fingerprint
 from kbert.corpus.input_checks import check_inputs
 from kbert.data.pretraining_batches import PretrainingExamples
 from kbert.errors import UserError
+from kbert.model.folder import ModelFolder
 from kbert.model.models import BertForMaskedLM, BertForPreTraining
 from kbert.tasks.task import soft_losses
 from kbert.train import report
@@ -163,12 +164,14 @@ class Pretraining(Workload):
 
     def initialize_from(self, folder: str, restore: Callable[[str], None]) -> str:
         saved_optimizer = None
-        if is_checkpoint(folder) and not self.layers:
+        weights = ModelFolder(folder, self.tokenizer.vocab)
+        extended = self.tokenizer.vocab_size > weights.tokenizer.vocab_size
+        if is_checkpoint(folder) and not self.layers and not extended:
             saved_optimizer = verified_state(folder)["settings"]["optimizer"]
         if saved_optimizer == self.config.optimizer:
             restore(folder)
             return f"the weights and the optimizer of {folder}"
-        self.model.load_pretrained(folder, layers=self.layers)
+        self.model.load_pretrained(weights, layers=self.layers)
         why = f" (it was trained with {saved_optimizer})" if saved_optimizer else ""
         return f"the weights of {folder}, with a fresh optimizer{why}"
 

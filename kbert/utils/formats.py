@@ -5,12 +5,12 @@ import json
 import os
 import pathlib
 import re
-import shlex
 import typing
 from collections.abc import Mapping, Sequence
 
 from kbert.config import is_text
 from kbert.errors import UserError
+from kbert.utils import foreign_weights
 
 FORMATS = {
     "kbert": "config.json and weights.h5",
@@ -30,22 +30,18 @@ EXPORT_FILE = "kbert.json"
 _HF_HUB_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json")
 _HF_HUB_FILES += ("model-*.safetensors", "vocab.txt", "tokenizer.json", "tokenizer_config.json")
 _HF_HUB_FILES += ("model.weights.h5", "task.json", "task.weights.h5", "assets/tokenizer/*")
+# Of sentence-transformers, whose modules have folders such as 1_Pooling.
+MODULES_FILE = "modules.json"
+_HF_HUB_FILES += (MODULES_FILE, "*sentence_*.json", "?_*/config.json", "?_*/*.safetensors")
+_HF_HUB_FILES += ("?_*/vocab.txt", "?_*/tokenizer*.json", "*added_tokens.json")
 _HF_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_PICKLES = ("pytorch_model*.bin*", "*.pt", "*.pth", "*.pkl")
-_OTHERS = {
-    "tf_model.h5": "weights of HF's TensorFlow models, which HF has removed",
-    "flax_model.msgpack": "weights of HF's Flax models, which HF has removed",
-    "saved_model.pb": "a SavedModel that was not written by kbert.export",
-    "model.onnx": "an ONNX model, a format for serving only",
-    "model.xml": "an OpenVINO model, a format for serving only",
-    "model.tflite": "a LiteRT model, a format for serving only",
-}
 
 
 def find_folder(name: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the path of a local folder, or of the local copy of a model on the Hugging Face hub.
 
-    For an export for serving, this is its `assets.extra`, which specifies the weights.
+    For an export for serving, this is its `assets.extra`, which specifies the weights; for a model
+    of sentence-transformers, the folder of its Transformer.
 
     If there is no local folder of this name, and the name could be a model on the Hugging Face hub,
     such as `bert-base-uncased` or `google-bert/bert-base-uncased`, `huggingface_hub` downloads the
@@ -62,7 +58,7 @@ def find_folder(name: str | os.PathLike[str]) -> pathlib.Path:
         if (extra / EXPORT_FILE).is_file():
             read_export(extra)
             return extra
-        return path
+        return _transformer_folder(path)
     if path.exists():
         raise UserError(f"{path} is a file; name the folder that contains it.")
     if isinstance(name, pathlib.Path) or not _HF_HUB_NAME.fullmatch(name):
@@ -82,12 +78,44 @@ def find_folder(name: str | os.PathLike[str]) -> pathlib.Path:
             f"there is no folder {name}, and no model of this name could be loaded from the "
             f"Hugging Face hub: {reason[:200]}"
         ) from error
+    path = _transformer_folder(path)
     if not any(path.glob("model*.safetensors")) and not (path / "model.weights.h5").exists():
         raise UserError(
             f"the model {name} on the hub has no safetensors. If you trust its pickle, "
-            f"{_way_out(path, name)}"
+            f"{foreign_weights.way_out(path, name)}"
         )
     return path
+
+
+def modules_of(folder: pathlib.Path) -> list[tuple[str, str]]:
+    """Returns (class, subfolder) of the modules of sentence-transformers; empty without them.
+
+    Raises:
+        UserError: `modules.json` is invalid.
+    """
+    path = folder / MODULES_FILE
+    if not path.is_file():
+        return []
+    values = _read_json(path, list)
+    fits = all(
+        isinstance(value, dict)
+        and isinstance(value.get("type"), str)
+        and isinstance(value.get("path"), str)
+        and re.fullmatch(r"(\w[\w.-]*)?", value["path"])
+        for value in values
+    )
+    if not values or not fits:
+        raise UserError(f"{path} must list modules with a type and a path in this folder.")
+    return [(value["type"].split(".")[-1], value["path"]) for value in values]
+
+
+def _transformer_folder(folder):
+    """Returns the folder of the weights, which may be a module of sentence-transformers."""
+    if (folder / "config.json").is_file():
+        return folder
+    modules = modules_of(folder)
+    inner = folder / modules[0][1] if modules else folder
+    return inner if inner.is_dir() else folder
 
 
 def folder_format(folder: str | os.PathLike[str]) -> str:
@@ -105,34 +133,25 @@ def folder_format(folder: str | os.PathLike[str]) -> str:
     for format, files in WEIGHTS_FILES.items():
         if names & files:
             return format
-    for pattern in _PICKLES:
-        for path in folder.glob(pattern):
-            raise UserError(
-                f"{path} is a pickle, which may execute arbitrary code when loaded; kbert does not "
-                f"read pickles. If you trust it, {_way_out(folder, folder)}"
-            )
+    if reason := foreign_weights.cause(folder):
+        raise UserError(reason)
     allowed = "; ".join(f"{files} ({name})" for name, files in FORMATS.items())
-    for name, what in _OTHERS.items():
-        if name in names:
-            raise UserError(f"{folder / name} is {what}; kbert reads {allowed}.")
     listing = ", ".join(sorted(names)[:8]) or "nothing"
     raise UserError(f"{folder} contains no weights: found {listing}; kbert reads {allowed}.")
 
 
-def _way_out(folder, name):
-    """Returns the command that converts a pickle to safetensors, for the class in `config.json`."""
+def check_not_pointer(path: str | os.PathLike[str]) -> None:
+    """Raises UserError if a file is a Git LFS pointer instead of the file that it points at."""
     try:
-        architecture = str(read_json(folder / "config.json")["architectures"][0])
-    except (UserError, KeyError, TypeError, IndexError):
-        architecture = ""
-    if not re.fullmatch(r"Bert\w{1,40}", architecture, re.ASCII):
-        architecture = "BertForPreTraining"
-    target = str(name).rstrip("/").split("/")[-1] + "-safe"
-    code = (
-        f"from transformers import {architecture} as M; "
-        f"M.from_pretrained({str(name)!r}).save_pretrained({target!r})"
-    )
-    return f"convert it to safetensors: python -c {shlex.quote(code)}"
+        with open(path, "rb") as file:
+            is_pointer = file.read(23) == b"version https://git-lfs"
+    except OSError:
+        return  # reported by the reader of the file
+    if is_pointer:
+        raise UserError(
+            f"{path} is a Git LFS pointer, not the file itself. Fetch the file in its folder: git "
+            f"lfs install && git lfs pull, or download it again."
+        )
 
 
 def members(values: object, names: Sequence[str], path: str | os.PathLike[str]) -> list[object]:
@@ -167,16 +186,22 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, typing.Any]:
     Raises:
         UserError: the file cannot be read, is not JSON, or does not contain an object.
     """
+    return _read_json(path, dict)
+
+
+def _read_json(path, kind):
     path = pathlib.Path(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
+        check_not_pointer(path)
         raise UserError(f"{path} is not valid JSON: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
+    if not isinstance(values, kind):
+        what = "object" if kind is dict else "list"
         raise UserError(
-            f"{path} must contain a JSON object; it contains a {type(values).__name__}."
+            f"{path} must contain a JSON {what}; it contains a {type(values).__name__}."
         )
     return values
 

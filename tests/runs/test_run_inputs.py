@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from run_files import metrics_of
 from tiny_runs import ARCHITECTURE, command, run_program, write_text
@@ -14,13 +15,14 @@ from warm_python import PYTHON
 from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.model import BertForPreTraining
+from kbert.model.folder import ModelFolder
 from kbert.settings import PretrainConfig
 from kbert.train import pretrain
 
 
 def test_continued_pretraining_needs_the_same_vocabulary(settings, whole, tmp_path):
     vocab = tmp_path / "vocab.txt"
-    vocab.write_text((whole / "data/vocab.txt").read_text() + "extra\n")
+    vocab.write_text("extra\n" + (whole / "data/vocab.txt").read_text())
     more = settings | {
         "init_from": str(whole / "pretrain/final"),
         "bert_config": None,
@@ -28,6 +30,26 @@ def test_continued_pretraining_needs_the_same_vocabulary(settings, whole, tmp_pa
     }
     with pytest.raises(UserError, match=r"vocabulary or casing differs from the one of"):
         pretrain(PretrainConfig(**more), tmp_path / "more")
+
+
+def test_continued_pretraining_with_an_extended_vocabulary(settings, whole, tmp_path):
+    """The learned rows are the start; a new word is known, and kept by the checkpoint."""
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text((whole / "data/vocab.txt").read_text() + "abcabc\n")
+    more = settings | {
+        "init_from": str(whole / "pretrain/final"),
+        "bert_config": None,
+        "vocab_file": str(vocab),
+        "train_steps": 3,
+        "learning_rate": 1e-9,
+    }
+    pretrain(PretrainConfig(**more), tmp_path / "more")
+    old, new = (ModelFolder(run / "pretrain/final") for run in (whole, tmp_path / "more"))
+    assert new.config.vocab_size == old.config.vocab_size + 1
+    assert new.tokenizer.vocab == [*old.tokenizer.vocab, "abcabc"]
+    name = "bert/embeddings/word_embeddings/embeddings"
+    with old.open_weights() as (_, before), new.open_weights() as (_, after):
+        np.testing.assert_allclose(after[name][:-1], before[name], atol=1e-6)
 
 
 def test_a_prepared_corpus_is_taken_as_it_is(settings, whole, tmp_path):

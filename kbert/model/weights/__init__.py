@@ -3,7 +3,7 @@
 import contextlib
 import os
 import pathlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from kbert.config import BertConfig
 from kbert.errors import UserError
@@ -18,12 +18,14 @@ from kbert.model.weights.tensors import (
     part_of,
     weight_shapes,
 )
+from kbert.model.weights.vocabulary import new_rows, with_vocabulary
 from kbert.utils.formats import FORMATS, WEIGHTS_FILES, find_folder, folder_format
 
 __all__ = [
     "Tensors",
     "chosen_layers",
     "heads_text",
+    "new_rows",
     "open_weights",
     "part_of",
     "without_heads",
@@ -47,6 +49,7 @@ def open_weights(
     allow_missing: Sequence[str] = (),
     parts: Collection[str] = (),
     layers: int | Sequence[int] | None = None,
+    new_entries: Callable[[int], Mapping[int, Sequence[int]]] | None = None,
     **changes: object,
 ) -> Iterator[tuple[BertConfig, Tensors]]:
     """Opens a model folder in any format; weights are read one at a time, on access.
@@ -60,7 +63,9 @@ def open_weights(
         parts: the parts of the model to load, which identify the classifier of an HF folder whose
             config does not specify it.
         layers: the encoder blocks to load; see `chosen_layers`. None for all.
-        **changes: fields of BertConfig to override.
+        new_entries: function from the number of rows to the `pieces` of new vocabulary entries;
+            see `with_vocabulary`.
+        **changes: fields of BertConfig to override. A larger `vocab_size` adds rows.
 
     Yields:
         BertConfig, and Tensors of kbert's name -> float32 array. Except for `allow_missing`, each
@@ -74,6 +79,7 @@ def open_weights(
     with _MODULES[folder_format(folder)].opened(folder, parts) as (fields, tensors, places_of):
         if "num_labels" in changes and changes["num_labels"] != fields.get("num_labels"):
             fields["label_names"] = None  # they belong to other labels
+        pieces, vocab_size = _new_vocabulary(fields, changes, new_entries)
         try:
             config = BertConfig(**fields | changes)
             changes.pop("attention_heads_per_layer", None)
@@ -97,7 +103,27 @@ def open_weights(
             {name: shapes[name] for name in fitting},
             lambda name: places[name].to_kbert(tensors[places[name].name], shapes[name]),
         )
+        if vocab_size:
+            config, weights = with_vocabulary(config, weights, vocab_size, pieces)
         yield (config, weights) if layers is None else take_layers(config, weights, layers)
+
+
+def _new_vocabulary(fields, changes, new_entries):
+    """Returns the pieces of new entries and the size of a new vocabulary, or None for the old.
+
+    Removes a larger `vocab_size` from the changes.
+    """
+    rows = fields.get("vocab_size", BertConfig.vocab_size)
+    if type(rows) is not int:
+        return {}, None  # an error follows
+    pieces = new_entries(rows) if new_entries else {}
+    vocab_size = changes.get("vocab_size")
+    if type(vocab_size) is int and vocab_size > rows:
+        del changes["vocab_size"]
+        return {id: ids for id, ids in pieces.items() if id < vocab_size}, vocab_size
+    if vocab_size is None and pieces:
+        return pieces, max(rows, *(id + 1 for id in pieces))
+    return {}, None
 
 
 def _fitting(folder, tensors, places, allow_missing):

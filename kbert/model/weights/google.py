@@ -1,5 +1,7 @@
 """The format of google-research/bert: `bert_config.json` and a TensorFlow 1 checkpoint.
 
+Checkpoints of TensorFlow 2, by the Model Garden, are read too; see `model_garden`.
+
 The names are the variable names of its `modeling.py`, `run_pretraining.py`, `run_classifier.py`
 and `run_squad.py`. Its code always computes GELU with the tanh approximation and LayerNorm with
 epsilon 1e-12, regardless of the config. Fields that it lacks, such as another epsilon or the label
@@ -17,10 +19,11 @@ from collections.abc import Callable, Collection, Iterator
 
 from kbert.config import BertConfig
 from kbert.errors import UserError
+from kbert.model.weights import model_garden
 from kbert.model.weights.config_fields import differences, extra_fields, kbert_fields
 from kbert.model.weights.tensors import OpenedFolder, Place, Tensors, check_size, places_of
 from kbert.utils import atomic
-from kbert.utils.formats import members, read_json
+from kbert.utils.formats import check_not_pointer, members, read_json
 
 CONFIG_FILE, CHECKPOINT = "bert_config.json", "bert_model.ckpt"
 
@@ -76,7 +79,7 @@ _NOT_WEIGHTS = re.compile(
 )
 # Errors that TensorFlow's reader raises for damaged index files, besides its own.
 _DAMAGED = (IndexError, RuntimeError, ValueError, TypeError, KeyError)
-_RELATIVES = {"electra/": "ELECTRA", "/group_0/": "ALBERT", "/.ATTRIBUTES/": "TF2 Model Garden"}
+_RELATIVES = {"electra/": "ELECTRA", "/group_0/": "ALBERT"}
 
 
 @contextlib.contextmanager
@@ -87,6 +90,8 @@ def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[Opened
     for mark, relative in _RELATIVES.items():
         if any(mark in f"/{name}" for name in tensors):
             raise UserError(f"{prefix} is a checkpoint of {relative}; kbert reads only BERT.")
+    if any(name.endswith(model_garden.SUFFIX) for name in tensors):
+        tensors = model_garden.renamed(tensors, prefix)
     yield _fields(folder, tensors.shapes), tensors, places
 
 
@@ -98,6 +103,8 @@ def read_checkpoint(prefix: pathlib.Path, is_wanted: Callable[[str], bool]) -> T
     """
     import tensorflow as tf
 
+    for path in prefix.parent.glob(f"{prefix.name}.*"):
+        check_not_pointer(path)
     try:
         reader = tf.train.load_checkpoint(str(prefix))
         shapes = reader.get_variable_to_shape_map()

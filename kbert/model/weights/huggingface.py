@@ -22,10 +22,10 @@ import safetensors
 
 from kbert.config import BertConfig, is_text
 from kbert.errors import UserError
-from kbert.model.weights import google
-from kbert.model.weights.tensors import OpenedFolder, Place, Tensors, places_of
+from kbert.model.weights import google, sentence_transformers
+from kbert.model.weights.tensors import OpenedFolder, Place, Tensors, listed, places_of
 from kbert.utils import atomic
-from kbert.utils.formats import members, read_json
+from kbert.utils.formats import check_not_pointer, members, read_json
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -37,6 +37,7 @@ NAMES = {
     if not google_name.endswith(("output_weights", "output_bias"))
 }
 NAMES |= {
+    "embedding/dense": f"{sentence_transformers.DENSE}.linear",
     "mlm/output_bias": "cls.predictions.bias",
     "mlm/decoder": "cls.predictions.decoder.weight",
     "nsp/classifier": "cls.seq_relationship",
@@ -79,7 +80,9 @@ _UNUSED = {
 WORDS, DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
 BIAS, DECODER_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
 _BUFFERS = re.compile(r"bert\.embeddings\.(position_ids|token_type_ids)")
+_WRAPPERS = ("module.", "model.", "_orig_mod.")
 _HEADED = ("bert.", "cls.", "classifier.", "qa_outputs.")
+_DENSE = f"{sentence_transformers.DENSE}."
 
 
 def places(config: BertConfig, parts: Collection[str] = ()) -> dict[str, Place]:
@@ -94,30 +97,63 @@ def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[Opened
     """See `kbert.model.weights`. parts: identify "classifier" if the config names no class."""
     values = read_json(folder / CONFIG_FILE)
     fields = _fields(values, folder / CONFIG_FILE)
-    parts = _parts(values, folder / CONFIG_FILE) or parts
+    named_parts = _parts(values, folder / CONFIG_FILE)
     with contextlib.ExitStack() as stack:
-        homes = {}  # name -> open file, name in it
-        for path in _files(folder):
-            try:
-                file = stack.enter_context(safetensors.safe_open(path, "np", backend="pread"))
-            except (OSError, safetensors.SafetensorError) as error:
-                reason = " ".join(str(error).split())
-                raise UserError(f"cannot read {path}: {reason}. Copy it again.") from error
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                plain = _plain_name(name)
-                if plain in homes:
-                    raise UserError(f"{path} has {plain} twice, once as {name}.")
-                if not _BUFFERS.fullmatch(plain):
-                    homes[plain] = file, name
+        homes = _homes(_files(folder), stack, folder)
         shapes = {plain: _shape(*home, folder) for plain, home in homes.items()}
+        fields["embedding"], dense = sentence_transformers.read(folder, values)
+        shapes |= {name: array.shape for name, array in dense.items()}
 
         def read(plain):
+            if plain in dense:
+                return np.asarray(dense[plain], np.float32)
             file, name = homes[plain]
             return np.asarray(file.get_tensor(name), np.float32)
 
         tensors = Tensors(shapes, read)
         _settle_twins(homes, tensors, fields["tie_word_embeddings"], folder)
-        yield fields, tensors, functools.partial(places, parts=parts)
+        if not named_parts and not set(CLASSIFIERS) & set(parts):
+            # Of HF's classes that name their head "classifier", only one has no pooler.
+            pooled = any(name.startswith("bert.pooler.") for name in shapes)
+            parts = ("sequence_classifier" if pooled else "token_classifier",)
+        yield fields, tensors, functools.partial(places, parts=named_parts or parts)
+
+
+def _homes(paths, stack, folder):
+    """Opens files of tensors; returns a dict of current name -> (open file, name in it)."""
+    names = {}  # name -> path, open file
+    for path in paths:
+        check_not_pointer(path)
+        try:
+            file = stack.enter_context(safetensors.safe_open(path, "np", backend="pread"))
+        except (OSError, safetensors.SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"cannot read {path}: {reason}. Copy it again.") from error
+        names |= {name: (path, file) for name in file.keys()}  # noqa: SIM118 - not a dict
+    prefix, homes = _common_prefix(names, folder), {}
+    for name, (path, file) in names.items():
+        plain = _plain_name(name.removeprefix(prefix))
+        if plain in homes:
+            raise UserError(f"{path} has {plain} twice, once as {name}.")
+        if not _BUFFERS.fullmatch(plain):
+            homes[plain] = file, name
+    return homes
+
+
+def _common_prefix(names, folder):
+    """Returns what wrappers of PyTorch, such as DataParallel, put before every name."""
+    prefix = ""
+    while wrapper := next(
+        (w for w in _WRAPPERS if any(n.startswith(prefix + w) for n in names)), ""
+    ):
+        others = [name for name in names if not name.startswith(prefix + wrapper)]
+        if others:
+            raise UserError(
+                f"{folder}: some names of tensors begin with {prefix + wrapper!r}, others do not: "
+                f"{listed(others)}. Save the model without its wrapper, such as model.module."
+            )
+        prefix += wrapper
+    return prefix
 
 
 def _parts(values, path):
@@ -125,6 +161,8 @@ def _parts(values, path):
     names = values.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: architectures must be a list of names; got {names!r}.")
+    if names and "model_type" not in values and not names[0].startswith("Bert"):
+        raise UserError(f"{path} has the architecture {names[0]}; kbert supports only BERT.")
     return next((CLASSES[name] for name in names if name in CLASSES), ())
 
 
@@ -152,7 +190,7 @@ def _shape(file, name, folder):
     if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):
         raise UserError(
             f"{folder}: {name} has the dtype {part.get_dtype()}; kbert reads F32, F16, BF16 and "
-            f"F64, not quantized weights."
+            f"F64, not quantized weights. Use the model before its quantization."
         )
     return tuple(part.get_shape())
 
@@ -180,14 +218,17 @@ def _fields(values, path):
     """Returns the fields of BertConfig from HF's `config.json`."""
     model_type = values.get("model_type", "bert")
     if model_type != "bert":
-        raise UserError(f"{path} has model_type {model_type!r}; kbert supports only 'bert'.")
+        raise UserError(
+            f"{path} has model_type {model_type!r}; kbert supports only 'bert'. Choose "
+            f"a BERT, or use this model with HF transformers."
+        )
     for name, unused in _UNUSED.items():
         if values.get(name, unused) not in (unused, None):
             raise UserError(f"{path} has {name} {values[name]!r}; kbert supports only {unused!r}.")
     act = values.get("hidden_act", "gelu")
     if act not in list(ACTIVATIONS):
         raise UserError(f"{path} has hidden_act {act!r}; kbert supports {', '.join(ACTIVATIONS)}.")
-    known = {field.name for field in dataclasses.fields(BertConfig)}
+    known = {field.name for field in dataclasses.fields(BertConfig)} - {"embedding"}
     fields = {name: value for name, value in values.items() if name in known}
     fields |= {"hidden_act": ACTIVATIONS[act]}
     fields.setdefault("tie_word_embeddings", True)
@@ -221,7 +262,8 @@ def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set
     The names match the HF class exactly: the pooler is omitted if the HF class has none.
     """
     values = dataclasses.asdict(config)
-    del values["num_labels"], values["attention_heads_per_layer"]  # HF counts id2label
+    for name in ("num_labels", "attention_heads_per_layer", "embedding"):
+        del values[name]  # HF counts id2label
     names = values.pop("label_names") or _default_names(config.num_labels)
     if "span_classifier" in parts:
         names = _default_names(2)  # HF treats start and end as labels
@@ -243,10 +285,26 @@ def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set
     atomic.write_json(folder / CONFIG_FILE, values, ensure_ascii=False)
     if DECODER in shapes:  # untied: HF stores the bias twice
         shapes[DECODER_BIAS] = shapes[BIAS]
+    notes += _write_embedding(folder, config, tensors)
+    shapes = {name: shape for name, shape in shapes.items() if not name.startswith(_DENSE)}
     read = tensors.__getitem__
     twice = Tensors(shapes, lambda name: read(BIAS if name == DECODER_BIAS else name))
     _write_safetensors(folder / WEIGHTS_FILE, twice)
     return notes
+
+
+def _write_embedding(folder, config, tensors):
+    """Writes the files of sentence-transformers; returns notes."""
+    names = [name for name in tensors if name.startswith(_DENSE)]
+    if config.embedding_settings.dense_size and not names:
+        sentence_transformers.write(folder, dataclasses.replace(config, embedding=None))
+        return ["this model lacks the dense layer of its embeddings, so modules.json is omitted."]
+    sentence_transformers.write(folder, config)
+    if names:
+        shapes = {name.removeprefix(_DENSE): tensors.shapes[name] for name in names}
+        dense = Tensors(shapes, lambda name: tensors[_DENSE + name])
+        _write_safetensors(folder / sentence_transformers.DENSE / WEIGHTS_FILE, dense)
+    return []
 
 
 def _write_safetensors(path, tensors):

@@ -13,6 +13,7 @@ import numpy as np
 from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.model.weights.tensors import OpenedFolder, Place, Tensors, check_size, weight_shapes
+from kbert.utils.formats import check_not_pointer
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "weights.h5"
 
@@ -44,6 +45,7 @@ def read_arrays(path: str | os.PathLike[str]) -> Iterator[Tensors]:
     Raises:
         UserError: the file cannot be read or is damaged.
     """
+    check_not_pointer(path)
     shapes, claimed = {}, 0
 
     def see(name, item):

@@ -13,7 +13,7 @@ from kbert.config import BertConfig
 from kbert.errors import UserError
 
 # A letter is a size: V vocabulary, D width, F inner width, P positions, T segments, C labels,
-# A the width of all heads of a layer; "{i}" is each of the N layers.
+# A the width of all heads of a layer, E embeddings; "{i}" is each of the N layers.
 SHAPES = {
     "bert/embeddings/word_embeddings/embeddings": "VD",
     "bert/embeddings/position_embeddings/embeddings": "PD",
@@ -54,6 +54,8 @@ SHAPES = {
     "span_classifier/dense/bias": "2",
     "choice_classifier/dense/kernel": "D1",
     "choice_classifier/dense/bias": "1",
+    "embedding/dense/kernel": "DE",  # only with a dense layer
+    "embedding/dense/bias": "E",
 }
 REQUIRED_PARTS = ("bert/embeddings", "bert/encoder")
 
@@ -67,6 +69,7 @@ def size_of(letters: str, config: BertConfig, i: int) -> tuple[int, ...]:
         "P": config.max_position_embeddings,
         "T": config.type_vocab_size,
         "C": config.num_labels,
+        "E": config.embedding_settings.dense_size or config.hidden_size,
         "A": config.block_heads(i) * config.head_size,
         "H": config.block_heads(i),
         "K": config.head_size,
@@ -78,6 +81,8 @@ def _rows(config):
     """Yields (name, name with "{i}", i, letters) of each weight that a model may have."""
     for row, letters in SHAPES.items():
         if row == "mlm/decoder" and config.tie_word_embeddings:
+            continue
+        if row.startswith("embedding/") and not config.embedding_settings.dense_size:
             continue
         for i in range(config.num_hidden_layers) if "{i}" in row else [0]:
             yield row.format(i=i), row, i, letters

@@ -1,0 +1,121 @@
+"""Reads added tokens from the files of HF's tokenizers."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from kbert.config import is_text
+from kbert.errors import UserError
+from kbert.tokenizer.added_tokens import AddedToken
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, check_vocab
+from kbert.utils.formats import members, read_json
+
+_FLAGS = [field.name for field in dataclasses.fields(AddedToken) if field.name != "content"]
+_NAMED = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL_TOKENS, strict=True))
+
+
+def read_added_tokens(folder: str | os.PathLike[str]) -> dict[AddedToken, int | None]:
+    """Returns the added tokens of a folder, except BERT's five special tokens, with their ids.
+
+    They are read from `added_tokens.json`, `tokenizer.json`, `tokenizer_config.json` and
+    `special_tokens_map.json`; a later file takes precedence. The id is None if the files do not
+    state it.
+
+    Raises:
+        UserError: a file is invalid, or names other special tokens than BERT's.
+    """
+    folder = pathlib.Path(folder)
+    names = ("added_tokens", "tokenizer", "tokenizer_config", "special_tokens_map")
+    plain, tokenizer, config, special = (_optional(folder / f"{name}.json") for name in names)
+    _check_named(config, folder / "tokenizer_config.json")
+    listed = _listed(config) + _listed(special)
+    result: dict[str, tuple[AddedToken, int | None]] = {}
+    for content, id in plain.items():
+        is_special = content in listed
+        token = AddedToken(content, normalized=not is_special, special=is_special)
+        result[content] = token, _id(id)
+    if "class_name" in tokenizer:  # KerasHub's
+        tokenizer = {"added_tokens": (tokenizer.get("kbert") or {}).get("added_tokens")}
+    for values in tokenizer.get("added_tokens") or []:
+        token = _token(values, folder / "tokenizer.json")
+        result[token.content] = token, _id(values.get("id"))
+    decoder = config.get("added_tokens_decoder") or {}
+    members(decoder, (), folder / "tokenizer_config.json")
+    for id, values in decoder.items():
+        token = _token(values, folder / "tokenizer_config.json")
+        result[token.content] = token, _id(int(id) if id.isdecimal() and len(id) < 10 else None)
+    for content in listed:
+        result.setdefault(content, (AddedToken(content, special=True), None))
+    return {token: id for content, (token, id) in result.items() if content not in SPECIAL_TOKENS}
+
+
+def _optional(path):
+    return read_json(path) if path.is_file() else {}
+
+
+def _id(value):
+    return value if type(value) is int else None
+
+
+def _check_named(config, path):
+    for name, token in _NAMED.items():
+        value = config.get(f"{name}_token")
+        value = value.get("content") if isinstance(value, dict) else value
+        if value not in (None, token):
+            raise UserError(
+                f"{path} has {name}_token {value!r}; kbert supports only BERT's {token}. Rename "
+                f"the token in all tokenizer files."
+            )
+
+
+def _listed(values):
+    """Returns the additional special tokens of a file."""
+    listed = []
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        tokens = values.get(name) or []
+        for token in tokens.values() if isinstance(tokens, dict) else tokens:
+            content = token.get("content") if isinstance(token, dict) else token
+            if is_text(content) and content.strip():
+                listed.append(content)
+    return listed
+
+
+def _token(values: object, path: pathlib.Path) -> AddedToken:
+    (content,) = members(values, ["content"], path)
+    flags = {name: values.get(name, False) for name in _FLAGS}
+    if not is_text(content) or not all(isinstance(flag, bool) for flag in flags.values()):
+        raise UserError(
+            f"{path}: an added token must have a text as content, and true or false for "
+            f"{', '.join(_FLAGS)}; got {values!r}."
+        )
+    try:
+        return AddedToken(content, **flags)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def with_added_tokens(
+    vocab: Sequence[str], tokens: Mapping[AddedToken, int | None], folder: pathlib.Path
+) -> tuple[list[str], tuple[AddedToken, ...]]:
+    """Returns a vocabulary with the added tokens, and the tokens in the order of their ids.
+
+    Args:
+        tokens: of `read_added_tokens`. folder: for error messages.
+
+    Raises:
+        UserError: the id of a token is neither its place in the vocabulary nor follows it.
+    """
+    vocab, places = list(vocab), {word: i for i, word in enumerate(vocab)}
+    ordered = sorted(tokens.items(), key=lambda item: (item[1] is None, item[1] or 0))
+    for token, id in ordered:
+        place = places.setdefault(token.content, len(vocab))
+        if id not in (None, place):
+            raise UserError(
+                f"{folder}: the added token {token.content!r} has the id {id}, but its place in "
+                f"the vocabulary is {place}. Ids must be 0, 1, 2, ... without gaps."
+            )
+        if place == len(vocab):
+            vocab.append(token.content)
+    added = sorted((token for token, _ in ordered), key=lambda token: places[token.content])
+    return check_vocab(vocab, folder), tuple(added)
