@@ -106,7 +106,7 @@ def check_inputs(inputs: Mapping[str, _Array], rank: int) -> None:
         inputs: features. rank: of the token ids: 2 for (B, L), 3 for (B, C, L).
 
     Raises:
-        UserError: a feature is not an array or tensor, of another shape, or ids are not integers.
+        UserError: a feature is no array or tensor, has another shape, or has rounded ids.
     """
     first = inputs["input_ids" if "input_ids" in inputs else "inputs_embeds"]
     for name in (*ENCODER_FEATURES, *OPTIONAL_FEATURES):
@@ -125,10 +125,10 @@ def check_inputs(inputs: Mapping[str, _Array], rank: int) -> None:
                 f"{name} must have the shape {_axes(axes)}; got {tuple(x.shape)}"
                 + ("." if x is first else f", and the tokens have {tuple(first.shape)[:rank]}.")
             )
-        if name.endswith("_ids") and "float" in str(x.dtype):
+        if name.endswith("_ids") and "float16" in str(x.dtype):
             raise UserError(
-                f"{name} must be integers; got {x.dtype}. Keras would round large ids in half "
-                f"precision. Convert them, or write keras.Input(..., dtype='int32')."
+                f"{name} must be integers: Keras rounds floats to the model's half precision, and "
+                f"so to other ids. Convert them, or write keras.Input(..., dtype='int32')."
             )
 
 

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from exports import BERT
 from marks import slow
 
@@ -65,6 +66,19 @@ def test_onnx(name, tmp_path):
     assert {port.name for port in session.get_inputs()} == set(ENCODER_FEATURES)
     names = [port.name for port in session.get_outputs()]
     check(model, lambda features: dict(zip(names, session.run(None, features), strict=True)))
+
+
+@pytest.mark.parametrize("fitted", [False, *slow(True)])
+def test_saved_model(fitted, tmp_path):
+    """Right after the constructor, or `fit`."""
+    model = model_of(CLASSIFIER)
+    if fitted:
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.1), loss={"logits": loss})
+        model.fit(features_of(model, 3, 7), {"logits": np.arange(3)}, verbose=0)
+    model.export(tmp_path / "model", verbose=False)
+    exported = tf.saved_model.load(tmp_path / "model")  # whose variables live as long as it
+    check(model, exported.serve)
 
 
 @pytest.mark.slow
