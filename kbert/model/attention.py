@@ -70,6 +70,7 @@ class Dense(keras.layers.Dense):
         self.lora_kernel_a.assign(a)
 
 
+@keras.saving.register_keras_serializable("kbert")  # for the reason of PretrainedModel
 class ConfiguredLayer(keras.layers.Layer):
     """Base of the layers whose only argument is a BertConfig (or its dict, when deserialized)."""
 

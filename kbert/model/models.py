@@ -70,8 +70,10 @@ class BertModel(PretrainedModel):
     ):
         super().__init__(config, output_hidden_states, output_attentions, name=name, **kwargs)
         self.add_pooling_layer = add_pooling_layer
-        self.embeddings = Embeddings(self.config, dtype=self.dtype_policy, name="embeddings")
-        self.encoder = Encoder(self.config, dtype=self.dtype_policy, name="encoder")
+        self.embeddings: Embeddings = Embeddings(
+            self.config, dtype=self.dtype_policy, name="embeddings"
+        )
+        self.encoder: Encoder = Encoder(self.config, dtype=self.dtype_policy, name="encoder")
         self.pooler: Pooler | None = None
         if add_pooling_layer:
             self.pooler = Pooler(self.config, dtype=self.dtype_policy, name="pooler")
@@ -132,7 +134,7 @@ class _HeadedModel(PretrainedModel):
     ):
         super().__init__(config, output_hidden_states, output_attentions, **kwargs)
         outputs = (self.pooled, output_hidden_states, output_attentions)
-        self.bert = BertModel(self.config, *outputs, dtype=self.dtype_policy)
+        self.bert: BertModel = BertModel(self.config, *outputs, dtype=self.dtype_policy)
         for name, head in self.task_heads.items():
             setattr(self, name, head(self.config, dtype=self.dtype_policy, name=name))
         self.build()

@@ -35,6 +35,9 @@ def _members(layer, path=""):
             yield from _members(member, f"{name}/")
 
 
+# Keras has no type information: `basedpyright --verifytypes` takes what Keras decorates for Keras',
+# and would otherwise report the unknown base in all that has a model.
+@keras.saving.register_keras_serializable("kbert")
 class PretrainedModel(keras.Model):
     """Base class of the models. They are built in the constructor.
 
@@ -65,8 +68,8 @@ class PretrainedModel(keras.Model):
         self.config: BertConfig = config if isinstance(config, BertConfig) else BertConfig(**config)
         self.output_hidden_states = output_hidden_states
         self.output_attentions = output_attentions
-        single = isinstance(extra_features, str)
-        self.extra_features = (extra_features,) if single else tuple(extra_features)
+        names = [extra_features] if isinstance(extra_features, str) else extra_features
+        self.extra_features: tuple[str, ...] = tuple(names)
 
     def get_config(self) -> dict[str, Any]:
         members = [*_members(self)]

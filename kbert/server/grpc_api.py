@@ -93,11 +93,8 @@ class _Decoding(grpc.aio.ServerInterceptor):
         )
 
 
-class Servicer(
-    prediction_service_pb2_grpc.PredictionServiceServicer,
-    model_service_pb2_grpc.ModelServiceServicer,
-):
-    """PredictionService and ModelService, with a common maximum of open requests."""
+class Servicer:
+    """All methods of PredictionService and ModelService, with a common maximum of open requests."""
 
     service: "Service"
     metrics: "Metrics"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 CLASSES = {
-    "kbert.model.attention": ("Dense", "Dropout", "SelfAttention"),
+    "kbert.model.attention": ("ConfiguredLayer", "Dense", "Dropout", "SelfAttention"),
     "kbert.model.encoder": ("Embeddings", "Encoder", "EncoderBlock", "Pooler"),
     "kbert.model.task_heads": (
         *("ChoiceHead", "ClassificationHead", "MaskedLMHead", "NextSentenceHead", "SpanHead"),
@@ -22,6 +22,7 @@ CLASSES = {
         *("BertForPreTraining", "BertForQuestionAnswering", "BertForSequenceClassification"),
         *("BertForTokenClassification", "BertModel"),
     ),
+    "kbert.model.pretrained": ("PretrainedModel",),
     "kbert.train.optimizer": ("AdamW", "LAMB", "SGD"),
     "kbert.train.schedule": ("WarmupPolynomialDecay",),
     "kbert.hub": ("BertLayer", "PreprocessLayer"),
