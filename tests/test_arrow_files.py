@@ -218,7 +218,7 @@ def test_rows_that_cannot_be_used(tmp_path):
     assert f'{path}, row 2: "text" must be a string; got None. Fix' in error_of(texts_of, path)
     parquet.write_table(pa.table({"body": ["a"], "id": ["b"]}), path)
     assert error_of(texts_of, path) == (
-        f'{path}: the document must be under "text" or "content" or "raw_content"; there are '
+        f'{path}: the document must be named "text", "content" or "raw_content"; got '
         f"'body', 'id'."
     )
 

@@ -310,7 +310,7 @@ def damaged_gzip():
             "caf\u00e9\n\n\u00e9t\u00e9\n".encode("latin-1"),
             r"t.txt is not UTF-8; .* \(iconv -f CP1252 ",
         ),
-        ("t.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', r"t.jsonl, line 2: .*there are 'txt'"),
+        ("t.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', r"t.jsonl, line 2: .*got 'txt'"),
         ("t.jsonl", b"not json\n", r"t.jsonl, line 1: every line must be a JSON object"),
         ("t.txt.gz", b"not gzip", r"cannot read .*t.txt.gz: it is not compressed by gzip"),
         ("t.txt.gz", gzip.compress(b"cat\n\ndog" * 99, mtime=0)[:-9], r"cannot read .*t.txt.gz"),

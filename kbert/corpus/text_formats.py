@@ -185,10 +185,8 @@ def document_of(record: Mapping[str, object]) -> str:
 
 
 def _no_document(names):
-    keys = " or ".join(f'"{key}"' for key in TEXT_KEYS)
-    return (
-        f"the document must be under {keys}; there are {', '.join(map(repr, names)) or 'no keys'}"
-    )
+    got = ", ".join(map(repr, names)) or "no names"
+    return f'the document must be named "text", "content" or "raw_content"; got {got}'
 
 
 def document_lines(text: bytes) -> Iterator[bytes]:
