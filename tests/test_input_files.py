@@ -3,6 +3,8 @@
 import bz2
 import gzip
 import lzma
+import os
+import pathlib
 import shlex
 import shutil
 import subprocess
@@ -10,10 +12,14 @@ import sys
 
 import pytest
 
+from kbert.corpus.text_sources import split_into_pieces
 from kbert.errors import UserError
+from kbert.settings import ExampleConfig
+from kbert.tasks.examples import read_examples
 from kbert.utils import encodings, storage
 from kbert.utils.input_files import is_compressed, plain_name, read_bytes, read_text
 
+CASES = pathlib.Path(__file__).parent.parent.parent / "shared" / "cases"
 COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 FRENCH = "Le café était fermé, et très tôt déjà.\nÀ Noël, l’été “indien” dure.\n"
 GERMAN = "Die Größe der Tür überraschte Müller.\nSchöne Grüße aus Köln, außer für Ärzte.\n"
@@ -158,6 +164,32 @@ def test_other_encodings_are_named(tmp_path, text, codec, encoding, line_end):
         assert (tmp_path / "my file.utf8.tsv").read_bytes().decode("utf-8") == text
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "cp1252.csv",
+            "text,label\r\nLe café était fermé,neg\r\nTrès bon séjour,pos\r\n".encode("cp1252"),
+            "cp1252.csv, line 2: bytes that are not UTF-8; the file looks like Windows-1252 "
+            "(cp1252, much like Latin-1). Convert it (iconv -f CP1252 -t UTF-8 < ",
+        ),
+        (
+            "utf16.txt",
+            "text\tlabel\r\nLe café était fermé\tneg\r\n".encode("utf-16"),
+            "utf16.txt is not UTF-8; the file looks like UTF-16. Convert it (iconv -f UTF-16 -t U",
+        ),
+    ],
+)
+def test_cases_of_encodings(tmp_path, name, content, message):
+    paths = [write(tmp_path / name, content), str(CASES / "encodings" / name)]
+    for path in filter(os.path.exists, paths):
+        with pytest.raises(UserError) as error:
+            read_examples(path, ExampleConfig(task="classify"))
+        assert message in str(error.value)
+        with pytest.raises(UserError, match="is not UTF-8; the file looks like"):
+            split_into_pieces([path])
+
+
 def test_the_command_for_a_compressed_file(tmp_path):
     path = write(tmp_path / "t.csv.GZ", gzip.compress(FRENCH.encode("cp1252")))
     new = f"{tmp_path}/t.utf8.csv"
@@ -201,7 +233,8 @@ def test_existing_paths_are_taken_literally(tmp_path):
     assert names(folder, "*.txt") == ["*.txt"]
     assert names(folder, "a*.txt") == ["a1.txt", "a[1].txt"]
     assert names(folder, "d[1]/*.txt") == ["d[1]/x.txt"]
-    assert names(folder, "**/*.txt")[-1] == "whats.txt" and "d[1]/x.txt" in names(folder, "**/x*")
+    assert names(folder, "**/*.txt")[-1] == "whats.txt" and "d[1]/x.txt" in names(folder, "**")
+    assert "d[1]" in names(folder, "*") and "d[1]" not in names(folder, "**")
     assert names(folder, "b*") == []
 
 

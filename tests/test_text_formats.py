@@ -148,6 +148,20 @@ def test_json_that_is_not_by_line(tmp_path, text, command, name):
     )
 
 
+@pytest.mark.parametrize(
+    ("first", "name"),
+    [
+        ('<mediawiki xmlns="x" xml:lang="en">', "a dump of a wiki, not plain text. Extract its te"),
+        ('<?xml version="1.0"?>', "XML, not plain text. Extract its text first."),
+        ("<!DOCTYPE html>", "HTML, not plain text."),
+        ("WARC/1.0", "a WARC archive of web pages, not plain text."),
+    ],
+)
+def test_markup_is_an_error(tmp_path, first, name):
+    path = write(tmp_path / "x.bz2", bz2.compress(f"\n {first}\n<a>b</a>\n".encode()))
+    assert message_of(path).startswith(f"{path} is {name}")
+
+
 def test_a_long_first_line(tmp_path):
     """The format is known although the first object is longer than what is looked at."""
     rows = [{"text": "a b " * 50_000}, {"text": "c"}]
@@ -157,7 +171,7 @@ def test_a_long_first_line(tmp_path):
 
 def test_pieces_of_json_lines_without_a_suffix(tmp_path):
     path = write(tmp_path / "x", JSON_LINES * 3)
-    for piece_bytes in range(3, 150):
+    for piece_bytes in (3, 5, 8, 13, *range(20, 150, 11)):
         assert documents_of([path], piece_bytes) == DOCUMENTS * 3, piece_bytes
 
 
@@ -184,7 +198,7 @@ def test_case_of_wikiextractor():
 @pytest.mark.parametrize("name", ["AA/wiki_00", "x.txt"])
 def test_wikiextractor(tmp_path, name, line_end):
     path = write(tmp_path / name, WIKI.replace("\n", line_end))
-    for piece_bytes in (*range(9, 400, 7), 1 << 20):
+    for piece_bytes in (5, 9, *range(20, 300, 23), 1 << 20):
         assert documents_of([path], piece_bytes) == WIKI_DOCUMENTS, piece_bytes
     path = write(tmp_path / "x.xz", lzma.compress(f"\ufeff\n{WIKI}".encode()))
     assert documents_of([path], 9) == WIKI_DOCUMENTS
@@ -198,7 +212,7 @@ def test_wikiextractor_escapes_and_empty_documents(tmp_path):
 
 def test_a_line_between_documents_is_reported_once(tmp_path):
     path = write(tmp_path / "x", WIKI.replace("</doc>\n", "</doc>\nstray\n", 1))
-    for piece_bytes in range(9, 200, 7):
+    for piece_bytes in (5, *range(9, 200, 13)):
         left_out, lines = [], []
         for piece in split_into_pieces([path], piece_bytes):
             lines += read_lines(piece, left_out.append)

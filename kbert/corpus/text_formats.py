@@ -25,6 +25,13 @@ _FIRST_LINES = 8  # decide whether a file has JSON lines
 # WikiExtractor's <doc id="12" url="https://..." title="...">. It escapes these characters.
 _DOC = re.compile(rb'<doc id="[^"]*"( .*)?>')
 _ENTITIES = {b"&lt;": b"<", b"&gt;": b">", b"&amp;": b"&"}
+_MARKUP = {  # first characters of a text in lower case
+    b"<mediawiki": ("a dump of a wiki", ", for example with WikiExtractor"),
+    b"<?xml": ("XML", ""),
+    b"<!doctype": ("HTML", ""),
+    b"<html": ("HTML", ""),
+    b"warc/1": ("a WARC archive of web pages", ""),
+}
 
 
 class BadRecord(Exception):
@@ -63,8 +70,11 @@ def detect_format(path: str | os.PathLike[str]) -> str:
 
 
 def _check_by_line(lines, path):
-    """Raises UserError for JSON that is a list, or an object of several lines."""
+    """Raises UserError for a format that is not text by lines, such as JSON with a list."""
     first = lines[0] if lines else b""
+    for start, (name, advice) in _MARKUP.items():
+        if first.lower().startswith(start):
+            raise UserError(f"{path} is {name}, not plain text. Extract its text first{advice}.")
     start = b"".join(lines[:2]) if first in (b"[", b"{") else first
     if re.match(rb"\[\s*\{", start):
         command = "jq -c '.[]'"

@@ -40,7 +40,7 @@ def glob(pattern: str) -> list[str]:
     """Returns the paths that match a pattern, sorted.
 
     What exists is taken literally: the whole path, and the local folders at its beginning, such as
-    `data[1]` in `data[1]/*.txt`. In local patterns ** matches folders of any depth.
+    `data[1]` in `data[1]/*.txt`. A local pattern with ** matches the files in folders of any depth.
     """
     if is_remote(pattern):
         paths = sorted(_remote().glob(pattern))
@@ -51,7 +51,8 @@ def glob(pattern: str) -> list[str]:
     while folder and not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     rest = pattern[len(folder) :]
-    return sorted(local_glob.glob(local_glob.escape(folder) + rest, recursive=True))
+    paths = sorted(local_glob.glob(local_glob.escape(folder) + rest, recursive=True))
+    return [path for path in paths if "**" not in rest or not os.path.isdir(path)]
 
 
 def split_patterns(patterns: str) -> list[str]:
