@@ -94,6 +94,9 @@ def test_a_parquet_file_equals_json_lines(tmp_path):
 def test_names_of_labels(tmp_path):
     parquet.write_table(table_of(ROWS, FEATURES), tmp_path / "t.parquet")
     assert labels_of(tmp_path / "t.parquet") == EXPECTED
+    damaged = table_of(ROWS).replace_schema_metadata({"huggingface": '{"info": [}'})
+    parquet.write_table(damaged, tmp_path / "t.parquet")
+    assert labels_of(tmp_path / "t.parquet")[1] == ("b", "0")
     rows = [{"text": "a", "label": -1}, {"text": "b", "label": None}]
     parquet.write_table(table_of(rows, FEATURES), tmp_path / "t.parquet")
     assert [row["label"] for row in read_rows(str(tmp_path / "t.parquet"))] == [None, None]
@@ -139,6 +142,11 @@ def test_damaged_datasets(tmp_path):
     assert "has an indices mapping. Save it after flatten_indices()" in error_of(labels_of, folder)
     (folder / "state.json").write_text("{}")
     assert error_of(labels_of, folder) == f"{folder}/state.json lacks '_data_files'."
+    (folder / "state.json").write_text('{"_data_files": []}')
+    assert "must have a list under '_data_files'; got []." in error_of(labels_of, folder)
+    (folder / "dataset_dict.json").write_text('{"splits": 3}')
+    assert "must have a list under 'splits'; got 3." in error_of(labels_of, folder)
+    (folder / "dataset_dict.json").unlink()
     (folder / "state.json").write_text(json.dumps(state))
     path = folder / "data-00001-of-00002.arrow"
     path.write_bytes(path.read_bytes()[:-80])

@@ -49,11 +49,10 @@ def dataset_files(source: str) -> list[str] | None:
         folder, _, split = source.rpartition(":")
     if not os.path.isdir(folder):
         return None
-    if os.path.exists(os.path.join(folder, "dataset_dict.json")):
-        path = os.path.join(folder, "dataset_dict.json")
-        (splits,) = members(read_json(path), ["splits"], path)
-        chosen = _chosen(folder, split, {name: os.path.join(folder, name) for name in splits})
-        return _saved_files(chosen)
+    path = os.path.join(folder, "dataset_dict.json")
+    if os.path.exists(path):
+        splits = {str(name): os.path.join(folder, str(name)) for name in _listed(path, "splits")}
+        return _saved_files(_chosen(folder, split, splits))
     if os.path.exists(os.path.join(folder, "state.json")):
         if split is not None:
             raise UserError(f"{folder} has no splits. Write it without :{split}.")
@@ -75,11 +74,18 @@ def _chosen(folder, split, splits):
 def _saved_files(folder):
     """Returns the paths of the files of a split that `save_to_disk` wrote."""
     path = os.path.join(folder, "state.json")
-    state = read_json(path)
-    if state.get("_indices_data_files"):
+    if read_json(path).get("_indices_data_files"):
         raise UserError(f"{folder} has an indices mapping. Save it after flatten_indices().")
-    (files,) = members(state, ["_data_files"], path)
-    return [os.path.join(folder, members(file, ["filename"], path)[0]) for file in files]
+    names = [members(file, ["filename"], path)[0] for file in _listed(path, "_data_files")]
+    return [os.path.join(folder, str(name)) for name in names]
+
+
+def _listed(path, key):
+    """Returns a list that is in a JSON object, and not empty."""
+    (values,) = members(read_json(path), [key], path)
+    if not isinstance(values, list) or not values:
+        raise UserError(f"{path} must have a list under {key!r}; got {str(values)[:60]}.")
+    return values
 
 
 def _named_splits(folder):
@@ -120,11 +126,18 @@ def read_rows(path: str, column: str | None = None) -> Iterator[Row | None]:
         UserError: as for `column_names`.
     """
     with _opened(path) as (schema, batches):
-        metadata = json.loads((schema.metadata or {}).get(b"huggingface") or "{}")
-        features = (metadata.get("info") or {}).get("features") or {}
+        features = _features(schema)
         for batch in batches([column] if column else schema.names):
             for start in range(0, len(batch), _ROWS):
                 yield from _python_rows(batch.slice(start, _ROWS), features)
+
+
+def _features(schema):
+    """Returns the descriptions of columns by name that `datasets` writes into a schema, or {}."""
+    try:
+        return dict(json.loads(schema.metadata[b"huggingface"])["info"]["features"])
+    except (TypeError, KeyError, ValueError, RecursionError):
+        return {}
 
 
 def _python_rows(batch, features):

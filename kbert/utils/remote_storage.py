@@ -8,7 +8,7 @@ import os
 import random
 import time
 from collections.abc import Callable
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import tensorflow as tf
 
@@ -112,7 +112,7 @@ def stat(path: str) -> tuple[int, int]:
     return status.length, status.mtime_nsec
 
 
-def open_stream(path: str) -> BinaryIO:
+def open_stream(path: str) -> io.BufferedReader:
     """Opens a file for buffered, seekable reading of bytes."""
     return io.BufferedReader(_RemoteFile(path), _CHUNK_BYTES)
 

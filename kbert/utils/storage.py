@@ -7,13 +7,13 @@ raise UserError if a remote path cannot be used, and GaveUp if all retries fail.
 import concurrent.futures
 import contextlib
 import glob as local_glob
+import io
 import itertools
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
 
 from kbert.errors import UserError
 
@@ -123,7 +123,7 @@ def check_free(
         raise UserError(f"{path} exists and is not empty. {hint}")
 
 
-def open_stream(path: str | os.PathLike[str]) -> BinaryIO:
+def open_stream(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Opens a file for buffered, seekable reading of bytes.
 
     Raises:
