@@ -22,7 +22,7 @@ from absl import flags as absl_flags
 
 from kbert.data.bucketed_batches import BucketedBatches, bucket_length, pad_examples
 from kbert.settings import FinetuneConfig
-from kbert.tasks.examples import read_examples
+from kbert.tasks.examples import read_split
 from kbert.tasks.labels import label_names
 from kbert.tasks.registry import get_task, make_task, with_task
 from kbert.tokenizer import BertTokenizer
@@ -65,7 +65,7 @@ def theirs(config, seed):
     torch.manual_seed(seed)
     tokenizer = BertTokenizer.from_pretrained(config.init_from)
     config = with_task(config)
-    train, held_out = (read_examples(f, config) for f in (config.train_file, config.eval_file))
+    train, held_out = (read_split(f, config) for f in (config.train_file, config.eval_file))
     names = label_names(train) if get_task(config.task).fewest_labels else None
     task = make_task(config, tokenizer, names, any(getattr(e, "is_impossible", 0) for e in train))
     items = task.encode(train).items

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # for type checkers and completion; at run time `__getattr__`
         BertForTokenClassification,
         BertModel,
     )
+    from kbert.tasks.examples import read_examples
     from kbert.tokenizer.tokenizer import BertTokenizer
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ _HOMES = {
     "BertForMultipleChoice": "kbert.model.models",
     "BertForEmbedding": "kbert.model.models",
     "Predictor": "kbert.inference.predictor",
+    "read_examples": "kbert.tasks.examples",
 }
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "hub",
     "inference",
     "model",
+    "read_examples",
     "serving",
     "tasks",
     "tokenizer",

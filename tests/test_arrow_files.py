@@ -12,7 +12,7 @@ from kbert.corpus.text_sources import Texts, find_inputs, split_into_pieces
 from kbert.data.examples import Answer, QuestionExample, TagExample
 from kbert.data.records import check_inputs
 from kbert.errors import UserError
-from kbert.tasks.examples import read_examples
+from kbert.tasks.examples import read_split
 
 pa = pytest.importorskip("pyarrow")
 from pyarrow import parquet  # noqa: E402
@@ -72,7 +72,7 @@ def texts_of(source):
 
 
 def labels_of(source, task="classify", **changed):
-    return [(e.text, e.label) for e in read_examples(str(source), settings(task, **changed))]
+    return [(e.text, e.label) for e in read_split(str(source), settings(task, **changed))]
 
 
 EXPECTED = [("天 a", "ja"), ("b", "no"), ("c\n\nd", "ja")]
@@ -86,7 +86,7 @@ def test_a_parquet_file_equals_json_lines(tmp_path):
     found = labels_of(path)
     assert found == labels_of(tmp_path / "t.jsonl") == [(r["text"], str(r["label"])) for r in ROWS]
     assert texts_of(path) == texts_of(tmp_path / "t.jsonl") == LINES
-    assert read_examples(str(path), settings("classify"))[1].where == "t.parquet, row 2"
+    assert read_split(str(path), settings("classify"))[1].where == "t.parquet, row 2"
     found = split_into_pieces([str(path)], 10)
     assert [(piece.begin, piece.end, piece.format) for piece in found] == [(0, None, "arrow")]
 
@@ -123,7 +123,7 @@ def test_saved_datasets(tmp_path):
     both = save_dict(tmp_path / "both", train=ROWS, validation=ROWS[:1])
     assert labels_of(both) == labels_of(f"{both}:train") == EXPECTED
     assert labels_of(f"{both}:validation") == EXPECTED[:1]
-    assert read_examples(f"{both}:train", settings("classify"))[2].where == "both:train, row 3"
+    assert read_split(f"{both}:train", settings("classify"))[2].where == "both:train, row 3"
     assert texts_of(f"{both}:validation, {folder}") == LINES[:2] + LINES
     check_inputs([], [str(both), f"{both}:validation", str(folder)])
     assert error_of(labels_of, f"{both}:test") == (
@@ -178,12 +178,12 @@ def test_tags_and_questions(tmp_path):
     for feature in (ner, ner | {"_type": "List"}, [ner["feature"]]):
         table = table_of([{"tokens": ["a", "b"], "ner_tags": [1, 0]}], {"ner_tags": feature})
         parquet.write_table(table, tmp_path / "t.parquet")
-        found = read_examples(str(tmp_path / "t.parquet"), settings("tag"))
+        found = read_split(str(tmp_path / "t.parquet"), settings("tag"))
         assert found == [TagExample("t.parquet, row 1", ("a", "b"), ("B-X", "O"))]
     answers = {"text": ["cat"], "answer_start": [4]}
     row = {"id": "q", "question": "?", "context": "the cat", "answers": answers}
     folder = save_to_disk(tmp_path / "q", [row], {"id": {"_type": "Value"}}, shards=1)
-    assert read_examples(str(folder), settings("qa")) == [
+    assert read_split(str(folder), settings("qa")) == [
         QuestionExample(
             "q, row 1 (question q)",
             "q",

@@ -15,7 +15,7 @@ import pytest
 from kbert.corpus.text_sources import split_into_pieces
 from kbert.errors import UserError
 from kbert.settings import ExampleConfig
-from kbert.tasks.examples import read_examples
+from kbert.tasks.examples import read_split
 from kbert.utils import encodings, storage
 from kbert.utils.input_files import is_compressed, plain_name, read_bytes, read_text
 
@@ -184,7 +184,7 @@ def test_cases_of_encodings(tmp_path, name, content, message):
     paths = [write(tmp_path / name, content), str(CASES / "encodings" / name)]
     for path in filter(os.path.exists, paths):
         with pytest.raises(UserError) as error:
-            read_examples(path, ExampleConfig(task="classify"))
+            read_split(path, ExampleConfig(task="classify"))
         assert message in str(error.value)
         with pytest.raises(UserError, match="is not UTF-8; the file looks like"):
             split_into_pieces([path])

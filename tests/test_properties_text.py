@@ -18,7 +18,7 @@ from kbert.corpus import local_runner, preparation, prepare, shard_builder
 from kbert.corpus.text_sources import read_lines, split_into_pieces, split_sentences
 from kbert.data.examples import Answer, QuestionExample
 from kbert.errors import UserError
-from kbert.tasks.examples import read_examples
+from kbert.tasks.examples import read_split
 from kbert.tokenizer import BertTokenizer
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, check_vocab, read_vocab, write_vocab
 
@@ -283,20 +283,20 @@ def test_examples_come_back_from_json_lines_and_tables(rows):
     rows = [row for row in rows if all(cell.strip() for cell in row)]
     assume(rows)
     config = types.SimpleNamespace(task="classify", text_column="text", label_column="label")
-    config.text_pair_column = config.choice_columns = None
+    config.text_pair_column = config.label_columns = config.choice_columns = None
     config.header, config.skip_bad_lines = "yes", False
     wanted = [(text, label.strip()) for text, label in rows]
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "a.jsonl")
         lines = [json.dumps({"text": a, "label": b}, ensure_ascii=False) for a, b in rows]
         path.write_text("\n".join(lines), encoding="utf-8")
-        found = read_examples(str(path), config)
+        found = read_split(str(path), config)
         assert [(example.text, example.label) for example in found] == wanted
         if not any(char in cell for row in rows for cell in row for char in "\t\n\r"):
             path = pathlib.Path(folder, "a.tsv")
             text = "".join(f"{a}\t{b}\n" for a, b in [("text", "label"), *rows])
             path.write_bytes(text.encode())
-            found = read_examples(str(path), config)
+            found = read_split(str(path), config)
             assert [(example.text, example.label) for example in found] == wanted
 
 

@@ -24,7 +24,7 @@ from kbert.inference.evaluation import evaluate
 from kbert.model.conversion import convert
 from kbert.model.weights import open_weights, without_heads, write_weights
 from kbert.settings import EvaluateConfig, FinetuneConfig, PruneConfig
-from kbert.tasks.examples import read_examples
+from kbert.tasks.examples import read_split
 from kbert.tasks.registry import make_task, write_task
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.train import finetune
@@ -291,7 +291,7 @@ def test_importance_is_the_slope_of_the_loss(task, folders, tmp_path):
     path = tmp_path / file
     path.write_text(text)
     config = EvaluateConfig(task=task, model="x", eval_file=str(path))
-    examples = read_examples(str(path), config, report=print)
+    examples = read_split(str(path), config, report=print)
     tokenizer = kbert.BertTokenizer.from_pretrained(folders / "full")
     task = make_task(
         types.SimpleNamespace(task=task, max_seq_length=24), tokenizer, LABELS["label_names"]

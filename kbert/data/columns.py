@@ -1,10 +1,11 @@
 """Finds the columns of a table, or the keys of JSON objects, that hold the text, the label etc."""
 
+import csv
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from kbert.errors import UserError
 
@@ -25,14 +26,15 @@ TAGS = ("tags", "ner_tags", "labels", "ner", "tag", "label", "ner_labels", "bio"
 class Columns:
     """Keys of a record (str) or indices of a row's columns (int).
 
-    `exact_width` is the number of cells that each row must have. None allows extra cells at the end
-    of a row: there is no header and all columns are counted from the left. `least_width` is the
-    minimum number of cells.
+    `one_hot` are pairs (column of 0 and 1, name of its label). `exact_width` is the number of cells
+    that each row must have. None allows extra cells at the end of a row: there is no header and all
+    columns are counted from the left. `least_width` is the minimum number of cells.
     """
 
     text: str | int
     text_pair: str | int | None = None
     label: str | int | None = None
+    one_hot: tuple[tuple[str | int, str], ...] = ()
     choices: tuple[str | int, ...] = ()
     exact_width: int | None = None
     least_width: int = 0
@@ -62,7 +64,7 @@ def has_header(row: Sequence[str], config: "ColumnConfig") -> bool:
     if config.header != "auto":
         return config.header == "yes"
     flags = [config.text_column, config.text_pair_column, config.label_column]
-    flags += _parts(config.choice_columns)
+    flags += parts(config.choice_columns)
     if any(flag is not None and not is_number(flag) for flag in flags):
         return True
     known = {*TEXTS, *SECOND_TEXTS, *LABELS}
@@ -96,12 +98,32 @@ def find_columns(
         fields["label"] = find("label_column", config.label_column, LABELS, -1)
     choices = _choices(records, config.choice_columns, aliases.choices)
     used = [column for column in fields.values() if column is not None] + list(choices)
-    width = records.width
-    if width is not None and width < len(used):
+    check_width(records, len(used))
+    return checked_columns(records, used, **fields, choices=choices)
+
+
+def check_width(records: "Records", needed: int) -> None:
+    """Raises UserError if a table has fewer than the `needed` columns."""
+    if records.width is not None and records.width < needed:
         raise UserError(
-            f"{records.name} has {count(width, 'column')} in its first row, but {len(used)} are "
-            f"needed. Columns are separated by tabs in .tsv and .txt, by commas in .csv."
+            f"{records.name} has {count(records.width, 'column')} in its first row, but {needed} "
+            f"are needed. Columns are separated by tabs in .tsv and .txt, by commas in .csv."
         )
+
+
+def checked_columns(
+    records: "Records", used: "Sequence[str | int]", from_the_left: bool = True, **fields: "Any"
+) -> Columns:
+    """Returns Columns with the widths that rows must have.
+
+    Args:
+        used: all columns. from_the_left: whether rows may have more cells than the first row if
+            there is no header and no column is counted from the right. fields: of Columns.
+
+    Raises:
+        UserError: two of them are the same.
+    """
+    width = records.width
     places = used if width is None else [column % width for column in used]
     if len(set(places)) < len(used):
         raise UserError(
@@ -109,10 +131,10 @@ def find_columns(
             f"Name a different column for each with --text_column, --label_column and so on."
         )
     if width is not None:
-        from_the_left = records.names is None and min(used) >= 0
+        from_the_left = from_the_left and records.names is None and min(used) >= 0
         fields["exact_width"] = None if from_the_left else width
         fields["least_width"] = max(places) + 1
-    return Columns(**fields, choices=choices)
+    return Columns(**fields)
 
 
 def tag_keys(
@@ -129,15 +151,24 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _parts(columns):
-    return [part.strip() for part in (columns or "").split(",") if part.strip()]
+def parts(columns: str | None) -> list[str]:
+    """Returns the columns of a comma-separated flag; names with commas are quoted as in CSV."""
+    cells = next(csv.reader([columns or ""], skipinitialspace=True), [])
+    return [cell.strip() for cell in cells if cell.strip()]
+
+
+def as_flag(columns: "str | Sequence[str | int] | None") -> str | None:
+    """Returns columns as a flag that `parts` reads."""
+    if columns is None or isinstance(columns, str):
+        return columns
+    return ",".join('"' + str(column).replace('"', '""') + '"' for column in columns)
 
 
 def _choices(records, columns, aliases):
     if not aliases:
         return ()
-    if parts := _parts(columns):
-        return tuple(_find(records, "choice_columns", part, (), None) for part in parts)
+    if given := parts(columns):
+        return tuple(column_of_flag(records, "choice_columns", part) for part in given)
     names = records.names
     if names is None:
         raise UserError(
@@ -150,21 +181,30 @@ def _choices(records, columns, aliases):
     if not places:
         raise UserError(
             f"{records.name} has no column that starts with choice or ending; it has "
-            f"{_listed(names)}. Name the columns with --choice_columns."
+            f"{listed(names)}. Name the columns with --choice_columns."
         )
     return tuple(names[i] if records.width is None else i for i in places)
+
+
+def column_of_flag(records: "Records", flag: str, column: str | None) -> str | int | None:
+    """Returns the key or index of the column given by a flag, None if it is not given.
+
+    Raises:
+        UserError: there is no such column, or there are several.
+    """
+    if column is None:
+        return None
+    is_key = records.width is None and column in records.names
+    if is_number(column) and not is_key:
+        return _of_number(records, flag, int(column))
+    return _of_name(records, flag, column)
 
 
 def _find(records, flag, column, defaults, place, needed=True):
     """Key or index of a column: from its flag, by default names, or `place` without a header."""
     names = records.names
-    if column is not None:
-        is_key = records.width is None and column in names
-        if is_number(column) and not is_key:
-            return _of_number(records, flag, int(column))
-        return _of_name(records, flag, column)
-    if names is None:
-        return place
+    if column is not None or names is None:
+        return place if column is None else column_of_flag(records, flag, column)
     lower = [name.lower() for name in names]
     for default in defaults:
         if default in lower:
@@ -173,7 +213,7 @@ def _find(records, flag, column, defaults, place, needed=True):
         return None
     raise UserError(
         f"{records.name} has no column named {', '.join(defaults)}; it has "
-        f"{_listed(names)}. Name the one to read with --{flag}."
+        f"{listed(names)}. Name the one to read with --{flag}."
     )
 
 
@@ -182,7 +222,7 @@ def _of_number(records, flag, number):
     if width is None:
         raise UserError(
             f"{records.name} has keys, not columns, so --{flag} must be one of "
-            f"{_listed(records.names)}; got {number}."
+            f"{listed(records.names)}; got {number}."
         )
     if not -width <= number < width:
         raise UserError(
@@ -208,10 +248,12 @@ def _of_name(records, flag, column):
             f"one of {', '.join(map(str, places))}."
         )
     if not places:
-        raise UserError(f"{name} has no column {column!r} (--{flag}); it has {_listed(names)}.")
+        raise UserError(f"{name} has no column {column!r} (--{flag}); it has {listed(names)}.")
     return names[places[0]] if records.width is None else places[0]
 
 
-def _listed(names):
-    listed = [repr(name if len(name) <= 40 else f"{name[:40]}...") for name in names[:20]]
-    return ", ".join(listed) + (", ..." if len(names) > 20 else "")
+def listed(names: "Iterable[str]") -> str:
+    """Returns names for a message: at most 20, each cut to 40 characters."""
+    names = list(names)
+    shown = [repr(name if len(name) <= 40 else f"{name[:40]}...") for name in names[:20]]
+    return ", ".join(shown) + (", ..." if len(names) > 20 else "")

@@ -7,7 +7,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kbert.data import records as sources
@@ -83,23 +83,25 @@ class ChoiceExample:
     label: int | None = None
 
 
-def read_label_names(text: str) -> tuple[str, ...]:
+def read_label_names(names: str | Sequence[str]) -> tuple[str, ...]:
     """Returns the names of labels in the order of their numbers.
 
     Args:
-        text: comma-separated names, or the path of a file with one name per line.
+        names: names, as a sequence or comma-separated, or the path of a file with one name per
+            line.
 
     Raises:
         UserError: there is no name, a name is empty, or a name appears twice.
     """
-    if os.path.isfile(text):
-        origin, names = text, [line.strip() for line in read_text(text).rstrip().split("\n")]
-        names = names if any(names) else []
-    else:
-        if "," not in text and ("/" in text or text.endswith(".txt")):
-            raise UserError(f"--label_names: there is no file {text}.")
-        origin = f"--label_names={text}"
-        names = [name.strip() for name in text.split(",")] if text.strip() else []
+    origin = f"--label_names={names}"
+    if isinstance(names, str) and os.path.isfile(names):
+        origin, names = names, read_text(names).rstrip().split("\n")
+        names = names if any(map(str.strip, names)) else []
+    elif isinstance(names, str):
+        if "," not in names and ("/" in names or names.endswith(".txt")):
+            raise UserError(f"--label_names: there is no file {names}.")
+        names = names.split(",") if names.strip() else []
+    names = [validation.whole_name(str(name).strip()) for name in names]
     if not names:
         raise UserError(f"{origin} has no label names. Separate them by commas or lines.")
     for number, name in enumerate(names):
@@ -163,6 +165,12 @@ def text_example(
         pair = validation.text(validation.part(record, columns.text_pair), "the second text")
     if columns.label is not None:
         label = label_of(validation.part(record, columns.label), where)
+    elif columns.one_hot:
+        label = tuple(
+            name
+            for key, name in columns.one_hot
+            if validation.is_one(validation.part(record, key), name)
+        )
     return TextExample(where, text, pair, label)
 
 

@@ -9,12 +9,14 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kbert.corpus.arrow_files import column_names, dataset_files, is_arrow_file, read_rows
 from kbert.corpus.text_sources import load_tfds
 from kbert.errors import UserError
+from kbert.utils import storage
 from kbert.utils.formats import find_folder
 from kbert.utils.input_files import encoding_note, plain_name, read_bytes
 
@@ -34,7 +36,8 @@ class Records:
 
     `name` is the source's name in messages, `items` are pairs (where, record). `names` are the
     names of the columns, keys or features, None for a table without a header; `width` is the number
-    of columns of a table. `notes` are lines about how the columns were found.
+    of columns of a table. `notes` are lines about how the columns were found, and `flags` are those
+    that give the same columns.
     """
 
     name: str
@@ -42,6 +45,20 @@ class Records:
     names: tuple[str, ...] | None
     width: int | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
+    flags: "dict[str, str | None]" = dataclasses.field(default_factory=dict)
+
+    def sample(self, most: int = 10_000) -> "list[Record]":
+        """Returns the valid ones of the first `most` records, which stay in `items`."""
+        begun = list(itertools.islice(self.items, most))
+        self.items = itertools.chain(begun, self.items)
+        return [record for _, record in begun if not isinstance(record, BadExample)]
+
+    def take_header(self) -> None:
+        """Takes the first row as the names of the columns; rows that repeat it become bad."""
+        _, first = next(self.items)
+        self.names = tuple(cell.strip() for cell in first)
+        repeated = BadExample("the line repeats the header")
+        self.items = ((at, repeated if row == first else row) for at, row in self.items)
 
 
 def shown(value: object) -> str:
@@ -56,7 +73,7 @@ def check_inputs(
     """Checks that folders of weights exist and that files can be read, without TensorFlow.
 
     Args:
-        folders: as for `find_folder`. sources: as for `kbert.tasks.examples.read_examples`. None
+        folders: as for `find_folder`. sources: as for `source_files`. None
             is skipped.
 
     Raises:
@@ -65,10 +82,29 @@ def check_inputs(
     for folder in filter(None, folders):
         find_folder(folder)
     for source in filter(None, sources):
-        if files := arrow_sources(source):
-            column_names(files[0])
-        elif not source.startswith(("tfds:", "sample:")):
-            next(read_bytes(source), None)
+        for path in source_files(source):
+            if files := arrow_sources(path):
+                column_names(files[0])
+            elif not path.startswith(("tfds:", "sample:")):
+                next(read_bytes(path), None)
+
+
+def source_files(source: str) -> list[str]:
+    """Returns the files of a source: paths and globs, separated by commas.
+
+    A path that exists is not split or matched. The files of a glob are sorted.
+
+    Raises:
+        UserError: no file matches a glob.
+    """
+    files = []
+    for part in storage.split_patterns(source):
+        is_glob = re.search(r"[*?[]", part) and not part.startswith("tfds:")  # as in train[:10%]
+        matches = storage.glob(part) if is_glob else [part]
+        if not matches:
+            raise UserError(f"no file matches {part}.")
+        files += matches
+    return list(dict.fromkeys(files))
 
 
 def arrow_sources(source: str) -> list[str]:
@@ -137,6 +173,7 @@ def table(path: str, name: str, has_header: Callable[[list[str]], bool]) -> Reco
 
 
 def _csv_rows(path):
+    csv.field_size_limit(2**31 - 1)  # of a cell; the default is 131,072 characters
     lines = (f"{line}\n" for _, line in read_lines(path))
     reader = csv.reader(lines, strict=True)  # else an unclosed quote would swallow the file
     while True:

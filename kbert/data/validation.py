@@ -1,6 +1,8 @@
 """Checks of the values of a record: each returns the value to use, or raises BadExample."""
 
+import ast
 import math
+import re
 from typing import TYPE_CHECKING
 
 from kbert.data.columns import count
@@ -9,6 +11,8 @@ from kbert.data.records import BadExample, is_utf8, shown
 if TYPE_CHECKING:
     from kbert.data.columns import Columns
     from kbert.data.records import Record
+
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 
 
 def part(record: "Record", key: str | int) -> object:
@@ -43,24 +47,65 @@ def check_width(row: "Record", columns: "Columns") -> None:
 
 
 def label_name(value: object) -> str:
-    """Returns a label as text: 3 becomes "3", True becomes "true" as in JSON."""
+    """Returns a label as text: 3 becomes "3", as do 3.0 and "3.0"; True becomes "true"."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if value is None or value != value or value == "":
         raise BadExample("the label is empty")
     if isinstance(value, int | float):
-        return str(value)
+        return whole_name(str(value))
     if not isinstance(value, str):
         raise BadExample(f"the label must be a string or a number; got {shown(value)}")
-    return text(value, "the label").strip()
+    return whole_name(text(value, "the label").strip())
+
+
+def whole_name(name: str) -> str:
+    """Returns the name of a label, a whole number without decimals: "1.0" becomes "1"."""
+    is_whole = re.fullmatch(r"-?[0-9]{1,99}\.0*", name)
+    return str(int(name.partition(".")[0])) if is_whole else name
+
+
+def class_name(value: object) -> str:
+    """Returns the one label of an example as text."""
+    name = label_name(value)
+    if name[0] + name[-1] == "[]" and _QUOTED.search(name):
+        raise BadExample(f"the label {shown(name)} is a list, as for --task=multilabel")
+    return name
 
 
 def label_tuple(value: object) -> tuple[str, ...]:
-    """Returns labels as text, from a list, or a cell like "a,b" or "a|b"; "" has no labels."""
+    """Returns labels as text, from a list, or a cell like "a,b", "a|b" or "['a']"; "" has none."""
     if not isinstance(value, list):
         cell = "" if value is None or str(value).strip() == "" else label_name(value)
-        value = cell.split("|" if "|" in cell else ",") if cell else []
+        value = list_in_cell(cell)
+        if value is None:
+            separator = next((mark for mark in "|;" if mark in cell), ",")
+            value = cell.split(separator) if cell else []
     return tuple(dict.fromkeys(map(label_name, value)))
+
+
+def list_in_cell(cell: str) -> list[str] | None:
+    """Returns the items of a list in a cell, as Python, JSON or NumPy write it; None: no list."""
+    brackets, quoted = cell[:1] + cell[-1:], _QUOTED.findall(cell)
+    rest = _QUOTED.sub("", cell[1:-1]).strip(", \t\r\n")
+    if brackets not in ("[]", "()", "{}") or (brackets != "[]" and (rest or not quoted)):
+        return None
+    if quoted and rest:
+        raise BadExample(f"the labels must be a list such as ['a', 'b']; got {shown(cell)}")
+    if quoted:
+        return [ast.literal_eval(item) for item in quoted]
+    are_numbers = all(re.fullmatch(r"-?[\d.]+", item) for item in rest.split())
+    items = rest.split() if are_numbers and "," not in rest else rest.split(",")
+    return [item.strip() for item in items if rest]
+
+
+def is_one(value: object, name: str) -> bool:
+    """Returns whether the value of a column of 0 and 1 is 1. name: the label of the column."""
+    known = {"0": False, "1": True, "false": False, "true": True}
+    text = whole_name(str(value).strip().lower())
+    if text not in known:
+        raise BadExample(f"the column {name!r} must be 0 or 1; got {shown(value)}")
+    return known[text]
 
 
 def target(value: object, where: str) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 from kbert.errors import UserError
 from kbert.inference.predictor import Predictor
 from kbert.settings import EvaluateConfig, PruneConfig
-from kbert.tasks.examples import read_examples
+from kbert.tasks.examples import read_split
 from kbert.tasks.labels import keep_known
 from kbert.tasks.registry import get_task, load_task_module
 from kbert.tasks.task import Task
@@ -49,7 +49,7 @@ def fine_tuned(
             f"{config.model} has no task.json, so its task is unknown. Name it: --task=classify"
         )
     task = predictor.task(name)
-    examples = read_examples(file, dataclasses.replace(config, task=name), report=report)
+    examples = read_split(file, dataclasses.replace(config, task=name), report=report)
     if task.fewest_labels:
         known = task.label_names, config.skip_bad_lines, report, unknown_labels
         examples = keep_known(examples, *known)

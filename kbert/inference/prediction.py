@@ -14,7 +14,7 @@ from kbert.errors import UserError
 from kbert.inference.predictor import Predictor
 from kbert.settings import METHODS, ColumnConfig, ExampleConfig, PredictConfig
 from kbert.tasks import registry
-from kbert.tasks.examples import read_examples
+from kbert.tasks.examples import read_split
 from kbert.tasks.names import check_method
 from kbert.tasks.outputs import MOST_MASKS
 from kbert.utils import atomic
@@ -170,7 +170,7 @@ def _example_rows(config, method, task, report):
     if task:
         name = task.unlabelled_as or task.name
     columns = ExampleConfig(**shared_settings(config, ColumnConfig), task=name)
-    examples = read_examples(config.input_file, columns, False, report)
+    examples = read_split(config.input_file, columns, False, report)
     fields = task.example_fields if task else ("text",)
     if getattr(examples[0], "text_pair", None) is not None:
         fields = ("text", "text_pair")

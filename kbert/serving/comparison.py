@@ -19,7 +19,7 @@ from kbert.serving import openvino_ir
 from kbert.serving.messages import table_lines
 from kbert.settings import ExampleConfig
 from kbert.tasks import registry
-from kbert.tasks.examples import read_examples
+from kbert.tasks.examples import read_split
 from kbert.tasks.labels import keep_known
 from kbert.utils import atomic
 
@@ -48,7 +48,7 @@ def read_for(
     """Reads labeled examples for the task of an endpoint.
 
     Args:
-        endpoint: Endpoint. source: as for `kbert.tasks.examples.read_examples`.
+        endpoint: Endpoint. source: as for `kbert.tasks.examples.read_split`.
         columns: ColumnConfig of the file; None: detect the columns.
         report: called with a line of text.
 
@@ -66,7 +66,7 @@ def read_for(
         )
     name = registry.of_texts(endpoint.task, "text_pair" in endpoint.texts)
     config = ExampleConfig(task=name, **(vars(columns) if columns else {}))
-    examples = read_examples(source, config, report=report)
+    examples = read_split(source, config, report=report)
     if endpoint.task.fewest_labels:
         names = endpoint.task.label_names
         examples = keep_known(examples, names, config.skip_bad_lines, report)

@@ -27,6 +27,9 @@ class ColumnConfig:
     )
     text_pair_column: str | None = setting(None, "column of the second text", group="common")
     label_column: str | None = setting(None, "column of the label; -1 is the last", group="common")
+    label_columns: str | None = setting(
+        None, "multilabel: columns of 0 and 1, each named after its label, comma-separated"
+    )
     choice_columns: str | None = setting(None, "columns of the choices, comma-separated")
     first_choice: str = setting(
         "auto",
@@ -35,7 +38,7 @@ class ColumnConfig:
     )
     header: str = setting(
         "auto",
-        "whether tables have a header row; auto: if the first row contains known column names",
+        "whether tables have a header row; auto: decide by its names and the rows below it",
         choices=("auto", "yes", "no"),
     )
     skip_bad_lines: bool = setting(
@@ -45,7 +48,7 @@ class ColumnConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExampleConfig(ColumnConfig, TaskModuleConfig):
-    """The task of labeled examples; the settings of `kbert.tasks.examples.read_examples`."""
+    """The task of labeled examples; the settings of `kbert.tasks.examples.SplitReader`."""
 
     task: str | None = setting(
         None,

@@ -55,7 +55,7 @@ class Classification(TextTask):
 
     @staticmethod
     def label(value: object, where: str) -> str:
-        return validation.label_name(value)
+        return validation.class_name(value)
 
     @staticmethod
     def prediction_of(output: dict[str, Any]) -> dict[str, Any]:

@@ -1,76 +1,211 @@
-"""Reads the examples of a task from a file or from TFDS."""
+"""Reads the examples of a task from files or from TFDS."""
 
-from collections.abc import Callable
+import os
+import types
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from kbert.data.columns import count
-from kbert.data.examples import SAMPLES
-from kbert.data.records import BadExample
+from kbert.data.columns import as_flag, count
+from kbert.data.examples import SAMPLES, read_label_names
+from kbert.data.headers import UndecidedError
+from kbert.data.records import BadExample, Records, source_files
 from kbert.errors import UserError, one_line
+from kbert.settings.tasks import ExampleConfig
+from kbert.tasks.example_checks import suspicions
+from kbert.tasks.labels import keep_known, named
 from kbert.tasks.registry import get_task
 
 if TYPE_CHECKING:
     from typing import TypeAlias
 
     from kbert.data.examples import ChoiceExample, QuestionExample, TagExample, TextExample
-    from kbert.settings.tasks import ExampleConfig
 
     Examples: TypeAlias = (
         list[TextExample] | list[TagExample] | list[QuestionExample] | list[ChoiceExample]
     )
+    Column: TypeAlias = str | int | None
 
 
 def read_examples(
+    path: str | os.PathLike[str],
+    task: str,
+    *,
+    text_column: "Column" = None,
+    text_pair_column: "Column" = None,
+    label_column: "Column" = None,
+    label_columns: str | Sequence[str | int] | None = None,
+    choice_columns: str | Sequence[str | int] | None = None,
+    header: str = "auto",
+    label_names: str | Sequence[str] | None = None,
+    skip_bad_lines: bool = False,
+) -> "Examples":
+    """Reads labelled examples as the programs read them.
+
+    Lines about what was read, such as a header found by the rows below it, are printed.
+
+    Args:
+        path: file, plain or compressed; several files or globs, comma-separated; `tfds:NAME`.
+        task: "classify", "pair", "regress", "multilabel", "tag", "qa", "choice", or a registered
+            task.
+        text_column, text_pair_column, label_column: name of a column or key, or number of a
+            column, from 0; None: found by names and values.
+        label_columns: columns of 0 and 1, each named after its label (multilabel).
+        choice_columns: columns of the choices (choice).
+        header: whether tables have a header row: "auto", "yes" or "no".
+        label_names: names in the order of their numbers, as a sequence, comma-separated, or a
+            file with one name per line. Labels given as numbers get their names.
+        skip_bad_lines: whether to skip and count invalid lines instead of raising.
+
+    Returns:
+        List in the order of the file. Its items have the attributes
+        `text`, `text_pair` (None for single texts) and `label`: str (classify, pair), float
+        (regress), tuple of str (multilabel);
+        `words` and `tags`, tuples of str (tag);
+        `id`, `question`, `context`, `answers` and `is_impossible` (qa);
+        `text`, `choices`, a tuple of str, and `label`, the number of the right one, int (choice).
+
+    Raises:
+        UserError: a file cannot be read or has no examples, its header or columns are not clear,
+            or an example is invalid.
+
+    Example:
+        >>> examples = kbert.read_examples("reviews.csv", "classify")
+        >>> examples[0].text, examples[0].label
+        ('A lovely film.', 'positive')
+    """
+    columns = (text_column, text_pair_column, label_column)
+    text, pair, label = (None if column is None else str(column) for column in columns)
+    config = ExampleConfig(
+        task=task,
+        text_column=text,
+        text_pair_column=pair,
+        label_column=label,
+        label_columns=as_flag(label_columns),
+        choice_columns=as_flag(choice_columns),
+        header=header,
+        skip_bad_lines=skip_bad_lines,
+    )
+    if label_names is None:
+        return read_split(os.fspath(path), config)
+    if not get_task(task).fewest_labels:
+        raise UserError(f"label_names must be None for the task {task}; got {label_names!r}.")
+    names = read_label_names(label_names)
+    examples = keep_known(read_split(os.fspath(path), config), names, skip_bad_lines, print)
+    return named(examples, names)
+
+
+def read_split(
     source: str,
     config: "ExampleConfig",
     labelled: bool = True,
     report: Callable[[str], None] = print,
 ) -> "Examples":
-    """Reads the examples of a file, plain or .gz, or of `tfds:NAME` or `tfds:NAME:SPLIT`.
+    """Reads the examples of one split, as `SplitReader.read` does."""
+    return SplitReader(config, labelled, report).read(source)
+
+
+class SplitReader:
+    """Reads the examples of the splits of a run.
+
+    A later file with the columns of the first is read as the first, also if it is too small to show
+    which column is the label.
 
     Args:
-        source: path, a name that begins with tfds:, or one of `SAMPLES`, included in kbert: the
-            author of a paragraph (task classify, label_column author).
-        config: ExampleConfig, or an object with its fields task, text_column, text_pair_column,
-            label_column, choice_columns, header and skip_bad_lines.
+        config: ExampleConfig, or an object with its fields.
         labelled: whether to read labels; if False, they may be missing.
-        report: called with a line that reports how many examples were skipped, if any, and with
-            notes on how the file was read.
-
-    Returns:
-        List of TextExample (tasks classify, pair, regress, multilabel), TagExample (tag),
-        QuestionExample (qa) or ChoiceExample (choice), in the order of the source.
-
-    Raises:
-        UserError: the source cannot be read or has no examples, or an example is invalid and
-            `skip_bad_lines` is off.
+        report: called with lines about the columns, skipped examples and what looks wrong.
     """
-    task = get_task(config.task)
-    records, make = task.reader(str(SAMPLES.get(source, source)), config, labelled)
-    examples, left_out, first = [], 0, ""
-    for where, record in records.items:
+
+    def __init__(
+        self,
+        config: "ExampleConfig",
+        labelled: bool = True,
+        report: Callable[[str], None] = print,
+    ):
+        self._config, self._labelled = config, labelled
+        self._report = lambda line: report(one_line(line))
+        self._task = get_task(config.task)
+        self._first: Records | None = None
+
+    def read(self, source: str) -> "Examples":
+        """Returns the examples of a source.
+
+        Args:
+            source: as for `kbert.data.records.source_files`; `tfds:NAME` or `tfds:NAME:SPLIT`, or
+                one of `SAMPLES`, included in kbert: the author of a paragraph (task classify,
+                label_column author).
+
+        Returns:
+            List of TextExample (tasks classify, pair, regress, multilabel), TagExample (tag),
+            QuestionExample (qa) or ChoiceExample (choice), in the order of the source.
+
+        Raises:
+            UserError: the source cannot be read or has no examples, or an example is invalid and
+                `skip_bad_lines` is off.
+        """
+        examples = []
+        for path in source_files(str(source)):
+            examples += self._of_file(str(SAMPLES.get(path, path)), path)
+        if self._labelled:
+            for line in suspicions(examples, os.path.basename(str(source))):
+                self._report(line)
+        return examples
+
+    def _of_file(self, path, name):
+        records, make = self._open(path)
+        for note in records.notes:
+            self._report(f"note: {records.name}: {note}")
+        examples, left_out, first = [], 0, ""
+        for where, record in records.items:
+            try:
+                if isinstance(record, BadExample):
+                    raise record
+                examples.append(make(where, record))
+            except BadExample as error:
+                if not self._config.skip_bad_lines:
+                    raise UserError(
+                        f"{where}: {error}. Fix it, or skip such lines with --skip_bad_lines."
+                    ) from None
+                first = first or f"the first: {where}: {error}."
+                left_out += 1
+        everything = count(len(examples) + left_out, "example")
+        if not examples:
+            problem = f"none of the {everything} of {name} is valid; {first}"
+            raise UserError(problem if left_out else f"{name} has no examples.")
+        if left_out:
+            are = "is" if left_out == 1 else "are"
+            self._report(
+                f"note: {left_out:,} of {everything} of {records.name} {are} skipped; {first}"
+            )
+        if not self._labelled:
+            return examples
+        return self._task.finished(
+            examples, lambda note: self._report(f"note: {records.name}: {note}")
+        )
+
+    def _open(self, path):
+        """Records and the function that makes examples of them, as `Task.reader` returns them."""
         try:
-            if isinstance(record, BadExample):
-                raise record
-            examples.append(make(where, record))
-        except BadExample as error:
-            if not config.skip_bad_lines:
-                raise UserError(
-                    f"{where}: {error}. Fix it, or skip such lines with --skip_bad_lines."
-                ) from None
-            first = first or f"the first: {where}: {error}."
-            left_out += 1
-    everything = count(len(examples) + left_out, "example")
-    if not examples and left_out:
-        raise UserError(f"none of the {everything} of {source} is valid; {first}")
-    if not examples:
-        raise UserError(f"{source} has no examples.")
-    if left_out:
-        are = "is" if left_out == 1 else "are"
-        line = f"note: {left_out:,} of {everything} of {records.name} {are} skipped; {first}"
-        report(one_line(line))
-    if labelled:
-        examples = task.finished(examples, records.notes.append)
-    for note in records.notes:
-        report(one_line(f"note: {records.name}: {note}"))
-    return examples
+            records, make = self._task.reader(path, self._config, self._labelled)
+        except UndecidedError:
+            records, make = self._open_as_first(path)
+            if records is None:
+                raise
+        else:
+            self._first = self._first or records
+            if records.flags != self._first.flags and _same_columns(records, self._first):
+                records, make = self._open_as_first(path)
+        return records, make
+
+    def _open_as_first(self, path):
+        if self._first is None:
+            return None, None
+        config = types.SimpleNamespace(**vars(self._config) | self._first.flags)
+        records, make = self._task.reader(path, config, self._labelled)
+        return (records, make) if _same_columns(records, self._first) else (None, None)
+
+
+def _same_columns(records, first):
+    if records.width is None and first.width is None:
+        return set(records.names) == set(first.names)
+    return (records.width, records.names) == (first.width, first.names)

@@ -1,12 +1,15 @@
 """Names of labels, from the data or the user, and checks of examples against them."""
 
 import collections
+import dataclasses
+import decimal
 import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from kbert.data.tag_schemes import in_terms_of
+from kbert.data.validation import whole_name
 from kbert.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -27,7 +30,8 @@ def _labels_of(example):
 
 
 def _sort_key(name):
-    return (0, int(name), "") if re.fullmatch(r"-?[0-9]{1,99}", name) else (1, 0, name)
+    is_number = re.fullmatch(r"-?[0-9]{1,99}(\.[0-9]{1,99})?", name)
+    return (0, decimal.Decimal(name), name) if is_number else (1, 0, name)
 
 
 def label_names(examples: "Iterable[TextExample | TagExample]") -> tuple[str, ...]:
@@ -39,10 +43,10 @@ def label_names(examples: "Iterable[TextExample | TagExample]") -> tuple[str, ..
 
 def label_numbers(names: Sequence[str]) -> dict[str, int]:
     """Returns a dict of name -> number; unless a name is a number, "0", "1", ... are names, too."""
-    numbers = {name: i for i, name in enumerate(names)}
-    if not any(re.fullmatch(r"[0-9]+", name) for name in names):
+    numbers = {whole_name(name): i for i, name in enumerate(names)}  # "1.0" of a model is 1
+    if not any(re.fullmatch(r"[0-9]+", name) for name in numbers):
         numbers |= {str(i): i for i in range(len(names))}
-    return numbers
+    return numbers | {name: i for i, name in enumerate(names)}
 
 
 def all_label_names(
@@ -132,6 +136,19 @@ def keep_known(
         raise UserError(f"no example has a known label; {message}")
     report(one_line(f"note: {total} are skipped; the first: {message}"))
     return [example for example, fits in zip(examples, is_known, strict=True) if fits]
+
+
+def named(examples: "Sequence[Example]", names: Sequence[str]) -> "list[Example]":
+    """Returns examples whose labels are names, also those that are given as numbers in the file."""
+    numbers = label_numbers(names)
+    renamed = {name: names[number] for name, number in numbers.items()}
+    replaced = []
+    for example in examples:
+        labels = tuple(renamed[name] for name in _labels_of(example))
+        field = "tags" if hasattr(example, "tags") else "label"
+        is_one = field == "label" and isinstance(example.label, str)
+        replaced.append(dataclasses.replace(example, **{field: labels[0] if is_one else labels}))
+    return replaced
 
 
 def differing_labels(config: "BertConfig", task: "Task") -> "dict[str, tuple[Any, Any]]":

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from kbert.data import validation
 from kbert.data.examples import TextExample
+from kbert.data.text_columns import TextRoles
 from kbert.tasks import metrics
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.labels import all_label_names, all_label_numbers
@@ -47,6 +48,7 @@ class MultiLabel(TextTask):
     problem_type: str | None = "multi_label_classification"
     endpoint: type[Endpoint] | None = MultiLabelEndpoint
     fewest_labels = 1
+    roles = TextRoles(label="list")
 
     @staticmethod
     def label(value: object, where: str) -> tuple[str, ...]:

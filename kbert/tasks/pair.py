@@ -1,17 +1,12 @@
 """Task pair: one of C labels for two texts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
-from kbert.data.columns import SECOND_TEXTS, TEXTS, ColumnAliases
+from kbert.data.examples import TextExample
+from kbert.data.text_columns import TextRoles
 from kbert.tasks.classify import Classification
 
-_PLAIN = ColumnAliases(text_pair=SECOND_TEXTS, needs_pair=True)
-# QNLI's columns are question and sentence.
-_QNLI = ColumnAliases(
-    text=("question", *(name for name in TEXTS if name != "sentence")),
-    text_pair=("sentence",),
-    needs_pair=True,
-)
+_INFERENCE = {"entailment", "neutral", "contradiction", "-"}
 
 
 class PairClassification(Classification):
@@ -20,8 +15,17 @@ class PairClassification(Classification):
     name = "pair"
     summary = "one label for two texts"
     takes_pairs = True
+    roles = TextRoles(texts=(2, 2))
 
     @classmethod
-    def column_aliases(cls, names: Sequence[str]) -> ColumnAliases:
-        is_qnli = "sentence" in names and not set(names) & set(SECOND_TEXTS)
-        return _QNLI if is_qnli else _PLAIN
+    def finished(
+        cls, examples: list[TextExample], note: Callable[[str], object]
+    ) -> list[TextExample]:
+        """Returns the examples of NLI without those labelled "-", on which annotators disagree."""
+        labels = {str(example.label).lower() for example in examples}
+        labelled = [example for example in examples if example.label != "-"]
+        if len(labelled) in (0, len(examples)) or not labels <= _INFERENCE:
+            return examples
+        left_out = len(examples) - len(labelled)
+        note(f"{left_out:,} of {len(examples):,} examples have no gold label, '-'; skipped")
+        return labelled

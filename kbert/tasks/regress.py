@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from kbert.data import validation
-from kbert.data.columns import SECOND_TEXTS, ColumnAliases
 from kbert.data.examples import TextExample
+from kbert.data.text_columns import TextRoles
 from kbert.errors import UserError
 from kbert.tasks import metrics
 from kbert.tasks.endpoint import Endpoint
@@ -46,7 +46,7 @@ class Regression(TextTask):
     less_is_better: tuple[str, ...] = ("mse", "mae")
     problem_type: str | None = "regression"
     endpoint: type[Endpoint] | None = RegressionEndpoint
-    aliases: ColumnAliases = ColumnAliases(text_pair=SECOND_TEXTS)
+    roles: TextRoles = TextRoles(texts=(1, 2), label="number")
     label: "staticmethod[[object, str], float]" = staticmethod(validation.target)
 
     def targets(self, examples: Sequence[TextExample]) -> np.ndarray:

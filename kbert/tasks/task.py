@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from kbert.data.bucketed_batches import EncodedExample
-from kbert.data.columns import ColumnAliases, find_columns, has_header
 from kbert.data.examples import TextExample, open_records, text_example
+from kbert.data.text_columns import TextRoles, find_text_columns
 from kbert.errors import UserError
 from kbert.model.models import BertForSequenceClassification
 from kbert.tasks.labels import label_shares, rarest_labels
@@ -203,7 +203,7 @@ class Task(abc.ABC):
     ) -> "tuple[Records, Callable[[str, Record], Any]]":
         """Returns the records of a source, and a function from (where, record) to an example.
 
-        Args: as for `kbert.tasks.examples.read_examples`.
+        Args: as for `kbert.tasks.examples.SplitReader`.
         """
 
     @classmethod
@@ -222,7 +222,7 @@ class Task(abc.ABC):
         """Returns the examples whose labels can be learnt; evaluation needs no such check.
 
         Args:
-            examples: labelled, of `kbert.tasks.examples.read_examples`.
+            examples: labelled, of `kbert.read_examples`.
             skip_bad_lines: whether to skip other examples instead of raising.
             report: called with a line about examples that were skipped or repaired.
 
@@ -324,7 +324,7 @@ class TextTask(Task):
 
     method: str | None = "classify"
     texts: tuple[int, int | None] = (1, 2)
-    aliases: ColumnAliases = ColumnAliases()
+    roles: TextRoles = TextRoles()
 
     @staticmethod
     @abc.abstractmethod
@@ -332,17 +332,11 @@ class TextTask(Task):
         """Returns the label of an example from the value of a cell or key. Raises BadExample."""
 
     @classmethod
-    def column_aliases(cls, names: Sequence[str]) -> ColumnAliases:
-        """Returns ColumnAliases for a file. names: its columns in lower case; empty: no header."""
-        return cls.aliases
-
-    @classmethod
     def reader(
         cls, source: str, config: "ColumnConfig", labelled: bool
     ) -> "tuple[Records, Callable[[str, Record], TextExample]]":
-        records = open_records(source, cls.name, lambda row: has_header(row, config))
-        aliases = cls.column_aliases([name.lower() for name in records.names or ()])
-        columns = find_columns(records, config, labelled, aliases)
+        records = open_records(source, cls.name, lambda row: False)  # found with the columns
+        columns = find_text_columns(records, config, labelled, cls.roles)
         return records, functools.partial(text_example, columns, cls.label)
 
     @classmethod

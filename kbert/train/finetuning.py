@@ -19,7 +19,8 @@ from kbert.inference.batch_runner import BatchRunner
 from kbert.model.folder import ModelFolder
 from kbert.model.weights import part_of
 from kbert.settings import ColumnConfig
-from kbert.tasks.examples import read_examples
+from kbert.tasks.example_checks import overlap
+from kbert.tasks.examples import SplitReader
 from kbert.tasks.labels import check_all_present, differing_labels, keep_known, label_names, shown
 from kbert.tasks.registry import get_task, make_task, with_task, write_task
 from kbert.train import report
@@ -152,12 +153,14 @@ class Finetuning(Workload):
         folder = ModelFolder.of(saved or config.init_from)
         self.tokenizer = folder.tokenizer
         files = {"train": config.train_file, "eval": config.eval_file, "test": config.test_file}
-        examples = {
-            name: read_examples(file, config, report=log) for name, file in files.items() if file
-        }
+        reader = SplitReader(config, report=log)
+        examples = {name: reader.read(file) for name, file in files.items() if file}
         examples["train"] = get_task(config.task).checked_for_training(
             examples["train"], config.skip_bad_lines, log
         )
+        for name in examples.keys() - {"train"}:
+            if line := overlap(examples["train"], examples[name], files[name]):
+                log(line)
         names = None
         if get_task(config.task).fewest_labels:
             names, examples = self._label_names(state, examples)

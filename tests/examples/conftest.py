@@ -7,7 +7,7 @@ import pytest
 from example_files import settings
 
 from kbert.errors import UserError
-from kbert.tasks.examples import read_examples
+from kbert.tasks.examples import read_split
 
 SHARED_CASES = pathlib.Path(__file__).parents[3] / "shared" / "cases"
 
@@ -28,7 +28,7 @@ def read(tmp_path):
         content = content if isinstance(content, bytes) else content.encode()
         content = gzip.compress(content) if name.endswith(".gz") else content
         (tmp_path / name).write_bytes(content)
-        return read_examples(tmp_path / name, settings(task, **changed), labelled, report)
+        return read_split(tmp_path / name, settings(task, **changed), labelled, report)
 
     return read
 

@@ -7,7 +7,8 @@ CONTEXT = "the cat sat on the mat"
 
 
 def settings(task, **changed):
-    names = ("text_column", "text_pair_column", "label_column", "choice_columns", "labels")
+    names = ("text_column", "text_pair_column", "label_column")
+    names += ("label_columns", "choice_columns", "labels")
     fields = dict.fromkeys(names) | {"header": "auto", "skip_bad_lines": False}
     fields["first_choice"] = "auto"
     return types.SimpleNamespace(task=task, **fields | changed)

@@ -9,7 +9,7 @@ from example_files import settings
 
 from kbert.data.examples import Answer, QuestionExample, TagExample, TextExample
 from kbert.errors import UserError
-from kbert.tasks.examples import read_examples
+from kbert.tasks.examples import read_split
 
 
 @pytest.fixture
@@ -46,11 +46,11 @@ def test_tfds_texts(load):
         ),
     )
     name = "tfds:glue/sst2:validation"
-    assert read_examples(name, settings("classify")) == [
+    assert read_split(name, settings("classify")) == [
         TextExample(f"{name}, example 1", "天 a", None, "ja"),
         TextExample(f"{name}, example 2", "b", None, "no"),
     ]
-    read_examples("tfds:glue/sst2", settings("classify"))
+    read_split("tfds:glue/sst2", settings("classify"))
     assert calls == [("glue/sst2", s, False, True) for s in ("validation", "train")]
 
 
@@ -59,9 +59,9 @@ def test_tfds_split_without_labels(load):
         lambda f: f.FeaturesDict({"text": f.Text(), "label": f.ClassLabel(names=["no", "ja"])}),
         lambda: ({"text": tf.string, "label": tf.int64}, [{"text": "a", "label": -1}]),
     )
-    assert read_examples("tfds:x", settings("classify"), labelled=False)[0].label is None
+    assert read_split("tfds:x", settings("classify"), labelled=False)[0].label is None
     with pytest.raises(UserError, match=r"^tfds:x, example 1: the label is empty\."):
-        read_examples("tfds:x", settings("classify"))
+        read_split("tfds:x", settings("classify"))
 
 
 def test_tfds_target_and_bytes(load):
@@ -73,7 +73,7 @@ def test_tfds_target_and_bytes(load):
             [{"text": b"\xff", "score": 1}, {"text": "b", "score": 2.5}],
         ),
     )
-    found = read_examples("tfds:x", settings("regress", skip_bad_lines=True), True, reports.append)
+    found = read_split("tfds:x", settings("regress", skip_bad_lines=True), True, reports.append)
     assert found == [TextExample("tfds:x, example 2", "b", None, 2.5)]
     assert reports == [
         "note: 1 of 2 examples of tfds:x is skipped; the first: tfds:x, example 1: bytes that are "
@@ -92,7 +92,7 @@ def test_tfds_tags(load):
         lambda: ({"tokens": tf.string, "ner": tf.int64}, [{"tokens": ["a", "b"], "ner": [1, 0]}]),
     )
     expected = [TagExample("tfds:conll2003:train, example 1", ("a", "b"), ("B-PER", "O"))]
-    assert read_examples("tfds:conll2003:train", settings("tag")) == expected
+    assert read_split("tfds:conll2003:train", settings("tag")) == expected
 
 
 def test_tfds_questions(load):
@@ -126,7 +126,7 @@ def test_tfds_questions(load):
         ),
     )
     answers = (Answer("cat", 2), Answer("天", 0))
-    assert read_examples("tfds:squad", settings("qa")) == [
+    assert read_split("tfds:squad", settings("qa")) == [
         QuestionExample("tfds:squad, example 1 (question q)", "q", "?", "天 cat", answers)
     ]
 
@@ -139,7 +139,7 @@ def test_tfds_errors(monkeypatch):
 
     monkeypatch.setattr(tfds, "load", fail)
     with pytest.raises(UserError, match=r"^cannot load tfds:x:dev: Unknown split 'dev'\.$"):
-        read_examples("tfds:x:dev", settings("classify"))
+        read_split("tfds:x:dev", settings("classify"))
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(UserError, match=r"tfds: inputs need tensorflow-datasets: pip install"):
-        read_examples("tfds:x", settings("classify"))
+        read_split("tfds:x", settings("classify"))

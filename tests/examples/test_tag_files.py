@@ -4,7 +4,7 @@ import pytest
 from example_files import rows, settings
 
 from kbert.data.examples import TagExample, read_label_names
-from kbert.tasks.examples import read_examples
+from kbert.tasks.examples import read_split
 from kbert.tasks.labels import keep_known, label_names
 
 pytestmark = pytest.mark.smoke
@@ -239,7 +239,7 @@ def test_names_of_a_model_with_another_scheme():
 def test_files_of_the_collection(shared_cases):
     def found(name, **flags):
         path = shared_cases / name
-        examples = read_examples(path, settings("tag", **flags), report=lambda line: None)
+        examples = read_split(path, settings("tag", **flags), report=lambda line: None)
         return [(" ".join(e.words), " ".join(e.tags)) for e in examples]
 
     assert found("conll_comments/multiconer.conll") == [
@@ -252,7 +252,7 @@ def test_files_of_the_collection(shared_cases):
     ]
     assert found("tags/underscore.conll")[0] == ("张 三 在 北 京", "B-PER I-PER O B-LOC I-LOC")
     assert found("tags/lower.conll")[0] == ("张 三 在 北 京", "B-per I-per O B-loc I-loc")
-    examples = read_examples(
+    examples = read_split(
         shared_cases / "ner_json/train.jsonl", settings("tag"), report=lambda line: None
     )
     names = read_label_names(str(shared_cases / "ner_json/labels.txt"))

@@ -20,7 +20,7 @@ from kbert.data.pretraining_batches import PretrainingExamples
 from kbert.errors import UserError
 from kbert.model.weights.native import write_arrays
 from kbert.settings import PretrainConfig
-from kbert.tasks.examples import read_examples
+from kbert.tasks.examples import read_split
 from kbert.tasks.labels import label_names
 from kbert.tasks.registry import read_task, task_of
 from kbert.tokenizer import BertTokenizer
@@ -201,7 +201,7 @@ TABLES = {
 TASKS_OF_TABLES = {
     **{"a.tsv": ("classify", "multilabel"), "b.tsv": ("pair", "regress")},
     **{"a.csv": ("classify", "multilabel"), "c.csv": ("choice",)},
-    **{"a.jsonl": ("classify", "pair", "regress"), "b.jsonl": ("multilabel",)},
+    **{"a.jsonl": ("pair", "regress"), "b.jsonl": ("multilabel",)},
     **{"d.jsonl": ("choice",)},
     **{"e.jsonl": ("tag",), "f.jsonl": ("qa",), "a.tsv.gz": ("classify",)},
 }
@@ -214,13 +214,13 @@ def _table_files():
 
 
 def example_config(task, **changes):
-    names = ("text_column", "text_pair_column", "label_column", "choice_columns")
+    names = ("text_column", "text_pair_column", "label_column", "label_columns", "choice_columns")
     fields = dict.fromkeys(names) | {"header": "auto", "skip_bad_lines": False}
     return types.SimpleNamespace(task=task, **fields | changes)
 
 
 def _read_examples(path, task, **changes):
-    examples = read_examples(str(path), example_config(task, **changes), report=report)
+    examples = read_split(str(path), example_config(task, **changes), report=report)
     if task in ("classify", "pair", "multilabel", "tag"):
         label_names(examples)
 

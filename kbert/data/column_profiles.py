@@ -1,0 +1,201 @@
+"""What the values of a column show: numbers, prose, repeated values, lists."""
+
+import collections
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    Key: TypeAlias = str | int
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_WORD_SCRIPTS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+_COUNTED = 1000  # values whose words are counted
+
+
+def is_numeric(text: str) -> bool:
+    """Returns whether a text is a number such as "3", "-0.5" or "1e-3"."""
+    return _NUMBER.fullmatch(text) is not None
+
+
+def word_count(text: str) -> int:
+    """Returns the number of words. In scripts without spaces, two characters count as a word."""
+    return len(text.split()) + len(_WORD_SCRIPTS.findall(text)) // 2
+
+
+class Profile:
+    """A sample of the values of a column.
+
+    Args:
+        values: cells, or values of JSON or TFDS.
+
+    Attributes:
+        texts: the values that are not blank, as str without white space at their ends.
+        blanks: number of blank values. distinct: number of distinct texts.
+        has_lists, has_objects: whether a value is a list, or an object (or a list of objects).
+    """
+
+    def __init__(self, values: Iterable[object]):
+        values = list(values)
+        stripped = [str(value).strip() for value in values if value is not None]
+        self.texts = [text for text in stripped if text]
+        self.blanks = len(values) - len(self.texts)
+        self.counts = collections.Counter(self.texts)
+        self.distinct = len(self.counts)
+        self.has_lists = any(isinstance(value, list) for value in values)
+        self.has_objects = any(
+            isinstance(part, dict | list)
+            for value in values
+            for part in (value if isinstance(value, list) else [value] * isinstance(value, dict))
+        )
+        self.is_string = all(isinstance(value, str | None) for value in values)
+
+    @functools.cached_property
+    def is_number(self) -> bool:
+        """Whether the values are numbers; one of ten may be something else."""
+        return bool(self.texts) and 10 * len(self._numbers) >= 9 * len(self.texts)
+
+    @functools.cached_property
+    def _numbers(self) -> list[float]:
+        return [float(text) for text in self.texts if is_numeric(text)]
+
+    @functools.cached_property
+    def has_fractions(self) -> bool:
+        """Whether the values are numbers, and some are not whole."""
+        return self.is_number and not all(number.is_integer() for number in self._numbers)
+
+    @functools.cached_property
+    def is_index(self) -> bool:
+        """Whether the values number the rows: consecutive whole numbers, all different."""
+        numbers = set(self._numbers)
+        if self.has_fractions or not len(numbers) == len(self.texts) > 2:
+            return False
+        return max(numbers) - min(numbers) == len(numbers) - 1
+
+    @functools.cached_property
+    def words(self) -> float:
+        """Mean number of words."""
+        counted = self.texts[:_COUNTED]
+        return sum(map(word_count, counted)) / max(len(counted), 1)
+
+    @property
+    def has_few(self) -> bool:
+        """Whether there are few distinct values, each repeated often."""
+        return len(self.texts) >= 8 and self.distinct * 8 <= len(self.texts)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a value occurs twice on average."""
+        return 0 < 2 * self.distinct <= len(self.texts)
+
+    @functools.cached_property
+    def is_text(self) -> bool:
+        """Whether the values can be texts: strings that are not numbers, codes or lists."""
+        if not self.is_string or not self.texts or self.is_number or self.is_list:
+            return False
+        codes = re.compile(r"(?=.*\d)\S+")  # identifiers such as "r2d2"
+        return len(self.texts) < 3 or not all(map(codes.fullmatch, self.counts))
+
+    @functools.cached_property
+    def is_prose(self) -> bool:
+        """Whether the values are texts of several words, mostly different, not dates."""
+        if not self.is_text or self.words < 3 or self.has_few:
+            return False
+        characters = "".join(self.texts[:_COUNTED])
+        return 2 * sum(map(str.isdigit, characters)) < sum(map(str.isalnum, characters))
+
+    @functools.cached_property
+    def is_list(self) -> bool:
+        """Whether the values are lists, of JSON or written in a cell."""
+        return self.has_lists or (
+            bool(self.texts) and all(t[0] == "[" and t[-1] == "]" for t in self.counts)
+        )
+
+    @property
+    def may_be_label(self) -> bool:
+        """Whether the values can be labels: short, not lists or objects, not the row numbers."""
+        short = bool(self.texts) and not (self.is_prose or self.is_list or self.has_objects)
+        return short and not (self.is_index and len(self.texts) >= 10)
+
+    def fits(self, kind: str) -> bool:
+        """Whether the values can be labels of a kind: "class", "number" or "list"."""
+        if kind == "number":
+            return self.is_number and not self.is_index
+        return (kind == "list" and self.is_list) or (self.may_be_label and not self.has_fractions)
+
+    @property
+    def is_label(self) -> bool:
+        """Whether the values are clearly labels: also repeated, and hardly ever blank."""
+        filled = self.distinct > 1 and 20 * self.blanks <= len(self.texts)
+        return self.fits("class") and self.repeats and filled
+
+    @functools.cached_property
+    def is_binary(self) -> bool:
+        """Whether the values are 0 and 1, none blank."""
+        return self._all_in("0", "1", "0.0", "1.0")
+
+    @functools.cached_property
+    def is_boolean(self) -> bool:
+        """Whether the values are true and false, none blank."""
+        return self._all_in("true", "false")
+
+    def _all_in(self, *values: str) -> bool:
+        return (
+            bool(self.texts) and not self.blanks and {t.lower() for t in self.counts} <= {*values}
+        )
+
+
+def guess_texts(profiles: "Mapping[Key, Profile]", least: int, most: int) -> "list[Key] | None":
+    """Returns the keys of `least` to `most` columns that are clearly the texts, in order, or None.
+
+    Args:
+        profiles: key -> Profile of the columns that may be texts.
+    """
+    prose = [key for key, profile in profiles.items() if profile.is_prose]
+    if len(prose) >= least:
+        return prose if len(prose) <= most else None
+    words = {key: profile for key, profile in profiles.items() if profile.is_text}
+    different = [key for key, profile in words.items() if not profile.repeats]
+    if len(words) == least:
+        return list(words)
+    longest = max((profile.words for profile in words.values()), default=0)
+    are_long = all(words[key].words * 1.5 >= longest for key in different)
+    if are_long and (len(different) == least or least < len(different) == len(words) <= most):
+        return different
+    return _longest(words) if least == 1 else None
+
+
+def _longest(profiles):
+    key = max(profiles, key=lambda key: profiles[key].words, default=None)
+    others = [profile for other, profile in profiles.items() if other != key]
+    is_clear = others and all(
+        profiles[key].words >= 1.5 * other.words and profiles[key].distinct >= other.distinct
+        for other in others
+    )
+    return [key] if is_clear else None
+
+
+def guess_label(profiles: "Mapping[Key, Profile]", kind: str) -> "Key | None":
+    """Returns the key of the column that is clearly the label, or None.
+
+    Args:
+        profiles: key -> Profile of the columns that may be labels.
+        kind: "class" (one of some labels), "number" or "list" (of labels).
+    """
+    if kind == "number":
+        numbers = [key for key, profile in profiles.items() if profile.fits(kind)]
+        fractions = [key for key in numbers if profiles[key].has_fractions]
+        return _only(fractions if len(numbers) > 1 else numbers)
+    lists = [key for key, profile in profiles.items() if profile.is_list]
+    if kind == "list" and lists:
+        return _only(lists)
+    if len(profiles) == 1:
+        return _only([key for key, profile in profiles.items() if profile.may_be_label])
+    return _only([key for key, profile in profiles.items() if profile.is_label])
+
+
+def _only(keys):
+    return keys[0] if len(keys) == 1 else None

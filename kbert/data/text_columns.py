@@ -1,0 +1,327 @@
+"""Finds the columns of a text task in a table, JSON lines or TFDS.
+
+The columns are those of the flags, else those with known names, else those whose values are clearly
+texts or labels. What is not clear is an error: nothing is read on a guess.
+"""
+
+import dataclasses
+import functools
+import re
+from typing import TYPE_CHECKING
+
+from kbert.data.column_profiles import Profile, guess_label, guess_texts
+from kbert.data.columns import (
+    Columns,
+    as_flag,
+    check_width,
+    checked_columns,
+    column_of_flag,
+    is_number,
+    listed,
+    parts,
+)
+from kbert.data.headers import UndecidedError, find_header, normalized
+from kbert.data.records import shown
+from kbert.errors import UserError
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from kbert.data.records import Records
+    from kbert.settings.tasks import ColumnConfig
+
+    Key: TypeAlias = str | int
+
+# Normalized names. Those of an earlier tuple take precedence.
+_TEXTS = (
+    ("text",),
+    (
+        *("sentence", "sentence1", "sentence_a", "text_a", "text1", "question", "question1"),
+        *("premise", "#1_string", "review", "review_text", "reviewtext", "review_body", "content"),
+        *("title", "headline", "comment", "comment_text", "tweet", "body", "message", "document"),
+        *("description", "phrase", "utterance", "post", "article", "passage", "query", "abstract"),
+        *("文本", "评论", "内容", "标题", "句子"),
+    ),
+)
+_TITLES = ("title", "headline", "标题")  # the text only if there is no other
+_PAIRS = (
+    *(("sentence1", "sentence2"), ("sentence_a", "sentence_b"), ("text_a", "text_b")),
+    *(("text1", "text2"), ("question1", "question2"), ("premise", "hypothesis")),
+    *(("premise", "hypo"), ("#1_string", "#2_string"), ("text", "text_pair")),
+    *(("question", "sentence"), ("question", "passage"), ("query", "passage")),
+    *(("question", "context"), ("query", "document")),
+)
+_SECOND_TEXTS = (tuple(second for _, second in _PAIRS[:9]),)
+_OTHER_LABELS = (
+    *(
+        "class",
+        "class_index",
+        "category",
+        "quality",
+        "target",
+        "sentiment",
+        "rating",
+        "stars",
+        "star_rating",
+    ),
+    *("emotion", "intent", "polarity", "topic", "is_duplicate", "airline_sentiment"),
+    *("entailment_judgment", "entailment_label", "标签", "类别", "情感", "评分", "answer"),
+)
+_SCORES = ("score", "similarity", "similarity_score", "relatedness_score")
+_LABELS = {
+    "class": (
+        *(("gold_label",), ("label_text", "label_name"), ("label",), ("labels",)),
+        (*_OTHER_LABELS, *_SCORES),
+    ),
+    "number": (("label", *_SCORES), ("labels", *_OTHER_LABELS)),
+    "list": (("label_names",), ("labels",), ("label",), (*_OTHER_LABELS, "tags", "topics")),
+}
+_ROLES = {"text": "the text", "text_pair": "the second text", "label": "the label"}
+_ID = re.compile(r"(^|_)(id|idx|index|uid|guid)$")
+KNOWN = frozenset(
+    name
+    for tiers in (_TEXTS, _SECOND_TEXTS, *_LABELS.values())
+    for names in tiers
+    for name in names
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextRoles:
+    """What a task reads.
+
+    `texts`: minimum and maximum number of texts. `label`: "class", "number" or "list" (of labels).
+    """
+
+    texts: tuple[int, int] = (1, 1)
+    label: str = "class"
+
+
+def find_text_columns(
+    records: "Records", config: "ColumnConfig", labelled: bool, roles: TextRoles
+) -> Columns:
+    """Returns the Columns that a text task reads; takes the header out of the records of a table.
+
+    How they were found, if not by flags or names, is added to `records.notes`; `records.flags` are
+    the flags that give the same columns.
+
+    Args:
+        records: of a table without header, of JSON lines or of TFDS.
+        labelled: whether to find the labels.
+
+    Raises:
+        UserError: a column is missing, named twice, or two of them are the same.
+        UndecidedError: the header or a column is not clear.
+    """
+    if config.label_columns and (roles.label != "list" or config.label_column):
+        raise UserError("--label_columns is for --task=multilabel, without --label_column.")
+    check_width(records, roles.texts[0] + labelled)
+    rows = records.sample()
+    if records.width is not None and _has_header(records, config, rows):
+        records.take_header()
+        del rows[0]
+    return _Finder(records, config, rows, roles).columns(labelled)
+
+
+def _has_header(records, config, rows):
+    names = (config.text_column, config.text_pair_column, config.label_column)
+    names = [*names, *parts(config.label_columns)]
+    if config.header != "auto" or any(name and not is_number(name) for name in names):
+        return config.header != "no"
+    signs = find_header(rows, KNOWN, records.name)
+    if signs == "rows":
+        records.notes.append(
+            f"the first row is taken as a header: {', '.join(map(shown, rows[0][:20]))}; "
+            f"--header=no if it is an example"
+        )
+    return signs is not None
+
+
+class _Finder:
+    """Finds the columns of records; `rows` are a sample of them."""
+
+    def __init__(self, records, config, rows, roles):
+        self.records, self.rows, self.roles = records, rows, roles
+        keys = records.names if records.width is None else range(records.width)
+        names = records.names or [""] * records.width
+        self.names = {key: normalized(name) for key, name in zip(keys, names, strict=True)}
+        self.profiles: dict[Key, Profile] = {}
+        find = functools.partial(column_of_flag, records)
+        self.text = find("text_column", config.text_column)
+        self.text_pair = find("text_pair_column", config.text_pair_column)
+        self.label = find("label_column", config.label_column)
+        self.labels = [find("label_columns", part) for part in parts(config.label_columns)]
+        self.guessed: list[str] = []
+
+    def columns(self, labelled: bool) -> Columns:
+        wants_label = labelled and self.label is None and not self.labels
+        if wants_label:
+            self._find_known_label()
+        given = self._keys()
+        self._find_texts()
+        if not labelled:
+            self.label, self.labels = None, []
+        elif wants_label and self.label is None:
+            self._find_label()
+        if self.labels and self.records.names is None:
+            raise UserError(
+                f"{self.records.name} is read without a header, so --label_columns has no names "
+                f"of labels. If its first row is a header, add --header=yes."
+            )
+        self._report()
+        return checked_columns(
+            self.records,
+            self._keys(),
+            from_the_left=set(self._keys()) <= set(given),
+            text=self.text,
+            text_pair=self.text_pair,
+            label=self.label,
+            one_hot=tuple((key, self._name(key)) for key in self.labels),
+        )
+
+    def _find_texts(self):
+        """Finds the texts that no flag names: by known names, else by the values."""
+        least, most = self.roles.texts
+        is_given, free = self.text is not None, self._free()
+        if most == 2 and not is_given and self.text_pair is None:
+            keys = {self.names[key]: key for key in free}
+            pairs = [pair for pair in _PAIRS if keys.keys() >= set(pair)]
+            for first, second in pairs[:1]:
+                self.text, self.text_pair = keys[first], keys[second]
+        if self.text is None:
+            self.text = self._known(_TEXTS)
+        second = self._known(_SECOND_TEXTS) if self.text_pair is None else None
+        if most == 2:
+            self.text_pair = self.text_pair if second is None else second
+        elif second is not None and not is_given:
+            raise self._undecided("text")  # a pair
+        texts = sum(key is not None for key in (self.text, self.text_pair))
+        if self.text is None or texts < least:
+            self._guess_texts(max(least - texts, 1), max(most - texts, 1))
+
+    def _guess_texts(self, least, most):
+        keys = guess_texts(self._free(), least, most)
+        if keys is None:
+            raise self._undecided("text" if self.text is None else "text_pair")
+        for key in keys:
+            role = "text" if self.text is None else "text_pair"
+            setattr(self, role, key)
+            self.guessed.append(role)
+
+    def _find_known_label(self):
+        free = self._free()
+        if self.roles.label == "list" and sum(p.is_binary for p in free.values()) > 1:
+            free = {key: profile for key, profile in free.items() if not profile.is_binary}
+        for names in _LABELS[self.roles.label]:
+            known = {key: p for key, p in free.items() if self.names[key] in names}
+            if len(known) > 1:
+                known = {key: p for key, p in known.items() if p.fits(self.roles.label)}
+                if len(known) != 1:
+                    raise self._undecided("label")
+                self.guessed.append("label")
+            if known:
+                self.label = next(iter(known))
+                return
+
+    def _find_label(self):
+        """Finds the label by the values."""
+        free = {key: p for key, p in self._free().items() if not _ID.search(self.names[key])}
+        if self.roles.label == "list" and self.records.names:
+            for values in ("is_binary", "is_boolean"):
+                self.labels = [key for key, p in free.items() if getattr(p, values)]
+                if len(self.labels) > 1:
+                    self.guessed.append("labels")
+                    return
+            self.labels = []
+        is_cola = self.records.width == 4 and free.keys() == {0, 1, 2}
+        if is_cola and free[1].is_binary and free[2].counts.keys() <= {"*"}:
+            self.label = 1
+        else:
+            self.label = guess_label(free, self.roles.label)
+        if self.label is None:
+            raise self._undecided("label")
+        self.guessed.append("label")
+
+    def _known(self, tiers):
+        """The key of the text column with the first known name; None if there is none."""
+        for names in tiers:
+            known = {key: p for key, p in self._free().items() if self.names[key] in names}
+            if len(known) > 1:
+                keys = guess_texts(known, 1, 1)
+                if keys is None:
+                    raise self._undecided("text")
+                self.guessed.append("text")
+                return keys[0]
+            if known:
+                key = next(iter(known))
+                free = self._free()
+                if self.names[key] in _TITLES and guess_texts(free, 1, 1) not in ([key], None):
+                    raise self._undecided("text")
+                return key
+        return None
+
+    def _keys(self):
+        keys = [self.text, self.text_pair, self.label, *self.labels]
+        return [key for key in keys if key is not None]
+
+    def _free(self):
+        """Key -> Profile of the columns that have no role yet."""
+        width = self.records.width
+        used = [key if width is None else key % width for key in self._keys()]
+        return {key: self._profile(key) for key in self.names if key not in used}
+
+    def _profile(self, key):
+        if key not in self.profiles:
+            is_row = self.records.width is not None
+            values = (
+                (row[key] if key < len(row) else None) if is_row else row.get(key)
+                for row in self.rows
+            )
+            self.profiles[key] = Profile(values)
+        return self.profiles[key]
+
+    def _name(self, key):
+        return key if self.records.width is None else (self.records.names or range(key + 1))[key]
+
+    def _shown(self, keys):
+        names = [self._name(key) for key in (keys if isinstance(keys, list) else [keys])]
+        return ", ".join(map(str, names)) if self.records.names is None else listed(names)
+
+    def _undecided(self, role):
+        flags = f"--{role}_column"
+        if role == "text" and self.roles.texts == (1, 1):
+            flags += "; to read two texts, use --task=pair or add --text_pair_column"
+        elif role == "text":
+            flags += " and --text_pair_column"
+        elif self.roles.label == "list":
+            flags += ", or name columns of 0 and 1 with --label_columns"
+        if self.records.names is None:
+            cells = enumerate(self.rows[0][:20] if self.rows else [])
+            columns = ", ".join(f"{column} ({shown(cell)})" for column, cell in cells)
+            columns = f"its columns, without a header, are {columns}"
+        else:
+            columns = f"it has {listed(self.records.names)}"
+        return UndecidedError(
+            f"{self.records.name}: it is not clear which column is {_ROLES[role]}; {columns}. Set "
+            f"{flags}."
+        )
+
+    def _report(self):
+        """Adds to the records how the columns were found, and the flags that give the same."""
+        records = self.records
+        if self.guessed:
+            roles = {role: getattr(self, role) for role in self.guessed}
+            columns = [
+                f"{role.replace('text_pair', 'second text')} {self._shown(keys)}"
+                for role, keys in roles.items()
+            ]
+            flags = [f"--{role}_column".replace("labels_column", "label_columns") for role in roles]
+            records.notes.append(
+                f"columns found by their values: {', '.join(columns)}; {', '.join(flags)} override "
+                f"this"
+            )
+        flags = {f"{role}_column": getattr(self, role) for role in ("text", "text_pair", "label")}
+        records.flags = {flag: None if key is None else str(key) for flag, key in flags.items()}
+        records.flags["label_columns"] = as_flag(self.labels) or None
+        if records.width is not None:
+            records.flags["header"] = "no" if records.names is None else "yes"

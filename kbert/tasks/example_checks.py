@@ -1,0 +1,68 @@
+"""Warnings about examples that can be used, but may not be what their author meant."""
+
+import collections
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from kbert.data.columns import count
+from kbert.data.examples import TextExample
+from kbert.data.records import shown
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    Examples: TypeAlias = Sequence[Any]
+
+_FEWEST = 10  # examples; fewer show nothing
+
+
+def suspicions(examples: "Examples", name: str) -> list[str]:
+    """Returns warnings about the texts and labels of a split, one line each.
+
+    Args:
+        examples: labelled examples of any task. name: of the source.
+    """
+    if len(examples) < _FEWEST or not isinstance(examples[0], TextExample):
+        return []
+    lines = []
+    texts = {example.text for example in examples}
+    if len(texts) == len(examples) and all(re.fullmatch(r"\S*\d\S*", text) for text in texts):
+        lines.append(
+            f"warning: the texts of {name} look like identifiers, such as "
+            f"{shown(examples[0].text)}. Check --text_column."
+        )
+    labels = collections.Counter(example.label for example in examples)
+    if isinstance(examples[0].label, float):
+        return lines
+    if 2 * len(labels) > len(examples):
+        lines.append(
+            f"warning: {name} has {count(len(labels), 'label')} in {len(examples):,} examples. "
+            f"Check --label_column."
+        )
+    elif labels.pop(examples[0].label) == 1 and min(labels.values()) > 1:
+        lines.append(
+            f"warning: the label of the first example, {shown(examples[0].label)}, occurs only "
+            f"there. If the first row is a header, set --header=yes."
+        )
+    return lines
+
+
+def overlap(train: "Examples", others: "Examples", name: str) -> str | None:
+    """Returns a warning about texts that are in the training data, too; None if there are none.
+
+    Args:
+        train, others: labelled examples of a task. name: the split of `others`.
+    """
+    if not isinstance(train[0], TextExample):
+        return None
+    known = {(example.text, example.text_pair): example.label for example in train}
+    same = [e for e in others if (e.text, e.text_pair) in known]
+    if not same:
+        return None
+    different = sum(known[e.text, e.text_pair] != e.label for e in same)
+    also = f", {different:,} of them with another label" if different else ""
+    return (
+        f"warning: {len(same):,} of {count(len(others), 'example')} of {name} are in the training "
+        f"data, too{also}."
+    )

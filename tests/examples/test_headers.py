@@ -1,0 +1,175 @@
+"""Headers and columns that are found by the rows of a table."""
+
+import pytest
+
+FILMS = [
+    "a dull film with a long title",
+    "a lovely film about two brothers",
+    "the best thing on a rainy day",
+    "poor acting and a poor story",
+    "nobody laughed in the whole cinema",
+    "worth every minute of the evening",
+]
+MOODS = ["bad", "good", "good", "bad", "bad", "good"]
+STARS = ["2", "5", "4", "1", "1", "5"]
+NUMBERS, DAYS = [str(n) for n in range(18)], [f"2024-05-{n}" for n in range(10, 28)]
+
+
+def table(*rows, comma=","):
+    return "".join(comma.join(row) + "\n" for row in rows)
+
+
+def found(examples):
+    return [(example.text, example.label) for example in examples]
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize(
+    ("header", "columns", "label"),
+    [
+        ("tweet,sentiment", (FILMS, MOODS), MOODS),
+        ("Sentiment,Tweet", (MOODS, FILMS), MOODS),
+        ("comment,stars", (FILMS, STARS), STARS),
+        ("review,rating", (FILMS, STARS), STARS),
+        ("Review Text,Rating", (FILMS, STARS), STARS),
+        ("utterance_raw,mood", (FILMS, MOODS), MOODS),
+        ("mood,what they said", (MOODS, FILMS), MOODS),
+        ("opinion,points", (FILMS, STARS), STARS),
+        (",opinion,mood", (NUMBERS, FILMS, MOODS), MOODS),
+        ("no,day,opinion,mood", (NUMBERS, DAYS, FILMS, MOODS), MOODS),
+        ("评价,情绪", (["房间太小，隔音很差。", "早餐丰富，下次再来。"] * 3, MOODS), MOODS),
+        ("0,1", (FILMS, MOODS), MOODS),
+    ],
+)
+def test_headers(read, header, columns, label, times):
+    texts = next(column for column in columns if column[0] in (FILMS[0], "房间太小，隔音很差。"))
+    longer = [(column * times)[: 6 * times] for column in columns]
+    text = f"{header}\n" + table(*zip(*longer, strict=True))
+    examples = read("t.csv", text, "classify", report=lambda line: None)
+    assert found(examples) == list(zip(texts, label, strict=True)) * times
+    assert examples[0].where == "t.csv, line 2"
+
+
+@pytest.mark.parametrize("task", ["classify", "regress"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_no_header(read, task, order):
+    """The text comes first or second; the first label may be a rare one."""
+    columns = [["one of a kind, and so on and on", *FILMS], ["7", *STARS]][::order]
+    notes = []
+    text = table(*zip(*columns, strict=True), comma="\t")
+    examples = read("t.tsv", text, task, report=notes.append)
+    assert [(e.text, float(e.label)) for e in examples] == [
+        (film, float(stars)) for film, stars in zip(*columns[::order], strict=True)
+    ]
+    column = (0, 1)[::order]
+    assert notes == [
+        f"note: t.tsv: columns found by their values: text {column[0]}, label {column[1]}; "
+        f"--text_column, --label_column override this"
+    ]
+
+
+def test_note_of_a_header(read):
+    notes = []
+    text = "opinion,mood\n" + table(*zip(FILMS, MOODS, strict=True))
+    read("t.csv", text, "classify", report=notes.append)
+    assert notes == [
+        "note: t.csv: the first row is taken as a header: 'opinion', 'mood'; --header=no if it is "
+        "an example",
+        "note: t.csv: columns found by their values: text 'opinion', label 'mood'; --text_column, "
+        "--label_column override this",
+    ]
+    notes.clear()
+    text = "review,sentiment\n" + table(*zip(FILMS, MOODS, strict=True))
+    read("t.csv", text, "classify", report=notes.append)
+    assert notes == []
+
+
+@pytest.mark.parametrize(
+    ("text", "task", "problem"),
+    [
+        (
+            "great,odd\nbad,even\n",
+            "classify",
+            "t.csv: it is not clear whether the first row is a header: 'great', 'odd'. Set "
+            "--header=yes or --header=no.",
+        ),
+        (
+            "text,0,1\n" + table(*zip(FILMS, "010101", "101010", strict=True)),
+            "multilabel",
+            "not clear whether the first row is a header: 'text', '0', '1'.",
+        ),
+        (
+            table(*zip(FILMS, reversed(FILMS), MOODS, strict=True)),
+            "classify",
+            "t.csv: it is not clear which column is the text; its columns, without a header, are 0 "
+            "('a dull film with a long title'), 1 ('worth every minute of the evening'), 2 "
+            "('bad'). Set --text_column; to read two texts, use --task=pair or add "
+            "--text_pair_column.",
+        ),
+        (
+            "sentence1,sentence2,label\n" + table(*zip(FILMS, reversed(FILMS), MOODS, strict=True)),
+            "classify",
+            "which column is the text; it has 'sentence1', 'sentence2', 'label'. Set",
+        ),
+        (
+            "text,mood,place\n" + table(*zip(FILMS, MOODS, "aabbcc", strict=True)),
+            "classify",
+            "which column is the label; it has 'text', 'mood', 'place'. Set --label_column.",
+        ),
+        (
+            "text,sentiment,rating\n" + table(*zip(FILMS, MOODS, STARS, strict=True)),
+            "classify",
+            "which column is the label; it has 'text', 'sentiment', 'rating'. Set --label_column.",
+        ),
+        (
+            "text,mood\n" + table(*zip(FILMS, MOODS, strict=True)),
+            "pair",
+            "t.csv has 2 columns in its first row, but 3 are needed.",
+        ),
+        ("id,text\n1,so good\n", "classify", "which column is the label; it has 'id', 'text'."),
+    ],
+)
+def test_what_is_not_clear(error_of, text, task, problem):
+    assert problem in error_of("t.csv", text, task)
+
+
+def test_a_first_row_of_values_is_no_header(read):
+    """A label that is also a column's name, a label that occurs once, a text of one word."""
+    rows = [("is this a question of taste", "question"), ("what now", "other")] * 3
+    assert len(read("t.tsv", table(*rows, comma="\t"), "classify")) == 6
+    rows = [("great", "neutral"), *zip(FILMS, ["positive", "negative"] * 3, strict=True)]
+    assert len(read("t.tsv", table(*rows, comma="\t"), "classify")) == 7
+
+
+def test_a_repeated_header_is_a_bad_line(read, error_of):
+    text = "text,label\n" + table(*zip(FILMS, MOODS, strict=True))
+    assert "t.csv, line 8: the line repeats the header." in error_of("t.csv", text * 2, "classify")
+    assert len(read("t.csv", text * 2, "classify", skip_bad_lines=True)) == 12
+
+
+def test_header_of_flags(read):
+    text = "opinion,mood\n" + table(*zip(FILMS, MOODS, strict=True))
+    examples = read("t.csv", text, "classify", header="no", text_column="0", label_column="1")
+    assert (examples[0].text, examples[0].label) == ("opinion", "mood")
+
+
+def test_texts_without_labels(read):
+    examples = read("t.csv", "opinion\n" + "\n".join(FILMS * 2), "classify", labelled=False)
+    assert [e.text for e in examples] == FILMS * 2
+    examples = read("t.csv", "\n".join(FILMS), "classify", labelled=False)
+    assert [e.text for e in examples] == FILMS
+
+
+def test_keys_of_json_by_their_values(read, error_of):
+    lines = "".join(
+        f'{{"n": {n}, "mood": "{mood}", "said": "{film}"}}\n'
+        for n, (film, mood) in enumerate(zip(FILMS, MOODS, strict=True))
+    )
+    assert found(read("t.jsonl", lines, "classify")) == list(zip(FILMS, MOODS, strict=True))
+
+
+def test_the_case_of_a_header(shared_cases, read):
+    content = (shared_cases / "headers/tweet_sentiment.csv").read_bytes()
+    examples = read("t.csv", content, "classify")
+    assert examples[0].text == "a dull film number 0"
+    assert {example.label for example in examples} == {"negative", "positive"}

@@ -1,0 +1,149 @@
+"""Labels as columns of 0 and 1, lists in cells, decimals, and none."""
+
+import pytest
+from example_files import rows
+
+from kbert.data.examples import TextExample, read_label_names
+from kbert.data.validation import list_in_cell
+from kbert.tasks.labels import keep_known, label_names, label_numbers, named
+
+TOXIC = """"id","comment_text","toxic","severe_toxic","obscene"
+"0001","Thanks for the edit",0,0,0
+"0002","You are a fool",1,0,0
+"0003","Damn you, you fool",1,0,1
+"""
+
+
+def labels(examples):
+    return [example.label for example in examples]
+
+
+@pytest.mark.parametrize("yes", ["1", "1.0", "True", "true"])
+def test_columns_of_0_and_1(read, yes):
+    no = {"1": "0", "1.0": "0.0"}.get(yes, "False")
+    text = TOXIC.replace(",0", f",{no}").replace(",1", f",{yes}")
+    notes = []
+    examples = read("t.csv", text, "multilabel", report=notes.append)
+    assert [example.text for example in examples][1:] == ["You are a fool", "Damn you, you fool"]
+    assert labels(examples) == [(), ("toxic",), ("toxic", "obscene")]
+    assert notes == [
+        "note: t.csv: columns found by their values: labels 'toxic', 'severe_toxic', 'obscene'; "
+        "--label_columns override this"
+    ]
+
+
+def test_columns_of_0_and_1_by_name(read, error_of):
+    flags = {"label_columns": "obscene,toxic", "text_column": "comment_text"}
+    assert labels(read("t.csv", TOXIC, "multilabel", **flags)) == [
+        (),
+        ("toxic",),
+        ("obscene", "toxic"),
+    ]
+    message = error_of("t.csv", TOXIC.replace("1,0,1", "1,0,2"), "multilabel", **flags)
+    assert "t.csv, line 4: the column 'obscene' must be 0 or 1; got '2'." in message
+    message = error_of("t.csv", TOXIC, "multilabel", **flags | {"label_columns": "insult"})
+    assert "t.csv has no column 'insult' (--label_columns); it has 'id', 'comment_text'" in message
+    message = error_of("t.csv", TOXIC, "classify", label_columns="toxic")
+    assert message == "--label_columns is for --task=multilabel, without --label_column."
+    flags = {"label_columns": "2,3", "text_column": "1", "header": "no"}
+    message = error_of("t.csv", TOXIC.partition("\n")[2], "multilabel", **flags)
+    assert "is read without a header, so --label_columns has no names of labels." in message
+
+
+def test_keys_of_0_and_1(read):
+    text = rows(*({"text": "a fool", "rude": n % 2, "long": 0, "n": n} for n in range(4)))
+    assert labels(read("t.jsonl", text, "multilabel")) == [(), ("rude",)] * 2
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("['battery', 'positive']", ["battery", "positive"]),
+        ('["battery", "it\'s"]', ["battery", "it's"]),
+        ("['it\\'s', \"a, b\"]", ["it's", "a, b"]),
+        ("['battery' 'positive'\n 'new']", ["battery", "positive", "new"]),  # NumPy
+        ("('a', 'b')", ["a", "b"]),
+        ("{'a', 'b'}", ["a", "b"]),
+        ("[]", []),
+        ("[0, 3]", ["0", "3"]),
+        ("[0 3]", ["0", "3"]),
+        ("[0. 3.]", ["0.", "3."]),
+        ("[New York, Rome]", ["New York", "Rome"]),
+        ("[New York]", ["New York"]),
+        ("(other)", None),
+        ("a, b", None),
+        ("", None),
+    ],
+)
+def test_lists_in_cells(cell, expected):
+    assert list_in_cell(cell) == expected
+
+
+def test_lists_in_a_table(read, error_of):
+    cells = ["['battery', 'positive']", "['screen']", "[]"]
+    text = "text,labels\n" + "".join(f'great battery,"{cell}"\n' for cell in cells)
+    assert labels(read("t.csv", text, "multilabel")) == [("battery", "positive"), ("screen",), ()]
+    text = text.replace("'screen'", "'screen', x")
+    message = error_of("t.csv", text, "multilabel")
+    assert "the labels must be a list such as ['a', 'b']; got \"['screen', x]\"" in message
+    message = error_of("t.csv", "text,label\na b,['x']\n", "classify")
+    assert "line 2: the label \"['x']\" is a list, as for --task=multilabel." in message
+
+
+def test_other_separators(read):
+    text = "text,labels\na b,x;y z\na b,\na c,x|y;z\n"
+    assert labels(read("t.csv", text, "multilabel")) == [("x", "y z"), (), ("x", "y;z")]
+
+
+def test_whole_numbers_with_and_without_decimals(read):
+    train = read("t.csv", "text,label\na b,1.0\nb,2.0\nc,3.0\n", "classify")
+    assert labels(train) == ["1", "2", "3"] == list(label_names(train))
+    assert labels(read("d.csv", "text,label\na b,1\nb,2.00\n", "classify")) == ["1", "2"]
+    assert labels(read("d.jsonl", rows({"text": "a", "label": 2.0}), "classify")) == ["2"]
+    assert labels(read("t.csv", "text,labels\na,1.0|2\n", "multilabel")) == [("1", "2")]
+    # Other decimals, versions and codes stay.
+    cells = ["0.5", "-1.0", "1.10", "007", "v1.0", "1e0"]
+    text = "text,label\n" + "".join(f"a b,{cell}\n" for cell in cells)
+    examples = read("t.csv", text, "classify")
+    assert labels(examples) == ["0.5", "-1", "1.10", "007", "v1.0", "1e0"]
+    assert label_names(examples) == ("-1", "0.5", "1.10", "007", "1e0", "v1.0")
+
+
+def test_names_of_labels_with_decimals():
+    assert read_label_names("0.0,1.0,2") == ("0", "1", "2")
+    assert read_label_names([0.0, 1, "b"]) == ("0", "1", "b")
+    assert label_numbers(("1.0", "2.0")) == {"1": 0, "2": 1, "1.0": 0, "2.0": 1}
+    examples = [TextExample("a.csv, line 2", "a", None, "1")]
+    assert keep_known(examples, ("1.0", "2.0"), False, print) == examples
+    assert [e.label for e in named(examples, ("1.0", "2.0"))] == ["1.0"]
+    assert [e.label for e in named(examples, ("no", "yes"))] == ["yes"]
+
+
+def test_examples_without_a_gold_label(read, error_of):
+    row = {"sentence1": "a b c", "sentence2": "d e f", "gold_label": "-"}
+    text = rows(row, row | {"gold_label": "neutral", "label1": "x"})
+    notes = []
+    assert labels(read("t.jsonl", text, "pair", report=notes.append)) == ["neutral"]
+    assert notes == ["note: t.jsonl: 1 of 2 examples have no gold label, '-'; skipped"]
+    assert labels(read("t.jsonl", rows(row), "pair")) == ["-"]
+    text = rows(row, row | {"gold_label": "+"})
+    assert labels(read("t.jsonl", text, "pair")) == ["-", "+"]
+
+
+def test_long_cells(read):
+    text = "text,label\n" + "a " * 100_000 + ",x\n"
+    (example,) = read("t.csv", text, "classify")
+    assert len(example.text) == 200_000 and example.label == "x"
+
+
+@pytest.mark.parametrize(
+    ("path", "task", "expected"),
+    [
+        ("one_hot/jigsaw.csv", "multilabel", [(), ("toxic", "insult"), ("toxic", "obscene")]),
+        ("list_cells/list.csv", "multilabel", [("battery", "positive"), ("screen",), ()]),
+        ("float_labels/train.csv", "classify", ["1", "2", "3"]),
+        ("float_labels/dev.csv", "classify", ["1", "2"]),
+    ],
+)
+def test_the_cases(shared_cases, read, path, task, expected):
+    assert labels(read("t.csv", (shared_cases / path).read_bytes(), task)) == expected
