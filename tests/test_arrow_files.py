@@ -25,7 +25,14 @@ FEATURES = {
 
 
 def settings(task, **changed):
-    names = ("text_column", "text_pair_column", "label_column", "choice_columns", "labels")
+    names = (
+        "text_column",
+        "text_pair_column",
+        "label_column",
+        "label_columns",
+        "choice_columns",
+        "labels",
+    )
     fields = dict.fromkeys(names) | {"header": "auto", "skip_bad_lines": False}
     return types.SimpleNamespace(task=task, **fields | changed)
 

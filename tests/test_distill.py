@@ -374,7 +374,10 @@ def question(number):
 
 EXAMPLES = {
     "regress": ("tsv", lambda: "".join(f"w{i % 9} good\t{i / 9}\n" for i in range(16))),
-    "multilabel": ("tsv", lambda: "".join(f"w{i % 9}\t{('a', 'b,a')[i % 2]}\n" for i in range(16))),
+    "multilabel": (
+        "tsv",
+        lambda: "".join(f"w{i % 9} good\t{('a', 'b,a')[i % 2]}\n" for i in range(16)),
+    ),
     "tag": ("conll", lambda: "".join(f"w{i % 9} O\ngood B-X\n\n" for i in range(16))),
     "qa": ("json", lambda: json.dumps({"data": [{"paragraphs": [*map(question, range(16))]}]})),
     "choice": (

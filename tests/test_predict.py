@@ -201,7 +201,8 @@ def test_scores(folders, tmp_path):
     predictor = kbert.Predictor.from_pretrained(folders["classify"])
     found = [row["label"] for row in predictor.classify(texts)]
     labels = [found[0], *("z" if label != "z" else "x" for label in found[1:])]
-    path.write_text("".join(f"{t}\t{label}\n" for t, label in zip(texts, labels, strict=True)))
+    rows = "".join(f"{t}\t{label}\n" for t, label in zip(texts, labels, strict=True))
+    path.write_text(f"text\tlabel\n{rows}")
     lines = []
     config = EvaluateConfig(
         model=str(folders["classify"]), eval_file=str(path), results_file=str(results)

@@ -410,12 +410,12 @@ def test_a_pruned_model_is_pruned_again(folders, result, tmp_path):
 
 def test_examples_to_score_are_read_before_anything_slow(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(head_pruning, "head_importance", None)
-    (tmp_path / "dev.tsv").write_text("a film\tneither\n")
+    (tmp_path / "dev.tsv").write_text("text\tlabel\na film\tneither\n")
     config = PruneConfig(
         **{"model": str(folders / "full"), "data_file": str(folders / "data.tsv")},
         **{"eval_file": str(tmp_path / "dev.tsv"), "output_dir": str(tmp_path / "x")},
     )
-    with pytest.raises(UserError, match=r"dev.tsv, line 1: the label 'neither' is not one of"):
+    with pytest.raises(UserError, match=r"dev.tsv, line 2: the label 'neither' is not one of"):
         prune(config, lambda line: None)
 
 
