@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _WORD_SCRIPTS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+_CODE = re.compile(r"(?=.*\d)(?=.*[^\W\d])\S+")
+_DATE = re.compile(r"\d+[-/.]\d+[-/.]\d+")
 _COUNTED = 1000  # values whose words are counted
 
 
@@ -96,8 +98,12 @@ class Profile:
         """Whether the values can be texts: strings that are not numbers, codes or lists."""
         if not self.is_string or not self.texts or self.is_number or self.is_list:
             return False
-        codes = re.compile(r"(?=.*\d)\S+")  # identifiers such as "r2d2"
-        return len(self.texts) < 3 or not all(map(codes.fullmatch, self.counts))
+        return not self.are_codes
+
+    @functools.cached_property
+    def are_codes(self) -> bool:
+        """Whether the values are identifiers with digits, such as "r2d2"."""
+        return len(self.texts) > 2 and all(map(_CODE.fullmatch, self.counts))
 
     @functools.cached_property
     def is_prose(self) -> bool:
@@ -130,7 +136,15 @@ class Profile:
     def is_label(self) -> bool:
         """Whether the values are clearly labels: also repeated, and hardly ever blank."""
         filled = self.distinct > 1 and 20 * self.blanks <= len(self.texts)
-        return self.fits("class") and self.repeats and filled
+        return self.competes and self.repeats and filled
+
+    @property
+    def competes(self) -> bool:
+        """Whether the values may be labels where other columns may be, too: no dates or codes."""
+        if not self.fits("class") or self.is_index or self.blanks > len(self.texts):
+            return False
+        are_different = self.distinct == len(self.texts) and (self.distinct > 9 or self.are_codes)
+        return not are_different and not all(map(_DATE.match, self.counts))
 
     @functools.cached_property
     def is_binary(self) -> bool:
@@ -158,24 +172,25 @@ def guess_texts(profiles: "Mapping[Key, Profile]", least: int, most: int) -> "li
     if len(prose) >= least:
         return prose if len(prose) <= most else None
     words = {key: profile for key, profile in profiles.items() if profile.is_text}
-    different = [key for key, profile in words.items() if not profile.repeats]
     if len(words) == least:
         return list(words)
-    longest = max((profile.words for profile in words.values()), default=0)
-    are_long = all(words[key].words * 1.5 >= longest for key in different)
-    if are_long and (len(different) == least or least < len(different) == len(words) <= most):
-        return different
-    return _longest(words) if least == 1 else None
+    different = [key for key, profile in words.items() if not profile.repeats]
+    longest = sorted(words, key=lambda key: -words[key].words)[:least]
+    for keys in (different, sorted(longest, key=list(words).index)):
+        if least <= len(keys) <= most and _are_clear(keys, words):
+            return keys
+    return None
 
 
-def _longest(profiles):
-    key = max(profiles, key=lambda key: profiles[key].words, default=None)
-    others = [profile for other, profile in profiles.items() if other != key]
-    is_clear = others and all(
-        profiles[key].words >= 1.5 * other.words and profiles[key].distinct >= other.distinct
+def _are_clear(keys, profiles):
+    """Whether the columns `keys` are longer or far more different than the others."""
+    others = [profile for key, profile in profiles.items() if key not in keys]
+    return all(
+        (profiles[key].words >= 1.5 * other.words and profiles[key].distinct >= other.distinct)
+        or (profiles[key].words >= other.words and profiles[key].distinct >= 4 * other.distinct)
+        for key in keys
         for other in others
     )
-    return [key] if is_clear else None
 
 
 def guess_label(profiles: "Mapping[Key, Profile]", kind: str) -> "Key | None":
@@ -194,7 +209,8 @@ def guess_label(profiles: "Mapping[Key, Profile]", kind: str) -> "Key | None":
         return _only(lists)
     if len(profiles) == 1:
         return _only([key for key, profile in profiles.items() if profile.may_be_label])
-    return _only([key for key, profile in profiles.items() if profile.is_label])
+    key = _only([key for key, profile in profiles.items() if profile.competes])
+    return key if key is not None and profiles[key].is_label else None
 
 
 def _only(keys):

@@ -91,14 +91,14 @@ def _signs_of_word(cell, below, size):
         yield "sentence", True
     elif below.is_prose or (below.is_text and not below.repeats):
         shortest = min(map(word_count, below.texts), default=0)
-        if is_name and words < shortest and size > 2:
+        if is_name and words < shortest and size > 4:
             yield "short", size > 8
-        elif words > 1 and 2 * words >= below.words:
+        elif words > 1 and 0.5 * below.words <= words <= 1.5 * below.words:
             yield "phrase", False
-    elif below.repeats and size > 2:
+    elif below.repeats and size > 4:
         single = sum(number == 1 for number in below.counts.values())
         yield "odd", (single + 1) / (size + 1) <= 0.1
-    elif size > 2 and not _has_digit(cell) and all(map(_has_digit, below.counts)):
+    elif size > 4 and not _has_digit(cell) and all(map(_has_digit, below.counts)):
         yield "digits", size > 8
 
 

@@ -4,6 +4,7 @@ A record is a list of cells, or a dict. A record that cannot be read is returned
 so that the caller can skip it; a file that cannot be read raises UserError.
 """
 
+import contextlib
 import csv
 import dataclasses
 import itertools
@@ -148,7 +149,8 @@ def not_utf8(path: str) -> BadExample:
 def table(path: str, name: str, has_header: Callable[[list[str]], bool]) -> Records:
     """Returns the records of a .csv file, read by Python's csv module, or of a tab-separated file.
 
-    A row is numbered by its first line. Quotes have no special meaning in tab-separated files.
+    A row is numbered by its first line. Quotes have no special meaning in tab-separated files. In
+    a .csv file, semicolons or tabs may separate the columns.
 
     Args:
         path: path of the file. name: its name in messages.
@@ -157,8 +159,12 @@ def table(path: str, name: str, has_header: Callable[[list[str]], bool]) -> Reco
     Raises:
         UserError: the file is empty, or its first row cannot be read.
     """
+    notes = []
     if plain_name(path).endswith(".csv"):
-        rows = _csv_rows(path)
+        separator = _separator([line for _, line in itertools.islice(read_lines(path), 100)])
+        if separator != ",":
+            notes.append(f"the columns are separated by {separator!r}")
+        rows = _csv_rows(path, separator)
     else:
         rows = ((number, line.split("\t")) for number, line in read_lines(path))
     items = ((f"{name}, line {number}", _checked_row(row, path)) for number, row in rows)
@@ -169,13 +175,27 @@ def table(path: str, name: str, has_header: Callable[[list[str]], bool]) -> Reco
         raise UserError(f"{where}: {first}. Fix it: the first row sets the number of columns.")
     names = tuple(cell.strip() for cell in first) if has_header(first) else None
     items = items if names else itertools.chain([(where, first)], items)
-    return Records(name, items, names, width=len(first))
+    return Records(name, items, names, width=len(first), notes=notes)
 
 
-def _csv_rows(path):
+def _separator(lines):
+    """The character between the columns: a comma, unless only another one gives equal rows."""
+    equal = []
+    for separator in ",;\t":
+        with contextlib.suppress(csv.Error):
+            rows = list(csv.reader(lines, delimiter=separator))
+            widths = {len(row) for row in rows[: max(len(rows) - 1, 1)] if row}
+            if len(widths) == 1 and widths != {1}:
+                equal.append(separator)
+    return equal[0] if equal else ","
+
+
+def _csv_rows(path, separator):
     csv.field_size_limit(2**31 - 1)  # of a cell; the default is 131,072 characters
     lines = (f"{line}\n" for _, line in read_lines(path))
-    reader = csv.reader(lines, strict=True)  # else an unclosed quote would swallow the file
+    reader = csv.reader(
+        lines, delimiter=separator, strict=True
+    )  # else an unclosed quote would swallow the file
     while True:
         number = reader.line_num + 1
         try:

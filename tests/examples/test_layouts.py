@@ -203,7 +203,9 @@ def add_sentiment():
     add("Disaster tweets", "d.csv", "classify", disaster, (A, None, "0"))
     columns = (cycle("4", "0"), NUMBERS, cycle("Mon Apr 06 22:19:45 PDT 2009"))
     sentiment140 = table("", *columns, cycle("NO_QUERY"), CODES, FIRST)
-    add("Sentiment140", "s.csv", "classify", sentiment140, (A, None, "4"))
+    add("Sentiment140", "s.csv", "classify", sentiment140, CLEAR + "the label")
+    flags = {"text_column": "5", "label_column": "0"}
+    add("Sentiment140, by number", "s.csv", "classify", sentiment140, (A, None, "4"), **flags)
     header = "PhraseId|SentenceId|Phrase|Sentiment"
     phrases = tsv(header, NUMBERS, cycle("1", "2", "3"), FIRST, STARS)
     add("SST of Kaggle", "s.tsv", "classify", phrases, (A, None, "5"))
