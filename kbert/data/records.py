@@ -149,8 +149,9 @@ def not_utf8(path: str) -> BadExample:
 def table(path: str, name: str, has_header: Callable[[list[str]], bool]) -> Records:
     """Returns the records of a .csv file, read by Python's csv module, or of a tab-separated file.
 
-    A row is numbered by its first line. Quotes have no special meaning in tab-separated files. In
-    a .csv file, semicolons or tabs may separate the columns.
+    A row is numbered by its first line. In a .csv file, semicolons or tabs may separate the
+    columns. Quotes have no special meaning in tab-separated files, unless all of them are those of
+    CSV.
 
     Args:
         path: path of the file. name: its name in messages.
@@ -159,12 +160,15 @@ def table(path: str, name: str, has_header: Callable[[list[str]], bool]) -> Reco
     Raises:
         UserError: the file is empty, or its first row cannot be read.
     """
-    notes = []
+    notes, begin = [], [line for _, line in itertools.islice(read_lines(path), 1000)]
     if plain_name(path).endswith(".csv"):
-        separator = _separator([line for _, line in itertools.islice(read_lines(path), 100)])
+        separator = _separator(begin)
         if separator != ",":
             notes.append(f"the columns are separated by {separator!r}")
         rows = _csv_rows(path, separator)
+    elif _has_csv_quotes(begin):
+        notes.append("the cells are quoted as in CSV")
+        rows = _csv_rows(path, "\t")
     else:
         rows = ((number, line.split("\t")) for number, line in read_lines(path))
     items = ((f"{name}, line {number}", _checked_row(row, path)) for number, row in rows)
@@ -188,6 +192,20 @@ def _separator(lines):
             if len(widths) == 1 and widths != {1}:
                 equal.append(separator)
     return equal[0] if equal else ","
+
+
+def _has_csv_quotes(lines):
+    """Whether the first lines of a tab-separated file are quoted as in CSV, with "" for a quote."""
+    try:
+        rows = list(csv.reader((f"{line}\n" for line in lines), delimiter="\t", strict=True))
+    except csv.Error:
+        return False
+    cells = [cell for line in lines for cell in line.split("\t") if '"' in cell]
+    are_quoted = bool(cells) and all(cell[0] == '"' or cell[-1] == '"' for cell in cells)
+    columns = itertools.zip_longest(*(line.split("\t") for line in lines[1:]), fillvalue="")
+    is_column = any(all(cell[:1] == '"' == cell[-1:] for cell in column) for column in columns)
+    same_width = len({len(row) for row in rows if row}) == 1
+    return are_quoted and same_width and (any('""' in cell for cell in cells) or is_column)
 
 
 def _csv_rows(path, separator):

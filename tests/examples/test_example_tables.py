@@ -42,6 +42,35 @@ def test_quotes_of_csv(read):
     ]
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_other_separators_of_csv(read, separator):
+    rows = ["text,label", '"good, really","pos"', "bad,neg", "a,neg"]
+    rows = [row.replace(",", separator).replace(f"{separator} ", ", ") for row in rows]
+    notes = []
+    found = read("t.csv", "\n".join(rows), "classify", report=notes.append)
+    assert [(e.text, e.label) for e in found] == [
+        ("good, really", "pos"),
+        ("bad", "neg"),
+        ("a", "neg"),
+    ]
+    assert notes == [f"note: t.csv: the columns are separated by {separator!r}"]
+
+
+def test_tabs_with_the_quotes_of_csv(read):
+    """As pandas writes them; a text in quotes alone says nothing."""
+    text = 'text\tlabel\n"a ""b""\nc"\t1\nd\t0\n'
+    notes = []
+    found = read("t.tsv", text, "classify", report=notes.append)
+    assert [(e.text, e.label) for e in found] == [('a "b"\nc', "1"), ("d", "0")]
+    assert notes == ["note: t.tsv: the cells are quoted as in CSV"]
+    found = read("t.tsv", '"text"\t"label"\n"a"\t"1"\n"b"\t"0"\n', "classify")
+    assert [(e.text, e.label) for e in found] == [("a", "1"), ("b", "0")]
+    for text in ('"well"\t1\nb\t0\n', '"a ""b\t1\n"c""\t0\n', 'a ""b""\t1\nc\t0\n'):
+        rows = [line.split("\t") for line in text.splitlines()]
+        found = read("t.tsv", "text\tlabel\n" + text, "classify")
+        assert [[e.text, e.label] for e in found] == rows
+
+
 @pytest.mark.parametrize(
     ("header", "row", "task", "expected"),
     [
