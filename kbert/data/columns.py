@@ -44,13 +44,11 @@ class Columns:
 class ColumnAliases:
     """Default names of a task's columns, in the order they are tried; flags take precedence.
 
-    `needs_pair`: a second text is required. `choices`: prefixes of the names of choice columns;
-    empty if the task has no choices.
+    `choices`: prefixes of the names of choice columns; empty if the task has no choices.
     """
 
     text: tuple[str, ...] = TEXTS
     text_pair: tuple[str, ...] = ()
-    needs_pair: bool = False
     choices: tuple[str, ...] = ()
 
 
@@ -87,11 +85,10 @@ def find_columns(
         UserError: a column is missing, named twice, or two of them are the same.
     """
     find = functools.partial(_find, records)
-    needed, place = aliases.needs_pair, 1 if aliases.needs_pair else None
     fields = {
         "text": find("text_column", config.text_column, aliases.text, 0),
         "text_pair": find(
-            "text_pair_column", config.text_pair_column, aliases.text_pair, place, needed
+            "text_pair_column", config.text_pair_column, aliases.text_pair, None, needed=False
         ),
     }
     if labelled:

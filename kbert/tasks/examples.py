@@ -35,6 +35,7 @@ def read_examples(
     label_column: "Column" = None,
     label_columns: str | Sequence[str | int] | None = None,
     choice_columns: str | Sequence[str | int] | None = None,
+    first_choice: str = "auto",
     header: str = "auto",
     label_names: str | Sequence[str] | None = None,
     skip_bad_lines: bool = False,
@@ -51,6 +52,8 @@ def read_examples(
             column, from 0; None: found by names and values.
         label_columns: columns of 0 and 1, each named after its label (multilabel).
         choice_columns: columns of the choices (choice).
+        first_choice: number of the first choice in labels that are numbers, "0" or "1"; "auto":
+            from all labels (choice).
         header: whether tables have a header row: "auto", "yes" or "no".
         label_names: names in the order of their numbers, as a sequence, comma-separated, or a
             file with one name per line. Labels given as numbers get their names.
@@ -82,6 +85,7 @@ def read_examples(
         label_column=label,
         label_columns=as_flag(label_columns),
         choice_columns=as_flag(choice_columns),
+        first_choice=first_choice,
         header=header,
         skip_bad_lines=skip_bad_lines,
     )

@@ -158,7 +158,7 @@ class Finetuning(Workload):
         examples["train"] = get_task(config.task).checked_for_training(
             examples["train"], config.skip_bad_lines, log
         )
-        for name in examples.keys() - {"train"}:
+        for name in [name for name in examples if name != "train"]:
             if line := overlap(examples["train"], examples[name], files[name]):
                 log(line)
         names = None

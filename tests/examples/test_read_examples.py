@@ -41,7 +41,9 @@ def test_every_task(tmp_path):
     assert (example.text, example.label) == ("so it is", ("a, b",))
     (example,) = kbert.read_examples(tmp_path / "t.conll", "tag")
     assert (example.words, example.tags) == (("Paris",), ("B-LOC",))
-    (example,) = kbert.read_examples(tmp_path / "h.csv", "choice", choice_columns=["x", "y"])
+    (example,) = kbert.read_examples(
+        tmp_path / "h.csv", "choice", choice_columns=["x", "y"], first_choice="0"
+    )
     assert (example.choices, example.label) == (("no", "yes"), 1)
     (example,) = kbert.read_examples(tmp_path / "q.json", "qa")
     assert (example.question, example.context, example.answers) == ("who", CONTEXT, ())
