@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import kbert
 from kbert.data.examples import TagExample
+from kbert.serving import saved_model
 from kbert.tasks.span_ops import tagged_spans, text_windows
 from kbert.tasks.tag import Tagging
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
@@ -79,25 +80,49 @@ def test_words_are_tagged_in_the_scheme_of_the_model(tokenizer, scheme):
     assert "micro avg" in task.report([example], [found])
 
 
+def model_of(names):
+    keras.utils.set_random_seed(0)
+    config = kbert.BertConfig(
+        **{"vocab_size": 18, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3},
+        **{"intermediate_size": 32, "max_position_embeddings": 32, "initializer_range": 0.5},
+        **{"num_labels": len(names), "label_names": names},
+    )
+    return kbert.BertForTokenClassification(config)
+
+
+@pytest.mark.slow
+def test_entities_of_an_export(tokenizer, tmp_path):
+    """Writing it compares it with the Predictor; here its answers are compared once more."""
+    model = model_of(NAMES["BMES"])
+    model.save_pretrained(tmp_path / "hf", format="hf")
+    tokenizer.save_pretrained(tmp_path / "hf", format="hf")
+    saved_model.save_endpoint(saved_model.load_endpoint(tmp_path / "hf", "tag"), tmp_path / "1")
+    texts = ["the cat sat on a mat", "dog ran", ""]
+    outputs = tf.saved_model.load(tmp_path / "1").signatures["serving_default"](
+        text=tf.constant(texts)
+    )
+    predictor = kbert.Predictor.from_pretrained(tmp_path / "hf")
+    for row, spans in enumerate(predictor.tag(texts)):
+        count = outputs["count"][row]
+        assert [value.decode() for value in outputs["label"][row, :count].numpy()] == [
+            span["label"] for span in spans
+        ]
+        assert {span["label"] for span in spans} <= set(TYPES)
+    assert sum(map(len, predictor.tag(texts))) > 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["IOB2", "plain"])
 def test_entities_equal_those_of_hf(tokenizer, tmp_path, scheme):
     """200 sentences; "simple" joins pieces, so its words are whole, and "first" is kbert's rule."""
     import transformers
 
-    keras.utils.set_random_seed(0)
-    names = NAMES[scheme]
-    config = kbert.BertConfig(
-        **{"vocab_size": 18, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3},
-        **{"intermediate_size": 32, "max_position_embeddings": 32, "initializer_range": 0.5},
-        **{"num_labels": len(names), "label_names": names},
-    )
-    model = kbert.BertForTokenClassification(config)
+    model = model_of(NAMES[scheme])
     model.save_pretrained(tmp_path, format="hf")
     tokenizer.save_pretrained(tmp_path, format="hf")
     predictor, rng = kbert.Predictor(model, tokenizer), np.random.default_rng(0)
     for strategy, words in (("simple", WORDS[:8]), ("first", [*WORDS[:8], "unwanted"])):
-        texts = [" ".join(rng.choice(words, rng.integers(1, 20))) for _ in range(200)]
+        texts = [" ".join(rng.choice(words, rng.integers(1, 10))) for _ in range(200)]
         theirs = transformers.pipeline(
             "token-classification", str(tmp_path), aggregation_strategy=strategy
         )(texts)

@@ -4,6 +4,7 @@ import ast
 import collections
 import contextlib
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -126,8 +127,8 @@ def _flat(records):
     while begun and begun[-1] is not None and not isinstance(begun[-1][1], dict):
         begun.append(next(items, None))
     names = tuple(begun[-1][1]) if begun and begun[-1] else records.names
-    chained = (item for part in (iter(filter(None, begun)), items) for item in part)
-    return dataclasses.replace(records, items=chained, names=names)
+    items = itertools.chain(filter(None, begun), items)
+    return dataclasses.replace(records, items=items, names=names)
 
 
 def _flat_items(where, record) -> "Iterator[tuple[str, Record | BadExample]]":
@@ -181,6 +182,8 @@ class ChoiceMaker:
             (label, indices) for label, indices in rows if len({indices.get(m) for m in best}) > 1
         ]
         preferred = ["name", first_choice, "0" if "0" in _digits(self.names) else None]
+        if not any(counts.values()):
+            preferred = [first_choice, "0"]
         self._meaning = next((m for m in preferred if m in best), best[0])
         if unclear and self._meaning not in preferred:
             label, indices = unclear[0]

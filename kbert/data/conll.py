@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # What may be a comment where a sentence begins; a word "#" has the columns and a tag of the file.
 _COMMENT = re.compile(r"#(\s|$|begin document|end document)")
 _LANGUAGE = re.compile(r"([a-z]{2,3}(?:-[a-z]+)*:)[^\t]")  # WikiANN writes en:word
+_RANGE = re.compile(r"\d+[-.]\d+(?!\S)")  # 3-4 of words and 5.1 of an empty node in CoNLL-U
 _FIRST_LINES = 10_000  # of a file, which show how it is written
 _HEADER = {"word", "words", "token", "tokens", "text", "char", "form", "sentence", "id", "index"}
 _HEADER |= {"tag", "tags", "label", "labels", "ner", "ner_tag", "ner_tags", "pos", "chunk", "iob"}
@@ -60,18 +61,20 @@ class _Reader:
 
     def look_at(self, lines, name):
         """Learns from the first lines how the file is written."""
-        rows = _rows(lines)
-        if rows and len(rows[0]) > 1 and {cell.lower() for cell in rows[0]} <= _HEADER:
-            self.header = rows.pop(0)
+        sentences = _sentences(lines)
+        first = sentences[0][0] if sentences else ()
+        if len(first) > 1 and {cell.lower() for cell in first} <= _HEADER:
+            self.header = sentences[0].pop(0)
             self.notes.append(f"the first line is a header: {' '.join(self.header)}")
+        rows = [row for sentence in sentences for row in sentence]
         if not rows:
             return
         self.width = len(rows[0])
-        self.numbered |= _numbers_words(lines)
+        self.numbered |= _numbers_words(sentences)
         if self.word_column is None:
             self.word_column = int(self.numbered)
             if not self.is_conllu:
-                self._check_first_column(rows, name)
+                self._check_first_column(sentences, name)
         self.tags = {self._tag(row) for row in rows if len(row) == self.width}
         words = [row[self.word_column] for row in rows if _has(row, self.word_column)]
         languages = {match and match[1] for match in map(_LANGUAGE.match, words)}
@@ -79,15 +82,16 @@ class _Reader:
             self.language = languages.pop()
             self.notes.append(f"{self.language!r} in front of each word is dropped")
 
-    def _check_first_column(self, rows, name):
+    def _check_first_column(self, sentences, name):
         """Raises UserError if the first column cannot be the words, and others are ambiguous."""
-        is_same = self.width > 2 and len(rows) > 2 and len({row[0] for row in rows}) == 1
+        longer = [{row[0] for row in sentence} for sentence in sentences if len(sentence) > 2]
+        is_same = self.width > 2 and bool(longer) and all(len(cells) == 1 for cells in longer)
         is_ambiguous = self.labelled and self.tag_column is None and self.width > 3
         if is_same or (self.numbered and is_ambiguous):
-            has = "has the same text in every line" if is_same else "numbers the words"
+            has = "is the same in all lines of a sentence" if is_same else "numbers the words"
             raise UserError(
                 f"{name} has {self.width} columns, of which the first {has}; a line is "
-                f"{' '.join(rows[0])[:60]!r}. Name the columns of the words and of the tags, "
+                f"{' '.join(sentences[-1][-1])[:60]!r}. Name the columns of the words and the tags, "
                 f"numbered from 0, such as --text_column=1 --label_column=2."
             )
         if self.numbered:
@@ -114,16 +118,16 @@ class _Reader:
 
     def _is_passed_over(self, line, begins):
         """Whether a line is no word. begins: whether a word would begin a sentence."""
-        cells = _cells(line)
-        if cells == self.header:
+        if self.header and _cells(line) == self.header:
             self.header = None  # only once
             return True
         if line.startswith("-DOCSTART-"):
             return True
         if begins and _COMMENT.match(line):
+            cells = _cells(line)
             has_form = len(cells) == self.width and " " not in cells[0]
             return not (has_form and (self.width == 1 or self._tag(cells) in self.tags))
-        return self.numbered and self.word_column != 0 and re.match(r"\d+[-.]\d+\s", line)
+        return self.numbered and self.word_column != 0 and _RANGE.match(line)
 
     def _tag(self, cells):
         column = self._tag_column(len(cells))
@@ -167,34 +171,31 @@ def _has(cells, column):
     return -len(cells) <= column < len(cells)
 
 
-def _rows(lines):
-    """The cells of lines, except for those that may be comments."""
-    rows, begins = [], True
+def _sentences(lines):
+    """The rows of each sentence, without lines that may be comments."""
+    sentences, begins = [], True
     for line in lines:
         is_blank = not line.strip(" \t")
         if is_blank or line.startswith("-DOCSTART-") or (begins and _COMMENT.match(line)):
             begins |= is_blank
             continue
-        rows.append(_cells(line))
+        if begins:
+            sentences.append([])
+        sentences[-1].append(_cells(line))
         begins = False
-    return rows
+    return sentences
 
 
-def _numbers_words(lines):
+def _numbers_words(sentences):
     """Whether the first column counts the words of each sentence, from 0 or 1."""
-    previous, counted = None, 0
-    for line in lines:
-        if not line.strip(" \t") or line.startswith(("-DOCSTART-", "#")):
-            previous = None
-            continue
-        number, *others = _cells(line)
-        if re.fullmatch(r"\d+[-.]\d+", number) and others:
-            continue
-        expected = ("0", "1") if previous is None else (str(previous + 1),)
-        if number not in expected or not others:
+    counts = 0
+    for rows in sentences:
+        words = [row[0] for row in rows if not _RANGE.fullmatch(row[0]) and len(row) > 1]
+        first = words[:1] == ["1"]
+        if words != [str(first + place) for place in range(len(words))]:
             return False
-        previous, counted = int(number), counted + 1
-    return counted > 2
+        counts += len(words)
+    return counts > 2
 
 
 def _number(flag, column):

@@ -30,7 +30,7 @@ UNER = (
     "# sent_id = n02\n# text = Oslo\n1\tOslo\tB-LOC\t-\tA\n"
 )
 ONTONOTES = (
-    "#begin document (bc/cctv/00); part 000\nbc/cctv 0 0 In IN O\nbc/cctv 0 1 Oslo NNP B-GPE\n\n"
+    "#begin document (bc/cctv/00); part 000\nbc/cctv 0 0 In IN O\nbc/cctv 0 1 Oslo NNP B-GPE\nbc/cctv 0 2 . . O\n\n"
     "#end document\n#begin document (bc/cctv/01); part 000\nbc/cctv 0 0 It PRP O\n\n#end document\n"
 )
 WNUT = "#\tO\n#Oslo\tB-location\n\n@anna\tO\n#\tO\n\n#\tO\n"
@@ -61,7 +61,7 @@ CHARACTERS = "张\tB-PER\n三\tI-PER\n\u3000\tO\n\n#\tO\n京\tB-LOC\n"
             {"text_column": "1", "label_column": "2"},
             [("Anna Ü.", "B-PER O"), ("Oslo", "B-LOC")],
         ),
-        (ONTONOTES, {"text_column": "3"}, [("In Oslo", "O B-GPE"), ("It", "O")]),
+        (ONTONOTES, {"text_column": "3"}, [("In Oslo .", "O B-GPE O"), ("It", "O")]),
         (WNUT, {}, [("# #Oslo", "O B-location"), ("@anna #", "O O"), ("#", "O")]),
         (CONLL_2003, {}, [("EU #", "B-ORG O"), ("#", "O")]),
         (CHARACTERS, {}, [("张 三 \u3000", "B-PER I-PER O"), ("# 京", "O B-LOC")]),
@@ -92,7 +92,7 @@ def test_columns_that_must_be_named(error_of, text, count):
     assert message.startswith(f"t.conll has {count} columns, of which the first numbers the words;")
     assert message.endswith("numbered from 0, such as --text_column=1 --label_column=2.")
     message = error_of("t.conll", ONTONOTES, "tag", skip_bad_lines=True)
-    assert "t.conll has 6 columns, of which the first has the same text in every line" in message
+    assert "t.conll has 6 columns, of which the first is the same in all lines of a" in message
 
 
 def test_numbered_words(read):
