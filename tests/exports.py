@@ -36,7 +36,6 @@ BERT = {
 }
 NAMES = {"num_labels": 3, "label_names": ("no", "yes", "perhaps")}
 TAGS = {"num_labels": 5, "label_names": ("O", "B-X", "I-X", "B-Y", "I-Y")}
-BMES = {"num_labels": 5, "label_names": ("O", "B-X", "M-X", "E-X", "S-X")}
 CLASSIFIER, TAGGER = "BertForSequenceClassification", "BertForTokenClassification"
 QA = "BertForQuestionAnswering"
 # name: (class, fields of the config, task in task.json, --method)
@@ -59,20 +58,10 @@ KINDS = {
     "next_sentence": ("BertForPreTraining", {}, None, "next_sentence"),
     "embed": ("BertForPreTraining", {}, None, "embed"),
     "encode": ("BertForPreTraining", {}, None, "encode"),
-    "bmes": (TAGGER, BMES, "tag", None),
 }
 
 # Their graphs are almost the same as those of other kinds, so their tests are marked slow.
-ALIKE = {
-    "pair",
-    "multilabel",
-    "regress",
-    "tags",
-    "bmes",
-    "answer_or_none",
-    "next_sentence",
-    "encode",
-}
+ALIKE = {"pair", "multilabel", "regress", "tags", "answer_or_none", "next_sentence", "encode"}
 
 
 def kinds(*others):

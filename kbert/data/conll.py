@@ -91,7 +91,7 @@ class _Reader:
             has = "is the same in all lines of a sentence" if is_same else "numbers the words"
             raise UserError(
                 f"{name} has {self.width} columns, of which the first {has}; a line is "
-                f"{' '.join(sentences[-1][-1])[:60]!r}. Name the columns of the words and the tags, "
+                f"{' '.join(sentences[-1][-1])[:60]!r}. Name the columns of words and tags, "
                 f"numbered from 0, such as --text_column=1 --label_column=2."
             )
         if self.numbered:

@@ -30,7 +30,8 @@ UNER = (
     "# sent_id = n02\n# text = Oslo\n1\tOslo\tB-LOC\t-\tA\n"
 )
 ONTONOTES = (
-    "#begin document (bc/cctv/00); part 000\nbc/cctv 0 0 In IN O\nbc/cctv 0 1 Oslo NNP B-GPE\nbc/cctv 0 2 . . O\n\n"
+    "#begin document (bc/cctv/00); part 000\nbc/cctv 0 0 In IN O\n"
+    "bc/cctv 0 1 Oslo NNP B-GPE\nbc/cctv 0 2 . . O\n\n"
     "#end document\n#begin document (bc/cctv/01); part 000\nbc/cctv 0 0 It PRP O\n\n#end document\n"
 )
 WNUT = "#\tO\n#Oslo\tB-location\n\n@anna\tO\n#\tO\n\n#\tO\n"
