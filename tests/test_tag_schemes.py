@@ -103,9 +103,9 @@ def test_equals_seqeval(name):
             letters = str.maketrans("MLU", "IES")
             usual = [tag[0].translate(letters) + tag[1:] for tag in row]
             assert scheme.spans(row) == default_entities(usual)
-            ((iob2,), found) = to_iob2([row + pool])
-            assert found.name == name
-            assert tag_scheme(iob2).spans(iob2) == scheme.spans(row + pool)
+        ((iob2,), found) = to_iob2([rows[0] + pool])
+        assert found.name == name
+        assert tag_scheme(iob2).spans(iob2) == scheme.spans(rows[0] + pool)
 
 
 @pytest.mark.parametrize("name", PREFIXES)

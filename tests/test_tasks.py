@@ -228,6 +228,17 @@ def test_answers(tokenizer):
     assert task.scores([example], predictions) == {"exact_match": 100, "f1": 100}
 
 
+def test_answers_without_offset_are_scored(tokenizer):
+    """Evaluation needs their text only; they count as not in a window."""
+    from kbert.data.examples import Answer
+
+    example = QuestionExample("", "q", "the dog", "the cat sat", (Answer("cat", None),))
+    task = QuestionAnswering(tokenizer, 20)
+    (item,) = task.encode([example]).items
+    assert item.labels.tolist() == [0, 0]
+    assert task.scores([example], [{"text": "cat"}]) == {"exact_match": 100, "f1": 100}
+
+
 def test_the_threshold_of_no_answer(tokenizer):
     """Nothing is sought where an answer is scored; it is where it is asked for."""
     from kbert.data.examples import Answer
