@@ -1,7 +1,9 @@
 """Parquet and Arrow files and folders of Hugging Face datasets: as examples and as text."""
 
+import contextlib
 import gzip
 import json
+import random
 import sys
 import types
 
@@ -236,6 +238,25 @@ def test_rows_that_cannot_be_used(tmp_path):
         f'{path}: the document must be named "text", "content" or "raw_content"; got '
         f"'body', 'id'."
     )
+
+
+@pytest.mark.parametrize("kind", ["parquet", "stream", "file"])
+def test_changed_bytes(tmp_path, kind):
+    """A damaged file is read or an error; pyarrow alone would crash on some."""
+    table, path = table_of(ROWS * 9, FEATURES), tmp_path / "t.arrow"
+    if kind == "parquet":
+        parquet.write_table(table, path)
+    else:
+        with (pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file)(path, table.schema) as w:
+            w.write_table(table)
+    whole, generator = path.read_bytes(), random.Random(0)
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(generator.randrange(1, 5)):
+            data[generator.randrange(len(data))] = generator.randrange(256)
+        path.write_bytes(data)
+        with contextlib.suppress(UserError):
+            list(read_rows(str(path)))
 
 
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):

@@ -17,7 +17,14 @@ from warm_python import PYTHON
 from kbert.errors import UserError
 
 TARGETS = load_targets()
-INPUTS = {"vocabulary": 12, "tokenizer": 25, "corpus": 12, "config": 40, "weights_keras_hub": 50}
+INPUTS = {
+    "vocabulary": 12,
+    "text": 60,
+    "tokenizer": 25,
+    "corpus": 12,
+    "config": 40,
+    "weights_keras_hub": 50,
+}
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -185,14 +185,19 @@ def _opened(path) -> "Iterator[tuple[pa.Schema, Any]]":
                 yield reader.schema_arrow, lambda names: reader.iter_batches(_ROWS, columns=names)
             elif first == _ARROW:
                 reader = pa.ipc.open_file(file)
-                numbers = range(reader.num_record_batches)
-                yield (
-                    reader.schema,
-                    lambda names: (reader.get_batch(n).select(names) for n in numbers),
-                )
+                batches = map(reader.get_batch, range(reader.num_record_batches))
+                yield reader.schema, lambda names: _valid(batches, names)
             else:
                 reader = pa.ipc.open_stream(file)
-                yield reader.schema, lambda names: (batch.select(names) for batch in reader)
-    except (OSError, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+                yield reader.schema, lambda names: _valid(reader, names)
+    except (OSError, pa.ArrowException, UnicodeDecodeError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "a size in it is too large"
         raise UserError(f"cannot read {path}: {' '.join(reason.split()).rstrip('.')}.") from error
+
+
+def _valid(batches, names):
+    """Yields columns of batches, checked: pyarrow crashes when it converts damaged ones."""
+    for batch in batches:
+        batch = batch.select(names)
+        batch.validate(full=True)
+        yield batch

@@ -1,10 +1,12 @@
 """Targets: files of text, examples, settings and checkpoints."""
 
+import bz2
 import contextlib
 import functools
 import gzip
 import io
 import json
+import lzma
 import pathlib
 import tempfile
 import types
@@ -155,13 +157,16 @@ def _use_corpus(folder, verify):
 TEXT_LINES = as_json({"text": TEXT}) + b"\n" + as_json({"id": 2, "text": "the end"}) + b"\n\n"
 
 
+WIKI = f'<doc id="1" url="u" title="t">\nt\n\n{TEXT}</doc>\n'.encode() * 2
+
+
 def _text_files():
-    texts = {"a.txt": TEXT.encode(), "a.jsonl": TEXT_LINES}
+    texts = {"a.txt": TEXT.encode(), "a.jsonl": TEXT_LINES, "wiki_00": WIKI, "wiki_01": TEXT_LINES}
     zipped = {f"{name}.gz": gzip.compress(text, mtime=0) for name, text in texts.items()}
     zipped["a.txt.gz"] += zipped["a.txt.gz"]  # of two parts
     files = {name: [text] for name, text in (texts | zipped).items()}
-    files["a.txt"] += [b"a\r\n\r\nb \xff\n", b"one long line. " * 40]
-    return files
+    files["a.txt"] += [b"a\r\n\r\nb \xff\n", b"one long line. " * 40, TEXT.encode("utf-16")]
+    return files | {"b.xz": [lzma.compress(WIKI)], "b.bz2": [bz2.compress(TEXT_LINES)]}
 
 
 @reads_files(_text_files)
