@@ -39,6 +39,7 @@ napoleon_custom_sections = [
 ]
 napoleon_use_ivar = True
 napoleon_use_rtype = False  # text before a colon is not a type
+napoleon_attr_annotations = False  # the docstrings have the types of attributes, too
 
 html_theme = "furo"
 html_title = f"kbert {release}"
