@@ -90,7 +90,7 @@ def test_a_run_goes_on_from_what_was_sent(files, url, settings, tmp_path, monkey
     pretrain(config, url)
     printed = capsys.readouterr().out
     assert f"starting from step 4 of {url}/pretrain/checkpoint/step_00000004\n" in printed
-    assert f"done: weights in {url}/pretrain/final, curves in {url}/pretrain/metrics" in printed
+    assert f"done: weights in {url}/pretrain/final, metrics in {url}/pretrain/metrics" in printed
     assert "preparing" not in printed
     assert names(f"{url}/pretrain/checkpoint") == ["step_00000006", "step_00000008"]
     for name in ("best", "final"):

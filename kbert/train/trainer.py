@@ -249,7 +249,7 @@ class Trainer:
             self.call("on_finish", self.results)
         log(
             f"done: weights in {self.run_dir.shown(self.folder / 'final')}, "
-            f"curves in {self.run_dir.shown(self.folder / 'metrics.jsonl')}"
+            f"metrics in {self.run_dir.shown(self.folder / 'metrics.jsonl')}"
         )
 
     def resume_command(self) -> str:
