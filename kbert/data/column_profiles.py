@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _WORD_SCRIPTS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
-_CODE = re.compile(r"(?=.*\d)(?=.*[^\W\d])\S+")
+_CODE = re.compile(r"(?=.*\d)(?=.*[^\W\d])\S+")  # and no script without spaces
 _DATE = re.compile(r"\d+[-/.]\d+[-/.]\d+")
 _COUNTED = 1000  # values whose words are counted
 
@@ -103,7 +103,8 @@ class Profile:
     @functools.cached_property
     def are_codes(self) -> bool:
         """Whether the values are identifiers with digits, such as "r2d2"."""
-        return len(self.texts) > 2 and all(map(_CODE.fullmatch, self.counts))
+        is_code = (_CODE.fullmatch(t) and not _WORD_SCRIPTS.search(t) for t in self.counts)
+        return len(self.texts) > 2 and all(is_code)
 
     @functools.cached_property
     def is_prose(self) -> bool:

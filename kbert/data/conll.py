@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # What may be a comment where a sentence begins; a word "#" has the columns and a tag of the file.
 _COMMENT = re.compile(r"#(\s|$|begin document|end document)")
+_ENTITY_TAG = re.compile(r"[BIESMLU]-[A-Z]+|O")
 _LANGUAGE = re.compile(r"([a-z]{2,3}(?:-[a-z]+)*:)[^\t]")  # WikiANN writes en:word
 _RANGE = re.compile(r"\d+[-.]\d+(?!\S)")  # 3-4 of words and 5.1 of an empty node in CoNLL-U
 _FIRST_LINES = 10_000  # of a file, which show how it is written
@@ -126,7 +127,9 @@ class _Reader:
         if begins and _COMMENT.match(line):
             cells = _cells(line)
             has_form = len(cells) == self.width and " " not in cells[0]
-            return not (has_form and (self.width == 1 or self._tag(cells) in self.tags))
+            tag = self._tag(cells)
+            is_tag = tag in self.tags or (tag and _ENTITY_TAG.fullmatch(tag))
+            return not (has_form and (self.width == 1 or is_tag))
         return self.numbered and self.word_column != 0 and _RANGE.match(line)
 
     def _tag(self, cells):

@@ -64,7 +64,8 @@ def read_examples(
         `text`, `text_pair` (None for single texts) and `label`: str (classify, pair), float
         (regress), tuple of str (multilabel);
         `words` and `tags`, tuples of str (tag);
-        `id`, `question`, `context`, `answers` and `is_impossible` (qa);
+        `id`, `question`, `context`, `answers`, each with `text` and `start`, its offset in
+        characters of the context, and `is_impossible` (qa);
         `text`, `choices`, a tuple of str, and `label`, the number of the right one, int (choice).
 
     Raises:
@@ -90,7 +91,8 @@ def read_examples(
         skip_bad_lines=skip_bad_lines,
     )
     if label_names is None:
-        return read_split(os.fspath(path), config)
+        examples = read_split(os.fspath(path), config)
+        return get_task(task).checked_for_training(examples, skip_bad_lines, print)
     if not get_task(task).fewest_labels:
         raise UserError(f"label_names must be None for the task {task}; got {label_names!r}.")
     names = read_label_names(label_names)

@@ -173,3 +173,9 @@ def test_the_case_of_a_header(shared_cases, read):
     examples = read("t.csv", content, "classify")
     assert examples[0].text == "a dull film number 0"
     assert {example.label for example in examples} == {"negative", "positive"}
+
+
+def test_chinese_titles_with_digits_are_no_codes(read):
+    rows = [(("体育", "财经")[n % 3 == 0], f"第{n}届运动会新闻") for n in range(12)]
+    examples = read("t.txt", table(*rows, comma="\t"), "classify", report=lambda line: None)
+    assert found(examples) == [(title, label) for label, title in rows]

@@ -5,6 +5,7 @@ import json
 import pytest
 from example_files import CONTEXT, rows, squad_file
 
+import kbert
 from kbert.data.examples import Answer, QuestionExample
 from kbert.errors import UserError
 from kbert.tasks.registry import get_task
@@ -207,3 +208,14 @@ def test_files_of_the_collection(read, shared_cases, name):
     (example,) = read(name, (shared_cases / "qa_shapes" / name).read_bytes(), "qa")
     assert (example.context, example.question) == (PARIS, "Where?")
     assert example.answers == FRANCE
+
+
+def test_the_public_reader_locates_answers(tmp_path):
+    path = tmp_path / "s.jsonl"
+    answer = {"text": "cat  ", "answer_start": 3}
+    path.write_text(rows({"question": "a ?", "context": CONTEXT, "answers": [answer]}))
+    assert kbert.read_examples(path, "qa")[0].answers == (Answer("cat", 4),)
+    answer = {"text": "cat", "answer_start": 9}
+    path.write_text(rows({"question": "a ?", "context": CONTEXT, "answers": [answer]}))
+    with pytest.raises(UserError, match="'cat' is not at character 9, but at 4"):
+        kbert.read_examples(path, "qa")

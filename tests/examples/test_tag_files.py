@@ -258,3 +258,8 @@ def test_files_of_the_collection(shared_cases):
     )
     names = read_label_names(str(shared_cases / "ner_json/labels.txt"))
     assert keep_known(examples, names, False, print)[0].tags == ("B-ORG", "O", "B-MISC", "O")
+
+
+def test_a_word_that_is_a_hash_may_have_a_tag_of_its_own(read):
+    text = "# B-X\n1 I-X\nrule O\n\n# newdoc\nthe O\n"
+    assert sentences(read, "x.conll", text) == [("# 1 rule", "B-X I-X O"), ("the", "O")]
