@@ -162,6 +162,12 @@ def test_markup_is_an_error(tmp_path, first, name):
     assert message_of(path).startswith(f"{path} is {name}")
 
 
+@pytest.mark.parametrize("name", ["x.csv", "x.TSV"])
+def test_tables_are_an_error(tmp_path, name):
+    path = write(tmp_path / name, "id,text\n1,a cat\n")
+    assert message_of(path).startswith(f"{path} is a table, not plain text. Write its column of")
+
+
 def test_a_long_first_line(tmp_path):
     """The format is known although the first object is longer than what is looked at."""
     rows = [{"text": "a b " * 50_000}, {"text": "c"}]

@@ -46,7 +46,7 @@ def detect_format(path: str | os.PathLike[str]) -> str:
     "arrow" is a Parquet or an Arrow file.
 
     Raises:
-        UserError: the file cannot be read, is not UTF-8, or is JSON but not by line.
+        UserError: the file cannot be read, is not UTF-8, is a table, or is JSON but not by line.
     """
     if is_arrow_file(path):
         return "arrow"
@@ -62,6 +62,11 @@ def detect_format(path: str | os.PathLike[str]) -> str:
     _check_by_line(lines, path)
     if input_files.plain_name(path).endswith((".json", ".jsonl", ".ndjson")):
         return "json"
+    if input_files.plain_name(path).endswith((".csv", ".tsv")):
+        raise UserError(
+            f"{path} is a table, not plain text. Write its column of text to a file: a document per "
+            f'line of JSON, {{"text": "..."}}, or plain text.'
+        )
     if lines and _DOC.fullmatch(lines[0]):
         return "wiki"
     objects = [_object(line) for line in lines[:_FIRST_LINES]]
