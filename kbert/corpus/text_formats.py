@@ -64,8 +64,8 @@ def detect_format(path: str | os.PathLike[str]) -> str:
         return "json"
     if input_files.plain_name(path).endswith((".csv", ".tsv")):
         raise UserError(
-            f"{path} is a table, not plain text. Write its column of text to a file: a document per "
-            f'line of JSON, {{"text": "..."}}, or plain text.'
+            f"{path} is a table, not plain text. Write its column of text to a file, as plain text "
+            f'or as a JSON object per document: {{"text": "..."}}.'
         )
     if lines and _DOC.fullmatch(lines[0]):
         return "wiki"
