@@ -11,6 +11,7 @@ import pytest
 
 import kbert
 from kbert.model import BertForSequenceClassification, BertModel
+from kbert.model.attention import Dense
 from kbert.train import AdamW
 from kbert.utils.keras_registration import CLASSES, _StandIn
 
@@ -179,3 +180,27 @@ def test_a_clone_keeps_adapters_and_extra_features():
     again = keras.models.clone_model(model)
     assert names_of(again.trainable_weights) == names_of(model.trainable_weights)
     assert tuple(again.extra_features) == ("index",)
+
+
+def test_keras_quantizes_the_matrices():
+    """By itself it quantizes no subclass of Dense."""
+    layer = Dense(5)
+    layer.build((None, 7))
+    layer.quantize("int8")
+    assert layer.quantization_mode == "int8" and layer.kernel.dtype == "int8"
+
+
+@pytest.mark.slow
+def test_int8_reaches_every_matrix(tmp_path):
+    """Adapters are then merged when they are saved, as Keras does."""
+    model, again = BertForSequenceClassification(CONFIG), BertForSequenceClassification(CONFIG)
+    before = model(IDS)["logits"]
+    for each in (model, again):
+        each.add_lora(2)
+        each.quantize("int8")
+    dense = [x for x in model._flatten_layers() if isinstance(x, keras.layers.Dense)]
+    assert len(dense) == 2 * 6 + 2 and {layer.quantization_mode for layer in dense} == {"int8"}
+    np.testing.assert_allclose(model(IDS)["logits"], before, atol=1e-3)
+    model.save_weights(tmp_path / "x.weights.h5")
+    again.load_weights(tmp_path / "x.weights.h5")
+    np.testing.assert_allclose(again(IDS)["logits"], model(IDS)["logits"], atol=1e-6)

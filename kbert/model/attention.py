@@ -69,6 +69,12 @@ class Dense(keras.layers.Dense):
         super().load_own_variables(store)  # of a layer without adapters
         self.lora_kernel_a.assign(a)
 
+    def quantize(
+        self, mode: str | None = None, type_check: bool = True, config: object | None = None
+    ) -> None:
+        """See `keras.layers.Dense.quantize`, which excludes its subclasses by `type_check`."""
+        super().quantize(mode, type_check=False, config=config)
+
 
 @keras.saving.register_keras_serializable("kbert")  # for the reason of PretrainedModel
 class ConfiguredLayer(keras.layers.Layer):
