@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import json
 import lzma
 import os
 import pathlib
@@ -13,13 +14,19 @@ import sys
 import pytest
 
 from kbert.corpus.text_sources import split_into_pieces
+from kbert.data.examples import read_label_names
 from kbert.errors import UserError
 from kbert.settings import ExampleConfig
 from kbert.tasks.examples import read_split
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, read_vocab
 from kbert.utils import encodings, storage
 from kbert.utils.input_files import is_compressed, plain_name, read_bytes, read_text
 
 CASES = pathlib.Path(__file__).parent.parent.parent / "shared" / "cases"
+ANSWER = {"text": "fermé", "answer_start": 8}
+QUESTION = {"id": "é", "question": "Où ?", "answers": [ANSWER]}
+PARAGRAPH = {"context": "Le café fermé à Orléans", "qas": [QUESTION]}
+SQUAD = json.dumps({"data": [{"paragraphs": [PARAGRAPH]}]}, ensure_ascii=False)
 COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 FRENCH = "Le café était fermé, et très tôt déjà.\nÀ Noël, l’été “indien” dure.\n"
 GERMAN = "Die Größe der Tür überraschte Müller.\nSchöne Grüße aus Köln, außer für Ärzte.\n"
@@ -188,6 +195,45 @@ def test_cases_of_encodings(tmp_path, name, content, message):
         assert message in str(error.value)
         with pytest.raises(UserError, match="is not UTF-8; the file looks like"):
             split_into_pieces([path])
+
+
+@pytest.mark.parametrize("compress", [bytes, bz2.compress, lzma.compress])
+@pytest.mark.parametrize(
+    ("name", "task", "content"),
+    [
+        ("t.tsv", "classify", "Le café était fermé.\tnon\nTrès bon séjour.\toui\n"),
+        ("t.csv", "classify", 'text,label\n"Le café\nétait fermé.",non\nLà,oui\n'),
+        ("t.jsonl", "classify", '{"text": "Été à Orléans", "label": 0}\n'),
+        ("t.conll", "tag", "à O\nOrléans B-LOC\n\nété O\n"),
+        ("s.json", "qa", SQUAD),
+    ],
+)
+def test_every_reader_opens_files_alike(tmp_path, name, task, content, compress):
+    """Any compression, marks and line ends; UTF-16 and Windows-1252 are named."""
+    config = ExampleConfig(task=task)
+    expected = read_split(write(tmp_path / name, content.encode()), config)
+    changed = f"\ufeff{content}".replace("\n", "\r\n" if name != "t.csv" else "\n")
+    path = write(tmp_path / name, compress(changed.encode()))
+    assert read_split(path, config) == expected
+    for codec, encoding in (("utf-16", "UTF-16"), ("cp1252", "CP1252")):
+        path = write(tmp_path / name, compress(content.encode(codec)))
+        with pytest.raises(UserError, match=f"not UTF-8; .*iconv -f {encoding} -t UTF-8"):
+            read_split(path, config)
+
+
+def test_files_of_names(tmp_path):
+    """Vocabularies and names of labels, with marks and Windows line ends, or as UTF-16."""
+    words = [*SPECIAL_TOKENS, "été"]
+    for read in (read_vocab, lambda path: list(read_label_names(path))):
+        path = write(tmp_path / "t", ("\ufeff" + "\r\n".join(words) + "\r\n\r\n").encode())
+        assert read(path) == words
+        assert read(write(tmp_path / "t", gzip.compress("\n".join(words).encode()))) == words
+        for codec, encoding in (("utf-16", "UTF-16"), ("cp1252", "CP1252")):
+            path = write(tmp_path / "t", "\n".join(words).encode(codec))
+            with pytest.raises(UserError, match=f"t is not UTF-8; .*iconv -f {encoding} -t UTF-8"):
+                read(path)
+        with pytest.raises(UserError, match="has the line ends of old Macs"):
+            read(write(tmp_path / "t", "\r".join(words).encode()))
 
 
 def test_the_command_for_a_compressed_file(tmp_path):
