@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -249,6 +250,16 @@ def test_line_ends_of_old_macs(tmp_path):
     path = write(tmp_path / "t.txt", b"a\rb\r")
     expected = rf"(CR alone). Convert it (tr '\r' '\n' < {path} > {tmp_path}/t.utf8.txt)."
     assert message_of(path).endswith(expected)
+
+
+def test_a_bad_line_among_others(tmp_path):
+    """No conversion is advised, which would damage the lines that are UTF-8."""
+    bad = "Là,oui\n".encode("cp1252")
+    path = write(tmp_path / "t.csv", "text,label\nété,non\nnoël,oui\n".encode() + bad)
+    problem = "not UTF-8 (other lines of the file are)"
+    assert message_of(path) == f"{path} is {problem}."
+    with pytest.raises(UserError, match=re.escape(f"line 4: bytes that are {problem}. Fix it")):
+        read_examples(path, ExampleConfig(task="classify"))
 
 
 def test_bytes_of_no_known_encoding(tmp_path):

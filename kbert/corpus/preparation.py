@@ -13,7 +13,7 @@ from kbert.errors import UserError
 from kbert.settings import PrepareConfig
 from kbert.tokenizer.tokenizer import BertTokenizer
 from kbert.utils import atomic, storage
-from kbert.utils.input_files import bad_lines, encoding_note
+from kbert.utils.input_files import encoding_note, has_bad_lines
 from kbert.utils.locks import target_lock
 
 
@@ -149,7 +149,7 @@ def input_stamps(paths: Sequence[str]) -> list[list[str | int]]:
 def _check(tally, inputs, paths):
     bad, lines = tally.counts["lines_with_bad_utf8"], tally.counts["lines"]
     if bad * 10 > lines:
-        files = [path for path in paths if not path.startswith("tfds:") and bad_lines(path)]
+        files = [path for path in paths if not path.startswith("tfds:") and has_bad_lines(path)]
         example = f", such as in {files[0]}{encoding_note(files[0])}" if files else ""
         raise UserError(f"{bad} of {lines} lines of {inputs} are not UTF-8{example}.")
     if tally.documents == 0:

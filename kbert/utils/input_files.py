@@ -127,18 +127,29 @@ def encoding_note(path: str | os.PathLike[str]) -> str:
 
 @functools.lru_cache(maxsize=16)  # asked once for every bad line
 def _encoding_note(path, size, mtime):
-    encoding = guess_encoding(bad_lines(path))
+    bad, good = _searched(path)
+    if good * 5 > len(bad):  # a conversion would damage these
+        return " (other lines of the file are)"
+    encoding = guess_encoding(b"".join(bad)[:HEAD_BYTES])
     return _conversion(path, encoding) if encoding else ". Save it as UTF-8"
 
 
-def bad_lines(path: str | os.PathLike[str]) -> bytes:
-    """Returns up to 64 KiB of the lines that are not UTF-8, of the first 8 MiB of a file."""
-    lines, room = [], _SEARCHED_BYTES
+def has_bad_lines(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a line in the first 8 MiB of a file is not UTF-8."""
+    return bool(_searched(path)[0])
+
+
+def _searched(path):
+    """Returns up to 1,000 lines that are not UTF-8, and the number of others beyond ASCII."""
+    bad, good, room = [], 0, _SEARCHED_BYTES
     with opened(path) as file:
-        while room > 0 and sum(map(len, lines)) < HEAD_BYTES and (line := file.readline(room)):
+        while room > 0 and len(bad) < 1000 and (line := file.readline(room)):
             room -= len(line)
-            lines += [] if is_utf8(line) else [line[:HEAD_BYTES]]
-    return b"".join(lines)
+            if not is_utf8(line):
+                bad.append(line[:HEAD_BYTES])
+            elif not line.isascii():
+                good += 1
+    return bad, good
 
 
 def _conversion(path, encoding):
