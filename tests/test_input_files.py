@@ -259,7 +259,7 @@ def test_a_bad_line_among_others(tmp_path):
     problem = "not UTF-8 (other lines of the file are)"
     assert message_of(path) == f"{path} is {problem}."
     with pytest.raises(UserError, match=re.escape(f"line 4: bytes that are {problem}. Fix it")):
-        read_examples(path, ExampleConfig(task="classify"))
+        read_split(path, ExampleConfig(task="classify"))
 
 
 def test_bytes_of_no_known_encoding(tmp_path):

@@ -45,7 +45,8 @@ def read_examples(
     Lines about what was read, such as a header found by the rows below it, are printed.
 
     Args:
-        path: file, plain or compressed; several files or globs, comma-separated; `tfds:NAME`.
+        path: file, plain or compressed; folder of Hugging Face `datasets`, FOLDER or FOLDER:SPLIT;
+            several files or globs, comma-separated; `tfds:NAME`.
         task: "classify", "pair", "regress", "multilabel", "tag", "qa", "choice", or a registered
             task.
         text_column, text_pair_column, label_column: name of a column or key, or number of a
