@@ -160,7 +160,8 @@ class ChoiceMaker:
     """
 
     def __init__(self, columns: Columns, names: Sequence[str] = ()):
-        self.columns, self.names = columns, names
+        self.columns: Columns = columns
+        self.names: Sequence[str] = names
         self.number_of_choices: int | None = None  # of the first example
         self._meaning = "0"
 

@@ -39,8 +39,9 @@ class MaskFiller:
         max_seq_length: int,
         runner: "Callable[..., BatchRunner]",
     ):
-        self.model, self.tokenizer = model, tokenizer
-        self.max_seq_length = max_seq_length
+        self.model: BertForMaskedLM = model
+        self.tokenizer: BertTokenizer = tokenizer
+        self.max_seq_length: int = max_seq_length
         self._runner = runner
 
     def __call__(

@@ -14,7 +14,7 @@ from kbert.data.bucketed_batches import EncodedExample
 from kbert.data.columns import count, tag_keys
 from kbert.data.conll import conll
 from kbert.data.examples import TagExample, form_of, open_records, tag_example
-from kbert.data.tag_schemes import tag_scheme, to_iob2
+from kbert.data.tag_schemes import TagScheme, tag_scheme, to_iob2
 from kbert.errors import UserError
 from kbert.model.models import BertForTokenClassification
 from kbert.tasks import metrics
@@ -144,8 +144,8 @@ class Tagging(Task):
         super().__init__(tokenizer, label_names, max_seq_length)
         self._starts_word = np.array([not w.startswith(CONTINUATION) for w in tokenizer.vocab])
         names = label_names or ()
-        self.scheme = tag_scheme(names)
-        self.roles = [("S", name) for name in names]
+        self.scheme: TagScheme | None = tag_scheme(names)
+        self.roles: list[tuple[str, str]] = [("S", name) for name in names]
         if self.scheme:
             self.metric = "entity_f1"
             self.roles = [self.scheme.roles.get(name, ("O", "")) for name in names]
