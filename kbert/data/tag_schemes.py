@@ -225,7 +225,8 @@ def _iob2(role, type):
 def in_terms_of(names: Sequence[str], examples: "Sequence[TagExample]") -> "list[TagExample]":
     """Returns examples with the tags that a model with these label names has for their entities.
 
-    Numbers become names, and entities are written in the model's scheme if the file has another.
+    Numbers become names, and entities are written in the model's scheme if the file has another, or
+    writes their types in another case.
     """
     rows = [example.tags for example in examples]
     if not any(name.isdecimal() for name in names):
@@ -234,6 +235,16 @@ def in_terms_of(names: Sequence[str], examples: "Sequence[TagExample]") -> "list
     tags = {tag for row in rows for tag in row}
     own, scheme = tag_scheme(tags), tag_scheme(names)
     if own and scheme and (own.name != scheme.name or not tags <= set(names)):
-        rows = [scheme.write(own.spans(row), len(row)) for row in rows]
+        types = {type.lower(): type for _, type in scheme.roles.values()}
+        types |= {type: type for type in types.values()}
+
+        def written(row):
+            spans = (
+                (types.get(type, types.get(type.lower(), type)), begin, end)
+                for type, begin, end in own.spans(row)
+            )
+            return scheme.write(spans, len(row))
+
+        rows = [written(row) for row in rows]
     pairs = zip(examples, rows, strict=True)
     return [dataclasses.replace(example, tags=row) for example, row in pairs]

@@ -169,8 +169,8 @@ def test_bmes_and_segments_without_types(read):
         ("D N V", "the 3 tags mark no entities and are scored by word"),
         (
             "0 3 3 7",
-            "the tags are numbers, 0 to 7; unless --label_names names them, in order, they are "
-            "scored by word",
+            "the tags are numbers, 0 to 7, of the labels in --label_names or of the model; without "
+            "names they are scored by word",
         ),
     ],
 )
@@ -229,6 +229,7 @@ def test_names_of_a_model_with_another_scheme():
         (("O", "B_X", "I_X"), "B_X I_X I_X O B_X"),
         (("O", "X"), "X X X O X"),
         (("O", "I-X"), "I-X I-X I-X O I-X"),
+        (("o", "b_x", "i_x"), "b_x i_x i_x o b_x"),
     ):
         (named,) = keep_known([example], names, False, print)
         assert " ".join(named.tags) == expected

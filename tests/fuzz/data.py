@@ -24,7 +24,7 @@ from kbert.model.weights.native import write_arrays
 from kbert.settings import PretrainConfig
 from kbert.tasks.examples import read_split
 from kbert.tasks.labels import label_names
-from kbert.tasks.registry import read_task, task_of
+from kbert.tasks.registry import get_task, read_task, task_of
 from kbert.tokenizer import BertTokenizer
 from kbert.tokenizer.files import read_tokenizer, write_tokenizer
 from kbert.tokenizer.vocab import SPECIAL_TOKENS
@@ -221,6 +221,7 @@ def _table_files():
 def example_config(task, **changes):
     names = ("text_column", "text_pair_column", "label_column", "label_columns", "choice_columns")
     fields = dict.fromkeys(names) | {"header": "auto", "skip_bad_lines": False}
+    fields["first_choice"] = "auto"
     return types.SimpleNamespace(task=task, **fields | changes)
 
 
@@ -271,12 +272,19 @@ QUESTIONS = [
 SQUAD = {"data": [{"title": "t", "paragraphs": [{"context": "the cat sat", "qas": QUESTIONS}]}]}
 
 
-@reads_files(lambda: {"a.json": [as_json(SQUAD), b"\xef\xbb\xbf" + as_json(SQUAD)]})
+PARAGRAPH = SQUAD["data"][0]["paragraphs"][0]
+ROWS = [question | {"context": "the cat sat"} for question in QUESTIONS]
+SHAPES = [SQUAD, [PARAGRAPH], {"data": ROWS}, [{"answer": "cat", "context": "a cat", "query": "?"}]]
+
+
+@reads_files(lambda: {"a.json": [b"\xef\xbb\xbf" + as_json(SQUAD), *map(as_json, SHAPES)]})
 def squad(folder):
-    every(
-        lambda skip=skip: _read_examples(folder / "a.json", "qa", skip_bad_lines=skip)
-        for skip in (False, True)
-    )
+    every(lambda skip=skip: _read_questions(folder / "a.json", skip) for skip in (False, True))
+
+
+def _read_questions(path, skip):
+    examples = read_split(str(path), example_config("qa", skip_bad_lines=skip), report=report)
+    get_task("qa").checked_for_training(examples, skip, report)
 
 
 @reads_files(lambda: {"labels.txt": [b"no\nyes\n", b"\xef\xbb\xbfA\r\nB\r\n"]})
