@@ -36,24 +36,25 @@ class Profile:
 
     Attributes:
         texts: the values that are not blank, as str without white space at their ends.
-        blanks: number of blank values. distinct: number of distinct texts.
+        blanks: number of blank values. counts: how often each text occurs. distinct: their number.
+        is_string: whether all values are strings or missing.
         has_lists, has_objects: whether a value is a list, or an object (or a list of objects).
     """
 
     def __init__(self, values: Iterable[object]):
         values = list(values)
         stripped = [str(value).strip() for value in values if value is not None]
-        self.texts = [text for text in stripped if text]
-        self.blanks = len(values) - len(self.texts)
-        self.counts = collections.Counter(self.texts)
-        self.distinct = len(self.counts)
-        self.has_lists = any(isinstance(value, list) for value in values)
-        self.has_objects = any(
+        self.texts: list[str] = [text for text in stripped if text]
+        self.blanks: int = len(values) - len(self.texts)
+        self.counts: collections.Counter[str] = collections.Counter(self.texts)
+        self.distinct: int = len(self.counts)
+        self.has_lists: bool = any(isinstance(value, list) for value in values)
+        self.has_objects: bool = any(
             isinstance(part, dict | list)
             for value in values
             for part in (value if isinstance(value, list) else [value] * isinstance(value, dict))
         )
-        self.is_string = all(isinstance(value, str | None) for value in values)
+        self.is_string: bool = all(isinstance(value, str | None) for value in values)
 
     @functools.cached_property
     def is_number(self) -> bool:
@@ -131,7 +132,9 @@ class Profile:
         """Whether the values can be labels of a kind: "class", "number" or "list"."""
         if kind == "number":
             return self.is_number and not self.is_index
-        return (kind == "list" and self.is_list) or (self.may_be_label and not self.has_fractions)
+        return (kind == "list" and self.is_list) or (
+            self.may_be_label and (self.has_few or not self.has_fractions)
+        )
 
     @property
     def is_label(self) -> bool:

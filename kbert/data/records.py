@@ -150,8 +150,8 @@ def table(path: str, name: str, has_header: Callable[[list[str]], bool]) -> Reco
     """Returns the records of a .csv file, read by Python's csv module, or of a tab-separated file.
 
     A row is numbered by its first line. In a .csv file, semicolons or tabs may separate the
-    columns. Quotes have no special meaning in tab-separated files, unless all of them are those of
-    CSV.
+    columns. Quotes have no special meaning in tab-separated files, unless all of them follow the
+    rules of CSV.
 
     Args:
         path: path of the file. name: its name in messages.

@@ -1,7 +1,7 @@
 """Finds the columns of a text task in a table, JSON lines or TFDS.
 
-The columns are those of the flags, else those with known names, else those whose values are clearly
-texts or labels. What is not clear is an error: nothing is read on a guess.
+Flags name the columns; else they have known names; else their values are clearly texts or labels.
+A file that is not clear raises an error: nothing is read on a guess.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     Key: TypeAlias = str | int
 
-# Normalized names. Those of an earlier tuple take precedence.
+# Normalized names. An earlier tuple takes precedence.
 _TEXTS = (
     ("text",),
     (
@@ -77,7 +77,7 @@ _LABELS = {
     "list": (("label_names",), ("labels",), ("label",), (*_OTHER_LABELS, "tags", "topics")),
 }
 _ROLES = {"text": "the text", "text_pair": "the second text", "label": "the label"}
-_ID = re.compile(r"(^|_)(id|idx|index|uid|guid)$")
+_ID = re.compile(r"(.*_|)(id|idx|index|uid|guid)|unnamed.*|")
 KNOWN = frozenset(
     name
     for tiers in (_TEXTS, _SECOND_TEXTS, *_LABELS.values())
@@ -212,21 +212,27 @@ class _Finder:
         free = self._free()
         if self.roles.label == "list" and sum(p.is_binary for p in free.values()) > 1:
             free = {key: profile for key, profile in free.items() if not profile.is_binary}
-        for names in _LABELS[self.roles.label]:
+        tiers = _LABELS[self.roles.label]
+        for names in tiers:
             known = {key: p for key, p in free.items() if self.names[key] in names}
+            fitting = [key for key, profile in known.items() if profile.fits(self.roles.label)]
             if len(known) > 1:
-                known = {key: p for key, p in known.items() if p.fits(self.roles.label)}
-                if len(known) != 1:
+                if len(fitting) != 1:
                     raise self._undecided("label")
                 self.guessed.append("label")
-            if known:
+                self.label = fitting[0]
+            elif known and (fitting or names is not tiers[-1]):  # "answer" may be a text
                 self.label = next(iter(known))
+            if self.label is not None:
                 return
 
     def _find_label(self):
         """Finds the label by the values."""
-        free = {key: p for key, p in self._free().items() if not _ID.search(self.names[key])}
-        if self.roles.label == "list" and self.records.names:
+        has_names = self.records.names is not None
+        free = self._free()
+        if has_names:
+            free = {key: p for key, p in free.items() if not _ID.fullmatch(self.names[key])}
+        if self.roles.label == "list" and has_names:
             for values in ("is_binary", "is_boolean"):
                 self.labels = [key for key, p in free.items() if getattr(p, values)]
                 if len(self.labels) > 1:
@@ -317,8 +323,8 @@ class _Finder:
             ]
             flags = [f"--{role}_column".replace("labels_column", "label_columns") for role in roles]
             records.notes.append(
-                f"columns found by their values: {', '.join(columns)}; {', '.join(flags)} override "
-                f"this"
+                f"columns found by their values: {', '.join(columns)}; set {', '.join(flags)} to "
+                f"choose others"
             )
         flags = {f"{role}_column": getattr(self, role) for role in ("text", "text_pair", "label")}
         records.flags = {flag: None if key is None else str(key) for flag, key in flags.items()}

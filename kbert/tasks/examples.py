@@ -42,7 +42,7 @@ def read_examples(
 ) -> "Examples":
     """Reads labelled examples as the programs read them.
 
-    Lines about what was read, such as a header found by the rows below it, are printed.
+    Notes, such as a header found by the rows below it, are printed.
 
     Args:
         path: file, plain or compressed; folder of Hugging Face `datasets`, FOLDER or FOLDER:SPLIT;

@@ -151,6 +151,18 @@ def named(examples: "Sequence[Example]", names: Sequence[str]) -> "list[Example]
     return replaced
 
 
+def check_no_numbers(examples: "Iterable[TextExample | TagExample]", names: Sequence[str]) -> None:
+    """Raises UserError if a label is a number, and `names` are of other examples, in any order."""
+    numbers = label_numbers(names).keys() - set(map(whole_name, names))
+    for example in examples:
+        for name in numbers.intersection(_labels_of(example)):
+            raise UserError(
+                f"{example.where}: the label {name!r} is a number, but the labels of the training "
+                f"data are names, {shown(names)}. Give the names in the order of their numbers "
+                f"with --label_names."
+            )
+
+
 def differing_labels(config: "BertConfig", task: "Task") -> "dict[str, tuple[Any, Any]]":
     """Returns the fields of a BertConfig that contradict a Task: name -> (its value, the task's).
 

@@ -48,7 +48,7 @@ class MultiLabel(TextTask):
     problem_type: str | None = "multi_label_classification"
     endpoint: type[Endpoint] | None = MultiLabelEndpoint
     fewest_labels = 1
-    roles = TextRoles(label="list")
+    roles: TextRoles = TextRoles(label="list")
 
     @staticmethod
     def label(value: object, where: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ class PairClassification(Classification):
     name = "pair"
     summary = "one label for two texts"
     takes_pairs = True
-    roles = TextRoles(texts=(2, 2))
+    roles: TextRoles = TextRoles(texts=(2, 2))
 
     @classmethod
     def finished(

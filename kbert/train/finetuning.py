@@ -21,7 +21,14 @@ from kbert.model.weights import part_of
 from kbert.settings import ColumnConfig
 from kbert.tasks.example_checks import overlap
 from kbert.tasks.examples import SplitReader
-from kbert.tasks.labels import check_all_present, differing_labels, keep_known, label_names, shown
+from kbert.tasks.labels import (
+    check_all_present,
+    check_no_numbers,
+    differing_labels,
+    keep_known,
+    label_names,
+    shown,
+)
 from kbert.tasks.registry import get_task, make_task, with_task, write_task
 from kbert.train import report
 from kbert.train.cost_estimate import memory_line, rehearse
@@ -198,6 +205,9 @@ class Finetuning(Workload):
             names = read_label_names(config.label_names)
         else:
             names = self.teacher_labels or label_names(examples["train"])
+            if not self.teacher_labels:
+                for rows in examples.values():
+                    check_no_numbers(rows, names)
         if len(names) < get_task(config.task).fewest_labels:
             raise UserError(
                 f"{config.train_file} has too few distinct labels: {shown(names) or 'none'}. "

@@ -63,8 +63,8 @@ def test_no_header(read, task, order):
     ]
     column = (0, 1)[::order]
     assert notes == [
-        f"note: t.tsv: columns found by their values: text {column[0]}, label {column[1]}; "
-        f"--text_column, --label_column override this"
+        f"note: t.tsv: columns found by their values: text {column[0]}, label {column[1]}; set "
+        f"--text_column, --label_column to choose others"
     ]
 
 
@@ -75,8 +75,8 @@ def test_note_of_a_header(read):
     assert notes == [
         "note: t.csv: the first row is taken as a header: 'opinion', 'mood'; --header=no if it is "
         "an example",
-        "note: t.csv: columns found by their values: text 'opinion', label 'mood'; --text_column, "
-        "--label_column override this",
+        "note: t.csv: columns found by their values: text 'opinion', label 'mood'; set "
+        "--text_column, --label_column to choose others",
     ]
     notes.clear()
     text = "review,sentiment\n" + table(*zip(FILMS, MOODS, strict=True))

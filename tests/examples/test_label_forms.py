@@ -5,7 +5,8 @@ from example_files import rows
 
 from kbert.data.examples import TextExample, read_label_names
 from kbert.data.validation import list_in_cell
-from kbert.tasks.labels import keep_known, label_names, label_numbers, named
+from kbert.errors import UserError
+from kbert.tasks.labels import check_no_numbers, keep_known, label_names, label_numbers, named
 
 TOXIC = """"id","comment_text","toxic","severe_toxic","obscene"
 "0001","Thanks for the edit",0,0,0
@@ -28,7 +29,7 @@ def test_columns_of_0_and_1(read, yes):
     assert labels(examples) == [(), ("toxic",), ("toxic", "obscene")]
     assert notes == [
         "note: t.csv: columns found by their values: labels 'toxic', 'severe_toxic', 'obscene'; "
-        "--label_columns override this"
+        "set --label_columns to choose others"
     ]
 
 
@@ -117,6 +118,19 @@ def test_names_of_labels_with_decimals():
     assert keep_known(examples, ("1.0", "2.0"), False, print) == examples
     assert [e.label for e in named(examples, ("1.0", "2.0"))] == ["1.0"]
     assert [e.label for e in named(examples, ("no", "yes"))] == ["yes"]
+
+
+def test_numbers_of_names_that_have_no_order():
+    examples = [TextExample("a.csv, line 2", "a", None, "no"), TextExample("b", "a", None, "1.5")]
+    check_no_numbers(examples, ("no", "yes"))
+    check_no_numbers([TextExample("b", "a", None, "1")], ("1.0", "no"))
+    examples.append(TextExample("d.csv, line 3", "a", None, "1"))
+    with pytest.raises(UserError) as error:
+        check_no_numbers(examples, ("no", "yes"))
+    assert str(error.value) == (
+        "d.csv, line 3: the label '1' is a number, but the labels of the training data are names, "
+        "no, yes. Give the names in the order of their numbers with --label_names."
+    )
 
 
 def test_examples_without_a_gold_label(read, error_of):
