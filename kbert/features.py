@@ -73,7 +73,7 @@ _TARGETS = {"start_positions", "end_positions"}  # of HF's datasets; others begi
 
 
 def check_names(names: Iterable[str], extra_features: Collection[str] = ()) -> None:
-    """Checks the names of a model's inputs, which may include those of labels.
+    """Checks the names of a model's inputs, which may include labels.
 
     Args:
         names: keys of a batch. extra_features: further names to allow.

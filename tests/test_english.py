@@ -14,8 +14,8 @@ from pages import ENGLISH, OTHERS, ROOT, prose
 
 # pattern -> (most in the package, most in the pages, what to write instead)
 HABITS = {
-    r"what (?:is|was|are|were|has|have|had|it|they)": (2, 5, "a noun"),
-    r"(?:that|those) of": (3, 4, "the noun again, or a possessive"),
+    r"what (?:is|was|are|were|has|have|had|it|they)": (3, 5, "a noun"),
+    r"(?:that|those) of": (7, 4, "the noun again, or a possessive"),
     r"tells?|told|telling": (1, 1, "reports, prints, returns, specifies"),
     r"(?:go|goes|going|went) on": (1, 1, "resumes, continues"),
     r"refus(?:e|es|ed|al|ing)": (1, 1, "rejects, raises an error"),

@@ -1,7 +1,7 @@
 """Finds the columns of a text task in a table, JSON lines or TFDS.
 
-Flags name the columns; else they have known names; else their values are clearly texts or labels.
-A file that is not clear raises an error: nothing is read on a guess.
+Flags name the columns; otherwise known names are searched, then columns whose values are clearly
+texts or labels. An unclear case is an error, because a guess may be wrong.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     Key: TypeAlias = str | int
 
-# Normalized names. An earlier tuple takes precedence.
+# Normalized names, in order of precedence of the tuples.
 _TEXTS = (
     ("text",),
     (

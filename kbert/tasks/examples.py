@@ -42,7 +42,7 @@ def read_examples(
 ) -> "Examples":
     """Reads labelled examples as the programs read them.
 
-    Notes, such as a header found by the rows below it, are printed.
+    Prints notes on the file, such as a header that was detected by the rows below it.
 
     Args:
         path: file, plain or compressed; folder of Hugging Face `datasets`, FOLDER or FOLDER:SPLIT;

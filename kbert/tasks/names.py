@@ -14,7 +14,7 @@ def check_task_name(name: str | None, names: Iterable[str] = ()) -> None:
 
     Args:
         name: of --task.
-        names: the known names; if empty, those of the built-in and installed tasks.
+        names: the known names; if empty, the names of the built-in and installed tasks.
 
     Raises:
         UserError: there is no name, or no such task.

@@ -211,7 +211,7 @@ class Task(abc.ABC):
         """Converts the labelled examples of a whole file to the form that the task needs.
 
         Args:
-            note: called with a remark on what was found in the file.
+            note: called with a remark on the content of the file.
         """
         return examples
 

@@ -197,7 +197,7 @@ class Finetuning(Workload):
         self.objective = TaskObjective(self.task)
 
     def _label_names(self, state, examples):
-        """Returns the label names, and the examples without those of unknown labels."""
+        """Returns the label names, and the examples with known labels."""
         config = self.config
         if state:
             names = tuple(state["bert_config"]["label_names"])
