@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 import tokenizers
 import transformers
+from marks import slow
 
 from kbert import BertTokenizer
 from kbert.errors import UserError
@@ -67,7 +68,7 @@ def ids_of(tokenizer, texts):
     return tokenizer.tokenize(texts).to_list()
 
 
-@pytest.mark.parametrize("lower_case", [True, False])
+@pytest.mark.parametrize("lower_case", [True, *slow(False)])
 def test_ids_are_those_of_hf(lower_case, tmp_path):
     hf, texts = hf_of(tmp_path, lower_case), lines()
     expected = hf(texts, add_special_tokens=False)["input_ids"]
@@ -80,7 +81,7 @@ def test_ids_are_those_of_hf(lower_case, tmp_path):
     assert next(iter(rows)).to_list() == expected
 
 
-@pytest.mark.parametrize("format", ["kbert", "google", "hf", "keras_hub"])
+@pytest.mark.parametrize("format", ["kbert", "hf", *slow("google", "keras_hub")])
 def test_round_trips(format, tmp_path):
     hf, texts = hf_of(tmp_path), lines()
     tokenizer = BertTokenizer.from_pretrained(tmp_path)

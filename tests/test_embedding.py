@@ -1,7 +1,10 @@
 """How a model embeds texts: read from sentence-transformers, kept by every format, and computed."""
 
+import functools
 import json
+import shutil
 import sys
+import tempfile
 import warnings
 
 import keras
@@ -33,14 +36,23 @@ def config_of(**embedding):
     )
 
 
-def saved(folder, format="hf", **embedding):
+@functools.cache
+def made(format, settings):
     """A folder with random weights, and its model."""
     keras.utils.set_random_seed(3)
     warnings.filterwarnings("ignore", "HF's BertModel has a pooler")
-    model = BertForEmbedding(config_of(**embedding))
+    model = BertForEmbedding(config_of(**dict(settings)))
     tokenizer = kbert.BertTokenizer([*SPECIAL_TOKENS, *WORDS])
-    model.save_pretrained(folder, format=format)
-    tokenizer.save_pretrained(folder, format=format)
+    folder = tempfile.TemporaryDirectory()
+    model.save_pretrained(folder.name, format=format)
+    tokenizer.save_pretrained(folder.name, format=format)
+    return folder, model
+
+
+def saved(target, format="hf", **embedding):
+    """Writes such a folder, and returns its model."""
+    folder, model = made(format, tuple(embedding.items()))
+    shutil.copytree(folder.name, target, dirs_exist_ok=True)
     return model
 
 
@@ -64,7 +76,7 @@ def test_settings_are_checked():
     assert BertConfig(**config.to_dict()) == config
 
 
-@pytest.mark.parametrize("format", ["kbert", "hf"])
+@pytest.mark.parametrize("format", ["hf", *slow("kbert")])
 def test_formats_keep_settings_and_dense_layer(format, tmp_path):
     model = saved(tmp_path / "a", format, **FULL)
     folder = ModelFolder(tmp_path / "a")
@@ -97,7 +109,7 @@ def pooled(model, tokenizer, text, pooling):
     return {"mean": x.mean(axis=0), "cls": x[0], "max": x.max(axis=0)}[pooling]
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+@pytest.mark.parametrize("pooling", ["max", *slow("mean", "cls")])
 def test_vectors(pooling, tmp_path):
     """Of the Predictor and of the model, with padding, against numpy."""
     model = saved(tmp_path, pooling=pooling, dense_size=7)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
+from marks import slow
 from test_weights import assert_same_weights, config_of, made
 
 from kbert import BertForMaskedLM, BertModel
@@ -104,7 +105,7 @@ def write(folder, named, config):
 
 @pytest.mark.parametrize(
     ("cls", "names"),
-    [("BertModel", older), ("BertModel", numbered_pooler), ("BertForMaskedLM", newer)],
+    [("BertModel", older), *slow(("BertModel", numbered_pooler)), ("BertForMaskedLM", newer)],
 )
 def test_names_of_the_model_garden(cls, names, tmp_path):
     model = made(cls, config_of(hidden_act="gelu_new"))

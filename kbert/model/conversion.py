@@ -68,11 +68,6 @@ def _write(folder, path, format, config, weights, allow_missing, lower_case, rep
         except UserError as error:
             how = "To convert only the weights: --allow_missing=tokenizer"
             raise UserError(f"{error} {how}") from error
-        if len(vocab) > config.vocab_size:
-            raise UserError(
-                f"{folder.path}: the vocabulary has {len(vocab):,} entries, but the config has "
-                f"vocab_size {config.vocab_size:,}."
-            )
         write_tokenizer(path, format, vocab, settings, config.max_position_embeddings)
         casing = "uncased" if settings["lower_case"] else "cased"
         report(f"vocabulary: {len(vocab):,} entries, {casing}")

@@ -36,7 +36,7 @@ def read_vocab(path: str | os.PathLike[str]) -> list[str]:
 
 
 def _tokenizer_json_vocab(path):
-    """Returns the entries of HF's `tokenizer.json`, including those of added tokens."""
+    """Returns the entries of HF's `tokenizer.json`, including its added tokens."""
     values = read_json(path)
     try:
         ids, added = dict(values["model"]["vocab"]), values.get("added_tokens") or ()

@@ -60,7 +60,7 @@ def renamed(tensors: Tensors, prefix: pathlib.Path) -> Tensors:
         raise UserError(
             f"{prefix} is a TensorFlow 2 checkpoint with unknown names: {listed(plain)}. kbert "
             f"reads the encoders of the TF2 Model Garden. Otherwise, build the model in the code "
-            f"that wrote it, load the checkpoint, and assign its weights to those of "
+            f"that wrote it, load the checkpoint, and assign its weights to "
             f"kbert.BertModel(config).named_weights()."
         )
     names = {_google_name(name, len(blocks)): full for name, full in plain.items()}
