@@ -265,8 +265,8 @@ def _scheme_note(tags, scheme):
         return f"the tags mark entities in {scheme.name}; types: {shown(types) or 'none'}"
     if all(tag.isdecimal() for tag in tags):
         return (
-            f"the tags are numbers, {min(map(int, tags))} to {max(map(int, tags))}, of the labels in "
-            f"--label_names or of the model; without names they are scored by word"
+            f"the tags are numbers, {min(map(int, tags))} to {max(map(int, tags))}, of the labels "
+            f"in --label_names or of the model; without names they are scored by word"
         )
     return f"the {count(len(tags), 'tag')} mark no entities and are scored by word"
 
