@@ -54,6 +54,8 @@ def add_fields(app, kind, name, member, options, lines):
     if not dataclasses.is_dataclass(member):
         return
     for field in dataclasses.fields(member):
+        if "help" not in field.metadata:  # not a dataclass of settings
+            continue
         meaning = re.sub(r"([\\*_`|])", r"\\\1", field.metadata["help"])
         limits = range_text(field.metadata["limits"])
         lines.append(f":param {field.name}: {meaning}{limits and f' ({limits})'}")

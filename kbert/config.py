@@ -263,7 +263,7 @@ class BertConfig:
 
     @property
     def embedding_settings(self) -> EmbeddingConfig:
-        """How texts are embedded: `embedding`, or else the defaults."""
+        """Settings of the embeddings, `embedding` or else the defaults."""
         return self.embedding or _USUAL_EMBEDDING
 
     @property
