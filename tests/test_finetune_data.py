@@ -86,7 +86,9 @@ def test_a_held_out_part_selects_the_best_weights(settings, tmp_path, monkeypatc
     config = settings(eval_file=None, eval_fraction=0.25, epochs=2.0)
     results = finetune(config, tmp_path / "whole")
     assert list(results) == ["eval", "test"]
-    assert "task: classify, 72 train, 24 eval, 25 test examples" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "task: classify, 72 train, 24 eval, 25 test examples" in printed
+    assert "eval: 24 examples of --train_file, not trained on\n" in printed
     rows = (tmp_path / "whole/finetuning/eval_predictions.jsonl").read_text().splitlines()
     assert len(rows) == 24 and all("classify_train.tsv" in row for row in rows)
     stop_at(monkeypatch, 11)

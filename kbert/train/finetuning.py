@@ -13,22 +13,12 @@ import tensorflow as tf
 
 from kbert.config import BertConfig
 from kbert.data.bucketed_batches import BucketedBatches
-from kbert.data.examples import read_label_names
 from kbert.errors import UserError
 from kbert.inference.batch_runner import BatchRunner
 from kbert.model.folder import ModelFolder
 from kbert.model.weights import part_of
 from kbert.settings import ColumnConfig
-from kbert.tasks.example_checks import overlap
-from kbert.tasks.examples import SplitReader
-from kbert.tasks.labels import (
-    check_all_present,
-    check_no_numbers,
-    differing_labels,
-    keep_known,
-    label_names,
-    shown,
-)
+from kbert.tasks.labels import differing_labels
 from kbert.tasks.registry import get_task, make_task, with_task, write_task
 from kbert.train import report
 from kbert.train.cost_estimate import memory_line, rehearse
@@ -38,7 +28,7 @@ from kbert.train.losses import TaskObjective
 from kbert.train.predictions import write_predictions
 from kbert.train.schedule import WarmupPolynomialDecay
 from kbert.train.start import start_run
-from kbert.train.task_examples import class_weights, fingerprint, split_examples
+from kbert.train.task_examples import class_weights, fingerprint, read_splits
 from kbert.train.trainer import Trainer
 from kbert.train.workload import Workload
 from kbert.utils import atomic
@@ -159,19 +149,8 @@ class Finetuning(Workload):
         config = self.config
         folder = ModelFolder.of(saved or config.init_from)
         self.tokenizer = folder.tokenizer
-        files = {"train": config.train_file, "eval": config.eval_file, "test": config.test_file}
-        reader = SplitReader(config, report=log)
-        examples = {name: reader.read(file) for name, file in files.items() if file}
-        examples["train"] = get_task(config.task).checked_for_training(
-            examples["train"], config.skip_bad_lines, log
-        )
-        for name in [name for name in examples if name != "train"]:
-            if line := overlap(examples["train"], examples[name], files[name]):
-                log(line)
-        names = None
-        if get_task(config.task).fewest_labels:
-            names, examples = self._label_names(state, examples)
-        examples = split_examples(examples, config)
+        saved_names = tuple(state["bert_config"]["label_names"] or ()) if state else None
+        names, examples = read_splits(config, saved_names, self.teacher_labels)
         allow_no_answer = any(getattr(e, "is_impossible", False) for e in examples["train"])
         self.task = make_task(config, self.tokenizer, names, allow_no_answer)
         self.bert_config = self._bert_config(folder, None if saved else self.layers)
@@ -195,32 +174,6 @@ class Finetuning(Workload):
             config.learning_rate, self.train_steps, int(config.warmup_ratio * self.train_steps)
         )
         self.objective = TaskObjective(self.task)
-
-    def _label_names(self, state, examples):
-        """Returns the label names, and the examples with known labels."""
-        config = self.config
-        if state:
-            names = tuple(state["bert_config"]["label_names"])
-        elif config.label_names:
-            names = read_label_names(config.label_names)
-        else:
-            names = self.teacher_labels or label_names(examples["train"])
-            if not self.teacher_labels:
-                for rows in examples.values():
-                    check_no_numbers(rows, names)
-        if len(names) < get_task(config.task).fewest_labels:
-            raise UserError(
-                f"{config.train_file} has too few distinct labels: {shown(names) or 'none'}. "
-                f"Check --label_column."
-            )
-        unknown = {"eval": config.unknown_labels, "test": config.unknown_labels}
-        examples = {
-            name: keep_known(rows, names, config.skip_bad_lines, log, unknown.get(name))
-            for name, rows in examples.items()
-        }
-        if config.label_names:
-            check_all_present(examples["train"], names, config.train_file)
-        return names, examples
 
     def _bert_config(self, folder, layers):
         task_heads = self.task.model_class.task_heads
@@ -299,6 +252,11 @@ class Finetuning(Workload):
         yield from data_lines(self.task, self.examples)
         if not self.task.reads_windows:
             yield from truncation_notes(self._lengths, config.max_seq_length)
+        if config.fold:
+            yield f"test: part {config.fold} of {config.folds} of --train_file, not trained on"
+        if config.eval_fraction:
+            count = len(self.examples["eval"])
+            yield f"eval: {count:,} examples of --train_file, not trained on"
         if "eval" not in self.examples:
             yield "no --eval_file or --eval_fraction: the weights of the last step are used"
 

@@ -1,4 +1,4 @@
-"""The labelled examples of a fine-tuning run: splits, class weights and fingerprints."""
+"""The labelled examples of a fine-tuning run: read, split, weighted and identified."""
 
 import collections
 import hashlib
@@ -7,15 +7,89 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kbert.data.examples import read_label_names
 from kbert.data.splits import split_keys
 from kbert.errors import UserError
-from kbert.tasks.labels import shown
+from kbert.tasks.example_checks import overlap
+from kbert.tasks.examples import SplitReader
+from kbert.tasks.labels import (
+    check_all_present,
+    check_no_numbers,
+    keep_known,
+    label_names,
+    shown,
+)
 from kbert.tasks.registry import get_task
+from kbert.utils.logging import log
 
 if TYPE_CHECKING:
     from kbert.data.bucketed_batches import EncodedExample
     from kbert.settings import FinetuneConfig
     from kbert.tasks.task import Task
+
+
+def read_splits(
+    config: "FinetuneConfig",
+    saved_names: tuple[str, ...] | None = None,
+    teacher_labels: tuple[str, ...] | None = None,
+) -> tuple[tuple[str, ...] | None, dict[str, list[Any]]]:
+    """Reads the example files of a run, checks their labels, and splits the training examples.
+
+    Args:
+        config: settings of the run.
+        saved_names: label names of the checkpoint that the run resumes from, or None.
+        teacher_labels: label names of the teacher, or None.
+
+    Returns:
+        The label names, or None if the task has none; and "train", "eval" and "test" -> examples,
+        if there are such examples.
+
+    Raises:
+        UserError: a file or an example cannot be used, or a part of a split is empty.
+    """
+    files = {"train": config.train_file, "eval": config.eval_file, "test": config.test_file}
+    reader = SplitReader(config, report=log)
+    examples = {name: reader.read(file) for name, file in files.items() if file}
+    kind, names = get_task(config.task), None
+    examples["train"] = kind.checked_for_training(examples["train"], config.skip_bad_lines, log)
+    if kind.fewest_labels:
+        names = saved_names or _label_names(config, teacher_labels, examples)
+        examples = _known(config, names, examples)
+    examples = split_examples(examples, config)
+    for name, rows in examples.items():
+        source = files[name] or f"the {name} part of {config.train_file}"
+        if name != "train" and (line := overlap(examples["train"], rows, source)):
+            log(line)
+    return names, examples
+
+
+def _label_names(config, teacher_labels, examples):
+    """The names of the labels: of the user, else of the teacher, else of the training examples."""
+    names = teacher_labels
+    if config.label_names:
+        names = read_label_names(config.label_names)
+    if not names:
+        names = label_names(examples["train"])
+        for rows in examples.values():
+            check_no_numbers(rows, names)
+    if len(names) < get_task(config.task).fewest_labels:
+        raise UserError(
+            f"{config.train_file} has too few distinct labels: {shown(names) or 'none'}. Check "
+            f"--label_column."
+        )
+    return names
+
+
+def _known(config, names, examples):
+    """The examples of all files without those of unknown labels; see `keep_known`."""
+    unknown = {"train": None, "eval": config.unknown_labels, "test": config.unknown_labels}
+    examples = {
+        name: keep_known(rows, names, config.skip_bad_lines, log, unknown[name])
+        for name, rows in examples.items()
+    }
+    if config.label_names:
+        check_all_present(examples["train"], names, config.train_file)
+    return examples
 
 
 def split_examples(

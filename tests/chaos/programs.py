@@ -76,7 +76,7 @@ def files_of(folder):
 
 
 def _is_left_lock(path):
-    if not path.name.endswith(".lock"):
+    if path.name != "lock" and not path.name.endswith(".lock"):
         return False
     with open(path) as file:
         try:
