@@ -19,7 +19,7 @@ from kbert.corpus.text_sources import load_tfds
 from kbert.errors import UserError
 from kbert.utils import storage
 from kbert.utils.formats import find_folder
-from kbert.utils.input_files import encoding_note, plain_name, read_bytes
+from kbert.utils.input_files import encoding_note, plain_name, read_bytes, read_text
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -238,10 +238,12 @@ def _checked_row(row, path):
 
 
 def json_lines(path: str, name: str) -> Records:
-    """Returns the records (dicts) of a file with one JSON object per line; skips empty lines.
+    """Returns the records (dicts) of a file with one JSON object per line, or a list of objects.
+
+    Empty lines are skipped.
 
     Raises:
-        UserError: the file is a single JSON list, or has no object.
+        UserError: the file is a damaged JSON list, or has no object.
     """
     items, begun = _json_items(path, name), []
     for item in items:  # to the first object, whose keys are the columns
@@ -256,10 +258,19 @@ def _json_items(path, name):
     lines = ((number, line) for number, line in read_lines(path) if line.strip())
     for place, (number, line) in enumerate(lines):
         if place == 0 and line.lstrip().startswith("["):
-            raise UserError(
-                f"{path} is a JSON list. Write one JSON object per line, without a list."
-            )
+            yield from _list_items(path, name)
+            return
         yield f"{name}, line {number}", _json_record(line, path)
+
+
+def _list_items(path, name):
+    try:
+        items = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} begins as a JSON list, but it is not JSON: {error}.") from None
+    for number, item in enumerate(items, 1):
+        problem = BadExample(f"every item must be a JSON object; got {shown(item)}")
+        yield f"{name}, item {number}", item if isinstance(item, dict) else problem
 
 
 def _json_record(line, path):

@@ -19,7 +19,7 @@ _ALIASES = {
     "id": ("query_id", "qid", "qas_id"),
     "question": ("query_text", "query"),
     "context": ("context_text", "passage"),
-    "answers": ("answer",),
+    "answers": ("answer", "answer_text"),
 }
 _SHAPES = (
     "data[].paragraphs[].qas[] (SQuAD), a list of paragraphs with a context and qas[], or a list "

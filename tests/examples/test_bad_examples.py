@@ -238,7 +238,13 @@ def test_a_bad_word_leaves_its_sentence_out(read):
             "t.jsonl has no line that is a JSON object; the first line: every line must be a JSON "
             "object; got 'a b'.",
         ),
-        ("t.json", '[{"text":', "tag", "t.json is a JSON list. Write one JSON object per line"),
+        (
+            "t.json",
+            '[{"text":',
+            "tag",
+            "t.json begins as a JSON list, but it is not JSON: Expecting",
+        ),
+        ("t.json", "[1]", "tag", "the first line: every item must be a JSON object; got 1."),
         ("t.tsv", b"\xff\xfea\x00", "classify", "t.tsv is not UTF-8; the file looks like UTF-16."),
         (
             "t.tsv",

@@ -87,6 +87,10 @@ HF = {"text": ["France"], "answer_start": [12]}
             }
         ],
         [QUESTION | {"context": PARIS, "is_impossible": "False"}],
+        [
+            {"question": "Where?", "qid": "a", "context": PARIS}
+            | {"answer_text": "France", "answer_start": 12}
+        ],
         [  # the raw form of CMRC 2018
             {
                 "context_id": "c",

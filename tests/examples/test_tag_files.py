@@ -1,5 +1,7 @@
 """Files of tagged words as people have them: comments, numbers, columns and schemes."""
 
+import json
+
 import pytest
 from example_files import rows, settings
 
@@ -197,6 +199,18 @@ def test_numbers_are_named(read):
     assert label_names(examples) == ("0", "1", "2", "3", "7")
     named = keep_known(examples, NAMES, False, print)
     assert [e.tags for e in named] == [("B-ORG", "O", "B-MISC", "O"), ("B-PER", "I-PER")]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_list_of_objects(read, error_of, indent):
+    items = [{"tokens": ["EU", "left"], "ner_tags": [3, 0]}, {"tokens": ["it"], "ner_tags": [0]}]
+    found = read("t.json", json.dumps(items, indent=indent), "tag")
+    assert found == [
+        TagExample("t.json, item 1", ("EU", "left"), ("3", "0")),
+        TagExample("t.json, item 2", ("it",), ("0",)),
+    ]
+    message = error_of("t.json", json.dumps([items[0], 3], indent=indent), "tag")
+    assert "t.json, item 2: every item must be a JSON object; got 3." in message
 
 
 def test_strings_of_words(read, error_of):
