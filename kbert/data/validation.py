@@ -1,6 +1,8 @@
 """Checks of the values of a record: each returns the value to use, or raises BadExample."""
 
 import ast
+import contextlib
+import json
 import math
 import re
 from typing import TYPE_CHECKING
@@ -93,10 +95,17 @@ def list_in_cell(cell: str) -> list[str] | None:
     if quoted and rest:
         raise BadExample(f"the labels must be a list such as ['a', 'b']; got {shown(cell)}")
     if quoted:
-        return [ast.literal_eval(item) for item in quoted]
+        return [_unquoted(item) for item in quoted]
     are_numbers = all(re.fullmatch(r"-?[\d.]+", item) for item in rest.split())
     items = rest.split() if are_numbers and "," not in rest else rest.split(",")
     return [item.strip() for item in items if rest]
+
+
+def _unquoted(item):
+    for parse in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return parse(item)
+    raise BadExample(f"the label {shown(item)} is not quoted as in JSON or Python")
 
 
 def is_one(value: object, name: str) -> bool:

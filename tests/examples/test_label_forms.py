@@ -63,6 +63,7 @@ def test_keys_of_0_and_1(read):
         ('["battery", "it\'s"]', ["battery", "it's"]),
         ("['it\\'s', \"a, b\"]", ["it's", "a, b"]),
         ("['battery' 'positive'\n 'new']", ["battery", "positive", "new"]),  # NumPy
+        (r'["a\/b", "\u00e9"]', ["a/b", "é"]),
         ("('a', 'b')", ["a", "b"]),
         ("{'a', 'b'}", ["a", "b"]),
         ("[]", []),
@@ -87,6 +88,8 @@ def test_lists_in_a_table(read, error_of):
     text = text.replace("'screen'", "'screen', x")
     message = error_of("t.csv", text, "multilabel")
     assert "the labels must be a list such as ['a', 'b']; got \"['screen', x]\"" in message
+    message = error_of("t.csv", text.replace("x]", r"'\x']"), "multilabel")
+    assert r"""the label "'\\x'" is not quoted as in JSON or Python""" in message
     message = error_of("t.csv", "text,label\na b,['x']\n", "classify")
     assert "line 2: the label \"['x']\" is a list, as for --task=multilabel." in message
 

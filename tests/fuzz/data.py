@@ -21,7 +21,7 @@ from kbert.data.examples import read_label_names
 from kbert.data.pretraining_batches import PretrainingExamples
 from kbert.errors import UserError
 from kbert.model.weights.native import write_arrays
-from kbert.settings import PretrainConfig
+from kbert.settings import ExampleConfig, PretrainConfig
 from kbert.tasks.examples import read_split
 from kbert.tasks.labels import label_names
 from kbert.tasks.registry import get_task, read_task, task_of
@@ -218,15 +218,8 @@ def _table_files():
     return files | {"a.tsv.gz": [gzip.compress(TABLES["a.tsv"], mtime=0)]}
 
 
-def example_config(task, **changes):
-    names = ("text_column", "text_pair_column", "label_column", "label_columns", "choice_columns")
-    fields = dict.fromkeys(names) | {"header": "auto", "skip_bad_lines": False}
-    fields["first_choice"] = "auto"
-    return types.SimpleNamespace(task=task, **fields | changes)
-
-
 def _read_examples(path, task, **changes):
-    examples = read_split(str(path), example_config(task, **changes), report=report)
+    examples = read_split(str(path), ExampleConfig(task=task, **changes), report=report)
     if task in ("classify", "pair", "multilabel", "tag"):
         label_names(examples)
 
