@@ -147,6 +147,9 @@ def test_decoder_of_the_config(tmp_path):
         path.write_text(json.dumps({"added_tokens_decoder": decoder}))
         with pytest.raises(UserError, match=message):
             BertTokenizer.from_pretrained(tmp_path)
+    path.write_text(json.dumps({"additional_special_tokens": 7}))
+    with pytest.raises(UserError, match=r"additional_special_tokens must be a list of tokens; got"):
+        BertTokenizer.from_pretrained(tmp_path)
     path.write_text(json.dumps({"cls_token": "<s>"}))
     with pytest.raises(UserError, match=r"has cls_token '<s>'; kbert supports only BERT's \[CLS\]"):
         BertTokenizer.from_pretrained(tmp_path)

@@ -202,6 +202,9 @@ def test_texts_are_lower_cased_first(tmp_path):
         ("2_Dense", {"use_residual": True}, r"has use_residual true; kbert supports Tanh and Id"),
         ("2_Dense", {"module_input_name": "token_embeddings"}, r"is for token_embeddings; kbert"),
         ("2_Dense", {"out_features": 8}, r"2_Dense.linear.\w+ has the shape \(7.*requires \(8"),
+        ("2_Dense", {"out_features": "7"}, r"embedding: dense_size must be int; got '7'"),
+        (".", {"default_prompt_name": "q"}, r"the default prompt 'q', but no prompt of this name"),
+        (".", {"default_prompt_name": ["q"]}, r"the default prompt \['q'\], but no prompt"),
         (".", {"similarity_fn_name": "x"}, r"similarity must be one of cosine, dot, .* got 'x'"),
     ],
 )

@@ -29,7 +29,8 @@ def read_added_tokens(folder: str | os.PathLike[str]) -> dict[AddedToken, int | 
     names = ("added_tokens", "tokenizer", "tokenizer_config", "special_tokens_map")
     plain, tokenizer, config, special = (_optional(folder / f"{name}.json") for name in names)
     _check_named(config, folder / "tokenizer_config.json")
-    listed = _listed(config) + _listed(special)
+    listed = _listed(config, folder / "tokenizer_config.json")
+    listed += _listed(special, folder / "special_tokens_map.json")
     result: dict[str, tuple[AddedToken, int | None]] = {}
     for content, id in plain.items():
         is_special = content in listed
@@ -69,11 +70,13 @@ def _check_named(config, path):
             )
 
 
-def _listed(values):
+def _listed(values, path):
     """Returns the additional special tokens of a file."""
     listed = []
     for name in ("additional_special_tokens", "extra_special_tokens"):
         tokens = values.get(name) or []
+        if not isinstance(tokens, list | dict):
+            raise UserError(f"{path}: {name} must be a list of tokens; got {tokens!r}.")
         for token in tokens.values() if isinstance(tokens, dict) else tokens:
             content = token.get("content") if isinstance(token, dict) else token
             if is_text(content) and content.strip():

@@ -61,7 +61,7 @@ def read(
     if "Dense" not in paths:
         return settings, {}
     settings |= _dense(read_json(paths["Dense"]), paths["Dense"])
-    return settings, _tensors(paths["Dense"].parent, settings["dense_size"])
+    return settings, _tensors(paths["Dense"].parent)
 
 
 def _optional(path):
@@ -103,7 +103,13 @@ def _pooling(path, model):
 
 def _prompt(model):
     prompts, name = model.get("prompts") or {}, model.get("default_prompt_name")
-    return (prompts.get(name) if isinstance(prompts, dict) else None) or ""
+    if name is None:
+        return ""
+    if not isinstance(prompts, dict) or not isinstance(name, str) or name not in prompts:
+        raise UserError(
+            f"{_MODEL_FILE} has the default prompt {name!r}, but no prompt of this name."
+        )
+    return prompts[name] or ""
 
 
 def _of_texts(folder, config, model):
@@ -146,7 +152,7 @@ def _dense(values, path):
     return {"dense_size": size, "dense_activation": _ACTIVATIONS[name]}
 
 
-def _tensors(folder, size):
+def _tensors(folder):
     """Returns the tensors of the dense layer by name."""
     path = folder / "model.safetensors"
     if not path.is_file():
@@ -158,7 +164,8 @@ def _tensors(folder, size):
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, safetensors.SafetensorError) as error:
             raise UserError(f"cannot read {path}: {error}. Copy it again.") from error
-    arrays.setdefault("linear.bias", np.zeros(size, np.float32))
+    if "linear.weight" in arrays:  # (E, D)
+        arrays.setdefault("linear.bias", np.zeros(arrays["linear.weight"].shape[:1], np.float32))
     return {f"{DENSE}.{name}": array for name, array in arrays.items()}
 
 
