@@ -15,12 +15,13 @@ CLASSES = {
     "kbert.model.attention": ("ConfiguredLayer", "Dense", "Dropout", "SelfAttention"),
     "kbert.model.encoder": ("Embeddings", "Encoder", "EncoderBlock", "Pooler"),
     "kbert.model.task_heads": (
-        *("ChoiceHead", "ClassificationHead", "MaskedLMHead", "NextSentenceHead", "SpanHead"),
+        *("ChoiceHead", "ClassificationHead", "EmbeddingHead", "MaskedLMHead"),
+        *("NextSentenceHead", "SpanHead"),
     ),
     "kbert.model.models": (
-        *("BertForMaskedLM", "BertForMultipleChoice", "BertForNextSentencePrediction"),
-        *("BertForPreTraining", "BertForQuestionAnswering", "BertForSequenceClassification"),
-        *("BertForTokenClassification", "BertModel"),
+        *("BertForEmbedding", "BertForMaskedLM", "BertForMultipleChoice", "BertForPreTraining"),
+        *("BertForNextSentencePrediction", "BertForQuestionAnswering", "BertModel"),
+        *("BertForSequenceClassification", "BertForTokenClassification"),
     ),
     "kbert.model.pretrained": ("PretrainedModel",),
     "kbert.train.optimizer": ("AdamW", "LAMB", "SGD"),
