@@ -276,7 +276,7 @@ def squad(folder):
 
 
 def _read_questions(path, skip):
-    examples = read_split(str(path), example_config("qa", skip_bad_lines=skip), report=report)
+    examples = read_split(str(path), ExampleConfig(task="qa", skip_bad_lines=skip), report=report)
     get_task("qa").checked_for_training(examples, skip, report)
 
 
