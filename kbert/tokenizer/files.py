@@ -217,7 +217,8 @@ def write_tokenizer(
 def _write_keras_hub(folder, vocab, settings):
     (folder / _KERAS_HUB_VOCAB).parent.mkdir(parents=True, exist_ok=True)
     write_vocab(vocab, folder / _KERAS_HUB_VOCAB)
-    kept = {**settings, "added_tokens": [*map(dataclasses.asdict, settings["added_tokens"])]}
+    added = [dataclasses.asdict(token) for token in settings.get("added_tokens", ())]
+    kept = {**settings, "added_tokens": added}
     values = {
         "module": "keras_hub.models",
         "class_name": "BertTokenizer",
