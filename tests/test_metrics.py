@@ -194,6 +194,17 @@ def test_no_entity_is_there(predicted):
     assert "micro avg" in entity_report_text([["O", "O"]], [predicted.split()])
 
 
+def test_tags_that_the_model_lacks():
+    """They change neither the meaning of its labels nor the kind of the scores."""
+    names, predictions = ("O", "B_X", "I_X"), rows("B_X I_X O O O")
+    for tag in ("B-Y", "Y"):
+        scores = entity_scores([["B_X", "I_X", "O", "O", tag]], predictions, names)
+        assert scores["entity_recall"] == 1 / 2 and scores["entity_precision"] == 1
+        assert scores["entities"]["Y"]["support"] == 1
+    scores = entity_scores([["D", "O"]], [["D", "N"]], ("D", "N"))
+    assert scores["accuracy"] == 0.5 and "entity_f1" not in scores
+
+
 def test_rows_of_other_lengths_are_refused():
     with pytest.raises(ValueError, match="shorter"):
         entity_scores([["O", "B-X"]], [["O"]])

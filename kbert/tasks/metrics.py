@@ -4,6 +4,7 @@ All are in [0, 1], except correlations and errors. A ratio of 0 / 0, such as the
 class that is never predicted, is 0.
 """
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -193,8 +194,13 @@ def entity_report_text(
 
 
 def _scheme(tags, predictions, label_names):
+    """The TagScheme of the label names, or of the tags without them; and other tags' meanings."""
     seen = {tag for rows in (tags, predictions) for row in rows for tag in row}
-    return tag_scheme(seen.union(label_names))
+    scheme = tag_scheme(label_names or seen)
+    others = tag_scheme(seen.difference(label_names) | {"O"})
+    if scheme and others:
+        scheme = dataclasses.replace(scheme, roles={**others.roles, **scheme.roles})
+    return scheme
 
 
 def _total(counts):
