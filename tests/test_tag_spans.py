@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from marks import slow
 
 import kbert
 from kbert.data.examples import TagExample
@@ -31,7 +32,7 @@ def tokenizer(tmp_path_factory):
     return kbert.BertTokenizer(path)
 
 
-@pytest.mark.parametrize("scheme", NAMES)
+@pytest.mark.parametrize("scheme", ["IOB2", "BMES", "plain", *slow("lower", "BIOES", "BILOU")])
 def test_spans_of_a_graph_are_those_of_the_scheme(tokenizer, scheme):
     """One home for the meaning of tags: TagScheme.spans."""
     task, rng = Tagging(tokenizer, NAMES[scheme], 64), np.random.default_rng(0)
