@@ -224,7 +224,9 @@ def _fields(values, path):
         )
     for name, unused in _UNUSED.items():
         if values.get(name, unused) not in (unused, None):
-            raise UserError(f"{path} has {name} {values[name]!r}; kbert supports only {unused!r}.")
+            hint = " Use the model before its quantization." if "quantization" in name else ""
+            text = f"{path} has {name} {values[name]!r}; kbert supports only {unused!r}.{hint}"
+            raise UserError(text)
     act = values.get("hidden_act", "gelu")
     if act not in list(ACTIVATIONS):
         raise UserError(f"{path} has hidden_act {act!r}; kbert supports {', '.join(ACTIVATIONS)}.")
