@@ -339,6 +339,7 @@ def test_a_saved_model_opens_in_a_process_that_knows_kbert_alone(tmp_path):
         *(attention.SelfAttention, encoder.Embeddings, encoder.EncoderBlock, encoder.Encoder),
         *(encoder.Pooler, task_heads.MaskedLMHead, task_heads.NextSentenceHead),
         *(task_heads.ClassificationHead, task_heads.ChoiceHead, task_heads.SpanHead),
+        task_heads.EmbeddingHead,
     ],
 )
 def test_layers_round_trip(cls):
