@@ -15,6 +15,11 @@ class TrainingConfig:
     clip_norm: float = setting(1.0, "maximum global norm of the gradients", above=0)
     optimizer: str = setting("adamw", "optimizer", choices=("adamw", "lamb", "sgd"))
     adam_epsilon: float = setting(1e-6, "epsilon of adamw and lamb", above=0)
+    bias_correction: bool = setting(
+        False,
+        "apply the bias correction of Adam (adamw), which allows higher learning rates; "
+        "google-research/bert does not",
+    )
     precision: str = setting(
         "float32",
         "Keras dtype policy of the model",
@@ -62,9 +67,7 @@ class TrainingConfig:
         "", "Weights & Biases project that metrics, settings and plots are also sent to"
     )
 
-    # Settings of fine-tuning only; these are their values in pretraining.
-    layer_decay: ClassVar[float] = 1.0
-    bias_correction: ClassVar[bool] = False
+    layer_decay: ClassVar[float] = 1.0  # a setting of fine-tuning; this is its value in pretraining
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,6 +177,12 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
         "the architecture of the checkpoint or of --init_from, else base",
         group="common",
     )
+    initializer_range: float | None = setting(
+        None,
+        "standard deviation of the initial weights, without --init_from; default: the value of the "
+        "architecture, 0.02; small models learn faster from larger ones",
+        above=0,
+    )
     init_from: str | None = setting(
         None,
         "folder to start from: weights, such as RUN/pretrain/final, with a new optimizer state, or "
@@ -217,6 +226,11 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
         self.check_teacher()
         if self.teacher and not self.init_from and not self.bert_config:
             object.__setattr__(self, "init_from", self.teacher)
+        if self.initializer_range and self.init_from:
+            raise UserError(
+                "--initializer_range has no effect on the weights of --init_from. Remove one of "
+                "the two flags."
+            )
         if self.warmup_steps >= self.train_steps:
             raise UserError(
                 f"warmup_steps must be < train_steps; got {self.warmup_steps} and "

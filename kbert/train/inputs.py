@@ -1,5 +1,6 @@
 """The inputs of a run: loads or creates vocabulary, corpora and architecture."""
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -139,6 +140,15 @@ def _corpus(inputs, folder, tokenizer, report, may_make):
     return corpus
 
 
+def _requested(config, tokenizer):
+    """The architecture of the flags."""
+    bert_config = BertConfig.load(config.bert_config or "base", tokenizer.vocab_size)
+    if config.initializer_range:
+        changes = {"initializer_range": config.initializer_range}
+        bert_config = dataclasses.replace(bert_config, **changes)
+    return bert_config
+
+
 def _bert_config(config, saved, tokenizer, layers):
     origin = "the checkpoint" if saved else config.init_from
     if saved:
@@ -148,9 +158,9 @@ def _bert_config(config, saved, tokenizer, layers):
         with folder.open_weights(layers=layers) as (bert_config, _):
             pass
     else:
-        bert_config = BertConfig.load(config.bert_config or "base", tokenizer.vocab_size)
+        bert_config = _requested(config, tokenizer)
     if origin and config.bert_config:
-        requested = BertConfig.load(config.bert_config, tokenizer.vocab_size).to_dict()
+        requested = _requested(config, tokenizer).to_dict()
         for name, value in bert_config.to_dict().items():
             if requested[name] != value:
                 raise UserError(

@@ -101,7 +101,7 @@ class Pretraining(Workload):
     part, program = "pretrain", "kbert.pretrain"
     fixed: tuple[str, ...] = (
         *("max_seq_length", "max_predictions_per_seq", "mask_rate", "whole_word_mask"),
-        *("short_seq_prob", "global_batch_size", "optimizer", "seed"),
+        *("short_seq_prob", "global_batch_size", "optimizer", "bias_correction", "seed"),
     )
     teacher_class = BertForMaskedLM
     taught_sums: tuple[str, ...] = (

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from run_files import metrics_of
+from run_files import metrics_of, weights_of
 from tiny_runs import ARCHITECTURE, command, run_program, write_text
 from warm_python import PYTHON
 
@@ -165,11 +165,26 @@ def test_a_vocabulary_too_large_for_the_architecture(settings, tmp_path):
         ({"nonfinite": "halt"}, "nonfinite must be one of stop, skip; got 'halt'"),
         ({"distribution": "ring"}, "distribution must be one of auto, one_device, mirrored, multi"),
         ({"accumulation_steps": 0}, "accumulation_steps must be >= 1; got 0"),
+        (
+            {"initializer_range": 0.05, "init_from": "x"},
+            "--initializer_range has no effect on the weights of --init_from",
+        ),
     ],
 )
 def test_settings_out_of_range(settings, change, message):
     with pytest.raises(UserError, match=message):
         PretrainConfig(**settings | change)
+
+
+def test_the_range_of_the_initial_weights(settings, tmp_path):
+    settings |= {"initializer_range": 0.3, "learning_rate": 1e-9, "train_steps": 2}
+    pretrain(PretrainConfig(**settings | {"warmup_steps": 1}), tmp_path / "run")
+    weights = weights_of(tmp_path / "run/pretrain/final")
+    # A normal distribution that is cut at two standard deviations has 0.88 of its width.
+    for part in ("word_embeddings/embeddings", "query/kernel", "transform/kernel"):
+        values = np.concatenate([w.ravel() for name, w in weights.items() if part in name])
+        assert values.std() == pytest.approx(0.88 * 0.3, rel=0.1), part
+    assert ModelFolder(tmp_path / "run/pretrain/final").config.initializer_range == 0.3
 
 
 def test_the_program_prints_one_line_for_bad_input(settings, tmp_path):
