@@ -64,6 +64,7 @@ def test_merged_weights_compute_the_same(alpha, tmp_path):
     assert merged.named_weights().keys() == frozen.named_weights().keys()
 
 
+@pytest.mark.slow
 def test_adapters_learn_with_fit():
     model = with_adapters()
     weights = {name: np.array(weight) for name, weight in model.named_weights().items()}

@@ -118,7 +118,7 @@ def test_small_embeddings_are_normalised_as_in_the_model(asked, backend):
     assert_same(asked("embed", model, backend), asked("embed", model, "keras"))
 
 
-@pytest.mark.parametrize("method", ["classify", *slow("embed")])
+@pytest.mark.parametrize("method", slow("classify", "embed"))
 def test_bfloat16(asked, backend, method):
     """A value has 8 bits, so results are off by some 1/256; the model itself stays as it was."""
     name, config, _ = CASES[method]

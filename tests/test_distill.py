@@ -595,7 +595,7 @@ def test_a_student_with_a_larger_table(pretraining, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "fields"), [("classify", {"num_labels": 2}), *slow(("regress", {"num_labels": 1}))]
+    ("task", "fields"), slow(("classify", {"num_labels": 2}), ("regress", {"num_labels": 1}))
 )
 def test_teachers_that_do_not_say_what_their_labels_are(task, fields, tmp_path, capsys):
     """As those of HF that were saved with its usual names; their head is taken along."""

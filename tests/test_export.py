@@ -219,10 +219,13 @@ print(sorted(m for m in sys.modules if m.split(".")[0] == "kbert"))
 """
 
 
-def test_exports_answer_alone(exported, tmp_path):
+@pytest.mark.parametrize(
+    "some", [("classify", "entities", "fill_mask"), *slow((sorted(KINDS.keys() - ALIKE),))]
+)
+def test_exports_answer_alone(some, exported, tmp_path):
     """In another process, moved, with the sources gone, without kbert, by ops that are known."""
     wanted = {}
-    for kind in KINDS.keys() - ALIKE:
+    for kind in some:
         base, method = exported(kind)
         shutil.copytree(base / "7", tmp_path / "there" / kind / "1")
         texts = texts_of(method, 11)

@@ -320,19 +320,6 @@ def test_models_round_trip_as_keras_models(cls, tmp_path):
     model.summary(print_fn=lambda line: None)
 
 
-def test_a_saved_model_opens_in_a_process_that_knows_kbert_alone(tmp_path):
-    model = randomize(BertForNextSentencePrediction(config_of()))
-    model.save(tmp_path / "model.keras")
-    script = (
-        "import kbert, keras, numpy as np\n"
-        f"model = keras.models.load_model({str(tmp_path / 'model.keras')!r})\n"
-        "print(np.asarray(model(np.arange(8).reshape(2, 4))['logits']).tolist())"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    expected = model(np.arange(8).reshape(2, 4))["logits"].numpy().tolist()
-    assert done.stdout.strip() == str(expected), done.stderr
-
-
 @pytest.mark.parametrize(
     "cls",
     [

@@ -48,6 +48,8 @@ def values_of(field):
     limits, choices = field.metadata["limits"], field.metadata["choices"]
     if choices:
         found = st.sampled_from(choices)
+    elif dataclasses.is_dataclass(kind):
+        found = st.builds(kind, **{part.name: values_of(part) for part in dataclasses.fields(kind)})
     elif kind is bool:
         found = st.booleans()
     elif kind is int:

@@ -102,6 +102,7 @@ def test_a_run_goes_on_from_what_was_sent(files, url, settings, tmp_path, monkey
     assert not list(tmp_path.glob("kbert-run-*"))
 
 
+@pytest.mark.slow
 def test_a_storage_that_is_away_for_a_while(files, url, settings, capsys, monkeypatch):
     """Training goes on; what could not be sent goes with the next checkpoint."""
     save = callbacks.ModelCheckpoint.on_save

@@ -361,7 +361,7 @@ def test_lengths_that_leave_no_room(vocab_file):
 
 def test_vocabulary_with_the_reserved_characters(tmp_path):
     write_vocab([*SPECIAL_TOKENS, "\ue002"], tmp_path / "vocab.txt")
-    with pytest.raises(UserError, match=r"reserves the private-use characters U\+E000 to U\+E004"):
+    with pytest.raises(UserError, match=r"reserves the private-use characters from U\+E000 on"):
         BertTokenizer(tmp_path / "vocab.txt")
     with pytest.raises(UserError, match=r"the vocabulary given has the entries"):
         BertTokenizer([*SPECIAL_TOKENS, "\ue002"])

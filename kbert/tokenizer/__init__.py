@@ -1,7 +1,22 @@
-"""The BERT tokenizer, its files and its vocabulary."""
+"""The BERT tokenizer, its files and its vocabulary.
+
+`BertTokenizer` is imported on first use, as it needs TensorFlow; models on other backends do not.
+"""
+
+from typing import TYPE_CHECKING
 
 from kbert.tokenizer.added_tokens import AddedToken
-from kbert.tokenizer.tokenizer import BertTokenizer
 from kbert.tokenizer.vocab import extend_vocab, learn_vocab, read_vocab
 
+if TYPE_CHECKING:
+    from kbert.tokenizer.tokenizer import BertTokenizer
+
 __all__ = ["AddedToken", "BertTokenizer", "extend_vocab", "learn_vocab", "read_vocab"]
+
+
+def __getattr__(name: str) -> object:
+    if name != "BertTokenizer":
+        raise AttributeError(f"module 'kbert.tokenizer' has no attribute {name!r}")
+    from kbert.tokenizer.tokenizer import BertTokenizer
+
+    return BertTokenizer

@@ -1,20 +1,14 @@
-"""Added tokens: matched anywhere in a text before it is split into words, as in HF's tokenizers.
-
-A token is replaced in the text by a private-use character between spaces, which stands for it in
-the vocabulary, too, so that the WordPiece tokenizer finds it as a word.
-"""
+"""Added tokens, and reading them from the files of HF's tokenizers."""
 
 import dataclasses
-import re
-from collections.abc import Sequence
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
 
-import tensorflow as tf
-
+from kbert.config import is_text
 from kbert.errors import UserError
-
-_MARK = "\ue005"  # the stand-ins follow it
-MOST_TOKENS = 0xF8FF - 0xE005
-_WORD = r"[\pL\pM\p{Nd}\p{Nl}\p{Pc}]"  # \w of Rust
+from kbert.tokenizer.vocab import SPECIAL_TOKENS, check_vocab
+from kbert.utils.formats import members, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,114 +34,114 @@ class AddedToken:
             raise UserError(f"an added token must have a character; got {self.content!r}.")
 
 
-class TokenMatcher:
-    """Replaces the longest matches of added tokens in texts, from left to right.
+_FLAGS = [field.name for field in dataclasses.fields(AddedToken) if field.name != "content"]
+_NAMED = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL_TOKENS, strict=True))
+
+
+def read_added_tokens(folder: str | os.PathLike[str]) -> dict[AddedToken, int | None]:
+    """Returns the added tokens of a folder, except BERT's five special tokens, with their ids.
+
+    They are read from `added_tokens.json`, `tokenizer.json`, `tokenizer_config.json` and
+    `special_tokens_map.json`; a later file takes precedence. The id is None if the files do not
+    state it.
+
+    Raises:
+        UserError: a file is invalid, or names other special tokens than BERT's.
+    """
+    folder = pathlib.Path(folder)
+    names = ("added_tokens", "tokenizer", "tokenizer_config", "special_tokens_map")
+    plain, tokenizer, config, special = (_optional(folder / f"{name}.json") for name in names)
+    _check_named(config, folder / "tokenizer_config.json")
+    listed = _listed(config, folder / "tokenizer_config.json")
+    listed += _listed(special, folder / "special_tokens_map.json")
+    result: dict[str, tuple[AddedToken, int | None]] = {}
+    for content, id in plain.items():
+        is_special = content in listed
+        token = AddedToken(content, normalized=not is_special, special=is_special)
+        result[content] = token, _id(id)
+    if "class_name" in tokenizer:  # KerasHub's
+        tokenizer = {"added_tokens": (tokenizer.get("kbert") or {}).get("added_tokens")}
+    for values in tokenizer.get("added_tokens") or []:
+        token = _token(values, folder / "tokenizer.json")
+        result[token.content] = token, _id(values.get("id"))
+    decoder = config.get("added_tokens_decoder") or {}
+    members(decoder, (), folder / "tokenizer_config.json")
+    for id, values in decoder.items():
+        token = _token(values, folder / "tokenizer_config.json")
+        result[token.content] = token, _id(int(id) if id.isdecimal() and len(id) < 10 else None)
+    for content in listed:
+        result.setdefault(content, (AddedToken(content, special=True), None))
+    return {token: id for content, (token, id) in result.items() if content not in SPECIAL_TOKENS}
+
+
+def _optional(path):
+    return read_json(path) if path.is_file() else {}
+
+
+def _id(value):
+    return value if type(value) is int else None
+
+
+def _check_named(config, path):
+    for name, token in _NAMED.items():
+        value = config.get(f"{name}_token")
+        value = value.get("content") if isinstance(value, dict) else value
+        if value not in (None, token):
+            raise UserError(
+                f"{path} has {name}_token {value!r}; kbert supports only BERT's {token}. Rename "
+                f"the token in all tokenizer files."
+            )
+
+
+def _listed(values, path):
+    """Returns the additional special tokens of a file."""
+    listed = []
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        tokens = values.get(name) or []
+        if not isinstance(tokens, list | dict):
+            raise UserError(f"{path}: {name} must be a list of tokens; got {tokens!r}.")
+        for token in tokens.values() if isinstance(tokens, dict) else tokens:
+            content = token.get("content") if isinstance(token, dict) else token
+            if is_text(content) and content.strip():
+                listed.append(content)
+    return listed
+
+
+def _token(values: object, path: pathlib.Path) -> AddedToken:
+    (content,) = members(values, ["content"], path)
+    flags = {name: values.get(name, False) for name in _FLAGS}
+    if not is_text(content) or not all(isinstance(flag, bool) for flag in flags.values()):
+        raise UserError(
+            f"{path}: an added token must have a text as content, and true or false for "
+            f"{', '.join(_FLAGS)}; got {values!r}."
+        )
+    try:
+        return AddedToken(content, **flags)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def with_added_tokens(
+    vocab: Sequence[str], tokens: Mapping[AddedToken, int | None], folder: pathlib.Path
+) -> tuple[list[str], tuple[AddedToken, ...]]:
+    """Returns a vocabulary with the added tokens, and the tokens in the order of their ids.
 
     Args:
-        contents: str to find. stand_ins: character for each. single_word: see `AddedToken`.
-        separate: RE2 pattern of a character that is a word of its own, so that it joins no other.
+        tokens: of `read_added_tokens`. folder: for error messages.
+
+    Raises:
+        UserError: the id of a token is neither its place in the vocabulary nor follows it.
     """
-
-    def __init__(
-        self,
-        contents: Sequence[str],
-        stand_ins: Sequence[str],
-        single_word: Sequence[bool],
-        separate: str,
-    ) -> None:
-        self._separate = separate
-        self._contents = list(contents)
-        self._stand_ins = list(stand_ins)
-        self._single_word = list(single_word)
-        longest_first = sorted(self._contents, key=lambda content: -len(content.encode()))
-        self._pattern = f"({'|'.join(map(re.escape, longest_first))})"
-
-    def replace(self, texts: tf.Tensor) -> tf.Tensor:
-        """Returns the texts, (B,) string, with " X " for each token, where X is its stand-in."""
-        if not self._contents:
-            return texts
-        marked = tf.strings.regex_replace(texts, self._pattern, rf"{_MARK}\1{_MARK}")
-        parts = tf.strings.split(marked, _MARK)  # in each row text, token, text, ..., text
-        values, rows = parts.flat_values, parts.value_rowids()
-        place = tf.range(tf.size(values, tf.int64)) - tf.gather(parts.row_starts(), rows)
-        is_token = place % 2 == 1
-        tokens = tf.boolean_mask(values, is_token)
-        number = tf.argmax(
-            tf.cast(tokens[:, None] == tf.constant(self._contents), tf.int32), axis=1
-        )
-        replaced = tf.gather(tf.constant([f" {char} " for char in self._stand_ins]), number)
-        if any(self._single_word):
-            is_word = self._is_word(values, place, tf.where(is_token)[:, 0])
-            may_join = ~tf.gather(tf.constant(self._single_word), number)
-            replaced = tf.where(is_word | may_join, replaced, tokens)
-        replaced = tf.concat([replaced, [""]], axis=0)  # there may be no tokens
-        index = tf.maximum(tf.cumsum(tf.cast(is_token, tf.int32)) - 1, 0)
-        values = tf.where(is_token, tf.gather(replaced, index), values)
-        return tf.strings.reduce_join(parts.with_flat_values(values), axis=-1)
-
-    def _is_word(self, values, place, index):
-        """Whether no word character is beside the tokens at `index`: (T,) bool."""
-        last = tf.size(values, tf.int64) - 1
-        earlier = tf.gather(values, tf.maximum(index - 2, 0))  # another token
-        earlier = tf.where(tf.gather(place, index) > 1, earlier, "")
-        before = tf.strings.join([earlier, tf.gather(values, index - 1)])
-        follows = tf.gather(place, tf.minimum(index + 2, last)) > tf.gather(place, index)
-        later = tf.where(follows, tf.gather(values, tf.minimum(index + 2, last)), "")
-        after = tf.strings.join([tf.gather(values, index + 1), later])
-        joined = tf.strings.regex_full_match(before, f"(?s).*{_WORD}")
-        joined &= ~tf.strings.regex_full_match(before, f"(?s).*{self._separate}")
-        follows = tf.strings.regex_full_match(after, f"(?s){_WORD}.*")
-        return ~(joined | follows & ~tf.strings.regex_full_match(after, f"(?s){self._separate}.*"))
-
-    def source_offsets(
-        self, texts: tf.Tensor, starts: tf.RaggedTensor, ends: tf.RaggedTensor
-    ) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
-        """Maps byte offsets of whole characters in replaced texts to offsets before `replace`.
-
-        Args:
-            texts: (B,) string, from `replace`. starts, ends: (B, None) int RaggedTensors.
-        """
-        if not self._contents:
-            return starts, ends
-        codes, begins = tf.strings.unicode_decode_with_offsets(texts, "UTF-8", errors="replace")
-        lengths = tf.cast(tf.strings.length(texts), tf.int64)
-        rows = codes.value_rowids()
-        base = tf.cumsum(lengths, exclusive=True)
-        places = begins.flat_values + tf.gather(base, rows)  # in the concatenated texts
-        sizes = (
-            tf.concat([places[1:], [tf.reduce_sum(lengths)]], axis=0)[: tf.size(places)] - places
-        )
-        sizes = self._source_sizes(codes.flat_values, sizes)
-        source_ends = tf.cumsum(sizes)
-        row_base = tf.gather(tf.concat([[0], source_ends], axis=0), codes.row_splits)
-        row = starts.value_rowids()
-        first = tf.cast(starts.flat_values, tf.int64) + tf.gather(base, row)
-        last = tf.cast(ends.flat_values, tf.int64) + tf.gather(base, row) - 1
-        first, last = (tf.searchsorted(places, x, side="right") - 1 for x in (first, last))
-        before = tf.gather(row_base, row)
-        source_starts = tf.gather(source_ends - sizes, first) - before
-        dtype = starts.dtype
-        return (
-            starts.with_flat_values(tf.cast(source_starts, dtype)),
-            ends.with_flat_values(tf.cast(tf.gather(source_ends, last) - before, dtype)),
-        )
-
-    def _source_sizes(self, codes, sizes):
-        """The bytes that each character of a replaced text stands for."""
-        stands = codes[:, None] == tf.constant([ord(char) for char in self._stand_ins])
-        stands_in = tf.reduce_any(stands, axis=1)
-        none = tf.zeros([1], tf.bool)
-        beside = tf.concat([stands_in[1:], none], 0) | tf.concat([none, stands_in[:-1]], 0)
-        tokens = tf.constant([len(content.encode()) for content in self._contents], tf.int64)
-        tokens = tf.gather(tokens, tf.argmax(tf.cast(stands, tf.int32), axis=1))
-        return tf.where(stands_in, tokens, tf.where(beside, 0, sizes))
-
-
-def stand_ins(count: int) -> list[str]:
-    """Returns the characters that stand for added tokens. Raises UserError for too many tokens."""
-    if count > MOST_TOKENS:
-        raise UserError(
-            f"the tokenizer has {count:,} added tokens; kbert supports {MOST_TOKENS:,}. Write them "
-            f"into vocab.txt, where they are matched as whole words."
-        )
-    return [chr(ord(_MARK) + 1 + i) for i in range(count)]
+    vocab, places = list(vocab), {word: i for i, word in enumerate(vocab)}
+    ordered = sorted(tokens.items(), key=lambda item: (item[1] is None, item[1] or 0))
+    for token, id in ordered:
+        place = places.setdefault(token.content, len(vocab))
+        if id not in (None, place):
+            raise UserError(
+                f"{folder}: the added token {token.content!r} has the id {id}, but its place in "
+                f"the vocabulary is {place}. Ids must be 0, 1, 2, ... without gaps."
+            )
+        if place == len(vocab):
+            vocab.append(token.content)
+    added = sorted((token for token, _ in ordered), key=lambda token: places[token.content])
+    return check_vocab(vocab, folder), tuple(added)

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 from kbert.errors import UserError
-from kbert.tokenizer.added_tokens import AddedToken
-from kbert.tokenizer.added_tokens_files import read_added_tokens, with_added_tokens
+from kbert.tokenizer.added_tokens import AddedToken, read_added_tokens, with_added_tokens
 from kbert.tokenizer.vocab import read_vocab, write_vocab
 from kbert.utils import atomic
 from kbert.utils.formats import members, read_json

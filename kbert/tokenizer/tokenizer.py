@@ -10,9 +10,10 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 
 from kbert.errors import UserError
-from kbert.tokenizer.added_tokens import AddedToken, TokenMatcher, stand_ins
+from kbert.tokenizer.added_tokens import AddedToken
 from kbert.tokenizer.files import TokenizerSettings, read_tokenizer, write_tokenizer
 from kbert.tokenizer.offsets import source_offsets, tokenize_words
+from kbert.tokenizer.token_matcher import TokenMatcher, stand_ins
 from kbert.tokenizer.vocab import (
     CONTINUATION,
     SPECIAL_TOKENS,
