@@ -124,8 +124,8 @@ def test_lengths_are_those_before_truncation(tokenizer, task, examples, expected
 def test_lengths_as_text():
     lengths = {"train": np.arange(1, 201), "eval": np.array([3, 4])}
     assert list(truncation_notes(lengths, 190)) == [
-        "note: train: 10 of 200 examples (5.0%) are longer than --max_seq_length=190 tokens and "
-        "truncated; the longest has 200"
+        "note: train: 10 of 200 examples (5.0%) exceed --max_seq_length=190 tokens and will be "
+        "truncated; the longest has 200 tokens"
     ]
     assert list(length_lines(lengths, 190)) == [
         "train lengths in tokens: up to 101 (50 %), 181 (90 %), 191 (95 %), 199 (99 %), 200 (all); "

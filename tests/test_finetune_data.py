@@ -41,7 +41,7 @@ def test_a_dry_run_reports_data_and_cost_and_writes_nothing(settings, tmp_path, 
     for pattern in (
         REPORT,
         COST,
-        r"note: train: \d\d of 96 examples \(.*%\) are longer than --max",
+        r"note: train: \d\d of 96 examples \(.*%\) exceed --max",
     ):
         assert re.search(pattern, printed), printed
     assert list(tmp_path.iterdir()) == []

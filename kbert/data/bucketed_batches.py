@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 # The shuffled epoch is sorted by length within groups of this many batches.
 NEIGHBOURS = 50
-# Streams of kbert.utils.stateless_random; pretraining takes 0 to 4.
+# Streams of kbert.utils.stateless_random; pretraining uses 0 to 4.
 _STREAM_ORDER, _STREAM_BATCHES = 5, 6
 
 
@@ -30,7 +30,7 @@ class EncodedExample:
 
     Attributes:
         input_ids, token_type_ids: (L,) int32, or (C, L) for C choices, without padding.
-        labels: array: () int32 for a class or a choice, () float32 for a number, (C,) float32 for
+        labels: () int32 for a class or a choice, () float32 for a number, (C,) float32 for
             several labels, (L,) int32 for tags, (2,) int32 for an answer's first and last token.
         label_weights: float32, the weight of each label in the loss: (L,) for tags, else ().
     """
@@ -42,7 +42,7 @@ class EncodedExample:
 
     @property
     def length(self) -> int:
-        """int, length in tokens."""
+        """Length in tokens."""
         return self.input_ids.shape[-1]
 
 
@@ -119,7 +119,7 @@ class BucketedBatches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """int, number of batches per epoch."""
+        """Number of batches per epoch."""
         return -(-len(self._items) // self._batch_size)
 
     def _order_of_epoch(self, epoch):
@@ -140,7 +140,7 @@ class BucketedBatches:
         return float(np.mean([bucket_length(n, self._max_seq_length) for n in longest]))
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, np.ndarray]:
-        """Returns the features of a batch, or of a part; all parts have the same length in tokens.
+        """Returns the features of a batch, or of one of its parts, which are all equally long.
 
         Args:
             step: int, number of the batch in the run. part: int. parts: int that divides B.
@@ -175,7 +175,7 @@ class BucketedBatches:
         example = self.batch(0, 0, parts)
         specs = {name: (value.shape, value.dtype) for name, value in example.items()}
         labels = ("labels", "label_weights") if example["label_weights"].ndim > 1 else ()
-        for name in (*ENCODER_FEATURES, *labels):  # by token
+        for name in (*ENCODER_FEATURES, *labels):  # one value per token
             specs[name] = ((*example[name].shape[:-1], None), example[name].dtype)
         end = np.iinfo(np.int64).max if count is None else first + count
         dataset = tf.data.Dataset.range(first, end)

@@ -31,7 +31,7 @@ _LISTS = ("choices", "options", "endings", "answers", "candidates")
 _NUMBERED = re.compile(r"(choice|ending|option|answer|sol|op|opt)[ _-]?([a-j]|\d{1,2})")
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
 _NUMBER = re.compile(r"(\d{1,3})(\.0)?")
-# What a label may be; letters go with both kinds of numbers.
+# Meanings of a label; a letter counts as a number of either kind.
 _MEANINGS = {
     "name": "the name",
     "text": "the text",
@@ -53,7 +53,7 @@ def choice_records(
             labels.
 
     Raises:
-        UserError: a column is missing, or it is ambiguous what the labels mean.
+        UserError: a column is missing, or the meaning of the labels is ambiguous.
     """
 
     def is_header(row):
@@ -72,7 +72,7 @@ def choice_records(
         items = list(records.items)
         records = dataclasses.replace(records, items=iter(items))
         meaning = maker.learn([record for _, record in items], config.first_choice, records.name)
-        records.notes.append(f"the labels are taken as {_MEANINGS[meaning]} of the right choice")
+        records.notes.append(f"interpreting each label as {_MEANINGS[meaning]} of the right choice")
     return records, maker
 
 
@@ -87,7 +87,7 @@ class _Names:
 
 
 def _with_names(config, records, labelled):
-    """The columns of the flags, else of the names that are usual for choices."""
+    """The columns that the flags name, else those with the usual names of choices."""
     names = [name.lower() for name in records.names or ()]
     label, choices = config.label_column, config.choice_columns
     if labelled and label is None:
@@ -103,7 +103,7 @@ def _with_names(config, records, labelled):
 
 
 def _choices(names):
-    """Places of the columns of choices: A, B, C ..., or choice0, choice1 ..., in order."""
+    """Indices of the columns of choices (A, B, C ... or choice0, choice1 ...), in order."""
     letters = [place for place, name in enumerate(names) if re.fullmatch("[a-j]", name)]
     if len(letters) > 1 and {"a", "b"} <= {names[place] for place in letters}:
         return letters
@@ -121,7 +121,7 @@ def _stems(records):
 
 
 def _flat(records):
-    """Records in which the choices and the questions of nested objects are keys of their own."""
+    """Flattens records: the choices and questions of nested objects become top-level keys."""
     items = (item for where, record in records.items for item in _flat_items(where, record))
     begun = [] if records.width is not None else [next(items, None)]
     while begun and begun[-1] is not None and not isinstance(begun[-1][1], dict):
@@ -156,7 +156,7 @@ def _flat_items(where, record) -> "Iterator[tuple[str, Record | BadExample]]":
 class ChoiceMaker:
     """Converts records to ChoiceExamples, which must all have the same number of choices.
 
-    `learn` finds out from all records of a file what its labels mean.
+    `learn` infers from all records of a file how its labels identify the right choice.
     """
 
     def __init__(self, columns: Columns, names: Sequence[str] = ()):
@@ -166,13 +166,14 @@ class ChoiceMaker:
         self._meaning = "0"
 
     def learn(self, records: "Sequence[Record | BadExample]", first_choice: str, name: str) -> str:
-        """Finds out what the labels of a file mean, and returns it: a key of `_MEANINGS`.
+        """Infers the meaning of the labels of a file; returns a key of `_MEANINGS`.
 
         Args:
-            first_choice: "auto", or the number of the first choice, "0" or "1". name: of the file.
+            first_choice: "auto", or the number of the first choice, "0" or "1".
+            name: name of the file in messages.
 
         Raises:
-            UserError: two meanings explain equally many labels and disagree.
+            UserError: two interpretations fit equally many labels but select different choices.
         """
         rows = [reading for record in records if (reading := self._reading(record)) is not None]
         meanings = [m for m in _MEANINGS if first_choice == "auto" or m not in "01"]
@@ -190,14 +191,14 @@ class ChoiceMaker:
             label, indices = unclear[0]
             ways = " or ".join(_MEANINGS[m] for m in best if m in indices)
             raise UserError(
-                f"{name}: the label {shown(label)} may be {ways} of the right choice, and no other "
-                f"label decides it. Set --first_choice to the number of the first choice, 0 or 1, "
-                f"or write letters, A, B and so on."
+                f"{name}: the label {shown(label)} is ambiguous: it may be {ways} of the right "
+                f"choice, and the other labels do not settle it. Set --first_choice to the number "
+                f"of the first choice, 0 or 1, or write letters, A, B and so on."
             )
         return self._meaning
 
     def _reading(self, record):
-        """The label of a record, and a dict of meaning -> number of the choice; None: it is bad."""
+        """A record's label and a dict of meaning -> index of the choice; None: a bad record."""
         try:
             if isinstance(record, BadExample):
                 return None
@@ -230,7 +231,7 @@ class ChoiceMaker:
         return ChoiceExample(where, text, tuple(choices), label)
 
     def _choices(self, record):
-        """The choices of a record, and their names: of their columns, or the labels beside them."""
+        """The choices of a record, and their names: column names or the labels given with them."""
         keys = self.columns.choices
         values = [validation.part(record, key) for key in keys]
         if len(keys) > 1:
@@ -258,7 +259,7 @@ class ChoiceMaker:
 
 
 def _meanings(label, choices, names):
-    """dict of meaning -> number of the choice that a label means, without those it cannot have."""
+    """Returns a dict of each possible meaning of a label -> the index of the choice it selects."""
     lower = [name.lower() for name in names]
     texts = [choice.strip() if isinstance(choice, str) else choice for choice in choices]
     indices = {}
@@ -276,7 +277,7 @@ def _meanings(label, choices, names):
 
 
 def _parsed(value):
-    """A list or dict for a cell that holds one as JSON or Python; other values are unchanged."""
+    """Parses a cell with a list or dict, JSON or Python; returns other values unchanged."""
     if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
         return value
     for parse in (json.loads, ast.literal_eval):

@@ -1,4 +1,4 @@
-"""What the values of a column show: numbers, prose, repeated values, lists."""
+"""Classifies table columns by their values: numbers, prose, labels, lists."""
 
 import collections
 import functools
@@ -36,7 +36,8 @@ class Profile:
 
     Attributes:
         texts: the values that are not blank, as str without white space at their ends.
-        blanks: number of blank values. counts: how often each text occurs. distinct: their number.
+        blanks: number of blank values. counts: occurrences of each text. distinct: number of
+            different texts.
         is_string: whether all values are strings or missing.
         has_lists, has_objects: whether a value is a list, or an object (or a list of objects).
     """
@@ -58,7 +59,7 @@ class Profile:
 
     @functools.cached_property
     def is_number(self) -> bool:
-        """Whether the values are numbers; one of ten may be something else."""
+        """Whether at least nine in ten values are numbers."""
         return bool(self.texts) and 10 * len(self._numbers) >= 9 * len(self.texts)
 
     @functools.cached_property
@@ -67,7 +68,7 @@ class Profile:
 
     @functools.cached_property
     def has_fractions(self) -> bool:
-        """Whether the values are numbers, and some are not whole."""
+        """Whether the values are numbers that are not all whole."""
         return self.is_number and not all(number.is_integer() for number in self._numbers)
 
     @functools.cached_property
@@ -91,7 +92,7 @@ class Profile:
 
     @property
     def repeats(self) -> bool:
-        """Whether a value occurs twice on average."""
+        """Whether each value occurs at least twice on average."""
         return 0 < 2 * self.distinct <= len(self.texts)
 
     @functools.cached_property
@@ -138,13 +139,16 @@ class Profile:
 
     @property
     def is_label(self) -> bool:
-        """Whether the values are clearly labels: also repeated, and hardly ever blank."""
+        """Whether the values are clearly labels: repeated, and hardly ever blank."""
         filled = self.distinct > 1 and 20 * self.blanks <= len(self.texts)
         return self.competes and self.repeats and filled
 
     @property
     def competes(self) -> bool:
-        """Whether the values may be labels where other columns may be, too: no dates or codes."""
+        """Whether the column is a candidate when the label must be chosen among several columns.
+
+        Dates and codes are not.
+        """
         if not self.fits("class") or self.is_index or self.blanks > len(self.texts):
             return False
         are_different = self.distinct == len(self.texts) and (self.distinct > 9 or self.are_codes)
@@ -167,7 +171,9 @@ class Profile:
 
 
 def guess_texts(profiles: "Mapping[Key, Profile]", least: int, most: int) -> "list[Key] | None":
-    """Returns the keys of `least` to `most` columns that are clearly the texts, in order, or None.
+    """Returns the keys of the text columns, in order.
+
+    Returns None unless `least` to `most` columns are clearly texts.
 
     Args:
         profiles: key -> Profile of the columns that may be texts.
@@ -187,7 +193,7 @@ def guess_texts(profiles: "Mapping[Key, Profile]", least: int, most: int) -> "li
 
 
 def _are_clear(keys, profiles):
-    """Whether the columns `keys` are longer or far more different than the others."""
+    """Whether the columns `keys` have longer or far more varied texts than the others."""
     others = [profile for key, profile in profiles.items() if key not in keys]
     return all(
         (profiles[key].words >= 1.5 * other.words and profiles[key].distinct >= other.distinct)

@@ -1,4 +1,4 @@
-"""Finds the columns of a table, or the keys of JSON objects, that hold the text, the label etc."""
+"""Finds the columns of a table, or the keys of JSON objects, that hold texts and labels."""
 
 import csv
 import dataclasses
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kbert.data.records import Records
     from kbert.settings.tasks import ColumnConfig
 
-# Names in lower case, in the order in which they are tried. "#1 String" is MRPC's.
+# Lowercase names, in the order in which they are tried. "#1 String" is in MRPC.
 TEXTS = ("text", "sentence", "sentence1", "text_a", "question", "premise", "question1", "review")
 TEXTS += ("title", "content", "#1 string")
 SECOND_TEXTS = ("text_pair", "sentence2", "text_b", "hypothesis", "question2", "#2 string")
@@ -26,7 +26,7 @@ TAGS = ("tags", "ner_tags", "labels", "ner", "tag", "label", "ner_labels", "bio"
 class Columns:
     """Keys of a record (str) or indices of a row's columns (int).
 
-    `one_hot` are pairs (column of 0 and 1, name of its label). `exact_width` is the number of cells
+    `one_hot` has pairs (column of 0 and 1, name of its label). `exact_width` is the number of cells
     that each row must have. None allows extra cells at the end of a row: there is no header and all
     columns are counted from the left. `least_width` is the minimum number of cells.
     """
@@ -82,7 +82,7 @@ def find_columns(
         labelled: whether to find the label column. aliases: ColumnAliases of the task.
 
     Raises:
-        UserError: a column is missing, named twice, or two of them are the same.
+        UserError: a column is missing or is named twice, or two roles have the same column.
     """
     find = functools.partial(_find, records)
     fields = {
@@ -100,7 +100,7 @@ def find_columns(
 
 
 def check_width(records: "Records", needed: int) -> None:
-    """Raises UserError if a table has fewer than the `needed` columns."""
+    """Raises UserError if a table has fewer than `needed` columns."""
     if records.width is not None and records.width < needed:
         raise UserError(
             f"{records.name} has {count(records.width, 'column')} in its first row, but {needed} "
@@ -115,10 +115,10 @@ def checked_columns(
 
     Args:
         used: all columns. from_the_left: whether rows may have more cells than the first row if
-            there is no header and no column is counted from the right. fields: of Columns.
+            there is no header and no column is counted from the right. fields: fields of Columns.
 
     Raises:
-        UserError: two of them are the same.
+        UserError: two columns are the same.
     """
     width = records.width
     places = used if width is None else [column % width for column in used]
@@ -198,7 +198,7 @@ def column_of_flag(records: "Records", flag: str, column: str | None) -> str | i
 
 
 def _find(records, flag, column, defaults, place, needed=True):
-    """Key or index of a column: from its flag, by default names, or `place` without a header."""
+    """Key or index of a column: from its flag, from default names, or `place` without a header."""
     names = records.names
     if column is not None or names is None:
         return place if column is None else column_of_flag(records, flag, column)

@@ -12,12 +12,12 @@ from kbert.utils.input_files import plain_name
 if TYPE_CHECKING:
     from kbert.settings.tasks import ColumnConfig
 
-# What may be a comment where a sentence begins; a word "#" has the columns and a tag of the file.
+# A line that may be a comment before a sentence; the word "#" has a tag like any other word.
 _COMMENT = re.compile(r"#(\s|$|begin document|end document)")
 _ENTITY_TAG = re.compile(r"[BIESMLU]-[A-Z]+|O")
 _LANGUAGE = re.compile(r"([a-z]{2,3}(?:-[a-z]+)*:)[^\t]")  # WikiANN writes en:word
-_RANGE = re.compile(r"\d+[-.]\d+(?!\S)")  # 3-4 of words and 5.1 of an empty node in CoNLL-U
-_FIRST_LINES = 10_000  # of a file, which show how it is written
+_RANGE = re.compile(r"\d+[-.]\d+(?!\S)")  # CoNLL-U: 3-4 is a range of words, 5.1 an empty node
+_FIRST_LINES = 10_000  # examined to detect the layout of a file
 _HEADER = {"word", "words", "token", "tokens", "text", "char", "form", "sentence", "id", "index"}
 _HEADER |= {"tag", "tags", "label", "labels", "ner", "ner_tag", "ner_tags", "pos", "chunk", "iob"}
 
@@ -25,20 +25,20 @@ _HEADER |= {"tag", "tags", "label", "labels", "ner", "ner_tag", "ner_tags", "pos
 def conll(path: str, name: str, config: "ColumnConfig", labelled: bool) -> Records:
     """Returns the sentences of a file, as records with "words" and, if `labelled`, "tags".
 
-    Columns are separated by tabs in a line that has a tab, else by spaces; sentences are separated
-    by blank lines. The word is in the first column and the tag in the last. In files named .conllu
-    the word is in column 1 and the tag in column 3 (UPOS) of 10, else in the last; ranges ("3-4")
-    and empty nodes ("5.1") are skipped. Columns are numbered from 0. Comments, which begin with
-    "# " in front of a sentence, lines with -DOCSTART- and the language in "en:word" (if it is in
-    front of every word) are dropped.
+    Columns are separated by tabs if the line contains one, otherwise by spaces; a blank line ends a
+    sentence. The word is in the first column and the tag in the last. In files named .conllu the
+    word is in column 1 and the tag in column 3 (UPOS) if there are 10 columns, otherwise in the
+    last; ranges ("3-4") and empty nodes ("5.1") are skipped. Columns are numbered from 0. Comments
+    (lines with "# " before a sentence), lines with -DOCSTART- and a language prefix of every word
+    ("en:word") are dropped.
 
     Args:
         path: path of the file. name: its name in messages.
         config: has text_column and label_column, None or a number in digits.
 
     Raises:
-        UserError: the file cannot be read, a column is not a number, or the columns must be named,
-            because the first one numbers the words.
+        UserError: the file cannot be read, a column is not a number, or the word and tag columns
+            must be named because they cannot be inferred.
     """
     reader = _Reader(path, config, labelled)
     reader.look_at([line for _, line in itertools.islice(read_lines(path), _FIRST_LINES)], name)
@@ -54,14 +54,14 @@ class _Reader:
         self.numbered = self.is_conllu  # the first column numbers the words
         self.word_column = _number("text_column", config.text_column)
         self.tag_column = _number("label_column", config.label_column)
-        self.width = None  # columns of the first line
+        self.width = None  # number of columns in the first line
         self.header = None
         self.tags = set()
-        self.language = ""  # in front of all words
+        self.language = ""  # prefix of all words
         self.notes = []
 
     def look_at(self, lines, name):
-        """Learns from the first lines how the file is written."""
+        """Detects the layout of the file from its first lines."""
         sentences = _sentences(lines)
         first = sentences[0][0] if sentences else ()
         if len(first) > 1 and {cell.lower() for cell in first} <= _HEADER:
@@ -84,7 +84,11 @@ class _Reader:
             self.notes.append(f"{self.language!r} in front of each word is dropped")
 
     def _check_first_column(self, sentences, name):
-        """Raises UserError if the first column cannot be the words, and others are ambiguous."""
+        """Raises UserError if the first column does not contain the words and others are ambiguous.
+
+        This is so if it is the same throughout each sentence, or numbers the words and the tag
+        column is ambiguous.
+        """
         longer = [{row[0] for row in sentence} for sentence in sentences if len(sentence) > 2]
         is_same = self.width > 2 and bool(longer) and all(len(cells) == 1 for cells in longer)
         is_ambiguous = self.labelled and self.tag_column is None and self.width > 3
@@ -96,7 +100,9 @@ class _Reader:
                 f"numbered from 0, such as --text_column=1 --label_column=2."
             )
         if self.numbered:
-            self.notes.append("the first column numbers the words, which are in column 1")
+            self.notes.append(
+                "the first column (column 0) contains word numbers; words are read from column 1"
+            )
 
     def sentences(self, lines, name):
         where, words, tags, problem = None, [], [], None
@@ -118,7 +124,7 @@ class _Reader:
                     where, problem = f"{name}, line {number}", error
 
     def _is_passed_over(self, line, begins):
-        """Whether a line is no word. begins: whether a word would begin a sentence."""
+        """Whether a line is not a word. begins: whether a word would begin a sentence."""
         if self.header and _cells(line) == self.header:
             self.header = None  # only once
             return True
@@ -190,7 +196,7 @@ def _sentences(lines):
 
 
 def _numbers_words(sentences):
-    """Whether the first column counts the words of each sentence, from 0 or 1."""
+    """Whether the first column numbers the words of each sentence, from 0 or 1."""
     counts = 0
     for rows in sentences:
         words = [row[0] for row in rows if not _RANGE.fullmatch(row[0]) and len(row) > 1]

@@ -54,7 +54,7 @@ class TagExample:
 class Answer:
     """A span of the context; `start` is its offset in characters, None if the file has none.
 
-    `kbert.data.squad.located` checks it, for training; evaluation needs the text only.
+    `kbert.data.squad.located` checks it, for training; evaluation needs only the text.
     """
 
     text: str
@@ -132,7 +132,7 @@ def open_records(
             task reads no tables.
 
     Raises:
-        UserError: the format is not one of the task's, or the source cannot be read.
+        UserError: the format is not one that the task reads, or the source cannot be read.
     """
     form, name = form_of(source), os.path.basename(source.rstrip("/"))
     if form == "tfds":
@@ -157,7 +157,7 @@ def text_example(
     where: str,
     record: "Record",
 ) -> TextExample:
-    """Returns the TextExample of a record. label_of: function of the label's value and `where`."""
+    """Returns the TextExample of a record. label_of: function from the value and `where`."""
     validation.check_width(record, columns)
     text = validation.text(validation.part(record, columns.text), "the text")
     pair = label = None
@@ -200,7 +200,7 @@ def _texts(values, key, what):
         raise BadExample(f"{key!r} must be a list of {what}s; got {shown(values)}")
     if not values:
         raise BadExample(f"there are no {what}s")
-    if what == "tag":  # numbers of labels, which --label_names names
+    if what == "tag":  # label ids; `--label_names` maps them to names
         values = [str(value) if type(value) is int else value for value in values]
     for number, value in enumerate(values):
         if value == "" or not isinstance(value, str) or not sources.is_utf8(value):

@@ -7,17 +7,18 @@ from kbert.data.column_profiles import Profile, is_numeric, word_count
 from kbert.data.records import shown
 from kbert.errors import UserError
 
-# Labels of many datasets that are hardly names of columns.
+# Common label values, which are unlikely as column names.
 _VALUES = {"positive", "negative", "neutral", "pos", "neg", "yes", "no", "true", "false", "mixed"}
 _VALUES |= {"spam", "ham", "entailment", "contradiction", "none", "other", "unknown", "nan", "-"}
 _NAME = re.compile(r"[^\W\d_]\w*([ ./_-]\w+)*|")
-# Signs against a header; the others are for one. Strong signs decide unless they contradict each
-# other; of weak signs for a header, two are needed. The first row may have these by chance:
+# `_AGAINST`: signs that the first row is not a header; all other signs suggest one. Strong signs
+# decide unless they conflict; weak signs for a header count only in pairs. `_CHANCE`: signs that
+# may occur by chance.
 _AGAINST, _CHANCE = {"number", "value", "sentence", "phrase"}, {"odd", "short", "digits"}
 
 
 class UndecidedError(UserError):
-    """A file whose header or columns are not clear."""
+    """The header or a column of a file cannot be determined."""
 
 
 def normalized(name: str) -> str:
@@ -26,7 +27,9 @@ def normalized(name: str) -> str:
 
 
 def find_header(rows: Sequence[Sequence[str]], known: Collection[str], name: str) -> str | None:
-    """Returns "names" or "rows" if the first row is a header, by its names or the rows; else None.
+    """Returns how a header was recognized; None: the first row is not a header.
+
+    "names": it has known names. "rows": it differs from the rows below.
 
     Args:
         rows: the first rows of a table.
@@ -34,7 +37,7 @@ def find_header(rows: Sequence[Sequence[str]], known: Collection[str], name: str
         name: name of the file in messages.
 
     Raises:
-        UndecidedError: neither the names nor the rows show it.
+        UndecidedError: it is not clear whether the first row is a header.
     """
     first = [cell.strip() for cell in rows[0]]
     rest = rows[1:]
@@ -69,7 +72,7 @@ def _is_numbered(first, rest):
 
 
 def _signs(first: Sequence[str], rest: Sequence[Sequence[str]], column: int, known) -> Iterator:
-    """Yields pairs (sign, whether it is strong) of a column."""
+    """Yields the signs of a column, as pairs (name of the sign, whether it is strong)."""
     cell = first[column]
     below = Profile(row[column] for row in rest if column < len(row))
     size = len(below.texts)

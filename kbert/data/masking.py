@@ -2,15 +2,15 @@
 
 import numpy as np
 
-MASKED_SHARE, KEPT_SHARE = 0.8, 0.1  # the remaining tenth becomes a random token
+MASKED_SHARE, KEPT_SHARE = 0.8, 0.1  # the remaining 10 % become random tokens
 
 
 def prediction_counts(lengths: np.ndarray, mask_rate: float, max_predictions: int) -> np.ndarray:
-    """Returns the tokens to predict per row, (B,) int64, as in `create_pretraining_data.py`.
+    """Returns the number of tokens to predict per row, (B,) int64, as google-research/bert does.
 
     Args:
         lengths: (B,) tokens of each row, [CLS] and [SEP] included.
-        mask_rate: share of the tokens. max_predictions: M.
+        mask_rate: share of the tokens to predict. max_predictions: M.
     """
     return np.clip(np.rint(lengths * mask_rate).astype(np.int64), 1, max_predictions)
 
@@ -36,7 +36,7 @@ def choose_words(
     exceed the count is skipped, so a row may have fewer than `counts[i]` tokens.
 
     Args:
-        maskable: (B, L) bool. continues: (B, L) bool, the token continues the previous word.
+        maskable: (B, L) bool. continues: (B, L) bool, True if the token continues a word.
         counts: (B,). draws: (B, L) uniform numbers.
     """
     B, L = maskable.shape

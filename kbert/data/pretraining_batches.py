@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # NumPy calls cost more than small batches, so one call creates several batches.
 _TOKENS_AT_ONCE = 1 << 16
-# Streams of kbert.utils.stateless_random; pairs take 0 and 1.
+# Streams of kbert.utils.stateless_random; pairs use 0 and 1.
 _STREAM_CHOICE, _STREAM_FATE, _STREAM_ORDER = 2, 3, 4
 
 
@@ -83,12 +83,12 @@ class PretrainingExamples:
         """Returns the arrays of `kbert.features.PRETRAINING_FEATURES` of examples.
 
         Args:
-            index: (B,) int64 number of each example in the run. epoch: (B,) int64, its epoch.
+            index: (B,) int64, number of each example in the run. epoch: (B,) int64, its epoch.
             slots: (B,) int64, its window.
         """
         pairs = self._cutter.cut(index, epoch, slots)
         B, L, M = len(index), self._max_seq_length, self.max_predictions
-        end = pairs.a[:, 1:] - pairs.a[:, :1] + 1  # (B, 1), of the first segment in the row
+        end = pairs.a[:, 1:] - pairs.a[:, :1] + 1  # (B, 1), end of the first segment in the row
         lengths = end + 2 + pairs.b[:, 1:] - pairs.b[:, :1]
         places = np.arange(L)
         real = places < lengths  # (B, L)
@@ -122,7 +122,7 @@ class PretrainingExamples:
         }
 
     def _shuffle_seeds(self, epoch):
-        """(B, 3) int64 seeds for TensorFlow's shuffle, whose own key schedule mixes little."""
+        """(B, 3) int64 seeds for TensorFlow's shuffle, which mixes its keys only weakly."""
         seeds = uniform(self._seed, _STREAM_ORDER, epoch, 3) * 2.0**53
         return {"seeds": seeds.astype(np.int64)}
 
@@ -150,7 +150,7 @@ class PretrainingExamples:
                 self._shuffle_seeds, [epoch], {"seeds": ([together * B, 3], tf.int64)}
             )
             # tf.random.experimental.index_shuffle wraps this op but does not accept a seed per
-            # index, and its 4 rounds leave neighbours near each other.
+            # index, and after its 4 rounds neighbours are still close.
             slots = tf.raw_ops.RandomIndexShuffle(
                 index=index % count,
                 seed=seeds["seeds"],

@@ -37,8 +37,8 @@ class Records:
 
     `name` is the source's name in messages, `items` are pairs (where, record). `names` are the
     names of the columns, keys or features, None for a table without a header; `width` is the number
-    of columns of a table. `notes` are lines about how the columns were found, and `flags` are those
-    that give the same columns.
+    of columns of a table. `notes` describe how the columns were found, and `flags` select the same
+    columns.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Records:
     flags: "dict[str, str | None]" = dataclasses.field(default_factory=dict)
 
     def sample(self, most: int = 10_000) -> "list[Record]":
-        """Returns the valid ones of the first `most` records, which stay in `items`."""
+        """Returns the valid records among the first `most`; all of them stay in `items`."""
         begun = list(itertools.islice(self.items, most))
         self.items = itertools.chain(begun, self.items)
         return [record for _, record in begun if not isinstance(record, BadExample)]
@@ -74,8 +74,7 @@ def check_inputs(
     """Checks that folders of weights exist and that files can be read, without TensorFlow.
 
     Args:
-        folders: as for `find_folder`. sources: as for `source_files`. None
-            is skipped.
+        folders: as for `find_folder`. sources: as for `source_files`. None values are skipped.
 
     Raises:
         UserError: as for `find_folder` and `kbert.utils.input_files.read_bytes`.
@@ -114,7 +113,7 @@ def arrow_sources(source: str) -> list[str]:
 
 
 def read_lines(path: str) -> Iterator[tuple[int, str]]:
-    """Yields (number from 1, line), without line ends, byte order mark and empty lines at the end.
+    """Yields (number from 1, line), without line ends, byte order mark and trailing empty lines.
 
     Bytes that are not UTF-8 become surrogates (PEP 383), which `is_utf8` detects.
 
@@ -183,7 +182,7 @@ def table(path: str, name: str, has_header: Callable[[list[str]], bool]) -> Reco
 
 
 def _separator(lines):
-    """The character between the columns: a comma, unless only another one gives equal rows."""
+    """The column separator: a comma, unless only another character gives rows of equal width."""
     equal = []
     for separator in ",;\t":
         with contextlib.suppress(csv.Error):
@@ -209,11 +208,11 @@ def _has_csv_quotes(lines):
 
 
 def _csv_rows(path, separator):
-    csv.field_size_limit(2**31 - 1)  # of a cell; the default is 131,072 characters
+    csv.field_size_limit(2**31 - 1)  # limit of a cell; the default is 131,072 characters
     lines = (f"{line}\n" for _, line in read_lines(path))
     reader = csv.reader(
         lines, delimiter=separator, strict=True
-    )  # else an unclosed quote would swallow the file
+    )  # otherwise an unclosed quote would span the rest of the file
     while True:
         number = reader.line_num + 1
         try:
@@ -246,7 +245,7 @@ def json_lines(path: str, name: str) -> Records:
         UserError: the file is a damaged JSON list, or has no object.
     """
     items, begun = _json_items(path, name), []
-    for item in items:  # to the first object, whose keys are the columns
+    for item in items:  # up to the first object, whose keys are the columns
         begun.append(item)
         if isinstance(item[1], dict):
             return Records(name, itertools.chain(begun, items), tuple(item[1]))
@@ -326,11 +325,11 @@ def _tfds_record(example, features):
 
 
 def _plain(value, feature):
-    """A value from TFDS as Python values; the feature may be nested."""
+    """Converts a value from TFDS to Python values; the feature may be nested."""
     inner = getattr(feature, "feature", feature)  # a Sequence of a dict is a dict of arrays
     if isinstance(value, dict):
         return {key: _plain(part, inner[key]) for key, part in value.items()}
-    if hasattr(value, "tolist") or hasattr(value, "to_list"):  # numpy's, or of a ragged tensor
+    if hasattr(value, "tolist") or hasattr(value, "to_list"):  # NumPy values, ragged tensors
         value = value.tolist() if hasattr(value, "tolist") else value.to_list()
     if isinstance(value, list):
         return [_plain(part, inner) for part in value]

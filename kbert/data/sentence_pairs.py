@@ -1,13 +1,13 @@
 """Creates segment pairs for next-sentence prediction from a prepared corpus.
 
-Every document is covered by overlapping windows of T = max_seq_length - 3 tokens, because
-[CLS] and [SEP] take 3. An epoch visits each window once, in random order, and splits it at a random
+Every document is covered by overlapping windows of T = max_seq_length - 3 tokens ([CLS] and two
+[SEP] take 3). An epoch visits each window once, in random order, and splits it at a random
 sentence end into segments A and B. For half of the examples B is replaced by text from another
 document. Windows start where a sentence starts, if one does within T/4 tokens, and move from epoch
 to epoch. Differences from `create_pretraining_data.py`, which reads the documents in order:
 
-* A sentence that a window cuts is also in the next window, whereas the original drops the rest of
-  the chunk: every token lies in at least one window of every epoch, in 4/3 windows on average in
+* A sentence that is cut by a window is also in the next window, whereas the original drops the rest
+  of the chunk: every token lies in at least one window of every epoch, in 4/3 windows on average in
   long documents. A token is not seen if its window is shortened or its B is replaced; other tokens
   are seen as replacements. `PairWindows.views_per_token` computes the average number of views.
 * The original reuses a replaced B in the next chunk; here a later epoch uses it, since it splits
@@ -35,9 +35,9 @@ _STREAM_SHIFT, _STREAM_PAIR = 0, 1  # streams of kbert.utils.stateless_random
 class PairWindows:
     """The windows of T tokens over all documents of a corpus.
 
-    A document of d <= T tokens is one window. A longer document has one window at its start and
-    further windows whose bodies of T - T//4 tokens tile the rest; a window may start up to T//4
-    tokens before its body, to begin at a sentence start.
+    A document of d <= T tokens is one window. A longer document has one window at its start. The
+    rest is tiled by the bodies of further windows, T - T//4 tokens each. Such a window may start up
+    to T//4 tokens before its body so that it begins at a sentence start.
 
     Attributes:
         count: int, number of windows, which is the number of examples per epoch.
@@ -78,7 +78,7 @@ class PairWindows:
         size = self._sizes[document]
         begins = np.where(document > 0, self._ends[document - 1], 0)
         windows, k = self._ends[document] - begins, slots - begins
-        spare = self.length + (windows - 1) * self.body - size  # tokens that the bodies could move
+        spare = self.length + (windows - 1) * self.body - size  # tokens by which bodies can move
         index = epoch * len(self._sizes) + document
         shift = uniform(seed, _STREAM_SHIFT, index, 1)[:, 0]
         shift = (shift * (np.maximum(spare, 0) + 1)).astype(np.int64)
@@ -105,7 +105,7 @@ class PairWindows:
 class Pairs:
     """The positions of the segments of B examples, in tokens from the start of the corpus.
 
-    a, b: (B, 2) first token, and token after the last. is_next: (B,) bool, B follows A.
+    a, b: (B, 2), the first token and the one after the last. is_next: (B,) bool, B follows A.
     """
 
     a: np.ndarray
@@ -154,7 +154,7 @@ class PairCutter:
         return Pairs(np.stack([start, middle], axis=1), b, swap >= 0.5)
 
     def _elsewhere(self, documents, lengths, draws, at_sentence):
-        """Spans of `lengths` tokens of other documents, all their tokens equally likely: (N, 2).
+        """Spans of `lengths` tokens in other documents, each token equally likely: (N, 2).
 
         A span starts at a sentence start if the B that it replaces does, so that its start does not
         reveal the label. It is shorter than `lengths` only if its whole document is shorter.
@@ -189,7 +189,7 @@ class PairCutter:
         return result, there
 
     def _by_shard(self, places):
-        """Yields the sentence starts, the start and the mask of the tokens of each shard in use."""
+        """Yields for each shard in use its sentence starts, its start and a mask of its tokens."""
         starts = self._corpus.shard_starts
         shards = np.searchsorted(starts, places, side="right") - 1
         for shard in np.unique(shards):

@@ -15,19 +15,18 @@ def split_keys(
 ) -> np.ndarray:
     """Returns a random number in [0, 1) for each example, spread evenly over each class.
 
-    So the examples with a number in an interval of length f are a fraction f of each class, up to
-    one example.
+    An interval of length f therefore selects a fraction f of each class, give or take one example.
 
     Args:
         seed: seed of the run.
         classes: class of each of N examples.
-        units: the unit of each example, which must not be divided, such as the text of several
-            questions; None: each example is a unit.
+        units: group of each example, such as the context that several questions share; a group is
+            never divided. None: each example is a group.
 
     Returns:
-        (N,) float64; the examples of a unit have equal numbers.
+        (N,) float64; the examples of a group have equal numbers.
     """
-    first = {}  # unit -> position of its first example, which stands for it
+    first = {}  # unit -> position of its first example, which represents it
     units = range(len(classes)) if units is None else units
     heads = np.array([first.setdefault(unit, i) for i, unit in enumerate(units)])
     draws = uniform(seed, _STREAM_SPLIT, np.arange(len(classes)), 2)

@@ -14,7 +14,7 @@ from kbert.utils.input_files import read_text
 if TYPE_CHECKING:
     from kbert.data.records import Record
 
-# The keys of a question, and the keys that stand for them in some files.
+# The keys of a question, and other names of these keys in some files.
 _ALIASES = {
     "id": ("query_id", "qid", "qas_id"),
     "question": ("query_text", "query"),
@@ -30,8 +30,8 @@ _SHAPES = (
 def squad(path: str, name: str) -> Records:
     """Returns the questions of a JSON file as records, each with the context of its paragraph.
 
-    The file has the structure of SQuAD, or is a list of articles, paragraphs or questions, also
-    under the key "data", or has one of these per line.
+    The file has the structure of SQuAD, or is a list of articles, paragraphs or questions (or an
+    object with such a list under "data"), or has one of these objects per line.
 
     Args:
         path: path of the file. name: its name in messages.
@@ -55,9 +55,9 @@ def squad(path: str, name: str) -> Records:
 
 
 def question_rows(records: Records) -> Records:
-    """Returns the questions of records: each is a question with its context, or a paragraph.
+    """Returns the questions of records that are paragraphs or single questions with a context.
 
-    A question without an id has its number as id.
+    A question without an id gets its position in the file as its id.
     """
 
     def items():
@@ -107,7 +107,7 @@ def _questions(node, place, path, context=None, is_question=False) -> "Iterator[
 
 
 def _named(record):
-    """A record with the usual keys, see `_ALIASES`."""
+    """Renames the keys of a record as in `_ALIASES`."""
     named = dict(record)
     for key, others in _ALIASES.items():
         other = next((name for name in others if name in named), None)
@@ -139,7 +139,7 @@ class QuestionMaker:
 
 
 def answers_of(record: "Record") -> tuple[tuple[Answer, ...], bool]:
-    """Returns the answers of a record, as they are written, and whether it is impossible.
+    """Returns the answers of a record, unchecked, and whether the question is impossible.
 
     Args:
         record: has "answers": a text, {"text", "answer_start"}, a list of these, or, as in Hugging
@@ -148,7 +148,7 @@ def answers_of(record: "Record") -> tuple[tuple[Answer, ...], bool]:
             impossible.
 
     Raises:
-        BadExample: answers are missing, or one has another form.
+        BadExample: there are no answers, or an answer does not have such a form.
     """
     impossible = str(record.get("is_impossible", "")).lower()
     if impossible not in ("true", "false", ""):
@@ -198,12 +198,13 @@ def _answer(answer):
 
 
 def located(answer: Answer, context: str) -> Answer:
-    """Returns the answer with the offset at which it stands in the context.
+    """Returns the answer with its verified offset in the context.
 
     White space at its ends may differ. An answer without an offset must occur exactly once.
 
     Raises:
-        BadExample: the answer is not at its offset, or not exactly once in the context.
+        BadExample: the answer is not at its offset, or has no offset and does not occur exactly
+            once.
     """
     text, start = answer.text, answer.start
     if start is not None and start >= 0 and context.startswith(text, start):
@@ -225,8 +226,8 @@ def located(answer: Answer, context: str) -> Answer:
             return Answer(bare, begin)
     places = _places(text, context)
     raise BadExample(
-        f"answer not in context: {shown(text)} is not at character {start}, "
-        + (f"but at {_listed(places[:3])}" if places else "nor anywhere else")
+        f"the answer {shown(text)} is not at character {start} of the context; it "
+        + (f"occurs at {_listed(places[:3])}" if places else "does not occur in the context")
     )
 
 

@@ -30,7 +30,7 @@ _BRACKETS = re.compile(r"(\((?P<type>[^()*]+))?\*?(?P<end>\))?")
 _USUAL = re.compile(r"([BI])-(.+)")
 # Labels of special tokens in some models; X marks the later pieces of a word.
 _SPECIAL = re.compile(r"\[(CLS|SEP|PAD|UNK)\]|<\w+>|PAD")
-_MOST_LETTERS = 5  # more labels of one letter are parts of speech, where O is one of them
+_MOST_LETTERS = 5  # with more one-letter labels they are parts of speech, O being one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,8 @@ class TagScheme:
     """The meaning of a set of tags that mark entities.
 
     Attributes:
-        name: for messages, such as "IOB2". roles: dict of tag -> (role, type); other tags are no
-            entities. outside: the tag of words that are in no entity.
+        name: name in messages, such as "IOB2". roles: dict of tag -> (role, type); other tags mark
+            no entities. outside: the tag of words outside entities.
     """
 
     name: str
@@ -65,7 +65,7 @@ class TagScheme:
         return spans
 
     def strict_spans(self, tags: Sequence[str]) -> "list[Span]":
-        """Returns the entities that are written as the scheme demands, as seqeval's strict mode.
+        """Returns only the entities whose tags follow the scheme, like seqeval's strict mode.
 
         IOB2: B I*. BIOES, BILOU and BMES: B I* E, or S. Schemes without B: all `spans`.
         """
@@ -97,7 +97,7 @@ class TagScheme:
         return tuple(tags)
 
     def split(self, tag: str, parts: int) -> list[str]:
-        """Returns the tags of the parts of a word, which is split further, with a tag."""
+        """Returns the tags of the parts when a word with this tag is split."""
         role, type = self.roles.get(tag, _OUTSIDE)
         if parts < 2 or role == "O":
             return [tag] * parts
@@ -107,7 +107,7 @@ class TagScheme:
 
 
 def tag_scheme(tags: Iterable[str]) -> TagScheme | None:
-    """Returns the scheme of a set of tags; None: they mark no entities, as parts of speech.
+    """Returns the scheme of a set of tags; None: they mark no entities (parts of speech, say).
 
     Args:
         tags: the label names of a model, or all tags of a file.
@@ -122,7 +122,7 @@ def tag_scheme(tags: Iterable[str]) -> TagScheme | None:
 
 
 def _mixed(tags, marks, outside):
-    """The TagScheme of plain types, and of plain types and other tags beside B-X and I-X."""
+    """The TagScheme of plain types, alone or mixed with B-X and I-X."""
     usual = {tag: match for tag in marks if (match := _USUAL.fullmatch(tag))}
     others = [tag for tag in marks if tag not in usual and not (usual and tag == "X")]
     roles = {tag: (match[1], match[2]) for tag, match in usual.items()}
@@ -136,7 +136,7 @@ def _mixed(tags, marks, outside):
 
 
 def _marked(tags, form, outside):
-    """The TagScheme of tags that all have a form with a letter for the role, else None."""
+    """The TagScheme if all tags have the form of a role letter and a type, else None."""
     matches = {tag: form.fullmatch(tag) for tag in tags if tag != "X" or len(tags) == 1}
     if not matches or None in matches.values():
         return None
@@ -206,7 +206,7 @@ def _without_brackets(tags):
 
 
 def _is_iob1(rows, scheme):
-    """Whether entities begin with I, and with B only behind an entity of the same type."""
+    """Whether entities begin with I, and with B only directly after one of the same type."""
     begins_with_i = False
     for tags in rows:
         spans = scheme.spans(tags)
@@ -223,10 +223,10 @@ def _iob2(role, type):
 
 
 def in_terms_of(names: Sequence[str], examples: "Sequence[TagExample]") -> "list[TagExample]":
-    """Returns examples with the tags that a model with these label names has for their entities.
+    """Converts the tags of examples to the label names and tag scheme of a model.
 
-    Numbers become names, and entities are written in the model's scheme if the file has another, or
-    writes their types in another case.
+    Label ids become names. Entities are rewritten if the file uses another scheme, or writes their
+    types in another case.
     """
     rows = [example.tags for example in examples]
     if not any(name.isdecimal() for name in names):

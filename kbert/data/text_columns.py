@@ -1,7 +1,7 @@
 """Finds the columns of a text task in a table, JSON lines or TFDS.
 
-Flags name the columns; otherwise known names are searched, then columns whose values are clearly
-texts or labels. An unclear case is an error, because a guess may be wrong.
+Columns come from the flags, else from known column names, else from values that are clearly texts
+or labels. An unclear case is an error, because a guess may be wrong.
 """
 
 import dataclasses
@@ -88,7 +88,7 @@ KNOWN = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class TextRoles:
-    """What a task reads.
+    """The texts and the label that a task reads.
 
     `texts`: minimum and maximum number of texts. `label`: "class", "number" or "list" (of labels).
     """
@@ -100,13 +100,13 @@ class TextRoles:
 def find_text_columns(
     records: "Records", config: "ColumnConfig", labelled: bool, roles: TextRoles
 ) -> Columns:
-    """Returns the Columns that a text task reads; takes the header out of the records of a table.
+    """Returns the Columns of a text task; removes the header row from the records of a table.
 
-    How they were found, if not by flags or names, is added to `records.notes`; `records.flags` are
-    the flags that give the same columns.
+    Columns inferred from their values are reported in `records.notes`; `records.flags` is set to
+    the flags that select the same columns.
 
     Args:
-        records: of a table without header, of JSON lines or of TFDS.
+        records: Records of a table without header, JSON lines or TFDS.
         labelled: whether to find the labels.
 
     Raises:
@@ -114,7 +114,9 @@ def find_text_columns(
         UndecidedError: the header or a column is not clear.
     """
     if config.label_columns and (roles.label != "list" or config.label_column):
-        raise UserError("--label_columns is for --task=multilabel, without --label_column.")
+        raise UserError(
+            "--label_columns requires --task=multilabel and cannot be combined with --label_column."
+        )
     check_width(records, roles.texts[0] + labelled)
     rows = records.sample()
     if records.width is not None and _has_header(records, config, rows):
@@ -131,14 +133,14 @@ def _has_header(records, config, rows):
     signs = find_header(rows, KNOWN, records.name)
     if signs == "rows":
         records.notes.append(
-            f"the first row is taken as a header: {', '.join(map(shown, rows[0][:20]))}; "
-            f"--header=no if it is an example"
+            f"treating the first row as a header: {', '.join(map(shown, rows[0][:20]))}; "
+            f"if it is an example, set --header=no"
         )
     return signs is not None
 
 
 class _Finder:
-    """Finds the columns of records; `rows` are a sample of them."""
+    """Finds the columns of records; `rows` is a sample of the records."""
 
     def __init__(self, records, config, rows, roles):
         self.records, self.rows, self.roles = records, rows, roles
@@ -165,8 +167,8 @@ class _Finder:
             self._find_label()
         if self.labels and self.records.names is None:
             raise UserError(
-                f"{self.records.name} is read without a header, so --label_columns has no names "
-                f"of labels. If its first row is a header, add --header=yes."
+                f"--label_columns takes the label names from the header, but {self.records.name} "
+                f"is read without one. If its first row is a header, add --header=yes."
             )
         self._report()
         return checked_columns(
@@ -180,7 +182,7 @@ class _Finder:
         )
 
     def _find_texts(self):
-        """Finds the texts that no flag names: by known names, else by the values."""
+        """Finds the text columns that no flag names, by known names, else from their values."""
         least, most = self.roles.texts
         is_given, free = self.text is not None, self._free()
         if most == 2 and not is_given and self.text_pair is None:
@@ -194,7 +196,7 @@ class _Finder:
         if most == 2:
             self.text_pair = self.text_pair if second is None else second
         elif second is not None and not is_given:
-            raise self._undecided("text")  # a pair
+            raise self._undecided("text")  # of a pair
         texts = sum(key is not None for key in (self.text, self.text_pair))
         if self.text is None or texts < least:
             self._guess_texts(max(least - texts, 1), max(most - texts, 1))
@@ -227,7 +229,7 @@ class _Finder:
                 return
 
     def _find_label(self):
-        """Finds the label by the values."""
+        """Finds the label column from its values."""
         has_names = self.records.names is not None
         free = self._free()
         if has_names:
@@ -313,7 +315,7 @@ class _Finder:
         )
 
     def _report(self):
-        """Adds to the records how the columns were found, and the flags that give the same."""
+        """Adds to the records how the columns were found, and the flags that select them."""
         records = self.records
         if self.guessed:
             roles = {role: getattr(self, role) for role in self.guessed}

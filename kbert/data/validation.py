@@ -30,7 +30,7 @@ def text(value: object, what: str) -> str:
         raise BadExample(f"{what} must be a string; got {shown(value)}")
     if not value.strip():
         raise BadExample(f"{what} is empty")
-    if not is_utf8(value):  # JSON can write them: "\\ud800"
+    if not is_utf8(value):  # JSON may contain surrogates: "\\ud800"
         raise BadExample(f"{what} has an unpaired surrogate, which is not a character")
     return value
 
@@ -49,7 +49,7 @@ def check_width(row: "Record", columns: "Columns") -> None:
 
 
 def label_name(value: object) -> str:
-    """Returns a label as text: 3 becomes "3", as do 3.0 and "3.0"; True becomes "true"."""
+    """Returns a label as text: 3, 3.0 and "3.0" become "3"; True becomes "true"."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if value is None or value != value or value == "":
@@ -62,13 +62,13 @@ def label_name(value: object) -> str:
 
 
 def whole_name(name: str) -> str:
-    """Returns the name of a label, a whole number without decimals: "1.0" becomes "1"."""
+    """Returns the name of a label; whole numbers lose their decimals: "1.0" becomes "1"."""
     is_whole = re.fullmatch(r"-?[0-9]{1,99}\.0*", name)
     return str(int(name.partition(".")[0])) if is_whole else name
 
 
 def class_name(value: object) -> str:
-    """Returns the one label of an example as text."""
+    """Returns the only label of an example as text."""
     name = label_name(value)
     if name[0] + name[-1] == "[]" and _QUOTED.search(name):
         raise BadExample(f"the label {shown(name)} is a list, as for --task=multilabel")
@@ -76,7 +76,7 @@ def class_name(value: object) -> str:
 
 
 def label_tuple(value: object) -> tuple[str, ...]:
-    """Returns labels as text, from a list, or a cell like "a,b", "a|b" or "['a']"; "" has none."""
+    """Returns labels as text, from a list or a cell such as "a,b", "a|b", "['a']" or "" (none)."""
     if not isinstance(value, list):
         cell = "" if value is None or str(value).strip() == "" else label_name(value)
         value = list_in_cell(cell)
@@ -87,7 +87,7 @@ def label_tuple(value: object) -> tuple[str, ...]:
 
 
 def list_in_cell(cell: str) -> list[str] | None:
-    """Returns the items of a list in a cell, as Python, JSON or NumPy write it; None: no list."""
+    """Returns the items of a list in Python, JSON or NumPy syntax in a cell; None: no list."""
     brackets, quoted = cell[:1] + cell[-1:], _QUOTED.findall(cell)
     rest = _QUOTED.sub("", cell[1:-1]).strip(", \t\r\n")
     if brackets not in ("[]", "()", "{}") or (brackets != "[]" and (rest or not quoted)):
@@ -109,7 +109,7 @@ def _unquoted(item):
 
 
 def is_one(value: object, name: str) -> bool:
-    """Returns whether the value of a column of 0 and 1 is 1. name: the label of the column."""
+    """Returns whether a value is 1; others than 0 and 1 are errors. name: the column's label."""
     known = {"0": False, "1": True, "false": False, "true": True}
     text = whole_name(str(value).strip().lower())
     if text not in known:

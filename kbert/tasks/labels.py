@@ -35,15 +35,15 @@ def _sort_key(name):
 
 
 def label_names(examples: "Iterable[TextExample | TagExample]") -> tuple[str, ...]:
-    """Returns the names of all labels in examples, sorted: first numbers by value, then text."""
+    """Returns the names of all labels in examples: first numbers by value, then sorted text."""
     return tuple(
         sorted({name for example in examples for name in _labels_of(example)}, key=_sort_key)
     )
 
 
 def label_numbers(names: Sequence[str]) -> dict[str, int]:
-    """Returns a dict of name -> number; unless a name is a number, "0", "1", ... are names, too."""
-    numbers = {whole_name(name): i for i, name in enumerate(names)}  # "1.0" of a model is 1
+    """Maps label names to ids. If no name is a number, "0", "1", ... are accepted, too."""
+    numbers = {whole_name(name): i for i, name in enumerate(names)}  # a model may have "1.0" for 1
     if not any(re.fullmatch(r"[0-9]+", name) for name in numbers):
         numbers |= {str(i): i for i in range(len(names))}
     return numbers | {name: i for i, name in enumerate(names)}
@@ -52,7 +52,7 @@ def label_numbers(names: Sequence[str]) -> dict[str, int]:
 def all_label_names(
     examples: "Iterable[TextExample | TagExample]", names: Sequence[str]
 ) -> tuple[str, ...]:
-    """Returns `names`, followed by the labels of examples that are not among them, sorted."""
+    """Returns `names`, followed by the sorted labels of examples that `names` lacks."""
     numbers = label_numbers(names)
     labels = {name for example in examples for name in _labels_of(example)}
     return (*names, *sorted((name for name in labels if name not in numbers), key=_sort_key))
@@ -61,7 +61,7 @@ def all_label_names(
 def all_label_numbers(
     examples: "Iterable[TextExample | TagExample]", names: Sequence[str]
 ) -> dict[str, int]:
-    """Returns `label_numbers`, and numbers from C on for other labels of the examples."""
+    """Returns `label_numbers` with further ids, from C on, for unknown labels of examples."""
     more = enumerate(all_label_names(examples, names)[len(names) :], len(names))
     return label_numbers(names) | {name: number for number, name in more}
 
@@ -69,7 +69,7 @@ def all_label_numbers(
 def label_shares(examples: "Sequence[TextExample | TagExample]", names: Sequence[str]) -> str:
     """Returns how often each of `all_label_names` occurs, as text.
 
-    Percentages are of the examples, or of the words if each word has a label.
+    Percentages refer to examples, or to words if each word has a label.
     """
     numbers = label_numbers(names)
     labels = [_labels_of(example) for example in examples]
@@ -100,10 +100,10 @@ def keep_known(
 
     Args:
         examples: list of labeled examples. names: tuple of str.
-        skip_bad_lines: whether to skip other examples instead of raising.
-        report: called with a line that reports the number of other examples.
-        unknown: the setting `unknown_labels` of these examples, if they have one; "wrong" returns
-            all examples.
+        skip_bad_lines: whether to skip examples with unknown labels instead of raising.
+        report: called with a line that reports how many examples have unknown labels.
+        unknown: the setting `unknown_labels` for these examples, or None; "wrong" returns all
+            examples.
 
     Raises:
         UserError: labels are unknown (with file and line), or all examples were skipped.
@@ -139,7 +139,7 @@ def keep_known(
 
 
 def named(examples: "Sequence[Example]", names: Sequence[str]) -> "list[Example]":
-    """Returns examples whose labels are names, also those that are given as numbers in the file."""
+    """Replaces labels that a file gives as numbers by their names."""
     numbers = label_numbers(names)
     renamed = {name: names[number] for name, number in numbers.items()}
     replaced = []
@@ -152,7 +152,10 @@ def named(examples: "Sequence[Example]", names: Sequence[str]) -> "list[Example]
 
 
 def check_no_numbers(examples: "Iterable[TextExample | TagExample]", names: Sequence[str]) -> None:
-    """Raises UserError if a label is a number, and `names` are of other examples, in any order."""
+    """Raises UserError for numeric labels, for `names` collected from other examples.
+
+    The order of such names is arbitrary.
+    """
     numbers = label_numbers(names).keys() - set(map(whole_name, names))
     for example in examples:
         for name in numbers.intersection(_labels_of(example)):

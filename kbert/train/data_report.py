@@ -12,17 +12,17 @@ from kbert.errors import one_line
 if TYPE_CHECKING:
     from kbert.tasks.task import Encoded, Task
 
-_SHOWN = 2  # examples
-_WIDTH = 160  # characters of a field
-_WHOLE = 2**20  # tokens; no example is longer
-_ENCODED = 32  # long examples at once, which are padded to the longest
+_SHOWN = 2  # number of examples
+_WIDTH = 160  # maximum characters of a field
+_WHOLE = 2**20  # tokens, more than any example has
+_ENCODED = 32  # long examples encoded at once; they are padded to the longest
 
 
 def data_lines(task: "Task", examples: Mapping[str, Sequence[Any]]) -> Iterator[str]:
     """Yields the labels of each file with their frequencies, the first two examples, and notes.
 
     Args:
-        task: of the examples. examples: file ("train", "eval", "test") -> examples.
+        task: the task of the examples. examples: file ("train", "eval", "test") -> examples.
     """
     for name, rows in examples.items():
         if text := task.label_summary(rows):
@@ -46,8 +46,8 @@ def truncation_notes(lengths: Mapping[str, np.ndarray], max_seq_length: int) -> 
         if long:
             yield (
                 f"note: {name}: {long:,} of {len(tokens):,} examples ({long / len(tokens):.1%}) "
-                f"are longer than --max_seq_length={max_seq_length} tokens and truncated; the "
-                f"longest has {tokens.max():,}"
+                f"exceed --max_seq_length={max_seq_length} tokens and will be truncated; the "
+                f"longest has {tokens.max():,} tokens"
             )
 
 

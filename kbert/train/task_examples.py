@@ -45,7 +45,7 @@ def read_splits(
         if there are such examples.
 
     Raises:
-        UserError: a file or an example cannot be used, or a part of a split is empty.
+        UserError: a file or an example cannot be used, or a split would be empty.
     """
     files = {"train": config.train_file, "eval": config.eval_file, "test": config.test_file}
     reader = SplitReader(config, report=log)
@@ -64,7 +64,7 @@ def read_splits(
 
 
 def _label_names(config, teacher_labels, examples):
-    """The names of the labels: of the user, else of the teacher, else of the training examples."""
+    """The label names from the user, else from the teacher, else from the training examples."""
     names = teacher_labels
     if config.label_names:
         names = read_label_names(config.label_names)
@@ -81,7 +81,7 @@ def _label_names(config, teacher_labels, examples):
 
 
 def _known(config, names, examples):
-    """The examples of all files without those of unknown labels; see `keep_known`."""
+    """The examples of all files, without examples with unknown labels; see `keep_known`."""
     unknown = {"train": None, "eval": config.unknown_labels, "test": config.unknown_labels}
     examples = {
         name: keep_known(rows, names, config.skip_bad_lines, log, unknown[name])
@@ -102,10 +102,10 @@ def split_examples(
         config: settings of the run.
 
     Returns:
-        A new dict with the same keys and the new ones, in this order.
+        A new dict with the existing and the new keys, ordered "train", "eval", "test".
 
     Raises:
-        UserError: no example would be left in a part.
+        UserError: a split would have no examples.
     """
     examples = dict(examples)
     if config.fold:
@@ -114,7 +114,7 @@ def split_examples(
         _move(examples, part, "test", f"--folds={config.folds}")
     if config.eval_fraction:
         keys, classes = _keys(examples["train"], config)
-        # A class with a single example stays in training, which could not learn it otherwise.
+        # The only example of a class stays in training; otherwise the class could not be learnt.
         counts = collections.Counter(classes)
         part = (keys < config.eval_fraction) & ~np.array([counts[name] == 1 for name in classes])
         _move(examples, part, "eval", f"--eval_fraction={config.eval_fraction}")
@@ -128,12 +128,13 @@ def _keys(rows, config):
 
 
 def _move(examples, part, name, flag):
-    """Moves the training examples where `part` is True to the file `name`."""
+    """Moves the training examples for which `part` is True to the split `name`."""
     rows = examples["train"]
     if not 0 < part.sum() < len(rows):
         raise UserError(
-            f"{flag} moves {part.sum()} of {len(rows)} training examples to the {name} examples, "
-            f"so that one of the two is empty. Choose another value, or use files of your own."
+            f"{flag} would move {part.sum()} of the {len(rows)} training examples to the {name} "
+            f"set and leave one of the two sets empty. Choose another value, or provide separate "
+            f"files."
         )
     for target, keep in (("train", ~part), (name, part)):
         examples[target] = [row for row, kept in zip(rows, keep, strict=True) if kept]
@@ -143,7 +144,7 @@ def class_weights(setting: str | None, task: "Task", examples: Sequence[Any]) ->
     """Returns the loss weight of each class: (C,) floats, or None.
 
     Args:
-        setting: the setting `class_weights`. task: with C labels. examples: of training.
+        setting: the setting `class_weights`. task: task with C labels. examples: training examples.
 
     Raises:
         UserError: the setting is neither "balanced" nor a weight for each class.

@@ -294,7 +294,7 @@ def test_files_that_cannot_be_opened(tmp_path):
         tmp_path / "t.tsv.gz"
     )
     (tmp_path / "u.tsv.gz").write_bytes(b"a\t1\n")
-    assert "u.tsv.gz: it is not compressed by gzip. If it is plain text, rename it" in message(
+    assert "u.tsv.gz: it is not a file in gzip format. If it is plain text, remove .gz" in message(
         tmp_path / "u.tsv.gz"
     )
 

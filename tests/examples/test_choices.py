@@ -46,7 +46,7 @@ def table(values, choices="bike,car,hat", header="question,A,B,C,answer"):
 def test_what_labels_mean(read, values, expected, meaning):
     reports = []
     assert labels(read, "t.csv", table(values), report=reports.append) == expected
-    assert reports == [f"note: t.csv: the labels are taken as {meaning} of the right choice"]
+    assert reports == [f"note: t.csv: interpreting each label as {meaning} of the right choice"]
     header = "question,choice1,choice2,choice3,answer"
     if meaning != "the name":
         assert labels(read, "t.csv", table(values, header=header)) == expected
@@ -65,15 +65,17 @@ def test_labels_that_may_be_two_things(read, error_of):
     """Neither 0 nor 3 occurs, so the numbers may begin with 0 or 1."""
     text = table("1212")
     assert error_of("t.csv", text, "choice") == (
-        "t.csv: the label '1' may be the letter or number (from 0) or the letter or number (from "
-        "1) of the right choice, and no other label decides it. Set --first_choice to the number "
-        "of the first choice, 0 or 1, or write letters, A, B and so on."
+        "t.csv: the label '1' is ambiguous: it may be the letter or number (from 0) or the letter "
+        "or number (from 1) of the right choice, and the other labels do not settle it. Set "
+        "--first_choice to the number of the first choice, 0 or 1, or write letters, A, B and so "
+        "on."
     )
     assert labels(read, "t.csv", text, first_choice="0") == [1, 2, 1, 2]
     assert labels(read, "t.csv", text, first_choice="1") == [0, 1, 0, 1]
     text = table("23", choices="3,2,7")
-    assert "the label '3' may be the text or the letter or number (from 1)" in error_of(
-        "t.csv", text, "choice"
+    assert (
+        "the label '3' is ambiguous: it may be the text or the letter or number (from 1)"
+        in error_of("t.csv", text, "choice")
     )
     text = table("27", choices="3,2,7")
     assert labels(read, "t.csv", text) == [1, 2]  # 7 is only a text

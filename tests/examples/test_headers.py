@@ -73,8 +73,8 @@ def test_note_of_a_header(read):
     text = "opinion,mood\n" + table(*zip(FILMS, MOODS, strict=True))
     read("t.csv", text, "classify", report=notes.append)
     assert notes == [
-        "note: t.csv: the first row is taken as a header: 'opinion', 'mood'; --header=no if it is "
-        "an example",
+        "note: t.csv: treating the first row as a header: 'opinion', 'mood'; if it is an example, "
+        "set --header=no",
         "note: t.csv: columns found by their values: text 'opinion', label 'mood'; set "
         "--text_column, --label_column to choose others",
     ]

@@ -45,10 +45,12 @@ def test_columns_of_0_and_1_by_name(read, error_of):
     message = error_of("t.csv", TOXIC, "multilabel", **flags | {"label_columns": "insult"})
     assert "t.csv has no column 'insult' (--label_columns); it has 'id', 'comment_text'" in message
     message = error_of("t.csv", TOXIC, "classify", label_columns="toxic")
-    assert message == "--label_columns is for --task=multilabel, without --label_column."
+    assert message == (
+        "--label_columns requires --task=multilabel and cannot be combined with --label_column."
+    )
     flags = {"label_columns": "2,3", "text_column": "1", "header": "no"}
     message = error_of("t.csv", TOXIC.partition("\n")[2], "multilabel", **flags)
-    assert "is read without a header, so --label_columns has no names of labels." in message
+    assert "takes the label names from the header, but t.csv is read without one." in message
 
 
 def test_keys_of_0_and_1(read):

@@ -167,15 +167,16 @@ def test_white_space_at_the_ends_of_answers(read, text, start, expected):
     [
         (
             {"text": "cat", "answer_start": 6},
-            "answer not in context: 'cat' is not at character 6, but at 4",
+            "the answer 'cat' is not at character 6 of the context; it occurs at 4",
         ),
         (
             {"text": "the", "answer_start": -7},
-            "answer not in context: 'the' is not at character -7, but at 0, 15",
+            "the answer 'the' is not at character -7 of the context; it occurs at 0, 15",
         ),
         (
             {"text": "dog", "answer_start": 0},
-            "answer not in context: 'dog' is not at character 0, nor anywhere else",
+            "the answer 'dog' is not at character 0 of the context; it does not occur in the "
+            "context",
         ),
         (
             "the",
@@ -202,8 +203,8 @@ def test_questions_that_are_skipped(read):
     kept = get_task("qa").checked_for_training(examples, True, reports.append)
     assert kept == [examples[0], examples[2]]
     assert reports == [
-        "note: 1 of 3 training questions are skipped; the first: s.json, question 2: answer not "
-        "in context: 'cat' is not at character 9, but at 4."
+        "note: 1 of 3 training questions are skipped; the first: s.json, question 2: the answer "
+        "'cat' is not at character 9 of the context; it occurs at 4."
     ]
 
 
@@ -221,5 +222,5 @@ def test_the_public_reader_locates_answers(tmp_path):
     assert kbert.read_examples(path, "qa")[0].answers == (Answer("cat", 4),)
     answer = {"text": "cat", "answer_start": 9}
     path.write_text(rows({"question": "a ?", "context": CONTEXT, "answers": [answer]}))
-    with pytest.raises(UserError, match="'cat' is not at character 9, but at 4"):
+    with pytest.raises(UserError, match="'cat' is not at character 9 of the context; it occurs"):
         kbert.read_examples(path, "qa")

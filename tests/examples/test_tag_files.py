@@ -103,8 +103,8 @@ def test_numbered_words(read):
     reports = []
     found = read("t.tsv", text, "tag", report=reports.append)
     assert [e.words for e in found] == [("Her", "Oslo"), ("It",)]
-    note = "note: t.tsv: the first column numbers the words, which are in column 1"
-    assert reports[0] == note
+    note = "the first column (column 0) contains word numbers; words are read from column 1"
+    assert reports[0] == f"note: t.tsv: {note}"
     assert sentences(read, "t.tsv", "1 O\n2 O\n4 O\n") == [("1 2 4", "O O O")]
 
 
