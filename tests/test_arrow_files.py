@@ -136,12 +136,13 @@ def test_saved_datasets(tmp_path):
     assert texts_of(f"{both}:validation, {folder}") == LINES[:2] + LINES
     check_inputs([], [str(both), f"{both}:validation", str(folder)])
     assert error_of(labels_of, f"{both}:test") == (
-        f"{both} has no split 'test'; it has train, validation. Write {both}:train, for example."
+        f"{both} has no split 'test'; it has train, validation. Choose one, for example "
+        f"{both}:train."
     )
     alone = save_dict(tmp_path / "alone", test=ROWS)
     assert labels_of(alone) == EXPECTED
     several = save_dict(tmp_path / "several", dev=ROWS, test=ROWS)
-    assert "has several splits; it has dev, test. Write" in error_of(labels_of, several)
+    assert "has several splits: dev, test. Choose one" in error_of(labels_of, several)
 
 
 def test_damaged_datasets(tmp_path):
@@ -240,7 +241,7 @@ def test_rows_that_cannot_be_used(tmp_path):
     assert f'{path}, row 2: "text" must be a string; got None. Fix' in error_of(texts_of, path)
     parquet.write_table(pa.table({"body": ["a"], "id": ["b"]}), path)
     assert error_of(texts_of, path) == (
-        f'{path}: the document must be named "text", "content" or "raw_content"; got '
+        f'{path}: there must be a key or column "text", "content" or "raw_content"; got '
         f"'body', 'id'."
     )
 

@@ -122,7 +122,7 @@ def test_a_call_that_a_runner_makes_again(tmp_path, vocab_file, text):
 @pytest.mark.parametrize("options", OPTIONS)
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, vocab_file, text, options, capfd):
     before = sorted(path.name for path in tmp_path.iterdir())
-    with pytest.raises(UserError, match=r"c_00, line 21: the document must be named"):
+    with pytest.raises(UserError, match=r"c_00, line 21: there must be a key or column"):
         prepare(
             text,
             tmp_path / "corpus",

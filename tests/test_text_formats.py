@@ -84,7 +84,7 @@ def test_keys_of_documents(tmp_path, key):
 def test_an_unknown_key_is_an_error(tmp_path, name):
     path = write(tmp_path / name, '{"id": 1, "body": "a b"}\n{"id": 2, "body": "c d"}\n')
     assert message_of(path) == (
-        f'{path}, line 1: the document must be named "text", "content" or "raw_content"; got '
+        f'{path}, line 1: there must be a key or column "text", "content" or "raw_content"; got '
         f"'id', 'body'. Fix it, or skip such lines with --skip_bad_lines."
     )
 

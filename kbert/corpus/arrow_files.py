@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 Row: TypeAlias = Mapping[str, object]
 _SUFFIXES = (".parquet", ".arrow", ".feather")
-_PARQUET, _ARROW = b"PAR1", b"ARROW1"  # first bytes; Arrow streams have none of their own
-_ROWS = 1024  # converted to Python at a time
-_BUFFER_BYTES = 1 << 20  # of a Parquet column; else pyarrow would read whole row groups
+_PARQUET, _ARROW = b"PAR1", b"ARROW1"  # first bytes; Arrow streams have no signature
+_ROWS = 1024  # number converted to Python at a time
+_BUFFER_BYTES = 1 << 20  # read per Parquet column; by default pyarrow reads whole row groups
 
 
 def is_arrow_file(path: str | os.PathLike[str]) -> bool:
@@ -37,9 +37,9 @@ def dataset_files(source: str) -> list[str] | None:
     """Returns the files of a local folder of `datasets`, or None if the source is no such folder.
 
     Args:
-        source: FOLDER or FOLDER:SPLIT; written by `save_to_disk`, or with Parquet or Arrow files
-            that are named SPLIT-00000-of-00001.parquet, like the repositories of the Hugging Face
-            hub. The default of several splits is train.
+        source: FOLDER or FOLDER:SPLIT; the folder was written by `save_to_disk`, or has Parquet or
+            Arrow files named SPLIT-00000-of-00001.parquet, like repositories of the Hugging Face
+            hub. With several splits, the default is "train".
 
     Raises:
         UserError: the folder has no such split, or is damaged.
@@ -65,8 +65,8 @@ def _chosen(folder, split, splits):
     name = split or (next(iter(splits)) if len(splits) == 1 else "train")
     if name not in splits:
         raise UserError(
-            f"{folder} has {f'no split {name!r}' if split else 'several splits'}; it has "
-            f"{', '.join(splits)}. Write {folder}:{next(iter(splits))}, for example."
+            f"{folder} has {f'no split {name!r}; it has' if split else 'several splits:'} "
+            f"{', '.join(splits)}. Choose one, for example {folder}:{next(iter(splits))}."
         )
     return splits[name]
 
@@ -81,7 +81,7 @@ def _saved_files(folder):
 
 
 def _listed(path, key):
-    """Returns a list that is in a JSON object, and not empty."""
+    """Returns a nonempty list from a JSON object in a file."""
     (values,) = members(read_json(path), [key], path)
     if not isinstance(values, list) or not values:
         raise UserError(f"{path} must have a list under {key!r}; got {str(values)[:60]}.")
@@ -89,7 +89,7 @@ def _listed(path, key):
 
 
 def _named_splits(folder):
-    """Returns the files by split of a folder or of `data` in it, from their names."""
+    """Maps splits to files of a folder or its subfolder `data`, by the file names."""
     splits = {}
     for path in itertools.chain(storage.list_folder(folder), _inside(folder, "data")):
         if path.lower().endswith(_SUFFIXES):
@@ -151,7 +151,7 @@ def _python_rows(batch, features):
 
 
 def _named(value, feature):
-    """Replaces numbers by names; a feature is JSON as `datasets` writes it: nested objects."""
+    """Replaces label numbers by names; `feature` is the JSON description by `datasets`."""
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if isinstance(feature, list):
@@ -171,7 +171,7 @@ def _named(value, feature):
 
 @contextlib.contextmanager
 def _opened(path) -> "Iterator[tuple[pa.Schema, Any]]":
-    """Yields the schema, and a function of column names that returns an iterator of batches."""
+    """Yields the schema, and a function that returns an iterator of batches of given columns."""
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -196,7 +196,7 @@ def _opened(path) -> "Iterator[tuple[pa.Schema, Any]]":
 
 
 def _valid(batches, names):
-    """Yields columns of batches, checked: pyarrow crashes when it converts damaged ones."""
+    """Yields validated columns of batches, because pyarrow crashes on damaged ones."""
     for batch in batches:
         batch = batch.select(names)
         batch.validate(full=True)

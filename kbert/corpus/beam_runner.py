@@ -1,4 +1,4 @@
-"""Prepares a corpus with an Apache Beam pipeline of the local runner's functions.
+"""Prepares a corpus with an Apache Beam pipeline that calls the local runner's functions.
 
 One function call writes one piece or one deduplicated shard. Files are written atomically, so the
 runner may retry a call or run it twice concurrently.
@@ -44,7 +44,7 @@ def new_pipeline(flags: str) -> "beam.Pipeline":
         raise UserError("--runner=beam needs apache-beam: pip install 'kbert[beam]'") from None
     printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(printed):  # its parser prints the error and exits
+        with contextlib.redirect_stderr(printed):  # Beam's parser prints the error and exits
             options = PipelineOptions(shlex.split(flags))
             options.get_all_options()
             return beam.Pipeline(options=options)
@@ -100,7 +100,7 @@ def _without_duplicates(tasks, worker, folder):
     ).with_outputs("tallies", main="documents")
     shards = (
         documents
-        | "leave out duplicates" >> beam.CombinePerKey(min)  # the first in the input stays
+        | "leave out duplicates" >> beam.CombinePerKey(min)  # the first in input order stays
         | "documents left" >> beam.Values()
         | "choose shards" >> beam.Map(lambda document: (shard_name(*document[:2]), document[2:]))
         | "gather shards" >> beam.GroupByKey()
@@ -111,10 +111,10 @@ def _without_duplicates(tasks, worker, folder):
 
 @contextlib.contextmanager
 def _errors_noted(folder):
-    """Writes a UserError to a file, which the main program reads and at which other calls stop.
+    """Writes a UserError to a file, which the main program reads and which stops other calls.
 
-    The runner would retry after an exception and report it as the text of a stack trace. This is
-    only wanted for storage that is temporarily unavailable.
+    Beam would otherwise retry the call and report the error as a stack trace. Retries are only
+    useful when storage is temporarily unavailable.
     """
     try:
         yield

@@ -68,7 +68,7 @@ class ShardWriter:
         """
         full = lengths > 0
         offsets = (self._counts["ids"] + np.cumsum(lengths) - lengths)[full]
-        # Numbers the documents: if the first sentence is empty, a document starts at its second.
+        # Number the documents: if its first sentence is empty, a document starts at the second one.
         numbers = np.cumsum(starts_document) + self._last_number
         self._last_number = numbers[-1]
         numbers = numbers[full]
@@ -161,7 +161,7 @@ def check_shards(
     """Checks that the local or remote files of the shards exist and have the right sizes.
 
     Raises:
-        UserError: a file is missing or has another size.
+        UserError: a file is missing or has the wrong size.
     """
     files = [file for entry in entries for file in _files(folder, entry, vocab_size)]
     try:
@@ -199,7 +199,8 @@ class Corpus:
         shard_starts: (shards + 1,) int64, first token of each shard in the whole corpus.
 
     Raises:
-        UserError: not a prepared corpus, or a file is missing or damaged (the message names it).
+        UserError: the folder is not a prepared corpus, or a file is missing or damaged (the message
+            names it).
     """
 
     manifest: dict[str, typing.Any]
@@ -288,7 +289,7 @@ class Corpus:
         """Checks that the corpus was prepared with the vocabulary of `tokenizer`.
 
         Raises:
-            UserError: it was prepared with another one.
+            UserError: the corpus was prepared with another vocabulary.
         """
         if tokenizer.fingerprint != self.manifest["vocab_fingerprint"]:
             raise UserError(

@@ -1,8 +1,8 @@
 """Removes duplicate documents.
 
 Two documents are duplicates if they have the same ids, split into the same sentences. They are
-compared by a digest of 128 bits. The first one in the order of the input is kept, in the shard of
-its piece; a piece of more than `SHARD_TOKENS` tokens is written to several shards.
+compared by 128-bit digests. The first document in input order is kept, in the shard of its piece;
+a piece of more than `SHARD_TOKENS` tokens is written to several shards.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ def duplicates(digests: np.ndarray) -> np.ndarray:
 def batches(
     documents: Iterable[tuple[int, np.ndarray, np.ndarray]],
 ) -> Iterator[Iterator[np.ndarray]]:
-    """Converts documents, as from `read_documents`, to batches for `write_shard`."""
+    """Converts documents from `read_documents` to batches for `write_shard`."""
     batch, size = [], 0
     for _, ids, lengths in documents:
         batch.append((ids, lengths, np.arange(len(lengths)) == 0))

@@ -11,7 +11,7 @@ from kbert.utils import storage
 
 
 def check_text(patterns: str) -> list[str]:
-    """Returns the inputs that patterns name, after checking how the local files begin.
+    """Returns the inputs that match patterns, after checking the beginnings of local files.
 
     Raises:
         UserError: as for `find_inputs` and `split_into_pieces`.

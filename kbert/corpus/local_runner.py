@@ -35,7 +35,7 @@ def run(
     """Writes the shards of a corpus and returns their Tally.
 
     To deduplicate, all documents are first written to a local disk, then the unique ones are
-    copied. The memory is 60 bytes per document and one batch per process.
+    copied. Memory use is 60 bytes per document plus one batch per process.
 
     Args:
         worker: builder of the shards.
@@ -73,7 +73,7 @@ def _write_pieces(run_all, pieces, folder, report):
         done += piece.size
         if total < _SMALL_BYTES:
             continue
-        seconds = max(time.monotonic() - start, 1e-6)  # a clock may not advance
+        seconds = max(time.monotonic() - start, 1e-6)  # the clock may not have advanced
         share = max(done, 1) / total  # the first file may be empty
         report(
             f"prepared {done / 1e6:,.0f} of {total / 1e6:,.0f} MB | "

@@ -59,8 +59,8 @@ def write_corpus(
     """Tokenizes text into a prepared corpus (see `kbert.corpus.corpus`); returns its manifest.
 
     Text is UTF-8, with one sentence or paragraph per line and an empty line between documents. The
-    files are identical for both runners and any number of workers. Memory is bounded by a batch of
-    text per worker and, to deduplicate, 60 bytes per document in one process.
+    files are identical for both runners and any number of workers. Each worker holds one batch of
+    text in memory; deduplication needs another 60 bytes per document in one process.
 
     Args:
         config: settings of the corpus.

@@ -15,7 +15,7 @@ from kbert.tokenizer.tokenizer import BertTokenizer
 from kbert.utils import storage
 
 BATCH_BYTES = 1 << 20  # text tokenized at once
-_NAMED_LINES = 5  # named lines that were skipped
+_NAMED_LINES = 5  # skipped lines to report by file and line
 
 
 @dataclasses.dataclass
@@ -23,11 +23,11 @@ class Tally:
     """Counts of a part of the input, and the shards written from it.
 
     Attributes:
-        counts: Counter of lines, bytes, lines_with_bad_utf8, lines_left_out, documents (with lines)
-            and documents_with_tokens.
-        left_out: (number of the piece, file and line) of the first lines left out.
+        counts: Counter of lines, bytes, lines_with_bad_utf8, lines_left_out, documents (that have
+            lines) and documents_with_tokens.
+        left_out: (number of the piece, file and line) of each of the first skipped lines.
         shards: entries of the manifest.
-        unigrams: (V,) int64, how often each id occurs in the shards; 0 if there are none.
+        unigrams: (V,) int64, number of occurrences of each id in the shards; 0 without shards.
     """
 
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -61,7 +61,7 @@ class Tally:
 
 
 def shard_name(number: int, part: int = 0) -> str:
-    """Returns the name of a shard's files: number of the piece, and part if it has several."""
+    """Returns the name of a shard's files: the number of its piece, and its part if not 0."""
     return f"{number:05d}" + (f"-{part}" if part else "")
 
 
@@ -157,7 +157,7 @@ class ShardBuilder:
 
 @functools.lru_cache(maxsize=1)
 def _sentence_tokenizer(worker):
-    """Returns a function from a list of str to their concatenated ids and their lengths."""
+    """Returns a function from a list of str to the concatenated ids and the number of ids each."""
     tokenizer = BertTokenizer(worker.vocab, **worker.settings)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)

@@ -1,6 +1,6 @@
 """Detects the format of training text from its content, and reads its lines.
 
-The first lines of a file decide on its format; from then on a line of another format is an error.
+The first lines of a file determine its format; any later line in another format is an error.
 The readers yield lines (bytes, without line end), and b"" at the end of each document.
 """
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from kbert.corpus.text_sources import TextPiece
 
 LONGEST_LINE_BYTES = 1 << 16  # longer lines are split, at a space if possible
-TEXT_KEYS = ("text", "content", "raw_content")  # of the document in a record, tried in this order
-_FIRST_LINES = 8  # decide whether a file has JSON lines
+TEXT_KEYS = ("text", "content", "raw_content")  # keys of the text in a record, by priority
+_FIRST_LINES = 8  # checked to decide whether a file is JSON lines
 # WikiExtractor's <doc id="12" url="https://..." title="...">. It escapes these characters.
 _DOC = re.compile(rb'<doc id="[^"]*"( .*)?>')
 _ENTITIES = {b"&lt;": b"<", b"&gt;": b">", b"&amp;": b"&"}
@@ -41,12 +41,13 @@ class BadRecord(Exception):
 def detect_format(path: str | os.PathLike[str]) -> str:
     """Returns the format of a file: "text", "json" (an object per line), "wiki" or "arrow".
 
-    Files named .json, .jsonl or .ndjson have JSON lines; in others the first lines are JSON
-    objects, or the first one is an object with a document. "wiki" is the output of WikiExtractor,
-    "arrow" is a Parquet or an Arrow file.
+    A file is JSON lines if it is named .json, .jsonl or .ndjson, if its first lines are JSON
+    objects, or if its first line is an object with a document. "wiki" is the output of
+    WikiExtractor, "arrow" is a Parquet or an Arrow file.
 
     Raises:
-        UserError: the file cannot be read, is not UTF-8, is a table, or is JSON but not by line.
+        UserError: the file cannot be read, is not UTF-8, is a table, or is JSON that is not one
+            object per line.
     """
     if is_arrow_file(path):
         return "arrow"
@@ -75,7 +76,7 @@ def detect_format(path: str | os.PathLike[str]) -> str:
 
 
 def _check_by_line(lines, path):
-    """Raises UserError for a format that is not text by lines, such as JSON with a list."""
+    """Raises UserError for a format that is not line-based, such as one JSON list."""
     first = lines[0] if lines else b""
     for start, (name, advice) in _MARKUP.items():
         if first.lower().startswith(start):
@@ -100,8 +101,8 @@ def read_text(
 
     Args:
         file: the open file. piece: the part to read.
-        bad: called with the number of a line in the piece, and the reason, for a JSON object with
-            a document or a tag of WikiExtractor; the line is skipped.
+        bad: called with the line number in the piece and the reason when a line is skipped
+            because it is a JSON document or a WikiExtractor tag.
     """
     skipping = piece.begin > 0  # the current document belongs to the previous piece
     for start, number, line in _stripped_lines(file, piece.begin):
@@ -121,7 +122,7 @@ def read_wiki(
 ) -> Iterator[bytes]:
     """Yields the lines of WikiExtractor's documents without their tags; args as for `read_text`.
 
-    The title is a document's first line. A bad line is one between documents.
+    A document begins with its title. A line between documents is bad.
     """
     inside = None if piece.begin else False  # None: before the first document of the piece
     for start, number, line in _stripped_lines(file, piece.begin):
@@ -166,10 +167,10 @@ READERS = {"text": read_text, "wiki": read_wiki, "json": read_json}
 
 
 def read_arrow(path: str, bad: Callable[[int, object], None]) -> Iterator[bytes]:
-    """Yields the lines of the documents of a Parquet or Arrow file, one in each row.
+    """Yields the lines of the documents of a Parquet or Arrow file; each row is a document.
 
     Raises:
-        UserError: the file cannot be read, or has none of the columns `TEXT_KEYS`.
+        UserError: the file cannot be read, or has no column of `TEXT_KEYS`.
     """
     names = column_names(path)
     column = next((key for key in TEXT_KEYS if key in names), None)
@@ -186,10 +187,10 @@ def read_arrow(path: str, bad: Callable[[int, object], None]) -> Iterator[bytes]
 
 
 def document_of(record: Mapping[str, object]) -> str:
-    """Returns the text of a record: of the first of its keys that is one of `TEXT_KEYS`.
+    """Returns the text of a record: the value of the first key of `TEXT_KEYS` that it has.
 
     Raises:
-        BadRecord: there is no such key, or no string.
+        BadRecord: the record has no such key, or its value is not a string.
     """
     for key in TEXT_KEYS:
         if key in record:
@@ -201,7 +202,7 @@ def document_of(record: Mapping[str, object]) -> str:
 
 def _no_document(names):
     got = ", ".join(map(repr, names)) or "no names"
-    return f'the document must be named "text", "content" or "raw_content"; got {got}'
+    return f'there must be a key or column "text", "content" or "raw_content"; got {got}'
 
 
 def document_lines(text: bytes) -> Iterator[bytes]:
@@ -265,7 +266,7 @@ def _seek(file, begin):
 
 def _stripped_lines(file, begin):
     """Yields offset, number in the piece and stripped text of each line; long lines in parts."""
-    start, size, number = _seek(file, begin), 0, 1  # of the current line
+    start, size, number = _seek(file, begin), 0, 1  # offset, bytes and number of the line
     rest, inside = b"", False  # remainder after a cut; whether text of the line was yielded
     while part := file.readline(LONGEST_LINE_BYTES):
         ended = part.endswith(b"\n")

@@ -25,8 +25,8 @@ _SAMPLE_FOLDER = pathlib.Path(__file__).parent / "sample"
 SAMPLES = {f"sample:{name}": _SAMPLE_FOLDER / f"{name}.txt.gz" for name in ("train", "heldout")}
 
 PIECE_BYTES = 64 << 20  # a plain file is read in pieces of about this size, each by one process
-_TFDS_BYTES = 8 << 20  # an estimate
-_FILES_AT_ONCE = 16  # a remote one takes tens of milliseconds
+_TFDS_BYTES = 8 << 20  # assumed size of a data set
+_FILES_AT_ONCE = 16  # checking a remote file takes tens of milliseconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class TextPiece:
 
 
 def find_inputs(patterns: str) -> list[str]:
-    """Returns the files and `tfds:` names of comma-separated globs, sorted within each glob.
+    """Returns the files and `tfds:` names that comma-separated globs match, sorted within each.
 
     Globs may be remote, such as gs://BUCKET/*.txt.
 
@@ -73,7 +73,7 @@ def find_inputs(patterns: str) -> list[str]:
 
 
 def split_into_pieces(paths: Sequence[str], piece_bytes: int = PIECE_BYTES) -> list[TextPiece]:
-    """Splits inputs into pieces, in order; compressed files, Parquet files and TFDS are one each.
+    """Splits inputs into pieces, in order; compressed files, Parquet files and TFDS stay whole.
 
     Raises:
         UserError: as for `detect_format`.
@@ -165,7 +165,7 @@ def load_tfds(source: str, **options: object) -> "tf.data.Dataset[dict[str, tf.T
     name, _, split = source.removeprefix("tfds:").partition(":")
     try:
         return tfds.load(name, split=split or "train", shuffle_files=False, **options)
-    except Exception as error:  # tfds raises its own, ValueError, AssertionError, network errors
+    except Exception as error:  # its own types, ValueError, AssertionError, network errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"cannot load {source}: {reason}") from error
 
