@@ -49,7 +49,7 @@ def test_old_weights_of_hf(name, argument, tmp_path):
     (tmp_path / name).write_bytes(b"")
     (tmp_path / "config.json").write_text('{"architectures": ["BertForTokenClassification"]}')
     refuses(
-        rf"{name} is weights of HF's .* Convert them with .transformers<5., .* "
+        rf"{name} contains weights for HF's .* Convert them with .transformers<5., .* "
         rf"import BertForTokenClassification as M; M.from_pretrained\(.*, {argument}=True\)",
         tmp_path,
     )

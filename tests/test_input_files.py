@@ -71,7 +71,7 @@ def test_damaged_archives(tmp_path, suffix):
     path = write(tmp_path / f"t{suffix}", whole[:90] + b"\x00\x01" * 9 + whole[108:])
     assert message_of(path).startswith(f"cannot read {path}: ")
     path = write(tmp_path / f"t.txt{suffix}", b"plain")
-    assert message_of(path).endswith(f"If it is plain text, rename it, without {suffix}.")
+    assert message_of(path).endswith(f"If it is plain text, remove {suffix} from its name.")
     assert read_text(write(tmp_path / f"empty{suffix}", b"")) == ""
 
 

@@ -312,7 +312,7 @@ def damaged_gzip():
         ),
         ("t.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', r"t.jsonl, line 2: .*got 'txt'"),
         ("t.jsonl", b"not json\n", r"t.jsonl, line 1: every line must be a JSON object"),
-        ("t.txt.gz", b"not gzip", r"cannot read .*t.txt.gz: it is not compressed by gzip"),
+        ("t.txt.gz", b"not gzip", r"cannot read .*t.txt.gz: it is not a file in gzip format"),
         ("t.txt.gz", gzip.compress(b"cat\n\ndog" * 99, mtime=0)[:-9], r"cannot read .*t.txt.gz"),
         ("t.txt.gz", damaged_gzip(), r"cannot read .*t.txt.gz: Error -3 while decompressing"),
     ],

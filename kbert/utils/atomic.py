@@ -75,7 +75,7 @@ def folder(
     Raises:
         UserError: the folder cannot be written, for example because the disk is full; the previous
             folder is unchanged.
-        OSError: an error in the block that concerns a file elsewhere.
+        OSError: the block raised it for a file elsewhere.
     """
     target = pathlib.Path(target).absolute()
     try:
@@ -91,7 +91,7 @@ def folder(
 
 
 def _is_of(path, target):
-    """Whether a path is in `target` or its temporary folders, or is a parent folder of `target`."""
+    """Whether a path is in `target` or its temporary folders, or is a parent of `target`."""
     path = pathlib.Path(os.path.abspath(os.fsdecode(path)))
     names = {target, *_scratch_and_old(target)}
     return path in target.parents or not names.isdisjoint([path, *path.parents])
@@ -116,7 +116,7 @@ def _replacement(target):
 
 
 def recover_folder(target: str | os.PathLike[str]) -> None:
-    """Cleans up after a process that was killed while it replaced a folder."""
+    """Cleans up after a process that was killed while replacing a folder."""
     target = pathlib.Path(target)
     scratch, old = _scratch_and_old(target)
     if old.exists() and not target.exists():  # killed between the two renames

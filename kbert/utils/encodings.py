@@ -5,7 +5,7 @@ import re
 
 BOM = codecs.BOM_UTF8
 _WIDE_BOMS = {
-    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark is a prefix of this one
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
@@ -18,9 +18,9 @@ _NAMES = {
     "CP1252": "Windows-1252 (cp1252, much like Latin-1)",
     "MACINTOSH": "Mac Roman",
 }
-_KOREAN = "이다는의에을를가고은한로하지도"  # a third of the syllables of a text
-# For each encoding: its common characters, in bytes; their least share among the characters that
-# are not ASCII; the range of the share of bytes above 127 that stand alone between ASCII.
+_KOREAN = "이다는의에을를가고은한로하지도"  # a third of the syllables in Korean text
+# For each encoding: a pattern of its common characters, their minimum share of the non-ASCII
+# characters, and the allowed share of runs of non-ASCII bytes that are one byte long.
 _MARKS = {
     "CP932": (rb"\x82[\x9f-\xf1]|\x83[\x40-\x96]", 0.2, (0, 1)),  # kana
     "EUC-JP": (rb"[\xa4\xa5][\xa1-\xf6]", 0.2, (0, 1)),  # kana
@@ -40,8 +40,8 @@ _MARKS = {
 def wide_encoding(head: bytes) -> str | None:
     """Returns "UTF-16", "UTF-16LE", "UTF-32BE", ... for the first bytes of such a text, or None.
 
-    Without a byte order mark: the encoding in which the text has the most ASCII characters, and no
-    control characters. Their bytes have zeros; a few zeros may be in any text.
+    Without a byte order mark, it is the encoding in which the text has the most ASCII characters
+    and no control characters. The bytes must have many zeros, because any text may have a few.
     """
     for mark, name in _WIDE_BOMS.items():
         if head.startswith(mark):
@@ -59,7 +59,7 @@ def wide_encoding(head: bytes) -> str | None:
 
 
 def guess_encoding(data: bytes) -> str | None:
-    """Returns the name that iconv has for the encoding of lines that are not UTF-8, or None."""
+    """Returns iconv's name of the likely encoding of lines that are not UTF-8, or None."""
     runs = re.findall(rb"[\x80-\xff]+", data)
     alone = sum(len(run) == 1 for run in runs) / max(1, len(runs))
     for name, (common, least, (lowest, highest)) in _MARKS.items():
@@ -72,7 +72,7 @@ def guess_encoding(data: bytes) -> str | None:
 
 
 def readable_name(encoding: str) -> str:
-    """Returns the usual name of an encoding that iconv knows by another."""
+    """Returns the usual name of an encoding, given its name in iconv."""
     return _NAMES.get(encoding, encoding)
 
 

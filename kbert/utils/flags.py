@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 _Config = TypeVar("_Config", bound="DataclassInstance")
-flags.disclaim_key_flags()  # so that --help lists the flags as the flags of the program
+flags.disclaim_key_flags()  # so that --help attributes the flags to the program
 _DEFINE = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
 
 

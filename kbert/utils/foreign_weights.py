@@ -43,7 +43,8 @@ def cause(folder: pathlib.Path) -> str | None:
         if (folder / name).is_file():
             command = _command(folder, folder, f", {argument}=True")
             return (
-                f"{folder / name} is weights of HF's {library} models, which HF has removed. "
+                f"{folder / name} contains weights for HF's {library} models, which transformers "
+                f"5 no longer supports. "
                 f'Convert them with "transformers<5", which also needs {library}: {command}'
             )
     for path in sorted(folder.glob("*.index")):
@@ -78,7 +79,7 @@ def _command(folder, name, arguments):
 
 
 def _string(path, *keys):
-    """Returns the text at some keys of a JSON file, or ""."""
+    """Returns the str at a path of keys in a JSON file, or ""."""
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
         for key in keys:

@@ -30,7 +30,7 @@ EXPORT_FILE = "kbert.json"
 _HF_HUB_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json")
 _HF_HUB_FILES += ("model-*.safetensors", "vocab.txt", "tokenizer.json", "tokenizer_config.json")
 _HF_HUB_FILES += ("model.weights.h5", "task.json", "task.weights.h5", "assets/tokenizer/*")
-# Of sentence-transformers, whose modules have folders such as 1_Pooling.
+# In folders of sentence-transformers; the modules have subfolders such as 1_Pooling.
 MODULES_FILE = "modules.json"
 _HF_HUB_FILES += (MODULES_FILE, "*sentence_*.json", "?_*/config.json", "?_*/*.safetensors")
 _HF_HUB_FILES += ("?_*/vocab.txt", "?_*/tokenizer*.json", "*added_tokens.json")
@@ -40,8 +40,8 @@ _HF_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 def find_folder(name: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the path of a local folder, or of the local copy of a model on the Hugging Face hub.
 
-    For an export for serving, this is its `assets.extra`, which specifies the weights; for a model
-    of sentence-transformers, the folder of its Transformer.
+    For a SavedModel that kbert exported, this is `assets.extra`, which describes the weights; for a
+    sentence-transformers model, it is the folder of its Transformer.
 
     If there is no local folder of this name, and the name could be a model on the Hugging Face hub,
     such as `bert-base-uncased` or `google-bert/bert-base-uncased`, `huggingface_hub` downloads the
@@ -49,8 +49,8 @@ def find_folder(name: str | os.PathLike[str]) -> pathlib.Path:
     used.
 
     Raises:
-        UserError: no such folder or model, `huggingface_hub` is not installed, or the export is
-            damaged.
+        UserError: there is no such folder or model, `huggingface_hub` is not installed, or the
+            export is damaged.
     """
     path = pathlib.Path(name)
     if path.is_dir():
@@ -127,7 +127,7 @@ def folder_format(folder: str | os.PathLike[str]) -> str:
     folder = pathlib.Path(folder)
     names = set(os.listdir(folder))
     if "bert_config.json" in names and any(name.endswith(".index") for name in names):
-        return "google"  # whatever the name of the checkpoint
+        return "google"  # for any name of the checkpoint
     if EXPORT_FILE in names:
         return "export"
     for format, files in WEIGHTS_FILES.items():
@@ -141,7 +141,7 @@ def folder_format(folder: str | os.PathLike[str]) -> str:
 
 
 def check_not_pointer(path: str | os.PathLike[str]) -> None:
-    """Raises UserError if a file is a Git LFS pointer instead of the file that it points at."""
+    """Raises UserError if a file is a Git LFS pointer instead of the actual file."""
     try:
         with open(path, "rb") as file:
             is_pointer = file.read(23) == b"version https://git-lfs"

@@ -1,7 +1,7 @@
 """Opens the files that users give: local or remote, plain or compressed, in UTF-8.
 
-The content decides how a file is compressed, whatever its name. A file that is not text, or not
-UTF-8, is an error with the detected format and the command that converts it.
+The compression is detected from the content of a file, not from its name. A file that is not text,
+or not UTF-8, is an error with the detected format and the command that converts it.
 """
 
 import bz2
@@ -21,8 +21,8 @@ from kbert.errors import UserError
 from kbert.utils import storage
 from kbert.utils.encodings import BOM, guess_encoding, is_utf8, readable_name, wide_encoding
 
-HEAD_BYTES = 1 << 16  # what decides on the format of a file
-_SEARCHED_BYTES = 1 << 23  # for lines that are not UTF-8
+HEAD_BYTES = 1 << 16  # read to detect the format of a file
+_SEARCHED_BYTES = 1 << 23  # searched for lines that are not UTF-8
 # Suffix: name, first bytes, command that decompresses.
 _COMPRESSED = {
     ".gz": ("gzip", rb"\x1f\x8b\x08", "gzip -dc"),
@@ -30,21 +30,22 @@ _COMPRESSED = {
     ".xz": ("xz", rb"\xfd7zXZ\x00", "xz -dc"),
     ".zst": ("zstd", rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", "zstd -dc"),
 }
+_SUPPORTED = "files are supported as example files and as training text, without conversion"
 _NOT_TEXT = {  # first bytes: format, advice
     rb"PK\x03\x04": ("a zip archive or an Office file", "Unpack it, or save the table as .csv"),
     rb".{257}ustar": ("a tar archive", "Unpack it: tar -xf"),
     rb"7z\xbc\xaf\x27\x1c": ("a 7z archive", "Unpack it"),
     rb"Rar!\x1a\x07": ("a RAR archive", "Unpack it"),
-    rb"\x04\x22\x4d\x18": ("compressed by lz4", "Decompress it: lz4 -d"),
+    rb"\x04\x22\x4d\x18": ("an lz4-compressed file", "Decompress it: lz4 -d"),
     rb"%PDF-": ("a PDF document", "Extract its text, for example with pdftotext"),
-    rb"PAR1": ("a Parquet file", "It can be used as examples or as text, as it is"),
-    rb"ARROW1": ("an Arrow file", "It can be used as examples or as text, as it is"),
+    rb"PAR1": ("a Parquet file", f"Parquet {_SUPPORTED}"),
+    rb"ARROW1": ("an Arrow file", f"Arrow {_SUPPORTED}"),
     rb"version https://git-lfs": ("a pointer of Git LFS, not the file", "Run: git lfs pull"),
 }
 
 
 def plain_name(path: str | os.PathLike[str]) -> str:
-    """Returns a path in lower case without .gz, .bz2, .xz, .zst, so that it ends in the format."""
+    """Returns the lowercased path without a compression suffix: it ends in the format's suffix."""
     name = str(path).lower()
     root, suffix = os.path.splitext(name)
     return root if suffix in _COMPRESSED else name
@@ -77,7 +78,7 @@ def is_compressed(path: str | os.PathLike[str]) -> bool:
 
 
 def read_head(path: str | os.PathLike[str]) -> bytes:
-    """Returns the first 64 KiB of a text; more if it begins with a brace: then the last line ends.
+    """Returns the first 64 KiB of a text file; after a brace, reads on to the end of the line.
 
     Raises:
         UserError: see `opened`; or the file is an archive or another binary file, UTF-16 or
@@ -118,17 +119,17 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def encoding_note(path: str | os.PathLike[str]) -> str:
-    """Returns what to add to "not UTF-8": the encoding that a file seems to have, and the command.
+    """Returns a suffix for "... is not UTF-8": the likely encoding and the command that converts.
 
-    The note depends on the lines of the file that are not UTF-8.
+    The encoding is guessed from the lines that are not UTF-8.
     """
     return _encoding_note(str(path), *storage.stat(path))
 
 
-@functools.lru_cache(maxsize=16)  # asked once for every bad line
+@functools.lru_cache(maxsize=16)  # called for every bad line
 def _encoding_note(path, size, mtime):
     bad, good = _searched(path)
-    if good * 5 > len(bad):  # a conversion would damage these
+    if good * 5 > len(bad):  # converting the file would damage the good lines
         return " (other lines of the file are)"
     encoding = guess_encoding(b"".join(bad)[:HEAD_BYTES])
     return _conversion(path, encoding) if encoding else ". Save it as UTF-8"
@@ -140,7 +141,7 @@ def has_bad_lines(path: str | os.PathLike[str]) -> bool:
 
 
 def _searched(path):
-    """Returns up to 1,000 lines that are not UTF-8, and the number of others beyond ASCII."""
+    """Returns up to 1,000 lines that are not UTF-8, and the number of UTF-8 lines beyond ASCII."""
     bad, good, room = [], 0, _SEARCHED_BYTES
     with opened(path) as file:
         while room > 0 and len(bad) < 1000 and (line := file.readline(room)):
@@ -184,7 +185,7 @@ def _check_text(head, path):
 
 
 def _compression(first):
-    """Returns the suffix of the compression that a file's first bytes show, or None."""
+    """Returns the suffix of the compression detected from a file's first bytes, or None."""
     for suffix, (_, magic, _) in _COMPRESSED.items():
         if re.match(magic, first):
             return suffix
@@ -196,8 +197,8 @@ def _decompressed(stream, path):
     named = os.path.splitext(str(path).lower())[1]
     if suffix is None and named in _COMPRESSED and stream.peek(1):
         raise UserError(
-            f"cannot read {path}: it is not compressed by {_COMPRESSED[named][0]}. If it is plain "
-            f"text, rename it, without {named}."
+            f"cannot read {path}: it is not a file in {_COMPRESSED[named][0]} format. If it is "
+            f"plain text, remove {named} from its name."
         )
     if suffix == ".zst":
         return io.BufferedReader(_ZstdFile(stream, path))
@@ -206,7 +207,7 @@ def _decompressed(stream, path):
 
 
 class _ZstdFile(io.RawIOBase):
-    """Reads a zstd file of one or more frames; an incomplete one raises EOFError."""
+    """Reads a zstd file of one or more frames; an incomplete frame raises EOFError."""
 
     def __init__(self, stream, path):
         try:

@@ -1,8 +1,9 @@
 """Registers kbert's Keras classes by name, so that `import kbert` suffices to load a `.keras` file.
 
 Keras finds a class once it is registered, and a class registers itself when its module is imported.
-`import kbert` imports neither these modules nor Keras. So it registers stand-ins, which import the
-class on use: at once if Keras is imported already, else by an import hook as soon as Keras is.
+`import kbert` imports neither these modules nor Keras. Instead, it registers placeholders that
+import the class on first use: immediately if Keras is already imported, otherwise through an import
+hook that runs after `import keras`.
 """
 
 import importlib
@@ -71,7 +72,7 @@ class _KerasFinder:
 
 
 def register_classes() -> None:
-    """Registers all classes, or arranges that importing Keras does."""
+    """Registers all classes now, or when Keras is imported."""
     if "keras" in sys.modules:
         _register(sys.modules["keras"])
     else:

@@ -18,9 +18,9 @@ from kbert.utils import atomic
 def folder_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Holds the lock of a run's folder: a file in it, which is removed at the end.
 
-    The operating system releases the lock if the process dies. Folders that this creates and that
-    are still empty at the end, such as those of a run that fails before its first step, are removed
-    as well.
+    The operating system releases the lock if the process dies. New folders
+    that are still empty at the end, because the run failed before its first step, for example, are
+    removed as well.
 
     Raises:
         UserError: another process holds it.
@@ -54,7 +54,7 @@ def _held(path, folder):
 
 
 def _locked(path, folder):
-    """Opens and locks a file, which exists at its path then."""
+    """Opens and locks a file that then still exists at its path."""
     while True:
         file = open(path, "a+", encoding="utf-8")
         try:

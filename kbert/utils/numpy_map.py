@@ -16,8 +16,8 @@ _calls_lock = threading.Lock()
 def _wait_for_pipelines():
     """Waits until the pipelines have filled their buffers and are idle, before Python shuts down.
 
-    A tf.data thread that requests the interpreter during the shutdown is blocked, and the
-    destructor of the iterator then waits for it forever. Batches are no longer consumed, so the
+    A tf.data thread that requests the interpreter during shutdown is blocked, and the destructor of
+    the iterator then waits for that thread forever. Batches are no longer consumed, so the
     calls stop when the buffers are full.
     """
     seen = None

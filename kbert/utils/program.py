@@ -19,7 +19,7 @@ from kbert.utils.flags import define, help_text, read
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-flags.disclaim_key_flags()  # so that --help lists the flags as the flags of the program
+flags.disclaim_key_flags()  # so that --help attributes the flags to the program
 PACKAGED = pathlib.Path(__file__).parent.parent / "packaged"  # configs/ and export/
 
 
@@ -29,7 +29,7 @@ def _quiet_import():
 
     The messages are printed before any log level is read, so stderr itself is redirected.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # below: one line per missing GPU library
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # 2: one line per missing GPU library
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as hidden:

@@ -16,9 +16,7 @@ from kbert.errors import UserError
 from kbert.utils.storage import GaveUp
 
 TRIES = 6
-FIRST_WAIT_S = (
-    1.0  # then 2, 4, 8, 16 s, each reduced by up to a half at random, so that workers spread
-)
+FIRST_WAIT_S = 1.0  # then 2, 4, 8, 16 s; each is randomly reduced by up to half, to spread workers
 gfile = tf.io.gfile
 _CHUNK_BYTES = 1 << 20
 _T = TypeVar("_T")
@@ -43,8 +41,8 @@ def _attempt(what: str, path: str, function: Callable[..., _T], *args: object) -
 
     Raises:
         UserError: TensorFlow does not support the scheme, or the error is permanent.
-        GaveUp: `TRIES` transient errors.
-        FileNotFoundError: no such file, as for local paths.
+        GaveUp: all `TRIES` attempts failed with transient errors.
+        FileNotFoundError: there is no such file.
     """
     for number in range(TRIES):
         if number:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 
 from kbert.errors import UserError
 
-_STATS_AT_ONCE = 16  # a request takes tens of milliseconds
+_STATS_AT_ONCE = 16  # a remote request takes tens of milliseconds
 
 
 class GaveUp(UserError):
@@ -39,7 +39,7 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 def glob(pattern: str) -> list[str]:
     """Returns the paths that match a pattern, sorted.
 
-    What exists is taken literally: the whole path, and the local folders at its beginning, such as
+    Existing paths are taken literally: the whole pattern, or local folders at its start, such as
     `data[1]` in `data[1]/*.txt`. A local pattern with ** matches the files in folders of any depth.
     """
     if is_remote(pattern):
@@ -58,7 +58,7 @@ def glob(pattern: str) -> list[str]:
 def split_patterns(patterns: str) -> list[str]:
     """Returns the parts of comma-separated paths and globs, without empty ones.
 
-    A comma in the name of a local file that exists separates nothing.
+    A comma in the name of an existing local file is not a separator.
     """
     parts, result = patterns.split(","), []
     while parts:
@@ -97,7 +97,7 @@ def stat(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Returns the size in bytes and the modification time in nanoseconds.
 
     Raises:
-        OSError: no such file. UserError: see `open_stream`.
+        OSError: the file does not exist. UserError: see `open_stream`.
     """
     if not is_remote(path):
         status = os.stat(path)
@@ -117,7 +117,7 @@ def check_free(
     """Checks that an output folder does not exist or is empty.
 
     Raises:
-        UserError: it is not empty, or it is a file; the message ends with `hint`.
+        UserError: the folder is not empty, or is a file; the message ends with `hint`.
     """
     if list_folder(path) or (exists(path) and not is_folder(path)):
         raise UserError(f"{path} exists and is not empty. {hint}")
@@ -127,7 +127,7 @@ def open_stream(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Opens a file for buffered, seekable reading of bytes.
 
     Raises:
-        OSError: no such file, or it cannot be read.
+        OSError: the file does not exist or cannot be read.
         UserError: a remote file cannot be read, now or later, or TensorFlow does not support
             the scheme.
     """
@@ -143,7 +143,7 @@ def copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None
     that no other process reads.
 
     Raises:
-        OSError: no such source. UserError: see `open_stream`.
+        OSError: the source does not exist. UserError: see `open_stream`.
     """
     _remote().copy(source, target)
 
@@ -170,8 +170,8 @@ def remove(path: str | os.PathLike[str]) -> None:
 def staged(folder: str | os.PathLike[str], last: str | None = None) -> Iterator[str]:
     """Yields a local folder to write to; its files are moved to `folder` at the end of the block.
 
-    Each file is moved atomically, and none is moved if the block fails. Therefore the same work may
-    be done twice, also concurrently.
+    Each file is moved atomically, and none is moved if the block fails. The same work may therefore
+    be done twice, even concurrently.
 
     Args:
         folder: local or remote; a local folder must exist.
