@@ -16,17 +16,17 @@ class AddedToken:
     """A token that is matched anywhere in a text, with the fields of HF's `AddedToken`.
 
     `lstrip` and `rstrip`, whether the token includes the white space before and after it, have no
-    effect on BERT's ids, because white space has no ids. `special` is only for `decode` of HF.
+    effect on BERT's ids, because white space has no ids. `special` is only used by HF's `decode`.
 
     Raises:
         UserError: the content is empty or consists of white space.
     """
 
     content: str
-    single_word: bool = False  # match only if no letter, digit or underscore is beside it
+    single_word: bool = False  # match only if no adjacent character is a letter, digit or _
     lstrip: bool = False
     rstrip: bool = False
-    normalized: bool = False  # match in the normalized text, such as in lower case
+    normalized: bool = False  # match after normalization, such as lower-casing
     special: bool = False
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ def read_added_tokens(folder: str | os.PathLike[str]) -> dict[AddedToken, int | 
     state it.
 
     Raises:
-        UserError: a file is invalid, or names other special tokens than BERT's.
+        UserError: a file is invalid, or defines special tokens other than BERT's.
     """
     folder = pathlib.Path(folder)
     names = ("added_tokens", "tokenizer", "tokenizer_config", "special_tokens_map")
@@ -112,8 +112,8 @@ def _token(values: object, path: pathlib.Path) -> AddedToken:
     flags = {name: values.get(name, False) for name in _FLAGS}
     if not is_text(content) or not all(isinstance(flag, bool) for flag in flags.values()):
         raise UserError(
-            f"{path}: an added token must have a text as content, and true or false for "
-            f"{', '.join(_FLAGS)}; got {values!r}."
+            f"{path}: the content of an added token must be a string, and {', '.join(_FLAGS)} must "
+            f"be true or false; got {values!r}."
         )
     try:
         return AddedToken(content, **flags)
@@ -127,10 +127,10 @@ def with_added_tokens(
     """Returns a vocabulary with the added tokens, and the tokens in the order of their ids.
 
     Args:
-        tokens: of `read_added_tokens`. folder: for error messages.
+        tokens: result of `read_added_tokens`. folder: named in error messages.
 
     Raises:
-        UserError: the id of a token is neither its place in the vocabulary nor follows it.
+        UserError: a token's id is neither its position in the vocabulary nor the next free id.
     """
     vocab, places = list(vocab), {word: i for i, word in enumerate(vocab)}
     ordered = sorted(tokens.items(), key=lambda item: (item[1] is None, item[1] or 0))

@@ -78,14 +78,14 @@ def read_tokenizer(
     settings.setdefault("lower_case", not _has_capitals(vocab))
     settings.setdefault("strip_accents", settings["lower_case"])
     if lower_case is None and _lower_cases_first(folder):
-        settings["lower_case"] = True  # and keeps the accents, if the tokenizer does
+        settings["lower_case"] = True  # accents are kept if the tokenizer keeps them
     settings.setdefault("tokenize_chinese_chars", True)
     settings.setdefault("added_tokens", ())
     return vocab, settings
 
 
 def is_uncased(vocab_file: str | os.PathLike[str]) -> bool:
-    """Whether a vocabulary file is of an uncased model, by its folder or else by its entries."""
+    """Whether a vocabulary file belongs to an uncased model, from its folder or its entries."""
     path = pathlib.Path(vocab_file)
     if path.name in ("vocab.txt", "tokenizer.json"):
         return read_tokenizer(path.parent)[1]["lower_case"]
@@ -93,13 +93,13 @@ def is_uncased(vocab_file: str | os.PathLike[str]) -> bool:
 
 
 def _lower_cases_first(folder):
-    """Whether sentence-transformers lower-cases the texts before they are tokenized."""
+    """Whether sentence-transformers lower-cases texts before tokenizing them."""
     path = folder / "sentence_bert_config.json"
     return path.is_file() and read_json(path).get("do_lower_case") is True
 
 
 def _has_capitals(vocab):
-    """Whether over 0.1 % of the entries, except ones like [UNK] or <S>, have a capital letter."""
+    """Whether over 0.1 % of the entries (without [UNK], <S> etc.) have a capital letter."""
     words = [word for word in vocab if not word.startswith(("[", "<"))]
     return sum(word != word.lower() for word in words) > len(words) / 1000
 

@@ -19,10 +19,11 @@ def tokenize_words(
     unknown: str,
     longest_word: int,
 ) -> _Ragged:
-    """Splits texts into words, then into WordPieces, and replaces words that are too long.
+    """Splits texts into words, replaces words that are too long, and splits into WordPieces.
 
     Args:
-        split: splits (W,) words into WordPieces: ids, starts and ends, (W, None) RaggedTensors.
+        split: function that splits (W,) words into WordPieces; returns ids, starts and ends,
+            (W, None) RaggedTensors.
         texts: (B,) string, normalized.
         alone: RE2 pattern of the characters that each form a separate word.
         unknown: replacement for words of more than `longest_word` characters; a single piece.
@@ -42,7 +43,7 @@ def tokenize_words(
     follows_break = tf.concat([[True], (is_alone | is_space)[:-1]], axis=0)[: tf.size(rows)]
     is_first = (new_row | follows_break | is_alone) & ~is_space
     word = tf.boolean_mask(tf.cumsum(tf.cast(is_first, tf.int64)) - 1, ~is_space)
-    begins = tf.boolean_mask(begins.flat_values, is_first)  # of W words
+    begins = tf.boolean_mask(begins.flat_values, is_first)  # of the W words
     ends = tf.math.segment_max(tf.boolean_mask(ends, ~is_space), word)
     words = tf.RaggedTensor.from_value_rowids(
         tf.boolean_mask(characters.flat_values, ~is_space),
@@ -72,7 +73,7 @@ def source_offsets(
     starts: tf.RaggedTensor,
     ends: tf.RaggedTensor,
 ) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
-    """Maps byte offsets into the normalized texts to ones into the source texts: int32, ragged.
+    """Maps byte offsets in the normalized texts to offsets in the source texts; int32, ragged.
 
     A piece starts at the source character of its first byte. It ends after the source character of
     its last byte and the accents stripped from that character. Other dropped characters belong to
@@ -82,8 +83,8 @@ def source_offsets(
 
     Args:
         texts: (B,) string, the source, any bytes.
-        normalize: maps (N,) string to (N,) string; the normalized byte length of a character must
-            not depend on its context.
+        normalize: function from (N,) string to (N,) string; the normalized byte length of a
+            character must not depend on its context.
         starts, ends: (B, None) int64 RaggedTensors; every span has at least one byte.
     """
     codes, offsets = tf.strings.unicode_decode_with_offsets(texts, "UTF-8", errors="replace")

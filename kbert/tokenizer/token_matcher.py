@@ -1,7 +1,7 @@
 """Matches added tokens anywhere in a text before it is split into words, as in HF's tokenizers.
 
-A token is replaced in the text by a private-use character between spaces, which stands for it in
-the vocabulary, too, so that the WordPiece tokenizer finds it as a word.
+A token is replaced in the text by a private-use character between spaces. The same character
+replaces the token in the vocabulary, so the WordPiece tokenizer finds it as a word.
 """
 
 import re
@@ -11,17 +11,18 @@ import tensorflow as tf
 
 from kbert.errors import UserError
 
-_MARK = "\ue005"  # the stand-ins follow it
+_MARK = "\ue005"  # the stand-ins are the characters after it
 MOST_TOKENS = 0xF8FF - 0xE005
-_WORD = r"[\pL\pM\p{Nd}\p{Nl}\p{Pc}]"  # \w of Rust
+_WORD = r"[\pL\pM\p{Nd}\p{Nl}\p{Pc}]"  # \w in Rust
 
 
 class TokenMatcher:
     """Replaces the longest matches of added tokens in texts, from left to right.
 
     Args:
-        contents: str to find. stand_ins: character for each. single_word: see `AddedToken`.
-        separate: RE2 pattern of a character that is a word of its own, so that it joins no other.
+        contents: tokens to find. stand_ins: their characters. single_word: see `AddedToken`.
+        separate: RE2 pattern of a character that is a word by itself; it never joins an adjacent
+            word.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class TokenMatcher:
         if not self._contents:
             return texts
         marked = tf.strings.regex_replace(texts, self._pattern, rf"{_MARK}\1{_MARK}")
-        parts = tf.strings.split(marked, _MARK)  # in each row text, token, text, ..., text
+        parts = tf.strings.split(marked, _MARK)  # each row: text, token, text, ..., text
         values, rows = parts.flat_values, parts.value_rowids()
         place = tf.range(tf.size(values, tf.int64)) - tf.gather(parts.row_starts(), rows)
         is_token = place % 2 == 1
@@ -62,9 +63,9 @@ class TokenMatcher:
         return tf.strings.reduce_join(parts.with_flat_values(values), axis=-1)
 
     def _is_word(self, values, place, index):
-        """Whether no word character is beside the tokens at `index`: (T,) bool."""
+        """Whether no word character is adjacent to the tokens at `index`: (T,) bool."""
         last = tf.size(values, tf.int64) - 1
-        earlier = tf.gather(values, tf.maximum(index - 2, 0))  # another token
+        earlier = tf.gather(values, tf.maximum(index - 2, 0))  # the previous token
         earlier = tf.where(tf.gather(place, index) > 1, earlier, "")
         before = tf.strings.join([earlier, tf.gather(values, index - 1)])
         follows = tf.gather(place, tf.minimum(index + 2, last)) > tf.gather(place, index)
@@ -78,7 +79,7 @@ class TokenMatcher:
     def source_offsets(
         self, texts: tf.Tensor, starts: tf.RaggedTensor, ends: tf.RaggedTensor
     ) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
-        """Maps byte offsets of whole characters in replaced texts to offsets before `replace`.
+        """Maps byte offsets of whole characters in replaced texts to offsets in the originals.
 
         Args:
             texts: (B,) string, from `replace`. starts, ends: (B, None) int RaggedTensors.
@@ -109,7 +110,7 @@ class TokenMatcher:
         )
 
     def _source_sizes(self, codes, sizes):
-        """The bytes that each character of a replaced text stands for."""
+        """The number of original bytes of each character in a replaced text."""
         stands = codes[:, None] == tf.constant([ord(char) for char in self._stand_ins])
         stands_in = tf.reduce_any(stands, axis=1)
         none = tf.zeros([1], tf.bool)

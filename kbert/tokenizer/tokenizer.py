@@ -60,10 +60,10 @@ class BertTokenizer(tf.Module):
         lower_case: lower-case and strip accents, as the uncased models do.
         special_tokens_in_text: whether to parse '[MASK]', '[CLS]', '[SEP]', '[PAD]' and '[UNK]' in
             the text as special tokens, or a tuple of the tokens to parse, such as ("[MASK]",).
-            Keep it False for untrusted text: they are then tokenized as ordinary punctuation and
-            letters.
-        strip_accents: None to follow `lower_case`; the few models that differ store the setting
-            in their folders.
+            Keep it False for untrusted text: such tokens are then tokenized as ordinary
+            punctuation and letters.
+        strip_accents: None for the value of `lower_case`; models with another value store it in
+            their folders.
         tokenize_chinese_chars: whether each ideograph is a separate word, as in BERT; False in a
             few Japanese and Korean models.
         added_tokens: entries of the vocabulary that are matched anywhere in a text, as in HF, such
@@ -191,8 +191,8 @@ class BertTokenizer(tf.Module):
 
         Args:
             folder: files of the same names are replaced.
-            format: as for the models. "google" has no file for the settings, so they are written
-                to HF's `tokenizer_config.json`.
+            format: as for `BertModel.save_pretrained`. "google" has no file for the settings, so
+                they are written to HF's `tokenizer_config.json`.
             max_length: the maximum sequence length of the model in tokens; used only for HF.
 
         Raises:
@@ -204,7 +204,7 @@ class BertTokenizer(tf.Module):
 
     @property
     def settings(self) -> TokenizerSettings:
-        """The constructor arguments that affect the ids."""
+        """The constructor arguments that affect the ids, as a dict."""
         return {
             "lower_case": self.lower_case,
             "strip_accents": self.strip_accents,
@@ -218,7 +218,7 @@ class BertTokenizer(tf.Module):
         return len(self.vocab)
 
     def extends(self, other: "BertTokenizer") -> bool:
-        """Whether the entries of another tokenizer have the same ids here, with equal settings."""
+        """Whether this tokenizer has the settings and entries of `other`, with the same ids."""
         return self.vocab[: other.vocab_size] == other.vocab and self.settings == other.settings
 
     @property
@@ -230,7 +230,7 @@ class BertTokenizer(tf.Module):
         return vocab_fingerprint(self.vocab, self.lower_case, unusual)
 
     def _normalize(self, texts):
-        texts = tf.cond(  # transcoding costs more than all the following steps
+        texts = tf.cond(  # transcoding costs more than all later steps
             tf.reduce_all(tf.strings.regex_full_match(texts, _VALID_UTF8)),
             lambda: texts,
             lambda: tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace"),
@@ -286,7 +286,7 @@ class BertTokenizer(tf.Module):
             str, or for (B, L) a list of str.
 
         Raises:
-            UserError: an id is out of range; or `ids` is something else, such as a text.
+            UserError: an id is out of range, or `ids` has another type, such as str.
         """
         if isinstance(ids, tf.RaggedTensor):
             ids = ids.to_list()
@@ -363,7 +363,7 @@ class BertTokenizer(tf.Module):
         """Splits normalized texts or words into WordPieces, with offsets into the argument."""
         if not self.tokenize_chinese_chars:
             return tuple(self._pieces.tokenize_with_offsets(texts))
-        # tf_text.FastBertTokenizer does the same with a gather of ragged rows, of 500 graph nodes.
+        # tf_text.FastBertTokenizer gathers ragged rows for this, which takes 500 graph nodes.
         cleaned, offsets = self._cleaner.normalize_with_offsets(texts)
         ids, starts, ends = self._pieces.tokenize_with_offsets(cleaned)
         row = tf.gather(offsets.row_starts(), ids.value_rowids())
@@ -500,7 +500,7 @@ def _words(texts, alone):
     A word of over 200 characters becomes [UNK], as in google-research/bert.
     """
     texts = tf.strings.regex_replace(texts, f"({alone})", r" \1 ")
-    texts = tf.strings.regex_replace(texts, r"\pZ", " ")  # tf.strings.split: ASCII spaces only
+    texts = tf.strings.regex_replace(texts, r"\pZ", " ")  # tf.strings.split knows only ASCII spaces
     words = tf.strings.split(texts)
     too_long = tf.strings.length(words.flat_values, unit="UTF8_CHAR") > 200
     return words.with_flat_values(tf.where(too_long, _UNKNOWN, words.flat_values))

@@ -135,9 +135,9 @@ def learn_vocab(texts: Iterable[str], vocab_size: int, lower_case: bool = True) 
 
 
 def split_word(word: str, ids: Mapping[str, int]) -> list[int]:
-    """Returns the ids of the WordPieces of a word or of a "##" piece; empty if it has none.
+    """Returns the ids of the WordPieces of a word or "##" piece; empty if it cannot be split.
 
-    The longest piece is taken first, as in google-research/bert.
+    Takes the longest piece first, as in google-research/bert.
 
     Args:
         ids: dict of entry -> id.
@@ -156,7 +156,7 @@ def split_word(word: str, ids: Mapping[str, int]) -> list[int]:
 
 
 def pieces_of_entries(vocab: Sequence[str], first: int) -> dict[int, list[int]]:
-    """Returns a dict of the ids of the entries from `first` on -> the ids of their pieces before.
+    """Maps the ids of the entries from `first` on to the ids of their pieces below `first`.
 
     See `split_word`.
     """
@@ -167,19 +167,19 @@ def pieces_of_entries(vocab: Sequence[str], first: int) -> dict[int, list[int]]:
 def extend_vocab(
     texts: Iterable[str], vocab: Sequence[str], vocab_size: int, lower_case: bool = True
 ) -> list[str]:
-    """Adds words of a text to a vocabulary: those whose splitting costs the most WordPieces.
+    """Adds words of a text to a vocabulary: the words that save the most WordPieces.
 
     Args:
-        texts: iterable of str. vocab: entries that stay, with their ids.
+        texts: iterable of str. vocab: existing entries, which keep their ids.
         vocab_size: maximum number of entries; little text yields fewer.
         lower_case: casing of the vocabulary.
 
     Returns:
-        list of str: `vocab`, then words that occur at least twice, best first: by their number of
-        occurrences times the pieces that they save.
+        list of str: `vocab`, then words that occur at least twice, ordered by the number of
+        WordPieces that they save in the text, best first.
 
     Raises:
-        UserError: `vocab_size` is not larger than the vocabulary, or there are no such words.
+        UserError: `vocab_size` is not larger than the vocabulary, or no word can be added.
     """
     if vocab_size <= len(vocab):
         raise UserError(
