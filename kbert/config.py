@@ -65,7 +65,7 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlist, _SHORT.maxtuple = 1, 200, 20,
 
 
 def _shown(value):
-    """Formats a value for a message, truncated early: a short YAML text may have a huge value."""
+    """Formats a value for a message, truncated early: short YAML may expand to a huge value."""
     try:
         return _SHORT.repr(value)
     except ValueError:
@@ -96,7 +96,7 @@ def check_settings(config: "DataclassInstance") -> None:
     """Checks the type and range of every field of a dataclass whose fields are `setting`s.
 
     Raises:
-        UserError: a field is wrong; the message has its name, its value and the allowed values.
+        UserError: a field is invalid; the message has its name, its value and the allowed values.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -196,7 +196,7 @@ class BertConfig:
     Two fields differ from these files. `hidden_act` names the GELU variant: "gelu" is the exact erf
     form (as in HF), "gelu_new" is the tanh approximation (as in HF; google-research/bert calls it
     "gelu"). `label_names` holds the values of HF's `id2label`. The fields from
-    `tie_word_embeddings` on are HF's and are not in `bert_config.json`, except two of kbert's own:
+    `tie_word_embeddings` on are HF's and are not in `bert_config.json`. Two fields are kbert's own:
     `attention_heads_per_layer`, None if no head was removed, and `embedding`, None unless the model
     was trained to embed texts.
 
@@ -248,7 +248,7 @@ class BertConfig:
 
     def __post_init__(self) -> None:
         for name in ("label_names", "attention_heads_per_layer"):
-            if isinstance(getattr(self, name), list):  # as JSON and YAML have it
+            if isinstance(getattr(self, name), list):  # JSON and YAML have no tuples
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if isinstance(self.embedding, Mapping):
             object.__setattr__(self, "embedding", _embedding_config(self.embedding))
@@ -263,7 +263,7 @@ class BertConfig:
 
     @property
     def embedding_settings(self) -> EmbeddingConfig:
-        """Settings of the embeddings, `embedding` or else the defaults."""
+        """The settings of text embeddings: `embedding`, or the defaults if it is None."""
         return self.embedding or _USUAL_EMBEDDING
 
     @property
@@ -278,7 +278,7 @@ class BertConfig:
 
     @property
     def head_dropout_prob(self) -> float:
-        """Dropout before a classifier, `classifier_dropout` or else `hidden_dropout_prob`."""
+        """Dropout rate before a classifier: `classifier_dropout`, or else `hidden_dropout_prob`."""
         rate = self.classifier_dropout
         return self.hidden_dropout_prob if rate is None else rate
 
@@ -316,7 +316,7 @@ class BertConfig:
             **overrides: fields that replace the preset's values.
 
         Raises:
-            UserError: no such preset, or a value is not allowed.
+            UserError: there is no such preset, or a value is not allowed.
         """
         if name not in PRESETS:
             raise UserError(f"unknown preset {name!r}; it must be one of {', '.join(PRESETS)}.")
@@ -347,7 +347,7 @@ class BertConfig:
             values = yaml.safe_load(text) if path.suffix != ".json" else json.loads(text)
         except OSError as error:
             raise UserError(f"cannot read the config {path}: {error.strerror}.") from error
-        except Exception as error:  # PyYAML raises an IndexError for !!int '', and others
+        except Exception as error:  # PyYAML raises IndexError for !!int '', for example
             reason = " ".join(str(error).split())
             raise UserError(
                 f"the config {path} is not valid {path.suffix[1:]}: {reason}"
@@ -383,7 +383,8 @@ class BertConfig:
             vocab_size: number of vocabulary entries.
 
         Raises:
-            UserError: neither a preset nor a readable file, or too small for the vocabulary.
+            UserError: the name is neither a preset nor a readable file, or `vocab_size` in the file
+                is too small.
         """
         if name_or_path in PRESETS:
             return cls.from_preset(name_or_path, vocab_size=vocab_size)

@@ -17,7 +17,7 @@ class UserError(ValueError):
     always means a bug.
     """
 
-    # Keras and AutoGraph then raise it unchanged; they would add arguments and source lines.
+    # Makes Keras and AutoGraph raise it unchanged, without added arguments and source lines.
     _keras_call_info_injected = True
     ag_pass_through: bool = True
 
@@ -48,10 +48,10 @@ def _cut(text, most):
 
 @contextlib.contextmanager
 def writing(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Converts write errors of the operating system that name no file, and adds the folder.
+    """Converts write errors that name no file to UserErrors that name the folder.
 
     Raises:
-        UserError: for an OSError without a file name, such as a full disk.
+        UserError: writing fails with an OSError without a file name (the disk is full, say).
     """
     try:
         yield

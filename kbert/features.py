@@ -18,7 +18,7 @@ ENCODER_FEATURES = {
     "token_type_ids": ("BL", "int32"),  # 0 = first segment, 1 = second; optional (all 0)
 }
 
-# Inputs of the models that no pipeline or export of kbert has.
+# Inputs of the models that kbert's pipelines and exports do not use.
 OPTIONAL_FEATURES = {
     "position_ids": ("BL", "int32"),  # rows of the position table; 0 to L - 1 by default
     "inputs_embeds": ("BLD", "float32"),  # word embeddings, instead of input_ids
@@ -69,7 +69,7 @@ _OTHER_NAMES = {
     "masked_lm_positions": "masked_positions",
     "mask_positions": "masked_positions",
 }
-_TARGETS = {"start_positions", "end_positions"}  # of HF's datasets; others begin with "label"
+_TARGETS = {"start_positions", "end_positions"}  # HF's labels; others begin with "label"
 
 
 def check_names(names: Iterable[str], extra_features: Collection[str] = ()) -> None:
@@ -103,10 +103,11 @@ def check_inputs(inputs: Mapping[str, _Array], rank: int) -> None:
     """Checks the static shapes and the dtypes of a model's inputs.
 
     Args:
-        inputs: features. rank: of the token ids: 2 for (B, L), 3 for (B, C, L).
+        inputs: features. rank: rank of the token ids: 2 for (B, L), 3 for (B, C, L).
 
     Raises:
-        UserError: a feature is no array or tensor, has another shape, or has rounded ids.
+        UserError: a feature is not an array or tensor, has the wrong shape, or has a dtype that
+            cannot hold all ids.
     """
     first = inputs["input_ids" if "input_ids" in inputs else "inputs_embeds"]
     for name in (*ENCODER_FEATURES, *OPTIONAL_FEATURES):

@@ -76,7 +76,7 @@ class PreprocessLayer(_SavedLayer):
 
 @keras.saving.register_keras_serializable("kbert")
 class BertLayer(_SavedLayer):
-    """An exported encoder to fine-tune; dropout is active in training if the layer is trainable.
+    """An exported encoder to fine-tune; in training, dropout is active if it is trainable.
 
     Args:
         handle: folder of the exported encoder. A saved model with this layer stores its weights

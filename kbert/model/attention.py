@@ -17,7 +17,7 @@ _skipping = contextvars.ContextVar("skip_initialization", default=False)
 
 @contextlib.contextmanager
 def skip_initialization() -> Iterator[None]:
-    """Initializes matrices of new layers to 0 instead of randomly, because weights follow."""
+    """Initializes matrices of new layers to 0 instead of randomly: weights are loaded later."""
     token = _skipping.set(True)
     try:
         yield
@@ -50,9 +50,9 @@ class Dropout(keras.layers.Dropout):
 
 @keras.saving.register_keras_serializable("kbert")
 class Dense(keras.layers.Dense):
-    """Dense whose files keep the matrices A and B of LoRA apart from the kernel.
+    """Dense that saves the matrices A and B of LoRA separately from the kernel.
 
-    Keras writes the sum, and reads it with A = B = 0, which have no gradient.
+    Keras would save their sum and restore A = B = 0, which have no gradient.
     """
 
     def save_own_variables(self, store: dict[str, Any]) -> None:
@@ -66,17 +66,17 @@ class Dense(keras.layers.Dense):
         if len(store.keys()) == len(self.weights):
             return super(keras.layers.Dense, self).load_own_variables(store)
         a = ops.convert_to_numpy(self.lora_kernel_a)
-        super().load_own_variables(store)  # of a layer without adapters
+        super().load_own_variables(store)  # saved without adapters
         self.lora_kernel_a.assign(a)
 
     def quantize(
         self, mode: str | None = None, type_check: bool = True, config: object | None = None
     ) -> None:
-        """See `keras.layers.Dense.quantize`, which excludes its subclasses by `type_check`."""
+        """See `keras.layers.Dense.quantize`, whose `type_check` would exclude this subclass."""
         super().quantize(mode, type_check=False, config=config)
 
 
-@keras.saving.register_keras_serializable("kbert")  # for the reason of PretrainedModel
+@keras.saving.register_keras_serializable("kbert")  # same reason as for PretrainedModel
 class ConfiguredLayer(keras.layers.Layer):
     """Base of the layers whose only argument is a BertConfig (or its dict, when deserialized)."""
 
@@ -138,7 +138,7 @@ class SelfAttention(ConfiguredLayer):
     Call arguments:
         x: (B, L, D).
         bias: (B, 1, 1, L) from `attention_bias`, or None.
-        query_inputs: (B, P, D), the rows of x that attend to the others; None for all.
+        query_inputs: (B, P, D), the rows of x that attend to all rows; None for all rows.
 
     Returns:
         (B, P, H * K), and the attention weights (B, H, P, L), after dropout in training.

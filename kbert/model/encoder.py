@@ -27,7 +27,7 @@ def gather_positions(x: keras.KerasTensor, positions: keras.KerasTensor) -> kera
 
 
 def _check_length(L: int | None, max_position_embeddings: int) -> None:
-    """Raises UserError if sequences are longer than the position table; None: not known yet."""
+    """Raises UserError if L, None if unknown, exceeds the size of the position table."""
     if L is not None and max_position_embeddings < L:
         raise UserError(
             f"the sequences have {L} tokens, but max_position_embeddings of the model is "
@@ -42,11 +42,11 @@ def _look_up(
     """Returns the rows of a table.
 
     Args:
-        ids: (...) int. name, field: names of the ids and of the config's size of the table.
+        ids: (...) int. name: name of the ids. field: config field with the size of the table.
 
     Raises:
         UserError: an id has no row. Values are known only outside graphs, and checked only on
-            TensorFlow, whose own message names neither.
+            TensorFlow, whose own message names neither the ids nor the field.
     """
     if keras.backend.backend() == "tensorflow" and hasattr(ids, "numpy"):
         values = ids.numpy()
@@ -181,7 +181,7 @@ class EncoderBlock(ConfiguredLayer):
 
 def _rematerialized(block, x, bias):
     """Computes `block(x, bias, training=True)[0]`, keeping only `x` for the backward pass."""
-    # By value: the seeds so that the recomputation applies the same dropout, the weights so that
+    # Passed by value: seeds, so that the recomputation applies the same dropout; weights, so that
     # no backend has to track them inside the function.
     weights = block.trainable_variables
     known = {id(weight) for weight in block.weights}  # including frozen ones
@@ -212,11 +212,11 @@ class Encoder(ConfiguredLayer):
     Call arguments:
         x: (B, L, D). attention_mask: (B, L), 1 = token, 0 = padding; None = all tokens.
         positions: (B, P) int, the positions of the last hidden state to compute; None for all. The
-            last block computes keys and values for all tokens, everything else only for these.
+            last block computes keys and values for all tokens, all else only for these positions.
 
     Returns:
         tuple of N + 1 hidden states (B, L, D), the input first; and tuple of N attention weights
-        (B, H, L, L). With `positions`, the last of each are (B, P, D) and (B, H, P, L).
+        (B, H, L, L). With `positions`, the last elements are (B, P, D) and (B, H, P, L).
     """
 
     remat = False
@@ -246,7 +246,7 @@ class Encoder(ConfiguredLayer):
         hidden_states, attentions = (x,), ()
         for block in self.blocks:
             is_last = block is self.blocks[-1]
-            if self.remat and training and not is_last:  # backward needs the last one first
+            if self.remat and training and not is_last:  # backward starts with the last block
                 x = _rematerialized(block, x, bias)
             else:
                 query_inputs = None

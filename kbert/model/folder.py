@@ -28,14 +28,14 @@ class ModelFolder(os.PathLike[str]):
         folder: path of a folder, or name of a model on the Hugging Face hub; see
             `kbert.utils.formats.find_folder`.
         vocab: vocabulary of the model to load, which begins with the folder's entries; None: the
-            folder's. The vectors of new entries start as the mean of the vectors of their
-            WordPieces.
+            folder's vocabulary. The vector of a new entry starts as the mean of its WordPieces'
+            vectors.
 
     Attributes:
         name: the path or name that was passed in. path: pathlib.Path of the files.
 
     Raises:
-        UserError: neither such a folder nor such a model on the hub exists.
+        UserError: there is neither such a folder nor such a model on the hub.
     """
 
     @classmethod
@@ -66,7 +66,7 @@ class ModelFolder(os.PathLike[str]):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the weights by kbert's names."""
+        """Maps kbert's weight names to shapes."""
         return self._contents[1]
 
     @functools.cached_property
@@ -84,18 +84,18 @@ class ModelFolder(os.PathLike[str]):
     ) -> contextlib.AbstractContextManager[tuple[BertConfig, Tensors]]:
         """Opens the weights; see `kbert.model.weights.open_weights`, also for the arguments.
 
-        If the vocabulary has more entries than the weights have rows, rows are added.
+        Adds rows if the vocabulary has more entries than the weights have rows.
         """
         return open_weights(self.path, **{"new_entries": self._new_entries, **arguments})
 
     def _new_entries(self, rows):
-        """The ids of the entries without learned rows -> the ids of their WordPieces."""
+        """Maps the ids of entries without learned rows to the ids of their WordPieces."""
         from kbert.tokenizer.files import has_tokenizer, read_tokenizer
         from kbert.tokenizer.vocab import pieces_of_entries
 
         vocab, own = self._vocab, []
         if has_tokenizer(self.path):
-            with contextlib.suppress(UserError):  # raised where the tokenizer is needed
+            with contextlib.suppress(UserError):  # raised again when the tokenizer is needed
                 own = read_tokenizer(self.path)[0]
         if vocab is not None and own:
             if own != vocab[: len(own)]:
@@ -115,7 +115,7 @@ class ModelFolder(os.PathLike[str]):
 
     @functools.cached_property
     def task_settings(self) -> dict[str, Any] | None:
-        """The unchecked contents of kbert's `task.json`; None without such a file."""
+        """Contents of kbert's `task.json`, not validated; None without such a file."""
         path = self.path / TASK_FILE
         settings = read_json(path) if path.exists() else None
         return None if settings and "registered_name" in settings else settings  # KerasHub's

@@ -34,7 +34,7 @@ else:
 
 
 _INV_SQRT_2, _INV_SQRT_2_PI = 1 / math.sqrt(2), 1 / math.sqrt(2 * math.pi)
-_SQRT_2_OVER_PI, _CUBIC = math.sqrt(2 / math.pi), 0.044715  # of the tanh form of GELU
+_SQRT_2_OVER_PI, _CUBIC = math.sqrt(2 / math.pi), 0.044715  # constants of GELU's tanh form
 _LOWBIAS32 = (0x7FEB352D, 0x846CA68B - 2**32)  # Wellons 2018, "Prospecting for hash functions"
 _GOLDEN = 0x9E3779B1 - 2**32
 
@@ -78,7 +78,7 @@ def dropout_keep_mask(
     row = ops.maximum(-1 - seed[1], 0) * count + ops.arange(count, dtype="int32")
     row = _mix(row, key=first)[:, None]
     numbers = ops.arange(ops.size(x) // count, dtype="int32") * _GOLDEN + row
-    draws = _mix(numbers, key=_mix(row + 1))  # without the key, rows would be shifted copies
+    draws = _mix(numbers, key=_mix(row + 1))  # else rows would be shifted copies of each other
     return ops.reshape(draws >= round((rate - 0.5) * 2**32), ops.shape(x))
 
 

@@ -37,8 +37,8 @@ def with_gradient(
 
     Args:
         function: returns a tuple: the result, then intermediate values for the gradient.
-        gradient: function of the tensors, of the tuple that `function` returned, and of the
-            gradient of the result; returns the gradient, or None, of each tensor.
+        gradient: function of the tensors, the tuple that `function` returned, and the gradient of
+            the result; returns the gradient of each tensor, or None.
 
     Returns:
         function of the same tensors and settings that returns only the result.
@@ -74,7 +74,7 @@ def constant_dense(
 
     Args:
         x: (..., D).
-        then: function of rows (N, F).
+        then: function applied to the rows, (N, F).
     """
     rows = tf.matmul(tf.reshape(x, (-1, x.shape[-1])), dense.kernel)
     rows = then(tf.nn.bias_add(rows, tf.convert_to_tensor(dense.bias)))

@@ -1,4 +1,4 @@
-"""Inference ops of the layers: the Keras layers, or forms that TensorFlow fuses or ONNX has."""
+"""Inference ops: the Keras layers, or equivalents that TensorFlow fuses or ONNX supports."""
 
 import contextlib
 import contextvars
@@ -32,7 +32,7 @@ def constant_weights() -> contextlib.AbstractContextManager[None]:
 
 
 def plain_ops() -> contextlib.AbstractContextManager[None]:
-    """Makes inference use only ops that tf2onnx converts: the exact GELU with Erf, not Erfc."""
+    """Makes inference use only ops that tf2onnx converts, such as Erf, not Erfc, for GELU."""
     return _computing_in("plain")
 
 

@@ -45,12 +45,13 @@ class BertModel(PretrainedModel):
         output_hidden_states: return `hidden_states`, a tuple of N + 1 tensors (B, L, D), the
             embeddings first.
         output_attentions: return `attentions`, a tuple of N tensors (B, H, L, L).
-        extra_features: names of further entries of the dicts of inputs, which the model ignores.
+        extra_features: names of additional inputs, which the model ignores.
 
     Call arguments:
         inputs: features.
         positions: (B, P) int, the positions of `last_hidden_state` to compute; None for all. Most
-            of the last block is computed only for these. With a pooler, the first must be 0.
+            of the last block is computed only for these. With a pooler, the first position must be
+            0.
 
     Returns, when called:
         dict with `last_hidden_state` (B, L, D) or (B, P, D), `pooler_output` (B, D) and the
@@ -150,7 +151,7 @@ class _HeadedModel(PretrainedModel):
     def _pooled(self, inputs, training):
         """Runs the encoder for `pooler_output`; `last_hidden_state` has only [CLS].
 
-        inputs: (B, L), as `features` returns them.
+        inputs: result of `features`, (B, L) each.
         """
         first = ops.zeros_like(_tokens(inputs)[:, :1], dtype="int32")
         return self.bert(inputs, positions=first, training=training)
@@ -178,7 +179,7 @@ class BertForPreTraining(_HeadedModel):
     def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
         inputs = self.features(inputs)
         positions = inputs.get("masked_positions")
-        if positions is not None:  # prepend [CLS], for the pooler
+        if positions is not None:  # prepend the position of [CLS], for the pooler
             positions = ops.pad(positions, ((0, 0), (1, 0)))
         outputs = self.bert(inputs, positions=positions, training=training)
         x = outputs["last_hidden_state"]
@@ -306,7 +307,7 @@ class BertForMultipleChoice(_HeadedModel):
 
 @keras.saving.register_keras_serializable("kbert")
 class BertForEmbedding(_HeadedModel):
-    """BERT that embeds a text as a vector, as the `embedding` of the config says; no pooler.
+    """BERT that embeds a text by the `embedding` settings of the config; it has no pooler.
 
     Returns, when called:
         dict with `embedding` (B, E) float32; E is D, or the width of the dense layer if any.

@@ -20,7 +20,7 @@ from kbert.model.folder import ModelFolder
 from kbert.model.inference_ops import plain_ops
 from kbert.model.weights import Tensors, heads_text, new_rows, part_of, write_weights
 
-_ADAPTER = "lora_kernel"  # prefix of Keras' names of the adapter matrices
+_ADAPTER = "lora_kernel"  # prefix of the adapter matrices' names in Keras
 _FIELDS = {field.name for field in dataclasses.fields(BertConfig)}
 
 Inputs = Mapping[str, keras.KerasTensor] | keras.KerasTensor
@@ -35,8 +35,8 @@ def _members(layer, path=""):
             yield from _members(member, f"{name}/")
 
 
-# Keras has no type information: `basedpyright --verifytypes` takes what Keras decorates for Keras',
-# and would otherwise report the unknown base in all that has a model.
+# Keras has no type information. `basedpyright --verifytypes` attributes decorated classes to Keras,
+# and would otherwise report an unknown base class wherever a model is used.
 @keras.saving.register_keras_serializable("kbert")
 class PretrainedModel(keras.Model):
     """Base class of the models. They are built in the constructor.
@@ -48,7 +48,7 @@ class PretrainedModel(keras.Model):
 
     parts: tuple[str, ...] = ()
     task_heads: dict[str, type[ConfiguredLayer]] = {}  # part -> class of its layer
-    input_rank = 2  # of the features: (B, L)
+    input_rank = 2  # rank of the features: (B, L)
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class PretrainedModel(keras.Model):
                 for path, _, member in members
                 if getattr(member, "lora_enabled", False)
             },
-            # Frozen in a trainable layer, or trainable in a frozen one.
+            # Frozen in a trainable layer, or trainable in a frozen layer.
             "trainable_switched": [
                 path for path, outer, member in members if member.trainable != outer.trainable
             ],
@@ -111,7 +111,7 @@ class PretrainedModel(keras.Model):
             inputs: dict of features, or only `input_ids`.
 
         Raises:
-            UserError: a feature is unknown, or of the wrong shape or dtype.
+            UserError: a feature is unknown, or has the wrong shape or dtype.
         """
         inputs = inputs if isinstance(inputs, Mapping) else {"input_ids": inputs}
         inputs = {name: x for name, x in inputs.items() if x is not None}
@@ -158,7 +158,7 @@ class PretrainedModel(keras.Model):
         `Dense.enable_lora`.
 
         Args:
-            rank: at least 1. alpha: None for 2 * rank.
+            rank: rank of A B, at least 1. alpha: numerator of the scale; None for 2 * rank.
         """
         self.freeze_encoder(num_layers=None)
         for block in getattr(self, "bert", self).encoder.blocks:
@@ -168,11 +168,11 @@ class PretrainedModel(keras.Model):
     def resize_token_embeddings(self, vocab_size: int) -> None:
         """Changes the number of vocabulary entries, V, before the model is compiled.
 
-        The rows of the remaining entries stay. New rows of the word embeddings, and of the MLM
-        head's own matrix, are initialized as in a new model; its bias is 0.
+        The rows of the remaining entries stay. New rows of the word embeddings, and of an untied
+        MLM matrix, are initialized as in a new model; new MLM biases are 0.
 
         Args:
-            vocab_size: fewer entries drop the last rows.
+            vocab_size: the new number of entries; a smaller value drops the last rows.
 
         Raises:
             UserError: `vocab_size` is not an int of at least 5.
@@ -192,7 +192,7 @@ class PretrainedModel(keras.Model):
         getattr(self, "bert", self).embeddings.word_embeddings.input_dim = vocab_size
 
     def adapters(self) -> dict[str, tuple[keras.Variable, keras.Variable, float]]:
-        """Returns the adapters by the name of their matrix: (A, B, scale); see `add_lora`."""
+        """Returns a dict of matrix name -> its adapter (A, B, scale); see `add_lora`."""
         result = {}
         for i, block in enumerate(getattr(self, "bert", self).encoder.blocks):
             for name in ("query", "value"):
@@ -214,7 +214,7 @@ class PretrainedModel(keras.Model):
         """Exports the model for inference without kbert; see `keras.Model.export`.
 
         Args:
-            filepath, format, verbose, kwargs: as for Keras.
+            filepath, format, verbose, kwargs: as in `keras.Model.export`.
             input_signature: None for the features of `ENCODER_FEATURES`, of any size.
         """
         if input_signature is None:
@@ -297,7 +297,7 @@ class PretrainedModel(keras.Model):
             with skip_initialization():
                 model = cls(config, **kwargs)
             for name, weight in model.named_weights().items():
-                if name not in weights and len(weight.shape) == 2:  # vectors already are 0 or 1
+                if name not in weights and len(weight.shape) == 2:  # vectors are already 0 or 1
                     weight.assign(matrix_initializer(config)(weight.shape))
             model._assign(weights, folder)
         return model
@@ -316,7 +316,7 @@ class PretrainedModel(keras.Model):
             leave_out: names of parts, such as a head, that are not loaded.
 
         Raises:
-            UserError: as for `from_pretrained`; or the folder has other attention heads.
+            UserError: as for `from_pretrained`; or the folder's number of attention heads differs.
         """
         options = {"allow_missing": allow_missing, "parts": self.task_heads, "layers": layers}
         with ModelFolder.of(folder).open_weights(**options) as (config, weights):

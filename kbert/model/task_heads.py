@@ -109,14 +109,14 @@ class SpanHead(ClassificationHead):
 
 @keras.saving.register_keras_serializable("kbert")
 class EmbeddingHead(ConfiguredLayer):
-    """Embeds a sequence as the `embedding` of the config says: (B, L, D) -> (B, E) float32.
+    """Embeds a sequence by the config's `embedding` settings: (B, L, D) -> (B, E) float32.
 
     Source: sentence-transformers, its modules Pooling, Dense and Normalize.
 
     Call arguments:
         x: (B, L, D), the last hidden states.
         attention_mask: (B, L), 1 = token, 0 = padding; None = all tokens.
-        pooling, normalize: override the config's.
+        pooling, normalize: override the config's settings.
     """
 
     def __init__(self, config: BertConfig | Mapping[str, Any], **kwargs: object):

@@ -1,4 +1,4 @@
-"""Settings of `kbert.serve`, named as in `tensorflow_model_server` where it has the same flag."""
+"""Settings of `kbert.serve`, named as in `tensorflow_model_server` if it has such a flag."""
 
 import dataclasses
 

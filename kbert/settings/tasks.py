@@ -192,7 +192,7 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
 
     @property
     def global_batch_size(self) -> int:
-        """Examples per step, the name of `batch_size` in training."""
+        """Examples per step: `batch_size`, under the name that pretraining uses."""
         return self.batch_size
 
     def __post_init__(self) -> None:
@@ -205,7 +205,7 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
             )
 
     def _check_files(self):
-        """Checks the settings that say on which examples the model is scored."""
+        """Checks the settings that specify on which examples the model is scored."""
         if self.eval_fraction and self.eval_file:
             raise UserError("--eval_fraction and --eval_file exclude each other; set only one.")
         if self.early_stopping_patience and not (self.eval_file or self.eval_fraction):

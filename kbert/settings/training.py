@@ -67,7 +67,7 @@ class TrainingConfig:
         "", "Weights & Biases project that metrics, settings and plots are also sent to"
     )
 
-    layer_decay: ClassVar[float] = 1.0  # a setting of fine-tuning; this is its value in pretraining
+    layer_decay: ClassVar[float] = 1.0  # its value in pretraining; a setting of fine-tuning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class TeacherConfig:
         """Checks that the settings of distillation do not contradict each other.
 
         Raises:
-            UserError: a setting without a teacher, or two settings that exclude each other.
+            UserError: a setting requires a teacher, or two settings exclude each other.
         """
         self.layers_taken()
         if self.teacher is None:
@@ -126,7 +126,7 @@ class TeacherConfig:
         """`student_layers` as a count, a tuple of block numbers, or None if it is not set.
 
         Raises:
-            UserError: it is neither.
+            UserError: the setting is neither a count nor block numbers.
         """
         text = self.student_layers
         if text is None:

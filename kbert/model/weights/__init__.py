@@ -1,4 +1,4 @@
-"""Reads and writes weights in four formats, with one table of names each."""
+"""Reads and writes weights in four formats, with a table of names for each."""
 
 import contextlib
 import os
@@ -40,7 +40,7 @@ __all__ = [
 #   write(folder, config, tensors, parts): returns notes on differences in the outputs of the
 #     format's library; raises UserError if the format does not support the model.
 _MODULES = {"kbert": native, "google": google, "hf": huggingface, "keras_hub": kerashub}
-_MODULES["export"] = exported  # read only
+_MODULES["export"] = exported  # cannot be written
 
 
 @contextlib.contextmanager
@@ -78,7 +78,7 @@ def open_weights(
     folder = find_folder(folder)
     with _MODULES[folder_format(folder)].opened(folder, parts) as (fields, tensors, places_of):
         if "num_labels" in changes and changes["num_labels"] != fields.get("num_labels"):
-            fields["label_names"] = None  # they belong to other labels
+            fields["label_names"] = None  # the names belong to the old labels
         pieces, vocab_size = _new_vocabulary(fields, changes, new_entries)
         try:
             config = BertConfig(**fields | changes)
@@ -109,13 +109,13 @@ def open_weights(
 
 
 def _new_vocabulary(fields, changes, new_entries):
-    """Returns the pieces of new entries and the size of a new vocabulary, or None for the old.
+    """Returns the pieces of new entries and the new vocabulary size (None: unchanged).
 
     Removes a larger `vocab_size` from the changes.
     """
     rows = fields.get("vocab_size", BertConfig.vocab_size)
     if type(rows) is not int:
-        return {}, None  # an error follows
+        return {}, None  # raises an error later
     pieces = new_entries(rows) if new_entries else {}
     vocab_size = changes.get("vocab_size")
     if type(vocab_size) is int and vocab_size > rows:
@@ -169,7 +169,7 @@ def write_weights(
     Args:
         folder: an existing folder; files of the same names are replaced.
         format: one of `kbert.utils.formats.FORMATS`.
-        weights: float32 arrays by kbert's names.
+        weights: dict of kbert's name -> float32 array.
         allow_missing: names or name prefixes of weights to omit if the format does not support
             them.
 

@@ -28,7 +28,7 @@ def kbert_fields(values: Mapping[str, Any], path: str | os.PathLike[str]) -> dic
 def extra_fields(
     values: Mapping[str, Any], known: Collection[str], fixed: dict[str, Any]
 ) -> dict[str, Any]:
-    """Returns the fields that a format lacks and that differ from its library's fixed values."""
+    """Returns fields that a format lacks and that differ from its library's fixed values."""
     usual = dataclasses.asdict(BertConfig()) | fixed
     return {n: v for n, v in values.items() if n not in known and v != usual[n]}
 

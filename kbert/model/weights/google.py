@@ -1,11 +1,12 @@
 """The format of google-research/bert: `bert_config.json` and a TensorFlow 1 checkpoint.
 
-Checkpoints of TensorFlow 2, by the Model Garden, are read too; see `model_garden`.
+The Model Garden's TensorFlow 2 checkpoints are read, too; see `model_garden`.
 
 The names are the variable names of its `modeling.py`, `run_pretraining.py`, `run_classifier.py`
 and `run_squad.py`. Its code always computes GELU with the tanh approximation and LayerNorm with
-epsilon 1e-12, regardless of the config. Fields that it lacks, such as another epsilon or the label
-names, are stored in `bert_config.json` under the key "kbert", which that code ignores.
+epsilon 1e-12, regardless of the config. Settings that it does not have, such as a
+different epsilon or label names, are stored under the key "kbert" of `bert_config.json`, which its
+code ignores.
 
 Requires TensorFlow, because the checkpoint is in TensorFlow's format.
 """
@@ -63,7 +64,7 @@ def places(config: BertConfig, parts: Collection[str] = ()) -> dict[str, Place]:
 # Maximum size of a data file, whose tensors TensorFlow holds in memory all at once. BERT-base fits
 # into one file, as published.
 SHARD_BYTES = 500_000_000
-# The fields of `bert_config.json`. BERT ignores others, such as "directionality".
+# The fields of `bert_config.json` that BERT uses; it ignores "directionality", for example.
 FIELDS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("intermediate_size", "hidden_dropout_prob", "attention_probs_dropout_prob"),
@@ -188,7 +189,7 @@ def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set
 
 
 def _shards(tensors):
-    """Yields lists of names, each of at most SHARD_BYTES or of a single tensor."""
+    """Yields lists of names, each with at most SHARD_BYTES or with a single tensor."""
     names, size = [], 0
     for name, shape in sorted(tensors.shapes.items()):
         bytes_of_it = 4 * math.prod(shape)

@@ -35,10 +35,10 @@ def _attention_heads_axis(name):
 def without_heads(
     config: BertConfig, weights: Tensors, kept: Sequence[Sequence[int]]
 ) -> tuple[BertConfig, Tensors]:
-    """Returns the config and the weights, read on access, of a model after removing heads.
+    """Returns the config and the lazily read weights of a model after removing heads.
 
     Args:
-        weights: by kbert's names.
+        weights: dict of kbert's name -> array.
         kept: for each block, the numbers of the heads to keep, from 0; at least one.
 
     Raises:
@@ -76,9 +76,9 @@ def _check_kept(config, kept):
 
 
 def with_all_heads(config: BertConfig, weights: Tensors) -> tuple[BertConfig, Tensors]:
-    """Returns the config and the weights, read on access, with zeros for the removed heads.
+    """Returns the config and the lazily read weights, with zeros for the removed heads.
 
-    The model's outputs are the same. In each block the zero heads follow the others.
+    The model's outputs are unchanged. In each block the zero heads come last.
     """
     larger = dataclasses.replace(config, attention_heads_per_layer=None)
     shapes = weight_shapes(larger)

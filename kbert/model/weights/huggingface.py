@@ -46,7 +46,7 @@ NAMES |= {
 VARIABLES = {"kernel": ".weight", "embeddings": ".weight", "gamma": ".weight"}
 VARIABLES |= {"bias": ".bias", "beta": ".bias"}
 
-# Class -> its heads. Three of the classes name their head "classifier".
+# HF class -> its heads. Three of the classes name their head "classifier".
 CLASSES: dict[str, tuple[str, ...]] = {
     "BertForPreTraining": ("mlm", "nsp"),
     "BertForMaskedLM": ("mlm",),
@@ -86,7 +86,7 @@ _DENSE = f"{sentence_transformers.DENSE}."
 
 
 def places(config: BertConfig, parts: Collection[str] = ()) -> dict[str, Place]:
-    """See `kbert.model.weights`; "classifier" is for sequences unless `parts` has another one."""
+    """See `kbert.model.weights`; "classifier" is for sequences unless `parts` names another."""
     classifier = next((part for part in CLASSIFIERS if part in parts), CLASSIFIERS[0])
     names = NAMES | {f"{classifier}/dense": "classifier"}
     return places_of(config, names, VARIABLES, transposed=lambda name: name.endswith("/kernel"))
@@ -120,7 +120,7 @@ def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[Opened
 
 
 def _homes(paths, stack, folder):
-    """Opens files of tensors; returns a dict of current name -> (open file, name in it)."""
+    """Opens files of tensors; returns a dict of current name -> (open file, name in the file)."""
     names = {}  # name -> path, open file
     for path in paths:
         check_not_pointer(path)
@@ -141,7 +141,7 @@ def _homes(paths, stack, folder):
 
 
 def _common_prefix(names, folder):
-    """Returns what wrappers of PyTorch, such as DataParallel, put before every name."""
+    """Returns the prefix of every name that PyTorch wrappers, such as DataParallel, add."""
     prefix = ""
     while wrapper := next(
         (w for w in _WRAPPERS if any(n.startswith(prefix + w) for n in names)), ""
@@ -196,7 +196,7 @@ def _shape(file, name, folder):
 
 
 def _settle_twins(homes, tensors, tied, folder):
-    """Keeps one name of each array that has two."""
+    """Removes the second name of each array that has two."""
     # A tied decoder may be stored in addition to the word embeddings, or instead of them. The
     # decoder bias has two names; HF uses the decoder's for an untied head.
     twins = {DECODER_BIAS: BIAS} | ({DECODER: WORDS} if tied else {})
@@ -238,7 +238,7 @@ def _fields(values, path):
 
 
 def _labels(id2label, path):
-    """Returns the number of labels and, if HF's `id2label` names each label, their names."""
+    """Returns the number of labels and their names, if HF's `id2label` names all of them."""
     members(id2label, (), path)
     count = len(id2label)
     if not count:
@@ -265,7 +265,7 @@ def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set
     """
     values = dataclasses.asdict(config)
     for name in ("num_labels", "attention_heads_per_layer", "embedding"):
-        del values[name]  # HF counts id2label
+        del values[name]  # HF derives it from id2label
     names = values.pop("label_names") or _default_names(config.num_labels)
     if "span_classifier" in parts:
         names = _default_names(2)  # HF treats start and end as labels

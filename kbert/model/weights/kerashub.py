@@ -101,7 +101,7 @@ def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[Opened
         fields |= _task_fields(task, folder / TASK_FILE)
         files += [TASK_WEIGHTS_FILE] * (folder / TASK_WEIGHTS_FILE).is_file()
     with contextlib.ExitStack() as stack:
-        homes, shapes = {}, {}  # name -> tensors of a file, name in it
+        homes, shapes = {}, {}  # name -> tensors of a file, name in the file
         for file in files:
             tensors = stack.enter_context(read_arrays(folder / file))
             for path, shape in tensors.shapes.items():
@@ -128,7 +128,7 @@ def _fields(saved, path):
 
 def _task_fields(task, path):
     name, values = members(task, ["class_name", "config"], path)
-    name = "BertTextClassifier" if name == "BertClassifier" else name  # its former name
+    name = "BertTextClassifier" if name == "BertClassifier" else name  # former name
     if name not in _TASKS.values():
         raise UserError(
             f"{path} is of the class {name}; kbert reads {' and '.join(_TASKS.values())}."
@@ -166,7 +166,7 @@ def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set
     atomic.write_json(folder / CONFIG_FILE, saved, indent=4)
     metadata = {"keras_version": keras.__version__, "tasks": []}
     atomic.write_json(folder / "metadata.json", metadata, indent=4)
-    for stale in (TASK_FILE, TASK_WEIGHTS_FILE):  # of a model saved here before
+    for stale in (TASK_FILE, TASK_WEIGHTS_FILE):  # left by a model saved here before
         (folder / stale).unlink(missing_ok=True)
     for part in parts & _TASKS.keys():
         settings = {"backbone": backbone, "preprocessor": None}

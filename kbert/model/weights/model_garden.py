@@ -1,8 +1,8 @@
 """The names of object-based TensorFlow 2 checkpoints of BERT, from the TF2 Model Garden.
 
 The Model Garden (`official/nlp`) names variables by the attributes of its Keras layers. Its older
-encoders number their layers: 0 to 2 are the embeddings, 3 is their LayerNorm, then follow the
-blocks and the pooler. Its newer encoders name them.
+encoders number their layers: 0 to 2 are the embeddings, 3 is their LayerNorm, then the blocks and
+the pooler follow. Its newer encoders name their layers.
 """
 
 import math
@@ -48,10 +48,10 @@ def renamed(tensors: Tensors, prefix: pathlib.Path) -> Tensors:
     """Returns the tensors by the names and with the shapes of google-research/bert.
 
     Args:
-        tensors: of the checkpoint. prefix: for error messages.
+        tensors: tensors of the checkpoint. prefix: named in error messages.
 
     Raises:
-        UserError: the checkpoint has no encoder with these names.
+        UserError: the checkpoint has no encoder with the names of the Model Garden.
     """
     plain = {name.removesuffix(SUFFIX): name for name in tensors}
     plain = {name: full for name, full in plain.items() if not _NOT_WEIGHTS.fullmatch(name)}
@@ -69,7 +69,7 @@ def renamed(tensors: Tensors, prefix: pathlib.Path) -> Tensors:
 
 
 def _inner(name):
-    """Removes the names of the models around the encoder or the heads."""
+    """Removes the names of models that contain the encoder or the heads."""
     return re.sub(r"^(model/|encoder/|bert/|backbone/)+", "", name)
 
 

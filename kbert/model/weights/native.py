@@ -32,7 +32,7 @@ def places(config: BertConfig, parts: Collection[str] = ()) -> dict[str, Place]:
 
 
 def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set[str]) -> list[str]:
-    """Writes both files. Returns an empty list, because the format has no differences to note."""
+    """Writes both files; returns no notes, because nothing is lost in this format."""
     config.save(pathlib.Path(folder) / CONFIG_FILE)
     write_arrays(pathlib.Path(folder) / WEIGHTS_FILE, tensors)
     return []

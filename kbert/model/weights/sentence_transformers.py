@@ -18,7 +18,7 @@ from kbert.errors import UserError
 from kbert.utils import atomic
 from kbert.utils.formats import MODULES_FILE, check_not_pointer, members, modules_of, read_json
 
-DENSE = "2_Dense"  # as in the names of the tensors, whatever the folder's name
+DENSE = "2_Dense"  # in names of tensors, even if the folder has another name
 _SETTINGS_FILE, _MODEL_FILE = "sentence_bert_config.json", "config_sentence_transformers.json"
 _MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
 _FLAGS = {"cls_token": "cls", "max_tokens": "max", "mean_tokens": "mean"}
@@ -34,11 +34,11 @@ def read(
     """Returns how the texts of an HF folder are embedded, and the tensors of its dense layer.
 
     Args:
-        folder: of the Transformer. config: contents of its `config.json`.
+        folder: folder of the Transformer. config: contents of its `config.json`.
 
     Returns:
-        fields of EmbeddingConfig, None if the folder does not belong to a model that embeds texts;
-        and a dict of name -> array.
+        fields of EmbeddingConfig, or None if the folder does not belong to a model that embeds
+        texts; and a dict of name -> array.
 
     Raises:
         UserError: the model has a module or a setting that kbert does not support, or a file cannot
@@ -69,8 +69,8 @@ def _optional(path):
 
 
 def _paths(root, modules):
-    """Returns a dict of the names of the modules -> their `config.json`."""
-    kinds = [kind for kind, _ in modules if kind != "Dropout"]  # no effect in prediction
+    """Returns a dict of module name -> path of its `config.json`."""
+    kinds = [kind for kind, _ in modules if kind != "Dropout"]  # only used in training
     if kinds[:2] != [*_MODULES[:2]] or kinds != [kind for kind in _MODULES if kind in kinds]:
         raise UserError(
             f"{root / MODULES_FILE} has the modules {', '.join(kinds)}; kbert supports Transformer "
@@ -179,7 +179,7 @@ def _unpickled(folder):
         try:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
             return {name: tensor.float().numpy() for name, tensor in tensors.items()}
-        except Exception as error:  # of pickle, zipfile and torch
+        except Exception as error:  # raised by pickle, zipfile or torch
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"cannot read {path}: {reason}") from error
     code = (
@@ -187,15 +187,16 @@ def _unpickled(folder):
         f"s.save_file(torch.load('{path}', weights_only=True), '{folder / 'model.safetensors'}')"
     )
     raise UserError(
-        f"{folder} has no model.safetensors, and PyTorch, which reads pytorch_model.bin, is not "
-        f'installed. Where it is: python -c "{code}"'
+        f"{folder} has no model.safetensors, and reading pytorch_model.bin requires PyTorch, which "
+        f"is not installed. To convert it on a machine with PyTorch, run: "
+        f'python -c "{code}"'
     )
 
 
 def write(folder: pathlib.Path, config: BertConfig) -> None:
     """Writes all files except the tensors of the model and of the dense layer.
 
-    Without `embedding` in the config, removes `modules.json`, which would describe another model.
+    If the config has no `embedding`, removes a `modules.json` left by another model.
     """
     settings = config.embedding
     if settings is None:

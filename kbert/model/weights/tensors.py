@@ -113,7 +113,7 @@ class Place:
         return np.ascontiguousarray(array.reshape(shape), np.float32)
 
     def from_kbert(self, array: np.ndarray) -> np.ndarray:
-        """Converts an array from kbert's format to the other, float32."""
+        """Converts an array from kbert's format to the other format, float32."""
         return self.to_kbert(array, self.shape)
 
 
@@ -130,7 +130,7 @@ def places_of(
         names: dict of kbert's name of a layer or weight -> the format's name. "{i}" is the layer
             number; "{_i}" is "_" and the layer number, or empty for layer 0.
         variables: dict of the last component of a weight's name -> suffix of the layer's name.
-        transposed: function from kbert's name to whether the weight is transposed in the format.
+        transposed: function of kbert's name; returns whether the format transposes the weight.
         letters: shapes of weights that differ in the format, as in `SHAPES`.
 
     Returns:
@@ -176,12 +176,12 @@ class Tensors(collections.abc.Mapping[str, np.ndarray]):
         return len(self.shapes)
 
 
-# Fields of BertConfig, tensors by the format's names, and the function from a config to the places.
+# Fields of BertConfig, tensors by the format's names, and the function from a config to Places.
 OpenedFolder = tuple[dict[str, Any], Tensors, Callable[[BertConfig], dict[str, Place]]]
 
 
 def matches(name: str, patterns: str | Iterable[str]) -> bool:
-    """Whether a name equals a pattern, is below one in the hierarchy, or matches one with `*`."""
+    """Whether a name equals a pattern, lies below it in the hierarchy, or matches its `*`."""
     patterns = [patterns] if isinstance(patterns, str) else patterns
     return any(
         fnmatch.fnmatchcase(name, pattern) or name.startswith((f"{pattern}/", f"{pattern}."))
@@ -190,7 +190,7 @@ def matches(name: str, patterns: str | Iterable[str]) -> bool:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Returns the first eight names, and the number of others, as text."""
+    """Returns the first eight names, and the number of the remaining names, as text."""
     names = sorted(names)
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return ", ".join(names[:8]) + more

@@ -1,4 +1,4 @@
-"""Adds entries to the vocabulary of weights; the learned rows stay."""
+"""Enlarges the vocabulary of a model's weights; the learned rows are unchanged."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ ROWS = tuple(name for name, letters in SHAPES.items() if letters.startswith("V")
 def with_vocabulary(
     config: BertConfig, weights: Tensors, vocab_size: int, pieces: Mapping[int, Sequence[int]]
 ) -> tuple[BertConfig, Tensors]:
-    """Returns the config and the weights, read on access, of a model with a larger vocabulary.
+    """Returns the config and weights of a model with a larger vocabulary; weights load lazily.
 
     Args:
         vocab_size: at least `config.vocab_size`.
         pieces: dict of the id of an entry -> the ids of its WordPieces in the smaller vocabulary.
-            Its row starts as the mean of their rows. Other new rows are initialized as in a new
-            model, and biases as 0.
+            The row of the entry starts as the mean of their rows. Other new rows are initialized as
+            in a new model, and biases as 0.
     """
     larger = dataclasses.replace(config, vocab_size=vocab_size)
     shapes = {n: (vocab_size, *s[1:]) if n in ROWS else s for n, s in weights.shapes.items()}
