@@ -54,7 +54,7 @@ def choose_backend(name: str) -> str:
         name: one of `kbert.settings.BACKENDS`; the server has `SERVER_BACKENDS`.
 
     Raises:
-        UserError: an unknown name; OpenVINO is requested but not installed.
+        UserError: the name is unknown, or OpenVINO is requested but not installed.
     """
     if name == "keras":
         return name
@@ -74,14 +74,14 @@ def choose_backend(name: str) -> str:
 def frozen_backend(
     name: str, model: PretrainedModel, kind: str, folder: str | os.PathLike[str] | None = None
 ) -> Backend:
-    """Returns the backend, like `keras_backend`, for functions of a model with frozen weights.
+    """Returns a backend for functions of a model with frozen weights; see `keras_backend`.
 
     TensorFlow computes in the model's dtype. OpenVINO computes in bfloat16, with sums and
     normalization in float32, if the model does and the CPU supports it; otherwise in float32.
-    Results differ from the model's only by the rounding of these dtypes.
+    Results differ from the model's only by rounding in these dtypes.
 
     Args:
-        name: as returned by `choose_backend`. model: of `kbert.model`.
+        name: result of `choose_backend`. model: a model of `kbert.model`.
         kind: identifies the function; different functions of a model need different kinds.
         folder: folder of the model's weights, where the converted OpenVINO model is cached in
             `openvino` if the folder is writable. None for no cache.
@@ -104,12 +104,12 @@ def keras_backend(
     """Compiles a function that uses the current weights at each call.
 
     Args:
-        function: from int32 tensors by name to tensors by name.
+        function: function from a dict of int32 tensors to a dict of tensors.
         features: example inputs; later inputs may have other sizes.
         jit: whether XLA compiles the function; None for TensorFlow's default.
 
     Returns:
-        function from arrays, like `features`, to arrays. It is thread-safe.
+        function from a dict of arrays, like `features`, to a dict of arrays. It is thread-safe.
     """
     specs = {
         name: tf.TensorSpec([None] * array.ndim, array.dtype) for name, array in features.items()

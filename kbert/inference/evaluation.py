@@ -39,7 +39,7 @@ def fine_tuned(
     load_task_module(config.task_module)
     if config.task:
         get_task(config.task)
-    # The "keras" backend gives the same scores as training, bit for bit.
+    # The "keras" backend reproduces the scores computed in training, bit for bit.
     predictor = Predictor.from_pretrained(
         config.model, dtype, batch_size=config.batch_size, backend="keras"
     )

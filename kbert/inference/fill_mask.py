@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kbert.tokenizer.tokenizer import BertTokenizer
 
 _MASK = "[MASK]"
-_CHUNK = 64  # texts whose scores of the whole vocabulary are in memory
+_CHUNK = 64  # texts whose scores for the whole vocabulary are held in memory at a time
 _LAST_WORD = re.compile(r"[^\W\u2e80-\u9fff\uf900-\ufaff]*\Z")  # Chinese characters are words
 
 
@@ -51,7 +51,7 @@ class MaskFiller:
         targets: str | Sequence[str] | None,
         advance: Callable[[int], object] | None,
     ) -> list[dict[str, Any]]:
-        """Returns a dict for each text. advance: called with the number of texts done."""
+        """Returns a dict for each text. advance: called with the number of completed texts."""
         tokenizer = self.tokenizer
         if not 1 <= top_k <= tokenizer.vocab_size:
             raise UserError(
@@ -76,7 +76,7 @@ class MaskFiller:
 
     def _best(self, items, top_k, advance):
         """Yields ids and scores of the best tokens, (M, top_k), for each text."""
-        # Few graphs: powers of 2.
+        # Powers of 2, to compile few graphs.
         most = min(max(16, 1 << (top_k - 1).bit_length()), self.tokenizer.vocab_size)
 
         def pick(outputs, features):
@@ -87,7 +87,7 @@ class MaskFiller:
             yield output["ids"][:, :top_k], output["scores"][:, :top_k]
 
     def _best_of(self, items, target_ids, top_k, advance):
-        """As `_best`, of the tokens in target_ids."""
+        """Like `_best`, restricted to the tokens in target_ids."""
 
         def pick(outputs, features):
             return {"scores": tf.nn.softmax(outputs["logits"])}
@@ -108,7 +108,7 @@ class MaskFiller:
         return self._runner(f"fill_mask_{kind}_{tokenizer.mask_id}", model, pick, compute)
 
     def _target_ids(self, targets):
-        """Sorted ids of the targets; of the first piece of those not in the vocabulary."""
+        """Sorted ids of the targets; a target outside the vocabulary has its first piece's id."""
         targets = [targets] if isinstance(targets, str) else list(targets)
         number = {word: i for i, word in enumerate(self.tokenizer.vocab)}
         missing = [target for target in targets if target not in number]
@@ -127,7 +127,7 @@ class MaskFiller:
         filled, *parts = text.split(_MASK)
         masks = []
         for place, part in enumerate(parts):
-            if place >= len(ids):  # behind max_seq_length
+            if place >= len(ids):  # beyond max_seq_length
                 filled += _MASK + part
                 continue
             masks.append(
@@ -142,7 +142,7 @@ class MaskFiller:
 
 
 def _joined(text, token):
-    """A text with a token behind it, and the word that ends with the token."""
+    """Appends a token to a text; returns the text and the word that ends with the token."""
     if not token.startswith(CONTINUATION) or token == CONTINUATION:
         return text + token, token
     text = text.rstrip() + token.removeprefix(CONTINUATION)

@@ -22,7 +22,7 @@ from kbert.utils.input_files import encoding_note, plain_name, read_bytes
 
 _CHUNK = 4096  # texts read, computed and written at a time
 _TWO_TEXTS = ("next_sentence", "similarity")
-_OPTIONS = {  # of the methods: settings of the same name
+_OPTIONS = {  # method -> its options, which are settings of the same name
     "fill_mask": ("top_k", "targets"),
     "answer": ("top_k", "max_answer_length", "allow_no_answer"),
     "similarity": ("pooling",),
@@ -59,7 +59,7 @@ def predict(config: PredictConfig, report: Callable[[str], object] = print) -> N
             texts = [row for row in chunk if row]
             results = iter(_results(predictor, method, task, texts, config))
             for row in chunk:
-                line = next(results) if row else None  # skipped lines keep their place
+                line = next(results) if row else None  # a skipped line yields null
                 if row and config.echo:
                     line = {"input": row[0] if len(row) == 1 else row, **line}
                 output.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -80,7 +80,7 @@ def _opened(path):
 
 
 def _results(predictor, method, task, rows, config):
-    """Returns JSON objects for rows, which are tuples of the arguments of the method."""
+    """Returns a JSON object for each row, a tuple of arguments of the method."""
     if not rows:
         return []
     columns = [list(column) for column in zip(*rows, strict=True)]
@@ -147,7 +147,7 @@ def _line_rows(lines, origin, method, columns, config, report):
 
 
 def _problem(row, method, columns, width):
-    """Returns the problem with the texts of a line, or None. width: of earlier lines, or None."""
+    """Returns the problem with a line, or None. width: texts in each earlier line, or None."""
     least, most = columns
     if not all(part.strip() for part in row):
         return "the text is empty"

@@ -44,10 +44,10 @@ class PredictorOptions(TypedDict, total=False):
 class Predictor:
     """Predicts for texts with a model and its tokenizer.
 
-    Takes any number of texts of any length: they are sorted by length, computed in batches and
-    returned in their order. Texts longer than `max_seq_length` are truncated, except that `tag` and
-    `answer` read them in overlapping windows. The weights are frozen at the first call of a method;
-    later changes of the model have no effect, except with the backend "keras".
+    Takes any number of texts of any length: they are sorted by length and computed in batches; the
+    results are in the order of the texts. Texts longer than `max_seq_length` are truncated, except
+    that `tag` and `answer` read them in overlapping windows. The weights are frozen at the first
+    call of a method; later changes of the model have no effect, except with the backend "keras".
 
     Args:
         model: one of kbert's models. tokenizer: BertTokenizer.
@@ -57,8 +57,9 @@ class Predictor:
         advance: called with the number of texts done since the last call, to show progress.
         backend: "tensorflow"; "openvino" (CPU only; requires `kbert[openvino]`); "auto", which is
             OpenVINO if it is installed and there is no GPU, else TensorFlow; or "keras", which
-            calls the Keras model and gives the same results as evaluation in training. All compute
-            in the model's dtype; float32 results differ by about 1e-6, bfloat16 ones by a few 1e-2.
+            calls the Keras model and gives the same results as evaluation in training. All backends
+            compute in the model's dtype; their results differ by about 1e-6 in float32, by a few
+            1e-2 in bfloat16.
         max_seq_length: maximum tokens in a sequence; None for the length used in fine-tuning, or
             else the model's maximum, at most 512.
 
@@ -66,7 +67,7 @@ class Predictor:
         folder: ModelFolder of the weights, or None if the model was passed in.
 
     Raises:
-        UserError: unknown backend, or OpenVINO is requested but not installed.
+        UserError: the backend is unknown, or OpenVINO is requested but not installed.
     """
 
     def __init__(
@@ -105,8 +106,8 @@ class Predictor:
         converted again when the weights change.
 
         Args:
-            folder: such as `RUN/finetuning/best`, the name of a model on the Hugging Face hub, or
-                a ModelFolder.
+            folder: a path such as `RUN/finetuning/best`, the name of a model on the Hugging Face
+                hub, or a ModelFolder.
             dtype: dtype policy of the model, such as "mixed_bfloat16".
             **options: `batch_size`, `advance`, `backend` and `max_seq_length`, as for the class.
 
@@ -183,8 +184,8 @@ class Predictor:
 
         Args:
             name: name of the task, such as "classify".
-            texts: as for the method of the task.
-            options: settings of the task for this call, of its `call_options`; None: unchanged.
+            texts: arguments of the task's method.
+            options: values of the task's `call_options` for this call; None: unchanged.
 
         Raises:
             UserError: the task does not have an option.
@@ -230,11 +231,11 @@ class Predictor:
         """Extracts the answer to each question from its context.
 
         Args:
-            questions, contexts: as many contexts as questions.
-            top_k: number of candidates, the best spans, which may overlap; None: at most 20 that do
-                not overlap.
+            questions, contexts: lists of equal length.
+            top_k: number of best spans to return as candidates; they may overlap. None: up to 20
+                spans that do not overlap.
             max_answer_length: maximum length of an answer in tokens; None: as in fine-tuning.
-            allow_no_answer: whether an answer may be "", for none; None: whether the model was
+            allow_no_answer: whether the answer may be "" (no answer); None: True if the model was
                 fine-tuned on questions without an answer.
 
         Returns:
@@ -275,8 +276,8 @@ class Predictor:
     ) -> np.ndarray:
         """Computes an embedding of each text, by the `embedding` settings of the model's config.
 
-        The settings are the ones of a sentence-transformers folder, which then gives the same
-        vectors; without settings, the mean over the tokens is scaled to length 1.
+        A sentence-transformers folder defines these settings, so the vectors are the same as with
+        that library; without settings, the mean over the tokens is scaled to length 1.
 
         Args:
             texts: N texts.
@@ -316,9 +317,9 @@ class Predictor:
         text_pairs: str | Sequence[str],
         pooling: str | None = None,
     ) -> list[dict[str, float]]:
-        """Returns dicts with `similarity` of a text and its pair, as `embed` embeds them.
+        """Returns dicts with the `similarity` of the embeddings of a text and its pair.
 
-        It is the cosine, unless the `embedding` settings of the config have another `similarity`.
+        It is the cosine, unless the config's `embedding` settings specify another function.
         """
         texts, text_pairs = as_batch(texts, text_pairs)
         text_pairs = same_length(texts, text_pairs, "text_pairs")
@@ -339,13 +340,13 @@ class Predictor:
             texts: [MASK] is the only special token that is recognized in them.
             top_k: tokens per [MASK], at most the size of the vocabulary.
             targets: the words to choose from; their scores are still probabilities among the whole
-                vocabulary. As in Hugging Face's pipeline, the first piece stands for a word that is
-                not in the vocabulary, with a warning.
+                vocabulary. As in Hugging Face's pipeline, a word that is not in the vocabulary is
+                replaced by its first piece, with a warning.
 
         Returns:
             list of dicts: `masks`, with one list per [MASK] of dicts, best first, with `token`, its
-            probability `score`, and `word`, the token as it reads in the text ("##ing" behind
-            "play" is "playing"); and `text`, where the best words replace [MASK].
+            probability `score`, and `word`, the word that it completes ("playing" for "##ing" after
+            "play"); and `text`, with each [MASK] replaced by the best word.
 
         Raises:
             UserError: a text has no [MASK] or more than 16 within `max_seq_length` tokens; `top_k`
@@ -381,7 +382,7 @@ class Predictor:
         return self._max_seq_length or (self.settings or {}).get("max_seq_length", usual)
 
     def task(self, name: str) -> Task:
-        """Returns the Task of a name, with the settings of fine-tuning or else with defaults."""
+        """Returns the named Task, with the settings of fine-tuning or else with defaults."""
         if self.model is None:
             self.load(get_task(name).model_class)
         settings = self.settings if self.settings and self.settings["task"] == name else {}
@@ -389,7 +390,7 @@ class Predictor:
         return task_of(settings, self.tokenizer, self.model.config)
 
     def predictions(self, task: Task, examples: Sequence[object]) -> list[Any]:
-        """Returns the predictions of a task for its examples; see the method of each task."""
+        """Returns the predictions of a task for examples, in the format of the task's method."""
         if not examples:
             return []
         encoded = task.encode(examples)

@@ -19,8 +19,8 @@ def answer_positions(
 ) -> list[tuple[int, int] | None]:
     """Returns the positions of the answers in the windows of their questions.
 
-    As in run_squad.py, except that the tokens of an answer are found by byte offsets, which is
-    exact; run_squad.py searches white-space words. Only the first answer of an example is used.
+    As in run_squad.py, except that the tokens of an answer are found exactly, by byte offsets, and
+    not by words between white space. Only the first answer of an example is used.
 
     Args:
         examples: list of QuestionExample. windows: their TokenWindows.
@@ -46,10 +46,10 @@ def answer_positions(
 
 
 def _answer_tokens(example, starts, ends):
-    """First and last token of the context that the answer touches, None without labels.
+    """First and last token of the context that overlap the answer; None without labels.
 
     (-1, -1) if the question is impossible, or the answer has no token (it is white space) or no
-    offset, which only training needs.
+    offset (only training needs offsets).
     """
     if not example.answers and not example.is_impossible:
         return None
@@ -73,9 +73,9 @@ def best_answers(
     null_threshold: float = 0.0,
     allow_overlap: bool = False,
 ) -> list[dict[str, Any]]:
-    """Returns the best answer to each question, and others.
+    """Returns the best answer to each question, and further candidates.
 
-    In a tie, the first span counts.
+    In a tie, the first span wins.
 
     Args:
         examples: sequence of QuestionExample.
@@ -86,8 +86,8 @@ def best_answers(
         max_answer_length: maximum length in tokens. SQuAD's 30 is too short for a third of the
             Chinese CMRC 2018.
         allow_no_answer: whether questions may have no answer, as in SQuAD 2.0.
-        null_threshold: a question has no answer if `no_answer_score` exceeds the best score by more
-            than this.
+        null_threshold: the answer is "" if `no_answer_score` exceeds the best score by more than
+            this.
         allow_overlap: whether `candidates` may overlap, as in Hugging Face's pipeline.
 
     Returns:
@@ -100,7 +100,7 @@ def best_answers(
             no_answer_score: float, the smallest sum of the two logits of [CLS] in a window.
             candidates: list of dicts of text, start, end, byte_start, byte_end, score,
                 probability; the best spans, and no answer if it is allowed; best score first.
-        Without `allow_no_answer` only a context without tokens has no answer.
+        Without `allow_no_answer`, the answer is "" only for a context without tokens.
 
     Raises:
         UserError: top_k or max_answer_length is below 1.
@@ -137,7 +137,7 @@ def best_null_threshold(
     """Returns the `null_threshold` with the best F1 on labelled questions, and the F1 in percent.
 
     As in find_best_thresh of SQuAD 2.0's evaluation script, except that the script returns 0 if
-    answering nothing is best, and separates questions whose score differences are equal.
+    never answering is best, and separates questions with equal score differences.
 
     Args:
         examples: sequence of QuestionExample. answers: results of `best_answers`, in order.
@@ -169,7 +169,7 @@ def best_null_threshold(
 
 
 def _best_spans(scores, starts, ends, top_k, allow_overlap):
-    """(start, end, score) of the best spans, unless they overlap a better one.
+    """(start, end, score) of the best spans, without those that overlap a better span.
 
     numpy is five times as fast as eager TensorFlow ops; an exported graph needs only the best span.
     scores: (W, R, A). starts, ends: (W, R).
@@ -190,7 +190,7 @@ def _best_spans(scores, starts, ends, top_k, allow_overlap):
 
 
 def _candidate(context, places, start, end, score):
-    """places: characters before each byte of the context."""
+    """Returns a dict of `candidates`. places: characters before each byte of the context."""
     text = context[start:end].decode("utf-8", "replace")
     offsets = {"byte_start": start, "byte_end": end}
     if start is not None:

@@ -141,6 +141,6 @@ class Choice(Task):
 
 
 def _stacked(arrays, value):
-    """(C, L) array of rows of different lengths, padded with `value`."""
+    """Stacks rows of different lengths into a (C, L) array, padded with `value`."""
     width = max(len(array) for array in arrays)
     return np.stack([np.pad(a, (0, width - len(a)), constant_values=value) for a in arrays])

@@ -22,23 +22,23 @@ class Endpoint(abc.ABC):
 
     Args:
         predictor: Predictor for a model of the task's `model_class`; without a task, of this
-            class's.
+            class's `model_class`.
         task: Task, or None.
         takes_pairs: whether each text has a second text, `text_pair`.
 
     Attributes:
-        name: str. texts: dict of the names of the inputs, all strings -> their number of axes.
+        name: str. texts: dict of input name -> number of axes; all inputs are strings.
         forward_spec: dict of the outputs of `forward` -> (shape, meaning). The shape has a letter
             per axis: B texts, L tokens, C labels or choices, M masks, V vocabulary, D width,
             E width of embeddings.
-        standard_api: standard API of TensorFlow Serving that it supports: "classify" (on
-            `probabilities`), "regress" (on `score`), or None.
+        standard_api: standard API of TensorFlow Serving that the endpoint supports: "classify"
+            (with `probabilities`), "regress" (with `score`), or None.
         scored_by_ids: whether examples are scored with `from_ids`, because they consist of words.
         decisions: function from `logits` (numpy) to the predicted labels of a text, (B, S), or
             None.
-        output_spec: dict of the names of the outputs -> a description: shape, dtype and meaning.
-        padded: dict of the outputs padded to the longest row of a batch -> padding value. In the
-            first of them, the padding value does not occur otherwise.
+        output_spec: dict of output name -> description with shape, dtype and meaning.
+        padded: dict of output name -> padding value, for outputs padded to the longest row of a
+            batch. In the first of these outputs, only padding has this value.
         compute: function, by default `forward`; may be replaced by a backend of
             `kbert.inference.backends`.
     """
@@ -83,7 +83,7 @@ class Endpoint(abc.ABC):
     def reference_outputs(
         self, *texts: Sequence[Any], **named_texts: Sequence[Any]
     ) -> dict[str, Any]:
-        """Returns the results of `kbert.Predictor` for lists of str in the form of `from_texts`."""
+        """Runs `kbert.Predictor` on lists of str; returns results in the format of `from_texts`."""
         texts = [*texts, *(named_texts[name] for name in self.texts if name in named_texts)]
         predictions = self.predictor.ask(self.task.name, *texts)
         rows = [self.task.output_of(prediction) for prediction in predictions]
@@ -111,7 +111,7 @@ class Endpoint(abc.ABC):
         text_pair: "tf.Tensor | None" = None,
         tokenizer: "BertTokenizer | None" = None,
     ) -> "dict[str, tf.Tensor]":
-        """Returns the features of texts, padded to the longest of them."""
+        """Returns the features of texts, padded to the longest text."""
         tokenizer = tokenizer or self.tokenizer
         return tokenizer(text, text_pair, max_length=self.max_seq_length, padding="longest")
 
@@ -121,7 +121,7 @@ class Endpoint(abc.ABC):
 
 
 def as_array(rows: Sequence[Sequence[Any]], fill: str | int | float) -> np.ndarray:
-    """Returns lists of different lengths as an array padded with `fill`: (B, S) or (B, S, ...)."""
+    """Converts lists of different lengths to an array padded with `fill`: (B, S) or (B, S, ...)."""
     width = max(map(len, rows), default=0)
     empty = np.full(np.shape(next((row[0] for row in rows if row), fill)), fill).tolist()
     return np.array([[*row, *[empty] * (width - len(row))] for row in rows])

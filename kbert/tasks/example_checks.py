@@ -1,4 +1,4 @@
-"""Warnings about examples that can be used, but may not be what their author meant."""
+"""Warnings about examples that are valid, but may not be what their author meant."""
 
 import collections
 import re
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
     Examples: TypeAlias = Sequence[Any]
 
-_FEWEST = 10  # examples; fewer show nothing
+_FEWEST = 10  # examples needed for a warning
 
 
 def suspicions(examples: "Examples", name: str) -> list[str]:
     """Returns warnings about the texts and labels of a split, one line each.
 
     Args:
-        examples: labelled examples of any task. name: of the source.
+        examples: labelled examples of any task. name: name of the source.
     """
     if len(examples) < _FEWEST or not isinstance(examples[0], TextExample):
         return []
@@ -49,7 +49,7 @@ def suspicions(examples: "Examples", name: str) -> list[str]:
 
 
 def overlap(train: "Examples", others: "Examples", name: str) -> str | None:
-    """Returns a warning about texts that are in the training data, too; None if there are none.
+    """Returns a warning about texts that are also in the training data, or None.
 
     Args:
         train, others: labelled examples of a task. name: the split of `others`.

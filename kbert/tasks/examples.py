@@ -40,7 +40,7 @@ def read_examples(
     label_names: str | Sequence[str] | None = None,
     skip_bad_lines: bool = False,
 ) -> "Examples":
-    """Reads labelled examples as the programs read them.
+    """Reads labelled examples in the same way as kbert's programs.
 
     Prints notes on the file, such as a header that was detected by the rows below it.
 
@@ -50,10 +50,10 @@ def read_examples(
         task: "classify", "pair", "regress", "multilabel", "tag", "qa", "choice", or a registered
             task.
         text_column, text_pair_column, label_column: name of a column or key, or number of a
-            column, from 0; None: found by names and values.
+            column, from 0; None: inferred from names and values.
         label_columns: columns of 0 and 1, each named after its label (multilabel).
         choice_columns: columns of the choices (choice).
-        first_choice: number of the first choice in labels that are numbers, "0" or "1"; "auto":
+        first_choice: number of the first choice in numeric labels, "0" or "1"; "auto": inferred
             from all labels (choice).
         header: whether tables have a header row: "auto", "yes" or "no".
         label_names: names in the order of their numbers, as a sequence, comma-separated, or a
@@ -114,13 +114,13 @@ def read_split(
 class SplitReader:
     """Reads the examples of the splits of a run.
 
-    A later file with the columns of the first is read as the first, also if it is too small to show
-    which column is the label.
+    A later file with the same columns as the first is read in the same way, even if it is too small
+    to identify the label column.
 
     Args:
         config: ExampleConfig, or an object with its fields.
         labelled: whether to read labels; if False, they may be missing.
-        report: called with lines about the columns, skipped examples and what looks wrong.
+        report: called with lines about columns, skipped examples and suspicious content.
     """
 
     def __init__(
@@ -139,8 +139,8 @@ class SplitReader:
 
         Args:
             source: as for `kbert.data.records.source_files`; `tfds:NAME` or `tfds:NAME:SPLIT`, or
-                one of `SAMPLES`, included in kbert: the author of a paragraph (task classify,
-                label_column author).
+                one of `SAMPLES`, which are included in kbert: paragraphs and their authors (task
+                classify, label_column author).
 
         Returns:
             List of TextExample (tasks classify, pair, regress, multilabel), TagExample (tag),
@@ -191,7 +191,7 @@ class SplitReader:
         )
 
     def _open(self, path):
-        """Records and the function that makes examples of them, as `Task.reader` returns them."""
+        """Returns records and the function that converts them to examples; see `Task.reader`."""
         try:
             records, make = self._task.reader(path, self._config, self._labelled)
         except UndecidedError:

@@ -1,7 +1,7 @@
 """Metrics of the tasks, as dicts of floats with the usual names.
 
 All are in [0, 1], except correlations and errors. A ratio of 0 / 0, such as the precision of a
-class that is never predicted, is 0.
+class that is never predicted, counts as 0.
 """
 
 import dataclasses
@@ -71,7 +71,7 @@ def _report(true, predicted, **options):
 
 
 def regression_scores(targets: "ArrayLike", predictions: "ArrayLike") -> dict[str, float]:
-    """Returns the regression metrics of STS-B and others; targets, predictions: (N,) float.
+    """Returns the usual regression metrics; targets, predictions: (N,) float.
 
     Returns:
         dict of pearson and spearman, in [-1, 1] and 0 if undefined (constant input, or a single
@@ -101,7 +101,7 @@ def _correlation(measure, a, b):
 
 
 def multilabel_scores(targets: "ArrayLike", predictions: "ArrayLike") -> dict[str, float]:
-    """Returns metrics for any number of C labels per text; targets, predictions: (N, C) bool.
+    """Returns metrics for any number of the C labels per text, from (N, C) bool arrays.
 
     Returns:
         dict of accuracy (all labels of a text right), f1_micro, f1_macro and f1_weighted.
@@ -219,7 +219,7 @@ def _entity_counts(tags, predictions, spans_of):
 
 
 def _words(tags, predictions):
-    """The tags of all words, and their predictions."""
+    """The tags of all words, and the predictions for them."""
     pairs = [
         pair
         for row, predicted in zip(tags, predictions, strict=True)

@@ -61,7 +61,7 @@ class MultiLabel(TextTask):
     def targets(self, examples: Sequence[TextExample]) -> np.ndarray:
         """Returns a row for each example, (N, C) float32, with 1 for its labels.
 
-        Further columns are for labels that are not among the C labels, if there are any.
+        If examples have unknown labels, these have further columns.
         """
         numbers = all_label_numbers(examples, self.label_names)
         names = all_label_names(examples, self.label_names)

@@ -13,11 +13,11 @@ def check_task_name(name: str | None, names: Iterable[str] = ()) -> None:
     """Checks the name of a task.
 
     Args:
-        name: of --task.
+        name: value of --task.
         names: the known names; if empty, the names of the built-in and installed tasks.
 
     Raises:
-        UserError: there is no name, or no such task.
+        UserError: the name is None, or there is no such task.
     """
     installed = (point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS))
     names = list(names) or [*BUILT_IN, *installed]
@@ -31,7 +31,7 @@ def check_task_name(name: str | None, names: Iterable[str] = ()) -> None:
 
 
 def all_built_in(task_module: str | None) -> bool:
-    """Whether all tasks are kbert's own: no --task_module, and no installed package with tasks."""
+    """Whether there are only built-in tasks: no --task_module, no installed package with tasks."""
     return not task_module and not importlib.metadata.entry_points(group=ENTRY_POINTS)
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kbert.model.models import BertForEmbedding, BertForMaskedLM, BertModel
     from kbert.tokenizer.tokenizer import BertTokenizer
 
-MOST_MASKS = 16  # filled at most in one text
+MOST_MASKS = 16  # maximum number of masks in a text
 
 
 def embeddings(
@@ -27,7 +27,7 @@ def embeddings(
 
 
 def similarities(vectors: np.ndarray, others: np.ndarray, kind: str) -> np.ndarray:
-    """Returns how similar each of N pairs of embeddings is, (N,).
+    """Returns the similarity of each of N pairs of embeddings, (N,).
 
     Args:
         vectors, others: (N, E). kind: `similarity` of `EmbeddingConfig`.
@@ -42,7 +42,7 @@ def similarities(vectors: np.ndarray, others: np.ndarray, kind: str) -> np.ndarr
 
 
 def normalized(vectors: np.ndarray) -> np.ndarray:
-    """Returns vectors, (N, E), scaled to length 1."""
+    """Scales vectors, (N, E), to length 1."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 

@@ -21,7 +21,7 @@ class PairClassification(Classification):
     def finished(
         cls, examples: list[TextExample], note: Callable[[str], object]
     ) -> list[TextExample]:
-        """Returns the examples of NLI without those labelled "-", on which annotators disagree."""
+        """Drops NLI examples with the label "-", which means that the annotators disagreed."""
         labels = {str(example.label).lower() for example in examples}
         labelled = [example for example in examples if example.label != "-"]
         if len(labelled) in (0, len(examples)) or not labels <= _INFERENCE:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from kbert.tasks.task import Check
     from kbert.tokenizer.tokenizer import BertTokenizer
 
-_QUESTIONS = 64  # cut into windows at once
+_QUESTIONS = 64  # number split into windows at once
 
 
 class AnswerEndpoint(Endpoint):
@@ -103,11 +103,11 @@ class QuestionAnswering(Task):
 
     Args:
         tokenizer, max_seq_length: as for `Task`.
-        doc_stride, max_query_length: of `kbert.tasks.span_ops.question_windows`.
-        max_answer_length, allow_no_answer, null_threshold: of `kbert.tasks.answers.best_answers`.
+        doc_stride, max_query_length: see `kbert.tasks.span_ops`.
+        max_answer_length, allow_no_answer, null_threshold: see `kbert.tasks.answers.best_answers`.
 
     Attributes:
-        top_k: number of candidates, which may overlap; None: 20 that do not.
+        top_k: number of candidates, which may overlap; None: 20 that do not overlap.
     """
 
     name = "qa"

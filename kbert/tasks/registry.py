@@ -42,7 +42,7 @@ def register(task_class: "TaskClass") -> "TaskClass":
     """Registers a subclass of `kbert.tasks.task.Task` under its name; can be a decorator.
 
     Raises:
-        UserError: it has no name or no method, or another task has the same name.
+        UserError: the class has no name or no method, or another task has the same name.
     """
     for key in ("name", "method"):
         if not isinstance(value := getattr(task_class, key), str) or not value:
@@ -60,7 +60,7 @@ def register(task_class: "TaskClass") -> "TaskClass":
 
 
 def load_task_module(name: str | None) -> None:
-    """Imports a module and registers the tasks that it defines. name: of --task_module, or None.
+    """Imports a module and registers its tasks. name: value of --task_module, or None.
 
     Raises:
         UserError: the module cannot be imported, or defines no task.
@@ -128,7 +128,7 @@ def method_of_heads(parts: Iterable[str], config: "BertConfig") -> str:
 
 
 def of_texts(task: Task | type[Task], takes_pairs: bool) -> str:
-    """Returns the name of the task that reads texts, or text pairs, for the models of a task."""
+    """Returns the name of the task that reads texts, or text pairs, for a task's models."""
     kinds = [kind for kind in tasks().values() if kind.endpoint is task.endpoint]
     return next((kind.name for kind in kinds if kind.takes_pairs == takes_pairs), task.name)
 
@@ -145,7 +145,7 @@ def make_task(
         config: FinetuneConfig, or an object with the fields that tasks need.
         tokenizer: BertTokenizer.
         label_names: tuple of str, for tasks with label names.
-        allow_no_answer: qa: whether questions may have no answer.
+        allow_no_answer: whether questions may have no answer (qa only).
     """
     return get_task(config.task).from_config(config, tokenizer, label_names, allow_no_answer)
 
@@ -209,6 +209,6 @@ def read_task(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def task_of(settings: dict[str, Any], tokenizer: "BertTokenizer", config: "BertConfig") -> Task:
-    """Creates the task of the settings of `read_task`. config: BertConfig of the model."""
+    """Creates the task from settings that `read_task` returned. config: BertConfig of the model."""
     settings = {key: value for key, value in settings.items() if key != "takes_pairs"}
     return get_task(settings.pop("task")).from_settings(settings, tokenizer, config)

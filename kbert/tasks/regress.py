@@ -28,7 +28,7 @@ class RegressionEndpoint(Endpoint):
         if self.model.config.num_labels > 1:
             self.forward_spec: dict[str, tuple[str, str]] = {"logits": ("BC", "the numbers")}
             self.output_spec: dict[str, str] = {"scores": "(B, C) float32, the numbers"}
-            self.standard_api: str | None = None  # it has one number
+            self.standard_api: str | None = None  # the API supports one number
 
     def postprocess(
         self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]

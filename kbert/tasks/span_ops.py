@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class TokenWindows:
-    """W windows over the tokens of B texts; the longest has R tokens of its text.
+    """W windows over the tokens of B texts, each with at most R tokens of its text.
 
-    features: features of all windows, (W, L) each. owner: (W,) the text of each window. first:
-    (W, 1) position in the window of the first token of its text. token: (W, R) indices of its
-    tokens among all T tokens of the batch. inside: (W, R) whether there is such a token. begin:
-    (W,) index in its text of a window's first token. ids, starts, ends: (B, None) ragged, of the
-    texts.
+    features: features of all windows, (W, L) each. owner: (W,) index of each window's text. first:
+    (W, 1) position in the window of its first text token. token: (W, R) indices of the window's
+    text tokens among all T tokens of the batch. inside: (W, R) whether there is such a token.
+    begin: (W,) index in the text of the window's first text token. ids, starts, ends: (B, None)
+    ragged, the tokens of the texts and their byte offsets.
     """
 
     features: dict[str, tf.Tensor]
@@ -144,7 +144,7 @@ def in_parts(
     """Applies a function to windows in small batches, because a text may have thousands.
 
     Args:
-        function: from a dict of features (N, L) to a dict of float32 tensors (N, ...).
+        function: maps a dict of features (N, L) to a dict of float32 tensors (N, ...).
         features: (W, L) each. rows: windows per call.
     """
     if not tf.executing_eagerly():  # in a graph: trace the function once for its two calls
@@ -183,11 +183,11 @@ def tagged_spans(
     """Returns the spans found in texts, (B, S) each: see `kbert.tasks.tag.TagEndpoint`.
 
     Args:
-        texts: (B,) string. windows: of `text_windows`. probabilities: (W, L, C) float32.
-        roles: role and type of each of C labels, see `kbert.data.tag_schemes.TagScheme`.
+        texts: (B,) string. windows: result of `text_windows`. probabilities: (W, L, C) float32.
+        roles: (role, type) of each of the C labels; see `kbert.data.tag_schemes.TagScheme`.
     """
     ids, starts, ends = (x.flat_values for x in (windows.ids, windows.starts, windows.ends))
-    text = tf.cast(windows.ids.value_rowids(), tf.int32)  # of each of T tokens
+    text = tf.cast(windows.ids.value_rowids(), tf.int32)  # text of each of the T tokens
     shares = _of_tokens(windows, probabilities)  # (T, C)
 
     # Words: each consists of a piece that starts a word and the pieces up to the next such piece.
@@ -208,7 +208,7 @@ def tagged_spans(
     )
     same = (kind[1:] == kind[:-1]) & (text[1:] == text[:-1]) & counts[:-1] & ~ends_here[:-1]
     goes_on = counts & ~begins & tf.concat([[False], same], axis=0)[: tf.size(kind)]
-    number = tf.cumsum(tf.cast(counts & ~goes_on, tf.int32)) - 1  # of the span
+    number = tf.cumsum(tf.cast(counts & ~goes_on, tf.int32)) - 1  # number of the span
     words = tf.where(counts)[:, 0]
     number, begins = tf.gather(number, words), tf.gather(counts & ~goes_on, words)
     first_words = tf.boolean_mask(words, begins)
@@ -234,7 +234,7 @@ def tagged_spans(
 
 
 def _of_tokens(windows, values):
-    """(T, C) values of tokens: from the last window that has a quarter to the left of the token.
+    """(T, C) values of tokens, from the last window with the token after its first quarter.
 
     values: (W, L, C).
     """
@@ -245,9 +245,9 @@ def _of_tokens(windows, values):
     window = tf.range(W)[:, None] + tf.zeros_like(windows.token)
     token = tf.boolean_mask(windows.token, own)
     T = tf.size(windows.ids.flat_values)
-    last = tf.math.unsorted_segment_max(tf.boolean_mask(window, own), token, T)  # later ones win
+    last = tf.math.unsorted_segment_max(tf.boolean_mask(window, own), token, T)  # later windows win
     owner_first = tf.gather(tf.reshape(windows.token, [-1]), last * R)
-    place = tf.range(T) - owner_first + 1  # behind [CLS]
+    place = tf.range(T) - owner_first + 1  # after [CLS]
     return tf.gather_nd(values, tf.stack([last, place], axis=1))
 
 
@@ -261,13 +261,14 @@ def span_scores(
     spans are scored.
 
     Args:
-        windows: of `question_windows`. logits: dict of `start_logits` and `end_logits`, (W, L).
+        windows: result of `question_windows`. logits: dict of `start_logits` and `end_logits`,
+            (W, L) each.
         max_answer_length: A, maximum length of a span in tokens.
 
     Returns:
         (W, R, A) float64, score of the span of a + 1 tokens that begins with token r of a window;
-        -inf if there is no such span. And (B,) float64, the score of no answer: the minimum over
-        the windows of the sum of the two logits of [CLS].
+        -inf if there is no such span. And (B,) float64, the score of having no answer: the minimum
+        over the windows of the sum of the two logits of [CLS].
     """
     R = tf.shape(windows.token)[1]
     lowest = tf.constant(float("-inf"), tf.float64)
@@ -286,7 +287,7 @@ def best_spans(windows: TokenWindows, scores: tf.Tensor) -> tuple[tf.Tensor, tf.
     """Returns the span of each context with the highest score; in a tie, the first.
 
     Args:
-        windows: of `question_windows`. scores: (W, R, A), of `span_scores`.
+        windows: result of `question_windows`. scores: (W, R, A), from `span_scores`.
 
     Returns:
         start, end: (B,) int32 offsets in bytes of the context. score: (B,) float64, -inf if the
@@ -316,10 +317,10 @@ def window_offsets(windows: TokenWindows) -> Iterator[tf.Tensor]:
 
 
 def has_maximum_context(windows: TokenWindows) -> tf.Tensor:
-    """Returns whether no other window has more context for a token, (W, R) bool.
+    """Returns whether a window has the most context for a token, (W, R) bool.
 
     The context is the smaller of the numbers of tokens to the left and to the right, plus 1/100 of
-    the window's length in tokens; in a tie, the first window counts (run_squad.py,
+    the window's length in tokens; in a tie, the first window wins (run_squad.py,
     _check_is_max_context).
     """
     W, R = tf.shape(windows.token)[0], tf.shape(windows.token)[1]

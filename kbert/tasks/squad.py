@@ -34,8 +34,8 @@ def squad_scores(
     Returns:
         dict of exact_match and f1, float; if a question is impossible also HasAns_exact,
         HasAns_f1, NoAns_exact and NoAns_f1, float in percent of the questions with and without an
-        answer, and HasAns_total and NoAns_total, their numbers, int. A group without questions is
-        omitted.
+        answer, and HasAns_total and NoAns_total, int, the numbers of such questions. A group
+        without questions is omitted.
 
     Raises:
         UserError: there are no examples, or one is unlabelled.

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from kbert.settings.tasks import ColumnConfig
     from kbert.tokenizer.tokenizer import BertTokenizer
 
-_WORDS = 50_000  # tokenized at once
-_TEXTS = 256  # cut into windows at once
+_WORDS = 50_000  # number tokenized at once
+_TEXTS = 256  # number split into windows at once
 
 
 class TagEndpoint(Endpoint):
@@ -70,15 +70,15 @@ class TagEndpoint(Endpoint):
 
 
 class Tagging(Task):
-    """A tag for each word: entities in any scheme of `kbert.data.tag_schemes`, parts of speech.
+    """A tag for each word: entities in any scheme of `kbert.data.tag_schemes`, or other tags.
 
     A word has the tag of its first piece. A word that BERT's tokenizer splits further, such as
-    "U.S.", is trained as several words with the same tag (B-X first, then I-X), so that plain text,
-    which is not split into words, can be tagged, too.
+    "U.S.", is trained as several words with the same tag (B-X first, then I-X). Plain text, which
+    is not split into words, can therefore be tagged, too.
 
     Attributes:
-        scheme: TagScheme of the label names; None: they mark no entities.
-        roles: role and type of each label; without a scheme each word is a span, role S.
+        scheme: TagScheme of the label names; None if they mark no entities.
+        roles: (role, type) of each label; without a scheme, each word is a span with role S.
     """
 
     name = "tag"
@@ -154,7 +154,7 @@ class Tagging(Task):
         self, examples: Sequence[TagExample], class_weights: np.ndarray | None = None
     ) -> Encoded:
         rows = self._pieces([word for example in examples for word in example.words])
-        items, words = [], []  # of each example, the positions of the first pieces of its words
+        items, words = [], []  # words: per example, the positions of the words' first pieces
         for example in examples:
             item, begins = self._item([next(rows) for _ in example.words])
             if example.tags is not None:
@@ -172,7 +172,7 @@ class Tagging(Task):
                 yield ids[first:last] if last > first else [self.tokenizer.unk_id]
 
     def _item(self, words):
-        """An item with the ids of words, and the position of each word in it; 0: truncated."""
+        """An item with the ids of words, and each word's position in the item; 0: truncated."""
         room = self.max_seq_length - 2
         lengths = np.array([len(word) for word in words])
         begins = np.cumsum(lengths) - lengths + 1
@@ -183,7 +183,7 @@ class Tagging(Task):
     def _targets(self, item, begins, tags):
         """Labels, dtype and weights of an item's tokens."""
         numbers = label_numbers(self.label_names)
-        unknown = len(numbers)  # in files that are only scored
+        unknown = len(numbers)  # id for unknown labels, in files that are only scored
         labels, weights = np.zeros(item.length, np.int32), np.zeros(item.length, np.float32)
         ends = [*begins[1:], item.length - 1]
         for begin, end, tag in zip(begins, ends, tags, strict=True):
@@ -249,7 +249,7 @@ class Tagging(Task):
 
 
 def _spans_of(text, *columns):
-    """A dict for each span of a text. columns: labels, starts and ends in bytes, scores."""
+    """A dict for each span of a text. columns: labels, byte starts, byte ends, scores."""
     places = characters_before(text.encode()).tolist()
     spans = []
     for label, byte_start, byte_end, score in zip(*columns, strict=True):

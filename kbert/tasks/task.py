@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     Check: TypeAlias = tuple[Callable[[Any], bool], str]
     Others = TypeVar("Others", bound=Sequence[Any] | None)
 
-_TEXTS = 1024  # tokenized at once
+_TEXTS = 1024  # number tokenized at once
 
 # Checks of settings in `task.json`: a function that returns whether a value is valid, and the
 # description of valid values.
@@ -109,9 +109,9 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def soft_losses(logits: tf.Tensor, teacher_logits: tf.Tensor, temperature: float) -> tf.Tensor:
     """Returns the divergence from a teacher: T^2 KL(teacher || student), (...) float32, in nats.
 
-    Both distributions are softened by the temperature T; T^2 keeps the gradient as large as a hard
-    label's (Hinton et al. 2015, arXiv:1503.02531, section 2). The paper's cross-entropy differs by
-    the teacher's entropy, which does not depend on the student.
+    Both distributions are softened by the temperature T; T^2 keeps gradients as large as with
+    hard labels (Hinton et al. 2015, arXiv:1503.02531, section 2). The paper's
+    cross-entropy differs by the teacher's entropy, which does not depend on the student.
 
     Args:
         logits, teacher_logits: (..., C) float32.
@@ -124,25 +124,25 @@ class Task(abc.ABC):
     """Base class of the tasks.
 
     Args:
-        tokenizer: BertTokenizer. label_names: tuple of str, if the task has label names.
-        max_seq_length: maximum length of an example in tokens; longer ones are truncated.
+        tokenizer: BertTokenizer. label_names: tuple of str; only for tasks with label names.
+        max_seq_length: maximum length of an example in tokens; longer examples are truncated.
 
     Attributes:
         name: name in --task and in `task.json`. summary: its purpose, in a few words.
         method: name of its prediction method in --method and in `kbert.Predictor`.
-        model_class: class in `kbert.model`. problem_type: of BertConfig.
-        metric: the metric that selects the best checkpoint, the highest value, or the lowest if the
-            metric is in `less_is_better`.
+        model_class: class in `kbert.model`. problem_type: value of this field of BertConfig.
+        metric: the metric that selects the best checkpoint, by its highest value, or by its lowest
+            if the metric is in `less_is_better`.
         output_names: names of the model outputs from which predictions are made.
-        endpoint: class of the Endpoint that an export serves; None: it cannot be exported.
+        endpoint: subclass of Endpoint for exports; None: models of the task cannot be exported.
         max_seq_length: default maximum length of an example in tokens.
-        fewest_labels: minimum number of label names; 0: its labels have no names.
+        fewest_labels: minimum number of label names; 0: the labels have no names.
         is_classification: whether an example has one of C classes, so that class weights apply.
         takes_pairs: whether every example has a second text.
         reads_windows: whether long texts are split into windows instead of truncated.
         texts: minimum and maximum number of texts per prediction (None: unlimited).
         example_fields: fields of an example that are the arguments of the method.
-        unlabelled_as: name of the task that reads files of texts for predictions; None: this one.
+        unlabelled_as: name of the task that reads files of texts for predictions; None: this task.
         own_settings: dict of the task's own settings in `task.json` -> check, such as `BOOL`.
         call_options: names of the attributes that a call of the method may set.
     """
@@ -208,7 +208,7 @@ class Task(abc.ABC):
 
     @classmethod
     def finished(cls, examples: list[Any], note: Callable[[str], object]) -> list[Any]:
-        """Converts the labelled examples of a whole file to the form that the task needs.
+        """Converts the labelled examples of a whole file to the form that the task requires.
 
         Args:
             note: called with a remark on the content of the file.
@@ -222,8 +222,8 @@ class Task(abc.ABC):
         """Returns the examples whose labels can be learnt; evaluation needs no such check.
 
         Args:
-            examples: labelled, of `kbert.read_examples`.
-            skip_bad_lines: whether to skip other examples instead of raising.
+            examples: labelled examples from `kbert.read_examples`.
+            skip_bad_lines: whether to skip unsuitable examples instead of raising.
             report: called with a line about examples that were skipped or repaired.
 
         Raises:
@@ -238,7 +238,7 @@ class Task(abc.ABC):
 
     @classmethod
     def split_groups(cls, examples: Sequence[Any]) -> tuple[list[Any], list[Any] | None]:
-        """Returns `classes` and `units` for `kbert.data.splits.split_keys`, for examples."""
+        """Returns the `classes` and `units` of examples for `kbert.data.splits.split_keys`."""
         return rarest_labels(examples) if cls.fewest_labels else [None] * len(examples), None
 
     def label_summary(self, examples: Sequence[Any]) -> str:
@@ -255,7 +255,7 @@ class Task(abc.ABC):
 
     @staticmethod
     def as_line(answer: dict[str, Any]) -> dict[str, Any]:
-        """Converts one of `answers` to the JSON object that `kbert.predict` writes."""
+        """Converts a result of `answers` to the JSON object that `kbert.predict` writes."""
         return answer
 
     @staticmethod
@@ -265,7 +265,7 @@ class Task(abc.ABC):
 
     @staticmethod
     def output_of(prediction: dict[str, Any]) -> dict[str, Any]:
-        """Converts one of `answers` to the endpoint's output for a text."""
+        """Converts a result of `answers` to the endpoint's output for a text."""
         return prediction
 
     def config_fields(self) -> dict[str, Any]:
@@ -284,7 +284,8 @@ class Task(abc.ABC):
     def losses(
         self, outputs: Mapping[str, tf.Tensor], labels: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns each label's loss and whether it is predicted, float32, shaped as the weights."""
+        """Returns each label's loss and whether it is predicted correctly, float32, in the shape of
+        the labels' weights."""
         return choice_losses(outputs["logits"], labels)
 
     def soft_losses(
@@ -293,7 +294,7 @@ class Task(abc.ABC):
         teacher_outputs: Mapping[str, tf.Tensor],
         temperature: float,
     ) -> tf.Tensor:
-        """Returns the distillation loss of each prediction, float32, shaped as the weights."""
+        """Returns each prediction's distillation loss, float32, in the shape of the weights."""
         return soft_losses(outputs["logits"], teacher_outputs["logits"], temperature)
 
     def pick(
@@ -320,7 +321,7 @@ class Task(abc.ABC):
 
 
 class TextTask(Task):
-    """Base class of the tasks with a label of any kind for a text or a pair of texts."""
+    """Base class of the tasks with a label, of any kind, for a text or a pair of texts."""
 
     method: str | None = "classify"
     texts: tuple[int, int | None] = (1, 2)
@@ -335,7 +336,7 @@ class TextTask(Task):
     def reader(
         cls, source: str, config: "ColumnConfig", labelled: bool
     ) -> "tuple[Records, Callable[[str, Record], TextExample]]":
-        records = open_records(source, cls.name, lambda row: False)  # found with the columns
+        records = open_records(source, cls.name, lambda row: False)  # see find_text_columns
         columns = find_text_columns(records, config, labelled, cls.roles)
         return records, functools.partial(text_example, columns, cls.label)
 
@@ -371,7 +372,7 @@ class TextTask(Task):
 
 
 def same_length(texts: Sequence[Any], others: "Others", name: str) -> "Others":
-    """Returns `others`, which is None or as long as `texts`. Raises UserError if it is not."""
+    """Returns `others`; raises UserError unless it is None or as long as `texts`."""
     if others is not None and len(others) != len(texts):
         raise UserError(
             f"there must be as many {name} as texts; got {len(others)} and {len(texts)}."
