@@ -16,7 +16,7 @@ FIXED = tuple(f.name for f in dataclasses.fields(TeacherConfig) if f.name != "te
 
 
 class Objective(Protocol):
-    """The methods of an objective; see `kbert.train.losses.PretrainingObjective`."""
+    """A training objective; see `kbert.train.losses.PretrainingObjective`."""
 
     names: tuple[str, ...]
 
@@ -31,7 +31,7 @@ class Objective(Protocol):
         ...
 
     def loss(self, sums: dict[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
-        """Contribution of part of a global batch to the loss. count: of the whole global batch."""
+        """Contribution of part of a global batch to the loss. count: count of the global batch."""
         ...
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -46,8 +46,8 @@ class DistillationObjective:
     (`kbert.tasks.task`), plus hidden_weight times the mean squared difference between the blocks'
     hidden states (Jiao et al. 2020, "TinyBERT", arXiv:1909.10351, equation 8, without its
     projection), plus attention_weight times KL(teacher || student) of the blocks' attention (Wang
-    et al. 2020, "MiniLM", arXiv:2002.10957, equation 2, there for the last block only). The last
-    two are means over tokens, blocks and heads, without padding.
+    et al. 2020, "MiniLM", arXiv:2002.10957, equation 2, which uses the last block only). The hidden
+    and attention terms are means over tokens, blocks and heads, without padding.
 
     Args:
         objective: objective for the labels, see `kbert.train.losses`.
@@ -55,8 +55,8 @@ class DistillationObjective:
         teacher: the teacher, loaded before the first step.
         soft: function of the student's outputs, the teacher's outputs and the features that returns
             the sum of the soft losses over all labels.
-        loss, count: names of the objective's loss and count sums; the soft loss replaces part of
-            this loss.
+        loss, count: names of the sums of the label loss and of its count; the soft loss replaces
+            part of the label loss.
 
     Attributes:
         names: names of the sums of a step.
@@ -112,7 +112,7 @@ class DistillationObjective:
         return total / len(self._teacher.layers)
 
     def loss(self, sums: dict[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
-        """Contribution of part of a global batch to the loss. count: of the whole global batch."""
+        """Contribution of part of a global batch to the loss. count: count of the global batch."""
         config = self._config
         share = config.soft_weight
         mixed = (1 - share) * sums[self._loss] + share * sums["soft_loss"]

@@ -32,8 +32,8 @@ RESULT_FILE = "prune.json"
 def prune(config: PruneConfig, report: Callable[[str], None] = print) -> dict[str, Any]:
     """Removes the least important attention heads of a fine-tuned model and writes the result.
 
-    The folder is written atomically, in kbert's own format: config, weights, tokenizer and task, as
-    `kbert.finetune` writes them, and the returned dict as `prune.json`.
+    The folder is written atomically, in kbert's own format: config, weights, tokenizer and task as
+    from `kbert.finetune`, and the returned dict as `prune.json`.
 
     Args:
         config: settings of the program. report: called with lines of text.
@@ -145,7 +145,7 @@ def head_importance(
     equation (2). A window of a long text counts as an example.
 
     Args:
-        model: model of the task, float32. task: computes the loss.
+        model: float32 model of the task. task: Task that computes the loss.
         items: labeled examples.
         batch_size: examples per batch.
 
@@ -208,7 +208,7 @@ def least_important(
         N sorted lists of indices of heads.
 
     Raises:
-        UserError: no head would be removed, or too many.
+        UserError: no head would be removed, or too many would be.
     """
     heads = sum(len(layer) for layer in importance)
     count, most = round(share * heads), heads - len(importance)

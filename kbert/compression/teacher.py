@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def start_layers(
     config: "PretrainConfig | DistillConfig", teacher: "BertConfig"
 ) -> tuple[int, ...] | None:
-    """Returns the encoder blocks of `init_from` that initialize the student, from 1; None for all.
+    """Returns the blocks of `init_from` that initialize the student, numbered from 1; None: all.
 
     Args:
         config: settings of the run. teacher: config of the teacher.
@@ -67,7 +67,7 @@ class Teacher:
         parameters: number of parameters; None before `load`.
 
     Raises:
-        UserError: the teacher does not fit the student.
+        UserError: the teacher is incompatible with the student.
     """
 
     config: "BertConfig"
@@ -178,6 +178,6 @@ class Teacher:
 
 
 def _heads_text(config, layers=None):
-    """The numbers of heads of the blocks with these numbers, from 1; None for all."""
+    """The head counts of the blocks `layers` (numbered from 1; None for all), as text."""
     layers = layers or range(1, config.num_hidden_layers + 1)
     return ", ".join(str(config.block_heads(number - 1)) for number in layers)

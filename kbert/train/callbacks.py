@@ -40,10 +40,10 @@ class Callback:
     trainer: "Trainer" = None  # type: ignore  # set by the trainer
 
     def steps_left(self, step: int) -> float:
-        """Returns the number of steps until the next step at which `on_step_end` must be called.
+        """Returns the number of steps until `on_step_end` must be called next.
 
-        The devices take several steps per call; the smallest of these numbers ends the call.
-        Infinite if there is no such step.
+        Infinite if it need not be called. The devices take several steps per call, at most the
+        smallest of these numbers over all callbacks.
         """
         return math.inf
 
@@ -77,10 +77,10 @@ class Callback:
         """Called after the last step, whether the run is complete or stopped."""
 
     def on_finish(self, results: dict[str, Any]) -> None:
-        """Called in the chief when a complete run has results. results: nested dicts of numbers."""
+        """Called in the chief with the results of a complete run, nested dicts of numbers."""
 
     def on_exit(self) -> None:
-        """Called when the process leaves the run, also after an error."""
+        """Called when the process leaves the run, even after an error."""
 
 
 class RunFolder(Callback):
@@ -90,7 +90,7 @@ class RunFolder(Callback):
         trainer = self.trainer
         trainer.folder.mkdir(parents=True, exist_ok=True)
         path = trainer.folder / "run.flags"
-        if not trainer.complete or not path.exists():  # other flags do not change a complete run
+        if not trainer.complete or not path.exists():  # keeps the flags of a complete run
             text = flags.as_flagfile(
                 trainer.config, f"replays this run: {trainer.resume_command()}"
             )
@@ -136,7 +136,7 @@ def drop_later_rows(path: pathlib.Path, step: int, evaluation_due: bool = False)
             evaluation = any(name.startswith("eval_") for name in row)
             again = row["step"] > step - (evaluation and evaluation_due)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue  # a truncated last line of a killed process, or a damaged line
+            continue  # a line that is damaged, or cut off by a kill
         if not again:
             kept.append(line + b"\n")
     atomic.write_bytes(path, b"".join(kept))
@@ -244,7 +244,7 @@ class ModelCheckpoint(Callback):
 
     def on_evaluate(self, metrics: dict[str, float], better: bool) -> None:
         if better:
-            self.trainer.background.wait()  # before copying: host memory holds one copy at a time
+            self.trainer.background.wait()  # first, so that the host holds one copy at a time
             weights = self._plain_weights()
             self.trainer.background.start(lambda: self._replace("best", weights))
 

@@ -30,8 +30,8 @@ class Checkpoints:
     """The checkpoints of a run: folders `step_00000100`, each with `state.json`.
 
     `state.json` is written last and holds the SHA-256 of the other files and of itself. The folder
-    is renamed to its final name after that, so a folder with that name is complete, and damage is
-    detected when it is read.
+    then gets its final name, so a folder with such a name is complete; damage is detected when the
+    checkpoint is read.
 
     Args:
         folder: path, created when the first checkpoint is written.
@@ -68,8 +68,8 @@ class Checkpoints:
             write: function that writes all other files into the folder it is called with.
 
         Raises:
-            UserError: it cannot be written, for example because the disk is full. Earlier
-                checkpoints stay valid.
+            UserError: the checkpoint cannot be written (the disk is full, say). Earlier checkpoints
+                stay valid.
         """
         name = f"the checkpoint of step {step} in {self.folder}"
         before = f"{self.last_good}, which is complete" if self.last_good else "the start"
@@ -81,7 +81,7 @@ class Checkpoints:
             atomic.write_json(scratch / STATE_FILE, state, indent=1)
         self.last_good = self.path(step)
         for other in self.steps():
-            if other > step:  # damaged, since the run did not resume from it
+            if other > step:  # a damaged one that the run did not resume from
                 shutil.rmtree(self.path(other), ignore_errors=True)
         self.clear_away(step)
 
@@ -99,7 +99,7 @@ class Checkpoints:
             report: called with a message for each damaged checkpoint.
 
         Raises:
-            UserError: all checkpoints are damaged, or one cannot be read for lack of permission.
+            UserError: all checkpoints are damaged, or permission to read one is missing.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -132,15 +132,15 @@ def verified_state(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         DamagedCheckpoint: a file is missing or has changed since it was written.
-        UserError: a file cannot be read for lack of permission, or another version of kbert wrote
-            the checkpoint.
+        UserError: permission to read a file is missing, or another version of kbert wrote the
+            checkpoint.
     """
     path = pathlib.Path(path)
     try:
         state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
         checksum = state.pop("checksum", None)
         whole = checksum == _checksum(state)
-        if state["format"] != _FORMAT and (whole or checksum is None):  # not a damaged digit
+        if state["format"] != _FORMAT and (whole or checksum is None):  # and no damaged digit
             raise UserError(
                 f"checkpoint {path} has format {state['format']}; this kbert reads {_FORMAT}. Use "
                 f"the kbert that wrote it, or another --output_dir."
@@ -192,7 +192,7 @@ def restore_arrays(
 
 
 class BackgroundWriter:
-    """Writes files in a background thread, one job at a time, so that no step waits for the disk.
+    """Writes files in a background thread, one job at a time, so that steps need not wait.
 
     The next call raises the error of a failed job. As a context manager, it waits for the last job.
     """

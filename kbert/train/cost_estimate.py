@@ -22,10 +22,10 @@ def rehearse(trainer: "Trainer") -> dict[str, Any]:
     """Takes a few steps and prints the estimated cost of the run; writes nothing.
 
     Args:
-        trainer: has opened the run.
+        trainer: a Trainer after `open`.
     """
     batches = trainer.batches(1 + DRY_RUN_STEPS, trainer.workload.longest())
-    for count in (1, DRY_RUN_STEPS):  # the first one compiles
+    for count in (1, DRY_RUN_STEPS):  # the first call compiles
         trainer.take_steps(batches, count)
     for line in trainer.workload.cost_lines(trainer):
         log(line)
@@ -38,8 +38,8 @@ def step_flops(
     """Returns the floating-point operations of a step: 2 per multiply-add of matrix products.
 
     The backward pass costs twice the forward pass; `remat` adds the forward pass of all blocks but
-    the last. In the last block, only keys and values are computed at every position, the rest at
-    [CLS] and the predictions.
+    the last. The last block computes keys and values at every position, and all else only at [CLS]
+    and the predictions.
 
     Args:
         batch_size: B. length: L, tokens including padding. predictions: M.
@@ -49,7 +49,8 @@ def step_flops(
 
 
 def forward_flops(bert: "BertConfig", length: int, predictions: int) -> tuple[int, int]:
-    """Returns the operations of an example's forward pass: all blocks but the last, the rest."""
+    """Returns the operations of an example's forward pass: of all blocks but the last, and of
+    the rest."""
     D, F, V = bert.hidden_size, bert.intermediate_size, bert.vocab_size
     last = bert.num_hidden_layers - 1
 
@@ -118,7 +119,8 @@ def memory_line(trainer: "Trainer", batch_size: int, length: int, predictions: i
     """Returns a line with the estimated and the measured memory of a run.
 
     Args:
-        trainer: has taken steps. batch_size: B of the global batch. length: L. predictions: M.
+        trainer: a Trainer that has taken steps. batch_size: B of the global batch. length: L.
+        predictions: M.
     """
     config, devices, model = trainer.config, trainer.devices, trainer.model
     bert, teacher = trainer.workload.bert_config, trainer.workload.teacher

@@ -1,4 +1,4 @@
-"""Cross-validation: a run for each part of the training examples, which it is scored on."""
+"""Cross-validation: each run holds out one fold of the training examples and is scored on it."""
 
 import dataclasses
 import os
@@ -23,14 +23,14 @@ def cross_validated(
     output_dir: str | os.PathLike[str],
     run: Callable[[_Config, str | os.PathLike[str]], dict[str, Any]],
 ) -> dict[str, Any]:
-    """Runs a training, or one for each fold, and prints a table of the scores of all folds.
+    """Runs one training, or one per fold, and prints a table of the scores of all folds.
 
-    The table is also written to `OUTPUT_DIR/folds.json`. A complete fold is scored again, but not
-    trained again.
+    The table is also written to `OUTPUT_DIR/folds.json`. Complete folds are not trained again, only
+    scored.
 
     Args:
-        config: settings, with `folds` and `fold`. output_dir: folder of the run, or of `fold_1`,
-            `fold_2`, ...
+        config: settings, with `folds` and `fold`. output_dir: folder of the run, or parent
+            folder of `fold_1`, `fold_2`, ...
         run: function of the settings and the folder of a run; returns its results.
 
     Returns:
@@ -38,7 +38,7 @@ def cross_validated(
         between the folds: {"test": {name: {"mean": float, "std": float}}}, and "eval" likewise.
 
     Raises:
-        UserError: several workers, which can train only one run per process.
+        UserError: `distribution` is multi_worker; each process can train only one run.
     """
     if not config.folds or config.fold:
         return run(config, output_dir)
@@ -64,7 +64,7 @@ def cross_validated(
 
 
 def _means(results):
-    """Means and sample standard deviations of the scores that all results have."""
+    """Means and sample standard deviations of the scores that occur in all results."""
     means = {}
     for part in results[0]:
         for name, first in results[0][part].items():

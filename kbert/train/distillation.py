@@ -47,7 +47,7 @@ def distill(
         dict of "eval" and "test"; see `kbert.train.finetune`.
 
     Raises:
-        UserError: the same errors as for `finetune`; or the teacher does not fit the student.
+        UserError: as for `finetune`; or the teacher is incompatible with the student.
     """
 
     def run(config, folder):
@@ -59,7 +59,7 @@ def distill(
 
 
 def _of_teacher(config):
-    """Sets `task` and `max_seq_length` to the teacher's where the DistillConfig has none."""
+    """Copies `task` and `max_seq_length` from the teacher if the DistillConfig sets none."""
     load_task_module(config.task_module)
     settings = read_task(config.teacher) or {}
     names = [n for n in ("task", "max_seq_length") if getattr(config, n) is None]
@@ -67,7 +67,7 @@ def _of_teacher(config):
 
 
 class Distillation:
-    """A student's workload with a teacher; other attributes and methods are the student's.
+    """A student's workload with a teacher; delegates other attributes and methods to the student.
 
     Args:
         student: the student's workload, whose config has the fields of TeacherConfig.

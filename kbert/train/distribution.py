@@ -50,7 +50,7 @@ class Devices:
 
     @property
     def input_context(self) -> "InputContext":
-        """tf.distribute.InputContext: which of the replicas' batches this worker produces."""
+        """tf.distribute.InputContext, which specifies the batches that this worker produces."""
         workers = self.workers
         return tf.distribute.InputContext(workers.count, workers.index, self.replicas)
 
@@ -134,7 +134,7 @@ def _local_strategy(config):
 
 
 def _tpu_strategy():
-    """All cores of the TPU that the environment variable TPU_NAME names, or of this machine."""
+    """All cores of the TPU named by the environment variable TPU_NAME, or of this machine's."""
     # Not tested on TPUs: the tests only check that XLA compiles the whole step, as TPUs require.
     name = os.environ.get("TPU_NAME", "local")
     try:
@@ -192,7 +192,7 @@ def _leave_other_gpus_alone():
 
 
 def smaller_slices(config: "PretrainConfig | FinetuneConfig", replicas: int) -> str:
-    """Returns advice for a replica's slice of the batch that does not fit into memory, as text."""
+    """Returns advice, as text, for when a replica's slice of the batch does not fit into memory."""
     share, now = config.global_batch_size // replicas, config.accumulation_steps
     more = next((n for n in range(now + 1, share + 1) if share % n == 0), None)
     what = "Each slice is already a single example"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kbert.corpus import Corpus
     from kbert.model.models import BertForPreTraining
 
-# The same for all runs, so that all are evaluated on the same pairs and masks.
+# Equal in all runs, so that they are evaluated on the same pairs and masks.
 SEED = 1
 BATCH_SIZE = 32
 MASK_RATE = 0.15

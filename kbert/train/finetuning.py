@@ -70,9 +70,9 @@ def finetune(
         weights; with `folds`, see `kbert.train.cross_validation`.
 
     Raises:
-        UserError: examples, labels or weights that cannot be used, with file and line; flags that
-            contradict the checkpoint, the devices or each other; a folder in use; a non-finite
-            loss; files that cannot be written.
+        UserError: examples, labels or weights cannot be used (the message names file and line);
+            flags contradict the checkpoint, the devices or each other; the folder is in use; the
+            loss is not finite; or files cannot be written.
     """
 
     def run(config, folder):
@@ -222,7 +222,7 @@ class Finetuning(Workload):
     def check_metric(self) -> None:
         if self.config.best_metric and "eval" in self.examples:
             scores = self._score("eval", limit=8)[0]
-            if self.metric not in scores:  # some scores need examples of all kinds
+            if self.metric not in scores:  # some scores require examples of all kinds
                 scores = self._score("eval")[0]
             if not isinstance(scores.get(self.metric), float):
                 names = ", ".join(name for name, value in scores.items() if type(value) is float)

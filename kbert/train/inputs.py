@@ -44,10 +44,10 @@ def resolve_inputs(
         may_make: False for workers other than the chief, which only read `folder`.
 
     Returns:
-        Architecture, tokenizer, training corpus and held-out corpus or None.
+        The architecture, the tokenizer, the training corpus, and the held-out corpus or None.
 
     Raises:
-        UserError: inputs that cannot be used or that contradict each other.
+        UserError: the inputs cannot be used or contradict each other.
     """
     folder = pathlib.Path(folder)
     if saved:

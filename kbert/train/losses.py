@@ -63,13 +63,13 @@ class PretrainingObjective:
         }
 
     def loss(self, sums: Mapping[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
-        """Contribution of part of a global batch to the loss. count: of the whole global batch."""
+        """Contribution of part of a global batch to the loss. count: count of the global batch."""
         return sums["mlm_loss"] / tf.maximum(count, 1.0) + sums["nsp_loss"] / self._nsp_count
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Returns loss, mlm_loss, nsp_loss (nats), mlm_accuracy and nsp_accuracy (fractions).
 
-        All are NaN if no step was counted.
+        All are NaN if the sums contain no step.
         """
         nsp_count = sums["nsp_count"] or math.nan
         mlm_count = max(sums["mlm_count"], 1.0) if sums["nsp_count"] else math.nan
@@ -87,7 +87,7 @@ class TaskObjective:
     """Mean loss of a global batch over its labeled positions or examples.
 
     Args:
-        task: computes the losses.
+        task: the task, which computes the losses.
     """
 
     names: tuple[str, ...] = ("loss", "correct", "count", "tokens")

@@ -81,7 +81,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         super().__init__(learning_rate, weight_decay=weight_decay or 0.0, **kwargs)
         self.layer_decay = layer_decay
         self.excluded = {"paths": (), "names": ()}
-        self._excluded_paths = ()  # of a config that was read
+        self._excluded_paths = ()  # set when a config is loaded
 
     def exclude_from_weight_decay(
         self,
@@ -90,7 +90,7 @@ class _Optimizer(keras.optimizers.Optimizer):
     ) -> None:
         """Excludes variables from weight decay, besides biases and LayerNorm weights.
 
-        `get_config`, and so a `.keras` file, keeps the exclusion, unlike Keras'.
+        Unlike in Keras, `get_config`, and thus a `.keras` file, keeps the exclusion.
 
         Args:
             var_list: variables to exclude.
@@ -98,7 +98,7 @@ class _Optimizer(keras.optimizers.Optimizer):
                 "embeddings"; the path is not searched.
 
         Raises:
-            UserError: the optimizer is built already, which `fit` and the first update do.
+            UserError: the optimizer is already built, by `fit` or the first update.
         """
         if self.built:
             raise UserError(
@@ -114,7 +114,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         return not excluded and self._use_weight_decay(variable)
 
     def _apply_weight_decay(self, variables):
-        """Keras decays here, in a pass of its own; `step` decays instead."""
+        """Does nothing: Keras decays weights here, in a separate pass; `step` does it instead."""
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         if self.built:
@@ -146,7 +146,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         """Updates the variables of one replica; every replica applies the same update.
 
         Args:
-            gradients: one per variable, of the global batch: summed over replicas.
+            gradients: gradient of each variable for the global batch, summed over replicas.
             factor: float32 scalar that multiplies the gradients, for clipping.
             learning_rate: float32 scalar.
             local: function from a Keras variable to this replica's tf.Variable.

@@ -23,7 +23,7 @@ def write_predictions(
     """Writes `NAME_predictions.jsonl`, and the report and confusion matrix of tasks that have them.
 
     Args:
-        folder: an existing folder. name: "eval" or "test". task: of the examples.
+        folder: an existing folder. name: "eval" or "test". task: the task.
         examples, predictions: labelled examples and the task's predictions for them.
     """
     text = task.report(examples, predictions)

@@ -62,9 +62,9 @@ def pretrain(
         dict of the last logged metrics and of the last evaluation's metrics, prefixed with `eval_`.
 
     Raises:
-        UserError: inputs that cannot be used; flags that contradict the checkpoint, the devices or
-            each other; a folder in use; a non-finite loss (the message names the step); files that
-            cannot be written.
+        UserError: the inputs cannot be used; flags contradict the checkpoint, the devices or each
+            other; the folder is in use; the loss is not finite (the message names the step); or
+            files cannot be written.
     """
     workload = Pretraining(config)
     if config.teacher:

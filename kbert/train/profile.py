@@ -14,7 +14,7 @@ def profiled_steps(text: str) -> tuple[int, int]:
     """Parses `--profile=START,STOP`.
 
     Raises:
-        UserError: not two integers with START < STOP.
+        UserError: the value is not two integers with START < STOP.
     """
     match = re.fullmatch(r"(\d+),(\d+)", text)
     if not match or int(match[1]) >= int(match[2]):

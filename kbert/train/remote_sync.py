@@ -87,7 +87,7 @@ class RemoteRunDir:
             path: path within the folder.
 
         Raises:
-            UserError: a permanent error.
+            UserError: the storage reports a permanent error.
         """
         try:
             self.send_all(path)
@@ -106,7 +106,7 @@ class RemoteRunDir:
         gone = [name for name in self._sent if name not in here and name.startswith(f"{path}/")]
         folders = {dirname(name) for name in changed + gone}
         for name in [name for name in self._sent if dirname(name) in folders]:
-            if basename(name) in _LAST:  # its folder is incomplete until the upload ends
+            if basename(name) in _LAST:  # the folder is incomplete until the upload ends
                 storage.remove(f"{self._url}/{name}")
                 del self._sent[name]
                 changed += [name] if name in here and name not in changed else []

@@ -30,7 +30,7 @@ def model_line(bert: "BertConfig", parameters: int, precision: str) -> str:
 
 
 def throughput_text(metrics: Mapping[str, float], eta_seconds: float) -> str:
-    """Returns the common end of all progress lines. metrics: of a window of steps."""
+    """Returns the common end of all progress lines. metrics: metrics of a window of steps."""
     skipped, waited = metrics["skipped_steps"], metrics["input_wait"]
     return (
         f"lr {metrics['learning_rate']:.2e} | "
@@ -60,7 +60,7 @@ class ThroughputMeter:
         self._last = (0.0, 0.0, 0.0)
 
     def add(self, seconds: float, steps: int, tokens: float, waited: float) -> None:
-        """Adds a call of `steps` steps. waited: seconds waiting for a batch, another clock."""
+        """Adds a call of `steps` steps. waited: seconds spent on waiting, by another clock."""
         seconds = max(seconds, LEAST_SECONDS)  # clocks may jump
         waited = min(max(waited, 0.0), seconds)
         if not self._compiled:

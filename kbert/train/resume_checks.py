@@ -24,10 +24,11 @@ def check_fixed(
     """Checks that no setting that affects results has changed.
 
     Args:
-        config: settings. names: of the fixed settings. state: of the checkpoint at `path`.
+        config: settings. names: names of the fixed settings. state: state of the checkpoint at
+            `path`.
 
     Raises:
-        UserError: one of them has changed.
+        UserError: a fixed setting has changed.
     """
     for name in names:
         now, before = getattr(config, name), state["settings"][name]
@@ -49,8 +50,8 @@ def report_changes(
 
     Args:
         config: settings. identity: current data, see `Workload.identity`.
-        state: of the checkpoint. complete: whether the run has no steps left.
-        rescored: names of the settings that affect a complete run, too; see `Workload`.
+        state: state of the checkpoint. complete: whether the run has no steps left.
+        rescored: names of the settings that also affect a complete run; see `Workload`.
     """
     current = dataclasses.asdict(config)
     for name, value in state["settings"].items():

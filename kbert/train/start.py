@@ -41,8 +41,8 @@ def start_run(
     Raises:
         SystemExit: Ctrl-C or SIGTERM stopped the run after a checkpoint was saved. The exit status
             is 130 or 143, so that `pretrain && finetune` stops and Kubernetes restarts the job.
-        UserError: Keras uses another backend, files cannot be written, or an error of the workload
-            or of `act`.
+        UserError: Keras uses another backend, files cannot be written, or the workload or `act`
+            raises it.
     """
     if keras.backend.backend() != "tensorflow":
         raise UserError(

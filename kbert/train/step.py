@@ -136,7 +136,7 @@ class TrainStep:
 
     @tf.autograph.experimental.do_not_convert
     def _next(self, batches, before):
-        """Returns the next batch, and the seconds it took after `before` was available."""
+        """Returns the next batch, and the seconds that passed after `before` was available."""
         if self._config.deterministic:  # tf.timestamp would raise an error
             return next(batches), tf.constant(math.nan, tf.float64)
         with tf.control_dependencies([before]):
@@ -160,7 +160,7 @@ class TrainStep:
         return self._update(sums, gradients, step, replica)
 
     def _summed_gradients(self, features, count, step, replica):
-        """Sums and gradients of the (scaled) loss of a replica's part of the batch, by slices."""
+        """Sums and (scaled) gradients for a replica's part of the batch, slice by slice."""
         slices = self._config.accumulation_steps
         if slices == 1:
             return self._slice_gradients(features, count, step, replica)
@@ -184,13 +184,13 @@ class TrainStep:
         return totals
 
     def _slice_gradients(self, features, count, step, slice_number):
-        # XLA and TPUs default to another algorithm.
+        # XLA and TPUs use another algorithm by default.
         alg = tf.random.Algorithm.PHILOX
         seed = tf.random.experimental.stateless_fold_in((self._config.seed, 0), step, alg)
         keys = tf.random.stateless_uniform(
             (len(self._seeds),), seed, minval=0, maxval=2**31 - 1, dtype=tf.int32, alg=alg
         )
-        # `kbert.model.fused.dropout_keep_mask` reads (key of the layer, slice of the global batch).
+        # A seed is (key of the layer, slice of the global batch): see `fused.dropout_keep_mask`.
         seeds = tf.stack([keys, tf.fill(tf.shape(keys), -1 - slice_number)], axis=1)
         with keras.StatelessScope(zip(self._seeds, tf.unstack(seeds), strict=True)):
             with tf.GradientTape() as tape:

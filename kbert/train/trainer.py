@@ -51,12 +51,12 @@ class Trainer:
         callbacks: called in this order.
 
     Attributes:
-        config: of the workload. folder: the workload's part of the run's folder.
-        checkpoints: the checkpoints in it. throughput: of the last steps.
+        config: settings of the run. folder: the workload's part of the run's folder.
+        checkpoints: the checkpoints in `folder`. throughput: throughput of the last steps.
         model, train_step: created by `open`.
-        step: steps taken. window: sums since the last log, also in checkpoints.
+        step: steps taken. window: sums since the last log, which checkpoints contain.
         best: value of the best evaluation so far, or None.
-        evaluations_since_best: number of evaluations since then.
+        evaluations_since_best: number of evaluations since the best one.
         evaluation_due: whether the run stopped before the evaluation of this step.
         stop_training: if True, the run saves a checkpoint and stops.
         stop_signal: number of the signal that stopped the run, or None.
@@ -118,8 +118,8 @@ class Trainer:
         """Loads or creates the model, and builds its training step.
 
         Raises:
-            UserError: inputs that cannot be used; settings that contradict the checkpoint or each
-                other; all checkpoints are damaged.
+            UserError: the inputs cannot be used, settings contradict the checkpoint or each other,
+                or all checkpoints are damaged.
         """
         config, workload = self.config, self.workload
         keras.utils.set_random_seed(config.seed)
@@ -193,7 +193,7 @@ class Trainer:
         """Takes the remaining steps; returns the results, complete only in the chief.
 
         Raises:
-            UserError: out of memory; a non-finite loss; files that cannot be written.
+            UserError: memory is exhausted, the loss is not finite, or files cannot be written.
         """
         if self.complete:
             log(
@@ -273,7 +273,7 @@ class Trainer:
         """Returns an iterator of the next global batches, split among the replicas in order.
 
         Args:
-            steps: number of batches. data: as for `Workload.data`, which it replaces.
+            steps: number of batches. data: replaces `Workload.data`; None to use it.
         """
         devices, data = self.devices, self.workload.data if data is None else data
         rows = self.config.global_batch_size // devices.replicas
@@ -300,7 +300,8 @@ class Trainer:
             batches: iterator returned by `batches`. count: number of steps.
 
         Raises:
-            UserError: out of memory; a non-finite loss or gradient if `nonfinite` is "stop".
+            UserError: memory is exhausted; or the loss or the gradient is not finite and
+                `nonfinite` is "stop".
         """
         begin = time.perf_counter()
         try:

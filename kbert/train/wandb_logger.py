@@ -1,7 +1,7 @@
 """Weights & Biases: logs a run's metrics, settings and plots.
 
 All W&B calls run in a separate thread and never block or stop a run; an error is logged as one
-line. `run.log` does not block by itself, but `wandb.login` and `wandb.init` do while W&B is away.
+line. `run.log` does not block by itself, but `wandb.login` and `wandb.init` do while W&B is down.
 """
 
 import dataclasses
@@ -30,14 +30,14 @@ def check_wandb(config: "TrainingConfig") -> None:
         UserError: W&B is not installed.
     """
     spec = importlib.util.find_spec("wandb") if config.wandb_project else None
-    if config.wandb_project and (spec is None or spec.origin is None):  # a folder named wandb
+    if config.wandb_project and (spec is None or spec.origin is None):  # None: a folder wandb/
         raise UserError("--wandb_project needs wandb: pip install 'kbert[wandb]'")
 
 
 class WandbLogger(Callback):
     """Sends metrics, results and plots of a run to the W&B project `wandb_project`."""
 
-    _thread = _results = None  # results: returned by the run; None if it failed
+    _thread = _results = None  # results: results of the run; None if it failed
 
     def on_train_begin(self) -> None:
         trainer = self.trainer
@@ -107,9 +107,9 @@ def _numbers(results):
 
 
 def _started(wandb, folder, project, settings, directory):
-    """Starts the W&B run of a folder, or resumes the one that was started there before."""
+    """Starts the W&B run of a folder, or resumes the run that it already has."""
     online = wandb.setup().settings.mode == "online"
-    if online and not wandb.login(prompt=False):  # no prompt on the terminal
+    if online and not wandb.login(prompt=False):  # never prompts on the terminal
         raise UserError("no API key found. Run `wandb login`, or set WANDB_MODE=offline")
     path = folder / ID_FILE
     if not path.exists():
@@ -118,7 +118,7 @@ def _started(wandb, folder, project, settings, directory):
         project=project,
         id=path.read_text(encoding="utf-8").strip(),
         resume="allow",
-        reinit="create_new",  # not an earlier run of this process
+        reinit="create_new",  # instead of reusing an earlier run of this process
         name=f"{folder.parent.name}/{folder.name}",
         dir=directory,
         config=settings,

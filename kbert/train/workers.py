@@ -58,7 +58,7 @@ class Workers:
         return self.index == 0
 
     def sum(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
-        """Returns the sums of the values over the workers, as a float64 array.
+        """Sums the values over the workers; returns a float64 array.
 
         All workers must call it; it blocks until they do.
         """
@@ -87,7 +87,7 @@ class Workers:
             self.wait()
 
     def check_same(self, **things: object) -> None:
-        """Raises UserError in all workers unless each value, as JSON, is the same in all."""
+        """Raises UserError in all workers unless all have the same values, compared as JSON."""
         for name, thing in things.items():
             text = json.dumps(thing, sort_keys=True, default=str)
             mine = int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)  # exact in float64
@@ -161,7 +161,7 @@ def join_cluster(index: int, addresses: tuple[str, ...]) -> Workers:
         index, addresses: as returned by `read_cluster`.
 
     Raises:
-        UserError: this worker cannot listen at its address, or the others cannot be reached.
+        UserError: this worker cannot listen at its address, or cannot reach the other workers.
     """
     others = ", ".join(address for i, address in enumerate(addresses) if i != index)
     log(f"worker {index} of {len(addresses)}, {addresses[index]}; waiting for {others or 'none'}")

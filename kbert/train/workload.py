@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 class Workload:
     """Model, data and objective of a run; `kbert.train.trainer.Trainer` trains it.
 
-    A subclass implements all methods up to `soft_loss`, except for checks that it does not need.
+    A subclass implements all methods up to `soft_loss`, except checks that it does not need.
 
     Attributes:
         config: settings of the run.
         part: folder within the run's folder. program: module that resumes the run.
         fixed: names of the settings that affect results and must not change when a run resumes.
-        rescored: names of the settings that a complete run uses again, as it scores its weights.
+        rescored: names of the settings that a complete run uses again when it scores its weights.
         patience: number of evaluations without improvement before early stopping, or None.
         layers: encoder blocks of `init_from` to use, from 1; None for all.
         teacher: the teacher of a distillation run, or None. teacher_labels: names of its labels.
         teacher_class: model class of the teacher.
-        taught_sums: names of two of the objective's sums, a loss and its count; the teacher's soft
-            loss replaces part of this loss.
+        taught_sums: names of two of the objective's sums: the loss that is partly replaced by the
+            teacher's soft loss, and its count.
         bert_config, tokenizer, train_steps, eval_every_steps, schedule, objective: set by `load`.
         data: set by `load`; its `dataset(batch_size, first, count, input_context)` returns a
             tf.data.Dataset of `count` batches for the replicas of a worker, starting at batch
@@ -105,8 +105,8 @@ class Workload:
         """Loads the weights of `init_from`; returns a description of their origin.
 
         Args:
-            folder: the value of `init_from`. restore: function of the folder of a checkpoint that
-                loads its weights and its optimizer state.
+            folder: the value of `init_from`. restore: function that loads weights and optimizer
+                state from the folder of a checkpoint.
         """
         raise NotImplementedError
 
@@ -119,11 +119,11 @@ class Workload:
         raise NotImplementedError
 
     def longest(self) -> "PretrainingExamples | BucketedBatches":
-        """Returns data like `data` whose batches are all as expensive as the most expensive one."""
+        """Returns data like `data` in which every batch has the maximum cost of a batch."""
         return self.data
 
     def cost_lines(self, trainer: "Trainer") -> Iterable[str]:
-        """Returns lines on the cost of the run. trainer: has taken steps of `longest`."""
+        """Returns lines on the run's cost. trainer: a Trainer that has taken steps on `longest`."""
         raise NotImplementedError
 
     def check_metric(self) -> None:
@@ -141,7 +141,7 @@ class Workload:
         raise NotImplementedError
 
     def check_teacher(self, teacher_config: "BertConfig", bert_config: "BertConfig") -> None:
-        """Raises UserError if the teacher does not fit the student."""
+        """Raises UserError if the teacher is incompatible with the student."""
 
     def soft_loss(
         self,
@@ -152,7 +152,7 @@ class Workload:
         """Returns the soft loss between student and teacher, summed over all labels, a scalar.
 
         Args:
-            outputs, teacher_outputs: dicts of the models' outputs. features: of a batch.
+            outputs, teacher_outputs: dicts of the models' outputs. features: features of the batch.
         """
         raise NotImplementedError
 
