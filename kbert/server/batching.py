@@ -35,11 +35,11 @@ class _RequestPiece:
     servable: "Servable | AttentionServable"
     signature: "Signature"
     inputs: Mapping[str, np.ndarray]
-    rows: np.ndarray  # their indices in the request
+    rows: np.ndarray  # indices of the rows in the request
     length: int
     future: asyncio.Future
     order: int = 0  # of arrival
-    queue: "collections.deque[_RequestPiece] | None" = None  # that holds it
+    queue: "collections.deque[_RequestPiece] | None" = None  # contains this piece
 
 
 class Batcher:
@@ -75,10 +75,10 @@ class Batcher:
         signature: "Signature",
         inputs: Mapping[str, np.ndarray],
     ) -> dict[str, np.ndarray]:
-        """Computes a Signature of a Servable: returns a dict of arrays for a dict of input arrays.
+        """Computes a Signature of a Servable: maps a dict of input arrays to a dict of arrays.
 
         Raises:
-            RequestError: inputs that do not fit the signature; the queue is full.
+            RequestError: the inputs do not fit the signature, or the queue is full.
         """
         B = servable.check(signature, inputs)
         alone = servable.metadata is None or not B
@@ -133,7 +133,7 @@ class Batcher:
     def _drop(self, piece: _RequestPiece) -> None:
         """Removes a piece from its queue, if its request was canceled or failed."""
         if piece.future.done() and not piece.future.cancelled():
-            piece.future.exception()  # mark as retrieved, if another piece has failed before
+            piece.future.exception()  # marks it as retrieved; another piece has failed before
         piece.future.cancel()
         if piece.queue and piece in piece.queue:
             piece.queue.remove(piece)
@@ -162,7 +162,7 @@ class Batcher:
             done.add_done_callback(lambda done, batch=batch: self._finish(batch, done))
 
     def _next_batch(self) -> list[_RequestPiece]:
-        """Returns the oldest piece and those behind it that fit into its batch; [] if none."""
+        """Returns the oldest piece and later ones that fit into its batch; [] if there is none."""
         if not self._queues:
             return []
         key = min(self._queues, key=lambda key: self._queues[key][0].order)
@@ -236,8 +236,8 @@ def _computed(batch):
 def _together(parts, order, widths, padded):
     """Combines the results of the pieces of a request; `order` restores the order of its rows.
 
-    Padded outputs get as many columns as these rows need, or as the input of the same name has
-    (`widths`). padded: see `kbert.tasks.endpoint.Endpoint`.
+    A padded output is as wide as the input of the same name (`widths`) or, without one, as its
+    longest row. padded: see `kbert.tasks.endpoint.Endpoint`.
     """
     leading = next(iter(padded), None)
     padded = padded if leading in parts[0] else {}

@@ -1,4 +1,4 @@
-"""The demo page, on which a browser can try the models, with the list of models and attention.
+"""The demo page for trying the models in a browser; serves their list and their attention.
 
 The page is one file and loads nothing from other hosts. It gets predictions from the REST API, like
 any other client.
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 MOST_TOKENS = 128  # longer texts are truncated; the attention of BERT base then takes 6 MB
 MOST_CHARACTERS = 20_000  # maximum length of a text, before truncation
 MOST_ASKING = 16  # maximum number of open attention requests
-_SUMMARY = ("method", "inputs", "labels", "max_seq_length")  # of kbert.json, for the page
+_SUMMARY = ("method", "inputs", "labels", "max_seq_length")  # keys of kbert.json for the page
 _SIGNATURE = Signature("attention", None, {}, {})
 
 
@@ -75,7 +75,7 @@ class Demo:
         return {"models": models}
 
     async def attention(self, request: "Mapping[str, Any]") -> bytes:
-        """Returns the JSON of `attention_data` of a text, with a list of `notes`.
+        """Returns `attention_data` of a text as JSON, with a list of `notes`.
 
         One text is computed at a time.
 
@@ -83,7 +83,7 @@ class Demo:
             request: dict of `model`, `text` and, optionally, `version` and `text_pair`.
 
         Raises:
-            RequestError: an invalid request, or too many open requests.
+            RequestError: the request is invalid, or too many requests are open.
         """
         spec, texts = _read(request)
         _, servable = self._service.models.find(spec)
@@ -139,7 +139,7 @@ class AttentionServable:
         self._model = self._tokenizer = None
 
     def check(self, signature: Signature, inputs: Mapping[str, np.ndarray]) -> None:
-        """Returns None, as for inputs without rows that could share a batch."""
+        """Returns None: there are no rows that could share a batch."""
 
     def compute(
         self, signature: Signature, inputs: Mapping[str, np.ndarray]
@@ -150,7 +150,7 @@ class AttentionServable:
             inputs: dict of `text` and optionally `text_pair`, (1,) each.
 
         Raises:
-            RequestError: a text without tokens; the folder can no longer be read.
+            RequestError: a text has no tokens, or the folder can no longer be read.
         """
         notes, texts = [], {name: array[0] for name, array in inputs.items()}
         try:
@@ -172,7 +172,7 @@ class AttentionServable:
 
 
 def _read(request):
-    """Returns (ModelSpec, dict of texts) of a JSON request."""
+    """Parses a JSON request; returns its ModelSpec and a dict of its texts."""
     unknown = request.keys() - {"model", "version", "text", "text_pair"}
     if unknown:
         raise invalid(f"a request takes model, version, text and text_pair; got {min(unknown)!r}.")

@@ -75,7 +75,7 @@ def _name(request):
 
 
 class _Decoding(grpc.aio.ServerInterceptor):
-    """Passes None to methods for invalid messages, which gRPC would report as an internal error."""
+    """Passes None to methods for invalid messages, because gRPC would report an internal error."""
 
     async def intercept_service(self, continuation, handler_call_details):
         handler = await continuation(handler_call_details)
@@ -94,7 +94,7 @@ class _Decoding(grpc.aio.ServerInterceptor):
 
 
 class Servicer:
-    """All methods of PredictionService and ModelService, with a common maximum of open requests."""
+    """All methods of PredictionService and ModelService; they share a limit of open requests."""
 
     service: "Service"
     metrics: "Metrics"
@@ -246,7 +246,7 @@ class GrpcServer:
     async def start(
         self, address: str, certificates: tuple[bytes, bytes, bytes | None] | None
     ) -> None:
-        """Starts the server. address: host:port. certificates: (key, chain, client_ca) or None.
+        """Starts the server. address: HOST:PORT. certificates: (key, chain, client_ca) or None.
 
         Raises:
             RuntimeError: the port is in use.

@@ -1,7 +1,7 @@
 """Host check of the REST API: a server on a loopback address rejects pages of other sites.
 
 Any site can resolve its own name to 127.0.0.1 and let a browser on this machine send requests there
-("DNS rebinding"). The browser still sends that name in the headers Host and Origin.
+("DNS rebinding"). The browser still sends the site's name in the headers Host and Origin.
 """
 
 import ipaddress
@@ -20,7 +20,7 @@ def guard(host: str) -> "Middleware":
     """Returns an aiohttp middleware that answers 403 to requests from pages of other sites.
 
     Args:
-        host: address that the server listens on. If other machines can reach it, all requests pass.
+        host: address of the server. If other machines can reach it, no request is rejected.
     """
     own = _own_hosts(host)
 
@@ -42,7 +42,7 @@ def guard(host: str) -> "Middleware":
 
 
 def _own_hosts(host: str) -> set[str] | None:
-    """Returns this machine's names if only it can reach `host`; else None, which allows any."""
+    """Returns the allowed names if only this machine can reach `host`; None: all are allowed."""
     try:
         is_own = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:  # a host name
@@ -51,7 +51,7 @@ def _own_hosts(host: str) -> set[str] | None:
 
 
 def _host_of(value):
-    """Returns the host of a Host or Origin header, without its port; "" if there is none."""
+    """Returns the host in a Host or Origin header, without the port; "" if there is none."""
     try:
         return urllib.parse.urlsplit(f"//{value.rpartition('://')[2]}").hostname or ""
     except ValueError:

@@ -15,7 +15,7 @@ def check_models(config: "ServeConfig") -> None:
     """Checks that a local `model_base_path` has versions, and that `model_config_file` exists.
 
     Raises:
-        UserError: one of them does not exist, or has no versions.
+        UserError: the folder does not exist or has no versions, or the file does not exist.
     """
     file, base = config.model_config_file, config.model_base_path
     if file and not storage.is_remote(file) and not os.path.isfile(file):

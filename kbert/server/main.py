@@ -35,7 +35,7 @@ async def serve(config: "ServeConfig", report: Callable[[str], None] = print) ->
         config: ServeConfig. report: called with lines of text.
 
     Raises:
-        UserError: no model, a port in use, or invalid certificates.
+        UserError: no model can be served, a port is in use, or certificates are invalid.
     """
 
     def load(folder):
@@ -134,7 +134,7 @@ def _certificates(config):
             raise UserError(f"--{name}: cannot read {path}: {error.strerror}.") from error
     try:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=config.ssl_client_ca)
-        # An empty password, so that an encrypted key does not prompt on the terminal.
+        # With an empty password, an encrypted key does not prompt on the terminal.
         context.load_cert_chain(config.ssl_certificate, config.ssl_key, password=lambda: "")
     except (ssl.SSLError, ValueError) as error:
         raise UserError(

@@ -30,7 +30,7 @@ STATES: "type[get_model_status_pb2.ModelVersionStatus]" = get_model_status_pb2.M
 
 @dataclasses.dataclass(eq=False)
 class Version:
-    """A version of a model. state: one of `STATES`. folder, files: on disk when it was loaded."""
+    """A version of a model. state: one of `STATES`. folder, files: as when it was loaded."""
 
     number: int
     folder: str = ""
@@ -41,7 +41,7 @@ class Version:
 
 
 class Models:
-    """The models of a configuration, in the versions that are on disk.
+    """The configured models and their versions on disk.
 
     A new version is loaded beside the previous one and replaces it when it is ready; the previous
     version is unloaded after its last open request. If none of the requested versions can be
@@ -61,7 +61,7 @@ class Models:
         self._thread = ThreadPoolExecutor(1, "kbert-load")
 
     async def configure(self, configs: "Sequence[model_server_config_pb2.ModelConfig]") -> None:
-        """Serves these models and no others; after an error, the old configuration stays.
+        """Serves exactly these models; after an error, the old configuration stays.
 
         Args:
             configs: list of ModelConfig.
@@ -82,7 +82,7 @@ class Models:
             self._serve(named, versions, folders)
 
     async def refresh(self) -> None:
-        """Polls for versions: loads new ones and unloads those no longer requested."""
+        """Polls for versions: loads new versions and unloads those that are no longer requested."""
         async with self._changing:
             versions, folders = await self._loaded_versions(self._configs, at_once=False)
             self._serve(self._configs, versions, folders)
@@ -100,7 +100,8 @@ class Models:
     async def _loaded_versions(self, configs, at_once):
         """Returns (name -> number -> Version, set of all folders), loading missing versions.
 
-        Without `at_once`, only versions unchanged since the last poll: others may be half-copied.
+        Without `at_once`, loads only versions unchanged since the last poll, as changing folders
+        may be incomplete.
         """
         result, folders, loop = {}, set(), asyncio.get_running_loop()
         for name, config in configs.items():
@@ -158,10 +159,10 @@ class Models:
         return version
 
     def find(self, spec: "model_pb2.ModelSpec") -> "tuple[int, Servable]":
-        """Returns (number, Servable) of a ModelSpec: by version, by label, or the newest.
+        """Returns the number and the Servable that a ModelSpec selects; by default the newest.
 
         Raises:
-            RequestError: no such model, version or label.
+            RequestError: there is no such model, version or label.
         """
         available = {n: v for n, v in self._known(spec.name).items() if v.servable}
         choice = spec.WhichOneof("version_choice")
@@ -181,10 +182,10 @@ class Models:
         return number, available[number].servable
 
     def status(self, spec: "model_pb2.ModelSpec") -> list[Version]:
-        """Returns the list of Version of a ModelSpec: the requested one, or all.
+        """Returns the Versions that a ModelSpec selects: one version, or all.
 
         Raises:
-            RequestError: no such model or version.
+            RequestError: there is no such model or version.
         """
         versions = self._known(spec.name)
         choice = spec.WhichOneof("version_choice")
@@ -210,7 +211,7 @@ class Models:
         return name in self._versions
 
     def served(self) -> "dict[str, dict[int, Servable]]":
-        """Returns a dict of name -> dict of number -> Servable, of the available versions."""
+        """Returns the available versions: name -> number -> Servable."""
         return {
             name: {n: version.servable for n, version in versions.items() if version.servable}
             for name, versions in self._versions.items()
@@ -268,7 +269,7 @@ def _on_disk(base_path: str) -> dict[int, str]:
         for name in (name.rstrip("/") for name in tf.io.gfile.listdir(base_path)):
             if name.isascii() and name.isdigit() and int(name) < 2**63:
                 folder = f"{base_path.rstrip('/')}/{name}"
-                if tf.io.gfile.exists(f"{folder}/saved_model.pb"):  # else still being copied
+                if tf.io.gfile.exists(f"{folder}/saved_model.pb"):  # or it is still being copied
                     result[int(name)] = folder
     except tf.errors.OpError:  # no such folder, or it is changing; the next poll retries
         pass
@@ -276,7 +277,7 @@ def _on_disk(base_path: str) -> dict[int, str]:
 
 
 def _stamps(folder: str) -> tuple[tuple[str, int, int], ...]:
-    """Returns (path, size, mtime) of all files below a folder; () if they change meanwhile."""
+    """Returns (path, size, mtime) of all files below a folder; () if they are changing."""
     result = []
     try:
         for parent, _, names in tf.io.gfile.walk(folder):

@@ -221,7 +221,7 @@ def _is_bytes(value):
 
 
 def _inputs(signature, values):
-    """Converts 'inputs' or 'instances', objects or values of the only input, to arrays by name."""
+    """Converts 'inputs' or 'instances', with names or of an only input, to arrays by name."""
     if ("instances" in values) == ("inputs" in values):
         raise invalid("a request must have either 'instances' or 'inputs'.")
     if "inputs" in values:
@@ -238,7 +238,7 @@ def _inputs(signature, values):
 
 
 def _columns(signature: "Signature", inputs: object) -> dict[str, np.ndarray]:
-    """Converts 'inputs', an object of inputs or the only input's value, to a dict of arrays."""
+    """Converts 'inputs' (an object, or the value of the only input) to a dict of arrays."""
     if not isinstance(inputs, dict) or _is_bytes(inputs):
         if len(signature.inputs) != 1:
             names = ", ".join(sorted(signature.inputs))
@@ -259,7 +259,7 @@ def _columns(signature: "Signature", inputs: object) -> dict[str, np.ndarray]:
 
 
 def _examples(values: "dict[str, Any]", most: int) -> np.ndarray:
-    """Returns (B,) serialized tf.Examples of a body of Classify or Regress."""
+    """Converts the body of a Classify or Regress request to (B,) serialized tf.Examples."""
     examples, context = values.get("examples"), values.get("context", {})
     if not isinstance(examples, list):
         raise invalid("'examples' must be a list of at least one example.")

@@ -42,7 +42,7 @@ MOST_WARMUPS = 1000  # limit of TensorFlow Serving
 class Signature:
     """A function of named tensors, with the specs of its inputs and outputs.
 
-    function: takes tensors by keyword; None for attention.
+    function: function of tensors, passed by keyword; None for attention.
     inputs, outputs: dicts of name -> tf.TensorSpec.
     """
 
@@ -56,7 +56,7 @@ class Servable:
     """A loaded SavedModel.
 
     Args:
-        folder: of the SavedModel, such as models/bert/1.
+        folder: folder of the SavedModel, such as models/bert/1.
         backend: "auto", "tensorflow" or "openvino". TensorFlow computes every SavedModel that is
             not an export of kbert.
 
@@ -67,7 +67,7 @@ class Servable:
         folder: as given.
 
     Raises:
-        UserError: the folder cannot be loaded, or not with this backend.
+        UserError: the folder cannot be loaded with this backend.
     """
 
     metadata: "dict[str, Any] | None"
@@ -110,10 +110,10 @@ class Servable:
         return dict(self._root.signatures)
 
     def signature(self, name: str) -> Signature:
-        """Returns the Signature of a name, "" for the default signature.
+        """Returns the named Signature; "" is the default signature.
 
         Raises:
-            RequestError: no such signature.
+            RequestError: there is no such signature.
         """
         name = name or DEFAULT_SIGNATURE
         if name not in self.signatures:
@@ -126,10 +126,10 @@ class Servable:
     def compute(
         self, signature: Signature, inputs: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """Computes a Signature: returns a dict of arrays for a dict of input arrays.
+        """Computes a Signature: maps a dict of input arrays to a dict of arrays.
 
         Raises:
-            RequestError: the graph rejects the inputs; out of memory.
+            RequestError: the graph rejects the inputs, or memory is exhausted.
         """
         try:
             tensors = {
@@ -145,10 +145,10 @@ class Servable:
     def read(
         self, signature: Signature, protos: "Mapping[str, tensor_pb2.TensorProto]"
     ) -> dict[str, np.ndarray]:
-        """Converts a map of TensorProtos to the dict of a Signature's input arrays.
+        """Converts a map of TensorProtos to a dict of input arrays of a Signature.
 
         Raises:
-            RequestError: wrong input names; tensors that do not fit.
+            RequestError: an input name is wrong, or a tensor does not fit.
         """
         _check_names(signature, protos)
         specs = signature.inputs
@@ -164,7 +164,7 @@ class Servable:
             the number of rows; None if the inputs have different numbers of rows.
 
         Raises:
-            RequestError: names, dtypes, shapes or numbers of rows that do not fit.
+            RequestError: a name, a dtype, a shape or a number of rows does not fit.
         """
         _check_names(signature, inputs)
         for name, spec in signature.inputs.items():
@@ -185,7 +185,7 @@ class Servable:
         return counts.pop() if len(counts) == 1 else None
 
     def _check_features(self, inputs):
-        """Raises RequestError for features out of range, which a backend may not detect."""
+        """Raises RequestError for out-of-range features, which a backend may not detect."""
         shapes = {array.shape for array in inputs.values()}
         if len(shapes) > 1:
             listing = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
@@ -205,7 +205,7 @@ class Servable:
                 raise invalid(f"input {name} must be 0 to {size - 1}; got {got}.")
 
     def lengths(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Estimates the tokens of each row, (B,) int: from bytes of text, else from columns."""
+        """Estimates the number of tokens of each row, (B,) int, from bytes of text or columns."""
         texts = [array for array in inputs.values() if array.dtype == object]
         if not texts:
             array = next(iter(inputs.values()))
@@ -215,7 +215,7 @@ class Servable:
             sizes = np.fromiter((len(text) // 4 for text in array.ravel()), np.int64, array.size)
             result = result + sizes.reshape(len(array), -1)  # (B, 1), or (B, C) with choices
         result = np.maximum(result, LEAST_LENGTH)
-        if self.metadata["method"] not in ("tag", "answer"):  # which read long texts in windows
+        if self.metadata["method"] not in ("tag", "answer"):  # these two use windows
             result = np.minimum(result, self.metadata["max_seq_length"])
         return result.sum(axis=1)
 
@@ -223,7 +223,7 @@ class Servable:
         """Computes the warmup requests of the export; returns their number.
 
         Raises:
-            RequestError: a warmup request fails.
+            RequestError: a warmup request failed.
         """
         path, count = self._extra / WARMUP_FILE, 0
         if not path.is_file():
@@ -278,9 +278,9 @@ def _specs(infos: "Mapping[str, meta_graph_pb2.TensorInfo]") -> dict[str, tf.Ten
 
 
 def _on_openvino(endpoint: "Endpoint") -> tuple[dict[str, Callable], Callable]:
-    """Returns the signatures of an Endpoint computed by OpenVINO, and the function they call.
+    """Returns an Endpoint's signatures, computed by OpenVINO, and the function they call.
 
-    The signatures hold only a weak reference to that function: TensorFlow keeps every function that
+    The signatures hold only a weak reference to the function: TensorFlow keeps every function that
     a graph calls until the loading thread ends.
     """
     rank = 3 if endpoint.takes_choices else 2

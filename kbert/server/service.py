@@ -44,7 +44,7 @@ class Service:
         return self._batcher.max_queue_tokens // LEAST_LENGTH
 
     def find(self, spec: "model_pb2.ModelSpec") -> "tuple[int, Servable, Signature]":
-        """Returns (number, Servable, Signature) of a ModelSpec; see `Models.find`."""
+        """Returns the (number, Servable, Signature) that a ModelSpec selects; see `Models.find`."""
         number, servable = self.models.find(spec)
         return number, servable, servable.signature(spec.signature_name)
 
@@ -55,13 +55,13 @@ class Service:
         inputs: Mapping[str, np.ndarray],
         output_names: Sequence[str] = (),
     ) -> dict[str, np.ndarray]:
-        """Computes a Signature: returns a dict of arrays for a dict of input arrays.
+        """Computes a Signature: maps a dict of input arrays to a dict of arrays.
 
         Args:
             output_names: names of the outputs to return; empty for all.
 
         Raises:
-            RequestError: inputs that do not fit; an unknown output; the queue is full.
+            RequestError: the inputs do not fit, an output is unknown, or the queue is full.
         """
         unknown = [name for name in output_names if name not in signature.outputs]
         if unknown:
@@ -78,7 +78,7 @@ class Service:
         """Returns the ClassificationResult of (B,) serialized tf.Examples.
 
         Raises:
-            RequestError: as for `predict`; a signature that does not classify.
+            RequestError: as for `predict`; or the signature does not classify.
         """
         names = ("classes", "scores")
         outputs = await self._of_examples(servable, signature, examples, names, "classify")
@@ -119,7 +119,7 @@ class Service:
         return await self.predict(servable, signature, {"inputs": examples}, output_names)
 
     def spec_of(self, spec: "model_pb2.ModelSpec", number: int) -> "model_pb2.ModelSpec":
-        """Returns the ModelSpec of the response to a request with this ModelSpec."""
+        """Returns the ModelSpec for the response to a request with ModelSpec `spec`."""
         answer = predict_pb2.PredictRequest().model_spec
         answer.name, answer.version.value = spec.name, number
         answer.signature_name = spec.signature_name or DEFAULT_SIGNATURE
@@ -131,7 +131,7 @@ class Service:
         """Returns the GetModelMetadataResponse of a ModelSpec.
 
         Raises:
-            RequestError: no such model or no such field.
+            RequestError: there is no such model or no such field.
         """
         if list(fields) != [STATUS_FIELD]:
             raise invalid(f"metadata_field must be {STATUS_FIELD!r}; got {list(fields)}.")
@@ -148,11 +148,11 @@ class Service:
         """Returns the GetModelStatusResponse of a ModelSpec.
 
         Raises:
-            RequestError: no such model or version.
+            RequestError: there is no such model or version.
         """
         answer = get_model_status_pb2.GetModelStatusResponse()
         for version in self.models.status(spec):
             one = answer.model_version_status.add(version=version.number, state=version.state)
             one.status.error_message = version.error
-            one.status.error_code = 2 if version.error else 0  # UNKNOWN, as TensorFlow Serving
+            one.status.error_code = 2 if version.error else 0  # UNKNOWN, as in TensorFlow Serving
         return answer

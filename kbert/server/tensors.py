@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tensorflow_serving.apis import input_pb2
 
 MOST_REPEATED = 1 << 16  # maximum elements of a tensor that is sent as one repeated value
-MOST_BYTES = 64 << 20  # of the examples of a request, counting the context once per example
+MOST_BYTES = 64 << 20  # maximum size of a request's examples, counting the context once per example
 _FIELDS = {  # dtype -> field of TensorProto
     tf.float32: "float_val",
     tf.float64: "double_val",
@@ -70,7 +70,7 @@ def to_proto(array: np.ndarray) -> "tensor_pb2.TensorProto":
     proto.tensor_shape.SetInParent()
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
-    if dtype == tf.float32 and array.size:  # in wire format, to avoid a Python float per value
+    if dtype == tf.float32 and array.size:  # in wire format: avoids a Python float per value
         size = 4 * array.size
         length = bytes((size >> 7 * i & 127) | 128 for i in range((size.bit_length() - 1) // 7))
         length += bytes([size >> 7 * len(length)])
@@ -84,10 +84,10 @@ def from_json(name: str, value: object, dtype: tf.DType, rank: int | None) -> np
     """Converts nested lists to an array, with {"b64": ...} for bytes.
 
     Args:
-        name: of the input. value: any JSON value. rank: number of axes, or None for any.
+        name: name of the input. value: any JSON value. rank: number of axes, or None for any.
 
     Raises:
-        RequestError: lists of different lengths, or unsupported values.
+        RequestError: lists differ in length, or a value is not supported.
     """
     shape, flat = [], [value]
     while flat and isinstance(flat[0], list):
@@ -99,7 +99,7 @@ def from_json(name: str, value: object, dtype: tf.DType, rank: int | None) -> np
         if len(shape) > 8:
             raise invalid(f"input {name}: lists nested more than 8 levels deep.")
     if not flat and rank is not None:
-        shape += [0] * (rank - len(shape))  # an empty list leaves the other axes unknown
+        shape += [0] * (rank - len(shape))  # after an empty list the remaining axes are unknown
     if dtype == tf.string:
         array = np.array([_bytes(name, item) for item in flat], object)
     else:
@@ -147,7 +147,7 @@ def _said(item):
 
 
 def to_json(name: str, array: np.ndarray) -> object:
-    """Converts an array to nested lists; bytes to text, or {"b64": ...} for names in _bytes."""
+    """Converts an array to nested lists; bytes become text, or {"b64": ...} in *_bytes."""
     if array.dtype == np.float32:
         array = array.astype("U16").astype(float)  # the shortest digits that identify a float32
     if array.dtype != object:
@@ -160,17 +160,17 @@ def to_json(name: str, array: np.ndarray) -> object:
 
 
 def examples_of_input(request: "input_pb2.Input", most: int) -> np.ndarray:
-    """Returns the serialized tf.Examples, (B,), of an Input of the Classify and Regress APIs.
+    """Returns the serialized tf.Examples, (B,), in an Input of the Classify and Regress APIs.
 
     Args:
         most: maximum number of examples.
 
     Raises:
-        RequestError: no examples, or too many.
+        RequestError: there are no examples, or too many.
     """
     kind = request.WhichOneof("kind")
     examples = getattr(request, kind).examples if kind else []
-    context = request.example_list_with_context.context  # empty in other kinds
+    context = request.example_list_with_context.context  # empty for other kinds of input
     check_examples(len(examples), most, context.SerializeToString())
     result = []
     for example in examples:
@@ -199,7 +199,7 @@ def example_of_json(features: object) -> bytes:
     """Converts a JSON object of features, values or lists of values, to a serialized tf.Example.
 
     Raises:
-        RequestError: another JSON value.
+        RequestError: the JSON value is not such an object.
     """
     if not isinstance(features, dict):
         raise invalid(f"an example must be an object of features; got {_said(features)}.")

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 COMPARISON_FILE = "compression.json"
 WARM_UP = 10  # calls before timing starts
-TURN = 20  # consecutive calls of a model; they alternate, since the machine's speed drifts
-MOST_SHOWN = 3  # metrics in the table; the file has all
+TURN = 20  # consecutive calls of a model; models take turns, as the machine's speed drifts
+MOST_SHOWN = 3  # metrics in the table; the file has all metrics
 
 
 def read_for(
@@ -56,7 +56,8 @@ def read_for(
         list of examples of the endpoint's task.
 
     Raises:
-        UserError: no task has labels for this method; invalid examples, with file and line.
+        UserError: no task has labels for this method, or an example is invalid (names file and
+            line).
     """
     if endpoint.task is None:
         methods = dict.fromkeys(kind.method for kind in registry.tasks().values())
@@ -87,10 +88,10 @@ def _check_pairs(endpoint, examples):
 
 
 class Ids:
-    """Examples as features; a question is one text, window or set of choices.
+    """Examples as features; a question is a text, a window or a set of choices.
 
     Args:
-        endpoint: Endpoint with a task. examples: of this task.
+        endpoint: Endpoint with a task. examples: examples of this task.
 
     Attributes:
         questions: list of dicts of the `ENCODER_FEATURES`, (1, L) or (1, C, L) int32 each.
@@ -132,7 +133,7 @@ class Texts:
 def compared(
     evaluation_set: Ids | Texts, contenders: "Mapping[str, Contender]"
 ) -> list[dict[str, Any]]:
-    """Compares models on the same questions; returns the rows of a table, one for each model.
+    """Compares models on the same questions; returns a table with a row for each model.
 
     Args:
         evaluation_set: `Ids` or `Texts`. contenders: dict of name -> (size in bytes, function from
@@ -166,7 +167,7 @@ def compared(
 class Labelled:
     """Labelled examples for comparing an export with the original model.
 
-    OpenVINO uses as many threads as TensorFlow; `kbert.export` sets one thread.
+    OpenVINO uses as many threads as TensorFlow; `kbert.export` sets the number to one.
 
     Args:
         endpoint: Endpoint of the float32 model.
@@ -194,7 +195,7 @@ class Labelled:
 
         Args:
             functions: signatures of the original model, dict of name -> concrete function.
-            folder: of the SavedModel. weights: their type in the SavedModel: "float32" or "int8".
+            folder: folder of the SavedModel. weights: type of its weights: "float32" or "int8".
 
         Returns:
             lines of a table.
@@ -216,7 +217,7 @@ class Labelled:
         A quantized model is also compared with a float32 OpenVINO model.
 
         Args:
-            folder: of the model. weights: their type in the model: "float32" or "float16".
+            folder: folder of the model. weights: type of its weights: "float32" or "float16".
 
         Returns:
             lines of a table.

@@ -1,7 +1,7 @@
 """Endpoints of models without a task; the endpoints of tasks are in `kbert.tasks`.
 
-The graph includes the tokenizer and the conversion of logits to results. The results equal the
-Predictor's; an export is compared with it before it is moved into place.
+The graph includes the tokenizer and the conversion of logits to results. An export is moved into
+place only after its results have been compared with the Predictor's.
 """
 
 from collections.abc import Mapping, Sequence

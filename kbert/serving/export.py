@@ -67,13 +67,13 @@ def export(
         report: called with lines of text.
         eval_file: labeled examples on which the SavedModel is compared with the model, see
             `kbert.serving.comparison`; the results are written to `assets.extra/compression.json`.
-        columns: ColumnConfig of that file; None: detect the columns.
-        quantize: "int8", see `kbert.serving.saved_model.quantize_int8`, or None. The SavedModel is
-            then compared with the quantized model, as it differs from the Predictor.
+        columns: ColumnConfig of `eval_file`; None: detect the columns.
+        quantize: "int8" (see `kbert.serving.saved_model.quantize_int8`) or None. An int8 SavedModel
+            is compared with the quantized model, since its outputs differ from the Predictor's.
 
     Raises:
-        UserError: a folder that cannot be read, already exists or is being created; an argument
-            that does not fit the model; outputs that differ from the Predictor's; examples that
+        UserError: the model cannot be read; the output folder exists or is being created; an
+            argument does not fit the model; the outputs differ from the Predictor's; or examples
             cannot be used.
     """
     _check_quantize("serving", quantize, "int8")
@@ -81,9 +81,7 @@ def export(
     endpoint = _endpoint(model, method, takes_pairs, max_seq_length, report)
     labelled = eval_file and comparison.Labelled(endpoint, eval_file, columns, report)
     before = {}
-    if labelled and (
-        quantize or batch_timeout_ms
-    ):  # the export computes with other weights or waits for batches
+    if labelled and (quantize or batch_timeout_ms):  # with other weights, or with batching
         before = signatures(endpoint)
     if quantize:
         saved_model.quantize_int8(endpoint)
@@ -108,7 +106,8 @@ def export_tf_hub(
 ) -> None:
     """Writes `preprocess` and `encoder` with TF Hub's text API; see `kbert.serving.tf_hub`.
 
-    The folder is written atomically and compared with the model, as in `export`.
+    As in `export`, the folder is written atomically, after its outputs have been compared with the
+    model's.
 
     Args:
         model: folder, as for `BertModel.from_pretrained`. output_dir: folder to create.
@@ -116,8 +115,8 @@ def export_tf_hub(
         report: called with lines of text.
 
     Raises:
-        UserError: a folder that cannot be read, already exists or is being created; a length that
-            the model does not support.
+        UserError: the model cannot be read, the output folder exists or is being created, or the
+            model does not support the length.
     """
     target, folder = _free(output_dir), ModelFolder.of(model)
     tokenizer, length = folder.tokenizer, max_seq_length or 128
@@ -158,8 +157,8 @@ def export_openvino(
         eval_file, columns: as for `export`; the results are written to `compression.json`.
 
     Raises:
-        UserError: as for `export`; another quantization; OpenVINO is not installed; float32 outputs
-            that differ from the model's, or other outputs that are not finite.
+        UserError: as for `export`; or the quantization is not supported, OpenVINO is not installed,
+            float32 outputs differ from the model's, or quantized outputs are not finite.
     """
     _check_quantize("openvino", quantize, "float16")
     if not importlib.util.find_spec("openvino"):
@@ -216,7 +215,7 @@ def _new_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """Opens a folder that is created atomically and locked against other processes.
 
     Raises:
-        UserError: the folder exists or is being created; it cannot be written.
+        UserError: the folder exists, is being created, or cannot be written.
     """
     with target_lock(target):
         _free(target)

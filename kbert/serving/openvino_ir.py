@@ -1,6 +1,6 @@
 """OpenVINO exports: the model of an endpoint as OpenVINO IR, without its tokenizer.
 
-Converts `Endpoint.forward`, from the three features of a text to the outputs of the model. The
+The model computes `Endpoint.forward`, from the three features of a text to the outputs. The
 serving code must tokenize and decode; the vocabulary and `model.json` beside the model specify how.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kbert.tasks.endpoint import Endpoint
 
 MODEL_FILE, METADATA_FILE = "model.xml", "model.json"
-MOST_BYTES = 2**31 - 2**24  # of weights: the converted graph can hold 2 GiB
+MOST_BYTES = 2**31 - 2**24  # maximum size of the weights: a converted graph can hold 2 GiB
 
 
 def save_openvino(
@@ -31,7 +31,7 @@ def save_openvino(
     """Writes the model of an endpoint and its metadata, and compares its outputs in OpenVINO.
 
     Args:
-        endpoint: Endpoint of a float32 model. folder: to write to, see also `save_settings`.
+        endpoint: Endpoint of a float32 model. folder: existing folder; see also `save_settings`.
         quantize: "float16" for weights of this dtype, or None.
 
     Returns:
@@ -85,7 +85,7 @@ def _metadata(endpoint, quantize):
 
 
 def write_model(endpoint: "Endpoint", folder: "pathlib.Path", quantize: str | None = None) -> None:
-    """Writes `model.xml` and `model.bin`. Arguments: as for `save_openvino`."""
+    """Writes `model.xml` and `model.bin`; arguments as for `save_openvino`."""
     import openvino
 
     example = np.zeros([1] * (3 if endpoint.takes_choices else 2), np.int32)

@@ -46,15 +46,16 @@ def load_endpoint(
     """Creates an Endpoint with the weights of a folder, in float32.
 
     Args:
-        folder: such as `RUN/finetuning/best`, in any format that `BertModel` reads; or a
+        folder: path such as `RUN/finetuning/best`, in any format that `BertModel` reads; or a
             ModelFolder.
         name: one of `endpoints()`; None: the task of the fine-tuned model, or else fill_mask or
             another method that the model has a head for.
-        takes_pairs: whether each text has a second one; None: as in fine-tuning.
+        takes_pairs: whether each text has a second text; None: as in fine-tuning.
         max_seq_length: tokens of a sequence; None: as in fine-tuning, or the model's limit.
 
     Raises:
-        UserError: no such folder, or it lacks the head; an argument that does not fit the model.
+        UserError: the folder does not exist or lacks the head, or an argument does not fit the
+            model.
     """
     folder = ModelFolder.of(folder)
     settings = registry.read_task(folder) or {}
@@ -90,8 +91,8 @@ def load_endpoint(
 def quantize_int8(endpoint: "Endpoint") -> None:
     """Quantizes the weight matrices and embeddings of an endpoint's model with `Model.quantize`.
 
-    Inputs of matrix products are quantized to int8 as well, with one scale per token. Embeddings of
-    models with an MLM head stay in float, since the head uses the word embeddings.
+    Inputs of matrix products are quantized to int8 as well, with one scale per token. In models
+    with an MLM head, the embeddings stay float, since the head uses the word embeddings.
     """
     model = endpoint.model
     kinds = (keras.layers.Dense, *(() if hasattr(model, "mlm") else (keras.layers.Embedding,)))
@@ -106,7 +107,7 @@ def load_exported(folder: str | os.PathLike[str]) -> "Endpoint":
     """Loads the Endpoint that `save_endpoint` wrote, with its weights.
 
     Raises:
-        UserError: the folder contains another SavedModel; missing or damaged files.
+        UserError: another program wrote the SavedModel, or a file is missing or damaged.
     """
     metadata = read_export(pathlib.Path(folder) / "assets.extra")
     name, length = metadata["method"], metadata["max_seq_length"]
@@ -122,7 +123,7 @@ def load_exported(folder: str | os.PathLike[str]) -> "Endpoint":
 
 
 def load_encoder(folder: str | os.PathLike[str], **arguments: Any) -> BertModel:
-    """Loads a BertModel with its pooler from a folder. arguments: of its constructor.
+    """Loads a BertModel with its pooler from a folder. arguments: constructor arguments.
 
     Raises:
         UserError: the folder has no pooler, so `pooler_output` would be randomly initialized.
@@ -159,10 +160,10 @@ def save_endpoint(
     `assets.extra`, the folder can be loaded like other folders of weights.
 
     Args:
-        endpoint: Endpoint. folder: to write to. batch_timeout_ms: see `signatures`.
+        endpoint: Endpoint. folder: folder to write. batch_timeout_ms: see `signatures`.
 
     Returns:
-        dict of name of the signature -> concrete function.
+        dict of signature name -> concrete function.
     """
     root = tf.train.Checkpoint()
     root.variables = [variable.value for variable in endpoint.model.variables]
@@ -224,8 +225,8 @@ def answers_alone(
     """Computes the outputs of SavedModels in a separate process with TensorFlow but without kbert.
 
     Args:
-        texts: dict of lists, the inputs of the first SavedModel. *folders: of SavedModels, each
-            of which takes the previous one's outputs.
+        texts: dict of lists, the inputs of the first SavedModel.
+        *folders: SavedModel folders; each model takes the outputs of the previous one.
 
     Raises:
         UserError: the process failed; the message contains the end of its output.

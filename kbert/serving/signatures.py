@@ -28,9 +28,9 @@ def signatures(
 
     Args:
         endpoint: Endpoint.
-        batch_timeout_ms: how long a request waits for others to share a batch in the graph. This
-            applies to requests with texts or examples, with the same number of choices if any; a
-            response has as many columns as the batch needs. 0: no batching.
+        batch_timeout_ms: how long a request waits for other requests to share a batch in the graph.
+            This applies to requests with texts or examples (with equal numbers of choices, if any);
+            a response has as many columns as the batch needs. 0: no batching.
 
     Returns:
         dict of name -> concrete function of named tensors.

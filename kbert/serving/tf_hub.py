@@ -28,11 +28,11 @@ def save_preprocessor(
 
     Called with (B,) string, it returns the three inputs of the encoder, (B, seq_length) int32 each.
     `tokenize` returns a (B, None) int32 RaggedTensor of WordPiece ids,
-    `tokenize.get_special_tokens_dict()` the ids of the special tokens, and
+    `tokenize.get_special_tokens_dict()` returns the ids of the special tokens, and
     `bert_pack_inputs([segment], seq_length)`, with one or two segments, the encoder's inputs.
 
     Args:
-        seq_length: length of a sequence in tokens. folder: to write to.
+        seq_length: length of a sequence in tokens. folder: folder to write.
     """
     root = tf.train.Checkpoint(tokenizer=tokenizer)
     text = tf.TensorSpec([None], tf.string, name="text")
@@ -84,7 +84,7 @@ def save_encoder(model: "BertModel", folder: "str | os.PathLike[str]") -> None:
     tensors (B, L, D), and `default`, which equals `pooled_output`.
 
     Args:
-        model: BertModel with a pooler and `output_hidden_states`. folder: to write to.
+        model: BertModel with a pooler and `output_hidden_states`. folder: folder to write.
     """
     root = tf.train.Checkpoint()
     specs = {name: tf.TensorSpec([None, None], tf.int32, name) for name in NAMES.values()}

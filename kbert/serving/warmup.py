@@ -1,6 +1,6 @@
 """Warmup requests, which TensorFlow Serving runs before it reports a model as ready.
 
-They avoid slow first requests: TensorFlow initializes a graph at its first call.
+They avoid slow first requests: TensorFlow initializes a graph during its first call.
 """
 
 import pathlib
@@ -26,8 +26,8 @@ def write_warmup(
     """Writes a request for each signature and batch size to `assets.extra`.
 
     Args:
-        folder: of a SavedModel. functions: dict of the signatures, as returned by `save_endpoint`.
-        texts: dict of the text inputs' names -> lists. model_name: served name of the model.
+        folder: folder of a SavedModel. functions: signatures returned by `save_endpoint`.
+        texts: dict of input name -> list of texts. model_name: served name of the model.
 
     Returns:
         the number of requests.
