@@ -102,7 +102,7 @@ def write_attention(
         folder: created if missing; files of the same names are replaced.
         tokens, weights: as returned by `attention_weights`.
         layer: "all", or a string with a number from 0 to N - 1.
-        head: "all", "mean" for the mean of the heads, or a string with a number from 0 to H - 1.
+        head: "all", "mean" for the mean over the heads, or a string with a number from 0 to H - 1.
             The plot is a heat map of one head or, with "all", a grid of small heat maps. The page
             contains all layers and heads.
         name: name of the model, for the titles.

@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-DECIMALS = 4  # of the weights in the page
+DECIMALS = 4  # of the weights on the page
 _FOLDER = importlib.resources.files("kbert.visualization")
 
 

@@ -87,7 +87,7 @@ def plot_curves(
 
 
 def _place(name):
-    """Sort key: losses, then scores, then metrics of the optimizer."""
+    """Sort key of a metric: losses, then scores, then metrics of the optimizer."""
     of_optimizer = ("gradient_norm", "learning_rate")
     if name in of_optimizer:
         return 2 + of_optimizer.index(name)

@@ -99,8 +99,8 @@ def plot_attention_grid(
 ) -> None:
     """Writes a PNG of many heads as small heat maps, one row per layer.
 
-    The tokens are written beside the first map of each row and below the last one of each column;
-    only some of them if the maps are too small for all.
+    Tokens are written beside the first map of each row and below the last map of each column; if
+    the maps are too small, only some of the tokens.
 
     Args:
         path: path of the PNG file; its folder must exist.
@@ -128,7 +128,7 @@ def plot_attention_grid(
         spine.set_visible(False)
     axes.tick_params(length=0, labeltop=True, labelbottom=False, labelright=True, labelleft=False)
     axes.tick_params(length=0, which="minor")
-    # A token in the middle of a map is at the place of the map's own name.
+    # The tick of a token in the middle of a map coincides with the tick of the map's name.
     axes.xaxis.remove_overlapping_locs = axes.yaxis.remove_overlapping_locs = False
     middle = (side - 1) / 2
     axes.set_xticks(middle + (side + gap) * np.arange(H), heads, fontsize=9)
@@ -164,7 +164,7 @@ def plot_labels(names: Sequence[str]) -> tuple[list[str], list[str], str | None]
 
 
 def _fonts(characters):
-    """Returns the characters that no installed font supports, and the families for the others."""
+    """Returns the characters that no installed font supports, and font families for the others."""
     from matplotlib import font_manager
 
     def having(family, characters):
