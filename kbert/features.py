@@ -100,14 +100,13 @@ def check_names(names: Iterable[str], extra_features: Collection[str] = ()) -> N
 
 
 def check_inputs(inputs: Mapping[str, _Array], rank: int) -> None:
-    """Checks the static shapes and the dtypes of a model's inputs.
+    """Checks the static shapes of a model's inputs.
 
     Args:
         inputs: features. rank: rank of the token ids: 2 for (B, L), 3 for (B, C, L).
 
     Raises:
-        UserError: a feature is not an array or tensor, has the wrong shape, or has a dtype that
-            cannot hold all ids.
+        UserError: a feature is not an array or tensor, or has the wrong shape.
     """
     first = inputs["input_ids" if "input_ids" in inputs else "inputs_embeds"]
     for name in (*ENCODER_FEATURES, *OPTIONAL_FEATURES):
@@ -125,11 +124,6 @@ def check_inputs(inputs: Mapping[str, _Array], rank: int) -> None:
             raise UserError(
                 f"{name} must have the shape {_axes(axes)}; got {tuple(x.shape)}"
                 + ("." if x is first else f", and the tokens have {tuple(first.shape)[:rank]}.")
-            )
-        if name.endswith("_ids") and "float16" in str(x.dtype):
-            raise UserError(
-                f"{name} must be integers: Keras rounds floats to the model's half precision, and "
-                f"so to other ids. Convert them, or write keras.Input(..., dtype='int32')."
             )
 
 

@@ -104,6 +104,10 @@ class PretrainedModel(keras.Model):
             member.trainable = outer.trainable != (path in switched)
         return model
 
+    def __call__(self, inputs: Inputs, *args: Any, **kwargs: Any) -> dict[str, keras.KerasTensor]:
+        """Calls the model. Ids may be floats, which Keras would round to half precision."""
+        return super().__call__(_integer_ids(inputs), *args, **kwargs)
+
     def features(self, inputs: Inputs) -> dict[str, keras.KerasTensor]:
         """Returns the inputs of a call as a dict, without `extra_features`.
 
@@ -111,7 +115,7 @@ class PretrainedModel(keras.Model):
             inputs: dict of features, or only `input_ids`.
 
         Raises:
-            UserError: a feature is unknown, or has the wrong shape or dtype.
+            UserError: a feature is unknown, or has the wrong shape.
         """
         inputs = inputs if isinstance(inputs, Mapping) else {"input_ids": inputs}
         inputs = {name: x for name, x in inputs.items() if x is not None}
@@ -349,6 +353,18 @@ class PretrainedModel(keras.Model):
             single = {name for name in fresh if part_of(name) in there}
             lacking = ", ".join(sorted(whole | single))
             warnings.warn(f"{folder} has no {lacking}: keeping the initial weights.", stacklevel=3)
+
+
+def _integer_ids(inputs):
+    """Casts floats to integers in features of ids and positions."""
+    if not isinstance(inputs, Mapping):
+        return _as_integers(inputs)
+    casts = {n: _as_integers(x) for n, x in inputs.items() if n.endswith(("_ids", "_positions"))}
+    return {**inputs, **casts}
+
+
+def _as_integers(x):
+    return ops.cast(x, "int32") if "float" in str(getattr(x, "dtype", "")) else x
 
 
 def _replace_weight(layer, attribute, value):
