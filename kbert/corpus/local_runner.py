@@ -34,7 +34,7 @@ def run(
 ) -> Tally:
     """Writes the shards of a corpus and returns their Tally.
 
-    To deduplicate, all documents are first written to a local disk, then the unique ones are
+    To deduplicate, all documents are first written to a local disk, then the unique documents are
     copied. Memory use is 60 bytes per document plus one batch per process.
 
     Args:

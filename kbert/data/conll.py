@@ -84,9 +84,9 @@ class _Reader:
             self.notes.append(f"{self.language!r} in front of each word is dropped")
 
     def _check_first_column(self, sentences, name):
-        """Raises UserError if the first column does not contain the words and others are ambiguous.
+        """Raises UserError if the columns must be named.
 
-        This is so if it is the same throughout each sentence, or numbers the words and the tag
+        The first column is the same throughout each sentence, or numbers the words and the tag
         column is ambiguous.
         """
         longer = [{row[0] for row in sentence} for sentence in sentences if len(sentence) > 2]

@@ -132,7 +132,7 @@ def read_lines(path: str) -> Iterator[tuple[int, str]]:
 
 
 def is_utf8(text: str) -> bool:
-    """Returns whether a text has no surrogates, so that it can be encoded as UTF-8."""
+    """Returns whether a text can be encoded as UTF-8, which surrogates prevent."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -110,7 +110,7 @@ def find_text_columns(
         labelled: whether to find the labels.
 
     Raises:
-        UserError: a column is missing, named twice, or two of them are the same.
+        UserError: a column is missing or is named twice, or two roles have the same column.
         UndecidedError: the header or a column is not clear.
     """
     if config.label_columns and (roles.label != "list" or config.label_column):

@@ -109,7 +109,7 @@ def _unquoted(item):
 
 
 def is_one(value: object, name: str) -> bool:
-    """Returns whether a value is 1; others than 0 and 1 are errors. name: the column's label."""
+    """Returns whether a value is 1; it must be 0 or 1. name: the column's label."""
     known = {"0": False, "1": True, "false": False, "true": True}
     text = whole_name(str(value).strip().lower())
     if text not in known:

@@ -82,7 +82,7 @@ class ModelFolder(os.PathLike[str]):
     def open_weights(
         self, **arguments: object
     ) -> contextlib.AbstractContextManager[tuple[BertConfig, Tensors]]:
-        """Opens the weights; see `kbert.model.weights.open_weights`, also for the arguments.
+        """Opens the weights; arguments and errors as for `kbert.model.weights.open_weights`.
 
         Adds rows if the vocabulary has more entries than the weights have rows.
         """

@@ -41,7 +41,7 @@ def target_line(target: "pathlib.Path") -> str:
 def checked_line(
     answers: "Mapping[str, np.ndarray]", expected: "Mapping[str, Any]", whose: str
 ) -> str:
-    """Returns a line with the difference between a SavedModel's outputs and the expected ones.
+    """Returns a line with the difference between a SavedModel's outputs and expected outputs.
 
     Raises:
         UserError: the difference is too large.

@@ -260,7 +260,7 @@ class QuestionAnswering(Task):
     def encode(
         self, examples: Sequence[QuestionExample], class_weights: np.ndarray | None = None
     ) -> Encoded:
-        """Raises UserError: a setting is out of range, or a question leaves no room."""
+        """Raises UserError if a setting is out of range, or a question leaves no room."""
         for name in ("doc_stride", "max_query_length"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1; got {getattr(self, name)}.")

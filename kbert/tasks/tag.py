@@ -220,7 +220,7 @@ class Tagging(Task):
         return metrics.entity_report_text(*_tags(examples, predictions), self.label_names)
 
     def text_windows(self, texts: Sequence[str]) -> Encoded:
-        """Encodes plain texts, long ones in windows that overlap by half.
+        """Encodes plain texts; long texts are split into windows that overlap by half.
 
         `windows` of the result has one TokenWindows per `_TEXTS` texts. texts: list of str.
         """

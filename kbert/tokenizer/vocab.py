@@ -115,7 +115,7 @@ def learn_vocab(texts: Iterable[str], vocab_size: int, lower_case: bool = True) 
     counts = collections.Counter()
     for text in texts:
         counts.update(normalizer.normalize_str(text))
-    # Leaves room for all characters of Chinese text without letting rare ones displace words.
+    # Leaves room for all characters of Chinese text; rare characters cannot displace words.
     # With their "##" forms and the special tokens, 13 fit into the smallest vocabulary.
     room = max(13, min(6000, vocab_size // 3))
     characters = [

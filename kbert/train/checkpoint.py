@@ -61,7 +61,7 @@ class Checkpoints:
     def save(
         self, step: int, state: Mapping[str, Any], write: Callable[[pathlib.Path], None]
     ) -> None:
-        """Writes a checkpoint and deletes the oldest ones beyond `keep`.
+        """Writes a checkpoint; deletes the oldest checkpoints if there are more than `keep`.
 
         Args:
             step: number of steps taken. state: JSON-serializable.

@@ -23,7 +23,7 @@ def folder_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     removed as well.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds the lock.
     """
     with _held(pathlib.Path(folder) / "lock", folder):
         yield
@@ -34,7 +34,7 @@ def target_lock(target: str | os.PathLike[str]) -> Iterator[None]:
     """Holds the lock of a folder to be created: a file beside it; see `folder_lock`.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds the lock.
     """
     path = pathlib.Path(target).absolute()
     with _held(path.with_name(f".{path.name}.lock"), target):
