@@ -29,6 +29,7 @@ PURE = (
     "utils/keras_registration.py",
     "utils/storage.py",
     "corpus/arrow_files.py",
+    "corpus/foreign_text.py",
     "corpus/input_checks.py",
     "corpus/text_formats.py",
     "corpus/text_sources.py",

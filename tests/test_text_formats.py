@@ -155,6 +155,13 @@ def test_json_that_is_not_by_line(tmp_path, text, command, name):
         ('<?xml version="1.0"?>', "XML, not plain text. Extract its text first."),
         ("<!DOCTYPE html>", "HTML, not plain text."),
         ("WARC/1.0", "a WARC archive of web pages, not plain text."),
+        (r"{\rtf1\ansi {\fonttbl}", "RTF, not plain text. Extract its text first."),
+        ("WEBVTT", "subtitles, not plain text."),
+        ('<DOC id="AFP_ENG_19940512.0001" type="story" >', "markup (XML, HTML or SGML), not plain"),
+        ("<CHAPTER ID=1>", "markup (XML, HTML or SGML), not plain text. Extract its text first."),
+        ("<!-- page -->", "markup (XML, HTML or SGML), not plain text."),
+        ("1\n00:00:01,000 --> 00:00:02,500", "subtitles, not plain text. Extract its text first."),
+        ("# sent_id = 1\n1\tIt\tit\tPRON\t_\t_\t2\tnsubj\t_\t_", "CoNLL-U, not plain text."),
     ],
 )
 def test_markup_is_an_error(tmp_path, first, name):
@@ -166,6 +173,54 @@ def test_markup_is_an_error(tmp_path, first, name):
 def test_tables_are_an_error(tmp_path, name):
     path = write(tmp_path / name, "id,text\n1,a cat\n")
     assert message_of(path).startswith(f"{path} is a table, not plain text. Write its column of")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'id,text,label\n0,"The ship, at dawn.",1\n1,"A man",0\n',
+        '"The ship";"A\nman"\n"Rain";"Snow"\n"He said ""no""";"x"\n',
+        'id\ttext\n1\t"a"\n2\t"b"\n',
+    ],
+)
+def test_quoted_tables_of_any_name_are_an_error(tmp_path, text):
+    path = write(tmp_path / "x.txt", text)
+    assert message_of(path).startswith(f"{path} is a table, not plain text. Write its column of")
+
+
+def test_numbered_sentences_are_an_error(tmp_path):
+    path = write(tmp_path / "x.txt", "1\tThe ship sailed.\n2\tIt was cold.\n5\tRain fell.\n")
+    assert message_of(path) == (
+        f"{path} has a number and a tab before each text. Remove them (cut -f2- {path} > NEW.txt)."
+    )
+
+
+@pytest.mark.parametrize("text", ['["a b",\n"c"]', '[\n "a b",\n "c"\n]', '["a b", "c"]\n'])
+def test_lists_of_texts_are_an_error(tmp_path, text):
+    path = write(tmp_path / "x.txt", text)
+    assert f"(jq -c '.[] | {{text: .}}' {path} > NEW.jsonl)" in message_of(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"Hello," he said.\n"No," she said, "never."\n"Why?"',
+        "12\n7\tapples\n3\tpears",
+        "<3 you all\nWe do.\nAll of us",
+        "<http://example.org>\nA page.\nIt is good",
+        "a,b\nc,d\ne,f",
+        "1. The ship\n2. A man\n3. Rain",
+    ],
+)
+def test_prose_that_looks_like_markup_stays_text(tmp_path, text):
+    assert documents_of([write(tmp_path / "x.txt", text)]) == [text.split("\n")]
+
+
+@pytest.mark.parametrize("mark", ["<|endoftext|>", "\u00a0", " \u3000\u3000"])
+def test_other_ends_of_documents(tmp_path, mark):
+    path = write(tmp_path / "x.txt", f"a <|endoftext|> b\nc\n{mark}\nd\n{mark}\n")
+    for piece_bytes in (3, 7, 1 << 20):
+        assert documents_of([path], piece_bytes) == [["a <|endoftext|> b", "c"], ["d"]]
 
 
 def test_a_long_first_line(tmp_path):

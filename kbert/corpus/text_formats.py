@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, BinaryIO
 
 from kbert.corpus.arrow_files import column_names, is_arrow_file, read_rows
+from kbert.corpus.foreign_text import FIRST_LINES, check_prose, is_quoted_table
 from kbert.errors import UserError
 from kbert.utils import input_files
 from kbert.utils.encodings import BOM, is_utf8
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 LONGEST_LINE_BYTES = 1 << 16  # longer lines are split, at a space if possible
 TEXT_KEYS = ("text", "content", "raw_content")  # keys of the text in a record, by priority
-_FIRST_LINES = 8  # checked to decide whether a file is JSON lines
 # WikiExtractor's <doc id="12" url="https://..." title="...">. It escapes these characters.
 _DOC = re.compile(rb'<doc id="[^"]*"( .*)?>')
 _ENTITIES = {b"&lt;": b"<", b"&gt;": b">", b"&amp;": b"&"}
@@ -31,7 +31,11 @@ _MARKUP = {  # first characters of a text in lower case
     b"<!doctype": ("HTML", ""),
     b"<html": ("HTML", ""),
     b"warc/1": ("a WARC archive of web pages", ""),
+    rb"{\rtf": ("RTF", ""),
+    b"webvtt": ("subtitles", ""),
 }
+# A line that ends a document as an empty one does: blanks that are not ASCII, or GPT-2's mark.
+_BREAK = re.compile(rb"(?:\xc2\xa0|\xe3\x80\x80|\s)+|<\|endoftext\|>")
 
 
 class BadRecord(Exception):
@@ -63,14 +67,15 @@ def detect_format(path: str | os.PathLike[str]) -> str:
     _check_by_line(lines, path)
     if input_files.plain_name(path).endswith((".json", ".jsonl", ".ndjson")):
         return "json"
-    if input_files.plain_name(path).endswith((".csv", ".tsv")):
+    if input_files.plain_name(path).endswith((".csv", ".tsv")) or is_quoted_table(lines):
         raise UserError(
             f"{path} is a table, not plain text. Write its column of text to a file, as plain text "
             f'or as a JSON object per document: {{"text": "..."}}.'
         )
     if lines and _DOC.fullmatch(lines[0]):
         return "wiki"
-    objects = [_object(line) for line in lines[:_FIRST_LINES]]
+    check_prose(lines, path)
+    objects = [_object(line) for line in lines[:FIRST_LINES]]
     is_json = bool(objects) and (None not in objects or _has_document(objects[0]))
     return "json" if is_json else "text"
 
@@ -84,6 +89,10 @@ def _check_by_line(lines, path):
     start = b"".join(lines[:2]) if first in (b"[", b"{") else first
     if re.match(rb"\[\s*\{", start):
         command = "jq -c '.[]'"
+    elif re.match(rb'\[\s*"', start) and (
+        first == b"[" or first.endswith(b'",') or (lines == [first] and first.endswith(b'"]'))
+    ):
+        command = "jq -c '.[] | {text: .}'"
     elif first == b"{" and start[1:2] == b'"':
         command = "jq -c ."
     else:
@@ -106,6 +115,7 @@ def read_text(
     """
     skipping = piece.begin > 0  # the current document belongs to the previous piece
     for start, number, line in _stripped_lines(file, piece.begin):
+        line = b"" if _BREAK.fullmatch(line) else line
         if not line and start >= _end(piece):  # the next document belongs to the next piece
             break
         if skipping:

@@ -1,0 +1,65 @@
+"""Recognizes files that are text by their bytes, but not by what they have: tables and markup."""
+
+import csv
+import itertools
+import os
+import re
+import shlex
+from collections.abc import Sequence
+
+from kbert.errors import UserError
+
+FIRST_LINES = 8  # decide on the format of a file
+_TAG = re.compile(rb"<[A-Za-z!/][\w:.-]*(?:\s[^>]*)?/?>")  # alone in the first line
+_TIMES = re.compile(rb"\d+:\d+:\d+[,.]\d+ --> .*")  # of .srt
+_WORD = re.compile(rb"\d+(?:\t[^\t]+){9}")  # of CoNLL-U
+
+
+def check_prose(lines: Sequence[bytes], path: str | os.PathLike[str]) -> None:
+    """Checks that a text has no markup, subtitles, annotated words or numbered sentences.
+
+    Args:
+        lines: the first lines of the file, stripped, without empty ones. path: its path.
+
+    Raises:
+        UserError: it has them; the message says how to extract the text.
+    """
+    first, begin = lines[0] if lines else b"", lines[:FIRST_LINES]
+    if _TAG.fullmatch(first):
+        name = "markup (XML, HTML or SGML)"
+    elif any(map(_TIMES.fullmatch, begin[1:2])):
+        name = "subtitles"
+    elif any(map(_WORD.fullmatch, begin)):
+        name = "CoNLL-U"
+    elif _is_numbered(begin):
+        raise UserError(
+            f"{path} has a number and a tab before each text. Remove them "
+            f"(cut -f2- {shlex.quote(str(path))} > NEW.txt)."
+        )
+    else:
+        return
+    raise UserError(f"{path} is {name}, not plain text. Extract its text first.")
+
+
+def _is_numbered(lines):
+    """Returns whether lines begin with rising numbers and tabs, as in corpora of Leipzig."""
+    matches = [re.match(rb"(\d{1,18})\t", line) for line in lines]
+    numbers = [int(match[1]) for match in matches if match]
+    rises = all(a < b for a, b in itertools.pairwise(numbers))
+    return len(numbers) == len(lines) > 1 and rises
+
+
+def is_quoted_table(lines: Sequence[bytes]) -> bool:
+    """Returns whether the first rows are CSV of one width, with quotes in all but the header."""
+    texts = [line.decode("utf-8", "replace") + "\n" for line in lines]
+    for mark in ",;\t":
+        reader = csv.reader(texts, delimiter=mark, strict=True)
+        try:
+            rows = list(itertools.islice(reader, FIRST_LINES))
+        except csv.Error:
+            continue
+        quotes = re.findall(f'(?m)(?:^|{mark})"', "".join(texts[: reader.line_num]))
+        same_width = len({len(row) for row in rows}) == 1 < len(rows[0])
+        if same_width and len(quotes) >= len(rows) - 1 >= 2:
+            return True
+    return False
