@@ -225,6 +225,29 @@ def test_other_types_of_columns(tmp_path):
     )
 
 
+def test_unused_columns_of_other_types(tmp_path):
+    """Times with nanoseconds, far dates, and images do not matter beside text and label."""
+    nanoseconds = pa.array([1, None], pa.timestamp("ns"))
+    columns = {
+        "text": ["It rained.", "It snowed."],
+        "label": ["x", "y"],
+        "time": nanoseconds,
+        "far": pa.array([1 << 60, 0], pa.timestamp("ms")),
+        "duration": pa.array([10**18, 1], pa.duration("s")),
+        "parts": pa.StructArray.from_arrays([nanoseconds], ["time"]),
+        "image": pa.array([b"\xff\xd8", b"\x89PNG"], pa.binary()),
+        "picture": [{"bytes": b"\xff\xd8", "path": None}, {"bytes": None, "path": "x"}],
+    }
+    path = tmp_path / "t.parquet"
+    parquet.write_table(pa.table(columns), path)
+    assert labels_of(path) == [("It rained.", "x"), ("It snowed.", "y")]
+    assert texts_of(path) == ["It rained.", "", "It snowed.", ""]
+    message = error_of(lambda: labels_of(path, text_column="image"))
+    assert "row 1: the text must be a string; got b'\\xff\\xd8'" in message
+    message = error_of(lambda: labels_of(path, label_column="time"))
+    assert "the label must be a string or a number; got TimestampType(timestamp[ns])" in message
+
+
 def test_rows_that_cannot_be_used(tmp_path):
     bad = pa.Array.from_buffers(
         pa.string(),

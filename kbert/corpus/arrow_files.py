@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kbert.errors import UserError
 from kbert.utils import storage
+from kbert.utils.encodings import is_utf8
 from kbert.utils.formats import members, read_json
 
 if TYPE_CHECKING:
@@ -114,9 +115,10 @@ def column_names(path: str) -> tuple[str, ...]:
 
 
 def read_rows(path: str, column: str | None = None) -> Iterator[Row | None]:
-    """Yields the rows of a file as dicts; None for a row with bytes that are not UTF-8.
+    """Yields the rows of a file as dicts; None for a row with a string that is not UTF-8.
 
-    The numbers of a ClassLabel of `datasets` become its names. The memory is bounded by a batch of
+    The numbers of a ClassLabel of `datasets` become its names, binary values become str if they are
+    UTF-8. The memory is bounded by a batch of
     rows of an Arrow file, or 1,024 rows and the buffers of a Parquet file.
 
     Args:
@@ -142,18 +144,31 @@ def _features(schema):
 
 def _python_rows(batch, features):
     try:
-        rows = batch.to_pylist()
-        return [{name: _named(row[name], features.get(name)) for name in row} for row in rows]
+        columns = {
+            name: [_named(value, features.get(name)) for value in _python_values(column)]
+            for name, column in zip(batch.schema.names, batch.columns, strict=True)
+        }
+        return [{name: columns[name][i] for name in columns} for i in range(len(batch))]
     except UnicodeDecodeError:
         if len(batch) == 1:
             return [None]
         return [row for i in range(len(batch)) for row in _python_rows(batch.slice(i, 1), features)]
 
 
+def _python_values(column):
+    """Returns the values; instead of times that Python cannot express, their type for each row."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, OverflowError):  # nanoseconds, or a year after 9999
+        return [column.type] * len(column)
+
+
 def _named(value, feature):
     """Replaces label numbers by names; `feature` is the JSON description by `datasets`."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
+    if isinstance(value, bytes):  # a text as Spark writes it; else it is an image, for example
+        return value.decode("utf-8") if is_utf8(value) else value
     if isinstance(feature, list):
         feature = {"feature": feature[0]}
     feature = feature or {}

@@ -190,7 +190,7 @@ def read_arrow(path: str, bad: Callable[[int, object], None]) -> Iterator[bytes]
         text = row and row[column]
         if isinstance(text, str):
             yield from document_lines(text.encode())
-        elif row is None:
+        elif row is None or isinstance(text, bytes):
             bad(number, "bytes that are not UTF-8")
         else:
             bad(number, f'"{column}" must be a string; got {str(text)[:60]}')
