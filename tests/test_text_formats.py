@@ -289,6 +289,8 @@ def test_a_line_between_documents_is_reported_once(tmp_path):
         ("Le café était\n\nfermé déjà.\n".encode("cp1252"), "CP1252"),
         ("今天天气很好。\n\n船在黎明时分启航。\n".encode("gb18030"), "GB18030"),
         ("The ship.\n\nThe end.\n".encode("utf-16"), "UTF-16"),
+        ("今日は雨。\n\n船は夜明け。\n".encode("iso2022_jp"), "ISO-2022-JP"),
+        ("오늘은 비가 온다.\n".encode("iso2022_kr"), "ISO-2022-KR"),
         (json.dumps({"text": "thé"}, ensure_ascii=False).encode("latin-1"), "CP1252"),
         (lzma.compress("été\n\nété".encode("cp1252")), "CP1252"),
         ("é et à, ".encode("cp1252") * 40_000, "CP1252"),  # a single long line

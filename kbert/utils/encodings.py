@@ -11,6 +11,7 @@ _WIDE_BOMS = {
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 _WIDE = ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE")
+_ESCAPES = {rb"\x1b\$[@B]": "ISO-2022-JP", rb"\x1b\$\)C": "ISO-2022-KR"}
 _NAMES = {
     "CP932": "Shift-JIS",
     "CP949": "EUC-KR",
@@ -56,6 +57,13 @@ def wide_encoding(head: bytes) -> str | None:
         if ascii_count > most:
             best, most = name, ascii_count
     return best
+
+
+def escaped_encoding(head: bytes) -> str | None:
+    """Returns "ISO-2022-JP" or "ISO-2022-KR" for ASCII with their escape sequences, or None."""
+    if not head.isascii():
+        return None
+    return next((name for escape, name in _ESCAPES.items() if re.search(escape, head)), None)
 
 
 def guess_encoding(data: bytes) -> str | None:

@@ -19,7 +19,14 @@ from typing import BinaryIO
 
 from kbert.errors import UserError
 from kbert.utils import storage
-from kbert.utils.encodings import BOM, guess_encoding, is_utf8, readable_name, wide_encoding
+from kbert.utils.encodings import (
+    BOM,
+    escaped_encoding,
+    guess_encoding,
+    is_utf8,
+    readable_name,
+    wide_encoding,
+)
 
 HEAD_BYTES = 1 << 16  # read to detect the format of a file
 _SEARCHED_BYTES = 1 << 23  # searched for lines that are not UTF-8
@@ -81,8 +88,8 @@ def read_head(path: str | os.PathLike[str]) -> bytes:
     """Returns the first 64 KiB of a text file; after a brace, reads on to the end of the line.
 
     Raises:
-        UserError: see `opened`; or the file is an archive or another binary file, UTF-16 or
-            UTF-32, or has the line ends of old Macs.
+        UserError: see `opened`; or the file is an archive or another binary file, UTF-16,
+            UTF-32 or ISO-2022, or has the line ends of old Macs.
     """
     with opened(path) as file:
         head = file.read(HEAD_BYTES)
@@ -173,7 +180,7 @@ def _check_text(head, path):
     for first, (form, advice) in _NOT_TEXT.items():
         if re.match(first, head, re.DOTALL):
             raise UserError(f"{path} is {form}, not text. {advice}.")
-    encoding = wide_encoding(head)
+    encoding = wide_encoding(head) or escaped_encoding(head)
     if encoding:
         raise UserError(f"{path} is not UTF-8{_conversion(path, encoding)}.")
     controls = len(re.findall(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]", head))
