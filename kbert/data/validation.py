@@ -7,6 +7,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+from kbert.data.column_profiles import is_numeric
 from kbert.data.columns import count
 from kbert.data.records import BadExample, is_utf8, shown
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from kbert.data.columns import Columns
     from kbert.data.records import Record
 
+_TAGS = re.compile(r"(<[^<>]+>)+")  # of Stack Overflow: <java><android>
+_CONTAINER = re.compile(r"(?s)\{.*|array\(.*|\(.*,.*\)")
+_BITS = {"0", "1", "true", "false"}
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 
 
@@ -70,26 +74,61 @@ def whole_name(name: str) -> str:
 def class_name(value: object) -> str:
     """Returns the only label of an example as text."""
     name = label_name(value)
-    if name[0] + name[-1] == "[]" and _QUOTED.search(name):
+    is_list = name[0] + name[-1] == "[]" and re.search(r"""['"]|^\[[-\d., ]+\]$""", name)
+    if is_list or _CONTAINER.fullmatch(name) or (_TAGS.fullmatch(name) and "><" in name):
         raise BadExample(f"the label {shown(name)} is a list, as for --task=multilabel")
     return name
 
 
 def label_tuple(value: object) -> tuple[str, ...]:
-    """Returns labels as text, from a list or a cell such as "a,b", "a|b", "['a']" or "" (none)."""
+    """Returns labels as text, from a list or a cell such as "a,b", "a|b", "['a']" or "" (none).
+
+    A list of only 0 and 1 keeps them all: there may be one for each label.
+    """
+    value = _from_object(value)
     if not isinstance(value, list):
         cell = "" if value is None or str(value).strip() == "" else label_name(value)
         value = list_in_cell(cell)
         if value is None:
+            if _CONTAINER.fullmatch(cell):
+                raise BadExample(f"the labels must be a list such as ['a', 'b']; got {shown(cell)}")
             separator = next((mark for mark in "|;" if mark in cell), ",")
             value = cell.split(separator) if cell else []
-    return tuple(dict.fromkeys(map(label_name, value)))
+    names = list(map(label_name, value))
+    if {name.lower() for name in names} <= _BITS:
+        return tuple(names)
+    for name in names:
+        if names.count(name) > 1 and is_numeric(name):
+            raise BadExample(
+                f"the labels have {name} twice; a list with a number for each label must have only "
+                f"0 and 1: {shown(value)}"
+            )
+    return tuple(dict.fromkeys(names))
+
+
+def _from_object(value):
+    """The labels of an object {"a": 1, "b": 0} or {"choices": ["a"]}, also in a cell."""
+    if isinstance(value, str) and value.strip()[:1] == "{":
+        for parse in (json.loads, ast.literal_eval):
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, TypeError):
+                value = parse(value.strip())
+                break
+        value = sorted(value, key=str) if isinstance(value, set) else value
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"choices"} and isinstance(value["choices"], list):
+        return value["choices"]
+    return [name for name, bit in value.items() if is_one(bit, name)]
 
 
 def list_in_cell(cell: str) -> list[str] | None:
     """Returns the items of a list in Python, JSON or NumPy syntax in a cell; None: no list."""
     brackets, quoted = cell[:1] + cell[-1:], _QUOTED.findall(cell)
     rest = _QUOTED.sub("", cell[1:-1]).strip(", \t\r\n")
+    if _TAGS.fullmatch(cell):
+        return re.findall("<([^<>]+)>", cell)
+    if re.fullmatch(r"\([-\d. ]+,[-\d., ]*\)", cell):
+        return [item.strip() for item in rest.split(",")]
     if brackets not in ("[]", "()", "{}") or (brackets != "[]" and (rest or not quoted)):
         return None
     if quoted and rest:

@@ -1,5 +1,6 @@
 """Task multilabel: any number of C labels for a text."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import tensorflow as tf
 from kbert.data import validation
 from kbert.data.examples import TextExample
 from kbert.data.text_columns import TextRoles
+from kbert.errors import UserError
 from kbert.tasks import metrics
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.labels import all_label_names, all_label_numbers
@@ -53,6 +55,38 @@ class MultiLabel(TextTask):
     @staticmethod
     def label(value: object, where: str) -> tuple[str, ...]:
         return validation.label_tuple(value)
+
+    @classmethod
+    def finished(
+        cls, examples: list[TextExample], note: Callable[[str], object]
+    ) -> list[TextExample]:
+        """Returns the examples; lists of 0 and 1 for C labels become the numbers of those with 1.
+
+        Raises:
+            UserError: only some of the labels are such lists, or they differ in length.
+        """
+        lists = {example.label for example in examples}
+        repeated = [row for row in lists if len({*row}) < len(row)]
+        if not repeated and lists != {("0", "1"), ("1", "0")}:
+            return examples
+        bits, size = {"0": 0, "1": 1, "false": 0, "true": 1}, len((repeated or [("0", "1")])[0])
+        for example in examples:
+            if len(example.label) != size or not {name.lower() for name in example.label} <= {
+                *bits
+            }:
+                raise UserError(
+                    f"{example.where}: the labels are {example.label}, but others of the file are "
+                    f"lists of {size} numbers 0 or 1, one for each label. Write all of them as "
+                    f"such lists, or as lists of the names of labels."
+                )
+        note(f"the labels are lists of 0 and 1; label 0 is the first of {size}, and so on")
+        return [
+            dataclasses.replace(
+                example,
+                label=tuple(str(i) for i, name in enumerate(example.label) if bits[name.lower()]),
+            )
+            for example in examples
+        ]
 
     @staticmethod
     def prediction_of(output: dict[str, Any]) -> dict[str, Any]:

@@ -166,3 +166,68 @@ def test_long_cells(read):
 )
 def test_the_cases(shared_cases, read, path, task, expected):
     assert labels(read("t.csv", (shared_cases / path).read_bytes(), task)) == expected
+
+
+@pytest.mark.parametrize("cells", ['"[0, 1, 1]",x', '"[0. 1. 1.]",x', '"0,1,1",x', "0|1|1,x"])
+def test_lists_of_0_and_1_in_cells(read, cells):
+    notes, none = [], cells.replace("1", "0")
+    text = f"labels,text\n{cells}\n{none}\n"
+    assert labels(read("t.csv", text, "multilabel", report=notes.append)) == [("1", "2"), ()]
+    assert notes == [
+        "note: t.csv: the labels are lists of 0 and 1; label 0 is the first of 3, and so on"
+    ]
+
+
+def test_lists_of_0_and_1_in_json(read, error_of):
+    def file(*lists):
+        return rows(*({"text": "a b", "labels": labels} for labels in lists))
+
+    for one in (1, 1.0, True, "1"):
+        zero = type(one)(0)
+        text = file([one, one, zero], [zero, one, zero])
+        assert labels(read("t.jsonl", text, "multilabel")) == [("0", "1"), ("1",)]
+    assert labels(read("t.jsonl", file([0, 1], [1, 0]), "multilabel")) == [("1",), ("0",)]
+    assert labels(read("t.jsonl", file([0, 1], [2, 0]), "multilabel")) == [("0", "1"), ("2", "0")]
+    assert labels(read("t.jsonl", file(["a", "b", "a"]), "multilabel")) == [("a", "b")]
+    for other in ([0, 1], [0, 1, 2], ["a"], []):
+        message = error_of("t.jsonl", file([1, 1, 0], other), "multilabel")
+        assert "t.jsonl, line 2: the labels are (" in message
+        assert "lists of 3 numbers 0 or 1, one for each label." in message
+    message = error_of("t.jsonl", file([0.5, 0.5, 0]), "multilabel")
+    assert "line 1: the labels have 0.5 twice; a list with a number for each label must" in message
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ('{"choices": ["Politics", "Sports"]}', ("Politics", "Sports")),
+        ('{"toxic": 1, "insult": 0}', ("toxic",)),
+        ("{'toxic': False, 'insult': True}", ("insult",)),
+        ("(1, 4)", ("1", "4")),
+        ("(1,)", ("1",)),
+        ("{4, 1}", ("1", "4")),
+        ("<java><android>", ("java", "android")),
+        ("<c++>", ("c++",)),
+        ("(other)", ("(other)",)),
+    ],
+)
+def test_other_lists_in_cells(read, error_of, cell, expected):
+    text = rows({"text": "a b", "labels": cell}, {"text": "c", "labels": "x"})
+    assert labels(read("t.jsonl", text, "multilabel"))[0] == expected
+    if cell not in ("<c++>", "(other)"):
+        assert "is a list, as for --task=multilabel" in error_of("t.jsonl", text, "classify")
+
+
+@pytest.mark.parametrize("cell", ["array([1, 4])", "{toxic: 1}", "(a, b)"])
+def test_labels_that_are_no_list(error_of, cell):
+    text = rows({"text": "a b", "labels": cell}, {"text": "c", "labels": "x"})
+    message = error_of("t.jsonl", text, "multilabel")
+    assert "line 1: the labels must be a list such as ['a', 'b']; got" in message
+    assert "is a list, as for --task=multilabel" in error_of("t.jsonl", text, "classify")
+
+
+def test_labels_in_an_object(read, error_of):
+    text = rows({"text": "a b", "labels": {"toxic": 1, "insult": 0}})
+    assert labels(read("t.jsonl", text, "multilabel")) == [("toxic",)]
+    message = error_of("t.jsonl", text.replace("0", "0.2"), "multilabel")
+    assert "the column 'insult' must be 0 or 1; got 0.2" in message
