@@ -68,9 +68,12 @@ _OTHER_LABELS = (
     *("entailment_judgment", "entailment_label", "标签", "类别", "情感", "评分", "answer"),
 )
 _SCORES = ("score", "similarity", "similarity_score", "relatedness_score")
+_STANCES = ("stance", "annotation")
+# Names of labels that other columns have, too: the target of a stance, the score of a post.
+_VAGUE = {"target", "topic", "rating", "answer", *_SCORES}
 _LABELS = {
     "class": (
-        *(("gold_label",), ("label_text", "label_name"), ("label",), ("labels",)),
+        *(("gold_label",), ("label_text", "label_name"), ("label",), ("labels",), _STANCES),
         (*_OTHER_LABELS, *_SCORES),
     ),
     "number": (("label", *_SCORES), ("labels", *_OTHER_LABELS)),
@@ -223,10 +226,28 @@ class _Finder:
                     raise self._undecided("label")
                 self.guessed.append("label")
                 self.label = fitting[0]
-            elif known and (fitting or names is not tiers[-1]):  # "answer" may be a text
+            elif known and (fitting or names not in (_STANCES, tiers[-1])):  # or a text
+                if names is tiers[-1] and self._has_rival(*known):
+                    raise self._undecided("label")
                 self.label = next(iter(known))
             if self.label is not None:
                 return
+
+    def _has_rival(self, label):
+        """Whether other columns may as well be the label as `label`, by its name a vague one."""
+        profile, name = self._profile(label), self.names[label]
+        others = {key: p for key, p in self._free().items() if key != label}
+        if self.roles.label == "list":
+            return not profile.is_list and sum(p.is_binary for p in others.values()) > 1
+        is_sure = name not in _VAGUE or profile.is_binary or self.roles.label == "number"
+        if is_sure or (profile.is_number and name not in _SCORES):
+            return False
+        return any(
+            p.is_label and p.distinct <= 50
+            for key, p in others.items()
+            if not p.is_number or (p.is_binary and not profile.is_number)
+            if not self.names[key].endswith(("id", "idx", "index"))  # "ProductId", too
+        )
 
     def _find_label(self):
         """Finds the label column from its values."""

@@ -179,3 +179,34 @@ def test_chinese_titles_with_digits_are_no_codes(read):
     rows = [(("体育", "财经")[n % 3 == 0], f"第{n}届运动会新闻") for n in range(12)]
     examples = read("t.txt", table(*rows, comma="\t"), "classify", report=lambda line: None)
     assert found(examples) == [(title, label) for label, title in rows]
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "columns"),
+    [
+        ("classify", "topic,sentence,set", (MOODS, FILMS, ["dev", "train"] * 3)),
+        ("classify", "comment,score,flair", (FILMS, STARS, MOODS)),
+        ("multilabel", "text,rating,action,comedy", (FILMS, MOODS, "010101", "001100")),
+        ("classify", "question,answer,correct", (FILMS, ["a b", "c"] * 3, "010011")),
+    ],
+)
+def test_a_vague_name_beside_another_label(error_of, task, names, columns):
+    text = f"{names}\n" + table(*zip(*columns, strict=True)) * 2
+    message = error_of("t.csv", text, task)
+    assert "it is not clear which column is the label" in message
+    assert "Set --label_column" in message
+
+
+@pytest.mark.parametrize(
+    ("names", "columns", "label"),
+    [
+        ("ID,Target,Tweet,Stance", (NUMBERS[:6], ["dev", "train"] * 3, FILMS, MOODS), MOODS),
+        ("topic,sentence,annotation,set", (STARS, FILMS, MOODS, STARS), MOODS),
+        ("id,keyword,text,target", (NUMBERS[:6], ["fire", "flood"] * 3, FILMS, "010011"), "010011"),
+        ("review,rating,brand", (FILMS, STARS, MOODS), STARS),
+        ("post,topic,user_id", (FILMS, MOODS, STARS), MOODS),
+    ],
+)
+def test_a_name_that_is_clear(read, names, columns, label):
+    text = f"{names}\n" + table(*zip(*columns, strict=True))
+    assert found(read("t.csv", text, "classify")) == list(zip(FILMS, label, strict=True))
