@@ -190,6 +190,9 @@ def _separator(lines):
             widths = {len(row) for row in rows[: max(len(rows) - 1, 1)] if row}
             if len(widths) == 1 and widths != {1}:
                 equal.append(separator)
+    decimals = re.compile(r"(?<=\d),(?=\d)")
+    if equal[0:1] == [","] != equal and not any("," in decimals.sub("", line) for line in lines):
+        del equal[0]  # the commas are of numbers such as 4,5
     return equal[0] if equal else ","
 
 

@@ -271,3 +271,15 @@ def test_tags_of_json(read, keys):
     ]
     found = read("t.json", text, "tag", labelled=False, text_column=keys[0].upper())
     assert found[0] == TagExample("t.json, line 1", ("a", "b"))
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_commas_of_numbers_do_not_separate(read, error_of, separator):
+    rows = ["what a lovely film it is;4,5", "a dull film for a dull day;1,0"]
+    text = "\n".join(rows * 4).replace(";", separator) + "\n"
+    found = read("t.csv", text, "classify")
+    assert [(e.text, e.label) for e in found[:2]] == [tuple(row.split(";")) for row in rows]
+    assert "it is not clear which column is the label" in error_of("t.csv", text, "regress")
+    text = f"text{separator}score\n{text}"
+    message = error_of("t.csv", text, "regress")
+    assert "the label must be a number; got '4,5'" in message
