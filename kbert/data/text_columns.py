@@ -21,7 +21,7 @@ from kbert.data.columns import (
     parts,
 )
 from kbert.data.headers import UndecidedError, find_header, normalized
-from kbert.data.records import shown
+from kbert.data.records import BadExample, shown
 from kbert.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ _OTHER_LABELS = (
 _SCORES = ("score", "similarity", "similarity_score", "relatedness_score")
 _STANCES = ("stance", "annotation")
 # Names of labels that other columns have, too: the target of a stance, the score of a post.
+_ANSWERS = {"accept", "reject", "ignore", None}  # of Prodigy
 _VAGUE = {"target", "topic", "rating", "answer", *_SCORES}
 _LABELS = {
     "class": (
@@ -77,7 +78,13 @@ _LABELS = {
         (*_OTHER_LABELS, *_SCORES),
     ),
     "number": (("label", *_SCORES), ("labels", *_OTHER_LABELS)),
-    "list": (("label_names",), ("labels",), ("label",), (*_OTHER_LABELS, "tags", "topics")),
+    "list": (
+        ("label_names",),
+        ("labels",),
+        ("label",),
+        ("accept",),
+        (*_OTHER_LABELS, "tags", "topics"),
+    ),
 }
 _ROLES = {"text": "the text", "text_pair": "the second text", "label": "the label"}
 _ID = re.compile(r"(.*_|)(id|idx|index|uid|guid)|unnamed.*|")
@@ -121,11 +128,28 @@ def find_text_columns(
             "--label_columns requires --task=multilabel and cannot be combined with --label_column."
         )
     check_width(records, roles.texts[0] + labelled)
+    if labelled and records.width is None and config.label_column != "answer":
+        _keep_accepted(records)
     rows = records.sample()
     if records.width is not None and _has_header(records, config, rows):
         records.take_header()
         del rows[0]
     return _Finder(records, config, rows, roles).columns(labelled)
+
+
+def _keep_accepted(records):
+    """Leaves out what an annotator of Prodigy did not accept; the answer is no label."""
+    answers = {row.get("answer") for row in records.sample() if "_input_hash" in row}
+    if not answers or not answers <= _ANSWERS:
+        return
+    records.items = (
+        item
+        for item in records.items
+        if isinstance(item[1], BadExample) or item[1].get("answer") in ("accept", None)
+    )
+    records.names = tuple(name for name in records.names if name != "answer")
+    if answers - {"accept", None}:
+        records.notes.append("examples whose answer is not 'accept' are left out")
 
 
 def _has_header(records, config, rows):

@@ -231,3 +231,23 @@ def test_labels_in_an_object(read, error_of):
     assert labels(read("t.jsonl", text, "multilabel")) == [("toxic",)]
     message = error_of("t.jsonl", text.replace("0", "0.2"), "multilabel")
     assert "the column 'insult' must be 0 or 1; got 0.2" in message
+
+
+def test_answers_of_prodigy(read, error_of):
+    row = {"text": "a b", "_input_hash": 7, "label": "x", "answer": "accept"}
+    answers = ("accept", "reject", "accept", "ignore")
+    text = rows(*(row | {"text": f"{answer} it", "answer": answer} for answer in answers))
+    for task, label in (("classify", "x"), ("multilabel", ("x",))):
+        notes = []
+        examples = read("t.jsonl", text, task, report=notes.append)
+        assert [(e.text, e.label) for e in examples] == [("accept it", label)] * 2
+        assert "note: t.jsonl: examples whose answer is not 'accept' are left out" in notes
+    answered = read("t.jsonl", text, "classify", label_column="answer")
+    assert labels(answered) == list(answers)
+    del row["label"]
+    options = [{"id": "POS", "text": "good"}, {"id": "NEG", "text": "bad"}]
+    row |= {"options": options, "accept": ["POS"]}
+    text = rows(row, row | {"answer": "reject"})
+    assert labels(read("t.jsonl", text, "multilabel")) == [("POS",)]
+    message = error_of("t.jsonl", text, "classify")
+    assert "which column is the label; it has 'text', '_input_hash', 'options', 'accept'" in message
