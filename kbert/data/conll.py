@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 # A line that may be a comment before a sentence; the word "#" has a tag like any other word.
 _COMMENT = re.compile(r"#(\s|$|begin document|end document)")
 _ENTITY_TAG = re.compile(r"[BIESMLU]-[A-Z]+|O")
+_ANY_ENTITY_TAG = re.compile(r"[BIESMLU][-_]\S+|O")
 _LANGUAGE = re.compile(r"([a-z]{2,3}(?:-[a-z]+)*:)[^\t]")  # WikiANN writes en:word
 _RANGE = re.compile(r"\d+[-.]\d+(?!\S)")  # CoNLL-U: 3-4 is a range of words, 5.1 an empty node
 _FIRST_LINES = 10_000  # examined to detect the layout of a file
 _HEADER = {"word", "words", "token", "tokens", "text", "char", "form", "sentence", "id", "index"}
 _HEADER |= {"tag", "tags", "label", "labels", "ner", "ner_tag", "ner_tags", "pos", "chunk", "iob"}
+_HEADER |= {"sentence #", "sentence_id", "sent_id", "sentence id", "sentence_idx", "entity"}
 
 
 def conll(path: str, name: str, config: "ColumnConfig", labelled: bool) -> Records:
@@ -30,7 +32,8 @@ def conll(path: str, name: str, config: "ColumnConfig", labelled: bool) -> Recor
     word is in column 1 and the tag in column 3 (UPOS) if there are 10 columns, otherwise in the
     last; ranges ("3-4") and empty nodes ("5.1") are skipped. Columns are numbered from 0. Comments
     (lines with "# " before a sentence), lines with -DOCSTART- and a language prefix of every word
-    ("en:word") are dropped.
+    ("en:word") are dropped. Without blank lines, a first column that has the same id in all lines
+    of a sentence separates the sentences.
 
     Args:
         path: path of the file. name: its name in messages.
@@ -52,6 +55,8 @@ class _Reader:
         self.path, self.labelled = path, labelled
         self.is_conllu = plain_name(path).endswith(".conllu")
         self.numbered = self.is_conllu  # the first column numbers the words
+        self.has_ids = False  # of sentences, in the first column; no blank lines
+        self.sentence_id = ""
         self.word_column = _number("text_column", config.text_column)
         self.tag_column = _number("label_column", config.label_column)
         self.width = None  # number of columns in the first line
@@ -63,17 +68,19 @@ class _Reader:
     def look_at(self, lines, name):
         """Detects the layout of the file from its first lines."""
         sentences = _sentences(lines)
-        first = sentences[0][0] if sentences else ()
-        if len(first) > 1 and {cell.lower() for cell in first} <= _HEADER:
-            self.header = sentences[0].pop(0)
+        if self._has_header(sentences, lines):
+            self.header = sentences[0][0]
+            sentences = _sentences(_without(lines, self.header))
             self.notes.append(f"the first line is a header: {' '.join(self.header)}")
         rows = [row for sentence in sentences for row in sentence]
         if not rows:
             return
         self.width = len(rows[0])
         self.numbered |= _numbers_words(sentences)
+        is_free = self.width > 2 if self.word_column is None else self.word_column > 0
+        self.has_ids = is_free and self.tag_column != 0 and _has_sentence_ids(sentences)
         if self.word_column is None:
-            self.word_column = int(self.numbered)
+            self.word_column = int(self.numbered or self.has_ids)
             if not self.is_conllu:
                 self._check_first_column(sentences, name)
         self.tags = {self._tag(row) for row in rows if len(row) == self.width}
@@ -82,6 +89,23 @@ class _Reader:
         if len(languages) == 1 and None not in languages and len(words) > 2:
             self.language = languages.pop()
             self.notes.append(f"{self.language!r} in front of each word is dropped")
+
+    def _has_header(self, sentences, lines):
+        """Whether the first row has names of columns, or no tag in a column of entity tags."""
+        first = sentences[0][0] if sentences else []
+        if len(first) < 2:
+            return False
+        if {cell.lower() for cell in first} <= _HEADER:
+            return True
+        rest = [row for rows in _sentences(_without(lines, first)) for row in rows]
+        columns = list(zip(*(row for row in rest if len(row) == len(first)), strict=True))[1:]
+        return any(
+            re.fullmatch(r"[A-Za-z][\w -]+", name)
+            and not _ANY_ENTITY_TAG.fullmatch(name)
+            and set(cells) != {"O"}
+            and all(map(_ANY_ENTITY_TAG.fullmatch, cells))
+            for name, cells in zip(first[1:], columns, strict=False)
+        )
 
     def _check_first_column(self, sentences, name):
         """Raises UserError if the columns must be named.
@@ -92,8 +116,14 @@ class _Reader:
         longer = [{row[0] for row in sentence} for sentence in sentences if len(sentence) > 2]
         is_same = self.width > 2 and bool(longer) and all(len(cells) == 1 for cells in longer)
         is_ambiguous = self.labelled and self.tag_column is None and self.width > 3
-        if is_same or (self.numbered and is_ambiguous):
-            has = "is the same in all lines of a sentence" if is_same else "numbers the words"
+        numbers = [not row[0] or row[0].isdecimal() for rows in sentences for row in rows]
+        if is_same:
+            has = "is the same in all lines of a sentence"
+        elif self.numbered or self.has_ids:
+            has = f"numbers the {'words' if self.numbered else 'sentences'}"
+        else:
+            has = "has numbers" if self.width > 2 and sum(numbers) > 0.9 * len(numbers) else ""
+        if has and (is_ambiguous or not (self.numbered or self.has_ids)):
             raise UserError(
                 f"{name} has {self.width} columns, of which the first {has}; a line is "
                 f"{' '.join(sentences[-1][-1])[:60]!r}. Name the columns of words and tags, "
@@ -103,15 +133,18 @@ class _Reader:
             self.notes.append(
                 "the first column (column 0) contains word numbers; words are read from column 1"
             )
+        if self.has_ids:
+            self.notes.append(
+                "the first column contains sentence numbers; words are read from column 1"
+            )
 
     def sentences(self, lines, name):
         where, words, tags, problem = None, [], [], None
         for number, line in itertools.chain(lines, [(None, "")]):
-            if not line.strip(" \t"):  # other white space may be a word: U+3000 in Chinese files
+            if self._ends_sentence(line):
                 if where:
                     yield where, problem or {"words": words, "tags": tags}
                 where, words, tags, problem = None, [], [], None
-                continue
             if self._is_passed_over(line, not where):
                 continue
             where = where or f"{name}, line {number}"
@@ -123,12 +156,20 @@ class _Reader:
                 if problem is None:
                     where, problem = f"{name}, line {number}", error
 
+    def _ends_sentence(self, line):
+        """Whether the sentence before a line ends."""
+        if _is_between(line):
+            return True
+        before, new = self.sentence_id, _cells(line)[0] if self.has_ids else ""
+        self.sentence_id = new or before
+        return self.sentence_id != before
+
     def _is_passed_over(self, line, begins):
         """Whether a line is not a word. begins: whether a word would begin a sentence."""
         if self.header and _cells(line) == self.header:
             self.header = None  # only once
             return True
-        if line.startswith("-DOCSTART-"):
+        if _is_between(line):
             return True
         if begins and _COMMENT.match(line):
             cells = _cells(line)
@@ -180,13 +221,24 @@ def _has(cells, column):
     return -len(cells) <= column < len(cells)
 
 
+def _is_between(line):
+    """Whether a line separates sentences. White space may be a word: U+3000 in Chinese files."""
+    return not line.strip(" \t") or line.startswith("-DOCSTART-")
+
+
+def _without(lines, row):
+    """The lines without the first one that has the cells of a row."""
+    place = next(place for place, line in enumerate(lines) if _cells(line) == row)
+    return lines[:place] + lines[place + 1 :]
+
+
 def _sentences(lines):
     """The rows of each sentence, without lines that may be comments."""
     sentences, begins = [], True
     for line in lines:
-        is_blank = not line.strip(" \t")
-        if is_blank or line.startswith("-DOCSTART-") or (begins and _COMMENT.match(line)):
-            begins |= is_blank
+        is_between = _is_between(line)
+        if is_between or (begins and _COMMENT.match(line)):
+            begins |= is_between
             continue
         if begins:
             sentences.append([])
@@ -205,6 +257,15 @@ def _numbers_words(sentences):
             return False
         counts += len(words)
     return counts > 2
+
+
+def _has_sentence_ids(sentences):
+    """Whether there are no blank lines, and the first column has an id for each sentence."""
+    if len(sentences) != 1:
+        return False
+    ids = [row[0] for row in sentences[0] if row[0]]
+    runs = len(list(itertools.groupby(ids)))
+    return 1 < runs == len(set(ids)) and 2 * runs <= len(sentences[0])
 
 
 def _number(flag, column):

@@ -122,6 +122,42 @@ def test_headers_of_columns(read):
     assert sentences(read, "t.tsv", "word tags the\nO O O\n") == [("word O", "the O")]
 
 
+IDS = "sentence_id\twords\tlabels\n0\tIn\tO\n0\tOslo\tB-LOC\n1\tIt\tO\n1\trained\tO\n"
+KAGGLE = "Sentence #\tWord\tPOS\tTag\nSentence: 1\tIn\tIN\tO\n\tOslo\tNNP\tB-LOC\n"
+KAGGLE += "Sentence: 2\tIt\tPRP\tO\n\trained\tVBD\tO\n"
+IN_OSLO = [("In Oslo", "O B-LOC"), ("It rained", "O O")]
+
+
+def test_ids_of_sentences(read, error_of):
+    assert sentences(read, "t.tsv", IDS) == IN_OSLO
+    assert sentences(read, "t.tsv", IDS, text_column="1", label_column="2") == IN_OSLO
+    assert sentences(read, "t.tsv", IDS.partition("\n")[2]) == IN_OSLO
+    message = "t.tsv has 4 columns, of which the first numbers the sentences"
+    assert message in error_of("t.tsv", KAGGLE, "tag")
+    assert sentences(read, "t.tsv", KAGGLE, text_column="1", label_column="3") == IN_OSLO
+
+
+def test_numbers_that_run_on(read, error_of):
+    text = "0\tIn\tO\n1\tOslo\tB-LOC\n\n2\tIt\tO\n3\trained\tO\n"
+    message = "t.tsv has 3 columns, of which the first has numbers; a line is '3 rained O'."
+    assert message in error_of("t.tsv", text, "tag")
+    assert sentences(read, "t.tsv", text, text_column="1", label_column="2") == IN_OSLO
+
+
+@pytest.mark.parametrize("header", ["token\tentity\n", "Wort\tNE-COARSE\n"])
+@pytest.mark.parametrize("comment", ["", "# language = fr\n"])
+def test_headers_with_unknown_names(read, header, comment):
+    text = "In\tO\nOslo\tB-LOC\n\nIt\tO\nrained\tO\n"
+    assert sentences(read, "t.tsv", header + comment + text) == IN_OSLO
+    assert sentences(read, "t.tsv", comment + header + text) == IN_OSLO
+
+
+def test_headers_of_several_columns(read):
+    """As in HIPE; column 1 has the entities."""
+    text = "TOKEN\tNE\tMISC\n# language = fr\nIn\tO\t_\nOslo\tB-LOC\t_\n"
+    assert sentences(read, "t.tsv", text, label_column="1") == IN_OSLO[:1]
+
+
 # Schemes
 
 
