@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _COMMENT = re.compile(r"#(\s|$|begin document|end document)")
 _ENTITY_TAG = re.compile(r"[BIESMLU]-[A-Z]+|O")
 _ANY_ENTITY_TAG = re.compile(r"[BIESMLU][-_]\S+|O")
+_JOINED = re.compile("[ \2]+")  # between the words of a sentence, as PaddleNLP joins them
 _LANGUAGE = re.compile(r"([a-z]{2,3}(?:-[a-z]+)*:)[^\t]")  # WikiANN writes en:word
 _RANGE = re.compile(r"\d+[-.]\d+(?!\S)")  # CoNLL-U: 3-4 is a range of words, 5.1 an empty node
 _FIRST_LINES = 10_000  # examined to detect the layout of a file
@@ -79,12 +80,16 @@ class _Reader:
         self.numbered |= _numbers_words(sentences)
         is_free = self.width > 2 if self.word_column is None else self.word_column > 0
         self.has_ids = is_free and self.tag_column != 0 and _has_sentence_ids(sentences)
-        if self.word_column is None:
+        if self.word_column is None and self.tag_column is None and _has_tags_first(rows):
+            self.word_column, self.tag_column = 1, 0
+            self.notes.append("the tags are in column 0, the words in column 1")
+        elif self.word_column is None:
             self.word_column = int(self.numbered or self.has_ids)
             if not self.is_conllu:
                 self._check_first_column(sentences, name)
         self.tags = {self._tag(row) for row in rows if len(row) == self.width}
         words = [row[self.word_column] for row in rows if _has(row, self.word_column)]
+        self._check_words(rows, words, name)
         languages = {match and match[1] for match in map(_LANGUAGE.match, words)}
         if len(languages) == 1 and None not in languages and len(words) > 2:
             self.language = languages.pop()
@@ -136,6 +141,26 @@ class _Reader:
         if self.has_ids:
             self.notes.append(
                 "the first column contains sentence numbers; words are read from column 1"
+            )
+
+    def _check_words(self, rows, words, name):
+        """Raises UserError if a line has a whole sentence, or the words are quoted as in CSV."""
+        pairs = [(word, self._tag(row) or "") for word, row in zip(words, rows, strict=False)]
+        counts = [[len(_JOINED.split(cell.strip())) for cell in pair] for pair in pairs]
+        if any("\2" in word for word in words) or (
+            len(words) == len(rows)
+            and all(words == tags for words, tags in counts)
+            and any(tags > 1 for _, tags in counts)
+        ):
+            raise UserError(
+                f"{name} has a sentence in each line, such as {words[-1][:60]!r}. Write one word "
+                f"with its tag in each line and an empty line between sentences, or JSON lines: "
+                f'{{"words": ["the", "cat"], "tags": ["O", "O"]}}.'
+            )
+        if '""""' in words and '"' not in words:
+            raise UserError(
+                f'{name} has the word """", which is a quote as CSV writes it. Write the words '
+                f"without quotes, such as with quoting=csv.QUOTE_NONE in to_csv of pandas."
             )
 
     def sentences(self, lines, name):
@@ -257,6 +282,17 @@ def _numbers_words(sentences):
             return False
         counts += len(words)
     return counts > 2
+
+
+def _has_tags_first(rows):
+    """Whether the first of two columns has entity tags, as in MIT's files, and the second none."""
+    pairs = [row for row in rows if len(row) == 2]
+    tags, words = zip(*pairs, strict=True) if pairs else ((), ())
+    return (
+        any(tag.startswith("B") for tag in tags)
+        and all(map(_ANY_ENTITY_TAG.fullmatch, tags))
+        and not all(map(_ANY_ENTITY_TAG.fullmatch, words))
+    )
 
 
 def _has_sentence_ids(sentences):

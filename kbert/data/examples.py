@@ -7,6 +7,7 @@
 import dataclasses
 import os
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -182,16 +183,23 @@ def tag_example(
     Words and tags are lists, or strings with spaces between them; a string of words may also have
     a tag for each of its characters.
     """
-    words = validation.part(record, words_key)
+    words = _listed(validation.part(record, words_key), r"\[['\"]")
     if tags_key is None:
         return TagExample(where, _texts(words, words_key, "word"))
-    tags = _texts(validation.part(record, tags_key), tags_key, "tag")
+    tags = _listed(validation.part(record, tags_key), r"\[\s*['\"\d]")
+    tags = _texts(tags, tags_key, "tag")
     if isinstance(words, str) and len(words) == len(tags) != len(words.split()):
         words = list(words)
     words = _texts(words, words_key, "word")
     if len(tags) != len(words):
         raise BadExample(f"{count(len(words), 'word')}, but {count(len(tags), 'tag')}")
     return TagExample(where, words, tags)
+
+
+def _listed(value, begin):
+    """The list that a string has, as Python, JSON or NumPy write it; other values are unchanged."""
+    has_list = isinstance(value, str) and re.match(begin, value)
+    return (validation.list_in_cell(value) if has_list else None) or value
 
 
 def _texts(values, key, what):

@@ -158,6 +158,33 @@ def test_headers_of_several_columns(read):
     assert sentences(read, "t.tsv", text, label_column="1") == IN_OSLO[:1]
 
 
+def test_tags_in_front_of_words(read):
+    """As in the files of MIT."""
+    text = "O\tIn\nB-LOC\tOslo\n\nO\tIt\nO\trained\n"
+    reports = []
+    (example, _) = read("t.bio", text, "tag", report=reports.append)
+    assert (example.words, example.tags) == (("In", "Oslo"), ("O", "B-LOC"))
+    assert reports[0] == "note: t.bio: the tags are in column 0, the words in column 1"
+
+
+def test_documents_end_sentences(read):
+    text = "-DOCSTART- O\nIn O\nOslo B-LOC\n-DOCSTART- O\nIt O\nrained O\n"
+    assert sentences(read, "t.conll", text) == IN_OSLO
+
+
+@pytest.mark.parametrize("space", [" ", "\2"])
+def test_a_sentence_in_each_line(error_of, space):
+    text = "In Oslo\tO B-LOC\nIt rained\tO O\n".replace(" ", space)
+    message = error_of("t.tsv", text, "tag")
+    assert message.startswith("t.tsv has a sentence in each line, such as 'It")
+    assert 'or JSON lines: {"words": ["the", "cat"], "tags": ["O", "O"]}.' in message
+
+
+def test_quotes_of_csv(error_of):
+    message = error_of("t.tsv", '""""\tO\nOslo\tB-LOC\n', "tag")
+    assert 't.tsv has the word """", which is a quote as CSV writes it.' in message
+
+
 # Schemes
 
 
@@ -260,6 +287,21 @@ def test_strings_of_words(read, error_of):
     ]
     text = rows({"text": "the cat", "labels": "O B-X O"})
     assert "line 1: 2 words, but 3 tags" in error_of("t.jsonl", text, "tag")
+
+
+@pytest.mark.parametrize(
+    ("words", "tags", "expected"),
+    [
+        ("['EU', \"it's\"]", "['B-ORG', 'O']", ("EU it's", "B-ORG O")),
+        ('["EU", "left"]', "[3, 0]", ("EU left", "3 0")),
+        ("['EU' 'left']", "[3 0]", ("EU left", "3 0")),
+        ("[ EU ]", "O B-ORG O", ("[ EU ]", "O B-ORG O")),
+        ("[ 3 ]", ["O", "O", "O"], ("[ 3 ]", "O O O")),
+    ],
+)
+def test_strings_of_lists(read, words, tags, expected):
+    text = rows({"tokens": words, "ner_tags": tags})
+    assert sentences(read, "t.jsonl", text) == [expected]
 
 
 def test_numbers_of_another_scheme(read):
