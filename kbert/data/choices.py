@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from kbert.data import validation
-from kbert.data.columns import ColumnAliases, Columns, find_columns, has_header
+from kbert.data.columns import ColumnAliases, Columns, find_columns, has_header, listed
 from kbert.data.examples import ChoiceExample
 from kbert.data.records import BadExample, Records, shown
 from kbert.errors import UserError
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from kbert.settings.tasks import ColumnConfig
 
 # Names in lower case, in the order in which they are tried.
-_CONTEXTS = ("article", "context", "passage", "sent1", "ctx", "premise")
-_TEXTS = ("text", "question", "prompt", "sentence", "goal", "question_stem", "stem", "query")
-_STEMS = ("question", "sent2")  # in front of each choice, if there is a context
+_TEXTS = ("article", "context", "passage", "sent1", "ctx", "premise", "story", "paragraph")
+_TEXTS += ("dialogue", "dialog", "document", "background", "support", "text", "prompt")
+_TEXTS += ("sentence", "goal")
+# The text; beside one of _TEXTS in front of each choice.
+_QUESTIONS = ("question", "sent2", "question_stem", "stem", "query")
 _LABELS = ("label", "labels", "answer", "answerkey", "answer_key", "answers", "correct")
 _LABELS += ("correct_answer", "correct answer", "correct_option", "correct_choice", "cop", "gold")
 _LABELS += ("gold_label", "answer_index", "answer_idx", "correct_index", "key", "target")
@@ -58,13 +60,17 @@ def choice_records(
 
     def is_header(row):
         names = [cell.strip().lower() for cell in row]
-        has_choices = len(_choices(names)) > 1 and not {*_CONTEXTS, *_TEXTS}.isdisjoint(names)
+        has_choices = len(_choices(names)) > 1 and not {*_TEXTS, *_QUESTIONS}.isdisjoint(names)
         return has_header(row, config) or (config.header == "auto" and has_choices)
 
     records = _flat(open_file(is_header))
     stems = () if config.text_column else _stems(records)
-    aliases = ColumnAliases((*_CONTEXTS, *_TEXTS), stems, choices=("choice", "ending"))
+    aliases = ColumnAliases((*_TEXTS, *_QUESTIONS), stems, choices=("choice", "ending"))
     columns = find_columns(records, _with_names(config, records, labelled), labelled, aliases)
+    if unread := _unread(records, columns):
+        records.notes.append(
+            f"not read: {listed(unread)}; --text_column and --text_pair_column name what is read"
+        )
     keys = columns.choices if records.names else ()
     names = [records.names[key] if isinstance(key, int) else key for key in keys]
     maker = ChoiceMaker(columns, names)
@@ -115,9 +121,27 @@ def _choices(names):
 
 
 def _stems(records):
-    """Names of the column in front of each choice; none without a context."""
+    """Names of the column in front of each choice; none if the question is the text."""
     names = {name.lower() for name in records.names or ()}
-    return _STEMS if names & set(_CONTEXTS) else ()
+    return _QUESTIONS if names & set(_TEXTS) else ()
+
+
+def _unread(records, columns):
+    """Names of the columns of prose that are not read."""
+    sample = records.sample(100)
+    used = {columns.text, columns.text_pair, columns.label, *columns.choices}
+    keys = [name if records.width is None else i for i, name in enumerate(records.names or ())]
+    unread = []
+    for key in keys:
+        values = [validation.part(row, key) for row in sample if _has(row, key)]
+        words = [len(value.split()) for value in values if isinstance(value, str)]
+        if key not in used and sum(words) >= 4 * len(sample) > 0:
+            unread.append(records.names[key] if isinstance(key, int) else key)
+    return unread
+
+
+def _has(row, key):
+    return key in row if isinstance(row, dict) else key < len(row)
 
 
 def _flat(records):
@@ -212,7 +236,10 @@ class ChoiceMaker:
         """Returns the ChoiceExample of a record."""
         columns = self.columns
         validation.check_width(record, columns)
-        text = validation.text(validation.part(record, columns.text), "the text")
+        text = validation.part(record, columns.text)
+        if isinstance(text, list) and all(isinstance(line, str) for line in text):
+            text = " ".join(text)  # the turns of a dialogue
+        text = validation.text(text, "the text")
         choices, names = self._choices(record)
         for number, choice in enumerate(choices):
             validation.text(choice, f"choice {number} (from 0)")

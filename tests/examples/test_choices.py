@@ -147,6 +147,20 @@ HF = {"text": list(FIRST), "label": list("ABCD")}
             FIRST,
         ),
         ({"context": "T.", "question": "Q?", "answers": list(FIRST), "label": "C"}, "T.", None),
+        (
+            {"context": "T.", "query": "Q?", "options": list(FIRST), "label": 2},
+            "T.",
+            None,
+        ),  # LogiQA
+        ({"text": "T.", "question": "Q?", "choices": list(FIRST), "label": 2}, "T.", None),
+        ({"passage": "T.", "stem": "Q?", "options": list(FIRST), "answer": 2}, "T.", None),
+        ({"story": "T.", "question": "Q?", "choices": list(FIRST), "answer": 2}, "T.", None),
+        ({"paragraph": "T.", "question": "Q?", "choices": list(FIRST), "answer": 2}, "T.", None),
+        (  # DREAM
+            {"dialogue": ["W: T.", "M: U."], "question": "Q?", "choice": FIRST, "answer": "hat"},
+            "W: T. M: U.",
+            None,
+        ),
         ({"question": "Q?", "subject": "s", "choices": list(FIRST), "answer": "C"}, "Q?", FIRST),
     ],
 )
@@ -221,3 +235,17 @@ def test_a_column_in_front_of_each_choice(read):
     text = json.dumps({"text": "T.", "stem": "She", "choices": ["ran", "sat"], "label": "B"})
     (example,) = read("t.jsonl", text, "choice", text_pair_column="stem")
     assert (example.text, example.choices, example.label) == ("T.", ("She ran", "She sat"), 1)
+
+
+def test_columns_that_are_not_read(read):
+    record = {"question": "Q?", "fact": "Bikes have two thin wheels.", "topic": "things"}
+    reports = []
+    text = rows(record | {"choices": ["bike", "car"], "answer": "A"})
+    read("t.jsonl", text, "choice", report=reports.append)
+    assert reports[0] == (
+        "note: t.jsonl: not read: 'fact'; --text_column and --text_pair_column name what is read"
+    )
+    text = "question,fact,A,B,answer\nQ?,Bikes have two thin wheels.,bike,car,A\n"
+    reports.clear()
+    read("t.csv", text, "choice", report=reports.append)
+    assert reports[0].startswith("note: t.csv: not read: 'fact'; ")
