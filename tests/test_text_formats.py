@@ -223,6 +223,12 @@ def test_other_ends_of_documents(tmp_path, mark):
         assert documents_of([path], piece_bytes) == [["a <|endoftext|> b", "c"], ["d"]]
 
 
+def test_empty_lines_between_paragraphs_of_marked_documents(tmp_path):
+    path = write(tmp_path / "x.txt", "a\n\nb\n<|endoftext|>\n\nc\n\u3000\nd\n<|endoftext|>\n")
+    for piece_bytes in (3, 7, 11, 1 << 20):
+        assert documents_of([path], piece_bytes) == [["a", "b"], ["c", "d"]]
+
+
 def test_a_long_first_line(tmp_path):
     """The format is known although the first object is longer than what is looked at."""
     rows = [{"text": "a b " * 50_000}, {"text": "c"}]

@@ -118,8 +118,8 @@ def read_rows(path: str, column: str | None = None) -> Iterator[Row | None]:
     """Yields the rows of a file as dicts; None for a row with a string that is not UTF-8.
 
     The numbers of a ClassLabel of `datasets` become its names, binary values become str if they are
-    UTF-8. The memory is bounded by a batch of
-    rows of an Arrow file, or 1,024 rows and the buffers of a Parquet file.
+    UTF-8. The memory is bounded by a batch of rows of an Arrow file, or 1,024 rows and the buffers
+    of a Parquet file.
 
     Args:
         path: path of the file. column: the only column to read.

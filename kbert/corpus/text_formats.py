@@ -4,6 +4,7 @@ The first lines of a file determine its format; any later line in another format
 The readers yield lines (bytes, without line end), and b"" at the end of each document.
 """
 
+import functools
 import json
 import os
 import re
@@ -34,8 +35,8 @@ _MARKUP = {  # first characters of a text in lower case
     rb"{\rtf": ("RTF", ""),
     b"webvtt": ("subtitles", ""),
 }
-# A line that ends a document as an empty one does: blanks that are not ASCII, or GPT-2's mark.
-_BREAK = re.compile(rb"(?:\xc2\xa0|\xe3\x80\x80|\s)+|<\|endoftext\|>")
+_BLANK = re.compile(rb"(?:\xc2\xa0|\xe3\x80\x80|\s)*")  # also blanks that are not ASCII
+_MARK = b"<|endoftext|>"  # GPT-2's; a line that ends a document
 
 
 class BadRecord(Exception):
@@ -43,11 +44,12 @@ class BadRecord(Exception):
 
 
 def detect_format(path: str | os.PathLike[str]) -> str:
-    """Returns the format of a file: "text", "json" (an object per line), "wiki" or "arrow".
+    """Returns the format of a file: "text", "marked", "json" (by line), "wiki" or "arrow".
 
     A file is JSON lines if it is named .json, .jsonl or .ndjson, if its first lines are JSON
-    objects, or if its first line is an object with a document. "wiki" is the output of
-    WikiExtractor, "arrow" is a Parquet or an Arrow file.
+    objects, or if its first line is an object with a document. "marked" is text with
+    lines `<|endoftext|>`, "wiki" is the output of WikiExtractor, "arrow" is a Parquet or an Arrow
+    file.
 
     Raises:
         UserError: the file cannot be read, is not UTF-8, is a table, or is JSON that is not one
@@ -77,7 +79,9 @@ def detect_format(path: str | os.PathLike[str]) -> str:
     check_prose(lines, path)
     objects = [_object(line) for line in lines[:FIRST_LINES]]
     is_json = bool(objects) and (None not in objects or _has_document(objects[0]))
-    return "json" if is_json else "text"
+    if is_json:
+        return "json"
+    return "marked" if _MARK in lines else "text"
 
 
 def _check_by_line(lines, path):
@@ -104,18 +108,22 @@ def _check_by_line(lines, path):
 
 
 def read_text(
-    file: BinaryIO, piece: "TextPiece", bad: Callable[[int, object], None]
+    file: BinaryIO, piece: "TextPiece", bad: Callable[[int, object], None], marked: bool = False
 ) -> Iterator[bytes]:
-    """Yields the lines of a plain text: a document ends at an empty line.
+    """Yields the lines of a plain text: a document ends at an empty line or `<|endoftext|>`.
 
     Args:
         file: the open file. piece: the part to read.
         bad: called with the line number in the piece and the reason when a line is skipped
             because it is a JSON document or a WikiExtractor tag.
+        marked: only `<|endoftext|>` ends a document; empty lines are between paragraphs.
     """
     skipping = piece.begin > 0  # the current document belongs to the previous piece
     for start, number, line in _stripped_lines(file, piece.begin):
-        line = b"" if _BREAK.fullmatch(line) else line
+        if _BLANK.fullmatch(line) or line == _MARK:
+            if marked and line != _MARK:
+                continue
+            line = b""
         if not line and start >= _end(piece):  # the next document belongs to the next piece
             break
         if skipping:
@@ -173,7 +181,12 @@ def read_json(
         yield from document_lines(text)
 
 
-READERS = {"text": read_text, "wiki": read_wiki, "json": read_json}
+READERS = {
+    "text": read_text,
+    "marked": functools.partial(read_text, marked=True),
+    "wiki": read_wiki,
+    "json": read_json,
+}
 
 
 def read_arrow(path: str, bad: Callable[[int, object], None]) -> Iterator[bytes]:
