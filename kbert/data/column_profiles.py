@@ -159,6 +159,13 @@ class Profile:
         """Whether the values are 0 and 1, none blank."""
         return self._all_in("0", "1", "0.0", "1.0")
 
+    @property
+    def is_nearly_binary(self) -> bool:
+        """Whether the values are 0 and 1, but for blanks, -1 and one of ten of the others."""
+        bits = sum(self.counts[value] for value in ("0", "1", "0.0", "1.0"))
+        others = len(self.texts) - self.counts["-1"] - self.counts["-1.0"] - bits
+        return self.is_number and bits > 9 * others
+
     @functools.cached_property
     def is_boolean(self) -> bool:
         """Whether the values are true and false, none blank."""

@@ -280,7 +280,8 @@ class _Finder:
         if has_names:
             free = {key: p for key, p in free.items() if not _ID.fullmatch(self.names[key])}
         if self.roles.label == "list" and has_names:
-            for values in ("is_binary", "is_boolean"):
+            # A column that is nearly of 0 and 1 is one, so that its other values are reported.
+            for values in ("is_nearly_binary", "is_boolean"):
                 self.labels = [key for key, p in free.items() if getattr(p, values)]
                 if len(self.labels) > 1:
                     self.guessed.append("labels")

@@ -251,3 +251,11 @@ def test_answers_of_prodigy(read, error_of):
     assert labels(read("t.jsonl", text, "multilabel")) == [("POS",)]
     message = error_of("t.jsonl", text, "classify")
     assert "which column is the label; it has 'text', '_input_hash', 'options', 'accept'" in message
+
+
+@pytest.mark.parametrize("value", ["", "-1", "2"])
+def test_columns_of_nearly_0_and_1(error_of, value):
+    text = TOXIC + TOXIC.partition("\n")[2] * 4
+    message = error_of("t.csv", text.replace("1,0,1", f"1,{value},1", 1), "multilabel")
+    expected = f"t.csv, line 4: the column 'severe_toxic' must be 0 or 1; got {value!r}."
+    assert message.startswith(expected)
