@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -163,6 +164,11 @@ def answers_of(record: "Record") -> tuple[tuple[Answer, ...], bool]:
 
 
 def _answer_list(answers, start):
+    if isinstance(answers, str) and re.fullmatch(r"""(?s)[\[{]\s*['"{].*[\]}]""", answers):
+        raise BadExample(
+            f'"answers" must be a text, or a list or object of JSON, not a string of one; got '
+            f"{shown(answers)}"
+        )
     if isinstance(answers, str):
         answers = {"text": answers, "answer_start": start}
     if isinstance(answers, dict):
@@ -183,7 +189,7 @@ def _answer(answer):
     parts = {"text": answer} if isinstance(answer, str) else answer
     text = parts.get("text") if isinstance(parts, dict) else None
     start = parts.get("answer_start") if isinstance(parts, dict) else None
-    if isinstance(start, str) and start.strip().lstrip("-").isdecimal() and len(start) < 12:
+    if isinstance(start, str) and re.fullmatch(r"\s*-?\d{1,11}\s*", start):
         start = int(start)
     if isinstance(start, float) and start.is_integer():
         start = int(start)

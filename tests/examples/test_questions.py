@@ -224,3 +224,22 @@ def test_the_public_reader_locates_answers(tmp_path):
     path.write_text(rows({"question": "a ?", "context": CONTEXT, "answers": [answer]}))
     with pytest.raises(UserError, match="'cat' is not at character 9 of the context; it occurs"):
         kbert.read_examples(path, "qa")
+
+
+@pytest.mark.parametrize(
+    "answers",
+    ["{'text': ['cat'], 'answer_start': [4]}", "['cat']", '[{"text": "cat", "answer_start": 4}]'],
+)
+def test_strings_of_answers(error_of, answers):
+    text = rows({"id": 1, "question": "a ?", "context": CONTEXT, "answers": answers})
+    problem = '"answers" must be a text, or a list or object of JSON, not a string of one; got '
+    assert problem in error_of("s.jsonl", text, "qa")
+
+
+def test_starts_that_are_no_numbers(read, error_of):
+    answer = {"text": "cat", "answer_start": " 4"}
+    record = {"question": "a ?", "context": CONTEXT, "answers": [answer]}
+    assert read("s.jsonl", rows(record), "qa")[0].answers == (Answer("cat", 4),)
+    answer["answer_start"] = "--5"
+    problem = 'an answer must have "text", a string, and "answer_start", a whole number; got '
+    assert problem in error_of("s.jsonl", rows(record), "qa")
