@@ -164,7 +164,7 @@ def table(path: str, name: str, has_header: Callable[[list[str]], bool]) -> Reco
         separator = _separator(begin)
         if separator != ",":
             notes.append(f"the columns are separated by {separator!r}")
-        rows = _csv_rows(path, separator)
+        rows = _csv_rows(path, separator, _has_spaces(begin, separator))
     elif _has_csv_quotes(begin):
         notes.append("the cells are quoted as in CSV")
         rows = _csv_rows(path, "\t")
@@ -210,11 +210,23 @@ def _has_csv_quotes(lines):
     return are_quoted and same_width and (any('""' in cell for cell in cells) or is_column)
 
 
-def _csv_rows(path, separator):
+def _has_spaces(lines, separator):
+    """Whether spaces precede quoted cells: "a", "b"."""
+    is_spaced = f'{separator} "'
+    if not any(is_spaced in line for line in lines):
+        return False
+    lines, rows = [f"{line}\n" for line in lines], []
+    with contextlib.suppress(csv.Error):
+        rows = list(csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True))
+    cells = itertools.chain.from_iterable(csv.reader(lines, delimiter=separator))
+    return len({len(row) for row in rows if row}) == 1 and any(c[:2] == ' "' for c in cells)
+
+
+def _csv_rows(path, separator, has_spaces=False):
     csv.field_size_limit(2**31 - 1)  # limit of a cell; the default is 131,072 characters
     lines = (f"{line}\n" for _, line in read_lines(path))
     reader = csv.reader(
-        lines, delimiter=separator, strict=True
+        lines, delimiter=separator, strict=True, skipinitialspace=has_spaces
     )  # otherwise an unclosed quote would span the rest of the file
     while True:
         number = reader.line_num + 1

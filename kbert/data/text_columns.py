@@ -166,6 +166,11 @@ def _has_header(records, config, rows):
     return signs is not None
 
 
+def _is_short_text(profile):
+    is_text = profile.is_text and not profile.has_few and profile.blanks <= len(profile.texts)
+    return is_text and profile.words >= 2
+
+
 class _Finder:
     """Finds the columns of records; `rows` is a sample of the records."""
 
@@ -232,6 +237,9 @@ class _Finder:
         keys = guess_texts(self._free(), least, most)
         if keys is None:
             raise self._undecided("text" if self.text is None else "text_pair")
+        others = [p for key, p in self._free().items() if key not in keys]
+        if self.roles.texts == (1, 2) and len(keys) < most and any(map(_is_short_text, others)):
+            raise self._undecided("text")  # it may be the second of two
         for key in keys:
             role = "text" if self.text is None else "text_pair"
             setattr(self, role, key)

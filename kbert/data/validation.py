@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _TAGS = re.compile(r"(<[^<>]+>)+")  # of Stack Overflow: <java><android>
 _CONTAINER = re.compile(r"(?s)\{.*|array\(.*|\(.*,.*\)")
 _BITS = {"0", "1", "true", "false"}
+_BYTES = re.compile(r"""(?s)b'.*'|b".*\"""")
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 
 
@@ -34,6 +35,8 @@ def text(value: object, what: str) -> str:
         raise BadExample(f"{what} must be a string; got {shown(value)}")
     if not value.strip():
         raise BadExample(f"{what} is empty")
+    if _BYTES.fullmatch(value):
+        raise BadExample(f"{what} is bytes that were written by str() in Python: {shown(value)}")
     if not is_utf8(value):  # JSON may contain surrogates: "\\ud800"
         raise BadExample(f"{what} has an unpaired surrogate, which is not a character")
     return value

@@ -283,3 +283,19 @@ def test_commas_of_numbers_do_not_separate(read, error_of, separator):
     text = f"text{separator}score\n{text}"
     message = error_of("t.csv", text, "regress")
     assert "the label must be a number; got '4,5'" in message
+
+
+def test_spaces_before_quotes(read):
+    text = 'text, label\n"a, ""b""", "pos"\n"c", "neg"\n'
+    found = read("t.csv", text, "classify")
+    assert [(e.text, e.label) for e in found] == [('a, "b"', "pos"), ("c", "neg")]
+    found = read("t.csv", 'label,text\n1,a "b"\n0,"a, ""b"""\n', "classify")
+    assert [(e.text, e.label) for e in found] == [('a "b"', "1"), ('a, "b"', "0")]
+    found = read("t.csv", 'label,text\n1, "b" is a letter\n', "classify")
+    assert [(e.text, e.label) for e in found] == [(' "b" is a letter', "1")]
+
+
+def test_bytes_as_text(error_of):
+    for cell in ("b'great'", 'b""it\'s""'):
+        message = error_of("t.csv", f'text,label\n"{cell}",1\n', "classify")
+        assert "line 2: the text is bytes that were written by str() in Python: " in message

@@ -210,3 +210,17 @@ def test_a_vague_name_beside_another_label(error_of, task, names, columns):
 def test_a_name_that_is_clear(read, names, columns, label):
     text = f"{names}\n" + table(*zip(*columns, strict=True))
     assert found(read("t.csv", text, "classify")) == list(zip(FILMS, label, strict=True))
+
+
+def test_a_second_text_that_is_short(read, error_of):
+    words = ["rain shower head", "deck over", "tub faucet", "garden hose", "deck", "wood screws"]
+    columns = (NUMBERS[:6], FILMS, words, ["2.5", "3", "1", "2.25", "3", "1.5"])
+    text = "id,product,search_term,relevance\n" + table(*zip(*columns, strict=True))
+    message = error_of("t.csv", text, "regress")
+    assert "it is not clear which column is the text;" in message
+    assert "Set --text_column and --text_pair_column." in message
+    flags = {"text_column": "product", "text_pair_column": "search_term"}
+    assert read("t.csv", text, "regress", **flags)[0].text_pair == words[0]
+    columns = (FILMS, ["web", "shop"] * 3, columns[-1])
+    text = "product,place,relevance\n" + table(*zip(*columns, strict=True))
+    assert read("t.csv", text, "regress")[0].text_pair is None

@@ -259,3 +259,11 @@ def test_columns_of_nearly_0_and_1(error_of, value):
     message = error_of("t.csv", text.replace("1,0,1", f"1,{value},1", 1), "multilabel")
     expected = f"t.csv, line 4: the column 'severe_toxic' must be 0 or 1; got {value!r}."
     assert message.startswith(expected)
+
+
+def test_numbers_of_inference(read):
+    text = rows(*({"premise": "a b", "hypothesis": "c", "label": n} for n in (-1, 0, 2, 1)))
+    notes = []
+    assert labels(read("t.jsonl", text, "pair", report=notes.append)) == ["0", "2", "1"]
+    assert notes == ["note: t.jsonl: 1 of 4 examples have no gold label, '-1'; skipped"]
+    assert labels(read("t.jsonl", text.replace("2", "0"), "pair")) == ["-1", "0", "0", "1"]
