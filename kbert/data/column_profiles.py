@@ -66,6 +66,11 @@ class Profile:
     def _numbers(self) -> list[float]:
         return [float(text) for text in self.texts if is_numeric(text)]
 
+    @property
+    def has_decimal_commas(self) -> bool:
+        """Whether the values are numbers such as "4,5"."""
+        return bool(self.texts) and all(re.fullmatch(r"[-+]?\d+,\d+", t) for t in self.counts)
+
     @functools.cached_property
     def has_fractions(self) -> bool:
         """Whether the values are numbers that are not all whole."""

@@ -161,7 +161,7 @@ def table(path: str, name: str, has_header: Callable[[list[str]], bool]) -> Reco
     """
     notes, begin = [], [line for _, line in itertools.islice(read_lines(path), 1000)]
     if plain_name(path).endswith(".csv"):
-        separator = _separator(begin)
+        separator = _separator(begin, path)
         if separator != ",":
             notes.append(f"the columns are separated by {separator!r}")
         rows = _csv_rows(path, separator, _has_spaces(begin, separator))
@@ -181,7 +181,7 @@ def table(path: str, name: str, has_header: Callable[[list[str]], bool]) -> Reco
     return Records(name, items, names, width=len(first), notes=notes)
 
 
-def _separator(lines):
+def _separator(lines, path):
     """The column separator: a comma, unless only another character gives rows of equal width."""
     equal = []
     for separator in ",;\t":
@@ -193,6 +193,11 @@ def _separator(lines):
     decimals = re.compile(r"(?<=\d),(?=\d)")
     if equal[0:1] == [","] != equal and not any("," in decimals.sub("", line) for line in lines):
         del equal[0]  # the commas are of numbers such as 4,5
+    if len(equal) > 1 and len(lines) > 2:
+        raise UserError(
+            f"{path}: it is not clear which of {', '.join(map(repr, equal))} separates the "
+            f"columns. Quote cells that contain another one, or save the table with tabs as .tsv."
+        )
     return equal[0] if equal else ","
 
 

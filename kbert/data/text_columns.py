@@ -167,8 +167,7 @@ def _has_header(records, config, rows):
 
 
 def _is_short_text(profile):
-    is_text = profile.is_text and not profile.has_few and profile.blanks <= len(profile.texts)
-    return is_text and profile.words >= 2
+    return profile.is_text and profile.words >= 2 and profile.blanks <= len(profile.texts)
 
 
 class _Finder:
@@ -299,7 +298,9 @@ class _Finder:
         if is_cola and free[1].is_binary and free[2].counts.keys() <= {"*"}:
             self.label = 1
         else:
-            self.label = guess_label(free, self.roles.label)
+            has_commas = any(p.has_decimal_commas for p in free.values())
+            is_clear = self.roles.label != "number" or not has_commas
+            self.label = guess_label(free, self.roles.label) if is_clear else None
         if self.label is None:
             raise self._undecided("label")
         self.guessed.append("label")

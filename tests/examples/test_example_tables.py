@@ -299,3 +299,21 @@ def test_bytes_as_text(error_of):
     for cell in ("b'great'", 'b""it\'s""'):
         message = error_of("t.csv", f'text,label\n"{cell}",1\n', "classify")
         assert "line 2: the text is bytes that were written by str() in Python: " in message
+
+
+def test_commas_and_tabs_that_give_the_same_columns(read, error_of):
+    text = "Lima, a dull film\tneg\nRome, a fine film\tpos\n" * 2
+    message = error_of("t.csv", text, "classify")
+    assert (
+        "t.csv: it is not clear which of ',', '\\t' separates the columns. Quote cells" in message
+    )
+    assert read("t.tsv", text, "classify")[0].text == "Lima, a dull film"
+
+
+def test_a_column_of_decimal_commas(error_of):
+    rows = ["2021;a very good film;4,0", "2019;a dull film, at that;2,5"]
+    text = "jahr;satz;bewertung\n" + "\n".join(rows * 4)
+    message = error_of("t.csv", text, "regress", header="yes")
+    assert "it is not clear which column is the label; it has 'jahr', 'satz'" in message
+    message = error_of("t.csv", text, "regress", label_column="bewertung")
+    assert "the label must be a number; got '4,0'" in message
