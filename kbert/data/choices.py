@@ -25,7 +25,7 @@ _TEXTS = ("article", "context", "passage", "sent1", "ctx", "premise", "story", "
 _TEXTS += ("dialogue", "dialog", "document", "background", "support", "text", "prompt")
 _TEXTS += ("sentence", "goal")
 # The text; beside one of _TEXTS in front of each choice.
-_QUESTIONS = ("question", "sent2", "question_stem", "stem", "query")
+_QUESTIONS = ("question", "sent2", "question_stem", "stem", "query", "asks_for", "asks-for")
 _LABELS = ("label", "labels", "answer", "answerkey", "answer_key", "answers", "correct")
 _LABELS += ("correct_answer", "correct answer", "correct_option", "correct_choice", "cop", "gold")
 _LABELS += ("gold_label", "answer_index", "answer_idx", "correct_index", "key", "target")

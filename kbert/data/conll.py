@@ -88,6 +88,8 @@ class _Reader:
             if not self.is_conllu:
                 self._check_first_column(sentences, name)
         self.tags = {self._tag(row) for row in rows if len(row) == self.width}
+        if self.labelled and self.tag_column is None and not self.is_conllu:
+            self._check_tags(rows, name)
         words = [row[self.word_column] for row in rows if _has(row, self.word_column)]
         self._check_words(rows, words, name)
         languages = {match and match[1] for match in map(_LANGUAGE.match, words)}
@@ -107,8 +109,7 @@ class _Reader:
         return any(
             re.fullmatch(r"[A-Za-z][\w -]+", name)
             and not _ANY_ENTITY_TAG.fullmatch(name)
-            and set(cells) != {"O"}
-            and all(map(_ANY_ENTITY_TAG.fullmatch, cells))
+            and _are_entity_tags(cells)
             for name, cells in zip(first[1:], columns, strict=False)
         )
 
@@ -141,6 +142,17 @@ class _Reader:
         if self.has_ids:
             self.notes.append(
                 "the first column contains sentence numbers; words are read from column 1"
+            )
+
+    def _check_tags(self, rows, name):
+        """Raises UserError if the last column has one value, and another one entity tags."""
+        columns = zip(*(row for row in rows if len(row) == self.width), strict=True)
+        places = [i for i, cells in enumerate(columns) if i and _are_entity_tags(cells)]
+        if places and len(self.tags) == 1 and not _are_entity_tags([*self.tags, "B-X"]):
+            raise UserError(
+                f"{name} has {self.width} columns, of which the last is {min(self.tags)!r} in all "
+                f"lines; entity tags are in {', '.join(map(str, places))}, counted from 0. Name "
+                f"the one to read, such as --label_column={places[0]}."
             )
 
     def _check_words(self, rows, words, name):
@@ -293,6 +305,10 @@ def _has_tags_first(rows):
         and all(map(_ANY_ENTITY_TAG.fullmatch, tags))
         and not all(map(_ANY_ENTITY_TAG.fullmatch, words))
     )
+
+
+def _are_entity_tags(cells):
+    return set(cells) != {"O"} and all(map(_ANY_ENTITY_TAG.fullmatch, cells))
 
 
 def _has_sentence_ids(sentences):

@@ -164,7 +164,7 @@ def answers_of(record: "Record") -> tuple[tuple[Answer, ...], bool]:
 
 
 def _answer_list(answers, start):
-    if isinstance(answers, str) and re.fullmatch(r"""(?s)[\[{]\s*['"{].*[\]}]""", answers):
+    if isinstance(answers, str) and re.fullmatch(r"""(?s)[\[{]\s*(['"{].*)?[\]}]""", answers):
         raise BadExample(
             f'"answers" must be a text, or a list or object of JSON, not a string of one; got '
             f"{shown(answers)}"

@@ -249,3 +249,9 @@ def test_columns_that_are_not_read(read):
     reports.clear()
     read("t.csv", text, "choice", report=reports.append)
     assert reports[0].startswith("note: t.csv: not read: 'fact'; ")
+
+
+def test_what_copa_asks_for(read):
+    text = "premise,asks_for,choice1,choice2,label\nIt rained.,cause,bike,car,1\n"
+    (example,) = read("t.csv", text, "choice", first_choice="0")
+    assert (example.text, example.choices) == ("It rained.", ("cause bike", "cause car"))

@@ -228,7 +228,12 @@ def test_the_public_reader_locates_answers(tmp_path):
 
 @pytest.mark.parametrize(
     "answers",
-    ["{'text': ['cat'], 'answer_start': [4]}", "['cat']", '[{"text": "cat", "answer_start": 4}]'],
+    [
+        "{'text': ['cat'], 'answer_start': [4]}",
+        "['cat']",
+        "[]",
+        '[{"text": "cat", "answer_start": 4}]',
+    ],
 )
 def test_strings_of_answers(error_of, answers):
     text = rows({"id": 1, "question": "a ?", "context": CONTEXT, "answers": answers})

@@ -152,10 +152,14 @@ def test_headers_with_unknown_names(read, header, comment):
     assert sentences(read, "t.tsv", comment + header + text) == IN_OSLO
 
 
-def test_headers_of_several_columns(read):
+def test_headers_of_several_columns(read, error_of):
     """As in HIPE; column 1 has the entities."""
     text = "TOKEN\tNE\tMISC\n# language = fr\nIn\tO\t_\nOslo\tB-LOC\t_\n"
     assert sentences(read, "t.tsv", text, label_column="1") == IN_OSLO[:1]
+    assert error_of("t.tsv", text, "tag") == (
+        "t.tsv has 3 columns, of which the last is '_' in all lines; entity tags are in 1, counted "
+        "from 0. Name the one to read, such as --label_column=1."
+    )
 
 
 def test_tags_in_front_of_words(read):
