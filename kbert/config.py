@@ -376,7 +376,7 @@ class BertConfig:
         """Returns a preset, or reads a `.yaml` or `.json` file, for a given vocabulary size.
 
         A preset, or a file without `vocab_size`, gets `vocab_size`. A larger value in a file is
-        kept (a padded embedding table).
+        kept: its embedding table is padded.
 
         Args:
             name_or_path: name of a preset, or path of a file.

@@ -357,7 +357,7 @@ def test_hf_poolers_that_its_class_has_not(tmp_path):
     )
     assert not any(report.values()), report
     bare = BertModel(config_of(), add_pooling_layer=False)
-    with pytest.warns(UserWarning, match="HF's BertModel has a pooler, this model has none"):
+    with pytest.warns(UserWarning, match="HF's BertModel has a pooler, but this model has none"):
         bare.save_pretrained(tmp_path / "c", format="hf")
 
 

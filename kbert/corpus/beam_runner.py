@@ -138,8 +138,8 @@ def _write_piece(task, worker, folder):
 def _documents(task, worker, folder):
     """Yields the documents of a piece, keyed by their digests, and the piece's tally.
 
-    A document is a tuple: piece, part of the piece, number in the piece, bytes of its ids, bytes
-    of its sentence lengths.
+    A document is a tuple: the indices of the piece, of the part and of the document, and the
+    document's ids and sentence lengths as bytes.
     """
     import apache_beam as beam
 

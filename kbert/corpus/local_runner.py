@@ -132,7 +132,7 @@ def _digests(shard):
 
 
 def _write_kept(task):
-    """Writes the documents of a shard selected by a (documents,) bool mask; returns a Tally."""
+    """Writes the documents that a (documents,) bool mask selects from a shard; returns a Tally."""
     folder, (pieces_folder, entry), keep = task
     tally, vocab_size = Tally(), len(_worker.vocab)
     documents = read_documents(open_shard(pieces_folder, entry, vocab_size))

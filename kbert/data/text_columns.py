@@ -370,7 +370,7 @@ class _Finder:
         )
 
     def _report(self):
-        """Adds to the records how the columns were found, and the flags that select them."""
+        """Stores a note on how the columns were found, and the flags that select them."""
         records = self.records
         if self.guessed:
             roles = {role: getattr(self, role) for role in self.guessed}

@@ -192,7 +192,7 @@ def check_examples(count: int, most: int, context: bytes | str) -> None:
     if count > most:
         raise invalid(f"{count:,} examples in one request; at most {most:,} are allowed.")
     if count * len(context) > MOST_BYTES:
-        raise invalid(f"the context, copied to each example, exceeds {MOST_BYTES:,} bytes.")
+        raise invalid(f"the context, copied for each example, exceeds {MOST_BYTES:,} bytes.")
 
 
 def example_of_json(features: object) -> bytes:

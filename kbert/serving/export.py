@@ -58,7 +58,7 @@ def export(
     """Writes a SavedModel with text inputs, and compares it with `kbert.Predictor`.
 
     The export is moved into place only after a separate process, with TensorFlow but without kbert,
-    has loaded it from another folder and answered some texts.
+    has loaded it from another folder and run it on some texts.
 
     Args:
         model: folder, as for `BertModel.from_pretrained`. output_dir: folder to create.

@@ -20,7 +20,7 @@ def answer_positions(
     """Returns the positions of the answers in the windows of their questions.
 
     As in run_squad.py, except that the tokens of an answer are found exactly, by byte offsets, and
-    not by words between white space. Only the first answer of an example is used.
+    not by words. Only the first answer of an example is used.
 
     Args:
         examples: list of QuestionExample. windows: their TokenWindows.

@@ -37,7 +37,7 @@ class PretrainingObjective:
     def sums(
         self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        """Sums over a batch from which losses and accuracies are computed.
+        """Returns the batch sums from which losses and accuracies are computed.
 
         Args:
             outputs: dict of `mlm_logits` (B, M, V) and `nsp_logits` (B, 2), float32.

@@ -110,7 +110,7 @@ class Trainer:
         self.results = {}
 
     def call(self, moment: str, *args: object) -> None:
-        """Calls the method named `moment` of all callbacks."""
+        """Calls the method that `moment` names on every callback."""
         for callback in self.callbacks:
             getattr(callback, moment)(*args)
 

@@ -190,7 +190,7 @@ def _shape(file, name, folder):
     if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):
         raise UserError(
             f"{folder}: {name} has the dtype {part.get_dtype()}; kbert reads F32, F16, BF16 and "
-            f"F64, not quantized weights. Use the model before its quantization."
+            f"F64, not quantized weights. Use the unquantized model."
         )
     return tuple(part.get_shape())
 
@@ -224,7 +224,7 @@ def _fields(values, path):
         )
     for name, unused in _UNUSED.items():
         if values.get(name, unused) not in (unused, None):
-            hint = " Use the model before its quantization." if "quantization" in name else ""
+            hint = " Use the unquantized model." if "quantization" in name else ""
             text = f"{path} has {name} {values[name]!r}; kbert supports only {unused!r}.{hint}"
             raise UserError(text)
     act = values.get("hidden_act", "gelu")
@@ -275,7 +275,7 @@ def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set
         shapes = {name: shape for name, shape in shapes.items() if ".pooler." not in name}
         notes = [f"HF's {architecture} has no pooler, so the model's pooler is omitted."]
     elif architecture == "BertModel" and "bert/pooler" not in parts:
-        notes = ["HF's BertModel has a pooler, this model has none: HF initializes it randomly."]
+        notes = ["HF's BertModel has a pooler, but this model has none, so HF initializes it randomly."]
     values |= {
         "architectures": [architecture],
         "model_type": "bert",
