@@ -226,11 +226,6 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
         self.check_teacher()
         if self.teacher and not self.init_from and not self.bert_config:
             object.__setattr__(self, "init_from", self.teacher)
-        if self.initializer_range and self.init_from:
-            raise UserError(
-                "--initializer_range has no effect on the weights of --init_from. Remove one of "
-                "the two flags."
-            )
         if self.warmup_steps >= self.train_steps:
             raise UserError(
                 f"warmup_steps must be < train_steps; got {self.warmup_steps} and "

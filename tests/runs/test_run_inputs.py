@@ -165,10 +165,6 @@ def test_a_vocabulary_too_large_for_the_architecture(settings, tmp_path):
         ({"nonfinite": "halt"}, "nonfinite must be one of stop, skip; got 'halt'"),
         ({"distribution": "ring"}, "distribution must be one of auto, one_device, mirrored, multi"),
         ({"accumulation_steps": 0}, "accumulation_steps must be >= 1; got 0"),
-        (
-            {"initializer_range": 0.05, "init_from": "x"},
-            "--initializer_range has no effect on the weights of --init_from",
-        ),
     ],
 )
 def test_settings_out_of_range(settings, change, message):

@@ -275,7 +275,9 @@ def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set
         shapes = {name: shape for name, shape in shapes.items() if ".pooler." not in name}
         notes = [f"HF's {architecture} has no pooler, so the model's pooler is omitted."]
     elif architecture == "BertModel" and "bert/pooler" not in parts:
-        notes = ["HF's BertModel has a pooler, but this model has none, so HF initializes it randomly."]
+        notes = [
+            "HF's BertModel has a pooler, but this model has none, so HF initializes it randomly."
+        ]
     values |= {
         "architectures": [architecture],
         "model_type": "bert",
