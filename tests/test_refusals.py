@@ -142,7 +142,7 @@ REFUSED = {
     "finetune: too long": (finetuned(max_seq_length=99), "max_seq_length must be at most 32"),
     "finetune: no split": (
         finetuned(eval_fraction=0.01),
-        "--eval_fraction=0.01 would move 0 of the 3",
+        "=0.01 would move 0 of the 3",
     ),
     "finetune: no folds": (finetuned(folds=50), "--folds=50 would move 0 of the 3"),
     "finetune: layers": (finetuned(freeze_layers=9), "layers to freeze must be 0 to 2"),
