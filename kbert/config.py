@@ -263,7 +263,7 @@ class BertConfig:
 
     @property
     def embedding_settings(self) -> EmbeddingConfig:
-        """The settings of text embeddings: `embedding`, or the defaults if it is None."""
+        """The settings of text embeddings (`embedding`), or the defaults if it is None."""
         return self.embedding or _USUAL_EMBEDDING
 
     @property
@@ -278,7 +278,7 @@ class BertConfig:
 
     @property
     def head_dropout_prob(self) -> float:
-        """Dropout rate before a classifier: `classifier_dropout`, or else `hidden_dropout_prob`."""
+        """Dropout rate before a classifier, `classifier_dropout` or else `hidden_dropout_prob`."""
         rate = self.classifier_dropout
         return self.hidden_dropout_prob if rate is None else rate
 

@@ -192,7 +192,7 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
 
     @property
     def global_batch_size(self) -> int:
-        """Examples per step: `batch_size`, under the name that pretraining uses."""
+        """Examples per step (`batch_size`), under the name that pretraining uses."""
         return self.batch_size
 
     def __post_init__(self) -> None:
