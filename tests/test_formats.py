@@ -153,7 +153,7 @@ def test_other_architectures_by_name(other, tmp_path):
         ({"is_decoder": True}, r"is_decoder True; kbert supports only False"),
         (
             {"quantization_config": {"bits": 4}},
-            r"quantization_config {'bits': 4}.* before its quanti",
+            r"quantization_config {'bits': 4}.* Use the unquanti",
         ),
         ({"pruned_heads": {"0": [1]}}, r"pruned_heads {'0': \[1\]}"),
         ({"vocab_size": "big"}, r"vocab_size must be int; got 'big'"),
