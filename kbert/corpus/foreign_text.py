@@ -1,4 +1,4 @@
-"""Recognizes files that are text by their bytes, but not by what they have: tables and markup."""
+"""Detects files that are readable as text but contain tables, markup or subtitles instead."""
 
 import csv
 import itertools

@@ -69,7 +69,7 @@ def choice_records(
     columns = find_columns(records, _with_names(config, records, labelled), labelled, aliases)
     if unread := _unread(records, columns):
         records.notes.append(
-            f"not read: {listed(unread)}; --text_column and --text_pair_column name what is read"
+            f"not read: {listed(unread)}; set --text_column or --text_pair_column to read others"
         )
     keys = columns.choices if records.names else ()
     names = [records.names[key] if isinstance(key, int) else key for key in keys]

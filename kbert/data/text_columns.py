@@ -149,7 +149,7 @@ def _keep_accepted(records):
     )
     records.names = tuple(name for name in records.names if name != "answer")
     if answers - {"accept", None}:
-        records.notes.append("examples whose answer is not 'accept' are left out")
+        records.notes.append("examples whose answer is not 'accept' are skipped")
 
 
 def _has_header(records, config, rows):

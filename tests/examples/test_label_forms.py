@@ -241,7 +241,7 @@ def test_answers_of_prodigy(read, error_of):
         notes = []
         examples = read("t.jsonl", text, task, report=notes.append)
         assert [(e.text, e.label) for e in examples] == [("accept it", label)] * 2
-        assert "note: t.jsonl: examples whose answer is not 'accept' are left out" in notes
+        assert "note: t.jsonl: examples whose answer is not 'accept' are skipped" in notes
     answered = read("t.jsonl", text, "classify", label_column="answer")
     assert labels(answered) == list(answers)
     del row["label"]
