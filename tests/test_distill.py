@@ -23,8 +23,8 @@ from kbert.errors import UserError
 from kbert.model.folder import TASK_FILE
 from kbert.model.weights import chosen_layers
 from kbert.settings import DistillConfig, FinetuneConfig, PretrainConfig
+from kbert.tasks.losses import soft_losses
 from kbert.tasks.registry import get_task, make_task
-from kbert.tasks.task import soft_losses
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.train import distill, finetune, pretrain
 from kbert.train.cost_estimate import forward_flops, step_flops, teacher_memory

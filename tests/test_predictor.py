@@ -10,7 +10,7 @@ import transformers
 import kbert
 from kbert.data.tag_schemes import tag_scheme
 from kbert.errors import UserError
-from kbert.tasks.task import softmax
+from kbert.tasks.outputs import softmax
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog", "ran", "un", "##want", "##ed", ".", ","]

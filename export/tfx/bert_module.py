@@ -24,9 +24,9 @@ from absl import logging
 from kbert import BertForSequenceClassification, BertTokenizer
 from kbert.errors import UserError
 from kbert.features import ENCODER_FEATURES
-from kbert.inference.predictor import check_length
 from kbert.model.weights import open_weights
 from kbert.serving.export import export
+from kbert.tasks.arguments import check_length
 from kbert.tasks.classify import Classification
 from kbert.tasks.registry import write_task
 from kbert.train import AdamW, WarmupPolynomialDecay

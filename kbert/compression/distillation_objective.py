@@ -43,7 +43,7 @@ class DistillationObjective:
     """The loss of a run with a teacher.
 
     The loss is (1 - soft_weight) times the loss on the labels, plus soft_weight times `soft_losses`
-    (`kbert.tasks.task`), plus hidden_weight times the mean squared difference between the blocks'
+    (`kbert.tasks.losses`), plus hidden_weight times the mean squared difference between the blocks'
     hidden states (Jiao et al. 2020, "TinyBERT", arXiv:1909.10351, equation 8, without its
     projection), plus attention_weight times KL(teacher || student) of the blocks' attention (Wang
     et al. 2020, "MiniLM", arXiv:2002.10957, equation 2, which uses the last block only). The hidden

@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from kbert.errors import UserError
+from kbert.tasks.encoding import text_items
 from kbert.tasks.outputs import MOST_MASKS, masked_logits
-from kbert.tasks.task import text_items
 from kbert.tokenizer.vocab import CONTINUATION
 
 if TYPE_CHECKING:

@@ -4,12 +4,12 @@ import functools
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, TypedDict, Unpack
 
 import numpy as np
 
-from kbert.config import POOLINGS, BertConfig
+from kbert.config import POOLINGS
 from kbert.data.bucketed_batches import EncodedExample
 from kbert.errors import UserError
 from kbert.inference.backends import choose_backend, frozen_backend
@@ -26,9 +26,11 @@ from kbert.model.models import (
 )
 from kbert.model.pretrained import PretrainedModel
 from kbert.model.weights.tensors import part_of, weight_shapes
-from kbert.tasks.outputs import embeddings, normalized, similarities
+from kbert.tasks.arguments import as_batch, check_length, same_length
+from kbert.tasks.encoding import text_items
+from kbert.tasks.outputs import embeddings, normalized, similarities, softmax
 from kbert.tasks.registry import BUILT_IN, get_task, method_of_heads, read_task, task_of
-from kbert.tasks.task import Task, same_length, softmax, text_items
+from kbert.tasks.task import Task
 from kbert.tokenizer.tokenizer import BertTokenizer
 
 
@@ -433,42 +435,4 @@ class Predictor:
     def _mask_tokenizer(self):
         return BertTokenizer(
             self.tokenizer.vocab, special_tokens_in_text=("[MASK]",), **self.tokenizer.settings
-        )
-
-
-def as_batch(*columns: Any) -> list[list[Any] | None]:
-    """Converts the arguments of a method to lists; a single text becomes a batch of one.
-
-    Raises:
-        UserError: an argument is neither a str nor a list of str (or of lists of str, for choices).
-    """
-    if isinstance(columns[0], str):
-        columns = tuple(column if column is None else [column] for column in columns)
-    for column in filter(lambda column: column is not None, columns):
-        if isinstance(column, str):
-            raise UserError(
-                f"there must be as many texts in each argument; got a list of texts, and the str "
-                f"{column[:60]!r}, which is one text."
-            )
-        elements = column if isinstance(column, Iterable) else [column]
-        for element in elements:
-            texts = (
-                element
-                if isinstance(element, list | tuple) and column is not columns[0]
-                else [element]
-            )
-            if not all(isinstance(text, str) for text in texts):
-                raise UserError(
-                    f"texts must be a str or a list of str; got {type(element).__name__}: "
-                    f"{str(element)[:60]!r}."
-                )
-    return [column if column is None else list(column) for column in columns]
-
-
-def check_length(max_seq_length: int, config: BertConfig) -> None:
-    """Raises UserError if a model does not support a sequence length."""
-    if not 5 <= max_seq_length <= config.max_position_embeddings:
-        raise UserError(
-            f"max_seq_length must be 5 to {config.max_position_embeddings}, the model's "
-            f"max_position_embeddings; got {max_seq_length}."
         )

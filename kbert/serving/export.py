@@ -11,12 +11,12 @@ import tensorflow as tf
 
 from kbert.config import shared_settings
 from kbert.errors import UserError
-from kbert.inference.predictor import check_length
 from kbert.model.folder import ModelFolder
 from kbert.serving import comparison, messages, openvino_ir, saved_model, tf_hub
 from kbert.serving.signatures import signatures
 from kbert.serving.warmup import write_warmup
 from kbert.settings import ColumnConfig
+from kbert.tasks.arguments import check_length
 from kbert.tasks.registry import load_task_module
 from kbert.utils import atomic, storage
 from kbert.utils.locks import target_lock

@@ -16,12 +16,13 @@ import tensorflow as tf
 
 import kbert
 from kbert.errors import UserError
-from kbert.inference.predictor import Predictor, check_length
+from kbert.inference.predictor import Predictor
 from kbert.model.folder import TASK_FILE, ModelFolder
 from kbert.model.models import BertModel
 from kbert.serving.endpoints import FillMask, endpoints
 from kbert.serving.signatures import signatures
 from kbert.tasks import registry
+from kbert.tasks.arguments import check_length
 from kbert.utils import atomic
 from kbert.utils.formats import EXPORT_FILE, export_checksum, read_export, sha256_of
 

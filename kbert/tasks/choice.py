@@ -11,15 +11,11 @@ from kbert.data.choices import choice_records
 from kbert.data.examples import ChoiceExample, open_records
 from kbert.errors import UserError
 from kbert.model.models import BertForMultipleChoice
+from kbert.tasks.arguments import same_length
+from kbert.tasks.encoding import Encoded, labelled, text_items
 from kbert.tasks.endpoint import Endpoint
-from kbert.tasks.task import (
-    Encoded,
-    Task,
-    labelled,
-    same_length,
-    softmax,
-    text_items,
-)
+from kbert.tasks.outputs import softmax
+from kbert.tasks.task import Task
 
 if TYPE_CHECKING:
     from kbert.data.records import Record, Records

@@ -9,9 +9,11 @@ import tensorflow as tf
 from kbert.data import validation
 from kbert.data.examples import TextExample
 from kbert.tasks import metrics
+from kbert.tasks.encoding import Encoded
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.labels import all_label_names, all_label_numbers
-from kbert.tasks.task import Encoded, TextTask, softmax
+from kbert.tasks.outputs import softmax
+from kbert.tasks.text_task import TextTask
 
 
 class ClassificationEndpoint(Endpoint):

@@ -12,9 +12,11 @@ from kbert.data.examples import TextExample
 from kbert.data.text_columns import TextRoles
 from kbert.errors import UserError
 from kbert.tasks import metrics
+from kbert.tasks.encoding import Encoded
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.labels import all_label_names, all_label_numbers
-from kbert.tasks.task import Encoded, TextTask, soft_losses
+from kbert.tasks.losses import soft_losses
+from kbert.tasks.text_task import TextTask
 
 
 class MultiLabelEndpoint(Endpoint):

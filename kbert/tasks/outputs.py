@@ -1,4 +1,4 @@
-"""Outputs of models for predictions without a task, as TensorFlow functions."""
+"""Functions of the outputs of models: probabilities, embeddings, similarities, masked logits."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from kbert.tokenizer.tokenizer import BertTokenizer
 
 MOST_MASKS = 16  # maximum number of masks in a text
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Returns the softmax over the last axis."""
+    exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponents / exponents.sum(axis=-1, keepdims=True)
 
 
 def embeddings(

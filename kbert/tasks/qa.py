@@ -14,7 +14,10 @@ from kbert.data.squad import QuestionMaker, located, question_rows, squad
 from kbert.errors import UserError, one_line
 from kbert.model.models import BertForQuestionAnswering
 from kbert.tasks.answers import answer_positions, best_answers, best_null_threshold
+from kbert.tasks.arguments import same_length
+from kbert.tasks.encoding import Encoded, encoded_rows, labelled
 from kbert.tasks.endpoint import Endpoint
+from kbert.tasks.losses import choice_losses, soft_losses
 from kbert.tasks.span_ops import (
     best_spans,
     in_parts,
@@ -23,18 +26,7 @@ from kbert.tasks.span_ops import (
     tokenize_questions,
 )
 from kbert.tasks.squad import squad_scores
-from kbert.tasks.task import (
-    BOOL,
-    NUMBER,
-    Encoded,
-    Task,
-    choice_losses,
-    encoded_rows,
-    labelled,
-    same_length,
-    soft_losses,
-    whole_from,
-)
+from kbert.tasks.task import BOOL, NUMBER, Task, whole_from
 
 if TYPE_CHECKING:
     from typing import Self

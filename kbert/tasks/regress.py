@@ -11,8 +11,9 @@ from kbert.data.examples import TextExample
 from kbert.data.text_columns import TextRoles
 from kbert.errors import UserError
 from kbert.tasks import metrics
+from kbert.tasks.encoding import Encoded
 from kbert.tasks.endpoint import Endpoint
-from kbert.tasks.task import Encoded, TextTask
+from kbert.tasks.text_task import TextTask
 
 
 class RegressionEndpoint(Endpoint):

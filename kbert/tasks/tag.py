@@ -18,10 +18,12 @@ from kbert.data.tag_schemes import TagScheme, tag_scheme, to_iob2
 from kbert.errors import UserError
 from kbert.model.models import BertForTokenClassification
 from kbert.tasks import metrics
+from kbert.tasks.encoding import Encoded, encoded_rows, labelled
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.labels import label_numbers, shown
+from kbert.tasks.outputs import softmax
 from kbert.tasks.span_ops import characters_before, in_parts, tagged_spans, text_windows
-from kbert.tasks.task import Encoded, Task, encoded_rows, labelled, softmax
+from kbert.tasks.task import Task
 from kbert.tokenizer.vocab import CONTINUATION
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The base classes of the tasks: encoding of examples, losses, predictions and metrics.
+"""The base class of the tasks: encoding of examples, losses, predictions and metrics.
 
 Each task has a file in this folder with all of its specifics. A task encodes examples as items,
 defines the loss of its model, and converts the model's outputs to predictions, which are dicts that
@@ -6,23 +6,19 @@ can be written as JSON.
 """
 
 import abc
-import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
-from kbert.data.bucketed_batches import EncodedExample
-from kbert.data.examples import TextExample, open_records, text_example
-from kbert.data.text_columns import TextRoles, find_text_columns
-from kbert.errors import UserError
 from kbert.model.models import BertForSequenceClassification
+from kbert.tasks.encoding import Encoded
 from kbert.tasks.labels import label_shares, rarest_labels
+from kbert.tasks.losses import choice_losses, soft_losses
 
 if TYPE_CHECKING:
-    from typing import Self, TypeAlias, TypeVar
+    from typing import Self, TypeAlias
 
     from kbert.config import BertConfig
     from kbert.data.records import Record, Records
@@ -33,9 +29,6 @@ if TYPE_CHECKING:
     from kbert.tokenizer.tokenizer import BertTokenizer
 
     Check: TypeAlias = tuple[Callable[[Any], bool], str]
-    Others = TypeVar("Others", bound=Sequence[Any] | None)
-
-_TEXTS = 1024  # number tokenized at once
 
 # Checks of settings in `task.json`: a function that returns whether a value is valid, and the
 # description of valid values.
@@ -46,78 +39,6 @@ NUMBER: "Check" = (lambda x: type(x) in (int, float) and abs(x) < 1e30, "a finit
 def whole_from(least: int) -> "Check":
     """Returns the check for an integer of at least `least`."""
     return lambda x: type(x) is int and least <= x < 2**31, f"an integer of at least {least}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoded:
-    """Encoded examples.
-
-    Attributes:
-        items: list of EncodedExample, one or more per example.
-        windows: data of the task for converting outputs to predictions, or None.
-    """
-
-    items: list[EncodedExample]
-    windows: list[Any] | None = None
-
-
-def text_items(
-    tokenizer: "BertTokenizer",
-    texts: Sequence[str],
-    text_pairs: Sequence[str] | None,
-    max_seq_length: int,
-) -> list[EncodedExample]:
-    """Returns unlabelled items for texts or text pairs. text_pairs: list of str, or None."""
-    items = []
-    for begin in range(0, len(texts), _TEXTS):
-        part = slice(begin, begin + _TEXTS)
-        pairs = text_pairs and text_pairs[part]
-        items += encoded_rows(tokenizer(texts[part], pairs, max_seq_length, "longest"))
-    return items
-
-
-def encoded_rows(features: Mapping[str, tf.Tensor]) -> list[EncodedExample]:
-    """Converts a batch of features, (B, L) each, to a list of EncodedExample without padding."""
-    lengths = tf.reduce_sum(features["attention_mask"], axis=1).numpy()
-    ids, types = features["input_ids"].numpy(), features["token_type_ids"].numpy()
-    return [
-        EncodedExample(ids[row, :length].copy(), types[row, :length].copy())
-        for row, length in enumerate(lengths)
-    ]
-
-
-def labelled(
-    item: EncodedExample,
-    labels: "np.typing.ArrayLike",
-    dtype: "np.typing.DTypeLike",
-    weights: "np.typing.ArrayLike" = 1.0,
-) -> EncodedExample:
-    """Returns an item with labels and their weights."""
-    return dataclasses.replace(
-        item,
-        labels=np.asarray(labels, dtype),
-        label_weights=np.asarray(weights, np.float32),
-    )
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns the softmax over the last axis."""
-    exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exponents / exponents.sum(axis=-1, keepdims=True)
-
-
-def soft_losses(logits: tf.Tensor, teacher_logits: tf.Tensor, temperature: float) -> tf.Tensor:
-    """Returns the divergence from a teacher: T^2 KL(teacher || student), (...) float32, in nats.
-
-    Both distributions are softened by the temperature T; T^2 keeps gradients as large as with
-    hard labels (Hinton et al. 2015, arXiv:1503.02531, section 2). The paper's
-    cross-entropy differs by the teacher's entropy, which does not depend on the student.
-
-    Args:
-        logits, teacher_logits: (..., C) float32.
-    """
-    student, teacher = (tf.nn.log_softmax(x / temperature) for x in (logits, teacher_logits))
-    return temperature**2 * tf.reduce_sum(tf.exp(teacher) * (teacher - student), axis=-1)
 
 
 class Task(abc.ABC):
@@ -318,70 +239,3 @@ class Task(abc.ABC):
     def report(self, examples: Sequence[Any], predictions: Sequence[dict[str, Any]]) -> str:
         """Returns a readable table of the metrics, or ""."""
         return ""
-
-
-class TextTask(Task):
-    """Base class of the tasks with a label, of any kind, for a text or a pair of texts."""
-
-    method: str | None = "classify"
-    texts: tuple[int, int | None] = (1, 2)
-    roles: TextRoles = TextRoles()
-
-    @staticmethod
-    @abc.abstractmethod
-    def label(value: object, where: str) -> str | float | tuple[str, ...]:
-        """Returns the label of an example from the value of a cell or key. Raises BadExample."""
-
-    @classmethod
-    def reader(
-        cls, source: str, config: "ColumnConfig", labelled: bool
-    ) -> "tuple[Records, Callable[[str, Record], TextExample]]":
-        records = open_records(source, cls.name, lambda row: False)  # see find_text_columns
-        columns = find_text_columns(records, config, labelled, cls.roles)
-        return records, functools.partial(text_example, columns, cls.label)
-
-    @classmethod
-    def examples(
-        cls, texts: Sequence[str], text_pairs: Sequence[str] | None = None
-    ) -> list[TextExample]:
-        text_pairs = same_length(texts, text_pairs, "text_pairs") or [None] * len(texts)
-        return [TextExample("", text, pair) for text, pair in zip(texts, text_pairs, strict=True)]
-
-    @staticmethod
-    def output_of(prediction: dict[str, Any]) -> dict[str, Any]:
-        return prediction | {"probabilities": list(prediction.get("scores", {}).values())}
-
-    @abc.abstractmethod
-    def targets(self, examples: Sequence[TextExample]) -> np.ndarray:
-        """Returns the labels of examples as an array, (N,) or (N, C)."""
-
-    def encode(
-        self, examples: Sequence[TextExample], class_weights: np.ndarray | None = None
-    ) -> Encoded:
-        texts = [example.text for example in examples]
-        text_pairs = [example.text_pair for example in examples]
-        if text_pairs[0] is None:
-            text_pairs = None
-        items = text_items(self.tokenizer, texts, text_pairs, self.max_seq_length)
-        if examples[0].label is not None:
-            targets = self.targets(examples)
-            weights = np.ones(len(targets)) if class_weights is None else class_weights[targets]
-            rows = zip(items, targets, weights, strict=True)
-            items = [labelled(item, target, target.dtype, weight) for item, target, weight in rows]
-        return Encoded(items)
-
-
-def same_length(texts: Sequence[Any], others: "Others", name: str) -> "Others":
-    """Returns `others`; raises UserError unless it is None or as long as `texts`."""
-    if others is not None and len(others) != len(texts):
-        raise UserError(
-            f"there must be as many {name} as texts; got {len(others)} and {len(texts)}."
-        )
-    return others
-
-
-def choice_losses(logits: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the cross-entropy of logits, and whether the argmax is right; float32 each."""
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
-    right = tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels
-    return losses, tf.cast(right, tf.float32)

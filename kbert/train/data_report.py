@@ -10,7 +10,8 @@ import numpy as np
 from kbert.errors import one_line
 
 if TYPE_CHECKING:
-    from kbert.tasks.task import Encoded, Task
+    from kbert.tasks.encoding import Encoded
+    from kbert.tasks.task import Task
 
 _SHOWN = 2  # number of examples
 _WIDTH = 160  # maximum characters of a field

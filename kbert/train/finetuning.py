@@ -37,7 +37,8 @@ from kbert.utils.logging import log
 if TYPE_CHECKING:
     from kbert.model.pretrained import PretrainedModel
     from kbert.settings import FinetuneConfig
-    from kbert.tasks.task import Encoded, Task
+    from kbert.tasks.encoding import Encoded
+    from kbert.tasks.task import Task
     from kbert.tokenizer import BertTokenizer
     from kbert.train.callbacks import Callback
     from kbert.train.distribution import Devices

@@ -13,7 +13,7 @@ from kbert.data.pretraining_batches import PretrainingExamples
 from kbert.errors import UserError
 from kbert.model.folder import ModelFolder
 from kbert.model.models import BertForMaskedLM, BertForPreTraining
-from kbert.tasks.task import soft_losses
+from kbert.tasks.losses import soft_losses
 from kbert.train import report
 from kbert.train.checkpoint import is_checkpoint, verified_state
 from kbert.train.cost_estimate import forward_flops, memory_line, rehearse, step_flops

@@ -1,0 +1,60 @@
+"""Arguments of the prediction methods: lists of texts, and the maximum sequence length."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kbert.errors import UserError
+
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    from kbert.config import BertConfig
+
+    Others = TypeVar("Others", bound=Sequence[Any] | None)
+
+
+def as_batch(*columns: Any) -> list[list[Any] | None]:
+    """Converts the arguments of a method to lists; a single text becomes a batch of one.
+
+    Raises:
+        UserError: an argument is neither a str nor a list of str (or of lists of str, for choices).
+    """
+    if isinstance(columns[0], str):
+        columns = tuple(column if column is None else [column] for column in columns)
+    for column in filter(lambda column: column is not None, columns):
+        if isinstance(column, str):
+            raise UserError(
+                f"there must be as many texts in each argument; got a list of texts, and the str "
+                f"{column[:60]!r}, which is one text."
+            )
+        elements = column if isinstance(column, Iterable) else [column]
+        for element in elements:
+            texts = (
+                element
+                if isinstance(element, list | tuple) and column is not columns[0]
+                else [element]
+            )
+            if not all(isinstance(text, str) for text in texts):
+                raise UserError(
+                    f"texts must be a str or a list of str; got {type(element).__name__}: "
+                    f"{str(element)[:60]!r}."
+                )
+    return [column if column is None else list(column) for column in columns]
+
+
+def same_length(texts: Sequence[Any], others: "Others", name: str) -> "Others":
+    """Returns `others`; raises UserError unless it is None or as long as `texts`."""
+    if others is not None and len(others) != len(texts):
+        raise UserError(
+            f"there must be as many {name} as texts; got {len(others)} and {len(texts)}."
+        )
+    return others
+
+
+def check_length(max_seq_length: int, config: "BertConfig") -> None:
+    """Raises UserError if a model does not support a sequence length."""
+    if not 5 <= max_seq_length <= config.max_position_embeddings:
+        raise UserError(
+            f"max_seq_length must be 5 to {config.max_position_embeddings}, the model's "
+            f"max_position_embeddings; got {max_seq_length}."
+        )

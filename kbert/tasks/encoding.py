@@ -1,0 +1,67 @@
+"""Encoded examples: items without padding, with or without labels."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from kbert.data.bucketed_batches import EncodedExample
+
+if TYPE_CHECKING:
+    from kbert.tokenizer.tokenizer import BertTokenizer
+
+_TEXTS = 1024  # number tokenized at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """Encoded examples.
+
+    Attributes:
+        items: list of EncodedExample, one or more per example.
+        windows: data of the task for converting outputs to predictions, or None.
+    """
+
+    items: list[EncodedExample]
+    windows: list[Any] | None = None
+
+
+def text_items(
+    tokenizer: "BertTokenizer",
+    texts: Sequence[str],
+    text_pairs: Sequence[str] | None,
+    max_seq_length: int,
+) -> list[EncodedExample]:
+    """Returns unlabelled items for texts or text pairs. text_pairs: list of str, or None."""
+    items = []
+    for begin in range(0, len(texts), _TEXTS):
+        part = slice(begin, begin + _TEXTS)
+        pairs = text_pairs and text_pairs[part]
+        items += encoded_rows(tokenizer(texts[part], pairs, max_seq_length, "longest"))
+    return items
+
+
+def encoded_rows(features: Mapping[str, tf.Tensor]) -> list[EncodedExample]:
+    """Converts a batch of features, (B, L) each, to a list of EncodedExample without padding."""
+    lengths = tf.reduce_sum(features["attention_mask"], axis=1).numpy()
+    ids, types = features["input_ids"].numpy(), features["token_type_ids"].numpy()
+    return [
+        EncodedExample(ids[row, :length].copy(), types[row, :length].copy())
+        for row, length in enumerate(lengths)
+    ]
+
+
+def labelled(
+    item: EncodedExample,
+    labels: "np.typing.ArrayLike",
+    dtype: "np.typing.DTypeLike",
+    weights: "np.typing.ArrayLike" = 1.0,
+) -> EncodedExample:
+    """Returns an item with labels and their weights."""
+    return dataclasses.replace(
+        item,
+        labels=np.asarray(labels, dtype),
+        label_weights=np.asarray(weights, np.float32),
+    )
