@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
+from kbert.tokenizer.packing import pack_slices
 from kbert.tokenizer.vocab import CONTINUATION
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _windows(columns, room, step, tokenizer, question_ids=None):
         )
         slices.insert(0, (question_ids.flat_values, *rows))
         first = tf.cast(slices[0][2], tf.int32) + 2
-    features = tokenizer.pack_slices(slices)
+    features = pack_slices(tokenizer, slices)
     place = tf.range(tf.reduce_max(tf.concat([count, [0]], axis=0)))
     inside = place < count[:, None]
     token = tf.where(inside, first_token[:, None] + place, 0)

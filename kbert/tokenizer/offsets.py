@@ -9,25 +9,19 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from kbert.tokenizer.word_splitting import LONGEST_WORD, UNKNOWN
+
 _Ragged = tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]
 
 
-def tokenize_words(
-    split: Callable[[tf.Tensor], _Ragged],
-    texts: tf.Tensor,
-    alone: str,
-    unknown: str,
-    longest_word: int,
-) -> _Ragged:
-    """Splits texts into words, replaces words that are too long, and splits into WordPieces.
+def tokenize_words(split: Callable[[tf.Tensor], _Ragged], texts: tf.Tensor, alone: str) -> _Ragged:
+    """Splits texts into words, replaces words that are too long by [UNK], and splits the words.
 
     Args:
         split: function that splits (W,) words into WordPieces; returns ids, starts and ends,
             (W, None) RaggedTensors.
         texts: (B,) string, normalized.
         alone: RE2 pattern of the characters that each form a separate word.
-        unknown: replacement for words of more than `longest_word` characters; a single piece.
-        longest_word: maximum word length in characters.
 
     Returns:
         ids int32, starts and ends int64: (B, None) RaggedTensors of equal row lengths; byte
@@ -51,8 +45,8 @@ def tokenize_words(
         nrows=tf.size(begins, tf.int64),
         validate=False,
     )
-    is_long = words.row_lengths() > longest_word
-    words = tf.where(is_long, unknown, tf.strings.reduce_join(words, axis=-1))
+    is_long = words.row_lengths() > LONGEST_WORD
+    words = tf.where(is_long, UNKNOWN, tf.strings.reduce_join(words, axis=-1))
     ids, starts, stops = split(words)
     owner = ids.value_rowids()
     stops = tf.where(

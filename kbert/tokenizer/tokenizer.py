@@ -13,6 +13,7 @@ from kbert.errors import UserError
 from kbert.tokenizer.added_tokens import AddedToken
 from kbert.tokenizer.files import TokenizerSettings, read_tokenizer, write_tokenizer
 from kbert.tokenizer.offsets import source_offsets, tokenize_words
+from kbert.tokenizer.packing import pack_slices, truncated_slices
 from kbert.tokenizer.token_matcher import TokenMatcher, stand_ins
 from kbert.tokenizer.vocab import (
     CONTINUATION,
@@ -21,30 +22,28 @@ from kbert.tokenizer.vocab import (
     read_vocab,
     vocab_fingerprint,
 )
+from kbert.tokenizer.word_splitting import (
+    IDEOGRAPHS,
+    LONGEST_WORD,
+    ONE_CHARACTER_WORD,
+    PUNCTUATION,
+    STAND_INS,
+    UNKNOWN,
+    any_may_be_too_long,
+    drop_long_words,
+    split_words,
+)
 from kbert.utils.formats import FORMATS, find_folder
 
 PADDINGS = ("max_length", "longest")
 _Texts = str | Sequence[str] | np.ndarray | tf.Tensor
 _Ids = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | tf.Tensor | tf.RaggedTensor
-# Private-use characters stand in for special tokens because the word splitter would split '[MASK]'
-# into three. The same characters in a user's text become [UNK], as in BERT.
-_STAND_INS = {token: chr(0xE000 + i) for i, token in enumerate(SPECIAL_TOKENS)}
-_UNKNOWN = _STAND_INS["[UNK]"]
 _RESERVED = r"[\x{E000}-\x{E004}]"
 # Characters that google-research/bert's _clean_text drops: NUL, U+FFFD, and control and format
 # characters other than tab, line feed and carriage return.
 _DROPPED = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F-\x{9F}\x{FFFD}]|\p{Cf}"
 # RE2 does not match truncated or overlong sequences or surrogates as characters.
 _VALID_UTF8 = r"[\x00-\x{D7FF}\x{E000}-\x{10FFFF}]*"
-_IDEOGRAPHS = (  # as in _is_chinese_char of google-research/bert
-    r"\x{3400}-\x{4DBF}\x{4E00}-\x{9FFF}\x{F900}-\x{FAFF}"
-    r"\x{20000}-\x{2A6DF}\x{2A700}-\x{2CEAF}\x{2F800}-\x{2FA1F}"
-)
-_PUNCTUATION = r"\pP$+<=>^`|~"
-_ONE_CHARACTER_WORD = rf"[{_PUNCTUATION}{_IDEOGRAPHS}]"
-# Matches text that may contain a word of over 200 characters: a run of characters that may belong
-# to one word. Approximate, because the exact class repeated 200 times is too large for RE2.
-_MAYBE_TOO_LONG = r"[0-9A-Za-z\x{80}-\x{33FF}\x{4DC0}-\x{4DFF}\x{A000}-\x{10FFFF}]{201}"
 
 
 class BertTokenizer(tf.Module):
@@ -118,7 +117,7 @@ class BertTokenizer(tf.Module):
         )
         self.added_tokens = tuple(added_tokens)
         contents = [token.content for token in self.added_tokens]
-        by_content = _STAND_INS | dict(zip(contents, stand_ins(len(contents)), strict=True))
+        by_content = STAND_INS | dict(zip(contents, stand_ins(len(contents)), strict=True))
         clash = [word for word in self.vocab if word in by_content.values()]
         if clash:
             raise UserError(
@@ -131,8 +130,8 @@ class BertTokenizer(tf.Module):
             )
         pieces = {
             "vocab": [by_content.get(word, word) for word in self.vocab],
-            "unknown_token": _UNKNOWN,
-            "max_bytes_per_word": 4 * 200,
+            "unknown_token": UNKNOWN,
+            "max_bytes_per_word": 4 * LONGEST_WORD,
             "token_out_type": tf.int32,
         }
         try:
@@ -158,7 +157,7 @@ class BertTokenizer(tf.Module):
             single_word = [token.single_word for token in tokens]
             # HF's normalizer puts spaces around ideographs.
             spaced = normalized and self.tokenize_chinese_chars
-            separate = f"[{_IDEOGRAPHS}]" if spaced else r"\pZ"
+            separate = f"[{IDEOGRAPHS}]" if spaced else r"\pZ"
             matchers.append(TokenMatcher(contents, characters, single_word, separate))
         return matchers
 
@@ -236,10 +235,10 @@ class BertTokenizer(tf.Module):
             lambda: tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace"),
         )
         texts = tf.strings.regex_replace(texts, _DROPPED, "")
-        texts = tf.strings.regex_replace(texts, _RESERVED, _UNKNOWN)
+        texts = tf.strings.regex_replace(texts, _RESERVED, UNKNOWN)
         for token in self.special_tokens_in_text:
             pattern = token.replace("[", r"\[").replace("]", r"\]")
-            texts = tf.strings.regex_replace(texts, pattern, f" {_STAND_INS[token]} ")
+            texts = tf.strings.regex_replace(texts, pattern, f" {STAND_INS[token]} ")
         if self.lower_case:
             texts = tf.strings.lower(texts, encoding="utf-8")
         if self.strip_accents:
@@ -252,7 +251,7 @@ class BertTokenizer(tf.Module):
     def _with_stand_ins(self, texts):
         """Replaces added tokens that are matched before normalization."""
         if self.added_tokens:
-            texts = tf.strings.regex_replace(texts, r"[\x{E005}-\x{F8FF}]", _UNKNOWN)
+            texts = tf.strings.regex_replace(texts, r"[\x{E005}-\x{F8FF}]", UNKNOWN)
         return self._raw.replace(texts)
 
     def token_to_id(self, token: str) -> int:
@@ -314,10 +313,10 @@ class BertTokenizer(tf.Module):
         texts = self._normalize(self._with_stand_ins(_batch(texts)))
         texts = self._normalized.replace(texts)
         if not self.tokenize_chinese_chars:
-            words = _words(texts, f"[{_PUNCTUATION}]")
+            words = split_words(texts, f"[{PUNCTUATION}]")
             return self._pieces.tokenize(words).merge_dims(1, 2)
-        may_be_too_long = _any_may_be_too_long(texts)
-        texts = tf.cond(may_be_too_long, lambda: _drop_long_words(texts), lambda: texts)
+        may_be_too_long = any_may_be_too_long(texts)
+        texts = tf.cond(may_be_too_long, lambda: drop_long_words(texts), lambda: texts)
         return self._pieces.tokenize(self._cleaner.normalize(texts))
 
     def tokenize_with_offsets(
@@ -347,11 +346,11 @@ class BertTokenizer(tf.Module):
             )
         sources = self._with_stand_ins(_batch(texts))
         texts = self._normalized.replace(self._normalize(sources))
-        alone = _ONE_CHARACTER_WORD if self.tokenize_chinese_chars else f"[{_PUNCTUATION}]"
-        by_words = functools.partial(tokenize_words, self._split, texts, alone, _UNKNOWN, 200)
+        alone = ONE_CHARACTER_WORD if self.tokenize_chinese_chars else f"[{PUNCTUATION}]"
+        by_words = functools.partial(tokenize_words, self._split, texts, alone)
         if self.tokenize_chinese_chars:
             ids, starts, ends = tf.cond(
-                _any_may_be_too_long(texts), by_words, lambda: self._split(texts)
+                any_may_be_too_long(texts), by_words, lambda: self._split(texts)
             )
         else:
             ids, starts, ends = by_words()
@@ -422,61 +421,8 @@ class BertTokenizer(tf.Module):
         Raises:
             UserError: the number of segments, or of their rows, is wrong.
         """
-        if len(segments) not in (1, 2):
-            raise UserError(
-                f"BERT reads one segment, or two (a pair); got {len(segments)}. Join some of them, "
-                f"such as with tf.concat(segments, axis=1)."
-            )
-        rows = [segment.shape[0] for segment in segments]
-        if None not in rows and len(set(rows)) > 1:
-            raise UserError(
-                f"the two segments must have as many rows; got {rows[0]} and {rows[1]}. A single "
-                f"str is one text: repeat it to pair it with several."
-            )
-        room = tf.cast(max_length - len(segments) - 1, tf.int64)
-        counts = [segment.row_lengths() for segment in segments]
-        if len(segments) == 2:
-            counts[0] = tf.minimum(counts[0], tf.maximum(room - counts[1], (room + 1) // 2))
-            room -= counts[0]
-        counts[-1] = tf.minimum(counts[-1], room)
-        slices = [
-            (segment.flat_values, segment.row_starts(), count)
-            for segment, count in zip(segments, counts, strict=True)
-        ]
-        return self.pack_slices(slices, max_length if padding == "max_length" else None)
-
-    def pack_slices(
-        self,
-        slices: Sequence[tuple[tf.Tensor, tf.Tensor, tf.Tensor]],
-        length: int | tf.Tensor | None = None,
-    ) -> dict[str, tf.Tensor]:
-        """Converts slices of WordPiece ids to features: [CLS] first [SEP] second [SEP], padded.
-
-        Args:
-            slices: one or two tuples (ids, begins, counts): ids (N,) int32; begins and counts (B,)
-                int. Row i has `counts[i]` ids, from `ids[begins[i]]` on.
-            length: length of the rows in tokens, L; None: the length of the longest row.
-        """
-        slices = [(ids, *(tf.cast(x, tf.int32)[:, None] for x in rows)) for ids, *rows in slices]
-        if length is None:
-            lengths = sum(count + 1 for *_, count in slices) + 1
-            length = tf.reduce_max(tf.concat([lengths, [[1]]], axis=0))  # the batch may be empty
-        place = tf.range(length)[None]
-        packed, types = tf.where(place == 0, self.cls_id, self.pad_id), tf.zeros_like(place)
-        first = tf.constant(1)
-        for number, (ids, begin, count) in enumerate(slices):
-            index = place - first
-            inside = (index >= 0) & (index < count)
-            ids = tf.concat([ids, [self.pad_id]], axis=0)  # there may be no ids
-            packed = tf.where(inside, tf.gather(ids, tf.where(inside, begin + index, 0)), packed)
-            packed = tf.where(index == count, self.sep_id, packed)
-            types = tf.where((index >= 0) & (index <= count), number, types)
-            first += count + 1
-        return {
-            "input_ids": packed,
-            "attention_mask": tf.cast(place < first, tf.int32),
-            "token_type_ids": types,
-        }
+        slices = truncated_slices(segments, max_length)
+        return pack_slices(self, slices, max_length if padding == "max_length" else None)
 
 
 def _batch(texts):
@@ -488,24 +434,3 @@ def _batch(texts):
     if (texts.shape.rank or 0) > 1:
         raise UserError(f"texts must be a str or a list of str; got the shape {texts.shape}.")
     return tf.expand_dims(texts, 0) if texts.shape.rank == 0 else texts
-
-
-def _any_may_be_too_long(texts):
-    return tf.reduce_any(tf.strings.regex_full_match(texts, f"(?s).*{_MAYBE_TOO_LONG}.*"))
-
-
-def _words(texts, alone):
-    """Splits texts at white space and around each character of the class `alone`: (B, None).
-
-    A word of over 200 characters becomes [UNK], as in google-research/bert.
-    """
-    texts = tf.strings.regex_replace(texts, f"({alone})", r" \1 ")
-    texts = tf.strings.regex_replace(texts, r"\pZ", " ")  # tf.strings.split knows only ASCII spaces
-    words = tf.strings.split(texts)
-    too_long = tf.strings.length(words.flat_values, unit="UTF8_CHAR") > 200
-    return words.with_flat_values(tf.where(too_long, _UNKNOWN, words.flat_values))
-
-
-def _drop_long_words(texts):
-    """Replaces each word of over 200 characters with [UNK]."""
-    return tf.strings.reduce_join(_words(texts, _ONE_CHARACTER_WORD), axis=-1, separator=" ")
