@@ -13,7 +13,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent / "_ext"))
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import kbert
-from kbert.config import range_text
+from kbert.fields import range_text
 
 project = "kbert"
 copyright = "the authors of kbert"

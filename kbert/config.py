@@ -1,132 +1,18 @@
-"""Configurations: frozen dataclasses that check themselves, and reading them from files."""
+"""`BertConfig`, the architecture of a model, and reading it from files."""
 
 import contextlib
 import dataclasses
 import difflib
 import json
-import math
-import operator
 import os
 import pathlib
-import reprlib
-import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import yaml
 
 from kbert.errors import UserError
-
-if typing.TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-_T = typing.TypeVar("_T")
-
-
-def setting(
-    default: _T,
-    help: str,
-    *,
-    group: str = "more",
-    choices: Sequence[str] | None = None,
-    **limits: float,
-) -> _T:
-    """Returns a dataclass field with its help and the constraints that `check_settings` checks.
-
-    Args:
-        default: default of the field and of its flag.
-        help: help text of the flag.
-        group: section of --help: "required", "common" or "more".
-        choices: allowed values, or None.
-        **limits: range of a number: at_least, above, at_most, below.
-    """
-    metadata = {"help": help, "group": group, "choices": choices, "limits": limits}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def setting_type(field: dataclasses.Field[object]) -> tuple[type, bool]:
-    """Returns the type of a field's value without `| None`, and whether None is allowed."""
-    if isinstance(field.type, types.UnionType):
-        (kind,) = (t for t in typing.get_args(field.type) if t is not types.NoneType)
-        return typing.get_origin(kind) or kind, True  # tuple of tuple[str, ...]
-    return field.type, False
-
-
-def is_text(value: object) -> bool:
-    """Whether a value is a str that UTF-8 can encode; JSON may contain lone surrogates."""
-    try:
-        return isinstance(value, str) and value.encode("utf-8") is not None
-    except UnicodeEncodeError:
-        return False
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlist, _SHORT.maxtuple = 1, 200, 20, 20
-
-
-def _shown(value):
-    """Formats a value for a message, truncated early: short YAML may expand to a huge value."""
-    try:
-        return _SHORT.repr(value)
-    except ValueError:
-        return "a number of thousands of digits"
-
-
-_COMPARISONS = {  # limit of a `setting` -> its symbol and function
-    "at_least": (">=", operator.ge),
-    "above": (">", operator.gt),
-    "at_most": ("<=", operator.le),
-    "below": ("<", operator.lt),
-}
-
-
-def range_text(limits: Mapping[str, float]) -> str:
-    """Returns the limits of a `setting` as text, such as ">= 0 and < 1"; empty without limits."""
-    return " and ".join(f"{_COMPARISONS[key][0]} {limit}" for key, limit in limits.items())
-
-
-def shared_settings(
-    config: "DataclassInstance", kind: "type[DataclassInstance]"
-) -> dict[str, typing.Any]:
-    """Returns the settings of a dataclass instance that are also fields of the dataclass `kind`."""
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(kind)}
-
-
-def check_settings(config: "DataclassInstance") -> None:
-    """Checks the type and range of every field of a dataclass whose fields are `setting`s.
-
-    Raises:
-        UserError: a field is invalid; the message has its name, its value and the allowed values.
-    """
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        kind, optional = setting_type(field)
-        if value is None and optional:
-            continue
-        if kind is float and type(value) is int and abs(value) < 2**53:
-            value = float(value)
-            object.__setattr__(config, field.name, value)
-        if type(value) is not kind:
-            got = f"{_shown(value)} ({type(value).__name__})"
-            raise UserError(f"{field.name} must be {kind.__name__}; got {got}.")
-        if kind is int and not -(2**63) <= value < 2**63:
-            raise UserError(f"{field.name} must fit into 64 bits; got {_shown(value)}.")
-        if kind is float and not math.isfinite(value):
-            raise UserError(f"{field.name} must be a finite number; got {value}.")
-        choices, limits = field.metadata["choices"], field.metadata["limits"]
-        if choices and value not in choices:
-            raise UserError(f"{field.name} must be one of {', '.join(choices)}; got {value!r}.")
-        if not all(_COMPARISONS[key][1](value, limit) for key, limit in limits.items()):
-            hint = " Write 0.15 for 15 %." if kind is float and limits.get("below") == 1 else ""
-            raise UserError(f"{field.name} must be {range_text(limits)}; got {value}.{hint}")
-    _check_required(config)
-
-
-def _check_required(config):
-    for field in dataclasses.fields(config):
-        if field.metadata["group"] == "required" and not getattr(config, field.name):
-            raise UserError(f"--{field.name} is missing: {field.metadata['help']}.")
-
+from kbert.fields import check_settings, is_text, setting, setting_type, short_repr
 
 # Number of layers and width: Turc et al. 2019 (arXiv:1908.08962) and Devlin et al. 2019
 # (arXiv:1810.04805).
@@ -182,7 +68,7 @@ _USUAL_EMBEDDING = EmbeddingConfig()
 def _embedding_config(values):
     unknown = values.keys() - {field.name for field in dataclasses.fields(EmbeddingConfig)}
     if unknown:
-        raise UserError(f"embedding has the unknown keys {_shown(sorted(map(str, unknown)))}.")
+        raise UserError(f"embedding has the unknown keys {short_repr(sorted(map(str, unknown)))}.")
     try:
         return EmbeddingConfig(**values)
     except UserError as error:
@@ -290,7 +176,7 @@ class BertConfig:
         if len(left) != N or not all(type(heads) is int and 1 <= heads <= H for heads in left):
             raise UserError(
                 f"attention_heads_per_layer must be a number from 1 to {H} (num_attention_heads) "
-                f"for each of the {N} blocks; got {_shown(list(left))}."
+                f"for each of the {N} blocks; got {short_repr(list(left))}."
             )
         if all(heads == H for heads in left):
             object.__setattr__(self, "attention_heads_per_layer", None)
@@ -300,11 +186,11 @@ class BertConfig:
         if names is None:
             return
         if not all(is_text(name) for name in names) or len(set(names)) < len(names):
-            raise UserError(f"label_names must be distinct strings; got {_shown(list(names))}.")
+            raise UserError(f"label_names must be distinct strings; got {short_repr(list(names))}.")
         if len(names) != self.num_labels:
             raise UserError(
                 f"label_names must have num_labels = {self.num_labels} names; got "
-                f"{len(names)}: {_shown(list(names))}."
+                f"{len(names)}: {short_repr(list(names))}."
             )
 
     @classmethod
@@ -365,7 +251,7 @@ class BertConfig:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1) if isinstance(key, str) else []
                 hint = f" Did you mean {near[0]}?" if near else f" Known keys: {', '.join(known)}."
-                raise UserError(f"unknown key {_shown(key)} in {path}.{hint}")
+                raise UserError(f"unknown key {short_repr(key)} in {path}.{hint}")
         try:
             return cls(**{**defaults, **values})
         except UserError as error:

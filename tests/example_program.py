@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from kbert.config import check_settings, setting
+from kbert.fields import check_settings, setting
 from kbert.utils import program
 
 

@@ -13,12 +13,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A folder, or a module at the top, imports only from those that stand before it. The programs, all
 # other modules at the top, come last and import all.
 ORDER = (
-    *("errors", "features", "config", "settings", "utils", "tokenizer", "corpus", "data", "model"),
+    *("errors", "features", "fields", "config", "settings", "utils", "tokenizer", "corpus"),
+    *("data", "model"),
     *("tasks", "inference", "visualization", "compression", "train", "serving", "server", "hub"),
 )
 PURE = (
     "errors",
     "features",
+    "fields",
     "config",
     "settings",
     "utils/encodings.py",

@@ -16,8 +16,9 @@ from hypothesis.extra import numpy as arrays_of
 from profiles import fewer
 from test_corpus import flat, starts_of, write_corpus
 
-from kbert.config import BertConfig, setting_type
+from kbert.config import BertConfig
 from kbert.errors import UserError
+from kbert.fields import setting_type
 from kbert.model.weights.native import read_arrays, write_arrays
 from kbert.settings import (
     EvaluateConfig,

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from kbert.config import shared_settings
 from kbert.data.bucketed_batches import BucketedBatches, EncodedExample
 from kbert.errors import UserError
+from kbert.fields import shared_settings
 from kbert.inference.evaluation import evaluate, fine_tuned
 from kbert.model.weights import without_heads, write_weights
 from kbert.settings import EvaluateConfig, ExampleConfig, PruneConfig

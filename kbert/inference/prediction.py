@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from kbert.config import shared_settings
 from kbert.errors import UserError
+from kbert.fields import shared_settings
 from kbert.inference.predictor import Predictor
 from kbert.settings import METHODS, ColumnConfig, ExampleConfig, PredictConfig
 from kbert.tasks import registry

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tensorflow_serving.apis import predict_pb2
 
-from kbert.config import is_text
 from kbert.errors import UserError
+from kbert.fields import is_text
 from kbert.model.folder import ModelFolder
 from kbert.model.models import BertModel
 from kbert.server.errors import RequestError, invalid

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from kbert.config import shared_settings
 from kbert.errors import UserError
+from kbert.fields import shared_settings
 from kbert.model.folder import ModelFolder
 from kbert.serving import comparison, messages, openvino_ir, saved_model, tf_hub
 from kbert.serving.signatures import signatures

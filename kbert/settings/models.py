@@ -2,8 +2,9 @@
 
 import dataclasses
 
-from kbert.config import POOLINGS, check_settings, setting
+from kbert.config import POOLINGS
 from kbert.errors import UserError
+from kbert.fields import check_settings, setting
 from kbert.settings.tasks import ColumnConfig, ExampleConfig, ScoreConfig, TaskModuleConfig
 
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from kbert.config import check_settings, setting
 from kbert.errors import UserError
+from kbert.fields import check_settings, setting
 from kbert.settings.training import TeacherConfig, TrainingConfig
 
 

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import ClassVar
 
-from kbert.config import check_settings, setting
 from kbert.errors import UserError
+from kbert.fields import check_settings, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from kbert.config import is_text
 from kbert.errors import UserError
+from kbert.fields import is_text
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, check_vocab
 from kbert.utils.formats import members, read_json
 

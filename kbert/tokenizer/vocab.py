@@ -6,8 +6,8 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
-from kbert.config import is_text
 from kbert.errors import UserError
+from kbert.fields import is_text
 from kbert.utils import atomic
 from kbert.utils.formats import read_json
 from kbert.utils.input_files import read_text

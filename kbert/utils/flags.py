@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from absl import flags
 
-from kbert.config import is_text, range_text, setting_type
 from kbert.errors import UserError
+from kbert.fields import is_text, range_text, setting_type
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -8,8 +8,8 @@ import re
 import typing
 from collections.abc import Mapping, Sequence
 
-from kbert.config import is_text
 from kbert.errors import UserError
+from kbert.fields import is_text
 from kbert.utils import foreign_weights
 
 FORMATS = {

@@ -20,8 +20,9 @@ import ml_dtypes  # noqa: F401 - registers bfloat16 in numpy
 import numpy as np
 import safetensors
 
-from kbert.config import BertConfig, is_text
+from kbert.config import BertConfig
 from kbert.errors import UserError
+from kbert.fields import is_text
 from kbert.model.weights import google, sentence_transformers
 from kbert.model.weights.tensors import OpenedFolder, Place, Tensors, listed, places_of
 from kbert.utils import atomic
