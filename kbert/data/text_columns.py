@@ -9,6 +9,17 @@ import functools
 import re
 from typing import TYPE_CHECKING
 
+from kbert.data.column_names import (
+    KNOWN,
+    LABELS,
+    PAIRS,
+    SCORES,
+    SECOND_TEXTS,
+    STANCES,
+    TEXTS,
+    TITLES,
+    VAGUE_LABELS,
+)
 from kbert.data.column_profiles import Profile, guess_label, guess_texts
 from kbert.data.columns import (
     Columns,
@@ -32,68 +43,9 @@ if TYPE_CHECKING:
 
     Key: TypeAlias = str | int
 
-# Normalized names, in order of precedence of the tuples.
-_TEXTS = (
-    ("text",),
-    (
-        *("sentence", "sentence1", "sentence_a", "text_a", "text1", "question", "question1"),
-        *("premise", "#1_string", "review", "review_text", "reviewtext", "review_body", "content"),
-        *("title", "headline", "comment", "comment_text", "tweet", "body", "message", "document"),
-        *("description", "phrase", "utterance", "post", "article", "passage", "query", "abstract"),
-        *("文本", "评论", "内容", "标题", "句子"),
-    ),
-)
-_TITLES = ("title", "headline", "标题")  # the text only if there is no other
-_PAIRS = (
-    *(("sentence1", "sentence2"), ("sentence_a", "sentence_b"), ("text_a", "text_b")),
-    *(("text1", "text2"), ("question1", "question2"), ("premise", "hypothesis")),
-    *(("premise", "hypo"), ("#1_string", "#2_string"), ("text", "text_pair")),
-    *(("question", "sentence"), ("question", "passage"), ("query", "passage")),
-    *(("question", "context"), ("query", "document")),
-)
-_SECOND_TEXTS = (tuple(second for _, second in _PAIRS[:9]),)
-_OTHER_LABELS = (
-    *(
-        "class",
-        "class_index",
-        "category",
-        "quality",
-        "target",
-        "sentiment",
-        "rating",
-        "stars",
-        "star_rating",
-    ),
-    *("emotion", "intent", "polarity", "topic", "is_duplicate", "airline_sentiment"),
-    *("entailment_judgment", "entailment_label", "标签", "类别", "情感", "评分", "answer"),
-)
-_SCORES = ("score", "similarity", "similarity_score", "relatedness_score")
-_STANCES = ("stance", "annotation")
-# Names of labels that other columns have, too: the target of a stance, the score of a post.
 _ANSWERS = {"accept", "reject", "ignore", None}  # of Prodigy
-_VAGUE = {"target", "topic", "rating", "answer", *_SCORES}
-_LABELS = {
-    "class": (
-        *(("gold_label",), ("label_text", "label_name"), ("label",), ("labels",), _STANCES),
-        (*_OTHER_LABELS, *_SCORES),
-    ),
-    "number": (("label", *_SCORES), ("labels", *_OTHER_LABELS)),
-    "list": (
-        ("label_names",),
-        ("labels",),
-        ("label",),
-        ("accept",),
-        (*_OTHER_LABELS, "tags", "topics"),
-    ),
-}
 _ROLES = {"text": "the text", "text_pair": "the second text", "label": "the label"}
 _ID = re.compile(r"(.*_|)(id|idx|index|uid|guid)|unnamed.*|")
-KNOWN = frozenset(
-    name
-    for tiers in (_TEXTS, _SECOND_TEXTS, *_LABELS.values())
-    for names in tiers
-    for name in names
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,12 +170,12 @@ class _Finder:
         is_given, free = self.text is not None, self._free()
         if most == 2 and not is_given and self.text_pair is None:
             keys = {self.names[key]: key for key in free}
-            pairs = [pair for pair in _PAIRS if keys.keys() >= set(pair)]
+            pairs = [pair for pair in PAIRS if keys.keys() >= set(pair)]
             for first, second in pairs[:1]:
                 self.text, self.text_pair = keys[first], keys[second]
         if self.text is None:
-            self.text = self._known(_TEXTS)
-        second = self._known(_SECOND_TEXTS) if self.text_pair is None else None
+            self.text = self._known(TEXTS)
+        second = self._known(SECOND_TEXTS) if self.text_pair is None else None
         if most == 2:
             self.text_pair = self.text_pair if second is None else second
         elif second is not None and not is_given:
@@ -248,7 +200,7 @@ class _Finder:
         free = self._free()
         if self.roles.label == "list" and sum(p.is_binary for p in free.values()) > 1:
             free = {key: profile for key, profile in free.items() if not profile.is_binary}
-        tiers = _LABELS[self.roles.label]
+        tiers = LABELS[self.roles.label]
         for names in tiers:
             known = {key: p for key, p in free.items() if self.names[key] in names}
             fitting = [key for key, profile in known.items() if profile.fits(self.roles.label)]
@@ -257,7 +209,7 @@ class _Finder:
                     raise self._undecided("label")
                 self.guessed.append("label")
                 self.label = fitting[0]
-            elif known and (fitting or names not in (_STANCES, tiers[-1])):  # or a text
+            elif known and (fitting or names not in (STANCES, tiers[-1])):  # or a text
                 if names is tiers[-1] and self._has_rival(*known):
                     raise self._undecided("label")
                 self.label = next(iter(known))
@@ -270,8 +222,8 @@ class _Finder:
         others = {key: p for key, p in self._free().items() if key != label}
         if self.roles.label == "list":
             return not profile.is_list and sum(p.is_binary for p in others.values()) > 1
-        is_sure = name not in _VAGUE or profile.is_binary or self.roles.label == "number"
-        if is_sure or (profile.is_number and name not in _SCORES):
+        is_sure = name not in VAGUE_LABELS or profile.is_binary or self.roles.label == "number"
+        if is_sure or (profile.is_number and name not in SCORES):
             return False
         return any(
             p.is_label and p.distinct <= 50
@@ -318,7 +270,7 @@ class _Finder:
             if known:
                 key = next(iter(known))
                 free = self._free()
-                if self.names[key] in _TITLES and guess_texts(free, 1, 1) not in ([key], None):
+                if self.names[key] in TITLES and guess_texts(free, 1, 1) not in ([key], None):
                     raise self._undecided("text")
                 return key
         return None
