@@ -2,7 +2,7 @@
 
 from absl import flags as absl_flags
 
-from kbert.data.records import check_inputs
+from kbert.data.input_checks import check_inputs
 from kbert.settings import DistillConfig
 from kbert.utils import program
 

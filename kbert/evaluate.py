@@ -2,7 +2,7 @@
 
 import json
 
-from kbert.data.records import check_inputs
+from kbert.data.input_checks import check_inputs
 from kbert.settings import EvaluateConfig
 from kbert.utils import program
 

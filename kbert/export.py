@@ -1,6 +1,6 @@
 """Exports for serving: python -m kbert.export --model=FOLDER --output_dir=models/bert/1"""
 
-from kbert.data.records import check_inputs
+from kbert.data.input_checks import check_inputs
 from kbert.settings import EXPORT_METHODS, ExportConfig
 from kbert.tasks.names import all_built_in, check_method
 from kbert.utils import program

@@ -3,7 +3,7 @@
 import pathlib
 import sys
 
-from kbert.data.records import check_inputs
+from kbert.data.input_checks import check_inputs
 from kbert.errors import UserError
 from kbert.settings import METHODS, PredictConfig
 from kbert.tasks.names import all_built_in, check_method

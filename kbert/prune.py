@@ -4,7 +4,7 @@ The model must be fine-tuned. To recover accuracy after pruning, fine-tune it ag
 `python -m kbert.finetune --init_from=C ...`
 """
 
-from kbert.data.records import check_inputs
+from kbert.data.input_checks import check_inputs
 from kbert.settings import PruneConfig
 from kbert.utils import program
 

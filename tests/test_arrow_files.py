@@ -12,7 +12,7 @@ import pytest
 from kbert.corpus.arrow_files import column_names, dataset_files, read_rows
 from kbert.corpus.text_sources import Texts, find_inputs, split_into_pieces
 from kbert.data.examples import Answer, QuestionExample, TagExample
-from kbert.data.records import check_inputs
+from kbert.data.input_checks import check_inputs
 from kbert.errors import UserError
 from kbert.tasks.examples import read_split
 

@@ -5,8 +5,9 @@ import re
 from typing import TYPE_CHECKING
 
 from kbert.data.columns import count, is_number
-from kbert.data.records import BadExample, Records, is_utf8, not_utf8, read_lines
+from kbert.data.records import BadExample, Records, not_utf8, read_lines
 from kbert.errors import UserError
+from kbert.fields import is_text
 from kbert.utils.input_files import plain_name
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ class _Reader:
         return cells[column].strip() if _has(cells, column) else None
 
     def _word(self, line):
-        if not is_utf8(line):
+        if not is_text(line):
             raise not_utf8(self.path)
         cells = _cells(line)
         tag_column = self._tag_column(len(cells)) if self.labelled else None

@@ -1,6 +1,6 @@
 """Converts records of files and of TFDS to the examples of the tasks, and checks each of them.
 
-`kbert.data.records` reads the formats, `kbert.data.columns` finds the columns,
+`kbert.data.records` and `tables` read the formats, `kbert.data.columns` finds the columns,
 `kbert.tasks.examples` reads whole files.
 """
 
@@ -15,7 +15,9 @@ from kbert.data import records as sources
 from kbert.data import validation
 from kbert.data.columns import count
 from kbert.data.records import BadExample, shown
+from kbert.data.tables import table
 from kbert.errors import UserError
+from kbert.fields import is_text
 from kbert.utils.input_files import plain_name, read_text
 
 if TYPE_CHECKING:
@@ -143,7 +145,7 @@ def open_records(
     if form in ("json", "jsonl", "ndjson"):
         return sources.json_lines(source, name)
     if form in ("tsv", "txt", "csv") and has_header:
-        return sources.table(source, name, has_header)
+        return table(source, name, has_header)
     tables = ".tsv, .txt, .csv, " if has_header else ""
     raise UserError(
         f"{source} must be a file that ends in {tables}.json, .jsonl or .parquet (or one of these "
@@ -211,7 +213,7 @@ def _texts(values, key, what):
     if what == "tag":  # label ids; `--label_names` maps them to names
         values = [str(value) if type(value) is int else value for value in values]
     for number, value in enumerate(values):
-        if value == "" or not isinstance(value, str) or not sources.is_utf8(value):
+        if value == "" or not is_text(value):
             raise BadExample(
                 f"{what} {number} (from 0) must be a non-empty string; got {shown(value)}"
             )

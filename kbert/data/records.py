@@ -1,25 +1,22 @@
-"""Reads example files as records: tables, JSON lines, Parquet and TFDS datasets.
+"""Reads example files as records: JSON lines, Parquet and TFDS datasets; `tables` reads tables.
 
 A record is a list of cells, or a dict. A record that cannot be read is returned as a `BadExample`,
 so that the caller can skip it; a file that cannot be read raises UserError.
 """
 
-import contextlib
-import csv
 import dataclasses
 import itertools
 import json
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kbert.corpus.arrow_files import column_names, dataset_files, is_arrow_file, read_rows
 from kbert.corpus.text_sources import load_tfds
 from kbert.errors import UserError
+from kbert.fields import is_text
 from kbert.utils import storage
-from kbert.utils.formats import find_folder
-from kbert.utils.input_files import encoding_note, plain_name, read_bytes, read_text
+from kbert.utils.input_files import encoding_note, read_bytes, read_text
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -68,27 +65,6 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def check_inputs(
-    folders: Iterable[str | os.PathLike[str] | None], sources: Iterable[str | None]
-) -> None:
-    """Checks that folders of weights exist and that files can be read, without TensorFlow.
-
-    Args:
-        folders: as for `find_folder`. sources: as for `source_files`. None values are skipped.
-
-    Raises:
-        UserError: as for `find_folder` and `kbert.utils.input_files.read_bytes`.
-    """
-    for folder in filter(None, folders):
-        find_folder(folder)
-    for source in filter(None, sources):
-        for path in source_files(source):
-            if files := arrow_sources(path):
-                column_names(files[0])
-            elif not path.startswith(("tfds:", "sample:")):
-                next(read_bytes(path), None)
-
-
 def source_files(source: str) -> list[str]:
     """Returns the files of a source: paths and globs, separated by commas.
 
@@ -115,7 +91,7 @@ def arrow_sources(source: str) -> list[str]:
 def read_lines(path: str) -> Iterator[tuple[int, str]]:
     """Yields (number from 1, line), without line ends, byte order mark and trailing empty lines.
 
-    Bytes that are not UTF-8 become surrogates (PEP 383), which `is_utf8` detects.
+    Bytes that are not UTF-8 become surrogates (PEP 383), which `is_text` detects.
 
     Raises:
         UserError: as for `kbert.utils.input_files.read_bytes`.
@@ -131,129 +107,9 @@ def read_lines(path: str) -> Iterator[tuple[int, str]]:
         yield number, text
 
 
-def is_utf8(text: str) -> bool:
-    """Returns whether a text can be encoded as UTF-8, which surrogates prevent."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def not_utf8(path: str) -> BadExample:
     """Returns the BadExample of a line that is not UTF-8; names the encoding of the file."""
     return BadExample(f"bytes that are not UTF-8{encoding_note(path)}")
-
-
-def table(path: str, name: str, has_header: Callable[[list[str]], bool]) -> Records:
-    """Returns the records of a .csv file, read by Python's csv module, or of a tab-separated file.
-
-    A row is numbered by its first line. In a .csv file, semicolons or tabs may separate the
-    columns. Quotes have no special meaning in tab-separated files, unless all of them follow the
-    rules of CSV.
-
-    Args:
-        path: path of the file. name: its name in messages.
-        has_header: function that returns whether the first row (a list of str) is a header.
-
-    Raises:
-        UserError: the file is empty, or its first row cannot be read.
-    """
-    notes, begin = [], [line for _, line in itertools.islice(read_lines(path), 1000)]
-    if plain_name(path).endswith(".csv"):
-        separator = _separator(begin, path)
-        if separator != ",":
-            notes.append(f"the columns are separated by {separator!r}")
-        rows = _csv_rows(path, separator, _has_spaces(begin, separator))
-    elif _has_csv_quotes(begin):
-        notes.append("the cells are quoted as in CSV")
-        rows = _csv_rows(path, "\t")
-    else:
-        rows = ((number, line.split("\t")) for number, line in read_lines(path))
-    items = ((f"{name}, line {number}", _checked_row(row, path)) for number, row in rows)
-    where, first = next(items, (None, None))
-    if first is None:
-        raise UserError(f"{path} has no examples: it is empty.")
-    if isinstance(first, BadExample):
-        raise UserError(f"{where}: {first}. Fix it: the first row sets the number of columns.")
-    names = tuple(cell.strip() for cell in first) if has_header(first) else None
-    items = items if names else itertools.chain([(where, first)], items)
-    return Records(name, items, names, width=len(first), notes=notes)
-
-
-def _separator(lines, path):
-    """The column separator: a comma, unless only another character gives rows of equal width."""
-    equal = []
-    for separator in ",;\t":
-        with contextlib.suppress(csv.Error):
-            rows = list(csv.reader(lines, delimiter=separator))
-            widths = {len(row) for row in rows[: max(len(rows) - 1, 1)] if row}
-            if len(widths) == 1 and widths != {1}:
-                equal.append(separator)
-    decimals = re.compile(r"(?<=\d),(?=\d)")
-    if equal[0:1] == [","] != equal and not any("," in decimals.sub("", line) for line in lines):
-        del equal[0]  # the commas are of numbers such as 4,5
-    if len(equal) > 1 and len(lines) > 2:
-        raise UserError(
-            f"{path}: it is not clear which of {', '.join(map(repr, equal))} separates the "
-            f"columns. Quote cells that contain another one, or save the table with tabs as .tsv."
-        )
-    return equal[0] if equal else ","
-
-
-def _has_csv_quotes(lines):
-    """Whether the first lines of a tab-separated file are quoted as in CSV, with "" for a quote."""
-    try:
-        rows = list(csv.reader((f"{line}\n" for line in lines), delimiter="\t", strict=True))
-    except csv.Error:
-        return False
-    cells = [cell for line in lines for cell in line.split("\t") if '"' in cell]
-    are_quoted = bool(cells) and all(cell[0] == '"' or cell[-1] == '"' for cell in cells)
-    columns = itertools.zip_longest(*(line.split("\t") for line in lines[1:]), fillvalue="")
-    is_column = any(all(cell[:1] == '"' == cell[-1:] for cell in column) for column in columns)
-    same_width = len({len(row) for row in rows if row}) == 1
-    return are_quoted and same_width and (any('""' in cell for cell in cells) or is_column)
-
-
-def _has_spaces(lines, separator):
-    """Whether spaces precede quoted cells: "a", "b"."""
-    is_spaced = f'{separator} "'
-    if not any(is_spaced in line for line in lines):
-        return False
-    lines, rows = [f"{line}\n" for line in lines], []
-    with contextlib.suppress(csv.Error):
-        rows = list(csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True))
-    cells = itertools.chain.from_iterable(csv.reader(lines, delimiter=separator))
-    return len({len(row) for row in rows if row}) == 1 and any(c[:2] == ' "' for c in cells)
-
-
-def _csv_rows(path, separator, has_spaces=False):
-    csv.field_size_limit(2**31 - 1)  # limit of a cell; the default is 131,072 characters
-    lines = (f"{line}\n" for _, line in read_lines(path))
-    reader = csv.reader(
-        lines, delimiter=separator, strict=True, skipinitialspace=has_spaces
-    )  # otherwise an unclosed quote would span the rest of the file
-    while True:
-        number = reader.line_num + 1
-        try:
-            yield number, next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            if "unexpected end" in str(error):  # the rest of the file would be lost silently
-                raise UserError(
-                    f"{path}: the quote opened in line {number} is not closed. Close it, or save "
-                    f"the table with tabs as .tsv, where quotes have no special meaning."
-                ) from None
-            yield number, BadExample(f"the quotes are not valid CSV: {error}")
-
-
-def _checked_row(row, path):
-    if isinstance(row, BadExample):
-        return row
-    if not all(map(is_utf8, row)):
-        return not_utf8(path)
-    return row if any(row) else BadExample("the line is empty")
 
 
 def json_lines(path: str, name: str) -> Records:
@@ -293,7 +149,7 @@ def _list_items(path, name):
 
 
 def _json_record(line, path):
-    if not is_utf8(line):
+    if not is_text(line):
         return not_utf8(path)
     try:
         record = json.loads(line)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from kbert.data.column_profiles import is_numeric
 from kbert.data.columns import count
-from kbert.data.records import BadExample, is_utf8, shown
+from kbert.data.records import BadExample, shown
+from kbert.fields import is_text
 
 if TYPE_CHECKING:
     from kbert.data.columns import Columns
@@ -37,7 +38,7 @@ def text(value: object, what: str) -> str:
         raise BadExample(f"{what} is empty")
     if _BYTES.fullmatch(value):
         raise BadExample(f"{what} is bytes that were written by str() in Python: {shown(value)}")
-    if not is_utf8(value):  # JSON may contain surrogates: "\\ud800"
+    if not is_text(value):  # JSON may contain surrogates: "\\ud800"
         raise BadExample(f"{what} has an unpaired surrogate, which is not a character")
     return value
 

@@ -6,7 +6,8 @@ import pytest
 from example_files import CONTEXT, rows, settings, squad_file
 
 import kbert
-from kbert.data.records import check_inputs, source_files
+from kbert.data.input_checks import check_inputs
+from kbert.data.records import source_files
 from kbert.tasks.example_checks import overlap
 from kbert.tasks.examples import SplitReader
 
