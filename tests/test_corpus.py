@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from kbert.corpus import Corpus, prepare
-from kbert.corpus.corpus import ShardWriter, corpus_fingerprint, ids_dtype, write_manifest
+from kbert.corpus.corpus import corpus_fingerprint, write_manifest
+from kbert.corpus.shards import ShardWriter, ids_dtype
 from kbert.errors import UserError
 from kbert.tokenizer import BertTokenizer
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab

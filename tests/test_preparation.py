@@ -15,7 +15,7 @@ import tensorflow as tf
 from warm_python import PYTHON
 
 from kbert.corpus import Corpus, local_runner, preparation, prepare, shard_builder
-from kbert.corpus.corpus import ShardWriter
+from kbert.corpus.shards import ShardWriter
 from kbert.corpus.text_sources import split_into_pieces
 from kbert.errors import UserError
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kbert.corpus.corpus import check_shards, ids_dtype, open_shard
 from kbert.corpus.deduplication import batches, digest, read_documents
 from kbert.corpus.shard_builder import ShardBuilder, Tally, shard_name, write_shard
+from kbert.corpus.shards import check_shards, ids_dtype, open_shard
 from kbert.corpus.text_sources import TextPiece
 from kbert.errors import UserError
 from kbert.utils import storage

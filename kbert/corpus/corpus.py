@@ -3,12 +3,9 @@
 corpus.json          manifest: counts, vocabulary fingerprint, SHA-256 of every file
 vocab.txt            the vocabulary; tokenizer_config.json has the tokenizer's settings
 unigrams.npy         (V,) int64, number of occurrences of each id
-00000.ids            ids of the shard, uint16 when V <= 65,536, else int32
-00000.sentences      (sentences,) int64, index of each sentence's first token in the shard
-00000.documents      (documents,) int64, index of each document's first token in the shard
+00000.ids, 00000.sentences, 00000.documents: a shard, see `kbert.corpus.shards`
 """
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -21,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from kbert.corpus.remote_cache import fetch
+from kbert.corpus.shards import PARTS, Shard, damaged, open_shard
 from kbert.errors import UserError
 from kbert.utils import atomic, storage
 from kbert.utils.formats import sha256_of
@@ -30,69 +28,7 @@ if typing.TYPE_CHECKING:
 
 MANIFEST = "corpus.json"
 _FORMAT = "kbert corpus 1"
-_PARTS = ("ids", "sentences", "documents")
 _MEMBERS = ("sha256", "vocab_size", "vocab_fingerprint", "lower_case", "shards")
-
-
-def ids_dtype(vocab_size: int) -> np.dtype:
-    """Returns the dtype of the ids: uint16 if every id fits, else int32."""
-    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<i4")
-
-
-class ShardWriter:
-    """Writes one shard in batches of sentences; memory does not grow with the number of ids.
-
-    Attributes:
-        name: name of the shard.
-        unigrams: (V,) int64, number of occurrences of each id so far.
-    """
-
-    unigrams: np.ndarray
-
-    def __init__(self, folder: str | os.PathLike[str], name: str, vocab_size: int) -> None:
-        self.name = name
-        self._dtype = ids_dtype(vocab_size)
-        self._files = {part: open(pathlib.Path(folder) / f"{name}.{part}", "wb") for part in _PARTS}
-        self._hashes = {part: hashlib.sha256() for part in _PARTS}
-        self._counts = dict.fromkeys(_PARTS, 0)
-        self._last_number = self._last_full_number = 0  # document of the last sentence written
-        self.unigrams = np.zeros(vocab_size, np.int64)
-
-    def write(self, ids: np.ndarray, lengths: np.ndarray, starts_document: np.ndarray) -> None:
-        """Appends sentences.
-
-        Args:
-            ids: (T,) ids of all sentences.
-            lengths: (S,) tokens per sentence; sentences without tokens are skipped.
-            starts_document: (S,) bool, whether the sentence starts a document.
-        """
-        full = lengths > 0
-        offsets = (self._counts["ids"] + np.cumsum(lengths) - lengths)[full]
-        # Number the documents: if its first sentence is empty, a document starts at the second one.
-        numbers = np.cumsum(starts_document) + self._last_number
-        self._last_number = numbers[-1]
-        numbers = numbers[full]
-        first = np.diff(numbers, prepend=self._last_full_number) > 0
-        self._last_full_number = numbers[-1] if len(numbers) else self._last_full_number
-        self._append("documents", offsets[first], "<i8")
-        self._append("sentences", offsets, "<i8")
-        self._append("ids", ids, self._dtype)
-        self.unigrams += np.bincount(ids, minlength=len(self.unigrams))
-
-    def _append(self, part, values, dtype):
-        data = np.ascontiguousarray(values, dtype).tobytes()
-        self._files[part].write(data)
-        self._hashes[part].update(data)
-        self._counts[part] += len(values)
-
-    def close(self) -> dict[str, typing.Any]:
-        """Closes the files, removes them if they are empty; returns the entry for the manifest."""
-        for file in self._files.values():
-            file.close()
-            if not self._counts["ids"]:
-                os.remove(file.name)
-        hashes = {part: digest.hexdigest() for part, digest in self._hashes.items()}
-        return {"name": self.name, "counts": self._counts, "sha256": hashes}
 
 
 def write_manifest(
@@ -115,8 +51,8 @@ def write_manifest(
     array = io.BytesIO()  # np.save to a path does not report why it fails
     np.save(array, unigrams)
     (folder / "unigrams.npy").write_bytes(array.getbuffer())
-    others = sorted(path for path in folder.iterdir() if path.suffix[1:] not in _PARTS)
-    totals = {part: sum(shard["counts"][part] for shard in shards) for part in _PARTS}
+    others = sorted(path for path in folder.iterdir() if path.suffix[1:] not in PARTS)
+    totals = {part: sum(shard["counts"][part] for shard in shards) for part in PARTS}
     manifest = {
         "format": _FORMAT,
         "sha256": {path.name: sha256_of(path) for path in others},
@@ -131,53 +67,6 @@ def write_manifest(
     }
     atomic.write_json(folder / MANIFEST, manifest, indent=1, ensure_ascii=False)
     return manifest
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """The arrays of one shard, memory-mapped, in the order of `_PARTS`."""
-
-    ids: np.ndarray  # (tokens,) uint16 or int32
-    sentences: np.ndarray  # (sentences,) int64, first token of each
-    documents: np.ndarray  # (documents,) int64, first token of each
-
-
-def open_shard(
-    folder: str | os.PathLike[str], entry: Mapping[str, typing.Any], vocab_size: int
-) -> Shard:
-    """Opens the shard of an entry of the manifest.
-
-    Raises:
-        UserError: as for `check_shards`.
-    """
-    check_shards(folder, [entry], vocab_size)
-    files = _files(folder, entry, vocab_size)
-    return Shard(*(np.memmap(path, dtype, "r", shape=(n,)) for path, dtype, n in files))
-
-
-def check_shards(
-    folder: str | os.PathLike[str], entries: Sequence[Mapping[str, typing.Any]], vocab_size: int
-) -> None:
-    """Checks that the local or remote files of the shards exist and have the right sizes.
-
-    Raises:
-        UserError: a file is missing or has the wrong size.
-    """
-    files = [file for entry in entries for file in _files(folder, entry, vocab_size)]
-    try:
-        stats = storage.stat_all([path for path, _, _ in files])
-    except OSError as error:
-        raise _damaged(error.filename, error.strerror) from error
-    for (path, dtype, count), (size, _) in zip(files, stats, strict=True):
-        if size != count * dtype.itemsize:
-            raise _damaged(path, f"it has {size} bytes, not {count * dtype.itemsize}")
-
-
-def _files(folder, entry, vocab_size):
-    """Yields path, dtype and number of values of each file of a shard, in order of `_PARTS`."""
-    for part in _PARTS:
-        dtype = ids_dtype(vocab_size) if part == "ids" else np.dtype("<i8")
-        yield os.path.join(folder, f"{entry['name']}.{part}"), dtype, entry["counts"][part]
 
 
 class Corpus:
@@ -230,13 +119,13 @@ class Corpus:
         except UserError:
             raise
         except KeyError as error:
-            raise _damaged(os.path.join(folder, MANIFEST), f"it lacks {error}") from error
+            raise damaged(os.path.join(folder, MANIFEST), f"it lacks {error}") from error
         except (TypeError, ValueError, AttributeError) as error:
-            raise _damaged(os.path.join(folder, MANIFEST), str(error)) from error
+            raise damaged(os.path.join(folder, MANIFEST), str(error)) from error
 
     def _open(self):
         self.shards, starts, documents = [], [0], []
-        _allow_open_files(len(_PARTS) * len(self.manifest["shards"]))
+        _allow_open_files(len(PARTS) * len(self.manifest["shards"]))
         for entry in self.manifest["shards"]:
             self.shards.append(open_shard(self.folder, entry, self.manifest["vocab_size"]))
             documents.append(np.asarray(self.shards[-1].documents) + starts[-1])
@@ -251,9 +140,9 @@ class Corpus:
             try:
                 checksum = sha256_of(path)
             except OSError as error:
-                raise _damaged(path, error.strerror) from error
+                raise damaged(path, error.strerror) from error
             if checksum != expected:
-                raise _damaged(path, "its checksum differs from the manifest's")
+                raise damaged(path, "its checksum differs from the manifest's")
 
     @property
     def tokens(self) -> int:
@@ -319,7 +208,7 @@ def _file_hashes(manifest):
     """Returns a dict of name -> SHA-256 of every file except the manifest."""
     hashes = dict(manifest["sha256"])
     for entry in manifest["shards"]:
-        hashes |= {f"{entry['name']}.{part}": entry["sha256"][part] for part in _PARTS}
+        hashes |= {f"{entry['name']}.{part}": entry["sha256"][part] for part in PARTS}
     elsewhere = [name for name in hashes if os.path.basename(name) != name]
     if elsewhere:
         raise UserError(f"{MANIFEST} names a file outside of its folder, {elsewhere[0]!r}.")
@@ -337,17 +226,13 @@ def _read_manifest(folder):
     except UserError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, str(error)) from error
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         raise UserError(f"{path} is not of the format {_FORMAT!r}. Prepare the text again.")
     for name in _MEMBERS:
         if name not in manifest:
-            raise _damaged(path, f"it lacks {name!r}")
+            raise damaged(path, f"it lacks {name!r}")
     return data, manifest
-
-
-def _damaged(path, reason):
-    return UserError(f"the corpus file {path} is damaged: {reason}. Prepare the text again.")
 
 
 def corpus_fingerprint(corpus: Corpus) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from kbert.corpus.corpus import Shard
+from kbert.corpus.shards import Shard
 
 SHARD_TOKENS = 1 << 25
 _BATCH_TOKENS = 1 << 20  # per write

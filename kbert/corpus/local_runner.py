@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from kbert.corpus.corpus import open_shard
 from kbert.corpus.deduplication import batches, digest, duplicates, read_documents
 from kbert.corpus.shard_builder import ShardBuilder, Tally, shard_name, write_shard
+from kbert.corpus.shards import open_shard
 from kbert.corpus.text_sources import TextPiece
 from kbert.errors import UserError
 from kbert.utils import storage

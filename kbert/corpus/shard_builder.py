@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 import tensorflow as tf
 
-from kbert.corpus.corpus import ShardWriter
+from kbert.corpus.shards import ShardWriter
 from kbert.corpus.text_sources import TextPiece, read_lines, split_sentences
 from kbert.tokenizer.tokenizer import BertTokenizer
 from kbert.utils import storage
