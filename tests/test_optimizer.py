@@ -11,7 +11,8 @@ from marks import slow
 from kbert.config import BertConfig
 from kbert.model import BertForPreTraining, BertForSequenceClassification
 from kbert.settings import PretrainConfig
-from kbert.train.optimizer import LAMB, SGD, AdamW, layer_scales, make_optimizer, make_schedule
+from kbert.train.optimizer import LAMB, SGD, AdamW, layer_scales, make_optimizer
+from kbert.train.schedule import make_schedule
 
 RATE, DECAY, STEPS = 0.01, 0.1, 20
 CONFIG = BertConfig(

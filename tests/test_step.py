@@ -14,7 +14,8 @@ from kbert.settings import PretrainConfig
 from kbert.train import step as step_module
 from kbert.train.distribution import Devices
 from kbert.train.losses import PretrainingObjective
-from kbert.train.optimizer import make_optimizer, make_schedule
+from kbert.train.optimizer import make_optimizer
+from kbert.train.schedule import make_schedule
 from kbert.train.step import TrainStep
 from kbert.train.workers import Workers
 

@@ -26,8 +26,8 @@ from kbert.tasks.registry import make_task
 from kbert.tokenizer import BertTokenizer
 from kbert.train.distribution import find_devices
 from kbert.train.losses import PretrainingObjective, TaskObjective
-from kbert.train.optimizer import make_optimizer, make_schedule
-from kbert.train.schedule import WarmupPolynomialDecay
+from kbert.train.optimizer import make_optimizer
+from kbert.train.schedule import WarmupPolynomialDecay, make_schedule
 from kbert.train.step import TrainStep
 
 STEPS = 10**6  # of a schedule that never ends here

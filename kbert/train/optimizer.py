@@ -13,12 +13,11 @@ from keras import ops
 
 from kbert.errors import UserError
 from kbert.model.fused import with_xla
-from kbert.train.schedule import WarmupPolynomialDecay
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from kbert.settings import PretrainConfig, TrainingConfig
+    from kbert.settings import TrainingConfig
 
 LearningRate = (
     float
@@ -328,16 +327,6 @@ class SGD(_Optimizer):
         if decays:
             update = update + weight_decay * value
         return value - learning_rate * update, []
-
-
-def make_schedule(config: "PretrainConfig") -> WarmupPolynomialDecay:
-    """Returns the learning-rate schedule of a pretraining run."""
-    return WarmupPolynomialDecay(
-        config.learning_rate,
-        config.decay_steps or config.train_steps,
-        config.warmup_steps,
-        config.decay_power,
-    )
 
 
 def make_optimizer(

@@ -20,7 +20,7 @@ from kbert.train.cost_estimate import forward_flops, memory_line, rehearse, step
 from kbert.train.evaluation import HeldOut
 from kbert.train.inputs import resolve_inputs
 from kbert.train.losses import PretrainingObjective
-from kbert.train.optimizer import make_schedule
+from kbert.train.schedule import make_schedule
 from kbert.train.start import start_run
 from kbert.train.trainer import Trainer
 from kbert.train.workload import Workload

@@ -1,7 +1,12 @@
 """The learning-rate schedule of BERT."""
 
+from typing import TYPE_CHECKING
+
 import keras
 from keras import ops
+
+if TYPE_CHECKING:
+    from kbert.settings import PretrainConfig
 
 
 @keras.saving.register_keras_serializable("kbert")
@@ -38,3 +43,13 @@ class WarmupPolynomialDecay(keras.optimizers.schedules.LearningRateSchedule):
             "warmup_steps": self.warmup_steps,
             "power": self.power,
         }
+
+
+def make_schedule(config: "PretrainConfig") -> WarmupPolynomialDecay:
+    """Returns the learning-rate schedule of a pretraining run."""
+    return WarmupPolynomialDecay(
+        config.learning_rate,
+        config.decay_steps or config.train_steps,
+        config.warmup_steps,
+        config.decay_power,
+    )
