@@ -1,5 +1,6 @@
 """Workloads: the model, data and objective of a run, without the training loop."""
 
+import abc
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
     from kbert.train.workers import Workers
 
 
-class Workload:
+class Workload(abc.ABC):
     """Model, data and objective of a run; `kbert.train.trainer.Trainer` trains it.
 
-    A subclass implements all methods up to `soft_loss`, except checks that it does not need.
+    A subclass implements the abstract methods, and the others that it needs.
 
     Attributes:
         config: settings of the run.
@@ -76,9 +77,10 @@ class Workload:
     def __init__(self, config: "PretrainConfig | FinetuneConfig") -> None:
         self.config = config
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 - optional
         """Raises UserError for invalid settings, before anything is written."""
 
+    @abc.abstractmethod
     def load(
         self,
         state: Mapping[str, Any] | None,
@@ -97,10 +99,11 @@ class Workload:
                 UserError.
         """
 
+    @abc.abstractmethod
     def make_model(self, bert_config: "BertConfig") -> "PretrainedModel":
         """Creates the model with random weights; frozen weights are not trained."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def initialize_from(self, folder: str, restore: Callable[[str], None]) -> str:
         """Loads the weights of `init_from`; returns a description of their origin.
 
@@ -108,41 +111,43 @@ class Workload:
             folder: the value of `init_from`. restore: function that loads weights and optimizer
                 state from the folder of a checkpoint.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def identity(self) -> dict[str, Any]:
         """JSON that identifies training and held-out data: {"corpus": ..., "held_out": ...}."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def describe(self, devices: "Devices") -> Iterable[str]:
         """Returns lines that describe model, devices and data."""
-        raise NotImplementedError
 
     def longest(self) -> "PretrainingExamples | BucketedBatches":
         """Returns data like `data` in which every batch has the maximum cost of a batch."""
         return self.data
 
+    @abc.abstractmethod
     def cost_lines(self, trainer: "Trainer") -> Iterable[str]:
         """Returns lines on the run's cost. trainer: a Trainer that has taken steps on `longest`."""
-        raise NotImplementedError
 
-    def check_metric(self) -> None:
+    def check_metric(self) -> None:  # noqa: B027 - optional
         """Raises UserError if the configured metric cannot select the best weights."""
 
     def evaluation(self) -> tuple[dict[str, float], float] | None:
-        """Returns metrics on held-out data and the value to maximize; or None."""
+        """Returns metrics on held-out data and the value to maximize; or None without such data."""
+        return None
 
+    @abc.abstractmethod
     def train_text(self, step: int, metrics: Mapping[str, float]) -> str:
         """Returns the metrics of a window of steps as text for the progress line."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def evaluation_text(self, step: int, metrics: Mapping[str, float]) -> str:
         """Returns the log line of an evaluation."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def check_teacher(self, teacher_config: "BertConfig", bert_config: "BertConfig") -> None:
         """Raises UserError if the teacher is incompatible with the student."""
 
+    @abc.abstractmethod
     def soft_loss(
         self,
         outputs: Mapping[str, Any],
@@ -154,7 +159,6 @@ class Workload:
         Args:
             outputs, teacher_outputs: dicts of the models' outputs. features: features of the batch.
         """
-        raise NotImplementedError
 
     def finish(self, results: dict[str, Any], run_dir: "RemoteRunDir") -> dict[str, Any]:
         """Performs the work after the last step; returns the results of the run."""
