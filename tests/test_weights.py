@@ -240,7 +240,7 @@ def test_hf_without_prefix_and_without_pooler(tmp_path):
     assert "embeddings.word_embeddings.weight" in tensors
     del tensors["pooler.dense.weight"], tensors["pooler.dense.bias"]
     respell(tmp_path, tensors)
-    with pytest.warns(UserWarning, match=r"has no bert/pooler: keeping the initial weights"):
+    with pytest.warns(UserWarning, match=r"has no bert/pooler: new, with random weights"):
         model = BertModel.from_pretrained(tmp_path)
     inputs = {name: torch.tensor(value).long() for name, value in features_of().items()}
     with torch.no_grad():
@@ -366,7 +366,10 @@ def test_a_fresh_head_of_another_size(tmp_path):
     model.save_pretrained(tmp_path, format="hf")
     with pytest.raises(UserError, match=r"classifier.weight has the shape \(5, 15\).*\(3, 15\)"):
         kbert.BertForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
-    with pytest.warns(UserWarning, match="has no sequence_classifier: keeping the initial weights"):
+    expected = (
+        "has no sequence_classifier: new, with random weights until trained. This is expected"
+    )
+    with pytest.warns(UserWarning, match=expected):
         wider = kbert.BertForSequenceClassification.from_pretrained(
             tmp_path, num_labels=3, allow_missing=["sequence_classifier"]
         )

@@ -352,7 +352,11 @@ class PretrainedModel(keras.Model):
             whole = {part_of(name) for name in fresh} - there
             single = {name for name in fresh if part_of(name) in there}
             lacking = ", ".join(sorted(whole | single))
-            warnings.warn(f"{folder} has no {lacking}: keeping the initial weights.", stacklevel=3)
+            warnings.warn(
+                f"{folder} has no {lacking}: new, with random weights until trained. This is "
+                f"expected when fine-tuning starts from a pretrained encoder.",
+                stacklevel=3,
+            )
 
 
 def _integer_ids(inputs):
