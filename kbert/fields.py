@@ -92,27 +92,36 @@ def check_settings(config: "DataclassInstance") -> None:
         UserError: a field is invalid; the message has its name, its value and the allowed values.
     """
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        kind, optional = setting_type(field)
-        if value is None and optional:
-            continue
-        if kind is float and type(value) is int and abs(value) < 2**53:
-            value = float(value)
-            object.__setattr__(config, field.name, value)
-        if type(value) is not kind:
-            got = f"{short_repr(value)} ({type(value).__name__})"
-            raise UserError(f"{field.name} must be {kind.__name__}; got {got}.")
-        if kind is int and not -(2**63) <= value < 2**63:
-            raise UserError(f"{field.name} must fit into 64 bits; got {short_repr(value)}.")
-        if kind is float and not math.isfinite(value):
-            raise UserError(f"{field.name} must be a finite number; got {value}.")
-        choices, limits = field.metadata["choices"], field.metadata["limits"]
-        if choices and value not in choices:
-            raise UserError(f"{field.name} must be one of {', '.join(choices)}; got {value!r}.")
-        if not all(_COMPARISONS[key][1](value, limit) for key, limit in limits.items()):
-            hint = " Write 0.15 for 15 %." if kind is float and limits.get("below") == 1 else ""
-            raise UserError(f"{field.name} must be {range_text(limits)}; got {value}.{hint}")
+        value = checked_value(field, getattr(config, field.name))
+        object.__setattr__(config, field.name, value)
     _check_required(config)
+
+
+def checked_value(field: "dataclasses.Field[typing.Any]", value: typing.Any) -> typing.Any:
+    """Returns a value of a `setting`, checked; integers become floats where the field is a float.
+
+    Raises:
+        UserError: as for `check_settings`.
+    """
+    kind, optional = setting_type(field)
+    if value is None and optional:
+        return value
+    if kind is float and type(value) is int and abs(value) < 2**53:
+        value = float(value)
+    if type(value) is not kind:
+        got = f"{short_repr(value)} ({type(value).__name__})"
+        raise UserError(f"{field.name} must be {kind.__name__}; got {got}.")
+    if kind is int and not -(2**63) <= value < 2**63:
+        raise UserError(f"{field.name} must fit into 64 bits; got {short_repr(value)}.")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"{field.name} must be a finite number; got {value}.")
+    choices, limits = field.metadata["choices"], field.metadata["limits"]
+    if choices and value not in choices:
+        raise UserError(f"{field.name} must be one of {', '.join(choices)}; got {value!r}.")
+    if not all(_COMPARISONS[key][1](value, limit) for key, limit in limits.items()):
+        hint = " Write 0.15 for 15 %." if kind is float and limits.get("below") == 1 else ""
+        raise UserError(f"{field.name} must be {range_text(limits)}; got {value}.{hint}")
+    return value
 
 
 def _check_required(config):

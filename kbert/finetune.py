@@ -15,6 +15,14 @@ def check(config: FinetuneConfig) -> None:
     check_inputs([config.init_from], [config.train_file, config.eval_file, config.test_file])
 
 
+def config_class(task_module: str, task: str) -> type[FinetuneConfig]:
+    """Returns the FinetuneConfig of a task, which may add settings of its own."""
+    from kbert.tasks.registry import get_task, load_task_module
+
+    load_task_module(task_module)
+    return get_task(task).config_class
+
+
 def main(config: FinetuneConfig) -> None:
     """Runs `kbert.train.finetune` with the flags."""
     from kbert.train import finetune
@@ -30,4 +38,4 @@ if __name__ == "__main__":
         "report the examples, take three steps and print the estimated time and memory of the run; "
         "write nothing",
     )
-    program.run(main, FinetuneConfig, check)
+    program.run(main, FinetuneConfig, check, config_class)

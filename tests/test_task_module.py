@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -15,15 +16,24 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 from warm_python import PYTHON
 
 import kbert
-from kbert import export, predict
+from kbert import export, finetune, predict
 from kbert.errors import UserError
 from kbert.inference import prediction
-from kbert.settings import ExportConfig, PredictConfig
+from kbert.settings import DistillConfig, ExportConfig, PredictConfig
 from kbert.tasks import names, registry
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
 MODULE = '''
+import dataclasses
+
+from kbert.fields import setting
+from kbert.settings import FinetuneConfig
 from kbert.tasks.classify import Classification, ClassificationEndpoint
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LengthConfig(FinetuneConfig):
+    sure_from: float = setting(0.5, "smallest score of a sure prediction", at_least=0, at_most=1)
 
 
 class LengthEndpoint(ClassificationEndpoint):
@@ -38,10 +48,15 @@ class Length(Classification):
     method = "length"
     texts = (1, 1)
     endpoint = LengthEndpoint
+    config_class = LengthConfig
 
     @staticmethod
     def label(value, where):
         return "long" if int(value) > 4 else "short"
+
+    def predictions(self, *arguments):
+        rows = super().predictions(*arguments)
+        return [row | {"is_sure": row["score"] >= self.sure_from} for row in rows]
 
 
 '''
@@ -90,15 +105,19 @@ def test_a_task_in_a_module_of_its_own(root):
         "train_file=rows.tsv",
         "eval_file=rows.tsv",
     )
+    flags = (*flags, "sure_from=1")
     run(root, "finetune", module, *flags, "epochs=10", "learning_rate=3e-3", "output_dir=run")
     best = "model=run/finetuning/best"
-    assert json.loads((root / "run/finetuning/best/task.json").read_text())["task"] == "length"
+    settings = json.loads((root / "run/finetuning/best/task.json").read_text())
+    assert (settings["task"], settings["sure_from"]) == ("length", 1.0)
+    assert "--sure_from=1.0\n" in (root / "run/finetuning/run.flags").read_text()
     scores = run(root, "evaluate", module, best, "eval_file=rows.tsv")
     assert json.loads(scores[scores.rindex("\n{") :])["accuracy"] > 0.9
     texts = ["the cat", "the cat sat on a mat on a mat"]
     method = "method=length"
     lines = run(root, "predict", module, best, method, text="".join(f"{text}\n" for text in texts))
-    assert [json.loads(line)["label"] for line in lines.splitlines()] == ["short", "long"]
+    rows = [json.loads(line) for line in lines.splitlines()]
+    assert [(row["label"], row["is_sure"]) for row in rows] == [("short", False), ("long", False)]
     run(root, "export", module, best, method, "output_dir=models/length/1")
     with serving(f"model_base_path={root / 'models/length'}", "backend=tensorflow") as server:
         request = predict_pb2.PredictRequest()
@@ -129,6 +148,29 @@ def test_a_task_of_an_installed_package(root, registered, monkeypatch):
     kind = registry.get_task("length")
     assert kind.summary == "short or long" and registry.tasks()["length"] is kind
     assert registry.task_of_method("length") is kind
+
+
+def test_settings_of_a_task_of_its_own(root, registered, monkeypatch):
+    monkeypatch.syspath_prepend(root)
+    help = run(root, "finetune", "task_module=length_task", "task=length", "help")
+    assert "--sure_from=NUMBER\n      smallest score of a sure prediction (>= 0 and <= 1)" in help
+    config_class = finetune.config_class("length_task", "length")
+    with pytest.raises(UserError, match=r"sure_from must be >= 0 and <= 1; got 2.0"):
+        config_class(task="length", init_from="bert", train_file="rows.tsv", sure_from=2)
+    config = config_class(task="length", init_from="bert", train_file="rows.tsv", sure_from=0.75)
+    tokenizer = kbert.BertTokenizer(root / "vocab.txt")
+    task = registry.make_task(config, tokenizer, ("long", "short"))
+    shutil.copytree(root / "bert", root / "teacher")
+    registry.write_task(root / "teacher", task)
+    settings = registry.read_task(root / "teacher")
+    assert registry.task_of(settings, tokenizer, kbert.BertConfig()).sure_from == 0.75
+    files = {"teacher": str(root / "teacher"), "train_file": "rows.tsv"}
+    student = registry.make_task(DistillConfig(task="length", **files), tokenizer, ("a", "b"))
+    assert student.sure_from == 0.75
+    (root / "teacher/task.json").write_text(json.dumps(settings | {"sure_from": 2}))
+    expected = r"'sure_from' must be a value of --sure_from \(smallest score.*; got 2\. Fix or"
+    with pytest.raises(UserError, match=expected):
+        registry.read_task(root / "teacher")
 
 
 def test_tasks_that_cannot_be_had(root, registered, monkeypatch):

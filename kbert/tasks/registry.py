@@ -19,7 +19,7 @@ from kbert.tasks.pair import PairClassification
 from kbert.tasks.qa import QuestionAnswering
 from kbert.tasks.regress import Regression
 from kbert.tasks.tag import Tagging
-from kbert.tasks.task import BOOL, Task, whole_from
+from kbert.tasks.task import BOOL, Task, setting_check, whole_from
 from kbert.utils import atomic
 
 if TYPE_CHECKING:
@@ -147,7 +147,17 @@ def make_task(
         label_names: tuple of str, for tasks with label names.
         allow_no_answer: whether questions may have no answer (qa only).
     """
-    return get_task(config.task).from_config(config, tokenizer, label_names, allow_no_answer)
+    kind = get_task(config.task)
+    teacher = getattr(config, "teacher", None) if kind.own_fields() else None
+    values = read_task(teacher) or {} if teacher else vars(config)
+    return _with_own(kind.from_config(config, tokenizer, label_names, allow_no_answer), values)
+
+
+def _with_own(task, values):
+    """Sets the attributes of a task's own settings to their values, or else to the defaults."""
+    for name, field in task.own_fields().items():
+        setattr(task, name, values.get(name, field.default))
+    return task
 
 
 def with_task(config: "FinetuneConfig") -> "FinetuneConfig":
@@ -174,7 +184,7 @@ def write_task(folder: str | os.PathLike[str], task: Task, takes_pairs: bool = F
     """
     settings = {"task": task.name, "max_seq_length": task.max_seq_length}
     settings["takes_pairs"] = takes_pairs or task.takes_pairs
-    settings |= {key: getattr(task, key) for key in task.own_settings}
+    settings |= {key: getattr(task, key) for key in (*task.own_settings, *task.own_fields())}
     atomic.write_json(pathlib.Path(folder) / TASK_FILE, settings)
 
 
@@ -199,8 +209,9 @@ def read_task(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
             f"{path} is not a file that kbert.finetune wrote: it must have max_seq_length and one "
             f"of the tasks {', '.join(tasks())}. Fix or remove it.{hint}"
         )
-    checks = {"max_seq_length": whole_from(5), "takes_pairs": BOOL}
-    checks |= get_task(settings["task"]).own_settings | {"task": (lambda x: True, "")}
+    kind = get_task(settings["task"])
+    checks = {"max_seq_length": whole_from(5), "takes_pairs": BOOL, "task": (lambda x: True, "")}
+    checks |= kind.own_settings | {n: setting_check(f) for n, f in kind.own_fields().items()}
     for name, value in settings.items():
         fits, what = checks.get(name, (lambda value: False, "absent"))
         if not fits(value):
@@ -210,5 +221,7 @@ def read_task(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 def task_of(settings: dict[str, Any], tokenizer: "BertTokenizer", config: "BertConfig") -> Task:
     """Creates the task from settings that `read_task` returned. config: BertConfig of the model."""
-    settings = {key: value for key, value in settings.items() if key != "takes_pairs"}
-    return get_task(settings.pop("task")).from_settings(settings, tokenizer, config)
+    kind = get_task(settings["task"])
+    others = {"task", "takes_pairs", *kind.own_fields()}
+    usual = {key: value for key, value in settings.items() if key not in others}
+    return _with_own(kind.from_settings(usual, tokenizer, config), settings)

@@ -6,13 +6,18 @@ can be written as JSON.
 """
 
 import abc
+import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
+from kbert.errors import UserError
+from kbert.fields import checked_value
 from kbert.model.models import BertForSequenceClassification
+from kbert.settings.tasks import FinetuneConfig
 from kbert.tasks.encoding import Encoded
 from kbert.tasks.labels import label_shares, rarest_labels
 from kbert.tasks.losses import choice_losses, soft_losses
@@ -24,7 +29,7 @@ if TYPE_CHECKING:
     from kbert.data.records import Record, Records
     from kbert.inference.predictor import Predictor
     from kbert.model.pretrained import PretrainedModel
-    from kbert.settings.tasks import ColumnConfig, FinetuneConfig
+    from kbert.settings.tasks import ColumnConfig
     from kbert.tasks.endpoint import Endpoint
     from kbert.tokenizer.tokenizer import BertTokenizer
 
@@ -39,6 +44,18 @@ NUMBER: "Check" = (lambda x: type(x) in (int, float) and abs(x) < 1e30, "a finit
 def whole_from(least: int) -> "Check":
     """Returns the check for an integer of at least `least`."""
     return lambda x: type(x) is int and least <= x < 2**31, f"an integer of at least {least}"
+
+
+def setting_check(field: "dataclasses.Field[Any]") -> "Check":
+    """Returns the check for a value of a `setting`."""
+
+    def fits(value):
+        with contextlib.suppress(UserError):
+            checked_value(field, value)
+            return True
+        return False
+
+    return fits, f"a value of --{field.name} ({field.metadata['help']})"
 
 
 class Task(abc.ABC):
@@ -65,6 +82,8 @@ class Task(abc.ABC):
         example_fields: fields of an example that are the arguments of the method.
         unlabelled_as: name of the task that reads files of texts for predictions; None: this task.
         own_settings: dict of the task's own settings in `task.json` -> check, such as `BOOL`.
+        config_class: FinetuneConfig, or a subclass whose additional `setting`s are flags of
+            `kbert.finetune`, keys of `task.json` and attributes of the task.
         call_options: names of the attributes that a call of the method may set.
     """
 
@@ -86,6 +105,7 @@ class Task(abc.ABC):
     example_fields: tuple[str, ...] = ("text",)
     unlabelled_as: str | None = None
     own_settings: "dict[str, Check]" = {}
+    config_class: type[FinetuneConfig] = FinetuneConfig
     call_options: tuple[str, ...] = ()
 
     def __init__(
@@ -99,9 +119,16 @@ class Task(abc.ABC):
         self.max_seq_length = max_seq_length
 
     @classmethod
+    def own_fields(cls) -> "dict[str, dataclasses.Field[Any]]":
+        """Returns the fields that `config_class` adds to FinetuneConfig, by name."""
+        usual = {field.name for field in dataclasses.fields(FinetuneConfig)}
+        fields = dataclasses.fields(cls.config_class)
+        return {field.name: field for field in fields if field.name not in usual}
+
+    @classmethod
     def from_config(
         cls,
-        config: "FinetuneConfig",
+        config: FinetuneConfig,
         tokenizer: "BertTokenizer",
         label_names: tuple[str, ...] | None = None,
         allow_no_answer: bool = False,

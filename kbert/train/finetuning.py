@@ -134,6 +134,8 @@ class Finetuning(Workload):
     ) -> None:
         super().__init__(config)
         self.part, self.program = part, program
+        own = get_task(config.task).own_fields()
+        self.fixed = (*self.fixed, *(name for name in own if hasattr(config, name)))
 
     @property
     def teacher_class(self) -> "type[PretrainedModel]":

@@ -31,7 +31,7 @@ def check_fixed(
         UserError: a fixed setting has changed.
     """
     for name in names:
-        now, before = getattr(config, name), state["settings"][name]
+        now, before = getattr(config, name), state["settings"].get(name)
         if now != before:
             raise UserError(
                 f"{name} is {now} now, but {path} was written with {before}. Resume with the "

@@ -18,9 +18,13 @@ flags.disclaim_key_flags()  # so that --help attributes the flags to the program
 _DEFINE = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
 
 
-def define(config_class: "type[DataclassInstance]") -> None:
-    """Defines one absl flag per field of `config_class`, with its default, help and range."""
-    for field in dataclasses.fields(config_class):
+def define(
+    config_class: "type[DataclassInstance]", base: "type[DataclassInstance] | None" = None
+) -> None:
+    """Defines one absl flag per field of `config_class` that is not a field of `base`, a class
+    whose fields have flags already; each flag has the field's default, help and range."""
+    defined = {field.name for field in dataclasses.fields(base)} if base else ()
+    for field in (f for f in dataclasses.fields(config_class) if f.name not in defined):
         kind, _ = setting_type(field)
         name, default, help = field.name, field.default, field.metadata["help"]
         if limits := range_text(field.metadata["limits"]):
@@ -29,6 +33,7 @@ def define(config_class: "type[DataclassInstance]") -> None:
             flags.DEFINE_enum(name, default, list(field.metadata["choices"]), help)
         else:
             _DEFINE.get(kind, flags.DEFINE_string)(name, default, help)
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])  # --help
 
 
 def help_text(config_class: "type[DataclassInstance]") -> str:

@@ -1,7 +1,6 @@
 """Runs a program: parses flags, prints errors as one line, hides start-up messages."""
 
 import contextlib
-import functools
 import os
 import pathlib
 import re
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 flags.disclaim_key_flags()  # so that --help attributes the flags to the program
+HELP = {"--help", "-help", "-h"}
 PACKAGED = pathlib.Path(__file__).parent.parent / "packaged"  # configs/ and export/
 
 
@@ -57,6 +57,7 @@ def run(
     main: Callable[..., None],
     config_class: "type[DataclassInstance] | None" = None,
     check: Callable[..., None] | None = None,
+    config_class_of: "Callable[[str, str], type[DataclassInstance]] | None" = None,
 ) -> None:
     """Runs a program; invalid input and I/O errors print one line and exit with status 2.
 
@@ -65,9 +66,17 @@ def run(
         config_class: dataclass of settings, one flag each; None if `main` and `check` take no
             argument.
         check: function of a config, called before TensorFlow is imported, which takes seconds.
+        config_class_of: with --task_module, a function of its value and --task that returns a
+            subclass of `config_class`, whose additional settings become flags, too.
     """
     if config_class:
         define(config_class)
+
+    def parser(argv):
+        nonlocal config_class
+        if config_class_of:
+            config_class = _extended(argv, config_class, config_class_of)
+        return parse(argv, config_class)
 
     def guarded(argv):
         if len(argv) > 1:
@@ -94,7 +103,24 @@ def run(
                 f"smaller batch."
             )
 
-    app.run(guarded, flags_parser=functools.partial(parse, config_class=config_class))
+    app.run(guarded, flags_parser=parser)
+
+
+def _extended(argv, config_class, config_class_of):
+    """Returns the config class of --task_module and --task; defines its additional flags."""
+    try:
+        flags.FLAGS([_local(arg) for arg in argv if arg not in HELP], known_only=True)
+    except (flags.Error, ValueError, RecursionError):  # `parse` reports it
+        return config_class
+    if not flags.FLAGS.task_module:
+        return config_class
+    import_tensorflow()
+    try:
+        wider = config_class_of(flags.FLAGS.task_module, flags.FLAGS.task)
+    except UserError as error:
+        _fail(error)
+    define(wider, config_class)
+    return wider
 
 
 def parse(argv: Sequence[str], config_class: "type[DataclassInstance] | None" = None) -> list[str]:
@@ -102,11 +128,11 @@ def parse(argv: Sequence[str], config_class: "type[DataclassInstance] | None" = 
 
     Exits with status 0 after --help, and with one line and status 2 if a flag is invalid.
     """
-    if config_class and {"--help", "-help", "-h"} & set(argv):
+    if config_class and HELP & set(argv):
         print(help_text(config_class), end="")
         sys.exit(0)
     try:
-        return flags.FLAGS([re.sub("(?<=flagfile=)configs/.+", _packaged, arg) for arg in argv])
+        return flags.FLAGS([_local(arg) for arg in argv])
     except SystemExit:  # absl ends with status 1 after --help
         sys.exit(0)
     except flags.Error as error:
@@ -117,6 +143,10 @@ def parse(argv: Sequence[str], config_class: "type[DataclassInstance] | None" = 
         RecursionError,
     ) as error:  # a file that is not UTF-8, a very long flag name
         _fail(one_line(f"cannot read the flags: {error}."))
+
+
+def _local(arg):
+    return re.sub("(?<=flagfile=)configs/.+", _packaged, arg)
 
 
 def _packaged(match):
