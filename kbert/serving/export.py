@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from kbert.settings import ExportConfig
 
 
-def export_as(config: "ExportConfig", report: Callable[[str], None] = print) -> None:
+def export_as(config: "ExportConfig") -> None:
     """Writes the export of an ExportConfig; see `export`, `export_tf_hub` and `export_openvino`."""
     load_task_module(config.task_module)
     folders, length = (config.model, config.output_dir), config.max_seq_length
     if config.format == "tf_hub":
-        export_tf_hub(*folders, length, report)
+        export_tf_hub(*folders, length)
         return
     request = {"method": config.method, "takes_pairs": config.takes_pairs, "max_seq_length": length}
-    request |= {"eval_file": config.eval_file, "quantize": config.quantize, "report": report}
+    request |= {"eval_file": config.eval_file, "quantize": config.quantize}
     request["columns"] = ColumnConfig(**shared_settings(config, ColumnConfig))
     if config.format == "serving":
         export(*folders, batch_timeout_ms=config.batch_timeout_ms, **request)
