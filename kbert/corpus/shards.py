@@ -128,6 +128,6 @@ def _files(folder, entry, vocab_size):
         yield os.path.join(folder, f"{entry['name']}.{part}"), dtype, entry["counts"][part]
 
 
-def damaged(path: str | os.PathLike[str], reason: str) -> UserError:
+def damaged(path: str | os.PathLike[str], reason: str | None) -> UserError:
     """Returns the error for a damaged file of a corpus."""
     return UserError(f"the corpus file {path} is damaged: {reason}. Prepare the text again.")
