@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kbert.utils.keras_registration import register_classes
 
-if TYPE_CHECKING:  # for type checkers and completion; at run time `__getattr__` imports them
+if TYPE_CHECKING:  # for type checkers and completion; at run time, `__getattr__` does the imports
     from kbert import corpus, data, hub, inference, model, serving, tasks, tokenizer, train
     from kbert.config import BertConfig, EmbeddingConfig
     from kbert.errors import UserError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # for type checkers and completion; at run time `__getattr__`
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "BertConfig": "kbert.config",
     "EmbeddingConfig": "kbert.config",
     "UserError": "kbert.errors",
@@ -81,8 +81,8 @@ register_classes()
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'kbert' has no attribute {name!r}")
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     return importlib.import_module(f"kbert.{name}")
 
 

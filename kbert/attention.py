@@ -37,13 +37,13 @@ def main() -> None:
 
 
 def _define_flags() -> None:
-    """Defines the flags; not on import, because programs share flag names."""
+    """Defines the flags. Importing the module does not, because programs share flag names."""
     absl_flags.DEFINE_string(
         "model",
         None,
         "folder of weights in any format, or the name of a model on the Hugging Face hub",
     )
-    absl_flags.DEFINE_string("text", None, "text to show; [MASK] in it is the mask token")
+    absl_flags.DEFINE_string("text", None, "text to analyze; it may contain [MASK]")
     absl_flags.DEFINE_string("text_pair", None, "second text of a pair")
     absl_flags.DEFINE_string("layer", "all", "layer to plot: all, or a number from 0")
     absl_flags.DEFINE_string("head", "all", "head to plot: all, mean, or a number from 0")

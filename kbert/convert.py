@@ -8,7 +8,7 @@ from kbert.utils.formats import FORMATS, find_folder
 
 
 def _define_flags() -> None:
-    """Defines the flags; not on import, because programs share flag names."""
+    """Defines the flags. Importing the module does not, because programs share flag names."""
     absl_flags.DEFINE_string(
         "model",
         None,

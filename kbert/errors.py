@@ -6,15 +6,15 @@ import re
 from collections.abc import Iterator
 from typing import Protocol
 
-_TOO_MUCH = re.compile(r"(OOM when|Out of memory while) .*?(?= on /job| \[Op|$)", re.MULTILINE)
+_ALLOCATION = re.compile(r"(OOM when|Out of memory while) .*?(?= on /job| \[Op|$)", re.MULTILINE)
 
 
 class UserError(ValueError):
     """Bad input: a flag, a config, a file, a corpus or a checkpoint that cannot be used.
 
-    The message is one line: what is wrong, the value, the allowed values and how to fix it.
-    `one_line` makes it short and printable. Programs print it and exit with status 2; a stack trace
-    always means a bug.
+    The message states what is wrong, the value, the allowed values and how to fix it; `one_line`
+    makes it a short printable line. Programs print it and exit with status 2; a stack trace always
+    means a bug.
     """
 
     # Makes Keras and AutoGraph raise it unchanged, without added arguments and source lines.
@@ -25,25 +25,25 @@ class UserError(ValueError):
         super().__init__(one_line(message))
 
 
-def one_line(text: object, most: int = 1000) -> str:
+def one_line(text: object, max_length: int = 1000) -> str:
     """Escapes unprintable characters such as line breaks and shortens long text in the middle.
 
     Args:
         text: str, or an object whose `str` is used.
-        most: maximum length in characters.
+        max_length: maximum length in characters.
     """
-    text = _cut(str(text), most)
+    text = _shorten(str(text), max_length)
     if text.isprintable():
         return text
     escaped = (
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
-    return _cut("".join(escaped), most)
+    return _shorten("".join(escaped), max_length)
 
 
-def _cut(text, most):
-    half = (most - 7) // 2
-    return text if len(text) <= most else f"{text[:half]} [...] {text[-half:]}"
+def _shorten(text, max_length):
+    half = (max_length - 7) // 2
+    return text if len(text) <= max_length else f"{text[:half]} [...] {text[-half:]}"
 
 
 @contextlib.contextmanager
@@ -51,7 +51,7 @@ def writing(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Converts write errors that name no file to UserErrors that name the folder.
 
     Raises:
-        UserError: writing fails with an OSError without a file name (the disk is full, say).
+        UserError: the block raised an OSError without a file name, such as a full disk.
     """
     try:
         yield
@@ -70,7 +70,7 @@ class _OpError(Protocol):
     message: str
 
 
-def too_much(error: _OpError) -> str:
+def failed_allocation(error: _OpError) -> str:
     """Returns the part of a ResourceExhaustedError's message that describes the allocation."""
-    match = _TOO_MUCH.search(error.message)
+    match = _ALLOCATION.search(error.message)
     return match[0] if match else error.message.splitlines()[0]

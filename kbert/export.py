@@ -18,10 +18,8 @@ def main(config: ExportConfig) -> None:
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")  # not needed, and TF32 would change the results
-    if config.eval_file:
-        tf.config.threading.set_intra_op_parallelism_threads(
-            1
-        )  # as in the runtimes it is compared with
+    if config.eval_file:  # one thread, as in the runtimes that the model is compared with
+        tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(1)
     from kbert.serving.export import export_as
 

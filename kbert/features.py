@@ -28,7 +28,7 @@ PRETRAINING_FEATURES = {
     **ENCODER_FEATURES,
     "masked_positions": ("BM", "int32"),  # positions to predict; 0 in padding slots
     "masked_ids": ("BM", "int32"),  # the original ids at these positions; 0 in padding slots
-    "masked_weights": ("BM", "float32"),  # 1 = counts, 0 = padding slot
+    "masked_weights": ("BM", "float32"),  # 1 = prediction, 0 = padding slot
     "next_sentence_labels": ("B", "int32"),  # 0 = B follows A, 1 = B is from another document
 }
 
@@ -76,7 +76,8 @@ def check_names(names: Iterable[str], extra_features: Collection[str] = ()) -> N
     """Checks the names of a model's inputs, which may include labels.
 
     Args:
-        names: keys of a batch. extra_features: further names to allow.
+        names: keys of a batch.
+        extra_features: other names to allow.
 
     Raises:
         UserError: a name is unknown, such as `segment_ids`; or the token ids are missing.
@@ -103,7 +104,8 @@ def check_inputs(inputs: Mapping[str, _Array], rank: int) -> None:
     """Checks the static shapes of a model's inputs.
 
     Args:
-        inputs: features. rank: rank of the token ids: 2 for (B, L), 3 for (B, C, L).
+        inputs: features.
+        rank: rank of the token ids: 2 for (B, L), 3 for (B, C, L).
 
     Raises:
         UserError: a feature is not an array or tensor, or has the wrong shape.
@@ -123,7 +125,7 @@ def check_inputs(inputs: Mapping[str, _Array], rank: int) -> None:
         if len(x.shape) != len(axes) or any(a and b and a != b for a, b in pairs):
             raise UserError(
                 f"{name} must have the shape {_axes(axes)}; got {tuple(x.shape)}"
-                + ("." if x is first else f", and the tokens have {tuple(first.shape)[:rank]}.")
+                + ("." if x is first else f", but the token ids have {tuple(first.shape)[:rank]}.")
             )
 
 

@@ -21,7 +21,7 @@ from kbert.errors import UserError
 
 
 class _SavedLayer(keras.layers.Layer):
-    """A layer that calls a SavedModel and has its variables as weights."""
+    """A layer that calls a SavedModel; its weights are the variables of the SavedModel."""
 
     handle: str
 
@@ -35,14 +35,13 @@ class _SavedLayer(keras.layers.Layer):
                 f"{handle} is not a SavedModel. Create one: python -m kbert.export --format=tf_hub"
             )
         self._loaded = tf.saved_model.load(self.handle)
-        learns = {id(v) for v in getattr(self._loaded, "trainable_variables", ())}
+        trainable_ids = {id(v) for v in getattr(self._loaded, "trainable_variables", ())}
         for variable in getattr(self._loaded, "variables", ()):
             # Wrapped, not copied, so that training updates the variables of the loaded functions.
             name = variable.name.split(":")[0].replace("/", "_")
             dtype = variable.dtype.name
-            weight = keras.Variable(
-                variable, trainable=id(variable) in learns, dtype=dtype, name=name
-            )
+            is_trainable = id(variable) in trainable_ids
+            weight = keras.Variable(variable, trainable=is_trainable, dtype=dtype, name=name)
             self._track_variable(weight)
         self.built = True
 
@@ -55,8 +54,8 @@ class PreprocessLayer(_SavedLayer):
     """Converts text to the inputs of `BertLayer`.
 
     Args:
-        handle: folder of the exported preprocessor. A saved model with this layer stores the path
-            and needs the folder when it is loaded.
+        handle: folder of the exported preprocessor. A saved model that contains this layer stores
+            only the path, so the folder must exist when the model is loaded.
 
     Call arguments:
         inputs: (B,) string.
@@ -76,11 +75,11 @@ class PreprocessLayer(_SavedLayer):
 
 @keras.saving.register_keras_serializable("kbert")
 class BertLayer(_SavedLayer):
-    """An exported encoder to fine-tune; in training, dropout is active if it is trainable.
+    """An exported encoder, which can be fine-tuned; it applies dropout only if it is trainable.
 
     Args:
-        handle: folder of the exported encoder. A saved model with this layer stores its weights
-            and the path, and needs the folder when it is loaded.
+        handle: folder of the exported encoder. A saved model that contains this layer stores the
+            weights and the path, so the folder must exist when the model is loaded.
         trainable: whether the weights are trainable.
 
     Call arguments:

@@ -25,6 +25,6 @@ def main(config: PretrainConfig) -> None:
 if __name__ == "__main__":
     absl_flags.DEFINE_string("output_dir", "saved_model/bert", "folder of the run")
     absl_flags.DEFINE_bool(
-        "dry_run", False, "take three steps, then print the estimated time and memory of the run"
+        "dry_run", False, "run three steps, then print the estimated time and memory of the run"
     )
     program.run(main, PretrainConfig, check)

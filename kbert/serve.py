@@ -35,7 +35,7 @@ def main(config: ServeConfig) -> None:
 
     asyncio.run(serve(config))
     sys.stdout.flush()
-    os._exit(0)  # a thread may still be loading or computing an unneeded result
+    os._exit(0)  # other threads may still be loading a model or computing a result
 
 
 if __name__ == "__main__":

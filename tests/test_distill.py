@@ -504,7 +504,7 @@ def test_settings_that_contradict_each_other():
     good = {"teacher": "x", "task": "tag", "train_file": "y"}
     with pytest.raises(UserError, match="--teacher is missing: a fine-tuned model, such as"):
         DistillConfig(**good | {"teacher": None})
-    with pytest.raises(UserError, match=r"student_layers must be a number of blocks, .* got '3,x'"):
+    with pytest.raises(UserError, match=r"student_layers must be a count of blocks, .* got '3,x'"):
         DistillConfig(**good, student_layers="3,x")
     with pytest.raises(
         UserError, match="--attention_weight needs attention weights, which --remat does not"

@@ -174,7 +174,7 @@ def test_a_complete_run_with_other_flags(settings, tmp_path, capsys):  # noqa: F
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"eval_fraction": 0.1}, "--eval_fraction and --eval_file exclude each other"),
+        ({"eval_fraction": 0.1}, "--eval_fraction and --eval_file cannot be combined"),
         ({"eval_fraction": 10.0}, r"eval_fraction must be >= 0 and < 1; got 10.0. Write 0.15 for"),
         ({"folds": 1}, "folds must be >= 2; got 1"),
         ({"fold": 1}, "--fold must be at most --folds; got 1 and no --folds"),

@@ -166,7 +166,7 @@ def test_the_site_is_made_without_a_warning(tmp_path):
     for sheet in tmp_path.rglob("*.css"):
         assert not re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", sheet.read_text()), sheet
     api = (tmp_path / "docs/api.html").read_text()
-    public = {f"kbert.{name}" for name, home in kbert._HOMES.items() if home}
+    public = {f"kbert.{name}" for name, home in kbert._MODULES.items() if home}
     for module in ("kbert.data", "kbert.train"):
         public |= {f"{module}.{name}" for name in importlib.import_module(module).__all__}
     shown = set(re.findall(r'id="(kbert[\w.]+)"', api))

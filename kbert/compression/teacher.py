@@ -30,7 +30,7 @@ def start_layers(
     """
     if os.path.normpath(config.teacher) != os.path.normpath(config.init_from or ""):
         return None
-    N, layers = teacher.num_hidden_layers, config.layers_taken()
+    N, layers = teacher.num_hidden_layers, config.parse_student_layers()
     return _chosen(config, -(-N // 2) if layers is None else layers, N)
 
 
@@ -115,7 +115,7 @@ class Teacher:
 
     def _mapped(self, student):
         N, M = self.config.num_hidden_layers, student.num_hidden_layers
-        layers = self._settings.layers_taken()
+        layers = self._settings.parse_student_layers()
         if layers is None and M > N:
             raise UserError(
                 f"the student has {M} blocks, but its teacher, {self._settings.teacher}, has {N}: "

@@ -1,6 +1,7 @@
 """Settings of the programs: dataclasses with one flag for each field.
 
-They raise UserError for values that have the wrong type, are out of range or contradict each other.
+Their constructors raise UserError if a value has the wrong type or is out of range, or if two
+values contradict each other.
 """
 
 from kbert.settings.data import LearnVocabConfig, PrepareConfig

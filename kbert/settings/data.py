@@ -19,13 +19,13 @@ class LearnVocabConfig:
     )
     extend: str | None = setting(
         None,
-        "vocabulary file to which words of the text are added; its entries keep their ids",
+        "vocabulary file to extend with words of the text; its entries keep their ids",
         group="common",
     )
     lower_case: bool | None = setting(
         None,
-        "lower-case the text and strip accents (uncased BERT); default: true, or as in the folder "
-        "of --extend",
+        "lower-case the text and strip accents (uncased BERT); default: the casing of --extend, "
+        "else true",
         group="common",
     )
     skip_bad_lines: bool = setting(

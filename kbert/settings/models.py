@@ -95,8 +95,8 @@ class ExportConfig(ColumnConfig, TaskModuleConfig):
     )
     format: str = setting(
         "serving",
-        "serving: a SavedModel that takes text; tf_hub: preprocess/ and encoder/ with TF Hub's "
-        "text API; openvino: the model without its tokenizer",
+        "serving: a SavedModel that takes text; tf_hub: two SavedModels with TF Hub's text API, "
+        "preprocess/ and encoder/; openvino: an OpenVINO model, without a tokenizer",
         choices=("serving", "tf_hub", "openvino"),
         group="common",
     )
@@ -118,8 +118,8 @@ class ExportConfig(ColumnConfig, TaskModuleConfig):
     )
     batch_timeout_ms: float = setting(
         0.0,
-        "serving: how long a request waits, in milliseconds, to be batched with others in the "
-        "graph, for servers that do not batch; 0: no batching in the graph",
+        "serving: batch requests inside the graph, for servers that do not batch; milliseconds "
+        "that a request waits for others; 0: off",
         at_least=0,
     )
     eval_file: str | None = setting(
@@ -174,11 +174,13 @@ class PredictConfig(ColumnConfig, TaskModuleConfig):
     output_file: str = setting(
         "-", "JSON lines, one per text; - for standard output", group="common"
     )
-    echo: bool = setting(False, "write the text, too, as `input` of each line", group="common")
+    echo: bool = setting(
+        False, "add the text to each line of the output, as `input`", group="common"
+    )
     top_k: int | None = setting(
         None,
         "fill_mask: number of words per [MASK], default 5; answer: number of candidates, which may "
-        "overlap, default 20 that do not",
+        "overlap; default: 20 candidates that do not overlap",
         at_least=1,
     )
     targets: str | None = setting(
@@ -191,7 +193,8 @@ class PredictConfig(ColumnConfig, TaskModuleConfig):
     )
     allow_no_answer: bool | None = setting(
         None,
-        "answer: whether there may be no answer; default: if fine-tuning had such questions",
+        "answer: whether a question may have no answer; default: true if the model was fine-tuned "
+        "on such questions",
     )
     pooling: str | None = setting(
         None,

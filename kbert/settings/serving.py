@@ -1,4 +1,4 @@
-"""Settings of `kbert.serve`, named as in `tensorflow_model_server` if it has such a flag."""
+"""Settings of `kbert.serve`, named like the flags of `tensorflow_model_server` if they exist."""
 
 import dataclasses
 
@@ -59,19 +59,21 @@ class ServeConfig(TaskModuleConfig):
         choices=SERVER_BACKENDS,
         group="common",
     )
-    max_batch_size: int = setting(32, "maximum texts per batch, from all requests", at_least=1)
+    max_batch_size: int = setting(
+        32, "maximum number of texts per batch; a batch combines requests", at_least=1
+    )
     max_queue_tokens: int = setting(
         1 << 17,
-        "maximum tokens of queued requests; further requests are rejected (RESOURCE_EXHAUSTED, "
-        "503)",
+        "maximum number of tokens in the queue; further requests are rejected "
+        "(RESOURCE_EXHAUSTED, 503)",
         at_least=1,
     )
     max_concurrent_requests: int = setting(
-        512, "maximum concurrent requests on each port", at_least=1
+        512, "maximum number of concurrent requests on each port", at_least=1
     )
     max_request_bytes: int = setting(4 << 20, "maximum request size in bytes", at_least=1)
     drain_seconds: float = setting(
-        30.0, "seconds that running requests may take after SIGTERM or Ctrl-C", at_least=0
+        30.0, "seconds that running requests have to finish after SIGTERM or Ctrl-C", at_least=0
     )
 
     def __post_init__(self) -> None:
@@ -88,7 +90,7 @@ class ServeConfig(TaskModuleConfig):
         default = {field.name: field.default for field in dataclasses.fields(self)}
         if self.model_config_file and self.model_name != default["model_name"]:
             raise UserError(
-                "--model_name requires --model_base_path; --model_config_file has its own names."
+                "--model_name requires --model_base_path; --model_config_file names its models."
             )
         if self.model_base_path and self.model_config_file_poll_wait_seconds:
             raise UserError("--model_config_file_poll_wait_seconds requires --model_config_file.")

@@ -9,7 +9,7 @@ from kbert.settings.training import TeacherConfig, TrainingConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskModuleConfig:
-    """The module that defines tasks outside kbert."""
+    """The module that registers tasks defined outside kbert."""
 
     task_module: str | None = setting(
         None, "importable Python module that registers your own tasks, such as my_task"
@@ -22,7 +22,7 @@ class ColumnConfig:
 
     text_column: str | None = setting(
         None,
-        "column of the text (tag: of the words): a name in the header, or a number from 0",
+        "column of the text (tag: of the words): its name in the header, or its number from 0",
         group="common",
     )
     text_pair_column: str | None = setting(None, "column of the second text", group="common")
@@ -33,12 +33,13 @@ class ColumnConfig:
     choice_columns: str | None = setting(None, "columns of the choices, comma-separated")
     first_choice: str = setting(
         "auto",
-        "choice: number of the first choice in labels that are numbers; auto: from all labels",
+        "choice: the label of the first choice if labels are numbers; auto: inferred from all "
+        "labels",
         choices=("auto", "0", "1"),
     )
     header: str = setting(
         "auto",
-        "whether tables have a header row; auto: decide by its names and the rows below it",
+        "whether tables have a header row; auto: inferred from the first rows",
         choices=("auto", "yes", "no"),
     )
     skip_bad_lines: bool = setting(
@@ -52,9 +53,9 @@ class ExampleConfig(ColumnConfig, TaskModuleConfig):
 
     task: str | None = setting(
         None,
-        "classify (one label for a text), pair (for two texts), regress (a number), multilabel, "
-        "tag (a label for each word), qa (an answer in a text), choice (one of several texts), "
-        "or a task of your own",
+        "classify (one label for a text), pair (one label for two texts), regress (a number), "
+        "multilabel, tag (a label for each word), qa (an answer in a text), choice (one of several "
+        "texts), or a task of your own",
         group="common",
     )
 
@@ -64,12 +65,12 @@ class ExampleConfig(ColumnConfig, TaskModuleConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreConfig(ExampleConfig):
-    """How labelled examples are scored; shared by `finetune` and `evaluate`."""
+    """How labeled examples are scored; shared by `finetune` and `evaluate`."""
 
     unknown_labels: str = setting(
         "error",
-        "labels of evaluation and test files that the model lacks; error: stop, wrong: count such "
-        "examples as wrong",
+        "if evaluation or test examples have labels that the model does not have: error: stop; "
+        "wrong: count these examples as wrong",
         choices=("error", "wrong"),
     )
 
@@ -92,7 +93,7 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
     )
     eval_file: str | None = setting(
         None,
-        "examples to select the best checkpoint on; default: none, the last weights are kept",
+        "examples to select the best checkpoint on; default: none, and the last weights are used",
         group="common",
     )
     test_file: str | None = setting(
@@ -100,20 +101,22 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
     )
     eval_fraction: float = setting(
         0.0,
-        "without --eval_file: fraction of the training examples to select the best checkpoint on "
-        "instead of training on them; the classes keep their shares",
+        "without --eval_file: fraction of the training examples to hold out for selecting the best "
+        "checkpoint, stratified by class",
         at_least=0,
         below=1,
         group="common",
     )
     folds: int | None = setting(
         None,
-        "cross-validation: split the training examples into this many parts, train one model for "
-        "each, in OUTPUT_DIR/fold_1 and so on, and score it on this part",
+        "cross-validation: split the training examples into this many parts; for each part, train "
+        "a model on the others, in OUTPUT_DIR/fold_1 and so on, and score it on the part",
         at_least=2,
     )
     fold: int | None = setting(
-        None, "with --folds: train only the model that is scored on this part, from 1", at_least=1
+        None,
+        "with --folds: train only the model that is scored on this part, counted from 1",
+        at_least=1,
     )
     label_names: str | None = setting(
         None,
@@ -185,7 +188,7 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
         None, "metric on --eval_file that selects the best checkpoint; default: the task's metric"
     )
     early_stopping_patience: int | None = setting(
-        None, "stop after this many evaluations without a better best_metric", at_least=1
+        None, "stop after this many evaluations without improvement of best_metric", at_least=1
     )
 
     save_every_steps: int = setting(200, "steps between checkpoints", at_least=1)
@@ -205,9 +208,9 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
             )
 
     def _check_files(self):
-        """Checks the settings that specify on which examples the model is scored."""
+        """Checks the settings that define the evaluation and test examples."""
         if self.eval_fraction and self.eval_file:
-            raise UserError("--eval_fraction and --eval_file exclude each other; set only one.")
+            raise UserError("--eval_fraction and --eval_file cannot be combined; set only one.")
         if self.early_stopping_patience and not (self.eval_file or self.eval_fraction):
             raise UserError("--early_stopping_patience requires --eval_file or --eval_fraction.")
         if self.fold and self.fold > (self.folds or 0):

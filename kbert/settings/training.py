@@ -37,7 +37,8 @@ class TrainingConfig:
     )
     accumulation_steps: int = setting(
         1,
-        "gradient accumulation: slices that a device's batch is split into to save memory",
+        "gradient accumulation: number of slices that each device splits its batch into, to save "
+        "memory",
         at_least=1,
     )
     jit: str = setting(
@@ -64,10 +65,10 @@ class TrainingConfig:
     log_every_steps: int = setting(100, "steps between log lines", at_least=1)
     seed: int = setting(0, "random seed", at_least=0, at_most=2**31 - 1, group="common")
     wandb_project: str = setting(
-        "", "Weights & Biases project that metrics, settings and plots are also sent to"
+        "", "Weights & Biases project to log metrics, settings and plots to"
     )
 
-    layer_decay: ClassVar[float] = 1.0  # its value in pretraining; a setting of fine-tuning
+    layer_decay: ClassVar[float] = 1.0  # no decay in pretraining; fine-tuning has a setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,8 +81,8 @@ class TeacherConfig:
     student_layers: str | None = setting(
         None,
         "encoder blocks of the teacher that the student's blocks are initialized from and trained "
-        "to match: a count, evenly spaced (3 of 6 are 2, 4 and 6), or their numbers from 1, such "
-        "as 1,3,6; default: half of the blocks, or as many as --init_from has",
+        "to match: a count of evenly spaced blocks (3 of 6: blocks 2, 4 and 6), or block numbers "
+        "from 1, such as 1,3,6; default: half of the blocks, or as many as --init_from has",
     )
     temperature: float = setting(
         2.0, "distillation temperature: both models' logits are divided by it", above=0
@@ -93,11 +94,11 @@ class TeacherConfig:
         at_most=1,
     )
     hidden_weight: float = setting(
-        0.0, "loss weight of the differences of the blocks' hidden states", at_least=0
+        0.0, "loss weight of matching the teacher's hidden states", at_least=0
     )
     attention_weight: float = setting(
         0.0,
-        "loss weight of the differences of the blocks' attention; > 0 disables attention dropout",
+        "loss weight of matching the teacher's attention; > 0 disables attention dropout",
         at_least=0,
     )
 
@@ -105,9 +106,9 @@ class TeacherConfig:
         """Checks that the settings of distillation do not contradict each other.
 
         Raises:
-            UserError: a setting requires a teacher, or two settings exclude each other.
+            UserError: a setting requires a teacher, or two settings cannot be combined.
         """
-        self.layers_taken()
+        self.parse_student_layers()
         if self.teacher is None:
             for field in dataclasses.fields(TeacherConfig):
                 if getattr(self, field.name) != field.default:
@@ -122,8 +123,8 @@ class TeacherConfig:
                 "one of the two flags."
             )
 
-    def layers_taken(self) -> int | tuple[int, ...] | None:
-        """`student_layers` as a count, a tuple of block numbers, or None if it is not set.
+    def parse_student_layers(self) -> int | tuple[int, ...] | None:
+        """Returns `student_layers` as a count or a tuple of block numbers; None if it is not set.
 
         Raises:
             UserError: the setting is neither a count nor block numbers.
@@ -135,8 +136,8 @@ class TeacherConfig:
             numbers = tuple(int(part) for part in text.split(","))
         except ValueError:
             raise UserError(
-                f"student_layers must be a number of blocks, such as 3, or the blocks' numbers, "
-                f"such as 2,4,6; got {text!r}."
+                f"student_layers must be a count of blocks, such as 3, or block numbers, such as "
+                f"2,4,6; got {text!r}."
             ) from None
         return numbers if "," in text else numbers[0]
 
@@ -162,7 +163,7 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
     )
     vocab_size: int = setting(
         30522,
-        "maximum number of entries if a vocabulary is learned",
+        "maximum number of entries of a learned vocabulary",
         at_least=32,
         group="common",
     )
@@ -179,8 +180,8 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
     )
     initializer_range: float | None = setting(
         None,
-        "standard deviation of the initial weights, without --init_from; default: the value of the "
-        "architecture, 0.02; small models learn faster from larger ones",
+        "standard deviation of the initial weights, without --init_from; default: the "
+        "architecture's, usually 0.02; small models learn faster with larger values",
         above=0,
     )
     init_from: str | None = setting(

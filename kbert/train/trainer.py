@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from kbert.errors import UserError, too_much
+from kbert.errors import UserError, failed_allocation
 from kbert.train.checkpoint import OPTIMIZER_FILE, Checkpoints, restore_arrays
 from kbert.train.distribution import smaller_slices
 from kbert.train.optimizer import make_optimizer
@@ -312,7 +312,7 @@ class Trainer:
         except tf.errors.ResourceExhaustedError as error:
             self.background.wait()  # it may be writing the last checkpoint
             raise UserError(
-                f"out of memory after step {self.step} ({too_much(error)}). "
+                f"out of memory after step {self.step} ({failed_allocation(error)}). "
                 f"{smaller_slices(self.config, self.devices.replicas)}; the last checkpoint is "
                 f"{self._last_checkpoint()}."
             ) from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
-from kbert.errors import UserError, one_line, too_much
+from kbert.errors import UserError, failed_allocation, one_line
 from kbert.utils.flags import define, help_text, read
 
 if TYPE_CHECKING:
@@ -99,8 +99,8 @@ def run(
             if tf is None or not isinstance(error, tf.errors.ResourceExhaustedError):
                 raise
             _fail(
-                f"out of memory ({too_much(error)}). Use more --accumulation_steps, --remat or a "
-                f"smaller batch."
+                f"out of memory ({failed_allocation(error)}). Use more --accumulation_steps, "
+                f"--remat or a smaller batch."
             )
 
     app.run(guarded, flags_parser=parser)
@@ -138,10 +138,7 @@ def parse(argv: Sequence[str], config_class: "type[DataclassInstance] | None" = 
     except flags.Error as error:
         text = str(error).replace("ERROR:: ", "").rstrip(" ?.")
         _fail(one_line(f"{text}. --help lists all flags."))
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # a file that is not UTF-8, a very long flag name
+    except (ValueError, RecursionError) as error:  # not UTF-8, or a very long flag name
         _fail(one_line(f"cannot read the flags: {error}."))
 
 
