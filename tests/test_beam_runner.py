@@ -144,7 +144,7 @@ def test_a_storage_that_is_out_of_order(tmp_path, vocab_file, text, monkeypatch)
     worker = ShardBuilder.of(BertTokenizer(vocab_file))
     (piece,) = split_into_pieces([f"{tmp_path}/d.text"])
     with pytest.raises(
-        storage.GaveUp, match=r"gave up after 6 attempts; the last error: the service"
+        storage.RetryError, match=r"gave up after 6 attempts; the last error: the service"
     ):
         beam_runner._write_piece((0, piece), worker, "ram://beam/away")
     assert storage.list_folder("ram://beam/away") == []

@@ -33,13 +33,13 @@ def test_only_an_adapter(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(values))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     message = (
-        r"has only an adapter of google-bert/bert-base-uncased .* Merge them with PEFT: python "
+        r"has only an adapter for google-bert/bert-base-uncased .* Merge the adapter .*: python "
     )
     refuses(
         message + r"-c 'from peft import AutoPeftModelForSequenceClassification as M; ", tmp_path
     )
     (tmp_path / "adapter_config.json").write_text("[]")
-    refuses(r"has only an adapter of another model .* import AutoPeftModelForFeature", tmp_path)
+    refuses(r"has only an adapter for another model .* import AutoPeftModelForFeature", tmp_path)
 
 
 @pytest.mark.parametrize(

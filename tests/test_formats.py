@@ -43,7 +43,7 @@ def change_json(path, **changes):
 def test_folders_that_are_none(tmp_path):
     refuses(r"there is no folder .*a/b/c\.$", str(tmp_path / "a/b/c"))
     (tmp_path / "file").write_text("")
-    refuses(r"file is a file; name the folder that contains it", tmp_path / "file")
+    refuses(r"file is a file; give the folder that contains it", tmp_path / "file")
     (tmp_path / "empty").mkdir()
     refuses(
         r"contains no weights: found nothing; kbert reads config.json and weights.h5 \(kbert\);",

@@ -90,7 +90,7 @@ def test_zstd(tmp_path):
 def test_zstd_without_zstandard(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "zstandard", None)
     path = write(tmp_path / "t.jsonl", b"\x28\xb5\x2f\xfd\x04\x00")
-    expected = f"{path} is compressed by zstd, which needs zstandard: pip install zstandard"
+    expected = f"{path} is compressed with zstd, which needs zstandard: pip install zstandard"
     assert message_of(path) == expected
 
 
@@ -115,7 +115,7 @@ def test_marks_and_line_ends(tmp_path):
         (b"a.txt".ljust(257, b"\0") + b"ustar", "a tar archive"),
         (b"%PDF-1.7\n", "a PDF document"),
         (b"PAR1....", "a Parquet file"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         (bytes(range(256)) * 4, "a binary file"),
     ],
 )
@@ -233,7 +233,7 @@ def test_files_of_names(tmp_path):
             path = write(tmp_path / "t", "\n".join(words).encode(codec))
             with pytest.raises(UserError, match=f"t is not UTF-8; .*iconv -f {encoding} -t UTF-8"):
                 read(path)
-        with pytest.raises(UserError, match="has the line ends of old Macs"):
+        with pytest.raises(UserError, match="has old Mac line endings"):
             read(write(tmp_path / "t", "\r".join(words).encode()))
 
 
@@ -246,7 +246,7 @@ def test_the_command_for_a_compressed_file(tmp_path):
 def test_line_ends_of_old_macs(tmp_path):
     assert read_text(write(tmp_path / "t.txt", b"a\r")) == "a\r"
     assert read_text(write(tmp_path / "t.txt", b"a\rb\n")) == "a\rb\n"
-    assert "old Macs" in message_of(write(tmp_path / "t.txt", b"a\r" * 20 + b"\n"))
+    assert "old Mac" in message_of(write(tmp_path / "t.txt", b"a\r" * 20 + b"\n"))
     path = write(tmp_path / "t.txt", b"a\rb\r")
     expected = rf"(CR alone). Convert it (tr '\r' '\n' < {path} > {tmp_path}/t.utf8.txt)."
     assert message_of(path).endswith(expected)

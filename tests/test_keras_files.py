@@ -13,7 +13,7 @@ import kbert
 from kbert.model import BertForSequenceClassification, BertModel
 from kbert.model.attention import Dense
 from kbert.train import AdamW
-from kbert.utils.keras_registration import CLASSES, _StandIn
+from kbert.utils.keras_registration import CLASSES, _Placeholder
 
 ROOT = pathlib.Path(kbert.__file__).parent
 CONFIG = kbert.BertConfig(
@@ -59,7 +59,7 @@ def test_the_order_of_the_imports_does_not_matter(order, tmp_path):
 
 def test_a_stand_in_creates_the_class():
     config = BertModel(CONFIG).get_config()
-    assert type(_StandIn("kbert.model.models", "BertModel").from_config(config)) is BertModel
+    assert type(_Placeholder("kbert.model.models", "BertModel").from_config(config)) is BertModel
 
 
 def loaded(model, tmp_path):

@@ -168,7 +168,7 @@ def test_what_is_not_whole_is_not_taken(files, url, settings, capsys, monkeypatc
 
 
 def test_a_storage_that_this_tensorflow_has_not(settings):
-    with pytest.raises(UserError, match=r"^cannot look at nfs://x/run/.*does not support nfs://"):
+    with pytest.raises(UserError, match=r"^cannot access nfs://x/run/.*does not support nfs://"):
         pretrain(PretrainConfig(**settings), "nfs://x/run")
 
 

@@ -117,7 +117,7 @@ def test_waits_double_and_end(remote, files):
         message = (
             r"cannot read ram://.*/a\.bin: gave up after 6 attempts; the last error: no route to"
         )
-        with pytest.raises(storage.GaveUp, match=message + r" host\.$"):
+        with pytest.raises(storage.RetryError, match=message + r" host\.$"):
             file.read()
     assert files.count("read") == 6
     longest = [1, 2, 4, 8, 16]
@@ -127,7 +127,7 @@ def test_waits_double_and_end(remote, files):
 def test_a_file_that_ends_too_soon(remote, files):
     files.faults["read"], files.always["read"] = [3], 0
     with pytest.raises(
-        storage.GaveUp, match=r"a\.bin: gave up .* the file ended after 3 of 5003 bytes"
+        storage.RetryError, match=r"a\.bin: gave up .* the file ended after 3 of 5003 bytes"
     ):
         read(f"{remote}/a.bin")
 
@@ -153,7 +153,7 @@ def test_a_folder_that_cannot_be_looked_at_is_not_taken_for_none(remote, files):
     assert storage.list_folder(remote) == ["a.bin"]
     files.always["stat"] = unavailable()
     for function in (storage.list_folder, storage.is_folder):
-        with pytest.raises(storage.GaveUp):
+        with pytest.raises(storage.RetryError):
             function(remote)
 
 
@@ -180,7 +180,7 @@ def test_copies(tmp_path, remote, files, way):
     message = (
         rf"cannot copy {source} to {target}: gave up after 6 attempts.*17 of 5003 bytes arrived"
     )
-    with pytest.raises(storage.GaveUp, match=message):
+    with pytest.raises(storage.RetryError, match=message):
         storage.copy(source, target)
     with pytest.raises(FileNotFoundError):
         storage.copy(f"{remote}/none", target)

@@ -309,7 +309,7 @@ def test_other_encodings(tmp_path, content, encoding):
 
 
 def test_line_ends_of_old_macs_are_an_error(tmp_path):
-    assert "old Macs" in message_of(write(tmp_path / "t.txt", b"a b\rc d\r\re f"))
+    assert "old Mac" in message_of(write(tmp_path / "t.txt", b"a b\rc d\r\re f"))
 
 
 def test_a_mark_at_the_beginning_is_no_text(tmp_path):

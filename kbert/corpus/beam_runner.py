@@ -118,7 +118,7 @@ def _errors_noted(folder):
     """
     try:
         yield
-    except storage.GaveUp:
+    except storage.RetryError:
         raise
     except UserError as error:
         _write_text(folder, _ERROR, str(error))
@@ -190,7 +190,7 @@ def _read_result(folder, vocab_size):
         tally.counts = collections.Counter(tally.counts)
         tally.unigrams = np.asarray(tally.unigrams, np.int64)
         check_shards(folder, tally.shards, vocab_size)
-    except storage.GaveUp:
+    except storage.RetryError:
         raise
     except (FileNotFoundError, UserError) as error:
         raise UserError(

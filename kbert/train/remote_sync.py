@@ -91,7 +91,7 @@ class RemoteRunDir:
         """
         try:
             self.send_all(path)
-        except storage.GaveUp as error:
+        except storage.RetryError as error:
             log(f"note: {error} The next checkpoint will upload the remaining files.")
 
     def send_all(self, path: str) -> None:

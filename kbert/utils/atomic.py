@@ -12,7 +12,7 @@ from kbert.errors import UserError
 
 @contextlib.contextmanager
 def file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Yields a temporary path to write to; it replaces `path` if the block raises no error."""
+    """Yields a temporary path to write to; the file replaces `path` if the block succeeds."""
     path = pathlib.Path(path)
     scratch = path.with_name(f".{path.name}.partial")
     try:
@@ -45,7 +45,7 @@ def write_json(
 
 @contextlib.contextmanager
 def parent_folders(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Creates the missing parent folders of a path; at the end, removes those that are empty."""
+    """Creates the missing parent folders of a path; at the end, removes those still empty."""
     parents = pathlib.Path(path).absolute().parents
     missing = [parent for parent in parents if not parent.exists()]
     parents[0].mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def parent_folders(path: str | os.PathLike[str]) -> Iterator[None]:
 def folder(
     target: str | os.PathLike[str], name: str | None = None, resumes: str = ""
 ) -> Iterator[pathlib.Path]:
-    """Yields an empty folder to write to; it replaces `target` if the block ends without an error.
+    """Yields an empty folder to write to; it replaces `target` if the block succeeds.
 
     All files are synced to the disk before the folder is renamed, and the previous folder is
     deleted last. Only one process at a time may replace a folder: see
@@ -70,19 +70,19 @@ def folder(
     Args:
         target: path of the folder.
         name: name of the folder in messages; None for its path.
-        resumes: end of the error message, such as ": it resumes from the start".
+        resumes: end of the error message, such as ": it resumes from the last checkpoint".
 
     Raises:
         UserError: the folder cannot be written, for example because the disk is full; the previous
             folder is unchanged.
-        OSError: the block raised it for a file elsewhere.
+        OSError: the block raised it for a file outside `target`.
     """
     target = pathlib.Path(target).absolute()
     try:
         with _replacement(target) as scratch:
             yield scratch
     except OSError as error:
-        if error.filename is not None and not _is_of(error.filename, target):
+        if error.filename is not None and not _concerns(error.filename, target):
             raise
         raise UserError(
             f"cannot write {name or target}: {reason(error)}. Fix this and run the same command "
@@ -90,8 +90,8 @@ def folder(
         ) from error
 
 
-def _is_of(path, target):
-    """Whether a path is in `target` or its temporary folders, or is a parent of `target`."""
+def _concerns(path, target):
+    """Returns whether a path is in `target` or its temporary folders, or is its parent."""
     path = pathlib.Path(os.path.abspath(os.fsdecode(path)))
     names = {target, *_scratch_and_old(target)}
     return path in target.parents or not names.isdisjoint([path, *path.parents])
@@ -126,7 +126,7 @@ def recover_folder(target: str | os.PathLike[str]) -> None:
 
 
 def reason(error: OSError) -> str:
-    """Returns the reason of an OSError as text."""
+    """Returns the cause of an OSError, without the file name."""
     return os.strerror(error.errno) if error.errno else " ".join(str(error).split())
 
 

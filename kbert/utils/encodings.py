@@ -1,11 +1,11 @@
-"""Names the encoding of bytes that are not UTF-8."""
+"""Detects the encoding of text that is not UTF-8."""
 
 import codecs
 import re
 
 BOM = codecs.BOM_UTF8
 _WIDE_BOMS = {
-    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark is a prefix of this one
+    codecs.BOM_UTF32_LE: "UTF-32",  # tested before UTF-16, whose mark is a prefix of this one
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
@@ -19,9 +19,9 @@ _NAMES = {
     "CP1252": "Windows-1252 (cp1252, much like Latin-1)",
     "MACINTOSH": "Mac Roman",
 }
-_KOREAN = "이다는의에을를가고은한로하지도"  # a third of the syllables in Korean text
-# For each encoding: a pattern of its common characters, their minimum share of the non-ASCII
-# characters, and the allowed share of runs of non-ASCII bytes that are one byte long.
+_KOREAN = "이다는의에을를가고은한로하지도"  # these make up a third of Korean text
+# For each encoding: a pattern of its common characters, the minimum fraction of non-ASCII
+# characters that match it, and the allowed fraction of non-ASCII byte runs that are one byte long.
 _MARKS = {
     "CP932": (rb"\x82[\x9f-\xf1]|\x83[\x40-\x96]", 0.2, (0, 1)),  # kana
     "EUC-JP": (rb"[\xa4\xa5][\xa1-\xf6]", 0.2, (0, 1)),  # kana
@@ -39,10 +39,10 @@ _MARKS = {
 
 
 def wide_encoding(head: bytes) -> str | None:
-    """Returns "UTF-16", "UTF-16LE", "UTF-32BE", ... for the first bytes of such a text, or None.
+    """Detects UTF-16 and UTF-32 from the first bytes of a text: "UTF-16", "UTF-32BE", ... or None.
 
-    Without a byte order mark, it is the encoding in which the text has the most ASCII characters
-    and no control characters. The bytes must have many zeros, because any text may have a few.
+    Without a byte order mark, returns the encoding that gives the most ASCII characters and no
+    control characters, provided that many bytes are zero; any text may contain a few zeros.
     """
     for mark, name in _WIDE_BOMS.items():
         if head.startswith(mark):
@@ -59,15 +59,15 @@ def wide_encoding(head: bytes) -> str | None:
     return best
 
 
-def escaped_encoding(head: bytes) -> str | None:
-    """Returns "ISO-2022-JP" or "ISO-2022-KR" for ASCII with their escape sequences, or None."""
+def iso_2022_encoding(head: bytes) -> str | None:
+    """Returns "ISO-2022-JP" or "ISO-2022-KR" if ASCII text has its escape sequence, else None."""
     if not head.isascii():
         return None
     return next((name for escape, name in _ESCAPES.items() if re.search(escape, head)), None)
 
 
 def guess_encoding(data: bytes) -> str | None:
-    """Returns iconv's name of the likely encoding of lines that are not UTF-8, or None."""
+    """Guesses the encoding of lines that are not UTF-8; returns its name in iconv, or None."""
     runs = re.findall(rb"[\x80-\xff]+", data)
     alone = sum(len(run) == 1 for run in runs) / max(1, len(runs))
     for name, (common, least, (lowest, highest)) in _MARKS.items():
@@ -94,7 +94,7 @@ def is_utf8(data: bytes, complete: bool = True) -> bool:
 
 
 def _decoded(data, encoding):
-    """Returns the text, or None; the last character may be incomplete."""
+    """Decodes bytes, of which the last character may be incomplete; returns None if invalid."""
     try:
         return codecs.getincrementaldecoder(encoding)().decode(data)
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Command-line flags made from a config dataclass."""
+"""Defines command-line flags for the fields of a config dataclass, and reads and writes them."""
 
 import dataclasses
 import sys
@@ -68,7 +68,7 @@ def _help_of(flag):
 
 
 def read(config_class: type[_Config]) -> _Config:
-    """Returns a `config_class` with the values of the parsed flags.
+    """Returns an instance of `config_class` with the values of the parsed flags.
 
     Raises:
         UserError: a value is out of range.
@@ -95,8 +95,7 @@ def as_line(name: str, value: str | bool | float) -> str:
     """Returns the line of a flagfile that sets a flag to a value.
 
     Raises:
-        UserError: the value is not one line of UTF-8, or it ends with white space, which absl
-            strips.
+        UserError: the value is not one line of UTF-8, or ends with white space (absl strips it).
     """
     value = str(value).lower() if isinstance(value, bool) else str(value)
     if not is_text(value) or value != value.rstrip() or "\n" in value or "\r" in value:

@@ -17,7 +17,7 @@ _OTHERS = {
     "*.gguf": "a model for llama.cpp, usually quantized. Use the model that it was converted from",
     "rust_model.ot": "weights of rust-bert. Use the model that they were converted from",
 }
-# Weights that older versions of transformers convert -> their library, argument of from_pretrained.
+# Weights that only older versions of transformers read: (library, argument of from_pretrained).
 _OLD_HF = {
     "tf_model.h5": ("TensorFlow", "from_tf"),
     "flax_model.msgpack": ("Flax", "from_flax"),
@@ -29,15 +29,15 @@ _PEFT_CLASSES = {
 }
 
 
-def cause(folder: pathlib.Path) -> str | None:
-    """Returns why a folder without weights of a supported format cannot be read, or None."""
+def explain(folder: pathlib.Path) -> str | None:
+    """Returns why kbert cannot read the weights of a folder and how to convert them, or None."""
     if (folder / "adapter_config.json").is_file():
         return _adapter(folder)
     for pattern in _PICKLES:
         for path in sorted(folder.glob(pattern)):
             return (
                 f"{path} is a pickle, which may execute arbitrary code when loaded; kbert does not "
-                f"read pickles. If you trust it, {way_out(folder, folder)}"
+                f"read pickles. If you trust it, {conversion_advice(folder, folder)}"
             )
     for name, (library, argument) in _OLD_HF.items():
         if (folder / name).is_file():
@@ -58,8 +58,11 @@ def cause(folder: pathlib.Path) -> str | None:
     return None
 
 
-def way_out(folder: pathlib.Path, name: str | os.PathLike[str]) -> str:
-    """Returns the command that converts a pickle to safetensors, for the class in `config.json`."""
+def conversion_advice(folder: pathlib.Path, name: str | os.PathLike[str]) -> str:
+    """Returns advice with a command that converts a pickle to safetensors.
+
+    The command loads the model class named in the folder's `config.json`.
+    """
     return f"convert it to safetensors: {_command(folder, name, '')}"
 
 
@@ -79,7 +82,7 @@ def _command(folder, name, arguments):
 
 
 def _string(path, *keys):
-    """Returns the str at a path of keys in a JSON file, or ""."""
+    """Returns the string under nested keys of a JSON file, or ""."""
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
         for key in keys:
@@ -99,6 +102,6 @@ def _adapter(folder):
         f"M.from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained({target!r})"
     )
     return (
-        f"{folder} has only an adapter of {base} (adapter_config.json), not the weights of a "
-        f"model. Merge them with PEFT: python -c {shlex.quote(code)}"
+        f"{folder} has only an adapter for {base} (adapter_config.json), not the weights of a "
+        f"model. Merge the adapter into its model with PEFT: python -c {shlex.quote(code)}"
     )

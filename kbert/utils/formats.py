@@ -18,7 +18,7 @@ FORMATS = {
     "hf": "config.json and model.safetensors",
     "keras_hub": "config.json and model.weights.h5",
 }
-# Files per format; a folder of the format has at least one of them.
+# Weight files of each format, of which a folder has at least one.
 WEIGHTS_FILES = {
     "kbert": {"weights.h5"},
     "google": {"bert_model.ckpt.index"},
@@ -30,7 +30,7 @@ EXPORT_FILE = "kbert.json"
 _HF_HUB_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json")
 _HF_HUB_FILES += ("model-*.safetensors", "vocab.txt", "tokenizer.json", "tokenizer_config.json")
 _HF_HUB_FILES += ("model.weights.h5", "task.json", "task.weights.h5", "assets/tokenizer/*")
-# In folders of sentence-transformers; the modules have subfolders such as 1_Pooling.
+# In folders of sentence-transformers, whose modules have subfolders such as 1_Pooling.
 MODULES_FILE = "modules.json"
 _HF_HUB_FILES += (MODULES_FILE, "*sentence_*.json", "?_*/config.json", "?_*/*.safetensors")
 _HF_HUB_FILES += ("?_*/vocab.txt", "?_*/tokenizer*.json", "*added_tokens.json")
@@ -60,7 +60,7 @@ def find_folder(name: str | os.PathLike[str]) -> pathlib.Path:
             return extra
         return _transformer_folder(path)
     if path.exists():
-        raise UserError(f"{path} is a file; name the folder that contains it.")
+        raise UserError(f"{path} is a file; give the folder that contains it.")
     if isinstance(name, pathlib.Path) or not _HF_HUB_NAME.fullmatch(name):
         raise UserError(f"there is no folder {name}.")
     try:
@@ -82,13 +82,13 @@ def find_folder(name: str | os.PathLike[str]) -> pathlib.Path:
     if not any(path.glob("model*.safetensors")) and not (path / "model.weights.h5").exists():
         raise UserError(
             f"the model {name} on the hub has no safetensors. If you trust its pickle, "
-            f"{foreign_weights.way_out(path, name)}"
+            f"{foreign_weights.conversion_advice(path, name)}"
         )
     return path
 
 
 def modules_of(folder: pathlib.Path) -> list[tuple[str, str]]:
-    """Returns (class, subfolder) of the modules of sentence-transformers; empty without them.
+    """Returns (class, subfolder) of each sentence-transformers module of a folder, if any.
 
     Raises:
         UserError: `modules.json` is invalid.
@@ -127,13 +127,13 @@ def folder_format(folder: str | os.PathLike[str]) -> str:
     folder = pathlib.Path(folder)
     names = set(os.listdir(folder))
     if "bert_config.json" in names and any(name.endswith(".index") for name in names):
-        return "google"  # for any name of the checkpoint
+        return "google"  # whatever the checkpoint is called
     if EXPORT_FILE in names:
         return "export"
     for format, files in WEIGHTS_FILES.items():
         if names & files:
             return format
-    if reason := foreign_weights.cause(folder):
+    if reason := foreign_weights.explain(folder):
         raise UserError(reason)
     allowed = "; ".join(f"{files} ({name})" for name, files in FORMATS.items())
     listing = ", ".join(sorted(names)[:8]) or "nothing"
@@ -219,7 +219,7 @@ def read_export(folder: str | os.PathLike[str]) -> dict[str, typing.Any]:
     """
     path = pathlib.Path(folder) / EXPORT_FILE
     metadata = read_json(path)
-    for name, (fits, what) in _OF_EXPORT.items():
+    for name, (fits, what) in _EXPORT_MEMBERS.items():
         (value,) = members(metadata, [name], path)
         if not fits(value):
             raise UserError(f"{path} is damaged: {name} must be {what}. Export the model again.")
@@ -239,7 +239,7 @@ def read_export(folder: str | os.PathLike[str]) -> dict[str, typing.Any]:
 
 
 def is_quantized(metadata: Mapping[str, typing.Any]) -> bool:
-    """Whether the weights of an export are int8; `metadata` is the result of `read_export`."""
+    """Returns whether the weights of an export are int8, given the result of `read_export`."""
     return any(name and name.endswith("_scale") for name in metadata["weights"])
 
 
@@ -247,7 +247,7 @@ def _is_list(values, fits=is_text):
     return isinstance(values, list) and all(map(fits, values))
 
 
-_OF_EXPORT = {  # members of `kbert.json` and their types
+_EXPORT_MEMBERS = {  # of `kbert.json`: a check and the name of the type
     "method": (is_text, "a string"),
     "inputs": (_is_list, "a list of strings"),
     "max_seq_length": (lambda x: type(x) is int and 0 < x < 2**31, "an integer above 0"),

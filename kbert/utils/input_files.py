@@ -1,7 +1,7 @@
-"""Opens the files that users give: local or remote, plain or compressed, in UTF-8.
+"""Opens input files: local or remote, plain or compressed, in UTF-8.
 
-The compression is detected from the content of a file, not from its name. A file that is not text,
-or not UTF-8, is an error with the detected format and the command that converts it.
+The compression is detected from the content of a file, not from its name. If a file is not UTF-8
+text, the error names the detected format and a command that converts it.
 """
 
 import bz2
@@ -21,9 +21,9 @@ from kbert.errors import UserError
 from kbert.utils import storage
 from kbert.utils.encodings import (
     BOM,
-    escaped_encoding,
     guess_encoding,
     is_utf8,
+    iso_2022_encoding,
     readable_name,
     wide_encoding,
 )
@@ -47,12 +47,12 @@ _NOT_TEXT = {  # first bytes: format, advice
     rb"%PDF-": ("a PDF document", "Extract its text, for example with pdftotext"),
     rb"PAR1": ("a Parquet file", f"Parquet {_SUPPORTED}"),
     rb"ARROW1": ("an Arrow file", f"Arrow {_SUPPORTED}"),
-    rb"version https://git-lfs": ("a pointer of Git LFS, not the file", "Run: git lfs pull"),
+    rb"version https://git-lfs": ("a Git LFS pointer, not the file", "Run: git lfs pull"),
 }
 
 
 def plain_name(path: str | os.PathLike[str]) -> str:
-    """Returns the lowercased path without a compression suffix: it ends in the format's suffix."""
+    """Returns a path in lower case, without a compression suffix: "A.CSV.gz" -> "a.csv"."""
     name = str(path).lower()
     root, suffix = os.path.splitext(name)
     return root if suffix in _COMPRESSED else name
@@ -60,16 +60,18 @@ def plain_name(path: str | os.PathLike[str]) -> str:
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Opens a file for reading its bytes, decompressed; only reading may happen in the block.
+    """Opens a file to read its decompressed bytes.
+
+    Any OSError in the block is reported as a failure to read the file.
 
     Raises:
-        UserError: at once or in the block: the file does not exist, cannot be read, is damaged, is
+        UserError: on opening or reading: the file does not exist, cannot be read, is damaged, is
             named like a compressed file but is not compressed, or zstandard is not installed.
     """
     if not storage.is_remote(path) and os.path.exists(path) and not os.path.isfile(path):
         if os.path.isdir(path):
             raise UserError(f"{path} is a folder. Give the path of a file in it.")
-        raise UserError(f"{path} is a pipe or a device. Write it to a file, which is read twice.")
+        raise UserError(f"{path} is a pipe or a device. Write its content to a file.")
     try:
         with storage.open_stream(path) as stream, _decompressed(stream, path) as file:
             yield file
@@ -85,11 +87,11 @@ def is_compressed(path: str | os.PathLike[str]) -> bool:
 
 
 def read_head(path: str | os.PathLike[str]) -> bytes:
-    """Returns the first 64 KiB of a text file; after a brace, reads on to the end of the line.
+    """Returns the first 64 KiB of a text file, extended to a whole line if it starts with a brace.
 
     Raises:
         UserError: see `opened`; or the file is an archive or another binary file, UTF-16,
-            UTF-32 or ISO-2022, or has the line ends of old Macs.
+            UTF-32 or ISO-2022, or has the line endings of old Macs.
     """
     with opened(path) as file:
         head = file.read(HEAD_BYTES)
@@ -100,7 +102,7 @@ def read_head(path: str | os.PathLike[str]) -> bytes:
 
 
 def read_bytes(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    """Yields the lines of a text as bytes, cut at "\\n" only, without the byte order mark.
+    """Yields the lines of a text as bytes, split at "\\n" only, without the byte order mark.
 
     Raises:
         UserError: see `read_head`.
@@ -126,7 +128,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def encoding_note(path: str | os.PathLike[str]) -> str:
-    """Returns a suffix for "... is not UTF-8": the likely encoding and the command that converts.
+    """Returns the end of the message "... is not UTF-8": the likely encoding and how to convert it.
 
     The encoding is guessed from the lines that are not UTF-8.
     """
@@ -135,7 +137,7 @@ def encoding_note(path: str | os.PathLike[str]) -> str:
 
 @functools.lru_cache(maxsize=16)  # called for every bad line
 def _encoding_note(path, size, mtime):
-    bad, good = _searched(path)
+    bad, good = _bad_lines(path)
     if good * 5 > len(bad):  # converting the file would damage the good lines
         return " (other lines of the file are)"
     encoding = guess_encoding(b"".join(bad)[:HEAD_BYTES])
@@ -144,11 +146,11 @@ def _encoding_note(path, size, mtime):
 
 def has_bad_lines(path: str | os.PathLike[str]) -> bool:
     """Returns whether a line in the first 8 MiB of a file is not UTF-8."""
-    return bool(_searched(path)[0])
+    return bool(_bad_lines(path)[0])
 
 
-def _searched(path):
-    """Returns up to 1,000 lines that are not UTF-8, and the number of UTF-8 lines beyond ASCII."""
+def _bad_lines(path):
+    """Returns up to 1,000 lines that are not UTF-8, and the number of non-ASCII lines that are."""
     bad, good, room = [], 0, _SEARCHED_BYTES
     with opened(path) as file:
         while room > 0 and len(bad) < 1000 and (line := file.readline(room)):
@@ -166,7 +168,7 @@ def _conversion(path, encoding):
 
 
 def _filtered(path, command):
-    """Returns the command line that runs a filter over a file, decompressed."""
+    """Returns the command line that decompresses a file, if needed, and filters it."""
     with storage.open_stream(path) as stream:
         suffix = _compression(stream.peek(16))
     root, extension = os.path.splitext(re.sub(rf"(?i){re.escape(suffix or ' ')}$", "", str(path)))
@@ -180,7 +182,7 @@ def _check_text(head, path):
     for first, (form, advice) in _NOT_TEXT.items():
         if re.match(first, head, re.DOTALL):
             raise UserError(f"{path} is {form}, not text. {advice}.")
-    encoding = wide_encoding(head) or escaped_encoding(head)
+    encoding = wide_encoding(head) or iso_2022_encoding(head)
     if encoding:
         raise UserError(f"{path} is not UTF-8{_conversion(path, encoding)}.")
     controls = len(re.findall(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]", head))
@@ -188,7 +190,7 @@ def _check_text(head, path):
         raise UserError(f"{path} is a binary file, not text: it has many control characters.")
     if len(re.findall(rb"\r[^\n]", head)) > 10 * head.count(b"\n"):
         command = _filtered(path, r"tr '\r' '\n'")
-        raise UserError(f"{path} has the line ends of old Macs (CR alone). Convert it ({command}).")
+        raise UserError(f"{path} has old Mac line endings (CR alone). Convert it ({command}).")
 
 
 def _compression(first):
@@ -221,7 +223,7 @@ class _ZstdFile(io.RawIOBase):
             import zstandard
         except ImportError:
             raise UserError(
-                f"{path} is compressed by zstd, which needs zstandard: pip install zstandard"
+                f"{path} is compressed with zstd, which needs zstandard: pip install zstandard"
             ) from None
         super().__init__()
         self._stream, self._error, self._rest = stream, zstandard.ZstdError, memoryview(b"")

@@ -31,8 +31,8 @@ CLASSES = {
 }
 
 
-class _StandIn:
-    """Entry of Keras' registry; importing the module replaces it by the class."""
+class _Placeholder:
+    """A placeholder in Keras' registry; importing the module replaces it with the class."""
 
     def __init__(self, module: str, name: str) -> None:
         self._module, self._name = module, name
@@ -46,7 +46,7 @@ def _register(keras):
     objects = keras.saving.get_custom_objects()
     for module, names in CLASSES.items():
         for name in names:
-            objects.setdefault(f"kbert>{name}", _StandIn(module, name))
+            objects.setdefault(f"kbert>{name}", _Placeholder(module, name))
 
 
 class _KerasFinder:

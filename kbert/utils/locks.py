@@ -18,9 +18,8 @@ from kbert.utils import atomic
 def folder_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Holds the lock of a run's folder: a file in it, which is removed at the end.
 
-    The operating system releases the lock if the process dies. New folders
-    that are still empty at the end, because the run failed before its first step, for example, are
-    removed as well.
+    The operating system releases the lock if the process dies. Folders created for the lock that
+    are still empty at the end, for example because the run failed at its start, are removed, too.
 
     Raises:
         UserError: another process holds the lock.
@@ -54,7 +53,7 @@ def _held(path, folder):
 
 
 def _locked(path, folder):
-    """Opens and locks a file that then still exists at its path."""
+    """Opens and locks a file; tries again if it was removed before it was locked."""
     while True:
         file = open(path, "a+", encoding="utf-8")
         try:
@@ -67,7 +66,7 @@ def _locked(path, folder):
                 f"{folder} is in use by {holder}. Wait for it, stop it, or choose another "
                 f"--output_dir."
             ) from None
-        except OSError as error:  # the file system has no locks
+        except OSError as error:  # the file system does not support locks
             file.close()
             path.unlink()
             raise UserError(
@@ -76,11 +75,11 @@ def _locked(path, folder):
             ) from error
         if _is_at(file, path):
             return file
-        file.close()  # the previous holder has removed it in the meantime
+        file.close()  # removed by the previous holder of the lock
 
 
 def _is_at(file, path):
-    """Whether a path still refers to an open file."""
+    """Returns whether a path still refers to an open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:

@@ -2,5 +2,5 @@
 
 
 def log(line: str) -> None:
-    """Prints a line and flushes it, so that it also appears immediately in a pipe."""
+    """Prints a line and flushes it, so that it appears immediately even in a pipe."""
     print(line, flush=True)

@@ -1,4 +1,4 @@
-"""Python functions inside tf.data; their calls are counted so that a process can exit cleanly."""
+"""Runs Python functions inside tf.data, counting the calls so that a process can exit cleanly."""
 
 import atexit
 import threading
@@ -16,9 +16,9 @@ _calls_lock = threading.Lock()
 def _wait_for_pipelines():
     """Waits until the pipelines have filled their buffers and are idle, before Python shuts down.
 
-    A tf.data thread that requests the interpreter during shutdown is blocked, and the destructor of
-    the iterator then waits for that thread forever. Batches are no longer consumed, so the
-    calls stop when the buffers are full.
+    A tf.data thread that requests the GIL during shutdown is blocked, and the destructor of the
+    iterator then waits for that thread forever. Batches are no longer consumed, so the calls stop
+    when the buffers are full.
     """
     seen = None
     while _calls["begun"] != _calls["ended"] or seen != _calls["begun"]:

@@ -13,7 +13,7 @@ from typing import TypeVar
 import tensorflow as tf
 
 from kbert.errors import UserError
-from kbert.utils.storage import GaveUp
+from kbert.utils.storage import RetryError
 
 TRIES = 6
 FIRST_WAIT_S = 1.0  # then 2, 4, 8, 16 s; each is randomly reduced by up to half, to spread workers
@@ -23,10 +23,10 @@ _T = TypeVar("_T")
 
 
 class _Interrupted(Exception):
-    """A transfer was incomplete."""
+    """A transfer or a listing was incomplete."""
 
 
-_MAY_PASS = (
+_TRANSIENT_ERRORS = (
     tf.errors.UnavailableError,
     tf.errors.DeadlineExceededError,
     tf.errors.AbortedError,
@@ -41,7 +41,7 @@ def _attempt(what: str, path: str, function: Callable[..., _T], *args: object) -
 
     Raises:
         UserError: TensorFlow does not support the scheme, or the error is permanent.
-        GaveUp: all `TRIES` attempts failed with transient errors.
+        RetryError: all `TRIES` attempts failed with transient errors.
         FileNotFoundError: there is no such file.
     """
     for number in range(TRIES):
@@ -49,7 +49,7 @@ def _attempt(what: str, path: str, function: Callable[..., _T], *args: object) -
             time.sleep(FIRST_WAIT_S * 2 ** (number - 1) * random.uniform(0.5, 1))
         try:
             return function(*args)
-        except _MAY_PASS as error:
+        except _TRANSIENT_ERRORS as error:
             last = error
         except tf.errors.NotFoundError as error:
             raise FileNotFoundError(2, "No such file or directory", str(path)) from error
@@ -61,7 +61,7 @@ def _attempt(what: str, path: str, function: Callable[..., _T], *args: object) -
             ) from error
         except tf.errors.OpError as error:
             raise UserError(f"cannot {what} {path}: {_line(error)}.") from error
-    raise GaveUp(
+    raise RetryError(
         f"cannot {what} {path}: gave up after {TRIES} attempts; the last error: {_line(last)}."
     ) from last
 
@@ -80,16 +80,16 @@ def glob(pattern: str) -> list[str]:
 
 
 def is_folder(path: str) -> bool:
-    """Whether a path is a folder."""
-    try:  # gfile.isdir returns False for every error
-        return _attempt("look at", path, gfile.stat, path).is_directory
+    """Returns whether a path is a folder."""
+    try:  # not gfile.isdir, which returns False for every error
+        return _attempt("access", path, gfile.stat, path).is_directory
     except FileNotFoundError:
         return False
 
 
 def exists(path: str) -> bool:
-    """Whether a path is a file or a folder."""
-    return _attempt("look at", path, gfile.exists, path)
+    """Returns whether a path is a file or a folder."""
+    return _attempt("access", path, gfile.exists, path)
 
 
 def list_folder(path: str) -> list[str]:
@@ -106,7 +106,7 @@ def _names(path):
 
 def stat(path: str) -> tuple[int, int]:
     """Returns the size in bytes and the modification time in nanoseconds."""
-    status = _attempt("look at", path, gfile.stat, path)
+    status = _attempt("access", path, gfile.stat, path)
     return status.length, status.mtime_nsec
 
 
@@ -116,7 +116,7 @@ def open_stream(path: str) -> io.BufferedReader:
 
 
 class _RemoteFile(io.RawIOBase):
-    """Reads a remote file; after an error it is reopened and reading resumes at the same offset."""
+    """Reads a remote file; after an error, reopens it and resumes reading at the same offset."""
 
     def __init__(self, path):
         super().__init__()
@@ -174,7 +174,7 @@ def _copy(source, target):
 
 def make_folder(path: str) -> None:
     """Creates a folder and its parents."""
-    _attempt("make", path, gfile.makedirs, path)
+    _attempt("create", path, gfile.makedirs, path)
 
 
 def remove(path: str) -> None:

@@ -17,9 +17,9 @@ def uniform(seed: int, stream: int, index: np.ndarray, count: int) -> np.ndarray
 
     Args:
         seed: seed of the run.
-        stream: purpose of the numbers; different purposes use different streams.
+        stream: number of the stream; each purpose has its own.
         index: (B,) ints.
-        count: how many numbers per index, J.
+        count: J, numbers per index.
 
     Returns:
         (B, J) float64 in [0, 1). Row i depends only on (seed, stream, index[i]).

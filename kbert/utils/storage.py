@@ -1,7 +1,7 @@
 """Local and remote paths: gs:// and the other schemes that TensorFlow supports.
 
 A path with a scheme is remote (`kbert.utils.remote_storage`); all others are local. The functions
-raise UserError if a remote path cannot be used, and GaveUp if all retries fail.
+raise UserError if a remote path cannot be used, and RetryError if all retries fail.
 """
 
 import concurrent.futures
@@ -20,7 +20,7 @@ from kbert.errors import UserError
 _STATS_AT_ONCE = 16  # a remote request takes tens of milliseconds
 
 
-class GaveUp(UserError):
+class RetryError(UserError):
     """All retries of an operation on remote storage failed with transient errors."""
 
 
@@ -32,15 +32,15 @@ def _remote():
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether a path has a scheme, such as gs://BUCKET/FOLDER."""
+    """Returns whether a path has a scheme, such as gs://BUCKET/FOLDER."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(path)) is not None
 
 
 def glob(pattern: str) -> list[str]:
     """Returns the paths that match a pattern, sorted.
 
-    Existing paths are taken literally: the whole pattern, or local folders at its start, such as
-    `data[1]` in `data[1]/*.txt`. A local pattern with ** matches the files in folders of any depth.
+    Paths that exist are taken literally: the whole pattern, or local folders at its start, such as
+    `data[1]` in `data[1]/*.txt`. In a local pattern, ** matches folders of any depth.
     """
     if is_remote(pattern):
         paths = sorted(_remote().glob(pattern))
@@ -72,14 +72,14 @@ def split_patterns(patterns: str) -> list[str]:
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a folder."""
+    """Returns whether a path is a folder."""
     if not is_remote(path):
         return os.path.isdir(path)
     return _remote().is_folder(path)
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a file or a folder."""
+    """Returns whether a path is a file or a folder."""
     if not is_remote(path):
         return os.path.exists(path)
     return _remote().exists(path)
@@ -128,8 +128,8 @@ def open_stream(path: str | os.PathLike[str]) -> io.BufferedReader:
 
     Raises:
         OSError: the file does not exist or cannot be read.
-        UserError: a remote file cannot be read, now or later, or TensorFlow does not support
-            the scheme.
+        UserError: on opening or reading: a remote file cannot be read, or TensorFlow does not
+            support the scheme.
     """
     if not is_remote(path):
         return open(path, "rb")
@@ -139,8 +139,7 @@ def open_stream(path: str | os.PathLike[str]) -> io.BufferedReader:
 def copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Copies a local or remote file, replaces the target and compares the sizes.
 
-    On object stores the copy is atomic. Elsewhere the target is written gradually, so use a name
-    that no other process reads.
+    The copy is atomic only on object stores. Elsewhere, copy to a name that no other process reads.
 
     Raises:
         OSError: the source does not exist. UserError: see `open_stream`.
@@ -170,12 +169,12 @@ def remove(path: str | os.PathLike[str]) -> None:
 def staged(folder: str | os.PathLike[str], last: str | None = None) -> Iterator[str]:
     """Yields a local folder to write to; its files are moved to `folder` at the end of the block.
 
-    Each file is moved atomically, and none is moved if the block fails. The same work may therefore
-    be done twice, even concurrently.
+    Each file is moved atomically, and none is moved if the block fails. Several processes may
+    therefore write the same files, even concurrently.
 
     Args:
         folder: local or remote; a local folder must exist.
-        last: name of the file that is moved last, so that its presence implies the other files.
+        last: name of the file to move last, so that its presence implies the other files.
     """
     remote = is_remote(folder)
     with tempfile.TemporaryDirectory(prefix=".staged-", dir=None if remote else folder) as local:
