@@ -141,7 +141,7 @@ def test_decoder_of_the_config(tmp_path):
         ({"34": {"content": "<e>"}}, r"'<e>' has the id 34, but its place in the vocabulary is 32"),
         ({"32": {"content": 7}}, r"content of an added token must be a string"),
         ({"32": {"content": "<e>", "lstrip": 1}}, r"single_word, .* must be true or false; got"),
-        ({"32": {"content": " "}}, r"an added token must have a character; got ' '"),
+        ({"32": {"content": " "}}, r"an added token must not be blank; got ' '"),
         ({"32": "<e>"}, r"tokenizer_config.json has str where an object is expected"),
     ):
         path.write_text(json.dumps({"added_tokens_decoder": decoder}))

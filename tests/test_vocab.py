@@ -42,7 +42,7 @@ def test_white_space_around_entries_is_dropped(tmp_path):
     ("content", "message"),
     [
         (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n", r"lacks \[MASK\]; .*python -m kbert.learn_vocab"),
-        (b"a\nb\na\n", r"has 'a' twice, in lines 1 and 3"),
+        (b"a\nb\na\n", r"has 'a' twice, on lines 1 and 3"),
         (b"\xff\xfe", r"is not UTF-8"),
     ],
 )
@@ -104,8 +104,8 @@ def test_too_little_text_for_the_size_is_explained():
     assert vocab == learn_vocab(TEXTS, 10_000)
     assert size_note(vocab, len(vocab)) == ""
     assert size_note(vocab, 4096) == (
-        f"note: the vocabulary has {len(vocab):,} entries instead of 4,096: no other word piece "
-        f"occurs twice in the text"
+        f"note: the vocabulary has {len(vocab):,} entries instead of 4,096, because no other "
+        f"word piece occurs twice in the text"
     )
 
 

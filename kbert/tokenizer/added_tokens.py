@@ -1,4 +1,4 @@
-"""Added tokens, and reading them from the files of HF's tokenizers."""
+"""Defines added tokens and reads them from the files of HF's tokenizers."""
 
 import dataclasses
 import os
@@ -15,8 +15,8 @@ from kbert.utils.formats import members, read_json
 class AddedToken:
     """A token that is matched anywhere in a text, with the fields of HF's `AddedToken`.
 
-    `lstrip` and `rstrip`, whether the token includes the white space before and after it, have no
-    effect on BERT's ids, because white space has no ids. `special` is only used by HF's `decode`.
+    `lstrip` and `rstrip` strip the white space around a token, which has no effect on BERT's ids,
+    because white space has no ids. `special` is only used by HF's `decode`.
 
     Raises:
         UserError: the content is empty or consists of white space.
@@ -31,7 +31,7 @@ class AddedToken:
 
     def __post_init__(self) -> None:
         if not self.content.strip():
-            raise UserError(f"an added token must have a character; got {self.content!r}.")
+            raise UserError(f"an added token must not be blank; got {self.content!r}.")
 
 
 _FLAGS = [field.name for field in dataclasses.fields(AddedToken) if field.name != "content"]
@@ -127,7 +127,9 @@ def with_added_tokens(
     """Returns a vocabulary with the added tokens, and the tokens in the order of their ids.
 
     Args:
-        tokens: result of `read_added_tokens`. folder: named in error messages.
+        vocab: entries of the vocabulary.
+        tokens: result of `read_added_tokens`.
+        folder: folder to name in error messages.
 
     Raises:
         UserError: a token's id is neither its position in the vocabulary nor the next free id.
@@ -138,7 +140,7 @@ def with_added_tokens(
         place = places.setdefault(token.content, len(vocab))
         if id not in (None, place):
             raise UserError(
-                f"{folder}: the added token {token.content!r} has the id {id}, but its place in "
+                f"{folder}: the added token {token.content!r} has the id {id}, but its position in "
                 f"the vocabulary is {place}. Ids must be 0, 1, 2, ... without gaps."
             )
         if place == len(vocab):

@@ -32,26 +32,27 @@ class TokenizerSettings(TypedDict, total=False):
 
 
 def has_tokenizer(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder contains a vocabulary, in any format."""
+    """Returns whether a folder contains a vocabulary, in any format."""
     return any((pathlib.Path(folder) / name).is_file() for name in ("vocab.txt", "tokenizer.json"))
 
 
 def read_tokenizer(
     folder: str | os.PathLike[str], lower_case: bool | None = None
 ) -> tuple[list[str], TokenizerSettings]:
-    """Reads the vocabulary (list of str) and the tokenizer settings of a folder.
+    """Returns the vocabulary and the tokenizer settings of a folder.
 
     The vocabulary is read from `vocab.txt`, HF's `tokenizer.json` or a KerasHub preset, with the
     added tokens of HF's files. The settings are read from `tokenizer_config.json` (with HF's names;
     kbert also writes this file), otherwise from `tokenizer.json`. A google-research/bert folder has
     neither file: its model is treated as cased if the vocabulary contains capital letters.
 
-    For a KerasHub preset, lower-casing strips accents, as in BERT, because the preset's own file
-    has `strip_accents: false` even for models that were trained with accents stripped.
+    In KerasHub's own presets, `strip_accents` is ignored and accents are stripped if text is
+    lower-cased, because presets have `strip_accents: false` even for models that were trained
+    without accents.
 
     Args:
-        folder: path.
-        lower_case: bool that overrides the folder's setting, or None.
+        folder: path of the folder.
+        lower_case: overrides the folder's setting; None: use it.
 
     Raises:
         UserError: the vocabulary is missing or invalid, or the tokenizer is of another type.
@@ -60,7 +61,7 @@ def read_tokenizer(
     path, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if not has_tokenizer(folder):
         raise UserError(
-            f"{folder} has no vocabulary, neither vocab.txt nor tokenizer.json. Name the folder of "
+            f"{folder} has no vocabulary, neither vocab.txt nor tokenizer.json. Give the folder of "
             f"the weights, such as RUN/pretrain/final."
         )
     values = read_json(path) if path.is_file() else {}
@@ -85,7 +86,7 @@ def read_tokenizer(
 
 
 def is_uncased(vocab_file: str | os.PathLike[str]) -> bool:
-    """Whether a vocabulary file belongs to an uncased model, from its folder or its entries."""
+    """Returns whether a vocabulary file is uncased, judging by its folder or its entries."""
     path = pathlib.Path(vocab_file)
     if path.name in ("vocab.txt", "tokenizer.json"):
         return read_tokenizer(path.parent)[1]["lower_case"]
@@ -93,13 +94,13 @@ def is_uncased(vocab_file: str | os.PathLike[str]) -> bool:
 
 
 def _lower_cases_first(folder):
-    """Whether sentence-transformers lower-cases texts before tokenizing them."""
+    """Returns whether sentence-transformers lower-cases texts before tokenizing them."""
     path = folder / "sentence_bert_config.json"
     return path.is_file() and read_json(path).get("do_lower_case") is True
 
 
 def _has_capitals(vocab):
-    """Whether over 0.1 % of the entries (without [UNK], <S> etc.) have a capital letter."""
+    """Returns whether over 0.1 % of the entries, except [UNK], <S> etc., have a capital letter."""
     words = [word for word in vocab if not word.startswith(("[", "<"))]
     return sum(word != word.lower() for word in words) > len(words) / 1000
 
@@ -174,7 +175,7 @@ def write_tokenizer(
             files.
         vocab: list of str.
         settings: as returned by `read_tokenizer`.
-        max_length: the maximum sequence length of the model in tokens; used only for HF.
+        max_length: maximum sequence length of the model in tokens; written only for HF.
     """
     folder = pathlib.Path(folder)
     if format == "keras_hub":

@@ -1,4 +1,4 @@
-"""Maps WordPieces to byte offsets in the source text, before normalization, as TF ops.
+"""Maps WordPieces to byte offsets in the text before normalization, with TF ops.
 
 Lower-casing, stripping accents and dropping characters change the length of a text but not the
 order of its characters. The normalized byte length of each source character is therefore enough to
@@ -15,7 +15,7 @@ _Ragged = tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]
 
 
 def tokenize_words(split: Callable[[tf.Tensor], _Ragged], texts: tf.Tensor, alone: str) -> _Ragged:
-    """Splits texts into words, replaces words that are too long by [UNK], and splits the words.
+    """Splits texts into words, replaces long ones with [UNK], and splits words into WordPieces.
 
     Args:
         split: function that splits (W,) words into WordPieces; returns ids, starts and ends,
@@ -24,8 +24,8 @@ def tokenize_words(split: Callable[[tf.Tensor], _Ragged], texts: tf.Tensor, alon
         alone: RE2 pattern of the characters that each form a separate word.
 
     Returns:
-        ids int32, starts and ends int64: (B, None) RaggedTensors of equal row lengths; byte
-        offsets into `texts`.
+        ids int32, and starts and ends int64, byte offsets into `texts`: (B, None) RaggedTensors
+        with the same row lengths.
     """
     characters, begins = tf.strings.unicode_split_with_offsets(texts, "UTF-8")
     ends = begins.flat_values + tf.cast(tf.strings.length(characters.flat_values), tf.int64)
@@ -67,7 +67,7 @@ def source_offsets(
     starts: tf.RaggedTensor,
     ends: tf.RaggedTensor,
 ) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
-    """Maps byte offsets in the normalized texts to offsets in the source texts; int32, ragged.
+    """Maps byte offsets in the normalized texts to int32 byte offsets in the source texts.
 
     A piece starts at the source character of its first byte. It ends after the source character of
     its last byte and the accents stripped from that character. Other dropped characters belong to
@@ -87,8 +87,8 @@ def source_offsets(
     distinct = tf.strings.unicode_encode(distinct, "UTF-8")
     sizes = tf.strings.length(normalize(distinct))  # 0: the character is dropped
     is_border = (sizes > 0) | ~tf.strings.regex_full_match(distinct, r"\p{Mn}")
-    # Cumulative counts over all characters of the batch, as if the texts were concatenated: the
-    # normalized bytes, and the characters before which a preceding piece ends.
+    # Cumulative counts over all characters of the batch, as if the texts were concatenated: of
+    # normalized bytes, and of characters that cannot belong to the piece before them.
     bytes_before = tf.cumsum(tf.gather(tf.cast(sizes, tf.int64), index))
     borders_before = tf.cumsum(tf.gather(tf.cast(is_border, tf.int64), index))
     row_bytes = tf.gather(tf.concat([[0], bytes_before], axis=0), codes.row_splits)

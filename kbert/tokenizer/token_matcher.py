@@ -12,7 +12,7 @@ import tensorflow as tf
 from kbert.errors import UserError
 
 _MARK = "\ue005"  # the stand-ins are the characters after it
-MOST_TOKENS = 0xF8FF - 0xE005
+MAX_TOKENS = 0xF8FF - 0xE005
 _WORD = r"[\pL\pM\p{Nd}\p{Nl}\p{Pc}]"  # \w in Rust
 
 
@@ -20,9 +20,10 @@ class TokenMatcher:
     """Replaces the longest matches of added tokens in texts, from left to right.
 
     Args:
-        contents: tokens to find. stand_ins: their characters. single_word: see `AddedToken`.
-        separate: RE2 pattern of a character that is a word by itself; it never joins an adjacent
-            word.
+        contents: tokens to find.
+        stand_ins: the character that replaces each token.
+        single_word: see `AddedToken`.
+        separate: RE2 pattern of a character that is always a word by itself.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class TokenMatcher:
         return tf.strings.reduce_join(parts.with_flat_values(values), axis=-1)
 
     def _is_word(self, values, place, index):
-        """Whether no word character is adjacent to the tokens at `index`: (T,) bool."""
+        """Returns (T,) bool: whether the tokens at `index` have no adjacent word character."""
         last = tf.size(values, tf.int64) - 1
         earlier = tf.gather(values, tf.maximum(index - 2, 0))  # the previous token
         earlier = tf.where(tf.gather(place, index) > 1, earlier, "")
@@ -82,7 +83,8 @@ class TokenMatcher:
         """Maps byte offsets of whole characters in replaced texts to offsets in the originals.
 
         Args:
-            texts: (B,) string, from `replace`. starts, ends: (B, None) int RaggedTensors.
+            texts: (B,) string, from `replace`.
+            starts, ends: (B, None) int RaggedTensors.
         """
         if not self._contents:
             return starts, ends
@@ -110,7 +112,7 @@ class TokenMatcher:
         )
 
     def _source_sizes(self, codes, sizes):
-        """The number of original bytes of each character in a replaced text."""
+        """Returns how many bytes of the original each character of a replaced text stands for."""
         stands = codes[:, None] == tf.constant([ord(char) for char in self._stand_ins])
         stands_in = tf.reduce_any(stands, axis=1)
         none = tf.zeros([1], tf.bool)
@@ -121,10 +123,10 @@ class TokenMatcher:
 
 
 def stand_ins(count: int) -> list[str]:
-    """Returns the characters that stand for added tokens. Raises UserError for too many tokens."""
-    if count > MOST_TOKENS:
+    """Returns a stand-in character per added token. Raises UserError if there are too many."""
+    if count > MAX_TOKENS:
         raise UserError(
-            f"the tokenizer has {count:,} added tokens; kbert supports {MOST_TOKENS:,}. Write them "
-            f"into vocab.txt, where they are matched as whole words."
+            f"the tokenizer has {count:,} added tokens; kbert supports {MAX_TOKENS:,}. Add them to "
+            f"vocab.txt instead, where they are matched as whole words."
         )
     return [chr(ord(_MARK) + 1 + i) for i in range(count)]

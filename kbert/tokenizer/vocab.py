@@ -54,11 +54,11 @@ def _tokenizer_json_vocab(path):
 
 
 def check_vocab(vocab: list[str], path: str | os.PathLike[str]) -> list[str]:
-    """Validates a vocabulary, a list of str, and returns it.
+    """Validates a vocabulary and returns it.
 
     Args:
-        vocab: list of str.
-        path: the source of the vocabulary, for error messages.
+        vocab: entries of the vocabulary.
+        path: source of the vocabulary, for error messages.
 
     Raises:
         UserError: an entry is duplicate or not valid UTF-8, or a special token is missing.
@@ -69,7 +69,7 @@ def check_vocab(vocab: list[str], path: str | os.PathLike[str]) -> list[str]:
     for number, token in enumerate(vocab, start=1):
         if token in first_line:
             raise UserError(
-                f"the vocabulary {path} has {token!r} twice, in lines {first_line[token]} and "
+                f"the vocabulary {path} has {token!r} twice, on lines {first_line[token]} and "
                 f"{number}. Entries must be unique; rename one of them."
             )
         first_line[token] = number
@@ -77,16 +77,17 @@ def check_vocab(vocab: list[str], path: str | os.PathLike[str]) -> list[str]:
     if missing:
         raise UserError(
             f"the vocabulary {path} lacks {', '.join(missing)}; a BERT vocabulary has "
-            f"{', '.join(SPECIAL_TOKENS)}. Make one with: python -m kbert.learn_vocab"
+            f"{', '.join(SPECIAL_TOKENS)}. Create one: python -m kbert.learn_vocab"
         )
     return vocab
 
 
 def vocab_fingerprint(
-    vocab: Sequence[str], lower_case: bool, unusual: Mapping[str, bool] | None = None
+    vocab: Sequence[str], lower_case: bool, nondefault: Mapping[str, bool] | None = None
 ) -> str:
-    """Returns the SHA-256 of the entries, the casing and non-default settings."""
-    text = f"lower_case={lower_case}\n" + (f"{unusual}\n" if unusual else "") + "\n".join(vocab)
+    """Returns the SHA-256 of the entries, the casing and the non-default settings."""
+    settings = f"{nondefault}\n" if nondefault else ""
+    text = f"lower_case={lower_case}\n{settings}" + "\n".join(vocab)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
@@ -94,13 +95,13 @@ def learn_vocab(texts: Iterable[str], vocab_size: int, lower_case: bool = True) 
     """Learns a WordPiece vocabulary with the Rust `tokenizers` library.
 
     Args:
-        texts: iterable of str that can be iterated several times, such as a list or
+        texts: texts that can be iterated over several times, such as a list or
             `kbert.corpus.text_sources.Texts`.
         vocab_size: maximum number of entries, including special tokens; little text yields fewer.
         lower_case: lower-case and strip accents first, as an uncased BERT does.
 
     Returns:
-        list of str, special tokens first. Deterministic: the same texts give the same vocabulary.
+        The entries, special tokens first. The same texts always give the same vocabulary.
 
     Raises:
         UserError: `vocab_size` is too small, or the text contains no words.
@@ -108,23 +109,23 @@ def learn_vocab(texts: Iterable[str], vocab_size: int, lower_case: bool = True) 
     if vocab_size < 32:
         raise UserError(f"vocab_size must be at least 32; got {vocab_size}.")
     if iter(texts) is texts:
-        raise TypeError("texts is read several times; pass a list, not an iterator.")
+        raise TypeError("texts must be a list, not an iterator, because it is read several times.")
     from tokenizers.normalizers import BertNormalizer
 
     normalizer = BertNormalizer(lowercase=lower_case)
     counts = collections.Counter()
     for text in texts:
         counts.update(normalizer.normalize_str(text))
-    # Leaves room for all characters of Chinese text; rare characters cannot displace words.
-    # With their "##" forms and the special tokens, 13 fit into the smallest vocabulary.
-    room = max(13, min(6000, vocab_size // 3))
+    # Enough characters for Chinese text, but rare ones cannot displace words. In the smallest
+    # vocabulary, 13 characters fit beside their "##" forms and the special tokens.
+    max_characters = max(13, min(6000, vocab_size // 3))
     characters = [
         char for char in sorted(counts, key=lambda c: (-counts[c], c)) if not char.isspace()
     ]
-    characters = sorted(characters[:room])
-    # By default the library selects characters, numbers the "##" ones and breaks ties between
+    characters = sorted(characters[:max_characters])
+    # By default the library selects characters, numbers their "##" forms and breaks ties between
     # pairs in hash table order, so its result varies between calls. To make it deterministic, pass
-    # the characters, and pass the "##" ones, which a first pass collects, as special tokens.
+    # it the characters, and as special tokens their "##" forms, which a first pass collects.
     specials = list(SPECIAL_TOKENS)
     learned = _train(texts, 0, lower_case, specials, characters)
     continuations = sorted(token for token in learned if token.startswith(CONTINUATION))
@@ -135,11 +136,12 @@ def learn_vocab(texts: Iterable[str], vocab_size: int, lower_case: bool = True) 
 
 
 def split_word(word: str, ids: Mapping[str, int]) -> list[int]:
-    """Returns the ids of the WordPieces of a word or "##" piece; empty if it cannot be split.
+    """Splits a word or "##" piece into WordPieces and returns their ids; none if it cannot.
 
     Takes the longest piece first, as in google-research/bert.
 
     Args:
+        word: word or piece.
         ids: dict of entry -> id.
     """
     result, begin = [], len(CONTINUATION) if word.startswith(CONTINUATION) else 0
@@ -156,9 +158,9 @@ def split_word(word: str, ids: Mapping[str, int]) -> list[int]:
 
 
 def pieces_of_entries(vocab: Sequence[str], first: int) -> dict[int, list[int]]:
-    """Maps the ids of the entries from `first` on to the ids of their pieces below `first`.
+    """Splits the entries whose id is at least `first` into entries whose id is less.
 
-    See `split_word`.
+    Returns a dict of the id of each such entry -> the result of `split_word`.
     """
     ids = {word: i for i, word in enumerate(vocab[:first])}
     return {i: split_word(vocab[i], ids) for i in range(first, len(vocab))}
@@ -170,21 +172,21 @@ def extend_vocab(
     """Adds words of a text to a vocabulary: the words that save the most WordPieces.
 
     Args:
-        texts: iterable of str. vocab: existing entries, which keep their ids.
+        texts: texts to take words from.
+        vocab: existing entries, which keep their ids.
         vocab_size: maximum number of entries; little text yields fewer.
         lower_case: casing of the vocabulary.
 
     Returns:
-        list of str: `vocab`, then words that occur at least twice, ordered by the number of
-        WordPieces that they save in the text, best first.
+        `vocab`, then words that occur at least twice, those that save the most WordPieces first.
 
     Raises:
         UserError: `vocab_size` is not larger than the vocabulary, or no word can be added.
     """
     if vocab_size <= len(vocab):
         raise UserError(
-            f"vocab_size must be above {len(vocab)}, the entries to extend; got {vocab_size}. To "
-            f"add up to 1,000 words: --vocab_size={len(vocab) + 1000}"
+            f"vocab_size must be above {len(vocab)}, the size of the vocabulary to extend; got "
+            f"{vocab_size}. To add up to 1,000 words: --vocab_size={len(vocab) + 1000}"
         )
     from tokenizers.normalizers import BertNormalizer
     from tokenizers.pre_tokenizers import BertPreTokenizer
@@ -201,26 +203,25 @@ def extend_vocab(
         if count > 1 and word not in ids
     }
     if not saved:
-        raise UserError("the text has no word to add: each is in the vocabulary or occurs once.")
+        raise UserError(
+            "the text has no word to add: each is in the vocabulary or occurs only once."
+        )
     best = sorted(saved, key=lambda word: (-saved[word], word))
     return [*vocab, *best[: vocab_size - len(vocab)]]
 
 
 def size_note(vocab: Sequence[str], vocab_size: int) -> str:
-    """Returns a line that explains a learned vocabulary of fewer than `vocab_size` entries.
-
-    The line is empty if the vocabulary has `vocab_size` entries.
-    """
+    """Returns a note if a learned vocabulary has fewer than `vocab_size` entries, else ""."""
     if len(vocab) == vocab_size:
         return ""
     return (
-        f"note: the vocabulary has {len(vocab):,} entries instead of {vocab_size:,}: no other word "
-        f"piece occurs twice in the text"
+        f"note: the vocabulary has {len(vocab):,} entries instead of {vocab_size:,}, because no "
+        f"other word piece occurs twice in the text"
     )
 
 
 def _train(texts, vocab_size, lower_case, specials, characters):
-    """Returns the entries that the library learns, in the order of their ids."""
+    """Trains the library's tokenizer and returns its entries in the order of their ids."""
     from tokenizers import BertWordPieceTokenizer
 
     learner = BertWordPieceTokenizer(lowercase=lower_case)
