@@ -112,7 +112,7 @@ def run(text, folder, settings, python):
     wall, size = time.perf_counter() - begin, text.stat().st_size
     manifest = json.loads(pathlib.Path(folder, "corpus.json").read_text())
     shutil.rmtree(folder)
-    counts = {name: manifest[name] for name in ("documents", "tokens", "duplicates_left_out")}
+    counts = {name: manifest[name] for name in ("documents", "tokens", "removed_duplicates")}
     shards = [shard["sha256"] for shard in manifest["shards"]]
     took = {"bytes": size, "wall_s": wall, "peak_bytes": peaks, "counts": counts}
     return took | {"shards": shards}
@@ -128,7 +128,7 @@ def line(name, settings, took):
     return [
         f"{took['bytes'] / 1e6:,.0f} MB{' of lines' if 'lines' in name else ''}",
         " ".join(settings).replace("--", "").replace("beam_options=runner=", ""),
-        f"{took['counts']['documents'] + took['counts']['duplicates_left_out']:,}",
+        f"{took['counts']['documents'] + took['counts']['removed_duplicates']:,}",
         f"{took['wall_s']:.1f} s",
         f"{took['bytes'] / 1e6 / took['wall_s']:.1f}",
         *map(gigabytes, numbers),

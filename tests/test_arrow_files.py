@@ -126,9 +126,7 @@ def test_saved_datasets(tmp_path):
     folder = save_to_disk(tmp_path / "d", ROWS)
     assert labels_of(folder) == EXPECTED and texts_of(folder) == LINES
     assert labels_of(f"{folder}/") == EXPECTED
-    assert (
-        error_of(labels_of, f"{folder}:test") == f"{folder} has no splits. Write it without :test."
-    )
+    assert error_of(labels_of, f"{folder}:test") == f"{folder} has no splits. Omit :test."
     both = save_dict(tmp_path / "both", train=ROWS, validation=ROWS[:1])
     assert labels_of(both) == labels_of(f"{both}:train") == EXPECTED
     assert labels_of(f"{both}:validation") == EXPECTED[:1]
@@ -185,7 +183,7 @@ def test_folders_of_the_hub(tmp_path):
     assert labels_of(cache) == EXPECTED and labels_of(f"{cache}:test") == EXPECTED[1:]
     (tmp_path / "none").mkdir()
     assert dataset_files(f"{tmp_path}/none") is None and dataset_files("t:x") is None
-    assert "is a folder. Write" in error_of(find_inputs, f"{tmp_path}/none")
+    assert "is a folder. Give its files" in error_of(find_inputs, f"{tmp_path}/none")
 
 
 def test_tags_and_questions(tmp_path):
@@ -264,7 +262,7 @@ def test_rows_that_cannot_be_used(tmp_path):
     assert f'{path}, row 2: "text" must be a string; got None. Fix' in error_of(texts_of, path)
     parquet.write_table(pa.table({"body": ["a"], "id": ["b"]}), path)
     assert error_of(texts_of, path) == (
-        f'{path}: there must be a key or column "text", "content" or "raw_content"; got '
+        f'{path}: no key or column is named "text", "content" or "raw_content"; got '
         f"'body', 'id'."
     )
 

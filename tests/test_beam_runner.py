@@ -78,9 +78,9 @@ def test_both_runners_write_the_same(tmp_path, vocab_file, text, small_parts, op
         )
         assert_same_files(tmp_path / f"beam{threads}", local.folder)
     counts = local.manifest
-    assert len(local.shards) > 6 and counts["lines_left_out"] == 3
+    assert len(local.shards) > 6 and counts["skipped_lines"] == 3
     assert counts["lines_with_bad_utf8"] == 1 and counts["documents_without_tokens"] > 0
-    assert (counts["duplicates_left_out"] > 0) == ("deduplicate" in options)
+    assert (counts["removed_duplicates"] > 0) == ("deduplicate" in options)
 
 
 def test_the_default_runner(tmp_path, vocab_file, text):
@@ -109,7 +109,7 @@ def test_remote_folders(tmp_path, vocab_file, text, monkeypatch, small_parts):
 
 def test_a_call_that_a_runner_makes_again(tmp_path, vocab_file, text):
     """Files are replaced by the same ones, at any moment whole."""
-    worker = ShardBuilder.of(BertTokenizer(vocab_file), skip_bad_lines=True)
+    worker = ShardBuilder.from_tokenizer(BertTokenizer(vocab_file), skip_bad_lines=True)
     (piece,) = split_into_pieces([f"{tmp_path}/c_00"])
     first = beam_runner._write_piece((7, piece), worker, str(tmp_path))
     names = {path.name: path.read_bytes() for path in tmp_path.glob("00007.*")}
@@ -122,7 +122,7 @@ def test_a_call_that_a_runner_makes_again(tmp_path, vocab_file, text):
 @pytest.mark.parametrize("options", OPTIONS)
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, vocab_file, text, options, capfd):
     before = sorted(path.name for path in tmp_path.iterdir())
-    with pytest.raises(UserError, match=r"c_00, line 21: there must be a key or column"):
+    with pytest.raises(UserError, match=r"c_00, line 21: no key or column is named"):
         prepare(
             text,
             tmp_path / "corpus",
@@ -141,7 +141,7 @@ def test_a_storage_that_is_out_of_order(tmp_path, vocab_file, text, monkeypatch)
     files.faults["copy"] = [unavailable()] * remote_storage.TRIES
     monkeypatch.setattr(remote_storage, "gfile", files)
     monkeypatch.setattr(remote_storage, "FIRST_WAIT_S", 0)
-    worker = ShardBuilder.of(BertTokenizer(vocab_file))
+    worker = ShardBuilder.from_tokenizer(BertTokenizer(vocab_file))
     (piece,) = split_into_pieces([f"{tmp_path}/d.text"])
     with pytest.raises(
         storage.RetryError, match=r"gave up after 6 attempts; the last error: the service"

@@ -51,8 +51,8 @@ def test_the_first_of_equal_documents_stays(tmp_path, vocab_file, text, monkeypa
     plain = documents_of(prepare(text, tmp_path / "plain", vocab_file))
     found = prepare(text, tmp_path / "found", vocab_file, deduplicate=True)
     assert documents_of(found) == list(dict.fromkeys(plain)) != plain
-    assert found.manifest["duplicates_left_out"] == len(plain) - len(set(plain)) == 17
-    assert found.manifest["documents"] + found.manifest["duplicates_left_out"] == len(plain) == 90
+    assert found.manifest["removed_duplicates"] == len(plain) - len(set(plain)) == 17
+    assert found.manifest["documents"] + found.manifest["removed_duplicates"] == len(plain) == 90
     names = [shard["name"] for shard in found.manifest["shards"]]
     assert names[:3] == ["00000", "00000-1", "00001"]  # a piece may make several shards
     ids = [i for document in documents_of(found) for sentence in document for i in sentence]
@@ -72,7 +72,7 @@ def test_what_equal_means(tmp_path, vocab_file):
     (tmp_path / "t.txt").write_text("\n\n".join([*same, *others, others[0]]))
     found = prepare(str(tmp_path / "t.txt"), tmp_path / "corpus", vocab_file, deduplicate=True)
     assert [len(document) for document in documents_of(found)] == [2, 1, 3, 2, 1]
-    assert found.manifest["duplicates_left_out"] == 3
+    assert found.manifest["removed_duplicates"] == 3
 
 
 @pytest.mark.slow

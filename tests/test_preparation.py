@@ -206,16 +206,16 @@ def test_bad_lines_may_be_skipped(tmp_path, vocab_file, monkeypatch):
         prepare(f"{tmp_path}/*.jsonl", tmp_path / "corpus", vocab_file)
     found = prepare(f"{tmp_path}/*.jsonl", tmp_path / "corpus", vocab_file, skip_bad_lines=True)
     assert (found.documents, found.tokens) == (5, 20)
-    assert found.manifest["lines_left_out"] == 6
+    assert found.manifest["skipped_lines"] == 6
     lines = [f"{tmp_path}/a.jsonl, line {n}" for n in (2, 3, 5)]
     lines += [f"{tmp_path}/b.jsonl, line {n}" for n in (1, 3)]
-    assert found.manifest["first_lines_left_out"] == lines
+    assert found.manifest["first_skipped_lines"] == lines
     monkeypatch.setattr(
         preparation, "split_into_pieces", lambda paths: split_into_pieces(paths, 60)
     )
     cut = prepare(f"{tmp_path}/*.jsonl", tmp_path / "cut", vocab_file, skip_bad_lines=True)
-    assert len(cut.shards) > 3 and cut.tokens == 20 and cut.manifest["lines_left_out"] == 6
-    assert [line.partition(", ")[0][-7:] for line in cut.manifest["first_lines_left_out"]] == [
+    assert len(cut.shards) > 3 and cut.tokens == 20 and cut.manifest["skipped_lines"] == 6
+    assert [line.partition(", ")[0][-7:] for line in cut.manifest["first_skipped_lines"]] == [
         *["a.jsonl"] * 3,
         *["b.jsonl"] * 2,
     ]
@@ -327,7 +327,7 @@ def test_bad_text(tmp_path, vocab_file, name, content, message):
 def test_bad_arguments(tmp_path, vocab_file, text):
     with pytest.raises(UserError, match=r"no file matches '.*none\*'"):
         prepare(f"{tmp_path}/none*", tmp_path / "corpus", vocab_file)
-    with pytest.raises(UserError, match=r"is a folder. Write .*/\*\.txt"):
+    with pytest.raises(UserError, match=r"is a folder. Give its files: .*/\*\.txt"):
         prepare(str(tmp_path), tmp_path / "corpus", vocab_file)
     with pytest.raises(UserError, match=r"exists and is not empty"):
         prepare(str(text), tmp_path, vocab_file)

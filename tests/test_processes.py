@@ -8,11 +8,11 @@ import time
 
 PROGRAM = """
 import concurrent.futures, multiprocessing, os, sys, time
-from kbert.corpus.local_runner import end_with_the_program
+from kbert.corpus.local_runner import exit_with_parent
 context = multiprocessing.get_context("spawn")
 if __name__ == "__main__":
     pool = concurrent.futures.ProcessPoolExecutor(
-        1, mp_context=context, initializer=end_with_the_program
+        1, mp_context=context, initializer=exit_with_parent
     )
     print(pool.submit(os.getpid).result(), flush=True)
     time.sleep(60)

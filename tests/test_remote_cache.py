@@ -56,7 +56,7 @@ def test_a_remote_corpus_is_fetched_once(tmp_path, url, files):
     found = Corpus(url, report=report.append)
     assert_equals_local(found, tmp_path)
     assert found.folder.parent == tmp_path / "cache" and files.count("copy") == 6
-    assert report == [f"fetching {url}, once; it is kept in {found.folder}"]
+    assert report == [f"downloading {url} to {found.folder}, which later runs reuse"]
     assert Corpus(url, report=report.append).folder == found.folder
     assert files.count("copy") == 6 and len(report) == 1
     other = Corpus(f"{url}/", cache_dir=tmp_path / "other")

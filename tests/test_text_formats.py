@@ -84,7 +84,7 @@ def test_keys_of_documents(tmp_path, key):
 def test_an_unknown_key_is_an_error(tmp_path, name):
     path = write(tmp_path / name, '{"id": 1, "body": "a b"}\n{"id": 2, "body": "c d"}\n')
     assert message_of(path) == (
-        f'{path}, line 1: there must be a key or column "text", "content" or "raw_content"; got '
+        f'{path}, line 1: no key or column is named "text", "content" or "raw_content"; got '
         f"'id', 'body'. Fix it, or skip such lines with --skip_bad_lines."
     )
 
@@ -113,10 +113,10 @@ def test_text_with_braces_stays_text(tmp_path, text):
         (f"{JSON_LINES}The end.\n", 4, "every line must be a JSON object with its document under"),
         (f"{JSON_LINES}\n[1]\n{JSON_LINES}", 5, "every line must be a JSON object with its doc"),
         ('{"text": "a"}\nplain\n{"text": "b"}\n', 2, "every line must be a JSON object with"),
-        (f"Title\n\n{JSON_LINES}", 3, "a JSON object with a document in a plain text"),
-        ('a\nb\n\n\n  {"content": ""} \n', 5, "a JSON object with a document in a plain text"),
-        ('a\n<doc id="1" url="" title="b">\n', 2, "a <doc> of WikiExtractor in a plain text"),
-        ('<doc id="1" url="" title="b">\nb\n</doc>\nc', 4, "text outside of <doc ...> and </doc>"),
+        (f"Title\n\n{JSON_LINES}", 3, "a JSON object with a document in plain text"),
+        ('a\nb\n\n\n  {"content": ""} \n', 5, "a JSON object with a document in plain text"),
+        ('a\n<doc id="1" url="" title="b">\n', 2, "WikiExtractor's <doc> in plain text"),
+        ('<doc id="1" url="" title="b">\nb\n</doc>\nc', 4, "text outside of WikiExtractor's <doc"),
         ('{"text": "a"}\n{"text": 3}', 2, "\"text\" must be a string; got '3'"),
         (b'{"text": "a"}\n' * 10 + b'{"text": "\xe9"}', 11, "bytes that are not UTF-8"),
     ],
@@ -151,7 +151,7 @@ def test_json_that_is_not_by_line(tmp_path, text, command, name):
 @pytest.mark.parametrize(
     ("first", "name"),
     [
-        ('<mediawiki xmlns="x" xml:lang="en">', "a dump of a wiki, not plain text. Extract its te"),
+        ('<mediawiki xmlns="x" xml:lang="en">', "a MediaWiki dump, not plain text. Extract its te"),
         ('<?xml version="1.0"?>', "XML, not plain text. Extract its text first."),
         ("<!DOCTYPE html>", "HTML, not plain text."),
         ("WARC/1.0", "a WARC archive of web pages, not plain text."),
@@ -280,10 +280,10 @@ def test_wikiextractor_escapes_and_empty_documents(tmp_path):
 def test_a_line_between_documents_is_reported_once(tmp_path):
     path = write(tmp_path / "x", WIKI.replace("</doc>\n", "</doc>\nstray\n", 1))
     for piece_bytes in (5, *range(9, 200, 13)):
-        left_out, lines = [], []
+        skipped, lines = [], []
         for piece in split_into_pieces([path], piece_bytes):
-            lines += read_lines(piece, left_out.append)
-        assert len(left_out) == 1 and b"stray" not in lines, piece_bytes
+            lines += read_lines(piece, skipped.append)
+        assert len(skipped) == 1 and b"stray" not in lines, piece_bytes
 
 
 # Encodings

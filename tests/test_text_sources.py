@@ -176,12 +176,12 @@ def test_bad_json_lines(tmp_path, row, begin):
 
 def test_bad_json_lines_may_be_left_out(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"text": "a"}\n[1]\n\n{"text": "b"}\n{"txt": "c"}')
-    left_out = []
+    skipped = []
     for begin in (0, 4):
-        lines = list(read_lines(TextPiece(str(tmp_path / "t.jsonl"), begin), left_out.append))
+        lines = list(read_lines(TextPiece(str(tmp_path / "t.jsonl"), begin), skipped.append))
         assert lines == [b"a", b"", b"b", b""][begin // 2 :]
     name = str(tmp_path / "t.jsonl")
-    assert left_out == [
+    assert skipped == [
         f"{name}, line 2",
         f"{name}, line 5",
         f"{name}, line 1 after byte 4",

@@ -39,8 +39,8 @@ def dataset_files(source: str) -> list[str] | None:
 
     Args:
         source: FOLDER or FOLDER:SPLIT; the folder was written by `save_to_disk`, or has Parquet or
-            Arrow files named SPLIT-00000-of-00001.parquet, like repositories of the Hugging Face
-            hub. With several splits, the default is "train".
+            Arrow files named like SPLIT-00000-of-00001.parquet, as on the Hugging Face hub. If
+            there are several splits, the default is "train".
 
     Raises:
         UserError: the folder has no such split, or is damaged.
@@ -56,7 +56,7 @@ def dataset_files(source: str) -> list[str] | None:
         return _saved_files(_chosen(folder, split, splits))
     if os.path.exists(os.path.join(folder, "state.json")):
         if split is not None:
-            raise UserError(f"{folder} has no splits. Write it without :{split}.")
+            raise UserError(f"{folder} has no splits. Omit :{split}.")
         return _saved_files(folder)
     splits = _named_splits(folder)
     return _chosen(folder, split, splits) if splits else None
@@ -82,7 +82,7 @@ def _saved_files(folder):
 
 
 def _listed(path, key):
-    """Returns a nonempty list from a JSON object in a file."""
+    """Returns the non-empty list under a key of a JSON file."""
     (values,) = members(read_json(path), [key], path)
     if not isinstance(values, list) or not values:
         raise UserError(f"{path} must have a list under {key!r}; got {str(values)[:60]}.")
@@ -90,7 +90,7 @@ def _listed(path, key):
 
 
 def _named_splits(folder):
-    """Maps splits to files of a folder or its subfolder `data`, by the file names."""
+    """Returns a dict of split -> files, by the file names in a folder and its subfolder `data`."""
     splits = {}
     for path in itertools.chain(storage.list_folder(folder), _inside(folder, "data")):
         if path.lower().endswith(_SUFFIXES):
@@ -117,12 +117,13 @@ def column_names(path: str) -> tuple[str, ...]:
 def read_rows(path: str, column: str | None = None) -> Iterator[Row | None]:
     """Yields the rows of a file as dicts; None for a row with a string that is not UTF-8.
 
-    The numbers of a ClassLabel of `datasets` become its names, binary values become str if they are
-    UTF-8. The memory is bounded by a batch of rows of an Arrow file, or 1,024 rows and the buffers
-    of a Parquet file.
+    The numbers of a `datasets.ClassLabel` become names, and binary values that are UTF-8 become
+    str. Memory is bounded by one record batch of an Arrow file, or by 1,024 rows and the buffers of
+    a Parquet file.
 
     Args:
-        path: path of the file. column: the only column to read.
+        path: path of the file.
+        column: the only column to read; None: all columns.
 
     Raises:
         UserError: as for `column_names`.
@@ -135,7 +136,7 @@ def read_rows(path: str, column: str | None = None) -> Iterator[Row | None]:
 
 
 def _features(schema):
-    """Returns the descriptions of columns by name that `datasets` writes into a schema, or {}."""
+    """Returns the column descriptions that `datasets` stores in a schema, by column name, or {}."""
     try:
         return dict(json.loads(schema.metadata[b"huggingface"])["info"]["features"])
     except (TypeError, KeyError, ValueError, RecursionError):
@@ -156,7 +157,7 @@ def _python_rows(batch, features):
 
 
 def _python_values(column):
-    """Returns the values; instead of times that Python cannot express, their type for each row."""
+    """Returns a column's values; if Python cannot represent its times, their type in each row."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
@@ -166,8 +167,8 @@ def _python_values(column):
 
 
 def _named(value, feature):
-    """Replaces label numbers by names; `feature` is the JSON description by `datasets`."""
-    if isinstance(value, bytes):  # a text as Spark writes it; else it is an image, for example
+    """Replaces label numbers with names; `feature` is the column description of `datasets`."""
+    if isinstance(value, bytes):  # text written by Spark, or other data, such as an image
         return value.decode("utf-8") if is_utf8(value) else value
     if isinstance(feature, list):
         feature = {"feature": feature[0]}
@@ -180,13 +181,13 @@ def _named(value, feature):
     if isinstance(value, dict):
         return {key: _named(part, inner.get(key)) for key, part in value.items()}
     if feature.get("_type") == "ClassLabel" and names:
-        return names[value] if 0 <= value < len(names) else None  # -1 where there are no labels
+        return names[value] if 0 <= value < len(names) else None  # -1: unlabeled
     return value
 
 
 @contextlib.contextmanager
 def _opened(path) -> "Iterator[tuple[pa.Schema, Any]]":
-    """Yields the schema, and a function that returns an iterator of batches of given columns."""
+    """Yields the schema, and a function from column names to an iterator of record batches."""
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -211,7 +212,7 @@ def _opened(path) -> "Iterator[tuple[pa.Schema, Any]]":
 
 
 def _valid(batches, names):
-    """Yields validated columns of batches, because pyarrow crashes on damaged ones."""
+    """Selects columns and validates each batch, because pyarrow crashes on damaged ones."""
     for batch in batches:
         batch = batch.select(names)
         batch.validate(full=True)

@@ -1,7 +1,7 @@
-"""Prepares a corpus with an Apache Beam pipeline that calls the local runner's functions.
+"""Prepares a corpus with an Apache Beam pipeline.
 
-One function call writes one piece or one deduplicated shard. Files are written atomically, so the
-runner may retry a call or run it twice concurrently.
+Each function call of the pipeline writes the shard of one piece, or one deduplicated shard. Files
+are written atomically, so the runner may retry a call or run it twice concurrently.
 """
 
 import collections
@@ -52,7 +52,7 @@ def new_pipeline(flags: str) -> "beam.Pipeline":
         reason = (printed.getvalue().strip() or str(error)).splitlines()[-1]
         reason = reason.rpartition("error: ")[2].rstrip(".")
         raise UserError(
-            f"Beam does not take --beam_options={flags!r}: {reason}. Give its flags in one string, "
+            f"Beam rejects --beam_options={flags!r}: {reason}. Give its flags in one string, "
             f"such as --beam_options='--runner=FlinkRunner --flink_master=HOST:8081'."
         ) from error
 
@@ -100,8 +100,8 @@ def _without_duplicates(tasks, worker, folder):
     ).with_outputs("tallies", main="documents")
     shards = (
         documents
-        | "leave out duplicates" >> beam.CombinePerKey(min)  # the first in input order stays
-        | "documents left" >> beam.Values()
+        | "remove duplicates" >> beam.CombinePerKey(min)  # keeps the first in input order
+        | "unique documents" >> beam.Values()
         | "choose shards" >> beam.Map(lambda document: (shard_name(*document[:2]), document[2:]))
         | "gather shards" >> beam.GroupByKey()
         | "write shards" >> beam.Map(_write_documents, len(worker.vocab), folder)
@@ -110,11 +110,11 @@ def _without_duplicates(tasks, worker, folder):
 
 
 @contextlib.contextmanager
-def _errors_noted(folder):
+def _errors_to_file(folder):
     """Writes a UserError to a file, which the main program reads and which stops other calls.
 
-    Beam would otherwise retry the call and report the error as a stack trace. Retries are only
-    useful when storage is temporarily unavailable.
+    Otherwise, Beam would retry the call and report the error as a stack trace. A retry helps only
+    if storage is temporarily unavailable.
     """
     try:
         yield
@@ -130,7 +130,7 @@ def _failed(folder):
 
 def _write_piece(task, worker, folder):
     if not _failed(folder):
-        with _errors_noted(folder):
+        with _errors_to_file(folder):
             return worker.write_shard(*task, folder)
     return Tally()
 
@@ -138,20 +138,20 @@ def _write_piece(task, worker, folder):
 def _documents(task, worker, folder):
     """Yields the documents of a piece, keyed by their digests, and the piece's tally.
 
-    A document is a tuple: the indices of the piece, of the part and of the document, and the
-    document's ids and sentence lengths as bytes.
+    A document is a tuple: the numbers of its piece, its part and itself, and its ids and sentence
+    lengths as bytes.
     """
     import apache_beam as beam
 
     if _failed(folder):
         return
-    with _errors_noted(folder), tempfile.TemporaryDirectory() as local:
+    with _errors_to_file(folder), tempfile.TemporaryDirectory() as local:
         tally = worker.write_shard(*task, local)
         for entry in tally.shards:
             documents = read_documents(open_shard(local, entry, len(worker.vocab)))
             for i, (part, ids, lengths) in enumerate(documents):
                 yield digest(ids, lengths), (task[0], part, i, ids.tobytes(), lengths.tobytes())
-        yield beam.pvalue.TaggedOutput("tallies", Tally(tally.counts, tally.left_out))
+        yield beam.pvalue.TaggedOutput("tallies", Tally(tally.counts, tally.skipped_lines))
 
 
 def _write_documents(shard, vocab_size, folder):

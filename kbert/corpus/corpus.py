@@ -41,14 +41,14 @@ def write_manifest(
     """Writes the unigram counts, then the manifest; returns the manifest.
 
     Args:
-        folder: contains the vocabulary; all files except the shards get a checksum.
+        folder: folder with the vocabulary; all its files except the shards get a checksum.
         tokenizer: tokenizer of the corpus.
         shards: entries of the shards, in order.
         unigrams: (V,) int64.
-        **extra: more keys of the manifest.
+        **extra: other members of the manifest.
     """
     folder = pathlib.Path(folder)
-    array = io.BytesIO()  # np.save to a path does not report why it fails
+    array = io.BytesIO()  # because np.save to a path does not report why it fails
     np.save(array, unigrams)
     (folder / "unigrams.npy").write_bytes(array.getbuffer())
     others = sorted(path for path in folder.iterdir() if path.suffix[1:] not in PARTS)
@@ -75,7 +75,7 @@ class Corpus:
     Args:
         folder: output of `kbert.corpus.prepare`. A remote folder, such as gs://BUCKET/CORPUS, is
             downloaded once and verified, because memory mapping needs local files.
-        verify: compare every file with its checksum (about a second per GB).
+        verify: compare every file with its checksum, which takes about a second per GB.
         cache_dir: folder for downloads; None for $KBERT_CACHE, else ~/.cache/kbert.
         report: called with a line of text before a download.
 
@@ -88,8 +88,7 @@ class Corpus:
         shard_starts: (shards + 1,) int64, first token of each shard in the whole corpus.
 
     Raises:
-        UserError: the folder is not a prepared corpus, or a file is missing or damaged (the message
-            names it).
+        UserError: the folder is not a prepared corpus, or the named file is missing or damaged.
     """
 
     manifest: dict[str, typing.Any]
@@ -190,7 +189,7 @@ class Corpus:
 
 
 def _allow_open_files(count):
-    """Raises the limit of open files: each memory-mapped file counts as one."""
+    """Raises the limit on open files, because each memory-mapped file counts as one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = count + 1024
     if hard != resource.RLIM_INFINITY:
@@ -200,7 +199,7 @@ def _allow_open_files(count):
 
 
 def is_prepared(path: str | os.PathLike[str]) -> bool:
-    """Whether a path, local or remote, is the folder of a prepared corpus."""
+    """Returns whether a path, local or remote, is the folder of a prepared corpus."""
     return storage.exists(os.path.join(path, MANIFEST))
 
 

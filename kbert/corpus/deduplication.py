@@ -1,8 +1,8 @@
 """Removes duplicate documents.
 
-Two documents are duplicates if they have the same ids, split into the same sentences. They are
-compared by 128-bit digests. The first document in input order is kept, in the shard of its piece;
-a piece of more than `SHARD_TOKENS` tokens is written to several shards.
+Two documents are duplicates if they have the same ids and the same sentence boundaries, compared by
+a 128-bit digest. The first one in input order is kept, in the shard of its piece; a piece of more
+than `SHARD_TOKENS` tokens is written to several shards.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import numpy as np
 from kbert.corpus.shards import Shard
 
 SHARD_TOKENS = 1 << 25
-_BATCH_TOKENS = 1 << 20  # per write
+_BATCH_TOKENS = 1 << 20  # written at once
 
 
 def read_documents(shard: Shard) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -33,7 +33,7 @@ def read_documents(shard: Shard) -> Iterator[tuple[int, np.ndarray, np.ndarray]]
 
 
 def digest(ids: np.ndarray, lengths: np.ndarray) -> bytes:
-    """Returns a digest of 16 bytes of a document's ids and sentence lengths."""
+    """Returns a 16-byte digest of a document's ids and sentence lengths."""
     hasher = hashlib.blake2b(len(lengths).to_bytes(8, "little"), digest_size=16)
     hasher.update(np.ascontiguousarray(lengths, "<i8"))
     hasher.update(np.ascontiguousarray(ids, "<i4"))
@@ -41,7 +41,7 @@ def digest(ids: np.ndarray, lengths: np.ndarray) -> bytes:
 
 
 def duplicates(digests: np.ndarray) -> np.ndarray:
-    """Returns (N,) bool: which of the (N, 16) uint8 digests occurred earlier."""
+    """Returns (N,) bool: whether each of the (N, 16) uint8 digests has occurred before."""
     halves = np.ascontiguousarray(digests).view("<u8")
     order = np.lexsort(halves.T)  # stable: equal digests keep their order
     halves = halves[order]

@@ -1,4 +1,4 @@
-"""Detects files that are readable as text but contain tables, markup or subtitles instead."""
+"""Detects text files that contain tables, markup or subtitles instead of plain text."""
 
 import csv
 import itertools
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from kbert.errors import UserError
 
-FIRST_LINES = 8  # decide on the format of a file
-_TAG = re.compile(rb"<[A-Za-z!/][\w:.-]*(?:\s[^>]*)?/?>")  # alone in the first line
+FIRST_LINES = 8  # number of lines that determine the format of a file
+_TAG = re.compile(rb"<[A-Za-z!/][\w:.-]*(?:\s[^>]*)?/?>")  # alone on the first line
 _TIMES = re.compile(rb"\d+:\d+:\d+[,.]\d+ --> .*")  # of .srt
 _WORD = re.compile(rb"\d+(?:\t[^\t]+){9}")  # of CoNLL-U
 
@@ -19,10 +19,11 @@ def check_prose(lines: Sequence[bytes], path: str | os.PathLike[str]) -> None:
     """Checks that a text has no markup, subtitles, annotated words or numbered sentences.
 
     Args:
-        lines: the first lines of the file, stripped, without empty ones. path: its path.
+        lines: the first lines of the file, stripped, without empty ones.
+        path: path of the file.
 
     Raises:
-        UserError: it has them; the message says how to extract the text.
+        UserError: the text has one of these.
     """
     first, begin = lines[0] if lines else b"", lines[:FIRST_LINES]
     if _TAG.fullmatch(first):
@@ -42,7 +43,7 @@ def check_prose(lines: Sequence[bytes], path: str | os.PathLike[str]) -> None:
 
 
 def _is_numbered(lines):
-    """Returns whether lines begin with rising numbers and tabs, as in corpora of Leipzig."""
+    """Returns whether lines begin with rising numbers and a tab, as in the Leipzig corpora."""
     matches = [re.match(rb"(\d{1,18})\t", line) for line in lines]
     numbers = [int(match[1]) for match in matches if match]
     rises = all(a < b for a, b in itertools.pairwise(numbers))
@@ -50,7 +51,7 @@ def _is_numbered(lines):
 
 
 def is_quoted_table(lines: Sequence[bytes]) -> bool:
-    """Returns whether the first rows are CSV of one width, with quotes in all but the header."""
+    """Returns whether the first lines are CSV: equally wide rows, quoted except for the header."""
     texts = [line.decode("utf-8", "replace") + "\n" for line in lines]
     for mark in ",;\t":
         reader = csv.reader(texts, delimiter=mark, strict=True)

@@ -34,8 +34,8 @@ def run(
 ) -> Tally:
     """Writes the shards of a corpus and returns their Tally.
 
-    To deduplicate, all documents are first written to a local disk, then the unique documents are
-    copied. Memory use is 60 bytes per document plus one batch per process.
+    Deduplication first writes all documents to a local disk, then copies the unique ones. It needs
+    60 bytes of memory per document, plus one batch per process.
 
     Args:
         worker: builder of the shards.
@@ -90,22 +90,22 @@ def _without_duplicates(run_all, tally, pieces_folder, folder, report):
     report(f"{is_duplicate.sum():,} of {len(digests):,} documents are duplicates")
     edges = np.cumsum([entry["counts"]["documents"] for entry in tally.shards])
     tasks = [(folder, *task) for task in zip(shards, np.split(~is_duplicate, edges), strict=False)]
-    result = Tally(tally.counts, tally.left_out)
-    for number, part in enumerate(run_all(_write_kept, tasks), start=1):
+    result = Tally(tally.counts, tally.skipped_lines)
+    for number, part in enumerate(run_all(_write_selected, tasks), start=1):
         result.add(part)
         if number % 16 == 0 or number == len(tasks):
             report(f"deduplicated {number:,} of {len(tasks):,} shards")
     return result
 
 
-def end_with_the_program() -> None:
-    """Makes a worker process exit when its parent does; it would otherwise wait forever."""
-    program = multiprocessing.parent_process()
-    threading.Thread(target=_end_after, args=[program], daemon=True).start()
+def exit_with_parent() -> None:
+    """Makes a worker process exit when its parent does; otherwise, it would wait forever."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=_exit_after, args=[parent], daemon=True).start()
 
 
-def _end_after(program):
-    program.join()
+def _exit_after(process):
+    process.join()
     os._exit(1)
 
 
@@ -115,7 +115,7 @@ _worker = None
 def _start_worker(worker, alone=True):
     global _worker
     if alone:
-        end_with_the_program()
+        exit_with_parent()
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(1)
     _worker = worker
@@ -131,8 +131,8 @@ def _digests(shard):
     return b"".join(digest(ids, lengths) for _, ids, lengths in documents)
 
 
-def _write_kept(task):
-    """Writes the documents that a (documents,) bool mask selects from a shard; returns a Tally."""
+def _write_selected(task):
+    """Writes the documents of a shard that a (documents,) bool mask selects; returns a Tally."""
     folder, (pieces_folder, entry), keep = task
     tally, vocab_size = Tally(), len(_worker.vocab)
     documents = read_documents(open_shard(pieces_folder, entry, vocab_size))
@@ -164,7 +164,7 @@ def _pool_map(pool, function, tasks):
         yield from pool.map(function, tasks)
     except concurrent.futures.process.BrokenProcessPool as error:
         raise UserError(
-            "a worker process was killed, most likely for lack of memory. Use fewer: "
-            "--processes=1. (A script of your own must call prepare under "
-            "`if __name__ == '__main__':`, since the workers import it.)"
+            "a worker process was killed, probably because it ran out of memory. Use fewer "
+            "processes, such as --processes=1. (If you call prepare in your own script, do so "
+            "under `if __name__ == '__main__':`, because the workers import the script.)"
         ) from error

@@ -58,9 +58,9 @@ def write_corpus(
 ) -> dict[str, typing.Any]:
     """Tokenizes text into a prepared corpus (see `kbert.corpus.corpus`); returns its manifest.
 
-    Text is UTF-8, with one sentence or paragraph per line and an empty line between documents. The
-    files are identical for both runners and any number of workers. Each worker holds one batch of
-    text in memory; deduplication needs another 60 bytes per document in one process.
+    Text is UTF-8, with one sentence or paragraph per line and an empty line between documents. Both
+    runners write the same files, with any number of workers. Each worker holds one batch of text in
+    memory; deduplication needs another 60 bytes per document in one process.
 
     Args:
         config: settings of the corpus.
@@ -68,8 +68,8 @@ def write_corpus(
         report: called with progress lines.
 
     Raises:
-        UserError: the inputs cannot be read, are not UTF-8, or have no text or only one document;
-            the vocabulary cannot be used; the output folder is not empty, is being written by
+        UserError: the inputs cannot be read, are not UTF-8, or contain no text or only one
+            document; the vocabulary is invalid; the output folder is not empty, is being written by
             another process, or cannot be written.
     """
     report = report or (lambda line: None)
@@ -80,7 +80,7 @@ def write_corpus(
     paths = find_inputs(config.input)
     stamps, pieces = input_stamps(paths), split_into_pieces(paths)
     tokenizer = tokenizer or BertTokenizer(config.vocab_file, config.lower_case)
-    worker = ShardBuilder.of(tokenizer, skip_bad_lines=config.skip_bad_lines)
+    worker = ShardBuilder.from_tokenizer(tokenizer, skip_bad_lines=config.skip_bad_lines)
     with _work_folder(config.output_dir) as folder:
         if config.runner == "beam":
             report(f"preparing {len(pieces):,} pieces with Beam")
@@ -91,7 +91,7 @@ def write_corpus(
             )
         _check(tally, config.input, paths)
         for name in storage.list_folder(folder):
-            if name.startswith("."):  # written by Beam, or by a worker that was killed
+            if name.startswith("."):  # left by Beam, or by a worker that was killed
                 storage.remove(os.path.join(folder, name))
         with storage.staged(folder, last=MANIFEST) as staging:
             tokenizer.save_pretrained(staging)
@@ -107,18 +107,18 @@ def write_corpus(
 
 
 def _counts(tally):
-    counts, names = tally.counts, ("bytes", "lines", "lines_with_bad_utf8", "lines_left_out")
+    counts, names = tally.counts, ("bytes", "lines", "lines_with_bad_utf8", "skipped_lines")
     return {
         **{name: counts[name] for name in names},
-        "first_lines_left_out": [where for _, where in tally.left_out],
+        "first_skipped_lines": [where for _, where in tally.skipped_lines],
         "documents_without_tokens": counts["documents"] - counts["documents_with_tokens"],
-        "duplicates_left_out": counts["documents_with_tokens"] - tally.documents,
+        "removed_duplicates": counts["documents_with_tokens"] - tally.documents,
     }
 
 
 @contextlib.contextmanager
 def _work_folder(output_dir):
-    """Yields the folder to write to; it becomes `output_dir` if the block raises no error."""
+    """Yields the folder to write to; it becomes `output_dir` if the block succeeds."""
     if storage.is_remote(output_dir):  # no atomic rename: the manifest is written last
         storage.check_free(output_dir)
         storage.make_folder(output_dir)
@@ -153,8 +153,8 @@ def _check(tally, inputs, paths):
         example = f", such as in {files[0]}{encoding_note(files[0])}" if files else ""
         raise UserError(f"{bad} of {lines} lines of {inputs} are not UTF-8{example}.")
     if tally.documents == 0:
-        skipped = f" ({tally.counts['lines_left_out']} bad lines were skipped)"
-        raise UserError(f"{inputs} contains no text{skipped if tally.left_out else ''}.")
+        skipped = f" ({tally.counts['skipped_lines']} bad lines were skipped)"
+        raise UserError(f"{inputs} contains no text{skipped if tally.skipped_lines else ''}.")
     if tally.documents == 1:
         copies = tally.counts["documents_with_tokens"] - 1
         raise UserError(
@@ -170,9 +170,9 @@ def summary(manifest: Mapping[str, typing.Any]) -> list[str]:
         ("text", f"{manifest['bytes'] / 1e6:,.1f} MB"),
         ("lines", f"{manifest['lines']:,}"),
         ("  with bytes that are not UTF-8", f"{manifest['lines_with_bad_utf8']:,}"),
-        ("bad lines, skipped", f"{manifest['lines_left_out']:,}"),
+        ("bad lines, skipped", f"{manifest['skipped_lines']:,}"),
         ("documents without tokens, skipped", f"{manifest['documents_without_tokens']:,}"),
-        ("duplicate documents, removed", f"{manifest['duplicates_left_out']:,}"),
+        ("duplicate documents, removed", f"{manifest['removed_duplicates']:,}"),
         ("documents", f"{manifest['documents']:,}"),
         ("sentences", f"{manifest['sentences']:,}"),
         ("tokens", f"{manifest['tokens']:,}"),
@@ -181,4 +181,4 @@ def summary(manifest: Mapping[str, typing.Any]) -> list[str]:
         rows = [row for row in rows if not row[0].startswith("duplicate")]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:{width}} {value:>15}" for name, value in rows]
-    return lines + [f"skipped: {where}" for where in manifest["first_lines_left_out"]]
+    return lines + [f"skipped: {where}" for where in manifest["first_skipped_lines"]]

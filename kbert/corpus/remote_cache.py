@@ -1,4 +1,4 @@
-"""Cache of remote folders: each is downloaded once."""
+"""Caches remote folders, so that each is downloaded only once."""
 
 import concurrent.futures
 import fcntl
@@ -30,9 +30,9 @@ def fetch(
     """Returns the path of a local copy of a remote folder; downloads it if it is not cached.
 
     The name of the local folder contains a hash of the manifest, so a remote folder with new
-    content is downloaded again. The download is moved into place when all files have their
-    checksums; the files of an interrupted download are kept and reused. The processes of a machine
-    download a folder only once.
+    content is downloaded again. The download is moved into place when all checksums match; the
+    files of an interrupted download are kept and reused. Processes of the same machine share one
+    download.
 
     Args:
         url: the remote folder.
@@ -57,7 +57,7 @@ def fetch(
             return folder
         partial.mkdir(exist_ok=True)
         if report:
-            report(f"fetching {url}, once; it is kept in {folder}")
+            report(f"downloading {url} to {folder}, which later runs reuse")
         left = [item for item in hashes.items() if not (partial / item[0]).exists()]
         with concurrent.futures.ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
             list(pool.map(lambda item: _fetch_file(url, partial, *item), left))

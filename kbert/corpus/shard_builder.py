@@ -15,7 +15,7 @@ from kbert.tokenizer.tokenizer import BertTokenizer
 from kbert.utils import storage
 
 BATCH_BYTES = 1 << 20  # text tokenized at once
-_NAMED_LINES = 5  # skipped lines to report by file and line
+_REPORTED_LINES = 5  # number of skipped lines to report by file and line number
 
 
 @dataclasses.dataclass
@@ -23,15 +23,15 @@ class Tally:
     """Counts of a part of the input, and the shards written from it.
 
     Attributes:
-        counts: Counter of lines, bytes, lines_with_bad_utf8, lines_left_out, documents (that have
+        counts: Counter of lines, bytes, lines_with_bad_utf8, skipped_lines, documents (that have
             lines) and documents_with_tokens.
-        left_out: (number of the piece, file and line) of each of the first skipped lines.
+        skipped_lines: the first skipped lines, as pairs (number of the piece, file and line).
         shards: entries of the manifest.
         unigrams: (V,) int64, number of occurrences of each id in the shards; 0 without shards.
     """
 
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    left_out: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+    skipped_lines: list[tuple[int, str]] = dataclasses.field(default_factory=list)
     shards: list[dict[str, typing.Any]] = dataclasses.field(default_factory=list)
     unigrams: np.ndarray | int = 0
 
@@ -39,16 +39,16 @@ class Tally:
         """Adds another Tally; the order of additions affects only the order of `shards`."""
         self.counts.update(other.counts)
         # The sort is stable: the lines of a piece, all from one tally, keep their order.
-        self.left_out = sorted(self.left_out + other.left_out, key=lambda item: item[0])
-        del self.left_out[_NAMED_LINES:]
+        lines = self.skipped_lines + other.skipped_lines
+        self.skipped_lines = sorted(lines, key=lambda item: item[0])[:_REPORTED_LINES]
         self.shards += other.shards
         self.unigrams = self.unigrams + other.unigrams
 
-    def leave_out(self, number: int, where: str) -> None:
+    def skip_line(self, number: int, where: str) -> None:
         """Counts a skipped line of piece `number`; `where` is its file and line."""
-        self.counts["lines_left_out"] += 1
-        if len(self.left_out) < _NAMED_LINES:
-            self.left_out.append((number, where))
+        self.counts["skipped_lines"] += 1
+        if len(self.skipped_lines) < _REPORTED_LINES:
+            self.skipped_lines.append((number, where))
 
     @property
     def documents(self) -> int:
@@ -61,7 +61,7 @@ class Tally:
 
 
 def shard_name(number: int, part: int = 0) -> str:
-    """Returns the name of a shard's files: the number of its piece, and its part if not 0."""
+    """Returns the name of a shard's files, such as "00007" or, for part 1 of a piece, "00007-1"."""
     return f"{number:05d}" + (f"-{part}" if part else "")
 
 
@@ -92,7 +92,7 @@ def write_shard(
 
 @dataclasses.dataclass(frozen=True)
 class ShardBuilder:
-    """Writes the shards of pieces; can be pickled and sent to another process.
+    """Writes the shards of pieces; it can be pickled and sent to another process.
 
     Args:
         fingerprint: fingerprint of the tokenizer.
@@ -107,8 +107,8 @@ class ShardBuilder:
     skip_bad_lines: bool = False
 
     @classmethod
-    def of(cls, tokenizer: BertTokenizer, skip_bad_lines: bool = False) -> typing.Self:
-        """Returns the builder for a tokenizer."""
+    def from_tokenizer(cls, tokenizer: BertTokenizer, skip_bad_lines: bool = False) -> typing.Self:
+        """Creates the builder for a tokenizer."""
         vocab = tuple(tokenizer.vocab)
         return cls(tokenizer.fingerprint, vocab, tokenizer.settings, skip_bad_lines)
 
@@ -127,11 +127,11 @@ class ShardBuilder:
         return tally
 
     def _batches(self, number, piece, tally):
-        """Yields ids of sentences, their lengths, and which of them start a document."""
+        """Yields the ids of sentences, their lengths, and whether each starts a document."""
         tokenize, counts = _sentence_tokenizer(self), tally.counts
-        leave_out = functools.partial(tally.leave_out, number) if self.skip_bad_lines else None
+        skip_line = functools.partial(tally.skip_line, number) if self.skip_bad_lines else None
         sentences, starts, size, new_document = [], [], 0, True
-        for line in read_lines(piece, leave_out):
+        for line in read_lines(piece, skip_line):
             if not line:
                 new_document = True
                 continue
@@ -157,7 +157,7 @@ class ShardBuilder:
 
 @functools.lru_cache(maxsize=1)
 def _sentence_tokenizer(worker):
-    """Returns a function from a list of str to the concatenated ids and the number of ids each."""
+    """Returns a function from sentences to their concatenated ids and their lengths in tokens."""
     tokenizer = BertTokenizer(worker.vocab, **worker.settings)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)

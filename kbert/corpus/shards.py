@@ -41,7 +41,7 @@ class ShardWriter:
         self._files = {part: open(pathlib.Path(folder) / f"{name}.{part}", "wb") for part in PARTS}
         self._hashes = {part: hashlib.sha256() for part in PARTS}
         self._counts = dict.fromkeys(PARTS, 0)
-        self._last_number = self._last_full_number = 0  # document of the last sentence written
+        self._last_number = self._last_full_number = 0  # documents of the last sentences written
         self.unigrams = np.zeros(vocab_size, np.int64)
 
     def write(self, ids: np.ndarray, lengths: np.ndarray, starts_document: np.ndarray) -> None:
@@ -54,7 +54,7 @@ class ShardWriter:
         """
         full = lengths > 0
         offsets = (self._counts["ids"] + np.cumsum(lengths) - lengths)[full]
-        # Number the documents: if its first sentence is empty, a document starts at the second one.
+        # Number the documents, because one whose first sentence is empty starts at the next one.
         numbers = np.cumsum(starts_document) + self._last_number
         self._last_number = numbers[-1]
         numbers = numbers[full]
@@ -72,7 +72,7 @@ class ShardWriter:
         self._counts[part] += len(values)
 
     def close(self) -> dict[str, typing.Any]:
-        """Closes the files, removes them if they are empty; returns the entry for the manifest."""
+        """Closes the files, or removes them if empty, and returns the entry for the manifest."""
         for file in self._files.values():
             file.close()
             if not self._counts["ids"]:
@@ -106,7 +106,7 @@ def open_shard(
 def check_shards(
     folder: str | os.PathLike[str], entries: Sequence[Mapping[str, typing.Any]], vocab_size: int
 ) -> None:
-    """Checks that the local or remote files of the shards exist and have the right sizes.
+    """Checks that the files of the shards, local or remote, exist and have the right sizes.
 
     Raises:
         UserError: a file is missing or has the wrong size.
@@ -122,7 +122,7 @@ def check_shards(
 
 
 def _files(folder, entry, vocab_size):
-    """Yields path, dtype and number of values of each file of a shard, in order of `PARTS`."""
+    """Yields the path, dtype and size of each array of a shard, in the order of `PARTS`."""
     for part in PARTS:
         dtype = ids_dtype(vocab_size) if part == "ids" else np.dtype("<i8")
         yield os.path.join(folder, f"{entry['name']}.{part}"), dtype, entry["counts"][part]

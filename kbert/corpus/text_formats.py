@@ -1,7 +1,7 @@
 """Detects the format of training text from its content, and reads its lines.
 
 The first lines of a file determine its format; any later line in another format is an error.
-The readers yield lines (bytes, without line end), and b"" at the end of each document.
+The readers yield lines (bytes, without line endings), and b"" at the end of each document.
 """
 
 import functools
@@ -27,7 +27,7 @@ TEXT_KEYS = ("text", "content", "raw_content")  # keys of the text in a record, 
 _DOC = re.compile(rb'<doc id="[^"]*"( .*)?>')
 _ENTITIES = {b"&lt;": b"<", b"&gt;": b">", b"&amp;": b"&"}
 _MARKUP = {  # first characters of a text in lower case
-    b"<mediawiki": ("a dump of a wiki", ", for example with WikiExtractor"),
+    b"<mediawiki": ("a MediaWiki dump", ", for example with WikiExtractor"),
     b"<?xml": ("XML", ""),
     b"<!doctype": ("HTML", ""),
     b"<html": ("HTML", ""),
@@ -40,16 +40,16 @@ _MARK = b"<|endoftext|>"  # GPT-2's; a line that ends a document
 
 
 class BadRecord(Exception):
-    """A line or a row without a document. The text is the reason, without file and number."""
+    """A line or row without a document; the message is the reason, without the file and line."""
 
 
 def detect_format(path: str | os.PathLike[str]) -> str:
     """Returns the format of a file: "text", "marked", "json" (by line), "wiki" or "arrow".
 
     A file is JSON lines if it is named .json, .jsonl or .ndjson, if its first lines are JSON
-    objects, or if its first line is an object with a document. "marked" is text with
-    lines `<|endoftext|>`, "wiki" is the output of WikiExtractor, "arrow" is a Parquet or an Arrow
-    file.
+    objects, or if its first line is an object with a document. "marked" is text with documents
+    separated by `<|endoftext|>`, "wiki" is the output of WikiExtractor, "arrow" is a Parquet or an
+    Arrow file.
 
     Raises:
         UserError: the file cannot be read, is not UTF-8, is a table, or is JSON that is not one
@@ -66,13 +66,13 @@ def detect_format(path: str | os.PathLike[str]) -> str:
     bad = sum(not is_utf8(line, whole or len(lines) > 1) for line in lines)
     if bad * 10 > len(lines):
         raise UserError(f"{path} is not UTF-8{input_files.encoding_note(path)}.")
-    _check_by_line(lines, path)
+    _check_line_based(lines, path)
     if input_files.plain_name(path).endswith((".json", ".jsonl", ".ndjson")):
         return "json"
     if input_files.plain_name(path).endswith((".csv", ".tsv")) or is_quoted_table(lines):
         raise UserError(
-            f"{path} is a table, not plain text. Write its column of text to a file, as plain text "
-            f'or as a JSON object per document: {{"text": "..."}}.'
+            f"{path} is a table, not plain text. Write its text column to a file, as plain text or "
+            f'as one JSON object per document: {{"text": "..."}}.'
         )
     if lines and _DOC.fullmatch(lines[0]):
         return "wiki"
@@ -84,8 +84,8 @@ def detect_format(path: str | os.PathLike[str]) -> str:
     return "marked" if _MARK in lines else "text"
 
 
-def _check_by_line(lines, path):
-    """Raises UserError for a format that is not line-based, such as one JSON list."""
+def _check_line_based(lines, path):
+    """Raises UserError for a format that is not line-based, such as a JSON list."""
     first = lines[0] if lines else b""
     for start, (name, advice) in _MARKUP.items():
         if first.lower().startswith(start):
@@ -108,15 +108,19 @@ def _check_by_line(lines, path):
 
 
 def read_text(
-    file: BinaryIO, piece: "TextPiece", bad: Callable[[int, object], None], marked: bool = False
+    file: BinaryIO,
+    piece: "TextPiece",
+    on_bad_line: Callable[[int, object], None],
+    marked: bool = False,
 ) -> Iterator[bytes]:
-    """Yields the lines of a plain text: a document ends at an empty line or `<|endoftext|>`.
+    """Yields the lines of a plain text, whose documents end at an empty line or `<|endoftext|>`.
 
     Args:
-        file: the open file. piece: the part to read.
-        bad: called with the line number in the piece and the reason when a line is skipped
+        file: the open file.
+        piece: the part to read.
+        on_bad_line: called with the line number in the piece and the reason when a line is skipped
             because it is a JSON document or a WikiExtractor tag.
-        marked: only `<|endoftext|>` ends a document; empty lines are between paragraphs.
+        marked: only `<|endoftext|>` ends a document; empty lines separate paragraphs.
     """
     skipping = piece.begin > 0  # the current document belongs to the previous piece
     for start, number, line in _stripped_lines(file, piece.begin):
@@ -129,18 +133,18 @@ def read_text(
         if skipping:
             skipping = bool(line)
         elif line[:1] in (b"{", b"<") and (reason := _reason_not_text(line)):
-            bad(number, reason)
+            on_bad_line(number, reason)
         else:
             yield line
     yield b""
 
 
 def read_wiki(
-    file: BinaryIO, piece: "TextPiece", bad: Callable[[int, object], None]
+    file: BinaryIO, piece: "TextPiece", on_bad_line: Callable[[int, object], None]
 ) -> Iterator[bytes]:
     """Yields the lines of WikiExtractor's documents without their tags; args as for `read_text`.
 
-    A document begins with its title. A line between documents is bad.
+    A document begins with its title. Text between documents is a bad line.
     """
     inside = None if piece.begin else False  # None: before the first document of the piece
     for start, number, line in _stripped_lines(file, piece.begin):
@@ -157,15 +161,15 @@ def read_wiki(
         elif inside and line:
             yield re.sub(b"&(?:lt|gt|amp);", lambda match: _ENTITIES[match[0]], line)
         elif line and inside is False:
-            bad(number, "text outside of <doc ...> and </doc> of WikiExtractor")
+            on_bad_line(number, "text outside of WikiExtractor's <doc ...> and </doc>")
     if inside:
         yield b""
 
 
 def read_json(
-    file: BinaryIO, piece: "TextPiece", bad: Callable[[int, object], None]
+    file: BinaryIO, piece: "TextPiece", on_bad_line: Callable[[int, object], None]
 ) -> Iterator[bytes]:
-    """Yields the lines of the documents of JSON lines; args as for `read_text`."""
+    """Yields the lines of the documents in a JSON lines file; args as for `read_text`."""
     offset, number = _seek(file, piece.begin), 0
     while offset < _end(piece) and (line := file.readline()):
         offset += len(line)
@@ -176,7 +180,7 @@ def read_json(
         try:
             text = document_of(_record(line)).encode("utf-8", "replace")
         except BadRecord as reason:
-            bad(number, reason)
+            on_bad_line(number, reason)
             continue
         yield from document_lines(text)
 
@@ -189,8 +193,8 @@ READERS = {
 }
 
 
-def read_arrow(path: str, bad: Callable[[int, object], None]) -> Iterator[bytes]:
-    """Yields the lines of the documents of a Parquet or Arrow file; each row is a document.
+def read_arrow(path: str, on_bad_line: Callable[[int, object], None]) -> Iterator[bytes]:
+    """Yields the lines of the documents in a Parquet or Arrow file; each row is a document.
 
     Raises:
         UserError: the file cannot be read, or has no column of `TEXT_KEYS`.
@@ -204,9 +208,9 @@ def read_arrow(path: str, bad: Callable[[int, object], None]) -> Iterator[bytes]
         if isinstance(text, str):
             yield from document_lines(text.encode())
         elif row is None or isinstance(text, bytes):
-            bad(number, "bytes that are not UTF-8")
+            on_bad_line(number, "bytes that are not UTF-8")
         else:
-            bad(number, f'"{column}" must be a string; got {str(text)[:60]}')
+            on_bad_line(number, f'"{column}" must be a string; got {str(text)[:60]}')
 
 
 def document_of(record: Mapping[str, object]) -> str:
@@ -224,12 +228,12 @@ def document_of(record: Mapping[str, object]) -> str:
 
 
 def _no_document(names):
-    got = ", ".join(map(repr, names)) or "no names"
-    return f'there must be a key or column "text", "content" or "raw_content"; got {got}'
+    got = ", ".join(map(repr, names)) or "none"
+    return f'no key or column is named "text", "content" or "raw_content"; got {got}'
 
 
 def document_lines(text: bytes) -> Iterator[bytes]:
-    """Yields the lines of a document without empty ones, and b""."""
+    """Yields the non-empty lines of a document, and b"" at its end."""
     yield from filter(None, map(bytes.strip, text.split(b"\n")))
     yield b""
 
@@ -266,10 +270,10 @@ def _has_document(record):
 
 def _reason_not_text(line):
     if _DOC.fullmatch(line):
-        return "a <doc> of WikiExtractor in a plain text"
+        return "WikiExtractor's <doc> in plain text"
     record = _object(line) if line.endswith(b"}") else None
     if _has_document(record):
-        return "a JSON object with a document in a plain text"
+        return "a JSON object with a document in plain text"
     return None
 
 
@@ -288,9 +292,12 @@ def _seek(file, begin):
 
 
 def _stripped_lines(file, begin):
-    """Yields offset, number in the piece and stripped text of each line; long lines in parts."""
+    """Yields the offset, the number in the piece and the stripped text of each line.
+
+    Long lines are split into parts.
+    """
     start, size, number = _seek(file, begin), 0, 1  # offset, bytes and number of the line
-    rest, inside = b"", False  # remainder after a cut; whether text of the line was yielded
+    rest, inside = b"", False  # remainder of a split line; whether a part of it was yielded
     while part := file.readline(LONGEST_LINE_BYTES):
         ended = part.endswith(b"\n")
         line, rest = rest + part, b""
@@ -310,7 +317,7 @@ def _stripped_lines(file, begin):
 
 
 def _cut(line):
-    """Returns where to cut a long line: after its last space, else between two characters."""
+    """Returns where to split a long line: after its last space, else between two characters."""
     cut = line.rfind(b" ") + 1
     if cut <= 0:
         cut = len(line)

@@ -1,7 +1,7 @@
-"""Finds the files of training text, splits them into pieces and reads their lines; reads TFDS.
+"""Finds training text in files and TFDS, splits files into pieces and reads the lines.
 
-Every source yields lines (bytes, without line end); an empty line ends a document. The formats of
-files are in `kbert.corpus.text_formats`.
+Every source yields lines (bytes, without line endings); an empty line ends a document. The readers
+of the file formats are in `kbert.corpus.text_formats`.
 """
 
 import concurrent.futures
@@ -25,7 +25,7 @@ _SAMPLE_FOLDER = pathlib.Path(__file__).parent / "sample"
 SAMPLES = {f"sample:{name}": _SAMPLE_FOLDER / f"{name}.txt.gz" for name in ("train", "heldout")}
 
 PIECE_BYTES = 64 << 20  # a plain file is read in pieces of about this size, each by one process
-_TFDS_BYTES = 8 << 20  # assumed size of a data set
+_TFDS_BYTES = 8 << 20  # assumed size of a dataset
 _FILES_AT_ONCE = 16  # checking a remote file takes tens of milliseconds
 
 
@@ -38,13 +38,13 @@ class TextPiece:
 
     path: str  # a file, or tfds:NAME
     begin: int = 0  # first byte
-    end: int | None = None  # byte after the last; None for the end of the file
+    end: int | None = None  # first byte after the piece; None for the end of the file
     size: int = 0  # in bytes; an estimate for TFDS
     format: str | None = None  # result of `detect_format`; None to detect it when reading
 
 
 def find_inputs(patterns: str) -> list[str]:
-    """Returns the files and `tfds:` names that comma-separated globs match, sorted within each.
+    """Returns the files and `tfds:` names that comma-separated globs match, sorted per glob.
 
     Globs may be remote, such as gs://BUCKET/*.txt.
 
@@ -61,11 +61,13 @@ def find_inputs(patterns: str) -> list[str]:
             paths = dataset_files(pattern) or storage.glob(pattern)
         if not paths:
             raise UserError(f"no file matches {pattern!r}. Check the path; quote a glob.")
-        # Each check of a remote path costs a request, so only the pattern itself is checked.
-        looked_at = [pattern] if storage.is_remote(pattern) else paths
-        folders = [path for path in looked_at if storage.is_folder(path)]
+        # Checking a remote path costs a request, so only the pattern itself is checked.
+        checked = [pattern] if storage.is_remote(pattern) else paths
+        folders = [path for path in checked if storage.is_folder(path)]
         if folders:
-            raise UserError(f"{folders[0]} is a folder. Write {folders[0].rstrip('/')}/*.txt.")
+            raise UserError(
+                f"{folders[0]} is a folder. Give its files: {folders[0].rstrip('/')}/*.txt."
+            )
         result += paths
     if not result:
         raise UserError("input is empty; give a file, a glob such as 'text/*.txt', or tfds:NAME.")
@@ -95,12 +97,12 @@ def split_into_pieces(paths: Sequence[str], piece_bytes: int = PIECE_BYTES) -> l
     return pieces
 
 
-def read_lines(piece: TextPiece, leave_out: Callable[[str], None] | None = None) -> Iterator[bytes]:
+def read_lines(piece: TextPiece, skip_line: Callable[[str], None] | None = None) -> Iterator[bytes]:
     """Yields the lines of a piece, and b"" at the end of each document.
 
     Args:
         piece: the piece to read.
-        leave_out: called with the file and line number of each bad line, such as a JSON line
+        skip_line: called with the file and line number of each bad line, such as a JSON line
             without text, which is skipped; None to raise an error.
 
     Raises:
@@ -112,24 +114,24 @@ def read_lines(piece: TextPiece, leave_out: Callable[[str], None] | None = None)
 
     file_format = piece.format or detect_format(piece.path)
 
-    def bad(number, reason):
+    def on_bad_line(number, reason):
         where = f"{piece.path}, {'row' if file_format == 'arrow' else 'line'} {number}"
         where += f" after byte {piece.begin}" if piece.begin else ""
-        if leave_out is None:
+        if skip_line is None:
             raise UserError(
                 f"{where}: {reason}. Fix it, or skip such lines with --skip_bad_lines."
             ) from None
-        leave_out(where)
+        skip_line(where)
 
     if file_format == "arrow":
-        yield from read_arrow(piece.path, bad)
+        yield from read_arrow(piece.path, on_bad_line)
         return
     with input_files.opened(piece.path) as file:
-        yield from READERS[file_format](file, piece, bad)
+        yield from READERS[file_format](file, piece, on_bad_line)
 
 
 class Texts:
-    """Iterable over all lines of inputs as str; bytes that are not UTF-8 become U+FFFD.
+    """An iterable over all lines of the inputs as str; bytes that are not UTF-8 become U+FFFD.
 
     Args:
         paths: result of `find_inputs`.
@@ -138,11 +140,11 @@ class Texts:
 
     def __init__(self, paths: Sequence[str], skip_bad_lines: bool = False) -> None:
         self._paths = paths
-        self._leave_out = (lambda where: None) if skip_bad_lines else None
+        self._skip_line = (lambda where: None) if skip_bad_lines else None
 
     def __iter__(self) -> Iterator[str]:
         for piece in split_into_pieces(self._paths):
-            for line in read_lines(piece, self._leave_out):
+            for line in read_lines(piece, self._skip_line):
                 yield line.decode("utf-8", "replace")
 
 
@@ -165,7 +167,7 @@ def load_tfds(source: str, **options: object) -> "tf.data.Dataset[dict[str, tf.T
     name, _, split = source.removeprefix("tfds:").partition(":")
     try:
         return tfds.load(name, split=split or "train", shuffle_files=False, **options)
-    except Exception as error:  # its own types, ValueError, AssertionError, network errors
+    except Exception as error:  # errors of its own, ValueError, AssertionError, network errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"cannot load {source}: {reason}") from error
 
@@ -178,8 +180,8 @@ def _tfds_lines(source):
         yield from document_lines(example["text"])
 
 
-# A sentence ends at . ! or ? if two letters other than A-Z, or digits, precede it (so not after
-# "Mr." or "J.") and a capital, digit or quote follows; and at Chinese and Japanese full stops.
+# A sentence ends at . ! or ? if two letters other than A-Z, or digits, precede it (unlike "Mr." or
+# "J.") and a capital, digit or quote follows; and at Chinese and Japanese full stops.
 _SENTENCE_END = re.compile(
     r"""[.!?](?<=[^\W_A-Z][^\W_A-Z].)["'”’)\]]*\s+(?=["'“‘(\[]*[^\W_a-z])"""
     r"""|[。！？][」』”’）]*(?=[^」』”’）])"""
