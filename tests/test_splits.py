@@ -43,9 +43,9 @@ def test_the_keys_depend_on_the_seed_and_the_positions_alone():
     assert np.abs(np.corrcoef(keys, np.arange(60))[0, 1]) < 0.5
 
 
-def test_units_are_not_divided():
-    units = ["x", "y", "x", "z", "y", "x"]
-    keys = split_keys(0, [None] * 6, units)
+def test_groups_are_not_split():
+    groups = ["x", "y", "x", "z", "y", "x"]
+    keys = split_keys(0, [None] * 6, groups)
     assert len(set(keys)) == 3 and keys[0] == keys[2] == keys[5] and keys[1] == keys[4]
 
 

@@ -1,4 +1,4 @@
-"""Batches of labelled examples: batch n is a pure function of (items, settings, seed, n)."""
+"""Batches of labeled examples: batch n is a pure function of (items, settings, seed, n)."""
 
 import dataclasses
 import functools
@@ -16,10 +16,10 @@ from kbert.utils.stateless_random import uniform
 if TYPE_CHECKING:
     from tensorflow.python.distribute.distribute_lib import InputContext
 
-# Lengths in tokens that batches are padded to; few, because XLA compiles a step for each.
+# Lengths in tokens that batches are padded to; there are few, because XLA compiles a step for each.
 BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 # The shuffled epoch is sorted by length within groups of this many batches.
-NEIGHBOURS = 50
+GROUP_BATCHES = 50
 # Streams of kbert.utils.stateless_random; pretraining uses 0 to 4.
 _STREAM_ORDER, _STREAM_BATCHES = 5, 6
 
@@ -57,13 +57,15 @@ def pad_examples(
     """Returns the features of items as arrays.
 
     Args:
-        items: list of EncodedExample, at least one. length: L. rows: B, at least as many as items;
-            the last item is repeated in the remaining rows, with label_weights 0.
-        pad_id: int, id of [PAD].
+        items: at least one EncodedExample.
+        length: L.
+        rows: B, at least the number of items; the last item is repeated in the remaining rows, with
+            label_weights 0.
+        pad_id: id of [PAD].
 
     Returns:
-        dict of input_ids, attention_mask, token_type_ids, and, if the items have labels, labels and
-        label_weights.
+        dict of input_ids, attention_mask and token_type_ids, and, if the items have labels, labels
+        and label_weights.
     """
 
     def stacked(name, by_token=True, value=0):
@@ -90,15 +92,18 @@ def pad_examples(
 
 
 class BucketedBatches:
-    """Batches of items, reshuffled in every epoch; each epoch has each item once.
+    """Batches of items, reshuffled in every epoch; each epoch contains each item once.
 
     Items of similar length are batched together: the shuffled epoch is split into groups of 50
     batches, each group is sorted by length, and the batches are shuffled again. An incomplete last
     batch is filled with copies that have weight 0.
 
     Args:
-        items: list of EncodedExample with labels.
-        batch_size: B of the global batch. max_seq_length: int. pad_id: int, id of [PAD]. seed: int.
+        items: examples with labels.
+        batch_size: B of the global batch.
+        max_seq_length: maximum L.
+        pad_id: id of [PAD].
+        seed: seed of the run.
     """
 
     def __init__(
@@ -123,12 +128,12 @@ class BucketedBatches:
         return -(-len(self._items) // self._batch_size)
 
     def _order_of_epoch(self, epoch):
-        """Returns the list of item numbers of each batch."""
+        """Returns the numbers of the items in each batch."""
         N, B = len(self._items), self._batch_size
         order = np.argsort(uniform(self._seed, _STREAM_ORDER, [epoch], N)[0], kind="stable")
         batches = []
-        for begin in range(0, N, NEIGHBOURS * B):
-            part = order[begin : begin + NEIGHBOURS * B]
+        for begin in range(0, N, GROUP_BATCHES * B):
+            part = order[begin : begin + GROUP_BATCHES * B]
             part = part[np.argsort(self._lengths[part], kind="stable")]
             batches += [part[i : i + B] for i in range(0, len(part), B)]
         draws = uniform(self._seed, _STREAM_BATCHES, [epoch], len(batches))[0]
@@ -140,10 +145,12 @@ class BucketedBatches:
         return float(np.mean([bucket_length(n, self._max_seq_length) for n in longest]))
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, np.ndarray]:
-        """Returns the features of a batch, or of one of its parts, which are all equally long.
+        """Returns the features of a batch, or of one of its parts, which all have the same L.
 
         Args:
-            step: int, number of the batch in the run. part: int. parts: int that divides B.
+            step: number of the batch in the run.
+            part: number of the part.
+            parts: number of parts, which divides B.
         """
         epoch, place = divmod(int(step), self.steps_per_epoch)
         numbers = self._order(epoch)[place]
@@ -163,13 +170,14 @@ class BucketedBatches:
         count: int | None = None,
         input_context: "InputContext | None" = None,
     ) -> "tf.data.Dataset[dict[str, tf.Tensor]]":
-        """Returns the features of `pad_examples`, for parts of the batches, as a tf.data.Dataset.
+        """Returns a tf.data.Dataset of parts of the batches, as dicts from `pad_examples`.
 
         Args:
-            batch_size: rows of a part; divides B. first: number of parts to skip at the start.
+            batch_size: rows per part, which divides B.
+            first: number of parts to skip at the start.
             count: number of parts; None: unlimited.
-            input_context: tf.distribute.InputContext of the worker, to whose parts `first` and
-                `count` refer; None: there is one worker.
+            input_context: tf.distribute.InputContext of the worker; `first` and `count` refer to
+                the parts of this worker. None: there is one worker.
         """
         parts = self._batch_size // batch_size
         example = self.batch(0, 0, parts)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _TEXTS = ("article", "context", "passage", "sent1", "ctx", "premise", "story", "paragraph")
 _TEXTS += ("dialogue", "dialog", "document", "background", "support", "text", "prompt")
 _TEXTS += ("sentence", "goal")
-# The text; beside one of _TEXTS in front of each choice.
+# Names of the text column; if one of _TEXTS exists, too, of a text to prepend to each choice.
 _QUESTIONS = ("question", "sent2", "question_stem", "stem", "query", "asks_for", "asks-for")
 _LABELS = ("label", "labels", "answer", "answerkey", "answer_key", "answers", "correct")
 _LABELS += ("correct_answer", "correct answer", "correct_option", "correct_choice", "cop", "gold")
@@ -33,7 +33,7 @@ _LISTS = ("choices", "options", "endings", "answers", "candidates")
 _NUMBERED = re.compile(r"(choice|ending|option|answer|sol|op|opt)[ _-]?([a-j]|\d{1,2})")
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
 _NUMBER = re.compile(r"(\d{1,3})(\.0)?")
-# Meanings of a label; a letter counts as a number of either kind.
+# How a label identifies a choice; a letter counts as either kind of number.
 _MEANINGS = {
     "name": "the name",
     "text": "the text",
@@ -46,13 +46,13 @@ def choice_records(
     open_file: Callable[[Callable[[list[str]], bool]], Records],
     config: "ColumnConfig",
     labelled: bool,
-) -> "tuple[Records, ChoiceMaker]":
+) -> "tuple[Records, ChoiceConverter]":
     """Returns the records of a file, and the function that converts them to examples.
 
     Args:
         open_file: function from `has_header` to Records.
-        config: has the columns, and first_choice, "auto", "0" or "1". labelled: whether to read
-            labels.
+        config: names of the columns; `first_choice` is "auto", "0" or "1".
+        labelled: whether to read labels.
 
     Raises:
         UserError: a column is missing, or the meaning of the labels is ambiguous.
@@ -69,17 +69,18 @@ def choice_records(
     columns = find_columns(records, _with_names(config, records, labelled), labelled, aliases)
     if unread := _unread(records, columns):
         records.notes.append(
-            f"not read: {listed(unread)}; set --text_column or --text_pair_column to read others"
+            f"not read: {listed(unread)}; set --text_column or --text_pair_column to read one"
         )
     keys = columns.choices if records.names else ()
     names = [records.names[key] if isinstance(key, int) else key for key in keys]
-    maker = ChoiceMaker(columns, names)
+    converter = ChoiceConverter(columns, names)
     if labelled:
         items = list(records.items)
         records = dataclasses.replace(records, items=iter(items))
-        meaning = maker.learn([record for _, record in items], config.first_choice, records.name)
+        all_records = [record for _, record in items]
+        meaning = converter.learn(all_records, config.first_choice, records.name)
         records.notes.append(f"interpreting each label as {_MEANINGS[meaning]} of the right choice")
-    return records, maker
+    return records, converter
 
 
 @dataclasses.dataclass
@@ -93,7 +94,7 @@ class _Names:
 
 
 def _with_names(config, records, labelled):
-    """The columns that the flags name, else those with the usual names of choices."""
+    """Returns the columns from the flags, else those with the usual names of labels and choices."""
     names = [name.lower() for name in records.names or ()]
     label, choices = config.label_column, config.choice_columns
     if labelled and label is None:
@@ -109,7 +110,7 @@ def _with_names(config, records, labelled):
 
 
 def _choices(names):
-    """Indices of the columns of choices (A, B, C ... or choice0, choice1 ...), in order."""
+    """Returns the indices of the choice columns (A, B, ... or choice0, choice1, ...), in order."""
     letters = [place for place, name in enumerate(names) if re.fullmatch("[a-j]", name)]
     if len(letters) > 1 and {"a", "b"} <= {names[place] for place in letters}:
         return letters
@@ -121,19 +122,19 @@ def _choices(names):
 
 
 def _stems(records):
-    """Names of the column in front of each choice; none if the question is the text."""
+    """Returns names of the column to prepend to each choice; none if the question is the text."""
     names = {name.lower() for name in records.names or ()}
     return _QUESTIONS if names & set(_TEXTS) else ()
 
 
 def _unread(records, columns):
-    """Names of the columns of prose that are not read."""
+    """Returns the names of the columns of prose that are not read."""
     sample = records.sample(100)
     used = {columns.text, columns.text_pair, columns.label, *columns.choices}
     keys = [name if records.width is None else i for i, name in enumerate(records.names or ())]
     unread = []
     for key in keys:
-        values = [validation.part(row, key) for row in sample if _has(row, key)]
+        values = [validation.value_of(row, key) for row in sample if _has(row, key)]
         words = [len(value.split()) for value in values if isinstance(value, str)]
         if key not in used and sum(words) >= 4 * len(sample) > 0:
             unread.append(records.names[key] if isinstance(key, int) else key)
@@ -177,7 +178,7 @@ def _flat_items(where, record) -> "Iterator[tuple[str, Record | BadExample]]":
     yield where, record
 
 
-class ChoiceMaker:
+class ChoiceConverter:
     """Converts records to ChoiceExamples, which must all have the same number of choices.
 
     `learn` infers from all records of a file how its labels identify the right choice.
@@ -222,12 +223,12 @@ class ChoiceMaker:
         return self._meaning
 
     def _reading(self, record):
-        """A record's label and a dict of meaning -> index of the choice; None: a bad record."""
+        """Returns a label and a dict of meaning -> index of the choice; None for a bad record."""
         try:
             if isinstance(record, BadExample):
                 return None
             choices, names = self._choices(record)
-            label = validation.label_name(validation.part(record, self.columns.label))
+            label = validation.label_name(validation.value_of(record, self.columns.label))
             return label, _meanings(label, choices, names)
         except (BadExample, IndexError):
             return None
@@ -236,7 +237,7 @@ class ChoiceMaker:
         """Returns the ChoiceExample of a record."""
         columns = self.columns
         validation.check_width(record, columns)
-        text = validation.part(record, columns.text)
+        text = validation.value_of(record, columns.text)
         if isinstance(text, list) and all(isinstance(line, str) for line in text):
             text = " ".join(text)  # the turns of a dialogue
         text = validation.text(text, "the text")
@@ -250,17 +251,17 @@ class ChoiceMaker:
             raise BadExample(f"got {len(choices)} choices; the first example has {expected}")
         label = None
         if columns.label is not None:
-            label = self._label(validation.part(record, columns.label), choices, names)
+            label = self._label(validation.value_of(record, columns.label), choices, names)
         if columns.text_pair is not None:
-            stem = validation.part(record, columns.text_pair)
+            stem = validation.value_of(record, columns.text_pair)
             choices = [f"{stem} {choice}" if stem else choice for choice in choices]
         self.number_of_choices = len(choices)
         return ChoiceExample(where, text, tuple(choices), label)
 
     def _choices(self, record):
-        """The choices of a record, and their names: column names or the labels given with them."""
+        """Returns the choices of a record, and their names: of columns, or given in the record."""
         keys = self.columns.choices
-        values = [validation.part(record, key) for key in keys]
+        values = [validation.value_of(record, key) for key in keys]
         if len(keys) > 1:
             return values, self.names
         value = _parsed(values[0])
@@ -271,7 +272,7 @@ class ChoiceMaker:
         return (value if isinstance(value, list) else values), []
 
     def _label(self, value, choices, names):
-        """The number of the right choice."""
+        """Returns the index of the right choice."""
         label = validation.label_name(value)
         index = _meanings(label, choices, names).get(self._meaning)
         if index is None:
@@ -304,7 +305,7 @@ def _meanings(label, choices, names):
 
 
 def _parsed(value):
-    """Parses a cell with a list or dict, JSON or Python; returns other values unchanged."""
+    """Parses a list or dict that a cell has in JSON or Python; returns other values unchanged."""
     if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
         return value
     for parse in (json.loads, ast.literal_eval):
@@ -314,7 +315,7 @@ def _parsed(value):
 
 
 def _digits(names):
-    """The digits at the ends of names, such as 0 in ending0."""
+    """Returns the last characters of names, such as 0 of ending0."""
     return {name[-1:] for name in names}
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _WORD_SCRIPTS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
-_CODE = re.compile(r"(?=.*\d)(?=.*[^\W\d])\S+")  # and no script without spaces
+_CODE = re.compile(r"(?=.*\d)(?=.*[^\W\d])\S+")  # unless in a script without spaces
 _DATE = re.compile(r"\d+[-/.]\d+[-/.]\d+")
 _COUNTED = 1000  # values whose words are counted
 
@@ -24,7 +24,7 @@ def is_numeric(text: str) -> bool:
 
 
 def word_count(text: str) -> int:
-    """Returns the number of words. In scripts without spaces, two characters count as a word."""
+    """Returns the number of words; in scripts without spaces, every two characters are one."""
     return len(text.split()) + len(_WORD_SCRIPTS.findall(text)) // 2
 
 
@@ -35,11 +35,13 @@ class Profile:
         values: cells, or values of JSON or TFDS.
 
     Attributes:
-        texts: the values that are not blank, as str without white space at their ends.
-        blanks: number of blank values. counts: occurrences of each text. distinct: number of
-            different texts.
+        texts: the values that are not blank, as stripped strings.
+        blanks: number of blank values.
+        counts: number of occurrences of each text.
+        distinct: number of different texts.
         is_string: whether all values are strings or missing.
-        has_lists, has_objects: whether a value is a list, or an object (or a list of objects).
+        has_lists: whether a value is a list.
+        has_objects: whether a value is an object or a list of objects.
     """
 
     def __init__(self, values: Iterable[object]):
@@ -91,7 +93,7 @@ class Profile:
         return sum(map(word_count, counted)) / max(len(counted), 1)
 
     @property
-    def has_few(self) -> bool:
+    def is_categorical(self) -> bool:
         """Whether there are few distinct values, each repeated often."""
         return len(self.texts) >= 8 and self.distinct * 8 <= len(self.texts)
 
@@ -102,7 +104,7 @@ class Profile:
 
     @functools.cached_property
     def is_text(self) -> bool:
-        """Whether the values can be texts: strings that are not numbers, codes or lists."""
+        """Whether the values can be texts, that is, strings but not numbers, codes or lists."""
         if not self.is_string or not self.texts or self.is_number or self.is_list:
             return False
         return not self.are_codes
@@ -115,45 +117,42 @@ class Profile:
 
     @functools.cached_property
     def is_prose(self) -> bool:
-        """Whether the values are texts of several words, mostly different, not dates."""
-        if not self.is_text or self.words < 3 or self.has_few:
+        """Whether the values are texts of several words, mostly distinct, and not dates."""
+        if not self.is_text or self.words < 3 or self.is_categorical:
             return False
         characters = "".join(self.texts[:_COUNTED])
         return 2 * sum(map(str.isdigit, characters)) < sum(map(str.isalnum, characters))
 
     @functools.cached_property
     def is_list(self) -> bool:
-        """Whether the values are lists, of JSON or written in a cell."""
+        """Whether the values are lists, or cells in brackets."""
         return self.has_lists or (
             bool(self.texts) and all(t[0] == "[" and t[-1] == "]" for t in self.counts)
         )
 
     @property
     def may_be_label(self) -> bool:
-        """Whether the values can be labels: short, not lists or objects, not the row numbers."""
+        """Whether the values can be labels, that is, not prose, lists, objects or row numbers."""
         short = bool(self.texts) and not (self.is_prose or self.is_list or self.has_objects)
         return short and not (self.is_index and len(self.texts) >= 10)
 
     def fits(self, kind: str) -> bool:
-        """Whether the values can be labels of a kind: "class", "number" or "list"."""
+        """Returns whether the values can be labels of a kind, "class", "number" or "list"."""
         if kind == "number":
             return self.is_number and not self.is_index
         return (kind == "list" and self.is_list) or (
-            self.may_be_label and (self.has_few or not self.has_fractions)
+            self.may_be_label and (self.is_categorical or not self.has_fractions)
         )
 
     @property
     def is_label(self) -> bool:
-        """Whether the values are clearly labels: repeated, and hardly ever blank."""
+        """Whether the values are clearly labels, because they repeat and are hardly ever blank."""
         filled = self.distinct > 1 and 20 * self.blanks <= len(self.texts)
-        return self.competes and self.repeats and filled
+        return self.is_label_candidate and self.repeats and filled
 
     @property
-    def competes(self) -> bool:
-        """Whether the column is a candidate when the label must be chosen among several columns.
-
-        Dates and codes are not.
-        """
+    def is_label_candidate(self) -> bool:
+        """Whether the column may be the label among several columns; dates and codes may not."""
         if not self.fits("class") or self.is_index or self.blanks > len(self.texts):
             return False
         are_different = self.distinct == len(self.texts) and (self.distinct > 9 or self.are_codes)
@@ -161,19 +160,19 @@ class Profile:
 
     @functools.cached_property
     def is_binary(self) -> bool:
-        """Whether the values are 0 and 1, none blank."""
+        """Whether all values are 0 or 1."""
         return self._all_in("0", "1", "0.0", "1.0")
 
     @property
     def is_nearly_binary(self) -> bool:
-        """Whether the values are 0 and 1, but for blanks, -1 and one of ten of the others."""
+        """Whether over nine in ten values other than blanks and -1 are 0 or 1."""
         bits = sum(self.counts[value] for value in ("0", "1", "0.0", "1.0"))
         others = len(self.texts) - self.counts["-1"] - self.counts["-1.0"] - bits
         return self.is_number and bits > 9 * others
 
     @functools.cached_property
     def is_boolean(self) -> bool:
-        """Whether the values are true and false, none blank."""
+        """Whether all values are true or false."""
         return self._all_in("true", "false")
 
     def _all_in(self, *values: str) -> bool:
@@ -183,12 +182,11 @@ class Profile:
 
 
 def guess_texts(profiles: "Mapping[Key, Profile]", least: int, most: int) -> "list[Key] | None":
-    """Returns the keys of the text columns, in order.
-
-    Returns None unless `least` to `most` columns are clearly texts.
+    """Returns the keys of the columns that are clearly texts, in order, or None.
 
     Args:
         profiles: key -> Profile of the columns that may be texts.
+        least, most: minimum and maximum number of text columns; None is returned for others.
     """
     prose = [key for key, profile in profiles.items() if profile.is_prose]
     if len(prose) >= least:
@@ -205,7 +203,7 @@ def guess_texts(profiles: "Mapping[Key, Profile]", least: int, most: int) -> "li
 
 
 def _are_clear(keys, profiles):
-    """Whether the columns `keys` have longer or far more varied texts than the others."""
+    """Returns whether the columns `keys` have longer or far more varied texts than the others."""
     others = [profile for key, profile in profiles.items() if key not in keys]
     return all(
         (profiles[key].words >= 1.5 * other.words and profiles[key].distinct >= other.distinct)
@@ -220,7 +218,7 @@ def guess_label(profiles: "Mapping[Key, Profile]", kind: str) -> "Key | None":
 
     Args:
         profiles: key -> Profile of the columns that may be labels.
-        kind: "class" (one of some labels), "number" or "list" (of labels).
+        kind: "class" (one label of several), "number" or "list" (of labels).
     """
     if kind == "number":
         numbers = [key for key, profile in profiles.items() if profile.fits(kind)]
@@ -231,7 +229,7 @@ def guess_label(profiles: "Mapping[Key, Profile]", kind: str) -> "Key | None":
         return _only(lists)
     if len(profiles) == 1:
         return _only([key for key, profile in profiles.items() if profile.may_be_label])
-    key = _only([key for key, profile in profiles.items() if profile.competes])
+    key = _only([key for key, profile in profiles.items() if profile.is_label_candidate])
     return key if key is not None and profiles[key].is_label else None
 
 

@@ -24,11 +24,11 @@ TAGS = ("tags", "ner_tags", "labels", "ner", "tag", "label", "ner_labels", "bio"
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Keys of a record (str) or indices of a row's columns (int).
+    """The columns to read: keys of a record (str) or indices in a row (int).
 
     `one_hot` has pairs (column of 0 and 1, name of its label). `exact_width` is the number of cells
-    that each row must have. None allows extra cells at the end of a row: there is no header and all
-    columns are counted from the left. `least_width` is the minimum number of cells.
+    that each row must have; None allows extra cells at the end, which is safe if there is no header
+    and all columns are counted from the left. `min_width` is the minimum number of cells.
     """
 
     text: str | int
@@ -37,12 +37,12 @@ class Columns:
     one_hot: tuple[tuple[str | int, str], ...] = ()
     choices: tuple[str | int, ...] = ()
     exact_width: int | None = None
-    least_width: int = 0
+    min_width: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class ColumnAliases:
-    """Default names of a task's columns, in the order they are tried; flags take precedence.
+    """Default names of a task's columns, tried in order; flags take precedence.
 
     `choices`: prefixes of the names of choice columns; empty if the task has no choices.
     """
@@ -58,11 +58,11 @@ def is_number(column: str) -> bool:
 
 
 def has_header(row: Sequence[str], config: "ColumnConfig") -> bool:
-    """Returns whether the first row of a table is a header: from --header, else from its cells."""
+    """Returns whether the first row of a table is a header, by --header or else by its cells."""
     if config.header != "auto":
         return config.header == "yes"
     flags = [config.text_column, config.text_pair_column, config.label_column]
-    flags += parts(config.choice_columns)
+    flags += split_flag(config.choice_columns)
     if any(flag is not None and not is_number(flag) for flag in flags):
         return True
     known = {*TEXTS, *SECOND_TEXTS, *LABELS}
@@ -79,7 +79,8 @@ def find_columns(
     Args:
         records: `kbert.data.records.Records` of a table, JSON lines or TFDS.
         config: has the fields text_column, text_pair_column, label_column, choice_columns.
-        labelled: whether to find the label column. aliases: ColumnAliases of the task.
+        labelled: whether to find the label column.
+        aliases: ColumnAliases of the task.
 
     Raises:
         UserError: a column is missing or is named twice, or two roles have the same column.
@@ -109,13 +110,16 @@ def check_width(records: "Records", needed: int) -> None:
 
 
 def checked_columns(
-    records: "Records", used: "Sequence[str | int]", from_the_left: bool = True, **fields: "Any"
+    records: "Records", used: "Sequence[str | int]", allow_extra: bool = True, **fields: "Any"
 ) -> Columns:
     """Returns Columns with the widths that rows must have.
 
     Args:
-        used: all columns. from_the_left: whether rows may have more cells than the first row if
-            there is no header and no column is counted from the right. fields: fields of Columns.
+        records: the records of a file.
+        used: all columns to read.
+        allow_extra: whether rows may have more cells than the first row, if there is no header and
+            no column is counted from the right.
+        **fields: fields of Columns.
 
     Raises:
         UserError: two columns are the same.
@@ -128,16 +132,16 @@ def checked_columns(
             f"Name a different column for each with --text_column, --label_column and so on."
         )
     if width is not None:
-        from_the_left = from_the_left and records.names is None and min(used) >= 0
-        fields["exact_width"] = None if from_the_left else width
-        fields["least_width"] = max(places) + 1
+        allow_extra = allow_extra and records.names is None and min(used) >= 0
+        fields["exact_width"] = None if allow_extra else width
+        fields["min_width"] = max(places) + 1
     return Columns(**fields)
 
 
 def tag_keys(
     records: "Records", config: "ColumnConfig", labelled: bool
 ) -> tuple[str | int, str | int | None]:
-    """Returns the keys of the words and of the tags (None if not `labelled`) in JSON or TFDS."""
+    """Returns the keys in JSON or TFDS of the words and, if `labelled`, of the tags, else None."""
     find = functools.partial(_find, records)
     words = find("text_column", config.text_column, WORDS, None)
     return words, find("label_column", config.label_column, TAGS, None) if labelled else None
@@ -148,14 +152,14 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def parts(columns: str | None) -> list[str]:
+def split_flag(columns: str | None) -> list[str]:
     """Returns the columns of a comma-separated flag; names with commas are quoted as in CSV."""
     cells = next(csv.reader([columns or ""], skipinitialspace=True), [])
     return [cell.strip() for cell in cells if cell.strip()]
 
 
 def as_flag(columns: "str | Sequence[str | int] | None") -> str | None:
-    """Returns columns as a flag that `parts` reads."""
+    """Returns columns as a flag that `split_flag` reads."""
     if columns is None or isinstance(columns, str):
         return columns
     return ",".join('"' + str(column).replace('"', '""') + '"' for column in columns)
@@ -164,7 +168,7 @@ def as_flag(columns: "str | Sequence[str | int] | None") -> str | None:
 def _choices(records, columns, aliases):
     if not aliases:
         return ()
-    if given := parts(columns):
+    if given := split_flag(columns):
         return tuple(column_of_flag(records, "choice_columns", part) for part in given)
     names = records.names
     if names is None:
@@ -184,7 +188,7 @@ def _choices(records, columns, aliases):
 
 
 def column_of_flag(records: "Records", flag: str, column: str | None) -> str | int | None:
-    """Returns the key or index of the column given by a flag, None if it is not given.
+    """Returns the key or index of the column that a flag names, or None if it is not set.
 
     Raises:
         UserError: there is no such column, or there are several.
@@ -198,7 +202,7 @@ def column_of_flag(records: "Records", flag: str, column: str | None) -> str | i
 
 
 def _find(records, flag, column, defaults, place, needed=True):
-    """Key or index of a column: from its flag, from default names, or `place` without a header."""
+    """Returns the key or index of a column: by its flag, by default names, or else `place`."""
     names = records.names
     if column is not None or names is None:
         return place if column is None else column_of_flag(records, flag, column)
@@ -250,7 +254,7 @@ def _of_name(records, flag, column):
 
 
 def listed(names: "Iterable[str]") -> str:
-    """Returns names for a message: at most 20, each cut to 40 characters."""
+    """Returns names for a message: at most 20, each shortened to 40 characters."""
     names = list(names)
     shown = [repr(name if len(name) <= 40 else f"{name[:40]}...") for name in names[:20]]
     return ", ".join(shown) + (", ..." if len(names) > 20 else "")

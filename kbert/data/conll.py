@@ -34,19 +34,22 @@ def conll(path: str, name: str, config: "ColumnConfig", labelled: bool) -> Recor
     word is in column 1 and the tag in column 3 (UPOS) if there are 10 columns, otherwise in the
     last; ranges ("3-4") and empty nodes ("5.1") are skipped. Columns are numbered from 0. Comments
     (lines with "# " before a sentence), lines with -DOCSTART- and a language prefix of every word
-    ("en:word") are dropped. Without blank lines, a first column that has the same id in all lines
-    of a sentence separates the sentences.
+    ("en:word") are dropped. If there are no blank lines, sentences may be separated by a first
+    column that has the same id in all lines of a sentence.
 
     Args:
-        path: path of the file. name: its name in messages.
-        config: has text_column and label_column, None or a number in digits.
+        path: path of the file.
+        name: name of the file in messages.
+        config: `text_column` and `label_column` are None or numbers.
+        labelled: whether to read the tags.
 
     Raises:
         UserError: the file cannot be read, a column is not a number, or the word and tag columns
             must be named because they cannot be inferred.
     """
     reader = _Reader(path, config, labelled)
-    reader.look_at([line for _, line in itertools.islice(read_lines(path), _FIRST_LINES)], name)
+    first_lines = itertools.islice(read_lines(path), _FIRST_LINES)
+    reader.detect_layout([line for _, line in first_lines], name)
     records = Records(name, reader.sentences(read_lines(path), name), ("words", "tags"))
     records.notes += reader.notes
     return records
@@ -57,7 +60,7 @@ class _Reader:
         self.path, self.labelled = path, labelled
         self.is_conllu = plain_name(path).endswith(".conllu")
         self.numbered = self.is_conllu  # the first column numbers the words
-        self.has_ids = False  # of sentences, in the first column; no blank lines
+        self.has_sentence_ids = False  # in the first column, instead of blank lines
         self.sentence_id = ""
         self.word_column = _number("text_column", config.text_column)
         self.tag_column = _number("label_column", config.label_column)
@@ -67,7 +70,7 @@ class _Reader:
         self.language = ""  # prefix of all words
         self.notes = []
 
-    def look_at(self, lines, name):
+    def detect_layout(self, lines, name):
         """Detects the layout of the file from its first lines."""
         sentences = _sentences(lines)
         if self._has_header(sentences, lines):
@@ -80,12 +83,13 @@ class _Reader:
         self.width = len(rows[0])
         self.numbered |= _numbers_words(sentences)
         is_free = self.width > 2 if self.word_column is None else self.word_column > 0
-        self.has_ids = is_free and self.tag_column != 0 and _has_sentence_ids(sentences)
+        may_be_ids = is_free and self.tag_column != 0
+        self.has_sentence_ids = may_be_ids and _has_sentence_ids(sentences)
         if self.word_column is None and self.tag_column is None and _has_tags_first(rows):
             self.word_column, self.tag_column = 1, 0
             self.notes.append("the tags are in column 0, the words in column 1")
         elif self.word_column is None:
-            self.word_column = int(self.numbered or self.has_ids)
+            self.word_column = int(self.numbered or self.has_sentence_ids)
             if not self.is_conllu:
                 self._check_first_column(sentences, name)
         self.tags = {self._tag(row) for row in rows if len(row) == self.width}
@@ -96,10 +100,10 @@ class _Reader:
         languages = {match and match[1] for match in map(_LANGUAGE.match, words)}
         if len(languages) == 1 and None not in languages and len(words) > 2:
             self.language = languages.pop()
-            self.notes.append(f"{self.language!r} in front of each word is dropped")
+            self.notes.append(f"the prefix {self.language!r} of each word is dropped")
 
     def _has_header(self, sentences, lines):
-        """Whether the first row has names of columns, or no tag in a column of entity tags."""
+        """Returns whether the first row has column names, or a name above entity tags."""
         first = sentences[0][0] if sentences else []
         if len(first) < 2:
             return False
@@ -115,10 +119,10 @@ class _Reader:
         )
 
     def _check_first_column(self, sentences, name):
-        """Raises UserError if the columns must be named.
+        """Raises UserError if the columns cannot be inferred and must be named.
 
-        The first column is the same throughout each sentence, or numbers the words and the tag
-        column is ambiguous.
+        That is the case if the first column is the same throughout each sentence, or if it numbers
+        the words and the tag column is ambiguous.
         """
         longer = [{row[0] for row in sentence} for sentence in sentences if len(sentence) > 2]
         is_same = self.width > 2 and bool(longer) and all(len(cells) == 1 for cells in longer)
@@ -126,11 +130,11 @@ class _Reader:
         numbers = [not row[0] or row[0].isdecimal() for rows in sentences for row in rows]
         if is_same:
             has = "is the same in all lines of a sentence"
-        elif self.numbered or self.has_ids:
+        elif self.numbered or self.has_sentence_ids:
             has = f"numbers the {'words' if self.numbered else 'sentences'}"
         else:
             has = "has numbers" if self.width > 2 and sum(numbers) > 0.9 * len(numbers) else ""
-        if has and (is_ambiguous or not (self.numbered or self.has_ids)):
+        if has and (is_ambiguous or not (self.numbered or self.has_sentence_ids)):
             raise UserError(
                 f"{name} has {self.width} columns, of which the first {has}; a line is "
                 f"{' '.join(sentences[-1][-1])[:60]!r}. Name the columns of words and tags, "
@@ -140,13 +144,13 @@ class _Reader:
             self.notes.append(
                 "the first column (column 0) contains word numbers; words are read from column 1"
             )
-        if self.has_ids:
+        if self.has_sentence_ids:
             self.notes.append(
                 "the first column contains sentence numbers; words are read from column 1"
             )
 
     def _check_tags(self, rows, name):
-        """Raises UserError if the last column has one value, and another one entity tags."""
+        """Raises UserError if the last column is constant and another column has entity tags."""
         columns = zip(*(row for row in rows if len(row) == self.width), strict=True)
         places = [i for i, cells in enumerate(columns) if i and _are_entity_tags(cells)]
         if places and len(self.tags) == 1 and not _are_entity_tags([*self.tags, "B-X"]):
@@ -157,7 +161,7 @@ class _Reader:
             )
 
     def _check_words(self, rows, words, name):
-        """Raises UserError if a line has a whole sentence, or the words are quoted as in CSV."""
+        """Raises UserError if a line has a whole sentence, or if words are quoted as in CSV."""
         pairs = [(word, self._tag(row) or "") for word, row in zip(words, rows, strict=False)]
         counts = [[len(_JOINED.split(cell.strip())) for cell in pair] for pair in pairs]
         if any("\2" in word for word in words) or (
@@ -172,8 +176,8 @@ class _Reader:
             )
         if '""""' in words and '"' not in words:
             raise UserError(
-                f'{name} has the word """", which is a quote as CSV writes it. Write the words '
-                f"without quotes, such as with quoting=csv.QUOTE_NONE in to_csv of pandas."
+                f'{name} has the word """", which is how CSV writes a quote. Write the words '
+                f"without quotes, for example with to_csv(quoting=csv.QUOTE_NONE) in pandas."
             )
 
     def sentences(self, lines, name):
@@ -183,7 +187,7 @@ class _Reader:
                 if where:
                     yield where, problem or {"words": words, "tags": tags}
                 where, words, tags, problem = None, [], [], None
-            if self._is_passed_over(line, not where):
+            if self._is_skipped(line, not where):
                 continue
             where = where or f"{name}, line {number}"
             try:
@@ -195,15 +199,15 @@ class _Reader:
                     where, problem = f"{name}, line {number}", error
 
     def _ends_sentence(self, line):
-        """Whether the sentence before a line ends."""
+        """Returns whether a line ends the sentence before it."""
         if _is_between(line):
             return True
-        before, new = self.sentence_id, _cells(line)[0] if self.has_ids else ""
+        before, new = self.sentence_id, _cells(line)[0] if self.has_sentence_ids else ""
         self.sentence_id = new or before
         return self.sentence_id != before
 
-    def _is_passed_over(self, line, begins):
-        """Whether a line is not a word. begins: whether a word would begin a sentence."""
+    def _is_skipped(self, line, begins):
+        """Returns whether a line is not a word; `begins`: whether a word would begin a sentence."""
         if self.header and _cells(line) == self.header:
             self.header = None  # only once
             return True
@@ -260,18 +264,18 @@ def _has(cells, column):
 
 
 def _is_between(line):
-    """Whether a line separates sentences. White space may be a word: U+3000 in Chinese files."""
+    """Returns whether a line separates sentences; U+3000 does not, as it may be a Chinese word."""
     return not line.strip(" \t") or line.startswith("-DOCSTART-")
 
 
 def _without(lines, row):
-    """The lines without the first one that has the cells of a row."""
+    """Returns the lines without the first one whose cells are `row`."""
     place = next(place for place, line in enumerate(lines) if _cells(line) == row)
     return lines[:place] + lines[place + 1 :]
 
 
 def _sentences(lines):
-    """The rows of each sentence, without lines that may be comments."""
+    """Returns the rows of each sentence, without lines that may be comments."""
     sentences, begins = [], True
     for line in lines:
         is_between = _is_between(line)
@@ -286,7 +290,7 @@ def _sentences(lines):
 
 
 def _numbers_words(sentences):
-    """Whether the first column numbers the words of each sentence, from 0 or 1."""
+    """Returns whether the first column numbers the words of each sentence, from 0 or 1."""
     counts = 0
     for rows in sentences:
         words = [row[0] for row in rows if not _RANGE.fullmatch(row[0]) and len(row) > 1]
@@ -298,7 +302,7 @@ def _numbers_words(sentences):
 
 
 def _has_tags_first(rows):
-    """Whether the first of two columns has entity tags, as in MIT's files, and the second none."""
+    """Returns whether only the first of two columns has entity tags, as in MIT's files."""
     pairs = [row for row in rows if len(row) == 2]
     tags, words = zip(*pairs, strict=True) if pairs else ((), ())
     return (
@@ -313,7 +317,7 @@ def _are_entity_tags(cells):
 
 
 def _has_sentence_ids(sentences):
-    """Whether there are no blank lines, and the first column has an id for each sentence."""
+    """Returns whether the first column has sentence ids and there are no blank lines."""
     if len(sentences) != 1:
         return False
     ids = [row[0] for row in sentences[0] if row[0]]

@@ -1,6 +1,6 @@
-"""Converts records of files and of TFDS to the examples of the tasks, and checks each of them.
+"""Converts records of files and TFDS to the examples of the tasks, and validates them.
 
-`kbert.data.records` and `tables` read the formats, `kbert.data.columns` finds the columns,
+`kbert.data.records` and `tables` read the formats, `kbert.data.columns` finds the columns, and
 `kbert.tasks.examples` reads whole files.
 """
 
@@ -33,9 +33,10 @@ SAMPLES = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TextExample:
-    """One or two texts and a label: str (classify, pair), float (regress), or strs (multilabel).
+    """One or two texts and a label: str (classify, pair), float (regress) or strs (multilabel).
 
-    `where` is the file and line of an example, for messages. An unlabelled example has label None.
+    `where` is the file and line of the example, for messages. The label of an unlabeled example is
+    None.
     """
 
     where: str
@@ -57,7 +58,7 @@ class TagExample:
 class Answer:
     """A span of the context; `start` is its offset in characters, None if the file has none.
 
-    `kbert.data.squad.located` checks it, for training; evaluation needs only the text.
+    For training, `kbert.data.squad.locate_answer` verifies the offset; evaluation does not need it.
     """
 
     text: str
@@ -66,7 +67,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class QuestionExample:
-    """A question about a context. Unlabelled and impossible questions have no answers."""
+    """A question about a context. Unlabeled and impossible questions have no answers."""
 
     where: str
     id: str
@@ -87,10 +88,10 @@ class ChoiceExample:
 
 
 def read_label_names(names: str | Sequence[str]) -> tuple[str, ...]:
-    """Returns the names of labels in the order of their numbers.
+    """Returns label names in the order of their ids.
 
     Args:
-        names: names, as a sequence or comma-separated, or the path of a file with one name per
+        names: a sequence of names, comma-separated names, or the path of a file with one name per
             line.
 
     Raises:
@@ -104,9 +105,9 @@ def read_label_names(names: str | Sequence[str]) -> tuple[str, ...]:
         if "," not in names and ("/" in names or names.endswith(".txt")):
             raise UserError(f"--label_names: there is no file {names}.")
         names = names.split(",") if names.strip() else []
-    names = [validation.whole_name(str(name).strip()) for name in names]
+    names = [validation.normalized_name(str(name).strip()) for name in names]
     if not names:
-        raise UserError(f"{origin} has no label names. Separate them by commas or lines.")
+        raise UserError(f"{origin} has no label names. Separate them with commas or line breaks.")
     for number, name in enumerate(names):
         if not name:
             raise UserError(f"{origin}: label {number} (from 0) is empty.")
@@ -117,8 +118,8 @@ def read_label_names(names: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def form_of(source: str) -> str:
-    """Returns "tfds", "arrow" (Parquet or Arrow), or the extension of a file without .gz etc."""
+def source_format(source: str) -> str:
+    """Returns "tfds", "arrow" (Parquet or Arrow), or the extension of a file before .gz etc."""
     if source.startswith("tfds:"):
         return "tfds"
     return "arrow" if sources.arrow_sources(source) else plain_name(source).rpartition(".")[2]
@@ -130,14 +131,15 @@ def open_records(
     """Returns the Records of a source.
 
     Args:
-        source: path, or a name that begins with tfds:. task: name of the task, for messages.
+        source: path, or a name that begins with tfds:.
+        task: name of the task, for messages.
         has_header: function that returns whether the first row of a table is a header; None: the
             task reads no tables.
 
     Raises:
         UserError: the format is not one that the task reads, or the source cannot be read.
     """
-    form, name = form_of(source), os.path.basename(source.rstrip("/"))
+    form, name = source_format(source), os.path.basename(source.rstrip("/"))
     if form == "tfds":
         return sources.tfds(source)
     if form == "arrow":
@@ -160,19 +162,26 @@ def text_example(
     where: str,
     record: "Record",
 ) -> TextExample:
-    """Returns the TextExample of a record. label_of: function from the value and `where`."""
+    """Returns the TextExample of a record.
+
+    Args:
+        columns: the columns of the record.
+        label_of: function from a value of the label column and `where` to the label.
+        where: file and line of the record.
+        record: row or object.
+    """
     validation.check_width(record, columns)
-    text = validation.text(validation.part(record, columns.text), "the text")
+    text = validation.text(validation.value_of(record, columns.text), "the text")
     pair = label = None
     if columns.text_pair is not None:
-        pair = validation.text(validation.part(record, columns.text_pair), "the second text")
+        pair = validation.text(validation.value_of(record, columns.text_pair), "the second text")
     if columns.label is not None:
-        label = label_of(validation.part(record, columns.label), where)
+        label = label_of(validation.value_of(record, columns.label), where)
     elif columns.one_hot:
         label = tuple(
             name
             for key, name in columns.one_hot
-            if validation.is_one(validation.part(record, key), name)
+            if validation.is_one(validation.value_of(record, key), name)
         )
     return TextExample(where, text, pair, label)
 
@@ -180,15 +189,15 @@ def text_example(
 def tag_example(
     words_key: str | int, tags_key: str | int | None, where: str, record: "Record"
 ) -> TagExample:
-    """Returns the TagExample of a record. tags_key: None if it is not labelled.
+    """Returns the TagExample of a record; `tags_key` is None if it is unlabeled.
 
-    Words and tags are lists, or strings with spaces between them; a string of words may also have
-    a tag for each of its characters.
+    Words and tags are lists or space-separated strings. If the words are a string, there may also
+    be one tag per character.
     """
-    words = _listed(validation.part(record, words_key), r"\[['\"]")
+    words = _listed(validation.value_of(record, words_key), r"\[['\"]")
     if tags_key is None:
         return TagExample(where, _texts(words, words_key, "word"))
-    tags = _listed(validation.part(record, tags_key), r"\[\s*['\"\d]")
+    tags = _listed(validation.value_of(record, tags_key), r"\[\s*['\"\d]")
     tags = _texts(tags, tags_key, "tag")
     if isinstance(words, str) and len(words) == len(tags) != len(words.split()):
         words = list(words)
@@ -199,7 +208,7 @@ def tag_example(
 
 
 def _listed(value, begin):
-    """The list that a string has, as Python, JSON or NumPy write it; other values are unchanged."""
+    """Parses a list that a string has in Python, JSON or NumPy syntax; keeps other values."""
     has_list = isinstance(value, str) and re.match(begin, value)
     return (validation.list_in_cell(value) if has_list else None) or value
 

@@ -11,9 +11,9 @@ from kbert.errors import UserError
 _VALUES = {"positive", "negative", "neutral", "pos", "neg", "yes", "no", "true", "false", "mixed"}
 _VALUES |= {"spam", "ham", "entailment", "contradiction", "none", "other", "unknown", "nan", "-"}
 _NAME = re.compile(r"[^\W\d_]\w*([ ./_-]\w+)*|")
-# `_AGAINST`: signs that the first row is not a header; all other signs suggest one. Strong signs
-# decide unless they conflict; weak signs for a header count only in pairs. `_CHANCE`: signs that
-# may occur by chance.
+# Signs that `_signs` yields: those in `_AGAINST` suggest that the first row is not a header, all
+# others that it is; those in `_CHANCE` may occur by chance. Strong signs decide unless they
+# conflict; a single weak sign for a header does not count.
 _AGAINST, _CHANCE = {"number", "value", "sentence", "phrase"}, {"odd", "short", "digits"}
 
 
@@ -27,9 +27,9 @@ def normalized(name: str) -> str:
 
 
 def find_header(rows: Sequence[Sequence[str]], known: Collection[str], name: str) -> str | None:
-    """Returns how a header was recognized; None: the first row is not a header.
+    """Returns how a header was recognized, or None if the first row is not a header.
 
-    "names": it has known names. "rows": it differs from the rows below.
+    It is recognized by known "names", or because it differs from the "rows" below.
 
     Args:
         rows: the first rows of a table.
@@ -65,14 +65,14 @@ def find_header(rows: Sequence[Sequence[str]], known: Collection[str], name: str
 
 
 def _is_numbered(first, rest):
-    """Whether the first row is 0, 1, 2, ... over columns of text, as pandas names them."""
+    """Returns whether the first row is 0, 1, 2, ... above text, as pandas names columns."""
     cells = first[1:] if first[0] == "" else first
     is_count = len(cells) > 1 and cells == [str(i) for i in range(len(cells))]
     return is_count and any(not is_numeric(c) for row in rest for c in row if c.strip())
 
 
 def _signs(first: Sequence[str], rest: Sequence[Sequence[str]], column: int, known) -> Iterator:
-    """Yields the signs of a column, as pairs (name of the sign, whether it is strong)."""
+    """Yields the signs that a column gives, as pairs (name of the sign, whether it is strong)."""
     cell = first[column]
     below = Profile(row[column] for row in rest if column < len(row))
     size = len(below.texts)

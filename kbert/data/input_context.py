@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def batch_number(input_context: "InputContext | None", index: "Index") -> "Index":
-    """Returns the number within the run of a worker's batch.
+    """Converts the number of a batch within its worker to its number within the run.
 
     A global batch is split into one batch per replica, in order; the batches of a worker's replicas
     are adjacent.
 
     Args:
         input_context: tf.distribute.InputContext of the worker; None: there is one worker.
-        index: number of the worker's batch. int, or an array or tensor of them.
+        index: int, array or tensor: number of the batch within the worker.
     """
     if input_context is None:
         return index

@@ -1,4 +1,4 @@
-"""BERT's masking for the masked language model (Devlin et al. 2019, section 3.1), over a batch."""
+"""BERT's masking for masked language modeling (Devlin et al. 2019, section 3.1), in batches."""
 
 import numpy as np
 
@@ -9,17 +9,20 @@ def prediction_counts(lengths: np.ndarray, mask_rate: float, max_predictions: in
     """Returns the number of tokens to predict per row, (B,) int64, as google-research/bert does.
 
     Args:
-        lengths: (B,) tokens of each row, [CLS] and [SEP] included.
-        mask_rate: share of the tokens to predict. max_predictions: M.
+        lengths: (B,) number of tokens in each row, including [CLS] and [SEP].
+        mask_rate: fraction of the tokens to predict.
+        max_predictions: M.
     """
     return np.clip(np.rint(lengths * mask_rate).astype(np.int64), 1, max_predictions)
 
 
 def choose_tokens(maskable: np.ndarray, counts: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Chooses `counts[i]` of the maskable tokens of row i, all equally likely; (B, L) bool.
+    """Chooses `counts[i]` maskable tokens of row i, uniformly; returns (B, L) bool.
 
     Args:
-        maskable: (B, L) bool. counts: (B,). draws: (B, L) uniform numbers.
+        maskable: (B, L) bool.
+        counts: (B,) ints.
+        draws: (B, L) uniform random numbers.
     """
     order = np.argsort(np.where(maskable, draws, 2.0), axis=1)
     ranks = np.empty_like(order)
@@ -30,14 +33,16 @@ def choose_tokens(maskable: np.ndarray, counts: np.ndarray, draws: np.ndarray) -
 def choose_words(
     maskable: np.ndarray, continues: np.ndarray, counts: np.ndarray, draws: np.ndarray
 ) -> np.ndarray:
-    """Chooses the tokens to predict with whole-word masking; (B, L) bool.
+    """Chooses the tokens to predict with whole-word masking; returns (B, L) bool.
 
     As in `create_pretraining_data.py`, words are visited in random order, and a word that would
     exceed the count is skipped, so a row may have fewer than `counts[i]` tokens.
 
     Args:
-        maskable: (B, L) bool. continues: (B, L) bool, True if the token continues a word.
-        counts: (B,). draws: (B, L) uniform numbers.
+        maskable: (B, L) bool.
+        continues: (B, L) bool, True if the token continues a word.
+        counts: (B,) ints.
+        draws: (B, L) uniform random numbers.
     """
     B, L = maskable.shape
     starts = maskable & ~(continues & np.pad(maskable[:, :-1], ((0, 0), (1, 0))))
@@ -66,15 +71,19 @@ def mask_tokens(
     mask_id: int,
     vocab_size: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Masks the chosen tokens: 80 % become [MASK], 10 % any vocabulary entry, 10 % stay.
+    """Masks the chosen tokens: 80 % become [MASK], 10 % a random vocabulary entry, 10 % stay.
 
     Args:
-        input_ids: (B, L) int32. chosen: (B, L) bool, at most M true in a row.
-        max_predictions: M. draws: (B, 2 * M) uniform numbers.
+        input_ids: (B, L) int32.
+        chosen: (B, L) bool, at most M true in a row.
+        max_predictions: M.
+        draws: (B, 2 * M) uniform random numbers.
+        mask_id: id of [MASK].
+        vocab_size: V.
 
     Returns:
-        input_ids (B, L) with the replacements, masked_positions (B, M) rising, masked_ids (B, M)
-        and masked_weights (B, M), as in `kbert.features`.
+        input_ids (B, L) with the replacements, masked_positions (B, M) in ascending order,
+        masked_ids (B, M) and masked_weights (B, M), as in `kbert.features`.
     """
     B, L = input_ids.shape
     M = max_predictions

@@ -1,4 +1,4 @@
-"""Splits of labelled examples: a pure function of the seed, the positions and the classes."""
+"""Splits labeled examples, as a pure function of the seed, the positions and the classes."""
 
 import collections
 from collections.abc import Hashable, Sequence
@@ -7,11 +7,11 @@ import numpy as np
 
 from kbert.utils.stateless_random import uniform
 
-_STREAM_SPLIT = 7  # of kbert.utils.stateless_random; batches take 0 to 6
+_STREAM_SPLIT = 7  # of kbert.utils.stateless_random; batches use 0 to 6
 
 
 def split_keys(
-    seed: int, classes: Sequence[Hashable], units: Sequence[Hashable] | None = None
+    seed: int, classes: Sequence[Hashable], groups: Sequence[Hashable] | None = None
 ) -> np.ndarray:
     """Returns a random number in [0, 1) for each example, spread evenly over each class.
 
@@ -20,15 +20,15 @@ def split_keys(
     Args:
         seed: seed of the run.
         classes: class of each of N examples.
-        units: group of each example, such as the context that several questions share; a group is
-            never divided. None: each example is a group.
+        groups: group of each example, such as the context that several questions share; a group is
+            never split. None: each example is a group.
 
     Returns:
         (N,) float64; the examples of a group have equal numbers.
     """
-    first = {}  # unit -> position of its first example, which represents it
-    units = range(len(classes)) if units is None else units
-    heads = np.array([first.setdefault(unit, i) for i, unit in enumerate(units)])
+    first = {}  # group -> position of its first example, which represents it
+    groups = range(len(classes)) if groups is None else groups
+    heads = np.array([first.setdefault(group, i) for i, group in enumerate(groups)])
     draws = uniform(seed, _STREAM_SPLIT, np.arange(len(classes)), 2)
     members = collections.defaultdict(list)
     for i in sorted(first.values(), key=lambda i: draws[i, 0]):

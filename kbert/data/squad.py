@@ -1,4 +1,4 @@
-"""Reads questions about texts: SQuAD 1.1, 2.0, CMRC 2018 and others, and flat rows of questions."""
+"""Reads questions about texts: SQuAD 1.1 and 2.0, CMRC 2018 and others, and rows of questions."""
 
 import dataclasses
 import json
@@ -35,7 +35,8 @@ def squad(path: str, name: str) -> Records:
     object with such a list under "data"), or has one of these objects per line.
 
     Args:
-        path: path of the file. name: its name in messages.
+        path: path of the file.
+        name: name of the file in messages.
 
     Raises:
         UserError: the file cannot be read, is not JSON, or has no questions.
@@ -117,7 +118,7 @@ def _named(record):
     return named
 
 
-class QuestionMaker:
+class QuestionConverter:
     """Converts records to QuestionExamples, whose ids must be unique."""
 
     def __init__(self, labelled: bool):
@@ -126,30 +127,30 @@ class QuestionMaker:
 
     def __call__(self, where: str, record: "Record") -> QuestionExample:
         """Returns the QuestionExample of a record."""
-        identity = str(validation.part(record, "id"))
+        identity = str(validation.value_of(record, "id"))
         if identity in self.ids:
             raise BadExample(f"an earlier question has the same id, {identity}")
         self.ids.add(identity)
-        question = validation.text(validation.part(record, "question"), "the question")
-        context = validation.text(validation.part(record, "context"), "the context")
+        question = validation.text(validation.value_of(record, "question"), "the question")
+        context = validation.text(validation.value_of(record, "context"), "the context")
         if not self.labelled:
             return QuestionExample(where, identity, question, context)
-        validation.part(record, "answers")
-        answers, impossible = answers_of(record)
+        validation.value_of(record, "answers")
+        answers, impossible = parse_answers(record)
         return QuestionExample(where, identity, question, context, answers, impossible)
 
 
-def answers_of(record: "Record") -> tuple[tuple[Answer, ...], bool]:
-    """Returns the answers of a record, unchecked, and whether the question is impossible.
+def parse_answers(record: "Record") -> tuple[tuple[Answer, ...], bool]:
+    """Returns the answers of a record, without checking them, and whether it is impossible.
 
     Args:
-        record: has "answers": a text, {"text", "answer_start"}, a list of these, or, as in Hugging
-            Face's datasets, {"text": list, "answer_start": list}; the start may be missing, or
-            beside "answers". Optionally "is_impossible": by default, a question without answers is
-            impossible.
+        record: dict with "answers", which is a text, {"text", "answer_start"}, a list of these, or,
+            as in Hugging Face's datasets, {"text": list, "answer_start": list}. "answer_start" may
+            be missing, or a key of the record itself. By default, a question is impossible if it
+            has no answers; the key "is_impossible" overrides this.
 
     Raises:
-        BadExample: there are no answers, or an answer does not have such a form.
+        BadExample: there are no answers, or an answer has another form.
     """
     impossible = str(record.get("is_impossible", "")).lower()
     if impossible not in ("true", "false", ""):
@@ -203,10 +204,10 @@ def _answer(answer):
     return Answer(text, start)
 
 
-def located(answer: Answer, context: str) -> Answer:
-    """Returns the answer with its verified offset in the context.
+def locate_answer(answer: Answer, context: str) -> Answer:
+    """Returns the answer with a verified offset in the context.
 
-    White space at its ends may differ. An answer without an offset must occur exactly once.
+    White space around the answer may differ. An answer without an offset must occur exactly once.
 
     Raises:
         BadExample: the answer is not at its offset, or has no offset and does not occur exactly

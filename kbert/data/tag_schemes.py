@@ -1,4 +1,4 @@
-"""Schemes of entity tags: IOB1, IOB2, BIOES, BILOU, BMES, and plain types with O for the rest.
+"""Entity tagging schemes: IOB1, IOB2, BIOES, BILOU, BMES, and plain types with O for the rest.
 
 Files, models, metrics, predictions and exported graphs share this implementation. A scheme gives
 each tag a role and a type: B begins an entity, I continues one, E ends it, S is an entity of one
@@ -30,7 +30,7 @@ _BRACKETS = re.compile(r"(\((?P<type>[^()*]+))?\*?(?P<end>\))?")
 _USUAL = re.compile(r"([BI])-(.+)")
 # Labels of special tokens in some models; X marks the later pieces of a word.
 _SPECIAL = re.compile(r"\[(CLS|SEP|PAD|UNK)\]|<\w+>|PAD")
-_MOST_LETTERS = 5  # with more one-letter labels they are parts of speech, O being one
+_MAX_LETTERS = 5  # if more tags have one letter, they are parts of speech, including O
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,9 @@ class TagScheme:
     """The meaning of a set of tags that mark entities.
 
     Attributes:
-        name: name in messages, such as "IOB2". roles: dict of tag -> (role, type); other tags mark
-            no entities. outside: the tag of words outside entities.
+        name: name in messages, such as "IOB2".
+        roles: dict of tag -> (role, type); other tags mark no entities.
+        outside: the tag of words outside entities.
     """
 
     name: str
@@ -67,7 +68,8 @@ class TagScheme:
     def strict_spans(self, tags: Sequence[str]) -> "list[Span]":
         """Returns only the entities whose tags follow the scheme, like seqeval's strict mode.
 
-        IOB2: B I*. BIOES, BILOU and BMES: B I* E, or S. Schemes without B: all `spans`.
+        In IOB2 that is B I*; in BIOES, BILOU and BMES, B I* E or S. Schemes without B are not
+        checked.
         """
         roles = {role for role, _ in self.roles.values()}
         if "B" not in roles:
@@ -81,10 +83,11 @@ class TagScheme:
         return [span for span in self.spans(tags) if is_valid(*span[1:])]
 
     def write(self, spans: "Iterable[Span]", length: int) -> tuple[str, ...]:
-        """Returns the tags of a text with these entities; IOB2 where the scheme has no tag.
+        """Returns the tags of a text with the given entities, in IOB2 if the scheme lacks a tag.
 
         Args:
-            spans: entities that do not overlap. length: number of words.
+            spans: entities that do not overlap.
+            length: number of words.
         """
         names = {meaning: tag for tag, meaning in reversed(self.roles.items())}
         tags = [self.outside] * length
@@ -97,7 +100,7 @@ class TagScheme:
         return tuple(tags)
 
     def split(self, tag: str, parts: int) -> list[str]:
-        """Returns the tags of the parts when a word with this tag is split."""
+        """Returns the tags of the parts into which a word with this tag is split."""
         role, type = self.roles.get(tag, _OUTSIDE)
         if parts < 2 or role == "O":
             return [tag] * parts
@@ -107,7 +110,7 @@ class TagScheme:
 
 
 def tag_scheme(tags: Iterable[str]) -> TagScheme | None:
-    """Returns the scheme of a set of tags; None: they mark no entities (parts of speech, say).
+    """Returns the scheme of a set of tags, or None if they mark no entities (parts of speech, say).
 
     Args:
         tags: the label names of a model, or all tags of a file.
@@ -122,21 +125,21 @@ def tag_scheme(tags: Iterable[str]) -> TagScheme | None:
 
 
 def _mixed(tags, marks, outside):
-    """The TagScheme of plain types, alone or mixed with B-X and I-X."""
+    """Returns the TagScheme of plain types, alone or mixed with B-X and I-X, or None."""
     usual = {tag: match for tag in marks if (match := _USUAL.fullmatch(tag))}
     others = [tag for tag in marks if tag not in usual and not (usual and tag == "X")]
     roles = {tag: (match[1], match[2]) for tag, match in usual.items()}
     if outside is None:
         is_entities = any(role == "B" for role, _ in roles.values())
         return TagScheme("IOB2", roles, [*others, tags[0]][0]) if is_entities else None
-    if sum(len(tag) == 1 for tag in marks) > _MOST_LETTERS:
+    if sum(len(tag) == 1 for tag in marks) > _MAX_LETTERS:
         return None
     name = "IOB2" if usual or not others else f"plain types with {outside}"
     return TagScheme(name, roles | {tag: ("I", tag) for tag in others}, outside)
 
 
 def _marked(tags, form, outside):
-    """The TagScheme if all tags have the form of a role letter and a type, else None."""
+    """Returns the TagScheme if all tags consist of a role letter and a type, else None."""
     matches = {tag: form.fullmatch(tag) for tag in tags if tag != "X" or len(tags) == 1}
     if not matches or None in matches.values():
         return None
@@ -167,12 +170,12 @@ def _name(letters):
 
 
 def to_iob2(rows: Sequence[Sequence[str]]) -> tuple[list[tuple[str, ...]], TagScheme | None]:
-    """Converts the tags of a file to IOB2, and returns them with their scheme.
+    """Converts the tags of a file to IOB2; returns them and their original scheme.
 
     Parts of speech and plain types are unchanged.
 
     Args:
-        rows: tags of all sentences of a file, which determine the scheme together.
+        rows: tags of all sentences of a file, which together determine the scheme.
     """
     rows = [tuple(tags) for tags in rows]
     distinct = {tag for tags in rows for tag in tags}
@@ -182,7 +185,7 @@ def to_iob2(rows: Sequence[Sequence[str]]) -> tuple[list[tuple[str, ...]], TagSc
     scheme = tag_scheme(distinct)
     if scheme is None or scheme.name.startswith("plain"):
         return rows, scheme
-    if scheme.name == "IOB2" and not _is_iob1(rows, scheme):  # errors stay for strict metrics
+    if scheme.name == "IOB2" and not _is_iob1(rows, scheme):  # keep errors for strict metrics
         new = {scheme.outside: "O"} if scheme.outside == "o" else {}
         for tag, (role, type) in scheme.roles.items():
             new[tag] = tag if tag == type else _iob2(role, type)
@@ -206,7 +209,7 @@ def _without_brackets(tags):
 
 
 def _is_iob1(rows, scheme):
-    """Whether entities begin with I, and with B only directly after one of the same type."""
+    """Returns whether entities begin with I, or with B only directly after one of the same type."""
     begins_with_i = False
     for tags in rows:
         spans = scheme.spans(tags)
@@ -222,11 +225,11 @@ def _iob2(role, type):
     return role if type == _UNTYPED else f"{role}-{type}"
 
 
-def in_terms_of(names: Sequence[str], examples: "Sequence[TagExample]") -> "list[TagExample]":
-    """Converts the tags of examples to the label names and tag scheme of a model.
+def convert_tags(names: Sequence[str], examples: "Sequence[TagExample]") -> "list[TagExample]":
+    """Converts the tags of examples to the label names and tagging scheme of a model.
 
-    Label ids become names. Entities are rewritten if the file uses another scheme, or writes their
-    types in another case.
+    Label ids become names. Tags are rewritten if the file uses another scheme, or another case for
+    the types.
     """
     rows = [example.tags for example in examples]
     if not any(name.isdecimal() for name in names):

@@ -29,7 +29,7 @@ from kbert.data.columns import (
     column_of_flag,
     is_number,
     listed,
-    parts,
+    split_flag,
 )
 from kbert.data.headers import UndecidedError, find_header, normalized
 from kbert.data.records import BadExample, shown
@@ -106,7 +106,7 @@ def _keep_accepted(records):
 
 def _has_header(records, config, rows):
     names = (config.text_column, config.text_pair_column, config.label_column)
-    names = [*names, *parts(config.label_columns)]
+    names = [*names, *split_flag(config.label_columns)]
     if config.header != "auto" or any(name and not is_number(name) for name in names):
         return config.header != "no"
     signs = find_header(rows, KNOWN, records.name)
@@ -135,7 +135,7 @@ class _Finder:
         self.text = find("text_column", config.text_column)
         self.text_pair = find("text_pair_column", config.text_pair_column)
         self.label = find("label_column", config.label_column)
-        self.labels = [find("label_columns", part) for part in parts(config.label_columns)]
+        self.labels = [find("label_columns", part) for part in split_flag(config.label_columns)]
         self.guessed: list[str] = []
 
     def columns(self, labelled: bool) -> Columns:
@@ -157,7 +157,7 @@ class _Finder:
         return checked_columns(
             self.records,
             self._keys(),
-            from_the_left=set(self._keys()) <= set(given),
+            allow_extra=set(self._keys()) <= set(given),
             text=self.text,
             text_pair=self.text_pair,
             label=self.label,

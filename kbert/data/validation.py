@@ -1,4 +1,4 @@
-"""Checks of the values of a record: each returns the value to use, or raises BadExample."""
+"""Validates the values of a record: each function returns the value to use or raises BadExample."""
 
 import ast
 import contextlib
@@ -23,15 +23,15 @@ _BYTES = re.compile(r"""(?s)b'.*'|b".*\"""")
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 
 
-def part(record: "Record", key: str | int) -> object:
-    """Returns a row's cell in a column, or an object's value of a key."""
+def value_of(record: "Record", key: str | int) -> object:
+    """Returns the cell of a row, or the value under a key of an object."""
     if isinstance(record, dict) and key not in record:
         raise BadExample(f"there is no key {key!r}; the keys are {', '.join(map(repr, record))}")
     return record[key]
 
 
 def text(value: object, what: str) -> str:
-    """Returns a str that is not blank. `what` names it in messages."""
+    """Returns a str that is not blank; `what` is its name in messages."""
     if not isinstance(value, str):
         raise BadExample(f"{what} must be a string; got {shown(value)}")
     if not value.strip():
@@ -50,10 +50,8 @@ def check_width(row: "Record", columns: "Columns") -> None:
         raise BadExample(
             f"the row has {count(len(row), 'column')}; the first row has {expected_width}"
         )
-    if len(row) < columns.least_width:
-        raise BadExample(
-            f"the row has {count(len(row), 'column')}; {columns.least_width} are needed"
-        )
+    if len(row) < columns.min_width:
+        raise BadExample(f"the row has {count(len(row), 'column')}; {columns.min_width} are needed")
 
 
 def label_name(value: object) -> str:
@@ -63,14 +61,14 @@ def label_name(value: object) -> str:
     if value is None or value != value or value == "":
         raise BadExample("the label is empty")
     if isinstance(value, int | float):
-        return whole_name(str(value))
+        return normalized_name(str(value))
     if not isinstance(value, str):
         raise BadExample(f"the label must be a string or a number; got {shown(value)}")
-    return whole_name(text(value, "the label").strip())
+    return normalized_name(text(value, "the label").strip())
 
 
-def whole_name(name: str) -> str:
-    """Returns the name of a label; whole numbers lose their decimals: "1.0" becomes "1"."""
+def normalized_name(name: str) -> str:
+    """Returns the name of a label without the decimals of a whole number: "1.0" becomes "1"."""
     is_whole = re.fullmatch(r"-?[0-9]{1,99}\.0*", name)
     return str(int(name.partition(".")[0])) if is_whole else name
 
@@ -87,7 +85,7 @@ def class_name(value: object) -> str:
 def label_tuple(value: object) -> tuple[str, ...]:
     """Returns labels as text, from a list or a cell such as "a,b", "a|b", "['a']" or "" (none).
 
-    A list of only 0 and 1 keeps them all: there may be one for each label.
+    A list of only 0 and 1 is kept as it is, because it may have one number per label.
     """
     value = _from_object(value)
     if not isinstance(value, list):
@@ -111,7 +109,7 @@ def label_tuple(value: object) -> tuple[str, ...]:
 
 
 def _from_object(value):
-    """The labels of an object {"a": 1, "b": 0} or {"choices": ["a"]}, also in a cell."""
+    """Returns the labels of {"a": 1, "b": 0} or {"choices": ["a"]}, which may be in a cell."""
     if isinstance(value, str) and value.strip()[:1] == "{":
         for parse in (json.loads, ast.literal_eval):
             with contextlib.suppress(ValueError, SyntaxError, RecursionError, TypeError):
@@ -126,7 +124,7 @@ def _from_object(value):
 
 
 def list_in_cell(cell: str) -> list[str] | None:
-    """Returns the items of a list in Python, JSON or NumPy syntax in a cell; None: no list."""
+    """Returns the items of a list that a cell has in Python, JSON or NumPy syntax, or None."""
     brackets, quoted = cell[:1] + cell[-1:], _QUOTED.findall(cell)
     rest = _QUOTED.sub("", cell[1:-1]).strip(", \t\r\n")
     if _TAGS.fullmatch(cell):
@@ -152,15 +150,15 @@ def _unquoted(item):
 
 
 def is_one(value: object, name: str) -> bool:
-    """Returns whether a value is 1; it must be 0 or 1. name: the column's label."""
+    """Returns whether a value, which must be 0 or 1, is 1; `name` is the label of its column."""
     known = {"0": False, "1": True, "false": False, "true": True}
-    text = whole_name(str(value).strip().lower())
+    text = normalized_name(str(value).strip().lower())
     if text not in known:
         raise BadExample(f"the column {name!r} must be 0 or 1; got {shown(value)}")
     return known[text]
 
 
-def target(value: object, where: str) -> float:
+def number_label(value: object, where: str) -> float:
     """Returns a label as a finite number."""
     if value is None or (isinstance(value, str) and not value.strip()):
         raise BadExample("the label is empty")

@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from kbert.data.tag_schemes import in_terms_of
-from kbert.data.validation import whole_name
+from kbert.data.tag_schemes import convert_tags
+from kbert.data.validation import normalized_name
 from kbert.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def label_names(examples: "Iterable[TextExample | TagExample]") -> tuple[str, ..
 
 def label_numbers(names: Sequence[str]) -> dict[str, int]:
     """Maps label names to ids. If no name is a number, "0", "1", ... are accepted, too."""
-    numbers = {whole_name(name): i for i, name in enumerate(names)}  # a model may have "1.0" for 1
+    # A model may have the name "1.0" for 1.
+    numbers = {normalized_name(name): i for i, name in enumerate(names)}
     if not any(re.fullmatch(r"[0-9]+", name) for name in numbers):
         numbers |= {str(i): i for i in range(len(names))}
     return numbers | {name: i for i, name in enumerate(names)}
@@ -109,7 +110,7 @@ def keep_known(
         UserError: labels are unknown (with file and line), or all examples were skipped.
     """
     if hasattr(examples[0], "tags"):
-        examples = in_terms_of(names, examples)
+        examples = convert_tags(names, examples)
     known = label_numbers(names).keys()
     is_known = [known >= set(_labels_of(example)) for example in examples]
     bad = [example for example, fits in zip(examples, is_known, strict=True) if not fits]
@@ -156,7 +157,7 @@ def check_no_numbers(examples: "Iterable[TextExample | TagExample]", names: Sequ
 
     The order of such names is arbitrary.
     """
-    numbers = label_numbers(names).keys() - set(map(whole_name, names))
+    numbers = label_numbers(names).keys() - set(map(normalized_name, names))
     for example in examples:
         for name in numbers.intersection(_labels_of(example)):
             raise UserError(

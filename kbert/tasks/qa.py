@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from kbert.data.examples import QuestionExample, form_of, open_records
+from kbert.data.examples import QuestionExample, open_records, source_format
 from kbert.data.records import BadExample
-from kbert.data.squad import QuestionMaker, located, question_rows, squad
+from kbert.data.squad import QuestionConverter, locate_answer, question_rows, squad
 from kbert.errors import UserError, one_line
 from kbert.model.models import BertForQuestionAnswering
 from kbert.tasks.answers import answer_positions, best_answers, best_null_threshold
@@ -147,9 +147,9 @@ class QuestionAnswering(Task):
     def reader(
         cls, source: str, config: "ColumnConfig", labelled: bool
     ) -> "tuple[Records, Callable[[str, Record], QuestionExample]]":
-        if form_of(source) == "json":
-            return squad(source, os.path.basename(source)), QuestionMaker(labelled)
-        return question_rows(open_records(source, cls.name, None)), QuestionMaker(labelled)
+        if source_format(source) == "json":
+            return squad(source, os.path.basename(source)), QuestionConverter(labelled)
+        return question_rows(open_records(source, cls.name, None)), QuestionConverter(labelled)
 
     @classmethod
     def checked_for_training(
@@ -161,7 +161,7 @@ class QuestionAnswering(Task):
         kept, moved, first = [], 0, ""
         for example in examples:
             try:
-                answers = tuple(located(answer, example.context) for answer in example.answers)
+                answers = tuple(locate_answer(a, example.context) for a in example.answers)
             except BadExample as error:
                 first = first or f"{example.where}: {error}."
                 if not skip_bad_lines:

@@ -48,7 +48,7 @@ class Regression(TextTask):
     problem_type: str | None = "regression"
     endpoint: type[Endpoint] | None = RegressionEndpoint
     roles: TextRoles = TextRoles(texts=(1, 2), label="number")
-    label: "staticmethod[[object, str], float]" = staticmethod(validation.target)
+    label: "staticmethod[[object, str], float]" = staticmethod(validation.number_label)
 
     def targets(self, examples: Sequence[TextExample]) -> np.ndarray:
         """Returns the target numbers, (N,) float32. Raises UserError for several outputs."""

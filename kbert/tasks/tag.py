@@ -13,7 +13,7 @@ import tensorflow as tf
 from kbert.data.bucketed_batches import EncodedExample
 from kbert.data.columns import count, tag_keys
 from kbert.data.conll import conll
-from kbert.data.examples import TagExample, form_of, open_records, tag_example
+from kbert.data.examples import TagExample, open_records, source_format, tag_example
 from kbert.data.tag_schemes import TagScheme, tag_scheme, to_iob2
 from kbert.errors import UserError
 from kbert.model.models import BertForTokenClassification
@@ -95,13 +95,13 @@ class Tagging(Task):
     def reader(
         cls, source: str, config: "ColumnConfig", labelled: bool
     ) -> "tuple[Records, Callable[[str, Record], TagExample]]":
-        if form_of(source) == "csv":
+        if source_format(source) == "csv":
             raise UserError(
                 f"{source} is a table with commas; words are read from files with one word per "
                 f"line, columns separated by tabs or spaces, and an empty line between sentences, "
                 f"or from JSON lines with lists of words and tags. Convert it."
             )
-        if form_of(source) in ("tfds", "arrow", "json", "jsonl", "ndjson"):
+        if source_format(source) in ("tfds", "arrow", "json", "jsonl", "ndjson"):
             records = open_records(source, cls.name, None)
             keys = tag_keys(records, config, labelled)
         else:

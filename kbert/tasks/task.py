@@ -186,7 +186,7 @@ class Task(abc.ABC):
 
     @classmethod
     def split_groups(cls, examples: Sequence[Any]) -> tuple[list[Any], list[Any] | None]:
-        """Returns the `classes` and `units` of examples for `kbert.data.splits.split_keys`."""
+        """Returns the `classes` and `groups` of examples for `kbert.data.splits.split_keys`."""
         return rarest_labels(examples) if cls.fewest_labels else [None] * len(examples), None
 
     def label_summary(self, examples: Sequence[Any]) -> str:

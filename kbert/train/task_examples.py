@@ -123,8 +123,8 @@ def split_examples(
 
 def _keys(rows, config):
     """The `split_keys` of examples, and their classes."""
-    classes, units = get_task(config.task).split_groups(rows)
-    return split_keys(config.seed, classes, units), classes
+    classes, groups = get_task(config.task).split_groups(rows)
+    return split_keys(config.seed, classes, groups), classes
 
 
 def _move(examples, part, name, flag):

@@ -413,7 +413,7 @@ def test_label_names(tmp_path):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "--label_names= has no label names. Separate them by commas or lines."),
+        ("", "--label_names= has no label names. Separate them with commas or line breaks."),
         ("a,,b", "--label_names=a,,b: label 1 (from 0) is empty."),
         ("a,b,a", "--label_names=a,b,a: 'a' appears twice, as labels 0 and 2."),
         ("data/names", "--label_names: there is no file data/names."),

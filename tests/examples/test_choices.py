@@ -243,7 +243,7 @@ def test_columns_that_are_not_read(read):
     text = rows(record | {"choices": ["bike", "car"], "answer": "A"})
     read("t.jsonl", text, "choice", report=reports.append)
     assert reports[0] == (
-        "note: t.jsonl: not read: 'fact'; set --text_column or --text_pair_column to read others"
+        "note: t.jsonl: not read: 'fact'; set --text_column or --text_pair_column to read one"
     )
     text = "question,fact,A,B,answer\nQ?,Bikes have two thin wheels.,bike,car,A\n"
     reports.clear()

@@ -186,7 +186,7 @@ def test_a_sentence_in_each_line(error_of, space):
 
 def test_quotes_of_csv(error_of):
     message = error_of("t.tsv", '""""\tO\nOslo\tB-LOC\n', "tag")
-    assert 't.tsv has the word """", which is a quote as CSV writes it.' in message
+    assert 't.tsv has the word """", which is how CSV writes a quote.' in message
 
 
 # Schemes
