@@ -200,7 +200,7 @@ def test_other_formats_have_zeros(folders, tmp_path, format):
     (note,) = [line for line in lines if "heads" in line]
     assert note == (
         f"note: the format {format} does not support removed heads: they are written as zeros. "
-        f"The outputs are the same, but the model is not smaller or faster."
+        f"The outputs are the same, but the model is neither smaller nor faster."
     )
     again = kbert.BertForSequenceClassification.from_pretrained(tmp_path / "x", hidden_act="gelu")
     assert again.config.attention_heads_per_layer is None

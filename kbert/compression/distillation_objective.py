@@ -1,4 +1,4 @@
-"""The objective of distillation: a mix of the labels' loss and losses against a teacher."""
+"""The distillation objective: a weighted sum of the label loss and losses against a teacher."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -21,21 +21,21 @@ class Objective(Protocol):
     names: tuple[str, ...]
 
     def count(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """The denominators of the loss; summed over the global batch before use."""
+        """Returns the denominators of the loss, which are then summed over the global batch."""
         ...
 
     def sums(
         self, outputs: Mapping[str, Any], features: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        """Returns a dict of `names` -> float32 scalar, sums over a batch."""
+        """Returns sums over a batch: a dict of `names` -> float32 scalar."""
         ...
 
     def loss(self, sums: dict[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
-        """Contribution of part of a global batch to the loss. count: count of the global batch."""
+        """Returns what part of a global batch adds to its loss; `count`: of the global batch."""
         ...
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Returns the metrics, among them "loss"; sums: over a window of steps."""
+        """Returns the metrics, including "loss", from the sums over several steps."""
         ...
 
 
@@ -50,13 +50,13 @@ class DistillationObjective:
     and attention terms are means over tokens, blocks and heads, without padding.
 
     Args:
-        objective: objective for the labels, see `kbert.train.losses`.
+        objective: objective for the labels; see `kbert.train.losses`.
         config: temperature and weights of the losses.
-        teacher: the teacher, loaded before the first step.
+        teacher: the teacher, which is loaded before the first step.
         soft: function of the student's outputs, the teacher's outputs and the features that returns
             the sum of the soft losses over all labels.
-        loss, count: names of the sums of the label loss and of its count; the soft loss replaces
-            part of the label loss.
+        loss, count: names of two sums, the label loss (of which the soft loss replaces a part) and
+            its denominator.
 
     Attributes:
         names: names of the sums of a step.
@@ -84,7 +84,7 @@ class DistillationObjective:
         self.names = (*objective.names, *self._compared, "soft_loss", "compared_tokens")
 
     def count(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """The denominators of the losses, labels and tokens: (2,) float32."""
+        """Returns the denominators of the losses, (2,) float32: numbers of labels and tokens."""
         return tf.stack([self._objective.count(features), tf.reduce_sum(_mask(features))])
 
     def sums(
@@ -103,7 +103,8 @@ class DistillationObjective:
     def _distance(self, student_outputs, teacher_outputs, difference, features, first):
         """Sums the difference between the student's and the teacher's blocks over the tokens.
 
-        first: whether the outputs begin with the embeddings.
+        Args:
+            first: whether the outputs begin with the embeddings.
         """
         mask, total = _mask(features), 0.0
         for i, number in enumerate(self._teacher.layers):
@@ -112,7 +113,7 @@ class DistillationObjective:
         return total / len(self._teacher.layers)
 
     def loss(self, sums: dict[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
-        """Contribution of part of a global batch to the loss. count: count of the global batch."""
+        """Returns what part of a global batch adds to its loss; `count`: of the global batch."""
         config = self._config
         share = config.soft_weight
         mixed = (1 - share) * sums[self._loss] + share * sums["soft_loss"]
@@ -137,7 +138,7 @@ class DistillationObjective:
 
 
 def _mask(features):
-    """(rows, L) float32: 1 for tokens, 0 for padding and for rows that only pad the batch."""
+    """Returns (rows, L) float32: 1 for tokens, 0 for padding and for rows that pad the batch."""
     mask = tf.cast(features["attention_mask"], tf.float32)
     if "label_weights" in features:
         weights = features["label_weights"]
@@ -148,11 +149,11 @@ def _mask(features):
 
 
 def _squared(student, teacher):
-    """(B, L), mean squared difference of hidden states (B, L, D)."""
+    """Returns (B, L), the mean squared differences of hidden states (B, L, D)."""
     return tf.reduce_mean(tf.square(student - teacher), axis=-1)
 
 
-def _divergence(student, teacher, least=1e-9):
-    """(B, L), KL(teacher || student) in nats of attention (B, H, L, L), mean over the heads."""
-    ratio = tf.math.log(teacher + least) - tf.math.log(student + least)
+def _divergence(student, teacher, epsilon=1e-9):
+    """Returns (B, L), the KL(teacher || student) of attention (B, H, L, L) in nats, over heads."""
+    ratio = tf.math.log(teacher + epsilon) - tf.math.log(student + epsilon)
     return tf.reduce_mean(tf.reduce_sum(teacher * ratio, axis=-1), axis=1)

@@ -32,21 +32,22 @@ RESULT_FILE = "prune.json"
 def prune(config: PruneConfig, report: Callable[[str], None] = print) -> dict[str, Any]:
     """Removes the least important attention heads of a fine-tuned model and writes the result.
 
-    The folder is written atomically, in kbert's own format: config, weights, tokenizer and task as
-    from `kbert.finetune`, and the returned dict as `prune.json`.
+    The folder is written atomically, in kbert's own format, with the same files as after
+    `kbert.finetune` (config, weights, tokenizer, task) and the returned dict as `prune.json`.
 
     Args:
-        config: settings of the program. report: called with lines of text.
+        config: settings of the program.
+        report: called with lines of text.
 
     Returns:
         dict of `removed`, the indices of the removed heads of each layer; `importance` of all heads
-        by layer (see `head_importance`); `model`, `data_file` and `examples`, their number; and,
-        each with `before` and `after`, `heads` by layer, `parameters`, `bytes` as float32 and, with
-        an `eval_file`, `scores`.
+        by layer (see `head_importance`); `model`, `data_file` and `examples`, the number of
+        examples; and, each with `before` and `after`, `heads` by layer, `parameters`, `bytes` in
+        float32 and, with an `eval_file`, `scores`.
 
     Raises:
-        UserError: the model or the examples cannot be used (with file and line), the fraction
-            cannot be removed, or the output folder is not empty.
+        UserError: the model or the examples (the file and line are given) cannot be used, the
+            fraction cannot be removed, or the output folder is not empty.
     """
     target = pathlib.Path(config.output_dir)
     storage.check_free(target)
@@ -55,7 +56,7 @@ def prune(config: PruneConfig, report: Callable[[str], None] = print) -> dict[st
         examples = task.checked_for_training(examples, config.skip_bad_lines, report)
         bert = predictor.model.config
         heads = [bert.block_heads(i) for i in range(bert.num_hidden_layers)]
-        # Raises early, before anything slow, if the fraction cannot be removed.
+        # Raises an error before anything slow if the fraction cannot be removed.
         least_important([[0.0] * count for count in heads], config.prune_fraction)
         items = task.encode(examples).items
         report(f"{config.model}: {task.name}, {len(examples):,} examples of {config.data_file}")
@@ -75,7 +76,7 @@ def prune(config: PruneConfig, report: Callable[[str], None] = print) -> dict[st
             "heads": {"before": heads, "after": [len(numbers) for numbers in kept]},
         }
         with atomic.folder(target) as folder:
-            counts = _write_without(folder, predictor, kept)
+            counts = _write_pruned(folder, predictor, kept)
             result["parameters"] = dict(zip(("before", "after"), counts, strict=True))
             result["bytes"] = {when: 4 * count for when, count in result["parameters"].items()}
             _write_task(folder, predictor, task, examples)
@@ -88,8 +89,8 @@ def prune(config: PruneConfig, report: Callable[[str], None] = print) -> dict[st
     return result
 
 
-def _write_without(folder, predictor, kept):
-    """Writes config and weights without the pruned heads; returns parameters before and after."""
+def _write_pruned(folder, predictor, kept):
+    """Writes the pruned model; returns the numbers of parameters before and after pruning."""
     parts = type(predictor.model).task_heads
     with predictor.folder.open_weights(parts=parts) as (config, weights):
         smaller, fewer = without_heads(config, weights, kept)
@@ -107,7 +108,7 @@ def _write_task(folder, predictor, task, examples):
 
 
 def _scores(config, folder):
-    """Returns the scores of `kbert.inference.evaluation.evaluate`."""
+    """Returns the scores of a model on the `eval_file`."""
     settings = shared_settings(config, ExampleConfig)
     settings |= {"eval_file": config.eval_file, "batch_size": config.batch_size}
     return evaluate(EvaluateConfig(model=str(folder), **settings), lambda line: None)
@@ -145,18 +146,19 @@ def head_importance(
     equation (2). A window of a long text counts as an example.
 
     Args:
-        model: float32 model of the task. task: Task that computes the loss.
+        model: float32 model of the task.
+        task: Task that computes the loss.
         items: labeled examples.
         batch_size: examples per batch.
 
     Returns:
-        list of N float64 arrays (H,), where H is the number of heads of that block.
+        N float64 arrays (H,), where H is the number of heads of the block.
     """
     batches = BucketedBatches(items, batch_size, task.max_seq_length, task.tokenizer.pad_id, seed=0)
     attentions = [block.attention for block in getattr(model, "bert", model).encoder.blocks]
 
     def gradients(features):
-        """The sum of |dL / dm| over a batch, (H,) for each block."""
+        """Returns the sum of |dL / dm| over a batch, (H,) for each block."""
         rows = tf.shape(features["labels"])[0]
         masks = [tf.ones((rows, attention.attention_heads)) for attention in attentions]
         with tf.GradientTape() as tape:
@@ -202,13 +204,14 @@ def least_important(
     """Selects the least important heads over all layers; every layer keeps at least one head.
 
     Args:
-        importance: as returned by `head_importance`. share: fraction of all heads.
+        importance: result of `head_importance`.
+        share: fraction of all heads.
 
     Returns:
-        N sorted lists of indices of heads.
+        N sorted lists of head indices.
 
     Raises:
-        UserError: no head would be removed, or too many would be.
+        UserError: no head or too many heads would be removed.
     """
     heads = sum(len(layer) for layer in importance)
     count, most = round(share * heads), heads - len(importance)

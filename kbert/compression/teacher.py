@@ -1,4 +1,4 @@
-"""The teacher of a distillation run: its model, its checks and the blocks to compare."""
+"""The teacher of a distillation run: its model, checks against the student, blocks to compare."""
 
 import hashlib
 import os
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from kbert.tokenizer import BertTokenizer
 
 
-def start_layers(
+def initial_layers(
     config: "PretrainConfig | DistillConfig", teacher: "BertConfig"
 ) -> tuple[int, ...] | None:
     """Returns the blocks of `init_from` that initialize the student, numbered from 1; None: all.
 
     Args:
-        config: settings of the run. teacher: config of the teacher.
+        config: settings of the run.
+        teacher: config of the teacher.
     """
     if os.path.normpath(config.teacher) != os.path.normpath(config.init_from or ""):
         return None
@@ -42,7 +43,7 @@ def _chosen(config, layers, N):
 
 
 def check_heads(folder: "ModelFolder", model_class: "type[PretrainedModel]") -> None:
-    """Raises UserError if the teacher lacks a task head (it would be randomly initialized)."""
+    """Raises UserError if the teacher lacks a task head, which would be randomly initialized."""
     with folder.open_weights(parts=model_class.task_heads) as (_, weights):
         lacking = set(model_class.task_heads) - {part_of(name) for name in weights}
     if lacking:
@@ -56,8 +57,10 @@ class Teacher:
     """The teacher of a run; `load` creates its model.
 
     Args:
-        folder: folder of the teacher. config: settings of the run.
-        student: config of the student. tokenizer: the student's tokenizer.
+        folder: folder of the teacher.
+        config: settings of the run.
+        student: config of the student.
+        tokenizer: tokenizer of the student.
 
     Attributes:
         config: config of the teacher.
@@ -104,16 +107,16 @@ class Teacher:
         self._compares = bool(config.hidden_weight or config.attention_weight)
         self.layers = ()
         if self._compares:
-            self.layers = self._mapped(student)
+            self.layers = self._matching_layers(student)
             self._check_sizes(student)
-        elif config.student_layers and start_layers(config, teacher_config) is None:
+        elif config.student_layers and initial_layers(config, teacher_config) is None:
             raise UserError(
                 "student_layers has no effect on a student that neither starts from its teacher's "
                 "blocks nor is compared with them. Remove it or --init_from, or set "
                 "--hidden_weight or --attention_weight."
             )
 
-    def _mapped(self, student):
+    def _matching_layers(self, student):
         N, M = self.config.num_hidden_layers, student.num_hidden_layers
         layers = self._settings.parse_student_layers()
         if layers is None and M > N:
@@ -144,24 +147,24 @@ class Teacher:
                 )
 
     def load(self, model_class: "type[PretrainedModel]") -> None:
-        """Creates the model, frozen. Call it in the scope of the strategy."""
+        """Creates the model and freezes it. Call this in the scope of the strategy."""
         settings = self._settings
         model = model_class.from_pretrained(self._folder, dtype=settings.precision)
         model.trainable = False
-        self.show(model)
+        self.enable_outputs(model)
         digest = hashlib.sha256()
         for weight in model.weights:
             digest.update(np.ascontiguousarray(weight.numpy()))
         self._model, self.fingerprint = model, digest.hexdigest()
         self.parameters = model.count_params()
 
-    def show(self, model: "PretrainedModel") -> None:
-        """Makes a model, student or teacher, return the outputs that are compared."""
+    def enable_outputs(self, model: "PretrainedModel") -> None:
+        """Makes a model, the student or the teacher, return the outputs to compare."""
         model.bert.output_hidden_states = bool(self._settings.hidden_weight)
         model.bert.output_attentions = bool(self._settings.attention_weight)
 
     def __call__(self, features: "Mapping[str, tf.Tensor]") -> dict[str, Any]:
-        """Returns the outputs of the teacher's model."""
+        """Returns the outputs of the teacher."""
         return self._model(features, training=False)
 
     def describe(self) -> str:
@@ -178,6 +181,6 @@ class Teacher:
 
 
 def _heads_text(config, layers=None):
-    """The head counts of the blocks `layers` (numbered from 1; None for all), as text."""
+    """Returns the head counts of blocks as text; `layers` are numbered from 1, None for all."""
     layers = layers or range(1, config.num_hidden_layers + 1)
     return ", ".join(str(config.block_heads(number - 1)) for number in layers)

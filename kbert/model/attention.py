@@ -1,4 +1,4 @@
-"""Multi-head self-attention (Vaswani et al. 2017, section 3.2), as BERT uses it."""
+"""BERT's self-attention (Vaswani et al. 2017, section 3.2), and base classes of its layers."""
 
 import contextlib
 import contextvars
@@ -17,7 +17,7 @@ _skipping = contextvars.ContextVar("skip_initialization", default=False)
 
 @contextlib.contextmanager
 def skip_initialization() -> Iterator[None]:
-    """Initializes matrices of new layers to 0 instead of randomly: weights are loaded later."""
+    """Initializes the matrices of new layers to 0, not randomly, because weights will be loaded."""
     token = _skipping.set(True)
     try:
         yield
@@ -34,7 +34,7 @@ def matrix_initializer(config: BertConfig) -> keras.initializers.Initializer:
 
 @keras.saving.register_keras_serializable("kbert")
 class Dropout(keras.layers.Dropout):
-    """Dropout that uses the random numbers of `kbert.model.fused`."""
+    """Dropout with the masks of `kbert.model.fused.dropout`."""
 
     def next_seed(self) -> keras.KerasTensor:
         """Returns the seed of the next call, (2,) int32."""
@@ -50,9 +50,9 @@ class Dropout(keras.layers.Dropout):
 
 @keras.saving.register_keras_serializable("kbert")
 class Dense(keras.layers.Dense):
-    """Dense that saves the matrices A and B of LoRA separately from the kernel.
+    """Dense that saves LoRA's matrices A and B separately from the kernel.
 
-    Keras would save their sum and restore A = B = 0, which have no gradient.
+    Keras would save the merged kernel and restore A = B = 0, which have no gradient.
     """
 
     def save_own_variables(self, store: dict[str, Any]) -> None:
@@ -72,7 +72,7 @@ class Dense(keras.layers.Dense):
     def quantize(
         self, mode: str | None = None, type_check: bool = True, config: object | None = None
     ) -> None:
-        """See `keras.layers.Dense.quantize`, whose `type_check` would exclude this subclass."""
+        """See `keras.layers.Dense.quantize`, whose `type_check` would reject this subclass."""
         super().quantize(mode, type_check=False, config=config)
 
 
@@ -125,7 +125,7 @@ def attention_bias(attention_mask: keras.KerasTensor, dtype: str) -> keras.Keras
 class SelfAttention(ConfiguredLayer):
     """Self-attention of H heads of width K, without the output projection.
 
-    The block applies the projection, `output_dense`, fused with the ops that follow it.
+    `EncoderBlock` applies the projection, `output_dense`, fused with the ops that follow it.
 
     Args:
         config: BertConfig.

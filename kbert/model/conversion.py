@@ -29,12 +29,12 @@ def convert(
 
     Args:
         model: folder, as for `BertModel.from_pretrained`.
-        output_dir: folder to create; must be missing or empty.
+        output_dir: folder to create; it must not exist or be empty.
         format: one of `kbert.utils.formats.FORMATS`.
         allow_missing: as for `BertModel.from_pretrained` and `save_pretrained`; "tokenizer" to
             convert only the weights.
         lower_case: as for `BertTokenizer.from_pretrained`.
-        report: called with each line of progress.
+        report: called with each progress line.
 
     Raises:
         UserError: the model cannot be read, the output folder is not empty, or weights are unknown,

@@ -16,7 +16,8 @@ def gather_positions(x: keras.KerasTensor, positions: keras.KerasTensor) -> kera
     """Gathers the rows of each sequence at the given positions.
 
     Args:
-        x: (B, L, D). positions: (B, M) int.
+        x: (B, L, D).
+        positions: (B, M) int.
 
     Returns:
         (B, M, D).
@@ -31,7 +32,7 @@ def _check_length(L: int | None, max_position_embeddings: int) -> None:
     if L is not None and max_position_embeddings < L:
         raise UserError(
             f"the sequences have {L} tokens, but max_position_embeddings of the model is "
-            f"{max_position_embeddings}. Shorten them, such as with "
+            f"{max_position_embeddings}. Truncate them, for example with "
             f"tokenizer(texts, max_length={max_position_embeddings})."
         )
 
@@ -42,11 +43,14 @@ def _look_up(
     """Returns the rows of a table.
 
     Args:
-        ids: (...) int. name: name of the ids. field: config field with the size of the table.
+        table: embedding table.
+        ids: (...) int.
+        name: name of the ids, for messages.
+        field: config field with the size of the table, for messages.
 
     Raises:
-        UserError: an id has no row. Values are known only outside graphs, and checked only on
-            TensorFlow, whose own message names neither the ids nor the field.
+        UserError: an id has no row. This is checked only in eager execution and on TensorFlow,
+            whose own message names neither the ids nor the field.
     """
     if keras.backend.backend() == "tensorflow" and hasattr(ids, "numpy"):
         values = ids.numpy()
@@ -64,7 +68,8 @@ class Embeddings(ConfiguredLayer):
     """Sum of word, position and segment embeddings, then LayerNorm and dropout.
 
     Call arguments:
-        input_ids: (B, L) int, or None. token_type_ids: (B, L) int, or None for all 0.
+        input_ids: (B, L) int, or None.
+        token_type_ids: (B, L) int, or None for all 0.
         position_ids: (B, L) int, or None for 0 to L - 1.
         inputs_embeds: (B, L, D), the word embeddings if `input_ids` is None.
 
@@ -72,7 +77,7 @@ class Embeddings(ConfiguredLayer):
         (B, L, D).
 
     Raises:
-        UserError: the sequences are too long; or, outside graphs on TensorFlow, an id is out of
+        UserError: the sequences are too long; or, in eager execution on TensorFlow, an id is out of
             range.
     """
 
@@ -181,8 +186,8 @@ class EncoderBlock(ConfiguredLayer):
 
 def _rematerialized(block, x, bias):
     """Computes `block(x, bias, training=True)[0]`, keeping only `x` for the backward pass."""
-    # Passed by value: seeds, so that the recomputation applies the same dropout; weights, so that
-    # no backend has to track them inside the function.
+    # Values are passed instead of variables: of the seeds, so that the recomputation applies the
+    # same dropout; of the weights, so that no backend has to track variables inside the function.
     weights = block.trainable_variables
     known = {id(weight) for weight in block.weights}  # including frozen ones
     seeds = [variable for variable in block.variables if id(variable) not in known]
@@ -210,13 +215,14 @@ class Encoder(ConfiguredLayer):
             blocks. Attention weights are then not returned.
 
     Call arguments:
-        x: (B, L, D). attention_mask: (B, L), 1 = token, 0 = padding; None = all tokens.
+        x: (B, L, D).
+        attention_mask: (B, L), 1 = token, 0 = padding; None = all tokens.
         positions: (B, P) int, the positions of the last hidden state to compute; None for all. The
-            last block computes keys and values for all tokens, all else only for these positions.
+            last block computes only keys and values for the other positions.
 
     Returns:
-        tuple of N + 1 hidden states (B, L, D), the input first; and tuple of N attention weights
-        (B, H, L, L). With `positions`, the last elements are (B, P, D) and (B, H, P, L).
+        A tuple of N + 1 hidden states (B, L, D), the input first, and a tuple of N attention
+        weights (B, H, L, L). With `positions`, the last elements are (B, P, D) and (B, H, P, L).
     """
 
     remat = False
@@ -246,7 +252,7 @@ class Encoder(ConfiguredLayer):
         hidden_states, attentions = (x,), ()
         for block in self.blocks:
             is_last = block is self.blocks[-1]
-            if self.remat and training and not is_last:  # backward starts with the last block
+            if self.remat and training and not is_last:  # the backward pass starts with the last
                 x = _rematerialized(block, x, bias)
             else:
                 query_inputs = None

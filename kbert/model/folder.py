@@ -20,9 +20,9 @@ TASK_FILE = "task.json"
 
 
 class ModelFolder(os.PathLike[str]):
-    """A folder of weights in any format: config, weights, tokenizer and settings of its task.
+    """A folder of weights in any format, with the config, the tokenizer and the task settings.
 
-    Can be passed wherever a path is accepted. Properties are read on first use and cached.
+    It can be passed wherever a path is accepted. Properties are read on first use and cached.
 
     Args:
         folder: path of a folder, or name of a model on the Hugging Face hub; see
@@ -32,7 +32,8 @@ class ModelFolder(os.PathLike[str]):
             vectors.
 
     Attributes:
-        name: the path or name that was passed in. path: pathlib.Path of the files.
+        name: the path or name that was passed in.
+        path: pathlib.Path of the files.
 
     Raises:
         UserError: there is neither such a folder nor such a model on the hub.
@@ -66,7 +67,7 @@ class ModelFolder(os.PathLike[str]):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Maps kbert's weight names to shapes."""
+        """Shapes of the weights, by kbert's names."""
         return self._contents[1]
 
     @functools.cached_property
@@ -89,9 +90,9 @@ class ModelFolder(os.PathLike[str]):
         return open_weights(self.path, **{"new_entries": self._new_entries, **arguments})
 
     def _new_entries(self, rows):
-        """Maps the ids of entries without learned rows to the ids of their WordPieces."""
+        """Returns a dict of the ids of entries without learned rows -> ids of their WordPieces."""
         from kbert.tokenizer.files import has_tokenizer, read_tokenizer
-        from kbert.tokenizer.vocab import pieces_of_entries
+        from kbert.tokenizer.vocab import split_new_entries
 
         vocab, own = self._vocab, []
         if has_tokenizer(self.path):
@@ -100,11 +101,11 @@ class ModelFolder(os.PathLike[str]):
         if vocab is not None and own:
             if own != vocab[: len(own)]:
                 raise UserError(f"the vocabulary does not begin with the entries of {self}.")
-            return pieces_of_entries(vocab, len(own))
+            return split_new_entries(vocab, len(own))
         if len(own) > rows:
             message = f"the vocabulary has {len(own):,} entries, the weights only {rows:,}"
             warnings.warn(f"{self.name}: {message}; adding rows.", stacklevel=6)
-        return pieces_of_entries(own, rows)
+        return split_new_entries(own, rows)
 
     @functools.cached_property
     def tokenizer(self) -> "BertTokenizer":
@@ -115,7 +116,7 @@ class ModelFolder(os.PathLike[str]):
 
     @functools.cached_property
     def task_settings(self) -> dict[str, Any] | None:
-        """Contents of kbert's `task.json`, not validated; None without such a file."""
+        """Contents of kbert's `task.json`, not validated; None if there is no such file."""
         path = self.path / TASK_FILE
         settings = read_json(path) if path.exists() else None
         return None if settings and "registered_name" in settings else settings  # KerasHub's

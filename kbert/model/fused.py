@@ -57,12 +57,12 @@ def _mix(x, key=0):
 def dropout_keep_mask(
     x: keras.KerasTensor, seed: keras.KerasTensor, rate: float
 ) -> keras.KerasTensor:
-    """Returns which elements of x dropout keeps: a hash of the seed, the row and the column.
+    """Returns the mask of the elements that dropout keeps: a hash of the seed, row and column.
 
     No mask has to be stored, and all backends drop the same elements. A random number costs a dozen
-    integer operations, several times fewer than Philox. A seed (k, -1 - n) means that x is slice n,
-    along the first axis, of a tensor cut into slices of this size: the slices get the mask of the
-    whole tensor with the seed (k, -1).
+    integer operations, several times fewer than Philox. A seed (k, -1 - n) means that x is slice n
+    of a larger tensor that was split along its first axis into slices of this size; it gets its
+    part of the larger tensor's mask for the seed (k, -1).
 
     Args:
         x: (R, ...), with fewer than 2^31 elements per row and fewer than 2^31 rows in the whole
@@ -78,7 +78,7 @@ def dropout_keep_mask(
     row = ops.maximum(-1 - seed[1], 0) * count + ops.arange(count, dtype="int32")
     row = _mix(row, key=first)[:, None]
     numbers = ops.arange(ops.size(x) // count, dtype="int32") * _GOLDEN + row
-    draws = _mix(numbers, key=_mix(row + 1))  # else rows would be shifted copies of each other
+    draws = _mix(numbers, key=_mix(row + 1))  # otherwise rows would be shifted copies
     return ops.reshape(draws >= round((rate - 0.5) * 2**32), ops.shape(x))
 
 
@@ -101,7 +101,9 @@ def dropout(x: keras.KerasTensor, seed: keras.KerasTensor, rate: float) -> keras
     """Sets a fraction `rate` of the elements to 0 and scales the others by 1 / (1 - rate).
 
     Args:
-        x: any shape. seed: (2,) int32. rate: in [0, 1).
+        x: any shape.
+        seed: (2,) int32.
+        rate: in [0, 1).
     """
     return _dropout(x, seed, rate=rate)
 
@@ -193,7 +195,8 @@ def dense_add_norm(
     """Computes norm(residual + dropout(dense(x))).
 
     Args:
-        x: (B, L, F). residual: (B, L, D).
+        x: (B, L, F).
+        residual: (B, L, D).
     """
     if not training:
         return inference_ops.norm(norm, residual + inference_ops.dense(dense, x))
@@ -245,7 +248,8 @@ def attention_weights(
     """Computes dropout(softmax(scores * scale + bias)).
 
     Args:
-        scores: (B, H, P, L). bias: (B, 1, 1, L), or None; no gradient flows to it.
+        scores: (B, H, P, L).
+        bias: (B, 1, 1, L), or None; no gradient flows to it.
     """
     if bias is None:
         bias = ops.zeros((1, 1, 1, 1), scores.dtype)
@@ -332,10 +336,11 @@ _cross_entropy = with_gradient(
 
 
 def cross_entropy(logits: keras.KerasTensor, labels: keras.KerasTensor) -> keras.KerasTensor:
-    """Computes losses in nats; NaN for invalid labels.
+    """Computes the cross-entropy in nats; it is NaN for invalid labels.
 
     Args:
-        logits: (..., C) float32. labels: (...) int32.
+        logits: (..., C) float32.
+        labels: (...) int32.
 
     Returns:
         (...) float32.

@@ -1,4 +1,4 @@
-"""TensorFlow helpers of `kbert.model.fused`: XLA for parts of a step, custom gradients."""
+"""TensorFlow helpers for `kbert.model.fused`: XLA for parts of a step, and custom gradients."""
 
 import functools
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 
 def with_xla(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the function compiled separately by XLA; settings are keyword arguments.
+    """Compiles a function of tensors with XLA, for each value of its keyword arguments.
 
     XLA supports only one CPU device, so it is not used if the CPU is split into several logical
     devices.
@@ -33,15 +33,15 @@ def with_gradient(
     function: Callable[..., tuple[tf.Tensor, ...]],
     gradient: Callable[..., tuple[tf.Tensor | None, ...]],
 ) -> Callable[..., tf.Tensor]:
-    """Combines a function of tensors with its gradient; settings are keyword arguments.
+    """Combines a function of tensors with its gradient; both take the same keyword arguments.
 
     Args:
-        function: returns a tuple: the result, then intermediate values for the gradient.
+        function: returns a tuple of the result and intermediate values for the gradient.
         gradient: function of the tensors, the tuple that `function` returned, and the gradient of
             the result; returns the gradient of each tensor, or None.
 
     Returns:
-        function of the same tensors and settings that returns only the result.
+        function of the same arguments that returns only the result.
     """
 
     def run(*tensors, **settings):
@@ -56,7 +56,7 @@ def with_gradient(
 
 
 def sum_rows(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """Returns the gradient of a vector added to all rows: (..., D) -> (D,), dtype of `like`.
+    """Sums the rows of x, (..., D) -> (D,): the gradient of a bias, in the dtype of `like`.
 
     Uses a matrix product, because XLA sums columns ten times slower on the CPU. float16 is summed
     in float32, because a sum of scaled gradients may overflow.

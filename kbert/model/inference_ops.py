@@ -1,4 +1,4 @@
-"""Inference ops: the Keras layers, or equivalents that TensorFlow fuses or ONNX supports."""
+"""Ops for inference: Keras layers, or equivalents that TensorFlow fuses or ONNX supports."""
 
 import contextlib
 import contextvars
@@ -24,15 +24,15 @@ def _computing_in(form):
 
 
 def constant_weights() -> contextlib.AbstractContextManager[None]:
-    """Makes inference use the ops that are fastest on TensorFlow's CPU with constant weights.
+    """Makes inference use the ops that are fastest on TensorFlow's CPU if weights are constants.
 
-    With variables as weights these ops are slower.
+    If weights are variables, these ops are slower than the default.
     """
     return _computing_in("constant")
 
 
 def plain_ops() -> contextlib.AbstractContextManager[None]:
-    """Makes inference use only ops that tf2onnx converts, such as Erf, not Erfc, for GELU."""
+    """Makes inference use only ops that tf2onnx converts, such as Erf instead of Erfc in GELU."""
     return _computing_in("plain")
 
 

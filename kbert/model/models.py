@@ -121,7 +121,8 @@ class _HeadedModel(PretrainedModel):
     """A BertModel with heads: `task_heads` maps the name of each head to its layer class.
 
     Args:
-        config: BertConfig. output_hidden_states, output_attentions: as for `BertModel`.
+        config: BertConfig.
+        output_hidden_states, output_attentions: as for `BertModel`.
     """
 
     pooled = True  # whether a head needs the pooler
@@ -149,9 +150,10 @@ class _HeadedModel(PretrainedModel):
             getattr(self, name).build((None, None, self.config.hidden_size))
 
     def _pooled(self, inputs, training):
-        """Runs the encoder for `pooler_output`; `last_hidden_state` has only [CLS].
+        """Runs the encoder for `pooler_output`, so `last_hidden_state` has only [CLS].
 
-        inputs: result of `features`, (B, L) each.
+        Args:
+            inputs: result of `features`, (B, L) each.
         """
         first = ops.zeros_like(_tokens(inputs)[:, :1], dtype="int32")
         return self.bert(inputs, positions=first, training=training)
@@ -307,7 +309,7 @@ class BertForMultipleChoice(_HeadedModel):
 
 @keras.saving.register_keras_serializable("kbert")
 class BertForEmbedding(_HeadedModel):
-    """BERT that embeds a text by the `embedding` settings of the config; it has no pooler.
+    """BERT that embeds a text as set by `embedding` in the config; it has no pooler.
 
     Returns, when called:
         dict with `embedding` (B, E) float32; E is D, or the width of the dense layer if any.

@@ -70,7 +70,7 @@ class NextSentenceHead(ConfiguredLayer):
 
 @keras.saving.register_keras_serializable("kbert")
 class ClassificationHead(ConfiguredLayer):
-    """Dropout, then the logits of C labels, for a sequence (B, D) or its tokens (B, L, D).
+    """Applies dropout and computes the logits of C labels, for a sequence or for its tokens.
 
     Takes (..., D); returns (..., C) float32.
     """
@@ -94,14 +94,14 @@ class ClassificationHead(ConfiguredLayer):
 
 @keras.saving.register_keras_serializable("kbert")
 class ChoiceHead(ClassificationHead):
-    """Dropout, then the logit of one choice: (..., D) -> (..., 1) float32."""
+    """Applies dropout and computes the logit of one choice: (..., D) -> (..., 1) float32."""
 
     units = 1
 
 
 @keras.saving.register_keras_serializable("kbert")
 class SpanHead(ClassificationHead):
-    """The start and end logits of each token, without dropout: (B, L, D) -> (B, L, 2) float32."""
+    """Computes the start and end logits of each token: (B, L, D) -> (B, L, 2) float32."""
 
     units = 2
     has_dropout = False
@@ -109,14 +109,14 @@ class SpanHead(ClassificationHead):
 
 @keras.saving.register_keras_serializable("kbert")
 class EmbeddingHead(ConfiguredLayer):
-    """Embeds a sequence by the config's `embedding` settings: (B, L, D) -> (B, E) float32.
+    """Embeds a sequence as set by `embedding` in the config: (B, L, D) -> (B, E) float32.
 
-    Source: sentence-transformers, its modules Pooling, Dense and Normalize.
+    Source: the modules Pooling, Dense and Normalize of sentence-transformers.
 
     Call arguments:
         x: (B, L, D), the last hidden states.
         attention_mask: (B, L), 1 = token, 0 = padding; None = all tokens.
-        pooling, normalize: override the config's settings.
+        pooling, normalize: override the settings of the config.
     """
 
     def __init__(self, config: BertConfig | Mapping[str, Any], **kwargs: object):

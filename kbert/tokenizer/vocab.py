@@ -157,7 +157,7 @@ def split_word(word: str, ids: Mapping[str, int]) -> list[int]:
     return result
 
 
-def pieces_of_entries(vocab: Sequence[str], first: int) -> dict[int, list[int]]:
+def split_new_entries(vocab: Sequence[str], first: int) -> dict[int, list[int]]:
     """Splits the entries whose id is at least `first` into entries whose id is less.
 
     Returns a dict of the id of each such entry -> the result of `split_word`.

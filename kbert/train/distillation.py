@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kbert.compression.distillation_objective import FIXED, DistillationObjective
-from kbert.compression.teacher import Teacher, check_heads, start_layers
+from kbert.compression.teacher import Teacher, check_heads, initial_layers
 from kbert.errors import UserError
 from kbert.model.folder import ModelFolder
 from kbert.tasks.registry import load_task_module, read_task, with_task
@@ -98,7 +98,7 @@ class Distillation:
     ) -> None:
         """Loads the teacher's config and the student's inputs; see `Workload.load`."""
         student, self._folder = self._student, ModelFolder(self.config.teacher)
-        student.layers = start_layers(self.config, self._folder.config)
+        student.layers = initial_layers(self.config, self._folder.config)
         check_heads(self._folder, student.teacher_class)
         labels = self._folder.config.label_names
         student.teacher_labels = labels or tuple(map(str, range(self._folder.config.num_labels)))
@@ -117,7 +117,7 @@ class Distillation:
         if self.config.attention_weight:  # attention with dropout cannot be compared
             bert_config = dataclasses.replace(bert_config, attention_probs_dropout_prob=0.0)
         model = self._student.make_model(bert_config)
-        self.teacher.show(model)
+        self.teacher.enable_outputs(model)
         self.teacher.load(self._student.teacher_class)
         if self._teacher_of_checkpoint not in (None, self.teacher.fingerprint):
             raise UserError(

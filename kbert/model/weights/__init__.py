@@ -1,4 +1,4 @@
-"""Reads and writes weights in four formats, with a table of names for each."""
+"""Reads and writes weights in four formats, each with a table of its weight names."""
 
 import contextlib
 import os
@@ -33,12 +33,12 @@ __all__ = [
 ]
 
 # Each module has
-#   opened(folder, parts): context manager of the config fields, the tensors, and a function from a
-#     config to their `Place`s; raises UserError for missing and damaged files and for other
-#     architectures. parts: as for `open_weights`.
-#   places(config, parts): dict of kbert's name -> Place. parts: set of the parts that are written.
-#   write(folder, config, tensors, parts): returns notes on differences in the outputs of the
-#     format's library; raises UserError if the format does not support the model.
+#   opened(folder, parts): context manager that yields the config fields, the tensors, and a
+#     function from a config to the `Place` of each weight; raises UserError if a file is missing or
+#     damaged, or the architecture is not BERT. parts: as for `open_weights`.
+#   places(config, parts): returns a dict of kbert's name -> Place. parts: the parts to write.
+#   write(folder, config, tensors, parts): writes a model; returns notes on how the outputs of the
+#     format's library differ; raises UserError if the format does not support the model.
 _MODULES = {"kbert": native, "google": google, "hf": huggingface, "keras_hub": kerashub}
 _MODULES["export"] = exported  # cannot be written
 
@@ -59,9 +59,9 @@ def open_weights(
     Args:
         folder: as for `kbert.utils.formats.find_folder`.
         allow_missing: names or name prefixes, kbert's or the format's, optionally with `*`, of
-            weights that may be missing, unknown or of another shape; these are omitted.
+            weights that may be missing, unknown or of another shape; they are not loaded.
         parts: the parts of the model to load, which identify the classifier of an HF folder whose
-            config does not specify it.
+            config does not name it.
         layers: the encoder blocks to load; see `chosen_layers`. None for all.
         new_entries: function from the number of rows to the `pieces` of new vocabulary entries;
             see `with_vocabulary`.
@@ -69,11 +69,11 @@ def open_weights(
 
     Yields:
         BertConfig, and Tensors of kbert's name -> float32 array. Except for `allow_missing`, each
-            part is complete or absent.
+        part is complete or absent.
 
     Raises:
-        UserError: the folder does not exist, cannot be read or is of another architecture; weights
-            are unknown, missing, or differ in shape from the config.
+        UserError: the folder does not exist, cannot be read or has another architecture; or weights
+            are unknown, missing, or have other shapes than in the config.
     """
     folder = find_folder(folder)
     with _MODULES[folder_format(folder)].opened(folder, parts) as (fields, tensors, places_of):
@@ -98,9 +98,9 @@ def open_weights(
                 f"{len(tensors)} tensors."
             )
         shapes, places = weight_shapes(config), places_of(config)
-        fitting = _fitting(folder, tensors, places, allow_missing)
+        names = _names_to_load(folder, tensors, places, allow_missing)
         weights = Tensors(
-            {name: shapes[name] for name in fitting},
+            {name: shapes[name] for name in names},
             lambda name: places[name].to_kbert(tensors[places[name].name], shapes[name]),
         )
         if vocab_size:
@@ -109,9 +109,9 @@ def open_weights(
 
 
 def _new_vocabulary(fields, changes, new_entries):
-    """Returns the pieces of new entries and the new vocabulary size (None: unchanged).
+    """Returns the pieces of new entries, and the new vocabulary size or None if unchanged.
 
-    Removes a larger `vocab_size` from the changes.
+    If `vocab_size` grows, it is removed from `changes`.
     """
     rows = fields.get("vocab_size", BertConfig.vocab_size)
     if type(rows) is not int:
@@ -126,8 +126,8 @@ def _new_vocabulary(fields, changes, new_entries):
     return {}, None
 
 
-def _fitting(folder, tensors, places, allow_missing):
-    """Checks the tensors and returns kbert's names of the weights to load."""
+def _names_to_load(folder, tensors, places, allow_missing):
+    """Checks the tensors; returns kbert's names of the weights to load."""
 
     def allowed(name):
         external_name = places[name].name if name in places else name
@@ -174,8 +174,8 @@ def write_weights(
             them.
 
     Returns:
-        notes: differences in the outputs of the format's library, and, for all formats except
-        kbert's, that removed heads are written as zeros.
+        notes on how the outputs of the format's library differ, and on removed heads, which all
+        formats except kbert's store as zeros.
 
     Raises:
         UserError: the format is unknown or does not support some weights, or a file cannot be
@@ -195,12 +195,12 @@ def write_weights(
         config, weights = with_all_heads(config, weights)
         notes = [
             f"the format {format} does not support removed heads: they are written as zeros. The "
-            f"outputs are the same, but the model is not smaller or faster."
+            f"outputs are the same, but the model is neither smaller nor faster."
         ]
     module, parts = _MODULES[format], {part_of(name) for name in weights}
     places = module.places(config, parts)
-    homeless = [name for name in weights if name not in places]
-    lost = [name for name in homeless if not matches(name, allow_missing)]
+    unsupported = [name for name in weights if name not in places]
+    lost = [name for name in unsupported if not matches(name, allow_missing)]
     if lost:
         raise UserError(
             f"the format {format} does not support {listed(lost)}. To omit them: "

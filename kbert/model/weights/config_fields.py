@@ -1,4 +1,4 @@
-"""Stores fields of BertConfig in configs of formats that do not support all of them."""
+"""Stores fields of BertConfig in the configs of formats that lack them."""
 
 import dataclasses
 import os
@@ -15,7 +15,7 @@ def kbert_fields(values: Mapping[str, Any], path: str | os.PathLike[str]) -> dic
     """Returns the fields that a config of another format stores under the key "kbert".
 
     Raises:
-        UserError: the value contains anything but fields of BertConfig.
+        UserError: the key contains anything but fields of BertConfig.
     """
     extra = values.get("kbert", {})
     members(extra, (), path)
@@ -34,7 +34,7 @@ def extra_fields(
 
 
 def differences(config: BertConfig, code: str, fixed: Mapping[str, object]) -> list[str]:
-    """Returns notes on the differences between the config and the `fixed` values of `code`."""
+    """Returns notes on the config values that differ from the `fixed` values of `code`."""
     return [
         f"{code} always computes with {name} {value}; this model has {getattr(config, name)}, so "
         f"the outputs differ from kbert's."

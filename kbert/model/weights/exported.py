@@ -1,7 +1,7 @@
 """Reads weights from the variables of a SavedModel written by `kbert.export`.
 
 The `assets.extra` folder of the SavedModel contains the config, the vocabulary and `kbert.json`,
-which lists kbert's names of the variables in order.
+which lists kbert's names of the variables, in their order.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ CONFIG_FILE = "config.json"
 
 @contextlib.contextmanager
 def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[OpenedFolder]:
-    """See `kbert.model.weights`. folder: `assets.extra` of a SavedModel with float weights."""
+    """See `kbert.model.weights`; `folder` is the `assets.extra` of an unquantized SavedModel."""
     metadata = read_export(folder)
     names = metadata["weights"]
     if is_quantized(metadata):

@@ -2,10 +2,10 @@
 
 The Model Garden's TensorFlow 2 checkpoints are read, too; see `model_garden`.
 
-The names are the variable names of its `modeling.py`, `run_pretraining.py`, `run_classifier.py`
-and `run_squad.py`. Its code always computes GELU with the tanh approximation and LayerNorm with
-epsilon 1e-12, regardless of the config. Settings that it does not have, such as a
-different epsilon or label names, are stored under the key "kbert" of `bert_config.json`, which its
+The weight names are the variable names in its `modeling.py`, `run_pretraining.py`,
+`run_classifier.py` and `run_squad.py`. Its code always computes GELU with the tanh approximation
+and LayerNorm with epsilon 1e-12, regardless of the config. Settings that it does not have, such as
+another epsilon or label names, are stored under the key "kbert" of `bert_config.json`, which its
 code ignores.
 
 Requires TensorFlow, because the checkpoint is in TensorFlow's format.
@@ -61,8 +61,8 @@ def places(config: BertConfig, parts: Collection[str] = ()) -> dict[str, Place]:
     return places_of(config, NAMES, VARIABLES, transposed.__contains__)
 
 
-# Maximum size of a data file, whose tensors TensorFlow holds in memory all at once. BERT-base fits
-# into one file, as published.
+# Maximum size of a data file. TensorFlow holds all tensors of a file in memory at once. BERT-base
+# fits into one file, as it was published.
 SHARD_BYTES = 500_000_000
 # The fields of `bert_config.json` that BERT uses; it ignores "directionality", for example.
 FIELDS = (
@@ -70,15 +70,13 @@ FIELDS = (
     *("intermediate_size", "hidden_dropout_prob", "attention_probs_dropout_prob"),
     *("max_position_embeddings", "type_vocab_size", "initializer_range"),
 )
-FIXED: dict[str, str | float] = {
-    "hidden_act": "gelu_new",
-    "layer_norm_eps": 1e-12,
-}  # hard-coded in google-research/bert
+# Hard-coded in google-research/bert.
+FIXED: dict[str, str | float] = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-12}
 # Optimizer state.
 _NOT_WEIGHTS = re.compile(
     r"(.*/)?(adam_[mv]|lamb_[mv]|Adam(_1)?|global_step|beta[12]_power|loss_scale|good_steps)"
 )
-# Errors that TensorFlow's reader raises for damaged index files, besides its own.
+# Errors, besides TensorFlow's own, that its reader raises for damaged index files.
 _DAMAGED = (IndexError, RuntimeError, ValueError, TypeError, KeyError)
 _RELATIVES = {"electra/": "ELECTRA", "/group_0/": "ALBERT"}
 
@@ -144,7 +142,7 @@ def _checkpoint(folder):
 
 
 def _fields(folder, shapes):
-    """Returns the fields of BertConfig, from the file or hard-coded in google-research/bert."""
+    """Returns the fields of BertConfig, including those hard-coded in google-research/bert."""
     path = folder / CONFIG_FILE
     values = read_json(path)
     act = values.get("hidden_act", "gelu")

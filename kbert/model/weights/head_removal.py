@@ -38,8 +38,9 @@ def without_heads(
     """Returns the config and the lazily read weights of a model after removing heads.
 
     Args:
+        config: config of the model.
         weights: dict of kbert's name -> array.
-        kept: for each block, the numbers of the heads to keep, from 0; at least one.
+        kept: for each block, the numbers, from 0, of the heads to keep; at least one.
 
     Raises:
         UserError: `kept` has an empty list, a head that does not exist, or a duplicate.
@@ -67,11 +68,11 @@ def _check_kept(config, kept):
             f"{len(kept)} lists."
         )
     for block, numbers in enumerate(kept):
-        there = config.block_heads(block)
-        if not numbers or len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(there)):
+        H = config.block_heads(block)
+        if not numbers or len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(H)):
             raise UserError(
                 f"kept must list different heads of block {block}, at least one, as numbers from 0 "
-                f"to {there - 1}; got {list(numbers)}."
+                f"to {H - 1}; got {list(numbers)}."
             )
 
 

@@ -1,8 +1,9 @@
 """The format of HF transformers: `config.json` and `model.safetensors`, single or sharded.
 
-The names are those in `modeling_bert.py`, for classes with and without a head. Older files are also
-supported: names without the prefix "bert.", "gamma" and "beta", stored buffers and duplicates of
-tied matrices. float16 and bfloat16 are converted to float32, which is exact.
+The weight names are those in `modeling_bert.py`, for classes with and without a head. Files of
+older versions are also supported: names without the prefix "bert.", names with "gamma" and "beta",
+stored buffers, and duplicates of tied matrices. float16 and bfloat16 are converted to float32,
+which is exact.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ from kbert.utils.formats import check_not_pointer, members, read_json
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-# As in google-research/bert, such as "bert.encoder.layer.3.attention.self.query", except for heads.
+# Except in heads, like those of google-research/bert: "bert.encoder.layer.3.attention.self.query".
 NAMES = {
     name: google_name.replace("layer_{i}", "layer.{i}").replace("/", ".")
     for name, google_name in google.NAMES.items()
@@ -87,7 +88,7 @@ _DENSE = f"{sentence_transformers.DENSE}."
 
 
 def places(config: BertConfig, parts: Collection[str] = ()) -> dict[str, Place]:
-    """See `kbert.model.weights`; "classifier" is for sequences unless `parts` names another."""
+    """See `kbert.model.weights`; HF's "classifier" classifies sequences unless `parts` differs."""
     classifier = next((part for part in CLASSIFIERS if part in parts), CLASSIFIERS[0])
     names = NAMES | {f"{classifier}/dense": "classifier"}
     return places_of(config, names, VARIABLES, transposed=lambda name: name.endswith("/kernel"))
@@ -95,32 +96,32 @@ def places(config: BertConfig, parts: Collection[str] = ()) -> dict[str, Place]:
 
 @contextlib.contextmanager
 def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[OpenedFolder]:
-    """See `kbert.model.weights`. parts: identify "classifier" if the config names no class."""
+    """See `kbert.model.weights`; `parts` identify "classifier" if the config does not."""
     values = read_json(folder / CONFIG_FILE)
     fields = _fields(values, folder / CONFIG_FILE)
     named_parts = _parts(values, folder / CONFIG_FILE)
     with contextlib.ExitStack() as stack:
-        homes = _homes(_files(folder), stack, folder)
-        shapes = {plain: _shape(*home, folder) for plain, home in homes.items()}
+        sources = _open_files(_files(folder), stack, folder)
+        shapes = {plain: _shape(*source, folder) for plain, source in sources.items()}
         fields["embedding"], dense = sentence_transformers.read(folder, values)
         shapes |= {name: array.shape for name, array in dense.items()}
 
         def read(plain):
             if plain in dense:
                 return np.asarray(dense[plain], np.float32)
-            file, name = homes[plain]
+            file, name = sources[plain]
             return np.asarray(file.get_tensor(name), np.float32)
 
         tensors = Tensors(shapes, read)
-        _settle_twins(homes, tensors, fields["tie_word_embeddings"], folder)
+        _remove_duplicates(sources, tensors, fields["tie_word_embeddings"], folder)
         if not named_parts and not set(CLASSIFIERS) & set(parts):
-            # Of HF's classes that name their head "classifier", only one has no pooler.
+            # Of HF's classes whose head is "classifier", only token classification has no pooler.
             pooled = any(name.startswith("bert.pooler.") for name in shapes)
             parts = ("sequence_classifier" if pooled else "token_classifier",)
         yield fields, tensors, functools.partial(places, parts=named_parts or parts)
 
 
-def _homes(paths, stack, folder):
+def _open_files(paths, stack, folder):
     """Opens files of tensors; returns a dict of current name -> (open file, name in the file)."""
     names = {}  # name -> path, open file
     for path in paths:
@@ -131,18 +132,18 @@ def _homes(paths, stack, folder):
             reason = " ".join(str(error).split())
             raise UserError(f"cannot read {path}: {reason}. Copy it again.") from error
         names |= {name: (path, file) for name in file.keys()}  # noqa: SIM118 - not a dict
-    prefix, homes = _common_prefix(names, folder), {}
+    prefix, sources = _common_prefix(names, folder), {}
     for name, (path, file) in names.items():
         plain = _plain_name(name.removeprefix(prefix))
-        if plain in homes:
+        if plain in sources:
             raise UserError(f"{path} has {plain} twice, once as {name}.")
         if not _BUFFERS.fullmatch(plain):
-            homes[plain] = file, name
-    return homes
+            sources[plain] = file, name
+    return sources
 
 
 def _common_prefix(names, folder):
-    """Returns the prefix of every name that PyTorch wrappers, such as DataParallel, add."""
+    """Returns the prefix that PyTorch wrappers, such as DataParallel, added to every name."""
     prefix = ""
     while wrapper := next(
         (w for w in _WRAPPERS if any(n.startswith(prefix + w) for n in names)), ""
@@ -179,7 +180,7 @@ def _files(folder):
 
 
 def _plain_name(name):
-    """Converts a name to its current spelling."""
+    """Converts a name of an older version to the current one."""
     if not name.startswith(_HEADED):
         name = f"bert.{name}"
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
@@ -196,23 +197,23 @@ def _shape(file, name, folder):
     return tuple(part.get_shape())
 
 
-def _settle_twins(homes, tensors, tied, folder):
+def _remove_duplicates(sources, tensors, tied, folder):
     """Removes the second name of each array that has two."""
     # A tied decoder may be stored in addition to the word embeddings, or instead of them. The
     # decoder bias has two names; HF uses the decoder's for an untied head.
-    twins = {DECODER_BIAS: BIAS} | ({DECODER: WORDS} if tied else {})
-    for twin, name in twins.items():
-        if twin not in homes:
+    duplicates = {DECODER_BIAS: BIAS} | ({DECODER: WORDS} if tied else {})
+    for other, name in duplicates.items():
+        if other not in sources:
             continue
-        if name in homes and (tied or twin != DECODER_BIAS):
-            same = tensors.shapes[name] == tensors.shapes[twin]
-            if not same or not np.array_equal(tensors[name], tensors[twin]):
+        if name in sources and (tied or other != DECODER_BIAS):
+            same = tensors.shapes[name] == tensors.shapes[other]
+            if not same or not np.array_equal(tensors[name], tensors[other]):
                 raise UserError(
-                    f"{folder}: {twin} differs from {name}, but config.json ties them. If the "
+                    f"{folder}: {other} differs from {name}, but config.json ties them. If the "
                     f'model is not tied, set "tie_word_embeddings": false there.'
                 )
-        homes[name] = homes.pop(twin)
-        tensors.shapes[name] = tensors.shapes.pop(twin)
+        sources[name] = sources.pop(other)
+        tensors.shapes[name] = tensors.shapes.pop(other)
 
 
 def _fields(values, path):
@@ -266,7 +267,7 @@ def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set
     """
     values = dataclasses.asdict(config)
     for name in ("num_labels", "attention_heads_per_layer", "embedding"):
-        del values[name]  # HF derives it from id2label
+        del values[name]  # HF derives it from id2label, or has no such field
     names = values.pop("label_names") or _default_names(config.num_labels)
     if "span_classifier" in parts:
         names = _default_names(2)  # HF treats start and end as labels
@@ -313,7 +314,7 @@ def _write_embedding(folder, config, tensors):
 
 
 def _write_safetensors(path, tensors):
-    """Writes tensors one at a time, unlike `save_file` of safetensors."""
+    """Writes a file one tensor at a time, which `safetensors.save_file` cannot do."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, shape in sorted(tensors.shapes.items()):
         begin, end = end, end + 4 * math.prod(shape)

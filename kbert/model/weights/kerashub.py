@@ -73,15 +73,13 @@ FIELDS = {
     "max_sequence_length": "max_position_embeddings",
     "num_segments": "type_vocab_size",
 }
-FIXED: dict[str, str | float] = {
-    "hidden_act": "gelu_new",
-    "layer_norm_eps": 1e-12,
-}  # hard-coded in KerasHub
+# Hard-coded in KerasHub.
+FIXED: dict[str, str | float] = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-12}
 _MLM_DIFFERS = (
     "KerasHub's BertMaskedLM computes its head with the exact GELU and an epsilon of 1e-5, unlike "
     "BERT, so its logits differ from kbert's."
 )
-# KerasHub compiles loaded tasks and warns if the optimizer lacks iterations and learning rate.
+# KerasHub compiles loaded tasks, and warns if the file has no iterations and no learning rate.
 _FRESH_OPTIMIZER = {"optimizer/vars/0": np.int32(0), "optimizer/vars/1": np.float32(5e-5)}
 _OLD_LAYERS = "_layer_checkpoint_dependencies/"  # the former name of "layers/" in Keras
 _TASKS = {"sequence_classifier": "BertTextClassifier", "mlm": "BertMaskedLM"}
@@ -89,7 +87,7 @@ _TASKS = {"sequence_classifier": "BertTextClassifier", "mlm": "BertMaskedLM"}
 
 @contextlib.contextmanager
 def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[OpenedFolder]:
-    """See `kbert.model.weights`. Warns if there is an MLM head: KerasHub's outputs differ."""
+    """See `kbert.model.weights`; warns about an MLM head, whose outputs differ in KerasHub."""
     saved = read_json(folder / CONFIG_FILE)
     name = saved.get("class_name")
     if name != "BertBackbone":
@@ -101,16 +99,16 @@ def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[Opened
         fields |= _task_fields(task, folder / TASK_FILE)
         files += [TASK_WEIGHTS_FILE] * (folder / TASK_WEIGHTS_FILE).is_file()
     with contextlib.ExitStack() as stack:
-        homes, shapes = {}, {}  # name -> tensors of a file, name in the file
+        sources, shapes = {}, {}  # name -> (tensors of a file, name in the file), shape
         for file in files:
             tensors = stack.enter_context(read_arrays(folder / file))
             for path, shape in tensors.shapes.items():
                 if not path.startswith(("optimizer/", "preprocessor/")):
                     name = f"{file}/{path.replace(_OLD_LAYERS, 'layers/', 1)}"
-                    homes[name], shapes[name] = (tensors, path), shape
+                    sources[name], shapes[name] = (tensors, path), shape
 
         def read(name):
-            tensors, path = homes[name]
+            tensors, path = sources[name]
             return tensors[path]
 
         if _MLM + "vars/0" in shapes:

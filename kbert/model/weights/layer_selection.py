@@ -1,4 +1,4 @@
-"""Creates a smaller model from some of the encoder blocks of a model."""
+"""Creates a smaller model from some of a model's encoder blocks."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The names of object-based TensorFlow 2 checkpoints of BERT, from the TF2 Model Garden.
+"""Translates the names in object-based TensorFlow 2 checkpoints of the TF2 Model Garden's BERT.
 
 The Model Garden (`official/nlp`) names variables by the attributes of its Keras layers. Its older
 encoders number their layers: 0 to 2 are the embeddings, 3 is their LayerNorm, then the blocks and
@@ -45,10 +45,11 @@ _NOT_WEIGHTS = re.compile(
 
 
 def renamed(tensors: Tensors, prefix: pathlib.Path) -> Tensors:
-    """Returns the tensors by the names and with the shapes of google-research/bert.
+    """Returns the tensors with the names and shapes of google-research/bert.
 
     Args:
-        tensors: tensors of the checkpoint. prefix: named in error messages.
+        tensors: tensors of the checkpoint.
+        prefix: prefix of the checkpoint, for error messages.
 
     Raises:
         UserError: the checkpoint has no encoder with the names of the Model Garden.
@@ -69,7 +70,7 @@ def renamed(tensors: Tensors, prefix: pathlib.Path) -> Tensors:
 
 
 def _inner(name):
-    """Removes the names of models that contain the encoder or the heads."""
+    """Removes the names of the models that contain the encoder or the heads."""
     return re.sub(r"^(model/|encoder/|bert/|backbone/)+", "", name)
 
 
@@ -103,7 +104,7 @@ def _in_block(i, rest):
 
 
 def _flat(name, shape):
-    """Returns the shape of a weight without a separate axis for its attention heads."""
+    """Returns a weight's shape after merging the axis of its attention heads."""
     if name.endswith("/bias") and len(shape) == 2:
         return (math.prod(shape),)
     if name.endswith("attention/output/dense/kernel") and len(shape) == 3:

@@ -48,7 +48,7 @@ def read_arrays(path: str | os.PathLike[str]) -> Iterator[Tensors]:
     check_not_pointer(path)
     shapes, claimed = {}, 0
 
-    def see(name, item):
+    def visit(name, item):
         nonlocal claimed
         if not isinstance(item, h5py.Dataset):
             return
@@ -67,13 +67,13 @@ def read_arrays(path: str | os.PathLike[str]) -> Iterator[Tensors]:
         file = h5py.File(path, "r")
     with file:
         with _readable(path):
-            file.visititems(see)
+            file.visititems(visit)
         check_size(path, [path], claimed)
         yield Tensors(shapes, read)
 
 
 def _is_float(item):
-    """Whether an array holds floats, or bfloat16 as Keras writes it."""
+    """Returns whether an array holds floats, including bfloat16 as written by Keras."""
     return item.dtype.kind == "f" or (item.dtype == "V2" and item.attrs["dtype"] == "bfloat16")
 
 

@@ -1,4 +1,4 @@
-"""The files of sentence-transformers: how texts are embedded with the model of an HF folder.
+"""The files of sentence-transformers, which define how the model of an HF folder embeds texts.
 
 `modules.json` lists the modules: a Transformer, whose folder is an HF folder, then Pooling and
 optionally Dense and Normalize, with a folder for each.
@@ -31,10 +31,11 @@ _CLASSES |= {"linear": "torch.nn.modules.linear.Identity"}
 def read(
     folder: pathlib.Path, config: Mapping[str, Any]
 ) -> tuple[dict[str, Any] | None, dict[str, np.ndarray]]:
-    """Returns how the texts of an HF folder are embedded, and the tensors of its dense layer.
+    """Returns the embedding settings of an HF folder, and the tensors of its dense layer.
 
     Args:
-        folder: folder of the Transformer. config: contents of its `config.json`.
+        folder: folder of the Transformer.
+        config: contents of its `config.json`.
 
     Returns:
         fields of EmbeddingConfig, or None if the folder does not belong to a model that embeds
@@ -55,7 +56,7 @@ def read(
         return None, {}
     paths = _paths(root, modules)
     settings = {"pooling": _pooling(paths["Pooling"], model), "normalize": "Normalize" in paths}
-    settings |= _of_texts(folder, config, model)
+    settings |= _text_settings(folder, config, model)
     if "Normalize" in paths:
         _check_input(_optional(paths["Normalize"]), paths["Normalize"])
     if "Dense" not in paths:
@@ -112,8 +113,8 @@ def _prompt(model):
     return prompts[name] or ""
 
 
-def _of_texts(folder, config, model):
-    """Returns the settings of the texts: length, prompt and similarity."""
+def _text_settings(folder, config, model):
+    """Returns the settings for texts: maximum length, prompt and similarity."""
     length = transformer_settings(folder).get("max_seq_length")
     if length is None:
         length = _optional(folder / "tokenizer_config.json").get("model_max_length")
@@ -128,7 +129,7 @@ def _of_texts(folder, config, model):
 
 
 def transformer_settings(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns the contents of `sentence_bert_config.json`; an empty dict without such a file."""
+    """Returns the contents of `sentence_bert_config.json`, or {} if there is no such file."""
     return _optional(folder / _SETTINGS_FILE)
 
 
@@ -194,7 +195,7 @@ def _unpickled(folder):
 
 
 def write(folder: pathlib.Path, config: BertConfig) -> None:
-    """Writes all files except the tensors of the model and of the dense layer.
+    """Writes all files except the weights of the model and of its dense layer.
 
     If the config has no `embedding`, removes a `modules.json` left by another model.
     """

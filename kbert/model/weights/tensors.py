@@ -12,8 +12,8 @@ import numpy as np
 from kbert.config import BertConfig
 from kbert.errors import UserError
 
-# A letter is a size: V vocabulary, D width, F inner width, P positions, T segments, C labels,
-# A the width of all heads of a layer, E embeddings; "{i}" is each of the N layers.
+# The letters are sizes: V vocabulary, D width, F inner width, P positions, T segments, C labels,
+# A width of all heads of a layer, E width of embeddings; "{i}" is each of the N layers.
 SHAPES = {
     "bert/embeddings/word_embeddings/embeddings": "VD",
     "bert/embeddings/position_embeddings/embeddings": "PD",
@@ -60,8 +60,8 @@ SHAPES = {
 REQUIRED_PARTS = ("bert/embeddings", "bert/encoder")
 
 
-def size_of(letters: str, config: BertConfig, i: int) -> tuple[int, ...]:
-    """Converts letters of `SHAPES` (or H heads, K head width) to a shape in layer i."""
+def _shape_of(letters: str, config: BertConfig, i: int) -> tuple[int, ...]:
+    """Converts letters of `SHAPES`, or H (heads) and K (head width), to a shape in layer i."""
     sizes = {
         "V": config.vocab_size,
         "D": config.hidden_size,
@@ -89,8 +89,8 @@ def _rows(config):
 
 
 def weight_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the shape, by name, of each weight that a model with this config may have."""
-    return {name: size_of(letters, config, i) for name, _, i, letters in _rows(config)}
+    """Returns the shapes, by name, of all weights that a model with this config may have."""
+    return {name: _shape_of(letters, config, i) for name, _, i, letters in _rows(config)}
 
 
 def part_of(name: str) -> str:
@@ -127,11 +127,12 @@ def places_of(
     """Returns the locations of a model's weights in another format.
 
     Args:
+        config: config of the model.
         names: dict of kbert's name of a layer or weight -> the format's name. "{i}" is the layer
             number; "{_i}" is "_" and the layer number, or empty for layer 0.
-        variables: dict of the last component of a weight's name -> suffix of the layer's name.
+        variables: dict of the last part of kbert's weight name -> suffix of the format's name.
         transposed: function of kbert's name; returns whether the format transposes the weight.
-        letters: shapes of weights that differ in the format, as in `SHAPES`.
+        letters: shapes that differ in the format, written as in `SHAPES`.
 
     Returns:
         dict of kbert's name -> Place, for the weights that the format supports.
@@ -145,7 +146,7 @@ def places_of(
             external_name = names[layer] + variables[variable]
         else:
             continue
-        shape = size_of(letters.get(row, own_letters), config, i)
+        shape = _shape_of(letters.get(row, own_letters), config, i)
         turned = transposed(name)
         external_name = external_name.format(i=i, _i=f"_{i}" if i else "")
         places[name] = Place(external_name, shape[::-1] if turned else shape, turned)
@@ -153,10 +154,11 @@ def places_of(
 
 
 class Tensors(collections.abc.Mapping[str, np.ndarray]):
-    """Mapping of names to arrays that are read on access, so that one at a time is in memory.
+    """A mapping of names to arrays that are read on access, so that one at a time is in memory.
 
     Args:
-        shapes: dict of name -> shape. read: function from a name to its array.
+        shapes: dict of name -> shape.
+        read: function from a name to its array.
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], read: Callable[[str], np.ndarray]):
@@ -181,7 +183,7 @@ OpenedFolder = tuple[dict[str, Any], Tensors, Callable[[BertConfig], dict[str, P
 
 
 def matches(name: str, patterns: str | Iterable[str]) -> bool:
-    """Whether a name equals a pattern, lies below it in the hierarchy, or matches its `*`."""
+    """Returns whether a name equals a pattern, lies below it, or matches its `*`."""
     patterns = [patterns] if isinstance(patterns, str) else patterns
     return any(
         fnmatch.fnmatchcase(name, pattern) or name.startswith((f"{pattern}/", f"{pattern}."))

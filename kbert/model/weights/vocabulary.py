@@ -15,9 +15,11 @@ ROWS = tuple(name for name, letters in SHAPES.items() if letters.startswith("V")
 def with_vocabulary(
     config: BertConfig, weights: Tensors, vocab_size: int, pieces: Mapping[int, Sequence[int]]
 ) -> tuple[BertConfig, Tensors]:
-    """Returns the config and weights of a model with a larger vocabulary; weights load lazily.
+    """Returns the config and the lazily read weights of a model with a larger vocabulary.
 
     Args:
+        config: config of the model.
+        weights: weights of the model.
         vocab_size: at least `config.vocab_size`.
         pieces: dict of the id of an entry -> the ids of its WordPieces in the smaller vocabulary.
             The row of the entry starts as the mean of their rows. Other new rows are initialized as
@@ -40,7 +42,7 @@ def with_vocabulary(
 
 
 def new_rows(config: BertConfig, shape: tuple[int, ...], first: int) -> np.ndarray:
-    """Returns initial values of the rows of a weight from row `first` on, float32."""
+    """Returns float32 initial values for the rows of a weight, starting at row `first`."""
     from kbert.model.attention import matrix_initializer
 
     shape = (max(shape[0] - first, 0), *shape[1:])
