@@ -1,6 +1,6 @@
 """A small server with TensorFlow Serving's API: python -m kbert.serve --model_base_path=models/bert
 
-For a laptop, for tests and for one machine; use TensorFlow Serving itself for larger deployments.
+It is meant for laptops, tests and single machines; use TensorFlow Serving for larger deployments.
 """
 
 import asyncio

@@ -31,7 +31,7 @@ class Objective(Protocol):
         ...
 
     def loss(self, sums: dict[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
-        """Returns what part of a global batch adds to its loss; `count`: of the global batch."""
+        """Returns the loss of part of a global batch; `count` is that of the whole batch."""
         ...
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -113,7 +113,7 @@ class DistillationObjective:
         return total / len(self._teacher.layers)
 
     def loss(self, sums: dict[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
-        """Returns what part of a global batch adds to its loss; `count`: of the global batch."""
+        """Returns the loss of part of a global batch; `count` is that of the whole batch."""
         config = self._config
         share = config.soft_weight
         mixed = (1 - share) * sums[self._loss] + share * sums["soft_loss"]

@@ -122,7 +122,7 @@ def _choices(names):
 
 
 def _stems(records):
-    """Returns names of the column to prepend to each choice; none if the question is the text."""
+    """Returns names of the column to prepend to the choices; none if the question is the text."""
     names = {name.lower() for name in records.names or ()}
     return _QUESTIONS if names & set(_TEXTS) else ()
 

@@ -79,7 +79,7 @@ def _signs(first: Sequence[str], rest: Sequence[Sequence[str]], column: int, kno
     if is_numeric(cell):
         yield "number", below.is_number
     elif below.is_number and size > 1 and (cell or below.is_index):
-        yield "word", True  # or a blank above the row numbers
+        yield "word", True  # also a blank cell above row numbers
     elif cell and (cell in below.counts or cell.lower() in _VALUES):
         yield "value", True
     elif normalized(cell) in known:

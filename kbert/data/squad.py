@@ -141,7 +141,7 @@ class QuestionConverter:
 
 
 def parse_answers(record: "Record") -> tuple[tuple[Answer, ...], bool]:
-    """Returns the answers of a record, without checking them, and whether it is impossible.
+    """Returns the answers of a record, unchecked, and whether the question is impossible.
 
     Args:
         record: dict with "answers", which is a text, {"text", "answer_start"}, a list of these, or,

@@ -152,7 +152,7 @@ def _marked(tags, form, outside):
     is_prefix = form is _FORMS[0]
     evidence = {"B", "I"} <= roles if not is_prefix else bool(roles & {"B", "I"})
     evidence |= {"B", "E"} <= roles or (is_prefix and outside is not None and roles == {"S"})
-    if not evidence:  # such as E-MAIL
+    if not evidence:  # E-MAIL, for example, is not a tag
         return None
     meanings = {
         tag: (_ROLES[match["letter"].upper()], match["type"] or _UNTYPED)

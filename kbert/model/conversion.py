@@ -29,7 +29,7 @@ def convert(
 
     Args:
         model: folder, as for `BertModel.from_pretrained`.
-        output_dir: folder to create; it must not exist or be empty.
+        output_dir: folder to create; it may exist only if it is empty.
         format: one of `kbert.utils.formats.FORMATS`.
         allow_missing: as for `BertModel.from_pretrained` and `save_pretrained`; "tokenizer" to
             convert only the weights.

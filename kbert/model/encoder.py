@@ -186,8 +186,8 @@ class EncoderBlock(ConfiguredLayer):
 
 def _rematerialized(block, x, bias):
     """Computes `block(x, bias, training=True)[0]`, keeping only `x` for the backward pass."""
-    # Values are passed instead of variables: of the seeds, so that the recomputation applies the
-    # same dropout; of the weights, so that no backend has to track variables inside the function.
+    # The values of seeds and weights are passed: the recomputation then applies the same dropout,
+    # and no backend has to track variables inside the function.
     weights = block.trainable_variables
     known = {id(weight) for weight in block.weights}  # including frozen ones
     seeds = [variable for variable in block.variables if id(variable) not in known]
@@ -252,7 +252,7 @@ class Encoder(ConfiguredLayer):
         hidden_states, attentions = (x,), ()
         for block in self.blocks:
             is_last = block is self.blocks[-1]
-            if self.remat and training and not is_last:  # the backward pass starts with the last
+            if self.remat and training and not is_last:  # the backward pass needs it first
                 x = _rematerialized(block, x, bias)
             else:
                 query_inputs = None

@@ -247,7 +247,7 @@ def _is_list(values, fits=is_text):
     return isinstance(values, list) and all(map(fits, values))
 
 
-_EXPORT_MEMBERS = {  # of `kbert.json`: a check and the name of the type
+_EXPORT_MEMBERS = {  # member of `kbert.json` -> function that checks it, its type in words
     "method": (is_text, "a string"),
     "inputs": (_is_list, "a list of strings"),
     "max_seq_length": (lambda x: type(x) is int and 0 < x < 2**31, "an integer above 0"),
