@@ -149,8 +149,8 @@ def test_inputs_of_another_kind(bert):
 def test_sequences_longer_than_the_positions(bert):
     ids = np.zeros((2, 10), "int32")
     expected = (
-        "^the sequences have 10 tokens, but max_position_embeddings of the model is 9. Shorten "
-        r"them, such as with tokenizer\(texts, max_length=9\).$"
+        "^the sequences have 10 tokens, but max_position_embeddings of the model is 9. "
+        r"Truncate them, for example with tokenizer\(texts, max_length=9\).$"
     )
     for call in (bert, tf.function(bert), lambda x: bert.predict(x, verbose=0)):
         with pytest.raises(UserError, match=expected):
