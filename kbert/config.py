@@ -1,4 +1,4 @@
-"""`BertConfig`, the architecture of a model, and reading it from files."""
+"""`BertConfig`, the architecture of a model, from presets and files."""
 
 import contextlib
 import dataclasses
@@ -54,7 +54,7 @@ class EmbeddingConfig:
         choices=("cosine", "dot", "euclidean", "manhattan"),
     )
     max_seq_length: int | None = setting(
-        None, "maximum tokens of a text; default: the model's maximum", at_least=3
+        None, "maximum number of tokens per text; default: the model's maximum", at_least=3
     )
     prompt: str = setting("", "text that is prepended to each text")
 
@@ -62,7 +62,7 @@ class EmbeddingConfig:
         check_settings(self)
 
 
-_USUAL_EMBEDDING = EmbeddingConfig()
+_DEFAULT_EMBEDDING = EmbeddingConfig()
 
 
 def _embedding_config(values):
@@ -150,7 +150,7 @@ class BertConfig:
     @property
     def embedding_settings(self) -> EmbeddingConfig:
         """The settings of text embeddings (`embedding`), or the defaults if it is None."""
-        return self.embedding or _USUAL_EMBEDDING
+        return self.embedding or _DEFAULT_EMBEDDING
 
     @property
     def head_size(self) -> int:
@@ -261,8 +261,8 @@ class BertConfig:
     def load(cls, name_or_path: str, vocab_size: int) -> typing.Self:
         """Returns a preset, or reads a `.yaml` or `.json` file, for a given vocabulary size.
 
-        A preset, or a file without `vocab_size`, gets `vocab_size`. A larger value in a file is
-        kept: its embedding table is padded.
+        Presets, and files that do not set it, get `vocab_size`. A larger value in a file is kept,
+        because embedding tables may be padded.
 
         Args:
             name_or_path: name of a preset, or path of a file.

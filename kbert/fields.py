@@ -46,7 +46,7 @@ def setting_type(field: dataclasses.Field[object]) -> tuple[type, bool]:
 
 
 def is_text(value: object) -> bool:
-    """Whether a value is a str that UTF-8 can encode; JSON may contain lone surrogates."""
+    """Returns whether a value is a str that UTF-8 can encode; JSON may contain lone surrogates."""
     try:
         return isinstance(value, str) and value.encode("utf-8") is not None
     except UnicodeEncodeError:
@@ -58,7 +58,7 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlist, _SHORT.maxtuple = 1, 200, 20,
 
 
 def short_repr(value: object) -> str:
-    """Formats a value for a message, truncated early: short YAML may expand to a huge value."""
+    """Formats a value for a message, truncated early, because short YAML may give a huge value."""
     try:
         return _SHORT.repr(value)
     except ValueError:
@@ -74,7 +74,7 @@ _COMPARISONS = {  # limit of a `setting` -> its symbol and function
 
 
 def range_text(limits: Mapping[str, float]) -> str:
-    """Returns the limits of a `setting` as text, such as ">= 0 and < 1"; empty without limits."""
+    """Returns the limits of a `setting` as text, such as ">= 0 and < 1", or "" without limits."""
     return " and ".join(f"{_COMPARISONS[key][0]} {limit}" for key, limit in limits.items())
 
 
@@ -89,7 +89,7 @@ def check_settings(config: "DataclassInstance") -> None:
     """Checks the type and range of every field of a dataclass whose fields are `setting`s.
 
     Raises:
-        UserError: a field is invalid; the message has its name, its value and the allowed values.
+        UserError: a field is invalid; the message has its name, the value and the allowed values.
     """
     for field in dataclasses.fields(config):
         value = checked_value(field, getattr(config, field.name))

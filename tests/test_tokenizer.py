@@ -308,7 +308,9 @@ def test_a_str_is_one_text(vocab_file):
     alone, pair = tokenizer("the cat", max_length=4), tokenizer("the", "cat", max_length=5)
     assert tokenizer.decode(alone["input_ids"]) == ["[CLS] the cat [SEP]"]
     assert tokenizer.decode(pair["input_ids"]) == ["[CLS] the [SEP] cat [SEP]"]
-    with pytest.raises(UserError, match="the two segments must have as many rows; got 2 and 1"):
+    with pytest.raises(
+        UserError, match="the two segments must have the same number of rows; got 2 and 1"
+    ):
         tokenizer(["the", "a"], "cat")
 
 

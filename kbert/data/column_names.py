@@ -1,4 +1,4 @@
-"""Known names of the columns of texts and labels, from published data sets and tools.
+"""Known names of text and label columns, from published datasets and tools.
 
 The names are normalized, and the tuples are in order of precedence.
 """
@@ -13,7 +13,7 @@ TEXTS = (
         *("文本", "评论", "内容", "标题", "句子"),
     ),
 )
-TITLES = ("title", "headline", "标题")  # the text only if there is no other
+TITLES = ("title", "headline", "标题")  # the text only if there is no other text
 PAIRS = (
     *(("sentence1", "sentence2"), ("sentence_a", "sentence_b"), ("text_a", "text_b")),
     *(("text1", "text2"), ("question1", "question2"), ("premise", "hypothesis")),
@@ -39,7 +39,7 @@ _OTHER_LABELS = (
 )
 SCORES = ("score", "similarity", "similarity_score", "relatedness_score")
 STANCES = ("stance", "annotation")
-# Names of labels that other columns have, too: the target of a stance, the score of a post.
+# Names that other columns may have, too, such as the target of a stance or the score of a post.
 VAGUE_LABELS = {"target", "topic", "rating", "answer", *SCORES}
 LABELS = {
     "class": (

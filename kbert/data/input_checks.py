@@ -12,10 +12,11 @@ from kbert.utils.input_files import read_bytes
 def check_inputs(
     folders: Iterable[str | os.PathLike[str] | None], sources: Iterable[str | None]
 ) -> None:
-    """Checks that folders of weights exist and that files can be read, without TensorFlow.
+    """Checks that folders of weights exist and that files can be read; skips None.
 
     Args:
-        folders: as for `find_folder`. sources: as for `source_files`. None values are skipped.
+        folders: as for `find_folder`.
+        sources: as for `source_files`.
 
     Raises:
         UserError: as for `find_folder` and `kbert.utils.input_files.read_bytes`.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class BadExample(Exception):
-    """An example that cannot be used. The text is the reason, without file, line and full stop."""
+    """An example that cannot be used; the message is the reason, without file, line and period."""
 
 
 @dataclasses.dataclass
@@ -46,13 +46,13 @@ class Records:
     flags: "dict[str, str | None]" = dataclasses.field(default_factory=dict)
 
     def sample(self, most: int = 10_000) -> "list[Record]":
-        """Returns the valid records among the first `most`; all of them stay in `items`."""
+        """Returns the valid records among the first `most`, without removing them from `items`."""
         begun = list(itertools.islice(self.items, most))
         self.items = itertools.chain(begun, self.items)
         return [record for _, record in begun if not isinstance(record, BadExample)]
 
     def take_header(self) -> None:
-        """Takes the first row as the names of the columns; rows that repeat it become bad."""
+        """Uses the first row as the column names; rows that repeat it become BadExamples."""
         _, first = next(self.items)
         self.names = tuple(cell.strip() for cell in first)
         repeated = BadExample("the line repeats the header")
@@ -89,7 +89,7 @@ def arrow_sources(source: str) -> list[str]:
 
 
 def read_lines(path: str) -> Iterator[tuple[int, str]]:
-    """Yields (number from 1, line), without line ends, byte order mark and trailing empty lines.
+    """Yields (number from 1, line) without line endings, byte order mark and final empty lines.
 
     Bytes that are not UTF-8 become surrogates (PEP 383), which `is_text` detects.
 
@@ -108,7 +108,7 @@ def read_lines(path: str) -> Iterator[tuple[int, str]]:
 
 
 def not_utf8(path: str) -> BadExample:
-    """Returns the BadExample of a line that is not UTF-8; names the encoding of the file."""
+    """Returns the BadExample of a line that is not UTF-8; it names the encoding of the file."""
     return BadExample(f"bytes that are not UTF-8{encoding_note(path)}")
 
 
@@ -164,7 +164,8 @@ def arrow(files: Sequence[str], name: str) -> Records:
     """Returns the records (dicts) of Parquet or Arrow files; see `kbert.corpus.arrow_files`.
 
     Args:
-        files: the files of one data set, at least one. name: its name in messages.
+        files: the files of one dataset, at least one.
+        name: name of the dataset in messages.
 
     Raises:
         UserError: as for `column_names`.

@@ -1,4 +1,4 @@
-"""Reads tables, .csv files and tab-separated files, as records."""
+"""Reads .csv and tab-separated files as records."""
 
 import contextlib
 import csv
@@ -20,7 +20,8 @@ def table(path: str, name: str, has_header: Callable[[list[str]], bool]) -> Reco
     rules of CSV.
 
     Args:
-        path: path of the file. name: its name in messages.
+        path: path of the file.
+        name: name of the file in messages.
         has_header: function that returns whether the first row (a list of str) is a header.
 
     Raises:
@@ -49,7 +50,7 @@ def table(path: str, name: str, has_header: Callable[[list[str]], bool]) -> Reco
 
 
 def _separator(lines, path):
-    """The column separator: a comma, unless only another character gives rows of equal width."""
+    """Returns the separator: a comma, unless only another character gives rows of equal width."""
     equal = []
     for separator in ",;\t":
         with contextlib.suppress(csv.Error):
@@ -59,7 +60,7 @@ def _separator(lines, path):
                 equal.append(separator)
     decimals = re.compile(r"(?<=\d),(?=\d)")
     if equal[0:1] == [","] != equal and not any("," in decimals.sub("", line) for line in lines):
-        del equal[0]  # the commas are of numbers such as 4,5
+        del equal[0]  # the commas are decimal commas, as in 4,5
     if len(equal) > 1 and len(lines) > 2:
         raise UserError(
             f"{path}: it is not clear which of {', '.join(map(repr, equal))} separates the "
@@ -69,7 +70,7 @@ def _separator(lines, path):
 
 
 def _has_csv_quotes(lines):
-    """Whether the first lines of a tab-separated file are quoted as in CSV, with "" for a quote."""
+    """Returns whether the first lines of a tab-separated file are quoted as in CSV, with ""."""
     try:
         rows = list(csv.reader((f"{line}\n" for line in lines), delimiter="\t", strict=True))
     except csv.Error:
@@ -83,7 +84,7 @@ def _has_csv_quotes(lines):
 
 
 def _has_spaces(lines, separator):
-    """Whether spaces precede quoted cells: "a", "b"."""
+    """Returns whether spaces precede quoted cells: "a", "b"."""
     is_spaced = f'{separator} "'
     if not any(is_spaced in line for line in lines):
         return False
@@ -97,9 +98,8 @@ def _has_spaces(lines, separator):
 def _csv_rows(path, separator, has_spaces=False):
     csv.field_size_limit(2**31 - 1)  # limit of a cell; the default is 131,072 characters
     lines = (f"{line}\n" for _, line in read_lines(path))
-    reader = csv.reader(
-        lines, delimiter=separator, strict=True, skipinitialspace=has_spaces
-    )  # otherwise an unclosed quote would span the rest of the file
+    # Strict, because otherwise an unclosed quote would span the rest of the file.
+    reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=has_spaces)
     while True:
         number = reader.line_num + 1
         try:
@@ -109,7 +109,7 @@ def _csv_rows(path, separator, has_spaces=False):
         except csv.Error as error:
             if "unexpected end" in str(error):  # the rest of the file would be lost silently
                 raise UserError(
-                    f"{path}: the quote opened in line {number} is not closed. Close it, or save "
+                    f"{path}: the quote opened on line {number} is not closed. Close it, or save "
                     f"the table with tabs as .tsv, where quotes have no special meaning."
                 ) from None
             yield number, BadExample(f"the quotes are not valid CSV: {error}")

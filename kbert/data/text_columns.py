@@ -52,7 +52,9 @@ _ID = re.compile(r"(.*_|)(id|idx|index|uid|guid)|unnamed.*|")
 class TextRoles:
     """The texts and the label that a task reads.
 
-    `texts`: minimum and maximum number of texts. `label`: "class", "number" or "list" (of labels).
+    Attributes:
+        texts: minimum and maximum number of texts.
+        label: "class", "number" or "list" (of labels).
     """
 
     texts: tuple[int, int] = (1, 1)
@@ -68,12 +70,14 @@ def find_text_columns(
     the flags that select the same columns.
 
     Args:
-        records: Records of a table without header, JSON lines or TFDS.
+        records: Records of JSON lines, TFDS, or a table whose header was not read.
+        config: the columns set by flags.
         labelled: whether to find the labels.
+        roles: the texts and the label of the task.
 
     Raises:
         UserError: a column is missing or is named twice, or two roles have the same column.
-        UndecidedError: the header or a column is not clear.
+        UndecidedError: the header or a column is ambiguous.
     """
     if config.label_columns and (roles.label != "list" or config.label_column):
         raise UserError(
@@ -90,7 +94,7 @@ def find_text_columns(
 
 
 def _keep_accepted(records):
-    """Leaves out what an annotator of Prodigy did not accept; the answer is no label."""
+    """Skips examples that were not accepted in Prodigy, whose "answer" is not a label."""
     answers = {row.get("answer") for row in records.sample() if "_input_hash" in row}
     if not answers or not answers <= _ANSWERS:
         return
@@ -165,7 +169,7 @@ class _Finder:
         )
 
     def _find_texts(self):
-        """Finds the text columns that no flag names, by known names, else from their values."""
+        """Finds the text columns that no flag names, by known names or else by their values."""
         least, most = self.roles.texts
         is_given, free = self.text is not None, self._free()
         if most == 2 and not is_given and self.text_pair is None:
@@ -217,7 +221,7 @@ class _Finder:
                 return
 
     def _has_rival(self, label):
-        """Whether other columns may as well be the label as `label`, by its name a vague one."""
+        """Returns whether another column could be the label instead of `label`, if it is vague."""
         profile, name = self._profile(label), self.names[label]
         others = {key: p for key, p in self._free().items() if key != label}
         if self.roles.label == "list":
@@ -233,13 +237,13 @@ class _Finder:
         )
 
     def _find_label(self):
-        """Finds the label column from its values."""
+        """Finds the label column by its values."""
         has_names = self.records.names is not None
         free = self._free()
         if has_names:
             free = {key: p for key, p in free.items() if not _ID.fullmatch(self.names[key])}
         if self.roles.label == "list" and has_names:
-            # A column that is nearly of 0 and 1 is one, so that its other values are reported.
+            # Nearly all 0 and 1 is enough, so that the other values are reported as errors.
             for values in ("is_nearly_binary", "is_boolean"):
                 self.labels = [key for key, p in free.items() if getattr(p, values)]
                 if len(self.labels) > 1:
@@ -258,7 +262,7 @@ class _Finder:
         self.guessed.append("label")
 
     def _known(self, tiers):
-        """The key of the text column with the first known name; None if there is none."""
+        """Returns the key of the text column with the first known name, or None."""
         for names in tiers:
             known = {key: p for key, p in self._free().items() if self.names[key] in names}
             if len(known) > 1:
@@ -280,7 +284,7 @@ class _Finder:
         return [key for key in keys if key is not None]
 
     def _free(self):
-        """Key -> Profile of the columns that have no role yet."""
+        """Returns a dict of key -> Profile of the columns that have no role yet."""
         width = self.records.width
         used = [key if width is None else key % width for key in self._keys()]
         return {key: self._profile(key) for key in self.names if key not in used}

@@ -27,7 +27,7 @@ Inputs = Mapping[str, keras.KerasTensor] | keras.KerasTensor
 
 
 def _members(layer, path=""):
-    """Yields the layers and weights in a layer, outer layers first: path, outer layer, member."""
+    """Yields (path, outer layer, member) of the layers and weights in a layer, outer ones first."""
     for member in (*layer._layers, *layer._trainable_variables):
         name = f"{path}{member.name}"
         yield name, layer, member
@@ -39,11 +39,11 @@ def _members(layer, path=""):
 # and would otherwise report an unknown base class wherever a model is used.
 @keras.saving.register_keras_serializable("kbert")
 class PretrainedModel(keras.Model):
-    """Base class of the models. They are built in the constructor.
+    """Base class of the models, which are built in their constructors.
 
-    `.keras` files and `get_config` keep which layers and weights are frozen, and the adapters of
-    LoRA. A subclass creates its parts in its constructor and lists them in `parts`. The name of a
-    weight in a folder starts with the name of its part, so that models can load each other's parts.
+    `.keras` files and `get_config` store which layers and weights are frozen, and LoRA adapters. A
+    subclass creates its parts in its constructor and lists them in `parts`. The name of a weight in
+    a folder starts with the name of its part, so that models can load each other's parts.
     """
 
     parts: tuple[str, ...] = ()
@@ -105,7 +105,7 @@ class PretrainedModel(keras.Model):
         return model
 
     def __call__(self, inputs: Inputs, *args: Any, **kwargs: Any) -> dict[str, keras.KerasTensor]:
-        """Calls the model. Ids may be floats, which Keras would round to half precision."""
+        """Calls the model; casts float ids to int, before Keras rounds them to half precision."""
         return super().__call__(_integer_ids(inputs), *args, **kwargs)
 
     def features(self, inputs: Inputs) -> dict[str, keras.KerasTensor]:
@@ -156,13 +156,14 @@ class PretrainedModel(keras.Model):
     def add_lora(self, rank: int, alpha: float | None = None) -> None:
         """Freezes the encoder and adds a trainable adapter to each query and value projection.
 
-        A projection W becomes W + alpha / rank * A B, with A of (D, rank), and B of (rank, D)
-        initialized to 0. `save_pretrained` writes the sum, so loading it requires no adapters.
+        A projection W becomes W + alpha / rank * A B, where A is (D, rank), and B is (rank, D) and
+        initialized to 0. `save_pretrained` writes the sum, so it can be loaded without adapters.
         Source: Hu et al. 2021 (arXiv:2106.09685), sections 4.1 and 4.2, as implemented by Keras'
         `Dense.enable_lora`.
 
         Args:
-            rank: rank of A B, at least 1. alpha: numerator of the scale; None for 2 * rank.
+            rank: rank of A B, at least 1.
+            alpha: numerator of the scale; None for 2 * rank.
         """
         self.freeze_encoder(num_layers=None)
         for block in getattr(self, "bert", self).encoder.blocks:
@@ -172,8 +173,8 @@ class PretrainedModel(keras.Model):
     def resize_token_embeddings(self, vocab_size: int) -> None:
         """Changes the number of vocabulary entries, V, before the model is compiled.
 
-        The rows of the remaining entries stay. New rows of the word embeddings, and of an untied
-        MLM matrix, are initialized as in a new model; new MLM biases are 0.
+        The rows of the remaining entries are unchanged. New rows of the word embeddings, and of an
+        untied MLM matrix, are initialized as in a new model; new MLM biases are 0.
 
         Args:
             vocab_size: the new number of entries; a smaller value drops the last rows.
@@ -196,7 +197,7 @@ class PretrainedModel(keras.Model):
         getattr(self, "bert", self).embeddings.word_embeddings.input_dim = vocab_size
 
     def adapters(self) -> dict[str, tuple[keras.Variable, keras.Variable, float]]:
-        """Returns a dict of matrix name -> its adapter (A, B, scale); see `add_lora`."""
+        """Returns a dict of weight name -> LoRA adapter (A, B, scale); see `add_lora`."""
         result = {}
         for i, block in enumerate(getattr(self, "bert", self).encoder.blocks):
             for name in ("query", "value"):
@@ -234,10 +235,10 @@ class PretrainedModel(keras.Model):
         format: str = "kbert",
         allow_missing: Sequence[str] = (),
     ) -> None:
-        """Writes config and weights, float32, in one of four formats.
+        """Writes the config and the float32 weights in one of four formats.
 
         Warns if the format's library computes different outputs from these weights, or does not
-        support pruned heads; these are then written as zeros.
+        support pruned heads, which are then written as zeros.
 
         Args:
             folder: created if missing; files of the same names are replaced.
@@ -283,17 +284,17 @@ class PretrainedModel(keras.Model):
                 folder of google-research/bert, HF transformers or KerasHub; the name of a model on
                 the Hugging Face hub; or a `kbert.model.folder.ModelFolder`.
             allow_missing: names or name prefixes, kbert's or the folder's, optionally with `*`, of
-                weights that may be missing, unknown or of another shape: they are randomly
+                weights that may be missing, unknown or of another shape; they are randomly
                 initialized or ignored.
-            layers: the encoder blocks to load, such as for a distillation student: their number,
-                evenly spaced (3 of 12 selects 4, 8 and 12), or the block numbers, from 1. None
-                for all.
+            layers: the encoder blocks to load, for example for a distillation student: a number of
+                evenly spaced blocks (3 of 12 are 4, 8 and 12), or block numbers from 1. None for
+                all.
             **kwargs: fields of BertConfig to override, such as `num_labels=3`, and constructor
                 arguments, such as `dtype="mixed_bfloat16"`.
 
         Raises:
-            UserError: the folder does not exist or is of another architecture; files are missing,
-                damaged or pickles; weights are unknown, partly missing, or of another shape.
+            UserError: the folder does not exist or has another architecture; files are missing,
+                damaged or pickles; weights are unknown, partly missing, or have another shape.
         """
         changes = {name: kwargs.pop(name) for name in _FIELDS & kwargs.keys()}
         options = {"allow_missing": allow_missing, "parts": cls.task_heads, "layers": layers}
@@ -310,14 +311,14 @@ class PretrainedModel(keras.Model):
         self,
         folder: str | os.PathLike[str],
         allow_missing: Sequence[str] = (),
-        leave_out: Collection[str] = (),
+        skip_parts: Collection[str] = (),
         layers: int | Sequence[int] | None = None,
     ) -> None:
         """Loads the weights of a folder into this model.
 
         Args:
             folder, allow_missing, layers: as for `from_pretrained`.
-            leave_out: names of parts, such as a head, that are not loaded.
+            skip_parts: names of parts not to load, such as a head.
 
         Raises:
             UserError: as for `from_pretrained`; or the folder's number of attention heads differs.
@@ -330,7 +331,7 @@ class PretrainedModel(keras.Model):
                     f"has {heads_text(self.config.attention_heads_per_layer)}. Create the model "
                     f"with the folder's config, as from_pretrained does."
                 )
-            shapes = {n: s for n, s in weights.shapes.items() if part_of(n) not in leave_out}
+            shapes = {n: s for n, s in weights.shapes.items() if part_of(n) not in skip_parts}
             self._assign(Tensors(shapes, weights.__getitem__), folder)
 
     def _assign(self, weights, folder):
@@ -360,7 +361,7 @@ class PretrainedModel(keras.Model):
 
 
 def _integer_ids(inputs):
-    """Casts floats to integers in features of ids and positions."""
+    """Casts ids and positions to integers if they are floats."""
     if not isinstance(inputs, Mapping):
         return _as_integers(inputs)
     casts = {n: _as_integers(x) for n, x in inputs.items() if n.endswith(("_ids", "_positions"))}
@@ -372,7 +373,7 @@ def _as_integers(x):
 
 
 def _replace_weight(layer, attribute, value):
-    """Replaces a weight of a built layer by one of another shape, with the same name."""
+    """Replaces a weight of a built layer with one of the same name and another shape."""
     old = getattr(layer, attribute)
     with contextlib.ExitStack() as scopes:
         for name in old.path.split("/")[:-1]:

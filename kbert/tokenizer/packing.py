@@ -23,7 +23,7 @@ def truncated_slices(
     Args: as for `BertTokenizer.pack`.
 
     Raises:
-        UserError: the number of segments, or of their rows, is wrong.
+        UserError: the number of segments or of rows is wrong.
     """
     if len(segments) not in (1, 2):
         raise UserError(
@@ -33,8 +33,8 @@ def truncated_slices(
     rows = [segment.shape[0] for segment in segments]
     if None not in rows and len(set(rows)) > 1:
         raise UserError(
-            f"the two segments must have as many rows; got {rows[0]} and {rows[1]}. A single "
-            f"str is one text: repeat it to pair it with several."
+            f"the two segments must have the same number of rows; got {rows[0]} and {rows[1]}. A "
+            f"single str is one text: repeat it to pair it with several."
         )
     room = tf.cast(max_length - len(segments) - 1, tf.int64)
     counts = [segment.row_lengths() for segment in segments]
@@ -58,8 +58,8 @@ def pack_slices(
     Args:
         tokenizer: BertTokenizer.
         slices: one or two tuples (ids, begins, counts): ids (N,) int32; begins and counts (B,)
-            int. Row i has `counts[i]` ids, from `ids[begins[i]]` on.
-        length: length of the rows in tokens, L; None: the length of the longest row.
+            int. Row i has `counts[i]` ids, starting at `ids[begins[i]]`.
+        length: L, length of the rows in tokens; None: the length of the longest row.
     """
     slices = [(ids, *(tf.cast(x, tf.int32)[:, None] for x in rows)) for ids, *rows in slices]
     if length is None:

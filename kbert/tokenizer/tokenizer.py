@@ -140,7 +140,7 @@ class BertTokenizer(tf.Module):
             )
         except RuntimeError as error:  # such as white space inside an entry
             raise UserError(f"the vocabulary {vocab_file} cannot be used: {error}") from error
-        self._cleaner = tf_text.FastBertNormalizer()  # its lower-casing differs from BERT's
+        self._cleaner = tf_text.FastBertNormalizer()  # without lower-casing: it differs from BERT's
         self._raw, self._normalized = self._matchers(by_content)
 
     def _matchers(self, by_content):
@@ -189,10 +189,10 @@ class BertTokenizer(tf.Module):
         """Writes vocabulary and settings into an existing folder.
 
         Args:
-            folder: files of the same names are replaced.
+            folder: existing folder; files of the same names are replaced.
             format: as for `BertModel.save_pretrained`. "google" has no file for the settings, so
                 they are written to HF's `tokenizer_config.json`.
-            max_length: the maximum sequence length of the model in tokens; used only for HF.
+            max_length: maximum sequence length of the model in tokens; written only for HF.
 
         Raises:
             UserError: the format is unknown.
@@ -217,16 +217,16 @@ class BertTokenizer(tf.Module):
         return len(self.vocab)
 
     def extends(self, other: "BertTokenizer") -> bool:
-        """Whether this tokenizer has the settings and entries of `other`, with the same ids."""
+        """Returns whether it has the settings of `other` and all its entries, with the same ids."""
         return self.vocab[: other.vocab_size] == other.vocab and self.settings == other.settings
 
     @property
     def fingerprint(self) -> str:
-        """Hash, equal for tokenizers that return equal ids for all text without special tokens."""
-        usual = {"lower_case": self.lower_case, "strip_accents": self.lower_case}
-        usual |= {"tokenize_chinese_chars": True, "added_tokens": ()}
-        unusual = {name: value for name, value in self.settings.items() if value != usual[name]}
-        return vocab_fingerprint(self.vocab, self.lower_case, unusual)
+        """A hash that is equal for tokenizers that return the same ids for any text."""
+        default = {"lower_case": self.lower_case, "strip_accents": self.lower_case}
+        default |= {"tokenize_chinese_chars": True, "added_tokens": ()}
+        nondefault = {n: value for n, value in self.settings.items() if value != default[n]}
+        return vocab_fingerprint(self.vocab, self.lower_case, nondefault)
 
     def _normalize(self, texts):
         texts = tf.cond(  # transcoding costs more than all later steps
@@ -324,17 +324,17 @@ class BertTokenizer(tf.Module):
     ) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
         """Returns the ids of `tokenize` with the byte offsets of each piece in its text.
 
-        `text_bytes[start:end]` is the source of a piece, including stripped accents; in valid UTF-8
-        it consists of whole characters. It excludes white space, dropped characters (unless inside
-        a piece) and invalid bytes. The [UNK] of a word spans the word. Several pieces of one
-        character, as in Hangul, have equal offsets.
+        `text_bytes[start:end]` is the source of a piece, including stripped accents. If the text is
+        valid UTF-8, it consists of whole characters. It excludes white space, dropped characters
+        (unless inside a piece) and invalid bytes. The [UNK] of a word spans the word. Several
+        pieces of one character, as in Hangul, have the same offsets.
 
         Args:
             texts: (B,) string.
 
         Returns:
-            ids, starts, ends: (B, None) int32 RaggedTensors of equal row lengths; byte offsets
-            into the original text, `end` exclusive.
+            ids, starts, ends: (B, None) int32 RaggedTensors with the same row lengths. Starts and
+            ends are byte offsets into the original text; the ends are exclusive.
 
         Raises:
             UserError: `special_tokens_in_text` is set.
@@ -419,7 +419,7 @@ class BertTokenizer(tf.Module):
             padding: as for `__call__`.
 
         Raises:
-            UserError: the number of segments, or of their rows, is wrong.
+            UserError: the number of segments or of rows is wrong.
         """
         slices = truncated_slices(segments, max_length)
         return pack_slices(self, slices, max_length if padding == "max_length" else None)

@@ -1,4 +1,4 @@
-"""Words of normalized texts, as TensorFlow ops; words that are too long become [UNK]."""
+"""Splits normalized texts into words with TensorFlow ops; words that are too long become [UNK]."""
 
 import tensorflow as tf
 
@@ -15,8 +15,8 @@ IDEOGRAPHS = (  # as in _is_chinese_char of google-research/bert
 PUNCTUATION = r"\pP$+<=>^`|~"
 ONE_CHARACTER_WORD = rf"[{PUNCTUATION}{IDEOGRAPHS}]"
 LONGEST_WORD = 200  # characters; a longer word becomes [UNK], as in google-research/bert
-# Matches text that may contain a word of over 200 characters: a run of characters that may belong
-# to one word. Approximate, because the exact class repeated 200 times is too large for RE2.
+# Matches text that may contain a word of over 200 characters, that is, a run of characters that may
+# belong to one word. Approximate, because the exact class repeated 200 times is too large for RE2.
 _MAYBE_TOO_LONG = r"[0-9A-Za-z\x{80}-\x{33FF}\x{4DC0}-\x{4DFF}\x{A000}-\x{10FFFF}]{201}"
 
 
@@ -26,7 +26,7 @@ def any_may_be_too_long(texts: tf.Tensor) -> tf.Tensor:
 
 
 def split_words(texts: tf.Tensor, alone: str) -> tf.RaggedTensor:
-    """Splits texts at white space and around each character of the class `alone`: (B, None).
+    """Splits texts at white space and around each character that matches `alone`; (B, None).
 
     A word that is too long becomes [UNK].
     """

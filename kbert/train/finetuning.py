@@ -213,7 +213,7 @@ class Finetuning(Workload):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             self.model.load_pretrained(
-                folder, leave_out=self.task_heads_left_out, layers=self.layers
+                folder, skip_parts=self.task_heads_left_out, layers=self.layers
             )
         for warning in caught:
             if not self.task_heads_left_out:

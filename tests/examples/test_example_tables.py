@@ -29,7 +29,7 @@ def test_header_in_another_order_byte_order_mark_and_gz(read):
 
 @pytest.mark.parametrize("skip", [True, False])
 def test_quotes_that_are_not_closed_are_no_line_to_skip(read, skip):
-    with pytest.raises(UserError, match=r"quote opened in line 2 is not closed. Close it"):
+    with pytest.raises(UserError, match=r"quote opened on line 2 is not closed. Close it"):
         read("t.csv", 'a,1\n"b,1\nc,1\nd,1\n', "classify", skip_bad_lines=skip)
 
 
