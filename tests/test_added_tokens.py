@@ -138,7 +138,10 @@ def test_decoder_of_the_config(tmp_path):
     path.write_text(json.dumps({"do_lower_case": True, "added_tokens_decoder": decoder}))
     assert ids_of(BertTokenizer.from_pretrained(tmp_path), ["a<e>a[MASK]"])[0][:3] == [14, 32, 14]
     for decoder, message in (
-        ({"34": {"content": "<e>"}}, r"'<e>' has the id 34, but its place in the vocabulary is 32"),
+        (
+            {"34": {"content": "<e>"}},
+            r"'<e>' has the id 34, but its position in the vocabulary is 32",
+        ),
         ({"32": {"content": 7}}, r"content of an added token must be a string"),
         ({"32": {"content": "<e>", "lstrip": 1}}, r"single_word, .* must be true or false; got"),
         ({"32": {"content": " "}}, r"an added token must not be blank; got ' '"),

@@ -126,7 +126,7 @@ def test_learning_from_nothing_and_too_small():
         learn_vocab(["  ", ""], 100)
     with pytest.raises(UserError, match="vocab_size must be at least 32; got 31"):
         learn_vocab(TEXTS, 31)
-    with pytest.raises(TypeError, match="pass a list, not an iterator"):
+    with pytest.raises(TypeError, match="must be a list, not an iterator"):
         learn_vocab(iter(TEXTS), 100)
 
 

@@ -222,7 +222,7 @@ class BertTokenizer(tf.Module):
 
     @property
     def fingerprint(self) -> str:
-        """A hash that is equal for tokenizers that return the same ids for any text."""
+        """A hash, equal for tokenizers that give text without special tokens the same ids."""
         default = {"lower_case": self.lower_case, "strip_accents": self.lower_case}
         default |= {"tokenize_chinese_chars": True, "added_tokens": ()}
         nondefault = {n: value for n, value in self.settings.items() if value != default[n]}
