@@ -177,4 +177,4 @@ def test_the_site_is_made_without_a_warning(tmp_path):
         field.name for config in [*configs, ServeConfig] for field in dataclasses.fields(config)
     }
     assert set(re.findall(r"--(\w+)", programs)) >= {*flags, "dry_run", "allow_missing", "layer"}
-    assert "share of the tokens to predict (&gt; 0 and &lt; 1)" in programs
+    assert "fraction of the tokens to predict (&gt; 0 and &lt; 1)" in programs

@@ -175,5 +175,5 @@ def test_nothing_is_left_of_what_failed(tmp_path, url, vocab_file, files):
     assert files.count("copy") == 8 and storage.list_folder(f"{url}-out") == []
     with pytest.raises(UserError, match=r"no file matches 'ram://none/\*\.txt'"):
         prepare("ram://none/*.txt", f"{url}-out", vocab_file)
-    with pytest.raises(UserError, match=r"is a folder\. Write ram://.*/\*\.txt"):
+    with pytest.raises(UserError, match=r"is a folder\. Give its files: ram://.*/\*\.txt"):
         prepare(url, f"{url}-out", vocab_file)

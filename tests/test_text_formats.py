@@ -172,7 +172,7 @@ def test_markup_is_an_error(tmp_path, first, name):
 @pytest.mark.parametrize("name", ["x.csv", "x.TSV"])
 def test_tables_are_an_error(tmp_path, name):
     path = write(tmp_path / name, "id,text\n1,a cat\n")
-    assert message_of(path).startswith(f"{path} is a table, not plain text. Write its column of")
+    assert message_of(path).startswith(f"{path} is a table, not plain text. Write its text column")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_tables_are_an_error(tmp_path, name):
 )
 def test_quoted_tables_of_any_name_are_an_error(tmp_path, text):
     path = write(tmp_path / "x.txt", text)
-    assert message_of(path).startswith(f"{path} is a table, not plain text. Write its column of")
+    assert message_of(path).startswith(f"{path} is a table, not plain text. Write its text column")
 
 
 def test_numbered_sentences_are_an_error(tmp_path):
