@@ -98,7 +98,7 @@ def check_settings(config: "DataclassInstance") -> None:
 
 
 def checked_value(field: "dataclasses.Field[typing.Any]", value: typing.Any) -> typing.Any:
-    """Returns a value of a `setting`, checked; integers become floats where the field is a float.
+    """Checks and returns a value of a `setting`; an int becomes a float if the field is one.
 
     Raises:
         UserError: as for `check_settings`.

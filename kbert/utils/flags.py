@@ -21,8 +21,10 @@ _DEFINE = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFI
 def define(
     config_class: "type[DataclassInstance]", base: "type[DataclassInstance] | None" = None
 ) -> None:
-    """Defines one absl flag per field of `config_class` that is not a field of `base`, a class
-    whose fields have flags already; each flag has the field's default, help and range."""
+    """Defines one absl flag per field of `config_class`, with its default, help and range.
+
+    Skips the fields of `base`, which have flags already.
+    """
     defined = {field.name for field in dataclasses.fields(base)} if base else ()
     for field in (f for f in dataclasses.fields(config_class) if f.name not in defined):
         kind, _ = setting_type(field)

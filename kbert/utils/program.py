@@ -66,8 +66,8 @@ def run(
         config_class: dataclass of settings, one flag each; None if `main` and `check` take no
             argument.
         check: function of a config, called before TensorFlow is imported, which takes seconds.
-        config_class_of: with --task_module, a function of its value and --task that returns a
-            subclass of `config_class`, whose additional settings become flags, too.
+        config_class_of: function from the values of --task_module and --task to a subclass of
+            `config_class`, whose additional settings become flags; called if --task_module is set.
     """
     if config_class:
         define(config_class)
@@ -110,7 +110,7 @@ def _extended(argv, config_class, config_class_of):
     """Returns the config class of --task_module and --task; defines its additional flags."""
     try:
         flags.FLAGS([_local(arg) for arg in argv if arg not in HELP], known_only=True)
-    except (flags.Error, ValueError, RecursionError):  # `parse` reports it
+    except (flags.Error, ValueError, RecursionError):  # reported by `parse`
         return config_class
     if not flags.FLAGS.task_module:
         return config_class
