@@ -21,7 +21,7 @@ from kbert.settings import ExampleConfig
 from kbert.tasks.examples import read_split
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, read_vocab
 from kbert.utils import encodings, storage
-from kbert.utils.input_files import is_compressed, plain_name, read_bytes, read_text
+from kbert.utils.input_files import is_compressed, plain_name, read_byte_lines, read_text
 
 CASES = pathlib.Path(__file__).parent.parent.parent / "shared" / "cases"
 ANSWER = {"text": "fermé", "answer_start": 8}
@@ -54,7 +54,7 @@ def message_of(path):
 @pytest.mark.parametrize("name", ["t.txt{}", "t", "t.txt", "T.TXT{}"])
 def test_compression_is_told_by_the_content(tmp_path, suffix, name):
     path = write(tmp_path / name.format(suffix), COMPRESS[suffix](b"a\nb\r\nc"))
-    assert list(read_bytes(path)) == [b"a\n", b"b\r\n", b"c"] and is_compressed(path)
+    assert list(read_byte_lines(path)) == [b"a\n", b"b\r\n", b"c"] and is_compressed(path)
 
 
 def test_members_of_archives_are_joined(tmp_path):
@@ -104,8 +104,8 @@ def test_plain_names(name, plain):
 
 def test_marks_and_line_ends(tmp_path):
     path = write(tmp_path / "t", b"\xef\xbb\xbfa\r\n\xef\xbb\xbfb")
-    assert list(read_bytes(path)) == [b"a\r\n", b"\xef\xbb\xbfb"]
-    assert list(read_bytes(write(tmp_path / "t", b"\xef\xbb\xbf"))) == []
+    assert list(read_byte_lines(path)) == [b"a\r\n", b"\xef\xbb\xbfb"]
+    assert list(read_byte_lines(write(tmp_path / "t", b"\xef\xbb\xbf"))) == []
 
 
 @pytest.mark.parametrize(

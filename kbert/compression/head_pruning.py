@@ -199,13 +199,13 @@ def _masked(attentions, masks):
 
 
 def least_important(
-    importance: Sequence[Sequence[float] | np.ndarray], share: float
+    importance: Sequence[Sequence[float] | np.ndarray], fraction: float
 ) -> list[list[int]]:
     """Selects the least important heads over all layers; every layer keeps at least one head.
 
     Args:
         importance: result of `head_importance`.
-        share: fraction of all heads.
+        fraction: fraction of all heads to remove.
 
     Returns:
         N sorted lists of head indices.
@@ -214,11 +214,11 @@ def least_important(
         UserError: no head or too many heads would be removed.
     """
     heads = sum(len(layer) for layer in importance)
-    count, most = round(share * heads), heads - len(importance)
+    count, most = round(fraction * heads), heads - len(importance)
     if not 1 <= count <= most:
         raise UserError(
             f"prune_fraction must remove 1 to {most} of the {heads} heads, as each of the "
-            f"{len(importance)} layers keeps at least one; got {share}, which removes {count}."
+            f"{len(importance)} layers keeps at least one; got {fraction}, which removes {count}."
         )
     order = sorted(
         (value, layer, head)

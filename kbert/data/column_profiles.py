@@ -181,23 +181,25 @@ class Profile:
         )
 
 
-def guess_texts(profiles: "Mapping[Key, Profile]", least: int, most: int) -> "list[Key] | None":
+def guess_texts(
+    profiles: "Mapping[Key, Profile]", min_texts: int, max_texts: int
+) -> "list[Key] | None":
     """Returns the keys of the columns that are clearly texts, in order, or None.
 
     Args:
         profiles: key -> Profile of the columns that may be texts.
-        least, most: minimum and maximum number of text columns; None is returned for others.
+        min_texts, max_texts: allowed number of such columns; the result is None for others.
     """
     prose = [key for key, profile in profiles.items() if profile.is_prose]
-    if len(prose) >= least:
-        return prose if len(prose) <= most else None
+    if len(prose) >= min_texts:
+        return prose if len(prose) <= max_texts else None
     words = {key: profile for key, profile in profiles.items() if profile.is_text}
-    if len(words) == least:
+    if len(words) == min_texts:
         return list(words)
     different = [key for key, profile in words.items() if not profile.repeats]
-    longest = sorted(words, key=lambda key: -words[key].words)[:least]
+    longest = sorted(words, key=lambda key: -words[key].words)[:min_texts]
     for keys in (different, sorted(longest, key=list(words).index)):
-        if least <= len(keys) <= most and _are_clear(keys, words):
+        if min_texts <= len(keys) <= max_texts and _are_clear(keys, words):
             return keys
     return None
 

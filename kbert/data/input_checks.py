@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from kbert.corpus.arrow_files import column_names
 from kbert.data.records import arrow_sources, source_files
 from kbert.utils.formats import find_folder
-from kbert.utils.input_files import read_bytes
+from kbert.utils.input_files import read_byte_lines
 
 
 def check_inputs(
@@ -19,7 +19,7 @@ def check_inputs(
         sources: as for `source_files`.
 
     Raises:
-        UserError: as for `find_folder` and `kbert.utils.input_files.read_bytes`.
+        UserError: as for `find_folder` and `kbert.utils.input_files.read_byte_lines`.
     """
     for folder in filter(None, folders):
         find_folder(folder)
@@ -28,4 +28,4 @@ def check_inputs(
             if files := arrow_sources(path):
                 column_names(files[0])
             elif not path.startswith(("tfds:", "sample:")):
-                next(read_bytes(path), None)
+                next(read_byte_lines(path), None)

@@ -16,7 +16,7 @@ from kbert.corpus.text_sources import load_tfds
 from kbert.errors import UserError
 from kbert.fields import is_text
 from kbert.utils import storage
-from kbert.utils.input_files import encoding_note, read_bytes, read_text
+from kbert.utils.input_files import encoding_note, read_byte_lines, read_text
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -94,10 +94,10 @@ def read_lines(path: str) -> Iterator[tuple[int, str]]:
     Bytes that are not UTF-8 become surrogates (PEP 383), which `is_text` detects.
 
     Raises:
-        UserError: as for `kbert.utils.input_files.read_bytes`.
+        UserError: as for `kbert.utils.input_files.read_byte_lines`.
     """
     empty = []
-    for number, line in enumerate(read_bytes(path), 1):
+    for number, line in enumerate(read_byte_lines(path), 1):
         text = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", "surrogateescape")
         if not text.strip(" \t"):
             empty.append((number, text))

@@ -18,7 +18,7 @@ from kbert.tasks.examples import read_split
 from kbert.tasks.names import check_method
 from kbert.tasks.outputs import MOST_MASKS
 from kbert.utils import atomic
-from kbert.utils.input_files import encoding_note, plain_name, read_bytes
+from kbert.utils.input_files import encoding_note, plain_name, read_byte_lines
 
 _CHUNK = 4096  # texts read, computed and written at a time
 _TWO_TEXTS = ("next_sentence", "similarity")
@@ -116,8 +116,8 @@ def _rows(config, method, task, settings, report):
     if config.input_file == "-":
         return _line_rows(sys.stdin.buffer, "standard input", method, columns, config, report), None
     if plain_name(config.input_file).endswith(".txt"):
-        total = sum(1 for _ in read_bytes(config.input_file))
-        lines = read_bytes(config.input_file)
+        total = sum(1 for _ in read_byte_lines(config.input_file))
+        lines = read_byte_lines(config.input_file)
         return _line_rows(lines, config.input_file, method, columns, config, report), total
     return _example_rows(config, method, task, report)
 

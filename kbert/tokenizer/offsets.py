@@ -14,14 +14,16 @@ from kbert.tokenizer.word_splitting import LONGEST_WORD, UNKNOWN
 _Ragged = tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]
 
 
-def tokenize_words(split: Callable[[tf.Tensor], _Ragged], texts: tf.Tensor, alone: str) -> _Ragged:
+def tokenize_words(
+    split: Callable[[tf.Tensor], _Ragged], texts: tf.Tensor, separate: str
+) -> _Ragged:
     """Splits texts into words, replaces long ones with [UNK], and splits words into WordPieces.
 
     Args:
         split: function that splits (W,) words into WordPieces; returns ids, starts and ends,
             (W, None) RaggedTensors.
         texts: (B,) string, normalized.
-        alone: RE2 pattern of the characters that each form a separate word.
+        separate: RE2 pattern of the characters that are each a word of their own.
 
     Returns:
         ids int32, and starts and ends int64, byte offsets into `texts`: (B, None) RaggedTensors
@@ -30,12 +32,12 @@ def tokenize_words(split: Callable[[tf.Tensor], _Ragged], texts: tf.Tensor, alon
     characters, begins = tf.strings.unicode_split_with_offsets(texts, "UTF-8")
     ends = begins.flat_values + tf.cast(tf.strings.length(characters.flat_values), tf.int64)
     distinct, index = tf.unique(characters.flat_values, out_idx=tf.int64)
-    is_alone = tf.gather(tf.strings.regex_full_match(distinct, alone), index)
+    is_separate = tf.gather(tf.strings.regex_full_match(distinct, separate), index)
     is_space = tf.gather(tf.strings.regex_full_match(distinct, r"\pZ|\s"), index)
     rows = characters.value_rowids()
     new_row = tf.concat([[True], rows[1:] != rows[:-1]], axis=0)[: tf.size(rows)]
-    follows_break = tf.concat([[True], (is_alone | is_space)[:-1]], axis=0)[: tf.size(rows)]
-    is_first = (new_row | follows_break | is_alone) & ~is_space
+    follows_break = tf.concat([[True], (is_separate | is_space)[:-1]], axis=0)[: tf.size(rows)]
+    is_first = (new_row | follows_break | is_separate) & ~is_space
     word = tf.boolean_mask(tf.cumsum(tf.cast(is_first, tf.int64)) - 1, ~is_space)
     begins = tf.boolean_mask(begins.flat_values, is_first)  # of the W words
     ends = tf.math.segment_max(tf.boolean_mask(ends, ~is_space), word)

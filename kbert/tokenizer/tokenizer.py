@@ -346,8 +346,8 @@ class BertTokenizer(tf.Module):
             )
         sources = self._with_stand_ins(_batch(texts))
         texts = self._normalized.replace(self._normalize(sources))
-        alone = ONE_CHARACTER_WORD if self.tokenize_chinese_chars else f"[{PUNCTUATION}]"
-        by_words = functools.partial(tokenize_words, self._split, texts, alone)
+        separate = ONE_CHARACTER_WORD if self.tokenize_chinese_chars else f"[{PUNCTUATION}]"
+        by_words = functools.partial(tokenize_words, self._split, texts, separate)
         if self.tokenize_chinese_chars:
             ids, starts, ends = tf.cond(
                 any_may_be_too_long(texts), by_words, lambda: self._split(texts)

@@ -25,12 +25,12 @@ def any_may_be_too_long(texts: tf.Tensor) -> tf.Tensor:
     return tf.reduce_any(tf.strings.regex_full_match(texts, f"(?s).*{_MAYBE_TOO_LONG}.*"))
 
 
-def split_words(texts: tf.Tensor, alone: str) -> tf.RaggedTensor:
-    """Splits texts at white space and around each character that matches `alone`; (B, None).
+def split_words(texts: tf.Tensor, separate: str) -> tf.RaggedTensor:
+    """Splits texts at white space and around each character that matches `separate`; (B, None).
 
     A word that is too long becomes [UNK].
     """
-    texts = tf.strings.regex_replace(texts, f"({alone})", r" \1 ")
+    texts = tf.strings.regex_replace(texts, f"({separate})", r" \1 ")
     texts = tf.strings.regex_replace(texts, r"\pZ", " ")  # tf.strings.split knows only ASCII spaces
     words = tf.strings.split(texts)
     too_long = tf.strings.length(words.flat_values, unit="UTF8_CHAR") > LONGEST_WORD

@@ -101,7 +101,7 @@ def read_head(path: str | os.PathLike[str]) -> bytes:
     return head.removeprefix(BOM)
 
 
-def read_bytes(path: str | os.PathLike[str]) -> Iterator[bytes]:
+def read_byte_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
     """Yields the lines of a text as bytes, split at "\\n" only, without the byte order mark.
 
     Raises:
@@ -120,7 +120,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     Raises:
         UserError: see `read_head`; or the file is not UTF-8.
     """
-    data = b"".join(read_bytes(path))
+    data = b"".join(read_byte_lines(path))
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
