@@ -156,8 +156,8 @@ class _Reader:
         if places and len(self.tags) == 1 and not _are_entity_tags([*self.tags, "B-X"]):
             raise UserError(
                 f"{name} has {self.width} columns, of which the last is {min(self.tags)!r} in all "
-                f"lines; entity tags are in {', '.join(map(str, places))}, counted from 0. Name "
-                f"the one to read, such as --label_column={places[0]}."
+                f"lines; entity tags are in column {' and '.join(map(str, places))}, counted from "
+                f"0. Name the column to read, such as --label_column={places[0]}."
             )
 
     def _check_words(self, rows, words, name):

@@ -231,7 +231,7 @@ class DistillConfig(FinetuneConfig, TeacherConfig):
     def __post_init__(self) -> None:
         if not self.teacher:
             raise UserError(
-                "--teacher is missing: a fine-tuned model, such as RUN/finetuning/best."
+                "--teacher is missing. Give a fine-tuned model, such as RUN/finetuning/best."
             )
         if not self.init_from:
             object.__setattr__(self, "init_from", self.teacher)

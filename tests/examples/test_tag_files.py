@@ -157,8 +157,8 @@ def test_headers_of_several_columns(read, error_of):
     text = "TOKEN\tNE\tMISC\n# language = fr\nIn\tO\t_\nOslo\tB-LOC\t_\n"
     assert sentences(read, "t.tsv", text, label_column="1") == IN_OSLO[:1]
     assert error_of("t.tsv", text, "tag") == (
-        "t.tsv has 3 columns, of which the last is '_' in all lines; entity tags are in 1, counted "
-        "from 0. Name the one to read, such as --label_column=1."
+        "t.tsv has 3 columns, of which the last is '_' in all lines; entity tags are in column 1, "
+        "counted from 0. Name the column to read, such as --label_column=1."
     )
 
 
