@@ -1,10 +1,10 @@
 """User module for TFX's Transform and Trainer: tokenizes text and trains a BERT classifier.
 
-Transform tokenizes with the tokenizer of a folder of weights, and the model is trained on its ids.
-The export takes text and has the same tokenizer in its graph; `run_fn` checks on the first texts
-that the tokenizer reproduces Transform's ids.
+Transform tokenizes the text with the tokenizer of a folder of weights, and the Trainer trains the
+model on the resulting ids. The export takes text and has the same tokenizer in its graph; `run_fn`
+checks on the first batch that this tokenizer produces the same ids as Transform.
 
-`custom_config`, the same dict for Transform and Trainer, as created by `pipeline.py`:
+`custom_config` is the same dict for Transform and Trainer; `pipeline.py` creates it. Its keys are:
     weights: str, folder of a BERT in any format that kbert reads; the head may be missing
     label_names: list of str, the names of the labels 0, 1, ...
     takes_pairs: bool, whether each text has a second text, text_pair
@@ -45,16 +45,16 @@ _SETTINGS = (
     "learning_rate",
     "seed",
 )
-_WIDTHS = 16  # batches are truncated to a multiple of this many tokens, to limit the shapes
-_SHUFFLED = 10_000  # size of the shuffle buffer in examples
-_HEAD = ["sequence_classifier"]  # the head of the weights may have other labels
+_LENGTH_MULTIPLE = 16  # batch lengths are multiples of this, to limit the number of shapes
+_SHUFFLE_BUFFER = 10_000  # examples
+_HEAD = ["sequence_classifier"]  # may be missing from the weights, or have other labels
 
 
 def check(custom_config: Mapping[str, Any] | None) -> None:
     """Checks the settings.
 
     Raises:
-        UserError: a setting is missing, invalid or does not fit the weights.
+        UserError: a setting is missing, invalid or incompatible with the weights.
     """
     for name in _SETTINGS:
         if name not in (custom_config or {}):
@@ -77,15 +77,17 @@ def preprocessing_fn(
     """Tokenizes texts in Transform, whose outputs must be int64, float32 or string.
 
     Args:
-        inputs: dict of `text` and, with pairs, `text_pair`, (B,) or (B, 1) string, and `label`,
-            (B,) or (B, 1) int64. custom_config: see the module.
+        inputs: dict of `text`, `text_pair` if `takes_pairs`, and `label`; (B,) or (B, 1) each. The
+            texts are strings, the labels int64.
+        custom_config: see the docstring of the module.
 
     Returns:
         dict of the `ENCODER_FEATURES`, (B, L) int64, `label` (B,) int64, and the unchanged texts,
         (B,) string.
 
     Raises:
-        UserError: a column is missing, of another type, or empty in some rows; an invalid setting.
+        UserError: a column is missing, has another type, or is empty in some rows; or a setting is
+            invalid.
     """
     check(custom_config)
     tokenizer = BertTokenizer.from_pretrained(find_folder(custom_config["weights"]))
@@ -104,9 +106,8 @@ def _column(inputs, name, dtype):
     if name not in inputs:
         raise UserError(f"the examples have no {name!r}; they have {', '.join(sorted(inputs))}.")
     column = inputs[name]
-    if isinstance(
-        column, tf.SparseTensor
-    ):  # Transform's type for columns that are empty in some rows
+    # Transform makes a column sparse if it is empty in some rows.
+    if isinstance(column, tf.SparseTensor):
         raise UserError(f"some examples have no {name!r}. Add it, or remove these examples.")
     if column.dtype != dtype:
         raise UserError(f"{name!r} must be {dtype.name} in all examples; got {column.dtype.name}.")
@@ -119,7 +120,7 @@ def examples_dataset(
     """Reads the output of Transform.
 
     Args:
-        patterns: globs of gzipped TFRecords. custom_config: see the module.
+        patterns: globs of gzipped TFRecord files. custom_config: see the docstring of the module.
 
     Returns:
         tf.data.Dataset of dicts as returned by `preprocessing_fn`, without the batch axis.
@@ -141,22 +142,22 @@ def examples_dataset(
 def batches(
     examples: "tf.data.Dataset[dict[str, tf.Tensor]]", batch_size: int
 ) -> "tf.data.Dataset[tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]]":
-    """Batches features and labels for `fit`, truncated to the longest text of the batch.
+    """Batches features and labels for `fit`; each batch is as long as its longest text requires.
 
     Args:
-        examples: from `examples_dataset`.
+        examples: dataset returned by `examples_dataset`.
 
     Returns:
         tf.data.Dataset of (features, {"logits": (B,) int64}).
     """
 
-    def cut(batch):
+    def truncate(batch):
         lengths = tf.reduce_sum(batch["attention_mask"], axis=1)
-        width = -(-tf.reduce_max(lengths) // _WIDTHS) * _WIDTHS
-        features = {name: tf.cast(batch[name][:, :width], tf.int32) for name in ENCODER_FEATURES}
+        L = -(-tf.reduce_max(lengths) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+        features = {name: tf.cast(batch[name][:, :L], tf.int32) for name in ENCODER_FEATURES}
         return features, {"logits": batch["label"]}
 
-    return examples.batch(batch_size).map(cut).prefetch(2)
+    return examples.batch(batch_size).map(truncate).prefetch(2)
 
 
 def check_examples(
@@ -164,11 +165,12 @@ def check_examples(
     tokenizer: BertTokenizer,
     custom_config: Mapping[str, Any],
 ) -> None:
-    """Checks that all labels have names, and that the tokenizer reproduces the ids.
+    """Checks that all labels have names, and that the tokenizer produces Transform's ids.
 
     Args:
-        examples: from `examples_dataset`; all labels and the first batch of ids are checked.
-        tokenizer: of the model. custom_config: see the module.
+        examples: dataset returned by `examples_dataset`; all labels and the ids of the first batch
+            are checked.
+        tokenizer: the model's tokenizer. custom_config: see the docstring of the module.
 
     Raises:
         UserError: a label or an id is wrong, or there are no examples.
@@ -178,13 +180,13 @@ def check_examples(
         raise UserError("there are no transformed examples: the files are empty.")
     texts = [batch[name] for name in _text_names(custom_config)]
     features = tokenizer(*texts, max_length=custom_config["max_seq_length"])
-    for name, wanted in features.items():
-        wrong = tf.reduce_any(batch[name] != tf.cast(wanted, tf.int64), axis=1).numpy()
+    for name, expected in features.items():
+        wrong = tf.reduce_any(batch[name] != tf.cast(expected, tf.int64), axis=1).numpy()
         if wrong.any():
             text = texts[0].numpy()[wrong][0].decode("utf-8", "replace")
             raise UserError(
-                f"Transform's {name} of {text[:60]!r} differ from the tokenizer's in "
-                f"{custom_config['weights']}, which would be served. Run Transform again."
+                f"Transform's {name} of {text[:60]!r} differ from the output of the tokenizer in "
+                f"{custom_config['weights']}, which the export would contain. Run Transform again."
             )
     C = len(custom_config["label_names"])
     for labels in examples.map(lambda example: example["label"]).batch(1024):
@@ -222,14 +224,16 @@ def make_model(custom_config: Mapping[str, Any], train_steps: int) -> BertForSeq
 def run_fn(fn_args: "tfx.components.FnArgs") -> None:
     """Trains the model and exports it for TensorFlow Serving and Evaluator.
 
+    Saves the weights in `MODEL_RUN_DIR/kbert`, and exports them to `serving_model_dir` as
+    `python -m kbert.export` does.
+
     Args:
-        fn_args: TFX's FnArgs. Used are `train_files`, `train_steps`, `eval_files`, `eval_steps`
-            (None: all examples), `model_run_dir`, `serving_model_dir` and `custom_config`. The
-            weights are saved in `MODEL_RUN_DIR/kbert` and exported to `serving_model_dir`, as by
-            `python -m kbert.export`, with the signatures of `kbert.serving.signatures`.
+        fn_args: TFX's FnArgs; `run_fn` reads `train_files`, `train_steps`, `eval_files`,
+            `eval_steps` (None: all examples), `model_run_dir`, `serving_model_dir` and
+            `custom_config`.
 
     Raises:
-        UserError: invalid settings or examples; an export whose outputs differ from
+        UserError: settings or examples are invalid, or the outputs of the export differ from
             `kbert.predict`.
     """
     config, train_steps = fn_args.custom_config, fn_args.train_steps
@@ -246,7 +250,7 @@ def run_fn(fn_args: "tfx.components.FnArgs") -> None:
     with warnings.catch_warnings():  # the evaluation dataset is finite
         warnings.filterwarnings("ignore", "Your input ran out of data")
         model.fit(
-            batches(train.shuffle(_SHUFFLED, config["seed"]).repeat(), config["batch_size"]),
+            batches(train.shuffle(_SHUFFLE_BUFFER, config["seed"]).repeat(), config["batch_size"]),
             steps_per_epoch=train_steps,
             validation_data=batches(held_out, config["batch_size"]),
             validation_steps=fn_args.eval_steps,

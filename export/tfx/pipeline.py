@@ -1,4 +1,4 @@
-"""From CSV files to a served BERT that classifies, with TFX on this machine.
+"""Trains a classifier on CSV files and pushes it to TensorFlow Serving, with TFX on this machine.
 
     python export/tfx/pipeline.py --data=reviews --weights=saved_model/quick/pretrain/final \\
         --label_names=negative,positive --root=saved_model/tfx --serving=models/bert
@@ -6,7 +6,7 @@
 ExampleGen -> StatisticsGen -> SchemaGen -> ExampleValidator -> Transform -> Trainer -> Evaluator ->
 Pusher. A model that reaches --least_accuracy and is no worse than the last pushed model is pushed
 to SERVING/VERSION, where TensorFlow Serving finds it. The exit status is 0 if the model was pushed,
-1 if not, and 2 for bad input.
+1 if not, and 2 for invalid input.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def check(arguments: argparse.Namespace) -> None:
     """Checks the arguments before the pipeline runs.
 
     Raises:
-        UserError: missing files or folders; invalid settings.
+        UserError: files or folders are missing, or a setting is invalid.
     """
     import bert_module
 
@@ -77,12 +77,12 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def eval_config(least_accuracy: float) -> "tfma.EvalConfig":
-    """Returns the metrics of Evaluator, overall and by label, and the thresholds to pass."""
+    """Returns Evaluator's config: metrics overall and by label, and the thresholds for pushing."""
     import tensorflow_model_analysis as tfma
 
     threshold = tfma.MetricThreshold(
         value_threshold=tfma.GenericValueThreshold(lower_bound={"value": least_accuracy}),
-        change_threshold=tfma.GenericChangeThreshold(  # from the last blessed model
+        change_threshold=tfma.GenericChangeThreshold(  # relative to the last blessed model
             direction=tfma.MetricDirection.HIGHER_IS_BETTER, absolute={"value": -1e-10}
         ),
     )
@@ -172,13 +172,13 @@ def newest(folder: "str | os.PathLike[str]") -> pathlib.Path | None:
 
 
 def accuracies(folder: "str | os.PathLike[str]") -> Iterator[str]:
-    """Yields lines with the results of Evaluator. folder: its output."""
+    """Yields Evaluator's results as lines of text. folder: Evaluator's output."""
     import tensorflow_model_analysis as tfma
 
     for key, metrics in tfma.load_eval_result(str(folder)).slicing_metrics:
-        found = metrics[""][""]
-        accuracy = found["sparse_categorical_accuracy"]["doubleValue"]
-        count = int(found["example_count"]["doubleValue"])
+        values = metrics[""][""]
+        accuracy = values["sparse_categorical_accuracy"]["doubleValue"]
+        count = int(values["example_count"]["doubleValue"])
         slice_name = ", ".join(f"{name} {value}" for name, value in key) or "all"
         yield f"{slice_name}: accuracy {accuracy:.4f} of {count:,} examples"
 
@@ -187,7 +187,7 @@ def run(arguments: argparse.Namespace) -> bool:
     """Runs the pipeline and prints the result; returns whether the model was pushed.
 
     Raises:
-        UserError: tfx cannot be imported; bad input.
+        UserError: tfx cannot be imported, or the input is invalid.
     """
     program.import_tensorflow()
     check(arguments)
