@@ -1,4 +1,4 @@
-"""Inputs of the comparisons, identical for every side."""
+"""Inputs of the comparisons, the same for every library."""
 
 import gzip
 import json
@@ -7,14 +7,14 @@ import pathlib
 import numpy as np
 
 PAD, CLS, SEP = 0, 101, 102  # as in bert-base-uncased
-BATCHES = 8  # different batches, used in a cycle
+BATCHES = 8  # number of different batches, which are repeated
 
 
 def pretraining_batches(settings):
     """Returns batches of random tokens with kbert's pretraining features.
 
-    The first example of each batch has half the length, since real batches contain short examples,
-    too: no side may skip the attention mask. Its masked slots beyond the end have weight 0.
+    The first example of each batch has half the length, so that no library can skip the attention
+    mask. Its masked slots beyond the end have weight 0.
 
     Returns:
         list of dicts of arrays; input_ids (B, L), masked_positions (B, M) and so on.
@@ -50,7 +50,7 @@ def mixed_lengths(count):
 
 
 def random_examples(lengths, vocab_size=30522):
-    """Returns a list of (input_ids, label) of these lengths."""
+    """Returns a list of random (input_ids, label) with these lengths."""
     rng = np.random.default_rng(0)
     examples = []
     for length in lengths:
@@ -61,7 +61,7 @@ def random_examples(lengths, vocab_size=30522):
 
 
 def text_examples(path, tokenizer, count, max_length):
-    """Draws `count` (input_ids, label) from a table: a header, then a text and a label per row."""
+    """Draws `count` rows of a table with a header, text and label; returns (input_ids, label)."""
     opener = gzip.open if str(path).endswith(".gz") else open
     with opener(path, "rt", encoding="utf-8", newline="\n") as file:
         rows = [line.rstrip("\n").split("\t") for line in file.readlines()[1:]]
@@ -105,7 +105,7 @@ def cut(examples, batch_size):
 
 
 def vocabulary(vocab_file, folder, size=30522):
-    """Path of a vocabulary: the given file, or one learned from kbert's sample text."""
+    """Returns the path of a vocabulary: the given file, or one learned from kbert's sample text."""
     if vocab_file:
         return vocab_file
     from kbert.tokenizer.vocab import learn_vocab, write_vocab
@@ -116,7 +116,7 @@ def vocabulary(vocab_file, folder, size=30522):
 
 
 def sample_text(folder):
-    """Path of the sample text of kbert, unpacked into the folder."""
+    """Unpacks kbert's sample text into the folder; returns its path."""
     from kbert.corpus.text_sources import SAMPLES
 
     path = pathlib.Path(folder) / "sample.txt"
@@ -126,7 +126,7 @@ def sample_text(folder):
 
 
 def read_lines(path, size):
-    """Reads the first non-empty lines of a text, about `size` bytes."""
+    """Returns the first non-empty lines of a text, about `size` bytes in total."""
     lines, total = [], 0
     with open(path, encoding="utf-8", newline="\n") as file:
         for line in file:

@@ -2,10 +2,11 @@
 
 python benchmarks/finetune.py --seeds=0,1,2 FLAGS_OF_FINETUNE prints scores and minutes of both.
 
-The torch side starts from the same folder, sees the same ids in the same order, and uses AdamW with
-the same epsilon, decay, clipping and schedule; task heads and dropout are drawn separately. Both
-use float32. Scores are measured on --eval_file after the last step. Minutes cover the whole run:
-kbert also evaluates after every epoch and writes checkpoints. Requires the extra [test].
+The torch run starts from the same folder, sees the same ids in the same order, and uses AdamW with
+the same epsilon, weight decay, clipping and schedule; task heads and dropout are random in each
+run. Both use float32. Scores are computed on --eval_file after the last step. Minutes cover the
+whole
+run: kbert also evaluates after every epoch and writes checkpoints. Requires the extra [test].
 """
 
 import contextlib
@@ -33,15 +34,15 @@ from kbert.utils.formats import find_folder
 
 flags.define(FinetuneConfig)
 absl_flags.DEFINE_list("seeds", ["0"], "seeds of the runs")
-absl_flags.DEFINE_bool("peer", True, "run HF transformers, too")
+absl_flags.DEFINE_bool("peer", True, "also run HF transformers")
 CLASSES = {
     "tag": "BertForTokenClassification",
     "qa": "BertForQuestionAnswering",
 }
 
 
-def ours(config, seed):
-    """Scores of a kbert run on the evaluation file, and its minutes."""
+def run_kbert(config, seed):
+    """Fine-tunes with kbert; returns the scores on the evaluation file, and the minutes."""
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         finetune(replaced(config, seed), folder)
@@ -56,8 +57,8 @@ def replaced(config, seed):
     return type(config)(**dataclasses.asdict(config) | {"seed": seed})
 
 
-def theirs(config, seed):
-    """Scores of a run of HF's model in torch on the evaluation file, and its minutes."""
+def run_hf(config, seed):
+    """Fine-tunes HF's model in torch; see `run_kbert`."""
     import torch
     import transformers
 
@@ -103,19 +104,19 @@ def theirs(config, seed):
         part = [encoded.items[j] for j in order[i : i + B]]
         length = bucket_length(max(item.length for item in part), longest)
         with torch.no_grad():
-            found = forward(model, pad_examples(part, length, len(part), tokenizer.pad_id))
+            batch = forward(model, pad_examples(part, length, len(part), tokenizer.pad_id))
         for row, j in enumerate(order[i : i + B]):
             outputs[j] = {
-                name: found[name][row].numpy()
+                name: batch[name][row].numpy()
                 for name in ("logits", "start_logits", "end_logits")
-                if name in found
+                if name in batch
             }
     scores = task.scores(held_out, task.predictions(held_out, encoded, outputs))
     return scores, (time.perf_counter() - begin) / 60
 
 
 def forward(model, features):
-    """Computes HF's outputs of a batch."""
+    """Returns the outputs of HF's model for a batch."""
     import torch
 
     names = ("input_ids", "attention_mask", "token_type_ids")
@@ -123,7 +124,7 @@ def forward(model, features):
 
 
 def torch_loss(task, outputs, features):
-    """Computes the loss of `kbert.tasks` in torch."""
+    """Computes the same loss as `kbert.tasks`, in torch."""
     import torch
 
     labels, weights = torch.tensor(features["labels"]), torch.tensor(features["label_weights"])
@@ -145,20 +146,20 @@ def main(_):
     """Prints the results of both."""
     config = flags.read(FinetuneConfig)
     if config.task in ("multilabel", "choice") or config.precision != "float32":
-        raise app.UsageError("the torch side knows classify, pair, regress, tag and qa in float32")
-    sides = {"kbert": ours} | ({"HF": theirs} if absl_flags.FLAGS.peer else {})
-    found = {side: [] for side in sides}
+        raise app.UsageError("HF runs classify, pair, regress, tag and qa only, in float32")
+    libraries = {"kbert": run_kbert} | ({"HF": run_hf} if absl_flags.FLAGS.peer else {})
+    results = {library: [] for library in libraries}
     for seed in map(int, absl_flags.FLAGS.seeds):
-        for side, run in sides.items():
+        for library, run in libraries.items():
             scores, minutes = run(config, seed)
-            found[side].append(scores)
-            figures = {n: round(v, 4) for n, v in scores.items() if isinstance(v, float)}
-            print(f"seed {seed} {side:5} {minutes:.1f} min {json.dumps(figures)}", flush=True)
-    for side, rows in found.items():
+            results[library].append(scores)
+            rounded = {n: round(v, 4) for n, v in scores.items() if isinstance(v, float)}
+            print(f"seed {seed} {library:5} {minutes:.1f} min {json.dumps(rounded)}", flush=True)
+    for library, rows in results.items():
         for name in (n for n, value in rows[0].items() if isinstance(value, float)):
             values = [row[name] for row in rows]
             spread = f"{min(values):.4f} to {max(values):.4f}"
-            print(f"{side:5} {name}: {statistics.mean(values):.4f} ({spread})")
+            print(f"{library:5} {name}: {statistics.mean(values):.4f} ({spread})")
 
 
 if __name__ == "__main__":

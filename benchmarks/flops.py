@@ -1,16 +1,19 @@
 """The matrix products of BERT and their floating-point operations, 2 per multiply-add.
 
-Counts follow from the shapes and are the same for every side. Unnecessary operations, such as those
-of the MLM head at tokens that are not masked, or of padding, are not counted. `model` is a dict of
-sizes with HF's names. B batch, L length in tokens, M masked slots, D width, H heads, F inner width,
-V vocabulary, N layers, C classes.
+The counts follow from the shapes and are the same for every library. Unnecessary operations are not
+counted, such as those for padding, or the MLM head at tokens that are not masked. `model` is a dict
+of sizes with HF's names. B batch, L length in tokens, M masked slots, D width, H heads, F inner
+width, V vocabulary, N layers, C classes.
 """
 
 import typing
 
 
 class Product(typing.NamedTuple):
-    """`count` times a batch of matrix products (m, k) x (k, n), operands optionally transposed."""
+    """A batch of matrix products (m, k) x (k, n), computed `count` times.
+
+    transpose_a, transpose_b: whether an operand is stored transposed.
+    """
 
     count: int
     batch: int
@@ -22,12 +25,12 @@ class Product(typing.NamedTuple):
 
 
 def count_flops(products):
-    """Returns the floating-point operations of products, int."""
+    """Returns the number of floating-point operations of a list of products."""
     return sum(2 * p.count * p.batch * p.m * p.k * p.n for p in products)
 
 
 def model_of(layers, width, heads=None, vocab=30522):
-    """Sizes of a BERT with attention heads of width 64 and an inner width of 4 D."""
+    """Returns the sizes of a BERT, by default with heads of width 64; the inner width is 4 D."""
     return {
         "num_hidden_layers": layers,
         "hidden_size": width,
@@ -38,7 +41,7 @@ def model_of(layers, width, heads=None, vocab=30522):
 
 
 def encoder(model, B, L):
-    """Products of the encoder's forward pass."""
+    """Returns the products of the encoder's forward pass."""
     N, D = model["num_hidden_layers"], model["hidden_size"]
     H, F = model["num_attention_heads"], model["intermediate_size"]
     return [
@@ -51,7 +54,7 @@ def encoder(model, B, L):
 
 
 def pretraining_heads(model, B, M):
-    """Products of the MLM head, at the M masked slots of each example, and of the NSP head."""
+    """Returns the products of the MLM head, at the masked slots only, and of the NSP head."""
     D, V = model["hidden_size"], model["vocab_size"]
     return [
         Product(1, 1, B * M, D, D),
@@ -62,27 +65,27 @@ def pretraining_heads(model, B, M):
 
 
 def classifier_head(model, B, C=2):
-    """Products of the pooler and a head for C classes."""
+    """Returns the products of the pooler and a head for C classes."""
     D = model["hidden_size"]
     return [Product(1, 1, B, D, D), Product(1, 1, B, D, C)]
 
 
 def with_backward(products):
-    """Forward products, and the two products for the gradients of the operands of each."""
-    found = list(products)
+    """Returns the forward products, followed by the two gradient products of each."""
+    result = list(products)
     for p in products:
-        found.append(p._replace(k=p.n, n=p.k, transpose_b=not p.transpose_b))  # dA = dC B^T
+        result.append(p._replace(k=p.n, n=p.k, transpose_b=not p.transpose_b))  # dA = dC B^T
         m, n = (p.n, p.k) if p.transpose_b else (p.k, p.n)
-        found.append(p._replace(m=m, k=p.m, n=n, transpose_a=True, transpose_b=False))
-    return found
+        result.append(p._replace(m=m, k=p.m, n=n, transpose_a=True, transpose_b=False))
+    return result
 
 
 def pretraining_step(model, B, L, M):
-    """Products of a training step with MLM and NSP."""
+    """Returns the products of a training step with MLM and NSP."""
     return with_backward(encoder(model, B, L) + pretraining_heads(model, B, M))
 
 
 def classification(model, B, L, train=False):
-    """Products of a classifier's forward pass, or of its training step."""
+    """Returns the products of a classifier's forward pass, or of its training step."""
     products = encoder(model, B, L) + classifier_head(model, B)
     return with_backward(products) if train else products

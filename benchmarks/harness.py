@@ -1,6 +1,6 @@
-"""Common parts of all comparisons: flags, commands of the sides, printed and written results.
+"""Common parts of all comparisons: flags, commands of the libraries, printing and writing results.
 
-`benchmarks.turns` describes the measurement, `benchmarks.figures` the results.
+`benchmarks.measurement` describes the method, `benchmarks.report` the results.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ import tempfile
 
 from absl import app, flags
 
-from benchmarks.figures import NAMES, headline, machine, notes, summaries, table
-from benchmarks.turns import ROOT, environment, measure
+from benchmarks.measurement import ROOT, environment, measure
+from benchmarks.report import NAMES, headline, machine, notes, summaries, table
 
 FLAGS = flags.FLAGS
 PEERS = ("hf", "keras_hub", "openvino")
@@ -22,57 +22,58 @@ PEERS = ("hf", "keras_hub", "openvino")
 
 def define_flags(rows, threads=None):
     """Defines the flags of a comparison. rows: names. threads: default number of threads."""
-    flags.DEFINE_list("rows", list(rows), f"what to compare: {', '.join(rows)}")
-    flags.DEFINE_list("sides", ["kbert", "kbert_openvino", *PEERS], "who takes part")
-    flags.DEFINE_integer("rounds", 5, "rounds, each side once in each")
-    flags.DEFINE_float("round_seconds", 5.0, "how long a side runs in a round, one step at least")
+    flags.DEFINE_list("rows", list(rows), f"rows to measure: {', '.join(rows)}")
+    flags.DEFINE_list("libraries", ["kbert", "kbert_openvino", *PEERS], "libraries to compare")
+    flags.DEFINE_integer("rounds", 5, "number of rounds; each library runs once per round")
+    flags.DEFINE_float("round_seconds", 5.0, "seconds per library and round, at least one step")
     threads = threads or len(os.sched_getaffinity(0))
-    flags.DEFINE_integer("threads", threads, "threads of each side, and CPUs it is bound to")
-    flags.DEFINE_bool("quick", False, "a tiny model and one short round: does everything work?")
-    flags.DEFINE_string("json", None, "file to write all figures to")
-    flags.DEFINE_string("python_kbert", sys.executable, "Python that has what kbert needs")
-    flags.DEFINE_string("before", None, "a checkout of an earlier kbert, to compare with as a side")
+    flags.DEFINE_integer("threads", threads, "threads of each library, and CPUs it is bound to")
+    flags.DEFINE_bool("quick", False, "test run: a tiny model and one short round")
+    flags.DEFINE_string("json", None, "file for all results")
+    flags.DEFINE_string("python_kbert", sys.executable, "Python with kbert's dependencies")
+    flags.DEFINE_string(
+        "before", None, "a checkout of an earlier kbert, to include in the comparison"
+    )
     for peer in PEERS:
         interpreter = f"benchmarks/.peers/{peer}/bin/python"
-        flags.DEFINE_string(f"python_{peer}", interpreter, f"Python that has {NAMES[peer]}")
+        flags.DEFINE_string(f"python_{peer}", interpreter, f"Python with {NAMES[peer]}")
 
 
 def commands():
-    """Returns a dict of side -> command, according to the flags."""
-    interpreters = {peer: FLAGS[f"python_{peer}"].value for peer in PEERS}
-    interpreters = {peer: str(ROOT / python) for peer, python in interpreters.items()}
-    found = {
-        peer: [python, "-m", f"benchmarks.workers.{peer}_side"]
-        for peer, python in interpreters.items()
-    }
-    found["kbert"] = [FLAGS.python_kbert, "-m", "benchmarks.workers.kbert_side"]
+    """Returns a dict of library -> command, according to the flags."""
+    kbert = [FLAGS.python_kbert, "-m", "benchmarks.workers.kbert_worker"]
+    by_library = {"kbert": kbert, "kbert_openvino": [*kbert, "openvino"]}
+    by_library["gemm"] = [FLAGS.python_kbert, "-m", "benchmarks.workers.gemm"]
     if FLAGS.before:
-        found["before"] = ["/usr/bin/env", "-C", FLAGS.before, *found["kbert"]]
-    found["kbert_openvino"] = [*found["kbert"], "openvino"]
-    found["gemm"] = [FLAGS.python_kbert, "-m", "benchmarks.workers.gemm"]
-    return found
+        by_library["before"] = ["/usr/bin/env", "-C", FLAGS.before, *kbert]
+    for peer in PEERS:
+        python = str(ROOT / FLAGS[f"python_{peer}"].value)
+        by_library[peer] = [python, "-m", f"benchmarks.workers.{peer}_worker"]
+    return by_library
 
 
 def compare(area, rows, check=None, more=None):
     """Measures the selected rows and prints a table; `--json` is rewritten after every row.
 
     Args:
-        area: name of the comparison. rows: iterable of Row. more: dict for the JSON file.
-        check: function of (row, found, folder) that compares the saved results, adds the
-            comparison to `found` and returns a line to print; None: nothing is saved.
+        area: name of the comparison. rows: iterable of Row.
+        check: function of (row, result of `measure`, folder) that compares the outputs saved in the
+            folder, adds the comparison to the result and returns a line to print. None: outputs are
+            not saved.
+        more: dict of additional entries for the JSON file.
     """
     compared, remarks, host = [], [], machine()
     rounds, seconds = (1, 0.2) if FLAGS.quick else (FLAGS.rounds, FLAGS.round_seconds)
     for row in rows:
-        sides = tuple(side for side in row.sides if side in FLAGS.sides)
+        libraries = tuple(library for library in row.libraries if library in FLAGS.libraries)
         if FLAGS.before:
-            sides = (*sides, "before")
-        row = dataclasses.replace(row, sides=sides)
+            libraries = (*libraries, "before")
+        row = dataclasses.replace(row, libraries=libraries)
         with tempfile.TemporaryDirectory() as folder:
             place = folder if check else None
-            found = measure(row, commands(), FLAGS.threads, rounds, seconds, progress, place)
-            remarks.append(check and check(row, found, folder))
-        compared.append((row, summaries(row, found)))
+            measured = measure(row, commands(), FLAGS.threads, rounds, seconds, progress, place)
+            remarks.append(check and check(row, measured, folder))
+        compared.append((row, summaries(row, measured)))
         results = [line for _, lines in compared for line in lines]
         if FLAGS.json:
             write_json({"area": area, "machine": host, "results": results} | (more or {}))
@@ -103,5 +104,5 @@ def check_rows(known):
     unknown = set(FLAGS.rows) - set(known)
     if unknown:
         raise app.UsageError(
-            f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(known)}"
+            f"unknown rows: {', '.join(sorted(unknown))}; use some of {', '.join(known)}"
         )

@@ -8,7 +8,11 @@ from kbert.model.weights import Tensors, write_weights
 
 
 def hf_model(weights, config):
-    """HF's model with these weights (dict of kbert's names -> arrays), in eval mode, float32."""
+    """Returns HF's model with the given weights, in float32 and eval mode.
+
+    Args:
+        weights: dict of name in kbert -> array. config: BertConfig.
+    """
     shapes = {name: array.shape for name, array in weights.items()}
     with tempfile.TemporaryDirectory() as folder:
         write_weights(folder, "hf", config, Tensors(shapes, weights.__getitem__))

@@ -2,11 +2,11 @@
 
 python benchmarks/hf_curve.py --corpus=FOLDER prints two comparisons over 200 steps:
 
-1. Dropout off, same initial weights: the largest difference of the losses at equal steps.
-2. Dropout 0.1, --seeds runs each: mean and spread of the loss over steps 150 to 200.
+1. Without dropout, from the same initial weights: the largest difference of the losses of a step.
+2. Dropout 0.1, with --seeds seeds: mean and spread of the loss over steps 150 to 200.
 
-Both sides use float32, AdamW as in BERT, clipping at 1.0 and the same schedule; the torch side is
-implemented here from the same formulas. Requires the extra [test].
+Both libraries use float32, AdamW as in BERT, clipping at 1.0 and the same schedule; the update in
+torch is implemented here from the same formulas. Requires the extra [test].
 """
 
 import statistics
@@ -25,9 +25,9 @@ from kbert.train.schedule import WarmupPolynomialDecay
 
 flags.DEFINE_string("corpus", None, "a prepared corpus", required=True)
 flags.DEFINE_integer("steps", 200, "steps of each run")
-flags.DEFINE_bool("peer", True, "run HF transformers, too")
-flags.DEFINE_integer("seeds", 3, "runs of each side in the second comparison")
-flags.DEFINE_integer("batch_size", 32, "examples in a step")
+flags.DEFINE_bool("peer", True, "also run HF transformers")
+flags.DEFINE_integer("seeds", 3, "runs of each library in the second comparison")
+flags.DEFINE_integer("batch_size", 32, "examples per step")
 flags.DEFINE_integer("max_seq_length", 64, "length of an example in tokens")
 flags.DEFINE_float("learning_rate", 3e-4, "peak learning rate")
 FLAGS = flags.FLAGS
@@ -51,7 +51,7 @@ def config_of(corpus, dropout):
 
 
 def kbert_losses(data, config, seed):
-    """Losses of a kbert run, and its initial weights by name."""
+    """Returns the losses of a kbert run, and its initial weights by name."""
     keras.utils.set_random_seed(seed)
     model = BertForPreTraining(config)
     start = {name: weight.numpy() for name, weight in model.named_weights().items()}
@@ -74,7 +74,7 @@ def kbert_losses(data, config, seed):
 
 
 def hf_losses(data, config, start, seed):
-    """Losses of an HF run from the initial weights `start`."""
+    """Returns the losses of an HF run from the initial weights `start`."""
     import torch
     from hf_bert import hf_model
 
@@ -124,8 +124,8 @@ def main(_):
     config = config_of(corpus, dropout=0.1)
     last = {"kbert": [], "HF": []}
     for seed in range(FLAGS.seeds):
-        ours, start = kbert_losses(data, config, seed)
-        last["kbert"].append(statistics.mean(ours[-50:]))
+        losses, start = kbert_losses(data, config, seed)
+        last["kbert"].append(statistics.mean(losses[-50:]))
         if FLAGS.peer:
             last["HF"].append(statistics.mean(hf_losses(data, config, start, seed)[-50:]))
         print(f"seed {seed}: " + ", ".join(f"{n} {v[-1]:.4f}" for n, v in last.items() if v))
@@ -138,15 +138,14 @@ def main(_):
 
 
 def compare_without_dropout(corpus, data):
-    """Prints the difference of the losses of both sides from the same initial weights."""
+    """Prints the difference of the losses of both libraries from the same initial weights."""
     config = config_of(corpus, dropout=0.0)
-    ours, start = kbert_losses(data, config, 0)
-    theirs = hf_losses(data, config, start, 0)
-    difference = np.abs(np.subtract(ours, theirs))
+    kbert, start = kbert_losses(data, config, 0)
+    hf = hf_losses(data, config, start, 0)
+    difference = np.abs(np.subtract(kbert, hf))
     print(
-        f"dropout off, same start: largest |kbert - HF| {difference[:20].max():.1e} in 20 steps, "
-        f"{difference.max():.1e} in {len(data)}; losses at the end "
-        f"{ours[-1]:.4f}, {theirs[-1]:.4f}",
+        f"no dropout, same start: largest |kbert - HF| {difference[:20].max():.1e} in 20 steps, "
+        f"{difference.max():.1e} in {len(data)}; final losses {kbert[-1]:.4f}, {hf[-1]:.4f}",
         flush=True,
     )
 

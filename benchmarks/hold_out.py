@@ -10,7 +10,7 @@ from kbert.corpus.text_sources import find_inputs, read_lines, split_into_pieces
 
 
 def main(output_dir, *files):
-    """Writes both files; documents are separated by empty lines."""
+    """Writes both files, with an empty line between documents."""
     folder = pathlib.Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     documents, lines = 0, []

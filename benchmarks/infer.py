@@ -1,13 +1,13 @@
-"""Classification by kbert, HF transformers (torch), KerasHub and OpenVINO: speed and latency.
+"""Speed of classification with kbert, HF transformers (torch), KerasHub and OpenVINO.
 
     python -m benchmarks.infer --json=infer.json
     python -m benchmarks.infer --rows=base-1x128,base-mixed --rounds=5
 
-All sides have the same weights and start from the same token ids; their outputs are compared as
-well. kbert sorts texts by length, as always. HF and OpenVINO pad each batch to its longest text, in
-the order of the texts; in the rows "sorted", texts are sorted by length for all sides. KerasHub
-pads to 128, as its preprocessor does. Operations are counted for real tokens only. To install the
-peers: `sh benchmarks/peers.sh`.
+All libraries have the same weights and start from the same token ids; their outputs are compared as
+well. kbert sorts texts by length, as it does by default. HF and OpenVINO keep the order of the
+texts and pad each batch to its longest text; in the rows "sorted", the texts of all libraries are
+sorted by length. KerasHub pads to 128, as its preprocessor does. Operations are counted for real
+tokens only. `sh benchmarks/peers.sh` installs the libraries.
 """
 
 import statistics
@@ -18,9 +18,9 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import data, harness
-from benchmarks.figures import NAMES
 from benchmarks.flops import classification, count_flops, model_of
-from benchmarks.turns import Row
+from benchmarks.measurement import Row
+from benchmarks.report import NAMES
 
 MODELS = {"base": model_of(12, 768), "minilm": model_of(6, 384, heads=12)}
 TINY = model_of(2, 128)
@@ -36,7 +36,7 @@ ROWS = {
     "minilm-32x128": ("minilm", [128] * 32, BF16),
     "minilm-mixed": ("minilm", "mixed", BF16),
 }
-SIDES = ("kbert", "kbert_openvino", "hf", "keras_hub", "openvino")
+LIBRARIES = ("kbert", "kbert_openvino", "hf", "keras_hub", "openvino")
 BATCH_SIZE, LONGEST = 32, 128
 
 FLAGS = flags.FLAGS
@@ -60,7 +60,7 @@ def rows(folder):
 
 
 def row(name, model, lengths, precision, weights, examples, folder):
-    """Returns a Row for texts of these lengths."""
+    """Returns a Row for texts with these lengths."""
     N, mean = len(lengths), statistics.mean(map(int, lengths))
     settings = {
         "area": "infer",
@@ -78,7 +78,7 @@ def row(name, model, lengths, precision, weights, examples, folder):
         name,
         f"{model['num_hidden_layers']} layers x {model['hidden_size']}, {shape}, {precision}",
         settings,
-        SIDES,
+        LIBRARIES,
         "texts",
         statistics.mean(count_flops(classification(model, 1, int(length))) for length in lengths),
         classification(model, min(N, BATCH_SIZE), round(mean)),
@@ -87,7 +87,7 @@ def row(name, model, lengths, precision, weights, examples, folder):
 
 
 def save_model(model, folder):
-    """Writes a classifier with random weights for every side."""
+    """Writes a classifier with random weights in the format of every library."""
     import kbert
     from kbert.tokenizer.vocab import SPECIAL_TOKENS
 
@@ -103,18 +103,17 @@ def save_model(model, folder):
     tokenizer.save_pretrained(f"{folder}/kbert")
 
 
-def agreement(row, found, folder):
-    """Differences between the logits of the sides and kbert's; returns a line to print."""
-    saved = {side: np.load(v["saved"]) for side, v in found.items() if "saved" in v}
+def agreement(row, measured, folder):
+    """Compares the logits of the other libraries with kbert's; returns a line to print."""
+    saved = {library: np.load(v["saved"]) for library, v in measured.items() if "saved" in v}
     if "kbert" not in saved or len(saved) < 2:
         return None
-    ours = saved.pop("kbert")
-    for side, logits in saved.items():
-        found[side]["largest_difference"] = float(np.abs(logits - ours).max())
-    told = ", ".join(f"{NAMES[s]} {found[s]['largest_difference']:.1g}" for s in saved)
-    return (
-        f"- {row.name}: logits ({ours.min():.2g} to {ours.max():.2g}) differ from kbert's: {told}"
-    )
+    expected = saved.pop("kbert")
+    for library, logits in saved.items():
+        measured[library]["largest_difference"] = float(np.abs(logits - expected).max())
+    text = ", ".join(f"{NAMES[s]} {measured[s]['largest_difference']:.1g}" for s in saved)
+    span = f"{expected.min():.2g} to {expected.max():.2g}"
+    return f"- {row.name}: largest differences from kbert's logits ({span}): {text}"
 
 
 def main(_):
@@ -125,5 +124,5 @@ def main(_):
 
 if __name__ == "__main__":
     harness.define_flags(ROWS)
-    flags.DEFINE_integer("texts", 256, "texts of the rows of mixed lengths")
+    flags.DEFINE_integer("texts", 256, "number of texts in the rows with mixed lengths")
     app.run(main)

@@ -1,10 +1,10 @@
-"""Time and memory of loading BERT-base: kbert, HF transformers and KerasHub from the same disk.
+"""Time and memory of loading BERT-base with kbert, HF transformers and KerasHub.
 
     python benchmarks/load.py --rounds=5
 
-Writes random weights in all formats, then starts a process per load, alternating between the peers.
-It measures `from_pretrained` after the libraries are imported: seconds, and the growth of the
-process's peak memory as a multiple of the weights. KerasHub loads without the NSP head.
+Writes random weights in all formats, then starts a process per load; the libraries take turns. It
+measures `from_pretrained` after the imports: the seconds, and the growth of the process's peak
+memory as a multiple of the size of the weights. KerasHub's model has no NSP head.
 """
 
 import json
@@ -16,10 +16,12 @@ import tempfile
 
 from absl import app, flags
 
-flags.DEFINE_integer("rounds", 5, "loads by each peer")
+flags.DEFINE_integer(
+    "rounds", 5, "number of rounds; each library and format is loaded once per round"
+)
 flags.DEFINE_string("size", "base", "preset of BertConfig")
-flags.DEFINE_list("sides", ["kbert", "HF", "KerasHub"], "who takes part")
-flags.DEFINE_string("python", sys.executable, "Python that has all of them")
+flags.DEFINE_list("libraries", ["kbert", "HF", "KerasHub"], "libraries to compare")
+flags.DEFINE_string("python", sys.executable, "Python with all libraries")
 
 MAKE = """
 import sys, warnings, kbert
@@ -27,8 +29,8 @@ warnings.simplefilter("ignore")
 config = kbert.BertConfig.from_preset(sys.argv[2], hidden_act="gelu_new")
 model = kbert.BertForPreTraining(config)
 for format in ("kbert", "google", "hf", "keras_hub"):
-    lost = ["nsp"] if format == "keras_hub" else []
-    model.save_pretrained(f"{sys.argv[1]}/{format}", format, lost)
+    allow_missing = ["nsp"] if format == "keras_hub" else []
+    model.save_pretrained(f"{sys.argv[1]}/{format}", format, allow_missing)
 """
 LOAD = """
 import json, sys, time, warnings
@@ -70,8 +72,8 @@ def run(script, *arguments):
 
 
 def main(_):
-    size, sides = flags.FLAGS.size, tuple(flags.FLAGS.sides)
-    peers = {name: scripts for name, scripts in PEERS.items() if name.startswith(sides)}
+    size, libraries = flags.FLAGS.size, tuple(flags.FLAGS.libraries)
+    peers = {name: scripts for name, scripts in PEERS.items() if name.startswith(libraries)}
     results = {name: [] for name in peers}
     with tempfile.TemporaryDirectory() as folder:
         run(MAKE, folder, size)

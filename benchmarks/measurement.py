@@ -1,13 +1,13 @@
-"""Comparisons: every side runs in a separate warm process; sides are timed in turns.
+"""Measures libraries in turns; each runs in a separate process that has been warmed up.
 
-In each round, every side runs for some seconds while the others wait for input, which takes no CPU
-time (this is measured, and reported if it does). Results are medians over the rounds with minimum
-and maximum; the speedup of kbert is the median of the ratios within each round, so that drift of
-the machine's speed does not favor any side. All processes are bound to as many CPUs as they have
-threads.
+In each round, every library runs for some seconds while the others wait for input. A waiting
+library should take no CPU time; if it does, the report shows it. Results are medians over the
+rounds with minimum and maximum; the speedup of kbert is the median of the ratios within each round,
+so that drift of the machine's speed does not favor any library. Each process is bound to as many
+CPUs as it has threads.
 
 "gemm" is not a library: it computes only the matrix products of the row, in TensorFlow (oneDNN).
-The share of the peak is a side's speed relative to it, by the operations of `benchmarks.flops`.
+Its speed is the peak of the row. `benchmarks.flops` counts the operations.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SETTLE_S = 0.3  # pause between two sides, after which spinning threads are asleep
+SETTLE_S = 0.3  # pause between two libraries, until spinning threads are asleep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,18 +28,20 @@ class Row:
     """A row of a comparison.
 
     Attributes:
-        name, detail: text for the table. settings: dict for the workers, including `area`. sides:
-            names of the sides.
-        unit: of work, in the plural. scale: number of the worker's counts per unit, such as 1e6
-            bytes in a "MB". latency: show the time per unit, not units per second.
-        flops: operations per count of the worker. products: of the model, a list of
-            `benchmarks.flops.Product`; their speed alone is the peak.
+        name, detail: text for the table.
+        settings: dict for the workers, including `area`.
+        libraries: names of the libraries.
+        unit: unit of work, in the plural, such as "texts".
+        scale: what the worker counts per unit, such as 1e6 bytes per "MB".
+        latency: whether to show the time per unit instead of units per second.
+        flops: operations per item that the worker counts.
+        products: the matrix products of the model, a list of `benchmarks.flops.Product`.
     """
 
     name: str
     detail: str
     settings: dict
-    sides: tuple
+    libraries: tuple
     unit: str
     flops: float | None = None
     products: list | None = None
@@ -48,23 +50,23 @@ class Row:
 
 
 class WorkerError(Exception):
-    """A worker could not be started, or ended unexpectedly."""
+    """A worker did not start, or exited unexpectedly."""
 
 
 class Worker:
     """A worker process; see `benchmarks.worker`.
 
     Args:
-        command: list of str. settings: dict. threads: number of threads, and of CPUs it is bound
-            to.
+        command: list of str. settings: dict. threads: number of threads, and of CPUs that the
+            process is bound to.
 
     Attributes:
-        ready: dict that it sent when it was ready.
+        ready: the dict that the worker sent when it was ready.
     """
 
     def __init__(self, command, settings, threads):
         if not pathlib.Path(command[0]).exists():
-            raise WorkerError(f"no {command[0]}; benchmarks/peers.sh makes it")
+            raise WorkerError(f"no {command[0]}; create it with benchmarks/peers.sh")
         self._errors = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             command,
@@ -78,43 +80,43 @@ class Worker:
         )
         self.idle_share = 0.0
         try:
-            self.ready = self.ask(started=time.monotonic(), **settings)
+            self.ready = self.request(started=time.monotonic(), **settings)
         except BaseException:
             self.__exit__()
             raise
         self._idle = self.cpu_seconds(), time.monotonic()
 
-    def ask(self, **question):
+    def request(self, **message):
         """Sends a request; returns the response, a dict.
 
         Raises:
-            WorkerError: the worker ended; the message contains the end of its output.
+            WorkerError: the worker exited; the message contains the end of its output.
         """
         try:
-            print(json.dumps(question), file=self._process.stdin, flush=True)
+            print(json.dumps(message), file=self._process.stdin, flush=True)
             line = self._process.stdout.readline()
         except OSError:
             line = ""
         if not line:
             self._errors.seek(0)
             lines = self._errors.read().decode(errors="replace").strip().splitlines()[-3:]
-            raise WorkerError("; ".join([f"ended with {self._process.wait()}", *lines]))
+            raise WorkerError("; ".join([f"exited with {self._process.wait()}", *lines]))
         return json.loads(line)
 
     def round(self, seconds):
-        """Runs for about this many seconds, at least one step.
+        """Takes steps for about this many seconds, at least one step.
 
         Returns:
-            dict of the response, with `rate` and `foreign_share`; see `measure`.
+            the worker's response, a dict, with `rate` and `foreign_share` added; see `measure`.
         """
         cpu, all_cpu, begin = self.cpu_seconds(), busy_seconds(), time.monotonic()
         waited = begin - self._idle[1]
         self.idle_share = max(self.idle_share, (cpu - self._idle[0]) / max(waited, 1.0))
-        answer = self.ask(run=max(1, round(seconds / self.ready["step_s"])))
+        response = self.request(run=max(1, round(seconds / self.ready["step_s"])))
         self._idle = self.cpu_seconds(), time.monotonic()
         foreign = (busy_seconds() - all_cpu) - (self._idle[0] - cpu)
         share = max(0.0, foreign / (self._idle[1] - begin) / os.cpu_count())
-        return answer | {"rate": answer["units"] / answer["seconds"], "foreign_share": share}
+        return response | {"rate": response["units"] / response["seconds"], "foreign_share": share}
 
     def cpu_seconds(self):
         """Returns the CPU time of the process in seconds."""
@@ -140,11 +142,11 @@ def busy_seconds():
 
 
 def environment(threads):
-    """Environment variables that set the threads of every library and hide GPUs.
+    """Returns environment variables that set the threads of every library and hide GPUs.
 
-    OpenMP threads, which torch uses, sleep while they wait for each other: by default they spin,
-    which made torch up to a hundred times slower when another process needed a CPU. On an idle
-    machine, OMP_WAIT_POLICY=ACTIVE in the environment shows the effect of the default.
+    torch uses OpenMP, whose threads spin by default while they wait for each other. This made torch
+    up to a hundred times slower when another process needed a CPU, so they sleep here. Set
+    OMP_WAIT_POLICY=ACTIVE to measure the default on an idle machine.
     """
     names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
     return {name: str(threads) for name in names} | {
@@ -156,55 +158,62 @@ def environment(threads):
     }
 
 
-def measure(row, commands, threads, rounds, round_seconds, say=lambda line: None, folder=None):
+def measure(row, commands, threads, rounds, round_seconds, log=lambda line: None, folder=None):
     """Measures a row.
 
     Args:
-        row: Row. commands: dict of side -> list of str. threads: of each side. rounds: int.
-        round_seconds: of a side in a round. say: function of a line, for progress.
-        folder: where every side saves its outputs for comparison; None: nothing is saved.
+        row: Row. commands: dict of library -> list of str.
+        threads: number of threads of each library.
+        rounds: number of rounds. round_seconds: seconds of a library in a round.
+        log: called with a line about the progress.
+        folder: folder in which each library saves its outputs for comparison; None: not saved.
 
     Returns:
-        dict of side -> dict of `rates` (one per round), `ready`, `peak_bytes`, `idle_share` (the
+        dict of library -> dict of `rates` (one per round), `ready`, `peak_bytes`, `idle_share` (the
         fraction of a core used while waiting), `foreign_share` (the fraction of the machine used by
-        other processes, per round) and `last`, the last response; or of `failed`, the reason.
+        other processes, per round) and `last` (the last response); or, if the library failed, of
+        `failed` (the reason).
     """
-    found, settings = {}, row.settings
-    sides = list(row.sides)
+    results, settings = {}, row.settings
+    libraries = list(row.libraries)
     if row.products:
         settings = settings | {"products": row.products}
-        sides.append("gemm")
+        libraries.append("gemm")
     with contextlib.ExitStack() as stack:
         workers = {}
 
-        def attempt(side, act):
+        def attempt(library, act):
             try:
                 return act()
             except WorkerError as error:
-                workers.pop(side, None)
-                found[side] = {"failed": str(error)}
-                say(f"{row.name}: {side} failed: {error}")
+                workers.pop(library, None)
+                results[library] = {"failed": str(error)}
+                log(f"{row.name}: {library} failed: {error}")
 
-        for side in sides:
-            say(f"{row.name}: starting {side}")
-            worker = attempt(side, lambda s=side: Worker(commands[s], settings, threads))
+        for library in libraries:
+            log(f"{row.name}: starting {library}")
+            worker = attempt(library, lambda s=library: Worker(commands[s], settings, threads))
             if worker:
-                workers[side] = stack.enter_context(worker)
-                found[side] = {"rates": [], "foreign_share": [], "ready": worker.ready}
+                workers[library] = stack.enter_context(worker)
+                results[library] = {"rates": [], "foreign_share": [], "ready": worker.ready}
         for number in range(rounds):
-            for side, worker in list(workers.items()):
+            for library, worker in list(workers.items()):
                 time.sleep(SETTLE_S)
-                answer = attempt(side, lambda w=worker: w.round(round_seconds))
-                if answer:
-                    found[side]["rates"].append(answer.pop("rate"))
-                    found[side]["foreign_share"].append(answer.pop("foreign_share"))
-                    found[side]["last"] = answer
-            shown = ", ".join(f"{side} {found[side]['rates'][-1]:,.4g}" for side in workers)
-            say(f"{row.name}: round {number + 1}/{rounds}: {shown} a second")
-        for side, worker in list(workers.items()):
-            found[side]["idle_share"] = worker.idle_share
-            found[side] |= attempt(side, lambda w=worker: w.ask(memory=True)) or {}
-            if folder and side != "gemm":
-                path = f"{folder}/{side}.npy"
-                found[side] |= attempt(side, lambda w=worker, p=path: w.ask(save=p)) or {}
-    return found
+                response = attempt(library, lambda w=worker: w.round(round_seconds))
+                if response:
+                    results[library]["rates"].append(response.pop("rate"))
+                    results[library]["foreign_share"].append(response.pop("foreign_share"))
+                    results[library]["last"] = response
+            shown = ", ".join(
+                f"{library} {results[library]['rates'][-1]:,.4g}" for library in workers
+            )
+            log(f"{row.name}: round {number + 1}/{rounds}: {shown} per second")
+        for library, worker in list(workers.items()):
+            results[library]["idle_share"] = worker.idle_share
+            results[library] |= attempt(library, lambda w=worker: w.request(memory=True)) or {}
+            if folder and library != "gemm":
+                path = f"{folder}/{library}.npy"
+                results[library] |= (
+                    attempt(library, lambda w=worker, p=path: w.request(save=p)) or {}
+                )
+    return results

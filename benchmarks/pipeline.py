@@ -1,12 +1,12 @@
-"""Speed of preparing text with kbert, and of batches from kbert, HF and KerasHub.
+"""Speed of kbert.prepare, and of pretraining batches from kbert, HF and KerasHub.
 
     python -m benchmarks.pipeline --text=train.txt --vocab_file=vocab.txt --json=pipeline.json
 
 Writes a text of `size_mb` by repeating and altering the given one, prepares it in a separate
-process, and prints MB/s per core and the peak memory of the process and its workers together. Then
-it measures batches for pretraining in tokens per second, without padding: kbert's from the prepared
-corpus, HF's and KerasHub's from the first `peer_mb` of the same text; the notes list what each side
-precomputes. To install the peers: `sh benchmarks/peers.sh`.
+process, and prints MB/s per core and the total peak memory of the process and its workers. Then it
+measures how many tokens per second, without padding, each library puts into batches: kbert from the
+prepared corpus, HF and KerasHub from the first `peer_mb` of the same text. The notes list what each
+library precomputes. `sh benchmarks/peers.sh` installs the libraries.
 """
 
 import pathlib
@@ -20,10 +20,10 @@ import time
 from absl import app, flags
 
 from benchmarks import data, harness
-from benchmarks.turns import Row
+from benchmarks.measurement import Row
 
 FLAGS = flags.FLAGS
-# name: (B, L, whole-word masking, sides)
+# name: (B, L, whole-word masking, libraries)
 ROWS = {
     "64x128": (64, 128, False, ("kbert", "hf", "keras_hub")),
     "16x512": (16, 512, False, ("kbert", "hf", "keras_hub")),
@@ -33,7 +33,7 @@ ROWS = {
 
 
 def write_altered(source, target, size):
-    """Repeats a text up to `size` bytes, with ten different permutations of its digits."""
+    """Writes repetitions of a text, `size` bytes in total, with ten permutations of its digits."""
     text, digits = pathlib.Path(source).read_bytes(), b"0123456789"
     with open(target, "wb") as file:
         for number in range(-(-size // len(text))):
@@ -43,7 +43,7 @@ def write_altered(source, target, size):
 
 
 def memory_of_group(pids):
-    """Resident memory of processes in bytes; pages shared among them count once in total."""
+    """Returns the resident memory of processes in bytes; shared pages count once."""
     total = 0
     for pid in pids:
         try:
@@ -58,13 +58,13 @@ def memory_of_group(pids):
 def watch(process, peak):
     """Records the peak memory of a process and its children in peak[0]."""
     while process.poll() is None:
-        found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
-        peak[0] = max(peak[0], memory_of_group([process.pid, *map(int, found.stdout.split())]))
+        done = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+        peak[0] = max(peak[0], memory_of_group([process.pid, *map(int, done.stdout.split())]))
         time.sleep(0.5)
 
 
 def time_prepare(text, vocab_file, folder):
-    """Prepares a text with as many processes as threads; returns a dict of its cost."""
+    """Prepares a text with one process per thread; returns a dict of time, CPU time and memory."""
     size = pathlib.Path(text).stat().st_size
     begin, peak = time.perf_counter(), [0]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -85,12 +85,12 @@ def time_prepare(text, vocab_file, folder):
 
 
 def prepare_line(took):
-    """Formats the cost of preparing as a line."""
+    """Returns a line with the result of `time_prepare`."""
     megabytes = took["bytes"] / 1e6
     return (
         f"prepare: {megabytes:,.0f} MB in {took['wall_s']:.1f} s, "
-        f"{megabytes / took['wall_s']:.1f} MB/s; {megabytes / took['cpu_s']:.1f} MB per core and "
-        f"second; peak memory {took['peak_bytes'] / 1e9:.2f} GB"
+        f"{megabytes / took['wall_s']:.1f} MB/s; {megabytes / took['cpu_s']:.1f} MB/s per core; "
+        f"peak memory {took['peak_bytes'] / 1e9:.2f} GB"
     )
 
 
@@ -100,7 +100,7 @@ def rows(folder, text, vocab_file):
 
     BertTokenizer(vocab_file).save_pretrained(folder, "hf")
     for name in FLAGS.rows:
-        B, L, whole_words, sides = ROWS[name]
+        B, L, whole_words, libraries = ROWS[name]
         settings = {
             "area": "pipeline",
             "corpus": f"{folder}/corpus",
@@ -114,7 +114,7 @@ def rows(folder, text, vocab_file):
             "warmup_steps": 3,
         }
         detail = f"batches of {B} x {L}, {'whole words' if whole_words else 'tokens'} masked"
-        yield Row(name, detail, settings, sides, "M tokens", scale=1e6)
+        yield Row(name, detail, settings, libraries, "M tokens", scale=1e6)
 
 
 def main(_):
@@ -132,8 +132,10 @@ def main(_):
 
 if __name__ == "__main__":
     harness.define_flags(ROWS)
-    flags.DEFINE_string("text", None, "a plain text file; default: the sample of kbert")
-    flags.DEFINE_string("vocab_file", None, "a vocabulary; default: learned from kbert's sample")
+    flags.DEFINE_string("text", None, "a plain text file; default: kbert's sample text")
+    flags.DEFINE_string(
+        "vocab_file", None, "a vocabulary; default: learned from kbert's sample text"
+    )
     flags.DEFINE_integer("size_mb", 1000, "size of the text to prepare, in MB")
-    flags.DEFINE_integer("peer_mb", 10, "how much of it HF and KerasHub take")
+    flags.DEFINE_integer("peer_mb", 10, "MB of this text that HF and KerasHub read")
     app.run(main)

@@ -8,7 +8,7 @@ each document, but every tenth is an exact copy of the first. Then it runs `pyth
 on each text in a separate process and samples the memory of the process and its workers from /proc:
 resident memory, and its anonymous part, which excludes libraries and mapped files that the system
 can reclaim. In the rows "lines" every line is a document, which shows the memory per document.
-Equal rows are compared: their corpora must be the same.
+Rows with the same text and --deduplicate must produce the same corpus.
 """
 
 import gzip
@@ -22,15 +22,15 @@ import time
 from absl import app, flags
 
 from benchmarks import data
-from benchmarks.figures import machine
+from benchmarks.report import machine
 
 FLAGS = flags.FLAGS
-COLUMNS = ("text", "how", "documents", "wall", "MB/s", "parent", "its anonymous", "a worker")
-COLUMNS += ("its anonymous",)
+COLUMNS = ("text", "flags", "documents", "wall time", "MB/s", "parent", "anonymous", "one worker")
+COLUMNS += ("anonymous",)
 
 
 def rows():
-    """Yields (text, flags of kbert.prepare, uses Beam) of each measurement, small texts first."""
+    """Yields (text, flags of kbert.prepare, whether it needs Beam) for each measurement."""
     if FLAGS.quick:
         yield "1", ("--processes=1",), False
         return
@@ -47,10 +47,11 @@ def rows():
 
 
 def write_text(sources, target, size, lines):
-    """Writes `size` bytes of altered repetitions of texts.
+    """Writes altered repetitions of documents, `size` bytes in total.
 
     Args:
-        sources: bytes of documents separated by empty lines. lines: each line is a document.
+        sources: documents separated by empty lines, as bytes.
+        lines: whether each line is a document.
     """
     separator = b"\n" if lines else b"\n\n"
     documents = [part for part in sources.split(separator) if part.strip()]
@@ -66,7 +67,7 @@ def write_text(sources, target, size, lines):
 
 
 def read_sources(paths):
-    """Reads texts as bytes, decompressed, with an empty line between two texts."""
+    """Reads and decompresses texts; returns bytes, with an empty line between two texts."""
     parts = []
     for path in paths:
         with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as file:
@@ -75,7 +76,7 @@ def read_sources(paths):
 
 
 def memory(pid):
-    """(resident, anonymous) memory of a process in bytes; zeros after it has ended."""
+    """Returns (resident, anonymous) memory of a process in bytes; zeros after it has ended."""
     try:
         text = pathlib.Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -87,13 +88,14 @@ def memory(pid):
 
 
 def descendants(pid):
-    """Returns the ids of all descendants of a process."""
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
-    return [*map(int, found), *(inner for child in found for inner in descendants(int(child)))]
+    """Returns the process ids of all descendants of a process."""
+    done = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
+    children = [int(child) for child in done.stdout.split()]
+    return [*children, *(pid for child in children for pid in descendants(child))]
 
 
 def run(text, folder, settings, python):
-    """Prepares a text; returns a dict of its cost, in seconds and bytes."""
+    """Prepares a text; returns a dict of time in seconds, memory in bytes, counts and checksums."""
     shutil.rmtree(folder, ignore_errors=True)
     command = [python, "-m", "kbert.prepare", f"--input={text}", f"--output_dir={folder}"]
     command += [f"--vocab_file={FLAGS.vocab_file}", *settings]
@@ -141,14 +143,14 @@ def main(_):
     folder.mkdir(parents=True, exist_ok=True)
     paths = FLAGS.text or [data.sample_text(folder)]
     FLAGS.vocab_file = data.vocabulary(FLAGS.vocab_file, folder)
-    sources, found, first = read_sources(paths), [], {}
+    sources, results, first = read_sources(paths), [], {}
     has_beam = any(needs_beam for *_, needs_beam in rows()) and not (
         subprocess.run([FLAGS.python_beam, "-c", "import apache_beam"]).returncode
     )
     table = [COLUMNS, ["---"] * len(COLUMNS)]
     for name, settings, needs_beam in rows():
         if needs_beam and not has_beam:
-            print(f"{FLAGS.python_beam} has no apache_beam: left out", file=sys.stderr)
+            print(f"{FLAGS.python_beam} has no apache_beam: skipped", file=sys.stderr)
             continue
         text = folder / f"{name}.txt"
         if not text.exists():
@@ -157,26 +159,30 @@ def main(_):
         python = FLAGS.python_beam if needs_beam else FLAGS.python_kbert
         took = run(text, folder / "corpus", settings, python)
         shards = took.pop("shards")
-        how = (name, "--deduplicate" in settings)
-        if first.setdefault(how, shards) != shards:
-            sys.exit(f"{name}: {' '.join(settings)} made another corpus")
-        found.append({"text": name, "flags": settings, **took})
+        key = (name, "--deduplicate" in settings)
+        if first.setdefault(key, shards) != shards:
+            sys.exit(f"{name}: {' '.join(settings)} produced a different corpus")
+        results.append({"text": name, "flags": settings, **took})
         table.append(line(name, settings, took))
         print(" | ".join(table[-1]), file=sys.stderr, flush=True)
         if FLAGS.json:
-            result = {"area": "prepare", "machine": machine(), "results": found}
+            result = {"area": "prepare", "machine": machine(), "results": results}
             pathlib.Path(FLAGS.json).write_text(json.dumps(result, indent=1) + "\n")
     print("\n".join(f"| {' | '.join(cells)} |" for cells in table))
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("text", [], "plain text files, or .gz; default: the sample of kbert")
-    flags.DEFINE_string("vocab_file", None, "a vocabulary; default: learned from kbert's sample")
-    flags.DEFINE_string("folder", "/tmp/prepare", "where texts and corpora are written")
+    flags.DEFINE_list("text", [], "plain text files, or .gz; default: kbert's sample text")
+    flags.DEFINE_string(
+        "vocab_file", None, "a vocabulary; default: learned from kbert's sample text"
+    )
+    flags.DEFINE_string("folder", "/tmp/prepare", "folder for texts and corpora")
     flags.DEFINE_list("sizes_mb", ["500", "2000"], "sizes of the texts")
-    flags.DEFINE_integer("beam_mb", 100, "size of the text for Beam's runner, which keeps it all")
-    flags.DEFINE_bool("quick", False, "one small text: does everything work?")
-    flags.DEFINE_string("python_kbert", sys.executable, "Python that has kbert")
-    flags.DEFINE_string("python_beam", sys.executable, "Python that has apache_beam, and kbert")
-    flags.DEFINE_string("json", None, "file to write all figures to")
+    flags.DEFINE_integer(
+        "beam_mb", 100, "size of the text for Beam, whose runner keeps it in memory"
+    )
+    flags.DEFINE_bool("quick", False, "test run with one small text")
+    flags.DEFINE_string("python_kbert", sys.executable, "Python with kbert")
+    flags.DEFINE_string("python_beam", sys.executable, "Python with kbert and apache_beam")
+    flags.DEFINE_string("json", None, "file for all results")
     app.run(main)

@@ -1,4 +1,4 @@
-"""Results of comparisons, from `benchmarks.harness` measurements, as Markdown table and text."""
+"""Formats the results of `benchmarks.measurement` as a Markdown table and text."""
 
 import datetime
 import os
@@ -16,29 +16,29 @@ COLUMNS = (
 )
 
 
-def summaries(row, found):
+def summaries(row, measured):
     """Computes the results of a row from the output of `measure`.
 
     Returns:
-        list of dicts, one for each side; all but `failed` sides have `rate` (median), `lowest`,
-        `highest`, `speedup` of kbert over this side with its range (omitted without kbert), and, if
-        the row has operation counts, `flops` (per second) and `share_of_peak`.
+        list of dicts, one per library. Unless the library `failed`, the dict has `rate` (median),
+        `lowest` and `highest`; `speedup`, by which kbert is faster, with its range, if kbert was
+        measured; and, if the row counts operations, `flops` (per second) and `share_of_peak`.
     """
-    base = found.get("kbert", {}).get("rates")
-    peak = found.get("gemm", {}).get("rates")
+    base = measured.get("kbert", {}).get("rates")
+    peak = measured.get("gemm", {}).get("rates")
     rows = []
-    for side, values in found.items():
-        line = {"row": row.name, "side": side, "unit": row.unit, **values}
+    for library, values in measured.items():
+        line = {"row": row.name, "library": library, "unit": row.unit, **values}
         rows.append(line)
         if "failed" in values:
             continue
         rates = values["rates"]
         line |= {"rate": statistics.median(rates), "lowest": min(rates), "highest": max(rates)}
-        if side == "gemm":
+        if library == "gemm":
             line |= {"unit": "operations", "flops": line["rate"]}
             continue
-        if base and side != "kbert":
-            ratios = [ours / theirs for ours, theirs in zip(base, rates, strict=True)]
+        if base and library != "kbert":
+            ratios = [kbert_rate / rate for kbert_rate, rate in zip(base, rates, strict=True)]
             line["speedup"] = [statistics.median(ratios), min(ratios), max(ratios)]
         if row.flops:
             line["flops"] = line["rate"] * row.flops
@@ -49,10 +49,10 @@ def summaries(row, found):
 
 
 def table(compared):
-    """Formats a Markdown table without empty columns.
+    """Returns a Markdown table without empty columns.
 
     Args:
-        compared: list of (row, `summaries` of it).
+        compared: list of (row, summaries of the row).
     """
     rows = [COLUMNS]
     for row, lines in compared:
@@ -64,12 +64,12 @@ def table(compared):
 
 
 def _cells(row, line):
-    """Returns the cells of a line, except the row's name."""
-    name = NAMES.get(line["side"], line["side"])
+    """Returns the cells of a line, without the name of the row."""
+    name = NAMES.get(line["library"], line["library"])
     if "failed" in line:
         return [name, f"failed: {line['failed'][:200]}".replace("|", "/"), *[""] * 5]
     flops = f"{line['flops'] / 1e9:,.0f}" if "flops" in line else ""
-    if line["side"] == "gemm":
+    if line["library"] == "gemm":
         return [name, "", "", flops, "", "", ""]
     speedup = ""
     if "speedup" in line:
@@ -89,13 +89,17 @@ def _cells(row, line):
 
 def _speed(row, line):
     if row.latency:
-        middle, low, high = (figure(1e3 / line[key]) for key in ("rate", "highest", "lowest"))
+        middle, low, high = (
+            format_number(1e3 / line[key]) for key in ("rate", "highest", "lowest")
+        )
         return f"{middle} ms ({low} to {high})"
-    middle, low, high = (figure(line[key] / row.scale) for key in ("rate", "lowest", "highest"))
+    middle, low, high = (
+        format_number(line[key] / row.scale) for key in ("rate", "lowest", "highest")
+    )
     return f"{middle} {row.unit}/s ({low} to {high})"
 
 
-def figure(value):
+def format_number(value):
     """Formats a number with three significant digits: 12,345, 123, 12.3, 1.23 or 0.123."""
     if value >= 100:
         return f"{value:,.0f}"
@@ -103,18 +107,18 @@ def figure(value):
 
 
 def machine():
-    """dict that describes the machine: CPU, relevant CPU flags, cores, memory."""
+    """Returns a dict that describes the machine: CPU, relevant CPU flags, cores, memory."""
     fields = {}
     for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
         name, _, value = line.partition(":")
         fields.setdefault(name.strip(), value.strip())
-    flags_there = fields.get("flags", "").split()
+    cpu_flags = fields.get("flags", "").split()
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "cpu": f"{fields.get('model name', platform.processor())} (family "
         f"{fields.get('cpu family', '?')}, model {fields.get('model', '?')})",
-        "flags": [flag for flag in CPU_FLAGS if flag in flags_there],
-        "flags_missing": [flag for flag in CPU_FLAGS if flag not in flags_there],
+        "flags": [flag for flag in CPU_FLAGS if flag in cpu_flags],
+        "flags_missing": [flag for flag in CPU_FLAGS if flag not in cpu_flags],
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(pages / 2**30),
         "python": platform.python_version(),
@@ -123,38 +127,39 @@ def machine():
 
 
 def headline(area, machine, report, threads, rounds, seconds, variables):
-    """Describes the measurement: settings, machine and its other load."""
+    """Returns text that describes the measurement: settings, machine, load by other processes."""
     versions = {}
     for line in report:
         versions |= line.get("ready", {}).get("versions", {})
     versions = {"Python": machine["python"], **versions}
     foreign = [share for line in report for share in line.get("foreign_share", [])]
-    there = ", ".join([*machine["flags"], *(f"no {flag}" for flag in machine["flags_missing"])])
+    cpu_flags = ", ".join([*machine["flags"], *(f"no {name}" for name in machine["flags_missing"])])
     waiting = variables["OMP_WAIT_POLICY"].lower()
     return "\n".join(
         [
             f"{area}, {datetime.date.today()}: {machine['cores']} cores of {machine['cpu']}, "
-            f"{there}, {machine['memory_gib']} GiB.",
-            f"{threads} threads a side (OpenMP waits: {waiting}); {rounds} rounds of about "
-            f"{seconds:g} s, sides in turns. Other processes took "
-            f"{statistics.median(foreign or [0]):.0%} of the machine (median of the rounds; most "
-            f"{max(foreign, default=0):.0%}).",
+            f"{cpu_flags}, {machine['memory_gib']} GiB.",
+            f"{threads} threads per library (OMP_WAIT_POLICY: {waiting}); {rounds} rounds of about "
+            f"{seconds:g} s, libraries in turns. Other processes used "
+            f"{statistics.median(foreign or [0]):.0%} of the machine (median of the rounds; "
+            f"maximum {max(foreign, default=0):.0%}).",
             ", ".join(f"{name} {version}" for name, version in versions.items()) + ".\n",
         ]
     )
 
 
 def notes(report):
-    """Lines on how each side computes, and on sides that were not idle while they waited."""
-    told = {}
+    """Yields the notes of each library, and the libraries that were not idle while they waited."""
+    rows_with_note = {}
     for line in report:
         text = line.get("ready", {}).get("notes")
         if text:
-            told.setdefault((NAMES.get(line["side"], line["side"]), text), []).append(line["row"])
+            name = NAMES.get(line["library"], line["library"])
+            rows_with_note.setdefault((name, text), []).append(line["row"])
         if line.get("idle_share", 0) > 0.05:
             yield (
-                f"note: {line['side']} took {line['idle_share']:.0%} of a core while it waited "
+                f"note: {line['library']} used {line['idle_share']:.0%} of a core while it waited "
                 f"({line['row']})"
             )
-    for (side, text), rows in told.items():
-        yield f"- {side}, {', '.join(rows)}: {text}"
+    for (library, text), rows in rows_with_note.items():
+        yield f"- {library}, {', '.join(rows)}: {text}"

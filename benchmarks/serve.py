@@ -1,12 +1,12 @@
-"""kbert.serve under load, compared with calling the SavedModel from Python.
+"""Throughput and latency of kbert.serve, compared with calling the SavedModel from Python.
 
     python -m benchmarks.serve --json=serve.json
     python -m benchmarks.serve --model=base --rounds=3
 
-A classifier with random weights is exported and served, once with OpenVINO and once with
-TensorFlow; each request contains one text of 10 to 128 tokens. The SavedModel is called in a
-separate process with the same texts, one by one and in batches of 32 in their order. Sides take
-turns. The clients share the CPUs with the server, so the results include their cost.
+A classifier with random weights is exported and served, with OpenVINO and with TensorFlow; each
+request contains one text of 10 to 128 tokens. The SavedModel is called in a separate process with
+the same texts, one by one and in batches of 32, in order. The setups take turns. The clients share
+the CPUs with the server, so the results include the cost of the clients.
 """
 
 import asyncio
@@ -25,25 +25,25 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import data
-from benchmarks.figures import machine
 from benchmarks.infer import MODELS, TINY, save_model
+from benchmarks.report import machine
 
 FLAGS = flags.FLAGS
-# Measurements: (side, name, concurrent clients, texts per request).
-ASKED = (
+# (key of the setup, name, concurrent clients, texts per request).
+MEASUREMENTS = (
     *(("saved_model", "SavedModel, one text per call", 1, 1),),
     *(("saved_model", "SavedModel, 32 texts per call", 1, 32),),
     *(
-        (side, f"kbert.serve, {name}, {clients} client{'s' * (clients > 1)} ({door})", clients, 1)
-        for side, name in (("openvino", "OpenVINO"), ("tensorflow", "TensorFlow"))
-        for clients, door in ((1, "gRPC"), (64, "gRPC"), (64, "REST"))
+        (key, f"kbert.serve, {name}, {clients} client{'s' * (clients > 1)} ({api})", clients, 1)
+        for key, name in (("openvino", "OpenVINO"), ("tensorflow", "TensorFlow"))
+        for clients, api in ((1, "gRPC"), (64, "gRPC"), (64, "REST"))
     ),
 )
 _SAVED_MODEL = """
 import json, sys, time
 import tensorflow as tf
 import tensorflow_text
-answer = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
+predict = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
 texts = json.load(open(sys.argv[2]))
 print("ready", flush=True)
 for line in sys.stdin:
@@ -51,15 +51,15 @@ for line in sys.stdin:
     taken, begin, i = [], time.perf_counter(), 0
     while time.perf_counter() - begin < seconds:
         start = time.perf_counter()
-        answer(text=tf.constant([texts[(i + k) % len(texts)] for k in range(size)]))
+        predict(text=tf.constant([texts[(i + k) % len(texts)] for k in range(size)]))
         taken.append(time.perf_counter() - start)
         i += size
     print(json.dumps({"taken": taken, "seconds": time.perf_counter() - begin}), flush=True)
 """
 
 
-class SavedModelSide:
-    """The SavedModel in a separate process."""
+class SavedModelSetup:
+    """The SavedModel, loaded by a separate process."""
 
     def __init__(self, folder, texts):
         command = [FLAGS.python_kbert, "-c", _SAVED_MODEL, str(folder), str(texts)]
@@ -72,17 +72,17 @@ class SavedModelSide:
         )
         self._process.stdout.readline()
 
-    def ask(self, clients, size, door, seconds):
+    def run(self, clients, size, api, seconds):
         print(json.dumps([size, seconds]), file=self._process.stdin, flush=True)
-        found = json.loads(self._process.stdout.readline())
-        return found["taken"], found["seconds"]
+        result = json.loads(self._process.stdout.readline())
+        return result["taken"], result["seconds"]
 
     def stop(self):
         self._process.kill()
 
 
-class ServerSide:
-    """kbert.serve with a backend."""
+class ServerSetup:
+    """kbert.serve with one of its backends."""
 
     def __init__(self, base, texts, backend):
         self._texts = json.loads(pathlib.Path(texts).read_text())
@@ -95,9 +95,9 @@ class ServerSide:
             if line.startswith("ready"):
                 break
 
-    def ask(self, clients, size, door, seconds):
-        asks = {"gRPC": self._by_grpc, "REST": self._by_rest}
-        return asyncio.run(asks[door](clients, seconds))
+    def run(self, clients, size, api, seconds):
+        load = {"gRPC": self._by_grpc, "REST": self._by_rest}[api]
+        return asyncio.run(load(clients, seconds))
 
     async def _by_grpc(self, clients, seconds):
         import grpc
@@ -121,15 +121,15 @@ class ServerSide:
 
         address = f"http://127.0.0.1:{self._ports[1]}/v1/models/bert:predict"
 
-        async def ask(i):
+        async def send(i):
             body = {"inputs": {"text": [self._texts[i % len(self._texts)]]}}
-            async with session.post(address, json=body) as answer:
-                assert answer.status == 200, await answer.text()
-                await answer.read()
+            async with session.post(address, json=body) as response:
+                assert response.status == 200, await response.text()
+                await response.read()
 
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector) as session:
-            return await _load(ask, clients, seconds)
+            return await _load(send, clients, seconds)
 
     def memory_mb(self):
         status = pathlib.Path(f"/proc/{self._process.pid}/status").read_text()
@@ -140,13 +140,20 @@ class ServerSide:
         self._process.wait(60)
 
 
-async def _load(ask, clients, seconds):
-    """Runs clients that send requests in a loop; returns (seconds per request, total seconds)."""
+async def _load(send, clients, seconds):
+    """Runs clients that send requests in a loop.
+
+    Args:
+        send: coroutine function that takes the number of a request.
+
+    Returns:
+        the duration of each request in seconds, and the total duration.
+    """
     taken, begin, numbers = [], time.perf_counter(), iter(range(10**9))
 
     async def client():
         while (start := time.perf_counter()) - begin < seconds:
-            await ask(next(numbers))
+            await send(next(numbers))
             taken.append(time.perf_counter() - start)
 
     await asyncio.gather(*(client() for _ in range(clients)))
@@ -154,32 +161,32 @@ async def _load(ask, clients, seconds):
 
 
 def _free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
-def measured(sides, rounds, seconds):
-    """dict of the names of ASKED -> rates (texts per second) and times, over all rounds."""
-    asked = [row for row in ASKED if row[0] in sides]
-    found = {name: {"rates": [], "taken": []} for _, name, _, _ in asked}
-    for turn in range(rounds + 1):  # the first round is a warmup
-        for side, name, clients, size in asked:
-            door = "REST" if "REST" in name else "gRPC"
-            taken, total = sides[side].ask(clients, size, door, seconds if turn else seconds / 4)
-            if turn:
-                found[name]["rates"].append(len(taken) * size / total)
-                found[name]["taken"].extend(taken)
-            print(f"round {turn} of {rounds}: {name}", file=sys.stderr)
-    return found
+def measure(setups, rounds, seconds):
+    """Returns a dict of measurement -> texts per second and durations of the requests."""
+    selected = [row for row in MEASUREMENTS if row[0] in setups]
+    results = {name: {"rates": [], "taken": []} for _, name, _, _ in selected}
+    for number in range(rounds + 1):  # the first round is a warmup
+        for key, name, clients, size in selected:
+            api = "REST" if "REST" in name else "gRPC"
+            taken, total = setups[key].run(clients, size, api, seconds if number else seconds / 4)
+            if number:
+                results[name]["rates"].append(len(taken) * size / total)
+                results[name]["taken"].extend(taken)
+            print(f"round {number} of {rounds}: {name}", file=sys.stderr)
+    return results
 
 
-def table(found):
-    """Formats the results as a Markdown table."""
-    yield "| | texts/s: median (lowest to highest) | of the first | p50 | p99 |"
+def table(results):
+    """Yields the lines of a Markdown table of the results."""
+    yield "| setup | texts/s: median (lowest to highest) | ratio to the first row | p50 | p99 |"
     yield "| --- | --- | --- | --- | --- |"
-    base = found[ASKED[0][1]]["rates"]
-    for name, values in found.items():
+    base = results[MEASUREMENTS[0][1]]["rates"]
+    for name, values in results.items():
         rates = values["rates"]
         ratio = statistics.median(r / b for r, b in zip(rates, base, strict=True))
         p50, p99 = np.percentile(values["taken"], [50, 99]) * 1e3
@@ -203,30 +210,30 @@ def main(_):
         path.write_text(json.dumps(texts))
         base = f"{folder}/models/bert"
         export(f"{folder}/weights/kbert", f"{base}/1", max_seq_length=128, report=lambda line: None)
-        sides = {"saved_model": SavedModelSide(f"{base}/1", path)}
-        stack.callback(sides["saved_model"].stop)
+        setups = {"saved_model": SavedModelSetup(f"{base}/1", path)}
+        stack.callback(setups["saved_model"].stop)
         for backend in FLAGS.backends:
-            sides[backend] = ServerSide(base, path, backend)
-            stack.callback(sides[backend].stop)
+            setups[backend] = ServerSetup(base, path, backend)
+            stack.callback(setups[backend].stop)
         rounds, seconds = (1, 0.2) if FLAGS.quick else (FLAGS.rounds, FLAGS.round_seconds)
-        found = measured(sides, rounds, seconds)
-        memory = {backend: sides[backend].memory_mb() for backend in FLAGS.backends}
+        results = measure(setups, rounds, seconds)
+        memory = {backend: setups[backend].memory_mb() for backend in FLAGS.backends}
     print(f"{machine()}; {rounds} rounds of {seconds:g} s; {datetime.date.today()}")
-    print("\n".join(table(found)))
+    print("\n".join(table(results)))
     print("peak memory: " + ", ".join(f"{name} {mb:,.0f} MB" for name, mb in memory.items()))
     if FLAGS.json:
-        for values in found.values():
+        for values in results.values():
             values["p50_ms"], values["p99_ms"] = np.percentile(values.pop("taken"), [50, 99]) * 1e3
-        text = json.dumps({"machine": machine(), "found": found, "memory_mb": memory}, indent=2)
+        text = json.dumps({"machine": machine(), "results": results, "memory_mb": memory}, indent=2)
         pathlib.Path(FLAGS.json).write_text(text + "\n")
 
 
 if __name__ == "__main__":
     flags.DEFINE_enum("model", "minilm", list(MODELS), "size of the classifier")
-    flags.DEFINE_list("backends", ["openvino", "tensorflow"], "what computes the served model")
-    flags.DEFINE_string("python_kbert", sys.executable, "Python that has kbert")
-    flags.DEFINE_integer("rounds", 5, "rounds, each side once in each")
-    flags.DEFINE_float("round_seconds", 6.0, "how long each is asked in a round")
-    flags.DEFINE_bool("quick", False, "a tiny model and one short round: does everything work?")
-    flags.DEFINE_string("json", None, "file to write all figures to")
+    flags.DEFINE_list("backends", ["openvino", "tensorflow"], "backends of kbert.serve")
+    flags.DEFINE_string("python_kbert", sys.executable, "Python with kbert")
+    flags.DEFINE_integer("rounds", 5, "number of rounds; each setup runs once per round")
+    flags.DEFINE_float("round_seconds", 6.0, "seconds per setup and round")
+    flags.DEFINE_bool("quick", False, "test run: a tiny model and one short round")
+    flags.DEFINE_string("json", None, "file for all results")
     app.run(main)

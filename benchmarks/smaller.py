@@ -1,10 +1,10 @@
-"""Forward time of several models, measured in turns: the speedup of smaller models.
+"""Measures the speedup of smaller models: the time of a forward pass, in turns.
 
     python -m benchmarks.smaller --models=RUN/finetuning/best,SMALLER --batches=1,32
 
-In each round, every model computes the same token ids for some seconds, in one process. Results are
-medians over the rounds with minimum and maximum; ratios are computed within each round. Load from
-other processes is not measured.
+In each round, every model processes the same token ids for some seconds, all in one process.
+Results are medians over the rounds with minimum and maximum; ratios are computed within each round.
+Load from other processes is not measured.
 """
 
 import statistics
@@ -17,7 +17,7 @@ FLAGS = flags.FLAGS
 
 
 def computations(folders, backend, features):
-    """Returns, for each folder, a function that computes encoder and pooler with a backend."""
+    """Yields for each folder a function that computes encoder and pooler with a backend."""
     import kbert
     from kbert.inference.backends import frozen_backend
 
@@ -31,7 +31,7 @@ def computations(folders, backend, features):
 
 
 def token_ids(folder, batch):
-    """Returns (batch, length) int32 ids of ordinary tokens of a folder's vocabulary."""
+    """Returns random ids of ordinary tokens of a folder's vocabulary, (batch, length) int32."""
     import kbert
 
     size = kbert.BertTokenizer.from_pretrained(folder).vocab_size
@@ -39,7 +39,7 @@ def token_ids(folder, batch):
 
 
 def seconds_of(compute, features, least):
-    """Returns the mean seconds of a call, over calls that take `least` seconds in total."""
+    """Returns the mean seconds per call, over calls that take at least `least` seconds in total."""
     begin, count = time.perf_counter(), 0
     while time.perf_counter() - begin < least:
         compute(features)
@@ -49,39 +49,39 @@ def seconds_of(compute, features, least):
 
 def main(_):
     """Runs the comparison and prints a Markdown table."""
-    print("| backend | batch | model | ms a batch | faster than the first by |")
+    print("| backend | batch | model | ms per batch | speedup over the first model |")
     print("| --- | --- | --- | --- | --- |")
     for backend in FLAGS.backends:
         for batch in map(int, FLAGS.batches):
             ids = token_ids(FLAGS.models[0], batch)
             features = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-            found = list(computations(FLAGS.models, backend, features))
-            for compute in found:
+            functions = list(computations(FLAGS.models, backend, features))
+            for compute in functions:
                 seconds_of(compute, features, 1.0)
             rounds = [
-                [seconds_of(compute, features, FLAGS.round_seconds) for compute in found]
+                [seconds_of(compute, features, FLAGS.round_seconds) for compute in functions]
                 for _ in range(FLAGS.rounds)
             ]
             for number, folder in enumerate(FLAGS.models):
                 times = [1e3 * seconds[number] for seconds in rounds]
                 ratios = [seconds[0] / seconds[number] for seconds in rounds]
                 print(
-                    f"| {backend} | {batch} x {FLAGS.length} | {folder} | {_figures(times)} | "
-                    f"{_figures(ratios)} |",
+                    f"| {backend} | {batch} x {FLAGS.length} | {folder} | {_spread(times)} | "
+                    f"{_spread(ratios)} |",
                     flush=True,
                 )
 
 
-def _figures(values):
+def _spread(values):
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("models", None, "folders of weights, the one to compare with first")
-    flags.DEFINE_list("batches", ["1", "32"], "texts of a batch")
-    flags.DEFINE_list("backends", ["tensorflow", "openvino"], "of kbert.inference.backends")
-    flags.DEFINE_integer("length", 128, "tokens of a text")
-    flags.DEFINE_integer("rounds", 7, "rounds, each model once in each")
-    flags.DEFINE_float("round_seconds", 2.0, "how long a model computes in a round")
+    flags.DEFINE_list("models", None, "folders of weights; the others are compared with the first")
+    flags.DEFINE_list("batches", ["1", "32"], "batch sizes")
+    flags.DEFINE_list("backends", ["tensorflow", "openvino"], "backends of kbert.Predictor")
+    flags.DEFINE_integer("length", 128, "tokens per text")
+    flags.DEFINE_integer("rounds", 7, "number of rounds; each model runs once per round")
+    flags.DEFINE_float("round_seconds", 2.0, "seconds per model and round")
     flags.mark_flag_as_required("models")
     app.run(main)

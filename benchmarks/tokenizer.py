@@ -1,10 +1,11 @@
-"""Speed of the tokenizers of kbert, HF (the fast one) and KerasHub, and whether the ids agree.
+"""Speed of the tokenizers of kbert, HF (fast) and KerasHub, and agreement of their ids.
 
     python -m benchmarks.tokenizer --text=train.txt --vocab_file=vocab.txt --json=tokenizer.json
 
-One thread each, same lines and vocabulary, 1,000 lines at a time; kbert and KerasHub as TensorFlow
-graphs, HF as a function of lists. The row "prepare" is the whole kbert.prepare: reading, sentence
-splitting, tokenizing, writing. To install the peers: `sh benchmarks/peers.sh`.
+Each library tokenizes the same lines with the same vocabulary on one thread, 1,000 lines per call.
+kbert and KerasHub run as TensorFlow graphs, and HF as a function of lists. The row "prepare"
+measures all of kbert.prepare: reading, sentence splitting, tokenizing, writing.
+`sh benchmarks/peers.sh` installs the libraries.
 """
 
 import pathlib
@@ -14,15 +15,15 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import data, harness
-from benchmarks.figures import NAMES
-from benchmarks.turns import Row
+from benchmarks.measurement import Row
+from benchmarks.report import NAMES
 
 ROWS = {"tokenizer": ("kbert", "hf", "keras_hub"), "prepare": ("kbert",)}
 FLAGS = flags.FLAGS
 
 
 def rows(folder):
-    """Returns a row for each text, and the rows of kbert.prepare."""
+    """Yields the selected rows for each text."""
     from kbert.tokenizer import BertTokenizer
 
     harness.check_rows(ROWS)
@@ -42,15 +43,15 @@ def rows(folder):
             "warmup_steps": 2,
         }
         name, detail = pathlib.Path(text).stem, f"{part.stat().st_size / 1e6:.1f} MB"
-        for area, sides in ROWS.items():
+        for area, libraries in ROWS.items():
             if area in FLAGS.rows:
                 yield Row(
-                    f"{area}, {name}", detail, settings | {"area": area}, sides, "MB", scale=1e6
+                    f"{area}, {name}", detail, settings | {"area": area}, libraries, "MB", scale=1e6
                 )
 
 
 def first_lines(path, size):
-    """Returns whole lines from the start of a text, including empty ones, up to `size` bytes."""
+    """Yields the first lines of a text, including empty ones, up to `size` bytes in total."""
     with open(path, "rb") as file:
         for line in file:
             size -= len(line)
@@ -59,22 +60,21 @@ def first_lines(path, size):
             yield line
 
 
-def agreement(row, found, folder):
-    """Fraction of lines with the same ids as kbert's; returns a line to print."""
-    paths = {side: f"{v['saved']}.npz" for side, v in found.items() if "saved" in v}
+def agreement(row, measured, folder):
+    """Computes the fraction of lines with the same ids as kbert's; returns a line to print."""
+    paths = {library: f"{v['saved']}.npz" for library, v in measured.items() if "saved" in v}
     if "kbert" not in paths or len(paths) < 2:
         return None
-    ours = lines_of(paths.pop("kbert"))
-    for side, path in paths.items():
-        theirs = lines_of(path)
-        same = [np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True)]
-        found[side]["equal_lines"] = float(np.mean(same))
-    told = ", ".join(f"{NAMES[s]} {found[s]['equal_lines']:.4%}" for s in paths)
-    return f"- {row.name}: lines with the ids of kbert, {len(ours):,} in all: {told}"
+    expected = lines_of(paths.pop("kbert"))
+    for library, path in paths.items():
+        same = [np.array_equal(a, b) for a, b in zip(expected, lines_of(path), strict=True)]
+        measured[library]["equal_lines"] = float(np.mean(same))
+    text = ", ".join(f"{NAMES[s]} {measured[s]['equal_lines']:.4%}" for s in paths)
+    return f"- {row.name}: lines with the same ids as kbert, of {len(expected):,}: {text}"
 
 
 def lines_of(path):
-    """Returns the ids of each line."""
+    """Reads the ids of each line."""
     arrays = np.load(path)
     return np.split(arrays["ids"], np.cumsum(arrays["lengths"])[:-1])
 
@@ -87,7 +87,9 @@ def main(_):
 
 if __name__ == "__main__":
     harness.define_flags(ROWS, threads=1)
-    flags.DEFINE_list("text", [], "plain text files; default: the sample that comes with kbert")
-    flags.DEFINE_string("vocab_file", None, "a vocabulary; default: learned from kbert's sample")
-    flags.DEFINE_float("size_mb", 4, "how much of each text to take, from the start")
+    flags.DEFINE_list("text", [], "plain text files; default: kbert's sample text")
+    flags.DEFINE_string(
+        "vocab_file", None, "a vocabulary; default: learned from kbert's sample text"
+    )
+    flags.DEFINE_float("size_mb", 4, "MB to read from the start of each text")
     app.run(main)

@@ -1,17 +1,17 @@
-"""A model of input and gradient traffic, to find the bottleneck of training on many GPUs.
+"""Estimates input and gradient traffic, to find the bottleneck of training on many GPUs.
 
     python -m benchmarks.traffic --corpus=FOLDER
 
 It measures the throughput of kbert's input pipeline on one core from a prepared corpus, and counts
-the bytes of an example and of the gradients. The numbers for GPUs and network are published ones:
-NVIDIA's sequences per second of one A100 with its own BERT-large on TensorFlow
+the bytes of an example and of the gradients. The numbers for GPUs and network are published:
+NVIDIA's sequences per second on one A100 with its own BERT-large on TensorFlow
 (DeepLearningExamples, TensorFlow2/LanguageModeling/BERT, mixed precision, batches of 312 x 128 and
-40 x 512), scaled by the operations of a sequence for BERT-base, and bandwidths from data sheets.
+40 x 512), scaled for BERT-base by the operations of a sequence, and bandwidths from data sheets.
 
-A step takes the time of the computation plus the all-reduce of the gradients, which starts after
-the last slice: the two do not overlap. The all-reduce is a ring (Patarasuk and Yuan 2009): each GPU
-sends and receives 2 (n - 1) / n times the gradients, and so does the network card of a host, once
-for all its GPUs.
+The time of a step is the time of the computation plus the time of the all-reduce, which starts
+after the last slice and does not overlap with the computation. The all-reduce is a ring (Patarasuk
+and Yuan 2009): each GPU sends and receives 2 (n - 1) / n times the gradients, and so does the
+network card of a host, once for all its GPUs.
 """
 
 import itertools
@@ -30,7 +30,7 @@ A100 = {("large", 128): (485.59, 312), ("large", 512): (96.52, 40)}
 NVLINK = 300e9  # bytes per second, A100, each direction
 # Bytes per second of a host with 8 GPUs, each direction.
 CARDS = {"8 x 200 Gb/s": 8 * 25e9, "100 Gb/s": 12.5e9, "25 Gb/s": 3.125e9}
-GPUS_OF_A_HOST = 8
+GPUS_PER_HOST = 8
 
 
 def measure(corpus, length):
@@ -69,8 +69,8 @@ def main(_):
     for length, (speed, size) in made.items():
         print(f"input, one core here, L={length}: {speed:,.0f} sequences/s, {size:,.0f} bytes each")
     print(
-        "\n| model, L, batch of a GPU | GPUs, network of a host | computation of a step | sum of "
-        "gradients | lost | lost with 4 slices | input: cores of a host |\n|" + " --- |" * 7
+        "\n| model, L, batch per GPU | GPUs, network per host | computation per step | all-reduce "
+        "| time lost | time lost with 4 slices | input: cores per host |\n|" + " --- |" * 7
     )
     for (name, length), cards in itertools.product(
         itertools.product(("base", "large"), lengths), [None, *CARDS]
@@ -79,13 +79,13 @@ def main(_):
         parameters, operations = architecture(name, length)
         speed *= architecture("large", length)[1] / operations
         hosts = 1 if cards is None else 8
-        gpus = hosts * GPUS_OF_A_HOST
+        gpus = hosts * GPUS_PER_HOST
         seconds = batch / speed
         gradients = 2 * (gpus - 1) / gpus * parameters * 4
         summing = max(gradients / NVLINK, gradients / CARDS[cards] if cards else 0)
-        cores = GPUS_OF_A_HOST * speed / made[length][0]
+        cores = GPUS_PER_HOST * speed / made[length][0]
         print(
-            f"| {name}, {length}, {batch} | {gpus}, {cards or 'NVLink alone'} "
+            f"| {name}, {length}, {batch} | {gpus}, {cards or 'NVLink only'} "
             f"| {seconds * 1e3:,.0f} ms | {summing * 1e3:,.0f} ms "
             f"| {summing / (seconds + summing):.0%} | {summing / (4 * seconds + summing):.0%} "
             f"| {cores:.1f} |"

@@ -4,14 +4,14 @@
     python -m benchmarks.train --rows=base-128,finetune-base --rounds=5 --sst2=train.tsv.gz
     python -m benchmarks.train --scaling
 
-A pretraining step is forward, MLM and NSP loss, backward, clipping to global norm 1 and AdamW, on
-given batches (`benchmarks.data`), with dropout 0.1; 15 % of the tokens are masked. HF's model
-computes the logits of all tokens; in the row "gathered", code in this benchmark makes it compute
-only the logits of masked tokens, like the others. Fine-tuning uses the same examples of mixed
-length on every side, and each side batches and pads them in its own way; operations are counted for
-real tokens only. To install the peers: `sh benchmarks/peers.sh`.
+A pretraining step consists of the forward pass, MLM and NSP loss, backward pass, clipping to a
+global norm of 1, and AdamW, on the batches of `benchmarks.data`, with dropout 0.1; 15 % of the
+tokens are masked. HF's model computes the MLM logits of all tokens; in the row "gathered", this
+benchmark makes it compute only those at masked tokens, like the other libraries. In fine-tuning,
+all libraries train on the same examples of mixed length, and each batches and pads them in its own
+way; operations are counted for real tokens only. `sh benchmarks/peers.sh` installs the libraries.
 
-`--scaling` runs only kbert, at several lengths and depths, and from a folder of weights.
+`--scaling` measures only kbert, at several lengths and depths, and from a folder of weights.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from absl import app, flags
 
 from benchmarks import data, harness
 from benchmarks.flops import classification, count_flops, model_of, pretraining_step
-from benchmarks.turns import Row
+from benchmarks.measurement import Row
 
 BASE, SMALL = model_of(12, 768), model_of(4, 512)
 MINILM = model_of(6, 384, heads=12)
@@ -37,12 +37,12 @@ PRETRAINING = {
     "base-128-gathered": (BASE, 16, 128, 20, "mixed_bfloat16"),
 }
 FINETUNING = {"finetune-minilm": MINILM, "finetune-base": BASE}
-SIDES = ("kbert", "hf", "keras_hub")
+LIBRARIES = ("kbert", "hf", "keras_hub")
 
 FLAGS = flags.FLAGS
 
 
-def pretraining_row(name, model, B, L, M, precision, sides=SIDES, **more):
+def pretraining_row(name, model, B, L, M, precision, libraries=LIBRARIES, **more):
     """Returns a Row of pretraining steps."""
     if FLAGS.quick:
         model = TINY
@@ -61,7 +61,7 @@ def pretraining_row(name, model, B, L, M, precision, sides=SIDES, **more):
         name,
         f"{describe(model)}, {B} x {L}, {precision}",
         settings | more,
-        sides,
+        libraries,
         "sequences",
         count_flops(products) / B,
         products,
@@ -88,7 +88,7 @@ def finetuning_row(name, model, examples, path, B=32, precision="mixed_bfloat16"
         f"{describe(model)}, {B} x {min(lengths)} to {max(lengths)} tokens "
         f"(mean {statistics.mean(lengths):.0f}), {precision}",
         settings,
-        SIDES,
+        LIBRARIES,
         "examples",
         statistics.mean(per_example),
         classification(model, B, round(statistics.mean(lengths)), train=True),
@@ -101,7 +101,7 @@ def describe(model):
 
 
 def finetuning_examples():
-    """Returns token ids and labels, from texts or random."""
+    """Returns token ids and labels, from the texts of --sst2 or random."""
     count = 64 if FLAGS.quick else FLAGS.examples
     if not FLAGS.sst2:
         return data.random_examples(data.mixed_lengths(count))
@@ -114,7 +114,7 @@ def finetuning_examples():
 
 def scaling_rows(folder):
     """Returns rows for kbert only, with B x L = 2,048 tokens."""
-    alone = {"precision": "mixed_bfloat16", "sides": ("kbert",)}
+    alone = {"precision": "mixed_bfloat16", "libraries": ("kbert",)}
     for layers in (4, 12, 24):
         for L, M in ((128, 20), (256, 39), (512, 77)):
             model = model_of(layers, 768)
@@ -125,7 +125,7 @@ def scaling_rows(folder):
 
 
 def save_base(folder):
-    """Writes random weights of the model of the rows."""
+    """Writes a BERT-base with random weights."""
     import kbert
 
     model = TINY if FLAGS.quick else BASE
@@ -155,8 +155,12 @@ def main(_):
 
 if __name__ == "__main__":
     harness.define_flags([*PRETRAINING, *FINETUNING])
-    flags.DEFINE_string("sst2", None, "texts and labels to fine-tune on (.tsv); default: random")
-    flags.DEFINE_string("vocab_file", None, "its vocabulary; default: learned from kbert's sample")
-    flags.DEFINE_integer("examples", 320, "to fine-tune on; a step of the row is all of them")
-    flags.DEFINE_bool("scaling", False, "kbert alone: lengths, depths, start from a folder")
+    flags.DEFINE_string(
+        "sst2", None, "texts and labels to fine-tune on (.tsv); default: random ids"
+    )
+    flags.DEFINE_string(
+        "vocab_file", None, "a vocabulary; default: learned from kbert's sample text"
+    )
+    flags.DEFINE_integer("examples", 320, "examples to fine-tune on; a step is one epoch")
+    flags.DEFINE_bool("scaling", False, "only kbert: lengths, depths, start from a folder")
     app.run(main)

@@ -1,10 +1,10 @@
-"""The worker's half of the protocol: JSON lines on standard input and output.
+"""The worker's end of the protocol: JSON lines on standard input and output.
 
-The first line contains the settings; the worker prepares everything, takes the first steps and
-reports that it is ready. Later lines request steps, {"run": 3}, its memory, {"memory": true}, or
-its outputs, {"save": PATH}. Between requests it waits for the next line and takes no CPU time. It
-ends when its input ends. It uses only the standard library, since it runs in the environments of
-all peers.
+The first line contains the settings. The worker sets everything up, takes the first steps and
+reports that it is ready. Each later line requests steps, {"run": 3}, the peak memory,
+{"memory": true}, or the outputs, {"save": PATH}. Between requests the worker waits for the next
+line and takes no CPU time. It exits when its input ends. This module uses only the standard
+library, because it runs in the environments of all libraries.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ import typing
 
 @dataclasses.dataclass
 class Work:
-    """The work of a side in a comparison.
+    """The work of a library in a comparison.
 
     Attributes:
-        run: function of a number of steps that takes them and returns a dict with the `units` done
+        run: function that takes a number of steps and returns a dict with the number of `units`
             (examples, tokens or bytes), and `seconds` if they differ from the duration of the call.
-        notes: text on how the side computes, where that is its own choice.
-        save: function of a path that writes the side's outputs, for comparison with the others.
+        notes: text about choices that differ between the libraries, such as the padding.
+        save: function that writes the library's outputs to a path, for comparison with the others.
     """
 
     run: typing.Callable
@@ -33,24 +33,24 @@ class Work:
 
 
 def serve(areas, packages):
-    """Answers requests until the input ends.
+    """Serves requests until the input ends.
 
     Args:
         areas: dict of name -> function from the settings to a Work.
-        packages: names of packages whose versions are reported.
+        packages: names of the packages whose versions are reported.
     """
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # output that libraries print
+    responses = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # the libraries print to standard error instead
 
-    def answer(**values):
-        print(json.dumps(values), file=answers, flush=True)
+    def respond(**values):
+        print(json.dumps(values), file=responses, flush=True)
 
     settings = json.loads(sys.stdin.readline())
     imported = time.monotonic()
     work = areas[settings["area"]](settings)
     built = time.monotonic()
     warm_up = [_timed(work, 1)["seconds"] for _ in range(settings["warmup_steps"])]
-    answer(
+    respond(
         import_s=imported - settings["started"],
         build_s=built - imported,
         first_step_s=warm_up[0],
@@ -61,12 +61,12 @@ def serve(areas, packages):
     for line in sys.stdin:
         request = json.loads(line)
         if "run" in request:
-            answer(**_timed(work, request["run"]))
+            respond(**_timed(work, request["run"]))
         elif "memory" in request:
-            answer(peak_bytes=peak_memory())
+            respond(peak_bytes=peak_memory())
         else:
             work.save(request["save"])
-            answer(saved=request["save"])
+            respond(saved=request["save"])
 
 
 def _timed(work, steps):
@@ -76,7 +76,7 @@ def _timed(work, steps):
 
 
 def peak_memory():
-    """int, peak resident memory of this process in bytes."""
+    """Returns the peak resident memory of this process in bytes."""
     with open("/proc/self/status") as file:
         (line,) = [line for line in file if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024

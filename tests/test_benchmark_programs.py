@@ -1,4 +1,4 @@
-"""Every program of benchmarks/ runs: kbert's side of one quick row, without peers.
+"""Every program of benchmarks/ runs: one quick row with kbert alone.
 
 What the figures are does not matter here, only that there are some.
 """
@@ -38,7 +38,7 @@ PROGRAMS = {
     "-m benchmarks.traffic --corpus={corpus} --batches=20": rf"L=128: {NUMBER} sequences/s",
     "-m benchmarks.smaller --models={model},{model} --backends=tensorflow --batches=1 --rounds=1 "
     "--length=8 --round_seconds=0.1": rf"\| tensorflow \| 1 x 8 \| .* \| {NUMBER}",
-    "benchmarks/load.py --rounds=1 --size=tiny --sides=kbert": rf"kbert, from hf \| {NUMBER}",
+    "benchmarks/load.py --rounds=1 --size=tiny --libraries=kbert": rf"kbert, from hf \| {NUMBER}",
     "benchmarks/finetune.py --peer=false --task=classify --init_from={model} --epochs=1 "
     "--max_seq_length=8 --train_file={examples} --eval_file={examples}": rf"seed 0 kbert +{NUMBER}",
     "benchmarks/hf_curve.py --corpus={corpus} --steps=2 --batch_size=2 --max_seq_length=16 "
@@ -75,7 +75,7 @@ def printed(command):
 )
 def test_comparisons(name, places):
     arguments, pattern = COMPARISONS[name]
-    command = f"-m benchmarks.{name} --quick --sides=kbert --python_kbert={PYTHON} {arguments}"
+    command = f"-m benchmarks.{name} --quick --libraries=kbert --python_kbert={PYTHON} {arguments}"
     assert re.search(pattern, printed(command.format(**places)), re.DOTALL)
 
 
@@ -98,7 +98,7 @@ def test_held_out_documents(tmp_path):
 
 def test_each_module_is_run_here():
     modules = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    parts = {"__init__", "data", "figures", "flops", "harness", "hf_bert", "turns", "worker"}
+    parts = {"__init__", "data", "report", "flops", "harness", "hf_bert", "measurement", "worker"}
     run = {name.split()[0] for name in COMPARISONS} | {"hold_out"}
     run |= {re.search(r"benchmarks[./](\w+)", command)[1] for command in PROGRAMS}
     assert run == modules - parts

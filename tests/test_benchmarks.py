@@ -3,8 +3,8 @@
 import flops
 import numpy as np
 import pytest
-from figures import figure, notes, summaries, table
-from turns import Row, Worker, WorkerError, measure
+from measurement import Row, Worker, WorkerError, measure
+from report import format_number, notes, summaries, table
 from warm_python import PYTHON
 
 WORKER = """
@@ -33,9 +33,9 @@ MODEL = {
 }
 
 
-def row(sides=("kbert", "hf"), **values):
+def row(libraries=("kbert", "hf"), **values):
     settings = {"area": "test", "warmup_steps": 2, "speed": 4, "lives": 99}
-    return Row("small", "2 x 7", settings, sides, "texts", **values)
+    return Row("small", "2 x 7", settings, libraries, "texts", **values)
 
 
 def test_flops_counted_by_hand():
@@ -128,13 +128,13 @@ def test_table_of_latencies_leaves_empty_columns_out():
     ("value", "text"),
     [(12345.6, "12,346"), (123.4, "123"), (12.34, "12.3"), (1.234, "1.23"), (0.1234, "0.123")],
 )
-def test_figure(value, text):
-    assert figure(value) == text
+def test_format_number(value, text):
+    assert format_number(value) == text
 
 
 def test_notes_name_who_is_not_idle():
     lines = list(notes(summaries(row(), {"kbert": FOUND["kbert"], "hf": FOUND["hf"]})))
-    assert lines[0] == "note: hf took 20% of a core while it waited (small)"
+    assert lines[0] == "note: hf used 20% of a core while it waited (small)"
     assert lines[1:] == ["- kbert, small: sorted", "- HF transformers, small: sorted"]
 
 
@@ -143,14 +143,14 @@ def test_worker_answers():
         ready = worker.ready
         assert (ready["first_step_s"], ready["step_s"]) == (0.25, 0.25)
         assert ready["notes"] == "in its own way" and set(ready["versions"]) == {"numpy"}
-        assert worker.ask(run=3) == {"units": 18, "seconds": 0.75}
+        assert worker.request(run=3) == {"units": 18, "seconds": 0.75}
         answer = worker.round(seconds=2.0)  # 8 steps of 0.25 s
         assert (answer["units"], answer["rate"]) == (48, 24.0)
-        assert worker.ask(memory=True)["peak_bytes"] > 10**6
+        assert worker.request(memory=True)["peak_bytes"] > 10**6
 
 
 def test_sides_take_turns_and_failures_leave_the_others_alone(tmp_path):
-    said = []
+    lines = []
     changes = {
         "kbert": "",
         "hf": "settings['speed'] = 1",
@@ -158,21 +158,21 @@ def test_sides_take_turns_and_failures_leave_the_others_alone(tmp_path):
         "other": "settings['lives'] = 4",  # two steps of warm-up, a round, the end
     }
     commands = {"openvino": ["/none/python"]}
-    for side, change in changes.items():
+    for library, change in changes.items():
         program = WORKER.replace("def area(settings):", f"def area(settings):\n    {change}")
-        commands[side] = [PYTHON, "-c", program]
+        commands[library] = [PYTHON, "-c", program]
     found = measure(
-        row(tuple(commands)), commands, 1, 3, 0.5, say=said.append, folder=str(tmp_path)
+        row(tuple(commands)), commands, 1, 3, 0.5, log=lines.append, folder=str(tmp_path)
     )
     assert found["kbert"]["rates"] == [24.0] * 3 and found["hf"]["rates"] == [6.0] * 3
-    assert found["keras_hub"]["failed"].startswith("ended with 1; ")
+    assert found["keras_hub"]["failed"].startswith("exited with 1; ")
     assert found["keras_hub"]["failed"].endswith("ValueError: no such thing")
-    assert found["openvino"] == {"failed": "no /none/python; benchmarks/peers.sh makes it"}
-    assert found["other"] == {"failed": "ended with 3; libraries print"}
+    assert found["openvino"] == {"failed": "no /none/python; create it with benchmarks/peers.sh"}
+    assert found["other"] == {"failed": "exited with 3; libraries print"}
     assert (tmp_path / "hf.npy").read_text() == "saved"
-    assert said[-1] == "small: round 3/3: kbert 24, hf 6 a second"
+    assert lines[-1] == "small: round 3/3: kbert 24, hf 6 per second"
 
 
 def test_worker_that_cannot_start():
-    with pytest.raises(WorkerError, match=r"ended with 1; .*ValueError: no such thing"):
+    with pytest.raises(WorkerError, match=r"exited with 1; .*ValueError: no such thing"):
         Worker(COMMAND, row().settings | {"lives": 0}, threads=1)

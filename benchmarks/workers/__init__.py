@@ -1,1 +1,1 @@
-"""The sides of the comparisons, each a program that `benchmarks.harness` starts."""
+"""Programs that run one library each; `benchmarks.harness` starts them."""

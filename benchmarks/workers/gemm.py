@@ -1,7 +1,7 @@
-"""What the matrix products of a row take alone: TensorFlow's matmul, which is oneDNN on a CPU.
+"""Computes only the matrix products of a row, with TensorFlow's matmul (oneDNN on a CPU).
 
-A step takes every product of the row as often as the model does, one after the other, from
-operands that stay the same, and nothing else.
+A step computes every product of the row as often as the model does, one after the other, always
+with the same operands.
 """
 
 import tensorflow as tf
@@ -11,7 +11,7 @@ from benchmarks.worker import Work, serve
 
 
 def gemm(settings):
-    """Work whose units are floating-point operations."""
+    """Returns the Work of the matrix products. Units: floating-point operations."""
     products = [Product(*values) for values in settings["products"]]
     dtype = {"mixed_bfloat16": "bfloat16"}.get(settings["precision"], settings["precision"])
     operands = [_operands(p, dtype) for p in products]
@@ -27,7 +27,7 @@ def gemm(settings):
 
 
 def multiply(p, a, b):
-    """A product, by the ops themselves: small ones must not wait for Python."""
+    """Computes a product with the raw ops, to keep the Python overhead of small products low."""
     if p.batch > 1:
         return tf.raw_ops.BatchMatMulV2(x=a, y=b, adj_x=p.transpose_a, adj_y=p.transpose_b)
     return tf.raw_ops.MatMul(a=a, b=b, transpose_a=p.transpose_a, transpose_b=p.transpose_b)

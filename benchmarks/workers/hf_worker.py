@@ -1,4 +1,4 @@
-"""HF transformers on torch, eager, as its examples use it: autocast to train, bfloat16 weights."""
+"""HF transformers on torch, in eager mode; mixed precision with autocast, as in HF's examples."""
 
 import os
 import types
@@ -16,7 +16,7 @@ transformers.logging.set_verbosity_error()
 
 
 class Trainer:
-    """Training steps: forward, backward, clipping, AdamW; fresh weights."""
+    """Takes training steps: forward pass, backward pass, clipping, AdamW."""
 
     def __init__(self, model, precision):
         self.model = model.train()
@@ -43,7 +43,7 @@ class Trainer:
 
 
 class AtMaskedTokens(torch.nn.Module):
-    """BertForPreTraining whose MLM head computes the masked tokens alone; HF's computes all."""
+    """BertForPreTraining whose MLM head computes only the masked tokens; HF's head computes all."""
 
     def __init__(self, model):
         super().__init__()
@@ -60,7 +60,7 @@ class AtMaskedTokens(torch.nn.Module):
 
 
 def train(settings):
-    """Pretraining steps. Units: sequences."""
+    """Returns the Work of pretraining steps. Units: sequences."""
     model = transformers.BertForPreTraining(transformers.BertConfig(**settings["model"]))
     gather = settings["gather"]
     trainer = Trainer(AtMaskedTokens(model) if gather else model, settings["precision"])
@@ -74,12 +74,12 @@ def train(settings):
             taken += 1
         return {"units": steps * settings["batch_size"], "loss": loss}
 
-    tokens = "masked tokens alone, by code of ours" if gather else "all tokens"
+    tokens = "masked tokens only, by code of this benchmark" if gather else "all tokens"
     return Work(run, f"{trainer.notes}; MLM logits of {tokens}")
 
 
 def pretraining_batch(batch, gather):
-    """What BertForPreTraining takes: labels are -100 where nothing is to be predicted."""
+    """Returns the inputs of BertForPreTraining; labels are -100 at tokens that are not masked."""
     labels = np.full(batch["input_ids"].shape, -100)
     rows, slots = np.nonzero(batch["masked_weights"])
     labels[rows, batch["masked_positions"][rows, slots]] = batch["masked_ids"][rows, slots]
@@ -90,7 +90,10 @@ def pretraining_batch(batch, gather):
 
 
 def finetune(settings):
-    """Fine-tuning, padded to the longest of each shuffled batch. A step is an epoch."""
+    """Returns the Work of fine-tuning; each shuffled batch is padded to its longest example.
+
+    A step is an epoch. Units: examples.
+    """
     examples = data.read_examples(settings["examples"])
     config = transformers.BertConfig(**settings["model"])
     model = transformers.BertForSequenceClassification(config)
@@ -109,17 +112,17 @@ def finetune(settings):
 
 
 def labelled_batch(examples):
-    """Features of examples and their labels."""
+    """Returns the features and labels of examples."""
     return tensors(examples) | {"labels": torch.tensor([label for _, label in examples])}
 
 
 def tensors(examples):
-    """Features of examples, padded to the longest of them."""
+    """Returns the features of examples, padded to the longest one."""
     return {name: torch.from_numpy(value) for name, value in data.padded(examples).items()}
 
 
 def infer(settings):
-    """Classification of all texts, from their ids, in their order. Units: texts."""
+    """Returns the Work of classifying all texts, given their ids, in order. Units: texts."""
     dtype = torch.bfloat16 if settings["precision"] == "mixed_bfloat16" else torch.float32
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         f"{settings['folder']}/hf", dtype=dtype
@@ -145,7 +148,7 @@ def infer(settings):
 
 
 def tokenizer(settings):
-    """Ids of lines by the fast tokenizer, in batches. Units: bytes."""
+    """Returns the Work of tokenizing lines in batches with the fast tokenizer. Units: bytes."""
     fast = transformers.AutoTokenizer.from_pretrained(settings["folder"])
     lines = data.read_lines(settings["text"], settings["size"])
 
@@ -172,24 +175,25 @@ def tokenizer(settings):
 
 
 def pipeline(settings):
-    """Batches of MLM: lines tokenized before, joined and cut into pieces of L, masked live.
+    """Returns the Work of making MLM batches, as in HF's example run_mlm.py.
 
-    As in HF's example run_mlm.py. A step is 50 batches; units: real tokens.
+    The lines are tokenized in advance, joined and cut into sequences of L tokens; masks are drawn
+    on the fly. A step is 50 batches. Units: tokens without padding.
     """
     fast = transformers.AutoTokenizer.from_pretrained(settings["folder"])
     lines = data.read_lines(settings["text"], settings["size"])
-    whole_words = settings["whole_word_mask"]  # told by the offsets of the tokens
+    whole_words = settings["whole_word_mask"]  # the collator recognizes words by token offsets
     names = ("input_ids", "offset_mapping") if whole_words else ("input_ids",)
     encoded = fast(lines, return_offsets_mapping=whole_words)
     joined = {name: [value for row in encoded[name] for value in row] for name in names}
     L = settings["length"]
-    pieces = [
+    sequences = [
         {name: joined[name][i : i + L] for name in names}
         for i in range(0, len(joined["input_ids"]) - L + 1, L)
     ]
     collate = transformers.DataCollatorForLanguageModeling(fast, whole_word_mask=whole_words)
     loader = torch.utils.data.DataLoader(
-        pieces, settings["batch_size"], shuffle=True, drop_last=True, collate_fn=collate
+        sequences, settings["batch_size"], shuffle=True, drop_last=True, collate_fn=collate
     )
     batches = forever(loader)
 
@@ -197,11 +201,11 @@ def pipeline(settings):
         tokens = sum(next(batches)["input_ids"].numel() for _ in range(50 * steps))
         return {"units": tokens}
 
-    return Work(run, "text tokenized before; no NSP")
+    return Work(run, "text tokenized in advance; no NSP")
 
 
 def forever(loader):
-    """The batches of one epoch after the other."""
+    """Yields the batches of one epoch after another."""
     while True:
         yield from loader
 

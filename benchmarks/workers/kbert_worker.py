@@ -1,4 +1,4 @@
-"""kbert: what its programs run."""
+"""kbert, with the same functions as its programs."""
 
 import pathlib
 import sys
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from benchmarks import data
 from benchmarks.worker import Work, serve
-from benchmarks.workers.in_a_graph import tokenizing
+from benchmarks.workers.tf_tokenizer import tokenizer_work
 from kbert.config import BertConfig
 from kbert.corpus import Corpus, prepare
 from kbert.data import pretraining_dataset
@@ -30,17 +30,18 @@ from kbert.train.optimizer import make_optimizer
 from kbert.train.schedule import WarmupPolynomialDecay, make_schedule
 from kbert.train.step import TrainStep
 
-STEPS = 10**6  # of a schedule that never ends here
+STEPS = 10**6  # of the learning rate schedule; more than any benchmark takes
 
 
 class Training:
-    """Training steps as kbert's programs take them: `TrainStep` on the strategy of the flags.
+    """Takes training steps as kbert's programs do, with `TrainStep`.
 
     Args:
-        config: PretrainConfig or FinetuneConfig. model_class: of `kbert.model.models`.
-        bert_config: BertConfig. objective: of `kbert.train.losses`. schedule: of the learning rate.
-        dataset: function of a batch size in examples that returns a tf.data.Dataset without end.
-        folder: of weights to start from, or None for fresh ones.
+        config: PretrainConfig or FinetuneConfig.
+        model_class: a class in `kbert.model.models`. bert_config: BertConfig.
+        objective: an objective in `kbert.train.losses`. schedule: learning rate schedule.
+        dataset: function from a batch size to an infinite tf.data.Dataset.
+        folder: folder of the initial weights, or None for random ones.
     """
 
     def __init__(self, config, model_class, bert_config, objective, schedule, dataset, folder=None):
@@ -69,7 +70,7 @@ class Training:
 
 
 def train(settings):
-    """Pretraining steps. Units: sequences."""
+    """Returns the Work of pretraining steps. Units: sequences."""
     config = PretrainConfig(
         input="given",
         precision=settings["precision"],
@@ -98,7 +99,7 @@ def train(settings):
 
 
 def finetune(settings):
-    """Fine-tuning from fresh weights. A step is an epoch; units: examples."""
+    """Returns the Work of fine-tuning from random weights. A step is an epoch. Units: examples."""
     examples = data.read_examples(settings["examples"])
     config = FinetuneConfig(
         task="classify",
@@ -131,7 +132,7 @@ def finetune(settings):
 
 
 def item_of(ids, label=None):
-    """Item of token ids, with a label if there is one."""
+    """Returns an EncodedExample of token ids, with a label if one is given."""
     ids = np.array(ids, np.int32)
     item = EncodedExample(ids, np.zeros_like(ids))
     if label is None:
@@ -142,7 +143,7 @@ def item_of(ids, label=None):
 
 
 def infer(settings):
-    """Classification of all texts, from their ids. Units: texts."""
+    """Returns the Work of classifying all texts, given their ids. Units: texts."""
     backend = sys.argv[1] if len(sys.argv) > 1 else "tensorflow"
     predictor = Predictor.from_pretrained(
         f"{settings['folder']}/kbert",
@@ -173,13 +174,13 @@ def infer(settings):
 
 
 def tokenizer(settings):
-    """Ids of lines, in batches, by a graph. Units: bytes."""
+    """Returns the Work of tokenizing lines in batches, in a graph. Units: bytes."""
     lines = data.read_lines(settings["text"], settings["size"])
-    return tokenizing(BertTokenizer(settings["vocab_file"]).tokenize, lines, settings)
+    return tokenizer_work(BertTokenizer(settings["vocab_file"]).tokenize, lines, settings)
 
 
 def preparing(settings):
-    """All of kbert.prepare. Units: bytes."""
+    """Returns the Work of kbert.prepare. Units: bytes."""
     size = pathlib.Path(settings["text"]).stat().st_size
 
     def run(steps):
@@ -188,11 +189,14 @@ def preparing(settings):
                 prepare(settings["text"], f"{folder}/corpus", settings["vocab_file"], processes=1)
         return {"units": steps * size}
 
-    return Work(run, "reading, cutting into sentences, tokenizing, writing", lambda path: None)
+    return Work(run, "reading, sentence splitting, tokenizing, writing", lambda path: None)
 
 
 def pipeline(settings):
-    """Batches of pretraining, MLM and NSP. A step is 50 batches; units: real tokens."""
+    """Returns the Work of making MLM and NSP batches from a prepared corpus.
+
+    A step is 50 batches. Units: tokens without padding.
+    """
     dataset = pretraining_dataset(
         Corpus(settings["corpus"]),
         settings["batch_size"],
@@ -207,7 +211,7 @@ def pipeline(settings):
             tokens += int(next(batches)["attention_mask"].numpy().sum())
         return {"units": tokens}
 
-    return Work(run, "prepared text; NSP pairs, too")
+    return Work(run, "prepared text; with NSP pairs")
 
 
 AREAS = {

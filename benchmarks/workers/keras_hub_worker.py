@@ -1,4 +1,4 @@
-"""KerasHub on TensorFlow, by `compile` and `fit`; XLA as Keras chooses it: off on a CPU."""
+"""KerasHub on TensorFlow, with `compile` and `fit`; Keras' default for XLA is off on a CPU."""
 
 import time
 
@@ -9,11 +9,11 @@ import tensorflow as tf
 
 from benchmarks import data
 from benchmarks.worker import Work, serve
-from benchmarks.workers.in_a_graph import tokenizing
+from benchmarks.workers.tf_tokenizer import tokenizer_work
 
 
 class Clock(keras.callbacks.Callback):
-    """Seconds from the begin of the first to the end of the last step, without `fit`'s own."""
+    """Measures the time from the first to the last step, without the overhead of `fit`."""
 
     def on_train_begin(self, logs=None):
         self.begin = None
@@ -25,12 +25,13 @@ class Clock(keras.callbacks.Callback):
         self.end = time.perf_counter()
 
 
-def fitting(model, loss, dataset, units_of_a_step, steps_of_a_step=1, notes=""):
-    """Work that fits a model to a dataset without end.
+def fitting(model, loss, dataset, units_per_step, fit_steps_per_step=1, notes=""):
+    """Returns the Work of fitting a model to an infinite dataset.
 
     Args:
-        model: not compiled yet. loss: for `compile`. dataset: for `fit`.
-        units_of_a_step, steps_of_a_step: what a step of the comparison is.
+        model: a model that is not compiled yet. loss: for `compile`. dataset: for `fit`.
+        units_per_step, fit_steps_per_step: number of units and of steps of `fit` in a step of the
+            comparison.
     """
     optimizer = keras.optimizers.AdamW(1e-6, weight_decay=0.01, epsilon=1e-6, global_clipnorm=1.0)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
@@ -39,10 +40,10 @@ def fitting(model, loss, dataset, units_of_a_step, steps_of_a_step=1, notes=""):
 
     def run(steps):
         history = model.fit(
-            dataset, steps_per_epoch=steps * steps_of_a_step, callbacks=[clock], verbose=0
+            dataset, steps_per_epoch=steps * fit_steps_per_step, callbacks=[clock], verbose=0
         )
         return {
-            "units": steps * units_of_a_step,
+            "units": steps * units_per_step,
             "seconds": clock.end - clock.begin,
             "loss": history.history["loss"][-1],
         }
@@ -51,7 +52,7 @@ def fitting(model, loss, dataset, units_of_a_step, steps_of_a_step=1, notes=""):
 
 
 def backbone_of(settings):
-    """A fresh backbone."""
+    """Returns a backbone with random weights."""
     sizes = settings["model"]
     return keras_hub.models.BertBackbone(
         vocabulary_size=sizes["vocab_size"],
@@ -64,7 +65,7 @@ def backbone_of(settings):
 
 
 def features_of(batch):
-    """KerasHub's names of the features of an encoder."""
+    """Returns the features of an encoder under KerasHub's names."""
     return {
         "token_ids": batch["input_ids"],
         "segment_ids": batch["token_type_ids"],
@@ -73,12 +74,12 @@ def features_of(batch):
 
 
 def entropy():
-    """The loss from logits."""
+    """Returns the cross-entropy loss for logits."""
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def train(settings):
-    """Pretraining steps: BertMaskedLM's head, and one for NSP beside it. Units: sequences."""
+    """Returns the Work of pretraining steps: BertMaskedLM with an NSP head. Units: sequences."""
     backbone = backbone_of(settings)
     masked_lm = keras_hub.models.BertMaskedLM(backbone)
     outputs = backbone(backbone.input)
@@ -104,7 +105,10 @@ def train(settings):
 
 
 def finetune(settings):
-    """Fine-tuning, padded to a fixed length, as the preprocessor pads. A step is an epoch."""
+    """Returns the Work of fine-tuning, padded to a fixed length as the preprocessor pads.
+
+    A step is an epoch. Units: examples.
+    """
     examples = data.read_examples(settings["examples"])
     model = keras_hub.models.BertTextClassifier(backbone_of(settings), num_classes=2)
     features = features_of(data.padded(examples, settings["length"]))
@@ -118,7 +122,7 @@ def finetune(settings):
 
 
 def infer(settings):
-    """Classification of all texts, from their ids padded to a fixed length. Units: texts."""
+    """Returns the Work of classifying all texts, padded to a fixed length. Units: texts."""
     dtype = "bfloat16" if settings["precision"] == "mixed_bfloat16" else "float32"
     model = keras_hub.models.TextClassifier.from_preset(
         f"{settings['folder']}/keras_hub", preprocessor=None, dtype=dtype
@@ -136,21 +140,21 @@ def infer(settings):
             logits()
         return {"units": steps * len(examples)}
 
-    how = "predict_on_batch" if len(examples) == 1 else "predict"
-    notes = f"{how}, {dtype} weights; padded to {settings['length']}"
+    method = "predict_on_batch" if len(examples) == 1 else "predict"
+    notes = f"{method}, {dtype} weights; padded to {settings['length']}"
     return Work(run, notes, lambda path: np.save(path, np.float32(logits())))
 
 
 def tokenizer(settings):
-    """Ids of lines, in batches, by a graph. Units: bytes."""
+    """Returns the Work of tokenizing lines in batches, in a graph. Units: bytes."""
     tokenize = keras_hub.tokenizers.BertTokenizer(settings["vocab_file"], lowercase=True)
-    return tokenizing(tokenize, data.read_lines(settings["text"], settings["size"]), settings)
+    return tokenizer_work(tokenize, data.read_lines(settings["text"], settings["size"]), settings)
 
 
 def pipeline(settings):
-    """Batches of MLM from lines, tokenized and masked live, padded to L.
+    """Returns the Work of making MLM batches from lines, tokenized on the fly and padded to L.
 
-    A step is 50 batches; units: real tokens.
+    A step is 50 batches. Units: tokens without padding.
     """
     L = settings["length"]
     preprocessor = keras_hub.models.BertMaskedLMPreprocessor(
@@ -169,7 +173,7 @@ def pipeline(settings):
             tokens += int(next(batches)[0]["padding_mask"].numpy().sum())
         return {"units": tokens}
 
-    return Work(run, "lines tokenized live; no NSP, no joining of lines")
+    return Work(run, "lines tokenized on the fly, not joined; no NSP")
 
 
 AREAS = {

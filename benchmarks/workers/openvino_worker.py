@@ -1,6 +1,6 @@
-"""OpenVINO, used plainly: HF's model converted, dynamic shapes, the defaults of its CPU plugin.
+"""OpenVINO with HF's model: dynamic shapes and the defaults of the CPU plugin.
 
-Those compute in bfloat16 where the CPU does; the row in float32 asks for float32.
+By default, the plugin computes in bfloat16 if the CPU supports it; the float32 row sets float32.
 """
 
 import os
@@ -15,7 +15,7 @@ from benchmarks.worker import Work, serve
 
 
 def infer(settings):
-    """Classification of all texts, from their ids, in their order. Units: texts."""
+    """Returns the Work of classifying all texts, given their ids, in order. Units: texts."""
     examples = data.read_examples(settings["examples"])
     options = {"INFERENCE_NUM_THREADS": int(os.environ["OMP_NUM_THREADS"])}
     if settings["precision"] == "float32":
@@ -38,7 +38,7 @@ def infer(settings):
 
 
 def converted(folder):
-    """OpenVINO's model of a folder of HF transformers."""
+    """Converts a folder of HF transformers to an OpenVINO model."""
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     names = ("input_ids", "attention_mask", "token_type_ids")
     example = {name: torch.ones((2, 16), dtype=torch.long) for name in names}

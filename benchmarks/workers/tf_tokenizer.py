@@ -1,4 +1,4 @@
-"""What the sides that tokenize in TensorFlow share."""
+"""The work of the libraries whose tokenizers run as TensorFlow graphs."""
 
 import numpy as np
 import tensorflow as tf
@@ -6,8 +6,12 @@ import tensorflow as tf
 from benchmarks.worker import Work
 
 
-def tokenizing(tokenize, lines, settings):
-    """Work of a function from (B,) strings to ragged ids, as a graph. Units: bytes."""
+def tokenizer_work(tokenize, lines, settings):
+    """Returns the Work of tokenizing lines. Units: bytes.
+
+    Args:
+        tokenize: function from (B,) strings to ragged ids; it is compiled to a graph.
+    """
     B = settings["batch_size"]
     batches = [tf.constant(lines[i : i + B]) for i in range(0, len(lines), B)]
     traced = tf.function(tokenize, [tf.TensorSpec([None], tf.string)], autograph=False)
@@ -20,11 +24,11 @@ def tokenizing(tokenize, lines, settings):
         return {"units": steps * size}
 
     def save(path):
-        found = [traced(batch) for batch in batches]
+        rows = [traced(batch) for batch in batches]
         np.savez(
             path,
-            ids=np.concatenate([ids.flat_values.numpy() for ids in found]),
-            lengths=np.concatenate([ids.row_lengths().numpy() for ids in found]),
+            ids=np.concatenate([ids.flat_values.numpy() for ids in rows]),
+            lengths=np.concatenate([ids.row_lengths().numpy() for ids in rows]),
         )
 
     return Work(run, "a TensorFlow graph", save)
