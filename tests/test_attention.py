@@ -235,7 +235,7 @@ def test_the_script_of_the_page(tmp_path):
         return ", ".join(f"t{i} ({i}) {values[i]:.3f}" for i in np.argsort(-values)[:3])
 
     assert found["seen"] == [
-        "Layer 0, head 0: the 5 largest weights of each token; no token is chosen.",
+        "Layer 0, head 0: the 5 largest weights of each token; no token is selected.",
         f"Layer 1, head 2: t3 (3) attends to {three(from_3.round(4))}.",
         f"Layer 1, head 2: t0 (0) is attended to by {three(at_0.round(4))}.",
         f"Layer 1, head 2: t0 (0) is attended to by {three(at_0.round(4))}.",

@@ -22,22 +22,22 @@ def attention_weights(
     report: Callable[[str], None] = print,
     max_length: int | None = None,
 ) -> "tuple[list[str], np.ndarray]":
-    """Computes the attention weights of a text in every head of every layer.
+    """Computes the attention weights for a text, of every head in every layer.
 
     A text longer than the model's limit or than `max_length` is truncated, as in training.
 
     Args:
-        folder_or_model: the same as for `BertModel.from_pretrained`; or a kbert model created
-            with `output_attentions=True`.
+        folder_or_model: a folder or name as for `BertModel.from_pretrained`, or a kbert model
+            created with `output_attentions=True`.
         tokenizer: the model's tokenizer.
         text, text_pair: the text, and an optional second segment.
-        report: called with a line of text.
-        max_length: maximum L in tokens, at least 5; None uses the model's limit.
+        report: called with a line of text if the text is truncated.
+        max_length: maximum L in tokens, at least 5; None for the model's limit.
 
     Returns:
-        list of L tokens, including [CLS] and [SEP], and weights (N, H, L, L) float32. Each row sums
-        to 1: [n, h, i, j] is the weight with which token i attends to token j. H is the largest
-        number of heads of a layer; layers with fewer heads are padded with zeros.
+        list of L tokens, including [CLS] and [SEP], and the weights, (N, H, L, L) float32: [n, h,
+        i, j] is the weight with which token i attends to token j, so rows sum to 1. H is the
+        largest number of heads in a layer; for layers with fewer heads, the others are zeros.
 
     Raises:
         UserError: the folder does not exist, a text is empty, or the model returns no attention
@@ -106,7 +106,7 @@ def write_attention(
             The plot is a heat map of one head or, with "all", a grid of small heat maps. The page
             contains all layers and heads.
         name: name of the model, for the titles.
-        report: called with a line of text.
+        report: called with a line of text about each file.
 
     Raises:
         UserError: the layer or head does not exist.
@@ -115,34 +115,34 @@ def write_attention(
     from kbert.visualization.plots import plot_attention, plot_attention_grid
 
     N, H, L, _ = weights.shape
-    layers = _chosen("layer", layer, N)
+    layers = _selected("layer", layer, N)
     maps = weights[layers]
     if head == "mean":
-        there = maps.any(axis=(2, 3), keepdims=True)  # excludes pruned heads
-        maps, heads = maps.mean(axis=1, keepdims=True, where=there), ["mean of heads"]
+        exists = maps.any(axis=(2, 3), keepdims=True)  # False for pruned heads
+        maps, heads = maps.mean(axis=1, keepdims=True, where=exists), ["mean of heads"]
     else:
-        numbers = _chosen("head", head, H, " or mean")
+        numbers = _selected("head", head, H, " or mean")
         maps, heads = maps[:, numbers], [f"head {number}" for number in numbers]
     layers = [f"layer {number}" for number in layers]
     title = f"Attention of {name}" if name else "Attention"
-    what = f"{N} layers of {H} heads, {L} tokens"
+    size = f"{N} layers of {H} heads, {L} tokens"
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    picture, page = folder / "attention.png", folder / "attention.html"
+    plot, page = folder / "attention.png", folder / "attention.html"
     if maps.shape[:2] == (1, 1):
-        plot_attention(picture, tokens, maps[0, 0], f"{title}: {layers[0]}, {heads[0]}")
+        plot_attention(plot, tokens, maps[0, 0], f"{title}: {layers[0]}, {heads[0]}")
     else:
-        plot_attention_grid(picture, tokens, maps, title, layers, heads)
-    page.write_text(attention_page(tokens, weights, f"{title}: {what}"), encoding="utf-8")
-    shown = f"{_listed(layers)}, {_listed(heads)}"
-    report(f"{picture}: {shown}; {picture.stat().st_size / 1e6:.1f} MB")
+        plot_attention_grid(plot, tokens, maps, title, layers, heads)
+    page.write_text(attention_page(tokens, weights, f"{title}: {size}"), encoding="utf-8")
+    shown = f"{_first_to_last(layers)}, {_first_to_last(heads)}"
+    report(f"{plot}: {shown}; {plot.stat().st_size / 1e6:.1f} MB")
     report(
-        f"{page}: {what}, weights to {DECIMALS} decimals; {page.stat().st_size / 1e6:.1f} MB. "
+        f"{page}: {size}, weights to {DECIMALS} decimals; {page.stat().st_size / 1e6:.1f} MB. "
         f"Open it in a browser"
     )
 
 
-def _chosen(name, text, count, others=""):
+def _selected(name, text, count, others=""):
     """Parses the value of a flag; returns a list of indices."""
     if text == "all":
         return list(range(count))
@@ -153,5 +153,5 @@ def _chosen(name, text, count, others=""):
     )
 
 
-def _listed(names):
+def _first_to_last(names):
     return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"

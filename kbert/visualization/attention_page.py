@@ -1,4 +1,4 @@
-"""An HTML page that shows attention weights: a single file that needs no network."""
+"""A self-contained HTML page that shows attention weights."""
 
 import base64
 import html
@@ -17,12 +17,12 @@ _FOLDER = importlib.resources.files("kbert.visualization")
 
 
 def attention_page(tokens: Sequence[str], weights: np.ndarray, title: str) -> str:
-    """Returns an HTML page that shows every head as lines between tokens or as a heat map.
+    """Returns an HTML page that shows each head as lines between tokens or as a heat map.
 
-    The page contains `attention_data` as JSON.
+    The page contains the result of `attention_data` as JSON.
 
     Args:
-        tokens, weights: the same as for `attention_data`.
+        tokens, weights: as for `attention_data`.
         title: plain text.
     """
     data = json.dumps(attention_data(tokens, weights))
@@ -34,9 +34,9 @@ def attention_page(tokens: Sequence[str], weights: np.ndarray, title: str) -> st
 def attention_data(tokens: Sequence[str], weights: np.ndarray) -> dict[str, object]:
     """Returns the JSON-serializable input of the attention view.
 
-    The keys are `tokens`, `decimals` and `maps`: for each layer and head, the (L, L) weights times
-    10**decimals, rounded, as base64 of little-endian uint16. This takes 2.7 bytes per weight: 6 MB
-    for BERT base and 128 tokens, 100 MB for 512 tokens.
+    The keys are `tokens`, `decimals` and `maps`. `maps` has for each layer and head the (L, L)
+    weights times 10**decimals, rounded, as base64 of little-endian uint16. This takes 2.7 bytes per
+    weight: 6 MB for BERT-base with 128 tokens, and 100 MB with 512 tokens.
 
     Args:
         tokens: L strings, not escaped.
@@ -48,10 +48,10 @@ def attention_data(tokens: Sequence[str], weights: np.ndarray) -> dict[str, obje
 
 
 def read_page(path: "Traversable") -> str:
-    """Reads an HTML page and fills in style, HTML and script of the attention view.
+    """Reads an HTML page and inserts the CSS, HTML and JavaScript of the attention view.
 
-    The page's script calls `listenForAttention(root)` once, with the element whose key events it
-    handles, and `showAttention(data)` for each `attention_data`.
+    The page's own script calls `listenForAttention(root)` once, with the element whose key events
+    the view handles, and `showAttention(data)` for each result of `attention_data`.
 
     Args:
         path: file with `/* attention_view.css */`,

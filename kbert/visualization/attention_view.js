@@ -1,11 +1,11 @@
 "use strict";
-// Shows the attention of a text: `listenForAttention` once, `showAttention` for each.
-const MOST_LINES = 5;  // of each token, while none is chosen
-const ROW = 20, WIDEST = 1100;  // pixels
+// Shows the attention of a text. Call `listenForAttention` once, and `showAttention` for each text.
+const MAX_LINES = 5;  // lines per token while no token is selected
+const ROW = 20, MAX_WIDTH = 1100;  // pixels
 let data = null, tokens = [], L = 0, N = 0, H = 0, heads = [];
-let WIDTH = 0, LEFT = 0, RIGHT = 0, ROOM = 0, CELL = 0, MARGIN = 0;  // of the drawing, in pixels
+let WIDTH = 0, LEFT = 0, RIGHT = 0, ROOM = 0, CELL = 0, MARGIN = 0;  // layout, in pixels
 const state = { layer: 0, head: 0, side: null, token: null, kept: false, cell: null };
-let weights = null;  // of the head that is shown: L * L numbers, row by row
+let weights = null;  // the weights of the current head: L * L numbers, row by row
 
 const byId = (id) => document.getElementById(id);
 
@@ -25,7 +25,7 @@ function weightsOf(layer, head) {
   return mean;
 }
 
-// The attention weights from a token, or to it: L weights.
+// Returns the L attention weights from a token, or to it.
 function weightsAt(side, token) {
   return tokens.map((_, other) =>
     side === "from" ? weights[token * L + other] : weights[other * L + token]);
@@ -55,7 +55,7 @@ const groups = { from: [], at: [] };
 let lines = null;
 
 function makeLines() {
-  const svg = byId("lines"), most = Math.floor((LEFT - ROOM - 8) / 7);  // characters of a token
+  const svg = byId("lines"), most = Math.floor((LEFT - ROOM - 8) / 7);  // characters that fit
   svg.replaceChildren();
   svg.setAttribute("width", WIDTH);
   svg.setAttribute("height", (L + 1) * ROW);
@@ -97,7 +97,7 @@ function makeLines() {
   }
 }
 
-// Each side is one stop of the Tab key, at the token that had the focus last.
+// The Tab key stops once on each side, at the token that had the focus last.
 function moveTo(side, token) {
   if (token < 0 || token >= L) return;
   groups[side].forEach((group, i) => group.setAttribute("tabindex", i === token ? 0 : -1));
@@ -139,10 +139,10 @@ function drawLines() {
   if (side === null) {
     for (let from = 0; from < L; from++) {
       const row = weightsAt("from", from);
-      for (const at of largest(row, MOST_LINES)) if (row[at] > 0) drawLine(from, at, row[at]);
+      for (const at of largest(row, MAX_LINES)) if (row[at] > 0) drawLine(from, at, row[at]);
     }
-    say(L > MOST_LINES ? `the ${MOST_LINES} largest weights of each token; no token is chosen`
-      : "no token is chosen");
+    say(L > MAX_LINES ? `the ${MAX_LINES} largest weights of each token; no token is selected`
+      : "no token is selected");
     return;
   }
   shown.forEach((weight, other) => {
@@ -218,14 +218,14 @@ function drawMap() {
   const deep = getComputedStyle(byId("map")).getPropertyValue("--deep").trim().split(" ");
   weights.forEach((weight, i) => {
     deep.forEach((value, channel) => { pixels.data[4 * i + channel] = Number(value); });
-    pixels.data[4 * i + 3] = 255 * (weight / most);  // how much of it covers what is behind
+    pixels.data[4 * i + 3] = 255 * (weight / most);  // opacity
   });
   context.putImageData(pixels, 0, 0);
   image.setAttribute("href", canvas.toDataURL());
   sayCell();
 }
 
-// What is chosen
+// The current layer and head
 
 function say(text) {
   const head = state.head === "mean" ? "mean of the heads" : `head ${state.head}`;
@@ -243,7 +243,7 @@ function draw() {
   showScrolling();
 }
 
-// Fades the edge behind which the heat map continues.
+// Fades the right edge while the heat map continues beyond it.
 function showScrolling() {
   const view = byId("map-view"), beyond = view.scrollWidth - view.clientWidth;
   byId("scrolls").hidden = beyond < 2;
@@ -288,8 +288,8 @@ function listenForAttention(root) {
 
 function layOut() {
   const longest = Math.max(...tokens.map((token) => [...token].length));
-  WIDTH = Math.min(byId("status").clientWidth || WIDEST, WIDEST);
-  ROOM = WIDTH < 500 ? 38 : 60;  // of a weight beside a token
+  WIDTH = Math.min(byId("status").clientWidth || MAX_WIDTH, MAX_WIDTH);
+  ROOM = WIDTH < 500 ? 38 : 60;  // space for a weight beside a token
   LEFT = Math.min(Math.round(0.34 * WIDTH), ROOM + 16 + 8 * longest);
   RIGHT = WIDTH - LEFT;
   MARGIN = Math.min(WIDTH < 500 ? 90 : 150, 9 * longest + 14);
@@ -300,8 +300,8 @@ function layOut() {
   draw();
 }
 
-function showAttention(found) {
-  data = found;
+function showAttention(attentionData) {
+  data = attentionData;
   tokens = data.tokens;
   [L, N, H] = [tokens.length, data.maps.length, data.maps[0].length];
   heads = [...Array(H).keys(), "mean"];

@@ -1,7 +1,7 @@
 """PNG plots of confusion matrices and attention.
 
-They use separate figures and a non-interactive backend, so that the matplotlib state of a notebook
-or program does not change and no display is needed.
+Figures are created without pyplot, so that the matplotlib state of a notebook or program does not
+change and no display is needed.
 """
 
 import os
@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-LABEL_LENGTH = 28  # characters; longer names are shortened in the middle
-MOST_NUMBERS = 40  # a confusion matrix with more classes shows no numbers in its cells
-MOST_CLASSES = 200  # a confusion matrix with more classes is not drawn
-MOST_LABELS = 128  # a heat map with more tokens labels only some rows
-MAP_PIXELS = 120  # minimum width of a heat map in a grid
-MOST_MAP_PIXELS = 160  # tokens; larger maps are max-pooled
+MAX_LABEL_LENGTH = 28  # characters; longer names are shortened in the middle
+MAX_CLASSES_WITH_NUMBERS = 40  # with more classes, the cells of a confusion matrix have no numbers
+MAX_CLASSES = 200  # with more classes, no confusion matrix is drawn
+MAX_LABELS = 128  # with more tokens, only some rows of a heat map have labels
+MIN_MAP_PIXELS = 120  # minimum width of a heat map in a grid
+MAX_MAP_TOKENS = 160  # larger maps in a grid are max-pooled
 TOKEN_PIXELS = 10  # height of a token's name beside a map in a grid
-MOST_GRID_PIXELS = 2600  # width and height up to which maps are enlarged for the names
+MAX_GRID_PIXELS = 2600  # maximum size of a grid whose maps are enlarged to make room for all names
 DPI = 100
 FONT = "DejaVu Sans"  # included in matplotlib
 
@@ -32,16 +32,16 @@ def plot_confusion_matrix(
     Args:
         path: path of the PNG file; its folder must exist.
         labels, predictions: (N,) int, class indices.
-        names: names of the C classes by index; nothing is written for more than 200.
+        names: names of the C classes by index; nothing is written if there are more than 200.
     """
-    if len(names) > MOST_CLASSES:
+    if len(names) > MAX_CLASSES:
         return
     names, families, note = plot_labels(names)
     C = len(names)
     counts = np.zeros((C, C), np.int64)
     np.add.at(counts, (np.asarray(labels), np.asarray(predictions)), 1)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    with_numbers = C <= MOST_NUMBERS
+    with_numbers = C <= MAX_CLASSES_WITH_NUMBERS
     cell = np.interp(C, (2, 10), (1.0, 0.6)) if with_numbers else 0.2  # inches
     size = 10 if C <= 10 else 8  # points
     shown = counts > (0 if C > 10 else -1)  # hides zeros in large matrices
@@ -73,13 +73,13 @@ def plot_attention(
 
     Args:
         path: path of the PNG file; its folder must exist.
-        tokens: L strings. Above 128 tokens, only some rows and columns have labels.
+        tokens: L strings. With more than 128 tokens, only some rows and columns have labels.
         weights: (L, L), rows sum to 1.
         title: title of the plot.
     """
     tokens, families, note = plot_labels(tokens)
     L = len(tokens)
-    step = -(-L // MOST_LABELS)
+    step = -(-L // MAX_LABELS)
     side = max(3.0, 0.17 * L / step)  # inches
     figure, axes = _figure(side, side)
     image = axes.imshow(weights, cmap="Blues", vmin=0, interpolation="nearest")
@@ -99,8 +99,8 @@ def plot_attention_grid(
 ) -> None:
     """Writes a PNG of many heads as small heat maps, one row per layer.
 
-    Tokens are written beside the first map of each row and below the last map of each column; if
-    the maps are too small, only some of the tokens.
+    The tokens are written beside the first map of each row and below the last map of each column;
+    if the maps are too small, only some of the tokens are.
 
     Args:
         path: path of the PNG file; its folder must exist.
@@ -110,11 +110,11 @@ def plot_attention_grid(
         layers, heads: names of the N rows and of the H columns.
     """
     N, H, L, _ = weights.shape
-    if L > MOST_MAP_PIXELS:
-        maps, cell = _pooled(weights, -(-L // MOST_MAP_PIXELS)), 1 / -(-L // MOST_MAP_PIXELS)
+    if L > MAX_MAP_TOKENS:
+        maps, cell = _pooled(weights, -(-L // MAX_MAP_TOKENS)), 1 / -(-L // MAX_MAP_TOKENS)
     else:
-        cell = -(-MAP_PIXELS // L)  # pixels per token
-        if cell < TOKEN_PIXELS and max(N, H) * L * TOKEN_PIXELS <= MOST_GRID_PIXELS:
+        cell = -(-MIN_MAP_PIXELS // L)  # pixels per token
+        if cell < TOKEN_PIXELS and max(N, H) * L * TOKEN_PIXELS <= MAX_GRID_PIXELS:
             cell = TOKEN_PIXELS
         maps = np.kron(weights, np.ones([cell] * 2, np.float32))
     side, gap = maps.shape[-1], 8  # pixels
@@ -146,18 +146,18 @@ def plot_attention_grid(
 
 
 def plot_labels(names: Sequence[str]) -> tuple[list[str], list[str], str | None]:
-    """Prepares names for a plot.
+    """Converts names to labels of a plot.
 
     Long names are shortened in the middle. A name with a character that no installed font supports
-    is replaced by its index in brackets, as matplotlib would draw empty boxes.
+    is replaced by its index in brackets, because matplotlib would draw empty boxes.
 
     Returns:
-        The labels, the font families to use, and a note about replaced names or None.
+        The labels, the font families to use, and a note about replaced names, or None.
     """
     missing, families = _fonts({char for name in names for char in name})
-    labels, half = [], (LABEL_LENGTH - 1) // 2
+    labels, half = [], (MAX_LABEL_LENGTH - 1) // 2
     for number, name in enumerate(names):
-        short = name if len(name) <= LABEL_LENGTH else f"{name[:half]}…{name[-half:]}"
+        short = name if len(name) <= MAX_LABEL_LENGTH else f"{name[:half]}…{name[-half:]}"
         labels.append(f"[{number}]" if missing & set(name) else short)
     note = "[n] is number n, counted from 0: no installed font supports its name"
     return labels, families, note if missing else None
@@ -190,7 +190,7 @@ def _fonts(characters):
 
 
 def _figure(width, height):
-    """Creates a figure with axes of this size in inches; margins are added on saving."""
+    """Creates a figure with axes of the given size in inches; `_save` adds the margins."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=DPI)
@@ -198,7 +198,7 @@ def _figure(width, height):
 
 
 def _label_axes(axes, names, families, size, cell, rows, columns, step=1):
-    """Labels both axes; x labels are horizontal if a cell of `cell` inches is wide enough."""
+    """Labels both axes; x labels are horizontal if a cell, `cell` inches wide, has enough room."""
     places, names = range(0, len(names), step), names[::step]
     style = {"fontsize": size, "fontfamily": families, "parse_math": False}  # "$" may be a token
     ems = max(sum(1 if char > "\u2e80" else 0.65 for char in name) for name in names)
@@ -221,7 +221,7 @@ def _colorbar(figure, image, label):
 
 
 def _pooled(maps, size):
-    """Max-pools squares of `size` tokens to make maps (N, H, L, L) smaller."""
+    """Makes maps, (N, H, L, L), smaller by max-pooling squares of `size` tokens."""
     N, H, L, _ = maps.shape
     maps = np.pad(maps, ((0, 0), (0, 0), (0, -L % size), (0, -L % size)))
     side = maps.shape[-1] // size
