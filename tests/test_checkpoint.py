@@ -57,11 +57,11 @@ def test_keeps_the_newest(tmp_path):
 def test_what_is_too_old_is_cleared_away(tmp_path):
     """Newer ones stay: where they are damaged, only the next save tells that they are too."""
     checkpoints = Checkpoints(tmp_path / "none", 2)
-    checkpoints.clear_away(0)
+    checkpoints.delete_old(0)
     checkpoints = saved(tmp_path, [1, 2, 3, 4])
     (checkpoints.path(1) / "arrays.h5").unlink()  # its deletion was cut off
     (checkpoints.folder / ".step_00000077.partial").mkdir()
-    Checkpoints(checkpoints.folder, 2).clear_away(3)
+    Checkpoints(checkpoints.folder, 2).delete_old(3)
     assert sorted(path.name[-1] for path in checkpoints.folder.iterdir()) == ["2", "3", "4"]
 
 

@@ -104,7 +104,7 @@ def test_twenty_steps_equal_numpy(optimizer, formula, way):
         if way == "keras":
             optimizer.apply(now, variables)
         else:
-            optimizer.apply_whole(
+            optimizer.apply_on_replica(
                 now, tf.constant(1.0), tf.constant(RATE), lambda variable: variable.value
             )
     assert int(optimizer.iterations) == STEPS
@@ -178,7 +178,7 @@ def test_lower_layers_get_lower_rates(way):
         optimizer.apply(ones, variables)
     else:
         halves = [one / 2 for one in ones]
-        optimizer.apply_whole(halves, tf.constant(2.0), tf.constant(0.5), lambda v: v.value)
+        optimizer.apply_on_replica(halves, tf.constant(2.0), tf.constant(0.5), lambda v: v.value)
     powers = {"sequence_classifier": 0, "bert/pooler": 0, "bert/embeddings": 4}
     powers |= {f"bert/encoder/layer_{i}": 3 - i for i in range(3)}
     for name, weight in model.named_weights().items():

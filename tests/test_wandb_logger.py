@@ -14,7 +14,7 @@ import pytest
 from kbert.errors import UserError
 from kbert.settings import PretrainConfig
 from kbert.train import pretrain, wandb_logger
-from kbert.train.start import usual_callbacks
+from kbert.train.start import default_callbacks
 from kbert.train.wandb_logger import WandbLogger, check_wandb
 
 CONFIG = PretrainConfig(input="a.txt", wandb_project="berts", learning_rate=3e-4)
@@ -104,9 +104,9 @@ def test_a_run_without_a_project_asks_nothing_of_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     config = PretrainConfig(input="a.txt")
     check_wandb(config)
-    assert not any(isinstance(c, WandbLogger) for c in usual_callbacks(config, is_chief=True))
-    usual = usual_callbacks(CONFIG, is_chief=True)
-    assert any(isinstance(callback, WandbLogger) for callback in usual)
+    assert not any(isinstance(c, WandbLogger) for c in default_callbacks(config, is_chief=True))
+    default = default_callbacks(CONFIG, is_chief=True)
+    assert any(isinstance(callback, WandbLogger) for callback in default)
 
 
 @pytest.mark.parametrize("origin", [None, "folder"])
@@ -158,14 +158,13 @@ def test_a_failure_is_one_line(tmp_path, monkeypatch, capsys):
 def test_nobody_waits_for_it_long(tmp_path, monkeypatch, capsys):
     asked, never = threading.Event(), threading.Event()
     fake(monkeypatch, lambda **arguments: (asked.set(), never.wait()))
-    monkeypatch.setattr(wandb_logger, "LONGEST_WAIT", 0.1)
+    monkeypatch.setattr(wandb_logger, "MAX_WAIT_SECONDS", 0.1)
     logger = begun(tmp_path)
     logger.on_log({"loss": 1.0})
     logger.on_exit()
     assert asked.wait(60)  # its thread has found the fake, and waits as long as there are tests
     assert (
-        "note: W&B takes longer than 0.1 s; not waiting for it any longer"
-        in capsys.readouterr().out
+        "note: W&B takes longer than 0.1 s; the run ends without waiting" in capsys.readouterr().out
     )
 
 

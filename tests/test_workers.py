@@ -63,7 +63,7 @@ def test_who_a_worker_is():
 )
 def test_a_cluster_that_cannot_be(environ, reason):
     with pytest.raises(
-        UserError, match=rf"^TF_CONFIG must hold the cluster and .*{reason}.*Set it"
+        UserError, match=rf"^TF_CONFIG must contain the cluster and .*{reason}.*Set it"
     ):
         read_cluster(environ)
 
@@ -73,7 +73,7 @@ def test_a_cluster_that_cannot_be(environ, reason):
     [
         (
             ["--distribution=multi_worker"],
-            "TF_CONFIG must hold the cluster and this worker's task with",
+            "TF_CONFIG must contain the cluster and this worker's task with",
         ),
         (["--distribution=tpu"], "no TPU can be reached ("),
     ],
@@ -126,7 +126,7 @@ def test_a_single_worker_waits_for_nobody():
     assert workers.is_chief and workers.count == 1
     assert workers.sum([1, 2.5]).tolist() == [1, 2.5]
     workers.check_same(flags={"a": 1})
-    with pytest.raises(tf.errors.UnavailableError), workers.losses_reported():
+    with pytest.raises(tf.errors.UnavailableError), workers.report_lost_workers():
         raise tf.errors.UnavailableError(None, None, "the disk of somebody else")
 
 

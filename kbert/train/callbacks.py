@@ -32,9 +32,9 @@ class Callback:
     metrics.
 
     Attributes:
-        trainer: `kbert.train.trainer.Trainer`, which sets this attribute. It provides `step`,
-            `model`, `workload`, `config` and `folder`. Setting `trainer.stop_training = True` saves
-            a checkpoint and stops the run.
+        trainer: the `kbert.train.trainer.Trainer` of the run, which sets this attribute. It has the
+            attributes `step`, `model`, `workload`, `config` and `folder`. To save a checkpoint and
+            stop the run, set `trainer.stop_training = True`.
     """
 
     trainer: "Trainer" = None  # type: ignore  # set by the trainer
@@ -42,15 +42,15 @@ class Callback:
     def steps_left(self, step: int) -> float:
         """Returns the number of steps until `on_step_end` must be called next.
 
-        Infinite if it need not be called. The devices take several steps per call, at most the
-        smallest of these numbers over all callbacks.
+        Infinity means that it need not be called. The devices take several steps per call, but no
+        more than the smallest of these numbers over all callbacks.
         """
         return math.inf
 
     def on_build(self) -> None:
         """Called once the model has its initial weights, before anything is written.
 
-        A callback raises UserError here if it cannot train this model.
+        Raise UserError here if the callback does not support this model or its settings.
         """
 
     def on_train_begin(self) -> None:
@@ -60,7 +60,7 @@ class Callback:
         """Called after each call of the devices, which takes one or more steps."""
 
     def on_log(self, metrics: dict[str, float]) -> None:
-        """Called every `log_every_steps`. metrics: dict of name -> float, mutable."""
+        """Called every `log_every_steps`. metrics: dict of name -> float, which may be changed."""
 
     def on_evaluate(self, metrics: dict[str, float], better: bool) -> None:
         """Called after an evaluation.
@@ -90,7 +90,7 @@ class RunFolder(Callback):
         trainer = self.trainer
         trainer.folder.mkdir(parents=True, exist_ok=True)
         path = trainer.folder / "run.flags"
-        if not trainer.complete or not path.exists():  # keeps the flags of a complete run
+        if not trainer.complete or not path.exists():  # a complete run keeps its flags
             text = flags.as_flagfile(
                 trainer.config, f"replays this run: {trainer.resume_command()}"
             )
@@ -98,7 +98,7 @@ class RunFolder(Callback):
             atomic.write_text(path, text)
         for name in ("best", "final"):
             atomic.recover_folder(trainer.folder / name)
-        trainer.checkpoints.clear_away(trainer.step)
+        trainer.checkpoints.delete_old(trainer.step)
 
 
 class MetricsFile(Callback):
@@ -125,7 +125,7 @@ def drop_later_rows(path: pathlib.Path, step: int, evaluation_due: bool = False)
     """Drops the rows of a `metrics.jsonl` that a run resumed at `step` will write again.
 
     Args:
-        path: an empty file is created if it does not exist.
+        path: path of the file; an empty file is created if it does not exist.
         step: number of steps taken.
         evaluation_due: whether the evaluation at this step will be repeated as well.
     """
@@ -143,7 +143,7 @@ def drop_later_rows(path: pathlib.Path, step: int, evaluation_due: bool = False)
 
 
 class TensorBoard(Callback):
-    """Writes finite metrics as TensorBoard events to `tensorboard`."""
+    """Writes the finite metrics to `tensorboard` as TensorBoard events."""
 
     def on_train_begin(self) -> None:
         self._events = tf.summary.create_file_writer(str(self.trainer.folder / "tensorboard"))
@@ -170,9 +170,9 @@ class TensorBoard(Callback):
 
 
 class LearningCurves(Callback):
-    """Draws `curves.png` after evaluations and at the end, rarely enough to cost almost no time.
+    """Draws `curves.png` after evaluations and at the end, with pauses that limit the cost.
 
-    After an error it logs one note and draws no more plots.
+    After an error it logs a note and draws no more plots.
     """
 
     _due = 0.0  # time.monotonic() of the next plot; infinite after an error
@@ -197,9 +197,9 @@ class LearningCurves(Callback):
 
 
 class ProgressLines(Callback):
-    """Prints a line for each logging window and for each evaluation.
+    """Prints a line every `log_every_steps` and for each evaluation.
 
-    If the first window takes longer than `FIRST_LINE_SECONDS`, it prints the metrics so far.
+    If the first line takes longer than `FIRST_LINE_SECONDS`, it also prints the metrics so far.
     """
 
     _begin: tuple[float, int] | None = None  # time and first step; None after the first line
@@ -244,14 +244,14 @@ class ModelCheckpoint(Callback):
 
     def on_evaluate(self, metrics: dict[str, float], better: bool) -> None:
         if better:
-            self.trainer.background.wait()  # first, so that the host holds one copy at a time
-            weights = self._plain_weights()
+            self.trainer.background.wait()  # so that the host holds only one copy at a time
+            weights = self._merged_weights()
             self.trainer.background.start(lambda: self._replace("best", weights))
 
     def on_save(self) -> None:
         trainer, step, state = self.trainer, self.trainer.step, self.trainer.state()
         trainer.background.wait()
-        weights = self._plain_weights()
+        weights = self._merged_weights()
         optimizer = self._on_host(trainer.train_step.named_variables())
 
         def write(folder):
@@ -267,21 +267,21 @@ class ModelCheckpoint(Callback):
     def on_train_end(self) -> None:
         self.trainer.background.wait()
         if self.trainer.complete:
-            self._final = self._plain_weights()
+            self._final = self._merged_weights()
 
     def on_finish(self, results: dict[str, Any]) -> None:
         self._replace("final", self._final)
         self.trainer.run_dir.send(self.trainer.workload.part)  # before W&B, which may be slow
 
-    def _plain_weights(self):
-        """Copies of the weights, with adapters merged into their matrices."""
+    def _merged_weights(self):
+        """Returns copies of the weights, with LoRA adapters merged into their matrices."""
         weights = self._on_host(self.trainer.model.named_weights())
         for name, (a, b, scale) in self.trainer.model.adapters().items():
             weights[name] += scale * (self._on_host(a) @ self._on_host(b))
         return weights
 
     def _on_host(self, variables):
-        """Copies of Keras variables as NumPy arrays: one variable, or a dict of them."""
+        """Copies Keras variables (one variable, or a dict) to NumPy arrays."""
         first_copy = self.trainer.train_step.first_copy
         return tf.nest.map_structure(lambda v: np.array(first_copy(v).numpy()), variables)
 

@@ -29,16 +29,16 @@ _NAME = re.compile(r"step_(\d{8,})")
 class Checkpoints:
     """The checkpoints of a run: folders `step_00000100`, each with `state.json`.
 
-    `state.json` is written last and holds the SHA-256 of the other files and of itself. The folder
-    then gets its final name, so a folder with such a name is complete; damage is detected when the
-    checkpoint is read.
+    `state.json` is written last and contains the checksums of the other files and of itself. Then
+    the folder is renamed to its final name, so a folder with such a name is complete. Damage is
+    detected when the checkpoint is read.
 
     Args:
         folder: path, created when the first checkpoint is written.
         keep: number of checkpoints to keep.
 
     Attributes:
-        last_good: folder of the checkpoint that was last verified or written, or None.
+        last_good: folder of the last checkpoint that was verified or written, or None.
     """
 
     folder: pathlib.Path
@@ -55,7 +55,7 @@ class Checkpoints:
         return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
 
     def path(self, step: int) -> pathlib.Path:
-        """Returns the folder of the checkpoint of a step."""
+        """Returns the folder of the checkpoint after a step."""
         return self.folder / f"step_{step:08d}"
 
     def save(
@@ -64,12 +64,12 @@ class Checkpoints:
         """Writes a checkpoint; deletes the oldest checkpoints if there are more than `keep`.
 
         Args:
-            step: number of steps taken. state: JSON-serializable.
-            write: function that writes all other files into the folder it is called with.
+            step: number of steps taken. state: JSON-serializable dict.
+            write: function of a folder that writes all other files of the checkpoint into it.
 
         Raises:
-            UserError: the checkpoint cannot be written (the disk is full, say). Earlier checkpoints
-                stay valid.
+            UserError: the checkpoint cannot be written, for example because the disk is full.
+                Earlier checkpoints stay valid.
         """
         name = f"the checkpoint of step {step} in {self.folder}"
         before = f"{self.last_good}, which is complete" if self.last_good else "the start"
@@ -81,12 +81,12 @@ class Checkpoints:
             atomic.write_json(scratch / STATE_FILE, state, indent=1)
         self.last_good = self.path(step)
         for other in self.steps():
-            if other > step:  # a damaged one that the run did not resume from
+            if other > step:  # a damaged checkpoint from which the run did not resume
                 shutil.rmtree(self.path(other), ignore_errors=True)
-        self.clear_away(step)
+        self.delete_old(step)
 
-    def clear_away(self, step: int) -> None:
-        """Deletes old checkpoints up to `step`, and temporary folders of killed runs."""
+    def delete_old(self, step: int) -> None:
+        """Deletes the leftovers of killed runs, and all but `keep` checkpoints up to `step`."""
         for old in [other for other in self.steps() if other <= step][: -self._keep]:
             shutil.rmtree(self.path(old), ignore_errors=True)
         for leftover in self.folder.glob(".step_*"):
@@ -99,7 +99,7 @@ class Checkpoints:
             report: called with a message for each damaged checkpoint.
 
         Raises:
-            UserError: all checkpoints are damaged, or permission to read one is missing.
+            UserError: all checkpoints are damaged, or file permissions do not allow reading one.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -123,7 +123,7 @@ class DamagedCheckpoint(UserError):
 
 
 def is_checkpoint(folder: str | os.PathLike[str]) -> bool:
-    """Whether `Checkpoints` wrote this folder."""
+    """Returns whether a folder is a checkpoint written by `Checkpoints`."""
     return (pathlib.Path(folder) / STATE_FILE).is_file()
 
 
@@ -132,15 +132,16 @@ def verified_state(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         DamagedCheckpoint: a file is missing or has changed since it was written.
-        UserError: permission to read a file is missing, or another version of kbert wrote the
-            checkpoint.
+        UserError: the file permissions do not allow reading a file, or another version of kbert
+            wrote the checkpoint.
     """
     path = pathlib.Path(path)
     try:
         state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
         checksum = state.pop("checksum", None)
         whole = checksum == _checksum(state)
-        if state["format"] != _FORMAT and (whole or checksum is None):  # and no damaged digit
+        # If the checksum differs, the format number may itself be damaged.
+        if state["format"] != _FORMAT and (whole or checksum is None):
             raise UserError(
                 f"checkpoint {path} has format {state['format']}; this kbert reads {_FORMAT}. Use "
                 f"the kbert that wrote it, or another --output_dir."
@@ -171,9 +172,10 @@ def restore_arrays(
     """Assigns the arrays of a file to the Keras variables of the same names.
 
     Args:
-        path: file written by `write_arrays` of `kbert.model.weights.native`.
+        path: file written by `kbert.model.weights.native.write_arrays`.
         variables: dict of name -> Keras variable.
-        optional: prefixes of names that the file may lack; these variables keep their values.
+        optional: prefixes of variables that may be missing from the file and then keep their
+            values.
 
     Raises:
         UserError: an array is missing or has a different shape.
@@ -192,9 +194,10 @@ def restore_arrays(
 
 
 class BackgroundWriter:
-    """Writes files in a background thread, one job at a time, so that steps need not wait.
+    """Writes files in a background thread, one job at a time, while training continues.
 
-    The next call raises the error of a failed job. As a context manager, it waits for the last job.
+    If a job fails, the next call of a method raises its error. On exit, the context manager waits
+    for the last job.
     """
 
     def __init__(self) -> None:
@@ -207,7 +210,7 @@ class BackgroundWriter:
         self._job = self._executor.submit(job)
 
     def check(self) -> None:
-        """Raises the error of a failed job; does not wait."""
+        """Raises the error of the current job if it has failed; does not wait."""
         if self._job and self._job.done():
             self.wait()
 

@@ -22,7 +22,7 @@ def rehearse(trainer: "Trainer") -> dict[str, Any]:
     """Takes a few steps and prints the estimated cost of the run; writes nothing.
 
     Args:
-        trainer: a Trainer after `open`.
+        trainer: an opened Trainer.
     """
     batches = trainer.batches(1 + DRY_RUN_STEPS, trainer.workload.longest())
     for count in (1, DRY_RUN_STEPS):  # the first call compiles
@@ -37,20 +37,19 @@ def step_flops(
 ) -> int:
     """Returns the floating-point operations of a step: 2 per multiply-add of matrix products.
 
-    The backward pass costs twice the forward pass; `remat` adds the forward pass of all blocks but
-    the last. The last block computes keys and values at every position, and all else only at [CLS]
-    and the predictions.
+    The backward pass costs twice the forward pass; `remat` adds another forward pass of all blocks
+    but the last. The last block computes only keys and values at every position, and everything
+    else at [CLS] and the masked slots.
 
     Args:
-        batch_size: B. length: L, tokens including padding. predictions: M.
+        batch_size: B. length: L, tokens including padding. predictions: M, masked slots.
     """
     blocks, rest = forward_flops(bert, length, predictions)
     return batch_size * (3 * (blocks + rest) + (blocks if remat else 0))
 
 
 def forward_flops(bert: "BertConfig", length: int, predictions: int) -> tuple[int, int]:
-    """Returns the operations of an example's forward pass: of all blocks but the last, and of
-    the rest."""
+    """Returns the operations of an example's forward pass, as (all blocks but the last, rest)."""
     D, F, V = bert.hidden_size, bert.intermediate_size, bert.vocab_size
     last = bert.num_hidden_layers - 1
 
@@ -72,15 +71,15 @@ def step_memory(
     replicas: int = 1,
     trained: int | None = None,
 ) -> tuple[int, int]:
-    """Estimates the bytes that a device needs for a step, as (state, work).
+    """Estimates the bytes that a device needs for a step; returns (state, work).
 
     State: weights, gradients and optimizer slots, in float32. Work: activations for the backward
-    pass, logits, the gradient sum if gradients are accumulated, packed copies if replicas exchange
-    gradients, and 16-bit copies of the weights in mixed precision.
+    pass, logits, the gradient sum if gradients are accumulated, packed copies of the gradients if
+    replicas exchange them, and 16-bit copies of the weights in mixed precision.
 
     Args:
         parameters: number of parameters. batch_size: B of one slice. length: L. predictions: M.
-        replicas: number of replicas. trained: number of trained parameters; None: all.
+        replicas: number of replicas. trained: number of trained parameters; None for all.
     """
     D, F, V = bert.hidden_size, bert.intermediate_size, bert.vocab_size
     K, N = bert.head_size, bert.num_hidden_layers
@@ -88,8 +87,8 @@ def step_memory(
     slots = 0 if config.optimizer == "sgd" else 2
     copies = (config.accumulation_steps > 1) + 2 * (replicas > 1) + (size == 2) / 2
     tokens = batch_size * length
-    # Query, key and value before and after the split into heads, context, projections and norms;
-    # the inner layer before and after GELU; attention weights before and after dropout.
+    # Per token: query, key and value before and after the split into heads, context, projections
+    # and norms; the inner layer before and after GELU. Attention weights before and after dropout.
     blocks = [
         tokens * size * (8 * H * K + 4 * D + 2 * F) + batch_size * H * length**2 * 2 * size
         for H in map(bert.block_heads, range(N))
@@ -103,7 +102,7 @@ def step_memory(
 def teacher_memory(
     teacher: "Teacher", batch_size: int, length: int, config: "PretrainConfig"
 ) -> int:
-    """Estimates the bytes of a teacher's weights and of its compared attention and hidden states.
+    """Estimates the bytes of a teacher's weights, and of its outputs that are compared.
 
     Args:
         teacher: the loaded teacher. batch_size, length, config: as in `step_memory`.
@@ -119,7 +118,7 @@ def memory_line(trainer: "Trainer", batch_size: int, length: int, predictions: i
     """Returns a line with the estimated and the measured memory of a run.
 
     Args:
-        trainer: a Trainer that has taken steps. batch_size: B of the global batch. length: L.
+        trainer: a Trainer that has taken steps. batch_size: examples in a global batch. length: L.
         predictions: M.
     """
     config, devices, model = trainer.config, trainer.devices, trainer.model

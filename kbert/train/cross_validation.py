@@ -1,4 +1,4 @@
-"""Cross-validation: each run holds out one fold of the training examples and is scored on it."""
+"""Cross-validation: each run is trained without one fold of the examples and is scored on it."""
 
 import dataclasses
 import os
@@ -29,16 +29,16 @@ def cross_validated(
     scored.
 
     Args:
-        config: settings, with `folds` and `fold`. output_dir: folder of the run, or parent
-            folder of `fold_1`, `fold_2`, ...
+        config: settings, with `folds` and `fold`.
+        output_dir: folder of the run, or parent folder of `fold_1`, `fold_2`, ...
         run: function of the settings and the folder of a run; returns its results.
 
     Returns:
-        The results of `run`; or for several folds the mean of each score and its standard deviation
-        between the folds: {"test": {name: {"mean": float, "std": float}}}, and "eval" likewise.
+        The results of `run`; or, for several folds, the mean and the standard deviation of each
+        score over the folds: {"test": {name: {"mean": float, "std": float}}}, also for "eval".
 
     Raises:
-        UserError: `distribution` is multi_worker; each process can train only one run.
+        UserError: `distribution` is multi_worker, where a process can train only one run.
     """
     if not config.folds or config.fold:
         return run(config, output_dir)
@@ -64,7 +64,7 @@ def cross_validated(
 
 
 def _means(results):
-    """Means and sample standard deviations of the scores that occur in all results."""
+    """Returns means and sample standard deviations of the scores that all results contain."""
     means = {}
     for part in results[0]:
         for name, first in results[0][part].items():

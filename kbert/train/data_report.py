@@ -1,4 +1,4 @@
-"""Reports the content of example files before training: labels, examples and lengths."""
+"""Reports on example files before training: labels, the first examples and lengths."""
 
 import copy
 import dataclasses
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from kbert.tasks.encoding import Encoded
     from kbert.tasks.task import Task
 
-_SHOWN = 2  # number of examples
+_SHOWN = 2  # number of examples to print
 _WIDTH = 160  # maximum characters of a field
-_WHOLE = 2**20  # tokens, more than any example has
-_ENCODED = 32  # long examples encoded at once; they are padded to the longest
+_NO_LIMIT = 2**20  # tokens; no example is longer
+_ENCODED = 32  # long examples to encode at once; they are padded to the longest
 
 
 def data_lines(task: "Task", examples: Mapping[str, Sequence[Any]]) -> Iterator[str]:
     """Yields the labels of each file with their frequencies, the first two examples, and notes.
 
     Args:
-        task: the task of the examples. examples: file ("train", "eval", "test") -> examples.
+        task: the task of the examples. examples: dict of "train", "eval" and "test" -> examples.
     """
     for name, rows in examples.items():
         if text := task.label_summary(rows):
@@ -40,7 +40,7 @@ def truncation_notes(lengths: Mapping[str, np.ndarray], max_seq_length: int) -> 
     """Yields a line for each file with truncated examples.
 
     Args:
-        lengths: file -> `token_lengths` of its examples. max_seq_length: length in tokens.
+        lengths: dict of file -> its `token_lengths`. max_seq_length: length in tokens.
     """
     for name, tokens in lengths.items():
         long = np.count_nonzero(tokens > max_seq_length)
@@ -71,17 +71,17 @@ def token_lengths(task: "Task", examples: Sequence[Any], encoded: "Encoded") -> 
     long = np.flatnonzero(lengths == task.max_seq_length)
     if task.reads_windows:  # an item is a window
         lengths, long = np.zeros(len(examples), int), np.arange(len(examples))
-    whole = copy.copy(task)
-    whole.max_seq_length = _WHOLE
+    untruncated = copy.copy(task)
+    untruncated.max_seq_length = _NO_LIMIT
     for begin in range(0, len(long), _ENCODED):
         part = long[begin : begin + _ENCODED]
-        items = whole.encode([examples[i] for i in part]).items
+        items = untruncated.encode([examples[i] for i in part]).items
         lengths[part] = [item.length for item in items]
     return lengths
 
 
 def _fields(example):
-    """Names and values of an example's fields, other than `where` and unset ones."""
+    """Returns names and values of an example's fields, without `where` and fields that are None."""
     if not dataclasses.is_dataclass(example):
         return [("value", example)]
     fields = dataclasses.asdict(example)

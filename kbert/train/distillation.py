@@ -1,4 +1,4 @@
-"""Distillation: a workload that also learns from a teacher."""
+"""Distillation: wraps a workload so that the model also learns from a teacher."""
 
 import dataclasses
 import os
@@ -36,8 +36,8 @@ def distill(
 ) -> dict[str, Any]:
     """Fine-tunes a student for a task, with a teacher that was trained for the same task.
 
-    Writes the same files to `OUTPUT_DIR/distillation/` as `kbert.train.finetune` writes to
-    `finetuning`, and resumes in the same way.
+    Writes the files of `kbert.train.finetune` to `OUTPUT_DIR/distillation/`, and resumes in the
+    same way.
 
     Args:
         config: settings of the run. output_dir: the run's folder.
@@ -59,7 +59,7 @@ def distill(
 
 
 def _of_teacher(config):
-    """Copies `task` and `max_seq_length` from the teacher if the DistillConfig sets none."""
+    """Returns the DistillConfig with the teacher's `task` and `max_seq_length` if they are None."""
     load_task_module(config.task_module)
     settings = read_task(config.teacher) or {}
     names = [n for n in ("task", "max_seq_length") if getattr(config, n) is None]
@@ -67,10 +67,10 @@ def _of_teacher(config):
 
 
 class Distillation:
-    """A student's workload with a teacher; delegates other attributes and methods to the student.
+    """A student's workload with a teacher. All other attributes and methods are the student's.
 
     Args:
-        student: the student's workload, whose config has the fields of TeacherConfig.
+        student: the student's workload; its config has the fields of TeacherConfig.
 
     Attributes:
         config, fixed, objective: see `Workload`.

@@ -50,7 +50,7 @@ class Devices:
 
     @property
     def input_context(self) -> "InputContext":
-        """tf.distribute.InputContext, which specifies the batches that this worker produces."""
+        """The tf.distribute.InputContext that specifies the batches of this worker."""
         workers = self.workers
         return tf.distribute.InputContext(workers.count, workers.index, self.replicas)
 
@@ -58,8 +58,9 @@ class Devices:
         """Returns the copy of a Keras variable on a device of this worker.
 
         Args:
-            variable: the variable. replica: index of the device in the run; None on TPUs, where
-                each device resolves its own copy.
+            variable: the variable.
+            replica: index of the device in the run; None on TPUs, where each device uses its own
+                copy.
         """
         if replica is None:
             return variable.value
@@ -80,11 +81,11 @@ class Devices:
 
 
 def find_devices(config: "PretrainConfig | FinetuneConfig") -> Devices:
-    """Returns the devices of a run. Call it before anything else uses TensorFlow.
+    """Returns the devices of a run. Call this function before anything else uses TensorFlow.
 
-    `distribution` "auto" uses one device, or all of them if there are several GPUs or
-    `cpu_devices` is set. `jit` "auto" is on for GPUs and off on the CPU, where XLA's matrix
-    products are several times slower than oneDNN's. "multi_worker" waits for the other workers.
+    With `distribution` "auto", a run uses one device, or all of them if there are several GPUs or
+    `cpu_devices` is set. "multi_worker" waits for the other workers. `jit` "auto" is on for GPUs
+    and off for the CPU, where XLA's matrix products are several times slower than oneDNN's.
 
     Raises:
         UserError: the flags contradict each other or the machine, or the batch cannot be divided.
@@ -103,7 +104,7 @@ def find_devices(config: "PretrainConfig | FinetuneConfig") -> Devices:
     if config.cpu_devices > 1:
         _split_cpu(config.cpu_devices)
     elif config.distribution == "one_device":
-        _leave_other_gpus_alone()
+        _hide_unused_gpus()
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     if cluster:
@@ -134,7 +135,7 @@ def _local_strategy(config):
 
 
 def _tpu_strategy():
-    """All cores of the TPU named by the environment variable TPU_NAME, or of this machine's."""
+    """Returns a strategy for all cores of the TPU in the variable TPU_NAME, or of this machine."""
     # Not tested on TPUs: the tests only check that XLA compiles the whole step, as TPUs require.
     name = os.environ.get("TPU_NAME", "local")
     try:
@@ -185,14 +186,14 @@ def _split_cpu(count):
             ) from error
 
 
-def _leave_other_gpus_alone():
+def _hide_unused_gpus():
     """Hides unused GPUs; TensorFlow reserves the memory of every visible GPU."""
     with contextlib.suppress(RuntimeError):  # already initialized
         tf.config.set_visible_devices(tf.config.list_physical_devices("GPU")[:1], "GPU")
 
 
 def smaller_slices(config: "PretrainConfig | FinetuneConfig", replicas: int) -> str:
-    """Returns advice, as text, for when a replica's slice of the batch does not fit into memory."""
+    """Returns advice for the case that a slice of the batch does not fit into memory."""
     share, now = config.global_batch_size // replicas, config.accumulation_steps
     more = next((n for n in range(now + 1, share + 1) if share % n == 0), None)
     what = "Each slice is already a single example"

@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from kbert.corpus import Corpus
     from kbert.model.models import BertForPreTraining
 
-# Equal in all runs, so that they are evaluated on the same pairs and masks.
+# The same in all runs, so that all are evaluated on the same pairs and masks.
 SEED = 1
 BATCH_SIZE = 32
 MASK_RATE = 0.15
 
 
 class HeldOut:
-    """MLM and NSP metrics of a model on held-out text, summed over all examples.
+    """Evaluates MLM and NSP on held-out text.
 
     Evaluation runs on one device, so that the metrics do not depend on the training devices.
 
     Args:
         model: the model in training. corpus: held-out text. max_seq_length: L.
-        examples: number of examples; at most one epoch, rounded down to whole batches of 32, at
-            least one batch.
+        examples: maximum number of examples. It is limited to one epoch and rounded down to whole
+            batches of 32, but at least one batch.
     """
 
     def __init__(
@@ -43,7 +43,10 @@ class HeldOut:
         self._unigram_entropy = corpus.unigram_entropy()
 
     def metrics(self) -> dict[str, float]:
-        """Returns `PretrainingObjective.metrics`, perplexity and entropy, prefixed with `eval_`."""
+        """Returns the metrics: those of the objective, `mlm_perplexity` and `unigram_entropy`.
+
+        All names are prefixed with `eval_`.
+        """
         totals = collections.Counter()
         for features in self._examples.dataset(BATCH_SIZE, steps=self._batches):
             totals.update({name: float(x) for name, x in self._sums(features).items()})

@@ -1,4 +1,4 @@
-"""The inputs of a run: loads or creates vocabulary, corpora and architecture."""
+"""Loads or creates the inputs of a pretraining run: vocabulary, corpora and architecture."""
 
 import dataclasses
 import os
@@ -35,13 +35,14 @@ def resolve_inputs(
 
     Args:
         config: settings of the run.
-        folder: `OUTPUT_DIR/data`, for everything created from plain text; later runs reuse it.
+        folder: `OUTPUT_DIR/data`, where everything created from plain text is kept for later runs.
         saved: folder of the verified checkpoint that the run resumes from, or None.
         layers: encoder blocks of `init_from` to use, or None for all.
-        check: function of the architecture and the tokenizer that may raise UserError, called
-            before text is prepared.
+        check: called with the architecture and the tokenizer before text is prepared; may raise
+            UserError.
         report: called with a line of text.
-        may_make: False for workers other than the chief, which only read `folder`.
+        may_make: whether to create missing inputs; False for workers other than the chief, which
+            only read `folder`.
 
     Returns:
         The architecture, the tokenizer, the training corpus, and the held-out corpus or None.
@@ -141,7 +142,7 @@ def _corpus(inputs, folder, tokenizer, report, may_make):
 
 
 def _requested(config, tokenizer):
-    """The architecture of the flags."""
+    """Returns the architecture that the flags specify."""
     bert_config = BertConfig.load(config.bert_config or "base", tokenizer.vocab_size)
     if config.initializer_range:
         changes = {"initializer_range": config.initializer_range}

@@ -31,22 +31,22 @@ class PretrainingObjective:
         self._nsp_count = float(global_batch_size)
 
     def count(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """The denominator of the loss; summed over the global batch before use."""
+        """Returns the denominator of the loss, to be summed over the global batch."""
         return tf.reduce_sum(features["masked_weights"])
 
     def sums(
         self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        """Returns the batch sums from which losses and accuracies are computed.
+        """Returns sums over a batch, from which losses and accuracies are computed.
 
         Args:
             outputs: dict of `mlm_logits` (B, M, V) and `nsp_logits` (B, 2), float32.
             features: dict of `kbert.features.PRETRAINING_FEATURES`.
 
         Returns:
-            dict of float32 scalars: mlm_loss and mlm_correct over the masked slots with weight,
-            mlm_count, the number of these slots; nsp_loss and nsp_correct over the pairs,
-            nsp_count, the number of pairs; tokens.
+            dict of float32 scalars: mlm_loss and mlm_correct, summed over the masked slots with
+            weight, and mlm_count, the number of these slots; nsp_loss and nsp_correct, summed over
+            the pairs, and nsp_count, the number of pairs; tokens, the number of tokens.
         """
         weights, masked_ids = features["masked_weights"], features["masked_ids"]
         labels = features["next_sentence_labels"]
@@ -63,7 +63,11 @@ class PretrainingObjective:
         }
 
     def loss(self, sums: Mapping[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
-        """Contribution of part of a global batch to the loss. count: count of the global batch."""
+        """Returns what a part of a global batch adds to the loss.
+
+        Args:
+            sums: sums of the part. count: `count` of the global batch.
+        """
         return sums["mlm_loss"] / tf.maximum(count, 1.0) + sums["nsp_loss"] / self._nsp_count
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:

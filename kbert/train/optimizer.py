@@ -1,7 +1,7 @@
 """Optimizers for BERT: AdamW, LAMB and plain SGD.
 
-Each defines its update rule once, in `step`, a function of tensors. `update_step` applies it for
-Keras' `fit`; `apply_whole` applies it in kbert's training step, to one replica's variables.
+Each class defines its update rule once, in `step`, a function of tensors. Keras' `fit` calls it
+through `update_step`, and kbert's training step through `apply_on_replica`.
 """
 
 import re
@@ -24,16 +24,16 @@ LearningRate = (
     | keras.optimizers.schedules.LearningRateSchedule
     | Callable[[], float | keras.KerasTensor | keras.Variable]
 )
-NO_DECAY = ("bias", "gamma", "beta")  # suffixes of the names of biases and LayerNorm weights
+NO_DECAY = ("bias", "gamma", "beta")  # how the names of biases and LayerNorm weights end
 
 
 def layer_scales(paths: Sequence[str], layer_decay: float) -> list[float]:
-    """Layer-wise learning-rate decay: factors of the learning rate, smaller for lower layers.
+    """Returns a factor of the learning rate for each variable, smaller for lower layers.
 
     The factor is 1 for the task head and the pooler, layer_decay to the power of 1, 2, ..., N for
     the blocks from the last to the first, and to the power of N + 1 for the embeddings. Source:
-    Howard and Ruder 2018 (arXiv:1801.06146), section 3.2; the powers are from BEiT (Bao et al.
-    2021).
+    layer-wise learning rates of Howard and Ruder 2018 (arXiv:1801.06146), section 3.2; the powers
+    are from BEiT (Bao et al. 2021).
 
     Args:
         paths: paths of Keras variables. layer_decay: 1 gives every layer the same rate.
@@ -55,14 +55,16 @@ def _read(variable):
 
 
 class _Optimizer(keras.optimizers.Optimizer):
-    """Base class of the optimizers. A subclass defines `slot_names` and `step`, one update.
+    """Base class of the optimizers. A subclass defines `slot_names` and the update `step`.
 
     `step(gradient, factor, value, slots, learning_rate, count, *, decays, **settings, **fixed)`
-    takes the gradient and its multiplier (float32 scalar), the value of a variable, the list of its
-    slots (one per slot name, all of the variable's shape), the learning rate, the 1-based number of
-    the update (float32 scalars), whether weight decay applies (bool), the attributes `settings`
-    and the class's `fixed` hyperparameters. It returns the new value and the list of new slots.
-    When compiled, it reads and writes memory once.
+    returns the new value of a variable and the list of its new slots. It takes:
+        gradient, factor: the gradient, and a float32 scalar that multiplies it.
+        value, slots: the variable, and a list of its slots, one per slot name, of the same shape.
+        learning_rate, count: float32 scalars; `count` is the 1-based number of the update.
+        decays: bool, whether weight decay applies to the variable.
+        settings, fixed: the attributes named in `settings`, and the hyperparameters in `fixed`.
+    XLA compiles `step`, so that it reads and writes memory only once.
     """
 
     slot_names: tuple[str, ...]
@@ -87,14 +89,14 @@ class _Optimizer(keras.optimizers.Optimizer):
         var_list: Sequence[keras.Variable] | None = None,
         var_names: Sequence[str] | None = None,
     ) -> None:
-        """Excludes variables from weight decay, besides biases and LayerNorm weights.
+        """Excludes variables from weight decay, in addition to biases and LayerNorm weights.
 
-        Unlike in Keras, `get_config`, and thus a `.keras` file, keeps the exclusion.
+        Unlike in Keras, `get_config` and therefore a `.keras` file contain the exclusions.
 
         Args:
             var_list: variables to exclude.
-            var_names: regular expressions: excludes variables with a match in their name, such as
-                "embeddings"; the path is not searched.
+            var_names: regular expressions, such as "embeddings". A variable is excluded if one
+                matches a part of its name; the path is not searched.
 
         Raises:
             UserError: the optimizer is already built, by `fit` or the first update.
@@ -113,7 +115,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         return not excluded and self._use_weight_decay(variable)
 
     def _apply_weight_decay(self, variables):
-        """Does nothing: Keras decays weights here, in a separate pass; `step` does it instead."""
+        """Does nothing: `step` decays the weights, while Keras does it here in a separate pass."""
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         if self.built:
@@ -135,7 +137,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         gradient = ops.cast(gradient, variable.dtype)
         self._update(index, gradient, variables, ops.convert_to_tensor, rate, count)
 
-    def apply_whole(
+    def apply_on_replica(
         self,
         gradients: "Sequence[tf.Tensor]",
         factor: "tf.Tensor",
@@ -145,7 +147,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         """Updates the variables of one replica; every replica applies the same update.
 
         Args:
-            gradients: gradient of each variable for the global batch, summed over replicas.
+            gradients: gradient of each variable, summed over the replicas.
             factor: float32 scalar that multiplies the gradients, for clipping.
             learning_rate: float32 scalar.
             local: function from a Keras variable to this replica's tf.Variable.
@@ -159,7 +161,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         iterations.assign_add(1)
 
     def _update(self, index, gradient, variables, read, learning_rate, count, factor=1.0):
-        """Applies `step` to the variable at `index` and its slots, whose values `read` returns."""
+        """Applies `step` to variable number `index` and its slots; `read` returns their values."""
         value, *slots = map(read, variables)
         value, slots = self.step(
             gradient,
@@ -176,10 +178,10 @@ class _Optimizer(keras.optimizers.Optimizer):
             self.assign(variable, new)
 
     def named_variables(self, names: Sequence[str]) -> dict[str, keras.Variable]:
-        """The variables that a checkpoint stores: dict of name -> Keras variable.
+        """Returns the variables that a checkpoint stores: dict of name -> Keras variable.
 
         Args:
-            names: a name for each variable that the optimizer was built with.
+            names: the name of each variable that the optimizer was built with.
         """
         named = {"iterations": self.iterations}
         for slot_name, slots in zip(self.slot_names, self.slots, strict=True):
@@ -309,7 +311,7 @@ class LAMB(_Adam):
 
 @keras.saving.register_keras_serializable("kbert")
 class SGD(_Optimizer):
-    """Gradient descent without momentum, for comparing runs: it has no state and no epsilon."""
+    """Gradient descent without momentum, to compare runs: it has no state and no epsilon."""
 
     def __init__(
         self,

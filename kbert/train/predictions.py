@@ -20,11 +20,11 @@ def write_predictions(
     examples: Sequence[Any],
     predictions: Sequence[dict[str, Any]],
 ) -> None:
-    """Writes `NAME_predictions.jsonl`, and the report and confusion matrix of tasks that have them.
+    """Writes `NAME_predictions.jsonl` and, if the task has them, a report and a confusion matrix.
 
     Args:
         folder: an existing folder. name: "eval" or "test". task: the task.
-        examples, predictions: labelled examples and the task's predictions for them.
+        examples, predictions: labeled examples and the task's predictions for them.
     """
     text = task.report(examples, predictions)
     if text:

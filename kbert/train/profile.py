@@ -33,7 +33,7 @@ class Profiler(Callback):
 
     def __init__(self, text: str) -> None:
         self._steps = profiled_steps(text)
-        self._runs = False
+        self._profiling = False
 
     def on_build(self) -> None:
         """Logs a note if START has passed.
@@ -61,7 +61,7 @@ class Profiler(Callback):
         start, stop = self._steps
         if self.trainer.step == start:
             tf.profiler.experimental.start(str(self.trainer.folder / "tensorboard"))
-            self._runs = True
+            self._profiling = True
         elif self.trainer.step == stop:
             self._stop("as requested")
 
@@ -71,12 +71,12 @@ class Profiler(Callback):
     def on_exit(self) -> None:
         self._stop("early because the run ended")
 
-    def _stop(self, why):
-        if self._runs:
-            self._runs = False
+    def _stop(self, reason):
+        if self._profiling:
+            self._profiling = False
             tf.profiler.experimental.stop()
             shown = self.trainer.run_dir.shown(self.trainer.folder / "tensorboard")
             log(
-                f"wrote a profile from step {self._steps[0]:,} on, ended {why}; open it with "
+                f"wrote a profile from step {self._steps[0]:,} on, ended {reason}; open it with "
                 f"TensorBoard's profile plugin: --logdir={shown}"
             )

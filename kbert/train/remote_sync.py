@@ -14,8 +14,8 @@ from kbert.train.checkpoint import STATE_FILE
 from kbert.utils import storage
 from kbert.utils.logging import log
 
-# These files mark the other files of their folder as complete, so they are uploaded last.
-_LAST = (STATE_FILE, MANIFEST)
+# A folder with one of these files is complete, so they are uploaded last.
+_COMPLETION_MARKERS = (STATE_FILE, MANIFEST)
 # These files may grow during the upload.
 _GROWING = ("metrics.jsonl", "events.")
 
@@ -23,11 +23,11 @@ _GROWING = ("metrics.jsonl", "events.")
 class RemoteRunDir:
     """The folder of a run: local and, if its path has a scheme such as gs://, also remote.
 
-    The remote folder is authoritative: a run starts by downloading it into an empty local folder.
-    Only complete files are uploaded, and files that mark a folder as complete are uploaded last.
+    The remote folder is the original: a run first downloads it into an empty local folder. Only
+    complete files are uploaded, and files that mark a folder as complete are uploaded last.
 
     Args:
-        url: the remote path, or None for a local folder. folder: the local folder.
+        url: the remote path, or None if the run's folder is local. folder: the local folder.
         writes: whether to upload changes; False if another process uploads them.
     """
 
@@ -42,15 +42,18 @@ class RemoteRunDir:
         return self._url is not None
 
     def shown(self, text: object = "") -> str:
-        """Replaces local paths in a text with the user's paths; "" returns the folder's path."""
+        """Replaces the local folder in a text by the path that the user gave.
+
+        Args:
+            text: a path or a message; "" returns the user's path itself.
+        """
         text = str(text) or str(self.folder)
         return text.replace(str(self.folder), self._url) if self._url else text
 
     def fetch(self, path: str) -> None:
-        """Downloads a folder and its contents, if it exists.
+        """Downloads a folder of the run, if it exists, without TensorBoard events.
 
-        Partially uploaded checkpoints and corpora are removed; TensorBoard events are not
-        downloaded.
+        Partially uploaded checkpoints and corpora are removed.
 
         Args:
             path: path within the folder.
@@ -59,10 +62,10 @@ class RemoteRunDir:
             UserError: the download failed.
         """
         names = storage.list_folder(f"{self._url}/{path}") if self._url else []
-        for name in sorted(names, key=_travels):
+        for name in sorted(names, key=_upload_order):
             inner = f"{path}/{name}"
             if storage.is_folder(f"{self._url}/{inner}"):
-                if self._is_half_sent(inner):
+                if self._is_partial(inner):
                     if self._writes:
                         storage.remove(f"{self._url}/{inner}")
                 elif name != "tensorboard":
@@ -73,15 +76,16 @@ class RemoteRunDir:
             storage.copy(f"{self._url}/{inner}", target)
             self._sent[inner] = _stamp(target)
 
-    def _is_half_sent(self, path):
-        last = {"checkpoint": STATE_FILE, "data": MANIFEST}.get(path.split("/")[-2])
-        return last is not None and not storage.exists(f"{self._url}/{path}/{last}")
+    def _is_partial(self, path):
+        """Returns whether a remote checkpoint or corpus was not uploaded completely."""
+        marker = {"checkpoint": STATE_FILE, "data": MANIFEST}.get(path.split("/")[-2])
+        return marker is not None and not storage.exists(f"{self._url}/{path}/{marker}")
 
     def send(self, path: str) -> None:
         """Uploads the changes in a folder, and deletes remote files that no longer exist locally.
 
-        If the storage keeps failing after the retries of `kbert.utils.storage`, training continues,
-        and the next checkpoint uploads the remaining files.
+        If the storage still fails after the retries of `kbert.utils.storage`, training continues,
+        and the remaining files are uploaded with the next checkpoint.
 
         Args:
             path: path within the folder.
@@ -95,29 +99,29 @@ class RemoteRunDir:
             log(f"note: {error} The next checkpoint will upload the remaining files.")
 
     def send_all(self, path: str) -> None:
-        """Like `send`, but raises an error if the storage keeps failing."""
+        """Like `send`, but raises an error if the storage still fails after the retries."""
         if not self._url:
             return
         files = [file for file in (self.folder / path).rglob("*") if file.is_file()]
-        here = {str(file.relative_to(self.folder)): file for file in files}
-        here = {name: file for name, file in here.items() if _is_whole(name)}
-        stamps = {name: _stamp(file) for name, file in here.items()}
-        changed = [name for name in here if self._sent.get(name) != stamps[name]]
-        gone = [name for name in self._sent if name not in here and name.startswith(f"{path}/")]
+        local = {str(file.relative_to(self.folder)): file for file in files}
+        local = {name: file for name, file in local.items() if _is_complete(name)}
+        stamps = {name: _stamp(file) for name, file in local.items()}
+        changed = [name for name in local if self._sent.get(name) != stamps[name]]
+        gone = [name for name in self._sent if name not in local and name.startswith(f"{path}/")]
         folders = {dirname(name) for name in changed + gone}
         for name in [name for name in self._sent if dirname(name) in folders]:
-            if basename(name) in _LAST:  # the folder is incomplete until the upload ends
+            if basename(name) in _COMPLETION_MARKERS:  # the folder is incomplete until the end
                 storage.remove(f"{self._url}/{name}")
                 del self._sent[name]
-                changed += [name] if name in here and name not in changed else []
+                changed += [name] if name in local and name not in changed else []
         for name in gone:
             storage.remove(f"{self._url}/{name}")
             self._sent.pop(name, None)
         for folder in map(dirname, gone):
             if not (self.folder / folder).exists():
                 storage.remove(f"{self._url}/{folder}")
-        for name in sorted(changed, key=_travels):
-            self._send_file(here[name], f"{self._url}/{name}")
+        for name in sorted(changed, key=_upload_order):
+            self._send_file(local[name], f"{self._url}/{name}")
             self._sent[name] = stamps[name]
 
     def _send_file(self, file, target):
@@ -129,12 +133,12 @@ class RemoteRunDir:
             storage.copy(shutil.copy(file, scratch), target)
 
 
-def _travels(path):
-    return basename(path) in _LAST, path
+def _upload_order(path):
+    return basename(path) in _COMPLETION_MARKERS, path
 
 
-def _is_whole(path):
-    """Whether a file is complete; temporary files have other names."""
+def _is_complete(path):
+    """Returns whether a file is complete, by its name; temporary files begin with a dot."""
     parts = pathlib.PurePath(path).parts
     return not any(part.startswith(".") for part in parts) and parts[-1] != "lock"
 
@@ -151,7 +155,7 @@ def remote_run_dir(
     """Opens the folder of a run; a remote folder is downloaded first.
 
     Args:
-        place: the path given by the user. part: part of the run, such as "pretrain".
+        place: the path given by the user. part: subfolder of the run, such as "pretrain".
         writes: whether to upload changes; False if another process uploads them.
 
     Raises:
@@ -162,19 +166,19 @@ def remote_run_dir(
         return
     folder = pathlib.Path(tempfile.mkdtemp(prefix="kbert-run-"))
     run_dir = RemoteRunDir(str(place).rstrip("/"), folder, writes)
-    whole = True
+    uploaded = True
     try:
         run_dir.fetch(part)
-        whole = False
+        uploaded = False
         try:
             yield run_dir
         finally:
             if writes:
                 run_dir.send_all(part)
-            whole = True
+            uploaded = True
     except UserError as error:
-        kept = "" if whole else f" The files that were not uploaded are in {folder}."
+        kept = "" if uploaded else f" The files that were not uploaded are in {folder}."
         raise UserError(f"{run_dir.shown(error)}{kept}") from error
     finally:
-        if whole:
+        if uploaded:
             shutil.rmtree(folder)

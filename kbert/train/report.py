@@ -18,7 +18,7 @@ def time_text(seconds: float) -> str:
 
 
 def model_line(bert: "BertConfig", parameters: int, precision: str) -> str:
-    """Returns a line that describes the model. parameters: number of parameters."""
+    """Returns a line that describes a model. parameters: its number of parameters."""
     heads = ""
     if bert.attention_heads_per_layer:
         all_heads = bert.num_hidden_layers * bert.num_attention_heads
@@ -30,7 +30,11 @@ def model_line(bert: "BertConfig", parameters: int, precision: str) -> str:
 
 
 def throughput_text(metrics: Mapping[str, float], eta_seconds: float) -> str:
-    """Returns the common end of all progress lines. metrics: metrics of a window of steps."""
+    """Returns the part of a progress line that all workloads share.
+
+    Args:
+        metrics: metrics of the steps since the last log. eta_seconds: estimated remaining time.
+    """
     skipped, waited = metrics["skipped_steps"], metrics["input_wait"]
     return (
         f"lr {metrics['learning_rate']:.2e} | "
@@ -40,12 +44,12 @@ def throughput_text(metrics: Mapping[str, float], eta_seconds: float) -> str:
     )
 
 
-# Minimum duration of a call: clocks may jump.
-LEAST_SECONDS = 1e-6
+# Minimum duration of a call, because clocks may jump.
+MIN_SECONDS = 1e-6
 
 
 class ThroughputMeter:
-    """Throughput since the last `read`; the first call, which compiles, is excluded.
+    """Measures throughput since the last `read`, without the first call, which compiles.
 
     Attributes:
         step_seconds: seconds per step in the last call; infinite before the first measurement.
@@ -60,8 +64,13 @@ class ThroughputMeter:
         self._last = (0.0, 0.0, 0.0)
 
     def add(self, seconds: float, steps: int, tokens: float, waited: float) -> None:
-        """Adds a call of `steps` steps. waited: seconds spent on waiting, by another clock."""
-        seconds = max(seconds, LEAST_SECONDS)  # clocks may jump
+        """Adds a call of the training function.
+
+        Args:
+            seconds: duration of the call. steps, tokens: number of steps and tokens in it.
+            waited: seconds spent waiting for batches, measured with another clock.
+        """
+        seconds = max(seconds, MIN_SECONDS)
         waited = min(max(waited, 0.0), seconds)
         if not self._compiled:
             self._compiled = True
@@ -71,7 +80,7 @@ class ThroughputMeter:
         self._sums += (seconds, steps, tokens, waited)
 
     def read(self) -> tuple[float, float, float]:
-        """Returns tokens/s, seconds per step and the fraction spent waiting for data; resets."""
+        """Returns tokens/s, seconds per step and the fraction of time waiting for data; resets."""
         seconds, steps, tokens, waited = self._sums.tolist()
         if steps:
             self._last = (tokens / seconds, seconds / steps, waited / seconds)

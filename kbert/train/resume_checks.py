@@ -1,4 +1,4 @@
-"""Checks and reports of settings that changed since a run was stopped."""
+"""Checks and reports settings that have changed since a run was stopped."""
 
 import dataclasses
 import os
@@ -11,7 +11,8 @@ from kbert.utils.logging import log
 if TYPE_CHECKING:
     from kbert.settings import TrainingConfig
 
-# These settings only affect the start of a run; a resumed run reads the result from its checkpoint.
+# These settings only affect the start of a run; a resumed run reads their result from its
+# checkpoint.
 _IN_CHECKPOINT = ("init_from", "vocab_file", "vocab_size")
 
 
@@ -24,8 +25,8 @@ def check_fixed(
     """Checks that no setting that affects results has changed.
 
     Args:
-        config: settings. names: names of the fixed settings. state: state of the checkpoint at
-            `path`.
+        config: settings. names: names of the settings that must not change.
+        state: state of the checkpoint at `path`.
 
     Raises:
         UserError: a fixed setting has changed.
@@ -49,7 +50,7 @@ def report_changes(
     """Logs changed settings and data, and settings that have no effect on a resumed run.
 
     Args:
-        config: settings. identity: current data, see `Workload.identity`.
+        config: settings. identity: result of `Workload.identity` for the current data.
         state: state of the checkpoint. complete: whether the run has no steps left.
         rescored: names of the settings that also affect a complete run; see `Workload`.
     """

@@ -1,4 +1,4 @@
-"""Signals that stop a run: it finishes the current step and saves a checkpoint first."""
+"""Signals that stop a run after it has finished the current step and saved a checkpoint."""
 
 import contextlib
 import signal

@@ -29,30 +29,30 @@ def start_run(
     workload: "Workload | Distillation",
     output_dir: str | os.PathLike[str],
     callbacks: Sequence[cb.Callback] = (),
-    act: Callable[[Trainer], dict[str, Any]] = Trainer.fit,
+    action: Callable[[Trainer], dict[str, Any]] = Trainer.fit,
 ) -> dict[str, Any]:
-    """Creates a run, locks its folder and calls `act(trainer)`.
+    """Creates a run, locks its folder and returns `action(trainer)`.
 
     Args:
         workload: model, data and objective. output_dir: the run's folder.
         callbacks: called after the default callbacks.
-        act: function of the opened trainer; its result is returned.
+        action: function of the opened trainer that returns the results.
 
     Raises:
         SystemExit: Ctrl-C or SIGTERM stopped the run after a checkpoint was saved. The exit status
             is 130 or 143, so that `pretrain && finetune` stops and Kubernetes restarts the job.
-        UserError: Keras uses another backend, files cannot be written, or the workload or `act`
+        UserError: Keras uses another backend, files cannot be written, or the workload or `action`
             raises it.
     """
     if keras.backend.backend() != "tensorflow":
         raise UserError(
-            f"training needs Keras on TensorFlow; it is on {keras.backend.backend()}. Set "
-            f"KERAS_BACKEND=tensorflow, or change ~/.keras/keras.json."
+            f"training needs Keras' TensorFlow backend; the backend is {keras.backend.backend()}. "
+            f"Set KERAS_BACKEND=tensorflow, or change ~/.keras/keras.json."
         )
     config = workload.config
     devices = find_devices(config)
     workers = devices.workers
-    with workers.losses_reported(), contextlib.ExitStack() as stack:
+    with workers.report_lost_workers(), contextlib.ExitStack() as stack:
         workers.check_same(settings=dataclasses.asdict(config))
         if workers.is_chief:
             check_wandb(config)
@@ -64,18 +64,18 @@ def start_run(
             stack.enter_context(contextlib.redirect_stdout(None))
         stack.enter_context(writing(run_dir.folder))
         background = stack.enter_context(BackgroundWriter())
-        usual = usual_callbacks(config, workers.is_chief)
-        trainer = Trainer(workload, devices, run_dir, background, [*usual, *callbacks])
+        callbacks = [*default_callbacks(config, workers.is_chief), *callbacks]
+        trainer = Trainer(workload, devices, run_dir, background, callbacks)
         stack.callback(trainer.call, "on_exit")
         trainer.open()
-        results = act(trainer)
+        results = action(trainer)
     if trainer.stop_signal and not trainer.complete:
         sys.exit(128 + trainer.stop_signal)
     return results
 
 
-def usual_callbacks(config: "TrainingConfig", is_chief: bool) -> list[cb.Callback]:
-    """Returns the default callbacks in call order: metrics are written before weights.
+def default_callbacks(config: "TrainingConfig", is_chief: bool) -> list[cb.Callback]:
+    """Returns the default callbacks in the order of calls: metrics are written before weights.
 
     Args:
         config: settings of the run. is_chief: whether this worker writes the run's files.

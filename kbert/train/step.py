@@ -1,4 +1,4 @@
-"""The training step, which is the same for any number of replicas and slices."""
+"""The training step, whose result is the same for any number of replicas and slices."""
 
 import math
 from collections.abc import Iterator
@@ -25,11 +25,11 @@ class TrainStep:
 
     The loss of a step is the sum over the global batch divided by the total weight of the global
     batch, so it does not depend on how the batch is split. Dropout is a function of (seed, step,
-    position in the global batch): it needs no stored state.
+    position in the global batch) and needs no stored state.
 
     A step with a non-finite loss or gradient changes no weights. In mixed_float16 the loss is
-    scaled so that small gradients do not underflow. A gradient that overflows halves the scale, and
-    counts as "not finite" only at scale 1.
+    scaled so that small gradients do not underflow. If a gradient overflows, the scale is halved;
+    the step counts as "not_finite" only if the scale is already 1.
 
     Args:
         model: the model, created in the scope of the strategy.
@@ -38,12 +38,12 @@ class TrainStep:
         schedule: learning rate as a function of the step.
         devices: the devices of the run.
         config: settings of the run.
-        objective: the loss and its sums.
+        objective: computes the loss and its sums.
 
     Attributes:
-        row: names of the values that a step reports: the objective's sums over the global batch,
+        row: names of the values that a step returns: the objective's sums over the global batch,
             then "gradient_norm", "steps", "overflows" and "not_finite".
-        loss_scale: the factor of the loss in mixed_float16, or None.
+        loss_scale: the factor of the loss in mixed_float16; None in other precisions.
     """
 
     row: tuple[str, ...]
@@ -83,19 +83,23 @@ class TrainStep:
             )
 
     def _named_weights(self):
-        """The weights of the model and of its adapters: dict of name -> Keras variable."""
+        """Returns the weights of the model and its adapters: dict of name -> Keras variable."""
         named = dict(self.model.named_weights())
         for name, (a, b, _) in self.model.adapters().items():
             named |= {f"{name}/lora_a": a, f"{name}/lora_b": b}
         return named
 
     def named_variables(self) -> dict[str, keras.Variable]:
-        """Other variables that a checkpoint stores: dict of name -> Keras variable."""
+        """Returns the variables that a checkpoint stores besides the model's weights.
+
+        Returns:
+            dict of name -> Keras variable.
+        """
         weights = self._named_weights()
         names = {id(weight): name for name, weight in weights.items()}
         names = [names[id(variable)] for variable in self.model.trainable_variables]
         named = self.optimizer.named_variables(names)
-        for name in self.model.adapters():  # a checkpoint stores weights with merged adapters
+        for name in self.model.adapters():  # the weights of a checkpoint have merged adapters
             parts = (weights[name], weights[f"{name}/lora_a"], weights[f"{name}/lora_b"])
             named |= dict(zip((f"{name}/base", f"{name}/a", f"{name}/b"), parts, strict=True))
         if self.loss_scale is not None:
@@ -107,7 +111,7 @@ class TrainStep:
         return float(self.first_copy(self.loss_scale))
 
     def first_copy(self, variable: keras.Variable) -> tf.Variable:
-        """Returns the tf.Variable of a Keras variable on the first device of this worker."""
+        """Returns the copy of a Keras variable on the first device of this worker."""
         return self._strategy.experimental_local_results(variable.value)[0]
 
     @tf.function
@@ -118,12 +122,12 @@ class TrainStep:
 
         Args:
             batches: iterator of global batches, distributed to the replicas.
-            step: int64 scalar, number of previous steps. count: int32 scalar, steps to take.
+            step: int64 scalar, number of steps taken before. count: int32 scalar, steps to take.
 
         Returns:
-            (count, len(row)) float32, one row per step in the order of `row`. Losses are unscaled;
-            the sums of a non-finite step are 0. And a float64 scalar, seconds spent waiting for
-            batches, NaN if `deterministic`.
+            The values of each step, (count, len(row)) float32: losses are unscaled, and the sums of
+            a non-finite step are 0. And the seconds spent waiting for batches, a float64 scalar,
+            which is NaN if `deterministic`.
         """
         rows = tf.TensorArray(tf.float32, count, element_shape=(len(self.row),))
         waited = tf.constant(0.0, tf.float64)
@@ -136,7 +140,7 @@ class TrainStep:
 
     @tf.autograph.experimental.do_not_convert
     def _next(self, batches, before):
-        """Returns the next batch, and the seconds that passed after `before` was available."""
+        """Computes `before`; then returns the next batch and the seconds spent waiting for it."""
         if self._config.deterministic:  # tf.timestamp would raise an error
             return next(batches), tf.constant(math.nan, tf.float64)
         with tf.control_dependencies([before]):
@@ -160,7 +164,7 @@ class TrainStep:
         return self._update(sums, gradients, step, replica)
 
     def _summed_gradients(self, features, count, step, replica):
-        """Sums and (scaled) gradients for a replica's part of the batch, slice by slice."""
+        """Returns sums and (scaled) gradients of a replica's part of the batch, slice by slice."""
         slices = self._config.accumulation_steps
         if slices == 1:
             return self._slice_gradients(features, count, step, replica)
@@ -184,13 +188,13 @@ class TrainStep:
         return totals
 
     def _slice_gradients(self, features, count, step, slice_number):
-        # XLA and TPUs use another algorithm by default.
+        # The default algorithm of XLA and TPUs differs.
         alg = tf.random.Algorithm.PHILOX
         seed = tf.random.experimental.stateless_fold_in((self._config.seed, 0), step, alg)
         keys = tf.random.stateless_uniform(
             (len(self._seeds),), seed, minval=0, maxval=2**31 - 1, dtype=tf.int32, alg=alg
         )
-        # A seed is (key of the layer, slice of the global batch): see `fused.dropout_keep_mask`.
+        # A seed is (key of the layer, slice of the global batch); see `fused.dropout_keep_mask`.
         seeds = tf.stack([keys, tf.fill(tf.shape(keys), -1 - slice_number)], axis=1)
         with keras.StatelessScope(zip(self._seeds, tf.unstack(seeds), strict=True)):
             with tf.GradientTape() as tape:
@@ -203,7 +207,7 @@ class TrainStep:
         return sums, [tf.convert_to_tensor(gradient) for gradient in gradients]
 
     def _guarded_update(self, sums, gradients, step, replica):
-        """Applies the gradients of the global batch if they are finite; returns the step's row."""
+        """Applies the gradients of the global batch if they are finite; returns the `row`."""
 
         def local(variable):
             return self._devices.local(variable, replica if isinstance(replica, int) else None)
@@ -221,7 +225,7 @@ class TrainStep:
 
         def update():
             factor = self._config.clip_norm / tf.maximum(norm, self._config.clip_norm)
-            self.optimizer.apply_whole(gradients, factor, self._schedule(step), local)
+            self.optimizer.apply_on_replica(gradients, factor, self._schedule(step), local)
             if self.loss_scale is not None:
                 good = local(self._good_steps).read_value() + 1
                 grow = good >= GROWTH_STEPS

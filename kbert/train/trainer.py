@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from kbert.train.remote_sync import RemoteRunDir
     from kbert.train.workload import Workload
 
-# The host calls the devices for several steps that take about this long, at least one step.
+# One call of the training function takes as many steps as fit into this time, at least one.
 CALL_SECONDS = 0.5
 # Abort after this many consecutive non-finite steps.
 NOT_FINITE_LIMIT = 100
@@ -47,21 +47,21 @@ class Trainer:
         workload: model, data and objective.
         devices: the devices of the run.
         run_dir: the run's folder.
-        background: writes checkpoints.
+        background: writes checkpoints in a thread.
         callbacks: called in this order.
 
     Attributes:
-        config: settings of the run. folder: the workload's part of the run's folder.
+        config: settings of the run. folder: the workload's subfolder of the run's folder.
         checkpoints: the checkpoints in `folder`. throughput: throughput of the last steps.
         model, train_step: created by `open`.
-        step: steps taken. window: sums since the last log, which checkpoints contain.
+        step: number of steps taken. window: sums since the last log; checkpoints contain them.
         best: value of the best evaluation so far, or None.
         evaluations_since_best: number of evaluations since the best one.
-        evaluation_due: whether the run stopped before the evaluation of this step.
+        evaluation_due: whether the evaluation at this step has not been done yet.
         stop_training: if True, the run saves a checkpoint and stops.
         stop_signal: number of the signal that stopped the run, or None.
         eta_seconds: estimated remaining time at the last log.
-        results: the last metrics; in the chief, including evaluation metrics.
+        results: the last metrics; in the chief, also the last evaluation metrics.
     """
 
     workload: "Workload | Distillation"
@@ -109,10 +109,10 @@ class Trainer:
         self._not_finite_steps = 0
         self.results = {}
 
-    def call(self, moment: str, *args: object) -> None:
-        """Calls the method that `moment` names on every callback."""
+    def call(self, hook: str, *args: object) -> None:
+        """Calls the method named `hook` of every callback."""
         for callback in self.callbacks:
-            getattr(callback, moment)(*args)
+            getattr(callback, hook)(*args)
 
     def open(self) -> None:
         """Loads or creates the model, and builds its training step.
@@ -178,7 +178,7 @@ class Trainer:
         restore_arrays(path, variables, optional=["loss_scale/"])
 
     def state(self) -> dict[str, Any]:
-        """Returns the part of a checkpoint other than arrays: a JSON-serializable dict."""
+        """Returns everything in a checkpoint except arrays, as a JSON-serializable dict."""
         return {
             "settings": dataclasses.asdict(self.config),
             "bert_config": self.workload.bert_config.to_dict(),
@@ -190,7 +190,7 @@ class Trainer:
         }
 
     def fit(self) -> dict[str, Any]:
-        """Takes the remaining steps; returns the results, complete only in the chief.
+        """Takes the remaining steps; returns the results, which are complete only in the chief.
 
         Raises:
             UserError: memory is exhausted, the loss is not finite, or files cannot be written.
@@ -207,16 +207,16 @@ class Trainer:
                 self.evaluate()
             stopping = False
             while not self.complete and not stopping:
-                self.take_steps(batches, self._steps_of_a_call())
+                self.take_steps(batches, self._steps_per_call())
                 self.call("on_step_end")
-                stopping = self._look_up()
+                stopping = self._log_evaluate_save()
         self.call("on_train_end")
         self._finish()
         self.devices.workers.wait()  # until the chief has written its files
         return self.results
 
-    def _look_up(self):
-        """Logs, evaluates and saves if due; returns whether to stop."""
+    def _log_evaluate_save(self):
+        """Logs, evaluates and saves, each if due; returns whether to stop."""
         self.background.check()
         last = self.step == self.workload.train_steps
         if last or self.step % self.config.log_every_steps == 0:
@@ -231,7 +231,7 @@ class Trainer:
         return stopping
 
     def _stop_requested(self):
-        """Whether any worker must stop; a signal to one counts as a signal to all."""
+        """Returns whether any worker must stop; a signal to one worker stops all."""
         received = [self.stop_signal == number for number in SIGNALS]
         requested, *received = self.devices.workers.sum([self.stop_training, *received])
         for number, count in zip(SIGNALS, received, strict=True):
@@ -273,7 +273,7 @@ class Trainer:
         """Returns an iterator of the next global batches, split among the replicas in order.
 
         Args:
-            steps: number of batches. data: replaces `Workload.data`; None to use it.
+            steps: number of batches. data: batches to use instead of `Workload.data`, or None.
         """
         devices, data = self.devices, self.workload.data if data is None else data
         rows = self.config.global_batch_size // devices.replicas
@@ -285,7 +285,7 @@ class Trainer:
             dataset = dataset.apply(endless)
         return iter(devices.strategy.distribute_datasets_from_function(lambda _: dataset))
 
-    def _steps_of_a_call(self):
+    def _steps_per_call(self):
         config, workload = self.config, self.workload
         every = (config.log_every_steps, config.save_every_steps, workload.eval_every_steps)
         left = min(workload.train_steps - self.step, *(n - self.step % n for n in every))
@@ -294,7 +294,7 @@ class Trainer:
         return int(self.devices.workers.from_chief([steps])[0])  # timing differs among workers
 
     def take_steps(self, batches: Iterator[dict[str, tf.Tensor]], count: int) -> None:
-        """Takes `count` steps and adds them to the window, in order.
+        """Takes `count` steps and adds their sums to the window, in order.
 
         Args:
             batches: iterator returned by `batches`. count: number of steps.
@@ -367,7 +367,7 @@ class Trainer:
     def evaluate(self) -> None:
         """Evaluates on held-out data, and records whether the weights are the best so far.
 
-        Only the chief evaluates; it sends the value to the other workers.
+        Only the chief evaluates; it sends the result to the other workers.
         """
         workers = self.devices.workers
         self.background.wait()  # a pending write reads values that the evaluation changes

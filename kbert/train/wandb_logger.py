@@ -1,7 +1,7 @@
 """Weights & Biases: logs a run's metrics, settings and plots.
 
-All W&B calls run in a separate thread and never block or stop a run; an error is logged as one
-line. `run.log` does not block by itself, but `wandb.login` and `wandb.init` do while W&B is down.
+All W&B calls run in a separate thread, so that they never block or stop a run; errors are logged.
+`run.log` does not block by itself, but `wandb.login` and `wandb.init` do while W&B is unavailable.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kbert.settings import TrainingConfig
 
 ID_FILE = "wandb_id"  # in the run's folder, so that a resumed run continues the same W&B run
-LONGEST_WAIT = 60  # seconds to wait for pending uploads at the end of a run
+MAX_WAIT_SECONDS = 60  # for pending uploads, at the end of a run
 
 
 def check_wandb(config: "TrainingConfig") -> None:
@@ -66,27 +66,27 @@ class WandbLogger(Callback):
     def on_exit(self) -> None:
         """Sends the results and the plots in the folder, and waits for pending uploads.
 
-        It waits at most `LONGEST_WAIT` seconds, then logs a note.
+        It waits at most `MAX_WAIT_SECONDS`, then logs a note.
         """
         if not self._thread:
             return
         self._rows.put(None)
-        self._thread.join(LONGEST_WAIT)
+        self._thread.join(MAX_WAIT_SECONDS)
         if self._thread.is_alive():
-            log(f"note: W&B takes longer than {LONGEST_WAIT} s; not waiting for it any longer")
+            log(f"note: W&B takes longer than {MAX_WAIT_SECONDS} s; the run ends without waiting")
         self._thread = None
 
     def _send(self, folder, project, settings, directory):
         try:
             import wandb
 
-            run = _started(wandb, folder, project, settings, directory)
+            run = _start_run(wandb, folder, project, settings, directory)
             step = 0
             while row := self._rows.get():
                 step, metrics = row
                 run.log(metrics, step=step)
-            pictures = sorted(folder.glob("*.png"))
-            run.log({path.stem: wandb.Image(str(path)) for path in pictures}, step=step)
+            plots = sorted(folder.glob("*.png"))
+            run.log({path.stem: wandb.Image(str(path)) for path in plots}, step=step)
             run.summary.update(_numbers(self._results or {}))
             run.finish(exit_code=int(self._results is None))
         except Exception as error:  # a missing key or no network, for example: never stop the run
@@ -106,8 +106,8 @@ def _numbers(results):
     return numbers
 
 
-def _started(wandb, folder, project, settings, directory):
-    """Starts the W&B run of a folder, or resumes the run that it already has."""
+def _start_run(wandb, folder, project, settings, directory):
+    """Starts the W&B run of a folder, or resumes the one whose ID is in the folder."""
     online = wandb.setup().settings.mode == "online"
     if online and not wandb.login(prompt=False):  # never prompts on the terminal
         raise UserError("no API key found. Run `wandb login`, or set WANDB_MODE=offline")
@@ -123,7 +123,10 @@ def _started(wandb, folder, project, settings, directory):
         dir=directory,
         config=settings,
         settings=wandb.Settings(
-            silent=True, console="off", init_timeout=LONGEST_WAIT, finish_timeout=LONGEST_WAIT
+            silent=True,
+            console="off",
+            init_timeout=MAX_WAIT_SECONDS,
+            finish_timeout=MAX_WAIT_SECONDS,
         ),
     )
     log(f"W&B: {run.url if online else pathlib.Path(run.dir).parent}")

@@ -58,9 +58,9 @@ class Workers:
         return self.index == 0
 
     def sum(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
-        """Sums the values over the workers; returns a float64 array.
+        """Returns the sum of the values over the workers, a float64 array.
 
-        All workers must call it; it blocks until they do.
+        All workers must call this method; it blocks until they do.
         """
         values = np.asarray(values, np.float64)
         return self._sum(tf.constant(values)).numpy() if self.count > 1 else values
@@ -79,27 +79,27 @@ class Workers:
 
     @contextlib.contextmanager
     def chief_first(self) -> Iterator[None]:
-        """Lets the chief run the body while the others wait; then the others run it."""
+        """Runs the body in the chief while the other workers wait, and then in the others."""
         if not self.is_chief:
             self.wait()
         yield
         if self.is_chief:
             self.wait()
 
-    def check_same(self, **things: object) -> None:
-        """Raises UserError in all workers unless all have the same values, compared as JSON."""
-        for name, thing in things.items():
-            text = json.dumps(thing, sort_keys=True, default=str)
-            mine = int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)  # exact in float64
-            if self.sum([mine != self.from_chief([mine])[0]])[0]:
+    def check_same(self, **values: object) -> None:
+        """Raises UserError in all workers unless the values, as JSON, are the same in all."""
+        for name, value in values.items():
+            text = json.dumps(value, sort_keys=True, default=str)
+            digest = int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)  # exact in float64
+            if self.sum([digest != self.from_chief([digest])[0]])[0]:
                 raise UserError(
                     f"the workers do not have the same {name}. Start all of them with the same "
                     f"flags, the same text, and an --output_dir that all of them can access."
                 )
 
     @contextlib.contextmanager
-    def losses_reported(self) -> Iterator[None]:
-        """Converts TensorFlow's errors about a failed worker to a UserError."""
+    def report_lost_workers(self) -> Iterator[None]:
+        """Converts TensorFlow's errors about another worker that failed to a UserError."""
         try:
             yield
         except _LOST as error:
@@ -113,13 +113,13 @@ class Workers:
 
 
 def read_cluster(environ: Mapping[str, str] = os.environ) -> tuple[int, tuple[str, ...]]:
-    """Reads this worker's index and the addresses of all workers from the variable TF_CONFIG.
+    """Returns this worker's index and the addresses of all workers, according to TF_CONFIG.
 
-    TF_CONFIG holds JSON as written by TensorFlow, Kubeflow and Vertex AI: `cluster` with the tasks
-    "worker" and optionally one "chief", and `task` with `type` and `index`.
+    TF_CONFIG contains JSON as written by TensorFlow, Kubeflow and Vertex AI: `cluster` with the
+    tasks "worker" and optionally one "chief", and `task` with `type` and `index`.
 
     Raises:
-        UserError: the variable is not set or not valid.
+        UserError: TF_CONFIG is not set or not valid.
     """
     text = environ.get("TF_CONFIG", "")
     try:
@@ -135,7 +135,7 @@ def read_cluster(environ: Mapping[str, str] = os.environ) -> tuple[int, tuple[st
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         reason = f"lacks {error}" if isinstance(error, LookupError) else str(error)
         raise UserError(
-            f"TF_CONFIG must hold the cluster and this worker's task with "
+            f"TF_CONFIG must contain the cluster and this worker's task with "
             f"--distribution=multi_worker; it is "
             f"{f'{text[:100]!r} ({reason})' if text else 'not set'}. Set it, for example, to "
             f"{_EXAMPLE}"

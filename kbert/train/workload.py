@@ -34,15 +34,16 @@ class Workload(abc.ABC):
 
     Attributes:
         config: settings of the run.
-        part: folder within the run's folder. program: module that resumes the run.
+        part: name of the subfolder of the run's folder. program: module that resumes the run.
         fixed: names of the settings that affect results and must not change when a run resumes.
-        rescored: names of the settings that a complete run uses again when it scores its weights.
+        rescored: names of the settings that still have an effect on a complete run, whose weights
+            are scored again.
         patience: number of evaluations without improvement before early stopping, or None.
-        layers: encoder blocks of `init_from` to use, from 1; None for all.
+        layers: numbers of the encoder blocks of `init_from` to use, from 1; None for all.
         teacher: the teacher of a distillation run, or None. teacher_labels: names of its labels.
         teacher_class: model class of the teacher.
-        taught_sums: names of two of the objective's sums: the loss that is partly replaced by the
-            teacher's soft loss, and its count.
+        taught_sums: names of two of the objective's sums: the loss that the teacher's soft loss
+            partly replaces, and its count.
         bert_config, tokenizer, train_steps, eval_every_steps, schedule, objective: set by `load`.
         data: set by `load`; its `dataset(batch_size, first, count, input_context)` returns a
             tf.data.Dataset of `count` batches for the replicas of a worker, starting at batch
@@ -114,19 +115,23 @@ class Workload(abc.ABC):
 
     @abc.abstractmethod
     def identity(self) -> dict[str, Any]:
-        """JSON that identifies training and held-out data: {"corpus": ..., "held_out": ...}."""
+        """Returns JSON that identifies the data: {"corpus": training data, "held_out": ...}."""
 
     @abc.abstractmethod
     def describe(self, devices: "Devices") -> Iterable[str]:
         """Returns lines that describe model, devices and data."""
 
     def longest(self) -> "PretrainingExamples | BucketedBatches":
-        """Returns data like `data` in which every batch has the maximum cost of a batch."""
+        """Returns data like `data`, in which every batch is as expensive as the largest one."""
         return self.data
 
     @abc.abstractmethod
     def cost_lines(self, trainer: "Trainer") -> Iterable[str]:
-        """Returns lines on the run's cost. trainer: a Trainer that has taken steps on `longest`."""
+        """Returns lines on the cost of the run.
+
+        Args:
+            trainer: a Trainer that has taken steps on the batches of `longest`.
+        """
 
     def check_metric(self) -> None:  # noqa: B027 - optional
         """Raises UserError if the configured metric cannot select the best weights."""
@@ -137,7 +142,7 @@ class Workload(abc.ABC):
 
     @abc.abstractmethod
     def train_text(self, step: int, metrics: Mapping[str, float]) -> str:
-        """Returns the metrics of a window of steps as text for the progress line."""
+        """Returns the metrics of the steps since the last log, as text for the progress line."""
 
     @abc.abstractmethod
     def evaluation_text(self, step: int, metrics: Mapping[str, float]) -> str:
@@ -154,14 +159,14 @@ class Workload(abc.ABC):
         teacher_outputs: Mapping[str, Any],
         features: "Mapping[str, tf.Tensor]",
     ) -> "tf.Tensor":
-        """Returns the soft loss between student and teacher, summed over all labels, a scalar.
+        """Returns the soft loss between student and teacher, a scalar summed over all labels.
 
         Args:
             outputs, teacher_outputs: dicts of the models' outputs. features: features of the batch.
         """
 
     def finish(self, results: dict[str, Any], run_dir: "RemoteRunDir") -> dict[str, Any]:
-        """Performs the work after the last step; returns the results of the run."""
+        """Finishes the run after the last step; returns the results of the run."""
         return results
 
     def write_pretrained(

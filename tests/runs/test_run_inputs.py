@@ -228,8 +228,8 @@ def test_another_backend_is_refused(settings, tmp_path):
     )
     assert (done.returncode, done.stderr) == (
         2,
-        "error: training needs Keras on TensorFlow; it is on jax. Set KERAS_BACKEND=tensorflow, or "
-        "change ~/.keras/keras.json.\n",
+        "error: training needs Keras' TensorFlow backend; the backend is jax. Set "
+        "KERAS_BACKEND=tensorflow, or change ~/.keras/keras.json.\n",
     )
 
 
