@@ -292,7 +292,7 @@ def test_threshold_gives_the_scores_it_promises(tokenizer):
 
 
 def test_threshold_without_labels():
-    with pytest.raises(UserError, match=r"there are no questions to find the threshold with\."):
+    with pytest.raises(UserError, match=r"there are no questions to tune the threshold on\."):
         best_null_threshold([], [])
     with pytest.raises(UserError, match=r"question 7: the question has no answers"):
         best_null_threshold([question("c")], [answered(1, "w1")])

@@ -369,7 +369,7 @@ def test_labels_by_number_with_names(settings, tmp_path):
             {"max_seq_length": 33},
             r"max_seq_length must be at most 32, the max_position_embeddings of .*; got 33",
         ),
-        ({"label_names": "neg,pos,so,odd"}, r"has no example of odd, so the model cannot learn it"),
+        ({"label_names": "neg,pos,so,odd"}, r"has no example with the label odd, so the model"),
         (
             {"label_names": "neg,pos"},
             r"classify_train.tsv, line 3: the label 'so' is not one of the 2",

@@ -136,7 +136,7 @@ def test_unknown_labels_of_the_test_file(settings, tmp_path, capsys):  # noqa: F
     config = settings(test_file=str(path), unknown_labels="wrong", epochs=1.0)
     results = finetune(config, tmp_path / "run")
     assert results["test"]["accuracy"] <= 2 / 3
-    assert "note: 1 of 3 examples count as wrong, as their labels are unknown: odd (1)" in (
+    assert "note: 1 of 3 examples have unknown labels and count as wrong: odd (1)" in (
         capsys.readouterr().out
     )
     assert "odd" in (tmp_path / "run/finetuning/test_report.txt").read_text()

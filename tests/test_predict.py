@@ -148,7 +148,7 @@ def test_files(lines, tmp_path):
             "classify",
             "a\na\tb",
             {},
-            "line 2: got 2 texts, separated by tabs; the lines before have",
+            "line 2: got 2 texts, separated by tabs, but the lines before have",
         ),
         (
             "classify",
@@ -216,7 +216,7 @@ def test_folders_that_do_not_say_what_they_are_for(folders, tmp_path):
     path = tmp_path / "x.tsv"
     path.write_text("the cat\t0\na dog\t7\n")
     with pytest.raises(
-        UserError, match=r"has no task.json, so its task is unknown. Name it: --task="
+        UserError, match=r"has no task.json, so its task is unknown. Set it, such as --task="
     ):
         evaluate(EvaluateConfig(model=str(folders["plain"]), eval_file=str(path)))
     with pytest.raises(UserError, match=r"plain has no sequence_classifier"):

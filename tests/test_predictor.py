@@ -122,7 +122,7 @@ def test_targets_of_masks_are_those_of_hf(tokenizer, tmp_path):
             warnings.simplefilter("always")
             found = predictor.fill_mask(texts, top_k, targets)
         assert [str(w.message) for w in caught if "target" in str(w.message)] == [
-            "the target 'unwanted' is not in the vocabulary; 'un' stands for it"
+            "the target 'unwanted' is not in the vocabulary; 'un' is used instead"
         ] * (targets == "unwanted")
         theirs = pipeline(texts, targets=targets, top_k=top_k)
         for ours, expected in zip(

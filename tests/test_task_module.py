@@ -191,7 +191,7 @@ def test_tasks_that_cannot_be_had(root, registered, monkeypatch):
 
 def test_methods_that_do_not_exist():
     assert names.all_built_in(None) and not names.all_built_in("length_task")
-    expected = r"method must be one of classify, tag, .*; got 'length'\. For a task of your own"
+    expected = r"method must be one of classify, tag, .*; got 'length'\. If it belongs to your own"
     with pytest.raises(UserError, match=expected):
         predict.check(PredictConfig(model="bert", method="length"))
     with pytest.raises(UserError, match=expected):  # known once the module is loaded

@@ -294,7 +294,7 @@ def test_labels_that_are_not_known():
 def test_labels_without_an_example():
     examples = [TextExample("", "a", None, "x")]
     with pytest.raises(
-        UserError, match=r"a\.tsv has no example of y, z, so the model cannot learn it"
+        UserError, match=r"a\.tsv has no example with the label y, z, so the model cannot learn it"
     ):
         check_all_present(examples, ("x", "y", "z"), "a.tsv")
     check_all_present(examples, ("x",), "a.tsv")

@@ -39,7 +39,7 @@ def test_the_error_names_all_unknown_labels():
     lines = []
     assert keep_known(rows(TRUE), NAMES, False, lines.append, "wrong") == rows(TRUE)
     assert lines == [
-        "note: 3 of 7 examples count as wrong, as their labels are unknown: odd (2), even (1)"
+        "note: 3 of 7 examples have unknown labels and count as wrong: odd (2), even (1)"
     ]
 
 
@@ -100,5 +100,5 @@ def test_evaluate_counts_them_as_wrong(folders, tmp_path):
         evaluate(EvaluateConfig(**config), lines.append)
     scores = evaluate(EvaluateConfig(**config, unknown_labels="wrong"), lines.append)
     assert scores["accuracy"] in (0, 0.5) and scores["recall_macro"] <= 1 / 4
-    assert "note: 1 of 2 examples count as wrong, as their labels are unknown: odd (1)" in lines
+    assert "note: 1 of 2 examples have unknown labels and count as wrong: odd (1)" in lines
     assert "odd" in lines[-1]

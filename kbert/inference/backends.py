@@ -1,9 +1,9 @@
-"""Backends: how a model is computed, with trainable or with frozen weights.
+"""Backends, which compute a model with its current weights or with frozen weights.
 
-A backend converts a function of tensors to a function of NumPy arrays. `keras_backend` computes a
-model with its current weights. Frozen weights allow faster backends: TensorFlow treats them as
-constants and fuses the ops around matrix products (XLA compiles the graph on a GPU); OpenVINO runs
-on the CPU only and is fastest for small batches.
+A backend converts a function of tensors to a function of NumPy arrays. `keras_backend` uses the
+current weights of a model. Frozen weights allow faster backends: in TensorFlow they are constants,
+so that the ops around matrix products can be fused (on a GPU, XLA compiles the graph); OpenVINO
+runs on the CPU only and is fastest for small batches.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ ArrayFunction = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 Backend = Callable[[TensorFunction, Mapping[str, np.ndarray]], ArrayFunction]
 
 _changing_policies = threading.Lock()
-_USELESS_REWRITES = (
+_DISABLED_PASSES = (  # of Grappler
     *("arithmetic_optimization", "dependency_optimization", "loop_optimization"),
     *("function_optimization", "debug_stripper", "scoped_allocator_optimization"),
     *("shape_optimization", "layout_optimizer", "common_subgraph_elimination"),
@@ -48,10 +48,12 @@ PARALLEL = 2  # concurrent batches: one runs while another waits for its slowest
 
 
 def choose_backend(name: str) -> str:
-    """Resolves "auto": OpenVINO if it is installed and TensorFlow uses no GPU, else TensorFlow.
+    """Returns the name of a backend; resolves "auto".
+
+    "auto" is OpenVINO if it is installed and TensorFlow uses no GPU, else TensorFlow.
 
     Args:
-        name: one of `kbert.settings.BACKENDS`; the server has `SERVER_BACKENDS`.
+        name: one of `kbert.settings.BACKENDS` or, in the server, of `SERVER_BACKENDS`.
 
     Raises:
         UserError: the name is unknown, or OpenVINO is requested but not installed.
@@ -74,17 +76,17 @@ def choose_backend(name: str) -> str:
 def frozen_backend(
     name: str, model: PretrainedModel, kind: str, folder: str | os.PathLike[str] | None = None
 ) -> Backend:
-    """Returns a backend for functions of a model with frozen weights; see `keras_backend`.
+    """Returns a backend that freezes the weights of a model; use it like `keras_backend`.
 
-    TensorFlow computes in the model's dtype. OpenVINO computes in bfloat16, with sums and
-    normalization in float32, if the model does and the CPU supports it; otherwise in float32.
-    Results differ from the model's only by rounding in these dtypes.
+    TensorFlow computes in the model's dtype. OpenVINO computes in float32, or in bfloat16 (with
+    sums and normalization in float32) if the model does and the CPU supports it. The results differ
+    from the model's only by rounding in these dtypes.
 
     Args:
         name: result of `choose_backend`. model: a model of `kbert.model`.
-        kind: identifies the function; different functions of a model need different kinds.
-        folder: folder of the model's weights, where the converted OpenVINO model is cached in
-            `openvino` if the folder is writable. None for no cache.
+        kind: name of the function in the cache; different functions of a model need different ones.
+        folder: folder of the model's weights. The converted OpenVINO model is cached in its
+            subfolder `openvino`, if it is writable. None for no cache.
     """
     if name == "openvino":
         return functools.partial(_openvino, model=model, kind=kind, folder=folder)
@@ -94,7 +96,7 @@ def frozen_backend(
 
 
 def on_gpu() -> bool:
-    """Whether TensorFlow uses a GPU."""
+    """Returns whether TensorFlow uses a GPU."""
     return bool(tf.config.list_physical_devices("GPU"))
 
 
@@ -109,7 +111,7 @@ def keras_backend(
         jit: whether XLA compiles the function; None for TensorFlow's default.
 
     Returns:
-        function from a dict of arrays, like `features`, to a dict of arrays. It is thread-safe.
+        A thread-safe function from a dict of arrays, like `features`, to a dict of arrays.
     """
     specs = {
         name: tf.TensorSpec([None] * array.ndim, array.dtype) for name, array in features.items()
@@ -132,7 +134,7 @@ def frozen_graph(
         dtype: dtype of the matrices; vectors and embeddings stay float32, as in the model.
 
     Returns:
-        the function's arguments and results, two dicts of symbolic tensors of the graph.
+        The arguments and the results of the function, two dicts of symbolic tensors of the graph.
     """
     graph, weights = tf.Graph(), []
     for weight in model.weights:
@@ -153,10 +155,10 @@ def _tensorflow(function, features, model):
         return keras_backend(function, features, jit=True)
     with constant_weights():
         inputs, outputs = frozen_graph(function, features, model, model.compute_dtype)
-    # Disable Grappler passes that do not help: each of them copies the weights.
+    # Disable Grappler passes that do not help, because each of them copies the weights.
     config = tf.compat.v1.ConfigProto()
     rewrites = config.graph_options.rewrite_options
-    for name in _USELESS_REWRITES:
+    for name in _DISABLED_PASSES:
         setattr(rewrites, name, rewrites.OFF)
     rewrites.memory_optimization = rewrites.NO_MEM_OPT
     rewrites.meta_optimizer_iterations = rewrites.ONE
@@ -174,20 +176,21 @@ def _openvino(function, features, model, kind, folder):
 
     core = openvino.Core()
     path = folder and pathlib.Path(folder) / "openvino" / f"{kind}-{_fingerprint(model)}"
-    converted = path and _kept(core, path)
+    converted = path and _load_cached(core, path)
     if not converted:
         converted = openvino_model(core, function, features, model)
         if path:
-            _keep(converted, path)
+            _save_cached(converted, path)
     can = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     bfloat16 = model.compute_dtype == "bfloat16" and "BF16" in can
-    # One stream: two would give each batch half of the cores and double the latency of a single
-    # batch.
+    # With two streams, each batch would get half of the cores, and a single batch would take twice
+    # as long.
     settings = {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32", "NUM_STREAMS": 1}
     compiled = core.compile_model(converted, "CPU", settings)
     names = [port.any_name for port in converted.outputs]
-    openvino.Tensor(np.zeros(1, np.int32)).data  # noqa: B018 - two first uses can deadlock
-    idle = []  # infer requests; each is used by one thread at a time
+    # Two threads that create the first tensor at the same time can deadlock.
+    openvino.Tensor(np.zeros(1, np.int32)).data  # noqa: B018
+    idle = []  # infer requests that no thread uses
 
     def compute(features):
         request = idle.pop() if idle else compiled.create_infer_request()
@@ -209,7 +212,7 @@ def openvino_model(
 ) -> "openvino.Model":
     """Converts a function to an OpenVINO model in float32, with the same names and shapes.
 
-    Goes through a TensorFlow graph file, because OpenVINO's `convert_model` is slower and sends
+    OpenVINO reads a TensorFlow graph file, because its `convert_model` is slower and sends
     telemetry. function, features, model: as for `frozen_graph`.
     """
     import openvino
@@ -257,8 +260,8 @@ def _fingerprint(model):
     return digest.hexdigest()[:16]
 
 
-def _kept(core, path):
-    """Loads the openvino.Model written by `_keep`; None if it is missing or damaged."""
+def _load_cached(core, path):
+    """Loads the openvino.Model written by `_save_cached`; None if it is missing or damaged."""
     try:
         if (path / "sha256").read_text() == _checksum(path):
             return core.read_model(path / "model.xml")
@@ -267,8 +270,8 @@ def _kept(core, path):
     return None
 
 
-def _keep(converted, path):
-    """Writes a model atomically and removes other models of its kind."""
+def _save_cached(converted, path):
+    """Writes a model atomically and removes older models of the same kind."""
     import openvino
 
     # If the folder is read-only, full or in use, the model is converted again next time.

@@ -11,23 +11,23 @@ from kbert.data.bucketed_batches import EncodedExample, bucket_length, pad_examp
 from kbert.inference.backends import PARALLEL, Backend, keras_backend, on_gpu
 
 BATCH_SIZE = 32
-# Tokens of a batch on the CPU: larger batches have more padding and no higher throughput.
+# Maximum tokens in a batch on the CPU; larger batches have more padding and no higher throughput.
 BATCH_TOKENS = 1024
 
 
 class BatchRunner:
     """Computes outputs of a model for items of any length.
 
-    On the CPU, a batch is padded to its longest item; on a GPU, to one of a few shapes, so that XLA
-    compiles few graphs.
+    On the CPU, a batch is padded to its longest item. On a GPU, it is padded to one of a few
+    shapes, so that XLA compiles few graphs.
 
     Args:
         model: a model of `kbert.model`, or a function with the same signature.
         pick: function from the model's outputs and the features to a dict of the tensors to return,
             batch axis first.
         pad_id: id of [PAD].
-        max_seq_length: length of the longest item in tokens.
-        batch_size: maximum items in a batch; two batches are computed concurrently.
+        max_seq_length: maximum length of an item in tokens.
+        batch_size: maximum number of items in a batch; two batches are computed concurrently.
         backend: compiles the function; see `kbert.inference.backends`.
     """
 
@@ -46,7 +46,7 @@ class BatchRunner:
         self._backend = backend
         self._function = lambda features: pick(model(features, training=False), features)
         self._compute = None
-        self._making = threading.Lock()
+        self._compiling = threading.Lock()
 
     def __call__(
         self, items: Sequence[EncodedExample], advance: Callable[[int], object] | None = None
@@ -58,12 +58,12 @@ class BatchRunner:
             advance: called with the number of items done since the last call.
 
         Returns:
-            list of dicts of the picked outputs, without the batch axis. If the first axis is the
-            token axis, it may be longer than the item.
+            list of dicts of the picked outputs, without the batch axis. A token axis may be longer
+            than the item.
         """
         results = [None] * len(items)
         batches = self._batches(items)
-        with self._making:
+        with self._compiling:
             if batches and self._compute is None:
                 self._compute = self._backend(self._function, self._features(items, batches[0]))
         with ThreadPoolExecutor(PARALLEL) as pool:
@@ -76,7 +76,7 @@ class BatchRunner:
         return results
 
     def _batches(self, items):
-        """Returns arrays of item indices, longest items first: memory errors occur early."""
+        """Returns arrays of item indices, longest items first; so memory errors occur early."""
         order = np.argsort([-item.length for item in items], kind="stable")
         batches = []
         while len(order):

@@ -25,16 +25,16 @@ def fine_tuned(
     """Loads a fine-tuned model and a file of labeled examples.
 
     Args:
-        file: path of the labeled examples.
+        config: settings of the program. file: path of the labeled examples.
         dtype: dtype policy of the model.
         report: called with each line of output.
         unknown_labels: as for `kbert.tasks.labels.keep_known`.
 
     Returns:
-        the Predictor, its Task, and the examples.
+        The Predictor, its Task, and the examples.
 
     Raises:
-        UserError: the model or the examples cannot be used; names file and line.
+        UserError: the model or the examples cannot be used (names file and line).
     """
     load_task_module(config.task_module)
     if config.task:
@@ -46,7 +46,8 @@ def fine_tuned(
     name = config.task or (predictor.settings or {}).get("task")
     if name is None:
         raise UserError(
-            f"{config.model} has no task.json, so its task is unknown. Name it: --task=classify"
+            f"{config.model} has no task.json, so its task is unknown. Set it, such as "
+            f"--task=classify"
         )
     task = predictor.task(name)
     examples = read_split(file, dataclasses.replace(config, task=name), report=report)
@@ -57,17 +58,16 @@ def fine_tuned(
 
 
 def evaluate(config: EvaluateConfig, report: Callable[[str], object] = print) -> dict[str, Any]:
-    """Scores a model on labeled examples.
+    """Scores a model on labeled examples, and writes the metrics to `results_file`, if set.
 
     Args:
-        report: called with each line of output.
+        config: settings of the program. report: called with each line of output.
 
     Returns:
-        dict of metric -> float; tagging adds `entities`, a dict of type -> metrics. Also written to
-        `results_file` as JSON.
+        dict of metric -> float; tagging adds `entities`, a dict of type -> metrics.
 
     Raises:
-        UserError: the model or the examples cannot be used; names file and line.
+        UserError: the model or the examples cannot be used (names file and line).
     """
     dtype = None if config.precision == "float32" else config.precision
     predictor, task, examples = fine_tuned(

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from kbert.errors import UserError
 from kbert.tasks.encoding import text_items
-from kbert.tasks.outputs import MOST_MASKS, masked_logits
+from kbert.tasks.outputs import MAX_MASKS, masked_logits
 from kbert.tokenizer.vocab import CONTINUATION
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from kbert.tokenizer.tokenizer import BertTokenizer
 
 _MASK = "[MASK]"
-_CHUNK = 64  # texts whose scores for the whole vocabulary are held in memory at a time
-_LAST_WORD = re.compile(r"[^\W\u2e80-\u9fff\uf900-\ufaff]*\Z")  # Chinese characters are words
+_CHUNK = 64  # texts whose scores for the whole vocabulary are in memory at a time
+_LAST_WORD = re.compile(r"[^\W\u2e80-\u9fff\uf900-\ufaff]*\Z")  # a Chinese character is a word
 
 
 class MaskFiller:
@@ -51,7 +51,11 @@ class MaskFiller:
         targets: str | Sequence[str] | None,
         advance: Callable[[int], object] | None,
     ) -> list[dict[str, Any]]:
-        """Returns a dict for each text. advance: called with the number of completed texts."""
+        """Returns a dict for each text; see `kbert.Predictor.fill_mask`.
+
+        Args:
+            advance: called with the number of texts done since the last call, or None.
+        """
         tokenizer = self.tokenizer
         if not 1 <= top_k <= tokenizer.vocab_size:
             raise UserError(
@@ -60,9 +64,9 @@ class MaskFiller:
         items = text_items(tokenizer, texts, None, self.max_seq_length)
         counts = [int(np.sum(item.input_ids == tokenizer.mask_id)) for item in items]
         for text, masks in zip(texts, counts, strict=True):
-            if not 0 < masks <= MOST_MASKS:
+            if not 0 < masks <= MAX_MASKS:
                 raise UserError(
-                    f"each text must have 1 to {MOST_MASKS} [MASK] within its first "
+                    f"each text must have 1 to {MAX_MASKS} [MASK] within its first "
                     f"{self.max_seq_length} tokens; got {masks} in {text[:60]!r}."
                 )
         if targets is None:
@@ -75,19 +79,19 @@ class MaskFiller:
         ]
 
     def _best(self, items, top_k, advance):
-        """Yields ids and scores of the best tokens, (M, top_k), for each text."""
-        # Powers of 2, to compile few graphs.
-        most = min(max(16, 1 << (top_k - 1).bit_length()), self.tokenizer.vocab_size)
+        """Yields for each text the ids and scores of the best tokens, (M, top_k) each."""
+        # The graph computes a power of 2, so that few graphs are compiled.
+        count = min(max(16, 1 << (top_k - 1).bit_length()), self.tokenizer.vocab_size)
 
         def pick(outputs, features):
-            best = tf.math.top_k(tf.nn.softmax(outputs["logits"]), most)  # (B, 16, most)
+            best = tf.math.top_k(tf.nn.softmax(outputs["logits"]), count)  # (B, 16, count)
             return {"scores": best.values, "ids": best.indices}
 
-        for output in self._outputs(most, pick)(items, advance):
+        for output in self._outputs(count, pick)(items, advance):
             yield output["ids"][:, :top_k], output["scores"][:, :top_k]
 
     def _best_of(self, items, target_ids, top_k, advance):
-        """Like `_best`, restricted to the tokens in target_ids."""
+        """Like `_best`, but restricted to the tokens in `target_ids`."""
 
         def pick(outputs, features):
             return {"scores": tf.nn.softmax(outputs["logits"])}
@@ -108,22 +112,22 @@ class MaskFiller:
         return self._runner(f"fill_mask_{kind}_{tokenizer.mask_id}", model, pick, compute)
 
     def _target_ids(self, targets):
-        """Sorted ids of the targets; a target outside the vocabulary has its first piece's id."""
+        """Returns the sorted ids of the targets, or of the first WordPieces of unknown targets."""
         targets = [targets] if isinstance(targets, str) else list(targets)
-        number = {word: i for i, word in enumerate(self.tokenizer.vocab)}
-        missing = [target for target in targets if target not in number]
+        ids_of_words = {word: i for i, word in enumerate(self.tokenizer.vocab)}
+        missing = [target for target in targets if target not in ids_of_words]
         rows = self.tokenizer.tokenize(missing).to_list() if missing else []
         pieces = dict(zip(missing, rows, strict=True))
         for target, ids in pieces.items():
-            other = f"{self.tokenizer.vocab[ids[0]]!r} stands for it" if ids else "it is ignored"
-            warnings.warn(f"the target {target!r} is not in the vocabulary; {other}", stacklevel=4)
-        first = [number[t] if t in number else next(iter(pieces[t]), None) for t in targets]
+            used = f"{self.tokenizer.vocab[ids[0]]!r} is used instead" if ids else "it is ignored"
+            warnings.warn(f"the target {target!r} is not in the vocabulary; {used}", stacklevel=4)
+        first = [ids_of_words.get(t, next(iter(pieces.get(t, ())), None)) for t in targets]
         if not (ids := {i for i in first if i is not None}):
             raise UserError(f"targets must have at least one word; got {targets!r}.")
         return np.array(sorted(ids))
 
     def _filled(self, text, ids, scores):
-        """The dict of a text. ids, scores: (masks, k)."""
+        """Returns the result for a text. ids, scores: (masks, top_k)."""
         filled, *parts = text.split(_MASK)
         masks = []
         for place, part in enumerate(parts):
@@ -133,16 +137,16 @@ class MaskFiller:
             masks.append(
                 [
                     {"token": self.tokenizer.vocab[i], "score": float(score)}
-                    | {"word": _joined(filled, self.tokenizer.vocab[i])[1]}
+                    | {"word": _append(filled, self.tokenizer.vocab[i])[1]}
                     for i, score in zip(ids[place], scores[place], strict=True)
                 ]
             )
-            filled = _joined(filled, masks[-1][0]["token"])[0] + part
+            filled = _append(filled, masks[-1][0]["token"])[0] + part
         return {"text": filled, "masks": masks}
 
 
-def _joined(text, token):
-    """Appends a token to a text; returns the text and the word that ends with the token."""
+def _append(text, token):
+    """Appends a token to a text; returns the new text and the word that the token completes."""
     if not token.startswith(CONTINUATION) or token == CONTINUATION:
         return text + token, token
     text = text.rstrip() + token.removeprefix(CONTINUATION)

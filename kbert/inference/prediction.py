@@ -16,13 +16,13 @@ from kbert.settings import METHODS, ColumnConfig, ExampleConfig, PredictConfig
 from kbert.tasks import registry
 from kbert.tasks.examples import read_split
 from kbert.tasks.names import check_method
-from kbert.tasks.outputs import MOST_MASKS
+from kbert.tasks.outputs import MAX_MASKS
 from kbert.utils import atomic
 from kbert.utils.input_files import encoding_note, plain_name, read_byte_lines
 
-_CHUNK = 4096  # texts read, computed and written at a time
+_CHUNK = 4096  # texts to read, compute and write at a time
 _TWO_TEXTS = ("next_sentence", "similarity")
-_OPTIONS = {  # method -> its options, which are settings of the same name
+_OPTIONS = {  # method -> its options, which PredictConfig has under the same names
     "fill_mask": ("top_k", "targets"),
     "answer": ("top_k", "max_answer_length", "allow_no_answer"),
     "similarity": ("pooling",),
@@ -33,10 +33,11 @@ def predict(config: PredictConfig, report: Callable[[str], object] = print) -> N
     """Writes a model's predictions for texts as JSON lines, in the order of the texts.
 
     Args:
-        report: called with each line of output other than the predictions.
+        config: settings of the program.
+        report: called with each line of output except the predictions.
 
     Raises:
-        UserError: the model or the texts cannot be used; names file and line.
+        UserError: the model or the texts cannot be used (names file and line).
     """
     registry.load_task_module(config.task_module)
     own_methods = (kind.method for kind in registry.tasks().values())
@@ -52,14 +53,14 @@ def predict(config: PredictConfig, report: Callable[[str], object] = print) -> N
     task = own if own and own.method == method else registry.task_of_method(method)
     rows, total = _rows(config, method, task, settings, report)
     with contextlib.ExitStack() as stack:
-        output = stack.enter_context(_opened(config.output_file))
+        output = stack.enter_context(_output_file(config.output_file))
         bar = stack.enter_context(tqdm(total=total, unit=" texts", file=sys.stderr, disable=None))
         predictor.advance = bar.update
         while chunk := list(itertools.islice(rows, _CHUNK)):
             texts = [row for row in chunk if row]
             results = iter(_results(predictor, method, task, texts, config))
             for row in chunk:
-                line = next(results) if row else None  # a skipped line yields null
+                line = next(results) if row else None  # the prediction for a skipped line is null
                 if row and config.echo:
                     line = {"input": row[0] if len(row) == 1 else row, **line}
                 output.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -67,20 +68,20 @@ def predict(config: PredictConfig, report: Callable[[str], object] = print) -> N
 
 
 @contextlib.contextmanager
-def _opened(path):
-    """Opens a file that appears at `path` once it is complete; "-": standard output."""
+def _output_file(path):
+    """Opens a file that is moved to `path` when it is complete; "-" means standard output."""
     if path == "-":
         yield sys.stdout
         return
-    whole = atomic.file(os.path.realpath(path))
+    target = atomic.file(os.path.realpath(path))
     if os.path.exists(path) and not os.path.isfile(path):  # such as a named pipe
-        whole = contextlib.nullcontext(path)
-    with whole as place, open(place, "w", encoding="utf-8") as output:
+        target = contextlib.nullcontext(path)
+    with target as place, open(place, "w", encoding="utf-8") as output:
         yield output
 
 
 def _results(predictor, method, task, rows, config):
-    """Returns a JSON object for each row, a tuple of arguments of the method."""
+    """Returns a JSON object for each row. rows: tuples of the method's arguments."""
     if not rows:
         return []
     columns = [list(column) for column in zip(*rows, strict=True)]
@@ -90,17 +91,17 @@ def _results(predictor, method, task, rows, config):
     options = {name: value for name, value in options.items() if value is not None}
     if task:
         if method not in METHODS or (predictor.settings or {}).get("task") == task.name:
-            answers = predictor.ask(task.name, *columns, **options)
+            results = predictor.ask(task.name, *columns, **options)
         else:
-            answers = getattr(predictor, method)(*columns, **options)
-        return [task.as_line(answer) for answer in answers]
+            results = getattr(predictor, method)(*columns, **options)
+        return [task.as_line(result) for result in results]
     if "targets" in options:
         options["targets"] = [target.strip() for target in config.targets.split(",")]
     return getattr(predictor, method)(*columns, **options)
 
 
 def _check_options(config, method):
-    """Raises UserError if a flag is set that the method does not read."""
+    """Raises UserError if a flag is set that does not apply to the method."""
     for name in sorted({name for names in _OPTIONS.values() for name in names} - {"pooling"}):
         methods = [other for other, names in _OPTIONS.items() if name in names]
         if getattr(config, name) is not None and method not in methods:
@@ -108,7 +109,7 @@ def _check_options(config, method):
 
 
 def _rows(config, method, task, settings, report):
-    """Returns an iterator of rows (None for skipped lines), and their number or None if unknown."""
+    """Returns an iterator over rows (None for skipped lines), and their number or None."""
     least, most = task.texts if task else (2, 2) if method in _TWO_TEXTS else (1, 1)
     if most == 2 and settings.get("takes_pairs", task and task.takes_pairs):
         least = 2
@@ -123,7 +124,7 @@ def _rows(config, method, task, settings, report):
 
 
 def _line_rows(lines, origin, method, columns, config, report):
-    width, left_out = None, 0
+    width, skipped = None, 0
     for number, line in enumerate(lines, 1):
         try:
             row = tuple(line.decode("utf-8").rstrip("\r\n").split("\t"))
@@ -136,18 +137,18 @@ def _line_rows(lines, origin, method, columns, config, report):
                 f"{origin}, line {number}: {problem}. Fix it, or write null for such lines with "
                 f"--skip_bad_lines."
             )
-        left_out += bool(problem)
+        skipped += bool(problem)
         if problem:
             yield None
         else:
             width = len(row)
             yield (row[0], row[1:]) if columns[1] is None else row
-    if left_out:
-        report(f"note: skipped {left_out:,} lines of {origin}; their predictions are null")
+    if skipped:
+        report(f"note: skipped {skipped:,} lines of {origin}; their predictions are null")
 
 
 def _problem(row, method, columns, width):
-    """Returns the problem with a line, or None. width: texts in each earlier line, or None."""
+    """Returns the problem with a line, or None. width: number of texts in the lines before."""
     least, most = columns
     if not all(part.strip() for part in row):
         return "the text is empty"
@@ -159,9 +160,9 @@ def _problem(row, method, columns, width):
         )
         return f"{method} needs {expected} texts, separated by tabs; got {len(row)}"
     if width and len(row) != width:
-        return f"got {len(row)} texts, separated by tabs; the lines before have {width}"
-    if method == "fill_mask" and not 0 < row[0].count("[MASK]") <= MOST_MASKS:
-        return f"the text must have 1 to {MOST_MASKS} [MASK]; got {row[0].count('[MASK]')}"
+        return f"got {len(row)} texts, separated by tabs, but the lines before have {width}"
+    if method == "fill_mask" and not 0 < row[0].count("[MASK]") <= MAX_MASKS:
+        return f"the text must have 1 to {MAX_MASKS} [MASK]; got {row[0].count('[MASK]')}"
     return None
 
 

@@ -13,7 +13,7 @@ from kbert.config import EmbeddingConfig
 from kbert.model.models import BertForEmbedding, BertForMaskedLM, BertForNextSentencePrediction
 from kbert.tasks import registry
 from kbert.tasks.endpoint import Endpoint, as_array
-from kbert.tasks.outputs import MOST_MASKS, masked_logits
+from kbert.tasks.outputs import MAX_MASKS, masked_logits
 from kbert.tokenizer.tokenizer import BertTokenizer
 
 
@@ -115,7 +115,7 @@ class FillMask(Endpoint):
     forward_spec: dict[str, tuple[str, str]] = {
         "logits": (
             "BMV",
-            f"of the vocabulary, at the first {MOST_MASKS} [MASK]; undefined after them",
+            f"of the vocabulary, at the first {MAX_MASKS} [MASK]; undefined after them",
         ),
     }
     output_spec: dict[str, str] = {
@@ -146,7 +146,7 @@ class FillMask(Endpoint):
     ) -> dict[str, tf.Tensor]:
         mask_id = self.tokenizer.mask_id
         counts = tf.math.count_nonzero(features["input_ids"] == mask_id, axis=1, dtype=tf.int32)
-        M = tf.minimum(tf.reduce_max(tf.concat([counts, [0]], axis=0)), MOST_MASKS)
+        M = tf.minimum(tf.reduce_max(tf.concat([counts, [0]], axis=0)), MAX_MASKS)
         best = tf.math.top_k(
             tf.nn.softmax(outputs["logits"][:, :M]), min(self.top_k, self.tokenizer.vocab_size)
         )

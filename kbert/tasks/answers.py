@@ -1,4 +1,4 @@
-"""Converts answers of examples to token positions in windows, and logits to answers."""
+"""Converts the answers of examples to token positions in windows, and logits to answers."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 def answer_positions(
     examples: "Sequence[QuestionExample]", windows: "TokenWindows"
 ) -> list[tuple[int, int] | None]:
-    """Returns the positions of the answers in the windows of their questions.
+    """Returns the position of the answer in each window.
 
-    As in run_squad.py, except that the tokens of an answer are found exactly, by byte offsets, and
-    not by words. Only the first answer of an example is used.
+    As in run_squad.py, except that the tokens of an answer are located by byte offsets instead of
+    words. Only the first answer of an example is used.
 
     Args:
-        examples: list of QuestionExample. windows: their TokenWindows.
+        examples: list of QuestionExample. windows: the TokenWindows of these examples.
 
     Returns:
-        For each window the indices of the first and the last token of the answer; (0, 0), which is
-        [CLS], if the question is impossible or the answer is not entirely in this window; None if
-        the example is unlabelled.
+        For each window the indices of the first and the last token of the answer. They are (0, 0),
+        which is [CLS], if the question is impossible or the window does not contain the whole
+        answer. None if the example is unlabeled.
     """
     columns = zip(examples, windows.starts.numpy(), windows.ends.numpy(), strict=True)
     answers = [_answer_tokens(*column) for column in columns]
@@ -46,10 +46,10 @@ def answer_positions(
 
 
 def _answer_tokens(example, starts, ends):
-    """First and last token of the context that overlap the answer; None without labels.
+    """Returns the first and the last token of the context that overlap the answer.
 
-    (-1, -1) if the question is impossible, or the answer has no token (it is white space) or no
-    offset (only training needs offsets).
+    (-1, -1) if the question is impossible, or the answer has no tokens (it is white space) or no
+    offset (only training needs offsets). None if the example is unlabeled.
     """
     if not example.answers and not example.is_impossible:
         return None
@@ -75,31 +75,32 @@ def best_answers(
 ) -> list[dict[str, Any]]:
     """Returns the best answer to each question, and further candidates.
 
-    In a tie, the first span wins.
+    Of several spans with the same score, the first one wins.
 
     Args:
         examples: sequence of QuestionExample.
-        windows: list of TokenWindows of all examples, in order.
-        outputs: for each window a dict of `start_logits` and `end_logits`, arrays of at least its
-            length.
+        windows: list of the TokenWindows of all examples, in order.
+        outputs: for each window a dict of `start_logits` and `end_logits`, arrays that are at least
+            as long as the window.
         top_k: maximum number of spans to return.
         max_answer_length: maximum length in tokens. SQuAD's 30 is too short for a third of the
             Chinese CMRC 2018.
         allow_no_answer: whether questions may have no answer, as in SQuAD 2.0.
         null_threshold: the answer is "" if `no_answer_score` exceeds the best score by more than
-            this.
+            this value.
         allow_overlap: whether `candidates` may overlap, as in Hugging Face's pipeline.
 
     Returns:
         For each example a dict of
-            text: str, "" = no answer. start, end: int, its offsets in characters of the context,
-                end exclusive; None = no answer. byte_start, byte_end: the same in bytes of UTF-8.
+            text: str, "" for no answer.
+            start, end: int, offsets in characters of the context, end exclusive; None for no
+                answer. byte_start, byte_end: the same in bytes of UTF-8.
             score: float, score of the answer (`kbert.tasks.span_ops.span_scores`), or
                 `no_answer_score`.
             probability: float, softmax of the scores in `candidates`.
-            no_answer_score: float, the smallest sum of the two logits of [CLS] in a window.
-            candidates: list of dicts of text, start, end, byte_start, byte_end, score,
-                probability; the best spans, and no answer if it is allowed; best score first.
+            no_answer_score: float, the sum of the two logits of [CLS], minimum over the windows.
+            candidates: list of dicts of text, start, end, byte_start, byte_end, score and
+                probability: the best spans and, if it is allowed, no answer; best score first.
         Without `allow_no_answer`, the answer is "" only for a context without tokens.
 
     Raises:
@@ -134,26 +135,27 @@ def best_answers(
 def best_null_threshold(
     examples: "Sequence[QuestionExample]", answers: Sequence[dict[str, Any]]
 ) -> tuple[float, float]:
-    """Returns the `null_threshold` with the best F1 on labelled questions, and the F1 in percent.
+    """Returns the `null_threshold` with the best F1 on labeled questions, and the F1 in percent.
 
-    As in find_best_thresh of SQuAD 2.0's evaluation script, except that the script returns 0 if
-    never answering is best, and separates questions with equal score differences.
+    As in find_best_thresh of SQuAD 2.0's evaluation script, with two differences: the script
+    returns 0 if it is best never to answer, and it can put a threshold between questions with equal
+    score differences.
 
     Args:
         examples: sequence of QuestionExample. answers: results of `best_answers`, in order.
 
     Raises:
-        UserError: there are no examples, or one is unlabelled.
+        UserError: there are no examples, or one is unlabeled.
     """
     if not examples:
-        raise UserError("there are no questions to find the threshold with.")
+        raise UserError("there are no questions to tune the threshold on.")
     gains, differences, total = [], [], 0.0
     for example, answer in zip(examples, answers, strict=True):
         spans = [c for c in answer["candidates"] if c["start"] is not None]
-        silent = answer_scores(example, "")[1]
-        total += silent
+        f1_without_answer = answer_scores(example, "")[1]
+        total += f1_without_answer
         if spans:
-            gains.append(answer_scores(example, spans[0]["text"])[1] - silent)
+            gains.append(answer_scores(example, spans[0]["text"])[1] - f1_without_answer)
             differences.append(answer["no_answer_score"] - spans[0]["score"])
     order = np.argsort(differences, kind="stable")
     differences = np.array(differences)[order]
@@ -169,10 +171,10 @@ def best_null_threshold(
 
 
 def _best_spans(scores, starts, ends, top_k, allow_overlap):
-    """(start, end, score) of the best spans, without those that overlap a better span.
+    """Returns (start, end, score) of the best spans; skips spans that overlap a better one.
 
-    numpy is five times as fast as eager TensorFlow ops; an exported graph needs only the best span.
-    scores: (W, R, A). starts, ends: (W, R).
+    This is NumPy code, five times as fast as eager TensorFlow ops; an exported graph needs only the
+    best span. scores: (W, R, A). starts, ends: (W, R).
     """
     window, first, more = np.nonzero(scores > -np.inf)
     scores = scores[window, first, more]
@@ -190,7 +192,7 @@ def _best_spans(scores, starts, ends, top_k, allow_overlap):
 
 
 def _candidate(context, places, start, end, score):
-    """Returns a dict of `candidates`. places: characters before each byte of the context."""
+    """Returns an item of `candidates`. places: number of characters before each byte."""
     text = context[start:end].decode("utf-8", "replace")
     offsets = {"byte_start": start, "byte_end": end}
     if start is not None:

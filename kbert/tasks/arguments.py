@@ -24,8 +24,8 @@ def as_batch(*columns: Any) -> list[list[Any] | None]:
     for column in filter(lambda column: column is not None, columns):
         if isinstance(column, str):
             raise UserError(
-                f"there must be as many texts in each argument; got a list of texts, and the str "
-                f"{column[:60]!r}, which is one text."
+                f"all arguments must have the same number of texts; got a list of texts, and the "
+                f"str {column[:60]!r}, which is one text."
             )
         elements = column if isinstance(column, Iterable) else [column]
         for element in elements:

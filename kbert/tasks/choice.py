@@ -106,10 +106,10 @@ class Choice(Task):
         rows = iter(text_items(self.tokenizer, texts, choices, self.max_seq_length))
         items = []
         for example in examples:
-            mine = [next(rows) for _ in example.choices]
+            choice_items = [next(rows) for _ in example.choices]
             item = EncodedExample(
-                _stacked([item.input_ids for item in mine], self.tokenizer.pad_id),
-                _stacked([item.token_type_ids for item in mine], 0),
+                _stack([item.input_ids for item in choice_items], self.tokenizer.pad_id),
+                _stack([item.token_type_ids for item in choice_items], 0),
             )
             items.append(item if example.label is None else labelled(item, example.label, np.int32))
         return Encoded(items)
@@ -136,7 +136,7 @@ class Choice(Task):
         return {"accuracy": float(np.mean(right))}
 
 
-def _stacked(arrays, value):
+def _stack(arrays, value):
     """Stacks rows of different lengths into a (C, L) array, padded with `value`."""
     width = max(len(array) for array in arrays)
     return np.stack([np.pad(a, (0, width - len(a)), constant_values=value) for a in arrays])

@@ -21,7 +21,7 @@ class ClassificationEndpoint(Endpoint):
 
     name = "classify"
     forward_spec: dict[str, tuple[str, str]] = {
-        "logits": ("BC", "of the labels; their softmax is the probabilities")
+        "logits": ("BC", "one per label; the softmax gives the probabilities")
     }
     standard_api: str | None = "classify"
     decisions: Callable[[np.ndarray], np.ndarray] | None = staticmethod(
@@ -29,8 +29,8 @@ class ClassificationEndpoint(Endpoint):
     )
     output_spec: dict[str, str] = {
         "label": "(B,) string, the most probable label",
-        "score": "(B,) float32, its probability",
-        "probabilities": "(B, C) float32, of all labels",
+        "score": "(B,) float32, the probability of the label",
+        "probabilities": "(B, C) float32, the probabilities of all labels",
     }
 
     def postprocess(
@@ -64,7 +64,7 @@ class Classification(TextTask):
         return output | {"label": output["label"].decode()}
 
     def targets(self, examples: Sequence[TextExample]) -> np.ndarray:
-        """Returns the number of each example's label, (N,) int32; see `all_label_numbers`."""
+        """Returns the id of each example's label, (N,) int32; see `all_label_numbers`."""
         numbers = all_label_numbers(examples, self.label_names)
         return np.array([numbers[example.label] for example in examples], np.int32)
 
@@ -85,7 +85,7 @@ class Classification(TextTask):
         return predictions
 
     def predicted_numbers(self, predictions: Sequence[dict[str, Any]]) -> np.ndarray:
-        """Returns the number of each predicted label, (N,) int."""
+        """Returns the id of each predicted label, (N,) int."""
         return np.array([self.label_names.index(prediction["label"]) for prediction in predictions])
 
     def scores(

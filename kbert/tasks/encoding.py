@@ -1,4 +1,4 @@
-"""Encoded examples: items without padding, with or without labels."""
+"""Encoded examples without padding, with or without labels."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from kbert.data.bucketed_batches import EncodedExample
 if TYPE_CHECKING:
     from kbert.tokenizer.tokenizer import BertTokenizer
 
-_TEXTS = 1024  # number tokenized at once
+_TEXTS = 1024  # texts to tokenize at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Encoded:
 
     Attributes:
         items: list of EncodedExample, one or more per example.
-        windows: data of the task for converting outputs to predictions, or None.
+        windows: what the task needs to convert model outputs to predictions, or None.
     """
 
     items: list[EncodedExample]
@@ -34,7 +34,7 @@ def text_items(
     text_pairs: Sequence[str] | None,
     max_seq_length: int,
 ) -> list[EncodedExample]:
-    """Returns unlabelled items for texts or text pairs. text_pairs: list of str, or None."""
+    """Encodes texts or text pairs, without labels. text_pairs: list of str, or None."""
     items = []
     for begin in range(0, len(texts), _TEXTS):
         part = slice(begin, begin + _TEXTS)
@@ -59,7 +59,7 @@ def labelled(
     dtype: "np.typing.DTypeLike",
     weights: "np.typing.ArrayLike" = 1.0,
 ) -> EncodedExample:
-    """Returns an item with labels and their weights."""
+    """Returns a copy of an item with labels and their weights."""
     return dataclasses.replace(
         item,
         labels=np.asarray(labels, dtype),

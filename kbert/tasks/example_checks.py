@@ -1,4 +1,4 @@
-"""Warnings about examples that are valid, but may not be what their author meant."""
+"""Warnings about examples that are valid but probably contain a mistake."""
 
 import collections
 import re
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
     Examples: TypeAlias = Sequence[Any]
 
-_FEWEST = 10  # examples needed for a warning
+_MIN_EXAMPLES = 10  # there are no warnings about smaller files
 
 
-def suspicions(examples: "Examples", name: str) -> list[str]:
+def content_warnings(examples: "Examples", name: str) -> list[str]:
     """Returns warnings about the texts and labels of a split, one line each.
 
     Args:
-        examples: labelled examples of any task. name: name of the source.
+        examples: labeled examples of any task. name: name of the source.
     """
-    if len(examples) < _FEWEST or not isinstance(examples[0], TextExample):
+    if len(examples) < _MIN_EXAMPLES or not isinstance(examples[0], TextExample):
         return []
     lines = []
     texts = {example.text for example in examples}
@@ -48,11 +48,11 @@ def suspicions(examples: "Examples", name: str) -> list[str]:
     return lines
 
 
-def overlap(train: "Examples", others: "Examples", name: str) -> str | None:
+def overlap_warning(train: "Examples", others: "Examples", name: str) -> str | None:
     """Returns a warning about texts that are also in the training data, or None.
 
     Args:
-        train, others: labelled examples of a task. name: the split of `others`.
+        train, others: labeled examples of a task. name: name of the split `others`.
     """
     if not isinstance(train[0], TextExample):
         return None

@@ -11,8 +11,8 @@ from kbert.data.headers import UndecidedError
 from kbert.data.records import BadExample, Records, source_files
 from kbert.errors import UserError, one_line
 from kbert.settings.tasks import ExampleConfig
-from kbert.tasks.example_checks import suspicions
-from kbert.tasks.labels import keep_known, named
+from kbert.tasks.example_checks import content_warnings
+from kbert.tasks.labels import ids_to_names, keep_known
 from kbert.tasks.registry import get_task
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ def read_examples(
     label_names: str | Sequence[str] | None = None,
     skip_bad_lines: bool = False,
 ) -> "Examples":
-    """Reads labelled examples in the same way as kbert's programs.
+    """Reads labeled examples in the same way as kbert's programs.
 
-    Prints notes on the file, such as a header that was detected by the rows below it.
+    Prints notes on the file, for example if a header was inferred from the rows below it.
 
     Args:
         path: file, plain or compressed; folder of Hugging Face `datasets`, FOLDER or FOLDER:SPLIT;
@@ -51,27 +51,27 @@ def read_examples(
             task.
         text_column, text_pair_column, label_column: name of a column or key, or number of a
             column, from 0; None: inferred from names and values.
-        label_columns: columns of 0 and 1, each named after its label (multilabel).
-        choice_columns: columns of the choices (choice).
-        first_choice: number of the first choice in numeric labels, "0" or "1"; "auto": inferred
-            from all labels (choice).
+        label_columns: multilabel only: columns of 0 and 1, each named after its label.
+        choice_columns: choice only: columns of the choices.
+        first_choice: choice only: number of the first choice in numeric labels, "0" or "1"; "auto":
+            inferred from all labels.
         header: whether tables have a header row: "auto", "yes" or "no".
-        label_names: names in the order of their numbers, as a sequence, comma-separated, or a
-            file with one name per line. Labels given as numbers get their names.
+        label_names: names in the order of the label ids, as a sequence, comma-separated, or a file
+            with one name per line. Labels that are ids are replaced by their names.
         skip_bad_lines: whether to skip and count invalid lines instead of raising.
 
     Returns:
-        List in the order of the file. Its items have the attributes
-        `text`, `text_pair` (None for single texts) and `label`: str (classify, pair), float
-        (regress), tuple of str (multilabel);
-        `words` and `tags`, tuples of str (tag);
-        `id`, `question`, `context`, `answers`, each with `text` and `start`, its offset in
-        characters of the context, and `is_impossible` (qa);
-        `text`, `choices`, a tuple of str, and `label`, the number of the right one, int (choice).
+        List of examples in the order of the file. Their attributes depend on the task:
+        classify, pair, regress, multilabel: `text`, `text_pair` (None for single texts) and
+        `label`, a str (classify, pair), float (regress) or tuple of str (multilabel).
+        tag: `words` and `tags`, tuples of str.
+        qa: `id`, `question`, `context`, `is_impossible`, and `answers`, each with `text` and
+        `start`, the offset in characters of the context.
+        choice: `text`, `choices`, a tuple of str, and `label`, the index of the correct choice.
 
     Raises:
-        UserError: a file cannot be read or has no examples, its header or columns are not clear,
-            or an example is invalid.
+        UserError: a file cannot be read or has no examples, its header or columns are ambiguous, or
+            an example is invalid.
 
     Example:
         >>> examples = kbert.read_examples("reviews.csv", "classify")
@@ -98,7 +98,7 @@ def read_examples(
         raise UserError(f"label_names must be None for the task {task}; got {label_names!r}.")
     names = read_label_names(label_names)
     examples = keep_known(read_split(os.fspath(path), config), names, skip_bad_lines, print)
-    return named(examples, names)
+    return ids_to_names(examples, names)
 
 
 def read_split(
@@ -107,15 +107,15 @@ def read_split(
     labelled: bool = True,
     report: Callable[[str], None] = print,
 ) -> "Examples":
-    """Reads the examples of one split, as `SplitReader.read` does."""
+    """Reads the examples of one split; see `SplitReader`."""
     return SplitReader(config, labelled, report).read(source)
 
 
 class SplitReader:
     """Reads the examples of the splits of a run.
 
-    A later file with the same columns as the first is read in the same way, even if it is too small
-    to identify the label column.
+    If a later file has the same columns as the first one, it is read in the same way, even if it is
+    too small to identify the label column.
 
     Args:
         config: ExampleConfig, or an object with its fields.
@@ -138,9 +138,9 @@ class SplitReader:
         """Returns the examples of a source.
 
         Args:
-            source: as for `kbert.data.records.source_files`; `tfds:NAME` or `tfds:NAME:SPLIT`, or
-                one of `SAMPLES`, which are included in kbert: paragraphs and their authors (task
-                classify, label_column author).
+            source: as for `kbert.data.records.source_files`; `tfds:NAME` or `tfds:NAME:SPLIT`; or
+                one of the `SAMPLES` in the package: paragraphs and their authors (task classify,
+                label_column author).
 
         Returns:
             List of TextExample (tasks classify, pair, regress, multilabel), TagExample (tag),
@@ -154,7 +154,7 @@ class SplitReader:
         for path in source_files(str(source)):
             examples += self._of_file(str(SAMPLES.get(path, path)), path)
         if self._labelled:
-            for line in suspicions(examples, os.path.basename(str(source))):
+            for line in content_warnings(examples, os.path.basename(str(source))):
                 self._report(line)
         return examples
 
@@ -162,7 +162,7 @@ class SplitReader:
         records, make = self._open(path)
         for note in records.notes:
             self._report(f"note: {records.name}: {note}")
-        examples, left_out, first = [], 0, ""
+        examples, skipped, first = [], 0, ""
         for where, record in records.items:
             try:
                 if isinstance(record, BadExample):
@@ -174,15 +174,15 @@ class SplitReader:
                         f"{where}: {error}. Fix it, or skip such lines with --skip_bad_lines."
                     ) from None
                 first = first or f"the first: {where}: {error}."
-                left_out += 1
-        everything = count(len(examples) + left_out, "example")
+                skipped += 1
+        everything = count(len(examples) + skipped, "example")
         if not examples:
             problem = f"none of the {everything} of {name} is valid; {first}"
-            raise UserError(problem if left_out else f"{name} has no examples.")
-        if left_out:
-            are = "is" if left_out == 1 else "are"
+            raise UserError(problem if skipped else f"{name} has no examples.")
+        if skipped:
+            are = "is" if skipped == 1 else "are"
             self._report(
-                f"note: {left_out:,} of {everything} of {records.name} {are} skipped; {first}"
+                f"note: {skipped:,} of {everything} of {records.name} {are} skipped; {first}"
             )
         if not self._labelled:
             return examples

@@ -1,4 +1,4 @@
-"""Names of labels, from the data or the user, and checks of examples against them."""
+"""Label names, from the data or the user, and checks that examples have known labels."""
 
 import collections
 import dataclasses
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def _labels_of(example):
-    """The names of the labels of an example."""
+    """Returns the names of an example's labels, as a tuple."""
     if hasattr(example, "tags"):
         return example.tags
     return example.label if isinstance(example.label, tuple) else (example.label,)
@@ -35,14 +35,14 @@ def _sort_key(name):
 
 
 def label_names(examples: "Iterable[TextExample | TagExample]") -> tuple[str, ...]:
-    """Returns the names of all labels in examples: first numbers by value, then sorted text."""
+    """Returns the names of all labels in examples: first numbers by value, then text, sorted."""
     return tuple(
         sorted({name for example in examples for name in _labels_of(example)}, key=_sort_key)
     )
 
 
 def label_numbers(names: Sequence[str]) -> dict[str, int]:
-    """Maps label names to ids. If no name is a number, "0", "1", ... are accepted, too."""
+    """Returns a dict of label name -> id. If no name is a number, it has "0", "1", ..., too."""
     # A model may have the name "1.0" for 1.
     numbers = {normalized_name(name): i for i, name in enumerate(names)}
     if not any(re.fullmatch(r"[0-9]+", name) for name in numbers):
@@ -53,7 +53,7 @@ def label_numbers(names: Sequence[str]) -> dict[str, int]:
 def all_label_names(
     examples: "Iterable[TextExample | TagExample]", names: Sequence[str]
 ) -> tuple[str, ...]:
-    """Returns `names`, followed by the sorted labels of examples that `names` lacks."""
+    """Returns `names`, followed by the other labels that examples have, sorted."""
     numbers = label_numbers(names)
     labels = {name for example in examples for name in _labels_of(example)}
     return (*names, *sorted((name for name in labels if name not in numbers), key=_sort_key))
@@ -62,15 +62,15 @@ def all_label_names(
 def all_label_numbers(
     examples: "Iterable[TextExample | TagExample]", names: Sequence[str]
 ) -> dict[str, int]:
-    """Returns `label_numbers` with further ids, from C on, for unknown labels of examples."""
+    """Returns `label_numbers`, with ids from C on for the unknown labels of examples."""
     more = enumerate(all_label_names(examples, names)[len(names) :], len(names))
     return label_numbers(names) | {name: number for number, name in more}
 
 
-def label_shares(examples: "Sequence[TextExample | TagExample]", names: Sequence[str]) -> str:
-    """Returns how often each of `all_label_names` occurs, as text.
+def label_frequencies(examples: "Sequence[TextExample | TagExample]", names: Sequence[str]) -> str:
+    """Returns text with the frequency of each of `all_label_names`.
 
-    Percentages refer to examples, or to words if each word has a label.
+    Percentages are of the examples or, if each word has a label, of the words.
     """
     numbers = label_numbers(names)
     labels = [_labels_of(example) for example in examples]
@@ -84,7 +84,7 @@ def label_shares(examples: "Sequence[TextExample | TagExample]", names: Sequence
 
 
 def rarest_labels(examples: "Sequence[TextExample | TagExample]") -> list[str | None]:
-    """Returns for each example the label that the fewest examples have, or None without labels."""
+    """Returns the rarest label of each example, or None for an example without labels."""
     rows = [sorted(set(_labels_of(example))) for example in examples]
     counts = collections.Counter(itertools.chain(*rows))
     return [min(row, key=counts.__getitem__, default=None) for row in rows]
@@ -97,17 +97,17 @@ def keep_known(
     report: Callable[[str], None],
     unknown: str | None = None,
 ) -> "list[Example]":
-    """Returns the examples whose labels are all in `names`; tags are named as in `names`.
+    """Returns the examples whose labels are all in `names`, with tags in the scheme of `names`.
 
     Args:
         examples: list of labeled examples. names: tuple of str.
         skip_bad_lines: whether to skip examples with unknown labels instead of raising.
-        report: called with a line that reports how many examples have unknown labels.
-        unknown: the setting `unknown_labels` for these examples, or None; "wrong" returns all
-            examples.
+        report: called with a line about the number of examples with unknown labels.
+        unknown: the setting `unknown_labels` for these examples, or None. With "wrong", all
+            examples are returned.
 
     Raises:
-        UserError: labels are unknown (with file and line), or all examples were skipped.
+        UserError: labels are unknown (names file and line), or all examples were skipped.
     """
     if hasattr(examples[0], "tags"):
         examples = convert_tags(names, examples)
@@ -121,7 +121,7 @@ def keep_known(
     text = shown(f"{name} ({count:,})" for name, count in counts)
     total = f"{len(bad):,} of {len(examples):,} examples"
     if unknown == "wrong":
-        report(one_line(f"note: {total} count as wrong, as their labels are unknown: {text}"))
+        report(one_line(f"note: {total} have unknown labels and count as wrong: {text}"))
         return list(examples)
     message = (
         f"{bad[0].where}: the label {labels[0]!r} is not one of the {len(names)} labels: "
@@ -139,8 +139,8 @@ def keep_known(
     return [example for example, fits in zip(examples, is_known, strict=True) if fits]
 
 
-def named(examples: "Sequence[Example]", names: Sequence[str]) -> "list[Example]":
-    """Replaces labels that a file gives as numbers by their names."""
+def ids_to_names(examples: "Sequence[Example]", names: Sequence[str]) -> "list[Example]":
+    """Replaces labels that are ids by their names; returns new examples."""
     numbers = label_numbers(names)
     renamed = {name: names[number] for name, number in numbers.items()}
     replaced = []
@@ -153,9 +153,9 @@ def named(examples: "Sequence[Example]", names: Sequence[str]) -> "list[Example]
 
 
 def check_no_numbers(examples: "Iterable[TextExample | TagExample]", names: Sequence[str]) -> None:
-    """Raises UserError for numeric labels, for `names` collected from other examples.
+    """Raises UserError if a label is a number although `names`, from the training data, are not.
 
-    The order of such names is arbitrary.
+    Such names have no order that the numbers could refer to.
     """
     numbers = label_numbers(names).keys() - set(map(normalized_name, names))
     for example in examples:
@@ -167,10 +167,13 @@ def check_no_numbers(examples: "Iterable[TextExample | TagExample]", names: Sequ
             )
 
 
-def differing_labels(config: "BertConfig", task: "Task") -> "dict[str, tuple[Any, Any]]":
-    """Returns the fields of a BertConfig that contradict a Task: name -> (its value, the task's).
+def label_conflicts(config: "BertConfig", task: "Task") -> "dict[str, tuple[Any, Any]]":
+    """Returns the fields of a BertConfig that differ from a Task's.
 
-    None in the config does not contradict the task.
+    A field that is None in the config does not count.
+
+    Returns:
+        dict of name -> (value in the config, value of the task).
     """
     pairs = {name: (getattr(config, name), value) for name, value in task.config_fields().items()}
     return {name: pair for name, pair in pairs.items() if pair[0] not in (None, pair[1])}
@@ -179,18 +182,22 @@ def differing_labels(config: "BertConfig", task: "Task") -> "dict[str, tuple[Any
 def check_all_present(
     examples: "Iterable[TextExample | TagExample]", names: Sequence[str], what: str
 ) -> None:
-    """Raises UserError if a label has no example, since the model could not learn it."""
+    """Raises UserError if a label has no example, because the model could not learn it.
+
+    Args:
+        what: name of the examples for the message.
+    """
     numbers = label_numbers(names)
     seen = {numbers[name] for example in examples for name in _labels_of(example)}
     missing = [name for i, name in enumerate(names) if i not in seen]
     if missing:
         raise UserError(
-            f"{what} has no example of {shown(missing)}, so the model cannot learn it. Add "
-            f"examples, or remove the name from --label_names."
+            f"{what} has no example with the label {shown(missing)}, so the model cannot learn it. "
+            f"Add examples, or remove the name from --label_names."
         )
 
 
 def shown(names: Iterable[str]) -> str:
-    """Returns names as text, at most the first 20."""
+    """Returns names, or the first 20 of them, as text."""
     names = list(names)
     return ", ".join(names[:20]) + (f", ... ({len(names)} in all)" if len(names) > 20 else "")

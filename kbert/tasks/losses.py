@@ -4,7 +4,7 @@ import tensorflow as tf
 
 
 def choice_losses(logits: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the cross-entropy of logits, and whether the argmax is right; float32 each."""
+    """Returns the cross-entropy of logits, and whether the argmax is correct, both float32."""
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
     right = tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels
     return losses, tf.cast(right, tf.float32)
@@ -13,9 +13,9 @@ def choice_losses(logits: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.T
 def soft_losses(logits: tf.Tensor, teacher_logits: tf.Tensor, temperature: float) -> tf.Tensor:
     """Returns the divergence from a teacher: T^2 KL(teacher || student), (...) float32, in nats.
 
-    Both distributions are softened by the temperature T; T^2 keeps gradients as large as with
-    hard labels (Hinton et al. 2015, arXiv:1503.02531, section 2). The paper's
-    cross-entropy differs by the teacher's entropy, which does not depend on the student.
+    Both distributions are softened by the temperature T. The factor T^2 keeps gradients as large as
+    with hard labels (Hinton et al. 2015, arXiv:1503.02531, section 2). The paper uses the
+    cross-entropy, which differs by the teacher's entropy and has the same gradients.
 
     Args:
         logits, teacher_logits: (..., C) float32.

@@ -22,11 +22,11 @@ def classification_scores(
 ) -> dict[str, float]:
     """Returns the classification metrics of GLUE and scikit-learn.
 
-    Macro averages are over all C classes: a class that neither occurs nor is predicted counts as 0,
+    Macro averages include all C classes: a class that neither occurs nor is predicted counts as 0,
     as in `classification_report_text` and in scikit-learn's multilabel metrics.
 
     Args:
-        labels, predictions: (N,) int, numbers of classes. C: number of classes.
+        labels, predictions: (N,) int, class ids. C: number of classes.
 
     Returns:
         dict of accuracy, f1_weighted, f1_macro, precision_macro, recall_macro and matthews
@@ -59,7 +59,7 @@ def classification_report_text(
     """Returns scikit-learn's table of all classes, including classes that do not occur.
 
     Args:
-        labels, predictions: (N,) int. names: names of the C classes, in the order of their numbers.
+        labels, predictions: (N,) int, class ids. names: names of the C classes.
     """
     return _report(labels, predictions, labels=range(len(names)), target_names=list(names))
 
@@ -71,10 +71,13 @@ def _report(true, predicted, **options):
 
 
 def regression_scores(targets: "ArrayLike", predictions: "ArrayLike") -> dict[str, float]:
-    """Returns the usual regression metrics; targets, predictions: (N,) float.
+    """Returns the usual regression metrics.
+
+    Args:
+        targets, predictions: (N,) float.
 
     Returns:
-        dict of pearson and spearman, in [-1, 1] and 0 if undefined (constant input, or a single
+        dict of pearson and spearman (in [-1, 1]; 0 if undefined, for constant input or a single
         example), mse and mae.
     """
     from scipy import stats
@@ -101,10 +104,14 @@ def _correlation(measure, a, b):
 
 
 def multilabel_scores(targets: "ArrayLike", predictions: "ArrayLike") -> dict[str, float]:
-    """Returns metrics for any number of the C labels per text, from (N, C) bool arrays.
+    """Returns metrics for texts with any number of C labels.
+
+    Args:
+        targets, predictions: (N, C) bool.
 
     Returns:
-        dict of accuracy (all labels of a text right), f1_micro, f1_macro and f1_weighted.
+        dict of accuracy (the share of texts whose labels are all correct), f1_micro, f1_macro and
+        f1_weighted.
     """
     targets, predictions = np.asarray(targets, bool), np.asarray(predictions, bool)
     right = (targets & predictions).sum(axis=0)  # (C,)
@@ -121,7 +128,7 @@ def multilabel_scores(targets: "ArrayLike", predictions: "ArrayLike") -> dict[st
 
 
 def _shares(right, predicted, support):
-    """Precision, recall and F1 of counts, arrays or numbers; 0 / 0 is 0."""
+    """Returns precision, recall and F1 of counts (arrays or numbers); 0 / 0 is 0."""
     right, predicted, support = np.float64(right), np.float64(predicted), np.float64(support)
     return (
         right / np.maximum(predicted, 1),
@@ -135,19 +142,19 @@ def entity_scores(
     predictions: Sequence[Sequence[str]],
     label_names: Sequence[str] = (),
 ) -> dict[str, float | dict[str, dict[str, float]]]:
-    """Returns entity metrics; an entity is right if its type, begin and end are right.
+    """Returns entity metrics; an entity is correct if its type, start and end are correct.
 
     Args:
         tags, predictions: lists of lists of str, of equal lengths.
-        label_names: all tags of the model; they and the tags determine the scheme, see
+        label_names: all tags of the model. Together with `tags`, they determine the tag scheme; see
             `kbert.data.tag_schemes`.
 
     Returns:
         dict of entity_f1, entity_precision, entity_recall (over all entities, as in conlleval and
-        seqeval's default mode), accuracy (over words), entity_f1_strict (seqeval's strict mode:
-        entities that the scheme does not allow do not count) and "entities", a dict of type -> dict
-        of precision, recall, f1 and support (int).
-        For tags that mark no entities: accuracy, f1_weighted and f1_macro over words.
+        seqeval's default mode), accuracy (over words), entity_f1_strict (seqeval's strict mode,
+        where entities that the scheme does not allow do not count) and "entities", a dict of type
+        -> dict of precision, recall, f1 and support (int).
+        If the tags mark no entities: accuracy, f1_weighted and f1_macro over words.
     """
     scheme = _scheme(tags, predictions, label_names)
     if scheme is None:
@@ -175,7 +182,7 @@ def entity_report_text(
     predictions: Sequence[Sequence[str]],
     label_names: Sequence[str] = (),
 ) -> str:
-    """Returns scikit-learn's table: a row per entity type, or per tag of words, and the averages.
+    """Returns scikit-learn's table, with a row for each entity type or tag, and the averages.
 
     Args:
         tags, predictions, label_names: as for `entity_scores`.
@@ -184,7 +191,7 @@ def entity_report_text(
     if scheme is None:
         return _report(*_words(tags, predictions))
     counts = _entity_counts(tags, predictions, scheme.spans) or {"(none)": [0, 0, 0]}
-    # Each entity is a pair (label, prediction), where 0 is no entity.
+    # scikit-learn gets each entity as a pair (label, prediction), where 0 means no entity.
     pairs = [(0, 0)]
     for number, (right, predicted, support) in enumerate(counts.values(), 1):
         pairs += [(number, number)] * right
@@ -194,7 +201,7 @@ def entity_report_text(
 
 
 def _scheme(tags, predictions, label_names):
-    """The TagScheme of the label names, or of the tags without them; and other tags' meanings."""
+    """Returns the TagScheme of the label names (or else of the tags), extended to all tags."""
     seen = {tag for rows in (tags, predictions) for row in rows for tag in row}
     scheme = tag_scheme(label_names or seen)
     others = tag_scheme(seen.difference(label_names) | {"O"})
@@ -208,7 +215,7 @@ def _total(counts):
 
 
 def _entity_counts(tags, predictions, spans_of):
-    """dict of type -> [right, predicted, support], sorted by type."""
+    """Returns a dict of type -> [correct, predicted, support], sorted by type."""
     counts = {}
     for row, predicted in zip(tags, predictions, strict=True):
         sets = set(spans_of(row)), set(spans_of(predicted))
@@ -219,7 +226,7 @@ def _entity_counts(tags, predictions, spans_of):
 
 
 def _words(tags, predictions):
-    """The tags of all words, and the predictions for them."""
+    """Returns the tags of all words, and the predictions for them, as two lists."""
     pairs = [
         pair
         for row, predicted in zip(tags, predictions, strict=True)

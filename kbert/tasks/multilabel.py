@@ -24,13 +24,13 @@ class MultiLabelEndpoint(Endpoint):
 
     name = "multilabel"
     forward_spec: dict[str, tuple[str, str]] = {
-        "logits": ("BC", "of the labels; their sigmoid is the probabilities")
+        "logits": ("BC", "one per label; the sigmoid gives the probabilities")
     }
     standard_api: str | None = "classify"
     decisions: Callable[[np.ndarray], np.ndarray] | None = staticmethod(lambda logits: logits > 0)
     output_spec: dict[str, str] = {
         "labels": "(B, S) string, labels with a probability above 1/2; padded with empty strings",
-        "probabilities": "(B, C) float32, of all labels",
+        "probabilities": "(B, C) float32, the probabilities of all labels",
     }
     padded: dict[str, str | int | float] = {"labels": ""}
 
@@ -62,10 +62,10 @@ class MultiLabel(TextTask):
     def finished(
         cls, examples: list[TextExample], note: Callable[[str], object]
     ) -> list[TextExample]:
-        """Returns the examples; lists of 0 and 1 for C labels become the numbers of those with 1.
+        """Converts lists with a 0 or 1 for each label to lists of the ids of labels with 1.
 
         Raises:
-            UserError: only some of the labels are such lists, or they differ in length.
+            UserError: only some examples have such lists, or the lists differ in length.
         """
         lists = {example.label for example in examples}
         repeated = [row for row in lists if len({*row}) < len(row)]
@@ -77,11 +77,11 @@ class MultiLabel(TextTask):
                 *bits
             }:
                 raise UserError(
-                    f"{example.where}: the labels are {example.label}, but others of the file are "
-                    f"lists of {size} numbers 0 or 1, one for each label. Write all of them as "
-                    f"such lists, or as lists of the names of labels."
+                    f"{example.where}: the labels are {example.label}, but other examples of the "
+                    f"file have lists of {size} numbers 0 or 1, one per label. Write all labels as "
+                    f"such lists, or as lists of label names."
                 )
-        note(f"the labels are lists of 0 and 1; label 0 is the first of {size}, and so on")
+        note(f"the labels are lists of 0 and 1; the labels are numbered from 0 to {size - 1}")
         return [
             dataclasses.replace(
                 example,
@@ -95,9 +95,9 @@ class MultiLabel(TextTask):
         return output | {"labels": [name.decode() for name in output["labels"] if name]}
 
     def targets(self, examples: Sequence[TextExample]) -> np.ndarray:
-        """Returns a row for each example, (N, C) float32, with 1 for its labels.
+        """Returns an (N, C) float32 array with 1 for the labels of each example, else 0.
 
-        If examples have unknown labels, these have further columns.
+        Unknown labels of examples get additional columns.
         """
         numbers = all_label_numbers(examples, self.label_names)
         names = all_label_names(examples, self.label_names)
@@ -120,7 +120,7 @@ class MultiLabel(TextTask):
         teacher_outputs: Mapping[str, tf.Tensor],
         temperature: float,
     ) -> tf.Tensor:
-        """Returns the mean over the labels of the binary distillation loss, (B,) float32."""
+        """Returns the binary distillation loss, (B,) float32, as the mean over the labels."""
         both = [
             tf.stack([x["logits"], tf.zeros_like(x["logits"])], -1)
             for x in (outputs, teacher_outputs)

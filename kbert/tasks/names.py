@@ -1,4 +1,4 @@
-"""Checks of the names of tasks and methods, without TensorFlow, which the tasks import."""
+"""Checks of the names of tasks and methods, which need no TensorFlow, unlike the tasks."""
 
 import importlib.metadata
 from collections.abc import Iterable
@@ -25,13 +25,13 @@ def check_task_name(name: str | None, names: Iterable[str] = ()) -> None:
         raise UserError(f"--task is missing: one of {', '.join(names)}.")
     if name not in names:
         raise UserError(
-            f"task must be one of {', '.join(names)}; got {name!r}. For a task of your own, pass "
-            f"--task_module."
+            f"task must be one of {', '.join(names)}; got {name!r}. If this is your own task, pass "
+            f"its module as --task_module."
         )
 
 
 def all_built_in(task_module: str | None) -> bool:
-    """Whether there are only built-in tasks: no --task_module, no installed package with tasks."""
+    """Returns whether there are only built-in tasks: no --task_module, no package with tasks."""
     return not task_module and not importlib.metadata.entry_points(group=ENTRY_POINTS)
 
 
@@ -43,6 +43,6 @@ def check_method(method: str | None, methods: Iterable[str]) -> None:
     """
     if method is not None and method not in methods:
         raise UserError(
-            f"method must be one of {', '.join(methods)}; got {method!r}. For a task of your own, "
-            f"pass --task_module."
+            f"method must be one of {', '.join(methods)}; got {method!r}. If it belongs to your "
+            f"own task, pass its module as --task_module."
         )

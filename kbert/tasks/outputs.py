@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kbert.model.models import BertForEmbedding, BertForMaskedLM, BertModel
     from kbert.tokenizer.tokenizer import BertTokenizer
 
-MOST_MASKS = 16  # maximum number of masks in a text
+MAX_MASKS = 16  # maximum number of [MASK] tokens in a text
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -25,7 +25,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def embeddings(
     model: "BertForEmbedding | BertModel", features: Mapping[str, tf.Tensor]
 ) -> dict[str, tf.Tensor]:
-    """Returns the embeddings of texts by pooling, before normalization; (B, E) float32 each."""
+    """Returns a dict of pooling -> embeddings of texts before normalization, (B, E) float32."""
     head = getattr(model, "embedding", None) or EmbeddingHead(model.config)
     x = getattr(model, "bert", model)(features, training=False)["last_hidden_state"]
     mask = features["attention_mask"]
@@ -36,7 +36,7 @@ def similarities(vectors: np.ndarray, others: np.ndarray, kind: str) -> np.ndarr
     """Returns the similarity of each of N pairs of embeddings, (N,).
 
     Args:
-        vectors, others: (N, E). kind: `similarity` of `EmbeddingConfig`.
+        vectors, others: (N, E). kind: field `similarity` of `EmbeddingConfig`.
     """
     if kind == "euclidean":
         return -np.linalg.norm(vectors - others, axis=1)
@@ -55,12 +55,12 @@ def normalized(vectors: np.ndarray) -> np.ndarray:
 def masked_logits(
     model: "BertForMaskedLM", features: Mapping[str, tf.Tensor], tokenizer: "BertTokenizer"
 ) -> dict[str, tf.Tensor]:
-    """Returns `logits` (B, M, V) of a BertForMaskedLM at the first `MOST_MASKS` [MASK] tokens.
+    """Returns `logits` (B, M, V) of a BertForMaskedLM at the first `MAX_MASKS` [MASK] tokens.
 
-    With fewer [MASK] tokens, the remaining slots are other tokens. Entries of the model's embedding
-    table beyond the vocabulary are omitted.
+    If a text has fewer [MASK] tokens, the remaining slots are at other tokens. If the model's
+    embedding table is larger than the vocabulary, the additional entries are omitted.
     """
     masked = tf.equal(features["input_ids"], tokenizer.mask_id)
     first = tf.argsort(tf.cast(masked, tf.int32), direction="DESCENDING", stable=True)
-    outputs = model({**features, "masked_positions": first[:, :MOST_MASKS]}, training=False)
+    outputs = model({**features, "masked_positions": first[:, :MAX_MASKS]}, training=False)
     return {"logits": outputs["logits"][..., : tokenizer.vocab_size]}

@@ -7,7 +7,7 @@ from kbert.data.text_columns import TextRoles
 from kbert.tasks.classify import Classification
 
 _INFERENCE = {"entailment", "neutral", "contradiction", "-"}
-_NUMBERS = {"0", "1", "2", "-1"}  # as Hugging Face numbers them
+_NUMBERS = {"0", "1", "2", "-1"}  # the same labels in Hugging Face data sets
 
 
 class PairClassification(Classification):
@@ -22,12 +22,12 @@ class PairClassification(Classification):
     def finished(
         cls, examples: list[TextExample], note: Callable[[str], object]
     ) -> list[TextExample]:
-        """Drops NLI examples with the label "-" or -1: the annotators disagreed."""
+        """Drops NLI examples with the label "-" or -1, on which the annotators disagreed."""
         labels = {str(example.label).lower() for example in examples}
         missing = "-1" if labels == _NUMBERS else "-"
         labelled = [example for example in examples if example.label != missing]
         if len(labelled) in (0, len(examples)) or not (labels <= _INFERENCE or labels == _NUMBERS):
             return examples
-        left_out = len(examples) - len(labelled)
-        note(f"{left_out:,} of {len(examples):,} examples have no gold label, {missing!r}; skipped")
+        skipped = len(examples) - len(labelled)
+        note(f"skipped {skipped:,} of {len(examples):,} examples without a gold label ({missing})")
         return labelled

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from kbert.tasks.task import Check
     from kbert.tokenizer.tokenizer import BertTokenizer
 
-_QUESTIONS = 64  # number split into windows at once
+_QUESTIONS = 64  # questions whose contexts are split into windows at once
 
 
 class AnswerEndpoint(Endpoint):
@@ -99,7 +99,7 @@ class QuestionAnswering(Task):
         max_answer_length, allow_no_answer, null_threshold: see `kbert.tasks.answers.best_answers`.
 
     Attributes:
-        top_k: number of candidates, which may overlap; None: 20 that do not overlap.
+        top_k: number of candidates, which may overlap; None for up to 20 that do not overlap.
     """
 
     name = "qa"
@@ -175,8 +175,8 @@ class QuestionAnswering(Task):
             raise UserError(f"no question can be trained on; {first}")
         if moved:
             report(
-                f"note: {moved:,} of {len(examples):,} training questions have answers without "
-                f"answer_start or off by white space; they are located by their text"
+                f"note: {moved:,} of {len(examples):,} training questions have answers whose "
+                f"answer_start is missing or off by white space; they were located by their text"
             )
         if first:
             left = len(examples) - len(kept)
@@ -252,7 +252,11 @@ class QuestionAnswering(Task):
     def encode(
         self, examples: Sequence[QuestionExample], class_weights: np.ndarray | None = None
     ) -> Encoded:
-        """Raises UserError if a setting is out of range, or a question leaves no room."""
+        """Encodes examples; see `Task.encode`.
+
+        Raises:
+            UserError: a setting is out of range, or a question leaves no room for its context.
+        """
         for name in ("doc_stride", "max_query_length"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1; got {getattr(self, name)}.")

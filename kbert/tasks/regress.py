@@ -75,7 +75,7 @@ class Regression(TextTask):
         teacher_outputs: Mapping[str, tf.Tensor],
         temperature: float,
     ) -> tf.Tensor:
-        """Returns the squared difference; the temperature does not apply to numbers."""
+        """Returns the squared difference from the teacher; the temperature has no effect."""
         return tf.square(outputs["logits"][:, 0] - teacher_outputs["logits"][:, 0])
 
     def predictions(

@@ -1,6 +1,6 @@
-"""Token windows of long texts, and the spans that a model finds in them, as TensorFlow ops.
+"""TensorFlow ops that split long texts into token windows and find spans in them.
 
-Training, prediction (run eagerly) and exported graphs share this implementation.
+Training, prediction (which runs them eagerly) and exported graphs share this implementation.
 """
 
 import dataclasses
@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 class TokenWindows:
     """W windows over the tokens of B texts, each with at most R tokens of its text.
 
-    features: features of all windows, (W, L) each. owner: (W,) index of each window's text. first:
-    (W, 1) position in the window of its first text token. token: (W, R) indices of the window's
-    text tokens among all T tokens of the batch. inside: (W, R) whether there is such a token.
-    begin: (W,) index in the text of the window's first text token. ids, starts, ends: (B, None)
-    ragged, the tokens of the texts and their byte offsets.
+    Attributes:
+        features: features of all windows, (W, L) each.
+        owner: (W,) index of the window's text.
+        first: (W, 1) position in the window of its first text token.
+        token: (W, R) indices of the window's text tokens among all T tokens of the batch.
+        inside: (W, R) whether there is such a token; the others are padding.
+        begin: (W,) index in the text of the window's first text token.
+        ids, starts, ends: (B, None) ragged, the tokens of the texts and their byte offsets.
     """
 
     features: dict[str, tf.Tensor]
@@ -42,10 +45,10 @@ class TokenWindows:
     def padded(
         self, outputs: Iterator[dict[str, np.ndarray]], names: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        """Takes the outputs of all windows from an iterator, and returns (W, L, ...) arrays.
+        """Takes the outputs of all windows from an iterator, and pads them to (W, L, ...) arrays.
 
         Args:
-            outputs: iterator of dicts of arrays, with the tokens of a window in the first axis.
+            outputs: iterator over a dict of arrays for each window, whose first axis is the tokens.
             names: names of the outputs to return.
         """
         rows = list(itertools.islice(outputs, len(self.owner)))
@@ -78,11 +81,11 @@ def tokenize_questions(
     """Tokenizes questions and contexts; equal texts are tokenized once.
 
     Args:
-        questions, contexts: (B,) string. max_query_length: questions are truncated to this length
-            in tokens.
+        questions, contexts: (B,) string.
+        max_query_length: maximum length of a question in tokens; longer ones are truncated.
 
     Returns:
-        Ids of the questions, and [ids, starts, ends] of the contexts, ragged (B, None) each.
+        The ids of the questions, and [ids, starts, ends] of the contexts, ragged (B, None) each.
     """
     distinct, index = tf.unique(tf.convert_to_tensor(questions, tf.string))
     question_ids = tf.gather(tokenizer.tokenize(distinct)[:, :max_query_length], index)
@@ -107,8 +110,8 @@ def question_windows(
         question_ids, columns: results of `tokenize_questions`.
         max_seq_length: maximum length of a window in tokens; at least 4 more than the longest
             question.
-        doc_stride: tokens between the starts of two windows. It is limited to the tokens that fit
-            into a window, so that every token is in a window.
+        doc_stride: tokens between the starts of two windows. It is limited to the number of context
+            tokens per window, so that no token is skipped.
     """
     room = max_seq_length - tf.cast(question_ids.row_lengths(), tf.int32) - 3
     return _windows(columns, room, tf.minimum(doc_stride, room), tokenizer, question_ids)
@@ -142,11 +145,11 @@ def in_parts(
     features: dict[str, tf.Tensor],
     rows: int = 32,
 ) -> dict[str, tf.Tensor]:
-    """Applies a function to windows in small batches, because a text may have thousands.
+    """Applies a function to windows in small batches, because a text may have thousands of them.
 
     Args:
-        function: maps a dict of features (N, L) to a dict of float32 tensors (N, ...).
-        features: (W, L) each. rows: windows per call.
+        function: function from a dict of features (N, L) to a dict of float32 tensors (N, ...).
+        features: (W, L) each. rows: number of windows per call.
     """
     if not tf.executing_eagerly():  # in a graph: trace the function once for its two calls
         function = tf.function(function, autograph=False)
@@ -181,7 +184,7 @@ def tagged_spans(
     roles: Sequence[tuple[str, str]],
     tokenizer: "BertTokenizer",
 ) -> dict[str, tf.Tensor]:
-    """Returns the spans found in texts, (B, S) each: see `kbert.tasks.tag.TagEndpoint`.
+    """Returns the spans of texts, (B, S) each; see `output_spec` of `kbert.tasks.tag.TagEndpoint`.
 
     Args:
         texts: (B,) string. windows: result of `text_windows`. probabilities: (W, L, C) float32.
@@ -191,7 +194,7 @@ def tagged_spans(
     text = tf.cast(windows.ids.value_rowids(), tf.int32)  # text of each of the T tokens
     shares = _of_tokens(windows, probabilities)  # (T, C)
 
-    # Words: each consists of a piece that starts a word and the pieces up to the next such piece.
+    # Words: each consists of a WordPiece that starts a word and the continuations after it.
     starts_word = tf.constant([not word.startswith(CONTINUATION) for word in tokenizer.vocab])
     new_text = tf.concat([[True], text[1:] != text[:-1]], axis=0)[: tf.size(text)]
     first = tf.where(tf.gather(starts_word, ids) | new_text)[:, 0]
@@ -200,7 +203,7 @@ def tagged_spans(
     score = tf.reduce_max(tf.gather(shares, first), axis=-1)
     text = tf.gather(text, first)
 
-    # Spans: the words of an entity, see TagScheme.spans, or single words.
+    # Spans: the words of an entity (see TagScheme.spans), or single words.
     kinds = sorted({type for _, type in roles})
     kind = tf.gather(tf.constant([kinds.index(type) for _, type in roles]), best)
     counts, begins, ends_here = (
@@ -208,10 +211,10 @@ def tagged_spans(
         for some in ("BIES", "BS", "ES")
     )
     same = (kind[1:] == kind[:-1]) & (text[1:] == text[:-1]) & counts[:-1] & ~ends_here[:-1]
-    goes_on = counts & ~begins & tf.concat([[False], same], axis=0)[: tf.size(kind)]
-    number = tf.cumsum(tf.cast(counts & ~goes_on, tf.int32)) - 1  # number of the span
+    continues = counts & ~begins & tf.concat([[False], same], axis=0)[: tf.size(kind)]
+    number = tf.cumsum(tf.cast(counts & ~continues, tf.int32)) - 1  # number of the span
     words = tf.where(counts)[:, 0]
-    number, begins = tf.gather(number, words), tf.gather(counts & ~goes_on, words)
+    number, begins = tf.gather(number, words), tf.gather(counts & ~continues, words)
     first_words = tf.boolean_mask(words, begins)
     S = tf.size(first_words)
     ending = tf.math.unsorted_segment_max(tf.gather(last, words), number, S)
@@ -235,9 +238,9 @@ def tagged_spans(
 
 
 def _of_tokens(windows, values):
-    """(T, C) values of tokens, from the last window with the token after its first quarter.
+    """Returns a value for each token, (T, C), from values (W, L, C) of the overlapping windows.
 
-    values: (W, L, C).
+    The last window that contains the token wins, unless the token is in its first quarter.
     """
     W, R = tf.shape(windows.token)[0], tf.shape(windows.token)[1]
     room = tf.shape(values)[1] - 2
@@ -257,9 +260,9 @@ def span_scores(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the scores of all candidate answers: the sums of their start and end logits.
 
-    A span begins at a token for which its window has maximum context, and ends in the same window.
-    run_squad.py (write_predictions) combines the 20 best starts with the 20 best ends; here all
-    spans are scored.
+    A span starts at a token for which its window has maximum context, and ends in the same window.
+    run_squad.py (write_predictions) combines only the 20 best starts with the 20 best ends; this
+    function scores all spans.
 
     Args:
         windows: result of `question_windows`. logits: dict of `start_logits` and `end_logits`,
@@ -267,9 +270,9 @@ def span_scores(
         max_answer_length: A, maximum length of a span in tokens.
 
     Returns:
-        (W, R, A) float64, score of the span of a + 1 tokens that begins with token r of a window;
-        -inf if there is no such span. And (B,) float64, the score of having no answer: the minimum
-        over the windows of the sum of the two logits of [CLS].
+        (W, R, A) float64: element [w, r, a] is the score of the span of a + 1 tokens that starts at
+        token r of window w, or -inf if there is no such span. And (B,) float64, the score of having
+        no answer: the sum of the two logits of [CLS], minimum over the windows.
     """
     R = tf.shape(windows.token)[1]
     lowest = tf.constant(float("-inf"), tf.float64)
@@ -285,7 +288,7 @@ def span_scores(
 
 
 def best_spans(windows: TokenWindows, scores: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Returns the span of each context with the highest score; in a tie, the first.
+    """Returns the span with the highest score in each context; of equal ones, the first.
 
     Args:
         windows: result of `question_windows`. scores: (W, R, A), from `span_scores`.
@@ -311,7 +314,7 @@ def best_spans(windows: TokenWindows, scores: tf.Tensor) -> tuple[tf.Tensor, tf.
 
 
 def window_offsets(windows: TokenWindows) -> Iterator[tf.Tensor]:
-    """Yields the starts and the ends of the tokens, (W, R) in bytes; 0 if there is no token."""
+    """Yields starts and ends of the tokens, (W, R) each, in bytes; 0 if there is no token."""
     for offsets in (windows.starts, windows.ends):
         flat = tf.concat([offsets.flat_values, [0]], axis=0)  # there may be no tokens
         yield tf.where(windows.inside, tf.gather(flat, windows.token), 0)
@@ -320,9 +323,9 @@ def window_offsets(windows: TokenWindows) -> Iterator[tf.Tensor]:
 def has_maximum_context(windows: TokenWindows) -> tf.Tensor:
     """Returns whether a window has the most context for a token, (W, R) bool.
 
-    The context is the smaller of the numbers of tokens to the left and to the right, plus 1/100 of
-    the window's length in tokens; in a tie, the first window wins (run_squad.py,
-    _check_is_max_context).
+    The context is the number of tokens to the left or to the right, whichever is smaller, plus
+    1/100 of the window's length in tokens. Of several windows with the same context, the first one
+    wins (run_squad.py, _check_is_max_context).
     """
     W, R = tf.shape(windows.token)[0], tf.shape(windows.token)[1]
     count = tf.reduce_sum(tf.cast(windows.inside, tf.int32), axis=1, keepdims=True)

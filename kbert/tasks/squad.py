@@ -1,7 +1,7 @@
 """Exact match and F1 of answers, as in the evaluation scripts of SQuAD 1.1 and 2.0.
 
 Source: evaluate-v1.1.py and evaluate-v2.0.py of rajpurkar/SQuAD-explorer. Words are separated by
-white space, so in Chinese most answers are one word and F1 is close to exact match.
+white space, so most Chinese answers are a single word, and F1 is close to exact match.
 """
 
 import collections
@@ -23,18 +23,18 @@ def squad_scores(
 ) -> dict[str, float]:
     """Returns exact match and F1 in percent.
 
-    Where the scripts disagree: a question without a prediction scores 0, as in 1.1 (2.0 skips it),
-    and a right answer that consists of articles and punctuation, such as "The", is ignored, as in
-    2.0 (1.1 gives it an exact match with an F1 of 0).
+    The two scripts differ in two cases. A question without a prediction scores 0, as in 1.1 (2.0
+    skips it). A correct answer that consists only of articles and punctuation, such as "The", is
+    ignored, as in 2.0 (1.1 scores it with an exact match and an F1 of 0).
 
     Args:
         examples: sequence of QuestionExample, each with answers or impossible.
-        predictions: dict from id to text, "" = no answer; other ids are ignored.
+        predictions: dict of id -> text, "" for no answer; other ids are ignored.
 
     Returns:
-        dict of exact_match and f1, float; if a question is impossible also HasAns_exact,
-        HasAns_f1, NoAns_exact and NoAns_f1, float in percent of the questions with and without an
-        answer, and HasAns_total and NoAns_total, int, the numbers of such questions. A group
+        dict of exact_match and f1, float. If a question is impossible, also the scores of the
+        questions with and without an answer, HasAns_exact, HasAns_f1, NoAns_exact and NoAns_f1,
+        float, and the numbers of these questions, HasAns_total and NoAns_total, int. A group
         without questions is omitted.
 
     Raises:
@@ -58,7 +58,7 @@ def squad_scores(
 
 
 def answer_scores(example: "QuestionExample", text: str) -> tuple[float, float]:
-    """Returns the best exact match and F1, in [0, 1], of a text over the right answers.
+    """Returns the best exact match and the best F1 of a text over all correct answers, in [0, 1].
 
     Raises:
         UserError: the example is unlabelled.
@@ -75,7 +75,7 @@ def answer_scores(example: "QuestionExample", text: str) -> tuple[float, float]:
 
 
 def _words(text):
-    """Words in lower case, without ASCII punctuation and articles."""
+    """Returns the words in lower case, without ASCII punctuation and articles."""
     text = text.lower().translate(_PUNCTUATION)
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from kbert.settings.tasks import ColumnConfig
     from kbert.tokenizer.tokenizer import BertTokenizer
 
-_WORDS = 50_000  # number tokenized at once
-_TEXTS = 256  # number split into windows at once
+_WORDS = 50_000  # words to tokenize at once
+_TEXTS = 256  # texts to split into windows at once
 
 
 class TagEndpoint(Endpoint):
@@ -74,9 +74,9 @@ class TagEndpoint(Endpoint):
 class Tagging(Task):
     """A tag for each word: entities in any scheme of `kbert.data.tag_schemes`, or other tags.
 
-    A word has the tag of its first piece. A word that BERT's tokenizer splits further, such as
-    "U.S.", is trained as several words with the same tag (B-X first, then I-X). Plain text, which
-    is not split into words, can therefore be tagged, too.
+    The tag of a word is predicted at its first WordPiece. A word that BERT's tokenizer splits at
+    punctuation, such as "U.S.", is trained as several words with the same tag (B-X first, then
+    I-X), so that plain text, which is not split into words, can be tagged, too.
 
     Attributes:
         scheme: TagScheme of the label names; None if they mark no entities.
@@ -97,9 +97,9 @@ class Tagging(Task):
     ) -> "tuple[Records, Callable[[str, Record], TagExample]]":
         if source_format(source) == "csv":
             raise UserError(
-                f"{source} is a table with commas; words are read from files with one word per "
+                f"{source} is a comma-separated table. Convert it to a file with one word per "
                 f"line, columns separated by tabs or spaces, and an empty line between sentences, "
-                f"or from JSON lines with lists of words and tags. Convert it."
+                f"or to JSON lines with lists of words and tags."
             )
         if source_format(source) in ("tfds", "arrow", "json", "jsonl", "ndjson"):
             records = open_records(source, cls.name, None)
@@ -156,7 +156,7 @@ class Tagging(Task):
         self, examples: Sequence[TagExample], class_weights: np.ndarray | None = None
     ) -> Encoded:
         rows = self._pieces([word for example in examples for word in example.words])
-        items, words = [], []  # words: per example, the positions of the words' first pieces
+        items, words = [], []  # words: for each example, the position of each word's first piece
         for example in examples:
             item, begins = self._item([next(rows) for _ in example.words])
             if example.tags is not None:
@@ -174,7 +174,7 @@ class Tagging(Task):
                 yield ids[first:last] if last > first else [self.tokenizer.unk_id]
 
     def _item(self, words):
-        """An item with the ids of words, and each word's position in the item; 0: truncated."""
+        """Returns an item with the ids of words, and each word's position in it; 0: truncated."""
         room = self.max_seq_length - 2
         lengths = np.array([len(word) for word in words])
         begins = np.cumsum(lengths) - lengths + 1
@@ -183,7 +183,7 @@ class Tagging(Task):
         return EncodedExample(ids, np.zeros_like(ids)), np.where(begins <= room, begins, 0)
 
     def _targets(self, item, begins, tags):
-        """Labels, dtype and weights of an item's tokens."""
+        """Returns labels, dtype and weights of an item's tokens."""
         numbers = label_numbers(self.label_names)
         unknown = len(numbers)  # id for unknown labels, in files that are only scored
         labels, weights = np.zeros(item.length, np.int32), np.zeros(item.length, np.float32)
@@ -224,7 +224,7 @@ class Tagging(Task):
     def text_windows(self, texts: Sequence[str]) -> Encoded:
         """Encodes plain texts; long texts are split into windows that overlap by half.
 
-        `windows` of the result has one TokenWindows per `_TEXTS` texts. texts: list of str.
+        In the result, `windows` has one TokenWindows for every `_TEXTS` texts.
         """
         items, parts = [], []
         for begin in range(0, len(texts), _TEXTS):
@@ -237,7 +237,12 @@ class Tagging(Task):
     def spans(
         self, texts: Sequence[str], encoded: Encoded, outputs: Iterable[dict[str, np.ndarray]]
     ) -> list[list[dict[str, Any]]]:
-        """Returns the spans of texts, see `kbert.Predictor.tag`. encoded: from `text_windows`."""
+        """Returns the spans of texts; see `kbert.Predictor.tag`.
+
+        Args:
+            texts: list of str. encoded: result of `text_windows`.
+            outputs: results of a BatchRunner.
+        """
         results, outputs = [], iter(outputs)
         for begin, windows in zip(range(0, len(texts), _TEXTS), encoded.windows, strict=True):
             logits = windows.padded(outputs, ["logits"])["logits"]
@@ -251,7 +256,7 @@ class Tagging(Task):
 
 
 def _spans_of(text, *columns):
-    """A dict for each span of a text. columns: labels, byte starts, byte ends, scores."""
+    """Returns a dict for each span of a text. columns: labels, byte starts, byte ends, scores."""
     places = characters_before(text.encode()).tolist()
     spans = []
     for label, byte_start, byte_end, score in zip(*columns, strict=True):
@@ -267,10 +272,10 @@ def _scheme_note(tags, scheme):
         return f"the tags mark entities in {scheme.name}; types: {shown(types) or 'none'}"
     if all(tag.isdecimal() for tag in tags):
         return (
-            f"the tags are numbers, {min(map(int, tags))} to {max(map(int, tags))}, of the labels "
-            f"in --label_names or of the model; without names they are scored by word"
+            f"the tags are ids, {min(map(int, tags))} to {max(map(int, tags))}, of the labels in "
+            f"--label_names or in the model; without names, each word is scored"
         )
-    return f"the {count(len(tags), 'tag')} mark no entities and are scored by word"
+    return f"the {count(len(tags), 'tag')} mark no entities; each word is scored"
 
 
 def _tags(examples, predictions):

@@ -19,7 +19,7 @@ from kbert.fields import checked_value
 from kbert.model.models import BertForSequenceClassification
 from kbert.settings.tasks import FinetuneConfig
 from kbert.tasks.encoding import Encoded
-from kbert.tasks.labels import label_shares, rarest_labels
+from kbert.tasks.labels import label_frequencies, rarest_labels
 from kbert.tasks.losses import choice_losses, soft_losses
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class Task(abc.ABC):
 
     def label_summary(self, examples: Sequence[Any]) -> str:
         """Returns the distribution of the labels of examples as text, or ""."""
-        return label_shares(examples, self.label_names) if self.label_names else ""
+        return label_frequencies(examples, self.label_names) if self.label_names else ""
 
     def notes(self, examples: Sequence[Any]) -> list[str]:
         """Returns warnings about labelled examples, as sentences."""

@@ -1,4 +1,4 @@
-"""The base class of the tasks with a label for a text or a pair of texts."""
+"""The base class of the tasks that label a text or a pair of texts."""
 
 import abc
 import functools
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class TextTask(Task):
-    """Base class of the tasks with a label, of any kind, for a text or a pair of texts."""
+    """Base class of the tasks that label a text or a pair of texts; a label may be of any kind."""
 
     method: str | None = "classify"
     texts: tuple[int, int | None] = (1, 2)
@@ -28,7 +28,7 @@ class TextTask(Task):
     @staticmethod
     @abc.abstractmethod
     def label(value: object, where: str) -> str | float | tuple[str, ...]:
-        """Returns the label of an example from the value of a cell or key. Raises BadExample."""
+        """Converts the value of a cell or key to a label. Raises BadExample if it is invalid."""
 
     @classmethod
     def reader(

@@ -18,7 +18,7 @@ from kbert.inference.batch_runner import BatchRunner
 from kbert.model.folder import ModelFolder
 from kbert.model.weights import part_of
 from kbert.settings import ColumnConfig
-from kbert.tasks.labels import differing_labels
+from kbert.tasks.labels import label_conflicts
 from kbert.tasks.registry import get_task, make_task, with_task, write_task
 from kbert.train import report
 from kbert.train.cost_estimate import memory_line, rehearse
@@ -62,13 +62,13 @@ def finetune(
     Args:
         config: settings of the run.
         output_dir: the run's folder.
-        dry_run: print a report of the examples, take a few steps, print the estimated cost of the
-            run, and write nothing.
+        dry_run: whether to report the examples, take a few steps and print the estimated cost of
+            the run instead of training; writes nothing.
         callbacks: called after the default callbacks.
 
     Returns:
-        dict of "eval" and "test", if there are such examples: dicts of name -> score of the best
-        weights; with `folds`, see `kbert.train.cross_validation`.
+        dict of "eval" and "test", if there are such examples -> dict of name -> score of the best
+        weights. With `folds`: the result of `kbert.train.cross_validation.cross_validated`.
 
     Raises:
         UserError: examples, labels or weights cannot be used (the message names file and line);
@@ -91,7 +91,7 @@ class Finetuning(Workload):
 
     Attributes:
         task: the task. metric: name of the score that selects the best weights.
-        examples, encoded: file ("train", "eval", "test") -> its examples, as read and encoded.
+        examples, encoded: dicts of "train", "eval" and "test" -> examples, as read and encoded.
         class_weights: (C,) floats, the loss weights of the classes, or None.
         task_heads_left_out: task heads of `init_from` that are not loaded.
         batch_runner: computes the model's outputs for `evaluation`.
@@ -183,9 +183,9 @@ class Finetuning(Workload):
         with folder.open_weights(parts=task_heads, layers=layers) as (base_config, weights):
             there = {part_of(name) for name in weights}
         fields = base_config.to_dict() | self.task.config_fields()
-        # The folder's task head is loaded only if its labels are the same.
+        # The task head of the folder is loaded only if it has the same labels.
         self.task_heads_left_out = (
-            tuple(there & set(task_heads)) if differing_labels(base_config, self.task) else ()
+            tuple(there & set(task_heads)) if label_conflicts(base_config, self.task) else ()
         )
         if self.config.classifier_dropout is not None:
             fields["classifier_dropout"] = self.config.classifier_dropout
@@ -225,7 +225,7 @@ class Finetuning(Workload):
     def check_metric(self) -> None:
         if self.config.best_metric and "eval" in self.examples:
             scores = self._score("eval", limit=8)[0]
-            if self.metric not in scores:  # some scores require examples of all kinds
+            if self.metric not in scores:  # some scores exist only with examples of all kinds
                 scores = self._score("eval")[0]
             if not isinstance(scores.get(self.metric), float):
                 names = ", ".join(name for name, value in scores.items() if type(value) is float)
@@ -265,7 +265,7 @@ class Finetuning(Workload):
 
     @functools.cached_property
     def _lengths(self):
-        """Lengths in tokens of the examples of each file."""
+        """Lengths in tokens of the examples of each file, before truncation."""
         return {
             name: token_lengths(self.task, rows, self.encoded[name])
             for name, rows in self.examples.items()
@@ -325,7 +325,7 @@ class Finetuning(Workload):
         return results
 
     def _score(self, name, limit=None):
-        """Returns the scores of the current weights on a file, and the predictions."""
+        """Returns the scores of the current weights on a file, and the predictions for it."""
         examples, encoded = self.examples[name], self.encoded[name]
         if limit is not None:
             examples = examples[:limit]
@@ -346,7 +346,7 @@ class Finetuning(Workload):
         write_task(folder, self.task, takes_pairs)
 
     def check_teacher(self, teacher_config: BertConfig, bert_config: BertConfig) -> None:
-        for name, (teacher_value, student_value) in differing_labels(
+        for name, (teacher_value, student_value) in label_conflicts(
             teacher_config, self.task
         ).items():
             raise UserError(

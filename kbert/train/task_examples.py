@@ -1,4 +1,4 @@
-"""The labelled examples of a fine-tuning run: read, split, weighted and identified."""
+"""The labeled examples of a fine-tuning run: reading, splits, class weights and fingerprints."""
 
 import collections
 import hashlib
@@ -10,7 +10,7 @@ import numpy as np
 from kbert.data.examples import read_label_names
 from kbert.data.splits import split_keys
 from kbert.errors import UserError
-from kbert.tasks.example_checks import overlap
+from kbert.tasks.example_checks import overlap_warning
 from kbert.tasks.examples import SplitReader
 from kbert.tasks.labels import (
     check_all_present,
@@ -33,7 +33,7 @@ def read_splits(
     saved_names: tuple[str, ...] | None = None,
     teacher_labels: tuple[str, ...] | None = None,
 ) -> tuple[tuple[str, ...] | None, dict[str, list[Any]]]:
-    """Reads the example files of a run, checks their labels, and splits the training examples.
+    """Reads the example files of a run, checks the labels, and splits the training examples.
 
     Args:
         config: settings of the run.
@@ -41,8 +41,8 @@ def read_splits(
         teacher_labels: label names of the teacher, or None.
 
     Returns:
-        The label names, or None if the task has none; and "train", "eval" and "test" -> examples,
-        if there are such examples.
+        The label names, or None if the task has none; and a dict with the examples of "train" and,
+        if there are such examples, of "eval" and "test".
 
     Raises:
         UserError: a file or an example cannot be used, or a split would be empty.
@@ -54,17 +54,17 @@ def read_splits(
     examples["train"] = kind.checked_for_training(examples["train"], config.skip_bad_lines, log)
     if kind.fewest_labels:
         names = saved_names or _label_names(config, teacher_labels, examples)
-        examples = _known(config, names, examples)
+        examples = _keep_known(config, names, examples)
     examples = split_examples(examples, config)
     for name, rows in examples.items():
         source = files[name] or f"the {name} part of {config.train_file}"
-        if name != "train" and (line := overlap(examples["train"], rows, source)):
+        if name != "train" and (line := overlap_warning(examples["train"], rows, source)):
             log(line)
     return names, examples
 
 
 def _label_names(config, teacher_labels, examples):
-    """The label names from the user, else from the teacher, else from the training examples."""
+    """Returns the label names from the user, else from the teacher, else from the examples."""
     names = teacher_labels
     if config.label_names:
         names = read_label_names(config.label_names)
@@ -80,8 +80,8 @@ def _label_names(config, teacher_labels, examples):
     return names
 
 
-def _known(config, names, examples):
-    """The examples of all files, without examples with unknown labels; see `keep_known`."""
+def _keep_known(config, names, examples):
+    """Applies `keep_known` to the examples of all files."""
     unknown = {"train": None, "eval": config.unknown_labels, "test": config.unknown_labels}
     examples = {
         name: keep_known(rows, names, config.skip_bad_lines, log, unknown[name])
@@ -98,11 +98,11 @@ def split_examples(
     """Moves a part of the training examples to "test" (`folds`) and to "eval" (`eval_fraction`).
 
     Args:
-        examples: "train", "eval" and "test" -> examples, if there are such examples.
+        examples: dict with the examples of "train" and, if there are any, of "eval" and "test".
         config: settings of the run.
 
     Returns:
-        A new dict with the existing and the new keys, ordered "train", "eval", "test".
+        A new dict with the existing and the new splits, in the order "train", "eval", "test".
 
     Raises:
         UserError: a split would have no examples.
@@ -114,7 +114,7 @@ def split_examples(
         _move(examples, part, "test", f"--folds={config.folds}")
     if config.eval_fraction:
         keys, classes = _keys(examples["train"], config)
-        # The only example of a class stays in training; otherwise the class could not be learnt.
+        # If a class has only one example, it stays in training, to be learned.
         counts = collections.Counter(classes)
         part = (keys < config.eval_fraction) & ~np.array([counts[name] == 1 for name in classes])
         _move(examples, part, "eval", f"--eval_fraction={config.eval_fraction}")
@@ -122,7 +122,7 @@ def split_examples(
 
 
 def _keys(rows, config):
-    """The `split_keys` of examples, and their classes."""
+    """Returns the `split_keys` of examples, and their classes."""
     classes, groups = get_task(config.task).split_groups(rows)
     return split_keys(config.seed, classes, groups), classes
 
@@ -144,7 +144,8 @@ def class_weights(setting: str | None, task: "Task", examples: Sequence[Any]) ->
     """Returns the loss weight of each class: (C,) floats, or None.
 
     Args:
-        setting: the setting `class_weights`. task: task with C labels. examples: training examples.
+        setting: value of the setting `class_weights`. task: a task with C labels.
+        examples: training examples.
 
     Raises:
         UserError: the setting is neither "balanced" nor a weight for each class.

@@ -6,7 +6,13 @@ from example_files import rows
 from kbert.data.examples import TextExample, read_label_names
 from kbert.data.validation import list_in_cell
 from kbert.errors import UserError
-from kbert.tasks.labels import check_no_numbers, keep_known, label_names, label_numbers, named
+from kbert.tasks.labels import (
+    check_no_numbers,
+    ids_to_names,
+    keep_known,
+    label_names,
+    label_numbers,
+)
 
 TOXIC = """"id","comment_text","toxic","severe_toxic","obscene"
 "0001","Thanks for the edit",0,0,0
@@ -121,8 +127,8 @@ def test_names_of_labels_with_decimals():
     assert label_numbers(("1.0", "2.0")) == {"1": 0, "2": 1, "1.0": 0, "2.0": 1}
     examples = [TextExample("a.csv, line 2", "a", None, "1")]
     assert keep_known(examples, ("1.0", "2.0"), False, print) == examples
-    assert [e.label for e in named(examples, ("1.0", "2.0"))] == ["1.0"]
-    assert [e.label for e in named(examples, ("no", "yes"))] == ["yes"]
+    assert [e.label for e in ids_to_names(examples, ("1.0", "2.0"))] == ["1.0"]
+    assert [e.label for e in ids_to_names(examples, ("no", "yes"))] == ["yes"]
 
 
 def test_numbers_of_names_that_have_no_order():
@@ -143,7 +149,7 @@ def test_examples_without_a_gold_label(read, error_of):
     text = rows(row, row | {"gold_label": "neutral", "label1": "x"})
     notes = []
     assert labels(read("t.jsonl", text, "pair", report=notes.append)) == ["neutral"]
-    assert notes == ["note: t.jsonl: 1 of 2 examples have no gold label, '-'; skipped"]
+    assert notes == ["note: t.jsonl: skipped 1 of 2 examples without a gold label (-)"]
     assert labels(read("t.jsonl", rows(row), "pair")) == ["-"]
     text = rows(row, row | {"gold_label": "+"})
     assert labels(read("t.jsonl", text, "pair")) == ["-", "+"]
@@ -174,7 +180,7 @@ def test_lists_of_0_and_1_in_cells(read, cells):
     text = f"labels,text\n{cells}\n{none}\n"
     assert labels(read("t.csv", text, "multilabel", report=notes.append)) == [("1", "2"), ()]
     assert notes == [
-        "note: t.csv: the labels are lists of 0 and 1; label 0 is the first of 3, and so on"
+        "note: t.csv: the labels are lists of 0 and 1; the labels are numbered from 0 to 2"
     ]
 
 
@@ -192,7 +198,7 @@ def test_lists_of_0_and_1_in_json(read, error_of):
     for other in ([0, 1], [0, 1, 2], ["a"], []):
         message = error_of("t.jsonl", file([1, 1, 0], other), "multilabel")
         assert "t.jsonl, line 2: the labels are (" in message
-        assert "lists of 3 numbers 0 or 1, one for each label." in message
+        assert "lists of 3 numbers 0 or 1, one per label." in message
     message = error_of("t.jsonl", file([0.5, 0.5, 0]), "multilabel")
     assert "line 1: the labels have 0.5 twice; a list with a number for each label must" in message
 
@@ -265,5 +271,5 @@ def test_numbers_of_inference(read):
     text = rows(*({"premise": "a b", "hypothesis": "c", "label": n} for n in (-1, 0, 2, 1)))
     notes = []
     assert labels(read("t.jsonl", text, "pair", report=notes.append)) == ["0", "2", "1"]
-    assert notes == ["note: t.jsonl: 1 of 4 examples have no gold label, '-1'; skipped"]
+    assert notes == ["note: t.jsonl: skipped 1 of 4 examples without a gold label (-1)"]
     assert labels(read("t.jsonl", text.replace("2", "0"), "pair")) == ["-1", "0", "0", "1"]

@@ -8,7 +8,7 @@ from example_files import CONTEXT, rows, settings, squad_file
 import kbert
 from kbert.data.input_checks import check_inputs
 from kbert.data.records import source_files
-from kbert.tasks.example_checks import overlap
+from kbert.tasks.example_checks import overlap_warning
 from kbert.tasks.examples import SplitReader
 
 FILMS = [f"film number {n} of the season" for n in range(12)]
@@ -147,8 +147,8 @@ def test_texts_in_two_splits(tmp_path):
         b_jsonl=rows(*({"text": t, "label": "ab"[t in FILMS[:2]]} for t in [*FILMS[:3], "x y"])),
     )
     others = kbert.read_examples(tmp_path / "b.jsonl", "classify")
-    assert overlap(train, others, "b.jsonl") == (
+    assert overlap_warning(train, others, "b.jsonl") == (
         "warning: 3 of 4 examples of b.jsonl are in the training data, too, 2 of them with another "
         "label."
     )
-    assert overlap(train, others[3:], "b.jsonl") is None
+    assert overlap_warning(train, others[3:], "b.jsonl") is None

@@ -223,7 +223,7 @@ def test_brackets_of_conll_2012(read):
 
 def test_tables_with_commas(error_of):
     message = error_of("ner.csv", "Sentence #,Word,Tag\n1,the,O\n", "tag")
-    assert "ner.csv is a table with commas; words are read from files with one word" in message
+    assert "ner.csv is a comma-separated table. Convert it to a file with one word" in message
 
 
 def test_bmes_and_segments_without_types(read):
@@ -235,11 +235,11 @@ def test_bmes_and_segments_without_types(read):
     ("tags", "note"),
     [
         ("O PER PER LOC", "the tags mark entities in plain types with O; types: LOC, PER"),
-        ("D N V", "the 3 tags mark no entities and are scored by word"),
+        ("D N V", "the 3 tags mark no entities; each word is scored"),
         (
             "0 3 3 7",
-            "the tags are numbers, 0 to 7, of the labels in --label_names or of the model; without "
-            "names they are scored by word",
+            "the tags are ids, 0 to 7, of the labels in --label_names or in the model; without "
+            "names, each word is scored",
         ),
     ],
 )
