@@ -58,7 +58,10 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlist, _SHORT.maxtuple = 1, 200, 20,
 
 
 def short_repr(value: object) -> str:
-    """Formats a value for a message, truncated early, because short YAML may give a huge value."""
+    """Returns a truncated repr of a value for a message.
+
+    It never builds the full repr, because a short YAML file can expand to a huge value.
+    """
     try:
         return _SHORT.repr(value)
     except ValueError:

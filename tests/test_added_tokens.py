@@ -145,7 +145,7 @@ def test_decoder_of_the_config(tmp_path):
         ({"32": {"content": 7}}, r"content of an added token must be a string"),
         ({"32": {"content": "<e>", "lstrip": 1}}, r"single_word, .* must be true or false; got"),
         ({"32": {"content": " "}}, r"an added token must not be blank; got ' '"),
-        ({"32": "<e>"}, r"tokenizer_config.json has str where an object is expected"),
+        ({"32": "<e>"}, r"tokenizer_config.json: expected a JSON object; got a value of type str"),
     ):
         path.write_text(json.dumps({"added_tokens_decoder": decoder}))
         with pytest.raises(UserError, match=message):

@@ -418,7 +418,9 @@ def test_labels_that_training_lacks(settings, tmp_path, files):
     )
     assert not (tmp_path / "run/finetuning").exists()
     path.write_text("the film was so\tso\n")
-    with pytest.raises(UserError, match=r"has too few distinct labels: so\."):
+    with pytest.raises(
+        UserError, match=r"needs at least 2 different labels; .* has so\. Check --label_c"
+    ):
         finetune(settings(train_file=str(path)), tmp_path / "run")
 
 

@@ -158,7 +158,7 @@ def test_other_architectures_by_name(other, tmp_path):
         ({"pruned_heads": {"0": [1]}}, r"pruned_heads {'0': \[1\]}"),
         ({"vocab_size": "big"}, r"vocab_size must be int; got 'big'"),
         ({"num_attention_heads": 4}, r"hidden_size must be divisible by num_attention_heads"),
-        ({"id2label": 7}, r"config.json has int where an object is expected"),
+        ({"id2label": 7}, r"config.json: expected a JSON object; got a value of type int"),
         ({"architectures": 7}, r"architectures must be a list of names; got 7"),
     ],
 )

@@ -54,7 +54,8 @@ class ShardWriter:
         """
         full = lengths > 0
         offsets = (self._counts["ids"] + np.cumsum(lengths) - lengths)[full]
-        # Number the documents, because one whose first sentence is empty starts at the next one.
+        # Sentences are dropped if they are empty, even the first one of a document. So a document
+        # starts where its number first occurs.
         numbers = np.cumsum(starts_document) + self._last_number
         self._last_number = numbers[-1]
         numbers = numbers[full]
@@ -86,8 +87,8 @@ class Shard:
     """The arrays of one shard, memory-mapped, in the order of `PARTS`."""
 
     ids: np.ndarray  # (tokens,) uint16 or int32
-    sentences: np.ndarray  # (sentences,) int64, first token of each
-    documents: np.ndarray  # (documents,) int64, first token of each
+    sentences: np.ndarray  # (sentences,) int64, index in `ids` of the first token of each
+    documents: np.ndarray  # (documents,) int64, the same for documents
 
 
 def open_shard(

@@ -104,7 +104,7 @@ def _correlation(measure, a, b):
 
 
 def multilabel_scores(targets: "ArrayLike", predictions: "ArrayLike") -> dict[str, float]:
-    """Returns metrics for texts with any number of C labels.
+    """Returns metrics for multi-label classification: each text has any subset of C labels.
 
     Args:
         targets, predictions: (N, C) bool.

@@ -101,7 +101,7 @@ def tasks() -> dict[str, type[Task]]:
 
 
 def get_task(name: str) -> type[Task]:
-    """Returns the subclass of Task with a name. Raises UserError if there is none."""
+    """Returns the registered task `name`. Raises UserError if there is none."""
     if name in _registered:
         return _registered[name]
     kinds = tasks()

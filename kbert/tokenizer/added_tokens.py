@@ -46,7 +46,7 @@ def read_added_tokens(folder: str | os.PathLike[str]) -> dict[AddedToken, int | 
     state it.
 
     Raises:
-        UserError: a file is invalid, or defines special tokens other than BERT's.
+        UserError: a file is invalid, or its pad, unk, cls, sep or mask token differs from BERT's.
     """
     folder = pathlib.Path(folder)
     names = ("added_tokens", "tokenizer", "tokenizer_config", "special_tokens_map")

@@ -86,7 +86,11 @@ def read_tokenizer(
 
 
 def is_uncased(vocab_file: str | os.PathLike[str]) -> bool:
-    """Returns whether a vocabulary file is uncased, judging by its folder or its entries."""
+    """Returns whether a vocabulary is uncased.
+
+    For vocab.txt and tokenizer.json, the tokenizer settings in the same folder decide; for other
+    files, the entries.
+    """
     path = pathlib.Path(vocab_file)
     if path.name in ("vocab.txt", "tokenizer.json"):
         return read_tokenizer(path.parent)[1]["lower_case"]

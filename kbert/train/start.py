@@ -41,8 +41,8 @@ def start_run(
     Raises:
         SystemExit: Ctrl-C or SIGTERM stopped the run after a checkpoint was saved. The exit status
             is 130 or 143, so that `pretrain && finetune` stops and Kubernetes restarts the job.
-        UserError: Keras uses another backend, files cannot be written, or the workload or `action`
-            raises it.
+        UserError: the backend of Keras is not TensorFlow, a file cannot be written, or the workload
+            or `action` raises a UserError.
     """
     if keras.backend.backend() != "tensorflow":
         raise UserError(

@@ -72,10 +72,14 @@ def _label_names(config, teacher_labels, examples):
         names = label_names(examples["train"])
         for rows in examples.values():
             check_no_numbers(rows, names)
-    if len(names) < get_task(config.task).fewest_labels:
+    fewest = get_task(config.task).fewest_labels
+    if len(names) < fewest:
+        source, flag = config.train_file, "label_column"
+        if config.label_names:
+            source, flag = config.label_names, "label_names"
         raise UserError(
-            f"{config.train_file} has too few distinct labels: {shown(names) or 'none'}. Check "
-            f"--label_column."
+            f"task {config.task} needs at least {fewest} different labels; {source} has "
+            f"{shown(names) or 'none'}. Check --{flag}."
         )
     return names
 

@@ -161,7 +161,9 @@ def members(values: object, names: Sequence[str], path: str | os.PathLike[str]) 
         UserError: `values` is not a JSON object, or a member is missing.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{path} has {type(values).__name__} where an object is expected.")
+        raise UserError(
+            f"{path}: expected a JSON object; got a value of type {type(values).__name__}."
+        )
     for name in names:
         if name not in values:
             raise UserError(f"{path} lacks {name!r}.")

@@ -96,7 +96,10 @@ def places(config: BertConfig, parts: Collection[str] = ()) -> dict[str, Place]:
 
 @contextlib.contextmanager
 def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[OpenedFolder]:
-    """See `kbert.model.weights`; `parts` identify "classifier" if the config does not."""
+    """See `kbert.model.weights`.
+
+    If the config names no head, `parts` decide which head the weights named "classifier" are.
+    """
     values = read_json(folder / CONFIG_FILE)
     fields = _fields(values, folder / CONFIG_FILE)
     named_parts = _parts(values, folder / CONFIG_FILE)
