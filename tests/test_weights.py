@@ -287,7 +287,7 @@ def test_hf_padded_vocabulary_and_a_wider_model_of_another_class(tmp_path):
 
 def test_hf_heads_of_one_name_are_not_confused(tmp_path):
     hf_made("BertForTokenClassification").save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="has no bert/pooler, sequence_classifier: keeping"):
+    with pytest.warns(UserWarning, match="has no bert/pooler, sequence_classifier: new, with"):
         kbert.BertForSequenceClassification.from_pretrained(tmp_path)
 
 
