@@ -133,7 +133,7 @@ def check_grid(runs, grid):
 
     1e-6 is rounding: float32 sums in another order. Dropout draws the same in all of them.
     """
-    rates = {"sgd": 0.5, "lamb": 1e-2, "adamw": 1e-2}
+    rates = {"sgd": 0.5, "lamb": 1e-2, "muon": 1e-2, "adamw": 1e-2}
     found = {}
     for replicas in sorted({entry[0] for entry in grid}):
         variants = {
@@ -163,5 +163,5 @@ def test_replicas_and_slices_make_no_difference(tmp_path, corpus):
 @pytest.mark.slow
 def test_all_replicas_and_slices_make_no_difference(tmp_path, corpus):
     """1, 2 and 4 replicas x 1, 2 and 4 slices x every optimizer."""
-    grid = list(itertools.product((1, 2, 4), (1, 2, 4), ("sgd", "lamb", "adamw")))
+    grid = list(itertools.product((1, 2, 4), (1, 2, 4), ("sgd", "lamb", "muon", "adamw")))
     check_grid(Runs(tmp_path, corpus), grid)

@@ -1,4 +1,4 @@
-"""AdamW, LAMB and SGD against plain numpy in float64; what is decayed."""
+"""AdamW, LAMB, Muon and SGD against plain numpy in float64; what is decayed."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from marks import slow
 from kbert.config import BertConfig
 from kbert.model import BertForPreTraining, BertForSequenceClassification
 from kbert.settings import PretrainConfig
-from kbert.train.optimizer import LAMB, SGD, AdamW, layer_scales, make_optimizer
+from kbert.train.optimizer import LAMB, SGD, AdamW, Muon, layer_scales, make_optimizer
 from kbert.train.schedule import make_schedule
 
 RATE, DECAY, STEPS = 0.01, 0.1, 20
@@ -62,6 +62,28 @@ def lamb(value, gradients, decay):
     return value
 
 
+def muon(value, gradients, decay):
+    """Jordan et al. 2024 with the scale of Liu et al. 2025, section 2.2, by singular values.
+
+    The iterations map each singular value by a polynomial and keep the singular vectors.
+    """
+    m = np.zeros_like(value)
+    for gradient in gradients:
+        m = 0.95 * m + gradient
+        u, s, v = np.linalg.svd(gradient + 0.95 * m, full_matrices=False)
+        s = s / np.sqrt((s**2).sum())
+        for _ in range(5):
+            s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+        update = 0.6 * np.sqrt(max(value.shape)) * (u * s) @ v + decay * value
+        value = value - RATE * update
+    return value
+
+
+def muon_or_adam(value, gradients, decay, name):
+    in_block = "/layer_" in name and name.endswith("kernel")
+    return (muon if in_block else corrected)(value, gradients, decay)
+
+
 def sgd(value, gradients, decay):
     for gradient in gradients:
         value = value - RATE * (gradient + decay * value)
@@ -88,7 +110,7 @@ def model_and_gradients():
 @pytest.mark.parametrize("way", [*slow("keras"), "whole"])
 @pytest.mark.parametrize(
     ("optimizer", "formula"),
-    [(AdamW, adamw), (corrected_adamw, corrected), (LAMB, lamb), (SGD, sgd)],
+    [(AdamW, adamw), (corrected_adamw, corrected), (LAMB, lamb), (Muon, muon_or_adam), (SGD, sgd)],
     ids=lambda x: x.__name__,
 )
 def test_twenty_steps_equal_numpy(optimizer, formula, way):
@@ -109,12 +131,28 @@ def test_twenty_steps_equal_numpy(optimizer, formula, way):
             )
     assert int(optimizer.iterations) == STEPS
     for name, weight in model.named_weights().items():
-        expected = formula(start[name], gradients[name], DECAY if decayed(name) else 0.0)
+        named = {"name": name} if formula is muon_or_adam else {}
+        decay = DECAY if decayed(name) else 0.0
+        expected = formula(start[name], gradients[name], decay, **named)
         # float32 against float64 over 20 steps
         np.testing.assert_allclose(weight, expected, rtol=2e-5, atol=2e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb", "sgd"])
+def test_updates_of_muon_are_nearly_orthogonal_and_have_the_given_size():
+    """Wide and tall kernels; the iterations bring singular values near 1, not to 1."""
+    for shape in ((8, 40), (40, 8), (16, 16)):
+        gradient = tf.constant(np.random.default_rng(0).normal(size=shape), tf.float32)
+        new, _ = Muon.step(
+            *(gradient, tf.constant(1.0), tf.zeros(shape)),
+            *([tf.zeros(shape)] * 2, tf.constant(1.0), tf.constant(1.0)),
+            **{"decays": False, "orthogonal": True, "weight_decay": 0.0, "momentum": 0.95},
+            **{"rms_rate": 0.2, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-6},
+        )
+        values = np.linalg.svd(new.numpy(), compute_uv=False) / (0.2 * np.sqrt(max(shape)))
+        assert values.min() > 0.6 and values.max() < 1.3
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "muon", "sgd"])
 def test_biases_and_layer_norm_are_not_decayed(name):
     model = BertForPreTraining(CONFIG)
     optimizer = make_optimizer(PretrainConfig(input="x", optimizer=name), 0.1)
@@ -156,7 +194,7 @@ def test_settings_reach_the_optimizer():
     assert float(optimizer.learning_rate) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("cls", [AdamW, LAMB])
+@pytest.mark.parametrize("cls", [AdamW, LAMB, Muon])
 def test_config_round_trip(cls):
     optimizer = cls(0.1, weight_decay=0.2, beta_1=0.3, beta_2=0.4, epsilon=0.5, layer_decay=0.6)
     config = cls.from_config(optimizer.get_config()).get_config()

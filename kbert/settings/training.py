@@ -13,7 +13,12 @@ class TrainingConfig:
 
     weight_decay: float = setting(0.01, "decoupled weight decay", at_least=0)
     clip_norm: float = setting(1.0, "maximum global norm of the gradients", above=0)
-    optimizer: str = setting("adamw", "optimizer", choices=("adamw", "lamb", "sgd"))
+    optimizer: str = setting(
+        "adamw",
+        "optimizer: adamw (BERT's), lamb (for batches of thousands of examples), muon (learns more "
+        "per example), sgd",
+        choices=("adamw", "lamb", "muon", "sgd"),
+    )
     adam_epsilon: float = setting(1e-6, "epsilon of adamw and lamb", above=0)
     bias_correction: bool = setting(
         False,

@@ -3,8 +3,17 @@
 from kbert.train.callbacks import Callback
 from kbert.train.distillation import distill
 from kbert.train.finetuning import finetune
-from kbert.train.optimizer import LAMB, AdamW
+from kbert.train.optimizer import LAMB, AdamW, Muon
 from kbert.train.pretraining import pretrain
 from kbert.train.schedule import WarmupPolynomialDecay
 
-__all__ = ["LAMB", "AdamW", "Callback", "WarmupPolynomialDecay", "distill", "finetune", "pretrain"]
+__all__ = [
+    "LAMB",
+    "AdamW",
+    "Callback",
+    "Muon",
+    "WarmupPolynomialDecay",
+    "distill",
+    "finetune",
+    "pretrain",
+]

@@ -1,9 +1,10 @@
-"""Optimizers for BERT: AdamW, LAMB and plain SGD.
+"""Optimizers for BERT: AdamW, LAMB, Muon and plain SGD.
 
 Each class defines its update rule once, in `step`, a function of tensors. Keras' `fit` calls it
 through `update_step`, and kbert's training step through `apply_on_replica`.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -24,6 +25,7 @@ LearningRate = (
     | keras.optimizers.schedules.LearningRateSchedule
     | Callable[[], float | keras.KerasTensor | keras.Variable]
 )
+_BLOCK_KERNEL = re.compile(r"\bencoder/layer_\d+/.*kernel$")
 NO_DECAY = ("bias", "gamma", "beta")  # how the names of biases and LayerNorm weights end
 
 
@@ -160,6 +162,10 @@ class _Optimizer(keras.optimizers.Optimizer):
             self._update(index, gradient, variables, _read, learning_rate, count, factor)
         iterations.assign_add(1)
 
+    def _fixed_of(self, index):
+        """Returns the hyperparameters of the variable at `index` that are fixed."""
+        return self.fixed
+
     def _update(self, index, gradient, variables, read, learning_rate, count, factor=1.0):
         """Applies `step` to variable number `index` and its slots; `read` returns their values."""
         value, *slots = map(read, variables)
@@ -172,7 +178,7 @@ class _Optimizer(keras.optimizers.Optimizer):
             count,
             decays=self.decays[index],
             **{name: getattr(self, name) for name in self.settings},
-            **self.fixed,
+            **self._fixed_of(index),
         )
         for variable, new in zip(variables, [value, *slots], strict=True):
             self.assign(variable, new)
@@ -310,6 +316,89 @@ class LAMB(_Adam):
 
 
 @keras.saving.register_keras_serializable("kbert")
+class Muon(_Adam):
+    """Muon for the kernels of the encoder's blocks, AdamW with bias correction for the rest.
+
+    Muon (Jordan et al. 2024) replaces the momentum of a matrix by the nearest orthogonal matrix,
+    which it approximates by five Newton-Schulz iterations. Small models learn more per example
+    with it than with AdamW. The update is scaled so that its elements have the root mean square
+    `rms_rate`, as in Liu et al. 2025 (arXiv:2502.16982), section 2.2, where it is 0.2.
+
+    Args:
+        learning_rate: float, schedule, or function without arguments.
+        weight_decay: scaled by the learning rate; see also `exclude_from_weight_decay`.
+        beta_1, beta_2, epsilon: constants of AdamW. layer_decay: see `layer_scales`.
+        momentum: of Muon. rms_rate: see above.
+    """
+
+    settings = (*_Adam.settings, "momentum", "rms_rate")
+
+    def __init__(
+        self,
+        learning_rate: LearningRate = 1e-3,
+        weight_decay: float | None = 0.01,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-6,
+        momentum: float = 0.95,
+        rms_rate: float = 0.6,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(learning_rate, weight_decay, beta_1, beta_2, epsilon, **kwargs)
+        self.momentum, self.rms_rate = momentum, rms_rate
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        if self.built:
+            return
+        super().build(variables)
+        self._is_kernel = [bool(_BLOCK_KERNEL.search(variable.path)) for variable in variables]
+
+    def _fixed_of(self, index):
+        return {"orthogonal": self._is_kernel[index]}
+
+    @staticmethod
+    @with_xla
+    def step(
+        gradient,
+        factor,
+        value,
+        slots,
+        learning_rate,
+        count,
+        *,
+        decays,
+        orthogonal,
+        weight_decay,
+        momentum,
+        rms_rate,
+        **adam,
+    ):
+        if not orthogonal:
+            arguments = (gradient, factor, value, slots, learning_rate, count)
+            adam |= {"bias_correction": True, "trust_ratio": False}
+            return AdamW.step(*arguments, decays=decays, weight_decay=weight_decay, **adam)
+        gradient, (mean, unused) = gradient * factor, slots
+        mean = momentum * mean + gradient
+        scale = rms_rate * math.sqrt(max(value.shape))
+        update = scale * _orthogonalized(gradient + momentum * mean)
+        if decays:
+            update = update + weight_decay * value
+        return value - learning_rate * update, [mean, unused]
+
+
+def _orthogonalized(x):
+    """Returns about the nearest matrix with orthonormal rows or columns; source: Jordan's code."""
+    rows, columns = x.shape
+    if rows > columns:
+        return ops.transpose(_orthogonalized(ops.transpose(x)))
+    x = x / (ops.norm(x) + 1e-7)
+    for _ in range(5):
+        square = ops.matmul(x, ops.transpose(x))
+        x = 3.4445 * x + ops.matmul(-4.7750 * square + 2.0315 * ops.matmul(square, square), x)
+    return x
+
+
+@keras.saving.register_keras_serializable("kbert")
 class SGD(_Optimizer):
     """Gradient descent without momentum, to compare runs: it has no state and no epsilon."""
 
@@ -333,12 +422,13 @@ class SGD(_Optimizer):
 
 def make_optimizer(
     config: "TrainingConfig", schedule: keras.optimizers.schedules.LearningRateSchedule
-) -> AdamW | LAMB | SGD:
+) -> AdamW | LAMB | Muon | SGD:
     """Returns the optimizer of a run, not yet built."""
     if config.optimizer == "sgd":
         return SGD(schedule, layer_decay=config.layer_decay)
     moments = {"epsilon": config.adam_epsilon, "layer_decay": config.layer_decay}
-    if config.optimizer == "lamb":
-        return LAMB(schedule, config.weight_decay, **moments)
+    if config.optimizer in ("lamb", "muon"):
+        kind = LAMB if config.optimizer == "lamb" else Muon
+        return kind(schedule, config.weight_decay, **moments)
     options = {"bias_correction": config.bias_correction, **moments}
     return AdamW(schedule, config.weight_decay, **options)

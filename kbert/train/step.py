@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kbert.model.pretrained import PretrainedModel
     from kbert.settings import TrainingConfig
     from kbert.train.distribution import Devices
-    from kbert.train.optimizer import LAMB, SGD, AdamW
+    from kbert.train.optimizer import LAMB, SGD, AdamW, Muon
     from kbert.train.schedule import WarmupPolynomialDecay
 
 # Dynamic loss scaling of mixed_float16 (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2),
@@ -52,7 +52,7 @@ class TrainStep:
     def __init__(
         self,
         model: "PretrainedModel",
-        optimizer: "AdamW | LAMB | SGD",
+        optimizer: "AdamW | LAMB | Muon | SGD",
         schedule: "WarmupPolynomialDecay",
         devices: "Devices",
         config: "TrainingConfig",

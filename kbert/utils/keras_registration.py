@@ -25,7 +25,7 @@ CLASSES = {
         *("BertForSequenceClassification", "BertForTokenClassification"),
     ),
     "kbert.model.pretrained": ("PretrainedModel",),
-    "kbert.train.optimizer": ("AdamW", "LAMB", "SGD"),
+    "kbert.train.optimizer": ("AdamW", "LAMB", "Muon", "SGD"),
     "kbert.train.schedule": ("WarmupPolynomialDecay",),
     "kbert.hub": ("BertLayer", "PreprocessLayer"),
 }

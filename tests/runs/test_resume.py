@@ -22,6 +22,7 @@ from kbert.train.pretraining import Pretraining
 SLOW_CHANGES = (
     {"precision": "mixed_bfloat16", "accumulation_steps": 3},
     {"precision": "mixed_float16", "optimizer": "lamb"},
+    {"optimizer": "muon", "mask_rate": 0.4},
     {"cpu_devices": 2, "accumulation_steps": 3, "precision": "mixed_float16", "remat": True},
 )
 
