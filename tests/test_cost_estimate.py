@@ -6,7 +6,7 @@ import tensorflow as tf
 from test_step import BERT, NO_DROPOUT, B, L, M, features_of, make_step
 
 from kbert.config import BertConfig
-from kbert.model import BertForPreTraining
+from kbert.model import BertForMaskedLM, BertForPreTraining
 from kbert.settings import PretrainConfig
 from kbert.train.cost_estimate import step_flops, step_memory
 
@@ -27,14 +27,16 @@ def matrix_products(graph):
 ADJOINT = {"MatMul": "transpose_a", "BatchMatMulV2": "adj_x"}
 
 
+@pytest.mark.parametrize("next_sentence", [True, False])
 @pytest.mark.parametrize("attention_heads_per_layer", [None, (1, 2)])
-def test_operations_are_those_of_the_graph(attention_heads_per_layer):
+def test_operations_are_those_of_the_graph(attention_heads_per_layer, next_sentence):
     """Three times the forward pass: the backward pass has two products for each of its own."""
     config = BertConfig(**BERT | NO_DROPOUT, attention_heads_per_layer=attention_heads_per_layer)
-    model = BertForPreTraining(config)
+    model = (BertForPreTraining if next_sentence else BertForMaskedLM)(config)
     features = {name: tf.constant(value) for name, value in features_of().items()}
     forward = tf.function(lambda: model(features, training=True)).get_concrete_function()
-    assert step_flops(config, B, L, M) == 3 * matrix_products(forward.graph)
+    expected = 3 * matrix_products(forward.graph)
+    assert step_flops(config, B, L, M, next_sentence=next_sentence) == expected
 
 
 def test_rematerialization_adds_the_forward_pass_of_all_blocks_but_the_last():

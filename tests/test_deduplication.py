@@ -112,10 +112,15 @@ def test_a_document_that_is_all_there_is(tmp_path, vocab_file):
     (tmp_path / "t.txt").write_text("the cat\n\nThe cat\n\nthe  cat")
     with pytest.raises(UserError, match=r"is a single document, and 2 duplicates of it"):
         prepare(str(tmp_path / "t.txt"), tmp_path / "corpus", vocab_file, deduplicate=True)
+    accepted = prepare(
+        *(str(tmp_path / "t.txt"), tmp_path / "one", vocab_file),
+        **{"deduplicate": True, "single_document": True},
+    )
+    assert accepted.documents == 1
     (tmp_path / "t.txt").write_text("\u200b")
     with pytest.raises(UserError, match=r"contains no text"):
         prepare(str(tmp_path / "t.txt"), tmp_path / "corpus", vocab_file, deduplicate=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["t.txt", "vocab.txt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "t.txt", "vocab.txt"]
 
 
 def test_the_manifest_tells_what_was_asked_for(tmp_path, vocab_file, text):

@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from kbert.train.losses import PretrainingObjective
+from kbert.train.losses import MaskedLMObjective, PretrainingObjective
 from kbert.train.schedule import WarmupPolynomialDecay
 
 pytestmark = pytest.mark.smoke
@@ -54,6 +54,20 @@ def test_sums_and_loss_equal_numpy():
     assert sums["mlm_correct"] == (logits.argmax(-1) == ids)[counted].sum()
     expected = losses[counted].mean() + nsp.mean()
     np.testing.assert_allclose(OBJECTIVE.loss(sums, 6.0), expected, rtol=1e-6)
+
+
+def test_without_next_sentence_prediction_the_loss_is_that_of_the_words():
+    outputs, features = batch()
+    both = OBJECTIVE.sums(outputs, features)
+    objective = MaskedLMObjective()
+    alone = objective.sums({"logits": outputs["mlm_logits"]}, features)
+    assert {n: float(x) for n, x in alone.items()} == {n: float(both[n]) for n in objective.names}
+    metrics = objective.metrics(collections.Counter(alone))
+    assert float(metrics["loss"]) == pytest.approx(float(objective.loss(alone, 6.0)))
+    assert metrics["loss"] == metrics["mlm_loss"] and set(metrics) == {
+        *("loss", "mlm_loss", "mlm_accuracy")
+    }
+    assert np.isnan([*objective.metrics(collections.Counter()).values()]).all()
 
 
 def test_losses_of_the_parts_of_a_batch_add_up():

@@ -99,7 +99,7 @@ def test_an_epoch_visits_every_window_once_and_the_next_one_is_fresh(corpus):
             ).items()
         }
     )
-    count = examples.windows.count
+    count = examples.count
     list(examples.dataset(5, steps=3 * count // 5))
     orders = [[slot for epoch, slot in seen if epoch == e] for e in range(2)]
     assert all(sorted(order) == list(range(count)) for order in orders)
@@ -120,7 +120,7 @@ def original_ids(batch):
 
 def test_the_next_epoch_cuts_elsewhere(corpus):
     """Not only the masks are fresh: the texts before masking differ, too."""
-    count = PretrainingExamples(corpus, 29).windows.count
+    count = PretrainingExamples(corpus, 29).count
     epochs = [batches(corpus, B=count, start_step=e, steps=1)[0] for e in range(2)]
     first, second = ({tuple(row) for row in original_ids(batch).tolist()} for batch in epochs)
     assert len(first) > 0.95 * count and len(first & second) < 0.15 * count
@@ -154,7 +154,7 @@ def test_the_order_of_an_epoch_is_well_mixed(corpus, seed):
     """No correlation of place and window, and no window in the same place in two epochs."""
     count, orders = 997, []
     examples = PretrainingExamples(corpus, 29, 5, seed=seed)
-    examples.windows.count = count
+    examples.count = count
     shapes = feature_shapes(PRETRAINING_FEATURES, B=count, L=29, M=5)
     examples.batch = lambda index, epoch, slots: (
         orders.append(slots)
@@ -254,7 +254,7 @@ def test_batches_do_not_depend_on_how_many_are_made_at_once(corpus, monkeypatch)
 def test_a_run_starts_anywhere_at_once(corpus):
     """Deep in a run as at its start: there is nothing to skip."""
     examples = PretrainingExamples(corpus, 29, 5, seed=4)
-    count = examples.windows.count
+    count = examples.count
     far = 10**12
     (batch,) = batches(corpus, start_step=far, steps=1)
     assert contains(corpus, original_ids(batch)[0, 1:3].tolist())

@@ -36,7 +36,7 @@ def corpora(draw):
 @given(corpora(), st.integers(5, 60), st.sampled_from((0.0, 0.1, 1.0)), st.integers(0, 3), SEEDS)
 def test_pairs(corpus, max_seq_length, short_seq_prob, epoch, seed):
     cutter = PairCutter(corpus, max_seq_length, short_seq_prob, seed)
-    T, count = max_seq_length - 3, cutter.windows.count
+    T, count = max_seq_length - 3, cutter.count
     slots = np.arange(count)
     index, epochs = epoch * count + slots, np.full(count, epoch)
     pairs = cut(cutter, index, epochs, slots)
@@ -68,7 +68,7 @@ class Recorded(PretrainingExamples):
 def test_every_window_comes_once_in_an_epoch(corpus, B, L, start, seed):
     examples = Recorded(corpus, L, seed=seed)
     examples.seen = []
-    count = examples.windows.count
+    count = examples.count
     steps = 2 * count // B + 2
     for _ in examples.dataset(B, start, steps):
         pass
@@ -175,7 +175,7 @@ def test_pretraining_features(corpus, L, M, rate, whole_words, short_seq_prob, s
     made = PretrainingExamples(corpus, L, M, rate, whole_words, short_seq_prob, seed)
     vocab = corpus.vocab_file.read_text().split()
     pad, _, cls, sep, _ = map(vocab.index, SPECIAL_TOKENS)
-    slots = np.arange(min(9, made.windows.count))
+    slots = np.arange(min(9, made.count))
     index, epoch = slots + seed % 1000, np.zeros_like(slots)
     found = made.batch(index, epoch, slots)
     pairs = PairCutter(corpus, L, short_seq_prob, seed).cut(index, epoch, slots)

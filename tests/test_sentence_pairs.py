@@ -5,7 +5,8 @@ import collections
 import numpy as np
 import pytest
 
-from kbert.data.sentence_pairs import PairCutter, PairWindows
+from kbert.data.document_windows import DocumentWindows
+from kbert.data.sentence_pairs import PairCutter
 from kbert.errors import UserError
 
 Pair = collections.namedtuple("Pair", "a b is_next")
@@ -39,7 +40,7 @@ T = 20
 
 def epoch_of_pairs(corpus, short_seq_prob, epoch=0, seed=0, length=T):
     cutter = PairCutter(corpus, length + 3, short_seq_prob, seed)
-    count = cutter.windows.count
+    count = cutter.count
     index = epoch * count + np.arange(count)
     return cut(cutter, index, np.full(count, epoch), np.arange(count))
 
@@ -138,7 +139,7 @@ def test_numbers_of_windows():
     """T = 20: one window, then one for each 15 tokens more."""
     expected = {0: 0, 1: 0, 2: 1, 19: 1, 20: 1, 21: 2, 35: 2, 36: 3, 50: 3, 51: 4}
     for size, count in expected.items():
-        assert PairWindows(np.array([0, 5, 5 + size]), 20).count == 1 + count
+        assert DocumentWindows(np.array([0, 5, 5 + size]), 20, 2).count == 1 + count
 
 
 @pytest.mark.parametrize("short_seq_prob", [0.1, 1.0])
@@ -171,7 +172,7 @@ def test_replaced_segments_come_from_documents_by_their_size():
 def test_pairs_are_a_function_of_seed_and_index():
     corpus = FakeCorpus(SIZES)
     cutter = PairCutter(corpus, T + 3, 0.1, seed=3)
-    count = cutter.windows.count
+    count = cutter.count
     index = np.arange(2 * count)
     epoch, slots = index // count, index % count
     pairs = cut(cutter, index, epoch, slots)
@@ -200,7 +201,7 @@ def test_the_beginning_of_b_does_not_tell_the_label():
 def test_views_per_token_are_as_announced(short_seq_prob):
     rng = np.random.default_rng(3)
     corpus = FakeCorpus(rng.integers(2, 900, 60), sentence=6)
-    announced = PairWindows(corpus.document_starts, T).views_per_token(short_seq_prob)
+    announced = DocumentWindows(corpus.document_starts, T, 2).views_per_token(short_seq_prob)
     counts = []
     for epoch in range(3):
         pairs = epoch_of_pairs(corpus, short_seq_prob, epoch)
@@ -226,4 +227,4 @@ def test_no_token_is_lost_for_long():
 
 def test_a_corpus_without_two_tokens_in_a_row():
     with pytest.raises(UserError, match="no document of the corpus has two tokens"):
-        PairWindows(np.array([0, 1, 2]), 20)
+        PairCutter(FakeCorpus([1, 1]), 20, 0.1, seed=0)

@@ -16,7 +16,7 @@ FIXED = tuple(f.name for f in dataclasses.fields(TeacherConfig) if f.name != "te
 
 
 class Objective(Protocol):
-    """A training objective; see `kbert.train.losses.PretrainingObjective`."""
+    """A training objective; see `kbert.train.losses.MaskedLMObjective`."""
 
     names: tuple[str, ...]
 

@@ -89,7 +89,7 @@ def write_corpus(
             tally = local_runner.run(
                 worker, pieces, folder, config.deduplicate, config.processes, report
             )
-        _check(tally, config.input, paths)
+        _check(tally, config, paths)
         for name in storage.list_folder(folder):
             if name.startswith("."):  # left by Beam, or by a worker that was killed
                 storage.remove(os.path.join(folder, name))
@@ -146,7 +146,8 @@ def input_stamps(paths: Sequence[str]) -> list[list[str | int]]:
     return stamps
 
 
-def _check(tally, inputs, paths):
+def _check(tally, config, paths):
+    inputs = config.input
     bad, lines = tally.counts["lines_with_bad_utf8"], tally.counts["lines"]
     if bad * 10 > lines:
         files = [path for path in paths if not path.startswith("tfds:") and has_bad_lines(path)]
@@ -155,11 +156,12 @@ def _check(tally, inputs, paths):
     if tally.documents == 0:
         skipped = f" ({tally.counts['skipped_lines']} bad lines were skipped)"
         raise UserError(f"{inputs} contains no text{skipped if tally.skipped_lines else ''}.")
-    if tally.documents == 1:
+    if tally.documents == 1 and not config.single_document:
         copies = tally.counts["documents_with_tokens"] - 1
         raise UserError(
             f"{inputs} is a single document{f', and {copies} duplicates of it' if copies else ''}, "
-            f"but next-sentence prediction needs several. Separate documents by empty lines."
+            f"but next sentence prediction needs several. Separate documents by empty lines. To "
+            f"pretrain without it: --next_sentence=false; with kbert.prepare: --single_document."
         )
 
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 from kbert.data.input_context import batch_number
 from kbert.data.masking import choose_tokens, choose_words, mask_tokens, prediction_counts
 from kbert.data.sentence_pairs import PairCutter
+from kbert.data.single_texts import TextCutter
 from kbert.errors import UserError
 from kbert.features import PRETRAINING_FEATURES, feature_shapes
 from kbert.tokenizer.vocab import CONTINUATION, SPECIAL_TOKENS, read_vocab
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from tensorflow.python.distribute.distribute_lib import InputContext
 
     from kbert.corpus.corpus import Corpus
-    from kbert.data.sentence_pairs import PairWindows
 
     class _Settings(TypedDict, total=False):
         max_predictions_per_seq: int | None
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         whole_word_mask: bool
         short_seq_prob: float
         seed: int
+        next_sentence: bool
 
 
 # NumPy calls cost more than small batches, so one call creates several batches.
@@ -40,8 +41,7 @@ class PretrainingExamples:
     """Creates pretraining examples from a corpus; see `pretraining_dataset`.
 
     Attributes:
-        windows: `kbert.data.sentence_pairs.PairWindows`; an epoch has one example per window.
-        max_predictions: int, M.
+        count: int, number of examples per epoch. max_predictions: int, M.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class PretrainingExamples:
         whole_word_mask: bool = False,
         short_seq_prob: float = 0.1,
         seed: int = 0,
+        next_sentence: bool = True,
     ):
         if max_seq_length < 5:
             raise UserError(
@@ -61,13 +62,22 @@ class PretrainingExamples:
             )
         if not 0 < mask_rate < 1:
             raise UserError(f"mask_rate must be in (0, 1); got {mask_rate}. Write 0.15 for 15 %.")
+        if next_sentence and corpus.documents < 2:
+            raise UserError(
+                f"the corpus {corpus.folder} is a single document, but next sentence prediction "
+                f"needs several. Set --next_sentence=false."
+            )
         vocab = read_vocab(corpus.vocab_file)
         self.max_predictions: int = max_predictions_per_seq or int(
             np.ceil(max_seq_length * mask_rate)
         )
         self._corpus = corpus
-        self._cutter = PairCutter(corpus, max_seq_length, short_seq_prob, seed)
-        self.windows: PairWindows = self._cutter.windows
+        cutter = PairCutter if next_sentence else TextCutter
+        self._cutter = cutter(corpus, max_seq_length, short_seq_prob, seed)
+        self._features = dict(PRETRAINING_FEATURES)
+        if not next_sentence:
+            del self._features["next_sentence_labels"]
+        self.count: int = self._cutter.count
         self._max_seq_length = max_seq_length
         self._mask_rate = mask_rate
         self._seed = seed
@@ -80,33 +90,26 @@ class PretrainingExamples:
     def batch(
         self, index: np.ndarray, epoch: np.ndarray, slots: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Returns the arrays of `kbert.features.PRETRAINING_FEATURES` of examples.
+        """Returns the arrays of the features of examples; see `pretraining_dataset`.
 
         Args:
             index: (B,) int64, number of each example in the run. epoch: (B,) int64, its epoch.
             slots: (B,) int64, its window.
         """
-        pairs = self._cutter.cut(index, epoch, slots)
         B, L, M = len(index), self._max_seq_length, self.max_predictions
-        end = pairs.a[:, 1:] - pairs.a[:, :1] + 1  # (B, 1), end of the first segment in the row
-        lengths = end + 2 + pairs.b[:, 1:] - pairs.b[:, :1]
-        places = np.arange(L)
-        real = places < lengths  # (B, L)
-        second = real & (places > end)
-        separators = (places == end) | (places == lengths - 1)
-        is_text = real & ~separators
-        is_text[:, 0] = False
+        rows = self._cutter.rows(index, epoch, slots)
         input_ids = np.full((B, L), self._pad, np.int32)
-        input_ids[is_text] = self._corpus.read_all(np.stack([pairs.a, pairs.b], 1).reshape(-1, 2))
-        input_ids[:, 0] = self._cls
-        input_ids[separators] = self._sep
+        input_ids[rows.is_text] = self._corpus.read_all(rows.spans)
+        input_ids[rows.is_cls] = self._cls
+        input_ids[rows.is_sep] = self._sep
+        real = rows.is_text | rows.is_cls | rows.is_sep
 
-        counts = prediction_counts(lengths[:, 0], self._mask_rate, M)
+        counts = prediction_counts(real.sum(axis=1), self._mask_rate, M)
         draws = uniform(self._seed, _STREAM_CHOICE, index, L)
         if self._continues is None:
-            chosen = choose_tokens(is_text, counts, draws)
+            chosen = choose_tokens(rows.is_text, counts, draws)
         else:
-            chosen = choose_words(is_text, self._continues[input_ids], counts, draws)
+            chosen = choose_words(rows.is_text, self._continues[input_ids], counts, draws)
         draws = uniform(self._seed, _STREAM_FATE, index, 2 * M)
         input_ids, masked_positions, masked_ids, masked_weights = mask_tokens(
             input_ids, chosen, M, draws, self._mask, self._vocab_size
@@ -114,12 +117,15 @@ class PretrainingExamples:
         return {
             "input_ids": input_ids,
             "attention_mask": real.astype(np.int32),
-            "token_type_ids": second.astype(np.int32),
+            **rows.features,
             "masked_positions": masked_positions,
             "masked_ids": masked_ids,
             "masked_weights": masked_weights,
-            "next_sentence_labels": (~pairs.is_next).astype(np.int32),
         }
+
+    def views_per_token(self) -> float:
+        """Returns the average number of times that an epoch's windows show a token."""
+        return self._cutter.views_per_token()
 
     def _shuffle_seeds(self, epoch):
         """(B, 3) int64 seeds for TensorFlow's shuffle, which mixes its keys only weakly."""
@@ -134,11 +140,11 @@ class PretrainingExamples:
         input_context: "InputContext | None" = None,
     ) -> "tf.data.Dataset[dict[str, tf.Tensor]]":
         """Returns batches; see `pretraining_dataset` and `kbert.data.input_context`."""
-        B, count = batch_size, self.windows.count
+        B, count = batch_size, self.count
         together = _TOKENS_AT_ONCE // (B * self._max_seq_length)  # batches
         together = max(1, together if steps is None else min(together, steps))
         specs = feature_shapes(
-            PRETRAINING_FEATURES, B=together * B, L=self._max_seq_length, M=self.max_predictions
+            self._features, B=together * B, L=self._max_seq_length, M=self.max_predictions
         )
 
         @tf.autograph.experimental.do_not_convert
@@ -175,7 +181,7 @@ def pretraining_dataset(
     steps: int | None = None,
     **settings: "Unpack[_Settings]",
 ) -> "tf.data.Dataset[dict[str, tf.Tensor]]":
-    """Returns batches for MLM and NSP, with fresh pairs and masks in every epoch.
+    """Returns batches for MLM and NSP, or MLM alone, with fresh texts and masks in every epoch.
 
     Example n of a run is a pure function of (corpus, settings, seed, n), and batch k holds the
     examples [k * batch_size, (k + 1) * batch_size). A dataset with `start_step=k` therefore resumes
@@ -195,9 +201,11 @@ def pretraining_dataset(
             "word" is a token with the "##" tokens that follow it: in Chinese, one character.
         short_seq_prob: share of the examples that are cut to a random length, 0.1.
         seed: int.
+        next_sentence: pairs of segments for NSP, True; or one segment per example, for MLM alone.
 
     Returns:
-        tf.data.Dataset of dicts with the features of `kbert.features.PRETRAINING_FEATURES`.
+        tf.data.Dataset of dicts with the features of `kbert.features.PRETRAINING_FEATURES`, with
+        `next_sentence_labels` only for NSP.
 
     Raises:
         UserError: a setting is out of range, or the corpus is too small.

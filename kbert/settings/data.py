@@ -76,6 +76,9 @@ class PrepareConfig:
         False,
         "skip and count bad lines, such as JSON without text, instead of stopping with an error",
     )
+    single_document: bool = setting(
+        False, "accept text that is one document, for pretrain --next_sentence=false"
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

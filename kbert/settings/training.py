@@ -205,6 +205,11 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
     )
     mask_rate: float = setting(0.15, "fraction of the tokens to predict", above=0, below=1)
     whole_word_mask: bool = setting(False, "mask all WordPieces of a word together")
+    next_sentence: bool = setting(
+        True,
+        "predict whether segment B of a pair follows A (NSP); false: masked language modeling "
+        "alone, on one segment of consecutive sentences per example",
+    )
     short_seq_prob: float = setting(
         0.1, "fraction of the examples with a random shorter length", at_least=0, at_most=1
     )

@@ -33,22 +33,30 @@ def rehearse(trainer: "Trainer") -> dict[str, Any]:
 
 
 def step_flops(
-    bert: "BertConfig", batch_size: int, length: int, predictions: int, remat: bool = False
+    bert: "BertConfig",
+    batch_size: int,
+    length: int,
+    predictions: int,
+    remat: bool = False,
+    next_sentence: bool = True,
 ) -> int:
     """Returns the floating-point operations of a step: 2 per multiply-add of matrix products.
 
     The backward pass costs twice the forward pass; `remat` adds another forward pass of all blocks
     but the last. The last block computes only keys and values at every position, and everything
-    else at [CLS] and the masked slots.
+    else at the masked slots and, for NSP, at [CLS].
 
     Args:
         batch_size: B. length: L, tokens including padding. predictions: M, masked slots.
+        next_sentence: whether the model has the pooler and the NSP head.
     """
-    blocks, rest = forward_flops(bert, length, predictions)
+    blocks, rest = forward_flops(bert, length, predictions, next_sentence)
     return batch_size * (3 * (blocks + rest) + (blocks if remat else 0))
 
 
-def forward_flops(bert: "BertConfig", length: int, predictions: int) -> tuple[int, int]:
+def forward_flops(
+    bert: "BertConfig", length: int, predictions: int, next_sentence: bool = True
+) -> tuple[int, int]:
     """Returns the operations of an example's forward pass, as (all blocks but the last, rest)."""
     D, F, V = bert.hidden_size, bert.intermediate_size, bert.vocab_size
     last = bert.num_hidden_layers - 1
@@ -57,8 +65,9 @@ def forward_flops(bert: "BertConfig", length: int, predictions: int) -> tuple[in
         A = bert.block_heads(i) * bert.head_size
         return length * 4 * D * A + query_length * (4 * D * A + 4 * D * F + 4 * length * A)
 
-    heads = predictions * (2 * D * D + 2 * D * V) + 2 * D * D + 4 * D
-    return sum(block(i, length) for i in range(last)), block(last, 1 + predictions) + heads
+    heads = predictions * (2 * D * D + 2 * D * V) + next_sentence * (2 * D * D + 4 * D)
+    rest = block(last, next_sentence + predictions) + heads
+    return sum(block(i, length) for i in range(last)), rest
 
 
 def step_memory(

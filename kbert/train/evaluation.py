@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from kbert.data.pretraining_batches import PretrainingExamples
-from kbert.train.losses import PretrainingObjective
+from kbert.train.losses import MaskedLMObjective, PretrainingObjective
 
 if TYPE_CHECKING:
     from kbert.corpus import Corpus
-    from kbert.model.models import BertForPreTraining
+    from kbert.model.models import BertForMaskedLM, BertForPreTraining
 
 # The same in all runs, so that all are evaluated on the same pairs and masks.
 SEED = 1
@@ -20,7 +20,7 @@ MASK_RATE = 0.15
 
 
 class HeldOut:
-    """Evaluates MLM and NSP on held-out text.
+    """Evaluates MLM and NSP, or MLM alone, on held-out text.
 
     Evaluation runs on one device, so that the metrics do not depend on the training devices.
 
@@ -28,17 +28,23 @@ class HeldOut:
         model: the model in training. corpus: held-out text. max_seq_length: L.
         examples: maximum number of examples. It is limited to one epoch and rounded down to whole
             batches of 32, but at least one batch.
+        next_sentence: whether the model predicts the next sentence.
     """
 
     def __init__(
-        self, model: "BertForPreTraining", corpus: "Corpus", max_seq_length: int, examples: int
+        self,
+        model: "BertForPreTraining | BertForMaskedLM",
+        corpus: "Corpus",
+        max_seq_length: int,
+        examples: int,
+        next_sentence: bool,
     ) -> None:
         self._model = model
-        self._objective = PretrainingObjective(BATCH_SIZE)
+        self._objective = PretrainingObjective(BATCH_SIZE) if next_sentence else MaskedLMObjective()
         self._examples = PretrainingExamples(
-            corpus, max_seq_length, None, MASK_RATE, False, 0.0, SEED
+            corpus, max_seq_length, None, MASK_RATE, False, 0.0, SEED, next_sentence
         )
-        count = min(examples, self._examples.windows.count)
+        count = min(examples, self._examples.count)
         self._batches = max(1, count // BATCH_SIZE)
         self._unigram_entropy = corpus.unigram_entropy()
 

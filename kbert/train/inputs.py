@@ -65,10 +65,11 @@ def resolve_inputs(
         )
     bert_config = _bert_config(config, saved, tokenizer, layers)
     check(bert_config, tokenizer)
-    corpus = _corpus(config.input, folder / "train", tokenizer, report, may_make)
+    shared = (tokenizer, report, may_make)
+    corpus = _corpus(config, config.input, folder / "train", *shared)
     eval_corpus = None
     if config.eval_input:
-        eval_corpus = _corpus(config.eval_input, folder / "eval", tokenizer, report, may_make)
+        eval_corpus = _corpus(config, config.eval_input, folder / "eval", *shared)
     if may_make:
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save_pretrained(folder)
@@ -121,7 +122,7 @@ def _tokenizer(config, report):
     return tokenizer
 
 
-def _corpus(inputs, folder, tokenizer, report, may_make):
+def _corpus(config, inputs, folder, tokenizer, report, may_make):
     if is_prepared(inputs):
         corpus = Corpus(inputs)
     elif not may_make:
@@ -136,7 +137,8 @@ def _corpus(inputs, folder, tokenizer, report, may_make):
         if fresh:
             shutil.rmtree(folder, ignore_errors=True)
             report(f"preparing {inputs}, once; it is kept in {folder}")
-            corpus = prepare(inputs, folder, tokenizer, report=report)
+            options = {"report": report, "single_document": not config.next_sentence}
+            corpus = prepare(inputs, folder, tokenizer, **options)
     corpus.check_tokenizer(tokenizer)
     return corpus
 
@@ -173,10 +175,10 @@ def _bert_config(config, saved, tokenizer, layers):
             f"the vocabulary has {tokenizer.vocab_size} entries, but the architecture has "
             f"vocab_size {bert_config.vocab_size}."
         )
-    if bert_config.type_vocab_size < 2:
+    if config.next_sentence and bert_config.type_vocab_size < 2:
         raise UserError(
-            f"type_vocab_size must be at least 2, as pretraining uses two segments; got "
-            f"{bert_config.type_vocab_size}."
+            f"type_vocab_size must be at least 2, as next sentence prediction uses two segments; "
+            f"got {bert_config.type_vocab_size}. Set --next_sentence=false to train without it."
         )
     if config.max_seq_length > bert_config.max_position_embeddings:
         raise UserError(

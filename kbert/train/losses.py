@@ -12,23 +12,19 @@ if TYPE_CHECKING:
     from kbert.tasks.task import Task
 
 
-class PretrainingObjective:
-    """Mean MLM loss plus mean NSP loss of a global batch, in nats.
+class MaskedLMObjective:
+    """Mean MLM loss of a global batch, in nats.
 
-    Source: Devlin et al. 2019, appendix A.2. If no masked slot has weight, which can happen with
-    whole-word masking of a few long words, the MLM loss is 0.
+    If no masked slot has weight, which can happen with whole-word masking of a few long words, the
+    MLM loss is 0.
 
     Attributes:
         names: names of the sums of a step, including "tokens".
+        mlm_logits: name of the model's output, (B, M, V) float32.
     """
 
-    names: tuple[str, ...] = (
-        *("mlm_loss", "mlm_correct", "mlm_count"),
-        *("nsp_loss", "nsp_correct", "nsp_count", "tokens"),
-    )
-
-    def __init__(self, global_batch_size: int) -> None:
-        self._nsp_count = float(global_batch_size)
+    names: tuple[str, ...] = ("mlm_loss", "mlm_correct", "mlm_count", "tokens")
+    mlm_logits: str = "logits"
 
     def count(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Returns the denominator of the loss, to be summed over the global batch."""
@@ -40,25 +36,20 @@ class PretrainingObjective:
         """Returns sums over a batch, from which losses and accuracies are computed.
 
         Args:
-            outputs: dict of `mlm_logits` (B, M, V) and `nsp_logits` (B, 2), float32.
+            outputs: outputs of the model.
             features: dict of `kbert.features.PRETRAINING_FEATURES`.
 
         Returns:
             dict of float32 scalars: mlm_loss and mlm_correct, summed over the masked slots with
-            weight, and mlm_count, the number of these slots; nsp_loss and nsp_correct, summed over
-            the pairs, and nsp_count, the number of pairs; tokens, the number of tokens.
+            weight, and mlm_count, the number of these slots; tokens, the number of tokens.
         """
         weights, masked_ids = features["masked_weights"], features["masked_ids"]
-        labels = features["next_sentence_labels"]
-        mlm_losses = cross_entropy(outputs["mlm_logits"], masked_ids)  # (B, M)
-        nsp_losses = cross_entropy(outputs["nsp_logits"], labels)  # (B,)
+        logits = outputs[self.mlm_logits]
+        losses = cross_entropy(logits, masked_ids)  # (B, M)
         return {
-            "mlm_loss": tf.reduce_sum(mlm_losses * weights),
-            "mlm_correct": tf.reduce_sum(_correct(outputs["mlm_logits"], masked_ids) * weights),
+            "mlm_loss": tf.reduce_sum(losses * weights),
+            "mlm_correct": tf.reduce_sum(_correct(logits, masked_ids) * weights),
             "mlm_count": tf.reduce_sum(weights),
-            "nsp_loss": tf.reduce_sum(nsp_losses),
-            "nsp_correct": tf.reduce_sum(_correct(outputs["nsp_logits"], labels)),
-            "nsp_count": tf.cast(tf.size(labels), tf.float32),
             "tokens": tf.cast(tf.reduce_sum(features["attention_mask"]), tf.float32),
         }
 
@@ -68,21 +59,61 @@ class PretrainingObjective:
         Args:
             sums: sums of the part. count: `count` of the global batch.
         """
-        return sums["mlm_loss"] / tf.maximum(count, 1.0) + sums["nsp_loss"] / self._nsp_count
+        return sums["mlm_loss"] / tf.maximum(count, 1.0)
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Returns loss and mlm_loss, which are equal (nats), and mlm_accuracy (a fraction).
+
+        All are NaN if the sums contain no step.
+        """
+        count = max(sums["mlm_count"], 1.0) if sums["tokens"] else math.nan
+        loss = sums["mlm_loss"] / count
+        return {"loss": loss, "mlm_loss": loss, "mlm_accuracy": sums["mlm_correct"] / count}
+
+
+class PretrainingObjective(MaskedLMObjective):
+    """Mean MLM loss plus mean NSP loss of a global batch, in nats.
+
+    Source: Devlin et al. 2019, appendix A.2.
+    """
+
+    names: tuple[str, ...] = (
+        *("mlm_loss", "mlm_correct", "mlm_count"),
+        *("nsp_loss", "nsp_correct", "nsp_count", "tokens"),
+    )
+    mlm_logits: str = "mlm_logits"
+
+    def __init__(self, global_batch_size: int) -> None:
+        self._nsp_count = float(global_batch_size)
+
+    def sums(
+        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """Adds the sums of `nsp_logits` (B, 2) to those of the MLM: nsp_loss, nsp_correct, and
+        nsp_count, the number of pairs."""
+        logits, labels = outputs["nsp_logits"], features["next_sentence_labels"]
+        return super().sums(outputs, features) | {
+            "nsp_loss": tf.reduce_sum(cross_entropy(logits, labels)),
+            "nsp_correct": tf.reduce_sum(_correct(logits, labels)),
+            "nsp_count": tf.cast(tf.size(labels), tf.float32),
+        }
+
+    def loss(self, sums: Mapping[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
+        """See `MaskedLMObjective.loss`."""
+        return super().loss(sums, count) + sums["nsp_loss"] / self._nsp_count
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Returns loss, mlm_loss, nsp_loss (nats), mlm_accuracy and nsp_accuracy (fractions).
 
         All are NaN if the sums contain no step.
         """
-        nsp_count = sums["nsp_count"] or math.nan
-        mlm_count = max(sums["mlm_count"], 1.0) if sums["nsp_count"] else math.nan
-        mlm_loss, nsp_loss = sums["mlm_loss"] / mlm_count, sums["nsp_loss"] / nsp_count
+        mlm, nsp_count = super().metrics(sums), sums["nsp_count"] or math.nan
+        nsp_loss = sums["nsp_loss"] / nsp_count
         return {
-            "loss": mlm_loss + nsp_loss,
-            "mlm_loss": mlm_loss,
+            "loss": mlm["mlm_loss"] + nsp_loss,
+            "mlm_loss": mlm["mlm_loss"],
             "nsp_loss": nsp_loss,
-            "mlm_accuracy": sums["mlm_correct"] / mlm_count,
+            "mlm_accuracy": mlm["mlm_accuracy"],
             "nsp_accuracy": sums["nsp_correct"] / nsp_count,
         }
 
@@ -100,7 +131,7 @@ class TaskObjective:
         self._task = task
 
     def count(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """See `PretrainingObjective.count`."""
+        """See `MaskedLMObjective.count`."""
         return tf.reduce_sum(features["label_weights"])
 
     def sums(
@@ -117,7 +148,7 @@ class TaskObjective:
         }
 
     def loss(self, sums: Mapping[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
-        """See `PretrainingObjective.loss`."""
+        """See `MaskedLMObjective.loss`."""
         return sums["loss"] / tf.maximum(count, 1e-6)
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:

@@ -1,5 +1,6 @@
-"""Pretraining: MLM and NSP on a corpus."""
+"""Pretraining: MLM and NSP, or MLM alone, on a corpus."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from kbert.train.checkpoint import is_checkpoint, verified_state
 from kbert.train.cost_estimate import forward_flops, memory_line, rehearse, step_flops
 from kbert.train.evaluation import HeldOut
 from kbert.train.inputs import resolve_inputs
-from kbert.train.losses import PretrainingObjective
+from kbert.train.losses import MaskedLMObjective, PretrainingObjective
 from kbert.train.schedule import make_schedule
 from kbert.train.start import start_run
 from kbert.train.trainer import Trainer
@@ -75,7 +76,7 @@ def pretrain(
 
 
 class Pretraining(Workload):
-    """MLM and NSP on a corpus.
+    """MLM and NSP, or MLM alone, on a corpus.
 
     Attributes:
         corpus, held_out_corpus: training text; held-out text or None.
@@ -91,9 +92,9 @@ class Pretraining(Workload):
     train_steps: int
     eval_every_steps: int
     schedule: "WarmupPolynomialDecay"
-    objective: PretrainingObjective
+    objective: MaskedLMObjective
     data: PretrainingExamples
-    model: BertForPreTraining
+    model: BertForPreTraining | BertForMaskedLM
     corpus: "Corpus"
     held_out_corpus: "Corpus | None"
     held_out: HeldOut | None
@@ -101,7 +102,8 @@ class Pretraining(Workload):
     part, program = "pretrain", "kbert.pretrain"
     fixed: tuple[str, ...] = (
         *("max_seq_length", "max_predictions_per_seq", "mask_rate", "whole_word_mask"),
-        *("short_seq_prob", "global_batch_size", "optimizer", "bias_correction", "seed"),
+        *("next_sentence", "short_seq_prob", "global_batch_size", "optimizer", "bias_correction"),
+        "seed",
     )
     teacher_class = BertForMaskedLM
     taught_sums: tuple[str, ...] = (
@@ -140,7 +142,9 @@ class Pretraining(Workload):
             if workers.is_chief:
                 run_dir.send_all("data")
         self.train_steps, self.eval_every_steps = config.train_steps, config.eval_every_steps
-        self.objective = PretrainingObjective(config.global_batch_size)
+        self.objective = MaskedLMObjective()
+        if config.next_sentence:
+            self.objective = PretrainingObjective(config.global_batch_size)
         self.schedule = make_schedule(config)
         self.data = PretrainingExamples(
             self.corpus,
@@ -150,29 +154,29 @@ class Pretraining(Workload):
             config.whole_word_mask,
             config.short_seq_prob,
             config.seed,
+            config.next_sentence,
         )
 
-    def make_model(self, bert_config: "BertConfig") -> BertForPreTraining:
+    def make_model(self, bert_config: "BertConfig") -> BertForPreTraining | BertForMaskedLM:
         config = self.config
-        self.model = BertForPreTraining(bert_config, dtype=config.precision)
+        model_class = BertForPreTraining if config.next_sentence else BertForMaskedLM
+        self.model = model_class(bert_config, dtype=config.precision)
         self.held_out = None
         if self.held_out_corpus is not None:
-            self.held_out = HeldOut(
-                self.model, self.held_out_corpus, config.max_seq_length, config.eval_examples
-            )
+            sizes = config.max_seq_length, config.eval_examples
+            self.held_out = HeldOut(self.model, self.held_out_corpus, *sizes, config.next_sentence)
         return self.model
 
     def initialize_from(self, folder: str, restore: Callable[[str], None]) -> str:
-        saved_optimizer = None
-        weights = ModelFolder(folder, self.tokenizer.vocab)
+        before, weights = None, ModelFolder(folder, self.tokenizer.vocab)
         extended = self.tokenizer.vocab_size > weights.tokenizer.vocab_size
         if is_checkpoint(folder) and not self.layers and not extended:
-            saved_optimizer = verified_state(folder)["settings"]["optimizer"]
-        if saved_optimizer == self.config.optimizer:
+            before = _trained_with(verified_state(folder)["settings"])
+        if before == _trained_with(dataclasses.asdict(self.config)):
             restore(folder)
             return f"the weights and the optimizer of {folder}"
         self.model.load_pretrained(weights, layers=self.layers)
-        why = f" (it was trained with {saved_optimizer})" if saved_optimizer else ""
+        why = f" (it was trained with {before})" if before else ""
         return f"the weights of {folder}, with a fresh optimizer{why}"
 
     def identity(self) -> dict[str, Any]:
@@ -183,12 +187,11 @@ class Pretraining(Workload):
     def describe(self, devices: "Devices") -> Iterator[str]:
         yield report.model_line(self.bert_config, self.model.count_params(), self.config.precision)
         yield devices.describe(self.config)
-        corpus, windows = self.corpus, self.data.windows
+        corpus, count = self.corpus, self.data.count
         yield (
             f"text: {corpus.documents:,} documents, {corpus.tokens:,} tokens; an epoch has "
-            f"{windows.count:,} examples ({windows.count / self.config.global_batch_size:,.0f} "
-            f"steps) and shows a token "
-            f"{windows.views_per_token(self.config.short_seq_prob):.2f} times"
+            f"{count:,} examples ({count / self.config.global_batch_size:,.0f} steps) and shows a "
+            f"token {self.data.views_per_token():.2f} times"
         )
         if self.held_out is None:
             yield "no --eval_input: no held-out loss, and no best weights are kept"
@@ -197,10 +200,10 @@ class Pretraining(Workload):
         config, teacher, examples = self.config, trainer.workload.teacher, self.data
         B, L, M = config.global_batch_size, config.max_seq_length, examples.max_predictions
         seconds, steps = trainer.throughput.step_seconds, config.train_steps
-        flops = step_flops(self.bert_config, B, L, M, config.remat)
-        flops += B * sum(forward_flops(teacher.config, L, M)) if teacher else 0
-        epoch, epochs = examples.windows.count / B, steps * B / examples.windows.count
-        views = examples.windows.views_per_token(config.short_seq_prob)
+        flops = step_flops(self.bert_config, B, L, M, config.remat, config.next_sentence)
+        flops += B * sum(forward_flops(teacher.config, L, M, False)) if teacher else 0
+        epoch, epochs = examples.count / B, steps * B / examples.count
+        views = examples.views_per_token()
         yield f"parameters: {trainer.model.count_params():,}"
         yield (
             f"compute: {flops:.2e} floating-point operations per step, {flops * steps:.2e} in "
@@ -226,8 +229,8 @@ class Pretraining(Workload):
     def train_text(self, step: int, metrics: Mapping[str, float]) -> str:
         return (
             f"loss {metrics['loss']:.3f} | "
-            f"mlm {metrics['mlm_loss']:.3f} acc {metrics['mlm_accuracy']:.3f} | "
-            f"nsp {metrics['nsp_loss']:.3f} acc {metrics['nsp_accuracy']:.3f}"
+            f"mlm {metrics['mlm_loss']:.3f} acc {metrics['mlm_accuracy']:.3f}"
+            f"{_next_sentence_text(metrics)}"
         )
 
     def evaluation_text(self, step: int, metrics: Mapping[str, float]) -> str:
@@ -235,8 +238,8 @@ class Pretraining(Workload):
             f"held out at step {step:,} | mlm {metrics['eval_mlm_loss']:.3f} "
             f"(unigram entropy {metrics['eval_unigram_entropy']:.3f}) "
             f"acc {metrics['eval_mlm_accuracy']:.3f} "
-            f"perplexity {metrics['eval_mlm_perplexity']:.1f} | "
-            f"nsp {metrics['eval_nsp_loss']:.3f} acc {metrics['eval_nsp_accuracy']:.3f}"
+            f"perplexity {metrics['eval_mlm_perplexity']:.1f}"
+            f"{_next_sentence_text(metrics, 'eval_')}"
         )
 
     def check_teacher(self, teacher_config: "BertConfig", bert_config: "BertConfig") -> None:
@@ -253,6 +256,19 @@ class Pretraining(Workload):
         teacher_outputs: Mapping[str, Any],
         features: Mapping[str, tf.Tensor],
     ) -> tf.Tensor:
-        logits = outputs["mlm_logits"], teacher_outputs["logits"]
+        logits = outputs[self.objective.mlm_logits], teacher_outputs["logits"]
         losses = soft_losses(*logits, self.config.temperature)
         return tf.reduce_sum(losses * features["masked_weights"])
+
+
+def _trained_with(settings):
+    """Describes the settings that the state of the optimizer depends on."""
+    joined = "and" if settings.get("next_sentence", True) else "without"
+    return f"{settings['optimizer']} {joined} next sentence prediction"
+
+
+def _next_sentence_text(metrics, prefix=""):
+    if f"{prefix}nsp_loss" not in metrics:
+        return ""
+    loss, accuracy = metrics[f"{prefix}nsp_loss"], metrics[f"{prefix}nsp_accuracy"]
+    return f" | nsp {loss:.3f} acc {accuracy:.3f}"

@@ -26,13 +26,14 @@ def check_fixed(
 
     Args:
         config: settings. names: names of the settings that must not change.
-        state: state of the checkpoint at `path`.
+        state: state of the checkpoint at `path`; settings that it lacks had their defaults.
 
     Raises:
         UserError: a fixed setting has changed.
     """
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for name in names:
-        now, before = getattr(config, name), state["settings"].get(name)
+        now, before = getattr(config, name), (defaults | state["settings"])[name]
         if now != before:
             raise UserError(
                 f"{name} is {now} now, but {path} was written with {before}. Resume with the "

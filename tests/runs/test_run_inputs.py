@@ -106,7 +106,7 @@ def read_vocab_size(path):
         ({"vocab_file": "nowhere.txt"}, "cannot read nowhere.txt"),
         (
             {"bert_config": "one_segment"},
-            "type_vocab_size must be at least 2, as pretraining uses two segments; got 1",
+            "type_vocab_size must be at least 2, as next sentence prediction .* got 1. Set --next",
         ),
         ({"init_from": "no/such/folder"}, "there is no folder no/such/folder"),
         (

@@ -1,0 +1,154 @@
+"""Windows over the documents of a prepared corpus, the texts of pretraining examples.
+
+Every document is covered by overlapping windows of T tokens. An epoch visits each window once.
+Windows start where a sentence starts, if one does within T/4 tokens, and move from epoch to epoch.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kbert.utils.stateless_random import uniform
+
+if TYPE_CHECKING:
+    from kbert.corpus.corpus import Corpus
+
+_STREAM_SHIFT = 0  # of kbert.utils.stateless_random
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenRows:
+    """Where the tokens of B rows come from, before masking.
+
+    Attributes:
+        spans: (N, 2) int64, spans of the corpus, in the order in which they fill `is_text`.
+        is_text, is_cls, is_sep: (B, L) bool, tokens of the corpus, [CLS] and [SEP]; other positions
+            are padding.
+        features: dict of further features of `kbert.features`, such as token_type_ids.
+    """
+
+    spans: np.ndarray
+    is_text: np.ndarray
+    is_cls: np.ndarray
+    is_sep: np.ndarray
+    features: dict[str, np.ndarray]
+
+
+class DocumentWindows:
+    """The windows of T tokens over all documents of a corpus.
+
+    A document of d <= T tokens is one window. A longer document has one window at its start. The
+    rest is tiled by the bodies of further windows, T - T//4 tokens each. Such a window may start up
+    to T//4 tokens before its body so that it begins at a sentence start.
+
+    Args:
+        document_starts: (documents + 1,) int64, first token of each document in the corpus.
+        length: T, at least 2.
+        least: documents with fewer tokens have no window.
+
+    Attributes:
+        count: int, number of windows.
+    """
+
+    def __init__(self, document_starts: np.ndarray, length: int, least: int):
+        self.length = T = length
+        self.least = least
+        self.slack: int = T // 4
+        self.body: int = T - self.slack
+        self._starts = document_starts
+        self._sizes = sizes = np.diff(document_starts)
+        extra = -(-np.maximum(sizes - T, 0) // self.body)  # ceil
+        self._ends = np.cumsum(np.where(sizes < least, 0, 1 + extra))
+        self.count: int = int(self._ends[-1])
+
+    def locate(
+        self, slots: np.ndarray, epoch: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the positions of windows in an epoch.
+
+        Args:
+            slots: (B,) numbers of windows. epoch: (B,). seed: int.
+
+        Returns:
+            document (B,), first (B,) and last (B,): the window may start at any token of
+            [first, last], counted from the start of the corpus.
+        """
+        document = np.searchsorted(self._ends, slots, side="right")
+        size = self._sizes[document]
+        begins = np.where(document > 0, self._ends[document - 1], 0)
+        windows, k = self._ends[document] - begins, slots - begins
+        spare = self.length + (windows - 1) * self.body - size  # tokens by which bodies can move
+        index = epoch * len(self._sizes) + document
+        shift = uniform(seed, _STREAM_SHIFT, index, 1)[:, 0]
+        shift = (shift * (np.maximum(spare, 0) + 1)).astype(np.int64)
+        body = self.length + (k - 1) * self.body - shift
+        body = np.where(k == 0, 0, np.minimum(body, size - self.body))
+        first = np.where(k == 0, 0, body - self.slack)
+        return document, self._starts[document] + first, self._starts[document] + body
+
+    def views_per_token(self, short_seq_prob: float) -> float:
+        """Returns the average number of times that a window shows a token per epoch.
+
+        Args:
+            short_seq_prob: share of the windows that are cut to a random length in [least, T].
+        """
+        T = self.length
+        sizes = self._sizes[self._sizes >= self.least]
+        targets = np.arange(self.least, T + 1)
+        first = np.minimum(sizes, T)
+        # Mean of min(window, random target) for each possible window, then over the windows.
+        cut = np.minimum(np.arange(T + 1)[:, None], targets).mean(axis=1)
+        seen = (1 - short_seq_prob) * first + short_seq_prob * cut[first]
+        full = (1 - short_seq_prob) * T + short_seq_prob * cut[T]
+        total = seen.sum() + (self.count - len(sizes)) * full
+        return float(total / self._sizes.sum())
+
+
+class SentenceStarts:
+    """Finds sentence starts in a corpus.
+
+    Args:
+        corpus: `kbert.corpus.Corpus`.
+    """
+
+    def __init__(self, corpus: "Corpus"):
+        self._corpus = corpus
+
+    def last(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """Returns the last sentence start in [low, high], or low if there is none; (N,) each."""
+        result = np.empty_like(high)
+        for sentences, offset, rows in self._by_shard(high):
+            i = np.searchsorted(sentences, high[rows] - offset, side="right") - 1
+            result[rows] = sentences[i] + offset
+        return np.where(result >= low, result, low)
+
+    def inside(
+        self, start: np.ndarray, stop: np.ndarray, draw: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns a random sentence start in each (start, stop), and whether there is one.
+
+        Args:
+            start, stop: (N,) int64. draw: (N,) uniform numbers.
+        """
+        result, there = np.empty_like(start), np.empty(len(start), bool)
+        for sentences, offset, rows in self._by_shard(start):
+            low = np.searchsorted(sentences, start[rows] - offset, side="right")
+            count = np.searchsorted(sentences, stop[rows] - offset, side="left") - low
+            there[rows] = count > 0
+            chosen = np.minimum(low + floor(draw[rows] * count), len(sentences) - 1)
+            result[rows] = sentences[chosen] + offset
+        return result, there
+
+    def _by_shard(self, places: np.ndarray) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
+        """Yields for each shard in use its sentence starts, its start and a mask of its tokens."""
+        starts = self._corpus.shard_starts
+        shards = np.searchsorted(starts, places, side="right") - 1
+        for shard in np.unique(shards):
+            yield self._corpus.shards[shard].sentences, starts[shard], shards == shard
+
+
+def floor(x: np.ndarray) -> np.ndarray:
+    """Returns non-negative numbers rounded down, as int64."""
+    return x.astype(np.int64)
