@@ -18,9 +18,15 @@ ENCODER_FEATURES = {
     "token_type_ids": ("BL", "int32"),  # 0 = first segment, 1 = second; optional (all 0)
 }
 
-# Inputs of the models that kbert's pipelines and exports do not use.
-OPTIONAL_FEATURES = {
+# The features that separate the texts of a row; see `kbert.data.packing`.
+PACKED_FEATURES = {
     "position_ids": ("BL", "int32"),  # rows of the position table; 0 to L - 1 by default
+    "sequence_ids": ("BL", "int32"),  # 1, 2, ... = the row's first, second, ... text, 0 = padding
+}
+
+# Inputs of the models that the exports do not use.
+OPTIONAL_FEATURES = {
+    **PACKED_FEATURES,
     "inputs_embeds": ("BLD", "float32"),  # word embeddings, instead of input_ids
 }
 
@@ -80,7 +86,8 @@ def check_names(names: Iterable[str], extra_features: Collection[str] = ()) -> N
         extra_features: other names to allow.
 
     Raises:
-        UserError: a name is unknown, such as `segment_ids`; or the token ids are missing.
+        UserError: a name is unknown, such as `segment_ids`; the token ids are missing; or several
+            texts share a row without positions of their own.
     """
     names, inputs = set(names), {**ENCODER_FEATURES, **OPTIONAL_FEATURES}
     known = {*inputs, *PRETRAINING_FEATURES, *_TARGETS, *extra_features}
@@ -97,6 +104,11 @@ def check_names(names: Iterable[str], extra_features: Collection[str] = ()) -> N
     if len(names & {"input_ids", "inputs_embeds"}) != 1:
         raise UserError(
             f"a batch must have either input_ids or inputs_embeds; got {', '.join(sorted(names))}."
+        )
+    if "sequence_ids" in names and "position_ids" not in names:
+        raise UserError(
+            "sequence_ids needs position_ids, which start at 0 in each text of a row, as in "
+            "kbert.data.packing.lay_out."
         )
 
 

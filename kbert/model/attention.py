@@ -107,18 +107,29 @@ class ConfiguredLayer(keras.layers.Layer):
         return matrix_initializer(self.config)
 
 
-def attention_bias(attention_mask: keras.KerasTensor, dtype: str) -> keras.KerasTensor:
-    """Returns the bias of the attention scores: 0 at tokens, a large negative number at padding.
+def attention_bias(
+    attention_mask: keras.KerasTensor | None, sequence_ids: keras.KerasTensor | None, dtype: str
+) -> keras.KerasTensor | None:
+    """Returns the bias of the attention scores: 0, or a large negative number at padding and, if
+    rows hold several texts, at the tokens of other texts.
 
     Args:
-        attention_mask: (B, L), 1 = token, 0 = padding.
+        attention_mask: (B, L), 1 = token, 0 = padding; None = all tokens.
+        sequence_ids: (B, L), number of the text in its row; None = one text per row.
         dtype: dtype of the result. In float16 the bias is -3e4, because -1e9 would be -inf.
 
     Returns:
-        (B, 1, 1, L).
+        (B, 1, 1, L), or (B, 1, L, L) with `sequence_ids`; None without both.
     """
-    lowest = -3e4 if dtype == "float16" else -1e9
-    return ops.expand_dims(1 - ops.cast(attention_mask, dtype), (1, 2)) * lowest
+    if attention_mask is None and sequence_ids is None:
+        return None
+    visible = 1
+    if attention_mask is not None:
+        visible = ops.expand_dims(ops.cast(attention_mask, dtype), (1, 2))
+    if sequence_ids is not None:
+        same = ops.equal(sequence_ids[:, None, :, None], sequence_ids[:, None, None, :])
+        visible = ops.cast(same, dtype) * visible
+    return (1 - visible) * (-3e4 if dtype == "float16" else -1e9)
 
 
 @keras.saving.register_keras_serializable("kbert")
@@ -137,7 +148,7 @@ class SelfAttention(ConfiguredLayer):
 
     Call arguments:
         x: (B, L, D).
-        bias: (B, 1, 1, L) from `attention_bias`, or None.
+        bias: (B, 1, 1, L) or (B, 1, P, L), from `attention_bias`, or None.
         query_inputs: (B, P, D), the rows of x that attend to all rows; None for all rows.
 
     Returns:

@@ -217,6 +217,8 @@ class Encoder(ConfiguredLayer):
     Call arguments:
         x: (B, L, D).
         attention_mask: (B, L), 1 = token, 0 = padding; None = all tokens.
+        sequence_ids: (B, L) int, number of the text in its row; tokens attend only to tokens with
+            the same number. None = one text per row.
         positions: (B, P) int, the positions of the last hidden state to compute; None for all. The
             last block computes only keys and values for the other positions.
 
@@ -243,12 +245,11 @@ class Encoder(ConfiguredLayer):
         self,
         x: keras.KerasTensor,
         attention_mask: keras.KerasTensor | None = None,
+        sequence_ids: keras.KerasTensor | None = None,
         positions: keras.KerasTensor | None = None,
         training: bool | None = None,
     ) -> tuple[tuple[keras.KerasTensor, ...], tuple[keras.KerasTensor, ...]]:
-        bias = None
-        if attention_mask is not None:
-            bias = attention_bias(attention_mask, self.compute_dtype)
+        bias = attention_bias(attention_mask, sequence_ids, self.compute_dtype)
         hidden_states, attentions = (x,), ()
         for block in self.blocks:
             is_last = block is self.blocks[-1]
@@ -258,6 +259,8 @@ class Encoder(ConfiguredLayer):
                 query_inputs = None
                 if is_last and positions is not None:
                     query_inputs = gather_positions(x, positions)
+                    if sequence_ids is not None:  # (B, 1, P, L)
+                        bias = gather_positions(bias[:, 0], positions)[:, None]
                 x, weights = block(x, bias, query_inputs, training=training)
                 attentions = () if self.remat and training else (*attentions, weights)
             hidden_states = (*hidden_states, x)

@@ -249,7 +249,7 @@ def attention_weights(
 
     Args:
         scores: (B, H, P, L).
-        bias: (B, 1, 1, L), or None; no gradient flows to it.
+        bias: (B, 1, 1, L) or (B, 1, P, L), or None; no gradient flows to it.
     """
     if bias is None:
         bias = ops.zeros((1, 1, 1, 1), scores.dtype)

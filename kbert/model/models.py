@@ -3,9 +3,12 @@
 Every model takes a dict with the features of `kbert.features`, or only the (B, L) `input_ids`. In
 the dict, `attention_mask` (default: all tokens are real) and `token_type_ids` (default: all 0) are
 optional, and so are `position_ids` (default: 0 to L - 1) and `inputs_embeds` (B, L, D), which
-replaces `input_ids`. Models ignore the features of other models and labels (names that begin with
-"label"), so they accept batches of any pipeline; other names are an error. The models with heads
-take `config`, `output_hidden_states`, `output_attentions` and `extra_features` as `BertModel` does.
+replaces `input_ids`. With `sequence_ids` and `position_ids` (`kbert.data.packing`), a row holds
+several texts that do not attend to each other; models with one output per row reject such rows, and
+`pooler_output` is computed from the first text of a row. Models ignore the features of other models
+and labels (names that begin with "label"), so they accept batches of any pipeline; other names are
+an error. The models with heads take `config`, `output_hidden_states`, `output_attentions` and
+`extra_features` as `BertModel` does.
 """
 
 from collections.abc import Mapping
@@ -15,6 +18,7 @@ import keras
 from keras import ops
 
 from kbert.config import BertConfig
+from kbert.errors import UserError
 from kbert.features import ENCODER_FEATURES, OPTIONAL_FEATURES
 from kbert.model.encoder import Embeddings, Encoder, Pooler, gather_positions
 from kbert.model.pretrained import Inputs, PretrainedModel
@@ -97,10 +101,9 @@ class BertModel(PretrainedModel):
         shows_all = self.output_hidden_states or self.output_attentions
         names = ("input_ids", "token_type_ids", "position_ids", "inputs_embeds")
         x = self.embeddings(*map(inputs.get, names), training=training)
+        masks = map(inputs.get, ("attention_mask", "sequence_ids"))
         rows = None if shows_all else positions
-        hidden_states, attentions = self.encoder(
-            x, inputs.get("attention_mask"), rows, training=training
-        )
+        hidden_states, attentions = self.encoder(x, *masks, rows, training=training)
         last = hidden_states[-1]
         if shows_all and positions is not None:
             last = gather_positions(last, positions)
@@ -126,6 +129,7 @@ class _HeadedModel(PretrainedModel):
     """
 
     pooled = True  # whether a head needs the pooler
+    by_row = True  # whether an output is computed for a row, rather than for each token
 
     def __init__(
         self,
@@ -148,6 +152,15 @@ class _HeadedModel(PretrainedModel):
     def build(self, input_shape: tuple[int | None, ...] | None = None) -> None:
         for name in self.task_heads:
             getattr(self, name).build((None, None, self.config.hidden_size))
+
+    def features(self, inputs: Inputs) -> dict[str, keras.KerasTensor]:
+        features = super().features(inputs)
+        if self.by_row and "sequence_ids" in features:
+            raise UserError(
+                f"{type(self).__name__} has an output for each row, so a row cannot hold several "
+                f"texts. Remove sequence_ids and position_ids, and give each text its own row."
+            )
+        return features
 
     def _pooled(self, inputs, training):
         """Runs the encoder for `pooler_output`, so `last_hidden_state` has only [CLS].
@@ -202,7 +215,7 @@ class BertForMaskedLM(_HeadedModel):
 
     task_heads = {"mlm": MaskedLMHead}
     mlm: MaskedLMHead
-    pooled = False
+    pooled = by_row = False
 
     def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
         inputs = self.features(inputs)
@@ -255,7 +268,7 @@ class BertForTokenClassification(_HeadedModel):
 
     task_heads = {"token_classifier": ClassificationHead}
     token_classifier: ClassificationHead
-    pooled = False
+    pooled = by_row = False
 
     def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
         outputs = self.bert(self.features(inputs), training=training)
@@ -273,7 +286,7 @@ class BertForQuestionAnswering(_HeadedModel):
 
     task_heads = {"span_classifier": SpanHead}
     span_classifier: SpanHead
-    pooled = False
+    pooled = by_row = False
 
     def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
         outputs = self.bert(self.features(inputs), training=training)
