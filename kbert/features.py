@@ -18,7 +18,7 @@ ENCODER_FEATURES = {
     "token_type_ids": ("BL", "int32"),  # 0 = first segment, 1 = second; optional (all 0)
 }
 
-# The features that separate the texts of a row; see `kbert.data.packing`.
+# The features that separate the texts of a row; see `kbert.data.packed_rows`.
 PACKED_FEATURES = {
     "position_ids": ("BL", "int32"),  # rows of the position table; 0 to L - 1 by default
     "sequence_ids": ("BL", "int32"),  # 1, 2, ... = the row's first, second, ... text, 0 = padding
@@ -108,7 +108,7 @@ def check_names(names: Iterable[str], extra_features: Collection[str] = ()) -> N
     if "sequence_ids" in names and "position_ids" not in names:
         raise UserError(
             "sequence_ids needs position_ids, which start at 0 in each text of a row, as in "
-            "kbert.data.packing.lay_out."
+            "kbert.data.packed_rows.lay_out."
         )
 
 

@@ -463,6 +463,16 @@ def test_no_teacher_comes_into_a_run(pretraining, bert, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_student_without_next_sentence_prediction(pretraining, tmp_path):
+    """Of packed rows, too, the teacher's attention and hidden states are compared."""
+    changes = {"next_sentence": False, "packing": True}
+    pretrain(PretrainConfig(**pretraining | changes), tmp_path / "run")
+    rows = rows_of(tmp_path / "run", "pretrain")
+    for name in ("soft_loss", "hidden_loss", "attention_loss"):
+        assert rows[-1][name] < rows[0][name]
+
+
+@pytest.mark.slow
 def test_a_student_of_another_size_learns_words(pretraining, tmp_path):
     (tmp_path / "small.yaml").write_text(
         "hidden_size: 8\nnum_hidden_layers: 1\nnum_attention_heads: 2\nintermediate_size: 8\n"

@@ -35,6 +35,11 @@ class TokenRows:
     is_sep: np.ndarray
     features: dict[str, np.ndarray]
 
+    @property
+    def is_token(self) -> np.ndarray:
+        """(B, L) bool, False at padding."""
+        return self.is_text | self.is_cls | self.is_sep
+
 
 class DocumentWindows:
     """The windows of T tokens over all documents of a corpus.

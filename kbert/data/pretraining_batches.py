@@ -10,7 +10,7 @@ from kbert.data.masking import choose_tokens, choose_words, mask_tokens, predict
 from kbert.data.sentence_pairs import PairCutter
 from kbert.data.single_texts import TextCutter
 from kbert.errors import UserError
-from kbert.features import PRETRAINING_FEATURES, feature_shapes
+from kbert.features import PACKED_FEATURES, PRETRAINING_FEATURES, feature_shapes
 from kbert.tokenizer.vocab import CONTINUATION, SPECIAL_TOKENS, read_vocab
 from kbert.utils.numpy_map import numpy_map
 from kbert.utils.stateless_random import uniform
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         short_seq_prob: float
         seed: int
         next_sentence: bool
+        packing: bool
 
 
 # NumPy calls cost more than small batches, so one call creates several batches.
@@ -54,29 +55,23 @@ class PretrainingExamples:
         short_seq_prob: float = 0.1,
         seed: int = 0,
         next_sentence: bool = True,
+        packing: bool = False,
     ):
-        if max_seq_length < 5:
-            raise UserError(
-                f"max_seq_length must be at least 5, for three special tokens and one token per "
-                f"segment; got {max_seq_length}."
-            )
-        if not 0 < mask_rate < 1:
-            raise UserError(f"mask_rate must be in (0, 1); got {mask_rate}. Write 0.15 for 15 %.")
-        if next_sentence and corpus.documents < 2:
-            raise UserError(
-                f"the corpus {corpus.folder} is a single document, but next sentence prediction "
-                f"needs several. Set --next_sentence=false."
-            )
+        _check(corpus, max_seq_length, mask_rate, next_sentence, packing)
         vocab = read_vocab(corpus.vocab_file)
         self.max_predictions: int = max_predictions_per_seq or int(
             np.ceil(max_seq_length * mask_rate)
         )
         self._corpus = corpus
-        cutter = PairCutter if next_sentence else TextCutter
-        self._cutter = cutter(corpus, max_seq_length, short_seq_prob, seed)
-        self._features = dict(PRETRAINING_FEATURES)
-        if not next_sentence:
+        self._features, shape = dict(PRETRAINING_FEATURES), (max_seq_length, short_seq_prob, seed)
+        self._cutter: PairCutter | TextCutter
+        if next_sentence:
+            self._cutter = PairCutter(corpus, *shape)
+        else:
+            self._cutter = TextCutter(corpus, *shape, packing)
             del self._features["next_sentence_labels"]
+        if packing:
+            self._features |= PACKED_FEATURES
         self.count: int = self._cutter.count
         self._max_seq_length = max_seq_length
         self._mask_rate = mask_rate
@@ -102,9 +97,8 @@ class PretrainingExamples:
         input_ids[rows.is_text] = self._corpus.read_all(rows.spans)
         input_ids[rows.is_cls] = self._cls
         input_ids[rows.is_sep] = self._sep
-        real = rows.is_text | rows.is_cls | rows.is_sep
 
-        counts = prediction_counts(real.sum(axis=1), self._mask_rate, M)
+        counts = prediction_counts(rows.is_token.sum(axis=1), self._mask_rate, M)
         draws = uniform(self._seed, _STREAM_CHOICE, index, L)
         if self._continues is None:
             chosen = choose_tokens(rows.is_text, counts, draws)
@@ -116,7 +110,7 @@ class PretrainingExamples:
         )
         return {
             "input_ids": input_ids,
-            "attention_mask": real.astype(np.int32),
+            "attention_mask": rows.is_token.astype(np.int32),
             **rows.features,
             "masked_positions": masked_positions,
             "masked_ids": masked_ids,
@@ -126,6 +120,11 @@ class PretrainingExamples:
     def views_per_token(self) -> float:
         """Returns the average number of times that an epoch's windows show a token."""
         return self._cutter.views_per_token()
+
+    def padding(self) -> float:
+        """Returns the share of padding in up to 2,000 rows of the first epoch."""
+        slots = np.linspace(0, self.count - 1, min(self.count, 2000)).astype(np.int64)
+        return 1 - float(self._cutter.rows(slots, np.zeros_like(slots), slots).is_token.mean())
 
     def _shuffle_seeds(self, epoch):
         """(B, 3) int64 seeds for TensorFlow's shuffle, which mixes its keys only weakly."""
@@ -172,6 +171,23 @@ class PretrainingExamples:
         return dataset.take(-1 if steps is None else steps).prefetch(4)
 
 
+def _check(corpus, max_seq_length, mask_rate, next_sentence, packing):
+    if max_seq_length < 5:
+        raise UserError(
+            f"max_seq_length must be at least 5, for three special tokens and one token per "
+            f"segment; got {max_seq_length}."
+        )
+    if not 0 < mask_rate < 1:
+        raise UserError(f"mask_rate must be in (0, 1); got {mask_rate}. Write 0.15 for 15 %.")
+    if packing and next_sentence:
+        raise UserError("packing requires next_sentence=False: a pair has a row of its own.")
+    if next_sentence and corpus.documents < 2:
+        raise UserError(
+            f"the corpus {corpus.folder} is a single document, but next sentence prediction needs "
+            f"several. Set --next_sentence=false."
+        )
+
+
 def pretraining_dataset(
     corpus: "Corpus",
     batch_size: int,
@@ -202,10 +218,11 @@ def pretraining_dataset(
         short_seq_prob: share of the examples that are cut to a random length, 0.1.
         seed: int.
         next_sentence: pairs of segments for NSP, True; or one segment per example, for MLM alone.
+        packing: without NSP, fill rows with several short documents; see `kbert.data.packed_rows`.
 
     Returns:
         tf.data.Dataset of dicts with the features of `kbert.features.PRETRAINING_FEATURES`, with
-        `next_sentence_labels` only for NSP.
+        `next_sentence_labels` only for NSP, and with `PACKED_FEATURES` for packed rows.
 
     Raises:
         UserError: a setting is out of range, or the corpus is too small.

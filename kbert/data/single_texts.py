@@ -1,7 +1,9 @@
 """Creates rows of single texts, [CLS] text [SEP], for masked language modeling without NSP.
 
 A text is a window of at most T = max_seq_length - 2 consecutive tokens of one document; see
-`kbert.data.document_windows`.
+`kbert.data.document_windows`. With packing, documents of at most T tokens share rows. Rows are
+fixed when the corpus is opened, so that a row can be computed from its number alone; masks, the
+order of the rows and the windows of long documents change from epoch to epoch.
 """
 
 from typing import TYPE_CHECKING
@@ -9,56 +11,105 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kbert.data.document_windows import DocumentWindows, SentenceStarts, TokenRows, floor
+from kbert.data.packed_rows import lay_out, pack, ranges
 from kbert.utils.stateless_random import uniform
 
 if TYPE_CHECKING:
     from kbert.corpus.corpus import Corpus
 
-_STREAM_TEXT = 1  # of kbert.utils.stateless_random; sentence pairs use it in their runs
+# Streams of kbert.utils.stateless_random; sentence pairs use 1 in their runs, splits use 7.
+_STREAM_TEXT, _STREAM_PACK = 1, 8
 
 
 class TextCutter:
-    """Cuts texts from windows of a corpus.
+    """Cuts texts from the documents of a corpus and arranges them in rows.
+
+    The first rows hold one window each, of the documents with more than T tokens; the others hold
+    whole documents. Equally long documents are assigned to rows at random, by the seed.
 
     Args:
         corpus: `kbert.corpus.Corpus`.
-        max_seq_length: L; texts have at most L - 2 tokens.
-        short_seq_prob: share of the texts cut to a random length in [1, L - 2].
+        max_seq_length: L; texts have at most T = L - 2 tokens.
+        short_seq_prob: share of the texts cut to a random length in [1, T].
         seed: int.
+        packing: whether documents share rows.
 
     Attributes:
-        count: number of examples per epoch.
+        count: number of rows, which are the examples of an epoch.
     """
 
-    def __init__(self, corpus: "Corpus", max_seq_length: int, short_seq_prob: float, seed: int):
-        self._windows = DocumentWindows(corpus.document_starts, max_seq_length - 2, least=1)
-        self.count: int = self._windows.count
+    def __init__(
+        self,
+        corpus: "Corpus",
+        max_seq_length: int,
+        short_seq_prob: float,
+        seed: int,
+        packing: bool = False,
+    ):
+        T = max_seq_length - 2
+        sizes = np.diff(corpus.document_starts)
+        self._windows = DocumentWindows(corpus.document_starts, T, least=T + 1)
+        self._documents = np.flatnonzero((sizes > 0) & (sizes <= T))
+        self._row_starts = np.arange(len(self._documents) + 1)  # in `_documents`
+        if packing:
+            draws = uniform(seed, _STREAM_PACK, self._documents, 1)[:, 0]
+            documents = self._documents[np.argsort(draws, kind="stable")]
+            order, self._row_starts = pack(sizes[documents] + 2, max_seq_length)
+            self._documents = documents[order]
+        self.count: int = self._windows.count + len(self._row_starts) - 1
         self._sentences = SentenceStarts(corpus)
         self._corpus = corpus
         self._max_seq_length = max_seq_length
         self._short_seq_prob = short_seq_prob
         self._seed = seed
+        self._packing = packing
 
     def rows(self, index: np.ndarray, epoch: np.ndarray, slots: np.ndarray) -> TokenRows:
         """Returns the rows of examples.
 
         Args:
             index: (B,) number of the example in the run, from which all random numbers derive.
-            epoch: (B,). slots: (B,) window of each.
+            epoch: (B,). slots: (B,) row of each.
         """
-        documents, first, last = self._windows.locate(slots, epoch, self._seed)
-        short, short_length = uniform(self._seed, _STREAM_TEXT, index, 2).T
-        T, places = self._windows.length, np.arange(self._max_seq_length)
-        start = self._sentences.last(first, last)
-        length = np.minimum(T, self._corpus.document_starts[documents + 1] - start)
-        cut = np.minimum(length, 1 + floor(short_length * T))
-        length = np.where(short < self._short_seq_prob, cut, length)[:, None]  # (B, 1)
-        is_text = (places > 0) & (places <= length)  # (B, L)
-        is_cls = np.broadcast_to(places == 0, is_text.shape)
-        features = {"token_type_ids": np.zeros(is_text.shape, np.int32)}
-        spans = start[:, None] + np.pad(length, ((0, 0), (1, 0)))
-        return TokenRows(spans, is_text, is_cls, places == length + 1, features)
+        start, length, counts = self._texts(epoch, slots)
+        length = self._shortened(index, length, counts)
+        layout = lay_out(length + 2, counts, self._max_seq_length)
+        is_cls, is_sep = np.zeros((2, layout.sequence_ids.size), bool)
+        is_cls[layout.first] = is_sep[layout.first + length + 1] = True
+        is_cls, is_sep = (x.reshape(layout.sequence_ids.shape) for x in (is_cls, is_sep))
+        is_text = (layout.sequence_ids > 0) & ~is_cls & ~is_sep
+        features = {"token_type_ids": np.zeros_like(layout.sequence_ids)}
+        if self._packing:
+            features["position_ids"] = layout.position_ids
+            features["sequence_ids"] = layout.sequence_ids
+        spans = np.stack([start, start + length], axis=1)
+        return TokenRows(spans, is_text, is_cls, is_sep, features)
+
+    def _texts(self, epoch, slots):
+        """Returns start and length of N texts, row by row, and the texts of each row, (B,)."""
+        starts, T = self._corpus.document_starts, self._windows.length
+        is_window = slots < self._windows.count
+        packs = slots[~is_window] - self._windows.count
+        begins, counts = self._row_starts[packs], np.ones_like(slots)
+        counts[~is_window] = self._row_starts[packs + 1] - begins
+        of_window = np.repeat(is_window, counts)  # (N,)
+        documents = np.empty(len(of_window), np.int64)
+        documents[~of_window] = self._documents[ranges(begins, counts[~is_window])]
+        place = self._windows.locate(slots[is_window], epoch[is_window], self._seed)
+        documents[of_window], first, last = place
+        start = starts[documents]
+        start[of_window] = self._sentences.last(first, last)
+        return start, np.minimum(T, starts[documents + 1] - start), counts
+
+    def _shortened(self, index, length, counts):
+        """Cuts a share of the texts to a random length."""
+        most = int(counts.max())
+        draws = uniform(self._seed, _STREAM_TEXT, index, 2 * most).reshape(-1, most, 2)
+        draws = draws[np.arange(most) < counts[:, None]]  # (N, 2)
+        cut = np.minimum(length, 1 + floor(draws[:, 1] * self._windows.length))
+        return np.where(draws[:, 0] < self._short_seq_prob, cut, length)
 
     def views_per_token(self) -> float:
-        """Returns the average number of times that a window shows a token per epoch."""
-        return self._windows.views_per_token(self._short_seq_prob)
+        """Returns the average number of times that a row shows a token per epoch."""
+        windows = DocumentWindows(self._corpus.document_starts, self._windows.length, least=1)
+        return windows.views_per_token(self._short_seq_prob)

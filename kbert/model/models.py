@@ -3,7 +3,7 @@
 Every model takes a dict with the features of `kbert.features`, or only the (B, L) `input_ids`. In
 the dict, `attention_mask` (default: all tokens are real) and `token_type_ids` (default: all 0) are
 optional, and so are `position_ids` (default: 0 to L - 1) and `inputs_embeds` (B, L, D), which
-replaces `input_ids`. With `sequence_ids` and `position_ids` (`kbert.data.packing`), a row holds
+replaces `input_ids`. With `sequence_ids` and `position_ids` (`kbert.data.packed_rows`), a row holds
 several texts that do not attend to each other; models with one output per row reject such rows, and
 `pooler_output` is computed from the first text of a row. Models ignore the features of other models
 and labels (names that begin with "label"), so they accept batches of any pipeline; other names are

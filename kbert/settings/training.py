@@ -210,6 +210,11 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
         "predict whether segment B of a pair follows A (NSP); false: masked language modeling "
         "alone, on one segment of consecutive sentences per example",
     )
+    packing: bool = setting(
+        False,
+        "with --next_sentence=false: fill the rows with several short documents, which do not "
+        "attend to each other",
+    )
     short_seq_prob: float = setting(
         0.1, "fraction of the examples with a random shorter length", at_least=0, at_most=1
     )
@@ -235,6 +240,8 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
     def __post_init__(self) -> None:
         check_settings(self)
         self.check_teacher()
+        if self.packing and self.next_sentence:
+            raise UserError("--packing requires --next_sentence=false: a pair has its own row.")
         if self.teacher and not self.init_from and not self.bert_config:
             object.__setattr__(self, "init_from", self.teacher)
         if self.warmup_steps >= self.train_steps:

@@ -102,8 +102,8 @@ class Pretraining(Workload):
     part, program = "pretrain", "kbert.pretrain"
     fixed: tuple[str, ...] = (
         *("max_seq_length", "max_predictions_per_seq", "mask_rate", "whole_word_mask"),
-        *("next_sentence", "short_seq_prob", "global_batch_size", "optimizer", "bias_correction"),
-        "seed",
+        *("packing", "next_sentence", "short_seq_prob", "global_batch_size", "optimizer"),
+        *("bias_correction", "seed"),
     )
     teacher_class = BertForMaskedLM
     taught_sums: tuple[str, ...] = (
@@ -155,6 +155,7 @@ class Pretraining(Workload):
             config.short_seq_prob,
             config.seed,
             config.next_sentence,
+            config.packing,
         )
 
     def make_model(self, bert_config: "BertConfig") -> BertForPreTraining | BertForMaskedLM:
@@ -193,6 +194,8 @@ class Pretraining(Workload):
             f"{count:,} examples ({count / self.config.global_batch_size:,.0f} steps) and shows a "
             f"token {self.data.views_per_token():.2f} times"
         )
+        if not self.config.next_sentence:
+            yield f"rows: {self.data.padding():.1%} of the positions are padding"
         if self.held_out is None:
             yield "no --eval_input: no held-out loss, and no best weights are kept"
 

@@ -36,3 +36,15 @@ def test_a_run_starts_from_weights_with_both_heads(settings, whole, tmp_path, ca
         ["the [MASK] sat ."]
     )
     assert len(answer["masks"][0]) == 5
+
+
+@pytest.mark.slow
+def test_held_out_figures_do_not_depend_on_how_a_run_trains(settings, tmp_path):
+    """The same weights, at a rate that moves nothing: the same figures to the last bit."""
+    settings |= {"train_steps": 1, "warmup_steps": 0, "learning_rate": 1e-30}
+    changes = {"mask_rate": 0.4, "packing": True, "short_seq_prob": 1.0, "whole_word_mask": True}
+    found = []
+    for number, change in enumerate(({}, changes)):
+        results = pretrain(PretrainConfig(**settings | change), tmp_path / str(number))
+        found.append({name: value for name, value in results.items() if name.startswith("eval_")})
+    assert found[0] == found[1] and len(found[0]) == 5

@@ -20,6 +20,7 @@ from kbert.train import pretrain, step, trainer
 from kbert.train.pretraining import Pretraining
 
 SLOW_CHANGES = (
+    {"next_sentence": False, "packing": True},
     {"precision": "mixed_bfloat16", "accumulation_steps": 3},
     {"precision": "mixed_float16", "optimizer": "lamb"},
     {"optimizer": "muon", "mask_rate": 0.4},
@@ -169,14 +170,16 @@ def test_flags_that_would_make_it_another_run_are_refused(settings, finished):
     changes = {"global_batch_size": 8, "seed": 1, "max_seq_length": 16, "mask_rate": 0.2}
     changes |= {"whole_word_mask": True, "short_seq_prob": 0.2, "optimizer": "lamb"}
     changes |= {"max_predictions_per_seq": 2, "bias_correction": True, "next_sentence": False}
+    changes |= {"packing": True}
     for name, value in changes.items():
         before = getattr(PretrainConfig(**settings), name)
         message = (
             f"{name} is {value} now, but {path} was written with {before}. Resume with the old "
             f"value, or start a new run: --init_from={path} --output_dir=ANOTHER."
         )
+        others = {"train_steps": 14} | ({"next_sentence": False} if name == "packing" else {})
         with pytest.raises(UserError, match=re.escape(message)):
-            pretrain(PretrainConfig(**settings | {name: value, "train_steps": 14}), finished)
+            pretrain(PretrainConfig(**settings | others | {name: value}), finished)
     assert set(changes) == set(Pretraining.fixed)
 
 

@@ -132,6 +132,7 @@ def test_whole_word_masking_and_other_settings_reach_the_pipeline(settings, tmp_
         {"mask_rate": 0.4},
         {"max_predictions_per_seq": 1},
         {"short_seq_prob": 1.0},
+        {"next_sentence": False},
         {"clip_norm": 1e-3},
         {"optimizer": "sgd"},
         {"weight_decay": 10.0},

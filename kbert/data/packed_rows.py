@@ -88,10 +88,14 @@ def lay_out(lengths: np.ndarray, counts: np.ndarray, row_length: int) -> RowLayo
     before = np.cumsum(counts) - counts  # (B,) texts in the rows before
     shift = np.repeat(np.arange(B) * L - ends[before], counts)  # (N,) of the texts of each row
     first = ends[:-1] + shift
-    number = np.arange(len(lengths)) - np.repeat(before, counts)  # in the row
-    positions = np.arange(ends[-1]) - np.repeat(ends[:-1], lengths)
-    places = np.repeat(first, lengths) + positions
+    places = ranges(first, lengths)
     sequence_ids, position_ids = np.zeros((2, B * L), np.int32)
-    sequence_ids[places] = np.repeat(number + 1, lengths)
-    position_ids[places] = positions
+    sequence_ids[places] = np.repeat(ranges(np.ones_like(counts), counts), lengths)
+    position_ids[places] = ranges(np.zeros_like(lengths), lengths)
     return RowLayout(sequence_ids.reshape(B, L), position_ids.reshape(B, L), first)
+
+
+def ranges(begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Returns the concatenated ranges [begins[i], begins[i] + counts[i]), (sum(counts),) int64."""
+    before = np.cumsum(counts) - counts
+    return np.repeat(begins - before, counts) + np.arange(counts.sum())
