@@ -48,9 +48,10 @@ NOT_RUN = [
 SHORTER = [
     ("*kbert.distill*", "--student_layers=1"),
     ("*kbert.pretrain*--teacher=*", "--student_layers=1 --train_steps=4 --warmup_steps=1"),
-    ("*kbert.pretrain*--dry_run", ""),
+    ("*kbert.pretrain*--dry_run", "--global_batch_size=8"),
     ("*kbert.pretrain*/run.flags", ""),
-    ("*kbert.pretrain*--profile=200,203", "--train_steps=210"),
+    ("*kbert.pretrain*--time_budget=*", "--time_budget=10s --eval_examples=64"),
+    ("*kbert.pretrain*--profile=200,203", "--train_steps=210 --global_batch_size=8"),
     (
         "*kbert.pretrain*",
         "--train_steps=4 --warmup_steps=1 --global_batch_size=8 --eval_examples=64",

@@ -1,7 +1,9 @@
 """Settings shared by the training programs, and settings of pretraining."""
 
 import dataclasses
-from typing import ClassVar
+import math
+import re
+from typing import ClassVar, Self
 
 from kbert.errors import UserError
 from kbert.fields import check_settings, setting
@@ -221,18 +223,36 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
     global_batch_size: int = setting(
         256, "examples per step, over all devices", at_least=1, group="common"
     )
-    train_steps: int = setting(
-        1_000_000, "total number of training steps", at_least=1, group="common"
+    train_steps: int | None = setting(
+        None,
+        "total number of training steps; default: 1,000,000, or what --time_budget allows",
+        at_least=1,
+        group="common",
+    )
+    time_budget: str | None = setting(
+        None,
+        "training time, such as 90s, 30m or 2h30m, instead of --train_steps: a new run times a few "
+        "steps and sets train_steps, warmup_steps and eval_every_steps",
+        group="common",
     )
     learning_rate: float = setting(1e-4, "peak learning rate", above=0, group="common")
-    warmup_steps: int = setting(10_000, "steps of linear warmup", at_least=0, group="common")
+    warmup_steps: int | None = setting(
+        None,
+        "steps of linear warmup; default: 10,000, or a tenth of the steps of --time_budget",
+        at_least=0,
+        group="common",
+    )
     decay_steps: int | None = setting(
         None, "step at which the learning rate is 0; default: train_steps", at_least=1
     )
     decay_power: float = setting(
         1.0, "the learning rate decays as (1 - step / decay_steps) to this power", above=0
     )
-    eval_every_steps: int = setting(10_000, "steps between evaluations", at_least=1)
+    eval_every_steps: int | None = setting(
+        None,
+        "steps between evaluations; default: 10,000, or a tenth of the steps of --time_budget",
+        at_least=1,
+    )
     eval_examples: int = setting(
         2048, "held-out examples per evaluation, in whole batches of 32", at_least=1
     )
@@ -244,6 +264,24 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
             raise UserError("--packing requires --next_sentence=false: a pair has its own row.")
         if self.teacher and not self.init_from and not self.bert_config:
             object.__setattr__(self, "init_from", self.teacher)
+        if self.time_budget is None:
+            self._fill_in(train_steps=1_000_000, warmup_steps=10_000, eval_every_steps=10_000)
+            self._check_schedule()
+            return
+        time_budget_seconds(self.time_budget)
+        for name in ("train_steps", "decay_steps"):
+            if getattr(self, name) is not None:
+                raise UserError(
+                    f"--{name} and --time_budget exclude each other: the steps are chosen from the "
+                    f"time. Remove one of the two flags, also from the flagfile."
+                )
+
+    def _fill_in(self, **defaults):
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    def _check_schedule(self):
         if self.warmup_steps >= self.train_steps:
             raise UserError(
                 f"warmup_steps must be < train_steps; got {self.warmup_steps} and "
@@ -254,3 +292,35 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
                 f"decay_steps must be >= train_steps: the learning rate is 0 from decay_steps on; "
                 f"got {self.decay_steps} and {self.train_steps}."
             )
+
+    def with_steps(self, **steps: int) -> Self:
+        """Returns the settings with numbers of steps in place of `time_budget`.
+
+        Args:
+            **steps: values of `train_steps` and other settings, which are kept if they are set.
+        """
+        given = {name: getattr(self, name) for name in steps if getattr(self, name) is not None}
+        return dataclasses.replace(self, time_budget=None, **steps | given)
+
+
+_TIME = re.compile(r"(?:([\d.]+)d)?(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?")
+
+
+def time_budget_seconds(text: str) -> float:
+    """Returns the seconds of a time such as "90s", "30m", "2h30m" or "1.5d".
+
+    Raises:
+        UserError: the text is not such a time, or the time is not positive.
+    """
+    match = _TIME.fullmatch(text.replace(" ", "").lower())
+    try:
+        parts = [float(part or 0) for part in match.groups()] if match else []
+    except ValueError:  # such as 1.2.3
+        parts = []
+    days, hours, minutes, seconds = parts or (0, 0, 0, 0)
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    if not 0 < total < math.inf:
+        raise UserError(
+            f"time_budget must be a time with units, such as 90s, 30m, 2h30m or 1.5d; got {text!r}."
+        )
+    return total

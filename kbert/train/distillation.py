@@ -83,7 +83,7 @@ class Distillation:
     teacher: Teacher
 
     def __init__(self, student: "Workload") -> None:
-        self._student, self.config = student, student.config
+        self._student = student
         self.fixed = (*student.fixed, *FIXED)
 
     def __getattr__(self, name: str) -> Any:

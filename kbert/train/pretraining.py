@@ -21,8 +21,9 @@ from kbert.train.cost_estimate import forward_flops, memory_line, rehearse, step
 from kbert.train.evaluation import HeldOut
 from kbert.train.inputs import resolve_inputs
 from kbert.train.losses import MaskedLMObjective, PretrainingObjective
-from kbert.train.schedule import make_schedule
+from kbert.train.schedule import WarmupPolynomialDecay, make_schedule
 from kbert.train.start import start_run
+from kbert.train.time_budget import with_saved_steps, with_timed_steps
 from kbert.train.trainer import Trainer
 from kbert.train.workload import Workload
 from kbert.utils.logging import log
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from kbert.train.callbacks import Callback
     from kbert.train.distribution import Devices
     from kbert.train.remote_sync import RemoteRunDir
-    from kbert.train.schedule import WarmupPolynomialDecay
     from kbert.train.workers import Workers
 
 
@@ -89,6 +89,7 @@ class Pretraining(Workload):
     teacher_class: type[BertForMaskedLM]
     bert_config: "BertConfig"
     tokenizer: "BertTokenizer"
+    time_budget: str | None
     train_steps: int
     eval_every_steps: int
     schedule: "WarmupPolynomialDecay"
@@ -122,6 +123,8 @@ class Pretraining(Workload):
         workers: "Workers",
         check: "Callable[[BertConfig, BertTokenizer], None]" = lambda bert_config, tokenizer: None,
     ) -> None:
+        self.time_budget = state.get("time_budget") if state else self.config.time_budget
+        self._set_steps(with_saved_steps(self.config, state, saved) if state else self.config)
         config = self.config
         if state and ("teacher" in state["data"]) != bool(config.teacher):
             raise UserError(
@@ -141,11 +144,9 @@ class Pretraining(Workload):
             )
             if workers.is_chief:
                 run_dir.send_all("data")
-        self.train_steps, self.eval_every_steps = config.train_steps, config.eval_every_steps
         self.objective = MaskedLMObjective()
         if config.next_sentence:
             self.objective = PretrainingObjective(config.global_batch_size)
-        self.schedule = make_schedule(config)
         self.data = PretrainingExamples(
             self.corpus,
             config.max_seq_length,
@@ -157,6 +158,23 @@ class Pretraining(Workload):
             config.next_sentence,
             config.packing,
         )
+
+    def choose_steps(self, trainer: Trainer) -> None:
+        if self.config.time_budget is None:
+            return
+        self._set_steps(with_timed_steps(self.config, trainer))
+        optimizer = trainer.train_step.optimizer
+        optimizer.learning_rate = self.schedule
+        trainer.make_train_step(optimizer)
+
+    def _set_steps(self, config):
+        """Sets the settings, and what depends on the number of steps once it is known."""
+        self.config = config
+        if config.time_budget:
+            self.schedule = WarmupPolynomialDecay(0.0, 1, 0)  # while steps are timed
+            return
+        self.train_steps, self.eval_every_steps = config.train_steps, config.eval_every_steps
+        self.schedule = make_schedule(config)
 
     def make_model(self, bert_config: "BertConfig") -> BertForPreTraining | BertForMaskedLM:
         config = self.config
@@ -202,7 +220,7 @@ class Pretraining(Workload):
     def cost_lines(self, trainer: Trainer) -> Iterator[str]:
         config, teacher, examples = self.config, trainer.workload.teacher, self.data
         B, L, M = config.global_batch_size, config.max_seq_length, examples.max_predictions
-        seconds, steps = trainer.throughput.step_seconds, config.train_steps
+        seconds, steps = trainer.throughput.step_seconds, self.train_steps
         flops = step_flops(self.bert_config, B, L, M, config.remat, config.next_sentence)
         flops += B * sum(forward_flops(teacher.config, L, M, False)) if teacher else 0
         epoch, epochs = examples.count / B, steps * B / examples.count
@@ -214,7 +232,8 @@ class Pretraining(Workload):
         )
         yield memory_line(trainer, B, L, M)
         yield (
-            f"data: {epoch:,.1f} steps per epoch, {epochs:,.2f} epochs; a token is seen "
+            f"data: {steps:,} steps of {B * L:,} tokens with padding, {steps * B * L:,} in total; "
+            f"{epoch:,.1f} steps per epoch, {epochs:,.2f} epochs; a token is seen "
             f"{epochs * views:,.1f} times"
         )
         yield (

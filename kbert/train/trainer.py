@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kbert.train.checkpoint import BackgroundWriter
     from kbert.train.distillation import Distillation
     from kbert.train.distribution import Devices
+    from kbert.train.optimizer import LAMB, SGD, AdamW, Muon
     from kbert.train.remote_sync import RemoteRunDir
     from kbert.train.workload import Workload
 
@@ -51,7 +52,7 @@ class Trainer:
         callbacks: called in this order.
 
     Attributes:
-        config: settings of the run. folder: the workload's subfolder of the run's folder.
+        folder: the workload's subfolder of the run's folder.
         checkpoints: the checkpoints in `folder`. throughput: throughput of the last steps.
         model, train_step: created by `open`.
         step: number of steps taken. window: sums since the last log; checkpoints contain them.
@@ -65,7 +66,6 @@ class Trainer:
     """
 
     workload: "Workload | Distillation"
-    config: "PretrainConfig | FinetuneConfig"
     devices: "Devices"
     run_dir: "RemoteRunDir"
     background: "BackgroundWriter"
@@ -93,8 +93,8 @@ class Trainer:
         background: "BackgroundWriter",
         callbacks: "Sequence[Callback]" = (),
     ) -> None:
-        self.workload, self.config = workload, workload.config
-        self.devices, self.run_dir, self.background = devices, run_dir, background
+        self.workload, self.devices = workload, devices
+        self.run_dir, self.background = run_dir, background
         self.callbacks = list(callbacks)
         for callback in self.callbacks:
             callback.trainer = self
@@ -108,6 +108,11 @@ class Trainer:
         self.eta_seconds = self._eval_seconds = 0.0
         self._not_finite_steps = 0
         self.results = {}
+
+    @property
+    def config(self) -> "PretrainConfig | FinetuneConfig":
+        """Settings of the run."""
+        return self.workload.config
 
     def call(self, hook: str, *args: object) -> None:
         """Calls the method named `hook` of every callback."""
@@ -140,8 +145,9 @@ class Trainer:
         else:
             origin = f"scratch, with seed {config.seed}"
         # 4. `fit` takes the steps.
-        self.call("on_build")
         self.devices.workers.check_same(text=workload.identity(), checkpoint=self.step)
+        workload.choose_steps(self)
+        self.call("on_build")
         for line in workload.describe(self.devices):
             log(line)
         workload.check_metric()
@@ -154,6 +160,15 @@ class Trainer:
             optimizer = make_optimizer(self.config, workload.schedule)
             optimizer.build(self.model.trainable_variables)
         self.model.bert.encoder.remat = self.config.remat
+        self.make_train_step(optimizer)
+
+    def make_train_step(self, optimizer: "AdamW | LAMB | Muon | SGD") -> None:
+        """Creates the training step, which compiles again, with the workload's schedule.
+
+        Args:
+            optimizer: an optimizer that is built with the model's variables.
+        """
+        workload, devices = self.workload, self.devices
         self.train_step = TrainStep(
             self.model, optimizer, workload.schedule, devices, self.config, workload.objective
         )
@@ -181,6 +196,7 @@ class Trainer:
         """Returns everything in a checkpoint except arrays, as a JSON-serializable dict."""
         return {
             "settings": dataclasses.asdict(self.config),
+            "time_budget": self.workload.time_budget,
             "bert_config": self.workload.bert_config.to_dict(),
             "data": self.workload.identity(),
             "window": dict(self.window),

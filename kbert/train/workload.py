@@ -40,6 +40,7 @@ class Workload(abc.ABC):
             are scored again.
         patience: number of evaluations without improvement before early stopping, or None.
         layers: numbers of the encoder blocks of `init_from` to use, from 1; None for all.
+        time_budget: the `time_budget` that the run was started with, or None.
         teacher: the teacher of a distillation run, or None. teacher_labels: names of its labels.
         teacher_class: model class of the teacher.
         taught_sums: names of two of the objective's sums: the loss that the teacher's soft loss
@@ -57,6 +58,7 @@ class Workload(abc.ABC):
     fixed: tuple[str, ...]
     rescored: tuple[str, ...]
     patience: int | None
+    time_budget: str | None
     layers: tuple[int, ...] | None
     teacher: "Teacher | None"
     teacher_labels: tuple[str, ...] | None
@@ -71,7 +73,7 @@ class Workload(abc.ABC):
     data: "PretrainingExamples | BucketedBatches"
     model: "PretrainedModel"
 
-    part = program = patience = layers = None  # type: ignore  # a subclass sets part and program
+    part = program = patience = time_budget = layers = None  # type: ignore  # a subclass sets part and program
     teacher = teacher_labels = teacher_class = None
     fixed = rescored = taught_sums = ()
 
@@ -111,6 +113,13 @@ class Workload(abc.ABC):
         Args:
             folder: the value of `init_from`. restore: function that loads weights and optimizer
                 state from the folder of a checkpoint.
+        """
+
+    def choose_steps(self, trainer: "Trainer") -> None:  # noqa: B027 - optional
+        """Sets `train_steps` and the settings that follow from it, if they depend on the speed.
+
+        Args:
+            trainer: a Trainer whose model has its initial weights.
         """
 
     @abc.abstractmethod

@@ -85,7 +85,8 @@ def test_a_dry_run_tells_what_the_run_takes_and_writes_none_of_it(settings, tmp_
         r"compute: \d\.\d+e\+\d+ floating-point operations per step, \S+ in total; "
         r".* TFLOP/s per device",
         r"memory per device, estimated: 0\.\d\d GiB, .*; peak of this process so far \d\.\d\d GiB",
-        r"data: [\d.]+ steps per epoch, [\d.]+ epochs; a token is seen [\d.]+ times",
+        r"data: 1,000 steps of 120 tokens with padding, 120,000 in total; [\d.]+ steps per epoch, "
+        r"[\d.]+ epochs; a token is seen [\d.]+ times",
         r"time: \d\.\d+ s per step over three steps, .* tokens/s with padding; "
         r"1,000 steps take \d+:",
     ):
