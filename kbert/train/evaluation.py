@@ -48,13 +48,16 @@ class HeldOut:
         self._batches = max(1, count // BATCH_SIZE)
         self._unigram_entropy = corpus.unigram_entropy()
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, batches: int | None = None) -> dict[str, float]:
         """Returns the metrics: those of the objective, `mlm_perplexity` and `unigram_entropy`.
 
         All names are prefixed with `eval_`.
+
+        Args:
+            batches: number of batches of 32 examples; None for all.
         """
         totals = collections.Counter()
-        for features in self._examples.dataset(BATCH_SIZE, steps=self._batches):
+        for features in self._examples.dataset(BATCH_SIZE, steps=batches or self._batches):
             totals.update({name: float(x) for name, x in self._sums(features).items()})
         metrics = {f"eval_{name}": x for name, x in self._objective.metrics(totals).items()}
         metrics["eval_mlm_perplexity"] = math.exp(min(metrics["eval_mlm_loss"], 700))

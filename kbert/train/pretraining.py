@@ -21,6 +21,7 @@ from kbert.train.cost_estimate import forward_flops, memory_line, rehearse, step
 from kbert.train.evaluation import HeldOut
 from kbert.train.inputs import resolve_inputs
 from kbert.train.losses import MaskedLMObjective, PretrainingObjective
+from kbert.train.masked_words import MaskedWords
 from kbert.train.schedule import WarmupPolynomialDecay, make_schedule
 from kbert.train.start import start_run
 from kbert.train.time_budget import with_saved_steps, with_timed_steps
@@ -72,6 +73,7 @@ def pretrain(
         from kbert.train.distillation import Distillation
 
         workload = Distillation(workload)
+    callbacks = [*callbacks, MaskedWords()]
     return start_run(workload, output_dir, callbacks, rehearse if dry_run else Trainer.fit)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -42,6 +43,8 @@ def test_a_run_writes_what_it_promises(settings, tmp_path, curves, capsys):
         assert BertTokenizer.from_pretrained(folder / name).vocab_size == model.config.vocab_size
     printed = capsys.readouterr().out
     assert "unigram entropy" in printed and "ETA" in printed and f"weights in {folder}" in printed
+    learned = rf"MLM loss: \d\.\d\d before training, {results['eval_mlm_loss']:.2f} after it \("
+    assert re.search(learned, printed) and len(re.findall(r"rank [\d,]+ -> \d", printed)) == 5
 
 
 def test_a_profile_of_some_steps(settings, tmp_path, capsys):
