@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from kbert.train.losses import MaskedLMObjective, PretrainingObjective
-from kbert.train.schedule import WarmupPolynomialDecay
 
 pytestmark = pytest.mark.smoke
 OBJECTIVE = PretrainingObjective(3)
@@ -111,27 +110,3 @@ def test_sums_of_two_batches_weigh_every_slot_alike():
         counts.append(float(sums["mlm_count"]))
     assert counts == [6, 12]
     assert metrics_of(*parts)["mlm_loss"] == pytest.approx(sum(losses) / 18)
-
-
-@pytest.mark.parametrize(
-    ("step", "rate"), [(0, 0.0), (5, 0.5), (9, 0.9), (10, 0.9), (50, 0.5), (100, 0.0), (120, 0.0)]
-)
-def test_schedule_is_that_of_google(step, rate):
-    # optimization.py: polynomial decay from step 0, replaced by the warm-up before step 10.
-    assert float(WarmupPolynomialDecay(1.0, 100, 10)(step)) == pytest.approx(rate, abs=1e-7)
-
-
-def test_schedule_without_warmup():
-    assert float(WarmupPolynomialDecay(2.0, 10, 0)(0)) == 2.0
-
-
-@pytest.mark.parametrize(("step", "rate"), [(5, 0.5), (50, 0.25), (90, 0.01), (100, 0.0)])
-def test_schedule_with_a_power(step, rate):
-    schedule = WarmupPolynomialDecay(1.0, 100, 10, power=2.0)
-    assert float(schedule(step)) == pytest.approx(rate, abs=1e-7)
-
-
-def test_schedule_config_round_trip():
-    schedule = WarmupPolynomialDecay(1e-3, 100, 10, 0.5)
-    again = WarmupPolynomialDecay.from_config(schedule.get_config())
-    assert float(again(70)) == float(schedule(70))

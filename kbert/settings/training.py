@@ -191,6 +191,13 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
         "architecture's, usually 0.02; small models learn faster with larger values",
         above=0,
     )
+    dropout: float | None = setting(
+        None,
+        "dropout rate of hidden states and attention weights; default: the values of the "
+        "architecture, 0.1",
+        at_least=0,
+        below=1,
+    )
     init_from: str | None = setting(
         None,
         "folder to start from: weights, such as RUN/pretrain/final, with a new optimizer state, or "
@@ -242,11 +249,25 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
         at_least=0,
         group="common",
     )
+    lr_schedule: str = setting(
+        "linear",
+        "learning rate after the warmup: linear or cosine decay, or warmup_stable_decay: constant, "
+        "then a cooldown as 1 - sqrt(progress)",
+        choices=("linear", "cosine", "warmup_stable_decay"),
+        group="common",
+    )
     decay_steps: int | None = setting(
         None, "step at which the learning rate is 0; default: train_steps", at_least=1
     )
     decay_power: float = setting(
-        1.0, "the learning rate decays as (1 - step / decay_steps) to this power", above=0
+        1.0,
+        "linear: the learning rate decays as (1 - step / decay_steps) to this power",
+        above=0,
+    )
+    cooldown_steps: int | None = setting(
+        None,
+        "warmup_stable_decay: steps of the cooldown before decay_steps; default: a fifth of them",
+        at_least=1,
     )
     eval_every_steps: int | None = setting(
         None,
@@ -264,9 +285,10 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
             raise UserError("--packing requires --next_sentence=false: a pair has its own row.")
         if self.teacher and not self.init_from and not self.bert_config:
             object.__setattr__(self, "init_from", self.teacher)
+        self._check_schedule()
         if self.time_budget is None:
             self._fill_in(train_steps=1_000_000, warmup_steps=10_000, eval_every_steps=10_000)
-            self._check_schedule()
+            self._check_steps()
             return
         time_budget_seconds(self.time_budget)
         for name in ("train_steps", "decay_steps"):
@@ -282,6 +304,14 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
                 object.__setattr__(self, name, value)
 
     def _check_schedule(self):
+        needs = {"decay_power": (1.0, "linear"), "cooldown_steps": (None, "warmup_stable_decay")}
+        for name, (default, schedule) in needs.items():
+            if getattr(self, name) != default and self.lr_schedule != schedule:
+                raise UserError(
+                    f"--{name} requires --lr_schedule={schedule}; got {self.lr_schedule}."
+                )
+
+    def _check_steps(self):
         if self.warmup_steps >= self.train_steps:
             raise UserError(
                 f"warmup_steps must be < train_steps; got {self.warmup_steps} and "
@@ -291,6 +321,12 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
             raise UserError(
                 f"decay_steps must be >= train_steps: the learning rate is 0 from decay_steps on; "
                 f"got {self.decay_steps} and {self.train_steps}."
+            )
+        steps = self.decay_steps or self.train_steps
+        if self.cooldown_steps and self.warmup_steps + self.cooldown_steps > steps:
+            raise UserError(
+                f"warmup_steps + cooldown_steps must be <= decay_steps, {steps}; got "
+                f"{self.warmup_steps} + {self.cooldown_steps}."
             )
 
     def with_steps(self, **steps: int) -> Self:

@@ -149,7 +149,14 @@ def _requested(config, tokenizer):
     if config.initializer_range:
         changes = {"initializer_range": config.initializer_range}
         bert_config = dataclasses.replace(bert_config, **changes)
-    return bert_config
+    return _with_dropout(bert_config, config)
+
+
+def _with_dropout(bert_config, config):
+    if config.dropout is None:
+        return bert_config
+    names = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    return dataclasses.replace(bert_config, **dict.fromkeys(names, config.dropout))
 
 
 def _bert_config(config, saved, tokenizer, layers):
@@ -159,7 +166,7 @@ def _bert_config(config, saved, tokenizer, layers):
     elif config.init_from:
         folder = ModelFolder(config.init_from, tokenizer.vocab)
         with folder.open_weights(layers=layers) as (bert_config, _):
-            pass
+            bert_config = _with_dropout(bert_config, config)
     else:
         bert_config = _requested(config, tokenizer)
     if origin and config.bert_config:

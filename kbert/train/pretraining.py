@@ -22,7 +22,7 @@ from kbert.train.evaluation import HeldOut
 from kbert.train.inputs import resolve_inputs
 from kbert.train.losses import MaskedLMObjective, PretrainingObjective
 from kbert.train.masked_words import MaskedWords
-from kbert.train.schedule import WarmupPolynomialDecay, make_schedule
+from kbert.train.schedule import Schedule, WarmupPolynomialDecay, make_schedule
 from kbert.train.start import start_run
 from kbert.train.time_budget import with_saved_steps, with_timed_steps
 from kbert.train.trainer import Trainer
@@ -94,7 +94,7 @@ class Pretraining(Workload):
     time_budget: str | None
     train_steps: int
     eval_every_steps: int
-    schedule: "WarmupPolynomialDecay"
+    schedule: Schedule
     objective: MaskedLMObjective
     data: PretrainingExamples
     model: BertForPreTraining | BertForMaskedLM
@@ -106,7 +106,7 @@ class Pretraining(Workload):
     fixed: tuple[str, ...] = (
         *("max_seq_length", "max_predictions_per_seq", "mask_rate", "whole_word_mask"),
         *("packing", "next_sentence", "short_seq_prob", "global_batch_size", "optimizer"),
-        *("bias_correction", "seed"),
+        *("bias_correction", "dropout", "seed"),
     )
     teacher_class = BertForMaskedLM
     taught_sums: tuple[str, ...] = (

@@ -1,5 +1,6 @@
-"""The learning-rate schedule of BERT."""
+"""Learning-rate schedules: a linear warmup, then one of three ways to decrease to 0."""
 
+import math
 from typing import TYPE_CHECKING
 
 import keras
@@ -9,8 +10,40 @@ if TYPE_CHECKING:
     from kbert.settings import PretrainConfig
 
 
+class _WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Base class: linear warmup from 0 to the learning rate, then the rate times `factor`.
+
+    A subclass defines `factor` and names its constructor arguments in `settings`.
+    """
+
+    settings: tuple[str, ...] = ("learning_rate", "decay_steps", "warmup_steps")
+
+    def __init__(self, learning_rate: float, decay_steps: int, warmup_steps: int) -> None:
+        self.learning_rate = learning_rate
+        self.decay_steps = decay_steps
+        self.warmup_steps = warmup_steps
+
+    def __call__(self, step: int | keras.KerasTensor) -> keras.KerasTensor:
+        step = ops.cast(step, "float32")
+        warming = self.learning_rate * step / max(self.warmup_steps, 1)
+        rate = self.learning_rate * self.factor(step)
+        return ops.where(step < self.warmup_steps, warming, rate)
+
+    def factor(self, step: keras.KerasTensor) -> keras.KerasTensor:
+        """Returns the factor of the learning rate after the warmup. step: float32 scalar."""
+        raise NotImplementedError
+
+    def get_config(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in self.settings}
+
+
+def _progress(step, first, stop):
+    """The fraction of the steps from `first` to `stop` that have been taken, in [0, 1]."""
+    return ops.clip((step - first) / max(stop - first, 1), 0.0, 1.0)
+
+
 @keras.saving.register_keras_serializable("kbert")
-class WarmupPolynomialDecay(keras.optimizers.schedules.LearningRateSchedule):
+class WarmupPolynomialDecay(_WarmupSchedule):
     """Linear warmup from 0, then polynomial decay to 0: (1 - step / decay_steps)^power.
 
     As in google-research/bert's `optimization.py`, the decay counts from step 0, so the rate drops
@@ -21,35 +54,68 @@ class WarmupPolynomialDecay(keras.optimizers.schedules.LearningRateSchedule):
         power: 1 for the linear decay of BERT.
     """
 
+    settings = (*_WarmupSchedule.settings, "power")
+
     def __init__(
         self, learning_rate: float, decay_steps: int, warmup_steps: int, power: float = 1.0
     ) -> None:
-        self.learning_rate = learning_rate
-        self.decay_steps = decay_steps
-        self.warmup_steps = warmup_steps
+        super().__init__(learning_rate, decay_steps, warmup_steps)
         self.power = power
 
-    def __call__(self, step: int | keras.KerasTensor) -> keras.KerasTensor:
-        step = ops.cast(step, "float32")
-        left = 1.0 - ops.minimum(step / self.decay_steps, 1.0)
-        decayed = self.learning_rate * left**self.power
-        warming = self.learning_rate * step / max(self.warmup_steps, 1)
-        return ops.where(step < self.warmup_steps, warming, decayed)
-
-    def get_config(self) -> dict[str, float]:
-        return {
-            "learning_rate": self.learning_rate,
-            "decay_steps": self.decay_steps,
-            "warmup_steps": self.warmup_steps,
-            "power": self.power,
-        }
+    def factor(self, step: keras.KerasTensor) -> keras.KerasTensor:
+        return (1.0 - ops.minimum(step / self.decay_steps, 1.0)) ** self.power
 
 
-def make_schedule(config: "PretrainConfig") -> WarmupPolynomialDecay:
+@keras.saving.register_keras_serializable("kbert")
+class WarmupCosineDecay(_WarmupSchedule):
+    """Linear warmup from 0, then half a cosine from the learning rate to 0 at `decay_steps`.
+
+    The same as HF's `get_cosine_schedule_with_warmup` (Loshchilov and Hutter 2017,
+    arXiv:1608.03983, without restarts).
+
+    Args:
+        learning_rate: target of the warmup. decay_steps, warmup_steps: numbers of steps.
+    """
+
+    def factor(self, step: keras.KerasTensor) -> keras.KerasTensor:
+        progress = _progress(step, self.warmup_steps, self.decay_steps)
+        return 0.5 * (1.0 + ops.cos(math.pi * progress))
+
+
+@keras.saving.register_keras_serializable("kbert")
+class WarmupStableDecay(_WarmupSchedule):
+    """Linear warmup from 0, a constant rate, then a cooldown to 0 as 1 - sqrt(progress).
+
+    Before its cooldown, a run can resume with another length. Source: Hägele et al. 2024
+    (arXiv:2405.18392), section 3; the same as HF's `get_wsd_schedule` with `decay_type="1-sqrt"`.
+
+    Args:
+        learning_rate: target of the warmup. decay_steps: step at which the rate is 0.
+        warmup_steps, cooldown_steps: numbers of steps at the beginning and before `decay_steps`.
+    """
+
+    settings = (*_WarmupSchedule.settings, "cooldown_steps")
+
+    def __init__(
+        self, learning_rate: float, decay_steps: int, warmup_steps: int, cooldown_steps: int
+    ) -> None:
+        super().__init__(learning_rate, decay_steps, warmup_steps)
+        self.cooldown_steps = cooldown_steps
+
+    def factor(self, step: keras.KerasTensor) -> keras.KerasTensor:
+        first = self.decay_steps - self.cooldown_steps
+        return 1.0 - ops.sqrt(_progress(step, first, self.decay_steps))
+
+
+Schedule = WarmupPolynomialDecay | WarmupCosineDecay | WarmupStableDecay
+
+
+def make_schedule(config: "PretrainConfig") -> Schedule:
     """Returns the learning-rate schedule of a pretraining run."""
-    return WarmupPolynomialDecay(
-        config.learning_rate,
-        config.decay_steps or config.train_steps,
-        config.warmup_steps,
-        config.decay_power,
-    )
+    end = config.decay_steps or config.train_steps
+    common = config.learning_rate, end, config.warmup_steps
+    if config.lr_schedule == "cosine":
+        return WarmupCosineDecay(*common)
+    if config.lr_schedule == "warmup_stable_decay":
+        return WarmupStableDecay(*common, config.cooldown_steps or end // 5)
+    return WarmupPolynomialDecay(*common, config.decay_power)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kbert.settings import TrainingConfig
     from kbert.train.distribution import Devices
     from kbert.train.optimizer import LAMB, SGD, AdamW, Muon
-    from kbert.train.schedule import WarmupPolynomialDecay
+    from kbert.train.schedule import Schedule
 
 # Dynamic loss scaling of mixed_float16 (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2),
 # with the constants of Keras' LossScaleOptimizer.
@@ -53,7 +53,7 @@ class TrainStep:
         self,
         model: "PretrainedModel",
         optimizer: "AdamW | LAMB | Muon | SGD",
-        schedule: "WarmupPolynomialDecay",
+        schedule: "Schedule",
         devices: "Devices",
         config: "TrainingConfig",
         objective: "Objective",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kbert.tokenizer import BertTokenizer
     from kbert.train.distribution import Devices
     from kbert.train.remote_sync import RemoteRunDir
-    from kbert.train.schedule import WarmupPolynomialDecay
+    from kbert.train.schedule import Schedule
     from kbert.train.trainer import Trainer
     from kbert.train.workers import Workers
 
@@ -68,7 +68,7 @@ class Workload(abc.ABC):
     tokenizer: "BertTokenizer"
     train_steps: int
     eval_every_steps: int
-    schedule: "WarmupPolynomialDecay"
+    schedule: "Schedule"
     objective: "Objective"
     data: "PretrainingExamples | BucketedBatches"
     model: "PretrainedModel"

@@ -170,7 +170,7 @@ def test_flags_that_would_make_it_another_run_are_refused(settings, finished):
     changes = {"global_batch_size": 8, "seed": 1, "max_seq_length": 16, "mask_rate": 0.2}
     changes |= {"whole_word_mask": True, "short_seq_prob": 0.2, "optimizer": "lamb"}
     changes |= {"max_predictions_per_seq": 2, "bias_correction": True, "next_sentence": False}
-    changes |= {"packing": True}
+    changes |= {"packing": True, "dropout": 0.2}
     for name, value in changes.items():
         before = getattr(PretrainConfig(**settings), name)
         message = (

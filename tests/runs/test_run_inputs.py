@@ -184,6 +184,18 @@ def test_the_range_of_the_initial_weights(settings, tmp_path):
     assert ModelFolder(tmp_path / "run/pretrain/final").config.initializer_range == 0.3
 
 
+def test_dropout_may_differ_from_the_architecture(settings, whole, tmp_path):
+    one = settings | {"train_steps": 1, "warmup_steps": 0, "dropout": 0.25}
+    pretrain(PretrainConfig(**one), tmp_path / "run")
+    more = one | {"init_from": str(whole / "pretrain/final"), "bert_config": None, "dropout": 0.0}
+    pretrain(PretrainConfig(**more), tmp_path / "more")
+    for name, rate in (("run", 0.25), ("more", 0.0)):
+        config = ModelFolder(tmp_path / name / "pretrain/final").config
+        assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == rate
+    with pytest.raises(UserError, match=r"dropout is None now, but .* was written with 0.25"):
+        pretrain(PretrainConfig(**one | {"dropout": None}), tmp_path / "run")
+
+
 def test_the_program_prints_one_line_for_bad_input(settings, tmp_path):
     done = run_program(settings | {"input": "nothing.txt"}, tmp_path / "run")
     assert done.returncode == 2
