@@ -1,7 +1,9 @@
-"""Converts a kbert model to HF's BertForPreTraining (torch) for comparisons."""
+"""HF's BertForPreTraining (torch), made from a kbert model and trained as BERT is."""
 
 import tempfile
 
+import numpy as np
+import torch
 import transformers
 
 from kbert.model.weights import Tensors, write_weights
@@ -21,3 +23,53 @@ def hf_model(weights, config):
             attn_implementation="eager",
             pad_token_id=None,  # otherwise torch computes no gradient for the [PAD] embedding
         ).eval()
+
+
+class HfTraining:
+    """Training steps of HF's model: AdamW as in BERT, gradients clipped to a global norm of 1.
+
+    Args:
+        weights, config: initial weights and BertConfig. schedule: function of the step.
+        bias_correction: see `kbert.train.AdamW`.
+    """
+
+    def __init__(self, weights, config, schedule, bias_correction=False):
+        self.model = hf_model(weights, config).train()
+        self._schedule, self._correct = schedule, bias_correction
+        self._slots = {
+            name: (torch.zeros_like(p), torch.zeros_like(p))
+            for name, p in self.model.named_parameters()
+        }
+
+    def step(self, batch, number):
+        """Takes step `number` on a dict of arrays; returns the loss."""
+        labels = np.full(batch["input_ids"].shape, -100)
+        rows, columns = np.nonzero(batch["masked_weights"])
+        labels[rows, batch["masked_positions"][rows, columns]] = batch["masked_ids"][rows, columns]
+        loss = self.model(
+            **{
+                name: torch.tensor(batch[name]).long()
+                for name in ("input_ids", "attention_mask", "token_type_ids")
+            },
+            labels=torch.tensor(labels),
+            next_sentence_label=torch.tensor(batch["next_sentence_labels"]).long(),
+        ).loss
+        self.model.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self._update(float(self._schedule(number)), number + 1)
+        return loss.item()
+
+    @torch.no_grad()
+    def _update(self, rate, count):
+        for name, parameter in self.model.named_parameters():
+            m, v = self._slots[name]
+            m.lerp_(parameter.grad, 0.1)
+            v.lerp_(parameter.grad**2, 0.001)
+            mean, square = m, v
+            if self._correct:
+                mean, square = m / (1 - 0.9**count), v / (1 - 0.999**count)
+            update = mean / (square.sqrt() + 1e-6)
+            if "LayerNorm" not in name and "bias" not in name:
+                update = update + 0.01 * parameter
+            parameter -= rate * update

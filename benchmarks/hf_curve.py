@@ -76,43 +76,12 @@ def kbert_losses(data, config, seed):
 def hf_losses(data, config, start, seed):
     """Returns the losses of an HF run from the initial weights `start`."""
     import torch
-    from hf_bert import hf_model
+    from hf_bert import HfTraining
 
     torch.manual_seed(seed)
-    model = hf_model(start, config)
-    model.train()
-    slots = {
-        name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in model.named_parameters()
-    }
     schedule = WarmupPolynomialDecay(FLAGS.learning_rate, FLAGS.steps, WARMUP_STEPS)
-    losses = []
-    for number, batch in enumerate(data):
-        labels = np.full(batch["input_ids"].shape, -100)
-        rows, columns = np.nonzero(batch["masked_weights"])
-        labels[rows, batch["masked_positions"][rows, columns]] = batch["masked_ids"][rows, columns]
-        loss = model(
-            **{
-                name: torch.tensor(batch[name]).long()
-                for name in ("input_ids", "attention_mask", "token_type_ids")
-            },
-            labels=torch.tensor(labels),
-            next_sentence_label=torch.tensor(batch["next_sentence_labels"]).long(),
-        ).loss
-        model.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        rate = float(schedule(number))
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                m, v = slots[name]
-                m.lerp_(parameter.grad, 0.1)
-                v.lerp_(parameter.grad**2, 0.001)
-                update = m / (v.sqrt() + 1e-6)
-                if "LayerNorm" not in name and "bias" not in name:
-                    update = update + 0.01 * parameter
-                parameter -= rate * update
-        losses.append(loss.item())
-    return losses
+    training = HfTraining(start, config, schedule)
+    return [training.step(batch, number) for number, batch in enumerate(data)]
 
 
 def main(_):

@@ -35,6 +35,7 @@ PROGRAMS = {
     "-m benchmarks.prepare --quick --vocab_file={model}/vocab.txt --folder={folder}": (
         rf"\| 1 MB \| processes=1 \| .* \| {NUMBER} s"
     ),
+    "-m benchmarks.pretraining --quick --text={corpus} --heldout={text}": rf"tiny \| {NUMBER}",
     "-m benchmarks.traffic --corpus={corpus} --batches=20": rf"L=128: {NUMBER} sequences/s",
     "-m benchmarks.smaller --models={model},{model} --backends=tensorflow --batches=1 --rounds=1 "
     "--length=8 --round_seconds=0.1": rf"\| tensorflow \| 1 x 8 \| .* \| {NUMBER}",
@@ -55,7 +56,8 @@ def places(tmp_path, corpus):
     kbert.BertForSequenceClassification(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "x.tsv").write_text("text\tlabel\nw1 w2\ta\nw3\tb\nw4 w5 w6\ta\n")
-    names = {"model": "model", "examples": "x.tsv", "folder": "folder"}
+    (tmp_path / "heldout.txt").write_text("w1 w2 w3 w4 w5\n\nw6 w7 w8 w9\n\n" * 9)
+    names = {"model": "model", "examples": "x.tsv", "folder": "folder", "text": "heldout.txt"}
     return {name: tmp_path / path for name, path in names.items()} | {"corpus": corpus.folder}
 
 
@@ -81,7 +83,7 @@ def test_comparisons(name, places):
 
 @pytest.mark.parametrize("command", PROGRAMS, ids=lambda c: re.search(r"benchmarks[./](\w+)", c)[1])
 def test_programs(command, places):
-    if "serve" in command or "prepare" in command:
+    if any(name in command for name in ("serve", "prepare", "pretraining")):
         command += f" --python_kbert={PYTHON}"
     if "load" in command:
         command += f" --python={PYTHON}"
