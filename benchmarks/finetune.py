@@ -25,7 +25,7 @@ from kbert.data.bucketed_batches import BucketedBatches, bucket_length, pad_exam
 from kbert.settings import FinetuneConfig
 from kbert.tasks.examples import read_split
 from kbert.tasks.labels import label_names
-from kbert.tasks.registry import get_task, make_task, with_task
+from kbert.tasks.registry import get_task, make_task, with_task_defaults
 from kbert.tokenizer import BertTokenizer
 from kbert.train import finetune
 from kbert.train.schedule import WarmupPolynomialDecay
@@ -65,9 +65,9 @@ def run_hf(config, seed):
     begin = time.perf_counter()
     torch.manual_seed(seed)
     tokenizer = BertTokenizer.from_pretrained(config.init_from)
-    config = with_task(config)
+    config = with_task_defaults(config)
     train, held_out = (read_split(f, config) for f in (config.train_file, config.eval_file))
-    names = label_names(train) if get_task(config.task).fewest_labels else None
+    names = label_names(train) if get_task(config.task).min_labels else None
     task = make_task(config, tokenizer, names, any(getattr(e, "is_impossible", 0) for e in train))
     items = task.encode(train).items
     B, longest = config.batch_size, config.max_seq_length

@@ -20,7 +20,7 @@ from kbert.errors import UserError
 from kbert.inference.evaluation import evaluate
 from kbert.settings import EvaluateConfig, FinetuneConfig
 from kbert.tasks.classify import Classification
-from kbert.tasks.registry import get_task, with_task
+from kbert.tasks.registry import get_task, with_task_defaults
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.train import Callback, finetune
 from kbert.train.finetuning import Finetuning
@@ -403,7 +403,7 @@ def test_bad_settings_end_before_the_first_step(settings, tmp_path, changes, mes
 def test_settings_that_contradict_each_other(changes, message):
     given = {"task": "classify", "init_from": "a", "train_file": "b", "eval_file": "c"}
     with pytest.raises(UserError, match=message):
-        with_task(FinetuneConfig(**given | changes))
+        with_task_defaults(FinetuneConfig(**given | changes))
 
 
 def test_labels_that_training_lacks(settings, tmp_path, files):

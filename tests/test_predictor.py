@@ -208,7 +208,7 @@ def test_options_of_an_answer(tokenizer):
     with pytest.raises(UserError, match=r"top_k must be at least 1; got 0\."):
         predictor.answer(question, context, top_k=0)
     with pytest.raises(UserError, match=r"the task tag has no option 'top_k'; it has: none\."):
-        predictor_of("BertForTokenClassification", tokenizer).ask("tag", ["a"], top_k=2)
+        predictor_of("BertForTokenClassification", tokenizer).predict("tag", ["a"], top_k=2)
 
 
 def test_offsets_in_characters(tokenizer):

@@ -163,7 +163,7 @@ def test_settings_of_a_task_of_its_own(root, registered, monkeypatch):
     shutil.copytree(root / "bert", root / "teacher")
     registry.write_task(root / "teacher", task)
     settings = registry.read_task(root / "teacher")
-    assert registry.task_of(settings, tokenizer, kbert.BertConfig()).sure_from == 0.75
+    assert registry.task_from_settings(settings, tokenizer, kbert.BertConfig()).sure_from == 0.75
     files = {"teacher": str(root / "teacher"), "train_file": "rows.tsv"}
     student = registry.make_task(DistillConfig(task="length", **files), tokenizer, ("a", "b"))
     assert student.sure_from == 0.75

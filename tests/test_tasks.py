@@ -14,7 +14,7 @@ from kbert.tasks.classify import Classification
 from kbert.tasks.labels import check_all_present, keep_known, label_names
 from kbert.tasks.multilabel import MultiLabel
 from kbert.tasks.qa import QuestionAnswering
-from kbert.tasks.registry import make_task, read_task, task_of, write_task
+from kbert.tasks.registry import make_task, read_task, task_from_settings, write_task
 from kbert.tasks.regress import Regression
 from kbert.tasks.tag import Tagging
 from kbert.tokenizer import BertTokenizer
@@ -308,7 +308,7 @@ def test_folders_say_what_they_are_for(tokenizer, tmp_path, name):
     expected = {"task": name, "max_seq_length": 17, "takes_pairs": name == "pair"}
     assert read_task(tmp_path) == expected
     bert_config = types.SimpleNamespace(label_names=None, num_labels=3)
-    again = task_of(read_task(tmp_path), tokenizer, bert_config)
+    again = task_from_settings(read_task(tmp_path), tokenizer, bert_config)
     assert type(again) is type(task) and again.max_seq_length == 17
     assert again.label_names == ("0", "1", "2")
 
@@ -316,7 +316,7 @@ def test_folders_say_what_they_are_for(tokenizer, tmp_path, name):
 def test_the_settings_of_answers_are_kept(tokenizer, tmp_path):
     task = QuestionAnswering(tokenizer, 99, 44, 33, 22, True, null_threshold=1.5)
     write_task(tmp_path, task)
-    again = task_of(read_task(tmp_path), tokenizer, None)
+    again = task_from_settings(read_task(tmp_path), tokenizer, None)
     names = ("max_seq_length", "doc_stride", "max_query_length", "max_answer_length")
     assert [getattr(again, name) for name in names] == [99, 44, 33, 22]
     assert again.allow_no_answer and again.null_threshold == 1.5
@@ -327,7 +327,7 @@ def test_the_settings_of_answers_are_kept(tokenizer, tmp_path):
 )
 def test_a_task_file_that_is_none(tmp_path, text):
     (tmp_path / "task.json").write_text(text)
-    with pytest.raises(UserError, match=r"task.json is not a file that kbert.finetune wrote"):
+    with pytest.raises(UserError, match=r"task.json is not a file written by kbert.finetune"):
         read_task(tmp_path)
     (tmp_path / "task.json").unlink()
     assert read_task(tmp_path) is None

@@ -286,7 +286,7 @@ def pipeline_arguments(folder, weights, changes):
         ({}, r"tfx cannot be imported \(.*tfx.*\); see docs/serving.md for its requirements."),
         ({"data": "/nowhere"}, r"/nowhere has no train\*.csv."),
         ({"train_steps": 0}, "--train_steps must be at least 1; got 0."),
-        ({"least_accuracy": 70.0}, "--least_accuracy must be 0 to 1; got 70.0."),
+        ({"min_accuracy": 70.0}, "--min_accuracy must be 0 to 1; got 70.0."),
         ({"label_names": "good"}, "label_names must be at least two different names; got good."),
     ],
 )
@@ -338,7 +338,7 @@ def run_pipeline(python, folder, weights, **changes):
 def test_the_pipeline_pushes_good_models_alone(tfx_python, weights, config, tmp_path):
     held_out = list(reviews(150, 1))
     write_data(tmp_path / "data", reviews(400, 0), held_out)
-    status, lines = run_pipeline(tfx_python, tmp_path, weights, least_accuracy=0.9)
+    status, lines = run_pipeline(tfx_python, tmp_path, weights, min_accuracy=0.9)
     (pushed,) = (tmp_path / "models" / "bert").iterdir()
     assert status == 0 and lines[-1] == f"pushed: {pushed}"
 
@@ -364,12 +364,12 @@ def test_the_pipeline_pushes_good_models_alone(tfx_python, weights, config, tmp_
     for name, value in tokenizer(batch["text"], max_length=20).items():
         np.testing.assert_array_equal(batch[name], value)
 
-    worse = {"train_steps": 1, "least_accuracy": 0}  # than the model that was pushed
+    worse = {"train_steps": 1, "min_accuracy": 0}  # than the model that was pushed
     status, lines = run_pipeline(tfx_python, tmp_path, weights, **worse)
     assert status == 1 and lines[-1].startswith("not pushed: ")
     assert list((tmp_path / "models" / "bert").iterdir()) == [pushed]
 
-    bad = {"train_steps": 1, "least_accuracy": 0.9, "root": tmp_path / "another"}
+    bad = {"train_steps": 1, "min_accuracy": 0.9, "root": tmp_path / "another"}
     bad["serving"] = tmp_path / "models" / "another"
     status, lines = run_pipeline(tfx_python, tmp_path, weights, **bad)
     assert status == 1 and lines[-1].startswith("not pushed: ")

@@ -4,7 +4,7 @@
         --label_names=negative,positive --root=saved_model/tfx --serving=models/bert
 
 ExampleGen -> StatisticsGen -> SchemaGen -> ExampleValidator -> Transform -> Trainer -> Evaluator ->
-Pusher. A model that reaches --least_accuracy and is no worse than the last pushed model is pushed
+Pusher. A model that reaches --min_accuracy and is no worse than the last pushed model is pushed
 to SERVING/VERSION, where TensorFlow Serving finds it. The exit status is 0 if the model was pushed,
 1 if not, and 2 for invalid input.
 """
@@ -46,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--learning_rate", type=float, default=5e-5)
     add("--max_seq_length", type=int, default=128, help="maximum length in tokens")
     add("--seed", type=int, default=0)
-    add("--least_accuracy", type=float, default=0.7, help="minimum accuracy of a model to push")
+    add("--min_accuracy", type=float, default=0.7, help="minimum accuracy of a model to push")
     return parser.parse_args()
 
 
@@ -72,16 +72,16 @@ def check(arguments: argparse.Namespace) -> None:
     bert_module.check(custom_config(arguments))
     if arguments.train_steps < 1:
         raise UserError(f"--train_steps must be at least 1; got {arguments.train_steps}.")
-    if not 0 <= arguments.least_accuracy <= 1:
-        raise UserError(f"--least_accuracy must be 0 to 1; got {arguments.least_accuracy}.")
+    if not 0 <= arguments.min_accuracy <= 1:
+        raise UserError(f"--min_accuracy must be 0 to 1; got {arguments.min_accuracy}.")
 
 
-def eval_config(least_accuracy: float) -> "tfma.EvalConfig":
+def eval_config(min_accuracy: float) -> "tfma.EvalConfig":
     """Returns Evaluator's config: metrics overall and by label, and the thresholds for pushing."""
     import tensorflow_model_analysis as tfma
 
     threshold = tfma.MetricThreshold(
-        value_threshold=tfma.GenericValueThreshold(lower_bound={"value": least_accuracy}),
+        value_threshold=tfma.GenericValueThreshold(lower_bound={"value": min_accuracy}),
         change_threshold=tfma.GenericChangeThreshold(  # relative to the last blessed model
             direction=tfma.MetricDirection.HIGHER_IS_BETTER, absolute={"value": -1e-10}
         ),
@@ -139,7 +139,7 @@ def make_pipeline(arguments: argparse.Namespace) -> "tfx.dsl.Pipeline":
         examples=examples.outputs["examples"],
         model=trainer.outputs["model"],
         baseline_model=blessed.outputs["model"],
-        eval_config=eval_config(arguments.least_accuracy),
+        eval_config=eval_config(arguments.min_accuracy),
     )
     destination = proto.PushDestination.Filesystem(
         base_directory=str(pathlib.Path(arguments.serving).absolute())

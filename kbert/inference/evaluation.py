@@ -51,7 +51,7 @@ def fine_tuned(
         )
     task = predictor.task(name)
     examples = read_split(file, dataclasses.replace(config, task=name), report=report)
-    if task.fewest_labels:
+    if task.min_labels:
         known = task.label_names, config.skip_bad_lines, report, unknown_labels
         examples = keep_known(examples, *known)
     return predictor, task, examples

@@ -91,10 +91,10 @@ def _results(predictor, method, task, rows, config):
     options = {name: value for name, value in options.items() if value is not None}
     if task:
         if method not in METHODS or (predictor.settings or {}).get("task") == task.name:
-            results = predictor.ask(task.name, *columns, **options)
+            results = predictor.predict(task.name, *columns, **options)
         else:
             results = getattr(predictor, method)(*columns, **options)
-        return [task.as_line(result) for result in results]
+        return [task.to_json(result) for result in results]
     if "targets" in options:
         options["targets"] = [target.strip() for target in config.targets.split(",")]
     return getattr(predictor, method)(*columns, **options)
@@ -169,7 +169,7 @@ def _problem(row, method, columns, width):
 def _example_rows(config, method, task, report):
     name = "pair" if method in _TWO_TEXTS else "classify"
     if task:
-        name = task.unlabelled_as or task.name
+        name = task.unlabeled_task or task.name
     columns = ExampleConfig(**shared_settings(config, ColumnConfig), task=name)
     examples = read_split(config.input_file, columns, False, report)
     fields = task.example_fields if task else ("text",)

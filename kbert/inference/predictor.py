@@ -1,4 +1,4 @@
-"""`Predictor`: predictions of a model for texts, with one method per task."""
+"""`Predictor`, which makes predictions for texts with one method per task."""
 
 import functools
 import os
@@ -29,13 +29,13 @@ from kbert.model.weights.tensors import part_of, weight_shapes
 from kbert.tasks.arguments import as_batch, check_length, same_length
 from kbert.tasks.encoding import text_items
 from kbert.tasks.outputs import embeddings, normalized, similarities, softmax
-from kbert.tasks.registry import BUILT_IN, get_task, method_of_heads, read_task, task_of
+from kbert.tasks.registry import BUILT_IN, get_task, method_of_heads, read_task, task_from_settings
 from kbert.tasks.task import Task
 from kbert.tokenizer.tokenizer import BertTokenizer
 
 
 class PredictorOptions(TypedDict, total=False):
-    """Options of `Predictor.from_pretrained`, see the class."""
+    """Options of `Predictor.from_pretrained`; see `Predictor`."""
 
     batch_size: int
     advance: Callable[[int], object] | None
@@ -44,24 +44,25 @@ class PredictorOptions(TypedDict, total=False):
 
 
 class Predictor:
-    """Predicts for texts with a model and its tokenizer.
+    """Makes predictions for texts with a model and its tokenizer.
 
-    Takes any number of texts of any length: they are sorted by length and computed in batches; the
-    results are in the order of the texts. Texts longer than `max_seq_length` are truncated, except
-    that `tag` and `answer` read them in overlapping windows. The weights are frozen at the first
-    call of a method; later changes of the model have no effect, except with the backend "keras".
+    The methods take any number of texts of any length. The texts are sorted by length and computed
+    in batches; the results are in the order of the texts. Texts longer than `max_seq_length` are
+    truncated, except in `tag` and `answer`, which split them into overlapping windows. The weights
+    are frozen at the first call of a method; later changes of the model have no effect, except with
+    the backend "keras".
 
     Args:
         model: one of kbert's models. tokenizer: BertTokenizer.
-        settings: settings of the task that the model was fine-tuned for, as `finetune` writes them
-            to `task.json`; None for a model without a task.
-        batch_size: texts in a batch; two batches are computed concurrently.
+        settings: settings of the task that the model was fine-tuned for, as in `task.json`; None
+            for a model without a task.
+        batch_size: maximum number of texts in a batch; two batches are computed concurrently.
         advance: called with the number of texts done since the last call, to show progress.
         backend: "tensorflow"; "openvino" (CPU only; requires `kbert[openvino]`); "auto", which is
             OpenVINO if it is installed and there is no GPU, else TensorFlow; or "keras", which
             calls the Keras model and gives the same results as evaluation in training. All backends
-            compute in the model's dtype; their results differ by about 1e-6 in float32, by a few
-            1e-2 in bfloat16.
+            compute in the model's dtype; their results differ by about 1e-6 in float32, and by a
+            few 1e-2 in bfloat16.
         max_seq_length: maximum tokens in a sequence; None for the length used in fine-tuning, or
             else the model's maximum, at most 512.
 
@@ -103,8 +104,8 @@ class Predictor:
     ) -> Self:
         """Creates a Predictor from a folder of weights in any format that `BertModel` reads.
 
-        The weights are read at the first prediction, with the head that it needs. The converted
-        OpenVINO model is cached in the folder, in `openvino`, if the folder is writable, and
+        The weights are read at the first prediction, with the head that it needs. With OpenVINO,
+        the converted model is cached in the subfolder `openvino`, if the folder is writable. It is
         converted again when the weights change.
 
         Args:
@@ -145,16 +146,16 @@ class Predictor:
 
     @property
     def method(self) -> str:
-        """Name of the default method, from the fine-tuned task or else from the heads."""
+        """Name of the default method, given by the task or, without one, by the heads."""
         if self.settings:
             return get_task(self.settings["task"]).method
         parts = self.folder.parts if self.folder else self.model.task_heads
         return method_of_heads(parts, (self.folder or self.model).config)
 
     def __call__(self, *texts: Any, **options: Any) -> Any:
-        """Calls the default `method`."""
+        """Calls the default method; see `method`."""
         if self.settings:
-            return self.ask(self.settings["task"], *texts, **options)
+            return self.predict(self.settings["task"], *texts, **options)
         return getattr(self, self.method)(*texts, **options)
 
     def classify(
@@ -163,11 +164,11 @@ class Predictor:
         """Classifies texts, or pairs of texts.
 
         Returns:
-            list of dicts: `label`, its probability `score`, and `scores`, a dict of label ->
-            probability. Multi-label models: `labels` and `scores`. Regression models: `score`, or
-            with several outputs `scores`.
+            list of dicts of `label`, its probability `score`, and `scores`, a dict of label ->
+            probability. Multi-label models: `labels` and `scores`. Regression models: `score` or,
+            with several outputs, `scores`.
         """
-        return self.ask(self.classifier(), texts, text_pairs)
+        return self.predict(self.classifier(), texts, text_pairs)
 
     def classifier(self) -> str:
         """Returns the task of a sequence classifier: "classify", "regress" or "multilabel"."""
@@ -176,21 +177,21 @@ class Predictor:
             return "regress" if config.num_labels == 1 else "classify"
         return next(kind.name for kind in BUILT_IN if kind.problem_type == config.problem_type)
 
-    def ask(
+    def predict(
         self,
         name: str,
         *texts: Sequence[str] | Sequence[Sequence[str]] | None,
         **options: Any,
     ) -> list[Any]:
-        """Predicts with the model of any task.
+        """Predicts for any task, given by its name.
 
         Args:
             name: name of the task, such as "classify".
             texts: arguments of the task's method.
-            options: values of the task's `call_options` for this call; None: unchanged.
+            options: values of the task's `call_options` for this call; None keeps the default.
 
         Raises:
-            UserError: the task does not have an option.
+            UserError: the task does not have this option.
         """
         self.load(get_task(name).model_class)
         task = self.task(name)
@@ -200,17 +201,17 @@ class Predictor:
                 raise UserError(f"the task {name} has no option {option!r}; it has: {known}.")
             if value is not None:
                 setattr(task, option, value)
-        return task.answers(self, *as_batch(*texts))
+        return task.predict(self, *as_batch(*texts))
 
     def tag(self, texts: str | Sequence[str]) -> list[list[dict[str, Any]]]:
         """Finds the entities in each text, or the tag of each word, depending on the label names.
 
         Returns:
-            list of lists of dicts: `label`, `text`, its offsets `start` and `end` in characters,
-            end exclusive, the same in bytes of the UTF-8 text, `byte_start` and `byte_end`, and
-            `score`, the mean probability of its words' labels.
+            For each text a list of dicts, one per span: `label`, `text`, the offsets `start` and
+            `end` in characters (end exclusive) and `byte_start` and `byte_end` in bytes of the
+            UTF-8 text, and `score`, the mean probability of the labels of its words.
         """
-        return self.ask("tag", texts)
+        return self.predict("tag", texts)
 
     def tag_words(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
         """Returns the tag of each word of sentences that are already split into words."""
@@ -244,7 +245,7 @@ class Predictor:
             list of dicts: see `kbert.tasks.answers.best_answers`.
         """
         options = {"top_k": top_k, "max_answer_length": max_answer_length}
-        return self.ask("qa", questions, contexts, **options, allow_no_answer=allow_no_answer)
+        return self.predict("qa", questions, contexts, **options, allow_no_answer=allow_no_answer)
 
     def choose(
         self, texts: str | Sequence[str], choices: Sequence[Sequence[str]]
@@ -255,14 +256,14 @@ class Predictor:
             texts: one per example. choices: the choices of each text, the same number for all.
 
         Returns:
-            list of dicts: `choice`, the index from 0, its `text`, and its probability `score`.
+            list of dicts of `choice`, the index from 0, and its `text` and probability `score`.
         """
-        return self.ask("choice", texts, choices)
+        return self.predict("choice", texts, choices)
 
     def next_sentence(
         self, texts: str | Sequence[str], text_pairs: str | Sequence[str]
     ) -> list[dict[str, float]]:
-        """Returns dicts with `is_next`, the probability that a text_pair follows its text."""
+        """Returns dicts of `is_next`, the probability that the second text follows the first."""
         model = self.load(BertForNextSentencePrediction)
         texts, text_pairs = as_batch(texts, text_pairs)
         text_pairs = same_length(texts, text_pairs, "text_pairs")
@@ -276,10 +277,11 @@ class Predictor:
         pooling: str | None = None,
         normalize: bool | None = None,
     ) -> np.ndarray:
-        """Computes an embedding of each text, by the `embedding` settings of the model's config.
+        """Computes an embedding of each text, as the `embedding` settings of the config specify.
 
         A sentence-transformers folder defines these settings, so the vectors are the same as with
-        that library; without settings, the mean over the tokens is scaled to length 1.
+        that library. Without settings, an embedding is the mean over the tokens, scaled to length
+        1.
 
         Args:
             texts: N texts.
@@ -288,7 +290,7 @@ class Predictor:
             normalize: whether to scale each vector to length 1; None for the model's setting.
 
         Returns:
-            (N, E) float32 array; E is the width of the dense layer if there is one, or else D.
+            (N, E) float32 array; E is the width of the dense layer if there is one, else D.
         """
         if pooling not in (None, *POOLINGS):
             raise UserError(f"pooling must be one of {', '.join(POOLINGS)}; got {pooling!r}.")
@@ -319,7 +321,7 @@ class Predictor:
         text_pairs: str | Sequence[str],
         pooling: str | None = None,
     ) -> list[dict[str, float]]:
-        """Returns dicts with the `similarity` of the embeddings of a text and its pair.
+        """Returns dicts of `similarity`, computed from the embeddings of two texts.
 
         It is the cosine, unless the config's `embedding` settings specify another function.
         """
@@ -339,30 +341,31 @@ class Predictor:
         """Predicts the top_k most probable tokens for each [MASK] in each text.
 
         Args:
-            texts: [MASK] is the only special token that is recognized in them.
-            top_k: tokens per [MASK], at most the size of the vocabulary.
-            targets: the words to choose from; their scores are still probabilities among the whole
+            texts: texts with [MASK]; no other special tokens are recognized in them.
+            top_k: number of tokens per [MASK], at most the size of the vocabulary.
+            targets: words to choose from; their scores are still probabilities over the whole
                 vocabulary. As in Hugging Face's pipeline, a word that is not in the vocabulary is
-                replaced by its first piece, with a warning.
+                replaced by its first WordPiece, with a warning.
 
         Returns:
-            list of dicts: `masks`, with one list per [MASK] of dicts, best first, with `token`, its
-            probability `score`, and `word`, the word that it completes ("playing" for "##ing" after
-            "play"); and `text`, with each [MASK] replaced by the best word.
+            For each text a dict of `masks` and `text`. `masks` has a list for each [MASK], with
+            dicts of `token`, its probability `score`, and `word`, the word that it completes
+            ("playing" for "##ing" after "play"), best first. In `text`, each [MASK] is replaced by
+            the best word.
 
         Raises:
-            UserError: a text has no [MASK] or more than 16 within `max_seq_length` tokens; `top_k`
-                is out of range; or no target has a piece in the vocabulary.
+            UserError: a text has no [MASK], or more than 16, within `max_seq_length` tokens;
+                `top_k` is out of range; or no target has a WordPiece in the vocabulary.
         """
         model, (texts,) = self.load(BertForMaskedLM), as_batch(texts)
         filler = MaskFiller(model, self._mask_tokenizer, self.max_seq_length, self._runner)
         return filler(texts, top_k, targets, self.advance)
 
     def load(self, model_class: type[PretrainedModel]) -> PretrainedModel:
-        """Returns the model as an instance of a class; reads it from the folder if necessary.
+        """Returns the model as an instance of `model_class`; reads it from the folder if necessary.
 
         Raises:
-            UserError: the folder lacks the head, or the model passed in is of another class.
+            UserError: the folder lacks the head, or the model that was passed in has another class.
         """
         with self._lock:
             if self._read is not None and not isinstance(self.model, model_class):
@@ -384,15 +387,15 @@ class Predictor:
         return self._max_seq_length or (self.settings or {}).get("max_seq_length", usual)
 
     def task(self, name: str) -> Task:
-        """Returns the named Task, with the settings of fine-tuning or else with defaults."""
+        """Returns the Task with the given name, with the settings of fine-tuning or defaults."""
         if self.model is None:
             self.load(get_task(name).model_class)
         settings = self.settings if self.settings and self.settings["task"] == name else {}
         settings = {**settings, "task": name, "max_seq_length": self.max_seq_length}
-        return task_of(settings, self.tokenizer, self.model.config)
+        return task_from_settings(settings, self.tokenizer, self.model.config)
 
     def predictions(self, task: Task, examples: Sequence[object]) -> list[Any]:
-        """Returns the predictions of a task for examples, in the format of the task's method."""
+        """Returns the predictions of a task for examples, as `Task.predictions` returns them."""
         if not examples:
             return []
         encoded = task.encode(examples)
@@ -418,7 +421,7 @@ class Predictor:
         return runner(items, advance and share)
 
     def _runner(self, kind, model, pick, function=None):
-        """Returns the BatchRunner of a kind, compiled at its first use and then cached."""
+        """Returns the cached BatchRunner named `kind`, or creates it."""
         with self._lock:
             if kind not in self._runners:
                 self._runners[kind] = BatchRunner(

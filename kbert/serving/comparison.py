@@ -65,10 +65,10 @@ def read_for(
             f"--eval_file requires a method with labeled examples: {', '.join(methods)}; got "
             f"{endpoint.name}."
         )
-    name = registry.of_texts(endpoint.task, "text_pair" in endpoint.texts)
+    name = registry.text_task_name(endpoint.task, "text_pair" in endpoint.texts)
     config = ExampleConfig(task=name, **(vars(columns) if columns else {}))
     examples = read_split(source, config, report=report)
-    if endpoint.task.fewest_labels:
+    if endpoint.task.min_labels:
         names = endpoint.task.label_names
         examples = keep_known(examples, names, config.skip_bad_lines, report)
     _check_pairs(endpoint, examples)

@@ -52,7 +52,7 @@ class Classification(TextTask):
     summary = "one label for a text"
     problem_type: str | None = "single_label_classification"
     endpoint: type[Endpoint] | None = ClassificationEndpoint
-    fewest_labels = 2
+    min_labels = 2
     is_classification = True
 
     @staticmethod

@@ -94,7 +94,7 @@ def read_examples(
     if label_names is None:
         examples = read_split(os.fspath(path), config)
         return get_task(task).checked_for_training(examples, skip_bad_lines, print)
-    if not get_task(task).fewest_labels:
+    if not get_task(task).min_labels:
         raise UserError(f"label_names must be None for the task {task}; got {label_names!r}.")
     names = read_label_names(label_names)
     examples = keep_known(read_split(os.fspath(path), config), names, skip_bad_lines, print)
@@ -186,7 +186,7 @@ class SplitReader:
             )
         if not self._labelled:
             return examples
-        return self._task.finished(
+        return self._task.standardize_examples(
             examples, lambda note: self._report(f"note: {records.name}: {note}")
         )
 

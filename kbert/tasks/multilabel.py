@@ -51,7 +51,7 @@ class MultiLabel(TextTask):
     metric = "f1_micro"
     problem_type: str | None = "multi_label_classification"
     endpoint: type[Endpoint] | None = MultiLabelEndpoint
-    fewest_labels = 1
+    min_labels = 1
     roles: TextRoles = TextRoles(label="list")
 
     @staticmethod
@@ -59,7 +59,7 @@ class MultiLabel(TextTask):
         return validation.label_tuple(value)
 
     @classmethod
-    def finished(
+    def standardize_examples(
         cls, examples: list[TextExample], note: Callable[[str], object]
     ) -> list[TextExample]:
         """Converts lists with a 0 or 1 for each label to lists of the ids of labels with 1.

@@ -19,7 +19,7 @@ class PairClassification(Classification):
     roles: TextRoles = TextRoles(texts=(2, 2))
 
     @classmethod
-    def finished(
+    def standardize_examples(
         cls, examples: list[TextExample], note: Callable[[str], object]
     ) -> list[TextExample]:
         """Drops NLI examples with the label "-" or -1, on which the annotators disagreed."""

@@ -26,7 +26,7 @@ from kbert.tasks.span_ops import (
     tokenize_questions,
 )
 from kbert.tasks.squad import squad_scores
-from kbert.tasks.task import BOOL, NUMBER, Task, whole_from
+from kbert.tasks.task import BOOL, NUMBER, Task, int_at_least
 
 if TYPE_CHECKING:
     from typing import Self
@@ -116,9 +116,9 @@ class QuestionAnswering(Task):
     texts: tuple[int, int | None] = (2, 2)
     example_fields: tuple[str, ...] = ("question", "context")
     own_settings: "dict[str, Check]" = {
-        "doc_stride": whole_from(1),
-        "max_query_length": whole_from(1),
-        "max_answer_length": whole_from(1),
+        "doc_stride": int_at_least(1),
+        "max_query_length": int_at_least(1),
+        "max_answer_length": int_at_least(1),
         "null_threshold": NUMBER,
         "allow_no_answer": BOOL,
     }

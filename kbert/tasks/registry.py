@@ -19,7 +19,7 @@ from kbert.tasks.pair import PairClassification
 from kbert.tasks.qa import QuestionAnswering
 from kbert.tasks.regress import Regression
 from kbert.tasks.tag import Tagging
-from kbert.tasks.task import BOOL, Task, setting_check, whole_from
+from kbert.tasks.task import BOOL, Task, int_at_least, setting_check
 from kbert.utils import atomic
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def load_task_module(name: str | None) -> None:
         module = importlib.import_module(name)
     except ImportError as error:
         raise UserError(
-            f"--task_module={name} cannot be imported: {error}. Install it, or run the program in "
-            f"its folder."
+            f"--task_module={name} cannot be imported: {error}. Install the module, or run the "
+            f"program in its folder."
         ) from error
     kinds = [
         kind
@@ -86,7 +86,7 @@ def load_task_module(name: str | None) -> None:
 
 
 def tasks() -> dict[str, type[Task]]:
-    """Returns a dict of name -> subclass of Task: built-in, installed and registered tasks.
+    """Returns all built-in, installed and registered tasks: dict of name -> subclass of Task.
 
     Raises:
         UserError: an installed task cannot be loaded.
@@ -110,7 +110,7 @@ def get_task(name: str) -> type[Task]:
 
 
 def task_of_method(method: str) -> type[Task] | None:
-    """Returns the first task with a method of `kbert.Predictor`, or None."""
+    """Returns the first task with the given method, or None."""
     return next((kind for kind in tasks().values() if kind.method == method), None)
 
 
@@ -127,8 +127,8 @@ def method_of_heads(parts: Iterable[str], config: "BertConfig") -> str:
     return next((method for names, method in heads.items() if set(names) <= set(parts)), "embed")
 
 
-def of_texts(task: Task | type[Task], takes_pairs: bool) -> str:
-    """Returns the name of the task that reads texts, or text pairs, for a task's models."""
+def text_task_name(task: Task | type[Task], takes_pairs: bool) -> str:
+    """Returns the name of the task with the same endpoint that reads texts, or text pairs."""
     kinds = [kind for kind in tasks().values() if kind.endpoint is task.endpoint]
     return next((kind.name for kind in kinds if kind.takes_pairs == takes_pairs), task.name)
 
@@ -160,8 +160,8 @@ def _with_own(task, values):
     return task
 
 
-def with_task(config: "FinetuneConfig") -> "FinetuneConfig":
-    """Imports the module of a FinetuneConfig's task, and returns the config with its defaults.
+def with_task_defaults(config: "FinetuneConfig") -> "FinetuneConfig":
+    """Imports the module of a FinetuneConfig's task; returns the config with the task's defaults.
 
     Raises:
         UserError: the task is missing or unknown, or does not support the class weights.
@@ -176,11 +176,11 @@ def with_task(config: "FinetuneConfig") -> "FinetuneConfig":
 
 
 def write_task(folder: str | os.PathLike[str], task: Task, takes_pairs: bool = False) -> None:
-    """Writes `task.json`, which `read_task` reads, into the folder of config and weights.
+    """Writes `task.json`, which `read_task` reads, to a folder of weights.
 
     Args:
         folder: an existing folder. task: Task.
-        takes_pairs: whether the examples had a second text; always true for the task "pair".
+        takes_pairs: whether the examples had a second text; the task "pair" always writes true.
     """
     settings = {"task": task.name, "max_seq_length": task.max_seq_length}
     settings["takes_pairs"] = takes_pairs or task.takes_pairs
@@ -204,13 +204,13 @@ def read_task(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     except (UserError, KeyError, TypeError):
         known = False
     if not known or settings["task"] not in tasks():
-        hint = " For a task of your own, pass its module as --task_module." if known else ""
+        hint = " If it is your own task, pass its module as --task_module." if known else ""
         raise UserError(
-            f"{path} is not a file that kbert.finetune wrote: it must have max_seq_length and one "
+            f"{path} is not a file written by kbert.finetune: it must have max_seq_length and one "
             f"of the tasks {', '.join(tasks())}. Fix or remove it.{hint}"
         )
     kind = get_task(settings["task"])
-    checks = {"max_seq_length": whole_from(5), "takes_pairs": BOOL, "task": (lambda x: True, "")}
+    checks = {"max_seq_length": int_at_least(5), "takes_pairs": BOOL, "task": (lambda x: True, "")}
     checks |= kind.own_settings | {n: setting_check(f) for n, f in kind.own_fields().items()}
     for name, value in settings.items():
         fits, what = checks.get(name, (lambda value: False, "absent"))
@@ -219,8 +219,15 @@ def read_task(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     return settings
 
 
-def task_of(settings: dict[str, Any], tokenizer: "BertTokenizer", config: "BertConfig") -> Task:
-    """Creates the task from settings that `read_task` returned. config: BertConfig of the model."""
+def task_from_settings(
+    settings: dict[str, Any], tokenizer: "BertTokenizer", config: "BertConfig"
+) -> Task:
+    """Creates a task.
+
+    Args:
+        settings: result of `read_task`. tokenizer: the model's tokenizer.
+        config: BertConfig of the model.
+    """
     kind = get_task(settings["task"])
     others = {"task", "takes_pairs", *kind.own_fields()}
     usual = {key: value for key, value in settings.items() if key not in others}

@@ -44,7 +44,7 @@ class Regression(TextTask):
     name = "regress"
     summary = "a number"
     metric = "spearman"
-    less_is_better: tuple[str, ...] = ("mse", "mae")
+    lower_is_better: tuple[str, ...] = ("mse", "mae")
     problem_type: str | None = "regression"
     endpoint: type[Endpoint] | None = RegressionEndpoint
     roles: TextRoles = TextRoles(texts=(1, 2), label="number")

@@ -88,8 +88,8 @@ class Tagging(Task):
     method: str | None = "tag"
     model_class = BertForTokenClassification
     endpoint: type[Endpoint] | None = TagEndpoint
-    fewest_labels = 2
-    unlabelled_as: str | None = "classify"
+    min_labels = 2
+    unlabeled_task: str | None = "classify"
 
     @classmethod
     def reader(
@@ -110,7 +110,7 @@ class Tagging(Task):
         return records, functools.partial(tag_example, *keys)
 
     @classmethod
-    def finished(
+    def standardize_examples(
         cls, examples: list[TagExample], note: Callable[[str], object]
     ) -> list[TagExample]:
         tags, scheme = to_iob2([example.tags for example in examples])
@@ -122,7 +122,7 @@ class Tagging(Task):
     def examples(cls, sentences: Sequence[Sequence[str]]) -> list[TagExample]:
         return [TagExample("", tuple(words)) for words in sentences]
 
-    def answers(self, predictor: "Predictor", texts: Sequence[str]) -> list[list[dict[str, Any]]]:
+    def predict(self, predictor: "Predictor", texts: Sequence[str]) -> list[list[dict[str, Any]]]:
         encoded = self.text_windows(texts)
         return self.spans(texts, encoded, predictor.outputs(self, encoded.items, len(texts)))
 
@@ -134,8 +134,8 @@ class Tagging(Task):
         return columns | {"count": len(prediction)}
 
     @staticmethod
-    def as_line(answer: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"spans": answer}
+    def to_json(result: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"spans": result}
 
     def __init__(
         self,

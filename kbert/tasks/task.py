@@ -1,8 +1,8 @@
-"""The base class of the tasks: encoding of examples, losses, predictions and metrics.
+"""The base class of the tasks.
 
-Each task has a file in this folder with all of its specifics. A task encodes examples as items,
-defines the loss of its model, and converts the model's outputs to predictions, which are dicts that
-can be written as JSON.
+Each task is a module in this folder. A task encodes examples as items, defines the loss of its
+model, converts the model's outputs to predictions, which are dicts that can be written as JSON, and
+computes metrics.
 """
 
 import abc
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
 
     Check: TypeAlias = tuple[Callable[[Any], bool], str]
 
-# Checks of settings in `task.json`: a function that returns whether a value is valid, and the
-# description of valid values.
+# Checks of settings in `task.json`: a function that returns whether a value is valid, and a
+# description of the valid values.
 BOOL: "Check" = (lambda x: isinstance(x, bool), "true or false")
 NUMBER: "Check" = (lambda x: type(x) in (int, float) and abs(x) < 1e30, "a finite number")
 
 
-def whole_from(least: int) -> "Check":
-    """Returns the check for an integer of at least `least`."""
-    return lambda x: type(x) is int and least <= x < 2**31, f"an integer of at least {least}"
+def int_at_least(minimum: int) -> "Check":
+    """Returns the check for an integer of at least `minimum`."""
+    return lambda x: type(x) is int and minimum <= x < 2**31, f"an integer of at least {minimum}"
 
 
 def setting_check(field: "dataclasses.Field[Any]") -> "Check":
-    """Returns the check for a value of a `setting`."""
+    """Returns the check for the value of a field that was created by `setting`."""
 
     def fits(value):
         with contextlib.suppress(UserError):
@@ -66,21 +66,22 @@ class Task(abc.ABC):
         max_seq_length: maximum length of an example in tokens; longer examples are truncated.
 
     Attributes:
-        name: name in --task and in `task.json`. summary: its purpose, in a few words.
-        method: name of its prediction method in --method and in `kbert.Predictor`.
+        name: name in --task and in `task.json`. summary: the purpose in a few words.
+        method: name of the prediction method in --method and in `kbert.Predictor`.
         model_class: class in `kbert.model`. problem_type: value of this field of BertConfig.
-        metric: the metric that selects the best checkpoint, by its highest value, or by its lowest
-            if the metric is in `less_is_better`.
+        metric: the metric that selects the best checkpoint. The highest value is the best, or the
+            lowest if the metric is in `lower_is_better`.
         output_names: names of the model outputs from which predictions are made.
-        endpoint: subclass of Endpoint for exports; None: models of the task cannot be exported.
+        endpoint: subclass of Endpoint for exports; None if models of the task cannot be exported.
         max_seq_length: default maximum length of an example in tokens.
-        fewest_labels: minimum number of label names; 0: the labels have no names.
+        min_labels: minimum number of label names; 0 if the labels have no names.
         is_classification: whether an example has one of C classes, so that class weights apply.
         takes_pairs: whether every example has a second text.
         reads_windows: whether long texts are split into windows instead of truncated.
-        texts: minimum and maximum number of texts per prediction (None: unlimited).
+        texts: minimum and maximum number of texts per prediction; None for no maximum.
         example_fields: fields of an example that are the arguments of the method.
-        unlabelled_as: name of the task that reads files of texts for predictions; None: this task.
+        unlabeled_task: name of the task that reads files of texts for predictions; None for this
+            task.
         own_settings: dict of the task's own settings in `task.json` -> check, such as `BOOL`.
         config_class: FinetuneConfig, or a subclass whose additional `setting`s are flags of
             `kbert.finetune`, keys of `task.json` and attributes of the task.
@@ -92,18 +93,18 @@ class Task(abc.ABC):
     method: str | None = None
     model_class: "type[PretrainedModel]" = BertForSequenceClassification
     metric: str = "accuracy"
-    less_is_better: tuple[str, ...] = ()
+    lower_is_better: tuple[str, ...] = ()
     problem_type: str | None = None
     output_names: tuple[str, ...] = ("logits",)
     endpoint: "type[Endpoint] | None" = None
     max_seq_length: int = 128
-    fewest_labels: int = 0
+    min_labels: int = 0
     is_classification: bool = False
     takes_pairs: bool = False
     reads_windows: bool = False
     texts: tuple[int, int | None] = (1, 1)
     example_fields: tuple[str, ...] = ("text",)
-    unlabelled_as: str | None = None
+    unlabeled_task: str | None = None
     own_settings: "dict[str, Check]" = {}
     config_class: type[FinetuneConfig] = FinetuneConfig
     call_options: tuple[str, ...] = ()
@@ -140,7 +141,12 @@ class Task(abc.ABC):
     def from_settings(
         cls, settings: dict[str, Any], tokenizer: "BertTokenizer", config: "BertConfig"
     ) -> "Self":
-        """Creates the task from the settings in `task.json`. config: BertConfig of the model."""
+        """Creates the task.
+
+        Args:
+            settings: settings in `task.json`. tokenizer, config: the model's BertTokenizer and
+                BertConfig.
+        """
         names = config.label_names or tuple(str(i) for i in range(config.num_labels))
         return cls(tokenizer, names, settings["max_seq_length"])
 
@@ -155,11 +161,11 @@ class Task(abc.ABC):
         """
 
     @classmethod
-    def finished(cls, examples: list[Any], note: Callable[[str], object]) -> list[Any]:
-        """Converts the labelled examples of a whole file to the form that the task requires.
+    def standardize_examples(cls, examples: list[Any], note: Callable[[str], object]) -> list[Any]:
+        """Converts the labeled examples of a file to the form that the task requires.
 
         Args:
-            note: called with a remark on the content of the file.
+            note: called with a note on the content of the file.
         """
         return examples
 
@@ -167,53 +173,53 @@ class Task(abc.ABC):
     def checked_for_training(
         cls, examples: list[Any], skip_bad_lines: bool, report: Callable[[str], object]
     ) -> list[Any]:
-        """Returns the examples whose labels can be learnt; evaluation needs no such check.
+        """Returns the examples whose labels can be learned; evaluation needs no such check.
 
         Args:
-            examples: labelled examples from `kbert.read_examples`.
+            examples: labeled examples as `kbert.read_examples` reads them.
             skip_bad_lines: whether to skip unsuitable examples instead of raising.
-            report: called with a line about examples that were skipped or repaired.
+            report: called with a line about examples that were skipped or corrected.
 
         Raises:
-            UserError: a label cannot be learnt; names file and line.
+            UserError: a label cannot be learned (names file and line).
         """
         return examples
 
     @classmethod
     @abc.abstractmethod
     def examples(cls, *texts: Sequence[Any]) -> list[Any]:
-        """Returns unlabelled examples. *texts: arguments of the method, lists of equal length."""
+        """Returns unlabeled examples. *texts: arguments of the method, lists of equal length."""
 
     @classmethod
     def split_groups(cls, examples: Sequence[Any]) -> tuple[list[Any], list[Any] | None]:
         """Returns the `classes` and `groups` of examples for `kbert.data.splits.split_keys`."""
-        return rarest_labels(examples) if cls.fewest_labels else [None] * len(examples), None
+        return rarest_labels(examples) if cls.min_labels else [None] * len(examples), None
 
     def label_summary(self, examples: Sequence[Any]) -> str:
-        """Returns the distribution of the labels of examples as text, or ""."""
+        """Returns text with the distribution of the labels, or ""."""
         return label_frequencies(examples, self.label_names) if self.label_names else ""
 
     def notes(self, examples: Sequence[Any]) -> list[str]:
-        """Returns warnings about labelled examples, as sentences."""
+        """Returns warnings about labeled examples."""
         return []
 
-    def answers(self, predictor: "Predictor", *texts: Sequence[Any]) -> list[Any]:
-        """Returns the results of the method. predictor: Predictor. *texts: as for `examples`."""
+    def predict(self, predictor: "Predictor", *texts: Sequence[Any]) -> list[Any]:
+        """Returns the results of the task's method. *texts: as for `examples`."""
         return predictor.predictions(self, self.examples(*texts))
 
     @staticmethod
-    def as_line(answer: dict[str, Any]) -> dict[str, Any]:
-        """Converts a result of `answers` to the JSON object that `kbert.predict` writes."""
-        return answer
+    def to_json(result: dict[str, Any]) -> dict[str, Any]:
+        """Converts a result of `predict` to the JSON object that `kbert.predict` writes."""
+        return result
 
     @staticmethod
     def prediction_of(output: dict[str, Any]) -> dict[str, Any]:
-        """Converts the endpoint's output for a text (JSON types) to a prediction for `scores`."""
+        """Converts an endpoint's output for one example to a prediction for `scores`."""
         return output
 
     @staticmethod
     def output_of(prediction: dict[str, Any]) -> dict[str, Any]:
-        """Converts a result of `answers` to the endpoint's output for a text."""
+        """Converts a result of `predict` to the endpoint's output for one example."""
         return prediction
 
     def config_fields(self) -> dict[str, Any]:
@@ -227,13 +233,20 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, examples: Sequence[Any], class_weights: np.ndarray | None = None) -> Encoded:
-        """Encodes examples, with their labels if they have any. class_weights: (C,), or None."""
+        """Encodes examples, with their labels if they have any.
+
+        Args:
+            class_weights: loss weight of each class, (C,), or None.
+        """
 
     def losses(
         self, outputs: Mapping[str, tf.Tensor], labels: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns each label's loss and whether it is predicted correctly, float32, in the shape of
-        the labels' weights."""
+        """Returns the loss of each label and whether it is predicted correctly.
+
+        Returns:
+            Two float32 tensors with the shape of the label weights.
+        """
         return choice_losses(outputs["logits"], labels)
 
     def soft_losses(
@@ -242,27 +255,32 @@ class Task(abc.ABC):
         teacher_outputs: Mapping[str, tf.Tensor],
         temperature: float,
     ) -> tf.Tensor:
-        """Returns each prediction's distillation loss, float32, in the shape of the weights."""
+        """Returns the distillation losses, float32, with the shape of the label weights."""
         return soft_losses(outputs["logits"], teacher_outputs["logits"], temperature)
 
     def pick(
         self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        """Returns the model outputs that predictions need."""
+        """Selects the model outputs from which predictions are made."""
         return {name: outputs[name] for name in self.output_names}
 
     @abc.abstractmethod
     def predictions(
         self, examples: Sequence[Any], encoded: Encoded, outputs: Iterable[dict[str, np.ndarray]]
     ) -> list[dict[str, Any]]:
-        """Returns a dict for each example. outputs: results of a BatchRunner."""
+        """Converts model outputs to predictions; returns a dict for each example.
+
+        Args:
+            examples, encoded: the examples, and the result of `encode` for them.
+            outputs: results of a BatchRunner for `encoded.items`.
+        """
 
     @abc.abstractmethod
     def scores(
         self, examples: Sequence[Any], predictions: Sequence[dict[str, Any]]
     ) -> dict[str, Any]:
-        """Returns metrics: dict of name -> float (or a nested dict), for labelled examples."""
+        """Returns the metrics for labeled examples: dict of name -> float, or a nested dict."""
 
     def report(self, examples: Sequence[Any], predictions: Sequence[dict[str, Any]]) -> str:
-        """Returns a readable table of the metrics, or ""."""
+        """Returns a table of the metrics as text, or ""."""
         return ""

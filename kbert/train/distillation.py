@@ -10,7 +10,7 @@ from kbert.compression.distillation_objective import FIXED, DistillationObjectiv
 from kbert.compression.teacher import Teacher, check_heads, initial_layers
 from kbert.errors import UserError
 from kbert.model.folder import ModelFolder
-from kbert.tasks.registry import load_task_module, read_task, with_task
+from kbert.tasks.registry import load_task_module, read_task, with_task_defaults
 from kbert.train.cost_estimate import rehearse
 from kbert.train.cross_validation import cross_validated
 from kbert.train.finetuning import Finetuning
@@ -55,7 +55,7 @@ def distill(
         act = rehearse if dry_run else Trainer.fit
         return start_run(Distillation(student), folder, callbacks, act)
 
-    return cross_validated(with_task(_of_teacher(config)), output_dir, run)
+    return cross_validated(with_task_defaults(_of_teacher(config)), output_dir, run)
 
 
 def _of_teacher(config):

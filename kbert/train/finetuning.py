@@ -19,7 +19,7 @@ from kbert.model.folder import ModelFolder
 from kbert.model.weights import part_of
 from kbert.settings import ColumnConfig
 from kbert.tasks.labels import label_conflicts
-from kbert.tasks.registry import get_task, make_task, with_task, write_task
+from kbert.tasks.registry import get_task, make_task, with_task_defaults, write_task
 from kbert.train import report
 from kbert.train.cost_estimate import memory_line, rehearse
 from kbert.train.cross_validation import cross_validated
@@ -80,7 +80,7 @@ def finetune(
         act = rehearse if dry_run else Trainer.fit
         return start_run(Finetuning(config), folder, callbacks, act)
 
-    return cross_validated(with_task(config), output_dir, run)
+    return cross_validated(with_task_defaults(config), output_dir, run)
 
 
 class Finetuning(Workload):
@@ -297,7 +297,7 @@ class Finetuning(Workload):
         scores = self._score("eval")[0]
         value = scores[self.metric]
         metrics = {f"eval_{name}": v for name, v in scores.items() if isinstance(v, (int, float))}
-        return metrics, -value if self.metric in self.task.less_is_better else value
+        return metrics, -value if self.metric in self.task.lower_is_better else value
 
     def train_text(self, step: int, metrics: Mapping[str, float]) -> str:
         return f"epoch {step / self.data.steps_per_epoch:.2f} | loss {metrics['loss']:.4f}"

@@ -52,7 +52,7 @@ def read_splits(
     examples = {name: reader.read(file) for name, file in files.items() if file}
     kind, names = get_task(config.task), None
     examples["train"] = kind.checked_for_training(examples["train"], config.skip_bad_lines, log)
-    if kind.fewest_labels:
+    if kind.min_labels:
         names = saved_names or _label_names(config, teacher_labels, examples)
         examples = _keep_known(config, names, examples)
     examples = split_examples(examples, config)
@@ -72,7 +72,7 @@ def _label_names(config, teacher_labels, examples):
         names = label_names(examples["train"])
         for rows in examples.values():
             check_no_numbers(rows, names)
-    fewest = get_task(config.task).fewest_labels
+    fewest = get_task(config.task).min_labels
     if len(names) < fewest:
         source, flag = config.train_file, "label_column"
         if config.label_names:
