@@ -1,4 +1,4 @@
-"""Windows over the documents of a prepared corpus, the texts of pretraining examples.
+"""Splits the documents of a prepared corpus into windows, the texts of pretraining examples.
 
 Every document is covered by overlapping windows of T tokens. An epoch visits each window once.
 Windows start where a sentence starts, if one does within T/4 tokens, and move from epoch to epoch.
@@ -20,13 +20,13 @@ _STREAM_SHIFT = 0  # of kbert.utils.stateless_random
 
 @dataclasses.dataclass(frozen=True)
 class TokenRows:
-    """Where the tokens of B rows come from, before masking.
+    """The sources of the tokens of B rows, before masking.
 
     Attributes:
         spans: (N, 2) int64, spans of the corpus, in the order in which they fill `is_text`.
         is_text, is_cls, is_sep: (B, L) bool, tokens of the corpus, [CLS] and [SEP]; other positions
             are padding.
-        features: dict of further features of `kbert.features`, such as token_type_ids.
+        features: dict of other features of `kbert.features`, such as token_type_ids.
     """
 
     spans: np.ndarray
@@ -74,7 +74,9 @@ class DocumentWindows:
         """Returns the positions of windows in an epoch.
 
         Args:
-            slots: (B,) numbers of windows. epoch: (B,). seed: int.
+            slots: (B,) numbers of the windows.
+            epoch: (B,) their epochs.
+            seed: seed of the run.
 
         Returns:
             document (B,), first (B,) and last (B,): the window may start at any token of
@@ -94,10 +96,10 @@ class DocumentWindows:
         return document, self._starts[document] + first, self._starts[document] + body
 
     def views_per_token(self, short_seq_prob: float) -> float:
-        """Returns the average number of times that a window shows a token per epoch.
+        """Returns the average number of windows of an epoch that contain a token.
 
         Args:
-            short_seq_prob: share of the windows that are cut to a random length in [least, T].
+            short_seq_prob: fraction of the windows cut to a random length in [least, T].
         """
         T = self.length
         sizes = self._sizes[self._sizes >= self.least]
@@ -135,7 +137,8 @@ class SentenceStarts:
         """Returns a random sentence start in each (start, stop), and whether there is one.
 
         Args:
-            start, stop: (N,) int64. draw: (N,) uniform numbers.
+            start, stop: (N,) int64.
+            draw: (N,) uniform random numbers.
         """
         result, there = np.empty_like(start), np.empty(len(start), bool)
         for sentences, offset, rows in self._by_shard(start):
@@ -147,7 +150,7 @@ class SentenceStarts:
         return result, there
 
     def _by_shard(self, places: np.ndarray) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
-        """Yields for each shard in use its sentence starts, its start and a mask of its tokens."""
+        """Yields, for each shard of the places, its sentence starts, its start, and a mask."""
         starts = self._corpus.shard_starts
         shards = np.searchsorted(starts, places, side="right") - 1
         for shard in np.unique(shards):

@@ -1,7 +1,7 @@
-"""Rows that hold several texts: which texts share a row, and the features that separate them.
+"""Packs several texts into a row, and computes the features that separate them.
 
 The texts of a row do not attend to each other (`sequence_ids`), and positions restart in each text
-(`position_ids`), so a packed row gives each text the outputs that it has in a row of its own.
+(`position_ids`), so a text has the same outputs in a packed row as in a row of its own.
 Source: Krell et al. 2021, "Efficient Sequence Packing without Cross-contamination",
 arXiv:2107.02027, longest-pack-first histogram packing.
 """
@@ -12,16 +12,16 @@ import numpy as np
 
 
 def pack(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Distributes texts over few rows: the longest text first, each to the fullest row with room.
+    """Distributes texts over few rows: the longest first, each to the fullest row with room for it.
 
-    Apart from a sort, the work depends on the number of different lengths, not of texts.
+    Apart from a sort, the cost depends on the number of different lengths, not of texts.
 
     Args:
         lengths: (N,) int, tokens of each text with its special tokens, 1 to `row_length`.
         row_length: L.
 
     Returns:
-        order (N,) int64, the numbers of the texts, row by row; and row_starts (R + 1,) int64: row r
+        order (N,) int64, the numbers of the texts, row by row, and row_starts (R + 1,) int64: row r
         holds order[row_starts[r] : row_starts[r + 1]]. Texts of equal length keep their order.
     """
     counts = np.bincount(lengths, minlength=row_length + 1)
@@ -41,10 +41,11 @@ def pack(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray]:
 def _best_fit(counts):
     """Packs a histogram; returns a list of (tuple of the lengths in a row, number of such rows).
 
-    counts: list of L + 1 ints, the number of texts of each length.
+    Args:
+        counts: list of L + 1 ints, the number of texts of each length.
     """
     L = len(counts) - 1
-    packed = [[] for _ in range(L + 1)]  # [positions that are free] -> [(lengths, rows), ...]
+    packed = [[] for _ in range(L + 1)]  # [number of free positions] -> [(lengths, rows), ...]
     for length in range(L, 0, -1):
         left, room = counts[length], length
         while left:
@@ -65,8 +66,8 @@ class RowLayout:
     """The places of N texts in B rows.
 
     Attributes:
-        sequence_ids: (B, L) int32, 0 = padding, 1, 2, ... = number of the text in its row.
-        position_ids: (B, L) int32, from 0 in each text; 0 in padding.
+        sequence_ids: (B, L) int32; 0 = padding, 1, 2, ... = number of the text in its row.
+        position_ids: (B, L) int32, counted from 0 in each text; 0 in padding.
         first: (N,) int64, place of the first token of each text in the flattened rows, (B * L,).
     """
 
@@ -80,7 +81,7 @@ def lay_out(lengths: np.ndarray, counts: np.ndarray, row_length: int) -> RowLayo
 
     Args:
         lengths: (N,) int, tokens of each text with its special tokens, row by row.
-        counts: (B,) int, texts of each row; their lengths add up to at most `row_length`.
+        counts: (B,) int, number of texts in each row, which must fit into it.
         row_length: L.
     """
     B, L = len(counts), row_length

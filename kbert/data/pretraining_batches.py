@@ -42,7 +42,8 @@ class PretrainingExamples:
     """Creates pretraining examples from a corpus; see `pretraining_dataset`.
 
     Attributes:
-        count: int, number of examples per epoch. max_predictions: int, M.
+        count: number of examples per epoch.
+        max_predictions: M.
     """
 
     def __init__(
@@ -85,11 +86,12 @@ class PretrainingExamples:
     def batch(
         self, index: np.ndarray, epoch: np.ndarray, slots: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Returns the arrays of the features of examples; see `pretraining_dataset`.
+        """Returns the features of examples as arrays; see `pretraining_dataset`.
 
         Args:
-            index: (B,) int64, number of each example in the run. epoch: (B,) int64, its epoch.
-            slots: (B,) int64, its window.
+            index: (B,) int64, number of each example in the run.
+            epoch: (B,) int64, epoch of each example.
+            slots: (B,) int64, number of the window or row of each example.
         """
         B, L, M = len(index), self._max_seq_length, self.max_predictions
         rows = self._cutter.rows(index, epoch, slots)
@@ -118,16 +120,16 @@ class PretrainingExamples:
         }
 
     def views_per_token(self) -> float:
-        """Returns the average number of times that an epoch's windows show a token."""
+        """Returns the average number of examples of an epoch that contain a token."""
         return self._cutter.views_per_token()
 
     def padding(self) -> float:
-        """Returns the share of padding in up to 2,000 rows of the first epoch."""
+        """Returns the fraction of padding in up to 2,000 rows of the first epoch."""
         slots = np.linspace(0, self.count - 1, min(self.count, 2000)).astype(np.int64)
         return 1 - float(self._cutter.rows(slots, np.zeros_like(slots), slots).is_token.mean())
 
     def _shuffle_seeds(self, epoch):
-        """(B, 3) int64 seeds for TensorFlow's shuffle, which mixes its keys only weakly."""
+        """Returns (B, 3) int64 random seeds, because TensorFlow mixes the seeds only weakly."""
         seeds = uniform(self._seed, _STREAM_ORDER, epoch, 3) * 2.0**53
         return {"seeds": seeds.astype(np.int64)}
 
@@ -155,7 +157,7 @@ class PretrainingExamples:
                 self._shuffle_seeds, [epoch], {"seeds": ([together * B, 3], tf.int64)}
             )
             # tf.random.experimental.index_shuffle wraps this op but does not accept a seed per
-            # index, and after its 4 rounds neighbours are still close.
+            # index, and after its 4 rounds neighbors are still close.
             slots = tf.raw_ops.RandomIndexShuffle(
                 index=index % count,
                 seed=seeds["seeds"],
@@ -197,27 +199,28 @@ def pretraining_dataset(
     steps: int | None = None,
     **settings: "Unpack[_Settings]",
 ) -> "tf.data.Dataset[dict[str, tf.Tensor]]":
-    """Returns batches for MLM and NSP, or MLM alone, with fresh texts and masks in every epoch.
+    """Returns a dataset of batches for MLM and NSP, or MLM alone, with new masks in every epoch.
 
     Example n of a run is a pure function of (corpus, settings, seed, n), and batch k holds the
     examples [k * batch_size, (k + 1) * batch_size). A dataset with `start_step=k` therefore resumes
     immediately after k batches, without stored state.
 
-    `kbert.data.sentence_pairs` and `kbert.data.masking` document how examples are created and the
-    differences from google-research/bert's `create_pretraining_data.py`.
+    `kbert.data.sentence_pairs` and `kbert.data.masking` describe how examples are created and how
+    this differs from google-research/bert's `create_pretraining_data.py`.
 
     Args:
         corpus: `kbert.corpus.Corpus`.
         batch_size: B, of the global batch.
-        max_seq_length: L, length in tokens of every row, special tokens included.
-        start_step: number of batches to skip. steps: number of batches; None: unlimited.
+        max_seq_length: L, length of every row in tokens, including special tokens.
+        start_step: number of batches to skip.
+        steps: number of batches; None: unlimited.
         max_predictions_per_seq: M; default: mask_rate * L, rounded up.
-        mask_rate: share of a row's tokens to predict, 0.15.
+        mask_rate: fraction of a row's tokens to predict; default: 0.15.
         whole_word_mask: mask all pieces of a word together. In scripts written without spaces a
             "word" is a token with the "##" tokens that follow it: in Chinese, one character.
-        short_seq_prob: share of the examples that are cut to a random length, 0.1.
-        seed: int.
-        next_sentence: pairs of segments for NSP, True; or one segment per example, for MLM alone.
+        short_seq_prob: fraction of the examples cut to a random length; default: 0.1.
+        seed: seed of the run.
+        next_sentence: True: pairs of segments, for NSP; False: single segments, for MLM alone.
         packing: without NSP, fill rows with several short documents; see `kbert.data.packed_rows`.
 
     Returns:

@@ -36,7 +36,9 @@ _STREAM_PAIR = 1  # of kbert.utils.stateless_random
 class Pairs:
     """The positions of the segments of B examples, in tokens from the start of the corpus.
 
-    a, b: (B, 2), the first token and the one after the last. is_next: (B,) bool, B follows A.
+    Attributes:
+        a, b: (B, 2), the first token and the one after the last.
+        is_next: (B,) bool, whether segment B follows A.
     """
 
     a: np.ndarray
@@ -50,11 +52,12 @@ class PairCutter:
     Args:
         corpus: `kbert.corpus.Corpus`.
         max_seq_length: L; pairs have at most L - 3 tokens.
-        short_seq_prob: share of the examples cut to a random length in [2, L - 3].
-        seed: int.
+        short_seq_prob: fraction of the examples cut to a random length in [2, L - 3].
+        seed: seed of the run.
 
     Attributes:
-        windows: the windows. count: number of examples per epoch.
+        windows: the windows of the corpus.
+        count: number of examples per epoch.
 
     Raises:
         UserError: no document has two tokens.
@@ -80,7 +83,8 @@ class PairCutter:
 
         Args:
             index: (B,) number of the example in the run, from which all random numbers derive.
-            epoch: (B,). slots: (B,) window of each.
+            epoch: (B,) epoch of each example.
+            slots: (B,) number of the window of each example.
         """
         documents, first, last = self.windows.locate(slots, epoch, self._seed)
         short, short_length, split, swap, place = uniform(self._seed, _STREAM_PAIR, index, 5).T
@@ -115,11 +119,11 @@ class PairCutter:
         return TokenRows(spans, real & ~is_cls & ~is_sep, is_cls, is_sep, features)
 
     def views_per_token(self) -> float:
-        """Returns the average number of times that a window shows a token per epoch."""
+        """Returns the average number of windows of an epoch that contain a token."""
         return self.windows.views_per_token(self._short_seq_prob)
 
     def _elsewhere(self, documents, lengths, draws, at_sentence):
-        """Spans of `lengths` tokens in other documents, each token equally likely: (N, 2).
+        """Returns (N, 2) spans of `lengths` tokens in other documents, uniformly over tokens.
 
         A span starts at a sentence start if the B that it replaces does, so that its start does not
         reveal the label. It is shorter than `lengths` only if its whole document is shorter.

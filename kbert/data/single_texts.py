@@ -1,9 +1,9 @@
 """Creates rows of single texts, [CLS] text [SEP], for masked language modeling without NSP.
 
 A text is a window of at most T = max_seq_length - 2 consecutive tokens of one document; see
-`kbert.data.document_windows`. With packing, documents of at most T tokens share rows. Rows are
-fixed when the corpus is opened, so that a row can be computed from its number alone; masks, the
-order of the rows and the windows of long documents change from epoch to epoch.
+`kbert.data.document_windows`. With packing, documents of at most T tokens share rows. The rows are
+planned when the corpus is opened, so that each can be computed from its number; masks, the order of
+the rows and the windows of long documents change from epoch to epoch.
 """
 
 from typing import TYPE_CHECKING
@@ -24,18 +24,18 @@ _STREAM_TEXT, _STREAM_PACK = 1, 8
 class TextCutter:
     """Cuts texts from the documents of a corpus and arranges them in rows.
 
-    The first rows hold one window each, of the documents with more than T tokens; the others hold
-    whole documents. Equally long documents are assigned to rows at random, by the seed.
+    Each of the first rows holds one window of a document with more than T tokens; the others hold
+    whole documents. Equally long documents are assigned to rows at random.
 
     Args:
         corpus: `kbert.corpus.Corpus`.
         max_seq_length: L; texts have at most T = L - 2 tokens.
-        short_seq_prob: share of the texts cut to a random length in [1, T].
-        seed: int.
+        short_seq_prob: fraction of the texts cut to a random length in [1, T].
+        seed: seed of the run.
         packing: whether documents share rows.
 
     Attributes:
-        count: number of rows, which are the examples of an epoch.
+        count: number of rows, which is the number of examples per epoch.
     """
 
     def __init__(
@@ -69,7 +69,8 @@ class TextCutter:
 
         Args:
             index: (B,) number of the example in the run, from which all random numbers derive.
-            epoch: (B,). slots: (B,) row of each.
+            epoch: (B,) epoch of each example.
+            slots: (B,) number of the row of each example.
         """
         start, length, counts = self._texts(epoch, slots)
         length = self._shortened(index, length, counts)
@@ -86,7 +87,7 @@ class TextCutter:
         return TokenRows(spans, is_text, is_cls, is_sep, features)
 
     def _texts(self, epoch, slots):
-        """Returns start and length of N texts, row by row, and the texts of each row, (B,)."""
+        """Returns the starts and lengths of N texts, row by row, and (B,) the texts per row."""
         starts, T = self._corpus.document_starts, self._windows.length
         is_window = slots < self._windows.count
         packs = slots[~is_window] - self._windows.count
@@ -102,7 +103,7 @@ class TextCutter:
         return start, np.minimum(T, starts[documents + 1] - start), counts
 
     def _shortened(self, index, length, counts):
-        """Cuts a share of the texts to a random length."""
+        """Returns the lengths after cutting a fraction of the texts to a random length."""
         most = int(counts.max())
         draws = uniform(self._seed, _STREAM_TEXT, index, 2 * most).reshape(-1, most, 2)
         draws = draws[np.arange(most) < counts[:, None]]  # (N, 2)
@@ -110,6 +111,6 @@ class TextCutter:
         return np.where(draws[:, 0] < self._short_seq_prob, cut, length)
 
     def views_per_token(self) -> float:
-        """Returns the average number of times that a row shows a token per epoch."""
+        """Returns the average number of rows of an epoch that contain a token."""
         windows = DocumentWindows(self._corpus.document_starts, self._windows.length, least=1)
         return windows.views_per_token(self._short_seq_prob)
