@@ -86,8 +86,8 @@ def check_names(names: Iterable[str], extra_features: Collection[str] = ()) -> N
         extra_features: other names to allow.
 
     Raises:
-        UserError: a name is unknown, such as `segment_ids`; the token ids are missing; or several
-            texts share a row without positions of their own.
+        UserError: a name is unknown, such as `segment_ids`; the token ids are missing; or there are
+            `sequence_ids` without `position_ids`.
     """
     names, inputs = set(names), {**ENCODER_FEATURES, **OPTIONAL_FEATURES}
     known = {*inputs, *PRETRAINING_FEATURES, *_TARGETS, *extra_features}
@@ -107,7 +107,7 @@ def check_names(names: Iterable[str], extra_features: Collection[str] = ()) -> N
         )
     if "sequence_ids" in names and "position_ids" not in names:
         raise UserError(
-            "sequence_ids needs position_ids, which start at 0 in each text of a row, as in "
+            "sequence_ids require position_ids, which start at 0 in each text of a row, as in "
             "kbert.data.packed_rows.lay_out."
         )
 

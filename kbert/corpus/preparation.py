@@ -160,8 +160,8 @@ def _check(tally, config, paths):
         copies = tally.counts["documents_with_tokens"] - 1
         raise UserError(
             f"{inputs} is a single document{f', and {copies} duplicates of it' if copies else ''}, "
-            f"but next sentence prediction needs several. Separate documents by empty lines. To "
-            f"pretrain without it: --next_sentence=false; with kbert.prepare: --single_document."
+            f"but next sentence prediction needs several. Separate documents by empty lines, or "
+            f"pretrain with --next_sentence=false (for kbert.prepare: --single_document)."
         )
 
 

@@ -110,8 +110,9 @@ class ConfiguredLayer(keras.layers.Layer):
 def attention_bias(
     attention_mask: keras.KerasTensor | None, sequence_ids: keras.KerasTensor | None, dtype: str
 ) -> keras.KerasTensor | None:
-    """Returns the bias of the attention scores: 0, or a large negative number at padding and, if
-    rows hold several texts, at the tokens of other texts.
+    """Returns the bias of the attention scores: 0, or a large negative number to mask a token.
+
+    Padding is masked, and, if rows hold several texts, so are the tokens of other texts.
 
     Args:
         attention_mask: (B, L), 1 = token, 0 = padding; None = all tokens.

@@ -77,7 +77,7 @@ class PrepareConfig:
         "skip and count bad lines, such as JSON without text, instead of stopping with an error",
     )
     single_document: bool = setting(
-        False, "accept text that is one document, for pretrain --next_sentence=false"
+        False, "accept a single document, which only pretrain --next_sentence=false can use"
     )
 
     def __post_init__(self) -> None:

@@ -232,7 +232,7 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
     )
     train_steps: int | None = setting(
         None,
-        "total number of training steps; default: 1,000,000, or what --time_budget allows",
+        "total number of training steps; default: 1,000,000, or as many as --time_budget allows",
         at_least=1,
         group="common",
     )
@@ -266,7 +266,8 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
     )
     cooldown_steps: int | None = setting(
         None,
-        "warmup_stable_decay: steps of the cooldown before decay_steps; default: a fifth of them",
+        "warmup_stable_decay: length of the cooldown, which ends at decay_steps; default: a fifth "
+        "of decay_steps",
         at_least=1,
     )
     eval_every_steps: int | None = setting(
@@ -294,8 +295,8 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
         for name in ("train_steps", "decay_steps"):
             if getattr(self, name) is not None:
                 raise UserError(
-                    f"--{name} and --time_budget exclude each other: the steps are chosen from the "
-                    f"time. Remove one of the two flags, also from the flagfile."
+                    f"--{name} and --time_budget cannot be combined: the time determines the "
+                    f"steps. Remove one of the two flags, also from the flagfile."
                 )
 
     def _fill_in(self, **defaults):
@@ -333,7 +334,7 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
         """Returns the settings with numbers of steps in place of `time_budget`.
 
         Args:
-            **steps: values of `train_steps` and other settings, which are kept if they are set.
+            **steps: values of `train_steps` and other settings, for those that are not set.
         """
         given = {name: getattr(self, name) for name in steps if getattr(self, name) is not None}
         return dataclasses.replace(self, time_budget=None, **steps | given)

@@ -35,7 +35,7 @@ def test_what_is_no_time(text):
 
 @pytest.mark.parametrize("name", ["train_steps", "decay_steps"])
 def test_a_time_and_a_number_of_steps_exclude_each_other(name):
-    with pytest.raises(UserError, match=rf"--{name} and --time_budget exclude each other.*Remove"):
+    with pytest.raises(UserError, match=rf"--{name} and --time_budget cannot be combined.*Remove"):
         PretrainConfig(input="x", time_budget="1h", **{name: 9})
 
 
