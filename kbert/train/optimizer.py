@@ -163,7 +163,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         iterations.assign_add(1)
 
     def _fixed_of(self, index):
-        """Returns the hyperparameters of the variable at `index` that are fixed."""
+        """Returns the fixed hyperparameters for the variable at `index`."""
         return self.fixed
 
     def _update(self, index, gradient, variables, read, learning_rate, count, factor=1.0):
@@ -328,7 +328,7 @@ class Muon(_Adam):
         learning_rate: float, schedule, or function without arguments.
         weight_decay: scaled by the learning rate; see also `exclude_from_weight_decay`.
         beta_1, beta_2, epsilon: constants of AdamW. layer_decay: see `layer_scales`.
-        momentum: of Muon. rms_rate: see above.
+        momentum: momentum of Muon's matrices. rms_rate: root mean square of the scaled update.
     """
 
     settings = (*_Adam.settings, "momentum", "rms_rate")
