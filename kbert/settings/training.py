@@ -185,10 +185,10 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
         "the architecture of the checkpoint or of --init_from, else base",
         group="common",
     )
-    initializer_range: float | None = setting(
+    embedding_initializer_range: float | None = setting(
         None,
-        "standard deviation of the initial weights, without --init_from; default: the "
-        "architecture's, usually 0.02; small models learn faster with larger values",
+        "standard deviation of the initial word embeddings, without --init_from; default: that of "
+        "all weights, initializer_range of the architecture; models learn faster with 0.05",
         above=0,
     )
     dropout: float | None = setting(

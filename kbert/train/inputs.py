@@ -146,9 +146,6 @@ def _corpus(config, inputs, folder, tokenizer, report, may_make):
 def _requested(config, tokenizer):
     """Returns the architecture that the flags specify."""
     bert_config = BertConfig.load(config.bert_config or "base", tokenizer.vocab_size)
-    if config.initializer_range:
-        changes = {"initializer_range": config.initializer_range}
-        bert_config = dataclasses.replace(bert_config, **changes)
     return _with_dropout(bert_config, config)
 
 

@@ -182,6 +182,10 @@ class Pretraining(Workload):
         config = self.config
         model_class = BertForPreTraining if config.next_sentence else BertForMaskedLM
         self.model = model_class(bert_config, dtype=config.precision)
+        if config.embedding_initializer_range and not config.init_from:
+            table = self.model.bert.embeddings.word_embeddings.embeddings
+            scale = config.embedding_initializer_range / bert_config.initializer_range
+            table.assign(table * scale)
         self.held_out = None
         if self.held_out_corpus is not None:
             sizes = config.max_seq_length, config.eval_examples

@@ -159,7 +159,7 @@ def test_a_vocabulary_too_large_for_the_architecture(settings, tmp_path):
         ({"input": ""}, "--input is missing: training text"),
         ({"warmup_steps": 12}, "warmup_steps must be < train_steps; got 12 and 12"),
         ({"decay_steps": 11}, "decay_steps must be >= train_steps: .*; got 11 and 12"),
-        ({"optimizer": "adam"}, "optimizer must be one of adamw, lamb, sgd; got 'adam'"),
+        ({"optimizer": "adam"}, "optimizer must be one of adamw, lamb, muon, sgd; got 'adam'"),
         ({"max_seq_length": 4}, "max_seq_length must be >= 5; got 4"),
         ({"precision": "float16"}, "precision must be one of float32, mixed_bfloat16, mixed_flo"),
         ({"jit": "yes"}, "jit must be one of auto, on, off; got 'yes'"),
@@ -173,15 +173,14 @@ def test_settings_out_of_range(settings, change, message):
         PretrainConfig(**settings | change)
 
 
-def test_the_range_of_the_initial_weights(settings, tmp_path):
-    settings |= {"initializer_range": 0.3, "learning_rate": 1e-9, "train_steps": 2}
+def test_the_range_of_the_initial_word_embeddings(settings, tmp_path):
+    settings |= {"embedding_initializer_range": 0.3, "learning_rate": 1e-9, "train_steps": 2}
     pretrain(PretrainConfig(**settings | {"warmup_steps": 1}), tmp_path / "run")
     weights = weights_of(tmp_path / "run/pretrain/final")
     # A normal distribution that is cut at two standard deviations has 0.88 of its width.
-    for part in ("word_embeddings/embeddings", "query/kernel", "transform/kernel"):
+    for part, width in (("word_embeddings", 0.3), ("position_embeddings", 0.02), ("query/k", 0.02)):
         values = np.concatenate([w.ravel() for name, w in weights.items() if part in name])
-        assert values.std() == pytest.approx(0.88 * 0.3, rel=0.1), part
-    assert ModelFolder(tmp_path / "run/pretrain/final").config.initializer_range == 0.3
+        assert values.std() == pytest.approx(0.88 * width, rel=0.15), part
 
 
 def test_dropout_may_differ_from_the_architecture(settings, whole, tmp_path):
