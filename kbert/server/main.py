@@ -5,6 +5,7 @@ import logging
 import pathlib
 import signal
 import ssl
+import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,10 @@ from kbert.server.batching import Batcher
 from kbert.server.errors import RequestError
 from kbert.server.grpc_api import GrpcServer
 from kbert.server.input_checks import check_models
+from kbert.server.loading import load_version
 from kbert.server.metrics import Metrics
 from kbert.server.models import Models, read_configs
 from kbert.server.rest_api import RestServer
-from kbert.server.servable import Servable
 from kbert.server.service import Service
 from kbert.tasks.registry import load_task_module
 
@@ -38,15 +39,14 @@ async def serve(config: "ServeConfig", report: Callable[[str], None] = print) ->
         UserError: no model can be served, a port is in use, or certificates are invalid.
     """
 
-    def load(folder):
-        servable = Servable(folder, config.backend)
-        if config.enable_model_warmup:
-            servable.warm_up()
-        return servable
-
     check_models(config)
     load_task_module(config.task_module)
     certificates, configs = _certificates(config), _configs(config)
+    downloads = tempfile.TemporaryDirectory(prefix="kbert-serve-")
+
+    def load(folder):
+        return load_version(folder, config.backend, config.enable_model_warmup, downloads.name)
+
     models, servers = Models(load), []
     metrics = Metrics(models, lambda: batcher.waiting)
     batcher = Batcher(config.max_batch_size, config.max_queue_tokens, metrics.batch)
@@ -71,6 +71,7 @@ async def serve(config: "ServeConfig", report: Callable[[str], None] = print) ->
         await asyncio.gather(*(server.stop() for server in servers))
         models.close()
         batcher.close()
+        downloads.cleanup()
 
 
 async def _stop_signal():

@@ -1,6 +1,7 @@
 """The served models and their versions: polls the disk, loads and unloads versions."""
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import time
@@ -8,7 +9,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-import tensorflow as tf
 from google.protobuf import text_format
 from tensorflow_serving.apis import get_model_status_pb2
 from tensorflow_serving.config import model_server_config_pb2
@@ -16,6 +16,8 @@ from tensorflow_serving.config import model_server_config_pb2
 from kbert.errors import UserError
 from kbert.server.errors import RequestError, invalid
 from kbert.server.input_checks import no_versions
+from kbert.utils import storage
+from kbert.utils.formats import EXPORT_FILE
 
 if TYPE_CHECKING:
     import os
@@ -39,6 +41,11 @@ class Version:
     error: str = ""
     servable: "Servable | None" = None
 
+    def lacks_metadata(self) -> bool:
+        """Whether `kbert.json`, which belongs to an export, has arrived after the version."""
+        path = f"{self.folder}/assets.extra/{EXPORT_FILE}"
+        return all(path != name for name, *_ in self.files) and storage.exists(path)
+
 
 class Models:
     """The configured models and their versions on disk.
@@ -55,6 +62,7 @@ class Models:
         self._load = load
         self._configs: dict[str, model_server_config_pb2.ModelConfig] = {}
         self._versions: dict[str, dict[int, Version]] = {}  # name -> number -> Version
+        self._loading: dict[str, dict[int, Version]] = {}  # the same, not served yet
         self._failed = {}  # folder -> Version that failed to load
         self._seen = {}  # folder -> files at the last poll
         self._changing = asyncio.Lock()
@@ -67,8 +75,8 @@ class Models:
             configs: list of ModelConfig.
 
         Raises:
-            RequestError: a name or a folder is missing or duplicated, no version can be served, or
-                a label refers to a version that is not available.
+            RequestError: a name or a folder is missing or duplicated, no version can be served, a
+                label refers to a version that is not available, or remote storage fails.
         """
         named = {config.name: config for config in configs}
         if len(named) < len(configs) or "" in named:
@@ -76,16 +84,32 @@ class Models:
         for config in configs:
             if not config.base_path:
                 raise invalid(f"model {config.name} has no base_path.")
-        async with self._changing:
-            versions, folders = await self._loaded_versions(named, at_once=True)
+        async with self._change():
+            versions, folders, errors = await self._loaded_versions(named, at_once=True)
+            for name, error in errors.items():
+                raise RequestError("UNAVAILABLE", f"model {name}: {error}")
             _check(named, versions)
             self._serve(named, versions, folders)
 
     async def refresh(self) -> None:
-        """Polls for versions: loads new versions and unloads those that are no longer requested."""
-        async with self._changing:
-            versions, folders = await self._loaded_versions(self._configs, at_once=False)
+        """Polls for versions: loads new versions and unloads those that are no longer requested.
+
+        Raises:
+            UserError: the remote storage of a model fails; the other models are refreshed.
+        """
+        async with self._change():
+            versions, folders, errors = await self._loaded_versions(self._configs, at_once=False)
             self._serve(self._configs, versions, folders)
+        for error in errors.values():
+            raise error
+
+    @contextlib.asynccontextmanager
+    async def _change(self):
+        async with self._changing:
+            try:
+                yield
+            finally:
+                self._loading = {}
 
     def _serve(self, configs, new_versions, folders):
         for name, versions in self._versions.items():
@@ -93,69 +117,84 @@ class Models:
                 if version.servable and new_versions.get(name, {}).get(number) is not version:
                     log.info("%s: unloading version %d", name, number)
         self._configs, self._versions = configs, new_versions
+        for version in (v for versions in new_versions.values() for v in versions.values()):
+            if version.servable:
+                version.state = STATES.AVAILABLE
         for known in (self._failed, self._seen):
             for folder in known.keys() - folders:
                 del known[folder]
 
     async def _loaded_versions(self, configs, at_once):
-        """Returns (name -> number -> Version, set of all folders), loading missing versions.
+        """Loads the missing versions of all models.
+
+        Returns:
+            name -> number -> Version; the set of all folders; name -> UserError of the models whose
+            storage failed.
+        """
+        result, folders, errors = {}, set(), {}
+        for name, config in configs.items():
+            try:
+                there = await self._in_thread(_on_disk, config.base_path)
+                result[name] = await self._versions_of(name, config, there, at_once)
+                folders.update(there.values())
+            except UserError as error:
+                result[name], errors[name] = self._versions.get(name, {}), error
+                folders.update(version.folder for version in result[name].values())
+        return result, folders, errors
+
+    async def _versions_of(self, name, config, there, at_once):
+        """Returns number -> Version of a model, loading missing versions.
 
         Without `at_once`, loads only versions unchanged since the last poll, as changing folders
         may be incomplete.
         """
-        result, folders, loop = {}, set(), asyncio.get_running_loop()
-        for name, config in configs.items():
-            there = await loop.run_in_executor(self._thread, _on_disk, config.base_path)
-            folders.update(there.values())
-            before = self._versions.get(name, {})
-            numbers = _numbers_to_serve(config, there)
-            versions = result[name] = {}
-            for number in sorted(numbers, reverse=True):
-                folder, old = there[number], before.get(number)
-                if old and old.servable and old.folder == folder:
-                    versions[number] = old
+        before, versions = self._versions.get(name, {}), {}
+        for number in sorted(_numbers_to_serve(config, there), reverse=True):
+            folder, old = there[number], before.get(number)
+            if old and old.servable and old.folder == folder:
+                versions[number] = old
+                if not await self._in_thread(old.lacks_metadata):
                     continue
-                files = await loop.run_in_executor(self._thread, _stamps, folder)
-                if files and (at_once or self._seen.get(folder) == files):
-                    versions[number] = await self._loaded(name, Version(number, folder, files))
-                self._seen[folder] = files
-            if not any(version.servable for version in versions.values()):
-                base = config.base_path.rstrip("/")
-                versions |= {
-                    number: version
-                    for number, version in before.items()
-                    if version.servable and version.folder.rpartition("/")[0] == base
-                }
-            for number in there.keys() - versions.keys():
-                if number in before:
-                    versions[number] = Version(number, state=STATES.END)
-        return result, folders
+            files = await self._in_thread(_stamps, folder)
+            if files and (at_once or self._seen.get(folder) == files):
+                version = await self._loaded(name, Version(number, folder, files))
+                if version.servable or number not in versions:
+                    versions[number] = version
+            self._seen[folder] = files
+        if not any(version.servable for version in versions.values()):
+            base = config.base_path.rstrip("/")
+            versions |= {
+                number: version
+                for number, version in before.items()
+                if version.servable and version.folder.rpartition("/")[0] == base
+            }
+        for number in there.keys() - versions.keys():
+            if number in before:
+                versions[number] = Version(number, state=STATES.END)
+        return versions
+
+    async def _in_thread(self, function, *arguments):
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
     async def _loaded(self, name, version):
         """Loads the servable of a version; returns the version, with an error if it failed."""
         failed = self._failed.get(version.folder)
         if failed and failed.files == version.files:
             return failed
-        shown = self._versions.get(name, {})
-        loading = Version(version.number, state=STATES.LOADING)  # visible, but not yet available
-        is_shown = shown.setdefault(version.number, loading) is loading
+        version.state = STATES.LOADING
+        self._loading.setdefault(name, {})[version.number] = version
         begin = time.monotonic()
         try:
-            loop = asyncio.get_running_loop()
-            version.servable = await loop.run_in_executor(self._thread, self._load, version.folder)
+            version.servable = await self._in_thread(self._load, version.folder)
         except Exception as error:
             version.state, version.error = STATES.END, str(error)
             self._failed[version.folder] = version
             known = isinstance(error, (UserError, RequestError))
             log.error("%s version %d: %s", name, version.number, error, exc_info=not known)
         else:
-            version.state = STATES.AVAILABLE
             self._failed.pop(version.folder, None)
             seconds, what = time.monotonic() - begin, version.servable
             log.info("%s version %d is ready (%.1f s): %s", name, version.number, seconds, what)
-        finally:
-            if is_shown:  # only `_serve` changes the versions served
-                del shown[version.number]
         return version
 
     def find(self, spec: "model_pb2.ModelSpec") -> "tuple[int, Servable]":
@@ -187,7 +226,10 @@ class Models:
         Raises:
             RequestError: there is no such model or version.
         """
-        versions = self._known(spec.name)
+        versions = dict(self._known(spec.name))
+        for number, version in self._loading.get(spec.name, {}).items():
+            if number not in versions or not versions[number].servable:
+                versions[number] = version
         choice = spec.WhichOneof("version_choice")
         if choice == "version_label":
             return [versions[self.find(spec)[0]]]
@@ -251,10 +293,10 @@ def read_configs(
         UserError: the file cannot be read.
     """
     try:
-        with tf.io.gfile.GFile(str(path)) as file:
-            text = file.read()
+        with storage.open_stream(path) as file:
+            text = file.read().decode()
         config = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
-    except (tf.errors.OpError, UnicodeDecodeError, text_format.ParseError) as error:
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"cannot read the model config file {path}: {reason}") from error
     if not config.model_config_list.config:
@@ -263,30 +305,27 @@ def read_configs(
 
 
 def _on_disk(base_path: str) -> dict[int, str]:
-    """Returns a dict of number -> folder of the versions on disk."""
+    """Returns a dict of number -> folder of the versions on disk.
+
+    Raises:
+        UserError: remote storage fails.
+    """
     result = {}
-    try:
-        for name in (name.rstrip("/") for name in tf.io.gfile.listdir(base_path)):
+    with contextlib.suppress(OSError):  # the folder is changing; the next poll retries
+        for name in storage.list_folder(base_path):
             if name.isascii() and name.isdigit() and int(name) < 2**63:
                 folder = f"{base_path.rstrip('/')}/{name}"
-                if tf.io.gfile.exists(f"{folder}/saved_model.pb"):  # or it is still being copied
+                if storage.exists(f"{folder}/saved_model.pb"):  # or it is still being copied
                     result[int(name)] = folder
-    except tf.errors.OpError:  # no such folder, or it is changing; the next poll retries
-        pass
     return result
 
 
 def _stamps(folder: str) -> tuple[tuple[str, int, int], ...]:
     """Returns (path, size, mtime) of all files below a folder; () if they are changing."""
-    result = []
     try:
-        for parent, _, names in tf.io.gfile.walk(folder):
-            for name in sorted(names):
-                file = tf.io.gfile.stat(f"{parent}/{name}")
-                result.append((f"{parent}/{name}", file.length, file.mtime_nsec))
-    except tf.errors.OpError:
+        return tuple((path, *storage.stat(path)) for path in storage.files_below(folder))
+    except OSError:
         return ()
-    return tuple(result)
 
 
 def _numbers_to_serve(config, there):

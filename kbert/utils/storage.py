@@ -93,6 +93,16 @@ def list_folder(path: str | os.PathLike[str]) -> list[str]:
     return sorted(filter(None, (name.rstrip("/") for name in names)))
 
 
+def files_below(folder: str | os.PathLike[str]) -> Iterator[str]:
+    """Yields the paths of all files in a folder and its subfolders, sorted."""
+    for name in list_folder(folder):
+        path = f"{folder}/{name}"
+        if is_folder(path):
+            yield from files_below(path)
+        else:
+            yield path
+
+
 def stat(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Returns the size in bytes and the modification time in nanoseconds.
 
