@@ -4,24 +4,29 @@ It is meant for laptops, tests and single machines; use TensorFlow Serving for l
 """
 
 import asyncio
-import logging
 import os
-import resource
 import sys
 
+from absl import flags
+
 from kbert.errors import UserError
-from kbert.server.input_checks import check_models
-from kbert.settings.serving import ServeConfig
+from kbert.server.input_checks import check_inputs, raise_file_limit
+from kbert.server.log import start_log
+from kbert.settings.serving import UNUSED_SWITCHES, UNUSED_VALUES, ServeConfig
 from kbert.utils import program
+
+
+def check(config: ServeConfig) -> None:
+    """Checks the input, and notes flags without effect."""
+    for name in (*UNUSED_SWITCHES, *UNUSED_VALUES):
+        if flags.FLAGS[name].present:
+            print(f"note: --{name} has no effect here; see the table in docs/serving.md")
+    check_inputs(config)
 
 
 def main(config: ServeConfig) -> None:
     """Runs `kbert.server.main.serve` with the flags."""
-    log, shown = logging.getLogger("kbert.serve"), logging.StreamHandler()
-    shown.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    log.addHandler(shown)
-    log.setLevel(logging.INFO)
-    log.propagate = False  # absl's handler would print it again
+    start_log()
     try:
         import aiohttp  # noqa: F401
         import grpc_health  # noqa: F401
@@ -29,8 +34,7 @@ def main(config: ServeConfig) -> None:
         import tensorflow_serving.apis  # noqa: F401
     except ImportError as error:
         raise UserError(f"{error.name} is missing: pip install 'kbert[serve]'") from None
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # each connection is an open file
+    raise_file_limit(config)
     from kbert.server.main import serve
 
     asyncio.run(serve(config))
@@ -39,4 +43,8 @@ def main(config: ServeConfig) -> None:
 
 
 if __name__ == "__main__":
-    program.run(main, ServeConfig, check_models)
+    for switch in UNUSED_SWITCHES:
+        flags.DEFINE_boolean(switch, None, "unused", module_name="tensorflow_model_server")
+    for value in UNUSED_VALUES:
+        flags.DEFINE_string(value, None, "unused", module_name="tensorflow_model_server")
+    program.run(main, ServeConfig, check)

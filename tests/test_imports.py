@@ -38,7 +38,9 @@ PURE = (
     "data/input_checks.py",
     "data/records.py",
     "data/tables.py",
+    "server/credentials.py",
     "server/input_checks.py",
+    "server/log.py",
     "tasks/names.py",
     "__init__",
 )

@@ -20,7 +20,9 @@ from tensorflow_serving.apis import (
 )
 
 from kbert.server.grpc_api import GrpcServer
-from kbert.server.rest_api import RestServer
+from kbert.server.http_server import HttpServer
+from kbert.server.monitoring import Monitoring
+from kbert.server.rest_api import RestApi
 from kbert.settings.serving import ServeConfig
 
 
@@ -60,7 +62,7 @@ class Metrics:
     def __init__(self):
         self.counted = []
 
-    def answered(self, model, method, code, seconds):
+    def answered(self, model, method, code, seconds, peer=None):
         self.counted.append((method, code))
 
 
@@ -80,11 +82,14 @@ class Doors:
         config = ServeConfig(model_base_path="/nothing", **settings)
         self.service, self.metrics, self.host = service, Metrics(), config.host
         self.grpc = GrpcServer(config, service, self.metrics)
-        self.rest = RestServer(config, service, self.metrics)
+        self.monitoring = Monitoring(service.models, self.metrics, config.host)
+        api = RestApi(config, service, self.metrics)
+        self.rest = HttpServer(api.app(self.monitoring.routes()), config)
 
     async def start(self):
-        await self.grpc.start(f"127.0.0.1:{free_port()}", None)
-        await self.rest.start(self.host, free_port(), None)
+        for server, host in ((self.grpc, "127.0.0.1"), (self.rest, self.host)):
+            await server.bind(host, free_port())
+            await server.start()
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.grpc.port}")
         self.session = aiohttp.ClientSession()
 

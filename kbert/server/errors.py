@@ -4,6 +4,8 @@ from kbert.errors import one_line
 
 HTTP_STATUS = {  # gRPC status name -> HTTP status
     "INVALID_ARGUMENT": 400,
+    "UNAUTHENTICATED": 401,
+    "PERMISSION_DENIED": 403,
     "NOT_FOUND": 404,
     "FAILED_PRECONDITION": 400,
     "RESOURCE_EXHAUSTED": 503,
@@ -12,6 +14,8 @@ HTTP_STATUS = {  # gRPC status name -> HTTP status
     "DEADLINE_EXCEEDED": 504,
     "INTERNAL": 500,
 }
+
+NO_KEY = "an API key is required: send x-api-key: KEY or authorization: Bearer KEY."
 
 
 class RequestError(Exception):

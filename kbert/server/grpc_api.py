@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import grpc
@@ -19,13 +18,15 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from kbert.server.errors import RequestError, invalid
+from kbert.server.errors import NO_KEY, RequestError, invalid
+from kbert.server.host_check import address_of
+from kbert.server.http_server import HANDSHAKE_S
 from kbert.server.tensors import examples_of_input, to_proto
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message
     from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
+    from kbert.server.credentials import ApiKeys, Certificates
     from kbert.server.metrics import Metrics
     from kbert.server.service import Service
     from kbert.settings.serving import ServeConfig
@@ -34,77 +35,79 @@ log: logging.Logger = logging.getLogger("kbert.serve")
 _METHODS = {"tensorflow/serving/classify": "classify", "tensorflow/serving/regress": "regress"}
 
 
-def _answering(
-    answer: "Callable[[Servicer, Message], Awaitable[Message]]",
-) -> "Callable[[Servicer, Message, grpc.aio.ServicerContext], Awaitable[Message]]":
-    """Wraps a method of a servicer: converts errors to gRPC status codes and counts requests."""
+class _Answering(grpc.aio.ServerInterceptor):
+    """Checks keys, limits open requests, converts errors to gRPC status codes, counts requests."""
 
-    async def method(self, request, context):
-        begin, code = time.perf_counter(), "OK"
-        self.open += 1
-        try:
-            if self.open > self.most_open:
-                raise RequestError(
-                    "RESOURCE_EXHAUSTED", f"{self.most_open} requests are open already."
-                )
-            if request is None:
-                raise invalid("the request is not a valid message of this method.")
-            return await answer(self, request)
-        except RequestError as error:
-            code = error.code
-            await context.abort(grpc.StatusCode[code], str(error))
-        except asyncio.CancelledError:
-            code = "CANCELLED"  # the client disconnected, or the deadline passed
-            raise
-        except Exception:
-            code = "INTERNAL"
-            log.exception("a request of %s failed", answer.__name__)
-            await context.abort(grpc.StatusCode.INTERNAL, "the server failed; see its log.")
-        finally:
-            self.open -= 1
-            seconds = time.perf_counter() - begin
-            self.metrics.answered(_name(request), f"grpc_{answer.__name__}", code, seconds)
-
-    return method
-
-
-def _name(request):
-    tasks = getattr(request, "tasks", None)
-    spec = getattr(request, "model_spec", None) or (tasks[0].model_spec if tasks else None)
-    return spec.name if spec else ""
-
-
-class _Decoding(grpc.aio.ServerInterceptor):
-    """Passes None to methods for invalid messages, because gRPC would report an internal error."""
+    def __init__(self, metrics, most_open, keys):
+        self._metrics, self._most_open, self._keys = metrics, most_open, keys
+        self._open = 0
 
     async def intercept_service(self, continuation, handler_call_details):
         handler = await continuation(handler_call_details)
         if not handler_call_details.method.startswith("/tensorflow.serving.") or not handler:
             return handler
+        name = handler_call_details.method.rpartition("/")[2]
 
         def decoded(message):
             try:
                 return handler.request_deserializer(message)
-            except DecodeError:
+            except DecodeError:  # gRPC would report an internal error
                 return None
 
-        return grpc.unary_unary_rpc_method_handler(
-            handler.unary_unary, decoded, handler.response_serializer
-        )
+        async def method(request, context):
+            return await self._counted(name, handler.unary_unary, request, context)
+
+        return grpc.unary_unary_rpc_method_handler(method, decoded, handler.response_serializer)
+
+    async def _counted(self, name, method, request, context):
+        begin, code = time.perf_counter(), "OK"
+        self._open += 1
+        try:
+            return await self._answer(method, request, context)
+        except asyncio.CancelledError:
+            code = "CANCELLED"  # the client disconnected, or the deadline passed
+            raise
+        except Exception as error:
+            if not isinstance(error, RequestError):
+                log.error("a request of %s failed", name, exc_info=error)
+                error = RequestError("INTERNAL", "the server failed; see its log.")
+            code = error.code
+            await context.abort(grpc.StatusCode[code], str(error))
+        finally:
+            self._open -= 1
+            seconds, model = time.perf_counter() - begin, _model_name(request)
+            self._metrics.answered(model, f"grpc_{name}", code, seconds, context.peer())
+
+    async def _answer(self, method, request, context):
+        if self._keys and not self._keys.accept(dict(context.invocation_metadata())):
+            raise RequestError("UNAUTHENTICATED", NO_KEY)
+        if self._open > self._most_open:
+            raise RequestError(
+                "RESOURCE_EXHAUSTED", f"{self._most_open} requests are open already."
+            )
+        if request is None:
+            raise invalid("the request is not a valid message of this method.")
+        return await method(request)
+
+
+def _model_name(request):
+    tasks = getattr(request, "tasks", None)
+    spec = getattr(request, "model_spec", None) or (tasks[0].model_spec if tasks else None)
+    return spec.name if spec else ""
 
 
 class Servicer:
-    """All methods of PredictionService and ModelService; they share a limit of open requests."""
+    """All methods of PredictionService and ModelService, called by `_Answering`.
+
+    Args:
+        service: Service. allow_reload: whether clients may replace the configuration.
+    """
 
     service: "Service"
-    metrics: "Metrics"
-    most_open: int
 
-    def __init__(self, service: "Service", metrics: "Metrics", most_open: int) -> None:
-        self.service, self.metrics, self.most_open = service, metrics, most_open
-        self.open: int = 0
+    def __init__(self, service: "Service", allow_reload: bool) -> None:
+        self.service, self._allow_reload = service, allow_reload
 
-    @_answering
     async def Predict(self, request: "predict_pb2.PredictRequest") -> "predict_pb2.PredictResponse":
         """Computes a signature on tensors."""
         spec, output_names = request.model_spec, list(request.output_filter)
@@ -116,14 +119,12 @@ class Servicer:
             answer.outputs[name].CopyFrom(to_proto(array))
         return answer
 
-    @_answering
     async def Classify(
         self, request: "classification_pb2.ClassificationRequest"
     ) -> "classification_pb2.ClassificationResponse":
         """Classifies tf.Examples."""
         return await self._result("classify", request, classification_pb2.ClassificationResponse())
 
-    @_answering
     async def Regress(
         self, request: "regression_pb2.RegressionRequest"
     ) -> "regression_pb2.RegressionResponse":
@@ -138,7 +139,6 @@ class Servicer:
         answer.model_spec.CopyFrom(self.service.spec_of(request.model_spec, number))
         return answer
 
-    @_answering
     async def MultiInference(
         self, request: "inference_pb2.MultiInferenceRequest"
     ) -> "inference_pb2.MultiInferenceResponse":
@@ -168,25 +168,24 @@ class Servicer:
             getattr(result, field).CopyFrom(outcome)
         return answer
 
-    @_answering
     async def GetModelMetadata(
         self, request: "get_model_metadata_pb2.GetModelMetadataRequest"
     ) -> "get_model_metadata_pb2.GetModelMetadataResponse":
         """Returns the signatures of a model."""
         return self.service.metadata(request.model_spec, request.metadata_field)
 
-    @_answering
     async def GetModelStatus(
         self, request: "get_model_status_pb2.GetModelStatusRequest"
     ) -> "get_model_status_pb2.GetModelStatusResponse":
         """Returns the state of each version of a model."""
         return self.service.status(request.model_spec)
 
-    @_answering
     async def HandleReloadConfigRequest(
         self, request: "model_management_pb2.ReloadConfigRequest"
     ) -> "model_management_pb2.ReloadConfigResponse":
         """Replaces the configuration of the models."""
+        if not self._allow_reload:
+            raise RequestError("PERMISSION_DENIED", "this server runs without --allow_reload.")
         if request.config.WhichOneof("config") != "model_config_list":
             raise invalid("the config has no model_config_list.")
         configs = list(request.config.model_config_list.config)
@@ -220,12 +219,42 @@ class _Health(health.aio.HealthServicer):
             watch.cancel()
 
 
-class GrpcServer:
-    """The gRPC server. config: ServeConfig. service: Service. metrics: Metrics."""
+class _SslConfiguration:
+    """Certificates as gRPC takes them."""
 
-    def __init__(self, config: "ServeConfig", service: "Service", metrics: "Metrics") -> None:
+    def __init__(self, certificates):
+        self._certificates, self._sent = certificates, None
+
+    def current(self):
+        self._sent = key, chain, client_ca = self._certificates.pem()
+        return grpc.ssl_server_certificate_configuration([(key, chain)], client_ca)
+
+    def changed(self):
+        """Returns the configuration if it has changed since the last call, else None."""
+        return None if self._certificates.pem() == self._sent else self.current()
+
+
+class GrpcServer:
+    """The gRPC server.
+
+    Args:
+        config: ServeConfig. service: Service. metrics: Metrics. keys: ApiKeys, or None.
+
+    Attributes:
+        port: the port, once it is bound.
+    """
+
+    port: int
+
+    def __init__(
+        self,
+        config: "ServeConfig",
+        service: "Service",
+        metrics: "Metrics",
+        keys: "ApiKeys | None" = None,
+    ) -> None:
         self._server = grpc.aio.server(
-            interceptors=[_Decoding()],
+            interceptors=[_Answering(metrics, config.max_concurrent_requests, keys)],
             # health.Watch calls stay open while a client is connected and are not counted.
             maximum_concurrent_rpcs=2 * config.max_concurrent_requests,
             options=[
@@ -233,38 +262,62 @@ class GrpcServer:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),  # raise an error if the port is in use
                 ("grpc.keepalive_time_ms", 60_000),  # detects lost connections
-                ("grpc.keepalive_timeout_ms", 20_000),
+                ("grpc.keepalive_timeout_ms", HANDSHAKE_S * 1000),
+                ("grpc.server_handshake_timeout_ms", HANDSHAKE_S * 1000),
+                ("grpc.max_connection_idle_ms", int(config.idle_timeout_seconds * 1000)),
+                ("grpc.max_allowed_incoming_connections", config.max_connections),
             ],
         )
         self._drain_seconds, self._health = config.drain_seconds, _Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        servicer = Servicer(service, metrics, config.max_concurrent_requests)
+        servicer = Servicer(service, config.reload_allowed)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(servicer, self._server)
-        self.port: int | None = None
+        self._reservation: asyncio.Server | None = None
 
-    async def start(
-        self, address: str, certificates: tuple[bytes, bytes, bytes | None] | None
-    ) -> None:
-        """Starts the server. address: HOST:PORT. certificates: (key, chain, client_ca) or None.
+    async def bind(self, host: str, port: int, certificates: "Certificates | None" = None) -> None:
+        """Takes the port. Connections are accepted after `start`.
+
+        Args:
+            certificates: Certificates, or None without TLS.
 
         Raises:
-            RuntimeError: the port is in use.
+            OSError: the port is in use.
         """
-        if certificates:
-            key, chain, client_ca = certificates
-            credentials = grpc.ssl_server_credentials(
-                [(key, chain)], client_ca, require_client_auth=client_ca is not None
+        # gRPC itself would accept connections at once, though it does not answer them.
+        self._reservation = await asyncio.get_running_loop().create_server(
+            asyncio.Protocol, host, port, start_serving=False
+        )
+        self._address, self._certificates = address_of(host, port), certificates
+        self.port = port
+
+    async def start(self) -> None:
+        """Accepts connections.
+
+        Raises:
+            RuntimeError: another process has just taken the port.
+        """
+        self._reservation.close()
+        if self._certificates:
+            configuration = _SslConfiguration(self._certificates)
+            credentials = grpc.dynamic_ssl_server_credentials(
+                configuration.current(), configuration.changed, self._certificates.needs_client
             )
-            self.port = self._server.add_secure_port(address, credentials)
+            self._server.add_secure_port(self._address, credentials)
         else:
-            self.port = self._server.add_insecure_port(address)
+            self._server.add_insecure_port(self._address)
         await self._server.start()
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
 
+    async def retire(self) -> None:
+        """Still answers requests, and tells health checks that the server is about to stop."""
+        await self._health.enter_graceful_shutdown()
+
     async def stop(self) -> None:
         """Stops accepting requests, and waits for the open ones."""
-        await self._health.enter_graceful_shutdown()
+        if self._reservation:
+            self._reservation.close()
+        await self.retire()
         ending = asyncio.ensure_future(self._server.stop(self._drain_seconds))
         await asyncio.sleep(0.1)  # lets health watchers receive the new status
         self._health.end_watches()

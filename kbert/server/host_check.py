@@ -4,16 +4,22 @@ Any site can resolve its own name to 127.0.0.1 and let a browser on this machine
 ("DNS rebinding"). The browser still sends the site's name in the headers Host and Origin.
 """
 
-import ipaddress
 import urllib.parse
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from kbert.errors import one_line
+from kbert.server.http_server import as_json
+from kbert.settings.serving import is_loopback
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Middleware
+
+
+def address_of(host: str, port: int) -> str:
+    """Returns HOST:PORT, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def guard(host: str) -> "Middleware":
@@ -35,7 +41,7 @@ def guard(host: str) -> "Middleware":
                     f"{header} {value[:100]!r} is not this machine: use {', '.join(sorted(own))}, "
                     f"or serve with --host=0.0.0.0."
                 )
-                return web.json_response({"error": one_line(reason, 500)}, status=403)
+                return as_json(403, {"error": one_line(reason, 500)})
         return await handler(request)
 
     return guarded
@@ -43,11 +49,7 @@ def guard(host: str) -> "Middleware":
 
 def _own_hosts(host: str) -> set[str] | None:
     """Returns the allowed names if only this machine can reach `host`; None: all are allowed."""
-    try:
-        is_own = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a host name
-        is_own = False
-    return {"localhost", "127.0.0.1", "::1", host} if is_own else None
+    return {"localhost", "127.0.0.1", "::1", host} if is_loopback(host) else None
 
 
 def _host_of(value):

@@ -1,10 +1,9 @@
 """The server: loads models, listens, polls for new versions, and shuts down on a signal."""
 
 import asyncio
+import contextlib
 import logging
-import pathlib
 import signal
-import ssl
 import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -15,11 +14,14 @@ from kbert.errors import UserError
 from kbert.server.batching import Batcher
 from kbert.server.errors import RequestError
 from kbert.server.grpc_api import GrpcServer
-from kbert.server.input_checks import check_models
+from kbert.server.host_check import address_of
+from kbert.server.http_server import HttpServer
+from kbert.server.input_checks import check_inputs, read_certificates, read_keys
 from kbert.server.loading import load_version
 from kbert.server.metrics import Metrics
 from kbert.server.models import Models, read_configs
-from kbert.server.rest_api import RestServer
+from kbert.server.monitoring import Monitoring
+from kbert.server.rest_api import RestApi
 from kbert.server.service import Service
 from kbert.tasks.registry import load_task_module
 
@@ -36,42 +38,60 @@ async def serve(config: "ServeConfig", report: Callable[[str], None] = print) ->
         config: ServeConfig. report: called with lines of text.
 
     Raises:
-        UserError: no model can be served, a port is in use, or certificates are invalid.
+        UserError: no model can be served, a port is in use, or certificates or keys are invalid.
     """
-
-    check_models(config)
+    check_inputs(config)
     load_task_module(config.task_module)
-    certificates, configs = _certificates(config), _configs(config)
+    configs = _configs(config)
     downloads = tempfile.TemporaryDirectory(prefix="kbert-serve-")
 
     def load(folder):
         return load_version(folder, config.backend, config.enable_model_warmup, downloads.name)
 
-    models, servers = Models(load), []
-    metrics = Metrics(models, lambda: batcher.waiting)
+    models = Models(load)
+    metrics = Metrics(models, lambda: batcher.waiting, config.access_log)
     batcher = Batcher(config.max_batch_size, config.max_queue_tokens, metrics.batch)
+    monitoring = Monitoring(models, metrics, config.host)
+    servers = _servers(config, Service(models, batcher), metrics, monitoring)
     stopping = asyncio.create_task(_stop_signal())
-    starting = asyncio.create_task(_start(configs, models, report))
-    watching = None
+    tasks = [stopping]
     try:
+        await _bind(config, servers)
+        starting = asyncio.create_task(_start(configs, models, report))
+        tasks.append(starting)
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             await starting
-            service = Service(models, batcher)
-            ports = await _listen(config, certificates, service, metrics, servers)
-            watching = asyncio.create_task(_watch(models, config, configs))
-            for line in _where(config, ports, models):
+            await _listen(config, servers)
+            monitoring.is_serving = True
+            tasks.append(asyncio.create_task(_watch(models, config, configs)))
+            for line in _where(config, models):
                 report(line)
             await stopping
         report("stopping: waiting for open requests")
+        if monitoring.is_serving:
+            await _retire(config, servers, monitoring)
     finally:
-        for task in (starting, stopping, watching):
-            if task:
-                task.cancel()
-        await asyncio.gather(*(server.stop() for server in servers))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*(server.stop() for server in servers.values()))
         models.close()
         batcher.close()
         downloads.cleanup()
+
+
+def _servers(config, service, metrics, monitoring):
+    """Returns a dict of the configured servers: name of the flag of its port -> server."""
+    keys, servers = read_keys(config), {}
+    if config.monitoring_port:
+        servers["monitoring_port"] = HttpServer(monitoring.app(), config)
+    if config.port:
+        servers["port"] = GrpcServer(config, service, metrics, keys)
+    if config.rest_api_port:
+        routes = () if config.monitoring_port else monitoring.routes()
+        app = RestApi(config, service, metrics, keys).app(routes)
+        servers["rest_api_port"] = HttpServer(app, config)
+    return servers
 
 
 async def _stop_signal():
@@ -97,54 +117,42 @@ async def _start(configs, models, report):
         raise UserError(str(error)) from None
 
 
-async def _listen(config, certificates, service, metrics, servers):
-    """Starts the configured servers; returns their ports, 0 for a server that is off."""
-    secrets, context = certificates
-    ports = []
-    for kind, port, arguments in (
-        (GrpcServer, config.port, (_address(config, config.port), secrets)),
-        (RestServer, config.rest_api_port, (config.host, config.rest_api_port, context)),
-    ):
-        if port:
-            server = kind(config, service, metrics)
-            servers.append(server)
-            try:
-                await server.start(*arguments)
-            except (OSError, RuntimeError) as error:
-                reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-                address = _address(config, port)
-                raise UserError(f"cannot listen on {address}: {reason}.") from error
-        ports.append(server.port if port else 0)
-    return ports
+async def _bind(config, servers):
+    """Takes the ports, so that one in use is reported before the models are loaded."""
+    certificates = read_certificates(config)
+    for name, server in servers.items():
+        is_monitoring = name == "monitoring_port"
+        with _listening(config, name):
+            port = getattr(config, name)
+            await server.bind(config.host, port, None if is_monitoring else certificates)
+            if is_monitoring:  # it answers while models are loaded
+                await server.start()
 
 
-def _address(config, port):
-    return f"[{config.host}]:{port}" if ":" in config.host else f"{config.host}:{port}"
+async def _listen(config, servers):
+    """Accepts connections."""
+    for name, server in servers.items():
+        if name != "monitoring_port":
+            with _listening(config, name):
+                await server.start()
 
 
-def _certificates(config):
-    """Returns ((key, chain, client_ca) as bytes, ssl.SSLContext); (None, None) without TLS."""
-    if not config.ssl_key:
-        return None, None
-    secrets = []
-    for name in ("ssl_key", "ssl_certificate", "ssl_client_ca"):
-        path = getattr(config, name)
-        try:
-            secrets.append(path and pathlib.Path(path).read_bytes())
-        except OSError as error:
-            raise UserError(f"--{name}: cannot read {path}: {error.strerror}.") from error
+@contextlib.contextmanager
+def _listening(config, name):
     try:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=config.ssl_client_ca)
-        # With an empty password, an encrypted key does not prompt on the terminal.
-        context.load_cert_chain(config.ssl_certificate, config.ssl_key, password=lambda: "")
-    except (ssl.SSLError, ValueError) as error:
-        raise UserError(
-            f"--ssl_certificate, --ssl_key and --ssl_client_ca must be PEM files without a "
-            f"password, and the key must match the certificate: {error}."
-        ) from error
-    if config.ssl_client_ca:
-        context.verify_mode = ssl.CERT_REQUIRED
-    return tuple(secrets), context
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        address = address_of(config.host, getattr(config, name))
+        raise UserError(f"--{name}: cannot listen on {address}: {reason}.") from error
+
+
+async def _retire(config, servers, monitoring):
+    """Lets clients and load balancers leave before the ports are closed."""
+    monitoring.is_serving = False
+    for server in servers.values():
+        await server.retire()
+    await asyncio.sleep(config.lame_duck_seconds)
 
 
 def _configs(config):
@@ -184,18 +192,21 @@ async def _watch(models, config, configs):
     await asyncio.gather(*looks)
 
 
-def _where(config, ports, models):
+def _where(config, models):
     """Returns lines that describe the models and addresses served."""
     secure = "s" if config.ssl_key else ""
     for name, numbers in models.available().items():
         yield f"{name}: version {', '.join(map(str, numbers))}"
-    if ports[0]:
-        yield f"gRPC: {_address(config, ports[0])}{' (TLS)' if secure else ''}"
-    if ports[1]:
-        address = f"http{secure}://{_address(config, ports[1])}"
+    if config.port:
+        yield f"gRPC: {address_of(config.host, config.port)}{' (TLS)' if secure else ''}"
+    address = f"http{secure}://{address_of(config.host, config.rest_api_port)}"
+    if config.rest_api_port:
         if config.demo:
             yield f"demo: {address}/"
         for name in models.available():
             yield f"REST: {address}/v1/models/{name}"
+    if config.monitoring_port:
+        address = f"http://{address_of(config.host, config.monitoring_port)}"
+    if config.monitoring_port or config.rest_api_port:
         yield f"metrics: {address}/monitoring/prometheus/metrics"
     yield "ready; Ctrl-C stops it"

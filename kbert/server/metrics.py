@@ -1,5 +1,6 @@
 """The server's Prometheus metrics."""
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,7 @@ import prometheus_client as prometheus
 
 if TYPE_CHECKING:
     from kbert.server.models import Models
+access_log: logging.Logger = logging.getLogger("kbert.serve.access")
 
 
 class Metrics:
@@ -14,11 +16,13 @@ class Metrics:
 
     Args:
         models: Models; only their names become labels. waiting: function that returns the number
-            of tokens queued or being computed.
+            of tokens queued or being computed. logs_access: whether to log each request.
     """
 
-    def __init__(self, models: "Models", waiting: Callable[[], int]) -> None:
-        self._models = models
+    def __init__(
+        self, models: "Models", waiting: Callable[[], int], logs_access: bool = False
+    ) -> None:
+        self._models, self._logs_access = models, logs_access
         self._registry = registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)
         names = ["model", "method"]
@@ -52,9 +56,19 @@ class Metrics:
             registry=registry,
         )
 
-    def answered(self, model: str, method: str, status: str, seconds: float) -> None:
-        """Counts a request."""
+    def answered(
+        self, model: str, method: str, status: str, seconds: float, peer: str | None = None
+    ) -> None:
+        """Counts a request, and logs it if the server has an access log.
+
+        Args:
+            peer: address of the client.
+        """
         model = model if model in self._models else ""
+        if self._logs_access:
+            access_log.info(
+                "%s %s %s %s %.1f ms", peer or "-", method, model or "-", status, seconds * 1e3
+            )
         self._requests.labels(model, method, status).inc()
         self._seconds.labels(model, method).observe(seconds)
 

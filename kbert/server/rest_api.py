@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import time
+import types
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,14 +19,16 @@ from google.protobuf import json_format
 from tensorflow_serving.apis import predict_pb2
 
 from kbert.server.demo import Demo
-from kbert.server.errors import HTTP_STATUS, RequestError, invalid
+from kbert.server.embeddings import Embeddings
+from kbert.server.errors import HTTP_STATUS, NO_KEY, RequestError, invalid
 from kbert.server.host_check import guard
+from kbert.server.http_server import as_json
 from kbert.server.tensors import check_examples, example_of_json, from_json, to_json
 
 if TYPE_CHECKING:
-    import ssl
     from typing import Any
 
+    from kbert.server.credentials import ApiKeys
     from kbert.server.metrics import Metrics
     from kbert.server.servable import Signature
     from kbert.server.service import Service
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 log: logging.Logger = logging.getLogger("kbert.serve")
 _DEMO = {"/": "GET", "/demo/models": "GET", "/demo/attention": "POST"}  # with --demo
+_WITHOUT_KEY = ("/healthz", "/readyz")
 _MANY = 1 << 14  # responses with more numbers and texts are serialized in a thread
 _PATH = re.compile(
     r"/v1/models/(?P<name>[^/:]+)(/versions/(?P<version>[0-9]{1,18})|/labels/(?P<label>[^/:]+))?"
@@ -40,61 +44,51 @@ _PATH = re.compile(
 )
 
 
-class RestServer:
-    """The REST server. config: ServeConfig. service: Service. metrics: Metrics."""
+class RestApi:
+    """The REST API.
 
-    def __init__(self, config: "ServeConfig", service: "Service", metrics: "Metrics") -> None:
-        self._service, self._metrics, self._config = service, metrics, config
+    Args:
+        config: ServeConfig. service: Service. metrics: Metrics. keys: ApiKeys, or None.
+    """
+
+    def __init__(
+        self,
+        config: "ServeConfig",
+        service: "Service",
+        metrics: "Metrics",
+        keys: "ApiKeys | None" = None,
+    ) -> None:
+        self._service, self._metrics, self._config, self._keys = service, metrics, config, keys
         self._seconds = config.rest_api_timeout_in_ms / 1000
         self._open = 0
         self._demo = Demo(service) if config.demo else None
-        app = web.Application(middlewares=[guard(config.host)])
-        app.on_response_prepare.append(_not_sniffed)
-        app.router.add_get("/healthz", self._alive)
-        app.router.add_get("/readyz", self._ready)
-        app.router.add_get("/monitoring/prometheus/metrics", self._prometheus)
+        self._embeddings = Embeddings(service)
+
+    def app(self, others: "Iterable[web.RouteDef]" = ()) -> web.Application:
+        """Returns an application with the API and other routes."""
+        app = web.Application(middlewares=[guard(self._config.host), self._authorized])
+        app.router.add_routes(others)
         app.router.add_route("*", "/{path:.*}", self._counted)
-        self._runner = web.AppRunner(
-            app,
-            access_log=None,
-            handler_cancellation=True,  # do not compute requests of disconnected clients
-            shutdown_timeout=config.drain_seconds,
-        )
-        # aiohttp logs a stack trace for each request that is not HTTP.
-        logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
-        self.port: int | None = None
+        return app
 
-    async def start(self, host: str, port: int, context: "ssl.SSLContext | None") -> None:
-        """Starts the server. context: ssl.SSLContext, or None without TLS.
-
-        Raises:
-            OSError: the port is in use.
-        """
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port, ssl_context=context)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
-
-    async def stop(self) -> None:
-        """Stops accepting requests, and waits for the open ones."""
-        await self._runner.cleanup()
-
-    async def _alive(self, request):
-        return _said(200, {"status": "alive"})
-
-    async def _ready(self, request):
-        ready = all(self._service.models.available().values())
-        return _said(200 if ready else 503, {"status": "ready" if ready else "not ready"})
-
-    async def _prometheus(self, request):
-        return web.Response(body=self._metrics.text(), content_type="text/plain")
+    @web.middleware
+    async def _authorized(self, request, handler):
+        is_free = not self._keys or request.path in _WITHOUT_KEY
+        if is_free or self._keys.accept(request.headers):
+            return await handler(request)
+        code = "UNAUTHENTICATED"
+        self._metrics.answered("", "rest_unknown", code, 0.0, request.remote)
+        response = as_json(HTTP_STATUS[code], {"error": NO_KEY})
+        response.headers["WWW-Authenticate"] = "Bearer"
+        return response
 
     async def _counted(self, request):
         """Answers a request or returns {"error": ...}, and counts it."""
-        begin, code, name, what = time.perf_counter(), "OK", "", "unknown"
+        begin, code = time.perf_counter(), "OK"
+        call = types.SimpleNamespace(model="", what="unknown")
         self._open += 1
         try:
-            name, what, answer = self._routed(request)
+            answer = self._routed(request, call)
             if self._open > self._config.max_concurrent_requests:
                 raise RequestError(
                     "RESOURCE_EXHAUSTED",
@@ -102,54 +96,68 @@ class RestServer:
                 )
             async with asyncio.timeout(self._seconds):
                 return await answer()
-        except RequestError as error:
-            code = error.code
-            return _said(HTTP_STATUS[code], {"error": str(error)})
-        except TimeoutError:
-            code = "DEADLINE_EXCEEDED"
-            return _said(504, {"error": f"not answered within {self._seconds:g} seconds."})
-        except web.HTTPRequestEntityTooLarge:
-            code, most = "INVALID_ARGUMENT", self._config.max_request_bytes
-            return _said(413, {"error": f"the request is larger than {most:,} bytes."})
-        except UnicodeEncodeError:  # an unpaired surrogate in a name
-            code = "INVALID_ARGUMENT"
-            return _said(400, {"error": "a name in the request is not Unicode."})
-        except (web.RequestPayloadError, ConnectionError) as error:
-            code = "INVALID_ARGUMENT"
-            return _said(400, {"error": f"the body cannot be read: {type(error).__name__}."})
         except asyncio.CancelledError:
             code = "CANCELLED"
             raise
-        except Exception:
-            code = "INTERNAL"
-            log.exception("a request of %s failed", what)
-            return _said(500, {"error": "the server failed; see its log."})
+        except Exception as error:
+            code, status, reason = self._error(error, call.what)
+            return as_json(status, {"error": reason})
         finally:
             self._open -= 1
-            self._metrics.answered(name, f"rest_{what}", code, time.perf_counter() - begin)
+            seconds = time.perf_counter() - begin
+            peer = request.remote
+            self._metrics.answered(call.model, f"rest_{call.what}", code, seconds, peer)
+
+    def _error(self, error, what):
+        """Returns (gRPC code, HTTP status, message) of an exception."""
+        if isinstance(error, RequestError):
+            return error.code, HTTP_STATUS[error.code], str(error)
+        if isinstance(error, TimeoutError):
+            return "DEADLINE_EXCEEDED", 504, f"not answered within {self._seconds:g} seconds."
+        if isinstance(error, web.HTTPRequestEntityTooLarge):
+            most = self._config.max_request_bytes
+            return "INVALID_ARGUMENT", 413, f"the request is larger than {most:,} bytes."
+        if isinstance(error, UnicodeEncodeError):  # an unpaired surrogate
+            return "INVALID_ARGUMENT", 400, "a name in the request is not Unicode."
+        if isinstance(error, (web.RequestPayloadError, ConnectionError)):
+            reason = f"the body cannot be read: {type(error).__name__}."
+            return "INVALID_ARGUMENT", 400, reason
+        log.error("a request of %s failed", what, exc_info=error)
+        return "INTERNAL", 500, "the server failed; see its log."
 
     def _routed(
-        self, request: web.Request
-    ) -> tuple[str, str, Callable[[], Awaitable[web.Response]]]:
-        """Returns (model, operation, handler) of a request."""
+        self, request: web.Request, call: types.SimpleNamespace
+    ) -> Callable[[], Awaitable[web.Response]]:
+        """Returns the handler of a request; writes its model and operation into `call`."""
         if self._demo and _DEMO.get(request.path) == request.method:
-            return "", "demo", functools.partial(self._answer_demo, request)
+            call.what = "demo"
+            return functools.partial(self._answer_demo, request)
+        if (request.method, request.path) == ("POST", "/v1/embeddings"):
+            call.what = "embeddings"
+            return functools.partial(self._answer_embeddings, request, call)
         match = _PATH.fullmatch(request.path)
         is_post = bool(match) and (match["what"] or "").startswith(":")
         if not match or request.method != ("POST" if is_post else "GET"):
             raise RequestError(
                 "INVALID_ARGUMENT" if request.path.startswith("/v1/") else "NOT_FOUND",
                 f"{request.method} {request.path[:200]} is not served: GET "
-                f"/v1/models/NAME[/metadata], POST /v1/models/NAME:(predict|classify|regress).",
+                f"/v1/models/NAME[/metadata], POST /v1/models/NAME:(predict|classify|regress), "
+                f"POST /v1/embeddings.",
             )
-        what = (match["what"] or "status").strip(":/")
-        return match["name"], what, functools.partial(self._answer, request, _spec(match), what)
+        call.model, call.what = match["name"], (match["what"] or "status").strip(":/")
+        return functools.partial(self._answer, request, _spec(match), call.what)
+
+    async def _answer_embeddings(self, request, call):
+        values = _parsed(await self._body(request))
+        call.model = str(values.get("model"))
+        result = await self._embeddings.embed(values)
+        return web.Response(body=result, content_type="application/json")
 
     async def _answer_demo(self, request):
         if request.path == "/":
             return web.Response(body=self._demo.page, headers=self._demo.headers)
         if request.path == "/demo/models":
-            return _said(200, self._demo.served())
+            return as_json(200, self._demo.served())
         result = await self._demo.attention(_parsed(await self._body(request)))
         return web.Response(body=result, content_type="application/json")
 
@@ -176,7 +184,7 @@ class RestServer:
             rows = [[[c.label, c.score] for c in one.classes] for one in outputs.classifications]
         else:
             rows = [one.value for one in outputs.regressions]
-        return _said(200, {"results": rows})
+        return as_json(200, {"results": rows})
 
     async def _body(self, request: web.Request) -> bytes:
         """Reads the body; aiohttp's own `read` would keep it in memory during the request."""
@@ -187,10 +195,6 @@ class RestServer:
                 raise web.HTTPRequestEntityTooLarge(most, size)
             parts.append(part)
         return b"".join(parts)
-
-
-async def _not_sniffed(request, response):
-    response.headers["X-Content-Type-Options"] = "nosniff"
 
 
 def _spec(match):
@@ -304,12 +308,6 @@ def _object_text(names: Iterable[str], texts: Sequence[str]) -> str:
     return texts[0] if len(pairs) == 1 else f"{{{', '.join(pairs)}}}"
 
 
-def _said(status, value):
-    return web.Response(
-        status=status, body=json.dumps(value).encode(), content_type="application/json"
-    )
-
-
 def _message(message):
     """Serializes a message as TensorFlow Serving does, without the "@type" of metadata."""
     result = json_format.MessageToDict(
@@ -317,4 +315,4 @@ def _message(message):
     )
     for value in result.get("metadata", {}).values():
         del value["@type"]
-    return _said(200, result)
+    return as_json(200, result)

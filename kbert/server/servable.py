@@ -139,6 +139,8 @@ class Servable:
             return {name: x.numpy() for name, x in signature.function(**tensors).items()}
         except tf.errors.InvalidArgumentError as error:
             raise invalid(_reason(error)) from None
+        except UnicodeDecodeError:  # TensorFlow's own message quotes bytes of the inputs
+            raise invalid("the inputs are not what the signature parses.") from None
         except tf.errors.ResourceExhaustedError as error:
             raise RequestError("RESOURCE_EXHAUSTED", f"out of memory: {_reason(error)}") from None
 

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import math
+import reprlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 MOST_REPEATED = 1 << 16  # maximum elements of a tensor that is sent as one repeated value
 MOST_BYTES = 64 << 20  # maximum size of a request's examples, counting the context once per example
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 4, 100, 100
 _FIELDS = {  # dtype -> field of TensorProto
     tf.float32: "float_val",
     tf.float64: "double_val",
@@ -142,7 +145,7 @@ def _numbers(name, flat, dtype):
 
 
 def _said(item):
-    text = repr(item)
+    text = _SHORT.repr(item)  # `repr` fails for deep nesting
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 

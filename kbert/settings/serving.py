@@ -1,11 +1,46 @@
 """Settings of `kbert.serve`, named like the flags of `tensorflow_model_server` if they exist."""
 
 import dataclasses
+import ipaddress
 
 from kbert.errors import UserError
 from kbert.fields import check_settings, setting
 from kbert.settings.models import SERVER_BACKENDS
 from kbert.settings.tasks import TaskModuleConfig
+
+# Flags of tensorflow_model_server that are accepted, so that its command lines can be reused, and
+# have no effect: they tune its threads, its batching and its retries.
+UNUSED_SWITCHES = (
+    "allow_version_labels_for_unavailable_models",
+    "enable_batching",
+    "enable_grpc_healthcheck_service",
+    "enable_per_model_batching_parameters",
+    "enable_profiler",
+    "enable_signature_method_name_check",
+    "flush_filesystem_caches",
+    "remove_unused_fields_from_bundle_metagraph",
+    "skip_initialize_tpu",
+    "xla_cpu_compilation_enabled",
+    "xla_gpu_compilation_enabled",
+)
+UNUSED_VALUES = (
+    "batching_parameters_file",
+    "grpc_channel_arguments",
+    "grpc_max_threads",
+    "load_retry_interval_micros",
+    "max_num_load_retries",
+    "monitoring_config_file",
+    "num_load_threads",
+    "num_request_iterations_for_warmup",
+    "num_unload_threads",
+    "per_process_gpu_memory_fraction",
+    "rest_api_num_threads",
+    "tensorflow_inter_op_parallelism",
+    "tensorflow_intra_op_parallelism",
+    "tensorflow_session_config_file",
+    "tensorflow_session_parallelism",
+    "thread_pool_factory_config_file",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,8 +72,10 @@ class ServeConfig(TaskModuleConfig):
         "address to listen on; 0.0.0.0 accepts connections from other machines",
         group="common",
     )
-    port: int = setting(8500, "gRPC port; 0: disabled", at_least=0, group="common")
-    rest_api_port: int = setting(8501, "REST port; 0: disabled", at_least=0, group="common")
+    port: int = setting(8500, "gRPC port; 0: disabled", at_least=0, at_most=65_535, group="common")
+    rest_api_port: int = setting(
+        8501, "REST port; 0: disabled", at_least=0, at_most=65_535, group="common"
+    )
     rest_api_timeout_in_ms: int = setting(
         30_000, "timeout of a REST request in milliseconds", at_least=1
     )
@@ -49,6 +86,24 @@ class ServeConfig(TaskModuleConfig):
     ssl_client_ca: str | None = setting(
         None, "PEM file of the CAs that must have signed the clients' certificates"
     )
+    api_key_file: str | None = setting(
+        None,
+        "file of API keys, one per line; clients must send one of them: x-api-key: KEY, or "
+        "authorization: Bearer KEY",
+    )
+    allow_reload: bool | None = setting(
+        None,
+        "whether clients may replace the configuration (HandleReloadConfigRequest); default: only "
+        "if --host is this machine",
+    )
+    monitoring_port: int = setting(
+        0,
+        "port for health checks and metrics, without TLS and API keys; 0: they are on the REST "
+        "port",
+        at_least=0,
+        at_most=65_535,
+    )
+    access_log: bool = setting(False, "log a line for each request")
     demo: bool = setting(
         False, "serve a page to try the models in a browser, at / on the REST port", group="common"
     )
@@ -71,7 +126,22 @@ class ServeConfig(TaskModuleConfig):
     max_concurrent_requests: int = setting(
         512, "maximum number of concurrent requests on each port", at_least=1
     )
+    max_connections: int = setting(
+        1024, "maximum connections on each port; further ones are closed", at_least=1
+    )
+    idle_timeout_seconds: float = setting(
+        75.0,
+        "seconds after which a connection is closed that has no request or not all of its headers",
+        above=0,
+        at_most=86_400,
+    )
     max_request_bytes: int = setting(4 << 20, "maximum request size in bytes", at_least=1)
+    lame_duck_seconds: float = setting(
+        1.0,
+        "seconds after SIGTERM or Ctrl-C in which the server still accepts requests, while its "
+        "health checks fail and connections are closed after their next response",
+        at_least=0,
+    )
     drain_seconds: float = setting(
         30.0, "seconds that running requests have to finish after SIGTERM or Ctrl-C", at_least=0
     )
@@ -99,11 +169,40 @@ class ServeConfig(TaskModuleConfig):
             raise UserError(
                 "--rest_api_timeout_in_ms requires REST, which --rest_api_port=0 disables."
             )
+        self._check_ports()
+        self._check_access()
+
+    @property
+    def reload_allowed(self) -> bool:
+        """`allow_reload`, or whether only this machine can reach the server if it is None."""
+        return is_loopback(self.host) if self.allow_reload is None else self.allow_reload
+
+    def _check_ports(self):
         if not self.port and not self.rest_api_port:
             raise UserError("--port and --rest_api_port are both 0; set at least one port.")
+        ports = [port for port in (self.port, self.rest_api_port, self.monitoring_port) if port]
+        if len(set(ports)) < len(ports):
+            raise UserError(
+                f"--port, --rest_api_port and --monitoring_port must differ; got {self.port}, "
+                f"{self.rest_api_port} and {self.monitoring_port}."
+            )
         if self.demo and not self.rest_api_port:
             raise UserError("--demo requires REST, which --rest_api_port=0 disables.")
+
+    def _check_access(self):
+        if self.demo and self.api_key_file:
+            raise UserError(
+                "--demo cannot be used with --api_key_file, because the page sends no key."
+            )
         if bool(self.ssl_certificate) != bool(self.ssl_key):
             raise UserError("--ssl_certificate and --ssl_key must be set together; one is missing.")
         if self.ssl_client_ca and not self.ssl_certificate:
             raise UserError("--ssl_client_ca requires --ssl_certificate and --ssl_key.")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address of the server."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a host name
+        return False

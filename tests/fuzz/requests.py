@@ -18,10 +18,11 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from kbert.config import BertConfig
 from kbert.server.demo import Demo
+from kbert.server.embeddings import Embeddings
 from kbert.server.errors import RequestError
-from kbert.server.grpc_api import Servicer
+from kbert.server.grpc_api import Servicer, _Answering
 from kbert.server.models import Models, Version, read_configs
-from kbert.server.rest_api import RestServer
+from kbert.server.rest_api import RestApi
 from kbert.server.servable import Servable, Signature
 from kbert.server.service import Service
 from kbert.settings.serving import ServeConfig
@@ -146,11 +147,12 @@ def _rest_seeds():
 def rest(data):
     line, _, body = data.partition(b"\n")
     method, _, path = line.decode("utf-8", "surrogateescape").partition(" ")
-    server = object.__new__(RestServer)
+    server = object.__new__(RestApi)
     server._service, server._metrics = _service(), _METRICS
+    server._embeddings = Embeddings(server._service)
     server._config = ServeConfig(model_base_path="x", max_request_bytes=9000)
     server._seconds, server._open, server._demo = 30, 0, _demo()
-    request = types.SimpleNamespace(method=method, path=path, content=_Body(body))
+    request = types.SimpleNamespace(method=method, path=path, content=_Body(body), remote=None)
     answer = _loop().run_until_complete(server._counted(request))
     said = json.loads(answer.body) if answer.content_type != "text/html" else None
     if answer.status == 500:
@@ -160,6 +162,9 @@ def rest(data):
 
 
 class _Context:
+    def peer(self):
+        return "-"
+
     async def abort(self, code, message):
         raise RequestError(code.name, message)
 
@@ -221,8 +226,9 @@ def grpc(data):
         request = _REQUESTS[name].FromString(data[1:])
     except DecodeError:
         request = None  # as the server's interceptor has it
-    servicer = Servicer(_service(), _METRICS, 9)
-    _loop().run_until_complete(getattr(servicer, name)(request, _Context()))
+    method = getattr(Servicer(_service(), allow_reload=False), name)
+    answer = _Answering(_METRICS, 9, None)._counted(name, method, request, _Context())
+    _loop().run_until_complete(answer)
 
 
 MODELS_CONFIG = b"""\

@@ -1,0 +1,52 @@
+"""Health checks and metrics by HTTP."""
+
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from kbert.server.host_check import guard
+from kbert.server.http_server import as_json
+
+if TYPE_CHECKING:
+    from kbert.server.metrics import Metrics
+    from kbert.server.models import Models
+
+
+class Monitoring:
+    """Health checks and metrics.
+
+    Args:
+        models: Models. metrics: Metrics. host: see `guard`.
+
+    Attributes:
+        is_serving: whether the models are loaded and the server is not stopping.
+    """
+
+    is_serving: bool = False
+
+    def __init__(self, models: "Models", metrics: "Metrics", host: str) -> None:
+        self._models, self._metrics, self._host = models, metrics, host
+
+    def routes(self) -> list[web.RouteDef]:
+        """Returns the routes /healthz, /readyz and /monitoring/prometheus/metrics."""
+        return [
+            web.get("/healthz", self._alive),
+            web.get("/readyz", self._ready),
+            web.get("/monitoring/prometheus/metrics", self._prometheus),
+        ]
+
+    def app(self) -> web.Application:
+        """Returns an application with these routes only."""
+        app = web.Application(middlewares=[guard(self._host)])
+        app.router.add_routes(self.routes())
+        return app
+
+    async def _alive(self, request):
+        return as_json(200, {"status": "alive"})
+
+    async def _ready(self, request):
+        ready = self.is_serving and all(self._models.available().values())
+        return as_json(200 if ready else 503, {"status": "ready" if ready else "not ready"})
+
+    async def _prometheus(self, request):
+        return web.Response(body=self._metrics.text(), content_type="text/plain")
