@@ -86,8 +86,8 @@ class ServerSetup:
 
     def __init__(self, base, texts, backend):
         self._texts = json.loads(pathlib.Path(texts).read_text())
-        self._ports = [_free_port(), _free_port()]
-        ports = [f"--port={self._ports[0]}", f"--rest_api_port={self._ports[1]}"]
+        self.ports = [_free_port(), _free_port()]
+        ports = [f"--port={self.ports[0]}", f"--rest_api_port={self.ports[1]}"]
         command = [FLAGS.python_kbert, "-m", "kbert.serve", f"--backend={backend}", *ports]
         command += ["--model_name=bert", f"--model_base_path={base}"]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -110,7 +110,7 @@ class ServerSetup:
             request.model_spec.name = "bert"
             request.inputs["text"].CopyFrom(tf.make_tensor_proto([text]))
             requests.append(request)
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{self._ports[0]}") as channel:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{self.ports[0]}") as channel:
             stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
             return await _load(
                 lambda i: stub.Predict(requests[i % len(requests)]), clients, seconds
@@ -119,7 +119,7 @@ class ServerSetup:
     async def _by_rest(self, clients, seconds):
         import aiohttp
 
-        address = f"http://127.0.0.1:{self._ports[1]}/v1/models/bert:predict"
+        address = self.address("/v1/models/bert:predict")
 
         async def send(i):
             body = {"inputs": {"text": [self._texts[i % len(self._texts)]]}}
@@ -131,9 +131,12 @@ class ServerSetup:
         async with aiohttp.ClientSession(connector=connector) as session:
             return await _load(send, clients, seconds)
 
-    def memory_mb(self):
+    def address(self, path):
+        return f"http://127.0.0.1:{self.ports[1]}{path}"
+
+    def memory_mb(self, kind="VmHWM"):
         status = pathlib.Path(f"/proc/{self._process.pid}/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 1e3
+        return int(status.split(f"{kind}:")[1].split()[0]) / 1e3
 
     def stop(self):
         self._process.terminate()
@@ -164,6 +167,14 @@ def _free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def write_texts(path, lengths):
+    """Writes texts of these lengths in tokens; returns them and the path."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(f"w{i}" for i in rng.integers(1000, 30000, n - 2)) for n in lengths]
+    pathlib.Path(path).write_text(json.dumps(texts))
+    return texts, path
 
 
 def measure(setups, rounds, seconds):
@@ -201,13 +212,7 @@ def main(_):
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         model = TINY if FLAGS.quick else MODELS[FLAGS.model]
         save_model(model, f"{folder}/weights")
-        rng = np.random.default_rng(0)
-        texts = [
-            " ".join(f"w{i}" for i in rng.integers(1000, 30000, length - 2))
-            for length in data.mixed_lengths(256)
-        ]
-        path = pathlib.Path(folder) / "texts.json"
-        path.write_text(json.dumps(texts))
+        _, path = write_texts(f"{folder}/texts.json", data.mixed_lengths(256))
         base = f"{folder}/models/bert"
         export(f"{folder}/weights/kbert", f"{base}/1", max_seq_length=128, report=lambda line: None)
         setups = {"saved_model": SavedModelSetup(f"{base}/1", path)}

@@ -32,6 +32,7 @@ COMPARISONS = {
 }
 PROGRAMS = {
     "-m benchmarks.serve --quick --backends=tensorflow": rf"64 clients \(REST\) \| {NUMBER}",
+    "-m benchmarks.load_test --quick": rf"{NUMBER} answered, 0 failures, 0 wrong; .*, 0 got",
     "-m benchmarks.prepare --quick --vocab_file={model}/vocab.txt --folder={folder}": (
         rf"\| 1 MB \| processes=1 \| .* \| {NUMBER} s"
     ),
@@ -83,9 +84,9 @@ def test_comparisons(name, places):
 
 @pytest.mark.parametrize("command", PROGRAMS, ids=lambda c: re.search(r"benchmarks[./](\w+)", c)[1])
 def test_programs(command, places):
-    if any(name in command for name in ("serve", "prepare", "pretraining")):
+    if re.search("serve|prepare|pretraining|load_test", command):
         command += f" --python_kbert={PYTHON}"
-    if "load" in command:
+    if "load.py" in command:
         command += f" --python={PYTHON}"
     assert re.search(PROGRAMS[command.partition(" --python")[0]], printed(command.format(**places)))
 

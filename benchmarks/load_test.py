@@ -1,0 +1,182 @@
+"""kbert.serve under load: many clients, version swaps, hostile requests. Does any request fail?
+
+    python -m benchmarks.load_test --seconds=300
+
+Half of the clients ask by gRPC and half by REST, one text per request, with connections that they
+keep. Every few seconds a new version replaces the one that is served. One request in a hundred is
+hostile: it must get its error, and no other request may notice. Answers are compared with the first
+ones. Memory is the resident memory of the server after the first tenth of the time and at the end.
+"""
+
+import asyncio
+import collections
+import datetime
+import itertools
+import pathlib
+import shutil
+import sys
+import tempfile
+import time
+
+import numpy as np
+from absl import app, flags
+
+from benchmarks import data
+from benchmarks.infer import TINY, save_model
+from benchmarks.report import machine
+from benchmarks.serve import ServerSetup, write_texts
+
+FLAGS = flags.FLAGS
+PREDICT = "/v1/models/bert:predict"
+# What a hostile client sends by REST, as (path, body), and the status that it must get.
+HOSTILE = (
+    (PREDICT, b'{"inputs": ["a"', 400),
+    (PREDICT, b'{"inputs": ["\xff"]}', 400),
+    (PREDICT, b'{"inputs": ' + b"[" * 900 + b"]" * 900 + b"}", 400),
+    (PREDICT, b'{"inputs": [1e400]}', 400),
+    (PREDICT, b" " * (5 << 20), 413),
+    ("/v1/models/bert/versions/999999:predict", b'{"inputs": ["a"]}', 404),
+    ("/v1/models/none:predict", b'{"inputs": ["a"]}', 404),
+)
+RAW = (b"\x16\x03\x01" * 50, b"GET / HTTP/1.1\r\nHost", b"POST / HTTP/1.1\r\na: \0\r\n\r\n")
+
+
+class LoadTest:
+    """Counts what the clients of a server get. server: ServerSetup. texts: list of str."""
+
+    def __init__(self, server, texts):
+        self.server, self.texts = server, texts
+        self.counts, self.first, self.versions = collections.Counter(), {}, set()
+        self.taken = []
+        self._numbers = itertools.count()
+
+    async def run(self, seconds, clients):
+        """Lets clients of both kinds ask for some seconds."""
+        import aiohttp
+        import grpc
+        from tensorflow_serving.apis import prediction_service_pb2_grpc
+
+        self._end = time.monotonic() + seconds
+        connector = aiohttp.TCPConnector(limit=0)
+        async with (
+            grpc.aio.insecure_channel(f"127.0.0.1:{self.server.ports[0]}") as channel,
+            aiohttp.ClientSession(connector=connector) as session,
+        ):
+            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+            doors = [lambda i: self._by_grpc(stub, i), lambda i: self._by_rest(session, i)]
+            asking = [self._client(doors[k % 2], session) for k in range(clients)]
+            await asyncio.gather(*asking)
+
+    async def _client(self, ask, session):
+        while (begin := time.monotonic()) < self._end:
+            i = next(self._numbers)
+            if i % 100 == 99:
+                await self._hostile(session, i // 100)
+                continue
+            try:
+                probabilities = await ask(i)
+                self.taken.append(time.monotonic() - begin)
+                wanted = self.first.setdefault(i % len(self.texts), probabilities)
+                right = np.abs(np.subtract(probabilities, wanted)).max() < 1e-5
+                self.counts["answered" if right else "wrong"] += 1
+            except Exception as error:
+                self.counts["failed"] += 1
+                print(f"request {i}: {type(error).__name__}: {error}"[:300], file=sys.stderr)
+
+    async def _by_grpc(self, stub, i):
+        import tensorflow as tf
+        from tensorflow_serving.apis import predict_pb2
+
+        request = predict_pb2.PredictRequest()
+        request.model_spec.name = "bert"
+        request.inputs["text"].CopyFrom(tf.make_tensor_proto([self.texts[i % len(self.texts)]]))
+        answer = await stub.Predict(request, timeout=60)
+        self.versions.add(answer.model_spec.version.value)
+        return list(answer.outputs["probabilities"].float_val)
+
+    async def _by_rest(self, session, i):
+        body = {"inputs": [self.texts[i % len(self.texts)]]}
+        async with session.post(self.server.address(PREDICT), json=body) as answer:
+            assert answer.status == 200, await answer.text()
+            return (await answer.json())["outputs"]["probabilities"][0]
+
+    async def _hostile(self, session, i):
+        self.counts["hostile"] += 1
+        if i % 4 == 3:  # bytes that are no request, and a client that leaves
+            port = self.server.ports[i // 4 % 2]
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(RAW[i // 4 % len(RAW)])
+            writer.close()
+            return
+        path, body, status = HOSTILE[i % len(HOSTILE)]
+        try:
+            async with session.post(self.server.address(path), data=body) as answer:
+                if answer.status != status or list(await answer.json()) != ["error"]:
+                    raise ValueError(f"status {answer.status} instead of {status}")
+        except Exception as error:
+            self.counts["hostile failed"] += 1
+            print(f"hostile {i}: {type(error).__name__}: {error}"[:300], file=sys.stderr)
+
+
+async def swap(base, seconds, memory):
+    """Replaces the version again and again; notes the memory of the server before each."""
+    for number in itertools.count(2):
+        await asyncio.sleep(seconds)
+        memory()
+        shutil.copytree(base / str(number - 1), base / "coming")
+        (base / "coming").rename(base / str(number))
+        if number > 3:
+            shutil.rmtree(base / str(number - 3))
+
+
+async def measure(server, base, texts, seconds):
+    """Runs the load and the swaps; returns the LoadTest, seconds, and memory in MB over time."""
+    test, begin, memory = LoadTest(server, texts), time.monotonic(), []
+
+    def note():
+        memory.append((time.monotonic() - begin, server.memory_mb("VmRSS")))
+
+    swapping = asyncio.create_task(swap(base, FLAGS.swap_seconds, note))
+    await test.run(seconds, FLAGS.clients)
+    swapping.cancel()
+    note()
+    return test, time.monotonic() - begin, memory
+
+
+def main(_):
+    """Runs the test."""
+    from kbert.serving.export import export
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(TINY, f"{folder}/weights")
+        texts, path = write_texts(f"{folder}/texts.json", data.mixed_lengths(256))
+        base = pathlib.Path(folder) / "bert"
+        weights = f"{folder}/weights/kbert"
+        export(weights, base / "1", max_seq_length=128, report=lambda line: None)
+        server = ServerSetup(base, path, FLAGS.backend)
+        seconds = 2 if FLAGS.quick else FLAGS.seconds
+        test, seconds, memory = asyncio.run(measure(server, base, texts, seconds))
+        server.stop()
+    counts, sent = test.counts, sum(test.counts.values()) - test.counts["hostile failed"]
+    early = next(mb for at, mb in memory if at >= seconds / 10 or mb == memory[-1][1])
+    p50, p99 = np.percentile(test.taken, [50, 99]) * 1e3
+    print(f"{machine()}; {datetime.date.today()}")
+    print(
+        f"{sent:,} requests in {seconds:.0f} s from {FLAGS.clients} clients ({sent / seconds:.0f} "
+        f"per second), {len(test.versions)} versions, p50 {p50:.0f} ms, p99 {p99:.0f} ms"
+    )
+    print(
+        f"{counts['answered']:,} answered, {counts['failed']:,} failures, {counts['wrong']:,} "
+        f"wrong; hostile: {counts['hostile']:,}, {counts['hostile failed']:,} got another status"
+    )
+    print(f"memory: {early:,.0f} MB after a tenth of the time, {memory[-1][1]:,.0f} MB at the end")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_float("seconds", 300.0, "how long the clients ask")
+    flags.DEFINE_float("swap_seconds", 10.0, "seconds between two versions")
+    flags.DEFINE_integer("clients", 64, "concurrent clients")
+    flags.DEFINE_enum("backend", "tensorflow", ["openvino", "tensorflow"], "of the server")
+    flags.DEFINE_string("python_kbert", sys.executable, "Python that has kbert")
+    flags.DEFINE_bool("quick", False, "two seconds: does everything work?")
+    app.run(main)
