@@ -103,7 +103,9 @@ class ServeConfig(TaskModuleConfig):
         at_least=0,
         at_most=65_535,
     )
-    access_log: bool = setting(False, "log a line for each request")
+    access_log: bool = setting(
+        False, "log a line for each request other than health checks and metrics"
+    )
     demo: bool = setting(
         False, "serve a page to try the models in a browser, at / on the REST port", group="common"
     )
