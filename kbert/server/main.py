@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import tempfile
@@ -43,6 +44,7 @@ async def serve(config: "ServeConfig", report: Callable[[str], None] = print) ->
     check_inputs(config)
     load_task_module(config.task_module)
     configs = _configs(config)
+    gc.freeze()  # so that collections, after unloading a version, do not stop requests for long
     downloads = tempfile.TemporaryDirectory(prefix="kbert-serve-")
 
     def load(folder):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -65,6 +66,7 @@ class Models:
         self._loading: dict[str, dict[int, Version]] = {}  # the same, not served yet
         self._failed = {}  # folder -> Version that failed to load
         self._seen = {}  # folder -> files at the last poll
+        self._unloaded = False
         self._changing = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "kbert-load")
 
@@ -107,6 +109,9 @@ class Models:
     async def _change(self):
         async with self._changing:
             try:
+                if self._unloaded:
+                    self._unloaded = False
+                    await self._in_thread(gc.collect)  # TensorFlow's graphs refer to themselves
                 yield
             finally:
                 self._loading = {}
@@ -116,6 +121,7 @@ class Models:
             for number, version in versions.items():
                 if version.servable and new_versions.get(name, {}).get(number) is not version:
                     log.info("%s: unloading version %d", name, number)
+                    self._unloaded = True
         self._configs, self._versions = configs, new_versions
         for version in (v for versions in new_versions.values() for v in versions.values()):
             if version.servable:

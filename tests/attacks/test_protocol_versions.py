@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -108,6 +110,39 @@ def test_states_are_true_while_a_failed_version_is_loaded_again(tmp_path):
             loader.gate.set()
             await refreshing
             assert states(models) == {2: STATES.AVAILABLE, 1: STATES.END}
+
+    asyncio.run(run())
+
+
+class Graph:
+    """Refers to itself, as TensorFlow's graphs do."""
+
+    def __init__(self, folder):
+        self.itself = self
+
+
+def test_memory_of_unloaded_versions_is_released(tmp_path):
+    async def run():
+        loaded = []
+
+        def load(folder):
+            loaded.append(weakref.ref(made := Graph(folder)))
+            return made
+
+        models = Models(load)
+        write(tmp_path / "1/saved_model.pb")
+        await models.configure(
+            [model_server_config_pb2.ModelConfig(name="m", base_path=str(tmp_path))]
+        )
+        gc.disable()
+        try:
+            write(tmp_path / "2/saved_model.pb")
+            for _ in range(3):
+                await models.refresh()
+        finally:
+            gc.enable()
+            models.close()
+        assert [found() is not None for found in loaded] == [False, True]
 
     asyncio.run(run())
 
