@@ -10,7 +10,8 @@ compilation and evaluations. The seeds take turns: every recipe runs with the fi
 the second, so that drift of the machine's speed favors none. With `--screen`, all recipes first
 train for that time with the first seed; the better half trains for twice the time, and so on, until
 `--finalists` are left (successive halving, Jamieson and Talwalkar 2016). A recipe that begins with
-"hf" trains HF's model in torch on the same batches, from the same weights, in float32.
+"hf" trains HF's model in torch on the same batches, from the same weights, in float32; it must
+train MLM and NSP with AdamW.
 
 All models are scored on the same held-out segments (`benchmarks.workers.recipe.MaskedText`), with
 15 % of the tokens masked whatever a recipe trains with:

@@ -140,6 +140,8 @@ def hf_run(config, settings):
 
     from benchmarks.hf_bert import HfTraining
 
+    if config.optimizer != "adamw" or not config.next_sentence:
+        sys.exit("a recipe of HF trains MLM and NSP with --optimizer=adamw")
     keras.utils.set_random_seed(config.seed)
     torch.manual_seed(config.seed)
     bert_config, tokenizer, corpus, held_out = resolve_inputs(
