@@ -50,7 +50,10 @@ SHORTER = [
     ("*kbert.pretrain*--teacher=*", "--student_layers=1 --train_steps=4 --warmup_steps=1"),
     ("*kbert.pretrain*--dry_run", "--global_batch_size=8"),
     ("*kbert.pretrain*/run.flags", ""),
-    ("*kbert.pretrain*--time_budget=*", "--time_budget=10s --eval_examples=64"),
+    (
+        "*kbert.pretrain*--time_budget=*",
+        "--time_budget=20s --bert_config=tiny --global_batch_size=4",
+    ),
     ("*kbert.pretrain*--profile=200,203", "--train_steps=210 --global_batch_size=8"),
     (
         "*kbert.pretrain*",
