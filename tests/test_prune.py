@@ -232,14 +232,15 @@ def test_models_with_other_heads_are_refused(folders):
     full = model_of()
     with pytest.raises(
         UserError,
-        match=r"pruned has 2, 1, 4 heads in its blocks, but the model has all heads. Create the "
-        r"model with the folder's config, as from_pretrained does.",
+        match=r"pruned and the model have different numbers of attention heads per block: 2, 1, 4 "
+        r"and none pruned. Create the model with the folder's config, as from_pretrained does.",
     ):
         full.load_pretrained(folders / "pruned")
     with pytest.raises(
         UserError,
-        match=r"full has all heads, which a config cannot change; got "
-        r"attention_heads_per_layer=\(2, 1, 4\). To remove heads: python -m kbert.prune",
+        match=r"full: a config cannot change the number of attention heads per block "
+        r"\(none pruned\); got attention_heads_per_layer=\(2, 1, 4\). To remove heads: python -m "
+        r"kbert.prune",
     ):
         kbert.BertModel.from_pretrained(folders / "full", attention_heads_per_layer=(2, 1, 4))
 

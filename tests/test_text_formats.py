@@ -1,6 +1,7 @@
 """The format of training text is told by its content, whatever the name of the file."""
 
 import bz2
+import gzip
 import json
 import lzma
 import pathlib
@@ -144,7 +145,7 @@ def test_a_mixture_is_an_error(tmp_path, text, line, reason):
 def test_json_that_is_not_by_line(tmp_path, text, command, name):
     path = write(tmp_path / name, text)
     assert message_of(path) == (
-        f"{path} is JSON, but not one object per line. Convert it ({command} {path} > NEW.jsonl)."
+        f"{path} is JSON, but not one object per line. Convert it ({command} < {path} > NEW.jsonl)."
     )
 
 
@@ -191,14 +192,17 @@ def test_quoted_tables_of_any_name_are_an_error(tmp_path, text):
 def test_numbered_sentences_are_an_error(tmp_path):
     path = write(tmp_path / "x.txt", "1\tThe ship sailed.\n2\tIt was cold.\n5\tRain fell.\n")
     assert message_of(path) == (
-        f"{path} has a number and a tab before each text. Remove them (cut -f2- {path} > NEW.txt)."
+        f"Each line of {path} starts with a number and a tab. Remove them: cut -f2- < {path} > "
+        f"NEW.txt"
     )
+    packed = write(tmp_path / "x.txt.gz", gzip.compress(pathlib.Path(path).read_bytes()))
+    assert message_of(packed).endswith(f"Remove them: gzip -dc {packed} | cut -f2- > NEW.txt")
 
 
 @pytest.mark.parametrize("text", ['["a b",\n"c"]', '[\n "a b",\n "c"\n]', '["a b", "c"]\n'])
 def test_lists_of_texts_are_an_error(tmp_path, text):
     path = write(tmp_path / "x.txt", text)
-    assert f"(jq -c '.[] | {{text: .}}' {path} > NEW.jsonl)" in message_of(path)
+    assert f"(jq -c '.[] | {{text: .}}' < {path} > NEW.jsonl)" in message_of(path)
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,8 @@ def prune(config: PruneConfig, report: Callable[[str], None] = print) -> dict[st
         float32 and, with an `eval_file`, `scores`.
 
     Raises:
-        UserError: the model or the examples (the file and line are given) cannot be used, the
-            fraction cannot be removed, or the output folder is not empty.
+        UserError: the model or the examples cannot be used (the message gives the file and line),
+            that fraction of the heads cannot be removed, or the output folder is not empty.
     """
     target = pathlib.Path(config.output_dir)
     storage.check_free(target)

@@ -4,10 +4,10 @@ import csv
 import itertools
 import os
 import re
-import shlex
 from collections.abc import Sequence
 
 from kbert.errors import UserError
+from kbert.utils.input_files import filter_command
 
 FIRST_LINES = 8  # number of lines that determine the format of a file
 _TAG = re.compile(rb"<[A-Za-z!/][\w:.-]*(?:\s[^>]*)?/?>")  # alone on the first line
@@ -34,8 +34,8 @@ def check_prose(lines: Sequence[bytes], path: str | os.PathLike[str]) -> None:
         name = "CoNLL-U"
     elif _is_numbered(begin):
         raise UserError(
-            f"{path} has a number and a tab before each text. Remove them "
-            f"(cut -f2- {shlex.quote(str(path))} > NEW.txt)."
+            f"Each line of {path} starts with a number and a tab. Remove them: "
+            f"{filter_command(path, 'cut -f2-', 'NEW.txt')}"
         )
     else:
         return

@@ -8,7 +8,6 @@ import functools
 import json
 import os
 import re
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -103,7 +102,7 @@ def _check_line_based(lines, path):
         return
     raise UserError(
         f"{path} is JSON, but not one object per line. Convert it "
-        f"({command} {shlex.quote(str(path))} > NEW.jsonl)."
+        f"({input_files.filter_command(path, command, 'NEW.jsonl')})."
     )
 
 

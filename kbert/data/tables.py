@@ -112,7 +112,7 @@ def _csv_rows(path, separator, has_spaces=False):
                     f"{path}: the quote opened on line {number} is not closed. Close it, or save "
                     f"the table with tabs as .tsv, where quotes have no special meaning."
                 ) from None
-            yield number, BadExample(f"the quotes are not valid CSV: {error}")
+            yield number, BadExample(f"the row is not valid CSV: {error}")
 
 
 def _checked_row(row, path):

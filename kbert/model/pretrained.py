@@ -327,9 +327,10 @@ class PretrainedModel(keras.Model):
         with ModelFolder.of(folder).open_weights(**options) as (config, weights):
             if config.attention_heads_per_layer != self.config.attention_heads_per_layer:
                 raise UserError(
-                    f"{folder} has {heads_text(config.attention_heads_per_layer)}, but the model "
-                    f"has {heads_text(self.config.attention_heads_per_layer)}. Create the model "
-                    f"with the folder's config, as from_pretrained does."
+                    f"{folder} and the model have different numbers of attention heads per block: "
+                    f"{heads_text(config.attention_heads_per_layer)} and "
+                    f"{heads_text(self.config.attention_heads_per_layer)}. Create the model with "
+                    f"the folder's config, as from_pretrained does."
                 )
             shapes = {n: s for n, s in weights.shapes.items() if part_of(n) not in skip_parts}
             self._assign(Tensors(shapes, weights.__getitem__), folder)

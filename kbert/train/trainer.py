@@ -49,7 +49,7 @@ class Trainer:
         devices: the devices of the run.
         run_dir: the run's folder.
         background: writes checkpoints in a thread.
-        callbacks: called in this order.
+        callbacks: list of Callbacks, called in list order.
 
     Attributes:
         folder: the workload's subfolder of the run's folder.

@@ -87,7 +87,10 @@ class Workers:
             self.wait()
 
     def check_same(self, **values: object) -> None:
-        """Raises UserError in all workers unless the values, as JSON, are the same in all."""
+        """Raises UserError in every worker unless the values are identical across workers.
+
+        The values are compared as JSON.
+        """
         for name, value in values.items():
             text = json.dumps(value, sort_keys=True, default=str)
             digest = int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)  # exact in float64

@@ -163,16 +163,22 @@ def _bad_lines(path):
 
 
 def _conversion(path, encoding):
-    command = _filtered(path, f"iconv -f {encoding} -t UTF-8")
+    command = filter_command(path, f"iconv -f {encoding} -t UTF-8")
     return f"; the file looks like {readable_name(encoding)}. Convert it ({command})"
 
 
-def _filtered(path, command):
-    """Returns the command line that decompresses a file, if needed, and filters it."""
+def filter_command(path: str | os.PathLike[str], command: str, output: str | None = None) -> str:
+    """Returns the command line that decompresses a file, if needed, and filters it.
+
+    Args:
+        path: path of the file.
+        command: command that filters its standard input.
+        output: name of the new file; by default, NAME.utf8.SUFFIX beside the file.
+    """
     with storage.open_stream(path) as stream:
         suffix = _compression(stream.peek(16))
     root, extension = os.path.splitext(re.sub(rf"(?i){re.escape(suffix or ' ')}$", "", str(path)))
-    old, new = shlex.quote(str(path)), shlex.quote(f"{root}.utf8{extension}")
+    old, new = shlex.quote(str(path)), shlex.quote(output or f"{root}.utf8{extension}")
     if suffix:
         return f"{_COMPRESSED[suffix][2]} {old} | {command} > {new}"
     return f"{command} < {old} > {new}"
@@ -189,7 +195,7 @@ def _check_text(head, path):
     if controls * 20 > len(head) and not is_utf8(head, complete=False):
         raise UserError(f"{path} is a binary file, not text: it has many control characters.")
     if len(re.findall(rb"\r[^\n]", head)) > 10 * head.count(b"\n"):
-        command = _filtered(path, r"tr '\r' '\n'")
+        command = filter_command(path, r"tr '\r' '\n'")
         raise UserError(f"{path} has old Mac line endings (CR alone). Convert it ({command}).")
 
 

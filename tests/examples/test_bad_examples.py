@@ -27,7 +27,7 @@ CHOICES = {"choice_columns": "1,2", "text_column": "0", "label_column": "3"}
         ("t.tsv", "classify", "a\t1", "b\t ", {}, "the label is empty"),
         ("t.tsv", "classify", "a\t1", b"b\xe5\t1", {}, "bytes that are not UTF-8"),
         ("t.csv", "classify", "a,1", b"b\xe5,1", {}, "bytes that are not UTF-8"),
-        ("t.csv", "classify", "a,1", '"b"c,1', {}, "the quotes are not valid CSV: ',' expected"),
+        ("t.csv", "classify", "a,1", '"b"c,1', {}, "the row is not valid CSV: ',' expected"),
         ("t.tsv", "pair", "a\tb\t1", "a\t\t1", {}, "the second text is empty"),
         ("t.tsv", "regress", "a\t1", "a\t", {}, "the label is empty"),
         ("t.tsv", "regress", "a\t1", "a\t3,5", FLAGS, "the label must be a number; got '3,5'"),

@@ -89,8 +89,9 @@ def open_weights(
         heads = config.attention_heads_per_layer
         if heads != saved_heads:
             raise UserError(
-                f"{folder} has {heads_text(saved_heads)}, which a config cannot change; got "
-                f"attention_heads_per_layer={heads}. To remove heads: python -m kbert.prune"
+                f"{folder}: a config cannot change the number of attention heads per block "
+                f"({heads_text(saved_heads)}); got attention_heads_per_layer={heads}. To remove "
+                f"heads: python -m kbert.prune"
             )
         if config.num_hidden_layers > len(tensors):
             raise UserError(

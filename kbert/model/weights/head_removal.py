@@ -18,10 +18,10 @@ _ATTENTION = re.compile(r"bert/encoder/layer_(\d+)/attention/(query|key|value|ou
 
 
 def heads_text(attention_heads_per_layer: Sequence[int] | None) -> str:
-    """Describes the remaining heads of a BertConfig as text."""
+    """Returns the numbers of heads of a BertConfig as text: "12, 8, 12" or "none pruned"."""
     if attention_heads_per_layer is None:
-        return "all heads"
-    return f"{', '.join(map(str, attention_heads_per_layer))} heads in its blocks"
+        return "none pruned"
+    return ", ".join(map(str, attention_heads_per_layer))
 
 
 def _attention_heads_axis(name):
