@@ -9,7 +9,7 @@ from marks import slow
 from tensorflow.core.protobuf import saved_model_pb2
 
 import kbert
-from kbert.tasks.registry import make_task, write_task
+from kbert.tasks.registry import make_task, write_task_settings
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
 # Ops known to both TensorFlow 2.19 and 2.20; checked by test_export_versions.py.
@@ -91,7 +91,7 @@ def write_folders(root, kinds=KINDS):
             settings |= {"max_answer_length": 5, "null_threshold": 0.2}
             config = types.SimpleNamespace(task=task, **settings)
             made = make_task(config, tokenizer, fields.get("label_names"), "none" in kind)
-            write_task(found[kind], made, kind in ("pair", "regress"))
+            write_task_settings(found[kind], made, kind in ("pair", "regress"))
     return found
 
 

@@ -15,7 +15,7 @@ from kbert.errors import UserError
 from kbert.model import BertForPreTraining
 from kbert.model import BertForSequenceClassification as Classifier
 from kbert.utils import program
-from kbert.utils.flags import as_flagfile, as_line
+from kbert.utils.flags import as_flagfile, flag_line
 
 TESTS = pathlib.Path(__file__).parent
 CONFIGS = TESTS.parent / "configs"
@@ -216,7 +216,7 @@ def test_flags_round_trip_through_a_flagfile(tmp_path):
 def test_values_that_no_flagfile_can_hold(value):
     with pytest.raises(UserError, match=r"--file must be one line of UTF-8 without trailing white"):
         as_flagfile(Example(file=value), "")
-    assert as_line("file", " a\tb") == "--file= a\tb\n"
+    assert flag_line("file", " a\tb") == "--file= a\tb\n"
 
 
 @pytest.mark.parametrize(

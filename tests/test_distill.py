@@ -21,7 +21,7 @@ from kbert.compression.distillation_objective import FIXED, DistillationObjectiv
 from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.model.folder import TASK_FILE
-from kbert.model.weights import chosen_layers
+from kbert.model.weights import resolve_layers
 from kbert.settings import DistillConfig, FinetuneConfig, PretrainConfig
 from kbert.tasks.losses import soft_losses
 from kbert.tasks.registry import get_task, make_task
@@ -110,20 +110,20 @@ def settings(teacher, files):
 
 
 def test_which_blocks():
-    assert chosen_layers(3, 12) == (4, 8, 12) and chosen_layers(6, 12) == (2, 4, 6, 8, 10, 12)
-    assert chosen_layers(1, 5) == (5,) and chosen_layers(5, 5) == (1, 2, 3, 4, 5)
+    assert resolve_layers(3, 12) == (4, 8, 12) and resolve_layers(6, 12) == (2, 4, 6, 8, 10, 12)
+    assert resolve_layers(1, 5) == (5,) and resolve_layers(5, 5) == (1, 2, 3, 4, 5)
     for N in range(1, 25):
         for M in range(1, N + 1):
-            layers = chosen_layers(M, N)
+            layers = resolve_layers(M, N)
             assert len(set(layers)) == M and layers[-1] == N and list(layers) == sorted(layers)
             assert np.abs(np.array(layers) - np.arange(1, M + 1) * N / M).max() <= 0.5
-    assert chosen_layers([1, 3], 4) == (1, 3)
+    assert resolve_layers([1, 3], 4) == (1, 3)
 
 
 @pytest.mark.parametrize("layers", [0, 5, (), (0, 1), (2, 1), (1, 1), (4, 5)])
 def test_blocks_that_there_are_not(layers):
     with pytest.raises(UserError, match=r"layers must be (1 to 4|block numbers from 1 to 4)"):
-        chosen_layers(layers, 4)
+        resolve_layers(layers, 4)
 
 
 def test_models_of_some_blocks(bert):

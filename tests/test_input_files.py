@@ -270,7 +270,7 @@ def test_bytes_of_no_known_encoding(tmp_path):
 @pytest.mark.parametrize("text", [FRENCH, CHINESE, "ASCII\n" * 99])
 def test_some_zeros_in_a_text(text):
     data = text.encode()
-    assert encodings.wide_encoding(data[:7] + b"\0" + data[7:]) is None
+    assert encodings.detect_wide_encoding(data[:7] + b"\0" + data[7:]) is None
 
 
 # Names of files

@@ -156,10 +156,10 @@ def test_loss_and_gradients_equal_hf():
     expected.backward()
     assert float(loss) == pytest.approx(expected.item(), rel=1e-6)
     theirs = dict(hf.named_parameters())
-    places = huggingface.places(config)
+    external = huggingface.external_weights(config)
     for name, gradient in zip(variables, gradients, strict=True):
-        wanted = theirs[places[name].name].grad.numpy()
-        found = places[name].from_kbert(tf.convert_to_tensor(gradient).numpy())
+        wanted = theirs[external[name].name].grad.numpy()
+        found = external[name].from_kbert(tf.convert_to_tensor(gradient).numpy())
         np.testing.assert_allclose(
             found, wanted, atol=1e-5 * max(1, abs(wanted).max()), err_msg=name
         )

@@ -9,7 +9,7 @@ from kbert import BertConfig, BertForMaskedLM, BertModel, BertTokenizer, Predict
 from kbert.errors import UserError
 from kbert.model.conversion import convert
 from kbert.model.folder import TASK_FILE, ModelFolder
-from kbert.tasks.registry import read_task
+from kbert.tasks.registry import read_task_settings
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
 pytestmark = pytest.mark.smoke
@@ -73,10 +73,15 @@ def test_the_task_of_a_folder(weights):
     settings = {"task": "tag", "max_seq_length": 9, "takes_pairs": False}
     (weights / TASK_FILE).write_text(json.dumps(settings))
     folder = ModelFolder(weights)
-    assert folder.task_settings == settings == read_task(folder) == read_task(weights)
+    assert (
+        folder.task_settings
+        == settings
+        == read_task_settings(folder)
+        == read_task_settings(weights)
+    )
     keras_hub = {"registered_name": "keras_hub>BertTextClassifier", "config": {}}
     (weights / TASK_FILE).write_text(json.dumps(keras_hub))
-    assert read_task(weights) is None
+    assert read_task_settings(weights) is None
 
 
 def test_no_such_folder(tmp_path):

@@ -15,7 +15,7 @@ from kbert.errors import UserError
 from kbert.inference.evaluation import evaluate
 from kbert.inference.prediction import predict
 from kbert.settings import EvaluateConfig, PredictConfig
-from kbert.tasks.registry import make_task, write_task
+from kbert.tasks.registry import make_task, write_task_settings
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "dog", "ran", "."]
@@ -50,7 +50,7 @@ def folders(tmp_path_factory):
             settings = {"max_seq_length": 12, "doc_stride": 4, "max_query_length": 4}
             settings |= {"max_answer_length": 3, "null_threshold": None}
             config = types.SimpleNamespace(task=task, **settings)
-            write_task(found[task], make_task(config, tokenizer, LABELS["label_names"]))
+            write_task_settings(found[task], make_task(config, tokenizer, LABELS["label_names"]))
     return found
 
 

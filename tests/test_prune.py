@@ -22,10 +22,10 @@ from kbert.errors import UserError
 from kbert.inference.backends import frozen_backend
 from kbert.inference.evaluation import evaluate
 from kbert.model.conversion import convert
-from kbert.model.weights import open_weights, without_heads, write_weights
+from kbert.model.weights import open_weights, remove_heads, write_weights
 from kbert.settings import EvaluateConfig, FinetuneConfig, PruneConfig
 from kbert.tasks.examples import read_split
-from kbert.tasks.registry import make_task, write_task
+from kbert.tasks.registry import make_task, write_task_settings
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.train import finetune
 from kbert.visualization.attention import attention_weights, write_attention
@@ -81,10 +81,10 @@ def folders(tmp_path_factory):
     tokenizer.save_pretrained(root / "full")
     settings = types.SimpleNamespace(task="classify", max_seq_length=24)
     task = make_task(settings, tokenizer, LABELS["label_names"])
-    write_task(root / "full", task)
+    write_task_settings(root / "full", task)
     (root / "pruned").mkdir()
     with open_weights(root / "full") as (config, weights):
-        assert write_weights(root / "pruned", "kbert", *without_heads(config, weights, KEPT)) == []
+        assert write_weights(root / "pruned", "kbert", *remove_heads(config, weights, KEPT)) == []
     tokenizer.save_pretrained(root / "pruned")
     rng = np.random.default_rng(1)
     rows = []
@@ -166,7 +166,7 @@ def test_outputs_are_those_of_hf_with_masked_heads(folders, tmp_path):
     model_of("BertModel").save_pretrained(tmp_path / "kbert")
     (tmp_path / "pruned").mkdir()
     with open_weights(tmp_path / "kbert") as (config, weights):
-        write_weights(tmp_path / "pruned", "kbert", *without_heads(config, weights, KEPT))
+        write_weights(tmp_path / "pruned", "kbert", *remove_heads(config, weights, KEPT))
     found = kbert.BertModel.from_pretrained(tmp_path / "pruned")(features)
     real = features["attention_mask"].astype(bool)
     for name in ("last_hidden_state", "pooler_output"):
@@ -435,7 +435,7 @@ def test_heads_that_cannot_be_kept(kept, message, folders):
         open_weights(folders / "full") as (config, weights),
         pytest.raises(UserError, match=message),
     ):
-        without_heads(config, weights, kept)
+        remove_heads(config, weights, kept)
 
 
 @pytest.mark.slow

@@ -199,11 +199,11 @@ def test_staged_files_arrive_together(tmp_path, remote, files, kind, monkeypatch
             write(f"{local}/{name}", name.encode() * 9)
         assert storage.glob(f"{folder}/?") == []
 
-    with pytest.raises(ZeroDivisionError), storage.staged(folder) as local:
+    with pytest.raises(ZeroDivisionError), storage.staging_folder(folder) as local:
         fill(local)
         raise ZeroDivisionError
     assert storage.list_folder(folder) == []
-    with storage.staged(folder, last="b") as local:
+    with storage.staging_folder(folder, last="b") as local:
         fill(local)
     assert storage.list_folder(folder) == ["a", "b", "c"] and read(f"{folder}/b") == b"b" * 9
     order = order or [args[1] for name, args in files.calls if name == "copy"]

@@ -161,8 +161,8 @@ def test_settings_of_a_task_of_its_own(root, registered, monkeypatch):
     tokenizer = kbert.BertTokenizer(root / "vocab.txt")
     task = registry.make_task(config, tokenizer, ("long", "short"))
     shutil.copytree(root / "bert", root / "teacher")
-    registry.write_task(root / "teacher", task)
-    settings = registry.read_task(root / "teacher")
+    registry.write_task_settings(root / "teacher", task)
+    settings = registry.read_task_settings(root / "teacher")
     assert registry.task_from_settings(settings, tokenizer, kbert.BertConfig()).sure_from == 0.75
     files = {"teacher": str(root / "teacher"), "train_file": "rows.tsv"}
     student = registry.make_task(DistillConfig(task="length", **files), tokenizer, ("a", "b"))
@@ -170,7 +170,7 @@ def test_settings_of_a_task_of_its_own(root, registered, monkeypatch):
     (root / "teacher/task.json").write_text(json.dumps(settings | {"sure_from": 2}))
     expected = r"'sure_from' must be a value of --sure_from \(smallest score.*; got 2\. Fix or"
     with pytest.raises(UserError, match=expected):
-        registry.read_task(root / "teacher")
+        registry.read_task_settings(root / "teacher")
 
 
 def test_tasks_that_cannot_be_had(root, registered, monkeypatch):

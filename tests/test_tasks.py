@@ -11,10 +11,15 @@ from kbert.errors import UserError
 from kbert.tasks import names, registry
 from kbert.tasks.choice import Choice
 from kbert.tasks.classify import Classification
-from kbert.tasks.labels import check_all_present, keep_known, label_names
+from kbert.tasks.labels import check_all_present, keep_known_labels, label_names
 from kbert.tasks.multilabel import MultiLabel
 from kbert.tasks.qa import QuestionAnswering
-from kbert.tasks.registry import make_task, read_task, task_from_settings, write_task
+from kbert.tasks.registry import (
+    make_task,
+    read_task_settings,
+    task_from_settings,
+    write_task_settings,
+)
 from kbert.tasks.regress import Regression
 from kbert.tasks.tag import Tagging
 from kbert.tokenizer import BertTokenizer
@@ -275,20 +280,20 @@ def test_labels_that_are_not_known():
         TextExample("a.tsv, line 3", "a", None, "1"),
     ]
     with pytest.raises(UserError) as caught:
-        keep_known(examples, ("neg", "pos"), False, print)
+        keep_known_labels(examples, ("neg", "pos"), False, print)
     assert str(caught.value) == (
         "a.tsv, line 2: the label 'so' is not one of the 2 labels: neg, pos. 1 of 3 examples have "
         "unknown labels: so (1). Fix them, or skip such examples with --skip_bad_lines."
     )
     lines = []
-    kept = keep_known(examples, ("neg", "pos"), True, lines.append)
+    kept = keep_known_labels(examples, ("neg", "pos"), True, lines.append)
     assert [e.label for e in kept] == ["pos", "1"]  # a number stands for a name that is none
     assert lines == [
         "note: 1 of 3 examples are skipped; the first: a.tsv, line 2: the label 'so' is not one "
         "of the 2 labels: neg, pos."
     ]
     with pytest.raises(UserError, match=r"no example has a known label; a\.tsv, line 1"):
-        keep_known(examples, ("7", "8"), True, print)
+        keep_known_labels(examples, ("7", "8"), True, print)
 
 
 def test_labels_without_an_example():
@@ -304,19 +309,19 @@ def test_labels_without_an_example():
 def test_folders_say_what_they_are_for(tokenizer, tmp_path, name):
     config = types.SimpleNamespace(task=name, max_seq_length=17)
     task = make_task(config, tokenizer, ("a", "b"))
-    write_task(tmp_path, task)
+    write_task_settings(tmp_path, task)
     expected = {"task": name, "max_seq_length": 17, "takes_pairs": name == "pair"}
-    assert read_task(tmp_path) == expected
+    assert read_task_settings(tmp_path) == expected
     bert_config = types.SimpleNamespace(label_names=None, num_labels=3)
-    again = task_from_settings(read_task(tmp_path), tokenizer, bert_config)
+    again = task_from_settings(read_task_settings(tmp_path), tokenizer, bert_config)
     assert type(again) is type(task) and again.max_seq_length == 17
     assert again.label_names == ("0", "1", "2")
 
 
 def test_the_settings_of_answers_are_kept(tokenizer, tmp_path):
     task = QuestionAnswering(tokenizer, 99, 44, 33, 22, True, null_threshold=1.5)
-    write_task(tmp_path, task)
-    again = task_from_settings(read_task(tmp_path), tokenizer, None)
+    write_task_settings(tmp_path, task)
+    again = task_from_settings(read_task_settings(tmp_path), tokenizer, None)
     names = ("max_seq_length", "doc_stride", "max_query_length", "max_answer_length")
     assert [getattr(again, name) for name in names] == [99, 44, 33, 22]
     assert again.allow_no_answer and again.null_threshold == 1.5
@@ -328,9 +333,9 @@ def test_the_settings_of_answers_are_kept(tokenizer, tmp_path):
 def test_a_task_file_that_is_none(tmp_path, text):
     (tmp_path / "task.json").write_text(text)
     with pytest.raises(UserError, match=r"task.json is not a file written by kbert.finetune"):
-        read_task(tmp_path)
+        read_task_settings(tmp_path)
     (tmp_path / "task.json").unlink()
-    assert read_task(tmp_path) is None
+    assert read_task_settings(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -349,7 +354,7 @@ def test_settings_of_a_task_that_cannot_be(tmp_path, changes, message):
     values = {"task": "qa", "max_seq_length": 9} | changes
     (tmp_path / "task.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match=rf"task.json: {message}.* Fix or remove it\."):
-        read_task(tmp_path)
+        read_task_settings(tmp_path)
 
 
 def test_labels_of_thousands_of_digits_are_texts():

@@ -9,7 +9,7 @@ from kbert.errors import UserError
 from kbert.inference.evaluation import evaluate
 from kbert.settings import EvaluateConfig
 from kbert.tasks.classify import Classification
-from kbert.tasks.labels import all_label_names, keep_known
+from kbert.tasks.labels import all_label_names, keep_known_labels
 from kbert.tasks.multilabel import MultiLabel
 from kbert.tasks.tag import Tagging
 from kbert.tokenizer import BertTokenizer
@@ -30,14 +30,14 @@ def rows(labels):
 
 def test_the_error_names_all_unknown_labels():
     with pytest.raises(UserError) as caught:
-        keep_known(rows(TRUE), NAMES, False, print, "error")
+        keep_known_labels(rows(TRUE), NAMES, False, print, "error")
     assert str(caught.value) == (
         "a.tsv, line 2: the label 'odd' is not one of the 3 labels: neg, pos, so. 3 of 7 examples "
         "have unknown labels: odd (2), even (1). Fix them, or skip such examples with "
         "--skip_bad_lines, or count them as wrong with --unknown_labels=wrong."
     )
     lines = []
-    assert keep_known(rows(TRUE), NAMES, False, lines.append, "wrong") == rows(TRUE)
+    assert keep_known_labels(rows(TRUE), NAMES, False, lines.append, "wrong") == rows(TRUE)
     assert lines == [
         "note: 3 of 7 examples have unknown labels and count as wrong: odd (2), even (1)"
     ]

@@ -28,7 +28,7 @@ from kbert.model.weights import open_weights
 from kbert.serving.export import export
 from kbert.tasks.arguments import check_length
 from kbert.tasks.classify import Classification
-from kbert.tasks.registry import write_task
+from kbert.tasks.registry import write_task_settings
 from kbert.train import AdamW, WarmupPolynomialDecay
 from kbert.utils.formats import find_folder
 
@@ -262,6 +262,6 @@ def run_fn(fn_args: "tfx.components.FnArgs") -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     task = Classification(tokenizer, model.config.label_names, config["max_seq_length"])
-    write_task(folder, task, config["takes_pairs"])
+    write_task_settings(folder, task, config["takes_pairs"])
     tf.config.experimental.enable_tensor_float_32_execution(False)  # export compares to 1e-5
     export(folder, fn_args.serving_model_dir, report=logging.info)

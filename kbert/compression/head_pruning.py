@@ -15,10 +15,10 @@ import tensorflow as tf
 from kbert.data.bucketed_batches import BucketedBatches, EncodedExample
 from kbert.errors import UserError
 from kbert.fields import shared_settings
-from kbert.inference.evaluation import evaluate, fine_tuned
-from kbert.model.weights import without_heads, write_weights
+from kbert.inference.evaluation import evaluate, load_fine_tuned
+from kbert.model.weights import remove_heads, write_weights
 from kbert.settings import EvaluateConfig, ExampleConfig, PruneConfig
-from kbert.tasks.registry import write_task
+from kbert.tasks.registry import write_task_settings
 from kbert.utils import atomic, storage
 from kbert.utils.locks import target_lock
 
@@ -52,7 +52,7 @@ def prune(config: PruneConfig, report: Callable[[str], None] = print) -> dict[st
     target = pathlib.Path(config.output_dir)
     storage.check_free(target)
     with target_lock(target):
-        predictor, task, examples = fine_tuned(config, config.data_file, report=report)
+        predictor, task, examples = load_fine_tuned(config, config.data_file, report=report)
         examples = task.checked_for_training(examples, config.skip_bad_lines, report)
         bert = predictor.model.config
         heads = [bert.block_heads(i) for i in range(bert.num_hidden_layers)]
@@ -93,7 +93,7 @@ def _write_pruned(folder, predictor, kept):
     """Writes the pruned model; returns the numbers of parameters before and after pruning."""
     parts = type(predictor.model).task_heads
     with predictor.folder.open_weights(parts=parts) as (config, weights):
-        smaller, fewer = without_heads(config, weights, kept)
+        smaller, fewer = remove_heads(config, weights, kept)
         write_weights(folder, "kbert", smaller, fewer)
         return [
             sum(math.prod(shape) for shape in tensors.shapes.values())
@@ -104,7 +104,7 @@ def _write_pruned(folder, predictor, kept):
 def _write_task(folder, predictor, task, examples):
     predictor.tokenizer.save_pretrained(folder)
     paired = getattr(examples[0], "text_pair", None) is not None
-    write_task(folder, task, (predictor.settings or {}).get("takes_pairs", paired))
+    write_task_settings(folder, task, (predictor.settings or {}).get("takes_pairs", paired))
 
 
 def _scores(config, folder):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kbert.errors import UserError
-from kbert.model.weights import chosen_layers, part_of
+from kbert.model.weights import part_of, resolve_layers
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -37,7 +37,7 @@ def initial_layers(
 
 def _chosen(config, layers, N):
     try:
-        return chosen_layers(layers, N)
+        return resolve_layers(layers, N)
     except UserError as error:
         raise UserError(f"student_{error} {config.teacher} has {N}.") from None
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from kbert.errors import UserError
 from kbert.utils import storage
 from kbert.utils.encodings import is_utf8
-from kbert.utils.formats import members, read_json
+from kbert.utils.formats import get_members, read_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,13 +77,13 @@ def _saved_files(folder):
     path = os.path.join(folder, "state.json")
     if read_json(path).get("_indices_data_files"):
         raise UserError(f"{folder} has an indices mapping. Save it after flatten_indices().")
-    names = [members(file, ["filename"], path)[0] for file in _listed(path, "_data_files")]
+    names = [get_members(file, ["filename"], path)[0] for file in _listed(path, "_data_files")]
     return [os.path.join(folder, str(name)) for name in names]
 
 
 def _listed(path, key):
     """Returns the non-empty list under a key of a JSON file."""
-    (values,) = members(read_json(path), [key], path)
+    (values,) = get_members(read_json(path), [key], path)
     if not isinstance(values, list) or not values:
         raise UserError(f"{path} must have a list under {key!r}; got {str(values)[:60]}.")
     return values

@@ -179,7 +179,7 @@ def _write_result(tally, folder):
 
 
 def _write_text(folder, name, text):
-    with storage.staged(folder) as local:
+    with storage.staging_folder(folder) as local:
         pathlib.Path(local, name).write_text(text, encoding="utf-8")
 
 

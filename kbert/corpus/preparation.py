@@ -13,7 +13,7 @@ from kbert.errors import UserError
 from kbert.settings import PrepareConfig
 from kbert.tokenizer.tokenizer import BertTokenizer
 from kbert.utils import atomic, storage
-from kbert.utils.input_files import encoding_note, has_bad_lines
+from kbert.utils.input_files import encoding_note, has_non_utf8_lines
 from kbert.utils.locks import target_lock
 
 
@@ -93,7 +93,7 @@ def write_corpus(
         for name in storage.list_folder(folder):
             if name.startswith("."):  # left by Beam, or by a worker that was killed
                 storage.remove(os.path.join(folder, name))
-        with storage.staged(folder, last=MANIFEST) as staging:
+        with storage.staging_folder(folder, last=MANIFEST) as staging:
             tokenizer.save_pretrained(staging)
             return write_manifest(
                 staging,
@@ -150,7 +150,9 @@ def _check(tally, config, paths):
     inputs = config.input
     bad, lines = tally.counts["lines_with_bad_utf8"], tally.counts["lines"]
     if bad * 10 > lines:
-        files = [path for path in paths if not path.startswith("tfds:") and has_bad_lines(path)]
+        files = [
+            path for path in paths if not path.startswith("tfds:") and has_non_utf8_lines(path)
+        ]
         example = f", such as in {files[0]}{encoding_note(files[0])}" if files else ""
         raise UserError(f"{bad} of {lines} lines of {inputs} are not UTF-8{example}.")
     if tally.documents == 0:

@@ -81,7 +81,7 @@ def write_shard(
         batches: tuples of ids, lengths and starts_document, as for `ShardWriter.write`.
         tally: updated in place.
     """
-    with storage.staged(folder) as local:
+    with storage.staging_folder(folder) as local:
         writer = ShardWriter(local, name, vocab_size)
         for batch in batches:
             writer.write(*batch)

@@ -177,7 +177,7 @@ def read_json(
         if not line.strip():
             continue
         try:
-            text = document_of(_record(line)).encode("utf-8", "replace")
+            text = document_text(_record(line)).encode("utf-8", "replace")
         except BadRecord as reason:
             on_bad_line(number, reason)
             continue
@@ -212,7 +212,7 @@ def read_arrow(path: str, on_bad_line: Callable[[int, object], None]) -> Iterato
             on_bad_line(number, f'"{column}" must be a string; got {str(text)[:60]}')
 
 
-def document_of(record: Mapping[str, object]) -> str:
+def document_text(record: Mapping[str, object]) -> str:
     """Returns the text of a record: the value of the first key of `TEXT_KEYS` that it has.
 
     Raises:
@@ -261,7 +261,7 @@ def _object(line):
 
 def _has_document(record):
     try:
-        document_of(record or {})
+        document_text(record or {})
     except BadRecord:
         return False
     return True

@@ -126,7 +126,7 @@ def read_lines(piece: TextPiece, skip_line: Callable[[str], None] | None = None)
     if file_format == "arrow":
         yield from read_arrow(piece.path, on_bad_line)
         return
-    with input_files.opened(piece.path) as file:
+    with input_files.open_decompressed(piece.path) as file:
         yield from READERS[file_format](file, piece, on_bad_line)
 
 

@@ -105,7 +105,7 @@ def read_label_names(names: str | Sequence[str]) -> tuple[str, ...]:
         if "," not in names and ("/" in names or names.endswith(".txt")):
             raise UserError(f"--label_names: there is no file {names}.")
         names = names.split(",") if names.strip() else []
-    names = [validation.normalized_name(str(name).strip()) for name in names]
+    names = [validation.normalize_label(str(name).strip()) for name in names]
     if not names:
         raise UserError(f"{origin} has no label names. Separate them with commas or line breaks.")
     for number, name in enumerate(names):
@@ -210,7 +210,7 @@ def tag_example(
 def _listed(value, begin):
     """Parses a list that a string has in Python, JSON or NumPy syntax; keeps other values."""
     has_list = isinstance(value, str) and re.match(begin, value)
-    return (validation.list_in_cell(value) if has_list else None) or value
+    return (validation.parse_list(value) if has_list else None) or value
 
 
 def _texts(values, key, what):

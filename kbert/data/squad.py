@@ -46,7 +46,7 @@ def squad(path: str, name: str) -> Records:
         root = json.loads(text)
     except (ValueError, RecursionError) as error:
         if "Extra data" in str(error):  # one object per line
-            return question_rows(json_lines(path, name))
+            return flatten_questions(json_lines(path, name))
         raise UserError(f"{path} is not JSON: {error}.") from None
     place = "data" if isinstance(root, dict) and "data" in root else ""
     root = root["data"] if place else root
@@ -56,7 +56,7 @@ def squad(path: str, name: str) -> Records:
     return Records(name, iter(items), ("question", "context"))
 
 
-def question_rows(records: Records) -> Records:
+def flatten_questions(records: Records) -> Records:
     """Returns the questions of records that are paragraphs or single questions with a context.
 
     A question without an id gets its position in the file as its id.

@@ -61,13 +61,13 @@ def label_name(value: object) -> str:
     if value is None or value != value or value == "":
         raise BadExample("the label is empty")
     if isinstance(value, int | float):
-        return normalized_name(str(value))
+        return normalize_label(str(value))
     if not isinstance(value, str):
         raise BadExample(f"the label must be a string or a number; got {shown(value)}")
-    return normalized_name(text(value, "the label").strip())
+    return normalize_label(text(value, "the label").strip())
 
 
-def normalized_name(name: str) -> str:
+def normalize_label(name: str) -> str:
     """Returns the name of a label without the decimals of a whole number: "1.0" becomes "1"."""
     is_whole = re.fullmatch(r"-?[0-9]{1,99}\.0*", name)
     return str(int(name.partition(".")[0])) if is_whole else name
@@ -82,7 +82,7 @@ def class_name(value: object) -> str:
     return name
 
 
-def label_tuple(value: object) -> tuple[str, ...]:
+def parse_label_list(value: object) -> tuple[str, ...]:
     """Returns labels as text, from a list or a cell such as "a,b", "a|b", "['a']" or "" (none).
 
     A list of only 0 and 1 is kept as it is, because it may have one number per label.
@@ -90,7 +90,7 @@ def label_tuple(value: object) -> tuple[str, ...]:
     value = _from_object(value)
     if not isinstance(value, list):
         cell = "" if value is None or str(value).strip() == "" else label_name(value)
-        value = list_in_cell(cell)
+        value = parse_list(cell)
         if value is None:
             if _CONTAINER.fullmatch(cell):
                 raise BadExample(f"the labels must be a list such as ['a', 'b']; got {shown(cell)}")
@@ -123,7 +123,7 @@ def _from_object(value):
     return [name for name, bit in value.items() if is_one(bit, name)]
 
 
-def list_in_cell(cell: str) -> list[str] | None:
+def parse_list(cell: str) -> list[str] | None:
     """Returns the items of a list that a cell has in Python, JSON or NumPy syntax, or None."""
     brackets, quoted = cell[:1] + cell[-1:], _QUOTED.findall(cell)
     rest = _QUOTED.sub("", cell[1:-1]).strip(", \t\r\n")
@@ -152,13 +152,13 @@ def _unquoted(item):
 def is_one(value: object, name: str) -> bool:
     """Returns whether a value, which must be 0 or 1, is 1; `name` is the label of its column."""
     known = {"0": False, "1": True, "false": False, "true": True}
-    text = normalized_name(str(value).strip().lower())
+    text = normalize_label(str(value).strip().lower())
     if text not in known:
         raise BadExample(f"the column {name!r} must be 0 or 1; got {shown(value)}")
     return known[text]
 
 
-def number_label(value: object, where: str) -> float:
+def parse_number_label(value: object, where: str) -> float:
     """Returns a label as a finite number."""
     if value is None or (isinstance(value, str) and not value.strip()):
         raise BadExample("the label is empty")

@@ -9,13 +9,13 @@ from kbert.errors import UserError
 from kbert.inference.predictor import Predictor
 from kbert.settings import EvaluateConfig, PruneConfig
 from kbert.tasks.examples import read_split
-from kbert.tasks.labels import keep_known
+from kbert.tasks.labels import keep_known_labels
 from kbert.tasks.registry import get_task, load_task_module
 from kbert.tasks.task import Task
 from kbert.utils import atomic
 
 
-def fine_tuned(
+def load_fine_tuned(
     config: EvaluateConfig | PruneConfig,
     file: str,
     dtype: str | None = None,
@@ -28,7 +28,7 @@ def fine_tuned(
         config: settings of the program. file: path of the labeled examples.
         dtype: dtype policy of the model.
         report: called with each line of output.
-        unknown_labels: as for `kbert.tasks.labels.keep_known`.
+        unknown_labels: as for `kbert.tasks.labels.keep_known_labels`.
 
     Returns:
         The Predictor, its Task, and the examples.
@@ -53,7 +53,7 @@ def fine_tuned(
     examples = read_split(file, dataclasses.replace(config, task=name), report=report)
     if task.min_labels:
         known = task.label_names, config.skip_bad_lines, report, unknown_labels
-        examples = keep_known(examples, *known)
+        examples = keep_known_labels(examples, *known)
     return predictor, task, examples
 
 
@@ -70,7 +70,7 @@ def evaluate(config: EvaluateConfig, report: Callable[[str], object] = print) ->
         UserError: the model or the examples cannot be used (names file and line).
     """
     dtype = None if config.precision == "float32" else config.precision
-    predictor, task, examples = fine_tuned(
+    predictor, task, examples = load_fine_tuned(
         config, config.eval_file, dtype, report, config.unknown_labels
     )
     predictions = predictor.predictions(task, examples)

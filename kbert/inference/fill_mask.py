@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from kbert.errors import UserError
-from kbert.tasks.encoding import text_items
+from kbert.tasks.encoding import encode_texts
 from kbert.tasks.outputs import MAX_MASKS, masked_logits
 from kbert.tokenizer.vocab import CONTINUATION
 
@@ -61,7 +61,7 @@ class MaskFiller:
             raise UserError(
                 f"top_k must be 1 to {tokenizer.vocab_size}, the vocabulary size; got {top_k}."
             )
-        items = text_items(tokenizer, texts, None, self.max_seq_length)
+        items = encode_texts(tokenizer, texts, None, self.max_seq_length)
         counts = [int(np.sum(item.input_ids == tokenizer.mask_id)) for item in items]
         for text, masks in zip(texts, counts, strict=True):
             if not 0 < masks <= MAX_MASKS:

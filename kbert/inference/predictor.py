@@ -27,9 +27,15 @@ from kbert.model.models import (
 from kbert.model.pretrained import PretrainedModel
 from kbert.model.weights.tensors import part_of, weight_shapes
 from kbert.tasks.arguments import as_batch, check_length, same_length
-from kbert.tasks.encoding import text_items
+from kbert.tasks.encoding import encode_texts
 from kbert.tasks.outputs import embeddings, normalized, similarities, softmax
-from kbert.tasks.registry import BUILT_IN, get_task, method_of_heads, read_task, task_from_settings
+from kbert.tasks.registry import (
+    BUILT_IN,
+    get_task,
+    method_of_heads,
+    read_task_settings,
+    task_from_settings,
+)
 from kbert.tasks.task import Task
 from kbert.tokenizer.tokenizer import BertTokenizer
 
@@ -119,7 +125,7 @@ class Predictor:
                 damaged.
         """
         folder = ModelFolder.of(folder)
-        settings = read_task(folder)
+        settings = read_task_settings(folder)
         predictor = cls(None, folder.tokenizer, settings, **options)
         predictor.folder, parts = folder, folder.parts
 
@@ -267,7 +273,7 @@ class Predictor:
         model = self.load(BertForNextSentencePrediction)
         texts, text_pairs = as_batch(texts, text_pairs)
         text_pairs = same_length(texts, text_pairs, "text_pairs")
-        items = text_items(self.tokenizer, texts, text_pairs, self.max_seq_length)
+        items = encode_texts(self.tokenizer, texts, text_pairs, self.max_seq_length)
         runner = self._runner("nsp", model, lambda outputs, _: {"logits": outputs["logits"]})
         return [{"is_next": float(softmax(o["logits"])[0])} for o in runner(items, self.advance)]
 
@@ -297,7 +303,7 @@ class Predictor:
         model, (texts,) = self._embedder(), as_batch(texts)
         settings = model.config.embedding_settings
         texts = [settings.prompt + text for text in texts]
-        items = text_items(self.tokenizer, texts, None, self.max_seq_length)
+        items = encode_texts(self.tokenizer, texts, None, self.max_seq_length)
 
         def compute(features, training):
             return embeddings(model, features)

@@ -20,7 +20,7 @@ from kbert.serving.messages import table_lines
 from kbert.settings import ExampleConfig
 from kbert.tasks import registry
 from kbert.tasks.examples import read_split
-from kbert.tasks.labels import keep_known
+from kbert.tasks.labels import keep_known_labels
 from kbert.utils import atomic
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def read_for(
     examples = read_split(source, config, report=report)
     if endpoint.task.min_labels:
         names = endpoint.task.label_names
-        examples = keep_known(examples, names, config.skip_bad_lines, report)
+        examples = keep_known_labels(examples, names, config.skip_bad_lines, report)
     _check_pairs(endpoint, examples)
     return examples
 
@@ -127,7 +127,9 @@ class Texts:
     def scores(self, answers: "Iterable[Answer]") -> dict[str, Any]:
         """Returns the task's metrics for the outputs of each question, as in `output_spec`."""
         rows = [{n: np.asarray(x).tolist()[0] for n, x in answer.items()} for answer in answers]
-        return self._task.scores(self._examples, [self._task.prediction_of(row) for row in rows])
+        return self._task.scores(
+            self._examples, [self._task.from_endpoint_output(row) for row in rows]
+        )
 
 
 def compared(

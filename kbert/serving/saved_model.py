@@ -59,7 +59,7 @@ def load_endpoint(
             model.
     """
     folder = ModelFolder.of(folder)
-    settings = registry.read_task(folder) or {}
+    settings = registry.read_task_settings(folder) or {}
     own = registry.get_task(settings["task"]) if settings else None
     name = name or (own.method if own else registry.method_of_heads(folder.parts, folder.config))
     kind, task = endpoints().get(name), registry.task_of_method(name)

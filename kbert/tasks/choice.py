@@ -12,7 +12,7 @@ from kbert.data.examples import ChoiceExample, open_records
 from kbert.errors import UserError
 from kbert.model.models import BertForMultipleChoice
 from kbert.tasks.arguments import same_length
-from kbert.tasks.encoding import Encoded, labelled, text_items
+from kbert.tasks.encoding import Encoded, encode_texts, labelled
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.outputs import softmax
 from kbert.tasks.task import Task
@@ -103,7 +103,7 @@ class Choice(Task):
     ) -> Encoded:
         texts = [example.text for example in examples for _ in example.choices]
         choices = [choice for example in examples for choice in example.choices]
-        rows = iter(text_items(self.tokenizer, texts, choices, self.max_seq_length))
+        rows = iter(encode_texts(self.tokenizer, texts, choices, self.max_seq_length))
         items = []
         for example in examples:
             choice_items = [next(rows) for _ in example.choices]

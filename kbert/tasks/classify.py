@@ -60,7 +60,7 @@ class Classification(TextTask):
         return validation.class_name(value)
 
     @staticmethod
-    def prediction_of(output: dict[str, Any]) -> dict[str, Any]:
+    def from_endpoint_output(output: dict[str, Any]) -> dict[str, Any]:
         return output | {"label": output["label"].decode()}
 
     def targets(self, examples: Sequence[TextExample]) -> np.ndarray:

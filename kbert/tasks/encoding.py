@@ -28,7 +28,7 @@ class Encoded:
     windows: list[Any] | None = None
 
 
-def text_items(
+def encode_texts(
     tokenizer: "BertTokenizer",
     texts: Sequence[str],
     text_pairs: Sequence[str] | None,
@@ -39,11 +39,11 @@ def text_items(
     for begin in range(0, len(texts), _TEXTS):
         part = slice(begin, begin + _TEXTS)
         pairs = text_pairs and text_pairs[part]
-        items += encoded_rows(tokenizer(texts[part], pairs, max_seq_length, "longest"))
+        items += unpad_batch(tokenizer(texts[part], pairs, max_seq_length, "longest"))
     return items
 
 
-def encoded_rows(features: Mapping[str, tf.Tensor]) -> list[EncodedExample]:
+def unpad_batch(features: Mapping[str, tf.Tensor]) -> list[EncodedExample]:
     """Converts a batch of features, (B, L) each, to a list of EncodedExample without padding."""
     lengths = tf.reduce_sum(features["attention_mask"], axis=1).numpy()
     ids, types = features["input_ids"].numpy(), features["token_type_ids"].numpy()

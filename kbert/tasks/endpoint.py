@@ -86,7 +86,7 @@ class Endpoint(abc.ABC):
         """Runs `kbert.Predictor` on lists of str; returns results in the format of `from_texts`."""
         texts = [*texts, *(named_texts[name] for name in self.texts if name in named_texts)]
         predictions = self.predictor.predict(self.task.name, *texts)
-        rows = [self.task.output_of(prediction) for prediction in predictions]
+        rows = [self.task.to_endpoint_output(prediction) for prediction in predictions]
         columns = {n: [row[n] for row in rows] for n in self.output_spec if n in rows[0]}
         return columns | {n: as_array(columns[n], fill) for n, fill in self.padded.items()}
 

@@ -12,7 +12,7 @@ from kbert.data.records import BadExample, Records, source_files
 from kbert.errors import UserError, one_line
 from kbert.settings.tasks import ExampleConfig
 from kbert.tasks.example_checks import content_warnings
-from kbert.tasks.labels import ids_to_names, keep_known
+from kbert.tasks.labels import ids_to_names, keep_known_labels
 from kbert.tasks.registry import get_task
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def read_examples(
     if not get_task(task).min_labels:
         raise UserError(f"label_names must be None for the task {task}; got {label_names!r}.")
     names = read_label_names(label_names)
-    examples = keep_known(read_split(os.fspath(path), config), names, skip_bad_lines, print)
+    examples = keep_known_labels(read_split(os.fspath(path), config), names, skip_bad_lines, print)
     return ids_to_names(examples, names)
 
 

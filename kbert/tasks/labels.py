@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from kbert.data.tag_schemes import convert_tags
-from kbert.data.validation import normalized_name
+from kbert.data.validation import normalize_label
 from kbert.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def label_names(examples: "Iterable[TextExample | TagExample]") -> tuple[str, ..
 def label_numbers(names: Sequence[str]) -> dict[str, int]:
     """Returns a dict of label name -> id. If no name is a number, it has "0", "1", ..., too."""
     # A model may have the name "1.0" for 1.
-    numbers = {normalized_name(name): i for i, name in enumerate(names)}
+    numbers = {normalize_label(name): i for i, name in enumerate(names)}
     if not any(re.fullmatch(r"[0-9]+", name) for name in numbers):
         numbers |= {str(i): i for i in range(len(names))}
     return numbers | {name: i for i, name in enumerate(names)}
@@ -67,7 +67,9 @@ def all_label_numbers(
     return label_numbers(names) | {name: number for number, name in more}
 
 
-def label_frequencies(examples: "Sequence[TextExample | TagExample]", names: Sequence[str]) -> str:
+def label_frequencies_text(
+    examples: "Sequence[TextExample | TagExample]", names: Sequence[str]
+) -> str:
     """Returns text with the frequency of each of `all_label_names`.
 
     Percentages are of the examples or, if each word has a label, of the words.
@@ -90,7 +92,7 @@ def rarest_labels(examples: "Sequence[TextExample | TagExample]") -> list[str | 
     return [min(row, key=counts.__getitem__, default=None) for row in rows]
 
 
-def keep_known(
+def keep_known_labels(
     examples: "Sequence[Example]",
     names: Sequence[str],
     skip_bad_lines: bool,
@@ -157,7 +159,7 @@ def check_no_numbers(examples: "Iterable[TextExample | TagExample]", names: Sequ
 
     Such names have no order that the numbers could refer to.
     """
-    numbers = label_numbers(names).keys() - set(map(normalized_name, names))
+    numbers = label_numbers(names).keys() - set(map(normalize_label, names))
     for example in examples:
         for name in numbers.intersection(_labels_of(example)):
             raise UserError(

@@ -56,7 +56,7 @@ class MultiLabel(TextTask):
 
     @staticmethod
     def label(value: object, where: str) -> tuple[str, ...]:
-        return validation.label_tuple(value)
+        return validation.parse_label_list(value)
 
     @classmethod
     def standardize_examples(
@@ -91,7 +91,7 @@ class MultiLabel(TextTask):
         ]
 
     @staticmethod
-    def prediction_of(output: dict[str, Any]) -> dict[str, Any]:
+    def from_endpoint_output(output: dict[str, Any]) -> dict[str, Any]:
         return output | {"labels": [name.decode() for name in output["labels"] if name]}
 
     def targets(self, examples: Sequence[TextExample]) -> np.ndarray:

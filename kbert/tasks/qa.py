@@ -10,12 +10,12 @@ import tensorflow as tf
 
 from kbert.data.examples import QuestionExample, open_records, source_format
 from kbert.data.records import BadExample
-from kbert.data.squad import QuestionConverter, locate_answer, question_rows, squad
+from kbert.data.squad import QuestionConverter, flatten_questions, locate_answer, squad
 from kbert.errors import UserError, one_line
 from kbert.model.models import BertForQuestionAnswering
 from kbert.tasks.answers import answer_positions, best_answers, best_null_threshold
 from kbert.tasks.arguments import same_length
-from kbert.tasks.encoding import Encoded, encoded_rows, labelled
+from kbert.tasks.encoding import Encoded, labelled, unpad_batch
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.losses import choice_losses, soft_losses
 from kbert.tasks.span_ops import (
@@ -149,7 +149,7 @@ class QuestionAnswering(Task):
     ) -> "tuple[Records, Callable[[str, Record], QuestionExample]]":
         if source_format(source) == "json":
             return squad(source, os.path.basename(source)), QuestionConverter(labelled)
-        return question_rows(open_records(source, cls.name, None)), QuestionConverter(labelled)
+        return flatten_questions(open_records(source, cls.name, None)), QuestionConverter(labelled)
 
     @classmethod
     def checked_for_training(
@@ -197,12 +197,12 @@ class QuestionAnswering(Task):
         ]
 
     @staticmethod
-    def prediction_of(output: dict[str, Any]) -> dict[str, Any]:
+    def from_endpoint_output(output: dict[str, Any]) -> dict[str, Any]:
         answer = output["answer"].decode()
         return output | {"answer": answer, "text": answer}
 
     @staticmethod
-    def output_of(prediction: dict[str, Any]) -> dict[str, Any]:
+    def to_endpoint_output(prediction: dict[str, Any]) -> dict[str, Any]:
         offsets = {name: prediction[f"byte_{name}"] for name in ("start", "end")}
         offsets = {name: -1 if value is None else value for name, value in offsets.items()}
         return prediction | offsets | {"answer": prediction["text"]}
@@ -264,7 +264,7 @@ class QuestionAnswering(Task):
         for begin in range(0, len(examples), _QUESTIONS):
             part = examples[begin : begin + _QUESTIONS]
             windows = self._windows(part)
-            rows = encoded_rows(windows.features)
+            rows = unpad_batch(windows.features)
             items += [
                 item if answer is None else labelled(item, answer, np.int32)
                 for item, answer in zip(rows, answer_positions(part, windows), strict=True)

@@ -149,7 +149,7 @@ def make_task(
     """
     kind = get_task(config.task)
     teacher = getattr(config, "teacher", None) if kind.own_fields() else None
-    values = read_task(teacher) or {} if teacher else vars(config)
+    values = read_task_settings(teacher) or {} if teacher else vars(config)
     return _with_own(kind.from_config(config, tokenizer, label_names, allow_no_answer), values)
 
 
@@ -175,8 +175,10 @@ def with_task_defaults(config: "FinetuneConfig") -> "FinetuneConfig":
     return dataclasses.replace(config, max_seq_length=length)
 
 
-def write_task(folder: str | os.PathLike[str], task: Task, takes_pairs: bool = False) -> None:
-    """Writes `task.json`, which `read_task` reads, to a folder of weights.
+def write_task_settings(
+    folder: str | os.PathLike[str], task: Task, takes_pairs: bool = False
+) -> None:
+    """Writes `task.json`, which `read_task_settings` reads, to a folder of weights.
 
     Args:
         folder: an existing folder. task: Task.
@@ -188,7 +190,7 @@ def write_task(folder: str | os.PathLike[str], task: Task, takes_pairs: bool = F
     atomic.write_json(pathlib.Path(folder) / TASK_FILE, settings)
 
 
-def read_task(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+def read_task_settings(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Returns the task settings of a folder (path or ModelFolder), or None if it has no task.
 
     Raises:
@@ -225,7 +227,7 @@ def task_from_settings(
     """Creates a task.
 
     Args:
-        settings: result of `read_task`. tokenizer: the model's tokenizer.
+        settings: result of `read_task_settings`. tokenizer: the model's tokenizer.
         config: BertConfig of the model.
     """
     kind = get_task(settings["task"])

@@ -48,7 +48,7 @@ class Regression(TextTask):
     problem_type: str | None = "regression"
     endpoint: type[Endpoint] | None = RegressionEndpoint
     roles: TextRoles = TextRoles(texts=(1, 2), label="number")
-    label: "staticmethod[[object, str], float]" = staticmethod(validation.number_label)
+    label: "staticmethod[[object, str], float]" = staticmethod(validation.parse_number_label)
 
     def targets(self, examples: Sequence[TextExample]) -> np.ndarray:
         """Returns the target numbers, (N,) float32. Raises UserError for several outputs."""
@@ -90,7 +90,7 @@ class Regression(TextTask):
         return [{"score": row[0]} for row in rows]
 
     @staticmethod
-    def output_of(prediction: dict[str, Any]) -> dict[str, Any]:
+    def to_endpoint_output(prediction: dict[str, Any]) -> dict[str, Any]:
         if "scores" in prediction:
             return {"scores": list(prediction["scores"].values())}
         return prediction

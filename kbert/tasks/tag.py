@@ -18,7 +18,7 @@ from kbert.data.tag_schemes import TagScheme, tag_scheme, to_iob2
 from kbert.errors import UserError
 from kbert.model.models import BertForTokenClassification
 from kbert.tasks import metrics
-from kbert.tasks.encoding import Encoded, encoded_rows, labelled
+from kbert.tasks.encoding import Encoded, labelled, unpad_batch
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.labels import label_numbers, shown
 from kbert.tasks.outputs import softmax
@@ -127,7 +127,7 @@ class Tagging(Task):
         return self.spans(texts, encoded, predictor.outputs(self, encoded.items, len(texts)))
 
     @staticmethod
-    def output_of(prediction: list[dict[str, Any]]) -> dict[str, Any]:
+    def to_endpoint_output(prediction: list[dict[str, Any]]) -> dict[str, Any]:
         keys = {name: name for name in TagEndpoint.padded}
         keys |= {"start": "byte_start", "end": "byte_end"}
         columns = {name: [span[key] for span in prediction] for name, key in keys.items()}
@@ -230,7 +230,7 @@ class Tagging(Task):
         for begin in range(0, len(texts), _TEXTS):
             part = texts[begin : begin + _TEXTS]
             windows = text_windows(part, self.tokenizer, self.max_seq_length)
-            items += encoded_rows(windows.features)
+            items += unpad_batch(windows.features)
             parts.append(dataclasses.replace(windows, features=None))
         return Encoded(items, parts)
 

@@ -19,7 +19,7 @@ from kbert.fields import checked_value
 from kbert.model.models import BertForSequenceClassification
 from kbert.settings.tasks import FinetuneConfig
 from kbert.tasks.encoding import Encoded
-from kbert.tasks.labels import label_frequencies, rarest_labels
+from kbert.tasks.labels import label_frequencies_text, rarest_labels
 from kbert.tasks.losses import choice_losses, soft_losses
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ class Task(abc.ABC):
 
     def label_summary(self, examples: Sequence[Any]) -> str:
         """Returns text with the distribution of the labels, or ""."""
-        return label_frequencies(examples, self.label_names) if self.label_names else ""
+        return label_frequencies_text(examples, self.label_names) if self.label_names else ""
 
     def notes(self, examples: Sequence[Any]) -> list[str]:
         """Returns warnings about labeled examples."""
@@ -213,12 +213,12 @@ class Task(abc.ABC):
         return result
 
     @staticmethod
-    def prediction_of(output: dict[str, Any]) -> dict[str, Any]:
+    def from_endpoint_output(output: dict[str, Any]) -> dict[str, Any]:
         """Converts an endpoint's output for one example to a prediction for `scores`."""
         return output
 
     @staticmethod
-    def output_of(prediction: dict[str, Any]) -> dict[str, Any]:
+    def to_endpoint_output(prediction: dict[str, Any]) -> dict[str, Any]:
         """Converts a result of `predict` to the endpoint's output for one example."""
         return prediction
 

@@ -10,7 +10,7 @@ import numpy as np
 from kbert.data.examples import TextExample, open_records, text_example
 from kbert.data.text_columns import TextRoles, find_text_columns
 from kbert.tasks.arguments import same_length
-from kbert.tasks.encoding import Encoded, labelled, text_items
+from kbert.tasks.encoding import Encoded, encode_texts, labelled
 from kbert.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class TextTask(Task):
         return [TextExample("", text, pair) for text, pair in zip(texts, text_pairs, strict=True)]
 
     @staticmethod
-    def output_of(prediction: dict[str, Any]) -> dict[str, Any]:
+    def to_endpoint_output(prediction: dict[str, Any]) -> dict[str, Any]:
         return prediction | {"probabilities": list(prediction.get("scores", {}).values())}
 
     @abc.abstractmethod
@@ -60,7 +60,7 @@ class TextTask(Task):
         text_pairs = [example.text_pair for example in examples]
         if text_pairs[0] is None:
             text_pairs = None
-        items = text_items(self.tokenizer, texts, text_pairs, self.max_seq_length)
+        items = encode_texts(self.tokenizer, texts, text_pairs, self.max_seq_length)
         if examples[0].label is not None:
             targets = self.targets(examples)
             weights = np.ones(len(targets)) if class_weights is None else class_weights[targets]

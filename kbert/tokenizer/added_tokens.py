@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from kbert.errors import UserError
 from kbert.fields import is_text
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, check_vocab
-from kbert.utils.formats import members, read_json
+from kbert.utils.formats import get_members, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,39 +50,42 @@ def read_added_tokens(folder: str | os.PathLike[str]) -> dict[AddedToken, int | 
     """
     folder = pathlib.Path(folder)
     names = ("added_tokens", "tokenizer", "tokenizer_config", "special_tokens_map")
-    plain, tokenizer, config, special = (_optional(folder / f"{name}.json") for name in names)
-    _check_named(config, folder / "tokenizer_config.json")
-    listed = _listed(config, folder / "tokenizer_config.json")
-    listed += _listed(special, folder / "special_tokens_map.json")
+    plain, tokenizer, config, special = (_read_if_exists(folder / f"{name}.json") for name in names)
+    _check_special_tokens(config, folder / "tokenizer_config.json")
+    listed = _additional_special_tokens(config, folder / "tokenizer_config.json")
+    listed += _additional_special_tokens(special, folder / "special_tokens_map.json")
     result: dict[str, tuple[AddedToken, int | None]] = {}
     for content, id in plain.items():
         is_special = content in listed
         token = AddedToken(content, normalized=not is_special, special=is_special)
-        result[content] = token, _id(id)
+        result[content] = token, _parse_id(id)
     if "class_name" in tokenizer:  # KerasHub's
         tokenizer = {"added_tokens": (tokenizer.get("kbert") or {}).get("added_tokens")}
     for values in tokenizer.get("added_tokens") or []:
-        token = _token(values, folder / "tokenizer.json")
-        result[token.content] = token, _id(values.get("id"))
+        token = _parse_token(values, folder / "tokenizer.json")
+        result[token.content] = token, _parse_id(values.get("id"))
     decoder = config.get("added_tokens_decoder") or {}
-    members(decoder, (), folder / "tokenizer_config.json")
+    get_members(decoder, (), folder / "tokenizer_config.json")
     for id, values in decoder.items():
-        token = _token(values, folder / "tokenizer_config.json")
-        result[token.content] = token, _id(int(id) if id.isdecimal() and len(id) < 10 else None)
+        token = _parse_token(values, folder / "tokenizer_config.json")
+        result[token.content] = (
+            token,
+            _parse_id(int(id) if id.isdecimal() and len(id) < 10 else None),
+        )
     for content in listed:
         result.setdefault(content, (AddedToken(content, special=True), None))
     return {token: id for content, (token, id) in result.items() if content not in SPECIAL_TOKENS}
 
 
-def _optional(path):
+def _read_if_exists(path):
     return read_json(path) if path.is_file() else {}
 
 
-def _id(value):
+def _parse_id(value):
     return value if type(value) is int else None
 
 
-def _check_named(config, path):
+def _check_special_tokens(config, path):
     for name, token in _NAMED.items():
         value = config.get(f"{name}_token")
         value = value.get("content") if isinstance(value, dict) else value
@@ -93,7 +96,7 @@ def _check_named(config, path):
             )
 
 
-def _listed(values, path):
+def _additional_special_tokens(values, path):
     """Returns the additional special tokens of a file."""
     listed = []
     for name in ("additional_special_tokens", "extra_special_tokens"):
@@ -107,8 +110,8 @@ def _listed(values, path):
     return listed
 
 
-def _token(values: object, path: pathlib.Path) -> AddedToken:
-    (content,) = members(values, ["content"], path)
+def _parse_token(values: object, path: pathlib.Path) -> AddedToken:
+    (content,) = get_members(values, ["content"], path)
     flags = {name: values.get(name, False) for name in _FLAGS}
     if not is_text(content) or not all(isinstance(flag, bool) for flag in flags.values()):
         raise UserError(

@@ -11,7 +11,7 @@ from kbert.errors import UserError
 from kbert.tokenizer.added_tokens import AddedToken, read_added_tokens, with_added_tokens
 from kbert.tokenizer.vocab import read_vocab, write_vocab
 from kbert.utils import atomic
-from kbert.utils.formats import members, read_json
+from kbert.utils.formats import get_members, read_json
 
 _HF_CLASSES = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 _HF_PARTS = {
@@ -120,7 +120,7 @@ def _config_settings(values, path):
         raise UserError(
             f"{path} has do_basic_tokenize false; kbert supports only true, the default."
         )
-    return _stated(values, "do_lower_case", "tokenize_chinese_chars", path)
+    return _explicit_settings(values, "do_lower_case", "tokenize_chinese_chars", path)
 
 
 def _hf_settings(values, path):
@@ -129,7 +129,7 @@ def _hf_settings(values, path):
         part_type = values[part].get("type") if isinstance(values.get(part), dict) else None
         if part_type != kind:
             raise UserError(f"{path} has a {part} of type {part_type}; kbert supports only {kind}.")
-    return _stated(values["normalizer"], "lowercase", "handle_chinese_chars", path)
+    return _explicit_settings(values["normalizer"], "lowercase", "handle_chinese_chars", path)
 
 
 def _keras_hub_settings(values, path):
@@ -139,16 +139,16 @@ def _keras_hub_settings(values, path):
             f"{path} is for the tokenizer class {values['class_name']}; kbert supports only "
             f"BertTokenizer."
         )
-    (config,) = members(values, ["config"], path)
-    (lower_case,) = members(config, ["lowercase"], path)
-    settings = _stated({"lowercase": lower_case}, "lowercase", "", path)
+    (config,) = get_members(values, ["config"], path)
+    (lower_case,) = get_members(config, ["lowercase"], path)
+    settings = _explicit_settings({"lowercase": lower_case}, "lowercase", "", path)
     kept = values.get("kbert", {})
-    members(kept, (), path)
-    settings |= _stated(kept, "lower_case", "tokenize_chinese_chars", path)
+    get_members(kept, (), path)
+    settings |= _explicit_settings(kept, "lower_case", "tokenize_chinese_chars", path)
     return settings
 
 
-def _stated(values, lower_case, tokenize_chinese_chars, path):
+def _explicit_settings(values, lower_case, tokenize_chinese_chars, path):
     """Returns the settings present in `values`, under kbert's names."""
     names = {
         lower_case: "lower_case",

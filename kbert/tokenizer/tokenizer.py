@@ -30,7 +30,7 @@ from kbert.tokenizer.word_splitting import (
     STAND_INS,
     UNKNOWN,
     any_may_be_too_long,
-    drop_long_words,
+    replace_long_words,
     split_words,
 )
 from kbert.utils.formats import FORMATS, find_folder
@@ -141,7 +141,7 @@ class BertTokenizer(tf.Module):
         except RuntimeError as error:  # such as white space inside an entry
             raise UserError(f"the vocabulary {vocab_file} cannot be used: {error}") from error
         self._cleaner = tf_text.FastBertNormalizer()  # without lower-casing: it differs from BERT's
-        self._raw, self._normalized = self._matchers(by_content)
+        self._raw_matcher, self._normalized_matcher = self._matchers(by_content)
 
     def _matchers(self, by_content):
         """Returns the TokenMatchers of texts before and after normalization."""
@@ -248,11 +248,11 @@ class BertTokenizer(tf.Module):
             texts = tf.strings.regex_replace(texts, r"[\t\n\r\pZ]", " ")
         return texts
 
-    def _with_stand_ins(self, texts):
+    def _replace_raw_tokens(self, texts):
         """Replaces added tokens that are matched before normalization."""
         if self.added_tokens:
             texts = tf.strings.regex_replace(texts, r"[\x{E005}-\x{F8FF}]", UNKNOWN)
-        return self._raw.replace(texts)
+        return self._raw_matcher.replace(texts)
 
     def token_to_id(self, token: str) -> int:
         """Returns the id of a vocabulary entry, such as "##ing" or "[MASK]".
@@ -310,13 +310,13 @@ class BertTokenizer(tf.Module):
         Returns:
             (B, None) int32 RaggedTensor.
         """
-        texts = self._normalize(self._with_stand_ins(_batch(texts)))
-        texts = self._normalized.replace(texts)
+        texts = self._normalize(self._replace_raw_tokens(_batch(texts)))
+        texts = self._normalized_matcher.replace(texts)
         if not self.tokenize_chinese_chars:
             words = split_words(texts, f"[{PUNCTUATION}]")
             return self._pieces.tokenize(words).merge_dims(1, 2)
         may_be_too_long = any_may_be_too_long(texts)
-        texts = tf.cond(may_be_too_long, lambda: drop_long_words(texts), lambda: texts)
+        texts = tf.cond(may_be_too_long, lambda: replace_long_words(texts), lambda: texts)
         return self._pieces.tokenize(self._cleaner.normalize(texts))
 
     def tokenize_with_offsets(
@@ -344,8 +344,8 @@ class BertTokenizer(tf.Module):
                 "tokenize_with_offsets does not support special tokens in the text; create the "
                 "tokenizer with special_tokens_in_text=False."
             )
-        sources = self._with_stand_ins(_batch(texts))
-        texts = self._normalized.replace(self._normalize(sources))
+        sources = self._replace_raw_tokens(_batch(texts))
+        texts = self._normalized_matcher.replace(self._normalize(sources))
         separate = ONE_CHARACTER_WORD if self.tokenize_chinese_chars else f"[{PUNCTUATION}]"
         by_words = functools.partial(tokenize_words, self._split, texts, separate)
         if self.tokenize_chinese_chars:
@@ -354,9 +354,9 @@ class BertTokenizer(tf.Module):
             )
         else:
             ids, starts, ends = by_words()
-        starts, ends = self._normalized.source_offsets(texts, starts, ends)
+        starts, ends = self._normalized_matcher.source_offsets(texts, starts, ends)
         starts, ends = source_offsets(sources, self._normalize, starts, ends)
-        return ids, *self._raw.source_offsets(sources, starts, ends)
+        return ids, *self._raw_matcher.source_offsets(sources, starts, ends)
 
     def _split(self, texts):
         """Splits normalized texts or words into WordPieces, with offsets into the argument."""

@@ -37,6 +37,6 @@ def split_words(texts: tf.Tensor, separate: str) -> tf.RaggedTensor:
     return words.with_flat_values(tf.where(too_long, UNKNOWN, words.flat_values))
 
 
-def drop_long_words(texts: tf.Tensor) -> tf.Tensor:
+def replace_long_words(texts: tf.Tensor) -> tf.Tensor:
     """Replaces each word that is too long with [UNK]."""
     return tf.strings.reduce_join(split_words(texts, ONE_CHARACTER_WORD), axis=-1, separator=" ")

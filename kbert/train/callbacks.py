@@ -94,7 +94,7 @@ class RunFolder(Callback):
             text = flags.as_flagfile(
                 trainer.config, f"replays this run: {trainer.resume_command()}"
             )
-            text += flags.as_line("output_dir", trainer.run_dir.shown())
+            text += flags.flag_line("output_dir", trainer.run_dir.shown())
             atomic.write_text(path, text)
         for name in ("best", "final"):
             atomic.recover_folder(trainer.folder / name)

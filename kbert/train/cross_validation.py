@@ -56,7 +56,7 @@ def cross_validated(
             return result
         results.append(result)
     scores = _means(results)
-    with storage.staged(output_dir) as staging:
+    with storage.staging_folder(output_dir) as staging:
         atomic.write_json(pathlib.Path(staging) / RESULT_FILE, scores)
     for line in _table(scores, config.folds):
         log(line)

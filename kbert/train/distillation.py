@@ -10,7 +10,7 @@ from kbert.compression.distillation_objective import FIXED, DistillationObjectiv
 from kbert.compression.teacher import Teacher, check_heads, initial_layers
 from kbert.errors import UserError
 from kbert.model.folder import ModelFolder
-from kbert.tasks.registry import load_task_module, read_task, with_task_defaults
+from kbert.tasks.registry import load_task_module, read_task_settings, with_task_defaults
 from kbert.train.cost_estimate import rehearse
 from kbert.train.cross_validation import cross_validated
 from kbert.train.finetuning import Finetuning
@@ -61,7 +61,7 @@ def distill(
 def _of_teacher(config):
     """Returns the DistillConfig with the teacher's `task` and `max_seq_length` if they are None."""
     load_task_module(config.task_module)
-    settings = read_task(config.teacher) or {}
+    settings = read_task_settings(config.teacher) or {}
     names = [n for n in ("task", "max_seq_length") if getattr(config, n) is None]
     return dataclasses.replace(config, **{name: settings.get(name) for name in names})
 

@@ -19,7 +19,7 @@ from kbert.model.folder import ModelFolder
 from kbert.model.weights import part_of
 from kbert.settings import ColumnConfig
 from kbert.tasks.labels import label_conflicts
-from kbert.tasks.registry import get_task, make_task, with_task_defaults, write_task
+from kbert.tasks.registry import get_task, make_task, with_task_defaults, write_task_settings
 from kbert.train import report
 from kbert.train.cost_estimate import memory_line, rehearse
 from kbert.train.cross_validation import cross_validated
@@ -343,7 +343,7 @@ class Finetuning(Workload):
     ) -> None:
         super().write_pretrained(folder, weights)
         takes_pairs = getattr(self.examples["train"][0], "text_pair", None) is not None
-        write_task(folder, self.task, takes_pairs)
+        write_task_settings(folder, self.task, takes_pairs)
 
     def check_teacher(self, teacher_config: BertConfig, bert_config: BertConfig) -> None:
         for name, (teacher_value, student_value) in label_conflicts(

@@ -15,7 +15,7 @@ from kbert.tasks.examples import SplitReader
 from kbert.tasks.labels import (
     check_all_present,
     check_no_numbers,
-    keep_known,
+    keep_known_labels,
     label_names,
     shown,
 )
@@ -85,10 +85,10 @@ def _label_names(config, teacher_labels, examples):
 
 
 def _keep_known(config, names, examples):
-    """Applies `keep_known` to the examples of all files."""
+    """Applies `keep_known_labels` to the examples of all files."""
     unknown = {"train": None, "eval": config.unknown_labels, "test": config.unknown_labels}
     examples = {
-        name: keep_known(rows, names, config.skip_bad_lines, log, unknown[name])
+        name: keep_known_labels(rows, names, config.skip_bad_lines, log, unknown[name])
         for name, rows in examples.items()
     }
     if config.label_names:

@@ -228,7 +228,7 @@ class Trainer:
                 stopping = self._log_evaluate_save()
         self.call("on_train_end")
         self._finish()
-        self.devices.workers.wait()  # until the chief has written its files
+        self.devices.workers.barrier()  # until the chief has written its files
         return self.results
 
     def _log_evaluate_save(self):

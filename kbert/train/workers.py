@@ -69,7 +69,7 @@ class Workers:
     def _sum(self, values):
         return self.strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Blocks until all workers have called it."""
         self.sum([0])
 
@@ -81,10 +81,10 @@ class Workers:
     def chief_first(self) -> Iterator[None]:
         """Runs the body in the chief while the other workers wait, and then in the others."""
         if not self.is_chief:
-            self.wait()
+            self.barrier()
         yield
         if self.is_chief:
-            self.wait()
+            self.barrier()
 
     def check_same(self, **values: object) -> None:
         """Raises UserError in every worker unless the values are identical across workers.

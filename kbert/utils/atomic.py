@@ -79,7 +79,7 @@ def folder(
     """
     target = pathlib.Path(target).absolute()
     try:
-        with _replacement(target) as scratch:
+        with _replace_folder(target) as scratch:
             yield scratch
     except OSError as error:
         if error.filename is not None and not _concerns(error.filename, target):
@@ -98,7 +98,7 @@ def _concerns(path, target):
 
 
 @contextlib.contextmanager
-def _replacement(target):
+def _replace_folder(target):
     recover_folder(target)
     scratch, old = _scratch_and_old(target)
     try:

@@ -38,7 +38,7 @@ _MARKS = {
 }
 
 
-def wide_encoding(head: bytes) -> str | None:
+def detect_wide_encoding(head: bytes) -> str | None:
     """Detects UTF-16 and UTF-32 from the first bytes of a text: "UTF-16", "UTF-32BE", ... or None.
 
     Without a byte order mark, returns the encoding that gives the most ASCII characters and no
@@ -47,10 +47,10 @@ def wide_encoding(head: bytes) -> str | None:
     for mark, name in _WIDE_BOMS.items():
         if head.startswith(mark):
             return name
-    rarest = 5 if _decoded(head, "UTF-8") is not None else 500
+    rarest = 5 if _decode(head, "UTF-8") is not None else 500
     best, most = None, 0
     for name in _WIDE if head.count(b"\0") * rarest > len(head) else ():
-        text = _decoded(head, name)
+        text = _decode(head, name)
         if text is None or re.search(r"[\0-\x08\x0e-\x1f\x7f-\x9f\ufffe\uffff]", text):
             continue
         ascii_count = sum(char < "\x80" for char in text)
@@ -59,7 +59,7 @@ def wide_encoding(head: bytes) -> str | None:
     return best
 
 
-def iso_2022_encoding(head: bytes) -> str | None:
+def detect_iso_2022_encoding(head: bytes) -> str | None:
     """Returns "ISO-2022-JP" or "ISO-2022-KR" if ASCII text has its escape sequence, else None."""
     if not head.isascii():
         return None
@@ -71,7 +71,7 @@ def guess_encoding(data: bytes) -> str | None:
     runs = re.findall(rb"[\x80-\xff]+", data)
     alone = sum(len(run) == 1 for run in runs) / max(1, len(runs))
     for name, (common, least, (lowest, highest)) in _MARKS.items():
-        text = _decoded(data, name) if lowest <= alone <= highest else None
+        text = _decode(data, name) if lowest <= alone <= highest else None
         chars = [char for char in text or "" if char > "\x7f"]
         matches = sum(re.fullmatch(common, char.encode(name)) is not None for char in chars)
         if chars and matches >= least * len(chars):
@@ -93,7 +93,7 @@ def is_utf8(data: bytes, complete: bool = True) -> bool:
     return True
 
 
-def _decoded(data, encoding):
+def _decode(data, encoding):
     """Decodes bytes, of which the last character may be incomplete; returns None if invalid."""
     try:
         return codecs.getincrementaldecoder(encoding)().decode(data)

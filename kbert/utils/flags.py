@@ -47,11 +47,11 @@ def help_text(config_class: "type[DataclassInstance]") -> str:
         of_group = [flag for flag in own_flags if group_of.get(flag.name, "common") == group]
         if of_group:
             lines += ["", f"{group.capitalize()}:"]
-            lines += [line for flag in of_group for line in _help_of(flag)]
+            lines += [line for flag in of_group for line in _flag_help(flag)]
     return "\n".join([*lines, "", "--flagfile=FILE reads flags from a file, one per line.", ""])
 
 
-def _help_of(flag):
+def _flag_help(flag):
     """Returns the lines of --help for one flag."""
     kind, help = flag.flag_type(), flag.help
     if kind == "bool":
@@ -89,11 +89,11 @@ def as_flagfile(config: "DataclassInstance", header: str) -> str:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value is not None:
-            lines.append(as_line(field.name, value))
+            lines.append(flag_line(field.name, value))
     return "".join(lines)
 
 
-def as_line(name: str, value: str | bool | float) -> str:
+def flag_line(name: str, value: str | bool | float) -> str:
     """Returns the line of a flagfile that sets a flag to a value.
 
     Raises:

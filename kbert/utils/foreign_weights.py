@@ -29,10 +29,10 @@ _PEFT_CLASSES = {
 }
 
 
-def explain(folder: pathlib.Path) -> str | None:
+def unsupported_reason(folder: pathlib.Path) -> str | None:
     """Returns why kbert cannot read the weights of a folder and how to convert them, or None."""
     if (folder / "adapter_config.json").is_file():
-        return _adapter(folder)
+        return _adapter_reason(folder)
     for pattern in _PICKLES:
         for path in sorted(folder.glob(pattern)):
             return (
@@ -41,7 +41,7 @@ def explain(folder: pathlib.Path) -> str | None:
             )
     for name, (library, argument) in _OLD_HF.items():
         if (folder / name).is_file():
-            command = _command(folder, folder, f", {argument}=True")
+            command = _conversion_command(folder, folder, f", {argument}=True")
             return (
                 f"{folder / name} contains weights for HF's {library} models, which transformers "
                 f"5 no longer supports. "
@@ -63,17 +63,17 @@ def conversion_advice(folder: pathlib.Path, name: str | os.PathLike[str]) -> str
 
     The command loads the model class named in the folder's `config.json`.
     """
-    return f"convert it to safetensors: {_command(folder, name, '')}"
+    return f"convert it to safetensors: {_conversion_command(folder, name, '')}"
 
 
-def _command(folder, name, arguments):
+def _conversion_command(folder, name, arguments):
     target = str(name).rstrip("/").split("/")[-1] + "-safe"
     source = "transformers"
     if (folder / "modules.json").is_file():
         source, architecture = "sentence_transformers", "SentenceTransformer"
         load = f"M({str(name)!r})"
     else:
-        architecture = _string(folder / "config.json", "architectures", 0)
+        architecture = _json_string(folder / "config.json", "architectures", 0)
         if not re.fullmatch(r"Bert\w{1,40}", architecture, re.ASCII):
             architecture = "BertForPreTraining"
         load = f"M.from_pretrained({str(name)!r}{arguments})"
@@ -81,7 +81,7 @@ def _command(folder, name, arguments):
     return f"python -c {shlex.quote(code)}"
 
 
-def _string(path, *keys):
+def _json_string(path, *keys):
     """Returns the string under nested keys of a JSON file, or ""."""
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -92,10 +92,10 @@ def _string(path, *keys):
     return value if isinstance(value, str) else ""
 
 
-def _adapter(folder):
+def _adapter_reason(folder):
     path = folder / "adapter_config.json"
-    base = _string(path, "base_model_name_or_path") or "another model"
-    name = _PEFT_CLASSES.get(_string(path, "task_type"), "AutoPeftModelForFeatureExtraction")
+    base = _json_string(path, "base_model_name_or_path") or "another model"
+    name = _PEFT_CLASSES.get(_json_string(path, "task_type"), "AutoPeftModelForFeatureExtraction")
     target = folder.name + "-merged"
     code = (
         f"from peft import {name} as M; "

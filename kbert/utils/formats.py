@@ -87,7 +87,7 @@ def find_folder(name: str | os.PathLike[str]) -> pathlib.Path:
     return path
 
 
-def modules_of(folder: pathlib.Path) -> list[tuple[str, str]]:
+def read_modules(folder: pathlib.Path) -> list[tuple[str, str]]:
     """Returns (class, subfolder) of each sentence-transformers module of a folder, if any.
 
     Raises:
@@ -113,7 +113,7 @@ def _transformer_folder(folder):
     """Returns the folder of the weights, which may be a module of sentence-transformers."""
     if (folder / "config.json").is_file():
         return folder
-    modules = modules_of(folder)
+    modules = read_modules(folder)
     inner = folder / modules[0][1] if modules else folder
     return inner if inner.is_dir() else folder
 
@@ -133,7 +133,7 @@ def folder_format(folder: str | os.PathLike[str]) -> str:
     for format, files in WEIGHTS_FILES.items():
         if names & files:
             return format
-    if reason := foreign_weights.explain(folder):
+    if reason := foreign_weights.unsupported_reason(folder):
         raise UserError(reason)
     allowed = "; ".join(f"{files} ({name})" for name, files in FORMATS.items())
     listing = ", ".join(sorted(names)[:8]) or "nothing"
@@ -154,7 +154,7 @@ def check_not_pointer(path: str | os.PathLike[str]) -> None:
         )
 
 
-def members(values: object, names: Sequence[str], path: str | os.PathLike[str]) -> list[object]:
+def get_members(values: object, names: Sequence[str], path: str | os.PathLike[str]) -> list[object]:
     """Returns the named members of an object in a JSON file.
 
     Raises:
@@ -222,7 +222,7 @@ def read_export(folder: str | os.PathLike[str]) -> dict[str, typing.Any]:
     path = pathlib.Path(folder) / EXPORT_FILE
     metadata = read_json(path)
     for name, (fits, what) in _EXPORT_MEMBERS.items():
-        (value,) = members(metadata, [name], path)
+        (value,) = get_members(metadata, [name], path)
         if not fits(value):
             raise UserError(f"{path} is damaged: {name} must be {what}. Export the model again.")
     if metadata["checksum"] != export_checksum(metadata):
@@ -245,22 +245,22 @@ def is_quantized(metadata: Mapping[str, typing.Any]) -> bool:
     return any(name and name.endswith("_scale") for name in metadata["weights"])
 
 
-def _is_list(values, fits=is_text):
+def _is_list_of(values, fits=is_text):
     return isinstance(values, list) and all(map(fits, values))
 
 
 _EXPORT_MEMBERS = {  # member of `kbert.json` -> function that checks it, its type in words
     "method": (is_text, "a string"),
-    "inputs": (_is_list, "a list of strings"),
+    "inputs": (_is_list_of, "a list of strings"),
     "max_seq_length": (lambda x: type(x) is int and 0 < x < 2**31, "an integer above 0"),
     "padded": (
         lambda x: (
             isinstance(x, dict)
-            and _is_list([*x.values()], lambda y: is_text(y) or isinstance(y, int | float))
+            and _is_list_of([*x.values()], lambda y: is_text(y) or isinstance(y, int | float))
         ),
         "an object of strings and numbers",
     ),
-    "weights": (lambda x: _is_list(x, lambda y: y is None or is_text(y)), "a list of names"),
-    "files": (lambda x: isinstance(x, dict) and _is_list([*x.values()]), "an object of strings"),
+    "weights": (lambda x: _is_list_of(x, lambda y: y is None or is_text(y)), "a list of names"),
+    "files": (lambda x: isinstance(x, dict) and _is_list_of([*x.values()]), "an object of strings"),
     "checksum": (is_text, "a string"),
 }

@@ -21,11 +21,11 @@ from kbert.errors import UserError
 from kbert.utils import storage
 from kbert.utils.encodings import (
     BOM,
+    detect_iso_2022_encoding,
+    detect_wide_encoding,
     guess_encoding,
     is_utf8,
-    iso_2022_encoding,
     readable_name,
-    wide_encoding,
 )
 
 HEAD_BYTES = 1 << 16  # read to detect the format of a file
@@ -59,7 +59,7 @@ def plain_name(path: str | os.PathLike[str]) -> str:
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def open_decompressed(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Opens a file to read its decompressed bytes.
 
     Any OSError in the block is reported as a failure to read the file.
@@ -90,10 +90,10 @@ def read_head(path: str | os.PathLike[str]) -> bytes:
     """Returns the first 64 KiB of a text file, extended to a whole line if it starts with a brace.
 
     Raises:
-        UserError: see `opened`; or the file is an archive or another binary file, UTF-16,
-            UTF-32 or ISO-2022, or has the line endings of old Macs.
+        UserError: see `open_decompressed`; or the file is an archive or another binary file,
+            UTF-16, UTF-32 or ISO-2022, or has the line endings of old Macs.
     """
-    with opened(path) as file:
+    with open_decompressed(path) as file:
         head = file.read(HEAD_BYTES)
         if head.removeprefix(BOM).lstrip().startswith(b"{"):
             head += file.readline()
@@ -108,7 +108,7 @@ def read_byte_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
         UserError: see `read_head`.
     """
     read_head(path)
-    with opened(path) as file:
+    with open_decompressed(path) as file:
         if first := file.readline().removeprefix(BOM):
             yield first
         yield from file
@@ -144,7 +144,7 @@ def _encoding_note(path, size, mtime):
     return _conversion(path, encoding) if encoding else ". Save it as UTF-8"
 
 
-def has_bad_lines(path: str | os.PathLike[str]) -> bool:
+def has_non_utf8_lines(path: str | os.PathLike[str]) -> bool:
     """Returns whether a line in the first 8 MiB of a file is not UTF-8."""
     return bool(_bad_lines(path)[0])
 
@@ -152,7 +152,7 @@ def has_bad_lines(path: str | os.PathLike[str]) -> bool:
 def _bad_lines(path):
     """Returns up to 1,000 lines that are not UTF-8, and the number of non-ASCII lines that are."""
     bad, good, room = [], 0, _SEARCHED_BYTES
-    with opened(path) as file:
+    with open_decompressed(path) as file:
         while room > 0 and len(bad) < 1000 and (line := file.readline(room)):
             room -= len(line)
             if not is_utf8(line):
@@ -188,7 +188,7 @@ def _check_text(head, path):
     for first, (form, advice) in _NOT_TEXT.items():
         if re.match(first, head, re.DOTALL):
             raise UserError(f"{path} is {form}, not text. {advice}.")
-    encoding = wide_encoding(head) or iso_2022_encoding(head)
+    encoding = detect_wide_encoding(head) or detect_iso_2022_encoding(head)
     if encoding:
         raise UserError(f"{path} is not UTF-8{_conversion(path, encoding)}.")
     controls = len(re.findall(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]", head))

@@ -24,7 +24,7 @@ def folder_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     Raises:
         UserError: another process holds the lock.
     """
-    with _held(pathlib.Path(folder) / "lock", folder):
+    with _hold_lock(pathlib.Path(folder) / "lock", folder):
         yield
 
 
@@ -36,13 +36,13 @@ def target_lock(target: str | os.PathLike[str]) -> Iterator[None]:
         UserError: another process holds the lock.
     """
     path = pathlib.Path(target).absolute()
-    with _held(path.with_name(f".{path.name}.lock"), target):
+    with _hold_lock(path.with_name(f".{path.name}.lock"), target):
         yield
 
 
 @contextlib.contextmanager
-def _held(path, folder):
-    with atomic.parent_folders(path), _locked(path, folder) as file:
+def _hold_lock(path, folder):
+    with atomic.parent_folders(path), _open_locked(path, folder) as file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
@@ -52,7 +52,7 @@ def _held(path, folder):
             path.unlink(missing_ok=True)
 
 
-def _locked(path, folder):
+def _open_locked(path, folder):
     """Opens and locks a file; tries again if it was removed before it was locked."""
     while True:
         file = open(path, "a+", encoding="utf-8")
@@ -73,12 +73,12 @@ def _locked(path, folder):
                 f"cannot lock {path}: {os.strerror(error.errno)}. Choose a folder on a file system "
                 f"that supports locks."
             ) from error
-        if _is_at(file, path):
+        if _is_same_file(file, path):
             return file
         file.close()  # removed by the previous holder of the lock
 
 
-def _is_at(file, path):
+def _is_same_file(file, path):
     """Returns whether a path still refers to an open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))

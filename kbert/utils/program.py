@@ -75,7 +75,7 @@ def run(
     def parser(argv):
         nonlocal config_class
         if config_class_of:
-            config_class = _extended(argv, config_class, config_class_of)
+            config_class = _config_class_with_task_flags(argv, config_class, config_class_of)
         return parse(argv, config_class)
 
     def guarded(argv):
@@ -106,10 +106,10 @@ def run(
     app.run(guarded, flags_parser=parser)
 
 
-def _extended(argv, config_class, config_class_of):
+def _config_class_with_task_flags(argv, config_class, config_class_of):
     """Returns the config class of --task_module and --task; defines its additional flags."""
     try:
-        flags.FLAGS([_local(arg) for arg in argv if arg not in HELP], known_only=True)
+        flags.FLAGS([_resolve_flagfile(arg) for arg in argv if arg not in HELP], known_only=True)
     except (flags.Error, ValueError, RecursionError):  # reported by `parse`
         return config_class
     if not flags.FLAGS.task_module:
@@ -132,7 +132,7 @@ def parse(argv: Sequence[str], config_class: "type[DataclassInstance] | None" = 
         print(help_text(config_class), end="")
         sys.exit(0)
     try:
-        return flags.FLAGS([_local(arg) for arg in argv])
+        return flags.FLAGS([_resolve_flagfile(arg) for arg in argv])
     except SystemExit:  # absl ends with status 1 after --help
         sys.exit(0)
     except flags.Error as error:
@@ -142,11 +142,11 @@ def parse(argv: Sequence[str], config_class: "type[DataclassInstance] | None" = 
         _fail(one_line(f"cannot read the flags: {error}."))
 
 
-def _local(arg):
-    return re.sub("(?<=flagfile=)configs/.+", _packaged, arg)
+def _resolve_flagfile(arg):
+    return re.sub("(?<=flagfile=)configs/.+", _packaged_path, arg)
 
 
-def _packaged(match):
+def _packaged_path(match):
     path = pathlib.Path(match[0])
     return str(path if path.exists() or not (PACKAGED / path).exists() else PACKAGED / path)
 

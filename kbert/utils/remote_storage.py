@@ -57,16 +57,17 @@ def _attempt(what: str, path: str, function: Callable[..., _T], *args: object) -
             scheme = str(path).partition("://")[0]
             raise UserError(
                 f"cannot {what} {path}: this TensorFlow does not support {scheme}:// "
-                f"({_line(error)}). Use gs://, copy the files, or mount their storage as a folder."
+                f"({_reason(error)}). Use gs://, copy the files, or mount their storage as a "
+                f"folder."
             ) from error
         except tf.errors.OpError as error:
-            raise UserError(f"cannot {what} {path}: {_line(error)}.") from error
+            raise UserError(f"cannot {what} {path}: {_reason(error)}.") from error
     raise RetryError(
-        f"cannot {what} {path}: gave up after {TRIES} attempts; the last error: {_line(last)}."
+        f"cannot {what} {path}: gave up after {TRIES} attempts; the last error: {_reason(last)}."
     ) from last
 
 
-def _line(error):
+def _reason(error):
     message = getattr(error, "message", None) or str(error) or type(error).__name__
     return " ".join(message.split()).rstrip(".")
 
@@ -94,10 +95,10 @@ def exists(path: str) -> bool:
 
 def list_folder(path: str) -> list[str]:
     """Returns the names in a folder; names of folders may end with /."""
-    return _attempt("list", path, _names, path)
+    return _attempt("list", path, _list_names, path)
 
 
-def _names(path):
+def _list_names(path):
     try:
         return gfile.listdir(path)
     except tf.errors.NotFoundError as error:  # also raised if the folder cannot be read

@@ -176,7 +176,7 @@ def remove(path: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def staged(folder: str | os.PathLike[str], last: str | None = None) -> Iterator[str]:
+def staging_folder(folder: str | os.PathLike[str], last: str | None = None) -> Iterator[str]:
     """Yields a local folder to write to; its files are moved to `folder` at the end of the block.
 
     Each file is moved atomically, and none is moved if the block fails. Several processes may

@@ -4,12 +4,12 @@ import pytest
 from example_files import rows
 
 from kbert.data.examples import TextExample, read_label_names
-from kbert.data.validation import list_in_cell
+from kbert.data.validation import parse_list
 from kbert.errors import UserError
 from kbert.tasks.labels import (
     check_no_numbers,
     ids_to_names,
-    keep_known,
+    keep_known_labels,
     label_names,
     label_numbers,
 )
@@ -86,7 +86,7 @@ def test_keys_of_0_and_1(read):
     ],
 )
 def test_lists_in_cells(cell, expected):
-    assert list_in_cell(cell) == expected
+    assert parse_list(cell) == expected
 
 
 def test_lists_in_a_table(read, error_of):
@@ -126,7 +126,7 @@ def test_names_of_labels_with_decimals():
     assert read_label_names([0.0, 1, "b"]) == ("0", "1", "b")
     assert label_numbers(("1.0", "2.0")) == {"1": 0, "2": 1, "1.0": 0, "2.0": 1}
     examples = [TextExample("a.csv, line 2", "a", None, "1")]
-    assert keep_known(examples, ("1.0", "2.0"), False, print) == examples
+    assert keep_known_labels(examples, ("1.0", "2.0"), False, print) == examples
     assert [e.label for e in ids_to_names(examples, ("1.0", "2.0"))] == ["1.0"]
     assert [e.label for e in ids_to_names(examples, ("no", "yes"))] == ["yes"]
 

@@ -7,7 +7,7 @@ from example_files import rows, settings
 
 from kbert.data.examples import TagExample, read_label_names
 from kbert.tasks.examples import read_split
-from kbert.tasks.labels import keep_known, label_names
+from kbert.tasks.labels import keep_known_labels, label_names
 
 pytestmark = pytest.mark.smoke
 
@@ -264,7 +264,7 @@ def test_numbers_are_named(read):
     examples = read("t.jsonl", text, "tag", report=lambda line: None)
     assert [e.tags for e in examples] == [("3", "0", "7", "0"), ("1", "2")]
     assert label_names(examples) == ("0", "1", "2", "3", "7")
-    named = keep_known(examples, NAMES, False, print)
+    named = keep_known_labels(examples, NAMES, False, print)
     assert [e.tags for e in named] == [("B-ORG", "O", "B-MISC", "O"), ("B-PER", "I-PER")]
 
 
@@ -312,7 +312,7 @@ def test_numbers_of_another_scheme(read):
     names = ("O", "B-X", "M-X", "E-X", "S-X")
     text = rows({"words": list("abcde"), "labels": [1, 2, 3, 0, 4]})
     (example,) = read("t.json", text, "tag", report=lambda line: None)
-    (named,) = keep_known([example], names, False, print)
+    (named,) = keep_known_labels([example], names, False, print)
     assert named.tags == ("B-X", "M-X", "E-X", "O", "S-X")
 
 
@@ -327,7 +327,7 @@ def test_names_of_a_model_with_another_scheme():
         (("O", "I-X"), "I-X I-X I-X O I-X"),
         (("o", "b_x", "i_x"), "b_x i_x i_x o b_x"),
     ):
-        (named,) = keep_known([example], names, False, print)
+        (named,) = keep_known_labels([example], names, False, print)
         assert " ".join(named.tags) == expected
 
 
@@ -354,7 +354,7 @@ def test_files_of_the_collection(shared_cases):
         shared_cases / "ner_json/train.jsonl", settings("tag"), report=lambda line: None
     )
     names = read_label_names(str(shared_cases / "ner_json/labels.txt"))
-    assert keep_known(examples, names, False, print)[0].tags == ("B-ORG", "O", "B-MISC", "O")
+    assert keep_known_labels(examples, names, False, print)[0].tags == ("B-ORG", "O", "B-MISC", "O")
 
 
 def test_a_word_that_is_a_hash_may_have_a_tag_of_its_own(read):

@@ -24,7 +24,7 @@ from kbert.model.weights.native import write_arrays
 from kbert.settings import ExampleConfig, PretrainConfig
 from kbert.tasks.examples import read_split
 from kbert.tasks.labels import label_names
-from kbert.tasks.registry import get_task, read_task, task_from_settings
+from kbert.tasks.registry import get_task, read_task_settings, task_from_settings
 from kbert.tokenizer import BertTokenizer
 from kbert.tokenizer.files import read_tokenizer, write_tokenizer
 from kbert.tokenizer.vocab import SPECIAL_TOKENS
@@ -295,7 +295,7 @@ TASK_FILES = [
 
 @reads_files(lambda: {"task.json": [as_json(found) for found in TASK_FILES]})
 def task(folder):
-    settings = read_task(folder)
+    settings = read_task_settings(folder)
     found = task_from_settings(settings, BertTokenizer(VOCAB), BertConfig(vocab_size=len(VOCAB)))
     assert found.max_seq_length >= 5
 

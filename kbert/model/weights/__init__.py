@@ -8,35 +8,36 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.model.weights import exported, google, huggingface, kerashub, native
-from kbert.model.weights.head_removal import heads_text, with_all_heads, without_heads
-from kbert.model.weights.layer_selection import chosen_layers, take_layers
+from kbert.model.weights.head_removal import heads_text, remove_heads, restore_heads
+from kbert.model.weights.layer_selection import resolve_layers, select_layers
 from kbert.model.weights.tensors import (
     REQUIRED_PARTS,
     Tensors,
-    listed,
     matches,
+    names_text,
     part_of,
     weight_shapes,
 )
-from kbert.model.weights.vocabulary import new_rows, with_vocabulary
+from kbert.model.weights.vocabulary import new_rows, resize_vocabulary
 from kbert.utils.formats import FORMATS, WEIGHTS_FILES, find_folder, folder_format
 
 __all__ = [
     "Tensors",
-    "chosen_layers",
     "heads_text",
     "new_rows",
     "open_weights",
     "part_of",
-    "without_heads",
+    "remove_heads",
+    "resolve_layers",
     "write_weights",
 ]
 
 # Each module has
-#   opened(folder, parts): context manager that yields the config fields, the tensors, and a
-#     function from a config to the `Place` of each weight; raises UserError if a file is missing or
-#     damaged, or the architecture is not BERT. parts: as for `open_weights`.
-#   places(config, parts): returns a dict of kbert's name -> Place. parts: the parts to write.
+#   open_folder(folder, parts): context manager that yields the config fields, the tensors, and a
+#     function from a config to the `ExternalWeight` of each weight; raises UserError if a file is
+#     missing or damaged, or the architecture is not BERT. parts: as for `open_weights`.
+#   external_weights(config, parts): returns a dict of kbert's name -> ExternalWeight. parts: the
+#     parts to write.
 #   write(folder, config, tensors, parts): writes a model; returns notes on how the outputs of the
 #     format's library differ; raises UserError if the format does not support the model.
 _MODULES = {"kbert": native, "google": google, "hf": huggingface, "keras_hub": kerashub}
@@ -62,9 +63,9 @@ def open_weights(
             weights that may be missing, unknown or of another shape; they are not loaded.
         parts: the parts of the model to load, which identify the classifier of an HF folder whose
             config does not name it.
-        layers: the encoder blocks to load; see `chosen_layers`. None for all.
+        layers: the encoder blocks to load; see `resolve_layers`. None for all.
         new_entries: function from the number of rows to the `pieces` of new vocabulary entries;
-            see `with_vocabulary`.
+            see `resize_vocabulary`.
         **changes: fields of BertConfig to override. A larger `vocab_size` adds rows.
 
     Yields:
@@ -76,7 +77,11 @@ def open_weights(
             are unknown, missing, or have other shapes than in the config.
     """
     folder = find_folder(folder)
-    with _MODULES[folder_format(folder)].opened(folder, parts) as (fields, tensors, places_of):
+    with _MODULES[folder_format(folder)].open_folder(folder, parts) as (
+        fields,
+        tensors,
+        external_weights,
+    ):
         if "num_labels" in changes and changes["num_labels"] != fields.get("num_labels"):
             fields["label_names"] = None  # the names belong to the old labels
         pieces, vocab_size = _new_vocabulary(fields, changes, new_entries)
@@ -98,15 +103,15 @@ def open_weights(
                 f"{folder}: the config has {config.num_hidden_layers} layers, but there are only "
                 f"{len(tensors)} tensors."
             )
-        shapes, places = weight_shapes(config), places_of(config)
-        names = _names_to_load(folder, tensors, places, allow_missing)
+        shapes, external = weight_shapes(config), external_weights(config)
+        names = _names_to_load(folder, tensors, external, allow_missing)
         weights = Tensors(
             {name: shapes[name] for name in names},
-            lambda name: places[name].to_kbert(tensors[places[name].name], shapes[name]),
+            lambda name: external[name].to_kbert(tensors[external[name].name], shapes[name]),
         )
         if vocab_size:
-            config, weights = with_vocabulary(config, weights, vocab_size, pieces)
-        yield (config, weights) if layers is None else take_layers(config, weights, layers)
+            config, weights = resize_vocabulary(config, weights, vocab_size, pieces)
+        yield (config, weights) if layers is None else select_layers(config, weights, layers)
 
 
 def _new_vocabulary(fields, changes, new_entries):
@@ -127,34 +132,36 @@ def _new_vocabulary(fields, changes, new_entries):
     return {}, None
 
 
-def _names_to_load(folder, tensors, places, allow_missing):
+def _names_to_load(folder, tensors, external, allow_missing):
     """Checks the tensors; returns kbert's names of the weights to load."""
 
     def allowed(name):
-        external_name = places[name].name if name in places else name
+        external_name = external[name].name if name in external else name
         return matches(name, allow_missing) or matches(external_name, allow_missing)
 
-    names = {place.name: name for name, place in places.items()}
+    names = {weight.name: name for name, weight in external.items()}
     how = "To skip such weights: allow_missing=[...], --allow_missing=A,B*"
     unknown = [name for name in tensors if name not in names and not allowed(name)]
     if unknown:
-        raise UserError(f"{folder} has tensors that BERT does not have: {listed(unknown)}. {how}")
+        raise UserError(
+            f"{folder} has tensors that BERT does not have: {names_text(unknown)}. {how}"
+        )
     result = []
     for external_name, name in names.items():
         if external_name not in tensors:
             continue
-        if tensors.shapes[external_name] == places[name].shape:
+        if tensors.shapes[external_name] == external[name].shape:
             result.append(name)
         elif not allowed(name):
             raise UserError(
                 f"{folder}: {external_name} has the shape {tensors.shapes[external_name]}, but "
-                f"the config requires {places[name].shape}. {how}"
+                f"the config requires {external[name].shape}. {how}"
             )
     parts = {part_of(name) for name in result} | set(REQUIRED_PARTS)
-    absent = [name for name in places if part_of(name) in parts and name not in set(result)]
-    missing = [places[name].name for name in absent if not allowed(name)]
+    absent = [name for name in external if part_of(name) in parts and name not in set(result)]
+    missing = [external[name].name for name in absent if not allowed(name)]
     if missing:
-        raise UserError(f"{folder} lacks {listed(missing)}. {how}")
+        raise UserError(f"{folder} lacks {names_text(missing)}. {how}")
     return result
 
 
@@ -193,26 +200,28 @@ def write_weights(
         )
     notes = []
     if config.attention_heads_per_layer and format != "kbert":
-        config, weights = with_all_heads(config, weights)
+        config, weights = restore_heads(config, weights)
         notes = [
             f"the format {format} does not support removed heads: they are written as zeros. The "
             f"outputs are the same, but the model is neither smaller nor faster."
         ]
     module, parts = _MODULES[format], {part_of(name) for name in weights}
-    places = module.places(config, parts)
-    unsupported = [name for name in weights if name not in places]
+    external = module.external_weights(config, parts)
+    unsupported = [name for name in weights if name not in external]
     lost = [name for name in unsupported if not matches(name, allow_missing)]
     if lost:
         raise UserError(
-            f"the format {format} does not support {listed(lost)}. To omit them: "
+            f"the format {format} does not support {names_text(lost)}. To omit them: "
             f"allow_missing=[...], --allow_missing={','.join(sorted({part_of(n) for n in lost}))}"
         )
-    kbert_names = {places[name].name: name for name in weights if name in places}
-    external_shapes = {place: places[name].shape for place, name in kbert_names.items()}
+    kbert_names = {external[name].name: name for name in weights if name in external}
+    external_shapes = {
+        external_name: external[name].shape for external_name, name in kbert_names.items()
+    }
 
     def read(external_name):
         name = kbert_names[external_name]
-        return places[name].from_kbert(weights[name])
+        return external[name].from_kbert(weights[name])
 
     tensors = Tensors(external_shapes, read)
     kept = {part_of(name) for name in kbert_names.values()}

@@ -7,8 +7,8 @@ from typing import Any
 
 from kbert.config import BertConfig
 from kbert.errors import UserError
-from kbert.model.weights.tensors import listed
-from kbert.utils.formats import members
+from kbert.model.weights.tensors import names_text
+from kbert.utils.formats import get_members
 
 
 def kbert_fields(values: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -18,10 +18,10 @@ def kbert_fields(values: Mapping[str, Any], path: str | os.PathLike[str]) -> dic
         UserError: the key contains anything but fields of BertConfig.
     """
     extra = values.get("kbert", {})
-    members(extra, (), path)
+    get_members(extra, (), path)
     unknown = extra.keys() - {field.name for field in dataclasses.fields(BertConfig)}
     if unknown:
-        raise UserError(f"{path} has unknown fields under 'kbert': {listed(unknown)}.")
+        raise UserError(f"{path} has unknown fields under 'kbert': {names_text(unknown)}.")
     return extra
 
 

@@ -12,14 +12,14 @@ from collections.abc import Collection, Iterator
 from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.model.weights.google import read_checkpoint
-from kbert.model.weights.tensors import OpenedFolder, Place, weight_shapes
+from kbert.model.weights.tensors import ExternalWeight, FolderContents, weight_shapes
 from kbert.utils.formats import is_quantized, read_export
 
 CONFIG_FILE = "config.json"
 
 
 @contextlib.contextmanager
-def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[OpenedFolder]:
+def open_folder(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[FolderContents]:
     """See `kbert.model.weights`; `folder` is the `assets.extra` of an unquantized SavedModel."""
     metadata = read_export(folder)
     names = metadata["weights"]
@@ -33,8 +33,8 @@ def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[Opened
         folder.parent / "variables" / "variables", set(keys.values()).__contains__
     )
 
-    def places(config):
+    def external_weights(config):
         shapes = weight_shapes(config)
-        return {name: Place(keys.get(name, name), shape) for name, shape in shapes.items()}
+        return {name: ExternalWeight(keys.get(name, name), shape) for name, shape in shapes.items()}
 
-    yield dataclasses.asdict(BertConfig.from_file(folder / CONFIG_FILE)), tensors, places
+    yield dataclasses.asdict(BertConfig.from_file(folder / CONFIG_FILE)), tensors, external_weights

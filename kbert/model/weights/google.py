@@ -22,9 +22,15 @@ from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.model.weights import model_garden
 from kbert.model.weights.config_fields import differences, extra_fields, kbert_fields
-from kbert.model.weights.tensors import OpenedFolder, Place, Tensors, check_size, places_of
+from kbert.model.weights.tensors import (
+    ExternalWeight,
+    FolderContents,
+    Tensors,
+    check_size,
+    map_weights,
+)
 from kbert.utils import atomic
-from kbert.utils.formats import check_not_pointer, members, read_json
+from kbert.utils.formats import check_not_pointer, get_members, read_json
 
 CONFIG_FILE, CHECKPOINT = "bert_config.json", "bert_model.ckpt"
 
@@ -55,10 +61,10 @@ NAMES = {
 VARIABLES = {name: f"/{name}" for name in ("kernel", "bias", "gamma", "beta")} | {"embeddings": ""}
 
 
-def places(config: BertConfig, parts: Collection[str] = ()) -> dict[str, Place]:
+def external_weights(config: BertConfig, parts: Collection[str] = ()) -> dict[str, ExternalWeight]:
     """See `kbert.model.weights`."""
-    transposed = {name for name, place in NAMES.items() if place.endswith("output_weights")}
-    return places_of(config, NAMES, VARIABLES, transposed.__contains__)
+    transposed = {name for name, external in NAMES.items() if external.endswith("output_weights")}
+    return map_weights(config, NAMES, VARIABLES, transposed.__contains__)
 
 
 # Maximum size of a data file. TensorFlow holds all tensors of a file in memory at once. BERT-base
@@ -82,7 +88,7 @@ _RELATIVES = {"electra/": "ELECTRA", "/group_0/": "ALBERT"}
 
 
 @contextlib.contextmanager
-def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[OpenedFolder]:
+def open_folder(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[FolderContents]:
     """See `kbert.model.weights`."""
     prefix = _checkpoint(folder)
     tensors = read_checkpoint(prefix, lambda name: not _NOT_WEIGHTS.fullmatch(name))
@@ -90,8 +96,8 @@ def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[Opened
         if any(mark in f"/{name}" for name in tensors):
             raise UserError(f"{prefix} is a checkpoint of {relative}; kbert reads only BERT.")
     if any(name.endswith(model_garden.SUFFIX) for name in tensors):
-        tensors = model_garden.renamed(tensors, prefix)
-    yield _fields(folder, tensors.shapes), tensors, places
+        tensors = model_garden.rename_tensors(tensors, prefix)
+    yield _fields(folder, tensors.shapes), tensors, external_weights
 
 
 def read_checkpoint(prefix: pathlib.Path, is_wanted: Callable[[str], bool]) -> Tensors:
@@ -148,7 +154,7 @@ def _fields(folder, shapes):
     act = values.get("hidden_act", "gelu")
     if act not in ("gelu", "gelu_new"):
         raise UserError(f"{path} has hidden_act {act!r}; kbert supports 'gelu'.")
-    members(values, FIELDS[:5], path)
+    get_members(values, FIELDS[:5], path)
     fields = {name: values[name] for name in FIELDS if name in values} | FIXED
     if "output_weights" in shapes:
         fields["num_labels"] = math.prod(shapes["output_weights"][:1])

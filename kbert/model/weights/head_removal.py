@@ -32,7 +32,7 @@ def _attention_heads_axis(name):
     return int(match[1]), (0 if match[2] == "output" else -1)
 
 
-def without_heads(
+def remove_heads(
     config: BertConfig, weights: Tensors, kept: Sequence[Sequence[int]]
 ) -> tuple[BertConfig, Tensors]:
     """Returns the config and the lazily read weights of a model after removing heads.
@@ -76,7 +76,7 @@ def _check_kept(config, kept):
             )
 
 
-def with_all_heads(config: BertConfig, weights: Tensors) -> tuple[BertConfig, Tensors]:
+def restore_heads(config: BertConfig, weights: Tensors) -> tuple[BertConfig, Tensors]:
     """Returns the config and the lazily read weights, with zeros for the removed heads.
 
     The model's outputs are unchanged. In each block the zero heads come last.

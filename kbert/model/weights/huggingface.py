@@ -25,9 +25,15 @@ from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.fields import is_text
 from kbert.model.weights import google, sentence_transformers
-from kbert.model.weights.tensors import OpenedFolder, Place, Tensors, listed, places_of
+from kbert.model.weights.tensors import (
+    ExternalWeight,
+    FolderContents,
+    Tensors,
+    map_weights,
+    names_text,
+)
 from kbert.utils import atomic
-from kbert.utils.formats import check_not_pointer, members, read_json
+from kbert.utils.formats import check_not_pointer, get_members, read_json
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -83,19 +89,19 @@ WORDS, DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.deco
 BIAS, DECODER_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
 _BUFFERS = re.compile(r"bert\.embeddings\.(position_ids|token_type_ids)")
 _WRAPPERS = ("module.", "model.", "_orig_mod.")
-_HEADED = ("bert.", "cls.", "classifier.", "qa_outputs.")
+_CURRENT_PREFIXES = ("bert.", "cls.", "classifier.", "qa_outputs.")
 _DENSE = f"{sentence_transformers.DENSE}."
 
 
-def places(config: BertConfig, parts: Collection[str] = ()) -> dict[str, Place]:
+def external_weights(config: BertConfig, parts: Collection[str] = ()) -> dict[str, ExternalWeight]:
     """See `kbert.model.weights`; HF's "classifier" classifies sequences unless `parts` differs."""
     classifier = next((part for part in CLASSIFIERS if part in parts), CLASSIFIERS[0])
     names = NAMES | {f"{classifier}/dense": "classifier"}
-    return places_of(config, names, VARIABLES, transposed=lambda name: name.endswith("/kernel"))
+    return map_weights(config, names, VARIABLES, transposed=lambda name: name.endswith("/kernel"))
 
 
 @contextlib.contextmanager
-def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[OpenedFolder]:
+def open_folder(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[FolderContents]:
     """See `kbert.model.weights`.
 
     If the config names no head, `parts` decide which head the weights named "classifier" are.
@@ -121,7 +127,7 @@ def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[Opened
             # Of HF's classes whose head is "classifier", only token classification has no pooler.
             pooled = any(name.startswith("bert.pooler.") for name in shapes)
             parts = ("sequence_classifier" if pooled else "token_classifier",)
-        yield fields, tensors, functools.partial(places, parts=named_parts or parts)
+        yield fields, tensors, functools.partial(external_weights, parts=named_parts or parts)
 
 
 def _open_files(paths, stack, folder):
@@ -137,7 +143,7 @@ def _open_files(paths, stack, folder):
         names |= {name: (path, file) for name in file.keys()}  # noqa: SIM118 - not a dict
     prefix, sources = _common_prefix(names, folder), {}
     for name, (path, file) in names.items():
-        plain = _plain_name(name.removeprefix(prefix))
+        plain = _current_name(name.removeprefix(prefix))
         if plain in sources:
             raise UserError(f"{path} has {plain} twice, once as {name}.")
         if not _BUFFERS.fullmatch(plain):
@@ -155,7 +161,7 @@ def _common_prefix(names, folder):
         if others:
             raise UserError(
                 f"{folder}: some names of tensors begin with {prefix + wrapper!r}, others do not: "
-                f"{listed(others)}. Save the model without its wrapper, such as model.module."
+                f"{names_text(others)}. Save the model without its wrapper, such as model.module."
             )
         prefix += wrapper
     return prefix
@@ -182,9 +188,9 @@ def _files(folder):
     return [folder / name for name in sorted(set(weight_map.values()))]
 
 
-def _plain_name(name):
+def _current_name(name):
     """Converts a name of an older version to the current one."""
-    if not name.startswith(_HEADED):
+    if not name.startswith(_CURRENT_PREFIXES):
         name = f"bert.{name}"
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
@@ -244,7 +250,7 @@ def _fields(values, path):
 
 def _labels(id2label, path):
     """Returns the number of labels and their names, if HF's `id2label` names all of them."""
-    members(id2label, (), path)
+    get_members(id2label, (), path)
     count = len(id2label)
     if not count:
         return {}

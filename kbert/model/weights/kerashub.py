@@ -19,9 +19,9 @@ from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.model.weights.config_fields import differences, extra_fields, kbert_fields
 from kbert.model.weights.native import read_arrays, write_arrays
-from kbert.model.weights.tensors import OpenedFolder, Place, Tensors, places_of
+from kbert.model.weights.tensors import ExternalWeight, FolderContents, Tensors, map_weights
 from kbert.utils import atomic
-from kbert.utils.formats import members, read_json
+from kbert.utils.formats import get_members, read_json
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.weights.h5"
 TASK_FILE, TASK_WEIGHTS_FILE = "task.json", "task.weights.h5"
@@ -51,15 +51,15 @@ NAMES = {
 VARIABLES = {name: "/vars/0" for name in ("kernel", "embeddings", "gamma")}
 VARIABLES |= {"bias": "/vars/1", "beta": "/vars/1"}
 # Weights with a separate axis for the H heads of width K.
-LETTERS = {"bert/encoder/layer_{i}/attention/output/kernel": "HKD"}
+SHAPE_OVERRIDES = {"bert/encoder/layer_{i}/attention/output/kernel": "HKD"}
 for _name in ("query", "key", "value"):
-    LETTERS[f"bert/encoder/layer_{{i}}/attention/{_name}/kernel"] = "DHK"
-    LETTERS[f"bert/encoder/layer_{{i}}/attention/{_name}/bias"] = "HK"
+    SHAPE_OVERRIDES[f"bert/encoder/layer_{{i}}/attention/{_name}/kernel"] = "DHK"
+    SHAPE_OVERRIDES[f"bert/encoder/layer_{{i}}/attention/{_name}/bias"] = "HK"
 
 
-def places(config: BertConfig, parts: Collection[str] = ()) -> dict[str, Place]:
+def external_weights(config: BertConfig, parts: Collection[str] = ()) -> dict[str, ExternalWeight]:
     """See `kbert.model.weights`."""
-    return places_of(config, NAMES, VARIABLES, letters=LETTERS)
+    return map_weights(config, NAMES, VARIABLES, shape_overrides=SHAPE_OVERRIDES)
 
 
 # KerasHub's field -> kbert's.
@@ -86,7 +86,7 @@ _TASKS = {"sequence_classifier": "BertTextClassifier", "mlm": "BertMaskedLM"}
 
 
 @contextlib.contextmanager
-def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[OpenedFolder]:
+def open_folder(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[FolderContents]:
     """See `kbert.model.weights`; warns about an MLM head, whose outputs differ in KerasHub."""
     saved = read_json(folder / CONFIG_FILE)
     name = saved.get("class_name")
@@ -114,18 +114,18 @@ def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[Opened
         if _MLM + "vars/0" in shapes:
             warnings.warn(_MLM_DIFFERS, stacklevel=6)  # the caller of from_pretrained
         fields |= kbert_fields(saved, folder / CONFIG_FILE)
-        yield fields, Tensors(shapes, read), places
+        yield fields, Tensors(shapes, read), external_weights
 
 
 def _fields(saved, path):
-    (values,) = members(saved, ["config"], path)
-    fields = dict(zip(FIELDS.values(), members(values, FIELDS, path), strict=True))
+    (values,) = get_members(saved, ["config"], path)
+    fields = dict(zip(FIELDS.values(), get_members(values, FIELDS, path), strict=True))
     fields["attention_probs_dropout_prob"] = fields["hidden_dropout_prob"]
     return fields | FIXED
 
 
 def _task_fields(task, path):
-    name, values = members(task, ["class_name", "config"], path)
+    name, values = get_members(task, ["class_name", "config"], path)
     name = "BertTextClassifier" if name == "BertClassifier" else name  # former name
     if name not in _TASKS.values():
         raise UserError(
@@ -133,14 +133,14 @@ def _task_fields(task, path):
         )
     if name == "BertMaskedLM":
         return {}
-    labels, rate, backbone = members(values, ["num_classes", "dropout", "backbone"], path)
+    labels, rate, backbone = get_members(values, ["num_classes", "dropout", "backbone"], path)
     activation = values.get("activation", "linear")
     if activation != "linear":
         raise UserError(
             f"{path} has the activation {activation!r}; kbert's classifier returns logits and "
             f"supports only 'linear'."
         )
-    (encoder_rate,) = members(members(backbone, ["config"], path)[0], ["dropout"], path)
+    (encoder_rate,) = get_members(get_members(backbone, ["config"], path)[0], ["dropout"], path)
     return {"num_labels": labels, "classifier_dropout": None if rate == encoder_rate else rate}
 
 
@@ -156,7 +156,7 @@ def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set
     if config.attention_probs_dropout_prob == config.hidden_dropout_prob:
         known.append("attention_probs_dropout_prob")
     extra = extra_fields(values, known, FIXED)
-    backbone = _serialized(
+    backbone = _serialize(
         "BertBackbone",
         {keras_hub_name: values[kbert_name] for keras_hub_name, kbert_name in FIELDS.items()},
     )
@@ -170,14 +170,14 @@ def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set
         settings = {"backbone": backbone, "preprocessor": None}
         if part == "sequence_classifier":
             settings |= {"num_classes": config.num_labels, "dropout": config.head_dropout_prob}
-        atomic.write_json(folder / TASK_FILE, _serialized(_TASKS[part], settings), indent=4)
+        atomic.write_json(folder / TASK_FILE, _serialize(_TASKS[part], settings), indent=4)
         _write_arrays(folder, TASK_WEIGHTS_FILE, tensors, _FRESH_OPTIMIZER)
     _write_arrays(folder, WEIGHTS_FILE, tensors)
     notes = differences(config, "KerasHub", FIXED)
     return notes + [_MLM_DIFFERS] * ("mlm" in parts)
 
 
-def _serialized(name, config):
+def _serialize(name, config):
     return {
         "module": "keras_hub.models",
         "class_name": name,

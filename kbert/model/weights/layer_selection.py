@@ -10,7 +10,7 @@ from kbert.model.weights.tensors import Tensors
 _BLOCK = "bert/encoder/layer_{}/"
 
 
-def chosen_layers(layers: int | Sequence[int], N: int) -> tuple[int, ...]:
+def resolve_layers(layers: int | Sequence[int], N: int) -> tuple[int, ...]:
     """Returns the selected encoder blocks: a tuple of numbers from 1, in increasing order.
 
     Args:
@@ -35,11 +35,11 @@ def chosen_layers(layers: int | Sequence[int], N: int) -> tuple[int, ...]:
     return layers
 
 
-def take_layers(
+def select_layers(
     config: BertConfig, weights: Tensors, layers: int | Sequence[int]
 ) -> tuple[BertConfig, Tensors]:
     """Returns the config and the weights of a model with only some of the encoder blocks."""
-    layers = chosen_layers(layers, config.num_hidden_layers)
+    layers = resolve_layers(layers, config.num_hidden_layers)
     names = {name: name for name in weights if not name.startswith("bert/encoder/")}
     for i, number in enumerate(layers):
         prefix = _BLOCK.format(number - 1)

@@ -10,7 +10,7 @@ import pathlib
 import re
 
 from kbert.errors import UserError
-from kbert.model.weights.tensors import Tensors, listed
+from kbert.model.weights.tensors import Tensors, names_text
 
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _BLOCK = {
@@ -44,7 +44,7 @@ _NOT_WEIGHTS = re.compile(
 )
 
 
-def renamed(tensors: Tensors, prefix: pathlib.Path) -> Tensors:
+def rename_tensors(tensors: Tensors, prefix: pathlib.Path) -> Tensors:
     """Returns the tensors with the names and shapes of google-research/bert.
 
     Args:
@@ -56,34 +56,34 @@ def renamed(tensors: Tensors, prefix: pathlib.Path) -> Tensors:
     """
     plain = {name.removesuffix(SUFFIX): name for name in tensors}
     plain = {name: full for name, full in plain.items() if not _NOT_WEIGHTS.fullmatch(name)}
-    blocks = {_layer(name) for name in plain if "_attention_layer/" in name}
+    blocks = {_layer_number(name) for name in plain if "_attention_layer/" in name}
     if None in blocks or not blocks:
         raise UserError(
-            f"{prefix} is a TensorFlow 2 checkpoint with unknown names: {listed(plain)}. kbert "
+            f"{prefix} is a TensorFlow 2 checkpoint with unknown names: {names_text(plain)}. kbert "
             f"reads the encoders of the TF2 Model Garden. Otherwise, build the model in the code "
             f"that wrote it, load the checkpoint, and assign its weights to "
             f"kbert.BertModel(config).named_weights()."
         )
     names = {_google_name(name, len(blocks)): full for name, full in plain.items()}
-    shapes = {name: _flat(name, tensors.shapes[full]) for name, full in names.items()}
+    shapes = {name: _merged_heads_shape(name, tensors.shapes[full]) for name, full in names.items()}
     return Tensors(shapes, lambda name: tensors[names[name]].reshape(shapes[name]))
 
 
-def _inner(name):
+def _strip_wrappers(name):
     """Removes the names of the models that contain the encoder or the heads."""
     return re.sub(r"^(model/|encoder/|bert/|backbone/)+", "", name)
 
 
-def _layer(name):
-    match = _NUMBERED.match(_inner(name)) or _NAMED.match(_inner(name))
+def _layer_number(name):
+    match = _NUMBERED.match(_strip_wrappers(name)) or _NAMED.match(_strip_wrappers(name))
     return match and match[1]
 
 
 def _google_name(name, N):
     """Returns the name in google-research/bert, or the name itself if it has none there."""
-    layer, _, variable = (inner := _inner(name)).rpartition("/")
+    layer, _, variable = (inner := _strip_wrappers(name)).rpartition("/")
     if match := _NAMED.fullmatch(inner):
-        return _in_block(int(match[1]), match[2]) or name
+        return _block_weight_name(int(match[1]), match[2]) or name
     if match := _NUMBERED.fullmatch(inner):
         number, rest = int(match[1]), match[2]
         if number < 3 and rest in ("embeddings", "position_embeddings"):
@@ -92,18 +92,18 @@ def _google_name(name, N):
             return f"bert/embeddings/LayerNorm/{rest}"
         if number == N + 4 and rest in ("kernel", "bias"):
             return f"bert/pooler/dense/{rest}"
-        return _in_block(number - 4, rest) or name
+        return _block_weight_name(number - 4, rest) or name
     if inner in _OTHERS:
         return _OTHERS[inner]
     return f"{_OTHERS[layer]}/{variable}" if layer in _OTHERS else name
 
 
-def _in_block(i, rest):
+def _block_weight_name(i, rest):
     layer, _, variable = rest.rpartition("/")
     return layer in _BLOCK and f"bert/encoder/layer_{i}/{_BLOCK[layer]}/{variable}"
 
 
-def _flat(name, shape):
+def _merged_heads_shape(name, shape):
     """Returns a weight's shape after merging the axis of its attention heads."""
     if name.endswith("/bias") and len(shape) == 2:
         return (math.prod(shape),)

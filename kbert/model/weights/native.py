@@ -12,23 +12,29 @@ import numpy as np
 
 from kbert.config import BertConfig
 from kbert.errors import UserError
-from kbert.model.weights.tensors import OpenedFolder, Place, Tensors, check_size, weight_shapes
+from kbert.model.weights.tensors import (
+    ExternalWeight,
+    FolderContents,
+    Tensors,
+    check_size,
+    weight_shapes,
+)
 from kbert.utils.formats import check_not_pointer
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "weights.h5"
 
 
 @contextlib.contextmanager
-def opened(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[OpenedFolder]:
+def open_folder(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[FolderContents]:
     """See `kbert.model.weights`."""
     config = BertConfig.from_file(folder / CONFIG_FILE)
     with read_arrays(folder / WEIGHTS_FILE) as tensors:
-        yield dataclasses.asdict(config), tensors, places
+        yield dataclasses.asdict(config), tensors, external_weights
 
 
-def places(config: BertConfig, parts: Collection[str] = ()) -> dict[str, Place]:
-    """Returns a Place for each of kbert's names, with unchanged names and shapes."""
-    return {name: Place(name, shape) for name, shape in weight_shapes(config).items()}
+def external_weights(config: BertConfig, parts: Collection[str] = ()) -> dict[str, ExternalWeight]:
+    """Returns a ExternalWeight for each of kbert's names, with unchanged names and shapes."""
+    return {name: ExternalWeight(name, shape) for name, shape in weight_shapes(config).items()}
 
 
 def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set[str]) -> list[str]:

@@ -16,7 +16,13 @@ import safetensors
 from kbert.config import POOLINGS, BertConfig
 from kbert.errors import UserError
 from kbert.utils import atomic
-from kbert.utils.formats import MODULES_FILE, check_not_pointer, members, modules_of, read_json
+from kbert.utils.formats import (
+    MODULES_FILE,
+    check_not_pointer,
+    get_members,
+    read_json,
+    read_modules,
+)
 
 DENSE = "2_Dense"  # in names of tensors, even if the folder has another name
 _SETTINGS_FILE, _MODEL_FILE = "sentence_bert_config.json", "config_sentence_transformers.json"
@@ -46,30 +52,30 @@ def read(
             be read.
     """
     for root in (folder, folder.absolute().parent):
-        modules = modules_of(root)
+        modules = read_modules(root)
         if modules and os.path.realpath(root / modules[0][1]) == os.path.realpath(folder):
             break
     else:
         return None, {}
-    model = _optional(root / _MODEL_FILE)
+    model = _read_if_exists(root / _MODEL_FILE)
     if model.get("model_type") == "CrossEncoder":
         return None, {}
-    paths = _paths(root, modules)
+    paths = _config_paths(root, modules)
     settings = {"pooling": _pooling(paths["Pooling"], model), "normalize": "Normalize" in paths}
     settings |= _text_settings(folder, config, model)
     if "Normalize" in paths:
-        _check_input(_optional(paths["Normalize"]), paths["Normalize"])
+        _check_input(_read_if_exists(paths["Normalize"]), paths["Normalize"])
     if "Dense" not in paths:
         return settings, {}
     settings |= _dense(read_json(paths["Dense"]), paths["Dense"])
     return settings, _tensors(paths["Dense"].parent)
 
 
-def _optional(path):
+def _read_if_exists(path):
     return read_json(path) if path.is_file() else {}
 
 
-def _paths(root, modules):
+def _config_paths(root, modules):
     """Returns a dict of module name -> path of its `config.json`."""
     kinds = [kind for kind, _ in modules if kind != "Dropout"]  # only used in training
     if kinds[:2] != [*_MODULES[:2]] or kinds != [kind for kind in _MODULES if kind in kinds]:
@@ -117,7 +123,7 @@ def _text_settings(folder, config, model):
     """Returns the settings for texts: maximum length, prompt and similarity."""
     length = transformer_settings(folder).get("max_seq_length")
     if length is None:
-        length = _optional(folder / "tokenizer_config.json").get("model_max_length")
+        length = _read_if_exists(folder / "tokenizer_config.json").get("model_max_length")
     most = config.get("max_position_embeddings")
     lengths = [value for value in (length, most) if isinstance(value, int | float)]
     similarity = model.get("similarity_fn_name") or "cosine"
@@ -130,7 +136,7 @@ def _text_settings(folder, config, model):
 
 def transformer_settings(folder: pathlib.Path) -> dict[str, Any]:
     """Returns the contents of `sentence_bert_config.json`, or {} if there is no such file."""
-    return _optional(folder / _SETTINGS_FILE)
+    return _read_if_exists(folder / _SETTINGS_FILE)
 
 
 def _check_input(values, path):
@@ -143,7 +149,7 @@ def _check_input(values, path):
 
 def _dense(values, path):
     _check_input(values, path)
-    size, name = members(values, ["out_features"], path)[0], values.get("activation_function")
+    size, name = get_members(values, ["out_features"], path)[0], values.get("activation_function")
     name = str(name or "Tanh").split(".")[-1]
     if name not in _ACTIVATIONS or values.get("use_residual"):
         what = "use_residual true" if name in _ACTIVATIONS else f"the activation {name}"
@@ -157,7 +163,7 @@ def _tensors(folder):
     """Returns the tensors of the dense layer by name."""
     path = folder / "model.safetensors"
     if not path.is_file():
-        arrays = _unpickled(folder)
+        arrays = _read_pickle(folder)
     else:
         check_not_pointer(path)
         try:
@@ -170,7 +176,7 @@ def _tensors(folder):
     return {f"{DENSE}.{name}": array for name, array in arrays.items()}
 
 
-def _unpickled(folder):
+def _read_pickle(folder):
     """Returns the arrays of `pytorch_model.bin`, which torch reads without running code."""
     path = folder / "pytorch_model.bin"
     check_not_pointer(path)

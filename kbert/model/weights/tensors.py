@@ -100,7 +100,7 @@ def part_of(name: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ExternalWeight:
     """Location of a weight in another format: its name and shape, and whether it is transposed."""
 
     name: str
@@ -117,13 +117,13 @@ class Place:
         return self.to_kbert(array, self.shape)
 
 
-def places_of(
+def map_weights(
     config: BertConfig,
     names: Mapping[str, str],
     variables: Mapping[str, str],
     transposed: Callable[[str], bool] = lambda name: False,
-    letters: Mapping[str, str] = SHAPES,
-) -> dict[str, Place]:
+    shape_overrides: Mapping[str, str] = SHAPES,
+) -> dict[str, ExternalWeight]:
     """Returns the locations of a model's weights in another format.
 
     Args:
@@ -132,13 +132,13 @@ def places_of(
             number; "{_i}" is "_" and the layer number, or empty for layer 0.
         variables: dict of the last part of kbert's weight name -> suffix of the format's name.
         transposed: function of kbert's name; returns whether the format transposes the weight.
-        letters: shapes that differ in the format, written as in `SHAPES`.
+        shape_overrides: shapes that differ in the format, written as in `SHAPES`.
 
     Returns:
-        dict of kbert's name -> Place, for the weights that the format supports.
+        dict of kbert's name -> ExternalWeight, for the weights that the format supports.
     """
-    places = {}
-    for name, row, i, own_letters in _rows(config):
+    external_weights = {}
+    for name, row, i, letters in _rows(config):
         layer, _, variable = row.rpartition("/")
         if row in names:
             external_name = names[row]
@@ -146,11 +146,13 @@ def places_of(
             external_name = names[layer] + variables[variable]
         else:
             continue
-        shape = _shape_of(letters.get(row, own_letters), config, i)
-        turned = transposed(name)
+        shape = _shape_of(shape_overrides.get(row, letters), config, i)
+        is_transposed = transposed(name)
         external_name = external_name.format(i=i, _i=f"_{i}" if i else "")
-        places[name] = Place(external_name, shape[::-1] if turned else shape, turned)
-    return places
+        external_weights[name] = ExternalWeight(
+            external_name, shape[::-1] if is_transposed else shape, is_transposed
+        )
+    return external_weights
 
 
 class Tensors(collections.abc.Mapping[str, np.ndarray]):
@@ -178,8 +180,8 @@ class Tensors(collections.abc.Mapping[str, np.ndarray]):
         return len(self.shapes)
 
 
-# Fields of BertConfig, tensors by the format's names, and the function from a config to Places.
-OpenedFolder = tuple[dict[str, Any], Tensors, Callable[[BertConfig], dict[str, Place]]]
+# Fields of BertConfig, tensors by the format's names, function from a config to ExternalWeights.
+FolderContents = tuple[dict[str, Any], Tensors, Callable[[BertConfig], dict[str, ExternalWeight]]]
 
 
 def matches(name: str, patterns: str | Iterable[str]) -> bool:
@@ -191,7 +193,7 @@ def matches(name: str, patterns: str | Iterable[str]) -> bool:
     )
 
 
-def listed(names: Iterable[str]) -> str:
+def names_text(names: Iterable[str]) -> str:
     """Returns the first eight names, and the number of the remaining names, as text."""
     names = sorted(names)
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""

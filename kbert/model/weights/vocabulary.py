@@ -12,7 +12,7 @@ from kbert.model.weights.tensors import SHAPES, Tensors
 ROWS = tuple(name for name, letters in SHAPES.items() if letters.startswith("V"))
 
 
-def with_vocabulary(
+def resize_vocabulary(
     config: BertConfig, weights: Tensors, vocab_size: int, pieces: Mapping[int, Sequence[int]]
 ) -> tuple[BertConfig, Tensors]:
     """Returns the config and the lazily read weights of a model with a larger vocabulary.
