@@ -68,7 +68,7 @@ def pad_examples(
         and label_weights.
     """
 
-    def stacked(name, by_token=True, value=0):
+    def stack(name, by_token=True, value=0):
         arrays = [getattr(item, name) for item in items]
         if by_token:
             widths = [(0, 0)] * (arrays[0].ndim - 1)
@@ -78,15 +78,15 @@ def pad_examples(
             ]
         return np.stack(arrays + arrays[-1:] * (rows - len(arrays)))
 
-    ids = stacked("input_ids", value=pad_id)
+    ids = stack("input_ids", value=pad_id)
     features = {
         "input_ids": ids,
         "attention_mask": (ids != pad_id).astype(np.int32),
-        "token_type_ids": stacked("token_type_ids"),
+        "token_type_ids": stack("token_type_ids"),
     }
     if items[0].labels is not None:
         for name in ("labels", "label_weights"):
-            features[name] = stacked(name, by_token=items[0].label_weights.ndim > 0)
+            features[name] = stack(name, by_token=items[0].label_weights.ndim > 0)
         features["label_weights"][len(items) :] = 0
     return features
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from kbert.data import validation
-from kbert.data.columns import ColumnAliases, Columns, find_columns, has_header, listed
+from kbert.data.columns import ColumnAliases, Columns, find_columns, has_header, names_text
 from kbert.data.examples import ChoiceExample
-from kbert.data.records import BadExample, Records, shown
+from kbert.data.records import BadExample, Records, value_text
 from kbert.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,16 +60,18 @@ def choice_records(
 
     def is_header(row):
         names = [cell.strip().lower() for cell in row]
-        has_choices = len(_choices(names)) > 1 and not {*_TEXTS, *_QUESTIONS}.isdisjoint(names)
+        has_choices = len(_choice_columns(names)) > 1 and not {*_TEXTS, *_QUESTIONS}.isdisjoint(
+            names
+        )
         return has_header(row, config) or (config.header == "auto" and has_choices)
 
-    records = _flat(open_file(is_header))
-    stems = () if config.text_column else _stems(records)
+    records = _flatten_records(open_file(is_header))
+    stems = () if config.text_column else _stem_names(records)
     aliases = ColumnAliases((*_TEXTS, *_QUESTIONS), stems, choices=("choice", "ending"))
-    columns = find_columns(records, _with_names(config, records, labelled), labelled, aliases)
-    if unread := _unread(records, columns):
+    columns = find_columns(records, _resolve_columns(config, records, labelled), labelled, aliases)
+    if unread := _unread_columns(records, columns):
         records.notes.append(
-            f"not read: {listed(unread)}; set --text_column or --text_pair_column to read one"
+            f"not read: {names_text(unread)}; set --text_column or --text_pair_column to read one"
         )
     keys = columns.choices if records.names else ()
     names = [records.names[key] if isinstance(key, int) else key for key in keys]
@@ -78,7 +80,7 @@ def choice_records(
         items = list(records.items)
         records = dataclasses.replace(records, items=iter(items))
         all_records = [record for _, record in items]
-        meaning = converter.learn(all_records, config.first_choice, records.name)
+        meaning = converter.infer_meaning(all_records, config.first_choice, records.name)
         records.notes.append(f"interpreting each label as {_MEANINGS[meaning]} of the right choice")
     return records, converter
 
@@ -93,14 +95,14 @@ class _Names:
     choice_columns: str | None
 
 
-def _with_names(config, records, labelled):
+def _resolve_columns(config, records, labelled):
     """Returns the columns from the flags, else those with the usual names of labels and choices."""
     names = [name.lower() for name in records.names or ()]
     label, choices = config.label_column, config.choice_columns
     if labelled and label is None:
         label = next((name for name in _LABELS if name in names), None)
     if choices is None:
-        places = _choices([name if name != label else "" for name in names])
+        places = _choice_columns([name if name != label else "" for name in names])
         keys = [records.names[place] for place in places]
         if len(keys) > 1:
             choices = ",".join(keys if records.width is None else map(str, places))
@@ -109,7 +111,7 @@ def _with_names(config, records, labelled):
     return _Names(config.text_column, config.text_pair_column, label, choices)
 
 
-def _choices(names):
+def _choice_columns(names):
     """Returns the indices of the choice columns (A, B, ... or choice0, choice1, ...), in order."""
     letters = [place for place, name in enumerate(names) if re.fullmatch("[a-j]", name)]
     if len(letters) > 1 and {"a", "b"} <= {names[place] for place in letters}:
@@ -121,33 +123,33 @@ def _choices(names):
     return max(groups.values(), key=len, default=[])
 
 
-def _stems(records):
+def _stem_names(records):
     """Returns names of the column to prepend to the choices; none if the question is the text."""
     names = {name.lower() for name in records.names or ()}
     return _QUESTIONS if names & set(_TEXTS) else ()
 
 
-def _unread(records, columns):
+def _unread_columns(records, columns):
     """Returns the names of the columns of prose that are not read."""
     sample = records.sample(100)
     used = {columns.text, columns.text_pair, columns.label, *columns.choices}
     keys = [name if records.width is None else i for i, name in enumerate(records.names or ())]
     unread = []
     for key in keys:
-        values = [validation.value_of(row, key) for row in sample if _has(row, key)]
+        values = [validation.get_value(row, key) for row in sample if _has_value(row, key)]
         words = [len(value.split()) for value in values if isinstance(value, str)]
         if key not in used and sum(words) >= 4 * len(sample) > 0:
             unread.append(records.names[key] if isinstance(key, int) else key)
     return unread
 
 
-def _has(row, key):
+def _has_value(row, key):
     return key in row if isinstance(row, dict) else key < len(row)
 
 
-def _flat(records):
+def _flatten_records(records):
     """Flattens records: the choices and questions of nested objects become top-level keys."""
-    items = (item for where, record in records.items for item in _flat_items(where, record))
+    items = (item for where, record in records.items for item in _flatten_item(where, record))
     begun = [] if records.width is not None else [next(items, None)]
     while begun and begun[-1] is not None and not isinstance(begun[-1][1], dict):
         begun.append(next(items, None))
@@ -156,7 +158,7 @@ def _flat(records):
     return dataclasses.replace(records, items=items, names=names)
 
 
-def _flat_items(where, record) -> "Iterator[tuple[str, Record | BadExample]]":
+def _flatten_item(where, record) -> "Iterator[tuple[str, Record | BadExample]]":
     if not isinstance(record, dict):
         yield where, record
         return
@@ -181,7 +183,7 @@ def _flat_items(where, record) -> "Iterator[tuple[str, Record | BadExample]]":
 class ChoiceConverter:
     """Converts records to ChoiceExamples, which must all have the same number of choices.
 
-    `learn` infers from all records of a file how its labels identify the right choice.
+    `infer_meaning` infers from all records of a file how its labels identify the right choice.
     """
 
     def __init__(self, columns: Columns, names: Sequence[str] = ()):
@@ -190,7 +192,9 @@ class ChoiceConverter:
         self.number_of_choices: int | None = None  # of the first example
         self._meaning = "0"
 
-    def learn(self, records: "Sequence[Record | BadExample]", first_choice: str, name: str) -> str:
+    def infer_meaning(
+        self, records: "Sequence[Record | BadExample]", first_choice: str, name: str
+    ) -> str:
         """Infers the meaning of the labels of a file; returns a key of `_MEANINGS`.
 
         Args:
@@ -200,7 +204,7 @@ class ChoiceConverter:
         Raises:
             UserError: two interpretations fit equally many labels but select different choices.
         """
-        rows = [reading for record in records if (reading := self._reading(record)) is not None]
+        rows = [row for record in records if (row := self._label_meanings(record)) is not None]
         meanings = [m for m in _MEANINGS if first_choice == "auto" or m not in "01"]
         meanings += [] if first_choice == "auto" else [first_choice]
         counts = {m: sum(m in indices for _, indices in rows) for m in meanings}
@@ -208,7 +212,7 @@ class ChoiceConverter:
         unclear = [
             (label, indices) for label, indices in rows if len({indices.get(m) for m in best}) > 1
         ]
-        preferred = ["name", first_choice, "0" if "0" in _digits(self.names) else None]
+        preferred = ["name", first_choice, "0" if "0" in _last_characters(self.names) else None]
         if not any(counts.values()):
             preferred = [first_choice, "0"]
         self._meaning = next((m for m in preferred if m in best), best[0])
@@ -216,19 +220,19 @@ class ChoiceConverter:
             label, indices = unclear[0]
             ways = " or ".join(_MEANINGS[m] for m in best if m in indices)
             raise UserError(
-                f"{name}: the label {shown(label)} is ambiguous: it may be {ways} of the right "
-                f"choice, and the other labels do not settle it. Set --first_choice to the number "
-                f"of the first choice, 0 or 1, or write letters, A, B and so on."
+                f"{name}: the label {value_text(label)} is ambiguous: it may be {ways} of the "
+                f"right choice, and the other labels do not settle it. Set --first_choice to the "
+                f"number of the first choice, 0 or 1, or write letters, A, B and so on."
             )
         return self._meaning
 
-    def _reading(self, record):
+    def _label_meanings(self, record):
         """Returns a label and a dict of meaning -> index of the choice; None for a bad record."""
         try:
             if isinstance(record, BadExample):
                 return None
             choices, names = self._choices(record)
-            label = validation.label_name(validation.value_of(record, self.columns.label))
+            label = validation.label_name(validation.get_value(record, self.columns.label))
             return label, _meanings(label, choices, names)
         except (BadExample, IndexError):
             return None
@@ -237,13 +241,13 @@ class ChoiceConverter:
         """Returns the ChoiceExample of a record."""
         columns = self.columns
         validation.check_width(record, columns)
-        text = validation.value_of(record, columns.text)
+        text = validation.get_value(record, columns.text)
         if isinstance(text, list) and all(isinstance(line, str) for line in text):
             text = " ".join(text)  # the turns of a dialogue
-        text = validation.text(text, "the text")
+        text = validation.check_text(text, "the text")
         choices, names = self._choices(record)
         for number, choice in enumerate(choices):
-            validation.text(choice, f"choice {number} (from 0)")
+            validation.check_text(choice, f"choice {number} (from 0)")
         if len(choices) < 2:
             raise BadExample(f"there must be at least two choices; got {len(choices)}")
         if len(choices) != (self.number_of_choices or len(choices)):
@@ -251,9 +255,9 @@ class ChoiceConverter:
             raise BadExample(f"got {len(choices)} choices; the first example has {expected}")
         label = None
         if columns.label is not None:
-            label = self._label(validation.value_of(record, columns.label), choices, names)
+            label = self._label_index(validation.get_value(record, columns.label), choices, names)
         if columns.text_pair is not None:
-            stem = validation.value_of(record, columns.text_pair)
+            stem = validation.get_value(record, columns.text_pair)
             choices = [f"{stem} {choice}" if stem else choice for choice in choices]
         self.number_of_choices = len(choices)
         return ChoiceExample(where, text, tuple(choices), label)
@@ -261,17 +265,17 @@ class ChoiceConverter:
     def _choices(self, record):
         """Returns the choices of a record, and their names: of columns, or given in the record."""
         keys = self.columns.choices
-        values = [validation.value_of(record, key) for key in keys]
+        values = [validation.get_value(record, key) for key in keys]
         if len(keys) > 1:
             return values, self.names
-        value = _parsed(values[0])
+        value = _parse_literal(values[0])
         if isinstance(value, dict) and isinstance(value.get("text"), list):
-            return value["text"], _texts(value.get("label"))
+            return value["text"], _strings(value.get("label"))
         if isinstance(value, list) and all(isinstance(x, dict) and "text" in x for x in value):
-            return [x["text"] for x in value], _texts([x.get("label") for x in value])
+            return [x["text"] for x in value], _strings([x.get("label") for x in value])
         return (value if isinstance(value, list) else values), []
 
-    def _label(self, value, choices, names):
+    def _label_index(self, value, choices, names):
         """Returns the index of the right choice."""
         label = validation.label_name(value)
         index = _meanings(label, choices, names).get(self._meaning)
@@ -282,7 +286,7 @@ class ChoiceConverter:
                 "name": f"one of {', '.join(names)}",
                 "text": "the text of one choice",
             }.get(self._meaning, f"in [{first}, {last}], or a letter")
-            raise BadExample(f"the label must be {expected}; got {shown(label)}")
+            raise BadExample(f"the label must be {expected}; got {value_text(label)}")
         return index
 
 
@@ -304,7 +308,7 @@ def _meanings(label, choices, names):
     return indices
 
 
-def _parsed(value):
+def _parse_literal(value):
     """Parses a list or dict that a cell has in JSON or Python; returns other values unchanged."""
     if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
         return value
@@ -314,10 +318,10 @@ def _parsed(value):
     return value
 
 
-def _digits(names):
+def _last_characters(names):
     """Returns the last characters of names, such as 0 of ending0."""
     return {name[-1:] for name in names}
 
 
-def _texts(values):
+def _strings(values):
     return [str(value) for value in values] if isinstance(values, list) else []

@@ -87,7 +87,7 @@ class Profile:
         return max(numbers) - min(numbers) == len(numbers) - 1
 
     @functools.cached_property
-    def words(self) -> float:
+    def mean_words(self) -> float:
         """Mean number of words."""
         counted = self.texts[:_COUNTED]
         return sum(map(word_count, counted)) / max(len(counted), 1)
@@ -118,7 +118,7 @@ class Profile:
     @functools.cached_property
     def is_prose(self) -> bool:
         """Whether the values are texts of several words, mostly distinct, and not dates."""
-        if not self.is_text or self.words < 3 or self.is_categorical:
+        if not self.is_text or self.mean_words < 3 or self.is_categorical:
             return False
         characters = "".join(self.texts[:_COUNTED])
         return 2 * sum(map(str.isdigit, characters)) < sum(map(str.isalnum, characters))
@@ -161,7 +161,7 @@ class Profile:
     @functools.cached_property
     def is_binary(self) -> bool:
         """Whether all values are 0 or 1."""
-        return self._all_in("0", "1", "0.0", "1.0")
+        return self._all_values_in("0", "1", "0.0", "1.0")
 
     @property
     def is_nearly_binary(self) -> bool:
@@ -173,9 +173,9 @@ class Profile:
     @functools.cached_property
     def is_boolean(self) -> bool:
         """Whether all values are true or false."""
-        return self._all_in("true", "false")
+        return self._all_values_in("true", "false")
 
-    def _all_in(self, *values: str) -> bool:
+    def _all_values_in(self, *values: str) -> bool:
         return (
             bool(self.texts) and not self.blanks and {t.lower() for t in self.counts} <= {*values}
         )
@@ -197,7 +197,7 @@ def guess_texts(
     if len(words) == min_texts:
         return list(words)
     different = [key for key, profile in words.items() if not profile.repeats]
-    longest = sorted(words, key=lambda key: -words[key].words)[:min_texts]
+    longest = sorted(words, key=lambda key: -words[key].mean_words)[:min_texts]
     for keys in (different, sorted(longest, key=list(words).index)):
         if min_texts <= len(keys) <= max_texts and _are_clear(keys, words):
             return keys
@@ -208,8 +208,14 @@ def _are_clear(keys, profiles):
     """Returns whether the columns `keys` have longer or far more varied texts than the others."""
     others = [profile for key, profile in profiles.items() if key not in keys]
     return all(
-        (profiles[key].words >= 1.5 * other.words and profiles[key].distinct >= other.distinct)
-        or (profiles[key].words >= other.words and profiles[key].distinct >= 4 * other.distinct)
+        (
+            profiles[key].mean_words >= 1.5 * other.mean_words
+            and profiles[key].distinct >= other.distinct
+        )
+        or (
+            profiles[key].mean_words >= other.mean_words
+            and profiles[key].distinct >= 4 * other.distinct
+        )
         for key in keys
         for other in others
     )
@@ -225,15 +231,15 @@ def guess_label(profiles: "Mapping[Key, Profile]", kind: str) -> "Key | None":
     if kind == "number":
         numbers = [key for key, profile in profiles.items() if profile.fits(kind)]
         fractions = [key for key in numbers if profiles[key].has_fractions]
-        return _only(fractions if len(numbers) > 1 else numbers)
+        return _only_key(fractions if len(numbers) > 1 else numbers)
     lists = [key for key, profile in profiles.items() if profile.is_list]
     if kind == "list" and lists:
-        return _only(lists)
+        return _only_key(lists)
     if len(profiles) == 1:
-        return _only([key for key, profile in profiles.items() if profile.may_be_label])
-    key = _only([key for key, profile in profiles.items() if profile.is_label_candidate])
+        return _only_key([key for key, profile in profiles.items() if profile.may_be_label])
+    key = _only_key([key for key, profile in profiles.items() if profile.is_label_candidate])
     return key if key is not None and profiles[key].is_label else None
 
 
-def _only(keys):
+def _only_key(keys):
     return keys[0] if len(keys) == 1 else None

@@ -85,7 +85,7 @@ def find_columns(
     Raises:
         UserError: a column is missing or is named twice, or two roles have the same column.
     """
-    find = functools.partial(_find, records)
+    find = functools.partial(_find_column, records)
     fields = {
         "text": find("text_column", config.text_column, aliases.text, 0),
         "text_pair": find(
@@ -94,7 +94,7 @@ def find_columns(
     }
     if labelled:
         fields["label"] = find("label_column", config.label_column, LABELS, -1)
-    choices = _choices(records, config.choice_columns, aliases.choices)
+    choices = _choice_columns(records, config.choice_columns, aliases.choices)
     used = [column for column in fields.values() if column is not None] + list(choices)
     check_width(records, len(used))
     return checked_columns(records, used, **fields, choices=choices)
@@ -104,8 +104,9 @@ def check_width(records: "Records", needed: int) -> None:
     """Raises UserError if a table has fewer than `needed` columns."""
     if records.width is not None and records.width < needed:
         raise UserError(
-            f"{records.name} has {count(records.width, 'column')} in its first row, but {needed} "
-            f"are needed. Columns are separated by tabs in .tsv and .txt, by commas in .csv."
+            f"{records.name} has {count_text(records.width, 'column')} in its first row, but "
+            f"{needed} are needed. Columns are separated by tabs in .tsv and .txt, by commas in "
+            f".csv."
         )
 
 
@@ -142,12 +143,12 @@ def tag_keys(
     records: "Records", config: "ColumnConfig", labelled: bool
 ) -> tuple[str | int, str | int | None]:
     """Returns the keys in JSON or TFDS of the words and, if `labelled`, of the tags, else None."""
-    find = functools.partial(_find, records)
+    find = functools.partial(_find_column, records)
     words = find("text_column", config.text_column, WORDS, None)
     return words, find("label_column", config.label_column, TAGS, None) if labelled else None
 
 
-def count(number: int, noun: str) -> str:
+def count_text(number: int, noun: str) -> str:
     """Returns a number with its noun, such as "1 column" or "2 columns"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
@@ -158,14 +159,14 @@ def split_flag(columns: str | None) -> list[str]:
     return [cell.strip() for cell in cells if cell.strip()]
 
 
-def as_flag(columns: "str | Sequence[str | int] | None") -> str | None:
+def to_flag(columns: "str | Sequence[str | int] | None") -> str | None:
     """Returns columns as a flag that `split_flag` reads."""
     if columns is None or isinstance(columns, str):
         return columns
     return ",".join('"' + str(column).replace('"', '""') + '"' for column in columns)
 
 
-def _choices(records, columns, aliases):
+def _choice_columns(records, columns, aliases):
     if not aliases:
         return ()
     if given := split_flag(columns):
@@ -182,7 +183,7 @@ def _choices(records, columns, aliases):
     if not places:
         raise UserError(
             f"{records.name} has no column that starts with choice or ending; it has "
-            f"{listed(names)}. Name the columns with --choice_columns."
+            f"{names_text(names)}. Name the columns with --choice_columns."
         )
     return tuple(names[i] if records.width is None else i for i in places)
 
@@ -197,11 +198,11 @@ def column_of_flag(records: "Records", flag: str, column: str | None) -> str | i
         return None
     is_key = records.width is None and column in records.names
     if is_number(column) and not is_key:
-        return _of_number(records, flag, int(column))
-    return _of_name(records, flag, column)
+        return _column_by_number(records, flag, int(column))
+    return _column_by_name(records, flag, column)
 
 
-def _find(records, flag, column, defaults, place, needed=True):
+def _find_column(records, flag, column, defaults, place, needed=True):
     """Returns the key or index of a column: by its flag, by default names, or else `place`."""
     names = records.names
     if column is not None or names is None:
@@ -209,32 +210,32 @@ def _find(records, flag, column, defaults, place, needed=True):
     lower = [name.lower() for name in names]
     for default in defaults:
         if default in lower:
-            return _of_name(records, flag, default)
+            return _column_by_name(records, flag, default)
     if not needed:
         return None
     raise UserError(
         f"{records.name} has no column named {', '.join(defaults)}; it has "
-        f"{listed(names)}. Name the one to read with --{flag}."
+        f"{names_text(names)}. Name the one to read with --{flag}."
     )
 
 
-def _of_number(records, flag, number):
+def _column_by_number(records, flag, number):
     width = records.width
     if width is None:
         raise UserError(
             f"{records.name} has keys, not columns, so --{flag} must be one of "
-            f"{listed(records.names)}; got {number}."
+            f"{names_text(records.names)}; got {number}."
         )
     if not -width <= number < width:
         raise UserError(
-            f"{records.name} has {count(width, 'column')} in its first row, so --{flag} must be in "
-            f"[{-width}, {width - 1}]; got {number}. Columns are separated by tabs in .tsv and "
-            f".txt, by commas in .csv."
+            f"{records.name} has {count_text(width, 'column')} in its first row, so --{flag} must "
+            f"be in [{-width}, {width - 1}]; got {number}. Columns are separated by tabs in .tsv "
+            f"and .txt, by commas in .csv."
         )
     return number
 
 
-def _of_name(records, flag, column):
+def _column_by_name(records, flag, column):
     name, names = records.name, records.names
     if names is None:
         raise UserError(
@@ -249,11 +250,11 @@ def _of_name(records, flag, column):
             f"one of {', '.join(map(str, places))}."
         )
     if not places:
-        raise UserError(f"{name} has no column {column!r} (--{flag}); it has {listed(names)}.")
+        raise UserError(f"{name} has no column {column!r} (--{flag}); it has {names_text(names)}.")
     return names[places[0]] if records.width is None else places[0]
 
 
-def listed(names: "Iterable[str]") -> str:
+def names_text(names: "Iterable[str]") -> str:
     """Returns names for a message: at most 20, each shortened to 40 characters."""
     names = list(names)
     shown = [repr(name if len(name) <= 40 else f"{name[:40]}...") for name in names[:20]]

@@ -4,8 +4,8 @@ import itertools
 import re
 from typing import TYPE_CHECKING
 
-from kbert.data.columns import count, is_number
-from kbert.data.records import BadExample, Records, not_utf8, read_lines
+from kbert.data.columns import count_text, is_number
+from kbert.data.records import BadExample, Records, not_utf8_error, read_lines
 from kbert.errors import UserError
 from kbert.fields import is_text
 from kbert.utils.input_files import plain_name
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _COMMENT = re.compile(r"#(\s|$|begin document|end document)")
 _ENTITY_TAG = re.compile(r"[BIESMLU]-[A-Z]+|O")
 _ANY_ENTITY_TAG = re.compile(r"[BIESMLU][-_]\S+|O")
-_JOINED = re.compile("[ \2]+")  # between the words of a sentence, as PaddleNLP joins them
+_WORD_SEPARATOR = re.compile("[ \2]+")  # between the words of a sentence, as PaddleNLP joins them
 _LANGUAGE = re.compile(r"([a-z]{2,3}(?:-[a-z]+)*:)[^\t]")  # WikiANN writes en:word
 _RANGE = re.compile(r"\d+[-.]\d+(?!\S)")  # CoNLL-U: 3-4 is a range of words, 5.1 an empty node
 _FIRST_LINES = 10_000  # examined to detect the layout of a file
@@ -26,7 +26,7 @@ _HEADER |= {"tag", "tags", "label", "labels", "ner", "ner_tag", "ner_tags", "pos
 _HEADER |= {"sentence #", "sentence_id", "sent_id", "sentence id", "sentence_idx", "entity"}
 
 
-def conll(path: str, name: str, config: "ColumnConfig", labelled: bool) -> Records:
+def read_conll(path: str, name: str, config: "ColumnConfig", labelled: bool) -> Records:
     """Returns the sentences of a file, as records with "words" and, if `labelled`, "tags".
 
     Columns are separated by tabs if the line contains one, otherwise by spaces; a blank line ends a
@@ -59,11 +59,11 @@ class _Reader:
     def __init__(self, path, config, labelled):
         self.path, self.labelled = path, labelled
         self.is_conllu = plain_name(path).endswith(".conllu")
-        self.numbered = self.is_conllu  # the first column numbers the words
+        self.has_word_numbers = self.is_conllu  # the first column numbers the words
         self.has_sentence_ids = False  # in the first column, instead of blank lines
         self.sentence_id = ""
-        self.word_column = _number("text_column", config.text_column)
-        self.tag_column = _number("label_column", config.label_column)
+        self.word_column = _column_number("text_column", config.text_column)
+        self.tag_column = _column_number("label_column", config.label_column)
         self.width = None  # number of columns in the first line
         self.header = None
         self.tags = set()
@@ -75,13 +75,13 @@ class _Reader:
         sentences = _sentences(lines)
         if self._has_header(sentences, lines):
             self.header = sentences[0][0]
-            sentences = _sentences(_without(lines, self.header))
+            sentences = _sentences(_remove_row(lines, self.header))
             self.notes.append(f"the first line is a header: {' '.join(self.header)}")
         rows = [row for sentence in sentences for row in sentence]
         if not rows:
             return
         self.width = len(rows[0])
-        self.numbered |= _numbers_words(sentences)
+        self.has_word_numbers |= _has_word_numbers(sentences)
         is_free = self.width > 2 if self.word_column is None else self.word_column > 0
         may_be_ids = is_free and self.tag_column != 0
         self.has_sentence_ids = may_be_ids and _has_sentence_ids(sentences)
@@ -89,13 +89,13 @@ class _Reader:
             self.word_column, self.tag_column = 1, 0
             self.notes.append("the tags are in column 0, the words in column 1")
         elif self.word_column is None:
-            self.word_column = int(self.numbered or self.has_sentence_ids)
+            self.word_column = int(self.has_word_numbers or self.has_sentence_ids)
             if not self.is_conllu:
                 self._check_first_column(sentences, name)
         self.tags = {self._tag(row) for row in rows if len(row) == self.width}
         if self.labelled and self.tag_column is None and not self.is_conllu:
             self._check_tags(rows, name)
-        words = [row[self.word_column] for row in rows if _has(row, self.word_column)]
+        words = [row[self.word_column] for row in rows if _has_column(row, self.word_column)]
         self._check_words(rows, words, name)
         languages = {match and match[1] for match in map(_LANGUAGE.match, words)}
         if len(languages) == 1 and None not in languages and len(words) > 2:
@@ -109,7 +109,7 @@ class _Reader:
             return False
         if {cell.lower() for cell in first} <= _HEADER:
             return True
-        rest = [row for rows in _sentences(_without(lines, first)) for row in rows]
+        rest = [row for rows in _sentences(_remove_row(lines, first)) for row in rows]
         columns = list(zip(*(row for row in rest if len(row) == len(first)), strict=True))[1:]
         return any(
             re.fullmatch(r"[A-Za-z][\w -]+", name)
@@ -130,17 +130,17 @@ class _Reader:
         numbers = [not row[0] or row[0].isdecimal() for rows in sentences for row in rows]
         if is_same:
             has = "is the same in all lines of a sentence"
-        elif self.numbered or self.has_sentence_ids:
-            has = f"numbers the {'words' if self.numbered else 'sentences'}"
+        elif self.has_word_numbers or self.has_sentence_ids:
+            has = f"numbers the {'words' if self.has_word_numbers else 'sentences'}"
         else:
             has = "has numbers" if self.width > 2 and sum(numbers) > 0.9 * len(numbers) else ""
-        if has and (is_ambiguous or not (self.numbered or self.has_sentence_ids)):
+        if has and (is_ambiguous or not (self.has_word_numbers or self.has_sentence_ids)):
             raise UserError(
                 f"{name} has {self.width} columns, of which the first {has}; a line is "
                 f"{' '.join(sentences[-1][-1])[:60]!r}. Name the columns of words and tags, "
                 f"numbered from 0, such as --text_column=1 --label_column=2."
             )
-        if self.numbered:
+        if self.has_word_numbers:
             self.notes.append(
                 "the first column (column 0) contains word numbers; words are read from column 1"
             )
@@ -163,7 +163,7 @@ class _Reader:
     def _check_words(self, rows, words, name):
         """Raises UserError if a line has a whole sentence, or if words are quoted as in CSV."""
         pairs = [(word, self._tag(row) or "") for word, row in zip(words, rows, strict=False)]
-        counts = [[len(_JOINED.split(cell.strip())) for cell in pair] for pair in pairs]
+        counts = [[len(_WORD_SEPARATOR.split(cell.strip())) for cell in pair] for pair in pairs]
         if any("\2" in word for word in words) or (
             len(words) == len(rows)
             and all(words == tags for words, tags in counts)
@@ -200,7 +200,7 @@ class _Reader:
 
     def _ends_sentence(self, line):
         """Returns whether a line ends the sentence before it."""
-        if _is_between(line):
+        if _is_separator(line):
             return True
         before, new = self.sentence_id, _cells(line)[0] if self.has_sentence_ids else ""
         self.sentence_id = new or before
@@ -211,7 +211,7 @@ class _Reader:
         if self.header and _cells(line) == self.header:
             self.header = None  # only once
             return True
-        if _is_between(line):
+        if _is_separator(line):
             return True
         if begins and _COMMENT.match(line):
             cells = _cells(line)
@@ -219,28 +219,30 @@ class _Reader:
             tag = self._tag(cells)
             is_tag = tag in self.tags or (tag and _ENTITY_TAG.fullmatch(tag))
             return not (has_form and (self.width == 1 or is_tag))
-        return self.numbered and self.word_column != 0 and _RANGE.match(line)
+        return self.has_word_numbers and self.word_column != 0 and _RANGE.match(line)
 
     def _tag(self, cells):
         column = self._tag_column(len(cells))
-        return cells[column].strip() if _has(cells, column) else None
+        return cells[column].strip() if _has_column(cells, column) else None
 
     def _word(self, line):
         if not is_text(line):
-            raise not_utf8(self.path)
+            raise not_utf8_error(self.path)
         cells = _cells(line)
         tag_column = self._tag_column(len(cells)) if self.labelled else None
         columns = [c for c in (self.word_column, tag_column) if c is not None]
         if min(columns) < 0 and len(cells) != self.width:
             raise BadExample(
-                f"the line has {count(len(cells), 'column')}, the first line has {self.width}"
+                f"the line has {count_text(len(cells), 'column')}, the first line has {self.width}"
             )
         places = [c if c >= 0 else c + len(cells) for c in columns]
-        if not all(_has(cells, c) for c in columns) or len(set(places)) < len(places):
+        if not all(_has_column(cells, c) for c in columns) or len(set(places)) < len(places):
             expected = f"the word in column {self.word_column}"
             if self.labelled:
                 expected += f" and the tag in column {tag_column}"
-            raise BadExample(f"the line has {count(len(cells), 'column')}; expected {expected}")
+            raise BadExample(
+                f"the line has {count_text(len(cells), 'column')}; expected {expected}"
+            )
         word, tag = cells[places[0]].strip(" "), cells[places[-1]].strip() or None
         word = word.removeprefix(self.language)
         if not word:
@@ -259,16 +261,16 @@ def _cells(line):
     return line.split("\t") if "\t" in line else [cell for cell in line.split(" ") if cell]
 
 
-def _has(cells, column):
+def _has_column(cells, column):
     return -len(cells) <= column < len(cells)
 
 
-def _is_between(line):
+def _is_separator(line):
     """Returns whether a line separates sentences; U+3000 does not, as it may be a Chinese word."""
     return not line.strip(" \t") or line.startswith("-DOCSTART-")
 
 
-def _without(lines, row):
+def _remove_row(lines, row):
     """Returns the lines without the first one whose cells are `row`."""
     place = next(place for place, line in enumerate(lines) if _cells(line) == row)
     return lines[:place] + lines[place + 1 :]
@@ -278,7 +280,7 @@ def _sentences(lines):
     """Returns the rows of each sentence, without lines that may be comments."""
     sentences, begins = [], True
     for line in lines:
-        is_between = _is_between(line)
+        is_between = _is_separator(line)
         if is_between or (begins and _COMMENT.match(line)):
             begins |= is_between
             continue
@@ -289,7 +291,7 @@ def _sentences(lines):
     return sentences
 
 
-def _numbers_words(sentences):
+def _has_word_numbers(sentences):
     """Returns whether the first column numbers the words of each sentence, from 0 or 1."""
     counts = 0
     for rows in sentences:
@@ -325,7 +327,7 @@ def _has_sentence_ids(sentences):
     return 1 < runs == len(set(ids)) and 2 * runs <= len(sentences[0])
 
 
-def _number(flag, column):
+def _column_number(flag, column):
     if column is None:
         return None
     if not is_number(column):

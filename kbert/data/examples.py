@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from kbert.data import records as sources
 from kbert.data import validation
-from kbert.data.columns import count
-from kbert.data.records import BadExample, shown
-from kbert.data.tables import table
+from kbert.data.columns import count_text
+from kbert.data.records import BadExample, value_text
+from kbert.data.tables import read_table
 from kbert.errors import UserError
 from kbert.fields import is_text
 from kbert.utils.input_files import plain_name, read_text
@@ -141,13 +141,13 @@ def open_records(
     """
     form, name = source_format(source), os.path.basename(source.rstrip("/"))
     if form == "tfds":
-        return sources.tfds(source)
+        return sources.read_tfds(source)
     if form == "arrow":
-        return sources.arrow(sources.arrow_sources(source), name)
+        return sources.read_arrow(sources.arrow_sources(source), name)
     if form in ("json", "jsonl", "ndjson"):
-        return sources.json_lines(source, name)
+        return sources.read_json_lines(source, name)
     if form in ("tsv", "txt", "csv") and has_header:
-        return table(source, name, has_header)
+        return read_table(source, name, has_header)
     tables = ".tsv, .txt, .csv, " if has_header else ""
     raise UserError(
         f"{source} must be a file that ends in {tables}.json, .jsonl or .parquet (or one of these "
@@ -171,17 +171,19 @@ def text_example(
         record: row or object.
     """
     validation.check_width(record, columns)
-    text = validation.text(validation.value_of(record, columns.text), "the text")
+    text = validation.check_text(validation.get_value(record, columns.text), "the text")
     pair = label = None
     if columns.text_pair is not None:
-        pair = validation.text(validation.value_of(record, columns.text_pair), "the second text")
+        pair = validation.check_text(
+            validation.get_value(record, columns.text_pair), "the second text"
+        )
     if columns.label is not None:
-        label = label_of(validation.value_of(record, columns.label), where)
+        label = label_of(validation.get_value(record, columns.label), where)
     elif columns.one_hot:
         label = tuple(
             name
             for key, name in columns.one_hot
-            if validation.is_one(validation.value_of(record, key), name)
+            if validation.parse_bit(validation.get_value(record, key), name)
         )
     return TextExample(where, text, pair, label)
 
@@ -194,29 +196,29 @@ def tag_example(
     Words and tags are lists or space-separated strings. If the words are a string, there may also
     be one tag per character.
     """
-    words = _listed(validation.value_of(record, words_key), r"\[['\"]")
+    words = _parse_list(validation.get_value(record, words_key), r"\[['\"]")
     if tags_key is None:
-        return TagExample(where, _texts(words, words_key, "word"))
-    tags = _listed(validation.value_of(record, tags_key), r"\[\s*['\"\d]")
-    tags = _texts(tags, tags_key, "tag")
+        return TagExample(where, _check_words(words, words_key, "word"))
+    tags = _parse_list(validation.get_value(record, tags_key), r"\[\s*['\"\d]")
+    tags = _check_words(tags, tags_key, "tag")
     if isinstance(words, str) and len(words) == len(tags) != len(words.split()):
         words = list(words)
-    words = _texts(words, words_key, "word")
+    words = _check_words(words, words_key, "word")
     if len(tags) != len(words):
-        raise BadExample(f"{count(len(words), 'word')}, but {count(len(tags), 'tag')}")
+        raise BadExample(f"{count_text(len(words), 'word')}, but {count_text(len(tags), 'tag')}")
     return TagExample(where, words, tags)
 
 
-def _listed(value, begin):
+def _parse_list(value, begin):
     """Parses a list that a string has in Python, JSON or NumPy syntax; keeps other values."""
     has_list = isinstance(value, str) and re.match(begin, value)
     return (validation.parse_list(value) if has_list else None) or value
 
 
-def _texts(values, key, what):
+def _check_words(values, key, what):
     values = values.split() if isinstance(values, str) and " " in values else values
     if not isinstance(values, list):
-        raise BadExample(f"{key!r} must be a list of {what}s; got {shown(values)}")
+        raise BadExample(f"{key!r} must be a list of {what}s; got {value_text(values)}")
     if not values:
         raise BadExample(f"there are no {what}s")
     if what == "tag":  # label ids; `--label_names` maps them to names
@@ -224,6 +226,6 @@ def _texts(values, key, what):
     for number, value in enumerate(values):
         if value == "" or not is_text(value):
             raise BadExample(
-                f"{what} {number} (from 0) must be a non-empty string; got {shown(value)}"
+                f"{what} {number} (from 0) must be a non-empty string; got {value_text(value)}"
             )
     return tuple(values)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 
 from kbert.data.column_profiles import Profile, is_numeric, word_count
-from kbert.data.records import shown
+from kbert.data.records import value_text
 from kbert.errors import UserError
 
 # Common label values, which are unlikely as column names.
@@ -21,7 +21,7 @@ class UndecidedError(UserError):
     """The header or a column of a file cannot be determined."""
 
 
-def normalized(name: str) -> str:
+def normalize_name(name: str) -> str:
     """Returns a column's name in lower case with underscores: "Review Text" -> "review_text"."""
     return re.sub(r"[\s_-]+", "_", name.strip().lower())
 
@@ -33,7 +33,7 @@ def find_header(rows: Sequence[Sequence[str]], known: Collection[str], name: str
 
     Args:
         rows: the first rows of a table.
-        known: normalized names of columns.
+        known: normalize_name names of columns.
         name: name of the file in messages.
 
     Raises:
@@ -60,7 +60,7 @@ def find_header(rows: Sequence[Sequence[str]], known: Collection[str], name: str
         return None if against else "names" if "known" in pro else "rows"
     raise UndecidedError(
         f"{name}: it is not clear whether the first row is a header: "
-        f"{', '.join(map(shown, first[:20]))}. Set --header=yes or --header=no."
+        f"{', '.join(map(value_text, first[:20]))}. Set --header=yes or --header=no."
     )
 
 
@@ -82,7 +82,7 @@ def _signs(first: Sequence[str], rest: Sequence[Sequence[str]], column: int, kno
         yield "word", True  # also a blank cell above row numbers
     elif cell and (cell in below.counts or cell.lower() in _VALUES):
         yield "value", True
-    elif normalized(cell) in known:
+    elif normalize_name(cell) in known:
         yield "known", True
     elif cell:
         yield from _signs_of_word(cell, below, size)
@@ -96,7 +96,7 @@ def _signs_of_word(cell, below, size):
         shortest = min(map(word_count, below.texts), default=0)
         if is_name and words < shortest and size > 4:
             yield "short", size > 8
-        elif words > 1 and 0.5 * below.words <= words <= 1.5 * below.words:
+        elif words > 1 and 0.5 * below.mean_words <= words <= 1.5 * below.mean_words:
             yield "phrase", False
     elif below.repeats and size > 4:
         single = sum(number == 1 for number in below.counts.values())

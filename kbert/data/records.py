@@ -59,7 +59,7 @@ class Records:
         self.items = ((at, repeated if row == first else row) for at, row in self.items)
 
 
-def shown(value: object) -> str:
+def value_text(value: object) -> str:
     """Returns the repr of a value for a message, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
@@ -107,12 +107,12 @@ def read_lines(path: str) -> Iterator[tuple[int, str]]:
         yield number, text
 
 
-def not_utf8(path: str) -> BadExample:
+def not_utf8_error(path: str) -> BadExample:
     """Returns the BadExample of a line that is not UTF-8; it names the encoding of the file."""
     return BadExample(f"bytes that are not UTF-8{encoding_note(path)}")
 
 
-def json_lines(path: str, name: str) -> Records:
+def read_json_lines(path: str, name: str) -> Records:
     """Returns the records (dicts) of a file with one JSON object per line, or a list of objects.
 
     Empty lines are skipped.
@@ -144,23 +144,23 @@ def _list_items(path, name):
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} begins as a JSON list, but it is not JSON: {error}.") from None
     for number, item in enumerate(items, 1):
-        problem = BadExample(f"every item must be a JSON object; got {shown(item)}")
+        problem = BadExample(f"every item must be a JSON object; got {value_text(item)}")
         yield f"{name}, item {number}", item if isinstance(item, dict) else problem
 
 
 def _json_record(line, path):
     if not is_text(line):
-        return not_utf8(path)
+        return not_utf8_error(path)
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
         record = None
     if isinstance(record, dict):
         return record
-    return BadExample(f"every line must be a JSON object; got {shown(line)}")
+    return BadExample(f"every line must be a JSON object; got {value_text(line)}")
 
 
-def arrow(files: Sequence[str], name: str) -> Records:
+def read_arrow(files: Sequence[str], name: str) -> Records:
     """Returns the records (dicts) of Parquet or Arrow files; see `kbert.corpus.arrow_files`.
 
     Args:
@@ -178,7 +178,7 @@ def arrow(files: Sequence[str], name: str) -> Records:
     return Records(name, items, column_names(files[0]))
 
 
-def tfds(source: str) -> Records:
+def read_tfds(source: str) -> Records:
     """Returns the records (dicts) of `tfds:NAME` (split "train") or `tfds:NAME:SPLIT`.
 
     Texts become str, arrays become lists, and the numbers of a ClassLabel with names become names.
@@ -196,20 +196,20 @@ def tfds(source: str) -> Records:
 
 def _tfds_record(example, features):
     try:
-        return {key: _plain(example[key], features[key]) for key in features}
+        return {key: _to_python(example[key], features[key]) for key in features}
     except UnicodeDecodeError:
         return BadExample("bytes that are not UTF-8")
 
 
-def _plain(value, feature):
+def _to_python(value, feature):
     """Converts a value from TFDS to Python values; the feature may be nested."""
     inner = getattr(feature, "feature", feature)  # a Sequence of a dict is a dict of arrays
     if isinstance(value, dict):
-        return {key: _plain(part, inner[key]) for key, part in value.items()}
+        return {key: _to_python(part, inner[key]) for key, part in value.items()}
     if hasattr(value, "tolist") or hasattr(value, "to_list"):  # NumPy values, ragged tensors
         value = value.tolist() if hasattr(value, "tolist") else value.to_list()
     if isinstance(value, list):
-        return [_plain(part, inner) for part in value]
+        return [_to_python(part, inner) for part in value]
     if isinstance(value, bytes):
         return value.decode("utf-8")
     names = getattr(feature, "names", None)

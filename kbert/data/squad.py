@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kbert.data import validation
 from kbert.data.examples import Answer, QuestionExample
-from kbert.data.records import BadExample, Records, json_lines, shown
+from kbert.data.records import BadExample, Records, read_json_lines, value_text
 from kbert.errors import UserError
 from kbert.utils.input_files import read_text
 
@@ -28,7 +28,7 @@ _SHAPES = (
 )
 
 
-def squad(path: str, name: str) -> Records:
+def read_squad(path: str, name: str) -> Records:
     """Returns the questions of a JSON file as records, each with the context of its paragraph.
 
     The file has the structure of SQuAD, or is a list of articles, paragraphs or questions (or an
@@ -46,7 +46,7 @@ def squad(path: str, name: str) -> Records:
         root = json.loads(text)
     except (ValueError, RecursionError) as error:
         if "Extra data" in str(error):  # one object per line
-            return flatten_questions(json_lines(path, name))
+            return flatten_questions(read_json_lines(path, name))
         raise UserError(f"{path} is not JSON: {error}.") from None
     place = "data" if isinstance(root, dict) and "data" in root else ""
     root = root["data"] if place else root
@@ -71,7 +71,10 @@ def flatten_questions(records: Records) -> Records:
             for question in _questions(record, "the object", where, is_question=True):
                 number += 1
                 if not isinstance(question, dict):
-                    yield where, BadExample(f"a question must be an object; got {shown(question)}")
+                    yield (
+                        where,
+                        BadExample(f"a question must be an object; got {value_text(question)}"),
+                    )
                 elif "id" in question:
                     yield f"{where} (question {question['id']})", question
                 else:
@@ -84,17 +87,17 @@ def _item(question, number, name):
     if isinstance(question, dict):
         record = {"id": str(number), **question}
         return f"{name}, question {record['id']}", record
-    problem = BadExample(f"a question must be an object; got {shown(question)}")
+    problem = BadExample(f"a question must be an object; got {value_text(question)}")
     return f"{name}, question number {number}", problem
 
 
 def _questions(node, place, path, context=None, is_question=False) -> "Iterator[Any]":
     """Yields the questions below a node of a file: an article, a paragraph or a question."""
     is_object = isinstance(node, dict)
-    node = _named(node) if is_object else node
+    node = _rename_keys(node) if is_object else node
     key = next((key for key in ("paragraphs", "qas") if is_object and key in node), None)
     if key and not isinstance(node[key], list):
-        raise UserError(f'{path}: "{key}" of {place} must be a list; got {shown(node[key])}.')
+        raise UserError(f'{path}: "{key}" of {place} must be a list; got {value_text(node[key])}.')
     if key:
         context = {"context": node["context"]} if "context" in node else context
         for i, part in enumerate(node[key]):
@@ -103,12 +106,12 @@ def _questions(node, place, path, context=None, is_question=False) -> "Iterator[
         yield node | (context or {}) if is_object else node
     else:
         raise UserError(
-            f"{path} has no question at {place}: {shown(node)}. The file must have the structure "
-            f"{_SHAPES}."
+            f"{path} has no question at {place}: {value_text(node)}. The file must have the "
+            f"structure {_SHAPES}."
         )
 
 
-def _named(record):
+def _rename_keys(record):
     """Renames the keys of a record as in `_ALIASES`."""
     named = dict(record)
     for key, others in _ALIASES.items():
@@ -127,15 +130,15 @@ class QuestionConverter:
 
     def __call__(self, where: str, record: "Record") -> QuestionExample:
         """Returns the QuestionExample of a record."""
-        identity = str(validation.value_of(record, "id"))
+        identity = str(validation.get_value(record, "id"))
         if identity in self.ids:
             raise BadExample(f"an earlier question has the same id, {identity}")
         self.ids.add(identity)
-        question = validation.text(validation.value_of(record, "question"), "the question")
-        context = validation.text(validation.value_of(record, "context"), "the context")
+        question = validation.check_text(validation.get_value(record, "question"), "the question")
+        context = validation.check_text(validation.get_value(record, "context"), "the context")
         if not self.labelled:
             return QuestionExample(where, identity, question, context)
-        validation.value_of(record, "answers")
+        validation.get_value(record, "answers")
         answers, impossible = parse_answers(record)
         return QuestionExample(where, identity, question, context, answers, impossible)
 
@@ -154,7 +157,7 @@ def parse_answers(record: "Record") -> tuple[tuple[Answer, ...], bool]:
     """
     impossible = str(record.get("is_impossible", "")).lower()
     if impossible not in ("true", "false", ""):
-        value = shown(record["is_impossible"])
+        value = value_text(record["is_impossible"])
         raise BadExample(f'"is_impossible" must be true or false; got {value}')
     if impossible == "true":
         return (), True
@@ -168,7 +171,7 @@ def _answer_list(answers, start):
     if isinstance(answers, str) and re.fullmatch(r"""(?s)[\[{]\s*(['"{].*)?[\]}]""", answers):
         raise BadExample(
             f'"answers" must be a text, or a list or object of JSON, not a string of one; got '
-            f"{shown(answers)}"
+            f"{value_text(answers)}"
         )
     if isinstance(answers, str):
         answers = {"text": answers, "answer_start": start}
@@ -182,7 +185,7 @@ def _answer_list(answers, start):
             raise BadExample('"text" and "answer_start" of "answers" must be lists of equal length')
         answers = [{"text": t, "answer_start": s} for t, s in zip(*columns, strict=True)]
     if not isinstance(answers, list):
-        raise BadExample(f'"answers" must be a list; got {shown(answers)}')
+        raise BadExample(f'"answers" must be a list; got {value_text(answers)}')
     return answers
 
 
@@ -197,7 +200,7 @@ def _answer(answer):
     if not isinstance(text, str) or not (start is None or type(start) is int):
         raise BadExample(
             f'an answer must have "text", a string, and "answer_start", a whole number; got '
-            f"{shown(answer)}"
+            f"{value_text(answer)}"
         )
     if not text.strip():
         raise BadExample("an answer is empty")
@@ -218,33 +221,37 @@ def locate_answer(answer: Answer, context: str) -> Answer:
         return answer
     bare = text.strip()
     if start is None:
-        places = _places(bare, context)
-        if len(places) == 1:
-            return Answer(bare, places[0])
-        where = f"occurs at {_listed(places)}" if places else "does not occur"
+        positions = _find_all(bare, context)
+        if len(positions) == 1:
+            return Answer(bare, positions[0])
+        where = f"occurs at {_positions_text(positions)}" if positions else "does not occur"
         raise BadExample(
-            f"the answer {shown(text)} has no answer_start and {where} in the context; it must "
-            f"occur exactly once"
+            f"the answer {value_text(text)} has no answer_start and {where} in the context; it "
+            f"must occur exactly once"
         )
     lead = len(text) - len(text.lstrip())
     behind = context[max(start, 0) :]
     for begin in {start, start + lead, start + len(behind) - len(behind.lstrip())}:
         if begin >= 0 and context.startswith(bare, begin):
             return Answer(bare, begin)
-    places = _places(text, context)
+    positions = _find_all(text, context)
     raise BadExample(
-        f"the answer {shown(text)} is not at character {start} of the context; it "
-        + (f"occurs at {_listed(places[:3])}" if places else "does not occur in the context")
+        f"the answer {value_text(text)} is not at character {start} of the context; it "
+        + (
+            f"occurs at {_positions_text(positions[:3])}"
+            if positions
+            else "does not occur in the context"
+        )
     )
 
 
-def _listed(places):
-    return ", ".join(map(str, places[:3])) + (", ..." if len(places) > 3 else "")
+def _positions_text(positions):
+    return ", ".join(map(str, positions[:3])) + (", ..." if len(positions) > 3 else "")
 
 
-def _places(text, context):
-    places, start = [], context.find(text)
-    while start >= 0 and len(places) < 4:
-        places.append(start)
+def _find_all(text, context):
+    positions, start = [], context.find(text)
+    while start >= 0 and len(positions) < 4:
+        positions.append(start)
         start = context.find(text, start + 1)
-    return places
+    return positions

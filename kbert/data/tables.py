@@ -6,13 +6,13 @@ import itertools
 import re
 from collections.abc import Callable
 
-from kbert.data.records import BadExample, Records, not_utf8, read_lines
+from kbert.data.records import BadExample, Records, not_utf8_error, read_lines
 from kbert.errors import UserError
 from kbert.fields import is_text
 from kbert.utils.input_files import plain_name
 
 
-def table(path: str, name: str, has_header: Callable[[list[str]], bool]) -> Records:
+def read_table(path: str, name: str, has_header: Callable[[list[str]], bool]) -> Records:
     """Returns the records of a .csv file, read by Python's csv module, or of a tab-separated file.
 
     A row is numbered by its first line. In a .csv file, semicolons or tabs may separate the
@@ -119,5 +119,5 @@ def _checked_row(row, path):
     if isinstance(row, BadExample):
         return row
     if not all(map(is_text, row)):
-        return not_utf8(path)
+        return not_utf8_error(path)
     return row if any(row) else BadExample("the line is empty")

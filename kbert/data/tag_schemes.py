@@ -119,12 +119,12 @@ def tag_scheme(tags: Iterable[str]) -> TagScheme | None:
     outside = next((tag for tag in "Oo" if tag in tags), None)
     marks = [tag for tag in tags if tag != outside and not _SPECIAL.fullmatch(tag)]
     for form in _FORMS:
-        if scheme := _marked(marks, form, outside):
+        if scheme := _scheme_of_roles(marks, form, outside):
             return scheme
-    return _mixed(tags, marks, outside)
+    return _scheme_of_types(tags, marks, outside)
 
 
-def _mixed(tags, marks, outside):
+def _scheme_of_types(tags, marks, outside):
     """Returns the TagScheme of plain types, alone or mixed with B-X and I-X, or None."""
     usual = {tag: match for tag in marks if (match := _USUAL.fullmatch(tag))}
     others = [tag for tag in marks if tag not in usual and not (usual and tag == "X")]
@@ -138,7 +138,7 @@ def _mixed(tags, marks, outside):
     return TagScheme(name, roles | {tag: ("I", tag) for tag in others}, outside)
 
 
-def _marked(tags, form, outside):
+def _scheme_of_roles(tags, form, outside):
     """Returns the TagScheme if all tags consist of a role letter and a type, else None."""
     matches = {tag: form.fullmatch(tag) for tag in tags if tag != "X" or len(tags) == 1}
     if not matches or None in matches.values():
@@ -158,10 +158,10 @@ def _marked(tags, form, outside):
         tag: (_ROLES[match["letter"].upper()], match["type"] or _UNTYPED)
         for tag, match in matches.items()
     }
-    return TagScheme(_name("".join(letters).upper()), meanings, outside or "O")
+    return TagScheme(_scheme_name("".join(letters).upper()), meanings, outside or "O")
 
 
-def _name(letters):
+def _scheme_name(letters):
     if "M" in letters:
         return "BMES"
     if "L" in letters or "U" in letters:
@@ -180,7 +180,7 @@ def to_iob2(rows: Sequence[Sequence[str]]) -> tuple[list[tuple[str, ...]], TagSc
     rows = [tuple(tags) for tags in rows]
     distinct = {tag for tags in rows for tag in tags}
     if any("(" in tag for tag in distinct) and all(map(_BRACKETS.fullmatch, distinct)):
-        rows = [tuple(_without_brackets(tags)) for tags in rows]
+        rows = [tuple(_brackets_to_iob2(tags)) for tags in rows]
         distinct = {tag for tags in rows for tag in tags}
     scheme = tag_scheme(distinct)
     if scheme is None or scheme.name.startswith("plain"):
@@ -199,7 +199,7 @@ def to_iob2(rows: Sequence[Sequence[str]]) -> tuple[list[tuple[str, ...]], TagSc
     return [writer.write(scheme.spans(tags), len(tags)) for tags in rows], scheme
 
 
-def _without_brackets(tags):
+def _brackets_to_iob2(tags):
     """Yields IOB2 for the brackets of CoNLL-2012: (PERSON* *) * (ORG)."""
     inside = None
     for match in map(_BRACKETS.fullmatch, tags):
@@ -241,13 +241,13 @@ def convert_tags(names: Sequence[str], examples: "Sequence[TagExample]") -> "lis
         types = {type.lower(): type for _, type in scheme.roles.values()}
         types |= {type: type for type in types.values()}
 
-        def written(row):
+        def convert_row(row):
             spans = (
                 (types.get(type, types.get(type.lower(), type)), begin, end)
                 for type, begin, end in own.spans(row)
             )
             return scheme.write(spans, len(row))
 
-        rows = [written(row) for row in rows]
+        rows = [convert_row(row) for row in rows]
     pairs = zip(examples, rows, strict=True)
     return [dataclasses.replace(example, tags=row) for example, row in pairs]

@@ -23,16 +23,16 @@ from kbert.data.column_names import (
 from kbert.data.column_profiles import Profile, guess_label, guess_texts
 from kbert.data.columns import (
     Columns,
-    as_flag,
     check_width,
     checked_columns,
     column_of_flag,
     is_number,
-    listed,
+    names_text,
     split_flag,
+    to_flag,
 )
-from kbert.data.headers import UndecidedError, find_header, normalized
-from kbert.data.records import BadExample, shown
+from kbert.data.headers import UndecidedError, find_header, normalize_name
+from kbert.data.records import BadExample, value_text
 from kbert.errors import UserError
 
 if TYPE_CHECKING:
@@ -116,14 +116,14 @@ def _has_header(records, config, rows):
     signs = find_header(rows, KNOWN, records.name)
     if signs == "rows":
         records.notes.append(
-            f"treating the first row as a header: {', '.join(map(shown, rows[0][:20]))}; "
+            f"treating the first row as a header: {', '.join(map(value_text, rows[0][:20]))}; "
             f"if it is an example, set --header=no"
         )
     return signs is not None
 
 
 def _is_short_text(profile):
-    return profile.is_text and profile.words >= 2 and profile.blanks <= len(profile.texts)
+    return profile.is_text and profile.mean_words >= 2 and profile.blanks <= len(profile.texts)
 
 
 class _Finder:
@@ -133,14 +133,14 @@ class _Finder:
         self.records, self.rows, self.roles = records, rows, roles
         keys = records.names if records.width is None else range(records.width)
         names = records.names or [""] * records.width
-        self.names = {key: normalized(name) for key, name in zip(keys, names, strict=True)}
+        self.names = {key: normalize_name(name) for key, name in zip(keys, names, strict=True)}
         self.profiles: dict[Key, Profile] = {}
         find = functools.partial(column_of_flag, records)
         self.text = find("text_column", config.text_column)
         self.text_pair = find("text_pair_column", config.text_pair_column)
         self.label = find("label_column", config.label_column)
         self.labels = [find("label_columns", part) for part in split_flag(config.label_columns)]
-        self.guessed: list[str] = []
+        self.inferred: list[str] = []
 
     def columns(self, labelled: bool) -> Columns:
         wants_label = labelled and self.label is None and not self.labels
@@ -171,37 +171,37 @@ class _Finder:
     def _find_texts(self):
         """Finds the text columns that no flag names, by known names or else by their values."""
         least, most = self.roles.texts
-        is_given, free = self.text is not None, self._free()
+        is_given, free = self.text is not None, self._free_columns()
         if most == 2 and not is_given and self.text_pair is None:
             keys = {self.names[key]: key for key in free}
             pairs = [pair for pair in PAIRS if keys.keys() >= set(pair)]
             for first, second in pairs[:1]:
                 self.text, self.text_pair = keys[first], keys[second]
         if self.text is None:
-            self.text = self._known(TEXTS)
-        second = self._known(SECOND_TEXTS) if self.text_pair is None else None
+            self.text = self._find_known_text(TEXTS)
+        second = self._find_known_text(SECOND_TEXTS) if self.text_pair is None else None
         if most == 2:
             self.text_pair = self.text_pair if second is None else second
         elif second is not None and not is_given:
-            raise self._undecided("text")  # of a pair
+            raise self._undecided_error("text")  # of a pair
         texts = sum(key is not None for key in (self.text, self.text_pair))
         if self.text is None or texts < least:
             self._guess_texts(max(least - texts, 1), max(most - texts, 1))
 
     def _guess_texts(self, least, most):
-        keys = guess_texts(self._free(), least, most)
+        keys = guess_texts(self._free_columns(), least, most)
         if keys is None:
-            raise self._undecided("text" if self.text is None else "text_pair")
-        others = [p for key, p in self._free().items() if key not in keys]
+            raise self._undecided_error("text" if self.text is None else "text_pair")
+        others = [p for key, p in self._free_columns().items() if key not in keys]
         if self.roles.texts == (1, 2) and len(keys) < most and any(map(_is_short_text, others)):
-            raise self._undecided("text")  # it may be the second of two
+            raise self._undecided_error("text")  # it may be the second of two
         for key in keys:
             role = "text" if self.text is None else "text_pair"
             setattr(self, role, key)
-            self.guessed.append(role)
+            self.inferred.append(role)
 
     def _find_known_label(self):
-        free = self._free()
+        free = self._free_columns()
         if self.roles.label == "list" and sum(p.is_binary for p in free.values()) > 1:
             free = {key: profile for key, profile in free.items() if not profile.is_binary}
         tiers = LABELS[self.roles.label]
@@ -210,12 +210,12 @@ class _Finder:
             fitting = [key for key, profile in known.items() if profile.fits(self.roles.label)]
             if len(known) > 1:
                 if len(fitting) != 1:
-                    raise self._undecided("label")
-                self.guessed.append("label")
+                    raise self._undecided_error("label")
+                self.inferred.append("label")
                 self.label = fitting[0]
             elif known and (fitting or names not in (STANCES, tiers[-1])):  # or a text
                 if names is tiers[-1] and self._has_rival(*known):
-                    raise self._undecided("label")
+                    raise self._undecided_error("label")
                 self.label = next(iter(known))
             if self.label is not None:
                 return
@@ -223,7 +223,7 @@ class _Finder:
     def _has_rival(self, label):
         """Returns whether another column could be the label instead of `label`, if it is vague."""
         profile, name = self._profile(label), self.names[label]
-        others = {key: p for key, p in self._free().items() if key != label}
+        others = {key: p for key, p in self._free_columns().items() if key != label}
         if self.roles.label == "list":
             return not profile.is_list and sum(p.is_binary for p in others.values()) > 1
         is_sure = name not in VAGUE_LABELS or profile.is_binary or self.roles.label == "number"
@@ -239,7 +239,7 @@ class _Finder:
     def _find_label(self):
         """Finds the label column by its values."""
         has_names = self.records.names is not None
-        free = self._free()
+        free = self._free_columns()
         if has_names:
             free = {key: p for key, p in free.items() if not _ID.fullmatch(self.names[key])}
         if self.roles.label == "list" and has_names:
@@ -247,7 +247,7 @@ class _Finder:
             for values in ("is_nearly_binary", "is_boolean"):
                 self.labels = [key for key, p in free.items() if getattr(p, values)]
                 if len(self.labels) > 1:
-                    self.guessed.append("labels")
+                    self.inferred.append("labels")
                     return
             self.labels = []
         is_cola = self.records.width == 4 and free.keys() == {0, 1, 2}
@@ -258,24 +258,24 @@ class _Finder:
             is_clear = self.roles.label != "number" or not has_commas
             self.label = guess_label(free, self.roles.label) if is_clear else None
         if self.label is None:
-            raise self._undecided("label")
-        self.guessed.append("label")
+            raise self._undecided_error("label")
+        self.inferred.append("label")
 
-    def _known(self, tiers):
+    def _find_known_text(self, tiers):
         """Returns the key of the text column with the first known name, or None."""
         for names in tiers:
-            known = {key: p for key, p in self._free().items() if self.names[key] in names}
+            known = {key: p for key, p in self._free_columns().items() if self.names[key] in names}
             if len(known) > 1:
                 keys = guess_texts(known, 1, 1)
                 if keys is None:
-                    raise self._undecided("text")
-                self.guessed.append("text")
+                    raise self._undecided_error("text")
+                self.inferred.append("text")
                 return keys[0]
             if known:
                 key = next(iter(known))
-                free = self._free()
+                free = self._free_columns()
                 if self.names[key] in TITLES and guess_texts(free, 1, 1) not in ([key], None):
-                    raise self._undecided("text")
+                    raise self._undecided_error("text")
                 return key
         return None
 
@@ -283,7 +283,7 @@ class _Finder:
         keys = [self.text, self.text_pair, self.label, *self.labels]
         return [key for key in keys if key is not None]
 
-    def _free(self):
+    def _free_columns(self):
         """Returns a dict of key -> Profile of the columns that have no role yet."""
         width = self.records.width
         used = [key if width is None else key % width for key in self._keys()]
@@ -302,11 +302,11 @@ class _Finder:
     def _name(self, key):
         return key if self.records.width is None else (self.records.names or range(key + 1))[key]
 
-    def _shown(self, keys):
+    def _columns_text(self, keys):
         names = [self._name(key) for key in (keys if isinstance(keys, list) else [keys])]
-        return ", ".join(map(str, names)) if self.records.names is None else listed(names)
+        return ", ".join(map(str, names)) if self.records.names is None else names_text(names)
 
-    def _undecided(self, role):
+    def _undecided_error(self, role):
         flags = f"--{role}_column"
         if role == "text" and self.roles.texts == (1, 1):
             flags += "; to read two texts, use --task=pair or add --text_pair_column"
@@ -316,10 +316,10 @@ class _Finder:
             flags += ", or name columns of 0 and 1 with --label_columns"
         if self.records.names is None:
             cells = enumerate(self.rows[0][:20] if self.rows else [])
-            columns = ", ".join(f"{column} ({shown(cell)})" for column, cell in cells)
+            columns = ", ".join(f"{column} ({value_text(cell)})" for column, cell in cells)
             columns = f"its columns, without a header, are {columns}"
         else:
-            columns = f"it has {listed(self.records.names)}"
+            columns = f"it has {names_text(self.records.names)}"
         return UndecidedError(
             f"{self.records.name}: it is not clear which column is {_ROLES[role]}; {columns}. Set "
             f"{flags}."
@@ -328,10 +328,10 @@ class _Finder:
     def _report(self):
         """Stores a note on how the columns were found, and the flags that select them."""
         records = self.records
-        if self.guessed:
-            roles = {role: getattr(self, role) for role in self.guessed}
+        if self.inferred:
+            roles = {role: getattr(self, role) for role in self.inferred}
             columns = [
-                f"{role.replace('text_pair', 'second text')} {self._shown(keys)}"
+                f"{role.replace('text_pair', 'second text')} {self._columns_text(keys)}"
                 for role, keys in roles.items()
             ]
             flags = [f"--{role}_column".replace("labels_column", "label_columns") for role in roles]
@@ -341,6 +341,6 @@ class _Finder:
             )
         flags = {f"{role}_column": getattr(self, role) for role in ("text", "text_pair", "label")}
         records.flags = {flag: None if key is None else str(key) for flag, key in flags.items()}
-        records.flags["label_columns"] = as_flag(self.labels) or None
+        records.flags["label_columns"] = to_flag(self.labels) or None
         if records.width is not None:
             records.flags["header"] = "no" if records.names is None else "yes"

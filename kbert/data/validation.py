@@ -8,8 +8,8 @@ import re
 from typing import TYPE_CHECKING
 
 from kbert.data.column_profiles import is_numeric
-from kbert.data.columns import count
-from kbert.data.records import BadExample, shown
+from kbert.data.columns import count_text
+from kbert.data.records import BadExample, value_text
 from kbert.fields import is_text
 
 if TYPE_CHECKING:
@@ -23,21 +23,23 @@ _BYTES = re.compile(r"""(?s)b'.*'|b".*\"""")
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 
 
-def value_of(record: "Record", key: str | int) -> object:
+def get_value(record: "Record", key: str | int) -> object:
     """Returns the cell of a row, or the value under a key of an object."""
     if isinstance(record, dict) and key not in record:
         raise BadExample(f"there is no key {key!r}; the keys are {', '.join(map(repr, record))}")
     return record[key]
 
 
-def text(value: object, what: str) -> str:
+def check_text(value: object, what: str) -> str:
     """Returns a str that is not blank; `what` is its name in messages."""
     if not isinstance(value, str):
-        raise BadExample(f"{what} must be a string; got {shown(value)}")
+        raise BadExample(f"{what} must be a string; got {value_text(value)}")
     if not value.strip():
         raise BadExample(f"{what} is empty")
     if _BYTES.fullmatch(value):
-        raise BadExample(f"{what} is bytes that were written by str() in Python: {shown(value)}")
+        raise BadExample(
+            f"{what} is bytes that were written by str() in Python: {value_text(value)}"
+        )
     if not is_text(value):  # JSON may contain surrogates: "\\ud800"
         raise BadExample(f"{what} has an unpaired surrogate, which is not a character")
     return value
@@ -48,10 +50,12 @@ def check_width(row: "Record", columns: "Columns") -> None:
     expected_width = columns.exact_width
     if expected_width is not None and len(row) != expected_width:
         raise BadExample(
-            f"the row has {count(len(row), 'column')}; the first row has {expected_width}"
+            f"the row has {count_text(len(row), 'column')}; the first row has {expected_width}"
         )
     if len(row) < columns.min_width:
-        raise BadExample(f"the row has {count(len(row), 'column')}; {columns.min_width} are needed")
+        raise BadExample(
+            f"the row has {count_text(len(row), 'column')}; {columns.min_width} are needed"
+        )
 
 
 def label_name(value: object) -> str:
@@ -63,8 +67,8 @@ def label_name(value: object) -> str:
     if isinstance(value, int | float):
         return normalize_label(str(value))
     if not isinstance(value, str):
-        raise BadExample(f"the label must be a string or a number; got {shown(value)}")
-    return normalize_label(text(value, "the label").strip())
+        raise BadExample(f"the label must be a string or a number; got {value_text(value)}")
+    return normalize_label(check_text(value, "the label").strip())
 
 
 def normalize_label(name: str) -> str:
@@ -73,12 +77,12 @@ def normalize_label(name: str) -> str:
     return str(int(name.partition(".")[0])) if is_whole else name
 
 
-def class_name(value: object) -> str:
+def parse_class_label(value: object) -> str:
     """Returns the only label of an example as text."""
     name = label_name(value)
     is_list = name[0] + name[-1] == "[]" and re.search(r"""['"]|^\[[-\d., ]+\]$""", name)
     if is_list or _CONTAINER.fullmatch(name) or (_TAGS.fullmatch(name) and "><" in name):
-        raise BadExample(f"the label {shown(name)} is a list, as for --task=multilabel")
+        raise BadExample(f"the label {value_text(name)} is a list, as for --task=multilabel")
     return name
 
 
@@ -87,13 +91,15 @@ def parse_label_list(value: object) -> tuple[str, ...]:
 
     A list of only 0 and 1 is kept as it is, because it may have one number per label.
     """
-    value = _from_object(value)
+    value = _parse_object(value)
     if not isinstance(value, list):
         cell = "" if value is None or str(value).strip() == "" else label_name(value)
         value = parse_list(cell)
         if value is None:
             if _CONTAINER.fullmatch(cell):
-                raise BadExample(f"the labels must be a list such as ['a', 'b']; got {shown(cell)}")
+                raise BadExample(
+                    f"the labels must be a list such as ['a', 'b']; got {value_text(cell)}"
+                )
             separator = next((mark for mark in "|;" if mark in cell), ",")
             value = cell.split(separator) if cell else []
     names = list(map(label_name, value))
@@ -103,12 +109,12 @@ def parse_label_list(value: object) -> tuple[str, ...]:
         if names.count(name) > 1 and is_numeric(name):
             raise BadExample(
                 f"the labels have {name} twice; a list with a number for each label must have only "
-                f"0 and 1: {shown(value)}"
+                f"0 and 1: {value_text(value)}"
             )
     return tuple(dict.fromkeys(names))
 
 
-def _from_object(value):
+def _parse_object(value):
     """Returns the labels of {"a": 1, "b": 0} or {"choices": ["a"]}, which may be in a cell."""
     if isinstance(value, str) and value.strip()[:1] == "{":
         for parse in (json.loads, ast.literal_eval):
@@ -120,7 +126,7 @@ def _from_object(value):
         return value
     if value.keys() == {"choices"} and isinstance(value["choices"], list):
         return value["choices"]
-    return [name for name, bit in value.items() if is_one(bit, name)]
+    return [name for name, bit in value.items() if parse_bit(bit, name)]
 
 
 def parse_list(cell: str) -> list[str] | None:
@@ -134,27 +140,27 @@ def parse_list(cell: str) -> list[str] | None:
     if brackets not in ("[]", "()", "{}") or (brackets != "[]" and (rest or not quoted)):
         return None
     if quoted and rest:
-        raise BadExample(f"the labels must be a list such as ['a', 'b']; got {shown(cell)}")
+        raise BadExample(f"the labels must be a list such as ['a', 'b']; got {value_text(cell)}")
     if quoted:
-        return [_unquoted(item) for item in quoted]
+        return [_parse_quoted(item) for item in quoted]
     are_numbers = all(re.fullmatch(r"-?[\d.]+", item) for item in rest.split())
     items = rest.split() if are_numbers and "," not in rest else rest.split(",")
     return [item.strip() for item in items if rest]
 
 
-def _unquoted(item):
+def _parse_quoted(item):
     for parse in (json.loads, ast.literal_eval):
         with contextlib.suppress(ValueError, SyntaxError):
             return parse(item)
-    raise BadExample(f"the label {shown(item)} is not quoted as in JSON or Python")
+    raise BadExample(f"the label {value_text(item)} is not quoted as in JSON or Python")
 
 
-def is_one(value: object, name: str) -> bool:
+def parse_bit(value: object, name: str) -> bool:
     """Returns whether a value, which must be 0 or 1, is 1; `name` is the label of its column."""
     known = {"0": False, "1": True, "false": False, "true": True}
     text = normalize_label(str(value).strip().lower())
     if text not in known:
-        raise BadExample(f"the column {name!r} must be 0 or 1; got {shown(value)}")
+        raise BadExample(f"the column {name!r} must be 0 or 1; got {value_text(value)}")
     return known[text]
 
 
@@ -168,7 +174,7 @@ def parse_number_label(value: object, where: str) -> float:
         number = float(value)
     except (ValueError, TypeError, OverflowError):
         header = "; if this is a header, add --header=yes" if where.endswith(", line 1") else ""
-        raise BadExample(f"the label must be a number; got {shown(value)}{header}") from None
+        raise BadExample(f"the label must be a number; got {value_text(value)}{header}") from None
     if not math.isfinite(number):
         raise BadExample(f"the label must be a finite number; got {number}")
     return number

@@ -57,7 +57,7 @@ class Classification(TextTask):
 
     @staticmethod
     def label(value: object, where: str) -> str:
-        return validation.class_name(value)
+        return validation.parse_class_label(value)
 
     @staticmethod
     def from_endpoint_output(output: dict[str, Any]) -> dict[str, Any]:

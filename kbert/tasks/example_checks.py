@@ -5,9 +5,9 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kbert.data.columns import count
+from kbert.data.columns import count_text
 from kbert.data.examples import TextExample
-from kbert.data.records import shown
+from kbert.data.records import value_text
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -30,20 +30,20 @@ def content_warnings(examples: "Examples", name: str) -> list[str]:
     if len(texts) == len(examples) and all(re.fullmatch(r"\S*\d\S*", text) for text in texts):
         lines.append(
             f"warning: the texts of {name} look like identifiers, such as "
-            f"{shown(examples[0].text)}. Check --text_column."
+            f"{value_text(examples[0].text)}. Check --text_column."
         )
     labels = collections.Counter(example.label for example in examples)
     if isinstance(examples[0].label, float):
         return lines
     if 2 * len(labels) > len(examples):
         lines.append(
-            f"warning: {name} has {count(len(labels), 'label')} in {len(examples):,} examples. "
-            f"Check --label_column."
+            f"warning: {name} has {count_text(len(labels), 'label')} in {len(examples):,} "
+            f"examples. Check --label_column."
         )
     elif labels.pop(examples[0].label) == 1 and min(labels.values()) > 1:
         lines.append(
-            f"warning: the label of the first example, {shown(examples[0].label)}, occurs only "
-            f"there. If the first row is a header, set --header=yes."
+            f"warning: the label of the first example, {value_text(examples[0].label)}, occurs "
+            f"only there. If the first row is a header, set --header=yes."
         )
     return lines
 
@@ -63,6 +63,6 @@ def overlap_warning(train: "Examples", others: "Examples", name: str) -> str | N
     different = sum(known[e.text, e.text_pair] != e.label for e in same)
     also = f", {different:,} of them with another label" if different else ""
     return (
-        f"warning: {len(same):,} of {count(len(others), 'example')} of {name} are in the training "
-        f"data, too{also}."
+        f"warning: {len(same):,} of {count_text(len(others), 'example')} of {name} are in the "
+        f"training data, too{also}."
     )

@@ -5,7 +5,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from kbert.data.columns import as_flag, count
+from kbert.data.columns import count_text, to_flag
 from kbert.data.examples import SAMPLES, read_label_names
 from kbert.data.headers import UndecidedError
 from kbert.data.records import BadExample, Records, source_files
@@ -85,8 +85,8 @@ def read_examples(
         text_column=text,
         text_pair_column=pair,
         label_column=label,
-        label_columns=as_flag(label_columns),
-        choice_columns=as_flag(choice_columns),
+        label_columns=to_flag(label_columns),
+        choice_columns=to_flag(choice_columns),
         first_choice=first_choice,
         header=header,
         skip_bad_lines=skip_bad_lines,
@@ -175,7 +175,7 @@ class SplitReader:
                     ) from None
                 first = first or f"the first: {where}: {error}."
                 skipped += 1
-        everything = count(len(examples) + skipped, "example")
+        everything = count_text(len(examples) + skipped, "example")
         if not examples:
             problem = f"none of the {everything} of {name} is valid; {first}"
             raise UserError(problem if skipped else f"{name} has no examples.")

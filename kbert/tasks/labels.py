@@ -82,7 +82,7 @@ def label_frequencies_text(
     if empty := sum(not row for row in labels):
         counts["no label"] = empty
     total = sum(counts.values()) if hasattr(examples[0], "tags") else len(examples)
-    return shown(f"{name} {count:,} ({count / total:.1%})" for name, count in counts.items())
+    return names_text(f"{name} {count:,} ({count / total:.1%})" for name, count in counts.items())
 
 
 def rarest_labels(examples: "Sequence[TextExample | TagExample]") -> list[str | None]:
@@ -120,14 +120,14 @@ def keep_known_labels(
         return list(examples)
     labels = [name for example in bad for name in _labels_of(example) if name not in known]
     counts = collections.Counter(labels).most_common()
-    text = shown(f"{name} ({count:,})" for name, count in counts)
+    text = names_text(f"{name} ({count:,})" for name, count in counts)
     total = f"{len(bad):,} of {len(examples):,} examples"
     if unknown == "wrong":
         report(one_line(f"note: {total} have unknown labels and count as wrong: {text}"))
         return list(examples)
     message = (
         f"{bad[0].where}: the label {labels[0]!r} is not one of the {len(names)} labels: "
-        f"{shown(names)}."
+        f"{names_text(names)}."
     )
     if not skip_bad_lines:
         wrong = ", or count them as wrong with --unknown_labels=wrong" if unknown else ""
@@ -164,8 +164,8 @@ def check_no_numbers(examples: "Iterable[TextExample | TagExample]", names: Sequ
         for name in numbers.intersection(_labels_of(example)):
             raise UserError(
                 f"{example.where}: the label {name!r} is a number, but the labels of the training "
-                f"data are names, {shown(names)}. Give the names in the order of their numbers "
-                f"with --label_names."
+                f"data are names, {names_text(names)}. Give the names in the order of their "
+                f"numbers with --label_names."
             )
 
 
@@ -194,12 +194,12 @@ def check_all_present(
     missing = [name for i, name in enumerate(names) if i not in seen]
     if missing:
         raise UserError(
-            f"{what} has no example with the label {shown(missing)}, so the model cannot learn it. "
-            f"Add examples, or remove the name from --label_names."
+            f"{what} has no example with the label {names_text(missing)}, so the model cannot "
+            f"learn it. Add examples, or remove the name from --label_names."
         )
 
 
-def shown(names: Iterable[str]) -> str:
+def names_text(names: Iterable[str]) -> str:
     """Returns names, or the first 20 of them, as text."""
     names = list(names)
     return ", ".join(names[:20]) + (f", ... ({len(names)} in all)" if len(names) > 20 else "")

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from kbert.data.examples import QuestionExample, open_records, source_format
 from kbert.data.records import BadExample
-from kbert.data.squad import QuestionConverter, flatten_questions, locate_answer, squad
+from kbert.data.squad import QuestionConverter, flatten_questions, locate_answer, read_squad
 from kbert.errors import UserError, one_line
 from kbert.model.models import BertForQuestionAnswering
 from kbert.tasks.answers import answer_positions, best_answers, best_null_threshold
@@ -148,7 +148,7 @@ class QuestionAnswering(Task):
         cls, source: str, config: "ColumnConfig", labelled: bool
     ) -> "tuple[Records, Callable[[str, Record], QuestionExample]]":
         if source_format(source) == "json":
-            return squad(source, os.path.basename(source)), QuestionConverter(labelled)
+            return read_squad(source, os.path.basename(source)), QuestionConverter(labelled)
         return flatten_questions(open_records(source, cls.name, None)), QuestionConverter(labelled)
 
     @classmethod

@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from kbert.data.bucketed_batches import EncodedExample
-from kbert.data.columns import count, tag_keys
-from kbert.data.conll import conll
+from kbert.data.columns import count_text, tag_keys
+from kbert.data.conll import read_conll
 from kbert.data.examples import TagExample, open_records, source_format, tag_example
 from kbert.data.tag_schemes import TagScheme, tag_scheme, to_iob2
 from kbert.errors import UserError
@@ -20,7 +20,7 @@ from kbert.model.models import BertForTokenClassification
 from kbert.tasks import metrics
 from kbert.tasks.encoding import Encoded, labelled, unpad_batch
 from kbert.tasks.endpoint import Endpoint
-from kbert.tasks.labels import label_numbers, shown
+from kbert.tasks.labels import label_numbers, names_text
 from kbert.tasks.outputs import softmax
 from kbert.tasks.span_ops import characters_before, in_parts, tagged_spans, text_windows
 from kbert.tasks.task import Task
@@ -105,7 +105,7 @@ class Tagging(Task):
             records = open_records(source, cls.name, None)
             keys = tag_keys(records, config, labelled)
         else:
-            records = conll(source, os.path.basename(source), config, labelled)
+            records = read_conll(source, os.path.basename(source), config, labelled)
             keys = "words", "tags" if labelled else None
         return records, functools.partial(tag_example, *keys)
 
@@ -269,13 +269,13 @@ def _spans_of(text, *columns):
 def _scheme_note(tags, scheme):
     if scheme:
         types = sorted({type for _, type in scheme.roles.values()})
-        return f"the tags mark entities in {scheme.name}; types: {shown(types) or 'none'}"
+        return f"the tags mark entities in {scheme.name}; types: {names_text(types) or 'none'}"
     if all(tag.isdecimal() for tag in tags):
         return (
             f"the tags are ids, {min(map(int, tags))} to {max(map(int, tags))}, of the labels in "
             f"--label_names or in the model; without names, each word is scored"
         )
-    return f"the {count(len(tags), 'tag')} mark no entities; each word is scored"
+    return f"the {count_text(len(tags), 'tag')} mark no entities; each word is scored"
 
 
 def _tags(examples, predictions):

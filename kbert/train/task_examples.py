@@ -17,7 +17,7 @@ from kbert.tasks.labels import (
     check_no_numbers,
     keep_known_labels,
     label_names,
-    shown,
+    names_text,
 )
 from kbert.tasks.registry import get_task
 from kbert.utils.logging import log
@@ -79,7 +79,7 @@ def _label_names(config, teacher_labels, examples):
             source, flag = config.label_names, "label_names"
         raise UserError(
             f"task {config.task} needs at least {fewest} different labels; {source} has "
-            f"{shown(names) or 'none'}. Check --{flag}."
+            f"{names_text(names) or 'none'}. Check --{flag}."
         )
     return names
 
@@ -167,7 +167,7 @@ def class_weights(setting: str | None, task: "Task", examples: Sequence[Any]) ->
     if len(weights) != len(names) or not all(0 < w < np.inf for w in weights):
         raise UserError(
             f"class_weights must be balanced, or a number > 0 for each of the {len(names)} labels "
-            f"{shown(names)}, comma-separated; got {setting!r}."
+            f"{names_text(names)}, comma-separated; got {setting!r}."
         )
     return np.array(weights)
 
