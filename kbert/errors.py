@@ -47,7 +47,7 @@ def _shorten(text, max_length):
 
 
 @contextlib.contextmanager
-def writing(folder: str | os.PathLike[str]) -> Iterator[None]:
+def convert_write_errors(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Converts write errors that name no file to UserErrors that name the folder.
 
     Raises:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kbert.corpus import Corpus, deduplication, local_runner, preparation, prepare, shard_builder
-from kbert.corpus.deduplication import digest, duplicates, read_documents
+from kbert.corpus.deduplication import document_digest, find_duplicates, read_documents
 from kbert.corpus.text_sources import split_into_pieces
 from kbert.errors import UserError
 
@@ -96,16 +96,18 @@ def test_duplicates_of_digests(seed):
     for row in found.tolist():
         expected.append(tuple(row) in seen)
         seen.add(tuple(row))
-    assert duplicates(found).tolist() == expected
-    assert duplicates(found[:0]).tolist() == []
+    assert find_duplicates(found).tolist() == expected
+    assert find_duplicates(found[:0]).tolist() == []
 
 
 def test_digests_of_the_same_ids_in_other_dtypes():
     ids = [5, 6, 7]
-    same = {digest(np.array(ids, d), np.array([2, 1])) for d in ("<u2", "<i4", "<i8")}
+    same = {document_digest(np.array(ids, d), np.array([2, 1])) for d in ("<u2", "<i4", "<i8")}
     assert len(same) == 1 and len(same.pop()) == 16
     others = [([5, 6, 7], [1, 2]), ([5, 6], [2]), ([5, 6, 7], [3]), ([6, 5, 7], [2, 1])]
-    assert len({digest(np.array(a), np.array(b)) for a, b in [(ids, [2, 1]), *others]}) == 5
+    assert (
+        len({document_digest(np.array(a), np.array(b)) for a, b in [(ids, [2, 1]), *others]}) == 5
+    )
 
 
 def test_a_document_that_is_all_there_is(tmp_path, vocab_file):

@@ -77,7 +77,7 @@ class DistillationObjective:
         self._teacher, self._soft = teacher, soft
         self._loss, self._count = loss, count
         compared = {  # name -> weight, output, difference
-            "hidden_loss": (config.hidden_weight, "hidden_states", _squared),
+            "hidden_loss": (config.hidden_weight, "hidden_states", _squared_error),
             "attention_loss": (config.attention_weight, "attentions", _divergence),
         }
         self._compared = {name: parts for name, parts in compared.items() if parts[0]}
@@ -85,7 +85,7 @@ class DistillationObjective:
 
     def count(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Returns the denominators of the losses, (2,) float32: numbers of labels and tokens."""
-        return tf.stack([self._objective.count(features), tf.reduce_sum(_mask(features))])
+        return tf.stack([self._objective.count(features), tf.reduce_sum(_token_mask(features))])
 
     def sums(
         self, outputs: Mapping[str, Any], features: Mapping[str, tf.Tensor]
@@ -93,7 +93,7 @@ class DistillationObjective:
         """Returns a dict of `names` -> float32 scalar."""
         teacher_outputs = tf.nest.map_structure(tf.stop_gradient, self._teacher(features))
         sums = self._objective.sums(outputs, features)
-        sums["compared_tokens"] = tf.reduce_sum(_mask(features))
+        sums["compared_tokens"] = tf.reduce_sum(_token_mask(features))
         sums["soft_loss"] = self._soft(outputs, teacher_outputs, features)
         for name, (_, output, difference) in self._compared.items():
             pair = outputs[output], teacher_outputs[output]
@@ -106,7 +106,7 @@ class DistillationObjective:
         Args:
             first: whether the outputs begin with the embeddings.
         """
-        mask, total = _mask(features), 0.0
+        mask, total = _token_mask(features), 0.0
         for i, number in enumerate(self._teacher.layers):
             pair = student_outputs[i + first], teacher_outputs[number - 1 + first]
             total += tf.reduce_sum(mask * difference(*(tf.cast(x, tf.float32) for x in pair)))
@@ -137,7 +137,7 @@ class DistillationObjective:
         return metrics | result | {"loss": loss, "label_loss": metrics["loss"]}
 
 
-def _mask(features):
+def _token_mask(features):
     """Returns (rows, L) float32: 1 for tokens, 0 for padding and for rows that pad the batch."""
     mask = tf.cast(features["attention_mask"], tf.float32)
     if "label_weights" in features:
@@ -148,7 +148,7 @@ def _mask(features):
     return tf.reshape(mask, (-1, tf.shape(mask)[-1]))  # flattens multiple-choice features
 
 
-def _squared(student, teacher):
+def _squared_error(student, teacher):
     """Returns (B, L), the mean squared differences of hidden states (B, L, D)."""
     return tf.reduce_mean(tf.square(student - teacher), axis=-1)
 

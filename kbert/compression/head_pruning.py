@@ -164,7 +164,9 @@ def head_importance(
         with tf.GradientTape() as tape:
             tape.watch(masks)
             sequences = tf.reduce_prod(tf.shape(features["input_ids"])[:-1])  # B, or B * choices
-            with _masked(attentions, [tf.repeat(m, sequences // rows, axis=0) for m in masks]):
+            with _use_head_masks(
+                attentions, [tf.repeat(m, sequences // rows, axis=0) for m in masks]
+            ):
                 outputs = model(features, training=False)
             losses, _ = task.losses(outputs, features["labels"])
             weights = features["label_weights"]
@@ -188,7 +190,7 @@ def head_importance(
 
 
 @contextlib.contextmanager
-def _masked(attentions, masks):
+def _use_head_masks(attentions, masks):
     try:
         for attention, mask in zip(attentions, masks, strict=True):
             attention.head_mask = mask

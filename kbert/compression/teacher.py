@@ -32,10 +32,10 @@ def initial_layers(
     if os.path.normpath(config.teacher) != os.path.normpath(config.init_from or ""):
         return None
     N, layers = teacher.num_hidden_layers, config.parse_student_layers()
-    return _chosen(config, -(-N // 2) if layers is None else layers, N)
+    return _resolve_layers(config, -(-N // 2) if layers is None else layers, N)
 
 
-def _chosen(config, layers, N):
+def _resolve_layers(config, layers, N):
     try:
         return resolve_layers(layers, N)
     except UserError as error:
@@ -124,7 +124,7 @@ class Teacher:
                 f"the student has {M} blocks, but its teacher, {self._settings.teacher}, has {N}: "
                 f"they cannot be compared. Set --hidden_weight=0 --attention_weight=0."
             )
-        layers = _chosen(self._settings, M if layers is None else layers, N)
+        layers = _resolve_layers(self._settings, M if layers is None else layers, N)
         if len(layers) != M:
             raise UserError(
                 f"student_layers must select as many blocks of the teacher as the student has, "
@@ -133,7 +133,7 @@ class Teacher:
         return layers
 
     def _check_sizes(self, student):
-        heads = _heads_text(student), _heads_text(self.config, self.layers)
+        heads = _head_counts_text(student), _head_counts_text(self.config, self.layers)
         sizes = {
             "hidden_weight": ("width", student.hidden_size, self.config.hidden_size),
             "attention_weight": ("heads", *heads),
@@ -180,7 +180,7 @@ class Teacher:
         )
 
 
-def _heads_text(config, layers=None):
+def _head_counts_text(config, layers=None):
     """Returns the head counts of blocks as text; `layers` are numbered from 1, None for all."""
     layers = layers or range(1, config.num_hidden_layers + 1)
     return ", ".join(str(config.block_heads(number - 1)) for number in layers)

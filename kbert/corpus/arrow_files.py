@@ -52,17 +52,17 @@ def dataset_files(source: str) -> list[str] | None:
         return None
     path = os.path.join(folder, "dataset_dict.json")
     if os.path.exists(path):
-        splits = {str(name): os.path.join(folder, str(name)) for name in _listed(path, "splits")}
-        return _saved_files(_chosen(folder, split, splits))
+        splits = {str(name): os.path.join(folder, str(name)) for name in _read_list(path, "splits")}
+        return _saved_files(_select_split(folder, split, splits))
     if os.path.exists(os.path.join(folder, "state.json")):
         if split is not None:
             raise UserError(f"{folder} has no splits. Omit :{split}.")
         return _saved_files(folder)
-    splits = _named_splits(folder)
-    return _chosen(folder, split, splits) if splits else None
+    splits = _splits_by_file_name(folder)
+    return _select_split(folder, split, splits) if splits else None
 
 
-def _chosen(folder, split, splits):
+def _select_split(folder, split, splits):
     name = split or (next(iter(splits)) if len(splits) == 1 else "train")
     if name not in splits:
         raise UserError(
@@ -77,11 +77,11 @@ def _saved_files(folder):
     path = os.path.join(folder, "state.json")
     if read_json(path).get("_indices_data_files"):
         raise UserError(f"{folder} has an indices mapping. Save it after flatten_indices().")
-    names = [get_members(file, ["filename"], path)[0] for file in _listed(path, "_data_files")]
+    names = [get_members(file, ["filename"], path)[0] for file in _read_list(path, "_data_files")]
     return [os.path.join(folder, str(name)) for name in names]
 
 
-def _listed(path, key):
+def _read_list(path, key):
     """Returns the non-empty list under a key of a JSON file."""
     (values,) = get_members(read_json(path), [key], path)
     if not isinstance(values, list) or not values:
@@ -89,10 +89,10 @@ def _listed(path, key):
     return values
 
 
-def _named_splits(folder):
+def _splits_by_file_name(folder):
     """Returns a dict of split -> files, by the file names in a folder and its subfolder `data`."""
     splits = {}
-    for path in itertools.chain(storage.list_folder(folder), _inside(folder, "data")):
+    for path in itertools.chain(storage.list_folder(folder), _list_subfolder(folder, "data")):
         if path.lower().endswith(_SUFFIXES):
             stem = os.path.splitext(os.path.basename(path))[0]
             split = re.sub(r"-\d+-of-\d+$", "", stem).rpartition("-")[2]
@@ -100,7 +100,7 @@ def _named_splits(folder):
     return splits
 
 
-def _inside(folder, name):
+def _list_subfolder(folder, name):
     return [os.path.join(name, path) for path in storage.list_folder(os.path.join(folder, name))]
 
 
@@ -110,7 +110,7 @@ def column_names(path: str) -> tuple[str, ...]:
     Raises:
         UserError: pyarrow is not installed, or the file cannot be read.
     """
-    with _opened(path) as (schema, _):
+    with _open_arrow(path) as (schema, _):
         return tuple(schema.names)
 
 
@@ -128,7 +128,7 @@ def read_rows(path: str, column: str | None = None) -> Iterator[Row | None]:
     Raises:
         UserError: as for `column_names`.
     """
-    with _opened(path) as (schema, batches):
+    with _open_arrow(path) as (schema, batches):
         features = _features(schema)
         for batch in batches([column] if column else schema.names):
             for start in range(0, len(batch), _ROWS):
@@ -146,7 +146,9 @@ def _features(schema):
 def _python_rows(batch, features):
     try:
         columns = {
-            name: [_named(value, features.get(name)) for value in _python_values(column)]
+            name: [
+                _label_ids_to_names(value, features.get(name)) for value in _python_values(column)
+            ]
             for name, column in zip(batch.schema.names, batch.columns, strict=True)
         }
         return [{name: columns[name][i] for name in columns} for i in range(len(batch))]
@@ -166,7 +168,7 @@ def _python_values(column):
         return [column.type] * len(column)
 
 
-def _named(value, feature):
+def _label_ids_to_names(value, feature):
     """Replaces label numbers with names; `feature` is the column description of `datasets`."""
     if isinstance(value, bytes):  # text written by Spark, or other data, such as an image
         return value.decode("utf-8") if is_utf8(value) else value
@@ -177,16 +179,16 @@ def _named(value, feature):
         return value
     names, inner = feature.get("names"), feature.get("feature", feature)
     if isinstance(value, list):
-        return [_named(part, inner) for part in value]
+        return [_label_ids_to_names(part, inner) for part in value]
     if isinstance(value, dict):
-        return {key: _named(part, inner.get(key)) for key, part in value.items()}
+        return {key: _label_ids_to_names(part, inner.get(key)) for key, part in value.items()}
     if feature.get("_type") == "ClassLabel" and names:
         return names[value] if 0 <= value < len(names) else None  # -1: unlabeled
     return value
 
 
 @contextlib.contextmanager
-def _opened(path) -> "Iterator[tuple[pa.Schema, Any]]":
+def _open_arrow(path) -> "Iterator[tuple[pa.Schema, Any]]":
     """Yields the schema, and a function from column names to an iterator of record batches."""
     try:
         import pyarrow as pa
@@ -202,16 +204,16 @@ def _opened(path) -> "Iterator[tuple[pa.Schema, Any]]":
             elif first == _ARROW:
                 reader = pa.ipc.open_file(file)
                 batches = map(reader.get_batch, range(reader.num_record_batches))
-                yield reader.schema, lambda names: _valid(batches, names)
+                yield reader.schema, lambda names: _validated_batches(batches, names)
             else:
                 reader = pa.ipc.open_stream(file)
-                yield reader.schema, lambda names: _valid(reader, names)
+                yield reader.schema, lambda names: _validated_batches(reader, names)
     except (OSError, pa.ArrowException, UnicodeDecodeError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or str(error) or "a size in it is too large"
         raise UserError(f"cannot read {path}: {' '.join(reason.split()).rstrip('.')}.") from error
 
 
-def _valid(batches, names):
+def _validated_batches(batches, names):
     """Selects columns and validates each batch, because pyarrow crashes on damaged ones."""
     for batch in batches:
         batch = batch.select(names)

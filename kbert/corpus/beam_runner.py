@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kbert.corpus.deduplication import batches, digest, read_documents
+from kbert.corpus.deduplication import batch_documents, document_digest, read_documents
 from kbert.corpus.shard_builder import ShardBuilder, Tally, shard_name, write_shard
 from kbert.corpus.shards import check_shards, ids_dtype, open_shard
 from kbert.corpus.text_sources import TextPiece
@@ -80,18 +80,18 @@ def run(
         tasks = pipeline | "pieces" >> beam.Create(list(enumerate(pieces)))
         tasks = tasks | "spread" >> beam.Reshuffle()
         if deduplicate:
-            tallies = _without_duplicates(tasks, worker, folder)
+            tallies = _deduplicate(tasks, worker, folder)
         else:
             tallies = tasks | "write pieces" >> beam.Map(_write_piece, worker, folder)
-        total = tallies | "count" >> beam.CombineGlobally(_total)
+        total = tallies | "count" >> beam.CombineGlobally(_sum_tallies)
         _ = total | "write counts" >> beam.Map(_write_result, folder)
-    if _failed(folder):
+    if _has_error(folder):
         with storage.open_stream(os.path.join(folder, _ERROR)) as file:
             raise UserError(file.read().decode("utf-8"))
     return _read_result(folder, len(worker.vocab))
 
 
-def _without_duplicates(tasks, worker, folder):
+def _deduplicate(tasks, worker, folder):
     """Returns the tallies of the pieces and of the deduplicated shards."""
     import apache_beam as beam
 
@@ -124,12 +124,12 @@ def _errors_to_file(folder):
         _write_text(folder, _ERROR, str(error))
 
 
-def _failed(folder):
+def _has_error(folder):
     return storage.exists(os.path.join(folder, _ERROR))
 
 
 def _write_piece(task, worker, folder):
-    if not _failed(folder):
+    if not _has_error(folder):
         with _errors_to_file(folder):
             return worker.write_shard(*task, folder)
     return Tally()
@@ -143,31 +143,34 @@ def _documents(task, worker, folder):
     """
     import apache_beam as beam
 
-    if _failed(folder):
+    if _has_error(folder):
         return
     with _errors_to_file(folder), tempfile.TemporaryDirectory() as local:
         tally = worker.write_shard(*task, local)
         for entry in tally.shards:
             documents = read_documents(open_shard(local, entry, len(worker.vocab)))
             for i, (part, ids, lengths) in enumerate(documents):
-                yield digest(ids, lengths), (task[0], part, i, ids.tobytes(), lengths.tobytes())
+                yield (
+                    document_digest(ids, lengths),
+                    (task[0], part, i, ids.tobytes(), lengths.tobytes()),
+                )
         yield beam.pvalue.TaggedOutput("tallies", Tally(tally.counts, tally.skipped_lines))
 
 
 def _write_documents(shard, vocab_size, folder):
     name, documents = shard
     tally = Tally()
-    if not _failed(folder):
+    if not _has_error(folder):
         dtype = ids_dtype(vocab_size)
         documents = (
             (number, np.frombuffer(ids, dtype), np.frombuffer(lengths, "<i8"))
             for number, ids, lengths in sorted(documents)
         )
-        write_shard(folder, name, vocab_size, batches(documents), tally)
+        write_shard(folder, name, vocab_size, batch_documents(documents), tally)
     return tally
 
 
-def _total(tallies):
+def _sum_tallies(tallies):
     total = Tally()
     for tally in tallies:
         total.add(tally)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from kbert.corpus.remote_cache import fetch
-from kbert.corpus.shards import PARTS, Shard, damaged, open_shard
+from kbert.corpus.shards import PARTS, Shard, damaged_error, open_shard
 from kbert.errors import UserError
 from kbert.utils import atomic, storage
 from kbert.utils.formats import sha256_of
@@ -118,9 +118,9 @@ class Corpus:
         except UserError:
             raise
         except KeyError as error:
-            raise damaged(os.path.join(folder, MANIFEST), f"it lacks {error}") from error
+            raise damaged_error(os.path.join(folder, MANIFEST), f"it lacks {error}") from error
         except (TypeError, ValueError, AttributeError) as error:
-            raise damaged(os.path.join(folder, MANIFEST), str(error)) from error
+            raise damaged_error(os.path.join(folder, MANIFEST), str(error)) from error
 
     def _open(self):
         self.shards, starts, documents = [], [0], []
@@ -139,9 +139,9 @@ class Corpus:
             try:
                 checksum = sha256_of(path)
             except OSError as error:
-                raise damaged(path, error.strerror) from error
+                raise damaged_error(path, error.strerror) from error
             if checksum != expected:
-                raise damaged(path, "its checksum differs from the manifest's")
+                raise damaged_error(path, "its checksum differs from the manifest's")
 
     @property
     def tokens(self) -> int:
@@ -225,12 +225,12 @@ def _read_manifest(folder):
     except UserError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise damaged(path, str(error)) from error
+        raise damaged_error(path, str(error)) from error
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         raise UserError(f"{path} is not of the format {_FORMAT!r}. Prepare the text again.")
     for name in _MEMBERS:
         if name not in manifest:
-            raise damaged(path, f"it lacks {name!r}")
+            raise damaged_error(path, f"it lacks {name!r}")
     return data, manifest
 
 

@@ -32,7 +32,7 @@ def read_documents(shard: Shard) -> Iterator[tuple[int, np.ndarray, np.ndarray]]
         yield begin // SHARD_TOKENS, ids[begin:end], lengths[a:b]
 
 
-def digest(ids: np.ndarray, lengths: np.ndarray) -> bytes:
+def document_digest(ids: np.ndarray, lengths: np.ndarray) -> bytes:
     """Returns a 16-byte digest of a document's ids and sentence lengths."""
     hasher = hashlib.blake2b(len(lengths).to_bytes(8, "little"), digest_size=16)
     hasher.update(np.ascontiguousarray(lengths, "<i8"))
@@ -40,7 +40,7 @@ def digest(ids: np.ndarray, lengths: np.ndarray) -> bytes:
     return hasher.digest()
 
 
-def duplicates(digests: np.ndarray) -> np.ndarray:
+def find_duplicates(digests: np.ndarray) -> np.ndarray:
     """Returns (N,) bool: whether each of the (N, 16) uint8 digests has occurred before."""
     halves = np.ascontiguousarray(digests).view("<u8")
     order = np.lexsort(halves.T)  # stable: equal digests keep their order
@@ -50,7 +50,7 @@ def duplicates(digests: np.ndarray) -> np.ndarray:
     return is_duplicate
 
 
-def batches(
+def batch_documents(
     documents: Iterable[tuple[int, np.ndarray, np.ndarray]],
 ) -> Iterator[Iterator[np.ndarray]]:
     """Converts documents from `read_documents` to batches for `write_shard`."""

@@ -29,7 +29,10 @@ def check_inputs(config: PretrainConfig) -> None:
             architecture cannot be read.
     """
     places = [
-        {_place(path) for path in ([inputs] if is_prepared(inputs) else check_text(inputs))}
+        {
+            _canonical_path(path)
+            for path in ([inputs] if is_prepared(inputs) else check_text(inputs))
+        }
         for inputs in filter(None, (config.input, config.eval_input))
     ]
     both = set.intersection(*places) if len(places) == 2 else ()
@@ -42,6 +45,6 @@ def check_inputs(config: PretrainConfig) -> None:
         BertConfig.load(config.bert_config, vocab_size=5)
 
 
-def _place(path):
+def _canonical_path(path):
     remote = storage.is_remote(path) or path.startswith("tfds:")
     return path if remote else os.path.realpath(path)

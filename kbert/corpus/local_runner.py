@@ -14,7 +14,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from kbert.corpus.deduplication import batches, digest, duplicates, read_documents
+from kbert.corpus.deduplication import (
+    batch_documents,
+    document_digest,
+    find_duplicates,
+    read_documents,
+)
 from kbert.corpus.shard_builder import ShardBuilder, Tally, shard_name, write_shard
 from kbert.corpus.shards import open_shard
 from kbert.corpus.text_sources import TextPiece
@@ -51,13 +56,13 @@ def run(
     processes = min(processes or os.cpu_count() or 1, len(pieces))
     if _total_bytes(pieces) < _SMALL_BYTES:
         processes = 1
-    with _workers(worker, processes) as run_all:
+    with _worker_map(worker, processes) as run_all:
         if not deduplicate:
             return _write_pieces(run_all, pieces, folder, report)
         place = None if storage.is_remote(folder) else folder
         with tempfile.TemporaryDirectory(prefix=".staged-", dir=place) as local:
             tally = _write_pieces(run_all, pieces, local, report)
-            return _without_duplicates(run_all, tally, local, folder, report)
+            return _deduplicate(run_all, tally, local, folder, report)
 
 
 def _total_bytes(pieces):
@@ -82,11 +87,11 @@ def _write_pieces(run_all, pieces, folder, report):
     return tally
 
 
-def _without_duplicates(run_all, tally, pieces_folder, folder, report):
+def _deduplicate(run_all, tally, pieces_folder, folder, report):
     """Rewrites the shards of a Tally without duplicates and returns their new Tally."""
     shards = [(pieces_folder, entry) for entry in tally.shards]
-    digests = np.frombuffer(b"".join(run_all(_digests, shards)), np.uint8).reshape(-1, 16)
-    is_duplicate = duplicates(digests)
+    digests = np.frombuffer(b"".join(run_all(_shard_digests, shards)), np.uint8).reshape(-1, 16)
+    is_duplicate = find_duplicates(digests)
     report(f"{is_duplicate.sum():,} of {len(digests):,} documents are duplicates")
     edges = np.cumsum([entry["counts"]["documents"] for entry in tally.shards])
     tasks = [(folder, *task) for task in zip(shards, np.split(~is_duplicate, edges), strict=False)]
@@ -125,10 +130,10 @@ def _write_piece(task):
     return _worker.write_shard(*task)
 
 
-def _digests(shard):
+def _shard_digests(shard):
     """Returns the concatenated digests of a shard's documents, 16 bytes each."""
     documents = read_documents(open_shard(*shard, len(_worker.vocab)))
-    return b"".join(digest(ids, lengths) for _, ids, lengths in documents)
+    return b"".join(document_digest(ids, lengths) for _, ids, lengths in documents)
 
 
 def _write_selected(task):
@@ -139,12 +144,12 @@ def _write_selected(task):
     kept = itertools.compress(documents, keep)
     for part, documents in itertools.groupby(kept, key=lambda document: document[0]):
         name = shard_name(int(entry["name"]), part)
-        write_shard(folder, name, vocab_size, batches(documents), tally)
+        write_shard(folder, name, vocab_size, batch_documents(documents), tally)
     return tally
 
 
 @contextlib.contextmanager
-def _workers(worker, processes):
+def _worker_map(worker, processes):
     """Yields a function like `map` that runs in this process or in worker processes."""
     if processes == 1:
         _start_worker(worker, alone=False)

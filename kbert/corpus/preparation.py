@@ -89,7 +89,7 @@ def write_corpus(
             tally = local_runner.run(
                 worker, pieces, folder, config.deduplicate, config.processes, report
             )
-        _check(tally, config, paths)
+        _check_tally(tally, config, paths)
         for name in storage.list_folder(folder):
             if name.startswith("."):  # left by Beam, or by a worker that was killed
                 storage.remove(os.path.join(folder, name))
@@ -101,12 +101,12 @@ def write_corpus(
                 tally.sorted_shards(),
                 tally.unigrams,
                 deduplicate=config.deduplicate,
-                **_counts(tally),
+                **_manifest_counts(tally),
                 inputs=stamps,
             )
 
 
-def _counts(tally):
+def _manifest_counts(tally):
     counts, names = tally.counts, ("bytes", "lines", "lines_with_bad_utf8", "skipped_lines")
     return {
         **{name: counts[name] for name in names},
@@ -146,7 +146,7 @@ def input_stamps(paths: Sequence[str]) -> list[list[str | int]]:
     return stamps
 
 
-def _check(tally, config, paths):
+def _check_tally(tally, config, paths):
     inputs = config.input
     bad, lines = tally.counts["lines_with_bad_utf8"], tally.counts["lines"]
     if bad * 10 > lines:

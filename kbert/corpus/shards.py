@@ -116,10 +116,10 @@ def check_shards(
     try:
         stats = storage.stat_all([path for path, _, _ in files])
     except OSError as error:
-        raise damaged(error.filename, error.strerror) from error
+        raise damaged_error(error.filename, error.strerror) from error
     for (path, dtype, count), (size, _) in zip(files, stats, strict=True):
         if size != count * dtype.itemsize:
-            raise damaged(path, f"it has {size} bytes, not {count * dtype.itemsize}")
+            raise damaged_error(path, f"it has {size} bytes, not {count * dtype.itemsize}")
 
 
 def _files(folder, entry, vocab_size):
@@ -129,6 +129,6 @@ def _files(folder, entry, vocab_size):
         yield os.path.join(folder, f"{entry['name']}.{part}"), dtype, entry["counts"][part]
 
 
-def damaged(path: str | os.PathLike[str], reason: str | None) -> UserError:
+def damaged_error(path: str | os.PathLike[str], reason: str | None) -> UserError:
     """Returns the error for a damaged file of a corpus."""
     return UserError(f"the corpus file {path} is damaged: {reason}. Prepare the text again.")

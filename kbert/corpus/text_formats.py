@@ -76,7 +76,7 @@ def detect_format(path: str | os.PathLike[str]) -> str:
     if lines and _DOC.fullmatch(lines[0]):
         return "wiki"
     check_prose(lines, path)
-    objects = [_object(line) for line in lines[:FIRST_LINES]]
+    objects = [_parse_object(line) for line in lines[:FIRST_LINES]]
     is_json = bool(objects) and (None not in objects or _has_document(objects[0]))
     if is_json:
         return "json"
@@ -127,7 +127,7 @@ def read_text(
             if marked and line != _MARK:
                 continue
             line = b""
-        if not line and start >= _end(piece):  # the next document belongs to the next piece
+        if not line and start >= _end_offset(piece):  # the next document belongs to the next piece
             break
         if skipping:
             skipping = bool(line)
@@ -150,7 +150,7 @@ def read_wiki(
         if _DOC.fullmatch(line):
             if inside:
                 yield b""
-            if start >= _end(piece):
+            if start >= _end_offset(piece):
                 return
             inside = True
         elif line == b"</doc>":
@@ -169,15 +169,15 @@ def read_json(
     file: BinaryIO, piece: "TextPiece", on_bad_line: Callable[[int, object], None]
 ) -> Iterator[bytes]:
     """Yields the lines of the documents in a JSON lines file; args as for `read_text`."""
-    offset, number = _seek(file, piece.begin), 0
-    while offset < _end(piece) and (line := file.readline()):
+    offset, number = _seek_line(file, piece.begin), 0
+    while offset < _end_offset(piece) and (line := file.readline()):
         offset += len(line)
         number += 1
         line = line if piece.begin or number > 1 else line.removeprefix(BOM)
         if not line.strip():
             continue
         try:
-            text = document_text(_record(line)).encode("utf-8", "replace")
+            text = document_text(_parse_record(line)).encode("utf-8", "replace")
         except BadRecord as reason:
             on_bad_line(number, reason)
             continue
@@ -201,7 +201,7 @@ def read_arrow(path: str, on_bad_line: Callable[[int, object], None]) -> Iterato
     names = column_names(path)
     column = next((key for key in TEXT_KEYS if key in names), None)
     if column is None:
-        raise UserError(f"{path}: {_no_document(names)}.")
+        raise UserError(f"{path}: {_no_document_message(names)}.")
     for number, row in enumerate(read_rows(path, column), 1):
         text = row and row[column]
         if isinstance(text, str):
@@ -223,10 +223,10 @@ def document_text(record: Mapping[str, object]) -> str:
             if isinstance(record[key], str):
                 return record[key]
             raise BadRecord(f'"{key}" must be a string; got {str(record[key])[:60]!r}')
-    raise BadRecord(_no_document(record))
+    raise BadRecord(_no_document_message(record))
 
 
-def _no_document(names):
+def _no_document_message(names):
     got = ", ".join(map(repr, names)) or "none"
     return f'no key or column is named "text", "content" or "raw_content"; got {got}'
 
@@ -237,11 +237,11 @@ def document_lines(text: bytes) -> Iterator[bytes]:
     yield b""
 
 
-def _record(line):
+def _parse_record(line):
     """Returns the object of a JSON line. Raises BadRecord."""
     if not is_utf8(line):
         raise BadRecord("bytes that are not UTF-8")
-    record = _object(line)
+    record = _parse_object(line)
     if record is None:
         raise BadRecord(
             f'every line must be a JSON object with its document under "text"; got '
@@ -250,7 +250,7 @@ def _record(line):
     return record
 
 
-def _object(line):
+def _parse_object(line):
     """Returns a JSON object, or None."""
     try:
         record = json.loads(line) if line.lstrip().startswith(b"{") else None
@@ -270,17 +270,17 @@ def _has_document(record):
 def _reason_not_text(line):
     if _DOC.fullmatch(line):
         return "WikiExtractor's <doc> in plain text"
-    record = _object(line) if line.endswith(b"}") else None
+    record = _parse_object(line) if line.endswith(b"}") else None
     if _has_document(record):
         return "a JSON object with a document in plain text"
     return None
 
 
-def _end(piece):
+def _end_offset(piece):
     return float("inf") if piece.end is None else piece.end
 
 
-def _seek(file, begin):
+def _seek_line(file, begin):
     """Moves to the first line that starts at `begin` or later; returns its offset."""
     if not begin:
         return 0
@@ -295,7 +295,7 @@ def _stripped_lines(file, begin):
 
     Long lines are split into parts.
     """
-    start, size, number = _seek(file, begin), 0, 1  # offset, bytes and number of the line
+    start, size, number = _seek_line(file, begin), 0, 1  # offset, bytes and number of the line
     rest, inside = b"", False  # remainder of a split line; whether a part of it was yielded
     while part := file.readline(LONGEST_LINE_BYTES):
         ended = part.endswith(b"\n")
@@ -303,7 +303,7 @@ def _stripped_lines(file, begin):
         if begin + start + size == 0:
             line = line.removeprefix(BOM)
         if not ended and len(part) == LONGEST_LINE_BYTES:
-            cut = _cut(line)
+            cut = _split_point(line)
             line, rest = line[:cut], line[cut:]
         line = line.strip()
         if line or (ended and not inside):  # an empty part of a line is not an empty line
@@ -315,7 +315,7 @@ def _stripped_lines(file, begin):
         yield start, number, rest.strip()
 
 
-def _cut(line):
+def _split_point(line):
     """Returns where to split a long line: after its last space, else between two characters."""
     cut = line.rfind(b" ") + 1
     if cut <= 0:

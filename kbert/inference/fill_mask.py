@@ -70,15 +70,15 @@ class MaskFiller:
                     f"{self.max_seq_length} tokens; got {masks} in {text[:60]!r}."
                 )
         if targets is None:
-            best = self._best(items, top_k, advance)
+            best = self._top_tokens(items, top_k, advance)
         else:
-            best = self._best_of(items, self._target_ids(targets), top_k, advance)
+            best = self._top_targets(items, self._target_ids(targets), top_k, advance)
         return [
-            self._filled(text, ids[:masks], scores[:masks])
+            self._fill(text, ids[:masks], scores[:masks])
             for text, masks, (ids, scores) in zip(texts, counts, best, strict=True)
         ]
 
-    def _best(self, items, top_k, advance):
+    def _top_tokens(self, items, top_k, advance):
         """Yields for each text the ids and scores of the best tokens, (M, top_k) each."""
         # The graph computes a power of 2, so that few graphs are compiled.
         count = min(max(16, 1 << (top_k - 1).bit_length()), self.tokenizer.vocab_size)
@@ -90,8 +90,8 @@ class MaskFiller:
         for output in self._outputs(count, pick)(items, advance):
             yield output["ids"][:, :top_k], output["scores"][:, :top_k]
 
-    def _best_of(self, items, target_ids, top_k, advance):
-        """Like `_best`, but restricted to the tokens in `target_ids`."""
+    def _top_targets(self, items, target_ids, top_k, advance):
+        """Like `_top_tokens`, but restricted to the tokens in `target_ids`."""
 
         def pick(outputs, features):
             return {"scores": tf.nn.softmax(outputs["logits"])}
@@ -126,7 +126,7 @@ class MaskFiller:
             raise UserError(f"targets must have at least one word; got {targets!r}.")
         return np.array(sorted(ids))
 
-    def _filled(self, text, ids, scores):
+    def _fill(self, text, ids, scores):
         """Returns the result for a text. ids, scores: (masks, top_k)."""
         filled, *parts = text.split(_MASK)
         masks = []

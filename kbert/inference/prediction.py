@@ -128,7 +128,7 @@ def _line_rows(lines, origin, method, columns, config, report):
     for number, line in enumerate(lines, 1):
         try:
             row = tuple(line.decode("utf-8").rstrip("\r\n").split("\t"))
-            problem = _problem(row, method, columns, width)
+            problem = _row_problem(row, method, columns, width)
         except UnicodeDecodeError:
             note = encoding_note(origin) if os.path.isfile(origin) else ""
             problem = f"bytes that are not UTF-8{note}"
@@ -147,7 +147,7 @@ def _line_rows(lines, origin, method, columns, config, report):
         report(f"note: skipped {skipped:,} lines of {origin}; their predictions are null")
 
 
-def _problem(row, method, columns, width):
+def _row_problem(row, method, columns, width):
     """Returns the problem with a line, or None. width: number of texts in the lines before."""
     least, most = columns
     if not all(part.strip() for part in row):

@@ -28,7 +28,7 @@ from kbert.model.pretrained import PretrainedModel
 from kbert.model.weights.tensors import part_of, weight_shapes
 from kbert.tasks.arguments import as_batch, check_length, same_length
 from kbert.tasks.encoding import encode_texts
-from kbert.tasks.outputs import embeddings, normalized, similarities, softmax
+from kbert.tasks.outputs import embeddings, l2_normalize, similarities, softmax
 from kbert.tasks.registry import (
     BUILT_IN,
     get_task,
@@ -313,7 +313,7 @@ class Predictor:
             return np.zeros((0, settings.dense_size or model.config.hidden_size), np.float32)
         vectors = np.stack([output[pooling or settings.pooling] for output in outputs])
         normalize = settings.normalize if normalize is None else normalize
-        return normalized(vectors) if normalize else vectors
+        return l2_normalize(vectors) if normalize else vectors
 
     def _embedder(self):
         is_encoder = isinstance(self.model, BertModel) and self._read is None
@@ -418,13 +418,13 @@ class Predictor:
         """
         advance, done = self.advance, 0.0
 
-        def share(count):
+        def report_progress(count):
             nonlocal done
             before, done = int(done), done + count * texts / len(items)
             advance(int(round(done, 6)) - before)
 
         runner = self._runner(type(task).__name__, self.model, task.pick)
-        return runner(items, advance and share)
+        return runner(items, advance and report_progress)
 
     def _runner(self, kind, model, pick, function=None):
         """Returns the cached BatchRunner named `kind`, or creates it."""

@@ -184,7 +184,7 @@ class EncoderBlock(ConfiguredLayer):
         return x, weights  # (B, P, D), (B, H, P, L)
 
 
-def _rematerialized(block, x, bias):
+def _rematerialize(block, x, bias):
     """Computes `block(x, bias, training=True)[0]`, keeping only `x` for the backward pass."""
     # The values of seeds and weights are passed: the recomputation then applies the same dropout,
     # and no backend has to track variables inside the function.
@@ -254,7 +254,7 @@ class Encoder(ConfiguredLayer):
         for block in self.blocks:
             is_last = block is self.blocks[-1]
             if self.remat and training and not is_last:  # the backward pass needs it first
-                x = _rematerialized(block, x, bias)
+                x = _rematerialize(block, x, bias)
             else:
                 query_inputs = None
                 if is_last and positions is not None:

@@ -82,13 +82,13 @@ def dropout_keep_mask(
     return ops.reshape(draws >= round((rate - 0.5) * 2**32), ops.shape(x))
 
 
-def _dropped(x, seed, rate):
+def _apply_dropout(x, seed, rate):
     return ops.where(dropout_keep_mask(x, seed, rate), x * (1 / (1 - rate)), 0.0) if rate else x
 
 
 @with_xla
 def _drop(x, seed, *, rate):
-    return ops.cast(_dropped(_float(x), seed, rate), x.dtype)
+    return ops.cast(_apply_dropout(_float(x), seed, rate), x.dtype)
 
 
 _dropout = with_gradient(
@@ -125,12 +125,12 @@ def _gelu_grad(x, bias, grad, *, approximate):
     return ops.cast(factor * _float(grad), x.dtype)
 
 
-def _gelu_gradient(inputs, _, grad, approximate):
+def _gelu_backward(inputs, _, grad, approximate):
     grad = _gelu_grad(*inputs, grad, approximate=approximate)
     return grad, sum_rows(grad, inputs[1])
 
 
-_bias_gelu = with_gradient(_gelu, _gelu_gradient)
+_bias_gelu = with_gradient(_gelu, _gelu_backward)
 
 
 def dense_gelu(
@@ -147,9 +147,9 @@ def dense_gelu(
     return inference_ops.dense(dense, x, lambda x: inference_ops.gelu(x, approximate))
 
 
-def _normalized(x, bias, residual, seed, rate, epsilon):
+def _normalize(x, bias, residual, seed, rate, epsilon):
     """Returns rows of mean 0 and variance 1, (..., D), and their scale factors, (..., 1)."""
-    x = _dropped(_float(x) + _float(bias), seed, rate) + _float(residual)
+    x = _apply_dropout(_float(x) + _float(bias), seed, rate) + _float(residual)
     centered = x - ops.mean(x, axis=-1, keepdims=True)
     scale = ops.rsqrt(ops.mean(ops.square(centered), axis=-1, keepdims=True) + epsilon)
     return centered * scale, scale
@@ -157,31 +157,31 @@ def _normalized(x, bias, residual, seed, rate, epsilon):
 
 @with_xla
 def _add_norm(x, bias, residual, gamma, beta, seed, *, rate, epsilon):
-    normalized, _ = _normalized(x, bias, residual, seed, rate, epsilon)
+    normalized, _ = _normalize(x, bias, residual, seed, rate, epsilon)
     return (ops.cast(normalized * gamma + beta, x.dtype),)
 
 
 @with_xla
-def _add_norm_grads(x, bias, residual, gamma, beta, seed, grad, *, rate, epsilon):
-    normalized, scale = _normalized(x, bias, residual, seed, rate, epsilon)
+def _add_norm_element_grads(x, bias, residual, gamma, beta, seed, grad, *, rate, epsilon):
+    normalized, scale = _normalize(x, bias, residual, seed, rate, epsilon)
     grad = _float(grad)
     inner = grad * gamma
     mean = ops.mean(inner, axis=-1, keepdims=True)
     along = ops.mean(inner * normalized, axis=-1, keepdims=True)
     to_residual = (inner - mean - normalized * along) * scale
-    to_x = _dropped(to_residual, seed, rate)
+    to_x = _apply_dropout(to_residual, seed, rate)
     return [ops.cast(y, x.dtype) for y in (to_x, to_residual, grad * normalized)]
 
 
-def _add_norm_gradient(inputs, _, grad, rate, epsilon):
-    grads = _add_norm_grads(*inputs, grad, rate=rate, epsilon=epsilon)
+def _add_norm_backward(inputs, _, grad, rate, epsilon):
+    grads = _add_norm_element_grads(*inputs, grad, rate=rate, epsilon=epsilon)
     to_x, to_residual, to_gamma = grads
     _, bias, _, gamma, beta, _ = inputs
     sums = sum_rows(to_x, bias), sum_rows(to_gamma, gamma), sum_rows(grad, beta)
     return to_x, sums[0], to_residual, sums[1], sums[2], None
 
 
-_bias_dropout_add_norm = with_gradient(_add_norm, _add_norm_gradient)
+_bias_dropout_add_norm = with_gradient(_add_norm, _add_norm_backward)
 
 
 def dense_add_norm(
@@ -222,7 +222,7 @@ def add_norm(
 @with_xla
 def _softmax(scores, bias, seed, *, scale, rate):
     weights = ops.softmax(_float(scores) * scale + _float(bias), axis=-1)
-    return [ops.cast(y, scores.dtype) for y in (_dropped(weights, seed, rate), weights)]
+    return [ops.cast(y, scores.dtype) for y in (_apply_dropout(weights, seed, rate), weights)]
 
 
 @with_xla
@@ -279,12 +279,12 @@ def _add_and_split(x, bias, *, heads):
 _compiled_merge = with_xla(merge_heads)
 
 
-def _add_and_split_gradient(inputs, _, grad, heads):
+def _add_and_split_backward(inputs, _, grad, heads):
     grad = _compiled_merge(grad)
     return grad, sum_rows(grad, inputs[1])
 
 
-_bias_split_heads = with_gradient(_add_and_split, _add_and_split_gradient)
+_bias_split_heads = with_gradient(_add_and_split, _add_and_split_backward)
 
 
 def dense_heads(

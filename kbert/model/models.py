@@ -174,7 +174,7 @@ class _HeadedModel(PretrainedModel):
     def _masked_lm_logits(self, x, training):
         return self.mlm(x, self.bert.embeddings.word_embeddings.embeddings, training=training)
 
-    def _extras(self, outputs):
+    def _optional_outputs(self, outputs):
         return {key: outputs[key] for key in ("hidden_states", "attentions") if key in outputs}
 
 
@@ -201,7 +201,7 @@ class BertForPreTraining(_HeadedModel):
         return {
             "mlm_logits": self._masked_lm_logits(x if positions is None else x[:, 1:], training),
             "nsp_logits": self.nsp(outputs["pooler_output"]),
-            **self._extras(outputs),
+            **self._optional_outputs(outputs),
         }
 
 
@@ -222,7 +222,7 @@ class BertForMaskedLM(_HeadedModel):
         positions = inputs.get("masked_positions")
         outputs = self.bert(inputs, positions=positions, training=training)
         logits = self._masked_lm_logits(outputs["last_hidden_state"], training)
-        return {"logits": logits, **self._extras(outputs)}
+        return {"logits": logits, **self._optional_outputs(outputs)}
 
 
 @keras.saving.register_keras_serializable("kbert")
@@ -238,7 +238,7 @@ class BertForNextSentencePrediction(_HeadedModel):
 
     def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
         outputs = self._pooled(self.features(inputs), training)
-        return {"logits": self.nsp(outputs["pooler_output"]), **self._extras(outputs)}
+        return {"logits": self.nsp(outputs["pooler_output"]), **self._optional_outputs(outputs)}
 
 
 @keras.saving.register_keras_serializable("kbert")
@@ -255,7 +255,7 @@ class BertForSequenceClassification(_HeadedModel):
     def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
         outputs = self._pooled(self.features(inputs), training)
         logits = self.sequence_classifier(outputs["pooler_output"], training=training)
-        return {"logits": logits, **self._extras(outputs)}
+        return {"logits": logits, **self._optional_outputs(outputs)}
 
 
 @keras.saving.register_keras_serializable("kbert")
@@ -273,7 +273,7 @@ class BertForTokenClassification(_HeadedModel):
     def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
         outputs = self.bert(self.features(inputs), training=training)
         logits = self.token_classifier(outputs["last_hidden_state"], training=training)
-        return {"logits": logits, **self._extras(outputs)}
+        return {"logits": logits, **self._optional_outputs(outputs)}
 
 
 @keras.saving.register_keras_serializable("kbert")
@@ -292,7 +292,7 @@ class BertForQuestionAnswering(_HeadedModel):
         outputs = self.bert(self.features(inputs), training=training)
         logits = self.span_classifier(outputs["last_hidden_state"], training=training)
         spans = {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
-        return {**spans, **self._extras(outputs)}
+        return {**spans, **self._optional_outputs(outputs)}
 
 
 @keras.saving.register_keras_serializable("kbert")
@@ -317,7 +317,7 @@ class BertForMultipleChoice(_HeadedModel):
         flat = {n: ops.reshape(inputs[n], (-1, *ops.shape(inputs[n])[2:])) for n in names}
         outputs = self._pooled(flat, training)
         logits = self.choice_classifier(outputs["pooler_output"], training=training)  # (B * C, 1)
-        return {"logits": ops.reshape(logits, (-1, C)), **self._extras(outputs)}
+        return {"logits": ops.reshape(logits, (-1, C)), **self._optional_outputs(outputs)}
 
 
 @keras.saving.register_keras_serializable("kbert")
@@ -336,4 +336,4 @@ class BertForEmbedding(_HeadedModel):
         inputs = self.features(inputs)
         outputs = self.bert(inputs, training=training)
         vectors = self.embedding(outputs["last_hidden_state"], inputs.get("attention_mask"))
-        return {"embedding": vectors, **self._extras(outputs)}
+        return {"embedding": vectors, **self._optional_outputs(outputs)}

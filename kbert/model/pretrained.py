@@ -350,12 +350,12 @@ class PretrainedModel(keras.Model):
         for _, b, _ in self.adapters().values():  # the loaded weights include the adapters
             b.assign(ops.zeros(b.shape))
         if fresh:
-            there = {part_of(name) for name in weights}
-            whole = {part_of(name) for name in fresh} - there
-            single = {name for name in fresh if part_of(name) in there}
-            lacking = ", ".join(sorted(whole | single))
+            loaded_parts = {part_of(name) for name in weights}
+            new_parts = {part_of(name) for name in fresh} - loaded_parts
+            new_weights = {name for name in fresh if part_of(name) in loaded_parts}
+            missing = ", ".join(sorted(new_parts | new_weights))
             warnings.warn(
-                f"{folder} has no {lacking}: new, with random weights until trained. This is "
+                f"{folder} has no {missing}: new, with random weights until trained. This is "
                 f"expected when fine-tuning starts from a pretrained encoder.",
                 stacklevel=3,
             )

@@ -142,7 +142,7 @@ class EmbeddingHead(ConfiguredLayer):
         mask = ops.ones_like(x[:, :, :1])
         if attention_mask is not None:
             mask = ops.cast(attention_mask, "float32")[:, :, None]  # (B, L, 1)
-        x = _pooled(x, mask, pooling or self.settings.pooling)  # (B, D)
+        x = _pool(x, mask, pooling or self.settings.pooling)  # (B, D)
         if self.output_dense:
             x = ops.cast(self.output_dense(x), "float32")  # (B, E)
         if self.settings.normalize if normalize is None else normalize:
@@ -151,7 +151,7 @@ class EmbeddingHead(ConfiguredLayer):
         return x
 
 
-def _pooled(x, mask, pooling):
+def _pool(x, mask, pooling):
     if pooling == "cls":
         return x[:, 0]
     if pooling == "max":

@@ -283,7 +283,7 @@ def _columns_text(outputs):
         f"[{', '.join(_row_texts(name, x))}]" if x.ndim else json.dumps(to_json(name, x))
         for name, x in outputs.items()
     ]
-    return f'{{"outputs": {_object_text(map(json.dumps, outputs), texts)}}}'.encode()
+    return f'{{"outputs": {_json_object(map(json.dumps, outputs), texts)}}}'.encode()
 
 
 def _row_texts(name, array):
@@ -298,11 +298,11 @@ def _rows_text(outputs):
         )
     names = [json.dumps(name) for name in outputs]
     columns = [_row_texts(name, array) for name, array in outputs.items()]
-    rows = [_object_text(names, row) for row in zip(*columns, strict=True)]
+    rows = [_json_object(names, row) for row in zip(*columns, strict=True)]
     return f'{{"predictions": [{", ".join(rows)}]}}'.encode()
 
 
-def _object_text(names: Iterable[str], texts: Sequence[str]) -> str:
+def _json_object(names: Iterable[str], texts: Sequence[str]) -> str:
     """Combines JSON texts to an object; a single one is returned without its name."""
     pairs = [f"{name}: {text}" for name, text in zip(names, texts, strict=True)]
     return texts[0] if len(pairs) == 1 else f"{{{', '.join(pairs)}}}"

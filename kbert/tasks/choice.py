@@ -12,7 +12,7 @@ from kbert.data.examples import ChoiceExample, open_records
 from kbert.errors import UserError
 from kbert.model.models import BertForMultipleChoice
 from kbert.tasks.arguments import same_length
-from kbert.tasks.encoding import Encoded, encode_texts, labelled
+from kbert.tasks.encoding import Encoded, encode_texts, with_labels
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.outputs import softmax
 from kbert.tasks.task import Task
@@ -111,7 +111,9 @@ class Choice(Task):
                 _stack([item.input_ids for item in choice_items], self.tokenizer.pad_id),
                 _stack([item.token_type_ids for item in choice_items], 0),
             )
-            items.append(item if example.label is None else labelled(item, example.label, np.int32))
+            items.append(
+                item if example.label is None else with_labels(item, example.label, np.int32)
+            )
         return Encoded(items)
 
     def predictions(

@@ -53,7 +53,7 @@ def unpad_batch(features: Mapping[str, tf.Tensor]) -> list[EncodedExample]:
     ]
 
 
-def labelled(
+def with_labels(
     item: EncodedExample,
     labels: "np.typing.ArrayLike",
     dtype: "np.typing.DTypeLike",

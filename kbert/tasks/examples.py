@@ -152,13 +152,13 @@ class SplitReader:
         """
         examples = []
         for path in source_files(str(source)):
-            examples += self._of_file(str(SAMPLES.get(path, path)), path)
+            examples += self._read_file(str(SAMPLES.get(path, path)), path)
         if self._labelled:
             for line in content_warnings(examples, os.path.basename(str(source))):
                 self._report(line)
         return examples
 
-    def _of_file(self, path, name):
+    def _read_file(self, path, name):
         records, make = self._open(path)
         for note in records.notes:
             self._report(f"note: {records.name}: {note}")

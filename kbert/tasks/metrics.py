@@ -50,7 +50,7 @@ def classification_scores(
         scores["matthews"] = matthews_corrcoef(labels, predictions)
     if C == 2:
         scores["f1"] = f1[1]
-    return _floats(scores)
+    return _to_floats(scores)
 
 
 def classification_report_text(
@@ -84,7 +84,7 @@ def regression_scores(targets: "ArrayLike", predictions: "ArrayLike") -> dict[st
 
     targets, predictions = np.asarray(targets, np.float64), np.asarray(predictions, np.float64)
     errors = predictions - targets
-    return _floats(
+    return _to_floats(
         {
             "pearson": _correlation(stats.pearsonr, targets, predictions),
             "spearman": _correlation(stats.spearmanr, targets, predictions),
@@ -116,18 +116,18 @@ def multilabel_scores(targets: "ArrayLike", predictions: "ArrayLike") -> dict[st
     targets, predictions = np.asarray(targets, bool), np.asarray(predictions, bool)
     right = (targets & predictions).sum(axis=0)  # (C,)
     predicted, support = predictions.sum(axis=0), targets.sum(axis=0)
-    f1 = _shares(right, predicted, support)[2]
-    return _floats(
+    f1 = _precision_recall_f1(right, predicted, support)[2]
+    return _to_floats(
         {
             "accuracy": np.mean((targets == predictions).all(axis=1)),
-            "f1_micro": _shares(right.sum(), predicted.sum(), support.sum())[2],
+            "f1_micro": _precision_recall_f1(right.sum(), predicted.sum(), support.sum())[2],
             "f1_macro": np.mean(f1),
             "f1_weighted": np.average(f1, weights=support) if support.any() else 0.0,
         }
     )
 
 
-def _shares(right, predicted, support):
+def _precision_recall_f1(right, predicted, support):
     """Returns precision, recall and F1 of counts (arrays or numbers); 0 / 0 is 0."""
     right, predicted, support = np.float64(right), np.float64(predicted), np.float64(support)
     return (
@@ -161,20 +161,20 @@ def entity_scores(
         return _word_scores(tags, predictions)
     counts = _entity_counts(tags, predictions, scheme.spans)
     strict = _entity_counts(tags, predictions, scheme.strict_spans)
-    precision, recall, f1 = _shares(*_total(counts))
+    precision, recall, f1 = _precision_recall_f1(*_sum_counts(counts))
     scores = {
         "entity_f1": f1,
         "entity_precision": precision,
         "entity_recall": recall,
         "accuracy": _word_accuracy(tags, predictions),
-        "entity_f1_strict": _shares(*_total(strict))[2],
+        "entity_f1_strict": _precision_recall_f1(*_sum_counts(strict))[2],
     }
     entities = {}
     for type, numbers in counts.items():
-        precision, recall, f1 = _shares(*numbers)
-        entities[type] = _floats({"precision": precision, "recall": recall, "f1": f1})
+        precision, recall, f1 = _precision_recall_f1(*numbers)
+        entities[type] = _to_floats({"precision": precision, "recall": recall, "f1": f1})
         entities[type]["support"] = numbers[2]
-    return {**_floats(scores), "entities": entities}
+    return {**_to_floats(scores), "entities": entities}
 
 
 def entity_report_text(
@@ -189,7 +189,7 @@ def entity_report_text(
     """
     scheme = _scheme(tags, predictions, label_names)
     if scheme is None:
-        return _report(*_words(tags, predictions))
+        return _report(*_flatten_tags(tags, predictions))
     counts = _entity_counts(tags, predictions, scheme.spans) or {"(none)": [0, 0, 0]}
     # scikit-learn gets each entity as a pair (label, prediction), where 0 means no entity.
     pairs = [(0, 0)]
@@ -210,7 +210,7 @@ def _scheme(tags, predictions, label_names):
     return scheme
 
 
-def _total(counts):
+def _sum_counts(counts):
     return np.sum([*counts.values(), (0, 0, 0)], axis=0)
 
 
@@ -225,7 +225,7 @@ def _entity_counts(tags, predictions, spans_of):
     return dict(sorted(counts.items()))
 
 
-def _words(tags, predictions):
+def _flatten_tags(tags, predictions):
     """Returns the tags of all words, and the predictions for them, as two lists."""
     pairs = [
         pair
@@ -236,15 +236,15 @@ def _words(tags, predictions):
 
 
 def _word_accuracy(tags, predictions):
-    pairs = zip(*_words(tags, predictions), strict=True)
+    pairs = zip(*_flatten_tags(tags, predictions), strict=True)
     return np.mean([tag == predicted for tag, predicted in pairs] or [0.0])
 
 
 def _word_scores(tags, predictions):
     from sklearn.metrics import f1_score
 
-    words = _words(tags, predictions)
-    return _floats(
+    words = _flatten_tags(tags, predictions)
+    return _to_floats(
         {
             "accuracy": _word_accuracy(tags, predictions),
             "f1_weighted": f1_score(*words, average="weighted", zero_division=0),
@@ -253,5 +253,5 @@ def _word_scores(tags, predictions):
     )
 
 
-def _floats(scores):
+def _to_floats(scores):
     return {name: float(value) for name, value in scores.items()}

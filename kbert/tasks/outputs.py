@@ -43,11 +43,11 @@ def similarities(vectors: np.ndarray, others: np.ndarray, kind: str) -> np.ndarr
     if kind == "manhattan":
         return -np.abs(vectors - others).sum(axis=1)
     if kind == "cosine":
-        vectors, others = normalized(vectors), normalized(others)
+        vectors, others = l2_normalize(vectors), l2_normalize(others)
     return (vectors * others).sum(axis=1)
 
 
-def normalized(vectors: np.ndarray) -> np.ndarray:
+def l2_normalize(vectors: np.ndarray) -> np.ndarray:
     """Scales vectors, (N, E), to length 1."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 

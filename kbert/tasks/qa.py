@@ -15,7 +15,7 @@ from kbert.errors import UserError, one_line
 from kbert.model.models import BertForQuestionAnswering
 from kbert.tasks.answers import answer_positions, best_answers, best_null_threshold
 from kbert.tasks.arguments import same_length
-from kbert.tasks.encoding import Encoded, labelled, unpad_batch
+from kbert.tasks.encoding import Encoded, unpad_batch, with_labels
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.losses import choice_losses, soft_losses
 from kbert.tasks.span_ops import (
@@ -266,7 +266,7 @@ class QuestionAnswering(Task):
             windows = self._windows(part)
             rows = unpad_batch(windows.features)
             items += [
-                item if answer is None else labelled(item, answer, np.int32)
+                item if answer is None else with_labels(item, answer, np.int32)
                 for item, answer in zip(rows, answer_positions(part, windows), strict=True)
             ]
             parts.append(dataclasses.replace(windows, features=None))

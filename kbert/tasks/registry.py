@@ -150,10 +150,12 @@ def make_task(
     kind = get_task(config.task)
     teacher = getattr(config, "teacher", None) if kind.own_fields() else None
     values = read_task_settings(teacher) or {} if teacher else vars(config)
-    return _with_own(kind.from_config(config, tokenizer, label_names, allow_no_answer), values)
+    return _set_own_settings(
+        kind.from_config(config, tokenizer, label_names, allow_no_answer), values
+    )
 
 
-def _with_own(task, values):
+def _set_own_settings(task, values):
     """Sets the attributes of a task's own settings to their values, or else to the defaults."""
     for name, field in task.own_fields().items():
         setattr(task, name, values.get(name, field.default))
@@ -233,4 +235,4 @@ def task_from_settings(
     kind = get_task(settings["task"])
     others = {"task", "takes_pairs", *kind.own_fields()}
     usual = {key: value for key, value in settings.items() if key not in others}
-    return _with_own(kind.from_settings(usual, tokenizer, config), settings)
+    return _set_own_settings(kind.from_settings(usual, tokenizer, config), settings)

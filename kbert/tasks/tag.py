@@ -18,7 +18,7 @@ from kbert.data.tag_schemes import TagScheme, tag_scheme, to_iob2
 from kbert.errors import UserError
 from kbert.model.models import BertForTokenClassification
 from kbert.tasks import metrics
-from kbert.tasks.encoding import Encoded, labelled, unpad_batch
+from kbert.tasks.encoding import Encoded, unpad_batch, with_labels
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.labels import label_numbers, names_text
 from kbert.tasks.outputs import softmax
@@ -160,7 +160,7 @@ class Tagging(Task):
         for example in examples:
             item, begins = self._item([next(rows) for _ in example.words])
             if example.tags is not None:
-                item = labelled(item, *self._targets(item, begins, example.tags))
+                item = with_labels(item, *self._targets(item, begins, example.tags))
             items.append(item)
             words.append(begins)
         return Encoded(items, words)

@@ -10,7 +10,7 @@ import numpy as np
 from kbert.data.examples import TextExample, open_records, text_example
 from kbert.data.text_columns import TextRoles, find_text_columns
 from kbert.tasks.arguments import same_length
-from kbert.tasks.encoding import Encoded, encode_texts, labelled
+from kbert.tasks.encoding import Encoded, encode_texts, with_labels
 from kbert.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -65,5 +65,7 @@ class TextTask(Task):
             targets = self.targets(examples)
             weights = np.ones(len(targets)) if class_weights is None else class_weights[targets]
             rows = zip(items, targets, weights, strict=True)
-            items = [labelled(item, target, target.dtype, weight) for item, target, weight in rows]
+            items = [
+                with_labels(item, target, target.dtype, weight) for item, target, weight in rows
+            ]
         return Encoded(items)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from kbert.errors import UserError, writing
+from kbert.errors import UserError, convert_write_errors
 from kbert.train import callbacks as cb
 from kbert.train.checkpoint import BackgroundWriter
 from kbert.train.distribution import find_devices
@@ -62,7 +62,7 @@ def start_run(
             stack.enter_context(folder_lock(run_dir.folder))
         else:
             stack.enter_context(contextlib.redirect_stdout(None))
-        stack.enter_context(writing(run_dir.folder))
+        stack.enter_context(convert_write_errors(run_dir.folder))
         background = stack.enter_context(BackgroundWriter())
         callbacks = [*default_callbacks(config, workers.is_chief), *callbacks]
         trainer = Trainer(workload, devices, run_dir, background, callbacks)

@@ -115,13 +115,13 @@ def write_attention(
     from kbert.visualization.plots import plot_attention, plot_attention_grid
 
     N, H, L, _ = weights.shape
-    layers = _selected("layer", layer, N)
+    layers = _parse_indices("layer", layer, N)
     maps = weights[layers]
     if head == "mean":
         exists = maps.any(axis=(2, 3), keepdims=True)  # False for pruned heads
         maps, heads = maps.mean(axis=1, keepdims=True, where=exists), ["mean of heads"]
     else:
-        numbers = _selected("head", head, H, " or mean")
+        numbers = _parse_indices("head", head, H, " or mean")
         maps, heads = maps[:, numbers], [f"head {number}" for number in numbers]
     layers = [f"layer {number}" for number in layers]
     title = f"Attention of {name}" if name else "Attention"
@@ -134,7 +134,7 @@ def write_attention(
     else:
         plot_attention_grid(plot, tokens, maps, title, layers, heads)
     page.write_text(attention_page(tokens, weights, f"{title}: {size}"), encoding="utf-8")
-    shown = f"{_first_to_last(layers)}, {_first_to_last(heads)}"
+    shown = f"{_range_text(layers)}, {_range_text(heads)}"
     report(f"{plot}: {shown}; {plot.stat().st_size / 1e6:.1f} MB")
     report(
         f"{page}: {size}, weights to {DECIMALS} decimals; {page.stat().st_size / 1e6:.1f} MB. "
@@ -142,7 +142,7 @@ def write_attention(
     )
 
 
-def _selected(name, text, count, others=""):
+def _parse_indices(name, text, count, others=""):
     """Parses the value of a flag; returns a list of indices."""
     if text == "all":
         return list(range(count))
@@ -153,5 +153,5 @@ def _selected(name, text, count, others=""):
     )
 
 
-def _first_to_last(names):
+def _range_text(names):
     return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"

@@ -49,7 +49,7 @@ def plot_curves(
         return
     from matplotlib.figure import Figure
 
-    names.sort(key=_place)
+    names.sort(key=_sort_key)
     columns = min(_COLUMNS, len(names))
     rows = -(-len(names) // columns)
     width, height = _WIDTH * columns, _HEIGHT * rows
@@ -86,7 +86,7 @@ def plot_curves(
         figure.savefig(scratch, format="png")
 
 
-def _place(name):
+def _sort_key(name):
     """Returns the sort key of a metric: losses, then scores, then metrics of the optimizer."""
     of_optimizer = ("gradient_norm", "learning_rate")
     if name in of_optimizer:

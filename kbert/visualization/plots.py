@@ -111,7 +111,7 @@ def plot_attention_grid(
     """
     N, H, L, _ = weights.shape
     if L > MAX_MAP_TOKENS:
-        maps, cell = _pooled(weights, -(-L // MAX_MAP_TOKENS)), 1 / -(-L // MAX_MAP_TOKENS)
+        maps, cell = _max_pool(weights, -(-L // MAX_MAP_TOKENS)), 1 / -(-L // MAX_MAP_TOKENS)
     else:
         cell = -(-MIN_MAP_PIXELS // L)  # pixels per token
         if cell < TOKEN_PIXELS and max(N, H) * L * TOKEN_PIXELS <= MAX_GRID_PIXELS:
@@ -167,7 +167,7 @@ def _fonts(characters):
     """Returns the characters that no installed font supports, and font families for the others."""
     from matplotlib import font_manager
 
-    def having(family, characters):
+    def supported(family, characters):
         path = font_manager.findfont(font_manager.FontProperties(family=family))
         try:
             return characters & {chr(code) for code in font_manager.get_font(path).get_charmap()}
@@ -175,13 +175,13 @@ def _fonts(characters):
             return set()
 
     families = [FONT]
-    missing = characters - having(FONT, characters)
+    missing = characters - supported(FONT, characters)
     printable = {char for char in missing if char.isprintable()}
     if printable:
         # "Last Resort" has a placeholder box for every character.
         names = {font.name for font in font_manager.fontManager.ttflist}
         names = sorted(name for name in names if not name.startswith("Last Resort"))
-        covered = {name: having(name, printable) for name in names}
+        covered = {name: supported(name, printable) for name in names}
         while any(missing & there for there in covered.values()):
             family = max(names, key=lambda name: len(missing & covered[name]))
             missing = missing - covered[family]
@@ -220,7 +220,7 @@ def _colorbar(figure, image, label):
     figure.colorbar(image, cax=axes, label=label)
 
 
-def _pooled(maps, size):
+def _max_pool(maps, size):
     """Makes maps, (N, H, L, L), smaller by max-pooling squares of `size` tokens."""
     N, H, L, _ = maps.shape
     maps = np.pad(maps, ((0, 0), (0, 0), (0, -L % size), (0, -L % size)))
