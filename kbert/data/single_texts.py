@@ -73,7 +73,7 @@ class TextCutter:
             slots: (B,) number of the row of each example.
         """
         start, length, counts = self._texts(epoch, slots)
-        length = self._shortened(index, length, counts)
+        length = self._shortened_length(index, length, counts)
         layout = lay_out(length + 2, counts, self._max_seq_length)
         is_cls, is_sep = np.zeros((2, layout.sequence_ids.size), bool)
         is_cls[layout.first] = is_sep[layout.first + length + 1] = True
@@ -102,7 +102,7 @@ class TextCutter:
         start[of_window] = self._sentences.last(first, last)
         return start, np.minimum(T, starts[documents + 1] - start), counts
 
-    def _shortened(self, index, length, counts):
+    def _shortened_length(self, index, length, counts):
         """Returns the lengths after cutting a fraction of the texts to a random length."""
         most = int(counts.max())
         draws = uniform(self._seed, _STREAM_TEXT, index, 2 * most).reshape(-1, most, 2)

@@ -73,7 +73,7 @@ def open_decompressed(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             raise UserError(f"{path} is a folder. Give the path of a file in it.")
         raise UserError(f"{path} is a pipe or a device. Write its content to a file.")
     try:
-        with storage.open_stream(path) as stream, _decompressed(stream, path) as file:
+        with storage.open_stream(path) as stream, _decompress(stream, path) as file:
             yield file
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -207,7 +207,7 @@ def _compression(first):
     return None
 
 
-def _decompressed(stream, path):
+def _decompress(stream, path):
     suffix = _compression(stream.peek(16))
     named = os.path.splitext(str(path).lower())[1]
     if suffix is None and named in _COMPRESSED and stream.peek(1):

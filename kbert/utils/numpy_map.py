@@ -39,7 +39,7 @@ def numpy_map(
         specs: dict of name -> (shape, dtype) of the function's result; None for unknown sizes.
     """
 
-    def counted(*arrays):
+    def call_function(*arrays):
         with _calls_lock:
             _calls["begun"] += 1
         try:
@@ -50,7 +50,7 @@ def numpy_map(
         return [result[name] for name in specs]
 
     dtypes = [dtype for _, dtype in specs.values()]
-    values = tf.numpy_function(counted, inputs, dtypes, stateful=False)
+    values = tf.numpy_function(call_function, inputs, dtypes, stateful=False)
     for value, (shape, _) in zip(values, specs.values(), strict=True):
         value.set_shape(shape)
     return dict(zip(specs, values, strict=True))

@@ -78,7 +78,7 @@ def run(
             config_class = _config_class_with_task_flags(argv, config_class, config_class_of)
         return parse(argv, config_class)
 
-    def guarded(argv):
+    def run_main(argv):
         if len(argv) > 1:
             _fail(f"unexpected argument {argv[1]!r}; settings are flags: --name=value.")
         logging.set_verbosity(logging.WARNING)  # TensorFlow reports each checkpoint it writes
@@ -103,7 +103,7 @@ def run(
                 f"--remat or a smaller batch."
             )
 
-    app.run(guarded, flags_parser=parser)
+    app.run(run_main, flags_parser=parser)
 
 
 def _config_class_with_task_flags(argv, config_class, config_class_of):

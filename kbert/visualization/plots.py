@@ -167,7 +167,7 @@ def _fonts(characters):
     """Returns the characters that no installed font supports, and font families for the others."""
     from matplotlib import font_manager
 
-    def supported(family, characters):
+    def supported_characters(family, characters):
         path = font_manager.findfont(font_manager.FontProperties(family=family))
         try:
             return characters & {chr(code) for code in font_manager.get_font(path).get_charmap()}
@@ -175,13 +175,13 @@ def _fonts(characters):
             return set()
 
     families = [FONT]
-    missing = characters - supported(FONT, characters)
+    missing = characters - supported_characters(FONT, characters)
     printable = {char for char in missing if char.isprintable()}
     if printable:
         # "Last Resort" has a placeholder box for every character.
         names = {font.name for font in font_manager.fontManager.ttflist}
         names = sorted(name for name in names if not name.startswith("Last Resort"))
-        covered = {name: supported(name, printable) for name in names}
+        covered = {name: supported_characters(name, printable) for name in names}
         while any(missing & there for there in covered.values()):
             family = max(names, key=lambda name: len(missing & covered[name]))
             missing = missing - covered[family]

@@ -135,13 +135,13 @@ def _new_vocabulary(fields, changes, new_entries):
 def _names_to_load(folder, tensors, external, allow_missing):
     """Checks the tensors; returns kbert's names of the weights to load."""
 
-    def allowed(name):
+    def is_allowed(name):
         external_name = external[name].name if name in external else name
         return matches(name, allow_missing) or matches(external_name, allow_missing)
 
     names = {weight.name: name for name, weight in external.items()}
     how = "To skip such weights: allow_missing=[...], --allow_missing=A,B*"
-    unknown = [name for name in tensors if name not in names and not allowed(name)]
+    unknown = [name for name in tensors if name not in names and not is_allowed(name)]
     if unknown:
         raise UserError(
             f"{folder} has tensors that BERT does not have: {names_text(unknown)}. {how}"
@@ -152,14 +152,14 @@ def _names_to_load(folder, tensors, external, allow_missing):
             continue
         if tensors.shapes[external_name] == external[name].shape:
             result.append(name)
-        elif not allowed(name):
+        elif not is_allowed(name):
             raise UserError(
                 f"{folder}: {external_name} has the shape {tensors.shapes[external_name]}, but "
                 f"the config requires {external[name].shape}. {how}"
             )
     parts = {part_of(name) for name in result} | set(REQUIRED_PARTS)
     absent = [name for name in external if part_of(name) in parts and name not in set(result)]
-    missing = [external[name].name for name in absent if not allowed(name)]
+    missing = [external[name].name for name in absent if not is_allowed(name)]
     if missing:
         raise UserError(f"{folder} lacks {names_text(missing)}. {how}")
     return result
