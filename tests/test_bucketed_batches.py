@@ -1,4 +1,4 @@
-"""Batches of labelled examples: what is in them, and that they depend on nothing but the step."""
+"""Batches of labeled examples: what is in them, and that they depend on nothing but the step."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ N, B, PAD = 23, 6, 0
 
 
 def items_of(lengths, label=int):
-    """Items whose ids are 100 * number + place, labelled with their number."""
+    """Items whose ids are 100 * number + place, labeled with their number."""
     return [
         EncodedExample(
             100 * (i + 1) + np.arange(length, dtype=np.int32),

@@ -42,7 +42,7 @@ def folders(tmp_path_factory):
 
 
 def example_of(kind, rng, number):
-    """A labelled example, as it stands in a file."""
+    """A labeled example, as it stands in a file."""
     names = ("no", "yes", "perhaps")
     text, label = some_words(rng, 2, 30), names[rng.integers(3)]
     if kind.startswith("answer"):
@@ -94,9 +94,9 @@ def test_scores_of_openvino(kind, quantize, folders, tmp_path):
     pytest.importorskip("openvino")
     file = folders["files"][kind]
     method = saved_model.load_endpoint(folders[kind])
-    labelled = comparison.Labelled(method, file, None)
+    labeled = comparison.Labeled(method, file, None)
     openvino_ir.save_openvino(method, tmp_path, quantize)
-    lines = labelled.with_openvino(tmp_path, quantize or "float32")
+    lines = labeled.with_openvino(tmp_path, quantize or "float32")
     rows = rows_of(tmp_path)
     forms = ["float32", *([quantize] if quantize else [])]
     assert list(rows) == ["kbert float32", *(f"openvino {form}" for form in forms)]
@@ -117,9 +117,9 @@ def test_scores_of_openvino(kind, quantize, folders, tmp_path):
 def test_tags_of_a_saved_model_are_asked_by_ids(folders, tmp_path):
     """Since they are scored by the word."""
     method, file = saved_model.load_endpoint(folders["tags"]), folders["files"]["tags"]
-    labelled = comparison.Labelled(method, file, None)
+    labeled = comparison.Labeled(method, file, None)
     functions = saved_model.save_endpoint(method, tmp_path / "1")
-    labelled.with_saved_model(functions, tmp_path / "1", "float32")
+    labeled.with_saved_model(functions, tmp_path / "1", "float32")
     rows = rows_of(tmp_path / "1" / "assets.extra")
     assert list(rows) == ["kbert float32", "SavedModel float32"]
     for row in rows.values():
@@ -166,7 +166,7 @@ def test_answers_to_texts_are_scored(kind, folders):
 def test_methods_that_no_task_scores(tmp_path):
     method = type("Endpoint", (), {"name": "embed", "task": None})()
     with pytest.raises(UserError, match="requires a method with labeled examples: classify, tag,"):
-        comparison.Labelled(method, "dev.tsv", ColumnConfig())
+        comparison.Labeled(method, "dev.tsv", ColumnConfig())
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ def mask_heads(model, kept):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """`full`, a classifier with its task, `pruned` to KEPT, and `data`, labelled examples."""
+    """`full`, a classifier with its task, `pruned` to KEPT, and `data`, labeled examples."""
     root = tmp_path_factory.mktemp("folders")
     write_vocab([*SPECIAL_TOKENS, *WORDS], root / "vocab.txt")
     tokenizer = kbert.BertTokenizer(root / "vocab.txt")

@@ -99,7 +99,7 @@ def finetune(settings):
     model = transformers.BertForSequenceClassification(config)
     trainer = Trainer(model, settings["precision"])
     loader = torch.utils.data.DataLoader(
-        examples, settings["batch_size"], shuffle=True, collate_fn=labelled_batch
+        examples, settings["batch_size"], shuffle=True, collate_fn=labeled_batch
     )
 
     def run(steps):
@@ -111,7 +111,7 @@ def finetune(settings):
     return Work(run, f"{trainer.notes}; padded to the longest, shuffled")
 
 
-def labelled_batch(examples):
+def labeled_batch(examples):
     """Returns the features and labels of examples."""
     return tensors(examples) | {"labels": torch.tensor([label for _, label in examples])}
 

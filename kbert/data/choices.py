@@ -45,14 +45,14 @@ _MEANINGS = {
 def choice_records(
     open_file: Callable[[Callable[[list[str]], bool]], Records],
     config: "ColumnConfig",
-    labelled: bool,
+    labeled: bool,
 ) -> "tuple[Records, ChoiceConverter]":
     """Returns the records of a file, and the function that converts them to examples.
 
     Args:
         open_file: function from `has_header` to Records.
         config: names of the columns; `first_choice` is "auto", "0" or "1".
-        labelled: whether to read labels.
+        labeled: whether to read labels.
 
     Raises:
         UserError: a column is missing, or the meaning of the labels is ambiguous.
@@ -68,7 +68,7 @@ def choice_records(
     records = _flatten_records(open_file(is_header))
     stems = () if config.text_column else _stem_names(records)
     aliases = ColumnAliases((*_TEXTS, *_QUESTIONS), stems, choices=("choice", "ending"))
-    columns = find_columns(records, _resolve_columns(config, records, labelled), labelled, aliases)
+    columns = find_columns(records, _resolve_columns(config, records, labeled), labeled, aliases)
     if unread := _unread_columns(records, columns):
         records.notes.append(
             f"not read: {names_text(unread)}; set --text_column or --text_pair_column to read one"
@@ -76,7 +76,7 @@ def choice_records(
     keys = columns.choices if records.names else ()
     names = [records.names[key] if isinstance(key, int) else key for key in keys]
     converter = ChoiceConverter(columns, names)
-    if labelled:
+    if labeled:
         items = list(records.items)
         records = dataclasses.replace(records, items=iter(items))
         all_records = [record for _, record in items]
@@ -95,11 +95,11 @@ class _Names:
     choice_columns: str | None
 
 
-def _resolve_columns(config, records, labelled):
+def _resolve_columns(config, records, labeled):
     """Returns the columns from the flags, else those with the usual names of labels and choices."""
     names = [name.lower() for name in records.names or ()]
     label, choices = config.label_column, config.choice_columns
-    if labelled and label is None:
+    if labeled and label is None:
         label = next((name for name in _LABELS if name in names), None)
     if choices is None:
         places = _choice_columns([name if name != label else "" for name in names])

@@ -72,14 +72,14 @@ def has_header(row: Sequence[str], config: "ColumnConfig") -> bool:
 
 
 def find_columns(
-    records: "Records", config: "ColumnConfig", labelled: bool, aliases: ColumnAliases
+    records: "Records", config: "ColumnConfig", labeled: bool, aliases: ColumnAliases
 ) -> Columns:
     """Returns the Columns that a task reads.
 
     Args:
         records: `kbert.data.records.Records` of a table, JSON lines or TFDS.
         config: has the fields text_column, text_pair_column, label_column, choice_columns.
-        labelled: whether to find the label column.
+        labeled: whether to find the label column.
         aliases: ColumnAliases of the task.
 
     Raises:
@@ -92,7 +92,7 @@ def find_columns(
             "text_pair_column", config.text_pair_column, aliases.text_pair, None, needed=False
         ),
     }
-    if labelled:
+    if labeled:
         fields["label"] = find("label_column", config.label_column, LABELS, -1)
     choices = _choice_columns(records, config.choice_columns, aliases.choices)
     used = [column for column in fields.values() if column is not None] + list(choices)
@@ -140,12 +140,12 @@ def checked_columns(
 
 
 def tag_keys(
-    records: "Records", config: "ColumnConfig", labelled: bool
+    records: "Records", config: "ColumnConfig", labeled: bool
 ) -> tuple[str | int, str | int | None]:
-    """Returns the keys in JSON or TFDS of the words and, if `labelled`, of the tags, else None."""
+    """Returns the keys in JSON or TFDS of the words and, if `labeled`, of the tags, else None."""
     find = functools.partial(_find_column, records)
     words = find("text_column", config.text_column, WORDS, None)
-    return words, find("label_column", config.label_column, TAGS, None) if labelled else None
+    return words, find("label_column", config.label_column, TAGS, None) if labeled else None
 
 
 def count_text(number: int, noun: str) -> str:

@@ -26,8 +26,8 @@ _HEADER |= {"tag", "tags", "label", "labels", "ner", "ner_tag", "ner_tags", "pos
 _HEADER |= {"sentence #", "sentence_id", "sent_id", "sentence id", "sentence_idx", "entity"}
 
 
-def read_conll(path: str, name: str, config: "ColumnConfig", labelled: bool) -> Records:
-    """Returns the sentences of a file, as records with "words" and, if `labelled`, "tags".
+def read_conll(path: str, name: str, config: "ColumnConfig", labeled: bool) -> Records:
+    """Returns the sentences of a file, as records with "words" and, if `labeled`, "tags".
 
     Columns are separated by tabs if the line contains one, otherwise by spaces; a blank line ends a
     sentence. The word is in the first column and the tag in the last. In files named .conllu the
@@ -41,13 +41,13 @@ def read_conll(path: str, name: str, config: "ColumnConfig", labelled: bool) -> 
         path: path of the file.
         name: name of the file in messages.
         config: `text_column` and `label_column` are None or numbers.
-        labelled: whether to read the tags.
+        labeled: whether to read the tags.
 
     Raises:
         UserError: the file cannot be read, a column is not a number, or the word and tag columns
             must be named because they cannot be inferred.
     """
-    reader = _Reader(path, config, labelled)
+    reader = _Reader(path, config, labeled)
     first_lines = itertools.islice(read_lines(path), _FIRST_LINES)
     reader.detect_layout([line for _, line in first_lines], name)
     records = Records(name, reader.sentences(read_lines(path), name), ("words", "tags"))
@@ -56,8 +56,8 @@ def read_conll(path: str, name: str, config: "ColumnConfig", labelled: bool) -> 
 
 
 class _Reader:
-    def __init__(self, path, config, labelled):
-        self.path, self.labelled = path, labelled
+    def __init__(self, path, config, labeled):
+        self.path, self.labeled = path, labeled
         self.is_conllu = plain_name(path).endswith(".conllu")
         self.has_word_numbers = self.is_conllu  # the first column numbers the words
         self.has_sentence_ids = False  # in the first column, instead of blank lines
@@ -93,7 +93,7 @@ class _Reader:
             if not self.is_conllu:
                 self._check_first_column(sentences, name)
         self.tags = {self._tag(row) for row in rows if len(row) == self.width}
-        if self.labelled and self.tag_column is None and not self.is_conllu:
+        if self.labeled and self.tag_column is None and not self.is_conllu:
             self._check_tags(rows, name)
         words = [row[self.word_column] for row in rows if _has_column(row, self.word_column)]
         self._check_words(rows, words, name)
@@ -126,7 +126,7 @@ class _Reader:
         """
         longer = [{row[0] for row in sentence} for sentence in sentences if len(sentence) > 2]
         is_same = self.width > 2 and bool(longer) and all(len(cells) == 1 for cells in longer)
-        is_ambiguous = self.labelled and self.tag_column is None and self.width > 3
+        is_ambiguous = self.labeled and self.tag_column is None and self.width > 3
         numbers = [not row[0] or row[0].isdecimal() for rows in sentences for row in rows]
         if is_same:
             has = "is the same in all lines of a sentence"
@@ -229,7 +229,7 @@ class _Reader:
         if not is_text(line):
             raise not_utf8_error(self.path)
         cells = _cells(line)
-        tag_column = self._tag_column(len(cells)) if self.labelled else None
+        tag_column = self._tag_column(len(cells)) if self.labeled else None
         columns = [c for c in (self.word_column, tag_column) if c is not None]
         if min(columns) < 0 and len(cells) != self.width:
             raise BadExample(
@@ -238,7 +238,7 @@ class _Reader:
         places = [c if c >= 0 else c + len(cells) for c in columns]
         if not all(_has_column(cells, c) for c in columns) or len(set(places)) < len(places):
             expected = f"the word in column {self.word_column}"
-            if self.labelled:
+            if self.labeled:
                 expected += f" and the tag in column {tag_column}"
             raise BadExample(
                 f"the line has {count_text(len(cells), 'column')}; expected {expected}"
@@ -247,7 +247,7 @@ class _Reader:
         word = word.removeprefix(self.language)
         if not word:
             raise BadExample("the word is empty")
-        if self.labelled and tag is None:
+        if self.labeled and tag is None:
             raise BadExample("the tag is empty")
         return word, tag
 

@@ -124,8 +124,8 @@ def _rename_keys(record):
 class QuestionConverter:
     """Converts records to QuestionExamples, whose ids must be unique."""
 
-    def __init__(self, labelled: bool):
-        self.labelled = labelled
+    def __init__(self, labeled: bool):
+        self.labeled = labeled
         self.ids: set[str] = set()
 
     def __call__(self, where: str, record: "Record") -> QuestionExample:
@@ -136,7 +136,7 @@ class QuestionConverter:
         self.ids.add(identity)
         question = validation.check_text(validation.get_value(record, "question"), "the question")
         context = validation.check_text(validation.get_value(record, "context"), "the context")
-        if not self.labelled:
+        if not self.labeled:
             return QuestionExample(where, identity, question, context)
         validation.get_value(record, "answers")
         answers, impossible = parse_answers(record)

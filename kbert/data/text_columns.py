@@ -62,7 +62,7 @@ class TextRoles:
 
 
 def find_text_columns(
-    records: "Records", config: "ColumnConfig", labelled: bool, roles: TextRoles
+    records: "Records", config: "ColumnConfig", labeled: bool, roles: TextRoles
 ) -> Columns:
     """Returns the Columns of a text task; removes the header row from the records of a table.
 
@@ -72,7 +72,7 @@ def find_text_columns(
     Args:
         records: Records of JSON lines, TFDS, or a table whose header was not read.
         config: the columns set by flags.
-        labelled: whether to find the labels.
+        labeled: whether to find the labels.
         roles: the texts and the label of the task.
 
     Raises:
@@ -83,14 +83,14 @@ def find_text_columns(
         raise UserError(
             "--label_columns requires --task=multilabel and cannot be combined with --label_column."
         )
-    check_width(records, roles.texts[0] + labelled)
-    if labelled and records.width is None and config.label_column != "answer":
+    check_width(records, roles.texts[0] + labeled)
+    if labeled and records.width is None and config.label_column != "answer":
         _keep_accepted(records)
     rows = records.sample()
     if records.width is not None and _has_header(records, config, rows):
         records.take_header()
         del rows[0]
-    return _Finder(records, config, rows, roles).columns(labelled)
+    return _Finder(records, config, rows, roles).columns(labeled)
 
 
 def _keep_accepted(records):
@@ -142,13 +142,13 @@ class _Finder:
         self.labels = [find("label_columns", part) for part in split_flag(config.label_columns)]
         self.inferred: list[str] = []
 
-    def columns(self, labelled: bool) -> Columns:
-        wants_label = labelled and self.label is None and not self.labels
+    def columns(self, labeled: bool) -> Columns:
+        wants_label = labeled and self.label is None and not self.labels
         if wants_label:
             self._find_known_label()
         given = self._keys()
         self._find_texts()
-        if not labelled:
+        if not labeled:
             self.label, self.labels = None, []
         elif wants_label and self.label is None:
             self._find_label()

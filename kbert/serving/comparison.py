@@ -166,8 +166,8 @@ def compared(
     ]
 
 
-class Labelled:
-    """Labelled examples for comparing an export with the original model.
+class Labeled:
+    """Labeled examples for comparing an export with the original model.
 
     OpenVINO uses as many threads as TensorFlow; `kbert.export` sets the number to one.
 

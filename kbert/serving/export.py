@@ -79,9 +79,9 @@ def export(
     _check_quantize("serving", quantize, "int8")
     target = _free(output_dir)
     endpoint = _endpoint(model, method, takes_pairs, max_seq_length, report)
-    labelled = eval_file and comparison.Labelled(endpoint, eval_file, columns, report)
+    labeled = eval_file and comparison.Labeled(endpoint, eval_file, columns, report)
     before = {}
-    if labelled and (quantize or batch_timeout_ms):  # with other weights, or with batching
+    if labeled and (quantize or batch_timeout_ms):  # with other weights, or with batching
         before = signatures(endpoint)
     if quantize:
         saved_model.quantize_int8(endpoint)
@@ -92,8 +92,8 @@ def export(
         expected = _expected(endpoint, functions, samples, quantize)
         notes = [messages.checked_line(answers, *expected)]
         notes.append(_warm_up(path, functions, samples, target))
-        if labelled:
-            notes += labelled.with_saved_model(before or functions, path, quantize or "float32")
+        if labeled:
+            notes += labeled.with_saved_model(before or functions, path, quantize or "float32")
     notes += [*messages.output_spec_lines(endpoint, functions), messages.serve_line(target)]
     _report_all(report, messages.target_line(target), *notes)
 
@@ -165,12 +165,12 @@ def export_openvino(
         raise UserError("--format=openvino requires OpenVINO: pip install 'kbert[openvino]'")
     target = _free(output_dir)
     endpoint = _endpoint(model, method, takes_pairs, max_seq_length, report)
-    labelled = eval_file and comparison.Labelled(endpoint, eval_file, columns, report)
+    labeled = eval_file and comparison.Labeled(endpoint, eval_file, columns, report)
     with _new_folder(target) as path:
         metadata = openvino_ir.save_openvino(endpoint, path, quantize)
         notes = [messages.computed_line(metadata), *messages.port_lines(metadata)]
-        if labelled:
-            notes += labelled.with_openvino(path, metadata["weights"])
+        if labeled:
+            notes += labeled.with_openvino(path, metadata["weights"])
     _report_all(report, messages.target_line(target), *notes)
 
 

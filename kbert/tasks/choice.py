@@ -68,10 +68,10 @@ class Choice(Task):
 
     @classmethod
     def reader(
-        cls, source: str, config: "ColumnConfig", labelled: bool
+        cls, source: str, config: "ColumnConfig", labeled: bool
     ) -> "tuple[Records, Callable[[str, Record], ChoiceExample]]":
         return choice_records(
-            lambda has_header: open_records(source, cls.name, has_header), config, labelled
+            lambda has_header: open_records(source, cls.name, has_header), config, labeled
         )
 
     @classmethod

@@ -104,11 +104,11 @@ def read_examples(
 def read_split(
     source: str,
     config: "ExampleConfig",
-    labelled: bool = True,
+    labeled: bool = True,
     report: Callable[[str], None] = print,
 ) -> "Examples":
     """Reads the examples of one split; see `SplitReader`."""
-    return SplitReader(config, labelled, report).read(source)
+    return SplitReader(config, labeled, report).read(source)
 
 
 class SplitReader:
@@ -119,17 +119,17 @@ class SplitReader:
 
     Args:
         config: ExampleConfig, or an object with its fields.
-        labelled: whether to read labels; if False, they may be missing.
+        labeled: whether to read labels; if False, they may be missing.
         report: called with lines about columns, skipped examples and suspicious content.
     """
 
     def __init__(
         self,
         config: "ExampleConfig",
-        labelled: bool = True,
+        labeled: bool = True,
         report: Callable[[str], None] = print,
     ):
-        self._config, self._labelled = config, labelled
+        self._config, self._labeled = config, labeled
         self._report = lambda line: report(one_line(line))
         self._task = get_task(config.task)
         self._first: Records | None = None
@@ -153,7 +153,7 @@ class SplitReader:
         examples = []
         for path in source_files(str(source)):
             examples += self._read_file(str(SAMPLES.get(path, path)), path)
-        if self._labelled:
+        if self._labeled:
             for line in content_warnings(examples, os.path.basename(str(source))):
                 self._report(line)
         return examples
@@ -184,7 +184,7 @@ class SplitReader:
             self._report(
                 f"note: {skipped:,} of {everything} of {records.name} {are} skipped; {first}"
             )
-        if not self._labelled:
+        if not self._labeled:
             return examples
         return self._task.standardize_examples(
             examples, lambda note: self._report(f"note: {records.name}: {note}")
@@ -193,7 +193,7 @@ class SplitReader:
     def _open(self, path):
         """Returns records and the function that converts them to examples; see `Task.reader`."""
         try:
-            records, make = self._task.reader(path, self._config, self._labelled)
+            records, make = self._task.reader(path, self._config, self._labeled)
         except UndecidedError:
             records, make = self._open_as_first(path)
             if records is None:
@@ -208,7 +208,7 @@ class SplitReader:
         if self._first is None:
             return None, None
         config = types.SimpleNamespace(**vars(self._config) | self._first.flags)
-        records, make = self._task.reader(path, config, self._labelled)
+        records, make = self._task.reader(path, config, self._labeled)
         return (records, make) if _same_columns(records, self._first) else (None, None)
 
 

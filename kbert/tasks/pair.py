@@ -25,9 +25,9 @@ class PairClassification(Classification):
         """Drops NLI examples with the label "-" or -1, on which the annotators disagreed."""
         labels = {str(example.label).lower() for example in examples}
         missing = "-1" if labels == _NUMBERS else "-"
-        labelled = [example for example in examples if example.label != missing]
-        if len(labelled) in (0, len(examples)) or not (labels <= _INFERENCE or labels == _NUMBERS):
+        labeled = [example for example in examples if example.label != missing]
+        if len(labeled) in (0, len(examples)) or not (labels <= _INFERENCE or labels == _NUMBERS):
             return examples
-        skipped = len(examples) - len(labelled)
+        skipped = len(examples) - len(labeled)
         note(f"skipped {skipped:,} of {len(examples):,} examples without a gold label ({missing})")
-        return labelled
+        return labeled

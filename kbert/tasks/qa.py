@@ -145,11 +145,11 @@ class QuestionAnswering(Task):
 
     @classmethod
     def reader(
-        cls, source: str, config: "ColumnConfig", labelled: bool
+        cls, source: str, config: "ColumnConfig", labeled: bool
     ) -> "tuple[Records, Callable[[str, Record], QuestionExample]]":
         if source_format(source) == "json":
-            return read_squad(source, os.path.basename(source)), QuestionConverter(labelled)
-        return flatten_questions(open_records(source, cls.name, None)), QuestionConverter(labelled)
+            return read_squad(source, os.path.basename(source)), QuestionConverter(labeled)
+        return flatten_questions(open_records(source, cls.name, None)), QuestionConverter(labeled)
 
     @classmethod
     def checked_for_training(

@@ -38,7 +38,7 @@ def squad_scores(
         without questions is omitted.
 
     Raises:
-        UserError: there are no examples, or one is unlabelled.
+        UserError: there are no examples, or one is unlabeled.
     """
     if not examples:
         raise UserError("there are no questions to score.")
@@ -61,7 +61,7 @@ def answer_scores(example: "QuestionExample", text: str) -> tuple[float, float]:
     """Returns the best exact match and the best F1 of a text over all correct answers, in [0, 1].
 
     Raises:
-        UserError: the example is unlabelled.
+        UserError: the example is unlabeled.
     """
     if not example.answers and not example.is_impossible:
         raise UserError(f"{example.where}: the question has no answers, so it cannot be scored.")

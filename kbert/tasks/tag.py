@@ -93,7 +93,7 @@ class Tagging(Task):
 
     @classmethod
     def reader(
-        cls, source: str, config: "ColumnConfig", labelled: bool
+        cls, source: str, config: "ColumnConfig", labeled: bool
     ) -> "tuple[Records, Callable[[str, Record], TagExample]]":
         if source_format(source) == "csv":
             raise UserError(
@@ -103,10 +103,10 @@ class Tagging(Task):
             )
         if source_format(source) in ("tfds", "arrow", "json", "jsonl", "ndjson"):
             records = open_records(source, cls.name, None)
-            keys = tag_keys(records, config, labelled)
+            keys = tag_keys(records, config, labeled)
         else:
-            records = read_conll(source, os.path.basename(source), config, labelled)
-            keys = "words", "tags" if labelled else None
+            records = read_conll(source, os.path.basename(source), config, labeled)
+            keys = "words", "tags" if labeled else None
         return records, functools.partial(tag_example, *keys)
 
     @classmethod

@@ -153,7 +153,7 @@ class Task(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def reader(
-        cls, source: str, config: "ColumnConfig", labelled: bool
+        cls, source: str, config: "ColumnConfig", labeled: bool
     ) -> "tuple[Records, Callable[[str, Record], Any]]":
         """Returns the records of a source, and a function from (where, record) to an example.
 

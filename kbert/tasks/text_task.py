@@ -32,10 +32,10 @@ class TextTask(Task):
 
     @classmethod
     def reader(
-        cls, source: str, config: "ColumnConfig", labelled: bool
+        cls, source: str, config: "ColumnConfig", labeled: bool
     ) -> "tuple[Records, Callable[[str, Record], TextExample]]":
         records = open_records(source, cls.name, lambda row: False)  # see find_text_columns
-        columns = find_text_columns(records, config, labelled, cls.roles)
+        columns = find_text_columns(records, config, labeled, cls.roles)
         return records, functools.partial(text_example, columns, cls.label)
 
     @classmethod

@@ -24,11 +24,11 @@ def shared_cases():
 def read(tmp_path):
     """Writes a file, reads it as a task, and gives the examples."""
 
-    def read(name, content, task, labelled=True, report=print, **changed):
+    def read(name, content, task, labeled=True, report=print, **changed):
         content = content if isinstance(content, bytes) else content.encode()
         content = gzip.compress(content) if name.endswith(".gz") else content
         (tmp_path / name).write_bytes(content)
-        return read_split(tmp_path / name, settings(task, **changed), labelled, report)
+        return read_split(tmp_path / name, settings(task, **changed), labeled, report)
 
     return read
 

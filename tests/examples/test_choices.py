@@ -168,7 +168,7 @@ def test_layouts(read, record, text, choices):
     choices = choices or tuple(f"Q? {choice}" for choice in FIRST)
     (example,) = read("t.jsonl", rows(record), "choice", first_choice="0")
     assert (example.text, example.choices, example.label) == (text, choices, 2)
-    found = read("t.jsonl", rows(record), "choice", labelled=False)
+    found = read("t.jsonl", rows(record), "choice", labeled=False)
     assert (found[0].text, found[0].choices, found[0].label) == (text, choices, None)
 
 

@@ -139,7 +139,7 @@ def test_several_labels(read):
 def test_without_labels(read, task):
     flags = {"text_column": "0", "header": "no"}
     flags |= {"text_pair_column": "1"} if task == "pair" else {}
-    found = read("t.tsv", "a\tb\nc\td\tmore\n", task, labelled=False, **flags)
+    found = read("t.tsv", "a\tb\nc\td\tmore\n", task, labeled=False, **flags)
     pairs = ("b", "d") if task == "pair" else (None, None)
     assert found == [
         TextExample("t.tsv, line 1", "a", pairs[0]),
@@ -148,7 +148,7 @@ def test_without_labels(read, task):
 
 
 def test_one_column_without_labels(read):
-    found = read("t.txt", "text\na b\n", "classify", labelled=False)
+    found = read("t.txt", "text\na b\n", "classify", labeled=False)
     assert found == [TextExample("t.txt, line 2", "a b")]
 
 
@@ -198,7 +198,7 @@ def test_choices_of_tables(read, label):
     text = f"sent\tx\ty\tz\tlabel\na\tb\tc\td\t{label}\n"
     flags |= {"text_column": "sent", "choice_columns": "y,z,x"}
     assert read("t.tsv", text, "choice", **flags) == [ChoiceExample("t.tsv, line 2", *expected)]
-    found = read("t.tsv", text, "choice", labelled=False, **flags)
+    found = read("t.tsv", text, "choice", labeled=False, **flags)
     assert found == [ChoiceExample("t.tsv, line 2", "a", ("c", "d", "b"))]
 
 
@@ -230,9 +230,9 @@ def test_conll_of_tabs(read):
 
 
 def test_conll_without_tags(read):
-    found = read("t.conll", "a\nb\tX\nc d e\n\nf", "tag", labelled=False)
+    found = read("t.conll", "a\nb\tX\nc d e\n\nf", "tag", labeled=False)
     assert [(e.words, e.tags) for e in found] == [(("a", "b", "c"), None), (("f",), None)]
-    found = read("t.conll", "天\n\u3000\n好\n\t \n", "tag", labelled=False)
+    found = read("t.conll", "天\n\u3000\n好\n\t \n", "tag", labeled=False)
     assert [e.words for e in found] == [("天", "\u3000", "好")]
 
 
@@ -269,7 +269,7 @@ def test_tags_of_json(read, keys):
         TagExample("t.json, line 1", ("a", "b"), ("O", "B-X")),
         TagExample("t.json, line 2", ("c",), ("O",)),
     ]
-    found = read("t.json", text, "tag", labelled=False, text_column=keys[0].upper())
+    found = read("t.json", text, "tag", labeled=False, text_column=keys[0].upper())
     assert found[0] == TagExample("t.json, line 1", ("a", "b"))
 
 

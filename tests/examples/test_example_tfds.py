@@ -59,7 +59,7 @@ def test_tfds_split_without_labels(load):
         lambda f: f.FeaturesDict({"text": f.Text(), "label": f.ClassLabel(names=["no", "ja"])}),
         lambda: ({"text": tf.string, "label": tf.int64}, [{"text": "a", "label": -1}]),
     )
-    assert read_split("tfds:x", settings("classify"), labelled=False)[0].label is None
+    assert read_split("tfds:x", settings("classify"), labeled=False)[0].label is None
     with pytest.raises(UserError, match=r"^tfds:x, example 1: the label is empty\."):
         read_split("tfds:x", settings("classify"))
 

@@ -154,9 +154,9 @@ def test_header_of_flags(read):
 
 
 def test_texts_without_labels(read):
-    examples = read("t.csv", "opinion\n" + "\n".join(FILMS * 2), "classify", labelled=False)
+    examples = read("t.csv", "opinion\n" + "\n".join(FILMS * 2), "classify", labeled=False)
     assert [e.text for e in examples] == FILMS * 2
-    examples = read("t.csv", "\n".join(FILMS), "classify", labelled=False)
+    examples = read("t.csv", "\n".join(FILMS), "classify", labeled=False)
     assert [e.text for e in examples] == FILMS
 
 

@@ -79,8 +79,8 @@ def add_glue():
     cola = tsv("", cycle("gj04", "bc01"), BINARY, cycle("", "*"), FIRST)
     add("CoLA", "c.tsv", "classify", cola, (A, None, "0"))
     add("SST-2", "s.tsv", "classify", tsv("sentence|label", FIRST, BINARY), (A, None, "0"))
-    unlabelled = CLEAR + "the label; it has 'index', 'sentence'. Set --label_column."
-    add("SST-2 test", "s.tsv", "classify", tsv("index|sentence", NUMBERS, FIRST), unlabelled)
+    unlabeled = CLEAR + "the label; it has 'index', 'sentence'. Set --label_column."
+    add("SST-2 test", "s.tsv", "classify", tsv("index|sentence", NUMBERS, FIRST), unlabeled)
     header = "Quality|#1 ID|#2 ID|#1 String|#2 String"
     mrpc = tsv(header, BINARY, *ids, FIRST, SECOND)
     add("MRPC", "m.tsv", "pair", mrpc, (*PAIR, "0"))

@@ -28,7 +28,7 @@ def test_squad(read):
         QuestionExample("s.json, question q3", "q3", "un ?", CONTEXT, (), True),
     ]
     text = squad_file({"question": "who ?"}, {"id": 9, "question": "?"})
-    assert read("s.json.gz", text, "qa", labelled=False) == [
+    assert read("s.json.gz", text, "qa", labeled=False) == [
         QuestionExample("s.json.gz, question 1", "1", "who ?", CONTEXT),
         QuestionExample("s.json.gz, question 9", "9", "?", CONTEXT),
     ]

@@ -72,13 +72,13 @@ CHARACTERS = "张\tB-PER\n三\tI-PER\n\u3000\tO\n\n#\tO\n京\tB-LOC\n"
 )
 def test_comments_are_no_words(read, text, flags, expected):
     assert sentences(read, "t.conll", text, **flags) == expected
-    found = sentences(read, "t.tsv", text, labelled=False, **flags)
+    found = sentences(read, "t.tsv", text, labeled=False, **flags)
     assert [words for words, _ in found] == [words for words, _ in expected]
 
 
 def test_comments_of_one_column(read):
     text = "# a comment\nthe\n#\ncat\n\n#\nsat\n"
-    found = sentences(read, "t.conll", text, labelled=False)
+    found = sentences(read, "t.conll", text, labeled=False)
     assert [words for words, _ in found] == ["the # cat", "# sat"]
 
 
