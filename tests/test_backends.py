@@ -135,6 +135,7 @@ def test_bfloat16(asked, backend, method):
 
 
 def test_adapters(asked, backend):
+    keras.utils.set_random_seed(1)
     model = model_of("BertForSequenceClassification", "mixed_bfloat16", **LABELS)
     model.add_lora(2)
     for _, b, _ in model.adapters().values():

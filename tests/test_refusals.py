@@ -99,7 +99,10 @@ def pruned(**changes):
 
 
 def exported(**changes):
-    return of_output(export_as, ExportConfig, "output_dir", **{"model": "{classify}"} | changes)
+    settings = {"model": "{classify}"} | changes
+    return of_output(
+        lambda config, report: export_as(config), ExportConfig, "output_dir", **settings
+    )
 
 
 REFUSED = {

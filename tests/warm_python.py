@@ -167,6 +167,8 @@ class Server:
                 connection.close()
 
         def abandoned(_):  # the launcher was killed, so kill the program
+            if connection.fileno() < 0:  # the program ended at the same moment
+                return
             self._selector.unregister(connection)
             connection.close()
             os.kill(pid, signal.SIGKILL)
