@@ -136,7 +136,7 @@ class Server:
         try:
             size, streams, _, _ = socket.recv_fds(connection, 4, 3)
             job = pickle.loads(_receive(connection, struct.unpack("!I", size)[0]))
-        except EOFError:
+        except (EOFError, OSError, struct.error):  # the launcher was killed
             connection.close()
             return
         pid = os.fork()
@@ -151,7 +151,8 @@ class Server:
             os.close(stream)
         self._pids.add(pid)
         self._connections.add(connection)
-        connection.sendall(struct.pack("!i", pid))
+        with contextlib.suppress(OSError):  # the launcher was killed; `abandoned` follows
+            connection.sendall(struct.pack("!i", pid))
         handle = os.pidfd_open(pid)
 
         def ended(_):
@@ -171,7 +172,8 @@ class Server:
                 return
             self._selector.unregister(connection)
             connection.close()
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
         self._selector.register(handle, selectors.EVENT_READ, ended)
         self._selector.register(connection, selectors.EVENT_READ, abandoned)
