@@ -351,7 +351,7 @@ def test_a_damaged_export_is_refused(methods, tmp_path):
         "assets.extra/vocab.txt": r"vocab.txt is damaged: its checksum differs. Export the model",
         "assets.extra/config.json": r"config.json is damaged: its checksum differs",
         "assets.extra/task.json": r"task.json is damaged: No such file",
-        "assets.extra/kbert.json": r"kbert.json is (damaged: its checksum differs|not valid JSON)",
+        "assets.extra/kbert.json": r"kbert.json is damaged: its checksum differs",
         "saved_model.pb": r"saved_model.pb is damaged: its checksum differs",
     }
     for name, message in messages.items():
@@ -361,7 +361,8 @@ def test_a_damaged_export_is_refused(methods, tmp_path):
             path.unlink()
         else:
             harmed = bytearray(data)
-            harmed[data.index(b"cat") if b"cat" in data else len(data) // 2] ^= 1
+            word = next((word for word in (b"cat", b"classify") if word in data), None)
+            harmed[data.index(word) if word else len(data) // 2] ^= 1
             path.write_bytes(harmed)
         with pytest.raises(UserError, match=message):
             saved_model.load_exported(tmp_path / "1")

@@ -1,5 +1,6 @@
 """Learning-rate schedules: a linear warmup, then one of three ways to decrease to 0."""
 
+import abc
 import math
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from kbert.settings import PretrainConfig
 
 
-class _WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
+class _WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
     """Base class: linear warmup from 0 to the learning rate, then the rate times `factor`.
 
     A subclass defines `factor` and names its constructor arguments in `settings`.
@@ -29,9 +30,9 @@ class _WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         rate = self.learning_rate * self.factor(step)
         return ops.where(step < self.warmup_steps, warming, rate)
 
+    @abc.abstractmethod
     def factor(self, step: keras.KerasTensor) -> keras.KerasTensor:
         """Returns the factor of the learning rate after the warmup. step: float32 scalar."""
-        raise NotImplementedError
 
     def get_config(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in self.settings}
