@@ -71,34 +71,37 @@ def rest_address():
     server.shutdown()
 
 
-def ask(*arguments):
-    command = [sys.executable, str(SERVING / "client.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["client.py", *arguments])
+    runpy.run_path(str(SERVING / "client.py"), run_name="__main__")
 
 
 def test_the_client_asks_by_grpc(grpc_address):
-    found = ask(f"--address={grpc_address}", "--label=stable", "--text=Ünder", "--text=b")
+    command = [sys.executable, str(SERVING / "client.py"), f"--address={grpc_address}"]
+    done = subprocess.run(
+        [*command, "--label=stable", "--text=Ünder", "--text=b"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = done.stdout
     assert f"text: {['Ünder'.encode(), b'b']}" in found.replace("\n", "").replace("' b", "', b")
     assert "spec: b'bert/stable'" in found
 
 
-def test_the_client_asks_by_rest(rest_address):
+def test_the_client_asks_by_rest(rest_address, monkeypatch, capsys):
     texts = ("--text=Who?", "--name=question", "--text=Ada.", "--name=context", "--model=qa")
-    found = ask(f"--address={rest_address}", "--rest", *texts)
+    run(monkeypatch, f"--address={rest_address}", "--rest", *texts)
+    found = capsys.readouterr().out
     assert found == "question: ['Who?']\ncontext: ['Ada.']\npath: /v1/models/qa:predict\n"
-    found = ask(f"--address={rest_address}", "--rest", "--text=a", "--label=canary")
-    assert "path: /v1/models/bert/labels/canary:predict" in found
+    run(monkeypatch, f"--address={rest_address}", "--rest", "--text=a", "--label=canary")
+    assert "path: /v1/models/bert/labels/canary:predict" in capsys.readouterr().out
 
 
 def test_the_client_says_in_a_line_why_there_is_no_answer(
     grpc_address, rest_address, monkeypatch, capsys
 ):
     def refused(*arguments):
-        monkeypatch.setattr(sys, "argv", ["client.py", *arguments])
         with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(SERVING / "client.py"), run_name="__main__")
+            run(monkeypatch, *arguments)
         return end.value.code
 
     assert refused("--text=a", "--text=b", "--name=text") == 2

@@ -11,7 +11,7 @@ from kbert.train import pretrain
 
 @pytest.fixture
 def settings(settings):
-    return settings | {"next_sentence": False}
+    return settings | {"next_sentence": False, "jit": "off"}
 
 
 def test_a_run_starts_from_weights_with_both_heads(settings, whole, tmp_path, capsys):

@@ -42,6 +42,7 @@ def test_continued_pretraining_with_an_extended_vocabulary(settings, whole, tmp_
         "vocab_file": str(vocab),
         "train_steps": 3,
         "learning_rate": 1e-9,
+        "jit": "off",
     }
     pretrain(PretrainConfig(**more), tmp_path / "more")
     old, new = (ModelFolder(run / "pretrain/final") for run in (whole, tmp_path / "more"))
@@ -175,6 +176,7 @@ def test_settings_out_of_range(settings, change, message):
 
 def test_the_range_of_the_initial_word_embeddings(settings, tmp_path):
     settings |= {"embedding_initializer_range": 0.3, "learning_rate": 1e-9, "train_steps": 2}
+    settings["jit"] = "off"
     pretrain(PretrainConfig(**settings | {"warmup_steps": 1}), tmp_path / "run")
     weights = weights_of(tmp_path / "run/pretrain/final")
     # A normal distribution that is cut at two standard deviations has 0.88 of its width.
@@ -184,7 +186,7 @@ def test_the_range_of_the_initial_word_embeddings(settings, tmp_path):
 
 
 def test_dropout_may_differ_from_the_architecture(settings, whole, tmp_path):
-    one = settings | {"train_steps": 1, "warmup_steps": 0, "dropout": 0.25}
+    one = settings | {"train_steps": 1, "warmup_steps": 0, "dropout": 0.25, "jit": "off"}
     pretrain(PretrainConfig(**one), tmp_path / "run")
     more = one | {"init_from": str(whole / "pretrain/final"), "bert_config": None, "dropout": 0.0}
     pretrain(PretrainConfig(**more), tmp_path / "more")
