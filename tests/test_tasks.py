@@ -341,12 +341,12 @@ def test_a_task_file_that_is_none(tmp_path, text):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_seq_length": 4}, r"'max_seq_length' must be an integer of at least 5; got 4"),
-        ({"max_seq_length": "9"}, r"'max_seq_length' must be an integer of at least 5; got '9'"),
+        ({"max_seq_length": 4}, r"'max_seq_length' must be an integer from 5 to .* - 1; got 4"),
+        ({"max_seq_length": "9"}, r"'max_seq_length' must be an integer from 5 to .*; got '9'"),
         ({"takes_pairs": 1}, r"'takes_pairs' must be true or false; got 1"),
-        ({"doc_stride": 0}, r"'doc_stride' must be an integer of at least 1; got 0"),
-        ({"null_threshold": 10**400}, r"'null_threshold' must be a finite number; got 1000"),
-        ({"null_threshold": float("nan")}, r"'null_threshold' must be a finite number; got nan"),
+        ({"doc_stride": 0}, r"'doc_stride' must be an integer from 1 to 2\*\*31 - 1; got 0"),
+        ({"null_threshold": 10**400}, r"'null_threshold' must be a number between .*; got 1000"),
+        ({"null_threshold": float("nan")}, r"'null_threshold' must be a number between .*; got"),
         ({"doc_strode": 3}, r"'doc_strode' must be absent; got 3"),
     ],
 )

@@ -26,9 +26,9 @@ def answer_positions(
         examples: list of QuestionExample. windows: the TokenWindows of these examples.
 
     Returns:
-        For each window the indices of the first and the last token of the answer. They are (0, 0),
-        which is [CLS], if the question is impossible or the window does not contain the whole
-        answer. None if the example is unlabeled.
+        For each window the positions of the first and the last token of the answer, or None if the
+        example is unlabeled. They are (0, 0), the position of [CLS], if the question is impossible,
+        the window does not contain the whole answer, or the answer has no tokens or no offset.
     """
     columns = zip(examples, windows.starts.numpy(), windows.ends.numpy(), strict=True)
     answers = [_answer_tokens(*column) for column in columns]
@@ -46,10 +46,10 @@ def answer_positions(
 
 
 def _answer_tokens(example, starts, ends):
-    """Returns the first and the last token of the context that overlap the answer.
+    """Returns the indices of the first and the last token of the context that overlap the answer.
 
-    (-1, -1) if the question is impossible, or the answer has no tokens (it is white space) or no
-    offset (only training needs offsets). None if the example is unlabeled.
+    Returns (-1, -1) if the question is impossible, or the answer has no tokens (it is white space)
+    or no offset (which only training needs), and None if the example is unlabeled.
     """
     if not example.answers and not example.is_impossible:
         return None
@@ -79,15 +79,14 @@ def best_answers(
 
     Args:
         examples: sequence of QuestionExample.
-        windows: list of the TokenWindows of all examples, in order.
+        windows: list of TokenWindows, which together contain the windows of all examples in order.
         outputs: for each window a dict of `start_logits` and `end_logits`, arrays that are at least
             as long as the window.
-        top_k: maximum number of spans to return.
-        max_answer_length: maximum length in tokens. SQuAD's 30 is too short for a third of the
-            Chinese CMRC 2018.
+        top_k: maximum number of spans in `candidates`.
+        max_answer_length: maximum length of an answer in tokens.
         allow_no_answer: whether questions may have no answer, as in SQuAD 2.0.
-        null_threshold: the answer is "" if `no_answer_score` exceeds the best score by more than
-            this value.
+        null_threshold: with `allow_no_answer`, the answer is "" if `no_answer_score` exceeds the
+            best score by more than this value.
         allow_overlap: whether `candidates` may overlap, as in Hugging Face's pipeline.
 
     Returns:
@@ -98,9 +97,11 @@ def best_answers(
             score: float, score of the answer (`kbert.tasks.span_ops.span_scores`), or
                 `no_answer_score`.
             probability: float, softmax of the scores in `candidates`.
-            no_answer_score: float, the sum of the two logits of [CLS], minimum over the windows.
+            no_answer_score: float, the sum of the start and end logits of [CLS], minimum over the
+                windows.
             candidates: list of dicts of text, start, end, byte_start, byte_end, score and
-                probability: the best spans and, if it is allowed, no answer; best score first.
+                probability: the best spans and, with `allow_no_answer`, no answer; best score
+                first.
         Without `allow_no_answer`, the answer is "" only for a context without tokens.
 
     Raises:
@@ -171,10 +172,13 @@ def best_null_threshold(
 
 
 def _best_spans(scores, starts, ends, top_k, allow_overlap):
-    """Returns (start, end, score) of the best spans; skips spans that overlap a better one.
+    """Returns (start, end, score) of the best spans, in bytes; best score first.
 
-    This is NumPy code, five times as fast as eager TensorFlow ops; an exported graph needs only the
-    best span. scores: (W, R, A). starts, ends: (W, R).
+    Unless `allow_overlap`, skips spans that overlap a better one. This is NumPy code, five times as
+    fast as eager TensorFlow ops; exported graphs return only the best span, so they do not need it.
+
+    Args:
+        scores: (W, R, A). starts, ends: (W, R).
     """
     window, first, more = np.nonzero(scores > -np.inf)
     scores = scores[window, first, more]
@@ -192,7 +196,11 @@ def _best_spans(scores, starts, ends, top_k, allow_overlap):
 
 
 def _candidate(context, places, start, end, score):
-    """Returns an item of `candidates`. places: number of characters before each byte."""
+    """Returns an element of `candidates`.
+
+    Args:
+        context: bytes. places: number of characters before each byte. start, end: in bytes.
+    """
     text = context[start:end].decode("utf-8", "replace")
     offsets = {"byte_start": start, "byte_end": end}
     if start is not None:

@@ -1,4 +1,4 @@
-"""Arguments of the prediction methods: lists of texts, and the maximum sequence length."""
+"""Checks the arguments of the prediction methods: texts, and the maximum sequence length."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 
 
 def as_batch(*columns: Any) -> list[list[Any] | None]:
-    """Converts the arguments of a method to lists; a single text becomes a batch of one.
+    """Converts the arguments of a method to lists; single texts become a batch of one.
+
+    Args:
+        *columns: a str or a list of str each, or None. For choices, each column but the first may
+            have a list of str for each text.
 
     Raises:
-        UserError: an argument is neither a str nor a list of str (or of lists of str, for choices).
+        UserError: an argument has another type, or the first is a list and another a str.
     """
     if isinstance(columns[0], str):
         columns = tuple(column if column is None else [column] for column in columns)
@@ -43,7 +47,14 @@ def as_batch(*columns: Any) -> list[list[Any] | None]:
 
 
 def same_length(texts: Sequence[Any], others: "Others", name: str) -> "Others":
-    """Returns `others`; raises UserError unless it is None or as long as `texts`."""
+    """Returns `others`.
+
+    Args:
+        name: name of `others` in the error message.
+
+    Raises:
+        UserError: `others` is neither None nor as long as `texts`.
+    """
     if others is not None and len(others) != len(texts):
         raise UserError(
             f"there must be as many {name} as texts; got {len(others)} and {len(texts)}."
@@ -52,7 +63,7 @@ def same_length(texts: Sequence[Any], others: "Others", name: str) -> "Others":
 
 
 def check_length(max_seq_length: int, config: "BertConfig") -> None:
-    """Raises UserError if a model does not support a sequence length."""
+    """Raises UserError unless `max_seq_length` is from 5 to the model's maximum."""
     if not 5 <= max_seq_length <= config.max_position_embeddings:
         raise UserError(
             f"max_seq_length must be 5 to {config.max_position_embeddings}, the model's "

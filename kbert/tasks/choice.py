@@ -28,13 +28,13 @@ class ChoiceEndpoint(Endpoint):
     name = "choose"
     texts: dict[str, int] = {"text": 1, "choices": 2}
     forward_spec: dict[str, tuple[str, str]] = {
-        "logits": ("BC", "of the choices; their softmax is the probabilities")
+        "logits": ("BC", "one per choice; the softmax gives the probabilities")
     }
     output_spec: dict[str, str] = {
-        "choice": "(B,) int32, its number, from 0",
-        "text": "(B,) string, the choice itself",
-        "score": "(B,) float32, its probability",
-        "probabilities": "(B, C) float32, of all choices",
+        "choice": "(B,) int32, the index of the best choice",
+        "text": "(B,) string, the text of the best choice",
+        "score": "(B,) float32, the probability of the best choice",
+        "probabilities": "(B, C) float32, the probabilities of all choices",
     }
 
     def from_texts(self, text: tf.Tensor, choices: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -139,6 +139,6 @@ class Choice(Task):
 
 
 def _stack(arrays, value):
-    """Stacks rows of different lengths into a (C, L) array, padded with `value`."""
+    """Stacks C arrays of different lengths into a (C, L) array, padded with `value`."""
     width = max(len(array) for array in arrays)
     return np.stack([np.pad(a, (0, width - len(a)), constant_values=value) for a in arrays])

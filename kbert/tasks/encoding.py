@@ -21,7 +21,8 @@ class Encoded:
 
     Attributes:
         items: list of EncodedExample, one or more per example.
-        windows: what the task needs to convert model outputs to predictions, or None.
+        windows: list that maps token positions in the items to the texts, for example of
+            TokenWindows; None if the task's predictions do not need it.
     """
 
     items: list[EncodedExample]
@@ -34,7 +35,7 @@ def encode_texts(
     text_pairs: Sequence[str] | None,
     max_seq_length: int,
 ) -> list[EncodedExample]:
-    """Encodes texts or text pairs, without labels. text_pairs: list of str, or None."""
+    """Encodes texts or text pairs, truncated to `max_seq_length` tokens, without labels."""
     items = []
     for begin in range(0, len(texts), _TEXTS):
         part = slice(begin, begin + _TEXTS)
@@ -44,7 +45,7 @@ def encode_texts(
 
 
 def unpad_batch(features: Mapping[str, tf.Tensor]) -> list[EncodedExample]:
-    """Converts a batch of features, (B, L) each, to a list of EncodedExample without padding."""
+    """Converts features, (B, L) each, to a list of B EncodedExamples without padding or labels."""
     lengths = tf.reduce_sum(features["attention_mask"], axis=1).numpy()
     ids, types = features["input_ids"].numpy(), features["token_type_ids"].numpy()
     return [

@@ -21,7 +21,8 @@ def content_warnings(examples: "Examples", name: str) -> list[str]:
     """Returns warnings about the texts and labels of a split, one line each.
 
     Args:
-        examples: labeled examples of any task. name: name of the source.
+        examples: labeled examples. There are warnings only about TextExamples.
+        name: name of the source in the warnings.
     """
     if len(examples) < _MIN_EXAMPLES or not isinstance(examples[0], TextExample):
         return []
@@ -49,10 +50,11 @@ def content_warnings(examples: "Examples", name: str) -> list[str]:
 
 
 def overlap_warning(train: "Examples", others: "Examples", name: str) -> str | None:
-    """Returns a warning about texts that are also in the training data, or None.
+    """Returns a warning about examples whose texts are in the training data, or None.
 
     Args:
-        train, others: labeled examples of a task. name: name of the split `others`.
+        train, others: labeled examples of a task. There are warnings only about TextExamples.
+        name: name of `others` in the warning.
     """
     if not isinstance(train[0], TextExample):
         return None

@@ -1,4 +1,4 @@
-"""Reads the examples of a task from files or from TFDS."""
+"""Reads the examples of a task from files, Hugging Face data sets or TFDS."""
 
 import os
 import types
@@ -46,19 +46,20 @@ def read_examples(
 
     Args:
         path: file, plain or compressed; folder of Hugging Face `datasets`, FOLDER or FOLDER:SPLIT;
-            several files or globs, comma-separated; `tfds:NAME`.
+            several files or globs, comma-separated; `tfds:NAME` or `tfds:NAME:SPLIT`.
         task: "classify", "pair", "regress", "multilabel", "tag", "qa", "choice", or a registered
             task.
         text_column, text_pair_column, label_column: name of a column or key, or number of a
             column, from 0; None: inferred from names and values.
-        label_columns: multilabel only: columns of 0 and 1, each named after its label.
-        choice_columns: choice only: columns of the choices.
-        first_choice: choice only: number of the first choice in numeric labels, "0" or "1"; "auto":
-            inferred from all labels.
+        label_columns: for multilabel, the columns of 0 and 1, each named after its label.
+        choice_columns: for choice, the columns of the choices.
+        first_choice: for choice, the number of the first choice in numeric labels, "0" or "1";
+            "auto": inferred from all labels.
         header: whether tables have a header row: "auto", "yes" or "no".
-        label_names: names in the order of the label ids, as a sequence, comma-separated, or a file
-            with one name per line. Labels that are ids are replaced by their names.
-        skip_bad_lines: whether to skip and count invalid lines instead of raising.
+        label_names: names of all labels in the order of the label ids, as a sequence,
+            comma-separated, or a file with one name per line. Labels that are ids are replaced by
+            their names.
+        skip_bad_lines: whether to skip and count invalid examples instead of raising.
 
     Returns:
         List of examples in the order of the file. Their attributes depend on the task:
@@ -70,8 +71,9 @@ def read_examples(
         choice: `text`, `choices`, a tuple of str, and `label`, the index of the correct choice.
 
     Raises:
-        UserError: a file cannot be read or has no examples, its header or columns are ambiguous, or
-            an example is invalid.
+        UserError: a file cannot be read or has no examples, its header or columns are ambiguous, an
+            example is invalid, a label is not in `label_names`, or the labels of the task have no
+            names.
 
     Example:
         >>> examples = kbert.read_examples("reviews.csv", "classify")
@@ -107,15 +109,15 @@ def read_split(
     labeled: bool = True,
     report: Callable[[str], None] = print,
 ) -> "Examples":
-    """Reads the examples of one split; see `SplitReader`."""
+    """Reads the examples of a single split; see `SplitReader`."""
     return SplitReader(config, labeled, report).read(source)
 
 
 class SplitReader:
     """Reads the examples of the splits of a run.
 
-    If a later file has the same columns as the first one, it is read in the same way, even if it is
-    too small to identify the label column.
+    If a later file has the same columns as the first one, it is read in the same way, even if its
+    content would not suffice to identify its columns.
 
     Args:
         config: ExampleConfig, or an object with its fields.
@@ -138,9 +140,10 @@ class SplitReader:
         """Returns the examples of a source.
 
         Args:
-            source: as for `kbert.data.records.source_files`; `tfds:NAME` or `tfds:NAME:SPLIT`; or
-                one of the `SAMPLES` in the package: paragraphs and their authors (task classify,
-                label_column author).
+            source: paths and globs as for `kbert.data.records.source_files`, `tfds:NAME` or
+                `tfds:NAME:SPLIT`, or a name in `SAMPLES`: "sample:authors_train" and
+                "sample:authors_eval" are paragraphs and their authors (task classify, label_column
+                author).
 
         Returns:
             List of TextExample (tasks classify, pair, regress, multilabel), TagExample (tag),

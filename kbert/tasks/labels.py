@@ -42,7 +42,7 @@ def label_names(examples: "Iterable[TextExample | TagExample]") -> tuple[str, ..
 
 
 def label_numbers(names: Sequence[str]) -> dict[str, int]:
-    """Returns a dict of label name -> id. If no name is a number, it has "0", "1", ..., too."""
+    """Returns a dict of label name -> id. The ids are keys, too, unless a name is a number."""
     # A model may have the name "1.0" for 1.
     numbers = {normalize_label(name): i for i, name in enumerate(names)}
     if not any(re.fullmatch(r"[0-9]+", name) for name in numbers):
@@ -62,7 +62,7 @@ def all_label_names(
 def all_label_numbers(
     examples: "Iterable[TextExample | TagExample]", names: Sequence[str]
 ) -> dict[str, int]:
-    """Returns `label_numbers`, with ids from C on for the unknown labels of examples."""
+    """Returns `label_numbers` of C names, and ids from C on for other labels of the examples."""
     more = enumerate(all_label_names(examples, names)[len(names) :], len(names))
     return label_numbers(names) | {name: number for number, name in more}
 
@@ -70,7 +70,7 @@ def all_label_numbers(
 def label_frequencies_text(
     examples: "Sequence[TextExample | TagExample]", names: Sequence[str]
 ) -> str:
-    """Returns text with the frequency of each of `all_label_names`.
+    """Returns the count and the percentage of each of `all_label_names`, as text.
 
     Percentages are of the examples or, if each word has a label, of the words.
     """
@@ -99,7 +99,7 @@ def keep_known_labels(
     report: Callable[[str], None],
     unknown: str | None = None,
 ) -> "list[Example]":
-    """Returns the examples whose labels are all in `names`, with tags in the scheme of `names`.
+    """Returns the examples whose labels are all names or ids; converts tags to the names' scheme.
 
     Args:
         examples: list of labeled examples. names: tuple of str.
@@ -109,7 +109,8 @@ def keep_known_labels(
             examples are returned.
 
     Raises:
-        UserError: labels are unknown (names file and line), or all examples were skipped.
+        UserError: a label is unknown (the message names the file and the line), or all examples
+            were skipped.
     """
     if hasattr(examples[0], "tags"):
         examples = convert_tags(names, examples)
@@ -142,7 +143,7 @@ def keep_known_labels(
 
 
 def ids_to_names(examples: "Sequence[Example]", names: Sequence[str]) -> "list[Example]":
-    """Replaces labels that are ids by their names; returns new examples."""
+    """Returns copies of examples in which labels that are ids are replaced by their names."""
     numbers = label_numbers(names)
     renamed = {name: names[number] for name, number in numbers.items()}
     replaced = []
@@ -155,9 +156,9 @@ def ids_to_names(examples: "Sequence[Example]", names: Sequence[str]) -> "list[E
 
 
 def check_no_numbers(examples: "Iterable[TextExample | TagExample]", names: Sequence[str]) -> None:
-    """Raises UserError if a label is a number although `names`, from the training data, are not.
+    """Raises UserError if an example has an id as its label.
 
-    Such names have no order that the numbers could refer to.
+    The names must come from the training data, so their order is not the order of such ids.
     """
     numbers = label_numbers(names).keys() - set(map(normalize_label, names))
     for example in examples:
@@ -172,7 +173,7 @@ def check_no_numbers(examples: "Iterable[TextExample | TagExample]", names: Sequ
 def label_conflicts(config: "BertConfig", task: "Task") -> "dict[str, tuple[Any, Any]]":
     """Returns the fields of a BertConfig that differ from a Task's.
 
-    A field that is None in the config does not count.
+    Fields that are None in the config are skipped.
 
     Returns:
         dict of name -> (value in the config, value of the task).
@@ -187,7 +188,7 @@ def check_all_present(
     """Raises UserError if a label has no example, because the model could not learn it.
 
     Args:
-        what: name of the examples for the message.
+        what: name of the examples in the message.
     """
     numbers = label_numbers(names)
     seen = {numbers[name] for example in examples for name in _labels_of(example)}
@@ -200,6 +201,6 @@ def check_all_present(
 
 
 def names_text(names: Iterable[str]) -> str:
-    """Returns names, or the first 20 of them, as text."""
+    """Returns names as text; of more than 20, the first 20 and the total number."""
     names = list(names)
     return ", ".join(names[:20]) + (f", ... ({len(names)} in all)" if len(names) > 20 else "")

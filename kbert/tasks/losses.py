@@ -4,7 +4,14 @@ import tensorflow as tf
 
 
 def choice_losses(logits: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the cross-entropy of logits, and whether the argmax is correct, both float32."""
+    """Returns the cross-entropy of logits, and 1 where the argmax is correct, else 0.
+
+    Args:
+        logits: (..., C) float32. labels: (...) int.
+
+    Returns:
+        Two (...) float32 tensors.
+    """
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
     right = tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels
     return losses, tf.cast(right, tf.float32)

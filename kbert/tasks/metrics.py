@@ -1,4 +1,4 @@
-"""Metrics of the tasks, as dicts of floats with the usual names.
+"""Metrics of the tasks, as dicts of name -> float; see `kbert.tasks.squad` for qa.
 
 All are in [0, 1], except correlations and errors. A ratio of 0 / 0, such as the precision of a
 class that is never predicted, counts as 0.
@@ -77,8 +77,8 @@ def regression_scores(targets: "ArrayLike", predictions: "ArrayLike") -> dict[st
         targets, predictions: (N,) float.
 
     Returns:
-        dict of pearson and spearman (in [-1, 1]; 0 if undefined, for constant input or a single
-        example), mse and mae.
+        dict of pearson and spearman (in [-1, 1]; 0 where they are undefined, such as for constant
+        input or a single example), mse and mae.
     """
     from scipy import stats
 
@@ -128,7 +128,7 @@ def multilabel_scores(targets: "ArrayLike", predictions: "ArrayLike") -> dict[st
 
 
 def _precision_recall_f1(right, predicted, support):
-    """Returns precision, recall and F1 of counts (arrays or numbers); 0 / 0 is 0."""
+    """Returns precision, recall and F1 from counts (arrays or numbers); 0 / 0 is 0."""
     right, predicted, support = np.float64(right), np.float64(predicted), np.float64(support)
     return (
         right / np.maximum(predicted, 1),
@@ -146,8 +146,8 @@ def entity_scores(
 
     Args:
         tags, predictions: lists of lists of str, of equal lengths.
-        label_names: all tags of the model. Together with `tags`, they determine the tag scheme; see
-            `kbert.data.tag_schemes`.
+        label_names: all tags of the model, which determine the tag scheme (see
+            `kbert.data.tag_schemes`); if empty, `tags` and `predictions` do.
 
     Returns:
         dict of entity_f1, entity_precision, entity_recall (over all entities, as in conlleval and

@@ -44,7 +44,7 @@ class MultiLabelEndpoint(Endpoint):
 
 
 class MultiLabel(TextTask):
-    """Any number of C labels for a text: the labels with a probability above 1/2."""
+    """Any number of C labels for a text or a pair of texts: those with a probability above 1/2."""
 
     name = "multilabel"
     summary = "any number of labels for a text"
@@ -62,10 +62,10 @@ class MultiLabel(TextTask):
     def standardize_examples(
         cls, examples: list[TextExample], note: Callable[[str], object]
     ) -> list[TextExample]:
-        """Converts lists with a 0 or 1 for each label to lists of the ids of labels with 1.
+        """Converts multi-hot lists, with 0 or 1 for each label, to lists of the ids with 1.
 
         Raises:
-            UserError: only some examples have such lists, or the lists differ in length.
+            UserError: only some examples have multi-hot lists, or these lists differ in length.
         """
         lists = {example.label for example in examples}
         repeated = [row for row in lists if len({*row}) < len(row)]
@@ -78,10 +78,10 @@ class MultiLabel(TextTask):
             }:
                 raise UserError(
                     f"{example.where}: the labels are {example.label}, but other examples of the "
-                    f"file have lists of {size} numbers 0 or 1, one per label. Write all labels as "
-                    f"such lists, or as lists of label names."
+                    f"file have {size} values, 0 or 1 for each label. Write all labels as such "
+                    f"lists, or as lists of label names."
                 )
-        note(f"the labels are lists of 0 and 1; the labels are numbered from 0 to {size - 1}")
+        note(f"each example has 0 or 1 for each label; the label ids are 0 to {size - 1}")
         return [
             dataclasses.replace(
                 example,
@@ -97,7 +97,7 @@ class MultiLabel(TextTask):
     def targets(self, examples: Sequence[TextExample]) -> np.ndarray:
         """Returns an (N, C) float32 array with 1 for the labels of each example, else 0.
 
-        Unknown labels of examples get additional columns.
+        C includes the labels of the examples that are not in `label_names`.
         """
         numbers = all_label_numbers(examples, self.label_names)
         names = all_label_names(examples, self.label_names)
@@ -120,7 +120,7 @@ class MultiLabel(TextTask):
         teacher_outputs: Mapping[str, tf.Tensor],
         temperature: float,
     ) -> tf.Tensor:
-        """Returns the binary distillation loss, (B,) float32, as the mean over the labels."""
+        """Returns the binary distillation losses, (B,) float32, averaged over the labels."""
         both = [
             tf.stack([x["logits"], tf.zeros_like(x["logits"])], -1)
             for x in (outputs, teacher_outputs)

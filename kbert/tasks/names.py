@@ -1,4 +1,4 @@
-"""Checks of the names of tasks and methods, which need no TensorFlow, unlike the tasks."""
+"""Checks of the names of tasks and methods, without importing TensorFlow."""
 
 import importlib.metadata
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ def check_task_name(name: str | None, names: Iterable[str] = ()) -> None:
         names: the known names; if empty, the names of the built-in and installed tasks.
 
     Raises:
-        UserError: the name is None, or there is no such task.
+        UserError: the name is None or unknown.
     """
     installed = (point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS))
     names = list(names) or [*BUILT_IN, *installed]
@@ -31,15 +31,18 @@ def check_task_name(name: str | None, names: Iterable[str] = ()) -> None:
 
 
 def all_built_in(task_module: str | None) -> bool:
-    """Returns whether there are only built-in tasks: no --task_module, no package with tasks."""
+    """Returns whether there is neither a --task_module nor an installed package with tasks."""
     return not task_module and not importlib.metadata.entry_points(group=ENTRY_POINTS)
 
 
 def check_method(method: str | None, methods: Iterable[str]) -> None:
-    """Checks the name of a prediction method. methods: the known names.
+    """Checks the name of a prediction method; None is accepted.
+
+    Args:
+        method: value of --method. methods: the known names.
 
     Raises:
-        UserError: there is no such method.
+        UserError: the name is unknown.
     """
     if method is not None and method not in methods:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Functions of the outputs of models: probabilities, embeddings, similarities, masked logits."""
+"""Computes probabilities, embeddings, similarities and masked-token logits from model outputs."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -36,7 +36,9 @@ def similarities(vectors: np.ndarray, others: np.ndarray, kind: str) -> np.ndarr
     """Returns the similarity of each of N pairs of embeddings, (N,).
 
     Args:
-        vectors, others: (N, E). kind: field `similarity` of `EmbeddingConfig`.
+        vectors, others: (N, E).
+        kind: field `similarity` of `EmbeddingConfig`; "euclidean" and "manhattan" are negative
+            distances.
     """
     if kind == "euclidean":
         return -np.linalg.norm(vectors - others, axis=1)
@@ -55,10 +57,11 @@ def l2_normalize(vectors: np.ndarray) -> np.ndarray:
 def masked_logits(
     model: "BertForMaskedLM", features: Mapping[str, tf.Tensor], tokenizer: "BertTokenizer"
 ) -> dict[str, tf.Tensor]:
-    """Returns `logits` (B, M, V) of a BertForMaskedLM at the first `MAX_MASKS` [MASK] tokens.
+    """Returns `logits`, (B, M, V) float32, at the first `MAX_MASKS` [MASK] tokens of each text.
 
-    If a text has fewer [MASK] tokens, the remaining slots are at other tokens. If the model's
-    embedding table is larger than the vocabulary, the additional entries are omitted.
+    M is `MAX_MASKS`, or L if that is smaller. If a text has fewer [MASK] tokens, the remaining
+    slots are at other tokens. V is the size of the vocabulary, even if the model's embedding table
+    is larger.
     """
     masked = tf.equal(features["input_ids"], tokenizer.mask_id)
     first = tf.argsort(tf.cast(masked, tf.int32), direction="DESCENDING", stable=True)

@@ -22,7 +22,10 @@ class PairClassification(Classification):
     def standardize_examples(
         cls, examples: list[TextExample], note: Callable[[str], object]
     ) -> list[TextExample]:
-        """Drops NLI examples with the label "-" or -1, on which the annotators disagreed."""
+        """Drops NLI examples with the label "-" or -1, which means that annotators disagreed.
+
+        The labels must be entailment, neutral, contradiction and "-", or 0, 1, 2 and -1.
+        """
         labels = {str(example.label).lower() for example in examples}
         missing = "-1" if labels == _NUMBERS else "-"
         labeled = [example for example in examples if example.label != missing]

@@ -46,15 +46,15 @@ class AnswerEndpoint(Endpoint):
     name = "answer"
     texts: dict[str, int] = {"question": 1, "context": 1}
     forward_spec: dict[str, tuple[str, str]] = {
-        "start_logits": ("BL", "of each token as the answer's first; at 0, [CLS]: no answer"),
-        "end_logits": ("BL", "of each token as the answer's last"),
+        "start_logits": ("BL", "for each token as the start of the answer; [CLS]: no answer"),
+        "end_logits": ("BL", "for each token as the end of the answer; [CLS]: no answer"),
     }
     output_spec: dict[str, str] = {
         "answer": "(B,) string, a span of the context; empty: no answer",
-        "start": "(B,) int32, byte offset of its start in the UTF-8 context; -1: no answer",
-        "end": "(B,) int32, byte offset of its end, exclusive; -1: no answer",
-        "score": "(B,) float32, the sum of its two logits, or no_answer_score",
-        "no_answer_score": "(B,) float32, the smallest sum of the logits of [CLS] in a window",
+        "start": "(B,) int32, byte offset of the answer in the UTF-8 context; -1: no answer",
+        "end": "(B,) int32, byte offset of the end of the answer, exclusive; -1: no answer",
+        "score": "(B,) float32, start plus end logit of the answer; no answer: no_answer_score",
+        "no_answer_score": "(B,) float32, start plus end logit of [CLS], minimum over the windows",
     }
 
     def __init__(self, *arguments: Any):
@@ -95,11 +95,12 @@ class QuestionAnswering(Task):
 
     Args:
         tokenizer, max_seq_length: as for `Task`.
-        doc_stride, max_query_length: see `kbert.tasks.span_ops`.
+        doc_stride: see `kbert.tasks.span_ops.question_windows`.
+        max_query_length: see `kbert.tasks.span_ops.tokenize_questions`.
         max_answer_length, allow_no_answer, null_threshold: see `kbert.tasks.answers.best_answers`.
 
     Attributes:
-        top_k: number of candidates, which may overlap; None for up to 20 that do not overlap.
+        top_k: maximum number of candidates, which may overlap; None for 20 that do not overlap.
     """
 
     name = "qa"
@@ -176,7 +177,8 @@ class QuestionAnswering(Task):
         if moved:
             report(
                 f"note: {moved:,} of {len(examples):,} training questions have answers whose "
-                f"answer_start is missing or off by white space; they were located by their text"
+                f"answer_start is missing or does not account for white space; the answers were "
+                f"located by their text"
             )
         if first:
             left = len(examples) - len(kept)
@@ -255,7 +257,8 @@ class QuestionAnswering(Task):
         """Encodes examples; see `Task.encode`.
 
         Raises:
-            UserError: a setting is out of range, or a question leaves no room for its context.
+            UserError: doc_stride or max_query_length is below 1, or a question leaves no room for
+                its context.
         """
         for name in ("doc_stride", "max_query_length"):
             if getattr(self, name) < 1:
@@ -303,7 +306,7 @@ class QuestionAnswering(Task):
         teacher_outputs: Mapping[str, tf.Tensor],
         temperature: float,
     ) -> tf.Tensor:
-        """Returns the mean of the losses of start and end."""
+        """Returns the mean of the distillation losses of the start and the end, (B,) float32."""
         start, end = (
             soft_losses(outputs[name], teacher_outputs[name], temperature)
             for name in self.output_names
@@ -330,7 +333,14 @@ class QuestionAnswering(Task):
     def find_threshold(
         self, examples: Sequence[QuestionExample], predictions: Sequence[dict[str, Any]]
     ) -> None:
-        """Sets `null_threshold` to the value with the best F1 on these examples."""
+        """Sets `null_threshold` to the value with the best F1 on examples.
+
+        Args:
+            examples: labeled examples. predictions: results of `predictions` for them.
+
+        Raises:
+            UserError: there are no examples, or one is unlabeled.
+        """
         self.null_threshold, _ = best_null_threshold(examples, predictions)
 
     def scores(

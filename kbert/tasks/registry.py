@@ -1,4 +1,4 @@
-"""The registry of tasks, and `task.json`, which stores the task of a folder of weights."""
+"""The registry of tasks, and `task.json`, which stores the task of a model folder."""
 
 import dataclasses
 import importlib
@@ -60,10 +60,14 @@ def register(task_class: "TaskClass") -> "TaskClass":
 
 
 def load_task_module(name: str | None) -> None:
-    """Imports a module and registers its tasks. name: value of --task_module, or None.
+    """Imports a module and registers the tasks that it defines.
+
+    Args:
+        name: value of --task_module; None: nothing is imported.
 
     Raises:
-        UserError: the module cannot be imported, or defines no task.
+        UserError: the module cannot be imported or defines no task, or a task cannot be
+            registered.
     """
     if name is None:
         return
@@ -115,10 +119,10 @@ def task_of_method(method: str) -> type[Task] | None:
 
 
 def method_of_heads(parts: Iterable[str], config: "BertConfig") -> str:
-    """Returns the method of `kbert.Predictor` for a model without a task.
+    """Returns the default method of `kbert.Predictor` for a model without `task.json`.
 
     Args:
-        parts: names of the parts of the model, such as "mlm". config: BertConfig of the model.
+        parts: names of the parts of the model, such as the head "mlm". config: its BertConfig.
     """
     if config.embedding:
         return "embed"
@@ -128,7 +132,7 @@ def method_of_heads(parts: Iterable[str], config: "BertConfig") -> str:
 
 
 def text_task_name(task: Task | type[Task], takes_pairs: bool) -> str:
-    """Returns the name of the task with the same endpoint that reads texts, or text pairs."""
+    """Returns the name of the task with the same endpoint and this `takes_pairs`, or `task`'s."""
     kinds = [kind for kind in tasks().values() if kind.endpoint is task.endpoint]
     return next((kind.name for kind in kinds if kind.takes_pairs == takes_pairs), task.name)
 
@@ -142,10 +146,11 @@ def make_task(
     """Creates the task of a FinetuneConfig.
 
     Args:
-        config: FinetuneConfig, or an object with the fields that tasks need.
+        config: FinetuneConfig, or an object with the fields that tasks need. If it has a teacher,
+            the fields that the task adds to FinetuneConfig are read from the teacher's `task.json`.
         tokenizer: BertTokenizer.
         label_names: tuple of str, for tasks with label names.
-        allow_no_answer: whether questions may have no answer (qa only).
+        allow_no_answer: whether questions may have no answer, for qa.
     """
     kind = get_task(config.task)
     teacher = getattr(config, "teacher", None) if kind.own_fields() else None
@@ -156,17 +161,18 @@ def make_task(
 
 
 def _set_own_settings(task, values):
-    """Sets the attributes of a task's own settings to their values, or else to the defaults."""
+    """Sets the attributes of a task's `own_fields` to `values`, or else to the defaults."""
     for name, field in task.own_fields().items():
         setattr(task, name, values.get(name, field.default))
     return task
 
 
 def with_task_defaults(config: "FinetuneConfig") -> "FinetuneConfig":
-    """Imports the module of a FinetuneConfig's task; returns the config with the task's defaults.
+    """Imports --task_module; returns the config with the task's `max_seq_length` if it has none.
 
     Raises:
-        UserError: the task is missing or unknown, or does not support the class weights.
+        UserError: the module cannot be loaded, the task is missing or unknown, or it does not
+            support class weights although they are set.
     """
     load_task_module(config.task_module)
     kind = get_task(config.task)
@@ -180,11 +186,12 @@ def with_task_defaults(config: "FinetuneConfig") -> "FinetuneConfig":
 def write_task_settings(
     folder: str | os.PathLike[str], task: Task, takes_pairs: bool = False
 ) -> None:
-    """Writes `task.json`, which `read_task_settings` reads, to a folder of weights.
+    """Writes `task.json`, which `read_task_settings` reads, to a model folder.
 
     Args:
         folder: an existing folder. task: Task.
-        takes_pairs: whether the examples had a second text; the task "pair" always writes true.
+        takes_pairs: whether the examples had a second text; tasks with `takes_pairs` always write
+            true.
     """
     settings = {"task": task.name, "max_seq_length": task.max_seq_length}
     settings["takes_pairs"] = takes_pairs or task.takes_pairs
@@ -193,7 +200,7 @@ def write_task_settings(
 
 
 def read_task_settings(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Returns the task settings of a folder (path or ModelFolder), or None if it has no task.
+    """Returns the content of `task.json` in a folder (path or ModelFolder); None if it is absent.
 
     Raises:
         UserError: the folder does not exist, or `task.json` is invalid.
@@ -226,10 +233,10 @@ def read_task_settings(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 def task_from_settings(
     settings: dict[str, Any], tokenizer: "BertTokenizer", config: "BertConfig"
 ) -> Task:
-    """Creates a task.
+    """Creates the task of a model folder.
 
     Args:
-        settings: result of `read_task_settings`. tokenizer: the model's tokenizer.
+        settings: result of `read_task_settings`. tokenizer: BertTokenizer of the model.
         config: BertConfig of the model.
     """
     kind = get_task(settings["task"])

@@ -51,11 +51,15 @@ class Regression(TextTask):
     label: "staticmethod[[object, str], float]" = staticmethod(validation.parse_number_label)
 
     def targets(self, examples: Sequence[TextExample]) -> np.ndarray:
-        """Returns the target numbers, (N,) float32. Raises UserError for several outputs."""
+        """Returns the labels of examples, (N,) float32.
+
+        Raises:
+            UserError: the model has several outputs.
+        """
         if len(self.label_names or ()) > 1:
             raise UserError(
-                f"the model predicts {len(self.label_names)} numbers for a text; kbert trains and "
-                f"evaluates regression with one. Use it with kbert.predict."
+                f"the model predicts {len(self.label_names)} numbers for a text, but kbert trains "
+                f"and evaluates only models that predict one. Use it with kbert.predict."
             )
         return np.array([example.label for example in examples], np.float32)
 
@@ -75,7 +79,7 @@ class Regression(TextTask):
         teacher_outputs: Mapping[str, tf.Tensor],
         temperature: float,
     ) -> tf.Tensor:
-        """Returns the squared difference from the teacher; the temperature has no effect."""
+        """Returns the squared differences from the teacher, (B,); the temperature has no effect."""
         return tf.square(outputs["logits"][:, 0] - teacher_outputs["logits"][:, 0])
 
     def predictions(

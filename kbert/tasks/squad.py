@@ -25,17 +25,16 @@ def squad_scores(
 
     The two scripts differ in two cases. A question without a prediction scores 0, as in 1.1 (2.0
     skips it). A correct answer that consists only of articles and punctuation, such as "The", is
-    ignored, as in 2.0 (1.1 scores it with an exact match and an F1 of 0).
+    ignored, as in 2.0 (in 1.1, predicting it gives an exact match, but an F1 of 0).
 
     Args:
         examples: sequence of QuestionExample, each with answers or impossible.
         predictions: dict of id -> text, "" for no answer; other ids are ignored.
 
     Returns:
-        dict of exact_match and f1, float. If a question is impossible, also the scores of the
-        questions with and without an answer, HasAns_exact, HasAns_f1, NoAns_exact and NoAns_f1,
-        float, and the numbers of these questions, HasAns_total and NoAns_total, int. A group
-        without questions is omitted.
+        dict of exact_match and f1, float. If any question is impossible, also HasAns_exact and
+        HasAns_f1, float, and HasAns_total, int: the scores and the number of the questions with an
+        answer, if there are any; and NoAns_exact, NoAns_f1 and NoAns_total for those without.
 
     Raises:
         UserError: there are no examples, or one is unlabeled.
@@ -58,7 +57,7 @@ def squad_scores(
 
 
 def answer_scores(example: "QuestionExample", text: str) -> tuple[float, float]:
-    """Returns the best exact match and the best F1 of a text over all correct answers, in [0, 1].
+    """Returns a text's best exact match and best F1 over the correct answers, in [0, 1].
 
     Raises:
         UserError: the example is unlabeled.
@@ -75,7 +74,7 @@ def answer_scores(example: "QuestionExample", text: str) -> tuple[float, float]:
 
 
 def _words(text):
-    """Returns the words in lower case, without ASCII punctuation and articles."""
+    """Returns the words of a text in lower case, without ASCII punctuation and English articles."""
     text = text.lower().translate(_PUNCTUATION)
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 

@@ -42,14 +42,14 @@ class TagEndpoint(Endpoint):
     name = "tag"
     scored_by_ids = True
     forward_spec: dict[str, tuple[str, str]] = {
-        "logits": ("BLC", "of the labels of each token; their softmax is the probabilities")
+        "logits": ("BLC", "one per token and label; the softmax gives the probabilities")
     }
     output_spec: dict[str, str] = {
-        "label": "(B, S) string, of each span found, in order; padded with empty strings",
-        "text": "(B, S) string, the span itself",
-        "start": "(B, S) int32, byte offset of its start in the UTF-8 text; padded with -1",
-        "end": "(B, S) int32, byte offset of its end, exclusive; padded with -1",
-        "score": "(B, S) float32, the mean probability of its words' labels; padded with 0",
+        "label": "(B, S) string, the labels of the spans in text order; padded with empty strings",
+        "text": "(B, S) string, the texts of the spans; padded with empty strings",
+        "start": "(B, S) int32, byte offset of each span in the UTF-8 text; padded with -1",
+        "end": "(B, S) int32, byte offset of the end of each span, exclusive; padded with -1",
+        "score": "(B, S) float32, mean probability of the words' labels in a span; padded with 0",
         "count": "(B,) int32, the number of spans",
     }
     padded: dict[str, str | int | float] = {
@@ -76,11 +76,11 @@ class Tagging(Task):
 
     The tag of a word is predicted at its first WordPiece. A word that BERT's tokenizer splits at
     punctuation, such as "U.S.", is trained as several words with the same tag (B-X first, then
-    I-X), so that plain text, which is not split into words, can be tagged, too.
+    I-X), so that the model can also tag plain text, which is not split into words.
 
     Attributes:
         scheme: TagScheme of the label names; None if they mark no entities.
-        roles: (role, type) of each label; without a scheme, each word is a span with role S.
+        roles: list of (role, type), one per label; without a scheme, ("S", label name).
     """
 
     name = "tag"
@@ -156,7 +156,7 @@ class Tagging(Task):
         self, examples: Sequence[TagExample], class_weights: np.ndarray | None = None
     ) -> Encoded:
         rows = self._pieces([word for example in examples for word in example.words])
-        items, words = [], []  # words: for each example, the position of each word's first piece
+        items, words = [], []  # words: for each example, the first WordPiece's position by word
         for example in examples:
             item, begins = self._item([next(rows) for _ in example.words])
             if example.tags is not None:
@@ -166,7 +166,7 @@ class Tagging(Task):
         return Encoded(items, words)
 
     def _pieces(self, words):
-        """Yields the ids of each word; a word without ids is [UNK]."""
+        """Yields the WordPiece ids of each word; [UNK] for a word without WordPieces."""
         for begin in range(0, len(words), _WORDS):
             ragged = self.tokenizer.tokenize(words[begin : begin + _WORDS])
             ids, splits = ragged.flat_values.numpy(), ragged.row_splits.numpy()
@@ -174,7 +174,11 @@ class Tagging(Task):
                 yield ids[first:last] if last > first else [self.tokenizer.unk_id]
 
     def _item(self, words):
-        """Returns an item with the ids of words, and each word's position in it; 0: truncated."""
+        """Returns an item, and the position of each word's first WordPiece; 0 if truncated.
+
+        Args:
+            words: the WordPiece ids of each word.
+        """
         room = self.max_seq_length - 2
         lengths = np.array([len(word) for word in words])
         begins = np.cumsum(lengths) - lengths + 1
@@ -183,7 +187,7 @@ class Tagging(Task):
         return EncodedExample(ids, np.zeros_like(ids)), np.where(begins <= room, begins, 0)
 
     def _targets(self, item, begins, tags):
-        """Returns labels, dtype and weights of an item's tokens."""
+        """Returns labels, dtype and weights of an item's tokens, for `with_labels`."""
         numbers = label_numbers(self.label_names)
         unknown = len(numbers)  # id for unknown labels, in files that are only scored
         labels, weights = np.zeros(item.length, np.int32), np.zeros(item.length, np.float32)
@@ -224,7 +228,7 @@ class Tagging(Task):
     def text_windows(self, texts: Sequence[str]) -> Encoded:
         """Encodes plain texts; long texts are split into windows that overlap by half.
 
-        In the result, `windows` has one TokenWindows for every `_TEXTS` texts.
+        In the result, `windows` is a list of TokenWindows, one for every `_TEXTS` texts.
         """
         items, parts = [], []
         for begin in range(0, len(texts), _TEXTS):
@@ -240,8 +244,8 @@ class Tagging(Task):
         """Returns the spans of texts; see `kbert.Predictor.tag`.
 
         Args:
-            texts: list of str. encoded: result of `text_windows`.
-            outputs: results of a BatchRunner.
+            texts: list of str. encoded: result of `text_windows` for them.
+            outputs: results of a BatchRunner for `encoded.items`, in order.
         """
         results, outputs = [], iter(outputs)
         for begin, windows in zip(range(0, len(texts), _TEXTS), encoded.windows, strict=True):
@@ -256,7 +260,7 @@ class Tagging(Task):
 
 
 def _spans_of(text, *columns):
-    """Returns a dict for each span of a text. columns: labels, byte starts, byte ends, scores."""
+    """Returns a dict for each span of a text. *columns: labels, byte starts, byte ends, scores."""
     places = characters_before(text.encode()).tolist()
     spans = []
     for label, byte_start, byte_end, score in zip(*columns, strict=True):

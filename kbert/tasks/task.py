@@ -1,8 +1,8 @@
 """The base class of the tasks.
 
-Each task is a module in this folder. A task encodes examples as items, defines the loss of its
-model, converts the model's outputs to predictions, which are dicts that can be written as JSON, and
-computes metrics.
+Each task is a module in this folder. A task reads and encodes examples, computes the losses,
+converts the model's outputs to predictions (dicts that can be written as JSON) and computes
+metrics.
 """
 
 import abc
@@ -35,19 +35,23 @@ if TYPE_CHECKING:
 
     Check: TypeAlias = tuple[Callable[[Any], bool], str]
 
-# Checks of settings in `task.json`: a function that returns whether a value is valid, and a
+# A check of a setting in `task.json` is a function that returns whether a value is valid, and a
 # description of the valid values.
 BOOL: "Check" = (lambda x: isinstance(x, bool), "true or false")
-NUMBER: "Check" = (lambda x: type(x) in (int, float) and abs(x) < 1e30, "a finite number")
+NUMBER: "Check" = (
+    lambda x: type(x) in (int, float) and abs(x) < 1e30,
+    "a number between -1e30 and 1e30",
+)
 
 
 def int_at_least(minimum: int) -> "Check":
-    """Returns the check for an integer of at least `minimum`."""
-    return lambda x: type(x) is int and minimum <= x < 2**31, f"an integer of at least {minimum}"
+    """Returns the check for an integer from `minimum` to 2**31 - 1."""
+    valid = f"an integer from {minimum} to 2**31 - 1"
+    return lambda x: type(x) is int and minimum <= x < 2**31, valid
 
 
 def setting_check(field: "dataclasses.Field[Any]") -> "Check":
-    """Returns the check for the value of a field that was created by `setting`."""
+    """Returns the check for the value of a field that `kbert.fields.setting` created."""
 
     def fits(value):
         with contextlib.suppress(UserError):
@@ -62,26 +66,29 @@ class Task(abc.ABC):
     """Base class of the tasks.
 
     Args:
-        tokenizer: BertTokenizer. label_names: tuple of str; only for tasks with label names.
-        max_seq_length: maximum length of an example in tokens; longer examples are truncated.
+        tokenizer: BertTokenizer.
+        label_names: tuple of str, in the order of the label ids; None for tasks without label
+            names.
+        max_seq_length: maximum length of a sequence in tokens, including special tokens; longer
+            texts are truncated or split into windows.
 
     Attributes:
-        name: name in --task and in `task.json`. summary: the purpose in a few words.
+        name: name in --task and in `task.json`. summary: what is predicted, in a few words.
         method: name of the prediction method in --method and in `kbert.Predictor`.
         model_class: class in `kbert.model`. problem_type: value of this field of BertConfig.
-        metric: the metric that selects the best checkpoint. The highest value is the best, or the
-            lowest if the metric is in `lower_is_better`.
+        metric: default of the metric that selects the best checkpoint.
+        lower_is_better: names of the metrics whose lowest value is the best.
         output_names: names of the model outputs from which predictions are made.
         endpoint: subclass of Endpoint for exports; None if models of the task cannot be exported.
-        max_seq_length: default maximum length of an example in tokens.
+        max_seq_length: on the class, the default.
         min_labels: minimum number of label names; 0 if the labels have no names.
         is_classification: whether an example has one of C classes, so that class weights apply.
         takes_pairs: whether every example has a second text.
-        reads_windows: whether long texts are split into windows instead of truncated.
+        reads_windows: whether `encode` splits long texts into windows instead of truncating them.
         texts: minimum and maximum number of texts per prediction; None for no maximum.
         example_fields: fields of an example that are the arguments of the method.
-        unlabeled_task: name of the task that reads files of texts for predictions; None for this
-            task.
+        unlabeled_task: name of the task whose `reader` reads the files of `kbert.predict`; None if
+            this task's does.
         own_settings: dict of the task's own settings in `task.json` -> check, such as `BOOL`.
         config_class: FinetuneConfig, or a subclass whose additional `setting`s are flags of
             `kbert.finetune`, keys of `task.json` and attributes of the task.
@@ -144,8 +151,8 @@ class Task(abc.ABC):
         """Creates the task.
 
         Args:
-            settings: settings in `task.json`. tokenizer, config: the model's BertTokenizer and
-                BertConfig.
+            settings: values of `max_seq_length` and of `own_settings` from `task.json`.
+            tokenizer: BertTokenizer of the model. config: BertConfig of the model.
         """
         names = config.label_names or tuple(str(i) for i in range(config.num_labels))
         return cls(tokenizer, names, settings["max_seq_length"])
@@ -157,15 +164,23 @@ class Task(abc.ABC):
     ) -> "tuple[Records, Callable[[str, Record], Any]]":
         """Returns the records of a source, and a function from (where, record) to an example.
 
-        Args: as for `kbert.tasks.examples.SplitReader`.
+        Args:
+            source: a file, a folder of Hugging Face `datasets` or `tfds:NAME`.
+            config: names and numbers of the columns to read.
+            labeled: whether to read labels; if False, they may be missing.
+
+        Raises:
+            UserError: the source cannot be read, or its columns are missing or ambiguous. The
+                function raises BadExample for an invalid record.
         """
 
     @classmethod
     def standardize_examples(cls, examples: list[Any], note: Callable[[str], object]) -> list[Any]:
-        """Converts the labeled examples of a file to the form that the task requires.
+        """Converts the labels of a file's examples to the form that the task requires.
 
         Args:
-            note: called with a note on the content of the file.
+            examples: labeled examples.
+            note: called with text about the labels of the file.
         """
         return examples
 
@@ -176,19 +191,26 @@ class Task(abc.ABC):
         """Returns the examples whose labels can be learned; evaluation needs no such check.
 
         Args:
-            examples: labeled examples as `kbert.read_examples` reads them.
-            skip_bad_lines: whether to skip unsuitable examples instead of raising.
+            examples: labeled examples.
+            skip_bad_lines: whether to skip examples that cannot be learned, instead of raising.
             report: called with a line about examples that were skipped or corrected.
 
         Raises:
-            UserError: a label cannot be learned (names file and line).
+            UserError: a label cannot be learned; the message names the file and the line.
         """
         return examples
 
     @classmethod
     @abc.abstractmethod
     def examples(cls, *texts: Sequence[Any]) -> list[Any]:
-        """Returns unlabeled examples. *texts: arguments of the method, lists of equal length."""
+        """Returns unlabeled examples.
+
+        Args:
+            *texts: arguments of the method, lists of equal length. Optional ones may be None.
+
+        Raises:
+            UserError: the lists differ in length.
+        """
 
     @classmethod
     def split_groups(cls, examples: Sequence[Any]) -> tuple[list[Any], list[Any] | None]:
@@ -196,7 +218,7 @@ class Task(abc.ABC):
         return rarest_labels(examples) if cls.min_labels else [None] * len(examples), None
 
     def label_summary(self, examples: Sequence[Any]) -> str:
-        """Returns text with the distribution of the labels, or ""."""
+        """Returns the distribution of the examples' labels as text, or ""."""
         return label_frequencies_text(examples, self.label_names) if self.label_names else ""
 
     def notes(self, examples: Sequence[Any]) -> list[str]:
@@ -242,10 +264,14 @@ class Task(abc.ABC):
     def losses(
         self, outputs: Mapping[str, tf.Tensor], labels: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the loss of each label and whether it is predicted correctly.
+        """Returns the losses, and whether the predictions are correct.
+
+        Args:
+            outputs: outputs of the model. labels: `labels` of the items, with a batch axis.
 
         Returns:
-            Two float32 tensors with the shape of the label weights.
+            Two float32 tensors with the shape of the batch's `label_weights`: (B,), or (B, L) for
+            tags. The second is 1 for a correct prediction and else 0.
         """
         return choice_losses(outputs["logits"], labels)
 
@@ -255,7 +281,12 @@ class Task(abc.ABC):
         teacher_outputs: Mapping[str, tf.Tensor],
         temperature: float,
     ) -> tf.Tensor:
-        """Returns the distillation losses, float32, with the shape of the label weights."""
+        """Returns the distillation losses, float32, with the shape of `losses`.
+
+        Args:
+            outputs, teacher_outputs: outputs of the model and of its teacher.
+            temperature: divisor of the logits; see `kbert.tasks.losses.soft_losses`.
+        """
         return soft_losses(outputs["logits"], teacher_outputs["logits"], temperature)
 
     def pick(
@@ -272,7 +303,7 @@ class Task(abc.ABC):
 
         Args:
             examples, encoded: the examples, and the result of `encode` for them.
-            outputs: results of a BatchRunner for `encoded.items`.
+            outputs: results of a BatchRunner for `encoded.items`, in order.
         """
 
     @abc.abstractmethod

@@ -1,4 +1,4 @@
-"""The base class of the tasks that label a text or a pair of texts."""
+"""The base class of the tasks that predict labels of a text or a pair of texts."""
 
 import abc
 import functools
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 class TextTask(Task):
-    """Base class of the tasks that label a text or a pair of texts; a label may be of any kind."""
+    """Base class of the tasks that predict classes or a number for a text or a pair of texts.
+
+    Attributes:
+        roles: number of texts and kind of label that the task reads from files.
+    """
 
     method: str | None = "classify"
     texts: tuple[int, int | None] = (1, 2)
@@ -28,7 +32,11 @@ class TextTask(Task):
     @staticmethod
     @abc.abstractmethod
     def label(value: object, where: str) -> str | float | tuple[str, ...]:
-        """Converts the value of a cell or key to a label. Raises BadExample if it is invalid."""
+        """Converts a table cell or a JSON value to a label; `where` is its file and line.
+
+        Raises:
+            BadExample: the value is not a label of the task.
+        """
 
     @classmethod
     def reader(
@@ -51,7 +59,7 @@ class TextTask(Task):
 
     @abc.abstractmethod
     def targets(self, examples: Sequence[TextExample]) -> np.ndarray:
-        """Returns the labels of examples as an array, (N,) or (N, C)."""
+        """Returns the labels of examples as an array: (N,), or (N, C) for several per example."""
 
     def encode(
         self, examples: Sequence[TextExample], class_weights: np.ndarray | None = None

@@ -180,7 +180,7 @@ def test_lists_of_0_and_1_in_cells(read, cells):
     text = f"labels,text\n{cells}\n{none}\n"
     assert labels(read("t.csv", text, "multilabel", report=notes.append)) == [("1", "2"), ()]
     assert notes == [
-        "note: t.csv: the labels are lists of 0 and 1; the labels are numbered from 0 to 2"
+        "note: t.csv: each example has 0 or 1 for each label; the label ids are 0 to 2"
     ]
 
 
@@ -198,7 +198,7 @@ def test_lists_of_0_and_1_in_json(read, error_of):
     for other in ([0, 1], [0, 1, 2], ["a"], []):
         message = error_of("t.jsonl", file([1, 1, 0], other), "multilabel")
         assert "t.jsonl, line 2: the labels are (" in message
-        assert "lists of 3 numbers 0 or 1, one per label." in message
+        assert "have 3 values, 0 or 1 for each label." in message
     message = error_of("t.jsonl", file([0.5, 0.5, 0]), "multilabel")
     assert "line 1: the labels have 0.5 twice; a list with a number for each label must" in message
 

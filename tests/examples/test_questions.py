@@ -132,8 +132,8 @@ def test_answers_without_offset(read, answers):
     (example,) = get_task("qa").checked_for_training(examples, False, reports.append)
     assert example.answers == FRANCE
     assert reports == [
-        "note: 1 of 1 training questions have answers whose answer_start is missing or off by "
-        "white space; they were located by their text"
+        "note: 1 of 1 training questions have answers whose answer_start is missing or does "
+        "not account for white space; the answers were located by their text"
     ]
 
 
