@@ -121,6 +121,9 @@ def test_long_text_is_cut_with_a_note(folder, tokenizer):
     )
     assert tokens == ["[CLS]", *["cat"] * 4, "[SEP]"] and weights.shape[-1] == 6
     assert lines == ["note: the text has 8 tokens; truncated to max_length, 6"]
+    for length in (4, 0):
+        with pytest.raises(UserError, match=f"^max_length must be at least 5; got {length}.$"):
+            attention_weights(folder, tokenizer, "cat", max_length=length)
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,7 @@ def test_a_saved_model_says_what_it_is_and_has_its_variables(methods, tmp_path):
 
 @pytest.mark.parametrize("method", ["tag", "answer", "choose"])
 def test_a_head_that_is_not_there(folders, method):
-    with pytest.raises(UserError, match=r"has no .*_classifier, which this needs"):
+    with pytest.raises(UserError, match=r"has no .*_classifier, which BertFor"):
         saved_model.load_endpoint(folders["fill_mask"], method)
 
 

@@ -164,7 +164,7 @@ def test_files(lines, tmp_path):
             {"top_k": 15},
             "top_k must be 1 to 14, the vocabulary size; got 15",
         ),
-        ("plain", "the cat", {"method": "tag"}, "has no token_classifier, which this needs"),
+        ("plain", "the cat", {"method": "tag"}, "has no token_classifier, which BertFor"),
         ("tag", "a", {"top_k": 2}, "--top_k is for fill_mask and answer; the method is tag."),
         ("qa", "a\tb", {"targets": "a"}, "--targets is for fill_mask; the method is answer."),
         (

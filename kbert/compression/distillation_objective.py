@@ -31,7 +31,7 @@ class Objective(Protocol):
         ...
 
     def loss(self, sums: dict[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
-        """Returns the loss of part of a global batch; `count` is that of the whole batch."""
+        """Returns what part of a global batch adds to the loss; `count` is of the whole batch."""
         ...
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -55,8 +55,8 @@ class DistillationObjective:
         teacher: the teacher, which is loaded before the first step.
         soft: function of the student's outputs, the teacher's outputs and the features that returns
             the sum of the soft losses over all labels.
-        loss, count: names of two sums, the label loss (of which the soft loss replaces a part) and
-            its denominator.
+        loss, count: names of the sum of the label losses, part of which the soft loss replaces,
+            and of its denominator.
 
     Attributes:
         names: names of the sums of a step.
@@ -101,9 +101,10 @@ class DistillationObjective:
         return sums
 
     def _distance(self, student_outputs, teacher_outputs, difference, features, first):
-        """Sums the difference between the student's and the teacher's blocks over the tokens.
+        """Returns the difference from the teacher: the mean over the blocks, summed over tokens.
 
         Args:
+            student_outputs, teacher_outputs: hidden states or attention weights by block.
             first: whether the outputs begin with the embeddings.
         """
         mask, total = _token_mask(features), 0.0
@@ -113,7 +114,7 @@ class DistillationObjective:
         return total / len(self._teacher.layers)
 
     def loss(self, sums: dict[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
-        """Returns the loss of part of a global batch; `count` is that of the whole batch."""
+        """Returns what part of a global batch adds to the loss; `count` is of the whole batch."""
         config = self._config
         share = config.soft_weight
         mixed = (1 - share) * sums[self._loss] + share * sums["soft_loss"]
@@ -122,10 +123,10 @@ class DistillationObjective:
         return loss + sum(compared) / count[1]
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Returns the objective's metrics, with `loss` as the total loss.
+        """Returns the objective's metrics, in which `loss` is the total loss, and the parts of it.
 
-        Adds `label_loss`, the loss on the labels, `soft_loss` and, if their weights are not 0,
-        `hidden_loss` and `attention_loss`.
+        These are `label_loss`, the objective's own loss, `soft_loss` and, if their weights are not
+        0, `hidden_loss` and `attention_loss`.
         """
         config, metrics = self._config, self._objective.metrics(sums)
         hard = metrics[self._loss]
@@ -149,11 +150,11 @@ def _token_mask(features):
 
 
 def _squared_error(student, teacher):
-    """Returns (B, L), the mean squared differences of hidden states (B, L, D)."""
+    """Returns the mean squared differences, (B, L), of hidden states, (B, L, D)."""
     return tf.reduce_mean(tf.square(student - teacher), axis=-1)
 
 
 def _divergence(student, teacher, epsilon=1e-9):
-    """Returns (B, L), the KL(teacher || student) of attention (B, H, L, L) in nats, over heads."""
+    """Returns KL(teacher || student), (B, L) nats, of attention (B, H, L, L), averaged over H."""
     ratio = tf.math.log(teacher + epsilon) - tf.math.log(student + epsilon)
     return tf.reduce_mean(tf.reduce_sum(teacher * ratio, axis=-1), axis=1)

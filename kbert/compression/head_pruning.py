@@ -42,12 +42,12 @@ def prune(config: PruneConfig, report: Callable[[str], None] = print) -> dict[st
     Returns:
         dict of `removed`, the indices of the removed heads of each layer; `importance` of all heads
         by layer (see `head_importance`); `model`, `data_file` and `examples`, the number of
-        examples; and, each with `before` and `after`, `heads` by layer, `parameters`, `bytes` in
-        float32 and, with an `eval_file`, `scores`.
+        examples; and dicts with the keys `before` and `after`: `heads` (by layer), `parameters`,
+        `bytes` (in float32) and, with an `eval_file`, `scores`.
 
     Raises:
-        UserError: the model or the examples cannot be used (the message gives the file and line),
-            that fraction of the heads cannot be removed, or the output folder is not empty.
+        UserError: the model or the examples cannot be used, `prune_fraction` of the heads cannot be
+            removed, or the output folder is not empty.
     """
     target = pathlib.Path(config.output_dir)
     storage.check_free(target)
@@ -56,7 +56,7 @@ def prune(config: PruneConfig, report: Callable[[str], None] = print) -> dict[st
         examples = task.checked_for_training(examples, config.skip_bad_lines, report)
         bert = predictor.model.config
         heads = [bert.block_heads(i) for i in range(bert.num_hidden_layers)]
-        # Raises an error before anything slow if the fraction cannot be removed.
+        # Checks the fraction before the slow steps.
         least_important([[0.0] * count for count in heads], config.prune_fraction)
         items = task.encode(examples).items
         report(f"{config.model}: {task.name}, {len(examples):,} examples of {config.data_file}")
@@ -115,7 +115,7 @@ def _scores(config, folder):
 
 
 def _table(result):
-    """Formats the result as lines of text."""
+    """Yields the result as lines of text."""
     yield "layer  heads  kept  removed"
     heads = zip(result["heads"]["before"], result["heads"]["after"], strict=True)
     for layer, ((before, after), removed) in enumerate(zip(heads, result["removed"], strict=True)):
@@ -207,7 +207,7 @@ def least_important(
 
     Args:
         importance: result of `head_importance`.
-        fraction: fraction of all heads to remove.
+        fraction: fraction of all heads to remove; the number of heads is rounded.
 
     Returns:
         N sorted lists of head indices.

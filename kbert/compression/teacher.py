@@ -1,4 +1,4 @@
-"""The teacher of a distillation run: its model, checks against the student, blocks to compare."""
+"""The teacher of a distillation run: its model, and checks that a student can learn from it."""
 
 import hashlib
 import os
@@ -23,11 +23,17 @@ if TYPE_CHECKING:
 def initial_layers(
     config: "PretrainConfig | DistillConfig", teacher: "BertConfig"
 ) -> tuple[int, ...] | None:
-    """Returns the blocks of `init_from` that initialize the student, numbered from 1; None: all.
+    """Returns the blocks of the teacher that initialize the student, numbered from 1.
 
     Args:
         config: settings of the run.
         teacher: config of the teacher.
+
+    Returns:
+        The numbers, or None if `init_from` is not the teacher.
+
+    Raises:
+        UserError: the teacher does not have the blocks in `student_layers`.
     """
     if os.path.normpath(config.teacher) != os.path.normpath(config.init_from or ""):
         return None
@@ -147,7 +153,7 @@ class Teacher:
                 )
 
     def load(self, model_class: "type[PretrainedModel]") -> None:
-        """Creates the model and freezes it. Call this in the scope of the strategy."""
+        """Creates the frozen model; must be called in the scope of the distribution strategy."""
         settings = self._settings
         model = model_class.from_pretrained(self._folder, dtype=settings.precision)
         model.trainable = False
@@ -159,16 +165,16 @@ class Teacher:
         self.parameters = model.count_params()
 
     def enable_outputs(self, model: "PretrainedModel") -> None:
-        """Makes a model, the student or the teacher, return the outputs to compare."""
+        """Makes the student or the teacher return the hidden states and attention to compare."""
         model.bert.output_hidden_states = bool(self._settings.hidden_weight)
         model.bert.output_attentions = bool(self._settings.attention_weight)
 
     def __call__(self, features: "Mapping[str, tf.Tensor]") -> dict[str, Any]:
-        """Returns the outputs of the teacher."""
+        """Returns the outputs of the teacher, computed without dropout."""
         return self._model(features, training=False)
 
     def describe(self) -> str:
-        """Returns a line that describes the teacher."""
+        """Returns a line of text about the teacher and what the student learns from it."""
         config, settings = self.config, self._settings
         parts = [f"probabilities ({settings.soft_weight:g} of the weight)"]
         parts += ["hidden states"] * bool(settings.hidden_weight)

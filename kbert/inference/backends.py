@@ -1,9 +1,10 @@
-"""Backends, which compute a model with its current weights or with frozen weights.
+"""Backends, which compile the function of a model for inference.
 
 A backend converts a function of tensors to a function of NumPy arrays. `keras_backend` uses the
-current weights of a model. Frozen weights allow faster backends: in TensorFlow they are constants,
-so that the ops around matrix products can be fused (on a GPU, XLA compiles the graph); OpenVINO
-runs on the CPU only and is fastest for small batches.
+current weights of a model. The others are faster. On the CPU, they freeze the weights: in the
+TensorFlow backend these are constants, so that the ops around matrix products can be fused;
+OpenVINO is fastest for small batches. On a GPU, the TensorFlow backend uses the current weights,
+and XLA compiles the graph.
 """
 
 import contextlib
@@ -53,7 +54,7 @@ def choose_backend(name: str) -> str:
     "auto" is OpenVINO if it is installed and TensorFlow uses no GPU, else TensorFlow.
 
     Args:
-        name: one of `kbert.settings.BACKENDS` or, in the server, of `SERVER_BACKENDS`.
+        name: one of `kbert.settings.BACKENDS`.
 
     Raises:
         UserError: the name is unknown, or OpenVINO is requested but not installed.
@@ -76,17 +77,18 @@ def choose_backend(name: str) -> str:
 def frozen_backend(
     name: str, model: PretrainedModel, kind: str, folder: str | os.PathLike[str] | None = None
 ) -> Backend:
-    """Returns a backend that freezes the weights of a model; use it like `keras_backend`.
+    """Returns the backend with a given name, for functions of a model; called as `keras_backend`.
 
-    TensorFlow computes in the model's dtype. OpenVINO computes in float32, or in bfloat16 (with
-    sums and normalization in float32) if the model does and the CPU supports it. The results differ
-    from the model's only by rounding in these dtypes.
+    The weights are frozen when the backend is called, except by "keras", and by "tensorflow" on a
+    GPU. TensorFlow computes in the model's dtype. OpenVINO computes in float32, or in bfloat16
+    (with sums and normalization in float32) if the model does and the CPU supports it. The results
+    differ from the model's only by rounding in these dtypes.
 
     Args:
         name: result of `choose_backend`. model: a model of `kbert.model`.
-        kind: name of the function in the cache; different functions of a model need different ones.
+        kind: name of the function in the cache; each function of a model must have its own.
         folder: folder of the model's weights. The converted OpenVINO model is cached in its
-            subfolder `openvino`, if it is writable. None for no cache.
+            subfolder `openvino`, if the folder is writable. None for no cache.
     """
     if name == "openvino":
         return functools.partial(_openvino, model=model, kind=kind, folder=folder)
@@ -213,7 +215,10 @@ def openvino_model(
     """Converts a function to an OpenVINO model in float32, with the same names and shapes.
 
     OpenVINO reads a TensorFlow graph file, because its `convert_model` is slower and sends
-    telemetry. function, features, model: as for `frozen_graph`.
+    telemetry.
+
+    Args:
+        core: openvino.Core. function, features, model: as for `frozen_graph`.
     """
     import openvino
 
@@ -249,7 +254,7 @@ def _in_float32(model):
 
 
 def _fingerprint(model):
-    """Returns a digest of weights, architecture, kbert's code and the OpenVINO version."""
+    """Returns a digest of the weights, the architecture, kbert's code and OpenVINO's version."""
     version = importlib.metadata.version("openvino")
     config = [type(model).__name__, {**model.get_config(), "dtype": None, "name": None}]
     digest = hashlib.sha256(json.dumps([version, config], sort_keys=True, default=str).encode())

@@ -76,7 +76,7 @@ class BatchRunner:
         return results
 
     def _batches(self, items):
-        """Returns arrays of item indices, longest items first; so memory errors occur early."""
+        """Returns arrays of item indices, longest items first so that memory errors occur early."""
         order = np.argsort([-item.length for item in items], kind="stable")
         batches = []
         while len(order):

@@ -26,15 +26,15 @@ def load_fine_tuned(
 
     Args:
         config: settings of the program. file: path of the labeled examples.
-        dtype: dtype policy of the model.
+        dtype: dtype policy of the model; None for float32.
         report: called with each line of output.
-        unknown_labels: as for `kbert.tasks.labels.keep_known_labels`.
+        unknown_labels: `unknown` of `kbert.tasks.labels.keep_known_labels`.
 
     Returns:
         The Predictor, its Task, and the examples.
 
     Raises:
-        UserError: the model or the examples cannot be used (names file and line).
+        UserError: the task of the model is unknown, or the model or the examples cannot be used.
     """
     load_task_module(config.task_module)
     if config.task:
@@ -46,7 +46,7 @@ def load_fine_tuned(
     name = config.task or (predictor.settings or {}).get("task")
     if name is None:
         raise UserError(
-            f"{config.model} has no task.json, so its task is unknown. Set it, such as "
+            f"{config.model} has no task.json, so its task is unknown. Set --task, for example "
             f"--task=classify"
         )
     task = predictor.task(name)
@@ -64,10 +64,10 @@ def evaluate(config: EvaluateConfig, report: Callable[[str], object] = print) ->
         config: settings of the program. report: called with each line of output.
 
     Returns:
-        dict of metric -> float; tagging adds `entities`, a dict of type -> metrics.
+        dict of metric -> number; for entities, also `entities`, a dict of type -> metrics.
 
     Raises:
-        UserError: the model or the examples cannot be used (names file and line).
+        UserError: the model or the examples cannot be used.
     """
     dtype = None if config.precision == "float32" else config.precision
     predictor, task, examples = load_fine_tuned(

@@ -28,7 +28,7 @@ class MaskFiller:
 
     Args:
         model: BertForMaskedLM. tokenizer: BertTokenizer that recognizes [MASK] in text.
-        max_seq_length: maximum tokens in a sequence.
+        max_seq_length: maximum number of tokens in a sequence.
         runner: function from (kind, model, pick, function) to a BatchRunner.
     """
 
@@ -55,6 +55,9 @@ class MaskFiller:
 
         Args:
             advance: called with the number of texts done since the last call, or None.
+
+        Raises:
+            UserError: as for `kbert.Predictor.fill_mask`.
         """
         tokenizer = self.tokenizer
         if not 1 <= top_k <= tokenizer.vocab_size:
@@ -80,7 +83,7 @@ class MaskFiller:
 
     def _top_tokens(self, items, top_k, advance):
         """Yields for each text the ids and scores of the best tokens, (M, top_k) each."""
-        # The graph computes a power of 2, so that few graphs are compiled.
+        # The graph computes at least 16 tokens, and a power of 2, so that few graphs are compiled.
         count = min(max(16, 1 << (top_k - 1).bit_length()), self.tokenizer.vocab_size)
 
         def pick(outputs, features):
@@ -91,7 +94,7 @@ class MaskFiller:
             yield output["ids"][:, :top_k], output["scores"][:, :top_k]
 
     def _top_targets(self, items, target_ids, top_k, advance):
-        """Like `_top_tokens`, but restricted to the tokens in `target_ids`."""
+        """Yields the same as `_top_tokens`, but only of the tokens in `target_ids`."""
 
         def pick(outputs, features):
             return {"scores": tf.nn.softmax(outputs["logits"])}
@@ -127,7 +130,7 @@ class MaskFiller:
         return np.array(sorted(ids))
 
     def _fill(self, text, ids, scores):
-        """Returns the result for a text. ids, scores: (masks, top_k)."""
+        """Returns the result for a text; ids and scores are (masks, top_k)."""
         filled, *parts = text.split(_MASK)
         masks = []
         for place, part in enumerate(parts):

@@ -37,7 +37,7 @@ def predict(config: PredictConfig, report: Callable[[str], object] = print) -> N
         report: called with each line of output except the predictions.
 
     Raises:
-        UserError: the model or the texts cannot be used (names file and line).
+        UserError: the model or a text cannot be used, or an option does not apply to the method.
     """
     registry.load_task_module(config.task_module)
     own_methods = (kind.method for kind in registry.tasks().values())
@@ -109,7 +109,7 @@ def _check_options(config, method):
 
 
 def _rows(config, method, task, settings, report):
-    """Returns an iterator over rows (None for skipped lines), and their number or None."""
+    """Returns an iterator over rows (None for skipped lines), and their number if it is known."""
     least, most = task.texts if task else (2, 2) if method in _TWO_TEXTS else (1, 1)
     if most == 2 and settings.get("takes_pairs", task and task.takes_pairs):
         least = 2
@@ -148,7 +148,11 @@ def _line_rows(lines, origin, method, columns, config, report):
 
 
 def _row_problem(row, method, columns, width):
-    """Returns the problem with a line, or None. width: number of texts in the lines before."""
+    """Returns the problem with a line, or None.
+
+    Args:
+        columns: minimum and maximum number of texts. width: number of texts in the lines before.
+    """
     least, most = columns
     if not all(part.strip() for part in row):
         return "the text is empty"

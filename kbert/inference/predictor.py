@@ -54,9 +54,9 @@ class Predictor:
 
     The methods take any number of texts of any length. The texts are sorted by length and computed
     in batches; the results are in the order of the texts. Texts longer than `max_seq_length` are
-    truncated, except in `tag` and `answer`, which split them into overlapping windows. The weights
-    are frozen at the first call of a method; later changes of the model have no effect, except with
-    the backend "keras".
+    truncated, except in `tag` and `answer`, which split them into overlapping windows. The backends
+    "openvino" and (on the CPU) "tensorflow" freeze the weights at the first call of a method; later
+    changes of the model have no effect.
 
     Args:
         model: one of kbert's models. tokenizer: BertTokenizer.
@@ -67,10 +67,11 @@ class Predictor:
         backend: "tensorflow"; "openvino" (CPU only; requires `kbert[openvino]`); "auto", which is
             OpenVINO if it is installed and there is no GPU, else TensorFlow; or "keras", which
             calls the Keras model and gives the same results as evaluation in training. All backends
-            compute in the model's dtype; their results differ by about 1e-6 in float32, and by a
-            few 1e-2 in bfloat16.
-        max_seq_length: maximum tokens in a sequence; None for the length used in fine-tuning, or
-            else the model's maximum, at most 512.
+            compute in the model's dtype, but OpenVINO in float32 if the CPU does not support it.
+            Their results differ by about 1e-6 in float32, and by a few 1e-2 in bfloat16.
+        max_seq_length: maximum number of tokens in a sequence; None for the length used in
+            fine-tuning, else the length in the config's `embedding` settings, else the model's
+            maximum, at most 512.
 
     Attributes:
         folder: ModelFolder of the weights, or None if the model was passed in.
@@ -121,8 +122,8 @@ class Predictor:
             **options: `batch_size`, `advance`, `backend` and `max_seq_length`, as for the class.
 
         Raises:
-            UserError: the folder does not exist, the backend is unknown, or files are missing or
-                damaged.
+            UserError: the folder does not exist, the backend is unknown or not installed, or files
+                are missing or damaged.
         """
         folder = ModelFolder.of(folder)
         settings = read_task_settings(folder)
@@ -134,8 +135,9 @@ class Predictor:
             missing = set(model_class.task_heads) & of_config - parts
             if missing:
                 raise UserError(
-                    f"{folder} has no {', '.join(sorted(missing))}, which this needs; it has "
-                    f"{', '.join(sorted(parts))}. Fine-tune it for the task with kbert.finetune."
+                    f"{folder} has no {', '.join(sorted(missing))}, which {model_class.__name__} "
+                    f"needs; it has {', '.join(sorted(parts))}. Fine-tune it for the task with "
+                    f"kbert.finetune."
                 )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # about an unused missing pooler
@@ -189,15 +191,19 @@ class Predictor:
         *texts: Sequence[str] | Sequence[Sequence[str]] | None,
         **options: Any,
     ) -> list[Any]:
-        """Predicts for any task, given by its name.
+        """Makes predictions with the method of a task.
 
         Args:
             name: name of the task, such as "classify".
-            texts: arguments of the task's method.
-            options: values of the task's `call_options` for this call; None keeps the default.
+            *texts: arguments of the task's method.
+            **options: values of the task's `call_options` for this call; None keeps the default.
+
+        Returns:
+            list of the results of the method, one per text.
 
         Raises:
-            UserError: the task does not have this option.
+            UserError: the task is unknown or does not have an option, the model lacks the task's
+                head, or the arguments are invalid.
         """
         self.load(get_task(name).model_class)
         task = self.task(name)
@@ -210,7 +216,7 @@ class Predictor:
         return task.predict(self, *as_batch(*texts))
 
     def tag(self, texts: str | Sequence[str]) -> list[list[dict[str, Any]]]:
-        """Finds the entities in each text, or the tag of each word, depending on the label names.
+        """Finds the entities in each text or, if the labels mark no entities, tags each word.
 
         Returns:
             For each text a list of dicts, one per span: `label`, `text`, the offsets `start` and
@@ -220,7 +226,14 @@ class Predictor:
         return self.predict("tag", texts)
 
     def tag_words(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
-        """Returns the tag of each word of sentences that are already split into words."""
+        """Returns the tag of each word of sentences that are already split into words.
+
+        Words that do not fit into `max_seq_length` tokens get the tag outside of entities or, if
+        the labels mark no entities, the first label.
+
+        Raises:
+            UserError: a sentence is a str, or the model does not predict tags.
+        """
         self.load(BertForTokenClassification)
         for words in sentences:
             if isinstance(words, str):
@@ -259,7 +272,7 @@ class Predictor:
         """Selects the best choice for each text.
 
         Args:
-            texts: one per example. choices: the choices of each text, the same number for all.
+            texts: N texts. choices: lists of choices, one list per text, all of equal length.
 
         Returns:
             list of dicts of `choice`, the index from 0, and its `text` and probability `score`.
@@ -269,7 +282,11 @@ class Predictor:
     def next_sentence(
         self, texts: str | Sequence[str], text_pairs: str | Sequence[str]
     ) -> list[dict[str, float]]:
-        """Returns dicts of `is_next`, the probability that the second text follows the first."""
+        """Returns dicts of `is_next`, the probability that the second text follows the first.
+
+        Args:
+            texts, text_pairs: lists of equal length.
+        """
         model = self.load(BertForNextSentencePrediction)
         texts, text_pairs = as_batch(texts, text_pairs)
         text_pairs = same_length(texts, text_pairs, "text_pairs")
@@ -297,6 +314,9 @@ class Predictor:
 
         Returns:
             (N, E) float32 array; E is the width of the dense layer if there is one, else D.
+
+        Raises:
+            UserError: `pooling` is unknown.
         """
         if pooling not in (None, *POOLINGS):
             raise UserError(f"pooling must be one of {', '.join(POOLINGS)}; got {pooling!r}.")
@@ -329,7 +349,10 @@ class Predictor:
     ) -> list[dict[str, float]]:
         """Returns dicts of `similarity`, computed from the embeddings of two texts.
 
-        It is the cosine, unless the config's `embedding` settings specify another function.
+        It is their cosine, unless the config's `embedding` settings specify another function.
+
+        Args:
+            texts, text_pairs: lists of equal length. pooling: as for `embed`.
         """
         texts, text_pairs = as_batch(texts, text_pairs)
         text_pairs = same_length(texts, text_pairs, "text_pairs")
@@ -356,8 +379,8 @@ class Predictor:
         Returns:
             For each text a dict of `masks` and `text`. `masks` has a list for each [MASK], with
             dicts of `token`, its probability `score`, and `word`, the word that it completes
-            ("playing" for "##ing" after "play"), best first. In `text`, each [MASK] is replaced by
-            the best word.
+            ("playing" for "##ing" after "play"), best first. In `text`, each [MASK] within
+            `max_seq_length` tokens is replaced by the best token.
 
         Raises:
             UserError: a text has no [MASK], or more than 16, within `max_seq_length` tokens;
@@ -371,14 +394,15 @@ class Predictor:
         """Returns the model as an instance of `model_class`; reads it from the folder if necessary.
 
         Raises:
-            UserError: the folder lacks the head, or the model that was passed in has another class.
+            UserError: the folder lacks the class's head, the model that was passed in has another
+                class, or it does not support `max_seq_length`.
         """
         with self._lock:
             if self._read is not None and not isinstance(self.model, model_class):
                 self.model, self._runners = self._read(model_class), {}
         if not isinstance(self.model, model_class):
             raise UserError(
-                f"this needs a {model_class.__name__}; the model is a {type(self.model).__name__}."
+                f"the model must be a {model_class.__name__}; it is a {type(self.model).__name__}."
             )
         if self._max_seq_length is not None:
             check_length(self._max_seq_length, self.model.config)
@@ -386,14 +410,14 @@ class Predictor:
 
     @property
     def max_seq_length(self) -> int:
-        """Maximum tokens in a sequence, including special tokens."""
+        """Maximum number of tokens in a sequence, including special tokens."""
         config = (self.model or self.folder).config
         usual = config.embedding_settings.max_seq_length
         usual = usual or min(config.max_position_embeddings, 512)
         return self._max_seq_length or (self.settings or {}).get("max_seq_length", usual)
 
     def task(self, name: str) -> Task:
-        """Returns the Task with the given name, with the settings of fine-tuning or defaults."""
+        """Returns a Task with its settings in fine-tuning, or the defaults for other tasks."""
         if self.model is None:
             self.load(get_task(name).model_class)
         settings = self.settings if self.settings and self.settings["task"] == name else {}
@@ -401,7 +425,7 @@ class Predictor:
         return task_from_settings(settings, self.tokenizer, self.model.config)
 
     def predictions(self, task: Task, examples: Sequence[object]) -> list[Any]:
-        """Returns the predictions of a task for examples, as `Task.predictions` returns them."""
+        """Encodes examples and returns the result of `Task.predictions` for them."""
         if not examples:
             return []
         encoded = task.encode(examples)
@@ -411,10 +435,10 @@ class Predictor:
     def outputs(
         self, task: Task, items: Sequence[EncodedExample], texts: int
     ) -> list[dict[str, np.ndarray]]:
-        """Returns the model's outputs for items of a task.
+        """Returns the model's outputs for items of a task, as BatchRunner does.
 
         Args:
-            texts: number of texts that the items encode; progress is reported in texts.
+            texts: number of texts that the items encode, in which progress is reported.
         """
         advance, done = self.advance, 0.0
 
@@ -427,7 +451,7 @@ class Predictor:
         return runner(items, advance and report_progress)
 
     def _runner(self, kind, model, pick, function=None):
-        """Returns the cached BatchRunner named `kind`, or creates it."""
+        """Returns the BatchRunner named `kind`; creates it at the first call."""
         with self._lock:
             if kind not in self._runners:
                 self._runners[kind] = BatchRunner(

@@ -40,8 +40,9 @@ def attention_weights(
         largest number of heads in a layer; for layers with fewer heads, the others are zeros.
 
     Raises:
-        UserError: the folder does not exist, a text is empty, or the model returns no attention
-            weights or has another vocabulary.
+        UserError: the folder does not exist, `max_length` is below 5, a text is empty, or the model
+            returns no attention weights, has a smaller vocabulary than the tokenizer, or has no
+            second segment for `text_pair`.
     """
     import numpy as np
 
@@ -72,7 +73,9 @@ def attention_weights(
             raise UserError(f"{name} is empty: got {value!r}. It must contain at least one token.")
         length += count + 1  # [SEP]
     limit = config.max_position_embeddings
-    most = min(limit, max_length or limit)
+    most = limit if max_length is None else min(limit, max_length)
+    if most < min(limit, 5):
+        raise UserError(f"max_length must be at least 5; got {max_length}.")
     if length > most:
         what = "the limit of the model" if most == limit else "max_length"
         report(f"note: the text has {length:,} tokens; truncated to {what}, {most:,}")

@@ -8,7 +8,7 @@ from kbert.utils import atomic
 
 _COLUMNS = 3
 _WIDTH, _HEIGHT = 4.2, 2.7  # of a panel, in inches
-# Not plotted: metrics of the hardware, and metrics that are the same at every step.
+# Not plotted: metrics of speed and skipped steps, and a constant that is a line beside mlm_loss.
 _OMITTED = ("tokens_per_second", "input_wait", "skipped_steps", "loss_scale", "unigram_entropy")
 _LOGARITHMIC = ("mlm_perplexity", "gradient_norm")
 
@@ -19,8 +19,8 @@ def read_curves(
     """Reads the curves of a `metrics.jsonl`.
 
     Returns:
-        dict of metric name without `eval_` -> dict with the keys "training" and "evaluation", if
-        there are such values -> list of (step, value), ordered by step, without non-finite values.
+        dict of metric name without `eval_` -> dict of "training" and "evaluation", as far as there
+        are such values -> list of (step, value), ordered by step, without non-finite values.
     """
     curves = {}
     with open(path, encoding="utf-8") as lines:
@@ -38,7 +38,7 @@ def plot_curves(
     path: str | os.PathLike[str],
     curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
 ) -> None:
-    """Plots curves to a PNG file: first losses, then scores, and the learning rate last.
+    """Plots curves to a PNG file: losses, then other metrics, gradient norm and learning rate last.
 
     Args:
         path: path of the PNG file, which is written atomically; its folder must exist.
@@ -87,7 +87,7 @@ def plot_curves(
 
 
 def _sort_key(name):
-    """Returns the sort key of a metric: losses, then scores, then metrics of the optimizer."""
+    """Returns the sort key of a metric: losses, then others, then metrics of the optimizer."""
     of_optimizer = ("gradient_norm", "learning_rate")
     if name in of_optimizer:
         return 2 + of_optimizer.index(name)

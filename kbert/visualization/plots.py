@@ -16,7 +16,7 @@ MAX_LABELS = 128  # with more tokens, only some rows of a heat map have labels
 MIN_MAP_PIXELS = 120  # minimum width of a heat map in a grid
 MAX_MAP_TOKENS = 160  # larger maps in a grid are max-pooled
 TOKEN_PIXELS = 10  # height of a token's name beside a map in a grid
-MAX_GRID_PIXELS = 2600  # maximum size of a grid whose maps are enlarged to make room for all names
+MAX_GRID_PIXELS = 2600  # maps are enlarged, to make room for all names, up to a grid of this side
 DPI = 100
 FONT = "DejaVu Sans"  # included in matplotlib
 
@@ -99,13 +99,13 @@ def plot_attention_grid(
 ) -> None:
     """Writes a PNG of many heads as small heat maps, one row per layer.
 
-    The tokens are written beside the first map of each row and below the last map of each column;
-    if the maps are too small, only some of the tokens are.
+    The tokens label the left and bottom edges of the grid; if the maps are too small, only some of
+    the tokens do.
 
     Args:
         path: path of the PNG file; its folder must exist.
         tokens: L strings.
-        weights: (N, H, L, L), rows sum to 1.
+        weights: (N, H, L, L); rows sum to 1, or to 0 for heads that a layer does not have.
         title: title of the plot.
         layers, heads: names of the N rows and of the H columns.
     """
@@ -198,7 +198,7 @@ def _figure(width, height):
 
 
 def _label_axes(axes, names, families, size, cell, rows, columns, step=1):
-    """Labels both axes; x labels are horizontal if a cell, `cell` inches wide, has enough room."""
+    """Labels both axes; x labels are horizontal if they fit into a cell, `cell` inches wide."""
     places, names = range(0, len(names), step), names[::step]
     style = {"fontsize": size, "fontfamily": families, "parse_math": False}  # "$" may be a token
     ems = max(sum(1 if char > "\u2e80" else 0.65 for char in name) for name in names)
@@ -221,7 +221,7 @@ def _colorbar(figure, image, label):
 
 
 def _max_pool(maps, size):
-    """Makes maps, (N, H, L, L), smaller by max-pooling squares of `size` tokens."""
+    """Returns maps, (N, H, L, L), max-pooled over squares of `size` by `size` tokens."""
     N, H, L, _ = maps.shape
     maps = np.pad(maps, ((0, 0), (0, 0), (0, -L % size), (0, -L % size)))
     side = maps.shape[-1] // size
