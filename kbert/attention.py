@@ -43,7 +43,7 @@ def _define_flags() -> None:
         None,
         "folder of weights in any format, or the name of a model on the Hugging Face hub",
     )
-    absl_flags.DEFINE_string("text", None, "text to analyze; it may contain [MASK]")
+    absl_flags.DEFINE_string("text", None, "text to analyze; it may contain tokens like [MASK]")
     absl_flags.DEFINE_string("text_pair", None, "second text of a pair")
     absl_flags.DEFINE_string("layer", "all", "layer to plot: all, or a number from 0")
     absl_flags.DEFINE_string("head", "all", "head to plot: all, mean, or a number from 0")

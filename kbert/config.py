@@ -1,4 +1,4 @@
-"""`BertConfig`, the architecture of a model, from presets and files."""
+"""`BertConfig`, the architecture of a model, and `EmbeddingConfig`, how it embeds texts."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ import yaml
 from kbert.errors import UserError
 from kbert.fields import check_settings, is_text, setting, setting_type, short_repr
 
-# Number of layers and width: Turc et al. 2019 (arXiv:1908.08962) and Devlin et al. 2019
+# name: (layers, width). Sources: Turc et al. 2019 (arXiv:1908.08962) and Devlin et al. 2019
 # (arXiv:1810.04805).
 PRESETS = {
     "tiny": (2, 128),
@@ -31,10 +31,10 @@ POOLINGS = ("mean", "cls", "max")
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingConfig:
-    """How a text's embedding is computed from the encoder's outputs, as in sentence-transformers.
+    """How texts are embedded with the encoder's outputs, as in sentence-transformers.
 
     The steps are: pooling of the token vectors, a dense layer if `dense_size` is set, and scaling
-    to length 1 if `normalize` is set.
+    to length 1 if `normalize` is true.
 
     Raises:
         UserError: a value has the wrong type or is not allowed.
@@ -54,7 +54,7 @@ class EmbeddingConfig:
         choices=("cosine", "dot", "euclidean", "manhattan"),
     )
     max_seq_length: int | None = setting(
-        None, "maximum number of tokens per text; default: the model's maximum", at_least=3
+        None, "maximum number of tokens per text; default: the model's, at most 512", at_least=3
     )
     prompt: str = setting("", "text that is prepended to each text")
 
@@ -81,16 +81,16 @@ class BertConfig:
 
     Two fields differ from these files. `hidden_act` names the GELU variant: "gelu" is the exact erf
     form (as in HF), "gelu_new" is the tanh approximation (as in HF; google-research/bert calls it
-    "gelu"). `label_names` holds the values of HF's `id2label`. The fields from
-    `tie_word_embeddings` on are HF's and are not in `bert_config.json`. Two fields are kbert's own:
+    "gelu"). `label_names` holds the values of HF's `id2label`. The fields from `layer_norm_eps` to
+    `classifier_dropout` are not in `bert_config.json`. Two fields are kbert's own:
     `attention_heads_per_layer`, None if no head was removed, and `embedding`, None unless the model
     was trained to embed texts.
 
     Raises:
         UserError: a value has the wrong type or is out of range, `hidden_size` is not divisible by
-            `num_attention_heads`, `label_names` is not `num_labels` distinct strings, or
-            `attention_heads_per_layer` is not a number from 1 to `num_attention_heads` for each
-            block.
+            `num_attention_heads`, `label_names` does not have `num_labels` distinct strings, or
+            `attention_heads_per_layer` does not have a number from 1 to `num_attention_heads` for
+            each block.
     """
 
     vocab_size: int = setting(30522, "vocabulary entries, V", at_least=5)
@@ -158,7 +158,7 @@ class BertConfig:
         return self.hidden_size // self.num_attention_heads
 
     def block_heads(self, i: int) -> int:
-        """Returns the number of attention heads of block i."""
+        """Returns the number of attention heads of block `i`, counted from 0."""
         per_layer = self.attention_heads_per_layer
         return per_layer[i] if per_layer else self.num_attention_heads
 
@@ -195,11 +195,11 @@ class BertConfig:
 
     @classmethod
     def from_preset(cls, name: str, **overrides: object) -> typing.Self:
-        """Returns a preset: tiny, mini, small, medium, base or large.
+        """Returns the config of a preset.
 
         Args:
-            name: name of the preset.
-            **overrides: fields that replace the preset's values.
+            name: "tiny", "mini", "small", "medium", "base" or "large".
+            **overrides: values of fields, instead of the preset's or the defaults.
 
         Raises:
             UserError: there is no such preset, or a value is not allowed.
@@ -217,7 +217,7 @@ class BertConfig:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], **defaults: object) -> typing.Self:
-        """Reads a `.json` or `.yaml` file.
+        """Reads a JSON file or, if its name does not end in `.json`, a YAML file.
 
         Args:
             path: the file; its keys are fields of this class.
@@ -259,18 +259,17 @@ class BertConfig:
 
     @classmethod
     def load(cls, name_or_path: str, vocab_size: int) -> typing.Self:
-        """Returns a preset, or reads a `.yaml` or `.json` file, for a given vocabulary size.
+        """Returns the config of a preset or of a file, for a given vocabulary size.
 
-        Presets, and files that do not set it, get `vocab_size`. A larger value in a file is kept,
-        because embedding tables may be padded.
+        A larger `vocab_size` in a file is kept, because embedding tables may be padded.
 
         Args:
-            name_or_path: name of a preset, or path of a file.
-            vocab_size: number of vocabulary entries.
+            name_or_path: name of a preset, or path of a `.json`, `.yaml` or `.yml` file.
+            vocab_size: `vocab_size` of presets and of files that do not set it.
 
         Raises:
-            UserError: the name is neither a preset nor a readable file, or `vocab_size` in the file
-                is too small.
+            UserError: the name is neither a preset nor a readable file, a value is not allowed, or
+                the file's `vocab_size` is smaller than the argument.
         """
         if name_or_path in PRESETS:
             return cls.from_preset(name_or_path, vocab_size=vocab_size)

@@ -20,13 +20,14 @@ def _define_flags() -> None:
         "allow_missing",
         [],
         "names or name prefixes of weights, comma-separated, that may be missing, unknown, or "
-        "dropped if the format cannot store them; * matches any text; tokenizer: convert the "
-        "weights without a tokenizer",
+        "dropped if the format cannot store them; * matches any text; the entry tokenizer: convert "
+        "the weights without a tokenizer",
     )
     absl_flags.DEFINE_bool(
         "lower_case",
         None,
-        "casing of the tokenizer; default: the folder's setting, else inferred from its vocabulary",
+        "whether the tokenizer lower-cases text; default: the folder's setting, else inferred from "
+        "its vocabulary",
     )
 
 

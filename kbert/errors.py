@@ -1,4 +1,4 @@
-"""The exception that kbert raises for bad input, and conversion of system errors to it."""
+"""UserError, the exception that kbert raises for bad input, and functions for messages."""
 
 import contextlib
 import os
@@ -12,12 +12,11 @@ _ALLOCATION = re.compile(r"(OOM when|Out of memory while) .*?(?= on /job| \[Op|$
 class UserError(ValueError):
     """Bad input: a flag, a config, a file, a corpus or a checkpoint that cannot be used.
 
-    The message states what is wrong, the value, the allowed values and how to fix it; `one_line`
-    makes it a short printable line. Programs print it and exit with status 2; a stack trace always
-    means a bug.
+    The message states what is wrong, the value, the allowed values and how to fix it; it is passed
+    through `one_line`. Programs print it and exit with status 2; a stack trace always means a bug.
     """
 
-    # Makes Keras and AutoGraph raise it unchanged, without added arguments and source lines.
+    # Keras and AutoGraph raise it unchanged, without adding arguments and source lines.
     _keras_call_info_injected = True
     ag_pass_through: bool = True
 
@@ -26,7 +25,7 @@ class UserError(ValueError):
 
 
 def one_line(text: object, max_length: int = 1000) -> str:
-    """Escapes unprintable characters such as line breaks and shortens long text in the middle.
+    """Returns text with unprintable characters escaped, shortened in the middle if it is too long.
 
     Args:
         text: str, or an object whose `str` is used.
@@ -48,10 +47,10 @@ def _shorten(text, max_length):
 
 @contextlib.contextmanager
 def convert_write_errors(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Converts write errors that name no file to UserErrors that name the folder.
+    """Converts write errors that do not name a file to UserErrors that name the folder.
 
     Raises:
-        UserError: the block raised an OSError without a file name, such as a full disk.
+        UserError: the block raised an OSError without a file name, for example for a full disk.
     """
     try:
         yield
@@ -71,6 +70,6 @@ class _OpError(Protocol):
 
 
 def failed_allocation(error: _OpError) -> str:
-    """Returns the part of a ResourceExhaustedError's message that describes the allocation."""
+    """Returns the part of a ResourceExhaustedError's message about the allocation, on one line."""
     match = _ALLOCATION.search(error.message)
     return match[0] if match else error.message.splitlines()[0]

@@ -18,7 +18,7 @@ ENCODER_FEATURES = {
     "token_type_ids": ("BL", "int32"),  # 0 = first segment, 1 = second; optional (all 0)
 }
 
-# The features that separate the texts of a row; see `kbert.data.packed_rows`.
+# The features that separate the texts of a packed row; see `kbert.data.packed_rows`.
 PACKED_FEATURES = {
     "position_ids": ("BL", "int32"),  # rows of the position table; 0 to L - 1 by default
     "sequence_ids": ("BL", "int32"),  # 1, 2, ... = the row's first, second, ... text, 0 = padding
@@ -45,8 +45,8 @@ def feature_shapes(
     """Returns the shape and dtype of each feature.
 
     Args:
-        features: `ENCODER_FEATURES` or `PRETRAINING_FEATURES`.
-        **sizes: size of each dimension, such as B=8, L=128.
+        features: a dict such as `ENCODER_FEATURES` or `PRETRAINING_FEATURES`.
+        **sizes: size of each dimension, such as B=8, L=128; None if it is variable.
 
     Returns:
         dict of name -> (shape tuple, dtype name).
@@ -75,7 +75,7 @@ _OTHER_NAMES = {
     "masked_lm_positions": "masked_positions",
     "mask_positions": "masked_positions",
 }
-_TARGETS = {"start_positions", "end_positions"}  # HF's labels; others begin with "label"
+_TARGETS = {"start_positions", "end_positions"}  # HF's names of labels; others begin with "label"
 
 
 def check_names(names: Iterable[str], extra_features: Collection[str] = ()) -> None:
@@ -86,8 +86,8 @@ def check_names(names: Iterable[str], extra_features: Collection[str] = ()) -> N
         extra_features: other names to allow.
 
     Raises:
-        UserError: a name is unknown, such as `segment_ids`; the token ids are missing; or there are
-            `sequence_ids` without `position_ids`.
+        UserError: a name is unknown, such as `segment_ids`; the batch has neither or both of
+            `input_ids` and `inputs_embeds`; or it has `sequence_ids` without `position_ids`.
     """
     names, inputs = set(names), {**ENCODER_FEATURES, **OPTIONAL_FEATURES}
     known = {*inputs, *PRETRAINING_FEATURES, *_TARGETS, *extra_features}
@@ -120,7 +120,7 @@ def check_inputs(inputs: Mapping[str, _Array], rank: int) -> None:
         rank: rank of the token ids: 2 for (B, L), 3 for (B, C, L).
 
     Raises:
-        UserError: a feature is not an array or tensor, or has the wrong shape.
+        UserError: a feature is not an array or tensor, or its shape is wrong.
     """
     first = inputs["input_ids" if "input_ids" in inputs else "inputs_embeds"]
     for name in (*ENCODER_FEATURES, *OPTIONAL_FEATURES):

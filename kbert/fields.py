@@ -24,21 +24,21 @@ def setting(
     choices: Sequence[str] | None = None,
     **limits: float,
 ) -> _T:
-    """Returns a dataclass field with its help and the constraints that `check_settings` checks.
+    """Returns a dataclass field with help text, and with constraints for `check_settings`.
 
     Args:
         default: default of the field and of its flag.
         help: help text of the flag.
-        group: section of --help: "required", "common" or "more".
-        choices: allowed values, or None.
-        **limits: range of a number: at_least, above, at_most, below.
+        group: section of the flag in --help: "required", "common" or "more".
+        choices: allowed values, or None for any.
+        **limits: range of a number: `at_least`, `above`, `at_most`, `below`.
     """
     metadata = {"help": help, "group": group, "choices": choices, "limits": limits}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def setting_type(field: dataclasses.Field[object]) -> tuple[type, bool]:
-    """Returns the type of a field's value without `| None`, and whether None is allowed."""
+    """Returns the type of a field without `| None` or parameters, and whether None is allowed."""
     if isinstance(field.type, types.UnionType):
         (kind,) = (t for t in typing.get_args(field.type) if t is not types.NoneType)
         return typing.get_origin(kind) or kind, True  # tuple of tuple[str, ...]
@@ -58,9 +58,9 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlist, _SHORT.maxtuple = 1, 200, 20,
 
 
 def short_repr(value: object) -> str:
-    """Returns a truncated repr of a value for a message.
+    """Returns a truncated repr of a value, for a message.
 
-    It never builds the full repr, because a short YAML file can expand to a huge value.
+    The full repr is never built, because a short YAML file can expand to a huge value.
     """
     try:
         return _SHORT.repr(value)
@@ -84,7 +84,7 @@ def range_text(limits: Mapping[str, float]) -> str:
 def shared_settings(
     config: "DataclassInstance", kind: "type[DataclassInstance]"
 ) -> dict[str, typing.Any]:
-    """Returns the settings of a dataclass instance that are also fields of the dataclass `kind`."""
+    """Returns a dict of the fields of the dataclass `kind` with their values in `config`."""
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(kind)}
 
 
@@ -92,7 +92,8 @@ def check_settings(config: "DataclassInstance") -> None:
     """Checks the type and range of every field of a dataclass whose fields are `setting`s.
 
     Raises:
-        UserError: a field is invalid; the message has its name, the value and the allowed values.
+        UserError: a field is invalid, or a required one is missing. The message has its name, the
+            value and the allowed values.
     """
     for field in dataclasses.fields(config):
         value = checked_value(field, getattr(config, field.name))
@@ -101,7 +102,7 @@ def check_settings(config: "DataclassInstance") -> None:
 
 
 def checked_value(field: "dataclasses.Field[typing.Any]", value: typing.Any) -> typing.Any:
-    """Checks and returns a value of a `setting`; an int becomes a float if the field is one.
+    """Checks and returns the value of a `setting`; converts an int to float for a float field.
 
     Raises:
         UserError: as for `check_settings`.

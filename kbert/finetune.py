@@ -16,7 +16,7 @@ def check(config: FinetuneConfig) -> None:
 
 
 def config_class(task_module: str, task: str) -> type[FinetuneConfig]:
-    """Returns the FinetuneConfig of a task, which may add settings of its own."""
+    """Returns FinetuneConfig, or its subclass with the settings of a task."""
     from kbert.tasks.registry import get_task, load_task_module
 
     load_task_module(task_module)

@@ -7,7 +7,8 @@
     pooled = kbert.hub.BertLayer("models/bert/encoder")(features)["pooled_output"]
     model = keras.Model(text, keras.layers.Dense(2)(pooled))
 
-They also load other SavedModels with TF Hub's common text API. In tf_keras, use `hub.KerasLayer`.
+The layers also load other SavedModels with TF Hub's common text API. In tf_keras, use
+`tensorflow_hub.KerasLayer` instead.
 """
 
 import os
@@ -62,6 +63,9 @@ class PreprocessLayer(_SavedLayer):
 
     Returns, when called:
         dict of `input_word_ids`, `input_mask` and `input_type_ids`, (B, L) int32 each.
+
+    Raises:
+        UserError: `handle` is not the folder of a SavedModel.
     """
 
     def __init__(
@@ -75,7 +79,9 @@ class PreprocessLayer(_SavedLayer):
 
 @keras.saving.register_keras_serializable("kbert")
 class BertLayer(_SavedLayer):
-    """An exported encoder, which can be fine-tuned; it applies dropout only if it is trainable.
+    """An exported encoder, which can be fine-tuned.
+
+    It applies dropout only if it is called with `training=True` and is trainable.
 
     Args:
         handle: folder of the exported encoder. A saved model that contains this layer stores the
@@ -86,8 +92,11 @@ class BertLayer(_SavedLayer):
         inputs: dict of `input_word_ids`, `input_mask` and `input_type_ids`, (B, L) int32 each.
 
     Returns, when called:
-        dict of `pooled_output` (B, D), `sequence_output` (B, L, D), `encoder_outputs`, a list of
-        N tensors (B, L, D), and `default`, which is `pooled_output`.
+        dict of float32 tensors: `pooled_output` (B, D), `sequence_output` (B, L, D),
+        `encoder_outputs`, a list of N tensors (B, L, D), and `default`, which is `pooled_output`.
+
+    Raises:
+        UserError: `handle` is not the folder of a SavedModel.
     """
 
     def call(

@@ -50,14 +50,14 @@ def read_for(
     Args:
         endpoint: Endpoint. source: as for `kbert.tasks.examples.read_split`.
         columns: ColumnConfig of the file; None: detect the columns.
-        report: called with a line of text.
+        report: called with lines of text about the file.
 
     Returns:
         list of examples of the endpoint's task.
 
     Raises:
-        UserError: no task has labels for this method, or an example is invalid (names file and
-            line).
+        UserError: the endpoint has no task, an example is invalid, or the examples have one text
+            and the endpoint takes two, or vice versa.
     """
     if endpoint.task is None:
         methods = dict.fromkeys(kind.method for kind in registry.tasks().values())
@@ -76,7 +76,7 @@ def read_for(
 
 
 def _check_pairs(endpoint, examples):
-    """Raises UserError for single texts if the method takes pairs, and vice versa."""
+    """Raises UserError if examples have one text and the endpoint takes two, or vice versa."""
     takes = "text_pair" in endpoint.texts
     for example in examples if "text" in endpoint.texts else ():
         if (getattr(example, "text_pair", None) is not None) != takes:
@@ -88,7 +88,7 @@ def _check_pairs(endpoint, examples):
 
 
 class Ids:
-    """Examples as features; a question is a text, a window or a set of choices.
+    """Examples as features; a question is a text, a window or a text with all its choices.
 
     Args:
         endpoint: Endpoint with a task. examples: examples of this task.
@@ -115,7 +115,7 @@ class Ids:
 
 
 class Texts:
-    """Examples as the text inputs of a SavedModel; a question is one example. See `Ids`."""
+    """Examples as the text inputs of a SavedModel, like `Ids`; a question is one example."""
 
     def __init__(self, endpoint: "Endpoint", examples: Sequence[Any]) -> None:
         self._task, self._examples = endpoint.task, examples
@@ -135,15 +135,15 @@ class Texts:
 def compared(
     evaluation_set: Ids | Texts, contenders: "Mapping[str, Contender]"
 ) -> list[dict[str, Any]]:
-    """Compares models on the same questions; returns a table with a row for each model.
+    """Compares models on the same questions.
 
     Args:
         evaluation_set: `Ids` or `Texts`. contenders: dict of name -> (size in bytes, function from
             a question to outputs).
 
     Returns:
-        list of dicts: `model`, `megabytes`, `milliseconds` (the median over the questions, after a
-        warmup) and `scores`.
+        list of dicts, one per model: `model`, the name, `megabytes`, `milliseconds` (the median
+        over the questions, after a warmup) and `scores`.
     """
     answers, seconds = ({name: [] for name in contenders} for _ in range(2))
     for _, answer in contenders.values():
@@ -169,7 +169,7 @@ def compared(
 class Labeled:
     """Labeled examples for comparing an export with the original model.
 
-    OpenVINO uses as many threads as TensorFlow; `kbert.export` sets the number to one.
+    OpenVINO uses as many threads as TensorFlow; the program `kbert.export` sets the number to one.
 
     Args:
         endpoint: Endpoint of the float32 model.

@@ -1,7 +1,6 @@
 """Endpoints of models without a task; the endpoints of tasks are in `kbert.tasks`.
 
-The graph includes the tokenizer and the conversion of logits to results. An export is moved into
-place only after its results have been compared with the Predictor's.
+The graph of an endpoint includes the tokenizer and the conversion of logits to results.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +43,7 @@ class Embed(Endpoint):
 
     name: str = "embed"
     model_class: type[BertForEmbedding] = BertForEmbedding
-    forward_spec: dict[str, tuple[str, str]] = {"embedding": ("BE", "of the text")}
+    forward_spec: dict[str, tuple[str, str]] = {"embedding": ("BE", "the embeddings of the texts")}
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -72,8 +71,8 @@ class Encode(Endpoint):
 
     name: str = "encode"
     forward_spec: dict[str, tuple[str, str]] = {
-        "last_hidden_state": ("BLD", "of each token; undefined at padding"),
-        "pooler_output": ("BD", "of the text"),
+        "last_hidden_state": ("BLD", "the outputs of the last layer; undefined at padding"),
+        "pooler_output": ("BD", "the outputs of the pooler"),
     }
     output_spec: dict[str, str] = {
         "last_hidden_state": "(B, L, D) float32; 0 at padding",
@@ -115,12 +114,12 @@ class FillMask(Endpoint):
     forward_spec: dict[str, tuple[str, str]] = {
         "logits": (
             "BMV",
-            f"of the vocabulary, at the first {MAX_MASKS} [MASK]; undefined after them",
+            f"one per vocabulary entry, at the first {MAX_MASKS} [MASK]; undefined in other slots",
         ),
     }
     output_spec: dict[str, str] = {
         "words": "(B, M, k) string, the top 5 for each of at most 16 [MASK]; empty in other slots",
-        "scores": "(B, M, k) float32, their probabilities; 0 in other slots",
+        "scores": "(B, M, k) float32, the probabilities of the words; 0 in other slots",
     }
     padded: dict[str, str | int | float] = {"words": "", "scores": 0.0}
     top_k: int = 5

@@ -58,23 +58,23 @@ def export(
     """Writes a SavedModel with text inputs, and compares it with `kbert.Predictor`.
 
     The export is moved into place only after a separate process, with TensorFlow but without kbert,
-    has loaded it from another folder and run it on some texts.
+    has loaded it and computed the same outputs for some texts.
 
     Args:
         model: folder, as for `BertModel.from_pretrained`. output_dir: folder to create.
         method, takes_pairs, max_seq_length: see `kbert.serving.saved_model.load_endpoint`.
         batch_timeout_ms: see `kbert.serving.signatures.signatures`.
         report: called with lines of text.
-        eval_file: labeled examples on which the SavedModel is compared with the model, see
-            `kbert.serving.comparison`; the results are written to `assets.extra/compression.json`.
+        eval_file: labeled examples on which the SavedModel is compared with the model (see
+            `kbert.serving.comparison`); the results are written to `assets.extra/compression.json`.
         columns: ColumnConfig of `eval_file`; None: detect the columns.
         quantize: "int8" (see `kbert.serving.saved_model.quantize_int8`) or None. An int8 SavedModel
             is compared with the quantized model, since its outputs differ from the Predictor's.
 
     Raises:
-        UserError: the model cannot be read; the output folder exists or is being created; an
-            argument does not fit the model; the outputs differ from the Predictor's; or examples
-            cannot be used.
+        UserError: the model cannot be read; the output folder is not empty or another process is
+            writing it; an argument does not fit the model; the outputs differ from the expected
+            ones; or the examples cannot be used.
     """
     _check_quantize("serving", quantize, "int8")
     target = _free(output_dir)
@@ -115,8 +115,9 @@ def export_tf_hub(
         report: called with lines of text.
 
     Raises:
-        UserError: the model cannot be read, the output folder exists or is being created, or the
-            model does not support the length.
+        UserError: the model cannot be read or has no pooler, the output folder is not empty or
+            another process is writing it, the model does not support the length, or the outputs
+            differ from the model's.
     """
     target, folder = _free(output_dir), ModelFolder.of(model)
     tokenizer, length = folder.tokenizer, max_seq_length or 128
@@ -149,7 +150,7 @@ def export_openvino(
 ) -> None:
     """Writes the model of a method for OpenVINO; see `kbert.serving.openvino_ir`.
 
-    The folder is moved into place only after OpenVINO has computed some texts.
+    The folder is moved into place only after OpenVINO has computed the outputs for some texts.
 
     Args:
         model, output_dir, method, takes_pairs, max_seq_length, report: as for `export`.
@@ -157,8 +158,8 @@ def export_openvino(
         eval_file, columns: as for `export`; the results are written to `compression.json`.
 
     Raises:
-        UserError: as for `export`; or the quantization is not supported, OpenVINO is not installed,
-            float32 outputs differ from the model's, or quantized outputs are not finite.
+        UserError: as for `export`; or OpenVINO is not installed, the model is too large, float32
+            outputs differ from the model's, or the outputs of a quantized model are not finite.
     """
     _check_quantize("openvino", quantize, "float16")
     if not importlib.util.find_spec("openvino"):
@@ -202,6 +203,7 @@ def _report_all(report, *lines):
 
 
 def _free(target):
+    """Returns the absolute path of an output folder; raises UserError if it is not empty."""
     target = pathlib.Path(target).absolute()
     storage.check_free(
         target,
@@ -215,7 +217,7 @@ def _new_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """Opens a folder that is created atomically and locked against other processes.
 
     Raises:
-        UserError: the folder exists, is being created, or cannot be written.
+        UserError: the folder is not empty, another process is writing it, or it cannot be written.
     """
     with target_lock(target):
         _free(target)

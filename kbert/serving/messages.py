@@ -1,5 +1,6 @@
-"""Messages of `kbert.export`: its inputs, outputs and checks."""
+"""Messages of `kbert.export` about the model, the written files and the checks of the outputs."""
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,11 @@ TOLERANCE = 1e-5
 
 
 def source_line(folder: "ModelFolder", what: str, model: "PretrainedModel", length: int) -> str:
-    """Returns a line that describes the exported model.
+    """Returns a line about the model that is exported.
 
     Args:
-        what: name of the exported method. length: maximum length of a sequence in tokens.
+        folder: folder of the model. what: name of the exported method. model: the model.
+        length: maximum length of a sequence in tokens.
     """
     config = model.config
     return (
@@ -43,8 +45,11 @@ def checked_line(
 ) -> str:
     """Returns a line with the difference between a SavedModel's outputs and expected outputs.
 
+    Args:
+        answers: outputs of the SavedModel. expected: expected outputs. whose: what computed them.
+
     Raises:
-        UserError: the difference is too large.
+        UserError: the difference is larger than `TOLERANCE`.
     """
     difference, count = largest_difference(answers, expected), len(next(iter(expected.values())))
     if not difference <= TOLERANCE:
@@ -65,15 +70,17 @@ def computed_line(metadata: Mapping[str, Any]) -> str:
         metadata: contents of `model.json`.
 
     Raises:
-        UserError: the difference is too large.
+        UserError: the difference of a float32 model is larger than `TOLERANCE`, or the difference
+            of a quantized model is not finite.
     """
-    difference, allowed = metadata["largest_difference"], TOLERANCE
+    difference = metadata["largest_difference"]
+    limit, allowed = TOLERANCE, f"at most {TOLERANCE:g}"
     if metadata["weights"] != "float32":
-        allowed = float("inf")  # with quantization, any difference is allowed
-    if not difference <= allowed or difference == float("inf"):
+        limit, allowed = sys.float_info.max, "any finite difference"
+    if not difference <= limit:
         raise UserError(
-            f"the outputs of {metadata['file']} differ from kbert's model by {difference:.1e}; at "
-            f"most {allowed:g} is allowed. Nothing was written."
+            f"the outputs of {metadata['file']} differ from kbert's model by {difference:.1e}; "
+            f"{allowed} is allowed. Nothing was written."
         )
     line = (
         f"checked in its runtime: {metadata['samples']} texts in {metadata['weights']}, largest "
@@ -85,7 +92,11 @@ def computed_line(metadata: Mapping[str, Any]) -> str:
 
 
 def port_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the inputs and outputs of an OpenVINO model. metadata: contents of `model.json`."""
+    """Yields lines with the inputs and outputs of an OpenVINO model.
+
+    Args:
+        metadata: contents of `model.json`.
+    """
     shape = ", ".join(map(str, metadata["inputs"]["input_ids"]["shape"]))
     yield f"  {metadata['file']}: {', '.join(metadata['inputs'])} ({shape}) int32"
     for name, output in metadata["outputs"].items():
@@ -93,7 +104,11 @@ def port_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
 
 
 def output_spec_lines(endpoint: "Endpoint", functions: Iterable[str]) -> Iterator[str]:
-    """Yields the inputs and outputs of a SavedModel's signatures. functions: their names."""
+    """Yields lines with the inputs of a SavedModel's signatures and the outputs for texts.
+
+    Args:
+        endpoint: the exported Endpoint. functions: names of the signatures.
+    """
     texts = ", ".join(f"{n} ({'B' if a == 1 else 'B, C'})" for n, a in endpoint.texts.items())
     takes = {
         "serving_default": f"{texts} string",
@@ -110,7 +125,7 @@ def output_spec_lines(endpoint: "Endpoint", functions: Iterable[str]) -> Iterato
 
 
 def serve_line(target: "pathlib.Path") -> str:
-    """Returns a line with the command that serves a SavedModel."""
+    """Returns a line with the command that serves a SavedModel, or a note on its folder's name."""
     if not target.name.isdigit():
         return f"note: TensorFlow Serving expects a numbered folder, such as {target / '1'}"
     return (
@@ -120,7 +135,7 @@ def serve_line(target: "pathlib.Path") -> str:
 
 
 def table_lines(table: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Formats rows of cells as a table: the first column left-aligned, the others right-aligned."""
+    """Yields rows of cells as lines, the first column left-aligned and the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for first, *others in table:
         cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]

@@ -1,7 +1,8 @@
 """OpenVINO exports: the model of an endpoint as OpenVINO IR, without its tokenizer.
 
-The model computes `Endpoint.forward`, from the three features of a text to the outputs. The
-serving code must tokenize and decode; the vocabulary and `model.json` beside the model specify how.
+The model computes `Endpoint.forward`, the outputs for the `ENCODER_FEATURES`. The serving code must
+tokenize the texts and decode the outputs, with the vocabulary, the tokenizer's settings and
+`model.json` in the model's folder.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,12 +32,14 @@ def save_openvino(
     """Writes the model of an endpoint and its metadata, and compares its outputs in OpenVINO.
 
     Args:
-        endpoint: Endpoint of a float32 model. folder: existing folder; see also `save_settings`.
+        endpoint: Endpoint of a float32 model.
+        folder: existing folder, to which the files of `save_settings` are written, too.
         quantize: "float16" for weights of this dtype, or None.
 
     Returns:
-        the contents of `model.json`, with `largest_difference` and, for a classifier,
-        `same_labels`: how many of the `samples` texts, or pairs, get the same labels.
+        the contents of `model.json`, with the number of test texts `samples`, the
+        `largest_difference` of their outputs and, for a classifier, `same_labels`, the number of
+        texts that get the same labels.
 
     Raises:
         UserError: the model is too large to convert.
@@ -44,8 +47,8 @@ def save_openvino(
     size = sum(4 * np.prod(weight.shape, dtype=np.int64) for weight in endpoint.model.weights)
     if size > MOST_BYTES:
         raise UserError(
-            f"the model has {size / 1e9:,.1f} GB; --format=openvino supports at most 2 GB. Use "
-            f"--format=serving, which has no limit."
+            f"the model has {size / 1e9:,.2f} GB; --format=openvino supports at most "
+            f"{MOST_BYTES / 1e9:.2f} GB. Use --format=serving, which has no limit."
         )
     write_model(endpoint, folder, quantize)
     saved_model.save_settings(endpoint, folder)
@@ -55,7 +58,7 @@ def save_openvino(
 
 
 def _metadata(endpoint, quantize):
-    """Returns the inputs and outputs of the model; letters in shapes are variable sizes."""
+    """Returns a description of the model; letters in shapes are variable sizes."""
     labels, inputs = list(getattr(endpoint.task, "label_names", None) or []), ["B", "L"]
     if endpoint.takes_choices:
         labels, inputs = [], ["B", "C", "L"]
@@ -120,7 +123,11 @@ def load_model(
 
 
 def _compared(endpoint, compute):
-    """Compares the outputs for the sample texts, in two sizes: see `save_openvino`."""
+    """Compares the outputs for the sample texts, in two shapes of the batch.
+
+    Returns:
+        dict of the entries of `model.json` that `save_openvino` describes.
+    """
     features = sample_features(endpoint)
     differences = []
     for batch in (features, {name: x[:1, ..., :5] for name, x in features.items()}):
@@ -134,7 +141,7 @@ def _compared(endpoint, compute):
 
 
 def sample_features(endpoint: "Endpoint") -> dict[str, np.ndarray]:
-    """Returns the features of the sample texts, int32 arrays as the model receives them."""
+    """Returns the features that the model receives for the sample texts, as int32 arrays."""
     captured = []
 
     def compute(features):

@@ -49,10 +49,10 @@ def load_endpoint(
     Args:
         folder: path such as `RUN/finetuning/best`, in any format that `BertModel` reads; or a
             ModelFolder.
-        name: one of `endpoints()`; None: the task of the fine-tuned model, or else fill_mask or
-            another method that the model has a head for.
+        name: one of `endpoints()`; None: the method of the model's task or, without a task, a
+            method that the model has a head for.
         takes_pairs: whether each text has a second text; None: as in fine-tuning.
-        max_seq_length: tokens of a sequence; None: as in fine-tuning, or the model's limit.
+        max_seq_length: maximum number of tokens in a sequence; None: as for `kbert.Predictor`.
 
     Raises:
         UserError: the folder does not exist or lacks the head, or an argument does not fit the
@@ -92,12 +92,12 @@ def load_endpoint(
 def quantize_int8(endpoint: "Endpoint") -> None:
     """Quantizes the weight matrices and embeddings of an endpoint's model with `Model.quantize`.
 
-    Inputs of matrix products are quantized to int8 as well, with one scale per token. In models
-    with an MLM head, the embeddings stay float, since the head uses the word embeddings.
+    The inputs of the matrix products are quantized to int8 as well, with one scale per token. In
+    models with an MLM head, the embeddings stay float, since the head uses the word embeddings.
     """
     model = endpoint.model
     kinds = (keras.layers.Dense, *(() if hasattr(model, "mlm") else (keras.layers.Embedding,)))
-    gc.freeze()  # Keras collects garbage after each layer; exclude all existing objects
+    gc.freeze()  # Keras collects garbage after each layer; this excludes all existing objects
     try:
         model.quantize("int8", filters=lambda layer: isinstance(layer, kinds))
     finally:
@@ -124,7 +124,10 @@ def load_exported(folder: str | os.PathLike[str]) -> "Endpoint":
 
 
 def load_encoder(folder: str | os.PathLike[str], **arguments: Any) -> BertModel:
-    """Loads a BertModel with its pooler from a folder. arguments: constructor arguments.
+    """Loads a BertModel with its pooler from a folder.
+
+    Args:
+        folder: as for `load_endpoint`. **arguments: arguments of `BertModel.from_pretrained`.
 
     Raises:
         UserError: the folder has no pooler, so `pooler_output` would be randomly initialized.
@@ -139,7 +142,7 @@ def load_encoder(folder: str | os.PathLike[str], **arguments: Any) -> BertModel:
 
 
 def samples(endpoint: "Endpoint") -> dict[str, list[Any]]:
-    """Returns texts for testing an endpoint, including unusual ones, as a dict of lists.
+    """Returns texts for testing an endpoint, including unusual ones: a dict of input name -> list.
 
     The lists have equal lengths; all texts have the same number of [MASK] or of choices.
     """
@@ -157,8 +160,8 @@ def save_endpoint(
 ) -> "dict[str, tf.types.experimental.ConcreteFunction[..., dict[str, tf.Tensor]]]":
     """Writes a SavedModel, with its metadata in `assets.extra/kbert.json`.
 
-    The variables are tracked, so that converters detect them. With the other files of
-    `assets.extra`, the folder can be loaded like other folders of weights.
+    The variables are tracked, so that converters detect them. With the files that `save_settings`
+    writes to `assets.extra`, the folder can be loaded like other model folders.
 
     Args:
         endpoint: Endpoint. folder: folder to write. batch_timeout_ms: see `signatures`.
@@ -229,6 +232,9 @@ def answers_alone(
         texts: dict of lists, the inputs of the first SavedModel.
         *folders: SavedModel folders; each model takes the outputs of the previous one.
 
+    Returns:
+        dict of the outputs of the last SavedModel.
+
     Raises:
         UserError: the process failed; the message contains the end of its output.
     """
@@ -250,9 +256,9 @@ def answers_alone(
 
 
 def largest_difference(result: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> float:
-    """Returns the largest difference between two dicts of arrays, relative for values above 1.
+    """Returns the largest difference of floats in two dicts of arrays, relative for values above 1.
 
-    It is inf if shapes or non-numeric values differ, or if a difference is NaN.
+    It is inf if shapes or values of other types differ, or if a difference is NaN.
 
     Args:
         result: outputs of a SavedModel. expected: from `Endpoint.reference_outputs`, possibly with
@@ -276,7 +282,7 @@ def largest_difference(result: Mapping[str, np.ndarray], expected: Mapping[str, 
 
 
 def _decoded(values):
-    """Decodes the bytes of an array to str."""
+    """Returns values as an array, with bytes decoded to str."""
     values = np.asarray(values)
     if values.dtype != object:
         return values

@@ -10,7 +10,7 @@ from kbert.features import ENCODER_FEATURES
 if TYPE_CHECKING:
     from kbert.tasks.endpoint import Endpoint
 
-MOST_TEXTS = 32  # maximum size of a batch shared by requests in the graph
+MOST_TEXTS = 32  # maximum number of texts in a batch that requests share in the graph
 
 
 def signatures(
@@ -20,7 +20,8 @@ def signatures(
 
     `serving_default` takes text; `from_ids` takes the three features of `kbert.features`. Both
     return the outputs of `output_spec`, except that `from_ids` has no text to extract spans from:
-    for tag it returns `probabilities` (B, L, C), for answer `start_logits` and `end_logits` (B, L).
+    for tag, it returns `probabilities` (B, L, C); for answer, `start_logits` and `end_logits`
+    (B, L); for choose, no `text`.
     `from_examples` takes serialized tf.Examples whose features are named like the text inputs, and
     returns the same as `serving_default`. Classification and regression models also have signatures
     for TensorFlow Serving's Classify and Regress, on the same examples: `classify` (`classes` and
@@ -83,10 +84,11 @@ def traced(
 
 
 def parse_examples(serialized: tf.Tensor, texts: Mapping[str, int]) -> dict[str, tf.Tensor]:
-    """Parses the texts of tf.Examples: returns a dict of name -> (B,) or (B, C) string.
+    """Parses the texts of tf.Examples; returns a dict of name -> (B,) or (B, C) string.
 
     Args:
-        texts: dict of name -> number of axes.
+        serialized: (B,) string, serialized tf.Examples.
+        texts: dict of name -> number of axes: 1, or 2 for choices.
     """
     features = {
         name: tf.io.FixedLenFeature([], tf.string) if axes == 1 else tf.io.RaggedFeature(tf.string)

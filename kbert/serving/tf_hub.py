@@ -27,12 +27,14 @@ def save_preprocessor(
     """Writes the preprocessor.
 
     Called with (B,) string, it returns the three inputs of the encoder, (B, seq_length) int32 each.
-    `tokenize` returns a (B, None) int32 RaggedTensor of WordPiece ids,
-    `tokenize.get_special_tokens_dict()` returns the ids of the special tokens, and
-    `bert_pack_inputs([segment], seq_length)`, with one or two segments, the encoder's inputs.
+    `tokenize` returns a (B, None) int32 RaggedTensor of WordPiece ids.
+    `tokenize.get_special_tokens_dict()` returns the ids of the special tokens and the size of the
+    vocabulary. `bert_pack_inputs(segments, seq_length)` returns the encoder's inputs for a list of
+    one or two such RaggedTensors.
 
     Args:
-        seq_length: length of a sequence in tokens. folder: folder to write.
+        tokenizer: BertTokenizer. seq_length: length of a sequence in tokens. folder: folder to
+            write.
     """
     root = tf.train.Checkpoint(tokenizer=tokenizer)
     text = tf.TensorSpec([None], tf.string, name="text")
@@ -80,8 +82,8 @@ def save_encoder(model: "BertModel", folder: "str | os.PathLike[str]") -> None:
     """Writes the encoder; its weights are trainable, and `training=True` enables dropout.
 
     Called with a dict of `input_word_ids`, `input_mask` and `input_type_ids`, (B, L) int32 each, it
-    returns `pooled_output` (B, D), `sequence_output` (B, L, D), `encoder_outputs`, a list of N
-    tensors (B, L, D), and `default`, which equals `pooled_output`.
+    returns a dict of float32 tensors: `pooled_output` (B, D), `sequence_output` (B, L, D),
+    `encoder_outputs`, a list of N tensors (B, L, D), and `default`, which equals `pooled_output`.
 
     Args:
         model: BertModel with a pooler and `output_hidden_states`. folder: folder to write.

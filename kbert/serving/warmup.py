@@ -1,6 +1,6 @@
 """Warmup requests, which TensorFlow Serving runs before it reports a model as ready.
 
-They avoid slow first requests: TensorFlow initializes a graph during its first call.
+They prevent slow first requests: TensorFlow initializes a graph during its first call.
 """
 
 import pathlib
@@ -27,7 +27,7 @@ def write_warmup(
 
     Args:
         folder: folder of a SavedModel. functions: signatures returned by `save_endpoint`.
-        texts: dict of input name -> list of texts. model_name: served name of the model.
+        texts: dict of input name -> list of texts. model_name: name under which it is served.
 
     Returns:
         the number of requests.
