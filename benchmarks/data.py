@@ -11,13 +11,16 @@ BATCHES = 8  # number of different batches, which are repeated
 
 
 def pretraining_batches(settings):
-    """Returns batches of random tokens with kbert's pretraining features.
+    """Returns `BATCHES` batches of random tokens.
 
     The first example of each batch has half the length, so that no library can skip the attention
     mask. Its masked slots beyond the end have weight 0.
 
+    Args:
+        settings: dict with `batch_size` (B), `length` (L), `predictions` (M) and `model`.
+
     Returns:
-        list of dicts of arrays; input_ids (B, L), masked_positions (B, M) and so on.
+        list of dicts of arrays: `kbert.features.PRETRAINING_FEATURES`.
     """
     rng = np.random.default_rng(0)
     B, L, M = settings["batch_size"], settings["length"], settings["predictions"]
@@ -45,12 +48,16 @@ def pretraining_batches(settings):
 
 
 def mixed_lengths(count):
-    """Draws (count,) lengths from 10 to 128 tokens."""
+    """Draws `count` lengths from 10 to 128 tokens, always the same; returns an array."""
     return np.random.default_rng(0).integers(10, 129, count)
 
 
 def random_examples(lengths, vocab_size=30522):
-    """Returns a list of random (input_ids, label) with these lengths."""
+    """Returns a list of (input_ids, label) with random ids and the labels 0 and 1.
+
+    Args:
+        lengths: length of each example in tokens, including [CLS] and [SEP].
+    """
     rng = np.random.default_rng(0)
     examples = []
     for length in lengths:
@@ -61,7 +68,12 @@ def random_examples(lengths, vocab_size=30522):
 
 
 def text_examples(path, tokenizer, count, max_length):
-    """Draws `count` rows of a table with a header, text and label; returns (input_ids, label)."""
+    """Draws `count` rows of a tab-separated table; returns a list of (input_ids, label).
+
+    Args:
+        path: file with a header row and the columns text and label, plain or gzipped.
+        tokenizer: BertTokenizer. max_length: maximum length of an example in tokens.
+    """
     opener = gzip.open if str(path).endswith(".gz") else open
     with opener(path, "rt", encoding="utf-8", newline="\n") as file:
         rows = [line.rstrip("\n").split("\t") for line in file.readlines()[1:]]
@@ -76,18 +88,18 @@ def text_examples(path, tokenizer, count, max_length):
 
 
 def write_examples(examples, path):
-    """Writes examples to a file for `read_examples`."""
+    """Writes a list of (input_ids, label) to a JSON file; returns its path as a str."""
     pathlib.Path(path).write_text(json.dumps(examples))
     return str(path)
 
 
 def read_examples(path):
-    """Reads a list of (input_ids, label)."""
+    """Reads the list of (input_ids, label) that `write_examples` wrote."""
     return json.loads(pathlib.Path(path).read_text())
 
 
 def padded(examples, length=None):
-    """Returns features of examples as arrays, padded to `length` or to the longest example."""
+    """Returns the features of examples, (B, L) int64 each, padded to `length` or to the longest."""
     length = length or max(len(ids) for ids, _ in examples)
     input_ids = np.full((len(examples), length), PAD)
     for row, (ids, _) in zip(input_ids, examples, strict=True):
@@ -105,7 +117,11 @@ def cut(examples, batch_size):
 
 
 def vocabulary(vocab_file, folder, size=30522):
-    """Returns the path of a vocabulary: the given file, or one learned from kbert's sample text."""
+    """Returns `vocab_file`, or the path of a vocabulary learned from kbert's sample text.
+
+    Args:
+        folder: folder for the sample text and the learned vocabulary. size: entries to learn.
+    """
     if vocab_file:
         return vocab_file
     from kbert.tokenizer.vocab import learn_vocab, write_vocab
@@ -126,7 +142,7 @@ def sample_text(folder):
 
 
 def read_lines(path, size):
-    """Returns the first non-empty lines of a text, about `size` bytes in total."""
+    """Returns the first non-empty lines of a text, at least `size` bytes in total if there are."""
     lines, total = [], 0
     with open(path, encoding="utf-8", newline="\n") as file:
         for line in file:

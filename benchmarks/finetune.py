@@ -1,12 +1,12 @@
 """Fine-tunes with kbert and with HF transformers (torch): same examples, batches and recipe.
 
-python benchmarks/finetune.py --seeds=0,1,2 FLAGS_OF_FINETUNE prints scores and minutes of both.
+    python benchmarks/finetune.py --seeds=0,1,2 FLAGS_OF_FINETUNE
 
-The torch run starts from the same folder, sees the same ids in the same order, and uses AdamW with
-the same epsilon, weight decay, clipping and schedule; task heads and dropout are random in each
-run. Both use float32. Scores are computed on --eval_file after the last step. Minutes cover the
-whole
-run: kbert also evaluates after every epoch and writes checkpoints. Requires the extra [test].
+Prints the scores and the minutes of both libraries. The torch run starts from the same folder, sees
+the same ids in the same order, and uses AdamW with the same epsilon, weight decay, clipping and
+schedule; task heads and dropout are random in each run. Both libraries use float32. Scores are
+computed on --eval_file after the last step. The minutes are those of the whole run, in which kbert
+also evaluates after every epoch and writes checkpoints. Requires the extra [test].
 """
 
 import contextlib
@@ -42,7 +42,7 @@ CLASSES = {
 
 
 def run_kbert(config, seed):
-    """Fine-tunes with kbert; returns the scores on the evaluation file, and the minutes."""
+    """Fine-tunes with kbert; returns the scores on --eval_file and the duration in minutes."""
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         finetune(replaced(config, seed), folder)
@@ -58,7 +58,7 @@ def replaced(config, seed):
 
 
 def run_hf(config, seed):
-    """Fine-tunes HF's model in torch; see `run_kbert`."""
+    """Fine-tunes HF's model in torch; returns the same as `run_kbert`."""
     import torch
     import transformers
 
@@ -143,10 +143,10 @@ def torch_loss(task, outputs, features):
 
 
 def main(_):
-    """Prints the results of both."""
+    """Runs all seeds with both libraries and prints the results."""
     config = flags.read(FinetuneConfig)
     if config.task in ("multilabel", "choice") or config.precision != "float32":
-        raise app.UsageError("HF runs classify, pair, regress, tag and qa only, in float32")
+        raise app.UsageError("--task must be classify, pair, regress, tag or qa, in float32")
     libraries = {"kbert": run_kbert} | ({"HF": run_hf} if absl_flags.FLAGS.peer else {})
     results = {library: [] for library in libraries}
     for seed in map(int, absl_flags.FLAGS.seeds):

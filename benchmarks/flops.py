@@ -1,18 +1,20 @@
 """The matrix products of BERT and their floating-point operations, 2 per multiply-add.
 
 The counts follow from the shapes and are the same for every library. Unnecessary operations are not
-counted, such as those for padding, or the MLM head at tokens that are not masked. `model` is a dict
-of sizes with HF's names. B batch, L length in tokens, M masked slots, D width, H heads, F inner
-width, V vocabulary, N layers, C classes.
+counted, such as operations for padding, or the MLM head at tokens that are not masked. `model` is a
+dict of sizes with HF's names. Dimensions: B batch, L length in tokens, M masked slots, D width, H
+heads, F inner width, V vocabulary, N layers, C classes.
 """
 
 import typing
 
 
 class Product(typing.NamedTuple):
-    """A batch of matrix products (m, k) x (k, n), computed `count` times.
+    """Batches of matrix products (m, k) x (k, n).
 
-    transpose_a, transpose_b: whether an operand is stored transposed.
+    Attributes:
+        count: number of batches. batch: products per batch. m, k, n: sizes of the matrices.
+        transpose_a, transpose_b: whether an operand is stored transposed.
     """
 
     count: int
@@ -30,7 +32,7 @@ def count_flops(products):
 
 
 def model_of(layers, width, heads=None, vocab=30522):
-    """Returns the sizes of a BERT, by default with heads of width 64; the inner width is 4 D."""
+    """Returns the sizes of a BERT with heads of width 64 by default and an inner width of 4 D."""
     return {
         "num_hidden_layers": layers,
         "hidden_size": width,

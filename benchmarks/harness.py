@@ -21,7 +21,11 @@ PEERS = ("hf", "keras_hub", "openvino")
 
 
 def define_flags(rows, threads=None):
-    """Defines the flags of a comparison. rows: names. threads: default number of threads."""
+    """Defines the flags of a comparison.
+
+    Args:
+        rows: names of all rows. threads: default of --threads; None: the number of CPUs.
+    """
     flags.DEFINE_list("rows", list(rows), f"rows to measure: {', '.join(rows)}")
     flags.DEFINE_list("libraries", ["kbert", "kbert_openvino", *PEERS], "libraries to compare")
     flags.DEFINE_integer("rounds", 5, "number of rounds; each library runs once per round")
@@ -40,7 +44,7 @@ def define_flags(rows, threads=None):
 
 
 def commands():
-    """Returns a dict of library -> command, according to the flags."""
+    """Returns a dict of library -> command of its worker, a list of str, according to the flags."""
     kbert = [FLAGS.python_kbert, "-m", "benchmarks.workers.kbert_worker"]
     by_library = {"kbert": kbert, "kbert_openvino": [*kbert, "openvino"]}
     by_library["gemm"] = [FLAGS.python_kbert, "-m", "benchmarks.workers.gemm"]
@@ -58,8 +62,8 @@ def compare(area, rows, check=None, more=None):
     Args:
         area: name of the comparison. rows: iterable of Row.
         check: function of (row, result of `measure`, folder) that compares the outputs saved in the
-            folder, adds the comparison to the result and returns a line to print. None: outputs are
-            not saved.
+            folder, adds the comparison to the result and returns a line to print, or None. Without
+            it, no outputs are saved.
         more: dict of additional entries for the JSON file.
     """
     compared, remarks, host = [], [], machine()
@@ -84,7 +88,7 @@ def compare(area, rows, check=None, more=None):
 
 
 def write_json(result):
-    """Writes all results and the settings of the measurement."""
+    """Writes the results and the settings of the measurement to --json."""
     names = ("threads", "rounds", "round_seconds", "quick")
     how = {
         "date": datetime.datetime.now().isoformat(timespec="seconds"),
@@ -100,7 +104,7 @@ def progress(line):
 
 
 def check_rows(known):
-    """Raises an error for unknown names of rows."""
+    """Raises UsageError if --rows has unknown names. known: names of all rows."""
     unknown = set(FLAGS.rows) - set(known)
     if unknown:
         raise app.UsageError(

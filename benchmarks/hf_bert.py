@@ -1,4 +1,4 @@
-"""HF's BertForPreTraining (torch), made from a kbert model and trained as BERT is."""
+"""HF's BertForPreTraining (torch) with a kbert model's weights, trained with BERT's recipe."""
 
 import tempfile
 
@@ -29,7 +29,8 @@ class HfTraining:
     """Training steps of HF's model: AdamW as in BERT, gradients clipped to a global norm of 1.
 
     Args:
-        weights, config: initial weights and BertConfig. schedule: function of the step.
+        weights, config: initial weights and BertConfig, as for `hf_model`.
+        schedule: function from the step, from 0, to the learning rate.
         bias_correction: see `kbert.train.AdamW`.
     """
 
@@ -42,7 +43,11 @@ class HfTraining:
         }
 
     def step(self, batch, number):
-        """Takes step `number` on a dict of arrays; returns the loss."""
+        """Takes a training step; returns the loss.
+
+        Args:
+            batch: dict of arrays, the `PRETRAINING_FEATURES`. number: number of the step, from 0.
+        """
         labels = np.full(batch["input_ids"].shape, -100)
         rows, columns = np.nonzero(batch["masked_weights"])
         labels[rows, batch["masked_positions"][rows, columns]] = batch["masked_ids"][rows, columns]

@@ -1,12 +1,14 @@
 """Loss curves of kbert and of HF transformers (torch) on the same batches.
 
-python benchmarks/hf_curve.py --corpus=FOLDER prints two comparisons over 200 steps:
+    python benchmarks/hf_curve.py --corpus=FOLDER
 
-1. Without dropout, from the same initial weights: the largest difference of the losses of a step.
-2. Dropout 0.1, with --seeds seeds: mean and spread of the loss over steps 150 to 200.
+Prints two comparisons. All runs have --steps steps; both libraries start from the same weights.
 
-Both libraries use float32, AdamW as in BERT, clipping at 1.0 and the same schedule; the update in
-torch is implemented here from the same formulas. Requires the extra [test].
+1. Without dropout: the largest difference between their losses at the same step.
+2. With dropout 0.1 and --seeds seeds: mean and spread of the loss over the last 50 steps.
+
+Both libraries use float32, AdamW as in BERT, clipping at 1.0 and the same schedule; `hf_bert`
+implements the update for torch from the same formulas. Requires the extra [test].
 """
 
 import statistics
@@ -107,7 +109,7 @@ def main(_):
 
 
 def compare_without_dropout(corpus, data):
-    """Prints the difference of the losses of both libraries from the same initial weights."""
+    """Prints the largest difference between the losses of both libraries without dropout."""
     config = config_of(corpus, dropout=0.0)
     kbert, start = kbert_losses(data, config, 0)
     hf = hf_losses(data, config, start, 0)

@@ -1,6 +1,8 @@
 """Splits text into training and held-out documents: every 50th document is held out.
 
-python benchmarks/hold_out.py OUTPUT_DIR FILE [FILE ...]   writes train.txt and heldout.txt
+    python benchmarks/hold_out.py OUTPUT_DIR FILE [FILE ...]
+
+Writes OUTPUT_DIR/train.txt and OUTPUT_DIR/heldout.txt.
 """
 
 import pathlib

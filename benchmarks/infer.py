@@ -3,11 +3,11 @@
     python -m benchmarks.infer --json=infer.json
     python -m benchmarks.infer --rows=base-1x128,base-mixed --rounds=5
 
-All libraries have the same weights and start from the same token ids; their outputs are compared as
-well. kbert sorts texts by length, as it does by default. HF and OpenVINO keep the order of the
-texts and pad each batch to its longest text; in the rows "sorted", the texts of all libraries are
-sorted by length. KerasHub pads to 128, as its preprocessor does. Operations are counted for real
-tokens only. `sh benchmarks/peers.sh` installs the libraries.
+All libraries have the same weights and get the same token ids; their outputs are compared, too.
+kbert sorts texts by length, as it does by default. HF and OpenVINO keep the order of the texts and
+pad each batch to its longest text; in the row "base-sorted", the texts are already sorted by
+length, longest first. KerasHub pads to 128, as its preprocessor does. Operations are counted for
+real tokens only. `sh benchmarks/peers.sh` installs the libraries.
 """
 
 import statistics
@@ -25,7 +25,7 @@ from benchmarks.report import NAMES
 MODELS = {"base": model_of(12, 768), "minilm": model_of(6, 384, heads=12)}
 TINY = model_of(2, 128)
 BF16 = "mixed_bfloat16"
-# name: (model, lengths of single texts or "mixed" or "sorted", precision)
+# name: (model, length of each text or "mixed" or "sorted", precision)
 ROWS = {
     "base-32x128": ("base", [128] * 32, BF16),
     "base-1x128": ("base", [128], BF16),
@@ -43,7 +43,7 @@ FLAGS = flags.FLAGS
 
 
 def rows(folder):
-    """Returns the rows selected by the flags."""
+    """Yields the rows selected by --rows."""
     harness.check_rows(ROWS)
     written = set()
     for name in FLAGS.rows:
@@ -60,7 +60,12 @@ def rows(folder):
 
 
 def row(name, model, lengths, precision, weights, examples, folder):
-    """Returns a Row for texts with these lengths."""
+    """Returns a Row.
+
+    Args:
+        model: dict of sizes. lengths: length of each text in tokens. weights: folder of the model.
+        examples: list of (input_ids, label) with these lengths. folder: folder for the examples.
+    """
     N, mean = len(lengths), statistics.mean(map(int, lengths))
     settings = {
         "area": "infer",
@@ -87,7 +92,7 @@ def row(name, model, lengths, precision, weights, examples, folder):
 
 
 def save_model(model, folder):
-    """Writes a classifier with random weights in the format of every library."""
+    """Writes a classifier with random weights to `folder`/kbert, `folder`/hf and so on."""
     import kbert
     from kbert.tokenizer.vocab import SPECIAL_TOKENS
 

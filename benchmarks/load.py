@@ -2,8 +2,8 @@
 
     python benchmarks/load.py --rounds=5
 
-Writes random weights in all formats, then starts a process per load; the libraries take turns. It
-measures `from_pretrained` after the imports: the seconds, and the growth of the process's peak
+Writes random weights in all formats, then starts a process for each load; the libraries take turns.
+Measures `from_pretrained` after the imports: the seconds, and the growth of the process's peak
 memory as a multiple of the size of the weights. KerasHub's model has no NSP head.
 """
 

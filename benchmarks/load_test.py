@@ -1,11 +1,12 @@
-"""kbert.serve under load: many clients, version swaps, hostile requests. Does any request fail?
+"""Tests whether kbert.serve answers all requests under load, during version swaps and attacks.
 
     python -m benchmarks.load_test --seconds=300
 
-Half of the clients ask by gRPC and half by REST, one text per request, with connections that they
-keep. Every few seconds a new version replaces the one that is served. One request in a hundred is
-hostile: it must get its error, and no other request may notice. Answers are compared with the first
-ones. Memory is the resident memory of the server after the first tenth of the time and at the end.
+Half of the clients use gRPC and half REST, with one text per request and persistent connections.
+Every --swap_seconds, a new version replaces the served one. One request in a hundred is hostile: it
+must get the right error, and the other requests must still be answered. Each answer must equal the
+first answer for the same text. The reported memory is the server's resident memory, after the first
+tenth of the time and at the end.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ from benchmarks.serve import ServerSetup, write_texts
 
 FLAGS = flags.FLAGS
 PREDICT = "/v1/models/bert:predict"
-# What a hostile client sends by REST, as (path, body), and the status that it must get.
+# Hostile requests by REST: (path, body, expected status).
 HOSTILE = (
     (PREDICT, b'{"inputs": ["a"', 400),
     (PREDICT, b'{"inputs": ["\xff"]}', 400),
@@ -42,7 +43,16 @@ RAW = (b"\x16\x03\x01" * 50, b"GET / HTTP/1.1\r\nHost", b"POST / HTTP/1.1\r\na: 
 
 
 class LoadTest:
-    """Counts what the clients of a server get. server: ServerSetup. texts: list of str."""
+    """Clients of a server, and counts of its answers.
+
+    Args:
+        server: ServerSetup. texts: list of str.
+
+    Attributes:
+        counts: Counter of "answered", "wrong", "failed", "hostile" and "hostile failed".
+        first: dict of index of a text -> its first answer. versions: set of the versions served.
+        taken: list of the durations of requests in seconds.
+    """
 
     def __init__(self, server, texts):
         self.server, self.texts = server, texts
@@ -51,7 +61,7 @@ class LoadTest:
         self._numbers = itertools.count()
 
     async def run(self, seconds, clients):
-        """Lets clients of both kinds ask for some seconds."""
+        """Runs this number of clients for some seconds."""
         import aiohttp
         import grpc
         from tensorflow_serving.apis import prediction_service_pb2_grpc
@@ -102,7 +112,7 @@ class LoadTest:
 
     async def _hostile(self, session, i):
         self.counts["hostile"] += 1
-        if i % 4 == 3:  # bytes that are no request, and a client that leaves
+        if i % 4 == 3:  # bytes that are not a request, from a client that disconnects
             port = self.server.ports[i // 4 % 2]
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(RAW[i // 4 % len(RAW)])
@@ -119,7 +129,7 @@ class LoadTest:
 
 
 async def swap(base, seconds, memory):
-    """Replaces the version again and again; notes the memory of the server before each."""
+    """Replaces the served version every `seconds`; calls `memory` before each replacement."""
     for number in itertools.count(2):
         await asyncio.sleep(seconds)
         memory()
@@ -130,7 +140,11 @@ async def swap(base, seconds, memory):
 
 
 async def measure(server, base, texts, seconds):
-    """Runs the load and the swaps; returns the LoadTest, seconds, and memory in MB over time."""
+    """Runs the clients and the swaps.
+
+    Returns:
+        the LoadTest, the duration in seconds, and a list of (seconds, memory of the server in MB).
+    """
     test, begin, memory = LoadTest(server, texts), time.monotonic(), []
 
     def note():
@@ -173,10 +187,10 @@ def main(_):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_float("seconds", 300.0, "how long the clients ask")
+    flags.DEFINE_float("seconds", 300.0, "duration of the test in seconds")
     flags.DEFINE_float("swap_seconds", 10.0, "seconds between two versions")
-    flags.DEFINE_integer("clients", 64, "concurrent clients")
-    flags.DEFINE_enum("backend", "tensorflow", ["openvino", "tensorflow"], "of the server")
-    flags.DEFINE_string("python_kbert", sys.executable, "Python that has kbert")
-    flags.DEFINE_bool("quick", False, "two seconds: does everything work?")
+    flags.DEFINE_integer("clients", 64, "number of concurrent clients")
+    flags.DEFINE_enum("backend", "tensorflow", ["openvino", "tensorflow"], "backend of kbert.serve")
+    flags.DEFINE_string("python_kbert", sys.executable, "Python with kbert")
+    flags.DEFINE_bool("quick", False, "test run of two seconds")
     app.run(main)

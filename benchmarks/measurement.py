@@ -2,9 +2,9 @@
 
 In each round, every library runs for some seconds while the others wait for input. A waiting
 library should take no CPU time; if it does, the report shows it. Results are medians over the
-rounds with minimum and maximum; the speedup of kbert is the median of the ratios within each round,
-so that drift of the machine's speed does not favor any library. Each process is bound to as many
-CPUs as it has threads.
+rounds with minimum and maximum. kbert's speedup is the median over the rounds of the ratio within a
+round, so that drift of the machine's speed does not favor any library. Each process is bound to as
+many CPUs as it has threads.
 
 "gemm" is not a library: it computes only the matrix products of the row, in TensorFlow (oneDNN).
 Its speed is the peak of the row. `benchmarks.flops` counts the operations.
@@ -32,10 +32,11 @@ class Row:
         settings: dict for the workers, including `area`.
         libraries: names of the libraries.
         unit: unit of work, in the plural, such as "texts".
-        scale: what the worker counts per unit, such as 1e6 bytes per "MB".
+        flops: operations per item that the worker counts; None: not shown.
+        products: the matrix products of the model, a list of `benchmarks.flops.Product`; None: the
+            peak is not measured.
         latency: whether to show the time per unit instead of units per second.
-        flops: operations per item that the worker counts.
-        products: the matrix products of the model, a list of `benchmarks.flops.Product`.
+        scale: number of the worker's items per unit, such as 1e6 bytes per "MB".
     """
 
     name: str
@@ -62,6 +63,10 @@ class Worker:
 
     Attributes:
         ready: the dict that the worker sent when it was ready.
+        idle_share: largest fraction of a core that the process used while it waited.
+
+    Raises:
+        WorkerError: the program does not exist, or the process did not start.
     """
 
     def __init__(self, command, settings, threads):
@@ -104,10 +109,11 @@ class Worker:
         return json.loads(line)
 
     def round(self, seconds):
-        """Takes steps for about this many seconds, at least one step.
+        """Takes at least one step, and steps for about `seconds` seconds.
 
         Returns:
-            the worker's response, a dict, with `rate` and `foreign_share` added; see `measure`.
+            the worker's response, a dict, with `rate`, the items per second, and `foreign_share`,
+            the fraction of the machine used by other processes.
         """
         cpu, all_cpu, begin = self.cpu_seconds(), busy_seconds(), time.monotonic()
         waited = begin - self._idle[1]
@@ -135,14 +141,14 @@ class Worker:
 
 
 def busy_seconds():
-    """Returns the total CPU time of the machine in seconds, over all CPUs."""
+    """Returns the CPU time used on the machine since its start, in seconds, over all CPUs."""
     with open("/proc/stat") as file:
         user, nice, system, _, _, *others = map(int, file.readline().split()[1:9])
     return (user + nice + system + sum(others)) / os.sysconf("SC_CLK_TCK")
 
 
 def environment(threads):
-    """Returns environment variables that set the threads of every library and hide GPUs.
+    """Returns environment variables that set the threads of every library and hide the GPUs.
 
     torch uses OpenMP, whose threads spin by default while they wait for each other. This made torch
     up to a hundred times slower when another process needed a CPU, so they sleep here. Set
@@ -171,8 +177,8 @@ def measure(row, commands, threads, rounds, round_seconds, log=lambda line: None
     Returns:
         dict of library -> dict of `rates` (one per round), `ready`, `peak_bytes`, `idle_share` (the
         fraction of a core used while waiting), `foreign_share` (the fraction of the machine used by
-        other processes, per round) and `last` (the last response); or, if the library failed, of
-        `failed` (the reason).
+        other processes, per round), `last` (the last response) and, with a folder, `saved` (the
+        path of the outputs). If the library failed, the dict has only `failed` (the reason).
     """
     results, settings = {}, row.settings
     libraries = list(row.libraries)

@@ -2,11 +2,11 @@
 
     python -m benchmarks.pipeline --text=train.txt --vocab_file=vocab.txt --json=pipeline.json
 
-Writes a text of `size_mb` by repeating and altering the given one, prepares it in a separate
-process, and prints MB/s per core and the total peak memory of the process and its workers. Then it
-measures how many tokens per second, without padding, each library puts into batches: kbert from the
-prepared corpus, HF and KerasHub from the first `peer_mb` of the same text. The notes list what each
-library precomputes. `sh benchmarks/peers.sh` installs the libraries.
+Writes a text of --size_mb by repeating and altering --text, prepares it in a separate process, and
+prints MB/s per core and the peak memory of the process and its workers together. Then measures how
+many tokens per second, without padding, each library puts into batches: kbert from the prepared
+corpus, HF and KerasHub from the first --peer_mb of the same text. The notes list the precomputed
+steps of each library. `sh benchmarks/peers.sh` installs the libraries.
 """
 
 import pathlib
@@ -33,7 +33,7 @@ ROWS = {
 
 
 def write_altered(source, target, size):
-    """Writes repetitions of a text, `size` bytes in total, with ten permutations of its digits."""
+    """Writes repetitions of a text, `size` bytes in total; the digits of ten of them differ."""
     text, digits = pathlib.Path(source).read_bytes(), b"0123456789"
     with open(target, "wb") as file:
         for number in range(-(-size // len(text))):
@@ -43,7 +43,7 @@ def write_altered(source, target, size):
 
 
 def memory_of_group(pids):
-    """Returns the resident memory of processes in bytes; shared pages count once."""
+    """Returns the resident memory of processes in bytes; pages that they share count once."""
     total = 0
     for pid in pids:
         try:
@@ -56,7 +56,7 @@ def memory_of_group(pids):
 
 
 def watch(process, peak):
-    """Records the peak memory of a process and its children in peak[0]."""
+    """Records the peak memory of a process and its children together in peak[0], in bytes."""
     while process.poll() is None:
         done = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
         peak[0] = max(peak[0], memory_of_group([process.pid, *map(int, done.stdout.split())]))
@@ -64,7 +64,11 @@ def watch(process, peak):
 
 
 def time_prepare(text, vocab_file, folder):
-    """Prepares a text with one process per thread; returns a dict of time, CPU time and memory."""
+    """Prepares a text with one process per thread.
+
+    Returns:
+        dict of `bytes`, the size of the text, `wall_s` and `cpu_s`, in seconds, and `peak_bytes`.
+    """
     size = pathlib.Path(text).stat().st_size
     begin, peak = time.perf_counter(), [0]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -95,7 +99,7 @@ def prepare_line(took):
 
 
 def rows(folder, text, vocab_file):
-    """Returns the rows selected by the flags."""
+    """Yields the rows selected by --rows."""
     from kbert.tokenizer import BertTokenizer
 
     BertTokenizer(vocab_file).save_pretrained(folder, "hf")
@@ -137,5 +141,5 @@ if __name__ == "__main__":
         "vocab_file", None, "a vocabulary; default: learned from kbert's sample text"
     )
     flags.DEFINE_integer("size_mb", 1000, "size of the text to prepare, in MB")
-    flags.DEFINE_integer("peer_mb", 10, "MB of this text that HF and KerasHub read")
+    flags.DEFINE_integer("peer_mb", 10, "size of the part that HF and KerasHub read, in MB")
     app.run(main)

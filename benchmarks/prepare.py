@@ -3,12 +3,12 @@
     python -m benchmarks.prepare --text=WIKI.txt.gz,BOOKS.txt.gz --vocab_file=vocab.txt \\
         --folder=/tmp/prepare --json=prepare.json
 
-Creates texts of --sizes_mb by repeating the given one: each repetition has its number at the end of
-each document, but every tenth is an exact copy of the first. Then it runs `python -m kbert.prepare`
-on each text in a separate process and samples the memory of the process and its workers from /proc:
+Creates texts of --sizes_mb by repeating --text: each repetition has its number at the end of each
+document, but every tenth is an exact copy of the first. Then runs `python -m kbert.prepare` on each
+text in a separate process and samples the memory of the process and its workers from /proc:
 resident memory, and its anonymous part, which excludes libraries and mapped files that the system
-can reclaim. In the rows "lines" every line is a document, which shows the memory per document.
-Rows with the same text and --deduplicate must produce the same corpus.
+can reclaim. In the rows "lines", every line is a document, which shows the memory per document.
+Rows that differ only in processes and runner must produce the same corpus.
 """
 
 import gzip
@@ -50,7 +50,8 @@ def write_text(sources, target, size, lines):
     """Writes altered repetitions of documents, `size` bytes in total.
 
     Args:
-        sources: documents separated by empty lines, as bytes.
+        sources: bytes, documents separated by empty lines.
+        target: path of the file. size: minimum size in bytes.
         lines: whether each line is a document.
     """
     separator = b"\n" if lines else b"\n\n"
@@ -76,7 +77,7 @@ def read_sources(paths):
 
 
 def memory(pid):
-    """Returns (resident, anonymous) memory of a process in bytes; zeros after it has ended."""
+    """Returns the resident and anonymous memory of a process in bytes, or zeros if it has ended."""
     try:
         text = pathlib.Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -95,7 +96,13 @@ def descendants(pid):
 
 
 def run(text, folder, settings, python):
-    """Prepares a text; returns a dict of time in seconds, memory in bytes, counts and checksums."""
+    """Prepares a text with the given flags.
+
+    Returns:
+        dict of `bytes`, the size of the text, `wall_s`, in seconds, `peak_bytes`, a dict of
+        "parent" and "worker" -> (resident, anonymous), `counts` of the corpus, and `shards`, their
+        checksums.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     command = [python, "-m", "kbert.prepare", f"--input={text}", f"--output_dir={folder}"]
     command += [f"--vocab_file={FLAGS.vocab_file}", *settings]
@@ -121,7 +128,7 @@ def run(text, folder, settings, python):
 
 
 def line(name, settings, took):
-    """Returns the cells of a table row."""
+    """Returns the cells of a table row. took: result of `run`."""
 
     def gigabytes(value):
         return f"{value / 1e9:.2f} GB" if value else ""
@@ -138,7 +145,7 @@ def line(name, settings, took):
 
 
 def main(_):
-    """Creates the texts, prepares them, prints a table."""
+    """Creates the texts, prepares them and prints a table."""
     folder = pathlib.Path(FLAGS.folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = FLAGS.text or [data.sample_text(folder)]

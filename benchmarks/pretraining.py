@@ -1,26 +1,26 @@
-"""Which recipe learns most in the same time? Pretraining runs of equal training seconds.
+"""Compares recipes of pretraining in runs with equal training time.
 
     python -m benchmarks.pretraining --text=train.txt --heldout=heldout.txt --time_budget=1h \\
         --recipe='mini: --bert_config=mini --learning_rate=1e-3' \\
         --recipe='small: --flagfile=small.flags' --json=recipes.json --image=recipes.png
 
-A recipe is a name and flags of `kbert.pretrain`, without its text, length or seed. Each run is a
-process of its own, bound to as many CPUs as it has threads, and trains for `--time_budget`, without
-compilation and evaluations. The seeds take turns: every recipe runs with the first seed, then with
-the second, so that drift of the machine's speed favors none. With `--screen`, all recipes first
-train for that time with the first seed; the better half trains for twice the time, and so on, until
-`--finalists` are left (successive halving, Jamieson and Talwalkar 2016). A recipe that begins with
-"hf" trains HF's model in torch on the same batches, from the same weights, in float32; it must
-train MLM and NSP with AdamW.
+A recipe is a name and flags of `kbert.pretrain`, except for the text, the duration and the seed.
+Each run is a separate process, bound to as many CPUs as it has threads. It trains for
+`--time_budget`; compilation and evaluations do not count. The seeds take turns: every recipe runs
+with the first seed, then with the second, so that drift of the machine's speed does not favor any
+recipe. With `--screen`, all recipes first train for that time with the seed 0; the better half
+trains for twice the time, and so on, until `--finalists` are left (successive halving, Jamieson and
+Talwalkar 2016). A recipe whose name begins with "hf" trains HF's model in torch on the same
+batches, from the same weights, in float32; it must train MLM and NSP with AdamW.
 
 All models are scored on the same held-out segments (`benchmarks.workers.recipe.MaskedText`), with
-15 % of the tokens masked whatever a recipe trains with:
+15 % of the tokens masked, regardless of the recipe:
 
     loss            mean cross-entropy of the masked tokens, in nats per token
-    bits per byte   loss * tokens / bytes / ln 2: the loss if every token counted, divided by the
-                    UTF-8 bytes of the held-out lines. Unlike the loss, it compares models with
-                    different vocabularies (of the same casing).
-    NSP accuracy    on the held-out pairs of `kbert.pretrain`, of recipes that train it
+    bits per byte   loss * tokens / bytes / ln 2: the loss times the number of held-out tokens, per
+                    UTF-8 byte of the held-out lines. Unlike the loss, it is comparable between
+                    models with different vocabularies (of the same casing).
+    NSP accuracy    on the held-out pairs of `kbert.pretrain`, for recipes that train NSP
 """
 
 import json
@@ -48,23 +48,25 @@ QUICK_STEPS = ["--train_steps=4", "--warmup_steps=1", "--eval_every_steps=2"]
 if __name__ == "__main__":
     flags.DEFINE_string("text", None, "training text or a prepared corpus", required=True)
     flags.DEFINE_string("heldout", None, "held-out text, not prepared", required=True)
-    flags.DEFINE_multi_string("recipe", [], "NAME: flags of kbert.pretrain; several times")
+    flags.DEFINE_multi_string("recipe", [], "NAME: flags of kbert.pretrain; repeat for more")
     flags.DEFINE_string("time_budget", "10m", "training time of a run, such as 90s or 1h")
-    flags.DEFINE_string("screen", None, "training time of the first round of screening")
-    flags.DEFINE_integer("finalists", 2, "recipes left after the screening")
+    flags.DEFINE_string(
+        "screen", None, "training time in the first round of screening; default: no screening"
+    )
+    flags.DEFINE_integer("finalists", 2, "number of recipes after the screening")
     flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of the final runs")
     flags.DEFINE_integer("length", 64, "length of the held-out segments in tokens")
     flags.DEFINE_integer("segments", 1024, "number of held-out segments")
     flags.DEFINE_integer("threads", len(os.sched_getaffinity(0)), "threads and CPUs of a run")
     flags.DEFINE_string("folder", None, "folder for the runs; default: a temporary one")
-    flags.DEFINE_string("json", None, "file to write all results to, after every run")
-    flags.DEFINE_string("image", None, "file to draw the learning curves to")
-    flags.DEFINE_bool("quick", False, "a tiny recipe and four steps: does everything work?")
-    flags.DEFINE_string("python_kbert", sys.executable, "Python that has what kbert needs")
+    flags.DEFINE_string("json", None, "file for all results, rewritten after every run")
+    flags.DEFINE_string("image", None, "file for a plot of the learning curves")
+    flags.DEFINE_bool("quick", False, "test run: a tiny recipe and four steps")
+    flags.DEFINE_string("python_kbert", sys.executable, "Python with kbert's dependencies")
 
 
 def parse(recipes):
-    """Returns a dict of name -> list of flags."""
+    """Returns a dict of name -> list of flags, from the values of --recipe."""
     found = {}
     for recipe in recipes:
         name, colon, text = recipe.partition(":")
@@ -75,13 +77,13 @@ def parse(recipes):
 
 
 def text_bytes(inputs):
-    """Returns the UTF-8 bytes of the lines of text, without line breaks."""
+    """Returns the number of UTF-8 bytes of a text, without line breaks."""
     pieces = split_into_pieces(find_inputs(inputs))
     return sum(len(line) for piece in pieces for line in read_lines(piece))
 
 
 def run(name, recipe, seconds, seed, folder):
-    """Trains a recipe in a process of its own; returns its result, a dict."""
+    """Trains a recipe for some seconds in a separate process; returns its result, a dict."""
     place = pathlib.Path(folder) / f"{name}_{seconds:g}s_{seed}"
     place.mkdir(parents=True)
     settings = {
@@ -116,7 +118,11 @@ def run(name, recipe, seconds, seed, folder):
 
 
 def with_bits_per_byte(result, heldout_bytes):
-    """Adds the final scores, and bits per byte to every point of the curve."""
+    """Returns a result with the final scores added, and bits per byte in every point of the curve.
+
+    Args:
+        heldout_bytes: number of UTF-8 bytes of the held-out text.
+    """
     factor = result["heldout_tokens"] / heldout_bytes / math.log(2)
     points = [[*point, point[2] * factor] for point in result["points"]]
     _, _, loss, accuracy, bits = points[-1]
@@ -130,11 +136,11 @@ def better_half(results, finalists):
 
 
 def screen(recipes, keep, act):
-    """Successive halving; returns the recipes that are left.
+    """Selects the best recipes by successive halving; returns a dict of name -> flags.
 
     Args:
-        recipes: dict of name -> flags. keep: how many to leave.
-        act: function of (name, seconds) that returns a result.
+        recipes: dict of name -> flags. keep: number of recipes to select.
+        act: function of (name, seconds) that trains a recipe and returns its result.
     """
     seconds = time_budget_seconds(FLAGS.screen)
     while len(recipes) > keep:
@@ -145,7 +151,7 @@ def screen(recipes, keep, act):
 
 
 def table(results):
-    """Formats final results as a Markdown table, the best recipe first: means and ranges."""
+    """Returns a Markdown table with the mean and range of each score, the best recipe first."""
     by_recipe = {}
     for result in results:
         by_recipe.setdefault(result["recipe"], []).append(result)
@@ -175,7 +181,7 @@ def _spread(runs, name):
 
 
 def draw(results, path):
-    """Draws bits per byte over the minutes of training, one line per run."""
+    """Plots bits per byte over the minutes of training, one line per run."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")

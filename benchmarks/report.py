@@ -20,9 +20,10 @@ def summaries(row, measured):
     """Computes the results of a row from the output of `measure`.
 
     Returns:
-        list of dicts, one per library. Unless the library `failed`, the dict has `rate` (median),
-        `lowest` and `highest`; `speedup`, by which kbert is faster, with its range, if kbert was
-        measured; and, if the row counts operations, `flops` (per second) and `share_of_peak`.
+        list of dicts, one per library, with `row`, `library`, `unit` and the values of `measured`.
+        Unless the library failed, also `rate` (median), `lowest` and `highest`; `speedup`, the
+        factor by which kbert is faster (median, lowest, highest), if kbert was measured; and, if
+        the row counts operations, `flops` (per second) and `share_of_peak`.
     """
     base = measured.get("kbert", {}).get("rates")
     peak = measured.get("gemm", {}).get("rates")
@@ -100,7 +101,7 @@ def _speed(row, line):
 
 
 def format_number(value):
-    """Formats a number with three significant digits: 12,345, 123, 12.3, 1.23 or 0.123."""
+    """Formats a number with at least three digits: 12,345, 123, 12.3, 1.23 or 0.123."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.{1 if value >= 10 else 2 if value >= 1 else 3}f}"
@@ -127,7 +128,7 @@ def machine():
 
 
 def headline(area, machine, report, threads, rounds, seconds, variables):
-    """Returns text that describes the measurement: settings, machine, load by other processes."""
+    """Returns text about the measurement: machine, settings, load by other processes, versions."""
     versions = {}
     for line in report:
         versions |= line.get("ready", {}).get("versions", {})
@@ -149,7 +150,7 @@ def headline(area, machine, report, threads, rounds, seconds, variables):
 
 
 def notes(report):
-    """Yields the notes of each library, and the libraries that were not idle while they waited."""
+    """Yields the notes of each library, and notes on libraries that used CPU time while waiting."""
     rows_with_note = {}
     for line in report:
         text = line.get("ready", {}).get("notes")

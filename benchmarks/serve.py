@@ -5,8 +5,8 @@
 
 A classifier with random weights is exported and served, with OpenVINO and with TensorFlow; each
 request contains one text of 10 to 128 tokens. The SavedModel is called in a separate process with
-the same texts, one by one and in batches of 32, in order. The setups take turns. The clients share
-the CPUs with the server, so the results include the cost of the clients.
+the same texts in the same order, one by one and in batches of 32. The setups take turns. The
+clients share the CPUs with the server, so the results include the cost of the clients.
 """
 
 import asyncio
@@ -59,7 +59,11 @@ for line in sys.stdin:
 
 
 class SavedModelSetup:
-    """The SavedModel, loaded by a separate process."""
+    """The SavedModel in a separate process.
+
+    Args:
+        folder: folder of the SavedModel. texts: path of a JSON file with a list of str.
+    """
 
     def __init__(self, folder, texts):
         command = [FLAGS.python_kbert, "-c", _SAVED_MODEL, str(folder), str(texts)]
@@ -82,7 +86,12 @@ class SavedModelSetup:
 
 
 class ServerSetup:
-    """kbert.serve with one of its backends."""
+    """kbert.serve with one of its backends, in a separate process.
+
+    Args:
+        base: folder of the versions. texts: path of a JSON file with a list of str.
+        backend: "openvino" or "tensorflow".
+    """
 
     def __init__(self, base, texts, backend):
         self._texts = json.loads(pathlib.Path(texts).read_text())
@@ -144,10 +153,10 @@ class ServerSetup:
 
 
 async def _load(send, clients, seconds):
-    """Runs clients that send requests in a loop.
+    """Runs clients that send requests in a loop for some seconds.
 
     Args:
-        send: coroutine function that takes the number of a request.
+        send: coroutine function that takes the number of a request and awaits the response.
 
     Returns:
         the duration of each request in seconds, and the total duration.
@@ -170,7 +179,7 @@ def _free_port():
 
 
 def write_texts(path, lengths):
-    """Writes texts of these lengths in tokens; returns them and the path."""
+    """Writes random texts of the given lengths in tokens as JSON; returns them and the path."""
     rng = np.random.default_rng(0)
     texts = [" ".join(f"w{i}" for i in rng.integers(1000, 30000, n - 2)) for n in lengths]
     pathlib.Path(path).write_text(json.dumps(texts))
@@ -178,7 +187,12 @@ def write_texts(path, lengths):
 
 
 def measure(setups, rounds, seconds):
-    """Returns a dict of measurement -> texts per second and durations of the requests."""
+    """Runs the measurements of the given setups in turns.
+
+    Returns:
+        dict of name of the measurement -> dict of `rates`, the texts per second in each round, and
+        `taken`, the durations of all requests in seconds.
+    """
     selected = [row for row in MEASUREMENTS if row[0] in setups]
     results = {name: {"rates": [], "taken": []} for _, name, _, _ in selected}
     for number in range(rounds + 1):  # the first round is a warmup

@@ -1,10 +1,10 @@
-"""Measures the speedup of smaller models: the time of a forward pass, in turns.
+"""Measures the speedup of smaller models: the time of a forward pass of encoder and pooler.
 
     python -m benchmarks.smaller --models=RUN/finetuning/best,SMALLER --batches=1,32
 
-In each round, every model processes the same token ids for some seconds, all in one process.
-Results are medians over the rounds with minimum and maximum; ratios are computed within each round.
-Load from other processes is not measured.
+In each round, every model in turn processes the same token ids for some seconds, all in one
+process. Results are medians over the rounds with minimum and maximum; ratios are computed within
+each round. Load from other processes is not measured.
 """
 
 import statistics
@@ -17,7 +17,7 @@ FLAGS = flags.FLAGS
 
 
 def computations(folders, backend, features):
-    """Yields for each folder a function that computes encoder and pooler with a backend."""
+    """Yields for each folder a function from a dict of features to the pooler's output."""
     import kbert
     from kbert.inference.backends import frozen_backend
 
@@ -31,7 +31,7 @@ def computations(folders, backend, features):
 
 
 def token_ids(folder, batch):
-    """Returns random ids of ordinary tokens of a folder's vocabulary, (batch, length) int32."""
+    """Returns random ids of a folder's vocabulary, not of its start, (batch, length) int32."""
     import kbert
 
     size = kbert.BertTokenizer.from_pretrained(folder).vocab_size
@@ -39,7 +39,7 @@ def token_ids(folder, batch):
 
 
 def seconds_of(compute, features, least):
-    """Returns the mean seconds per call, over calls that take at least `least` seconds in total."""
+    """Returns the mean seconds per call, over calls that last at least `least` seconds in total."""
     begin, count = time.perf_counter(), 0
     while time.perf_counter() - begin < least:
         compute(features)

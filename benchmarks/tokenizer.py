@@ -4,7 +4,7 @@
 
 Each library tokenizes the same lines with the same vocabulary on one thread, 1,000 lines per call.
 kbert and KerasHub run as TensorFlow graphs, and HF as a function of lists. The row "prepare"
-measures all of kbert.prepare: reading, sentence splitting, tokenizing, writing.
+measures kbert.prepare as a whole: reading, sentence splitting, tokenizing and writing.
 `sh benchmarks/peers.sh` installs the libraries.
 """
 
@@ -23,7 +23,7 @@ FLAGS = flags.FLAGS
 
 
 def rows(folder):
-    """Yields the selected rows for each text."""
+    """Yields the rows selected by --rows for each text."""
     from kbert.tokenizer import BertTokenizer
 
     harness.check_rows(ROWS)
@@ -61,7 +61,7 @@ def first_lines(path, size):
 
 
 def agreement(row, measured, folder):
-    """Computes the fraction of lines with the same ids as kbert's; returns a line to print."""
+    """Computes the fraction of lines with the same ids as in kbert; returns a line to print."""
     paths = {library: f"{v['saved']}.npz" for library, v in measured.items() if "saved" in v}
     if "kbert" not in paths or len(paths) < 2:
         return None
@@ -74,7 +74,7 @@ def agreement(row, measured, folder):
 
 
 def lines_of(path):
-    """Reads the ids of each line."""
+    """Reads a file of `ids` and `lengths`; returns a list of the ids of each line."""
     arrays = np.load(path)
     return np.split(arrays["ids"], np.cumsum(arrays["lengths"])[:-1])
 

@@ -3,13 +3,14 @@
     python -m benchmarks.traffic --corpus=FOLDER
 
 It measures the throughput of kbert's input pipeline on one core from a prepared corpus, and counts
-the bytes of an example and of the gradients. The numbers for GPUs and network are published:
-NVIDIA's sequences per second on one A100 with its own BERT-large on TensorFlow
+the bytes of an example and of the gradients. The numbers for GPUs and network cards are published
+ones: NVIDIA's sequences per second on one A100 with its own BERT-large on TensorFlow
 (DeepLearningExamples, TensorFlow2/LanguageModeling/BERT, mixed precision, batches of 312 x 128 and
 40 x 512), scaled for BERT-base by the operations of a sequence, and bandwidths from data sheets.
 
 The time of a step is the time of the computation plus the time of the all-reduce, which starts
-after the last slice and does not overlap with the computation. The all-reduce is a ring (Patarasuk
+after the last slice of a batch and does not overlap with the computation. The all-reduce is a ring
+(Patarasuk
 and Yuan 2009): each GPU sends and receives 2 (n - 1) / n times the gradients, and so does the
 network card of a host, once for all its GPUs.
 """
@@ -50,7 +51,7 @@ def measure(corpus, length):
 
 
 def architecture(name, length):
-    """Returns the parameters of a BERT for pretraining, and the operations of one sequence."""
+    """Returns the number of parameters of a BERT in pretraining, and of operations per sequence."""
     from kbert.config import BertConfig
     from kbert.model.weights.tensors import weight_shapes
     from kbert.train.cost_estimate import step_flops

@@ -1,4 +1,4 @@
-"""Training steps of kbert, HF transformers (torch) and KerasHub.
+"""Speed of training steps of kbert, HF transformers (torch) and KerasHub.
 
     python -m benchmarks.train --json=train.json
     python -m benchmarks.train --rows=base-128,finetune-base --rounds=5 --sst2=train.tsv.gz
@@ -11,7 +11,7 @@ benchmark makes it compute only those at masked tokens, like the other libraries
 all libraries train on the same examples of mixed length, and each batches and pads them in its own
 way; operations are counted for real tokens only. `sh benchmarks/peers.sh` installs the libraries.
 
-`--scaling` measures only kbert, at several lengths and depths, and from a folder of weights.
+`--scaling` measures only kbert, at several lengths and depths, and with weights from a folder.
 """
 
 import dataclasses
@@ -69,7 +69,11 @@ def pretraining_row(name, model, B, L, M, precision, libraries=LIBRARIES, **more
 
 
 def finetuning_row(name, model, examples, path, B=32, precision="mixed_bfloat16"):
-    """Returns a Row of fine-tuning epochs."""
+    """Returns a Row of fine-tuning epochs.
+
+    Args:
+        model: dict of sizes. examples: list of (input_ids, label). path: file of these examples.
+    """
     if FLAGS.quick:
         model = TINY
     lengths = [len(ids) for ids, _ in examples]
@@ -101,7 +105,7 @@ def describe(model):
 
 
 def finetuning_examples():
-    """Returns token ids and labels, from the texts of --sst2 or random."""
+    """Returns a list of (input_ids, label), from --sst2 or random."""
     count = 64 if FLAGS.quick else FLAGS.examples
     if not FLAGS.sst2:
         return data.random_examples(data.mixed_lengths(count))
@@ -113,7 +117,7 @@ def finetuning_examples():
 
 
 def scaling_rows(folder):
-    """Returns rows for kbert only, with B x L = 2,048 tokens."""
+    """Yields rows of kbert alone, with B x L = 2,048 tokens. folder: folder for a BERT-base."""
     alone = {"precision": "mixed_bfloat16", "libraries": ("kbert",)}
     for layers in (4, 12, 24):
         for L, M in ((128, 20), (256, 39), (512, 77)):
@@ -133,7 +137,7 @@ def save_base(folder):
 
 
 def rows(folder):
-    """Returns the rows selected by the flags."""
+    """Yields the rows selected by --rows, or with --scaling the rows of `scaling_rows`."""
     harness.check_rows([*PRETRAINING, *FINETUNING])
     if FLAGS.scaling:
         yield from scaling_rows(folder)
@@ -162,5 +166,7 @@ if __name__ == "__main__":
         "vocab_file", None, "a vocabulary; default: learned from kbert's sample text"
     )
     flags.DEFINE_integer("examples", 320, "examples to fine-tune on; a step is one epoch")
-    flags.DEFINE_bool("scaling", False, "only kbert: lengths, depths, start from a folder")
+    flags.DEFINE_bool(
+        "scaling", False, "measure only kbert: several lengths and depths, weights from a folder"
+    )
     app.run(main)

@@ -1,10 +1,10 @@
-"""The worker's end of the protocol: JSON lines on standard input and output.
+"""The worker's side of the protocol: JSON lines on standard input and output.
 
-The first line contains the settings. The worker sets everything up, takes the first steps and
-reports that it is ready. Each later line requests steps, {"run": 3}, the peak memory,
-{"memory": true}, or the outputs, {"save": PATH}. Between requests the worker waits for the next
-line and takes no CPU time. It exits when its input ends. This module uses only the standard
-library, because it runs in the environments of all libraries.
+The first line contains the settings. The worker builds its model, takes the first steps and reports
+that it is ready. Each later line requests steps, {"run": 3}, the peak memory, {"memory": true}, or
+that the outputs are saved, {"save": PATH}. Between requests, the worker waits for the next line and
+takes no CPU time. It exits when its input ends. This module uses only the standard library, because
+it runs in the environments of all libraries.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ class Work:
     """The work of a library in a comparison.
 
     Attributes:
-        run: function that takes a number of steps and returns a dict with the number of `units`
-            (examples, tokens or bytes), and `seconds` if they differ from the duration of the call.
+        run: function that takes a number of steps and returns a dict with `units`, the number of
+            examples, tokens or bytes, and `seconds` if it differs from the duration of the call.
         notes: text about choices that differ between the libraries, such as the padding.
         save: function that writes the library's outputs to a path, for comparison with the others.
     """
@@ -37,7 +37,7 @@ def serve(areas, packages):
 
     Args:
         areas: dict of name -> function from the settings to a Work.
-        packages: names of the packages whose versions are reported.
+        packages: names of the installed packages whose versions are reported.
     """
     responses = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the libraries print to standard error instead

@@ -1,4 +1,4 @@
-"""Sends texts to a served BERT by gRPC or REST; requires `pip install tensorflow-serving-api`.
+"""Sends texts to a served BERT by gRPC or REST; it needs `pip install tensorflow-serving-api`.
 
     python export/serving/client.py --text="A film to remember."
     python export/serving/client.py --rest --text="Who wrote it?" --name=question \\
@@ -29,12 +29,15 @@ def predict_grpc(
     inputs: Mapping[str, Sequence[str]],
     timeout: float,
 ) -> "dict[str, np.ndarray]":
-    """Returns a dict of output name -> array.
+    """Sends a request by gRPC; returns a dict of output name -> array.
 
     Args:
         address: HOST:PORT. model: name of the served model.
         label: version label, or None for the newest version.
         inputs: dict of input name -> texts. timeout: in seconds.
+
+    Raises:
+        grpc.RpcError: the server is unreachable or returns an error.
     """
     request = predict_pb2.PredictRequest()
     request.model_spec.name = model
@@ -55,7 +58,14 @@ def predict_rest(
     inputs: Mapping[str, Sequence[str]],
     timeout: float,
 ) -> dict[str, Any]:
-    """Returns a dict of output name -> nested lists. Args: as for `predict_grpc`."""
+    """Sends a request by REST; returns a dict of output name -> nested lists.
+
+    Args:
+        address, model, label, inputs, timeout: as for `predict_grpc`.
+
+    Raises:
+        OSError, http.client.HTTPException: the server is unreachable or returns an error.
+    """
     path = f"v1/models/{model}{f'/labels/{label}' if label else ''}:predict"
     body = json.dumps({"inputs": inputs}).encode()
     request = urllib.request.Request(f"http://{address}/{path}", body)
@@ -73,13 +83,15 @@ def main() -> None:
     parser.add_argument(
         "--name", action="append", help="name of the input of each --text (default: text)"
     )
-    parser.add_argument("--model", default="bert")
+    parser.add_argument("--model", default="bert", help="name of the served model; default: bert")
     parser.add_argument(
         "--label", help="version label, such as stable; default: the newest version"
     )
     parser.add_argument("--rest", action="store_true", help="use REST instead of gRPC")
-    parser.add_argument("--address", help="default: 127.0.0.1:8500, with --rest 127.0.0.1:8501")
-    parser.add_argument("--timeout", type=float, default=10, help="seconds")
+    parser.add_argument(
+        "--address", help="HOST:PORT; default: 127.0.0.1:8500, with --rest 127.0.0.1:8501"
+    )
+    parser.add_argument("--timeout", type=float, default=10, help="in seconds; default: 10")
     args = parser.parse_args()
     names = args.name or ["text"] * len(args.text)
     if len(names) != len(args.text):

@@ -8,8 +8,10 @@ checks on the first batch that this tokenizer produces the same ids as Transform
     weights: str, folder of a BERT in any format that kbert reads; the head may be missing
     label_names: list of str, the names of the labels 0, 1, ...
     takes_pairs: bool, whether each text has a second text, text_pair
-    max_seq_length: int, maximum length of an example in tokens; longer ones are truncated
-    batch_size: int   learning_rate: float, peak   seed: int
+    max_seq_length: int, maximum length of an example in tokens; longer examples are truncated
+    batch_size: int, examples per step
+    learning_rate: float, the peak, after the warmup
+    seed: int, of the head's initial weights, the order of the examples, and dropout
 """
 
 import pathlib
@@ -53,6 +55,9 @@ _HEAD = ["sequence_classifier"]  # may be missing from the weights, or have othe
 def check(custom_config: Mapping[str, Any] | None) -> None:
     """Checks the settings.
 
+    Args:
+        custom_config: see the docstring of the module.
+
     Raises:
         UserError: a setting is missing, invalid or incompatible with the weights.
     """
@@ -74,7 +79,7 @@ def check(custom_config: Mapping[str, Any] | None) -> None:
 def preprocessing_fn(
     inputs: "Mapping[str, tf.Tensor | tf.SparseTensor]", custom_config: Mapping[str, Any]
 ) -> dict[str, tf.Tensor]:
-    """Tokenizes texts in Transform, whose outputs must be int64, float32 or string.
+    """Tokenizes texts in Transform.
 
     Args:
         inputs: dict of `text`, `text_pair` if `takes_pairs`, and `label`; (B,) or (B, 1) each. The
@@ -82,8 +87,8 @@ def preprocessing_fn(
         custom_config: see the docstring of the module.
 
     Returns:
-        dict of the `ENCODER_FEATURES`, (B, L) int64, `label` (B,) int64, and the unchanged texts,
-        (B,) string.
+        dict of the `ENCODER_FEATURES`, (B, L) int64 each (Transform does not support int32),
+        `label`, (B,) int64, and the unchanged texts, (B,) string each.
 
     Raises:
         UserError: a column is missing, has another type, or is empty in some rows; or a setting is
@@ -102,7 +107,7 @@ def _text_names(custom_config):
 
 
 def _column(inputs, name, dtype):
-    """Returns a column as (B,)."""
+    """Checks a column of the examples; returns it with the shape (B,)."""
     if name not in inputs:
         raise UserError(f"the examples have no {name!r}; they have {', '.join(sorted(inputs))}.")
     column = inputs[name]
@@ -142,13 +147,14 @@ def examples_dataset(
 def batches(
     examples: "tf.data.Dataset[dict[str, tf.Tensor]]", batch_size: int
 ) -> "tf.data.Dataset[tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]]":
-    """Batches features and labels for `fit`; each batch is as long as its longest text requires.
+    """Batches features and labels for `fit`; batches are cut to about their longest example.
 
     Args:
-        examples: dataset returned by `examples_dataset`.
+        examples: dataset returned by `examples_dataset`. batch_size: B.
 
     Returns:
-        tf.data.Dataset of (features, {"logits": (B,) int64}).
+        tf.data.Dataset of (features, labels): the `ENCODER_FEATURES`, (B, L) int32 each, and
+        {"logits": (B,) int64}.
     """
 
     def truncate(batch):
@@ -165,7 +171,7 @@ def check_examples(
     tokenizer: BertTokenizer,
     custom_config: Mapping[str, Any],
 ) -> None:
-    """Checks that all labels have names, and that the tokenizer produces Transform's ids.
+    """Checks that all labels have names, and that Transform used the same tokenizer.
 
     Args:
         examples: dataset returned by `examples_dataset`; all labels and the ids of the first batch
@@ -173,7 +179,7 @@ def check_examples(
         tokenizer: the model's tokenizer. custom_config: see the docstring of the module.
 
     Raises:
-        UserError: a label or an id is wrong, or there are no examples.
+        UserError: a label has no name, ids differ from the tokenizer's, or there are no examples.
     """
     batch = next(iter(examples.batch(custom_config["batch_size"])), None)
     if batch is None:
@@ -199,7 +205,7 @@ def check_examples(
 
 
 def make_model(custom_config: Mapping[str, Any], train_steps: int) -> BertForSequenceClassification:
-    """Creates a BERT with a head for the labels, compiled for `train_steps` steps."""
+    """Creates a BERT with a head for the labels, compiled for training of `train_steps` steps."""
     names = tuple(custom_config["label_names"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the head is randomly initialized
@@ -224,8 +230,8 @@ def make_model(custom_config: Mapping[str, Any], train_steps: int) -> BertForSeq
 def run_fn(fn_args: "tfx.components.FnArgs") -> None:
     """Trains the model and exports it for TensorFlow Serving and Evaluator.
 
-    Saves the weights in `MODEL_RUN_DIR/kbert`, and exports them to `serving_model_dir` as
-    `python -m kbert.export` does.
+    The weights are saved in `model_run_dir/kbert` and exported to `serving_model_dir`, as by
+    `python -m kbert.export`.
 
     Args:
         fn_args: TFX's FnArgs; `run_fn` reads `train_files`, `train_steps`, `eval_files`,

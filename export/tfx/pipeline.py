@@ -4,9 +4,9 @@
         --label_names=negative,positive --root=saved_model/tfx --serving=models/bert
 
 ExampleGen -> StatisticsGen -> SchemaGen -> ExampleValidator -> Transform -> Trainer -> Evaluator ->
-Pusher. A model that reaches --min_accuracy and is no worse than the last pushed model is pushed
-to SERVING/VERSION, where TensorFlow Serving finds it. The exit status is 0 if the model was pushed,
-1 if not, and 2 for invalid input.
+Pusher. A model that reaches --min_accuracy, and the accuracy of the last pushed model if there is
+one, is pushed to SERVING/VERSION, where TensorFlow Serving finds it. The exit status is 0 if the
+model was pushed, 1 if not, and 2 for invalid input.
 """
 
 import argparse
@@ -35,12 +35,13 @@ def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description="Trains, evaluates and pushes a BERT with TFX.")
     add = parser.add_argument
-    add("--data", required=True, help="folder of train*.csv and eval*.csv: text, label (0, 1, ...)")
+    columns = "with the columns text and label (0, 1, ...)"
+    add("--data", required=True, help=f"folder of train*.csv and eval*.csv, {columns}")
     add("--weights", required=True, help="folder of a BERT, in any format that kbert reads")
     add("--root", required=True, help="folder for the outputs of the components and their metadata")
     add("--serving", required=True, help="folder of versions that TensorFlow Serving polls")
     add("--label_names", default="negative,positive", help="names of the labels 0, 1, ...")
-    add("--takes_pairs", action="store_true", help="each text has a second text, text_pair")
+    add("--takes_pairs", action="store_true", help="the data has a second text, text_pair")
     add("--train_steps", type=int, default=1000)
     add("--batch_size", type=int, default=32)
     add("--learning_rate", type=float, default=5e-5)
@@ -51,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def custom_config(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns the settings of `bert_module`."""
+    """Returns the `custom_config` of `bert_module`."""
     names = ("takes_pairs", "max_seq_length", "batch_size", "learning_rate", "seed")
     weights = str(find_folder(arguments.weights).absolute())
     labels = arguments.label_names.split(",")
@@ -77,7 +78,11 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def eval_config(min_accuracy: float) -> "tfma.EvalConfig":
-    """Returns Evaluator's config: metrics overall and by label, and the thresholds for pushing."""
+    """Returns the config of Evaluator: metrics of all examples and by label, and thresholds.
+
+    Args:
+        min_accuracy: minimum accuracy of a model that is pushed.
+    """
     import tensorflow_model_analysis as tfma
 
     threshold = tfma.MetricThreshold(
@@ -172,7 +177,11 @@ def newest(folder: "str | os.PathLike[str]") -> pathlib.Path | None:
 
 
 def accuracies(folder: "str | os.PathLike[str]") -> Iterator[str]:
-    """Yields Evaluator's results as lines of text. folder: Evaluator's output."""
+    """Yields the accuracy of all examples and of each label, as text.
+
+    Args:
+        folder: evaluation written by Evaluator.
+    """
     import tensorflow_model_analysis as tfma
 
     for key, metrics in tfma.load_eval_result(str(folder)).slicing_metrics:

@@ -73,7 +73,7 @@ class Task(abc.ABC):
             texts are truncated or split into windows.
 
     Attributes:
-        name: name in --task and in `task.json`. summary: what is predicted, in a few words.
+        name: name in --task and in `task.json`. summary: the prediction, in a few words.
         method: name of the prediction method in --method and in `kbert.Predictor`.
         model_class: class in `kbert.model`. problem_type: value of this field of BertConfig.
         metric: default of the metric that selects the best checkpoint.
