@@ -205,7 +205,7 @@ def pipeline(settings):
 
 
 def forever(loader):
-    """Yields the batches of one epoch after another."""
+    """Yields batches without end, epoch by epoch."""
     while True:
         yield from loader
 

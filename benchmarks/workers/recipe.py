@@ -1,6 +1,8 @@
-"""Pretrains by one recipe and writes what it reached; `benchmarks.pretraining` runs it.
+"""Pretrains with one recipe and writes its scores; `benchmarks.pretraining` runs it.
 
-python -m benchmarks.workers.recipe SETTINGS.json    writes OUTPUT of the settings, as JSON
+    python -m benchmarks.workers.recipe SETTINGS.json
+
+Writes the JSON file `output` of the settings.
 """
 
 import itertools
@@ -31,13 +33,14 @@ MASK_RATE, SEED, BATCH_SIZE = 0.15, 1, 32
 
 
 class MaskedText:
-    """The masked words of held-out text: the same for all models with the same vocabulary.
+    """The masked tokens of held-out text, the same for all models with the same vocabulary.
 
     Every document is cut into segments of at most `length` - 2 tokens, [CLS] text [SEP], and
     `segments` of these are taken at equal distances. BERT's rule masks 15 % of their tokens.
 
     Args:
-        corpus: held-out text. tokenizer: its tokenizer.
+        corpus: Corpus of the held-out text. tokenizer: its BertTokenizer.
+        length: maximum length of a segment in tokens. segments: maximum number of segments.
     """
 
     def __init__(self, corpus, tokenizer, length, segments):
@@ -84,7 +87,7 @@ class MaskedText:
 
 
 class Progress(Callback):
-    """Scores the model at every evaluation, against the seconds spent on training steps alone.
+    """Scores the model at every evaluation, and measures the seconds spent on training steps.
 
     The first call, which compiles, does not count.
 
@@ -122,12 +125,12 @@ class Progress(Callback):
 
 
 def summary(model, corpus, steps):
-    """What a result contains besides the scores."""
+    """Returns the entries of a result that are not scores."""
     return {"steps": steps, "parameters": model.count_params(), "heldout_tokens": corpus.tokens}
 
 
 def kbert_run(config, settings):
-    """A run of `kbert.pretrain`."""
+    """Pretrains with kbert; returns the result, a dict."""
     progress = Progress(settings["length"], settings["segments"])
     results = pretrain(config, settings["folder"], callbacks=[progress])
     nsp = results.get("eval_nsp_accuracy")
@@ -135,13 +138,17 @@ def kbert_run(config, settings):
 
 
 def hf_run(config, settings):
-    """The same recipe with HF's model: same batches, initial weights and optimizer, float32."""
+    """Pretrains HF's model with the same batches, initial weights and optimizer, in float32.
+
+    Returns:
+        the same as `kbert_run`.
+    """
     import torch
 
     from benchmarks.hf_bert import HfTraining
 
     if config.optimizer != "adamw" or not config.next_sentence:
-        sys.exit("a recipe of HF trains MLM and NSP with --optimizer=adamw")
+        sys.exit("a recipe for HF's model must train MLM and NSP with --optimizer=adamw")
     keras.utils.set_random_seed(config.seed)
     torch.manual_seed(config.seed)
     bert_config, tokenizer, corpus, held_out = resolve_inputs(
@@ -182,7 +189,7 @@ def _timed(training, batch, step):
 
 
 def main(path):
-    """Runs the recipe of a file of settings."""
+    """Runs the recipe in a JSON file of settings, the argument."""
     settings = json.loads(pathlib.Path(path).read_text())
     define(PretrainConfig)
     flags.FLAGS(["recipe", *settings["flags"]])
