@@ -73,21 +73,21 @@ class LoadTest:
             aiohttp.ClientSession(connector=connector) as session,
         ):
             stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-            doors = [lambda i: self._by_grpc(stub, i), lambda i: self._by_rest(session, i)]
-            asking = [self._client(doors[k % 2], session) for k in range(clients)]
-            await asyncio.gather(*asking)
+            senders = [lambda i: self._by_grpc(stub, i), lambda i: self._by_rest(session, i)]
+            running = [self._client(senders[k % 2], session) for k in range(clients)]
+            await asyncio.gather(*running)
 
-    async def _client(self, ask, session):
+    async def _client(self, send, session):
         while (begin := time.monotonic()) < self._end:
             i = next(self._numbers)
             if i % 100 == 99:
                 await self._hostile(session, i // 100)
                 continue
             try:
-                probabilities = await ask(i)
+                probabilities = await send(i)
                 self.taken.append(time.monotonic() - begin)
-                wanted = self.first.setdefault(i % len(self.texts), probabilities)
-                right = np.abs(np.subtract(probabilities, wanted)).max() < 1e-5
+                expected = self.first.setdefault(i % len(self.texts), probabilities)
+                right = np.abs(np.subtract(probabilities, expected)).max() < 1e-5
                 self.counts["answered" if right else "wrong"] += 1
             except Exception as error:
                 self.counts["failed"] += 1

@@ -49,8 +49,8 @@ def load_endpoint(
     Args:
         folder: path such as `RUN/finetuning/best`, in any format that `BertModel` reads; or a
             ModelFolder.
-        name: one of `endpoints()`; None: the method of the model's task or, without a task, a
-            method that the model has a head for.
+        name: one of `endpoints()`; None: the method of the model's task or, without a task, of its
+            head, else "embed".
         takes_pairs: whether each text has a second text; None: as in fine-tuning.
         max_seq_length: maximum number of tokens in a sequence; None: as for `kbert.Predictor`.
 

@@ -63,7 +63,7 @@ def same_length(texts: Sequence[Any], others: "Others", name: str) -> "Others":
 
 
 def check_length(max_seq_length: int, config: "BertConfig") -> None:
-    """Raises UserError unless `max_seq_length` is from 5 to the model's maximum."""
+    """Raises UserError unless a length is 5 to `max_position_embeddings` of the config."""
     if not 5 <= max_seq_length <= config.max_position_embeddings:
         raise UserError(
             f"max_seq_length must be 5 to {config.max_position_embeddings}, the model's "

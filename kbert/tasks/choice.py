@@ -1,4 +1,4 @@
-"""Task choice: one of several texts."""
+"""The task choice: one of several texts."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -56,7 +56,7 @@ class ChoiceEndpoint(Endpoint):
 
 
 class Choice(Task):
-    """One of several texts; each choice is the second segment of its own sequence."""
+    """The task of choosing one of several texts; each is the second segment of its own sequence."""
 
     name = "choice"
     summary = "one of several texts"

@@ -1,4 +1,4 @@
-"""Task classify: one of C labels for a text, or for a pair of texts."""
+"""The task classify: one of C labels for a text or a pair of texts."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -46,7 +46,7 @@ class ClassificationEndpoint(Endpoint):
 
 
 class Classification(TextTask):
-    """One of C labels for a text or a pair of texts."""
+    """The task of predicting one of C labels for a text or a pair of texts."""
 
     name = "classify"
     summary = "one label for a text"

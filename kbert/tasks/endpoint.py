@@ -34,7 +34,7 @@ class Endpoint(abc.ABC):
         standard_api: standard API of TensorFlow Serving that the endpoint supports: "classify"
             (with `probabilities`), "regress" (with `score`), or None.
         scored_by_ids: whether examples are scored with `from_ids`, because they consist of words.
-        decisions: function from `logits` (numpy) to the predicted labels of a text, (B, S), or
+        decisions: function from `logits` (numpy) to the predicted labels of texts, (B, S), or
             None.
         output_spec: dict of output name -> description with shape, dtype and meaning.
         padded: dict of output name -> padding value, for outputs padded to the longest row of a
@@ -111,7 +111,7 @@ class Endpoint(abc.ABC):
         text_pair: "tf.Tensor | None" = None,
         tokenizer: "BertTokenizer | None" = None,
     ) -> "dict[str, tf.Tensor]":
-        """Returns the features of texts, padded to the longest text."""
+        """Returns the features of texts, truncated and padded to the longest text."""
         tokenizer = tokenizer or self.tokenizer
         return tokenizer(text, text_pair, max_length=self.max_seq_length, padding="longest")
 

@@ -72,8 +72,8 @@ def read_examples(
 
     Raises:
         UserError: a file cannot be read or has no examples, its header or columns are ambiguous, an
-            example is invalid, a label is not in `label_names`, or the labels of the task have no
-            names.
+            example is invalid, a label is not in `label_names`, or `label_names` is set for a task
+            without label names.
 
     Example:
         >>> examples = kbert.read_examples("reviews.csv", "classify")

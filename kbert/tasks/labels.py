@@ -43,7 +43,7 @@ def label_names(examples: "Iterable[TextExample | TagExample]") -> tuple[str, ..
 
 def label_numbers(names: Sequence[str]) -> dict[str, int]:
     """Returns a dict of label name -> id. The ids are keys, too, unless a name is a number."""
-    # A model may have the name "1.0" for 1.
+    # In a model, the label 1 may have the name "1.0".
     numbers = {normalize_label(name): i for i, name in enumerate(names)}
     if not any(re.fullmatch(r"[0-9]+", name) for name in numbers):
         numbers |= {str(i): i for i in range(len(names))}
@@ -171,7 +171,7 @@ def check_no_numbers(examples: "Iterable[TextExample | TagExample]", names: Sequ
 
 
 def label_conflicts(config: "BertConfig", task: "Task") -> "dict[str, tuple[Any, Any]]":
-    """Returns the fields of a BertConfig that differ from a Task's.
+    """Returns the fields of a BertConfig that differ from `Task.config_fields`.
 
     Fields that are None in the config are skipped.
 

@@ -1,4 +1,4 @@
-"""Task multilabel: any number of C labels for a text."""
+"""The task multilabel: any number of C labels for a text or a pair of texts."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,7 +44,7 @@ class MultiLabelEndpoint(Endpoint):
 
 
 class MultiLabel(TextTask):
-    """Any number of C labels for a text or a pair of texts: those with a probability above 1/2."""
+    """The task of predicting any number of C labels: all with a probability above 1/2."""
 
     name = "multilabel"
     summary = "any number of labels for a text"

@@ -1,4 +1,4 @@
-"""Task pair: one of C labels for two texts."""
+"""The task pair: one of C labels for two texts."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ _NUMBERS = {"0", "1", "2", "-1"}  # the same labels in Hugging Face data sets
 
 
 class PairClassification(Classification):
-    """One of C labels for two texts."""
+    """The task of predicting one of C labels for two texts."""
 
     name = "pair"
     summary = "one label for two texts"

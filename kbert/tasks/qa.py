@@ -1,4 +1,4 @@
-"""Task qa: the span of a context that answers a question."""
+"""The task qa: the span of a context that answers a question."""
 
 import dataclasses
 import os
@@ -46,8 +46,8 @@ class AnswerEndpoint(Endpoint):
     name = "answer"
     texts: dict[str, int] = {"question": 1, "context": 1}
     forward_spec: dict[str, tuple[str, str]] = {
-        "start_logits": ("BL", "for each token as the start of the answer; [CLS]: no answer"),
-        "end_logits": ("BL", "for each token as the end of the answer; [CLS]: no answer"),
+        "start_logits": ("BL", "one per token, as the start of the answer; at [CLS]: no answer"),
+        "end_logits": ("BL", "one per token, as the end of the answer; at [CLS]: no answer"),
     }
     output_spec: dict[str, str] = {
         "answer": "(B,) string, a span of the context; empty: no answer",
@@ -91,7 +91,7 @@ class AnswerEndpoint(Endpoint):
 
 
 class QuestionAnswering(Task):
-    """The span of a context that answers a question, or no answer.
+    """The task of finding the span of a context that answers a question, or no answer.
 
     Args:
         tokenizer, max_seq_length: as for `Task`.

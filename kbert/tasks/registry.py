@@ -39,7 +39,7 @@ _registered = {kind.name: kind for kind in BUILT_IN}
 
 
 def register(task_class: "TaskClass") -> "TaskClass":
-    """Registers a subclass of `kbert.tasks.task.Task` under its name; can be a decorator.
+    """Registers a subclass of `kbert.tasks.task.Task` under its name; usable as a decorator.
 
     Raises:
         UserError: the class has no name or no method, or another task has the same name.
@@ -132,7 +132,7 @@ def method_of_heads(parts: Iterable[str], config: "BertConfig") -> str:
 
 
 def text_task_name(task: Task | type[Task], takes_pairs: bool) -> str:
-    """Returns the name of the task with the same endpoint and this `takes_pairs`, or `task`'s."""
+    """Returns the name of a task with the endpoint of `task` and `takes_pairs`, else of `task`."""
     kinds = [kind for kind in tasks().values() if kind.endpoint is task.endpoint]
     return next((kind.name for kind in kinds if kind.takes_pairs == takes_pairs), task.name)
 

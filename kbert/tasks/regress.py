@@ -1,4 +1,4 @@
-"""Task regress: a number for a text, or for a pair of texts."""
+"""The task regress: a number for a text or a pair of texts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -39,7 +39,7 @@ class RegressionEndpoint(Endpoint):
 
 
 class Regression(TextTask):
-    """A number for a text or a pair of texts, trained with the squared error."""
+    """The task of predicting a number for a text or a pair of texts; the loss is squared error."""
 
     name = "regress"
     summary = "a number"

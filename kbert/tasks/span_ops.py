@@ -27,7 +27,7 @@ class TokenWindows:
         owner: (W,) index of the window's text.
         first: (W, 1) position in the window of its first text token.
         token: (W, R) indices of the window's text tokens among all T tokens of the batch.
-        inside: (W, R) whether there is such a token; the others are padding.
+        inside: (W, R) bool, whether the window has such a token; if not, `token` is 0.
         begin: (W,) index in the text of the window's first text token.
         ids, starts, ends: (B, None) ragged, the tokens of the texts and their byte offsets.
     """

@@ -1,4 +1,4 @@
-"""Task tag: a label for each word of a text."""
+"""The task tag: a label for each word of a text."""
 
 import dataclasses
 import functools
@@ -72,7 +72,7 @@ class TagEndpoint(Endpoint):
 
 
 class Tagging(Task):
-    """A tag for each word: entities in any scheme of `kbert.data.tag_schemes`, or other tags.
+    """The task of tagging words, with entities in a scheme of `kbert.data.tag_schemes` or others.
 
     The tag of a word is predicted at its first WordPiece. A word that BERT's tokenizer splits at
     punctuation, such as "U.S.", is trained as several words with the same tag (B-X first, then

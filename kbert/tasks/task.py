@@ -80,15 +80,15 @@ class Task(abc.ABC):
         lower_is_better: names of the metrics whose lowest value is the best.
         output_names: names of the model outputs from which predictions are made.
         endpoint: subclass of Endpoint for exports; None if models of the task cannot be exported.
-        max_seq_length: on the class, the default.
+        max_seq_length: see above; the class attribute is the default.
         min_labels: minimum number of label names; 0 if the labels have no names.
         is_classification: whether an example has one of C classes, so that class weights apply.
         takes_pairs: whether every example has a second text.
         reads_windows: whether `encode` splits long texts into windows instead of truncating them.
         texts: minimum and maximum number of texts per prediction; None for no maximum.
         example_fields: fields of an example that are the arguments of the method.
-        unlabeled_task: name of the task whose `reader` reads the files of `kbert.predict`; None if
-            this task's does.
+        unlabeled_task: name of the task whose `reader` reads the input files of `kbert.predict`;
+            None for this task.
         own_settings: dict of the task's own settings in `task.json` -> check, such as `BOOL`.
         config_class: FinetuneConfig, or a subclass whose additional `setting`s are flags of
             `kbert.finetune`, keys of `task.json` and attributes of the task.
@@ -271,7 +271,7 @@ class Task(abc.ABC):
 
         Returns:
             Two float32 tensors with the shape of the batch's `label_weights`: (B,), or (B, L) for
-            tags. The second is 1 for a correct prediction and else 0.
+            tags. The second is 1 for a correct prediction and else 0; for numbers, always 0.
         """
         return choice_losses(outputs["logits"], labels)
 

@@ -80,7 +80,7 @@ def attention_weights(
         what = "the limit of the model" if most == limit else "max_length"
         report(f"note: the text has {length:,} tokens; truncated to {what}, {most:,}")
         length = most
-    # 5 is the tokenizer's minimum length; a text of one token is shorter.
+    # The tokenizer's minimum length for pairs is 5; the features of short texts are cut afterwards.
     features = tokenizer(*([value] for value in texts.values()), max_length=max(length, 5))
     features = {name: value[:, :length] for name, value in features.items()}
     attentions = model(features, training=False)["attentions"]
