@@ -40,7 +40,9 @@ class EmbeddingConfig:
         UserError: a value has the wrong type or is not allowed.
     """
 
-    pooling: str = setting("mean", "mean of the tokens, cls or max", choices=POOLINGS)
+    pooling: str = setting(
+        "mean", "pooling of the token vectors; cls: the vector of [CLS]", choices=POOLINGS
+    )
     dense_size: int | None = setting(
         None, "width of a dense layer after the pooling; default: no layer", at_least=1
     )

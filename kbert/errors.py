@@ -16,7 +16,7 @@ class UserError(ValueError):
     through `one_line`. Programs print it and exit with status 2; a stack trace always means a bug.
     """
 
-    # Keras and AutoGraph raise it unchanged, without adding arguments and source lines.
+    # With these, Keras and AutoGraph do not add arguments and source lines to the message.
     _keras_call_info_injected = True
     ag_pass_through: bool = True
 

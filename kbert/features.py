@@ -34,7 +34,7 @@ PRETRAINING_FEATURES = {
     **ENCODER_FEATURES,
     "masked_positions": ("BM", "int32"),  # positions to predict; 0 in padding slots
     "masked_ids": ("BM", "int32"),  # the original ids at these positions; 0 in padding slots
-    "masked_weights": ("BM", "float32"),  # 1 = prediction, 0 = padding slot
+    "masked_weights": ("BM", "float32"),  # 1 = slot with a prediction, 0 = padding slot
     "next_sentence_labels": ("B", "int32"),  # 0 = B follows A, 1 = B is from another document
 }
 

@@ -23,6 +23,7 @@ def check(config: LearnVocabConfig) -> None:
 
 def main(config: LearnVocabConfig) -> None:
     """Runs `learn_vocab` or `extend_vocab` of `kbert.tokenizer.vocab` with the flags."""
+    from kbert.data.columns import count_text
     from kbert.tokenizer.files import is_uncased
     from kbert.tokenizer.vocab import extend_vocab, learn_vocab, read_vocab, size_note, write_vocab
 
@@ -32,7 +33,9 @@ def main(config: LearnVocabConfig) -> None:
             old, lower_case = read_vocab(config.extend), config.lower_case
             lower_case = is_uncased(config.extend) if lower_case is None else lower_case
             vocab = extend_vocab(texts, old, config.vocab_size, lower_case)
-            print(f"added {len(vocab) - len(old):,} words: {', '.join(vocab[len(old) :][:10])} ...")
+            words = vocab[len(old) :]
+            more = ", ..." if len(words) > 10 else ""
+            print(f"added {count_text(len(words), 'word')}: {', '.join(words[:10])}{more}")
         else:
             vocab = learn_vocab(texts, config.vocab_size, config.lower_case is not False)
         write_vocab(vocab, config.output_file)

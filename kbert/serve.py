@@ -17,7 +17,7 @@ from kbert.utils import program
 
 
 def check(config: ServeConfig) -> None:
-    """Checks the input, and notes flags without effect."""
+    """Checks the config, and prints a note on each flag that has no effect."""
     for name in (*UNUSED_SWITCHES, *UNUSED_VALUES):
         if flags.FLAGS[name].present:
             print(f"note: --{name} has no effect here; see the table in docs/serving.md")

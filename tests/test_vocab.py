@@ -172,7 +172,7 @@ def test_extending_a_vocabulary_by_flags(tmp_path, capsys):
     learn_vocab_program.check(config)
     learn_vocab_program.main(config)
     assert read_vocab(tmp_path / "new.txt") == [*read_vocab(vocab), "Cardio"]
-    assert "added 1 words: Cardio" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("added 1 word: Cardio\n")
     config = LearnVocabConfig(**arguments | {"extend": "none.txt"})
     with pytest.raises(UserError, match=r"--extend=none.txt: there is no such vocabulary file"):
         learn_vocab_program.check(config)

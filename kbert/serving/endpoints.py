@@ -23,7 +23,7 @@ class NextSentence(Endpoint):
     model_class: type[BertForNextSentencePrediction] = BertForNextSentencePrediction
     texts: dict[str, int] = {"text": 1, "text_pair": 1}
     forward_spec: dict[str, tuple[str, str]] = {
-        "logits": ("B2", "logits of [text_pair follows text, it does not]")
+        "logits": ("B2", "one for text_pair following text, one for not following it")
     }
     output_spec: dict[str, str] = {
         "is_next": "(B,) float32, the probability that text_pair follows text"

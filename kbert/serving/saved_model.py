@@ -136,7 +136,8 @@ def load_encoder(folder: str | os.PathLike[str], **arguments: Any) -> BertModel:
     if "bert/pooler" not in folder.parts:
         raise UserError(
             f"{folder} has no pooler, which the encoder's pooled output requires; models that "
-            f"tag, answer or fill masks have none. Use --method=embed, which requires none."
+            f"tag, answer or fill masks have none. Use --format=serving --method=embed, which "
+            f"requires none."
         )
     return BertModel.from_pretrained(folder, **arguments)
 
