@@ -142,7 +142,7 @@ def sample_text(folder):
 
 
 def read_lines(path, size):
-    """Returns the first non-empty lines of a text, at least `size` bytes in total if there are."""
+    """Returns the first non-empty lines of a text, up to the line that reaches `size` bytes."""
     lines, total = [], 0
     with open(path, encoding="utf-8", newline="\n") as file:
         for line in file:

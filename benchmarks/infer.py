@@ -102,7 +102,7 @@ def save_model(model, folder):
     words = [f"w{number}" for number in range(len(SPECIAL_TOKENS), config.vocab_size)]
     tokenizer = kbert.BertTokenizer([*SPECIAL_TOKENS, *words])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # KerasHub's GELU uses tanh
+        warnings.simplefilter("ignore")  # about KerasHub's GELU, which uses tanh
         for format in ("kbert", "hf", "keras_hub"):
             classifier.save_pretrained(f"{folder}/{format}", format)
     tokenizer.save_pretrained(f"{folder}/kbert")

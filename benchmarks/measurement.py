@@ -71,7 +71,7 @@ class Worker:
 
     def __init__(self, command, settings, threads):
         if not pathlib.Path(command[0]).exists():
-            raise WorkerError(f"no {command[0]}; create it with benchmarks/peers.sh")
+            raise WorkerError(f"{command[0]} does not exist; create it with benchmarks/peers.sh")
         self._errors = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             command,

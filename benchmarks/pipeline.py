@@ -33,7 +33,7 @@ ROWS = {
 
 
 def write_altered(source, target, size):
-    """Writes repetitions of a text, `size` bytes in total; the digits of ten of them differ."""
+    """Writes repetitions of a text, `size` bytes in total, with its digits permuted in ten ways."""
     text, digits = pathlib.Path(source).read_bytes(), b"0123456789"
     with open(target, "wb") as file:
         for number in range(-(-size // len(text))):

@@ -10,9 +10,8 @@ ones: NVIDIA's sequences per second on one A100 with its own BERT-large on Tenso
 
 The time of a step is the time of the computation plus the time of the all-reduce, which starts
 after the last slice of a batch and does not overlap with the computation. The all-reduce is a ring
-(Patarasuk
-and Yuan 2009): each GPU sends and receives 2 (n - 1) / n times the gradients, and so does the
-network card of a host, once for all its GPUs.
+(Patarasuk and Yuan 2009): each GPU sends and receives 2 (n - 1) / n times the gradients, and so
+does the network card of a host, once for all its GPUs.
 """
 
 import itertools

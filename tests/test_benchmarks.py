@@ -167,7 +167,9 @@ def test_sides_take_turns_and_failures_leave_the_others_alone(tmp_path):
     assert found["kbert"]["rates"] == [24.0] * 3 and found["hf"]["rates"] == [6.0] * 3
     assert found["keras_hub"]["failed"].startswith("exited with 1; ")
     assert found["keras_hub"]["failed"].endswith("ValueError: no such thing")
-    assert found["openvino"] == {"failed": "no /none/python; create it with benchmarks/peers.sh"}
+    assert found["openvino"] == {
+        "failed": "/none/python does not exist; create it with benchmarks/peers.sh"
+    }
     assert found["other"] == {"failed": "exited with 3; libraries print"}
     assert (tmp_path / "hf.npy").read_text() == "saved"
     assert lines[-1] == "small: round 3/3: kbert 24, hf 6 per second"

@@ -147,7 +147,7 @@ def examples_dataset(
 def batches(
     examples: "tf.data.Dataset[dict[str, tf.Tensor]]", batch_size: int
 ) -> "tf.data.Dataset[tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]]":
-    """Batches features and labels for `fit`; batches are cut to about their longest example.
+    """Batches features and labels for `fit`; cuts the padding to a multiple of 16 tokens.
 
     Args:
         examples: dataset returned by `examples_dataset`. batch_size: B.
