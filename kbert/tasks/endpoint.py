@@ -111,7 +111,7 @@ class Endpoint(abc.ABC):
         text_pair: "tf.Tensor | None" = None,
         tokenizer: "BertTokenizer | None" = None,
     ) -> "dict[str, tf.Tensor]":
-        """Returns the features of texts, truncated and padded to the longest text."""
+        """Returns the features of texts, truncated to `max_seq_length`, padded to the longest."""
         tokenizer = tokenizer or self.tokenizer
         return tokenizer(text, text_pair, max_length=self.max_seq_length, padding="longest")
 

@@ -42,7 +42,7 @@ def label_names(examples: "Iterable[TextExample | TagExample]") -> tuple[str, ..
 
 
 def label_numbers(names: Sequence[str]) -> dict[str, int]:
-    """Returns a dict of label name -> id. The ids are keys, too, unless a name is a number."""
+    """Returns a dict of label name -> id; if no name is a number, also of "0", "1", ... -> id."""
     # In a model, the label 1 may have the name "1.0".
     numbers = {normalize_label(name): i for i, name in enumerate(names)}
     if not any(re.fullmatch(r"[0-9]+", name) for name in numbers):
