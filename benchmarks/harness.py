@@ -31,7 +31,7 @@ def define_flags(rows, threads=None):
     flags.DEFINE_integer("rounds", 5, "number of rounds; each library runs once per round")
     flags.DEFINE_float("round_seconds", 5.0, "seconds per library and round, at least one step")
     threads = threads or len(os.sched_getaffinity(0))
-    flags.DEFINE_integer("threads", threads, "threads of each library, and CPUs it is bound to")
+    flags.DEFINE_integer("threads", threads, "number of threads, and of CPUs, of each library")
     flags.DEFINE_bool("quick", False, "test run: a tiny model and one short round")
     flags.DEFINE_string("json", None, "file for all results")
     flags.DEFINE_string("python_kbert", sys.executable, "Python with kbert's dependencies")

@@ -109,7 +109,7 @@ class Worker:
         return json.loads(line)
 
     def round(self, seconds):
-        """Takes at least one step, and steps for about `seconds` seconds.
+        """Takes steps for about `seconds` seconds, at least one step.
 
         Returns:
             the worker's response, a dict, with `rate`, the items per second, and `foreign_share`,

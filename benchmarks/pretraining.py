@@ -57,7 +57,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of the final runs")
     flags.DEFINE_integer("length", 64, "length of the held-out segments in tokens")
     flags.DEFINE_integer("segments", 1024, "number of held-out segments")
-    flags.DEFINE_integer("threads", len(os.sched_getaffinity(0)), "threads and CPUs of a run")
+    flags.DEFINE_integer("threads", len(os.sched_getaffinity(0)), "threads, and CPUs, of a run")
     flags.DEFINE_string("folder", None, "folder for the runs; default: a temporary one")
     flags.DEFINE_string("json", None, "file for all results, rewritten after every run")
     flags.DEFINE_string("image", None, "file for a plot of the learning curves")

@@ -77,7 +77,7 @@ def choose_backend(name: str) -> str:
 def frozen_backend(
     name: str, model: PretrainedModel, kind: str, folder: str | os.PathLike[str] | None = None
 ) -> Backend:
-    """Returns the backend with a given name, for functions of a model; called as `keras_backend`.
+    """Returns the backend with a given name for functions of a model; call it like `keras_backend`.
 
     The weights are frozen when the backend is called, except by "keras", and by "tensorflow" on a
     GPU. TensorFlow computes in the model's dtype. OpenVINO computes in float32, or in bfloat16

@@ -109,7 +109,7 @@ def _check_options(config, method):
 
 
 def _rows(config, method, task, settings, report):
-    """Returns an iterator over rows (None for skipped lines), and their number if it is known."""
+    """Returns an iterator over rows (None for skipped lines), and their number, None if unknown."""
     least, most = task.texts if task else (2, 2) if method in _TWO_TEXTS else (1, 1)
     if most == 2 and settings.get("takes_pairs", task and task.takes_pairs):
         least = 2

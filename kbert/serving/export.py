@@ -133,7 +133,7 @@ def export_tf_hub(
         expected = {"sequence_output": outputs["last_hidden_state"].numpy()}
         expected["pooled_output"] = outputs["pooler_output"].numpy()
         checked = messages.checked_line(answers, expected, "kbert.BertModel")
-    how = f'use it: kbert.hub.BertLayer("{target / "encoder"}"); in tf_keras hub.KerasLayer'
+    how = f'use it: kbert.hub.BertLayer("{target / "encoder"}"), or in tf_keras hub.KerasLayer'
     _report_all(report, messages.target_line(target), checked, how)
 
 

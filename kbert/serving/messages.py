@@ -46,7 +46,7 @@ def checked_line(
     """Returns a line with the difference between a SavedModel's outputs and expected outputs.
 
     Args:
-        answers: outputs of the SavedModel. expected: expected outputs. whose: what computed them.
+        answers: outputs of the SavedModel. expected: expected outputs. whose: name of their source.
 
     Raises:
         UserError: the difference is larger than `TOLERANCE`.

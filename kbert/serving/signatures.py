@@ -23,9 +23,9 @@ def signatures(
     for tag, it returns `probabilities` (B, L, C); for answer, `start_logits` and `end_logits`
     (B, L); for choose, no `text`.
     `from_examples` takes serialized tf.Examples whose features are named like the text inputs, and
-    returns the same as `serving_default`. Classification and regression models also have signatures
-    for TensorFlow Serving's Classify and Regress, on the same examples: `classify` (`classes` and
-    `scores`, (B, C) each) or `regress` (`outputs`, (B,)).
+    returns the same as `serving_default`. For TensorFlow Serving's Classify and Regress, models
+    that classify also have the signature `classify` (`classes` and `scores`, (B, C) each), and
+    models that predict one number have `regress` (`outputs`, (B,)); both take tf.Examples, too.
 
     Args:
         endpoint: Endpoint.

@@ -71,7 +71,7 @@ def _report(true, predicted, **options):
 
 
 def regression_scores(targets: "ArrayLike", predictions: "ArrayLike") -> dict[str, float]:
-    """Returns the usual regression metrics.
+    """Returns the correlations and the errors of predicted numbers.
 
     Args:
         targets, predictions: (N,) float.
@@ -98,7 +98,7 @@ def _correlation(measure, a, b):
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # for nearly constant input
+        warnings.simplefilter("ignore")  # about nearly constant input
         value = measure(a, b).statistic
     return value if np.isfinite(value) else 0.0
 

@@ -173,7 +173,7 @@ class QuestionAnswering(Task):
             moved += answers != example.answers
             kept.append(dataclasses.replace(example, answers=answers))
         if not kept:
-            raise UserError(f"no question can be trained on; {first}")
+            raise UserError(f"no question can be used for training; {first}")
         if moved:
             report(
                 f"note: {moved:,} of {len(examples):,} training questions have answers whose "

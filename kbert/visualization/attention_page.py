@@ -54,7 +54,7 @@ def read_page(path: "Traversable") -> str:
     the view handles, and `showAttention(data)` for each result of `attention_data`.
 
     Args:
-        path: file with `/* attention_view.css */`,
+        path: HTML file with the placeholders `/* attention_view.css */`,
             `<!-- attention_view.html -->` and `/* attention_view.js */`.
     """
     page = path.read_text(encoding="utf-8")

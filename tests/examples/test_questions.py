@@ -191,7 +191,9 @@ def test_answers_that_are_not_there(read, answer, problem):
         trained(read, answer)
     assert str(error.value).startswith(f"s.json, question q0: {problem}")
     assert str(error.value).endswith("Fix it, or skip such lines with --skip_bad_lines.")
-    with pytest.raises(UserError, match=r"no question can be trained on; s\.json, question q0: "):
+    with pytest.raises(
+        UserError, match=r"no question can be used for training; s\.json, question q0: "
+    ):
         trained(read, answer, skip=True)
 
 
