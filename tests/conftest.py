@@ -25,8 +25,8 @@ if "WARM_PYTHON" not in os.environ:
 import numpy as np
 import pytest
 
-from kbert.corpus import prepare
-from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
+# TensorFlow is imported in fixtures: the main process of pytest-xdist, which runs no test, starts
+# its workers 5 s earlier without it.
 
 # torch for GPUs imports triton, which crashes a process that has imported TensorFlow.
 sys.modules["triton"] = None
@@ -142,6 +142,8 @@ def shared_data():
 @pytest.fixture
 def vocab_file(tmp_path):
     """Path of a vocabulary of 25 entries."""
+    from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
+
     path = tmp_path / "vocab.txt"
     write_vocab([*SPECIAL_TOKENS, *WORDS], path)
     return path
@@ -150,6 +152,9 @@ def vocab_file(tmp_path):
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """A corpus of 40 documents in two shards; words are numbers, so that spans are identifiable."""
+    from kbert.corpus import prepare
+    from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
+
     folder = tmp_path_factory.mktemp("corpus")
     words = [f"w{i}" for i in range(345)] + [f"##{i}" for i in range(50)]
     write_vocab([*SPECIAL_TOKENS, *words], folder / "vocab.txt")
