@@ -147,13 +147,15 @@ def test_damaged_datasets(tmp_path):
     folder = save_to_disk(tmp_path / "d", ROWS)
     state = json.loads((folder / "state.json").read_text())
     (folder / "state.json").write_text(json.dumps(state | {"_indices_data_files": [{}]}))
-    assert "has an indices mapping. Save it after flatten_indices()" in error_of(labels_of, folder)
+    assert "has an indices mapping. Save the dataset again after flatten_indices()" in error_of(
+        labels_of, folder
+    )
     (folder / "state.json").write_text("{}")
     assert error_of(labels_of, folder) == f"{folder}/state.json lacks '_data_files'."
     (folder / "state.json").write_text('{"_data_files": []}')
-    assert "must have a list under '_data_files'; got []." in error_of(labels_of, folder)
+    assert "must have a non-empty list under '_data_files'; got []." in error_of(labels_of, folder)
     (folder / "dataset_dict.json").write_text('{"splits": 3}')
-    assert "must have a list under 'splits'; got 3." in error_of(labels_of, folder)
+    assert "must have a non-empty list under 'splits'; got 3." in error_of(labels_of, folder)
     (folder / "dataset_dict.json").unlink()
     (folder / "state.json").write_text(json.dumps(state))
     path = folder / "data-00001-of-00002.arrow"

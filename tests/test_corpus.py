@@ -169,14 +169,17 @@ def test_folders_that_are_no_corpus(tmp_path):
         with pytest.raises(UserError, match=r"corpus.json is damaged"):
             Corpus(tmp_path)
     (tmp_path / "corpus.json").write_text('{"format": "other"}')
-    with pytest.raises(UserError, match=r"is not of the format 'kbert corpus 1'"):
+    with pytest.raises(UserError, match=r"does not have the format 'kbert corpus 1'"):
         Corpus(tmp_path)
 
 
 def test_another_vocabulary_is_refused(tmp_path, vocab_file):
     found = write_corpus(tmp_path / "corpus", vocab_file, SHARDS)
     found.check_tokenizer(BertTokenizer(vocab_file))
-    with pytest.raises(UserError, match=r"prepared with another vocabulary \(25 entries"):
+    with pytest.raises(
+        UserError,
+        match=r"prepared with another vocabulary or other tokenizer settings \(25 entries",
+    ):
         found.check_tokenizer(BertTokenizer(vocab_file, lower_case=False))
 
 

@@ -123,7 +123,7 @@ def test_a_manifest_names_files_of_its_folder_alone(tmp_path, url):
     values = json.loads((tmp_path / "bad/corpus.json").read_text())
     values["shards"][0]["name"] = "../00000"
     (tmp_path / "bad/corpus.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match=r"corpus\.json names a file outside of its folder"):
+    with pytest.raises(UserError, match=r"corpus\.json names a file outside its folder"):
         Corpus(tmp_path / "bad")
 
 

@@ -117,7 +117,7 @@ def test_text_with_braces_stays_text(tmp_path, text):
         (f"Title\n\n{JSON_LINES}", 3, "a JSON object with a document in plain text"),
         ('a\nb\n\n\n  {"content": ""} \n', 5, "a JSON object with a document in plain text"),
         ('a\n<doc id="1" url="" title="b">\n', 2, "WikiExtractor's <doc> in plain text"),
-        ('<doc id="1" url="" title="b">\nb\n</doc>\nc', 4, "text outside of WikiExtractor's <doc"),
+        ('<doc id="1" url="" title="b">\nb\n</doc>\nc', 4, "text outside WikiExtractor's <doc"),
         ('{"text": "a"}\n{"text": 3}', 2, "\"text\" must be a string; got '3'"),
         (b'{"text": "a"}\n' * 10 + b'{"text": "\xe9"}', 11, "bytes that are not UTF-8"),
     ],
@@ -192,7 +192,7 @@ def test_quoted_tables_of_any_name_are_an_error(tmp_path, text):
 def test_numbered_sentences_are_an_error(tmp_path):
     path = write(tmp_path / "x.txt", "1\tThe ship sailed.\n2\tIt was cold.\n5\tRain fell.\n")
     assert message_of(path) == (
-        f"Each line of {path} starts with a number and a tab. Remove them: cut -f2- < {path} > "
+        f"The lines of {path} start with a number and a tab. Remove them: cut -f2- < {path} > "
         f"NEW.txt"
     )
     packed = write(tmp_path / "x.txt.gz", gzip.compress(pathlib.Path(path).read_bytes()))
@@ -334,5 +334,7 @@ def test_names_that_look_like_globs(tmp_path):
     paths = [write(tmp_path / name, JSON_LINES) for name in ("a[1].txt", "b,c.txt", "d e?.txt")]
     (tmp_path / "a1.txt").touch()
     assert find_inputs(",".join(paths)) == paths
-    with pytest.raises(UserError, match=r"no file matches '.*z\*'\. Check the path; quote a glob"):
+    with pytest.raises(
+        UserError, match=r"no file matches '.*z\*'\. Check the path; put globs in quotes"
+    ):
         find_inputs(f"{paths[1]},{tmp_path}/z*")

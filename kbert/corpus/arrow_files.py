@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 Row: TypeAlias = Mapping[str, object]
 _SUFFIXES = (".parquet", ".arrow", ".feather")
 _PARQUET, _ARROW = b"PAR1", b"ARROW1"  # first bytes; Arrow streams have no signature
-_ROWS = 1024  # number converted to Python at a time
+_ROWS = 1024  # number of rows converted to Python objects at a time
 _BUFFER_BYTES = 1 << 20  # read per Parquet column; by default pyarrow reads whole row groups
 
 
 def is_arrow_file(path: str | os.PathLike[str]) -> bool:
-    """Returns whether a file is a Parquet or an Arrow file, by its content or its name."""
+    """Returns whether a file is a Parquet or Arrow file, by its name or, if local, its content."""
     if str(path).lower().endswith(_SUFFIXES):
         return True
     if storage.is_remote(path) or not os.path.isfile(path):
@@ -35,15 +35,18 @@ def is_arrow_file(path: str | os.PathLike[str]) -> bool:
 
 
 def dataset_files(source: str) -> list[str] | None:
-    """Returns the files of a local folder of `datasets`, or None if the source is no such folder.
+    """Returns the paths of the files of a local folder of Hugging Face `datasets`.
 
     Args:
         source: FOLDER or FOLDER:SPLIT; the folder was written by `save_to_disk`, or has Parquet or
             Arrow files named like SPLIT-00000-of-00001.parquet, as on the Hugging Face hub. If
             there are several splits, the default is "train".
 
+    Returns:
+        List of paths, or None if the source is not such a folder.
+
     Raises:
-        UserError: the folder has no such split, or is damaged.
+        UserError: the folder has no such split, has an indices mapping, or is damaged.
     """
     folder, split = source, None
     if not os.path.exists(source):
@@ -76,21 +79,23 @@ def _saved_files(folder):
     """Returns the paths of the files of a split that `save_to_disk` wrote."""
     path = os.path.join(folder, "state.json")
     if read_json(path).get("_indices_data_files"):
-        raise UserError(f"{folder} has an indices mapping. Save it after flatten_indices().")
+        raise UserError(
+            f"{folder} has an indices mapping. Save the dataset again after flatten_indices()."
+        )
     names = [get_members(file, ["filename"], path)[0] for file in _read_list(path, "_data_files")]
     return [os.path.join(folder, str(name)) for name in names]
 
 
 def _read_list(path, key):
-    """Returns the non-empty list under a key of a JSON file."""
+    """Returns the list under a key of a JSON file; raises UserError if it is empty."""
     (values,) = get_members(read_json(path), [key], path)
     if not isinstance(values, list) or not values:
-        raise UserError(f"{path} must have a list under {key!r}; got {str(values)[:60]}.")
+        raise UserError(f"{path} must have a non-empty list under {key!r}; got {str(values)[:60]}.")
     return values
 
 
 def _splits_by_file_name(folder):
-    """Returns a dict of split -> files, by the file names in a folder and its subfolder `data`."""
+    """Returns a dict of split -> paths of the files in a folder and in its subfolder `data`."""
     splits = {}
     for path in itertools.chain(storage.list_folder(folder), _list_subfolder(folder, "data")):
         if path.lower().endswith(_SUFFIXES):
@@ -117,13 +122,13 @@ def column_names(path: str) -> tuple[str, ...]:
 def read_rows(path: str, column: str | None = None) -> Iterator[Row | None]:
     """Yields the rows of a file as dicts; None for a row with a string that is not UTF-8.
 
-    The numbers of a `datasets.ClassLabel` become names, and binary values that are UTF-8 become
-    str. Memory is bounded by one record batch of an Arrow file, or by 1,024 rows and the buffers of
-    a Parquet file.
+    The numbers of a `datasets.ClassLabel` become names (None for -1), and binary values that are
+    UTF-8 become str. Only one record batch of an Arrow file, or 1,024 rows and the buffers of a
+    Parquet file, are in memory at a time.
 
     Args:
         path: path of the file.
-        column: the only column to read; None: all columns.
+        column: name of the only column to read; None: all columns.
 
     Raises:
         UserError: as for `column_names`.
@@ -136,7 +141,7 @@ def read_rows(path: str, column: str | None = None) -> Iterator[Row | None]:
 
 
 def _features(schema):
-    """Returns the column descriptions that `datasets` stores in a schema, by column name, or {}."""
+    """Returns the features that `datasets` stores in a schema, by column name; {} without them."""
     try:
         return dict(json.loads(schema.metadata[b"huggingface"])["info"]["features"])
     except (TypeError, KeyError, ValueError, RecursionError):
@@ -159,7 +164,7 @@ def _python_rows(batch, features):
 
 
 def _python_values(column):
-    """Returns a column's values; if Python cannot represent its times, their type in each row."""
+    """Returns the values of a column; its type for each row if Python cannot hold its times."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
@@ -169,7 +174,7 @@ def _python_values(column):
 
 
 def _label_ids_to_names(value, feature):
-    """Replaces label numbers with names; `feature` is the column description of `datasets`."""
+    """Replaces label numbers with names, and UTF-8 bytes with str; `feature` is of `datasets`."""
     if isinstance(value, bytes):  # text written by Spark, or other data, such as an image
         return value.decode("utf-8") if is_utf8(value) else value
     if isinstance(feature, list):

@@ -1,7 +1,7 @@
 """Prepares a corpus with an Apache Beam pipeline.
 
-Each function call of the pipeline writes the shard of one piece, or one deduplicated shard. Files
-are written atomically, so the runner may retry a call or run it twice concurrently.
+Each call of a function that the pipeline maps writes one shard. Files are written atomically, so
+Beam may retry a call or run it twice concurrently.
 """
 
 import collections
@@ -32,10 +32,10 @@ _ERROR = ".error.txt"
 
 
 def new_pipeline(flags: str) -> "beam.Pipeline":
-    """Returns a pipeline with options parsed from Beam's flags, in one string.
+    """Returns a pipeline with the options given as Beam's flags, in one string.
 
     Raises:
-        UserError: apache-beam is not installed, or rejects the flags.
+        UserError: apache-beam is not installed, or it rejects the flags.
     """
     try:
         import apache_beam as beam
@@ -66,13 +66,15 @@ def run(
 ) -> Tally:
     """Writes the same shards and returns the same Tally as `kbert.corpus.local_runner.run`.
 
+    Only the order of `Tally.shards` may differ.
+
     Args:
         worker, pieces, deduplicate: as for the local runner.
-        folder: folder for the shards; all machines of the runner must have access to it.
+        folder: existing folder for the shards; all machines of the Beam runner must share it.
         pipeline: result of `new_pipeline`.
 
     Raises:
-        UserError: as for the local runner, or the machines do not share the folder.
+        UserError: the input cannot be read, a line is bad, or the machines do not share the folder.
     """
     import apache_beam as beam
 
@@ -92,7 +94,7 @@ def run(
 
 
 def _deduplicate(tasks, worker, folder):
-    """Returns the tallies of the pieces and of the deduplicated shards."""
+    """Returns a PCollection of the tallies of the pieces and of the deduplicated shards."""
     import apache_beam as beam
 
     documents, tallies = tasks | "tokenize" >> beam.FlatMap(
@@ -111,10 +113,10 @@ def _deduplicate(tasks, worker, folder):
 
 @contextlib.contextmanager
 def _errors_to_file(folder):
-    """Writes a UserError to a file, which the main program reads and which stops other calls.
+    """Writes a UserError to a file; then other calls do nothing, and `run` raises the error.
 
-    Otherwise, Beam would retry the call and report the error as a stack trace. A retry helps only
-    if storage is temporarily unavailable.
+    Otherwise, Beam would retry the call and report the error as a stack trace. Only a RetryError is
+    raised, since a retry helps if storage is temporarily unavailable.
     """
     try:
         yield
@@ -138,8 +140,8 @@ def _write_piece(task, worker, folder):
 def _documents(task, worker, folder):
     """Yields the documents of a piece, keyed by their digests, and the piece's tally.
 
-    A document is a tuple: the numbers of its piece, its part and itself, and its ids and sentence
-    lengths as bytes.
+    A document is a tuple: the number of its piece, the number of its output shard within the piece,
+    its own number within the piece, its ids as bytes, and its sentence lengths as bytes.
     """
     import apache_beam as beam
 

@@ -1,6 +1,6 @@
 """The prepared corpus on disk: token ids with sentence and document boundaries, memory-mapped.
 
-corpus.json          manifest: counts, vocabulary fingerprint, SHA-256 of every file
+corpus.json          manifest: counts, vocabulary fingerprint, SHA-256 of all other files
 vocab.txt            the vocabulary; tokenizer_config.json has the tokenizer's settings
 unigrams.npy         (V,) int64, number of occurrences of each id
 00000.ids, 00000.sentences, 00000.documents: a shard, see `kbert.corpus.shards`
@@ -41,10 +41,10 @@ def write_manifest(
     """Writes the unigram counts, then the manifest; returns the manifest.
 
     Args:
-        folder: folder with the vocabulary; all its files except the shards get a checksum.
+        folder: folder that contains the files of the tokenizer; the manifest has their checksums.
         tokenizer: tokenizer of the corpus.
-        shards: entries of the shards, in order.
-        unigrams: (V,) int64.
+        shards: results of `ShardWriter.close`, in the order of the shards.
+        unigrams: (V,) int64, number of occurrences of each id.
         **extra: other members of the manifest.
     """
     folder = pathlib.Path(folder)
@@ -70,25 +70,27 @@ def write_manifest(
 
 
 class Corpus:
-    """A prepared corpus, opened for reading. Only the document index is held in memory.
+    """A prepared corpus, opened for reading. Only the starts of documents are held in memory.
 
     Args:
         folder: output of `kbert.corpus.prepare`. A remote folder, such as gs://BUCKET/CORPUS, is
             downloaded once and verified, because memory mapping needs local files.
         verify: compare every file with its checksum, which takes about a second per GB.
-        cache_dir: folder for downloads; None for $KBERT_CACHE, else ~/.cache/kbert.
+        cache_dir: folder for downloads; None means $KBERT_CACHE or, if unset, ~/.cache/kbert.
         report: called with a line of text before a download.
 
     Attributes:
         folder: the local folder.
         manifest: content of `corpus.json`.
         vocab_file: path of the vocabulary.
-        document_starts: (documents + 1,) int64, first token of each document in the whole corpus.
+        document_starts: (documents + 1,) int64, index in the corpus of the first token of each
+            document, then the number of tokens.
         shards: the shards, in order.
-        shard_starts: (shards + 1,) int64, first token of each shard in the whole corpus.
+        shard_starts: (shards + 1,) int64, index in the corpus of the first token of each shard,
+            then the number of tokens.
 
     Raises:
-        UserError: the folder is not a prepared corpus, or the named file is missing or damaged.
+        UserError: the folder is not a prepared corpus, or one of its files is missing or damaged.
     """
 
     manifest: dict[str, typing.Any]
@@ -145,7 +147,7 @@ class Corpus:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens, without special tokens."""
+        """Number of tokens; the corpus contains no [CLS] and [SEP]."""
         return int(self.shard_starts[-1])
 
     @property
@@ -154,42 +156,45 @@ class Corpus:
         return len(self.document_starts) - 1
 
     def read(self, first: int, stop: int) -> np.ndarray:
-        """Returns the (stop - first,) ids of a span of the corpus, within one shard."""
+        """Returns the (stop - first,) ids of the tokens [first, stop), which one shard contains."""
         return self.read_all(np.array([[first, stop]]))
 
     def read_all(self, spans: np.ndarray) -> np.ndarray:
-        """Returns the concatenated ids of (N, 2) spans; see `read`."""
+        """Returns the concatenated ids of spans, the rows [first, stop) of an (N, 2) array.
+
+        Each span must lie within one shard.
+        """
         shards = np.searchsorted(self.shard_starts, spans[:, 0], side="right") - 1
         spans = (spans - self.shard_starts[shards, None]).tolist()
         rows = zip(shards.tolist(), spans, strict=True)
         return np.concatenate([self._ids[shard][a:b] for shard, (a, b) in rows])
 
     def unigram_entropy(self) -> float:
-        """Returns the entropy of the distribution of single tokens, in nats.
+        """Returns the entropy of the token frequencies, in nats.
 
-        No model that ignores the context has a lower MLM loss on this text.
+        The expected MLM loss of a model that ignores the context cannot be lower.
         """
         counts = np.load(self.folder / "unigrams.npy").astype(np.float64)
         share = counts[counts > 0] / counts.sum()
         return float(-(share * np.log(share)).sum())
 
     def check_tokenizer(self, tokenizer: "BertTokenizer") -> None:
-        """Checks that the corpus was prepared with the vocabulary of `tokenizer`.
+        """Checks that the corpus was prepared with the vocabulary and settings of `tokenizer`.
 
         Raises:
-            UserError: the corpus was prepared with another vocabulary.
+            UserError: the vocabulary or a setting differs.
         """
         if tokenizer.fingerprint != self.manifest["vocab_fingerprint"]:
             raise UserError(
-                f"the corpus {self.folder} was prepared with another vocabulary "
-                f"({self.manifest['vocab_size']} entries, lower_case="
+                f"the corpus {self.folder} was prepared with another vocabulary or other tokenizer "
+                f"settings ({self.manifest['vocab_size']} entries, lower_case="
                 f"{str(self.manifest['lower_case']).lower()}). Remove --vocab_file to use the "
                 f"corpus's own, {self.vocab_file}, or prepare the text again."
             )
 
 
 def _allow_open_files(count):
-    """Raises the limit on open files, because each memory-mapped file counts as one."""
+    """Raises the limit on open files for `count` memory-mapped files, each of which counts."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = count + 1024
     if hard != resource.RLIM_INFINITY:
@@ -210,7 +215,7 @@ def _file_hashes(manifest):
         hashes |= {f"{entry['name']}.{part}": entry["sha256"][part] for part in PARTS}
     elsewhere = [name for name in hashes if os.path.basename(name) != name]
     if elsewhere:
-        raise UserError(f"{MANIFEST} names a file outside of its folder, {elsewhere[0]!r}.")
+        raise UserError(f"{MANIFEST} names a file outside its folder, {elsewhere[0]!r}.")
     return hashes
 
 
@@ -227,7 +232,7 @@ def _read_manifest(folder):
     except (OSError, ValueError, RecursionError) as error:
         raise damaged_error(path, str(error)) from error
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-        raise UserError(f"{path} is not of the format {_FORMAT!r}. Prepare the text again.")
+        raise UserError(f"{path} does not have the format {_FORMAT!r}. Prepare the text again.")
     for name in _MEMBERS:
         if name not in manifest:
             raise damaged_error(path, f"it lacks {name!r}")
@@ -235,6 +240,6 @@ def _read_manifest(folder):
 
 
 def corpus_fingerprint(corpus: Corpus) -> str:
-    """Returns a SHA-256 that is equal for corpora with the same content."""
+    """Returns a hexadecimal SHA-256 that identifies the shards of a corpus, in order."""
     text = json.dumps([shard["sha256"] for shard in corpus.manifest["shards"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

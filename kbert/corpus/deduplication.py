@@ -13,15 +13,15 @@ import numpy as np
 from kbert.corpus.shards import Shard
 
 SHARD_TOKENS = 1 << 25
-_BATCH_TOKENS = 1 << 20  # written at once
+_BATCH_TOKENS = 1 << 20  # approximate number of tokens written at once
 
 
 def read_documents(shard: Shard) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yields the documents of a piece's shard.
+    """Yields the documents of the shard of a piece.
 
     Yields:
-        Number of the output shard within the piece, (T,) ids of the document, and (S,) int64
-        lengths of its sentences in tokens.
+        Number of the document's output shard within the piece, (T,) ids, and (S,) int64 lengths of
+        the sentences in tokens.
     """
     ids, sentences = np.asarray(shard.ids), np.asarray(shard.sentences)
     starts = np.append(shard.documents, len(ids))
@@ -53,7 +53,7 @@ def find_duplicates(digests: np.ndarray) -> np.ndarray:
 def batch_documents(
     documents: Iterable[tuple[int, np.ndarray, np.ndarray]],
 ) -> Iterator[Iterator[np.ndarray]]:
-    """Converts documents from `read_documents` to batches for `write_shard`."""
+    """Yields the documents of `read_documents` in batches for `write_shard`."""
     batch, size = [], 0
     for _, ids, lengths in documents:
         batch.append((ids, lengths, np.arange(len(lengths)) == 0))

@@ -1,4 +1,4 @@
-"""Detects text files that contain tables, markup or subtitles instead of plain text."""
+"""Detects files that contain a table, markup, subtitles or CoNLL-U instead of plain text."""
 
 import csv
 import itertools
@@ -10,20 +10,20 @@ from kbert.errors import UserError
 from kbert.utils.input_files import filter_command
 
 FIRST_LINES = 8  # number of lines that determine the format of a file
-_TAG = re.compile(rb"<[A-Za-z!/][\w:.-]*(?:\s[^>]*)?/?>")  # alone on the first line
-_TIMES = re.compile(rb"\d+:\d+:\d+[,.]\d+ --> .*")  # of .srt
-_WORD = re.compile(rb"\d+(?:\t[^\t]+){9}")  # of CoNLL-U
+_TAG = re.compile(rb"<[A-Za-z!/][\w:.-]*(?:\s[^>]*)?/?>")  # a line that is one tag
+_TIMES = re.compile(rb"\d+:\d+:\d+[,.]\d+ --> .*")  # the second line of .srt subtitles
+_WORD = re.compile(rb"\d+(?:\t[^\t]+){9}")  # a word of CoNLL-U: a number and nine columns
 
 
 def check_prose(lines: Sequence[bytes], path: str | os.PathLike[str]) -> None:
-    """Checks that a text has no markup, subtitles, annotated words or numbered sentences.
+    """Checks that a file does not start with a tag, subtitles, CoNLL-U or numbered sentences.
 
     Args:
         lines: the first lines of the file, stripped, without empty ones.
         path: path of the file.
 
     Raises:
-        UserError: the text has one of these.
+        UserError: the file starts with one of these.
     """
     first, begin = lines[0] if lines else b"", lines[:FIRST_LINES]
     if _TAG.fullmatch(first):
@@ -34,7 +34,7 @@ def check_prose(lines: Sequence[bytes], path: str | os.PathLike[str]) -> None:
         name = "CoNLL-U"
     elif _is_numbered(begin):
         raise UserError(
-            f"Each line of {path} starts with a number and a tab. Remove them: "
+            f"The lines of {path} start with a number and a tab. Remove them: "
             f"{filter_command(path, 'cut -f2-', 'NEW.txt')}"
         )
     else:
@@ -43,7 +43,7 @@ def check_prose(lines: Sequence[bytes], path: str | os.PathLike[str]) -> None:
 
 
 def _is_numbered(lines):
-    """Returns whether lines begin with rising numbers and a tab, as in the Leipzig corpora."""
+    """Returns whether all lines start with increasing numbers and a tab (Leipzig corpora)."""
     matches = [re.match(rb"(\d{1,18})\t", line) for line in lines]
     numbers = [int(match[1]) for match in matches if match]
     rises = all(a < b for a, b in itertools.pairwise(numbers))
@@ -51,7 +51,11 @@ def _is_numbered(lines):
 
 
 def is_quoted_table(lines: Sequence[bytes]) -> bool:
-    """Returns whether the first lines are CSV: equally wide rows, quoted except for the header."""
+    """Returns whether the first lines of a file are a table with quoted fields.
+
+    It must have at least three rows and two columns, an equal number of columns in all rows, and
+    about one quoted field per row or more.
+    """
     texts = [line.decode("utf-8", "replace") + "\n" for line in lines]
     for mark in ",;\t":
         reader = csv.reader(texts, delimiter=mark, strict=True)

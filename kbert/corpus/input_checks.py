@@ -11,7 +11,10 @@ from kbert.utils import storage
 
 
 def check_text(patterns: str) -> list[str]:
-    """Returns the inputs that match patterns, after checking the beginnings of local files.
+    """Finds the inputs that match patterns and checks the formats of local files.
+
+    Returns:
+        Result of `find_inputs`.
 
     Raises:
         UserError: as for `find_inputs` and `split_into_pieces`.
@@ -25,8 +28,8 @@ def check_inputs(config: PretrainConfig) -> None:
     """Checks the text and the architecture of a pretraining run.
 
     Raises:
-        UserError: the text cannot be read, a text is used for both training and evaluation, or the
-            architecture cannot be read.
+        UserError: a text cannot be read, a text is used for both training and evaluation, or the
+            architecture is invalid.
     """
     places = [
         {
@@ -38,8 +41,8 @@ def check_inputs(config: PretrainConfig) -> None:
     both = set.intersection(*places) if len(places) == 2 else ()
     if both:
         raise UserError(
-            f"{min(both)} is in both --input and --eval_input; training text cannot be held-out "
-            f"text. Remove it from one of them."
+            f"{min(both)} is in both --input and --eval_input; training text cannot be used for "
+            f"evaluation. Remove it from one of them."
         )
     if config.bert_config:
         BertConfig.load(config.bert_config, vocab_size=5)

@@ -45,13 +45,13 @@ def run(
     Args:
         worker: builder of the shards.
         pieces: pieces of the input.
-        folder: local or remote folder for the shards.
+        folder: existing local or remote folder for the shards.
         deduplicate: remove duplicate documents; see `kbert.corpus.deduplication`.
-        processes: number of worker processes; None for one per core.
-        report: called with lines of text.
+        processes: maximum number of worker processes; None: one per core.
+        report: called with each line of progress output.
 
     Raises:
-        UserError: the input cannot be used, or a worker process was killed.
+        UserError: the input cannot be read, a line is bad, or a worker process was killed.
     """
     processes = min(processes or os.cpu_count() or 1, len(pieces))
     if _total_bytes(pieces) < _SMALL_BYTES:
@@ -88,7 +88,7 @@ def _write_pieces(run_all, pieces, folder, report):
 
 
 def _deduplicate(run_all, tally, pieces_folder, folder, report):
-    """Rewrites the shards of a Tally without duplicates and returns their new Tally."""
+    """Copies the unique documents from the shards of a Tally to new shards; returns their Tally."""
     shards = [(pieces_folder, entry) for entry in tally.shards]
     digests = np.frombuffer(b"".join(run_all(_shard_digests, shards)), np.uint8).reshape(-1, 16)
     is_duplicate = find_duplicates(digests)
@@ -104,7 +104,7 @@ def _deduplicate(run_all, tally, pieces_folder, folder, report):
 
 
 def exit_with_parent() -> None:
-    """Makes a worker process exit when its parent does; otherwise, it would wait forever."""
+    """Makes a worker process exit when its parent process ends; otherwise, it would run forever."""
     parent = multiprocessing.parent_process()
     threading.Thread(target=_exit_after, args=[parent], daemon=True).start()
 
@@ -117,9 +117,9 @@ def _exit_after(process):
 _worker = None
 
 
-def _start_worker(worker, alone=True):
+def _start_worker(worker, in_own_process=True):
     global _worker
-    if alone:
+    if in_own_process:
         exit_with_parent()
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -137,7 +137,7 @@ def _shard_digests(shard):
 
 
 def _write_selected(task):
-    """Writes the documents of a shard that a (documents,) bool mask selects; returns a Tally."""
+    """Writes those documents of a shard for which a bool mask is True; returns a Tally."""
     folder, (pieces_folder, entry), keep = task
     tally, vocab_size = Tally(), len(_worker.vocab)
     documents = read_documents(open_shard(pieces_folder, entry, vocab_size))
@@ -150,9 +150,9 @@ def _write_selected(task):
 
 @contextlib.contextmanager
 def _worker_map(worker, processes):
-    """Yields a function like `map` that runs in this process or in worker processes."""
+    """Yields a function like `map` that calls its function in this process or in the workers."""
     if processes == 1:
-        _start_worker(worker, alone=False)
+        _start_worker(worker, in_own_process=False)
         yield map
         return
     with concurrent.futures.ProcessPoolExecutor(

@@ -28,16 +28,20 @@ def prepare(
     """Tokenizes text into a prepared corpus and opens it.
 
     Args:
-        inputs, output_dir, vocab_file, lower_case: fields of `kbert.settings.PrepareConfig`;
-            `vocab_file` may be a BertTokenizer.
-        report: called with progress lines.
-        **options: further fields, such as `processes`.
+        inputs: text to read: comma-separated globs, local or remote, a folder of Hugging Face
+            `datasets`, "tfds:NAME" or "sample:train".
+        output_dir: folder to create, local or remote.
+        vocab_file: vocabulary file, or a BertTokenizer.
+        lower_case: lower-case the text and strip accents; unused if `vocab_file` is a
+            BertTokenizer.
+        report: called with each line of progress output.
+        **options: other fields of `kbert.settings.PrepareConfig`, such as `processes`.
 
     Returns:
-        Corpus; a corpus in a remote folder is downloaded.
+        The open corpus. A remote corpus is downloaded into the cache first.
 
     Raises:
-        UserError: see `write_corpus`.
+        UserError: an option is invalid; see also `write_corpus`.
     """
     tokenizer = vocab_file if isinstance(vocab_file, BertTokenizer) else None
     config = PrepareConfig(
@@ -58,19 +62,22 @@ def write_corpus(
 ) -> dict[str, typing.Any]:
     """Tokenizes text into a prepared corpus (see `kbert.corpus.corpus`); returns its manifest.
 
-    Text is UTF-8, with one sentence or paragraph per line and an empty line between documents. Both
-    runners write the same files, with any number of workers. Each worker holds one batch of text in
-    memory; deduplication needs another 60 bytes per document in one process.
+    The input is UTF-8 in any format of `kbert.corpus.text_formats`; plain text has one sentence or
+    paragraph per line and an empty line between documents. Both runners write the same files, for
+    any number of worker processes. With the local runner, each worker holds one batch of text in
+    memory, and deduplication needs another 60 bytes per document in the main process.
 
     Args:
         config: settings of the corpus.
         tokenizer: tokenizer to use instead of `config.vocab_file`.
-        report: called with progress lines.
+        report: called with each line of progress output.
 
     Raises:
-        UserError: the inputs cannot be read, are not UTF-8, or contain no text or only one
-            document; the vocabulary is invalid; the output folder is not empty, is being written by
-            another process, or cannot be written.
+        UserError: the inputs cannot be read, contain no text, or contain only one document without
+            `config.single_document`; more than 10 % of their lines are not UTF-8; a line is bad;
+            the vocabulary is invalid; Apache Beam is not installed or rejects
+            `config.beam_options`; the output folder is not empty, cannot be written, or is being
+            written by another process on this machine.
     """
     report = report or (lambda line: None)
     if config.runner == "beam":
@@ -118,8 +125,12 @@ def _manifest_counts(tally):
 
 @contextlib.contextmanager
 def _work_folder(output_dir):
-    """Yields the folder to write to; it becomes `output_dir` if the block succeeds."""
-    if storage.is_remote(output_dir):  # no atomic rename: the manifest is written last
+    """Yields the folder to write to.
+
+    A local folder is renamed to `output_dir` if the block succeeds. A remote `output_dir` is
+    written directly, and removed if the block fails.
+    """
+    if storage.is_remote(output_dir):
         storage.check_free(output_dir)
         storage.make_folder(output_dir)
         try:
@@ -136,7 +147,10 @@ def _work_folder(output_dir):
 
 
 def input_stamps(paths: Sequence[str]) -> list[list[str | int]]:
-    """Returns the path, size in bytes and modification time of each input, to detect changes."""
+    """Returns [path, size in bytes, modification time in nanoseconds] of each input.
+
+    A change of these shows that the input has changed. Both numbers are 0 for TFDS.
+    """
     files = [path for path in paths if not path.startswith("tfds:")]
     stats = dict(zip(files, storage.stat_all(files), strict=True))
     stamps = []
@@ -153,7 +167,7 @@ def _check_tally(tally, config, paths):
         files = [
             path for path in paths if not path.startswith("tfds:") and has_non_utf8_lines(path)
         ]
-        example = f", such as in {files[0]}{encoding_note(files[0])}" if files else ""
+        example = f", for example in {files[0]}{encoding_note(files[0])}" if files else ""
         raise UserError(f"{bad} of {lines} lines of {inputs} are not UTF-8{example}.")
     if tally.documents == 0:
         skipped = f" ({tally.counts['skipped_lines']} bad lines were skipped)"
@@ -163,12 +177,13 @@ def _check_tally(tally, config, paths):
         raise UserError(
             f"{inputs} is a single document{f', and {copies} duplicates of it' if copies else ''}, "
             f"but next sentence prediction needs several. Separate documents by empty lines, or "
-            f"pretrain with --next_sentence=false (for kbert.prepare: --single_document)."
+            f"pretrain without it: --single_document for kbert.prepare, --next_sentence=false for "
+            f"kbert.pretrain."
         )
 
 
 def summary(manifest: Mapping[str, typing.Any]) -> list[str]:
-    """Returns a human-readable summary of a corpus, as lines of text."""
+    """Returns the lines of a summary of a corpus, given its manifest."""
     rows = [
         ("input files", f"{len(manifest['inputs']):,}"),
         ("text", f"{manifest['bytes'] / 1e6:,.1f} MB"),

@@ -15,7 +15,7 @@ _FILES_AT_ONCE = 8
 
 
 def cache_folder() -> pathlib.Path:
-    """Returns the cache folder: $KBERT_CACHE, else ~/.cache/kbert."""
+    """Returns the path of the cache: $KBERT_CACHE or, if unset, ~/.cache/kbert."""
     return pathlib.Path(os.environ.get("KBERT_CACHE") or "~/.cache/kbert").expanduser()
 
 
@@ -29,21 +29,21 @@ def fetch(
 ) -> pathlib.Path:
     """Returns the path of a local copy of a remote folder; downloads it if it is not cached.
 
-    The name of the local folder contains a hash of the manifest, so a remote folder with new
-    content is downloaded again. The download is moved into place when all checksums match; the
-    files of an interrupted download are kept and reused. Processes of the same machine share one
+    The name of the local folder contains a hash of the manifest, so a remote folder whose content
+    has changed is downloaded again. The download is moved into place after all checksums match; the
+    files of an interrupted download are kept and reused. Processes on the same machine share one
     download.
 
     Args:
         url: the remote folder.
         manifest_name: name of the file that lists the contents of the folder.
         manifest: content of this file.
-        hashes: dict of name -> SHA-256 of the other files.
+        hashes: name -> hexadecimal SHA-256 of each other file.
         cache_dir: parent folder of the copy; None for `cache_folder()`.
         report: called with a line of text before a download.
 
     Raises:
-        UserError: a file is missing, cannot be read, or differs from its checksum.
+        UserError: a file is missing or cannot be read, or its checksum differs.
     """
     name = f"{url.rstrip('/').rpartition('/')[2]}-{hashlib.sha256(manifest).hexdigest()[:16]}"
     folder = pathlib.Path(cache_dir or cache_folder()).expanduser() / name

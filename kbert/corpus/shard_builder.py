@@ -14,7 +14,7 @@ from kbert.corpus.text_sources import TextPiece, read_lines, split_sentences
 from kbert.tokenizer.tokenizer import BertTokenizer
 from kbert.utils import storage
 
-BATCH_BYTES = 1 << 20  # text tokenized at once
+BATCH_BYTES = 1 << 20  # approximate size of the text that is tokenized at once
 _REPORTED_LINES = 5  # number of skipped lines to report by file and line number
 
 
@@ -25,9 +25,9 @@ class Tally:
     Attributes:
         counts: Counter of lines, bytes, lines_with_bad_utf8, skipped_lines, documents (that have
             lines) and documents_with_tokens.
-        skipped_lines: the first skipped lines, as pairs (number of the piece, file and line).
-        shards: entries of the manifest.
-        unigrams: (V,) int64, number of occurrences of each id in the shards; 0 without shards.
+        skipped_lines: the first five skipped lines, as pairs (number of the piece, file and line).
+        shards: their entries in the manifest.
+        unigrams: (V,) int64, number of occurrences of each id in the shards; 0 before the first.
     """
 
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -36,7 +36,7 @@ class Tally:
     unigrams: np.ndarray | int = 0
 
     def add(self, other: "Tally") -> None:
-        """Adds another Tally; the order of additions affects only the order of `shards`."""
+        """Adds another Tally in place. The order of additions affects only that of `shards`."""
         self.counts.update(other.counts)
         # The sort is stable: the lines of a piece, all from one tally, keep their order.
         lines = self.skipped_lines + other.skipped_lines
@@ -72,12 +72,12 @@ def write_shard(
     batches: Iterable[Iterable[np.ndarray]],
     tally: Tally,
 ) -> None:
-    """Writes a shard atomically and adds it to a tally.
+    """Writes a shard atomically and adds it to a tally; writes no files if it has no tokens.
 
     Args:
         folder: an existing local or remote folder.
         name: name of the shard.
-        vocab_size: V.
+        vocab_size: number of entries of the vocabulary.
         batches: tuples of ids, lengths and starts_document, as for `ShardWriter.write`.
         tally: updated in place.
     """
@@ -98,7 +98,7 @@ class ShardBuilder:
         fingerprint: fingerprint of the tokenizer.
         vocab: vocabulary of the tokenizer.
         settings: settings of the tokenizer.
-        skip_bad_lines: skip JSON lines without text instead of raising an error.
+        skip_bad_lines: skip bad lines, such as JSON without text, instead of raising a UserError.
     """
 
     fingerprint: str
@@ -113,12 +113,18 @@ class ShardBuilder:
         return cls(tokenizer.fingerprint, vocab, tokenizer.settings, skip_bad_lines)
 
     def write_shard(self, number: int, piece: TextPiece, folder: str) -> Tally:
-        """Writes the shard of a piece atomically, if it has tokens; returns a Tally.
+        """Writes the shard of a piece atomically, if the piece has tokens.
 
         Args:
             number: number of the piece in the input.
             piece: the piece.
             folder: an existing local or remote folder.
+
+        Returns:
+            Tally of the piece.
+
+        Raises:
+            UserError: see `read_lines`.
         """
         tally = Tally()
         batches = self._batches(number, piece, tally)
@@ -127,7 +133,7 @@ class ShardBuilder:
         return tally
 
     def _batches(self, number, piece, tally):
-        """Yields the ids of sentences, their lengths, and whether each starts a document."""
+        """Yields the arguments of `ShardWriter.write` for batches of sentences."""
         tokenize, counts = _sentence_tokenizer(self), tally.counts
         skip_line = functools.partial(tally.skip_line, number) if self.skip_bad_lines else None
         sentences, starts, size, new_document = [], [], 0, True

@@ -1,6 +1,6 @@
-"""The shards of a prepared corpus: their files are written in batches and memory-mapped.
+"""Writes the shards of a prepared corpus in batches, and memory-maps their files.
 
-NAME.ids             ids of the shard, uint16 when V <= 65,536, else int32
+NAME.ids             (tokens,) ids of the shard, uint16 if V <= 65,536, else int32
 NAME.sentences       (sentences,) int64, index of each sentence's first token in the shard
 NAME.documents       (documents,) int64, index of each document's first token in the shard
 """
@@ -26,7 +26,12 @@ def ids_dtype(vocab_size: int) -> np.dtype:
 
 
 class ShardWriter:
-    """Writes one shard in batches of sentences; memory does not grow with the number of ids.
+    """Writes one shard in batches of sentences, so that it need not fit into memory.
+
+    Args:
+        folder: existing local folder.
+        name: name of the shard.
+        vocab_size: number of entries of the vocabulary.
 
     Attributes:
         name: name of the shard.
@@ -41,21 +46,22 @@ class ShardWriter:
         self._files = {part: open(pathlib.Path(folder) / f"{name}.{part}", "wb") for part in PARTS}
         self._hashes = {part: hashlib.sha256() for part in PARTS}
         self._counts = dict.fromkeys(PARTS, 0)
-        self._last_number = self._last_full_number = 0  # documents of the last sentences written
+        # Numbers of the documents of the last sentence and of the last sentence with tokens.
+        self._last_number = self._last_full_number = 0
         self.unigrams = np.zeros(vocab_size, np.int64)
 
     def write(self, ids: np.ndarray, lengths: np.ndarray, starts_document: np.ndarray) -> None:
-        """Appends sentences.
+        """Appends one or more sentences.
 
         Args:
             ids: (T,) ids of all sentences.
             lengths: (S,) tokens per sentence; sentences without tokens are skipped.
-            starts_document: (S,) bool, whether the sentence starts a document.
+            starts_document: (S,) bool, whether each sentence starts a document.
         """
         full = lengths > 0
         offsets = (self._counts["ids"] + np.cumsum(lengths) - lengths)[full]
-        # Sentences are dropped if they are empty, even the first one of a document. So a document
-        # starts where its number first occurs.
+        # The first sentence of a document is also skipped if it has no tokens. A document therefore
+        # starts at its first sentence with tokens.
         numbers = np.cumsum(starts_document) + self._last_number
         self._last_number = numbers[-1]
         numbers = numbers[full]
@@ -73,7 +79,7 @@ class ShardWriter:
         self._counts[part] += len(values)
 
     def close(self) -> dict[str, typing.Any]:
-        """Closes the files, or removes them if empty, and returns the entry for the manifest."""
+        """Closes the files, removes them if they are empty, and returns the manifest's entry."""
         for file in self._files.values():
             file.close()
             if not self._counts["ids"]:
@@ -87,14 +93,14 @@ class Shard:
     """The arrays of one shard, memory-mapped, in the order of `PARTS`."""
 
     ids: np.ndarray  # (tokens,) uint16 or int32
-    sentences: np.ndarray  # (sentences,) int64, index in `ids` of the first token of each
-    documents: np.ndarray  # (documents,) int64, the same for documents
+    sentences: np.ndarray  # (sentences,) int64, index in `ids` of each sentence's first token
+    documents: np.ndarray  # (documents,) int64, index in `ids` of each document's first token
 
 
 def open_shard(
     folder: str | os.PathLike[str], entry: Mapping[str, typing.Any], vocab_size: int
 ) -> Shard:
-    """Opens the shard of an entry of the manifest.
+    """Opens the shard that an entry of the manifest describes.
 
     Raises:
         UserError: as for `check_shards`.
@@ -107,7 +113,7 @@ def open_shard(
 def check_shards(
     folder: str | os.PathLike[str], entries: Sequence[Mapping[str, typing.Any]], vocab_size: int
 ) -> None:
-    """Checks that the files of the shards, local or remote, exist and have the right sizes.
+    """Checks that the files of shards, local or remote, exist and have the right sizes.
 
     Raises:
         UserError: a file is missing or has the wrong size.
@@ -123,12 +129,12 @@ def check_shards(
 
 
 def _files(folder, entry, vocab_size):
-    """Yields the path, dtype and size of each array of a shard, in the order of `PARTS`."""
+    """Yields the path, dtype and number of elements of each array, in the order of `PARTS`."""
     for part in PARTS:
         dtype = ids_dtype(vocab_size) if part == "ids" else np.dtype("<i8")
         yield os.path.join(folder, f"{entry['name']}.{part}"), dtype, entry["counts"][part]
 
 
 def damaged_error(path: str | os.PathLike[str], reason: str | None) -> UserError:
-    """Returns the error for a damaged file of a corpus."""
+    """Returns the UserError to raise for a damaged file of a corpus."""
     return UserError(f"the corpus file {path} is damaged: {reason}. Prepare the text again.")

@@ -1,7 +1,8 @@
 """Detects the format of training text from its content, and reads its lines.
 
-The first lines of a file determine its format; any later line in another format is an error.
-The readers yield lines (bytes, without line endings), and b"" at the end of each document.
+The start of a file determines its format. Later lines that do not fit the format, such as JSON
+documents in plain text, are bad lines. The readers yield lines (bytes, without line endings), and
+b"" at the end of each document.
 """
 
 import functools
@@ -20,12 +21,11 @@ from kbert.utils.encodings import BOM, is_utf8
 if TYPE_CHECKING:
     from kbert.corpus.text_sources import TextPiece
 
-LONGEST_LINE_BYTES = 1 << 16  # longer lines are split, at a space if possible
-TEXT_KEYS = ("text", "content", "raw_content")  # keys of the text in a record, by priority
-# WikiExtractor's <doc id="12" url="https://..." title="...">. It escapes these characters.
-_DOC = re.compile(rb'<doc id="[^"]*"( .*)?>')
-_ENTITIES = {b"&lt;": b"<", b"&gt;": b">", b"&amp;": b"&"}
-_MARKUP = {  # first characters of a text in lower case
+LONGEST_LINE_BYTES = 1 << 16  # longer lines of plain text are split, at a space if possible
+TEXT_KEYS = ("text", "content", "raw_content")  # the first one that a record has holds its text
+_DOC = re.compile(rb'<doc id="[^"]*"( .*)?>')  # of WikiExtractor: <doc id="1" url="" title="">
+_ENTITIES = {b"&lt;": b"<", b"&gt;": b">", b"&amp;": b"&"}  # those that WikiExtractor writes
+_MARKUP = {  # how a file starts, in lower case: its format, advice
     b"<mediawiki": ("a MediaWiki dump", ", for example with WikiExtractor"),
     b"<?xml": ("XML", ""),
     b"<!doctype": ("HTML", ""),
@@ -34,25 +34,25 @@ _MARKUP = {  # first characters of a text in lower case
     rb"{\rtf": ("RTF", ""),
     b"webvtt": ("subtitles", ""),
 }
-_BLANK = re.compile(rb"(?:\xc2\xa0|\xe3\x80\x80|\s)*")  # also blanks that are not ASCII
-_MARK = b"<|endoftext|>"  # GPT-2's; a line that ends a document
+_BLANK = re.compile(rb"(?:\xc2\xa0|\xe3\x80\x80|\s)*")  # also no-break and ideographic spaces
+_MARK = b"<|endoftext|>"  # GPT-2's end-of-text token, alone on a line, ends a document
 
 
 class BadRecord(Exception):
-    """A line or row without a document; the message is the reason, without the file and line."""
+    """A JSON record without a document; the message is the reason, without the file and line."""
 
 
 def detect_format(path: str | os.PathLike[str]) -> str:
-    """Returns the format of a file: "text", "marked", "json" (by line), "wiki" or "arrow".
+    """Returns the format of a file: "text", "marked", "json" (JSON lines), "wiki" or "arrow".
 
-    A file is JSON lines if it is named .json, .jsonl or .ndjson, if its first lines are JSON
+    A file is JSON lines if it is named .json, .jsonl or .ndjson, if its first eight lines are JSON
     objects, or if its first line is an object with a document. "marked" is text with documents
     separated by `<|endoftext|>`, "wiki" is the output of WikiExtractor, "arrow" is a Parquet or an
     Arrow file.
 
     Raises:
-        UserError: the file cannot be read, is not UTF-8, is a table, or is JSON that is not one
-            object per line.
+        UserError: the file cannot be read, is not UTF-8, or is not text, such as a table, markup,
+            subtitles, or JSON that is not one object per line.
     """
     if is_arrow_file(path):
         return "arrow"
@@ -60,7 +60,7 @@ def detect_format(path: str | os.PathLike[str]) -> str:
     whole = len(head) < input_files.HEAD_BYTES
     lines = head.split(b"\n")
     if not whole and len(lines) > 1:
-        lines.pop()  # it may be incomplete
+        lines.pop()  # the last line may be incomplete
     lines = [line for line in map(bytes.strip, lines) if line]
     bad = sum(not is_utf8(line, whole or len(lines) > 1) for line in lines)
     if bad * 10 > len(lines):
@@ -84,7 +84,7 @@ def detect_format(path: str | os.PathLike[str]) -> str:
 
 
 def _check_line_based(lines, path):
-    """Raises UserError for a format that is not line-based, such as a JSON list."""
+    """Raises UserError for markup, and for JSON that is not one object per line."""
     first = lines[0] if lines else b""
     for start, (name, advice) in _MARKUP.items():
         if first.lower().startswith(start):
@@ -112,13 +112,13 @@ def read_text(
     on_bad_line: Callable[[int, object], None],
     marked: bool = False,
 ) -> Iterator[bytes]:
-    """Yields the lines of a plain text, whose documents end at an empty line or `<|endoftext|>`.
+    """Yields the lines of plain text; an empty line or `<|endoftext|>` ends a document.
 
     Args:
         file: the open file.
         piece: the part to read.
-        on_bad_line: called with the line number in the piece and the reason when a line is skipped
-            because it is a JSON document or a WikiExtractor tag.
+        on_bad_line: called for each bad line, a JSON document or a WikiExtractor tag, with its
+            number in the piece, from 1, and the reason; the line is then skipped.
         marked: only `<|endoftext|>` ends a document; empty lines separate paragraphs.
     """
     skipping = piece.begin > 0  # the current document belongs to the previous piece
@@ -143,7 +143,7 @@ def read_wiki(
 ) -> Iterator[bytes]:
     """Yields the lines of WikiExtractor's documents without their tags; args as for `read_text`.
 
-    A document begins with its title. Text between documents is a bad line.
+    A document begins with its title. Lines of text between documents are bad lines.
     """
     inside = None if piece.begin else False  # None: before the first document of the piece
     for start, number, line in _stripped_lines(file, piece.begin):
@@ -160,7 +160,7 @@ def read_wiki(
         elif inside and line:
             yield re.sub(b"&(?:lt|gt|amp);", lambda match: _ENTITIES[match[0]], line)
         elif line and inside is False:
-            on_bad_line(number, "text outside of WikiExtractor's <doc ...> and </doc>")
+            on_bad_line(number, "text outside WikiExtractor's <doc ...> and </doc>")
     if inside:
         yield b""
 
@@ -168,7 +168,10 @@ def read_wiki(
 def read_json(
     file: BinaryIO, piece: "TextPiece", on_bad_line: Callable[[int, object], None]
 ) -> Iterator[bytes]:
-    """Yields the lines of the documents in a JSON lines file; args as for `read_text`."""
+    """Yields the lines of the documents of a JSON lines file; args as for `read_text`.
+
+    Lines without a document are bad lines; see `document_text`.
+    """
     offset, number = _seek_line(file, piece.begin), 0
     while offset < _end_offset(piece) and (line := file.readline()):
         offset += len(line)
@@ -193,10 +196,12 @@ READERS = {
 
 
 def read_arrow(path: str, on_bad_line: Callable[[int, object], None]) -> Iterator[bytes]:
-    """Yields the lines of the documents in a Parquet or Arrow file; each row is a document.
+    """Yields the lines of the documents of a Parquet or Arrow file; each row is a document.
+
+    Rows without a string are bad lines. `on_bad_line` is called with the row number, from 1.
 
     Raises:
-        UserError: the file cannot be read, or has no column of `TEXT_KEYS`.
+        UserError: the file cannot be read, or no column is named as in `TEXT_KEYS`.
     """
     names = column_names(path)
     column = next((key for key in TEXT_KEYS if key in names), None)
@@ -232,13 +237,13 @@ def _no_document_message(names):
 
 
 def document_lines(text: bytes) -> Iterator[bytes]:
-    """Yields the non-empty lines of a document, and b"" at its end."""
+    """Yields the non-empty lines of a document, stripped, and b"" at its end."""
     yield from filter(None, map(bytes.strip, text.split(b"\n")))
     yield b""
 
 
 def _parse_record(line):
-    """Returns the object of a JSON line. Raises BadRecord."""
+    """Returns the object in a JSON line; raises BadRecord if the line is not a JSON object."""
     if not is_utf8(line):
         raise BadRecord("bytes that are not UTF-8")
     record = _parse_object(line)
@@ -251,7 +256,7 @@ def _parse_record(line):
 
 
 def _parse_object(line):
-    """Returns a JSON object, or None."""
+    """Parses a line as a JSON object; returns None if it is not one."""
     try:
         record = json.loads(line) if line.lstrip().startswith(b"{") else None
     except (ValueError, RecursionError):
@@ -281,7 +286,7 @@ def _end_offset(piece):
 
 
 def _seek_line(file, begin):
-    """Moves to the first line that starts at `begin` or later; returns its offset."""
+    """Moves to the first line that starts at offset `begin` or later; returns its offset."""
     if not begin:
         return 0
     file.seek(begin - 1)
@@ -293,10 +298,10 @@ def _seek_line(file, begin):
 def _stripped_lines(file, begin):
     """Yields the offset, the number in the piece and the stripped text of each line.
 
-    Long lines are split into parts.
+    Lines over `LONGEST_LINE_BYTES` are split; each part has the offset and number of its line.
     """
-    start, size, number = _seek_line(file, begin), 0, 1  # offset, bytes and number of the line
-    rest, inside = b"", False  # remainder of a split line; whether a part of it was yielded
+    start, size, number = _seek_line(file, begin), 0, 1  # line: offset, bytes read of it, number
+    rest, inside = b"", False  # remainder of a split line; whether the line has text so far
     while part := file.readline(LONGEST_LINE_BYTES):
         ended = part.endswith(b"\n")
         line, rest = rest + part, b""

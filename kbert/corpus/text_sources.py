@@ -1,4 +1,4 @@
-"""Finds training text in files and TFDS, splits files into pieces and reads the lines.
+"""Finds training text in files and TFDS, splits files into pieces and reads their lines.
 
 Every source yields lines (bytes, without line endings); an empty line ends a document. The readers
 of the file formats are in `kbert.corpus.text_formats`.
@@ -20,12 +20,12 @@ from kbert.utils import input_files, storage
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# The text that comes with kbert; sample/README.md describes it.
+# Text that is part of the package; sample/README.md describes it.
 _SAMPLE_FOLDER = pathlib.Path(__file__).parent / "sample"
 SAMPLES = {f"sample:{name}": _SAMPLE_FOLDER / f"{name}.txt.gz" for name in ("train", "heldout")}
 
-PIECE_BYTES = 64 << 20  # a plain file is read in pieces of about this size, each by one process
-_TFDS_BYTES = 8 << 20  # assumed size of a dataset
+PIECE_BYTES = 64 << 20  # each process reads about this much of an uncompressed file at a time
+_TFDS_BYTES = 8 << 20  # assumed size of a TFDS dataset
 _FILES_AT_ONCE = 16  # checking a remote file takes tens of milliseconds
 
 
@@ -37,19 +37,22 @@ class TextPiece:
     """
 
     path: str  # a file, or tfds:NAME
-    begin: int = 0  # first byte
-    end: int | None = None  # first byte after the piece; None for the end of the file
+    begin: int = 0  # offset of the first byte
+    end: int | None = None  # offset of the first byte after the piece; None at the end of the file
     size: int = 0  # in bytes; an estimate for TFDS
     format: str | None = None  # result of `detect_format`; None to detect it when reading
 
 
 def find_inputs(patterns: str) -> list[str]:
-    """Returns the files and `tfds:` names that comma-separated globs match, sorted per glob.
+    """Returns the files and `tfds:` names that comma-separated patterns match.
 
-    Globs may be remote, such as gs://BUCKET/*.txt.
+    A pattern is a glob, local or remote (such as gs://BUCKET/*.txt), a folder of Hugging Face
+    `datasets` (see `dataset_files`), "sample:train", "sample:heldout" or "tfds:NAME". The files of
+    each glob are sorted.
 
     Raises:
-        UserError: a pattern matches no file, or matches a folder.
+        UserError: there is no pattern, a pattern matches no file, or a pattern matches a folder of
+            other files; see also `dataset_files`.
     """
     result = []
     for pattern in storage.split_patterns(patterns):
@@ -60,7 +63,7 @@ def find_inputs(patterns: str) -> list[str]:
         else:
             paths = dataset_files(pattern) or storage.glob(pattern)
         if not paths:
-            raise UserError(f"no file matches {pattern!r}. Check the path; quote a glob.")
+            raise UserError(f"no file matches {pattern!r}. Check the path; put globs in quotes.")
         # Checking a remote path costs a request, so only the pattern itself is checked.
         checked = [pattern] if storage.is_remote(pattern) else paths
         folders = [path for path in checked if storage.is_folder(path)]
@@ -75,7 +78,13 @@ def find_inputs(patterns: str) -> list[str]:
 
 
 def split_into_pieces(paths: Sequence[str], piece_bytes: int = PIECE_BYTES) -> list[TextPiece]:
-    """Splits inputs into pieces, in order; compressed files, Parquet files and TFDS stay whole.
+    """Splits inputs into pieces, in order.
+
+    Compressed files, Parquet files, Arrow files and TFDS datasets are not split.
+
+    Args:
+        paths: result of `find_inputs`.
+        piece_bytes: approximate size of a piece.
 
     Raises:
         UserError: as for `detect_format`.
@@ -102,11 +111,11 @@ def read_lines(piece: TextPiece, skip_line: Callable[[str], None] | None = None)
 
     Args:
         piece: the piece to read.
-        skip_line: called with the file and line number of each bad line, such as a JSON line
-            without text, which is skipped; None to raise an error.
+        skip_line: skips each bad line, such as a JSON line without text, and is called with its
+            location, such as "a.jsonl, line 3"; None: a bad line is an error.
 
     Raises:
-        UserError: the file cannot be read or is damaged, or a line is bad.
+        UserError: the input cannot be read or is damaged, or a line is bad.
     """
     if piece.path.startswith("tfds:"):
         yield from _tfds_lines(piece.path)
@@ -131,11 +140,13 @@ def read_lines(piece: TextPiece, skip_line: Callable[[str], None] | None = None)
 
 
 class Texts:
-    """An iterable over all lines of the inputs as str; bytes that are not UTF-8 become U+FFFD.
+    """An iterable over all lines of the inputs as str, with "" at the end of each document.
+
+    Bytes that are not UTF-8 become U+FFFD.
 
     Args:
         paths: result of `find_inputs`.
-        skip_bad_lines: skip bad lines, such as JSON without text, instead of raising an error.
+        skip_bad_lines: skip bad lines, such as JSON without text, instead of raising a UserError.
     """
 
     def __init__(self, paths: Sequence[str], skip_bad_lines: bool = False) -> None:
@@ -149,11 +160,11 @@ class Texts:
 
 
 def load_tfds(source: str, **options: object) -> "tf.data.Dataset[dict[str, tf.Tensor]]":
-    """Loads the dataset `tfds:NAME` (split "train") or `tfds:NAME:SPLIT`.
+    """Loads a dataset from TensorFlow Datasets.
 
     Args:
-        source: name of the dataset.
-        **options: arguments of `tfds.load`.
+        source: `tfds:NAME`, for its split "train", or `tfds:NAME:SPLIT`.
+        **options: other arguments of `tfds.load`.
 
     Raises:
         UserError: tensorflow-datasets is not installed, or cannot load the dataset.
@@ -167,7 +178,7 @@ def load_tfds(source: str, **options: object) -> "tf.data.Dataset[dict[str, tf.T
     name, _, split = source.removeprefix("tfds:").partition(":")
     try:
         return tfds.load(name, split=split or "train", shuffle_files=False, **options)
-    except Exception as error:  # errors of its own, ValueError, AssertionError, network errors
+    except Exception as error:  # tfds raises its own errors, AssertionError, network errors, ...
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"cannot load {source}: {reason}") from error
 
@@ -180,8 +191,9 @@ def _tfds_lines(source):
         yield from document_lines(example["text"])
 
 
-# A sentence ends at . ! or ? if two letters other than A-Z, or digits, precede it (unlike "Mr." or
-# "J.") and a capital, digit or quote follows; and at Chinese and Japanese full stops.
+# A sentence ends at . ! or ? if two characters precede it that are digits or letters other than A-Z
+# (unlike "Mr." or "J."), and if white space and a digit or a letter other than a-z follow. It also
+# ends at the full-width marks of Chinese and Japanese. Quotes and brackets may stand between these.
 _SENTENCE_END = re.compile(
     r"""[.!?](?<=[^\W_A-Z][^\W_A-Z].)["'”’)\]]*\s+(?=["'“‘(\[]*[^\W_a-z])"""
     r"""|[。！？][」』”’）]*(?=[^」』”’）])"""
@@ -189,9 +201,9 @@ _SENTENCE_END = re.compile(
 
 
 def split_sentences(line: str) -> list[str]:
-    """Splits a line into sentences by punctuation; most lines of prose are paragraphs.
+    """Splits a line, often a paragraph, into sentences by punctuation; their concatenation is it.
 
-    Wrong and missed splits are harmless: sentences only determine where segment B may start.
+    Wrong and missed splits are harmless: sentences only determine where segments may start.
     """
     ends = [match.end() for match in _SENTENCE_END.finditer(line)]
     if not ends:

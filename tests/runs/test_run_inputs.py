@@ -113,7 +113,7 @@ def read_vocab_size(path):
         ({"init_from": "no/such/folder"}, "there is no folder no/such/folder"),
         (
             {"eval_input": "the input"},
-            "is in both --input and --eval_input; training text cannot be held-out text",
+            "is in both --input and --eval_input; training text cannot be used for evaluation",
         ),
     ],
 )
@@ -200,7 +200,10 @@ def test_dropout_may_differ_from_the_architecture(settings, whole, tmp_path):
 def test_the_program_prints_one_line_for_bad_input(settings, tmp_path):
     done = run_program(settings | {"input": "nothing.txt"}, tmp_path / "run")
     assert done.returncode == 2
-    assert done.stderr == "error: no file matches 'nothing.txt'. Check the path; quote a glob.\n"
+    assert (
+        done.stderr
+        == "error: no file matches 'nothing.txt'. Check the path; put globs in quotes.\n"
+    )
 
 
 def test_the_program_prints_one_line_for_a_folder_that_cannot_be_made(settings):
