@@ -1,4 +1,4 @@
-"""Data: sentence pairs and masking, batches for pretraining and fine-tuning, example files."""
+"""Creates batches for pretraining and fine-tuning, and reads example files."""
 
 from typing import TYPE_CHECKING
 

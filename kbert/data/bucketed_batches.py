@@ -1,4 +1,4 @@
-"""Batches of labeled examples: batch n is a pure function of (items, settings, seed, n)."""
+"""Batches of examples of similar length; batch n is a function of (items, settings, seed, n)."""
 
 import dataclasses
 import functools
@@ -16,9 +16,9 @@ from kbert.utils.stateless_random import uniform
 if TYPE_CHECKING:
     from tensorflow.python.distribute.distribute_lib import InputContext
 
-# Lengths in tokens that batches are padded to; there are few, because XLA compiles a step for each.
+# Lengths in tokens to which batches are padded; they are few, because XLA compiles a step for each.
 BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-# The shuffled epoch is sorted by length within groups of this many batches.
+# The items of an epoch are shuffled, then sorted by length within groups of this many batches.
 GROUP_BATCHES = 50
 # Streams of kbert.utils.stateless_random; pretraining uses 0 to 4.
 _STREAM_ORDER, _STREAM_BATCHES = 5, 6
@@ -26,12 +26,13 @@ _STREAM_ORDER, _STREAM_BATCHES = 5, 6
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EncodedExample:
-    """An encoded example, or a window of one.
+    """An encoded example, or an encoded window of a long example.
 
     Attributes:
-        input_ids, token_type_ids: (L,) int32, or (C, L) for C choices, without padding.
+        input_ids, token_type_ids: (L,) int32 without padding, or (C, L) for C choices.
         labels: () int32 for a class or a choice, () float32 for a number, (C,) float32 for
-            several labels, (L,) int32 for tags, (2,) int32 for an answer's first and last token.
+            several labels, (L,) int32 for tags, (2,) int32 for an answer's first and last token;
+            None for an unlabeled example.
         label_weights: float32, the weight of each label in the loss: (L,) for tags, else ().
     """
 
@@ -47,25 +48,25 @@ class EncodedExample:
 
 
 def bucket_length(longest: int, max_seq_length: int) -> int:
-    """Returns the padded length in tokens of a batch whose longest item has `longest` tokens."""
+    """Returns the length in tokens to which a batch with at most `longest` tokens is padded."""
     return min(next((size for size in BUCKETS if size >= longest), longest), max_seq_length)
 
 
 def pad_examples(
     items: Sequence[EncodedExample], length: int, rows: int, pad_id: int
 ) -> dict[str, np.ndarray]:
-    """Returns the features of items as arrays.
+    """Pads items to one length and stacks them.
 
     Args:
         items: at least one EncodedExample.
         length: L.
-        rows: B, at least the number of items; the last item is repeated in the remaining rows, with
+        rows: B, at least the number of items; the remaining rows repeat the last item, with
             label_weights 0.
         pad_id: id of [PAD].
 
     Returns:
-        dict of input_ids, attention_mask and token_type_ids, and, if the items have labels, labels
-        and label_weights.
+        dict of input_ids, attention_mask and token_type_ids, (B, L) or (B, C, L) int32, and, if the
+        items have labels, labels and label_weights.
     """
 
     def stack(name, by_token=True, value=0):
@@ -94,12 +95,12 @@ def pad_examples(
 class BucketedBatches:
     """Batches of items, reshuffled in every epoch; each epoch contains each item once.
 
-    Items of similar length are batched together: the shuffled epoch is split into groups of 50
-    batches, each group is sorted by length, and the batches are shuffled again. An incomplete last
-    batch is filled with copies that have weight 0.
+    Items of similar length are batched together: the items are shuffled and split into groups of 50
+    batches, each group is sorted by length, and all batches are shuffled. One batch may have fewer
+    than B items; its remaining rows are copies with label_weights 0.
 
     Args:
-        items: examples with labels.
+        items: examples with labels, at least one.
         batch_size: B of the global batch.
         max_seq_length: maximum L.
         pad_id: id of [PAD].
@@ -140,17 +141,20 @@ class BucketedBatches:
         return [batches[i] for i in np.argsort(draws, kind="stable")]
 
     def mean_length(self) -> float:
-        """Returns the mean length in tokens that the batches of the first epoch are padded to."""
+        """Returns the mean padded length in tokens of the batches of the first epoch."""
         longest = [self._lengths[numbers].max() for numbers in self._order(0)]
         return float(np.mean([bucket_length(n, self._max_seq_length) for n in longest]))
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> dict[str, np.ndarray]:
-        """Returns the features of a batch, or of one of its parts, which all have the same L.
+        """Returns the features of a batch, or of one of its parts; all parts have the same L.
 
         Args:
             step: number of the batch in the run.
-            part: number of the part.
+            part: number of the part, from 0.
             parts: number of parts, which divides B.
+
+        Returns:
+            dict as from `pad_examples`, with B / parts rows.
         """
         epoch, place = divmod(int(step), self.steps_per_epoch)
         numbers = self._order(epoch)[place]
@@ -170,10 +174,10 @@ class BucketedBatches:
         count: int | None = None,
         input_context: "InputContext | None" = None,
     ) -> "tf.data.Dataset[dict[str, tf.Tensor]]":
-        """Returns a tf.data.Dataset of parts of the batches, as dicts from `pad_examples`.
+        """Returns a tf.data.Dataset of parts of the batches, as dicts like from `batch`.
 
         Args:
-            batch_size: rows per part, which divides B.
+            batch_size: number of rows per part, which divides B.
             first: number of parts to skip at the start.
             count: number of parts; None: unlimited.
             input_context: tf.distribute.InputContext of the worker; `first` and `count` refer to

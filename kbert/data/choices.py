@@ -1,4 +1,4 @@
-"""Reads questions with several choices: tables, SWAG, RACE, CommonsenseQA, ARC and others."""
+"""Reads multiple-choice questions from tables, SWAG, RACE, CommonsenseQA, ARC and other files."""
 
 import ast
 import collections
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from kbert.data.records import Record
     from kbert.settings.tasks import ColumnConfig
 
-# Names in lower case, in the order in which they are tried.
+# Names of the text column in lower case, in the order in which they are tried.
 _TEXTS = ("article", "context", "passage", "sent1", "ctx", "premise", "story", "paragraph")
 _TEXTS += ("dialogue", "dialog", "document", "background", "support", "text", "prompt")
 _TEXTS += ("sentence", "goal")
-# Names of the text column; if one of _TEXTS exists, too, of a text to prepend to each choice.
+# Names of the question column. It is prepended to each choice if there is also a column of _TEXTS;
+# otherwise, it is the text column.
 _QUESTIONS = ("question", "sent2", "question_stem", "stem", "query", "asks_for", "asks-for")
 _LABELS = ("label", "labels", "answer", "answerkey", "answer_key", "answers", "correct")
 _LABELS += ("correct_answer", "correct answer", "correct_option", "correct_choice", "cop", "gold")
@@ -33,7 +34,7 @@ _LISTS = ("choices", "options", "endings", "answers", "candidates")
 _NUMBERED = re.compile(r"(choice|ending|option|answer|sol|op|opt)[ _-]?([a-j]|\d{1,2})")
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
 _NUMBER = re.compile(r"(\d{1,3})(\.0)?")
-# How a label identifies a choice; a letter counts as either kind of number.
+# How a label identifies a choice. A letter fits both ways of counting.
 _MEANINGS = {
     "name": "the name",
     "text": "the text",
@@ -50,7 +51,8 @@ def choice_records(
     """Returns the records of a file, and the function that converts them to examples.
 
     Args:
-        open_file: function from `has_header` to Records.
+        open_file: function that opens the file; its argument is a function that returns whether the
+            first row of a table is a header.
         config: names of the columns; `first_choice` is "auto", "0" or "1".
         labeled: whether to read labels.
 
@@ -71,7 +73,8 @@ def choice_records(
     columns = find_columns(records, _resolve_columns(config, records, labeled), labeled, aliases)
     if unread := _unread_columns(records, columns):
         records.notes.append(
-            f"not read: {names_text(unread)}; set --text_column or --text_pair_column to read one"
+            f"columns not read: {names_text(unread)}; to read one, set --text_column or "
+            f"--text_pair_column"
         )
     keys = columns.choices if records.names else ()
     names = [records.names[key] if isinstance(key, int) else key for key in keys]
@@ -96,7 +99,7 @@ class _Names:
 
 
 def _resolve_columns(config, records, labeled):
-    """Returns the columns from the flags, else those with the usual names of labels and choices."""
+    """Returns the `_Names` of the columns, by the flags or else by usual names."""
     names = [name.lower() for name in records.names or ()]
     label, choices = config.label_column, config.choice_columns
     if labeled and label is None:
@@ -124,13 +127,13 @@ def _choice_columns(names):
 
 
 def _stem_names(records):
-    """Returns names of the column to prepend to the choices; none if the question is the text."""
+    """Returns possible names of the column to prepend to the choices; () if it is the text."""
     names = {name.lower() for name in records.names or ()}
     return _QUESTIONS if names & set(_TEXTS) else ()
 
 
 def _unread_columns(records, columns):
-    """Returns the names of the columns of prose that are not read."""
+    """Returns the names of unread columns that have four or more words per value on average."""
     sample = records.sample(100)
     used = {columns.text, columns.text_pair, columns.label, *columns.choices}
     keys = [name if records.width is None else i for i, name in enumerate(records.names or ())]
@@ -148,7 +151,7 @@ def _has_value(row, key):
 
 
 def _flatten_records(records):
-    """Flattens records: the choices and questions of nested objects become top-level keys."""
+    """Moves the questions and choices in nested objects of records to top-level keys."""
     items = (item for where, record in records.items for item in _flatten_item(where, record))
     begun = [] if records.width is not None else [next(items, None)]
     while begun and begun[-1] is not None and not isinstance(begun[-1][1], dict):
@@ -198,6 +201,7 @@ class ChoiceConverter:
         """Infers the meaning of the labels of a file; returns a key of `_MEANINGS`.
 
         Args:
+            records: all records of the file.
             first_choice: "auto", or the number of the first choice, "0" or "1".
             name: name of the file in messages.
 
@@ -238,7 +242,7 @@ class ChoiceConverter:
             return None
 
     def __call__(self, where: str, record: "Record") -> ChoiceExample:
-        """Returns the ChoiceExample of a record."""
+        """Returns the ChoiceExample of a record; raises BadExample if it is invalid."""
         columns = self.columns
         validation.check_width(record, columns)
         text = validation.get_value(record, columns.text)
@@ -263,7 +267,7 @@ class ChoiceConverter:
         return ChoiceExample(where, text, tuple(choices), label)
 
     def _choices(self, record):
-        """Returns the choices of a record, and their names: of columns, or given in the record."""
+        """Returns the choices of a record and their names, from the columns or the record."""
         keys = self.columns.choices
         values = [validation.get_value(record, key) for key in keys]
         if len(keys) > 1:
@@ -291,7 +295,7 @@ class ChoiceConverter:
 
 
 def _meanings(label, choices, names):
-    """Returns a dict of each possible meaning of a label -> the index of the choice it selects."""
+    """Returns a dict of possible meaning of a label -> index of the choice that it then selects."""
     lower = [name.lower() for name in names]
     texts = [choice.strip() if isinstance(choice, str) else choice for choice in choices]
     indices = {}
@@ -309,7 +313,7 @@ def _meanings(label, choices, names):
 
 
 def _parse_literal(value):
-    """Parses a list or dict that a cell has in JSON or Python; returns other values unchanged."""
+    """Parses a cell that is a list or dict in JSON or Python; returns other values unchanged."""
     if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
         return value
     for parse in (json.loads, ast.literal_eval):
@@ -319,7 +323,7 @@ def _parse_literal(value):
 
 
 def _last_characters(names):
-    """Returns the last characters of names, such as 0 of ending0."""
+    """Returns the set of the last characters of names, such as "0" of "ending0"."""
     return {name[-1:] for name in names}
 
 

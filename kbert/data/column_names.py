@@ -1,6 +1,6 @@
-"""Known names of text and label columns, from published datasets and tools.
+"""Known names of text and label columns in published datasets and tools.
 
-The names are normalized, and the tuples are in order of precedence.
+The names are normalized by `normalize_name`. Tuples of names are in order of precedence.
 """
 
 TEXTS = (
@@ -13,7 +13,7 @@ TEXTS = (
         *("文本", "评论", "内容", "标题", "句子"),
     ),
 )
-TITLES = ("title", "headline", "标题")  # the text only if there is no other text
+TITLES = ("title", "headline", "标题")  # not the text column if another column may be it
 PAIRS = (
     *(("sentence1", "sentence2"), ("sentence_a", "sentence_b"), ("text_a", "text_b")),
     *(("text1", "text2"), ("question1", "question2"), ("premise", "hypothesis")),
@@ -39,7 +39,7 @@ _OTHER_LABELS = (
 )
 SCORES = ("score", "similarity", "similarity_score", "relatedness_score")
 STANCES = ("stance", "annotation")
-# Names that other columns may have, too, such as the target of a stance or the score of a post.
+# These may name other columns than the label, such as the target of a stance, the score of a post.
 VAGUE_LABELS = {"target", "topic", "rating", "answer", *SCORES}
 LABELS = {
     "class": (

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _WORD_SCRIPTS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
-_CODE = re.compile(r"(?=.*\d)(?=.*[^\W\d])\S+")  # unless in a script without spaces
+_CODE = re.compile(r"(?=.*\d)(?=.*[^\W\d])\S+")  # in scripts with spaces between words
 _DATE = re.compile(r"\d+[-/.]\d+[-/.]\d+")
-_COUNTED = 1000  # values whose words are counted
+_COUNTED = 1000  # number of values whose words and characters are counted
 
 
 def is_numeric(text: str) -> bool:
@@ -24,7 +24,7 @@ def is_numeric(text: str) -> bool:
 
 
 def word_count(text: str) -> int:
-    """Returns the number of words; in scripts without spaces, every two characters are one."""
+    """Returns the number of words; in scripts without spaces, two characters count as a word."""
     return len(text.split()) + len(_WORD_SCRIPTS.findall(text)) // 2
 
 
@@ -32,16 +32,16 @@ class Profile:
     """A sample of the values of a column.
 
     Args:
-        values: cells, or values of JSON or TFDS.
+        values: cells of a table, or values from JSON, Parquet or TFDS.
 
     Attributes:
         texts: the values that are not blank, as stripped strings.
-        blanks: number of blank values.
+        blanks: number of blank values and of None.
         counts: number of occurrences of each text.
         distinct: number of different texts.
-        is_string: whether all values are strings or missing.
+        is_string: whether all values are strings or None.
         has_lists: whether a value is a list.
-        has_objects: whether a value is an object or a list of objects.
+        has_objects: whether a value is a dict, or a list that contains a dict or a list.
     """
 
     def __init__(self, values: Iterable[object]):
@@ -61,7 +61,7 @@ class Profile:
 
     @functools.cached_property
     def is_number(self) -> bool:
-        """Whether at least nine in ten values are numbers."""
+        """Whether at least nine in ten values that are not blank are numbers."""
         return bool(self.texts) and 10 * len(self._numbers) >= 9 * len(self.texts)
 
     @functools.cached_property
@@ -80,7 +80,7 @@ class Profile:
 
     @functools.cached_property
     def is_index(self) -> bool:
-        """Whether the values number the rows: consecutive whole numbers, all different."""
+        """Whether the values number the rows, that is, are different consecutive whole numbers."""
         numbers = set(self._numbers)
         if self.has_fractions or not len(numbers) == len(self.texts) > 2:
             return False
@@ -88,13 +88,13 @@ class Profile:
 
     @functools.cached_property
     def mean_words(self) -> float:
-        """Mean number of words."""
+        """Mean number of words of the first 1,000 values."""
         counted = self.texts[:_COUNTED]
         return sum(map(word_count, counted)) / max(len(counted), 1)
 
     @property
     def is_categorical(self) -> bool:
-        """Whether there are few distinct values, each repeated often."""
+        """Whether each of the distinct values occurs at least eight times on average."""
         return len(self.texts) >= 8 and self.distinct * 8 <= len(self.texts)
 
     @property
@@ -104,20 +104,20 @@ class Profile:
 
     @functools.cached_property
     def is_text(self) -> bool:
-        """Whether the values can be texts, that is, strings but not numbers, codes or lists."""
+        """Whether the values may be texts, that is, strings other than numbers, codes or lists."""
         if not self.is_string or not self.texts or self.is_number or self.is_list:
             return False
         return not self.are_codes
 
     @functools.cached_property
     def are_codes(self) -> bool:
-        """Whether the values are identifiers with digits, such as "r2d2"."""
+        """Whether all values are codes of letters and digits, such as "r2d2"."""
         is_code = (_CODE.fullmatch(t) and not _WORD_SCRIPTS.search(t) for t in self.counts)
         return len(self.texts) > 2 and all(is_code)
 
     @functools.cached_property
     def is_prose(self) -> bool:
-        """Whether the values are texts of several words, mostly distinct, and not dates."""
+        """Whether the values are varied texts of at least three words on average, with letters."""
         if not self.is_text or self.mean_words < 3 or self.is_categorical:
             return False
         characters = "".join(self.texts[:_COUNTED])
@@ -125,19 +125,19 @@ class Profile:
 
     @functools.cached_property
     def is_list(self) -> bool:
-        """Whether the values are lists, or cells in brackets."""
+        """Whether a value is a list, or all values are cells in square brackets."""
         return self.has_lists or (
             bool(self.texts) and all(t[0] == "[" and t[-1] == "]" for t in self.counts)
         )
 
     @property
     def may_be_label(self) -> bool:
-        """Whether the values can be labels, that is, not prose, lists, objects or row numbers."""
+        """Whether the values may be labels, that is, not prose, lists, objects or row numbers."""
         short = bool(self.texts) and not (self.is_prose or self.is_list or self.has_objects)
         return short and not (self.is_index and len(self.texts) >= 10)
 
     def fits(self, kind: str) -> bool:
-        """Returns whether the values can be labels of a kind, "class", "number" or "list"."""
+        """Returns whether the values may be labels of a kind, "class", "number" or "list"."""
         if kind == "number":
             return self.is_number and not self.is_index
         return (kind == "list" and self.is_list) or (
@@ -146,13 +146,13 @@ class Profile:
 
     @property
     def is_label(self) -> bool:
-        """Whether the values are clearly labels, because they repeat and are hardly ever blank."""
+        """Whether the values are clearly labels, because they repeat and are rarely blank."""
         filled = self.distinct > 1 and 20 * self.blanks <= len(self.texts)
         return self.is_label_candidate and self.repeats and filled
 
     @property
     def is_label_candidate(self) -> bool:
-        """Whether the column may be the label among several columns; dates and codes may not."""
+        """Whether the column, one of several, may be the label, unlike dates and unique codes."""
         if not self.fits("class") or self.is_index or self.blanks > len(self.texts):
             return False
         are_different = self.distinct == len(self.texts) and (self.distinct > 9 or self.are_codes)
@@ -165,7 +165,7 @@ class Profile:
 
     @property
     def is_nearly_binary(self) -> bool:
-        """Whether over nine in ten values other than blanks and -1 are 0 or 1."""
+        """Whether the values are numbers and, apart from -1, over nine in ten are 0 or 1."""
         bits = sum(self.counts[value] for value in ("0", "1", "0.0", "1.0"))
         others = len(self.texts) - self.counts["-1"] - self.counts["-1.0"] - bits
         return self.is_number and bits > 9 * others
@@ -184,11 +184,14 @@ class Profile:
 def guess_texts(
     profiles: "Mapping[Key, Profile]", min_texts: int, max_texts: int
 ) -> "list[Key] | None":
-    """Returns the keys of the columns that are clearly texts, in order, or None.
+    """Returns the keys of the columns that are clearly texts, in order.
 
     Args:
         profiles: key -> Profile of the columns that may be texts.
-        min_texts, max_texts: allowed number of such columns; the result is None for others.
+        min_texts, max_texts: minimum and maximum number of text columns.
+
+    Returns:
+        List of `min_texts` to `max_texts` keys, or None if it is not clear which columns are texts.
     """
     prose = [key for key, profile in profiles.items() if profile.is_prose]
     if len(prose) >= min_texts:
@@ -222,7 +225,7 @@ def _are_clear(keys, profiles):
 
 
 def guess_label(profiles: "Mapping[Key, Profile]", kind: str) -> "Key | None":
-    """Returns the key of the column that is clearly the label, or None.
+    """Returns the key of the column that is clearly the label; None if no column is.
 
     Args:
         profiles: key -> Profile of the columns that may be labels.

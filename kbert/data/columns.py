@@ -1,4 +1,4 @@
-"""Finds the columns of a table, or the keys of JSON objects, that hold texts and labels."""
+"""Finds the columns of a table, or the keys of records, by flags or by default names."""
 
 import csv
 import dataclasses
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kbert.data.records import Records
     from kbert.settings.tasks import ColumnConfig
 
-# Lowercase names, in the order in which they are tried. "#1 String" is in MRPC.
+# Names in lower case, in the order in which they are tried. MRPC has "#1 String".
 TEXTS = ("text", "sentence", "sentence1", "text_a", "question", "premise", "question1", "review")
 TEXTS += ("title", "content", "#1 string")
 SECOND_TEXTS = ("text_pair", "sentence2", "text_b", "hypothesis", "question2", "#2 string")
@@ -26,9 +26,13 @@ TAGS = ("tags", "ner_tags", "labels", "ner", "tag", "label", "ner_labels", "bio"
 class Columns:
     """The columns to read: keys of a record (str) or indices in a row (int).
 
-    `one_hot` has pairs (column of 0 and 1, name of its label). `exact_width` is the number of cells
-    that each row must have; None allows extra cells at the end, which is safe if there is no header
-    and all columns are counted from the left. `min_width` is the minimum number of cells.
+    Attributes:
+        text, text_pair, label: the columns; None if there is none.
+        one_hot: pairs (column of 0 and 1, name of its label).
+        choices: columns of the choices.
+        exact_width: number of cells that each row must have; None allows extra cells at the end,
+            which is safe if there is no header and all columns are counted from the left.
+        min_width: minimum number of cells.
     """
 
     text: str | int
@@ -53,12 +57,12 @@ class ColumnAliases:
 
 
 def is_number(column: str) -> bool:
-    """Returns whether a column is given by its number, such as "0" or "-1"."""
+    """Returns whether a column is given as a number, such as "0" or "-1"."""
     return re.fullmatch(r"-?\d+", column) is not None
 
 
 def has_header(row: Sequence[str], config: "ColumnConfig") -> bool:
-    """Returns whether the first row of a table is a header, by --header or else by its cells."""
+    """Returns whether the first row of a table is a header, by the flags or else by its cells."""
     if config.header != "auto":
         return config.header == "yes"
     flags = [config.text_column, config.text_pair_column, config.label_column]
@@ -77,13 +81,13 @@ def find_columns(
     """Returns the Columns that a task reads.
 
     Args:
-        records: `kbert.data.records.Records` of a table, JSON lines or TFDS.
+        records: `kbert.data.records.Records`.
         config: has the fields text_column, text_pair_column, label_column, choice_columns.
         labeled: whether to find the label column.
         aliases: ColumnAliases of the task.
 
     Raises:
-        UserError: a column is missing or is named twice, or two roles have the same column.
+        UserError: a column is missing or its name is ambiguous, or two roles have the same column.
     """
     find = functools.partial(_find_column, records)
     fields = {
@@ -118,9 +122,9 @@ def checked_columns(
     Args:
         records: the records of a file.
         used: all columns to read.
-        allow_extra: whether rows may have more cells than the first row, if there is no header and
-            no column is counted from the right.
-        **fields: fields of Columns.
+        allow_extra: whether rows may have more cells than the first row; ignored if there is a
+            header or a column is counted from the right.
+        **fields: other fields of Columns.
 
     Raises:
         UserError: two columns are the same.
@@ -142,7 +146,13 @@ def checked_columns(
 def tag_keys(
     records: "Records", config: "ColumnConfig", labeled: bool
 ) -> tuple[str | int, str | int | None]:
-    """Returns the keys in JSON or TFDS of the words and, if `labeled`, of the tags, else None."""
+    """Returns the keys of the words and of the tags in records that are dicts.
+
+    The key of the tags is None if not `labeled`.
+
+    Raises:
+        UserError: there is no such key.
+    """
     find = functools.partial(_find_column, records)
     words = find("text_column", config.text_column, WORDS, None)
     return words, find("label_column", config.label_column, TAGS, None) if labeled else None
@@ -154,13 +164,13 @@ def count_text(number: int, noun: str) -> str:
 
 
 def split_flag(columns: str | None) -> list[str]:
-    """Returns the columns of a comma-separated flag; names with commas are quoted as in CSV."""
+    """Returns the columns that a comma-separated flag names; quotes are as in CSV."""
     cells = next(csv.reader([columns or ""], skipinitialspace=True), [])
     return [cell.strip() for cell in cells if cell.strip()]
 
 
 def to_flag(columns: "str | Sequence[str | int] | None") -> str | None:
-    """Returns columns as a flag that `split_flag` reads."""
+    """Returns columns as the value of a flag, the inverse of `split_flag`; a str is unchanged."""
     if columns is None or isinstance(columns, str):
         return columns
     return ",".join('"' + str(column).replace('"', '""') + '"' for column in columns)
@@ -189,7 +199,12 @@ def _choice_columns(records, columns, aliases):
 
 
 def column_of_flag(records: "Records", flag: str, column: str | None) -> str | int | None:
-    """Returns the key or index of the column that a flag names, or None if it is not set.
+    """Returns the key or index of the column that a flag names, or None if `column` is None.
+
+    Args:
+        records: the records of a file.
+        flag: name of the flag, for messages.
+        column: value of the flag, a name or a number.
 
     Raises:
         UserError: there is no such column, or there are several.
@@ -203,7 +218,11 @@ def column_of_flag(records: "Records", flag: str, column: str | None) -> str | i
 
 
 def _find_column(records, flag, column, defaults, place, needed=True):
-    """Returns the key or index of a column: by its flag, by default names, or else `place`."""
+    """Returns the key or index of a column: by its flag, else by default names.
+
+    Without a flag, the result is `place` if the table has no header, and None if the column is not
+    `needed` and does not exist.
+    """
     names = records.names
     if column is not None or names is None:
         return place if column is None else column_of_flag(records, flag, column)
@@ -255,7 +274,7 @@ def _column_by_name(records, flag, column):
 
 
 def names_text(names: "Iterable[str]") -> str:
-    """Returns names for a message: at most 20, each shortened to 40 characters."""
+    """Returns names for a message: at most 20, each shortened after 40 characters."""
     names = list(names)
     shown = [repr(name if len(name) <= 40 else f"{name[:40]}...") for name in names[:20]]
     return ", ".join(shown) + (", ..." if len(names) > 20 else "")

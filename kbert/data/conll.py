@@ -1,4 +1,4 @@
-"""Reads sentences of tagged words, one word per line: CoNLL, CoNLL-U, and Chinese BMES files."""
+"""Reads sentences of tagged words from CoNLL, CoNLL-U and Chinese BMES files, one word per line."""
 
 import itertools
 import re
@@ -13,14 +13,14 @@ from kbert.utils.input_files import plain_name
 if TYPE_CHECKING:
     from kbert.settings.tasks import ColumnConfig
 
-# A line that may be a comment before a sentence; the word "#" has a tag like any other word.
+# A line that may be a comment before a sentence, unless it has a tag: "#" may also be a word.
 _COMMENT = re.compile(r"#(\s|$|begin document|end document)")
 _ENTITY_TAG = re.compile(r"[BIESMLU]-[A-Z]+|O")
 _ANY_ENTITY_TAG = re.compile(r"[BIESMLU][-_]\S+|O")
 _WORD_SEPARATOR = re.compile("[ \2]+")  # between the words of a sentence, as PaddleNLP joins them
 _LANGUAGE = re.compile(r"([a-z]{2,3}(?:-[a-z]+)*:)[^\t]")  # WikiANN writes en:word
 _RANGE = re.compile(r"\d+[-.]\d+(?!\S)")  # CoNLL-U: 3-4 is a range of words, 5.1 an empty node
-_FIRST_LINES = 10_000  # examined to detect the layout of a file
+_FIRST_LINES = 10_000  # number of lines from which the layout of a file is detected
 _HEADER = {"word", "words", "token", "tokens", "text", "char", "form", "sentence", "id", "index"}
 _HEADER |= {"tag", "tags", "label", "labels", "ner", "ner_tag", "ner_tags", "pos", "chunk", "iob"}
 _HEADER |= {"sentence #", "sentence_id", "sent_id", "sentence id", "sentence_idx", "entity"}
@@ -29,23 +29,24 @@ _HEADER |= {"sentence #", "sentence_id", "sent_id", "sentence id", "sentence_idx
 def read_conll(path: str, name: str, config: "ColumnConfig", labeled: bool) -> Records:
     """Returns the sentences of a file, as records with "words" and, if `labeled`, "tags".
 
-    Columns are separated by tabs if the line contains one, otherwise by spaces; a blank line ends a
-    sentence. The word is in the first column and the tag in the last. In files named .conllu the
-    word is in column 1 and the tag in column 3 (UPOS) if there are 10 columns, otherwise in the
-    last; ranges ("3-4") and empty nodes ("5.1") are skipped. Columns are numbered from 0. Comments
-    (lines with "# " before a sentence), lines with -DOCSTART- and a language prefix of every word
-    ("en:word") are dropped. If there are no blank lines, sentences may be separated by a first
-    column that has the same id in all lines of a sentence.
+    Columns are numbered from 0, and separated by tabs if the line contains one, otherwise by
+    spaces. A blank line ends a sentence. By default, the word is in column 0, or in column 1 if
+    column 0 numbers the words or sentences, and the tag is in the last column. If only the first of
+    two columns has entity tags, it is the tag. In files named .conllu the word is in column 1, and
+    the tag is in column 3 (UPOS) if there are 10 columns, otherwise in the last. A header, comments
+    (lines that start with "# " before a sentence), lines with -DOCSTART-, ranges ("3-4"), empty
+    nodes ("5.1") and a language prefix of all words ("en:word") are dropped. If there are no blank
+    lines, column 0 may separate sentences by an id that all lines of a sentence share.
 
     Args:
         path: path of the file.
         name: name of the file in messages.
-        config: `text_column` and `label_column` are None or numbers.
+        config: `text_column` and `label_column` are None or numbers, as str.
         labeled: whether to read the tags.
 
     Raises:
-        UserError: the file cannot be read, a column is not a number, or the word and tag columns
-            must be named because they cannot be inferred.
+        UserError: the file cannot be read, a column is not given as a number, a line has a whole
+            sentence, or it is not clear which columns have the words and the tags.
     """
     reader = _Reader(path, config, labeled)
     first_lines = itertools.islice(read_lines(path), _FIRST_LINES)
@@ -60,7 +61,7 @@ class _Reader:
         self.path, self.labeled = path, labeled
         self.is_conllu = plain_name(path).endswith(".conllu")
         self.has_word_numbers = self.is_conllu  # the first column numbers the words
-        self.has_sentence_ids = False  # in the first column, instead of blank lines
+        self.has_sentence_ids = False  # the first column separates sentences, not blank lines
         self.sentence_id = ""
         self.word_column = _column_number("text_column", config.text_column)
         self.tag_column = _column_number("label_column", config.label_column)
@@ -119,10 +120,10 @@ class _Reader:
         )
 
     def _check_first_column(self, sentences, name):
-        """Raises UserError if the columns cannot be inferred and must be named.
+        """Raises UserError if it is not clear which columns have the words and the tags.
 
-        That is the case if the first column is the same throughout each sentence, or if it numbers
-        the words and the tag column is ambiguous.
+        That is the case if the first column is the same in all lines of each sentence, or has
+        numbers, unless it numbers the words or sentences and the tag column is clear.
         """
         longer = [{row[0] for row in sentence} for sentence in sentences if len(sentence) > 2]
         is_same = self.width > 2 and bool(longer) and all(len(cells) == 1 for cells in longer)
@@ -161,7 +162,7 @@ class _Reader:
             )
 
     def _check_words(self, rows, words, name):
-        """Raises UserError if a line has a whole sentence, or if words are quoted as in CSV."""
+        """Raises UserError if lines have a whole sentence, or if words are quoted as in CSV."""
         pairs = [(word, self._tag(row) or "") for word, row in zip(words, rows, strict=False)]
         counts = [[len(_WORD_SEPARATOR.split(cell.strip())) for cell in pair] for pair in pairs]
         if any("\2" in word for word in words) or (
@@ -199,7 +200,7 @@ class _Reader:
                     where, problem = f"{name}, line {number}", error
 
     def _ends_sentence(self, line):
-        """Returns whether a line ends the sentence before it."""
+        """Returns whether the sentence before a line has ended."""
         if _is_separator(line):
             return True
         before, new = self.sentence_id, _cells(line)[0] if self.has_sentence_ids else ""
@@ -207,7 +208,7 @@ class _Reader:
         return self.sentence_id != before
 
     def _is_skipped(self, line, begins):
-        """Returns whether a line is not a word; `begins`: whether a word would begin a sentence."""
+        """Returns whether to skip a line; `begins` is whether its word would begin a sentence."""
         if self.header and _cells(line) == self.header:
             self.header = None  # only once
             return True
@@ -304,7 +305,7 @@ def _has_word_numbers(sentences):
 
 
 def _has_tags_first(rows):
-    """Returns whether only the first of two columns has entity tags, as in MIT's files."""
+    """Returns whether the first of two columns has the entity tags, as in the MIT movie corpus."""
     pairs = [row for row in rows if len(row) == 2]
     tags, words = zip(*pairs, strict=True) if pairs else ((), ())
     return (

@@ -1,7 +1,7 @@
 """Splits the documents of a prepared corpus into windows, the texts of pretraining examples.
 
-Every document is covered by overlapping windows of T tokens. An epoch visits each window once.
-Windows start where a sentence starts, if one does within T/4 tokens, and move from epoch to epoch.
+Overlapping windows of T tokens cover each document. An epoch visits each window once. Windows move
+from epoch to epoch, and start at a sentence start if there is one within T/4 tokens.
 """
 
 import dataclasses
@@ -20,12 +20,13 @@ _STREAM_SHIFT = 0  # of kbert.utils.stateless_random
 
 @dataclasses.dataclass(frozen=True)
 class TokenRows:
-    """The sources of the tokens of B rows, before masking.
+    """The tokens of B rows before masking, as spans of the corpus and positions of [CLS] and [SEP].
 
     Attributes:
-        spans: (N, 2) int64, spans of the corpus, in the order in which they fill `is_text`.
-        is_text, is_cls, is_sep: (B, L) bool, tokens of the corpus, [CLS] and [SEP]; other positions
-            are padding.
+        spans: (N, 2) int64, spans [first, stop) of the corpus, in tokens; their tokens fill the
+            positions of `is_text` in order.
+        is_text, is_cls, is_sep: (B, L) bool, positions of tokens of the corpus, of [CLS] and of
+            [SEP]; all other positions are padding.
         features: dict of other features of `kbert.features`, such as token_type_ids.
     """
 
@@ -37,19 +38,19 @@ class TokenRows:
 
     @property
     def is_token(self) -> np.ndarray:
-        """(B, L) bool, False at padding."""
+        """(B, L) bool, False for padding."""
         return self.is_text | self.is_cls | self.is_sep
 
 
 class DocumentWindows:
     """The windows of T tokens over all documents of a corpus.
 
-    A document of d <= T tokens is one window. A longer document has one window at its start. The
-    rest is tiled by the bodies of further windows, T - T//4 tokens each. Such a window may start up
-    to T//4 tokens before its body so that it begins at a sentence start.
+    A document of at most T tokens is one window. A longer document has one window at its start. The
+    bodies of further windows, T - T//4 tokens each, cover the remaining tokens. Such a window may
+    start up to T//4 tokens before its body, at a sentence start.
 
     Args:
-        document_starts: (documents + 1,) int64, first token of each document in the corpus.
+        document_starts: (documents + 1,) int64; see `kbert.corpus.Corpus`.
         length: T, at least 2.
         least: documents with fewer tokens have no window.
 
@@ -79,8 +80,8 @@ class DocumentWindows:
             seed: seed of the run.
 
         Returns:
-            document (B,), first (B,) and last (B,): the window may start at any token of
-            [first, last], counted from the start of the corpus.
+            document, first and last, (B,) int64 each: the number of the document, and the first and
+            last token of the corpus at which the window may start.
         """
         document = np.searchsorted(self._ends, slots, side="right")
         size = self._sizes[document]
@@ -96,7 +97,7 @@ class DocumentWindows:
         return document, self._starts[document] + first, self._starts[document] + body
 
     def views_per_token(self, short_seq_prob: float) -> float:
-        """Returns the average number of windows of an epoch that contain a token.
+        """Returns the number of windows of an epoch that contain a token, averaged over tokens.
 
         Args:
             short_seq_prob: fraction of the windows cut to a random length in [least, T].
@@ -134,11 +135,15 @@ class SentenceStarts:
     def inside(
         self, start: np.ndarray, stop: np.ndarray, draw: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns a random sentence start in each (start, stop), and whether there is one.
+        """Returns a random sentence start in each open interval (start, stop).
 
         Args:
             start, stop: (N,) int64.
-            draw: (N,) uniform random numbers.
+            draw: (N,) uniform random numbers in [0, 1).
+
+        Returns:
+            (N,) int64 sentence starts, and (N,) bool, whether the interval contains one; if not,
+            its sentence start is arbitrary.
         """
         result, there = np.empty_like(start), np.empty(len(start), bool)
         for sentences, offset, rows in self._by_shard(start):
@@ -150,7 +155,11 @@ class SentenceStarts:
         return result, there
 
     def _by_shard(self, places: np.ndarray) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
-        """Yields, for each shard of the places, its sentence starts, its start, and a mask."""
+        """Groups places by shard.
+
+        Yields:
+            Sentence starts of the shard, its first token, and an (N,) bool mask of its places.
+        """
         starts = self._corpus.shard_starts
         shards = np.searchsorted(starts, places, side="right") - 1
         for shard in np.unique(shards):
@@ -158,5 +167,5 @@ class SentenceStarts:
 
 
 def floor(x: np.ndarray) -> np.ndarray:
-    """Returns non-negative numbers rounded down, as int64."""
+    """Rounds non-negative numbers down to int64."""
     return x.astype(np.int64)

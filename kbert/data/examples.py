@@ -33,10 +33,10 @@ SAMPLES = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TextExample:
-    """One or two texts and a label: str (classify, pair), float (regress) or strs (multilabel).
+    """One or two texts and a label.
 
-    `where` is the file and line of the example, for messages. The label of an unlabeled example is
-    None.
+    The label is a str (classify, pair), a float (regress), a tuple of str (multilabel), or None if
+    the example is unlabeled. `where` is the file and line of the example, for messages.
     """
 
     where: str
@@ -47,7 +47,7 @@ class TextExample:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TagExample:
-    """The words of a sentence and their tags: IOB2 (B-X, I-X, O), or plain tags."""
+    """The words of a sentence and their tags, IOB2 (B-X, I-X, O) or plain; None if unlabeled."""
 
     where: str
     words: tuple[str, ...]
@@ -56,9 +56,9 @@ class TagExample:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """A span of the context; `start` is its offset in characters, None if the file has none.
+    """A span of the context; `start` is its offset in characters, or None if the file has none.
 
-    For training, `kbert.data.squad.locate_answer` verifies the offset; evaluation does not need it.
+    For training, `kbert.data.squad.locate_answer` verifies the offset; evaluation does not use it.
     """
 
     text: str
@@ -79,7 +79,7 @@ class QuestionExample:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ChoiceExample:
-    """A text, its choices, and the number of the right one, from 0."""
+    """A text, its choices, and the index of the right choice; None if the example is unlabeled."""
 
     where: str
     text: str
@@ -95,7 +95,7 @@ def read_label_names(names: str | Sequence[str]) -> tuple[str, ...]:
             line.
 
     Raises:
-        UserError: there is no name, a name is empty, or a name appears twice.
+        UserError: there is no such file or no name, a name is empty, or a name appears twice.
     """
     origin = f"--label_names={names}"
     if isinstance(names, str) and os.path.isfile(names):
@@ -119,7 +119,7 @@ def read_label_names(names: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def source_format(source: str) -> str:
-    """Returns "tfds", "arrow" (Parquet or Arrow), or the extension of a file before .gz etc."""
+    """Returns "tfds", "arrow" (Parquet or Arrow), or a file's extension, as "csv" of a.csv.gz."""
     if source.startswith("tfds:"):
         return "tfds"
     return "arrow" if sources.arrow_sources(source) else plain_name(source).rpartition(".")[2]
@@ -131,13 +131,13 @@ def open_records(
     """Returns the Records of a source.
 
     Args:
-        source: path, or a name that begins with tfds:.
+        source: path, `tfds:NAME` or `tfds:NAME:SPLIT`.
         task: name of the task, for messages.
         has_header: function that returns whether the first row of a table is a header; None: the
             task reads no tables.
 
     Raises:
-        UserError: the format is not one that the task reads, or the source cannot be read.
+        UserError: the task does not read this format, or the source cannot be read.
     """
     form, name = source_format(source), os.path.basename(source.rstrip("/"))
     if form == "tfds":
@@ -150,9 +150,9 @@ def open_records(
         return read_table(source, name, has_header)
     tables = ".tsv, .txt, .csv, " if has_header else ""
     raise UserError(
-        f"{source} must be a file that ends in {tables}.json, .jsonl or .parquet (or one of these "
-        f"and .gz, .bz2, .xz or .zst), a folder of Hugging Face datasets, or tfds:NAME, for the "
-        f"task {task}."
+        f"{source} must be a file that ends in {tables}.json, .jsonl or .parquet (optionally "
+        f"followed by .gz, .bz2, .xz or .zst), a folder of Hugging Face datasets, or tfds:NAME, "
+        f"for the task {task}."
     )
 
 
@@ -168,7 +168,10 @@ def text_example(
         columns: the columns of the record.
         label_of: function from a value of the label column and `where` to the label.
         where: file and line of the record.
-        record: row or object.
+        record: cells of a row, or dict.
+
+    Raises:
+        BadExample: a value is missing or invalid.
     """
     validation.check_width(record, columns)
     text = validation.check_text(validation.get_value(record, columns.text), "the text")
@@ -191,10 +194,19 @@ def text_example(
 def tag_example(
     words_key: str | int, tags_key: str | int | None, where: str, record: "Record"
 ) -> TagExample:
-    """Returns the TagExample of a record; `tags_key` is None if it is unlabeled.
+    """Returns the TagExample of a record.
 
     Words and tags are lists or space-separated strings. If the words are a string, there may also
     be one tag per character.
+
+    Args:
+        words_key: key of the words.
+        tags_key: key of the tags; None: the example is unlabeled.
+        where: file and line of the record.
+        record: cells of a row, or dict.
+
+    Raises:
+        BadExample: words or tags are missing or invalid, or their numbers differ.
     """
     words = _parse_list(validation.get_value(record, words_key), r"\[['\"]")
     if tags_key is None:
@@ -210,7 +222,7 @@ def tag_example(
 
 
 def _parse_list(value, begin):
-    """Parses a list that a string has in Python, JSON or NumPy syntax; keeps other values."""
+    """Parses a string that is a list in Python, JSON or NumPy syntax; returns others unchanged."""
     has_list = isinstance(value, str) and re.match(begin, value)
     return (validation.parse_list(value) if has_list else None) or value
 

@@ -11,9 +11,9 @@ from kbert.errors import UserError
 _VALUES = {"positive", "negative", "neutral", "pos", "neg", "yes", "no", "true", "false", "mixed"}
 _VALUES |= {"spam", "ham", "entailment", "contradiction", "none", "other", "unknown", "nan", "-"}
 _NAME = re.compile(r"[^\W\d_]\w*([ ./_-]\w+)*|")
-# Signs that `_signs` yields: those in `_AGAINST` suggest that the first row is not a header, all
-# others that it is; those in `_CHANCE` may occur by chance. Strong signs decide unless they
-# conflict; a single weak sign for a header does not count.
+# The signs that `_signs` yields. Those in `_AGAINST` suggest that the first row is not a header;
+# the others suggest that it is, but those in `_CHANCE` may occur by chance. Strong signs decide
+# unless they conflict; a single weak sign for a header does not count.
 _AGAINST, _CHANCE = {"number", "value", "sentence", "phrase"}, {"odd", "short", "digits"}
 
 
@@ -22,19 +22,21 @@ class UndecidedError(UserError):
 
 
 def normalize_name(name: str) -> str:
-    """Returns a column's name in lower case with underscores: "Review Text" -> "review_text"."""
+    """Returns a column name in lower case with underscores: "Review Text" -> "review_text"."""
     return re.sub(r"[\s_-]+", "_", name.strip().lower())
 
 
 def find_header(rows: Sequence[Sequence[str]], known: Collection[str], name: str) -> str | None:
-    """Returns how a header was recognized, or None if the first row is not a header.
-
-    It is recognized by known "names", or because it differs from the "rows" below.
+    """Decides whether the first row of a table is a header.
 
     Args:
-        rows: the first rows of a table.
-        known: normalize_name names of columns.
+        rows: the first rows of a table, at least one.
+        known: known names of columns, as `normalize_name` returns them.
         name: name of the file in messages.
+
+    Returns:
+        "names" if the first row is a header with a known name, "rows" if it is a header because it
+        differs from the rows below it, None if it is not a header.
 
     Raises:
         UndecidedError: it is not clear whether the first row is a header.
@@ -65,21 +67,21 @@ def find_header(rows: Sequence[Sequence[str]], known: Collection[str], name: str
 
 
 def _is_numbered(first, rest):
-    """Returns whether the first row is 0, 1, 2, ... above text, as pandas names columns."""
+    """Returns whether the first row is 0, 1, 2, ... above text, the default names of pandas."""
     cells = first[1:] if first[0] == "" else first
     is_count = len(cells) > 1 and cells == [str(i) for i in range(len(cells))]
     return is_count and any(not is_numeric(c) for row in rest for c in row if c.strip())
 
 
 def _signs(first: Sequence[str], rest: Sequence[Sequence[str]], column: int, known) -> Iterator:
-    """Yields the signs that a column gives, as pairs (name of the sign, whether it is strong)."""
+    """Yields the signs in a column, as pairs (name of the sign, whether it is strong)."""
     cell = first[column]
     below = Profile(row[column] for row in rest if column < len(row))
     size = len(below.texts)
     if is_numeric(cell):
         yield "number", below.is_number
     elif below.is_number and size > 1 and (cell or below.is_index):
-        yield "word", True  # also a blank cell above row numbers
+        yield "word", True  # also for a blank cell above row numbers
     elif cell and (cell in below.counts or cell.lower() in _VALUES):
         yield "value", True
     elif normalize_name(cell) in known:

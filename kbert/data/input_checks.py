@@ -12,14 +12,15 @@ from kbert.utils.input_files import read_byte_lines
 def check_inputs(
     folders: Iterable[str | os.PathLike[str] | None], sources: Iterable[str | None]
 ) -> None:
-    """Checks that folders of weights exist and that files can be read; skips None.
+    """Checks that folders of weights exist and that files can be read; ignores None.
 
     Args:
-        folders: as for `find_folder`.
-        sources: as for `source_files`.
+        folders: names of folders; see `find_folder`.
+        sources: comma-separated paths and globs; see `source_files`.
 
     Raises:
-        UserError: as for `find_folder` and `kbert.utils.input_files.read_byte_lines`.
+        UserError: a folder, a file or its columns cannot be read; see `find_folder`,
+            `source_files`, `column_names` and `kbert.utils.input_files.read_byte_lines`.
     """
     for folder in filter(None, folders):
         find_folder(folder)

@@ -20,7 +20,10 @@ def batch_number(input_context: "InputContext | None", index: "Index") -> "Index
 
     Args:
         input_context: tf.distribute.InputContext of the worker; None: there is one worker.
-        index: int, array or tensor: number of the batch within the worker.
+        index: int, array or tensor, number of a replica's batch among the batches of the worker.
+
+    Returns:
+        Number of this batch among the batches of all replicas, of the type of `index`.
     """
     if input_context is None:
         return index

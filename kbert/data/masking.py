@@ -6,23 +6,26 @@ MASKED_SHARE, KEPT_SHARE = 0.8, 0.1  # the remaining 10 % become random tokens
 
 
 def prediction_counts(lengths: np.ndarray, mask_rate: float, max_predictions: int) -> np.ndarray:
-    """Returns the number of tokens to predict per row, (B,) int64, as google-research/bert does.
+    """Returns the number of tokens to predict in each row, as in google-research/bert.
 
     Args:
         lengths: (B,) number of tokens in each row, including [CLS] and [SEP].
         mask_rate: fraction of the tokens to predict.
         max_predictions: M.
+
+    Returns:
+        (B,) int64 in [1, M].
     """
     return np.clip(np.rint(lengths * mask_rate).astype(np.int64), 1, max_predictions)
 
 
 def choose_tokens(maskable: np.ndarray, counts: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Chooses `counts[i]` maskable tokens of row i, uniformly; returns (B, L) bool.
+    """Chooses `counts[i]` maskable tokens of row i at random; returns (B, L) bool.
 
     Args:
-        maskable: (B, L) bool.
-        counts: (B,) ints.
-        draws: (B, L) uniform random numbers.
+        maskable: (B, L) bool, whether each token may be chosen.
+        counts: (B,) int64; a row with fewer maskable tokens has all of them chosen.
+        draws: (B, L) uniform random numbers in [0, 1).
     """
     order = np.argsort(np.where(maskable, draws, 2.0), axis=1)
     ranks = np.empty_like(order)
@@ -39,10 +42,10 @@ def choose_words(
     exceed the count is skipped, so a row may have fewer than `counts[i]` tokens.
 
     Args:
-        maskable: (B, L) bool.
+        maskable: (B, L) bool, whether each token may be chosen.
         continues: (B, L) bool, True if the token continues a word.
-        counts: (B,) ints.
-        draws: (B, L) uniform random numbers.
+        counts: (B,) int64, maximum number of tokens of each row.
+        draws: (B, L) uniform random numbers in [0, 1).
     """
     B, L = maskable.shape
     starts = maskable & ~(continues & np.pad(maskable[:, :-1], ((0, 0), (1, 0))))
@@ -75,9 +78,9 @@ def mask_tokens(
 
     Args:
         input_ids: (B, L) int32.
-        chosen: (B, L) bool, at most M true in a row.
+        chosen: (B, L) bool, True at most M times per row.
         max_predictions: M.
-        draws: (B, 2 * M) uniform random numbers.
+        draws: (B, 2 * M) uniform random numbers in [0, 1).
         mask_id: id of [MASK].
         vocab_size: V.
 

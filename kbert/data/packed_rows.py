@@ -14,7 +14,7 @@ import numpy as np
 def pack(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray]:
     """Distributes texts over few rows: the longest first, each to the fullest row with room for it.
 
-    Apart from a sort, the cost depends on the number of different lengths, not of texts.
+    Apart from a sort, the run time depends on the number of different lengths, not of texts.
 
     Args:
         lengths: (N,) int, tokens of each text with its special tokens, 1 to `row_length`.
@@ -63,12 +63,13 @@ def _best_fit(counts):
 
 @dataclasses.dataclass(frozen=True)
 class RowLayout:
-    """The places of N texts in B rows.
+    """The positions of N texts in B rows.
 
     Attributes:
-        sequence_ids: (B, L) int32; 0 = padding, 1, 2, ... = number of the text in its row.
-        position_ids: (B, L) int32, counted from 0 in each text; 0 in padding.
-        first: (N,) int64, place of the first token of each text in the flattened rows, (B * L,).
+        sequence_ids: (B, L) int32, 0 for padding, 1, 2, ... for the first, second, ... text of the
+            row.
+        position_ids: (B, L) int32, counted from 0 in each text; 0 for padding.
+        first: (N,) int64, index of the first token of each text in the flattened rows, (B * L,).
     """
 
     sequence_ids: np.ndarray
@@ -77,7 +78,7 @@ class RowLayout:
 
 
 def lay_out(lengths: np.ndarray, counts: np.ndarray, row_length: int) -> RowLayout:
-    """Places texts in rows, from the left and without gaps.
+    """Returns the RowLayout of texts that fill each row from the left, without gaps.
 
     Args:
         lengths: (N,) int, tokens of each text with its special tokens, row by row.
@@ -86,8 +87,8 @@ def lay_out(lengths: np.ndarray, counts: np.ndarray, row_length: int) -> RowLayo
     """
     B, L = len(counts), row_length
     ends = np.concatenate([[0], np.cumsum(lengths)])
-    before = np.cumsum(counts) - counts  # (B,) texts in the rows before
-    shift = np.repeat(np.arange(B) * L - ends[before], counts)  # (N,) of the texts of each row
+    before = np.cumsum(counts) - counts  # (B,) number of texts in earlier rows
+    shift = np.repeat(np.arange(B) * L - ends[before], counts)  # (N,) padding before each text
     first = ends[:-1] + shift
     places = ranges(first, lengths)
     sequence_ids, position_ids = np.zeros((2, B * L), np.int32)

@@ -120,7 +120,7 @@ class PretrainingExamples:
         }
 
     def views_per_token(self) -> float:
-        """Returns the average number of examples of an epoch that contain a token."""
+        """Returns the mean number of examples of an epoch that contain a token."""
         return self._cutter.views_per_token()
 
     def padding(self) -> float:
@@ -129,7 +129,7 @@ class PretrainingExamples:
         return 1 - float(self._cutter.rows(slots, np.zeros_like(slots), slots).is_token.mean())
 
     def _shuffle_seeds(self, epoch):
-        """Returns (B, 3) int64 random seeds, because TensorFlow mixes the seeds only weakly."""
+        """Returns (B, 3) int64 random seeds, because TensorFlow mixes seeds only weakly."""
         seeds = uniform(self._seed, _STREAM_ORDER, epoch, 3) * 2.0**53
         return {"seeds": seeds.astype(np.int64)}
 
@@ -140,7 +140,10 @@ class PretrainingExamples:
         steps: int | None = None,
         input_context: "InputContext | None" = None,
     ) -> "tf.data.Dataset[dict[str, tf.Tensor]]":
-        """Returns batches; see `pretraining_dataset` and `kbert.data.input_context`."""
+        """Returns a tf.data.Dataset of batches.
+
+        The arguments are as for `pretraining_dataset` and `kbert.data.input_context.batch_number`.
+        """
         B, count = batch_size, self.count
         together = _TOKENS_AT_ONCE // (B * self._max_seq_length)  # batches
         together = max(1, together if steps is None else min(together, steps))
@@ -156,8 +159,8 @@ class PretrainingExamples:
             seeds = numpy_map(
                 self._shuffle_seeds, [epoch], {"seeds": ([together * B, 3], tf.int64)}
             )
-            # tf.random.experimental.index_shuffle wraps this op but does not accept a seed per
-            # index, and after its 4 rounds neighbors are still close.
+            # tf.random.experimental.index_shuffle wraps this op, but it does not accept a seed per
+            # index, and its 4 rounds leave neighboring indices close to each other.
             slots = tf.raw_ops.RandomIndexShuffle(
                 index=index % count,
                 seed=seeds["seeds"],
@@ -182,7 +185,7 @@ def _check(corpus, max_seq_length, mask_rate, next_sentence, packing):
     if not 0 < mask_rate < 1:
         raise UserError(f"mask_rate must be in (0, 1); got {mask_rate}. Write 0.15 for 15 %.")
     if packing and next_sentence:
-        raise UserError("packing requires next_sentence=False: a pair has a row of its own.")
+        raise UserError("packing requires next_sentence=False: sentence pairs cannot share a row.")
     if next_sentence and corpus.documents < 2:
         raise UserError(
             f"the corpus {corpus.folder} is a single document, but next sentence prediction needs "

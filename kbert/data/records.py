@@ -1,4 +1,4 @@
-"""Reads example files as records: JSON lines, Parquet and TFDS datasets; `tables` reads tables.
+"""Reads records of examples from JSON, Parquet and Arrow files and TFDS; `tables` reads tables.
 
 A record is a list of cells, or a dict. A record that cannot be read is returned as a `BadExample`,
 so that the caller can skip it; a file that cannot be read raises UserError.
@@ -32,10 +32,13 @@ class BadExample(Exception):
 class Records:
     """The records of a source, in order.
 
-    `name` is the source's name in messages, `items` are pairs (where, record). `names` are the
-    names of the columns, keys or features, None for a table without a header; `width` is the number
-    of columns of a table. `notes` describe how the columns were found, and `flags` select the same
-    columns.
+    Attributes:
+        name: name of the source in messages.
+        items: iterator over pairs (file and line, record).
+        names: names of the columns, keys or features; None for a table without a header.
+        width: number of columns of a table; None for dicts.
+        notes: messages for the user, such as how the columns were found.
+        flags: dict of flag -> value, which select the same columns in another file.
     """
 
     name: str
@@ -46,13 +49,13 @@ class Records:
     flags: "dict[str, str | None]" = dataclasses.field(default_factory=dict)
 
     def sample(self, most: int = 10_000) -> "list[Record]":
-        """Returns the valid records among the first `most`, without removing them from `items`."""
+        """Returns the valid ones of the first `most` records and keeps them in `items`."""
         begun = list(itertools.islice(self.items, most))
         self.items = itertools.chain(begun, self.items)
         return [record for _, record in begun if not isinstance(record, BadExample)]
 
     def take_header(self) -> None:
-        """Uses the first row as the column names; rows that repeat it become BadExamples."""
+        """Uses the first row as column names; later rows that repeat it become BadExamples."""
         _, first = next(self.items)
         self.names = tuple(cell.strip() for cell in first)
         repeated = BadExample("the line repeats the header")
@@ -60,15 +63,16 @@ class Records:
 
 
 def value_text(value: object) -> str:
-    """Returns the repr of a value for a message, cut to 60 characters."""
+    """Returns the repr of a value for a message, shortened after 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def source_files(source: str) -> list[str]:
-    """Returns the files of a source: paths and globs, separated by commas.
+    """Returns the files, without duplicates, that comma-separated paths and globs name.
 
-    A path that exists is not split or matched. The files of a glob are sorted.
+    The files of a glob are sorted. Commas and wildcards in the path of an existing file are taken
+    literally. Other paths are returned even if no such file exists.
 
     Raises:
         UserError: no file matches a glob.
@@ -78,19 +82,20 @@ def source_files(source: str) -> list[str]:
         is_glob = re.search(r"[*?[]", part) and not part.startswith("tfds:")  # as in train[:10%]
         matches = storage.glob(part) if is_glob else [part]
         if not matches:
-            raise UserError(f"no file matches {part}.")
+            raise UserError(f"no file matches {part}. Check the path; put globs in quotes.")
         files += matches
     return list(dict.fromkeys(files))
 
 
 def arrow_sources(source: str) -> list[str]:
-    """Returns the Parquet and Arrow files of a source: a file, FOLDER or FOLDER:SPLIT; or []."""
+    """Returns the Parquet and Arrow files of a file, FOLDER or FOLDER:SPLIT; [] if it has none."""
     return [source] if is_arrow_file(source) else dataset_files(source) or []
 
 
 def read_lines(path: str) -> Iterator[tuple[int, str]]:
-    """Yields (number from 1, line) without line endings, byte order mark and final empty lines.
+    """Yields (line number from 1, line) of a text file.
 
+    The lines have no line endings. The byte order mark and blank lines at the end are dropped.
     Bytes that are not UTF-8 become surrogates (PEP 383), which `is_text` detects.
 
     Raises:
@@ -108,25 +113,30 @@ def read_lines(path: str) -> Iterator[tuple[int, str]]:
 
 
 def not_utf8_error(path: str) -> BadExample:
-    """Returns the BadExample of a line that is not UTF-8; it names the encoding of the file."""
+    """Returns the BadExample for a line that is not UTF-8; it names the likely encoding."""
     return BadExample(f"bytes that are not UTF-8{encoding_note(path)}")
 
 
 def read_json_lines(path: str, name: str) -> Records:
     """Returns the records (dicts) of a file with one JSON object per line, or a list of objects.
 
-    Empty lines are skipped.
+    Blank lines are skipped.
+
+    Args:
+        path: path of the file.
+        name: name of the file in messages.
 
     Raises:
-        UserError: the file is a damaged JSON list, or has no object.
+        UserError: the file cannot be read, starts as a JSON list but is not JSON, or contains no
+            object.
     """
     items, begun = _json_items(path, name), []
     for item in items:  # up to the first object, whose keys are the columns
         begun.append(item)
         if isinstance(item[1], dict):
             return Records(name, itertools.chain(begun, items), tuple(item[1]))
-    problem = f"the first line: {begun[0][1]}" if begun else "it is empty"
-    raise UserError(f"{path} has no line that is a JSON object; {problem}.")
+    problem = f"the first one is invalid: {begun[0][1]}" if begun else "it is empty"
+    raise UserError(f"{path} has no line or item that is a JSON object; {problem}.")
 
 
 def _json_items(path, name):
@@ -142,7 +152,7 @@ def _list_items(path, name):
     try:
         items = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} begins as a JSON list, but it is not JSON: {error}.") from None
+        raise UserError(f"{path} starts as a JSON list, but is not valid JSON: {error}.") from None
     for number, item in enumerate(items, 1):
         problem = BadExample(f"every item must be a JSON object; got {value_text(item)}")
         yield f"{name}, item {number}", item if isinstance(item, dict) else problem
@@ -168,7 +178,7 @@ def read_arrow(files: Sequence[str], name: str) -> Records:
         name: name of the dataset in messages.
 
     Raises:
-        UserError: as for `column_names`.
+        UserError: pyarrow is not installed, or a file cannot be read (also while iterating).
     """
     rows = itertools.chain.from_iterable(map(read_rows, files))
     items = (
@@ -181,7 +191,7 @@ def read_arrow(files: Sequence[str], name: str) -> Records:
 def read_tfds(source: str) -> Records:
     """Returns the records (dicts) of `tfds:NAME` (split "train") or `tfds:NAME:SPLIT`.
 
-    Texts become str, arrays become lists, and the numbers of a ClassLabel with names become names.
+    Bytes become str, arrays become lists, and the numbers of a ClassLabel with names become names.
 
     Raises:
         UserError: as for `load_tfds`.
@@ -202,7 +212,7 @@ def _tfds_record(example, features):
 
 
 def _to_python(value, feature):
-    """Converts a value from TFDS to Python values; the feature may be nested."""
+    """Converts a value from TFDS, which may be nested, to Python values."""
     inner = getattr(feature, "feature", feature)  # a Sequence of a dict is a dict of arrays
     if isinstance(value, dict):
         return {key: _to_python(part, inner[key]) for key, part in value.items()}

@@ -1,19 +1,19 @@
 """Creates segment pairs for next-sentence prediction from a prepared corpus.
 
-An epoch visits each window of T = max_seq_length - 3 tokens ([CLS] and two [SEP] take 3) once, in
-random order, and splits it at a random sentence end into segments A and B; see
-`kbert.data.document_windows`. For half of the examples B is replaced by text from another document.
+An epoch visits each window of T = max_seq_length - 3 tokens (the row has three special tokens)
+once, in random order, and splits it at a random sentence end into segments A and B; see
+`kbert.data.document_windows`. In half of the examples, text from another document replaces B.
 Differences from `create_pretraining_data.py`, which reads the documents in order:
 
-* A sentence that is cut by a window is also in the next window, whereas the original drops the rest
-  of the chunk: every token lies in at least one window of every epoch, in 4/3 windows on average in
-  long documents. A token is not seen if its window is shortened or its B is replaced; other tokens
-  are seen as replacements. `views_per_token` computes the average number of views.
-* The original reuses a replaced B in the next chunk; here a later epoch uses it, since it splits
-  the window differently.
-* Each B is replaced with probability 1/2, for any window. The original also replaces the B of every
-  chunk of one sentence, which lets a model infer the label from the length; here such a window is
-  split between two tokens.
+* Windows overlap: in every epoch a token lies in at least one window, and in 4/3 windows on average
+  in long documents. The original drops the tokens by which a chunk is too long. A token is not seen
+  if its window is shortened or its segment B is replaced; replacements show other tokens again.
+  `views_per_token` computes the average number of views.
+* The original reuses a replaced B in the next chunk. Here a later epoch may show it, because each
+  epoch splits a window differently.
+* Each B is replaced with probability 1/2. The original always replaces the B of a chunk of one
+  sentence, which lets a model infer the label from the length; here such a window is split between
+  two tokens.
 * A replacement is always from another document; the original gives up after ten random draws.
 """
 
@@ -37,7 +37,7 @@ class Pairs:
     """The positions of the segments of B examples, in tokens from the start of the corpus.
 
     Attributes:
-        a, b: (B, 2), the first token and the one after the last.
+        a, b: (B, 2) int64, spans [first, stop) of segments A and B.
         is_next: (B,) bool, whether segment B follows A.
     """
 
@@ -64,7 +64,8 @@ class PairCutter:
     """
 
     def __init__(self, corpus: "Corpus", max_seq_length: int, short_seq_prob: float, seed: int):
-        T = max_seq_length - 3  # one token cannot be cut in two
+        T = max_seq_length - 3
+        # A document of one token cannot be split into two segments.
         self.windows: DocumentWindows = DocumentWindows(corpus.document_starts, T, least=2)
         self.count: int = self.windows.count
         if self.count == 0:
@@ -104,9 +105,9 @@ class PairCutter:
         return Pairs(np.stack([start, middle], axis=1), b, swap >= 0.5)
 
     def rows(self, index: np.ndarray, epoch: np.ndarray, slots: np.ndarray) -> TokenRows:
-        """Returns the rows [CLS] A [SEP] B [SEP] of examples; see `cut`."""
+        """Returns the rows [CLS] A [SEP] B [SEP] of examples; args as for `cut`."""
         pairs, places = self.cut(index, epoch, slots), np.arange(self._max_seq_length)
-        end = pairs.a[:, 1:] - pairs.a[:, :1] + 1  # (B, 1), end of the first segment in the row
+        end = pairs.a[:, 1:] - pairs.a[:, :1] + 1  # (B, 1), position of the first [SEP]
         lengths = end + 2 + pairs.b[:, 1:] - pairs.b[:, :1]
         real = places < lengths  # (B, L)
         is_cls = real & (places == 0)
@@ -119,11 +120,13 @@ class PairCutter:
         return TokenRows(spans, real & ~is_cls & ~is_sep, is_cls, is_sep, features)
 
     def views_per_token(self) -> float:
-        """Returns the average number of windows of an epoch that contain a token."""
+        """Returns the mean number of windows of an epoch that contain a token."""
         return self.windows.views_per_token(self._short_seq_prob)
 
     def _elsewhere(self, documents, lengths, draws, at_sentence):
-        """Returns (N, 2) spans of `lengths` tokens in other documents, uniformly over tokens.
+        """Returns random (N, 2) spans of `lengths` tokens in other documents.
+
+        The document and the place in it are drawn uniformly over all tokens of other documents.
 
         A span starts at a sentence start if the B that it replaces does, so that its start does not
         reveal the label. It is shorter than `lengths` only if its whole document is shorter.

@@ -1,9 +1,9 @@
 """Creates rows of single texts, [CLS] text [SEP], for masked language modeling without NSP.
 
 A text is a window of at most T = max_seq_length - 2 consecutive tokens of one document; see
-`kbert.data.document_windows`. With packing, documents of at most T tokens share rows. The rows are
-planned when the corpus is opened, so that each can be computed from its number; masks, the order of
-the rows and the windows of long documents change from epoch to epoch.
+`kbert.data.document_windows`. With packing, documents of at most T tokens share rows. `TextCutter`
+assigns the documents to rows once, so that each row can be computed from its number. Masks, the
+order of the rows and the windows of long documents change from epoch to epoch.
 """
 
 from typing import TYPE_CHECKING
@@ -17,15 +17,16 @@ from kbert.utils.stateless_random import uniform
 if TYPE_CHECKING:
     from kbert.corpus.corpus import Corpus
 
-# Streams of kbert.utils.stateless_random; sentence pairs use 1 in their runs, splits use 7.
+# Streams of kbert.utils.stateless_random; pairs also use 1, but in other runs; splits use 7.
 _STREAM_TEXT, _STREAM_PACK = 1, 8
 
 
 class TextCutter:
     """Cuts texts from the documents of a corpus and arranges them in rows.
 
-    Each of the first rows holds one window of a document with more than T tokens; the others hold
-    whole documents. Equally long documents are assigned to rows at random.
+    The first rows hold one window each, of documents with more than T tokens. The other rows hold
+    one whole document or, with packing, several; equally long documents are then assigned at
+    random.
 
     Args:
         corpus: `kbert.corpus.Corpus`.
@@ -50,7 +51,7 @@ class TextCutter:
         sizes = np.diff(corpus.document_starts)
         self._windows = DocumentWindows(corpus.document_starts, T, least=T + 1)
         self._documents = np.flatnonzero((sizes > 0) & (sizes <= T))
-        self._row_starts = np.arange(len(self._documents) + 1)  # in `_documents`
+        self._row_starts = np.arange(len(self._documents) + 1)  # indices in `_documents`
         if packing:
             draws = uniform(seed, _STREAM_PACK, self._documents, 1)[:, 0]
             documents = self._documents[np.argsort(draws, kind="stable")]
@@ -65,7 +66,7 @@ class TextCutter:
         self._packing = packing
 
     def rows(self, index: np.ndarray, epoch: np.ndarray, slots: np.ndarray) -> TokenRows:
-        """Returns the rows of examples.
+        """Returns the rows [CLS] text [SEP] [CLS] text [SEP] ... of examples.
 
         Args:
             index: (B,) number of the example in the run, from which all random numbers derive.
@@ -87,7 +88,7 @@ class TextCutter:
         return TokenRows(spans, is_text, is_cls, is_sep, features)
 
     def _texts(self, epoch, slots):
-        """Returns the starts and lengths of N texts, row by row, and (B,) the texts per row."""
+        """Returns (N,) starts and (N,) lengths of texts, row by row, and (B,) texts per row."""
         starts, T = self._corpus.document_starts, self._windows.length
         is_window = slots < self._windows.count
         packs = slots[~is_window] - self._windows.count
@@ -103,7 +104,7 @@ class TextCutter:
         return start, np.minimum(T, starts[documents + 1] - start), counts
 
     def _shortened_length(self, index, length, counts):
-        """Returns the lengths after cutting a fraction of the texts to a random length."""
+        """Returns (N,) lengths after cutting some texts to a random length."""
         most = int(counts.max())
         draws = uniform(self._seed, _STREAM_TEXT, index, 2 * most).reshape(-1, most, 2)
         draws = draws[np.arange(most) < counts[:, None]]  # (N, 2)
@@ -111,6 +112,6 @@ class TextCutter:
         return np.where(draws[:, 0] < self._short_seq_prob, cut, length)
 
     def views_per_token(self) -> float:
-        """Returns the average number of rows of an epoch that contain a token."""
+        """Returns the mean number of rows of an epoch that contain a token."""
         windows = DocumentWindows(self._corpus.document_starts, self._windows.length, least=1)
         return windows.views_per_token(self._short_seq_prob)

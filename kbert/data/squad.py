@@ -1,4 +1,4 @@
-"""Reads questions about texts: SQuAD 1.1 and 2.0, CMRC 2018 and others, and rows of questions."""
+"""Reads questions about texts from SQuAD 1.1 and 2.0, CMRC 2018, similar files, and records."""
 
 import dataclasses
 import json
@@ -57,9 +57,9 @@ def read_squad(path: str, name: str) -> Records:
 
 
 def flatten_questions(records: Records) -> Records:
-    """Returns the questions of records that are paragraphs or single questions with a context.
+    """Converts records (articles, paragraphs, or questions with a context) to single questions.
 
-    A question without an id gets its position in the file as its id.
+    A question without an id gets its number in the file, from 1, as its id.
     """
 
     def items():
@@ -129,7 +129,7 @@ class QuestionConverter:
         self.ids: set[str] = set()
 
     def __call__(self, where: str, record: "Record") -> QuestionExample:
-        """Returns the QuestionExample of a record."""
+        """Returns the QuestionExample of a record; raises BadExample if it is invalid."""
         identity = str(validation.get_value(record, "id"))
         if identity in self.ids:
             raise BadExample(f"an earlier question has the same id, {identity}")
@@ -144,16 +144,16 @@ class QuestionConverter:
 
 
 def parse_answers(record: "Record") -> tuple[tuple[Answer, ...], bool]:
-    """Returns the answers of a record, unchecked, and whether the question is impossible.
+    """Returns the answers of a record, unverified, and whether its question is impossible.
 
     Args:
         record: dict with "answers", which is a text, {"text", "answer_start"}, a list of these, or,
-            as in Hugging Face's datasets, {"text": list, "answer_start": list}. "answer_start" may
-            be missing, or a key of the record itself. By default, a question is impossible if it
-            has no answers; the key "is_impossible" overrides this.
+            as in Hugging Face `datasets`, {"text": list, "answer_start": list}. "answer_start" may
+            be missing, or a key of the record itself. The question is impossible if the optional
+            key "is_impossible" is true or, without this key, if it has no answers.
 
     Raises:
-        BadExample: there are no answers, or an answer has another form.
+        BadExample: "is_impossible" is false but there are no answers, or a value is invalid.
     """
     impossible = str(record.get("is_impossible", "")).lower()
     if impossible not in ("true", "false", ""):
@@ -170,8 +170,8 @@ def parse_answers(record: "Record") -> tuple[tuple[Answer, ...], bool]:
 def _answer_list(answers, start):
     if isinstance(answers, str) and re.fullmatch(r"""(?s)[\[{]\s*(['"{].*)?[\]}]""", answers):
         raise BadExample(
-            f'"answers" must be a text, or a list or object of JSON, not a string of one; got '
-            f"{value_text(answers)}"
+            f'"answers" must be a text, a JSON list or a JSON object, but not a list or object in '
+            f"a string; got {value_text(answers)}"
         )
     if isinstance(answers, str):
         answers = {"text": answers, "answer_start": start}
@@ -210,7 +210,7 @@ def _answer(answer):
 def locate_answer(answer: Answer, context: str) -> Answer:
     """Returns the answer with a verified offset in the context.
 
-    White space around the answer may differ. An answer without an offset must occur exactly once.
+    White space around the answer is ignored. An answer without an offset must occur exactly once.
 
     Raises:
         BadExample: the answer is not at its offset, or has no offset and does not occur exactly

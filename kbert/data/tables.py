@@ -1,4 +1,4 @@
-"""Reads .csv and tab-separated files as records."""
+"""Reads the rows of .csv and tab-separated files."""
 
 import contextlib
 import csv
@@ -15,9 +15,9 @@ from kbert.utils.input_files import plain_name
 def read_table(path: str, name: str, has_header: Callable[[list[str]], bool]) -> Records:
     """Returns the records of a .csv file, read by Python's csv module, or of a tab-separated file.
 
-    A row is numbered by its first line. In a .csv file, semicolons or tabs may separate the
-    columns. Quotes have no special meaning in tab-separated files, unless all of them follow the
-    rules of CSV.
+    The number of a row in messages is that of its first line. In a .csv file, semicolons or tabs
+    may separate the columns. Quotes have no special meaning in tab-separated files, unless the
+    first 1,000 lines are quoted as in CSV.
 
     Args:
         path: path of the file.
@@ -25,7 +25,8 @@ def read_table(path: str, name: str, has_header: Callable[[list[str]], bool]) ->
         has_header: function that returns whether the first row (a list of str) is a header.
 
     Raises:
-        UserError: the file is empty, or its first row cannot be read.
+        UserError: the file is empty, it or its first row cannot be read, or the separator is
+            ambiguous. Iterating over the records raises it for a quote that is not closed.
     """
     notes, begin = [], [line for _, line in itertools.islice(read_lines(path), 1000)]
     if plain_name(path).endswith(".csv"):
@@ -70,7 +71,7 @@ def _separator(lines, path):
 
 
 def _has_csv_quotes(lines):
-    """Returns whether the first lines of a tab-separated file are quoted as in CSV, with ""."""
+    """Returns whether the first lines of a tab-separated file are quoted as in CSV."""
     try:
         rows = list(csv.reader((f"{line}\n" for line in lines), delimiter="\t", strict=True))
     except csv.Error:
@@ -84,7 +85,7 @@ def _has_csv_quotes(lines):
 
 
 def _has_spaces(lines, separator):
-    """Returns whether spaces precede quoted cells: "a", "b"."""
+    """Returns whether a space precedes quoted cells, as in: "a", "b"."""
     is_spaced = f'{separator} "'
     if not any(is_spaced in line for line in lines):
         return False
@@ -96,7 +97,7 @@ def _has_spaces(lines, separator):
 
 
 def _csv_rows(path, separator, has_spaces=False):
-    csv.field_size_limit(2**31 - 1)  # limit of a cell; the default is 131,072 characters
+    csv.field_size_limit(2**31 - 1)  # characters in a cell; the default is 131,072
     lines = (f"{line}\n" for _, line in read_lines(path))
     # Strict, because otherwise an unclosed quote would span the rest of the file.
     reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=has_spaces)

@@ -1,8 +1,8 @@
-"""Entity tagging schemes: IOB1, IOB2, BIOES, BILOU, BMES, and plain types with O for the rest.
+"""Entity tagging schemes: IOB1, IOB2, BIOES, BILOU, BMES, and plain types with O for other words.
 
-Files, models, metrics, predictions and exported graphs share this implementation. A scheme gives
-each tag a role and a type: B begins an entity, I continues one, E ends it, S is an entity of one
-word, O is no entity.
+Training, metrics and predictions share this implementation. A scheme gives each tag a role and a
+type. The roles are: B begins an entity, I continues it, E ends it, S is an entity of one word, O is
+no entity.
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ _FORMS = (
 )
 _BRACKETS = re.compile(r"(\((?P<type>[^()*]+))?\*?(?P<end>\))?")
 _USUAL = re.compile(r"([BI])-(.+)")
-# Labels of special tokens in some models; X marks the later pieces of a word.
+# Labels of special tokens in some models. X, the label of later pieces of a word, is not one.
 _SPECIAL = re.compile(r"\[(CLS|SEP|PAD|UNK)\]|<\w+>|PAD")
-_MAX_LETTERS = 5  # if more tags have one letter, they are parts of speech, including O
+_MAX_LETTERS = 5  # with more tags of one letter, all tags are parts of speech, even O
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class TagScheme:
     outside: str = "O"
 
     def spans(self, tags: Sequence[str]) -> "list[Span]":
-        """Returns the entities of one text, in order.
+        """Returns the entities of one text, in order, as tuples (type, begin, end).
 
         As in conlleval and seqeval's default mode, an I or E that does not follow a word of an open
         entity of its type begins an entity.
@@ -68,8 +68,8 @@ class TagScheme:
     def strict_spans(self, tags: Sequence[str]) -> "list[Span]":
         """Returns only the entities whose tags follow the scheme, like seqeval's strict mode.
 
-        In IOB2 that is B I*; in BIOES, BILOU and BMES, B I* E or S. Schemes without B are not
-        checked.
+        The tags of an entity must be B I* in IOB2, and B I* E or S in BIOES, BILOU and BMES.
+        Schemes without B are not checked.
         """
         roles = {role for role, _ in self.roles.values()}
         if "B" not in roles:
@@ -83,10 +83,12 @@ class TagScheme:
         return [span for span in self.spans(tags) if is_valid(*span[1:])]
 
     def write(self, spans: "Iterable[Span]", length: int) -> tuple[str, ...]:
-        """Returns the tags of a text with the given entities, in IOB2 if the scheme lacks a tag.
+        """Returns the tags of a text with the given entities.
+
+        Where the scheme has no tag for a role and type, a tag of a similar role or of IOB2 is used.
 
         Args:
-            spans: entities that do not overlap.
+            spans: entities that do not overlap, as tuples (type, begin, end).
             length: number of words.
         """
         names = {meaning: tag for tag, meaning in reversed(self.roles.items())}
@@ -100,7 +102,7 @@ class TagScheme:
         return tuple(tags)
 
     def split(self, tag: str, parts: int) -> list[str]:
-        """Returns the tags of the parts into which a word with this tag is split."""
+        """Returns the tags of `parts` words into which a word with this tag is split."""
         role, type = self.roles.get(tag, _OUTSIDE)
         if parts < 2 or role == "O":
             return [tag] * parts
@@ -110,7 +112,7 @@ class TagScheme:
 
 
 def tag_scheme(tags: Iterable[str]) -> TagScheme | None:
-    """Returns the scheme of a set of tags, or None if they mark no entities (parts of speech, say).
+    """Returns the scheme of a set of tags; None if they are not entity tags, but parts of speech.
 
     Args:
         tags: the label names of a model, or all tags of a file.
@@ -170,12 +172,15 @@ def _scheme_name(letters):
 
 
 def to_iob2(rows: Sequence[Sequence[str]]) -> tuple[list[tuple[str, ...]], TagScheme | None]:
-    """Converts the tags of a file to IOB2; returns them and their original scheme.
+    """Converts the tags of a file to IOB2.
 
     Parts of speech and plain types are unchanged.
 
     Args:
         rows: tags of all sentences of a file, which together determine the scheme.
+
+    Returns:
+        The converted tags of each sentence, and the original scheme; None for parts of speech.
     """
     rows = [tuple(tags) for tags in rows]
     distinct = {tag for tags in rows for tag in tags}
@@ -200,7 +205,7 @@ def to_iob2(rows: Sequence[Sequence[str]]) -> tuple[list[tuple[str, ...]], TagSc
 
 
 def _brackets_to_iob2(tags):
-    """Yields IOB2 for the brackets of CoNLL-2012: (PERSON* *) * (ORG)."""
+    """Yields the IOB2 tags for the brackets of CoNLL-2012, such as (PERSON* *) * (ORG)."""
     inside = None
     for match in map(_BRACKETS.fullmatch, tags):
         inside = match["type"] or inside
@@ -209,7 +214,10 @@ def _brackets_to_iob2(tags):
 
 
 def _is_iob1(rows, scheme):
-    """Returns whether entities begin with I, or with B only directly after one of the same type."""
+    """Returns whether tags are IOB1.
+
+    There, an entity begins with I, or with B if it directly follows an entity of the same type.
+    """
     begins_with_i = False
     for tags in rows:
         spans = scheme.spans(tags)
@@ -228,8 +236,11 @@ def _iob2(role, type):
 def convert_tags(names: Sequence[str], examples: "Sequence[TagExample]") -> "list[TagExample]":
     """Converts the tags of examples to the label names and tagging scheme of a model.
 
-    Label ids become names. Tags are rewritten if the file uses another scheme, or another case for
-    the types.
+    Label ids become names. Tags in another scheme, or with types in another case, are rewritten.
+
+    Args:
+        names: label names of the model, in the order of their ids.
+        examples: examples with tags.
     """
     rows = [example.tags for example in examples]
     if not any(name.isdecimal() for name in names):

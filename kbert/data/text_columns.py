@@ -1,7 +1,7 @@
-"""Finds the columns of a text task in a table, JSON lines or TFDS.
+"""Finds the columns of texts and labels in a table, or in JSON lines, Parquet or TFDS.
 
-Columns come from the flags, else from known column names, else from values that are clearly texts
-or labels. An unclear case is an error, because a guess may be wrong.
+The flags name the columns; other columns are found by known names or, failing that, by values that
+are clearly texts or labels. An unclear case is an error, because a guess may be wrong.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     Key: TypeAlias = str | int
 
-_ANSWERS = {"accept", "reject", "ignore", None}  # of Prodigy
+_ANSWERS = {"accept", "reject", "ignore", None}  # values of "answer" in files of Prodigy
 _ROLES = {"text": "the text", "text_pair": "the second text", "label": "the label"}
 _ID = re.compile(r"(.*_|)(id|idx|index|uid|guid)|unnamed.*|")
 
@@ -70,14 +70,15 @@ def find_text_columns(
     the flags that select the same columns.
 
     Args:
-        records: Records of JSON lines, TFDS, or a table whose header was not read.
+        records: Records; the header of a table must not have been read.
         config: the columns set by flags.
         labeled: whether to find the labels.
         roles: the texts and the label of the task.
 
     Raises:
-        UserError: a column is missing or is named twice, or two roles have the same column.
-        UndecidedError: the header or a column is ambiguous.
+        UserError: a column is missing or its name is ambiguous, two roles have the same column, or
+            the flags contradict each other.
+        UndecidedError: it is not clear whether there is a header, or which columns to read.
     """
     if config.label_columns and (roles.label != "list" or config.label_column):
         raise UserError(
@@ -94,7 +95,7 @@ def find_text_columns(
 
 
 def _keep_accepted(records):
-    """Skips examples that were not accepted in Prodigy, whose "answer" is not a label."""
+    """Skips the examples of a Prodigy file that were not accepted; "answer" is no label there."""
     answers = {row.get("answer") for row in records.sample() if "_input_hash" in row}
     if not answers or not answers <= _ANSWERS:
         return
@@ -183,7 +184,7 @@ class _Finder:
         if most == 2:
             self.text_pair = self.text_pair if second is None else second
         elif second is not None and not is_given:
-            raise self._undecided_error("text")  # of a pair
+            raise self._undecided_error("text")  # the file may have pairs of texts
         texts = sum(key is not None for key in (self.text, self.text_pair))
         if self.text is None or texts < least:
             self._guess_texts(max(least - texts, 1), max(most - texts, 1))
@@ -194,7 +195,7 @@ class _Finder:
             raise self._undecided_error("text" if self.text is None else "text_pair")
         others = [p for key, p in self._free_columns().items() if key not in keys]
         if self.roles.texts == (1, 2) and len(keys) < most and any(map(_is_short_text, others)):
-            raise self._undecided_error("text")  # it may be the second of two
+            raise self._undecided_error("text")  # one of `others` may be the second text
         for key in keys:
             role = "text" if self.text is None else "text_pair"
             setattr(self, role, key)
@@ -213,7 +214,7 @@ class _Finder:
                     raise self._undecided_error("label")
                 self.inferred.append("label")
                 self.label = fitting[0]
-            elif known and (fitting or names not in (STANCES, tiers[-1])):  # or a text
+            elif known and (fitting or names not in (STANCES, tiers[-1])):  # else it may be a text
                 if names is tiers[-1] and self._has_rival(*known):
                     raise self._undecided_error("label")
                 self.label = next(iter(known))
@@ -221,7 +222,7 @@ class _Finder:
                 return
 
     def _has_rival(self, label):
-        """Returns whether another column could be the label instead of `label`, if it is vague."""
+        """Returns whether the name of `label` is vague and another column could be the label."""
         profile, name = self._profile(label), self.names[label]
         others = {key: p for key, p in self._free_columns().items() if key != label}
         if self.roles.label == "list":
@@ -233,7 +234,7 @@ class _Finder:
             p.is_label and p.distinct <= 50
             for key, p in others.items()
             if not p.is_number or (p.is_binary and not profile.is_number)
-            if not self.names[key].endswith(("id", "idx", "index"))  # "ProductId", too
+            if not self.names[key].endswith(("id", "idx", "index"))  # such as "ProductId"
         )
 
     def _find_label(self):
@@ -243,7 +244,7 @@ class _Finder:
         if has_names:
             free = {key: p for key, p in free.items() if not _ID.fullmatch(self.names[key])}
         if self.roles.label == "list" and has_names:
-            # Nearly all 0 and 1 is enough, so that the other values are reported as errors.
+            # Other values than 0 and 1 are allowed here, so that they are reported as errors later.
             for values in ("is_nearly_binary", "is_boolean"):
                 self.labels = [key for key, p in free.items() if getattr(p, values)]
                 if len(self.labels) > 1:
@@ -262,7 +263,7 @@ class _Finder:
         self.inferred.append("label")
 
     def _find_known_text(self, tiers):
-        """Returns the key of the text column with the first known name, or None."""
+        """Returns the key of the column with the first known name in `tiers`, or None."""
         for names in tiers:
             known = {key: p for key, p in self._free_columns().items() if self.names[key] in names}
             if len(known) > 1:
@@ -326,7 +327,7 @@ class _Finder:
         )
 
     def _report(self):
-        """Stores a note on how the columns were found, and the flags that select them."""
+        """Stores the flags that select the columns, and a note on columns found by their values."""
         records = self.records
         if self.inferred:
             roles = {role: getattr(self, role) for role in self.inferred}

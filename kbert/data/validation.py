@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kbert.data.columns import Columns
     from kbert.data.records import Record
 
-_TAGS = re.compile(r"(<[^<>]+>)+")  # of Stack Overflow: <java><android>
+_TAGS = re.compile(r"(<[^<>]+>)+")  # tags of Stack Overflow: <java><android>
 _CONTAINER = re.compile(r"(?s)\{.*|array\(.*|\(.*,.*\)")
 _BITS = {"0", "1", "true", "false"}
 _BYTES = re.compile(r"""(?s)b'.*'|b".*\"""")
@@ -31,14 +31,14 @@ def get_value(record: "Record", key: str | int) -> object:
 
 
 def check_text(value: object, what: str) -> str:
-    """Returns a str that is not blank; `what` is its name in messages."""
+    """Returns the value if it is a str that is not blank; `what` is its name in messages."""
     if not isinstance(value, str):
         raise BadExample(f"{what} must be a string; got {value_text(value)}")
     if not value.strip():
         raise BadExample(f"{what} is empty")
     if _BYTES.fullmatch(value):
         raise BadExample(
-            f"{what} is bytes that were written by str() in Python: {value_text(value)}"
+            f"{what} is a bytes object that str() converted in Python: {value_text(value)}"
         )
     if not is_text(value):  # JSON may contain surrogates: "\\ud800"
         raise BadExample(f"{what} has an unpaired surrogate, which is not a character")
@@ -46,7 +46,7 @@ def check_text(value: object, what: str) -> str:
 
 
 def check_width(row: "Record", columns: "Columns") -> None:
-    """Raises BadExample if a row's number of cells does not fit `kbert.data.columns.Columns`."""
+    """Raises BadExample if a row has another number of cells than `columns` allows."""
     expected_width = columns.exact_width
     if expected_width is not None and len(row) != expected_width:
         raise BadExample(
@@ -72,24 +72,29 @@ def label_name(value: object) -> str:
 
 
 def normalize_label(name: str) -> str:
-    """Returns the name of a label without the decimals of a whole number: "1.0" becomes "1"."""
+    """Returns the name of a label; a whole number loses its decimals: "1.0" becomes "1"."""
     is_whole = re.fullmatch(r"-?[0-9]{1,99}\.0*", name)
     return str(int(name.partition(".")[0])) if is_whole else name
 
 
 def parse_class_label(value: object) -> str:
-    """Returns the only label of an example as text."""
+    """Returns the label of a single-label example as text; raises BadExample for a list."""
     name = label_name(value)
     is_list = name[0] + name[-1] == "[]" and re.search(r"""['"]|^\[[-\d., ]+\]$""", name)
     if is_list or _CONTAINER.fullmatch(name) or (_TAGS.fullmatch(name) and "><" in name):
-        raise BadExample(f"the label {value_text(name)} is a list, as for --task=multilabel")
+        raise BadExample(f"the label {value_text(name)} is a list; lists need --task=multilabel")
     return name
 
 
 def parse_label_list(value: object) -> tuple[str, ...]:
-    """Returns labels as text, from a list or a cell such as "a,b", "a|b", "['a']" or "" (none).
+    """Returns the labels of a multilabel example as text, without duplicates.
 
-    A list of only 0 and 1 is kept as it is, because it may have one number per label.
+    A list of only 0 and 1 (or false and true) is returned unchanged, because it may have one number
+    per label.
+
+    Args:
+        value: list; dict of label -> 0 or 1; {"choices": list}; or a cell such as "a,b", "a|b",
+            "['a']" or "" (no labels).
     """
     value = _parse_object(value)
     if not isinstance(value, list):
@@ -115,7 +120,10 @@ def parse_label_list(value: object) -> tuple[str, ...]:
 
 
 def _parse_object(value):
-    """Returns the labels of {"a": 1, "b": 0} or {"choices": ["a"]}, which may be in a cell."""
+    """Converts {"a": 1, "b": 0} or {"choices": ["a"]}, also in a cell, to a list of labels.
+
+    Returns other values unchanged.
+    """
     if isinstance(value, str) and value.strip()[:1] == "{":
         for parse in (json.loads, ast.literal_eval):
             with contextlib.suppress(ValueError, SyntaxError, RecursionError, TypeError):
@@ -130,7 +138,7 @@ def _parse_object(value):
 
 
 def parse_list(cell: str) -> list[str] | None:
-    """Returns the items of a list that a cell has in Python, JSON or NumPy syntax, or None."""
+    """Returns the items of a cell that is a list in Python, JSON or NumPy syntax, else None."""
     brackets, quoted = cell[:1] + cell[-1:], _QUOTED.findall(cell)
     rest = _QUOTED.sub("", cell[1:-1]).strip(", \t\r\n")
     if _TAGS.fullmatch(cell):
@@ -156,7 +164,7 @@ def _parse_quoted(item):
 
 
 def parse_bit(value: object, name: str) -> bool:
-    """Returns whether a value, which must be 0 or 1, is 1; `name` is the label of its column."""
+    """Returns whether a value is 1 or true, rather than 0 or false; `name` is its column."""
     known = {"0": False, "1": True, "false": False, "true": True}
     text = normalize_label(str(value).strip().lower())
     if text not in known:
@@ -165,7 +173,7 @@ def parse_bit(value: object, name: str) -> bool:
 
 
 def parse_number_label(value: object, where: str) -> float:
-    """Returns a label as a finite number."""
+    """Returns a label as a finite number; `where` is the file and line of its example."""
     if value is None or (isinstance(value, str) and not value.strip()):
         raise BadExample("the label is empty")
     try:

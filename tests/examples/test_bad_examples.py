@@ -230,21 +230,31 @@ def test_a_bad_word_leaves_its_sentence_out(read):
         ("t.tsv", "", "classify", "t.tsv has no examples: it is empty."),
         ("t.tsv", "text\tlabel\n", "classify", "t.tsv has no examples."),
         ("t.conll", "\n\n", "tag", "t.conll has no examples."),
-        ("t.jsonl", "\n", "classify", "t.jsonl has no line that is a JSON object; it is empty."),
+        (
+            "t.jsonl",
+            "\n",
+            "classify",
+            "t.jsonl has no line or item that is a JSON object; it is empty.",
+        ),
         (
             "t.jsonl",
             "a b\n",
             "classify",
-            "t.jsonl has no line that is a JSON object; the first line: every line must be a JSON "
-            "object; got 'a b'.",
+            "t.jsonl has no line or item that is a JSON object; the first one is invalid: every "
+            "line must be a JSON object; got 'a b'.",
         ),
         (
             "t.json",
             '[{"text":',
             "tag",
-            "t.json begins as a JSON list, but it is not JSON: Expecting",
+            "t.json starts as a JSON list, but is not valid JSON: Expecting",
         ),
-        ("t.json", "[1]", "tag", "the first line: every item must be a JSON object; got 1."),
+        (
+            "t.json",
+            "[1]",
+            "tag",
+            "the first one is invalid: every item must be a JSON object; got 1.",
+        ),
         ("t.tsv", b"\xff\xfea\x00", "classify", "t.tsv is not UTF-8; the file looks like UTF-16."),
         (
             "t.tsv",
@@ -256,7 +266,7 @@ def test_a_bad_word_leaves_its_sentence_out(read):
             "t.xlsx",
             "a",
             "classify",
-            "must be a file that ends in .tsv, .txt, .csv, .json, .jsonl or .parquet (or",
+            "must be a file that ends in .tsv, .txt, .csv, .json, .jsonl or .parquet (optionally",
         ),
         ("t.tsv", "a", "qa", "must be a file that ends in .json, .jsonl or .parquet"),
         ("s.json", "{", "qa", "s.json is not JSON: Expecting property name"),

@@ -243,12 +243,13 @@ def test_columns_that_are_not_read(read):
     text = rows(record | {"choices": ["bike", "car"], "answer": "A"})
     read("t.jsonl", text, "choice", report=reports.append)
     assert reports[0] == (
-        "note: t.jsonl: not read: 'fact'; set --text_column or --text_pair_column to read one"
+        "note: t.jsonl: columns not read: 'fact'; to read one, set --text_column or "
+        "--text_pair_column"
     )
     text = "question,fact,A,B,answer\nQ?,Bikes have two thin wheels.,bike,car,A\n"
     reports.clear()
     read("t.csv", text, "choice", report=reports.append)
-    assert reports[0].startswith("note: t.csv: not read: 'fact'; ")
+    assert reports[0].startswith("note: t.csv: columns not read: 'fact'; ")
 
 
 def test_what_copa_asks_for(read):

@@ -298,7 +298,7 @@ def test_spaces_before_quotes(read):
 def test_bytes_as_text(error_of):
     for cell in ("b'great'", 'b""it\'s""'):
         message = error_of("t.csv", f'text,label\n"{cell}",1\n', "classify")
-        assert "line 2: the text is bytes that were written by str() in Python: " in message
+        assert "line 2: the text is a bytes object that str() converted in Python: " in message
 
 
 def test_commas_and_tabs_that_give_the_same_columns(read, error_of):

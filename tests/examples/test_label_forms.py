@@ -99,7 +99,7 @@ def test_lists_in_a_table(read, error_of):
     message = error_of("t.csv", text.replace("x]", r"'\x']"), "multilabel")
     assert r"""the label "'\\x'" is not quoted as in JSON or Python""" in message
     message = error_of("t.csv", "text,label\na b,['x']\n", "classify")
-    assert "line 2: the label \"['x']\" is a list, as for --task=multilabel." in message
+    assert "line 2: the label \"['x']\" is a list; lists need --task=multilabel." in message
 
 
 def test_other_separators(read):
@@ -221,7 +221,7 @@ def test_other_lists_in_cells(read, error_of, cell, expected):
     text = rows({"text": "a b", "labels": cell}, {"text": "c", "labels": "x"})
     assert labels(read("t.jsonl", text, "multilabel"))[0] == expected
     if cell not in ("<c++>", "(other)"):
-        assert "is a list, as for --task=multilabel" in error_of("t.jsonl", text, "classify")
+        assert "is a list; lists need --task=multilabel" in error_of("t.jsonl", text, "classify")
 
 
 @pytest.mark.parametrize("cell", ["array([1, 4])", "{toxic: 1}", "(a, b)"])
@@ -229,7 +229,7 @@ def test_labels_that_are_no_list(error_of, cell):
     text = rows({"text": "a b", "labels": cell}, {"text": "c", "labels": "x"})
     message = error_of("t.jsonl", text, "multilabel")
     assert "line 1: the labels must be a list such as ['a', 'b']; got" in message
-    assert "is a list, as for --task=multilabel" in error_of("t.jsonl", text, "classify")
+    assert "is a list; lists need --task=multilabel" in error_of("t.jsonl", text, "classify")
 
 
 def test_labels_in_an_object(read, error_of):

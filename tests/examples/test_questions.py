@@ -239,7 +239,10 @@ def test_the_public_reader_locates_answers(tmp_path):
 )
 def test_strings_of_answers(error_of, answers):
     text = rows({"id": 1, "question": "a ?", "context": CONTEXT, "answers": answers})
-    problem = '"answers" must be a text, or a list or object of JSON, not a string of one; got '
+    problem = (
+        '"answers" must be a text, a JSON list or a JSON object, but not a list or object in a '
+        "string; got "
+    )
     assert problem in error_of("s.jsonl", text, "qa")
 
 
