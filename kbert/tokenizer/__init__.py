@@ -1,6 +1,6 @@
 """The BERT tokenizer, its files and its vocabulary.
 
-`BertTokenizer` is imported on first use, as it needs TensorFlow; models on other backends do not.
+`BertTokenizer` is imported on first use, because it needs TensorFlow and models on JAX do not.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Defines added tokens and reads them from the files of HF's tokenizers."""
+"""Defines added tokens and reads them from tokenizer files of HF and KerasHub."""
 
 import dataclasses
 import os
@@ -15,8 +15,8 @@ from kbert.utils.formats import get_members, read_json
 class AddedToken:
     """A token that is matched anywhere in a text, with the fields of HF's `AddedToken`.
 
-    `lstrip` and `rstrip` strip the white space around a token, which has no effect on BERT's ids,
-    because white space has no ids. `special` is only used by HF's `decode`.
+    `lstrip` and `rstrip` have no effect: they strip white space around a token, which has no ids.
+    Only HF's `decode` uses `special`.
 
     Raises:
         UserError: the content is empty or consists of white space.
@@ -39,11 +39,14 @@ _NAMED = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL_TOKENS, strict=T
 
 
 def read_added_tokens(folder: str | os.PathLike[str]) -> dict[AddedToken, int | None]:
-    """Returns the added tokens of a folder, except BERT's five special tokens, with their ids.
+    """Returns the added tokens of a folder, except BERT's five special tokens.
 
-    They are read from `added_tokens.json`, `tokenizer.json`, `tokenizer_config.json` and
-    `special_tokens_map.json`; a later file takes precedence. The id is None if the files do not
-    state it.
+    They are read from `added_tokens.json`, `tokenizer.json` and `tokenizer_config.json`; a later
+    file takes precedence. The additional special tokens listed in `tokenizer_config.json` and
+    `special_tokens_map.json` complete them.
+
+    Returns:
+        dict of AddedToken -> its id, or None if no file contains the id.
 
     Raises:
         UserError: a file is invalid, or its pad, unk, cls, sep or mask token differs from BERT's.
@@ -135,7 +138,8 @@ def with_added_tokens(
         folder: folder to name in error messages.
 
     Raises:
-        UserError: a token's id is neither its position in the vocabulary nor the next free id.
+        UserError: the id of a token is neither its position in the vocabulary nor the next free id,
+            or the vocabulary is invalid.
     """
     vocab, places = list(vocab), {word: i for i, word in enumerate(vocab)}
     ordered = sorted(tokens.items(), key=lambda item: (item[1] is None, item[1] or 0))

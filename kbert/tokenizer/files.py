@@ -1,4 +1,4 @@
-"""Reads and writes the tokenizer files of a model folder, in any supported format."""
+"""Reads and writes the tokenizer files of a model folder, in all supported formats."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ class TokenizerSettings(TypedDict, total=False):
 
 
 def has_tokenizer(folder: str | os.PathLike[str]) -> bool:
-    """Returns whether a folder contains a vocabulary, in any format."""
+    """Returns whether a folder has a vocabulary in any format: vocab.txt or tokenizer.json."""
     return any((pathlib.Path(folder) / name).is_file() for name in ("vocab.txt", "tokenizer.json"))
 
 
@@ -41,10 +41,11 @@ def read_tokenizer(
 ) -> tuple[list[str], TokenizerSettings]:
     """Returns the vocabulary and the tokenizer settings of a folder.
 
-    The vocabulary is read from `vocab.txt`, HF's `tokenizer.json` or a KerasHub preset, with the
-    added tokens of HF's files. The settings are read from `tokenizer_config.json` (with HF's names;
-    kbert also writes this file), otherwise from `tokenizer.json`. A google-research/bert folder has
-    neither file: its model is treated as cased if the vocabulary contains capital letters.
+    The vocabulary is read from `tokenizer.json` of HF or KerasHub, otherwise from `vocab.txt`, and
+    the added tokens from HF's files. The settings are read from HF's `tokenizer_config.json`, which
+    kbert also writes, otherwise from `tokenizer.json`. A google-research/bert folder has neither
+    file; its model is treated as cased if over 0.1 % of the entries have a capital letter. If
+    sentence-transformers lower-cases all texts, `lower_case` is True.
 
     In KerasHub's own presets, `strip_accents` is ignored and accents are stripped if text is
     lower-cased, because presets have `strip_accents: false` even for models that were trained
@@ -52,10 +53,10 @@ def read_tokenizer(
 
     Args:
         folder: path of the folder.
-        lower_case: overrides the folder's setting; None: use it.
+        lower_case: whether to lower-case and strip accents; None: as the folder specifies.
 
     Raises:
-        UserError: the vocabulary is missing or invalid, or the tokenizer is of another type.
+        UserError: a file is missing or invalid, or is for another class of tokenizer.
     """
     folder = pathlib.Path(folder)
     path, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
@@ -88,8 +89,8 @@ def read_tokenizer(
 def is_uncased(vocab_file: str | os.PathLike[str]) -> bool:
     """Returns whether a vocabulary is uncased.
 
-    For vocab.txt and tokenizer.json, the tokenizer settings in the same folder decide; for other
-    files, the entries.
+    For vocab.txt and tokenizer.json, the tokenizer settings in the same folder decide. Other files
+    are uncased unless over 0.1 % of their entries have a capital letter.
     """
     path = pathlib.Path(vocab_file)
     if path.name in ("vocab.txt", "tokenizer.json"):
@@ -149,7 +150,7 @@ def _keras_hub_settings(values, path):
 
 
 def _explicit_settings(values, lower_case, tokenize_chinese_chars, path):
-    """Returns the settings present in `values`, under kbert's names."""
+    """Returns the settings in `values` under kbert's names; two arguments name them in the file."""
     names = {
         lower_case: "lower_case",
         "strip_accents": "strip_accents",
@@ -175,9 +176,9 @@ def write_tokenizer(
     Args:
         folder: an existing folder.
         format: one of `kbert.utils.formats.FORMATS`. "kbert" and "google" have `vocab.txt` and
-            `tokenizer_config.json`, "hf" also has `tokenizer.json`, "keras_hub" has its own two
-            files.
-        vocab: list of str.
+            `tokenizer_config.json`, "hf" also has `tokenizer.json`, "keras_hub" has its own
+            `tokenizer.json` and `assets/tokenizer/vocabulary.txt`.
+        vocab: entries of the vocabulary, including the added tokens.
         settings: as returned by `read_tokenizer`.
         max_length: maximum sequence length of the model in tokens; written only for HF.
     """

@@ -69,19 +69,22 @@ def source_offsets(
     starts: tf.RaggedTensor,
     ends: tf.RaggedTensor,
 ) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
-    """Maps byte offsets in the normalized texts to int32 byte offsets in the source texts.
+    """Maps byte offsets in normalized texts to byte offsets in the source texts.
 
     A piece starts at the source character of its first byte. It ends after the source character of
     its last byte and the accents stripped from that character. Other dropped characters belong to
     a piece only if they are inside it. If several pieces come from one character, such as a Hangul
-    syllable, each spans the whole character. If normalization reorders marks that it keeps (a few
-    vowel signs and musical symbols, in unusual orders), the offsets follow the normalized order.
+    syllable, each spans the whole character. Normalization may reorder marks that it keeps (a few
+    vowel signs and musical symbols, in unusual orders); the offsets then follow the new order.
 
     Args:
         texts: (B,) string, the source, any bytes.
         normalize: function from (N,) string to (N,) string; the normalized byte length of a
             character must not depend on its context.
         starts, ends: (B, None) int64 RaggedTensors; every span has at least one byte.
+
+    Returns:
+        Starts and ends in the source texts, (B, None) int32 RaggedTensors.
     """
     codes, offsets = tf.strings.unicode_decode_with_offsets(texts, "UTF-8", errors="replace")
     distinct, index = tf.unique(codes.flat_values)

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 def truncated_slices(
     segments: Sequence[tf.RaggedTensor], max_length: int | tf.Tensor
 ) -> "list[Slice]":
-    """Returns the slices of segments that fit into `max_length` tokens, for `pack_slices`.
+    """Truncates segments to rows of `max_length` tokens; returns slices for `pack_slices`.
 
-    Args: as for `BertTokenizer.pack`.
+    Args:
+        segments: one or two (B, None) int32 RaggedTensors.
+        max_length: int, or int32 tensor.
 
     Raises:
         UserError: the number of segments or of rows is wrong.
@@ -60,6 +62,9 @@ def pack_slices(
         slices: one or two tuples (ids, begins, counts): ids (N,) int32; begins and counts (B,)
             int. Row i has `counts[i]` ids, starting at `ids[begins[i]]`.
         length: L, length of the rows in tokens; None: the length of the longest row.
+
+    Returns:
+        dict with input_ids, attention_mask and token_type_ids, each (B, L) int32.
     """
     slices = [(ids, *(tf.cast(x, tf.int32)[:, None] for x in rows)) for ids, *rows in slices]
     if length is None:

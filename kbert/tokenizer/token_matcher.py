@@ -41,7 +41,7 @@ class TokenMatcher:
         self._pattern = f"({'|'.join(map(re.escape, longest_first))})"
 
     def replace(self, texts: tf.Tensor) -> tf.Tensor:
-        """Returns the texts, (B,) string, with " X " for each token, where X is its stand-in."""
+        """Returns (B,) texts in which " X " replaces each token, where X is its stand-in."""
         if not self._contents:
             return texts
         marked = tf.strings.regex_replace(texts, self._pattern, rf"{_MARK}\1{_MARK}")
@@ -64,7 +64,7 @@ class TokenMatcher:
         return tf.strings.reduce_join(parts.with_flat_values(values), axis=-1)
 
     def _is_word(self, values, place, index):
-        """Returns (T,) bool: whether the tokens at `index` have no adjacent word character."""
+        """Returns (T,) bool, True for the tokens at `index` without an adjacent word character."""
         last = tf.size(values, tf.int64) - 1
         earlier = tf.gather(values, tf.maximum(index - 2, 0))  # the previous token
         earlier = tf.where(tf.gather(place, index) > 1, earlier, "")
@@ -80,11 +80,14 @@ class TokenMatcher:
     def source_offsets(
         self, texts: tf.Tensor, starts: tf.RaggedTensor, ends: tf.RaggedTensor
     ) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
-        """Maps byte offsets of whole characters in replaced texts to offsets in the originals.
+        """Maps byte offsets in the results of `replace` to byte offsets in its arguments.
 
         Args:
-            texts: (B,) string, from `replace`.
-            starts, ends: (B, None) int RaggedTensors.
+            texts: (B,) string, result of `replace`.
+            starts, ends: (B, None) int RaggedTensors, offsets of spans of whole characters.
+
+        Returns:
+            Starts and ends in the original texts, like the arguments.
         """
         if not self._contents:
             return starts, ends
@@ -112,7 +115,7 @@ class TokenMatcher:
         )
 
     def _source_sizes(self, codes, sizes):
-        """Returns how many bytes of the original each character of a replaced text stands for."""
+        """Returns the number of bytes of the original text that each character replaces."""
         stands = codes[:, None] == tf.constant([ord(char) for char in self._stand_ins])
         stands_in = tf.reduce_any(stands, axis=1)
         none = tf.zeros([1], tf.bool)
@@ -123,7 +126,7 @@ class TokenMatcher:
 
 
 def stand_ins(count: int) -> list[str]:
-    """Returns a stand-in character per added token. Raises UserError if there are too many."""
+    """Returns a stand-in character for each added token; raises UserError for too many tokens."""
     if count > MAX_TOKENS:
         raise UserError(
             f"the tokenizer has {count:,} added tokens; kbert supports {MAX_TOKENS:,}. Add them to "

@@ -54,22 +54,22 @@ class BertTokenizer(tf.Module):
     whose class changed between Unicode versions.
 
     Args:
-        vocab_file: path of a vocabulary with one entry per line or of HF's `tokenizer.json`, or a
-            list of the entries.
-        lower_case: lower-case and strip accents, as the uncased models do.
+        vocab_file: path of a vocabulary file with one entry per line or of HF's `tokenizer.json`,
+            or a list of the entries.
+        lower_case: lower-case the text, as the uncased models do.
         special_tokens_in_text: whether to parse '[MASK]', '[CLS]', '[SEP]', '[PAD]' and '[UNK]' in
             the text as special tokens, or a tuple of the tokens to parse, such as ("[MASK]",).
             Keep it False for untrusted text: such tokens are then tokenized as ordinary
             punctuation and letters.
-        strip_accents: None for the value of `lower_case`; models with another value store it in
-            their folders.
+        strip_accents: whether to strip accents; None: the value of `lower_case`.
         tokenize_chinese_chars: whether each ideograph is a separate word, as in BERT; False in a
             few Japanese and Korean models.
         added_tokens: entries of the vocabulary that are matched anywhere in a text, as in HF, such
             as "[E1]"; see `AddedToken`. `from_pretrained` reads them from the folder.
 
     Raises:
-        UserError: the vocabulary cannot be read or used, or lacks an added token.
+        UserError: the vocabulary cannot be read or used, or lacks an added token; or an argument is
+            invalid.
     """
 
     vocab: list[str]
@@ -144,7 +144,7 @@ class BertTokenizer(tf.Module):
         self._raw_matcher, self._normalized_matcher = self._matchers(by_content)
 
     def _matchers(self, by_content):
-        """Returns the TokenMatchers of texts before and after normalization."""
+        """Returns the TokenMatchers for texts before and after normalization."""
         matchers = []
         self._has_spaces = any(t.normalized and " " in t.content for t in self.added_tokens)
         for normalized in (False, True):
@@ -174,8 +174,9 @@ class BertTokenizer(tf.Module):
             folder: as for `BertModel.from_pretrained`, including model names on the Hugging Face
                 hub.
             special_tokens_in_text: as for the constructor.
-            lower_case: None to use the folder's setting. If the folder has none, as in
-                google-research/bert, the model is cased if its vocabulary has capital letters.
+            lower_case: lower-case the text and strip accents. None: as the folder specifies; if it
+                does not, as in google-research/bert, True unless over 0.1 % of the entries of the
+                vocabulary have capital letters.
 
         Raises:
             UserError: a file is missing or invalid, or belongs to another tokenizer class.
@@ -186,12 +187,12 @@ class BertTokenizer(tf.Module):
     def save_pretrained(
         self, folder: str | os.PathLike[str], format: str = "kbert", max_length: int | None = None
     ) -> None:
-        """Writes vocabulary and settings into an existing folder.
+        """Writes the vocabulary and the settings into an existing folder.
 
         Args:
             folder: existing folder; files of the same names are replaced.
-            format: as for `BertModel.save_pretrained`. "google" has no file for the settings, so
-                they are written to HF's `tokenizer_config.json`.
+            format: one of `kbert.utils.formats.FORMATS`, as for `BertModel.save_pretrained`.
+                "google" has no file for the settings; HF's `tokenizer_config.json` is written.
             max_length: maximum sequence length of the model in tokens; written only for HF.
 
         Raises:
@@ -203,7 +204,7 @@ class BertTokenizer(tf.Module):
 
     @property
     def settings(self) -> TokenizerSettings:
-        """The constructor arguments that affect the ids, as a dict."""
+        """The constructor arguments that `save_pretrained` stores, as a dict."""
         return {
             "lower_case": self.lower_case,
             "strip_accents": self.strip_accents,
@@ -217,12 +218,15 @@ class BertTokenizer(tf.Module):
         return len(self.vocab)
 
     def extends(self, other: "BertTokenizer") -> bool:
-        """Returns whether it has the settings of `other` and all its entries, with the same ids."""
+        """Returns whether the settings equal those of `other` and the vocabulary begins with its.
+
+        The entries of `other` then have the same ids in both vocabularies.
+        """
         return self.vocab[: other.vocab_size] == other.vocab and self.settings == other.settings
 
     @property
     def fingerprint(self) -> str:
-        """A hash, equal for tokenizers that give text without special tokens the same ids."""
+        """Hexadecimal SHA-256 of the vocabulary and of the settings."""
         default = {"lower_case": self.lower_case, "strip_accents": self.lower_case}
         default |= {"tokenize_chinese_chars": True, "added_tokens": ()}
         nondefault = {n: value for n, value in self.settings.items() if value != default[n]}
@@ -309,6 +313,9 @@ class BertTokenizer(tf.Module):
 
         Returns:
             (B, None) int32 RaggedTensor.
+
+        Raises:
+            UserError: `texts` is not a string or a vector of strings.
         """
         texts = self._normalize(self._replace_raw_tokens(_batch(texts)))
         texts = self._normalized_matcher.replace(texts)
@@ -324,20 +331,20 @@ class BertTokenizer(tf.Module):
     ) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
         """Returns the ids of `tokenize` with the byte offsets of each piece in its text.
 
-        `text_bytes[start:end]` is the source of a piece, including stripped accents. If the text is
-        valid UTF-8, it consists of whole characters. It excludes white space, dropped characters
+        `text_bytes[start:end]` is the source of a piece, including stripped accents. It consists of
+        whole characters if the text is valid UTF-8, and excludes white space, dropped characters
         (unless inside a piece) and invalid bytes. The [UNK] of a word spans the word. Several
         pieces of one character, as in Hangul, have the same offsets.
 
         Args:
-            texts: (B,) string.
+            texts: (B,) string, or a single string, which is a batch of one.
 
         Returns:
             ids, starts, ends: (B, None) int32 RaggedTensors with the same row lengths. Starts and
             ends are byte offsets into the original text; the ends are exclusive.
 
         Raises:
-            UserError: `special_tokens_in_text` is set.
+            UserError: `special_tokens_in_text` is not empty, or `texts` are not strings.
         """
         if self.special_tokens_in_text:
             raise UserError(
@@ -393,7 +400,8 @@ class BertTokenizer(tf.Module):
             dict with input_ids, attention_mask and token_type_ids, each (B, L) int32.
 
         Raises:
-            UserError: `max_length` is too small or `padding` is unknown.
+            UserError: `max_length` is too small, `padding` is unknown, `texts` are not strings, or
+                the numbers of `texts` and `text_pairs` differ.
         """
         if padding not in PADDINGS:
             raise UserError(f"padding must be one of {', '.join(PADDINGS)}; got {padding!r}.")
@@ -417,6 +425,9 @@ class BertTokenizer(tf.Module):
             segments: one or two (B, None) int32 RaggedTensors.
             max_length: int, or int32 tensor.
             padding: as for `__call__`.
+
+        Returns:
+            dict as from `__call__`.
 
         Raises:
             UserError: the number of segments or of rows is wrong.

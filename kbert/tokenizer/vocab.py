@@ -25,8 +25,8 @@ def read_vocab(path: str | os.PathLike[str]) -> list[str]:
     file is HF's `tokenizer.json`.
 
     Raises:
-        UserError: the file is missing, is not UTF-8, has a duplicate entry, or lacks a special
-            token.
+        UserError: the file cannot be read, is not UTF-8, has a duplicate entry or lacks a special
+            token, or a `.json` file is not a WordPiece tokenizer with the ids 0, 1, 2, ...
     """
     path = pathlib.Path(path)
     if path.suffix == ".json":
@@ -54,14 +54,14 @@ def _tokenizer_json_vocab(path):
 
 
 def check_vocab(vocab: list[str], path: str | os.PathLike[str]) -> list[str]:
-    """Validates a vocabulary and returns it.
+    """Checks a vocabulary and returns it.
 
     Args:
         vocab: entries of the vocabulary.
         path: source of the vocabulary, for error messages.
 
     Raises:
-        UserError: an entry is duplicate or not valid UTF-8, or a special token is missing.
+        UserError: an entry occurs twice or is not valid UTF-8, or a special token is missing.
     """
     if not all(map(is_text, vocab)):
         raise UserError(f"the vocabulary {path} has entries that are not valid UTF-8 strings.")
@@ -85,7 +85,7 @@ def check_vocab(vocab: list[str], path: str | os.PathLike[str]) -> list[str]:
 def vocab_fingerprint(
     vocab: Sequence[str], lower_case: bool, nondefault: Mapping[str, bool] | None = None
 ) -> str:
-    """Returns the SHA-256 of the entries, the casing and the non-default settings."""
+    """Returns the hexadecimal SHA-256 of the entries, `lower_case` and the non-default settings."""
     settings = f"{nondefault}\n" if nondefault else ""
     text = f"lower_case={lower_case}\n{settings}" + "\n".join(vocab)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
@@ -97,14 +97,16 @@ def learn_vocab(texts: Iterable[str], vocab_size: int, lower_case: bool = True) 
     Args:
         texts: texts that can be iterated over several times, such as a list or
             `kbert.corpus.text_sources.Texts`.
-        vocab_size: maximum number of entries, including special tokens; little text yields fewer.
-        lower_case: lower-case and strip accents first, as an uncased BERT does.
+        vocab_size: maximum number of entries, including special tokens, at least 32; a short text
+            yields fewer entries.
+        lower_case: lower-case the texts and strip accents first, as uncased BERT does.
 
     Returns:
         The entries, special tokens first. The same texts always give the same vocabulary.
 
     Raises:
-        UserError: `vocab_size` is too small, or the text contains no words.
+        UserError: `vocab_size` is too small, or the texts contain no words.
+        TypeError: `texts` is an iterator.
     """
     if vocab_size < 32:
         raise UserError(f"vocab_size must be at least 32; got {vocab_size}.")
@@ -116,16 +118,16 @@ def learn_vocab(texts: Iterable[str], vocab_size: int, lower_case: bool = True) 
     counts = collections.Counter()
     for text in texts:
         counts.update(normalizer.normalize_str(text))
-    # Enough characters for Chinese text, but rare ones cannot displace words. In the smallest
-    # vocabulary, 13 characters fit beside their "##" forms and the special tokens.
+    # 6,000 characters suffice for Chinese, and a third of the vocabulary leaves room for words. In
+    # the smallest vocabulary, 13 characters fit beside their "##" forms and the special tokens.
     max_characters = max(13, min(6000, vocab_size // 3))
     characters = [
         char for char in sorted(counts, key=lambda c: (-counts[c], c)) if not char.isspace()
     ]
     characters = sorted(characters[:max_characters])
     # By default the library selects characters, numbers their "##" forms and breaks ties between
-    # pairs in hash table order, so its result varies between calls. To make it deterministic, pass
-    # it the characters, and as special tokens their "##" forms, which a first pass collects.
+    # pairs in hash table order, so its result varies between calls. To make it deterministic, it
+    # receives the characters, and their "##" forms from a first pass as special tokens.
     specials = list(SPECIAL_TOKENS)
     learned = _train(texts, 0, lower_case, specials, characters)
     continuations = sorted(token for token in learned if token.startswith(CONTINUATION))
@@ -136,13 +138,14 @@ def learn_vocab(texts: Iterable[str], vocab_size: int, lower_case: bool = True) 
 
 
 def split_word(word: str, ids: Mapping[str, int]) -> list[int]:
-    """Splits a word or "##" piece into WordPieces and returns their ids; none if it cannot.
-
-    Takes the longest piece first, as in google-research/bert.
+    """Splits a word or "##" piece into WordPieces, the longest first, as in google-research/bert.
 
     Args:
         word: word or piece.
         ids: dict of entry -> id.
+
+    Returns:
+        Ids of the WordPieces; [] if the entries cannot form the word.
     """
     result, begin = [], len(CONTINUATION) if word.startswith(CONTINUATION) else 0
     while begin < len(word):
@@ -158,9 +161,10 @@ def split_word(word: str, ids: Mapping[str, int]) -> list[int]:
 
 
 def split_new_entries(vocab: Sequence[str], first: int) -> dict[int, list[int]]:
-    """Splits the entries whose id is at least `first` into entries whose id is less.
+    """Splits the entries with ids from `first` on into entries with lower ids.
 
-    Returns a dict of the id of each such entry -> the result of `split_word`.
+    Returns:
+        dict of the id of each such entry -> result of `split_word`.
     """
     ids = {word: i for i, word in enumerate(vocab[:first])}
     return {i: split_word(vocab[i], ids) for i in range(first, len(vocab))}
@@ -169,16 +173,16 @@ def split_new_entries(vocab: Sequence[str], first: int) -> dict[int, list[int]]:
 def extend_vocab(
     texts: Iterable[str], vocab: Sequence[str], vocab_size: int, lower_case: bool = True
 ) -> list[str]:
-    """Adds words of a text to a vocabulary: the words that save the most WordPieces.
+    """Adds words of texts to a vocabulary: the words that save the most WordPieces.
 
     Args:
-        texts: texts to take words from.
+        texts: texts that contain the new words.
         vocab: existing entries, which keep their ids.
-        vocab_size: maximum number of entries; little text yields fewer.
-        lower_case: casing of the vocabulary.
+        vocab_size: maximum number of entries, including `vocab`; a short text yields fewer.
+        lower_case: whether the vocabulary is uncased.
 
     Returns:
-        `vocab`, then words that occur at least twice, those that save the most WordPieces first.
+        `vocab`, then words that occur at least twice, ordered by the number of WordPieces saved.
 
     Raises:
         UserError: `vocab_size` is not larger than the vocabulary, or no word can be added.
@@ -239,5 +243,5 @@ def _train(texts, vocab_size, lower_case, specials, characters):
 
 
 def write_vocab(vocab: Sequence[str], path: str | os.PathLike[str]) -> None:
-    """Writes one entry per line, as UTF-8."""
+    """Writes a vocabulary file, one entry per line, as UTF-8, atomically."""
     atomic.write_text(path, "\n".join(vocab) + "\n")

@@ -21,14 +21,19 @@ _MAYBE_TOO_LONG = r"[0-9A-Za-z\x{80}-\x{33FF}\x{4DC0}-\x{4DFF}\x{A000}-\x{10FFFF
 
 
 def any_may_be_too_long(texts: tf.Tensor) -> tf.Tensor:
-    """Returns whether a text may contain a word that is too long, a bool scalar."""
+    """Returns () bool, whether any of the texts may contain a word of over 200 characters."""
     return tf.reduce_any(tf.strings.regex_full_match(texts, f"(?s).*{_MAYBE_TOO_LONG}.*"))
 
 
 def split_words(texts: tf.Tensor, separate: str) -> tf.RaggedTensor:
-    """Splits texts at white space and around each character that matches `separate`; (B, None).
+    """Splits texts at white space and around characters; replaces words that are too long by [UNK].
 
-    A word that is too long becomes [UNK].
+    Args:
+        texts: (B,) string, normalized.
+        separate: RE2 pattern of the characters that are each a word of their own.
+
+    Returns:
+        (B, None) string RaggedTensor.
     """
     texts = tf.strings.regex_replace(texts, f"({separate})", r" \1 ")
     texts = tf.strings.regex_replace(texts, r"\pZ", " ")  # tf.strings.split knows only ASCII spaces
@@ -38,5 +43,5 @@ def split_words(texts: tf.Tensor, separate: str) -> tf.RaggedTensor:
 
 
 def replace_long_words(texts: tf.Tensor) -> tf.Tensor:
-    """Replaces each word that is too long with [UNK]."""
+    """Returns (B,) texts whose words are separated by spaces; [UNK] replaces too long words."""
     return tf.strings.reduce_join(split_words(texts, ONE_CHARACTER_WORD), axis=-1, separator=" ")
