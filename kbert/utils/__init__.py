@@ -1,1 +1,1 @@
-"""Shared utilities: files and storage, locks, flags, logging, random numbers."""
+"""Shared utilities: files, storage, formats, locks, flags, programs and random numbers."""

@@ -45,7 +45,7 @@ def write_json(
 
 @contextlib.contextmanager
 def parent_folders(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Creates the missing parent folders of a path; at the end, removes those still empty."""
+    """Creates the missing parent folders of a path; after the block, removes them if empty."""
     parents = pathlib.Path(path).absolute().parents
     missing = [parent for parent in parents if not parent.exists()]
     parents[0].mkdir(parents=True, exist_ok=True)
@@ -63,13 +63,12 @@ def folder(
 ) -> Iterator[pathlib.Path]:
     """Yields an empty folder to write to; it replaces `target` if the block succeeds.
 
-    All files are synced to the disk before the folder is renamed, and the previous folder is
-    deleted last. Only one process at a time may replace a folder: see
-    `kbert.utils.locks.target_lock`.
+    All files are synced to the disk before the folder is renamed. The previous folder is deleted
+    last. Only one process at a time may replace a folder: see `kbert.utils.locks.target_lock`.
 
     Args:
         target: path of the folder.
-        name: name of the folder in messages; None for its path.
+        name: name of the folder in messages; None: its path.
         resumes: end of the error message, such as ": it resumes from the last checkpoint".
 
     Raises:
@@ -91,7 +90,7 @@ def folder(
 
 
 def _concerns(path, target):
-    """Returns whether a path is in `target` or its temporary folders, or is its parent."""
+    """Returns whether a path is `target`, a temporary folder, a file in one, or a parent folder."""
     path = pathlib.Path(os.path.abspath(os.fsdecode(path)))
     names = {target, *_scratch_and_old(target)}
     return path in target.parents or not names.isdisjoint([path, *path.parents])
@@ -126,7 +125,7 @@ def recover_folder(target: str | os.PathLike[str]) -> None:
 
 
 def reason(error: OSError) -> str:
-    """Returns the cause of an OSError, without the file name."""
+    """Returns the cause of an OSError as text, without the file name."""
     return os.strerror(error.errno) if error.errno else " ".join(str(error).split())
 
 

@@ -19,7 +19,7 @@ _NAMES = {
     "CP1252": "Windows-1252 (cp1252, much like Latin-1)",
     "MACINTOSH": "Mac Roman",
 }
-_KOREAN = "이다는의에을를가고은한로하지도"  # these make up a third of Korean text
+_KOREAN = "이다는의에을를가고은한로하지도"  # a third of the syllables in Korean text are these
 # For each encoding: a pattern of its common characters, the minimum fraction of non-ASCII
 # characters that match it, and the allowed fraction of non-ASCII byte runs that are one byte long.
 _MARKS = {
@@ -39,10 +39,14 @@ _MARKS = {
 
 
 def detect_wide_encoding(head: bytes) -> str | None:
-    """Detects UTF-16 and UTF-32 from the first bytes of a text: "UTF-16", "UTF-32BE", ... or None.
+    """Detects UTF-16 and UTF-32 from the first bytes of a text.
 
     Without a byte order mark, returns the encoding that gives the most ASCII characters and no
     control characters, provided that many bytes are zero; any text may contain a few zeros.
+
+    Returns:
+        "UTF-16" or "UTF-32" with a byte order mark; "UTF-16LE", "UTF-16BE", "UTF-32LE" or
+        "UTF-32BE" without; None for other text.
     """
     for mark, name in _WIDE_BOMS.items():
         if head.startswith(mark):
@@ -60,14 +64,14 @@ def detect_wide_encoding(head: bytes) -> str | None:
 
 
 def detect_iso_2022_encoding(head: bytes) -> str | None:
-    """Returns "ISO-2022-JP" or "ISO-2022-KR" if ASCII text has its escape sequence, else None."""
+    """Returns "ISO-2022-JP" or "ISO-2022-KR" for ASCII text with its escape sequence, else None."""
     if not head.isascii():
         return None
     return next((name for escape, name in _ESCAPES.items() if re.search(escape, head)), None)
 
 
 def guess_encoding(data: bytes) -> str | None:
-    """Guesses the encoding of lines that are not UTF-8; returns its name in iconv, or None."""
+    """Guesses the encoding of lines that are not UTF-8; returns its iconv name, or None."""
     runs = re.findall(rb"[\x80-\xff]+", data)
     alone = sum(len(run) == 1 for run in runs) / max(1, len(runs))
     for name, (common, least, (lowest, highest)) in _MARKS.items():
@@ -85,7 +89,7 @@ def readable_name(encoding: str) -> str:
 
 
 def is_utf8(data: bytes, complete: bool = True) -> bool:
-    """Returns whether bytes are UTF-8; if not `complete`, the last character may be cut."""
+    """Returns whether bytes are UTF-8; if not `complete`, the last character may be incomplete."""
     try:
         codecs.utf_8_decode(data, "strict", complete)
     except UnicodeDecodeError:

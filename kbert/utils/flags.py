@@ -21,9 +21,9 @@ _DEFINE = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFI
 def define(
     config_class: "type[DataclassInstance]", base: "type[DataclassInstance] | None" = None
 ) -> None:
-    """Defines one absl flag per field of `config_class`, with its default, help and range.
+    """Defines an absl flag for each field of `config_class`, with its default, help and range.
 
-    Skips the fields of `base`, which have flags already.
+    The fields of `base` are skipped, because their flags exist already.
     """
     defined = {field.name for field in dataclasses.fields(base)} if base else ()
     for field in (f for f in dataclasses.fields(config_class) if f.name not in defined):
@@ -97,7 +97,7 @@ def flag_line(name: str, value: str | bool | float) -> str:
     """Returns the line of a flagfile that sets a flag to a value.
 
     Raises:
-        UserError: the value is not one line of UTF-8, or ends with white space (absl strips it).
+        UserError: the value is not one line of UTF-8, or ends with white space, which absl strips.
     """
     value = str(value).lower() if isinstance(value, bool) else str(value)
     if not is_text(value) or value != value.rstrip() or "\n" in value or "\r" in value:

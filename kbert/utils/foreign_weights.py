@@ -1,4 +1,4 @@
-"""Explains why a folder of weights cannot be read, and what to do about it."""
+"""Explains why kbert cannot read a folder of weights, and how to convert them."""
 
 import json
 import os
@@ -30,7 +30,10 @@ _PEFT_CLASSES = {
 
 
 def unsupported_reason(folder: pathlib.Path) -> str | None:
-    """Returns why kbert cannot read the weights of a folder and how to convert them, or None."""
+    """Returns why kbert cannot read the weights of a folder and how to convert them.
+
+    Returns None if the folder has no weights in a known format.
+    """
     if (folder / "adapter_config.json").is_file():
         return _adapter_reason(folder)
     for pattern in _PICKLES:
@@ -61,7 +64,12 @@ def unsupported_reason(folder: pathlib.Path) -> str | None:
 def conversion_advice(folder: pathlib.Path, name: str | os.PathLike[str]) -> str:
     """Returns advice with a command that converts a pickle to safetensors.
 
-    The command loads the model class named in the folder's `config.json`.
+    The command loads the class that the folder's `config.json` names, with transformers, or the
+    whole model with sentence-transformers.
+
+    Args:
+        folder: local folder with the JSON files of the model.
+        name: folder or name of the model on the Hugging Face hub, for the command.
     """
     return f"convert it to safetensors: {_conversion_command(folder, name, '')}"
 

@@ -1,4 +1,4 @@
-"""Finds folders of weights and detects their formats."""
+"""Finds folders of weights, detects their formats, and reads their JSON files."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ FORMATS = {
     "hf": "config.json and model.safetensors",
     "keras_hub": "config.json and model.weights.h5",
 }
-# Weight files of each format, of which a folder has at least one.
+# Files of weights in each format. A folder has at least one of them.
 WEIGHTS_FILES = {
     "kbert": {"weights.h5"},
     "google": {"bert_model.ckpt.index"},
@@ -30,7 +30,7 @@ EXPORT_FILE = "kbert.json"
 _HF_HUB_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json")
 _HF_HUB_FILES += ("model-*.safetensors", "vocab.txt", "tokenizer.json", "tokenizer_config.json")
 _HF_HUB_FILES += ("model.weights.h5", "task.json", "task.weights.h5", "assets/tokenizer/*")
-# In folders of sentence-transformers, whose modules have subfolders such as 1_Pooling.
+# Lists the modules of a sentence-transformers model, which have subfolders such as 1_Pooling.
 MODULES_FILE = "modules.json"
 _HF_HUB_FILES += (MODULES_FILE, "*sentence_*.json", "?_*/config.json", "?_*/*.safetensors")
 _HF_HUB_FILES += ("?_*/vocab.txt", "?_*/tokenizer*.json", "*added_tokens.json")
@@ -40,8 +40,8 @@ _HF_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 def find_folder(name: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the path of a local folder, or of the local copy of a model on the Hugging Face hub.
 
-    For a SavedModel that kbert exported, this is `assets.extra`, which describes the weights; for a
-    sentence-transformers model, it is the folder of its Transformer.
+    For a SavedModel that kbert exported, this is its folder `assets.extra`, which describes the
+    weights. For a sentence-transformers model, it is the folder of its Transformer module.
 
     If there is no local folder of this name, and the name could be a model on the Hugging Face hub,
     such as `bert-base-uncased` or `google-bert/bert-base-uncased`, `huggingface_hub` downloads the
@@ -88,7 +88,7 @@ def find_folder(name: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def read_modules(folder: pathlib.Path) -> list[tuple[str, str]]:
-    """Returns (class, subfolder) of each sentence-transformers module of a folder, if any.
+    """Returns (class, subfolder) of each module of a sentence-transformers model, else [].
 
     Raises:
         UserError: `modules.json` is invalid.
@@ -119,10 +119,12 @@ def _transformer_folder(folder):
 
 
 def folder_format(folder: str | os.PathLike[str]) -> str:
-    """Returns the format of a folder of weights: one of `FORMATS`, or "export" (`EXPORT_FILE`).
+    """Returns the format of a folder of weights: one of `FORMATS`, or "export".
+
+    "export" is the folder `assets.extra` of a SavedModel, which contains `EXPORT_FILE`.
 
     Raises:
-        UserError: the folder has no supported weights; the message names the files found.
+        UserError: the folder has no supported weights; the message names its files.
     """
     folder = pathlib.Path(folder)
     names = set(os.listdir(folder))
@@ -211,13 +213,13 @@ def _read_json(path, kind):
 def read_export(folder: str | os.PathLike[str]) -> dict[str, typing.Any]:
     """Returns the metadata of an export, read from `kbert.json`, after verifying its files.
 
-    The weights are not verified here; TensorFlow has its own checksums for them.
+    The weights are not verified here, because TensorFlow verifies its own checksums of them.
 
     Args:
         folder: `assets.extra` of a SavedModel.
 
     Raises:
-        UserError: a file is missing, damaged, or was not written by `kbert.export`.
+        UserError: a file is missing or damaged, or `kbert.export` did not write it.
     """
     path = pathlib.Path(folder) / EXPORT_FILE
     metadata = read_json(path)
@@ -241,7 +243,7 @@ def read_export(folder: str | os.PathLike[str]) -> dict[str, typing.Any]:
 
 
 def is_quantized(metadata: Mapping[str, typing.Any]) -> bool:
-    """Returns whether the weights of an export are int8, given the result of `read_export`."""
+    """Returns whether the weights of an export are int8, given its metadata (`read_export`)."""
     return any(name and name.endswith("_scale") for name in metadata["weights"])
 
 

@@ -28,8 +28,8 @@ from kbert.utils.encodings import (
     readable_name,
 )
 
-HEAD_BYTES = 1 << 16  # read to detect the format of a file
-_SEARCHED_BYTES = 1 << 23  # searched for lines that are not UTF-8
+HEAD_BYTES = 1 << 16  # number of bytes from which the format of a file is detected
+_SEARCHED_BYTES = 1 << 23  # number of bytes to search for lines that are not UTF-8
 # Suffix: name, first bytes, command that decompresses.
 _COMPRESSED = {
     ".gz": ("gzip", rb"\x1f\x8b\x08", "gzip -dc"),
@@ -87,7 +87,9 @@ def is_compressed(path: str | os.PathLike[str]) -> bool:
 
 
 def read_head(path: str | os.PathLike[str]) -> bytes:
-    """Returns the first 64 KiB of a text file, extended to a whole line if it starts with a brace.
+    """Returns the first 64 KiB of a text file, without the byte order mark.
+
+    If the file starts with a brace, as JSON does, the result ends with a whole line.
 
     Raises:
         UserError: see `open_decompressed`; or the file is an archive or another binary file,
@@ -102,7 +104,7 @@ def read_head(path: str | os.PathLike[str]) -> bytes:
 
 
 def read_byte_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    """Yields the lines of a text as bytes, split at "\\n" only, without the byte order mark.
+    """Yields the lines of a text as bytes, with their "\\n", without the byte order mark.
 
     Raises:
         UserError: see `read_head`.
@@ -130,7 +132,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
 def encoding_note(path: str | os.PathLike[str]) -> str:
     """Returns the end of the message "... is not UTF-8": the likely encoding and how to convert it.
 
-    The encoding is guessed from the lines that are not UTF-8.
+    The encoding is guessed from lines that are not UTF-8.
     """
     return _encoding_note(str(path), *storage.stat(path))
 
@@ -150,7 +152,7 @@ def has_non_utf8_lines(path: str | os.PathLike[str]) -> bool:
 
 
 def _bad_lines(path):
-    """Returns up to 1,000 lines that are not UTF-8, and the number of non-ASCII lines that are."""
+    """Returns up to 1,000 lines that are not UTF-8, and the number of non-ASCII UTF-8 lines."""
     bad, good, room = [], 0, _SEARCHED_BYTES
     with open_decompressed(path) as file:
         while room > 0 and len(bad) < 1000 and (line := file.readline(room)):
@@ -173,7 +175,7 @@ def filter_command(path: str | os.PathLike[str], command: str, output: str | Non
     Args:
         path: path of the file.
         command: command that filters its standard input.
-        output: name of the new file; by default, NAME.utf8.SUFFIX beside the file.
+        output: path of the new file; None: NAME.utf8.SUFFIX beside the file.
     """
     with storage.open_stream(path) as stream:
         suffix = _compression(stream.peek(16))

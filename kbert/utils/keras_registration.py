@@ -2,8 +2,8 @@
 
 Keras finds a class once it is registered, and a class registers itself when its module is imported.
 `import kbert` imports neither these modules nor Keras. Instead, it registers placeholders that
-import the class on first use: immediately if Keras is already imported, otherwise through an import
-hook that runs after `import keras`.
+import the class on first use. It does so immediately if Keras is already imported, otherwise in an
+import hook that runs at the end of `import keras`.
 """
 
 import importlib
@@ -32,7 +32,7 @@ CLASSES = {
 
 
 class _Placeholder:
-    """A placeholder in Keras' registry; importing the module replaces it with the class."""
+    """An entry of Keras' registry that importing its module replaces with the class."""
 
     def __init__(self, module: str, name: str) -> None:
         self._module, self._name = module, name

@@ -18,11 +18,11 @@ from kbert.utils import atomic
 def folder_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Holds the lock of a run's folder: a file in it, which is removed at the end.
 
-    The operating system releases the lock if the process dies. Folders created for the lock that
-    are still empty at the end, for example because the run failed at its start, are removed, too.
+    The operating system releases the lock if the process dies. Missing folders are created, and
+    removed if they are still empty at the end, for example because the run failed at its start.
 
     Raises:
-        UserError: another process holds the lock.
+        UserError: another process holds the lock, or the file system does not support locks.
     """
     with _hold_lock(pathlib.Path(folder) / "lock", folder):
         yield
@@ -30,10 +30,10 @@ def folder_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def target_lock(target: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds the lock of a folder to be created: a file beside it; see `folder_lock`.
+    """Holds the lock of a folder that the block creates: a file beside it; see `folder_lock`.
 
     Raises:
-        UserError: another process holds the lock.
+        UserError: another process holds the lock, or the file system does not support locks.
     """
     path = pathlib.Path(target).absolute()
     with _hold_lock(path.with_name(f".{path.name}.lock"), target):
@@ -53,7 +53,7 @@ def _hold_lock(path, folder):
 
 
 def _open_locked(path, folder):
-    """Opens and locks a file; tries again if it was removed before it was locked."""
+    """Opens and locks a file; tries again if the file was removed before it was locked."""
     while True:
         file = open(path, "a+", encoding="utf-8")
         try:

@@ -1,4 +1,4 @@
-"""Progress lines of the programs."""
+"""Prints the progress lines of the programs."""
 
 
 def log(line: str) -> None:

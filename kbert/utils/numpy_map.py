@@ -16,9 +16,9 @@ _calls_lock = threading.Lock()
 def _wait_for_pipelines():
     """Waits until the pipelines have filled their buffers and are idle, before Python shuts down.
 
-    A tf.data thread that requests the GIL during shutdown is blocked, and the destructor of the
-    iterator then waits for that thread forever. Batches are no longer consumed, so the calls stop
-    when the buffers are full.
+    Otherwise, a tf.data thread that requests the GIL during shutdown would be blocked, and the
+    destructor of the iterator would wait for that thread forever. Nothing consumes batches any
+    more, so the calls stop when the buffers are full.
     """
     seen = None
     while _calls["begun"] != _calls["ended"] or seen != _calls["begun"]:
@@ -31,12 +31,15 @@ def numpy_map(
     inputs: Sequence[tf.Tensor],
     specs: Mapping[str, tuple[Sequence[int | None], str | tf.DType]],
 ) -> dict[str, tf.Tensor]:
-    """Calls a Python function on tensors, for `Dataset.map`; returns a dict of tensors.
+    """Calls a Python function on tensors, for use in `Dataset.map`.
 
     Args:
-        function: maps the values of `inputs`, as numpy arrays, to a dict of arrays.
+        function: maps the values of `inputs`, as NumPy arrays, to a dict of arrays.
         inputs: tensors.
-        specs: dict of name -> (shape, dtype) of the function's result; None for unknown sizes.
+        specs: dict of name -> (shape, dtype) of each array; None for unknown sizes.
+
+    Returns:
+        dict of name -> tensor, with the names of `specs`.
     """
 
     def call_function(*arrays):

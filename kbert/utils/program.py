@@ -25,9 +25,9 @@ PACKAGED = pathlib.Path(__file__).parent.parent / "packaged"  # configs/ and exp
 
 @contextlib.contextmanager
 def _quiet_import():
-    """Hides messages that native libraries print while they load, unless loading fails.
+    """Hides messages that native libraries print while they are imported, unless this fails.
 
-    The messages are printed before any log level is read, so stderr itself is redirected.
+    The libraries print before they read any log level, so stderr itself is redirected.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # 2: one line per missing GPU library
     sys.stderr.flush()
@@ -59,13 +59,17 @@ def run(
     check: Callable[..., None] | None = None,
     config_class_of: "Callable[[str, str], type[DataclassInstance]] | None" = None,
 ) -> None:
-    """Runs a program; invalid input and I/O errors print one line and exit with status 2.
+    """Runs a program with the flags of the command line.
+
+    If the input is invalid, an I/O operation fails or memory runs out, prints the error as one line
+    and exits with status 2; an interrupt exits with status 130.
 
     Args:
         main: function of a config, called after TensorFlow is imported.
         config_class: dataclass of settings, one flag each; None if `main` and `check` take no
             argument.
-        check: function of a config, called before TensorFlow is imported, which takes seconds.
+        check: function of a config, called before TensorFlow is imported, so that errors appear
+            immediately.
         config_class_of: function from the values of --task_module and --task to a subclass of
             `config_class`, whose additional settings become flags; called if --task_module is set.
     """
@@ -107,7 +111,7 @@ def run(
 
 
 def _config_class_with_task_flags(argv, config_class, config_class_of):
-    """Returns the config class of --task_module and --task; defines its additional flags."""
+    """Returns the config class for --task_module and --task; defines its additional flags."""
     try:
         flags.FLAGS([_resolve_flagfile(arg) for arg in argv if arg not in HELP], known_only=True)
     except (flags.Error, ValueError, RecursionError):  # reported by `parse`

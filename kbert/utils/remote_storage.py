@@ -16,7 +16,7 @@ from kbert.errors import UserError
 from kbert.utils.storage import RetryError
 
 TRIES = 6
-FIRST_WAIT_S = 1.0  # then 2, 4, 8, 16 s; each is randomly reduced by up to half, to spread workers
+FIRST_WAIT_S = 1.0  # then 2, 4, 8, 16 s; randomly up to half shorter, so that workers spread out
 gfile = tf.io.gfile
 _CHUNK_BYTES = 1 << 20
 _T = TypeVar("_T")
@@ -162,7 +162,7 @@ class _RemoteFile(io.RawIOBase):
 
 
 def copy(source: str, target: str) -> None:
-    """Copies a file; one of the paths may be local."""
+    """Copies a file; either path may be local."""
     _attempt("copy", f"{source} to {target}", _copy, str(source), str(target))
 
 

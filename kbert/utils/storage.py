@@ -1,4 +1,4 @@
-"""Local and remote paths: gs:// and the other schemes that TensorFlow supports.
+"""File operations on local and remote paths: gs:// and other schemes that TensorFlow supports.
 
 A path with a scheme is remote (`kbert.utils.remote_storage`); all others are local. The functions
 raise UserError if a remote path cannot be used, and RetryError if all retries fail.
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 
 from kbert.errors import UserError
 
-_STATS_AT_ONCE = 16  # a remote request takes tens of milliseconds
+_STATS_AT_ONCE = 16  # in parallel, because a remote request takes tens of milliseconds
 
 
 class RetryError(UserError):
@@ -25,7 +25,7 @@ class RetryError(UserError):
 
 
 def _remote():
-    """Returns the module for remote paths, which imports TensorFlow; this takes seconds."""
+    """Returns the module for remote paths. Its import takes seconds, as it imports TensorFlow."""
     from kbert.utils import remote_storage
 
     return remote_storage
@@ -39,8 +39,8 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 def glob(pattern: str) -> list[str]:
     """Returns the paths that match a pattern, sorted.
 
-    Paths that exist are taken literally: the whole pattern, or local folders at its start, such as
-    `data[1]` in `data[1]/*.txt`. In a local pattern, ** matches folders of any depth.
+    A pattern that is an existing path is taken literally. So is a local folder at its start, such
+    as `data[1]` in `data[1]/*.txt`. In a local pattern, ** matches folders of any depth.
     """
     if is_remote(pattern):
         paths = sorted(_remote().glob(pattern))
@@ -94,7 +94,7 @@ def list_folder(path: str | os.PathLike[str]) -> list[str]:
 
 
 def files_below(folder: str | os.PathLike[str]) -> Iterator[str]:
-    """Yields the paths of all files in a folder and its subfolders, sorted."""
+    """Yields the paths of all files in a folder and its subfolders, sorted within each folder."""
     for name in list_folder(folder):
         path = f"{folder}/{name}"
         if is_folder(path):
@@ -107,7 +107,8 @@ def stat(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Returns the size in bytes and the modification time in nanoseconds.
 
     Raises:
-        OSError: the file does not exist. UserError: see `open_stream`.
+        OSError: the file does not exist.
+        UserError: see `open_stream`.
     """
     if not is_remote(path):
         status = os.stat(path)
@@ -152,7 +153,8 @@ def copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None
     The copy is atomic only on object stores. Elsewhere, copy to a name that no other process reads.
 
     Raises:
-        OSError: the source does not exist. UserError: see `open_stream`.
+        OSError: the source does not exist.
+        UserError: see `open_stream`; or the target cannot be written.
     """
     _remote().copy(source, target)
 
@@ -179,8 +181,9 @@ def remove(path: str | os.PathLike[str]) -> None:
 def staging_folder(folder: str | os.PathLike[str], last: str | None = None) -> Iterator[str]:
     """Yields a local folder to write to; its files are moved to `folder` at the end of the block.
 
-    Each file is moved atomically, and none is moved if the block fails. Several processes may
-    therefore write the same files, even concurrently.
+    Each file is moved atomically (see `copy` for remote storage), and none is moved if the block
+    fails. Several processes may therefore write the same files, even concurrently. Subfolders are
+    not supported.
 
     Args:
         folder: local or remote; a local folder must exist.
