@@ -364,7 +364,9 @@ def test_the_folder_may_exist_and_be_empty(tmp_path, vocab_file, text):
     assert_holds_documents(prepare(str(text), tmp_path / "corpus", vocab_file))
     assert_holds_documents(prepare(str(text), tmp_path / "new/folder/corpus", vocab_file))
     before = text.read_bytes()
-    with pytest.raises(UserError, match=r"text\.txt exists and is not empty"):
+    with pytest.raises(
+        UserError, match=r"text\.txt is a file\. Remove it, or choose another folder"
+    ):
         prepare(str(text), text, vocab_file)
     assert text.read_bytes() == before
 

@@ -130,8 +130,9 @@ def check_free(
     Raises:
         UserError: the folder is not empty, or is a file; the message ends with `hint`.
     """
-    if list_folder(path) or (exists(path) and not is_folder(path)):
-        raise UserError(f"{path} exists and is not empty. {hint}")
+    is_file = exists(path) and not is_folder(path)
+    if is_file or list_folder(path):
+        raise UserError(f"{path} {'is a file' if is_file else 'exists and is not empty'}. {hint}")
 
 
 def open_stream(path: str | os.PathLike[str]) -> io.BufferedReader:
