@@ -87,7 +87,7 @@ def _saved_files(folder):
 
 
 def _read_list(path, key):
-    """Returns the list under a key of a JSON file; raises UserError if it is empty."""
+    """Returns the list under a key of a JSON file, which must not be empty."""
     (values,) = get_members(read_json(path), [key], path)
     if not isinstance(values, list) or not values:
         raise UserError(f"{path} must have a non-empty list under {key!r}; got {str(values)[:60]}.")
@@ -110,7 +110,7 @@ def _list_subfolder(folder, name):
 
 
 def column_names(path: str) -> tuple[str, ...]:
-    """Returns the names of a file's columns.
+    """Returns the names of the columns of a Parquet or Arrow file.
 
     Raises:
         UserError: pyarrow is not installed, or the file cannot be read.
@@ -120,7 +120,7 @@ def column_names(path: str) -> tuple[str, ...]:
 
 
 def read_rows(path: str, column: str | None = None) -> Iterator[Row | None]:
-    """Yields the rows of a file as dicts; None for a row with a string that is not UTF-8.
+    """Yields the rows of a Parquet or Arrow file as dicts; None for rows with invalid UTF-8.
 
     The numbers of a `datasets.ClassLabel` become names (None for -1), and binary values that are
     UTF-8 become str. Only one record batch of an Arrow file, or 1,024 rows and the buffers of a
@@ -174,7 +174,7 @@ def _python_values(column):
 
 
 def _label_ids_to_names(value, feature):
-    """Replaces label numbers with names, and UTF-8 bytes with str; `feature` is of `datasets`."""
+    """Replaces label ids with names, and UTF-8 bytes with str; `feature` describes the column."""
     if isinstance(value, bytes):  # text written by Spark, or other data, such as an image
         return value.decode("utf-8") if is_utf8(value) else value
     if isinstance(feature, list):

@@ -1,7 +1,7 @@
 """Prepares a corpus with an Apache Beam pipeline.
 
-Each call of a function that the pipeline maps writes one shard. Files are written atomically, so
-Beam may retry a call or run it twice concurrently.
+The functions of the pipeline write files atomically, so Beam may retry a call or run it twice
+concurrently.
 """
 
 import collections

@@ -194,7 +194,7 @@ class Corpus:
 
 
 def _allow_open_files(count):
-    """Raises the limit on open files for `count` memory-mapped files, each of which counts."""
+    """Raises the limit on open files, because each of `count` memory-mapped files is open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = count + 1024
     if hard != resource.RLIM_INFINITY:

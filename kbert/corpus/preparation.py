@@ -177,8 +177,8 @@ def _check_tally(tally, config, paths):
         raise UserError(
             f"{inputs} is a single document{f', and {copies} duplicates of it' if copies else ''}, "
             f"but next sentence prediction needs several. Separate documents by empty lines, or "
-            f"pretrain without it: --single_document for kbert.prepare, --next_sentence=false for "
-            f"kbert.pretrain."
+            f"pretrain without this: --single_document for kbert.prepare, and "
+            f"--next_sentence=false for kbert.pretrain."
         )
 
 

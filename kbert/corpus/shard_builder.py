@@ -36,7 +36,7 @@ class Tally:
     unigrams: np.ndarray | int = 0
 
     def add(self, other: "Tally") -> None:
-        """Adds another Tally in place. The order of additions affects only that of `shards`."""
+        """Adds another Tally; the order of additions affects only the order of `shards`."""
         self.counts.update(other.counts)
         # The sort is stable: the lines of a piece, all from one tally, keep their order.
         lines = self.skipped_lines + other.skipped_lines

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kbert.corpus.text_sources import TextPiece
 
 LONGEST_LINE_BYTES = 1 << 16  # longer lines of plain text are split, at a space if possible
-TEXT_KEYS = ("text", "content", "raw_content")  # the first one that a record has holds its text
+TEXT_KEYS = ("text", "content", "raw_content")  # keys of the text in a record, by precedence
 _DOC = re.compile(rb'<doc id="[^"]*"( .*)?>')  # of WikiExtractor: <doc id="1" url="" title="">
 _ENTITIES = {b"&lt;": b"<", b"&gt;": b">", b"&amp;": b"&"}  # those that WikiExtractor writes
 _MARKUP = {  # how a file starts, in lower case: its format, advice

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _SAMPLE_FOLDER = pathlib.Path(__file__).parent / "sample"
 SAMPLES = {f"sample:{name}": _SAMPLE_FOLDER / f"{name}.txt.gz" for name in ("train", "heldout")}
 
-PIECE_BYTES = 64 << 20  # each process reads about this much of an uncompressed file at a time
+PIECE_BYTES = 64 << 20  # approximate size of the pieces of uncompressed files
 _TFDS_BYTES = 8 << 20  # assumed size of a TFDS dataset
 _FILES_AT_ONCE = 16  # checking a remote file takes tens of milliseconds
 
@@ -201,9 +201,10 @@ _SENTENCE_END = re.compile(
 
 
 def split_sentences(line: str) -> list[str]:
-    """Splits a line, often a paragraph, into sentences by punctuation; their concatenation is it.
+    """Splits a line into sentences by punctuation, because most lines of prose are paragraphs.
 
-    Wrong and missed splits are harmless: sentences only determine where segments may start.
+    The concatenated sentences equal the line. Wrong and missed splits are harmless, because
+    sentences only determine where segments may start.
     """
     ends = [match.end() for match in _SENTENCE_END.finditer(line)]
     if not ends:

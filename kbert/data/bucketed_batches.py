@@ -174,7 +174,7 @@ class BucketedBatches:
         count: int | None = None,
         input_context: "InputContext | None" = None,
     ) -> "tf.data.Dataset[dict[str, tf.Tensor]]":
-        """Returns a tf.data.Dataset of parts of the batches, as dicts like from `batch`.
+        """Returns a tf.data.Dataset of the parts of the batches; see `batch`.
 
         Args:
             batch_size: number of rows per part, which divides B.

@@ -39,7 +39,7 @@ _OTHER_LABELS = (
 )
 SCORES = ("score", "similarity", "similarity_score", "relatedness_score")
 STANCES = ("stance", "annotation")
-# These may name other columns than the label, such as the target of a stance, the score of a post.
+# Other columns may also have these names, such as the target of a stance or the score of a post.
 VAGUE_LABELS = {"target", "topic", "rating", "answer", *SCORES}
 LABELS = {
     "class": (

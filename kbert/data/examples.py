@@ -47,7 +47,7 @@ class TextExample:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TagExample:
-    """The words of a sentence and their tags, IOB2 (B-X, I-X, O) or plain; None if unlabeled."""
+    """The words of a sentence and their tags: IOB2 (B-X, I-X, O), plain, or None if unlabeled."""
 
     where: str
     words: tuple[str, ...]
@@ -79,7 +79,7 @@ class QuestionExample:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ChoiceExample:
-    """A text, its choices, and the index of the right choice; None if the example is unlabeled."""
+    """A text, its choices, and as `label` the index of the right choice, or None if unlabeled."""
 
     where: str
     text: str
@@ -119,7 +119,7 @@ def read_label_names(names: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def source_format(source: str) -> str:
-    """Returns "tfds", "arrow" (Parquet or Arrow), or a file's extension, as "csv" of a.csv.gz."""
+    """Returns "tfds", "arrow" (Parquet or Arrow), or the file extension: "csv" for a.csv.gz."""
     if source.startswith("tfds:"):
         return "tfds"
     return "arrow" if sources.arrow_sources(source) else plain_name(source).rpartition(".")[2]

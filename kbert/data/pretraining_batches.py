@@ -222,8 +222,9 @@ def pretraining_dataset(
         whole_word_mask: mask all pieces of a word together. In scripts written without spaces a
             "word" is a token with the "##" tokens that follow it: in Chinese, one character.
         short_seq_prob: fraction of the examples cut to a random length; default: 0.1.
-        seed: seed of the run.
-        next_sentence: True: pairs of segments, for NSP; False: single segments, for MLM alone.
+        seed: seed of the run; default: 0.
+        next_sentence: True, the default: pairs of segments, for NSP; False: single texts, for MLM
+            alone.
         packing: without NSP, fill rows with several short documents; see `kbert.data.packed_rows`.
 
     Returns:

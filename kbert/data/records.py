@@ -49,7 +49,7 @@ class Records:
     flags: "dict[str, str | None]" = dataclasses.field(default_factory=dict)
 
     def sample(self, most: int = 10_000) -> "list[Record]":
-        """Returns the valid ones of the first `most` records and keeps them in `items`."""
+        """Returns the valid records among the first `most`; all records stay in `items`."""
         begun = list(itertools.islice(self.items, most))
         self.items = itertools.chain(begun, self.items)
         return [record for _, record in begun if not isinstance(record, BadExample)]

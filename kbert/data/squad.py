@@ -39,7 +39,7 @@ def read_squad(path: str, name: str) -> Records:
         name: name of the file in messages.
 
     Raises:
-        UserError: the file cannot be read, is not JSON, or has no questions.
+        UserError: the file cannot be read, is not JSON, or does not have this structure.
     """
     text = read_text(path)
     try:

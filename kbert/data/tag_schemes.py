@@ -28,7 +28,7 @@ _FORMS = (
 )
 _BRACKETS = re.compile(r"(\((?P<type>[^()*]+))?\*?(?P<end>\))?")
 _USUAL = re.compile(r"([BI])-(.+)")
-# Labels of special tokens in some models. X, the label of later pieces of a word, is not one.
+# Labels of special tokens in some models. (X, their label of later pieces, is skipped elsewhere.)
 _SPECIAL = re.compile(r"\[(CLS|SEP|PAD|UNK)\]|<\w+>|PAD")
 _MAX_LETTERS = 5  # with more tags of one letter, all tags are parts of speech, even O
 
@@ -112,7 +112,7 @@ class TagScheme:
 
 
 def tag_scheme(tags: Iterable[str]) -> TagScheme | None:
-    """Returns the scheme of a set of tags; None if they are not entity tags, but parts of speech.
+    """Returns the scheme of a set of tags, or None if they mark no entities (parts of speech).
 
     Args:
         tags: the label names of a model, or all tags of a file.

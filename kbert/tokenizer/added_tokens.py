@@ -42,8 +42,8 @@ def read_added_tokens(folder: str | os.PathLike[str]) -> dict[AddedToken, int | 
     """Returns the added tokens of a folder, except BERT's five special tokens.
 
     They are read from `added_tokens.json`, `tokenizer.json` and `tokenizer_config.json`; a later
-    file takes precedence. The additional special tokens listed in `tokenizer_config.json` and
-    `special_tokens_map.json` complete them.
+    file takes precedence. A token that only the lists of additional special tokens contain, in
+    `tokenizer_config.json` and `special_tokens_map.json`, has no id.
 
     Returns:
         dict of AddedToken -> its id, or None if no file contains the id.

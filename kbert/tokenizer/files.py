@@ -150,7 +150,7 @@ def _keras_hub_settings(values, path):
 
 
 def _explicit_settings(values, lower_case, tokenize_chinese_chars, path):
-    """Returns the settings in `values` under kbert's names; two arguments name them in the file."""
+    """Returns the settings in `values` by kbert's names; the two arguments are their keys."""
     names = {
         lower_case: "lower_case",
         "strip_accents": "strip_accents",

@@ -191,8 +191,8 @@ class BertTokenizer(tf.Module):
 
         Args:
             folder: existing folder; files of the same names are replaced.
-            format: one of `kbert.utils.formats.FORMATS`, as for `BertModel.save_pretrained`.
-                "google" has no file for the settings; HF's `tokenizer_config.json` is written.
+            format: one of `kbert.utils.formats.FORMATS`, as for `BertModel.save_pretrained`. For
+                "google", which has no file of settings, HF's `tokenizer_config.json` is written.
             max_length: maximum sequence length of the model in tokens; written only for HF.
 
         Raises:

@@ -26,11 +26,12 @@ def any_may_be_too_long(texts: tf.Tensor) -> tf.Tensor:
 
 
 def split_words(texts: tf.Tensor, separate: str) -> tf.RaggedTensor:
-    """Splits texts at white space and around characters; replaces words that are too long by [UNK].
+    """Splits texts into words; words that are too long become [UNK].
 
     Args:
         texts: (B,) string, normalized.
-        separate: RE2 pattern of the characters that are each a word of their own.
+        separate: RE2 pattern of the characters that are each a word of their own; the other words
+            are separated by white space.
 
     Returns:
         (B, None) string RaggedTensor.
@@ -43,5 +44,5 @@ def split_words(texts: tf.Tensor, separate: str) -> tf.RaggedTensor:
 
 
 def replace_long_words(texts: tf.Tensor) -> tf.Tensor:
-    """Returns (B,) texts whose words are separated by spaces; [UNK] replaces too long words."""
+    """Returns (B,) texts of words separated by spaces; words that are too long become [UNK]."""
     return tf.strings.reduce_join(split_words(texts, ONE_CHARACTER_WORD), axis=-1, separator=" ")

@@ -73,7 +73,7 @@ def read(config_class: type[_Config]) -> _Config:
     """Returns an instance of `config_class` with the values of the parsed flags.
 
     Raises:
-        UserError: a value is out of range.
+        UserError: a value is invalid, such as out of range.
     """
     names = [field.name for field in dataclasses.fields(config_class)]
     return config_class(**{name: flags.FLAGS[name].value for name in names})

@@ -32,7 +32,7 @@ CLASSES = {
 
 
 class _Placeholder:
-    """An entry of Keras' registry that importing its module replaces with the class."""
+    """Stands for a class in Keras' registry, until the import of its module replaces it."""
 
     def __init__(self, module: str, name: str) -> None:
         self._module, self._name = module, name

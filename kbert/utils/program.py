@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 flags.disclaim_key_flags()  # so that --help attributes the flags to the program
 HELP = {"--help", "-help", "-h"}
-PACKAGED = pathlib.Path(__file__).parent.parent / "packaged"  # configs/ and export/
+PACKAGED = pathlib.Path(__file__).parent.parent / "packaged"  # has configs/ and export/
 
 
 @contextlib.contextmanager
