@@ -160,10 +160,10 @@ class BucketedBatches:
         numbers = self._order(epoch)[place]
         length = bucket_length(self._lengths[numbers].max(), self._max_seq_length)
         rows = self._batch_size // parts
-        mine = numbers[part * rows : (part + 1) * rows]
-        items = [self._items[i] for i in (mine if len(mine) else numbers[-1:])]
+        part_numbers = numbers[part * rows : (part + 1) * rows]
+        items = [self._items[i] for i in (part_numbers if len(part_numbers) else numbers[-1:])]
         features = pad_examples(items, length, rows, self._pad_id)
-        if not len(mine):
+        if not len(part_numbers):
             features["label_weights"][:] = 0
         return features
 

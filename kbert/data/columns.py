@@ -192,7 +192,7 @@ def _choice_columns(records, columns, aliases):
     places = [i for i, name in enumerate(names) if name.lower().startswith(aliases)]
     if not places:
         raise UserError(
-            f"{records.name} has no column that starts with choice or ending; it has "
+            f"{records.name} has no column whose name starts with choice or ending; it has "
             f"{names_text(names)}. Name the columns with --choice_columns."
         )
     return tuple(names[i] if records.width is None else i for i in places)

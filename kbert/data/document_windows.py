@@ -52,21 +52,21 @@ class DocumentWindows:
     Args:
         document_starts: (documents + 1,) int64; see `kbert.corpus.Corpus`.
         length: T, at least 2.
-        least: documents with fewer tokens have no window.
+        min_tokens: documents with fewer tokens have no window.
 
     Attributes:
         count: int, number of windows.
     """
 
-    def __init__(self, document_starts: np.ndarray, length: int, least: int):
+    def __init__(self, document_starts: np.ndarray, length: int, min_tokens: int):
         self.length = T = length
-        self.least = least
+        self.min_tokens = min_tokens
         self.slack: int = T // 4
         self.body: int = T - self.slack
         self._starts = document_starts
         self._sizes = sizes = np.diff(document_starts)
         extra = -(-np.maximum(sizes - T, 0) // self.body)  # ceil
-        self._ends = np.cumsum(np.where(sizes < least, 0, 1 + extra))
+        self._ends = np.cumsum(np.where(sizes < min_tokens, 0, 1 + extra))
         self.count: int = int(self._ends[-1])
 
     def locate(
@@ -100,11 +100,11 @@ class DocumentWindows:
         """Returns the number of windows of an epoch that contain a token, averaged over tokens.
 
         Args:
-            short_seq_prob: fraction of the windows cut to a random length in [least, T].
+            short_seq_prob: fraction of the windows cut to a random length in [min_tokens, T].
         """
         T = self.length
-        sizes = self._sizes[self._sizes >= self.least]
-        targets = np.arange(self.least, T + 1)
+        sizes = self._sizes[self._sizes >= self.min_tokens]
+        targets = np.arange(self.min_tokens, T + 1)
         first = np.minimum(sizes, T)
         # Mean of min(window, random target) for each possible window, then over the windows.
         cut = np.minimum(np.arange(T + 1)[:, None], targets).mean(axis=1)
@@ -145,14 +145,14 @@ class SentenceStarts:
             (N,) int64 sentence starts, and (N,) bool, whether the interval contains one; if not,
             its sentence start is arbitrary.
         """
-        result, there = np.empty_like(start), np.empty(len(start), bool)
+        result, has_start = np.empty_like(start), np.empty(len(start), bool)
         for sentences, offset, rows in self._by_shard(start):
             low = np.searchsorted(sentences, start[rows] - offset, side="right")
             count = np.searchsorted(sentences, stop[rows] - offset, side="left") - low
-            there[rows] = count > 0
+            has_start[rows] = count > 0
             chosen = np.minimum(low + floor(draw[rows] * count), len(sentences) - 1)
             result[rows] = sentences[chosen] + offset
-        return result, there
+        return result, has_start
 
     def _by_shard(self, places: np.ndarray) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
         """Groups places by shard.

@@ -145,19 +145,19 @@ class PretrainingExamples:
         The arguments are as for `pretraining_dataset` and `kbert.data.input_context.batch_number`.
         """
         B, count = batch_size, self.count
-        together = _TOKENS_AT_ONCE // (B * self._max_seq_length)  # batches
-        together = max(1, together if steps is None else min(together, steps))
+        per_call = _TOKENS_AT_ONCE // (B * self._max_seq_length)  # batches
+        per_call = max(1, per_call if steps is None else min(per_call, steps))
         specs = feature_shapes(
-            self._features, B=together * B, L=self._max_seq_length, M=self.max_predictions
+            self._features, B=per_call * B, L=self._max_seq_length, M=self.max_predictions
         )
 
         @tf.autograph.experimental.do_not_convert
         def make_batches(step):
-            numbers = batch_number(input_context, step + tf.range(together, dtype=tf.int64))
-            index = tf.reshape(numbers[:, None] * B + tf.range(B, dtype=tf.int64), [together * B])
+            numbers = batch_number(input_context, step + tf.range(per_call, dtype=tf.int64))
+            index = tf.reshape(numbers[:, None] * B + tf.range(B, dtype=tf.int64), [per_call * B])
             epoch = index // count
             seeds = numpy_map(
-                self._shuffle_seeds, [epoch], {"seeds": ([together * B, 3], tf.int64)}
+                self._shuffle_seeds, [epoch], {"seeds": ([per_call * B, 3], tf.int64)}
             )
             # tf.random.experimental.index_shuffle wraps this op, but it does not accept a seed per
             # index, and its 4 rounds leave neighboring indices close to each other.
@@ -168,10 +168,10 @@ class PretrainingExamples:
                 rounds=12,
             )
             arrays = numpy_map(self.batch, [index, epoch, slots], specs)
-            return {n: tf.reshape(x, [together, B, *x.shape[1:]]) for n, x in arrays.items()}
+            return {n: tf.reshape(x, [per_call, B, *x.shape[1:]]) for n, x in arrays.items()}
 
-        end = np.iinfo(np.int64).max // B - together if steps is None else start_step + steps
-        dataset = tf.data.Dataset.range(start_step, end, together)
+        end = np.iinfo(np.int64).max // B - per_call if steps is None else start_step + steps
+        dataset = tf.data.Dataset.range(start_step, end, per_call)
         dataset = dataset.map(make_batches, num_parallel_calls=2, deterministic=True).unbatch()
         return dataset.take(-1 if steps is None else steps).prefetch(4)
 

@@ -48,9 +48,9 @@ class Records:
     notes: list[str] = dataclasses.field(default_factory=list)
     flags: "dict[str, str | None]" = dataclasses.field(default_factory=dict)
 
-    def sample(self, most: int = 10_000) -> "list[Record]":
-        """Returns the valid records among the first `most`; all records stay in `items`."""
-        begun = list(itertools.islice(self.items, most))
+    def sample(self, count: int = 10_000) -> "list[Record]":
+        """Returns the valid records among the first `count`; all records stay in `items`."""
+        begun = list(itertools.islice(self.items, count))
         self.items = itertools.chain(begun, self.items)
         return [record for _, record in begun if not isinstance(record, BadExample)]
 

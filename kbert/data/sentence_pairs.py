@@ -66,7 +66,7 @@ class PairCutter:
     def __init__(self, corpus: "Corpus", max_seq_length: int, short_seq_prob: float, seed: int):
         T = max_seq_length - 3
         # A document of one token cannot be split into two segments.
-        self.windows: DocumentWindows = DocumentWindows(corpus.document_starts, T, least=2)
+        self.windows: DocumentWindows = DocumentWindows(corpus.document_starts, T, min_tokens=2)
         self.count: int = self.windows.count
         if self.count == 0:
             raise UserError(

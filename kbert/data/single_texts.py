@@ -49,7 +49,7 @@ class TextCutter:
     ):
         T = max_seq_length - 2
         sizes = np.diff(corpus.document_starts)
-        self._windows = DocumentWindows(corpus.document_starts, T, least=T + 1)
+        self._windows = DocumentWindows(corpus.document_starts, T, min_tokens=T + 1)
         self._documents = np.flatnonzero((sizes > 0) & (sizes <= T))
         self._row_starts = np.arange(len(self._documents) + 1)  # indices in `_documents`
         if packing:
@@ -105,13 +105,13 @@ class TextCutter:
 
     def _shortened_length(self, index, length, counts):
         """Returns (N,) lengths after cutting some texts to a random length."""
-        most = int(counts.max())
-        draws = uniform(self._seed, _STREAM_TEXT, index, 2 * most).reshape(-1, most, 2)
-        draws = draws[np.arange(most) < counts[:, None]]  # (N, 2)
+        max_texts = int(counts.max())
+        draws = uniform(self._seed, _STREAM_TEXT, index, 2 * max_texts).reshape(-1, max_texts, 2)
+        draws = draws[np.arange(max_texts) < counts[:, None]]  # (N, 2)
         cut = np.minimum(length, 1 + floor(draws[:, 1] * self._windows.length))
         return np.where(draws[:, 0] < self._short_seq_prob, cut, length)
 
     def views_per_token(self) -> float:
         """Returns the mean number of rows of an epoch that contain a token."""
-        windows = DocumentWindows(self._corpus.document_starts, self._windows.length, least=1)
+        windows = DocumentWindows(self._corpus.document_starts, self._windows.length, min_tokens=1)
         return windows.views_per_token(self._short_seq_prob)

@@ -171,9 +171,9 @@ class _Finder:
 
     def _find_texts(self):
         """Finds the text columns that no flag names, by known names or else by their values."""
-        least, most = self.roles.texts
+        min_texts, max_texts = self.roles.texts
         is_given, free = self.text is not None, self._free_columns()
-        if most == 2 and not is_given and self.text_pair is None:
+        if max_texts == 2 and not is_given and self.text_pair is None:
             keys = {self.names[key]: key for key in free}
             pairs = [pair for pair in PAIRS if keys.keys() >= set(pair)]
             for first, second in pairs[:1]:
@@ -181,20 +181,24 @@ class _Finder:
         if self.text is None:
             self.text = self._find_known_text(TEXTS)
         second = self._find_known_text(SECOND_TEXTS) if self.text_pair is None else None
-        if most == 2:
+        if max_texts == 2:
             self.text_pair = self.text_pair if second is None else second
         elif second is not None and not is_given:
             raise self._undecided_error("text")  # the file may have pairs of texts
         texts = sum(key is not None for key in (self.text, self.text_pair))
-        if self.text is None or texts < least:
-            self._guess_texts(max(least - texts, 1), max(most - texts, 1))
+        if self.text is None or texts < min_texts:
+            self._guess_texts(max(min_texts - texts, 1), max(max_texts - texts, 1))
 
-    def _guess_texts(self, least, most):
-        keys = guess_texts(self._free_columns(), least, most)
+    def _guess_texts(self, min_texts, max_texts):
+        keys = guess_texts(self._free_columns(), min_texts, max_texts)
         if keys is None:
             raise self._undecided_error("text" if self.text is None else "text_pair")
         others = [p for key, p in self._free_columns().items() if key not in keys]
-        if self.roles.texts == (1, 2) and len(keys) < most and any(map(_is_short_text, others)):
+        if (
+            self.roles.texts == (1, 2)
+            and len(keys) < max_texts
+            and any(map(_is_short_text, others))
+        ):
             raise self._undecided_error("text")  # one of `others` may be the second text
         for key in keys:
             role = "text" if self.text is None else "text_pair"

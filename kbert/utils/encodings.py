@@ -73,12 +73,12 @@ def detect_iso_2022_encoding(head: bytes) -> str | None:
 def guess_encoding(data: bytes) -> str | None:
     """Guesses the encoding of lines that are not UTF-8; returns its iconv name, or None."""
     runs = re.findall(rb"[\x80-\xff]+", data)
-    alone = sum(len(run) == 1 for run in runs) / max(1, len(runs))
-    for name, (common, least, (lowest, highest)) in _MARKS.items():
-        text = _decode(data, name) if lowest <= alone <= highest else None
+    one_byte_runs = sum(len(run) == 1 for run in runs) / max(1, len(runs))
+    for name, (common, min_matches, (lowest, highest)) in _MARKS.items():
+        text = _decode(data, name) if lowest <= one_byte_runs <= highest else None
         chars = [char for char in text or "" if char > "\x7f"]
         matches = sum(re.fullmatch(common, char.encode(name)) is not None for char in chars)
-        if chars and matches >= least * len(chars):
+        if chars and matches >= min_matches * len(chars):
             return name
     return None
 

@@ -381,8 +381,8 @@ def test_files_that_cannot_be_opened(tmp_path):
             "text\tx\tlabel\na\tb\t1\n",
             "choice",
             {},
-            "t.tsv has no column that starts with choice or ending; it has 'text', 'x', 'label'. "
-            "Name the columns with --choice_columns.",
+            "t.tsv has no column whose name starts with choice or ending; it has 'text', 'x', "
+            "'label'. Name the columns with --choice_columns.",
         ),
         ("a\t1\n", "tag", {"text_column": "x"}, "--text_column must be a number for this file, wh"),
         (
