@@ -104,7 +104,7 @@ def _deduplicate(run_all, tally, pieces_folder, folder, report):
 
 
 def exit_with_parent() -> None:
-    """Makes a worker process exit when its parent process ends; otherwise, it would run forever."""
+    """Makes a worker process exit when its parent process ends, instead of waiting forever."""
     parent = multiprocessing.parent_process()
     threading.Thread(target=_exit_after, args=[parent], daemon=True).start()
 

@@ -74,7 +74,7 @@ def mask_tokens(
     mask_id: int,
     vocab_size: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Masks the chosen tokens: 80 % become [MASK], 10 % a random vocabulary entry, 10 % stay.
+    """Replaces chosen tokens: by [MASK] (80 %), a random vocabulary entry (10 %), or not (10 %).
 
     Args:
         input_ids: (B, L) int32.

@@ -15,9 +15,9 @@ from kbert.utils.input_files import plain_name
 def read_table(path: str, name: str, has_header: Callable[[list[str]], bool]) -> Records:
     """Returns the records of a .csv file, read by Python's csv module, or of a tab-separated file.
 
-    The number of a row in messages is that of its first line. In a .csv file, semicolons or tabs
-    may separate the columns. Quotes have no special meaning in tab-separated files, unless the
-    first 1,000 lines are quoted as in CSV.
+    Messages name a row by the number of its first line. In a .csv file, semicolons or tabs may
+    separate the columns. Quotes have no special meaning in tab-separated files, unless the first
+    1,000 lines are quoted as in CSV.
 
     Args:
         path: path of the file.

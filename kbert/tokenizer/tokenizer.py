@@ -218,9 +218,9 @@ class BertTokenizer(tf.Module):
         return len(self.vocab)
 
     def extends(self, other: "BertTokenizer") -> bool:
-        """Returns whether the settings equal those of `other` and the vocabulary begins with its.
+        """Returns whether `other` has the same settings and a prefix of the vocabulary.
 
-        The entries of `other` then have the same ids in both vocabularies.
+        The entries of `other` then have the same ids in both tokenizers.
         """
         return self.vocab[: other.vocab_size] == other.vocab and self.settings == other.settings
 
