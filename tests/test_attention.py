@@ -79,7 +79,7 @@ def attention(*shape):
 @pytest.mark.parametrize("pair", [None, "the cat."])
 def test_weights_equal_hf(pair, folder, tokenizer):
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*new, with random weights")
+        warnings.filterwarnings("error", message=".*are randomly initialized")
         tokens, weights = attention_weights(folder, tokenizer, "The cats [MASK] dog", pair)
     expected = ["[CLS]", "the", "cat", "##s", "[MASK]", "[UNK]", "[SEP]"]
     segments = [0] * len(expected)

@@ -137,7 +137,7 @@ def test_a_vocabulary_without_rows(tmp_path):
     vocab, lines = tmp_path / "a/vocab.txt", []
     vocab.write_text(vocab.read_text() + "\n".join(f"w{i}" for i in range(45)))
     convert(tmp_path / "a", tmp_path / "b", "hf", report=lines.append)
-    assert any("the vocabulary has 54 entries, the weights only 53" in line for line in lines)
+    assert any("has 54 entries, the word embeddings only 53 rows; add" in line for line in lines)
     assert ModelFolder(tmp_path / "b").config.vocab_size == 54
 
 

@@ -195,12 +195,13 @@ def test_texts_are_lower_cased_first(tmp_path):
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("1_Pooling", {"pooling_mode": ["cls", "mean"]}, r"pools by \['cls', 'mean'\]; kbert supp"),
-        ("1_Pooling", {"pooling_mode": "lasttoken"}, r"pools by \['lasttoken'\]; kbert supports"),
+        ("1_Pooling", {"pooling_mode": ["cls", "mean"]}, r"mode \['cls', 'mean'\]; kbert supports"),
+        ("1_Pooling", {"pooling_mode": "lasttoken"}, r"mode \['lasttoken'\]; kbert supports one"),
         ("1_Pooling", {"include_prompt": False}, r"include_prompt false, .* prompt 'query : '"),
         ("2_Dense", {"activation_function": "torch.nn.modules.activation.GELU"}, r"activation GE"),
         ("2_Dense", {"use_residual": True}, r"has use_residual true; kbert supports Tanh and Id"),
-        ("2_Dense", {"module_input_name": "token_embeddings"}, r"is for token_embeddings; kbert"),
+        ("2_Dense", {"module_input_name": "tokens"}, "has module_input_name 'tokens'; kbert supp"),
+        ("2_Dense", {"module_output_name": "other"}, "has module_output_name 'other'; kbert supp"),
         ("2_Dense", {"out_features": 8}, r"2_Dense.linear.\w+ has the shape \(7.*requires \(8"),
         ("2_Dense", {"out_features": "7"}, r"embedding: dense_size must be int; got '7'"),
         (".", {"default_prompt_name": "q"}, r"the default prompt 'q', but no prompt of this name"),

@@ -114,10 +114,10 @@ def test_extra_features_in_fit():
         ({"input_ids": IDS[0]}, r"input_ids must have the shape \(B, L\); got \(7,\)\."),
         ({"attention_mask": IDS[:, :5]}, r"attention_mask .* \(3, 5\), but .* have \(3, 7"),
         ({"token_type_ids": IDS[:1]}, r"token_type_ids .* \(1, 7\), but .* have \(3, 7\)"),
-        ({"input_ids": IDS + V - 1}, "input_ids must be 0 to 22, as vocab_size of .* 23; got "),
-        ({"input_ids": IDS * 0 - 1}, "input_ids must be 0 to 22, .*; got -1"),
-        ({"token_type_ids": IDS * 0 + 2}, "token_type_ids must be 0 to 1, as type_vocab_size"),
-        ({"position_ids": IDS * 0 + 9}, "position_ids must be 0 to 8, as max_position_embeddings"),
+        ({"input_ids": IDS + V - 1}, "input_ids must be 0 to 22, .* vocab_size is 23; got "),
+        ({"input_ids": IDS * 0 - 1}, "input_ids must be 0 to 22, because the .*; got -1"),
+        ({"token_type_ids": IDS * 0 + 2}, "token_type_ids must be 0 to 1, .* type_vocab_size is"),
+        ({"position_ids": IDS * 0 + 9}, "position_ids must be 0 to 8, .* max_position_embeddings"),
     ],
 )
 def test_inputs_that_do_not_fit(bert, changes, message):
@@ -149,7 +149,7 @@ def test_inputs_of_another_kind(bert):
 def test_sequences_longer_than_the_positions(bert):
     ids = np.zeros((2, 10), "int32")
     expected = (
-        "^the sequences have 10 tokens, but max_position_embeddings of the model is 9. "
+        "^the sequences have 10 tokens, but the model's max_position_embeddings is 9. "
         r"Truncate them, for example with tokenizer\(texts, max_length=9\).$"
     )
     for call in (bert, tf.function(bert), lambda x: bert.predict(x, verbose=0)):

@@ -258,10 +258,10 @@ def test_new_entries_start_as_the_mean_of_their_pieces(tmp_path):
             np.testing.assert_allclose(rows[55], before[name][[6, 7]].mean(axis=0), atol=1e-6)
 
     check(kbert.BertForMaskedLM.from_pretrained(ModelFolder(tmp_path, vocab=new)))
-    with pytest.raises(UserError, match=r"the vocabulary does not begin with the entries of"):
+    with pytest.raises(UserError, match=r"the vocabulary does not begin with the vocabulary of"):
         kbert.BertForMaskedLM.from_pretrained(ModelFolder(tmp_path, vocab=new[1:]))
     write_vocab(new, tmp_path / "vocab.txt")
-    with pytest.warns(UserWarning, match=r"vocabulary has 56 entries, the weights only 53; adding"):
+    with pytest.warns(UserWarning, match=r"has 56 entries, the word embeddings only 53 rows; add"):
         again = kbert.BertForMaskedLM.from_pretrained(tmp_path)
     check(again)
     assert folder_format(tmp_path) == "kbert" and ModelFolder(tmp_path).tokenizer.vocab_size == 56

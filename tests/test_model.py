@@ -409,7 +409,7 @@ def test_folders_serve_other_classes(tmp_path):
 def test_heads_that_a_folder_lacks_are_fresh_with_a_warning(tmp_path):
     bare = randomize(BertModel(config_of()))
     bare.save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match=r"has no mlm, nsp: new, with random weights"):
+    with pytest.warns(UserWarning, match=r"has no weights for mlm, nsp; they are randomly init"):
         model = BertForPreTraining.from_pretrained(tmp_path)
     np.testing.assert_array_equal(
         arrays(model)["bert/pooler/dense/kernel"], arrays(bare)["bert/pooler/dense/kernel"]
@@ -446,7 +446,7 @@ def test_folders_that_do_not_fit(tmp_path):
 
 def test_fields_of_the_config_are_no_arguments_of_a_model():
     message = (
-        "^num_labels belongs to the config: "
+        "^set num_labels in the config: "
         r"BertForSequenceClassification\(BertConfig\(num_labels=[.]{3}\)\)[.]$"
     )
     with pytest.raises(UserError, match=message):

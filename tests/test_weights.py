@@ -240,7 +240,7 @@ def test_hf_without_prefix_and_without_pooler(tmp_path):
     assert "embeddings.word_embeddings.weight" in tensors
     del tensors["pooler.dense.weight"], tensors["pooler.dense.bias"]
     respell(tmp_path, tensors)
-    with pytest.warns(UserWarning, match=r"has no bert/pooler: new, with random weights"):
+    with pytest.warns(UserWarning, match=r"has no weights for bert/pooler; they are randomly init"):
         model = BertModel.from_pretrained(tmp_path)
     inputs = {name: torch.tensor(value).long() for name, value in features_of().items()}
     with torch.no_grad():
@@ -287,7 +287,7 @@ def test_hf_padded_vocabulary_and_a_wider_model_of_another_class(tmp_path):
 
 def test_hf_heads_of_one_name_are_not_confused(tmp_path):
     hf_made("BertForTokenClassification").save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="has no bert/pooler, sequence_classifier: new, with"):
+    with pytest.warns(UserWarning, match="has no weights for bert/pooler, sequence_classifier"):
         kbert.BertForSequenceClassification.from_pretrained(tmp_path)
 
 
@@ -335,7 +335,7 @@ def test_labels_that_hf_does_not_name(tmp_path):
 def test_a_head_of_other_labels_forgets_their_names(tmp_path):
     config = config_of(label_names=("a", "b", "c", "d", "e"))
     made("BertForTokenClassification", config).save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="has no token_classifier"):
+    with pytest.warns(UserWarning, match="has no weights for token_classifier; they are"):
         model = kbert.BertForTokenClassification.from_pretrained(
             tmp_path, num_labels=3, allow_missing=["token_classifier"]
         )
@@ -367,7 +367,8 @@ def test_a_fresh_head_of_another_size(tmp_path):
     with pytest.raises(UserError, match=r"classifier.weight has the shape \(5, 15\).*\(3, 15\)"):
         kbert.BertForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
     expected = (
-        "has no sequence_classifier: new, with random weights until trained. This is expected"
+        "has no weights for sequence_classifier; they are randomly initialized and need training. "
+        "This is expected"
     )
     with pytest.warns(UserWarning, match=expected):
         wider = kbert.BertForSequenceClassification.from_pretrained(

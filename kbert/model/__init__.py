@@ -1,4 +1,4 @@
-"""BERT in `keras.ops`: layers, encoder, heads, models, weights. Supports all Keras backends."""
+"""BERT in Keras: layers, encoder, heads, models, weights. Runs on TensorFlow, JAX and torch."""
 
 from kbert.model.models import (
     BertForEmbedding,

@@ -1,4 +1,4 @@
-"""BERT's self-attention (Vaswani et al. 2017, section 3.2), and base classes of its layers."""
+"""Self-attention (Vaswani et al. 2017, section 3.2), and the layers that all parts of BERT use."""
 
 import contextlib
 import contextvars
@@ -17,7 +17,7 @@ _skipping = contextvars.ContextVar("skip_initialization", default=False)
 
 @contextlib.contextmanager
 def skip_initialization() -> Iterator[None]:
-    """Initializes the matrices of new layers to 0, not randomly, because weights will be loaded."""
+    """Context in which new layers initialize matrices to 0: faster, if weights are then loaded."""
     token = _skipping.set(True)
     try:
         yield
@@ -26,7 +26,11 @@ def skip_initialization() -> Iterator[None]:
 
 
 def matrix_initializer(config: BertConfig) -> keras.initializers.Initializer:
-    """Returns BERT's truncated normal initializer: a new object, with its own seed, per call."""
+    """Returns a new initializer for BERT's matrices.
+
+    It is a truncated normal with the standard deviation `initializer_range` and its own seed; or
+    zeros within `skip_initialization`.
+    """
     if _skipping.get():
         return keras.initializers.Zeros()
     return keras.initializers.TruncatedNormal(stddev=config.initializer_range)
@@ -34,10 +38,10 @@ def matrix_initializer(config: BertConfig) -> keras.initializers.Initializer:
 
 @keras.saving.register_keras_serializable("kbert")
 class Dropout(keras.layers.Dropout):
-    """Dropout with the masks of `kbert.model.fused.dropout`."""
+    """Dropout that all backends compute with the same masks; see `kbert.model.fused.dropout`."""
 
     def next_seed(self) -> keras.KerasTensor:
-        """Returns the seed of the next call, (2,) int32."""
+        """Draws the seed of one call, (2,) int32; returns 0 without a draw if the rate is 0."""
         if self.rate == 0:
             return ops.zeros((2,), "int32")
         return ops.cast(self.seed_generator.next(), "int32")
@@ -52,7 +56,7 @@ class Dropout(keras.layers.Dropout):
 class Dense(keras.layers.Dense):
     """Dense that saves LoRA's matrices A and B separately from the kernel.
 
-    Keras would save the merged kernel and restore A = B = 0, which have no gradient.
+    Keras would save the merged kernel and load A = B = 0, for which both gradients are 0.
     """
 
     def save_own_variables(self, store: dict[str, Any]) -> None:
@@ -66,7 +70,7 @@ class Dense(keras.layers.Dense):
         if len(store.keys()) == len(self.weights):
             return super(keras.layers.Dense, self).load_own_variables(store)
         a = ops.convert_to_numpy(self.lora_kernel_a)
-        super().load_own_variables(store)  # saved without adapters
+        super().load_own_variables(store)  # Keras sets A = B = 0
         self.lora_kernel_a.assign(a)
 
     def quantize(
@@ -76,9 +80,9 @@ class Dense(keras.layers.Dense):
         super().quantize(mode, type_check=False, config=config)
 
 
-@keras.saving.register_keras_serializable("kbert")  # same reason as for PretrainedModel
+@keras.saving.register_keras_serializable("kbert")  # for type checkers; see PretrainedModel
 class ConfiguredLayer(keras.layers.Layer):
-    """Base of the layers whose only argument is a BertConfig (or its dict, when deserialized)."""
+    """Base class of the layers that take a BertConfig, or its dict when Keras loads a layer."""
 
     def __init__(self, config: BertConfig | Mapping[str, Any], **kwargs: object):
         super().__init__(**kwargs)
@@ -88,12 +92,12 @@ class ConfiguredLayer(keras.layers.Layer):
         return {**super().get_config(), "config": self.config.to_dict()}
 
     def dense(self, units: int, name: str, **kwargs: object) -> Dense:
-        """Creates a Dense with BERT's initializer and this layer's dtype policy."""
+        """Creates a Dense with `matrix_initializer` and this layer's dtype policy."""
         kwargs |= {"kernel_initializer": self.initializer(), "dtype": self.dtype_policy}
         return Dense(units, name=name, **kwargs)
 
     def norm(self, name: str) -> keras.layers.LayerNormalization:
-        """Creates a LayerNorm with BERT's epsilon."""
+        """Creates a LayerNormalization with `layer_norm_eps` and this layer's dtype policy."""
         return keras.layers.LayerNormalization(
             epsilon=self.config.layer_norm_eps, dtype=self.dtype_policy, name=name
         )
@@ -103,21 +107,22 @@ class ConfiguredLayer(keras.layers.Layer):
         return Dropout(rate, dtype=self.dtype_policy, name=name)
 
     def initializer(self) -> keras.initializers.Initializer:
-        """See `matrix_initializer`."""
+        """Returns `matrix_initializer` of this layer's config."""
         return matrix_initializer(self.config)
 
 
 def attention_bias(
     attention_mask: keras.KerasTensor | None, sequence_ids: keras.KerasTensor | None, dtype: str
 ) -> keras.KerasTensor | None:
-    """Returns the bias of the attention scores: 0, or a large negative number to mask a token.
+    """Returns the bias of the attention scores: 0, or a large negative number for masked tokens.
 
-    Padding is masked, and, if rows hold several texts, so are the tokens of other texts.
+    Padding is masked. If rows hold several texts, each token also masks the tokens of other texts.
 
     Args:
         attention_mask: (B, L), 1 = token, 0 = padding; None = all tokens.
         sequence_ids: (B, L), number of the text in its row; None = one text per row.
-        dtype: dtype of the result. In float16 the bias is -3e4, because -1e9 would be -inf.
+        dtype: dtype of the result. Masked tokens get -1e9, or -3e4 in float16, where -1e9 would
+            be -inf.
 
     Returns:
         (B, 1, 1, L), or (B, 1, L, L) with `sequence_ids`; None without both.
@@ -144,16 +149,17 @@ class SelfAttention(ConfiguredLayer):
         attention_heads: H; None for `num_attention_heads`. K does not depend on it.
 
     Attributes:
-        head_mask: None (the default), or a (B, H) factor for the output of each head, which
-            `kbert.prune` uses to measure the importance of heads.
+        head_mask: None (the default), or a (B, H) tensor that multiplies the output of each head.
+            `kbert.prune` sets it to measure the importance of heads.
 
     Call arguments:
         x: (B, L, D).
         bias: (B, 1, 1, L) or (B, 1, P, L), from `attention_bias`, or None.
-        query_inputs: (B, P, D), the rows of x that attend to all rows; None for all rows.
+        query_inputs: (B, P, D), the rows of x to compute outputs for; None for all rows (P = L).
 
     Returns:
-        (B, P, H * K), and the attention weights (B, H, P, L), after dropout in training.
+        The concatenated outputs of the heads (B, P, H * K), and the attention weights (B, H, P, L),
+        which include dropout in training.
     """
 
     head_mask: keras.KerasTensor | None = None

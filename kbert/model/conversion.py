@@ -22,23 +22,23 @@ def convert(
     lower_case: bool | None = None,
     report: Callable[[str], object] = print,
 ) -> None:
-    """Writes the weights, the config and the tokenizer of a folder in another format.
+    """Writes the weights, the config and the tokenizer of a model folder in another format.
 
-    Holds one weight at a time in memory, or up to 500 MB of weights for Google's format, because
-    TensorFlow writes a whole file at once. The output folder is written atomically.
+    Holds one weight at a time in memory. For Google's format it holds up to 500 MB of weights,
+    because TensorFlow writes a whole file at once. The output folder is written atomically.
 
     Args:
         model: folder, as for `BertModel.from_pretrained`.
         output_dir: folder to create; it may exist only if it is empty.
         format: one of `kbert.utils.formats.FORMATS`.
         allow_missing: as for `BertModel.from_pretrained` and `save_pretrained`; "tokenizer" to
-            convert only the weights.
+            convert only the weights and the config.
         lower_case: as for `BertTokenizer.from_pretrained`.
-        report: called with each progress line.
+        report: called with each line of text for the user.
 
     Raises:
-        UserError: the model cannot be read, the output folder is not empty, or weights are unknown,
-            missing, of another shape, or not supported by the format.
+        UserError: the model or its tokenizer cannot be read, the output folder is not empty, or
+            weights are unknown, missing, of another shape, or not supported by the format.
     """
     target, folder = pathlib.Path(output_dir), ModelFolder.of(model)
     storage.check_free(target)
@@ -66,7 +66,7 @@ def _write(folder, path, format, config, weights, allow_missing, lower_case, rep
         try:
             vocab, settings = read_tokenizer(folder.path, lower_case)
         except UserError as error:
-            how = "To convert only the weights: --allow_missing=tokenizer"
+            how = "To convert only the weights and the config: --allow_missing=tokenizer"
             raise UserError(f"{error} {how}") from error
         write_tokenizer(path, format, vocab, settings, config.max_position_embeddings)
         casing = "uncased" if settings["lower_case"] else "cased"

@@ -28,10 +28,10 @@ def gather_positions(x: keras.KerasTensor, positions: keras.KerasTensor) -> kera
 
 
 def _check_length(L: int | None, max_position_embeddings: int) -> None:
-    """Raises UserError if L, None if unknown, exceeds the size of the position table."""
+    """Raises UserError if the length L is known and exceeds the size of the position table."""
     if L is not None and max_position_embeddings < L:
         raise UserError(
-            f"the sequences have {L} tokens, but max_position_embeddings of the model is "
+            f"the sequences have {L} tokens, but the model's max_position_embeddings is "
             f"{max_position_embeddings}. Truncate them, for example with "
             f"tokenizer(texts, max_length={max_position_embeddings})."
         )
@@ -45,19 +45,19 @@ def _look_up(
     Args:
         table: embedding table.
         ids: (...) int.
-        name: name of the ids, for messages.
-        field: config field with the size of the table, for messages.
+        name: name of the ids, for error messages.
+        field: config field with the size of the table, for error messages.
 
     Raises:
-        UserError: an id has no row. This is checked only in eager execution and on TensorFlow,
-            whose own message names neither the ids nor the field.
+        UserError: an id is not a row of the table. Only eager TensorFlow checks this; its own error
+            would name neither the ids nor the field.
     """
     if keras.backend.backend() == "tensorflow" and hasattr(ids, "numpy"):
         values = ids.numpy()
         wrong = values[(values < 0) | (values >= table.input_dim)]
         if len(wrong):
             raise UserError(
-                f"{name} must be 0 to {table.input_dim - 1}, as {field} of the model is "
+                f"{name} must be 0 to {table.input_dim - 1}, because the model's {field} is "
                 f"{table.input_dim}; got {wrong[0]}."
             )
     return table(ids)
@@ -71,14 +71,14 @@ class Embeddings(ConfiguredLayer):
         input_ids: (B, L) int, or None.
         token_type_ids: (B, L) int, or None for all 0.
         position_ids: (B, L) int, or None for 0 to L - 1.
-        inputs_embeds: (B, L, D), the word embeddings if `input_ids` is None.
+        inputs_embeds: (B, L, D), word embeddings to use if `input_ids` is None.
 
     Returns:
         (B, L, D).
 
     Raises:
-        UserError: the sequences are too long; or, in eager execution on TensorFlow, an id is out of
-            range.
+        UserError: the sequences are longer than `max_position_embeddings`; or, in eager execution
+            on TensorFlow, an id is out of range.
     """
 
     def __init__(self, config: BertConfig | Mapping[str, Any], **kwargs: object):
@@ -137,7 +137,8 @@ class Embeddings(ConfiguredLayer):
 class EncoderBlock(ConfiguredLayer):
     """Self-attention and a feed-forward network, each followed by dropout, residual and LayerNorm.
 
-    Takes the arguments and call arguments of `SelfAttention`; returns (B, P, D) and (B, H, P, L).
+    Takes the arguments and call arguments of `SelfAttention`. Returns the hidden states (B, P, D)
+    and the attention weights (B, H, P, L).
     """
 
     def __init__(
@@ -186,8 +187,8 @@ class EncoderBlock(ConfiguredLayer):
 
 def _rematerialize(block, x, bias):
     """Computes `block(x, bias, training=True)[0]`, keeping only `x` for the backward pass."""
-    # The values of seeds and weights are passed: the recomputation then applies the same dropout,
-    # and no backend has to track variables inside the function.
+    # The recomputation must drop the same elements, so it uses the seeds' values before the call.
+    # The weights are arguments, because not all backends track variables inside `keras.remat`.
     weights = block.trainable_variables
     known = {id(weight) for weight in block.weights}  # including frozen ones
     seeds = [variable for variable in block.variables if id(variable) not in known]
@@ -209,10 +210,9 @@ class Encoder(ConfiguredLayer):
     """N encoder blocks.
 
     Attributes:
-        remat: bool, False by default. If True, training keeps only the input of each block except
-            the last and recomputes the other activations in the backward pass (Chen et al. 2016,
-            arXiv:1604.06174): memory grows with N block inputs instead of all activations of N
-            blocks. Attention weights are then not returned.
+        remat: bool, False by default. If True, training stores only the inputs of the blocks before
+            the last one and recomputes their other activations in the backward pass (Chen et al.
+            2016, arXiv:1604.06174). No attention weights are then returned in training.
 
     Call arguments:
         x: (B, L, D).
@@ -223,7 +223,7 @@ class Encoder(ConfiguredLayer):
             last block computes only keys and values for the other positions.
 
     Returns:
-        A tuple of N + 1 hidden states (B, L, D), the input first, and a tuple of N attention
+        A tuple of N + 1 hidden states (B, L, D), the input first, and a tuple of the N attention
         weights (B, H, L, L). With `positions`, the last elements are (B, P, D) and (B, H, P, L).
     """
 
@@ -253,7 +253,8 @@ class Encoder(ConfiguredLayer):
         hidden_states, attentions = (x,), ()
         for block in self.blocks:
             is_last = block is self.blocks[-1]
-            if self.remat and training and not is_last:  # the backward pass needs it first
+            # Recomputing the last block would save no memory: the backward pass starts with it.
+            if self.remat and training and not is_last:
                 x = _rematerialize(block, x, bias)
             else:
                 query_inputs = None
@@ -269,7 +270,7 @@ class Encoder(ConfiguredLayer):
 
 @keras.saving.register_keras_serializable("kbert")
 class Pooler(ConfiguredLayer):
-    """Dense and tanh over the first token: (B, L, D) -> (B, D)."""
+    """Applies a dense layer with tanh to the first token: (B, L, D) -> (B, D)."""
 
     def __init__(self, config: BertConfig | Mapping[str, Any], **kwargs: object):
         super().__init__(config, **kwargs)

@@ -1,4 +1,4 @@
-"""Model folders: config, weights, tokenizer and task settings, each read once, on first use."""
+"""Model folders: access to the config, the weights, the tokenizer and the task settings."""
 
 import contextlib
 import functools
@@ -22,21 +22,22 @@ TASK_FILE = "task.json"
 class ModelFolder(os.PathLike[str]):
     """A folder of weights in any format, with the config, the tokenizer and the task settings.
 
-    It can be passed wherever a path is accepted. Properties are read on first use and cached.
+    It can be passed wherever a path is accepted. Properties are read on first use and cached, and
+    raise UserError if their files are missing or damaged; weights are read on each access.
 
     Args:
         folder: path of a folder, or name of a model on the Hugging Face hub; see
             `kbert.utils.formats.find_folder`.
-        vocab: vocabulary of the model to load, which begins with the folder's entries; None: the
-            folder's vocabulary. The vector of a new entry starts as the mean of its WordPieces'
-            vectors.
+        vocab: vocabulary for the loaded weights; it must begin with the entries of the folder's
+            vocabulary. None for the folder's vocabulary. The vector of a new entry starts as the
+            mean of its WordPieces' vectors.
 
     Attributes:
         name: the path or name that was passed in.
         path: pathlib.Path of the files.
 
     Raises:
-        UserError: there is neither such a folder nor such a model on the hub.
+        UserError: as for `find_folder`.
     """
 
     @classmethod
@@ -67,12 +68,12 @@ class ModelFolder(os.PathLike[str]):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the weights, by kbert's names."""
+        """Dict of kbert's name of each weight -> its shape."""
         return self._contents[1]
 
     @functools.cached_property
     def parts(self) -> set[str]:
-        """The parts that have weights, such as "bert/encoder", "bert/pooler" and "mlm"."""
+        """Names of the parts that have weights, such as "bert/encoder", "bert/pooler", "mlm"."""
         return {part_of(name) for name in self.shapes}
 
     @functools.cached_property
@@ -85,38 +86,44 @@ class ModelFolder(os.PathLike[str]):
     ) -> contextlib.AbstractContextManager[tuple[BertConfig, Tensors]]:
         """Opens the weights; arguments and errors as for `kbert.model.weights.open_weights`.
 
-        Adds rows if the vocabulary has more entries than the weights have rows.
+        If the vocabulary has more entries than the word embeddings have rows, adds rows and, unless
+        `vocab` was given, warns.
         """
         return open_weights(self.path, **{"new_entries": self._new_entries, **arguments})
 
     def _new_entries(self, rows):
-        """Returns a dict of the ids of entries without learned rows -> ids of their WordPieces."""
+        """Returns a dict of the id of each entry without a row -> the ids of its WordPieces.
+
+        Args:
+            rows: number of rows of the word embeddings.
+        """
         from kbert.tokenizer.files import has_tokenizer, read_tokenizer
         from kbert.tokenizer.vocab import split_new_entries
 
         vocab, own = self._vocab, []
         if has_tokenizer(self.path):
-            with contextlib.suppress(UserError):  # raised again when the tokenizer is needed
+            with contextlib.suppress(UserError):  # `tokenizer` raises it again
                 own = read_tokenizer(self.path)[0]
         if vocab is not None and own:
             if own != vocab[: len(own)]:
-                raise UserError(f"the vocabulary does not begin with the entries of {self}.")
+                raise UserError(f"the vocabulary does not begin with the vocabulary of {self}.")
             return split_new_entries(vocab, len(own))
         if len(own) > rows:
-            message = f"the vocabulary has {len(own):,} entries, the weights only {rows:,}"
-            warnings.warn(f"{self.name}: {message}; adding rows.", stacklevel=6)
+            message = f"the vocabulary has {len(own):,} entries, the word embeddings only {rows:,}"
+            warnings.warn(f"{self.name}: {message} rows; adding rows.", stacklevel=6)
         return split_new_entries(own, rows)
 
     @functools.cached_property
     def tokenizer(self) -> "BertTokenizer":
-        """The tokenizer."""
+        """The tokenizer of the folder."""
         from kbert.tokenizer.tokenizer import BertTokenizer
 
         return BertTokenizer.from_pretrained(self.path)
 
     @functools.cached_property
     def task_settings(self) -> dict[str, Any] | None:
-        """Contents of kbert's `task.json`, not validated; None if there is no such file."""
+        """Contents of kbert's `task.json`, not validated, or None if there is no such file."""
         path = self.path / TASK_FILE
         settings = read_json(path) if path.exists() else None
-        return None if settings and "registered_name" in settings else settings  # KerasHub's
+        is_keras_hub = settings and "registered_name" in settings  # KerasHub's own task.json
+        return None if is_keras_hub else settings

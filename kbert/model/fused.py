@@ -1,14 +1,14 @@
-"""Fused element-wise ops between the matrix products of training, in few passes over memory.
+"""Fused ops for training: each computes the element-wise ops between two matrix products.
 
-Each op and its hand-written gradient use `keras.ops`. On TensorFlow, XLA compiles each of the two
-into one or two loops, and oneDNN or cuBLAS compute the matrix products. Other backends compile
-whole steps and differentiate the forward op themselves. All ops compute in float32 and return the
-dtype of their input, so that a gradient is rounded once instead of after each op of a bfloat16
-chain. The backward pass recomputes dropout masks and the intermediate values of GELU and LayerNorm
-instead of storing them.
+Each op and its hand-written gradient use `keras.ops`. On TensorFlow, XLA compiles both into one or
+two loops, which access memory less often, and oneDNN or cuBLAS compute the matrix products. The
+backward pass recomputes dropout masks and the intermediate values of GELU and LayerNorm instead of
+storing them. Other backends differentiate the forward op themselves. The ops compute in float32, so
+that a gradient is rounded once instead of after each op of a bfloat16 chain. `add_bias` and
+`cross_entropy` return float32, the other ops the dtype of their input.
 
-Outside training the layers are called directly and fusion is left to the compiler of the whole
-graph; see also `kbert.model.inference_ops`.
+For inference, the functions call the layers instead, by way of `kbert.model.inference_ops`, and
+leave the fusion to the compiler of the whole graph.
 """
 
 import math
@@ -49,7 +49,7 @@ def _shifted_xor(x, bits):
 
 
 def _mix(x, key=0):
-    """Hashes int32: a bijection for each key, in which each bit of x affects every output bit."""
+    """Hashes int32. For each key it is a bijection, and each bit of x affects all output bits."""
     x = ops.bitwise_xor(_shifted_xor(x, 16) * _LOWBIAS32[0], key)
     return _shifted_xor(_shifted_xor(x, 15) * _LOWBIAS32[1], 16)
 
@@ -57,28 +57,29 @@ def _mix(x, key=0):
 def dropout_keep_mask(
     x: keras.KerasTensor, seed: keras.KerasTensor, rate: float
 ) -> keras.KerasTensor:
-    """Returns the mask of the elements that dropout keeps: a hash of the seed, row and column.
+    """Returns the mask of the elements that dropout keeps, computed from seed, row and column.
 
-    No mask has to be stored, and all backends drop the same elements. A random number costs a dozen
-    integer operations, several times fewer than Philox. A seed (k, -1 - n) means that x is slice n
-    of a larger tensor that was split along its first axis into slices of this size; it gets its
-    part of the larger tensor's mask for the seed (k, -1).
+    The mask is a hash: it can be recomputed instead of stored, all backends drop the same elements,
+    and an element costs a dozen integer operations, several times fewer than in TensorFlow's random
+    generator (Philox). A seed (k, -1 - n) means that x is slice n of a larger tensor, split along
+    its first axis into slices of equal size. The result is then the slice's part of the larger
+    tensor's mask for the seed (k, -1).
 
     Args:
-        x: (R, ...), with fewer than 2^31 elements per row and fewer than 2^31 rows in the whole
+        x: (R, ...), with fewer than 2^31 elements per row, and fewer than 2^31 rows in the larger
             tensor.
         seed: (2,) int32.
-        rate: fraction of elements to drop.
+        rate: fraction of the elements to drop.
 
     Returns:
-        bool, of the shape of x.
+        bool, of the shape of x; True = keep.
     """
     first = _mix(seed[0], _mix(ops.maximum(seed[1], -1)))
     count = ops.shape(x)[0]
     row = ops.maximum(-1 - seed[1], 0) * count + ops.arange(count, dtype="int32")
     row = _mix(row, key=first)[:, None]
     numbers = ops.arange(ops.size(x) // count, dtype="int32") * _GOLDEN + row
-    draws = _mix(numbers, key=_mix(row + 1))  # otherwise rows would be shifted copies
+    draws = _mix(numbers, key=_mix(row + 1))  # without the key, rows would be shifted copies
     return ops.reshape(draws >= round((rate - 0.5) * 2**32), ops.shape(x))
 
 
@@ -101,7 +102,7 @@ def dropout(x: keras.KerasTensor, seed: keras.KerasTensor, rate: float) -> keras
     """Sets a fraction `rate` of the elements to 0 and scales the others by 1 / (1 - rate).
 
     Args:
-        x: any shape.
+        x: (R, ...); see `dropout_keep_mask`.
         seed: (2,) int32.
         rate: in [0, 1).
     """
@@ -249,7 +250,7 @@ def attention_weights(
 
     Args:
         scores: (B, H, P, L).
-        bias: (B, 1, 1, L) or (B, 1, P, L), or None; no gradient flows to it.
+        bias: (B, 1, 1, L) or (B, 1, P, L), or None. It has no gradient.
     """
     if bias is None:
         bias = ops.zeros((1, 1, 1, 1), scores.dtype)
@@ -336,7 +337,7 @@ _cross_entropy = with_gradient(
 
 
 def cross_entropy(logits: keras.KerasTensor, labels: keras.KerasTensor) -> keras.KerasTensor:
-    """Computes the cross-entropy in nats; it is NaN for invalid labels.
+    """Computes the cross-entropy in nats; it is NaN for labels that are not in [0, C).
 
     Args:
         logits: (..., C) float32.

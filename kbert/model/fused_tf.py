@@ -1,4 +1,4 @@
-"""TensorFlow helpers for `kbert.model.fused`: XLA for parts of a step, and custom gradients."""
+"""TensorFlow code of `fused` (XLA, custom gradients) and of `inference_ops` (fusion on CPUs)."""
 
 import functools
 from collections.abc import Callable
@@ -9,10 +9,10 @@ import tensorflow as tf
 
 
 def with_xla(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles a function of tensors with XLA, for each value of its keyword arguments.
+    """Compiles a function of tensors with XLA, once for each value of its keyword arguments.
 
-    XLA supports only one CPU device, so it is not used if the CPU is split into several logical
-    devices.
+    If the CPU is split into several logical devices, which XLA does not support, the function runs
+    uncompiled.
     """
 
     @functools.cache
@@ -36,9 +36,9 @@ def with_gradient(
     """Combines a function of tensors with its gradient; both take the same keyword arguments.
 
     Args:
-        function: returns a tuple of the result and intermediate values for the gradient.
-        gradient: function of the tensors, the tuple that `function` returned, and the gradient of
-            the result; returns the gradient of each tensor, or None.
+        function: returns a tuple of the result and of any values that the gradient needs.
+        gradient: function of the tuple of tensors, the tuple that `function` returned, and the
+            gradient of the result; returns the gradient of each tensor, or None if it has none.
 
     Returns:
         function of the same arguments that returns only the result.
@@ -56,10 +56,10 @@ def with_gradient(
 
 
 def sum_rows(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """Sums the rows of x, (..., D) -> (D,): the gradient of a bias, in the dtype of `like`.
+    """Sums the rows of x, (..., D) -> (D,), to compute the gradient of a bias.
 
-    Uses a matrix product, because XLA sums columns ten times slower on the CPU. float16 is summed
-    in float32, because a sum of scaled gradients may overflow.
+    Returns the dtype of `like`. Uses a matrix product, because XLA's sum over rows is ten times
+    slower on the CPU. float16 is summed in float32, because a sum of scaled gradients may overflow.
     """
     x = tf.reshape(x, (-1, x.shape[-1]))
     if x.dtype == tf.float16:
@@ -73,8 +73,9 @@ def constant_dense(
     """Computes then(dense(x)) in a form that Grappler fuses if the weights are constants.
 
     Args:
+        dense: a layer without an activation.
         x: (..., D).
-        then: function applied to the rows, (N, F).
+        then: function applied to the output of the layer, (N, F), where N is the number of rows.
     """
     rows = tf.matmul(tf.reshape(x, (-1, x.shape[-1])), dense.kernel)
     rows = then(tf.nn.bias_add(rows, tf.convert_to_tensor(dense.bias)))
@@ -84,7 +85,8 @@ def constant_dense(
 def constant_norm(norm: keras.layers.LayerNormalization, x: tf.Tensor) -> tf.Tensor:
     """Computes norm(x) in a form that Grappler fuses if the weights are constants.
 
-    The form is batch normalization with the rows of x as channels; it becomes oneDNN's LayerNorm.
+    The form is batch normalization with the rows of x as channels, which Grappler replaces by
+    oneDNN's LayerNorm.
     """
     N = tf.size(x) // x.shape[-1]
     nothing = tf.constant([], tf.float32)

@@ -1,4 +1,4 @@
-"""Ops for inference: Keras layers, or equivalents that TensorFlow fuses or ONNX supports."""
+"""Ops for inference: calls of Keras layers, or equivalents that TensorFlow fuses or ONNX has."""
 
 import contextlib
 import contextvars
@@ -11,7 +11,7 @@ from keras import ops
 if keras.backend.backend() == "tensorflow":
     from kbert.model.fused_tf import constant_dense, constant_norm
 
-_form = contextvars.ContextVar("form", default=None)  # "constant", "plain"
+_form = contextvars.ContextVar("form", default=None)  # None, "constant" or "plain"
 
 
 @contextlib.contextmanager
@@ -24,15 +24,15 @@ def _computing_in(form):
 
 
 def constant_weights() -> contextlib.AbstractContextManager[None]:
-    """Makes inference use the ops that are fastest on TensorFlow's CPU if weights are constants.
+    """Context in which inference uses the ops that are fastest on CPUs if weights are constants.
 
-    If weights are variables, these ops are slower than the default.
+    It requires TensorFlow. If the weights are variables, these ops are slower than the default.
     """
     return _computing_in("constant")
 
 
 def plain_ops() -> contextlib.AbstractContextManager[None]:
-    """Makes inference use only ops that tf2onnx converts, such as Erf instead of Erfc in GELU."""
+    """Context in which inference uses only ops that tf2onnx converts, such as Erf, not Erfc."""
     return _computing_in("plain")
 
 
@@ -41,7 +41,7 @@ def dense(
     x: keras.KerasTensor,
     then: Callable[[keras.KerasTensor], keras.KerasTensor] = lambda x: x,
 ) -> keras.KerasTensor:
-    """Computes then(layer(x))."""
+    """Computes then(layer(x)); the layer must have no activation."""
     if layer.quantization_mode or _form.get() != "constant":
         return then(layer(x))
     return constant_dense(layer, x, then)

@@ -1,13 +1,19 @@
 """BERT as Keras models: the bare encoder, the pretraining models and the task models.
 
-Every model takes a dict with the features of `kbert.features`, or only the (B, L) `input_ids`. In
-the dict, `attention_mask` (default: all tokens are real) and `token_type_ids` (default: all 0) are
-optional, and so are `position_ids` (default: 0 to L - 1) and `inputs_embeds` (B, L, D), which
-replaces `input_ids`. With `sequence_ids` and `position_ids` (`kbert.data.packed_rows`), a row holds
-several texts that do not attend to each other; models with one output per row reject such rows, and
-`pooler_output` is computed from the first text of a row. Models ignore the features of other models
-and labels (names that begin with "label"), so they accept batches of any pipeline; other names are
-an error. The models with heads take `config`, `output_hidden_states`, `output_attentions` and
+Every model takes a dict of features (`kbert.features`), or only `input_ids`. They are (B, L) int32,
+or (B, C, L) in `BertForMultipleChoice`:
+
+- `input_ids`; or `inputs_embeds`, word embeddings with an additional axis D.
+- Optional: `attention_mask` (default: all tokens are real), `token_type_ids` (default: all 0) and
+  `position_ids` (default: 0 to L - 1).
+- `sequence_ids` and `position_ids`, if a row holds several texts that do not attend to each other
+  (`kbert.data.packed_rows`). Models with an output for each row reject such rows, and `BertModel`
+  computes `pooler_output` from the first text of a row.
+- `masked_positions` (B, M), only for models with an MLM head.
+
+Models ignore labels (names that begin with "label", and HF's `start_positions` and `end_positions`)
+and the features of other models, so that they accept the batches of all pipelines. Unknown names
+are an error. The models with heads take `config`, `output_hidden_states`, `output_attentions` and
 `extra_features` as `BertModel` does.
 """
 
@@ -35,7 +41,7 @@ Outputs = dict[str, keras.KerasTensor | tuple[keras.KerasTensor, ...]]
 
 
 def _tokens(inputs):
-    """Returns a tensor that has the shape of the token ids, which embeddings may replace."""
+    """Returns a tensor of the shape of the token ids, even if the inputs are embeddings."""
     return inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"][..., 0]
 
 
@@ -52,10 +58,10 @@ class BertModel(PretrainedModel):
         extra_features: names of additional inputs, which the model ignores.
 
     Call arguments:
-        inputs: features.
-        positions: (B, P) int, the positions of `last_hidden_state` to compute; None for all. Most
-            of the last block is computed only for these. With a pooler, the first position must be
-            0.
+        inputs: features; see `kbert.model.models`.
+        positions: (B, P) int, the positions of `last_hidden_state` to compute; None for all. With a
+            pooler, the first position of each sequence must be 0. Most of the last block is skipped
+            for other positions, unless `hidden_states` or `attentions` are returned.
 
     Returns, when called:
         dict with `last_hidden_state` (B, L, D) or (B, P, D), `pooler_output` (B, D) and the
@@ -129,7 +135,7 @@ class _HeadedModel(PretrainedModel):
     """
 
     pooled = True  # whether a head needs the pooler
-    by_row = True  # whether an output is computed for a row, rather than for each token
+    by_row = True  # whether some output is computed for a whole row, not for each token
 
     def __init__(
         self,
@@ -163,7 +169,7 @@ class _HeadedModel(PretrainedModel):
         return features
 
     def _pooled(self, inputs, training):
-        """Runs the encoder for `pooler_output`, so `last_hidden_state` has only [CLS].
+        """Runs the encoder for `pooler_output` alone: `last_hidden_state` has only [CLS].
 
         Args:
             inputs: result of `features`, (B, L) each.
@@ -300,7 +306,7 @@ class BertForMultipleChoice(_HeadedModel):
     """BERT for multiple choice; each choice is a separate sequence.
 
     Call arguments:
-        features with C choices, (B, C, L) each.
+        inputs: features, (B, C, L) each, where C is the number of choices.
 
     Returns, when called:
         dict with `logits` (B, C) float32; `hidden_states` and `attentions` have B * C rows.
@@ -322,10 +328,12 @@ class BertForMultipleChoice(_HeadedModel):
 
 @keras.saving.register_keras_serializable("kbert")
 class BertForEmbedding(_HeadedModel):
-    """BERT that embeds a text as set by `embedding` in the config; it has no pooler.
+    """BERT that computes the embedding of a text; it has no pooler.
+
+    `embedding` in the config (`EmbeddingConfig`) sets how the token vectors are combined.
 
     Returns, when called:
-        dict with `embedding` (B, E) float32; E is D, or the width of the dense layer if any.
+        dict with `embedding` (B, E) float32; E is `dense_size`, or D without a dense layer.
     """
 
     task_heads = {"embedding": EmbeddingHead}

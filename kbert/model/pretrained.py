@@ -35,15 +35,16 @@ def _members(layer, path=""):
             yield from _members(member, f"{name}/")
 
 
-# Keras has no type information. `basedpyright --verifytypes` attributes decorated classes to Keras,
-# and would otherwise report an unknown base class wherever a model is used.
+# Keras has no type information. `basedpyright --verifytypes` reports an unknown base class wherever
+# a model is used, unless its base class has a decorator of Keras.
 @keras.saving.register_keras_serializable("kbert")
 class PretrainedModel(keras.Model):
     """Base class of the models, which are built in their constructors.
 
-    `.keras` files and `get_config` store which layers and weights are frozen, and LoRA adapters. A
-    subclass creates its parts in its constructor and lists them in `parts`. The name of a weight in
-    a folder starts with the name of its part, so that models can load each other's parts.
+    `get_config` and `.keras` files store which layers and weights are frozen, and which layers have
+    LoRA adapters. A subclass creates its parts in its constructor and lists them in `parts`. The
+    name of a weight in a folder starts with the name of its part, so that models can load each
+    other's parts.
     """
 
     parts: tuple[str, ...] = ()
@@ -61,7 +62,7 @@ class PretrainedModel(keras.Model):
         fields = sorted(_FIELDS & kwargs.keys())
         if fields:
             raise UserError(
-                f"{', '.join(fields)} belongs to the config: "
+                f"set {', '.join(fields)} in the config: "
                 f"{type(self).__name__}(BertConfig({fields[0]}=...))."
             )
         super().__init__(**kwargs)
@@ -105,17 +106,17 @@ class PretrainedModel(keras.Model):
         return model
 
     def __call__(self, inputs: Inputs, *args: Any, **kwargs: Any) -> dict[str, keras.KerasTensor]:
-        """Calls the model; casts float ids to int, before Keras rounds them to half precision."""
+        """Calls the model. Casts float ids to int32, because Keras would round them to bfloat16."""
         return super().__call__(_integer_ids(inputs), *args, **kwargs)
 
     def features(self, inputs: Inputs) -> dict[str, keras.KerasTensor]:
-        """Returns the inputs of a call as a dict, without `extra_features`.
+        """Returns the inputs of a call as a dict, without `extra_features` and None values.
 
         Args:
             inputs: dict of features, or only `input_ids`.
 
         Raises:
-            UserError: a feature is unknown, or has the wrong shape.
+            UserError: a feature is unknown, missing, or has the wrong shape.
         """
         inputs = inputs if isinstance(inputs, Mapping) else {"input_ids": inputs}
         inputs = {name: x for name, x in inputs.items() if x is not None}
@@ -124,7 +125,10 @@ class PretrainedModel(keras.Model):
         return {name: x for name, x in inputs.items() if name not in self.extra_features}
 
     def named_weights(self) -> dict[str, keras.Variable]:
-        """Returns the weights by name, such as 'bert/encoder/layer_0/attention/query/kernel'."""
+        """Returns a dict of name -> weight, without LoRA adapters.
+
+        The names are those in a folder, such as "bert/encoder/layer_0/attention/query/kernel".
+        """
         named = {}
         for part in self.parts:
             layer = getattr(self, part, self)  # a bare BertModel is its own part
@@ -136,11 +140,11 @@ class PretrainedModel(keras.Model):
         """Freezes the embeddings and the first blocks of the encoder.
 
         Args:
-            num_layers: number of blocks; 0 freezes only the embeddings. None also freezes all
-                blocks and the pooler.
+            num_layers: number of blocks; 0 freezes only the embeddings. None freezes the
+                embeddings, all blocks and the pooler.
 
         Raises:
-            UserError: the encoder has fewer blocks.
+            UserError: `num_layers` is negative, or larger than the number of blocks.
         """
         bert = getattr(self, "bert", self)
         N = self.config.num_hidden_layers
@@ -154,16 +158,16 @@ class PretrainedModel(keras.Model):
             weight.trainable = False
 
     def add_lora(self, rank: int, alpha: float | None = None) -> None:
-        """Freezes the encoder and adds a trainable adapter to each query and value projection.
+        """Freezes `bert` and adds a trainable adapter to each query and value projection.
 
-        A projection W becomes W + alpha / rank * A B, where A is (D, rank), and B is (rank, D) and
-        initialized to 0. `save_pretrained` writes the sum, so it can be loaded without adapters.
-        Source: Hu et al. 2021 (arXiv:2106.09685), sections 4.1 and 4.2, as implemented by Keras'
+        A projection W, (D, H * K), becomes W + alpha / rank * A B, where A is (D, rank), and B is
+        (rank, H * K) and initialized to 0. `save_pretrained` writes this sum in place of W. Source:
+        Hu et al. 2021 (arXiv:2106.09685), sections 4.1 and 4.2, as implemented by Keras'
         `Dense.enable_lora`.
 
         Args:
-            rank: rank of A B, at least 1.
-            alpha: numerator of the scale; None for 2 * rank.
+            rank: number of columns of A, at least 1.
+            alpha: numerator of the scale alpha / rank; None for 2 * rank.
         """
         self.freeze_encoder(num_layers=None)
         for block in getattr(self, "bert", self).encoder.blocks:
@@ -171,7 +175,7 @@ class PretrainedModel(keras.Model):
                 projection.enable_lora(rank, 2 * rank if alpha is None else alpha)
 
     def resize_token_embeddings(self, vocab_size: int) -> None:
-        """Changes the number of vocabulary entries, V, before the model is compiled.
+        """Changes the number of vocabulary entries, V. Call it before `compile`.
 
         The rows of the remaining entries are unchanged. New rows of the word embeddings, and of an
         untied MLM matrix, are initialized as in a new model; new MLM biases are 0.
@@ -220,7 +224,7 @@ class PretrainedModel(keras.Model):
 
         Args:
             filepath, format, verbose, kwargs: as in `keras.Model.export`.
-            input_signature: None for the features of `ENCODER_FEATURES`, of any size.
+            input_signature: None for a dict of `ENCODER_FEATURES`, with all sizes variable.
         """
         if input_signature is None:
             shape = (None,) * self.input_rank
@@ -235,10 +239,10 @@ class PretrainedModel(keras.Model):
         format: str = "kbert",
         allow_missing: Sequence[str] = (),
     ) -> None:
-        """Writes the config and the float32 weights in one of four formats.
+        """Writes the config and the float32 weights, but not the tokenizer.
 
-        Warns if the format's library computes different outputs from these weights, or does not
-        support pruned heads, which are then written as zeros.
+        Warns if the format's library computes different outputs from these weights, or if the
+        format lacks the pooler or does not support pruned heads, which are then written as zeros.
 
         Args:
             folder: created if missing; files of the same names are replaced.
@@ -246,10 +250,11 @@ class PretrainedModel(keras.Model):
                 `bert_model.ckpt`), "hf" (`config.json`, `model.safetensors`) or "keras_hub" (a
                 preset).
             allow_missing: names or name prefixes of weights to omit if the format does not support
-                them, such as `nsp` in KerasHub.
+                them, such as "nsp" in KerasHub.
 
         Raises:
-            UserError: the format is unknown or does not support some weights.
+            UserError: the format is unknown or does not support some weights; or the folder has
+                weights in another format.
         """
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -274,18 +279,19 @@ class PretrainedModel(keras.Model):
         layers: int | Sequence[int] | None = None,
         **kwargs: object,
     ) -> Self:
-        """Creates a model with the weights of a folder, written by any model class or library.
+        """Creates a model with the weights of a folder, which any model class may have written.
 
-        Weights are read one at a time. Parts that the folder lacks entirely, such as a head or the
-        pooler, are randomly initialized, with a warning. Parts that this class lacks are ignored.
+        Weights are read one at a time. If the folder lacks all weights of a part, such as a head or
+        the pooler, the part is randomly initialized, with a warning. Parts that this class lacks
+        are ignored.
 
         Args:
             folder: a folder written by `save_pretrained`, such as `final` or `best` of a run; a
                 folder of google-research/bert, HF transformers or KerasHub; the name of a model on
                 the Hugging Face hub; or a `kbert.model.folder.ModelFolder`.
             allow_missing: names or name prefixes, kbert's or the folder's, optionally with `*`, of
-                weights that may be missing, unknown or of another shape; they are randomly
-                initialized or ignored.
+                weights that may be missing or of another shape, and are then randomly initialized,
+                or unknown, and are then ignored.
             layers: the encoder blocks to load, for example for a distillation student: a number of
                 evenly spaced blocks (3 of 12 are 4, 8 and 12), or block numbers from 1. None for
                 all.
@@ -294,7 +300,8 @@ class PretrainedModel(keras.Model):
 
         Raises:
             UserError: the folder does not exist or has another architecture; files are missing,
-                damaged or pickles; weights are unknown, partly missing, or have another shape.
+                damaged or pickles; weights are unknown, partly missing, or have another shape; or
+                an argument is invalid.
         """
         changes = {name: kwargs.pop(name) for name in _FIELDS & kwargs.keys()}
         options = {"allow_missing": allow_missing, "parts": cls.task_heads, "layers": layers}
@@ -321,7 +328,8 @@ class PretrainedModel(keras.Model):
             skip_parts: names of parts not to load, such as a head.
 
         Raises:
-            UserError: as for `from_pretrained`; or the folder's number of attention heads differs.
+            UserError: as for `from_pretrained`; or the folder and the model have different shapes
+                or numbers of attention heads.
         """
         options = {"allow_missing": allow_missing, "parts": self.task_heads, "layers": layers}
         with ModelFolder.of(folder).open_weights(**options) as (config, weights):
@@ -355,14 +363,14 @@ class PretrainedModel(keras.Model):
             new_weights = {name for name in fresh if part_of(name) in loaded_parts}
             missing = ", ".join(sorted(new_parts | new_weights))
             warnings.warn(
-                f"{folder} has no {missing}: new, with random weights until trained. This is "
-                f"expected when fine-tuning starts from a pretrained encoder.",
+                f"{folder} has no weights for {missing}; they are randomly initialized and need "
+                f"training. This is expected when fine-tuning starts from a pretrained encoder.",
                 stacklevel=3,
             )
 
 
 def _integer_ids(inputs):
-    """Casts ids and positions to integers if they are floats."""
+    """Casts ids and positions to int32 if they are floats."""
     if not isinstance(inputs, Mapping):
         return _as_integers(inputs)
     casts = {n: _as_integers(x) for n, x in inputs.items() if n.endswith(("_ids", "_positions"))}

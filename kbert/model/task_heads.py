@@ -13,10 +13,10 @@ from kbert.model.attention import ConfiguredLayer
 
 @keras.saving.register_keras_serializable("kbert")
 class MaskedLMHead(ConfiguredLayer):
-    """Predicts the logits of all vocabulary entries: (B, M, D) -> (B, M, V) float32.
+    """Computes the logits of all vocabulary entries: (B, M, D) -> (B, M, V) float32.
 
-    The output matrix is `word_embeddings`, (V, D), unless the config sets `tie_word_embeddings` to
-    False.
+    The output matrix is the call argument `word_embeddings`, (V, D); or the head's own `decoder`,
+    (V, D), if the config sets `tie_word_embeddings` to False.
     """
 
     def __init__(self, config: BertConfig | Mapping[str, Any], **kwargs: object):
@@ -52,7 +52,7 @@ class MaskedLMHead(ConfiguredLayer):
 
 @keras.saving.register_keras_serializable("kbert")
 class NextSentenceHead(ConfiguredLayer):
-    """Computes the logits of B following A (class 0) and of B from another document (class 1).
+    """Computes two logits: for B following A (class 0), and for B from another document (class 1).
 
     Takes `pooler_output` (B, D); returns (B, 2) float32.
     """
@@ -70,12 +70,12 @@ class NextSentenceHead(ConfiguredLayer):
 
 @keras.saving.register_keras_serializable("kbert")
 class ClassificationHead(ConfiguredLayer):
-    """Applies dropout and computes the logits of C labels, for a sequence or for its tokens.
+    """Applies dropout and computes the logits of C labels, for each sequence or each token.
 
     Takes (..., D); returns (..., C) float32.
     """
 
-    units: int | None = None  # None for C
+    units: int | None = None  # number of outputs; None for `num_labels`, C
     has_dropout = True
 
     def __init__(self, config: BertConfig | Mapping[str, Any], **kwargs: object):
@@ -94,7 +94,7 @@ class ClassificationHead(ConfiguredLayer):
 
 @keras.saving.register_keras_serializable("kbert")
 class ChoiceHead(ClassificationHead):
-    """Applies dropout and computes the logit of one choice: (..., D) -> (..., 1) float32."""
+    """Applies dropout and computes the logit of each choice: (..., D) -> (..., 1) float32."""
 
     units = 1
 
@@ -109,14 +109,16 @@ class SpanHead(ClassificationHead):
 
 @keras.saving.register_keras_serializable("kbert")
 class EmbeddingHead(ConfiguredLayer):
-    """Embeds a sequence as set by `embedding` in the config: (B, L, D) -> (B, E) float32.
+    """Computes the embedding of each sequence: (B, L, D) -> (B, E) float32.
 
-    Source: the modules Pooling, Dense and Normalize of sentence-transformers.
+    `embedding` in the config (`EmbeddingConfig`) sets the pooling, an optional dense layer and the
+    normalization. E is the width of the dense layer, or D without one. Source: the modules Pooling,
+    Dense and Normalize of sentence-transformers.
 
     Call arguments:
         x: (B, L, D), the last hidden states.
         attention_mask: (B, L), 1 = token, 0 = padding; None = all tokens.
-        pooling, normalize: override the settings of the config.
+        pooling, normalize: replace the config's settings; None for the config's settings.
     """
 
     def __init__(self, config: BertConfig | Mapping[str, Any], **kwargs: object):

@@ -33,15 +33,14 @@ __all__ = [
 ]
 
 # Each module has
-#   open_folder(folder, parts): context manager that yields the config fields, the tensors, and a
-#     function from a config to the `ExternalWeight` of each weight; raises UserError if a file is
-#     missing or damaged, or the architecture is not BERT. parts: as for `open_weights`.
+#   open_folder(folder, parts): context manager that yields `FolderContents`; raises UserError if a
+#     file is missing or damaged, or the architecture is not BERT. parts: as for `open_weights`.
 #   external_weights(config, parts): returns a dict of kbert's name -> ExternalWeight. parts: the
 #     parts to write.
-#   write(folder, config, tensors, parts): writes a model; returns notes on how the outputs of the
-#     format's library differ; raises UserError if the format does not support the model.
+#   write(folder, config, tensors, parts): writes a model; returns notes on how it differs from the
+#     model of the format's library; raises UserError if the format does not support the model.
 _MODULES = {"kbert": native, "google": google, "hf": huggingface, "keras_hub": kerashub}
-_MODULES["export"] = exported  # cannot be written
+_MODULES["export"] = exported  # only `open_folder`: kbert.export writes this format
 
 
 @contextlib.contextmanager
@@ -55,26 +54,28 @@ def open_weights(
 ) -> Iterator[tuple[BertConfig, Tensors]]:
     """Opens a model folder in any format; weights are read one at a time, on access.
 
-    The shapes are checked against the config before any weight is read.
+    The names and shapes of all weights are checked against the config first.
 
     Args:
         folder: as for `kbert.utils.formats.find_folder`.
         allow_missing: names or name prefixes, kbert's or the format's, optionally with `*`, of
             weights that may be missing, unknown or of another shape; they are not loaded.
-        parts: the parts of the model to load, which identify the classifier of an HF folder whose
-            config does not name it.
+        parts: parts of the model that will be loaded. They decide which head the "classifier" of an
+            HF folder is, if its config does not name a model class.
         layers: the encoder blocks to load; see `resolve_layers`. None for all.
-        new_entries: function from the number of rows to the `pieces` of new vocabulary entries;
-            see `resize_vocabulary`.
+        new_entries: function from the number of rows of the word embeddings to the `pieces` of new
+            vocabulary entries; see `resize_vocabulary`.
         **changes: fields of BertConfig to override. A larger `vocab_size` adds rows.
 
     Yields:
-        BertConfig, and Tensors of kbert's name -> float32 array. Except for `allow_missing`, each
-        part is complete or absent.
+        BertConfig, and Tensors of kbert's name -> float32 array. Apart from the weights in
+        `allow_missing`, the embeddings and the encoder are complete, and every other part is
+        complete or absent.
 
     Raises:
-        UserError: the folder does not exist, cannot be read or has another architecture; or weights
-            are unknown, missing, or have other shapes than in the config.
+        UserError: the folder does not exist, cannot be read or has another architecture; weights
+            are unknown, missing, or have other shapes than in the config; or `layers` or `changes`
+            are invalid.
     """
     folder = find_folder(folder)
     with _MODULES[folder_format(folder)].open_folder(folder, parts) as (
@@ -94,9 +95,8 @@ def open_weights(
         heads = config.attention_heads_per_layer
         if heads != saved_heads:
             raise UserError(
-                f"{folder}: a config cannot change the number of attention heads per block "
-                f"({heads_text(saved_heads)}); got attention_heads_per_layer={heads}. To remove "
-                f"heads: python -m kbert.prune"
+                f"{folder}: attention_heads_per_layer must match the weights "
+                f"({heads_text(saved_heads)}); got {heads}. To remove heads: python -m kbert.prune"
             )
         if config.num_hidden_layers > len(tensors):
             raise UserError(
@@ -115,13 +115,13 @@ def open_weights(
 
 
 def _new_vocabulary(fields, changes, new_entries):
-    """Returns the pieces of new entries, and the new vocabulary size or None if unchanged.
+    """Returns the pieces of the new entries, and the new vocabulary size or None if unchanged.
 
-    If `vocab_size` grows, it is removed from `changes`.
+    If `vocab_size` in `changes` is larger than the folder's, removes it from `changes`.
     """
     rows = fields.get("vocab_size", BertConfig.vocab_size)
     if type(rows) is not int:
-        return {}, None  # raises an error later
+        return {}, None  # BertConfig raises the error
     pieces = new_entries(rows) if new_entries else {}
     vocab_size = changes.get("vocab_size")
     if type(vocab_size) is int and vocab_size > rows:
@@ -177,17 +177,18 @@ def write_weights(
     Args:
         folder: an existing folder; files of the same names are replaced.
         format: one of `kbert.utils.formats.FORMATS`.
+        config: config of the model.
         weights: dict of kbert's name -> float32 array.
         allow_missing: names or name prefixes of weights to omit if the format does not support
             them.
 
     Returns:
-        notes on how the outputs of the format's library differ, and on removed heads, which all
+        notes on differences from the model of the format's library, and on removed heads, which all
         formats except kbert's store as zeros.
 
     Raises:
-        UserError: the format is unknown or does not support some weights, or a file cannot be
-            written.
+        UserError: the format is unknown or does not support some weights, the folder has weights in
+            another format, or a checkpoint of Google's format cannot be written.
     """
     if format not in FORMATS:
         raise UserError(f"format must be one of {', '.join(FORMATS)}; got {format!r}.")

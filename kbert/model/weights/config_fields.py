@@ -1,4 +1,4 @@
-"""Stores fields of BertConfig in the configs of formats that lack them."""
+"""Stores fields of BertConfig that another format lacks in that format's config file."""
 
 import dataclasses
 import os
@@ -12,10 +12,14 @@ from kbert.utils.formats import get_members
 
 
 def kbert_fields(values: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Returns the fields that a config of another format stores under the key "kbert".
+    """Returns the fields of BertConfig that another format's config has under the key "kbert".
+
+    Args:
+        values: contents of the config file.
+        path: the config file, for error messages.
 
     Raises:
-        UserError: the key contains anything but fields of BertConfig.
+        UserError: the value of "kbert" is not an object of fields of BertConfig.
     """
     extra = values.get("kbert", {})
     get_members(extra, (), path)
@@ -28,13 +32,28 @@ def kbert_fields(values: Mapping[str, Any], path: str | os.PathLike[str]) -> dic
 def extra_fields(
     values: Mapping[str, Any], known: Collection[str], fixed: dict[str, Any]
 ) -> dict[str, Any]:
-    """Returns fields that a format lacks and that differ from its library's fixed values."""
+    """Returns the fields to store under the key "kbert".
+
+    These are the fields that the format lacks and whose values are neither its library's fixed
+    values nor, for fields without a fixed value, the defaults of BertConfig.
+
+    Args:
+        values: all fields of a BertConfig.
+        known: names of the fields that the format has.
+        fixed: values that are hard-coded in the format's library.
+    """
     usual = dataclasses.asdict(BertConfig()) | fixed
     return {n: v for n, v in values.items() if n not in known and v != usual[n]}
 
 
 def differences(config: BertConfig, code: str, fixed: Mapping[str, object]) -> list[str]:
-    """Returns notes on the config values that differ from the `fixed` values of `code`."""
+    """Returns a note on each value of the config that differs from a hard-coded one in `code`.
+
+    Args:
+        config: config of the model.
+        code: name of the library, for the notes.
+        fixed: values that are hard-coded in it.
+    """
     return [
         f"{code} always computes with {name} {value}; this model has {getattr(config, name)}, so "
         f"the outputs differ from kbert's."

@@ -1,7 +1,7 @@
 """Reads weights from the variables of a SavedModel written by `kbert.export`.
 
-The `assets.extra` folder of the SavedModel contains the config, the vocabulary and `kbert.json`,
-which lists kbert's names of the variables, in their order.
+The SavedModel's folder `assets.extra` contains the config, the vocabulary and `kbert.json`. The
+latter lists kbert's names of the variables, in the order of the SavedModel's variables.
 """
 
 import contextlib
@@ -20,7 +20,15 @@ CONFIG_FILE = "config.json"
 
 @contextlib.contextmanager
 def open_folder(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[FolderContents]:
-    """See `kbert.model.weights`; `folder` is the `assets.extra` of an unquantized SavedModel."""
+    """See `kbert.model.weights`.
+
+    Args:
+        folder: `assets.extra` of a SavedModel.
+        parts: not used.
+
+    Raises:
+        UserError: the export is damaged, or its weights are quantized.
+    """
     metadata = read_export(folder)
     names = metadata["weights"]
     if is_quantized(metadata):

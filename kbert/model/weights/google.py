@@ -1,12 +1,11 @@
 """The format of google-research/bert: `bert_config.json` and a TensorFlow 1 checkpoint.
 
-The Model Garden's TensorFlow 2 checkpoints are read, too; see `model_garden`.
+TensorFlow 2 checkpoints of the Model Garden can also be read; see `model_garden`.
 
-The weight names are the variable names in its `modeling.py`, `run_pretraining.py`,
-`run_classifier.py` and `run_squad.py`. Its code always computes GELU with the tanh approximation
-and LayerNorm with epsilon 1e-12, regardless of the config. Settings that it does not have, such as
-another epsilon or label names, are stored under the key "kbert" of `bert_config.json`, which its
-code ignores.
+The weights have the variable names of google-research/bert's `modeling.py`, `run_pretraining.py`,
+`run_classifier.py` and `run_squad.py`. Its code always computes the activation "gelu" with the tanh
+approximation, and LayerNorm with epsilon 1e-12. Settings that it does not have, such as another
+epsilon or label names, are stored in `bert_config.json` under the key "kbert", which it ignores.
 
 Requires TensorFlow, because the checkpoint is in TensorFlow's format.
 """
@@ -67,10 +66,10 @@ def external_weights(config: BertConfig, parts: Collection[str] = ()) -> dict[st
     return map_weights(config, NAMES, VARIABLES, transposed.__contains__)
 
 
-# Maximum size of a data file. TensorFlow holds all tensors of a file in memory at once. BERT-base
-# fits into one file, as it was published.
+# Maximum size of a data file. TensorFlow holds all tensors of a file in memory when it writes it.
+# BERT-base fits into one file, as Google published it.
 SHARD_BYTES = 500_000_000
-# The fields of `bert_config.json` that BERT uses; it ignores "directionality", for example.
+# The fields of `bert_config.json` that google-research/bert's model uses, except `hidden_act`.
 FIELDS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("intermediate_size", "hidden_dropout_prob", "attention_probs_dropout_prob"),
@@ -78,11 +77,11 @@ FIELDS = (
 )
 # Hard-coded in google-research/bert.
 FIXED: dict[str, str | float] = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-12}
-# Optimizer state.
+# Names of the optimizer's state.
 _NOT_WEIGHTS = re.compile(
     r"(.*/)?(adam_[mv]|lamb_[mv]|Adam(_1)?|global_step|beta[12]_power|loss_scale|good_steps)"
 )
-# Errors, besides TensorFlow's own, that its reader raises for damaged index files.
+# Errors that TensorFlow's reader raises for damaged index files, besides tf.errors.OpError.
 _DAMAGED = (IndexError, RuntimeError, ValueError, TypeError, KeyError)
 _RELATIVES = {"electra/": "ELECTRA", "/group_0/": "ALBERT"}
 
@@ -102,6 +101,10 @@ def open_folder(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[F
 
 def read_checkpoint(prefix: pathlib.Path, is_wanted: Callable[[str], bool]) -> Tensors:
     """Returns the float tensors of a TensorFlow checkpoint for which `is_wanted(name)` is true.
+
+    Args:
+        prefix: path of the checkpoint without suffixes such as ".index".
+        is_wanted: function of the name of a tensor.
 
     Raises:
         UserError: the checkpoint cannot be read, or its tensors are larger than its files.
@@ -134,7 +137,7 @@ def read_checkpoint(prefix: pathlib.Path, is_wanted: Callable[[str], bool]) -> T
 
 
 def _checkpoint(folder):
-    """Returns the prefix of the only checkpoint in a folder."""
+    """Returns the prefix of the checkpoint in a folder: `bert_model.ckpt`, or else the only one."""
     prefixes = sorted(path.with_suffix("") for path in folder.glob("*.index"))
     if folder / CHECKPOINT in prefixes:
         return folder / CHECKPOINT
@@ -153,7 +156,7 @@ def _fields(folder, shapes):
     values = read_json(path)
     act = values.get("hidden_act", "gelu")
     if act not in ("gelu", "gelu_new"):
-        raise UserError(f"{path} has hidden_act {act!r}; kbert supports 'gelu'.")
+        raise UserError(f"{path} has hidden_act {act!r}; kbert supports 'gelu' and 'gelu_new'.")
     get_members(values, FIELDS[:5], path)
     fields = {name: values[name] for name in FIELDS if name in values} | FIXED
     if "output_weights" in shapes:
@@ -193,7 +196,7 @@ def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set
 
 
 def _shards(tensors):
-    """Yields lists of names, each with at most SHARD_BYTES or with a single tensor."""
+    """Yields lists of names of tensors: at most SHARD_BYTES per list, or a single larger tensor."""
     names, size = [], 0
     for name, shape in sorted(tensors.shapes.items()):
         bytes_of_it = 4 * math.prod(shape)

@@ -1,7 +1,7 @@
 """Removes attention heads from weights, and restores them as zeros.
 
-A head is K columns of its block's query, key and value, and K rows of the output projection. A head
-of zeros does not change the output of the block.
+A head is K columns of its block's query, key and value kernels, with their biases, and K rows of
+the output projection. A head of zeros does not change the output of the block.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ _ATTENTION = re.compile(r"bert/encoder/layer_(\d+)/attention/(query|key|value|ou
 
 
 def heads_text(attention_heads_per_layer: Sequence[int] | None) -> str:
-    """Returns the numbers of heads of a BertConfig as text: "12, 8, 12" or "none pruned"."""
+    """Formats a config's `attention_heads_per_layer`, such as "12, 8, 12", or "none pruned"."""
     if attention_heads_per_layer is None:
         return "none pruned"
     return ", ".join(map(str, attention_heads_per_layer))
@@ -40,10 +40,11 @@ def remove_heads(
     Args:
         config: config of the model.
         weights: dict of kbert's name -> array.
-        kept: for each block, the numbers, from 0, of the heads to keep; at least one.
+        kept: for each block, the numbers of one or more heads to keep, from 0.
 
     Raises:
-        UserError: `kept` has an empty list, a head that does not exist, or a duplicate.
+        UserError: `kept` does not have a list for each block; or a list is empty, or has a
+            duplicate or a head that does not exist.
     """
     _check_kept(config, kept)
     smaller = dataclasses.replace(config, attention_heads_per_layer=tuple(map(len, kept)))
@@ -71,15 +72,15 @@ def _check_kept(config, kept):
         H = config.block_heads(block)
         if not numbers or len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(H)):
             raise UserError(
-                f"kept must list different heads of block {block}, at least one, as numbers from 0 "
+                f"kept must list one or more different heads of block {block}, as numbers from 0 "
                 f"to {H - 1}; got {list(numbers)}."
             )
 
 
 def restore_heads(config: BertConfig, weights: Tensors) -> tuple[BertConfig, Tensors]:
-    """Returns the config and the lazily read weights, with zeros for the removed heads.
+    """Returns the config and the lazily read weights with all heads, removed ones as zeros.
 
-    The model's outputs are unchanged. In each block the zero heads come last.
+    The model's outputs do not change. In each block, the zero heads come last.
     """
     larger = dataclasses.replace(config, attention_heads_per_layer=None)
     shapes = weight_shapes(larger)

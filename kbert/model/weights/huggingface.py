@@ -1,9 +1,9 @@
 """The format of HF transformers: `config.json` and `model.safetensors`, single or sharded.
 
-The weight names are those in `modeling_bert.py`, for classes with and without a head. Files of
-older versions are also supported: names without the prefix "bert.", names with "gamma" and "beta",
-stored buffers, and duplicates of tied matrices. float16 and bfloat16 are converted to float32,
-which is exact.
+The weights have the names of HF's `modeling_bert.py`, for classes with and without a head. Files of
+older versions can also be read: names without the prefix "bert.", names with "gamma" and "beta",
+stored buffers, and duplicates of tied matrices. float16, bfloat16 and float64 are converted to
+float32; only float64 is rounded.
 """
 
 import contextlib
@@ -38,7 +38,8 @@ from kbert.utils.formats import check_not_pointer, get_members, read_json
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-# Except in heads, like those of google-research/bert: "bert.encoder.layer.3.attention.self.query".
+# Outside the heads, HF uses the names of google-research/bert, with dots instead of slashes:
+# "bert.encoder.layer.3.attention.self.query".
 NAMES = {
     name: google_name.replace("layer_{i}", "layer.{i}").replace("/", ".")
     for name, google_name in google.NAMES.items()
@@ -77,7 +78,7 @@ ACTIVATIONS = {
     "gelu_accurate": "gelu_new",
     "gelu_pytorch_tanh": "gelu_new",
 }
-# Features that kbert does not support -> the value that disables them.
+# HF's settings of features that kbert does not support -> the value that disables the feature.
 _UNUSED = {
     "position_embedding_type": "absolute",
     "is_decoder": False,
@@ -94,7 +95,10 @@ _DENSE = f"{sentence_transformers.DENSE}."
 
 
 def external_weights(config: BertConfig, parts: Collection[str] = ()) -> dict[str, ExternalWeight]:
-    """See `kbert.model.weights`; HF's "classifier" classifies sequences unless `parts` differs."""
+    """See `kbert.model.weights`. HF's "classifier" is the first head of `CLASSIFIERS` in `parts`.
+
+    If none is in `parts`, it is the sequence classifier.
+    """
     classifier = next((part for part in CLASSIFIERS if part in parts), CLASSIFIERS[0])
     names = NAMES | {f"{classifier}/dense": "classifier"}
     return map_weights(config, names, VARIABLES, transposed=lambda name: name.endswith("/kernel"))
@@ -104,7 +108,8 @@ def external_weights(config: BertConfig, parts: Collection[str] = ()) -> dict[st
 def open_folder(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[FolderContents]:
     """See `kbert.model.weights`.
 
-    If the config names no head, `parts` decide which head the weights named "classifier" are.
+    HF's "classifier" is the head of the model class that the config names; else a classifier in
+    `parts`; else the sequence classifier, or the token classifier if there is no pooler.
     """
     values = read_json(folder / CONFIG_FILE)
     fields = _fields(values, folder / CONFIG_FILE)
@@ -131,7 +136,7 @@ def open_folder(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[F
 
 
 def _open_files(paths, stack, folder):
-    """Opens files of tensors; returns a dict of current name -> (open file, name in the file)."""
+    """Opens safetensors files; returns a dict of HF's current name -> (file, name in the file)."""
     names = {}  # name -> path, open file
     for path in paths:
         check_not_pointer(path)
@@ -168,7 +173,7 @@ def _common_prefix(names, folder):
 
 
 def _parts(values, path):
-    """Returns the heads of the first known class in the config, or an empty tuple."""
+    """Returns the heads of the first class in the config that is in `CLASSES`, or ()."""
     names = values.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: architectures must be a list of names; got {names!r}.")
@@ -189,7 +194,7 @@ def _files(folder):
 
 
 def _current_name(name):
-    """Converts a name of an older version to the current one."""
+    """Converts a tensor name of any version of HF transformers to the current name."""
     if not name.startswith(_CURRENT_PREFIXES):
         name = f"bert.{name}"
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
@@ -207,9 +212,9 @@ def _shape(file, name, folder):
 
 
 def _remove_duplicates(sources, tensors, tied, folder):
-    """Removes the second name of each array that has two."""
-    # A tied decoder may be stored in addition to the word embeddings, or instead of them. The
-    # decoder bias has two names; HF uses the decoder's for an untied head.
+    """Keeps one name of each array that has two, in `sources` and in the shapes of `tensors`."""
+    # A tied decoder may be stored in addition to the word embeddings, or instead of them. The MLM
+    # bias has two names; if the decoder is untied, HF uses the value of DECODER_BIAS.
     duplicates = {DECODER_BIAS: BIAS} | ({DECODER: WORDS} if tied else {})
     for other, name in duplicates.items():
         if other not in sources:
@@ -249,7 +254,7 @@ def _fields(values, path):
 
 
 def _labels(id2label, path):
-    """Returns the number of labels and their names, if HF's `id2label` names all of them."""
+    """Returns `num_labels` and `label_names` as in HF's `id2label`; warns if it is inconsistent."""
     get_members(id2label, (), path)
     count = len(id2label)
     if not count:
@@ -270,13 +275,14 @@ def _default_names(count):
 
 
 def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set[str]) -> list[str]:
-    """Writes both files; returns notes on differences from HF's model.
+    """Writes the config, the weights and, to embed texts, the files of sentence-transformers.
 
-    The names match the HF class exactly: the pooler is omitted if the HF class has none.
+    The names match the HF class exactly: the pooler is omitted if the HF class has none. Returns
+    notes on differences from HF's model.
     """
     values = dataclasses.asdict(config)
     for name in ("num_labels", "attention_heads_per_layer", "embedding"):
-        del values[name]  # HF derives it from id2label, or has no such field
+        del values[name]  # HF computes num_labels from id2label and does not have the others
     names = values.pop("label_names") or _default_names(config.num_labels)
     if "span_classifier" in parts:
         names = _default_names(2)  # HF treats start and end as labels
@@ -323,7 +329,7 @@ def _write_embedding(folder, config, tensors):
 
 
 def _write_safetensors(path, tensors):
-    """Writes a file one tensor at a time, which `safetensors.save_file` cannot do."""
+    """Writes a safetensors file one tensor at a time, which `safetensors.save_file` cannot do."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, shape in sorted(tensors.shapes.items()):
         begin, end = end, end + 4 * math.prod(shape)

@@ -1,9 +1,9 @@
 """The format of KerasHub presets: `config.json`, `model.weights.h5` and, for tasks, `task.*`.
 
-Supports `BertBackbone`, `BertTextClassifier` and `BertMaskedLM`. KerasHub always computes GELU with
-the tanh approximation and LayerNorm with epsilon 1e-12. Its MLM head uses the exact GELU and
-epsilon 1e-5 instead, so its outputs differ from BERT's. Fields that the preset lacks are stored in
-`config.json` under the key "kbert", which KerasHub ignores.
+Supports `BertBackbone`, `BertTextClassifier` and `BertMaskedLM`. KerasHub's encoder always computes
+GELU with the tanh approximation and LayerNorm with epsilon 1e-12. Its MLM head uses the exact GELU
+and epsilon 1e-5, so its outputs differ from BERT's. Fields of BertConfig that a preset lacks are
+stored in its `config.json` under the key "kbert", which KerasHub ignores.
 """
 
 import contextlib
@@ -73,13 +73,13 @@ FIELDS = {
     "max_sequence_length": "max_position_embeddings",
     "num_segments": "type_vocab_size",
 }
-# Hard-coded in KerasHub.
+# Hard-coded in KerasHub's encoder.
 FIXED: dict[str, str | float] = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-12}
 _MLM_DIFFERS = (
     "KerasHub's BertMaskedLM computes its head with the exact GELU and an epsilon of 1e-5, unlike "
     "BERT, so its logits differ from kbert's."
 )
-# KerasHub compiles loaded tasks, and warns if the file has no iterations and no learning rate.
+# KerasHub compiles a loaded task, and warns if the file lacks the optimizer's step and rate.
 _FRESH_OPTIMIZER = {"optimizer/vars/0": np.int32(0), "optimizer/vars/1": np.float32(5e-5)}
 _OLD_LAYERS = "_layer_checkpoint_dependencies/"  # the former name of "layers/" in Keras
 _TASKS = {"sequence_classifier": "BertTextClassifier", "mlm": "BertMaskedLM"}
@@ -87,7 +87,7 @@ _TASKS = {"sequence_classifier": "BertTextClassifier", "mlm": "BertMaskedLM"}
 
 @contextlib.contextmanager
 def open_folder(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[FolderContents]:
-    """See `kbert.model.weights`; warns about an MLM head, whose outputs differ in KerasHub."""
+    """See `kbert.model.weights`; warns if there is an MLM head: its outputs differ in KerasHub."""
     saved = read_json(folder / CONFIG_FILE)
     name = saved.get("class_name")
     if name != "BertBackbone":
@@ -187,7 +187,7 @@ def _serialize(name, config):
 
 
 def _write_arrays(folder, file, tensors, others=None):
-    """Writes the tensors whose names start with the file name, and `others`."""
+    """Writes the file with its tensors, whose names start with its name, and `others`."""
     others = others or {}
     names = [name.removeprefix(f"{file}/") for name in tensors if name.startswith(f"{file}/")]
 

@@ -14,12 +14,12 @@ def resolve_layers(layers: int | Sequence[int], N: int) -> tuple[int, ...]:
     """Returns the selected encoder blocks: a tuple of numbers from 1, in increasing order.
 
     Args:
-        layers: the number of blocks, evenly spaced up to the last one: 3 of 12 selects 4, 8 and 12
-            (Sun et al. 2019, arXiv:1908.09355, section 3, "PKD-Skip"); or the block numbers.
+        layers: a number of blocks, evenly spaced up to the last one: 3 of 12 selects 4, 8 and 12
+            (Sun et al. 2019, arXiv:1908.09355, section 3, "PKD-Skip"); or block numbers from 1.
         N: number of encoder blocks.
 
     Raises:
-        UserError: the numbers are out of range or not increasing.
+        UserError: there are no numbers, or they are out of range or not increasing.
     """
     if isinstance(layers, int):
         M = layers
@@ -38,7 +38,13 @@ def resolve_layers(layers: int | Sequence[int], N: int) -> tuple[int, ...]:
 def select_layers(
     config: BertConfig, weights: Tensors, layers: int | Sequence[int]
 ) -> tuple[BertConfig, Tensors]:
-    """Returns the config and the weights of a model with only some of the encoder blocks."""
+    """Returns the config and the lazily read weights of a model with some of the encoder blocks.
+
+    Args:
+        config: config of the whole model.
+        weights: dict of kbert's name -> array.
+        layers: the blocks to select; arguments and errors as for `resolve_layers`.
+    """
     layers = resolve_layers(layers, config.num_hidden_layers)
     names = {name: name for name in weights if not name.startswith("bert/encoder/")}
     for i, number in enumerate(layers):

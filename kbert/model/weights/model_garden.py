@@ -1,8 +1,8 @@
-"""Translates the names in object-based TensorFlow 2 checkpoints of the TF2 Model Garden's BERT.
+"""Renames the tensors in TensorFlow 2 checkpoints of BERT from the TF2 Model Garden.
 
-The Model Garden (`official/nlp`) names variables by the attributes of its Keras layers. Its older
-encoders number their layers: 0 to 2 are the embeddings, 3 is their LayerNorm, then the blocks and
-the pooler follow. Its newer encoders name their layers.
+These checkpoints name a variable by the attributes that lead to it from the model. Older encoders
+of the Model Garden (`official/nlp`) number their layers: 0 to 2 are the embeddings, 3 is their
+LayerNorm, the blocks start at 4, and the pooler is last. Newer encoders name their layers.
 """
 
 import math
@@ -47,6 +47,8 @@ _NOT_WEIGHTS = re.compile(
 def rename_tensors(tensors: Tensors, prefix: pathlib.Path) -> Tensors:
     """Returns the tensors with the names and shapes of google-research/bert.
 
+    Tensors without a name there keep theirs; the optimizer's state is omitted.
+
     Args:
         tensors: tensors of the checkpoint.
         prefix: prefix of the checkpoint, for error messages.
@@ -70,7 +72,7 @@ def rename_tensors(tensors: Tensors, prefix: pathlib.Path) -> Tensors:
 
 
 def _strip_wrappers(name):
-    """Removes the names of the models that contain the encoder or the heads."""
+    """Removes the names of the models around the encoder or the heads from the front of a name."""
     return re.sub(r"^(model/|encoder/|bert/|backbone/)+", "", name)
 
 
@@ -80,7 +82,12 @@ def _layer_number(name):
 
 
 def _google_name(name, N):
-    """Returns the name in google-research/bert, or the name itself if it has none there."""
+    """Returns the name in google-research/bert, or `name` itself if there is none.
+
+    Args:
+        name: name in the checkpoint, without `SUFFIX`.
+        N: number of encoder blocks.
+    """
     layer, _, variable = (inner := _strip_wrappers(name)).rpartition("/")
     if match := _NAMED.fullmatch(inner):
         return _block_weight_name(int(match[1]), match[2]) or name

@@ -33,12 +33,12 @@ def open_folder(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[F
 
 
 def external_weights(config: BertConfig, parts: Collection[str] = ()) -> dict[str, ExternalWeight]:
-    """Returns a ExternalWeight for each of kbert's names, with unchanged names and shapes."""
+    """Returns an ExternalWeight for each weight, with the same name and shape."""
     return {name: ExternalWeight(name, shape) for name, shape in weight_shapes(config).items()}
 
 
 def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set[str]) -> list[str]:
-    """Writes both files; returns no notes, because nothing is lost in this format."""
+    """Writes both files. Returns no notes, because this format supports all models."""
     config.save(pathlib.Path(folder) / CONFIG_FILE)
     write_arrays(pathlib.Path(folder) / WEIGHTS_FILE, tensors)
     return []
@@ -46,10 +46,10 @@ def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set
 
 @contextlib.contextmanager
 def read_arrays(path: str | os.PathLike[str]) -> Iterator[Tensors]:
-    """Yields the float arrays of an HDF5 file as `Tensors`, by their paths in the file.
+    """Yields the float arrays of an HDF5 file as `Tensors`, named by their paths in the file.
 
     Raises:
-        UserError: the file cannot be read or is damaged.
+        UserError: the file cannot be read, is damaged, or stores an array in another file.
     """
     check_not_pointer(path)
     shapes, claimed = {}, 0
@@ -79,13 +79,13 @@ def read_arrays(path: str | os.PathLike[str]) -> Iterator[Tensors]:
 
 
 def _is_float(item):
-    """Returns whether an array holds floats, including bfloat16 as written by Keras."""
+    """Returns whether a dataset holds floats; Keras stores bfloat16 as the raw dtype V2."""
     return item.dtype.kind == "f" or (item.dtype == "V2" and item.attrs["dtype"] == "bfloat16")
 
 
 @contextlib.contextmanager
 def _readable(path):
-    """Converts the errors that HDF5 raises for damaged files to UserError."""
+    """Converts errors of h5py, as raised for damaged files, to UserError."""
     try:
         yield
     except UserError:
@@ -96,10 +96,14 @@ def _readable(path):
 
 
 def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays by name as HDF5.
+    """Writes an HDF5 file.
 
     Uses a Python file object, because HDF5's own file I/O crashes the process (a segmentation fault
     in `close`) if the disk is full.
+
+    Args:
+        path: the file; an existing one is replaced.
+        arrays: dict of name, a path in the file -> array.
     """
     with open(path, "wb+") as raw, h5py.File(raw, "w") as file:
         for name in arrays:

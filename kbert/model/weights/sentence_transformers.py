@@ -1,7 +1,7 @@
-"""The files of sentence-transformers, which define how the model of an HF folder embeds texts.
+"""The files of sentence-transformers: they define how the model of an HF folder embeds texts.
 
-`modules.json` lists the modules: a Transformer, whose folder is an HF folder, then Pooling and
-optionally Dense and Normalize, with a folder for each.
+`modules.json` lists the modules and their folders: a Transformer, whose folder is an HF folder,
+then Pooling, and optionally Dense and Normalize.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from kbert.utils.formats import (
     read_modules,
 )
 
-DENSE = "2_Dense"  # in names of tensors, even if the folder has another name
+DENSE = "2_Dense"  # prefix of tensor names, even if the folder has another name
 _SETTINGS_FILE, _MODEL_FILE = "sentence_bert_config.json", "config_sentence_transformers.json"
 _MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
 _FLAGS = {"cls_token": "cls", "max_tokens": "max", "mean_tokens": "mean"}
@@ -44,8 +44,8 @@ def read(
         config: contents of its `config.json`.
 
     Returns:
-        fields of EmbeddingConfig, or None if the folder does not belong to a model that embeds
-        texts; and a dict of name -> array.
+        dict of fields of EmbeddingConfig, or None if the folder is not part of a model that embeds
+        texts; and a dict of name -> array, empty without a dense layer.
 
     Raises:
         UserError: the model has a module or a setting that kbert does not support, or a file cannot
@@ -96,8 +96,8 @@ def _pooling(path, model):
     modes = [modes] if isinstance(modes, str) else modes
     if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in POOLINGS:
         raise UserError(
-            f"{path} pools by {modes}; kbert supports one of {', '.join(POOLINGS)}. To read the "
-            f"encoder alone, copy the folder without {MODULES_FILE}."
+            f"{path} has the pooling mode {modes}; kbert supports one of {', '.join(POOLINGS)}. To "
+            f"read the encoder alone, copy the folder without {MODULES_FILE}."
         )
     if values.get("include_prompt") is False and _prompt(model):
         raise UserError(
@@ -120,7 +120,7 @@ def _prompt(model):
 
 
 def _text_settings(folder, config, model):
-    """Returns the settings for texts: maximum length, prompt and similarity."""
+    """Returns the fields of EmbeddingConfig for texts: maximum length, prompt and similarity."""
     length = transformer_settings(folder).get("max_seq_length")
     if length is None:
         length = _read_if_exists(folder / "tokenizer_config.json").get("model_max_length")
@@ -140,11 +140,13 @@ def transformer_settings(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _check_input(values, path):
-    name = values.get("module_input_name") or "sentence_embedding"
-    if {name, values.get("module_output_name") or name} != {"sentence_embedding"}:
-        raise UserError(
-            f"{path} is for {name}; kbert supports only 'sentence_embedding', the pooled vector."
-        )
+    for key in ("module_input_name", "module_output_name"):
+        name = values.get(key) or "sentence_embedding"
+        if name != "sentence_embedding":
+            raise UserError(
+                f"{path} has {key} {name!r}; kbert supports only 'sentence_embedding', the pooled "
+                f"vector."
+            )
 
 
 def _dense(values, path):
@@ -160,7 +162,7 @@ def _dense(values, path):
 
 
 def _tensors(folder):
-    """Returns the tensors of the dense layer by name."""
+    """Returns the tensors of the dense layer: dict of name -> array."""
     path = folder / "model.safetensors"
     if not path.is_file():
         arrays = _read_pickle(folder)
@@ -177,7 +179,7 @@ def _tensors(folder):
 
 
 def _read_pickle(folder):
-    """Returns the arrays of `pytorch_model.bin`, which torch reads without running code."""
+    """Returns the arrays of `pytorch_model.bin`; torch reads it without running code from it."""
     path = folder / "pytorch_model.bin"
     check_not_pointer(path)
     with contextlib.suppress(ImportError):
@@ -201,9 +203,9 @@ def _read_pickle(folder):
 
 
 def write(folder: pathlib.Path, config: BertConfig) -> None:
-    """Writes all files except the weights of the model and of its dense layer.
+    """Writes the files of sentence-transformers, except the weights of the dense layer.
 
-    If the config has no `embedding`, removes a `modules.json` left by another model.
+    If the config has no `embedding`, only removes the `modules.json` of a model saved here before.
     """
     settings = config.embedding
     if settings is None:

@@ -12,8 +12,9 @@ import numpy as np
 from kbert.config import BertConfig
 from kbert.errors import UserError
 
-# The letters are sizes: V vocabulary, D width, F inner width, P positions, T segments, C labels,
-# A width of all heads of a layer, E width of embeddings; "{i}" is each of the N layers.
+# kbert's name of a weight -> its shape. V vocabulary, D width, F inner width, P positions,
+# T segment types, C labels, A all heads of a block (H * K), E width of text embeddings.
+# "{i}" is the number of each block, from 0.
 SHAPES = {
     "bert/embeddings/word_embeddings/embeddings": "VD",
     "bert/embeddings/position_embeddings/embeddings": "PD",
@@ -61,7 +62,7 @@ REQUIRED_PARTS = ("bert/embeddings", "bert/encoder")
 
 
 def _shape_of(letters: str, config: BertConfig, i: int) -> tuple[int, ...]:
-    """Converts letters of `SHAPES`, or H (heads) and K (head width), to a shape in layer i."""
+    """Converts letters of `SHAPES`, or H (heads) and K (head width), to a shape in block i."""
     sizes = {
         "V": config.vocab_size,
         "D": config.hidden_size,
@@ -94,7 +95,7 @@ def weight_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
 
 
 def part_of(name: str) -> str:
-    """Returns the part of the model that a weight belongs to: 'mlm', 'bert/pooler', ..."""
+    """Returns the part of the model that a weight belongs to, such as "mlm" or "bert/pooler"."""
     first, second = name.split("/")[:2]
     return f"{first}/{second}" if first == "bert" else first
 
@@ -108,12 +109,12 @@ class ExternalWeight:
     transposed: bool = False
 
     def to_kbert(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Converts an array from the other format to kbert's, float32."""
+        """Returns an array of the other format in kbert's format: float32, with `shape`."""
         array = array.T if self.transposed else array
         return np.ascontiguousarray(array.reshape(shape), np.float32)
 
     def from_kbert(self, array: np.ndarray) -> np.ndarray:
-        """Converts an array from kbert's format to the other format, float32."""
+        """Returns an array of kbert's format in the other format, float32."""
         return self.to_kbert(array, self.shape)
 
 
@@ -128,11 +129,11 @@ def map_weights(
 
     Args:
         config: config of the model.
-        names: dict of kbert's name of a layer or weight -> the format's name. "{i}" is the layer
-            number; "{_i}" is "_" and the layer number, or empty for layer 0.
+        names: dict of kbert's name of a layer or weight -> the format's name. "{i}" is the block's
+            number; "{_i}" is "_" and the block's number, or empty for block 0.
         variables: dict of the last part of kbert's weight name -> suffix of the format's name.
         transposed: function of kbert's name; returns whether the format transposes the weight.
-        shape_overrides: shapes that differ in the format, written as in `SHAPES`.
+        shape_overrides: shapes that differ in the format, in the letters of `_shape_of`.
 
     Returns:
         dict of kbert's name -> ExternalWeight, for the weights that the format supports.
@@ -185,7 +186,10 @@ FolderContents = tuple[dict[str, Any], Tensors, Callable[[BertConfig], dict[str,
 
 
 def matches(name: str, patterns: str | Iterable[str]) -> bool:
-    """Returns whether a name equals a pattern, lies below it, or matches its `*`."""
+    """Returns whether a name matches a pattern with `*`, or is in the layer that a pattern names.
+
+    A layer's name is followed by "/", or by "." in other formats.
+    """
     patterns = [patterns] if isinstance(patterns, str) else patterns
     return any(
         fnmatch.fnmatchcase(name, pattern) or name.startswith((f"{pattern}/", f"{pattern}."))
@@ -194,7 +198,7 @@ def matches(name: str, patterns: str | Iterable[str]) -> bool:
 
 
 def names_text(names: Iterable[str]) -> str:
-    """Returns the first eight names, and the number of the remaining names, as text."""
+    """Returns the first eight of the sorted names, and the number of the others, as text."""
     names = sorted(names)
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return ", ".join(names[:8]) + more
@@ -203,10 +207,15 @@ def names_text(names: Iterable[str]) -> str:
 def check_size(
     path: str | os.PathLike[str], files: Iterable[str | os.PathLike[str]], claimed_bytes: int
 ) -> None:
-    """Checks that the tensors are not larger than their files, before memory is allocated.
+    """Checks that tensors are not larger than their files, before memory is allocated for them.
+
+    Args:
+        path: folder or file that the error names.
+        files: files of the tensors.
+        claimed_bytes: size of the tensors, according to the files.
 
     Raises:
-        UserError: the files are truncated or damaged.
+        UserError: the files are smaller than the tensors.
     """
     held = sum(os.path.getsize(file) for file in files)
     if claimed_bytes > held:

@@ -20,10 +20,10 @@ def resize_vocabulary(
     Args:
         config: config of the model.
         weights: weights of the model.
-        vocab_size: at least `config.vocab_size`.
-        pieces: dict of the id of an entry -> the ids of its WordPieces in the smaller vocabulary.
-            The row of the entry starts as the mean of their rows. Other new rows are initialized as
-            in a new model, and biases as 0.
+        vocab_size: the new number of entries, at least `config.vocab_size`.
+        pieces: dict of the id of a new entry -> the ids of its WordPieces in the old vocabulary.
+            The new entry's row is the mean of their rows. Other new rows are initialized as in a
+            new model, with biases of 0.
     """
     larger = dataclasses.replace(config, vocab_size=vocab_size)
     shapes = {n: (vocab_size, *s[1:]) if n in ROWS else s for n, s in weights.shapes.items()}
@@ -42,7 +42,7 @@ def resize_vocabulary(
 
 
 def new_rows(config: BertConfig, shape: tuple[int, ...], first: int) -> np.ndarray:
-    """Returns float32 initial values for the rows of a weight, starting at row `first`."""
+    """Returns initial values, float32, for the rows from `first` on of a weight of this shape."""
     from kbert.model.attention import matrix_initializer
 
     shape = (max(shape[0] - first, 0), *shape[1:])
