@@ -41,7 +41,7 @@ def test_description():
     [
         (
             {"accumulation_steps": 5},
-            r"divisible by replicas x accumulation_steps; got 24 and 1 x 5. Use 25.",
+            r"replicas x accumulation_steps; got 24 and 1 x 5. Use a batch size of 25.",
         ),
         ({"cpu_devices": 2}, r"cpu_devices=2 has no effect: .* Run kbert as a program"),
     ],
@@ -57,8 +57,8 @@ def test_flags_that_cannot_be(settings, message):
     [
         (
             ["--cpu_devices=4", "--accumulation_steps=3"],
-            "the batch must be divisible by replicas x accumulation_steps; got 256 and "
-            "4 x 3. Use 264, or --distribution=one_device.",
+            "the batch size must be divisible by replicas x accumulation_steps; got 256 and "
+            "4 x 3. Use a batch size of 264, or --distribution=one_device.",
         ),
         (
             ["--cpu_devices=2", "--distribution=one_device"],
@@ -67,7 +67,7 @@ def test_flags_that_cannot_be(settings, message):
         ),
         (
             ["--cpu_devices=2", "--jit=on"],
-            "jit must be off with cpu_devices > 1: XLA compiles for one CPU device.",
+            "jit must be auto or off with cpu_devices > 1: XLA compiles for one CPU device.",
         ),
     ],
 )

@@ -16,7 +16,7 @@ def test_steps():
 @pytest.mark.parametrize("text", ["10", "13,10", "5,5", "a,b", "-1,3", "1,2,3"])
 def test_other_steps_are_one_line(text):
     with pytest.raises(
-        UserError, match=r"profile must be START,STOP, two steps with .*; got"
+        UserError, match=r"profile must be START,STOP: two step numbers with .*; got"
     ) as error:
         profiled_steps(text)
     assert "\n" not in str(error.value)

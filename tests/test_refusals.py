@@ -127,7 +127,7 @@ REFUSED = {
     "pretrain: one document": (pretrained(input="{one_txt}"), "is a single document"),
     "pretrain: too long": (pretrained(max_seq_length=9), "max_seq_length must be at most"),
     "pretrain: missing model": (pretrained(init_from="/no", bert_config=None), "no folder /no"),
-    "pretrain: batch": (pretrained(accumulation_steps=4), "the batch must be divisible"),
+    "pretrain: batch": (pretrained(accumulation_steps=4), "the batch size must be divisible"),
     "finetune: empty text": (finetuned(train_file="{empty_tsv}"), "line 2: the text is empty"),
     "finetune: missing file": (finetuned(eval_file="/no.tsv"), "cannot read /no.tsv"),
     "finetune: missing model": (finetuned(init_from="/no"), "there is no folder /no"),

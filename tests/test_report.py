@@ -50,7 +50,7 @@ def test_a_line_tells_of_skipped_steps_only():
     assert throughput_text(metrics, 61) == "lr 5.00e-01 | 1,234 tokens/s | ETA 1:01"
     assert throughput_text(metrics | {"skipped_steps": 2.0}, 0).endswith(" | 2 skipped")
     slow = throughput_text(metrics | {"input_wait": 0.126}, 0)
-    assert slow.endswith(" | 13% of the time without a batch")
+    assert slow.endswith(" | 13% of the time waiting for batches")
 
 
 def test_the_line_of_a_window_of_steps(capsys):

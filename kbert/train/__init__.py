@@ -1,4 +1,4 @@
-"""Training: losses, optimizers, checkpoints, workloads and the training loop."""
+"""Training: the programs' functions, optimizers, learning-rate schedules and callbacks."""
 
 from kbert.train.callbacks import Callback
 from kbert.train.distillation import distill

@@ -22,33 +22,37 @@ if TYPE_CHECKING:
 
 # Wait this many times the duration of the last plot before drawing the next one.
 CURVES_PAUSE = 50
+# Print metrics after this time at the latest, even if no log line is due.
 FIRST_LINE_SECONDS = 10
 
 
 class Callback:
     """Base class of all callbacks: a subclass overrides the hooks that it needs.
 
-    In a run of several workers, each worker calls its own callbacks. Only the chief has evaluation
-    metrics.
+    In a run of several workers, each worker calls the methods of its own callback objects. Only the
+    chief has evaluation metrics.
 
     Attributes:
-        trainer: the `kbert.train.trainer.Trainer` of the run, which sets this attribute. It has the
-            attributes `step`, `model`, `workload`, `config` and `folder`. To save a checkpoint and
-            stop the run, set `trainer.stop_training = True`.
+        trainer: the `kbert.train.trainer.Trainer` of the run, which sets this attribute. Among its
+            attributes are `step`, `model`, `workload`, `config` and `folder`. To save a checkpoint
+            and stop the run, set `trainer.stop_training = True`.
     """
 
     trainer: "Trainer" = None  # type: ignore  # set by the trainer
 
     def steps_left(self, step: int) -> float:
-        """Returns the number of steps until `on_step_end` must be called next.
+        """Returns the number of steps after which `on_step_end` must be called, or infinity.
 
-        Infinity means that it need not be called. The devices take several steps per call, but no
-        more than the smallest of these numbers over all callbacks.
+        The training function takes several steps per call, but no more than the smallest of these
+        numbers over all callbacks.
+
+        Args:
+            step: number of steps taken so far.
         """
         return math.inf
 
     def on_build(self) -> None:
-        """Called once the model has its initial weights, before anything is written.
+        """Called once the model has its initial weights, before the run writes its files.
 
         Raise UserError here if the callback does not support this model or its settings.
         """
@@ -57,10 +61,14 @@ class Callback:
         """Called before the first step."""
 
     def on_step_end(self) -> None:
-        """Called after each call of the devices, which takes one or more steps."""
+        """Called after each call of the training function, which takes one or more steps."""
 
     def on_log(self, metrics: dict[str, float]) -> None:
-        """Called every `log_every_steps`. metrics: dict of name -> float, which may be changed."""
+        """Called every `log_every_steps` and after the last step.
+
+        Args:
+            metrics: dict of name -> float. Later callbacks see the changes that you make to it.
+        """
 
     def on_evaluate(self, metrics: dict[str, float], better: bool) -> None:
         """Called after an evaluation.
@@ -71,13 +79,17 @@ class Callback:
         """
 
     def on_save(self) -> None:
-        """Called when a checkpoint is due."""
+        """Called when a checkpoint is due: every `save_every_steps`, and before the run ends."""
 
     def on_train_end(self) -> None:
-        """Called after the last step, whether the run is complete or stopped."""
+        """Called after the last step of a complete or stopped run, but not after an error."""
 
     def on_finish(self, results: dict[str, Any]) -> None:
-        """Called in the chief with the results of a complete run, nested dicts of numbers."""
+        """Called in the chief when the run is complete.
+
+        Args:
+            results: results of the run, a dict that may be nested.
+        """
 
     def on_exit(self) -> None:
         """Called when the process leaves the run, even after an error."""
@@ -102,7 +114,7 @@ class RunFolder(Callback):
 
 
 class MetricsFile(Callback):
-    """Writes all metrics to `metrics.jsonl`; non-finite values are written as null."""
+    """Appends the metrics to `metrics.jsonl`, with null for non-finite values."""
 
     def on_train_begin(self) -> None:
         path = self.trainer.folder / "metrics.jsonl"
@@ -122,12 +134,12 @@ class MetricsFile(Callback):
 
 
 def drop_later_rows(path: pathlib.Path, step: int, evaluation_due: bool = False) -> None:
-    """Drops the rows of a `metrics.jsonl` that a run resumed at `step` will write again.
+    """Removes damaged rows of a `metrics.jsonl`, and those that a resumed run will write again.
 
     Args:
         path: path of the file; an empty file is created if it does not exist.
-        step: number of steps taken.
-        evaluation_due: whether the evaluation at this step will be repeated as well.
+        step: number of steps taken before the run resumes.
+        evaluation_due: whether the run will repeat the evaluation at this step.
     """
     kept = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
@@ -136,7 +148,7 @@ def drop_later_rows(path: pathlib.Path, step: int, evaluation_due: bool = False)
             evaluation = any(name.startswith("eval_") for name in row)
             again = row["step"] > step - (evaluation and evaluation_due)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue  # a line that is damaged, or cut off by a kill
+            continue  # damaged, or cut off when the process was killed
         if not again:
             kept.append(line + b"\n")
     atomic.write_bytes(path, b"".join(kept))
@@ -170,7 +182,7 @@ class TensorBoard(Callback):
 
 
 class LearningCurves(Callback):
-    """Draws `curves.png` after evaluations and at the end, with pauses that limit the cost.
+    """Draws `curves.png` after evaluations and at the end, but rarely if drawing is slow.
 
     After an error it logs a note and draws no more plots.
     """
@@ -199,7 +211,7 @@ class LearningCurves(Callback):
 class ProgressLines(Callback):
     """Prints a line every `log_every_steps` and for each evaluation.
 
-    If the first line takes longer than `FIRST_LINE_SECONDS`, it also prints the metrics so far.
+    If no line is due within `FIRST_LINE_SECONDS`, it prints the metrics so far.
     """
 
     _begin: tuple[float, int] | None = None  # time and first step; None after the first line
@@ -237,14 +249,15 @@ class ProgressLines(Callback):
 
 
 class ModelCheckpoint(Callback):
-    """Writes `checkpoint`, `best` and `final`.
+    """Writes the folders `checkpoint`, `best` and `final`.
 
-    Weights are copied to the host immediately and written in the background during the next steps.
+    Copies the weights to the host's memory at once, and writes `checkpoint` and `best` in the
+    background during the next steps.
     """
 
     def on_evaluate(self, metrics: dict[str, float], better: bool) -> None:
         if better:
-            self.trainer.background.wait()  # so that the host holds only one copy at a time
+            self.trainer.background.wait()  # so that the host's memory holds only one copy
             weights = self._merged_weights()
             self.trainer.background.start(lambda: self._replace("best", weights))
 
@@ -274,7 +287,7 @@ class ModelCheckpoint(Callback):
         self.trainer.run_dir.send(self.trainer.workload.part)  # before W&B, which may be slow
 
     def _merged_weights(self):
-        """Returns copies of the weights, with LoRA adapters merged into their matrices."""
+        """Returns a dict of name -> NumPy copy of the weight, with merged LoRA adapters."""
         weights = self._on_host(self.trainer.model.named_weights())
         for name, (a, b, scale) in self.trainer.model.adapters().items():
             weights[name] += scale * (self._on_host(a) @ self._on_host(b))

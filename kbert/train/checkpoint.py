@@ -1,4 +1,4 @@
-"""Checkpoints: written atomically, verified when read; the newest valid one is used."""
+"""Checkpoints: written atomically, and verified when they are read."""
 
 import concurrent.futures
 import hashlib
@@ -27,14 +27,14 @@ _NAME = re.compile(r"step_(\d{8,})")
 
 
 class Checkpoints:
-    """The checkpoints of a run: folders `step_00000100`, each with `state.json`.
+    """The checkpoints of a run: folders such as `step_00000100`, each with `state.json`.
 
     `state.json` is written last and contains the checksums of the other files and of itself. Then
     the folder is renamed to its final name, so a folder with such a name is complete. Damage is
     detected when the checkpoint is read.
 
     Args:
-        folder: path, created when the first checkpoint is written.
+        folder: folder of the checkpoints, created when the first one is written.
         keep: number of checkpoints to keep.
 
     Attributes:
@@ -55,17 +55,18 @@ class Checkpoints:
         return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
 
     def path(self, step: int) -> pathlib.Path:
-        """Returns the folder of the checkpoint after a step."""
+        """Returns the folder of the checkpoint at a step, which may not exist."""
         return self.folder / f"step_{step:08d}"
 
     def save(
         self, step: int, state: Mapping[str, Any], write: Callable[[pathlib.Path], None]
     ) -> None:
-        """Writes a checkpoint; deletes the oldest checkpoints if there are more than `keep`.
+        """Writes a checkpoint; deletes later ones and, if there are more than `keep`, the oldest.
 
         Args:
-            step: number of steps taken. state: JSON-serializable dict.
-            write: function of a folder that writes all other files of the checkpoint into it.
+            step: number of steps taken.
+            state: JSON-serializable dict.
+            write: function of a folder that writes all files except `state.json` into it.
 
         Raises:
             UserError: the checkpoint cannot be written, for example because the disk is full.
@@ -86,7 +87,10 @@ class Checkpoints:
         self.delete_old(step)
 
     def delete_old(self, step: int) -> None:
-        """Deletes the leftovers of killed runs, and all but `keep` checkpoints up to `step`."""
+        """Deletes the unfinished checkpoints of killed runs, and the oldest ones up to `step`.
+
+        The last `keep` checkpoints up to `step` remain.
+        """
         for old in [other for other in self.steps() if other <= step][: -self._keep]:
             shutil.rmtree(self.path(old), ignore_errors=True)
         for leftover in self.folder.glob(".step_*"):
@@ -99,7 +103,8 @@ class Checkpoints:
             report: called with a message for each damaged checkpoint.
 
         Raises:
-            UserError: all checkpoints are damaged, or file permissions do not allow reading one.
+            UserError: all checkpoints are damaged, file permissions do not allow reading one, or
+                another version of kbert wrote one.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -119,7 +124,7 @@ class Checkpoints:
 
 
 class DamagedCheckpoint(UserError):
-    """A file of a checkpoint is missing or has changed since it was written."""
+    """Raised if a file of a checkpoint is missing or has changed since it was written."""
 
 
 def is_checkpoint(folder: str | os.PathLike[str]) -> bool:
@@ -140,7 +145,7 @@ def verified_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
         checksum = state.pop("checksum", None)
         whole = checksum == _checksum(state)
-        # If the checksum differs, the format number may itself be damaged.
+        # If the checksum is wrong, the format number may be the damaged part.
         if state["format"] != _FORMAT and (whole or checksum is None):
             raise UserError(
                 f"checkpoint {path} has format {state['format']}; this kbert reads {_FORMAT}. Use "
@@ -174,8 +179,8 @@ def restore_arrays(
     Args:
         path: file written by `kbert.model.weights.native.write_arrays`.
         variables: dict of name -> Keras variable.
-        optional: prefixes of variables that may be missing from the file and then keep their
-            values.
+        optional: prefixes of names. Variables with such names keep their values if the file lacks
+            them.
 
     Raises:
         UserError: an array is missing or has a different shape.
@@ -196,8 +201,8 @@ def restore_arrays(
 class BackgroundWriter:
     """Writes files in a background thread, one job at a time, while training continues.
 
-    If a job fails, the next call of a method raises its error. On exit, the context manager waits
-    for the last job.
+    If a job fails, the next call of a method raises its error. It is a context manager that waits
+    for the last job when it exits.
     """
 
     def __init__(self) -> None:
@@ -210,12 +215,12 @@ class BackgroundWriter:
         self._job = self._executor.submit(job)
 
     def check(self) -> None:
-        """Raises the error of the current job if it has failed; does not wait."""
+        """Raises the error of the current job if the job has failed; does not wait."""
         if self._job and self._job.done():
             self.wait()
 
     def wait(self) -> None:
-        """Waits for the current job and raises its error."""
+        """Waits for the current job, and raises its error if it fails."""
         job, self._job = self._job, None
         if job:
             job.result()

@@ -19,7 +19,7 @@ DRY_RUN_STEPS = 3
 
 
 def rehearse(trainer: "Trainer") -> dict[str, Any]:
-    """Takes a few steps and prints the estimated cost of the run; writes nothing.
+    """Takes four steps and prints the estimated cost of the run; writes nothing. Returns {}.
 
     Args:
         trainer: an opened Trainer.
@@ -40,14 +40,18 @@ def step_flops(
     remat: bool = False,
     next_sentence: bool = True,
 ) -> int:
-    """Returns the floating-point operations of a step: 2 per multiply-add of matrix products.
+    """Returns the floating-point operations of a training step: 2 per multiply-add of matrices.
 
     The backward pass costs twice the forward pass; `remat` adds another forward pass of all blocks
-    but the last. The last block computes only keys and values at every position, and everything
-    else at the masked slots and, for NSP, at [CLS].
+    but the last. The last block computes keys and values at every position, and everything else
+    only at the masked slots and, for NSP, at [CLS].
 
     Args:
-        batch_size: B. length: L, tokens including padding. predictions: M, masked slots.
+        bert: config of the model.
+        batch_size: B.
+        length: L, tokens including padding.
+        predictions: M, masked slots.
+        remat: whether the run uses `remat`.
         next_sentence: whether the model has the pooler and the NSP head.
     """
     blocks, rest = forward_flops(bert, length, predictions, next_sentence)
@@ -57,7 +61,11 @@ def step_flops(
 def forward_flops(
     bert: "BertConfig", length: int, predictions: int, next_sentence: bool = True
 ) -> tuple[int, int]:
-    """Returns the operations of an example's forward pass, as (all blocks but the last, rest)."""
+    """Returns the operations of an example's forward pass, in two parts; see `step_flops`.
+
+    Returns:
+        The operations of all blocks but the last, and of the last block and the heads.
+    """
     D, F, V = bert.hidden_size, bert.intermediate_size, bert.vocab_size
     last = bert.num_hidden_layers - 1
 
@@ -80,15 +88,22 @@ def step_memory(
     replicas: int = 1,
     trained: int | None = None,
 ) -> tuple[int, int]:
-    """Estimates the bytes that a device needs for a step; returns (state, work).
-
-    State: weights, gradients and optimizer slots, in float32. Work: activations for the backward
-    pass, logits, the gradient sum if gradients are accumulated, packed copies of the gradients if
-    replicas exchange them, and 16-bit copies of the weights in mixed precision.
+    """Estimates the memory that a device needs for a training step, in bytes.
 
     Args:
-        parameters: number of parameters. batch_size: B of one slice. length: L. predictions: M.
-        replicas: number of replicas. trained: number of trained parameters; None for all.
+        bert: config of the model.
+        parameters: number of parameters.
+        batch_size: examples in a slice of the batch.
+        length: L.
+        predictions: M.
+        config: settings of the run.
+        replicas: number of replicas.
+        trained: number of trained parameters; None for all.
+
+    Returns:
+        Two numbers: weights, gradients and optimizer slots, in float32; and activations for the
+        backward pass, logits, the gradient sum if gradients are accumulated, packed copies of the
+        gradients if replicas exchange them, and 16-bit copies of the weights in mixed precision.
     """
     D, F, V = bert.hidden_size, bert.intermediate_size, bert.vocab_size
     K, N = bert.head_size, bert.num_hidden_layers
@@ -96,8 +111,9 @@ def step_memory(
     slots = 0 if config.optimizer == "sgd" else 2
     copies = (config.accumulation_steps > 1) + 2 * (replicas > 1) + (size == 2) / 2
     tokens = batch_size * length
-    # Per token: query, key and value before and after the split into heads, context, projections
-    # and norms; the inner layer before and after GELU. Attention weights before and after dropout.
+    # Stored per token: query, key and value, each before and after the split into heads; the heads'
+    # outputs, the projections and norms; the inner layer before and after GELU. Stored per pair of
+    # tokens: attention weights before and after dropout.
     blocks = [
         tokens * size * (8 * H * K + 4 * D + 2 * F) + batch_size * H * length**2 * 2 * size
         for H in map(bert.block_heads, range(N))
@@ -111,10 +127,11 @@ def step_memory(
 def teacher_memory(
     teacher: "Teacher", batch_size: int, length: int, config: "PretrainConfig"
 ) -> int:
-    """Estimates the bytes of a teacher's weights, and of its outputs that are compared.
+    """Estimates the memory of a teacher's weights and of its outputs that are compared, in bytes.
 
     Args:
-        teacher: the loaded teacher. batch_size, length, config: as in `step_memory`.
+        teacher: the loaded teacher.
+        batch_size, length, config: as for `step_memory`.
     """
     bert, size = teacher.config, 4 if config.precision == "float32" else 2
     heads = sum(map(bert.block_heads, range(bert.num_hidden_layers)))
@@ -124,10 +141,12 @@ def teacher_memory(
 
 
 def memory_line(trainer: "Trainer", batch_size: int, length: int, predictions: int) -> str:
-    """Returns a line with the estimated and the measured memory of a run.
+    """Returns a log line with the estimated and the measured memory of a run.
 
     Args:
-        trainer: a Trainer that has taken steps. batch_size: examples in a global batch. length: L.
+        trainer: a Trainer that has taken steps.
+        batch_size: examples in a global batch.
+        length: L.
         predictions: M.
     """
     config, devices, model = trainer.config, trainer.devices, trainer.model

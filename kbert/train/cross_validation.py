@@ -1,4 +1,4 @@
-"""Cross-validation: each run is trained without one fold of the examples and is scored on it."""
+"""Cross-validation: each run trains without one fold of the examples and is scored on it."""
 
 import dataclasses
 import os
@@ -23,10 +23,10 @@ def cross_validated(
     output_dir: str | os.PathLike[str],
     run: Callable[[_Config, str | os.PathLike[str]], dict[str, Any]],
 ) -> dict[str, Any]:
-    """Runs one training, or one per fold, and prints a table of the scores of all folds.
+    """Runs one training or, with `folds` but without `fold`, one per fold.
 
-    The table is also written to `OUTPUT_DIR/folds.json`. Complete folds are not trained again, only
-    scored.
+    After the last fold, prints a table of the mean scores and writes it to `OUTPUT_DIR/folds.json`.
+    Complete folds are not trained again, only scored.
 
     Args:
         config: settings, with `folds` and `fold`.
@@ -34,8 +34,9 @@ def cross_validated(
         run: function of the settings and the folder of a run; returns its results.
 
     Returns:
-        The results of `run`; or, for several folds, the mean and the standard deviation of each
-        score over the folds: {"test": {name: {"mean": float, "std": float}}}, also for "eval".
+        The results of `run`; or, for all folds, the mean and the standard deviation of each score
+        over the folds: {"test": {name: {"mean": float, "std": float}}}, and the same for "eval" if
+        there are evaluation examples. A dry run returns the results of the first fold.
 
     Raises:
         UserError: `distribution` is multi_worker, where a process can train only one run.
@@ -52,7 +53,7 @@ def cross_validated(
         log(f"fold {fold} of {config.folds}")
         folder = f"{str(output_dir).rstrip('/')}/fold_{fold}"
         result = run(dataclasses.replace(config, fold=fold), folder)
-        if not isinstance(result.get("test"), dict):  # it was stopped, or it is a dry run
+        if not isinstance(result.get("test"), dict):  # a dry run, or the run was stopped
             return result
         results.append(result)
     scores = _means(results)
@@ -64,7 +65,7 @@ def cross_validated(
 
 
 def _means(results):
-    """Returns means and sample standard deviations of the scores that all results contain."""
+    """Returns the means and sample standard deviations of the float scores that all folds have."""
     means = {}
     for part in results[0]:
         for name, first in results[0][part].items():

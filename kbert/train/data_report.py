@@ -1,4 +1,4 @@
-"""Reports on example files before training: labels, the first examples and lengths."""
+"""Describes the examples of a run before training: their labels, the first ones and lengths."""
 
 import copy
 import dataclasses
@@ -20,10 +20,11 @@ _ENCODED = 32  # long examples to encode at once; they are padded to the longest
 
 
 def data_lines(task: "Task", examples: Mapping[str, Sequence[Any]]) -> Iterator[str]:
-    """Yields the labels of each file with their frequencies, the first two examples, and notes.
+    """Yields lines with the labels of each split, the first two training examples, and notes.
 
     Args:
-        task: the task of the examples. examples: dict of "train", "eval" and "test" -> examples.
+        task: the task of the examples.
+        examples: dict of "train", "eval" and "test" -> examples.
     """
     for name, rows in examples.items():
         if text := task.label_summary(rows):
@@ -37,10 +38,11 @@ def data_lines(task: "Task", examples: Mapping[str, Sequence[Any]]) -> Iterator[
 
 
 def truncation_notes(lengths: Mapping[str, np.ndarray], max_seq_length: int) -> Iterator[str]:
-    """Yields a line for each file with truncated examples.
+    """Yields a line for each split that has examples that are too long.
 
     Args:
-        lengths: dict of file -> its `token_lengths`. max_seq_length: length in tokens.
+        lengths: dict of "train", "eval" and "test" -> result of `token_lengths`.
+        max_seq_length: maximum length in tokens.
     """
     for name, tokens in lengths.items():
         long = np.count_nonzero(tokens > max_seq_length)
@@ -53,7 +55,7 @@ def truncation_notes(lengths: Mapping[str, np.ndarray], max_seq_length: int) -> 
 
 
 def length_lines(lengths: Mapping[str, np.ndarray], max_seq_length: int) -> Iterator[str]:
-    """Yields percentiles of the lengths of each file; arguments as in `truncation_notes`."""
+    """Yields a line with percentiles of the lengths of each split; see `truncation_notes`."""
     for name, tokens in lengths.items():
         shares = (50, 90, 95, 99)
         lengths = np.percentile(tokens, shares, method="higher")
@@ -66,7 +68,13 @@ def length_lines(lengths: Mapping[str, np.ndarray], max_seq_length: int) -> Iter
 
 
 def token_lengths(task: "Task", examples: Sequence[Any], encoded: "Encoded") -> np.ndarray:
-    """Returns the lengths of encoded examples in tokens before truncation, (N,) int."""
+    """Returns the lengths of examples in tokens before truncation, (N,) int.
+
+    Args:
+        task: the task of the examples.
+        examples: N examples.
+        encoded: the result of `task.encode` for them.
+    """
     lengths = np.array([item.length for item in encoded.items])
     long = np.flatnonzero(lengths == task.max_seq_length)
     if task.reads_windows:  # an item is a window
@@ -81,7 +89,7 @@ def token_lengths(task: "Task", examples: Sequence[Any], encoded: "Encoded") -> 
 
 
 def _fields(example):
-    """Returns names and values of an example's fields, without `where` and fields that are None."""
+    """Returns (name, value) of an example's fields, without `where` and fields that are None."""
     if not dataclasses.is_dataclass(example):
         return [("value", example)]
     fields = dataclasses.asdict(example)

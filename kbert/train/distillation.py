@@ -36,18 +36,20 @@ def distill(
 ) -> dict[str, Any]:
     """Fine-tunes a student for a task, with a teacher that was trained for the same task.
 
-    Writes the files of `kbert.train.finetune` to `OUTPUT_DIR/distillation/`, and resumes in the
-    same way.
+    Writes the same files as `kbert.train.finetune`, to `OUTPUT_DIR/distillation/`, and resumes in
+    the same way.
 
     Args:
-        config: settings of the run. output_dir: the run's folder.
+        config: settings of the run.
+        output_dir: the run's folder.
         dry_run, callbacks: as for `kbert.train.finetune`.
 
     Returns:
-        dict of "eval" and "test"; see `kbert.train.finetune`.
+        The scores of the student; see `kbert.train.finetune`.
 
     Raises:
-        UserError: as for `finetune`; or the teacher is incompatible with the student.
+        SystemExit: as for `kbert.train.finetune`.
+        UserError: as for `kbert.train.finetune`; or the teacher is incompatible with the student.
     """
 
     def run(config, folder):
@@ -59,7 +61,7 @@ def distill(
 
 
 def _of_teacher(config):
-    """Returns the DistillConfig with the teacher's `task` and `max_seq_length` if they are None."""
+    """Replaces `task` and `max_seq_length` by those of the teacher if they are None."""
     load_task_module(config.task_module)
     settings = read_task_settings(config.teacher) or {}
     names = [n for n in ("task", "max_seq_length") if getattr(config, n) is None]
@@ -67,7 +69,7 @@ def _of_teacher(config):
 
 
 class Distillation:
-    """A student's workload with a teacher. All other attributes and methods are the student's.
+    """A student's workload with a teacher. Attributes not defined here are the student's.
 
     Args:
         student: the student's workload; its config has the fields of TeacherConfig.

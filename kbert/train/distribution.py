@@ -35,7 +35,7 @@ class Devices:
 
     @property
     def strategy(self) -> "Strategy":
-        """tf.distribute.Strategy; TensorFlow's default strategy for a single device."""
+        """The tf.distribute.Strategy of the run, TensorFlow's default one for a single device."""
         return self.workers.strategy
 
     @property
@@ -50,7 +50,7 @@ class Devices:
 
     @property
     def input_context(self) -> "InputContext":
-        """The tf.distribute.InputContext that specifies the batches of this worker."""
+        """The tf.distribute.InputContext of this worker's part of the batches."""
         workers = self.workers
         return tf.distribute.InputContext(workers.count, workers.index, self.replicas)
 
@@ -59,7 +59,7 @@ class Devices:
 
         Args:
             variable: the variable.
-            replica: index of the device in the run; None on TPUs, where each device uses its own
+            replica: index of the device in the run. None on TPUs: each device then uses its own
                 copy.
         """
         if replica is None:
@@ -68,7 +68,7 @@ class Devices:
         return copies[replica - self.workers.index * self.local_replicas]
 
     def describe(self, config: "PretrainConfig | FinetuneConfig") -> str:
-        """Returns a line that describes the devices and how the batch is divided."""
+        """Returns a log line that describes the devices and how they divide the batch."""
         each = config.global_batch_size // self.replicas
         text = f"devices: {self.replicas} {self.kind}{'s' if self.replicas > 1 else ''}"
         if self.workers.count > 1:
@@ -83,9 +83,10 @@ class Devices:
 def find_devices(config: "PretrainConfig | FinetuneConfig") -> Devices:
     """Returns the devices of a run. Call this function before anything else uses TensorFlow.
 
-    With `distribution` "auto", a run uses one device, or all of them if there are several GPUs or
-    `cpu_devices` is set. "multi_worker" waits for the other workers. `jit` "auto" is on for GPUs
-    and off for the CPU, where XLA's matrix products are several times slower than oneDNN's.
+    With `distribution` "auto", a run uses one device; or all GPUs if there are several, or
+    `cpu_devices` virtual CPUs if it is above 1. "multi_worker" waits for the other workers. `jit`
+    "auto" is on only for GPUs: on CPUs, XLA's matrix products are several times slower than
+    oneDNN's.
 
     Raises:
         UserError: the flags contradict each other or the machine, or the batch cannot be divided.
@@ -135,7 +136,7 @@ def _local_strategy(config):
 
 
 def _tpu_strategy():
-    """Returns a strategy for all cores of the TPU in the variable TPU_NAME, or of this machine."""
+    """Returns a strategy for the TPU named in the variable TPU_NAME, or for this machine's TPU."""
     # Not tested on TPUs: the tests only check that XLA compiles the whole step, as TPUs require.
     name = os.environ.get("TPU_NAME", "local")
     try:
@@ -162,11 +163,13 @@ def _check_devices(config, devices):
     """Raises UserError if the flags contradict the available devices."""
     replicas, slices = devices.replicas, config.accumulation_steps
     if config.jit == "on" and devices.kind == "CPU" and devices.local_replicas > 1:
-        raise UserError("jit must be off with cpu_devices > 1: XLA compiles for one CPU device.")
+        raise UserError(
+            "jit must be auto or off with cpu_devices > 1: XLA compiles for one CPU device."
+        )
     if config.global_batch_size % (replicas * slices):
         raise UserError(
-            f"the batch must be divisible by replicas x accumulation_steps; got "
-            f"{config.global_batch_size} and {replicas} x {slices}. Use "
+            f"the batch size must be divisible by replicas x accumulation_steps; got "
+            f"{config.global_batch_size} and {replicas} x {slices}. Use a batch size of "
             f"{-(-config.global_batch_size // (replicas * slices)) * replicas * slices}"
             f"{', or --distribution=one_device' if replicas > 1 else ''}."
         )
@@ -187,13 +190,13 @@ def _split_cpu(count):
 
 
 def _hide_unused_gpus():
-    """Hides unused GPUs; TensorFlow reserves the memory of every visible GPU."""
+    """Hides all GPUs but the first, because TensorFlow reserves the memory of each visible GPU."""
     with contextlib.suppress(RuntimeError):  # already initialized
         tf.config.set_visible_devices(tf.config.list_physical_devices("GPU")[:1], "GPU")
 
 
 def smaller_slices(config: "PretrainConfig | FinetuneConfig", replicas: int) -> str:
-    """Returns advice for the case that a slice of the batch does not fit into memory."""
+    """Returns advice for a run in which a slice of the batch does not fit into memory."""
     share, now = config.global_batch_size // replicas, config.accumulation_steps
     more = next((n for n in range(now + 1, share + 1) if share % n == 0), None)
     what = "Each slice is already a single example"

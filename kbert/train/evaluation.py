@@ -1,4 +1,4 @@
-"""Held-out metrics that are comparable across runs."""
+"""Metrics on held-out text that can be compared between runs."""
 
 import collections
 import math
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kbert.corpus import Corpus
     from kbert.model.models import BertForMaskedLM, BertForPreTraining
 
-# The same in all runs, so that all are evaluated on the same pairs and masks.
+# Constants, so that all runs are evaluated on the same pairs and masks.
 SEED = 1
 BATCH_SIZE = 32
 MASK_RATE = 0.15
@@ -25,10 +25,12 @@ class HeldOut:
     Evaluation runs on one device, so that the metrics do not depend on the training devices.
 
     Args:
-        model: the model in training. corpus: held-out text. max_seq_length: L.
+        model: the model in training.
+        corpus: held-out text.
+        max_seq_length: L.
         examples: maximum number of examples. It is limited to one epoch and rounded down to whole
-            batches of 32, but at least one batch.
-        next_sentence: whether the model predicts the next sentence.
+            batches of 32; at least one batch is used.
+        next_sentence: whether the model has an NSP head.
     """
 
     def __init__(
@@ -49,9 +51,10 @@ class HeldOut:
         self._unigram_entropy = corpus.unigram_entropy()
 
     def metrics(self, batches: int | None = None) -> dict[str, float]:
-        """Returns the metrics: those of the objective, `mlm_perplexity` and `unigram_entropy`.
+        """Returns the objective's metrics, the MLM perplexity and the corpus' unigram entropy.
 
-        All names are prefixed with `eval_`.
+        Their names are prefixed with `eval_`, such as `eval_mlm_loss`, `eval_mlm_perplexity` and
+        `eval_unigram_entropy` (nats).
 
         Args:
             batches: number of batches of 32 examples; None for all.

@@ -54,24 +54,28 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tunes a BERT for a task, or resumes a run that was stopped.
 
-    Writes `OUTPUT_DIR/finetuning/` with `checkpoint`, `best` (by the task's metric on the
-    evaluation file), `final`, `results.json`, a report, a plot and the predictions for each scored
-    file, `metrics.jsonl`, `tensorboard` and `run.flags`. A resumed run computes the same results as
-    an uninterrupted one, bit for bit on the same devices.
+    Writes `OUTPUT_DIR/finetuning/` with `checkpoint`, `final`, `metrics.jsonl`, `curves.png`,
+    `tensorboard`, `run.flags` and `results.json`. With evaluation examples, also writes `best`, the
+    weights with the best `best_metric`. For the evaluation and the test examples, writes the
+    predictions and, for some tasks, a report and a confusion matrix. A resumed run computes the
+    same results as an uninterrupted one, bit for bit on the same devices; on GPUs this requires
+    `deterministic`.
 
     Args:
         config: settings of the run.
         output_dir: the run's folder.
-        dry_run: whether to report the examples, take a few steps and print the estimated cost of
-            the run instead of training; writes nothing.
+        dry_run: describe the examples, take a few steps, print the estimated cost of the run, and
+            write nothing.
         callbacks: called after the default callbacks.
 
     Returns:
         dict of "eval" and "test", if there are such examples -> dict of name -> score of the best
-        weights. With `folds`: the result of `kbert.train.cross_validation.cross_validated`.
+        weights, or of the last weights without evaluation examples; empty after a dry run. With
+        `folds`: the result of `kbert.train.cross_validation.cross_validated`.
 
     Raises:
-        UserError: examples, labels or weights cannot be used (the message names file and line);
+        SystemExit: Ctrl-C or SIGTERM stopped the run after it saved a checkpoint.
+        UserError: examples (the message names file and line), labels or weights cannot be used;
             flags contradict the checkpoint, the devices or each other; the folder is in use; the
             loss is not finite; or files cannot be written.
     """
@@ -87,13 +91,16 @@ class Finetuning(Workload):
     """Trains a task's model on labeled examples.
 
     Args:
-        config: settings of the run. part, program: see `Workload`.
+        config: settings of the run.
+        part, program: see `Workload`.
 
     Attributes:
-        task: the task. metric: name of the score that selects the best weights.
-        examples, encoded: dicts of "train", "eval" and "test" -> examples, as read and encoded.
+        task: the task.
+        metric: name of the score that selects the best weights.
+        examples: dict of "train", "eval" and "test" -> list of examples.
+        encoded: dict of the same keys -> encoded examples.
         class_weights: (C,) floats, the loss weights of the classes, or None.
-        task_heads_left_out: task heads of `init_from` that are not loaded.
+        skipped_task_heads: task heads of `init_from` that are not loaded.
         batch_runner: computes the model's outputs for `evaluation`.
     """
 
@@ -114,7 +121,7 @@ class Finetuning(Workload):
     examples: dict[str, list[Any]]
     encoded: "dict[str, Encoded]"
     class_weights: np.ndarray | None
-    task_heads_left_out: tuple[str, ...]
+    skipped_task_heads: tuple[str, ...]
     batch_runner: BatchRunner
 
     fixed: tuple[str, ...] = (
@@ -184,7 +191,7 @@ class Finetuning(Workload):
             there = {part_of(name) for name in weights}
         fields = base_config.to_dict() | self.task.config_fields()
         # The task head of the folder is loaded only if it has the same labels.
-        self.task_heads_left_out = (
+        self.skipped_task_heads = (
             tuple(there & set(task_heads)) if label_conflicts(base_config, self.task) else ()
         )
         if self.config.classifier_dropout is not None:
@@ -213,19 +220,19 @@ class Finetuning(Workload):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             self.model.load_pretrained(
-                folder, skip_parts=self.task_heads_left_out, layers=self.layers
+                folder, skip_parts=self.skipped_task_heads, layers=self.layers
             )
         for warning in caught:
-            if not self.task_heads_left_out:
+            if not self.skipped_task_heads:
                 log(f"note: {warning.message}")
-        if self.task_heads_left_out:
+        if self.skipped_task_heads:
             log(f"note: the task head of {folder} has other labels; it is not used")
         return f"the weights of {folder}"
 
     def check_metric(self) -> None:
         if self.config.best_metric and "eval" in self.examples:
             scores = self._score("eval", limit=8)[0]
-            if self.metric not in scores:  # some scores exist only with examples of all kinds
+            if self.metric not in scores:  # a score may need examples that are not among the 8
                 scores = self._score("eval")[0]
             if not isinstance(scores.get(self.metric), float):
                 names = ", ".join(name for name, value in scores.items() if type(value) is float)
@@ -265,7 +272,7 @@ class Finetuning(Workload):
 
     @functools.cached_property
     def _lengths(self):
-        """Lengths in tokens of the examples of each file, before truncation."""
+        """Dict of "train", "eval" and "test" -> lengths of the examples; see `token_lengths`."""
         return {
             name: token_lengths(self.task, rows, self.encoded[name])
             for name, rows in self.examples.items()
@@ -325,7 +332,7 @@ class Finetuning(Workload):
         return results
 
     def _score(self, name, limit=None):
-        """Returns the scores of the current weights on a file, and the predictions for it."""
+        """Returns the scores of the current weights on "eval" or "test", and the predictions."""
         examples, encoded = self.examples[name], self.encoded[name]
         if limit is not None:
             examples = examples[:limit]

@@ -31,18 +31,19 @@ def resolve_inputs(
     report: Callable[[str], None],
     may_make: bool = True,
 ) -> tuple[BertConfig, BertTokenizer, Corpus, Corpus | None]:
-    """Loads vocabulary and corpora, or creates them in `folder` if they are not given.
+    """Loads the architecture, the vocabulary and the corpora; creates in `folder` what is missing.
 
     Args:
         config: settings of the run.
-        folder: `OUTPUT_DIR/data`, where everything created from plain text is kept for later runs.
+        folder: `OUTPUT_DIR/data`, which keeps the vocabulary and the prepared corpora, so that the
+            run can resume.
         saved: folder of the verified checkpoint that the run resumes from, or None.
-        layers: encoder blocks of `init_from` to use, or None for all.
-        check: called with the architecture and the tokenizer before text is prepared; may raise
+        layers: numbers of the encoder blocks of `init_from` to use, from 1; None for all.
+        check: called with the architecture and the tokenizer before text is prepared; it may raise
             UserError.
-        report: called with a line of text.
-        may_make: whether to create missing inputs; False for workers other than the chief, which
-            only read `folder`.
+        report: called with each progress line.
+        may_make: whether to create missing inputs. It is False for workers other than the chief,
+            which only read `folder`.
 
     Returns:
         The architecture, the tokenizer, the training corpus, and the held-out corpus or None.
@@ -114,10 +115,9 @@ def _tokenizer(config, report):
         extends = folder == config.init_from and tokenizer.extends(known)
         if known.fingerprint != tokenizer.fingerprint and not extends:
             raise UserError(
-                f"the vocabulary or casing differs from the one of {folder}, so the token ids do "
-                f"not match its weights. Remove --vocab_file, extend its vocabulary with "
-                f"kbert.learn_vocab --extend, or prepare the text again with "
-                f"--vocab_file={folder}/vocab.txt"
+                f"the vocabulary or casing differs from {folder}, so the token ids do not match "
+                f"its weights. Remove --vocab_file, extend its vocabulary with kbert.learn_vocab "
+                f"--extend, or prepare the text again with --vocab_file={folder}/vocab.txt"
             )
     return tokenizer
 
@@ -144,7 +144,7 @@ def _corpus(config, inputs, folder, tokenizer, report, may_make):
 
 
 def _requested(config, tokenizer):
-    """Returns the architecture that the flags specify."""
+    """Returns the architecture according to --bert_config and --dropout."""
     bert_config = BertConfig.load(config.bert_config or "base", tokenizer.vocab_size)
     return _with_dropout(bert_config, config)
 
@@ -181,8 +181,9 @@ def _bert_config(config, saved, tokenizer, layers):
         )
     if config.next_sentence and bert_config.type_vocab_size < 2:
         raise UserError(
-            f"type_vocab_size must be at least 2, as next sentence prediction uses two segments; "
-            f"got {bert_config.type_vocab_size}. Set --next_sentence=false to train without it."
+            f"type_vocab_size must be at least 2, because next sentence prediction uses two "
+            f"segments; got {bert_config.type_vocab_size}. Set --next_sentence=false to train "
+            f"without it."
         )
     if config.max_seq_length > bert_config.max_position_embeddings:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Objectives: losses as sums and counts, which can be added over batches and devices."""
+"""Training objectives: losses as sums and counts that can be added over batches and devices."""
 
 import math
 from collections.abc import Mapping
@@ -15,19 +15,18 @@ if TYPE_CHECKING:
 class MaskedLMObjective:
     """Mean MLM loss of a global batch, in nats.
 
-    If no masked slot has weight, which can happen with whole-word masking of a few long words, the
-    MLM loss is 0.
+    If no masked slot has weight (possible with whole-word masking of long words), the loss is 0.
 
     Attributes:
-        names: names of the sums of a step, including "tokens".
-        mlm_logits: name of the model's output, (B, M, V) float32.
+        names: names of the sums that `sums` returns, including "tokens".
+        mlm_logits: name of the model output with the MLM logits, (B, M, V) float32.
     """
 
     names: tuple[str, ...] = ("mlm_loss", "mlm_correct", "mlm_count", "tokens")
     mlm_logits: str = "logits"
 
     def count(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Returns the denominator of the loss, to be summed over the global batch."""
+        """Returns the denominator of the loss for a batch; the trainer sums it over replicas."""
         return tf.reduce_sum(features["masked_weights"])
 
     def sums(
@@ -40,8 +39,8 @@ class MaskedLMObjective:
             features: dict of `kbert.features.PRETRAINING_FEATURES`.
 
         Returns:
-            dict of float32 scalars: mlm_loss and mlm_correct, summed over the masked slots with
-            weight, and mlm_count, the number of these slots; tokens, the number of tokens.
+            dict of float32 scalars: "mlm_loss" and "mlm_correct", summed over the masked slots with
+            weight; "mlm_count", the number of these slots; "tokens", the number of tokens.
         """
         weights, masked_ids = features["masked_weights"], features["masked_ids"]
         logits = outputs[self.mlm_logits]
@@ -54,15 +53,16 @@ class MaskedLMObjective:
         }
 
     def loss(self, sums: Mapping[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
-        """Returns what a part of a global batch adds to the loss.
+        """Returns the contribution of a part of a global batch to the loss, a scalar.
 
         Args:
-            sums: sums of the part. count: `count` of the global batch.
+            sums: result of `sums` for the part.
+            count: result of `count`, summed over the global batch.
         """
         return sums["mlm_loss"] / tf.maximum(count, 1.0)
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Returns loss and mlm_loss, which are equal (nats), and mlm_accuracy (a fraction).
+        """Returns "loss" and "mlm_loss" (nats), which are equal, and "mlm_accuracy" (a fraction).
 
         All are NaN if the sums contain no step.
         """
@@ -75,6 +75,9 @@ class PretrainingObjective(MaskedLMObjective):
     """Mean MLM loss plus mean NSP loss of a global batch, in nats.
 
     Source: Devlin et al. 2019, appendix A.2.
+
+    Args:
+        global_batch_size: number of pairs in a global batch.
     """
 
     names: tuple[str, ...] = (
@@ -89,8 +92,10 @@ class PretrainingObjective(MaskedLMObjective):
     def sums(
         self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        """Adds the sums of `nsp_logits` (B, 2) to those of the MLM: nsp_loss, nsp_correct, and
-        nsp_count, the number of pairs."""
+        """Returns the sums of `MaskedLMObjective`, and those of the NSP from `nsp_logits` (B, 2).
+
+        The latter are "nsp_loss", "nsp_correct" and "nsp_count", the number of pairs.
+        """
         logits, labels = outputs["nsp_logits"], features["next_sentence_labels"]
         return super().sums(outputs, features) | {
             "nsp_loss": tf.reduce_sum(cross_entropy(logits, labels)),
@@ -103,7 +108,7 @@ class PretrainingObjective(MaskedLMObjective):
         return super().loss(sums, count) + sums["nsp_loss"] / self._nsp_count
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Returns loss, mlm_loss, nsp_loss (nats), mlm_accuracy and nsp_accuracy (fractions).
+        """Returns "loss", "mlm_loss", "nsp_loss" (nats), "mlm_accuracy" and "nsp_accuracy".
 
         All are NaN if the sums contain no step.
         """
@@ -119,10 +124,10 @@ class PretrainingObjective(MaskedLMObjective):
 
 
 class TaskObjective:
-    """Mean loss of a global batch over its labeled positions or examples.
+    """Weighted mean loss of a global batch over its labels, with the weights `label_weights`.
 
     Args:
-        task: the task, which computes the losses.
+        task: the task that computes the losses.
     """
 
     names: tuple[str, ...] = ("loss", "correct", "count", "tokens")
@@ -152,7 +157,10 @@ class TaskObjective:
         return sums["loss"] / tf.maximum(count, 1e-6)
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Returns the weighted loss and accuracy (0 for regression); NaN without steps."""
+        """Returns "loss" and "accuracy", weighted means; the accuracy is 0 for regression.
+
+        Both are NaN if the sums contain no step.
+        """
         count = sums["count"] or math.nan
         return {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count}
 

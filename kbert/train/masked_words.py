@@ -1,4 +1,4 @@
-"""Prints what a model learned: masked words of held-out text, predicted before and after."""
+"""Shows what a model learned: masked words of held-out text, before and after training."""
 
 import itertools
 import json
@@ -22,7 +22,12 @@ SHORTEST, LONGEST = 8, 16
 
 
 def choose_sentences(corpus: "Corpus", longest: int = LONGEST) -> list[np.ndarray]:
-    """Returns ids of up to five sentences, at equal distances in the corpus, cut to `longest`."""
+    """Returns the ids of up to five sentences, spread evenly over the corpus.
+
+    Args:
+        corpus: the corpus.
+        longest: maximum length in tokens. Longer sentences are cut.
+    """
     spans = []
     for shard, start in zip(corpus.shards, corpus.shard_starts, strict=False):
         ends = np.append(shard.sentences[1:], len(shard.ids))
@@ -40,7 +45,7 @@ def choose_sentences(corpus: "Corpus", longest: int = LONGEST) -> list[np.ndarra
 
 
 def middle_word(tokens: list[str]) -> int:
-    """Returns the index of the token to mask: the whole word that is closest to the middle."""
+    """Returns the index of the token to mask: the one-token word closest to the middle, if any."""
     whole = [
         i
         for i, (token, after) in enumerate(itertools.pairwise(tokens))
@@ -50,10 +55,10 @@ def middle_word(tokens: list[str]) -> int:
 
 
 class MaskedWords(Callback):
-    """Prints masked words of held-out text, as the model predicts them before and after training.
+    """Prints masked words of held-out text with the model's predictions before and after training.
 
-    The predictions before training, and the held-out loss of one batch, are kept in
-    `masked_words.json`. Without held-out text, nothing is printed.
+    Stores the predictions before training, and the held-out loss of one batch, in
+    `masked_words.json`. Without held-out text, it does nothing.
     """
 
     _before: dict[str, Any] | None = None
@@ -80,7 +85,7 @@ class MaskedWords(Callback):
                 log(line)
 
     def _predictions(self):
-        """Returns a list of [sentence with a mask, masked word, its rank, most likely words]."""
+        """Returns rows of [sentence with a mask, masked word, its rank, most likely words]."""
         workload, tokenizer = self.trainer.workload, self.trainer.workload.tokenizer
         longest = min(LONGEST, workload.config.max_seq_length - 2)
         sentences = choose_sentences(workload.held_out_corpus, longest)
@@ -107,11 +112,13 @@ class MaskedWords(Callback):
 def report_lines(
     before: dict[str, Any], results: dict[str, Any], predictions: list[list[Any]]
 ) -> Iterator[str]:
-    """Returns lines that compare predictions before and after training.
+    """Yields lines that compare predictions before and after training.
 
     Args:
-        before: content of `masked_words.json`. results: metrics of the last evaluation.
-        predictions: rows of [sentence with a mask, masked word, its rank, most likely words].
+        before: contents of `masked_words.json`.
+        results: metrics of the last evaluation.
+        predictions: predictions after training: rows of [sentence with a mask, masked word, its
+            rank, most likely words].
     """
     yield (
         f"held-out MLM loss: {before['mlm_loss']:.2f} before training, "

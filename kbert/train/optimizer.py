@@ -1,6 +1,6 @@
 """Optimizers for BERT: AdamW, LAMB, Muon and plain SGD.
 
-Each class defines its update rule once, in `step`, a function of tensors. Keras' `fit` calls it
+Each class defines its update rule once, in `step`, a function of tensors. Keras' `fit` calls `step`
 through `update_step`, and kbert's training step through `apply_on_replica`.
 """
 
@@ -26,19 +26,20 @@ LearningRate = (
     | Callable[[], float | keras.KerasTensor | keras.Variable]
 )
 _BLOCK_KERNEL = re.compile(r"\bencoder/layer_\d+/.*kernel$")
-NO_DECAY = ("bias", "gamma", "beta")  # how the names of biases and LayerNorm weights end
+NO_DECAY = ("bias", "gamma", "beta")  # ends of the names of biases and LayerNorm weights
 
 
 def layer_scales(paths: Sequence[str], layer_decay: float) -> list[float]:
     """Returns a factor of the learning rate for each variable, smaller for lower layers.
 
-    The factor is 1 for the task head and the pooler, layer_decay to the power of 1, 2, ..., N for
-    the blocks from the last to the first, and to the power of N + 1 for the embeddings. Source:
-    layer-wise learning rates of Howard and Ruder 2018 (arXiv:1801.06146), section 3.2; the powers
-    are from BEiT (Bao et al. 2021).
+    The factor is 1 for the task head and the pooler; layer_decay to the power of 1, 2, ..., N for
+    the blocks from the last to the first; and layer_decay to the power of N + 1 for the embeddings.
+    Source: layer-wise learning rates of Howard and Ruder 2018 (arXiv:1801.06146), section 3.2; the
+    powers are from BEiT (Bao et al. 2021).
 
     Args:
-        paths: paths of Keras variables. layer_decay: 1 gives every layer the same rate.
+        paths: paths of Keras variables.
+        layer_decay: in (0, 1]; 1 gives every layer the same rate.
     """
     blocks = [re.search(r"\bencoder/layer_(\d+)/", path) for path in paths]
     N = 1 + max((int(block[1]) for block in blocks if block), default=-1)
@@ -57,16 +58,17 @@ def _read(variable):
 
 
 class _Optimizer(keras.optimizers.Optimizer):
-    """Base class of the optimizers. A subclass defines `slot_names` and the update `step`.
+    """Base class of the optimizers. A subclass defines `slot_names` and the update rule `step`.
 
     `step(gradient, factor, value, slots, learning_rate, count, *, decays, **settings, **fixed)`
     returns the new value of a variable and the list of its new slots. It takes:
         gradient, factor: the gradient, and a float32 scalar that multiplies it.
-        value, slots: the variable, and a list of its slots, one per slot name, of the same shape.
-        learning_rate, count: float32 scalars; `count` is the 1-based number of the update.
+        value, slots: value of the variable, and list of its slots, one per name in `slot_names`, of
+            the same shape.
+        learning_rate, count: float32 scalars; `count` is the number of the update, from 1.
         decays: bool, whether weight decay applies to the variable.
         settings, fixed: the attributes named in `settings`, and the hyperparameters in `fixed`.
-    XLA compiles `step`, so that it reads and writes memory only once.
+    XLA compiles `step` on TensorFlow, so that it reads and writes each tensor only once.
     """
 
     slot_names: tuple[str, ...]
@@ -93,12 +95,12 @@ class _Optimizer(keras.optimizers.Optimizer):
     ) -> None:
         """Excludes variables from weight decay, in addition to biases and LayerNorm weights.
 
-        Unlike in Keras, `get_config` and therefore a `.keras` file contain the exclusions.
+        Unlike in Keras, `get_config` and therefore `.keras` files contain the exclusions.
 
         Args:
             var_list: variables to exclude.
-            var_names: regular expressions, such as "embeddings". A variable is excluded if one
-                matches a part of its name; the path is not searched.
+            var_names: regular expressions, such as "embeddings". A variable is excluded if one of
+                them matches a part of its `name`; its `path` is not searched.
 
         Raises:
             UserError: the optimizer is already built, by `fit` or the first update.
@@ -117,7 +119,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         return not excluded and self._use_weight_decay(variable)
 
     def _apply_weight_decay(self, variables):
-        """Does nothing: `step` decays the weights, while Keras does it here in a separate pass."""
+        """Does nothing: `step` decays the weights; Keras would decay them here, in another pass."""
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         if self.built:
@@ -149,8 +151,8 @@ class _Optimizer(keras.optimizers.Optimizer):
         """Updates the variables of one replica; every replica applies the same update.
 
         Args:
-            gradients: gradient of each variable, summed over the replicas.
-            factor: float32 scalar that multiplies the gradients, for clipping.
+            gradients: gradient of each trainable variable, summed over the replicas.
+            factor: float32 scalar that multiplies the gradients, to clip their norm.
             learning_rate: float32 scalar.
             local: function from a Keras variable to this replica's tf.Variable.
         """
@@ -213,7 +215,7 @@ class _Optimizer(keras.optimizers.Optimizer):
 
 
 class _Adam(_Optimizer):
-    """Adam (Kingma and Ba 2015) with decoupled weight decay; `fixed` selects its variant."""
+    """Adam (Kingma and Ba 2015) with decoupled weight decay; subclasses are variants of it."""
 
     slot_names = ("momentum", "velocity")
     settings = ("weight_decay", "beta_1", "beta_2", "epsilon")
@@ -266,7 +268,7 @@ class _Adam(_Optimizer):
 
 @keras.saving.register_keras_serializable("kbert")
 class AdamW(_Adam):
-    """Adam with decoupled weight decay as in BERT: no bias correction, epsilon 1e-6.
+    """Adam with decoupled weight decay; as in BERT, without bias correction by default.
 
     Source: `AdamWeightDecayOptimizer` in google-research/bert's `optimization.py`. Biases and
     LayerNorm weights are not decayed.
@@ -275,8 +277,9 @@ class AdamW(_Adam):
         learning_rate: float, schedule, or function without arguments.
         weight_decay: scaled by the learning rate; see also `exclude_from_weight_decay`.
         beta_1, beta_2, epsilon: constants of Adam. layer_decay: see `layer_scales`.
-        bias_correction: as in Adam (Kingma and Ba 2015, section 3); it makes fine-tuning on few
-            examples more stable (Mosbach et al. 2021, arXiv:2006.04884).
+        bias_correction: whether to correct the bias of the moments, as in Adam (Kingma and Ba 2015,
+            section 3). It makes fine-tuning on few examples more stable (Mosbach et al. 2021,
+            arXiv:2006.04884).
     """
 
     settings = (*_Adam.settings, "bias_correction")
@@ -317,18 +320,19 @@ class LAMB(_Adam):
 
 @keras.saving.register_keras_serializable("kbert")
 class Muon(_Adam):
-    """Muon for the kernels of the encoder's blocks, AdamW with bias correction for the rest.
+    """Muon for the kernels of the encoder's blocks, AdamW with bias correction for other variables.
 
-    Muon (Jordan et al. 2024) replaces the momentum of a matrix by the nearest orthogonal matrix,
-    which it approximates by five Newton-Schulz iterations. Small models learn more per example
-    with it than with AdamW. The update is scaled so that its elements have the root mean square
-    `rms_rate`, as in Liu et al. 2025 (arXiv:2502.16982), section 2.2, where it is 0.2.
+    The update of a kernel is the orthogonal matrix that is nearest to its Nesterov momentum,
+    approximated by five Newton-Schulz iterations (Jordan et al. 2024). It is scaled so that the
+    root mean square of its elements is `rms_rate`, as in Liu et al. 2025 (arXiv:2502.16982),
+    section 2.2, where it is 0.2. Small models learn more per example than with AdamW.
 
     Args:
         learning_rate: float, schedule, or function without arguments.
         weight_decay: scaled by the learning rate; see also `exclude_from_weight_decay`.
         beta_1, beta_2, epsilon: constants of AdamW. layer_decay: see `layer_scales`.
-        momentum: momentum of Muon's matrices. rms_rate: root mean square of the scaled update.
+        momentum: momentum of the kernels' updates.
+        rms_rate: root mean square of a kernel's update, before the learning rate.
     """
 
     settings = (*_Adam.settings, "momentum", "rms_rate")
@@ -387,7 +391,7 @@ class Muon(_Adam):
 
 
 def _orthogonalized(x):
-    """Returns about the nearest matrix with orthonormal rows or columns; source: Jordan's code."""
+    """Approximates the nearest matrix with orthonormal rows or columns; source: Jordan's code."""
     rows, columns = x.shape
     if rows > columns:
         return ops.transpose(_orthogonalized(ops.transpose(x)))
@@ -423,7 +427,7 @@ class SGD(_Optimizer):
 def make_optimizer(
     config: "TrainingConfig", schedule: keras.optimizers.schedules.LearningRateSchedule
 ) -> AdamW | LAMB | Muon | SGD:
-    """Returns the optimizer of a run, not yet built."""
+    """Returns the optimizer of a run, which is not built yet. SGD gets no weight decay."""
     if config.optimizer == "sgd":
         return SGD(schedule, layer_decay=config.layer_decay)
     moments = {"epsilon": config.adam_epsilon, "layer_decay": config.layer_decay}

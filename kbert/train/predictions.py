@@ -1,4 +1,4 @@
-"""Writes the predictions for a scored file, its report and its confusion matrix."""
+"""Writes the predictions for labeled examples, with a report and a confusion matrix."""
 
 import json
 import pathlib
@@ -20,11 +20,17 @@ def write_predictions(
     examples: Sequence[Any],
     predictions: Sequence[dict[str, Any]],
 ) -> None:
-    """Writes `NAME_predictions.jsonl` and, if the task has them, a report and a confusion matrix.
+    """Writes `NAME_predictions.jsonl`, and `NAME_report.txt` and `NAME_confusion.png` if possible.
+
+    The task decides whether there is a report; classification tasks have a confusion matrix. The
+    report is also logged.
 
     Args:
-        folder: an existing folder. name: "eval" or "test". task: the task.
-        examples, predictions: labeled examples and the task's predictions for them.
+        folder: an existing folder.
+        name: "eval" or "test".
+        task: the task.
+        examples: labeled examples.
+        predictions: the task's predictions for them.
     """
     text = task.report(examples, predictions)
     if text:

@@ -49,10 +49,11 @@ def pretrain(
     """Pretrains a BERT, or resumes a run that was stopped.
 
     With a `teacher`, the model also learns the teacher's predictions of the masked words ("general
-    distillation"). Writes `OUTPUT_DIR/pretrain/` with `checkpoint`, `best` (lowest held-out MLM
-    loss), `final`, `metrics.jsonl`, `tensorboard` and `run.flags`, and `OUTPUT_DIR/data/` with the
-    data prepared from plain text. A resumed run computes the same results as an uninterrupted one,
-    bit for bit on the same devices; on GPUs this requires `deterministic`.
+    distillation"). Writes `OUTPUT_DIR/pretrain/` with `checkpoint`, `best` (the lowest held-out MLM
+    loss; only with `eval_input`), `final`, `metrics.jsonl`, `curves.png`, `tensorboard` and
+    `run.flags`, and `OUTPUT_DIR/data/` with the vocabulary and the corpora prepared from text. A
+    resumed run computes the same results as an uninterrupted one, bit for bit on the same devices;
+    on GPUs this requires `deterministic`.
 
     Args:
         config: settings of the run.
@@ -61,9 +62,11 @@ def pretrain(
         callbacks: called after the default callbacks.
 
     Returns:
-        dict of the last logged metrics and of the last evaluation's metrics, prefixed with `eval_`.
+        dict of the last logged metrics and of the last evaluation's metrics, prefixed with `eval_`;
+        empty after a dry run.
 
     Raises:
+        SystemExit: Ctrl-C or SIGTERM stopped the run after it saved a checkpoint.
         UserError: the inputs cannot be used; flags contradict the checkpoint, the devices or each
             other; the folder is in use; the loss is not finite (the message names the step); or
             files cannot be written.
@@ -81,8 +84,9 @@ class Pretraining(Workload):
     """MLM and NSP, or MLM alone, on a corpus.
 
     Attributes:
-        corpus, held_out_corpus: training text; held-out text or None.
-        held_out: evaluates the model on the held-out text; None without it.
+        corpus: training text.
+        held_out_corpus: held-out text, or None.
+        held_out: evaluates the model on the held-out text; None without such text.
     """
 
     config: "PretrainConfig"
@@ -130,8 +134,9 @@ class Pretraining(Workload):
         config = self.config
         if state and ("teacher" in state["data"]) != bool(config.teacher):
             raise UserError(
-                f"{saved} was written with{'out' if config.teacher else ''} a teacher. Resume "
-                f"in the same way, or start a new run: --init_from={saved} --output_dir=ANOTHER."
+                f"{saved} was written with{'out' if config.teacher else ''} a teacher. Resume the "
+                f"run in the same way, or start a new run: --init_from={saved} "
+                f"--output_dir=ANOTHER."
             )
         with workers.chief_first():
             run_dir.fetch("data")
@@ -170,10 +175,10 @@ class Pretraining(Workload):
         trainer.make_train_step(optimizer)
 
     def _set_steps(self, config):
-        """Sets the settings, and what depends on the number of steps once it is known."""
+        """Sets `config` and `schedule` and, unless steps must be timed first, numbers of steps."""
         self.config = config
         if config.time_budget:
-            self.schedule = WarmupPolynomialDecay(0.0, 1, 0)  # while steps are timed
+            self.schedule = WarmupPolynomialDecay(0.0, 1, 0)  # a learning rate of 0 until then
             return
         self.train_steps, self.eval_every_steps = config.train_steps, config.eval_every_steps
         self.schedule = make_schedule(config)
@@ -290,7 +295,7 @@ class Pretraining(Workload):
 
 
 def _trained_with(settings):
-    """Describes the settings that the state of the optimizer depends on."""
+    """Describes the settings that determine which variables the optimizer has."""
     joined = "and" if settings.get("next_sentence", True) else "without"
     return f"{settings['optimizer']} {joined} next sentence prediction"
 

@@ -11,7 +11,7 @@ from kbert.utils.logging import log
 
 
 def profiled_steps(text: str) -> tuple[int, int]:
-    """Parses `--profile=START,STOP`.
+    """Parses the value of `--profile`, such as "10,13"; returns (START, STOP).
 
     Raises:
         UserError: the value is not two integers with START < STOP.
@@ -19,13 +19,14 @@ def profiled_steps(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+),(\d+)", text)
     if not match or int(match[1]) >= int(match[2]):
         raise UserError(
-            f"profile must be START,STOP, two steps with START < STOP, such as 10,13; got {text!r}."
+            f"profile must be START,STOP: two step numbers with START < STOP, such as 10,13; got "
+            f"{text!r}."
         )
     return int(match[1]), int(match[2])
 
 
 class Profiler(Callback):
-    """Profiles the steps from START up to STOP into the run's TensorBoard events.
+    """Writes a profile of the steps from START to STOP to the run's TensorBoard folder.
 
     Args:
         text: value of `--profile`.
@@ -36,10 +37,10 @@ class Profiler(Callback):
         self._profiling = False
 
     def on_build(self) -> None:
-        """Logs a note if START has passed.
+        """Logs a note if the run resumes after START.
 
         Raises:
-            UserError: START is not below the run's last step.
+            UserError: START is not before the run's last step.
         """
         start, stop = self._steps
         steps = self.trainer.workload.train_steps

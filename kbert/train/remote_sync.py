@@ -23,11 +23,12 @@ _GROWING = ("metrics.jsonl", "events.")
 class RemoteRunDir:
     """The folder of a run: local and, if its path has a scheme such as gs://, also remote.
 
-    The remote folder is the original: a run first downloads it into an empty local folder. Only
-    complete files are uploaded, and files that mark a folder as complete are uploaded last.
+    A run works in an empty local folder: it downloads the remote files first, and uploads changes.
+    It uploads only complete files; files that mark a folder as complete are uploaded last.
 
     Args:
-        url: the remote path, or None if the run's folder is local. folder: the local folder.
+        url: the remote path, or None if the run's folder is local.
+        folder: the local folder.
         writes: whether to upload changes; False if another process uploads them.
     """
 
@@ -51,15 +52,15 @@ class RemoteRunDir:
         return text.replace(str(self.folder), self._url) if self._url else text
 
     def fetch(self, path: str) -> None:
-        """Downloads a folder of the run, if it exists, without TensorBoard events.
+        """Downloads a remote subfolder of the run, if it exists, without TensorBoard events.
 
-        Partially uploaded checkpoints and corpora are removed.
+        Skips partially uploaded checkpoints and corpora, and removes them if `writes`.
 
         Args:
-            path: path within the folder.
+            path: path of the subfolder within the run's folder.
 
         Raises:
-            UserError: the download failed.
+            UserError: the download fails.
         """
         names = storage.list_folder(f"{self._url}/{path}") if self._url else []
         for name in sorted(names, key=_upload_order):
@@ -82,13 +83,13 @@ class RemoteRunDir:
         return marker is not None and not storage.exists(f"{self._url}/{path}/{marker}")
 
     def send(self, path: str) -> None:
-        """Uploads the changes in a folder, and deletes remote files that no longer exist locally.
+        """Uploads the changes in a subfolder, and deletes remote files that it no longer has.
 
-        If the storage still fails after the retries of `kbert.utils.storage`, training continues,
-        and the remaining files are uploaded with the next checkpoint.
+        If the storage still fails after the retries of `kbert.utils.storage`, logs a note, and the
+        next call uploads the remaining files.
 
         Args:
-            path: path within the folder.
+            path: path of the subfolder within the run's folder.
 
         Raises:
             UserError: the storage reports a permanent error.
@@ -99,7 +100,7 @@ class RemoteRunDir:
             log(f"note: {error} The next checkpoint will upload the remaining files.")
 
     def send_all(self, path: str) -> None:
-        """Like `send`, but raises an error if the storage still fails after the retries."""
+        """Like `send`, but raises UserError if the storage still fails after the retries."""
         if not self._url:
             return
         files = [file for file in (self.folder / path).rglob("*") if file.is_file()]
@@ -138,7 +139,7 @@ def _upload_order(path):
 
 
 def _is_complete(path):
-    """Returns whether a file is complete, by its name; temporary files begin with a dot."""
+    """Returns whether a file is complete, according to its path: temporary names start with "."."""
     parts = pathlib.PurePath(path).parts
     return not any(part.startswith(".") for part in parts) and parts[-1] != "lock"
 
@@ -152,10 +153,13 @@ def _stamp(file):
 def remote_run_dir(
     place: str | os.PathLike[str], part: str, writes: bool
 ) -> Iterator[RemoteRunDir]:
-    """Opens the folder of a run; a remote folder is downloaded first.
+    """Opens the folder of a run. Downloads the subfolder `part` of a remote one first.
+
+    On exit, it uploads the last changes and, unless that fails, deletes the local copy.
 
     Args:
-        place: the path given by the user. part: subfolder of the run, such as "pretrain".
+        place: the path given by the user.
+        part: subfolder of the run, such as "pretrain".
         writes: whether to upload changes; False if another process uploads them.
 
     Raises:

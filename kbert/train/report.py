@@ -11,14 +11,20 @@ if TYPE_CHECKING:
 
 
 def time_text(seconds: float) -> str:
-    """Formats seconds as 1:02:03 or 2:03."""
+    """Formats a duration in seconds, such as 1:02:03 or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def model_line(bert: "BertConfig", parameters: int, precision: str) -> str:
-    """Returns a line that describes a model. parameters: its number of parameters."""
+    """Returns a log line that describes a model.
+
+    Args:
+        bert: config of the model.
+        parameters: number of parameters.
+        precision: Keras dtype policy.
+    """
     heads = ""
     if bert.attention_heads_per_layer:
         all_heads = bert.num_hidden_layers * bert.num_attention_heads
@@ -30,22 +36,22 @@ def model_line(bert: "BertConfig", parameters: int, precision: str) -> str:
 
 
 def throughput_text(metrics: Mapping[str, float], eta_seconds: float) -> str:
-    """Returns the part of a progress line that all workloads share.
+    """Returns the part of a progress line that is the same for all workloads.
 
     Args:
-        metrics: metrics of the steps since the last log. eta_seconds: estimated remaining time.
+        metrics: metrics of the steps since the last log.
+        eta_seconds: estimated remaining time.
     """
     skipped, waited = metrics["skipped_steps"], metrics["input_wait"]
     return (
         f"lr {metrics['learning_rate']:.2e} | "
         f"{metrics['tokens_per_second']:,.0f} tokens/s | "
         f"ETA {time_text(eta_seconds)}{f' | {skipped:.0f} skipped' if skipped else ''}"
-        f"{f' | {waited:.0%} of the time without a batch' if waited > 0.05 else ''}"
+        f"{f' | {waited:.0%} of the time waiting for batches' if waited > 0.05 else ''}"
     )
 
 
-# Minimum duration of a call, because clocks may jump.
-MIN_SECONDS = 1e-6
+MIN_SECONDS = 1e-6  # minimum duration of a call, in case that the clock is set back
 
 
 class ThroughputMeter:
@@ -67,8 +73,9 @@ class ThroughputMeter:
         """Adds a call of the training function.
 
         Args:
-            seconds: duration of the call. steps, tokens: number of steps and tokens in it.
-            waited: seconds spent waiting for batches, measured with another clock.
+            seconds: duration of the call.
+            steps, tokens: number of steps and of tokens in it.
+            waited: seconds spent waiting for batches, measured with another clock, or NaN.
         """
         seconds = max(seconds, MIN_SECONDS)
         waited = min(max(waited, 0.0), seconds)
@@ -80,7 +87,10 @@ class ThroughputMeter:
         self._sums += (seconds, steps, tokens, waited)
 
     def read(self) -> tuple[float, float, float]:
-        """Returns tokens/s, seconds per step and the fraction of time waiting for data; resets."""
+        """Returns tokens/s, seconds per step and the fraction of time spent waiting for batches.
+
+        They are averages since the last `read`, or the last values if there were no steps.
+        """
         seconds, steps, tokens, waited = self._sums.tolist()
         if steps:
             self._last = (tokens / seconds, seconds / steps, waited / seconds)

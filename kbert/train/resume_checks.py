@@ -11,8 +11,8 @@ from kbert.utils.logging import log
 if TYPE_CHECKING:
     from kbert.settings import TrainingConfig
 
-# These settings only affect the start of a run; a resumed run reads their result from its
-# checkpoint.
+# These settings affect only the start of a run. A resumed run loads the weights and the vocabulary
+# from its checkpoint.
 _IN_CHECKPOINT = ("init_from", "vocab_file", "vocab_size")
 
 
@@ -25,11 +25,13 @@ def check_fixed(
     """Checks that no setting that affects results has changed.
 
     Args:
-        config: settings. names: names of the settings that must not change.
-        state: state of the checkpoint at `path`; settings that it lacks had their defaults.
+        config: current settings.
+        names: names of the settings that must not change.
+        state: state of the checkpoint; a setting that it lacks had its default value.
+        path: folder of the checkpoint, for the error message.
 
     Raises:
-        UserError: a fixed setting has changed.
+        UserError: one of the settings has changed.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for name in names:
@@ -48,11 +50,13 @@ def report_changes(
     complete: bool = False,
     rescored: Collection[str] = (),
 ) -> None:
-    """Logs changed settings and data, and settings that have no effect on a resumed run.
+    """Logs which settings and data have changed, and which changes have no effect.
 
     Args:
-        config: settings. identity: result of `Workload.identity` for the current data.
-        state: state of the checkpoint. complete: whether the run has no steps left.
+        config: current settings.
+        identity: result of `Workload.identity` for the current data.
+        state: state of the checkpoint that the run resumes from.
+        complete: whether the run has no steps left.
         rescored: names of the settings that also affect a complete run; see `Workload`.
     """
     current = dataclasses.asdict(config)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a linear warmup, then one of three ways to decrease to 0."""
+"""Learning-rate schedules: a linear warmup, then a decay to 0 in one of three shapes."""
 
 import abc
 import math
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class _WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
-    """Base class: linear warmup from 0 to the learning rate, then the rate times `factor`.
+    """Base class: linear warmup from 0 to `learning_rate`, then `learning_rate` times `factor`.
 
     A subclass defines `factor` and names its constructor arguments in `settings`.
     """
@@ -39,7 +39,7 @@ class _WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
 
 
 def _progress(step, first, stop):
-    """The fraction of the steps from `first` to `stop` that have been taken, in [0, 1]."""
+    """Returns the fraction, in [0, 1], of the steps from `first` to `stop` that are done."""
     return ops.clip((step - first) / max(stop - first, 1), 0.0, 1.0)
 
 
@@ -48,10 +48,12 @@ class WarmupPolynomialDecay(_WarmupSchedule):
     """Linear warmup from 0, then polynomial decay to 0: (1 - step / decay_steps)^power.
 
     As in google-research/bert's `optimization.py`, the decay counts from step 0, so the rate drops
-    by a factor of (1 - warmup_steps / decay_steps)^power at the end of the warmup.
+    at the end of the warmup, to (1 - warmup_steps / decay_steps)^power times `learning_rate`.
 
     Args:
-        learning_rate: target of the warmup. decay_steps, warmup_steps: numbers of steps.
+        learning_rate: target of the warmup.
+        decay_steps: step at which the rate is 0.
+        warmup_steps: number of steps of the warmup.
         power: 1 for the linear decay of BERT.
     """
 
@@ -71,11 +73,13 @@ class WarmupPolynomialDecay(_WarmupSchedule):
 class WarmupCosineDecay(_WarmupSchedule):
     """Linear warmup from 0, then half a cosine from the learning rate to 0 at `decay_steps`.
 
-    The same as HF's `get_cosine_schedule_with_warmup` (Loshchilov and Hutter 2017,
-    arXiv:1608.03983, without restarts).
+    Source: Loshchilov and Hutter 2017 (arXiv:1608.03983), without restarts. HF's
+    `get_cosine_schedule_with_warmup` is the same.
 
     Args:
-        learning_rate: target of the warmup. decay_steps, warmup_steps: numbers of steps.
+        learning_rate: target of the warmup.
+        decay_steps: step at which the rate is 0.
+        warmup_steps: number of steps of the warmup.
     """
 
     def factor(self, step: keras.KerasTensor) -> keras.KerasTensor:
@@ -87,12 +91,14 @@ class WarmupCosineDecay(_WarmupSchedule):
 class WarmupStableDecay(_WarmupSchedule):
     """Linear warmup from 0, a constant rate, then a cooldown to 0 as 1 - sqrt(progress).
 
-    Before its cooldown, a run can resume with another length. Source: Hägele et al. 2024
-    (arXiv:2405.18392), section 3; the same as HF's `get_wsd_schedule` with `decay_type="1-sqrt"`.
+    Until its cooldown starts, a run can resume with another number of steps. Source: Hägele et al.
+    2024 (arXiv:2405.18392), section 3. HF's `get_wsd_schedule` with `decay_type="1-sqrt"` is the
+    same.
 
     Args:
-        learning_rate: target of the warmup. decay_steps: step at which the rate is 0.
-        warmup_steps, cooldown_steps: numbers of steps at the beginning and before `decay_steps`.
+        learning_rate: target of the warmup.
+        decay_steps: step at which the cooldown ends and the rate is 0.
+        warmup_steps, cooldown_steps: numbers of steps of the warmup and of the cooldown.
     """
 
     settings = (*_WarmupSchedule.settings, "cooldown_steps")

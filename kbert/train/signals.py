@@ -16,9 +16,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def stop_requests(run: "Trainer") -> Iterator[None]:
-    """Sets `run.stop_training` and `run.stop_signal` at Ctrl-C or SIGTERM.
+    """Context in which Ctrl-C or SIGTERM sets `run.stop_training` and `run.stop_signal`.
 
-    A second signal stops the run immediately.
+    A second signal stops the process immediately.
     """
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
 

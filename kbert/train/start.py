@@ -1,4 +1,4 @@
-"""Starts a run: sets up devices, workers, the locked folder, callbacks and the trainer."""
+"""Starts a run: finds its devices, locks its folder, and creates its callbacks and trainer."""
 
 import contextlib
 import dataclasses
@@ -39,10 +39,12 @@ def start_run(
         action: function of the opened trainer that returns the results.
 
     Raises:
-        SystemExit: Ctrl-C or SIGTERM stopped the run after a checkpoint was saved. The exit status
-            is 130 or 143, so that `pretrain && finetune` stops and Kubernetes restarts the job.
-        UserError: the backend of Keras is not TensorFlow, a file cannot be written, or the workload
-            or `action` raises a UserError.
+        SystemExit: the run has saved a checkpoint and stopped before its last step, because of
+            Ctrl-C (exit status 130) or SIGTERM (143). The status is not 0, so that `pretrain &&
+            finetune` stops and Kubernetes restarts the job.
+        UserError: Keras' backend is not TensorFlow, the devices or settings cannot be used, another
+            process uses the folder, a file cannot be written, or the workload or `action` raises
+            the error.
     """
     if keras.backend.backend() != "tensorflow":
         raise UserError(
@@ -78,7 +80,8 @@ def default_callbacks(config: "TrainingConfig", is_chief: bool) -> list[cb.Callb
     """Returns the default callbacks in the order of calls: metrics are written before weights.
 
     Args:
-        config: settings of the run. is_chief: whether this worker writes the run's files.
+        config: settings of the run.
+        is_chief: whether this worker writes the run's files; other workers have no callbacks.
     """
     if not is_chief:
         return []

@@ -1,4 +1,4 @@
-"""The training step, whose result is the same for any number of replicas and slices."""
+"""The training step. Its result does not depend on the number of replicas and slices."""
 
 import math
 from collections.abc import Iterator
@@ -23,13 +23,14 @@ INITIAL_SCALE, GROWTH_STEPS = 2.0**15, 2000
 class TrainStep:
     """Takes steps: sums gradients over slices and replicas, clips them and applies them.
 
-    The loss of a step is the sum over the global batch divided by the total weight of the global
-    batch, so it does not depend on how the batch is split. Dropout is a function of (seed, step,
-    position in the global batch) and needs no stored state.
+    The loss of a step is a sum over the global batch, divided by the total weight of the global
+    batch, so it does not depend on how the batch is split. Dropout is a function of the seed, the
+    step and the position in the global batch, so no state of it is stored.
 
-    A step with a non-finite loss or gradient changes no weights. In mixed_float16 the loss is
-    scaled so that small gradients do not underflow. If a gradient overflows, the scale is halved;
-    the step counts as "not_finite" only if the scale is already 1.
+    A step with a non-finite loss or gradient changes no weights. In mixed_float16, the loss is
+    multiplied by a scale, so that small gradients do not underflow. If a gradient overflows, the
+    scale is halved, down to 1, and the step counts as one of "overflows" instead of "not_finite".
+    After 2,000 finite steps in a row, the scale is doubled.
 
     Args:
         model: the model, created in the scope of the strategy.
@@ -38,12 +39,13 @@ class TrainStep:
         schedule: learning rate as a function of the step.
         devices: the devices of the run.
         config: settings of the run.
-        objective: computes the loss and its sums.
+        objective: computes the loss from sums over the batch.
 
     Attributes:
         row: names of the values that a step returns: the objective's sums over the global batch,
-            then "gradient_norm", "steps", "overflows" and "not_finite".
-        loss_scale: the factor of the loss in mixed_float16; None in other precisions.
+            then "gradient_norm" (before clipping; 0 in skipped steps), "steps" (1), "overflows" and
+            "not_finite" (0 or 1).
+        loss_scale: the scale of the loss in mixed_float16; None in other precisions.
     """
 
     row: tuple[str, ...]
@@ -92,14 +94,14 @@ class TrainStep:
     def named_variables(self) -> dict[str, keras.Variable]:
         """Returns the variables that a checkpoint stores besides the model's weights.
 
-        Returns:
-            dict of name -> Keras variable.
+        They are a dict of name -> Keras variable: the state of the optimizer, and, if the run has
+        them, the LoRA adapters with the matrices they are added to, and the loss scale.
         """
         weights = self._named_weights()
         names = {id(weight): name for name, weight in weights.items()}
         names = [names[id(variable)] for variable in self.model.trainable_variables]
         named = self.optimizer.named_variables(names)
-        for name in self.model.adapters():  # the weights of a checkpoint have merged adapters
+        for name in self.model.adapters():  # in a checkpoint's weights, adapters are merged
             parts = (weights[name], weights[f"{name}/lora_a"], weights[f"{name}/lora_b"])
             named |= dict(zip((f"{name}/base", f"{name}/a", f"{name}/b"), parts, strict=True))
         if self.loss_scale is not None:
@@ -107,7 +109,7 @@ class TrainStep:
         return named
 
     def current_loss_scale(self) -> float:
-        """Returns the current factor of the loss in mixed_float16."""
+        """Returns the current scale of the loss. Call this only in mixed_float16."""
         return float(self.first_copy(self.loss_scale))
 
     def first_copy(self, variable: keras.Variable) -> tf.Variable:
@@ -122,12 +124,13 @@ class TrainStep:
 
         Args:
             batches: iterator of global batches, distributed to the replicas.
-            step: int64 scalar, number of steps taken before. count: int32 scalar, steps to take.
+            step: int64 scalar, number of steps taken before this call.
+            count: int32 scalar, number of steps to take.
 
         Returns:
-            The values of each step, (count, len(row)) float32: losses are unscaled, and the sums of
-            a non-finite step are 0. And the seconds spent waiting for batches, a float64 scalar,
-            which is NaN if `deterministic`.
+            The values of each step, (count, len(row)) float32, and the seconds spent waiting for
+            batches, a float64 scalar. The loss sums are not multiplied by the loss scale, and all
+            sums of a "not_finite" step are 0. The seconds are NaN if `deterministic` is set.
         """
         rows = tf.TensorArray(tf.float32, count, element_shape=(len(self.row),))
         waited = tf.constant(0.0, tf.float64)
@@ -140,8 +143,8 @@ class TrainStep:
 
     @tf.autograph.experimental.do_not_convert
     def _next(self, batches, before):
-        """Computes `before`; then returns the next batch and the seconds spent waiting for it."""
-        if self._config.deterministic:  # tf.timestamp would raise an error
+        """Waits for the tensor `before`; returns the next batch and the seconds it took to get."""
+        if self._config.deterministic:  # in which case tf.timestamp raises an error
             return next(batches), tf.constant(math.nan, tf.float64)
         with tf.control_dependencies([before]):
             begin = tf.timestamp()
@@ -164,7 +167,10 @@ class TrainStep:
         return self._update(sums, gradients, step, replica)
 
     def _summed_gradients(self, features, count, step, replica):
-        """Returns sums and (scaled) gradients of a replica's part of the batch, slice by slice."""
+        """Returns the sums and the gradients, times the loss scale, of a replica's batch.
+
+        Computes one slice after the other.
+        """
         slices = self._config.accumulation_steps
         if slices == 1:
             return self._slice_gradients(features, count, step, replica)
@@ -188,7 +194,7 @@ class TrainStep:
         return totals
 
     def _slice_gradients(self, features, count, step, slice_number):
-        # The default algorithm of XLA and TPUs differs.
+        # Without `alg`, XLA and TPUs would use another algorithm.
         alg = tf.random.Algorithm.PHILOX
         seed = tf.random.experimental.stateless_fold_in((self._config.seed, 0), step, alg)
         keys = tf.random.stateless_uniform(
@@ -207,7 +213,7 @@ class TrainStep:
         return sums, [tf.convert_to_tensor(gradient) for gradient in gradients]
 
     def _guarded_update(self, sums, gradients, step, replica):
-        """Applies the gradients of the global batch if they are finite; returns the `row`."""
+        """Applies the gradients of the global batch if they are finite; returns values of `row`."""
 
         def local(variable):
             return self._devices.local(variable, replica if isinstance(replica, int) else None)

@@ -33,7 +33,7 @@ def read_splits(
     saved_names: tuple[str, ...] | None = None,
     teacher_labels: tuple[str, ...] | None = None,
 ) -> tuple[tuple[str, ...] | None, dict[str, list[Any]]]:
-    """Reads the example files of a run, checks the labels, and splits the training examples.
+    """Reads the example files of a run, checks their labels, and splits the training examples.
 
     Args:
         config: settings of the run.
@@ -41,11 +41,11 @@ def read_splits(
         teacher_labels: label names of the teacher, or None.
 
     Returns:
-        The label names, or None if the task has none; and a dict with the examples of "train" and,
-        if there are such examples, of "eval" and "test".
+        The label names, or None if the task has none; and a dict of "train" and, if there are such
+        examples, "eval" and "test" -> list of examples.
 
     Raises:
-        UserError: a file or an example cannot be used, or a split would be empty.
+        UserError: a file, an example or a label cannot be used, or a split would be empty.
     """
     files = {"train": config.train_file, "eval": config.eval_file, "test": config.test_file}
     reader = SplitReader(config, report=log)
@@ -64,7 +64,7 @@ def read_splits(
 
 
 def _label_names(config, teacher_labels, examples):
-    """Returns the label names from the user, else from the teacher, else from the examples."""
+    """Returns the names in --label_names, else the teacher's, else those of the examples."""
     names = teacher_labels
     if config.label_names:
         names = read_label_names(config.label_names)
@@ -118,7 +118,7 @@ def split_examples(
         _move(examples, part, "test", f"--folds={config.folds}")
     if config.eval_fraction:
         keys, classes = _keys(examples["train"], config)
-        # If a class has only one example, it stays in training, to be learned.
+        # The only example of a class stays in training, so that the class is learned.
         counts = collections.Counter(classes)
         part = (keys < config.eval_fraction) & ~np.array([counts[name] == 1 for name in classes])
         _move(examples, part, "eval", f"--eval_fraction={config.eval_fraction}")
@@ -145,14 +145,15 @@ def _move(examples, part, name, flag):
 
 
 def class_weights(setting: str | None, task: "Task", examples: Sequence[Any]) -> np.ndarray | None:
-    """Returns the loss weight of each class: (C,) floats, or None.
+    """Returns the loss weight of each class, (C,) floats, or None if the setting is None.
 
     Args:
-        setting: value of the setting `class_weights`. task: a task with C labels.
+        setting: value of the setting `class_weights`.
+        task: a task with C labels.
         examples: training examples.
 
     Raises:
-        UserError: the setting is neither "balanced" nor a weight for each class.
+        UserError: the setting is neither "balanced" nor a positive number for each class.
     """
     names = task.label_names
     if setting is None:
@@ -173,7 +174,7 @@ def class_weights(setting: str | None, task: "Task", examples: Sequence[Any]) ->
 
 
 def fingerprint(items: "Sequence[EncodedExample]") -> str:
-    """Returns a hash of the content of encoded examples."""
+    """Returns the SHA-256 of the ids, labels and label weights of encoded examples."""
     digest = hashlib.sha256()
     for item in items:
         for array in (item.input_ids, item.labels, item.label_weights):

@@ -1,4 +1,4 @@
-"""Numbers of steps from a time budget: timed in a new run, read from the checkpoint afterwards."""
+"""Numbers of steps for a time budget: a new run times steps, a resumed one has them saved."""
 
 import collections
 import os
@@ -18,21 +18,23 @@ if TYPE_CHECKING:
     from kbert.train.trainer import Trainer
 
 LEAST_STEPS = 10
-# Steps are timed for this share of the budget, within these bounds in seconds.
+# Steps are timed for this share of the budget, but at least and at most for these seconds.
 SHARE, LEAST_SECONDS, MOST_SECONDS = 0.02, 2.0, 20.0
-CALL_SECONDS = 0.5  # the host waits for about this long
+CALL_SECONDS = 0.5  # approximate duration of a call of the training function
 
 
 def with_saved_steps(
     config: "PretrainConfig", state: Mapping[str, Any], saved: str | os.PathLike[str]
 ) -> "PretrainConfig":
-    """Returns the settings of a resumed run, with the numbers of steps that were chosen before.
+    """Returns the settings of a resumed run, with the numbers of steps that its start determined.
 
     Args:
-        config: settings. state: state of the checkpoint in the folder `saved`.
+        config: settings of the run.
+        state: state of the checkpoint that the run resumes from.
+        saved: folder of the checkpoint, for the error message.
 
     Raises:
-        UserError: the run was started without a time budget, or with another one.
+        UserError: `time_budget` is set, but the run was started without one or with another one.
     """
     budget, before = config.time_budget, state.get("time_budget")
     if budget is None:
@@ -49,13 +51,14 @@ def with_saved_steps(
 
 
 def with_timed_steps(config: "PretrainConfig", trainer: "Trainer") -> "PretrainConfig":
-    """Returns the settings with as many steps as fit into their time budget, after timing some.
+    """Times some steps; returns the settings with as many steps as fit into their time budget.
 
-    The timed steps leave no trace: their learning rate is 0, and the state of the optimizer is
-    restored.
+    The timed steps do not change the run: their learning rate is 0, and the state of the optimizer
+    is restored.
 
     Args:
-        config: settings. trainer: a Trainer at step 0 with a learning rate of 0.
+        config: settings of the run, with a `time_budget`.
+        trainer: a Trainer at step 0 with a learning rate of 0.
 
     Raises:
         UserError: the time is too short for `LEAST_STEPS` steps, or for the warmup.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from kbert.train.remote_sync import RemoteRunDir
     from kbert.train.workload import Workload
 
-# One call of the training function takes as many steps as fit into this time, at least one.
+# One call of the training function takes at most as many steps as fit into this time, at least one.
 CALL_SECONDS = 0.5
 # Abort after this many consecutive non-finite steps.
 NOT_FINITE_LIMIT = 100
@@ -55,14 +55,16 @@ class Trainer:
         folder: the workload's subfolder of the run's folder.
         checkpoints: the checkpoints in `folder`. throughput: throughput of the last steps.
         model, train_step: created by `open`.
-        step: number of steps taken. window: sums since the last log; checkpoints contain them.
+        step: number of steps taken.
+        window: sums over the steps since the last log.
         best: value of the best evaluation so far, or None.
         evaluations_since_best: number of evaluations since the best one.
-        evaluation_due: whether the evaluation at this step has not been done yet.
+        evaluation_due: whether an evaluation at this step is due and not done yet.
         stop_training: if True, the run saves a checkpoint and stops.
         stop_signal: number of the signal that stopped the run, or None.
         eta_seconds: estimated remaining time at the last log.
-        results: the last metrics; in the chief, also the last evaluation metrics.
+        results: the last logged metrics and, in the chief, those of the last evaluation; after a
+            complete run, the result of `Workload.finish`.
     """
 
     workload: "Workload | Distillation"
@@ -163,10 +165,10 @@ class Trainer:
         self.make_train_step(optimizer)
 
     def make_train_step(self, optimizer: "AdamW | LAMB | Muon | SGD") -> None:
-        """Creates the training step, which compiles again, with the workload's schedule.
+        """Creates the training step with the workload's schedule; its first call compiles it.
 
         Args:
-            optimizer: an optimizer that is built with the model's variables.
+            optimizer: an optimizer that is built with the model's trainable variables.
         """
         workload, devices = self.workload, self.devices
         self.train_step = TrainStep(
@@ -188,12 +190,12 @@ class Trainer:
         """Loads the weights and the optimizer of a checkpoint."""
         self.model.load_pretrained(folder)
         variables = self.train_step.named_variables()
-        # Optional: a run may switch to mixed_float16 when it resumes.
+        # A run that resumes in mixed_float16 may have been started without a loss scale.
         path = pathlib.Path(folder) / OPTIMIZER_FILE
         restore_arrays(path, variables, optional=["loss_scale/"])
 
     def state(self) -> dict[str, Any]:
-        """Returns everything in a checkpoint except arrays, as a JSON-serializable dict."""
+        """Returns the JSON-serializable state that a checkpoint stores besides step and arrays."""
         return {
             "settings": dataclasses.asdict(self.config),
             "time_budget": self.workload.time_budget,
@@ -232,7 +234,7 @@ class Trainer:
         return self.results
 
     def _log_evaluate_save(self):
-        """Logs, evaluates and saves, each if due; returns whether to stop."""
+        """Logs, evaluates and saves if each is due; returns whether the run must stop."""
         self.background.check()
         last = self.step == self.workload.train_steps
         if last or self.step % self.config.log_every_steps == 0:
@@ -247,7 +249,7 @@ class Trainer:
         return stopping
 
     def _stop_requested(self):
-        """Returns whether any worker must stop; a signal to one worker stops all."""
+        """Returns whether the run must stop: a request in one worker stops all of them."""
         received = [self.stop_signal == number for number in SIGNALS]
         requested, *received = self.devices.workers.sum([self.stop_training, *received])
         for number, count in zip(SIGNALS, received, strict=True):
@@ -289,14 +291,15 @@ class Trainer:
         """Returns an iterator of the next global batches, split among the replicas in order.
 
         Args:
-            steps: number of batches. data: batches to use instead of `Workload.data`, or None.
+            steps: number of batches.
+            data: data to use instead of `Workload.data`, or None.
         """
         devices, data = self.devices, self.workload.data if data is None else data
         rows = self.config.global_batch_size // devices.replicas
         first, count = self.step * devices.local_replicas, steps * devices.local_replicas
         dataset = data.dataset(rows, first, count, devices.input_context)
         if devices.workers.count > 1:
-            # Otherwise the workers synchronize before each step to check for the end of the data.
+            # An unknown or finite size would make the workers synchronize before each step.
             endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
             dataset = dataset.apply(endless)
         return iter(devices.strategy.distribute_datasets_from_function(lambda _: dataset))
@@ -310,14 +313,15 @@ class Trainer:
         return int(self.devices.workers.from_chief([steps])[0])  # timing differs among workers
 
     def take_steps(self, batches: Iterator[dict[str, tf.Tensor]], count: int) -> None:
-        """Takes `count` steps and adds their sums to the window, in order.
+        """Takes `count` steps and adds their sums to `window`.
 
         Args:
-            batches: iterator returned by `batches`. count: number of steps.
+            batches: iterator returned by `batches`.
+            count: number of steps.
 
         Raises:
-            UserError: memory is exhausted; or the loss or the gradient is not finite and
-                `nonfinite` is "stop".
+            UserError: memory is exhausted; or the loss or the gradient is not finite, and
+                `nonfinite` is "stop" or this is step `NOT_FINITE_LIMIT` in a row.
         """
         begin = time.perf_counter()
         try:
@@ -329,8 +333,8 @@ class Trainer:
             self.background.wait()  # it may be writing the last checkpoint
             raise UserError(
                 f"out of memory after step {self.step} ({failed_allocation(error)}). "
-                f"{smaller_slices(self.config, self.devices.replicas)}; the last checkpoint is "
-                f"{self._last_checkpoint()}."
+                f"{smaller_slices(self.config, self.devices.replicas)}; "
+                f"{self._last_checkpoint_text()}."
             ) from error
         seconds = time.perf_counter() - begin
         names = self.train_step.row
@@ -352,16 +356,17 @@ class Trainer:
         hint = "or skip such steps with --nonfinite=skip; "
         if self.config.nonfinite == "skip":
             hint = f"as {NOT_FINITE_LIMIT} consecutive steps were not finite; "
+        warmup = "warmup_steps" if hasattr(self.config, "warmup_steps") else "warmup_ratio"
         raise UserError(
             f"the loss or the gradient is not finite at step {self.step}. Lower --learning_rate or "
-            f"raise --warmup_steps, {hint}the last checkpoint is "
-            f"{self._last_checkpoint()}."
+            f"raise --{warmup}, {hint}{self._last_checkpoint_text()}."
         )
 
-    def _last_checkpoint(self):
+    def _last_checkpoint_text(self):
         if not self.devices.workers.is_chief:
-            return f"the chief's, in {self.checkpoints.folder}"
-        return self.checkpoints.last_good or "none yet"
+            return f"the last checkpoint is the chief's, in {self.checkpoints.folder}"
+        last = self.checkpoints.last_good
+        return f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
 
     def _log(self):
         state, workload = self.window, self.workload
@@ -383,7 +388,7 @@ class Trainer:
     def evaluate(self) -> None:
         """Evaluates on held-out data, and records whether the weights are the best so far.
 
-        Only the chief evaluates; it sends the result to the other workers.
+        Only the chief evaluates; it sends the value to the other workers.
         """
         workers = self.devices.workers
         self.background.wait()  # a pending write reads values that the evaluation changes

@@ -1,7 +1,7 @@
 """Weights & Biases: logs a run's metrics, settings and plots.
 
-All W&B calls run in a separate thread, so that they never block or stop a run; errors are logged.
-`run.log` does not block by itself, but `wandb.login` and `wandb.init` do while W&B is unavailable.
+A separate thread makes all calls of W&B, because `wandb.login` and `wandb.init` block while W&B is
+unavailable. Errors are logged and do not stop the run.
 """
 
 import dataclasses
@@ -37,7 +37,8 @@ def check_wandb(config: "TrainingConfig") -> None:
 class WandbLogger(Callback):
     """Sends metrics, results and plots of a run to the W&B project `wandb_project`."""
 
-    _thread = _results = None  # results: results of the run; None if it failed
+    _thread = None
+    _results = None  # results of the run; {} if it was stopped, None if it failed
 
     def on_train_begin(self) -> None:
         trainer = self.trainer
@@ -64,9 +65,9 @@ class WandbLogger(Callback):
         self._results = results
 
     def on_exit(self) -> None:
-        """Sends the results and the plots in the folder, and waits for pending uploads.
+        """Sends the results and the plots in the folder, and waits until all is uploaded.
 
-        It waits at most `MAX_WAIT_SECONDS`, then logs a note.
+        It waits at most `MAX_WAIT_SECONDS`; then it logs a note and returns.
         """
         if not self._thread:
             return
@@ -96,7 +97,7 @@ class WandbLogger(Callback):
 
 
 def _numbers(results):
-    """Flattens nested dicts to one dict of name/name -> number."""
+    """Flattens nested dicts of numbers to a dict with keys such as "test/accuracy"."""
     numbers = {}
     for name, value in results.items():
         if isinstance(value, dict):
@@ -107,7 +108,7 @@ def _numbers(results):
 
 
 def _start_run(wandb, folder, project, settings, directory):
-    """Starts the W&B run of a folder, or resumes the one whose ID is in the folder."""
+    """Starts a W&B run, or resumes the one whose ID is in the folder `folder`."""
     online = wandb.setup().settings.mode == "online"
     if online and not wandb.login(prompt=False):  # never prompts on the terminal
         raise UserError("no API key found. Run `wandb login`, or set WANDB_MODE=offline")

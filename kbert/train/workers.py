@@ -39,8 +39,9 @@ class Workers:
     signal or an evaluation are synchronized, so that all workers take the same steps.
 
     Attributes:
-        strategy: a tf.distribute.Strategy. index: index of this worker. addresses: HOST:PORT of
-            all workers; empty for a single-process run.
+        strategy: a tf.distribute.Strategy.
+        index: index of this worker, from 0.
+        addresses: HOST:PORT of all workers; empty for a single-process run.
     """
 
     strategy: "Strategy"
@@ -58,7 +59,7 @@ class Workers:
         return self.index == 0
 
     def sum(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
-        """Returns the sum of the values over the workers, a float64 array.
+        """Returns the sum of the values over the workers, a float64 array of the same shape.
 
         All workers must call this method; it blocks until they do.
         """
@@ -74,12 +75,12 @@ class Workers:
         self.sum([0])
 
     def from_chief(self, values: Sequence[float]) -> np.ndarray:
-        """Returns the chief's values in every worker, as a float64 array."""
+        """Returns the chief's values in every worker, as a float64 array. All must call it."""
         return self.sum(values if self.is_chief else np.zeros(len(values)))
 
     @contextlib.contextmanager
     def chief_first(self) -> Iterator[None]:
-        """Runs the body in the chief while the other workers wait, and then in the others."""
+        """Runs the body in the chief first; the other workers wait, then run it, too."""
         if not self.is_chief:
             self.barrier()
         yield
@@ -87,9 +88,10 @@ class Workers:
             self.barrier()
 
     def check_same(self, **values: object) -> None:
-        """Raises UserError in every worker unless the values are identical across workers.
+        """Raises UserError in every worker unless all workers have the same values, as JSON.
 
-        The values are compared as JSON.
+        Args:
+            **values: name for the error message -> value.
         """
         for name, value in values.items():
             text = json.dumps(value, sort_keys=True, default=str)
@@ -102,7 +104,7 @@ class Workers:
 
     @contextlib.contextmanager
     def report_lost_workers(self) -> Iterator[None]:
-        """Converts TensorFlow's errors about another worker that failed to a UserError."""
+        """Converts the errors that TensorFlow raises if another worker fails to a UserError."""
         try:
             yield
         except _LOST as error:
@@ -118,8 +120,12 @@ class Workers:
 def read_cluster(environ: Mapping[str, str] = os.environ) -> tuple[int, tuple[str, ...]]:
     """Returns this worker's index and the addresses of all workers, according to TF_CONFIG.
 
-    TF_CONFIG contains JSON as written by TensorFlow, Kubeflow and Vertex AI: `cluster` with the
-    tasks "worker" and optionally one "chief", and `task` with `type` and `index`.
+    TF_CONFIG contains JSON in TensorFlow's format, as set by Kubeflow and Vertex AI: `cluster` with
+    lists of addresses, "worker" and optionally "chief", and `task` with this worker's `type` and
+    `index`.
+
+    Args:
+        environ: environment variables.
 
     Raises:
         UserError: TF_CONFIG is not set or not valid.

@@ -1,4 +1,4 @@
-"""Workloads: the model, data and objective of a run, without the training loop."""
+"""Workloads: what a run trains (model, data, objective), separate from the training loop."""
 
 import abc
 import os
@@ -30,18 +30,20 @@ if TYPE_CHECKING:
 class Workload(abc.ABC):
     """Model, data and objective of a run; `kbert.train.trainer.Trainer` trains it.
 
-    A subclass implements the abstract methods, and the others that it needs.
+    A subclass implements the abstract methods, and overrides the other methods that it needs.
 
     Attributes:
         config: settings of the run.
-        part: name of the subfolder of the run's folder. program: module that resumes the run.
+        part: name of the run's subfolder, such as "pretrain".
+        program: module that resumes the run, such as "kbert.pretrain".
         fixed: names of the settings that affect results and must not change when a run resumes.
-        rescored: names of the settings that still have an effect on a complete run, whose weights
-            are scored again.
+        rescored: names of the settings that affect the scores of a complete run: a complete run
+            that is started again is only scored again.
         patience: number of evaluations without improvement before early stopping, or None.
         layers: numbers of the encoder blocks of `init_from` to use, from 1; None for all.
         time_budget: the `time_budget` that the run was started with, or None.
-        teacher: the teacher of a distillation run, or None. teacher_labels: names of its labels.
+        teacher: the teacher of a distillation run, or None.
+        teacher_labels: names of the teacher's labels, or None.
         teacher_class: model class of the teacher.
         taught_sums: names of two of the objective's sums: the loss that the teacher's soft loss
             partly replaces, and its count.
@@ -81,7 +83,7 @@ class Workload(abc.ABC):
         self.config = config
 
     def check(self) -> None:  # noqa: B027 - optional
-        """Raises UserError for invalid settings, before anything is written."""
+        """Raises UserError if settings are invalid; called before anything is written."""
 
     @abc.abstractmethod
     def load(
@@ -104,19 +106,19 @@ class Workload(abc.ABC):
 
     @abc.abstractmethod
     def make_model(self, bert_config: "BertConfig") -> "PretrainedModel":
-        """Creates the model with random weights; frozen weights are not trained."""
+        """Creates the model with random weights, and freezes the weights that are not trained."""
 
     @abc.abstractmethod
     def initialize_from(self, folder: str, restore: Callable[[str], None]) -> str:
         """Loads the weights of `init_from`; returns a description of their origin.
 
         Args:
-            folder: the value of `init_from`. restore: function that loads weights and optimizer
-                state from the folder of a checkpoint.
+            folder: the value of `init_from`.
+            restore: function that loads weights and optimizer state from a checkpoint's folder.
         """
 
     def choose_steps(self, trainer: "Trainer") -> None:  # noqa: B027 - optional
-        """Sets `train_steps` and the settings that follow from it, if they depend on the speed.
+        """Sets `train_steps` and the settings derived from it, if a time budget determines them.
 
         Args:
             trainer: a Trainer whose model has its initial weights.
@@ -124,11 +126,15 @@ class Workload(abc.ABC):
 
     @abc.abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Returns JSON that identifies the data: {"corpus": training data, "held_out": ...}."""
+        """Returns a JSON-serializable dict that identifies the data.
+
+        Its keys are "corpus", for the training data, and "held_out", for the evaluation data; the
+        value of the latter is None without such data.
+        """
 
     @abc.abstractmethod
     def describe(self, devices: "Devices") -> Iterable[str]:
-        """Returns lines that describe model, devices and data."""
+        """Returns log lines that describe the model, the devices and the data."""
 
     def longest(self) -> "PretrainingExamples | BucketedBatches":
         """Returns data like `data`, in which every batch is as expensive as the largest one."""
@@ -136,22 +142,22 @@ class Workload(abc.ABC):
 
     @abc.abstractmethod
     def cost_lines(self, trainer: "Trainer") -> Iterable[str]:
-        """Returns lines on the cost of the run.
+        """Returns log lines with the estimated cost of the run.
 
         Args:
             trainer: a Trainer that has taken steps on the batches of `longest`.
         """
 
     def check_metric(self) -> None:  # noqa: B027 - optional
-        """Raises UserError if the configured metric cannot select the best weights."""
+        """Raises UserError if the metric in the settings cannot select the best weights."""
 
     def evaluation(self) -> tuple[dict[str, float], float] | None:
-        """Returns metrics on held-out data and the value to maximize; or None without such data."""
+        """Returns metrics on held-out data and the value to maximize, or None without such data."""
         return None
 
     @abc.abstractmethod
     def train_text(self, step: int, metrics: Mapping[str, float]) -> str:
-        """Returns the metrics of the steps since the last log, as text for the progress line."""
+        """Formats the metrics of the steps since the last log for the progress line."""
 
     @abc.abstractmethod
     def evaluation_text(self, step: int, metrics: Mapping[str, float]) -> str:
@@ -168,10 +174,11 @@ class Workload(abc.ABC):
         teacher_outputs: Mapping[str, Any],
         features: "Mapping[str, tf.Tensor]",
     ) -> "tf.Tensor":
-        """Returns the soft loss between student and teacher, a scalar summed over all labels.
+        """Returns the soft loss between student and teacher, summed over all labels: a scalar.
 
         Args:
-            outputs, teacher_outputs: dicts of the models' outputs. features: features of the batch.
+            outputs, teacher_outputs: outputs of the two models.
+            features: features of the batch.
         """
 
     def finish(self, results: dict[str, Any], run_dir: "RemoteRunDir") -> dict[str, Any]:
@@ -181,7 +188,12 @@ class Workload(abc.ABC):
     def write_pretrained(
         self, folder: str | os.PathLike[str], weights: "dict[str, np.ndarray]"
     ) -> None:
-        """Writes a folder for `from_pretrained`. weights: dict of name -> array."""
+        """Writes config, weights and tokenizer to a folder, which `from_pretrained` can load.
+
+        Args:
+            folder: an existing folder.
+            weights: dict of kbert's name -> array.
+        """
         shapes = {name: array.shape for name, array in weights.items()}
         weights = Tensors(shapes, weights.__getitem__)
         write_weights(folder, "kbert", self.bert_config, weights)

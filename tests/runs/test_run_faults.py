@@ -70,7 +70,7 @@ def test_a_run_without_a_finite_step_stops_even_if_told_to_skip(
     with h5py.File(final / "weights.h5", "a") as file:
         file["mlm/output_bias"][3] = np.inf
     more = settings | {"init_from": str(final), "bert_config": None}
-    with pytest.raises(UserError, match=r"not finite at step 1\. .*last checkpoint is none yet"):
+    with pytest.raises(UserError, match=r"not finite at step 1\. .*; there is no checkpoint yet\."):
         pretrain(PretrainConfig(**more), tmp_path / "more")
     assert not (tmp_path / "more/pretrain/checkpoint").exists()
     monkeypatch.setattr(trainer, "NOT_FINITE_LIMIT", 3)
