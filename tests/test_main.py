@@ -1,6 +1,7 @@
 """`python -m kbert` and the command `kbert`; installing from a clone."""
 
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,11 @@ def test_the_command_runs_programs():
     assert done.returncode == 0 and "--eval_file" in done.stdout
     done = run_kbert("evaluate", "--eval_file=x")
     assert done.returncode == 2 and done.stderr.startswith("error: --model is missing")
+
+
+def test_the_help_of_distill_lists_the_flags_that_it_requires():
+    required = run_kbert("distill", "--help").stdout.split("Required:")[1].split("Common:")[0]
+    assert re.findall(r"--(\w+)=", required) == ["teacher", "train_file"]
 
 
 MISTAKES = {

@@ -1,7 +1,7 @@
-"""Settings of the programs: dataclasses with one flag for each field.
+"""Settings of the programs: dataclasses whose fields are the programs' flags.
 
-Their constructors raise UserError if a value has the wrong type or is out of range, or if two
-values contradict each other.
+Their constructors raise UserError if a required setting is missing, if a value has the wrong type
+or is out of range, or if two values contradict each other.
 """
 
 from kbert.settings.data import LearnVocabConfig, PrepareConfig

@@ -8,18 +8,24 @@ from kbert.fields import check_settings, setting
 
 @dataclasses.dataclass(frozen=True)
 class LearnVocabConfig:
-    """Settings of `kbert.learn_vocab`, one flag each."""
+    """Settings of `kbert.learn_vocab`; each is a flag."""
 
     input: str = setting(
-        "", "text to read: comma-separated globs, tfds:NAME or sample:train", group="required"
+        "",
+        "text to read: comma-separated globs, local or remote (gs://...), a folder of Hugging Face "
+        "datasets, tfds:NAME or sample:train",
+        group="required",
     )
     output_file: str = setting("vocab.txt", "vocabulary file to write", group="common")
     vocab_size: int = setting(
-        30522, "maximum number of entries, including special tokens", at_least=32, group="common"
+        30522,
+        "maximum number of entries, including special tokens and the entries of --extend",
+        at_least=32,
+        group="common",
     )
     extend: str | None = setting(
         None,
-        "vocabulary file to extend with words of the text; its entries keep their ids",
+        "vocabulary file to extend with words of the text; existing entries keep their ids",
         group="common",
     )
     lower_case: bool | None = setting(
@@ -38,7 +44,7 @@ class LearnVocabConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """Settings of `kbert.prepare`, one flag each."""
+    """Settings of `kbert.prepare`; each is a flag."""
 
     input: str = setting(
         "",
@@ -57,7 +63,7 @@ class PrepareConfig:
     )
     processes: int | None = setting(
         None,
-        "number of worker processes of the local runner; default: one per core",
+        "number of worker processes of the local runner; default: one per CPU core",
         at_least=1,
         group="common",
     )
@@ -71,13 +77,13 @@ class PrepareConfig:
     beam_options: str = setting(
         "", "Beam flags, in quotes: '--runner=FlinkRunner --flink_master=HOST:8081'"
     )
-    deduplicate: bool = setting(False, "drop exact duplicates of earlier documents")
+    deduplicate: bool = setting(False, "drop documents that are exact duplicates of earlier ones")
     skip_bad_lines: bool = setting(
         False,
         "skip and count bad lines, such as JSON without text, instead of stopping with an error",
     )
     single_document: bool = setting(
-        False, "accept a single document, which only pretrain --next_sentence=false can use"
+        False, "accept text with one document, which only pretrain --next_sentence=false can use"
     )
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from kbert.settings.tasks import ColumnConfig, ExampleConfig, ScoreConfig, TaskM
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(ScoreConfig):
-    """Settings of `kbert.evaluate`, one flag each."""
+    """Settings of `kbert.evaluate`; each is a flag."""
 
     model: str | None = setting(
         None, "fine-tuned weights, such as RUN/finetuning/best", group="required"
@@ -33,14 +33,15 @@ class EvaluateConfig(ScoreConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PruneConfig(ExampleConfig):
-    """Settings of `kbert.prune`, one flag each."""
+    """Settings of `kbert.prune`; each is a flag."""
 
     model: str | None = setting(
         None, "fine-tuned weights, such as RUN/finetuning/best", group="required"
     )
     data_file: str | None = setting(
         None,
-        "labeled examples to score the attention heads on: the training data or a part of it",
+        "labeled examples to measure the importance of the attention heads on: the training data "
+        "or a part of it",
         group="required",
     )
     eval_file: str | None = setting(
@@ -75,7 +76,7 @@ BACKENDS = (*SERVER_BACKENDS, "keras")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportConfig(ColumnConfig, TaskModuleConfig):
-    """Settings of `kbert.export`, one flag each."""
+    """Settings of `kbert.export`; each is a flag."""
 
     model: str | None = setting(
         None,
@@ -90,7 +91,7 @@ class ExportConfig(ColumnConfig, TaskModuleConfig):
     method: str | None = setting(
         None,
         f"prediction method: {', '.join(EXPORT_METHODS)}, or the method of a task of your own; "
-        f"default: the task of the fine-tuned model, else fill_mask",
+        f"default: the method of the model's task or heads, such as fill_mask after pretraining",
         group="common",
     )
     format: str = setting(
@@ -108,24 +109,26 @@ class ExportConfig(ColumnConfig, TaskModuleConfig):
     )
     takes_pairs: bool | None = setting(
         None,
-        "whether requests have a second text, text_pair; default: as in fine-tuning",
+        "classify: whether requests have a second text, text_pair; default: whether the model was "
+        "fine-tuned on pairs",
         group="common",
     )
     max_seq_length: int | None = setting(
         None,
-        "maximum sequence length in tokens; default: as in fine-tuning, else the model's maximum",
+        "maximum sequence length in tokens; default: as in fine-tuning, else the model's maximum; "
+        "128 with --format=tf_hub",
         group="common",
     )
     batch_timeout_ms: float = setting(
         0.0,
-        "serving: batch requests inside the graph, for servers that do not batch; milliseconds "
-        "that a request waits for others; 0: off",
+        "with --format=serving: milliseconds that a request waits for others to share its batch, "
+        "for servers that do not batch; 0: do not batch in the graph",
         at_least=0,
     )
     eval_file: str | None = setting(
         None,
-        "labeled examples, in a format that kbert.finetune reads, to score the export and the "
-        "original model on; the scores are written to compression.json",
+        "labeled examples, in a format that kbert.finetune reads; the scores of the export and of "
+        "the original model on them are written to compression.json",
         group="common",
     )
 
@@ -154,7 +157,7 @@ class ExportConfig(ColumnConfig, TaskModuleConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictConfig(ColumnConfig, TaskModuleConfig):
-    """Settings of `kbert.predict`, one flag each."""
+    """Settings of `kbert.predict`; each is a flag."""
 
     model: str | None = setting(
         None, "weights, such as RUN/finetuning/best or RUN/pretrain/final", group="required"
@@ -162,7 +165,7 @@ class PredictConfig(ColumnConfig, TaskModuleConfig):
     method: str | None = setting(
         None,
         f"prediction method: {', '.join(METHODS)}, or the method of a task of your own; default: "
-        f"the task of the fine-tuned model, else fill_mask",
+        f"the method of the model's task or heads, such as fill_mask after pretraining",
         group="common",
     )
     input_file: str = setting(
@@ -179,8 +182,8 @@ class PredictConfig(ColumnConfig, TaskModuleConfig):
     )
     top_k: int | None = setting(
         None,
-        "fill_mask: number of words per [MASK], default 5; answer: number of candidates, which may "
-        "overlap; default: 20 candidates that do not overlap",
+        "fill_mask: number of words per [MASK], default: 5; answer: number of candidates, which "
+        "may overlap, default: up to 20 that do not overlap",
         at_least=1,
     )
     targets: str | None = setting(
@@ -193,7 +196,7 @@ class PredictConfig(ColumnConfig, TaskModuleConfig):
     )
     allow_no_answer: bool | None = setting(
         None,
-        "answer: whether a question may have no answer; default: true if the model was fine-tuned "
+        "answer: whether a question may have no answer; default: whether the model was fine-tuned "
         "on such questions",
     )
     pooling: str | None = setting(
@@ -211,8 +214,8 @@ class PredictConfig(ColumnConfig, TaskModuleConfig):
     )
     backend: str = setting(
         "auto",
-        "runtime of the model; auto: OpenVINO if installed and there is no GPU, else TensorFlow; "
-        "keras: the unconverted Keras model, as in evaluation during training",
+        "runtime of the model; auto: OpenVINO if it is installed and there is no GPU, else "
+        "TensorFlow; keras: the unconverted Keras model, as in evaluation during training",
         choices=BACKENDS,
         group="common",
     )

@@ -1,4 +1,4 @@
-"""Settings of `kbert.serve`, named like the flags of `tensorflow_model_server` if they exist."""
+"""Settings of `kbert.serve`, with the names of `tensorflow_model_server`'s flags if it has them."""
 
 import dataclasses
 import ipaddress
@@ -8,8 +8,8 @@ from kbert.fields import check_settings, setting
 from kbert.settings.models import SERVER_BACKENDS
 from kbert.settings.tasks import TaskModuleConfig
 
-# Flags of tensorflow_model_server that are accepted, so that its command lines can be reused, and
-# have no effect: they tune its threads, its batching and its retries.
+# Flags of tensorflow_model_server that kbert.serve accepts without an effect, so that the same
+# command lines work: they tune threads, batching and retries of TensorFlow Serving.
 UNUSED_SWITCHES = (
     "allow_version_labels_for_unavailable_models",
     "enable_batching",
@@ -45,7 +45,7 @@ UNUSED_VALUES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeConfig(TaskModuleConfig):
-    """Settings of `kbert.serve`, one flag each."""
+    """Settings of `kbert.serve`; each is a flag."""
 
     model_name: str = setting("default", "name of the model in requests", group="common")
     model_base_path: str | None = setting(
@@ -65,7 +65,7 @@ class ServeConfig(TaskModuleConfig):
         1.0, "seconds between checks for new versions; 0: check only at startup", at_least=0
     )
     enable_model_warmup: bool = setting(
-        True, "run the warmup requests stored in an export before serving it"
+        True, "run the warmup requests that an export contains before serving it"
     )
     host: str = setting(
         "127.0.0.1",
@@ -80,11 +80,13 @@ class ServeConfig(TaskModuleConfig):
         30_000, "timeout of a REST request in milliseconds", at_least=1
     )
     ssl_certificate: str | None = setting(
-        None, "PEM file of the server certificate, for TLS on both ports; requires --ssl_key"
+        None, "PEM file of the server certificate, for gRPC and REST with TLS; requires --ssl_key"
     )
     ssl_key: str | None = setting(None, "PEM file of the private key of --ssl_certificate")
     ssl_client_ca: str | None = setting(
-        None, "PEM file of the CAs that must have signed the clients' certificates"
+        None,
+        "PEM file of certificate authorities; clients must send a certificate that one of them "
+        "signed",
     )
     api_key_file: str | None = setting(
         None,
@@ -94,34 +96,33 @@ class ServeConfig(TaskModuleConfig):
     allow_reload: bool | None = setting(
         None,
         "whether clients may replace the configuration (HandleReloadConfigRequest); default: only "
-        "if --host is this machine",
+        "if --host is a loopback address",
     )
     monitoring_port: int = setting(
         0,
-        "port for health checks and metrics, without TLS and API keys; 0: they are on the REST "
-        "port",
+        "port for health checks and metrics, without TLS and API keys; 0: use the REST port",
         at_least=0,
         at_most=65_535,
     )
     access_log: bool = setting(
-        False, "log a line for each request other than health checks and metrics"
+        False, "log a line for each request, except for health checks and metrics"
     )
     demo: bool = setting(
         False, "serve a page to try the models in a browser, at / on the REST port", group="common"
     )
     backend: str = setting(
         "auto",
-        "runtime of the models; auto: OpenVINO if installed, the model is a kbert export and there "
-        "is no GPU, else TensorFlow",
+        "runtime of the models; auto: OpenVINO for float32 exports of kbert, if it is installed "
+        "and there is no GPU, else TensorFlow",
         choices=SERVER_BACKENDS,
         group="common",
     )
     max_batch_size: int = setting(
-        32, "maximum number of texts per batch; a batch combines requests", at_least=1
+        32, "maximum number of texts per batch; a batch may combine requests", at_least=1
     )
     max_queue_tokens: int = setting(
         1 << 17,
-        "maximum number of tokens in the queue; further requests are rejected "
+        "maximum number of tokens, queued or being computed; further requests are rejected "
         "(RESOURCE_EXHAUSTED, 503)",
         at_least=1,
     )
@@ -129,23 +130,23 @@ class ServeConfig(TaskModuleConfig):
         512, "maximum number of concurrent requests on each port", at_least=1
     )
     max_connections: int = setting(
-        1024, "maximum connections on each port; further ones are closed", at_least=1
+        1024, "maximum number of connections on each port; further ones are closed", at_least=1
     )
     idle_timeout_seconds: float = setting(
         75.0,
-        "seconds after which a connection is closed that has no request or not all of its headers",
+        "seconds until a connection without a request, or with incomplete headers, is closed",
         above=0,
         at_most=86_400,
     )
     max_request_bytes: int = setting(4 << 20, "maximum request size in bytes", at_least=1)
     lame_duck_seconds: float = setting(
         1.0,
-        "seconds after SIGTERM or Ctrl-C in which the server still accepts requests, while its "
-        "health checks fail and connections are closed after their next response",
+        "seconds after SIGTERM or Ctrl-C in which the server still answers requests, while its "
+        "health checks fail and HTTP connections are closed after their next response",
         at_least=0,
     )
     drain_seconds: float = setting(
-        30.0, "seconds that running requests have to finish after SIGTERM or Ctrl-C", at_least=0
+        30.0, "seconds for open requests to finish after --lame_duck_seconds", at_least=0
     )
 
     def __post_init__(self) -> None:
@@ -176,7 +177,7 @@ class ServeConfig(TaskModuleConfig):
 
     @property
     def reload_allowed(self) -> bool:
-        """`allow_reload`, or whether only this machine can reach the server if it is None."""
+        """Whether clients may replace the configuration; see `allow_reload`."""
         return is_loopback(self.host) if self.allow_reload is None else self.allow_reload
 
     def _check_ports(self):
@@ -203,7 +204,7 @@ class ServeConfig(TaskModuleConfig):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address of the server."""
+    """Returns whether a host name or IP address can be reached only from this machine."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:  # a host name

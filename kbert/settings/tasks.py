@@ -1,4 +1,4 @@
-"""Settings of fine-tuning and distillation, and of the example files they read."""
+"""Settings of fine-tuning and distillation, and of the example files that programs read."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ class TaskModuleConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ColumnConfig:
-    """Columns of example files; shared by `finetune`, `evaluate` and `predict`."""
+    """How the columns and lines of example files are read, by all programs that read such files."""
 
     text_column: str | None = setting(
         None,
@@ -49,7 +49,7 @@ class ColumnConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExampleConfig(ColumnConfig, TaskModuleConfig):
-    """The task of labeled examples; the settings of `kbert.tasks.examples.SplitReader`."""
+    """The task of labeled examples, and how their files are read."""
 
     task: str | None = setting(
         None,
@@ -65,19 +65,19 @@ class ExampleConfig(ColumnConfig, TaskModuleConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreConfig(ExampleConfig):
-    """How labeled examples are scored; shared by `finetune` and `evaluate`."""
+    """How labeled examples are scored; shared by `finetune`, `distill` and `evaluate`."""
 
     unknown_labels: str = setting(
         "error",
-        "if evaluation or test examples have labels that the model does not have: error: stop; "
-        "wrong: count these examples as wrong",
+        "treatment of evaluation and test examples with labels that the model does not have; "
+        "error: stop; wrong: count these examples as wrong",
         choices=("error", "wrong"),
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainingConfig, ScoreConfig):
-    """Settings of a fine-tuning run, one flag each."""
+    """Settings of `kbert.finetune`; each is a flag."""
 
     init_from: str | None = setting(
         None,
@@ -121,7 +121,7 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
     label_names: str | None = setting(
         None,
         "label names in the order of their ids, comma-separated, or a file with one name per line; "
-        "default: the labels of the training data, sorted",
+        "default: the sorted labels of the training data, or the labels of the teacher",
     )
     epochs: float = setting(3.0, "passes over the training data", above=0, group="common")
     batch_size: int = setting(32, "examples per step", at_least=1, group="common")
@@ -135,16 +135,16 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
     max_seq_length: int | None = setting(
         None,
         "maximum sequence length in tokens; longer texts are truncated, or split into windows "
-        "(qa); default: 384 for qa, else 128",
+        "(qa); default: 384 for qa, else 128; with a teacher: as in its training",
         at_least=5,
         group="common",
     )
     bias_correction: bool = setting(
-        True, "apply the bias correction of Adam (adamw); google-research/bert does not"
+        True, "adamw: apply the bias correction of Adam; google-research/bert does not apply it"
     )
     layer_decay: float = setting(
         1.0,
-        "learning rate of each layer as a fraction of the learning rate of the layer above",
+        "learning rate of each layer, as a fraction of the learning rate of the layer above it",
         above=0,
         at_most=1,
     )
@@ -153,14 +153,15 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
         0, "do not train the embeddings and this many of the first encoder blocks", at_least=0
     )
     lora_rank: int = setting(
-        0, "train LoRA adapters of this rank and the head, not the encoder; 0: off", at_least=0
+        0, "train only the head and LoRA adapters of this rank in the encoder; 0: off", at_least=0
     )
     lora_alpha: float | None = setting(
         None, "LoRA updates are scaled by alpha / rank; default: 2 * rank", above=0
     )
     classifier_dropout: float | None = setting(
         None,
-        "dropout rate before the head; default: the encoder's hidden dropout",
+        "dropout rate before the head; default: the rate in --init_from, or else the encoder's "
+        "hidden dropout",
         at_least=0,
         below=1,
     )
@@ -178,8 +179,8 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
     max_answer_length: int = setting(30, "qa: maximum answer length in tokens", at_least=1)
     null_threshold: float | None = setting(
         None,
-        "qa with unanswerable questions: predict no answer if its score exceeds the best answer's "
-        "by more than this; default: the best value on --eval_file",
+        "qa with unanswerable questions: predict no answer if its score exceeds the score of the "
+        "best answer by more than this; default: the best value on --eval_file",
     )
     eval_every_steps: int | None = setting(
         None, "steps between evaluations; default: one epoch", at_least=1
@@ -195,7 +196,7 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
 
     @property
     def global_batch_size(self) -> int:
-        """Examples per step (`batch_size`), under the name that pretraining uses."""
+        """Examples per step, `batch_size` under the name that PretrainConfig uses."""
         return self.batch_size
 
     def __post_init__(self) -> None:
@@ -226,7 +227,17 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillConfig(FinetuneConfig, TeacherConfig):
-    """Settings of fine-tuning a student with a teacher, one flag each."""
+    """Settings of `kbert.distill`; each is a flag."""
+
+    teacher: str | None = setting(
+        None, "fine-tuned model to learn from, such as RUN/finetuning/best", group="required"
+    )
+    init_from: str | None = setting(
+        None,
+        "weights that the student starts from, as for kbert.finetune; default: blocks of the "
+        "teacher (--student_layers)",
+        group="common",
+    )
 
     def __post_init__(self) -> None:
         if not self.teacher:

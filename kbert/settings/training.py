@@ -1,4 +1,4 @@
-"""Settings shared by the training programs, and settings of pretraining."""
+"""Settings that the training programs share, and settings of pretraining."""
 
 import dataclasses
 import math
@@ -11,9 +11,9 @@ from kbert.fields import check_settings, setting
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Settings shared by pretraining and fine-tuning: optimizer, devices, checkpoints."""
+    """Settings that pretraining and fine-tuning share: optimizer, devices, checkpoints."""
 
-    weight_decay: float = setting(0.01, "decoupled weight decay", at_least=0)
+    weight_decay: float = setting(0.01, "decoupled weight decay (not sgd)", at_least=0)
     clip_norm: float = setting(1.0, "maximum global norm of the gradients", above=0)
     optimizer: str = setting(
         "adamw",
@@ -21,11 +21,11 @@ class TrainingConfig:
         "per example), sgd",
         choices=("adamw", "lamb", "muon", "sgd"),
     )
-    adam_epsilon: float = setting(1e-6, "epsilon of adamw and lamb", above=0)
+    adam_epsilon: float = setting(1e-6, "epsilon of adamw, lamb and muon", above=0)
     bias_correction: bool = setting(
         False,
-        "apply the bias correction of Adam (adamw), which allows higher learning rates; "
-        "google-research/bert does not",
+        "adamw: apply the bias correction of Adam, which allows higher learning rates; "
+        "google-research/bert does not apply it",
     )
     precision: str = setting(
         "float32",
@@ -50,23 +50,26 @@ class TrainingConfig:
     )
     jit: str = setting(
         "auto",
-        "compile the train step with XLA; auto: on GPUs, not on the CPU",
+        "compile the training step with XLA; auto: only on GPUs",
         choices=("auto", "on", "off"),
     )
     remat: bool = setting(
         False,
-        "recompute the activations inside encoder blocks instead of storing them: less memory, a "
-        "third more computation",
+        "recompute the activations inside encoder blocks instead of storing them: saves memory, "
+        "costs a third more computation",
     )
     deterministic: bool = setting(
-        False, "on GPUs: make runs reproducible bit for bit, slower; on CPUs they always are"
+        False, "on GPUs: make runs reproducible bit for bit, but slower; on CPUs they always are"
     )
     nonfinite: str = setting(
         "stop",
-        "if a loss or gradient is not finite: stop the run, or skip the step",
+        "if a loss or gradient is not finite: stop the run, or skip the step (100 in a row stop "
+        "the run, too)",
         choices=("stop", "skip"),
     )
-    profile: str = setting("", "START,STOP: write a TensorBoard profile of these steps")
+    profile: str = setting(
+        "", "START,STOP: write a TensorBoard profile of the steps from START to STOP"
+    )
     save_every_steps: int = setting(1000, "steps between checkpoints", at_least=1)
     keep_checkpoints: int = setting(2, "number of checkpoints to keep", at_least=1)
     log_every_steps: int = setting(100, "steps between log lines", at_least=1)
@@ -75,7 +78,7 @@ class TrainingConfig:
         "", "Weights & Biases project to log metrics, settings and plots to"
     )
 
-    layer_decay: ClassVar[float] = 1.0  # no decay in pretraining; fine-tuning has a setting
+    layer_decay: ClassVar[float] = 1.0  # no layer-wise decay; FinetuneConfig has a setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,16 +90,18 @@ class TeacherConfig:
     )
     student_layers: str | None = setting(
         None,
-        "encoder blocks of the teacher that the student's blocks are initialized from and trained "
-        "to match: a count of evenly spaced blocks (3 of 6: blocks 2, 4 and 6), or block numbers "
-        "from 1, such as 1,3,6; default: half of the blocks, or as many as --init_from has",
+        "encoder blocks of the teacher that initialize the student's blocks (if --init_from is the "
+        "teacher) and that they are trained to match (--hidden_weight, --attention_weight): a "
+        "count of evenly spaced blocks (3 of 6: blocks 2, 4 and 6), or block numbers from 1, such "
+        "as 1,3,6; default: half of the blocks, rounded up, or as many as the student has",
     )
     temperature: float = setting(
         2.0, "distillation temperature: both models' logits are divided by it", above=0
     )
     soft_weight: float = setting(
         0.5,
-        "loss weight of the teacher's probabilities; the labels have the weight 1 - soft_weight",
+        "loss weight of matching the teacher's probabilities; the loss on the labels has the "
+        "weight 1 - soft_weight",
         at_least=0,
         at_most=1,
     )
@@ -105,7 +110,8 @@ class TeacherConfig:
     )
     attention_weight: float = setting(
         0.0,
-        "loss weight of matching the teacher's attention; > 0 disables attention dropout",
+        "loss weight of matching the teacher's attention; a value > 0 disables the student's "
+        "attention dropout",
         at_least=0,
     )
 
@@ -113,7 +119,8 @@ class TeacherConfig:
         """Checks that the settings of distillation do not contradict each other.
 
         Raises:
-            UserError: a setting requires a teacher, or two settings cannot be combined.
+            UserError: a setting of distillation is set without `teacher`, two settings cannot be
+                combined, or `student_layers` is invalid.
         """
         self.parse_student_layers()
         if self.teacher is None:
@@ -134,7 +141,7 @@ class TeacherConfig:
         """Returns `student_layers` as a count or a tuple of block numbers; None if it is not set.
 
         Raises:
-            UserError: the setting is neither a count nor block numbers.
+            UserError: the setting is neither an integer nor comma-separated integers.
         """
         text = self.student_layers
         if text is None:
@@ -151,7 +158,7 @@ class TeacherConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainingConfig, TeacherConfig):
-    """Settings of a pretraining run, one flag each."""
+    """Settings of `kbert.pretrain`; each is a flag."""
 
     input: str = setting(
         "",
@@ -165,19 +172,19 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
     )
     vocab_file: str | None = setting(
         None,
-        "vocabulary file; default: the vocabulary of the prepared corpus or of --init_from, else "
-        "one is learned from the text",
+        "vocabulary file; default: the vocabulary of the prepared corpus, --init_from or "
+        "--teacher, else one learned from the text",
     )
     vocab_size: int = setting(
         30522,
-        "maximum number of entries of a learned vocabulary",
+        "maximum number of entries if the vocabulary is learned",
         at_least=32,
         group="common",
     )
     lower_case: bool | None = setting(
         None,
         "lower-case the text and strip accents (uncased BERT); default: the casing of the prepared "
-        "corpus or of --init_from, else true",
+        "corpus, --init_from or --teacher, else true",
     )
     bert_config: str | None = setting(
         None,
@@ -187,21 +194,21 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
     )
     embedding_initializer_range: float | None = setting(
         None,
-        "standard deviation of the initial word embeddings, without --init_from; default: that of "
-        "all weights, initializer_range of the architecture; models learn faster with 0.05",
+        "standard deviation of the initial word embeddings, without --init_from; default: "
+        "initializer_range of the architecture; models learn faster with 0.05",
         above=0,
     )
     dropout: float | None = setting(
         None,
-        "dropout rate of hidden states and attention weights; default: the values of the "
-        "architecture, 0.1",
+        "dropout rate of hidden states and attention weights; default: the rates of the "
+        "architecture (0.1 in tiny to large)",
         at_least=0,
         below=1,
     )
     init_from: str | None = setting(
         None,
-        "folder to start from: weights, such as RUN/pretrain/final, with a new optimizer state, or "
-        "a checkpoint, such as RUN/pretrain/checkpoint/step_00001000, with its optimizer state",
+        "folder to start from: weights, such as RUN/pretrain/final, for a new optimizer state; or "
+        "a checkpoint, such as RUN/pretrain/checkpoint/step_00001000, to use its optimizer state",
         group="common",
     )
     max_seq_length: int = setting(
@@ -209,7 +216,7 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
     )
     max_predictions_per_seq: int | None = setting(
         None,
-        "maximum masked positions per example, M; default: mask_rate * L, rounded up",
+        "maximum number of masked positions per example, M; default: mask_rate * L, rounded up",
         at_least=1,
     )
     mask_rate: float = setting(0.15, "fraction of the tokens to predict", above=0, below=1)
@@ -221,11 +228,11 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
     )
     packing: bool = setting(
         False,
-        "with --next_sentence=false: fill the rows with several short documents, which do not "
-        "attend to each other",
+        "with --next_sentence=false: fill rows with several short documents that do not attend to "
+        "each other",
     )
     short_seq_prob: float = setting(
-        0.1, "fraction of the examples with a random shorter length", at_least=0, at_most=1
+        0.1, "fraction of the examples with a random, shorter length", at_least=0, at_most=1
     )
     global_batch_size: int = setting(
         256, "examples per step, over all devices", at_least=1, group="common"
@@ -251,8 +258,8 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
     )
     lr_schedule: str = setting(
         "linear",
-        "learning rate after the warmup: linear or cosine decay, or warmup_stable_decay: constant, "
-        "then a cooldown as 1 - sqrt(progress)",
+        "learning rate after the warmup: linear or cosine decay to 0; or warmup_stable_decay: "
+        "constant, then a cooldown to 0 as 1 - sqrt(progress)",
         choices=("linear", "cosine", "warmup_stable_decay"),
         group="common",
     )
@@ -276,14 +283,16 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
         at_least=1,
     )
     eval_examples: int = setting(
-        2048, "held-out examples per evaluation, in whole batches of 32", at_least=1
+        2048, "held-out examples per evaluation, rounded down to whole batches of 32", at_least=1
     )
 
     def __post_init__(self) -> None:
         check_settings(self)
         self.check_teacher()
         if self.packing and self.next_sentence:
-            raise UserError("--packing requires --next_sentence=false: a pair has its own row.")
+            raise UserError(
+                "--packing requires --next_sentence=false, because pairs cannot be packed."
+            )
         if self.teacher and not self.init_from and not self.bert_config:
             object.__setattr__(self, "init_from", self.teacher)
         self._check_schedule()
@@ -331,10 +340,14 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
             )
 
     def with_steps(self, **steps: int) -> Self:
-        """Returns the settings with numbers of steps in place of `time_budget`.
+        """Returns the settings without `time_budget` and with these numbers of steps.
 
         Args:
-            **steps: values of `train_steps` and other settings, for those that are not set.
+            **steps: values for `train_steps` and other settings. Settings that are already set keep
+                their values.
+
+        Raises:
+            UserError: the numbers contradict each other, such as a longer warmup than the run.
         """
         given = {name: getattr(self, name) for name in steps if getattr(self, name) is not None}
         return dataclasses.replace(self, time_budget=None, **steps | given)
@@ -344,10 +357,10 @@ _TIME = re.compile(r"(?:([\d.]+)d)?(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?")
 
 
 def time_budget_seconds(text: str) -> float:
-    """Returns the seconds of a time such as "90s", "30m", "2h30m" or "1.5d".
+    """Converts a time such as "90s", "30m", "2h30m" or "1.5d" to seconds.
 
     Raises:
-        UserError: the text is not such a time, or the time is not positive.
+        UserError: the text is not such a time, or the time is 0 or infinite.
     """
     match = _TIME.fullmatch(text.replace(" ", "").lower())
     try:
@@ -358,6 +371,7 @@ def time_budget_seconds(text: str) -> float:
     total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
     if not 0 < total < math.inf:
         raise UserError(
-            f"time_budget must be a time with units, such as 90s, 30m, 2h30m or 1.5d; got {text!r}."
+            f"time_budget must be a time > 0 with units, such as 90s, 30m, 2h30m or 1.5d; got "
+            f"{text!r}."
         )
     return total

@@ -29,7 +29,7 @@ def test_times(text, seconds):
 def test_what_is_no_time(text):
     with pytest.raises(UserError) as caught:
         PretrainConfig(input="x", time_budget=text)
-    expected = "must be a time with units, such as 90s, 30m, 2h30m or 1.5d; got"
+    expected = "must be a time > 0 with units, such as 90s, 30m, 2h30m or 1.5d; got"
     assert str(caught.value) == f"time_budget {expected} {text!r}."
 
 
