@@ -49,8 +49,8 @@ def _look_up(
         field: config field with the size of the table, for error messages.
 
     Raises:
-        UserError: an id is not a row of the table. Only eager TensorFlow checks this; its own error
-            would name neither the ids nor the field.
+        UserError: an id is not a row of the table. This is checked only in eager execution on
+            TensorFlow, whose own error would name neither the ids nor the field.
     """
     if keras.backend.backend() == "tensorflow" and hasattr(ids, "numpy"):
         values = ids.numpy()

@@ -61,7 +61,7 @@ def distill(
 
 
 def _of_teacher(config):
-    """Replaces `task` and `max_seq_length` by those of the teacher if they are None."""
+    """Returns the settings with the teacher's `task` and `max_seq_length` where they are None."""
     load_task_module(config.task_module)
     settings = read_task_settings(config.teacher) or {}
     names = [n for n in ("task", "max_seq_length") if getattr(config, n) is None]

@@ -88,7 +88,7 @@ def finetune(
 
 
 class Finetuning(Workload):
-    """Trains a task's model on labeled examples.
+    """The workload of fine-tuning: a task, its model and labeled examples.
 
     Args:
         config: settings of the run.

@@ -45,7 +45,10 @@ def choose_sentences(corpus: "Corpus", longest: int = LONGEST) -> list[np.ndarra
 
 
 def middle_word(tokens: list[str]) -> int:
-    """Returns the index of the token to mask: the one-token word closest to the middle, if any."""
+    """Returns the index of the token to mask: the one-token word nearest to the middle, if any.
+
+    Without such a word, it is the middle token.
+    """
     whole = [
         i
         for i, (token, after) in enumerate(itertools.pairwise(tokens))

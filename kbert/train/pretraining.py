@@ -81,7 +81,7 @@ def pretrain(
 
 
 class Pretraining(Workload):
-    """MLM and NSP, or MLM alone, on a corpus.
+    """The workload of pretraining: MLM and NSP, or MLM alone, on a corpus.
 
     Attributes:
         corpus: training text.

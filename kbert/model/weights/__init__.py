@@ -1,4 +1,4 @@
-"""Reads and writes weights in four formats, each with a table of its weight names."""
+"""Reads and writes weights in the formats of kbert, Google, HF and KerasHub; reads exports, too."""
 
 import contextlib
 import os

@@ -186,9 +186,9 @@ FolderContents = tuple[dict[str, Any], Tensors, Callable[[BertConfig], dict[str,
 
 
 def matches(name: str, patterns: str | Iterable[str]) -> bool:
-    """Returns whether a name matches a pattern with `*`, or is in the layer that a pattern names.
+    """Returns whether a name matches a pattern, which may have `*`, or is below it.
 
-    A layer's name is followed by "/", or by "." in other formats.
+    A name is below a pattern if it starts with the pattern and "/", or "." in other formats.
     """
     patterns = [patterns] if isinstance(patterns, str) else patterns
     return any(
