@@ -67,7 +67,7 @@ def report_changes(
             if current[name] is not None:
                 log(f"note: --{name} has no effect: the run resumes from its own checkpoint")
         elif complete and name not in rescored:
-            log(f"note: --{name} has no effect: the run is complete, with {value}")
+            log(f"note: --{name} has no effect: the run is complete and used {value}")
         else:
             log(f"note: --{name} is {current[name]} now; before the run stopped it was {value}")
     if identity["corpus"] != state["data"]["corpus"]:

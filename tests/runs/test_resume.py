@@ -203,7 +203,7 @@ def test_other_flags_do_not_change_a_complete_run(settings, finished, capsys):
     path = finished / "pretrain/run.flags"
     before = path.read_bytes()
     pretrain(PretrainConfig(**settings | {"learning_rate": 0.5}), finished)
-    note = "note: --learning_rate has no effect: the run is complete, with 0.01\n"
+    note = "note: --learning_rate has no effect: the run is complete and used 0.01\n"
     assert note in capsys.readouterr().out
     assert path.read_bytes() == before and b"--learning_rate=0.01\n" in before
 
