@@ -17,7 +17,7 @@ _skipping = contextvars.ContextVar("skip_initialization", default=False)
 
 @contextlib.contextmanager
 def skip_initialization() -> Iterator[None]:
-    """Context in which new layers initialize matrices to 0: faster, if weights are then loaded."""
+    """Context in which new layers set matrices to 0. This saves time before weights are loaded."""
     token = _skipping.set(True)
     try:
         yield

@@ -140,8 +140,10 @@ def dense_gelu(
     """Computes gelu(dense(x)).
 
     Args:
+        dense: a layer with a bias and without an activation.
         x: (..., D).
         approximate: whether to use the tanh approximation of GELU.
+        training: whether to use the fused op instead of the layer.
     """
     if training:
         return _bias_gelu(ops.matmul(x, dense.kernel), dense.bias, approximate=approximate)
@@ -196,8 +198,11 @@ def dense_add_norm(
     """Computes norm(residual + dropout(dense(x))).
 
     Args:
+        dense: a layer with a bias and without an activation.
+        dropout, norm: the other layers.
         x: (B, L, F).
         residual: (B, L, D).
+        training: whether to apply dropout, and to use the fused op instead of the layers.
     """
     if not training:
         return inference_ops.norm(norm, residual + inference_ops.dense(dense, x))
@@ -251,6 +256,9 @@ def attention_weights(
     Args:
         scores: (B, H, P, L).
         bias: (B, 1, 1, L) or (B, 1, P, L), or None. It has no gradient.
+        scale: factor of the scores.
+        dropout: layer with the rate and the seed.
+        training: whether to apply dropout, and to use the fused op.
     """
     if bias is None:
         bias = ops.zeros((1, 1, 1, 1), scores.dtype)

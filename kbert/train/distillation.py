@@ -115,7 +115,11 @@ class Distillation:
         self._student.check_teacher(self.teacher.config, bert_config)
 
     def make_model(self, bert_config: "BertConfig") -> "PretrainedModel":
-        """Creates the student and loads the teacher."""
+        """Creates the student and loads the teacher.
+
+        Raises:
+            UserError: the teacher's weights have changed since the run was started.
+        """
         if self.config.attention_weight:  # attention with dropout cannot be compared
             bert_config = dataclasses.replace(bert_config, attention_probs_dropout_prob=0.0)
         model = self._student.make_model(bert_config)

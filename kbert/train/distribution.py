@@ -58,7 +58,7 @@ class Devices:
         """Returns the copy of a Keras variable on a device of this worker.
 
         Args:
-            variable: the variable.
+            variable: variable of the model or of the optimizer.
             replica: index of the device in the run. None on TPUs: each device then uses its own
                 copy.
         """

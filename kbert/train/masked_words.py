@@ -25,7 +25,7 @@ def choose_sentences(corpus: "Corpus", longest: int = LONGEST) -> list[np.ndarra
     """Returns the ids of up to five sentences, spread evenly over the corpus.
 
     Args:
-        corpus: the corpus.
+        corpus: held-out text.
         longest: maximum length in tokens. Longer sentences are cut.
     """
     spans = []

@@ -34,7 +34,8 @@ def start_run(
     """Creates a run, locks its folder and returns `action(trainer)`.
 
     Args:
-        workload: model, data and objective. output_dir: the run's folder.
+        workload: model, data and objective.
+        output_dir: the run's folder.
         callbacks: called after the default callbacks.
         action: function of the opened trainer that returns the results.
 

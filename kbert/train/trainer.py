@@ -53,7 +53,8 @@ class Trainer:
 
     Attributes:
         folder: the workload's subfolder of the run's folder.
-        checkpoints: the checkpoints in `folder`. throughput: throughput of the last steps.
+        checkpoints: the checkpoints in `folder`.
+        throughput: measures the throughput of the last steps.
         model, train_step: created by `open`.
         step: number of steps taken.
         window: sums over the steps since the last log.
