@@ -70,7 +70,9 @@ def main(_):
         print(f"input, one core here, L={length}: {speed:,.0f} sequences/s, {size:,.0f} bytes each")
     print(
         "\n| model, L, batch per GPU | GPUs, network per host | computation per step | all-reduce "
-        "| time lost | time lost with 4 slices | input: cores per host |\n|" + " --- |" * 7
+        "| time lost | time lost with 4 accumulation steps | input: cores per host |\n|"
+        + " --- |"
+        * 7
     )
     for (name, length), cards in itertools.product(
         itertools.product(("base", "large"), lengths), [None, *CARDS]

@@ -188,7 +188,7 @@ def test_arguments_out_of_range(tokenizer):
     with pytest.raises(UserError, match=r"max_query_length must be at least 1; got -1\."):
         question_windows([example()], tokenizer, 9, 1, -1)
     message = (
-        r"f\.json, question 7: the question has 3 tokens, .* must be at least 7, got 6\. Raise it, "
+        r"f\.json, question 7: the question takes up 3 tokens .* must be at least 7, got 6\. Raise it, "
         r"or lower max_query_length\."
     )
     with pytest.raises(UserError, match=message):

@@ -30,7 +30,7 @@ class LogLimit(logging.Filter):
 
 
 def start_log() -> None:
-    """Logs messages of the server, asyncio and aiohttp to stderr."""
+    """Sends the log messages of the server, asyncio, aiohttp and gRPC to stderr."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it would log each failed connection
     shown = logging.StreamHandler()
     shown.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

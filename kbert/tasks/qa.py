@@ -285,9 +285,10 @@ class QuestionAnswering(Task):
         for example, length in zip(examples, questions.row_lengths().numpy(), strict=True):
             if length + 4 > self.max_seq_length:
                 raise UserError(
-                    f"{example.where}: the question has {length} tokens, which leaves no room for "
-                    f"the context; max_seq_length must be at least {length + 4}, got "
-                    f"{self.max_seq_length}. Raise it, or lower max_query_length."
+                    f"{example.where}: the question takes up {length} tokens (max_query_length is "
+                    f"{self.max_query_length}), which leaves no room for the context; "
+                    f"max_seq_length must be at least {length + 4}, got {self.max_seq_length}. "
+                    "Raise it, or lower max_query_length."
                 )
         return question_windows(
             questions, columns, self.tokenizer, self.max_seq_length, self.doc_stride

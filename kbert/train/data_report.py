@@ -1,4 +1,4 @@
-"""Describes the examples of a run before training: their labels, the first ones and lengths."""
+"""Describes a run's examples before training: their labels, their lengths and the first two."""
 
 import copy
 import dataclasses
