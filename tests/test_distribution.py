@@ -4,6 +4,7 @@ import itertools
 import json
 import pathlib
 import subprocess
+import types
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from warm_python import PYTHON
 
 from kbert.errors import UserError
 from kbert.settings import PretrainConfig
-from kbert.train.distribution import find_devices
+from kbert.train.distribution import _check_devices, find_devices
 
 RUNS = pathlib.Path(__file__).parent / "train_runs.py"
 
@@ -41,7 +42,7 @@ def test_description():
     [
         (
             {"accumulation_steps": 5},
-            r"replicas x accumulation_steps; got 24 and 1 x 5. Use a batch size of 25.",
+            r"devices times accumulation_steps; got 24 and 1 x 5. Use a batch size of 25.",
         ),
         ({"cpu_devices": 2}, r"cpu_devices=2 has no effect: .* Run kbert as a program"),
     ],
@@ -53,12 +54,22 @@ def test_flags_that_cannot_be(settings, message):
 
 
 @pytest.mark.parametrize(
+    ("batch", "advice"), [(9, " of 12, or --dist.*=one_device"), (8, r"of 12\.$")]
+)
+def test_one_device_is_advised_if_it_helps(batch, advice):
+    gpus = types.SimpleNamespace(replicas=2, local_replicas=2, kind="GPU")
+    settings = config(global_batch_size=batch, accumulation_steps=3)
+    with pytest.raises(UserError, match=advice):
+        _check_devices(settings, gpus)
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
         (
             ["--cpu_devices=4", "--accumulation_steps=3"],
-            "the batch size must be divisible by replicas x accumulation_steps; got 256 and "
-            "4 x 3. Use a batch size of 264, or --distribution=one_device.",
+            "the batch size must be divisible by the number of devices times accumulation_steps; "
+            "got 256 and 4 x 3. Use a batch size of 264.",
         ),
         (
             ["--cpu_devices=2", "--distribution=one_device"],

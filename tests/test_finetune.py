@@ -376,7 +376,10 @@ def test_labels_by_number_with_names(settings, tmp_path):
         ),
         ({"freeze_layers": 3}, r"layers to freeze must be 0 to 2, the number of blocks; got 3"),
         ({"init_from": "/nowhere"}, r"/nowhere"),
-        ({"batch_size": 9, "accumulation_steps": 2}, r"divisible by replicas x accumulation_steps"),
+        (
+            {"batch_size": 9, "accumulation_steps": 2},
+            r"divisible by the number of devices times accum",
+        ),
     ],
 )
 def test_bad_settings_end_before_the_first_step(settings, tmp_path, changes, message):

@@ -188,8 +188,8 @@ def test_arguments_out_of_range(tokenizer):
     with pytest.raises(UserError, match=r"max_query_length must be at least 1; got -1\."):
         question_windows([example()], tokenizer, 9, 1, -1)
     message = (
-        r"f\.json, question 7: the question takes up 3 tokens .* must be at least 7, got 6\. Raise it, "
-        r"or lower max_query_length\."
+        r"f\.json, question 7: the question takes up 3 tokens .* must be at least 7, got 6\. "
+        r"Raise it, or lower max_query_length\."
     )
     with pytest.raises(UserError, match=message):
         question_windows([example("x x x x")], tokenizer, 6, 1, 3)

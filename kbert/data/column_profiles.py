@@ -125,7 +125,7 @@ class Profile:
 
     @functools.cached_property
     def is_list(self) -> bool:
-        """Whether a value is a list, or all values are cells in square brackets."""
+        """Whether any value is a list, or all values but blank ones are in square brackets."""
         return self.has_lists or (
             bool(self.texts) and all(t[0] == "[" and t[-1] == "]" for t in self.counts)
         )

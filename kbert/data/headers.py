@@ -12,8 +12,10 @@ _VALUES = {"positive", "negative", "neutral", "pos", "neg", "yes", "no", "true",
 _VALUES |= {"spam", "ham", "entailment", "contradiction", "none", "other", "unknown", "nan", "-"}
 _NAME = re.compile(r"[^\W\d_]\w*([ ./_-]\w+)*|")
 # The signs that `_signs` yields. Those in `_AGAINST` suggest that the first row is not a header;
-# the others suggest that it is, but those in `_CHANCE` may occur by chance. Strong signs decide
-# unless they conflict; a single weak sign for a header does not count.
+# the others suggest that it is. A strong sign against a header outweighs those in `_CHANCE`, which
+# may occur by chance. Weak signs count if there are no strong ones, and against strong signs that
+# may be chance; a single weak sign for a header does not count. Signs that still conflict raise
+# UndecidedError.
 _AGAINST, _CHANCE = {"number", "value", "sentence", "phrase"}, {"odd", "short", "digits"}
 
 

@@ -22,8 +22,8 @@ TASK_FILE = "task.json"
 class ModelFolder(os.PathLike[str]):
     """A folder of weights in any format, with the config, the tokenizer and the task settings.
 
-    It can be passed wherever a path is accepted. Properties are read on first use and cached, and
-    raise UserError if their files are missing or damaged; weights are read on each access.
+    It can be passed wherever a path is accepted. Properties are read on first use and cached. They
+    raise UserError if a required file is missing or damaged. `open_weights` reads the arrays anew.
 
     Args:
         folder: path of a folder, or name of a model on the Hugging Face hub; see

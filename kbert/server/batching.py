@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kbert.server.servable import Servable, Signature
 
 log: logging.Logger = logging.getLogger("kbert.serve")
-MOST_BYTES = 64 << 20  # maximum size of a response
+MOST_BYTES = 64 << 20  # maximum size of the outputs of a request that is computed in pieces
 UNKNOWN_TOKENS = 128  # tokens counted for a request whose length is unknown
 
 

@@ -220,7 +220,7 @@ class _Health(health.aio.HealthServicer):
 
 
 class _SslConfiguration:
-    """Certificates as gRPC takes them."""
+    """Converts certificates to gRPC's configuration, and detects when they change."""
 
     def __init__(self, certificates):
         self._certificates, self._sent = certificates, None

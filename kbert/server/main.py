@@ -127,7 +127,7 @@ async def _bind(config, servers):
         with _listening(config, name):
             port = getattr(config, name)
             await server.bind(config.host, port, None if is_monitoring else certificates)
-            if is_monitoring:  # it answers while models are loaded
+            if is_monitoring:  # it answers even while the models are loading
                 await server.start()
 
 

@@ -218,7 +218,7 @@ class Task(abc.ABC):
         return rarest_labels(examples) if cls.min_labels else [None] * len(examples), None
 
     def label_summary(self, examples: Sequence[Any]) -> str:
-        """Returns the distribution of the examples' labels as text, or ""."""
+        """Returns the distribution of the examples' labels as text, or "" without label names."""
         return label_frequencies_text(examples, self.label_names) if self.label_names else ""
 
     def notes(self, examples: Sequence[Any]) -> list[str]:

@@ -166,12 +166,14 @@ def _check_devices(config, devices):
         raise UserError(
             "jit must be auto or off with cpu_devices > 1: XLA compiles for one CPU device."
         )
-    if config.global_batch_size % (replicas * slices):
+    examples = config.global_batch_size
+    if examples % (replicas * slices):
+        one_device_fits = replicas == devices.local_replicas > 1 and examples % slices == 0
+        advice = ", or --distribution=one_device" * (one_device_fits and config.cpu_devices == 1)
         raise UserError(
-            f"the batch size must be divisible by replicas x accumulation_steps; got "
-            f"{config.global_batch_size} and {replicas} x {slices}. Use a batch size of "
-            f"{-(-config.global_batch_size // (replicas * slices)) * replicas * slices}"
-            f"{', or --distribution=one_device' if replicas > 1 else ''}."
+            f"the batch size must be divisible by the number of devices times accumulation_steps; "
+            f"got {examples} and {replicas} x {slices}. Use a batch size of "
+            f"{-(-examples // (replicas * slices)) * replicas * slices}{advice}."
         )
 
 
