@@ -161,7 +161,7 @@ def test_a_complete_run_with_other_flags(settings, tmp_path, capsys):  # noqa: F
     for line in (
         "note: --learning_rate has no effect: the run is complete and used 0.005\n",
         f"note: --train_file has no effect: the run is complete and used {config.train_file}\n",
-        f"note: --test_file is {config.eval_file} now; before the run stopped it was None\n",
+        f"note: --test_file is now {config.eval_file}; the checkpoint was written with None\n",
         "note: the training data has changed; the run is complete and not changed\n",
         "this run is complete: step 12 of 12; to train again, use another --output_dir\n",
     ):

@@ -71,9 +71,9 @@ def read_examples(
         choice: `text`, `choices`, a tuple of str, and `label`, the index of the correct choice.
 
     Raises:
-        UserError: a file cannot be read or has no examples, its header or columns are ambiguous, an
-            example is invalid, a label is not in `label_names`, or `label_names` is set for a task
-            without label names.
+        UserError: an argument is invalid, a file cannot be read or has no examples, its header or
+            columns are ambiguous, an example is invalid, a label is not in `label_names`, or
+            `label_names` is set for a task without label names.
 
     Example:
         >>> examples = kbert.read_examples("reviews.csv", "classify")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Wait this many times the duration of the last plot before drawing the next one.
 CURVES_PAUSE = 50
-# Print metrics after this time at the latest, even if no log line is due.
+# If no progress line was printed for so many seconds after the start, print one after the step.
 FIRST_LINE_SECONDS = 10
 
 

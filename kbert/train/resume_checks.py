@@ -69,7 +69,7 @@ def report_changes(
         elif complete and name not in rescored:
             log(f"note: --{name} has no effect: the run is complete and used {value}")
         else:
-            log(f"note: --{name} is {current[name]} now; before the run stopped it was {value}")
+            log(f"note: --{name} is now {current[name]}; the checkpoint was written with {value}")
     if identity["corpus"] != state["data"]["corpus"]:
         effect = "is complete and not changed" if complete else "continues with other examples"
         log(f"note: the training data has changed; the run {effect}")

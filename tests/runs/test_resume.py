@@ -195,7 +195,8 @@ def test_a_folder_of_another_kind_of_checkpoint_is_refused(settings, tmp_path):
 def test_changed_flags_are_reported_on_resume(settings, finished, capsys):
     pretrain(PretrainConfig(**settings | {"train_steps": 14}), finished)
     assert (
-        "note: --train_steps is 14 now; before the run stopped it was 12" in capsys.readouterr().out
+        "note: --train_steps is now 14; the checkpoint was written with 12"
+        in capsys.readouterr().out
     )
 
 
