@@ -6,6 +6,8 @@ import itertools
 import re
 from collections.abc import Callable
 
+from kbert.data.column_names import KNOWN
+from kbert.data.headers import normalize_name
 from kbert.data.records import BadExample, Records, not_utf8_error, read_lines
 from kbert.errors import UserError
 from kbert.fields import is_text
@@ -78,10 +80,14 @@ def _has_csv_quotes(lines):
         return False
     cells = [cell for line in lines for cell in line.split("\t") if '"' in cell]
     are_quoted = bool(cells) and all(cell[0] == '"' or cell[-1] == '"' for cell in cells)
-    columns = itertools.zip_longest(*(line.split("\t") for line in lines[1:]), fillvalue="")
-    is_column = any(all(cell[:1] == '"' == cell[-1:] for cell in column) for column in columns)
-    same_width = len({len(row) for row in rows if row}) == 1
-    return are_quoted and same_width and (any('""' in cell for cell in cells) or is_column)
+    if not are_quoted or len({len(row) for row in rows if row}) != 1:
+        return False
+    if any('""' in cell for cell in cells):
+        return True
+    columns = itertools.zip_longest(*(line.split("\t") for line in lines), fillvalue="")
+    quoted = [[cell[:1] == '"' == cell[-1:] for cell in column] for column in columns]
+    is_header = any(normalize_name(cell) in KNOWN for cell in rows[0])  # may be without quotes
+    return any(sum(column) > 1 and all(column[is_header:]) for column in quoted)
 
 
 def _has_spaces(lines, separator):

@@ -65,6 +65,10 @@ def test_tabs_with_the_quotes_of_csv(read):
     assert notes == ["note: t.tsv: the cells are quoted as in CSV"]
     found = read("t.tsv", '"text"\t"label"\n"a"\t"1"\n"b"\t"0"\n', "classify")
     assert [(e.text, e.label) for e in found] == [("a", "1"), ("b", "0")]
+    found = read("t.tsv", 'text\tlabel\n"a"\t1\n"b"\t0\n', "classify")
+    assert [(e.text, e.label) for e in found] == [("a", "1"), ("b", "0")]
+    found = read("t.tsv", '1.0\tfilm\n1.0\t"so"\n', "classify")  # no header
+    assert [(e.text, e.label) for e in found] == [("film", "1"), ('"so"', "1")]
     for text in ('"well"\t1\nb\t0\n', '"a ""b\t1\n"c""\t0\n', 'a ""b""\t1\nc\t0\n'):
         rows = [line.split("\t") for line in text.splitlines()]
         found = read("t.tsv", "text\tlabel\n" + text, "classify")

@@ -6,7 +6,7 @@ import pathlib
 import tempfile
 
 from example_files import settings
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kbert.errors import UserError
@@ -82,6 +82,8 @@ def written(rows, kind, quoting, line_end, mark):
 )
 def test_tables_are_read_as_written_or_rejected(table, kind, quoting, line_end, mark):
     rows, _, texts, labels = table
+    # A column of a tab-separated file in which all cells are in quotes is read as quoted.
+    assume(kind == "csv" or any(text[0] != '"' or text[-1] != '"' for text in texts))
     labels = [label.removesuffix(".0") for label in labels]
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, f"a.{kind}")
