@@ -159,14 +159,14 @@ async def measure(server, base, texts, seconds):
 
 def main(_):
     """Runs the test."""
-    from kbert.serving.export import export
+    from kbert.serving.saved_model import load_endpoint, save_endpoint
 
     with tempfile.TemporaryDirectory() as folder:
         save_model(TINY, f"{folder}/weights")
         texts, path = write_texts(f"{folder}/texts.json", data.mixed_lengths(256))
         base = pathlib.Path(folder) / "bert"
         weights = f"{folder}/weights/kbert"
-        export(weights, base / "1", max_seq_length=128, report=lambda line: None)
+        save_endpoint(load_endpoint(weights, max_seq_length=128), base / "1")
         server = ServerSetup(base, path, FLAGS.backend)
         seconds = 2 if FLAGS.quick else FLAGS.seconds
         test, seconds, memory = asyncio.run(measure(server, base, texts, seconds))

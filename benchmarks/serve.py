@@ -221,14 +221,14 @@ def table(results):
 
 def main(_):
     """Runs the measurements."""
-    from kbert.serving.export import export
+    from kbert.serving.saved_model import load_endpoint, save_endpoint
 
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         model = TINY if FLAGS.quick else MODELS[FLAGS.model]
         save_model(model, f"{folder}/weights")
         _, path = write_texts(f"{folder}/texts.json", data.mixed_lengths(256))
         base = f"{folder}/models/bert"
-        export(f"{folder}/weights/kbert", f"{base}/1", max_seq_length=128, report=lambda line: None)
+        save_endpoint(load_endpoint(f"{folder}/weights/kbert", max_seq_length=128), f"{base}/1")
         setups = {"saved_model": SavedModelSetup(f"{base}/1", path)}
         stack.callback(setups["saved_model"].stop)
         for backend in FLAGS.backends:
