@@ -29,7 +29,7 @@ from kbert.settings.serving import ServeConfig
 class Service:
     """Answers when `go_on` is set, with `size` zeros. ends: "done" or "given up" for each."""
 
-    most_examples = 10
+    most_examples, max_request_bytes = 10, 4 << 20
 
     def __init__(self, size=3):
         self.size, self.begun, self.ends, self.go_on = size, 0, [], asyncio.Event()
@@ -48,7 +48,7 @@ class Service:
         signature = types.SimpleNamespace(
             name="s", inputs={"x": tf.TensorSpec([None], tf.float32, "x")}
         )
-        return 1, types.SimpleNamespace(read=lambda signature, protos: {}), signature
+        return 1, types.SimpleNamespace(read=lambda signature, protos, most_bytes: {}), signature
 
     def spec_of(self, spec, number):
         return spec

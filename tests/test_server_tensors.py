@@ -43,7 +43,7 @@ def test_a_proto_and_back(array):
         tf.make_tensor_proto(array),
         type(proto).FromString(proto.SerializeToString()),
     ):
-        back = tensors.from_proto("x", sent, spec)
+        back = tensors.from_protos({"x": sent}, {"x": spec})["x"]
         assert back.dtype == array.dtype and back.shape == array.shape
         assert (back == array).all()
 
@@ -62,7 +62,7 @@ def proto_of(shape, **values):
     ("proto", "message"),
     [
         (proto_of([1 << 40], float_val=[1.0]), "more elements than were sent"),
-        (proto_of([1 << 17], float_val=[1.0]), "more elements than were sent"),
+        (proto_of([(1 << 20) + 2], float_val=[1.0]), "more elements than were sent"),
         (proto_of([1 << 20, 1 << 20], float_val=[1.0]), r"takes the shape \['any'\]"),
         (proto_of([-1], float_val=[1.0]), "must have a fully defined shape"),
         (proto_of([2], float_val=[1.0, 2.0, 3.0]), r"is not a tensor of the shape \[2\]"),
@@ -74,7 +74,7 @@ def proto_of(shape, **values):
 )
 def test_protos_that_are_refused(proto, message):
     with pytest.raises(RequestError, match=message) as error:
-        tensors.from_proto("x", proto, tf.TensorSpec([None], tf.float32))
+        tensors.from_protos({"x": proto}, {"x": tf.TensorSpec([None], tf.float32)})
     assert error.value.code == "INVALID_ARGUMENT" and len(str(error.value)) <= 500
 
 
@@ -82,7 +82,7 @@ def test_content_of_another_size_is_refused():
     proto = tf.make_tensor_proto([1.0, 2.0])
     proto.tensor_content = b"123"
     with pytest.raises(RequestError, match="input x"):
-        tensors.from_proto("x", proto, tf.TensorSpec([None], tf.float32))
+        tensors.from_protos({"x": proto}, {"x": tf.TensorSpec([None], tf.float32)})
 
 
 @pytest.mark.parametrize(
@@ -170,9 +170,9 @@ def test_examples_of_an_input():
     assert found == [example(text=[b"q"], text_pair=[word]) for word in (b"a", b"b")]
     with pytest.raises(RequestError, match="2 examples in one request; at most 1 are allowed"):
         tensors.examples_of_input(asked, 1)
-    asked.example_list_with_context.context.CopyFrom(example(text=[b"q" * (40 << 20)]))
-    with pytest.raises(RequestError, match="exceeds 67,108,864 bytes"):
-        tensors.examples_of_input(asked, 2)
+    asked.example_list_with_context.context.CopyFrom(example(text=[b"q" * 500]))
+    with pytest.raises(RequestError, match=r"exceeds 1,000 bytes \(--max_request_bytes\)"):
+        tensors.examples_of_input(asked, 2, most_bytes=1000)
 
 
 def test_examples_of_json():

@@ -112,7 +112,7 @@ class Servicer:
         """Computes a signature on tensors."""
         spec, output_names = request.model_spec, list(request.output_filter)
         number, servable, signature = self.service.find(spec)
-        inputs = servable.read(signature, request.inputs)
+        inputs = servable.read(signature, request.inputs, self.service.max_request_bytes)
         outputs = await self.service.predict(servable, signature, inputs, output_names)
         answer = predict_pb2.PredictResponse(model_spec=self.service.spec_of(spec, number))
         for name, array in outputs.items():
@@ -133,17 +133,21 @@ class Servicer:
 
     async def _result(self, kind, request, answer):
         number, servable, signature = self.service.find(request.model_spec)
-        examples = examples_of_input(request.input, self.service.most_examples)
+        examples = self._examples(request)
         result = await getattr(self.service, kind)(servable, signature, examples)
         answer.result.CopyFrom(result)
         answer.model_spec.CopyFrom(self.service.spec_of(request.model_spec, number))
         return answer
 
+    def _examples(self, request):
+        service = self.service
+        return examples_of_input(request.input, service.most_examples, service.max_request_bytes)
+
     async def MultiInference(
         self, request: "inference_pb2.MultiInferenceRequest"
     ) -> "inference_pb2.MultiInferenceResponse":
         """Classifies and regresses the same tf.Examples with several signatures."""
-        examples = examples_of_input(request.input, self.service.most_examples)
+        examples = self._examples(request)
         if not request.tasks:
             raise invalid("the request has no tasks.")
         specs = [task.model_spec for task in request.tasks]

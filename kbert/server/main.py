@@ -54,7 +54,8 @@ async def serve(config: "ServeConfig", report: Callable[[str], None] = print) ->
     metrics = Metrics(models, lambda: batcher.waiting, config.access_log)
     batcher = Batcher(config.max_batch_size, config.max_queue_tokens, metrics.batch)
     monitoring = Monitoring(models, metrics, config.host)
-    servers = _servers(config, Service(models, batcher), metrics, monitoring)
+    service = Service(models, batcher, config.max_request_bytes)
+    servers = _servers(config, service, metrics, monitoring)
     stopping = asyncio.create_task(_stop_signal())
     tasks = [stopping]
     try:

@@ -177,7 +177,8 @@ class RestApi:
             large = sum(array.size for array in outputs.values()) > _MANY
             text = await asyncio.to_thread(write, outputs) if large else write(outputs)
             return web.Response(body=text, content_type="application/json")
-        examples = _examples(values, self._service.most_examples)
+        most = self._service.most_examples, self._config.max_request_bytes
+        examples = _examples(values, *most)
         del values
         outputs = await getattr(self._service, what)(servable, signature, examples)
         if what == "classify":
@@ -262,14 +263,14 @@ def _columns(signature: "Signature", inputs: object) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _examples(values: "dict[str, Any]", most: int) -> np.ndarray:
+def _examples(values: "dict[str, Any]", most: int, most_bytes: int) -> np.ndarray:
     """Converts the body of a Classify or Regress request to (B,) serialized tf.Examples."""
     examples, context = values.get("examples"), values.get("context", {})
     if not isinstance(examples, list):
         raise invalid("'examples' must be a list of at least one example.")
     if not isinstance(context, dict):
         raise invalid("'context' must be an object of features.")
-    check_examples(len(examples), most, example_of_json(context))
+    check_examples(len(examples), most, example_of_json(context), most_bytes)
     rows = [{**context, **row} if isinstance(row, dict) else row for row in examples]
     return np.array([example_of_json(row) for row in rows], object)
 

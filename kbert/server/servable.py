@@ -18,7 +18,7 @@ from kbert.errors import UserError
 from kbert.features import ENCODER_FEATURES
 from kbert.inference.backends import choose_backend, frozen_backend
 from kbert.server.errors import RequestError, invalid
-from kbert.server.tensors import check_shape, examples_of_input, from_proto
+from kbert.server.tensors import MOST_BYTES, check_shape, examples_of_input, from_protos
 from kbert.serving.saved_model import load_exported
 from kbert.serving.signatures import signatures
 from kbert.serving.warmup import WARMUP_FILE
@@ -145,16 +145,21 @@ class Servable:
             raise RequestError("RESOURCE_EXHAUSTED", f"out of memory: {_reason(error)}") from None
 
     def read(
-        self, signature: Signature, protos: "Mapping[str, tensor_pb2.TensorProto]"
+        self,
+        signature: Signature,
+        protos: "Mapping[str, tensor_pb2.TensorProto]",
+        most_bytes: int = MOST_BYTES,
     ) -> dict[str, np.ndarray]:
         """Converts a map of TensorProtos to a dict of input arrays of a Signature.
+
+        Args:
+            most_bytes: maximum size of the values that tensors repeat instead of sending them.
 
         Raises:
             RequestError: an input name is wrong, or a tensor does not fit.
         """
         _check_names(signature, protos)
-        specs = signature.inputs
-        return {name: from_proto(name, protos[name], spec) for name, spec in specs.items()}
+        return from_protos(protos, signature.inputs, most_bytes)
 
     def check(self, signature: Signature, inputs: Mapping[str, np.ndarray]) -> int | None:
         """Checks the inputs of a Signature.

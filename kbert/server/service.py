@@ -14,6 +14,7 @@ from tensorflow_serving.apis import (
 
 from kbert.server.errors import invalid
 from kbert.server.servable import DEFAULT_SIGNATURE, LEAST_LENGTH
+from kbert.server.tensors import MOST_BYTES
 
 if TYPE_CHECKING:
     from tensorflow_serving.apis import model_pb2
@@ -30,13 +31,17 @@ class Service:
     """TensorFlow Serving's operations, on arrays and protocol messages.
 
     Args:
-        models: Models. batcher: Batcher.
+        models: Models. batcher: Batcher. max_request_bytes: see `ServeConfig`.
     """
 
     models: "Models"
+    max_request_bytes: int
 
-    def __init__(self, models: "Models", batcher: "Batcher") -> None:
+    def __init__(
+        self, models: "Models", batcher: "Batcher", max_request_bytes: int = MOST_BYTES
+    ) -> None:
         self.models, self._batcher = models, batcher
+        self.max_request_bytes = max_request_bytes
 
     @property
     def most_examples(self) -> int:

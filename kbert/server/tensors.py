@@ -4,7 +4,7 @@ import base64
 import binascii
 import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,8 +16,7 @@ from kbert.server.errors import invalid
 if TYPE_CHECKING:
     from tensorflow_serving.apis import input_pb2
 
-MOST_REPEATED = 1 << 16  # maximum elements of a tensor that is sent as one repeated value
-MOST_BYTES = 64 << 20  # maximum size of a request's examples, counting the context once per example
+MOST_BYTES = 4 << 20  # maximum size of a request, by default
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 4, 100, 100
 _FIELDS = {  # dtype -> field of TensorProto
@@ -30,15 +29,35 @@ _FIELDS = {  # dtype -> field of TensorProto
 }
 
 
-def from_proto(name: str, proto: "tensor_pb2.TensorProto", spec: tf.TensorSpec) -> np.ndarray:
-    """Converts a TensorProto to an array; strings become an object array of bytes.
+def from_protos(
+    protos: "Mapping[str, tensor_pb2.TensorProto]",
+    specs: Mapping[str, tf.TensorSpec],
+    most_bytes: int = MOST_BYTES,
+) -> dict[str, np.ndarray]:
+    """Converts the TensorProtos of a request to arrays; strings become object arrays of bytes.
 
     Args:
-        spec: tf.TensorSpec of the input.
+        protos: dict of name -> TensorProto. specs: tf.TensorSpec of each name.
+        most_bytes: maximum size of the values that a tensor repeats instead of sending them.
 
     Raises:
-        RequestError: the dtype or shape differs from the spec, or the number of values is wrong.
+        RequestError: a dtype or shape differs from the spec, the number of values is wrong, or the
+            repeated values are too large.
     """
+    size = 0
+    for name, spec in specs.items():
+        _check_proto(name, protos[name], spec)
+        size += _repeated_bytes(protos[name])
+    if size > most_bytes:
+        raise invalid(
+            f"{', '.join(specs)}: the shapes claim to have more elements than were sent; repeating "
+            f"the last one takes {size:,} bytes, and at most {most_bytes:,} are allowed "
+            f"(--max_request_bytes)."
+        )
+    return {name: _array(name, protos[name]) for name in specs}
+
+
+def _check_proto(name, proto, spec):
     sizes = [axis.size for axis in proto.tensor_shape.dim]
     if proto.dtype != spec.dtype.as_datatype_enum:
         try:
@@ -49,11 +68,24 @@ def from_proto(name: str, proto: "tensor_pb2.TensorProto", spec: tf.TensorSpec) 
     if proto.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
         raise invalid(f"input {name} must have a fully defined shape.")
     check_shape(name, sizes, spec)
-    if math.prod(sizes) > max(MOST_REPEATED, proto.ByteSize()):
-        raise invalid(f"input {name} claims to have more elements than were sent: {sizes}.")
+
+
+def _repeated_bytes(proto: "tensor_pb2.TensorProto") -> int:
+    """Returns the size of the elements that repeat a tensor's last value; 0 if there are none."""
+    if proto.tensor_content:
+        return 0
+    sent = sum(len(values) for field, values in proto.ListFields() if field.name.endswith("_val"))
+    missing = max(math.prod(axis.size for axis in proto.tensor_shape.dim) - sent, 0)
+    if proto.dtype != tf.string.as_datatype_enum:
+        return missing * tf.as_dtype(proto.dtype).size
+    return missing * (8 + len(proto.string_val[-1] if sent else b""))
+
+
+def _array(name, proto):
     try:
         return tf.make_ndarray(proto)
     except (ValueError, TypeError, KeyError) as error:
+        sizes = [axis.size for axis in proto.tensor_shape.dim]
         raise invalid(f"input {name} is not a tensor of the shape {sizes}: {error}.") from None
 
 
@@ -162,11 +194,13 @@ def to_json(name: str, array: np.ndarray) -> object:
     return np.array(flat, object).reshape(array.shape).tolist()
 
 
-def examples_of_input(request: "input_pb2.Input", most: int) -> np.ndarray:
+def examples_of_input(
+    request: "input_pb2.Input", most: int, most_bytes: int = MOST_BYTES
+) -> np.ndarray:
     """Returns the serialized tf.Examples, (B,), in an Input of the Classify and Regress APIs.
 
     Args:
-        most: maximum number of examples.
+        most: maximum number of examples. most_bytes: maximum size of the context's copies.
 
     Raises:
         RequestError: there are no examples, or too many.
@@ -174,7 +208,7 @@ def examples_of_input(request: "input_pb2.Input", most: int) -> np.ndarray:
     kind = request.WhichOneof("kind")
     examples = getattr(request, kind).examples if kind else []
     context = request.example_list_with_context.context  # empty for other kinds of input
-    check_examples(len(examples), most, context.SerializeToString())
+    check_examples(len(examples), most, context.SerializeToString(), most_bytes)
     result = []
     for example in examples:
         whole = tf.train.Example()
@@ -184,18 +218,22 @@ def examples_of_input(request: "input_pb2.Input", most: int) -> np.ndarray:
     return np.array(result, object)
 
 
-def check_examples(count: int, most: int, context: bytes | str) -> None:
+def check_examples(count: int, most: int, context: bytes, most_bytes: int = MOST_BYTES) -> None:
     """Raises RequestError for a request with no examples or with more than `most`.
 
     Args:
         count: number of examples. context: serialized features shared by all examples.
+        most_bytes: maximum size of the context's copies, one for each example.
     """
     if not count:
         raise invalid("the request has no examples.")
     if count > most:
         raise invalid(f"{count:,} examples in one request; at most {most:,} are allowed.")
-    if count * len(context) > MOST_BYTES:
-        raise invalid(f"the context, copied for each example, exceeds {MOST_BYTES:,} bytes.")
+    if count * len(context) > most_bytes:
+        raise invalid(
+            f"the context, copied for each example, exceeds {most_bytes:,} bytes "
+            f"(--max_request_bytes)."
+        )
 
 
 def example_of_json(features: object) -> bytes:
