@@ -182,7 +182,7 @@ def test_exported_regression_with_several_outputs(tmp_path):
     from kbert.serving.saved_model import load_endpoint
 
     endpoint = load_endpoint(tmp_path)
-    served = {name: np.array(x) for name, x in endpoint.from_texts(["w1 w2 w3"]).items()}
+    served = {name: np.array(x) for name, x in endpoint.from_texts(text=["w1 w2 w3"]).items()}
     assert served["scores"].shape == (1, 5)
     wanted = endpoint.reference_outputs(["w1 w2 w3"])
     np.testing.assert_allclose(served["scores"], wanted["scores"], atol=1e-6)

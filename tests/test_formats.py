@@ -509,6 +509,8 @@ def test_any_value_in_any_place_of_a_config(format, file, tmp_path):
 
 
 EXPORT = {"method": "tag", "inputs": ["text"], "max_seq_length": 9, "padded": {"a": ""}}
+EXPORT |= {"token_outputs": ["b"], "pad_id": 0}
+EXPORT |= {"limits": {"max_text_tokens": 9, "max_windows": 2, "max_choices": 3}}
 EXPORT |= {"weights": ["a", None], "files": {}}
 EXPORT["checksum"] = export_checksum(EXPORT)
 
@@ -522,6 +524,13 @@ EXPORT["checksum"] = export_checksum(EXPORT)
         ({"max_seq_length": 0}, "max_seq_length must be an integer above 0"),
         ({"padded": {"a": "\ud800"}}, "padded must be an object of strings and numbers"),
         ({"padded": {"a": []}}, "padded must be an object of strings and numbers"),
+        ({"token_outputs": "b"}, "token_outputs must be a list of strings"),
+        ({"pad_id": -1}, "pad_id must be an integer of at least 0"),
+        ({"limits": {"max_windows": 2}}, "limits must be an object of integers above 0"),
+        (
+            {"limits": EXPORT["limits"] | {"max_windows": 0}},
+            "limits must be an object of integers above 0",
+        ),
         ({"weights": [[]]}, "weights must be a list of names"),
         ({"weights": {}}, "weights must be a list of names"),
         ({"files": []}, "files must be an object of strings"),

@@ -7,9 +7,11 @@ import types
 import numpy as np
 import pytest
 
+from kbert.features import ENCODER_FEATURES
 from kbert.server import batching
 from kbert.server.batching import Batcher
 from kbert.server.errors import RequestError, invalid
+from kbert.server.scheduler import BATCH_TOKENS
 
 pytestmark = pytest.mark.smoke
 
@@ -18,9 +20,10 @@ SIGNATURE = types.SimpleNamespace(name="s", inputs={"text": None})
 
 
 class Words:
-    """Splits texts into words, padded to the most words of a batch, as an export pads."""
+    """Splits texts into words, padded to the most words of a batch. Its tokens are bytes."""
 
-    metadata = {"padded": {"words": "", "sizes": -1}}
+    metadata = {"padded": {"words": "", "sizes": -1}, "token_outputs": [], "pad_id": 0}
+    decodes, rows = False, types.SimpleNamespace(name="from_ids")
 
     def __init__(self, wait=None):
         self.batches, self.wait = [], wait
@@ -28,13 +31,22 @@ class Words:
     def check(self, signature, inputs):
         return len(inputs["text"])
 
-    def lengths(self, inputs):
-        return np.array([len(text) for text in inputs["text"]])
+    def encode(self, texts):
+        ids = [np.frombuffer(text, np.uint8) for text in texts["text"]]
+        features = np.zeros((3, len(ids), max(map(len, ids))), np.int32)
+        for i, row in enumerate(ids):
+            features[:2, i, : len(row)] = row, np.ones_like(row)
+        return dict(zip(ENCODER_FEATURES, features, strict=True)), {}
 
-    def compute(self, signature, inputs):
+    def select(self, signature, results):
+        return results
+
+    def compute(self, signature, features):
         if self.wait:
             self.wait.wait(60)
-        texts = inputs["text"].tolist()
+        lengths = features["attention_mask"].sum(axis=1)
+        rows = zip(features["input_ids"], lengths, strict=True)
+        texts = [bytes(ids[:length].astype(np.uint8)) for ids, length in rows]
         self.batches.append(texts)
         if b"evil" in texts:
             raise invalid("bad is bad")
@@ -45,7 +57,7 @@ class Words:
         words, sizes = np.full((len(rows), S), b"", object), np.full((len(rows), S), -1, np.int32)
         for i, row in enumerate(rows):
             words[i, : len(row)], sizes[i, : len(row)] = row, [len(word) for word in row]
-        return {"words": words, "sizes": sizes, "all": inputs["text"]}
+        return {"words": words, "sizes": sizes, "all": np.array(texts, object)}
 
 
 def asked(*texts):
@@ -54,6 +66,12 @@ def asked(*texts):
 
 def ask(batcher, servable, *texts):
     return batcher.compute(servable, SIGNATURE, asked(*texts))
+
+
+async def until(condition):
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 def run(coroutine):
@@ -71,7 +89,7 @@ def test_answers_are_those_of_a_request_alone():
     found = run(together(servable))
     assert len(servable.batches) < sum(map(len, texts))  # some were shared
     for rows, answer in zip(texts, found, strict=True):
-        alone = Words().compute(SIGNATURE, asked(*rows))
+        alone = Words().compute(Words.rows, Words().encode(asked(*rows))[0])
         for name, array in alone.items():
             assert answer[name].shape == array.shape and (answer[name] == array).all(), name
             assert answer[name].dtype == array.dtype
@@ -85,10 +103,9 @@ def test_batches_hold_rows_of_about_one_length():
     async def many():
         batcher = Batcher(max_batch_size=8)
         blocked = [asyncio.create_task(ask(batcher, blocker, "a")) for _ in range(2)]
-        await asyncio.sleep(0.05)
+        await until(lambda: batcher.waiting == 2 and batcher.idle)
         asks = [asyncio.create_task(ask(batcher, servable, "x" * n)) for n in sizes]
-        await asyncio.sleep(0.05)
-        assert batcher.waiting == sum(sizes) + 2
+        await until(lambda: batcher.waiting == sum(sizes) + 2)
         gate.set()
         await asyncio.gather(*blocked, *asks)
         assert batcher.waiting == 0
@@ -98,7 +115,7 @@ def test_batches_hold_rows_of_about_one_length():
     for batch in servable.batches:
         lengths = [len(text) for text in batch]
         assert max(lengths) < 2 * max(min(lengths), 2) and len(batch) <= 8
-        assert len(batch) == 1 or max(lengths) * len(batch) <= batching.BATCH_TOKENS
+        assert len(batch) == 1 or max(lengths) * len(batch) <= BATCH_TOKENS
     assert len(servable.batches) < len(sizes) / 2
 
 
@@ -115,10 +132,10 @@ def test_only_those_at_fault_are_refused():
     async def many():
         batcher, gate = Batcher(), threading.Event()
         blocked = [asyncio.create_task(ask(batcher, Words(gate), "a")) for _ in range(2)]
-        await asyncio.sleep(0.05)
+        await until(lambda: batcher.waiting == 2 and batcher.idle)
         asks = [ask(batcher, servable, text) for text in ("good", "evil", "fine", "worse", "okay")]
         asks = asyncio.gather(*asks, return_exceptions=True)
-        await asyncio.sleep(0.05)
+        await until(lambda: batcher.waiting == 2 + len("goodevilfineworseokay"))
         gate.set()
         await asyncio.gather(*blocked)
         return await asks
@@ -132,39 +149,39 @@ def test_only_those_at_fault_are_refused():
 
 
 def test_what_waits_is_bounded_and_freed():
+    """A request may take half of the tokens that are free."""
+
     async def many():
-        batcher, gate = Batcher(max_queue_tokens=5), threading.Event()
+        batcher, gate = Batcher(max_queue_tokens=10), threading.Event()
         servable = Words(gate)
-        asks = (ask(batcher, servable, "a", "b"), ask(batcher, servable, "c"))
+        asks = (ask(batcher, servable, "a"), ask(batcher, servable, "c"))
         first = asyncio.gather(*asks)  # of two threads
-        await asyncio.sleep(0.05)
-        with pytest.raises(RequestError, match="3 tokens are waiting") as error:
-            await ask(batcher, servable, "d", "e", "f")
-        assert error.value.code == "RESOURCE_EXHAUSTED"
-        with pytest.raises(
-            RequestError, match=r"6 texts in one request.*at most 5 are allowed"
-        ) as error:
-            await ask(batcher, servable, *"abcdef")
-        assert error.value.code == "INVALID_ARGUMENT"
-        given_up = asyncio.create_task(ask(batcher, servable, "g", "h"))
-        await asyncio.sleep(0.05)
-        assert batcher.waiting == 5 and batcher._queues
+        await until(lambda: batcher.waiting == 2 and batcher.idle)
+        with pytest.raises(RequestError, match="2 tokens are waiting; the request has 5, and may"):
+            await ask(batcher, servable, "defgh")
+        with pytest.raises(RequestError, match=r"at least 6 tokens.*at most 5 are allowed, half"):
+            await ask(batcher, servable, "defghi")
+        given_up = asyncio.create_task(ask(batcher, servable, "gh"))
+        await until(lambda: batcher.waiting == 4 and not batcher.idle)
         given_up.cancel()
         await asyncio.gather(given_up, return_exceptions=True)
-        assert batcher.waiting == 3 and not batcher._queues  # nor does it keep the texts
+        assert batcher.waiting == 2 and batcher.idle  # nor does it keep the texts
         gate.set()
         await first
         later = await ask(batcher, servable, "i")
-        assert later["all"].tolist() == [b"i"]
+        assert later["all"].tolist() == [b"i"] and batcher.waiting == 0
         return servable.batches
 
-    batches = run(many())
-    assert [b"g"] not in batches and [b"g", b"h"] not in batches  # nobody wanted it any more
+    assert [b"gh"] not in run(many())  # nobody wanted it any more
 
 
 def test_an_empty_request_and_models_of_others_are_computed_as_they_are():
-    class Other(Words):
-        metadata = None
+    class Other:
+        metadata, check, batches = None, Words.check, []
+
+        def compute(self, signature, inputs):
+            self.batches.append(inputs["text"].tolist())
+            return inputs
 
     async def many(servable):
         batcher = Batcher()
@@ -175,25 +192,56 @@ def test_an_empty_request_and_models_of_others_are_computed_as_they_are():
     other = Other()
     run(many(other))
     assert sorted(other.batches) == [[b"a"], [b"b", b"c"]]
-    assert run(ask(Batcher(), Words()))["words"].shape == (0, 0)
+
+    class Empty(Words):
+        def compute(self, signature, inputs):
+            return {"signature": signature.name, **inputs}
+
+    found = run(ask(Batcher(), Empty()))
+    assert found["signature"] == "s" and found["text"].shape == (0,)
 
 
-def test_a_column_of_the_inputs_keeps_its_width():
-    class Masks(Words):
-        metadata = {"padded": {"mask": 0, "states": 0.0}}
-
-        def lengths(self, inputs):
-            return np.full(len(inputs["mask"]), 8)
+def test_outputs_of_tokens_are_as_long_as_the_features():
+    class Tokens(Words):
+        metadata = {"padded": {}, "token_outputs": ["ids"], "pad_id": 7}
 
         def check(self, signature, inputs):
-            return len(inputs["mask"])
+            return len(next(iter(inputs.values())))
 
-        def compute(self, signature, inputs):
-            return {"mask": inputs["mask"], "states": inputs["mask"] * 0.5}
+        def compute(self, signature, features):
+            self.batches.append(features["input_ids"])
+            return {"ids": features["input_ids"][:, :, None], "flat": features["input_ids"][:, 0]}
 
-    mask = np.array([[1, 1, 0, 0]])
-    found = run(Batcher().compute(Masks(), SIGNATURE, {"mask": mask}))
-    assert (found["mask"] == mask).all() and found["states"].shape == (1, 4)
+    async def many(*asks):
+        batcher = Batcher()
+        return await asyncio.gather(*(batcher.compute(servable, SIGNATURE, x) for x in asks))
+
+    servable = Tokens()
+    features = [dict.fromkeys(ENCODER_FEATURES, np.full((1, L), L)) for L in (1, 1, 4, 6)]
+    found = run(many(*features, asked("abc", "d" * 40)))
+    for L, answer in zip((1, 1, 4, 6), found[:-1], strict=True):
+        assert answer["ids"].shape == (1, L, 1) and (answer["ids"] == L).all()
+    assert found[-1]["ids"].shape == (2, 40, 1)
+    assert found[-1]["ids"][0, :, 0].tolist() == [*b"abc"] + [0] * 37
+    shared = [batch for batch in servable.batches if len(batch) > 1]
+    assert [batch.tolist() for batch in shared] == [[[4] * 4 + [7] * 2, [6] * 6]]
+
+
+def test_choices_are_rows():
+    class Choices(Words):
+        metadata = {"padded": {}, "token_outputs": [], "pad_id": 0}
+
+        def check(self, signature, inputs):
+            return 2
+
+        def compute(self, signature, features):
+            self.batches.append(len(features["input_ids"]))
+            return {"logits": features["input_ids"].sum(axis=-1)}
+
+    ids, servable = np.arange(2 * 50 * 3).reshape(2, 50, 3), Choices()
+    features = dict.fromkeys(ENCODER_FEATURES, ids)
+    found = run(Batcher().compute(servable, SIGNATURE, features))["logits"]
+    assert (found == ids.sum(axis=-1)).all() and max(servable.batches) == 32
 
 
 def test_answers_have_a_largest_size(monkeypatch):
@@ -201,7 +249,7 @@ def test_answers_have_a_largest_size(monkeypatch):
     batcher = Batcher(max_batch_size=1)
     with pytest.raises(RequestError, match="the response is larger than 100 bytes"):
         run(ask(batcher, Words(), *"abcdefgh"))
-    assert batcher.waiting == 0 and not batcher._queues
+    assert batcher.waiting == 0 and batcher.idle
 
 
 def test_threads_are_used_at_once():

@@ -343,7 +343,8 @@ def test_the_pipeline_pushes_good_models_alone(tfx_python, weights, config, tmp_
     assert status == 0 and lines[-1] == f"pushed: {pushed}"
 
     texts, labels = map(np.array, zip(*held_out, strict=True))
-    answers = saved_model.answers_alone({"text": texts.tolist()}, pushed)  # neither TFX nor kbert
+    # Neither TFX nor kbert.
+    answers, *_ = saved_model.answers_alone({"text": texts.tolist()}, pushed)
     right = answers["probabilities"].argmax(axis=1) == labels
     assert lines[0] == f"all: accuracy {right.mean():.4f} of 150 examples"
     for label in (0, 1):

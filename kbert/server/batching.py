@@ -1,79 +1,121 @@
-"""Dynamic batching of requests.
+"""Dynamic batching of requests, and what each of them may take.
 
-Rows of similar length share a batch, from any client, as soon as a compute thread is free: the
-server does not wait for a batch to fill. Results do not depend on the other rows of a batch: rows
-do not affect each other, and padding is removed.
+The texts of an export of kbert are tokenized first; only then the work is known, in tokens. Their
+rows (texts, windows and choices) wait in the queue, and each batch has rows of similar length from
+any request. Results do not depend on the other rows of a batch: rows do not affect each other, and
+padding is removed.
 """
 
-import asyncio
-import collections
-import dataclasses
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kbert.inference.backends import PARALLEL, on_gpu
-from kbert.inference.batch_runner import BATCH_TOKENS
+from kbert.features import ENCODER_FEATURES
+from kbert.inference.backends import PARALLEL
 from kbert.server.errors import RequestError, invalid
+from kbert.server.scheduler import Flow, Job, Scheduler, as_long
 
 if TYPE_CHECKING:
     from kbert.server.demo import AttentionServable
     from kbert.server.servable import Servable, Signature
 
-log: logging.Logger = logging.getLogger("kbert.serve")
-MOST_BYTES = 64 << 20  # maximum size of the outputs of a request that is computed in pieces
+    Arrays = Mapping[str, np.ndarray]
+
+MOST_BYTES = 64 << 20  # maximum size of the outputs of a request that is computed in rows
+MOST_OUTPUT_BYTES = 4 * MOST_BYTES  # maximum size of the outputs of rows before they are decoded
 UNKNOWN_TOKENS = 128  # tokens counted for a request whose length is unknown
+LEAST_LENGTH = 16  # tokens; shorter rows do not cost less time
+CHUNK_BYTES, CHUNK_ROWS = 1 << 16, 256  # texts that are tokenized at once
+BYTES_PER_TOKEN = 32  # texts that are not tokenized yet count as a token for so many bytes
 
 
-@dataclasses.dataclass(eq=False)
-class _RequestPiece:
-    """Rows of one request that share a batch."""
+class Budget:
+    """The tokens that requests may have in the queue, or being computed.
 
-    servable: "Servable | AttentionServable"
-    signature: "Signature"
-    inputs: Mapping[str, np.ndarray]
-    rows: np.ndarray  # indices of the rows in the request
-    length: int
-    future: asyncio.Future
-    order: int = 0  # of arrival
-    queue: "collections.deque[_RequestPiece] | None" = None  # contains this piece
+    A request may take at most half of the tokens that others leave, so that a few large requests do
+    not fill the queue.
+
+    Args:
+        most: tokens of all requests.
+
+    Attributes:
+        waiting: int, the tokens taken.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.waiting = most, 0
+
+    @contextlib.contextmanager
+    def share(self) -> "Iterator[Callable[[int], None]]":
+        """Yields a function that sets the number of tokens of a request; see `_set`."""
+        tokens = 0
+
+        def set_tokens(count):
+            nonlocal tokens
+            self._check(count, self.waiting - tokens)
+            self.waiting += count - tokens
+            tokens = count
+
+        try:
+            yield set_tokens
+        finally:
+            self.waiting -= tokens
+
+    def _check(self, tokens, others):
+        if tokens > self.most // 2:
+            raise invalid(
+                f"the request has at least {tokens:,} tokens, in all windows and choices; at most "
+                f"{self.most // 2:,} are allowed, half of --max_queue_tokens. Send fewer or "
+                f"shorter texts per request."
+            )
+        if tokens > (self.most - others) // 2:
+            raise RequestError(
+                "RESOURCE_EXHAUSTED",
+                f"{others:,} tokens are waiting; the request has {tokens:,}, and may take half of "
+                f"the rest of --max_queue_tokens={self.most:,}. Try again later.",
+            )
 
 
 class Batcher:
     """Computes requests in batches, in threads; used by one event loop.
 
     Args:
-        max_batch_size: rows per batch. max_queue_tokens: maximum tokens of queued requests.
+        max_batch_size: rows per batch. max_queue_tokens: maximum tokens of all open requests.
         observe: called with the number of rows of each batch.
-
-    Attributes:
-        waiting: int, tokens queued or being computed. max_queue_tokens: int.
     """
 
     def __init__(
         self,
         max_batch_size: int = 32,
-        max_queue_tokens: int = 1 << 17,
+        max_queue_tokens: int = 1 << 19,
         observe: Callable[[int], object] = lambda rows: None,
     ) -> None:
-        self._most_rows = max_batch_size
-        self._most_tokens = 1 << 20 if on_gpu() else BATCH_TOKENS
-        self.max_queue_tokens: int = max_queue_tokens
-        self._observe = observe
-        self._queues = {}  # batch key -> deque of pieces that can share a batch
-        self._threads = ThreadPoolExecutor(PARALLEL, "kbert-compute")
-        self._free = PARALLEL
-        self._arrived = 0
-        self.waiting: int = 0
+        self._batches = Scheduler(PARALLEL, max_batch_size, observe)
+        self._texts = Scheduler()  # tokenizes and decodes while batches are computed
+        self._budget = Budget(max_queue_tokens)
+
+    @property
+    def waiting(self) -> int:
+        """Tokens queued or being computed."""
+        return self._budget.waiting
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is queued."""
+        return self._batches.idle and self._texts.idle
+
+    @property
+    def most_rows(self) -> int:
+        """The maximum number of texts in a request: each has at least [CLS] and [SEP]."""
+        return self._budget.most // 4
 
     async def compute(
-        self,
-        servable: "Servable | AttentionServable",
-        signature: "Signature",
-        inputs: Mapping[str, np.ndarray],
+        self, servable: "Servable | AttentionServable", signature: "Signature", inputs: "Arrays"
     ) -> dict[str, np.ndarray]:
         """Computes a Signature of a Servable: maps a dict of input arrays to a dict of arrays.
 
@@ -81,112 +123,179 @@ class Batcher:
             RequestError: the inputs do not fit the signature, or the queue is full.
         """
         B = servable.check(signature, inputs)
-        alone = servable.metadata is None or not B
-        lengths = np.zeros(1, int) if alone else servable.lengths(inputs)
-        weight = UNKNOWN_TOKENS if alone else int(lengths.sum())
-        if max(weight, B or 1) > self.max_queue_tokens:
-            raise invalid(
-                f"{B or 1:,} texts in one request, about {weight:,} tokens; at most "
-                f"{self.max_queue_tokens:,} are allowed. Send fewer texts per request."
-            )
-        if self.waiting + weight > self.max_queue_tokens:
-            raise RequestError(
-                "RESOURCE_EXHAUSTED", f"{self.waiting:,} tokens are waiting; try again later."
-            )
-        loop = asyncio.get_running_loop()
-        cuts = [(np.arange(1), 0)] if alone else _cuts(lengths, self._most_rows, self._most_tokens)
-        pieces = [
-            _RequestPiece(
-                servable,
-                signature,
-                inputs if alone else {name: array[rows] for name, array in inputs.items()},
-                rows,
-                length,
-                loop.create_future(),
-            )
-            for rows, length in cuts
-        ]
-        widths = {name: array.shape[1] for name, array in inputs.items() if array.ndim > 1}
-        del inputs
-        self.waiting += weight
-        try:
-            for piece in pieces:
-                self._put(piece, alone)
-            answers, size = [], 0
-            for piece in pieces:
-                answers.append(await piece.future)
-                size += sum(array.nbytes for array in answers[-1].values())
-                if size > MOST_BYTES and len(pieces) > 1:
-                    raise invalid(
-                        f"the response is larger than {MOST_BYTES:,} bytes; send fewer texts per "
-                        f"request."
-                    )
-        finally:
-            self.waiting -= weight
-            for piece in pieces:
-                self._drop(piece)
-        if alone:
-            return answers[0]
-        order = np.argsort(np.concatenate([piece.rows for piece in pieces]))
-        return _together(answers, order, widths, servable.metadata["padded"])
-
-    def _drop(self, piece: _RequestPiece) -> None:
-        """Removes a piece from its queue, if its request was canceled or failed."""
-        if piece.future.done() and not piece.future.cancelled():
-            piece.future.exception()  # marks it as retrieved; another piece has failed before
-        piece.future.cancel()
-        if piece.queue and piece in piece.queue:
-            piece.queue.remove(piece)
-            self._queues = {key: queue for key, queue in self._queues.items() if queue}
+        with (
+            self._batches.flow() as batches,
+            self._texts.flow() as texts,
+            self._budget.share() as set_tokens,
+        ):
+            if servable.metadata is None or not B:
+                set_tokens(UNKNOWN_TOKENS)
+                return await batches.call(servable.compute, signature, inputs, cost=UNKNOWN_TOKENS)
+            request = _Request(servable, batches, texts, set_tokens)
+            if set(inputs) == set(ENCODER_FEATURES):
+                return await request.from_ids(inputs)
+            if "inputs" in inputs:  # tf.Examples
+                set_tokens(_least_tokens(inputs))
+                inputs = await texts.call(servable.texts, inputs, cost=UNKNOWN_TOKENS)
+            return servable.select(signature, await request.from_texts(inputs))
 
     def close(self) -> None:
         """Shuts down the threads."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._batches.close()
+        self._texts.close()
 
-    def _put(self, piece, alone):
-        self._arrived += 1
-        piece.order = self._arrived
-        shapes = tuple(array.shape[1:] for array in piece.inputs.values())
-        bucket = self._arrived if alone else int(piece.length).bit_length()
-        key = (id(piece.servable), piece.signature.name, shapes, alone, bucket)
-        piece.queue = self._queues.setdefault(key, collections.deque())
-        piece.queue.append(piece)
-        self._start()
 
-    def _start(self):
-        """Starts batches on free threads, the batch with the oldest piece first."""
-        while self._free and (batch := self._next_batch()):
-            self._free -= 1
-            self._observe(sum(len(piece.rows) for piece in batch))
-            done = asyncio.get_running_loop().run_in_executor(self._threads, _compute, batch)
-            done.add_done_callback(lambda done, batch=batch: self._finish(batch, done))
+class _Request:
+    """A request to an export of kbert.
 
-    def _next_batch(self) -> list[_RequestPiece]:
-        """Returns the oldest piece and later ones that fit into its batch; [] if there is none."""
-        if not self._queues:
-            return []
-        key = min(self._queues, key=lambda key: self._queues[key][0].order)
-        queue, batch, rows, length = self._queues[key], [], 0, 0
-        while queue:
-            rows, length = rows + len(queue[0].rows), max(length, queue[0].length)
-            if batch and (rows > self._most_rows or rows * length > self._most_tokens):
-                break
-            batch.append(queue.popleft())
-        if not queue:
-            del self._queues[key]
-        return batch
+    batches, texts: Flows of its rows and its texts. set_tokens: sets the tokens that count for it.
+    """
 
-    def _finish(self, batch, done):
-        self._free += 1
-        results = [done.exception()] * len(batch) if done.exception() else done.result()
-        for piece, result in zip(batch, results, strict=True):
-            if piece.future.done():
-                continue
-            if isinstance(result, BaseException):
-                piece.future.set_exception(result)
-            else:
-                piece.future.set_result(result)
-        self._start()
+    def __init__(
+        self, servable: "Servable", batches: Flow, texts: Flow, set_tokens: Callable[[int], None]
+    ) -> None:
+        self._servable, self._set_tokens = servable, set_tokens
+        self._batches, self._texts = batches, texts
+        self._size = 0  # bytes of the results and of the outputs that are not decoded yet
+
+    async def from_ids(self, features: "Arrays") -> dict[str, np.ndarray]:
+        """Returns the outputs of features, (B, L) or (B, C, L) each."""
+        *rows, L = features["input_ids"].shape
+        N = int(np.prod(rows))
+        self._set_tokens(N * L)
+        if len(rows) == 2:  # choices are rows
+            features = {name: x.reshape(N, 1, L) for name, x in features.items()}
+        pieces = self._cut(features, np.full(N, L))
+        self._put(pieces)
+        outputs = await self._outputs(pieces, L)
+        return {name: x.reshape(*rows, *x.shape[len(rows) :]) for name, x in outputs.items()}
+
+    async def from_texts(self, texts: "Arrays") -> dict[str, np.ndarray]:
+        """Returns the results of texts, (B,) or (B, C) each."""
+        chunks = [{name: x[some] for name, x in texts.items()} for some in _chunks(texts)]
+        tokens = [_least_tokens(chunk) for chunk in chunks]
+        self._set_tokens(sum(tokens))
+        queued = []
+        for number, chunk in enumerate(chunks):
+            step = self._servable.encode
+            features, extra = await self._texts.call(step, chunk, cost=tokens[number])
+            lengths = features["attention_mask"].sum(axis=-1).reshape(-1)
+            tokens[number] = int(lengths.sum())
+            self._set_tokens(sum(tokens))
+            pieces = self._cut(features, lengths)  # without most of the padding
+            queued.append((chunk, extra, pieces, int(lengths.max(initial=0))))
+        for _, _, pieces, _ in queued:
+            self._put(pieces)
+        results = []
+        while queued:  # what is decoded is freed
+            results.append(await self._results(*queued.pop(0)))
+        return self._together(results, np.arange(len(next(iter(texts.values())))))
+
+    def _put(self, pieces):
+        for _, job in pieces:
+            self._batches.put(job)
+
+    def _cut(self, features, lengths):
+        """Returns pairs (indices of rows, Job), for rows of similar length."""
+        servable, scheduler, pieces = self._servable, self._batches.scheduler, []
+        for rows, longest in _cuts(lengths, scheduler.most_rows, scheduler.most_tokens):
+            inputs = {name: x[rows, ..., :longest] for name, x in features.items()}
+            job = Job(
+                functools.partial(servable.compute, servable.rows),
+                inputs,
+                cost=len(rows) * max(longest, LEAST_LENGTH),
+                kind=(id(servable), longest.bit_length()),
+                fill={"input_ids": servable.metadata["pad_id"]},
+            )
+            pieces.append((rows, job))
+        return pieces
+
+    async def _results(self, texts, extra, pieces, L):
+        """Returns the results of the texts of a chunk, when its rows are computed."""
+        outputs = await self._outputs(pieces, L)
+        if not self._servable.decodes:
+            return outputs
+        self._size -= _size(outputs)
+        cost = sum(job.cost for _, job in pieces)
+        results = await self._texts.call(self._servable.decode, texts, extra, outputs, cost=cost)
+        self._count(results, MOST_BYTES)
+        return results
+
+    async def _outputs(self, pieces, L):
+        """Returns the outputs of rows in their order, those of tokens (N, L, ...)."""
+        most = MOST_OUTPUT_BYTES if self._servable.decodes else MOST_BYTES
+        names, parts = self._servable.metadata["token_outputs"], []
+        for _, job in pieces:
+            part = dict(await job.future)
+            for name in part.keys() & names:
+                part[name] = as_long(part[name][:, : job.shape[1]], L, 0, axis=1)
+            self._count(part, most)
+            parts.append(part)
+        return self._together(parts, np.argsort(np.concatenate([rows for rows, _ in pieces])))
+
+    def _count(self, arrays, most):
+        self._size += _size(arrays)
+        if self._size > most:
+            raise invalid(
+                f"the response is larger than {most:,} bytes; send fewer texts per request."
+            )
+
+    def _together(self, parts, order):
+        """Combines dicts of arrays, (N, ...) each; `order` restores the order of the rows.
+
+        Outputs in `padded` become as wide as the longest row of the first of them; outputs of
+        tokens as wide as the widest part. See `kbert.tasks.endpoint.Endpoint`.
+        """
+        metadata, widths = self._servable.metadata, {}
+        fills = dict.fromkeys(metadata["token_outputs"], 0) | metadata["padded"]
+        fills = {n: fill.encode() if isinstance(fill, str) else fill for n, fill in fills.items()}
+        leading = next(iter(metadata["padded"]), None)
+        if leading in parts[0]:
+            filled = max(_filled(part[leading], fills[leading]) for part in parts)
+            widths = dict.fromkeys(metadata["padded"], filled)
+        answers = {}
+        for name in parts[0]:
+            arrays = [part[name] for part in parts]
+            if name in fills:
+                width = widths.get(name, max(array.shape[1] for array in arrays))
+                arrays = [as_long(x[:, :width], width, fills[name], axis=1) for x in arrays]
+            if len({array.shape[1:] for array in arrays}) > 1:
+                raise invalid(f"the rows of one request have different shapes of {name}.")
+            answers[name] = np.concatenate(arrays)[order]
+        return answers
+
+
+def _size(arrays):
+    return sum(array.nbytes for array in arrays.values())
+
+
+def _filled(array, fill):
+    """Returns the number of columns of (B, S, ...) up to the last one that is not all padding."""
+    there = (array != fill).any(axis=(0, *range(2, array.ndim)))
+    return int(np.flatnonzero(there).max(initial=-1)) + 1
+
+
+def _sizes(texts: "Arrays") -> tuple[np.ndarray, int]:
+    """Returns the bytes of the texts of each example, (B,), and the texts of an example."""
+    bytes_ = [
+        np.fromiter(map(len, x.ravel()), np.int64, x.size).reshape(len(x), -1).sum(axis=1)
+        for x in texts.values()
+    ]
+    return sum(bytes_), max(math.prod(x.shape[1:]) for x in texts.values())
+
+
+def _least_tokens(texts: "Arrays") -> int:
+    """Returns the tokens that count for texts before they are tokenized."""
+    sizes, count = _sizes(texts)
+    return int(sizes.sum()) // BYTES_PER_TOKEN + 2 * count * len(sizes)
+
+
+def _chunks(texts: "Arrays") -> list[slice]:
+    """Cuts texts, (B,) or (B, C) each, into chunks of limited size; returns their rows."""
+    sizes, count = _sizes(texts)
+    shares = np.cumsum(sizes / CHUNK_BYTES + count / CHUNK_ROWS)
+    cuts = np.flatnonzero(np.diff(np.floor(shares))) + 1
+    return [slice(*pair) for pair in itertools.pairwise([0, *cuts.tolist(), len(sizes)])]
 
 
 def _cuts(
@@ -201,73 +310,3 @@ def _cuts(
         count = len(same) if same.all() else max(int(same.argmin()), 1)
         yield order[:count], longest
         order = order[count:]
-
-
-def _compute(batch: Sequence[_RequestPiece]) -> Sequence[dict[str, np.ndarray] | Exception]:
-    """Returns the result of each piece of a batch: a dict of arrays, or an exception."""
-    try:
-        return _computed(batch)
-    except Exception as error:
-        if len(batch) > 1:  # recompute one by one, so that only the faulty pieces fail
-            return [_compute([piece])[0] for piece in batch]
-        if not isinstance(error, RequestError):
-            log.exception("a request failed")
-            error = RequestError("INTERNAL", f"the model failed: {type(error).__name__}.")
-        return [error]
-
-
-def _computed(batch):
-    first = batch[0]
-    if len(batch) == 1:
-        return [first.servable.compute(first.signature, first.inputs)]
-    inputs = {
-        name: np.concatenate([piece.inputs[name] for piece in batch]) for name in first.inputs
-    }
-    outputs = first.servable.compute(first.signature, inputs)
-    ends = np.cumsum([len(piece.rows) for piece in batch])
-    if any(array.ndim == 0 or len(array) != ends[-1] for array in outputs.values()):
-        raise ValueError("an output has a different number of rows than the inputs")
-    return [
-        {name: array[end - len(piece.rows) : end] for name, array in outputs.items()}
-        for piece, end in zip(batch, ends, strict=True)
-    ]
-
-
-def _together(parts, order, widths, padded):
-    """Combines the results of the pieces of a request; `order` restores the order of its rows.
-
-    A padded output is as wide as the input of the same name (`widths`) or, without one, as its
-    longest row. padded: see `kbert.tasks.endpoint.Endpoint`.
-    """
-    leading = next(iter(padded), None)
-    padded = padded if leading in parts[0] else {}
-    padded = {n: fill.encode() if isinstance(fill, str) else fill for n, fill in padded.items()}
-    if padded:
-        width = widths.get(leading)
-        if width is None:
-            width = max(_filled(piece[leading], padded[leading]) for piece in parts)
-    answers = {}
-    for name in parts[0]:
-        arrays = [piece[name] for piece in parts]
-        if name in padded:
-            arrays = [_as_wide(array, width, padded[name]) for array in arrays]
-        if len({array.shape[1:] for array in arrays}) > 1:
-            raise invalid(f"the rows of one request have different shapes of {name}.")
-        answers[name] = np.concatenate(arrays)[order]
-    return answers
-
-
-def _filled(array, fill):
-    """Returns the number of columns of (B, S, ...) up to the last one that is not all padding."""
-    there = (array != fill).any(axis=(0, *range(2, array.ndim)))
-    return int(np.flatnonzero(there).max(initial=-1)) + 1
-
-
-def _as_wide(array, width, fill):
-    """Truncates or pads (B, S, ...) to (B, width, ...)."""
-    array = array[:, :width]
-    if array.shape[1] == width:
-        return array
-    added = [(0, 0)] * array.ndim
-    added[1] = (0, width - array.shape[1])
-    return np.pad(array, added, constant_values=fill)

@@ -1,8 +1,9 @@
 """One version of a model: a loaded SavedModel with its signatures and metadata."""
 
+import contextlib
 import dataclasses
-import math
 import pathlib
+import re
 import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from kbert.inference.backends import choose_backend, frozen_backend
 from kbert.server.errors import RequestError, invalid
 from kbert.server.tensors import MOST_BYTES, check_shape, examples_of_input, from_protos
 from kbert.serving.saved_model import load_exported
-from kbert.serving.signatures import signatures
+from kbert.serving.signatures import DECODE, ENCODE, INTERNAL, parse_examples, signatures
 from kbert.serving.warmup import WARMUP_FILE
 from kbert.utils.formats import EXPORT_FILE, is_quantized, read_export
 
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from kbert.tasks.endpoint import Endpoint
 
 DEFAULT_SIGNATURE = "serving_default"
-LEAST_LENGTH = 16  # tokens; shorter rows do not cost less
-MOST_CHOICES = 128  # choices of an example, which are computed together
 MOST_WARMUPS = 1000  # limit of TensorFlow Serving
 
 
@@ -65,12 +64,15 @@ class Servable:
         backend: str, the backend in use. metadata: dict of `kbert.json`, or None if the SavedModel
             is not an export of kbert.
         folder: as given.
+        rows: Signature that computes the rows of an export of kbert; see
+            `kbert.tasks.endpoint.Endpoint`. decodes: whether their outputs must be decoded.
 
     Raises:
         UserError: the folder cannot be loaded with this backend.
     """
 
     metadata: "dict[str, Any] | None"
+    rows: Signature
 
     def __init__(self, folder: str, backend: str = "auto") -> None:
         self.folder = folder
@@ -96,6 +98,10 @@ class Servable:
             for name, definition in self.definitions.items()
             if name in functions
         }
+        if self.metadata:
+            self._steps = {n: self.signatures.pop(n) for n in INTERNAL if n in self.signatures}
+            self.definitions = {n: self.definitions[n] for n in self.signatures}
+            self.rows, self.decodes = self.signatures["from_ids"], DECODE in self._steps
 
     def __str__(self) -> str:
         what = f"signatures {', '.join(self.signatures)}"
@@ -131,18 +137,57 @@ class Servable:
         Raises:
             RequestError: the graph rejects the inputs, or memory is exhausted.
         """
-        try:
+        with _rejecting():
             tensors = {
                 name: tf.constant(inputs[name], spec.dtype)
                 for name, spec in signature.inputs.items()
             }
             return {name: x.numpy() for name, x in signature.function(**tensors).items()}
-        except tf.errors.InvalidArgumentError as error:
-            raise invalid(_reason(error)) from None
-        except UnicodeDecodeError:  # TensorFlow's own message quotes bytes of the inputs
-            raise invalid("the inputs are not what the signature parses.") from None
-        except tf.errors.ResourceExhaustedError as error:
-            raise RequestError("RESOURCE_EXHAUSTED", f"out of memory: {_reason(error)}") from None
+
+    def texts(self, examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Parses tf.Examples: maps `inputs`, (B,) serialized, to the texts of `serving_default`.
+
+        Raises:
+            RequestError: an example lacks a text, or numbers of choices differ.
+        """
+        axes = {n: spec.shape.rank for n, spec in self.signature("").inputs.items()}
+        with _rejecting():
+            parsed = parse_examples(tf.constant(examples["inputs"], tf.string), axes)
+            texts = {name: text.numpy() for name, text in parsed.items()}
+        _check_filled(texts)
+        return texts
+
+    def encode(
+        self, texts: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Returns the features of the rows of texts, and arrays for `decode`.
+
+        Raises:
+            RequestError: a text exceeds a limit of the export.
+        """
+        extra = self.compute(self._steps[ENCODE], texts)
+        return {name: extra.pop(name) for name in ENCODER_FEATURES}, extra
+
+    def decode(
+        self,
+        texts: Mapping[str, np.ndarray],
+        extra: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+    ) -> dict[str, np.ndarray]:
+        """Returns the results of texts. extra: from `encode`. outputs: of its rows."""
+        return self.compute(self._steps[DECODE], {**texts, **extra, **outputs})
+
+    def select(
+        self, signature: Signature, results: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Returns the outputs of a Signature that takes texts or tf.Examples, from the results."""
+        if "classes" in signature.outputs:
+            scores = results["probabilities"]
+            labels = np.array([name.encode() for name in self.metadata["labels"]], object)
+            return {"classes": np.broadcast_to(labels, scores.shape), "scores": scores}
+        if "outputs" in signature.outputs:
+            return {"outputs": results["score"]}
+        return dict(results)
 
     def read(
         self,
@@ -186,9 +231,8 @@ class Servable:
             raise invalid(f"all inputs must have the same number of rows; got {sizes}.")
         if self.metadata and set(ENCODER_FEATURES) <= set(inputs):
             self._check_features(inputs)
-        if "choices" in inputs and inputs["choices"].shape[1] > MOST_CHOICES:
-            count = inputs["choices"].shape[1]
-            raise invalid(f"{count:,} choices for a text; at most {MOST_CHOICES} are allowed.")
+        if self.metadata:
+            _check_filled(inputs)
         return counts.pop() if len(counts) == 1 else None
 
     def _check_features(self, inputs):
@@ -197,12 +241,10 @@ class Servable:
         if len(shapes) > 1:
             listing = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
             raise invalid(f"inputs must have the same shape; got {listing}.")
-        *_, L = shape = shapes.pop()
+        *_, L = shapes.pop()
         if not 1 <= L <= self._config.max_position_embeddings:
             most = self._config.max_position_embeddings
             raise invalid(f"sequences must have 1 to {most} tokens; got {L}.")
-        if len(shape) == 3 and shape[1] > MOST_CHOICES:
-            raise invalid(f"{shape[1]:,} choices for a text; at most {MOST_CHOICES} are allowed.")
         sizes = {"input_ids": self._config.vocab_size, "attention_mask": 2}
         sizes["token_type_ids"] = self._config.type_vocab_size
         for name, size in sizes.items():
@@ -210,21 +252,6 @@ class Servable:
             if array.size and not 0 <= array.min() <= array.max() < size:
                 got = f"{array.min()} to {array.max()}"
                 raise invalid(f"input {name} must be 0 to {size - 1}; got {got}.")
-
-    def lengths(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Estimates the number of tokens of each row, (B,) int, from bytes of text or columns."""
-        texts = [array for array in inputs.values() if array.dtype == object]
-        if not texts:
-            array = next(iter(inputs.values()))
-            return np.full(len(array), max(math.prod(array.shape[1:]), 1))
-        result = 0
-        for array in texts:
-            sizes = np.fromiter((len(text) // 4 for text in array.ravel()), np.int64, array.size)
-            result = result + sizes.reshape(len(array), -1)  # (B, 1), or (B, C) with choices
-        result = np.maximum(result, LEAST_LENGTH)
-        if self.metadata["method"] not in ("tag", "answer"):  # these two use windows
-            result = np.minimum(result, self.metadata["max_seq_length"])
-        return result.sum(axis=1)
 
     def warm_up(self) -> int:
         """Computes the warmup requests of the export; returns their number.
@@ -247,9 +274,38 @@ class Servable:
             else:
                 inputs = {"inputs": examples_of_input(request.input, MOST_WARMUPS)}
             self.check(signature, inputs)
-            self.compute(signature, inputs)
+            self._run(signature, inputs)
             count += 1
         return count
+
+    def _run(self, signature, inputs):
+        """Computes a signature by the steps that a Batcher takes, without batching."""
+        if not self.metadata or signature is self.rows:
+            return self.compute(signature, inputs)
+        texts = self.texts(inputs) if "inputs" in inputs else inputs
+        features, extra = self.encode(texts)
+        outputs = self.compute(self.rows, features)
+        results = self.decode(texts, extra, outputs) if self.decodes else outputs
+        return self.select(signature, results)
+
+
+@contextlib.contextmanager
+def _rejecting():
+    """Raises RequestError for inputs that a graph rejects, or if memory is exhausted."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        raise invalid(_reason(error)) from None
+    except UnicodeDecodeError:  # TensorFlow's own message quotes bytes of the inputs
+        raise invalid("the inputs are not what the signature parses.") from None
+    except tf.errors.ResourceExhaustedError as error:
+        raise RequestError("RESOURCE_EXHAUSTED", f"out of memory: {_reason(error)}") from None
+
+
+def _check_filled(inputs):
+    for name, array in inputs.items():
+        if 0 in array.shape[1:]:
+            raise invalid(f"input {name} must not be empty; got the shape {list(array.shape)}.")
 
 
 def _check_names(signature, inputs):
@@ -324,4 +380,6 @@ def _reason(error: tf.errors.OpError) -> str:
     lines = [line for line in error.message.splitlines() if line.strip()]
     node = next((i for i, line in enumerate(lines) if "{{node" in line), 0)
     line = lines[max(node - 1, 0)] if lines else type(error).__name__
+    if line.startswith("assertion failed: "):  # its values follow in brackets
+        line = " ".join(re.findall(r"\[(.*?)\]", line)) or line
     return " ".join(line.split())[:300]

@@ -13,7 +13,7 @@ from tensorflow_serving.apis import (
 )
 
 from kbert.server.errors import invalid
-from kbert.server.servable import DEFAULT_SIGNATURE, LEAST_LENGTH
+from kbert.server.servable import DEFAULT_SIGNATURE
 from kbert.server.tensors import MOST_BYTES
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Service:
     @property
     def most_examples(self) -> int:
         """The maximum number of examples in a request."""
-        return self._batcher.max_queue_tokens // LEAST_LENGTH
+        return self._batcher.most_rows
 
     def find(self, spec: "model_pb2.ModelSpec") -> "tuple[int, Servable, Signature]":
         """Returns the (number, Servable, Signature) that a ModelSpec selects; see `Models.find`."""

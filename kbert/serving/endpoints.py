@@ -52,10 +52,10 @@ class Embed(Endpoint):
         meaning = f"(B, E) float32, {self.settings.pooling} pooling, {length}"
         self.output_spec: dict[str, str] = {"embedding": meaning}
 
-    def from_texts(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
+    def encode_texts(self, text: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         if self.settings.prompt:
             text = tf.strings.join([self.settings.prompt, text])
-        return super().from_texts(text)
+        return super().encode_texts(text=text)
 
     def postprocess(
         self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
@@ -80,7 +80,7 @@ class Encode(Endpoint):
         "attention_mask": "(B, L) int32, 1 = real token, 0 = padding",
     }
 
-    padded: dict[str, str | int | float] = {"attention_mask": 0, "last_hidden_state": 0.0}
+    token_outputs: tuple[str, ...] = ("attention_mask", "last_hidden_state")
 
     def forward(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         outputs = self.model(features, training=False)
@@ -134,8 +134,8 @@ class FillMask(Endpoint):
     def trackables(self) -> list[Any]:
         return [self.reading]
 
-    def from_texts(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
-        return self.from_ids(self.encode(text, tokenizer=self.reading))
+    def encode_texts(self, text: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        return self.encode(text, tokenizer=self.reading), {}
 
     def forward(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return masked_logits(self.model, features, self.tokenizer)

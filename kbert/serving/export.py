@@ -15,7 +15,7 @@ from kbert.model.folder import ModelFolder
 from kbert.serving import comparison, messages, openvino_ir, saved_model, tf_hub
 from kbert.serving.signatures import signatures
 from kbert.serving.warmup import write_warmup
-from kbert.settings import ColumnConfig
+from kbert.settings import ColumnConfig, TextLimits
 from kbert.tasks.arguments import check_length
 from kbert.tasks.registry import load_task_module
 from kbert.utils import atomic, storage
@@ -38,7 +38,8 @@ def export_as(config: "ExportConfig") -> None:
     request |= {"eval_file": config.eval_file, "quantize": config.quantize}
     request["columns"] = ColumnConfig(**shared_settings(config, ColumnConfig))
     if config.format == "serving":
-        export(*folders, batch_timeout_ms=config.batch_timeout_ms, **request)
+        limits = TextLimits(**shared_settings(config, TextLimits))
+        export(*folders, batch_timeout_ms=config.batch_timeout_ms, limits=limits, **request)
     else:
         export_openvino(*folders, **request)
 
@@ -54,6 +55,7 @@ def export(
     eval_file: str | None = None,
     columns: ColumnConfig | None = None,
     quantize: str | None = None,
+    limits: TextLimits | None = None,
 ) -> None:
     """Writes a SavedModel with text inputs, and compares it with `kbert.Predictor`.
 
@@ -70,6 +72,7 @@ def export(
         columns: ColumnConfig of `eval_file`; None: detect the columns.
         quantize: "int8" (see `kbert.serving.saved_model.quantize_int8`) or None. An int8 SavedModel
             is compared with the quantized model, since its outputs differ from the Predictor's.
+        limits: limits on the texts of a request; None: the defaults of TextLimits.
 
     Raises:
         UserError: the model cannot be read; the output folder is not empty or another process is
@@ -79,6 +82,7 @@ def export(
     _check_quantize("serving", quantize, "int8")
     target = _free(output_dir)
     endpoint = _endpoint(model, method, takes_pairs, max_seq_length, report)
+    endpoint.limits = limits or endpoint.limits
     labeled = eval_file and comparison.Labeled(endpoint, eval_file, columns, report)
     before = {}
     if labeled and (quantize or batch_timeout_ms):  # with other weights, or with batching
@@ -88,9 +92,10 @@ def export(
     with _new_folder(target) as path:
         functions = saved_model.save_endpoint(endpoint, path, batch_timeout_ms)
         samples = saved_model.samples(endpoint)
-        answers = saved_model.answers_alone(samples, path)
         expected = _expected(endpoint, functions, samples, quantize)
-        notes = [messages.checked_line(answers, *expected)]
+        for answers in saved_model.answers_alone(samples, path):
+            checked = messages.checked_line(answers, *expected)
+        notes = [checked]
         notes.append(_warm_up(path, functions, samples, target))
         if labeled:
             notes += labeled.with_saved_model(before or functions, path, quantize or "float32")
@@ -129,7 +134,7 @@ def export_tf_hub(
         tf_hub.save_encoder(encoder, path / "encoder")
         samples = {"text": list(saved_model.SAMPLES)}
         outputs = encoder(tokenizer(samples["text"], max_length=length), training=False)
-        answers = saved_model.answers_alone(samples, path / "preprocess", path / "encoder")
+        (answers,) = saved_model.answers_alone(samples, path / "preprocess", path / "encoder")
         expected = {"sequence_output": outputs["last_hidden_state"].numpy()}
         expected["pooled_output"] = outputs["pooler_output"].numpy()
         checked = messages.checked_line(answers, expected, "kbert.BertModel")

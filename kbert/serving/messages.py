@@ -104,7 +104,7 @@ def port_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
 
 
 def output_spec_lines(endpoint: "Endpoint", functions: Iterable[str]) -> Iterator[str]:
-    """Yields lines with the inputs of a SavedModel's signatures and the outputs for texts.
+    """Yields lines with the inputs of a SavedModel's public signatures and the outputs for texts.
 
     Args:
         endpoint: the exported Endpoint. functions: names of the signatures.
@@ -117,7 +117,7 @@ def output_spec_lines(endpoint: "Endpoint", functions: Iterable[str]) -> Iterato
         "classify": "inputs, for Classify: classes and scores (B, C)",
         "regress": "inputs, for Regress: outputs (B,)",
     }
-    for name in functions:
+    for name in (name for name in functions if name in takes):
         yield f"  {name}: {takes[name]}"
         if name == "serving_default":
             for output, meaning in endpoint.output_spec.items():

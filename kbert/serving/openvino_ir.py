@@ -142,15 +142,10 @@ def _compared(endpoint, compute):
 
 def sample_features(endpoint: "Endpoint") -> dict[str, np.ndarray]:
     """Returns the features that the model receives for the sample texts, as int32 arrays."""
-    captured = []
-
-    def compute(features):
-        captured.append({name: x.numpy() for name, x in features.items()})
-        return endpoint.forward(features)
-
-    before, endpoint.compute = endpoint.compute, compute
-    try:
-        endpoint.from_texts(**saved_model.samples(endpoint))
-    finally:
-        endpoint.compute = before
-    return captured[0]
+    samples = saved_model.samples(endpoint)
+    features, _ = endpoint.encode_texts(**samples)
+    arrays = {name: x.numpy() for name, x in features.items()}
+    if endpoint.takes_choices:  # (B * C, 1, L) -> (B, C, L)
+        B = len(samples["choices"])
+        return {name: x.reshape(B, -1, x.shape[-1]) for name, x in arrays.items()}
+    return arrays

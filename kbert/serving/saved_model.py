@@ -1,5 +1,6 @@
 """SavedModels with text inputs: loading of weights, export, and checks of the export."""
 
+import dataclasses
 import gc
 import json
 import os
@@ -21,6 +22,7 @@ from kbert.model.folder import TASK_FILE, ModelFolder
 from kbert.model.models import BertModel
 from kbert.serving.endpoints import FillMask, endpoints
 from kbert.serving.signatures import signatures
+from kbert.settings import TextLimits
 from kbert.tasks import registry
 from kbert.tasks.arguments import check_length
 from kbert.utils import atomic
@@ -120,7 +122,9 @@ def load_exported(folder: str | os.PathLike[str]) -> "Endpoint":
         )
     optional = kinds and kinds[0].texts == (1, 2)
     pairs = "text_pair" in metadata["inputs"] if optional else None
-    return load_endpoint(folder, method, pairs, length)
+    endpoint = load_endpoint(folder, method, pairs, length)
+    endpoint.limits = TextLimits(**metadata["limits"])
+    return endpoint
 
 
 def load_encoder(folder: str | os.PathLike[str], **arguments: Any) -> BertModel:
@@ -188,6 +192,9 @@ def save_endpoint(
         "labels": list(getattr(endpoint.task, "label_names", None) or []),
         "max_seq_length": endpoint.max_seq_length,
         "padded": endpoint.padded,
+        "token_outputs": list(endpoint.token_outputs),
+        "pad_id": endpoint.tokenizer.pad_id,
+        "limits": dataclasses.asdict(endpoint.limits),
         "weights": [names.get(id(variable)) for variable in endpoint.model.variables],
         "files": {name: sha256_of(folder / name) for name in _own_files(folder)},
     }
@@ -217,17 +224,30 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_text
 request, answer, *folders = sys.argv[1:]
-values = {n: tf.constant(t) for n, t in json.load(open(request, encoding="utf-8")).items()}
+texts = {n: tf.constant(t) for n, t in json.load(open(request, encoding="utf-8")).items()}
+values = [texts]
 for folder in folders:
-    values = tf.saved_model.load(folder).signatures["serving_default"](**values)
-np.savez(answer, **{name: value.numpy() for name, value in values.items()})
+    signatures = tf.saved_model.load(folder).signatures
+    values = [signatures["serving_default"](**values[0])]
+if "internal_encode" in signatures:
+    extra = signatures["internal_encode"](**texts)
+    ids = signatures["from_ids"]
+    outputs = ids(**{n: extra.pop(n) for n in ids.structured_input_signature[1]})
+    if "internal_decode" in signatures:
+        outputs = signatures["internal_decode"](**texts, **extra, **outputs)
+    values.append(outputs)
+pairs = [(f"{i}/{n}", x) for i, some in enumerate(values) for n, x in some.items()]
+np.savez(answer, **{name: x.numpy() for name, x in pairs})
 """
 
 
 def answers_alone(
     texts: Mapping[str, Sequence[Any]], *folders: str | os.PathLike[str]
-) -> dict[str, np.ndarray]:
+) -> list[dict[str, np.ndarray]]:
     """Computes the outputs of SavedModels in a separate process with TensorFlow but without kbert.
+
+    Returns the outputs of `serving_default` and, if there are `kbert.serving.signatures.INTERNAL`,
+    the outputs of the steps by which kbert's server computes the same.
 
     Args:
         texts: dict of lists, the inputs of the first SavedModel.
@@ -252,8 +272,12 @@ def answers_alone(
                 f"the SavedModel fails in a separate process: "
                 f"{' '.join(done.stderr.split())[-500:]}"
             )
+        results: dict[str, dict[str, np.ndarray]] = {}
         with np.load(answer_file, allow_pickle=True) as arrays:
-            return dict(arrays)
+            for key, array in arrays.items():
+                number, _, name = key.partition("/")
+                results.setdefault(number, {})[name] = array
+        return list(results.values())
 
 
 def largest_difference(result: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> float:

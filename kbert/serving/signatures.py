@@ -1,16 +1,20 @@
 """The signatures of a SavedModel, which TensorFlow Serving and TFX call by name."""
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
 from kbert.features import ENCODER_FEATURES
+from kbert.tasks.limits import limited_texts
 
 if TYPE_CHECKING:
     from kbert.tasks.endpoint import Endpoint
 
 MOST_TEXTS = 32  # maximum number of texts in a batch that requests share in the graph
+# The steps of `Endpoint` around `from_ids`, for kbert's server; not for clients.
+ENCODE, DECODE = INTERNAL = ("internal_encode", "internal_decode")
 
 
 def signatures(
@@ -21,11 +25,15 @@ def signatures(
     `serving_default` takes text; `from_ids` takes the three features of `kbert.features`. Both
     return the outputs of `output_spec`, except that `from_ids` has no text to extract spans from:
     for tag, it returns `probabilities` (B, L, C); for answer, `start_logits` and `end_logits`
-    (B, L); for choose, no `text`.
+    (B, L); for choose, `logits` (B, C).
     `from_examples` takes serialized tf.Examples whose features are named like the text inputs, and
     returns the same as `serving_default`. For TensorFlow Serving's Classify and Regress, models
     that classify also have the signature `classify` (`classes` and `scores`, (B, C) each), and
     models that predict one number have `regress` (`outputs`, (B,)); both take tf.Examples, too.
+
+    The signatures in `INTERNAL` are the other two steps of an `Endpoint`. `internal_encode` takes
+    text, and returns the features of its rows and tensors for `internal_decode`, which also takes
+    the texts and the outputs of `from_ids`, and exists only if the endpoint decodes.
 
     Args:
         endpoint: Endpoint.
@@ -41,9 +49,11 @@ def signatures(
     ids = {n: tf.TensorSpec([None] * rank, t, n) for n, (_, t) in ENCODER_FEATURES.items()}
     examples = {"inputs": tf.TensorSpec([None], tf.string, "inputs")}
 
-    from_texts = endpoint.from_texts
+    functions = {"from_ids": traced(lambda **features: endpoint.from_ids(features), ids)}
+    functions |= _internal(endpoint, specs, functions["from_ids"].structured_outputs)
+    from_texts = _composed(endpoint, functions)
     if batch_timeout_ms:
-        from_texts = _in_batches(from_texts, specs, batch_timeout_ms)
+        from_texts = _in_batches(from_texts, specs, endpoint.limits, batch_timeout_ms)
     from_texts = traced(from_texts, specs)
 
     def from_examples(inputs):
@@ -54,11 +64,8 @@ def signatures(
         classes = tf.broadcast_to(tf.constant(endpoint.task.label_names), tf.shape(scores))
         return {"classes": classes, "scores": scores}
 
-    functions = {
-        "serving_default": from_texts,
-        "from_ids": traced(lambda **features: endpoint.from_ids(features), ids),
-        "from_examples": traced(from_examples, examples),
-    }
+    functions = {"serving_default": from_texts, **functions}
+    functions["from_examples"] = traced(from_examples, examples)
     if endpoint.standard_api == "classify":
         functions["classify"] = traced(classify, examples)
     if endpoint.standard_api == "regress":
@@ -67,12 +74,52 @@ def signatures(
     return functions
 
 
-def _in_batches(function, specs, timeout_ms):
-    """Wraps a function of texts in dynamic batching, so that several calls share a batch."""
+def _internal(endpoint, specs, outputs):
+    """Returns the signatures in `INTERNAL`. specs: of the texts. outputs: those of `from_ids`."""
+
+    def encode(**texts):
+        features, extra = endpoint.encode_limited(**texts)
+        return {**features, **extra}
+
+    def decode(**tensors):
+        parts = ({name: tensors[name] for name in names} for names in (specs, extra, outputs))
+        return endpoint.decode(*parts)
+
+    functions = {ENCODE: traced(encode, specs)}
+    encoded = functions[ENCODE].structured_outputs
+    extra = [name for name in encoded if name not in ENCODER_FEATURES]
+    if endpoint.decodes:
+        tensors = {**{name: encoded[name] for name in extra}, **outputs}
+        others = {name: tf.TensorSpec(x.shape, x.dtype, name) for name, x in tensors.items()}
+        functions[DECODE] = traced(decode, {**specs, **others})
+    return functions
+
+
+def _composed(endpoint, functions):
+    """Returns `Endpoint.from_texts`, as calls of its traced steps."""
+    steps = copy.copy(endpoint)
+
+    def encode(**texts):
+        extra = functions[ENCODE](**texts)
+        return {name: extra.pop(name) for name in ENCODER_FEATURES}, extra
+
+    steps.encode_limited = encode
+    steps.from_ids = lambda features: functions["from_ids"](**features)
+    steps.decode = lambda texts, *tensors: functions[DECODE](
+        **{name: x for some in (texts, *tensors) for name, x in some.items()}
+    )
+    return steps.from_texts
+
+
+def _in_batches(function, specs, limits, timeout_ms):
+    """Wraps a function of texts in dynamic batching, so that several calls share a batch.
+
+    Most texts that exceed a limit are rejected before, because they fail all calls of a batch.
+    """
     together = tf.nondifferentiable_batch_function(
         num_batch_threads=2, max_batch_size=MOST_TEXTS, batch_timeout_micros=int(1000 * timeout_ms)
     )(lambda *texts: function(**dict(zip(specs, texts, strict=True))))
-    return lambda **texts: together(*(texts[name] for name in specs))
+    return lambda **texts: together(*(limited_texts(texts, limits)[name] for name in specs))
 
 
 def traced(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
+from kbert.serving.signatures import INTERNAL
+
 if TYPE_CHECKING:
     import os
 
@@ -23,7 +25,7 @@ def write_warmup(
     texts: Mapping[str, Sequence[Any]],
     model_name: str,
 ) -> int:
-    """Writes a request for each signature and batch size to `assets.extra`.
+    """Writes a request for each public signature and batch size to `assets.extra`.
 
     Args:
         folder: folder of a SavedModel. functions: signatures returned by `save_endpoint`.
@@ -41,7 +43,8 @@ def write_warmup(
     path.parent.mkdir(exist_ok=True)
     count = 0
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for name, function in functions.items():
+        for name in (name for name in functions if name not in INTERNAL):
+            function = functions[name]
             for size in BATCH_SIZES:
                 batch = {n: [rows[i % len(rows)] for i in range(size)] for n, rows in texts.items()}
                 rows = zip(*batch.values(), strict=True)

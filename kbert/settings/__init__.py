@@ -14,6 +14,7 @@ from kbert.settings.models import (
     ExportConfig,
     PredictConfig,
     PruneConfig,
+    TextLimits,
 )
 from kbert.settings.tasks import (
     ColumnConfig,
@@ -44,5 +45,6 @@ __all__ = [
     "ScoreConfig",
     "TaskModuleConfig",
     "TeacherConfig",
+    "TextLimits",
     "TrainingConfig",
 ]

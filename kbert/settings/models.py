@@ -75,7 +75,24 @@ BACKENDS = (*SERVER_BACKENDS, "keras")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportConfig(ColumnConfig, TaskModuleConfig):
+class TextLimits:
+    """Limits on the texts of a request, which are part of an exported graph."""
+
+    max_text_tokens: int = setting(
+        1 << 16,
+        "serving: maximum tokens of a text in a request; a text may have 16 bytes for each",
+        at_least=1,
+    )
+    max_windows: int = setting(
+        2048,
+        "serving: maximum windows of a request; tag and answer split long texts into windows",
+        at_least=1,
+    )
+    max_choices: int = setting(128, "serving: maximum choices for a text in a request", at_least=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig(ColumnConfig, TextLimits, TaskModuleConfig):
     """Settings of `kbert.export`; each is a flag."""
 
     model: str | None = setting(
@@ -136,6 +153,9 @@ class ExportConfig(ColumnConfig, TaskModuleConfig):
         check_settings(self)
         if self.batch_timeout_ms and self.format != "serving":
             raise UserError(f"--batch_timeout_ms requires --format=serving; got {self.format}.")
+        for field in dataclasses.fields(TextLimits):
+            if self.format != "serving" and getattr(self, field.name) != field.default:
+                raise UserError(f"--{field.name} requires --format=serving; got {self.format}.")
         if self.format == "tf_hub":
             self._check_tf_hub()
         if not self.eval_file:

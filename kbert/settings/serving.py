@@ -121,8 +121,9 @@ class ServeConfig(TaskModuleConfig):
         32, "maximum number of texts per batch; a batch may combine requests", at_least=1
     )
     max_queue_tokens: int = setting(
-        1 << 17,
-        "maximum number of tokens, queued or being computed; further requests are rejected "
+        1 << 19,
+        "maximum number of tokens of all open requests, counted after tokenizing, in all windows "
+        "and choices; a request may take half of those that are free, others are rejected "
         "(RESOURCE_EXHAUSTED, 503)",
         at_least=1,
     )

@@ -15,6 +15,7 @@ from kbert.tasks.arguments import same_length
 from kbert.tasks.encoding import Encoded, encode_texts, with_labels
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.outputs import softmax
+from kbert.tasks.span_ops import in_parts
 from kbert.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -37,19 +38,40 @@ class ChoiceEndpoint(Endpoint):
         "probabilities": "(B, C) float32, the probabilities of all choices",
     }
 
-    def from_texts(self, text: tf.Tensor, choices: tf.Tensor) -> dict[str, tf.Tensor]:
-        C = tf.shape(choices)[1]
-        flat = self.encode(tf.repeat(text, C), tf.reshape(choices, [-1]))
-        shape = tf.stack([tf.shape(choices)[0], C, tf.shape(flat["input_ids"])[1]])
-        answers = self.from_ids({name: tf.reshape(x, shape) for name, x in flat.items()})
-        return {**answers, "text": tf.gather(choices, answers["choice"], batch_dims=1)}
+    def encode_texts(
+        self, text: tf.Tensor, choices: tf.Tensor
+    ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        B, C = tf.unstack(tf.shape(choices))
+        # Truncated before they are repeated for each choice.
+        text_ids = self.token_ids(text)[:, : self.max_seq_length]
+        text_ids = tf.gather(text_ids, tf.repeat(tf.range(B), C))
+        segments = [text_ids, self.token_ids(tf.reshape(choices, [-1]))]
+        features = self.tokenizer.pack(segments, self.max_seq_length, padding="longest")
+        return {name: x[:, None] for name, x in features.items()}, {}  # (B * C, 1, L)
+
+    def from_ids(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        B, C, L = tf.unstack(tf.shape(features["input_ids"]))
+        rows = {name: tf.reshape(x, [B * C, 1, L]) for name, x in features.items()}
+        logits = in_parts(self.compute, rows)["logits"]
+        return {"logits": tf.reshape(logits, [B, C])}
 
     def postprocess(
         self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        probabilities = tf.nn.softmax(outputs["logits"])
+        return dict(outputs)
+
+    def decode(
+        self,
+        texts: Mapping[str, tf.Tensor],
+        extra: Mapping[str, tf.Tensor],
+        outputs: Mapping[str, tf.Tensor],
+    ) -> dict[str, tf.Tensor]:
+        choices = texts["choices"]
+        probabilities = tf.nn.softmax(tf.reshape(outputs["logits"], tf.shape(choices)))
+        choice = tf.argmax(probabilities, axis=-1, output_type=tf.int32)
         return {
-            "choice": tf.argmax(probabilities, axis=-1, output_type=tf.int32),
+            "choice": choice,
+            "text": tf.gather(choices, choice, batch_dims=1),
             "score": tf.reduce_max(probabilities, axis=-1),
             "probabilities": probabilities,
         }

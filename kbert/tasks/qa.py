@@ -19,8 +19,8 @@ from kbert.tasks.encoding import Encoded, unpad_batch, with_labels
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.losses import choice_losses, soft_losses
 from kbert.tasks.span_ops import (
+    TokenWindows,
     best_spans,
-    in_parts,
     question_windows,
     span_scores,
     tokenize_questions,
@@ -49,6 +49,7 @@ class AnswerEndpoint(Endpoint):
         "start_logits": ("BL", "one per token, as the start of the answer; at [CLS]: no answer"),
         "end_logits": ("BL", "one per token, as the end of the answer; at [CLS]: no answer"),
     }
+    token_outputs: tuple[str, ...] = ("start_logits", "end_logits")
     output_spec: dict[str, str] = {
         "answer": "(B,) string, a span of the context; empty: no answer",
         "start": "(B,) int32, byte offset of the answer in the UTF-8 context; -1: no answer",
@@ -66,12 +67,22 @@ class AnswerEndpoint(Endpoint):
                 f"max_seq_length must be at least {longest + 4}; got {self.max_seq_length}."
             )
 
-    def from_texts(self, question: tf.Tensor, context: tf.Tensor) -> dict[str, tf.Tensor]:
-        task = self.task
+    def encode_texts(
+        self, question: tf.Tensor, context: tf.Tensor
+    ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        task, lengths = self.task, (self.max_seq_length, self.task.doc_stride)
         tokens = tokenize_questions(question, context, self.tokenizer, task.max_query_length)
-        windows = question_windows(*tokens, self.tokenizer, self.max_seq_length, task.doc_stride)
-        logits = in_parts(self.from_ids, windows.features)
-        scores, none = span_scores(windows, logits, task.max_answer_length)
+        windows = question_windows(*tokens, self.tokenizer, *lengths, self.limits)
+        return windows.features, windows.tensors()
+
+    def decode(
+        self,
+        texts: Mapping[str, tf.Tensor],
+        extra: Mapping[str, tf.Tensor],
+        outputs: Mapping[str, tf.Tensor],
+    ) -> dict[str, tf.Tensor]:
+        task, windows, context = self.task, TokenWindows.from_tensors(extra), texts["context"]
+        scores, none = span_scores(windows, outputs, task.max_answer_length)
         start, end, score = best_spans(windows, scores)
         answers = score > float("-inf")
         if task.allow_no_answer:

@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
+from kbert.tasks.limits import limited, limited_ids
 from kbert.tokenizer.packing import pack_slices
 from kbert.tokenizer.vocab import CONTINUATION
 
 if TYPE_CHECKING:
+    from typing import Any, Self
+
+    from kbert.settings import TextLimits
     from kbert.tokenizer.tokenizer import BertTokenizer
 
 
@@ -42,6 +46,26 @@ class TokenWindows:
     starts: tf.RaggedTensor
     ends: tf.RaggedTensor
 
+    def tensors(self) -> dict[str, tf.Tensor]:
+        """Returns everything except the features as dense tensors; see `from_tensors`."""
+        dense = ("owner", "first", "token", "inside", "begin")
+        ragged = {name: getattr(self, name).flat_values for name in ("ids", "starts", "ends")}
+        return (
+            {name: getattr(self, name) for name in dense}
+            | ragged
+            | {"row_splits": self.ids.row_splits}
+        )
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, tf.Tensor]) -> "Self":
+        """Returns the TokenWindows, without features, of the result of `tensors`."""
+        fields: dict[str, Any] = dict(tensors)
+        splits = fields.pop("row_splits")
+        for name in ("ids", "starts", "ends"):
+            values = fields[name]
+            fields[name] = tf.RaggedTensor.from_row_splits(values, splits, validate=False)
+        return cls(features={}, **fields)
+
     def padded(
         self, outputs: Iterator[dict[str, np.ndarray]], names: Sequence[str]
     ) -> dict[str, np.ndarray]:
@@ -63,13 +87,19 @@ class TokenWindows:
 
 
 def text_windows(
-    texts: tf.Tensor | Sequence[str], tokenizer: "BertTokenizer", max_seq_length: int
+    texts: tf.Tensor | Sequence[str],
+    tokenizer: "BertTokenizer",
+    max_seq_length: int,
+    limits: "TextLimits | None" = None,
 ) -> TokenWindows:
-    """Splits texts into windows that overlap by half: [CLS] tokens [SEP]."""
+    """Splits texts into windows that overlap by half: [CLS] tokens [SEP].
+
+    limits: see `kbert.tasks.limits`.
+    """
     texts = tf.convert_to_tensor(texts, tf.string)
     columns = tokenizer.tokenize_with_offsets(texts)
     room = tf.fill([tf.size(texts)], max_seq_length - 2)
-    return _windows(columns, room, tf.maximum(room // 2, 1), tokenizer)
+    return _windows(columns, room, tf.maximum(room // 2, 1), tokenizer, limits)
 
 
 def tokenize_questions(
@@ -100,6 +130,7 @@ def question_windows(
     tokenizer: "BertTokenizer",
     max_seq_length: int,
     doc_stride: int,
+    limits: "TextLimits | None" = None,
 ) -> TokenWindows:
     """Splits contexts into windows with their questions: [CLS] question [SEP] tokens [SEP].
 
@@ -112,15 +143,19 @@ def question_windows(
             question.
         doc_stride: tokens between the starts of two windows. It is limited to the number of context
             tokens per window, so that no token is skipped.
+        limits: see `kbert.tasks.limits`.
     """
     room = max_seq_length - tf.cast(question_ids.row_lengths(), tf.int32) - 3
-    return _windows(columns, room, tf.minimum(doc_stride, room), tokenizer, question_ids)
+    return _windows(columns, room, tf.minimum(doc_stride, room), tokenizer, limits, question_ids)
 
 
-def _windows(columns, room, step, tokenizer, question_ids=None):
+def _windows(columns, room, step, tokenizer, limits, question_ids=None):
     ids, starts, ends = columns
+    ids = limited_ids(ids, limits)
     lengths = tf.cast(ids.row_lengths(), tf.int32)
     counts = (tf.maximum(lengths - room, 0) + step - 1) // step + 1
+    what = "the texts of a request have more windows"
+    counts = limited(counts, tf.reduce_sum(counts), what, limits, "max_windows")
     number = tf.ragged.range(counts).flat_values
     owner = tf.repeat(tf.range(tf.size(lengths)), counts)
     begin = number * tf.gather(step, owner)
@@ -145,11 +180,12 @@ def in_parts(
     features: dict[str, tf.Tensor],
     rows: int = 32,
 ) -> dict[str, tf.Tensor]:
-    """Applies a function to windows in small batches, because a text may have thousands of them.
+    """Applies a function to rows in small batches, because a text may have thousands of windows.
 
     Args:
-        function: function from a dict of features (N, L) to a dict of float32 tensors (N, ...).
-        features: (W, L) each. rows: number of windows per call.
+        function: maps a dict of features (N, ...) to a dict of tensors (N, ...); their shapes
+            depend only on the features' shapes.
+        features: (W, ...) each. rows: rows per call.
     """
     if not tf.executing_eagerly():  # in a graph: trace the function once for its two calls
         function = tf.function(function, autograph=False)
@@ -165,7 +201,7 @@ def in_parts(
     first = outputs_at(0)
     W = tf.shape(features["input_ids"])[0]
     arrays = {
-        name: tf.TensorArray(tf.float32, 1, dynamic_size=True, infer_shape=False).write(0, x)
+        name: tf.TensorArray(x.dtype, 1, dynamic_size=True, infer_shape=False).write(0, x)
         for name, x in first.items()
     }
     _, arrays = tf.while_loop(

@@ -22,7 +22,7 @@ from kbert.tasks.encoding import Encoded, unpad_batch, with_labels
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.labels import label_numbers, names_text
 from kbert.tasks.outputs import softmax
-from kbert.tasks.span_ops import characters_before, in_parts, tagged_spans, text_windows
+from kbert.tasks.span_ops import TokenWindows, characters_before, tagged_spans, text_windows
 from kbert.tasks.task import Task
 from kbert.tokenizer.vocab import CONTINUATION
 
@@ -60,10 +60,20 @@ class TagEndpoint(Endpoint):
         "score": 0.0,
     }
 
-    def from_texts(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
-        windows = text_windows(text, self.tokenizer, self.max_seq_length)
-        probabilities = in_parts(self.from_ids, windows.features)["probabilities"]
-        return tagged_spans(text, windows, probabilities, self.task.roles, self.tokenizer)
+    token_outputs: tuple[str, ...] = ("probabilities",)
+
+    def encode_texts(self, text: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        windows = text_windows(text, self.tokenizer, self.max_seq_length, self.limits)
+        return windows.features, windows.tensors()
+
+    def decode(
+        self,
+        texts: Mapping[str, tf.Tensor],
+        extra: Mapping[str, tf.Tensor],
+        outputs: Mapping[str, tf.Tensor],
+    ) -> dict[str, tf.Tensor]:
+        windows, probabilities = TokenWindows.from_tensors(extra), outputs["probabilities"]
+        return tagged_spans(texts["text"], windows, probabilities, self.task.roles, self.tokenizer)
 
     def postprocess(
         self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]

@@ -262,6 +262,16 @@ _EXPORT_MEMBERS = {  # member of `kbert.json` -> function that checks it, its ty
         ),
         "an object of strings and numbers",
     ),
+    "token_outputs": (_is_list_of, "a list of strings"),
+    "pad_id": (lambda x: type(x) is int and 0 <= x < 2**31, "an integer of at least 0"),
+    "limits": (
+        lambda x: (
+            isinstance(x, dict)
+            and x.keys() == {"max_text_tokens", "max_windows", "max_choices"}
+            and all(type(y) is int and 0 < y < 2**31 for y in x.values())
+        ),
+        "an object of integers above 0",
+    ),
     "weights": (lambda x: _is_list_of(x, lambda y: y is None or is_text(y)), "a list of names"),
     "files": (lambda x: isinstance(x, dict) and _is_list_of([*x.values()]), "an object of strings"),
     "checksum": (is_text, "a string"),
