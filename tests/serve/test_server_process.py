@@ -146,7 +146,7 @@ def test_a_second_signal_ends_it_at_once(exported):
     flags = ("model_name=b", f"model_base_path={exported('tags')[0]}", "backend=tensorflow")
     limits = ("max_queue_tokens=12799872", "drain_seconds=300", "enable_model_warmup=false")
     with serving(*flags, *limits) as server:
-        texts = ["the cat sat on a mat " * 5000] * 32
+        texts = ["the cat sat on a mat " * 2000] * 32
         stub = prediction_service_pb2_grpc.PredictionServiceStub(server.channel)
         begun = stub.Predict.future(predict_request("b", {"text": texts}))
         wait_for(lambda: waiting(server) > 0)
@@ -295,11 +295,11 @@ def test_too_much_is_refused_and_memory_stays(exported):
         "model_name=b",
         f"model_base_path={base}",
         "backend=tensorflow",
-        "max_queue_tokens=6400",
+        "max_queue_tokens=25600",
     )
     with serving(*flags, "enable_model_warmup=false") as server:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(server.channel)
-        text = "the cat sat on a mat " * 100  # 525 tokens or so, 33 times the length of the model
+        text = "the cat sat on a mat " * 100  # 600 tokens, in 85 windows of 16
 
         def flood(count, texts):
             request = predict_request("b", {"text": texts})
@@ -319,7 +319,7 @@ def test_too_much_is_refused_and_memory_stays(exported):
         full = event_loop.run(_statuses(server.rest, text, 25))
         assert set(full) == {200, 503}
         ask = (server.ask, "Predict", predict_request("b", {"text": [text] * 20}))
-        refused("INVALID_ARGUMENT", "20 texts in one request, about 10,500 tokens", *ask)
+        refused("INVALID_ARGUMENT", "at most 12,800 are allowed, half of --max_queue", *ask)
         assert server.get("/v1/models/b:predict", {"inputs": ["a"]})[0] == 200
 
 
