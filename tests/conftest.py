@@ -112,6 +112,7 @@ def exported(made_once, folders, tmp_path_factory):
     from exports import KINDS
 
     from kbert.serving import saved_model
+    from kbert.settings import TextLimits
 
     root, methods = tmp_path_factory.mktemp("exported"), {}
 
@@ -119,6 +120,7 @@ def exported(made_once, folders, tmp_path_factory):
         def fill(folder):
             weights = shutil.copytree(folders[kind], root / "weights")
             method = saved_model.load_endpoint(weights, KINDS[kind][3])
+            method.limits = TextLimits(max_windows=1 << 13)  # they have at most 16 tokens
             saved_model.save_endpoint(method, root / kind)
             (root / kind).rename(folder / "7")
             shutil.rmtree(weights)

@@ -12,9 +12,9 @@ from exports import KINDS, texts_of
 from marks import slow
 from tensorflow_serving.apis import prediction_log_pb2
 
-import kbert.server.servable
 from kbert.errors import UserError
 from kbert.inference.backends import frozen_backend
+from kbert.server import openvino_functions
 from kbert.server.batching import Batcher
 from kbert.server.errors import RequestError
 from kbert.server.servable import Servable
@@ -63,7 +63,7 @@ def test_openvino_lets_go_of_a_version(classifier, monkeypatch):
 
         return compute
 
-    monkeypatch.setattr(kbert.server.servable, "frozen_backend", noted)
+    monkeypatch.setattr(openvino_functions, "frozen_backend", noted)
     servable = Servable(classifier, "openvino")
     inputs = asked({"text": ["the cat"]})
     assert len(servable.compute(servable.signature(""), inputs)["label"]) == 1

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import pathlib
 import re
-import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -17,11 +16,12 @@ from tensorflow_serving.apis import prediction_log_pb2
 from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.features import ENCODER_FEATURES
-from kbert.inference.backends import choose_backend, frozen_backend
+from kbert.inference.backends import choose_backend
 from kbert.server.errors import RequestError, invalid
+from kbert.server.openvino_functions import openvino_functions
 from kbert.server.tensors import MOST_BYTES, check_shape, examples_of_input, from_protos
 from kbert.serving.saved_model import load_exported
-from kbert.serving.signatures import DECODE, ENCODE, INTERNAL, parse_examples, signatures
+from kbert.serving.signatures import DECODE, ENCODE, INTERNAL, parse_examples
 from kbert.serving.warmup import WARMUP_FILE
 from kbert.utils.formats import EXPORT_FILE, is_quantized, read_export
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from tensorflow.core.framework import tensor_pb2
     from tensorflow.core.protobuf import meta_graph_pb2
-
-    from kbert.tasks.endpoint import Endpoint
 
 DEFAULT_SIGNATURE = "serving_default"
 MOST_WARMUPS = 1000  # limit of TensorFlow Serving
@@ -88,7 +86,7 @@ class Servable:
         self.backend: str = choose_backend(backend) if has_weights else "tensorflow"
         self.definitions: dict[str, meta_graph_pb2.SignatureDef] = _definitions(folder)
         if self.backend == "openvino":
-            functions, self._computed = _on_openvino(load_exported(folder))
+            functions, self._computed = openvino_functions(load_exported(folder))
         else:
             functions = self._loaded(folder)
         self.signatures: dict[str, Signature] = {
@@ -338,41 +336,6 @@ def _specs(infos: "Mapping[str, meta_graph_pb2.TensorInfo]") -> dict[str, tf.Ten
         name: tf.TensorSpec(tf.TensorShape(info.tensor_shape), tf.as_dtype(info.dtype), name)
         for name, info in sorted(infos.items())
     }
-
-
-def _on_openvino(endpoint: "Endpoint") -> tuple[dict[str, Callable], Callable]:
-    """Returns an Endpoint's signatures, computed by OpenVINO, and the function they call.
-
-    The signatures hold only a weak reference to the function: TensorFlow keeps every function that
-    a graph calls until the loading thread ends.
-    """
-    rank = 3 if endpoint.takes_choices else 2
-    features = {name: np.ones([1, 2, 8][-rank:], np.int32) for name in ENCODER_FEATURES}
-    specs = {name: tf.TensorSpec([None] * rank, tf.int32) for name in ENCODER_FEATURES}
-    function = tf.function(endpoint.forward, [specs], autograph=False).get_concrete_function()
-    outputs = dict(sorted(function.structured_outputs.items()))
-    compute = frozen_backend("openvino", endpoint.model, endpoint.name)(endpoint.forward, features)
-
-    def computed(*arrays):
-        result = compute(dict(zip(ENCODER_FEATURES, arrays, strict=True)))
-        return [result[name] for name in outputs]
-
-    held = weakref.ref(computed)
-
-    def in_graph(features):
-        tensors = tf.numpy_function(
-            lambda *arrays: held()(*arrays),
-            [features[name] for name in ENCODER_FEATURES],
-            [x.dtype for x in outputs.values()],
-        )
-        for tensor, spec in zip(tensors, outputs.values(), strict=True):
-            tensor.set_shape(spec.shape)
-        return dict(zip(outputs, tensors, strict=True))
-
-    endpoint.compute = in_graph
-    functions = signatures(endpoint)
-    endpoint.model = endpoint.predictor.model = None  # OpenVINO has its own copy of the weights
-    return functions, computed
 
 
 def _reason(error: tf.errors.OpError) -> str:
