@@ -222,7 +222,7 @@ class _Request:
         return results
 
     async def _outputs(self, pieces, L):
-        """Returns the outputs of rows in their order, those of tokens (N, L, ...)."""
+        """Returns the outputs of rows in their order; outputs of tokens are (N, L, ...)."""
         most = MOST_OUTPUT_BYTES if self._servable.decodes else MOST_BYTES
         names, parts = self._servable.metadata["token_outputs"], []
         for _, job in pieces:

@@ -75,7 +75,7 @@ def signatures(
 
 
 def _internal(endpoint, specs, outputs):
-    """Returns the signatures in `INTERNAL`. specs: of the texts. outputs: those of `from_ids`."""
+    """Returns the signatures in `INTERNAL`. specs: of the texts. outputs: of `from_ids`."""
 
     def encode(**texts):
         features, extra = endpoint.encode_limited(**texts)
