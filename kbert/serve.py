@@ -35,6 +35,8 @@ def main(config: ServeConfig) -> None:
     except ImportError as error:
         raise UserError(f"{error.name} is missing: pip install 'kbert[serve]'") from None
     raise_file_limit(config)
+    # Batches that are computed block a thread each; others must be free to tokenize meanwhile.
+    os.environ.setdefault("TF_NUM_INTEROP_THREADS", str((os.cpu_count() or 1) + 2))
     from kbert.server.main import serve
 
     asyncio.run(serve(config))

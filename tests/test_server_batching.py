@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 import types
 
 import numpy as np
@@ -203,7 +204,7 @@ def test_an_empty_request_and_models_of_others_are_computed_as_they_are():
 
 def test_outputs_of_tokens_are_as_long_as_the_features():
     class Tokens(Words):
-        metadata = {"padded": {}, "token_outputs": ["ids"], "pad_id": 7}
+        metadata = {"padded": {}, "token_outputs": ["ids"], "pad_id": 9}
 
         def check(self, signature, inputs):
             return len(next(iter(inputs.values())))
@@ -217,14 +218,14 @@ def test_outputs_of_tokens_are_as_long_as_the_features():
         return await asyncio.gather(*(batcher.compute(servable, SIGNATURE, x) for x in asks))
 
     servable = Tokens()
-    features = [dict.fromkeys(ENCODER_FEATURES, np.full((1, L), L)) for L in (1, 1, 4, 6)]
+    features = [dict.fromkeys(ENCODER_FEATURES, np.full((1, L), L)) for L in (1, 1, 6, 7)]
     found = run(many(*features, asked("abc", "d" * 40)))
-    for L, answer in zip((1, 1, 4, 6), found[:-1], strict=True):
+    for L, answer in zip((1, 1, 6, 7), found[:-1], strict=True):
         assert answer["ids"].shape == (1, L, 1) and (answer["ids"] == L).all()
     assert found[-1]["ids"].shape == (2, 40, 1)
     assert found[-1]["ids"][0, :, 0].tolist() == [*b"abc"] + [0] * 37
     shared = [batch for batch in servable.batches if len(batch) > 1]
-    assert [batch.tolist() for batch in shared] == [[[4] * 4 + [7] * 2, [6] * 6]]
+    assert [batch.tolist() for batch in shared] == [[[6] * 6 + [9], [7] * 7]]
 
 
 def test_choices_are_rows():
@@ -265,3 +266,22 @@ def test_threads_are_used_at_once():
         await asyncio.gather(ask(batcher, servable, "a"), ask(batcher, servable, "b"))
 
     run(many())
+
+
+def test_short_requests_share_a_call_that_encodes():
+    class Counted(Words):
+        calls = []
+
+        def encode(self, texts):
+            self.calls.append(len(texts["text"]))
+            time.sleep(0.05)
+            return super().encode(texts)
+
+    async def many():
+        batcher = Batcher()
+        return await asyncio.gather(*(ask(batcher, counted, f"a{i}") for i in range(20)))
+
+    counted = Counted()
+    found = run(many())
+    assert counted.calls == [1, 19]
+    assert [answer["words"][0].tolist() for answer in found] == [[b"a%d" % i] for i in range(20)]

@@ -2,8 +2,8 @@
 
 The work of a request is cut into jobs of bounded size. Requests take turns: each gets an equal
 share of the threads' time, in tokens, so that a request with many rows does not delay one with few
-rows by more than the batches that are being computed (weighted fair queueing; Demers, Keshav and
-Shenker 1989). Jobs of the same kind, from any request, share a batch as soon as a thread is free:
+rows by more than the batches that are being computed (start-time fair queueing; Goyal, Vin and
+Cheng 1996). Jobs of the same kind, from any request, share a batch as soon as a thread is free:
 the server does not wait for a batch to fill.
 """
 
@@ -41,7 +41,7 @@ class Job:
         fill: values that pad the last axis of inputs to the longest row of a batch; default 0.
 
     Attributes:
-        future: result of the function. order: (finish in virtual time, arrival).
+        future: result of the function. order: (start in virtual time, arrival).
     """
 
     function: "Callable[[Mapping[str, np.ndarray]], Any]"
@@ -64,16 +64,17 @@ class Flow:
 
     def __init__(self, scheduler: "Scheduler") -> None:
         self.scheduler = scheduler
-        self._clock = 0.0  # virtual time at which the last job finishes
+        self._clock = 0.0  # virtual time at which the next job can start
         self._jobs: set[Job] = set()  # that are not finished
 
     def put(self, job: Job) -> asyncio.Future:
         """Queues a job; returns the future of its result."""
         job.future = asyncio.get_running_loop().create_future()
-        self._clock = max(self._clock, self.scheduler.clock) + job.cost
+        start = max(self._clock, self.scheduler.clock)
+        self._clock = start + job.cost
         self._jobs.add(job)
         job.future.add_done_callback(lambda _: self._finished(job))
-        self.scheduler.queue(job, self._clock)
+        self.scheduler.queue(job, start)
         return job.future
 
     async def call(self, function: "Callable[..., Any]", *arguments: "Any", cost: float) -> "Any":
@@ -131,9 +132,9 @@ class Scheduler:
             self._flows -= 1
             flow.close()
 
-    def queue(self, job: Job, finish: float) -> None:
-        """Queues a job that finishes at a virtual time."""
-        job.order = finish, next(self._arrivals)
+    def queue(self, job: Job, start: float) -> None:
+        """Queues a job that starts at a virtual time."""
+        job.order = start, next(self._arrivals)
         kind = job.order if job.kind is None else job.kind
         bisect.insort(self._queues.setdefault(kind, []), job, key=lambda job: job.order)
         self._start()
