@@ -48,7 +48,8 @@ class Budget:
     """
 
     def __init__(self, most: int) -> None:
-        self.most, self.waiting = most, 0
+        self.most: int = most
+        self.waiting: int = 0
 
     @contextlib.contextmanager
     def share(self) -> "Iterator[Callable[[int], None]]":

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from kbert.tasks.endpoint import Endpoint
 
 
-def openvino_functions(endpoint: "Endpoint") -> tuple[dict[str, Callable], Callable]:
+def openvino_functions(
+    endpoint: "Endpoint",
+) -> tuple[dict[str, Callable[..., dict[str, tf.Tensor]]], Callable[..., list[np.ndarray]]]:
     """Returns an Endpoint's signatures, computed by OpenVINO, and the function they call.
 
     The signatures hold only a weak reference to the function: TensorFlow keeps every function that

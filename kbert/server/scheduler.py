@@ -49,7 +49,7 @@ class Job:
     cost: float
     kind: Hashable = None
     fill: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    future: asyncio.Future = dataclasses.field(init=False)
+    future: "asyncio.Future[Any]" = dataclasses.field(init=False)
     order: tuple[float, int] = (0.0, 0)
 
     @property
@@ -67,7 +67,7 @@ class Flow:
         self._clock = 0.0  # virtual time at which the next job can start
         self._jobs: set[Job] = set()  # that are not finished
 
-    def put(self, job: Job) -> asyncio.Future:
+    def put(self, job: Job) -> "asyncio.Future[Any]":
         """Queues a job; returns the future of its result."""
         job.future = asyncio.get_running_loop().create_future()
         start = max(self._clock, self.scheduler.clock)

@@ -71,6 +71,7 @@ class Servable:
 
     metadata: "dict[str, Any] | None"
     rows: Signature
+    decodes: bool
 
     def __init__(self, folder: str, backend: str = "auto") -> None:
         self.folder = folder
