@@ -509,7 +509,7 @@ def test_any_value_in_any_place_of_a_config(format, file, tmp_path):
 
 
 EXPORT = {"method": "tag", "inputs": ["text"], "max_seq_length": 9, "padded": {"a": ""}}
-EXPORT |= {"token_outputs": ["b"], "pad_id": 0}
+EXPORT |= {"token_outputs": ["b"], "pad_id": 0, "batch_timeout_ms": 0}
 EXPORT |= {"limits": {"max_text_tokens": 9, "max_windows": 2, "max_choices": 3}}
 EXPORT |= {"weights": ["a", None], "files": {}}
 EXPORT["checksum"] = export_checksum(EXPORT)
@@ -526,6 +526,8 @@ EXPORT["checksum"] = export_checksum(EXPORT)
         ({"padded": {"a": []}}, "padded must be an object of strings and numbers"),
         ({"token_outputs": "b"}, "token_outputs must be a list of strings"),
         ({"pad_id": -1}, "pad_id must be an integer of at least 0"),
+        ({"batch_timeout_ms": "5"}, "batch_timeout_ms must be a number of at least 0"),
+        ({"batch_timeout_ms": -1}, "batch_timeout_ms must be a number of at least 0"),
         ({"limits": {"max_windows": 2}}, "limits must be an object of integers above 0"),
         (
             {"limits": EXPORT["limits"] | {"max_windows": 0}},

@@ -17,6 +17,7 @@ import numpy as np
 
 from kbert.features import ENCODER_FEATURES
 from kbert.inference.backends import PARALLEL
+from kbert.inference.batch_runner import BATCH_TOKENS
 from kbert.server.errors import RequestError, invalid
 from kbert.server.scheduler import Flow, Job, Scheduler, as_long
 
@@ -116,9 +117,16 @@ class Batcher:
         return self._budget.most // 4
 
     async def compute(
-        self, servable: "Servable | AttentionServable", signature: "Signature", inputs: "Arrays"
+        self,
+        servable: "Servable | AttentionServable",
+        signature: "Signature",
+        inputs: "Arrays",
+        report_tokens: Callable[[int], object] | None = None,
     ) -> dict[str, np.ndarray]:
         """Computes a Signature of a Servable: maps a dict of input arrays to a dict of arrays.
+
+        Args:
+            report_tokens: called with the tokens of all rows, if an export of kbert reads texts.
 
         Raises:
             RequestError: the inputs do not fit the signature, or the queue is full.
@@ -138,7 +146,12 @@ class Batcher:
             if "inputs" in inputs:  # tf.Examples
                 set_tokens(_least_tokens(inputs))
                 inputs = await texts.call(servable.texts, inputs, cost=UNKNOWN_TOKENS)
-            return servable.select(signature, await request.from_texts(inputs))
+            if not report_tokens and request.can_start_at_once(inputs):
+                return servable.select(signature, await request.at_once(inputs))
+            results, tokens = await request.from_texts(inputs)
+            if report_tokens:
+                report_tokens(tokens)
+            return servable.select(signature, results)
 
     def close(self) -> None:
         """Shuts down the threads."""
@@ -171,8 +184,8 @@ class _Request:
         outputs = await self._outputs(pieces, L)
         return {name: x.reshape(*rows, *x.shape[len(rows) :]) for name, x in outputs.items()}
 
-    async def from_texts(self, texts: "Arrays") -> dict[str, np.ndarray]:
-        """Returns the results of texts, (B,) or (B, C) each."""
+    async def from_texts(self, texts: "Arrays") -> tuple[dict[str, np.ndarray], int]:
+        """Returns the results of texts, (B,) or (B, C) each, and the tokens of their rows."""
         chunks = [{name: x[some] for name, x in texts.items()} for some in _chunks(texts)]
         tokens = [_least_tokens(chunk) for chunk in chunks]
         self._set_tokens(sum(tokens))
@@ -189,16 +202,31 @@ class _Request:
         results = []
         while queued:  # what is decoded is freed
             results.append(await self._results(*queued.pop(0)))
-        return self._together(results, np.arange(len(next(iter(texts.values())))))
+        order = np.arange(len(next(iter(texts.values()))))
+        return self._together(results, order), sum(tokens)
+
+    def can_start_at_once(self, texts: "Arrays") -> bool:
+        """Whether it is one short text and nothing waits; then one call is faster than three."""
+        sizes, count = _sizes(texts)
+        free = self._batches.scheduler.has_free_thread and self._texts.scheduler.has_free_thread
+        return bool(
+            self._servable.at_once and free and len(sizes) == 1 and sizes[0] * count <= BATCH_TOKENS
+        )
+
+    async def at_once(self, texts: "Arrays") -> dict[str, np.ndarray]:
+        """Returns the results of texts, computed in one call."""
+        tokens = _least_tokens(texts)
+        self._set_tokens(tokens)
+        function = functools.partial(self._servable.compute, self._servable.at_once)
+        return await self._batches.put(Job(function, texts, tokens))
 
     async def _encode(self, texts, cost):
         servable = self._servable
-        if servable.decodes or any(array.ndim > 1 for array in texts.values()):
+        if servable.decodes:
             return await self._texts.call(servable.encode, texts, cost=cost)
         # A row for each text: several requests can share a call, which has a fixed cost.
-        columns = {name: array[:, None] for name, array in texts.items()}
-        job = Job(_encode_columns(servable), columns, cost, kind=(id(servable), "encode"))
-        return await self._texts.put(job), {}
+        kind = id(servable), "encode"
+        return await self._texts.put(Job(lambda x: servable.encode(x)[0], texts, cost, kind)), {}
 
     def _put(self, pieces):
         for _, job in pieces:
@@ -272,10 +300,6 @@ class _Request:
                 raise invalid(f"the rows of one request have different shapes of {name}.")
             answers[name] = np.concatenate(arrays)[order]
         return answers
-
-
-def _encode_columns(servable):
-    return lambda texts: servable.encode({name: x[:, 0] for name, x in texts.items()})[0]
 
 
 def _size(arrays):

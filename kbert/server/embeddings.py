@@ -6,23 +6,19 @@ Names and shapes: https://platform.openai.com/docs/api-reference/embeddings
 import asyncio
 import base64
 import json
-import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
 from kbert.fields import is_text
 from kbert.server.errors import invalid
 from kbert.server.tensors import from_json, to_json
-from kbert.tokenizer.tokenizer import BertTokenizer
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from kbert.server.servable import Servable
     from kbert.server.service import Service
 
 _KEYS = ("model", "input", "encoding_format", "dimensions", "user")
@@ -34,7 +30,6 @@ class Embeddings:
 
     def __init__(self, service: "Service") -> None:
         self._service = service
-        self._tokenizers = weakref.WeakKeyDictionary()  # Servable -> BertTokenizer
 
     async def embed(self, request: "Mapping[str, Any]") -> bytes:
         """Returns the response to a request as JSON.
@@ -57,29 +52,23 @@ class Embeddings:
         E = signature.outputs["embedding"].shape[1]
         if request.get("dimensions", E) != E:
             raise invalid(f"dimensions must be {E}, the size of the model's embeddings, or unset.")
-        inputs = {"text": from_json("input", texts, tf.string, 1)}
-        outputs = await self._service.predict(servable, signature, inputs)
-        arguments = model, servable, inputs["text"], outputs["embedding"], encoding
-        return await asyncio.to_thread(self._response, *arguments)
+        inputs, tokens = {"text": from_json("input", texts, tf.string, 1)}, []
+        outputs = await self._service.predict(
+            servable, signature, inputs, report_tokens=tokens.append
+        )
+        arguments = model, outputs["embedding"], encoding, sum(tokens)
+        return await asyncio.to_thread(_response, *arguments)
 
-    def _response(self, model, servable, texts, embeddings, encoding):
-        if encoding == "base64":
-            rows = [base64.b64encode(row.tobytes()).decode() for row in embeddings.astype("<f4")]
-        else:
-            rows = to_json("embedding", embeddings)
-        data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)]
-        tokens = self._tokens(servable, texts)
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        answer = {"object": "list", "data": data, "model": model, "usage": usage}
-        return json.dumps(answer).encode()
 
-    def _tokens(self, servable: "Servable", texts: np.ndarray) -> int:
-        """Returns the number of tokens that the model reads, with [CLS] and [SEP]."""
-        if servable not in self._tokenizers:
-            self._tokenizers[servable] = BertTokenizer.from_pretrained(servable.folder)
-        tokenizer, most = self._tokenizers[servable], servable.metadata["max_seq_length"]
-        features = tokenizer(tf.constant(texts), max_length=most, padding="longest")
-        return int(features["attention_mask"].numpy().sum())
+def _response(model, embeddings, encoding, tokens):
+    if encoding == "base64":
+        rows = [base64.b64encode(row.tobytes()).decode() for row in embeddings.astype("<f4")]
+    else:
+        rows = to_json("embedding", embeddings)
+    data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    answer = {"object": "list", "data": data, "model": model, "usage": usage}
+    return json.dumps(answer).encode()
 
 
 def _read(request):

@@ -40,8 +40,8 @@ class Metrics:
             buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
         )
         self._batches = prometheus.Histogram(
-            "kbert_batch_texts",
-            "Texts per batch.",
+            "kbert_batch_rows",
+            "Rows per batch: texts, windows of long texts, choices.",
             registry=registry,
             buckets=(1, 2, 4, 8, 16, 32, 64, 128),
         )

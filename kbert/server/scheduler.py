@@ -54,9 +54,9 @@ class Job:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and their length in tokens."""
+        """Rows and their length in tokens; 0 if they have only one axis."""
         array = next(iter(self.inputs.values()))
-        return len(array), array.shape[-1]
+        return len(array), array.shape[-1] if array.ndim > 1 else 0
 
 
 class Flow:
@@ -154,6 +154,11 @@ class Scheduler:
         """Whether nothing is queued."""
         return not self._queues
 
+    @property
+    def has_free_thread(self) -> bool:
+        """Whether a job would start at once."""
+        return self._free > 0
+
     def close(self) -> None:
         """Shuts down the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -164,7 +169,7 @@ class Scheduler:
             batch = self._next_batch()
             self._free -= 1
             self.clock += sum(job.cost for job in batch) / max(self._flows, 1)
-            if batch[0].kind is not None:
+            if batch[0].inputs:
                 self._observe(sum(job.shape[0] for job in batch))
             done = asyncio.get_running_loop().run_in_executor(self._threads, _results, batch)
             done.add_done_callback(lambda done, batch=batch: self._finish(batch, done))

@@ -64,6 +64,7 @@ class Servable:
         folder: as given.
         rows: Signature that computes the rows of an export of kbert; see
             `kbert.tasks.endpoint.Endpoint`. decodes: whether their outputs must be decoded.
+        at_once: Signature that computes texts in one call; None if it waits for other requests.
 
     Raises:
         UserError: the folder cannot be loaded with this backend.
@@ -72,6 +73,7 @@ class Servable:
     metadata: "dict[str, Any] | None"
     rows: Signature
     decodes: bool
+    at_once: Signature | None
 
     def __init__(self, folder: str, backend: str = "auto") -> None:
         self.folder = folder
@@ -101,6 +103,8 @@ class Servable:
             self._steps = {n: self.signatures.pop(n) for n in INTERNAL if n in self.signatures}
             self.definitions = {n: self.definitions[n] for n in self.signatures}
             self.rows, self.decodes = self.signatures["from_ids"], DECODE in self._steps
+            waits = self.metadata["batch_timeout_ms"] > 0
+            self.at_once = None if waits else self.signatures[DEFAULT_SIGNATURE]
 
     def __str__(self) -> str:
         what = f"signatures {', '.join(self.signatures)}"
@@ -278,14 +282,15 @@ class Servable:
         return count
 
     def _run(self, signature, inputs):
-        """Computes a signature by the steps that a Batcher takes, without batching."""
-        if not self.metadata or signature is self.rows:
-            return self.compute(signature, inputs)
-        texts = self.texts(inputs) if "inputs" in inputs else inputs
-        features, extra = self.encode(texts)
-        outputs = self.compute(self.rows, features)
-        results = self.decode(texts, extra, outputs) if self.decodes else outputs
-        return self.select(signature, results)
+        """Calls every function that a Batcher may call for a request."""
+        if not self.metadata or signature is self.rows or signature is self.at_once:
+            self.compute(signature, inputs)
+        if self.metadata and signature is not self.rows:
+            texts = self.texts(inputs) if "inputs" in inputs else inputs
+            features, extra = self.encode(texts)
+            outputs = self.compute(self.rows, features)
+            if self.decodes:
+                self.decode(texts, extra, outputs)
 
 
 @contextlib.contextmanager

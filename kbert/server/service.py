@@ -1,6 +1,6 @@
 """The operations of the server, shared by gRPC and REST."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,11 +59,13 @@ class Service:
         signature: "Signature",
         inputs: Mapping[str, np.ndarray],
         output_names: Sequence[str] = (),
+        report_tokens: Callable[[int], object] | None = None,
     ) -> dict[str, np.ndarray]:
         """Computes a Signature: maps a dict of input arrays to a dict of arrays.
 
         Args:
             output_names: names of the outputs to return; empty for all.
+            report_tokens: see `Batcher.compute`.
 
         Raises:
             RequestError: the inputs do not fit, an output is unknown, or the queue is full.
@@ -74,7 +76,7 @@ class Service:
                 f"signature {signature.name} has no output {', '.join(unknown)}; it has "
                 f"{', '.join(sorted(signature.outputs))}."
             )
-        outputs = await self._batcher.compute(servable, signature, inputs)
+        outputs = await self._batcher.compute(servable, signature, inputs, report_tokens)
         return {name: outputs[name] for name in (output_names or sorted(outputs))}
 
     async def classify(

@@ -195,6 +195,7 @@ def save_endpoint(
         "token_outputs": list(endpoint.token_outputs),
         "pad_id": endpoint.tokenizer.pad_id,
         "limits": dataclasses.asdict(endpoint.limits),
+        "batch_timeout_ms": batch_timeout_ms,
         "weights": [names.get(id(variable)) for variable in endpoint.model.variables],
         "files": {name: sha256_of(folder / name) for name in _own_files(folder)},
     }

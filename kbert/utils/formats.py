@@ -263,6 +263,7 @@ _EXPORT_MEMBERS = {  # member of `kbert.json` -> function that checks it, its ty
         "an object of strings and numbers",
     ),
     "token_outputs": (_is_list_of, "a list of strings"),
+    "batch_timeout_ms": (lambda x: type(x) in (int, float) and x >= 0, "a number of at least 0"),
     "pad_id": (lambda x: type(x) is int and 0 <= x < 2**31, "an integer of at least 0"),
     "limits": (
         lambda x: (

@@ -65,7 +65,7 @@ class _Batcher:
 
     most_rows = 64
 
-    async def compute(self, servable, signature, inputs):
+    async def compute(self, servable, signature, inputs, report_tokens):
         rows = servable.check(signature, inputs) or 1
         if signature.name == "attention":
             texts = {name: np.array(["a"], object) for name in ("tokens", "notes")}
