@@ -125,7 +125,7 @@ class ServeConfig(TaskModuleConfig):
         "maximum number of tokens of all open requests, counted after tokenizing, in all windows "
         "and choices; a request may take half of those that are free, others are rejected "
         "(RESOURCE_EXHAUSTED, 503)",
-        at_least=1,
+        at_least=1024,
     )
     max_concurrent_requests: int = setting(
         512, "maximum number of concurrent requests on each port", at_least=1

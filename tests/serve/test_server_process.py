@@ -233,7 +233,10 @@ def test_tls(exported, tmp_path):
         ({"model_base_path": "a", "ssl_key": "a"}, "must be set together"),
         ({"model_base_path": "a", "ssl_client_ca": "a"}, "requires --ssl_certificate"),
         ({"model_base_path": "a", "backend": "fast"}, "backend must be one of"),
-        ({"model_base_path": "a", "max_queue_tokens": 0}, "max_queue_tokens must be >= 1; got 0"),
+        (
+            {"model_base_path": "a", "max_queue_tokens": 0},
+            "max_queue_tokens must be >= 1024; got 0",
+        ),
     ],
 )
 def test_settings_that_cannot_be(settings, message):
