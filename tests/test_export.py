@@ -193,6 +193,48 @@ def test_examples_and_ids_give_the_same_answers(methods, kind):
         assert same(found, wanted)
 
 
+@pytest.mark.parametrize("kind", kinds())
+def test_texts_over_a_limit_are_rejected(methods, kind):
+    method, functions = methods(kind)
+    check_limits(method, functions, lambda name, texts: functions[name](**tensors(texts)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", kinds())
+def test_exports_reject_texts_over_a_limit(exported, kind):
+    """In eager mode, and in a session, as TensorFlow Serving runs them."""
+    base, method = exported(kind)
+    functions = tf.saved_model.load(str(base / "7")).signatures
+    check_limits(method, functions, lambda name, texts: functions[name](**tensors(texts)))
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        meta = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(base / "7"))
+
+        def call(name, texts):
+            definition = meta.signature_def[name]
+            fetched = [info.name for info in definition.outputs.values()]
+            session.run(fetched, {definition.inputs[n].name: x for n, x in texts.items()})
+
+        check_limits(method, meta.signature_def, call)
+
+
+def check_limits(method, names, call):
+    """Checks all signatures of texts or examples, with texts at a limit and one byte over it."""
+    long = b" " * (16 * method.limits.max_text_tokens)
+    rows = {name: [[long] * 2] if axes == 2 else [long] for name, axes in method.texts.items()}
+    whole, example = {n: np.array(x, object) for n, x in rows.items()}, tf.train.Example()
+    for text, array in whole.items():
+        example.features.feature[text].bytes_list.value.extend([*array.ravel()[1:], long + b" "])
+    message = "is longer, at 16 bytes per token, than --max_text_tokens=65536"
+    for name in set(names) & {"serving_default", "internal_encode"}:
+        call(name, whole)
+        for text, array in whole.items():
+            with pytest.raises(tf.errors.InvalidArgumentError, match=f"{text} {message}"):
+                call(name, {**whole, text: array + b" "})
+    for name in set(names) & {"from_examples", "classify", "regress"}:
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            call(name, {"inputs": np.array([example.SerializeToString()], object)})
+
+
 def test_examples_must_have_as_many_choices(methods):
     _, functions = methods("choose")
     serialized = []
