@@ -7,12 +7,17 @@ Every --swap_seconds, a new version replaces the served one. One request in a hu
 must get the right error, and the other requests must still be answered. Each answer must equal the
 first answer for the same text. The reported memory is the server's resident memory, after the first
 tenth of the time and at the end.
+
+Then a few clients run for a tenth of the time alone, and for another tenth beside attackers, whose
+requests are as large as the server's limits allow, and who disconnect before the response.
 """
 
 import asyncio
 import collections
+import contextlib
 import datetime
 import itertools
+import json
 import pathlib
 import shutil
 import sys
@@ -39,6 +44,7 @@ HOSTILE = (
     ("/v1/models/bert/versions/999999:predict", b'{"inputs": ["a"]}', 404),
     ("/v1/models/none:predict", b'{"inputs": ["a"]}', 404),
 )
+ORDINARY, ATTACKERS = 4, 4  # clients with one text per request, and with many or long texts
 RAW = (b"\x16\x03\x01" * 50, b"GET / HTTP/1.1\r\nHost", b"POST / HTTP/1.1\r\na: \0\r\n\r\n")
 
 
@@ -60,8 +66,8 @@ class LoadTest:
         self.taken = []
         self._numbers = itertools.count()
 
-    async def run(self, seconds, clients):
-        """Runs this number of clients for some seconds."""
+    async def run(self, seconds, clients, attackers=0):
+        """Runs this number of clients for some seconds; returns their p50 and p99 in ms."""
         import aiohttp
         import grpc
         from tensorflow_serving.apis import prediction_service_pb2_grpc
@@ -75,7 +81,23 @@ class LoadTest:
             stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
             senders = [lambda i: self._by_grpc(stub, i), lambda i: self._by_rest(session, i)]
             running = [self._client(senders[k % 2], session) for k in range(clients)]
-            await asyncio.gather(*running)
+            attacking = [self._attacker(session, k) for k in range(attackers)]
+            await asyncio.gather(*running, *attacking)
+        return np.percentile(self.taken, [50, 99]) * 1e3
+
+    async def _attacker(self, session, number):
+        """Sends 256,000 tokens in 2,000 texts, or three texts of a megabyte."""
+        words = " ".join(self.texts).split()
+        many = [" ".join(words[k : k + 126]) for k in range(2000)]
+        long = [" ".join(words * 1000)[: 10**6]] * 3
+        body = json.dumps({"inputs": (many, long)[number % 2]}).encode()
+        while (left := self._end - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left, 2)):
+                    async with session.post(self.server.address(PREDICT), data=body) as answer:
+                        self.counts[f"attack: {answer.status}"] += 1
+                        await answer.read()
+                        await asyncio.sleep(0.01 * (answer.status != 200))
 
     async def _client(self, send, session):
         while (begin := time.monotonic()) < self._end:
@@ -157,6 +179,20 @@ async def measure(server, base, texts, seconds):
     return test, time.monotonic() - begin, memory
 
 
+async def attack(server, texts, seconds):
+    """Returns a line with the latency of ordinary clients, alone and beside attackers."""
+    alone, beside = LoadTest(server, texts), LoadTest(server, texts)
+    await LoadTest(server, texts).run(seconds / 4, ORDINARY, ATTACKERS)  # a warmup
+    quiet = await alone.run(seconds, ORDINARY)
+    attacked = await beside.run(seconds, ORDINARY, ATTACKERS)
+    failures = sum(test.counts["failed"] + test.counts["wrong"] for test in (alone, beside))
+    return (
+        f"{ORDINARY} clients: p50 {quiet[0]:.0f} ms, p99 {quiet[1]:.0f} ms; beside {ATTACKERS} "
+        f"attackers: p50 {attacked[0]:.0f} ms, p99 {attacked[1]:.0f} ms, "
+        f"{attacked[1] / quiet[1]:.1f} times; {failures} failures"
+    )
+
+
 def main(_):
     """Runs the test."""
     from kbert.serving.saved_model import load_endpoint, save_endpoint
@@ -170,6 +206,7 @@ def main(_):
         server = ServerSetup(base, path, FLAGS.backend)
         seconds = 2 if FLAGS.quick else FLAGS.seconds
         test, seconds, memory = asyncio.run(measure(server, base, texts, seconds))
+        attacked = asyncio.run(attack(server, texts, max(seconds / 10, 0.5)))
         server.stop()
     counts, sent = test.counts, sum(test.counts.values()) - test.counts["hostile failed"]
     early = next(mb for at, mb in memory if at >= seconds / 10 or mb == memory[-1][1])
@@ -184,6 +221,7 @@ def main(_):
         f"wrong; hostile: {counts['hostile']:,}, {counts['hostile failed']:,} got another status"
     )
     print(f"memory: {early:,.0f} MB after a tenth of the time, {memory[-1][1]:,.0f} MB at the end")
+    print(attacked)
 
 
 if __name__ == "__main__":

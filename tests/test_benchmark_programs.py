@@ -32,7 +32,8 @@ COMPARISONS = {
 }
 PROGRAMS = {
     "-m benchmarks.serve --quick --backends=tensorflow": rf"64 clients \(REST\) \| {NUMBER}",
-    "-m benchmarks.load_test --quick": rf"{NUMBER} answered, 0 failures, 0 wrong; .*, 0 got",
+    "-m benchmarks.load_test --quick": rf"(?s){NUMBER} answered, 0 failures, 0 wrong; .*, 0 got"
+    rf".*beside 4 attackers: p50 {NUMBER} ms, p99 {NUMBER} ms, {NUMBER} times; 0 failures",
     "-m benchmarks.prepare --quick --vocab_file={model}/vocab.txt --folder={folder}": (
         rf"\| 1 MB \| processes=1 \| .* \| {NUMBER} s"
     ),
