@@ -54,7 +54,11 @@ class Budget:
 
     @contextlib.contextmanager
     def share(self) -> "Iterator[Callable[[int], None]]":
-        """Yields a function that sets the number of tokens of a request; see `_set`."""
+        """Yields a function that sets the number of tokens of a request.
+
+        Raises:
+            RequestError: (when it is called) the request has too many.
+        """
         tokens = 0
 
         def set_tokens(count):
