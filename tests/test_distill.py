@@ -390,12 +390,8 @@ EXAMPLES = {
 }
 
 
-SLOW = [
-    pytest.param(name, marks=pytest.mark.slow) for name in ("qa", "regress", "multilabel", "choice")
-]
-
-
-@pytest.mark.parametrize("task", ["tag", *slow("qa", "regress", "multilabel", "choice")])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["tag", "qa", "regress", "multilabel", "choice"])
 def test_every_task_can_be_taught(task, tmp_path):
     """A teacher that knows nothing: the student, which starts anew, comes closer to it."""
     suffix, text = EXAMPLES[task]

@@ -346,6 +346,7 @@ def test_a_test_file_alone(settings, tmp_path, capsys):
     assert "no --eval_file or --eval_fraction: the weights of the last step are used" in printed
 
 
+@pytest.mark.slow
 def test_labels_by_number_with_names(settings, tmp_path):
     path, names = tmp_path / "numbers.tsv", tmp_path / "names.txt"
     numbers = {"neg": "0", "pos": "1", "so": "2"}

@@ -397,6 +397,7 @@ def test_a_folder_without_half_of_the_heads(folders, result):
     assert predictor.classify(["a good film"])[0]["label"] in LABELS["label_names"]
 
 
+@pytest.mark.slow
 def test_a_pruned_model_is_pruned_again(folders, result, tmp_path):
     files = {"data_file": str(folders / "data.tsv"), "output_dir": str(tmp_path / "x")}
     again = prune(

@@ -8,6 +8,7 @@ import tempfile
 from example_files import settings
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from profiles import fewer
 
 from kbert.errors import UserError
 from kbert.tasks.examples import read_split
@@ -73,6 +74,7 @@ def written(rows, kind, quoting, line_end, mark):
     return mark + text.encode()
 
 
+@fewer(1)
 @given(
     tables(),
     st.sampled_from(["tsv", "csv"]),
