@@ -170,7 +170,7 @@ def test_regression_with_several_outputs(tmp_path):
     expected = dict(zip(("joy", "anger", "fear"), expected, strict=True))
     assert found["scores"] == pytest.approx(expected, abs=1e-5)
     task = predictor.task("regress")
-    with pytest.raises(UserError, match=r"the model predicts 3 numbers for a text; kbert trains"):
+    with pytest.raises(UserError, match=r"predicts 3 numbers for a text, but kbert trains"):
         task.targets([TextExample("", "a", None, 1.0)])
 
 

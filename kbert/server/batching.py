@@ -32,7 +32,7 @@ MOST_OUTPUT_BYTES = 4 * MOST_BYTES  # maximum size of the outputs of rows before
 UNKNOWN_TOKENS = 128  # tokens counted for a request whose length is unknown
 LEAST_LENGTH = 16  # tokens; shorter rows do not cost less time
 CHUNK_BYTES, CHUNK_ROWS = 1 << 16, 256  # texts that are tokenized at once
-BYTES_PER_TOKEN = 32  # texts that are not tokenized yet count as a token for so many bytes
+BYTES_PER_TOKEN = 32  # a text that is not tokenized yet counts as one token per 32 bytes
 
 
 class Budget:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Wait this many times the duration of the last plot before drawing the next one.
 CURVES_PAUSE = 50
-# If no progress line was printed for so many seconds after the start, print one after the step.
+# Print a progress line after the first step that ends this many seconds after the start, or later.
 FIRST_LINE_SECONDS = 10
 
 

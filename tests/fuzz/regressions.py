@@ -21,7 +21,8 @@ BOMB = b"type_vocab_size: &a [x, x, x, x, x, x, x, x, x]\n" + b"".join(
 )
 EXPORT = (
     b'{"method": "classify", "inputs": ["a"], "max_seq_length": %s, "padded": %s, "weights": %s,'
-    b'"files": {}}'
+    b'"token_outputs": [], "batch_timeout_ms": 0, "pad_id": 0, "files": {},'
+    b'"limits": {"max_text_tokens": 9, "max_windows": 2, "max_choices": 3}}'
 )
 REST = b"POST /v1/models/m:"
 REGRESSIONS = [

@@ -38,6 +38,8 @@ PARTS = ("bert/embeddings", "bert/encoder", "bert/pooler", "sequence_classifier"
 EXPORT = {
     **{"method": "classify", "inputs": ["text"], "outputs": ["labels", "scores"]},
     **{"max_seq_length": 4, "takes_pairs": False, "padded": {"scores": 0.0, "labels": ""}},
+    **{"token_outputs": [], "batch_timeout_ms": 0, "pad_id": 0},
+    "limits": {"max_text_tokens": 9, "max_windows": 2, "max_choices": 3},
 }
 
 
