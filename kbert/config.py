@@ -58,10 +58,31 @@ class EmbeddingConfig:
     max_seq_length: int | None = setting(
         None, "maximum number of tokens per text; default: the model's, at most 512", at_least=3
     )
-    prompt: str = setting("", "text that is prepended to each text")
+    prompt: str = setting("", "text that is prepended to each text by default")
+    prompts: dict[str, str] | None = setting(  # noqa: RUF009 - a field
+        None, "texts to prepend instead on request, by name, such as query and document"
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
+        for name, text in (self.prompts or {}).items():
+            if not is_text(name) or not is_text(text):
+                raise UserError(
+                    f"prompts must be a dict of name -> text; got {short_repr(self.prompts)}."
+                )
+
+    def prompt_named(self, name: str | None) -> str:
+        """Returns the text of a prompt; None for the default one.
+
+        Raises:
+            UserError: there is no prompt of this name.
+        """
+        if name is None:
+            return self.prompt
+        if name not in (self.prompts or {}):
+            known = ", ".join(self.prompts or {}) or "none"
+            raise UserError(f"the model has no prompt named {name!r}; its prompts: {known}.")
+        return self.prompts[name]
 
 
 _DEFAULT_EMBEDDING = EmbeddingConfig()

@@ -62,6 +62,7 @@ def change(path, **changes):
 
 FULL = {"pooling": "cls", "dense_size": 7, "dense_activation": "linear", "normalize": False}
 FULL |= {"similarity": "dot", "max_seq_length": 9, "prompt": "query : "}
+PROMPTS = {"query": "query : ", "document": "", "cat": "the cat "}
 
 
 def test_settings_are_checked():
@@ -72,7 +73,9 @@ def test_settings_are_checked():
     with pytest.raises(UserError, match=r"embedding has the unknown keys \['pool'\]"):
         BertConfig(embedding={"pool": "cls"})
     assert BertConfig(embedding={"pooling": "max"}).embedding == EmbeddingConfig(pooling="max")
-    config = config_of(**FULL)
+    with pytest.raises(UserError, match=r"prompts must be a dict of name -> text; got {'query': 3"):
+        EmbeddingConfig(prompts={"query": 3})
+    config = config_of(**FULL, prompts=PROMPTS)
     assert BertConfig(**config.to_dict()) == config
 
 
@@ -146,6 +149,42 @@ def test_similarities(kind, value):
 
 
 # Folders of sentence-transformers
+
+
+def files_of(folder):
+    """The bytes of the files of a folder by name, without those of the tokenizer."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = {path: str(path.relative_to(folder)) for path in paths}
+    return {name: p.read_bytes() for p, name in names.items() if not name.startswith("tok")}
+
+
+def test_a_round_trip_keeps_every_file(tmp_path):
+    saved(tmp_path / "a", **FULL)
+    values = {"prompts": PROMPTS, "default_prompt_name": "query", "similarity_fn_name": "dot"}
+    (tmp_path / "a/config_sentence_transformers.json").write_text(json.dumps(values, indent=2))
+    convert(tmp_path / "a", tmp_path / "b", "hf", report=lambda _: None)
+    again = ModelFolder(tmp_path / "b")
+    assert again.config.embedding == EmbeddingConfig(**FULL, prompts=PROMPTS)
+    written = json.loads((tmp_path / "b/config_sentence_transformers.json").read_text())
+    assert written == values
+    convert(again, tmp_path / "c", "hf", report=lambda _: None)
+    assert files_of(tmp_path / "b") == files_of(tmp_path / "c")
+    names = ("1_Pooling/config.json", "2_Dense/model.safetensors", "model.safetensors")
+    before, after = files_of(tmp_path / "a"), files_of(tmp_path / "b")
+    assert all(before[name] == after[name] for name in (*names, "modules.json"))
+
+
+def test_prompts_are_used_on_request(tmp_path):
+    saved(tmp_path)
+    change(tmp_path / "config_sentence_transformers.json", prompts={**PROMPTS, "none": None})
+    predictor = Predictor.from_pretrained(tmp_path, backend="keras")
+    found = predictor.embed("sat", prompt_name="cat")
+    np.testing.assert_array_equal(found, predictor.embed("the cat sat"))
+    with pytest.raises(UserError, match=r"no prompt named 'dog'; its prompts: query, document, c"):
+        predictor.embed("sat", prompt_name="dog")
+    change(tmp_path / "1_Pooling/config.json", include_prompt=False)
+    with pytest.raises(UserError, match=r"no prompt named 'cat'; its prompts: none\."):
+        Predictor.from_pretrained(tmp_path, backend="keras").embed("sat", prompt_name="cat")
 
 
 def test_a_transformer_in_a_folder_of_its_own(tmp_path):

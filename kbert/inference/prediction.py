@@ -26,6 +26,7 @@ _OPTIONS = {  # method -> its options, which PredictConfig has under the same na
     "fill_mask": ("top_k", "targets"),
     "answer": ("top_k", "max_answer_length", "allow_no_answer"),
     "similarity": ("pooling",),
+    "embed": ("pooling", "prompt_name"),
 }
 
 
@@ -85,10 +86,10 @@ def _results(predictor, method, task, rows, config):
     if not rows:
         return []
     columns = [list(column) for column in zip(*rows, strict=True)]
-    if method == "embed":
-        return [{"embedding": v.tolist()} for v in predictor.embed(*columns, config.pooling)]
     options = {name: getattr(config, name) for name in _OPTIONS.get(method, ())}
     options = {name: value for name, value in options.items() if value is not None}
+    if method == "embed":
+        return [{"embedding": v.tolist()} for v in predictor.embed(*columns, **options)]
     if task:
         if method not in METHODS or (predictor.settings or {}).get("task") == task.name:
             results = predictor.predict(task.name, *columns, **options)
@@ -102,7 +103,7 @@ def _results(predictor, method, task, rows, config):
 
 def _check_options(config, method):
     """Raises UserError if a flag is set that does not apply to the method."""
-    for name in sorted({name for names in _OPTIONS.values() for name in names} - {"pooling"}):
+    for name in sorted({name for names in _OPTIONS.values() for name in names}):
         methods = [other for other, names in _OPTIONS.items() if name in names]
         if getattr(config, name) is not None and method not in methods:
             raise UserError(f"--{name} is for {' and '.join(methods)}; the method is {method}.")
@@ -177,7 +178,7 @@ def _example_rows(config, method, task, report):
     columns = ExampleConfig(**shared_settings(config, ColumnConfig), task=name)
     examples = read_split(config.input_file, columns, False, report)
     fields = task.example_fields if task else ("text",)
-    if getattr(examples[0], "text_pair", None) is not None:
+    if getattr(examples[0], "text_pair", None) is not None and method != "embed":
         fields = ("text", "text_pair")
     rows = [tuple(getattr(example, name) for name in fields) for example in examples]
     return iter(rows), len(rows)

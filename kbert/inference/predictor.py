@@ -299,6 +299,7 @@ class Predictor:
         texts: str | Sequence[str],
         pooling: str | None = None,
         normalize: bool | None = None,
+        prompt_name: str | None = None,
     ) -> np.ndarray:
         """Computes an embedding of each text, as the `embedding` settings of the config specify.
 
@@ -311,18 +312,21 @@ class Predictor:
             pooling: "mean" over the tokens, including [CLS] and [SEP]; "cls", the last hidden state
                 of [CLS]; "max" over the tokens; or None for the model's setting.
             normalize: whether to scale each vector to length 1; None for the model's setting.
+            prompt_name: name of the prompt that is prepended to each text, such as "query"; None
+                for the default prompt, if the model has one.
 
         Returns:
             (N, E) float32 array; E is the width of the dense layer if there is one, else D.
 
         Raises:
-            UserError: `pooling` is unknown.
+            UserError: `pooling` or `prompt_name` is unknown.
         """
         if pooling not in (None, *POOLINGS):
             raise UserError(f"pooling must be one of {', '.join(POOLINGS)}; got {pooling!r}.")
         model, (texts,) = self._embedder(), as_batch(texts)
         settings = model.config.embedding_settings
-        texts = [settings.prompt + text for text in texts]
+        prompt = settings.prompt_named(prompt_name)
+        texts = [prompt + text for text in texts]
         items = encode_texts(self.tokenizer, texts, None, self.max_seq_length)
 
         def compute(features, training):

@@ -225,6 +225,11 @@ class PredictConfig(ColumnConfig, TaskModuleConfig):
         "mean",
         choices=POOLINGS,
     )
+    prompt_name: str | None = setting(
+        None,
+        "embed: name of the model's prompt to prepend to each text, such as query; default: the "
+        "model's default prompt, if it has one",
+    )
     batch_size: int = setting(32, "texts per batch", at_least=1, group="common")
     precision: str = setting(
         "float32",

@@ -63,6 +63,8 @@ def read(
     paths = _config_paths(root, modules)
     settings = {"pooling": _pooling(paths["Pooling"], model), "normalize": "Normalize" in paths}
     settings |= _text_settings(folder, config, model)
+    if read_json(paths["Pooling"]).get("include_prompt") is False:
+        settings["prompts"] = None  # kbert pools over all tokens
     if "Normalize" in paths:
         _check_input(_read_if_exists(paths["Normalize"]), paths["Normalize"])
     if "Dense" not in paths:
@@ -119,6 +121,14 @@ def _prompt(model):
     return prompts[name] or ""
 
 
+def _named_prompts(model):
+    prompts = model.get("prompts") or None
+    if not isinstance(prompts, dict):
+        return prompts  # rejected by EmbeddingConfig, unless it is None
+    named = {name: text for name, text in prompts.items() if text is not None}
+    return None if named in ({}, {"default": _prompt(model)}) else named  # see `write`
+
+
 def _text_settings(folder, config, model):
     """Returns the fields of EmbeddingConfig for texts: maximum length, prompt and similarity."""
     length = transformer_settings(folder).get("max_seq_length")
@@ -130,6 +140,7 @@ def _text_settings(folder, config, model):
     return {
         "max_seq_length": int(min(lengths)) if lengths else None,
         "prompt": _prompt(model),
+        "prompts": _named_prompts(model),
         "similarity": "dot" if similarity == "dot_score" else similarity,
     }
 
@@ -235,7 +246,10 @@ def write(folder: pathlib.Path, config: BertConfig) -> None:
     atomic.write_json(folder / MODULES_FILE, modules)
     length = settings.max_seq_length or config.max_position_embeddings
     atomic.write_json(folder / _SETTINGS_FILE, {"max_seq_length": length, "do_lower_case": False})
-    prompts = {"default": settings.prompt} if settings.prompt else {}
-    values = {"prompts": prompts, "default_prompt_name": next(iter(prompts), None)}
+    prompts = dict(settings.prompts or {})
+    name = next((name for name, text in prompts.items() if text == settings.prompt), "default")
+    if settings.prompt:
+        prompts[name] = settings.prompt
+    values = {"prompts": prompts, "default_prompt_name": name if settings.prompt else None}
     values["similarity_fn_name"] = settings.similarity
     atomic.write_json(folder / _MODEL_FILE, values)
