@@ -4,7 +4,7 @@ import functools
 import os
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, TypedDict, Unpack
 
 import numpy as np
@@ -15,6 +15,7 @@ from kbert.errors import UserError
 from kbert.inference.backends import choose_backend, frozen_backend
 from kbert.inference.batch_runner import BatchRunner
 from kbert.inference.fill_mask import MaskFiller
+from kbert.inference.search import nearest_texts
 from kbert.model.folder import ModelFolder
 from kbert.model.models import (
     BertForEmbedding,
@@ -364,6 +365,36 @@ class Predictor:
         kind = self.model.config.embedding_settings.similarity
         values = similarities(vectors[: len(texts)], vectors[len(texts) :], kind)
         return [{"similarity": float(value)} for value in values]
+
+    def search(
+        self,
+        queries: str | Sequence[str],
+        corpus: Iterable[str],
+        top_k: int = 10,
+        query_prompt_name: str | None = None,
+        corpus_prompt_name: str | None = None,
+    ) -> list[list[dict[str, Any]]]:
+        """Finds the texts with the most similar embeddings for each query; the search is exact.
+
+        The corpus is read, embedded and compared in parts, so memory does not grow with it.
+
+        Args:
+            queries: texts to search for.
+            corpus: texts to search in, such as a list or a generator.
+            top_k: number of texts per query.
+            query_prompt_name, corpus_prompt_name: as `prompt_name` of `embed`.
+
+        Returns:
+            For each query a list of dicts of `index`, the number of the text in the corpus, from 0,
+            `text` and `similarity` (see `similarity`), best first.
+
+        Raises:
+            UserError: top_k is below 1, a prompt is unknown, or a text is not a str.
+        """
+        vectors = self.embed(queries, prompt_name=query_prompt_name)
+        kind = self.model.config.embedding_settings.similarity
+        embed = functools.partial(self.embed, prompt_name=corpus_prompt_name)
+        return nearest_texts(vectors, corpus, embed, top_k, kind, 32 * self._batch_size)
 
     def fill_mask(
         self,

@@ -49,6 +49,19 @@ def similarities(vectors: np.ndarray, others: np.ndarray, kind: str) -> np.ndarr
     return (vectors * others).sum(axis=1)
 
 
+def similarity_matrix(vectors: np.ndarray, others: np.ndarray, kind: str) -> np.ndarray:
+    """Returns the similarities of all pairs of embeddings, (Q, M).
+
+    Args:
+        vectors: (Q, E). others: (M, E). kind: as for `similarities`.
+    """
+    if kind in ("euclidean", "manhattan"):
+        return np.stack([similarities(vector[None], others, kind) for vector in vectors])
+    if kind == "cosine":
+        vectors, others = l2_normalize(vectors), l2_normalize(others)
+    return vectors @ others.T
+
+
 def l2_normalize(vectors: np.ndarray) -> np.ndarray:
     """Scales vectors, (N, E), to length 1."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
