@@ -60,6 +60,7 @@ SHORTER = [
         "--train_steps=4 --warmup_steps=1 --global_batch_size=8 --eval_examples=64",
     ),
     ("*kbert.finetune*=minilm*", "--epochs=0.01"),
+    ("*kbert.finetune*=pairs.tsv*", "--batch_size=8"),
     ("*kbert.finetune*=configs/*", "--epochs=0.01"),
     ("*tests.fuzz*--seconds=600", "--seconds=5"),
 ]
@@ -114,6 +115,9 @@ def own_files(folder):
     table = "text\tlabel\n" + "".join(f"{text}\t{author}\n" for text, author in rows)
     for part in ("train", "dev", "test", "other"):
         (folder / f"{part}.tsv").write_text(table, encoding="utf-8")
+    pairs = [(text[: len(text) // 2], text[len(text) // 2 :]) for text, _ in rows]
+    pairs = "".join(f"{first.strip()}\t{second.strip()}\n" for first, second in pairs)
+    (folder / "pairs.tsv").write_text(f"anchor\tpositive\n{pairs}", encoding="utf-8")
     tagged = "Anna\tB-person\nflew\tO\nto\tO\nOslo\tB-location\n\nIt\tO\nrained\tO\n\n"
     for part in ("train", "dev", "test"):
         (folder / f"{part}.conll").write_text(tagged * 8)

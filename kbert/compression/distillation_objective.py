@@ -19,6 +19,7 @@ class Objective(Protocol):
     """A training objective; see `kbert.train.losses.MaskedLMObjective`."""
 
     names: tuple[str, ...]
+    compares_examples: bool  # see `kbert.train.losses.ComparingObjective`
 
     def count(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Returns the denominators of the loss, which are then summed over the global batch."""
@@ -63,6 +64,7 @@ class DistillationObjective:
     """
 
     names: tuple[str, ...]
+    compares_examples: bool = False
 
     def __init__(
         self,

@@ -53,6 +53,11 @@ def prune(config: PruneConfig, report: Callable[[str], None] = print) -> dict[st
     storage.check_free(target)
     with target_lock(target):
         predictor, task, examples = load_fine_tuned(config, config.data_file, report=report)
+        if task.compares_examples:
+            raise UserError(
+                f"kbert.prune does not support the task {task.name}, whose loss compares the "
+                f"examples of a batch."
+            )
         examples = task.checked_for_training(examples, config.skip_bad_lines, report)
         bert = predictor.model.config
         heads = [bert.block_heads(i) for i in range(bert.num_hidden_layers)]

@@ -87,6 +87,18 @@ class ChoiceExample:
     label: int | None = None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class EmbeddingExample:
+    """Texts to embed: an anchor, a text similar to it (the positive), and dissimilar negatives.
+
+    `label` is the similarity of two texts, or None if the positives are only known to be similar.
+    """
+
+    where: str
+    texts: tuple[str, ...]
+    label: float | None = None
+
+
 def read_label_names(names: str | Sequence[str]) -> tuple[str, ...]:
     """Returns label names in the order of their ids.
 

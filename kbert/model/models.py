@@ -45,6 +45,12 @@ def _tokens(inputs):
     return inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"][..., 0]
 
 
+def _flattened(inputs):
+    """Returns the features of the encoder, (B, T, L) each, as features with B * T rows."""
+    names = [name for name in (*ENCODER_FEATURES, *OPTIONAL_FEATURES) if name in inputs]
+    return {n: ops.reshape(inputs[n], (-1, *ops.shape(inputs[n])[2:])) for n in names}
+
+
 @keras.saving.register_keras_serializable("kbert")
 class BertModel(PretrainedModel):
     """BERT's encoder without a head.
@@ -319,9 +325,7 @@ class BertForMultipleChoice(_HeadedModel):
     def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
         inputs = self.features(inputs)
         C = ops.shape(_tokens(inputs))[1]
-        names = [name for name in (*ENCODER_FEATURES, *OPTIONAL_FEATURES) if name in inputs]
-        flat = {n: ops.reshape(inputs[n], (-1, *ops.shape(inputs[n])[2:])) for n in names}
-        outputs = self._pooled(flat, training)
+        outputs = self._pooled(_flattened(inputs), training)
         logits = self.choice_classifier(outputs["pooler_output"], training=training)  # (B * C, 1)
         return {"logits": ops.reshape(logits, (-1, C)), **self._optional_outputs(outputs)}
 
@@ -332,16 +336,27 @@ class BertForEmbedding(_HeadedModel):
 
     `embedding` in the config (`EmbeddingConfig`) sets how the token vectors are combined.
 
+    Call arguments:
+        features, (B, L) each, or (B, T, L) with T texts per example.
+
     Returns, when called:
-        dict with `embedding` (B, E) float32; E is `dense_size`, or D without a dense layer.
+        dict with `embedding` float32, (B, E) or (B, T, E); E is `dense_size`, or D without a dense
+        layer. `hidden_states` and `attentions` have B * T rows.
     """
 
     task_heads = {"embedding": EmbeddingHead}
     embedding: EmbeddingHead
     pooled = False
 
+    def _rank_of(self, inputs):
+        return 3 if len(getattr(inputs.get("input_ids"), "shape", ())) == 3 else 2
+
     def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
         inputs = self.features(inputs)
+        tokens = _tokens(inputs)
+        inputs = _flattened(inputs) if len(tokens.shape) == 3 else inputs
         outputs = self.bert(inputs, training=training)
         vectors = self.embedding(outputs["last_hidden_state"], inputs.get("attention_mask"))
+        if len(tokens.shape) == 3:
+            vectors = ops.reshape(vectors, (-1, ops.shape(tokens)[1], vectors.shape[-1]))
         return {"embedding": vectors, **self._optional_outputs(outputs)}

@@ -121,8 +121,12 @@ class PretrainedModel(keras.Model):
         inputs = inputs if isinstance(inputs, Mapping) else {"input_ids": inputs}
         inputs = {name: x for name, x in inputs.items() if x is not None}
         check_names(inputs, self.extra_features)
-        check_inputs(inputs, self.input_rank)
+        check_inputs(inputs, self._rank_of(inputs))
         return {name: x for name, x in inputs.items() if name not in self.extra_features}
+
+    def _rank_of(self, inputs):
+        """Returns the rank that the features must have."""
+        return self.input_rank
 
     def named_weights(self) -> dict[str, keras.Variable]:
         """Returns a dict of name -> weight, without LoRA adapters.

@@ -59,8 +59,9 @@ def read_for(
         UserError: the endpoint has no task, an example is invalid, or the examples have one text
             and the endpoint takes two, or vice versa.
     """
-    if endpoint.task is None:
-        methods = dict.fromkeys(kind.method for kind in registry.tasks().values())
+    if endpoint.task is None or endpoint.task.compares_examples:
+        kinds = registry.tasks().values()
+        methods = dict.fromkeys(kind.method for kind in kinds if not kind.compares_examples)
         raise UserError(
             f"--eval_file requires a method with labeled examples: {', '.join(methods)}; got "
             f"{endpoint.name}."

@@ -8,8 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from kbert.config import EmbeddingConfig
-from kbert.model.models import BertForEmbedding, BertForMaskedLM, BertForNextSentencePrediction
+from kbert.model.models import BertForMaskedLM, BertForNextSentencePrediction
 from kbert.tasks import registry
 from kbert.tasks.endpoint import Endpoint, as_array
 from kbert.tasks.outputs import MAX_MASKS, masked_logits
@@ -36,34 +35,6 @@ class NextSentence(Endpoint):
 
     def reference_outputs(self, text: Sequence[str], text_pair: Sequence[str]) -> dict[str, Any]:
         return {"is_next": [r["is_next"] for r in self.predictor.next_sentence(text, text_pair)]}
-
-
-class Embed(Endpoint):
-    """Embeds a text as a vector, by the `embedding` settings of the config."""
-
-    name: str = "embed"
-    model_class: type[BertForEmbedding] = BertForEmbedding
-    forward_spec: dict[str, tuple[str, str]] = {"embedding": ("BE", "the embeddings of the texts")}
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.settings: EmbeddingConfig = self.model.config.embedding_settings
-        length = "length 1" if self.settings.normalize else "not normalized"
-        meaning = f"(B, E) float32, {self.settings.pooling} pooling, {length}"
-        self.output_spec: dict[str, str] = {"embedding": meaning}
-
-    def encode_texts(self, text: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-        if self.settings.prompt:
-            text = tf.strings.join([self.settings.prompt, text])
-        return super().encode_texts(text=text)
-
-    def postprocess(
-        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
-        return dict(outputs)
-
-    def reference_outputs(self, text: Sequence[str]) -> dict[str, Any]:
-        return {"embedding": self.predictor.embed(text)}
 
 
 class Encode(Endpoint):
@@ -163,7 +134,7 @@ class FillMask(Endpoint):
         }
 
 
-_WITHOUT_TASK = {kind.name: kind for kind in (FillMask, NextSentence, Embed, Encode)}
+_WITHOUT_TASK = {kind.name: kind for kind in (FillMask, NextSentence, Encode)}
 
 
 def endpoints() -> dict[str, type[Endpoint]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from kbert.config import POOLINGS
 from kbert.errors import UserError
 from kbert.fields import check_settings, setting
 from kbert.settings.training import TeacherConfig, TrainingConfig
@@ -55,7 +56,7 @@ class ExampleConfig(ColumnConfig, TaskModuleConfig):
         None,
         "classify (one label for a text), pair (one label for two texts), regress (a number), "
         "multilabel, tag (a label for each word), qa (an answer in a text), choice (one of several "
-        "texts), or a task of your own",
+        "texts), embed (a vector for a text), or a task of your own",
         group="common",
     )
 
@@ -135,7 +136,8 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
     max_seq_length: int | None = setting(
         None,
         "maximum sequence length in tokens; longer texts are truncated, or split into windows "
-        "(qa); default: 384 for qa, else 128; with a teacher: as in its training",
+        "(qa); default: 384 for qa, the value of a sentence-transformers folder for embed, else "
+        "128; with a teacher: as in its training",
         at_least=5,
         group="common",
     )
@@ -181,6 +183,32 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
         None,
         "qa with unanswerable questions: predict no answer if its score exceeds the score of the "
         "best answer by more than this; default: the best value on --eval_file",
+    )
+    loss: str | None = setting(
+        None,
+        "embed: the loss; cosent and cosine_similarity are for pairs with a score; default: cosent "
+        "for these, else multiple_negatives_ranking",
+        choices=("multiple_negatives_ranking", "cosent", "cosine_similarity", "triplet"),
+    )
+    similarity_scale: float = setting(
+        20.0,
+        "embed: factor of the cosine in the losses multiple_negatives_ranking and cosent; the "
+        "inverse of the temperature",
+        above=0,
+    )
+    symmetric: bool = setting(
+        False, "embed: multiple_negatives_ranking also finds the anchor of each positive"
+    )
+    margin: float = setting(5.0, "embed: margin of the loss triplet, a distance", above=0)
+    matryoshka_dims: str | None = setting(
+        None,
+        "embed: sizes to which the embeddings can later be truncated, such as 256,128,64; the loss "
+        "is the sum over these sizes",
+    )
+    pooling: str | None = setting(
+        None,
+        "embed: how token vectors are pooled; default: as in --init_from, else mean",
+        choices=POOLINGS,
     )
     eval_every_steps: int | None = setting(
         None, "steps between evaluations; default: one epoch", at_least=1

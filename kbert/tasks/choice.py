@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from kbert.data.bucketed_batches import EncodedExample
 from kbert.data.choices import choice_records
 from kbert.data.examples import ChoiceExample, open_records
 from kbert.errors import UserError
 from kbert.model.models import BertForMultipleChoice
 from kbert.tasks.arguments import same_length
-from kbert.tasks.encoding import Encoded, encode_texts, with_labels
+from kbert.tasks.encoding import Encoded, encode_texts, stacked, with_labels
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.outputs import softmax
 from kbert.tasks.span_ops import in_parts
@@ -128,11 +127,7 @@ class Choice(Task):
         rows = iter(encode_texts(self.tokenizer, texts, choices, self.max_seq_length))
         items = []
         for example in examples:
-            choice_items = [next(rows) for _ in example.choices]
-            item = EncodedExample(
-                _stack([item.input_ids for item in choice_items], self.tokenizer.pad_id),
-                _stack([item.token_type_ids for item in choice_items], 0),
-            )
+            item = stacked([next(rows) for _ in example.choices], self.tokenizer.pad_id)
             items.append(
                 item if example.label is None else with_labels(item, example.label, np.int32)
             )
@@ -158,9 +153,3 @@ class Choice(Task):
     ) -> dict[str, float]:
         right = [e.label == p["choice"] for e, p in zip(examples, predictions, strict=True)]
         return {"accuracy": float(np.mean(right))}
-
-
-def _stack(arrays, value):
-    """Stacks C arrays of different lengths into a (C, L) array, padded with `value`."""
-    width = max(len(array) for array in arrays)
-    return np.stack([np.pad(a, (0, width - len(a)), constant_values=value) for a in arrays])

@@ -54,6 +54,19 @@ def unpad_batch(features: Mapping[str, tf.Tensor]) -> list[EncodedExample]:
     ]
 
 
+def stacked(items: Sequence[EncodedExample], pad_id: int) -> EncodedExample:
+    """Returns one example, (T, L), with the texts of T items, padded to the longest."""
+    length = max(item.length for item in items)
+
+    def stack(name, value):
+        rows = [getattr(item, name) for item in items]
+        return np.stack(
+            [np.pad(row, (0, length - len(row)), constant_values=value) for row in rows]
+        )
+
+    return EncodedExample(stack("input_ids", pad_id), stack("token_type_ids", 0))
+
+
 def with_labels(
     item: EncodedExample,
     labels: "np.typing.ArrayLike",

@@ -18,10 +18,20 @@ from kbert.tasks.registry import get_task
 if TYPE_CHECKING:
     from typing import TypeAlias
 
-    from kbert.data.examples import ChoiceExample, QuestionExample, TagExample, TextExample
+    from kbert.data.examples import (
+        ChoiceExample,
+        EmbeddingExample,
+        QuestionExample,
+        TagExample,
+        TextExample,
+    )
 
     Examples: TypeAlias = (
-        list[TextExample] | list[TagExample] | list[QuestionExample] | list[ChoiceExample]
+        list[TextExample]
+        | list[TagExample]
+        | list[QuestionExample]
+        | list[ChoiceExample]
+        | list[EmbeddingExample]
     )
     Column: TypeAlias = str | int | None
 
@@ -47,8 +57,8 @@ def read_examples(
     Args:
         path: file, plain or compressed; folder of Hugging Face `datasets`, FOLDER or FOLDER:SPLIT;
             several files or globs, comma-separated; `tfds:NAME` or `tfds:NAME:SPLIT`.
-        task: "classify", "pair", "regress", "multilabel", "tag", "qa", "choice", or a registered
-            task.
+        task: "classify", "pair", "regress", "multilabel", "tag", "qa", "choice", "embed", or a
+            registered task.
         text_column, text_pair_column, label_column: name of a column or key, or number of a
             column, from 0; None: inferred from names and values.
         label_columns: for multilabel, the columns of 0 and 1, each named after its label.
@@ -69,6 +79,8 @@ def read_examples(
         qa: `id`, `question`, `context`, `is_impossible`, and `answers`, each with `text` and
         `start`, the offset in characters of the context.
         choice: `text`, `choices`, a tuple of str, and `label`, the index of the correct choice.
+        embed: `texts`, a tuple of str: the anchor, the positive and negatives; and `label`, a score
+        or None.
 
     Raises:
         UserError: an argument is invalid, a file cannot be read or has no examples, its header or
@@ -147,7 +159,8 @@ class SplitReader:
 
         Returns:
             List of TextExample (tasks classify, pair, regress, multilabel), TagExample (tag),
-            QuestionExample (qa) or ChoiceExample (choice), in the order of the source.
+            QuestionExample (qa), ChoiceExample (choice) or EmbeddingExample (embed), in the order
+            of the source.
 
         Raises:
             UserError: the source cannot be read or has no examples, or an example is invalid and

@@ -103,6 +103,31 @@ def _correlation(measure, a, b):
     return value if np.isfinite(value) else 0.0
 
 
+def ranking_scores(ranks: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Returns the usual metrics of retrieval, as means over the queries.
+
+    Args:
+        ranks: for each query the ranks of all relevant texts, from 1.
+
+    Returns:
+        dict of accuracy@1, whether a relevant text ranks first; mrr@10, the reciprocal of the best
+        rank; recall@10, the fraction of the relevant texts; and ndcg@10.
+    """
+    at, rows = 10, [np.sort(np.array(row)) for row in ranks]
+    gains = 1 / np.log2(np.arange(2, at + 2))
+    top = [row[row <= at] for row in rows]
+    scores = {
+        "accuracy@1": [row[0] == 1 for row in rows],
+        f"mrr@{at}": [1 / row[0] if row[0] <= at else 0.0 for row in rows],
+        f"recall@{at}": [len(best) / len(row) for best, row in zip(top, rows, strict=True)],
+        f"ndcg@{at}": [
+            gains[best - 1].sum() / gains[: len(row)].sum()
+            for best, row in zip(top, rows, strict=True)
+        ],
+    }
+    return _to_floats({name: np.mean(values) for name, values in scores.items()})
+
+
 def multilabel_scores(targets: "ArrayLike", predictions: "ArrayLike") -> dict[str, float]:
     """Returns metrics for multi-label classification: each text has any subset of C labels.
 

@@ -13,6 +13,7 @@ from kbert.errors import UserError
 from kbert.model.folder import TASK_FILE, ModelFolder
 from kbert.tasks.choice import Choice
 from kbert.tasks.classify import Classification
+from kbert.tasks.embed import Embedding
 from kbert.tasks.multilabel import MultiLabel
 from kbert.tasks.names import ENTRY_POINTS, check_task_name
 from kbert.tasks.pair import PairClassification
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 BUILT_IN: tuple[type[Task], ...] = (
     *(Classification, PairClassification, Regression, MultiLabel),
-    *(Tagging, QuestionAnswering, Choice),
+    *(Tagging, QuestionAnswering, Choice, Embedding),
 )
 _registered = {kind.name: kind for kind in BUILT_IN}
 
@@ -171,15 +172,20 @@ def with_task_defaults(config: "FinetuneConfig") -> "FinetuneConfig":
     """Imports --task_module; returns the config with the task's `max_seq_length` if it has none.
 
     Raises:
-        UserError: the module cannot be loaded, the task is missing or unknown, or it does not
-            support class weights although they are set.
+        UserError: the module cannot be loaded, the task is missing or unknown, or a setting is for
+            another task.
     """
     load_task_module(config.task_module)
     kind = get_task(config.task)
     if config.class_weights and not kind.is_classification:
         names = " and ".join(n for n, other in tasks().items() if other.is_classification)
         raise UserError(f"--class_weights is for {names}; the task is {config.task}.")
-    length = config.max_seq_length or kind.max_seq_length
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for other in BUILT_IN:
+        for name in set(other.flags) - set(kind.flags):
+            if getattr(config, name) != defaults[name]:
+                raise UserError(f"--{name} is for {other.name}; the task is {config.task}.")
+    length = config.max_seq_length or kind.default_max_seq_length(config.init_from)
     return dataclasses.replace(config, max_seq_length=length)
 
 

@@ -93,6 +93,10 @@ class Task(abc.ABC):
         config_class: FinetuneConfig, or a subclass whose additional `setting`s are flags of
             `kbert.finetune`, keys of `task.json` and attributes of the task.
         call_options: names of the attributes that a call of the method may set.
+        flags: names of the settings of FinetuneConfig that are only for this task.
+        compares_examples: whether the loss of an example depends on the other examples of the
+            global batch. Then `losses` takes the label weights as third argument.
+        final_format: format of the folders `best` and `final`; see `kbert.utils.formats.FORMATS`.
     """
 
     name: str = ""
@@ -115,6 +119,9 @@ class Task(abc.ABC):
     own_settings: "dict[str, Check]" = {}
     config_class: type[FinetuneConfig] = FinetuneConfig
     call_options: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    compares_examples: bool = False
+    final_format: str = "kbert"
 
     def __init__(
         self,
@@ -132,6 +139,11 @@ class Task(abc.ABC):
         usual = {field.name for field in dataclasses.fields(FinetuneConfig)}
         fields = dataclasses.fields(cls.config_class)
         return {field.name: field for field in fields if field.name not in usual}
+
+    @classmethod
+    def default_max_seq_length(cls, init_from: str | None) -> int:
+        """Returns the default of `max_seq_length` for training from a folder of weights."""
+        return cls.max_seq_length
 
     @classmethod
     def from_config(
@@ -243,6 +255,21 @@ class Task(abc.ABC):
     def to_endpoint_output(prediction: dict[str, Any]) -> dict[str, Any]:
         """Converts a result of `predict` to the endpoint's output for one example."""
         return prediction
+
+    def adapt(self, base: "BertConfig", examples: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+        """Adapts the task to the model and the examples before training.
+
+        Args:
+            base: config of the model to train.
+            examples: dict of "train", "eval" and "test" -> examples.
+
+        Returns:
+            fields of BertConfig to change, besides `config_fields`.
+
+        Raises:
+            UserError: the examples do not fit the settings.
+        """
+        return {}
 
     def config_fields(self) -> dict[str, Any]:
         """Returns the fields of BertConfig that the task sets."""

@@ -300,4 +300,5 @@ class ModelCheckpoint(Callback):
 
     def _replace(self, name, weights):
         with atomic.folder(self.trainer.folder / name) as folder:
-            self.trainer.workload.write_pretrained(folder, weights)
+            workload = self.trainer.workload
+            workload.write_pretrained(folder, weights, workload.final_format)

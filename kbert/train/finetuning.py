@@ -24,7 +24,7 @@ from kbert.train import report
 from kbert.train.cost_estimate import memory_line, rehearse
 from kbert.train.cross_validation import cross_validated
 from kbert.train.data_report import data_lines, length_lines, token_lengths, truncation_notes
-from kbert.train.losses import TaskObjective
+from kbert.train.losses import ComparingObjective, TaskObjective
 from kbert.train.predictions import write_predictions
 from kbert.train.schedule import WarmupPolynomialDecay
 from kbert.train.start import start_run
@@ -129,6 +129,7 @@ class Finetuning(Workload):
         *("freeze_embeddings", "freeze_layers", "lora_rank", "lora_alpha", "layer_decay"),
         *("bias_correction", "label_names", "eval_fraction", "folds", "fold"),
         *("doc_stride", "max_query_length"),
+        *("loss", "similarity_scale", "symmetric", "margin", "matryoshka_dims", "pooling"),
     )
     rescored: tuple[str, ...] = (
         *("eval_file", "test_file", "unknown_labels", "max_answer_length", "null_threshold"),
@@ -163,7 +164,7 @@ class Finetuning(Workload):
         names, examples = read_splits(config, saved_names, self.teacher_labels)
         allow_no_answer = any(getattr(e, "is_impossible", False) for e in examples["train"])
         self.task = make_task(config, self.tokenizer, names, allow_no_answer)
-        self.bert_config = self._bert_config(folder, None if saved else self.layers)
+        self.bert_config = self._bert_config(folder, None if saved else self.layers, examples)
         check(self.bert_config, self.tokenizer)
         self.class_weights = class_weights(config.class_weights, self.task, examples["train"])
         self.encoded = {
@@ -183,13 +184,15 @@ class Finetuning(Workload):
         self.schedule = WarmupPolynomialDecay(
             config.learning_rate, self.train_steps, int(config.warmup_ratio * self.train_steps)
         )
-        self.objective = TaskObjective(self.task)
+        kind = ComparingObjective if self.task.compares_examples else TaskObjective
+        self.objective = kind(self.task)
 
-    def _bert_config(self, folder, layers):
+    def _bert_config(self, folder, layers, examples):
         task_heads = self.task.model_class.task_heads
         with folder.open_weights(parts=task_heads, layers=layers) as (base_config, weights):
             there = {part_of(name) for name in weights}
         fields = base_config.to_dict() | self.task.config_fields()
+        fields |= self.task.adapt(base_config, examples)
         # The task head of the folder is loaded only if it has the same labels.
         self.skipped_task_heads = (
             tuple(there & set(task_heads)) if label_conflicts(base_config, self.task) else ()
@@ -345,14 +348,27 @@ class Finetuning(Workload):
             predictions = self.task.predictions(examples, encoded, outputs)
         return self.task.scores(examples, predictions), predictions
 
+    @property
+    def final_format(self) -> str:
+        # Only kbert's own format stores the small matrices of a model with removed heads.
+        return "kbert" if self.bert_config.attention_heads_per_layer else self.task.final_format
+
     def write_pretrained(
-        self, folder: str | os.PathLike[str], weights: dict[str, np.ndarray]
+        self,
+        folder: str | os.PathLike[str],
+        weights: dict[str, np.ndarray],
+        format: str = "kbert",
     ) -> None:
-        super().write_pretrained(folder, weights)
+        super().write_pretrained(folder, weights, format)
         takes_pairs = getattr(self.examples["train"][0], "text_pair", None) is not None
         write_task_settings(folder, self.task, takes_pairs)
 
     def check_teacher(self, teacher_config: BertConfig, bert_config: BertConfig) -> None:
+        if self.task.compares_examples:
+            raise UserError(
+                f"kbert.distill does not support the task {self.task.name}, whose loss compares "
+                f"the examples of a batch. Fine-tune a smaller model with kbert.finetune."
+            )
         for name, (teacher_value, student_value) in label_conflicts(
             teacher_config, self.task
         ).items():

@@ -23,6 +23,7 @@ class MaskedLMObjective:
     """
 
     names: tuple[str, ...] = ("mlm_loss", "mlm_correct", "mlm_count", "tokens")
+    compares_examples: bool = False
     mlm_logits: str = "logits"
 
     def count(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
@@ -131,6 +132,7 @@ class TaskObjective:
     """
 
     names: tuple[str, ...] = ("loss", "correct", "count", "tokens")
+    compares_examples: bool = False
 
     def __init__(self, task: "Task") -> None:
         self._task = task
@@ -143,7 +145,7 @@ class TaskObjective:
         self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
         """Returns a dict of `names` -> float32 scalar."""
-        losses, correct = self._task.losses(outputs, features["labels"])
+        losses, correct = self._losses(outputs, features)
         weights = features["label_weights"]
         return {
             "loss": tf.reduce_sum(losses * weights),
@@ -151,6 +153,9 @@ class TaskObjective:
             "count": tf.reduce_sum(weights),
             "tokens": tf.cast(tf.reduce_sum(features["attention_mask"]), tf.float32),
         }
+
+    def _losses(self, outputs, features):
+        return self._task.losses(outputs, features["labels"])
 
     def loss(self, sums: Mapping[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
         """See `MaskedLMObjective.loss`."""
@@ -163,6 +168,60 @@ class TaskObjective:
         """
         count = sums["count"] or math.nan
         return {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count}
+
+
+class ComparingObjective(TaskObjective):
+    """Mean loss of a global batch whose examples are compared with each other.
+
+    If a batch has several parts, on replicas or in slices, the vectors of all parts are computed
+    first, without gradients. The derivatives of the loss by these vectors, `label_gradients`, then
+    give the gradients of each part, so the loss and the update do not depend on the number of
+    parts. Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory
+    Limited Setup" (arXiv:2101.06983).
+    """
+
+    compares_examples: bool = True
+
+    def label_features(
+        self, vectors: tf.Tensor, features: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """Returns what the parts of a global batch need to compute their sums.
+
+        Args:
+            vectors: (B, T, E) float32, the embeddings of the global batch.
+            features: labels and label_weights of the global batch.
+
+        Returns:
+            dict of label_gradients (B, T, E), the derivatives of the summed loss; label_losses (B,)
+            and label_correct (B,).
+        """
+        with tf.GradientTape() as tape:
+            tape.watch(vectors)
+            losses, correct = self._losses({"embedding": vectors}, features)
+            total = tf.reduce_sum(losses * features["label_weights"])
+        gradients = tape.gradient(total, vectors)
+        return {
+            "label_gradients": gradients,
+            "label_losses": losses,
+            "label_correct": correct,
+        }
+
+    def sums(
+        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """Returns a dict of `names` -> float32 scalar; uses the `label_features`, if present."""
+        sums = super().sums(outputs, features)
+        if "label_gradients" in features:
+            # Adds 0 with the gradient of the loss.
+            product = tf.reduce_sum(outputs["embedding"] * features["label_gradients"])
+            sums["loss"] += product - tf.stop_gradient(product)
+        return sums
+
+    def _losses(self, outputs, features):
+        if "label_losses" in features:
+            return features["label_losses"], features["label_correct"]
+        weights = features["label_weights"]
+        return self._task.losses(outputs, features["labels"], weights)
 
 
 def _correct(logits, labels):

@@ -77,11 +77,13 @@ class TrainStep:
                 self._good_steps = keras.Variable(
                     0, trainable=False, dtype="int64", name="good_steps"
                 )
+        self._parts = config.accumulation_steps * self._strategy.num_replicas_in_sync
         self._gradients, self._update = self._summed_gradients, self._guarded_update
+        self._vectors = self._forward_parts
         if devices.jit:
-            self._gradients, self._update = (
+            self._gradients, self._update, self._vectors = (
                 tf.function(part, jit_compile=True, autograph=False)
-                for part in (self._gradients, self._update)
+                for part in (self._gradients, self._update, self._vectors)
             )
 
     def _named_weights(self):
@@ -162,9 +164,42 @@ class TrainStep:
         replica = replica if number is None else int(number)
         add_up = tf.distribute.ReduceOp.SUM
         count = context.all_reduce(add_up, self._objective.count(features))
+        if self._objective.compares_examples and self._parts > 1:
+            features = features | self._label_features(features, step, replica)
         part = self._gradients(features, count, step, replica)
         sums, gradients = context.all_reduce(add_up, part)
         return self._update(sums, gradients, step, replica)
+
+    def _label_features(self, features, step, replica):
+        """Returns a replica's part of the objective's `label_features` of the global batch."""
+        vectors = self._vectors(features, step, replica)
+        whole = {name: self._whole(features[name], replica) for name in ("labels", "label_weights")}
+        result = self._objective.label_features(self._whole(vectors, replica), whole)
+        rows = tf.shape(vectors)[0]
+        return {name: x[replica * rows : (replica + 1) * rows] for name, x in result.items()}
+
+    def _whole(self, part, replica):
+        """Returns the values of all replicas for the global batch, in order."""
+        context = tf.distribute.get_replica_context()
+        shape = tf.concat([[self._strategy.num_replicas_in_sync], tf.shape(part)], 0)
+        parts = tf.scatter_nd([[replica]], part[None], shape)  # 0 for the other replicas
+        parts = context.all_reduce(tf.distribute.ReduceOp.SUM, parts)
+        return tf.reshape(parts, (-1, *part.shape[1:]))
+
+    def _forward_parts(self, features, step, replica):
+        """Returns the embeddings of a replica's part of the batch, slice by slice."""
+        slices = self._config.accumulation_steps
+        sliced = _sliced(features, slices)
+
+        def vectors_of(i):
+            share = {name: value[i] for name, value in sliced.items()}
+            with self._seed_scope(step, replica * slices + i):
+                return self.model(share, training=True)["embedding"]
+
+        vectors = tf.map_fn(
+            vectors_of, tf.range(slices), fn_output_signature=tf.float32, parallel_iterations=1
+        )
+        return tf.reshape(vectors, (-1, *vectors.shape[2:]))
 
     def _summed_gradients(self, features, count, step, replica):
         """Returns the sums and the gradients, times the loss scale, of a replica's batch.
@@ -174,10 +209,7 @@ class TrainStep:
         slices = self._config.accumulation_steps
         if slices == 1:
             return self._slice_gradients(features, count, step, replica)
-        features = {
-            name: tf.reshape(value, tf.concat([[slices, -1], tf.shape(value)[1:]], 0))
-            for name, value in features.items()
-        }
+        features = _sliced(features, slices)
 
         def add_slice(i, totals):
             share = {name: value[i] for name, value in features.items()}
@@ -193,7 +225,8 @@ class TrainStep:
         )
         return totals
 
-    def _slice_gradients(self, features, count, step, slice_number):
+    def _seed_scope(self, step, slice_number):
+        """Returns a scope with the dropout seeds of a step and a slice of the global batch."""
         # Without `alg`, XLA and TPUs would use another algorithm.
         alg = tf.random.Algorithm.PHILOX
         seed = tf.random.experimental.stateless_fold_in((self._config.seed, 0), step, alg)
@@ -202,7 +235,10 @@ class TrainStep:
         )
         # A seed is (key of the layer, slice of the global batch); see `fused.dropout_keep_mask`.
         seeds = tf.stack([keys, tf.fill(tf.shape(keys), -1 - slice_number)], axis=1)
-        with keras.StatelessScope(zip(self._seeds, tf.unstack(seeds), strict=True)):
+        return keras.StatelessScope(zip(self._seeds, tf.unstack(seeds), strict=True))
+
+    def _slice_gradients(self, features, count, step, slice_number):
+        with self._seed_scope(step, slice_number):
             with tf.GradientTape() as tape:
                 sums = self._objective.sums(self.model(features, training=True), features)
                 loss = self._objective.loss(sums, count)
@@ -249,3 +285,11 @@ class TrainStep:
         sums = tf.where(finite | overflow, sums, tf.zeros_like(sums))
         flags = [tf.constant(True), overflow, ~(finite | overflow)]
         return tf.concat([sums, [norm], tf.cast(tf.stack(flags), tf.float32)], 0)
+
+
+def _sliced(features, slices):
+    """Splits the rows of features into slices: dict of name -> (slices, rows per slice, ...)."""
+    return {
+        name: tf.reshape(value, tf.concat([[slices, -1], tf.shape(value)[1:]], 0))
+        for name, value in features.items()
+    }

@@ -36,6 +36,7 @@ class Workload(abc.ABC):
         config: settings of the run.
         part: name of the run's subfolder, such as "pretrain".
         program: module that resumes the run, such as "kbert.pretrain".
+        final_format: format of the folders `best` and `final`.
         fixed: names of the settings that affect results and must not change when a run resumes.
         rescored: names of the settings that affect the scores of a complete run: a complete run
             that is started again is only scored again.
@@ -57,6 +58,7 @@ class Workload(abc.ABC):
     config: "PretrainConfig | FinetuneConfig"
     part: str
     program: str
+    final_format: str
     fixed: tuple[str, ...]
     rescored: tuple[str, ...]
     patience: int | None
@@ -78,6 +80,7 @@ class Workload(abc.ABC):
     part = program = patience = time_budget = layers = None  # type: ignore  # a subclass sets part and program
     teacher = teacher_labels = teacher_class = None
     fixed = rescored = taught_sums = ()
+    final_format = "kbert"
 
     def __init__(self, config: "PretrainConfig | FinetuneConfig") -> None:
         self.config = config
@@ -187,15 +190,19 @@ class Workload(abc.ABC):
         return results
 
     def write_pretrained(
-        self, folder: str | os.PathLike[str], weights: "dict[str, np.ndarray]"
+        self,
+        folder: str | os.PathLike[str],
+        weights: "dict[str, np.ndarray]",
+        format: str = "kbert",
     ) -> None:
         """Writes config, weights and tokenizer to a folder, which `from_pretrained` can load.
 
         Args:
             folder: an existing folder.
             weights: dict of kbert's name -> array.
+            format: one of `kbert.utils.formats.FORMATS`.
         """
         shapes = {name: array.shape for name, array in weights.items()}
         weights = Tensors(shapes, weights.__getitem__)
-        write_weights(folder, "kbert", self.bert_config, weights)
-        self.tokenizer.save_pretrained(folder)
+        write_weights(folder, format, self.bert_config, weights)
+        self.tokenizer.save_pretrained(folder, format=format)

@@ -1,0 +1,157 @@
+"""Reads the examples of sentence encoders: pairs, triplets, and pairs with a score."""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from kbert.data import column_names, validation
+from kbert.data.column_profiles import is_numeric
+from kbert.data.columns import (
+    Columns,
+    check_width,
+    checked_columns,
+    column_of_flag,
+    is_number,
+    names_text,
+)
+from kbert.data.examples import EmbeddingExample
+from kbert.data.headers import normalize_name
+from kbert.data.records import Records
+from kbert.errors import UserError
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from kbert.data.records import Record
+    from kbert.settings.tasks import ColumnConfig
+
+    Key: TypeAlias = str | int
+
+# Normalized names, in the order in which they are tried. A premise may contradict its hypothesis,
+# so these are not read without flags.
+_PAIRS = (("anchor", "positive"), ("query", "positive"), ("question", "positive"))
+_PAIRS += (("query", "answer"), ("question", "answer"), ("anchor", "pos"), ("query", "pos"))
+_PAIRS += tuple(pair for pair in column_names.PAIRS if pair[0] != "premise")
+_NEGATIVE = re.compile(r"(?:hard_)?neg(?:ative)?_?(\d*)")
+_SCORES = ("score", "label", "similarity", "similarity_score", "relatedness_score", "gold_label")
+_KNOWN = {name for pair in _PAIRS for name in pair} | {*_SCORES}
+
+
+def embedding_records(
+    open_file: Callable[[Callable[[list[str]], bool]], Records],
+    config: "ColumnConfig",
+    labeled: bool,
+) -> "tuple[Records, Callable[[str, Record], EmbeddingExample]]":
+    """Returns the records of a file, and a function from (where, record) to an example.
+
+    Args:
+        open_file: function from `has_header` to Records.
+        config: names of the columns.
+        labeled: whether to read scores.
+
+    Raises:
+        UserError: a column is missing, ambiguous or named twice.
+    """
+    records = open_file(functools.partial(_has_header, config))
+    columns = _find_columns(records, config, labeled)
+    kind = "pairs" if columns.label is None else f"pairs with the score {_name(records, columns)}"
+    if columns.choices:
+        kind = f"pairs, each with {len(columns.choices)} negatives"
+    records.notes.append(f"reading {kind}")
+    flags = {"text_column": columns.text, "text_pair_column": columns.text_pair}
+    flags["label_column"] = columns.label
+    records.flags = {flag: None if key is None else str(key) for flag, key in flags.items()}
+    if records.width is not None:
+        records.flags["header"] = "no" if records.names is None else "yes"
+    return records, functools.partial(_example, columns)
+
+
+def _name(records, columns):
+    named = records.width is not None and records.names
+    return repr(records.names[columns.label] if named else columns.label)
+
+
+def _has_header(config, row):
+    if config.header != "auto":
+        return config.header == "yes"
+    flags = (config.text_column, config.text_pair_column, config.label_column)
+    if any(flag is not None and not is_number(flag) for flag in flags):
+        return True
+    names = map(normalize_name, row)
+    return sum(name in _KNOWN or bool(_NEGATIVE.fullmatch(name)) for name in names) >= 2
+
+
+def _find_columns(records, config, labeled):
+    check_width(records, 2)
+    find = functools.partial(column_of_flag, records)
+    text = find("text_column", config.text_column)
+    pair = find("text_pair_column", config.text_pair_column)
+    label = find("label_column", config.label_column)
+    keys, negatives = _keys(records), {}
+    if text is None and pair is None:
+        text, pair, label = _usual_columns(records, keys, label)
+    elif text is None or pair is None:
+        raise UserError("set both --text_column and --text_pair_column, or neither.")
+    for name, key in keys.items():
+        if (match := _NEGATIVE.fullmatch(name)) and key not in (text, pair, label):
+            negatives[int(match[1] or 0)] = key
+    choices = tuple(negatives[number] for number in sorted(negatives))
+    if choices and label is not None:
+        records.notes.append("not read: the score, because there are negatives")
+        label = None
+    label = label if labeled else None
+    used = [key for key in (text, pair, label) if key is not None] + list(choices)
+    return checked_columns(records, used, text=text, text_pair=pair, label=label, choices=choices)
+
+
+def _keys(records):
+    """Returns a dict of normalized name -> key or index of a column."""
+    names = records.names or ()
+    keys = names if records.width is None else range(len(names))
+    return {normalize_name(name): key for name, key in zip(names, keys, strict=True)}
+
+
+def _usual_columns(records, keys, label):
+    """Returns the columns of the two texts and of the score, or None, by their usual names."""
+    if records.names is None:
+        return _columns_without_names(records, label)
+    pairs = [pair for pair in _PAIRS if keys.keys() >= set(pair)]
+    if not pairs:
+        raise UserError(
+            f"{records.name} has no two columns named {', '.join('/'.join(p) for p in _PAIRS[:2])} "
+            f"or sentence1/sentence2; it has {names_text(records.names)}. Set --text_column and "
+            f"--text_pair_column to texts that are similar, and --label_column to their score, if "
+            f"they have one."
+        )
+    if label is None:
+        label = next((keys[name] for name in _SCORES if name in keys), None)
+    return *(keys[name] for name in pairs[0]), label
+
+
+def _columns_without_names(records, label):
+    if records.width == 2 and label is None:
+        return 0, 1, None
+    rows = records.sample()
+    if records.width == 3 and label in (None, 2) and all(is_numeric(row[-1]) for row in rows):
+        return 0, 1, 2
+    raise UserError(
+        f"{records.name} has {records.width} columns and is read without a header, so the columns "
+        f"must be given by number: --text_column=0 --text_pair_column=1, and --label_column for a "
+        f"score. If its first row is a header, add --header=yes."
+    )
+
+
+def _example(columns: Columns, where: str, record: "Record") -> EmbeddingExample:
+    validation.check_width(record, columns)
+    negatives = (f"negative {number}" for number in range(1, len(columns.choices) + 1))
+    names = ("the text", "the second text", *negatives)
+    keys = (columns.text, columns.text_pair, *columns.choices)
+    texts = tuple(
+        validation.check_text(validation.get_value(record, key), name)
+        for key, name in zip(keys, names, strict=True)
+    )
+    score = None
+    if columns.label is not None:
+        score = validation.parse_number_label(validation.get_value(record, columns.label), where)
+    return EmbeddingExample(where, texts, score)

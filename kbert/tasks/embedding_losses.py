@@ -1,0 +1,115 @@
+"""Losses of sentence encoders: functions of the embeddings of a batch, as in sentence-transformers.
+
+All return float32 tensors (B,): the loss of each example, and whether it is predicted correctly (0
+for losses that predict nothing). Examples of weight 0 pad the batch; no example is compared with
+them.
+
+    B examples   T texts per example: anchor, positive, negatives   E width of the embeddings
+"""
+
+import tensorflow as tf
+
+# As logit, excludes a candidate.
+_NEVER = -1e30
+
+
+def ranking_losses(
+    vectors: tf.Tensor, text_ids: tf.Tensor, weights: tf.Tensor, scale: float, symmetric: bool
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the losses of `multiple_negatives_ranking`.
+
+    The loss is the cross-entropy of the positive among the positives and negatives of all examples,
+    whose logits are the cosines with the anchor times `scale`. A candidate is left out if it is no
+    negative: it equals the anchor or its positive, or is the positive of an equal anchor. Source:
+    Henderson et al. 2017 (arXiv:1705.00652), section 4.4; for `symmetric`, Radford et al. 2021
+    (arXiv:2103.00020), figure 3: the mean with the cross-entropy of the anchor among all anchors.
+
+    Args:
+        vectors: (B, T, E) float32. text_ids: (B, T) int32, equal for equal texts.
+        weights: (B,) float32, 0 for padding.
+    """
+    B, T = tf.shape(vectors)[0], vectors.shape[1]
+    vectors = normalized(vectors)
+    anchors, positives = text_ids[:, 0], text_ids[:, 1]
+    candidates = tf.concat(tf.unstack(vectors[:, 1:], axis=1), axis=0)  # ((T - 1) * B, E)
+    texts = tf.concat(tf.unstack(text_ids[:, 1:], axis=1), axis=0)
+    logits = scale * tf.matmul(vectors[:, 0], candidates, transpose_b=True)  # (B, (T - 1) * B)
+    own = tf.eye(B, dtype=tf.bool) if T == 2 else _widened(tf.eye(B, dtype=tf.bool), T - 2)
+    same = _widened(anchors[:, None] == anchors, T - 2)
+    same |= (texts == anchors[:, None]) | (texts == positives[:, None])
+    same |= tf.tile(weights == 0, [T - 1])
+    losses, right = _cross_entropy(tf.where(same & ~own, _NEVER, logits))
+    if symmetric:
+        same = (anchors == anchors[:, None]) | (positives == positives[:, None])
+        same |= (anchors == positives[:, None]) | (weights == 0)
+        logits = tf.transpose(logits[:, :B])
+        back, _ = _cross_entropy(tf.where(same & ~own[:, :B], _NEVER, logits))
+        losses = (losses + back) / 2
+    return losses, right
+
+
+def _widened(mask, times):
+    """Appends (B, times * B) False to a mask (B, B)."""
+    return tf.concat([mask, *[tf.zeros_like(mask)] * times], axis=1)
+
+
+def _cross_entropy(logits):
+    """Returns the cross-entropy of the diagonal, and whether it has the highest logit."""
+    labels = tf.range(tf.shape(logits)[0])
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+    right = tf.argmax(logits, axis=1, output_type=tf.int32) == labels
+    return losses, tf.cast(right, tf.float32)
+
+
+def cosent_losses(
+    vectors: tf.Tensor, scores: tf.Tensor, weights: tf.Tensor, scale: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the losses of `cosent`, which are equal: log(1 + sum of exp(scale * (s_i - s_j))).
+
+    The sum is over all pairs of examples where example i has the lower score; s are the cosines of
+    their texts. Only the order of the scores counts. Source: Su 2022
+    (https://kexue.fm/archives/8847), as in sentence-transformers' CoSENTLoss.
+
+    Args:
+        vectors: (B, 2, E) float32. scores, weights: (B,) float32.
+    """
+    logits = scale * _cosines(vectors)
+    counts = (weights[:, None] > 0) & (weights > 0) & (scores[:, None] < scores)
+    logits = tf.where(counts, logits[:, None] - logits, _NEVER)
+    loss = tf.reduce_logsumexp(tf.concat([[0.0], tf.reshape(logits, [-1])], axis=0))
+    return tf.fill(tf.shape(scores), loss), tf.zeros_like(scores)
+
+
+def cosine_losses(vectors: tf.Tensor, scores: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the losses of `cosine_similarity`: the squared error of the cosine.
+
+    Args:
+        vectors: (B, 2, E) float32. scores: (B,) float32, in [-1, 1].
+    """
+    return tf.square(_cosines(vectors) - scores), tf.zeros_like(scores)
+
+
+def triplet_losses(vectors: tf.Tensor, margin: float) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the losses of `triplet`: max(0, |a - p| - |a - n| + margin), the mean over n.
+
+    Source: Schroff et al. 2015 (arXiv:1503.03832), with the Euclidean distance, as in
+    sentence-transformers' TripletLoss, which has one negative.
+
+    Args:
+        vectors: (B, T, E) float32, T > 2.
+    """
+    # torch's pairwise_distance adds 1e-6 as well; without it, the distance 0 has no derivative.
+    distances = tf.norm(vectors[:, :1] - vectors[:, 1:] + 1e-6, axis=-1)  # (B, T - 1)
+    gaps = distances[:, :1] - distances[:, 1:]
+    right = tf.reduce_all(gaps < 0, axis=1)
+    return tf.reduce_mean(tf.nn.relu(gaps + margin), axis=1), tf.cast(right, tf.float32)
+
+
+def normalized(vectors: tf.Tensor) -> tf.Tensor:
+    """Scales vectors, (..., E), to length 1."""
+    return tf.math.l2_normalize(vectors, axis=-1, epsilon=1e-24)  # of the squared length
+
+
+def _cosines(vectors):
+    vectors = normalized(vectors)
+    return tf.reduce_sum(vectors[:, 0] * vectors[:, 1], axis=-1)
