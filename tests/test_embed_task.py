@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from marks import slow
+from run_files import stop_at
 from warm_python import PYTHON
 
 import kbert
@@ -482,12 +483,45 @@ def test_replicas_make_no_difference(file, root, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_stopped_run_resumes_to_the_same_bits(root, tmp_path, monkeypatch):
+    changes = {"accumulation_steps": 2, "epochs": 2.0, "save_every_steps": 3}
+    finetune(settings(root, "pairs.tsv", **changes), tmp_path / "whole")
+    stop_at(monkeypatch, 6)
+    finetune(settings(root, "pairs.tsv", **changes), tmp_path / "cut")
+    assert not (tmp_path / "cut/finetuning/final").exists()
+    monkeypatch.undo()
+    finetune(settings(root, "pairs.tsv", **changes), tmp_path / "cut")
+    whole, cut = (weights_of(tmp_path / name / "finetuning/final") for name in ("whole", "cut"))
+    for name, value in whole.items():
+        np.testing.assert_array_equal(cut[name], value, err_msg=name)
+
+
+@pytest.mark.slow
+def test_other_programs_embed_as_the_predictor_does(root, tmp_path):
+    """sentence-transformers, and a SavedModel."""
+    import sentence_transformers
+
+    from kbert.serving.export import export
+
+    finetune(settings(root, "pairs.tsv", pooling="cls"), tmp_path / "run")
+    final, texts = tmp_path / "run/finetuning/final", ["the cat red", "a dog ran", "unblue " * 30]
+    expected = Predictor.from_pretrained(final, backend="tensorflow").embed(texts)
+    peer = sentence_transformers.SentenceTransformer(str(final), device="cpu")
+    assert peer.max_seq_length == 12
+    np.testing.assert_allclose(peer.encode(texts), expected, atol=1e-6)
+    export(final, tmp_path / "export", report=lambda line: None)
+    function = tf.saved_model.load(str(tmp_path / "export")).signatures["serving_default"]
+    outputs = function(text=tf.constant(texts))["embedding"]
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
+
+
 def test_programs_that_do_not_support_the_task(root, tmp_path):
-    folder, file = tmp_path / "run/finetuning/final", str(root / "pairs.tsv")
-    finetune(settings(root, "pairs.tsv", epochs=0.2), tmp_path / "run")
-    student = DistillConfig(task="embed", teacher=str(folder), train_file=file)
+    folder, file = str(root / "bert"), str(root / "pairs.tsv")
+    student = DistillConfig(task="embed", teacher=folder, train_file=file)
     with pytest.raises(UserError, match=r"kbert.distill does not support the task embed, whose lo"):
         distill(student, tmp_path / "student")
-    pruned = PruneConfig(model=str(folder), data_file=file, output_dir=str(tmp_path / "pruned"))
+    pruned = PruneConfig(
+        task="embed", model=folder, data_file=file, output_dir=str(tmp_path / "pruned")
+    )
     with pytest.raises(UserError, match=r"kbert.prune does not support the task embed, whose loss"):
         prune(pruned)

@@ -260,10 +260,6 @@ class Embedding(Task):
     def predict(self, predictor: "Predictor", *texts: Sequence[Any]) -> list[np.ndarray]:
         return list(predictor.embed(*texts))
 
-    @staticmethod
-    def to_json(result: np.ndarray) -> dict[str, Any]:
-        return {"embedding": result.tolist()}
-
     def predictions(
         self,
         examples: Sequence[EmbeddingExample],

@@ -10,7 +10,12 @@ from kbert.compression.distillation_objective import FIXED, DistillationObjectiv
 from kbert.compression.teacher import Teacher, check_heads, initial_layers
 from kbert.errors import UserError
 from kbert.model.folder import ModelFolder
-from kbert.tasks.registry import load_task_module, read_task_settings, with_task_defaults
+from kbert.tasks.registry import (
+    get_task,
+    load_task_module,
+    read_task_settings,
+    with_task_defaults,
+)
 from kbert.train.cost_estimate import rehearse
 from kbert.train.cross_validation import cross_validated
 from kbert.train.finetuning import Finetuning
@@ -57,7 +62,13 @@ def distill(
         act = rehearse if dry_run else Trainer.fit
         return start_run(Distillation(student), folder, callbacks, act)
 
-    return cross_validated(with_task_defaults(_of_teacher(config)), output_dir, run)
+    config = with_task_defaults(_of_teacher(config))
+    if get_task(config.task).compares_examples:
+        raise UserError(
+            f"kbert.distill does not support the task {config.task}, whose loss compares the "
+            f"examples of a batch. Fine-tune a smaller model with kbert.finetune."
+        )
+    return cross_validated(config, output_dir, run)
 
 
 def _of_teacher(config):

@@ -364,11 +364,6 @@ class Finetuning(Workload):
         write_task_settings(folder, self.task, takes_pairs)
 
     def check_teacher(self, teacher_config: BertConfig, bert_config: BertConfig) -> None:
-        if self.task.compares_examples:
-            raise UserError(
-                f"kbert.distill does not support the task {self.task.name}, whose loss compares "
-                f"the examples of a batch. Fine-tune a smaller model with kbert.finetune."
-            )
         for name, (teacher_value, student_value) in label_conflicts(
             teacher_config, self.task
         ).items():
