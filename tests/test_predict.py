@@ -215,9 +215,7 @@ def test_scores(folders, tmp_path):
 def test_folders_that_do_not_say_what_they_are_for(folders, tmp_path):
     path = tmp_path / "x.tsv"
     path.write_text("the cat\t0\na dog\t7\n")
-    with pytest.raises(
-        UserError, match=r"has no task.json, so its task is unknown. Set it, such as --task="
-    ):
+    with pytest.raises(UserError, match=r"has no task.json, so its task is unknown. Set --task, "):
         evaluate(EvaluateConfig(model=str(folders["plain"]), eval_file=str(path)))
     with pytest.raises(UserError, match=r"plain has no sequence_classifier"):
         evaluate(EvaluateConfig(model=str(folders["plain"]), eval_file=str(path), task="classify"))

@@ -69,6 +69,8 @@ def values_of(field):
         )
     else:
         found = st.text(st.characters(codec="utf-8"), max_size=12)
+        if kind is dict:
+            found = st.dictionaries(found, found, max_size=3)
     return st.none() | found if optional else found
 
 
