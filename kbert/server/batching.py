@@ -204,7 +204,7 @@ class _Request:
         for _, _, pieces, _ in queued:
             self._put(pieces)
         results = []
-        while queued:  # what is decoded is freed
+        while queued:  # a piece is freed once it is decoded
             results.append(await self._results(*queued.pop(0)))
         order = np.arange(len(next(iter(texts.values()))))
         return self._together(results, order), sum(tokens)

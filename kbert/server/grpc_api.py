@@ -314,7 +314,7 @@ class GrpcServer:
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
 
     async def retire(self) -> None:
-        """Still answers requests, and tells health checks that the server is about to stop."""
+        """Still answers requests, and reports to health checks that the server is about to stop."""
         await self._health.enter_graceful_shutdown()
 
     async def stop(self) -> None:

@@ -136,7 +136,7 @@ class _Connection(web.RequestHandler):
             super().log_exception(*args, exc_info=exc_info, **kwargs)
 
     async def finish_response(self, request, resp, start_time):
-        """Sends a response; those of aiohttp's own errors become JSON."""
+        """Sends a response; converts aiohttp's own error responses to JSON."""
         if isinstance(resp, web.HTTPException):
             allowed = {name: resp.headers[name] for name in ("Allow",) if name in resp.headers}
             reason = f"{request.method} {request.path}: {resp.reason}."

@@ -19,7 +19,7 @@ def ranking_losses(
     """Returns the losses of `multiple_negatives_ranking`.
 
     The loss is the cross-entropy of the positive among the positives and negatives of all examples,
-    whose logits are the cosines with the anchor times `scale`. A candidate is left out if it is no
+    whose logits are the cosines with the anchor times `scale`. A candidate is omitted if it is no
     negative: it equals the anchor or its positive, or is the positive of an equal anchor. Source:
     Henderson et al. 2017 (arXiv:1705.00652), section 4.4; for `symmetric`, Radford et al. 2021
     (arXiv:2103.00020), figure 3: the mean with the cross-entropy of the anchor among all anchors.
