@@ -188,7 +188,7 @@ def test_answers(tokenizer):
     found = predictor.answer(["the dog", "a cat"], [context, "a mat"])
     for answer, text in zip(found, [context, "a mat"], strict=True):
         assert text[answer["start"] : answer["end"]] == answer["text"] != ""
-    with pytest.raises(UserError, match=r"as many contexts as texts; got 1 and 2"):
+    with pytest.raises(UserError, match=r"as many contexts as questions; got 1 and 2"):
         predictor.answer(["a", "b"], ["c"])
 
 

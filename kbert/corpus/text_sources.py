@@ -191,9 +191,10 @@ def _tfds_lines(source):
         yield from document_lines(example["text"])
 
 
-# A sentence ends at . ! or ? if two characters precede it that are digits or letters other than A-Z
-# (unlike "Mr." or "J."), and if white space and a digit or a letter other than a-z follow. It also
-# ends at the full-width marks of Chinese and Japanese. Quotes and brackets may stand between these.
+# A sentence ends at . ! or ? if the two characters before it are digits or letters other than A-Z
+# (so not after "Mr." or "J."), and if white space and then a digit or a letter other than a-z
+# follow. It also ends at the full-width marks of Chinese and Japanese. Quotes and brackets may
+# stand between these.
 _SENTENCE_END = re.compile(
     r"""[.!?](?<=[^\W_A-Z][^\W_A-Z].)["'”’)\]]*\s+(?=["'“‘(\[]*[^\W_a-z])"""
     r"""|[。！？][」』”’）]*(?=[^」』”’）])"""

@@ -57,7 +57,8 @@ class Budget:
         """Yields a function that sets the number of tokens of a request.
 
         Raises:
-            RequestError: (when it is called) the request has too many.
+            RequestError: raised by the yielded function if the request has more than half of the
+                tokens that other requests leave.
         """
         tokens = 0
 

@@ -23,9 +23,9 @@ def signatures(
     """Creates the signatures of an endpoint.
 
     `serving_default` takes text; `from_ids` takes the three features of `kbert.features`. Both
-    return the outputs of `output_spec`, except that `from_ids` has no text to extract spans from:
-    for tag, it returns `probabilities` (B, L, C); for answer, `start_logits` and `end_logits`
-    (B, L); for choose, `logits` (B, C).
+    return the outputs of `output_spec`, except for three methods whose outputs require the texts:
+    for tag, `from_ids` returns `probabilities` (B, L, C) of C labels; for answer, `start_logits`
+    and `end_logits` (B, L); for choose, `logits` (B, C) of C choices.
     `from_examples` takes serialized tf.Examples whose features are named like the text inputs, and
     returns the same as `serving_default`. For TensorFlow Serving's Classify and Regress, models
     that classify also have the signature `classify` (`classes` and `scores`, (B, C) each), and
@@ -114,7 +114,8 @@ def _composed(endpoint, functions):
 def _in_batches(function, specs, limits, timeout_ms):
     """Wraps a function of texts in dynamic batching, so that several calls share a batch.
 
-    Most texts that exceed a limit are rejected before, because they fail all calls of a batch.
+    Most texts that exceed a limit are rejected before they join a batch, because they would make
+    all calls in the batch fail.
     """
     together = tf.nondifferentiable_batch_function(
         num_batch_threads=2, max_batch_size=MOST_TEXTS, batch_timeout_micros=int(1000 * timeout_ms)

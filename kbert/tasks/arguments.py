@@ -46,18 +46,18 @@ def as_batch(*columns: Any) -> list[list[Any] | None]:
     return [column if column is None else list(column) for column in columns]
 
 
-def same_length(texts: Sequence[Any], others: "Others", name: str) -> "Others":
+def same_length(texts: Sequence[Any], others: "Others", name: str, of: str = "texts") -> "Others":
     """Returns `others`.
 
     Args:
-        name: name of `others` in the error message.
+        name: name of `others` in the error message. of: name of `texts` there.
 
     Raises:
         UserError: `others` is neither None nor as long as `texts`.
     """
     if others is not None and len(others) != len(texts):
         raise UserError(
-            f"there must be as many {name} as texts; got {len(others)} and {len(texts)}."
+            f"there must be as many {name} as {of}; got {len(others)} and {len(texts)}."
         )
     return others
 

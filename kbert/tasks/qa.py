@@ -203,7 +203,7 @@ class QuestionAnswering(Task):
 
     @classmethod
     def examples(cls, questions: Sequence[str], contexts: Sequence[str]) -> list[QuestionExample]:
-        contexts = same_length(questions, contexts, "contexts")
+        contexts = same_length(questions, contexts, "contexts", of="questions")
         return [
             QuestionExample(f"question {i}", str(i), question, context)
             for i, (question, context) in enumerate(zip(questions, contexts, strict=True))

@@ -64,7 +64,7 @@ class Callback:
         """Called after each call of the training function, which takes one or more steps."""
 
     def on_log(self, metrics: dict[str, float]) -> None:
-        """Called every `log_every_steps` and after the last step.
+        """Called every `log_every_steps` steps and after step `train_steps`.
 
         Args:
             metrics: dict of name -> float. Later callbacks see the changes that you make to it.
@@ -79,7 +79,7 @@ class Callback:
         """
 
     def on_save(self) -> None:
-        """Called when a checkpoint is due: every `save_every_steps`, and before the run ends."""
+        """Called when a checkpoint is due: every `save_every_steps` steps, and before the end."""
 
     def on_train_end(self) -> None:
         """Called after the last step of a complete or stopped run, but not after an error."""

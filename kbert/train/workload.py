@@ -199,7 +199,7 @@ class Workload(abc.ABC):
 
         Args:
             folder: an existing folder.
-            weights: dict of kbert's name -> array.
+            weights: dict of kbert's weight name -> array.
             format: one of `kbert.utils.formats.FORMATS`.
         """
         shapes = {name: array.shape for name, array in weights.items()}

@@ -39,7 +39,7 @@ def remove_heads(
 
     Args:
         config: config of the model.
-        weights: dict of kbert's name -> array.
+        weights: dict of kbert's weight name -> array.
         kept: for each block, the numbers of one or more heads to keep, from 0.
 
     Raises:

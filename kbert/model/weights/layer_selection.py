@@ -42,7 +42,7 @@ def select_layers(
 
     Args:
         config: config of the whole model.
-        weights: dict of kbert's name -> array.
+        weights: dict of kbert's weight name -> array.
         layers: the blocks to select; arguments and errors as for `resolve_layers`.
     """
     layers = resolve_layers(layers, config.num_hidden_layers)

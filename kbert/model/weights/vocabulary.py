@@ -42,7 +42,7 @@ def resize_vocabulary(
 
 
 def new_rows(config: BertConfig, shape: tuple[int, ...], first: int) -> np.ndarray:
-    """Returns initial values, float32, for the rows from `first` on of a weight of this shape."""
+    """Returns float32 initial values for the rows `first` and up of a weight with this shape."""
     from kbert.model.attention import matrix_initializer
 
     shape = (max(shape[0] - first, 0), *shape[1:])
