@@ -5,7 +5,6 @@ It is meant for laptops, tests and single machines; use TensorFlow Serving for l
 
 import asyncio
 import os
-import sys
 
 from absl import flags
 
@@ -14,13 +13,14 @@ from kbert.server.input_checks import check_inputs, raise_file_limit
 from kbert.server.log import start_log
 from kbert.settings.serving import UNUSED_SWITCHES, UNUSED_VALUES, ServeConfig
 from kbert.utils import program
+from kbert.utils.logging import log
 
 
 def check(config: ServeConfig) -> None:
     """Checks the config, and prints a note on each flag that has no effect."""
     for name in (*UNUSED_SWITCHES, *UNUSED_VALUES):
         if flags.FLAGS[name].present:
-            print(f"note: --{name} has no effect here; see the table in docs/serving.md")
+            log(f"note: --{name} has no effect here; see the table in docs/serving.md")
     check_inputs(config)
 
 
@@ -39,8 +39,7 @@ def main(config: ServeConfig) -> None:
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", str((os.cpu_count() or 1) + 2))
     from kbert.server.main import serve
 
-    asyncio.run(serve(config))
-    sys.stdout.flush()
+    asyncio.run(serve(config, log))
     os._exit(0)  # other threads may still be loading a model or computing a result
 
 

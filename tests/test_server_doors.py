@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import types
 
 import aiohttp
@@ -19,6 +20,8 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+import kbert.serve
+import kbert.server.main
 from kbert.server.grpc_api import GrpcServer
 from kbert.server.http_server import HttpServer
 from kbert.server.monitoring import Monitoring
@@ -304,3 +307,19 @@ def test_a_server_for_other_machines_has_any_name():
             assert (await asked.post(**headers))[0] == 200
 
     finish(run())
+
+
+def test_the_program_flushes_its_lines(monkeypatch):
+    """A supervisor that waits for "ready" reads from a pipe or a file."""
+    flushed = []
+    monkeypatch.setattr("builtins.print", lambda line, flush=False: flushed.append((line, flush)))
+    monkeypatch.setattr(os, "_exit", lambda status: None)
+    monkeypatch.setenv("TF_NUM_INTEROP_THREADS", "2")  # `main` sets it otherwise
+    monkeypatch.setattr(kbert.serve, "start_log", lambda: None)
+
+    async def serve(config, report):
+        report("ready")
+
+    monkeypatch.setattr(kbert.server.main, "serve", serve)
+    kbert.serve.main(ServeConfig(model_base_path="models"))
+    assert flushed == [("ready", True)]
