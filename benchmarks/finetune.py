@@ -5,7 +5,7 @@
 Prints the scores and the minutes of both libraries. The torch run starts from the same folder, sees
 the same ids in the same order, and uses AdamW with the same epsilon, weight decay, clipping and
 schedule; task heads and dropout are random in each run. Both libraries use float32. Scores are
-computed on --eval_file after the last step. The minutes are those of the whole run, in which kbert
+computed on --eval_file after the last step. The minutes cover the whole run, in which kbert
 also evaluates after every epoch and writes checkpoints. Requires the extra [test].
 """
 

@@ -56,7 +56,7 @@ def message_of(path, piece_bytes=64 << 20):
 
 def test_cases_of_json_lines():
     if not CASES.exists():
-        pytest.skip("../shared is not here")
+        pytest.skip(f"needs the files in {CASES}")
     for name in ("x.ndjson", "AA/wiki_00", "AA/wiki_01"):
         found = documents_of([f"{CASES}/json_without_suffix/{name}"])
         assert found == [
@@ -259,7 +259,7 @@ WIKI_DOCUMENTS = [[f"Title {i}", *lines] for i, lines in enumerate(DOCUMENTS)]
 
 def test_case_of_wikiextractor():
     if not CASES.exists():
-        pytest.skip("../shared is not here")
+        pytest.skip(f"needs the files in {CASES}")
     twice = [DOCUMENTS[0] * 2, ["A man walked his dog. The dog ran."] * 2, DOCUMENTS[2] * 2]
     expected = [[f"Title {i}", *lines] for i, lines in enumerate(twice)]
     assert documents_of([f"{CASES}/wikiextractor/wiki_00"]) == expected

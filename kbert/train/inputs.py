@@ -31,7 +31,7 @@ def resolve_inputs(
     report: Callable[[str], None],
     may_make: bool = True,
 ) -> tuple[BertConfig, BertTokenizer, Corpus, Corpus | None]:
-    """Loads the architecture, the vocabulary and the corpora; creates in `folder` what is missing.
+    """Loads the architecture, the vocabulary and the corpora; creates missing ones in `folder`.
 
     Args:
         config: settings of the run.

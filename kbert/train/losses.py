@@ -93,7 +93,7 @@ class PretrainingObjective(MaskedLMObjective):
     def sums(
         self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        """Returns the sums of `MaskedLMObjective`, and those of the NSP from `nsp_logits` (B, 2).
+        """Returns the sums of `MaskedLMObjective`, and NSP sums from `nsp_logits` (B, 2).
 
         The latter are "nsp_loss", "nsp_correct" and "nsp_count", the number of pairs.
         """

@@ -64,7 +64,7 @@ def read_splits(
 
 
 def _label_names(config, teacher_labels, examples):
-    """Returns the names in --label_names, else the teacher's, else those of the examples."""
+    """Returns the names in --label_names, else the teacher's, else the examples' label names."""
     names = teacher_labels
     if config.label_names:
         names = read_label_names(config.label_names)

@@ -64,7 +64,7 @@ class Trainer:
         stop_training: if True, the run saves a checkpoint and stops.
         stop_signal: number of the signal that stopped the run, or None.
         eta_seconds: estimated remaining time at the last log.
-        results: the last logged metrics and, in the chief, those of the last evaluation; after a
+        results: the last logged and, in the chief, the last evaluation metrics; after a
             complete run, the result of `Workload.finish`.
     """
 
