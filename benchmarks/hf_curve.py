@@ -28,6 +28,7 @@ from kbert.train.schedule import WarmupPolynomialDecay
 flags.DEFINE_string("corpus", None, "a prepared corpus", required=True)
 flags.DEFINE_integer("steps", 200, "steps of each run")
 flags.DEFINE_bool("peer", True, "also run HF transformers")
+flags.DEFINE_string("size", "mini", "size of the model, a preset of BertConfig")
 flags.DEFINE_integer("seeds", 3, "runs of each library in the second comparison")
 flags.DEFINE_integer("batch_size", 32, "examples per step")
 flags.DEFINE_integer("max_seq_length", 64, "length of an example in tokens")
@@ -45,7 +46,7 @@ def batches(corpus):
 
 def config_of(corpus, dropout):
     return BertConfig.from_preset(
-        "mini",
+        FLAGS.size,
         vocab_size=corpus.manifest["vocab_size"],
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,

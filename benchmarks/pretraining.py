@@ -42,7 +42,7 @@ from kbert.settings.training import time_budget_seconds
 
 FLAGS = flags.FLAGS
 COLUMNS = ("recipe", "bits per byte", "MLM loss", "accuracy", "NSP accuracy", "parameters", "steps")
-QUICK = ["tiny: --bert_config=tiny --max_seq_length=16 --global_batch_size=2"]
+QUICK = ["tiny: --bert_config=tiny --max_seq_length=16 --global_batch_size=2 --jit=off"]
 QUICK_STEPS = ["--train_steps=4", "--warmup_steps=1", "--eval_every_steps=2"]
 
 if __name__ == "__main__":

@@ -15,7 +15,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if "TF_XLA_FLAGS" not in os.environ:
     COMPILED = tempfile.TemporaryDirectory()
     os.environ["TF_XLA_FLAGS"] = f"--tf_xla_persistent_cache_directory={COMPILED.name}"
+# Tests compile more than they compute: without optimization they take a tenth less time.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
+import short_runs
 import warm_python
 
 if "WARM_PYTHON" not in os.environ:
@@ -60,15 +65,17 @@ def _tidy():
 
 
 @pytest.fixture(autouse=True)
-def _no_curves(monkeypatch, request):
-    """Disables `curves.png`, a third of a short run's time, except with the fixture `curves`."""
+def _short_runs(monkeypatch, request):
+    """Shortens the runs of a test and of its programs, except with the fixture `curves`."""
     if "curves" not in request.fixturenames:
-        monkeypatch.setattr("kbert.visualization.curves.plot_curves", lambda path, curves: None)
+        monkeypatch.setenv(short_runs.VARIABLE, "1")
+        if "kbert.train" in sys.modules:
+            short_runs.shorten(monkeypatch.setattr)
 
 
 @pytest.fixture
 def curves():
-    """Enables `curves.png` in a test."""
+    """Enables `curves.png` and the predictions of masked words in a test."""
 
 
 @pytest.fixture(scope="session")

@@ -30,9 +30,7 @@ def main(settings, folder, step):
     from kbert.settings import FinetuneConfig, PretrainConfig
     from kbert.train import finetune, pretrain
     from kbert.train.trainer import Trainer
-    from kbert.visualization import curves
 
-    curves.plot_curves = lambda path, curves: None  # it takes longer than the steps
     log = Trainer._log
 
     def kill_or_log(self):

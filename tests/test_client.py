@@ -18,6 +18,7 @@ from google.protobuf import text_format
 from ports import free_port
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 from tensorflow_serving.config import model_server_config_pb2
+from warm_python import PYTHON
 
 SERVING = pathlib.Path(__file__).parent.parent / "export" / "serving"
 
@@ -77,7 +78,7 @@ def run(monkeypatch, *arguments):
 
 
 def test_the_client_asks_by_grpc(grpc_address):
-    command = [sys.executable, str(SERVING / "client.py"), f"--address={grpc_address}"]
+    command = [PYTHON, str(SERVING / "client.py"), f"--address={grpc_address}"]
     done = subprocess.run(
         [*command, "--label=stable", "--text=Ünder", "--text=b"], capture_output=True, text=True
     )

@@ -74,7 +74,13 @@ def files(tmp_path_factory):
     return {name: str(folder / f"{name}.tsv") for name in ("train", "eval", "wrong")}
 
 
-COMMON = {"epochs": 2.0, "batch_size": 16, "learning_rate": 5e-3, "log_every_steps": 4}
+COMMON = {
+    "jit": "off",
+    "epochs": 2.0,
+    "batch_size": 16,
+    "learning_rate": 5e-3,
+    "log_every_steps": 4,
+}
 
 
 @pytest.fixture(scope="module")

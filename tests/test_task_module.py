@@ -1,4 +1,4 @@
-"""A task that no file of kbert knows: fine-tuned, evaluated, predicted, exported and served."""
+"""A task that no file of kbert knows: fine-tuned, evaluated, predicted and exported."""
 
 import json
 import os
@@ -7,12 +7,10 @@ import subprocess
 import sys
 import types
 
-import grpc
 import keras
 import numpy as np
 import pytest
-from server_process import serving
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+import tensorflow as tf
 from warm_python import PYTHON
 
 import kbert
@@ -105,7 +103,7 @@ def test_a_task_in_a_module_of_its_own(root):
         "train_file=rows.tsv",
         "eval_file=rows.tsv",
     )
-    flags = (*flags, "sure_from=1")
+    flags = (*flags, "sure_from=1", "jit=off")
     run(root, "finetune", module, *flags, "epochs=10", "learning_rate=3e-3", "output_dir=run")
     best = "model=run/finetuning/best"
     settings = json.loads((root / "run/finetuning/best/task.json").read_text())
@@ -119,16 +117,9 @@ def test_a_task_in_a_module_of_its_own(root):
     rows = [json.loads(line) for line in lines.splitlines()]
     assert [(row["label"], row["is_sure"]) for row in rows] == [("short", False), ("long", False)]
     run(root, "export", module, best, method, "output_dir=models/length/1")
-    with serving(f"model_base_path={root / 'models/length'}", "backend=tensorflow") as server:
-        request = predict_pb2.PredictRequest()
-        request.model_spec.name = "default"
-        request.inputs["text"].dtype = 7
-        request.inputs["text"].tensor_shape.dim.add(size=2)
-        request.inputs["text"].string_val.extend(text.encode() for text in texts)
-        with grpc.insecure_channel(f"127.0.0.1:{server.grpc}") as channel:
-            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-            answer = stub.Predict(request, timeout=60)
-    assert list(answer.outputs["label"].string_val) == [b"short", b"long"]
+    exported = tf.saved_model.load(root / "models/length/1")
+    answer = exported.signatures["serving_default"](text=tf.constant(texts))
+    assert answer["label"].numpy().tolist() == [b"short", b"long"]
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ import sys
 
 from kbert.settings import PretrainConfig
 from kbert.train import pretrain
-from kbert.visualization import curves
 
-curves.plot_curves = lambda path, curves: None  # it takes longer than the steps
 for folder, settings in json.loads(sys.argv[1]).items():
     pretrain(PretrainConfig(**settings), folder)

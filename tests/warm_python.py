@@ -185,6 +185,8 @@ def serve(owner, folder):
     import runpy
     import warnings
 
+    import short_runs
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # JAX and Python 3.12 warn about forks
         import tensorflow_text  # noqa: F401
@@ -200,6 +202,8 @@ def serve(owner, folder):
         (option, *arguments), environment, place = Server(owner, folder).job()
     os.environ.clear()
     os.environ.update(environment)
+    if short_runs.VARIABLE in environment:
+        short_runs.shorten()
     os.chdir(place)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if option == "-m":

@@ -91,9 +91,7 @@ def main(folder, settings, changes):
     from kbert.train import finetune, pretrain
     from kbert.train.trainer import Trainer
     from kbert.utils import program
-    from kbert.visualization import curves
 
-    curves.plot_curves = lambda path, curves: None  # it takes longer than the steps
     index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
     settings = dict(settings, distribution="multi_worker")
     if changes.get("devices", 1) > 1:

@@ -3,18 +3,11 @@
 import shutil
 
 import pytest
+from short_runs import shorten
 from tiny_runs import ARCHITECTURE, write_text
 
 from kbert.settings import PretrainConfig
 from kbert.train import pretrain
-from kbert.train.masked_words import MaskedWords
-
-
-@pytest.fixture(autouse=True)
-def _no_masked_words(monkeypatch, request):
-    """Skips the predictions before training, a fifth of a short run's time, like `curves.png`."""
-    if "curves" not in request.fixturenames:
-        monkeypatch.setattr(MaskedWords, "on_train_begin", lambda self: None)
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +44,13 @@ def settings(_settings):
 @pytest.fixture(scope="session")
 def whole(_settings, made_once):
     """Folder of a run of these settings, which no test may change."""
-    return made_once("run", lambda folder: pretrain(PretrainConfig(**_settings), folder))
+
+    def fill(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            shorten(patch.setattr)
+            pretrain(PretrainConfig(**_settings), folder)
+
+    return made_once("run", fill)
 
 
 @pytest.fixture
