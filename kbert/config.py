@@ -56,11 +56,13 @@ class EmbeddingConfig:
         choices=("cosine", "dot", "euclidean", "manhattan"),
     )
     max_seq_length: int | None = setting(
-        None, "maximum number of tokens per text; default: the model's, at most 512", at_least=3
+        None,
+        "maximum number of tokens per text; default: max_position_embeddings, at most 512",
+        at_least=3,
     )
     prompt: str = setting("", "text that is prepended to each text by default")
     prompts: dict[str, str] | None = setting(  # noqa: RUF009 - a field
-        None, "texts to prepend instead on request, by name, such as query and document"
+        None, "other texts to prepend on request, by name; names are often query and document"
     )
 
     def __post_init__(self) -> None:
@@ -72,7 +74,10 @@ class EmbeddingConfig:
                 )
 
     def prompt_named(self, name: str | None) -> str:
-        """Returns the text of a prompt; None for the default one.
+        """Returns the text of a prompt.
+
+        Args:
+            name: key of `prompts`; None for the default, `prompt`.
 
         Raises:
             UserError: there is no prompt of this name.
@@ -102,9 +107,9 @@ def _embedding_config(values):
 class BertConfig:
     """Architecture of a BERT, with the field names of `bert_config.json` and HF's `config.json`.
 
-    Two fields differ from these files. `hidden_act` names the GELU variant: "gelu" is the exact erf
-    form (as in HF), "gelu_new" is the tanh approximation (as in HF; google-research/bert calls it
-    "gelu"). `label_names` holds the values of HF's `id2label`. The fields from `layer_norm_eps` to
+    Two fields differ from these files. `hidden_act` names the GELU variant as HF does: "gelu" is
+    the exact form, and "gelu_new" the tanh approximation, which google-research/bert calls "gelu".
+    `label_names` holds the values of HF's `id2label`. The fields from `layer_norm_eps` to
     `classifier_dropout` are not in `bert_config.json`. Two fields are kbert's own:
     `attention_heads_per_layer`, None if no head was removed, and `embedding`, None unless the model
     was trained to embed texts.
@@ -124,7 +129,9 @@ class BertConfig:
     hidden_act: str = setting(
         "gelu", "gelu (exact) or gelu_new (tanh approximation)", choices=("gelu", "gelu_new")
     )
-    hidden_dropout_prob: float = setting(0.1, "dropout after each sublayer", at_least=0, below=1)
+    hidden_dropout_prob: float = setting(
+        0.1, "dropout after the embeddings and each sublayer", at_least=0, below=1
+    )
     attention_probs_dropout_prob: float = setting(
         0.1, "dropout on the attention weights", at_least=0, below=1
     )
@@ -198,8 +205,8 @@ class BertConfig:
             return
         if len(left) != N or not all(type(heads) is int and 1 <= heads <= H for heads in left):
             raise UserError(
-                f"attention_heads_per_layer must be a number from 1 to {H} (num_attention_heads) "
-                f"for each of the {N} blocks; got {short_repr(list(left))}."
+                f"attention_heads_per_layer must have a number from 1 to {H} "
+                f"(num_attention_heads) for each of the {N} blocks; got {short_repr(list(left))}."
             )
         if all(heads == H for heads in left):
             object.__setattr__(self, "attention_heads_per_layer", None)
@@ -259,7 +266,8 @@ class BertConfig:
         except Exception as error:  # PyYAML raises IndexError for !!int '', for example
             reason = " ".join(str(error).split())
             raise UserError(
-                f"the config {path} is not valid {path.suffix[1:]}: {reason}"
+                f"the config {path} is not valid {'JSON' if path.suffix == '.json' else 'YAML'}: "
+                f"{reason}"
             ) from error
         if not isinstance(values, dict):
             raise UserError(
@@ -305,8 +313,8 @@ class BertConfig:
         if config.vocab_size < vocab_size:
             raise UserError(
                 f"the vocabulary has {vocab_size} entries but {name_or_path} has vocab_size "
-                f"{config.vocab_size}. Remove that line, or use the vocabulary that belongs to the "
-                f"file."
+                f"{config.vocab_size}. Remove vocab_size from the file, or use the vocabulary that "
+                f"belongs to it."
             )
         return config
 

@@ -16,7 +16,7 @@ class UserError(ValueError):
     through `one_line`. Programs print it and exit with status 2; a stack trace always means a bug.
     """
 
-    # With these, Keras and AutoGraph do not add arguments and source lines to the message.
+    # These keep Keras and AutoGraph from adding arguments and source lines to the message.
     _keras_call_info_injected = True
     ag_pass_through: bool = True
 
@@ -25,11 +25,12 @@ class UserError(ValueError):
 
 
 def one_line(text: object, max_length: int = 1000) -> str:
-    """Returns text with unprintable characters escaped, shortened in the middle if it is too long.
+    """Returns text with unprintable characters, such as newlines, escaped.
 
     Args:
-        text: str, or an object whose `str` is used.
-        max_length: maximum length in characters.
+        text: str, or an object, which is converted to str.
+        max_length: maximum length in characters; the middle of a longer text is replaced by
+            " [...] ".
     """
     text = _shorten(str(text), max_length)
     if text.isprintable():
@@ -70,6 +71,6 @@ class _OpError(Protocol):
 
 
 def failed_allocation(error: _OpError) -> str:
-    """Returns the part of a ResourceExhaustedError's message about the allocation, on one line."""
+    """Returns the words on the allocation in a ResourceExhaustedError, or else its first line."""
     match = _ALLOCATION.search(error.message)
     return match[0] if match else error.message.splitlines()[0]

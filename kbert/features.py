@@ -24,7 +24,7 @@ PACKED_FEATURES = {
     "sequence_ids": ("BL", "int32"),  # 1, 2, ... = the row's first, second, ... text, 0 = padding
 }
 
-# Inputs of the models that the exports do not use.
+# Features that the models accept, but not the exports.
 OPTIONAL_FEATURES = {
     **PACKED_FEATURES,
     "inputs_embeds": ("BLD", "float32"),  # word embeddings, instead of input_ids
@@ -79,10 +79,10 @@ _TARGETS = {"start_positions", "end_positions"}  # HF's names of labels; others 
 
 
 def check_names(names: Iterable[str], extra_features: Collection[str] = ()) -> None:
-    """Checks the names of a model's inputs, which may include labels.
+    """Checks the names of a model's inputs.
 
     Args:
-        names: keys of a batch.
+        names: keys of a batch; labels are allowed.
         extra_features: other names to allow.
 
     Raises:
@@ -98,8 +98,8 @@ def check_names(names: Iterable[str], extra_features: Collection[str] = ()) -> N
         raise UserError(
             f"unknown feature {name!r}."
             + (f" Did you mean {near!r}?" if near else "")
-            + f" The inputs of a model are {', '.join(inputs)} and masked_positions. To ignore "
-            f"others, create the model with extra_features=({name!r},)."
+            + f" The inputs of a model are {', '.join(inputs)} and masked_positions. To make the "
+            f"model ignore {name!r}, create it with extra_features=({name!r},)."
         )
     if len(names & {"input_ids", "inputs_embeds"}) != 1:
         raise UserError(
@@ -107,8 +107,8 @@ def check_names(names: Iterable[str], extra_features: Collection[str] = ()) -> N
         )
     if "sequence_ids" in names and "position_ids" not in names:
         raise UserError(
-            "sequence_ids require position_ids, which start at 0 in each text of a row, as in "
-            "kbert.data.packed_rows.lay_out."
+            "sequence_ids requires position_ids that restart at 0 with each text of a row; "
+            "kbert.data.packed_rows.lay_out computes both."
         )
 
 

@@ -89,11 +89,12 @@ def shared_settings(
 
 
 def check_settings(config: "DataclassInstance") -> None:
-    """Checks the type and range of every field of a dataclass whose fields are `setting`s.
+    """Checks every field of a dataclass whose fields are `setting`s, as `checked_value` does.
+
+    An int in a float field is replaced by a float.
 
     Raises:
-        UserError: a field is invalid, or a required one is missing. The message has its name, the
-            value and the allowed values.
+        UserError: a field is invalid, or a required one is missing or empty.
     """
     for field in dataclasses.fields(config):
         value = checked_value(field, getattr(config, field.name))
@@ -102,10 +103,11 @@ def check_settings(config: "DataclassInstance") -> None:
 
 
 def checked_value(field: "dataclasses.Field[typing.Any]", value: typing.Any) -> typing.Any:
-    """Checks and returns the value of a `setting`; converts an int to float for a float field.
+    """Returns the value of a `setting` after checking it; converts an int to float if needed.
 
     Raises:
-        UserError: as for `check_settings`.
+        UserError: the value has the wrong type, is out of range or is not one of the choices. The
+            message names the field, the value and the allowed values.
     """
     kind, optional = setting_type(field)
     if value is None and optional:

@@ -51,8 +51,8 @@ def test_a_misnamed_feature_is_named_with_the_nearest(name, nearest):
 def test_a_name_like_no_other():
     expected = (
         r"unknown feature 'uid'. The inputs of a model are input_ids, attention_mask, "
-        r"token_type_ids, position_ids, sequence_ids, inputs_embeds and masked_positions. To "
-        r"ignore others, create the model with extra_features=\('uid',\)."
+        r"token_type_ids, position_ids, sequence_ids, inputs_embeds and masked_positions. To make "
+        r"the model ignore 'uid', create it with extra_features=\('uid',\)."
     )
     with pytest.raises(UserError, match=expected):
         check_names(["input_ids", "uid"])

@@ -120,7 +120,7 @@ def test_half_precision_stays_finite():
 
 def test_several_texts_need_positions_of_their_own():
     features = {name: x for name, x in packed().items() if name != "position_ids"}
-    with pytest.raises(UserError, match=r"sequence_ids require position_ids, which start at 0 in"):
+    with pytest.raises(UserError, match=r"sequence_ids requires position_ids that restart at 0"):
         BertForMaskedLM(config_of())(features)
 
 

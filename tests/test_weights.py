@@ -324,7 +324,7 @@ def test_labels_that_hf_does_not_name(tmp_path):
     values = json.loads(path.read_text())
     for labels in ({"1": "a", "2": "b"}, {"0": "a", "1": "a"}, {"0": "a", "1": "\ud800"}):
         path.write_text(json.dumps(values | {"id2label": labels}))
-        with pytest.warns(UserWarning, match="id2label does not name each label; its"):
+        with pytest.warns(UserWarning, match="id2label does not give each label its own"):
             config = BertModel.from_pretrained(tmp_path, allow_missing="classifier").config
         assert (config.num_labels, config.label_names) == (2, None)
     path.write_text(json.dumps(values | {"id2label": {"0": 0, "1": 1}}))

@@ -17,7 +17,7 @@ _skipping = contextvars.ContextVar("skip_initialization", default=False)
 
 @contextlib.contextmanager
 def skip_initialization() -> Iterator[None]:
-    """Context in which new layers set matrices to 0. This saves time before weights are loaded."""
+    """Context manager: new layers initialize their matrices to 0, to save time before loading."""
     token = _skipping.set(True)
     try:
         yield
@@ -38,10 +38,10 @@ def matrix_initializer(config: BertConfig) -> keras.initializers.Initializer:
 
 @keras.saving.register_keras_serializable("kbert")
 class Dropout(keras.layers.Dropout):
-    """Dropout that all backends compute with the same masks; see `kbert.model.fused.dropout`."""
+    """Dropout with the same masks on all backends; see `kbert.model.fused.dropout`."""
 
     def next_seed(self) -> keras.KerasTensor:
-        """Draws the seed of one call, (2,) int32; returns 0 without a draw if the rate is 0."""
+        """Draws the seed of one call, (2,) int32; returns zeros without a draw if the rate is 0."""
         if self.rate == 0:
             return ops.zeros((2,), "int32")
         return ops.cast(self.seed_generator.next(), "int32")
@@ -116,7 +116,7 @@ def attention_bias(
 ) -> keras.KerasTensor | None:
     """Returns the bias of the attention scores: 0, or a large negative number for masked tokens.
 
-    Padding is masked. If rows hold several texts, each token also masks the tokens of other texts.
+    Padding is masked; with `sequence_ids`, so are the tokens of the row's other texts.
 
     Args:
         attention_mask: (B, L), 1 = token, 0 = padding; None = all tokens.
@@ -125,7 +125,7 @@ def attention_bias(
             be -inf.
 
     Returns:
-        (B, 1, 1, L), or (B, 1, L, L) with `sequence_ids`; None without both.
+        (B, 1, 1, L), or (B, 1, L, L) with `sequence_ids`; None if both arguments are None.
     """
     if attention_mask is None and sequence_ids is None:
         return None

@@ -24,8 +24,8 @@ def convert(
 ) -> None:
     """Writes the weights, the config and the tokenizer of a model folder in another format.
 
-    Holds one weight at a time in memory. For Google's format it holds up to 500 MB of weights,
-    because TensorFlow writes a whole file at once. The output folder is written atomically.
+    Holds one weight at a time in memory or, for Google's format, up to 500 MB of weights, because
+    TensorFlow writes a whole file at once. The output folder is written atomically.
 
     Args:
         model: folder, as for `BertModel.from_pretrained`.
@@ -37,8 +37,9 @@ def convert(
         report: called with each line of text for the user.
 
     Raises:
-        UserError: the model or its tokenizer cannot be read, the output folder is not empty, or
-            weights are unknown, missing, of another shape, or not supported by the format.
+        UserError: the format is unknown; the model or its tokenizer cannot be read; the output
+            folder is not empty; or weights are unknown, missing, of another shape, or not supported
+            by the format.
     """
     target, folder = pathlib.Path(output_dir), ModelFolder.of(model)
     storage.check_free(target)

@@ -77,8 +77,8 @@ class Embeddings(ConfiguredLayer):
         (B, L, D).
 
     Raises:
-        UserError: the sequences are longer than `max_position_embeddings`; or, in eager execution
-            on TensorFlow, an id is out of range.
+        UserError: the length L is static and greater than `max_position_embeddings`, and
+            `position_ids` is None; or, in eager execution on TensorFlow, an id is out of range.
     """
 
     def __init__(self, config: BertConfig | Mapping[str, Any], **kwargs: object):
@@ -135,9 +135,9 @@ class Embeddings(ConfiguredLayer):
 
 @keras.saving.register_keras_serializable("kbert")
 class EncoderBlock(ConfiguredLayer):
-    """Self-attention and a feed-forward network, each followed by dropout, residual and LayerNorm.
+    """Self-attention and a feed-forward network, each with dropout, residual and LayerNorm.
 
-    Takes the arguments and call arguments of `SelfAttention`. Returns the hidden states (B, P, D)
+    Has the arguments and the call arguments of `SelfAttention`. Returns the hidden states (B, P, D)
     and the attention weights (B, H, P, L).
     """
 

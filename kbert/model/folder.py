@@ -22,15 +22,15 @@ TASK_FILE = "task.json"
 class ModelFolder(os.PathLike[str]):
     """A folder of weights in any format, with the config, the tokenizer and the task settings.
 
-    It can be passed wherever a path is accepted. Properties are read on first use and cached. They
-    raise UserError if a required file is missing or damaged. `open_weights` reads the arrays anew.
+    It can be passed wherever a path is accepted. The properties are read on first use and cached;
+    they raise UserError if a required file is missing or damaged. The weights are not cached.
 
     Args:
         folder: path of a folder, or name of a model on the Hugging Face hub; see
             `kbert.utils.formats.find_folder`.
-        vocab: vocabulary for the loaded weights; it must begin with the entries of the folder's
-            vocabulary. None for the folder's vocabulary. The vector of a new entry starts as the
-            mean of its WordPieces' vectors.
+        vocab: vocabulary for the loaded weights, which must begin with the entries of the folder's
+            vocabulary; None for the folder's vocabulary. The embedding of an added entry is the
+            mean of the embeddings of its WordPieces.
 
     Attributes:
         name: the path or name that was passed in.
@@ -68,7 +68,7 @@ class ModelFolder(os.PathLike[str]):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Dict of kbert's name of each weight -> its shape."""
+        """Shapes of the weights, a dict from kbert's names."""
         return self._contents[1]
 
     @functools.cached_property
@@ -87,7 +87,8 @@ class ModelFolder(os.PathLike[str]):
         """Opens the weights; arguments and errors as for `kbert.model.weights.open_weights`.
 
         If the vocabulary has more entries than the word embeddings have rows, adds rows and, unless
-        `vocab` was given, warns.
+        `vocab` was given, warns. Raises UserError if `vocab` does not begin with the folder's
+        vocabulary.
         """
         return open_weights(self.path, **{"new_entries": self._new_entries, **arguments})
 

@@ -7,8 +7,8 @@ storing them. Other backends differentiate the forward op themselves. The ops co
 that a gradient is rounded once instead of after each op of a bfloat16 chain. `add_bias` and
 `cross_entropy` return float32, the other ops the dtype of their input.
 
-For inference, the functions call the layers instead, by way of `kbert.model.inference_ops`, and
-leave the fusion to the compiler of the whole graph.
+For inference, the functions call the layers, or their equivalents in `kbert.model.inference_ops`,
+and leave the fusion to the compiler of the whole graph.
 """
 
 import math
@@ -69,7 +69,7 @@ def dropout_keep_mask(
         x: (R, ...), with fewer than 2^31 elements per row, and fewer than 2^31 rows in the larger
             tensor.
         seed: (2,) int32.
-        rate: fraction of the elements to drop.
+        rate: probability of dropping an element.
 
     Returns:
         bool, of the shape of x; True = keep.
@@ -99,7 +99,7 @@ _dropout = with_gradient(
 
 
 def dropout(x: keras.KerasTensor, seed: keras.KerasTensor, rate: float) -> keras.KerasTensor:
-    """Sets a fraction `rate` of the elements to 0 and scales the others by 1 / (1 - rate).
+    """Sets each element to 0 with probability `rate`, and scales the others by 1 / (1 - rate).
 
     Args:
         x: (R, ...); see `dropout_keep_mask`.

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 
 def with_xla(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles a function of tensors with XLA, once for each value of its keyword arguments.
+    """Compiles a function of tensors with XLA; its keyword arguments are compile-time constants.
 
     If the CPU is split into several logical devices, which XLA does not support, the function runs
     uncompiled.
@@ -36,7 +36,7 @@ def with_gradient(
     """Combines a function of tensors with its gradient; both take the same keyword arguments.
 
     Args:
-        function: returns a tuple of the result and of any values that the gradient needs.
+        function: returns a tuple of the result and any other values that the gradient needs.
         gradient: function of the tuple of tensors, the tuple that `function` returned, and the
             gradient of the result; returns the gradient of each tensor, or None if it has none.
 

@@ -1,4 +1,4 @@
-"""Ops for inference: calls of Keras layers, or equivalents that TensorFlow fuses or ONNX has."""
+"""Ops for inference: Keras layers, or equivalent ops that TensorFlow fuses or tf2onnx converts."""
 
 import contextlib
 import contextvars
@@ -24,15 +24,15 @@ def _computing_in(form):
 
 
 def constant_weights() -> contextlib.AbstractContextManager[None]:
-    """Context in which inference uses the ops that are fastest on CPUs if weights are constants.
+    """Context manager: inference uses the ops that are fastest on CPUs if weights are constants.
 
-    It requires TensorFlow. If the weights are variables, these ops are slower than the default.
+    Requires TensorFlow. If the weights are variables, these ops are slower than the default ones.
     """
     return _computing_in("constant")
 
 
 def plain_ops() -> contextlib.AbstractContextManager[None]:
-    """Context in which inference uses only ops that tf2onnx converts, such as Erf, not Erfc."""
+    """Context manager: inference uses only ops that tf2onnx converts, such as Erf, not Erfc."""
     return _computing_in("plain")
 
 

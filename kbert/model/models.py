@@ -1,9 +1,9 @@
 """BERT as Keras models: the bare encoder, the pretraining models and the task models.
 
-Every model takes a dict of features (`kbert.features`), or only `input_ids`. They are (B, L) int32,
-or (B, C, L) in `BertForMultipleChoice`:
+Every model takes a dict of features (`kbert.features`), or only `input_ids`. The features are
+(B, L) int32; `BertForMultipleChoice` takes (B, C, L), and `BertForEmbedding` also (B, T, L):
 
-- `input_ids`; or `inputs_embeds`, word embeddings with an additional axis D.
+- `input_ids`; or `inputs_embeds`, word embeddings, float32, with an additional axis D.
 - Optional: `attention_mask` (default: all tokens are real), `token_type_ids` (default: all 0) and
   `position_ids` (default: 0 to L - 1).
 - `sequence_ids` and `position_ids`, if a row holds several texts that do not attend to each other
@@ -58,10 +58,11 @@ class BertModel(PretrainedModel):
     Args:
         config: BertConfig.
         add_pooling_layer: whether to return `pooler_output`.
-        output_hidden_states: return `hidden_states`, a tuple of N + 1 tensors (B, L, D), the
-            embeddings first.
-        output_attentions: return `attentions`, a tuple of N tensors (B, H, L, L).
+        output_hidden_states: whether to return `hidden_states`, a tuple of N + 1 tensors (B, L, D),
+            the embeddings first.
+        output_attentions: whether to return `attentions`, a tuple of N tensors (B, H, L, L).
         extra_features: names of additional inputs, which the model ignores.
+        name, **kwargs: arguments of `keras.Model`, such as `dtype`.
 
     Call arguments:
         inputs: features; see `kbert.model.models`.
@@ -337,7 +338,7 @@ class BertForEmbedding(_HeadedModel):
     `embedding` in the config (`EmbeddingConfig`) sets how the token vectors are combined.
 
     Call arguments:
-        features, (B, L) each, or (B, T, L) with T texts per example.
+        inputs: features, (B, L) each; or (B, T, L) each, with `input_ids`, for T texts per example.
 
     Returns, when called:
         dict with `embedding` float32, (B, E) or (B, T, E); E is `dense_size`, or D without a dense

@@ -131,7 +131,8 @@ class PretrainedModel(keras.Model):
     def named_weights(self) -> dict[str, keras.Variable]:
         """Returns a dict of name -> weight, without LoRA adapters.
 
-        The names are those in a folder, such as "bert/encoder/layer_0/attention/query/kernel".
+        The names are those of kbert's format, such as
+        "bert/encoder/layer_0/attention/query/kernel".
         """
         named = {}
         for part in self.parts:
@@ -245,16 +246,16 @@ class PretrainedModel(keras.Model):
     ) -> None:
         """Writes the config and the float32 weights, but not the tokenizer.
 
-        Warns if the format's library computes different outputs from these weights, or if the
-        format lacks the pooler or does not support pruned heads, which are then written as zeros.
+        Warns if the model in the format's library differs from this one: it computes other outputs,
+        has no pooler or a random one, or stores pruned heads as zeros.
 
         Args:
             folder: created if missing; files of the same names are replaced.
             format: "kbert" (`config.json`, `weights.h5`), "google" (`bert_config.json`,
                 `bert_model.ckpt`), "hf" (`config.json`, `model.safetensors`) or "keras_hub" (a
                 preset).
-            allow_missing: names or name prefixes of weights to omit if the format does not support
-                them, such as "nsp" in KerasHub.
+            allow_missing: names or name prefixes, optionally with `*`, of weights to omit if the
+                format does not support them, such as "nsp" in KerasHub.
 
         Raises:
             UserError: the format is unknown or does not support some weights; or the folder has
@@ -293,12 +294,11 @@ class PretrainedModel(keras.Model):
             folder: a folder written by `save_pretrained`, such as `final` or `best` of a run; a
                 folder of google-research/bert, HF transformers or KerasHub; the name of a model on
                 the Hugging Face hub; or a `kbert.model.folder.ModelFolder`.
-            allow_missing: names or name prefixes, kbert's or the folder's, optionally with `*`, of
-                weights that may be missing or of another shape, and are then randomly initialized,
-                or unknown, and are then ignored.
-            layers: the encoder blocks to load, for example for a distillation student: a number of
-                evenly spaced blocks (3 of 12 are 4, 8 and 12), or block numbers from 1. None for
-                all.
+            allow_missing: names or name prefixes, kbert's or the format's, optionally with `*`.
+                Weights with such names are ignored if they are unknown, and randomly initialized if
+                they are missing or have another shape.
+            layers: the encoder blocks to load, for example for a student in distillation: their
+                numbers, from 1; or how many, evenly spaced (3 of 12 are 4, 8 and 12). None for all.
             **kwargs: fields of BertConfig to override, such as `num_labels=3`, and constructor
                 arguments, such as `dtype="mixed_bfloat16"`.
 
@@ -332,8 +332,8 @@ class PretrainedModel(keras.Model):
             skip_parts: names of parts not to load, such as a head.
 
         Raises:
-            UserError: as for `from_pretrained`; or the folder and the model have different shapes
-                or numbers of attention heads.
+            UserError: as for `from_pretrained`; or the weights of the folder and of the model have
+                different shapes, or their blocks different numbers of attention heads.
         """
         options = {"allow_missing": allow_missing, "parts": self.task_heads, "layers": layers}
         with ModelFolder.of(folder).open_weights(**options) as (config, weights):

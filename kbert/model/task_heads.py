@@ -52,7 +52,7 @@ class MaskedLMHead(ConfiguredLayer):
 
 @keras.saving.register_keras_serializable("kbert")
 class NextSentenceHead(ConfiguredLayer):
-    """Computes two logits: for B following A (class 0), and for B from another document (class 1).
+    """Computes the logits of "B follows A" (class 0) and "B is from another document" (class 1).
 
     Takes `pooler_output` (B, D); returns (B, 2) float32.
     """
@@ -118,7 +118,7 @@ class EmbeddingHead(ConfiguredLayer):
     Call arguments:
         x: (B, L, D), the last hidden states.
         attention_mask: (B, L), 1 = token, 0 = padding; None = all tokens.
-        pooling, normalize: replace the config's settings; None for the config's settings.
+        pooling, normalize: override the config's settings, unless they are None.
     """
 
     def __init__(self, config: BertConfig | Mapping[str, Any], **kwargs: object):

@@ -63,8 +63,8 @@ def open_weights(
         parts: parts of the model that will be loaded. They decide which head the "classifier" of an
             HF folder is, if its config does not name a model class.
         layers: the encoder blocks to load; see `resolve_layers`. None for all.
-        new_entries: function from the number of rows of the word embeddings to the `pieces` of new
-            vocabulary entries; see `resize_vocabulary`.
+        new_entries: function of the number of rows of the word embeddings; returns the `pieces` of
+            the new vocabulary entries for `resize_vocabulary`. None to add no entries.
         **changes: fields of BertConfig to override. A larger `vocab_size` adds rows.
 
     Yields:
@@ -115,9 +115,9 @@ def open_weights(
 
 
 def _new_vocabulary(fields, changes, new_entries):
-    """Returns the pieces of the new entries, and the new vocabulary size or None if unchanged.
+    """Returns the `pieces` of the new entries, and the vocabulary's new size, or None if unchanged.
 
-    If `vocab_size` in `changes` is larger than the folder's, removes it from `changes`.
+    If `vocab_size` in `changes` is larger than the folder's, it is removed from `changes`.
     """
     rows = fields.get("vocab_size", BertConfig.vocab_size)
     if type(rows) is not int:
@@ -183,8 +183,8 @@ def write_weights(
             them.
 
     Returns:
-        notes on differences from the model of the format's library, and on removed heads, which all
-        formats except kbert's store as zeros.
+        Notes on differences from the model in the format's library, and on removed heads, which all
+        formats but kbert's store as zeros.
 
     Raises:
         UserError: the format is unknown or does not support some weights, the folder has weights in

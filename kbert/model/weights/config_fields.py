@@ -1,4 +1,4 @@
-"""Stores fields of BertConfig that another format lacks in that format's config file."""
+"""Fields of BertConfig that another format lacks, stored under "kbert" in its config file."""
 
 import dataclasses
 import os
@@ -34,25 +34,25 @@ def extra_fields(
 ) -> dict[str, Any]:
     """Returns the fields to store under the key "kbert".
 
-    These are the fields that the format lacks and whose values are neither its library's fixed
-    values nor, for fields without a fixed value, the defaults of BertConfig.
+    A field is stored if the format lacks it, unless its value is the one that is hard-coded in the
+    format's library or, if none is, the default of BertConfig.
 
     Args:
         values: all fields of a BertConfig.
         known: names of the fields that the format has.
-        fixed: values that are hard-coded in the format's library.
+        fixed: fields that are hard-coded in the format's library, with their values.
     """
     usual = dataclasses.asdict(BertConfig()) | fixed
     return {n: v for n, v in values.items() if n not in known and v != usual[n]}
 
 
 def differences(config: BertConfig, code: str, fixed: Mapping[str, object]) -> list[str]:
-    """Returns a note on each value of the config that differs from a hard-coded one in `code`.
+    """Returns a note on each field of a config that differs from a library's hard-coded value.
 
     Args:
         config: config of the model.
         code: name of the library, for the notes.
-        fixed: values that are hard-coded in it.
+        fixed: fields that are hard-coded in the library, with their values.
     """
     return [
         f"{code} always computes with {name} {value}; this model has {getattr(config, name)}, so "

@@ -1,7 +1,7 @@
 """Reads weights from the variables of a SavedModel written by `kbert.export`.
 
-The SavedModel's folder `assets.extra` contains the config, the vocabulary and `kbert.json`. The
-latter lists kbert's names of the variables, in the order of the SavedModel's variables.
+The SavedModel's folder `assets.extra` contains the config, the vocabulary and `kbert.json`, which
+lists kbert's names of the variables in the order in which the SavedModel stores them.
 """
 
 import contextlib

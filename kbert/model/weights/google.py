@@ -3,9 +3,10 @@
 TensorFlow 2 checkpoints of the Model Garden can also be read; see `model_garden`.
 
 The weights have the variable names of google-research/bert's `modeling.py`, `run_pretraining.py`,
-`run_classifier.py` and `run_squad.py`. Its code always computes the activation "gelu" with the tanh
-approximation, and LayerNorm with epsilon 1e-12. Settings that it does not have, such as another
-epsilon or label names, are stored in `bert_config.json` under the key "kbert", which it ignores.
+`run_classifier.py` and `run_squad.py`. google-research/bert always computes the activation "gelu"
+with the tanh approximation, and LayerNorm with epsilon 1e-12. Settings that it lacks, such as
+another epsilon or label names, are stored in `bert_config.json` under the key "kbert", which
+google-research/bert ignores.
 
 Requires TensorFlow, because the checkpoint is in TensorFlow's format.
 """
@@ -151,7 +152,7 @@ def _checkpoint(folder):
 
 
 def _fields(folder, shapes):
-    """Returns the fields of BertConfig, including those hard-coded in google-research/bert."""
+    """Returns fields of BertConfig, including the ones hard-coded in google-research/bert."""
     path = folder / CONFIG_FILE
     values = read_json(path)
     act = values.get("hidden_act", "gelu")

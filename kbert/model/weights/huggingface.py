@@ -95,9 +95,10 @@ _DENSE = f"{sentence_transformers.DENSE}."
 
 
 def external_weights(config: BertConfig, parts: Collection[str] = ()) -> dict[str, ExternalWeight]:
-    """See `kbert.model.weights`. HF's "classifier" is the first head of `CLASSIFIERS` in `parts`.
+    """See `kbert.model.weights`.
 
-    If none is in `parts`, it is the sequence classifier.
+    HF's "classifier" is the first of `CLASSIFIERS` that is in `parts`, or else the sequence
+    classifier.
     """
     classifier = next((part for part in CLASSIFIERS if part in parts), CLASSIFIERS[0])
     names = NAMES | {f"{classifier}/dense": "classifier"}
@@ -264,7 +265,7 @@ def _labels(id2label, path):
         return {"num_labels": count}
     numbered = {str(i) for i in range(count)} == id2label.keys()
     if not numbered or len(set(names)) < count or not all(map(is_text, names)):
-        message = f"{path}: id2label does not name each label; its names are ignored."
+        message = f"{path}: id2label does not give each label its own name; its names are ignored."
         warnings.warn(message, stacklevel=8)  # the caller of from_pretrained
         names = None
     return {"num_labels": count, "label_names": names}
@@ -275,10 +276,10 @@ def _default_names(count):
 
 
 def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set[str]) -> list[str]:
-    """Writes the config, the weights and, to embed texts, the files of sentence-transformers.
+    """Writes the config and the weights; returns notes on differences from HF's model.
 
-    The names match the HF class exactly: the pooler is omitted if the HF class has none. Returns
-    notes on differences from HF's model.
+    The pooler is omitted if the HF class has none. If the config has `embedding`, also writes the
+    files of sentence-transformers.
     """
     values = dataclasses.asdict(config)
     for name in ("num_labels", "attention_heads_per_layer", "embedding"):

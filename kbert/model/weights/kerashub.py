@@ -79,7 +79,8 @@ _MLM_DIFFERS = (
     "KerasHub's BertMaskedLM computes its head with the exact GELU and an epsilon of 1e-5, unlike "
     "BERT, so its logits differ from kbert's."
 )
-# KerasHub compiles a loaded task, and warns if the file lacks the optimizer's step and rate.
+# KerasHub compiles a loaded task, and warns if the file lacks the optimizer's step and learning
+# rate.
 _FRESH_OPTIMIZER = {"optimizer/vars/0": np.int32(0), "optimizer/vars/1": np.float32(5e-5)}
 _OLD_LAYERS = "_layer_checkpoint_dependencies/"  # the former name of "layers/" in Keras
 _TASKS = {"sequence_classifier": "BertTextClassifier", "mlm": "BertMaskedLM"}
@@ -87,7 +88,7 @@ _TASKS = {"sequence_classifier": "BertTextClassifier", "mlm": "BertMaskedLM"}
 
 @contextlib.contextmanager
 def open_folder(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[FolderContents]:
-    """See `kbert.model.weights`; warns if there is an MLM head: its outputs differ in KerasHub."""
+    """See `kbert.model.weights`; warns if there is an MLM head, as KerasHub's outputs differ."""
     saved = read_json(folder / CONFIG_FILE)
     name = saved.get("class_name")
     if name != "BertBackbone":
@@ -187,7 +188,7 @@ def _serialize(name, config):
 
 
 def _write_arrays(folder, file, tensors, others=None):
-    """Writes the file with its tensors, whose names start with its name, and `others`."""
+    """Writes to `file` the tensors whose names start with the file's name, and `others`."""
     others = others or {}
     names = [name.removeprefix(f"{file}/") for name in tensors if name.startswith(f"{file}/")]
 

@@ -1,8 +1,8 @@
 """Renames the tensors in TensorFlow 2 checkpoints of BERT from the TF2 Model Garden.
 
-These checkpoints name a variable by the attributes that lead to it from the model. Older encoders
-of the Model Garden (`official/nlp`) number their layers: 0 to 2 are the embeddings, 3 is their
-LayerNorm, the blocks start at 4, and the pooler is last. Newer encoders name their layers.
+In these checkpoints, the name of a variable is its path of attributes from the model. Older
+encoders of the Model Garden (`official/nlp`) number their layers: 0 to 2 are the embeddings, 3 is
+their LayerNorm, the blocks start at 4, and the pooler is last. Newer encoders name their layers.
 """
 
 import math
@@ -47,7 +47,8 @@ _NOT_WEIGHTS = re.compile(
 def rename_tensors(tensors: Tensors, prefix: pathlib.Path) -> Tensors:
     """Returns the tensors with the names and shapes of google-research/bert.
 
-    Tensors without a name there keep theirs; the optimizer's state is omitted.
+    Tensors that google-research/bert does not have keep their names. The optimizer's state is
+    omitted.
 
     Args:
         tensors: tensors of the checkpoint.
@@ -62,8 +63,8 @@ def rename_tensors(tensors: Tensors, prefix: pathlib.Path) -> Tensors:
     if None in blocks or not blocks:
         raise UserError(
             f"{prefix} is a TensorFlow 2 checkpoint with unknown names: {names_text(plain)}. kbert "
-            f"reads the encoders of the TF2 Model Garden. Otherwise, build the model in the code "
-            f"that wrote it, load the checkpoint, and assign its weights to "
+            f"reads the encoders of the TF2 Model Garden. To use another one, load the checkpoint "
+            f"in the code that wrote it, and assign its weights to "
             f"kbert.BertModel(config).named_weights()."
         )
     names = {_google_name(name, len(blocks)): full for name, full in plain.items()}
@@ -72,7 +73,7 @@ def rename_tensors(tensors: Tensors, prefix: pathlib.Path) -> Tensors:
 
 
 def _strip_wrappers(name):
-    """Removes the names of the models around the encoder or the heads from the front of a name."""
+    """Removes the names of the models that contain the encoder or the heads from a name's start."""
     return re.sub(r"^(model/|encoder/|bert/|backbone/)+", "", name)
 
 

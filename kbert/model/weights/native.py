@@ -38,7 +38,7 @@ def external_weights(config: BertConfig, parts: Collection[str] = ()) -> dict[st
 
 
 def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set[str]) -> list[str]:
-    """Writes both files. Returns no notes, because this format supports all models."""
+    """Writes the config and the weights; returns no notes, as this format supports all models."""
     config.save(pathlib.Path(folder) / CONFIG_FILE)
     write_arrays(pathlib.Path(folder) / WEIGHTS_FILE, tensors)
     return []
@@ -103,7 +103,7 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray])
 
     Args:
         path: the file; an existing one is replaced.
-        arrays: dict of name, a path in the file -> array.
+        arrays: dict of path in the file -> array.
     """
     with open(path, "wb+") as raw, h5py.File(raw, "w") as file:
         for name in arrays:

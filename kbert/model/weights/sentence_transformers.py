@@ -130,7 +130,7 @@ def _named_prompts(model):
 
 
 def _text_settings(folder, config, model):
-    """Returns the fields of EmbeddingConfig for texts: maximum length, prompt and similarity."""
+    """Returns fields of EmbeddingConfig: the maximum length, the prompts and the similarity."""
     length = transformer_settings(folder).get("max_seq_length")
     if length is None:
         length = _read_if_exists(folder / "tokenizer_config.json").get("model_max_length")
@@ -190,7 +190,7 @@ def _tensors(folder):
 
 
 def _read_pickle(folder):
-    """Returns the arrays of `pytorch_model.bin`; torch reads it without running code from it."""
+    """Returns the arrays of `pytorch_model.bin`, read by torch without executing pickled code."""
     path = folder / "pytorch_model.bin"
     check_not_pointer(path)
     with contextlib.suppress(ImportError):
@@ -216,7 +216,7 @@ def _read_pickle(folder):
 def write(folder: pathlib.Path, config: BertConfig) -> None:
     """Writes the files of sentence-transformers, except the weights of the dense layer.
 
-    If the config has no `embedding`, only removes the `modules.json` of a model saved here before.
+    If the config has no `embedding`, only deletes an existing `modules.json`.
     """
     settings = config.embedding
     if settings is None:

@@ -102,19 +102,19 @@ def part_of(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ExternalWeight:
-    """Location of a weight in another format: its name and shape, and whether it is transposed."""
+    """A weight in another format: its name, its shape, and whether it is transposed."""
 
     name: str
     shape: tuple[int, ...]
     transposed: bool = False
 
     def to_kbert(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Returns an array of the other format in kbert's format: float32, with `shape`."""
+        """Converts an array of the other format to kbert's: float32, with kbert's `shape`."""
         array = array.T if self.transposed else array
         return np.ascontiguousarray(array.reshape(shape), np.float32)
 
     def from_kbert(self, array: np.ndarray) -> np.ndarray:
-        """Returns an array of kbert's format in the other format, float32."""
+        """Converts an array of kbert's format to the other format, float32."""
         return self.to_kbert(array, self.shape)
 
 
@@ -125,13 +125,14 @@ def map_weights(
     transposed: Callable[[str], bool] = lambda name: False,
     shape_overrides: Mapping[str, str] = SHAPES,
 ) -> dict[str, ExternalWeight]:
-    """Returns the locations of a model's weights in another format.
+    """Returns the names, shapes and transpositions of a model's weights in another format.
 
     Args:
         config: config of the model.
-        names: dict of kbert's name of a layer or weight -> the format's name. "{i}" is the block's
-            number; "{_i}" is "_" and the block's number, or empty for block 0.
-        variables: dict of the last part of kbert's weight name -> suffix of the format's name.
+        names: dict of kbert's name of a layer or weight -> the format's name. "{i}" stands for the
+            number of a block; "{_i}" for "_" and the number, or nothing for block 0.
+        variables: dict of the last part of kbert's name of a weight, such as "kernel" -> suffix of
+            the format's name; used for weights whose layer is in `names`.
         transposed: function of kbert's name; returns whether the format transposes the weight.
         shape_overrides: shapes that differ in the format, in the letters of `_shape_of`.
 
@@ -186,9 +187,11 @@ FolderContents = tuple[dict[str, Any], Tensors, Callable[[BertConfig], dict[str,
 
 
 def matches(name: str, patterns: str | Iterable[str]) -> bool:
-    """Returns whether a name matches a pattern, which may have `*`, or is below it.
+    """Returns whether a name matches one of the patterns, or starts with one and "/" or ".".
 
-    A name is below a pattern if it starts with the pattern and "/", or "." in other formats.
+    Args:
+        name: name of a weight.
+        patterns: one or more patterns, which may contain `*`.
     """
     patterns = [patterns] if isinstance(patterns, str) else patterns
     return any(

@@ -19,11 +19,11 @@ def resize_vocabulary(
 
     Args:
         config: config of the model.
-        weights: weights of the model.
+        weights: dict of kbert's weight name -> array.
         vocab_size: the new number of entries, at least `config.vocab_size`.
-        pieces: dict of the id of a new entry -> the ids of its WordPieces in the old vocabulary.
-            The new entry's row is the mean of their rows. Other new rows are initialized as in a
-            new model, with biases of 0.
+        pieces: dict of the id of a new entry -> the ids of its WordPieces in the old vocabulary,
+            whose rows are averaged for the new entry. The rows of entries without WordPieces are
+            initialized as in a new model; their biases are 0.
     """
     larger = dataclasses.replace(config, vocab_size=vocab_size)
     shapes = {n: (vocab_size, *s[1:]) if n in ROWS else s for n, s in weights.shapes.items()}
@@ -42,7 +42,7 @@ def resize_vocabulary(
 
 
 def new_rows(config: BertConfig, shape: tuple[int, ...], first: int) -> np.ndarray:
-    """Returns float32 initial values for the rows `first` and up of a weight with this shape."""
+    """Returns float32 initial values for row `first` and the later rows of a weight of a shape."""
     from kbert.model.attention import matrix_initializer
 
     shape = (max(shape[0] - first, 0), *shape[1:])
