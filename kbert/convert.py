@@ -19,9 +19,9 @@ def _define_flags() -> None:
     absl_flags.DEFINE_list(
         "allow_missing",
         [],
-        "names or name prefixes of weights, comma-separated, that may be missing, unknown, or "
-        "dropped if the format cannot store them; * matches any text; the entry tokenizer: convert "
-        "the weights without a tokenizer",
+        "comma-separated names or name prefixes of weights that may be missing or unknown, or that "
+        "--format does not support; * matches any text; the name tokenizer: do not convert the "
+        "tokenizer",
     )
     absl_flags.DEFINE_bool(
         "lower_case",

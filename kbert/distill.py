@@ -25,7 +25,7 @@ if __name__ == "__main__":
     absl_flags.DEFINE_bool(
         "dry_run",
         False,
-        "report on the examples, run three steps and print the estimated time and memory of the "
+        "report on the examples, time three steps and print the estimated time and memory of the "
         "run, without writing anything",
     )
     program.run(main, DistillConfig, check)

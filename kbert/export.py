@@ -1,4 +1,4 @@
-"""Exports for serving: python -m kbert.export --model=FOLDER --output_dir=models/bert/1"""
+"""Exports a BERT for serving: python -m kbert.export --model=FOLDER --output_dir=models/bert/1"""
 
 from kbert.data.input_checks import check_inputs
 from kbert.settings import EXPORT_METHODS, ExportConfig

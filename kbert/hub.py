@@ -81,7 +81,7 @@ class PreprocessLayer(_SavedLayer):
 class BertLayer(_SavedLayer):
     """An exported encoder, which can be fine-tuned.
 
-    It applies dropout only if it is called with `training=True` and is trainable.
+    Dropout is applied only if `trainable` is True and the layer is called with `training=True`.
 
     Args:
         handle: folder of the exported encoder. A saved model that contains this layer stores the

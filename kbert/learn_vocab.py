@@ -10,7 +10,7 @@ from kbert.utils import atomic, program
 
 
 def check(config: LearnVocabConfig) -> None:
-    """Checks the input and the output before TensorFlow is imported."""
+    """Checks the input, --extend and the output before TensorFlow is imported."""
     check_text(config.input)
     if config.extend and not pathlib.Path(config.extend).is_file():
         raise UserError(f"--extend={config.extend}: there is no such vocabulary file.")

@@ -25,6 +25,9 @@ def main(config: PretrainConfig) -> None:
 if __name__ == "__main__":
     absl_flags.DEFINE_string("output_dir", "saved_model/bert", "folder of the run")
     absl_flags.DEFINE_bool(
-        "dry_run", False, "run three steps, then print the estimated time and memory of the run"
+        "dry_run",
+        False,
+        "time three steps and print the estimated time and memory of the run; of the run's files, "
+        "write only the vocabulary and the prepared text",
     )
     program.run(main, PretrainConfig, check)

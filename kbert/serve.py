@@ -35,7 +35,7 @@ def main(config: ServeConfig) -> None:
     except ImportError as error:
         raise UserError(f"{error.name} is missing: pip install 'kbert[serve]'") from None
     raise_file_limit(config)
-    # Batches that are computed block a thread each; others must be free to tokenize meanwhile.
+    # Each batch blocks a thread while it is computed; other threads must be free to tokenize.
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", str((os.cpu_count() or 1) + 2))
     from kbert.server.main import serve
 

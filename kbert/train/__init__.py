@@ -1,4 +1,4 @@
-"""Training: the programs' functions, optimizers, learning-rate schedules and callbacks."""
+"""Training: pretraining, fine-tuning and distillation; optimizers, schedules and callbacks."""
 
 from kbert.train.callbacks import Callback
 from kbert.train.distillation import distill

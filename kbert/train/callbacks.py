@@ -79,7 +79,7 @@ class Callback:
         """
 
     def on_save(self) -> None:
-        """Called when a checkpoint is due: every `save_every_steps` steps, and before the end."""
+        """Called to save a checkpoint: every `save_every_steps` steps, and before the run ends."""
 
     def on_train_end(self) -> None:
         """Called after the last step of a complete or stopped run, but not after an error."""
@@ -134,7 +134,7 @@ class MetricsFile(Callback):
 
 
 def drop_later_rows(path: pathlib.Path, step: int, evaluation_due: bool = False) -> None:
-    """Removes damaged rows of a `metrics.jsonl`, and those that a resumed run will write again.
+    """Removes damaged rows of a `metrics.jsonl`, and rows that a resumed run will write again.
 
     Args:
         path: path of the file; an empty file is created if it does not exist.
@@ -182,9 +182,9 @@ class TensorBoard(Callback):
 
 
 class LearningCurves(Callback):
-    """Draws `curves.png` after evaluations and at the end, but rarely if drawing is slow.
+    """Draws `curves.png` after evaluations, less often if drawing is slow, and at the end.
 
-    After an error it logs a note and draws no more plots.
+    After an error, it logs a note and draws no more plots.
     """
 
     _due = 0.0  # time.monotonic() of the next plot; infinite after an error
@@ -209,9 +209,9 @@ class LearningCurves(Callback):
 
 
 class ProgressLines(Callback):
-    """Prints a line every `log_every_steps` and for each evaluation.
+    """Prints a line every `log_every_steps` steps and for each evaluation.
 
-    If no line is due within `FIRST_LINE_SECONDS`, it prints the metrics so far.
+    If `FIRST_LINE_SECONDS` pass before the first line, it prints the metrics so far, once.
     """
 
     _begin: tuple[float, int] | None = None  # time and first step; None after the first line
@@ -251,8 +251,8 @@ class ProgressLines(Callback):
 class ModelCheckpoint(Callback):
     """Writes the folders `checkpoint`, `best` and `final`.
 
-    Copies the weights to the host's memory at once, and writes `checkpoint` and `best` in the
-    background during the next steps.
+    Copies the weights to the host's memory immediately. Writes `checkpoint` and `best` in the
+    background while training continues, and `final` after training.
     """
 
     def on_evaluate(self, metrics: dict[str, float], better: bool) -> None:

@@ -29,9 +29,9 @@ _NAME = re.compile(r"step_(\d{8,})")
 class Checkpoints:
     """The checkpoints of a run: folders such as `step_00000100`, each with `state.json`.
 
-    `state.json` is written last and contains the checksums of the other files and of itself. Then
-    the folder is renamed to its final name, so a folder with such a name is complete. Damage is
-    detected when the checkpoint is read.
+    `state.json` is written last, with checksums of the other files and of its own contents. Then
+    the folder is renamed to its final name, so a folder with such a name is complete. Later damage
+    is detected when the checkpoint is read.
 
     Args:
         folder: folder of the checkpoints, created when the first one is written.
@@ -87,10 +87,7 @@ class Checkpoints:
         self.delete_old(step)
 
     def delete_old(self, step: int) -> None:
-        """Deletes the unfinished checkpoints of killed runs, and the oldest ones up to `step`.
-
-        The last `keep` checkpoints up to `step` remain.
-        """
+        """Deletes unfinished checkpoints, and all but the last `keep` checkpoints up to `step`."""
         for old in [other for other in self.steps() if other <= step][: -self._keep]:
             shutil.rmtree(self.path(old), ignore_errors=True)
         for leftover in self.folder.glob(".step_*"):
@@ -103,8 +100,8 @@ class Checkpoints:
             report: called with a message for each damaged checkpoint.
 
         Raises:
-            UserError: all checkpoints are damaged, file permissions do not allow reading one, or
-                another version of kbert wrote one.
+            UserError: all checkpoints are damaged; or the newest undamaged one cannot be read,
+                because of its file permissions or because another version of kbert wrote it.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -118,7 +115,8 @@ class Checkpoints:
         if steps:
             raise UserError(
                 f"every checkpoint in {self.folder} is damaged. To start from scratch, remove "
-                f"that folder; to start from other weights, use --init_from and another folder."
+                f"that folder; to start from other weights, use --init_from and another "
+                f"--output_dir."
             )
         return None
 
@@ -193,7 +191,7 @@ def restore_arrays(
             if saved != tuple(variable.shape):
                 raise UserError(
                     f"{path} does not fit this model and optimizer: {name} has shape {saved}, "
-                    f"expected {tuple(variable.shape)}. Use the flags it was written with."
+                    f"expected {tuple(variable.shape)}. Use the flags that it was written with."
                 )
             variable.assign(np.asarray(file[name]))
 
@@ -201,8 +199,8 @@ def restore_arrays(
 class BackgroundWriter:
     """Writes files in a background thread, one job at a time, while training continues.
 
-    If a job fails, the next call of a method raises its error. It is a context manager that waits
-    for the last job when it exits.
+    If a job fails, the next call of a method raises its error. As a context manager, it waits for
+    the last job on exit.
     """
 
     def __init__(self) -> None:
@@ -210,7 +208,7 @@ class BackgroundWriter:
         self._job = None
 
     def start(self, job: Callable[[], object]) -> None:
-        """Runs `job()` after the current job has finished."""
+        """Waits for the current job as `wait` does, then starts `job()` in the background."""
         self.wait()
         self._job = self._executor.submit(job)
 

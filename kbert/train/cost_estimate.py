@@ -19,7 +19,9 @@ DRY_RUN_STEPS = 3
 
 
 def rehearse(trainer: "Trainer") -> dict[str, Any]:
-    """Takes four steps and prints the estimated cost of the run; writes nothing. Returns {}.
+    """Takes four steps, of which the last three are timed, and prints the run's estimated cost.
+
+    Writes no files. Returns an empty dict.
 
     Args:
         trainer: an opened Trainer.
@@ -61,10 +63,11 @@ def step_flops(
 def forward_flops(
     bert: "BertConfig", length: int, predictions: int, next_sentence: bool = True
 ) -> tuple[int, int]:
-    """Returns the operations of an example's forward pass, in two parts; see `step_flops`.
+    """Returns the floating-point operations of an example's forward pass; see `step_flops`.
 
     Returns:
-        The operations of all blocks but the last, and of the last block and the heads.
+        Two numbers: operations of all blocks but the last; and of the last block, the pooler and
+        the heads.
     """
     D, F, V = bert.hidden_size, bert.intermediate_size, bert.vocab_size
     last = bert.num_hidden_layers - 1
@@ -127,7 +130,7 @@ def step_memory(
 def teacher_memory(
     teacher: "Teacher", batch_size: int, length: int, config: "PretrainConfig"
 ) -> int:
-    """Estimates the memory of a teacher's weights and of its outputs that are compared, in bytes.
+    """Estimates the memory, in bytes, of a teacher's weights, attention weights and hidden states.
 
     Args:
         teacher: the loaded teacher.

@@ -23,7 +23,7 @@ def cross_validated(
     output_dir: str | os.PathLike[str],
     run: Callable[[_Config, str | os.PathLike[str]], dict[str, Any]],
 ) -> dict[str, Any]:
-    """Runs one training or, with `folds` but without `fold`, one per fold.
+    """Trains one run; or one run for each fold, if `folds` is set and `fold` is not.
 
     After the last fold, prints a table of the mean scores and writes it to `OUTPUT_DIR/folds.json`.
     Complete folds are not trained again, only scored.
@@ -34,9 +34,10 @@ def cross_validated(
         run: function of the settings and the folder of a run; returns its results.
 
     Returns:
-        The results of `run`; or, for all folds, the mean and the standard deviation of each score
-        over the folds: {"test": {name: {"mean": float, "std": float}}}, and the same for "eval" if
-        there are evaluation examples. A dry run returns the results of the first fold.
+        The results of `run`; or, for all folds, the mean and the sample standard deviation of each
+        score that is a float in every fold: {"test": {name: {"mean": float, "std": float}}}, and
+        the same for "eval" if there are evaluation examples. A dry run returns the results of the
+        first fold.
 
     Raises:
         UserError: `distribution` is multi_worker, where a process can train only one run.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _SHOWN = 2  # number of examples to print
 _WIDTH = 160  # maximum characters of a field
 _NO_LIMIT = 2**20  # tokens; no example is longer
-_ENCODED = 32  # long examples to encode at once; they are padded to the longest
+_ENCODE_BATCH_SIZE = 32  # of untruncated examples, which are padded to the longest
 
 
 def data_lines(task: "Task", examples: Mapping[str, Sequence[Any]]) -> Iterator[str]:
@@ -38,7 +38,7 @@ def data_lines(task: "Task", examples: Mapping[str, Sequence[Any]]) -> Iterator[
 
 
 def truncation_notes(lengths: Mapping[str, np.ndarray], max_seq_length: int) -> Iterator[str]:
-    """Yields a line for each split that has examples that are too long.
+    """Yields a line for each split with examples that exceed the maximum length.
 
     Args:
         lengths: dict of "train", "eval" and "test" -> result of `token_lengths`.
@@ -81,8 +81,8 @@ def token_lengths(task: "Task", examples: Sequence[Any], encoded: "Encoded") -> 
         lengths, long = np.zeros(len(examples), int), np.arange(len(examples))
     untruncated = copy.copy(task)
     untruncated.max_seq_length = _NO_LIMIT
-    for begin in range(0, len(long), _ENCODED):
-        part = long[begin : begin + _ENCODED]
+    for begin in range(0, len(long), _ENCODE_BATCH_SIZE):
+        part = long[begin : begin + _ENCODE_BATCH_SIZE]
         items = untruncated.encode([examples[i] for i in part]).items
         lengths[part] = [item.length for item in items]
     return lengths

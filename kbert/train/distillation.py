@@ -72,7 +72,7 @@ def distill(
 
 
 def _of_teacher(config):
-    """Returns the settings with the teacher's `task` and `max_seq_length` where they are None."""
+    """Replaces `task` and `max_seq_length`, where they are None, by the teacher's settings."""
     load_task_module(config.task_module)
     settings = read_task_settings(config.teacher) or {}
     names = [n for n in ("task", "max_seq_length") if getattr(config, n) is None]
@@ -80,7 +80,7 @@ def _of_teacher(config):
 
 
 class Distillation:
-    """A student's workload with a teacher. Attributes not defined here are the student's.
+    """A student's workload, with a teacher. Other attributes are read from the student's workload.
 
     Args:
         student: the student's workload; its config has the fields of TeacherConfig.
@@ -117,7 +117,7 @@ class Distillation:
         student.teacher_labels = labels or tuple(map(str, range(self._folder.config.num_labels)))
         student.load(state, saved, run_dir, workers, self._check)
         self.objective = DistillationObjective(
-            student.objective, self.config, self.teacher, student.soft_loss, *student.taught_sums
+            student.objective, self.config, self.teacher, student.soft_loss, *student.distilled_sums
         )
         self._teacher_of_checkpoint = state["data"]["teacher"] if state else None
 

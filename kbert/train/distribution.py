@@ -83,13 +83,13 @@ class Devices:
 def find_devices(config: "PretrainConfig | FinetuneConfig") -> Devices:
     """Returns the devices of a run. Call this function before anything else uses TensorFlow.
 
-    With `distribution` "auto", a run uses one device; or all GPUs if there are several, or
-    `cpu_devices` virtual CPUs if it is above 1. "multi_worker" waits for the other workers. `jit`
-    "auto" is on only for GPUs: on CPUs, XLA's matrix products are several times slower than
-    oneDNN's.
+    With `distribution` "auto", a run uses `cpu_devices` virtual CPUs if that number is above 1,
+    else all GPUs, else the CPU. "multi_worker" waits for the other workers. `jit` "auto" is on only
+    for GPUs: on CPUs, XLA's matrix products are several times slower than oneDNN's.
 
     Raises:
-        UserError: the flags contradict each other or the machine, or the batch cannot be divided.
+        UserError: the flags contradict each other or the machine, the batch cannot be divided among
+            the devices, or the TPU or the other workers cannot be reached.
     """
     if config.distribution == "one_device" and config.cpu_devices > 1:
         raise UserError(
@@ -198,7 +198,7 @@ def _hide_unused_gpus():
 
 
 def smaller_slices(config: "PretrainConfig | FinetuneConfig", replicas: int) -> str:
-    """Returns advice for a run in which a slice of the batch does not fit into memory."""
+    """Returns advice for an error message: how to make a slice of the batch fit into memory."""
     share, now = config.global_batch_size // replicas, config.accumulation_steps
     more = next((n for n in range(now + 1, share + 1) if share % n == 0), None)
     what = "Each slice is already a single example"

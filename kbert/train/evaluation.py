@@ -28,8 +28,8 @@ class HeldOut:
         model: the model in training.
         corpus: held-out text.
         max_seq_length: L.
-        examples: maximum number of examples. It is limited to one epoch and rounded down to whole
-            batches of 32; at least one batch is used.
+        examples: maximum number of examples, limited to one epoch. It is rounded down to whole
+            batches of 32, but at least one batch is used.
         next_sentence: whether the model has an NSP head.
     """
 

@@ -135,7 +135,7 @@ class Finetuning(Workload):
         *("eval_file", "test_file", "unknown_labels", "max_answer_length", "null_threshold"),
         *(field.name for field in dataclasses.fields(ColumnConfig)),
     )
-    taught_sums: tuple[str, ...] = ("loss", "count")
+    distilled_sums: tuple[str, ...] = ("loss", "count")
 
     def __init__(
         self, config: "FinetuneConfig", part: str = "finetuning", program: str = "kbert.finetune"

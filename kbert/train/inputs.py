@@ -31,19 +31,19 @@ def resolve_inputs(
     report: Callable[[str], None],
     may_make: bool = True,
 ) -> tuple[BertConfig, BertTokenizer, Corpus, Corpus | None]:
-    """Loads the architecture, the vocabulary and the corpora; creates missing ones in `folder`.
+    """Loads or creates the architecture, the vocabulary and the corpora of a run.
 
     Args:
         config: settings of the run.
-        folder: `OUTPUT_DIR/data`, which keeps the vocabulary and the prepared corpora, so that the
-            run can resume.
+        folder: `OUTPUT_DIR/data`, to which the vocabulary and the corpora prepared from text are
+            written, so that the run can resume.
         saved: folder of the verified checkpoint that the run resumes from, or None.
         layers: numbers of the encoder blocks of `init_from` to use, from 1; None for all.
         check: called with the architecture and the tokenizer before text is prepared; it may raise
             UserError.
         report: called with each progress line.
-        may_make: whether to create missing inputs. It is False for workers other than the chief,
-            which only read `folder`.
+        may_make: whether to write to `folder`. False for workers other than the chief, which read
+            the files that the chief has written.
 
     Returns:
         The architecture, the tokenizer, the training corpus, and the held-out corpus or None.

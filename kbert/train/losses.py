@@ -19,6 +19,7 @@ class MaskedLMObjective:
 
     Attributes:
         names: names of the sums that `sums` returns, including "tokens".
+        compares_examples: whether the loss of an example depends on the other examples.
         mlm_logits: name of the model output with the MLM logits, (B, M, V) float32.
     """
 
@@ -93,9 +94,9 @@ class PretrainingObjective(MaskedLMObjective):
     def sums(
         self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        """Returns the sums of `MaskedLMObjective`, and NSP sums from `nsp_logits` (B, 2).
+        """Returns the sums of `MaskedLMObjective`, and the NSP sums, from `nsp_logits` (B, 2).
 
-        The latter are "nsp_loss", "nsp_correct" and "nsp_count", the number of pairs.
+        The NSP sums are "nsp_loss", "nsp_correct" and "nsp_count", the number of pairs.
         """
         logits, labels = outputs["nsp_logits"], features["next_sentence_labels"]
         return super().sums(outputs, features) | {
@@ -125,7 +126,7 @@ class PretrainingObjective(MaskedLMObjective):
 
 
 class TaskObjective:
-    """Weighted mean loss of a global batch over its labels, with the weights `label_weights`.
+    """Mean loss over the labels of a global batch, weighted by `label_weights`.
 
     Args:
         task: the task that computes the losses.
@@ -185,15 +186,17 @@ class ComparingObjective(TaskObjective):
     def label_features(
         self, vectors: tf.Tensor, features: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        """Returns what the parts of a global batch need to compute their sums.
+        """Computes the losses of a global batch, and their derivatives by the vectors.
+
+        Each part of the batch computes its sums from its rows of these features.
 
         Args:
             vectors: (B, T, E) float32, the embeddings of the global batch.
             features: labels and label_weights of the global batch.
 
         Returns:
-            dict of label_gradients (B, T, E), the derivatives of the summed loss; label_losses (B,)
-            and label_correct (B,).
+            dict of float32 tensors: "label_gradients" (B, T, E), the derivatives of the weighted
+            sum of the losses; "label_losses" (B,); and "label_correct" (B,).
         """
         with tf.GradientTape() as tape:
             tape.watch(vectors)
@@ -209,7 +212,7 @@ class ComparingObjective(TaskObjective):
     def sums(
         self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        """Returns a dict of `names` -> float32 scalar; uses the `label_features`, if present."""
+        """Returns a dict of `names` -> float32 scalar; uses `label_features` if present."""
         sums = super().sums(outputs, features)
         if "label_gradients" in features:
             # Adds 0 with the gradient of the loss.

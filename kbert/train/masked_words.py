@@ -45,9 +45,9 @@ def choose_sentences(corpus: "Corpus", longest: int = LONGEST) -> list[np.ndarra
 
 
 def middle_word(tokens: list[str]) -> int:
-    """Returns the index of the token to mask: the one-token word nearest to the middle, if any.
+    """Returns the index of the token to mask: the word of one token that is nearest to the middle.
 
-    Without such a word, it is the middle token.
+    If there is no such word, it is the middle token.
     """
     whole = [
         i
@@ -60,8 +60,8 @@ def middle_word(tokens: list[str]) -> int:
 class MaskedWords(Callback):
     """Prints masked words of held-out text with the model's predictions before and after training.
 
-    Stores the predictions before training, and the held-out loss of one batch, in
-    `masked_words.json`. Without held-out text, it does nothing.
+    Before training, stores the predictions and the held-out loss of one batch in
+    `masked_words.json`. Without held-out text, does nothing.
     """
 
     _before: dict[str, Any] | None = None

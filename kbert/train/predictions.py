@@ -20,10 +20,10 @@ def write_predictions(
     examples: Sequence[Any],
     predictions: Sequence[dict[str, Any]],
 ) -> None:
-    """Writes `NAME_predictions.jsonl`, and `NAME_report.txt` and `NAME_confusion.png` if possible.
+    """Writes `NAME_predictions.jsonl` and, for some tasks, a report and a confusion matrix.
 
-    The task decides whether there is a report; classification tasks have a confusion matrix. The
-    report is also logged.
+    If the task has a report, it is logged and written to `NAME_report.txt`. For classification
+    tasks, the confusion matrix is drawn in `NAME_confusion.png`.
 
     Args:
         folder: an existing folder.

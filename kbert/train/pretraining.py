@@ -113,7 +113,7 @@ class Pretraining(Workload):
         *("bias_correction", "dropout", "seed"),
     )
     teacher_class = BertForMaskedLM
-    taught_sums: tuple[str, ...] = (
+    distilled_sums: tuple[str, ...] = (
         "mlm_loss",
         "mlm_count",
     )  # the teacher does not affect the NSP loss
@@ -175,7 +175,7 @@ class Pretraining(Workload):
         trainer.make_train_step(optimizer)
 
     def _set_steps(self, config):
-        """Sets `config` and `schedule` and, unless steps must be timed first, numbers of steps."""
+        """Sets `config`, `schedule` and, unless steps must be timed first, the numbers of steps."""
         self.config = config
         if config.time_budget:
             self.schedule = WarmupPolynomialDecay(0.0, 1, 0)  # a learning rate of 0 until then
@@ -295,7 +295,7 @@ class Pretraining(Workload):
 
 
 def _trained_with(settings):
-    """Describes the settings that determine which variables the optimizer has."""
+    """Returns, as text, the settings that determine which variables the optimizer has."""
     joined = "and" if settings.get("next_sentence", True) else "without"
     return f"{settings['optimizer']} {joined} next sentence prediction"
 

@@ -40,7 +40,7 @@ class Profiler(Callback):
         """Logs a note if the run resumes after START.
 
         Raises:
-            UserError: START is not before the run's last step.
+            UserError: START is not less than the run's number of steps.
         """
         start, stop = self._steps
         steps = self.trainer.workload.train_steps

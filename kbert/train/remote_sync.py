@@ -23,8 +23,9 @@ _GROWING = ("metrics.jsonl", "events.")
 class RemoteRunDir:
     """The folder of a run: local and, if its path has a scheme such as gs://, also remote.
 
-    A run works in an empty local folder: it downloads the remote files first, and uploads changes.
-    It uploads only complete files; files that mark a folder as complete are uploaded last.
+    If the folder is remote, the run works in a temporary local folder: it first downloads the
+    remote files, and later uploads changes. It uploads only complete files; files that mark a
+    folder as complete are uploaded last.
 
     Args:
         url: the remote path, or None if the run's folder is local.
@@ -151,25 +152,26 @@ def _stamp(file):
 
 @contextlib.contextmanager
 def remote_run_dir(
-    place: str | os.PathLike[str], part: str, writes: bool
+    output_dir: str | os.PathLike[str], part: str, writes: bool
 ) -> Iterator[RemoteRunDir]:
-    """Opens the folder of a run. Downloads the subfolder `part` of a remote one first.
+    """Context manager that opens the folder of a run.
 
-    On exit, it uploads the last changes and, unless that fails, deletes the local copy.
+    If the folder is remote, first downloads its subfolder `part`. On exit, uploads the last changes
+    and, unless that fails, deletes the local copy.
 
     Args:
-        place: the path given by the user.
+        output_dir: the path given by the user.
         part: subfolder of the run, such as "pretrain".
         writes: whether to upload changes; False if another process uploads them.
 
     Raises:
         UserError: the folder cannot be downloaded, or the changes cannot be uploaded at the end.
     """
-    if not storage.is_remote(place):
-        yield RemoteRunDir(None, pathlib.Path(place))
+    if not storage.is_remote(output_dir):
+        yield RemoteRunDir(None, pathlib.Path(output_dir))
         return
     folder = pathlib.Path(tempfile.mkdtemp(prefix="kbert-run-"))
-    run_dir = RemoteRunDir(str(place).rstrip("/"), folder, writes)
+    run_dir = RemoteRunDir(str(output_dir).rstrip("/"), folder, writes)
     uploaded = True
     try:
         run_dir.fetch(part)

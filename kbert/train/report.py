@@ -51,7 +51,7 @@ def throughput_text(metrics: Mapping[str, float], eta_seconds: float) -> str:
     )
 
 
-MIN_SECONDS = 1e-6  # minimum duration of a call, in case that the clock is set back
+MIN_SECONDS = 1e-6  # minimum duration of a call, in case the clock is set back
 
 
 class ThroughputMeter:
@@ -89,7 +89,8 @@ class ThroughputMeter:
     def read(self) -> tuple[float, float, float]:
         """Returns tokens/s, seconds per step and the fraction of time spent waiting for batches.
 
-        They are averages since the last `read`, or the last values if there were no steps.
+        They are averages since the last `read`. If there were no steps since then, returns the
+        previous values.
         """
         seconds, steps, tokens, waited = self._sums.tolist()
         if steps:

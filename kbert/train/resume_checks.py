@@ -1,4 +1,4 @@
-"""Checks and reports settings that have changed since a run was stopped."""
+"""Checks and reports which settings and data have changed since a run was stopped."""
 
 import dataclasses
 import os
@@ -22,7 +22,7 @@ def check_fixed(
     state: Mapping[str, Any],
     path: str | os.PathLike[str],
 ) -> None:
-    """Checks that no setting that affects results has changed.
+    """Checks that the settings in `names` have not changed since the checkpoint was written.
 
     Args:
         config: current settings.

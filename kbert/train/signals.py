@@ -16,9 +16,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def stop_requests(run: "Trainer") -> Iterator[None]:
-    """Context in which Ctrl-C or SIGTERM sets `run.stop_training` and `run.stop_signal`.
+    """Context manager: Ctrl-C or SIGTERM sets `run.stop_training` and `run.stop_signal`.
 
-    A second signal stops the process immediately.
+    After the first signal, the handlers from before are restored, so that a second one normally
+    ends the process immediately. Does nothing in threads other than the main thread.
     """
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
 

@@ -25,7 +25,7 @@ class TrainStep:
 
     The loss of a step is a sum over the global batch, divided by the total weight of the global
     batch, so it does not depend on how the batch is split. Dropout is a function of the seed, the
-    step and the position in the global batch, so no state of it is stored.
+    step and the position in the global batch, so checkpoints store no random state.
 
     A step with a non-finite loss or gradient changes no weights. In mixed_float16, the loss is
     multiplied by a scale, so that small gradients do not underflow. If a gradient overflows, the
@@ -202,9 +202,9 @@ class TrainStep:
         return tf.reshape(vectors, (-1, *vectors.shape[2:]))
 
     def _summed_gradients(self, features, count, step, replica):
-        """Returns the sums and the gradients, times the loss scale, of a replica's batch.
+        """Returns the sums and the gradients of a replica's batch, computed slice by slice.
 
-        Computes one slice after the other.
+        The gradients are multiplied by the loss scale.
         """
         slices = self._config.accumulation_steps
         if slices == 1:

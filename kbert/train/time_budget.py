@@ -1,4 +1,4 @@
-"""Numbers of steps for a time budget: a new run times steps, a resumed one has them saved."""
+"""Numbers of steps for a time budget: timed in a new run, read from its checkpoint on resuming."""
 
 import collections
 import os
@@ -26,7 +26,7 @@ CALL_SECONDS = 0.5  # approximate duration of a call of the training function
 def with_saved_steps(
     config: "PretrainConfig", state: Mapping[str, Any], saved: str | os.PathLike[str]
 ) -> "PretrainConfig":
-    """Returns the settings of a resumed run, with the numbers of steps that its start determined.
+    """Returns the settings of a resumed run, with the numbers of steps chosen when it started.
 
     Args:
         config: settings of the run.
@@ -51,7 +51,7 @@ def with_saved_steps(
 
 
 def with_timed_steps(config: "PretrainConfig", trainer: "Trainer") -> "PretrainConfig":
-    """Times some steps; returns the settings with as many steps as fit into their time budget.
+    """Times some steps; returns the settings with as many steps as fit into the time budget.
 
     The timed steps do not change the run: their learning rate is 0, and the state of the optimizer
     is restored.

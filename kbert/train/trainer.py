@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from kbert.train.remote_sync import RemoteRunDir
     from kbert.train.workload import Workload
 
-# One call of the training function takes at most as many steps as fit into this time, at least one.
+# One call of the training function takes as many steps as fit into this time, but at least one.
 CALL_SECONDS = 0.5
 # Abort after this many consecutive non-finite steps.
 NOT_FINITE_LIMIT = 100
@@ -322,7 +322,7 @@ class Trainer:
 
         Raises:
             UserError: memory is exhausted; or the loss or the gradient is not finite, and
-                `nonfinite` is "stop" or this is step `NOT_FINITE_LIMIT` in a row.
+                `nonfinite` is "stop" or `NOT_FINITE_LIMIT` such steps followed each other.
         """
         begin = time.perf_counter()
         try:

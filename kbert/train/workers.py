@@ -75,12 +75,12 @@ class Workers:
         self.sum([0])
 
     def from_chief(self, values: Sequence[float]) -> np.ndarray:
-        """Returns the chief's values in every worker, as a float64 array. All must call it."""
+        """Returns the chief's values, a float64 array. All workers must call this method."""
         return self.sum(values if self.is_chief else np.zeros(len(values)))
 
     @contextlib.contextmanager
     def chief_first(self) -> Iterator[None]:
-        """Runs the body in the chief first; the other workers wait, then run it, too."""
+        """Context manager: the chief runs the body first, while the other workers wait."""
         if not self.is_chief:
             self.barrier()
         yield
@@ -104,7 +104,7 @@ class Workers:
 
     @contextlib.contextmanager
     def report_lost_workers(self) -> Iterator[None]:
-        """Converts the errors that TensorFlow raises if another worker fails to a UserError."""
+        """Context manager: converts TensorFlow's errors on failed workers to UserErrors."""
         try:
             yield
         except _LOST as error:
@@ -120,9 +120,9 @@ class Workers:
 def read_cluster(environ: Mapping[str, str] = os.environ) -> tuple[int, tuple[str, ...]]:
     """Returns this worker's index and the addresses of all workers, according to TF_CONFIG.
 
-    TF_CONFIG contains JSON in TensorFlow's format, as set by Kubeflow and Vertex AI: `cluster` with
-    lists of addresses, "worker" and optionally "chief", and `task` with this worker's `type` and
-    `index`.
+    TF_CONFIG contains JSON in TensorFlow's format, as set by Kubeflow and Vertex AI: `cluster`, an
+    object of lists of addresses, "worker" and optionally "chief"; and `task`, an object with this
+    worker's `type` and `index`.
 
     Args:
         environ: environment variables.

@@ -38,15 +38,15 @@ class Workload(abc.ABC):
         program: module that resumes the run, such as "kbert.pretrain".
         final_format: format of the folders `best` and `final`.
         fixed: names of the settings that affect results and must not change when a run resumes.
-        rescored: names of the settings that affect the scores of a complete run: a complete run
-            that is started again is only scored again.
+        rescored: names of the settings that affect the scores of a complete run, which is only
+            scored again when it is started again.
         patience: number of evaluations without improvement before early stopping, or None.
         layers: numbers of the encoder blocks of `init_from` to use, from 1; None for all.
         time_budget: the `time_budget` that the run was started with, or None.
         teacher: the teacher of a distillation run, or None.
         teacher_labels: names of the teacher's labels, or None.
         teacher_class: model class of the teacher.
-        taught_sums: names of two of the objective's sums: the loss that the teacher's soft loss
+        distilled_sums: names of two of the objective's sums: the loss that the teacher's soft loss
             partly replaces, and its count.
         bert_config, tokenizer, train_steps, eval_every_steps, schedule, objective: set by `load`.
         data: set by `load`; its `dataset(batch_size, first, count, input_context)` returns a
@@ -67,7 +67,7 @@ class Workload(abc.ABC):
     teacher: "Teacher | None"
     teacher_labels: tuple[str, ...] | None
     teacher_class: "type[PretrainedModel] | None"
-    taught_sums: tuple[str, ...]
+    distilled_sums: tuple[str, ...]
     bert_config: "BertConfig"
     tokenizer: "BertTokenizer"
     train_steps: int
@@ -79,7 +79,7 @@ class Workload(abc.ABC):
 
     part = program = patience = time_budget = layers = None  # type: ignore  # a subclass sets part and program
     teacher = teacher_labels = teacher_class = None
-    fixed = rescored = taught_sums = ()
+    fixed = rescored = distilled_sums = ()
     final_format = "kbert"
 
     def __init__(self, config: "PretrainConfig | FinetuneConfig") -> None:
@@ -178,7 +178,7 @@ class Workload(abc.ABC):
         teacher_outputs: Mapping[str, Any],
         features: "Mapping[str, tf.Tensor]",
     ) -> "tf.Tensor":
-        """Returns the soft loss between student and teacher, summed over all labels: a scalar.
+        """Returns the soft loss between student and teacher, summed over all labels, a scalar.
 
         Args:
             outputs, teacher_outputs: outputs of the two models.
@@ -186,7 +186,12 @@ class Workload(abc.ABC):
         """
 
     def finish(self, results: dict[str, Any], run_dir: "RemoteRunDir") -> dict[str, Any]:
-        """Finishes the run after the last step; returns the results of the run."""
+        """Finishes the run after its last step; returns its results.
+
+        Args:
+            results: the last logged metrics and the last evaluation metrics.
+            run_dir: the run's folder.
+        """
         return results
 
     def write_pretrained(
@@ -195,7 +200,7 @@ class Workload(abc.ABC):
         weights: "dict[str, np.ndarray]",
         format: str = "kbert",
     ) -> None:
-        """Writes config, weights and tokenizer to a folder, which `from_pretrained` can load.
+        """Writes the config, the weights and the tokenizer, for `from_pretrained`.
 
         Args:
             folder: an existing folder.
