@@ -48,7 +48,7 @@ def pretraining_batches(settings):
 
 
 def mixed_lengths(count):
-    """Draws `count` lengths from 10 to 128 tokens, always the same; returns an array."""
+    """Draws `count` lengths from 10 to 128 tokens, with a fixed seed; returns an array."""
     return np.random.default_rng(0).integers(10, 129, count)
 
 
@@ -57,6 +57,7 @@ def random_examples(lengths, vocab_size=30522):
 
     Args:
         lengths: length of each example in tokens, including [CLS] and [SEP].
+        vocab_size: upper bound of the ids, exclusive; the lower bound is 1000.
     """
     rng = np.random.default_rng(0)
     examples = []
@@ -71,8 +72,9 @@ def text_examples(path, tokenizer, count, max_length):
     """Draws `count` rows of a tab-separated table; returns a list of (input_ids, label).
 
     Args:
-        path: file with a header row and the columns text and label, plain or gzipped.
-        tokenizer: BertTokenizer. max_length: maximum length of an example in tokens.
+        path: plain or gzipped file with a header row and the columns text and label, in this order.
+        tokenizer: BertTokenizer.
+        max_length: maximum length of an example in tokens.
     """
     opener = gzip.open if str(path).endswith(".gz") else open
     with opener(path, "rt", encoding="utf-8", newline="\n") as file:
@@ -111,7 +113,7 @@ def padded(examples, length=None):
     }
 
 
-def cut(examples, batch_size):
+def split_into_batches(examples, batch_size):
     """Splits the examples into batches, in order."""
     return [examples[i : i + batch_size] for i in range(0, len(examples), batch_size)]
 
@@ -120,7 +122,8 @@ def vocabulary(vocab_file, folder, size=30522):
     """Returns `vocab_file`, or the path of a vocabulary learned from kbert's sample text.
 
     Args:
-        folder: folder for the sample text and the learned vocabulary. size: entries to learn.
+        folder: folder for the sample text and the learned vocabulary.
+        size: number of entries to learn.
     """
     if vocab_file:
         return vocab_file

@@ -2,11 +2,12 @@
 
     python benchmarks/finetune.py --seeds=0,1,2 FLAGS_OF_FINETUNE
 
-Prints the scores and the minutes of both libraries. The torch run starts from the same folder, sees
-the same ids in the same order, and uses AdamW with the same epsilon, weight decay, clipping and
-schedule; task heads and dropout are random in each run. Both libraries use float32. Scores are
-computed on --eval_file after the last step. The minutes cover the whole run, in which kbert
-also evaluates after every epoch and writes checkpoints. Requires the extra [test].
+Prints the scores and the duration of the runs with both libraries. The torch run starts from the
+same folder, uses the same ids in the same order, and AdamW with the same epsilon, weight decay,
+clipping and schedule; the task head and the dropout are random in each run. Both libraries use
+float32. Scores are computed on --eval_file after the last step. The duration is that of the whole
+run, in which kbert also evaluates after every epoch and writes checkpoints. Requires the extra
+[test].
 """
 
 import contextlib
@@ -45,20 +46,20 @@ def run_kbert(config, seed):
     """Fine-tunes with kbert; returns the scores on --eval_file and the duration in minutes."""
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        finetune(replaced(config, seed), folder)
+        finetune(with_seed(config, seed), folder)
         metrics = open(f"{folder}/finetuning/metrics.jsonl").read().splitlines()
     last = [row for row in map(json.loads, metrics) if any(n.startswith("eval_") for n in row)][-1]
     scores = {name[5:]: value for name, value in last.items() if name.startswith("eval_")}
     return scores, (time.perf_counter() - begin) / 60
 
 
-def replaced(config, seed):
+def with_seed(config, seed):
     """Returns the config with another seed."""
     return type(config)(**dataclasses.asdict(config) | {"seed": seed})
 
 
 def run_hf(config, seed):
-    """Fine-tunes HF's model in torch; returns the same as `run_kbert`."""
+    """Fine-tunes HF's model in torch; returns the scores and the duration as `run_kbert` does."""
     import torch
     import transformers
 

@@ -1,8 +1,8 @@
 """The matrix products of BERT and their floating-point operations, 2 per multiply-add.
 
-The counts follow from the shapes and are the same for every library. Unnecessary operations are not
-counted, such as operations for padding, or the MLM head at tokens that are not masked. `model` is a
-dict of sizes with HF's names. Dimensions: B batch, L length in tokens, M masked slots, D width, H
+The counts follow from the shapes and are the same for every library. Unnecessary operations, such
+as operations on padding, or the MLM head at tokens that are not masked, are not counted. `model` is
+a dict of sizes with HF's names. Dimensions: B batch, L length in tokens, M masked slots, D width, H
 heads, F inner width, V vocabulary, N layers, C classes.
 """
 
@@ -13,7 +13,9 @@ class Product(typing.NamedTuple):
     """Batches of matrix products (m, k) x (k, n).
 
     Attributes:
-        count: number of batches. batch: products per batch. m, k, n: sizes of the matrices.
+        count: number of batches.
+        batch: products per batch.
+        m, k, n: sizes of the matrices.
         transpose_a, transpose_b: whether an operand is stored transposed.
     """
 

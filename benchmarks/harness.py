@@ -1,6 +1,6 @@
 """Common parts of all comparisons: flags, commands of the libraries, printing and writing results.
 
-`benchmarks.measurement` describes the method, `benchmarks.report` the results.
+`benchmarks.measurement` documents the method, and `benchmarks.report` the entries of the results.
 """
 
 import dataclasses
@@ -24,7 +24,8 @@ def define_flags(rows, threads=None):
     """Defines the flags of a comparison.
 
     Args:
-        rows: names of all rows. threads: default of --threads; None: the number of CPUs.
+        rows: names of all rows.
+        threads: default of --threads; None: the number of CPUs.
     """
     flags.DEFINE_list("rows", list(rows), f"rows to measure: {', '.join(rows)}")
     flags.DEFINE_list("libraries", ["kbert", "kbert_openvino", *PEERS], "libraries to compare")
@@ -60,10 +61,11 @@ def compare(area, rows, check=None, more=None):
     """Measures the selected rows and prints a table; `--json` is rewritten after every row.
 
     Args:
-        area: name of the comparison. rows: iterable of Row.
+        area: name of the comparison.
+        rows: iterable of Row.
         check: function of (row, result of `measure`, folder) that compares the outputs saved in the
-            folder, adds the comparison to the result and returns a line to print, or None. Without
-            it, no outputs are saved.
+            folder, adds the comparison to the result and returns a line to print, or None. If
+            `check` is None, no outputs are saved.
         more: dict of additional entries for the JSON file.
     """
     compared, remarks, host = [], [], machine()

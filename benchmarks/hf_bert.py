@@ -13,7 +13,8 @@ def hf_model(weights, config):
     """Returns HF's model with the given weights, in float32 and eval mode.
 
     Args:
-        weights: dict of name in kbert -> array. config: BertConfig.
+        weights: dict of name in kbert -> array.
+        config: BertConfig.
     """
     shapes = {name: array.shape for name, array in weights.items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -46,7 +47,8 @@ class HfTraining:
         """Takes a training step; returns the loss.
 
         Args:
-            batch: dict of arrays, the `PRETRAINING_FEATURES`. number: number of the step, from 0.
+            batch: dict of arrays, the `PRETRAINING_FEATURES`.
+            number: number of the step, from 0.
         """
         labels = np.full(batch["input_ids"].shape, -100)
         rows, columns = np.nonzero(batch["masked_weights"])

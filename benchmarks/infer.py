@@ -63,8 +63,11 @@ def row(name, model, lengths, precision, weights, examples, folder):
     """Returns a Row.
 
     Args:
-        model: dict of sizes. lengths: length of each text in tokens. weights: folder of the model.
-        examples: list of (input_ids, label) with these lengths. folder: folder for the examples.
+        model: dict of sizes.
+        lengths: length of each text in tokens.
+        weights: folder of the model.
+        examples: list of (input_ids, label) with these lengths.
+        folder: folder for the examples.
     """
     N, mean = len(lengths), statistics.mean(map(int, lengths))
     settings = {

@@ -2,9 +2,9 @@
 
     python benchmarks/load.py --rounds=5
 
-Writes random weights in all formats, then starts a process for each load; the libraries take turns.
-Measures `from_pretrained` after the imports: the seconds, and the growth of the process's peak
-memory as a multiple of the size of the weights. KerasHub's model has no NSP head.
+Writes random weights in all formats, then loads each in a separate process; the libraries take
+turns. Measures the seconds of a load after the imports, and the growth of the process's peak memory
+as a multiple of the size of the weights. KerasHub's model has no NSP head.
 """
 
 import json

@@ -3,13 +3,13 @@
     python -m benchmarks.load_test --seconds=300
 
 Half of the clients use gRPC and half REST, with one text per request and persistent connections.
-Every --swap_seconds, a new version replaces the served one. One request in a hundred is hostile: it
-must get the right error, and the other requests must still be answered. Each answer must equal the
-first answer for the same text. The reported memory is the server's resident memory, after the first
-tenth of the time and at the end.
+Every --swap_seconds seconds, a new version replaces the served one. One request in a hundred is
+hostile: it must get the right error, and the other requests must still be answered. Each answer
+must equal the first answer for the same text, up to 1e-5. The reported memory is the server's
+resident memory, after the first tenth of the time and at the end.
 
 Then a few clients run for a tenth of the time alone, and for another tenth beside attackers, whose
-requests are as large as the server's limits allow, and who disconnect before the response.
+requests are as large as the server's limits allow, and who disconnect after at most two seconds.
 """
 
 import asyncio
@@ -45,18 +45,26 @@ HOSTILE = (
     ("/v1/models/none:predict", b'{"inputs": ["a"]}', 404),
 )
 ORDINARY, ATTACKERS = 4, 4  # clients with one text per request, and with many or long texts
-RAW = (b"\x16\x03\x01" * 50, b"GET / HTTP/1.1\r\nHost", b"POST / HTTP/1.1\r\na: \0\r\n\r\n")
+# Bytes that are not valid requests.
+NOT_REQUESTS = (
+    b"\x16\x03\x01" * 50,
+    b"GET / HTTP/1.1\r\nHost",
+    b"POST / HTTP/1.1\r\na: \0\r\n\r\n",
+)
 
 
 class LoadTest:
     """Clients of a server, and counts of its answers.
 
     Args:
-        server: ServerSetup. texts: list of str.
+        server: ServerSetup.
+        texts: list of str.
 
     Attributes:
-        counts: Counter of "answered", "wrong", "failed", "hostile" and "hostile failed".
-        first: dict of index of a text -> its first answer. versions: set of the versions served.
+        counts: Counter of "answered", "wrong", "failed", "hostile" and "hostile failed" requests,
+            and of the attackers' requests by status, such as "attack: 200".
+        first: dict of index of a text -> its first answer.
+        versions: set of the versions served.
         taken: list of the durations of requests in seconds.
     """
 
@@ -67,7 +75,11 @@ class LoadTest:
         self._numbers = itertools.count()
 
     async def run(self, seconds, clients, attackers=0):
-        """Runs this number of clients for some seconds; returns their p50 and p99 in ms."""
+        """Runs clients and attackers for some seconds.
+
+        Returns:
+            p50 and p99 of the latency of all answered requests so far, in milliseconds.
+        """
         import aiohttp
         import grpc
         from tensorflow_serving.apis import prediction_service_pb2_grpc
@@ -137,7 +149,7 @@ class LoadTest:
         if i % 4 == 3:  # bytes that are not a request, from a client that disconnects
             port = self.server.ports[i // 4 % 2]
             _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(RAW[i // 4 % len(RAW)])
+            writer.write(NOT_REQUESTS[i // 4 % len(NOT_REQUESTS)])
             writer.close()
             return
         path, body, status = HOSTILE[i % len(HOSTILE)]
@@ -151,7 +163,7 @@ class LoadTest:
 
 
 async def swap(base, seconds, memory):
-    """Replaces the served version every `seconds`; calls `memory` before each replacement."""
+    """Replaces the served version every `seconds` seconds; calls `memory` before it does."""
     for number in itertools.count(2):
         await asyncio.sleep(seconds)
         memory()

@@ -58,8 +58,9 @@ class Worker:
     """A worker process; see `benchmarks.worker`.
 
     Args:
-        command: list of str. settings: dict. threads: number of threads, and of CPUs that the
-            process is bound to.
+        command: list of str.
+        settings: dict of the first request.
+        threads: number of threads, and of CPUs that the process is bound to.
 
     Attributes:
         ready: the dict that the worker sent when it was ready.
@@ -141,7 +142,7 @@ class Worker:
 
 
 def busy_seconds():
-    """Returns the CPU time used on the machine since its start, in seconds, over all CPUs."""
+    """Returns the CPU time in seconds that all processes have used since the machine was booted."""
     with open("/proc/stat") as file:
         user, nice, system, _, _, *others = map(int, file.readline().split()[1:9])
     return (user + nice + system + sum(others)) / os.sysconf("SC_CLK_TCK")
@@ -168,9 +169,11 @@ def measure(row, commands, threads, rounds, round_seconds, log=lambda line: None
     """Measures a row.
 
     Args:
-        row: Row. commands: dict of library -> list of str.
+        row: Row.
+        commands: dict of library -> list of str.
         threads: number of threads of each library.
-        rounds: number of rounds. round_seconds: seconds of a library in a round.
+        rounds: number of rounds.
+        round_seconds: seconds of a library in a round.
         log: called with a line about the progress.
         folder: folder in which each library saves its outputs for comparison; None: not saved.
 

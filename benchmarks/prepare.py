@@ -30,7 +30,7 @@ COLUMNS += ("anonymous",)
 
 
 def rows():
-    """Yields (text, flags of kbert.prepare, whether it needs Beam) for each measurement."""
+    """Yields (name of the text, flags of kbert.prepare, whether Beam is needed) of each row."""
     if FLAGS.quick:
         yield "1", ("--processes=1",), False
         return
@@ -47,11 +47,12 @@ def rows():
 
 
 def write_text(sources, target, size, lines):
-    """Writes altered repetitions of documents, `size` bytes in total.
+    """Writes altered repetitions of documents until the file has at least `size` bytes.
 
     Args:
         sources: bytes, documents separated by empty lines.
-        target: path of the file. size: minimum size in bytes.
+        target: path of the file.
+        size: minimum size, without the last separator.
         lines: whether each line is a document.
     """
     separator = b"\n" if lines else b"\n\n"

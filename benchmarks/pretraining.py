@@ -17,9 +17,9 @@ All models are scored on the same held-out segments (`benchmarks.workers.recipe.
 15 % of the tokens masked, regardless of the recipe:
 
     loss            mean cross-entropy of the masked tokens, in nats per token
-    bits per byte   loss * tokens / bytes / ln 2: the loss times the number of held-out tokens, per
-                    UTF-8 byte of the held-out lines. Unlike the loss, it is comparable between
-                    models with different vocabularies (of the same casing).
+    bits per byte   loss * tokens / (bytes * ln 2), with the number of tokens and of UTF-8 bytes of
+                    the held-out text, without line breaks. Unlike the loss, it is comparable
+                    between models with different vocabularies of the same casing.
     NSP accuracy    on the held-out pairs of `kbert.pretrain`, for recipes that train NSP
 """
 
@@ -130,7 +130,7 @@ def with_bits_per_byte(result, heldout_bytes):
 
 
 def better_half(results, finalists):
-    """Returns the names of the better half of the results, at least `finalists`."""
+    """Returns the names of the better half of the recipes, but at least `finalists` of them."""
     ranked = sorted(results, key=lambda result: result["bits_per_byte"])
     return [result["recipe"] for result in ranked[: max(finalists, math.ceil(len(ranked) / 2))]]
 
@@ -139,7 +139,8 @@ def screen(recipes, keep, act):
     """Selects the best recipes by successive halving; returns a dict of name -> flags.
 
     Args:
-        recipes: dict of name -> flags. keep: number of recipes to select.
+        recipes: dict of name -> flags.
+        keep: number of recipes to select.
         act: function of (name, seconds) that trains a recipe and returns its result.
     """
     seconds = time_budget_seconds(FLAGS.screen)

@@ -62,7 +62,8 @@ class SavedModelSetup:
     """The SavedModel in a separate process.
 
     Args:
-        folder: folder of the SavedModel. texts: path of a JSON file with a list of str.
+        folder: folder of the SavedModel.
+        texts: path of a JSON file with a list of str.
     """
 
     def __init__(self, folder, texts):
@@ -89,7 +90,8 @@ class ServerSetup:
     """kbert.serve with one of its backends, in a separate process.
 
     Args:
-        base: folder of the versions. texts: path of a JSON file with a list of str.
+        base: folder of the versions.
+        texts: path of a JSON file with a list of str.
         backend: "openvino" or "tensorflow".
     """
 

@@ -1,4 +1,4 @@
-"""Measures the speedup of smaller models: the time of a forward pass of encoder and pooler.
+"""Measures the speedup of smaller models in the forward pass of the encoder and the pooler.
 
     python -m benchmarks.smaller --models=RUN/finetuning/best,SMALLER --batches=1,32
 
@@ -31,7 +31,7 @@ def computations(folders, backend, features):
 
 
 def token_ids(folder, batch):
-    """Returns random ids of a folder's vocabulary, not of its start, (batch, length) int32."""
+    """Returns random token ids, (batch, length) int32, except the first 1/30 of the vocabulary."""
     import kbert
 
     size = kbert.BertTokenizer.from_pretrained(folder).vocab_size
@@ -39,7 +39,7 @@ def token_ids(folder, batch):
 
 
 def seconds_of(compute, features, least):
-    """Returns the mean seconds per call, over calls that last at least `least` seconds in total."""
+    """Calls `compute` for at least `least` seconds; returns the mean seconds per call."""
     begin, count = time.perf_counter(), 0
     while time.perf_counter() - begin < least:
         compute(features)

@@ -3,7 +3,7 @@
     python -m benchmarks.tokenizer --text=train.txt --vocab_file=vocab.txt --json=tokenizer.json
 
 Each library tokenizes the same lines with the same vocabulary on one thread, 1,000 lines per call.
-kbert and KerasHub run as TensorFlow graphs, and HF as a function of lists. The row "prepare"
+kbert and KerasHub run as TensorFlow graphs; HF takes and returns Python lists. The row "prepare"
 measures kbert.prepare as a whole: reading, sentence splitting, tokenizing and writing.
 `sh benchmarks/peers.sh` installs the libraries.
 """

@@ -2,7 +2,7 @@
 
     python -m benchmarks.traffic --corpus=FOLDER
 
-It measures the throughput of kbert's input pipeline on one core from a prepared corpus, and counts
+Measures the throughput of kbert's input pipeline on one core, with a prepared corpus, and counts
 the bytes of an example and of the gradients. The numbers for GPUs and network cards are published
 ones: NVIDIA's sequences per second on one A100 with its own BERT-large on TensorFlow
 (DeepLearningExamples, TensorFlow2/LanguageModeling/BERT, mixed precision, batches of 312 x 128 and

@@ -8,8 +8,9 @@ A pretraining step consists of the forward pass, MLM and NSP loss, backward pass
 global norm of 1, and AdamW, on the batches of `benchmarks.data`, with dropout 0.1; 15 % of the
 tokens are masked. HF's model computes the MLM logits of all tokens; in the row "gathered", this
 benchmark makes it compute only those at masked tokens, like the other libraries. In fine-tuning,
-all libraries train on the same examples of mixed length, and each batches and pads them in its own
-way; operations are counted for real tokens only. `sh benchmarks/peers.sh` installs the libraries.
+all libraries train on the same examples of mixed length, but each library batches and pads them in
+its own way; operations are counted for real tokens only. `sh benchmarks/peers.sh` installs the
+libraries.
 
 `--scaling` measures only kbert, at several lengths and depths, and with weights from a folder.
 """
@@ -72,7 +73,9 @@ def finetuning_row(name, model, examples, path, B=32, precision="mixed_bfloat16"
     """Returns a Row of fine-tuning epochs.
 
     Args:
-        model: dict of sizes. examples: list of (input_ids, label). path: file of these examples.
+        model: dict of sizes.
+        examples: list of (input_ids, label).
+        path: file of these examples.
     """
     if FLAGS.quick:
         model = TINY

@@ -1,10 +1,10 @@
 """The worker's side of the protocol: JSON lines on standard input and output.
 
 The first line contains the settings. The worker builds its model, takes the first steps and reports
-that it is ready. Each later line requests steps, {"run": 3}, the peak memory, {"memory": true}, or
-that the outputs are saved, {"save": PATH}. Between requests, the worker waits for the next line and
-takes no CPU time. It exits when its input ends. This module uses only the standard library, because
-it runs in the environments of all libraries.
+that it is ready. Each later line is a request: {"run": 3} takes three steps, {"memory": true}
+returns the peak memory, and {"save": PATH} saves the outputs. Between requests, the worker waits
+for the next line and uses no CPU time. It exits when its input ends. This module uses only the
+standard library, because it runs in the environments of all libraries.
 """
 
 import dataclasses

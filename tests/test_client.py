@@ -106,7 +106,7 @@ def test_the_client_says_in_a_line_why_there_is_no_answer(
         return end.value.code
 
     assert refused("--text=a", "--text=b", "--name=text") == 2
-    assert "error: 2 --text require as many --name; got 1." in capsys.readouterr().err
+    assert "error: 2 --text need as many --name, or none; got 1." in capsys.readouterr().err
     nobody, none = f"127.0.0.1:{free_port()}", ("--text=a", "--model=none")
     said = refused(f"--address={grpc_address}", *none)
     assert said == f"error: {grpc_address}: NOT_FOUND: there is no model"

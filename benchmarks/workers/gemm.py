@@ -1,6 +1,6 @@
 """Computes only the matrix products of a row, with TensorFlow's matmul (oneDNN on a CPU).
 
-A step computes every product of the row as often as the model does, one after the other, always
+A step computes each product of the row as many times as the model does, one after the other, always
 with the same operands.
 """
 

@@ -134,7 +134,7 @@ def infer(settings):
         return np.concatenate(
             [
                 model(**tensors(part)).logits.float().numpy()
-                for part in data.cut(examples, settings["batch_size"])
+                for part in data.split_into_batches(examples, settings["batch_size"])
             ]
         )
 
@@ -153,7 +153,7 @@ def tokenizer(settings):
     lines = data.read_lines(settings["text"], settings["size"])
 
     def batches():
-        for part in data.cut(lines, settings["batch_size"]):
+        for part in data.split_into_batches(lines, settings["batch_size"]):
             yield fast(
                 part,
                 add_special_tokens=False,

@@ -38,8 +38,10 @@ class Training:
 
     Args:
         config: PretrainConfig or FinetuneConfig.
-        model_class: a class in `kbert.model.models`. bert_config: BertConfig.
-        objective: an objective in `kbert.train.losses`. schedule: learning rate schedule.
+        model_class: a class in `kbert.model.models`.
+        bert_config: BertConfig.
+        objective: an objective in `kbert.train.losses`.
+        schedule: learning rate schedule.
         dataset: function from a batch size to an infinite tf.data.Dataset.
         folder: folder of the initial weights, or None for random ones.
     """

@@ -1,4 +1,4 @@
-"""KerasHub on TensorFlow, with `compile` and `fit`; Keras' default for XLA is off on a CPU."""
+"""KerasHub on TensorFlow, with `compile` and `fit`, which by default use no XLA on a CPU."""
 
 import time
 
@@ -29,7 +29,9 @@ def fitting(model, loss, dataset, units_per_step, fit_steps_per_step=1, notes=""
     """Returns the Work of fitting a model to an infinite dataset.
 
     Args:
-        model: a model that is not compiled yet. loss: for `compile`. dataset: for `fit`.
+        model: a model that is not compiled yet.
+        loss: for `compile`.
+        dataset: for `fit`.
         units_per_step, fit_steps_per_step: number of units and of steps of `fit` in a step of the
             comparison.
     """

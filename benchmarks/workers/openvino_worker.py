@@ -24,7 +24,10 @@ def infer(settings):
 
     def logits():
         return np.concatenate(
-            [compiled(data.padded(part))[0] for part in data.cut(examples, settings["batch_size"])]
+            [
+                compiled(data.padded(part))[0]
+                for part in data.split_into_batches(examples, settings["batch_size"])
+            ]
         )
 
     def run(steps):

@@ -35,12 +35,14 @@ MASK_RATE, SEED, BATCH_SIZE = 0.15, 1, 32
 class MaskedText:
     """The masked tokens of held-out text, the same for all models with the same vocabulary.
 
-    Every document is cut into segments of at most `length` - 2 tokens, [CLS] text [SEP], and
-    `segments` of these are taken at equal distances. BERT's rule masks 15 % of their tokens.
+    Every document is cut into segments of at most `length` tokens, [CLS] text [SEP], and `segments`
+    of these are taken at equal distances. BERT's rule masks 15 % of their tokens.
 
     Args:
-        corpus: Corpus of the held-out text. tokenizer: its BertTokenizer.
-        length: maximum length of a segment in tokens. segments: maximum number of segments.
+        corpus: Corpus of the held-out text.
+        tokenizer: its BertTokenizer.
+        length: maximum length of a segment in tokens.
+        segments: maximum number of segments.
     """
 
     def __init__(self, corpus, tokenizer, length, segments):
@@ -125,7 +127,7 @@ class Progress(Callback):
 
 
 def summary(model, corpus, steps):
-    """Returns the entries of a result that are not scores."""
+    """Returns a dict of the numbers of steps, of parameters and of held-out tokens."""
     return {"steps": steps, "parameters": model.count_params(), "heldout_tokens": corpus.tokens}
 
 
@@ -141,7 +143,7 @@ def hf_run(config, settings):
     """Pretrains HF's model with the same batches, initial weights and optimizer, in float32.
 
     Returns:
-        the same as `kbert_run`.
+        dict with the keys of `kbert_run`'s result; `nsp_accuracy` is None.
     """
     import torch
 

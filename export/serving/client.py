@@ -1,4 +1,4 @@
-"""Sends texts to a served BERT by gRPC or REST; it needs `pip install tensorflow-serving-api`.
+"""Sends texts to a served BERT by gRPC or REST. Requires `pip install tensorflow-serving-api`.
 
     python export/serving/client.py --text="A film to remember."
     python export/serving/client.py --rest --text="Who wrote it?" --name=question \\
@@ -32,9 +32,11 @@ def predict_grpc(
     """Sends a request by gRPC; returns a dict of output name -> array.
 
     Args:
-        address: HOST:PORT. model: name of the served model.
+        address: HOST:PORT.
+        model: name of the served model.
         label: version label, or None for the newest version.
-        inputs: dict of input name -> texts. timeout: in seconds.
+        inputs: dict of input name -> texts.
+        timeout: in seconds.
 
     Raises:
         grpc.RpcError: the server is unreachable or returns an error.
@@ -95,7 +97,7 @@ def main() -> None:
     args = parser.parse_args()
     names = args.name or ["text"] * len(args.text)
     if len(names) != len(args.text):
-        parser.error(f"{len(args.text)} --text require as many --name; got {len(names)}.")
+        parser.error(f"{len(args.text)} --text need as many --name, or none; got {len(names)}.")
     address = args.address or f"127.0.0.1:{8501 if args.rest else 8500}"
     inputs = {}
     for name, text in zip(names, args.text, strict=True):

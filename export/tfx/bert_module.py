@@ -125,7 +125,8 @@ def examples_dataset(
     """Reads the output of Transform.
 
     Args:
-        patterns: globs of gzipped TFRecord files. custom_config: see the docstring of the module.
+        patterns: globs of gzipped TFRecord files.
+        custom_config: see the docstring of the module.
 
     Returns:
         tf.data.Dataset of dicts as returned by `preprocessing_fn`, without the batch axis.
@@ -150,7 +151,8 @@ def batches(
     """Batches features and labels for `fit`; cuts the padding to a multiple of 16 tokens.
 
     Args:
-        examples: dataset returned by `examples_dataset`. batch_size: B.
+        examples: dataset returned by `examples_dataset`.
+        batch_size: B.
 
     Returns:
         tf.data.Dataset of (features, labels): the `ENCODER_FEATURES`, (B, L) int32 each, and
@@ -176,7 +178,8 @@ def check_examples(
     Args:
         examples: dataset returned by `examples_dataset`; all labels and the ids of the first batch
             are checked.
-        tokenizer: the model's tokenizer. custom_config: see the docstring of the module.
+        tokenizer: the model's tokenizer.
+        custom_config: see the docstring of the module.
 
     Raises:
         UserError: a label has no name, ids differ from the tokenizer's, or there are no examples.
@@ -205,7 +208,7 @@ def check_examples(
 
 
 def make_model(custom_config: Mapping[str, Any], train_steps: int) -> BertForSequenceClassification:
-    """Creates a BERT with a head for the labels, compiled for training of `train_steps` steps."""
+    """Creates a BERT with a head for the labels, compiled for `train_steps` training steps."""
     names = tuple(custom_config["label_names"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the head is randomly initialized

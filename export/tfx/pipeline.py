@@ -171,7 +171,7 @@ def make_pipeline(arguments: argparse.Namespace) -> "tfx.dsl.Pipeline":
 
 
 def newest(folder: "str | os.PathLike[str]") -> pathlib.Path | None:
-    """Returns the subfolder with the highest number, or None."""
+    """Returns the subfolder whose name is the highest number, or None."""
     numbered = [path for path in pathlib.Path(folder).glob("*") if path.name.isdigit()]
     return max(numbered, key=lambda path: int(path.name), default=None)
 
