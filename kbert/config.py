@@ -31,7 +31,7 @@ POOLINGS = ("mean", "cls", "max")
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingConfig:
-    """How texts are embedded with the encoder's outputs, as in sentence-transformers.
+    """Settings of text embeddings, computed from the encoder's outputs as in sentence-transformers.
 
     The steps are: pooling of the token vectors, a dense layer if `dense_size` is set, and scaling
     to length 1 if `normalize` is true.
@@ -121,10 +121,10 @@ class BertConfig:
             each block.
     """
 
-    vocab_size: int = setting(30522, "vocabulary entries, V", at_least=5)
+    vocab_size: int = setting(30522, "number of vocabulary entries, V", at_least=5)
     hidden_size: int = setting(768, "width, D", at_least=1)
-    num_hidden_layers: int = setting(12, "encoder blocks, N", at_least=1)
-    num_attention_heads: int = setting(12, "attention heads, H", at_least=1)
+    num_hidden_layers: int = setting(12, "number of encoder blocks, N", at_least=1)
+    num_attention_heads: int = setting(12, "number of attention heads, H", at_least=1)
     intermediate_size: int = setting(3072, "inner width of the feed-forward layer, F", at_least=1)
     hidden_act: str = setting(
         "gelu", "gelu (exact) or gelu_new (tanh approximation)", choices=("gelu", "gelu_new")
@@ -136,13 +136,13 @@ class BertConfig:
         0.1, "dropout on the attention weights", at_least=0, below=1
     )
     max_position_embeddings: int = setting(512, "maximum sequence length in tokens", at_least=4)
-    type_vocab_size: int = setting(2, "segment types", at_least=1)
+    type_vocab_size: int = setting(2, "number of segment types", at_least=1)
     initializer_range: float = setting(0.02, "standard deviation of initial weights", above=0)
     layer_norm_eps: float = setting(1e-12, "epsilon of LayerNorm", above=0)
     tie_word_embeddings: bool = setting(
         True, "whether the MLM head shares its output matrix with the word embeddings"
     )
-    num_labels: int = setting(2, "labels of a classifier, C", at_least=1)
+    num_labels: int = setting(2, "number of labels of a classifier, C", at_least=1)
     label_names: tuple[str, ...] | None = setting(
         None, "names of the labels, in the order of their ids"
     )

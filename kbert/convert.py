@@ -19,9 +19,9 @@ def _define_flags() -> None:
     absl_flags.DEFINE_list(
         "allow_missing",
         [],
-        "comma-separated names or name prefixes of weights that may be missing or unknown, or that "
-        "--format does not support; * matches any text; the name tokenizer: do not convert the "
-        "tokenizer",
+        "comma-separated names or name prefixes of weights that may be missing, unknown, of "
+        "another shape or not supported by --format; * matches any text; the name tokenizer: do "
+        "not convert the tokenizer",
     )
     absl_flags.DEFINE_bool(
         "lower_case",

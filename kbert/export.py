@@ -7,7 +7,7 @@ from kbert.utils import program
 
 
 def check(config: ExportConfig) -> None:
-    """Checks the inputs before TensorFlow is imported."""
+    """Checks the method and the inputs before TensorFlow is imported."""
     if all_built_in(config.task_module):
         check_method(config.method, EXPORT_METHODS)
     check_inputs([config.model], [config.eval_file])

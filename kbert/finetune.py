@@ -9,7 +9,7 @@ from kbert.utils import program
 
 
 def check(config: FinetuneConfig) -> None:
-    """Checks the inputs before TensorFlow is imported."""
+    """Checks the task and the inputs before TensorFlow is imported."""
     if not config.task_module:
         check_task_name(config.task)
     check_inputs([config.init_from], [config.train_file, config.eval_file, config.test_file])

@@ -11,7 +11,7 @@ from kbert.utils import program
 
 
 def check(config: PredictConfig) -> None:
-    """Checks the inputs before TensorFlow is imported."""
+    """Checks the method, the inputs and the output folder before TensorFlow is imported."""
     if all_built_in(config.task_module):
         check_method(config.method, METHODS)
     check_inputs([config.model], [config.input_file] if config.input_file != "-" else [])

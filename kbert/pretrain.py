@@ -27,7 +27,7 @@ if __name__ == "__main__":
     absl_flags.DEFINE_bool(
         "dry_run",
         False,
-        "time three steps and print the estimated time and memory of the run; of the run's files, "
-        "write only the vocabulary and the prepared text",
+        "time three steps, print the estimated time and memory of the run, and write only the "
+        "vocabulary and the prepared text",
     )
     program.run(main, PretrainConfig, check)

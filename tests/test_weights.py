@@ -380,6 +380,18 @@ def test_a_fresh_head_of_another_size(tmp_path):
     )
 
 
+def test_a_skipped_head_keeps_its_values_without_a_warning(tmp_path):
+    made("BertForSequenceClassification").save_pretrained(tmp_path)
+    model = made("BertForSequenceClassification", config_of(num_labels=3), seed=2)
+    before = arrays(model)["sequence_classifier/dense/kernel"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.load_pretrained(tmp_path, skip_parts=["sequence_classifier"])
+    expected = arrays(made("BertForSequenceClassification"))["bert/pooler/dense/kernel"]
+    np.testing.assert_array_equal(arrays(model)["bert/pooler/dense/kernel"], expected)
+    np.testing.assert_array_equal(arrays(model)["sequence_classifier/dense/kernel"], before)
+
+
 # google-research/bert
 
 # From its modeling.py and run_pretraining.py: what it creates for two layers, and the shapes.

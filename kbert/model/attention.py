@@ -120,7 +120,7 @@ def attention_bias(
 
     Args:
         attention_mask: (B, L), 1 = token, 0 = padding; None = all tokens.
-        sequence_ids: (B, L), number of the text in its row; None = one text per row.
+        sequence_ids: (B, L), the number of each token's text in the row; None = one text per row.
         dtype: dtype of the result. Masked tokens get -1e9, or -3e4 in float16, where -1e9 would
             be -inf.
 

@@ -135,10 +135,11 @@ class Embeddings(ConfiguredLayer):
 
 @keras.saving.register_keras_serializable("kbert")
 class EncoderBlock(ConfiguredLayer):
-    """Self-attention and a feed-forward network, each with dropout, residual and LayerNorm.
+    """Self-attention and a feed-forward network.
 
-    Has the arguments and the call arguments of `SelfAttention`. Returns the hidden states (B, P, D)
-    and the attention weights (B, H, P, L).
+    Each is followed by dropout, a residual connection and LayerNorm. The arguments and the call
+    arguments are the same as for `SelfAttention`. Returns the hidden states (B, P, D) and the
+    attention weights (B, H, P, L).
     """
 
     def __init__(
@@ -217,8 +218,8 @@ class Encoder(ConfiguredLayer):
     Call arguments:
         x: (B, L, D).
         attention_mask: (B, L), 1 = token, 0 = padding; None = all tokens.
-        sequence_ids: (B, L) int, number of the text in its row; tokens attend only to tokens with
-            the same number. None = one text per row.
+        sequence_ids: (B, L) int, the number of each token's text in the row; tokens attend only to
+            tokens with the same number. None = one text per row.
         positions: (B, P) int, the positions of the last hidden state to compute; None for all. The
             last block computes only keys and values for the other positions.
 

@@ -106,7 +106,7 @@ class PretrainedModel(keras.Model):
         return model
 
     def __call__(self, inputs: Inputs, *args: Any, **kwargs: Any) -> dict[str, keras.KerasTensor]:
-        """Calls the model. Casts float ids to int32, because Keras would round them to bfloat16."""
+        """Calls the model. Casts float ids to int32; in bfloat16, Keras would round them."""
         return super().__call__(_integer_ids(inputs), *args, **kwargs)
 
     def features(self, inputs: Inputs) -> dict[str, keras.KerasTensor]:
@@ -284,7 +284,7 @@ class PretrainedModel(keras.Model):
         layers: int | Sequence[int] | None = None,
         **kwargs: object,
     ) -> Self:
-        """Creates a model with the weights of a folder, which any model class may have written.
+        """Creates a model from a folder of weights, which another model class may have written.
 
         Weights are read one at a time. If the folder lacks all weights of a part, such as a head or
         the pooler, the part is randomly initialized, with a warning. Parts that this class lacks
@@ -303,9 +303,9 @@ class PretrainedModel(keras.Model):
                 arguments, such as `dtype="mixed_bfloat16"`.
 
         Raises:
-            UserError: the folder does not exist or has another architecture; files are missing,
-                damaged or pickles; weights are unknown, partly missing, or have another shape; or
-                an argument is invalid.
+            UserError: the folder does not exist or has another architecture; files are missing or
+                damaged, or the weights are only pickled; weights are unknown, partly missing, or
+                have another shape; or an argument is invalid.
         """
         changes = {name: kwargs.pop(name) for name in _FIELDS & kwargs.keys()}
         options = {"allow_missing": allow_missing, "parts": cls.task_heads, "layers": layers}
@@ -327,9 +327,11 @@ class PretrainedModel(keras.Model):
     ) -> None:
         """Loads the weights of a folder into this model.
 
+        Weights that the folder lacks keep their values, with a warning.
+
         Args:
             folder, allow_missing, layers: as for `from_pretrained`.
-            skip_parts: names of parts not to load, such as a head.
+            skip_parts: names of parts that keep their values, such as a head.
 
         Raises:
             UserError: as for `from_pretrained`; or the weights of the folder and of the model have
@@ -345,11 +347,13 @@ class PretrainedModel(keras.Model):
                     f"the folder's config, as from_pretrained does."
                 )
             shapes = {n: s for n, s in weights.shapes.items() if part_of(n) not in skip_parts}
-            self._assign(Tensors(shapes, weights.__getitem__), folder)
+            self._assign(Tensors(shapes, weights.__getitem__), folder, skip_parts)
 
-    def _assign(self, weights, folder):
+    def _assign(self, weights, folder, skip_parts=()):
         fresh = []
         for name, weight in self.named_weights().items():
+            if part_of(name) in skip_parts:
+                continue
             if name not in weights:
                 fresh.append(name)
                 continue

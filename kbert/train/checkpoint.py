@@ -55,7 +55,7 @@ class Checkpoints:
         return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
 
     def path(self, step: int) -> pathlib.Path:
-        """Returns the folder of the checkpoint at a step, which may not exist."""
+        """Returns the folder of a step's checkpoint, whether or not it exists."""
         return self.folder / f"step_{step:08d}"
 
     def save(

@@ -55,7 +55,11 @@ def truncation_notes(lengths: Mapping[str, np.ndarray], max_seq_length: int) -> 
 
 
 def length_lines(lengths: Mapping[str, np.ndarray], max_seq_length: int) -> Iterator[str]:
-    """Yields a line with percentiles of the lengths of each split; see `truncation_notes`."""
+    """Yields a line with percentiles of the lengths of each split.
+
+    Args:
+        lengths, max_seq_length: as for `truncation_notes`.
+    """
     for name, tokens in lengths.items():
         shares = (50, 90, 95, 99)
         lengths = np.percentile(tokens, shares, method="higher")

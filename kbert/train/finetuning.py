@@ -226,8 +226,7 @@ class Finetuning(Workload):
                 folder, skip_parts=self.skipped_task_heads, layers=self.layers
             )
         for warning in caught:
-            if not self.skipped_task_heads:
-                log(f"note: {warning.message}")
+            log(f"note: {warning.message}")
         if self.skipped_task_heads:
             log(f"note: the task head of {folder} has other labels; it is not used")
         return f"the weights of {folder}"

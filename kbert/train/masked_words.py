@@ -45,7 +45,7 @@ def choose_sentences(corpus: "Corpus", longest: int = LONGEST) -> list[np.ndarra
 
 
 def middle_word(tokens: list[str]) -> int:
-    """Returns the index of the token to mask: the word of one token that is nearest to the middle.
+    """Returns the index of the token to mask, the one-token word that is nearest to the middle.
 
     If there is no such word, it is the middle token.
     """

@@ -62,8 +62,8 @@ def pretrain(
         callbacks: called after the default callbacks.
 
     Returns:
-        dict of the last logged metrics and of the last evaluation's metrics, prefixed with `eval_`;
-        empty after a dry run.
+        dict of the last logged metrics, and of the last evaluation metrics, whose names begin with
+        `eval_`; empty after a dry run.
 
     Raises:
         SystemExit: Ctrl-C or SIGTERM stopped the run after it saved a checkpoint.

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def time_text(seconds: float) -> str:
-    """Formats a duration in seconds, such as 1:02:03 or 2:03."""
+    """Formats a number of seconds as hours, minutes and seconds, such as 1:02:03 or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
@@ -75,7 +75,7 @@ class ThroughputMeter:
         Args:
             seconds: duration of the call.
             steps, tokens: number of steps and of tokens in it.
-            waited: seconds spent waiting for batches, measured with another clock, or NaN.
+            waited: seconds spent waiting for batches, measured with another clock; NaN if unknown.
         """
         seconds = max(seconds, MIN_SECONDS)
         waited = min(max(waited, 0.0), seconds)

@@ -32,7 +32,7 @@ class _WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
 
     @abc.abstractmethod
     def factor(self, step: keras.KerasTensor) -> keras.KerasTensor:
-        """Returns the factor of the learning rate after the warmup. step: float32 scalar."""
+        """Returns the factor of the learning rate at a step after the warmup, a float32 scalar."""
 
     def get_config(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in self.settings}

@@ -96,8 +96,9 @@ class TrainStep:
     def named_variables(self) -> dict[str, keras.Variable]:
         """Returns the variables that a checkpoint stores besides the model's weights.
 
-        They are a dict of name -> Keras variable: the state of the optimizer, and, if the run has
-        them, the LoRA adapters with the matrices they are added to, and the loss scale.
+        Returns:
+            dict of name -> Keras variable: the state of the optimizer and, if the run has them, the
+            LoRA adapters, the matrices that they are added to, and the loss scale.
         """
         weights = self._named_weights()
         names = {id(weight): name for name, weight in weights.items()}

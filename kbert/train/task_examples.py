@@ -99,7 +99,7 @@ def _keep_known(config, names, examples):
 def split_examples(
     examples: dict[str, list[Any]], config: "FinetuneConfig"
 ) -> dict[str, list[Any]]:
-    """Moves a part of the training examples to "test" (`folds`) and to "eval" (`eval_fraction`).
+    """Moves training examples to "test" if `fold` is set, and to "eval" if `eval_fraction` is.
 
     Args:
         examples: dict with the examples of "train" and, if there are any, of "eval" and "test".

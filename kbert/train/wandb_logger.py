@@ -65,9 +65,9 @@ class WandbLogger(Callback):
         self._results = results
 
     def on_exit(self) -> None:
-        """Sends the results and the plots in the folder, and waits until all is uploaded.
+        """Sends the results and the plots in the folder, and waits until they are uploaded.
 
-        It waits at most `MAX_WAIT_SECONDS`; then it logs a note and returns.
+        After `MAX_WAIT_SECONDS`, it logs a note and returns without waiting any longer.
         """
         if not self._thread:
             return

@@ -88,7 +88,7 @@ class Workers:
             self.barrier()
 
     def check_same(self, **values: object) -> None:
-        """Raises UserError in every worker unless all workers have the same values, as JSON.
+        """Raises UserError in every worker unless all have the same values, compared as JSON.
 
         Args:
             **values: name for the error message -> value.

@@ -172,7 +172,7 @@ def write_weights(
     weights: Tensors,
     allow_missing: Sequence[str] = (),
 ) -> list[str]:
-    """Writes weights and config in a format.
+    """Writes the weights and the config of a model in a format.
 
     Args:
         folder: an existing folder; files of the same names are replaced.
