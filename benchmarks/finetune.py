@@ -3,11 +3,11 @@
     python benchmarks/finetune.py --seeds=0,1,2 FLAGS_OF_FINETUNE
 
 Prints the scores and the duration of the runs with both libraries. The torch run starts from the
-same folder, uses the same ids in the same order, and AdamW with the same epsilon, weight decay,
-clipping and schedule; the task head and the dropout are random in each run. Both libraries use
-float32. Scores are computed on --eval_file after the last step. The duration is that of the whole
-run, in which kbert also evaluates after every epoch and writes checkpoints. Requires the extra
-[test].
+same folder, takes the same ids in the same order, and uses AdamW with the same epsilon, weight
+decay, clipping and schedule; the task head and the dropout are random in each run. Both libraries
+use float32. Scores are computed on --eval_file after the last step. The duration is that of the
+whole run, in which kbert also evaluates after every epoch and writes checkpoints. Requires the
+extra [test].
 """
 
 import contextlib

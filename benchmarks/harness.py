@@ -106,7 +106,7 @@ def progress(line):
 
 
 def check_rows(known):
-    """Raises UsageError if --rows has unknown names. known: names of all rows."""
+    """Raises UsageError if --rows has names that are not in `known`."""
     unknown = set(FLAGS.rows) - set(known)
     if unknown:
         raise app.UsageError(

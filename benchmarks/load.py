@@ -72,6 +72,7 @@ def run(script, *arguments):
 
 
 def main(_):
+    """Runs the comparison and prints a table."""
     size, libraries = flags.FLAGS.size, tuple(flags.FLAGS.libraries)
     peers = {name: scripts for name, scripts in PEERS.items() if name.startswith(libraries)}
     results = {name: [] for name in peers}

@@ -2,10 +2,10 @@
 
     python -m benchmarks.pipeline --text=train.txt --vocab_file=vocab.txt --json=pipeline.json
 
-Writes a text of --size_mb by repeating and altering --text, prepares it in a separate process, and
-prints MB/s per core and the peak memory of the process and its workers together. Then measures how
-many tokens per second, without padding, each library puts into batches: kbert from the prepared
-corpus, HF and KerasHub from the first --peer_mb of the same text. The notes list the precomputed
+Writes a text of --size_mb MB by repeating and altering --text, prepares it in a separate process,
+and prints MB/s per core and the peak memory of the process and its workers together. Then measures
+how many tokens per second, without padding, each library puts into batches: kbert from the prepared
+corpus, HF and KerasHub from the first --peer_mb MB of the same text. The notes list the precomputed
 steps of each library. `sh benchmarks/peers.sh` installs the libraries.
 """
 

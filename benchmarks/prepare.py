@@ -3,8 +3,8 @@
     python -m benchmarks.prepare --text=WIKI.txt.gz,BOOKS.txt.gz --vocab_file=vocab.txt \\
         --folder=/tmp/prepare --json=prepare.json
 
-Creates texts of --sizes_mb by repeating --text: each repetition has its number at the end of each
-document, but every tenth is an exact copy of the first. Then runs `python -m kbert.prepare` on each
+Creates texts of the sizes in --sizes_mb by repeating --text: each repetition has its number at the
+end of each document, but every tenth is an exact copy of the first. Then runs kbert.prepare on each
 text in a separate process and samples the memory of the process and its workers from /proc:
 resident memory, and its anonymous part, which excludes libraries and mapped files that the system
 can reclaim. In the rows "lines", every line is a document, which shows the memory per document.
@@ -129,7 +129,7 @@ def run(text, folder, settings, python):
 
 
 def line(name, settings, took):
-    """Returns the cells of a table row. took: result of `run`."""
+    """Returns the cells of the table row for `took`, a result of `run`."""
 
     def gigabytes(value):
         return f"{value / 1e9:.2f} GB" if value else ""

@@ -63,6 +63,7 @@ def architecture(name, length):
 
 
 def main(_):
+    """Measures the input pipeline and prints the table."""
     os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
     lengths = sorted({length for _, length in A100})
     made = {length: measure(FLAGS.corpus, length) for length in lengths}

@@ -120,7 +120,7 @@ def finetuning_examples():
 
 
 def scaling_rows(folder):
-    """Yields rows of kbert alone, with B x L = 2,048 tokens. folder: folder for a BERT-base."""
+    """Yields rows of kbert alone, with B x L = 2,048 tokens; writes a BERT-base to `folder`."""
     alone = {"precision": "mixed_bfloat16", "libraries": ("kbert",)}
     for layers in (4, 12, 24):
         for L, M in ((128, 20), (256, 39), (512, 77)):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kbert.train.trainer import Trainer
 
 # Wait this many times the duration of the last plot before drawing the next one.
-CURVES_PAUSE = 50
+CURVES_PAUSE_FACTOR = 50
 # Print a progress line after the first step that ends this many seconds after the start, or later.
 FIRST_LINE_SECONDS = 10
 
@@ -200,7 +200,7 @@ class LearningCurves(Callback):
         try:
             curves.plot_curves(folder / "curves.png", curves.read_curves(folder / "metrics.jsonl"))
             end = time.monotonic()
-            self._due = end + CURVES_PAUSE * (end - begin)
+            self._due = end + CURVES_PAUSE_FACTOR * (end - begin)
         except Exception as error:  # a full disk or missing fonts, for example: never stop the run
             self._due = math.inf
             log(

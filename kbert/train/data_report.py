@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from kbert.tasks.encoding import Encoded
     from kbert.tasks.task import Task
 
-_SHOWN = 2  # number of examples to print
-_WIDTH = 160  # maximum characters of a field
+_NUM_SHOWN = 2  # number of examples to print
+_MAX_FIELD_LENGTH = 160  # maximum characters of a field
 _NO_LIMIT = 2**20  # tokens; no example is longer
 _ENCODE_BATCH_SIZE = 32  # of untruncated examples, which are padded to the longest
 
@@ -29,10 +29,10 @@ def data_lines(task: "Task", examples: Mapping[str, Sequence[Any]]) -> Iterator[
     for name, rows in examples.items():
         if text := task.label_summary(rows):
             yield f"{name} labels: {text}"
-    for number, example in enumerate(examples["train"][:_SHOWN], 1):
+    for number, example in enumerate(examples["train"][:_NUM_SHOWN], 1):
         yield f"example {number}, {example.where}:"
         for field, value in _fields(example):
-            yield f"  {field}: {one_line(value, _WIDTH)}"
+            yield f"  {field}: {one_line(value, _MAX_FIELD_LENGTH)}"
     for name, rows in examples.items():
         yield from (f"note: {name}: {line}" for line in task.notes(rows))
 

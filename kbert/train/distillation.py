@@ -62,7 +62,7 @@ def distill(
         act = rehearse if dry_run else Trainer.fit
         return start_run(Distillation(student), folder, callbacks, act)
 
-    config = with_task_defaults(_of_teacher(config))
+    config = with_task_defaults(_with_teacher_settings(config))
     if get_task(config.task).compares_examples:
         raise UserError(
             f"kbert.distill does not support the task {config.task}, whose loss compares the "
@@ -71,7 +71,7 @@ def distill(
     return cross_validated(config, output_dir, run)
 
 
-def _of_teacher(config):
+def _with_teacher_settings(config):
     """Replaces `task` and `max_seq_length`, where they are None, by the teacher's settings."""
     load_task_module(config.task_module)
     settings = read_task_settings(config.teacher) or {}

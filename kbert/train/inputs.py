@@ -29,7 +29,7 @@ def resolve_inputs(
     layers: Sequence[int] | None,
     check: Callable[[BertConfig, BertTokenizer], None],
     report: Callable[[str], None],
-    may_make: bool = True,
+    may_write: bool = True,
 ) -> tuple[BertConfig, BertTokenizer, Corpus, Corpus | None]:
     """Loads or creates the architecture, the vocabulary and the corpora of a run.
 
@@ -42,7 +42,7 @@ def resolve_inputs(
         check: called with the architecture and the tokenizer before text is prepared; it may raise
             UserError.
         report: called with each progress line.
-        may_make: whether to write to `folder`. False for workers other than the chief, which read
+        may_write: whether to write to `folder`. False for workers other than the chief, which read
             the files that the chief has written.
 
     Returns:
@@ -55,7 +55,7 @@ def resolve_inputs(
     if saved:
         tokenizer = ModelFolder(saved).tokenizer
         _check_vocabulary(config, tokenizer)
-    elif not may_make:
+    elif not may_write:
         tokenizer = BertTokenizer.from_pretrained(folder)
     else:
         tokenizer = _tokenizer(config, report)
@@ -66,12 +66,12 @@ def resolve_inputs(
         )
     bert_config = _bert_config(config, saved, tokenizer, layers)
     check(bert_config, tokenizer)
-    shared = (tokenizer, report, may_make)
+    shared = (tokenizer, report, may_write)
     corpus = _corpus(config, config.input, folder / "train", *shared)
     eval_corpus = None
     if config.eval_input:
         eval_corpus = _corpus(config, config.eval_input, folder / "eval", *shared)
-    if may_make:
+    if may_write:
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save_pretrained(folder)
     return bert_config, tokenizer, corpus, eval_corpus
@@ -122,10 +122,10 @@ def _tokenizer(config, report):
     return tokenizer
 
 
-def _corpus(config, inputs, folder, tokenizer, report, may_make):
+def _corpus(config, inputs, folder, tokenizer, report, may_write):
     if is_prepared(inputs):
         corpus = Corpus(inputs)
-    elif not may_make:
+    elif not may_write:
         corpus = Corpus(folder)
     else:
         stamps = input_stamps(find_inputs(inputs))
@@ -143,8 +143,8 @@ def _corpus(config, inputs, folder, tokenizer, report, may_make):
     return corpus
 
 
-def _requested(config, tokenizer):
-    """Returns the architecture according to --bert_config and --dropout."""
+def _requested_config(config, tokenizer):
+    """Returns the architecture that --bert_config and --dropout specify."""
     bert_config = BertConfig.load(config.bert_config or "base", tokenizer.vocab_size)
     return _with_dropout(bert_config, config)
 
@@ -165,9 +165,9 @@ def _bert_config(config, saved, tokenizer, layers):
         with folder.open_weights(layers=layers) as (bert_config, _):
             bert_config = _with_dropout(bert_config, config)
     else:
-        bert_config = _requested(config, tokenizer)
+        bert_config = _requested_config(config, tokenizer)
     if origin and config.bert_config:
-        requested = _requested(config, tokenizer).to_dict()
+        requested = _requested_config(config, tokenizer).to_dict()
         for name, value in bert_config.to_dict().items():
             if requested[name] != value:
                 raise UserError(

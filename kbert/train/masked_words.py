@@ -94,7 +94,7 @@ class MaskedWords(Callback):
         sentences = choose_sentences(workload.held_out_corpus, longest)
         if not sentences:
             return []
-        places = [middle_word(_entries(tokenizer, ids)) for ids in sentences]
+        places = [middle_word(_tokens_of(tokenizer, ids)) for ids in sentences]
         words = [ids[place] for ids, place in zip(sentences, places, strict=True)]
         for ids, place in zip(sentences, places, strict=True):
             ids[place] = tokenizer.mask_id
@@ -107,7 +107,7 @@ class MaskedWords(Callback):
         order = np.argsort(-logits.numpy()[:, 0], axis=1)  # (B, V), the most likely first
         ranks = 1 + np.argmax(order == np.stack(words)[:, None], axis=1)
         return [
-            [tokenizer.decode(ids), tokenizer.vocab[word], int(rank), _entries(tokenizer, best)]
+            [tokenizer.decode(ids), tokenizer.vocab[word], int(rank), _tokens_of(tokenizer, best)]
             for ids, word, rank, best in zip(sentences, words, ranks, order[:, :TOP_K], strict=True)
         ]
 
@@ -137,5 +137,5 @@ def report_lines(
         )
 
 
-def _entries(tokenizer, ids):
+def _tokens_of(tokenizer, ids):
     return [tokenizer.vocab[i] for i in ids]

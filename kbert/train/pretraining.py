@@ -147,7 +147,7 @@ class Pretraining(Workload):
                 self.layers,
                 check=check,
                 report=lambda line: log(run_dir.shown(line)),
-                may_make=workers.is_chief,
+                may_write=workers.is_chief,
             )
             if workers.is_chief:
                 run_dir.send_all("data")

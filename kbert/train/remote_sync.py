@@ -17,7 +17,7 @@ from kbert.utils.logging import log
 # A folder with one of these files is complete, so they are uploaded last.
 _COMPLETION_MARKERS = (STATE_FILE, MANIFEST)
 # These files may grow during the upload.
-_GROWING = ("metrics.jsonl", "events.")
+_GROWING_FILES = ("metrics.jsonl", "events.")
 
 
 class RemoteRunDir:
@@ -128,7 +128,7 @@ class RemoteRunDir:
 
     def _send_file(self, file, target):
         storage.make_folder(dirname(target))
-        if not file.name.startswith(_GROWING):
+        if not file.name.startswith(_GROWING_FILES):
             storage.copy(file, target)
             return
         with tempfile.TemporaryDirectory() as scratch:

@@ -79,7 +79,7 @@ class TrainStep:
                 )
         self._parts = config.accumulation_steps * self._strategy.num_replicas_in_sync
         self._gradients, self._update = self._summed_gradients, self._guarded_update
-        self._vectors = self._forward_parts
+        self._vectors = self._embeddings_by_slice
         if devices.jit:
             self._gradients, self._update, self._vectors = (
                 tf.function(part, jit_compile=True, autograph=False)
@@ -174,20 +174,23 @@ class TrainStep:
     def _label_features(self, features, step, replica):
         """Returns a replica's part of the objective's `label_features` of the global batch."""
         vectors = self._vectors(features, step, replica)
-        whole = {name: self._whole(features[name], replica) for name in ("labels", "label_weights")}
-        result = self._objective.label_features(self._whole(vectors, replica), whole)
+        whole = {
+            name: self._gather_replicas(features[name], replica)
+            for name in ("labels", "label_weights")
+        }
+        result = self._objective.label_features(self._gather_replicas(vectors, replica), whole)
         rows = tf.shape(vectors)[0]
         return {name: x[replica * rows : (replica + 1) * rows] for name, x in result.items()}
 
-    def _whole(self, part, replica):
-        """Returns the values of all replicas for the global batch, in order."""
+    def _gather_replicas(self, part, replica):
+        """Concatenates the values of all replicas, in the order of the global batch."""
         context = tf.distribute.get_replica_context()
         shape = tf.concat([[self._strategy.num_replicas_in_sync], tf.shape(part)], 0)
         parts = tf.scatter_nd([[replica]], part[None], shape)  # 0 for the other replicas
         parts = context.all_reduce(tf.distribute.ReduceOp.SUM, parts)
         return tf.reshape(parts, (-1, *part.shape[1:]))
 
-    def _forward_parts(self, features, step, replica):
+    def _embeddings_by_slice(self, features, step, replica):
         """Returns the embeddings of a replica's part of the batch, slice by slice."""
         slices = self._config.accumulation_steps
         sliced = _sliced(features, slices)

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from kbert.settings import PretrainConfig
     from kbert.train.trainer import Trainer
 
-LEAST_STEPS = 10
-# Steps are timed for this share of the budget, but at least and at most for these seconds.
-SHARE, LEAST_SECONDS, MOST_SECONDS = 0.02, 2.0, 20.0
+MIN_STEPS = 10
+# Steps are timed for this fraction of the budget, within these limits in seconds.
+BUDGET_FRACTION, MIN_SECONDS, MAX_SECONDS = 0.02, 2.0, 20.0
 CALL_SECONDS = 0.5  # approximate duration of a call of the training function
 
 
@@ -61,15 +61,17 @@ def with_timed_steps(config: "PretrainConfig", trainer: "Trainer") -> "PretrainC
         trainer: a Trainer at step 0 with a learning rate of 0.
 
     Raises:
-        UserError: the time is too short for `LEAST_STEPS` steps, or for the warmup.
+        UserError: the time is too short for `MIN_STEPS` steps, or for the warmup.
     """
     budget, seconds = config.time_budget, time_budget_seconds(config.time_budget)
-    step_seconds = _time_steps(trainer, min(max(SHARE * seconds, LEAST_SECONDS), MOST_SECONDS))
+    step_seconds = _time_steps(
+        trainer, min(max(BUDGET_FRACTION * seconds, MIN_SECONDS), MAX_SECONDS)
+    )
     steps = int(seconds / step_seconds)
-    if steps < LEAST_STEPS:
+    if steps < MIN_STEPS:
         raise UserError(
             f"--time_budget={budget} is too short: a step takes {step_seconds:.2f} s, and a run "
-            f"needs at least {LEAST_STEPS} steps. Allow more time, or use a smaller model, batch "
+            f"needs at least {MIN_STEPS} steps. Allow more time, or use a smaller model, batch "
             f"or sequence length."
         )
     log(f"time budget of {budget}: {steps:,} steps of {step_seconds:.4f} s")

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # One call of the training function takes as many steps as fit into this time, but at least one.
 CALL_SECONDS = 0.5
 # Abort after this many consecutive non-finite steps.
-NOT_FINITE_LIMIT = 100
+MAX_NONFINITE_STEPS = 100
 
 
 class Trainer:
@@ -322,7 +322,7 @@ class Trainer:
 
         Raises:
             UserError: memory is exhausted; or the loss or the gradient is not finite, and
-                `nonfinite` is "stop" or `NOT_FINITE_LIMIT` such steps followed each other.
+                `nonfinite` is "stop" or there were `MAX_NONFINITE_STEPS` such steps in a row.
         """
         begin = time.perf_counter()
         try:
@@ -350,13 +350,13 @@ class Trainer:
         self._not_finite_steps = self._not_finite_steps + 1 if not_finite else 0
         if not not_finite:
             return
-        if self.config.nonfinite == "skip" and self._not_finite_steps < NOT_FINITE_LIMIT:
+        if self.config.nonfinite == "skip" and self._not_finite_steps < MAX_NONFINITE_STEPS:
             log(f"note: the loss or the gradient is not finite at step {self.step}: skipped")
             return
         self.background.wait()  # it may be writing the last checkpoint
         hint = "or skip such steps with --nonfinite=skip; "
         if self.config.nonfinite == "skip":
-            hint = f"as {NOT_FINITE_LIMIT} consecutive steps were not finite; "
+            hint = f"as {MAX_NONFINITE_STEPS} consecutive steps were not finite; "
         warmup = "warmup_steps" if hasattr(self.config, "warmup_steps") else "warmup_ratio"
         raise UserError(
             f"the loss or the gradient is not finite at step {self.step}. Lower --learning_rate or "

@@ -88,7 +88,7 @@ class WandbLogger(Callback):
                 run.log(metrics, step=step)
             plots = sorted(folder.glob("*.png"))
             run.log({path.stem: wandb.Image(str(path)) for path in plots}, step=step)
-            run.summary.update(_numbers(self._results or {}))
+            run.summary.update(_flatten_numbers(self._results or {}))
             run.finish(exit_code=int(self._results is None))
         except Exception as error:  # a missing key or no network, for example: never stop the run
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
@@ -96,12 +96,12 @@ class WandbLogger(Callback):
             log(f"note: logging to W&B stopped: {reason}")
 
 
-def _numbers(results):
+def _flatten_numbers(results):
     """Flattens nested dicts of numbers to a dict with keys such as "test/accuracy"."""
     numbers = {}
     for name, value in results.items():
         if isinstance(value, dict):
-            numbers |= {f"{name}/{inner}": x for inner, x in _numbers(value).items()}
+            numbers |= {f"{name}/{inner}": x for inner, x in _flatten_numbers(value).items()}
         elif isinstance(value, int | float):
             numbers[name] = value
     return numbers

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from tensorflow.python.distribute.distribute_lib import Strategy
 
 # Errors that TensorFlow raises in a worker when another worker has failed.
-_LOST = (
+_LOST_WORKER_ERRORS = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
 )
-_EXAMPLE = (
+_TF_CONFIG_EXAMPLE = (
     '{"cluster": {"worker": ["HOST1:2222", "HOST2:2222"]}, "task": {"type": "worker", "index": 0}}'
 )
 
@@ -107,7 +107,7 @@ class Workers:
         """Context manager: converts TensorFlow's errors on failed workers to UserErrors."""
         try:
             yield
-        except _LOST as error:
+        except _LOST_WORKER_ERRORS as error:
             if self.count == 1:
                 raise
             raise UserError(
@@ -147,7 +147,7 @@ def read_cluster(environ: Mapping[str, str] = os.environ) -> tuple[int, tuple[st
             f"TF_CONFIG must contain the cluster and this worker's task with "
             f"--distribution=multi_worker; it is "
             f"{f'{text[:100]!r} ({reason})' if text else 'not set'}. Set it, for example, to "
-            f"{_EXAMPLE}"
+            f"{_TF_CONFIG_EXAMPLE}"
         ) from error
     return index + (len(chief) if kind == "worker" else 0), (*chief, *workers)
 

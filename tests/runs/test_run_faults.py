@@ -73,7 +73,7 @@ def test_a_run_without_a_finite_step_stops_even_if_told_to_skip(
     with pytest.raises(UserError, match=r"not finite at step 1\. .*; there is no checkpoint yet\."):
         pretrain(PretrainConfig(**more), tmp_path / "more")
     assert not (tmp_path / "more/pretrain/checkpoint").exists()
-    monkeypatch.setattr(trainer, "NOT_FINITE_LIMIT", 3)
+    monkeypatch.setattr(trainer, "MAX_NONFINITE_STEPS", 3)
     with pytest.raises(UserError, match=r"at step 3\. .*as 3 consecutive steps were not finite; "):
         pretrain(PretrainConfig(**more, nonfinite="skip"), tmp_path / "more")
     assert [row["loss"] for row in metrics_of(tmp_path / "more")] == [None, None]

@@ -84,7 +84,8 @@ _NOT_WEIGHTS = re.compile(
 )
 # Errors that TensorFlow's reader raises for damaged index files, besides tf.errors.OpError.
 _DAMAGED = (IndexError, RuntimeError, ValueError, TypeError, KeyError)
-_RELATIVES = {"electra/": "ELECTRA", "/group_0/": "ALBERT"}
+# Part of a tensor name -> the architecture that has such names.
+_OTHER_ARCHITECTURES = {"electra/": "ELECTRA", "/group_0/": "ALBERT"}
 
 
 @contextlib.contextmanager
@@ -92,9 +93,9 @@ def open_folder(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[F
     """See `kbert.model.weights`."""
     prefix = _checkpoint(folder)
     tensors = read_checkpoint(prefix, lambda name: not _NOT_WEIGHTS.fullmatch(name))
-    for mark, relative in _RELATIVES.items():
+    for mark, architecture in _OTHER_ARCHITECTURES.items():
         if any(mark in f"/{name}" for name in tensors):
-            raise UserError(f"{prefix} is a checkpoint of {relative}; kbert reads only BERT.")
+            raise UserError(f"{prefix} is a checkpoint of {architecture}; kbert reads only BERT.")
     if any(name.endswith(model_garden.SUFFIX) for name in tensors):
         tensors = model_garden.rename_tensors(tensors, prefix)
     yield _fields(folder, tensors.shapes), tensors, external_weights

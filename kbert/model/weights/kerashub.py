@@ -75,7 +75,7 @@ FIELDS = {
 }
 # Hard-coded in KerasHub's encoder.
 FIXED: dict[str, str | float] = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-12}
-_MLM_DIFFERS = (
+_MLM_NOTE = (
     "KerasHub's BertMaskedLM computes its head with the exact GELU and an epsilon of 1e-5, unlike "
     "BERT, so its logits differ from kbert's."
 )
@@ -113,7 +113,7 @@ def open_folder(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[F
             return tensors[path]
 
         if _MLM + "vars/0" in shapes:
-            warnings.warn(_MLM_DIFFERS, stacklevel=6)  # the caller of from_pretrained
+            warnings.warn(_MLM_NOTE, stacklevel=6)  # the caller of from_pretrained
         fields |= kbert_fields(saved, folder / CONFIG_FILE)
         yield fields, Tensors(shapes, read), external_weights
 
@@ -175,7 +175,7 @@ def write(folder: pathlib.Path, config: BertConfig, tensors: Tensors, parts: set
         _write_arrays(folder, TASK_WEIGHTS_FILE, tensors, _FRESH_OPTIMIZER)
     _write_arrays(folder, WEIGHTS_FILE, tensors)
     notes = differences(config, "KerasHub", FIXED)
-    return notes + [_MLM_DIFFERS] * ("mlm" in parts)
+    return notes + [_MLM_NOTE] * ("mlm" in parts)
 
 
 def _serialize(name, config):

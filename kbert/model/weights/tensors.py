@@ -78,7 +78,7 @@ def _shape_of(letters: str, config: BertConfig, i: int) -> tuple[int, ...]:
     return tuple(sizes[letter] if letter in sizes else int(letter) for letter in letters)
 
 
-def _rows(config):
+def _shape_rows(config):
     """Yields (name, name with "{i}", i, letters) of each weight that a model may have."""
     for row, letters in SHAPES.items():
         if row == "mlm/decoder" and config.tie_word_embeddings:
@@ -91,7 +91,7 @@ def _rows(config):
 
 def weight_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shapes, by name, of all weights that a model with this config may have."""
-    return {name: _shape_of(letters, config, i) for name, _, i, letters in _rows(config)}
+    return {name: _shape_of(letters, config, i) for name, _, i, letters in _shape_rows(config)}
 
 
 def part_of(name: str) -> str:
@@ -140,7 +140,7 @@ def map_weights(
         dict of kbert's name -> ExternalWeight, for the weights that the format supports.
     """
     external_weights = {}
-    for name, row, i, letters in _rows(config):
+    for name, row, i, letters in _shape_rows(config):
         layer, _, variable = row.rpartition("/")
         if row in names:
             external_name = names[row]
