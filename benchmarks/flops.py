@@ -16,7 +16,7 @@ class Product(typing.NamedTuple):
         count: number of batches.
         batch: products per batch.
         m, k, n: sizes of the matrices.
-        transpose_a, transpose_b: whether an operand is stored transposed.
+        transpose_a, transpose_b: whether the first or the second matrix is stored transposed.
     """
 
     count: int

@@ -60,7 +60,7 @@ def rows(folder):
 
 
 def row(name, model, lengths, precision, weights, examples, folder):
-    """Returns a Row.
+    """Returns a Row of the comparison.
 
     Args:
         model: dict of sizes.

@@ -173,7 +173,7 @@ def measure(row, commands, threads, rounds, round_seconds, log=lambda line: None
         commands: dict of library -> list of str.
         threads: number of threads of each library.
         rounds: number of rounds.
-        round_seconds: seconds of a library in a round.
+        round_seconds: seconds that each library runs in a round.
         log: called with a line about the progress.
         folder: folder in which each library saves its outputs for comparison; None: not saved.
 

@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def _define_flags() -> None:
-    """Defines the flags. Importing the module does not, because programs share flag names."""
+    """Defines the flags; not done on import, because programs share names of flags."""
     absl_flags.DEFINE_string(
         "model",
         None,

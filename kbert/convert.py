@@ -8,7 +8,7 @@ from kbert.utils.formats import FORMATS, find_folder
 
 
 def _define_flags() -> None:
-    """Defines the flags. Importing the module does not, because programs share flag names."""
+    """Defines the flags; not done on import, because programs share names of flags."""
     absl_flags.DEFINE_string(
         "model",
         None,

@@ -85,7 +85,8 @@ class BertLayer(_SavedLayer):
 
     Args:
         handle: folder of the exported encoder. A saved model that contains this layer stores the
-            weights and the path, so the folder must exist when the model is loaded.
+            weights, but only the path of the graph, so the folder must exist when the model is
+            loaded.
         trainable: whether the weights are trainable.
 
     Call arguments:

@@ -1,4 +1,4 @@
-"""Describes a run's examples before training: their labels, their lengths and the first two."""
+"""Describes a run's examples before training: labels, lengths and the first two examples."""
 
 import copy
 import dataclasses

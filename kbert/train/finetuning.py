@@ -69,9 +69,9 @@ def finetune(
         callbacks: called after the default callbacks.
 
     Returns:
-        dict of "eval" and "test", if there are such examples -> dict of name -> score of the best
-        weights, or of the last weights without evaluation examples; empty after a dry run. With
-        `folds`: the result of `kbert.train.cross_validation.cross_validated`.
+        dict of "eval" and "test", if there are such examples -> dict of the scores. They are the
+        scores of the best weights or, without evaluation examples, of the last weights. Empty after
+        a dry run. With `folds`: the result of `kbert.train.cross_validation.cross_validated`.
 
     Raises:
         SystemExit: Ctrl-C or SIGTERM stopped the run after it saved a checkpoint.
@@ -101,7 +101,7 @@ class Finetuning(Workload):
         encoded: dict of the same keys -> encoded examples.
         class_weights: (C,) floats, the loss weights of the classes, or None.
         skipped_task_heads: task heads of `init_from` that are not loaded.
-        batch_runner: computes the model's outputs for `evaluation`.
+        batch_runner: computes the model's outputs for evaluations and predictions.
     """
 
     config: "FinetuneConfig"

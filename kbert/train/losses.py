@@ -215,7 +215,7 @@ class ComparingObjective(TaskObjective):
         """Returns a dict of `names` -> float32 scalar; uses `label_features` if present."""
         sums = super().sums(outputs, features)
         if "label_gradients" in features:
-            # Adds 0 with the gradient of the loss.
+            # The value is 0; its gradient is that of the loss of the global batch.
             product = tf.reduce_sum(outputs["embedding"] * features["label_gradients"])
             sums["loss"] += product - tf.stop_gradient(product)
         return sums

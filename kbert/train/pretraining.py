@@ -178,7 +178,7 @@ class Pretraining(Workload):
         """Sets `config`, `schedule` and, unless steps must be timed first, the numbers of steps."""
         self.config = config
         if config.time_budget:
-            self.schedule = WarmupPolynomialDecay(0.0, 1, 0)  # a learning rate of 0 until then
+            self.schedule = WarmupPolynomialDecay(0.0, 1, 0)  # a learning rate of 0 while timing
             return
         self.train_steps, self.eval_every_steps = config.train_steps, config.eval_every_steps
         self.schedule = make_schedule(config)

@@ -89,8 +89,8 @@ class ThroughputMeter:
     def read(self) -> tuple[float, float, float]:
         """Returns tokens/s, seconds per step and the fraction of time spent waiting for batches.
 
-        They are averages since the last `read`. If there were no steps since then, returns the
-        previous values.
+        The values are averages since the last `read`. If there were no steps since then, returns
+        the previous values.
         """
         seconds, steps, tokens, waited = self._sums.tolist()
         if steps:

@@ -120,9 +120,9 @@ class Workers:
 def read_cluster(environ: Mapping[str, str] = os.environ) -> tuple[int, tuple[str, ...]]:
     """Returns this worker's index and the addresses of all workers, according to TF_CONFIG.
 
-    TF_CONFIG contains JSON in TensorFlow's format, as set by Kubeflow and Vertex AI: `cluster`, an
-    object of lists of addresses, "worker" and optionally "chief"; and `task`, an object with this
-    worker's `type` and `index`.
+    TF_CONFIG contains JSON in TensorFlow's format, as set by Kubeflow and Vertex AI: `cluster`,
+    with the lists of addresses "worker" and, optionally, "chief"; and `task`, with this worker's
+    `type` and `index`.
 
     Args:
         environ: environment variables.

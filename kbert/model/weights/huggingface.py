@@ -213,7 +213,7 @@ def _shape(file, name, folder):
 
 
 def _remove_duplicates(sources, tensors, tied, folder):
-    """Keeps one name of each array that has two, in `sources` and in the shapes of `tensors`."""
+    """Removes second names of the same array from `sources` and from the shapes of `tensors`."""
     # A tied decoder may be stored in addition to the word embeddings, or instead of them. The MLM
     # bias has two names; if the decoder is untied, HF uses the value of DECODER_BIAS.
     duplicates = {DECODER_BIAS: BIAS} | ({DECODER: WORDS} if tied else {})
