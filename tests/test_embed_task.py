@@ -112,7 +112,7 @@ def test_notes_say_what_was_read(tmp_path, capsys):
     read(tmp_path / "a.tsv", "query\tpositive\tnegative\tscore\na\tb\tc\t1\n")
     out = capsys.readouterr().out
     assert "not read: the score, because there are negatives" in out
-    assert "reading pairs, each with 1 negatives" in out
+    assert "reading pairs, each with 1 negative" in out
 
 
 # Losses

@@ -1,4 +1,4 @@
-"""Batches of examples of similar length; batch n is a function of (items, settings, seed, n)."""
+"""Batches examples of similar length; batch n is a pure function of (items, settings, seed, n)."""
 
 import dataclasses
 import functools
@@ -16,11 +16,12 @@ from kbert.utils.stateless_random import uniform
 if TYPE_CHECKING:
     from tensorflow.python.distribute.distribute_lib import InputContext
 
-# Lengths in tokens to which batches are padded; they are few, because XLA compiles a step for each.
+# Lengths in tokens. A batch is padded to the first one that fits, but not beyond max_seq_length;
+# they are few, because XLA compiles the train step for each.
 BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 # The items of an epoch are shuffled, then sorted by length within groups of this many batches.
 GROUP_BATCHES = 50
-# Streams of kbert.utils.stateless_random; pretraining uses 0 to 4.
+# Streams of kbert.utils.stateless_random; pretraining uses 0 to 4 and 8, splits use 7.
 _STREAM_ORDER, _STREAM_BATCHES = 5, 6
 
 
@@ -29,11 +30,14 @@ class EncodedExample:
     """An encoded example, or an encoded window of a long example.
 
     Attributes:
-        input_ids, token_type_ids: (L,) int32 without padding, or (C, L) for C choices.
-        labels: () int32 for a class or a choice, () float32 for a number, (C,) float32 for
-            several labels, (L,) int32 for tags, (2,) int32 for an answer's first and last token;
-            None for an unlabeled example.
-        label_weights: float32, the weight of each label in the loss: (L,) for tags, else ().
+        input_ids, token_type_ids: (L,) int32 without padding; or (C, L) for C choices or for C
+            texts to embed, padded to the longest.
+        labels: () int32 for a class or a choice; () float32 for a number; (C,) float32 for
+            multiple labels; (L,) int32 for tags; (2,) int32 for the first and last token of an
+            answer; (C,) int32 for texts to embed without a score, equal for equal texts; None for
+            an unlabeled example.
+        label_weights: float32, the weight of each label in the loss: (L,) for tags, () for other
+            labels; None for an unlabeled example.
     """
 
     input_ids: np.ndarray
@@ -43,12 +47,12 @@ class EncodedExample:
 
     @property
     def length(self) -> int:
-        """Length in tokens."""
+        """Length L in tokens."""
         return self.input_ids.shape[-1]
 
 
 def bucket_length(longest: int, max_seq_length: int) -> int:
-    """Returns the length in tokens to which a batch with at most `longest` tokens is padded."""
+    """Returns the padded length, in tokens, of a batch whose longest item has `longest` tokens."""
     return min(next((size for size in BUCKETS if size >= longest), longest), max_seq_length)
 
 
@@ -59,14 +63,15 @@ def pad_examples(
 
     Args:
         items: at least one EncodedExample.
-        length: L.
+        length: L, at least the length of the longest item.
         rows: B, at least the number of items; the remaining rows repeat the last item, with
             label_weights 0.
         pad_id: id of [PAD].
 
     Returns:
         dict of input_ids, attention_mask and token_type_ids, (B, L) or (B, C, L) int32, and, if the
-        items have labels, labels and label_weights.
+        items have labels, labels and label_weights, (B, ...); those of tags are padded with 0 to
+        (B, L).
     """
 
     def stack(name, by_token=True, value=0):
@@ -96,8 +101,8 @@ class BucketedBatches:
     """Batches of items, reshuffled in every epoch; each epoch contains each item once.
 
     Items of similar length are batched together: the items are shuffled and split into groups of 50
-    batches, each group is sorted by length, and all batches are shuffled. One batch may have fewer
-    than B items; its remaining rows are copies with label_weights 0.
+    batches, each group is sorted by length, and all batches are shuffled. One batch of each epoch
+    may have fewer than B items; its remaining rows are copies with label_weights 0.
 
     Args:
         items: examples with labels, at least one.
@@ -129,7 +134,7 @@ class BucketedBatches:
         return -(-len(self._items) // self._batch_size)
 
     def _order_of_epoch(self, epoch):
-        """Returns the numbers of the items in each batch."""
+        """Returns a list of arrays, the indices of the items of each batch."""
         N, B = len(self._items), self._batch_size
         order = np.argsort(uniform(self._seed, _STREAM_ORDER, [epoch], N)[0], kind="stable")
         batches = []
@@ -149,9 +154,9 @@ class BucketedBatches:
         """Returns the features of a batch, or of one of its parts; all parts have the same L.
 
         Args:
-            step: number of the batch in the run.
+            step: number of the batch in the run, from 0.
             part: number of the part, from 0.
-            parts: number of parts, which divides B.
+            parts: number of parts of a batch; must divide B.
 
         Returns:
             dict as from `pad_examples`, with B / parts rows.
@@ -177,9 +182,9 @@ class BucketedBatches:
         """Returns a tf.data.Dataset of the parts of the batches; see `batch`.
 
         Args:
-            batch_size: number of rows per part, which divides B.
+            batch_size: number of rows of a part; must divide B.
             first: number of parts to skip at the start.
-            count: number of parts; None: unlimited.
+            count: number of parts to return; None: unlimited.
             input_context: tf.distribute.InputContext of the worker; `first` and `count` refer to
                 the parts of this worker. None: there is one worker.
         """

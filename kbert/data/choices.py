@@ -34,7 +34,8 @@ _LISTS = ("choices", "options", "endings", "answers", "candidates")
 _NUMBERED = re.compile(r"(choice|ending|option|answer|sol|op|opt)[ _-]?([a-j]|\d{1,2})")
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
 _NUMBER = re.compile(r"(\d{1,3})(\.0)?")
-# How a label identifies a choice. A letter fits both ways of counting.
+# The ways in which a label may identify a choice, with their names in messages. A letter has the
+# same meaning for "0" and "1".
 _MEANINGS = {
     "name": "the name",
     "text": "the text",
@@ -57,7 +58,8 @@ def choice_records(
         labeled: whether to read labels.
 
     Raises:
-        UserError: a column is missing, or the meaning of the labels is ambiguous.
+        UserError: the file cannot be read, a column is missing or ambiguous, two roles have the
+            same column, or the meaning of the labels is ambiguous.
     """
 
     def is_header(row):
@@ -89,7 +91,7 @@ def choice_records(
 
 
 @dataclasses.dataclass
-class _Names:
+class _ColumnNames:
     """The fields of a ColumnConfig that `find_columns` reads."""
 
     text_column: str | None
@@ -99,7 +101,7 @@ class _Names:
 
 
 def _resolve_columns(config, records, labeled):
-    """Returns the `_Names` of the columns, by the flags or else by usual names."""
+    """Returns the `_ColumnNames` that the flags set or, without flags, that are usual."""
     names = [name.lower() for name in records.names or ()]
     label, choices = config.label_column, config.choice_columns
     if labeled and label is None:
@@ -111,11 +113,11 @@ def _resolve_columns(config, records, labeled):
             choices = ",".join(keys if records.width is None else map(str, places))
         else:
             choices = next((name for name in _LISTS if name in names and name != label), None)
-    return _Names(config.text_column, config.text_pair_column, label, choices)
+    return _ColumnNames(config.text_column, config.text_pair_column, label, choices)
 
 
 def _choice_columns(names):
-    """Returns the indices of the choice columns (A, B, ... or choice0, choice1, ...), in order."""
+    """Returns the indices of columns with names such as a, b, ... or choice0, choice1, ..."""
     letters = [place for place, name in enumerate(names) if re.fullmatch("[a-j]", name)]
     if len(letters) > 1 and {"a", "b"} <= {names[place] for place in letters}:
         return letters
@@ -127,7 +129,7 @@ def _choice_columns(names):
 
 
 def _stem_names(records):
-    """Returns possible names of the column to prepend to the choices; () if it is the text."""
+    """Returns names of a question column to prepend to choices; () if the question is the text."""
     names = {name.lower() for name in records.names or ()}
     return _QUESTIONS if names & set(_TEXTS) else ()
 
@@ -186,7 +188,12 @@ def _flatten_item(where, record) -> "Iterator[tuple[str, Record | BadExample]]":
 class ChoiceConverter:
     """Converts records to ChoiceExamples, which must all have the same number of choices.
 
-    `infer_meaning` infers from all records of a file how its labels identify the right choice.
+    Before labeled records are converted, `infer_meaning` must infer from all of them how a label
+    identifies the right choice.
+
+    Args:
+        columns: the columns of the records.
+        names: names of the choice columns; empty if a single column has all choices.
     """
 
     def __init__(self, columns: Columns, names: Sequence[str] = ()):
@@ -206,7 +213,8 @@ class ChoiceConverter:
             name: name of the file in messages.
 
         Raises:
-            UserError: two interpretations fit equally many labels but select different choices.
+            UserError: two meanings fit the most labels but select different choices, and neither
+                `first_choice` nor the names of the choice columns decide.
         """
         rows = [row for record in records if (row := self._label_meanings(record)) is not None]
         meanings = [m for m in _MEANINGS if first_choice == "auto" or m not in "01"]

@@ -1,6 +1,8 @@
 """Known names of text and label columns in published datasets and tools.
 
-The names are normalized by `normalize_name`. Tuples of names are in order of precedence.
+The names are as `normalize_name` returns them. TEXTS, SECOND_TEXTS and the values of LABELS are
+tuples of names: an earlier tuple takes precedence, and the names of one tuple are equivalent. An
+earlier pair of PAIRS takes precedence.
 """
 
 TEXTS = (
@@ -13,7 +15,7 @@ TEXTS = (
         *("文本", "评论", "内容", "标题", "句子"),
     ),
 )
-TITLES = ("title", "headline", "标题")  # not the text column if another column may be it
+TITLES = ("title", "headline", "标题")  # ambiguous if another column may be the text
 PAIRS = (
     *(("sentence1", "sentence2"), ("sentence_a", "sentence_b"), ("text_a", "text_b")),
     *(("text1", "text2"), ("question1", "question2"), ("premise", "hypothesis")),

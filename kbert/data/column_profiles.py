@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     Key: TypeAlias = str | int
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-_WORD_SCRIPTS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 _CODE = re.compile(r"(?=.*\d)(?=.*[^\W\d])\S+")  # in scripts with spaces between words
 _DATE = re.compile(r"\d+[-/.]\d+[-/.]\d+")
 _COUNTED = 1000  # number of values whose words and characters are counted
@@ -24,8 +24,8 @@ def is_numeric(text: str) -> bool:
 
 
 def word_count(text: str) -> int:
-    """Returns the number of words; in scripts without spaces, two characters count as a word."""
-    return len(text.split()) + len(_WORD_SCRIPTS.findall(text)) // 2
+    """Returns the number of words plus half of the characters of scripts without spaces."""
+    return len(text.split()) + len(_UNSPACED.findall(text)) // 2
 
 
 class Profile:
@@ -70,7 +70,7 @@ class Profile:
 
     @property
     def has_decimal_commas(self) -> bool:
-        """Whether the values are numbers such as "4,5"."""
+        """Whether all values that are not blank are numbers with a decimal comma, such as "4,5"."""
         return bool(self.texts) and all(re.fullmatch(r"[-+]?\d+,\d+", t) for t in self.counts)
 
     @functools.cached_property
@@ -80,7 +80,7 @@ class Profile:
 
     @functools.cached_property
     def is_index(self) -> bool:
-        """Whether the values number the rows, that is, are different consecutive whole numbers."""
+        """Whether the values may be row numbers, that is, three or more consecutive integers."""
         numbers = set(self._numbers)
         if self.has_fractions or not len(numbers) == len(self.texts) > 2:
             return False
@@ -88,18 +88,18 @@ class Profile:
 
     @functools.cached_property
     def mean_words(self) -> float:
-        """Mean number of words of the first 1,000 values."""
+        """Mean number of words of the first 1,000 values that are not blank."""
         counted = self.texts[:_COUNTED]
         return sum(map(word_count, counted)) / max(len(counted), 1)
 
     @property
     def is_categorical(self) -> bool:
-        """Whether each of the distinct values occurs at least eight times on average."""
+        """Whether each distinct value occurs at least eight times on average."""
         return len(self.texts) >= 8 and self.distinct * 8 <= len(self.texts)
 
     @property
     def repeats(self) -> bool:
-        """Whether each value occurs at least twice on average."""
+        """Whether each distinct value occurs at least twice on average."""
         return 0 < 2 * self.distinct <= len(self.texts)
 
     @functools.cached_property
@@ -112,12 +112,12 @@ class Profile:
     @functools.cached_property
     def are_codes(self) -> bool:
         """Whether all values are codes of letters and digits, such as "r2d2"."""
-        is_code = (_CODE.fullmatch(t) and not _WORD_SCRIPTS.search(t) for t in self.counts)
+        is_code = (_CODE.fullmatch(t) and not _UNSPACED.search(t) for t in self.counts)
         return len(self.texts) > 2 and all(is_code)
 
     @functools.cached_property
     def is_prose(self) -> bool:
-        """Whether the values are varied texts of at least three words on average, with letters."""
+        """Whether the values are varied texts of three or more words on average, mostly letters."""
         if not self.is_text or self.mean_words < 3 or self.is_categorical:
             return False
         characters = "".join(self.texts[:_COUNTED])
@@ -132,7 +132,7 @@ class Profile:
 
     @property
     def may_be_label(self) -> bool:
-        """Whether the values may be labels, that is, not prose, lists, objects or row numbers."""
+        """Whether the values may be labels, that is, not prose, lists, objects or 10 row ids."""
         short = bool(self.texts) and not (self.is_prose or self.is_list or self.has_objects)
         return short and not (self.is_index and len(self.texts) >= 10)
 
@@ -146,13 +146,13 @@ class Profile:
 
     @property
     def is_label(self) -> bool:
-        """Whether the values are clearly labels, because they repeat and are rarely blank."""
+        """Whether the values are clearly labels, that is, vary, repeat and are rarely blank."""
         filled = self.distinct > 1 and 20 * self.blanks <= len(self.texts)
         return self.is_label_candidate and self.repeats and filled
 
     @property
     def is_label_candidate(self) -> bool:
-        """Whether the column, one of several, may be the label, unlike dates and unique codes."""
+        """Whether one of several columns may be the label, unlike dates, ids and row numbers."""
         if not self.fits("class") or self.is_index or self.blanks > len(self.texts):
             return False
         are_different = self.distinct == len(self.texts) and (self.distinct > 9 or self.are_codes)

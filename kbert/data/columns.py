@@ -30,9 +30,10 @@ class Columns:
         text, text_pair, label: the columns; None if there is none.
         one_hot: pairs (column of 0 and 1, name of its label).
         choices: columns of the choices.
-        exact_width: number of cells that each row must have; None allows extra cells at the end,
-            which is safe if there is no header and all columns are counted from the left.
-        min_width: minimum number of cells.
+        exact_width: number of cells that each row must have. None for records with keys, and for
+            tables whose rows may have extra cells at the end, which is safe if there is no header
+            and all columns are counted from the left.
+        min_width: minimum number of cells of a row; 0 for records with keys.
     """
 
     text: str | int
@@ -71,7 +72,7 @@ def has_header(row: Sequence[str], config: "ColumnConfig") -> bool:
         return True
     known = {*TEXTS, *SECOND_TEXTS, *LABELS}
     matches = sum(cell.strip().lower() in known for cell in row)
-    # With numbered columns a header is less likely: one cell "question" may be the text itself.
+    # If flags give columns by number, one known name is no evidence: "question" may be an example.
     return matches >= (2 if any(flags) else 1)
 
 
@@ -109,8 +110,8 @@ def check_width(records: "Records", needed: int) -> None:
     if records.width is not None and records.width < needed:
         raise UserError(
             f"{records.name} has {count_text(records.width, 'column')} in its first row, but "
-            f"{needed} are needed. Columns are separated by tabs in .tsv and .txt, by commas in "
-            f".csv."
+            f"{needed} are needed. Columns are separated by tabs in .tsv and .txt, by commas, "
+            f"semicolons or tabs in .csv."
         )
 
 
@@ -124,7 +125,7 @@ def checked_columns(
         used: all columns to read.
         allow_extra: whether rows may have more cells than the first row; ignored if there is a
             header or a column is counted from the right.
-        **fields: other fields of Columns.
+        **fields: the fields of Columns other than the widths.
 
     Raises:
         UserError: two columns are the same.
@@ -170,7 +171,7 @@ def split_flag(columns: str | None) -> list[str]:
 
 
 def to_flag(columns: "str | Sequence[str | int] | None") -> str | None:
-    """Returns columns as the value of a flag, the inverse of `split_flag`; a str is unchanged."""
+    """Returns columns as the value of a flag, the inverse of `split_flag`; keeps a str and None."""
     if columns is None or isinstance(columns, str):
         return columns
     return ",".join('"' + str(column).replace('"', '""') + '"' for column in columns)
@@ -204,7 +205,7 @@ def column_of_flag(records: "Records", flag: str, column: str | None) -> str | i
     Args:
         records: the records of a file.
         flag: name of the flag, for messages.
-        column: value of the flag, a name or a number.
+        column: value of the flag, a name or a number; negative numbers count from the right.
 
     Raises:
         UserError: there is no such column, or there are several.
@@ -249,7 +250,7 @@ def _column_by_number(records, flag, number):
         raise UserError(
             f"{records.name} has {count_text(width, 'column')} in its first row, so --{flag} must "
             f"be in [{-width}, {width - 1}]; got {number}. Columns are separated by tabs in .tsv "
-            f"and .txt, by commas in .csv."
+            f"and .txt, by commas, semicolons or tabs in .csv."
         )
     return number
 

@@ -34,9 +34,10 @@ def read_conll(path: str, name: str, config: "ColumnConfig", labeled: bool) -> R
     column 0 numbers the words or sentences, and the tag is in the last column. If only the first of
     two columns has entity tags, it is the tag. In files named .conllu the word is in column 1, and
     the tag is in column 3 (UPOS) if there are 10 columns, otherwise in the last. A header, comments
-    (lines that start with "# " before a sentence), lines with -DOCSTART-, ranges ("3-4"), empty
-    nodes ("5.1") and a language prefix of all words ("en:word") are dropped. If there are no blank
-    lines, column 0 may separate sentences by an id that all lines of a sentence share.
+    (lines that start with "# " before a sentence), lines that start with -DOCSTART-, a language
+    prefix of all words ("en:word") and, if column 0 numbers the words, ranges ("3-4") and empty
+    nodes ("5.1") are dropped. If there are no blank lines, column 0 may separate sentences by an id
+    that all lines of a sentence share.
 
     Args:
         path: path of the file.
@@ -46,7 +47,8 @@ def read_conll(path: str, name: str, config: "ColumnConfig", labeled: bool) -> R
 
     Raises:
         UserError: the file cannot be read, a column is not given as a number, a line has a whole
-            sentence, or it is not clear which columns have the words and the tags.
+            sentence, words are quoted as in CSV, or it is not clear which columns have the words
+            and the tags.
     """
     reader = _Reader(path, config, labeled)
     first_lines = itertools.islice(read_lines(path), _FIRST_LINES)
@@ -333,7 +335,7 @@ def _column_number(flag, column):
         return None
     if not is_number(column):
         raise UserError(
-            f"--{flag} must be a number for this file, which has one word per line and no header "
-            f"(0 is the first column, -1 the last); got {column!r}."
+            f"--{flag} must be a number for a file with one word per line (0 is the first column, "
+            f"-1 the last); got {column!r}."
         )
     return int(column)

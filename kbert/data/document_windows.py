@@ -1,7 +1,8 @@
 """Splits the documents of a prepared corpus into windows, the texts of pretraining examples.
 
-Overlapping windows of T tokens cover each document. An epoch visits each window once. Windows move
-from epoch to epoch, and start at a sentence start if there is one within T/4 tokens.
+Overlapping windows of at most T tokens cover each document. An epoch visits each window once. The
+first window of a document starts with the document. The others move from epoch to epoch; each
+starts up to T/4 tokens before the tokens that it must cover, at a sentence start if there is one.
 """
 
 import dataclasses
@@ -43,7 +44,7 @@ class TokenRows:
 
 
 class DocumentWindows:
-    """The windows of T tokens over all documents of a corpus.
+    """The windows of at most T tokens over all documents of a corpus.
 
     A document of at most T tokens is one window. A longer document has one window at its start. The
     bodies of further windows, T - T//4 tokens each, cover the remaining tokens. Such a window may
@@ -97,7 +98,10 @@ class DocumentWindows:
         return document, self._starts[document] + first, self._starts[document] + body
 
     def views_per_token(self, short_seq_prob: float) -> float:
-        """Returns the number of windows of an epoch that contain a token, averaged over tokens.
+        """Estimates the number of windows of an epoch that contain a token, averaged over tokens.
+
+        The estimate assumes that every window of a document with more than T tokens has T tokens;
+        the last one may be shorter.
 
         Args:
             short_seq_prob: fraction of the windows cut to a random length in [min_tokens, T].
@@ -125,7 +129,7 @@ class SentenceStarts:
         self._corpus = corpus
 
     def last(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """Returns the last sentence start in [low, high], or low if there is none; (N,) each."""
+        """Returns the last sentence start in [low, high], or low if none; (N,) int64 each."""
         result = np.empty_like(high)
         for sentences, offset, rows in self._by_shard(high):
             i = np.searchsorted(sentences, high[rows] - offset, side="right") - 1

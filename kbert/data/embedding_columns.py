@@ -12,6 +12,7 @@ from kbert.data.columns import (
     check_width,
     checked_columns,
     column_of_flag,
+    count_text,
     is_number,
     names_text,
 )
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
     Key: TypeAlias = str | int
 
-# Normalized names, in the order in which they are tried. A premise may contradict its hypothesis,
-# so these are not read without flags.
+# Normalized names, in the order in which they are tried. (premise, hypothesis) is not among them,
+# because a premise may contradict its hypothesis.
 _PAIRS = (("anchor", "positive"), ("query", "positive"), ("question", "positive"))
 _PAIRS += (("query", "answer"), ("question", "answer"), ("anchor", "pos"), ("query", "pos"))
 _PAIRS += tuple(pair for pair in column_names.PAIRS if pair[0] != "premise")
@@ -43,10 +44,11 @@ def embedding_records(
     config: "ColumnConfig",
     labeled: bool,
 ) -> "tuple[Records, Callable[[str, Record], EmbeddingExample]]":
-    """Returns the records of a file, and a function from (where, record) to an example.
+    """Returns the records of a file, and a function that converts (where, record) to an example.
 
     Args:
-        open_file: function from `has_header` to Records.
+        open_file: function that opens the file; its argument is a function that returns whether the
+            first row of a table is a header.
         config: names of the columns.
         labeled: whether to read scores.
 
@@ -57,7 +59,7 @@ def embedding_records(
     columns = _find_columns(records, config, labeled)
     kind = "pairs" if columns.label is None else f"pairs with the score {_name(records, columns)}"
     if columns.choices:
-        kind = f"pairs, each with {len(columns.choices)} negatives"
+        kind = f"pairs, each with {count_text(len(columns.choices), 'negative')}"
     records.notes.append(f"reading {kind}")
     flags = {"text_column": columns.text, "text_pair_column": columns.text_pair}
     flags["label_column"] = columns.label
@@ -113,7 +115,7 @@ def _keys(records):
 
 
 def _usual_columns(records, keys, label):
-    """Returns the columns of the two texts and of the score, or None, by their usual names."""
+    """Returns the columns (text, second text, score or None), found by their usual names."""
     if records.names is None:
         return _columns_without_names(records, label)
     pairs = [pair for pair in _PAIRS if keys.keys() >= set(pair)]

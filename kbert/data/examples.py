@@ -1,4 +1,4 @@
-"""Converts records of files and TFDS to the examples of the tasks, and validates them.
+"""Defines the examples of all tasks, opens their files, and converts records to examples.
 
 `kbert.data.records` and `tables` read the formats, `kbert.data.columns` finds the columns, and
 `kbert.tasks.examples` reads whole files.
@@ -47,7 +47,10 @@ class TextExample:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TagExample:
-    """The words of a sentence and their tags: IOB2 (B-X, I-X, O), plain, or None if unlabeled."""
+    """The words of a sentence, and a tag for each word, or None if the example is unlabeled.
+
+    `read_split` converts the tags of entities to IOB2 (B-X, I-X, O); see `to_iob2`.
+    """
 
     where: str
     words: tuple[str, ...]
@@ -58,7 +61,8 @@ class TagExample:
 class Answer:
     """A span of the context; `start` is its offset in characters, or None if the file has none.
 
-    For training, `kbert.data.squad.locate_answer` verifies the offset; evaluation does not use it.
+    The offset may be wrong: `kbert.data.squad.locate_answer` verifies it for training, and
+    evaluation does not use it.
     """
 
     text: str
@@ -89,9 +93,10 @@ class ChoiceExample:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EmbeddingExample:
-    """Texts to embed: an anchor, a text similar to it (the positive), and dissimilar negatives.
+    """Texts to embed: either two texts with their similarity as `label`, or texts without a label.
 
-    `label` is the similarity of two texts, or None if the positives are only known to be similar.
+    Texts without a label are an anchor, a similar text (the positive), and any number of dissimilar
+    texts (the negatives).
     """
 
     where: str
@@ -143,7 +148,8 @@ def open_records(
     """Returns the Records of a source.
 
     Args:
-        source: path, `tfds:NAME` or `tfds:NAME:SPLIT`.
+        source: path of a file, FOLDER or FOLDER:SPLIT of Hugging Face `datasets`, `tfds:NAME` or
+            `tfds:NAME:SPLIT`.
         task: name of the task, for messages.
         has_header: function that returns whether the first row of a table is a header; None: the
             task reads no tables.
@@ -162,9 +168,9 @@ def open_records(
         return read_table(source, name, has_header)
     tables = ".tsv, .txt, .csv, " if has_header else ""
     raise UserError(
-        f"{source} must be a file that ends in {tables}.json, .jsonl or .parquet (optionally "
-        f"followed by .gz, .bz2, .xz or .zst), a folder of Hugging Face datasets, or tfds:NAME, "
-        f"for the task {task}."
+        f"{source} must be a file that ends in {tables}.json, .jsonl or .ndjson (optionally "
+        f"followed by .gz, .bz2, .xz or .zst), a Parquet or Arrow file, a folder of Hugging Face "
+        f"datasets, or tfds:NAME, for the task {task}."
     )
 
 
@@ -208,8 +214,8 @@ def tag_example(
 ) -> TagExample:
     """Returns the TagExample of a record.
 
-    Words and tags are lists or space-separated strings. If the words are a string, there may also
-    be one tag per character.
+    Words and tags are lists, strings that contain a list in Python, JSON or NumPy syntax, or
+    space-separated strings. If the words are a string, there may also be one tag per character.
 
     Args:
         words_key: key of the words.

@@ -13,9 +13,9 @@ _VALUES |= {"spam", "ham", "entailment", "contradiction", "none", "other", "unkn
 _NAME = re.compile(r"[^\W\d_]\w*([ ./_-]\w+)*|")
 # The signs that `_signs` yields. Those in `_AGAINST` suggest that the first row is not a header;
 # the others suggest that it is. A strong sign against a header outweighs those in `_CHANCE`, which
-# may occur by chance. Weak signs count if there are no strong ones, and against strong signs that
-# may be chance; a single weak sign for a header does not count. Signs that still conflict raise
-# UndecidedError.
+# may occur by chance. Weak signs count only if there are no strong ones, and a single weak sign for
+# a header does not; weak signs against a header also count if the strong ones are only "odd" or
+# "digits". If there are signs on both sides, or none, `find_header` raises UndecidedError.
 _AGAINST, _CHANCE = {"number", "value", "sentence", "phrase"}, {"odd", "short", "digits"}
 
 

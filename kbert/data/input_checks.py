@@ -14,6 +14,8 @@ def check_inputs(
 ) -> None:
     """Checks that folders of weights exist and that files can be read; ignores None.
 
+    Sources that start with `tfds:` or `sample:` are not opened.
+
     Args:
         folders: names of folders; see `find_folder`.
         sources: comma-separated paths and globs; see `source_files`.

@@ -74,11 +74,11 @@ def mask_tokens(
     mask_id: int,
     vocab_size: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Replaces chosen tokens: by [MASK] (80 %), a random vocabulary entry (10 %), or not (10 %).
+    """Replaces chosen tokens with [MASK] (80 %) or random tokens (10 %), or keeps them (10 %).
 
     Args:
         input_ids: (B, L) int32.
-        chosen: (B, L) bool, True at most M times per row.
+        chosen: (B, L) bool, whether each token was chosen; at most M tokens per row.
         max_predictions: M.
         draws: (B, 2 * M) uniform random numbers in [0, 1).
         mask_id: id of [MASK].

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
         packing: bool
 
 
-# NumPy calls cost more than small batches, so one call creates several batches.
+# Calling NumPy functions takes longer than filling a small batch, so one call creates several.
 _TOKENS_AT_ONCE = 1 << 16
-# Streams of kbert.utils.stateless_random; pairs use 0 and 1.
+# Streams of kbert.utils.stateless_random; pairs and single texts use 0, 1 and 8.
 _STREAM_CHOICE, _STREAM_FATE, _STREAM_ORDER = 2, 3, 4
 
 
@@ -120,7 +120,7 @@ class PretrainingExamples:
         }
 
     def views_per_token(self) -> float:
-        """Returns the mean number of examples of an epoch that contain a token."""
+        """Estimates the mean number of examples of an epoch that contain a token."""
         return self._cutter.views_per_token()
 
     def padding(self) -> float:
@@ -129,7 +129,7 @@ class PretrainingExamples:
         return 1 - float(self._cutter.rows(slots, np.zeros_like(slots), slots).is_token.mean())
 
     def _shuffle_seeds(self, epoch):
-        """Returns (B, 3) int64 random seeds, because TensorFlow mixes seeds only weakly."""
+        """Returns "seeds", (B, 3) int64, which are random because TensorFlow mixes seeds weakly."""
         seeds = uniform(self._seed, _STREAM_ORDER, epoch, 3) * 2.0**53
         return {"seeds": seeds.astype(np.int64)}
 
@@ -208,31 +208,35 @@ def pretraining_dataset(
     examples [k * batch_size, (k + 1) * batch_size). A dataset with `start_step=k` therefore resumes
     immediately after k batches, without stored state.
 
-    `kbert.data.sentence_pairs` and `kbert.data.masking` describe how examples are created and how
-    this differs from google-research/bert's `create_pretraining_data.py`.
+    `kbert.data.sentence_pairs` describes how examples are created and how they differ from those of
+    google-research/bert's `create_pretraining_data.py`; `kbert.data.single_texts` describes MLM
+    alone.
 
     Args:
         corpus: `kbert.corpus.Corpus`.
-        batch_size: B, of the global batch.
-        max_seq_length: L, length of every row in tokens, including special tokens.
+        batch_size: B of the global batch.
+        max_seq_length: L, length of every row in tokens, including special tokens; at least 5.
         start_step: number of batches to skip.
-        steps: number of batches; None: unlimited.
+        steps: number of batches to return; None: unlimited.
         max_predictions_per_seq: M; default: mask_rate * L, rounded up.
-        mask_rate: fraction of a row's tokens to predict; default: 0.15.
-        whole_word_mask: mask all pieces of a word together. In scripts written without spaces a
-            "word" is a token with the "##" tokens that follow it: in Chinese, one character.
-        short_seq_prob: fraction of the examples cut to a random length; default: 0.1.
+        mask_rate: fraction of a row's tokens to predict, in (0, 1); default: 0.15.
+        whole_word_mask: whether to mask all pieces of a word together; default: False. In scripts
+            written without spaces a "word" is a token with the "##" tokens that follow it: in
+            Chinese, one character.
+        short_seq_prob: fraction of the texts cut to a random length; default: 0.1.
         seed: seed of the run; default: 0.
         next_sentence: True, the default: pairs of segments, for NSP; False: single texts, for MLM
             alone.
-        packing: without NSP, fill rows with several short documents; see `kbert.data.packed_rows`.
+        packing: whether to fill rows with several short documents, which requires
+            next_sentence=False; default: False. See `kbert.data.packed_rows`.
 
     Returns:
         tf.data.Dataset of dicts with the features of `kbert.features.PRETRAINING_FEATURES`, with
         `next_sentence_labels` only for NSP, and with `PACKED_FEATURES` for packed rows.
 
     Raises:
-        UserError: a setting is out of range, or the corpus is too small.
+        UserError: a setting is out of range, `packing` is combined with NSP, or the corpus has too
+            few documents for NSP.
     """
     examples = PretrainingExamples(corpus, max_seq_length, **settings)
     return examples.dataset(batch_size, start_step, steps)

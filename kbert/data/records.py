@@ -38,7 +38,8 @@ class Records:
         names: names of the columns, keys or features; None for a table without a header.
         width: number of columns of a table; None for dicts.
         notes: messages for the user, such as how the columns were found.
-        flags: dict of flag -> value, which select the same columns in another file.
+        flags: dict of flag -> value that selects the same columns in another file; empty if the
+            task does not infer columns.
     """
 
     name: str
@@ -88,7 +89,10 @@ def source_files(source: str) -> list[str]:
 
 
 def arrow_sources(source: str) -> list[str]:
-    """Returns the Parquet and Arrow files of a file, FOLDER or FOLDER:SPLIT; [] if it has none."""
+    """Returns the Parquet or Arrow files in FOLDER or FOLDER:SPLIT, or `source` if it is one.
+
+    Returns [] for other sources. See `kbert.corpus.arrow_files.dataset_files`.
+    """
     return [source] if is_arrow_file(source) else dataset_files(source) or []
 
 
@@ -118,7 +122,7 @@ def not_utf8_error(path: str) -> BadExample:
 
 
 def read_json_lines(path: str, name: str) -> Records:
-    """Returns the records (dicts) of a file with one JSON object per line, or a list of objects.
+    """Returns the records (dicts) of a file of JSON objects, one per line or in one list.
 
     Blank lines are skipped.
 
@@ -191,7 +195,8 @@ def read_arrow(files: Sequence[str], name: str) -> Records:
 def read_tfds(source: str) -> Records:
     """Returns the records (dicts) of `tfds:NAME` (split "train") or `tfds:NAME:SPLIT`.
 
-    Bytes become str, arrays become lists, and the numbers of a ClassLabel with names become names.
+    Bytes become str, arrays become lists, and the numbers of a ClassLabel with names become names;
+    -1, which means "unlabeled", becomes None.
 
     Raises:
         UserError: as for `load_tfds`.

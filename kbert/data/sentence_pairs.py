@@ -7,9 +7,10 @@ B.
 Differences from `create_pretraining_data.py`, which reads the documents in order:
 
 * Windows overlap: in every epoch a token lies in at least one window, and in 4/3 windows on average
-  in long documents. The original drops the tokens by which a chunk is too long. A token is not seen
-  if its window is shortened or its segment B is replaced; replacements show other tokens again.
-  `views_per_token` computes the average number of views.
+  in long documents. (A document of one token has no window.) The original drops the tokens by which
+  a chunk is too long. Here a token may be missed only because its window is shortened or its
+  segment B is replaced; replacements show other tokens again. `views_per_token` estimates the
+  average number of windows per token.
 * The original reuses a replaced B in the next chunk. Here a later epoch may show it, because each
   epoch splits a window differently.
 * Each B is replaced with probability 1/2. The original always replaces the B of a chunk of one
@@ -121,7 +122,7 @@ class PairCutter:
         return TokenRows(spans, real & ~is_cls & ~is_sep, is_cls, is_sep, features)
 
     def views_per_token(self) -> float:
-        """Returns the mean number of windows of an epoch that contain a token."""
+        """Estimates the mean number of windows of an epoch that contain a token."""
         return self.windows.views_per_token(self._short_seq_prob)
 
     def _elsewhere(self, documents, lengths, draws, at_sentence):

@@ -3,7 +3,8 @@
 A text is a window of at most T = max_seq_length - 2 consecutive tokens of one document; see
 `kbert.data.document_windows`. With packing, documents of at most T tokens share rows. `TextCutter`
 assigns the documents to rows once, so that each row can be computed from its number. Masks, the
-order of the rows and the windows of long documents change from epoch to epoch.
+order of the rows, the windows of long documents and the choice of shortened texts change from epoch
+to epoch.
 """
 
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from kbert.utils.stateless_random import uniform
 if TYPE_CHECKING:
     from kbert.corpus.corpus import Corpus
 
-# Streams of kbert.utils.stateless_random; pairs also use 1, but in other runs; splits use 7.
+# Streams of kbert.utils.stateless_random. `sentence_pairs` also uses 1, but never in the same run.
 _STREAM_TEXT, _STREAM_PACK = 1, 8
 
 
@@ -112,6 +113,6 @@ class TextCutter:
         return np.where(draws[:, 0] < self._short_seq_prob, cut, length)
 
     def views_per_token(self) -> float:
-        """Returns the mean number of rows of an epoch that contain a token."""
+        """Estimates the mean number of rows of an epoch that contain a token."""
         windows = DocumentWindows(self._corpus.document_starts, self._windows.length, min_tokens=1)
         return windows.views_per_token(self._short_seq_prob)

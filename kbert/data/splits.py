@@ -7,7 +7,7 @@ import numpy as np
 
 from kbert.utils.stateless_random import uniform
 
-_STREAM_SPLIT = 7  # of kbert.utils.stateless_random; batches use 0 to 6
+_STREAM_SPLIT = 7  # of kbert.utils.stateless_random; batches use 0 to 6 and 8
 
 
 def split_keys(

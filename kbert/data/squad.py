@@ -22,7 +22,7 @@ _ALIASES = {
     "context": ("context_text", "passage"),
     "answers": ("answer", "answer_text"),
 }
-_SHAPES = (
+_STRUCTURES = (
     "data[].paragraphs[].qas[] (SQuAD), a list of paragraphs with a context and qas[], or a list "
     "of objects with a question, a context and answers"
 )
@@ -107,7 +107,7 @@ def _questions(node, place, path, context=None, is_question=False) -> "Iterator[
     else:
         raise UserError(
             f"{path} has no question at {place}: {value_text(node)}. The file must have the "
-            f"structure {_SHAPES}."
+            f"structure {_STRUCTURES}."
         )
 
 
@@ -122,7 +122,11 @@ def _rename_keys(record):
 
 
 class QuestionConverter:
-    """Converts records to QuestionExamples, whose ids must be unique."""
+    """Converts records to QuestionExamples, whose ids must be unique.
+
+    Args:
+        labeled: whether to read answers.
+    """
 
     def __init__(self, labeled: bool):
         self.labeled = labeled
@@ -199,8 +203,8 @@ def _answer(answer):
         start = int(start)
     if not isinstance(text, str) or not (start is None or type(start) is int):
         raise BadExample(
-            f'an answer must have "text", a string, and "answer_start", a whole number; got '
-            f"{value_text(answer)}"
+            f'an answer must have "text", a string, and optionally "answer_start", a whole number; '
+            f"got {value_text(answer)}"
         )
     if not text.strip():
         raise BadExample("an answer is empty")
@@ -210,7 +214,8 @@ def _answer(answer):
 def locate_answer(answer: Answer, context: str) -> Answer:
     """Returns the answer with a verified offset in the context.
 
-    White space around the answer is ignored. An answer without an offset must occur exactly once.
+    White space around the answer is dropped if the context does not contain it at the offset. An
+    answer without an offset must occur exactly once, and gets the offset of this occurrence.
 
     Raises:
         BadExample: the answer is not at its offset, or has no offset and does not occur exactly

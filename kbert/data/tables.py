@@ -53,7 +53,10 @@ def read_table(path: str, name: str, has_header: Callable[[list[str]], bool]) ->
 
 
 def _separator(lines, path):
-    """Returns the separator: a comma, unless only another character gives rows of equal width."""
+    """Returns the separator: a comma, unless only another character gives rows of equal width.
+
+    If all commas may be decimal commas, as in 4,5, another character takes precedence.
+    """
     equal = []
     for separator in ",;\t":
         with contextlib.suppress(csv.Error):
@@ -67,7 +70,7 @@ def _separator(lines, path):
     if len(equal) > 1 and len(lines) > 2:
         raise UserError(
             f"{path}: it is not clear which of {', '.join(map(repr, equal))} separates the "
-            f"columns. Quote cells that contain another one, or save the table with tabs as .tsv."
+            f"columns. Quote cells that contain any of these, or save the table with tabs as .tsv."
         )
     return equal[0] if equal else ","
 

@@ -28,7 +28,7 @@ _FORMS = (
 )
 _BRACKETS = re.compile(r"(\((?P<type>[^()*]+))?\*?(?P<end>\))?")
 _USUAL = re.compile(r"([BI])-(.+)")
-# Labels of special tokens in some models. (X, their label of later pieces, is skipped elsewhere.)
+# Labels that some models give to special tokens. (X, for later pieces of a word, is handled below.)
 _SPECIAL = re.compile(r"\[(CLS|SEP|PAD|UNK)\]|<\w+>|PAD")
 _MAX_LETTERS = 5  # with more tags of one letter, all tags are parts of speech, even O
 
@@ -112,7 +112,7 @@ class TagScheme:
 
 
 def tag_scheme(tags: Iterable[str]) -> TagScheme | None:
-    """Returns the scheme of a set of tags, or None if they mark no entities (parts of speech).
+    """Returns the scheme of a set of tags, or None if they mark no entities, like parts of speech.
 
     Args:
         tags: the label names of a model, or all tags of a file.
@@ -172,7 +172,7 @@ def _scheme_name(letters):
 
 
 def to_iob2(rows: Sequence[Sequence[str]]) -> tuple[list[tuple[str, ...]], TagScheme | None]:
-    """Converts the tags of a file to IOB2.
+    """Converts the tags of a file to IOB2, also from the brackets of CoNLL-2012.
 
     Parts of speech and plain types are unchanged.
 
@@ -214,9 +214,9 @@ def _brackets_to_iob2(tags):
 
 
 def _is_iob1(rows, scheme):
-    """Returns whether tags are IOB1.
+    """Returns whether tags are IOB1, and not IOB2.
 
-    There, an entity begins with I, or with B if it directly follows an entity of the same type.
+    In IOB1, an entity begins with I, or with B if it directly follows an entity of the same type.
     """
     begins_with_i = False
     for tags in rows:

@@ -67,7 +67,8 @@ def find_text_columns(
     """Returns the Columns of a text task; removes the header row from the records of a table.
 
     Columns inferred from their values are reported in `records.notes`; `records.flags` is set to
-    the flags that select the same columns.
+    the flags that select the same columns. If `labeled`, rejected and ignored examples of Prodigy
+    files are skipped.
 
     Args:
         records: Records; the header of a table must not have been read.
@@ -95,7 +96,7 @@ def find_text_columns(
 
 
 def _keep_accepted(records):
-    """Skips the examples of a Prodigy file that were not accepted; "answer" is no label there."""
+    """Skips the examples of a Prodigy file that were not accepted; their "answer" is no label."""
     answers = {row.get("answer") for row in records.sample() if "_input_hash" in row}
     if not answers or not answers <= _ANSWERS:
         return
@@ -267,7 +268,7 @@ class _Finder:
         self.inferred.append("label")
 
     def _find_known_text(self, tiers):
-        """Returns the key of the column with the first known name in `tiers`, or None."""
+        """Returns the key of the text column with a known name, or None; earlier tiers go first."""
         for names in tiers:
             known = {key: p for key, p in self._free_columns().items() if self.names[key] in names}
             if len(known) > 1:

@@ -89,12 +89,12 @@ def parse_class_label(value: object) -> str:
 def parse_label_list(value: object) -> tuple[str, ...]:
     """Returns the labels of a multilabel example as text, without duplicates.
 
-    A list of only 0 and 1 (or false and true) is returned unchanged, because it may have one number
+    A list of only 0 and 1 (or false and true) keeps its duplicates, because it may have one number
     per label.
 
     Args:
-        value: list; dict of label -> 0 or 1; {"choices": list}; or a cell such as "a,b", "a|b",
-            "['a']" or "" (no labels).
+        value: list; dict of label -> 0 or 1; {"choices": list}; a cell such as "a,b", "a|b" or
+            "['a']"; or None or a blank cell (no labels).
     """
     value = _parse_object(value)
     if not isinstance(value, list):
@@ -120,9 +120,9 @@ def parse_label_list(value: object) -> tuple[str, ...]:
 
 
 def _parse_object(value):
-    """Converts {"a": 1, "b": 0} or {"choices": ["a"]}, also in a cell, to a list of labels.
+    """Converts {"a": 1, "b": 0} or {"choices": ["a"]} to a list of labels.
 
-    Returns other values unchanged.
+    Also converts the text of such a dict in a cell; returns other values unchanged.
     """
     if isinstance(value, str) and value.strip()[:1] == "{":
         for parse in (json.loads, ast.literal_eval):
@@ -138,7 +138,7 @@ def _parse_object(value):
 
 
 def parse_list(cell: str) -> list[str] | None:
-    """Returns the items of a cell that is a list in Python, JSON or NumPy syntax, else None."""
+    """Returns the items of a list in Python, JSON or NumPy syntax, or of <a><b>; None otherwise."""
     brackets, quoted = cell[:1] + cell[-1:], _QUOTED.findall(cell)
     rest = _QUOTED.sub("", cell[1:-1]).strip(", \t\r\n")
     if _TAGS.fullmatch(cell):
@@ -168,7 +168,9 @@ def parse_bit(value: object, name: str) -> bool:
     known = {"0": False, "1": True, "false": False, "true": True}
     text = normalize_label(str(value).strip().lower())
     if text not in known:
-        raise BadExample(f"the column {name!r} must be 0 or 1; got {value_text(value)}")
+        raise BadExample(
+            f"the column {name!r} must be 0 or 1 (or false or true); got {value_text(value)}"
+        )
     return known[text]
 
 

@@ -135,8 +135,8 @@ def test_bad_lists(error_of, good, bad, task, problem):
         ({"answers": [{"text": " ", "answer_start": 3}]}, "an answer is empty"),
         (
             {"answers": [{"text": "cat", "answer_start": 4.5}]},
-            'an answer must have "text", a string, and "answer_start", a whole number; got '
-            "{'text': 'cat', 'answer_start': 4.5}",
+            'an answer must have "text", a string, and optionally "answer_start", a whole number; '
+            "got {'text': 'cat', 'answer_start': 4.5}",
         ),
         ({"answers": [], "is_impossible": False}, 'no answers, and "is_impossible" is false'),
         ({"answers": 4}, '"answers" must be a list; got 4'),
@@ -266,9 +266,9 @@ def test_a_bad_word_leaves_its_sentence_out(read):
             "t.xlsx",
             "a",
             "classify",
-            "must be a file that ends in .tsv, .txt, .csv, .json, .jsonl or .parquet (optionally",
+            "must be a file that ends in .tsv, .txt, .csv, .json, .jsonl or .ndjson (optionally",
         ),
-        ("t.tsv", "a", "qa", "must be a file that ends in .json, .jsonl or .parquet"),
+        ("t.tsv", "a", "qa", "must be a file that ends in .json, .jsonl or .ndjson (optionally"),
         ("s.json", "{", "qa", "s.json is not JSON: Expecting property name"),
         ("s.json", rows({"question": "?"}) * 2, "qa", "s.json, line 1: there is no key 'context'"),
         ("s.json", b'"\xff"', "qa", "s.json is not UTF-8"),
@@ -384,7 +384,7 @@ def test_files_that_cannot_be_opened(tmp_path):
             "t.tsv has no column whose name starts with choice or ending; it has 'text', 'x', "
             "'label'. Name the columns with --choice_columns.",
         ),
-        ("a\t1\n", "tag", {"text_column": "x"}, "--text_column must be a number for this file, wh"),
+        ("a\t1\n", "tag", {"text_column": "x"}, "--text_column must be a number for a file wi"),
         (
             "rating\tstars\na\t1\n",
             "regress",

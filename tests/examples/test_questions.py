@@ -251,5 +251,5 @@ def test_starts_that_are_no_numbers(read, error_of):
     record = {"question": "a ?", "context": CONTEXT, "answers": [answer]}
     assert read("s.jsonl", rows(record), "qa")[0].answers == (Answer("cat", 4),)
     answer["answer_start"] = "--5"
-    problem = 'an answer must have "text", a string, and "answer_start", a whole number; got '
+    problem = 'an answer must have "text", a string, and optionally "answer_start", a whole number'
     assert problem in error_of("s.jsonl", rows(record), "qa")
