@@ -164,7 +164,7 @@ def _python_rows(batch, features):
 
 
 def _python_values(column):
-    """Returns the values of a column; its type for each row if Python cannot hold its times."""
+    """Returns the values of a column, or its type in every row if Python cannot hold its times."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:

@@ -75,7 +75,7 @@ class Corpus:
     Args:
         folder: output of `kbert.corpus.prepare`. A remote folder, such as gs://BUCKET/CORPUS, is
             downloaded once and verified, because memory mapping needs local files.
-        verify: compare every file with its checksum, which takes about a second per GB.
+        verify: whether to compare every file with its checksum, which takes about a second per GB.
         cache_dir: folder for downloads; None means $KBERT_CACHE or, if unset, ~/.cache/kbert.
         report: called with a line of text before a download.
 
@@ -156,7 +156,10 @@ class Corpus:
         return len(self.document_starts) - 1
 
     def read(self, first: int, stop: int) -> np.ndarray:
-        """Returns the (stop - first,) ids of the tokens [first, stop), which one shard contains."""
+        """Returns the (stop - first,) ids of the tokens [first, stop), which must be in one shard.
+
+        The dtype is uint16 or int32; see `kbert.corpus.shards`.
+        """
         return self.read_all(np.array([[first, stop]]))
 
     def read_all(self, spans: np.ndarray) -> np.ndarray:
@@ -194,7 +197,7 @@ class Corpus:
 
 
 def _allow_open_files(count):
-    """Raises the limit on open files, because each of `count` memory-mapped files is open."""
+    """Raises the limit on open files, because `count` memory-mapped files stay open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = count + 1024
     if hard != resource.RLIM_INFINITY:

@@ -53,8 +53,8 @@ def _is_numbered(lines):
 def is_quoted_table(lines: Sequence[bytes]) -> bool:
     """Returns whether the first lines of a file are a table with quoted fields.
 
-    They must have at least three rows and two columns, an equal number of columns in all rows, and
-    about one quoted field per row or more.
+    They must have at least three rows and two columns, an equal number of columns in all rows, and,
+    on average, a quoted field in every row below the first.
     """
     texts = [line.decode("utf-8", "replace") + "\n" for line in lines]
     for mark in ",;\t":

@@ -13,6 +13,9 @@ from kbert.utils import storage
 def check_text(patterns: str) -> list[str]:
     """Finds the inputs that match patterns and checks the formats of local files.
 
+    Args:
+        patterns: comma-separated patterns as for `find_inputs`.
+
     Returns:
         Result of `find_inputs`.
 
@@ -26,6 +29,8 @@ def check_text(patterns: str) -> list[str]:
 
 def check_inputs(config: PretrainConfig) -> None:
     """Checks the text and the architecture of a pretraining run.
+
+    For remote text, only its existence is checked.
 
     Raises:
         UserError: a text cannot be read, a text is used for both training and evaluation, or the

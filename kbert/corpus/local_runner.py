@@ -39,15 +39,17 @@ def run(
 ) -> Tally:
     """Writes the shards of a corpus and returns their Tally.
 
-    Deduplication first writes all documents to a local disk, then copies the unique ones. It needs
-    60 bytes of memory per document, plus one batch per process.
+    Deduplication first writes all documents to a temporary local folder, inside `folder` if that is
+    local, then copies the unique ones. It needs 60 bytes of memory per document, plus one batch per
+    process.
 
     Args:
         worker: builder of the shards.
         pieces: pieces of the input.
         folder: existing local or remote folder for the shards.
-        deduplicate: remove duplicate documents; see `kbert.corpus.deduplication`.
-        processes: maximum number of worker processes; None: one per core.
+        deduplicate: whether to remove duplicate documents; see `kbert.corpus.deduplication`.
+        processes: maximum number of worker processes; None: one per core. Input under 8 MiB is
+            prepared in this process.
         report: called with each line of progress output.
 
     Raises:
@@ -137,7 +139,7 @@ def _shard_digests(shard):
 
 
 def _write_selected(task):
-    """Writes those documents of a shard for which a bool mask is True; returns a Tally."""
+    """Writes the documents of a shard for which a bool mask is True; returns their Tally."""
     folder, (pieces_folder, entry), keep = task
     tally, vocab_size = Tally(), len(_worker.vocab)
     documents = read_documents(open_shard(pieces_folder, entry, vocab_size))

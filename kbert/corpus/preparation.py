@@ -28,11 +28,11 @@ def prepare(
     """Tokenizes text into a prepared corpus and opens it.
 
     Args:
-        inputs: text to read: comma-separated globs, local or remote, a folder of Hugging Face
-            `datasets`, "tfds:NAME" or "sample:train".
-        output_dir: folder to create, local or remote.
+        inputs: text to read, comma-separated: globs, local or remote, folders of Hugging Face
+            `datasets`, "tfds:NAME", "sample:train" or "sample:heldout".
+        output_dir: folder to create, local or remote; must be empty if it exists.
         vocab_file: vocabulary file, or a BertTokenizer.
-        lower_case: lower-case the text and strip accents; unused if `vocab_file` is a
+        lower_case: whether to lower-case the text and strip accents; unused if `vocab_file` is a
             BertTokenizer.
         report: called with each line of progress output.
         **options: other fields of `kbert.settings.PrepareConfig`, such as `processes`.
@@ -62,10 +62,11 @@ def write_corpus(
 ) -> dict[str, typing.Any]:
     """Tokenizes text into a prepared corpus (see `kbert.corpus.corpus`); returns its manifest.
 
-    The input is UTF-8 in any format of `kbert.corpus.text_formats`; plain text has one sentence or
-    paragraph per line and an empty line between documents. Both runners write the same files, for
-    any number of worker processes. With the local runner, each worker holds one batch of text in
-    memory, and deduplication needs another 60 bytes per document in the main process.
+    The input may have any format of `kbert.corpus.text_formats`; text files must be UTF-8, and
+    plain text has one sentence or paragraph per line and an empty line between documents. Both
+    runners write the same files, for any number of worker processes. With the local runner, each
+    worker holds one batch of text in memory, and deduplication needs another 60 bytes per document
+    in the main process.
 
     Args:
         config: settings of the corpus.
@@ -75,9 +76,10 @@ def write_corpus(
     Raises:
         UserError: the inputs cannot be read, contain no text, or contain only one document without
             `config.single_document`; more than 10 % of their lines are not UTF-8; a line is bad;
-            the vocabulary is invalid; Apache Beam is not installed or rejects
-            `config.beam_options`; the output folder is not empty, cannot be written, or is being
-            written by another process on this machine.
+            the vocabulary is invalid; a worker process is killed; Apache Beam is not installed,
+            rejects `config.beam_options`, or runs on machines that do not share the output folder;
+            the output folder is not empty, cannot be written, or is being written by another
+            process on this machine.
     """
     report = report or (lambda line: None)
     if config.runner == "beam":
@@ -176,9 +178,9 @@ def _check_tally(tally, config, paths):
         copies = tally.counts["documents_with_tokens"] - 1
         raise UserError(
             f"{inputs} is a single document{f', and {copies} duplicates of it' if copies else ''}, "
-            f"but next sentence prediction needs several. Separate documents by empty lines, or "
-            f"pretrain without this: --single_document for kbert.prepare, and "
-            f"--next_sentence=false for kbert.pretrain."
+            f"but next sentence prediction needs several. Separate documents by empty lines. To "
+            f"pretrain without it, set --single_document in kbert.prepare and "
+            f"--next_sentence=false in kbert.pretrain."
         )
 
 

@@ -38,7 +38,7 @@ def fetch(
         url: the remote folder.
         manifest_name: name of the file that lists the contents of the folder.
         manifest: content of this file.
-        hashes: name -> hexadecimal SHA-256 of each other file.
+        hashes: dict of name -> hexadecimal SHA-256 of each other file.
         cache_dir: parent folder of the copy; None for `cache_folder()`.
         report: called with a line of text before a download.
 

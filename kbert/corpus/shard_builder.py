@@ -23,11 +23,11 @@ class Tally:
     """Counts of a part of the input, and the shards written from it.
 
     Attributes:
-        counts: Counter of lines, bytes, lines_with_bad_utf8, skipped_lines, documents (that have
-            lines) and documents_with_tokens.
+        counts: Counter of lines, bytes, lines_with_bad_utf8, skipped_lines, documents (with at
+            least one line) and documents_with_tokens.
         skipped_lines: the first five skipped lines, as pairs (number of the piece, file and line).
         shards: their entries in the manifest.
-        unigrams: (V,) int64, number of occurrences of each id in the shards; 0 before the first.
+        unigrams: (V,) int64, number of occurrences of each id in the shards; 0 for no shards.
     """
 
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -98,7 +98,8 @@ class ShardBuilder:
         fingerprint: fingerprint of the tokenizer.
         vocab: vocabulary of the tokenizer.
         settings: settings of the tokenizer.
-        skip_bad_lines: skip bad lines, such as JSON without text, instead of raising a UserError.
+        skip_bad_lines: whether to skip and count bad lines, such as JSON without text, instead of
+            raising a UserError.
     """
 
     fingerprint: str

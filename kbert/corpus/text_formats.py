@@ -35,7 +35,7 @@ _MARKUP = {  # how a file starts, in lower case: its format, advice
     b"webvtt": ("subtitles", ""),
 }
 _BLANK = re.compile(rb"(?:\xc2\xa0|\xe3\x80\x80|\s)*")  # also no-break and ideographic spaces
-_MARK = b"<|endoftext|>"  # GPT-2's end-of-text token, alone on a line, ends a document
+_MARK = b"<|endoftext|>"  # GPT-2's end-of-text token; ends a document if it is a line of its own
 
 
 class BadRecord(Exception):
@@ -117,9 +117,10 @@ def read_text(
     Args:
         file: the open file.
         piece: the part to read.
-        on_bad_line: called for each bad line, a JSON document or a WikiExtractor tag, with its
-            number in the piece, from 1, and the reason; the line is then skipped.
-        marked: only `<|endoftext|>` ends a document; empty lines separate paragraphs.
+        on_bad_line: called for each bad line (a JSON object with a document, or a <doc> tag of
+            WikiExtractor) with its number in the piece, from 1, and the reason. Unless it raises,
+            the line is skipped.
+        marked: True: only `<|endoftext|>` ends a document, and empty lines separate paragraphs.
     """
     skipping = piece.begin > 0  # the current document belongs to the previous piece
     for start, number, line in _stripped_lines(file, piece.begin):

@@ -40,7 +40,7 @@ class TextPiece:
     begin: int = 0  # offset of the first byte
     end: int | None = None  # offset of the first byte after the piece; None at the end of the file
     size: int = 0  # in bytes; an estimate for TFDS
-    format: str | None = None  # result of `detect_format`; None to detect it when reading
+    format: str | None = None  # result of `detect_format`; None: detected when the piece is read
 
 
 def find_inputs(patterns: str) -> list[str]:
@@ -111,8 +111,8 @@ def read_lines(piece: TextPiece, skip_line: Callable[[str], None] | None = None)
 
     Args:
         piece: the piece to read.
-        skip_line: skips each bad line, such as a JSON line without text, and is called with its
-            location, such as "a.jsonl, line 3"; None: a bad line is an error.
+        skip_line: called with the location of each bad line, such as "a.jsonl, line 3", which is
+            then skipped. A JSON line without text is a bad line. None: bad lines are errors.
 
     Raises:
         UserError: the input cannot be read or is damaged, or a line is bad.
@@ -146,7 +146,8 @@ class Texts:
 
     Args:
         paths: result of `find_inputs`.
-        skip_bad_lines: skip bad lines, such as JSON without text, instead of raising a UserError.
+        skip_bad_lines: whether to skip bad lines, such as JSON without text, instead of raising a
+            UserError.
     """
 
     def __init__(self, paths: Sequence[str], skip_bad_lines: bool = False) -> None:
