@@ -15,8 +15,8 @@ from kbert.utils.formats import get_members, read_json
 class AddedToken:
     """A token that is matched anywhere in a text, with the fields of HF's `AddedToken`.
 
-    `lstrip` and `rstrip` have no effect: they strip white space around a token, which has no ids.
-    Only HF's `decode` uses `special`.
+    `lstrip`, `rstrip` and `special` do not affect ids: white space around a token has no ids, and
+    only HF's `decode` uses `special`.
 
     Raises:
         UserError: the content is empty or consists of white space.
@@ -49,7 +49,8 @@ def read_added_tokens(folder: str | os.PathLike[str]) -> dict[AddedToken, int | 
         dict of AddedToken -> its id, or None if no file contains the id.
 
     Raises:
-        UserError: a file is invalid, or its pad, unk, cls, sep or mask token differs from BERT's.
+        UserError: a file is invalid, or `tokenizer_config.json` has a pad, unk, cls, sep or mask
+            token other than BERT's.
     """
     folder = pathlib.Path(folder)
     names = ("added_tokens", "tokenizer", "tokenizer_config", "special_tokens_map")

@@ -23,7 +23,7 @@ _KERAS_HUB_VOCAB = "assets/tokenizer/vocabulary.txt"
 
 
 class TokenizerSettings(TypedDict, total=False):
-    """Constructor arguments of `BertTokenizer`."""
+    """The constructor arguments of `BertTokenizer` that are stored in files."""
 
     lower_case: bool
     strip_accents: bool
@@ -41,15 +41,17 @@ def read_tokenizer(
 ) -> tuple[list[str], TokenizerSettings]:
     """Returns the vocabulary and the tokenizer settings of a folder.
 
-    The vocabulary is read from `tokenizer.json` of HF or KerasHub, otherwise from `vocab.txt`, and
-    the added tokens from HF's files. The settings are read from HF's `tokenizer_config.json`, which
-    kbert also writes, otherwise from `tokenizer.json`. A google-research/bert folder has neither
-    file; its model is treated as cased if over 0.1 % of the entries have a capital letter. If
-    sentence-transformers lower-cases all texts, `lower_case` is True.
+    In HF's and google-research/bert's formats, the vocabulary is read from `tokenizer.json` or, if
+    there is none, from `vocab.txt`. The settings are read from both `tokenizer.json` and
+    `tokenizer_config.json`; the latter, which kbert also writes, takes precedence. If neither
+    specifies `lower_case`, as in a google-research/bert folder, the model is treated as cased if
+    over 0.1 % of the entries have a capital letter. If sentence-transformers lower-cases all texts,
+    `lower_case` is True.
 
-    In KerasHub's own presets, `strip_accents` is ignored and accents are stripped if text is
-    lower-cased, because presets have `strip_accents: false` even for models that were trained
-    without accents.
+    In KerasHub's format, the vocabulary is read from `assets/tokenizer/vocabulary.txt` and the
+    settings from `tokenizer.json`. KerasHub's own presets have `strip_accents: false` even for
+    models that were trained without accents, so their value is ignored, and accents are stripped if
+    text is lower-cased.
 
     Args:
         folder: path of the folder.

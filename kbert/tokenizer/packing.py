@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 def truncated_slices(
     segments: Sequence[tf.RaggedTensor], max_length: int | tf.Tensor
 ) -> "list[Slice]":
-    """Truncates segments to rows of at most `max_length` tokens; returns slices to pack.
+    """Truncates segments to rows of at most `max_length` tokens, including [CLS] and [SEP].
 
     Args:
         segments: one or two (B, None) int32 RaggedTensors.
         max_length: int, or int32 tensor.
 
     Returns:
-        Argument `slices` of `pack_slices`.
+        List of slices, one per segment, to pass to `pack_slices`.
 
     Raises:
         UserError: the number of segments or of rows is wrong.

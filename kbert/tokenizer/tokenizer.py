@@ -56,11 +56,11 @@ class BertTokenizer(tf.Module):
     Args:
         vocab_file: path of a vocabulary file with one entry per line or of HF's `tokenizer.json`,
             or a list of the entries.
-        lower_case: lower-case the text, as the uncased models do.
+        lower_case: whether to lower-case the text, as for uncased models.
         special_tokens_in_text: whether to parse '[MASK]', '[CLS]', '[SEP]', '[PAD]' and '[UNK]' in
             the text as special tokens, or a tuple of the tokens to parse, such as ("[MASK]",).
-            Keep it False for untrusted text: such tokens are then tokenized as ordinary
-            punctuation and letters.
+            Tokens that are not parsed become ordinary punctuation and letters; keep the default,
+            False, for untrusted text.
         strip_accents: whether to strip accents; None: the value of `lower_case`.
         tokenize_chinese_chars: whether each ideograph is a separate word, as in BERT; False in a
             few Japanese and Korean models.
@@ -174,9 +174,9 @@ class BertTokenizer(tf.Module):
             folder: as for `BertModel.from_pretrained`, including model names on the Hugging Face
                 hub.
             special_tokens_in_text: as for the constructor.
-            lower_case: lower-case the text and strip accents. None: as the folder specifies; if it
-                does not, as in google-research/bert, True unless over 0.1 % of the entries of the
-                vocabulary have capital letters.
+            lower_case: whether to lower-case the text and strip accents. None: as the folder
+                specifies; if it does not, as in google-research/bert, True unless over 0.1 % of the
+                entries of the vocabulary have capital letters.
 
         Raises:
             UserError: a file is missing or invalid, or belongs to another tokenizer class.
@@ -306,7 +306,7 @@ class BertTokenizer(tf.Module):
         return " ".join(tokens).replace(f" {CONTINUATION}", "")
 
     def tokenize(self, texts: _Texts) -> tf.RaggedTensor:
-        """Returns WordPiece ids without [CLS] and [SEP].
+        """Returns the WordPiece ids of texts, without [CLS] and [SEP].
 
         Args:
             texts: (B,) string, UTF-8; invalid bytes are dropped. A single string is a batch of one.
@@ -393,7 +393,8 @@ class BertTokenizer(tf.Module):
         Args:
             texts: (B,) string, or a single string, which is a batch of one.
             text_pairs: the second texts, like `texts`, or None.
-            max_length: maximum row length in tokens; at least 3, or 5 with pairs.
+            max_length: maximum row length in tokens, including [CLS] and [SEP]; at least 3, or 5
+                with pairs.
             padding: "max_length", or "longest" to pad to the longest row of the batch.
 
         Returns:
@@ -423,7 +424,7 @@ class BertTokenizer(tf.Module):
 
         Args:
             segments: one or two (B, None) int32 RaggedTensors.
-            max_length: int, or int32 tensor.
+            max_length: int, or int32 tensor, the maximum row length in tokens.
             padding: as for `__call__`.
 
         Returns:

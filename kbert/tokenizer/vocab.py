@@ -99,7 +99,7 @@ def learn_vocab(texts: Iterable[str], vocab_size: int, lower_case: bool = True) 
             `kbert.corpus.text_sources.Texts`.
         vocab_size: maximum number of entries, including special tokens, at least 32; a short text
             yields fewer entries.
-        lower_case: lower-case the texts and strip accents first, as uncased BERT does.
+        lower_case: whether to lower-case the texts and strip accents first, as for uncased BERT.
 
     Returns:
         The entries, special tokens first. The same texts always give the same vocabulary.
@@ -138,14 +138,14 @@ def learn_vocab(texts: Iterable[str], vocab_size: int, lower_case: bool = True) 
 
 
 def split_word(word: str, ids: Mapping[str, int]) -> list[int]:
-    """Splits a word or "##" piece into WordPieces, the longest first, as in google-research/bert.
+    """Splits a word or "##" piece by greedy longest-match-first, as in google-research/bert.
 
     Args:
         word: word or piece.
         ids: dict of entry -> id.
 
     Returns:
-        Ids of the WordPieces; [] if the entries cannot form the word.
+        List of the ids of its WordPieces; [] if the entries cannot form the word.
     """
     result, begin = [], len(CONTINUATION) if word.startswith(CONTINUATION) else 0
     while begin < len(word):

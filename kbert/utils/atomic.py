@@ -90,7 +90,7 @@ def folder(
 
 
 def _concerns(path, target):
-    """Returns whether a path is in `target` or a temporary folder, is one of them, or a parent."""
+    """Returns whether a path is `target`, a temporary folder of it, in one of them, or a parent."""
     path = pathlib.Path(os.path.abspath(os.fsdecode(path)))
     names = {target, *_scratch_and_old(target)}
     return path in target.parents or not names.isdisjoint([path, *path.parents])

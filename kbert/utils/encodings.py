@@ -42,7 +42,8 @@ def detect_wide_encoding(head: bytes) -> str | None:
     """Detects UTF-16 and UTF-32 from the first bytes of a text.
 
     Without a byte order mark, returns the encoding that gives the most ASCII characters and no
-    control characters, provided that many bytes are zero; any text may contain a few zeros.
+    control characters, provided that over one in 500 bytes is zero or, if the text is also UTF-8,
+    one in five; any text may contain a few zeros.
 
     Returns:
         "UTF-16" or "UTF-32" with a byte order mark; "UTF-16LE", "UTF-16BE", "UTF-32LE" or

@@ -49,8 +49,8 @@ def find_folder(name: str | os.PathLike[str]) -> pathlib.Path:
     used.
 
     Raises:
-        UserError: there is no such folder or model, `huggingface_hub` is not installed, or the
-            export is damaged.
+        UserError: there is no such folder or model, the model on the hub has only pickles,
+            `huggingface_hub` is not installed, or the export is damaged.
     """
     path = pathlib.Path(name)
     if path.is_dir():

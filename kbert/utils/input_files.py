@@ -87,9 +87,10 @@ def is_compressed(path: str | os.PathLike[str]) -> bool:
 
 
 def read_head(path: str | os.PathLike[str]) -> bytes:
-    """Returns the first 64 KiB of a text file, without the byte order mark.
+    """Returns the first 64 KiB of the decompressed text of a file, without the byte order mark.
 
-    If the file starts with a brace, as JSON does, the result ends with a whole line.
+    If the text starts with a brace, as JSON does, the result also contains the rest of its last
+    line.
 
     Raises:
         UserError: see `open_decompressed`; or the file is an archive or another binary file,
@@ -132,7 +133,8 @@ def read_text(path: str | os.PathLike[str]) -> str:
 def encoding_note(path: str | os.PathLike[str]) -> str:
     """Returns the end of the message "... is not UTF-8": the likely encoding and how to convert it.
 
-    The encoding is guessed from lines that are not UTF-8.
+    The encoding is guessed from lines that are not UTF-8. If the file has many other lines that are
+    UTF-8 and not ASCII, the result states this instead, because converting would damage them.
     """
     return _encoding_note(str(path), *storage.stat(path))
 

@@ -25,7 +25,7 @@ PACKAGED = pathlib.Path(__file__).parent.parent / "packaged"  # has configs/ and
 
 @contextlib.contextmanager
 def _quiet_import():
-    """Hides messages that native libraries print while they are imported, unless this fails.
+    """Hides messages that native libraries print while they are imported; shows them on an error.
 
     The libraries print before they read any log level, so stderr itself is redirected.
     """
