@@ -22,7 +22,7 @@ class Objective(Protocol):
     compares_examples: bool  # see `kbert.train.losses.ComparingObjective`
 
     def count(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Returns the denominators of the loss, which are then summed over the global batch."""
+        """Returns the denominators of the loss for a part of a global batch."""
         ...
 
     def sums(
@@ -32,7 +32,10 @@ class Objective(Protocol):
         ...
 
     def loss(self, sums: dict[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
-        """Returns what part of a global batch adds to the loss; `count` is of the whole batch."""
+        """Returns the contribution of a part of a global batch to the loss.
+
+        `count` is the sum of the denominators over the whole batch.
+        """
         ...
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -48,7 +51,8 @@ class DistillationObjective:
     hidden states (Jiao et al. 2020, "TinyBERT", arXiv:1909.10351, equation 8, without its
     projection), plus attention_weight times KL(teacher || student) of the blocks' attention (Wang
     et al. 2020, "MiniLM", arXiv:2002.10957, equation 2, which uses the last block only). The hidden
-    and attention terms are means over tokens, blocks and heads, without padding.
+    and attention terms are means over tokens, blocks and heads, without padding. In pretraining,
+    the NSP loss is added with weight 1; the teacher does not affect it.
 
     Args:
         objective: objective for the labels; see `kbert.train.losses`.
@@ -56,8 +60,8 @@ class DistillationObjective:
         teacher: the teacher, which is loaded before the first step.
         soft: function of the student's outputs, the teacher's outputs and the features that returns
             the sum of the soft losses over all labels.
-        loss, count: names of the sum of the label losses, part of which the soft loss replaces,
-            and of its denominator.
+        loss, count: names of two of the objective's sums: the label loss that `soft_weight`
+            weakens in favor of the soft loss, and its denominator.
 
     Attributes:
         names: names of the sums of a step.
@@ -116,7 +120,10 @@ class DistillationObjective:
         return total / len(self._teacher.layers)
 
     def loss(self, sums: dict[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
-        """Returns what part of a global batch adds to the loss; `count` is of the whole batch."""
+        """Returns the contribution of a part of a global batch to the loss.
+
+        `count` is the sum of the denominators over the whole batch.
+        """
         config = self._config
         share = config.soft_weight
         mixed = (1 - share) * sums[self._loss] + share * sums["soft_loss"]
@@ -125,10 +132,10 @@ class DistillationObjective:
         return loss + sum(compared) / count[1]
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Returns the objective's metrics, in which `loss` is the total loss, and the parts of it.
+        """Returns the metrics of the objective for the labels, and the losses of distillation.
 
-        These are `label_loss`, the objective's own loss, `soft_loss` and, if their weights are not
-        0, `hidden_loss` and `attention_loss`.
+        `loss` is the total loss, and `label_loss` the loss of the objective for the labels. The
+        others are `soft_loss` and, if their weights are not 0, `hidden_loss` and `attention_loss`.
         """
         config, metrics = self._config, self._objective.metrics(sums)
         hard = metrics[self._loss]

@@ -63,7 +63,7 @@ class PrepareConfig:
     )
     processes: int | None = setting(
         None,
-        "number of worker processes of the local runner; default: one per CPU core",
+        "maximum number of worker processes of the local runner; default: one per CPU core",
         at_least=1,
         group="common",
     )

@@ -80,7 +80,8 @@ class TextLimits:
 
     max_text_tokens: int = setting(
         1 << 16,
-        "serving: maximum tokens of a text in a request; a text may have 16 bytes for each",
+        "serving: maximum tokens of a text in a request; also limits the text to 16 times as many "
+        "bytes",
         at_least=1,
     )
     max_windows: int = setting(
@@ -132,8 +133,9 @@ class ExportConfig(ColumnConfig, TextLimits, TaskModuleConfig):
     )
     max_seq_length: int | None = setting(
         None,
-        "maximum sequence length in tokens; default: as in fine-tuning, else the model's maximum; "
-        "128 with --format=tf_hub",
+        "maximum sequence length in tokens; default: as in fine-tuning, else the value of a "
+        "sentence-transformers folder, else the model's maximum, but at most 512; 128 with "
+        "--format=tf_hub",
         group="common",
     )
     batch_timeout_ms: float = setting(
@@ -195,7 +197,7 @@ class PredictConfig(ColumnConfig, TaskModuleConfig):
         group="common",
     )
     output_file: str = setting(
-        "-", "JSON lines, one per text; - for standard output", group="common"
+        "-", "file to write, a JSON line per text; - for standard output", group="common"
     )
     echo: bool = setting(
         False, "add the text to each line of the output, as `input`", group="common"
@@ -221,8 +223,8 @@ class PredictConfig(ColumnConfig, TaskModuleConfig):
     )
     pooling: str | None = setting(
         None,
-        "embed, similarity: how token vectors are pooled; default: as the model was trained, else "
-        "mean",
+        "embed, similarity: how token vectors are pooled; default: as in the model's training, "
+        "else mean",
         choices=POOLINGS,
     )
     prompt_name: str | None = setting(

@@ -8,8 +8,8 @@ from kbert.fields import check_settings, setting
 from kbert.settings.models import SERVER_BACKENDS
 from kbert.settings.tasks import TaskModuleConfig
 
-# Flags of tensorflow_model_server that kbert.serve accepts without an effect, so that the same
-# command lines work: they tune threads, batching and retries of TensorFlow Serving.
+# Flags of tensorflow_model_server that kbert.serve accepts and ignores, so that the same command
+# lines work. Most of them tune threads, batching and retries of TensorFlow Serving.
 UNUSED_SWITCHES = (
     "allow_version_labels_for_unavailable_models",
     "enable_batching",
@@ -123,8 +123,8 @@ class ServeConfig(TaskModuleConfig):
     max_queue_tokens: int = setting(
         1 << 19,
         "maximum number of tokens of all open requests, counted after tokenizing, in all windows "
-        "and choices; a request may take half of those that are free, others are rejected "
-        "(RESOURCE_EXHAUSTED, 503)",
+        "and choices; a request with more than half of the tokens that the others leave is "
+        "rejected (RESOURCE_EXHAUSTED, 503)",
         at_least=1024,
     )
     max_concurrent_requests: int = setting(
@@ -135,14 +135,14 @@ class ServeConfig(TaskModuleConfig):
     )
     idle_timeout_seconds: float = setting(
         75.0,
-        "seconds until a connection without a request, or with incomplete headers, is closed",
+        "seconds after which a connection without a request, or with incomplete headers, is closed",
         above=0,
         at_most=86_400,
     )
     max_request_bytes: int = setting(4 << 20, "maximum request size in bytes", at_least=1)
     lame_duck_seconds: float = setting(
         1.0,
-        "seconds after SIGTERM or Ctrl-C in which the server still answers requests, while its "
+        "seconds after SIGTERM or Ctrl-C during which the server still answers requests, while its "
         "health checks fail and HTTP connections are closed after their next response",
         at_least=0,
     )

@@ -94,7 +94,8 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
     )
     eval_file: str | None = setting(
         None,
-        "examples to select the best checkpoint on; default: none, and the last weights are used",
+        "examples to select the best checkpoint on; default: those held out by --eval_fraction; "
+        "without any, the last weights are used",
         group="common",
     )
     test_file: str | None = setting(
@@ -129,7 +130,7 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
     learning_rate: float = setting(5e-5, "peak learning rate", above=0, group="common")
     warmup_ratio: float = setting(
         0.1,
-        "fraction of the steps with linear warmup; then the learning rate decays to 0",
+        "fraction of the steps with linear warmup; then the learning rate decays linearly to 0",
         at_least=0,
         below=1,
     )
@@ -152,7 +153,9 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
     )
     freeze_embeddings: bool = setting(False, "do not train the embeddings")
     freeze_layers: int = setting(
-        0, "do not train the embeddings and this many of the first encoder blocks", at_least=0
+        0,
+        "do not train the embeddings and this many of the first encoder blocks; 0: off",
+        at_least=0,
     )
     lora_rank: int = setting(
         0, "train only the head and LoRA adapters of this rank in the encoder; 0: off", at_least=0
@@ -182,7 +185,8 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
     null_threshold: float | None = setting(
         None,
         "qa with unanswerable questions: predict no answer if its score exceeds the score of the "
-        "best answer by more than this; default: the best value on --eval_file",
+        "best answer by more than this; default: the value with the best F1 on the evaluation "
+        "examples, 0 without any",
     )
     loss: str | None = setting(
         None,
@@ -197,13 +201,14 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
         above=0,
     )
     symmetric: bool = setting(
-        False, "embed: multiple_negatives_ranking also finds the anchor of each positive"
+        False,
+        "embed: with the loss multiple_negatives_ranking, also rank all anchors for each positive",
     )
-    margin: float = setting(5.0, "embed: margin of the loss triplet, a distance", above=0)
+    margin: float = setting(5.0, "embed: margin of the loss triplet, a Euclidean distance", above=0)
     matryoshka_dims: str | None = setting(
         None,
         "embed: sizes to which the embeddings can later be truncated, such as 256,128,64; the loss "
-        "is the sum over these sizes",
+        "is the sum of the losses at these sizes",
     )
     pooling: str | None = setting(
         None,
@@ -224,7 +229,7 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
 
     @property
     def global_batch_size(self) -> int:
-        """Examples per step, `batch_size` under the name that PretrainConfig uses."""
+        """Examples per step, the same as `batch_size`; a setting of PretrainConfig."""
         return self.batch_size
 
     def __post_init__(self) -> None:

@@ -63,12 +63,12 @@ class TrainingConfig:
     )
     nonfinite: str = setting(
         "stop",
-        "if a loss or gradient is not finite: stop the run, or skip the step (100 in a row stop "
-        "the run, too)",
+        "if a loss or gradient is not finite: stop the run, or skip the step (100 such steps in a "
+        "row also stop the run)",
         choices=("stop", "skip"),
     )
     profile: str = setting(
-        "", "START,STOP: write a TensorBoard profile of the steps from START to STOP"
+        "", "START,STOP: write a TensorBoard profile of the steps START + 1 to STOP"
     )
     save_every_steps: int = setting(1000, "steps between checkpoints", at_least=1)
     keep_checkpoints: int = setting(2, "number of checkpoints to keep", at_least=1)
@@ -207,8 +207,8 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
     )
     init_from: str | None = setting(
         None,
-        "folder to start from: weights, such as RUN/pretrain/final, for a new optimizer state; or "
-        "a checkpoint, such as RUN/pretrain/checkpoint/step_00001000, to use its optimizer state",
+        "folder to start from: weights, such as RUN/pretrain/final, with a new optimizer state; or "
+        "a checkpoint, such as RUN/pretrain/checkpoint/step_00001000, with its optimizer state",
         group="common",
     )
     max_seq_length: int = setting(
@@ -232,7 +232,7 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
         "each other",
     )
     short_seq_prob: float = setting(
-        0.1, "fraction of the examples with a random, shorter length", at_least=0, at_most=1
+        0.1, "fraction of the examples cut to a random length", at_least=0, at_most=1
     )
     global_batch_size: int = setting(
         256, "examples per step, over all devices", at_least=1, group="common"
@@ -283,7 +283,10 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
         at_least=1,
     )
     eval_examples: int = setting(
-        2048, "held-out examples per evaluation, rounded down to whole batches of 32", at_least=1
+        2048,
+        "held-out examples per evaluation, rounded down to whole batches of 32, at least one; at "
+        "most one epoch of --eval_input",
+        at_least=1,
     )
 
     def __post_init__(self) -> None:

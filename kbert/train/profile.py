@@ -26,7 +26,7 @@ def profiled_steps(text: str) -> tuple[int, int]:
 
 
 class Profiler(Callback):
-    """Writes a profile of the steps from START to STOP to the run's TensorBoard folder.
+    """Writes a profile of the steps START + 1 to STOP to the run's TensorBoard folder.
 
     Args:
         text: value of `--profile`.

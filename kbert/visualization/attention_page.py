@@ -34,9 +34,10 @@ def attention_page(tokens: Sequence[str], weights: np.ndarray, title: str) -> st
 def attention_data(tokens: Sequence[str], weights: np.ndarray) -> dict[str, object]:
     """Returns the JSON-serializable input of the attention view.
 
-    The keys are `tokens`, `decimals` and `maps`. `maps` has for each layer and head the (L, L)
-    weights times 10**decimals, rounded, as base64 of little-endian uint16. This takes 2.7 bytes per
-    weight: 6 MB for BERT-base with 128 tokens, and 100 MB with 512 tokens.
+    The keys are `tokens`, `decimals` and `maps`. `maps` is a list of layers, each a list of heads.
+    A head is a base64 string of its (L, L) weights times 10**decimals, rounded to little-endian
+    uint16. This takes 2.7 bytes per weight: 6 MB for BERT-base with 128 tokens, and 100 MB with 512
+    tokens.
 
     Args:
         tokens: L strings, not escaped.

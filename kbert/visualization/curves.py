@@ -19,8 +19,8 @@ def read_curves(
     """Reads the curves of a `metrics.jsonl`.
 
     Returns:
-        dict of metric name without `eval_` -> dict of "training" and "evaluation", as far as there
-        are such values -> list of (step, value), ordered by step, without non-finite values.
+        dict of metric name without `eval_` -> dict of "training" or "evaluation", if the metric has
+        such values -> list of (step, value) in the order of the file, without non-finite values.
     """
     curves = {}
     with open(path, encoding="utf-8") as lines:

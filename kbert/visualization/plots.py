@@ -14,9 +14,9 @@ MAX_CLASSES_WITH_NUMBERS = 40  # with more classes, the cells of a confusion mat
 MAX_CLASSES = 200  # with more classes, no confusion matrix is drawn
 MAX_LABELS = 128  # with more tokens, only some rows of a heat map have labels
 MIN_MAP_PIXELS = 120  # minimum width of a heat map in a grid
-MAX_MAP_TOKENS = 160  # larger maps in a grid are max-pooled
+MAX_MAP_TOKENS = 160  # maps of more tokens are max-pooled in a grid
 TOKEN_PIXELS = 10  # height of a token's name beside a map in a grid
-MAX_GRID_PIXELS = 2600  # maps are enlarged, to make room for all names, up to a grid of this side
+MAX_GRID_PIXELS = 2600  # maximum width and height of a grid enlarged to make room for all names
 DPI = 100
 FONT = "DejaVu Sans"  # included in matplotlib
 
