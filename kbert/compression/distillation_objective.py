@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kbert.compression.teacher import Teacher
 
 # Settings that affect results. The teacher is identified by its weights, as its path may change.
-FIXED = tuple(f.name for f in dataclasses.fields(TeacherConfig) if f.name != "teacher")
+FIXED_SETTINGS = tuple(f.name for f in dataclasses.fields(TeacherConfig) if f.name != "teacher")
 
 
 class Objective(Protocol):

@@ -20,7 +20,7 @@ Row: TypeAlias = Mapping[str, object]
 _SUFFIXES = (".parquet", ".arrow", ".feather")
 _PARQUET, _ARROW = b"PAR1", b"ARROW1"  # first bytes; Arrow streams have no signature
 _ROWS = 1024  # number of rows converted to Python objects at a time
-_BUFFER_BYTES = 1 << 20  # read per Parquet column; by default pyarrow reads whole row groups
+_BUFFER_BYTES = 1 << 20  # buffer per Parquet column; by default pyarrow reads whole row groups
 
 
 def is_arrow_file(path: str | os.PathLike[str]) -> bool:

@@ -58,7 +58,7 @@ def new_pipeline(flags: str) -> "beam.Pipeline":
 
 
 def run(
-    worker: ShardBuilder,
+    builder: ShardBuilder,
     pieces: Sequence[TextPiece],
     folder: str,
     deduplicate: bool,
@@ -69,7 +69,7 @@ def run(
     Only the order of `Tally.shards` may differ.
 
     Args:
-        worker, pieces, deduplicate: as for the local runner.
+        builder, pieces, deduplicate: as for the local runner.
         folder: existing folder for the shards; all machines of the Beam runner must share it.
         pipeline: result of `new_pipeline`.
 
@@ -82,23 +82,23 @@ def run(
         tasks = pipeline | "pieces" >> beam.Create(list(enumerate(pieces)))
         tasks = tasks | "spread" >> beam.Reshuffle()
         if deduplicate:
-            tallies = _deduplicate(tasks, worker, folder)
+            tallies = _deduplicate(tasks, builder, folder)
         else:
-            tallies = tasks | "write pieces" >> beam.Map(_write_piece, worker, folder)
+            tallies = tasks | "write pieces" >> beam.Map(_write_piece, builder, folder)
         total = tallies | "count" >> beam.CombineGlobally(_sum_tallies)
         _ = total | "write counts" >> beam.Map(_write_result, folder)
     if _has_error(folder):
         with storage.open_stream(os.path.join(folder, _ERROR)) as file:
             raise UserError(file.read().decode("utf-8"))
-    return _read_result(folder, len(worker.vocab))
+    return _read_result(folder, len(builder.vocab))
 
 
-def _deduplicate(tasks, worker, folder):
+def _deduplicate(tasks, builder, folder):
     """Returns a PCollection of the tallies of the pieces and of the deduplicated shards."""
     import apache_beam as beam
 
     documents, tallies = tasks | "tokenize" >> beam.FlatMap(
-        _documents, worker, folder
+        _documents, builder, folder
     ).with_outputs("tallies", main="documents")
     shards = (
         documents
@@ -106,7 +106,7 @@ def _deduplicate(tasks, worker, folder):
         | "unique documents" >> beam.Values()
         | "choose shards" >> beam.Map(lambda document: (shard_name(*document[:2]), document[2:]))
         | "gather shards" >> beam.GroupByKey()
-        | "write shards" >> beam.Map(_write_documents, len(worker.vocab), folder)
+        | "write shards" >> beam.Map(_write_documents, len(builder.vocab), folder)
     )
     return (tallies, shards) | "all counts" >> beam.Flatten()
 
@@ -130,14 +130,14 @@ def _has_error(folder):
     return storage.exists(os.path.join(folder, _ERROR))
 
 
-def _write_piece(task, worker, folder):
+def _write_piece(task, builder, folder):
     if not _has_error(folder):
         with _errors_to_file(folder):
-            return worker.write_shard(*task, folder)
+            return builder.write_shard(*task, folder)
     return Tally()
 
 
-def _documents(task, worker, folder):
+def _documents(task, builder, folder):
     """Yields the documents of a piece, keyed by their digests, and the piece's tally.
 
     A document is a tuple: the number of its piece, the number of its output shard within the piece,
@@ -148,9 +148,9 @@ def _documents(task, worker, folder):
     if _has_error(folder):
         return
     with _errors_to_file(folder), tempfile.TemporaryDirectory() as local:
-        tally = worker.write_shard(*task, local)
+        tally = builder.write_shard(*task, local)
         for entry in tally.shards:
-            documents = read_documents(open_shard(local, entry, len(worker.vocab)))
+            documents = read_documents(open_shard(local, entry, len(builder.vocab)))
             for i, (part, ids, lengths) in enumerate(documents):
                 yield (
                     document_digest(ids, lengths),

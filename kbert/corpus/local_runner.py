@@ -30,7 +30,7 @@ _SMALL_BYTES = 8 << 20  # below this, starting processes costs more than it save
 
 
 def run(
-    worker: ShardBuilder,
+    builder: ShardBuilder,
     pieces: Sequence[TextPiece],
     folder: str,
     deduplicate: bool,
@@ -44,7 +44,7 @@ def run(
     process.
 
     Args:
-        worker: builder of the shards.
+        builder: converts a piece to a shard.
         pieces: pieces of the input.
         folder: existing local or remote folder for the shards.
         deduplicate: whether to remove duplicate documents; see `kbert.corpus.deduplication`.
@@ -58,7 +58,7 @@ def run(
     processes = min(processes or os.cpu_count() or 1, len(pieces))
     if _total_bytes(pieces) < _SMALL_BYTES:
         processes = 1
-    with _worker_map(worker, processes) as run_all:
+    with _worker_map(builder, processes) as run_all:
         if not deduplicate:
             return _write_pieces(run_all, pieces, folder, report)
         place = None if storage.is_remote(folder) else folder
@@ -116,32 +116,32 @@ def _exit_after(process):
     os._exit(1)
 
 
-_worker = None
+_builder = None
 
 
-def _start_worker(worker, in_own_process=True):
-    global _worker
+def _start_worker(builder, in_own_process=True):
+    global _builder
     if in_own_process:
         exit_with_parent()
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(1)
-    _worker = worker
+    _builder = builder
 
 
 def _write_piece(task):
-    return _worker.write_shard(*task)
+    return _builder.write_shard(*task)
 
 
 def _shard_digests(shard):
     """Returns the concatenated digests of a shard's documents, 16 bytes each."""
-    documents = read_documents(open_shard(*shard, len(_worker.vocab)))
+    documents = read_documents(open_shard(*shard, len(_builder.vocab)))
     return b"".join(document_digest(ids, lengths) for _, ids, lengths in documents)
 
 
 def _write_selected(task):
     """Writes the documents of a shard for which a bool mask is True; returns their Tally."""
     folder, (pieces_folder, entry), keep = task
-    tally, vocab_size = Tally(), len(_worker.vocab)
+    tally, vocab_size = Tally(), len(_builder.vocab)
     documents = read_documents(open_shard(pieces_folder, entry, vocab_size))
     kept = itertools.compress(documents, keep)
     for part, documents in itertools.groupby(kept, key=lambda document: document[0]):
@@ -151,17 +151,17 @@ def _write_selected(task):
 
 
 @contextlib.contextmanager
-def _worker_map(worker, processes):
+def _worker_map(builder, processes):
     """Yields a function like `map` that calls its function in this process or in the workers."""
     if processes == 1:
-        _start_worker(worker, in_own_process=False)
+        _start_worker(builder, in_own_process=False)
         yield map
         return
     with concurrent.futures.ProcessPoolExecutor(
         processes,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
-        initargs=(worker,),
+        initargs=(builder,),
     ) as pool:
         yield functools.partial(_pool_map, pool)
 

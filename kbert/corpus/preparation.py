@@ -89,14 +89,14 @@ def write_corpus(
     paths = find_inputs(config.input)
     stamps, pieces = input_stamps(paths), split_into_pieces(paths)
     tokenizer = tokenizer or BertTokenizer(config.vocab_file, config.lower_case)
-    worker = ShardBuilder.from_tokenizer(tokenizer, skip_bad_lines=config.skip_bad_lines)
+    builder = ShardBuilder.from_tokenizer(tokenizer, skip_bad_lines=config.skip_bad_lines)
     with _work_folder(config.output_dir) as folder:
         if config.runner == "beam":
             report(f"preparing {len(pieces):,} pieces with Beam")
-            tally = beam_runner.run(worker, pieces, folder, config.deduplicate, pipeline)
+            tally = beam_runner.run(builder, pieces, folder, config.deduplicate, pipeline)
         else:
             tally = local_runner.run(
-                worker, pieces, folder, config.deduplicate, config.processes, report
+                builder, pieces, folder, config.deduplicate, config.processes, report
             )
         _check_tally(tally, config, paths)
         for name in storage.list_folder(folder):

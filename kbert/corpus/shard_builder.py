@@ -27,7 +27,7 @@ class Tally:
             least one line) and documents_with_tokens.
         skipped_lines: the first five skipped lines, as pairs (number of the piece, file and line).
         shards: their entries in the manifest.
-        unigrams: (V,) int64, number of occurrences of each id in the shards; 0 for no shards.
+        unigrams: (V,) int64, number of occurrences of each id in the shards; the int 0 without any.
     """
 
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -163,9 +163,9 @@ class ShardBuilder:
 
 
 @functools.lru_cache(maxsize=1)
-def _sentence_tokenizer(worker):
+def _sentence_tokenizer(builder):
     """Returns a function from sentences to their concatenated ids and their lengths in tokens."""
-    tokenizer = BertTokenizer(worker.vocab, **worker.settings)
+    tokenizer = BertTokenizer(builder.vocab, **builder.settings)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def tokenize(sentences):

@@ -111,8 +111,8 @@ def read_lines(piece: TextPiece, skip_line: Callable[[str], None] | None = None)
 
     Args:
         piece: the piece to read.
-        skip_line: called with the location of each bad line, such as "a.jsonl, line 3", which is
-            then skipped. A JSON line without text is a bad line. None: bad lines are errors.
+        skip_line: called with the location of each bad line, such as "a.jsonl, line 3"; the line is
+            then skipped. A JSON line without text, for example, is bad. None: bad lines are errors.
 
     Raises:
         UserError: the input cannot be read or is damaged, or a line is bad.
@@ -194,8 +194,8 @@ def _tfds_lines(source):
 
 # A sentence ends at . ! or ? if the two characters before it are digits or letters other than A-Z
 # (so not after "Mr." or "J."), and if white space and then a digit or a letter other than a-z
-# follow. It also ends at the full-width marks of Chinese and Japanese. Quotes and brackets may
-# stand between these.
+# follow. It also ends at the full-width marks of Chinese and Japanese. Closing quotes and brackets
+# may follow the mark, and opening ones may precede the next sentence.
 _SENTENCE_END = re.compile(
     r"""[.!?](?<=[^\W_A-Z][^\W_A-Z].)["'”’)\]]*\s+(?=["'“‘(\[]*[^\W_a-z])"""
     r"""|[。！？][」』”’）]*(?=[^」』”’）])"""

@@ -16,8 +16,8 @@ from kbert.utils.stateless_random import uniform
 if TYPE_CHECKING:
     from tensorflow.python.distribute.distribute_lib import InputContext
 
-# Lengths in tokens. A batch is padded to the first one that fits, but not beyond max_seq_length;
-# they are few, because XLA compiles the train step for each.
+# Lengths in tokens. A batch is padded to the smallest one that fits, if any, but not beyond
+# max_seq_length. There are few, because XLA compiles the train step for each.
 BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 # The items of an epoch are shuffled, then sorted by length within groups of this many batches.
 GROUP_BATCHES = 50
@@ -101,8 +101,8 @@ class BucketedBatches:
     """Batches of items, reshuffled in every epoch; each epoch contains each item once.
 
     Items of similar length are batched together: the items are shuffled and split into groups of 50
-    batches, each group is sorted by length, and all batches are shuffled. One batch of each epoch
-    may have fewer than B items; its remaining rows are copies with label_weights 0.
+    batches, each group is sorted by length, and the order of all batches is shuffled. One batch of
+    each epoch may have fewer than B items; its remaining rows are copies with label_weights 0.
 
     Args:
         items: examples with labels, at least one.

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _TEXTS = ("article", "context", "passage", "sent1", "ctx", "premise", "story", "paragraph")
 _TEXTS += ("dialogue", "dialog", "document", "background", "support", "text", "prompt")
 _TEXTS += ("sentence", "goal")
-# Names of the question column. It is prepended to each choice if there is also a column of _TEXTS;
-# otherwise, it is the text column.
+# Names of the question column. The question is prepended to each choice if there is also a column
+# with a name in _TEXTS; otherwise, it is the text.
 _QUESTIONS = ("question", "sent2", "question_stem", "stem", "query", "asks_for", "asks-for")
 _LABELS = ("label", "labels", "answer", "answerkey", "answer_key", "answers", "correct")
 _LABELS += ("correct_answer", "correct answer", "correct_option", "correct_choice", "cop", "gold")
@@ -101,7 +101,7 @@ class _ColumnNames:
 
 
 def _resolve_columns(config, records, labeled):
-    """Returns the `_ColumnNames` that the flags set or, without flags, that are usual."""
+    """Returns the `_ColumnNames` from the flags; without a flag, a usual name of the records."""
     names = [name.lower() for name in records.names or ()]
     label, choices = config.label_column, config.choice_columns
     if labeled and label is None:
@@ -153,7 +153,7 @@ def _has_value(row, key):
 
 
 def _flatten_records(records):
-    """Moves the questions and choices in nested objects of records to top-level keys."""
+    """Splits records of several questions; moves nested questions and choices to top-level keys."""
     items = (item for where, record in records.items for item in _flatten_item(where, record))
     begun = [] if records.width is not None else [next(items, None)]
     while begun and begun[-1] is not None and not isinstance(begun[-1][1], dict):
@@ -188,7 +188,7 @@ def _flatten_item(where, record) -> "Iterator[tuple[str, Record | BadExample]]":
 class ChoiceConverter:
     """Converts records to ChoiceExamples, which must all have the same number of choices.
 
-    Before labeled records are converted, `infer_meaning` must infer from all of them how a label
+    For labeled records, first call `infer_meaning`, which infers from all of them how a label
     identifies the right choice.
 
     Args:
@@ -303,7 +303,7 @@ class ChoiceConverter:
 
 
 def _meanings(label, choices, names):
-    """Returns a dict of possible meaning of a label -> index of the choice that it then selects."""
+    """Returns a dict of each possible meaning of a label -> index of the choice that it selects."""
     lower = [name.lower() for name in names]
     texts = [choice.strip() if isinstance(choice, str) else choice for choice in choices]
     indices = {}

@@ -15,7 +15,7 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 _CODE = re.compile(r"(?=.*\d)(?=.*[^\W\d])\S+")  # in scripts with spaces between words
 _DATE = re.compile(r"\d+[-/.]\d+[-/.]\d+")
-_COUNTED = 1000  # number of values whose words and characters are counted
+_COUNTED = 1000  # maximum number of values whose words and characters are counted
 
 
 def is_numeric(text: str) -> bool:
@@ -132,7 +132,10 @@ class Profile:
 
     @property
     def may_be_label(self) -> bool:
-        """Whether the values may be labels, that is, not prose, lists, objects or 10 row ids."""
+        """Whether the values may be labels.
+
+        Prose, lists, objects and ten or more row numbers may not.
+        """
         short = bool(self.texts) and not (self.is_prose or self.is_list or self.has_objects)
         return short and not (self.is_index and len(self.texts) >= 10)
 
@@ -152,7 +155,10 @@ class Profile:
 
     @property
     def is_label_candidate(self) -> bool:
-        """Whether one of several columns may be the label, unlike dates, ids and row numbers."""
+        """Whether the column may be the label if there are others.
+
+        A column of dates, row numbers, unique values or mostly blank values may not.
+        """
         if not self.fits("class") or self.is_index or self.blanks > len(self.texts):
             return False
         are_different = self.distinct == len(self.texts) and (self.distinct > 9 or self.are_codes)

@@ -83,7 +83,8 @@ def find_columns(
 
     Args:
         records: `kbert.data.records.Records`.
-        config: has the fields text_column, text_pair_column, label_column, choice_columns.
+        config: ColumnConfig, or an object with its fields text_column, text_pair_column,
+            label_column and choice_columns.
         labeled: whether to find the label column.
         aliases: ColumnAliases of the task.
 
@@ -171,7 +172,7 @@ def split_flag(columns: str | None) -> list[str]:
 
 
 def to_flag(columns: "str | Sequence[str | int] | None") -> str | None:
-    """Returns columns as the value of a flag, the inverse of `split_flag`; keeps a str and None."""
+    """Returns columns as the value of a flag, as `split_flag` reads it; keeps a str and None."""
     if columns is None or isinstance(columns, str):
         return columns
     return ",".join('"' + str(column).replace('"', '""') + '"' for column in columns)
@@ -259,8 +260,8 @@ def _column_by_name(records, flag, column):
     name, names = records.name, records.names
     if names is None:
         raise UserError(
-            f"{name} is read without a header, so --{flag} must be a number from 0; got "
-            f"{column!r}. If its first row is a header, add --header=yes."
+            f"{name} is read without a header, so --{flag} must be a number (0 is the first "
+            f"column, -1 the last); got {column!r}. If its first row is a header, add --header=yes."
         )
     places = [i for i, other in enumerate(names) if other == column]
     places = places or [i for i, n in enumerate(names) if n.lower() == column.lower()]

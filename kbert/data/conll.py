@@ -106,7 +106,7 @@ class _Reader:
             self.notes.append(f"the prefix {self.language!r} of each word is dropped")
 
     def _has_header(self, sentences, lines):
-        """Returns whether the first row has column names, or a name above entity tags."""
+        """Returns whether the first row has only column names, or a name above entity tags."""
         first = sentences[0][0] if sentences else []
         if len(first) < 2:
             return False
@@ -202,7 +202,7 @@ class _Reader:
                     where, problem = f"{name}, line {number}", error
 
     def _ends_sentence(self, line):
-        """Returns whether the sentence before a line has ended."""
+        """Returns whether a line ends the sentence before it."""
         if _is_separator(line):
             return True
         before, new = self.sentence_id, _cells(line)[0] if self.has_sentence_ids else ""
@@ -210,7 +210,7 @@ class _Reader:
         return self.sentence_id != before
 
     def _is_skipped(self, line, begins):
-        """Returns whether to skip a line; `begins` is whether its word would begin a sentence."""
+        """Returns whether to skip a line; `begins` is True if its word would begin a sentence."""
         if self.header and _cells(line) == self.header:
             self.header = None  # only once
             return True

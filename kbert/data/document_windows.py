@@ -110,7 +110,7 @@ class DocumentWindows:
         sizes = self._sizes[self._sizes >= self.min_tokens]
         targets = np.arange(self.min_tokens, T + 1)
         first = np.minimum(sizes, T)
-        # Mean of min(window, random target) for each possible window, then over the windows.
+        # cut[n]: mean length of a window of n tokens that is cut to a random length.
         cut = np.minimum(np.arange(T + 1)[:, None], targets).mean(axis=1)
         seen = (1 - short_seq_prob) * first + short_seq_prob * cut[first]
         full = (1 - short_seq_prob) * T + short_seq_prob * cut[T]
@@ -129,7 +129,7 @@ class SentenceStarts:
         self._corpus = corpus
 
     def last(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """Returns the last sentence start in [low, high], or low if none; (N,) int64 each."""
+        """Returns the last sentence start in [low, high], or low if there is none; (N,) int64."""
         result = np.empty_like(high)
         for sentences, offset, rows in self._by_shard(high):
             i = np.searchsorted(sentences, high[rows] - offset, side="right") - 1

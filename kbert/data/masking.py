@@ -49,7 +49,7 @@ def choose_words(
     """
     B, L = maskable.shape
     starts = maskable & ~(continues & np.pad(maskable[:, :-1], ((0, 0), (1, 0))))
-    words = np.cumsum(starts, axis=1) - 1  # (B, L) number of the word; rows without any are all -1
+    words = np.cumsum(starts, axis=1) - 1  # (B, L) number of the word; all -1 in a row without one
     sizes = np.zeros((B, L), np.int64)
     rows = np.broadcast_to(np.arange(B)[:, None], (B, L))
     np.add.at(sizes, (rows[maskable], words[maskable]), 1)  # (B, words) tokens of each word

@@ -129,7 +129,7 @@ class PretrainingExamples:
         return 1 - float(self._cutter.rows(slots, np.zeros_like(slots), slots).is_token.mean())
 
     def _shuffle_seeds(self, epoch):
-        """Returns "seeds", (B, 3) int64, which are random because TensorFlow mixes seeds weakly."""
+        """Returns {"seeds": (B, 3) int64}, well mixed, because TensorFlow mixes seeds weakly."""
         seeds = uniform(self._seed, _STREAM_ORDER, epoch, 3) * 2.0**53
         return {"seeds": seeds.astype(np.int64)}
 

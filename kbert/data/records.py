@@ -89,9 +89,14 @@ def source_files(source: str) -> list[str]:
 
 
 def arrow_sources(source: str) -> list[str]:
-    """Returns the Parquet or Arrow files in FOLDER or FOLDER:SPLIT, or `source` if it is one.
+    """Returns the Parquet and Arrow files of a source: itself, or the files of a data set.
 
-    Returns [] for other sources. See `kbert.corpus.arrow_files.dataset_files`.
+    Args:
+        source: path of a file, or FOLDER or FOLDER:SPLIT as for
+            `kbert.corpus.arrow_files.dataset_files`.
+
+    Returns:
+        List of paths; [] for another source.
     """
     return [source] if is_arrow_file(source) else dataset_files(source) or []
 
@@ -195,8 +200,8 @@ def read_arrow(files: Sequence[str], name: str) -> Records:
 def read_tfds(source: str) -> Records:
     """Returns the records (dicts) of `tfds:NAME` (split "train") or `tfds:NAME:SPLIT`.
 
-    Bytes become str, arrays become lists, and the numbers of a ClassLabel with names become names;
-    -1, which means "unlabeled", becomes None.
+    Bytes become str, arrays become lists, and the numbers of a ClassLabel with names become names
+    (None for -1, which means "unlabeled").
 
     Raises:
         UserError: as for `load_tfds`.

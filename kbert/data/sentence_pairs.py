@@ -1,9 +1,10 @@
 """Creates segment pairs for next-sentence prediction from a prepared corpus.
 
-An epoch visits each window of T = max_seq_length - 3 tokens (the row has three special tokens)
-once, in random order, and splits it into segments A and B at a random sentence end, if there is
-one; see `kbert.data.document_windows`. In half of the examples, text from another document replaces
-B.
+An epoch visits each window of at most T = max_seq_length - 3 tokens (the row has three special
+tokens) once, in random order, and splits it into segments A and B at a random sentence end or, if
+there is none, between two random tokens; see `kbert.data.document_windows`. In half of the
+examples, text from another document replaces B.
+
 Differences from `create_pretraining_data.py`, which reads the documents in order:
 
 * Windows overlap: in every epoch a token lies in at least one window, and in 4/3 windows on average

@@ -26,8 +26,8 @@ class TextCutter:
     """Cuts texts from the documents of a corpus and arranges them in rows.
 
     The first rows hold one window each, of documents with more than T tokens. The other rows hold
-    one whole document or, with packing, several; equally long documents are then assigned at
-    random.
+    one whole document or, with packing, several; packing assigns documents of equal length to rows
+    at random.
 
     Args:
         corpus: `kbert.corpus.Corpus`.

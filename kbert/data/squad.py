@@ -214,8 +214,9 @@ def _answer(answer):
 def locate_answer(answer: Answer, context: str) -> Answer:
     """Returns the answer with a verified offset in the context.
 
-    White space around the answer is dropped if the context does not contain it at the offset. An
-    answer without an offset must occur exactly once, and gets the offset of this occurrence.
+    If the context does not have the answer at its offset, white space around the answer and at the
+    offset is skipped. An answer without an offset must occur exactly once, and gets the offset of
+    this occurrence.
 
     Raises:
         BadExample: the answer is not at its offset, or has no offset and does not occur exactly

@@ -89,7 +89,7 @@ def _has_csv_quotes(lines):
         return True
     columns = itertools.zip_longest(*(line.split("\t") for line in lines), fillvalue="")
     quoted = [[cell[:1] == '"' == cell[-1:] for cell in column] for column in columns]
-    is_header = any(normalize_name(cell) in KNOWN for cell in rows[0])  # may be without quotes
+    is_header = any(normalize_name(cell) in KNOWN for cell in rows[0])  # a header may lack quotes
     return any(sum(column) > 1 and all(column[is_header:]) for column in quoted)
 
 

@@ -85,7 +85,8 @@ class TagScheme:
     def write(self, spans: "Iterable[Span]", length: int) -> tuple[str, ...]:
         """Returns the tags of a text with the given entities.
 
-        Where the scheme has no tag for a role and type, a tag of a similar role or of IOB2 is used.
+        If the scheme has no tag for a role and type, the word gets a tag of a similar role or, if
+        there is none, of IOB2.
 
         Args:
             spans: entities that do not overlap, as tuples (type, begin, end).
@@ -102,7 +103,7 @@ class TagScheme:
         return tuple(tags)
 
     def split(self, tag: str, parts: int) -> list[str]:
-        """Returns the tags of `parts` words into which a word with this tag is split."""
+        """Returns the tags for the parts of a word that has this tag and is split into `parts`."""
         role, type = self.roles.get(tag, _OUTSIDE)
         if parts < 2 or role == "O":
             return [tag] * parts

@@ -268,7 +268,7 @@ class _Finder:
         self.inferred.append("label")
 
     def _find_known_text(self, tiers):
-        """Returns the key of the text column with a known name, or None; earlier tiers go first."""
+        """Returns the key of a text column with a known name of the earliest tier, or None."""
         for names in tiers:
             known = {key: p for key, p in self._free_columns().items() if self.names[key] in names}
             if len(known) > 1:

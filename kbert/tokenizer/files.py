@@ -51,7 +51,7 @@ def read_tokenizer(
     In KerasHub's format, the vocabulary is read from `assets/tokenizer/vocabulary.txt` and the
     settings from `tokenizer.json`. KerasHub's own presets have `strip_accents: false` even for
     models that were trained without accents, so their value is ignored, and accents are stripped if
-    text is lower-cased.
+    text is lower-cased. Added tokens are read by `read_added_tokens`.
 
     Args:
         folder: path of the folder.

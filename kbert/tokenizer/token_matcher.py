@@ -22,8 +22,8 @@ class TokenMatcher:
     Args:
         contents: tokens to find.
         stand_ins: the character that replaces each token.
-        single_word: see `AddedToken`.
-        separate: RE2 pattern of a character that is always a word by itself.
+        single_word: whether each token must not touch a word character; see `AddedToken`.
+        separate: RE2 pattern of characters that such a token may touch all the same.
     """
 
     def __init__(

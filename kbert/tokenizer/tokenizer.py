@@ -218,9 +218,9 @@ class BertTokenizer(tf.Module):
         return len(self.vocab)
 
     def extends(self, other: "BertTokenizer") -> bool:
-        """Returns whether `other` has the same settings and a prefix of the vocabulary.
+        """Returns whether this tokenizer equals `other`, except for additional vocabulary entries.
 
-        The entries of `other` then have the same ids in both tokenizers.
+        If so, the entries of `other` have the same ids in both tokenizers.
         """
         return self.vocab[: other.vocab_size] == other.vocab and self.settings == other.settings
 
@@ -283,7 +283,7 @@ class BertTokenizer(tf.Module):
 
         Args:
             ids: (L,) ints, or (B, L), ragged or not.
-            skip_special_tokens: omit [PAD], [CLS], [SEP], [MASK] and [UNK].
+            skip_special_tokens: whether to omit [PAD], [CLS], [SEP], [MASK] and [UNK].
 
         Returns:
             str, or for (B, L) a list of str.

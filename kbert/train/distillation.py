@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kbert.compression.distillation_objective import FIXED, DistillationObjective
+from kbert.compression.distillation_objective import FIXED_SETTINGS, DistillationObjective
 from kbert.compression.teacher import Teacher, check_heads, initial_layers
 from kbert.errors import UserError
 from kbert.model.folder import ModelFolder
@@ -97,7 +97,7 @@ class Distillation:
 
     def __init__(self, student: "Workload") -> None:
         self._student = student
-        self.fixed = (*student.fixed, *FIXED)
+        self.fixed = (*student.fixed, *FIXED_SETTINGS)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._student, name)

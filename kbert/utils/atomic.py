@@ -90,7 +90,7 @@ def folder(
 
 
 def _concerns(path, target):
-    """Returns whether a path is `target`, a temporary folder of it, in one of them, or a parent."""
+    """Returns whether a path is `target` or a temporary folder, is inside one, or is a parent."""
     path = pathlib.Path(os.path.abspath(os.fsdecode(path)))
     names = {target, *_scratch_and_old(target)}
     return path in target.parents or not names.isdisjoint([path, *path.parents])
@@ -115,7 +115,10 @@ def _replace_folder(target):
 
 
 def recover_folder(target: str | os.PathLike[str]) -> None:
-    """Cleans up after a process that was killed while replacing a folder."""
+    """Cleans up after a process that was killed while replacing a folder.
+
+    Restores the previous folder if the new one is not in place, and removes the temporary folders.
+    """
     target = pathlib.Path(target)
     scratch, old = _scratch_and_old(target)
     if old.exists() and not target.exists():  # killed between the two renames

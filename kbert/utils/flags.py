@@ -39,7 +39,7 @@ def define(
 
 
 def help_text(config_class: "type[DataclassInstance]") -> str:
-    """Returns the text of --help: the required flags, the common flags, then all others."""
+    """Returns the text of --help: the program's docstring, then required, common, other flags."""
     lines = [sys.modules["__main__"].__doc__.strip()]
     group_of = {field.name: field.metadata["group"] for field in dataclasses.fields(config_class)}
     own_flags = flags.FLAGS.get_key_flags_for_module("__main__")

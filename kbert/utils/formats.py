@@ -40,8 +40,8 @@ _HF_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 def find_folder(name: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the path of a local folder, or of the local copy of a model on the Hugging Face hub.
 
-    For a SavedModel that kbert exported, this is its folder `assets.extra`, which describes the
-    weights. For a sentence-transformers model, it is the folder of its Transformer module.
+    For a SavedModel that kbert exported, the result is its folder `assets.extra`, which describes
+    the weights. For a sentence-transformers model, it is the folder of its Transformer module.
 
     If there is no local folder of this name, and the name could be a model on the Hugging Face hub,
     such as `bert-base-uncased` or `google-bert/bert-base-uncased`, `huggingface_hub` downloads the
@@ -88,7 +88,7 @@ def find_folder(name: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def read_modules(folder: pathlib.Path) -> list[tuple[str, str]]:
-    """Returns (class, subfolder) of each module of a sentence-transformers model, else [].
+    """Returns (class, subfolder) of each module of a sentence-transformers model; [] for others.
 
     Raises:
         UserError: `modules.json` is invalid.
@@ -124,7 +124,8 @@ def folder_format(folder: str | os.PathLike[str]) -> str:
     "export" is the folder `assets.extra` of a SavedModel, which contains `EXPORT_FILE`.
 
     Raises:
-        UserError: the folder has no supported weights; the message names its files.
+        UserError: the folder has no supported weights; the message names its files, or explains how
+            to convert them.
     """
     folder = pathlib.Path(folder)
     names = set(os.listdir(folder))
@@ -173,7 +174,7 @@ def get_members(values: object, names: Sequence[str], path: str | os.PathLike[st
 
 
 def export_checksum(metadata: Mapping[str, object]) -> str:
-    """Returns the SHA-256 of the metadata in `kbert.json`, without its checksum."""
+    """Returns the hexadecimal SHA-256 of the metadata in `kbert.json`, without `checksum`."""
     rest = {name: value for name, value in metadata.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 

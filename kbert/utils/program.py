@@ -128,7 +128,7 @@ def _config_class_with_task_flags(argv, config_class, config_class_of):
 
 
 def parse(argv: Sequence[str], config_class: "type[DataclassInstance] | None" = None) -> list[str]:
-    """Parses the flags, including flag files; returns the other arguments.
+    """Parses the flags, including flag files; returns the program's name and other arguments.
 
     Exits with status 0 after --help, and with one line and status 2 if a flag is invalid.
     """

@@ -341,7 +341,8 @@ def test_files_that_cannot_be_opened(tmp_path):
             "a\t1\n",
             "classify",
             {"label_column": "x", "header": "no"},
-            "t.tsv is read without a header, so --label_column must be a number from 0; got 'x'. "
+            "t.tsv is read without a header, so --label_column must be a number (0 is the first "
+            "column, -1 the last); got 'x'. "
             "If its first row is a header, add --header=yes.",
         ),
         (
