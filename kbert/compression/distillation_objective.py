@@ -22,7 +22,7 @@ class Objective(Protocol):
     compares_examples: bool  # see `kbert.train.losses.ComparingObjective`
 
     def count(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Returns the denominators of the loss for a part of a global batch."""
+        """Returns the denominator of the loss for a part of a global batch, () float32."""
         ...
 
     def sums(
@@ -90,7 +90,7 @@ class DistillationObjective:
         self.names = (*objective.names, *self._compared, "soft_loss", "compared_tokens")
 
     def count(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Returns the denominators of the losses, (2,) float32: numbers of labels and tokens."""
+        """Returns the denominators of the losses, (2,) float32: the objective's, and of tokens."""
         return tf.stack([self._objective.count(features), tf.reduce_sum(_token_mask(features))])
 
     def sums(

@@ -46,8 +46,9 @@ def prune(config: PruneConfig, report: Callable[[str], None] = print) -> dict[st
         `bytes` (in float32) and, with an `eval_file`, `scores`.
 
     Raises:
-        UserError: the model or the examples cannot be used, `prune_fraction` of the heads cannot be
-            removed, or the output folder is not empty.
+        UserError: the model or the examples cannot be used, the task is not supported (such as
+            embed), `prune_fraction` of the heads cannot be removed, or the output folder is not
+            empty, in use or cannot be written.
     """
     target = pathlib.Path(config.output_dir)
     storage.check_free(target)

@@ -87,7 +87,7 @@ def _saved_files(folder):
 
 
 def _read_list(path, key):
-    """Returns the list under a key of a JSON file, which must not be empty."""
+    """Returns the list under a key of a JSON file; raises UserError if it is empty or no list."""
     (values,) = get_members(read_json(path), [key], path)
     if not isinstance(values, list) or not values:
         raise UserError(f"{path} must have a non-empty list under {key!r}; got {str(values)[:60]}.")

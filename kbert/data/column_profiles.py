@@ -155,9 +155,9 @@ class Profile:
 
     @property
     def is_label_candidate(self) -> bool:
-        """Whether the column may be the label if there are others.
+        """Whether the column is a candidate for the label if there are several columns.
 
-        A column of dates, row numbers, unique values or mostly blank values may not.
+        A column of dates, row numbers, unique values or mostly blank values is not.
         """
         if not self.fits("class") or self.is_index or self.blanks > len(self.texts):
             return False

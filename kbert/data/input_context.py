@@ -23,7 +23,7 @@ def batch_number(input_context: "InputContext | None", index: "Index") -> "Index
         index: int, array or tensor, number of a replica's batch among the batches of the worker.
 
     Returns:
-        Number of this batch among the batches of all replicas, of the type of `index`.
+        Number of this batch among the batches of all replicas, with the type of `index`.
     """
     if input_context is None:
         return index

@@ -22,8 +22,9 @@ class TokenMatcher:
     Args:
         contents: tokens to find.
         stand_ins: the character that replaces each token.
-        single_word: whether each token must not touch a word character; see `AddedToken`.
-        separate: RE2 pattern of characters that such a token may touch all the same.
+        single_word: for each token, whether a word character may not be next to it, as in
+            `AddedToken`.
+        separate: RE2 pattern of word characters that may always be next to a token.
     """
 
     def __init__(

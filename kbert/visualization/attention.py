@@ -106,8 +106,8 @@ def write_attention(
         tokens, weights: as returned by `attention_weights`.
         layer: "all", or a string with a number from 0 to N - 1.
         head: "all", "mean" for the mean over the heads, or a string with a number from 0 to H - 1.
-            The plot is a heat map of one head or, with "all", a grid of small heat maps. The page
-            contains all layers and heads.
+            The plot is a grid of small heat maps if `layer` or `head` is "all", otherwise one heat
+            map. The page always contains all layers and heads.
         name: name of the model, for the titles.
         report: called with a line of text about each file.
 

@@ -8,7 +8,8 @@ from kbert.utils import atomic
 
 _COLUMNS = 3
 _WIDTH, _HEIGHT = 4.2, 2.7  # of a panel, in inches
-# Not plotted: metrics of speed and skipped steps, and a constant that is a line beside mlm_loss.
+# These metrics have no panel: speed, skipped steps, the loss scale, and the unigram entropy, which
+# is a line in the panel of mlm_loss.
 _OMITTED = ("tokens_per_second", "input_wait", "skipped_steps", "loss_scale", "unigram_entropy")
 _LOGARITHMIC = ("mlm_perplexity", "gradient_norm")
 
