@@ -153,7 +153,10 @@ class Teacher:
                 )
 
     def load(self, model_class: "type[PretrainedModel]") -> None:
-        """Creates the frozen model; must be called in the scope of the distribution strategy."""
+        """Creates the frozen model, and sets `fingerprint` and `parameters`.
+
+        Must be called in the scope of the distribution strategy.
+        """
         settings = self._settings
         model = model_class.from_pretrained(self._folder, dtype=settings.precision)
         model.trainable = False

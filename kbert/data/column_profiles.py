@@ -134,7 +134,7 @@ class Profile:
     def may_be_label(self) -> bool:
         """Whether the values may be labels.
 
-        Prose, lists, objects and ten or more row numbers may not.
+        Prose, lists and objects may not be labels, nor may ten or more row numbers.
         """
         short = bool(self.texts) and not (self.is_prose or self.is_list or self.has_objects)
         return short and not (self.is_index and len(self.texts) >= 10)

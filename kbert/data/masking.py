@@ -96,9 +96,9 @@ def mask_tokens(
     weights = np.arange(M) < chosen.sum(axis=1)[:, None]  # (B, M)
     positions = np.where(weights, positions, 0)
     originals = np.take_along_axis(input_ids, positions, axis=1)
-    fate, token = draws[:, :M], draws[:, M:]
-    replaced = np.where(fate < MASKED_SHARE, mask_id, (token * vocab_size).astype(input_ids.dtype))
-    kept = (fate >= MASKED_SHARE) & (fate < MASKED_SHARE + KEPT_SHARE)
+    kind, token = draws[:, :M], draws[:, M:]
+    replaced = np.where(kind < MASKED_SHARE, mask_id, (token * vocab_size).astype(input_ids.dtype))
+    kept = (kind >= MASKED_SHARE) & (kind < MASKED_SHARE + KEPT_SHARE)
     replaced = np.where(kept, originals, replaced)
     masked = input_ids.copy()
     rows = np.broadcast_to(np.arange(B)[:, None], (B, M))

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # Calling NumPy functions takes longer than filling a small batch, so one call creates several.
 _TOKENS_AT_ONCE = 1 << 16
 # Streams of kbert.utils.stateless_random; pairs and single texts use 0, 1 and 8.
-_STREAM_CHOICE, _STREAM_FATE, _STREAM_ORDER = 2, 3, 4
+_STREAM_SELECTION, _STREAM_REPLACEMENT, _STREAM_ORDER = 2, 3, 4
 
 
 class PretrainingExamples:
@@ -101,12 +101,12 @@ class PretrainingExamples:
         input_ids[rows.is_sep] = self._sep
 
         counts = prediction_counts(rows.is_token.sum(axis=1), self._mask_rate, M)
-        draws = uniform(self._seed, _STREAM_CHOICE, index, L)
+        draws = uniform(self._seed, _STREAM_SELECTION, index, L)
         if self._continues is None:
             chosen = choose_tokens(rows.is_text, counts, draws)
         else:
             chosen = choose_words(rows.is_text, self._continues[input_ids], counts, draws)
-        draws = uniform(self._seed, _STREAM_FATE, index, 2 * M)
+        draws = uniform(self._seed, _STREAM_REPLACEMENT, index, 2 * M)
         input_ids, masked_positions, masked_ids, masked_weights = mask_tokens(
             input_ids, chosen, M, draws, self._mask, self._vocab_size
         )

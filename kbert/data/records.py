@@ -89,7 +89,7 @@ def source_files(source: str) -> list[str]:
 
 
 def arrow_sources(source: str) -> list[str]:
-    """Returns the Parquet and Arrow files of a source: itself, or the files of a data set.
+    """Returns the Parquet and Arrow files that a source names: one file, or those of a data set.
 
     Args:
         source: path of a file, or FOLDER or FOLDER:SPLIT as for

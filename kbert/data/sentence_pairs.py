@@ -86,8 +86,8 @@ class PairCutter:
         """Returns the Pairs of examples.
 
         Args:
-            index: (B,) number of the example in the run, from which all random numbers derive.
-            epoch: (B,) epoch of each example.
+            index: (B,) number of each example in the run, which seeds its random numbers.
+            epoch: (B,) epoch of each example, which seeds the positions of the windows.
             slots: (B,) number of the window of each example.
         """
         documents, first, last = self.windows.locate(slots, epoch, self._seed)
@@ -102,7 +102,7 @@ class PairCutter:
         middle = np.where(at_sentence, middle, start + 1 + floor(split * (length - 1)))
         b = np.stack([middle, stop], axis=1)
         swapped = np.flatnonzero(swap < 0.5)
-        b[swapped] = self._elsewhere(
+        b[swapped] = self._replacement_spans(
             documents[swapped], (stop - middle)[swapped], place[swapped], at_sentence[swapped]
         )
         return Pairs(np.stack([start, middle], axis=1), b, swap >= 0.5)
@@ -126,7 +126,7 @@ class PairCutter:
         """Estimates the mean number of windows of an epoch that contain a token."""
         return self.windows.views_per_token(self._short_seq_prob)
 
-    def _elsewhere(self, documents, lengths, draws, at_sentence):
+    def _replacement_spans(self, documents, lengths, draws, at_sentence):
         """Returns random (N, 2) spans of `lengths` tokens in other documents.
 
         The document and the place in it are drawn uniformly over all tokens of other documents.

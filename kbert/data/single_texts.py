@@ -70,8 +70,8 @@ class TextCutter:
         """Returns the rows [CLS] text [SEP] [CLS] text [SEP] ... of examples.
 
         Args:
-            index: (B,) number of the example in the run, from which all random numbers derive.
-            epoch: (B,) epoch of each example.
+            index: (B,) number of each example in the run, which seeds its random numbers.
+            epoch: (B,) epoch of each example, which seeds the positions of the windows.
             slots: (B,) number of the row of each example.
         """
         start, length, counts = self._texts(epoch, slots)

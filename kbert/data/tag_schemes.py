@@ -21,13 +21,13 @@ _OUTSIDE = ("O", "")
 _UNTYPED = "_"  # the type of bare tags, B, I and O, as in seqeval
 _ROLES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
 _LETTERS = f"[{''.join(_ROLES)}{''.join(_ROLES).lower()}]"
-_FORMS = (
+_TAG_PATTERNS = (
     re.compile(rf"(?P<letter>{_LETTERS})(?P<separator>[-_:./|])(?P<type>.+)"),  # B-PER, b_per
     re.compile(rf"(?P<type>.+)(?P<separator>[-_:./|])(?P<letter>{_LETTERS})"),  # PER-B
     re.compile(rf"(?P<letter>{_LETTERS})(?P<separator>)(?P<type>)"),  # B
 )
 _BRACKETS = re.compile(r"(\((?P<type>[^()*]+))?\*?(?P<end>\))?")
-_USUAL = re.compile(r"([BI])-(.+)")
+_IOB2_TAG = re.compile(r"([BI])-(.+)")
 # Labels that some models give to special tokens. (X, for later pieces of a word, is handled below.)
 _SPECIAL = re.compile(r"\[(CLS|SEP|PAD|UNK)\]|<\w+>|PAD")
 _MAX_LETTERS = 5  # with more tags of one letter, all tags are parts of speech, even O
@@ -121,7 +121,7 @@ def tag_scheme(tags: Iterable[str]) -> TagScheme | None:
     tags = sorted(set(tags))
     outside = next((tag for tag in "Oo" if tag in tags), None)
     marks = [tag for tag in tags if tag != outside and not _SPECIAL.fullmatch(tag)]
-    for form in _FORMS:
+    for form in _TAG_PATTERNS:
         if scheme := _scheme_of_roles(marks, form, outside):
             return scheme
     return _scheme_of_types(tags, marks, outside)
@@ -129,7 +129,7 @@ def tag_scheme(tags: Iterable[str]) -> TagScheme | None:
 
 def _scheme_of_types(tags, marks, outside):
     """Returns the TagScheme of plain types, alone or mixed with B-X and I-X, or None."""
-    usual = {tag: match for tag in marks if (match := _USUAL.fullmatch(tag))}
+    usual = {tag: match for tag in marks if (match := _IOB2_TAG.fullmatch(tag))}
     others = [tag for tag in marks if tag not in usual and not (usual and tag == "X")]
     roles = {tag: (match[1], match[2]) for tag, match in usual.items()}
     if outside is None:
@@ -152,7 +152,7 @@ def _scheme_of_roles(tags, form, outside):
         all(map(str.isupper, letters)) or all(map(str.islower, letters))
     ):
         return None
-    is_prefix = form is _FORMS[0]
+    is_prefix = form is _TAG_PATTERNS[0]
     evidence = {"B", "I"} <= roles if not is_prefix else bool(roles & {"B", "I"})
     evidence |= {"B", "E"} <= roles or (is_prefix and outside is not None and roles == {"S"})
     if not evidence:  # E-MAIL, for example, is not a tag

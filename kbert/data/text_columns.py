@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     Key: TypeAlias = str | int
 
-_ANSWERS = {"accept", "reject", "ignore", None}  # values of "answer" in files of Prodigy
+_PRODIGY_ANSWERS = {"accept", "reject", "ignore", None}  # values of "answer" in files of Prodigy
 _ROLES = {"text": "the text", "text_pair": "the second text", "label": "the label"}
 _ID = re.compile(r"(.*_|)(id|idx|index|uid|guid)|unnamed.*|")
 
@@ -92,13 +92,13 @@ def find_text_columns(
     if records.width is not None and _has_header(records, config, rows):
         records.take_header()
         del rows[0]
-    return _Finder(records, config, rows, roles).columns(labeled)
+    return _ColumnFinder(records, config, rows, roles).columns(labeled)
 
 
 def _keep_accepted(records):
     """Skips the examples of a Prodigy file that were not accepted; their "answer" is no label."""
     answers = {row.get("answer") for row in records.sample() if "_input_hash" in row}
-    if not answers or not answers <= _ANSWERS:
+    if not answers or not answers <= _PRODIGY_ANSWERS:
         return
     records.items = (
         item
@@ -128,7 +128,7 @@ def _is_short_text(profile):
     return profile.is_text and profile.mean_words >= 2 and profile.blanks <= len(profile.texts)
 
 
-class _Finder:
+class _ColumnFinder:
     """Finds the columns of records; `rows` is a sample of the records."""
 
     def __init__(self, records, config, rows, roles):

@@ -152,7 +152,10 @@ def _keras_hub_settings(values, path):
 
 
 def _explicit_settings(values, lower_case, tokenize_chinese_chars, path):
-    """Returns the settings in `values` by kbert's names; the two arguments are their keys."""
+    """Returns the settings in `values` under kbert's names.
+
+    `lower_case` and `tokenize_chinese_chars` are the keys of these two settings in `values`.
+    """
     names = {
         lower_case: "lower_case",
         "strip_accents": "strip_accents",
