@@ -11,7 +11,8 @@ from kbert.settings import TeacherConfig
 if TYPE_CHECKING:
     from kbert.compression.teacher import Teacher
 
-# Settings that affect results. The teacher is identified by its weights, as its path may change.
+# Settings that affect the results of a run. `teacher`, a path, is not among them, because a run
+# identifies its teacher by the weights.
 FIXED_SETTINGS = tuple(f.name for f in dataclasses.fields(TeacherConfig) if f.name != "teacher")
 
 

@@ -70,7 +70,7 @@ def write_manifest(
 
 
 class Corpus:
-    """A prepared corpus, opened for reading. Only the starts of documents are held in memory.
+    """A prepared corpus, opened for reading; only document and shard starts are held in memory.
 
     Args:
         folder: output of `kbert.corpus.prepare`. A remote folder, such as gs://BUCKET/CORPUS, is

@@ -152,7 +152,7 @@ def _write_selected(task):
 
 @contextlib.contextmanager
 def _worker_map(builder, processes):
-    """Yields a function like `map` that calls its function in this process or in the workers."""
+    """Yields a function like `map`, which runs in this process or in worker processes."""
     if processes == 1:
         _start_worker(builder, in_own_process=False)
         yield map

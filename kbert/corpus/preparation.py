@@ -151,7 +151,7 @@ def _work_folder(output_dir):
 def input_stamps(paths: Sequence[str]) -> list[list[str | int]]:
     """Returns [path, size in bytes, modification time in nanoseconds] of each input.
 
-    A change of these shows that the input has changed. Both numbers are 0 for TFDS.
+    If one of these values changes, the input has changed. Both numbers are 0 for TFDS.
     """
     files = [path for path in paths if not path.startswith("tfds:")]
     stats = dict(zip(files, storage.stat_all(files), strict=True))

@@ -51,8 +51,8 @@ def find_inputs(patterns: str) -> list[str]:
     each glob are sorted.
 
     Raises:
-        UserError: there is no pattern, a pattern matches no file, or a pattern matches a folder of
-            other files; see also `dataset_files`.
+        UserError: there is no pattern, a pattern matches no file, or a pattern matches a folder
+            that is no data set; see also `dataset_files`.
     """
     result = []
     for pattern in storage.split_patterns(patterns):

@@ -32,12 +32,12 @@ def read_conll(path: str, name: str, config: "ColumnConfig", labeled: bool) -> R
     Columns are numbered from 0, and separated by tabs if the line contains one, otherwise by
     spaces. A blank line ends a sentence. By default, the word is in column 0, or in column 1 if
     column 0 numbers the words or sentences, and the tag is in the last column. If only the first of
-    two columns has entity tags, it is the tag. In files named .conllu the word is in column 1, and
-    the tag is in column 3 (UPOS) if there are 10 columns, otherwise in the last. A header, comments
-    (lines that start with "# " before a sentence), lines that start with -DOCSTART-, a language
-    prefix of all words ("en:word") and, if column 0 numbers the words, ranges ("3-4") and empty
-    nodes ("5.1") are dropped. If there are no blank lines, column 0 may separate sentences by an id
-    that all lines of a sentence share.
+    two columns has entity tags, the tag is in column 0. In files named .conllu the word is in
+    column 1, and the tag in column 3 (UPOS) if there are 10 columns, otherwise in the last. A
+    header, comments (lines that start with "# " before a sentence), lines that start with
+    -DOCSTART-, a language prefix of all words ("en:word") and, if column 0 numbers the words,
+    ranges ("3-4") and empty nodes ("5.1") are dropped. If there are no blank lines, column 0 may
+    separate sentences by an id that all lines of a sentence share.
 
     Args:
         path: path of the file.

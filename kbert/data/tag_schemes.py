@@ -155,7 +155,7 @@ def _scheme_of_roles(tags, form, outside):
     is_prefix = form is _TAG_PATTERNS[0]
     evidence = {"B", "I"} <= roles if not is_prefix else bool(roles & {"B", "I"})
     evidence |= {"B", "E"} <= roles or (is_prefix and outside is not None and roles == {"S"})
-    if not evidence:  # E-MAIL, for example, is not a tag
+    if not evidence:  # E-MAIL, for example, is not the tag of an entity MAIL
         return None
     meanings = {
         tag: (_ROLES[match["letter"].upper()], match["type"] or _UNTYPED)

@@ -123,7 +123,7 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
     label_names: str | None = setting(
         None,
         "label names in the order of their ids, comma-separated, or a file with one name per line; "
-        "default: the sorted labels of the training data, or the labels of the teacher",
+        "default: the labels of the teacher, else the sorted labels of the training data",
     )
     epochs: float = setting(3.0, "passes over the training data", above=0, group="common")
     batch_size: int = setting(32, "examples per step", at_least=1, group="common")
@@ -161,7 +161,7 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
         0, "train only the head and LoRA adapters of this rank in the encoder; 0: off", at_least=0
     )
     lora_alpha: float | None = setting(
-        None, "LoRA updates are scaled by alpha / rank; default: 2 * rank", above=0
+        None, "alpha of LoRA, whose updates are scaled by alpha / rank; default: 2 * rank", above=0
     )
     classifier_dropout: float | None = setting(
         None,

@@ -22,8 +22,8 @@ class TokenMatcher:
     Args:
         contents: tokens to find.
         stand_ins: the character that replaces each token.
-        single_word: for each token, whether a word character may not be next to it, as in
-            `AddedToken`.
+        single_word: for each token, whether it matches only without a word character next to it,
+            as in `AddedToken`.
         separate: RE2 pattern of word characters that may always be next to a token.
     """
 
