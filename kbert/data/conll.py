@@ -30,14 +30,14 @@ def read_conll(path: str, name: str, config: "ColumnConfig", labeled: bool) -> R
     """Returns the sentences of a file, as records with "words" and, if `labeled`, "tags".
 
     Columns are numbered from 0, and separated by tabs if the line contains one, otherwise by
-    spaces. A blank line ends a sentence. By default, the word is in column 0, or in column 1 if
-    column 0 numbers the words or sentences, and the tag is in the last column. If only the first of
-    two columns has entity tags, the tag is in column 0. In files named .conllu the word is in
-    column 1, and the tag in column 3 (UPOS) if there are 10 columns, otherwise in the last. A
-    header, comments (lines that start with "# " before a sentence), lines that start with
-    -DOCSTART-, a language prefix of all words ("en:word") and, if column 0 numbers the words,
-    ranges ("3-4") and empty nodes ("5.1") are dropped. If there are no blank lines, column 0 may
-    separate sentences by an id that all lines of a sentence share.
+    spaces. A blank line or a line that starts with -DOCSTART- ends a sentence. By default, the word
+    is in column 0, or in column 1 if column 0 numbers the words or sentences, and the tag is in the
+    last column. If only the first of two columns has entity tags, the tag is in column 0. In files
+    named .conllu the word is in column 1, and the tag in column 3 (UPOS) if there are 10 columns,
+    otherwise in the last. A header, comments (lines before a sentence that start with "# " and have
+    no tag), a language prefix of all words ("en:word") and, if column 0 numbers the words, ranges
+    ("3-4") and empty nodes ("5.1") are dropped. If there are no blank lines, column 0 may separate
+    sentences by an id that all lines of a sentence share.
 
     Args:
         path: path of the file.
