@@ -23,7 +23,7 @@ class ColumnConfig:
 
     text_column: str | None = setting(
         None,
-        "column of the text (tag: of the words): its name in the header, or its number from 0",
+        "column of the text (tag: of the words): its name or key, or its number from 0",
         group="common",
     )
     text_pair_column: str | None = setting(None, "column of the second text", group="common")
@@ -55,8 +55,8 @@ class ExampleConfig(ColumnConfig, TaskModuleConfig):
     task: str | None = setting(
         None,
         "classify (one label for a text), pair (one label for two texts), regress (a number), "
-        "multilabel, tag (a label for each word), qa (an answer in a text), choice (one of several "
-        "texts), embed (a vector for a text), or a task of your own",
+        "multilabel (any number of labels), tag (a label for each word), qa (an answer in a text), "
+        "choice (one of several texts), embed (a vector for a text), or a task of your own",
         group="common",
     )
 
@@ -219,7 +219,9 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
         None, "steps between evaluations; default: one epoch", at_least=1
     )
     best_metric: str | None = setting(
-        None, "metric on --eval_file that selects the best checkpoint; default: the task's metric"
+        None,
+        "metric on the evaluation examples that selects the best checkpoint; default: the task's "
+        "metric",
     )
     early_stopping_patience: int | None = setting(
         None, "stop after this many evaluations without improvement of best_metric", at_least=1

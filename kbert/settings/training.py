@@ -13,7 +13,9 @@ from kbert.fields import check_settings, setting
 class TrainingConfig:
     """Settings that pretraining and fine-tuning share: optimizer, devices, checkpoints."""
 
-    weight_decay: float = setting(0.01, "decoupled weight decay (not sgd)", at_least=0)
+    weight_decay: float = setting(
+        0.01, "decoupled weight decay of adamw, lamb and muon", at_least=0
+    )
     clip_norm: float = setting(1.0, "maximum global norm of the gradients", above=0)
     optimizer: str = setting(
         "adamw",
@@ -93,7 +95,8 @@ class TeacherConfig:
         "encoder blocks of the teacher that initialize the student's blocks (if --init_from is the "
         "teacher) and that they are trained to match (--hidden_weight, --attention_weight): a "
         "count of evenly spaced blocks (3 of 6: blocks 2, 4 and 6), or block numbers from 1, such "
-        "as 1,3,6; default: half of the blocks, rounded up, or as many as the student has",
+        "as 1,3,6; default: half of the teacher's blocks, rounded up, or as many as the student "
+        "has",
     )
     temperature: float = setting(
         2.0, "distillation temperature: both models' logits are divided by it", above=0
