@@ -123,8 +123,8 @@ class ServeConfig(TaskModuleConfig):
     max_queue_tokens: int = setting(
         1 << 19,
         "maximum number of tokens of all open requests, counted after tokenizing, in all windows "
-        "and choices; a request with more than half of the tokens that the others leave is "
-        "rejected (RESOURCE_EXHAUSTED, 503)",
+        "and choices; a request with more than half of them is invalid, and one with more than "
+        "half of the tokens that the others leave is rejected (RESOURCE_EXHAUSTED, 503)",
         at_least=1024,
     )
     max_concurrent_requests: int = setting(
