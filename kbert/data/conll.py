@@ -139,7 +139,7 @@ class _Reader:
             has = "has numbers" if self.width > 2 and sum(numbers) > 0.9 * len(numbers) else ""
         if has and (is_ambiguous or not (self.has_word_numbers or self.has_sentence_ids)):
             raise UserError(
-                f"{name} has {self.width} columns, of which the first {has}; a line is "
+                f"{name} has {self.width} columns, of which the first {has}; one line is "
                 f"{' '.join(sentences[-1][-1])[:60]!r}. Name the columns of words and tags, "
                 f"numbered from 0, such as --text_column=1 --label_column=2."
             )

@@ -1,4 +1,4 @@
-"""Defines the examples of all tasks, opens files of examples, and converts some of their records.
+"""Defines the examples of all tasks, opens their files, and converts records of texts and tags.
 
 `kbert.data.records` and `tables` read the formats, `kbert.data.columns` finds the columns, and
 `kbert.tasks.examples` reads whole files.

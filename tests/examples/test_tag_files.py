@@ -139,7 +139,7 @@ def test_ids_of_sentences(read, error_of):
 
 def test_numbers_that_run_on(read, error_of):
     text = "0\tIn\tO\n1\tOslo\tB-LOC\n\n2\tIt\tO\n3\trained\tO\n"
-    message = "t.tsv has 3 columns, of which the first has numbers; a line is '3 rained O'."
+    message = "t.tsv has 3 columns, of which the first has numbers; one line is '3 rained O'."
     assert message in error_of("t.tsv", text, "tag")
     assert sentences(read, "t.tsv", text, text_column="1", label_column="2") == IN_OSLO
 
