@@ -54,6 +54,12 @@ def pytest_testnodedown(node, error):
 
 
 gc.set_threshold(100_000, 50, 1000)  # graphs have many objects, so full collections are slow
+gc.disable()  # the many objects of imports stay, so collections would only take time
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -17,7 +17,7 @@ from scipy import special
 from warm_python import PYTHON
 
 import kbert
-from kbert.compression.distillation_objective import FIXED, DistillationObjective
+from kbert.compression.distillation_objective import FIXED_SETTINGS, DistillationObjective
 from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.model.folder import TASK_FILE
@@ -457,7 +457,7 @@ def test_general_distillation(pretraining, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_no_teacher_comes_into_a_run(pretraining, bert, tmp_path):
-    alone = {k: v for k, v in pretraining.items() if k not in {"teacher", *FIXED}}
+    alone = {k: v for k, v in pretraining.items() if k not in {"teacher", *FIXED_SETTINGS}}
     settings = alone | {"init_from": str(bert), "train_steps": 1, "warmup_steps": 0}
     pretrain(PretrainConfig(**settings), tmp_path / "run")
     with pytest.raises(UserError, match=r"step_\d+ was written without a teacher\. Resume in"):

@@ -187,6 +187,7 @@ def serve(owner, folder):
 
     import short_runs
 
+    gc.disable()  # the many objects of imports stay, so collections would only take time
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # JAX and Python 3.12 warn about forks
         import tensorflow_text  # noqa: F401
@@ -200,6 +201,7 @@ def serve(owner, folder):
             sys.exit("an import has started TensorFlow, which a fork cannot use")
         gc.freeze()  # keeps memory pages shared between forks
         (option, *arguments), environment, place = Server(owner, folder).job()
+    gc.enable()
     os.environ.clear()
     os.environ.update(environment)
     if short_runs.VARIABLE in environment:

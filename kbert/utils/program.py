@@ -1,6 +1,7 @@
 """Runs a program: parses flags, prints errors as one line, hides start-up messages."""
 
 import contextlib
+import gc
 import os
 import pathlib
 import re
@@ -47,9 +48,14 @@ def _quiet_import():
 
 def import_tensorflow() -> ModuleType:
     """Imports tensorflow and tensorflow_text without start-up messages; returns tensorflow."""
-    with _quiet_import():
-        import tensorflow
-        import tensorflow_text  # noqa: F401
+    gc.disable()  # the many objects of an import stay, so collections would only take time
+    try:
+        with _quiet_import():
+            import tensorflow
+            import tensorflow_text  # noqa: F401
+    finally:
+        gc.freeze()
+        gc.enable()
     return tensorflow
 
 
