@@ -42,7 +42,6 @@ class Length(Classification):
     """Whether a text is short or long, learnt from how many words it has."""
 
     name = "length"
-    summary = "short or long"
     method = "length"
     texts = (1, 1)
     endpoint = LengthEndpoint
@@ -137,7 +136,7 @@ def test_a_task_of_an_installed_package(root, registered, monkeypatch):
     monkeypatch.syspath_prepend(root / "site")
     assert not names.all_built_in(None)  # so --method is checked once the tasks are loaded
     kind = registry.get_task("length")
-    assert kind.summary == "short or long" and registry.tasks()["length"] is kind
+    assert kind.method == "length" and registry.tasks()["length"] is kind
     assert registry.task_of_method("length") is kind
 
 

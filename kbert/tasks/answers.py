@@ -1,4 +1,4 @@
-"""Converts the answers of examples to token positions in windows, and logits to answers."""
+"""Converts labeled answers to token positions in windows, and logits to predicted answers."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,16 +19,18 @@ def answer_positions(
 ) -> list[tuple[int, int] | None]:
     """Returns the position of the answer in each window.
 
-    As in run_squad.py, except that the tokens of an answer are located by byte offsets instead of
-    words. Only the first answer of an example is used.
+    This is the method of google-research/bert's run_squad.py, except that the tokens of an answer
+    are located by byte offsets instead of words. Only the first answer of an example is used.
 
     Args:
-        examples: list of QuestionExample. windows: the TokenWindows of these examples.
+        examples: list of QuestionExample.
+        windows: the TokenWindows of these examples.
 
     Returns:
         For each window the positions of the first and the last token of the answer, or None if the
-        example is unlabeled. They are (0, 0), the position of [CLS], if the question is impossible,
-        the window does not contain the whole answer, or the answer has no tokens or no offset.
+        example is unlabeled. Both positions are 0, the position of [CLS], if the question is
+        impossible, the window does not contain the whole answer, or the answer has no tokens or no
+        offset.
     """
     columns = zip(examples, windows.starts.numpy(), windows.ends.numpy(), strict=True)
     answers = [_answer_tokens(*column) for column in columns]
@@ -48,8 +50,8 @@ def answer_positions(
 def _answer_tokens(example, starts, ends):
     """Returns the indices of the first and the last token of the context that overlap the answer.
 
-    Returns (-1, -1) if the question is impossible, or the answer has no tokens (it is white space)
-    or no offset (which only training needs), and None if the example is unlabeled.
+    Returns (-1, -1) if the question is impossible or the answer has no tokens (it is white space)
+    or no offset (evaluation does not require one); None if the example is unlabeled.
     """
     if not example.answers and not example.is_impossible:
         return None
@@ -79,29 +81,30 @@ def best_answers(
 
     Args:
         examples: sequence of QuestionExample.
-        windows: list of TokenWindows, which together contain the windows of all examples in order.
-        outputs: for each window a dict of `start_logits` and `end_logits`, arrays that are at least
-            as long as the window.
+        windows: TokenWindows of consecutive parts of the examples.
+        outputs: for each window a dict of `start_logits` and `end_logits`, (L,) each, where L is at
+            least the length of the window.
         top_k: maximum number of spans in `candidates`.
         max_answer_length: maximum length of an answer in tokens.
         allow_no_answer: whether questions may have no answer, as in SQuAD 2.0.
         null_threshold: with `allow_no_answer`, the answer is "" if `no_answer_score` exceeds the
-            best score by more than this value.
-        allow_overlap: whether `candidates` may overlap, as in Hugging Face's pipeline.
+            score of the best span by more than this value.
+        allow_overlap: whether the spans in `candidates` may overlap, as in Hugging Face's pipeline.
 
     Returns:
         For each example a dict of
             text: str, "" for no answer.
             start, end: int, offsets in characters of the context, end exclusive; None for no
-                answer. byte_start, byte_end: the same in bytes of UTF-8.
+                answer.
+            byte_start, byte_end: the same offsets in bytes of the UTF-8 context.
             score: float, score of the answer (`kbert.tasks.span_ops.span_scores`), or
                 `no_answer_score`.
-            probability: float, softmax of the scores in `candidates`.
+            probability: float, the answer's share in the softmax over the scores of `candidates`.
             no_answer_score: float, the sum of the start and end logits of [CLS], minimum over the
                 windows.
             candidates: list of dicts of text, start, end, byte_start, byte_end, score and
-                probability: the best spans and, with `allow_no_answer`, no answer; best score
-                first.
+                probability, best score first: the best spans and, with `allow_no_answer`, a
+                candidate for no answer.
         Without `allow_no_answer`, the answer is "" only for a context without tokens.
 
     Raises:
@@ -138,12 +141,13 @@ def best_null_threshold(
 ) -> tuple[float, float]:
     """Returns the `null_threshold` with the best F1 on labeled questions, and the F1 in percent.
 
-    As in find_best_thresh of SQuAD 2.0's evaluation script, with two differences: the script
+    This is find_best_thresh of SQuAD 2.0's evaluation script, with two differences: the script
     returns 0 if it is best never to answer, and it can put a threshold between questions with equal
     score differences.
 
     Args:
-        examples: sequence of QuestionExample. answers: results of `best_answers`, in order.
+        examples: labeled examples.
+        answers: results of `best_answers` for the examples.
 
     Raises:
         UserError: there are no examples, or one is unlabeled.
@@ -172,13 +176,15 @@ def best_null_threshold(
 
 
 def _best_spans(scores, starts, ends, top_k, allow_overlap):
-    """Returns (start, end, score) of the best spans, in bytes; best score first.
+    """Returns (byte start, byte end, score) of the best spans of a context, best score first.
 
-    Unless `allow_overlap`, skips spans that overlap a better one. This is NumPy code, five times as
-    fast as eager TensorFlow ops; exported graphs return only the best span, so they do not need it.
+    Unless `allow_overlap` is set, skips spans that overlap a better one. NumPy is five times as
+    fast here as eager TensorFlow ops. Exported graphs return only the best span and do not need
+    this function.
 
     Args:
-        scores: (W, R, A). starts, ends: (W, R).
+        scores: (W, R, A), from `span_scores`.
+        starts, ends: (W, R), from `window_offsets`.
     """
     window, first, more = np.nonzero(scores > -np.inf)
     scores = scores[window, first, more]
@@ -199,7 +205,9 @@ def _candidate(context, places, start, end, score):
     """Returns an element of `candidates`.
 
     Args:
-        context: bytes. places: number of characters before each byte. start, end: in bytes.
+        context: the UTF-8 context, bytes.
+        places: result of `characters_before` for the context.
+        start, end: byte offsets; None for no answer.
     """
     text = context[start:end].decode("utf-8", "replace")
     offsets = {"byte_start": start, "byte_end": end}

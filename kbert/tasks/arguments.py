@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def as_batch(*columns: Any) -> list[list[Any] | None]:
-    """Converts the arguments of a method to lists; single texts become a batch of one.
+    """Converts the arguments of a prediction method to lists; a str becomes a list of one text.
 
     Args:
-        *columns: a str or a list of str each, or None. For choices, each column but the first may
-            have a list of str for each text.
+        *columns: a str, a list of str, or None each. In all columns but the first, an element may
+            also be a list of str, such as the choices for a text.
 
     Raises:
-        UserError: an argument has another type, or the first is a list and another a str.
+        UserError: an argument has another type, or the first is a list and another is a str.
     """
     if isinstance(columns[0], str):
         columns = tuple(column if column is None else [column] for column in columns)
@@ -47,13 +47,15 @@ def as_batch(*columns: Any) -> list[list[Any] | None]:
 
 
 def same_length(texts: Sequence[Any], others: "Others", name: str, of: str = "texts") -> "Others":
-    """Returns `others`.
+    """Checks that `others` is None or as long as `texts`, and returns it.
 
     Args:
-        name: name of `others` in the error message. of: name of `texts` there.
+        texts, others: arguments of a prediction method.
+        name: name of `others` in the error message.
+        of: name of `texts` in the error message.
 
     Raises:
-        UserError: `others` is neither None nor as long as `texts`.
+        UserError: the lengths differ.
     """
     if others is not None and len(others) != len(texts):
         raise UserError(
@@ -63,7 +65,7 @@ def same_length(texts: Sequence[Any], others: "Others", name: str, of: str = "te
 
 
 def check_length(max_seq_length: int, config: "BertConfig") -> None:
-    """Raises UserError unless a length is 5 to `max_position_embeddings` of the config."""
+    """Raises UserError unless `max_seq_length` is 5 to `max_position_embeddings` of the config."""
     if not 5 <= max_seq_length <= config.max_position_embeddings:
         raise UserError(
             f"max_seq_length must be 5 to {config.max_position_embeddings}, the model's "

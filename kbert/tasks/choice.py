@@ -41,7 +41,7 @@ class ChoiceEndpoint(Endpoint):
         self, text: tf.Tensor, choices: tf.Tensor
     ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         B, C = tf.unstack(tf.shape(choices))
-        # Truncated before they are repeated for each choice.
+        # Truncate the texts before they are repeated for each choice, to save memory.
         text_ids = self.token_ids(text)[:, : self.max_seq_length]
         text_ids = tf.gather(text_ids, tf.repeat(tf.range(B), C))
         segments = [text_ids, self.token_ids(tf.reshape(choices, [-1]))]
@@ -80,7 +80,6 @@ class Choice(Task):
     """The task of choosing one of several texts; each is the second segment of its own sequence."""
 
     name = "choice"
-    summary = "one of several texts"
     method: str | None = "choose"
     model_class = BertForMultipleChoice
     endpoint: type[Endpoint] | None = ChoiceEndpoint

@@ -49,7 +49,6 @@ class Classification(TextTask):
     """The task of predicting one of C labels for a text or a pair of texts."""
 
     name = "classify"
-    summary = "one label for a text"
     problem_type: str | None = "single_label_classification"
     endpoint: type[Endpoint] | None = ClassificationEndpoint
     min_labels = 2

@@ -1,4 +1,4 @@
-"""Task embed: a vector for a text, trained on pairs, triplets or pairs with a score."""
+"""The task embed: a vector for a text, trained on pairs, triplets or pairs with a score."""
 
 import collections
 import dataclasses
@@ -34,7 +34,7 @@ _CHUNK = 1 << 22  # similarities to compute at once
 
 
 class EmbedEndpoint(Endpoint):
-    """Embeds a text as a vector, by the `embedding` settings of the config."""
+    """Embeds a text as a vector, as the `embedding` settings of the config specify."""
 
     name = "embed"
     model_class = BertForEmbedding
@@ -62,15 +62,19 @@ class EmbedEndpoint(Endpoint):
 
 
 class Embedding(Task):
-    """A vector for a text; texts with a similar meaning get similar vectors.
+    """The task of embedding texts so that texts with a similar meaning have similar vectors.
+
+    Args:
+        tokenizer, max_seq_length: as for `Task`.
+        label_names: not used.
+        settings: EmbeddingConfig; None for its defaults.
 
     Attributes:
-        settings: how texts are embedded.
-        loss: name of the loss, one of the values of --loss; set by `adapt`.
+        settings: EmbeddingConfig; `adapt` sets it for training.
+        loss: name of the loss, one of the values of --loss; None until `adapt` sets it.
     """
 
     name = "embed"
-    summary = "a vector for a text"
     method: str | None = "embed"
     model_class = BertForEmbedding
     metric = "accuracy@1"
@@ -153,8 +157,8 @@ class Embedding(Task):
                 f"matryoshka_dims must be at most {width}, the size of the embeddings; got "
                 f"{config.matryoshka_dims!r}."
             )
-        judged = examples.get("eval", examples["train"])[0]
-        self.metric: str = type(self).metric if judged.label is None else "spearman"
+        evaluated = examples.get("eval", examples["train"])[0]
+        self.metric: str = type(self).metric if evaluated.label is None else "spearman"
         return {"embedding": self.settings}
 
     def _check_loss(self, examples):
@@ -186,7 +190,7 @@ class Embedding(Task):
         parts = [part.strip() for part in text.split(",")]
         if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
             raise UserError(
-                f"matryoshka_dims must be numbers from 1, such as 256,128,64; got {text!r}."
+                f"matryoshka_dims must be positive integers, such as 256,128,64; got {text!r}."
             )
         return list(map(int, parts))
 
@@ -207,8 +211,8 @@ class Embedding(Task):
             alike = len(example.texts) == len(first.texts)
             if not alike or (example.label is None) != (first.label is None):
                 raise UserError(
-                    f"{example.where}: all examples of a run's file must have the same number of "
-                    f"texts, and all or none a score; {first.where} differs. Train on one kind."
+                    f"{example.where}: all examples of a split must have the same number of texts, "
+                    f"and either all or none must have a score, as {first.where} does."
                 )
         texts = [prompt + text for example in examples for text in example.texts]
         rows = iter(encode_texts(self.tokenizer, texts, None, self.max_seq_length))
@@ -241,7 +245,8 @@ class Embedding(Task):
         dims = self._dims()
         if dims is None:
             return self._losses(vectors, labels, weights)
-        # Kusupati et al. 2022, "Matryoshka Representation Learning" (arXiv:2205.13147): the sum.
+        # The sum over the sizes; Kusupati et al. 2022, "Matryoshka Representation Learning"
+        # (arXiv:2205.13147).
         parts = [embedding_losses.normalized(vectors[..., :size]) for size in dims]
         losses, right = zip(*(self._losses(x, labels, weights) for x in parts), strict=True)
         return tf.add_n(losses), right[int(np.argmax(dims))]
@@ -266,10 +271,9 @@ class Embedding(Task):
         encoded: Encoded,
         outputs: Iterable[dict[str, np.ndarray]],
     ) -> list[dict[str, Any]]:
-        """Returns dicts of `similarity`, the cosine of two texts, and `rank` of the positive.
+        """Returns a dict of `similarity`, the cosine of the first two texts, for each example.
 
-        Only examples without a score have a rank: 1 if, of all texts of the file except the
-        anchors, the positive is the most similar one to the anchor.
+        If the examples have no score, the dicts also have `rank`, the result of `positive_ranks`.
         """
         vectors = np.stack([output["embedding"] for output in outputs])  # (N, T, E)
         values = similarities(vectors[:, 0], vectors[:, 1], "cosine")
@@ -287,7 +291,7 @@ class Embedding(Task):
             cosines = np.array([prediction["similarity"] for prediction in predictions])
             scores = metrics.regression_scores(labels, cosines)
             return {name: scores[name] for name in ("spearman", "pearson")}
-        ranks = collections.defaultdict(dict)  # a positive may occur twice
+        ranks = collections.defaultdict(dict)  # dicts, because an example may occur twice
         for example, prediction in zip(examples, predictions, strict=True):
             ranks[example.texts[0]][example.texts[1]] = prediction["rank"]
         return metrics.ranking_scores([list(of_query.values()) for of_query in ranks.values()])
@@ -315,8 +319,8 @@ def positive_ranks(examples: Sequence[EmbeddingExample], vectors: np.ndarray) ->
         cosines = vectors[begin : begin + rows, 0] @ candidates.T
         for example, row in zip(part, cosines, strict=True):
             own = numbers[example.texts[1]]
-            if (self := numbers.get(example.texts[0], own)) != own:
-                row[self] = -np.inf
+            if (anchor := numbers.get(example.texts[0], own)) != own:
+                row[anchor] = -np.inf
             better = np.count_nonzero(row > row[own]) + np.count_nonzero(row[:own] == row[own])
             ranks.append(1 + int(better))
     return ranks

@@ -1,15 +1,15 @@
 """Losses of sentence encoders: functions of the embeddings of a batch, as in sentence-transformers.
 
-All return float32 tensors (B,): the loss of each example, and whether it is predicted correctly (0
-for losses that predict nothing). Examples of weight 0 pad the batch; no example is compared with
-them.
+Each function returns two float32 tensors (B,): the loss of each example, and 1 if the example is
+predicted correctly, else 0 (always 0 for losses of pairs with a score). Examples of weight 0 pad
+the batch; no example is compared with them.
 
     B examples   T texts per example: anchor, positive, negatives   E width of the embeddings
 """
 
 import tensorflow as tf
 
-# As logit, excludes a candidate.
+# The logit of a candidate that is excluded.
 _NEVER = -1e30
 
 
@@ -19,14 +19,17 @@ def ranking_losses(
     """Returns the losses of `multiple_negatives_ranking`.
 
     The loss is the cross-entropy of the positive among the positives and negatives of all examples,
-    whose logits are the cosines with the anchor times `scale`. A candidate is omitted if it is no
-    negative: it equals the anchor or its positive, or is the positive of an equal anchor. Source:
-    Henderson et al. 2017 (arXiv:1705.00652), section 4.4; for `symmetric`, Radford et al. 2021
-    (arXiv:2103.00020), figure 3: the mean with the cross-entropy of the anchor among all anchors.
+    whose logits are the cosines with the anchor times `scale`. Candidates that are similar to the
+    anchor are excluded: texts that equal the anchor or its positive, and positives of an equal
+    anchor. Source: Henderson et al. 2017 (arXiv:1705.00652), section 4.4.
 
     Args:
-        vectors: (B, T, E) float32. text_ids: (B, T) int32, equal for equal texts.
+        vectors: (B, T, E) float32.
+        text_ids: (B, T) int32, equal for equal texts.
         weights: (B,) float32, 0 for padding.
+        scale: factor of the cosines.
+        symmetric: whether to average this loss and the cross-entropy of the anchor among the
+            anchors of all examples. Source: Radford et al. 2021 (arXiv:2103.00020), figure 3.
     """
     B, T = tf.shape(vectors)[0], vectors.shape[1]
     vectors = normalized(vectors)
@@ -49,12 +52,12 @@ def ranking_losses(
 
 
 def _widened(mask, times):
-    """Appends (B, times * B) False to a mask (B, B)."""
+    """Appends `times` * B columns of False to a mask (B, B)."""
     return tf.concat([mask, *[tf.zeros_like(mask)] * times], axis=1)
 
 
 def _cross_entropy(logits):
-    """Returns the cross-entropy of the diagonal, and whether it has the highest logit."""
+    """Returns the cross-entropy with label i in row i, and 1 if this logit is highest, else 0."""
     labels = tf.range(tf.shape(logits)[0])
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
     right = tf.argmax(logits, axis=1, output_type=tf.int32) == labels
@@ -64,14 +67,17 @@ def _cross_entropy(logits):
 def cosent_losses(
     vectors: tf.Tensor, scores: tf.Tensor, weights: tf.Tensor, scale: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the losses of `cosent`, which are equal: log(1 + sum of exp(scale * (s_i - s_j))).
+    """Returns the losses of `cosent`: for each example log(1 + sum of exp(scale * (s_i - s_j))).
 
-    The sum is over all pairs of examples where example i has the lower score; s are the cosines of
-    their texts. Only the order of the scores counts. Source: Su 2022
+    Here, s_i is the cosine of the two texts of example i. The sum is over all pairs of examples i
+    and j where i has the lower score, so only the order of the scores matters. Source: Su 2022
     (https://kexue.fm/archives/8847), as in sentence-transformers' CoSENTLoss.
 
     Args:
-        vectors: (B, 2, E) float32. scores, weights: (B,) float32.
+        vectors: (B, 2, E) float32.
+        scores: (B,) float32, the labels.
+        weights: (B,) float32, 0 for padding.
+        scale: factor of the cosines.
     """
     logits = scale * _cosines(vectors)
     counts = (weights[:, None] > 0) & (weights > 0) & (scores[:, None] < scores)
@@ -84,21 +90,25 @@ def cosine_losses(vectors: tf.Tensor, scores: tf.Tensor) -> tuple[tf.Tensor, tf.
     """Returns the losses of `cosine_similarity`: the squared error of the cosine.
 
     Args:
-        vectors: (B, 2, E) float32. scores: (B,) float32, in [-1, 1].
+        vectors: (B, 2, E) float32.
+        scores: (B,) float32, in [-1, 1].
     """
     return tf.square(_cosines(vectors) - scores), tf.zeros_like(scores)
 
 
 def triplet_losses(vectors: tf.Tensor, margin: float) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the losses of `triplet`: max(0, |a - p| - |a - n| + margin), the mean over n.
+    """Returns the losses of `triplet`: max(0, |a - p| - |a - n| + margin), averaged over n.
 
-    Source: Schroff et al. 2015 (arXiv:1503.03832), with the Euclidean distance, as in
-    sentence-transformers' TripletLoss, which has one negative.
+    Here, a is the anchor, p the positive, and n runs over the negatives; a prediction is correct if
+    the anchor is closer to the positive than to all negatives. Source: Schroff et al. 2015
+    (arXiv:1503.03832), with the Euclidean distance, as in sentence-transformers' TripletLoss, which
+    has one negative.
 
     Args:
         vectors: (B, T, E) float32, T > 2.
+        margin: see above.
     """
-    # torch's pairwise_distance adds 1e-6 as well; without it, the distance 0 has no derivative.
+    # Like torch's pairwise_distance, add 1e-6: the norm has no derivative at 0.
     distances = tf.norm(vectors[:, :1] - vectors[:, 1:] + 1e-6, axis=-1)  # (B, T - 1)
     gaps = distances[:, :1] - distances[:, 1:]
     right = tf.reduce_all(gaps < 0, axis=1)

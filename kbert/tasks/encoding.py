@@ -21,8 +21,9 @@ class Encoded:
 
     Attributes:
         items: list of EncodedExample, one or more per example.
-        windows: list that maps token positions in the items to the texts, for example of
-            TokenWindows; None if the task's predictions do not need it.
+        windows: list that maps the tokens of the items to the texts: of TokenWindows (qa, and tag
+            for plain text), or of the position of each word's first token (tag for words); None for
+            other tasks.
     """
 
     items: list[EncodedExample]
@@ -35,7 +36,7 @@ def encode_texts(
     text_pairs: Sequence[str] | None,
     max_seq_length: int,
 ) -> list[EncodedExample]:
-    """Encodes texts or text pairs, truncated to `max_seq_length` tokens, without labels."""
+    """Encodes texts, or pairs if `text_pairs` is set, truncated to `max_seq_length` tokens."""
     items = []
     for begin in range(0, len(texts), _TEXTS):
         part = slice(begin, begin + _TEXTS)
@@ -55,7 +56,7 @@ def unpad_batch(features: Mapping[str, tf.Tensor]) -> list[EncodedExample]:
 
 
 def stacked(items: Sequence[EncodedExample], pad_id: int) -> EncodedExample:
-    """Returns one example, (T, L), with the texts of T items, padded to the longest."""
+    """Stacks T items to one, (T, L), for an example with T texts; pads them to the longest."""
     length = max(item.length for item in items)
 
     def stack(name, value):
@@ -73,7 +74,7 @@ def with_labels(
     dtype: "np.typing.DTypeLike",
     weights: "np.typing.ArrayLike" = 1.0,
 ) -> EncodedExample:
-    """Returns a copy of an item with labels and their weights."""
+    """Returns a copy of an item with `labels` of the given dtype, and their loss weights."""
     return dataclasses.replace(
         item,
         labels=np.asarray(labels, dtype),

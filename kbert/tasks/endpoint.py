@@ -1,4 +1,4 @@
-"""The base class of endpoints: a prediction method as a graph from texts to results."""
+"""The base class of endpoints, which build the graph of a prediction method for exports."""
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 
 
 class Endpoint(abc.ABC):
-    """A prediction method as a graph, for exports: `from_texts`, a composition of three steps.
+    """The graph of a prediction method: `from_texts`, which consists of three steps.
 
-    `encode_texts` converts B texts to N rows of ids: a row for each text, window or choice.
-    `from_ids` computes the rows. `decode` converts their outputs to the results of the texts; it is
-    needed only if a text may have several rows. Servers can compute the rows of several requests
-    together, and only as many of one request at a time as its share allows.
+    1. `encode_texts` converts B texts to N rows of ids: one row per text, window or choice.
+    2. `from_ids` runs the model on the rows.
+    3. `decode` combines the outputs of the rows of each text. Only endpoints where a text may have
+       several rows need it.
+
+    A server can therefore combine rows of several requests in a batch, and can limit how many rows
+    of one request are in it.
 
     Args:
         predictor: Predictor for a model of the task's `model_class`; without a task, of this
@@ -34,22 +37,23 @@ class Endpoint(abc.ABC):
         takes_pairs: whether each text has a second text, `text_pair`.
 
     Attributes:
-        name: str. texts: dict of input name -> number of axes; all inputs are strings.
+        name: name of the prediction method.
+        texts: dict of input name -> number of axes; all inputs are strings.
         forward_spec: dict of the outputs of `forward` -> (shape, meaning). The shape has a letter
             per axis: B texts, L tokens, C labels or choices, M masks, V vocabulary, D width,
             E width of embeddings.
         standard_api: standard API of TensorFlow Serving that the endpoint supports: "classify"
             (with `probabilities`), "regress" (with `score`), or None.
-        scored_by_ids: whether examples are scored with `from_ids`, because they consist of words.
-        decisions: function from `logits` (numpy) to the predicted labels of texts, (B, S), or
-            None.
+        scored_by_ids: whether labeled examples are scored with `from_ids`, because their texts are
+            already split into words.
+        decisions: function from the array `logits` to the predicted labels, (B, S), or None.
         output_spec: dict of output name -> description with shape, dtype and meaning.
         padded: dict of output name -> padding value, for outputs padded to the longest row of a
             batch. In the first of these outputs, only padding has this value.
         token_outputs: names of the outputs of `from_ids` with a value for each token, (B, L, ...).
         limits: TextLimits of the graph.
-        compute: function, by default `forward`; may be replaced by a backend of
-            `kbert.inference.backends`.
+        compute: the function that `from_ids` calls to run the model. It is `forward`, unless it is
+            replaced by a function of a backend in `kbert.inference.backends`.
     """
 
     name: str
@@ -104,13 +108,19 @@ class Endpoint(abc.ABC):
     def encode_limited(
         self, **texts: tf.Tensor
     ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-        """Returns the results of `encode_texts`. Raises as `from_texts`."""
+        """Checks that the texts do not exceed `limits`, and returns the results of `encode_texts`.
+
+        Raises:
+            tf.errors.InvalidArgumentError: a text exceeds `limits`.
+        """
         return self.encode_texts(**limited_texts(texts, self.limits))
 
     def encode_texts(self, **texts: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-        """Returns the `ENCODER_FEATURES` of texts, (N, L) int32 each, and tensors for `decode`.
+        """Converts texts to rows of ids.
 
-        If `takes_choices`, the features are (N, 1, L).
+        Returns:
+            dict of the `ENCODER_FEATURES` of N rows, (N, L) int32 each, or (N, 1, L) if
+            `takes_choices`; and a dict of tensors for `decode`.
         """
         return self.encode(**texts), {}
 
@@ -120,18 +130,19 @@ class Endpoint(abc.ABC):
         extra: Mapping[str, tf.Tensor],
         outputs: Mapping[str, tf.Tensor],
     ) -> dict[str, tf.Tensor]:
-        """Returns the results of B texts.
+        """Combines the outputs of N rows to the results of B texts.
 
         Args:
-            texts: the arguments of `encode_texts`. extra: its second result.
-            outputs: the results of `from_ids` for its first result, N rows.
+            texts: the arguments of `encode_texts`.
+            extra: the second result of `encode_texts`.
+            outputs: the results of `from_ids` for the N rows.
         """
         return dict(outputs)
 
     def reference_outputs(
         self, *texts: Sequence[Any], **named_texts: Sequence[Any]
     ) -> dict[str, Any]:
-        """Runs `kbert.Predictor` on lists of str; returns results in the format of `from_texts`."""
+        """Returns the results of `kbert.Predictor` for lists, in the format of `from_texts`."""
         texts = [*texts, *(named_texts[name] for name in self.texts if name in named_texts)]
         predictions = self.predictor.predict(self.task.name, *texts)
         rows = [self.task.to_endpoint_output(prediction) for prediction in predictions]
@@ -139,11 +150,11 @@ class Endpoint(abc.ABC):
         return columns | {n: as_array(columns[n], fill) for n, fill in self.padded.items()}
 
     def from_ids(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Returns the results for the `ENCODER_FEATURES`, (B, L) int32 each."""
+        """Returns the results for the `ENCODER_FEATURES`: (B, L), or (B, C, L) for choices."""
         return self.postprocess(self.compute(features), features)
 
     def forward(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Returns the outputs of the model: a dict of float32 tensors, batch axis first."""
+        """Returns the model outputs in `forward_spec`: a dict of float32 tensors, batch first."""
         outputs = self.model(features, training=False)
         return {name: outputs[name] for name in self.forward_spec}
 
@@ -151,7 +162,7 @@ class Endpoint(abc.ABC):
     def postprocess(
         self, outputs: dict[str, tf.Tensor], features: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        """Converts the outputs of `forward` for features to results."""
+        """Converts the outputs of `forward` for `features` to the results of `from_ids`."""
 
     def encode(
         self,
@@ -159,7 +170,14 @@ class Endpoint(abc.ABC):
         text_pair: tf.Tensor | None = None,
         tokenizer: "BertTokenizer | None" = None,
     ) -> dict[str, tf.Tensor]:
-        """Returns the features of texts, truncated to `max_seq_length`, padded to the longest."""
+        """Returns the features of texts, (B, L) int32 each.
+
+        The sequences are truncated to `max_seq_length` and padded to the longest one.
+
+        Args:
+            text, text_pair: (B,) string.
+            tokenizer: BertTokenizer; None for the endpoint's own.
+        """
         tokenizer = tokenizer or self.tokenizer
         segments = [self.token_ids(x, tokenizer) for x in (text, text_pair) if x is not None]
         return tokenizer.pack(segments, self.max_seq_length, padding="longest")
@@ -167,7 +185,11 @@ class Endpoint(abc.ABC):
     def token_ids(
         self, texts: tf.Tensor, tokenizer: "BertTokenizer | None" = None
     ) -> tf.RaggedTensor:
-        """Returns the WordPiece ids of texts, (B, None) ragged; equal texts are tokenized once."""
+        """Returns the WordPiece ids of texts, (B, None) ragged; equal texts are tokenized once.
+
+        Raises:
+            tf.errors.InvalidArgumentError: a text has more tokens than `limits` allows.
+        """
         distinct, index = tf.unique(tf.convert_to_tensor(texts, tf.string))
         ids = (tokenizer or self.tokenizer).tokenize(distinct)
         return tf.gather(limited_ids(ids, self.limits), index)
@@ -178,7 +200,7 @@ class Endpoint(abc.ABC):
 
 
 def as_array(rows: Sequence[Sequence[Any]], fill: str | int | float) -> np.ndarray:
-    """Converts lists of different lengths to an array padded with `fill`: (B, S) or (B, S, ...)."""
+    """Converts B lists to an array (B, S) or (B, S, ...), where `fill` pads the shorter lists."""
     width = max(map(len, rows), default=0)
     empty = np.full(np.shape(next((row[0] for row in rows if row), fill)), fill).tolist()
     return np.array([[*row, *[empty] * (width - len(row))] for row in rows])

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
     Examples: TypeAlias = Sequence[Any]
 
-_MIN_EXAMPLES = 10  # there are no warnings about smaller files
+_MIN_EXAMPLES = 10  # splits with fewer examples are not checked
 
 
 def content_warnings(examples: "Examples", name: str) -> list[str]:
     """Returns warnings about the texts and labels of a split, one line each.
 
     Args:
-        examples: labeled examples. There are warnings only about TextExamples.
+        examples: labeled examples; only TextExamples are checked.
         name: name of the source in the warnings.
     """
     if len(examples) < _MIN_EXAMPLES or not isinstance(examples[0], TextExample):
@@ -50,10 +50,11 @@ def content_warnings(examples: "Examples", name: str) -> list[str]:
 
 
 def overlap_warning(train: "Examples", others: "Examples", name: str) -> str | None:
-    """Returns a warning about examples whose texts are in the training data, or None.
+    """Returns a warning if examples of another split are in the training data, else None.
 
     Args:
-        train, others: labeled examples of a task. There are warnings only about TextExamples.
+        train: labeled training examples; only TextExamples are checked.
+        others: labeled examples of the other split.
         name: name of `others` in the warning.
     """
     if not isinstance(train[0], TextExample):

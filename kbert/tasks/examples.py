@@ -1,4 +1,4 @@
-"""Reads the examples of a task from files, Hugging Face data sets or TFDS."""
+"""Reads the examples of a task from files, folders of Hugging Face `datasets`, or TFDS."""
 
 import os
 import types
@@ -55,20 +55,22 @@ def read_examples(
     Prints notes on the file, for example if a header was inferred from the rows below it.
 
     Args:
-        path: file, plain or compressed; folder of Hugging Face `datasets`, FOLDER or FOLDER:SPLIT;
-            several files or globs, comma-separated; `tfds:NAME` or `tfds:NAME:SPLIT`.
+        path: a plain or compressed file; FOLDER or FOLDER:SPLIT of Hugging Face `datasets`;
+            `tfds:NAME` or `tfds:NAME:SPLIT`; or several files or globs, comma-separated.
         task: "classify", "pair", "regress", "multilabel", "tag", "qa", "choice", "embed", or a
             registered task.
         text_column, text_pair_column, label_column: name of a column or key, or number of a
             column, from 0; None: inferred from names and values.
-        label_columns: for multilabel, the columns of 0 and 1, each named after its label.
-        choice_columns: for choice, the columns of the choices.
-        first_choice: for choice, the number of the first choice in numeric labels, "0" or "1";
-            "auto": inferred from all labels.
+        label_columns: for multilabel, the columns of 0 and 1, each named after its label, as a
+            sequence or comma-separated; None: inferred.
+        choice_columns: for choice, the columns of the choices, as a sequence or comma-separated;
+            None: inferred.
+        first_choice: for choice, the label of the first choice if labels are numbers: "0", "1", or
+            "auto", which infers it from all labels.
         header: whether tables have a header row: "auto", "yes" or "no".
-        label_names: names of all labels in the order of the label ids, as a sequence,
-            comma-separated, or a file with one name per line. Labels that are ids are replaced by
-            their names.
+        label_names: names of all labels in the order of their ids: a sequence, a comma-separated
+            string, or the path of a file with one name per line. Labels that are ids are replaced
+            by their names.
         skip_bad_lines: whether to skip and count invalid examples instead of raising.
 
     Returns:
@@ -79,8 +81,8 @@ def read_examples(
         qa: `id`, `question`, `context`, `is_impossible`, and `answers`, each with `text` and
         `start`, the offset in characters of the context.
         choice: `text`, `choices`, a tuple of str, and `label`, the index of the correct choice.
-        embed: `texts`, a tuple of str: the anchor, the positive and negatives; and `label`, a score
-        or None.
+        embed: `texts`, a tuple of str (the anchor, the positive and any negatives), and `label`, a
+        score or None.
 
     Raises:
         UserError: an argument is invalid, a file cannot be read or has no examples, its header or
@@ -121,20 +123,20 @@ def read_split(
     labeled: bool = True,
     report: Callable[[str], None] = print,
 ) -> "Examples":
-    """Reads the examples of a single split; see `SplitReader`."""
+    """Reads the examples of one source; see `SplitReader`."""
     return SplitReader(config, labeled, report).read(source)
 
 
 class SplitReader:
     """Reads the examples of the splits of a run.
 
-    If a later file has the same columns as the first one, it is read in the same way, even if its
-    content would not suffice to identify its columns.
+    A later file with the same columns as the first one is read in the same way, even if its content
+    alone would not show which columns to read.
 
     Args:
         config: ExampleConfig, or an object with its fields.
         labeled: whether to read labels; if False, they may be missing.
-        report: called with lines about columns, skipped examples and suspicious content.
+        report: called with notes and warnings, for example about columns and skipped examples.
     """
 
     def __init__(
@@ -152,10 +154,9 @@ class SplitReader:
         """Returns the examples of a source.
 
         Args:
-            source: paths and globs as for `kbert.data.records.source_files`, `tfds:NAME` or
-                `tfds:NAME:SPLIT`, or a name in `SAMPLES`: "sample:authors_train" and
-                "sample:authors_eval" are paragraphs and their authors (task classify, label_column
-                author).
+            source: the argument `path` of `read_examples`, or a name in `SAMPLES`:
+                "sample:authors_train" and "sample:authors_eval" contain paragraphs and their
+                authors (task classify, label_column author).
 
         Returns:
             List of TextExample (tasks classify, pair, regress, multilabel), TagExample (tag),

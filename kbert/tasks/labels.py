@@ -1,4 +1,4 @@
-"""Label names, from the data or the user, and checks that examples have known labels."""
+"""Label names from the examples or from the user, and checks that examples have known labels."""
 
 import collections
 import dataclasses
@@ -35,15 +35,18 @@ def _sort_key(name):
 
 
 def label_names(examples: "Iterable[TextExample | TagExample]") -> tuple[str, ...]:
-    """Returns the names of all labels in examples: first numbers by value, then text, sorted."""
+    """Returns the names of all labels in examples: numbers by value, then others by code point."""
     return tuple(
         sorted({name for example in examples for name in _labels_of(example)}, key=_sort_key)
     )
 
 
 def label_numbers(names: Sequence[str]) -> dict[str, int]:
-    """Returns a dict of label name -> id; if no name is a number, also of "0", "1", ... -> id."""
-    # In a model, the label 1 may have the name "1.0".
+    """Returns a dict of label name -> id, which also has other forms of the names.
+
+    These are the names as `normalize_label` returns them (in a model, the label 1 may have the name
+    "1.0") and, if no name is a number, the ids as text: "0", "1", ...
+    """
     numbers = {normalize_label(name): i for i, name in enumerate(names)}
     if not any(re.fullmatch(r"[0-9]+", name) for name in numbers):
         numbers |= {str(i): i for i in range(len(names))}
@@ -72,7 +75,7 @@ def label_frequencies_text(
 ) -> str:
     """Returns the count and the percentage of each of `all_label_names`, as text.
 
-    Percentages are of the examples or, if each word has a label, of the words.
+    The percentages refer to the number of examples or, for TagExamples, of words.
     """
     numbers = label_numbers(names)
     labels = [_labels_of(example) for example in examples]
@@ -99,14 +102,17 @@ def keep_known_labels(
     report: Callable[[str], None],
     unknown: str | None = None,
 ) -> "list[Example]":
-    """Returns the examples whose labels are all names or ids; converts tags to the names' scheme.
+    """Returns the examples whose labels are all known: a label name, or its id as text.
+
+    Tags are converted to the tag scheme of the label names.
 
     Args:
-        examples: list of labeled examples. names: tuple of str.
+        examples: labeled examples, at least one.
+        names: the label names, in the order of their ids.
         skip_bad_lines: whether to skip examples with unknown labels instead of raising.
-        report: called with a line about the number of examples with unknown labels.
-        unknown: the setting `unknown_labels` for these examples, or None. With "wrong", all
-            examples are returned.
+        report: called with a line about the examples with unknown labels, if there are any.
+        unknown: the setting `unknown_labels`; None for training examples. With "wrong", examples
+            with unknown labels are kept, whatever `skip_bad_lines` is.
 
     Raises:
         UserError: a label is unknown (the message names the file and the line), or all examples
@@ -156,9 +162,10 @@ def ids_to_names(examples: "Sequence[Example]", names: Sequence[str]) -> "list[E
 
 
 def check_no_numbers(examples: "Iterable[TextExample | TagExample]", names: Sequence[str]) -> None:
-    """Raises UserError if an example has an id as its label.
+    """Raises UserError if an example has an id instead of a label name.
 
-    The names must come from the training data, so their order is not the order of such ids.
+    This check is for names that were collected from the training data: their sorted order need not
+    be the order of the ids.
     """
     numbers = label_numbers(names).keys() - set(map(normalize_label, names))
     for example in examples:
@@ -171,12 +178,11 @@ def check_no_numbers(examples: "Iterable[TextExample | TagExample]", names: Sequ
 
 
 def label_conflicts(config: "BertConfig", task: "Task") -> "dict[str, tuple[Any, Any]]":
-    """Returns the fields of a BertConfig that differ from `Task.config_fields`.
-
-    Fields that are None in the config are skipped.
+    """Returns the fields where a BertConfig differs from the `config_fields` of a task.
 
     Returns:
-        dict of name -> (value in the config, value of the task).
+        dict of name -> (value in the config, value of the task), without fields that are None in
+        the config.
     """
     pairs = {name: (getattr(config, name), value) for name, value in task.config_fields().items()}
     return {name: pair for name, pair in pairs.items() if pair[0] not in (None, pair[1])}
@@ -185,9 +191,11 @@ def label_conflicts(config: "BertConfig", task: "Task") -> "dict[str, tuple[Any,
 def check_all_present(
     examples: "Iterable[TextExample | TagExample]", names: Sequence[str], what: str
 ) -> None:
-    """Raises UserError if a label has no example, because the model could not learn it.
+    """Raises UserError if a label has no example, because the model could not learn the label.
 
     Args:
+        examples: training examples with known labels.
+        names: the label names.
         what: name of the examples in the message.
     """
     numbers = label_numbers(names)
@@ -201,6 +209,6 @@ def check_all_present(
 
 
 def names_text(names: Iterable[str]) -> str:
-    """Returns names as text; of more than 20, the first 20 and the total number."""
+    """Returns comma-separated names; if there are more than 20, the first 20 and the total."""
     names = list(names)
     return ", ".join(names[:20]) + (f", ... ({len(names)} in all)" if len(names) > 20 else "")

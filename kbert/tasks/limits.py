@@ -1,4 +1,4 @@
-"""Checks, inside a graph, that texts do not exceed the limits of an export."""
+"""Checks in the graph of an export that the texts of a request do not exceed its limits."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -8,16 +8,22 @@ import tensorflow as tf
 if TYPE_CHECKING:
     from kbert.settings import TextLimits
 
-BYTES_PER_TOKEN = 16  # longest texts in bytes, checked before the work of tokenizing
+# Bytes that a text may have for each token of `max_text_tokens`. This is checked before tokenizing,
+# because tokenizing a very long text would take long.
+BYTES_PER_TOKEN = 16
 
 
 def limited(
     tensor: tf.Tensor, size: tf.Tensor, what: str, limits: "TextLimits | None", name: str
 ) -> tf.Tensor:
-    """Returns a tensor that is available only if a size does not exceed a limit.
+    """Returns `tensor`, and adds a check to the graph that `size` does not exceed a limit.
 
     Args:
-        size: () int. what: what the size counts. limits: None: no limit. name: a field of limits.
+        tensor: any tensor; the check runs before it is used.
+        size: () int, the size to check.
+        what: beginning of the error message, such as "a text has more tokens".
+        limits: TextLimits; None for no check.
+        name: name of the field of `limits` with the maximum.
 
     Raises:
         tf.errors.InvalidArgumentError: (when the graph runs) the size exceeds the limit.
@@ -34,7 +40,11 @@ def limited(
 def limited_texts(
     texts: Mapping[str, tf.Tensor], limits: "TextLimits | None"
 ) -> dict[str, tf.Tensor]:
-    """Returns the text inputs, (B,) or (B, C), if no text and no number of choices is too large.
+    """Returns texts, and adds checks of their lengths in bytes and of the number of choices.
+
+    Args:
+        texts: dict of input name -> string tensor, (B,), or (B, C) for choices.
+        limits: TextLimits; None for no checks.
 
     Raises:
         tf.errors.InvalidArgumentError: (when the graph runs) a limit is exceeded.
@@ -54,11 +64,11 @@ def limited_texts(
 
 
 def limited_ids(ids: tf.RaggedTensor, limits: "TextLimits | None") -> tf.RaggedTensor:
-    """Returns the ids of texts, (B, None) ragged, if no text has too many tokens."""
+    """Returns the ids of texts, (B, None) ragged, and adds a check of the number of tokens."""
     size, what = longest(ids.row_lengths()), "a text has more tokens"
     return ids.with_flat_values(limited(ids.flat_values, size, what, limits, "max_text_tokens"))
 
 
 def longest(lengths: tf.Tensor) -> tf.Tensor:
-    """Returns the maximum of lengths of any shape, () int32; 0 if there are none."""
+    """Returns the maximum of a tensor of lengths, () int32; 0 if the tensor is empty."""
     return tf.reduce_max(tf.concat([tf.reshape(tf.cast(lengths, tf.int32), [-1]), [0]], axis=0))

@@ -4,10 +4,11 @@ import tensorflow as tf
 
 
 def choice_losses(logits: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the cross-entropy of logits, and 1 where the argmax is correct, else 0.
+    """Returns the cross-entropy in nats, and 1 where the argmax is the label, else 0.
 
     Args:
-        logits: (..., C) float32. labels: (...) int.
+        logits: (..., C) float32.
+        labels: (...) int.
 
     Returns:
         Two (...) float32 tensors.
@@ -18,14 +19,15 @@ def choice_losses(logits: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.T
 
 
 def soft_losses(logits: tf.Tensor, teacher_logits: tf.Tensor, temperature: float) -> tf.Tensor:
-    """Returns the divergence from a teacher: T^2 KL(teacher || student), (...) float32, in nats.
+    """Returns the distillation losses T^2 KL(teacher || student), (...) float32, in nats.
 
-    Both distributions are softened by the temperature T. The factor T^2 keeps gradients as large as
-    with hard labels (Hinton et al. 2015, arXiv:1503.02531, section 2). The paper uses the
-    cross-entropy, which differs by the teacher's entropy and has the same gradients.
+    The logits of both models are divided by the temperature T. The factor T^2 keeps the gradients
+    as large as with hard labels (Hinton et al. 2015, arXiv:1503.02531, section 2). The paper uses
+    the cross-entropy, which differs by the teacher's entropy and has the same gradients.
 
     Args:
         logits, teacher_logits: (..., C) float32.
+        temperature: T.
     """
     student, teacher = (tf.nn.log_softmax(x / temperature) for x in (logits, teacher_logits))
     return temperature**2 * tf.reduce_sum(tf.exp(teacher) * (teacher - student), axis=-1)

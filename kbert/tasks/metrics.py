@@ -1,7 +1,7 @@
 """Metrics of the tasks, as dicts of name -> float; see `kbert.tasks.squad` for qa.
 
-All are in [0, 1], except correlations and errors. A ratio of 0 / 0, such as the precision of a
-class that is never predicted, counts as 0.
+All metrics are in [0, 1], except correlations, errors and the support. A ratio of 0 / 0, such as
+the precision of a class that is never predicted, counts as 0.
 """
 
 import dataclasses
@@ -26,11 +26,13 @@ def classification_scores(
     as in `classification_report_text` and in scikit-learn's multilabel metrics.
 
     Args:
-        labels, predictions: (N,) int, class ids. C: number of classes.
+        labels, predictions: (N,) int, class ids.
+        C: number of classes.
 
     Returns:
-        dict of accuracy, f1_weighted, f1_macro, precision_macro, recall_macro and matthews
-        (in [-1, 1]); with two classes also f1, of class 1.
+        dict of accuracy, f1_weighted, f1_macro, precision_macro, recall_macro and matthews (in
+        [-1, 1]; 0 if labels and predictions are all the same class). With two classes also f1, the
+        F1 of class 1.
     """
     from sklearn.metrics import matthews_corrcoef, precision_recall_fscore_support
 
@@ -59,7 +61,8 @@ def classification_report_text(
     """Returns scikit-learn's table of all classes, including classes that do not occur.
 
     Args:
-        labels, predictions: (N,) int, class ids. names: names of the C classes.
+        labels, predictions: (N,) int, class ids.
+        names: names of the C classes.
     """
     return _report(labels, predictions, labels=range(len(names)), target_names=list(names))
 
@@ -77,8 +80,8 @@ def regression_scores(targets: "ArrayLike", predictions: "ArrayLike") -> dict[st
         targets, predictions: (N,) float.
 
     Returns:
-        dict of pearson and spearman (in [-1, 1]; 0 where they are undefined, such as for constant
-        input or a single example), mse and mae.
+        dict of pearson and spearman (in [-1, 1]; 0 if undefined, for example for constant input or
+        a single example), mse and mae.
     """
     from scipy import stats
 
@@ -104,14 +107,15 @@ def _correlation(measure, a, b):
 
 
 def ranking_scores(ranks: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Returns the usual metrics of retrieval, as means over the queries.
+    """Returns metrics of retrieval, as means over the queries.
 
     Args:
-        ranks: for each query the ranks of all relevant texts, from 1.
+        ranks: for each query the ranks of its relevant texts, at least one, counted from 1.
 
     Returns:
         dict of accuracy@1, whether a relevant text ranks first; mrr@10, the reciprocal of the best
-        rank; recall@10, the fraction of the relevant texts; and ndcg@10.
+        rank, or 0 if it is above 10; recall@10, the fraction of the relevant texts with a rank of
+        at most 10; and ndcg@10.
     """
     at, rows = 10, [np.sort(np.array(row)) for row in ranks]
     gains = 1 / np.log2(np.arange(2, at + 2))
@@ -170,9 +174,9 @@ def entity_scores(
     """Returns entity metrics; an entity is correct if its type, start and end are correct.
 
     Args:
-        tags, predictions: lists of lists of str, of equal lengths.
+        tags, predictions: a list of str, the tags of the words, for each sentence.
         label_names: all tags of the model, which determine the tag scheme (see
-            `kbert.data.tag_schemes`); if empty, `tags` and `predictions` do.
+            `kbert.data.tag_schemes`); if empty, `tags` and `predictions` determine it.
 
     Returns:
         dict of entity_f1, entity_precision, entity_recall (over all entities, as in conlleval and
@@ -226,7 +230,7 @@ def entity_report_text(
 
 
 def _scheme(tags, predictions, label_names):
-    """Returns the TagScheme of the label names (or else of the tags), extended to all tags."""
+    """Returns the TagScheme of the label names, or else of the tags, extended to all tags."""
     seen = {tag for rows in (tags, predictions) for row in rows for tag in row}
     scheme = tag_scheme(label_names or seen)
     others = tag_scheme(seen.difference(label_names) | {"O"})

@@ -47,7 +47,6 @@ class MultiLabel(TextTask):
     """The task of predicting any number of C labels: all with a probability above 1/2."""
 
     name = "multilabel"
-    summary = "any number of labels for a text"
     metric = "f1_micro"
     problem_type: str | None = "multi_label_classification"
     endpoint: type[Endpoint] | None = MultiLabelEndpoint
@@ -63,6 +62,9 @@ class MultiLabel(TextTask):
         cls, examples: list[TextExample], note: Callable[[str], object]
     ) -> list[TextExample]:
         """Converts multi-hot lists, with 0 or 1 for each label, to lists of the ids with 1.
+
+        The lists of a file are multi-hot if one of them contains a value twice, or if they are
+        exactly [0, 1] and [1, 0]. Other examples are returned unchanged.
 
         Raises:
             UserError: only some examples have multi-hot lists, or these lists differ in length.
@@ -97,7 +99,7 @@ class MultiLabel(TextTask):
     def targets(self, examples: Sequence[TextExample]) -> np.ndarray:
         """Returns an (N, C) float32 array with 1 for the labels of each example, else 0.
 
-        C includes the labels of the examples that are not in `label_names`.
+        The C columns are `label_names`, followed by other labels that the examples have.
         """
         numbers = all_label_numbers(examples, self.label_names)
         names = all_label_names(examples, self.label_names)

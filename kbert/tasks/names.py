@@ -39,7 +39,8 @@ def check_method(method: str | None, methods: Iterable[str]) -> None:
     """Checks the name of a prediction method; None is accepted.
 
     Args:
-        method: value of --method. methods: the known names.
+        method: value of --method.
+        methods: the known names.
 
     Raises:
         UserError: the name is unknown.

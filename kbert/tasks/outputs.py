@@ -1,4 +1,4 @@
-"""Computes probabilities, embeddings, similarities and masked-token logits from model outputs."""
+"""Functions that compute probabilities, embeddings, similarities and the logits of [MASK]."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kbert.model.models import BertForEmbedding, BertForMaskedLM, BertModel
     from kbert.tokenizer.tokenizer import BertTokenizer
 
-MAX_MASKS = 16  # maximum number of [MASK] tokens in a text
+MAX_MASKS = 16  # maximum number of [MASK] tokens that are predicted in a text
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -25,7 +25,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def embeddings(
     model: "BertForEmbedding | BertModel", features: Mapping[str, tf.Tensor]
 ) -> dict[str, tf.Tensor]:
-    """Returns a dict of pooling -> embeddings of texts before normalization, (B, E) float32."""
+    """Returns the embeddings of texts before normalization: dict of pooling -> (B, E) float32."""
     head = getattr(model, "embedding", None) or EmbeddingHead(model.config)
     x = getattr(model, "bert", model)(features, training=False)["last_hidden_state"]
     mask = features["attention_mask"]
@@ -53,7 +53,9 @@ def similarity_matrix(vectors: np.ndarray, others: np.ndarray, kind: str) -> np.
     """Returns the similarities of all pairs of embeddings, (Q, M).
 
     Args:
-        vectors: (Q, E). others: (M, E). kind: as for `similarities`.
+        vectors: (Q, E).
+        others: (M, E).
+        kind: as for `similarities`.
     """
     if kind in ("euclidean", "manhattan"):
         return np.stack([similarities(vector[None], others, kind) for vector in vectors])
@@ -63,7 +65,7 @@ def similarity_matrix(vectors: np.ndarray, others: np.ndarray, kind: str) -> np.
 
 
 def l2_normalize(vectors: np.ndarray) -> np.ndarray:
-    """Scales vectors, (N, E), to length 1."""
+    """Scales vectors, (N, E), to length 1; zeros stay zeros."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 

@@ -14,7 +14,6 @@ class PairClassification(Classification):
     """The task of predicting one of C labels for two texts."""
 
     name = "pair"
-    summary = "one label for two texts"
     takes_pairs = True
     roles: TextRoles = TextRoles(texts=(2, 2))
 
@@ -22,9 +21,10 @@ class PairClassification(Classification):
     def standardize_examples(
         cls, examples: list[TextExample], note: Callable[[str], object]
     ) -> list[TextExample]:
-        """Drops NLI examples with the label "-" or -1, which means that annotators disagreed.
+        """Drops examples of natural language inference without a gold label: "-" or -1.
 
-        The labels must be entailment, neutral, contradiction and "-", or 0, 1, 2 and -1.
+        Examples are dropped only if there are no labels other than entailment, neutral,
+        contradiction and "-" (in any case), or if the labels are exactly 0, 1, 2 and -1.
         """
         labels = {str(example.label).lower() for example in examples}
         missing = "-1" if labels == _NUMBERS else "-"

@@ -54,7 +54,7 @@ class AnswerEndpoint(Endpoint):
         "answer": "(B,) string, a span of the context; empty: no answer",
         "start": "(B,) int32, byte offset of the answer in the UTF-8 context; -1: no answer",
         "end": "(B,) int32, byte offset of the end of the answer, exclusive; -1: no answer",
-        "score": "(B,) float32, start plus end logit of the answer; no answer: no_answer_score",
+        "score": "(B,) float32, start logit plus end logit of the answer, or no_answer_score",
         "no_answer_score": "(B,) float32, start plus end logit of [CLS], minimum over the windows",
     }
 
@@ -63,8 +63,9 @@ class AnswerEndpoint(Endpoint):
         longest = self.task.max_query_length
         if longest + 4 > self.max_seq_length:
             raise UserError(
-                f"questions of {longest} tokens, as in fine-tuning, leave no room for a context: "
-                f"max_seq_length must be at least {longest + 4}; got {self.max_seq_length}."
+                f"questions of max_query_length = {longest} tokens, as in fine-tuning, leave no "
+                f"room for a context: max_seq_length must be at least {longest + 4}; got "
+                f"{self.max_seq_length}."
             )
 
     def encode_texts(
@@ -102,7 +103,7 @@ class AnswerEndpoint(Endpoint):
 
 
 class QuestionAnswering(Task):
-    """The task of finding the span of a context that answers a question, or no answer.
+    """The task of finding the span of a context that answers a question.
 
     Args:
         tokenizer, max_seq_length: as for `Task`.
@@ -111,11 +112,11 @@ class QuestionAnswering(Task):
         max_answer_length, allow_no_answer, null_threshold: see `kbert.tasks.answers.best_answers`.
 
     Attributes:
-        top_k: maximum number of candidates, which may overlap; None for 20 that do not overlap.
+        top_k: maximum number of candidates, which may overlap; None for at most 20 candidates that
+            do not overlap.
     """
 
     name = "qa"
-    summary = "an answer in a text"
     method: str | None = "answer"
     model_class = BertForQuestionAnswering
     metric = "f1"
@@ -345,10 +346,11 @@ class QuestionAnswering(Task):
     def find_threshold(
         self, examples: Sequence[QuestionExample], predictions: Sequence[dict[str, Any]]
     ) -> None:
-        """Sets `null_threshold` to the value with the best F1 on examples.
+        """Sets `null_threshold` to the value with the best F1 on the examples.
 
         Args:
-            examples: labeled examples. predictions: results of `predictions` for them.
+            examples: labeled examples.
+            predictions: results of `predictions` for the examples.
 
         Raises:
             UserError: there are no examples, or one is unlabeled.

@@ -1,4 +1,4 @@
-"""The registry of tasks, and `task.json`, which stores the task of a model folder."""
+"""The registry of tasks, and `task.json`, the file with the task of a model and its settings."""
 
 import dataclasses
 import importlib
@@ -94,7 +94,7 @@ def tasks() -> dict[str, type[Task]]:
     """Returns all built-in, installed and registered tasks: dict of name -> subclass of Task.
 
     Raises:
-        UserError: an installed task cannot be loaded.
+        UserError: an installed task cannot be loaded or registered.
     """
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         if point.name not in _registered:
@@ -123,7 +123,8 @@ def method_of_heads(parts: Iterable[str], config: "BertConfig") -> str:
     """Returns the default method of `kbert.Predictor` for a model without `task.json`.
 
     Args:
-        parts: names of the parts of the model, such as the head "mlm". config: its BertConfig.
+        parts: names of the model's parts, such as the head "mlm".
+        config: BertConfig of the model.
     """
     if config.embedding:
         return "embed"
@@ -133,7 +134,11 @@ def method_of_heads(parts: Iterable[str], config: "BertConfig") -> str:
 
 
 def text_task_name(task: Task | type[Task], takes_pairs: bool) -> str:
-    """Returns the name of a task with the endpoint of `task` and `takes_pairs`, else of `task`."""
+    """Returns the name of the task for single texts or for pairs that has the endpoint of `task`.
+
+    For example, this is "pair" for classify with `takes_pairs`. If there is no such task, returns
+    the name of `task`.
+    """
     kinds = [kind for kind in tasks().values() if kind.endpoint is task.endpoint]
     return next((kind.name for kind in kinds if kind.takes_pairs == takes_pairs), task.name)
 
@@ -147,11 +152,14 @@ def make_task(
     """Creates the task of a FinetuneConfig.
 
     Args:
-        config: FinetuneConfig, or an object with the fields that tasks need. If it has a teacher,
-            the fields that the task adds to FinetuneConfig are read from the teacher's `task.json`.
+        config: FinetuneConfig, or a DistillConfig. For distillation, the settings that the task
+            adds to FinetuneConfig are read from the teacher's `task.json`.
         tokenizer: BertTokenizer.
-        label_names: tuple of str, for tasks with label names.
-        allow_no_answer: whether questions may have no answer, for qa.
+        label_names: tuple of str for tasks with label names, else None.
+        allow_no_answer: for qa, whether questions may have no answer.
+
+    Raises:
+        UserError: the task is unknown, or the teacher's `task.json` is invalid.
     """
     kind = get_task(config.task)
     teacher = getattr(config, "teacher", None) if kind.own_fields() else None
@@ -162,18 +170,21 @@ def make_task(
 
 
 def _set_own_settings(task, values):
-    """Sets the attributes of a task's `own_fields` to `values`, or else to the defaults."""
+    """Sets the attributes of a task that `own_fields` names to `values`, or else to defaults."""
     for name, field in task.own_fields().items():
         setattr(task, name, values.get(name, field.default))
     return task
 
 
 def with_task_defaults(config: "FinetuneConfig") -> "FinetuneConfig":
-    """Imports --task_module; returns the config with the task's `max_seq_length` if it has none.
+    """Imports `task_module`, checks the task, and sets a missing `max_seq_length` to its default.
+
+    Returns:
+        A copy of the config.
 
     Raises:
         UserError: the module cannot be loaded, the task is missing or unknown, or a setting is for
-            another task.
+            other tasks.
     """
     load_task_module(config.task_module)
     kind = get_task(config.task)
@@ -195,9 +206,10 @@ def write_task_settings(
     """Writes `task.json`, which `read_task_settings` reads, to a model folder.
 
     Args:
-        folder: an existing folder. task: Task.
-        takes_pairs: whether the examples had a second text; tasks with `takes_pairs` always write
-            true.
+        folder: path of an existing folder.
+        task: Task of the model.
+        takes_pairs: whether the training examples have a second text. If the task has
+            `takes_pairs`, the file says so in any case.
     """
     settings = {"task": task.name, "max_seq_length": task.max_seq_length}
     settings["takes_pairs"] = takes_pairs or task.takes_pairs
@@ -242,7 +254,8 @@ def task_from_settings(
     """Creates the task of a model folder.
 
     Args:
-        settings: result of `read_task_settings`. tokenizer: BertTokenizer of the model.
+        settings: result of `read_task_settings`.
+        tokenizer: BertTokenizer of the model.
         config: BertConfig of the model.
     """
     kind = get_task(settings["task"])

@@ -29,7 +29,7 @@ class RegressionEndpoint(Endpoint):
         if self.model.config.num_labels > 1:
             self.forward_spec: dict[str, tuple[str, str]] = {"logits": ("BC", "the numbers")}
             self.output_spec: dict[str, str] = {"scores": "(B, C) float32, the numbers"}
-            self.standard_api: str | None = None  # the API supports one number
+            self.standard_api: str | None = None  # the Regress API returns one number per text
 
     def postprocess(
         self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
@@ -39,10 +39,9 @@ class RegressionEndpoint(Endpoint):
 
 
 class Regression(TextTask):
-    """The task of predicting a number for a text or a pair of texts; the loss is squared error."""
+    """The task of predicting a number for a text or a pair of texts, with the squared error."""
 
     name = "regress"
-    summary = "a number"
     metric = "spearman"
     lower_is_better: tuple[str, ...] = ("mse", "mae")
     problem_type: str | None = "regression"

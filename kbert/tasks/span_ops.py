@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 class TokenWindows:
     """W windows over the tokens of B texts, each with at most R tokens of its text.
 
+    All tensors are int32 unless stated otherwise.
+
     Attributes:
         features: features of all windows, (W, L) each.
         owner: (W,) index of the window's text.
         first: (W, 1) position in the window of its first text token.
         token: (W, R) indices of the window's text tokens among all T tokens of the batch.
         inside: (W, R) bool, whether the window has such a token; if not, `token` is 0.
-        begin: (W,) index in the text of the window's first text token.
+        begin: (W,) index of the window's first text token among the tokens of its text.
         ids, starts, ends: (B, None) ragged, the tokens of the texts and their byte offsets.
     """
 
@@ -69,10 +71,11 @@ class TokenWindows:
     def padded(
         self, outputs: Iterator[dict[str, np.ndarray]], names: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        """Takes the outputs of all windows from an iterator, and pads them to (W, L, ...) arrays.
+        """Takes the outputs of all W windows from an iterator, and pads them to (W, L, ...) arrays.
 
         Args:
-            outputs: iterator over a dict of arrays for each window, whose first axis is the tokens.
+            outputs: iterator that yields a dict of arrays for each window; the first axis of the
+                arrays is the tokens.
             names: names of the outputs to return.
         """
         rows = list(itertools.islice(outputs, len(self.owner)))
@@ -94,7 +97,11 @@ def text_windows(
 ) -> TokenWindows:
     """Splits texts into windows that overlap by half: [CLS] tokens [SEP].
 
-    limits: see `kbert.tasks.limits`.
+    Args:
+        texts: (B,) string.
+        tokenizer: BertTokenizer.
+        max_seq_length: maximum length of a window in tokens.
+        limits: see `kbert.tasks.limits`.
     """
     texts = tf.convert_to_tensor(texts, tf.string)
     columns = tokenizer.tokenize_with_offsets(texts)
@@ -134,15 +141,15 @@ def question_windows(
 ) -> TokenWindows:
     """Splits contexts into windows with their questions: [CLS] question [SEP] tokens [SEP].
 
-    As in google-research/bert's run_squad.py (convert_examples_to_features), except that a context
-    without tokens, which run_squad.py drops, has one window.
+    Source: convert_examples_to_features in google-research/bert's run_squad.py, except that a
+    context without tokens, which run_squad.py drops, has one window.
 
     Args:
         question_ids, columns: results of `tokenize_questions`.
         max_seq_length: maximum length of a window in tokens; at least 4 more than the longest
             question.
-        doc_stride: tokens between the starts of two windows. It is limited to the number of context
-            tokens per window, so that no token is skipped.
+        doc_stride: number of tokens between the starts of two windows; at most the number of
+            context tokens per window is used, so that no token is skipped.
         limits: see `kbert.tasks.limits`.
     """
     room = max_seq_length - tf.cast(question_ids.row_lengths(), tf.int32) - 3
@@ -183,9 +190,13 @@ def in_parts(
     """Applies a function to rows in small batches, because a text may have thousands of windows.
 
     Args:
-        function: maps a dict of features (N, ...) to a dict of tensors (N, ...); their shapes
-            depend only on the features' shapes.
-        features: (W, ...) each. rows: rows per call.
+        function: maps a dict of features (N, ...) to a dict of tensors (N, ...); except for N, the
+            shapes of the results must be the same in all calls.
+        features: (W, ...) each.
+        rows: number of rows per call.
+
+    Returns:
+        dict of the results for all rows, (W, ...) each.
     """
     if not tf.executing_eagerly():  # in a graph: trace the function once for its two calls
         function = tf.function(function, autograph=False)
@@ -223,14 +234,17 @@ def tagged_spans(
     """Returns the spans of texts, (B, S) each; see `output_spec` of `kbert.tasks.tag.TagEndpoint`.
 
     Args:
-        texts: (B,) string. windows: result of `text_windows`. probabilities: (W, L, C) float32.
+        texts: (B,) string.
+        windows: result of `text_windows` for the texts.
+        probabilities: (W, L, C) float32.
         roles: (role, type) of each of the C labels; see `kbert.data.tag_schemes.TagScheme`.
+        tokenizer: BertTokenizer.
     """
     ids, starts, ends = (x.flat_values for x in (windows.ids, windows.starts, windows.ends))
     text = tf.cast(windows.ids.value_rowids(), tf.int32)  # text of each of the T tokens
     shares = _of_tokens(windows, probabilities)  # (T, C)
 
-    # Words: each consists of a WordPiece that starts a word and the continuations after it.
+    # A word is a WordPiece that starts a word, and the continuation WordPieces after it.
     starts_word = tf.constant([not word.startswith(CONTINUATION) for word in tokenizer.vocab])
     new_text = tf.concat([[True], text[1:] != text[:-1]], axis=0)[: tf.size(text)]
     first = tf.where(tf.gather(starts_word, ids) | new_text)[:, 0]
@@ -239,7 +253,7 @@ def tagged_spans(
     score = tf.reduce_max(tf.gather(shares, first), axis=-1)
     text = tf.gather(text, first)
 
-    # Spans: the words of an entity (see TagScheme.spans), or single words.
+    # A span is the words of an entity (see TagScheme.spans), or a single word.
     kinds = sorted({type for _, type in roles})
     kind = tf.gather(tf.constant([kinds.index(type) for _, type in roles]), best)
     counts, begins, ends_here = (
@@ -274,9 +288,10 @@ def tagged_spans(
 
 
 def _of_tokens(windows, values):
-    """Returns a value for each token, (T, C), from values (W, L, C) of the overlapping windows.
+    """Returns the values of each token, (T, C), given the values (W, L, C) in each window.
 
-    The last window that contains the token wins, unless the token is in its first quarter.
+    If several windows contain a token, the last one is used in which the token is not in the first
+    quarter.
     """
     W, R = tf.shape(windows.token)[0], tf.shape(windows.token)[1]
     room = tf.shape(values)[1] - 2
@@ -301,8 +316,8 @@ def span_scores(
     function scores all spans.
 
     Args:
-        windows: result of `question_windows`. logits: dict of `start_logits` and `end_logits`,
-            (W, L) each.
+        windows: result of `question_windows`.
+        logits: dict of `start_logits` and `end_logits`, (W, L) each.
         max_answer_length: A, maximum length of a span in tokens.
 
     Returns:
@@ -327,11 +342,12 @@ def best_spans(windows: TokenWindows, scores: tf.Tensor) -> tuple[tf.Tensor, tf.
     """Returns the span with the highest score in each context; of equal ones, the first.
 
     Args:
-        windows: result of `question_windows`. scores: (W, R, A), from `span_scores`.
+        windows: result of `question_windows`.
+        scores: (W, R, A), the first result of `span_scores`.
 
     Returns:
-        start, end: (B,) int32 offsets in bytes of the context. score: (B,) float64, -inf if the
-        context has no tokens.
+        start, end: (B,) int32, byte offsets in the UTF-8 context, end exclusive.
+        score: (B,) float64, -inf if the context has no tokens.
     """
     W, R, A = (tf.shape(scores)[axis] for axis in range(3))
     # Without tokens, R is 0 and the maximum of an empty axis would fail.
@@ -350,18 +366,19 @@ def best_spans(windows: TokenWindows, scores: tf.Tensor) -> tuple[tf.Tensor, tf.
 
 
 def window_offsets(windows: TokenWindows) -> Iterator[tf.Tensor]:
-    """Yields starts and ends of the tokens, (W, R) each, in bytes; 0 if there is no token."""
+    """Yields the byte starts, then the byte ends of the tokens, (W, R); 0 if there is no token."""
     for offsets in (windows.starts, windows.ends):
         flat = tf.concat([offsets.flat_values, [0]], axis=0)  # there may be no tokens
         yield tf.where(windows.inside, tf.gather(flat, windows.token), 0)
 
 
 def has_maximum_context(windows: TokenWindows) -> tf.Tensor:
-    """Returns whether a window has the most context for a token, (W, R) bool.
+    """Returns whether each window has the most context for each of its tokens, (W, R) bool.
 
-    The context is the number of tokens to the left or to the right, whichever is smaller, plus
-    1/100 of the window's length in tokens. Of several windows with the same context, the first one
-    wins (run_squad.py, _check_is_max_context).
+    The context of a token is the number of context tokens to its left or to its right in the
+    window, whichever is smaller, plus 1/100 of the number of context tokens in the window. Of
+    several windows with the same value, the first one wins. Source: _check_is_max_context in
+    google-research/bert's run_squad.py.
     """
     W, R = tf.shape(windows.token)[0], tf.shape(windows.token)[1]
     count = tf.reduce_sum(tf.cast(windows.inside, tf.int32), axis=1, keepdims=True)

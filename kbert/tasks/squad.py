@@ -23,18 +23,20 @@ def squad_scores(
 ) -> dict[str, float]:
     """Returns exact match and F1 in percent.
 
-    The two scripts differ in two cases. A question without a prediction scores 0, as in 1.1 (2.0
-    skips it). A correct answer that consists only of articles and punctuation, such as "The", is
-    ignored, as in 2.0 (in 1.1, predicting it gives an exact match, but an F1 of 0).
+    The scripts of SQuAD 1.1 and 2.0 differ in two cases. Here, a question without a prediction
+    scores 0, as in 1.1 (2.0 skips it). A correct answer that consists only of articles and
+    punctuation, such as "The", is ignored, as in 2.0 (in 1.1, predicting it gives an exact match,
+    but an F1 of 0).
 
     Args:
-        examples: sequence of QuestionExample, each with answers or impossible.
-        predictions: dict of id -> text, "" for no answer; other ids are ignored.
+        examples: labeled QuestionExamples.
+        predictions: dict of question id -> answer text, "" for no answer; ids of other questions
+            are ignored.
 
     Returns:
-        dict of exact_match and f1, float. If any question is impossible, also HasAns_exact and
-        HasAns_f1, float, and HasAns_total, int: the scores and the number of the questions with an
-        answer, if there are any; and NoAns_exact, NoAns_f1 and NoAns_total for those without.
+        dict of exact_match and f1, float. If a question is impossible, also NoAns_exact and
+        NoAns_f1, float, and NoAns_total, int: the scores and the number of the impossible
+        questions; and the same with HasAns for the questions with an answer, if there are any.
 
     Raises:
         UserError: there are no examples, or one is unlabeled.
@@ -57,7 +59,7 @@ def squad_scores(
 
 
 def answer_scores(example: "QuestionExample", text: str) -> tuple[float, float]:
-    """Returns a text's best exact match and best F1 over the correct answers, in [0, 1].
+    """Returns an answer's best exact match and best F1 over the correct answers, in [0, 1].
 
     Raises:
         UserError: the example is unlabeled.

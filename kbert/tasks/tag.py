@@ -45,11 +45,11 @@ class TagEndpoint(Endpoint):
         "logits": ("BLC", "one per token and label; the softmax gives the probabilities")
     }
     output_spec: dict[str, str] = {
-        "label": "(B, S) string, the labels of the spans in text order; padded with empty strings",
+        "label": "(B, S) string, the labels of the spans, in text order; padded with empty strings",
         "text": "(B, S) string, the texts of the spans; padded with empty strings",
         "start": "(B, S) int32, byte offset of each span in the UTF-8 text; padded with -1",
         "end": "(B, S) int32, byte offset of the end of each span, exclusive; padded with -1",
-        "score": "(B, S) float32, mean probability of the words' labels in a span; padded with 0",
+        "score": "(B, S) float32, mean probability of the labels of a span's words; padded with 0",
         "count": "(B,) int32, the number of spans",
     }
     padded: dict[str, str | int | float] = {
@@ -82,19 +82,20 @@ class TagEndpoint(Endpoint):
 
 
 class Tagging(Task):
-    """The task of tagging words, with entities in a scheme of `kbert.data.tag_schemes` or others.
+    """The task of predicting the tag of each word.
 
-    The tag of a word is predicted at its first WordPiece. A word that BERT's tokenizer splits at
+    The tags mark entities in a scheme of `kbert.data.tag_schemes`, or are any other labels. The tag
+    of a word is predicted at its first WordPiece. A word that BERT's tokenizer splits at
     punctuation, such as "U.S.", is trained as several words with the same tag (B-X first, then
     I-X), so that the model can also tag plain text, which is not split into words.
 
     Attributes:
         scheme: TagScheme of the label names; None if they mark no entities.
-        roles: list of (role, type), one per label; without a scheme, ("S", label name).
+        roles: list of (role, type), one per label, as in `TagScheme.roles`; without a scheme, ("S",
+            label name).
     """
 
     name = "tag"
-    summary = "a label for each word"
     method: str | None = "tag"
     model_class = BertForTokenClassification
     endpoint: type[Endpoint] | None = TagEndpoint
@@ -166,7 +167,7 @@ class Tagging(Task):
         self, examples: Sequence[TagExample], class_weights: np.ndarray | None = None
     ) -> Encoded:
         rows = self._pieces([word for example in examples for word in example.words])
-        items, words = [], []  # words: for each example, the first WordPiece's position by word
+        items, words = [], []  # words: for each example, the position of each word's first token
         for example in examples:
             item, begins = self._item([next(rows) for _ in example.words])
             if example.tags is not None:
@@ -199,7 +200,7 @@ class Tagging(Task):
     def _targets(self, item, begins, tags):
         """Returns labels, dtype and weights of an item's tokens, for `with_labels`."""
         numbers = label_numbers(self.label_names)
-        unknown = len(numbers)  # id for unknown labels, in files that are only scored
+        unknown = len(numbers)  # for labels that the model does not have, in evaluation
         labels, weights = np.zeros(item.length, np.int32), np.zeros(item.length, np.float32)
         ends = [*begins[1:], item.length - 1]
         for begin, end, tag in zip(begins, ends, tags, strict=True):
@@ -238,7 +239,7 @@ class Tagging(Task):
     def text_windows(self, texts: Sequence[str]) -> Encoded:
         """Encodes plain texts; long texts are split into windows that overlap by half.
 
-        In the result, `windows` is a list of TokenWindows, one for every `_TEXTS` texts.
+        In the result, `windows` is a list of TokenWindows, one for every 256 texts.
         """
         items, parts = [], []
         for begin in range(0, len(texts), _TEXTS):
@@ -254,7 +255,8 @@ class Tagging(Task):
         """Returns the spans of texts; see `kbert.Predictor.tag`.
 
         Args:
-            texts: list of str. encoded: result of `text_windows` for them.
+            texts: list of str.
+            encoded: result of `text_windows` for the texts.
             outputs: results of a BatchRunner for `encoded.items`, in order.
         """
         results, outputs = [], iter(outputs)
@@ -270,7 +272,11 @@ class Tagging(Task):
 
 
 def _spans_of(text, *columns):
-    """Returns a dict for each span of a text. *columns: labels, byte starts, byte ends, scores."""
+    """Returns a dict for each span of a text.
+
+    Args:
+        *columns: labels (bytes), byte starts, byte ends and scores, a value of each per span.
+    """
     places = characters_before(text.encode()).tolist()
     spans = []
     for label, byte_start, byte_end, score in zip(*columns, strict=True):

@@ -73,34 +73,36 @@ class Task(abc.ABC):
             texts are truncated or split into windows.
 
     Attributes:
-        name: name in --task and in `task.json`. summary: the prediction, in a few words.
+        name: name in --task and in `task.json`.
         method: name of the prediction method in --method and in `kbert.Predictor`.
-        model_class: class in `kbert.model`. problem_type: value of this field of BertConfig.
-        metric: default of the metric that selects the best checkpoint.
+        model_class: class in `kbert.model`.
+        problem_type: value of the field `problem_type` of BertConfig.
+        metric: name of the metric that selects the best checkpoint by default.
         lower_is_better: names of the metrics whose lowest value is the best.
-        output_names: names of the model outputs from which predictions are made.
+        output_names: names of the model outputs that `predictions` requires.
         endpoint: subclass of Endpoint for exports; None if models of the task cannot be exported.
         max_seq_length: see above; the class attribute is the default.
         min_labels: minimum number of label names; 0 if the labels have no names.
         is_classification: whether an example has one of C classes, so that class weights apply.
         takes_pairs: whether every example has a second text.
         reads_windows: whether `encode` splits long texts into windows instead of truncating them.
-        texts: minimum and maximum number of texts per prediction; None for no maximum.
+        texts: minimum and maximum number of texts per prediction; a maximum of None means that
+            there is none.
         example_fields: fields of an example that are the arguments of the method.
-        unlabeled_task: name of the task whose `reader` reads the input files of `kbert.predict`;
-            None for this task.
-        own_settings: dict of the task's own settings in `task.json` -> check, such as `BOOL`.
+        unlabeled_task: name of another task whose `reader` reads the input files of
+            `kbert.predict`; None if this task's `reader` reads them.
+        own_settings: names of the settings that only this task has in `task.json` -> checks, such
+            as `BOOL`.
         config_class: FinetuneConfig, or a subclass whose additional `setting`s are flags of
             `kbert.finetune`, keys of `task.json` and attributes of the task.
-        call_options: names of the attributes that a call of the method may set.
-        flags: names of the settings of FinetuneConfig that are only for this task.
+        call_options: names of the attributes that `kbert.Predictor.predict` can set for one call.
+        flags: names of the settings of FinetuneConfig that are an error with other tasks.
         compares_examples: whether the loss of an example depends on the other examples of the
-            global batch. Then `losses` takes the label weights as third argument.
+            global batch. If so, `losses` takes the label weights as a third argument.
         final_format: format of the folders `best` and `final`; see `kbert.utils.formats.FORMATS`.
     """
 
     name: str = ""
-    summary: str = ""
     method: str | None = None
     model_class: "type[PretrainedModel]" = BertForSequenceClassification
     metric: str = "accuracy"
@@ -142,7 +144,7 @@ class Task(abc.ABC):
 
     @classmethod
     def default_max_seq_length(cls, init_from: str | None) -> int:
-        """Returns the default of `max_seq_length` for training from a folder of weights."""
+        """Returns the default `max_seq_length` for training that starts from `init_from`."""
         return cls.max_seq_length
 
     @classmethod
@@ -153,18 +155,19 @@ class Task(abc.ABC):
         label_names: tuple[str, ...] | None = None,
         allow_no_answer: bool = False,
     ) -> "Self":
-        """Creates the task of a FinetuneConfig; see `kbert.tasks.registry.make_task`."""
+        """Creates the task from a FinetuneConfig; see `kbert.tasks.registry.make_task`."""
         return cls(tokenizer, label_names, config.max_seq_length or cls.max_seq_length)
 
     @classmethod
     def from_settings(
         cls, settings: dict[str, Any], tokenizer: "BertTokenizer", config: "BertConfig"
     ) -> "Self":
-        """Creates the task.
+        """Creates the task from the content of `task.json`.
 
         Args:
-            settings: values of `max_seq_length` and of `own_settings` from `task.json`.
-            tokenizer: BertTokenizer of the model. config: BertConfig of the model.
+            settings: dict of `max_seq_length` and of the `own_settings` in `task.json`.
+            tokenizer: BertTokenizer of the model.
+            config: BertConfig of the model.
         """
         names = config.label_names or tuple(str(i) for i in range(config.num_labels))
         return cls(tokenizer, names, settings["max_seq_length"])
@@ -177,22 +180,28 @@ class Task(abc.ABC):
         """Returns the records of a source, and a function from (where, record) to an example.
 
         Args:
-            source: a file, a folder of Hugging Face `datasets` or `tfds:NAME`.
-            config: names and numbers of the columns to read.
+            source: path of a file, FOLDER or FOLDER:SPLIT of Hugging Face `datasets`, `tfds:NAME`
+                or `tfds:NAME:SPLIT`.
+            config: which columns to read, and how.
             labeled: whether to read labels; if False, they may be missing.
 
         Raises:
-            UserError: the source cannot be read, or its columns are missing or ambiguous. The
-                function raises BadExample for an invalid record.
+            UserError: the source cannot be read, or its columns are missing or ambiguous.
+            BadExample: (raised by the returned function) the record is invalid.
         """
 
     @classmethod
     def standardize_examples(cls, examples: list[Any], note: Callable[[str], object]) -> list[Any]:
-        """Converts the labels of a file's examples to the form that the task requires.
+        """Returns a file's examples with their labels converted to the task's format.
+
+        Examples without a valid label may be dropped.
 
         Args:
-            examples: labeled examples.
-            note: called with text about the labels of the file.
+            examples: the labeled examples of a file.
+            note: called with messages about the labels.
+
+        Raises:
+            UserError: the labels have different formats.
         """
         return examples
 
@@ -200,37 +209,38 @@ class Task(abc.ABC):
     def checked_for_training(
         cls, examples: list[Any], skip_bad_lines: bool, report: Callable[[str], object]
     ) -> list[Any]:
-        """Returns the examples whose labels can be learned; evaluation needs no such check.
+        """Returns the examples whose labels can be learned; evaluation does not need this check.
 
         Args:
             examples: labeled examples.
             skip_bad_lines: whether to skip examples that cannot be learned, instead of raising.
-            report: called with a line about examples that were skipped or corrected.
+            report: called with lines about the examples that were skipped or corrected.
 
         Raises:
-            UserError: a label cannot be learned; the message names the file and the line.
+            UserError: a label cannot be learned (the message names the file and the line), or all
+                examples were skipped.
         """
         return examples
 
     @classmethod
     @abc.abstractmethod
     def examples(cls, *texts: Sequence[Any]) -> list[Any]:
-        """Returns unlabeled examples.
+        """Converts the arguments of the prediction method to unlabeled examples.
 
         Args:
-            *texts: arguments of the method, lists of equal length. Optional ones may be None.
+            *texts: lists of equal length; optional ones may be None.
 
         Raises:
-            UserError: the lists differ in length.
+            UserError: the lists differ in length, or an element is invalid.
         """
 
     @classmethod
     def split_groups(cls, examples: Sequence[Any]) -> tuple[list[Any], list[Any] | None]:
-        """Returns the `classes` and `groups` of examples for `kbert.data.splits.split_keys`."""
+        """Returns the arguments `classes` and `groups` of `kbert.data.splits.split_keys`."""
         return rarest_labels(examples) if cls.min_labels else [None] * len(examples), None
 
     def label_summary(self, examples: Sequence[Any]) -> str:
-        """Returns the distribution of the examples' labels as text, or "" without label names."""
+        """Returns the distribution of the labels as text; "" if the task has no label names."""
         return label_frequencies_text(examples, self.label_names) if self.label_names else ""
 
     def notes(self, examples: Sequence[Any]) -> list[str]:
@@ -238,7 +248,12 @@ class Task(abc.ABC):
         return []
 
     def predict(self, predictor: "Predictor", *texts: Sequence[Any]) -> list[Any]:
-        """Returns the results of the task's method. *texts: as for `examples`."""
+        """Returns the results of the prediction method, one per example.
+
+        Args:
+            predictor: Predictor of the model.
+            *texts: as for `examples`.
+        """
         return predictor.predictions(self, self.examples(*texts))
 
     @staticmethod
@@ -248,7 +263,7 @@ class Task(abc.ABC):
 
     @staticmethod
     def from_endpoint_output(output: dict[str, Any]) -> dict[str, Any]:
-        """Converts an endpoint's output for one example to a prediction for `scores`."""
+        """Converts an endpoint's output for one example to a dict that `scores` accepts."""
         return output
 
     @staticmethod
@@ -261,18 +276,19 @@ class Task(abc.ABC):
 
         Args:
             base: config of the model to train.
-            examples: dict of "train", "eval" and "test" -> examples.
+            examples: dict of "train" and, if there are such examples, "eval" and "test" -> labeled
+                examples.
 
         Returns:
-            fields of BertConfig to change, besides `config_fields`.
+            dict of the fields of BertConfig to change, in addition to `config_fields`.
 
         Raises:
-            UserError: the examples do not fit the settings.
+            UserError: the examples and the settings are not compatible.
         """
         return {}
 
     def config_fields(self) -> dict[str, Any]:
-        """Returns the fields of BertConfig that the task sets."""
+        """Returns the fields of BertConfig that the task sets: dict of name -> value."""
         names = self.label_names
         return {
             "num_labels": len(names) if names else 1,
@@ -285,7 +301,9 @@ class Task(abc.ABC):
         """Encodes examples, with their labels if they have any.
 
         Args:
-            class_weights: loss weight of each class, (C,), or None.
+            examples: at least one example; either all or none have labels.
+            class_weights: loss weight of each class, (C,), or None. Only tasks with
+                `is_classification` use it.
         """
 
     def losses(
@@ -294,11 +312,13 @@ class Task(abc.ABC):
         """Returns the losses, and whether the predictions are correct.
 
         Args:
-            outputs: outputs of the model. labels: `labels` of the items, with a batch axis.
+            outputs: outputs of the model.
+            labels: the `labels` of the batch; see `kbert.data.bucketed_batches.EncodedExample`.
 
         Returns:
             Two float32 tensors with the shape of the batch's `label_weights`: (B,), or (B, L) for
-            tags. The second is 1 for a correct prediction and else 0; for numbers, always 0.
+            tags. The second is 1 for a correct prediction, else 0; it is always 0 if the labels are
+            numbers.
         """
         return choice_losses(outputs["logits"], labels)
 
@@ -312,14 +332,14 @@ class Task(abc.ABC):
 
         Args:
             outputs, teacher_outputs: outputs of the model and of its teacher.
-            temperature: divisor of the logits; see `kbert.tasks.losses.soft_losses`.
+            temperature: divisor of both models' logits; see `kbert.tasks.losses.soft_losses`.
         """
         return soft_losses(outputs["logits"], teacher_outputs["logits"], temperature)
 
     def pick(
         self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        """Selects the model outputs from which predictions are made."""
+        """Returns the model outputs in `output_names`; `features` are the inputs of the model."""
         return {name: outputs[name] for name in self.output_names}
 
     @abc.abstractmethod
@@ -329,7 +349,8 @@ class Task(abc.ABC):
         """Converts model outputs to predictions; returns a dict for each example.
 
         Args:
-            examples, encoded: the examples, and the result of `encode` for them.
+            examples: the examples.
+            encoded: result of `encode` for the examples.
             outputs: results of a BatchRunner for `encoded.items`, in order.
         """
 
@@ -337,8 +358,8 @@ class Task(abc.ABC):
     def scores(
         self, examples: Sequence[Any], predictions: Sequence[dict[str, Any]]
     ) -> dict[str, Any]:
-        """Returns the metrics for labeled examples: dict of name -> float, or a nested dict."""
+        """Returns the metrics for labeled examples: dict of name -> number or dict of metrics."""
 
     def report(self, examples: Sequence[Any], predictions: Sequence[dict[str, Any]]) -> str:
-        """Returns a table of the metrics as text, or ""."""
+        """Returns a table of the metrics as text; "" if the task has no such table."""
         return ""

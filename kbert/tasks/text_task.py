@@ -1,4 +1,4 @@
-"""The base class of the tasks that predict labels of a text or a pair of texts."""
+"""The base class of the tasks that predict labels or a number for a text or a pair of texts."""
 
 import abc
 import functools
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class TextTask(Task):
-    """Base class of the tasks that predict classes or a number for a text or a pair of texts.
+    """Base class of classify, pair, regress and multilabel.
 
     Attributes:
         roles: number of texts and kind of label that the task reads from files.
@@ -32,17 +32,22 @@ class TextTask(Task):
     @staticmethod
     @abc.abstractmethod
     def label(value: object, where: str) -> str | float | tuple[str, ...]:
-        """Converts a table cell or a JSON value to a label; `where` is its file and line.
+        """Converts a value of the label column to a label.
+
+        Args:
+            value: a table cell or a JSON value.
+            where: file and line of the value, for messages.
 
         Raises:
-            BadExample: the value is not a label of the task.
+            BadExample: the value is not a valid label.
         """
 
     @classmethod
     def reader(
         cls, source: str, config: "ColumnConfig", labeled: bool
     ) -> "tuple[Records, Callable[[str, Record], TextExample]]":
-        records = open_records(source, cls.name, lambda row: False)  # see find_text_columns
+        # `find_text_columns` decides whether a table has a header.
+        records = open_records(source, cls.name, lambda row: False)
         columns = find_text_columns(records, config, labeled, cls.roles)
         return records, functools.partial(text_example, columns, cls.label)
 
@@ -59,7 +64,7 @@ class TextTask(Task):
 
     @abc.abstractmethod
     def targets(self, examples: Sequence[TextExample]) -> np.ndarray:
-        """Returns the labels of examples as an array: (N,), or (N, C) for several per example."""
+        """Returns the labels of N examples as an array: (N,), or (N, C) for multilabel."""
 
     def encode(
         self, examples: Sequence[TextExample], class_weights: np.ndarray | None = None
