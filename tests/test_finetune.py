@@ -392,7 +392,7 @@ def test_bad_settings_end_before_the_first_step(settings, tmp_path, changes, mes
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": None}, r"--task is missing: one of classify, pair"),
+        ({"task": None}, r"--task is missing: classify \(one label for a text\), pair"),
         ({"init_from": None}, r"--init_from is missing"),
         ({"train_file": None}, r"--train_file is missing"),
         (

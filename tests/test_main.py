@@ -37,9 +37,17 @@ def test_the_command_runs_programs():
     assert done.returncode == 2 and done.stderr.startswith("error: --model is missing")
 
 
-def test_the_help_of_distill_lists_the_flags_that_it_requires():
-    required = run_kbert("distill", "--help").stdout.split("Required:")[1].split("Common:")[0]
-    assert re.findall(r"--(\w+)=", required) == ["teacher", "train_file"]
+@pytest.mark.parametrize(
+    ("program", "flags"),
+    [
+        ("finetune", ["task", "init_from", "train_file"]),
+        ("distill", ["teacher", "train_file"]),
+        ("evaluate", ["model", "eval_file"]),
+    ],
+)
+def test_the_help_lists_the_flags_that_a_program_requires(program, flags):
+    required = run_kbert(program, "--help").stdout.split("Required:")[1].split("Common:")[0]
+    assert sorted(re.findall(r"--(\w+)=", required)) == sorted(flags)
 
 
 MISTAKES = {
@@ -48,7 +56,7 @@ MISTAKES = {
     "pretrain --input=/no/such.txt": "no file matches '/no/such.txt'",
     "prepare --input=/no/such.txt --vocab_file=x": "no file matches '/no/such.txt'",
     "learn_vocab --input=/no/such.txt": "no file matches '/no/such.txt'",
-    "finetune --init_from=. --train_file=x": "--task is missing: one of classify, pair",
+    "finetune --init_from=. --train_file=x": "--task is missing: classify (one label for a text)",
     "finetune --task=klassify --init_from=. --train_file=x": "task must be one of classify, pair",
     "finetune --task=qa --init_from=/no/such --train_file=x": "there is no folder /no/such",
     "finetune --task=qa --init_from=. --train_file=/no/such": "cannot read /no/such",

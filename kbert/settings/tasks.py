@@ -7,6 +7,12 @@ from kbert.errors import UserError
 from kbert.fields import check_settings, setting
 from kbert.settings.training import TeacherConfig, TrainingConfig
 
+_TASKS = (
+    "classify (one label for a text), pair (one label for two texts), regress (a number), "
+    "multilabel (any number of labels), tag (a label for each word), qa (an answer in a text), "
+    "choice (one of several texts), embed (a vector for a text), or a task of your own"
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskModuleConfig:
@@ -52,13 +58,7 @@ class ColumnConfig:
 class ExampleConfig(ColumnConfig, TaskModuleConfig):
     """The task of labeled examples, and how their files are read."""
 
-    task: str | None = setting(
-        None,
-        "classify (one label for a text), pair (one label for two texts), regress (a number), "
-        "multilabel (any number of labels), tag (a label for each word), qa (an answer in a text), "
-        "choice (one of several texts), embed (a vector for a text), or a task of your own",
-        group="common",
-    )
+    task: str | None = setting(None, f"{_TASKS}; default: the model's task", group="common")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -80,6 +80,7 @@ class ScoreConfig(ExampleConfig):
 class FinetuneConfig(TrainingConfig, ScoreConfig):
     """Settings of `kbert.finetune`; each is a flag."""
 
+    task: str | None = setting(None, _TASKS, group="required")
     init_from: str | None = setting(
         None,
         "weights to start from: RUN/pretrain/final, a folder in the format of "
@@ -264,6 +265,7 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
 class DistillConfig(FinetuneConfig, TeacherConfig):
     """Settings of `kbert.distill`; each is a flag."""
 
+    task: str | None = setting(None, f"{_TASKS}; default: the teacher's task", group="common")
     teacher: str | None = setting(
         None, "fine-tuned model to learn from, such as RUN/finetuning/best", group="required"
     )
