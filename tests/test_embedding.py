@@ -101,7 +101,7 @@ def test_what_cannot_keep_a_dense_layer(tmp_path):
     assert ModelFolder(tmp_path / "bare").config.embedding is None
     encoder.save_pretrained(tmp_path / "native")
     write_vocab([*SPECIAL_TOKENS, *WORDS], tmp_path / "native/vocab.txt")
-    with pytest.raises(UserError, match=r"has no embedding, which BertForEmbedding needs"):
+    with pytest.raises(UserError, match=r"has no embedding, which BertForEmbedding requires"):
         Predictor.from_pretrained(tmp_path / "native", backend="keras").embed(["a cat"])
 
 

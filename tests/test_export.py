@@ -373,14 +373,16 @@ def test_the_program(folders, tmp_path):
     assert "serving_default: text (B), text_pair (B) string" in text
     assert text.endswith(f"--model_name=bert --model_base_path={target.parent}")
     assert (target / "saved_model.pb").exists()
-    with pytest.raises(UserError, match=r"exists and is not empty\. Use the next version's folder"):
+    with pytest.raises(
+        UserError, match=r"exists and is not empty\. Use the folder of the next version"
+    ):
         export(folders["pair"], target)
 
 
 def test_an_export_that_answers_otherwise_is_not_written(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(
         saved_model,
-        "answers_alone",
+        "outputs_in_new_process",
         lambda *_: [{n: [] for n in ("label", "score", "probabilities")}],
     )
     with pytest.raises(

@@ -94,7 +94,7 @@ def test_scores_of_openvino(kind, quantize, folders, tmp_path):
     pytest.importorskip("openvino")
     file = folders["files"][kind]
     method = saved_model.load_endpoint(folders[kind])
-    labeled = comparison.Labeled(method, file, None)
+    labeled = comparison.ExportComparison(method, file, None)
     openvino_ir.save_openvino(method, tmp_path, quantize)
     lines = labeled.with_openvino(tmp_path, quantize or "float32")
     rows = rows_of(tmp_path)
@@ -117,7 +117,7 @@ def test_scores_of_openvino(kind, quantize, folders, tmp_path):
 def test_tags_of_a_saved_model_are_asked_by_ids(folders, tmp_path):
     """Since they are scored by the word."""
     method, file = saved_model.load_endpoint(folders["tags"]), folders["files"]["tags"]
-    labeled = comparison.Labeled(method, file, None)
+    labeled = comparison.ExportComparison(method, file, None)
     functions = saved_model.save_endpoint(method, tmp_path / "1")
     labeled.with_saved_model(functions, tmp_path / "1", "float32")
     rows = rows_of(tmp_path / "1" / "assets.extra")
@@ -128,15 +128,15 @@ def test_tags_of_a_saved_model_are_asked_by_ids(folders, tmp_path):
 
 def test_contenders_take_turns(monkeypatch):
     """So that a machine that becomes slower does so for all of them."""
-    monkeypatch.setattr(comparison, "WARM_UP", 0)
-    monkeypatch.setattr(comparison, "TURN", 2)
+    monkeypatch.setattr(comparison, "WARM_UP_CALLS", 0)
+    monkeypatch.setattr(comparison, "CALLS_PER_TURN", 2)
     order = []
 
     def contender(name):
         return 8, lambda question: order.append((name, question))
 
-    asked = types.SimpleNamespace(questions=range(5), scores=len)
-    rows = comparison.compared(asked, {name: contender(name) for name in "ab"})
+    asked = types.SimpleNamespace(inputs=range(5), scores=len)
+    rows = comparison.compare_models(asked, {name: contender(name) for name in "ab"})
     assert [row["scores"] for row in rows] == [5, 5]
     assert "".join(f"{name}{question}" for name, question in order) == "a0a1b0b1a2a3b2b3a4b4"
 
@@ -158,15 +158,15 @@ def test_the_model_is_timed_without_waiting_for_a_batch(folders, tmp_path):
 def test_answers_to_texts_are_scored(kind, folders):
     """As kbert.evaluate scores the model's predictions."""
     method, file = saved_model.load_endpoint(folders[kind]), folders["files"][kind]
-    asked = comparison.Texts(method, comparison.read_for(method, file, None))
-    (row,) = comparison.compared(asked, {"": (0, lambda texts: method.from_texts(**texts))})
+    asked = comparison.TextInputs(method, comparison.read_labeled(method, file, None))
+    (row,) = comparison.compare_models(asked, {"": (0, lambda texts: method.from_texts(**texts))})
     assert numbers(row["scores"]) == pytest.approx(evaluated(folders, kind), abs=1e-5)
 
 
 def test_methods_that_no_task_scores(tmp_path):
     method = type("Endpoint", (), {"name": "embed", "task": None})()
     with pytest.raises(UserError, match="requires a method with labeled examples: classify, tag,"):
-        comparison.Labeled(method, "dev.tsv", ColumnConfig())
+        comparison.ExportComparison(method, "dev.tsv", ColumnConfig())
 
 
 @pytest.mark.slow

@@ -168,7 +168,9 @@ def test_the_program(folders, tmp_path):
         "task.json",
         "model.xml",
     } <= {path.name for path in target.iterdir()}
-    with pytest.raises(UserError, match=r"exists and is not empty\. Use the next version's folder"):
+    with pytest.raises(
+        UserError, match=r"exists and is not empty\. Use the folder of the next version"
+    ):
         export_openvino(folders["classify"], target)
     with pytest.raises(UserError, match=r"model\.xml is an OpenVINO model, a format for serving"):
         kbert.BertModel.from_pretrained(target)

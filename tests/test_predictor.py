@@ -268,7 +268,9 @@ def test_folders_give_the_head_that_is_asked_for(tokenizer, tmp_path, recwarn):
     assert predictor.fill_mask(["a [MASK]"])[0]["masks"]
     with pytest.raises(UserError) as caught:
         predictor.tag(["a dog"])
-    message = "has no token_classifier, which BertForTokenClassification needs; it has bert/embedd"
+    message = (
+        "has no token_classifier, which BertForTokenClassification requires; it has bert/embedd"
+    )
     assert message in str(caught.value)
     assert "Fine-tune it for the task with kbert.finetune." in str(caught.value)
     assert not [w for w in recwarn if "are randomly initialized" in str(w.message)]

@@ -344,7 +344,7 @@ def test_the_pipeline_pushes_good_models_alone(tfx_python, weights, config, tmp_
 
     texts, labels = map(np.array, zip(*held_out, strict=True))
     # Neither TFX nor kbert.
-    answers, *_ = saved_model.answers_alone({"text": texts.tolist()}, pushed)
+    answers, *_ = saved_model.outputs_in_new_process({"text": texts.tolist()}, pushed)
     right = answers["probabilities"].argmax(axis=1) == labels
     assert lines[0] == f"all: accuracy {right.mean():.4f} of 150 examples"
     for label in (0, 1):

@@ -1,10 +1,13 @@
-"""Backends, which compile the function of a model for inference.
+"""Backends compile functions of a model for inference.
 
-A backend converts a function of tensors to a function of NumPy arrays. `keras_backend` uses the
-current weights of a model. The others are faster. On the CPU, they freeze the weights: in the
-TensorFlow backend these are constants, so that the ops around matrix products can be fused;
-OpenVINO is fastest for small batches. On a GPU, the TensorFlow backend uses the current weights,
-and XLA compiles the graph.
+A backend converts a function of tensors to a function of NumPy arrays.
+
+- `keras_backend` uses the current weights of the model at each call.
+- The TensorFlow backend is faster. On the CPU, its graph contains the weights as constants, so that
+  TensorFlow can fuse matrix products with the ops after them; later changes of the weights have no
+  effect. On a GPU, it uses the current weights, and XLA compiles the graph.
+- The OpenVINO backend runs on the CPU, also with constant weights. It is the fastest for small
+  batches.
 """
 
 import contextlib
@@ -39,13 +42,13 @@ TensorFunction = Callable[[Mapping[str, tf.Tensor]], Mapping[str, tf.Tensor]]
 ArrayFunction = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 Backend = Callable[[TensorFunction, Mapping[str, np.ndarray]], ArrayFunction]
 
-_changing_policies = threading.Lock()
+_policy_lock = threading.Lock()
 _DISABLED_PASSES = (  # of Grappler
     *("arithmetic_optimization", "dependency_optimization", "loop_optimization"),
     *("function_optimization", "debug_stripper", "scoped_allocator_optimization"),
     *("shape_optimization", "layout_optimizer", "common_subgraph_elimination"),
 )
-PARALLEL = 2  # concurrent batches: one runs while another waits for its slowest thread
+PARALLEL = 2  # concurrent batches; while one waits for its slowest thread, the other uses the rest
 
 
 def choose_backend(name: str) -> str:
@@ -77,17 +80,19 @@ def choose_backend(name: str) -> str:
 def frozen_backend(
     name: str, model: PretrainedModel, kind: str, folder: str | os.PathLike[str] | None = None
 ) -> Backend:
-    """Returns the backend with a given name for functions of a model; call it like `keras_backend`.
+    """Returns the backend with a given name for functions of a model.
 
-    The weights are frozen when the backend is called, except by "keras", and by "tensorflow" on a
-    GPU. TensorFlow computes in the model's dtype. OpenVINO computes in float32, or in bfloat16
-    (with sums and normalization in float32) if the model does and the CPU supports it. The results
-    differ from the model's only by rounding in these dtypes.
+    The result is called like `keras_backend`. This call freezes the weights, except with "keras",
+    and with "tensorflow" on a GPU. TensorFlow computes in the model's dtype. OpenVINO computes in
+    float32, or in bfloat16 (with sums and normalization in float32) if the model does and the CPU
+    supports it. The results differ from the model's only by rounding in these dtypes.
 
     Args:
-        name: result of `choose_backend`. model: a model of `kbert.model`.
-        kind: name of the function in the cache; each function of a model must have its own.
-        folder: folder of the model's weights. The converted OpenVINO model is cached in its
+        name: result of `choose_backend`.
+        model: a model of `kbert.model`.
+        kind: name of the function in OpenVINO's cache; it must be unique among the functions of a
+            model.
+        folder: folder of the model's weights; the converted OpenVINO model is cached in its
             subfolder `openvino`, if the folder is writable. None for no cache.
     """
     if name == "openvino":
@@ -105,11 +110,11 @@ def on_gpu() -> bool:
 def keras_backend(
     function: TensorFunction, features: Mapping[str, np.ndarray], jit: bool | None = None
 ) -> ArrayFunction:
-    """Compiles a function that uses the current weights at each call.
+    """Compiles a function; each call uses the current weights of the model.
 
     Args:
-        function: function from a dict of int32 tensors to a dict of tensors.
-        features: example inputs; later inputs may have other sizes.
+        function: function from a dict of tensors to a dict of tensors.
+        features: example inputs, which set the names, ranks and dtypes; the sizes may vary.
         jit: whether XLA compiles the function; None for TensorFlow's default.
 
     Returns:
@@ -133,7 +138,8 @@ def frozen_graph(
 
     Args:
         function, features: as for `keras_backend`.
-        dtype: dtype of the matrices; vectors and embeddings stay float32, as in the model.
+        model: the model that the function calls.
+        dtype: dtype of the weight matrices; vectors and embedding tables are float32.
 
     Returns:
         The arguments and the results of the function, two dicts of symbolic tensors of the graph.
@@ -157,7 +163,7 @@ def _tensorflow(function, features, model):
         return keras_backend(function, features, jit=True)
     with constant_weights():
         inputs, outputs = frozen_graph(function, features, model, model.compute_dtype)
-    # Disable Grappler passes that do not help, because each of them copies the weights.
+    # Each Grappler pass copies the weights, so disable those that do not make the graph faster.
     config = tf.compat.v1.ConfigProto()
     rewrites = config.graph_options.rewrite_options
     for name in _DISABLED_PASSES:
@@ -214,11 +220,12 @@ def openvino_model(
 ) -> "openvino.Model":
     """Converts a function to an OpenVINO model in float32, with the same names and shapes.
 
-    OpenVINO reads a TensorFlow graph file, because its `convert_model` is slower and sends
-    telemetry.
+    The function is written to a TensorFlow graph file that OpenVINO reads, because
+    `openvino.convert_model` is slower and sends telemetry.
 
     Args:
-        core: openvino.Core. function, features, model: as for `frozen_graph`.
+        core: openvino.Core.
+        function, features, model: as for `frozen_graph`.
     """
     import openvino
 
@@ -240,8 +247,8 @@ def openvino_model(
 
 @contextlib.contextmanager
 def _in_float32(model):
-    """Makes a model compute in float32 regardless of its dtype policy, as OpenVINO requires."""
-    with _changing_policies:
+    """Context in which a model computes in float32 regardless of its dtype policy."""
+    with _policy_lock:
         layers = list(model._flatten_layers())
         policies = [layer.dtype_policy for layer in layers]
         try:

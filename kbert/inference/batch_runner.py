@@ -1,4 +1,4 @@
-"""Batched inference: items are sorted by length to minimize padding."""
+"""Batched inference with little padding: the items are sorted by length."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -11,7 +11,8 @@ from kbert.data.bucketed_batches import EncodedExample, bucket_length, pad_examp
 from kbert.inference.backends import PARALLEL, Backend, keras_backend, on_gpu
 
 BATCH_SIZE = 32
-# Maximum tokens in a batch on the CPU; larger batches have more padding and no higher throughput.
+# Maximum number of tokens in a batch on the CPU. Larger batches have more padding and are no faster
+# per token.
 BATCH_TOKENS = 1024
 
 
@@ -27,7 +28,8 @@ class BatchRunner:
             batch axis first.
         pad_id: id of [PAD].
         max_seq_length: maximum length of an item in tokens.
-        batch_size: maximum number of items in a batch; two batches are computed concurrently.
+        batch_size: maximum number of items in a batch; on the CPU, batches of long items are
+            smaller. Two batches are computed concurrently.
         backend: compiles the function; see `kbert.inference.backends`.
     """
 
@@ -54,12 +56,12 @@ class BatchRunner:
         """Computes the outputs for each item, in the order of the items.
 
         Args:
-            items: labels are ignored.
-            advance: called with the number of items done since the last call.
+            items: EncodedExamples; their labels are ignored.
+            advance: called with the number of items computed since the last call; None: not called.
 
         Returns:
-            list of dicts of the picked outputs, without the batch axis. A token axis may be longer
-            than the item.
+            list of dicts of the outputs that `pick` returns, as arrays without the batch axis. The
+            token axis of an output may be longer than the item.
         """
         results = [None] * len(items)
         batches = self._batches(items)

@@ -25,10 +25,11 @@ def load_fine_tuned(
     """Loads a fine-tuned model and a file of labeled examples.
 
     Args:
-        config: settings of the program. file: path of the labeled examples.
-        dtype: dtype policy of the model; None for float32.
+        config: settings of the program.
+        file: path of the labeled examples.
+        dtype: dtype policy of the model; None for Keras' global policy, float32 by default.
         report: called with each line of output.
-        unknown_labels: `unknown` of `kbert.tasks.labels.keep_known_labels`.
+        unknown_labels: the argument `unknown` of `kbert.tasks.labels.keep_known_labels`.
 
     Returns:
         The Predictor, its Task, and the examples.
@@ -39,7 +40,7 @@ def load_fine_tuned(
     load_task_module(config.task_module)
     if config.task:
         get_task(config.task)
-    # The "keras" backend reproduces the scores computed in training, bit for bit.
+    # With the "keras" backend, the scores equal the scores computed in training bit for bit.
     predictor = Predictor.from_pretrained(
         config.model, dtype, batch_size=config.batch_size, backend="keras"
     )
@@ -61,7 +62,8 @@ def evaluate(config: EvaluateConfig, report: Callable[[str], object] = print) ->
     """Scores a model on labeled examples, and writes the metrics to `results_file`, if set.
 
     Args:
-        config: settings of the program. report: called with each line of output.
+        config: settings of the program.
+        report: called with each line of output, such as those of the task's table of metrics.
 
     Returns:
         dict of metric -> number; for entities, also `entities`, a dict of type -> metrics.

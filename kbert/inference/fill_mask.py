@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kbert.tokenizer.tokenizer import BertTokenizer
 
 _MASK = "[MASK]"
-_CHUNK = 64  # texts whose scores for the whole vocabulary are in memory at a time
+_CHUNK = 64  # with targets, number of texts whose scores for all tokens are in memory at a time
 _LAST_WORD = re.compile(r"[^\W\u2e80-\u9fff\uf900-\ufaff]*\Z")  # a Chinese character is a word
 
 
@@ -27,9 +27,10 @@ class MaskFiller:
     """Predicts words for the [MASK] tokens of texts; see `kbert.Predictor.fill_mask`.
 
     Args:
-        model: BertForMaskedLM. tokenizer: BertTokenizer that recognizes [MASK] in text.
+        model: BertForMaskedLM.
+        tokenizer: BertTokenizer that recognizes [MASK] in text.
         max_seq_length: maximum number of tokens in a sequence.
-        runner: function from (kind, model, pick, function) to a BatchRunner.
+        runner: function that returns a BatchRunner; see `Predictor._runner`.
     """
 
     def __init__(
@@ -54,7 +55,8 @@ class MaskFiller:
         """Returns a dict for each text; see `kbert.Predictor.fill_mask`.
 
         Args:
-            advance: called with the number of texts done since the last call, or None.
+            texts, top_k, targets: as for `kbert.Predictor.fill_mask`, but `texts` is a list.
+            advance: called with the number of texts done since the last call; None: not called.
 
         Raises:
             UserError: as for `kbert.Predictor.fill_mask`.
@@ -83,18 +85,18 @@ class MaskFiller:
 
     def _top_tokens(self, items, top_k, advance):
         """Yields for each text the ids and scores of the best tokens, (M, top_k) each."""
-        # The graph computes at least 16 tokens, and a power of 2, so that few graphs are compiled.
+        # The graph returns 16 tokens or a higher power of 2, so that few graphs are compiled.
         count = min(max(16, 1 << (top_k - 1).bit_length()), self.tokenizer.vocab_size)
 
         def pick(outputs, features):
-            best = tf.math.top_k(tf.nn.softmax(outputs["logits"]), count)  # (B, 16, count)
+            best = tf.math.top_k(tf.nn.softmax(outputs["logits"]), count)  # (B, M, count)
             return {"scores": best.values, "ids": best.indices}
 
         for output in self._outputs(count, pick)(items, advance):
             yield output["ids"][:, :top_k], output["scores"][:, :top_k]
 
     def _top_targets(self, items, target_ids, top_k, advance):
-        """Yields the same as `_top_tokens`, but only of the tokens in `target_ids`."""
+        """Yields the same as `_top_tokens`, but chooses only from the tokens in `target_ids`."""
 
         def pick(outputs, features):
             return {"scores": tf.nn.softmax(outputs["logits"])}
@@ -115,7 +117,10 @@ class MaskFiller:
         return self._runner(f"fill_mask_{kind}_{tokenizer.mask_id}", model, pick, compute)
 
     def _target_ids(self, targets):
-        """Returns the sorted ids of the targets, or of the first WordPieces of unknown targets."""
+        """Returns the sorted ids of the targets.
+
+        Warns about targets that are not in the vocabulary, and uses their first WordPieces instead.
+        """
         targets = [targets] if isinstance(targets, str) else list(targets)
         ids_of_words = {word: i for i, word in enumerate(self.tokenizer.vocab)}
         missing = [target for target in targets if target not in ids_of_words]
@@ -130,7 +135,11 @@ class MaskFiller:
         return np.array(sorted(ids))
 
     def _fill(self, text, ids, scores):
-        """Returns the result for a text; ids and scores are (masks, top_k)."""
+        """Returns the result for a text, given the ids and scores of the best tokens.
+
+        Args:
+            ids, scores: (number of [MASK], top_k).
+        """
         filled, *parts = text.split(_MASK)
         masks = []
         for place, part in enumerate(parts):

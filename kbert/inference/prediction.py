@@ -22,7 +22,7 @@ from kbert.utils.input_files import encoding_note, plain_name, read_byte_lines
 
 _CHUNK = 4096  # texts to read, compute and write at a time
 _TWO_TEXTS = ("next_sentence", "similarity")
-_OPTIONS = {  # method -> its options, which PredictConfig has under the same names
+_OPTIONS = {  # method -> its options, which are fields of PredictConfig
     "fill_mask": ("top_k", "targets"),
     "answer": ("top_k", "max_answer_length", "allow_no_answer"),
     "similarity": ("pooling",),
@@ -31,14 +31,15 @@ _OPTIONS = {  # method -> its options, which PredictConfig has under the same na
 
 
 def predict(config: PredictConfig, report: Callable[[str], object] = print) -> None:
-    """Writes a model's predictions for texts as JSON lines, in the order of the texts.
+    """Writes a model's predictions for the texts of a file as JSON lines, in the same order.
 
     Args:
         config: settings of the program.
         report: called with each line of output except the predictions.
 
     Raises:
-        UserError: the model or a text cannot be used, or an option does not apply to the method.
+        UserError: the method is unknown, the model or a text cannot be used, or an option does not
+            apply to the method.
     """
     registry.load_task_module(config.task_module)
     own_methods = (kind.method for kind in registry.tasks().values())
@@ -82,7 +83,11 @@ def _output_file(path):
 
 
 def _results(predictor, method, task, rows, config):
-    """Returns a JSON object for each row. rows: tuples of the method's arguments."""
+    """Returns a JSON object for each row.
+
+    Args:
+        rows: tuples of the arguments of the method for one text.
+    """
     if not rows:
         return []
     columns = [list(column) for column in zip(*rows, strict=True)]
@@ -152,7 +157,8 @@ def _row_problem(row, method, columns, width):
     """Returns the problem with a line, or None.
 
     Args:
-        columns: minimum and maximum number of texts. width: number of texts in the lines before.
+        columns: minimum and maximum number of texts; a maximum of None means that there is none.
+        width: number of texts in the previous lines; None for the first line.
     """
     least, most = columns
     if not all(part.strip() for part in row):

@@ -1,4 +1,4 @@
-"""`Predictor`, which makes predictions for texts with one method per task."""
+"""`Predictor` makes predictions for texts; it has a method for each task."""
 
 import functools
 import os
@@ -53,29 +53,34 @@ class PredictorOptions(TypedDict, total=False):
 class Predictor:
     """Makes predictions for texts with a model and its tokenizer.
 
-    The methods take any number of texts of any length. The texts are sorted by length and computed
-    in batches; the results are in the order of the texts. Texts longer than `max_seq_length` are
-    truncated, except in `tag` and `answer`, which split them into overlapping windows. The backends
-    "openvino" and (on the CPU) "tensorflow" freeze the weights at the first call of a method; later
-    changes of the model have no effect.
+    The methods take a text or a list of texts of any length. The texts are sorted by length and
+    computed in batches; the results are in the order of the texts. Texts longer than
+    `max_seq_length` are truncated, except in `tag` and `answer`, which split them into overlapping
+    windows. All methods raise UserError if an argument is not a str or a list of str where one is
+    expected, if lists of texts differ in length, or if the model lacks the head that the method
+    requires.
 
     Args:
-        model: one of kbert's models. tokenizer: BertTokenizer.
+        model: one of kbert's models.
+        tokenizer: BertTokenizer.
         settings: settings of the task that the model was fine-tuned for, as in `task.json`; None
             for a model without a task.
         batch_size: maximum number of texts in a batch; two batches are computed concurrently.
-        advance: called with the number of texts done since the last call, to show progress.
+        advance: called with the number of texts done since the last call, to show progress; None:
+            not called.
         backend: "tensorflow"; "openvino" (CPU only; requires `kbert[openvino]`); "auto", which is
             OpenVINO if it is installed and there is no GPU, else TensorFlow; or "keras", which
-            calls the Keras model and gives the same results as evaluation in training. All backends
-            compute in the model's dtype, but OpenVINO in float32 if the CPU does not support it.
-            Their results differ by about 1e-6 in float32, and by a few 1e-2 in bfloat16.
+            calls the Keras model and gives the same results as evaluation in training. "openvino"
+            and, on the CPU, "tensorflow" freeze the weights at the first call of a method, so that
+            later changes of the model have no effect. All backends compute in the model's dtype,
+            except that OpenVINO computes in float32 if the CPU does not support this dtype. The
+            results of the backends differ by about 1e-6 in float32 and by a few 1e-2 in bfloat16.
         max_seq_length: maximum number of tokens in a sequence; None for the length used in
             fine-tuning, else the length in the config's `embedding` settings, else the model's
             maximum, at most 512.
 
     Attributes:
-        folder: ModelFolder of the weights, or None if the model was passed in.
+        folder: ModelFolder of the weights; None if the model was passed as an argument.
 
     Raises:
         UserError: the backend is unknown, or OpenVINO is requested but not installed.
@@ -112,14 +117,15 @@ class Predictor:
     ) -> Self:
         """Creates a Predictor from a folder of weights in any format that `BertModel` reads.
 
-        The weights are read at the first prediction, with the head that it needs. With OpenVINO,
-        the converted model is cached in the subfolder `openvino`, if the folder is writable. It is
-        converted again when the weights change.
+        The weights are read at the first prediction, including the head that this prediction
+        requires. With OpenVINO, the converted model is cached in the subfolder `openvino`, if the
+        folder is writable, and converted again when the weights change.
 
         Args:
             folder: a path such as `RUN/finetuning/best`, the name of a model on the Hugging Face
                 hub, or a ModelFolder.
-            dtype: dtype policy of the model, such as "mixed_bfloat16".
+            dtype: dtype policy of the model, such as "mixed_bfloat16"; None for Keras' global
+                policy, float32 by default.
             **options: `batch_size`, `advance`, `backend` and `max_seq_length`, as for the class.
 
         Raises:
@@ -137,7 +143,7 @@ class Predictor:
             if missing:
                 raise UserError(
                     f"{folder} has no {', '.join(sorted(missing))}, which {model_class.__name__} "
-                    f"needs; it has {', '.join(sorted(parts))}. Fine-tune it for the task with "
+                    f"requires; it has {', '.join(sorted(parts))}. Fine-tune it for the task with "
                     f"kbert.finetune."
                 )
             with warnings.catch_warnings():
@@ -155,7 +161,10 @@ class Predictor:
 
     @property
     def method(self) -> str:
-        """Name of the default method, given by the task or, without one, by the heads."""
+        """Name of the default method.
+
+        It is the method of the task or, for a model without a task, a method for its heads.
+        """
         if self.settings:
             return get_task(self.settings["task"]).method
         parts = self.folder.parts if self.folder else self.model.task_heads
@@ -170,7 +179,11 @@ class Predictor:
     def classify(
         self, texts: str | Sequence[str], text_pairs: str | Sequence[str] | None = None
     ) -> list[dict[str, Any]]:
-        """Classifies texts, or pairs of texts.
+        """Classifies texts or pairs of texts.
+
+        Args:
+            texts: a text or a list of texts.
+            text_pairs: the second texts of the pairs; None for single texts.
 
         Returns:
             list of dicts of `label`, its probability `score`, and `scores`, a dict of label ->
@@ -196,8 +209,9 @@ class Predictor:
 
         Args:
             name: name of the task, such as "classify".
-            *texts: arguments of the task's method.
-            **options: values of the task's `call_options` for this call; None keeps the default.
+            *texts: arguments of the task's method, such as texts and text pairs.
+            **options: values of the task's `call_options` for this call; with None, an option keeps
+                its value in `task.json` or its default.
 
         Returns:
             list of the results of the method, one per text.
@@ -254,9 +268,9 @@ class Predictor:
         """Extracts the answer to each question from its context.
 
         Args:
-            questions, contexts: lists of equal length.
-            top_k: number of best spans to return as candidates; they may overlap. None: up to 20
-                spans that do not overlap.
+            questions, contexts: a text each, or lists of equal length.
+            top_k: maximum number of spans to return as candidates; they may overlap. None: at most
+                20 spans that do not overlap.
             max_answer_length: maximum length of an answer in tokens; None: as in fine-tuning.
             allow_no_answer: whether the answer may be "" (no answer); None: True if the model was
                 fine-tuned on questions without an answer.
@@ -273,7 +287,9 @@ class Predictor:
         """Selects the best choice for each text.
 
         Args:
-            texts: N texts. choices: lists of choices, one list per text, all of equal length.
+            texts: a text, or a list of texts.
+            choices: the list of choices for the text; or a list of such lists of equal length, one
+                per text.
 
         Returns:
             list of dicts of `choice`, the index from 0, and its `text` and probability `score`.
@@ -286,7 +302,7 @@ class Predictor:
         """Returns dicts of `is_next`, the probability that the second text follows the first.
 
         Args:
-            texts, text_pairs: lists of equal length.
+            texts, text_pairs: a text each, or lists of equal length.
         """
         model = self.load(BertForNextSentencePrediction)
         texts, text_pairs = as_batch(texts, text_pairs)
@@ -304,9 +320,9 @@ class Predictor:
     ) -> np.ndarray:
         """Computes an embedding of each text, as the `embedding` settings of the config specify.
 
-        A sentence-transformers folder defines these settings, so the vectors are the same as with
-        that library. Without settings, an embedding is the mean over the tokens, scaled to length
-        1.
+        For a sentence-transformers folder, these settings are read from its files, so the vectors
+        are the same as with that library. Without settings, an embedding is the mean over the
+        tokens, scaled to length 1.
 
         Args:
             texts: N texts.
@@ -352,12 +368,13 @@ class Predictor:
         text_pairs: str | Sequence[str],
         pooling: str | None = None,
     ) -> list[dict[str, float]]:
-        """Returns dicts of `similarity`, computed from the embeddings of two texts.
+        """Returns dicts of `similarity`, the similarity of the embeddings of two texts.
 
         It is their cosine, unless the config's `embedding` settings specify another function.
 
         Args:
-            texts, text_pairs: lists of equal length. pooling: as for `embed`.
+            texts, text_pairs: a text each, or lists of equal length.
+            pooling: as for `embed`.
         """
         texts, text_pairs = as_batch(texts, text_pairs)
         text_pairs = same_length(texts, text_pairs, "text_pairs")
@@ -374,19 +391,21 @@ class Predictor:
         query_prompt_name: str | None = None,
         corpus_prompt_name: str | None = None,
     ) -> list[list[dict[str, Any]]]:
-        """Finds the texts with the most similar embeddings for each query; the search is exact.
+        """Finds the texts whose embeddings are the most similar to each query; the search is exact.
 
-        The corpus is read, embedded and compared in parts, so memory does not grow with it.
+        The corpus is read, embedded and compared in parts, so the memory required does not depend
+        on its size.
 
         Args:
-            queries: texts to search for.
+            queries: a text or a list of texts.
             corpus: texts to search in, such as a list or a generator.
-            top_k: number of texts per query.
-            query_prompt_name, corpus_prompt_name: as `prompt_name` of `embed`.
+            top_k: number of texts to return per query.
+            query_prompt_name, corpus_prompt_name: prompts of the queries and of the corpus; see
+                `prompt_name` of `embed`.
 
         Returns:
-            For each query a list of dicts of `index`, the number of the text in the corpus, from 0,
-            `text` and `similarity` (see `similarity`), best first.
+            For each query a list of dicts, best first: `index`, the number of the text in the
+            corpus, from 0; `text`; and `similarity`, as in the method `similarity`.
 
         Raises:
             UserError: top_k is below 1, a prompt is unknown, or a text is not a str.
@@ -405,7 +424,8 @@ class Predictor:
         """Predicts the top_k most probable tokens for each [MASK] in each text.
 
         Args:
-            texts: texts with [MASK]; no other special tokens are recognized in them.
+            texts: a text or a list of texts, each with 1 to 16 [MASK]; other special tokens in a
+                text are plain text.
             top_k: number of tokens per [MASK], at most the size of the vocabulary.
             targets: words to choose from; their scores are still probabilities over the whole
                 vocabulary. As in Hugging Face's pipeline, a word that is not in the vocabulary is
@@ -429,8 +449,8 @@ class Predictor:
         """Returns the model as an instance of `model_class`; reads it from the folder if necessary.
 
         Raises:
-            UserError: the folder lacks the class's head, the model that was passed in has another
-                class, or it does not support `max_seq_length`.
+            UserError: the folder lacks the head of the class, the model that was passed as an
+                argument has another class, or the model does not support `max_seq_length`.
         """
         with self._lock:
             if self._read is not None and not isinstance(self.model, model_class):
@@ -452,7 +472,7 @@ class Predictor:
         return self._max_seq_length or (self.settings or {}).get("max_seq_length", usual)
 
     def task(self, name: str) -> Task:
-        """Returns a Task with its settings in fine-tuning, or the defaults for other tasks."""
+        """Returns the task `name`, with the settings of fine-tuning if it is the model's task."""
         if self.model is None:
             self.load(get_task(name).model_class)
         settings = self.settings if self.settings and self.settings["task"] == name else {}
@@ -473,7 +493,9 @@ class Predictor:
         """Returns the model's outputs for items of a task, as BatchRunner does.
 
         Args:
-            texts: number of texts that the items encode, in which progress is reported.
+            task: the Task.
+            items: encoded examples.
+            texts: number of texts that the items encode; progress is reported in texts.
         """
         advance, done = self.advance, 0.0
 
@@ -486,7 +508,14 @@ class Predictor:
         return runner(items, advance and report_progress)
 
     def _runner(self, kind, model, pick, function=None):
-        """Returns the BatchRunner named `kind`; creates it at the first call."""
+        """Returns the BatchRunner named `kind`, which is created at the first call.
+
+        Args:
+            kind: see `frozen_backend`.
+            model: the model, whose weights the backend may freeze.
+            pick: see `BatchRunner`.
+            function: function to compute, with the signature of a model; None for the model itself.
+        """
         with self._lock:
             if kind not in self._runners:
                 self._runners[kind] = BatchRunner(

@@ -9,7 +9,7 @@ import numpy as np
 from kbert.errors import UserError
 from kbert.tasks.outputs import similarity_matrix
 
-_QUERIES = 1024  # queries to compare with a part of the corpus at once
+_QUERIES = 1024  # number of queries to compare with a part of the corpus at once
 
 
 def nearest_texts(
@@ -23,9 +23,10 @@ def nearest_texts(
     """Returns the results of `Predictor.search`.
 
     Args:
-        vectors: (Q, E), embeddings of the queries. corpus: texts, each read once.
+        vectors: (Q, E), embeddings of the queries.
+        corpus: texts to search in; they are read only once.
         embed: function from a list of M texts to their embeddings, (M, E).
-        top_k: number of texts per query.
+        top_k: number of texts to return per query.
         similarity: field `similarity` of `EmbeddingConfig`.
         part: number of texts to embed and compare at once.
 

@@ -29,17 +29,18 @@ if TYPE_CHECKING:
     from kbert.settings import ColumnConfig
     from kbert.tasks.endpoint import Endpoint
 
-    Answer: TypeAlias = Mapping[str, Any]  # outputs by name: arrays or tensors
-    Question: TypeAlias = Mapping[str, Any]  # inputs by name: arrays or tensors
-    Contender: TypeAlias = tuple[int, Callable[[Question], Answer]]
+    Outputs: TypeAlias = Mapping[str, Any]  # outputs by name: arrays or tensors
+    Inputs: TypeAlias = Mapping[str, Any]  # inputs by name: arrays or tensors
+    ComparedModel: TypeAlias = tuple[int, Callable[[Inputs], Outputs]]
 
 COMPARISON_FILE = "compression.json"
-WARM_UP = 10  # calls before timing starts
-TURN = 20  # consecutive calls of a model; models take turns, as the machine's speed drifts
-MOST_SHOWN = 3  # metrics in the table; the file has all metrics
+WARM_UP_CALLS = 10  # calls of each model before timing starts
+# The models are called in turns, because the speed of a machine varies over time.
+CALLS_PER_TURN = 20
+MAX_TABLE_METRICS = 3  # maximum number of metrics in the table; the file has all metrics
 
 
-def read_for(
+def read_labeled(
     endpoint: "Endpoint",
     source: str,
     columns: "ColumnConfig | None",
@@ -48,16 +49,17 @@ def read_for(
     """Reads labeled examples for the task of an endpoint.
 
     Args:
-        endpoint: Endpoint. source: as for `kbert.tasks.examples.read_split`.
-        columns: ColumnConfig of the file; None: detect the columns.
+        endpoint: Endpoint.
+        source: as for `kbert.tasks.examples.read_split`.
+        columns: ColumnConfig of the file; None: infer the columns.
         report: called with lines of text about the file.
 
     Returns:
         list of examples of the endpoint's task.
 
     Raises:
-        UserError: the endpoint has no task, an example is invalid, or the examples have one text
-            and the endpoint takes two, or vice versa.
+        UserError: the endpoint has no task or is for embeddings, an example is invalid, or the
+            examples have one text and the endpoint takes two, or vice versa.
     """
     if endpoint.task is None or endpoint.task.compares_examples:
         kinds = registry.tasks().values()
@@ -88,93 +90,97 @@ def _check_pairs(endpoint, examples):
             )
 
 
-class Ids:
-    """Examples as features; a question is a text, a window or a text with all its choices.
+class TokenIdInputs:
+    """Labeled examples as inputs of the model: one per text, window, or text with its choices.
 
     Args:
-        endpoint: Endpoint with a task. examples: examples of this task.
+        endpoint: Endpoint with a task.
+        examples: labeled examples of this task.
 
     Attributes:
-        questions: list of dicts of the `ENCODER_FEATURES`, (1, L) or (1, C, L) int32 each.
+        inputs: list of dicts of the `ENCODER_FEATURES`, (1, L) or (1, C, L) int32 each.
     """
 
     def __init__(self, endpoint: "Endpoint", examples: Sequence[Any]) -> None:
         self._task, self._examples = endpoint.task, examples
         self._encoded = endpoint.task.encode(examples)
-        self.questions: list[dict[str, np.ndarray]] = []
+        self.inputs: list[dict[str, np.ndarray]] = []
         for item in self._encoded.items:
             padded = pad_examples([item], item.length, 1, endpoint.tokenizer.pad_id)
-            self.questions.append({name: padded[name] for name in ENCODER_FEATURES})
+            self.inputs.append({name: padded[name] for name in ENCODER_FEATURES})
 
-    def scores(self, answers: "Iterable[Answer]") -> dict[str, Any]:
-        """Returns the task's metrics for the outputs of `Endpoint.forward` for each question."""
+    def scores(self, outputs: "Iterable[Outputs]") -> dict[str, Any]:
+        """Returns the task's metrics, given the outputs of `Endpoint.forward` for each input."""
         # For tags, a SavedModel returns probabilities, which have the same order as the logits.
         names = {"probabilities": "logits"}
-        rows = [{names.get(n, n): np.asarray(x)[0] for n, x in a.items()} for a in answers]
+        rows = [{names.get(n, n): np.asarray(x)[0] for n, x in row.items()} for row in outputs]
         predictions = self._task.predictions(self._examples, self._encoded, rows)
         return self._task.scores(self._examples, predictions)
 
 
-class Texts:
-    """Examples as the text inputs of a SavedModel, like `Ids`; a question is one example."""
+class TextInputs:
+    """Labeled examples as text inputs of a SavedModel, one per example.
+
+    Args and attributes are those of `TokenIdInputs`, but `inputs` are dicts of string tensors.
+    """
 
     def __init__(self, endpoint: "Endpoint", examples: Sequence[Any]) -> None:
         self._task, self._examples = endpoint.task, examples
-        self.questions: list[dict[str, tf.Tensor]] = [
+        self.inputs: list[dict[str, tf.Tensor]] = [
             {name: tf.constant([getattr(example, name)]) for name in endpoint.texts}
             for example in examples
         ]
 
-    def scores(self, answers: "Iterable[Answer]") -> dict[str, Any]:
-        """Returns the task's metrics for the outputs of each question, as in `output_spec`."""
-        rows = [{n: np.asarray(x).tolist()[0] for n, x in answer.items()} for answer in answers]
+    def scores(self, outputs: "Iterable[Outputs]") -> dict[str, Any]:
+        """Returns the task's metrics, given the outputs of `serving_default` for each input."""
+        rows = [{n: np.asarray(x).tolist()[0] for n, x in row.items()} for row in outputs]
         return self._task.scores(
             self._examples, [self._task.from_endpoint_output(row) for row in rows]
         )
 
 
-def compared(
-    evaluation_set: Ids | Texts, contenders: "Mapping[str, Contender]"
+def compare_models(
+    evaluation_set: TokenIdInputs | TextInputs, models: "Mapping[str, ComparedModel]"
 ) -> list[dict[str, Any]]:
-    """Compares models on the same questions.
+    """Compares the metrics, size and speed of models.
 
     Args:
-        evaluation_set: `Ids` or `Texts`. contenders: dict of name -> (size in bytes, function from
-            a question to outputs).
+        evaluation_set: `TokenIdInputs` or `TextInputs`.
+        models: dict of name -> (size in bytes, function from one of the inputs to outputs).
 
     Returns:
-        list of dicts, one per model: `model`, the name, `megabytes`, `milliseconds` (the median
-        over the questions, after a warmup) and `scores`.
+        list of dicts, one per model: `model`, its name; `megabytes`; `milliseconds`, the median
+        time per input after a warmup; and `scores`, the metrics.
     """
-    answers, seconds = ({name: [] for name in contenders} for _ in range(2))
-    for _, answer in contenders.values():
-        for question in evaluation_set.questions[:WARM_UP]:
-            answer(question)
-    for start in range(0, len(evaluation_set.questions), TURN):
-        for name, (_, answer) in contenders.items():
-            for question in evaluation_set.questions[start : start + TURN]:
+    outputs, seconds = ({name: [] for name in models} for _ in range(2))
+    for _, compute in models.values():
+        for inputs in evaluation_set.inputs[:WARM_UP_CALLS]:
+            compute(inputs)
+    for start in range(0, len(evaluation_set.inputs), CALLS_PER_TURN):
+        for name, (_, compute) in models.items():
+            for inputs in evaluation_set.inputs[start : start + CALLS_PER_TURN]:
                 begin = time.perf_counter()
-                answers[name].append(answer(question))
+                outputs[name].append(compute(inputs))
                 seconds[name].append(time.perf_counter() - begin)
     return [
         {
             "model": name,
             "megabytes": round(size / 1e6, 3),
             "milliseconds": round(1000 * statistics.median(seconds[name]), 3),
-            "scores": evaluation_set.scores(answers[name]),
+            "scores": evaluation_set.scores(outputs[name]),
         }
-        for name, (size, _) in contenders.items()
+        for name, (size, _) in models.items()
     ]
 
 
-class Labeled:
-    """Labeled examples for comparing an export with the original model.
+class ExportComparison:
+    """Compares exports with the original model on labeled examples.
 
-    OpenVINO uses as many threads as TensorFlow; the program `kbert.export` sets the number to one.
+    OpenVINO uses as many threads as TensorFlow; the program `kbert.export` sets both to one.
 
     Args:
         endpoint: Endpoint of the float32 model.
-        source, columns, report: as for `read_for`.
+        source, columns, report: as for `read_labeled`.
     """
 
     def __init__(
@@ -185,7 +191,7 @@ class Labeled:
         report: Callable[[str], None] = print,
     ) -> None:
         self._endpoint, self._source = endpoint, source
-        self._examples = read_for(endpoint, source, columns, report)
+        self._examples = read_labeled(endpoint, source, columns, report)
         self._threads = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count()
 
     def with_saved_model(
@@ -198,21 +204,22 @@ class Labeled:
 
         Args:
             functions: signatures of the original model, dict of name -> concrete function.
-            folder: folder of the SavedModel. weights: type of its weights: "float32" or "int8".
+            folder: folder of the SavedModel.
+            weights: type of the SavedModel's weights, "float32" or "int8".
 
         Returns:
-            lines of a table.
+            The lines of a table with the results.
         """
-        kind, name = Texts, "serving_default"
+        kind, name = TextInputs, "serving_default"
         if self._endpoint.scored_by_ids:
-            kind, name = Ids, "from_ids"
+            kind, name = TokenIdInputs, "from_ids"
         evaluation_set = kind(self._endpoint, self._examples)
         loaded = tf.saved_model.load(str(folder)).signatures
-        contenders = {
-            "kbert float32": (_weight_bytes(self._endpoint), _answering(functions[name])),
-            f"SavedModel {weights}": (_bytes(folder, "*"), _answering(loaded[name])),
+        models = {
+            "kbert float32": (_weight_bytes(self._endpoint), _returning_arrays(functions[name])),
+            f"SavedModel {weights}": (_bytes(folder, "*"), _returning_arrays(loaded[name])),
         }
-        return self._written(compared(evaluation_set, contenders), folder / "assets.extra")
+        return self._written(compare_models(evaluation_set, models), folder / "assets.extra")
 
     def with_openvino(self, folder: pathlib.Path, weights: str) -> list[str]:
         """Compares an OpenVINO model, and writes `compression.json` to its folder.
@@ -220,31 +227,32 @@ class Labeled:
         A quantized model is also compared with a float32 OpenVINO model.
 
         Args:
-            folder: folder of the model. weights: type of its weights: "float32" or "float16".
+            folder: folder of the model.
+            weights: type of the model's weights, "float32" or "float16".
 
         Returns:
-            lines of a table.
+            The lines of a table with the results.
         """
-        endpoint, evaluation_set = self._endpoint, Ids(self._endpoint, self._examples)
-        answer = keras_backend(endpoint.forward, evaluation_set.questions[0])
-        contenders = {"kbert float32": (_weight_bytes(endpoint), answer)}
+        endpoint, evaluation_set = self._endpoint, TokenIdInputs(self._endpoint, self._examples)
+        compute = keras_backend(endpoint.forward, evaluation_set.inputs[0])
+        models = {"kbert float32": (_weight_bytes(endpoint), compute)}
         with tempfile.TemporaryDirectory() as scratch:
             folders = {"float32": pathlib.Path(scratch), weights: folder}
             if weights != "float32":
                 openvino_ir.write_model(endpoint, folders["float32"])
             for name, path in folders.items():
-                answer = openvino_ir.load_model(path, self._threads)
-                contenders[f"openvino {name}"] = _bytes(path, "model.[bx]*"), answer
-            return self._written(compared(evaluation_set, contenders), folder)
+                compute = openvino_ir.load_model(path, self._threads)
+                models[f"openvino {name}"] = _bytes(path, "model.[bx]*"), compute
+            return self._written(compare_models(evaluation_set, models), folder)
 
     def _written(self, rows, folder):
-        """Writes the rows of `compared` as JSON; returns the lines of their table."""
+        """Writes the rows of `compare_models` as JSON; returns the lines of their table."""
         count, source = len(self._examples), str(self._source)
         summary = {"eval_file": source, "examples": count, "threads": self._threads, "rows": rows}
         atomic.write_json(folder / COMPARISON_FILE, summary)
         metric, scores = self._endpoint.task.metric, rows[0]["scores"]
         others = [n for n, value in scores.items() if isinstance(value, float) and n != metric]
-        names = [metric, *others][:MOST_SHOWN]
+        names = [metric, *others][:MAX_TABLE_METRICS]
         table = [["", *names, "MB", "ms"]]
         for row in rows:
             cells = [f"{row['scores'][name]:.4f}" for name in names]
@@ -257,12 +265,12 @@ class Labeled:
         ]
 
 
-def _answering(function):
-    def answer(question):
-        tensors = {name: tf.convert_to_tensor(value) for name, value in question.items()}
+def _returning_arrays(function):
+    def compute(inputs):
+        tensors = {name: tf.convert_to_tensor(value) for name, value in inputs.items()}
         return {name: value.numpy() for name, value in function(**tensors).items()}
 
-    return answer
+    return compute
 
 
 def _weight_bytes(endpoint):

@@ -1,7 +1,4 @@
-"""Endpoints of models without a task; the endpoints of tasks are in `kbert.tasks`.
-
-The graph of an endpoint includes the tokenizer and the conversion of logits to results.
-"""
+"""Endpoints for methods without a task; the endpoints of tasks are in `kbert.tasks`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +19,7 @@ class NextSentence(Endpoint):
     model_class: type[BertForNextSentencePrediction] = BertForNextSentencePrediction
     texts: dict[str, int] = {"text": 1, "text_pair": 1}
     forward_spec: dict[str, tuple[str, str]] = {
-        "logits": ("B2", "one for text_pair following text, one for not following it")
+        "logits": ("B2", "one per class (0: text_pair follows text, 1: it does not)")
     }
     output_spec: dict[str, str] = {
         "is_next": "(B,) float32, the probability that text_pair follows text"
@@ -42,7 +39,7 @@ class Encode(Endpoint):
 
     name: str = "encode"
     forward_spec: dict[str, tuple[str, str]] = {
-        "last_hidden_state": ("BLD", "the outputs of the last layer; undefined at padding"),
+        "last_hidden_state": ("BLD", "the outputs of the last layer; arbitrary at padding"),
         "pooler_output": ("BD", "the outputs of the pooler"),
     }
     output_spec: dict[str, str] = {
@@ -78,14 +75,14 @@ class Encode(Endpoint):
 
 
 class FillMask(Endpoint):
-    """Predicts the top_k words for each [MASK]; other special tokens are read as text."""
+    """Predicts the top_k tokens for each [MASK]; other special tokens in a text are plain text."""
 
     name: str = "fill_mask"
     model_class: type[BertForMaskedLM] = BertForMaskedLM
     forward_spec: dict[str, tuple[str, str]] = {
         "logits": (
             "BMV",
-            f"one per vocabulary entry, at the first {MAX_MASKS} [MASK]; undefined in other slots",
+            f"one per vocabulary entry, at the first {MAX_MASKS} [MASK]; arbitrary in other slots",
         ),
     }
     output_spec: dict[str, str] = {
@@ -98,15 +95,15 @@ class FillMask(Endpoint):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         tokenizer = self.tokenizer
-        self.reading: BertTokenizer = BertTokenizer(
+        self.mask_tokenizer: BertTokenizer = BertTokenizer(
             tokenizer.vocab, special_tokens_in_text=("[MASK]",), **tokenizer.settings
         )
 
     def trackables(self) -> list[Any]:
-        return [self.reading]
+        return [self.mask_tokenizer]
 
     def encode_texts(self, text: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-        return self.encode(text, tokenizer=self.reading), {}
+        return self.encode(text, tokenizer=self.mask_tokenizer), {}
 
     def forward(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return masked_logits(self.model, features, self.tokenizer)
@@ -138,6 +135,6 @@ _WITHOUT_TASK = {kind.name: kind for kind in (FillMask, NextSentence, Encode)}
 
 
 def endpoints() -> dict[str, type[Endpoint]]:
-    """Returns a dict of --method -> class of Endpoint, the tasks' endpoints first."""
+    """Returns a dict of the methods that can be exported -> subclasses of Endpoint."""
     kinds = [kind for kind in registry.tasks().values() if kind.endpoint]
     return {kind.method: kind.endpoint for kind in reversed(kinds)} | _WITHOUT_TASK

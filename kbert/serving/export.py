@@ -1,4 +1,4 @@
-"""Exports: written atomically, and compared with the model before they are moved into place."""
+"""Writes exports atomically, after comparing their outputs with the model's."""
 
 import contextlib
 import importlib.util
@@ -63,42 +63,44 @@ def export(
     has loaded it and computed the same outputs for some texts.
 
     Args:
-        model: folder, as for `BertModel.from_pretrained`. output_dir: folder to create.
-        method, takes_pairs, max_seq_length: see `kbert.serving.saved_model.load_endpoint`.
+        model: folder, as for `BertModel.from_pretrained`.
+        output_dir: folder to create.
+        method, takes_pairs, max_seq_length: see `kbert.serving.saved_model.load_endpoint`, where
+            `method` is `name`.
         batch_timeout_ms: see `kbert.serving.signatures.signatures`.
         report: called with lines of text.
         eval_file: labeled examples on which the SavedModel is compared with the model (see
             `kbert.serving.comparison`); the results are written to `assets.extra/compression.json`.
-        columns: ColumnConfig of `eval_file`; None: detect the columns.
+        columns: ColumnConfig of `eval_file`; None: infer the columns.
         quantize: "int8" (see `kbert.serving.saved_model.quantize_int8`) or None. An int8 SavedModel
             is compared with the quantized model, since its outputs differ from the Predictor's.
         limits: limits on the texts of a request; None: the defaults of TextLimits.
 
     Raises:
-        UserError: the model cannot be read; the output folder is not empty or another process is
-            writing it; an argument does not fit the model; the outputs differ from the expected
+        UserError: the model cannot be read; the output folder is not empty, or another process is
+            writing it; the model does not support an argument; the outputs differ from the expected
             ones; or the examples cannot be used.
     """
     _check_quantize("serving", quantize, "int8")
     target = _free(output_dir)
     endpoint = _endpoint(model, method, takes_pairs, max_seq_length, report)
     endpoint.limits = limits or endpoint.limits
-    labeled = eval_file and comparison.Labeled(endpoint, eval_file, columns, report)
-    before = {}
-    if labeled and (quantize or batch_timeout_ms):  # with other weights, or with batching
-        before = signatures(endpoint)
+    labeled = eval_file and comparison.ExportComparison(endpoint, eval_file, columns, report)
+    original = {}
+    if labeled and (quantize or batch_timeout_ms):  # the export is quantized, or waits for batches
+        original = signatures(endpoint)
     if quantize:
         saved_model.quantize_int8(endpoint)
     with _new_folder(target) as path:
         functions = saved_model.save_endpoint(endpoint, path, batch_timeout_ms)
         samples = saved_model.samples(endpoint)
         expected = _expected(endpoint, functions, samples, quantize)
-        for answers in saved_model.answers_alone(samples, path):
+        for answers in saved_model.outputs_in_new_process(samples, path):
             checked = messages.checked_line(answers, *expected)
         notes = [checked]
         notes.append(_warm_up(path, functions, samples, target))
         if labeled:
-            notes += labeled.with_saved_model(before or functions, path, quantize or "float32")
+            notes += labeled.with_saved_model(original or functions, path, quantize or "float32")
     notes += [*messages.output_spec_lines(endpoint, functions), messages.serve_line(target)]
     _report_all(report, messages.target_line(target), *notes)
 
@@ -115,7 +117,8 @@ def export_tf_hub(
     model's.
 
     Args:
-        model: folder, as for `BertModel.from_pretrained`. output_dir: folder to create.
+        model: folder, as for `BertModel.from_pretrained`.
+        output_dir: folder to create.
         max_seq_length: sequence length of the preprocessor in tokens; None: 128.
         report: called with lines of text.
 
@@ -134,7 +137,9 @@ def export_tf_hub(
         tf_hub.save_encoder(encoder, path / "encoder")
         samples = {"text": list(saved_model.SAMPLES)}
         outputs = encoder(tokenizer(samples["text"], max_length=length), training=False)
-        (answers,) = saved_model.answers_alone(samples, path / "preprocess", path / "encoder")
+        (answers,) = saved_model.outputs_in_new_process(
+            samples, path / "preprocess", path / "encoder"
+        )
         expected = {"sequence_output": outputs["last_hidden_state"].numpy()}
         expected["pooled_output"] = outputs["pooler_output"].numpy()
         checked = messages.checked_line(answers, expected, "kbert.BertModel")
@@ -155,12 +160,14 @@ def export_openvino(
 ) -> None:
     """Writes the model of a method for OpenVINO; see `kbert.serving.openvino_ir`.
 
-    The folder is moved into place only after OpenVINO has computed the outputs for some texts.
+    The folder is moved into place only after OpenVINO has computed outputs for some texts, and they
+    have been compared with the model's.
 
     Args:
         model, output_dir, method, takes_pairs, max_seq_length, report: as for `export`.
-        quantize: "float16"; None: float32.
-        eval_file, columns: as for `export`; the results are written to `compression.json`.
+        quantize: "float16" for weights of this dtype; None for float32.
+        eval_file, columns: as for `export`; the results are written to `compression.json` in the
+            folder.
 
     Raises:
         UserError: as for `export`; or OpenVINO is not installed, the model is too large, float32
@@ -171,7 +178,7 @@ def export_openvino(
         raise UserError("--format=openvino requires OpenVINO: pip install 'kbert[openvino]'")
     target = _free(output_dir)
     endpoint = _endpoint(model, method, takes_pairs, max_seq_length, report)
-    labeled = eval_file and comparison.Labeled(endpoint, eval_file, columns, report)
+    labeled = eval_file and comparison.ExportComparison(endpoint, eval_file, columns, report)
     with _new_folder(target) as path:
         metadata = openvino_ir.save_openvino(endpoint, path, quantize)
         notes = [messages.computed_line(metadata), *messages.port_lines(metadata)]
@@ -187,10 +194,11 @@ def _endpoint(model, method, takes_pairs, max_seq_length, report):
     return endpoint
 
 
-def _check_quantize(format, quantize, has):
-    if quantize not in (None, has):
+def _check_quantize(format, quantize, supported):
+    if quantize not in (None, supported):
         raise UserError(
-            f"--quantize={quantize} is not available with --format={format}; use --quantize={has}."
+            f"--quantize={quantize} is not available with --format={format}; use "
+            f"--quantize={supported}."
         )
 
 
@@ -212,7 +220,7 @@ def _free(target):
     target = pathlib.Path(target).absolute()
     storage.check_free(
         target,
-        "Use the next version's folder, or remove this one: TensorFlow Serving may be reading it.",
+        "Use the folder of the next version, or remove this one if no server reads it.",
     )
     return target
 

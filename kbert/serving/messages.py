@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kbert.model.pretrained import PretrainedModel
     from kbert.tasks.endpoint import Endpoint
 
-# Tolerance of float32: padding to another length and other kernels change the summation order.
+# Maximum difference of float32 outputs. Padding and other kernels change the order of summation.
 TOLERANCE = 1e-5
 
 
@@ -24,7 +24,9 @@ def source_line(folder: "ModelFolder", what: str, model: "PretrainedModel", leng
     """Returns a line about the model that is exported.
 
     Args:
-        folder: folder of the model. what: name of the exported method. model: the model.
+        folder: folder of the model.
+        what: name of the exported method.
+        model: the model.
         length: maximum length of a sequence in tokens.
     """
     config = model.config
@@ -46,7 +48,9 @@ def checked_line(
     """Returns a line with the difference between a SavedModel's outputs and expected outputs.
 
     Args:
-        answers: outputs of the SavedModel. expected: expected outputs. whose: name of their source.
+        answers: outputs of the SavedModel.
+        expected: expected outputs.
+        whose: name of the source of the expected outputs.
 
     Raises:
         UserError: the difference is larger than `TOLERANCE`.
@@ -107,7 +111,8 @@ def output_spec_lines(endpoint: "Endpoint", functions: Iterable[str]) -> Iterato
     """Yields lines with the inputs of a SavedModel's public signatures and the outputs for texts.
 
     Args:
-        endpoint: the exported Endpoint. functions: names of the signatures.
+        endpoint: the exported Endpoint.
+        functions: names of the signatures.
     """
     texts = ", ".join(f"{n} ({'B' if a == 1 else 'B, C'})" for n, a in endpoint.texts.items())
     takes = {
@@ -125,7 +130,10 @@ def output_spec_lines(endpoint: "Endpoint", functions: Iterable[str]) -> Iterato
 
 
 def serve_line(target: "pathlib.Path") -> str:
-    """Returns a line with the command that serves a SavedModel, or a note on its folder's name."""
+    """Returns a line with the command that serves a SavedModel.
+
+    If the folder's name is not a number, returns a note that TensorFlow Serving expects one.
+    """
     if not target.name.isdigit():
         return f"note: TensorFlow Serving expects a numbered folder, such as {target / '1'}"
     return (
@@ -135,7 +143,7 @@ def serve_line(target: "pathlib.Path") -> str:
 
 
 def table_lines(table: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yields rows of cells as lines, the first column left-aligned and the others right-aligned."""
+    """Yields the lines of a table; the first column is left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for first, *others in table:
         cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]

@@ -1,8 +1,8 @@
 """OpenVINO exports: the model of an endpoint as OpenVINO IR, without its tokenizer.
 
-The model computes `Endpoint.forward`, the outputs for the `ENCODER_FEATURES`. The serving code must
-tokenize the texts and decode the outputs, with the vocabulary, the tokenizer's settings and
-`model.json` in the model's folder.
+The model computes `Endpoint.forward`, whose inputs are the `ENCODER_FEATURES`. The serving code
+must tokenize the texts and decode the outputs. The model's folder contains the vocabulary, the
+tokenizer's settings and, in `model.json`, a description of the model for this purpose.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kbert.tasks.endpoint import Endpoint
 
 MODEL_FILE, METADATA_FILE = "model.xml", "model.json"
-MOST_BYTES = 2**31 - 2**24  # maximum size of the weights: a converted graph can hold 2 GiB
+MOST_BYTES = 2**31 - 2**24  # maximum size of the weights; the limit of a TensorFlow graph is 2 GiB
 
 
 def save_openvino(
@@ -33,13 +33,14 @@ def save_openvino(
 
     Args:
         endpoint: Endpoint of a float32 model.
-        folder: existing folder, to which the files of `save_settings` are written, too.
+        folder: existing folder. The files of `kbert.serving.saved_model.save_settings` are written
+            to it, too.
         quantize: "float16" for weights of this dtype, or None.
 
     Returns:
-        the contents of `model.json`, with the number of test texts `samples`, the
-        `largest_difference` of their outputs and, for a classifier, `same_labels`, the number of
-        texts that get the same labels.
+        The content of `model.json`. It includes the results of the comparison: `samples`, the
+        number of texts; `largest_difference` of their outputs; and, for a classifier,
+        `same_labels`, the number of texts with the same predicted labels.
 
     Raises:
         UserError: the model is too large to convert.
@@ -58,7 +59,7 @@ def save_openvino(
 
 
 def _metadata(endpoint, quantize):
-    """Returns a description of the model; letters in shapes are variable sizes."""
+    """Returns a description of the model for `model.json`; letters in shapes are variable sizes."""
     labels, inputs = list(getattr(endpoint.task, "label_names", None) or []), ["B", "L"]
     if endpoint.takes_choices:
         labels, inputs = [], ["B", "C", "L"]
@@ -88,7 +89,14 @@ def _metadata(endpoint, quantize):
 
 
 def write_model(endpoint: "Endpoint", folder: "pathlib.Path", quantize: str | None = None) -> None:
-    """Writes `model.xml` and `model.bin`; arguments as for `save_openvino`."""
+    """Writes `model.xml` and `model.bin`.
+
+    Args:
+        endpoint, folder, quantize: as for `save_openvino`.
+
+    Raises:
+        OSError: the files cannot be written.
+    """
     import openvino
 
     example = np.zeros([1] * (3 if endpoint.takes_choices else 2), np.int32)
@@ -108,7 +116,8 @@ def load_model(
     It computes in float32; OpenVINO's default may be bfloat16.
 
     Args:
-        folder: written by `write_model`. threads: number of threads; None: OpenVINO's default.
+        folder: a folder written by `write_model`.
+        threads: number of threads; None: OpenVINO's default.
     """
     import openvino
 
@@ -123,10 +132,10 @@ def load_model(
 
 
 def _compared(endpoint, compute):
-    """Compares the outputs for the sample texts, in two shapes of the batch.
+    """Compares the outputs for the sample texts, in batches of two shapes.
 
     Returns:
-        dict of the entries of `model.json` that `save_openvino` describes.
+        dict of `samples`, `largest_difference` and `same_labels`; see `save_openvino`.
     """
     features = sample_features(endpoint)
     differences = []

@@ -1,4 +1,4 @@
-"""SavedModels with text inputs: loading of weights, export, and checks of the export."""
+"""SavedModels with text inputs: reading the model, writing the export, and checking it."""
 
 import dataclasses
 import gc
@@ -51,14 +51,14 @@ def load_endpoint(
     Args:
         folder: path such as `RUN/finetuning/best`, in any format that `BertModel` reads; or a
             ModelFolder.
-        name: one of `endpoints()`; None: the method of the model's task or, without a task, of its
-            head, else "embed".
-        takes_pairs: whether each text has a second text; None: as in fine-tuning.
+        name: a method in `endpoints()`; None: the method of the model's task or, without a task, of
+            its head, else "embed".
+        takes_pairs: for classify, whether each text has a second text; None: as in fine-tuning.
         max_seq_length: maximum number of tokens in a sequence; None: as for `kbert.Predictor`.
 
     Raises:
-        UserError: the folder does not exist or lacks the head, or an argument does not fit the
-            model.
+        UserError: the folder does not exist or lacks the head, the method cannot be exported, or
+            the model does not support an argument.
     """
     folder = ModelFolder.of(folder)
     settings = registry.read_task_settings(folder) or {}
@@ -92,14 +92,15 @@ def load_endpoint(
 
 
 def quantize_int8(endpoint: "Endpoint") -> None:
-    """Quantizes the weight matrices and embeddings of an endpoint's model with `Model.quantize`.
+    """Quantizes the weight matrices and embeddings of an endpoint's model to int8, in place.
 
-    The inputs of the matrix products are quantized to int8 as well, with one scale per token. In
-    models with an MLM head, the embeddings stay float, since the head uses the word embeddings.
+    Keras also quantizes the inputs of the matrix products, with one scale per token. In models with
+    an MLM head, the embeddings stay float, because the head uses the word embeddings.
     """
     model = endpoint.model
     kinds = (keras.layers.Dense, *(() if hasattr(model, "mlm") else (keras.layers.Embedding,)))
-    gc.freeze()  # Keras collects garbage after each layer; this excludes all existing objects
+    # Keras runs a garbage collection after each layer; this excludes all existing objects from it.
+    gc.freeze()
     try:
         model.quantize("int8", filters=lambda layer: isinstance(layer, kinds))
     finally:
@@ -107,10 +108,11 @@ def quantize_int8(endpoint: "Endpoint") -> None:
 
 
 def load_exported(folder: str | os.PathLike[str]) -> "Endpoint":
-    """Loads the Endpoint that `save_endpoint` wrote, with its weights.
+    """Loads the Endpoint that `save_endpoint` wrote to a folder, with its weights.
 
     Raises:
-        UserError: another program wrote the SavedModel, or a file is missing or damaged.
+        UserError: another program wrote the SavedModel, its method is unknown, or a file is missing
+            or damaged.
     """
     metadata = read_export(pathlib.Path(folder) / "assets.extra")
     name, length = metadata["method"], metadata["max_seq_length"]
@@ -131,7 +133,8 @@ def load_encoder(folder: str | os.PathLike[str], **arguments: Any) -> BertModel:
     """Loads a BertModel with its pooler from a folder.
 
     Args:
-        folder: as for `load_endpoint`. **arguments: arguments of `BertModel.from_pretrained`.
+        folder: as for `load_endpoint`.
+        **arguments: arguments of `BertModel.from_pretrained`.
 
     Raises:
         UserError: the folder has no pooler, so `pooler_output` would be randomly initialized.
@@ -147,9 +150,9 @@ def load_encoder(folder: str | os.PathLike[str], **arguments: Any) -> BertModel:
 
 
 def samples(endpoint: "Endpoint") -> dict[str, list[Any]]:
-    """Returns texts for testing an endpoint, including unusual ones: a dict of input name -> list.
+    """Returns texts for testing an endpoint, including unusual ones: dict of input name -> list.
 
-    The lists have equal lengths; all texts have the same number of [MASK] or of choices.
+    The lists have equal lengths. For fill_mask, each text has one [MASK]; for choose, two choices.
     """
     texts = [f"{text} [MASK]" if isinstance(endpoint, FillMask) else text for text in SAMPLES]
     if isinstance(endpoint, FillMask):
@@ -165,11 +168,13 @@ def save_endpoint(
 ) -> "dict[str, tf.types.experimental.ConcreteFunction[..., dict[str, tf.Tensor]]]":
     """Writes a SavedModel, with its metadata in `assets.extra/kbert.json`.
 
-    The variables are tracked, so that converters detect them. With the files that `save_settings`
-    writes to `assets.extra`, the folder can be loaded like other model folders.
+    The variables are tracked, so that converters find them. Because of the files that
+    `save_settings` writes to `assets.extra`, `from_pretrained` can read the folder.
 
     Args:
-        endpoint: Endpoint. folder: folder to write. batch_timeout_ms: see `signatures`.
+        endpoint: Endpoint.
+        folder: folder to write.
+        batch_timeout_ms: see `kbert.serving.signatures.signatures`.
 
     Returns:
         dict of signature name -> concrete function.
@@ -212,14 +217,14 @@ def _own_files(folder):
 
 
 def save_settings(endpoint: "Endpoint", folder: pathlib.Path) -> None:
-    """Writes config.json, vocabulary, tokenizer settings and, for a task, task.json."""
+    """Writes the config, the vocabulary, the tokenizer's settings and, for a task, `task.json`."""
     endpoint.model.config.save(folder / "config.json")
     endpoint.tokenizer.save_pretrained(folder)
     if endpoint.predictor.settings:
         atomic.write_json(folder / TASK_FILE, endpoint.predictor.settings)
 
 
-_ALONE = """
+_LOAD_SCRIPT = """
 import json, sys
 import numpy as np
 import tensorflow as tf
@@ -242,20 +247,19 @@ np.savez(answer, **{name: x.numpy() for name, x in pairs})
 """
 
 
-def answers_alone(
+def outputs_in_new_process(
     texts: Mapping[str, Sequence[Any]], *folders: str | os.PathLike[str]
 ) -> list[dict[str, np.ndarray]]:
     """Computes the outputs of SavedModels in a separate process with TensorFlow but without kbert.
 
-    Returns the outputs of `serving_default` and, if there are `kbert.serving.signatures.INTERNAL`,
-    the outputs of the steps by which kbert's server computes the same.
-
     Args:
-        texts: dict of lists, the inputs of the first SavedModel.
-        *folders: SavedModel folders; each model takes the outputs of the previous one.
+        texts: dict of input name -> list of texts for the first SavedModel.
+        *folders: folders of SavedModels; each model takes the outputs of the previous one.
 
     Returns:
-        dict of the outputs of the last SavedModel.
+        The outputs of `serving_default` of the last SavedModel, a dict of arrays. If it has the
+        signatures in `kbert.serving.signatures.INTERNAL`, the list has a second dict with the
+        outputs of the three steps by which kbert's server computes the same.
 
     Raises:
         UserError: the process failed; the message contains the end of its output.
@@ -265,7 +269,7 @@ def answers_alone(
         answer_file = pathlib.Path(scratch) / "answer.npz"
         request_file.write_text(json.dumps(texts), encoding="utf-8")
         folders = [pathlib.Path(folder).absolute() for folder in folders]
-        command = [sys.executable, "-c", _ALONE, request_file, answer_file, *folders]
+        command = [sys.executable, "-c", _LOAD_SCRIPT, request_file, answer_file, *folders]
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(command, capture_output=True, text=True, cwd=scratch, env=environment)
         if done.returncode:
@@ -282,13 +286,14 @@ def answers_alone(
 
 
 def largest_difference(result: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> float:
-    """Returns the largest difference of floats in two dicts of arrays, relative for values above 1.
+    """Returns the largest difference between the floats in two dicts of arrays.
 
-    It is inf if shapes or values of other types differ, or if a difference is NaN.
+    Differences from values with a magnitude above 1 are relative to this magnitude. The result is
+    inf if shapes or values of other types differ, or if a difference is NaN.
 
     Args:
-        result: outputs of a SavedModel. expected: from `Endpoint.reference_outputs`, possibly with
-            fewer keys.
+        result: outputs of a SavedModel.
+        expected: expected outputs; keys that only `result` has are ignored.
     """
     largest = 0.0
     for name, value in expected.items():

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kbert.tasks.endpoint import Endpoint
 
 MOST_TEXTS = 32  # maximum number of texts in a batch that requests share in the graph
-# The steps of `Endpoint` around `from_ids`, for kbert's server; not for clients.
+# The steps of `Endpoint` before and after `from_ids`; only kbert's server calls them.
 ENCODE, DECODE = INTERNAL = ("internal_encode", "internal_decode")
 
 
@@ -22,24 +22,25 @@ def signatures(
 ) -> "dict[str, tf.types.experimental.ConcreteFunction[..., dict[str, tf.Tensor]]]":
     """Creates the signatures of an endpoint.
 
-    `serving_default` takes text; `from_ids` takes the three features of `kbert.features`. Both
-    return the outputs of `output_spec`, except for three methods whose outputs require the texts:
-    for tag, `from_ids` returns `probabilities` (B, L, C) of C labels; for answer, `start_logits`
-    and `end_logits` (B, L); for choose, `logits` (B, C) of C choices.
-    `from_examples` takes serialized tf.Examples whose features are named like the text inputs, and
-    returns the same as `serving_default`. For TensorFlow Serving's Classify and Regress, models
-    that classify also have the signature `classify` (`classes` and `scores`, (B, C) each), and
-    models that predict one number have `regress` (`outputs`, (B,)); both take tf.Examples, too.
-
-    The signatures in `INTERNAL` are the other two steps of an `Endpoint`. `internal_encode` takes
-    text, and returns the features of its rows and tensors for `internal_decode`, which also takes
-    the texts and the outputs of `from_ids`, and exists only if the endpoint decodes.
+    - `serving_default` takes texts and returns the outputs in `output_spec`.
+    - `from_ids` takes the `ENCODER_FEATURES`. It returns the same outputs, except for three methods
+      whose outputs require the texts: for tag, `probabilities` (B, L, C) of C labels; for answer,
+      `start_logits` and `end_logits` (B, L); for choose, `logits` (B, C) of C choices.
+    - `from_examples` takes serialized tf.Examples whose features are named like the text inputs,
+      and returns the same as `serving_default`.
+    - `classify` and `regress` are for TensorFlow Serving's Classify and Regress, and also take
+      tf.Examples. Models that predict labels of a text have `classify` (`classes` and `scores`,
+      (B, C) each); models that predict one number have `regress` (`outputs`, (B,)).
+    - `internal_encode` takes texts, and returns the features of their rows and tensors for
+      `internal_decode`.
+    - `internal_decode` takes the texts, these tensors and the outputs of `from_ids`, and returns
+      the same as `serving_default`. It exists only if the endpoint decodes.
 
     Args:
         endpoint: Endpoint.
-        batch_timeout_ms: how long a request waits for other requests to share a batch in the graph.
-            This applies to requests with texts or examples (with equal numbers of choices, if any);
-            a response has as many columns as the batch needs. 0: no batching.
+        batch_timeout_ms: maximum time in milliseconds that a request with texts or examples waits
+            for other requests to share a batch in the graph (for choose, requests with as many
+            choices). The outputs of a response are padded for the whole batch. 0: no batching.
 
     Returns:
         dict of name -> concrete function of named tensors.
@@ -75,7 +76,12 @@ def signatures(
 
 
 def _internal(endpoint, specs, outputs):
-    """Returns the signatures in `INTERNAL`. specs: of the texts. outputs: of `from_ids`."""
+    """Returns the signatures in `INTERNAL`.
+
+    Args:
+        specs: dict of input name -> TensorSpec of the texts.
+        outputs: outputs of `from_ids`, symbolic.
+    """
 
     def encode(**texts):
         features, extra = endpoint.encode_limited(**texts)
@@ -114,8 +120,8 @@ def _composed(endpoint, functions):
 def _in_batches(function, specs, limits, timeout_ms):
     """Wraps a function of texts in dynamic batching, so that several calls share a batch.
 
-    Most texts that exceed a limit are rejected before they join a batch, because they would make
-    all calls in the batch fail.
+    Texts with too many bytes or choices are rejected before they join a batch, because they would
+    make all calls in the batch fail.
     """
     together = tf.nondifferentiable_batch_function(
         num_batch_threads=2, max_batch_size=MOST_TEXTS, batch_timeout_micros=int(1000 * timeout_ms)

@@ -1,7 +1,7 @@
-"""A preprocessor and an encoder with TF Hub's common text API.
+"""Writes a preprocessor and an encoder with TF Hub's common text API.
 
-Names and shapes follow the API's page on text ("Preprocessing text inputs", "Transformer
-encoders"), so these models can replace TF Hub's BERT models.
+Names and shapes follow the sections "Preprocessing text inputs" and "Transformer encoders" of the
+API's page on text, so these models can replace TF Hub's BERT models.
 """
 
 from typing import TYPE_CHECKING
@@ -27,14 +27,18 @@ def save_preprocessor(
     """Writes the preprocessor.
 
     Called with (B,) string, it returns the three inputs of the encoder, (B, seq_length) int32 each.
-    `tokenize` returns a (B, None) int32 RaggedTensor of WordPiece ids.
-    `tokenize.get_special_tokens_dict()` returns the ids of the special tokens and the size of the
-    vocabulary. `bert_pack_inputs(segments, seq_length)` returns the encoder's inputs for a list of
-    one or two such RaggedTensors.
+    Its attributes are functions, too:
+
+    - `tokenize` converts (B,) string to a (B, None) int32 RaggedTensor of WordPiece ids.
+    - `tokenize.get_special_tokens_dict()` returns the ids of the special tokens and the size of the
+      vocabulary.
+    - `bert_pack_inputs(segments, seq_length)` converts a list of one or two such RaggedTensors to
+      the inputs of the encoder.
 
     Args:
-        tokenizer: BertTokenizer. seq_length: length of a sequence in tokens. folder: folder to
-            write.
+        tokenizer: BertTokenizer.
+        seq_length: length of a sequence in tokens.
+        folder: folder to write.
     """
     root = tf.train.Checkpoint(tokenizer=tokenizer)
     text = tf.TensorSpec([None], tf.string, name="text")
@@ -86,7 +90,8 @@ def save_encoder(model: "BertModel", folder: "str | os.PathLike[str]") -> None:
     `encoder_outputs`, a list of N tensors (B, L, D), and `default`, which equals `pooled_output`.
 
     Args:
-        model: BertModel with a pooler and `output_hidden_states`. folder: folder to write.
+        model: BertModel with a pooler and `output_hidden_states`.
+        folder: folder to write.
     """
     root = tf.train.Checkpoint()
     specs = {name: tf.TensorSpec([None, None], tf.int32, name) for name in NAMES.values()}

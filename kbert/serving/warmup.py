@@ -1,6 +1,6 @@
 """Warmup requests, which TensorFlow Serving runs before it reports a model as ready.
 
-They prevent slow first requests: TensorFlow initializes a graph during its first call.
+Without them, the first requests are slow, because TensorFlow initializes a graph at its first call.
 """
 
 import pathlib
@@ -25,14 +25,16 @@ def write_warmup(
     texts: Mapping[str, Sequence[Any]],
     model_name: str,
 ) -> int:
-    """Writes a request for each public signature and batch size to `assets.extra`.
+    """Writes a request for each public signature and each of `BATCH_SIZES` to `assets.extra`.
 
     Args:
-        folder: folder of a SavedModel. functions: signatures returned by `save_endpoint`.
-        texts: dict of input name -> list of texts. model_name: name under which it is served.
+        folder: folder of a SavedModel.
+        functions: signatures returned by `save_endpoint`.
+        texts: dict of input name -> list of texts.
+        model_name: name under which the SavedModel will be served.
 
     Returns:
-        the number of requests.
+        The number of requests.
 
     Raises:
         ImportError: tensorflow-serving-api is not installed.
