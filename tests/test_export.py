@@ -20,7 +20,7 @@ from kbert.errors import UserError
 from kbert.serving import saved_model
 from kbert.serving.endpoints import endpoints
 from kbert.serving.export import export, export_tf_hub
-from kbert.serving.signatures import INTERNAL, MOST_TEXTS, signatures
+from kbert.serving.signatures import INTERNAL, MAX_BATCH_TEXTS, signatures
 from kbert.serving.warmup import write_warmup
 from kbert.settings import EXPORT_METHODS, TextLimits
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
@@ -294,9 +294,11 @@ def test_requests_share_batches_in_the_graph(kind, methods, tmp_path):
     assert ops_of(tmp_path / "1") <= set(OPS_FILE.read_text().split())
     loaded = tf.saved_model.load(str(tmp_path / "1"))
     answer = loaded.signatures["serving_default"]
-    texts = {name: rows[:MOST_TEXTS] for name, rows in texts_of(method, 40).items()}
-    rows = [{name: values[i : i + 1] for name, values in texts.items()} for i in range(MOST_TEXTS)]
-    with concurrent.futures.ThreadPoolExecutor(MOST_TEXTS) as pool:
+    texts = {name: rows[:MAX_BATCH_TEXTS] for name, rows in texts_of(method, 40).items()}
+    rows = [
+        {name: values[i : i + 1] for name, values in texts.items()} for i in range(MAX_BATCH_TEXTS)
+    ]
+    with concurrent.futures.ThreadPoolExecutor(MAX_BATCH_TEXTS) as pool:
         found = list(pool.map(lambda row: arrays(answer(**tensors(row))), rows))
     for name, values in method.reference_outputs(**texts).items():
         together = np.concatenate([row[name] for row in found])  # of the shared batch's columns

@@ -230,7 +230,7 @@ def test_pairs_where_they_mean_nothing(folders, tmp_path):
 
 
 def test_a_model_that_is_too_large(methods, tmp_path, monkeypatch):
-    monkeypatch.setattr(openvino_ir, "MOST_BYTES", 1000)
+    monkeypatch.setattr(openvino_ir, "MAX_WEIGHT_BYTES", 1000)
     with pytest.raises(UserError, match=r"GB; --format=openvino supports at most 0.00 GB\. Use"):
         openvino_ir.save_openvino(methods("embed"), tmp_path)
 

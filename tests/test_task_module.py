@@ -158,7 +158,7 @@ def test_settings_of_a_task_of_its_own(root, registered, monkeypatch):
     student = registry.make_task(DistillConfig(task="length", **files), tokenizer, ("a", "b"))
     assert student.sure_from == 0.75
     (root / "teacher/task.json").write_text(json.dumps(settings | {"sure_from": 2}))
-    expected = r"'sure_from' must be a value of --sure_from \(smallest score.*; got 2\. Fix or"
+    expected = r"'sure_from' must be a value of --sure_from \(smallest .*; >= 0 and <= 1\); got 2\."
     with pytest.raises(UserError, match=expected):
         registry.read_task_settings(root / "teacher")
 

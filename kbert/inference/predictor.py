@@ -73,8 +73,9 @@ class Predictor:
             calls the Keras model and gives the same results as evaluation in training. "openvino"
             and, on the CPU, "tensorflow" freeze the weights at the first call of a method, so that
             later changes of the model have no effect. All backends compute in the model's dtype,
-            except that OpenVINO computes in float32 if the CPU does not support this dtype. The
-            results of the backends differ by about 1e-6 in float32 and by a few 1e-2 in bfloat16.
+            except that OpenVINO computes in float32 unless this dtype is bfloat16 and the CPU
+            supports it. The results of the backends differ by about 1e-6 in float32 and by a few
+            1e-2 in bfloat16.
         max_seq_length: maximum number of tokens in a sequence; None for the length used in
             fine-tuning, else the length in the config's `embedding` settings, else the model's
             maximum, at most 512.

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from kbert.tasks.endpoint import Endpoint
 
 MODEL_FILE, METADATA_FILE = "model.xml", "model.json"
-MOST_BYTES = 2**31 - 2**24  # maximum size of the weights; the limit of a TensorFlow graph is 2 GiB
+MAX_WEIGHT_BYTES = (
+    2**31 - 2**24
+)  # maximum size of the weights; the limit of a TensorFlow graph is 2 GiB
 
 
 def save_openvino(
@@ -46,10 +48,10 @@ def save_openvino(
         UserError: the model is too large to convert.
     """
     size = sum(4 * np.prod(weight.shape, dtype=np.int64) for weight in endpoint.model.weights)
-    if size > MOST_BYTES:
+    if size > MAX_WEIGHT_BYTES:
         raise UserError(
             f"the model has {size / 1e9:,.2f} GB; --format=openvino supports at most "
-            f"{MOST_BYTES / 1e9:.2f} GB. Use --format=serving, which has no limit."
+            f"{MAX_WEIGHT_BYTES / 1e9:.2f} GB. Use --format=serving, which has no limit."
         )
     write_model(endpoint, folder, quantize)
     saved_model.save_settings(endpoint, folder)

@@ -12,7 +12,7 @@ from kbert.tasks.limits import limited_texts
 if TYPE_CHECKING:
     from kbert.tasks.endpoint import Endpoint
 
-MOST_TEXTS = 32  # maximum number of texts in a batch that requests share in the graph
+MAX_BATCH_TEXTS = 32  # maximum number of texts in a batch that requests share in the graph
 # The steps of `Endpoint` before and after `from_ids`; only kbert's server calls them.
 ENCODE, DECODE = INTERNAL = ("internal_encode", "internal_decode")
 
@@ -124,7 +124,9 @@ def _in_batches(function, specs, limits, timeout_ms):
     make all calls in the batch fail.
     """
     together = tf.nondifferentiable_batch_function(
-        num_batch_threads=2, max_batch_size=MOST_TEXTS, batch_timeout_micros=int(1000 * timeout_ms)
+        num_batch_threads=2,
+        max_batch_size=MAX_BATCH_TEXTS,
+        batch_timeout_micros=int(1000 * timeout_ms),
     )(lambda *texts: function(**dict(zip(specs, texts, strict=True))))
     return lambda **texts: together(*(limited_texts(texts, limits)[name] for name in specs))
 

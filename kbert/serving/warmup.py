@@ -62,7 +62,7 @@ def write_warmup(
                         value = batch.get(key)
                         if key == "inputs":
                             value = [example.SerializeToString() for example in examples]
-                        elif value is None:  # ids
+                        elif value is None:  # input_ids, attention_mask or token_type_ids
                             value = np.full(
                                 [size] + [8] * (len(spec.shape) - 1), key != "token_type_ids"
                             )

@@ -11,10 +11,10 @@ from kbert.data.examples import ChoiceExample, open_records
 from kbert.errors import UserError
 from kbert.model.models import BertForMultipleChoice
 from kbert.tasks.arguments import same_length
-from kbert.tasks.encoding import Encoded, encode_texts, stacked, with_labels
+from kbert.tasks.encoding import Encoded, encode_texts, stack_items, with_labels
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.outputs import softmax
-from kbert.tasks.span_ops import in_parts
+from kbert.tasks.span_ops import apply_in_batches
 from kbert.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class ChoiceEndpoint(Endpoint):
     def from_ids(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         B, C, L = tf.unstack(tf.shape(features["input_ids"]))
         rows = {name: tf.reshape(x, [B * C, 1, L]) for name, x in features.items()}
-        logits = in_parts(self.compute, rows)["logits"]
+        logits = apply_in_batches(self.compute, rows)["logits"]
         return {"logits": tf.reshape(logits, [B, C])}
 
     def postprocess(
@@ -126,7 +126,7 @@ class Choice(Task):
         rows = iter(encode_texts(self.tokenizer, texts, choices, self.max_seq_length))
         items = []
         for example in examples:
-            item = stacked([next(rows) for _ in example.choices], self.tokenizer.pad_id)
+            item = stack_items([next(rows) for _ in example.choices], self.tokenizer.pad_id)
             items.append(
                 item if example.label is None else with_labels(item, example.label, np.int32)
             )

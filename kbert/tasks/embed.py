@@ -15,7 +15,7 @@ from kbert.errors import UserError
 from kbert.model.folder import ModelFolder
 from kbert.model.models import BertForEmbedding
 from kbert.tasks import embedding_losses, metrics
-from kbert.tasks.encoding import Encoded, encode_texts, stacked, with_labels
+from kbert.tasks.encoding import Encoded, encode_texts, stack_items, with_labels
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.outputs import l2_normalize, similarities
 from kbert.tasks.task import Task
@@ -219,7 +219,7 @@ class Embedding(Task):
         numbers: dict[str, int] = {}
         items = []
         for example in examples:
-            item = stacked([next(rows) for _ in example.texts], self.tokenizer.pad_id)
+            item = stack_items([next(rows) for _ in example.texts], self.tokenizer.pad_id)
             ids = [numbers.setdefault(text, len(numbers)) for text in example.texts]
             if example.label is None:
                 items.append(with_labels(item, ids, np.int32))

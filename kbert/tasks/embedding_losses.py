@@ -10,7 +10,7 @@ the batch; no example is compared with them.
 import tensorflow as tf
 
 # The logit of a candidate that is excluded.
-_NEVER = -1e30
+_EXCLUDED = -1e30
 
 
 def ranking_losses(
@@ -41,12 +41,12 @@ def ranking_losses(
     same = _widened(anchors[:, None] == anchors, T - 2)
     same |= (texts == anchors[:, None]) | (texts == positives[:, None])
     same |= tf.tile(weights == 0, [T - 1])
-    losses, right = _cross_entropy(tf.where(same & ~own, _NEVER, logits))
+    losses, right = _cross_entropy(tf.where(same & ~own, _EXCLUDED, logits))
     if symmetric:
         same = (anchors == anchors[:, None]) | (positives == positives[:, None])
         same |= (anchors == positives[:, None]) | (weights == 0)
         logits = tf.transpose(logits[:, :B])
-        back, _ = _cross_entropy(tf.where(same & ~own[:, :B], _NEVER, logits))
+        back, _ = _cross_entropy(tf.where(same & ~own[:, :B], _EXCLUDED, logits))
         losses = (losses + back) / 2
     return losses, right
 
@@ -81,7 +81,7 @@ def cosent_losses(
     """
     logits = scale * _cosines(vectors)
     counts = (weights[:, None] > 0) & (weights > 0) & (scores[:, None] < scores)
-    logits = tf.where(counts, logits[:, None] - logits, _NEVER)
+    logits = tf.where(counts, logits[:, None] - logits, _EXCLUDED)
     loss = tf.reduce_logsumexp(tf.concat([[0.0], tf.reshape(logits, [-1])], axis=0))
     return tf.fill(tf.shape(scores), loss), tf.zeros_like(scores)
 
@@ -106,7 +106,7 @@ def triplet_losses(vectors: tf.Tensor, margin: float) -> tuple[tf.Tensor, tf.Ten
 
     Args:
         vectors: (B, T, E) float32, T > 2.
-        margin: see above.
+        margin: the margin of the formula, a distance.
     """
     # Like torch's pairwise_distance, add 1e-6: the norm has no derivative at 0.
     distances = tf.norm(vectors[:, :1] - vectors[:, 1:] + 1e-6, axis=-1)  # (B, T - 1)

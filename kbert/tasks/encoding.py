@@ -55,7 +55,7 @@ def unpad_batch(features: Mapping[str, tf.Tensor]) -> list[EncodedExample]:
     ]
 
 
-def stacked(items: Sequence[EncodedExample], pad_id: int) -> EncodedExample:
+def stack_items(items: Sequence[EncodedExample], pad_id: int) -> EncodedExample:
     """Stacks T items to one, (T, L), for an example with T texts; pads them to the longest."""
     length = max(item.length for item in items)
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from kbert.model.models import BertModel
 from kbert.settings import TextLimits
 from kbert.tasks.limits import limited_ids, limited_texts
-from kbert.tasks.span_ops import in_parts
+from kbert.tasks.span_ops import apply_in_batches
 
 if TYPE_CHECKING:
     from kbert.inference.predictor import Predictor
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Endpoint(abc.ABC):
-    """The graph of a prediction method: `from_texts`, which consists of three steps.
+    """A prediction method as a TensorFlow graph; `from_texts` consists of three steps.
 
     1. `encode_texts` converts B texts to N rows of ids: one row per text, window or choice.
     2. `from_ids` runs the model on the rows.
@@ -103,7 +103,7 @@ class Endpoint(abc.ABC):
         features, extra = self.encode_limited(**texts)
         if not self.decodes:
             return self.from_ids(features)
-        return self.decode(texts, extra, in_parts(self.from_ids, features))
+        return self.decode(texts, extra, apply_in_batches(self.from_ids, features))
 
     def encode_limited(
         self, **texts: tf.Tensor

@@ -27,7 +27,7 @@ def soft_losses(logits: tf.Tensor, teacher_logits: tf.Tensor, temperature: float
 
     Args:
         logits, teacher_logits: (..., C) float32.
-        temperature: T.
+        temperature: the temperature T.
     """
     student, teacher = (tf.nn.log_softmax(x / temperature) for x in (logits, teacher_logits))
     return temperature**2 * tf.reduce_sum(tf.exp(teacher) * (teacher - student), axis=-1)

@@ -20,7 +20,7 @@ from kbert.tasks.text_task import TextTask
 
 
 class MultiLabelEndpoint(Endpoint):
-    """Predicts any number of C labels."""
+    """Predicts which of C labels a text has."""
 
     name = "multilabel"
     forward_spec: dict[str, tuple[str, str]] = {
@@ -44,7 +44,7 @@ class MultiLabelEndpoint(Endpoint):
 
 
 class MultiLabel(TextTask):
-    """The task of predicting any number of C labels: all with a probability above 1/2."""
+    """The task of predicting which of C labels a text has: those with a probability above 1/2."""
 
     name = "multilabel"
     metric = "f1_micro"

@@ -182,7 +182,7 @@ def _windows(columns, room, step, tokenizer, limits, question_ids=None):
     return TokenWindows(features, owner, first[:, None], token, inside, begin, ids, starts, ends)
 
 
-def in_parts(
+def apply_in_batches(
     function: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]],
     features: dict[str, tf.Tensor],
     rows: int = 32,

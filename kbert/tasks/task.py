@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from kbert.errors import UserError
-from kbert.fields import checked_value
+from kbert.fields import checked_value, range_text
 from kbert.model.models import BertForSequenceClassification
 from kbert.settings.tasks import FinetuneConfig
 from kbert.tasks.encoding import Encoded
@@ -59,7 +59,9 @@ def setting_check(field: "dataclasses.Field[Any]") -> "Check":
             return True
         return False
 
-    return fits, f"a value of --{field.name} ({field.metadata['help']})"
+    choices, limits = field.metadata["choices"], field.metadata["limits"]
+    parts = (field.metadata["help"], ", ".join(choices or ()), range_text(limits))
+    return fits, f"a value of --{field.name} ({'; '.join(filter(None, parts))})"
 
 
 class Task(abc.ABC):
