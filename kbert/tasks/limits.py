@@ -1,4 +1,4 @@
-"""Checks in the graph of an export that the texts of a request do not exceed its limits."""
+"""Checks, in the graph of an export, of the sizes of the texts in a request."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING

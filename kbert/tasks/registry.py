@@ -106,7 +106,11 @@ def tasks() -> dict[str, type[Task]]:
 
 
 def get_task(name: str) -> type[Task]:
-    """Returns the registered task `name`. Raises UserError if there is none."""
+    """Returns the subclass of Task with a given name.
+
+    Raises:
+        UserError: there is no such task.
+    """
     if name in _registered:
         return _registered[name]
     kinds = tasks()

@@ -85,7 +85,7 @@ class Task(abc.ABC):
         endpoint: subclass of Endpoint for exports; None if models of the task cannot be exported.
         max_seq_length: see above; the class attribute is the default.
         min_labels: minimum number of label names; 0 if the labels have no names.
-        is_classification: whether an example has one of C classes, so that class weights apply.
+        is_classification: whether each example has one of C classes, so that class weights apply.
         takes_pairs: whether every example has a second text.
         reads_windows: whether `encode` splits long texts into windows instead of truncating them.
         texts: minimum and maximum number of texts per prediction; a maximum of None means that
@@ -93,8 +93,8 @@ class Task(abc.ABC):
         example_fields: fields of an example that are the arguments of the method.
         unlabeled_task: name of another task whose `reader` reads the input files of
             `kbert.predict`; None if this task's `reader` reads them.
-        own_settings: names of the settings that only this task has in `task.json` -> checks, such
-            as `BOOL`.
+        own_settings: dict of setting name -> check, such as `BOOL`, of the settings that only this
+            task stores in `task.json`.
         config_class: FinetuneConfig, or a subclass whose additional `setting`s are flags of
             `kbert.finetune`, keys of `task.json` and attributes of the task.
         call_options: names of the attributes that `kbert.Predictor.predict` can set for one call.
