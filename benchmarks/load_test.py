@@ -8,18 +8,20 @@ hostile: it must get the right error, and the other requests must still be answe
 must equal the first answer for the same text, up to 1e-5. The reported memory is the server's
 resident memory, after the first tenth of the time and at the end.
 
-Then a few clients run for a tenth of the time alone, and for another tenth beside attackers, whose
-requests are as large as the server's limits allow, and who disconnect after at most two seconds.
+Then four clients run for a twentieth of the time alone, and as long beside four attackers of each
+kind; see `benchmarks.attackers`. The first kind are clients with 16 ordinary texts per request, who
+keep the CPUs busy: they show what any load costs. Clients, attackers and server are processes of
+their own; they share the CPUs.
 """
 
 import asyncio
 import collections
-import contextlib
 import datetime
 import itertools
 import json
 import pathlib
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -44,7 +46,16 @@ HOSTILE = (
     ("/v1/models/bert/versions/999999:predict", b'{"inputs": ["a"]}', 404),
     ("/v1/models/none:predict", b'{"inputs": ["a"]}', 404),
 )
-ORDINARY, ATTACKERS = 4, 4  # clients with one text per request, and with many or long texts
+CLIENTS = 4  # with one text per request
+ATTACKS = {  # name -> kind of each attacker; see `benchmarks.attackers`
+    "16 ordinary texts": ["ordinary"] * 4,
+    "2,000 texts, or three of 1 MB": ["many", "long"] * 2,
+    "the same, 32 attackers": ["many", "long"] * 16,
+    "2 million numbers": ["numbers"] * 4,
+    "1.4 million empty lists": ["lists"] * 4,
+    "300,000 objects": ["objects"] * 4,
+    "131,072 tf.Examples": ["examples"] * 4,
+}
 # Bytes that are not valid requests.
 NOT_REQUESTS = (
     b"\x16\x03\x01" * 50,
@@ -74,8 +85,8 @@ class LoadTest:
         self.taken = []
         self._numbers = itertools.count()
 
-    async def run(self, seconds, clients, attackers=0):
-        """Runs clients and attackers for some seconds.
+    async def run(self, seconds, clients):
+        """Runs this number of clients for some seconds.
 
         Returns:
             p50 and p99 of the latency of all answered requests so far, in milliseconds.
@@ -93,23 +104,8 @@ class LoadTest:
             stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
             senders = [lambda i: self._by_grpc(stub, i), lambda i: self._by_rest(session, i)]
             running = [self._client(senders[k % 2], session) for k in range(clients)]
-            attacking = [self._attacker(session, k) for k in range(attackers)]
-            await asyncio.gather(*running, *attacking)
+            await asyncio.gather(*running)
         return np.percentile(self.taken, [50, 99]) * 1e3
-
-    async def _attacker(self, session, number):
-        """Sends 256,000 tokens in 2,000 texts, or three texts of a megabyte."""
-        words = " ".join(self.texts).split()
-        many = [" ".join(words[k : k + 126]) for k in range(2000)]
-        long = [" ".join(words * 1000)[: 10**6]] * 3
-        body = json.dumps({"inputs": (many, long)[number % 2]}).encode()
-        while (left := self._end - time.monotonic()) > 0:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left, 2)):
-                    async with session.post(self.server.address(PREDICT), data=body) as answer:
-                        self.counts[f"attack: {answer.status}"] += 1
-                        await answer.read()
-                        await asyncio.sleep(0.01 * (answer.status != 200))
 
     async def _client(self, send, session):
         while (begin := time.monotonic()) < self._end:
@@ -191,18 +187,30 @@ async def measure(server, base, texts, seconds):
     return test, time.monotonic() - begin, memory
 
 
-async def attack(server, texts, seconds):
-    """Returns a line with the latency of ordinary clients, alone and beside attackers."""
-    alone, beside = LoadTest(server, texts), LoadTest(server, texts)
-    await LoadTest(server, texts).run(seconds / 4, ORDINARY, ATTACKERS)  # a warmup
-    quiet = await alone.run(seconds, ORDINARY)
-    attacked = await beside.run(seconds, ORDINARY, ATTACKERS)
-    failures = sum(test.counts["failed"] + test.counts["wrong"] for test in (alone, beside))
-    return (
-        f"{ORDINARY} clients: p50 {quiet[0]:.0f} ms, p99 {quiet[1]:.0f} ms; beside {ATTACKERS} "
-        f"attackers: p50 {attacked[0]:.0f} ms, p99 {attacked[1]:.0f} ms, "
-        f"{attacked[1] / quiet[1]:.1f} times; {failures} failures"
-    )
+def attack(server, path, seconds):
+    """Yields the lines of a table: the latency of clients, alone and beside attackers.
+
+    Args:
+        server: ServerSetup. path: of the JSON file with the texts.
+    """
+    texts = json.loads(pathlib.Path(path).read_text())
+    asyncio.run(LoadTest(server, texts).run(seconds / 4, CLIENTS))  # a warmup
+    quiet = asyncio.run(LoadTest(server, texts).run(seconds, CLIENTS))
+    yield "| attackers send | p50 | p99 | p99 / alone | failures | attackers' responses |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    yield f"| (none) | {quiet[0]:.0f} ms | {quiet[1]:.0f} ms | 1.0 | | |"
+    for name, kinds in ATTACKS.items():
+        test, begin = LoadTest(server, texts), 1.0
+        command = [sys.executable, "-m", "benchmarks.attackers", str(server.ports[1]), str(path)]
+        command += [str(seconds + begin), *kinds]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as attackers:
+            time.sleep(begin)  # they are busy
+            p50, p99 = asyncio.run(test.run(seconds, CLIENTS))
+            counts = json.loads(attackers.stdout.read())
+        failures = test.counts["failed"] + test.counts["wrong"]
+        statuses = ", ".join(f"{count} x {status}" for status, count in sorted(counts.items()))
+        ratio = p99 / quiet[1]
+        yield f"| {name} | {p50:.0f} ms | {p99:.0f} ms | {ratio:.1f} | {failures} | {statuses} |"
 
 
 def main(_):
@@ -218,7 +226,7 @@ def main(_):
         server = ServerSetup(base, path, FLAGS.backend)
         seconds = 2 if FLAGS.quick else FLAGS.seconds
         test, seconds, memory = asyncio.run(measure(server, base, texts, seconds))
-        attacked = asyncio.run(attack(server, texts, max(seconds / 10, 0.5)))
+        attacked = [*attack(server, path, max(seconds / 20, 0.5))]
         server.stop()
     counts, sent = test.counts, sum(test.counts.values()) - test.counts["hostile failed"]
     early = next(mb for at, mb in memory if at >= seconds / 10 or mb == memory[-1][1])
@@ -233,7 +241,7 @@ def main(_):
         f"wrong; hostile: {counts['hostile']:,}, {counts['hostile failed']:,} got another status"
     )
     print(f"memory: {early:,.0f} MB after a tenth of the time, {memory[-1][1]:,.0f} MB at the end")
-    print(attacked)
+    print("\n".join(attacked))
 
 
 if __name__ == "__main__":

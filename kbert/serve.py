@@ -36,7 +36,7 @@ def main(config: ServeConfig) -> None:
         raise UserError(f"{error.name} is missing: pip install 'kbert[serve]'") from None
     raise_file_limit(config)
     # Each batch blocks a thread while it is computed; other threads must be free to tokenize.
-    os.environ.setdefault("TF_NUM_INTEROP_THREADS", str((os.cpu_count() or 1) + 2))
+    os.environ.setdefault("TF_NUM_INTEROP_THREADS", str((os.cpu_count() or 1) + 3))
     from kbert.server.main import serve
 
     asyncio.run(serve(config, log))

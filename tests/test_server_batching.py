@@ -324,5 +324,5 @@ def test_short_requests_share_a_call_that_encodes():
 
     counted = Counted()
     found = run(many())
-    assert counted.calls == [1, 19]
+    assert counted.calls == [1, 1, 18]  # of two threads
     assert [answer["words"][0].tolist() for answer in found] == [[b"a%d" % i] for i in range(20)]

@@ -98,6 +98,8 @@ def test_content_of_another_size_is_refused():
         ([True], tf.bool, 1, np.array([True])),
         ("a", tf.string, 0, np.array(b"a", object)),
         ("\ud800", tf.string, 0, np.array(b"?", object)),
+        ([*range(40_000)], tf.int32, 1, np.arange(40_000, dtype=np.int32)),
+        ([], tf.int32, 1, np.array([], np.int32)),
     ],
 )
 def test_json(value, dtype, rank, wanted):
@@ -118,7 +120,9 @@ def test_json(value, dtype, rank, wanted):
         (["1"], tf.int32, "takes int32; got '1'"),
         ([1.5], tf.int32, "takes int32; got 1.5"),
         ([True], tf.int32, "takes int32; got True"),
-        ([2**31], tf.int32, "out of range"),
+        ([2**31], tf.int32, "got 2147483648, which is out of range"),
+        ([*range(40_000), -(2**31) - 1, 0], tf.int32, "got -2147483649, which is out of range"),
+        ([*range(40_000), 1.5], tf.int32, "takes int32; got 1.5"),
         ([10**400], tf.float32, "out of its range"),
         ([10**400], tf.bfloat16, "out of its range"),
         ([[[[[[[[[[1]]]]]]]]]], tf.int32, "nested more than 8 levels deep"),
@@ -186,6 +190,8 @@ def test_examples_of_json():
     assert list(feature["many"].bytes_list.value) == [b"b", b"\xff"]
     assert list(feature["n"].int64_list.value) == [1, 2]
     assert list(feature["x"].float_list.value) == [0.5]
+    with pytest.raises(RequestError, match="the name of a feature is not Unicode"):
+        tensors.example_of_json({"\ud800": "a"})
     for wrong in (["a"], {"x": [1, "a"]}, {"x": None}, {"x": True}, {"x": 10**400}):
         with pytest.raises(RequestError, match=r"an example must be|takes strings or numbers"):
             tensors.example_of_json(wrong)

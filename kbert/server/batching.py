@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kbert.features import ENCODER_FEATURES
-from kbert.inference.backends import PARALLEL
+from kbert.inference.backends import PARALLEL, on_gpu
 from kbert.inference.batch_runner import BATCH_TOKENS
 from kbert.server.errors import RequestError, invalid
 from kbert.server.scheduler import Flow, Job, Scheduler, as_long
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from kbert.server.demo import AttentionServable
     from kbert.server.servable import Servable, Signature
 
@@ -102,8 +104,9 @@ class Batcher:
         max_queue_tokens: int = 1 << 19,
         observe: Callable[[int], object] = lambda rows: None,
     ) -> None:
-        self._batches = Scheduler(PARALLEL, max_batch_size, observe)
-        self._texts = Scheduler()  # tokenizes and decodes while batches are computed
+        most_tokens = 1 << 20 if on_gpu() else BATCH_TOKENS
+        self._batches = Scheduler(PARALLEL, max_batch_size, most_tokens, observe)
+        self._texts = Scheduler(2, CHUNK_ROWS)  # parses, tokenizes and decodes meanwhile
         self._budget = Budget(max_queue_tokens)
 
     @property
@@ -145,6 +148,7 @@ class Batcher:
             if servable.metadata is None or not B:
                 set_tokens(UNKNOWN_TOKENS)
                 return await batches.call(servable.compute, signature, inputs, cost=UNKNOWN_TOKENS)
+            set_tokens(B)  # rejects too many rows before more work is done for them
             request = _Request(servable, batches, texts, set_tokens)
             if set(inputs) == set(ENCODER_FEATURES):
                 return await request.from_ids(inputs)
@@ -157,6 +161,19 @@ class Batcher:
             if report_tokens:
                 report_tokens(tokens)
             return servable.select(signature, results)
+
+    async def in_turn(self, size: int, function: "Callable[..., Any]", *arguments: "Any") -> "Any":
+        """Returns `function(*arguments)`, which parses or converts a part of a request.
+
+        Short parts are converted at once. Longer ones take turns in a thread, with texts.
+
+        Args:
+            size: bytes of the part.
+        """
+        if size <= CHUNK_BYTES:
+            return function(*arguments)
+        with self._texts.flow() as texts:
+            return await texts.call(function, *arguments, cost=size / BYTES_PER_TOKEN)
 
     def close(self) -> None:
         """Shuts down the threads."""

@@ -112,7 +112,10 @@ class Servicer:
         """Computes a signature on tensors."""
         spec, output_names = request.model_spec, list(request.output_filter)
         number, servable, signature = self.service.find(spec)
-        inputs = servable.read(signature, request.inputs, self.service.max_request_bytes)
+        inputs = await self.service.in_turn(
+            request.ByteSize(),
+            *(servable.read, signature, request.inputs, self.service.max_request_bytes),
+        )
         outputs = await self.service.predict(servable, signature, inputs, output_names)
         answer = predict_pb2.PredictResponse(model_spec=self.service.spec_of(spec, number))
         for name, array in outputs.items():
@@ -133,21 +136,22 @@ class Servicer:
 
     async def _result(self, kind, request, answer):
         number, servable, signature = self.service.find(request.model_spec)
-        examples = self._examples(request)
+        examples = await self._examples(request)
         result = await getattr(self.service, kind)(servable, signature, examples)
         answer.result.CopyFrom(result)
         answer.model_spec.CopyFrom(self.service.spec_of(request.model_spec, number))
         return answer
 
-    def _examples(self, request):
+    async def _examples(self, request):
         service = self.service
-        return examples_of_input(request.input, service.most_examples, service.max_request_bytes)
+        most = service.most_examples, service.max_request_bytes
+        return await service.in_turn(request.ByteSize(), examples_of_input, request.input, *most)
 
     async def MultiInference(
         self, request: "inference_pb2.MultiInferenceRequest"
     ) -> "inference_pb2.MultiInferenceResponse":
         """Classifies and regresses the same tf.Examples with several signatures."""
-        examples = self._examples(request)
+        examples = await self._examples(request)
         if not request.tasks:
             raise invalid("the request has no tasks.")
         specs = [task.model_spec for task in request.tasks]

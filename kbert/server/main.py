@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 import signal
+import sys
 import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -44,6 +45,8 @@ async def serve(config: "ServeConfig", report: Callable[[str], None] = print) ->
     check_inputs(config)
     load_task_module(config.task_module)
     configs = _configs(config)
+    gc.set_threshold(100_000)  # a long request has many objects, and no cycles
+    sys.setswitchinterval(0.001)  # the event loop waits for threads that convert long requests
     gc.freeze()  # so that collections, after unloading a version, do not stop requests for long
     downloads = tempfile.TemporaryDirectory(prefix="kbert-serve-")
 

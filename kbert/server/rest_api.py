@@ -18,6 +18,7 @@ from aiohttp import web
 from google.protobuf import json_format
 from tensorflow_serving.apis import predict_pb2
 
+from kbert.fields import is_text
 from kbert.server.demo import Demo
 from kbert.server.embeddings import Embeddings
 from kbert.server.errors import HTTP_STATUS, NO_KEY, RequestError, invalid
@@ -117,8 +118,6 @@ class RestApi:
         if isinstance(error, web.HTTPRequestEntityTooLarge):
             most = self._config.max_request_bytes
             return "INVALID_ARGUMENT", 413, f"the request is larger than {most:,} bytes."
-        if isinstance(error, UnicodeEncodeError):  # an unpaired surrogate
-            return "INVALID_ARGUMENT", 400, "a name in the request is not Unicode."
         if isinstance(error, (web.RequestPayloadError, ConnectionError)):
             reason = f"the body cannot be read: {type(error).__name__}."
             return "INVALID_ARGUMENT", 400, reason
@@ -148,7 +147,7 @@ class RestApi:
         return functools.partial(self._answer, request, _spec(match), call.what)
 
     async def _answer_embeddings(self, request, call):
-        values = _parsed(await self._body(request))
+        values, _ = await self._values(request)
         call.model = str(values.get("model"))
         result = await self._embeddings.embed(values)
         return web.Response(body=result, content_type="application/json")
@@ -158,7 +157,8 @@ class RestApi:
             return web.Response(body=self._demo.page, headers=self._demo.headers)
         if request.path == "/demo/models":
             return as_json(200, self._demo.served())
-        result = await self._demo.attention(_parsed(await self._body(request)))
+        values, _ = await self._values(request)
+        result = await self._demo.attention(values)
         return web.Response(body=result, content_type="application/json")
 
     async def _answer(self, request, spec, what):
@@ -166,19 +166,19 @@ class RestApi:
             return _message(self._service.status(spec))
         if what == "metadata":
             return _message(self._service.metadata(spec))
-        values = _parsed(await self._body(request))
+        values, size = await self._values(request)
         spec.signature_name = values.get("signature_name", "")
         _, servable, signature = self._service.find(spec)
         if what == "predict":
             write = _rows_text if "instances" in values else _columns_text
-            inputs = _inputs(signature, values)
+            inputs = await self._service.in_turn(size, _inputs, signature, values)
             del values
             outputs = await self._service.predict(servable, signature, inputs)
             large = sum(array.size for array in outputs.values()) > _MANY
             text = await asyncio.to_thread(write, outputs) if large else write(outputs)
             return web.Response(body=text, content_type="application/json")
         most = self._service.most_examples, self._config.max_request_bytes
-        examples = _examples(values, *most)
+        examples = await self._service.in_turn(size, _examples, values, *most)
         del values
         outputs = await getattr(self._service, what)(servable, signature, examples)
         if what == "classify":
@@ -186,6 +186,11 @@ class RestApi:
         else:
             rows = [one.value for one in outputs.regressions]
         return as_json(200, {"results": rows})
+
+    async def _values(self, request: web.Request) -> "tuple[dict[str, Any], int]":
+        """Returns the JSON object in a body, and the size of the body in bytes."""
+        body = await self._body(request)
+        return await self._service.in_turn(len(body), _parsed, body), len(body)
 
     async def _body(self, request: web.Request) -> bytes:
         """Reads the body; aiohttp's own `read` would keep it in memory during the request."""
@@ -209,16 +214,31 @@ def _spec(match):
 
 
 def _parsed(body: bytes) -> "dict[str, Any]":
-    """Parses a body as a JSON object."""
+    """Parses a body as a JSON object.
+
+    Numbers and objects are converted in Python, which lets other threads run in between.
+    """
     try:
-        values = json.loads(body)
+        values = json.loads(body, parse_int=_int, parse_float=_float, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise invalid(f"the body is not JSON: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
         raise invalid("the body is not a JSON object.")
-    if not isinstance(values.get("signature_name", ""), str):
-        raise invalid("signature_name must be a string.")
+    if not is_text(values.get("signature_name", "")):
+        raise invalid("signature_name must be a string of Unicode characters.")
     return values
+
+
+def _int(text):
+    return int(text)
+
+
+def _float(text):
+    return float(text)
+
+
+def _object(pairs):
+    return dict(pairs)
 
 
 def _is_bytes(value):

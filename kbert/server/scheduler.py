@@ -2,9 +2,10 @@
 
 The work of a request is cut into jobs of bounded size. Requests take turns: each gets an equal
 share of the threads' time, in tokens, so that a request with many rows does not delay one with few
-rows by more than the batches that are being computed (start-time fair queueing; Goyal, Vin and
-Cheng 1996). Jobs of the same kind, from any request, share a batch as soon as a thread is free:
-the server does not wait for a batch to fill.
+rows by more than the batches that are being computed (weighted fair queueing; Demers, Keshav and
+Shenker 1989). A long job cannot be interrupted, so it never takes the last free thread. Jobs of the
+same kind, from any request, share a batch as soon as a thread is free: the server does not wait for
+a batch to fill.
 """
 
 import asyncio
@@ -19,7 +20,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kbert.inference.backends import on_gpu
 from kbert.inference.batch_runner import BATCH_TOKENS
 from kbert.server.errors import RequestError
 
@@ -41,7 +41,7 @@ class Job:
         fill: values that pad the last axis of inputs to the longest row of a batch; default 0.
 
     Attributes:
-        future: result of the function. order: (start in virtual time, arrival).
+        future: result of the function. order: (end in virtual time, arrival).
     """
 
     function: "Callable[[Mapping[str, np.ndarray]], Any]"
@@ -64,17 +64,16 @@ class Flow:
 
     def __init__(self, scheduler: "Scheduler") -> None:
         self.scheduler = scheduler
-        self._clock = 0.0  # virtual time at which the next job can start
+        self._clock = 0.0  # virtual time at which the last job ends
         self._jobs: set[Job] = set()  # that are not finished
 
     def put(self, job: Job) -> "asyncio.Future[Any]":
         """Queues a job; returns the future of its result."""
         job.future = asyncio.get_running_loop().create_future()
-        start = max(self._clock, self.scheduler.clock)
-        self._clock = start + job.cost
+        self._clock = max(self._clock, self.scheduler.clock) + job.cost
         self._jobs.add(job)
         job.future.add_done_callback(lambda _: self._finished(job))
-        self.scheduler.queue(job, start)
+        self.scheduler.queue(job, self._clock)
         return job.future
 
     async def call(self, function: "Callable[..., Any]", *arguments: "Any", cost: float) -> "Any":
@@ -98,27 +97,28 @@ class Scheduler:
     """Runs the jobs of requests in threads; used by one event loop.
 
     Args:
-        threads: number of threads. max_batch_size: rows per batch.
+        threads: number of threads.
+        most_rows, most_tokens: limits of a batch; a single row may have more tokens.
         observe: called with the number of rows of each batch.
 
     Attributes:
-        most_rows, most_tokens: limits of a batch; a single row may have more tokens.
         clock: virtual time: the tokens that each open request could have had computed.
     """
 
     def __init__(
         self,
-        threads: int = 1,
-        max_batch_size: int = 32,
+        threads: int,
+        most_rows: int,
+        most_tokens: int = BATCH_TOKENS,
         observe: Callable[[int], object] = lambda rows: None,
     ) -> None:
-        self.most_rows = max_batch_size
-        self.most_tokens: int = 1 << 20 if on_gpu() else BATCH_TOKENS
+        self.most_rows, self.most_tokens = most_rows, most_tokens
         self.clock: float = 0.0
         self._observe = observe
         self._queues: dict[Hashable, list[Job]] = {}  # kind -> jobs in the order of their turns
         self._threads = ThreadPoolExecutor(threads, "kbert-serve")
-        self._free, self._flows = threads, 0
+        self._count = self._free = threads
+        self._flows = 0
         self._arrivals = itertools.count()
 
     @contextlib.contextmanager
@@ -132,22 +132,29 @@ class Scheduler:
             self._flows -= 1
             flow.close()
 
-    def queue(self, job: Job, start: float) -> None:
-        """Queues a job that starts at a virtual time."""
-        job.order = start, next(self._arrivals)
-        kind = job.order if job.kind is None else job.kind
-        bisect.insort(self._queues.setdefault(kind, []), job, key=lambda job: job.order)
+    def queue(self, job: Job, end: float) -> None:
+        """Queues a job that ends at a virtual time."""
+        job.order = end, next(self._arrivals)
+        queue = self._queues.setdefault(self._kind(job), [])
+        bisect.insort(queue, job, key=lambda job: job.order)
         self._start()
 
     def drop(self, job: Job) -> None:
         """Removes a job from the queue, if it is there."""
-        kind = job.order if job.kind is None else job.kind
+        kind = self._kind(job)
         queue = self._queues.get(kind, [])
         place = bisect.bisect_left(queue, job.order, key=lambda job: job.order)
         if place < len(queue) and queue[place] is job:
             del queue[place]
             if not queue:
                 del self._queues[kind]
+
+    def _kind(self, job):
+        """Returns the key of a job's queue: jobs without a kind and long jobs have their own."""
+        return job.order if job.kind is None or self._is_long(job) else job.kind
+
+    def _is_long(self, job):
+        return job.cost > self.most_tokens
 
     @property
     def idle(self) -> bool:
@@ -165,8 +172,7 @@ class Scheduler:
 
     def _start(self):
         """Starts batches on free threads, first the one with the job whose turn it is."""
-        while self._free and self._queues:
-            batch = self._next_batch()
+        while self._free and (batch := self._next_batch()):
             self._free -= 1
             self.clock += sum(job.cost for job in batch) / max(self._flows, 1)
             if batch[0].inputs:
@@ -176,19 +182,26 @@ class Scheduler:
 
     def _next_batch(self) -> list[Job]:
         """Takes the job whose turn it is, and others of its kind that fit into its batch."""
-        kind = min(self._queues, key=lambda kind: self._queues[kind][0].order)
-        queue, count, rows, length = self._queues[kind], 1, 0, 0
-        for count, job in enumerate(queue if queue[0].kind is not None else ()):
-            rows, length = rows + job.shape[0], max(length, job.shape[1])
-            if count and (rows > self.most_rows or rows * length > self.most_tokens):
-                break
-        else:
-            count = len(queue)
-        batch = queue[:count]
-        del queue[:count]
-        if not queue:
-            del self._queues[kind]
+        heads = [queue[0] for queue in self._queues.values()]
+        if self._free == 1 < self._count:
+            heads = [job for job in heads if not self._is_long(job)]
+        if not heads:
+            return []
+        first = min(heads, key=lambda job: job.order)
+        queue = self._queues[self._kind(first)]
+        batch = queue[: self._fitting(queue)]
+        for job in batch:
+            self.drop(job)
         return batch
+
+    def _fitting(self, queue):
+        """Returns the number of jobs of a queue that fit into a batch; at least one does."""
+        rows, length, cost = 0, 0, 0.0
+        for count, job in enumerate(queue if len(queue) > 1 else ()):
+            rows, length, cost = rows + job.shape[0], max(length, job.shape[1]), cost + job.cost
+            if count and (rows > self.most_rows or max(rows * length, cost) > self.most_tokens):
+                return count
+        return len(queue)
 
     def _finish(self, batch, done):
         self._free += 1

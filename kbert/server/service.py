@@ -42,6 +42,7 @@ class Service:
     ) -> None:
         self.models, self._batcher = models, batcher
         self.max_request_bytes = max_request_bytes
+        self.in_turn = batcher.in_turn
 
     @property
     def most_examples(self) -> int:

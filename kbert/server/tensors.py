@@ -11,12 +11,14 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
 
+from kbert.fields import is_text
 from kbert.server.errors import invalid
 
 if TYPE_CHECKING:
     from tensorflow_serving.apis import input_pb2
 
 MOST_BYTES = 4 << 20  # maximum size of a request, by default
+_CHUNK = 1 << 14  # numbers that are converted at once; other threads can run in between
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 4, 100, 100
 _FIELDS = {  # dtype -> field of TensorProto
@@ -136,10 +138,10 @@ def from_json(name: str, value: object, dtype: tf.DType, rank: int | None) -> np
     if not flat and rank is not None:
         shape += [0] * (rank - len(shape))  # after an empty list the remaining axes are unknown
     if dtype == tf.string:
-        array = np.array([_bytes(name, item) for item in flat], object)
-    else:
-        array = _numbers(name, flat, dtype)
-    return array.reshape(shape)
+        return np.array([_bytes(name, item) for item in flat], object).reshape(shape)
+    cuts = range(0, max(len(flat), 1), _CHUNK)
+    parts = [_numbers(name, flat[begin : begin + _CHUNK], dtype) for begin in cuts]
+    return np.concatenate(parts).reshape(shape)
 
 
 def _bytes(name, item):
@@ -158,17 +160,20 @@ def _bytes(name, item):
 
 def _numbers(name, flat, dtype):
     if dtype == tf.bool:
-        kinds = (bool,)
+        kinds = {bool}
     elif dtype.is_integer:
-        kinds = (int,)
+        kinds = {int}
     else:
-        kinds = (int, float)
-    for item in flat:
-        if not isinstance(item, kinds) or (isinstance(item, bool) and dtype != tf.bool):
-            raise invalid(f"input {name} takes {dtype.name}; got {_said(item)}.")
-        if dtype.is_integer and not dtype.min <= item <= dtype.max:
+        kinds = {int, float}
+    if not set(map(type, flat)) <= kinds:
+        wrong = next(item for item in flat if type(item) not in kinds)
+        raise invalid(f"input {name} takes {dtype.name}; got {_said(wrong)}.")
+    if dtype.is_integer and flat:
+        low, high = min(flat), max(flat)
+        if not dtype.min <= low <= high <= dtype.max:
+            wrong = low if low < dtype.min else high
             raise invalid(
-                f"input {name} takes {dtype.name}; got {_said(item)}, which is out of range."
+                f"input {name} takes {dtype.name}; got {_said(wrong)}, which is out of range."
             )
     try:
         return np.array(flat, dtype.as_numpy_dtype)
@@ -247,6 +252,8 @@ def example_of_json(features: object) -> bytes:
     example = tf.train.Example()
     for name, value in features.items():
         values = value if isinstance(value, list) else [value]
+        if not is_text(name):
+            raise invalid("the name of a feature is not Unicode.")
         feature = example.features.feature[name]
         if all(isinstance(item, (str, dict)) for item in values):
             feature.bytes_list.value.extend(_bytes(name, item) for item in values)

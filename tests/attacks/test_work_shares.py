@@ -2,15 +2,16 @@
 
 import asyncio
 import random
+import threading
 
 import numpy as np
 import pytest
-from work import Rows, ask, sums
+from work import TEXTS, Rows, ask, sums
 
 from kbert.inference.backends import PARALLEL
 from kbert.inference.batch_runner import BATCH_TOKENS
 from kbert.server.batching import Batcher
-from kbert.server.errors import RequestError
+from kbert.server.errors import RequestError, invalid
 
 pytestmark = pytest.mark.smoke
 
@@ -155,3 +156,72 @@ def test_requests_of_any_shape(seed):
 
     rows = np.array([(len(first), size) for first, size in asyncio.run(many())])
     assert (rows[rows[:, 0] > 1, 1] <= BATCH_TOKENS).all()
+
+
+class Gated(Rows):
+    """Encodes short texts at once, and long ones when `gate` is set. calls: sizes of the texts."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.calls = threading.Event(), []
+
+    def encode(self, texts):
+        sizes = [len(text) for text in texts["text"]]
+        self.calls.append(sizes)
+        assert max(sizes) < 10**5 or self.gate.wait(60)
+        return super().encode({"text": np.array([b"a"] * len(sizes), object)})
+
+
+def test_long_texts_do_not_stand_before_short_ones():
+    """A text of 1 MB took the only thread that tokenizes for 100 ms, and shared its call."""
+
+    async def many(decodes):
+        batcher, servable = Batcher(), Gated()
+        servable.decodes = decodes
+        long = [asyncio.create_task(ask(batcher, servable, b"L" * 10**6)) for _ in range(3)]
+        await asyncio.sleep(0)
+        for _ in range(3):
+            async with asyncio.timeout(60):
+                await asyncio.gather(*(ask(batcher, servable, b"s") for _ in range(5)))
+        assert servable.calls.count([10**6]) == 1  # the others wait for it
+        assert [10**6] in servable.calls and max(map(len, servable.calls)) < 6
+        servable.gate.set()
+        await asyncio.gather(*long)
+        return servable.calls
+
+    for decodes in (False, True):
+        assert asyncio.run(many(decodes)).count([10**6]) == 3
+
+
+def test_long_requests_are_converted_in_turn():
+    gate, begun = threading.Event(), []
+
+    def convert(number):
+        begun.append((number, threading.current_thread().name))
+        assert number < 1 or gate.wait(60)
+        if number == 2:
+            raise invalid("bad is bad")
+        return -number
+
+    async def many():
+        batcher = Batcher()
+        long = [asyncio.create_task(batcher.in_turn(1 << 20, convert, n)) for n in (1, 2, 3)]
+        await asyncio.sleep(0)
+        assert await batcher.in_turn(100, convert, 0) == 0
+        assert (await ask(batcher, Rows(), b"s"))["sum"].tolist() == [1]
+        long.pop().cancel()
+        gate.set()
+        return await asyncio.gather(*long, return_exceptions=True)
+
+    one, two = asyncio.run(many())
+    assert one == -1 and str(two) == "bad is bad" and two.code == "INVALID_ARGUMENT"
+    assert [number for number, _ in sorted(begun)] == [0, 1, 2]  # the third client left
+    assert {number for number, name in begun if name.startswith("kbert-serve")} == {1, 2}
+
+
+def test_requests_of_too_many_rows_are_rejected_before_they_are_measured():
+    batcher, servable = Batcher(32, 1 << 14), Rows()
+    servable.check = lambda signature, inputs: 10**6
+    with pytest.raises(RequestError, match="at least 1,000,000 tokens"):
+        asyncio.run(batcher.compute(servable, TEXTS, {"text": None}))
+    assert batcher.waiting == 0

@@ -21,7 +21,7 @@ BAD = [
         "/v1/models/tags:predict",
         b'{"inputs": ["a"], "signature_name": "\\ud800"}',
         400,
-        "not Unicode",
+        "must be a string of Unicode characters",
     ),
     ("/v1/models/tags:explain", {"inputs": ["a"]}, 400, "is not served"),
     ("/v1/models", None, 400, "is not served"),

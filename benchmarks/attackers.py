@@ -1,0 +1,96 @@
+"""Attackers of a server: each sends the largest requests that it accepts, as fast as it can.
+
+    python -m benchmarks.attackers PORT TEXTS_FILE SECONDS KIND [KIND ...]
+
+It is a process of its own, with a thread and a plain socket for each attacker, and sends prepared
+bytes: an attacker costs the machine under test little more than one on another machine would. An
+attacker waits at most two seconds for a response, and then disconnects. `benchmarks.load_test`
+starts it.
+"""
+
+import collections
+import contextlib
+import json
+import pathlib
+import socket
+import sys
+import threading
+import time
+
+MOST_BYTES = 4 << 20  # default of --max_request_bytes
+PATIENCE_S = 2
+PREDICT = "/v1/models/bert:predict"
+
+
+def request(body, path=PREDICT):
+    """Returns the bytes of a POST request. body: bytes."""
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def filled(begin, unit, end="]}"):
+    """Returns the largest body that repeats a unit."""
+    count = (MOST_BYTES - len(begin) - len(end)) // (len(unit) + 1)
+    return f"{begin}{','.join([unit] * count)}{end}".encode()
+
+
+def requests(texts):
+    """Returns a dict of kind -> bytes of a request. texts: list of str."""
+    words = " ".join(texts).split()
+    rows = [" ".join(words[k : k + 126]) for k in range(2000)]
+    examples = ",".join(['{"text":"a"}'] * 131_072)
+    ids = '{"signature_name":"from_ids","inputs":{"input_ids":[['
+    classify = f'{{"signature_name":"classify","examples":[{examples}]}}'.encode()
+    return {
+        "ordinary": request(json.dumps({"inputs": rows[:16]}).encode()),
+        "many": request(json.dumps({"inputs": rows}).encode()),
+        "long": request(json.dumps({"inputs": [" ".join(words * 1000)[: 10**6]] * 3}).encode()),
+        "numbers": request(filled(ids, "1", "]]}}")),
+        "lists": request(filled('{"inputs":[', "[]")),
+        "objects": request(filled('{"instances":[', '{"text":"a"}')),
+        "examples": request(classify, "/v1/models/bert:classify"),
+    }
+
+
+def send(connection, data):
+    """Sends a request and reads its response; returns its status."""
+    connection.sendall(data)
+    with connection.makefile("rb") as file:
+        status, size = file.readline().split()[1].decode(), 0
+        while (line := file.readline()) != b"\r\n":
+            if line.lower().startswith(b"content-length:"):
+                size = int(line.split(b":")[1])
+        file.read(size)
+    return status
+
+
+def attack(port, data, end, counts):
+    """Sends a request again and again until `end`; counts the statuses."""
+    while time.monotonic() < end:
+        address = ("127.0.0.1", port)
+        with contextlib.suppress(OSError, IndexError), socket.create_connection(address) as open_:
+            open_.settimeout(PATIENCE_S)
+            while time.monotonic() < end:
+                counts["no response"] += 1
+                status = send(open_, data)
+                counts["no response"] -= 1
+                counts[status] += 1
+                time.sleep(0.01 * (status != "200"))
+
+
+def main():
+    """Runs an attacker for each kind; prints the counts of the statuses as JSON."""
+    port, path, seconds, *kinds = sys.argv[1:]
+    prepared = requests(json.loads(pathlib.Path(path).read_text()))
+    end, counts = time.monotonic() + float(seconds), collections.Counter()
+    arguments = [(int(port), prepared[kind], end, counts) for kind in kinds]
+    threads = [threading.Thread(target=attack, args=some) for some in arguments]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(json.dumps(counts))
+
+
+if __name__ == "__main__":
+    main()
