@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -20,14 +20,9 @@ from kbert.inference.backends import PARALLEL, on_gpu
 from kbert.inference.batch_runner import BATCH_TOKENS
 from kbert.server.errors import RequestError, invalid
 from kbert.server.scheduler import Flow, Job, Scheduler, as_long
+from kbert.server.servable import Servable, Signature
 
-if TYPE_CHECKING:
-    from typing import Any
-
-    from kbert.server.demo import AttentionServable
-    from kbert.server.servable import Servable, Signature
-
-    Arrays = Mapping[str, np.ndarray]
+Arrays = Mapping[str, np.ndarray]
 
 MOST_BYTES = 64 << 20  # maximum size of the outputs of a request that is computed in rows
 MOST_OUTPUT_BYTES = 4 * MOST_BYTES  # maximum size of the outputs of rows before they are decoded
@@ -55,7 +50,7 @@ class Budget:
         self.waiting: int = 0
 
     @contextlib.contextmanager
-    def share(self) -> "Iterator[Callable[[int], None]]":
+    def share(self) -> Iterator[Callable[[int], None]]:
         """Yields a function that sets the number of tokens of a request.
 
         Raises:
@@ -126,9 +121,9 @@ class Batcher:
 
     async def compute(
         self,
-        servable: "Servable | AttentionServable",
-        signature: "Signature",
-        inputs: "Arrays",
+        servable: Servable,
+        signature: Signature,
+        inputs: Arrays,
         report_tokens: Callable[[int], object] | None = None,
     ) -> dict[str, np.ndarray]:
         """Computes a Signature of a Servable: maps a dict of input arrays to a dict of arrays.
@@ -162,7 +157,7 @@ class Batcher:
                 report_tokens(tokens)
             return servable.select(signature, results)
 
-    async def in_turn(self, size: int, function: "Callable[..., Any]", *arguments: "Any") -> "Any":
+    async def in_turn(self, size: int, function: Callable[..., Any], *arguments: Any) -> Any:
         """Returns `function(*arguments)`, which parses or converts a part of a request.
 
         Short parts are converted at once. Longer ones take turns in a thread, with texts.
@@ -188,13 +183,13 @@ class _Request:
     """
 
     def __init__(
-        self, servable: "Servable", batches: Flow, texts: Flow, set_tokens: Callable[[int], None]
+        self, servable: Servable, batches: Flow, texts: Flow, set_tokens: Callable[[int], None]
     ) -> None:
         self._servable, self._set_tokens = servable, set_tokens
         self._batches, self._texts = batches, texts
         self._size = 0  # bytes of the results and of the outputs that are not decoded yet
 
-    async def from_ids(self, features: "Arrays") -> dict[str, np.ndarray]:
+    async def from_ids(self, features: Arrays) -> dict[str, np.ndarray]:
         """Returns the outputs of features, (B, L) or (B, C, L) each."""
         *rows, L = features["input_ids"].shape
         N = int(np.prod(rows))
@@ -206,7 +201,7 @@ class _Request:
         outputs = await self._outputs(pieces, L)
         return {name: x.reshape(*rows, *x.shape[len(rows) :]) for name, x in outputs.items()}
 
-    async def from_texts(self, texts: "Arrays") -> tuple[dict[str, np.ndarray], int]:
+    async def from_texts(self, texts: Arrays) -> tuple[dict[str, np.ndarray], int]:
         """Returns the results of texts, (B,) or (B, C) each, and the tokens of their rows."""
         chunks = [{name: x[some] for name, x in texts.items()} for some in _chunks(texts)]
         tokens = [_least_tokens(chunk) for chunk in chunks]
@@ -227,7 +222,7 @@ class _Request:
         order = np.arange(len(next(iter(texts.values()))))
         return self._together(results, order), sum(tokens)
 
-    def can_start_at_once(self, texts: "Arrays") -> bool:
+    def can_start_at_once(self, texts: Arrays) -> bool:
         """Whether it is one short text and nothing waits; then one call is faster than three."""
         sizes, count = _sizes(texts)
         free = self._batches.scheduler.has_free_thread and self._texts.scheduler.has_free_thread
@@ -235,7 +230,7 @@ class _Request:
             self._servable.at_once and free and len(sizes) == 1 and sizes[0] * count <= BATCH_TOKENS
         )
 
-    async def at_once(self, texts: "Arrays") -> dict[str, np.ndarray]:
+    async def at_once(self, texts: Arrays) -> dict[str, np.ndarray]:
         """Returns the results of texts, computed in one call."""
         tokens = _least_tokens(texts)
         self._set_tokens(tokens)
@@ -334,7 +329,7 @@ def _filled(array, fill):
     return int(np.flatnonzero(there).max(initial=-1)) + 1
 
 
-def _sizes(texts: "Arrays") -> tuple[np.ndarray, int]:
+def _sizes(texts: Arrays) -> tuple[np.ndarray, int]:
     """Returns the bytes of the texts of each example, (B,), and the texts of an example."""
     bytes_ = [
         np.fromiter(map(len, x.ravel()), np.int64, x.size).reshape(len(x), -1).sum(axis=1)
@@ -343,13 +338,13 @@ def _sizes(texts: "Arrays") -> tuple[np.ndarray, int]:
     return sum(bytes_), max(math.prod(x.shape[1:]) for x in texts.values())
 
 
-def _least_tokens(texts: "Arrays") -> int:
+def _least_tokens(texts: Arrays) -> int:
     """Returns the tokens that count for texts before they are tokenized."""
     sizes, count = _sizes(texts)
     return int(sizes.sum()) // BYTES_PER_TOKEN + 2 * count * len(sizes)
 
 
-def _chunks(texts: "Arrays") -> list[slice]:
+def _chunks(texts: Arrays) -> list[slice]:
     """Cuts texts, (B,) or (B, C) each, into chunks of limited size; returns their rows."""
     sizes, count = _sizes(texts)
     shares = np.cumsum(sizes / CHUNK_BYTES + count / CHUNK_ROWS)

@@ -12,7 +12,7 @@ import json
 import re
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from tensorflow_serving.apis import predict_pb2
@@ -22,17 +22,12 @@ from kbert.fields import is_text
 from kbert.model.folder import ModelFolder
 from kbert.model.models import BertModel
 from kbert.server.errors import RequestError, invalid
-from kbert.server.servable import Signature
+from kbert.server.servable import Servable, Signature
+from kbert.server.service import Service
 from kbert.tokenizer.tokenizer import BertTokenizer
 from kbert.utils.formats import is_quantized
 from kbert.visualization.attention import attention_weights
 from kbert.visualization.attention_page import attention_data, read_page
-
-if TYPE_CHECKING:
-    from typing import Any
-
-    from kbert.server.servable import Servable
-    from kbert.server.service import Service
 
 MOST_TOKENS = 128  # longer texts are truncated; the attention of BERT base then takes 6 MB
 MOST_CHARACTERS = 20_000  # maximum length of a text, before truncation
@@ -51,14 +46,14 @@ class Demo:
     page: bytes
     headers: dict[str, str]
 
-    def __init__(self, service: "Service") -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
         self.page, self.headers = _page()
         self._attention = weakref.WeakKeyDictionary()  # Servable -> AttentionServable; one entry
         self._one = asyncio.Lock()
         self._asking = 0
 
-    def served(self) -> "dict[str, Any]":
+    def served(self) -> dict[str, Any]:
         """Returns the served models with their versions, newest first, as a JSON object.
 
         `method` is null if the SavedModel is not an export of kbert; else `inputs`, `labels` and
@@ -74,7 +69,7 @@ class Demo:
             models.append({"name": name, "versions": summaries})
         return {"models": models}
 
-    async def attention(self, request: "Mapping[str, Any]") -> bytes:
+    async def attention(self, request: Mapping[str, Any]) -> bytes:
         """Returns `attention_data` of a text as JSON, with a list of `notes`.
 
         One text is computed at a time.
@@ -121,7 +116,7 @@ class Demo:
             task.exception()  # mark as retrieved: the client may have disconnected
 
 
-class AttentionServable:
+class AttentionServable(Servable):
     """The attention of an export's encoder, computed by the Batcher like the outputs of a Servable.
 
     The encoder is loaded at the first request.
@@ -132,7 +127,7 @@ class AttentionServable:
 
     metadata = None  # prevents batching with other requests
 
-    def __init__(self, servable: "Servable") -> None:
+    def __init__(self, servable: Servable) -> None:
         self._folder = servable.folder
         self._read_in_text = ("[MASK]",) if servable.metadata["method"] == "fill_mask" else False
         self._most = min(servable.metadata["max_seq_length"], MOST_TOKENS)

@@ -7,19 +7,15 @@ import asyncio
 import base64
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
 from kbert.fields import is_text
 from kbert.server.errors import invalid
+from kbert.server.service import Service
 from kbert.server.tensors import from_json, to_json
-
-if TYPE_CHECKING:
-    from typing import Any
-
-    from kbert.server.service import Service
 
 _KEYS = ("model", "input", "encoding_format", "dimensions", "user")
 _ENCODINGS = ("float", "base64")
@@ -28,10 +24,10 @@ _ENCODINGS = ("float", "base64")
 class Embeddings:
     """Answers requests for embeddings. service: Service."""
 
-    def __init__(self, service: "Service") -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def embed(self, request: "Mapping[str, Any]") -> bytes:
+    async def embed(self, request: Mapping[str, Any]) -> bytes:
         """Returns the response to a request as JSON.
 
         Args:

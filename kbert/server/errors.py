@@ -23,11 +23,13 @@ class RequestError(Exception):
 
     Args:
         code: one of `HTTP_STATUS`. message: one line for the client.
+        status: HTTP status, by default that of the code.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, status: int | None = None) -> None:
         super().__init__(one_line(" ".join(message.split()), 500))  # it may quote the request
         self.code: str = code
+        self.status: int = status or HTTP_STATUS[code]
 
 
 def invalid(message: str) -> RequestError:

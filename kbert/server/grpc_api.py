@@ -1,15 +1,14 @@
 """TensorFlow Serving's gRPC API: PredictionService, ModelService and gRPC's health service."""
 
 import asyncio
-import logging
-import time
-from typing import TYPE_CHECKING
 
 import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import (
     classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
     inference_pb2,
     model_management_pb2,
     model_service_pb2_grpc,
@@ -18,29 +17,24 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
+from kbert.server.credentials import ApiKeys, Certificates
 from kbert.server.errors import NO_KEY, RequestError, invalid
+from kbert.server.gate import Call, Gate
 from kbert.server.host_check import address_of
 from kbert.server.http_server import HANDSHAKE_S
+from kbert.server.metrics import Metrics
+from kbert.server.service import Service
 from kbert.server.tensors import examples_of_input, to_proto
+from kbert.settings.serving import ServeConfig
 
-if TYPE_CHECKING:
-    from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
-
-    from kbert.server.credentials import ApiKeys, Certificates
-    from kbert.server.metrics import Metrics
-    from kbert.server.service import Service
-    from kbert.settings.serving import ServeConfig
-
-log: logging.Logger = logging.getLogger("kbert.serve")
 _METHODS = {"tensorflow/serving/classify": "classify", "tensorflow/serving/regress": "regress"}
 
 
 class _Answering(grpc.aio.ServerInterceptor):
     """Checks keys, limits open requests, converts errors to gRPC status codes, counts requests."""
 
-    def __init__(self, metrics, most_open, keys):
-        self._metrics, self._most_open, self._keys = metrics, most_open, keys
-        self._open = 0
+    def __init__(self, gate, keys):
+        self._gate, self._keys = gate, keys
 
     async def intercept_service(self, continuation, handler_call_details):
         handler = await continuation(handler_call_details)
@@ -60,34 +54,15 @@ class _Answering(grpc.aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(method, decoded, handler.response_serializer)
 
     async def _counted(self, name, method, request, context):
-        begin, code = time.perf_counter(), "OK"
-        self._open += 1
         try:
-            return await self._answer(method, request, context)
-        except asyncio.CancelledError:
-            code = "CANCELLED"  # the client disconnected, or the deadline passed
-            raise
-        except Exception as error:
-            if not isinstance(error, RequestError):
-                log.error("a request of %s failed", name, exc_info=error)
-                error = RequestError("INTERNAL", "the server failed; see its log.")
-            code = error.code
-            await context.abort(grpc.StatusCode[code], str(error))
-        finally:
-            self._open -= 1
-            seconds, model = time.perf_counter() - begin, _model_name(request)
-            self._metrics.answered(model, f"grpc_{name}", code, seconds, context.peer())
-
-    async def _answer(self, method, request, context):
-        if self._keys and not self._keys.accept(dict(context.invocation_metadata())):
-            raise RequestError("UNAUTHENTICATED", NO_KEY)
-        if self._open > self._most_open:
-            raise RequestError(
-                "RESOURCE_EXHAUSTED", f"{self._most_open} requests are open already."
-            )
-        if request is None:
-            raise invalid("the request is not a valid message of this method.")
-        return await method(request)
+            with self._gate.passing(Call(f"grpc_{name}", _model_name(request), context.peer())):
+                if self._keys and not self._keys.accept(dict(context.invocation_metadata())):
+                    raise RequestError("UNAUTHENTICATED", NO_KEY)
+                if request is None:
+                    raise invalid("the request is not a valid message of this method.")
+                return await method(request)
+        except RequestError as error:
+            await context.abort(grpc.StatusCode[error.code], str(error))
 
 
 def _model_name(request):
@@ -103,12 +78,12 @@ class Servicer:
         service: Service. allow_reload: whether clients may replace the configuration.
     """
 
-    service: "Service"
+    service: Service
 
-    def __init__(self, service: "Service", allow_reload: bool) -> None:
+    def __init__(self, service: Service, allow_reload: bool) -> None:
         self.service, self._allow_reload = service, allow_reload
 
-    async def Predict(self, request: "predict_pb2.PredictRequest") -> "predict_pb2.PredictResponse":
+    async def Predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
         """Computes a signature on tensors."""
         spec, output_names = request.model_spec, list(request.output_filter)
         number, servable, signature = self.service.find(spec)
@@ -123,14 +98,14 @@ class Servicer:
         return answer
 
     async def Classify(
-        self, request: "classification_pb2.ClassificationRequest"
-    ) -> "classification_pb2.ClassificationResponse":
+        self, request: classification_pb2.ClassificationRequest
+    ) -> classification_pb2.ClassificationResponse:
         """Classifies tf.Examples."""
         return await self._result("classify", request, classification_pb2.ClassificationResponse())
 
     async def Regress(
-        self, request: "regression_pb2.RegressionRequest"
-    ) -> "regression_pb2.RegressionResponse":
+        self, request: regression_pb2.RegressionRequest
+    ) -> regression_pb2.RegressionResponse:
         """Computes a score for each tf.Example."""
         return await self._result("regress", request, regression_pb2.RegressionResponse())
 
@@ -148,8 +123,8 @@ class Servicer:
         return await service.in_turn(request.ByteSize(), examples_of_input, request.input, *most)
 
     async def MultiInference(
-        self, request: "inference_pb2.MultiInferenceRequest"
-    ) -> "inference_pb2.MultiInferenceResponse":
+        self, request: inference_pb2.MultiInferenceRequest
+    ) -> inference_pb2.MultiInferenceResponse:
         """Classifies and regresses the same tf.Examples with several signatures."""
         examples = await self._examples(request)
         if not request.tasks:
@@ -177,20 +152,20 @@ class Servicer:
         return answer
 
     async def GetModelMetadata(
-        self, request: "get_model_metadata_pb2.GetModelMetadataRequest"
-    ) -> "get_model_metadata_pb2.GetModelMetadataResponse":
+        self, request: get_model_metadata_pb2.GetModelMetadataRequest
+    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
         """Returns the signatures of a model."""
         return self.service.metadata(request.model_spec, request.metadata_field)
 
     async def GetModelStatus(
-        self, request: "get_model_status_pb2.GetModelStatusRequest"
-    ) -> "get_model_status_pb2.GetModelStatusResponse":
+        self, request: get_model_status_pb2.GetModelStatusRequest
+    ) -> get_model_status_pb2.GetModelStatusResponse:
         """Returns the state of each version of a model."""
         return self.service.status(request.model_spec)
 
     async def HandleReloadConfigRequest(
-        self, request: "model_management_pb2.ReloadConfigRequest"
-    ) -> "model_management_pb2.ReloadConfigResponse":
+        self, request: model_management_pb2.ReloadConfigRequest
+    ) -> model_management_pb2.ReloadConfigResponse:
         """Replaces the configuration of the models."""
         if not self._allow_reload:
             raise RequestError("PERMISSION_DENIED", "this server runs without --allow_reload.")
@@ -256,13 +231,13 @@ class GrpcServer:
 
     def __init__(
         self,
-        config: "ServeConfig",
-        service: "Service",
-        metrics: "Metrics",
-        keys: "ApiKeys | None" = None,
+        config: ServeConfig,
+        service: Service,
+        metrics: Metrics,
+        keys: ApiKeys | None = None,
     ) -> None:
         self._server = grpc.aio.server(
-            interceptors=[_Answering(metrics, config.max_concurrent_requests, keys)],
+            interceptors=[_Answering(Gate(metrics, config.max_concurrent_requests), keys)],
             # health.Watch calls stay open while a client is connected and are not counted.
             maximum_concurrent_rpcs=2 * config.max_concurrent_requests,
             options=[
@@ -283,7 +258,7 @@ class GrpcServer:
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(servicer, self._server)
         self._reservation: asyncio.Server | None = None
 
-    async def bind(self, host: str, port: int, certificates: "Certificates | None" = None) -> None:
+    async def bind(self, host: str, port: int, certificates: Certificates | None = None) -> None:
         """Takes the port. Connections are accepted after `start`.
 
         Args:

@@ -3,15 +3,12 @@
 import asyncio
 import json
 import socket
-from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from kbert.errors import one_line
-
-if TYPE_CHECKING:
-    from kbert.server.credentials import Certificates
-    from kbert.settings.serving import ServeConfig
+from kbert.server.credentials import Certificates
+from kbert.settings.serving import ServeConfig
 
 RETRY_AFTER_S = 1  # in responses with status 503
 HANDSHAKE_S = 20  # limit of a TLS handshake, and of writes to a client that does not read
@@ -41,7 +38,7 @@ class HttpServer:
 
     port: int
 
-    def __init__(self, app: web.Application, config: "ServeConfig") -> None:
+    def __init__(self, app: web.Application, config: ServeConfig) -> None:
         app.on_response_prepare.append(self._add_headers)
         self._most, self._idle_s = config.max_connections, config.idle_timeout_seconds
         self._runner = web.AppRunner(
@@ -52,7 +49,7 @@ class HttpServer:
         self._listener: asyncio.Server | None = None
         self._retiring = False
 
-    async def bind(self, host: str, port: int, certificates: "Certificates | None" = None) -> None:
+    async def bind(self, host: str, port: int, certificates: Certificates | None = None) -> None:
         """Takes the port. Connections are accepted after `start`.
 
         Args:

@@ -8,7 +8,6 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from tensorflow_serving.config import model_server_config_pb2
 
@@ -25,15 +24,13 @@ from kbert.server.models import Models, read_configs
 from kbert.server.monitoring import Monitoring
 from kbert.server.rest_api import RestApi
 from kbert.server.service import Service
+from kbert.settings.serving import ServeConfig
 from kbert.tasks.registry import load_task_module
-
-if TYPE_CHECKING:
-    from kbert.settings.serving import ServeConfig
 
 log: logging.Logger = logging.getLogger("kbert.serve")
 
 
-async def serve(config: "ServeConfig", report: Callable[[str], None] = print) -> None:
+async def serve(config: ServeConfig, report: Callable[[str], None] = print) -> None:
     """Serves until SIGTERM or SIGINT; a second signal ends the process immediately.
 
     Args:

@@ -2,12 +2,11 @@
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import prometheus_client as prometheus
 
-if TYPE_CHECKING:
-    from kbert.server.models import Models
+from kbert.server.models import Models
+
 access_log: logging.Logger = logging.getLogger("kbert.serve.access")
 
 
@@ -20,7 +19,7 @@ class Metrics:
     """
 
     def __init__(
-        self, models: "Models", waiting: Callable[[], int], logs_access: bool = False
+        self, models: Models, waiting: Callable[[], int], logs_access: bool = False
     ) -> None:
         self._models, self._logs_access = models, logs_access
         self._registry = registry = prometheus.CollectorRegistry()

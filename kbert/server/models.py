@@ -5,30 +5,24 @@ import contextlib
 import dataclasses
 import gc
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 from google.protobuf import text_format
-from tensorflow_serving.apis import get_model_status_pb2
+from tensorflow_serving.apis import get_model_status_pb2, model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from kbert.errors import UserError
 from kbert.server.errors import RequestError, invalid
 from kbert.server.input_checks import no_versions
+from kbert.server.servable import Servable
 from kbert.utils import storage
 from kbert.utils.formats import EXPORT_FILE
 
-if TYPE_CHECKING:
-    import os
-
-    from tensorflow_serving.apis import model_pb2
-
-    from kbert.server.servable import Servable
-
 log: logging.Logger = logging.getLogger("kbert.serve")
-STATES: "type[get_model_status_pb2.ModelVersionStatus]" = get_model_status_pb2.ModelVersionStatus
+STATES: type[get_model_status_pb2.ModelVersionStatus] = get_model_status_pb2.ModelVersionStatus
 
 
 @dataclasses.dataclass(eq=False)
@@ -40,7 +34,7 @@ class Version:
     files: tuple[tuple[str, int, int], ...] = ()  # path, size, mtime
     state: int = STATES.START
     error: str = ""
-    servable: "Servable | None" = None
+    servable: Servable | None = None
 
     def lacks_metadata(self) -> bool:
         """Whether `kbert.json`, which belongs to an export, has arrived after the version."""
@@ -59,7 +53,7 @@ class Models:
         load: function from a folder to a ready Servable; called in a separate thread.
     """
 
-    def __init__(self, load: "Callable[[str], Servable]") -> None:
+    def __init__(self, load: Callable[[str], Servable]) -> None:
         self._load = load
         self._configs: dict[str, model_server_config_pb2.ModelConfig] = {}
         self._versions: dict[str, dict[int, Version]] = {}  # name -> number -> Version
@@ -70,7 +64,7 @@ class Models:
         self._changing = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "kbert-load")
 
-    async def configure(self, configs: "Sequence[model_server_config_pb2.ModelConfig]") -> None:
+    async def configure(self, configs: Sequence[model_server_config_pb2.ModelConfig]) -> None:
         """Serves exactly these models; after an error, the old configuration stays.
 
         Args:
@@ -203,7 +197,7 @@ class Models:
             log.info("%s version %d is ready (%.1f s): %s", name, version.number, seconds, what)
         return version
 
-    def find(self, spec: "model_pb2.ModelSpec") -> "tuple[int, Servable]":
+    def find(self, spec: model_pb2.ModelSpec) -> tuple[int, Servable]:
         """Returns the number and the Servable that a ModelSpec selects; by default the newest.
 
         Raises:
@@ -226,7 +220,7 @@ class Models:
             raise RequestError("NOT_FOUND", f"model {spec.name!r} has no {what}.")
         return number, available[number].servable
 
-    def status(self, spec: "model_pb2.ModelSpec") -> list[Version]:
+    def status(self, spec: model_pb2.ModelSpec) -> list[Version]:
         """Returns the Versions that a ModelSpec selects: one version, or all.
 
         Raises:
@@ -258,7 +252,7 @@ class Models:
     def __contains__(self, name: str) -> bool:
         return name in self._versions
 
-    def served(self) -> "dict[str, dict[int, Servable]]":
+    def served(self) -> dict[str, dict[int, Servable]]:
         """Returns the available versions: name -> number -> Servable."""
         return {
             name: {n: version.servable for n, version in versions.items() if version.servable}
@@ -291,8 +285,8 @@ def _check(configs, versions):
 
 
 def read_configs(
-    path: "str | os.PathLike[str]",
-) -> "list[model_server_config_pb2.ModelConfig]":
+    path: str | os.PathLike[str],
+) -> list[model_server_config_pb2.ModelConfig]:
     """Reads a TensorFlow Serving model config file; returns a list of ModelConfig.
 
     Raises:

@@ -1,15 +1,11 @@
 """Health checks and metrics by HTTP."""
 
-from typing import TYPE_CHECKING
-
 from aiohttp import web
 
 from kbert.server.host_check import guard
 from kbert.server.http_server import as_json
-
-if TYPE_CHECKING:
-    from kbert.server.metrics import Metrics
-    from kbert.server.models import Models
+from kbert.server.metrics import Metrics
+from kbert.server.models import Models
 
 
 class Monitoring:
@@ -24,7 +20,7 @@ class Monitoring:
 
     is_serving: bool = False
 
-    def __init__(self, models: "Models", metrics: "Metrics", host: str) -> None:
+    def __init__(self, models: Models, metrics: Metrics, host: str) -> None:
         self._models, self._metrics, self._host = models, metrics, host
 
     def routes(self) -> list[web.RouteDef]:

@@ -2,7 +2,6 @@
 
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
@@ -10,13 +9,11 @@ import tensorflow as tf
 from kbert.features import ENCODER_FEATURES
 from kbert.inference.backends import frozen_backend
 from kbert.serving.signatures import signatures
-
-if TYPE_CHECKING:
-    from kbert.tasks.endpoint import Endpoint
+from kbert.tasks.endpoint import Endpoint
 
 
 def openvino_functions(
-    endpoint: "Endpoint",
+    endpoint: Endpoint,
 ) -> tuple[dict[str, Callable[..., dict[str, tf.Tensor]]], Callable[..., list[np.ndarray]]]:
     """Returns an Endpoint's signatures, computed by OpenVINO, and the function they call.
 

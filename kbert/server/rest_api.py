@@ -6,12 +6,9 @@ Names and shapes of requests and responses: https://www.tensorflow.org/tfx/servi
 import asyncio
 import functools
 import json
-import logging
 import re
-import time
-import types
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from aiohttp import web
@@ -19,23 +16,19 @@ from google.protobuf import json_format
 from tensorflow_serving.apis import predict_pb2
 
 from kbert.fields import is_text
+from kbert.server.credentials import ApiKeys
 from kbert.server.demo import Demo
 from kbert.server.embeddings import Embeddings
 from kbert.server.errors import HTTP_STATUS, NO_KEY, RequestError, invalid
+from kbert.server.gate import Call, Gate
 from kbert.server.host_check import guard
 from kbert.server.http_server import as_json
+from kbert.server.metrics import Metrics
+from kbert.server.servable import Signature
+from kbert.server.service import Service
 from kbert.server.tensors import check_examples, example_of_json, from_json, to_json
+from kbert.settings.serving import ServeConfig
 
-if TYPE_CHECKING:
-    from typing import Any
-
-    from kbert.server.credentials import ApiKeys
-    from kbert.server.metrics import Metrics
-    from kbert.server.servable import Signature
-    from kbert.server.service import Service
-    from kbert.settings.serving import ServeConfig
-
-log: logging.Logger = logging.getLogger("kbert.serve")
 _DEMO = {"/": "GET", "/demo/models": "GET", "/demo/attention": "POST"}  # with --demo
 _WITHOUT_KEY = ("/healthz", "/readyz")
 _MANY = 1 << 14  # responses with more numbers and texts are serialized in a thread
@@ -54,18 +47,18 @@ class RestApi:
 
     def __init__(
         self,
-        config: "ServeConfig",
-        service: "Service",
-        metrics: "Metrics",
-        keys: "ApiKeys | None" = None,
+        config: ServeConfig,
+        service: Service,
+        metrics: Metrics,
+        keys: ApiKeys | None = None,
     ) -> None:
         self._service, self._metrics, self._config, self._keys = service, metrics, config, keys
         self._seconds = config.rest_api_timeout_in_ms / 1000
-        self._open = 0
+        self._gate = Gate(metrics, config.max_concurrent_requests)
         self._demo = Demo(service) if config.demo else None
         self._embeddings = Embeddings(service)
 
-    def app(self, others: "Iterable[web.RouteDef]" = ()) -> web.Application:
+    def app(self, others: Iterable[web.RouteDef] = ()) -> web.Application:
         """Returns an application with the API and other routes."""
         app = web.Application(middlewares=[guard(self._config.host), self._authorized])
         app.router.add_routes(others)
@@ -85,54 +78,28 @@ class RestApi:
 
     async def _counted(self, request):
         """Answers a request or returns {"error": ...}, and counts it."""
-        begin, code = time.perf_counter(), "OK"
-        call = types.SimpleNamespace(model="", what="unknown")
-        self._open += 1
+        call = Call("rest_unknown", peer=request.remote)
         try:
-            answer = self._routed(request, call)
-            if self._open > self._config.max_concurrent_requests:
-                raise RequestError(
-                    "RESOURCE_EXHAUSTED",
-                    f"{self._config.max_concurrent_requests} requests are open already.",
-                )
+            with self._gate.passing(call):
+                return await self._in_time(self._routed(request, call))
+        except RequestError as error:
+            return as_json(error.status, {"error": str(error)})
+
+    async def _in_time(self, answer):
+        try:
             async with asyncio.timeout(self._seconds):
                 return await answer()
-        except asyncio.CancelledError:
-            code = "CANCELLED"
-            raise
-        except Exception as error:
-            code, status, reason = self._error(error, call.what)
-            return as_json(status, {"error": reason})
-        finally:
-            self._open -= 1
-            seconds = time.perf_counter() - begin
-            peer = request.remote
-            self._metrics.answered(call.model, f"rest_{call.what}", code, seconds, peer)
+        except TimeoutError:
+            reason = f"not answered within {self._seconds:g} seconds."
+            raise RequestError("DEADLINE_EXCEEDED", reason) from None
 
-    def _error(self, error, what):
-        """Returns (gRPC code, HTTP status, message) of an exception."""
-        if isinstance(error, RequestError):
-            return error.code, HTTP_STATUS[error.code], str(error)
-        if isinstance(error, TimeoutError):
-            return "DEADLINE_EXCEEDED", 504, f"not answered within {self._seconds:g} seconds."
-        if isinstance(error, web.HTTPRequestEntityTooLarge):
-            most = self._config.max_request_bytes
-            return "INVALID_ARGUMENT", 413, f"the request is larger than {most:,} bytes."
-        if isinstance(error, (web.RequestPayloadError, ConnectionError)):
-            reason = f"the body cannot be read: {type(error).__name__}."
-            return "INVALID_ARGUMENT", 400, reason
-        log.error("a request of %s failed", what, exc_info=error)
-        return "INTERNAL", 500, "the server failed; see its log."
-
-    def _routed(
-        self, request: web.Request, call: types.SimpleNamespace
-    ) -> Callable[[], Awaitable[web.Response]]:
+    def _routed(self, request: web.Request, call: Call) -> Callable[[], Awaitable[web.Response]]:
         """Returns the handler of a request; writes its model and operation into `call`."""
         if self._demo and _DEMO.get(request.path) == request.method:
-            call.what = "demo"
+            call.method = "rest_demo"
             return functools.partial(self._answer_demo, request)
         if (request.method, request.path) == ("POST", "/v1/embeddings"):
-            call.what = "embeddings"
+            call.method = "rest_embeddings"
             return functools.partial(self._answer_embeddings, request, call)
         match = _PATH.fullmatch(request.path)
         is_post = bool(match) and (match["what"] or "").startswith(":")
@@ -143,8 +110,9 @@ class RestApi:
                 f"/v1/models/NAME[/metadata], POST /v1/models/NAME:(predict|classify|regress), "
                 f"POST /v1/embeddings.",
             )
-        call.model, call.what = match["name"], (match["what"] or "status").strip(":/")
-        return functools.partial(self._answer, request, _spec(match), call.what)
+        what = (match["what"] or "status").strip(":/")
+        call.model, call.method = match["name"], f"rest_{what}"
+        return functools.partial(self._answer, request, _spec(match), what)
 
     async def _answer_embeddings(self, request, call):
         values, _ = await self._values(request)
@@ -187,7 +155,7 @@ class RestApi:
             rows = [one.value for one in outputs.regressions]
         return as_json(200, {"results": rows})
 
-    async def _values(self, request: web.Request) -> "tuple[dict[str, Any], int]":
+    async def _values(self, request: web.Request) -> tuple[dict[str, Any], int]:
         """Returns the JSON object in a body, and the size of the body in bytes."""
         body = await self._body(request)
         return await self._service.in_turn(len(body), _parsed, body), len(body)
@@ -195,11 +163,15 @@ class RestApi:
     async def _body(self, request: web.Request) -> bytes:
         """Reads the body; aiohttp's own `read` would keep it in memory during the request."""
         parts, size, most = [], 0, self._config.max_request_bytes
-        async for part in request.content.iter_chunked(1 << 16):
-            size += len(part)
-            if size > most:
-                raise web.HTTPRequestEntityTooLarge(most, size)
-            parts.append(part)
+        try:
+            async for part in request.content.iter_chunked(1 << 16):
+                size += len(part)
+                if size > most:
+                    reason = f"the request is larger than {most:,} bytes."
+                    raise RequestError("INVALID_ARGUMENT", reason, 413)
+                parts.append(part)
+        except (web.RequestPayloadError, ConnectionError) as error:
+            raise invalid(f"the body cannot be read: {type(error).__name__}.") from None
         return b"".join(parts)
 
 
@@ -213,7 +185,7 @@ def _spec(match):
     return spec
 
 
-def _parsed(body: bytes) -> "dict[str, Any]":
+def _parsed(body: bytes) -> dict[str, Any]:
     """Parses a body as a JSON object.
 
     Numbers and objects are converted in Python, which lets other threads run in between.
@@ -262,7 +234,7 @@ def _inputs(signature, values):
     return _columns(signature, {name: [row[name] for row in instances] for name in names})
 
 
-def _columns(signature: "Signature", inputs: object) -> dict[str, np.ndarray]:
+def _columns(signature: Signature, inputs: object) -> dict[str, np.ndarray]:
     """Converts 'inputs' (an object, or the value of the only input) to a dict of arrays."""
     if not isinstance(inputs, dict) or _is_bytes(inputs):
         if len(signature.inputs) != 1:
@@ -283,7 +255,7 @@ def _columns(signature: "Signature", inputs: object) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _examples(values: "dict[str, Any]", most: int, most_bytes: int) -> np.ndarray:
+def _examples(values: dict[str, Any], most: int, most_bytes: int) -> np.ndarray:
     """Converts the body of a Classify or Regress request to (B,) serialized tf.Examples."""
     examples, context = values.get("examples"), values.get("context", {})
     if not isinstance(examples, list):

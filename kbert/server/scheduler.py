@@ -16,15 +16,12 @@ import itertools
 import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from kbert.inference.batch_runner import BATCH_TOKENS
 from kbert.server.errors import RequestError
-
-if TYPE_CHECKING:
-    from typing import Any
 
 log: logging.Logger = logging.getLogger("kbert.serve")
 
@@ -44,12 +41,12 @@ class Job:
         future: result of the function. order: (end in virtual time, arrival).
     """
 
-    function: "Callable[[Mapping[str, np.ndarray]], Any]"
+    function: Callable[[Mapping[str, np.ndarray]], Any]
     inputs: Mapping[str, np.ndarray]
     cost: float
     kind: Hashable = None
     fill: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    future: "asyncio.Future[Any]" = dataclasses.field(init=False)
+    future: asyncio.Future[Any] = dataclasses.field(init=False)
     order: tuple[float, int] = (0.0, 0)
 
     @property
@@ -67,7 +64,7 @@ class Flow:
         self._clock = 0.0  # virtual time at which the last job ends
         self._jobs: set[Job] = set()  # that are not finished
 
-    def put(self, job: Job) -> "asyncio.Future[Any]":
+    def put(self, job: Job) -> asyncio.Future[Any]:
         """Queues a job; returns the future of its result."""
         job.future = asyncio.get_running_loop().create_future()
         self._clock = max(self._clock, self.scheduler.clock) + job.cost
@@ -76,7 +73,7 @@ class Flow:
         self.scheduler.queue(job, self._clock)
         return job.future
 
-    async def call(self, function: "Callable[..., Any]", *arguments: "Any", cost: float) -> "Any":
+    async def call(self, function: Callable[..., Any], *arguments: Any, cost: float) -> Any:
         """Returns the result of a function, called in a thread when it is this request's turn."""
         return await self.put(Job(lambda _: function(*arguments), {}, cost))
 
@@ -216,7 +213,7 @@ class Scheduler:
         self._start()
 
 
-def _results(batch: Sequence[Job]) -> "Sequence[Any]":
+def _results(batch: Sequence[Job]) -> Sequence[Any]:
     """Returns the result of each job of a batch, or its exception."""
     try:
         if len(batch) == 1:

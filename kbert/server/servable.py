@@ -5,12 +5,13 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
-from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.core.framework import tensor_pb2
+from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from kbert.config import BertConfig
@@ -24,12 +25,6 @@ from kbert.serving.saved_model import load_exported
 from kbert.serving.signatures import DECODE, ENCODE, INTERNAL, parse_examples
 from kbert.serving.warmup import WARMUP_FILE
 from kbert.utils.formats import EXPORT_FILE, is_quantized, read_export
-
-if TYPE_CHECKING:
-    from typing import Any
-
-    from tensorflow.core.framework import tensor_pb2
-    from tensorflow.core.protobuf import meta_graph_pb2
 
 DEFAULT_SIGNATURE = "serving_default"
 MOST_WARMUPS = 1000  # limit of TensorFlow Serving
@@ -70,7 +65,7 @@ class Servable:
         UserError: the folder cannot be loaded with this backend.
     """
 
-    metadata: "dict[str, Any] | None"
+    metadata: dict[str, Any] | None
     rows: Signature
     decodes: bool
     at_once: Signature | None
@@ -195,7 +190,7 @@ class Servable:
     def read(
         self,
         signature: Signature,
-        protos: "Mapping[str, tensor_pb2.TensorProto]",
+        protos: Mapping[str, tensor_pb2.TensorProto],
         most_bytes: int = MOST_BYTES,
     ) -> dict[str, np.ndarray]:
         """Converts a map of TensorProtos to a dict of input arrays of a Signature.
@@ -320,7 +315,7 @@ def _check_names(signature, inputs):
         )
 
 
-def _definitions(folder: str) -> "dict[str, meta_graph_pb2.SignatureDef]":
+def _definitions(folder: str) -> dict[str, meta_graph_pb2.SignatureDef]:
     """Returns a dict of name -> SignatureDef of a SavedModel."""
     path = pathlib.Path(folder) / "saved_model.pb"
     try:
@@ -336,7 +331,7 @@ def _definitions(folder: str) -> "dict[str, meta_graph_pb2.SignatureDef]":
     return {name: definitions[name] for name in sorted(definitions) if not name.startswith("__")}
 
 
-def _specs(infos: "Mapping[str, meta_graph_pb2.TensorInfo]") -> dict[str, tf.TensorSpec]:
+def _specs(infos: Mapping[str, meta_graph_pb2.TensorInfo]) -> dict[str, tf.TensorSpec]:
     """Returns a dict of name -> tf.TensorSpec of the TensorInfos of a SignatureDef."""
     return {
         name: tf.TensorSpec(tf.TensorShape(info.tensor_shape), tf.as_dtype(info.dtype), name)

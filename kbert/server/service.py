@@ -1,28 +1,22 @@
 """The operations of the server, shared by gRPC and REST."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    model_pb2,
     predict_pb2,
     regression_pb2,
 )
 
+from kbert.server.batching import Batcher
 from kbert.server.errors import invalid
-from kbert.server.servable import DEFAULT_SIGNATURE
+from kbert.server.models import Models
+from kbert.server.servable import DEFAULT_SIGNATURE, Servable, Signature
 from kbert.server.tensors import MOST_BYTES
-
-if TYPE_CHECKING:
-    from tensorflow_serving.apis import model_pb2
-
-    from kbert.server.batching import Batcher
-    from kbert.server.demo import AttentionServable
-    from kbert.server.models import Models
-    from kbert.server.servable import Servable, Signature
 
 STATUS_FIELD = "signature_def"
 
@@ -34,11 +28,11 @@ class Service:
         models: Models. batcher: Batcher. max_request_bytes: see `ServeConfig`.
     """
 
-    models: "Models"
+    models: Models
     max_request_bytes: int
 
     def __init__(
-        self, models: "Models", batcher: "Batcher", max_request_bytes: int = MOST_BYTES
+        self, models: Models, batcher: Batcher, max_request_bytes: int = MOST_BYTES
     ) -> None:
         self.models, self._batcher = models, batcher
         self.max_request_bytes = max_request_bytes
@@ -49,15 +43,15 @@ class Service:
         """The maximum number of examples in a request."""
         return self._batcher.most_rows
 
-    def find(self, spec: "model_pb2.ModelSpec") -> "tuple[int, Servable, Signature]":
+    def find(self, spec: model_pb2.ModelSpec) -> tuple[int, Servable, Signature]:
         """Returns the (number, Servable, Signature) that a ModelSpec selects; see `Models.find`."""
         number, servable = self.models.find(spec)
         return number, servable, servable.signature(spec.signature_name)
 
     async def predict(
         self,
-        servable: "Servable | AttentionServable",
-        signature: "Signature",
+        servable: Servable,
+        signature: Signature,
         inputs: Mapping[str, np.ndarray],
         output_names: Sequence[str] = (),
         report_tokens: Callable[[int], object] | None = None,
@@ -81,8 +75,8 @@ class Service:
         return {name: outputs[name] for name in (output_names or sorted(outputs))}
 
     async def classify(
-        self, servable: "Servable", signature: "Signature", examples: np.ndarray
-    ) -> "classification_pb2.ClassificationResult":
+        self, servable: Servable, signature: Signature, examples: np.ndarray
+    ) -> classification_pb2.ClassificationResult:
         """Returns the ClassificationResult of (B,) serialized tf.Examples.
 
         Raises:
@@ -105,8 +99,8 @@ class Service:
         return result
 
     async def regress(
-        self, servable: "Servable", signature: "Signature", examples: np.ndarray
-    ) -> "regression_pb2.RegressionResult":
+        self, servable: Servable, signature: Signature, examples: np.ndarray
+    ) -> regression_pb2.RegressionResult:
         """Returns the RegressionResult of (B,) serialized tf.Examples; see `classify`."""
         outputs = await self._of_examples(servable, signature, examples, ("outputs",), "regress")
         if outputs["outputs"].size != len(examples):
@@ -126,7 +120,7 @@ class Service:
             )
         return await self.predict(servable, signature, {"inputs": examples}, output_names)
 
-    def spec_of(self, spec: "model_pb2.ModelSpec", number: int) -> "model_pb2.ModelSpec":
+    def spec_of(self, spec: model_pb2.ModelSpec, number: int) -> model_pb2.ModelSpec:
         """Returns the ModelSpec for the response to a request with ModelSpec `spec`."""
         answer = predict_pb2.PredictRequest().model_spec
         answer.name, answer.version.value = spec.name, number
@@ -134,8 +128,8 @@ class Service:
         return answer
 
     def metadata(
-        self, spec: "model_pb2.ModelSpec", fields: Sequence[str] = (STATUS_FIELD,)
-    ) -> "get_model_metadata_pb2.GetModelMetadataResponse":
+        self, spec: model_pb2.ModelSpec, fields: Sequence[str] = (STATUS_FIELD,)
+    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
         """Returns the GetModelMetadataResponse of a ModelSpec.
 
         Raises:
@@ -152,7 +146,7 @@ class Service:
         answer.metadata[STATUS_FIELD].Pack(definitions)
         return answer
 
-    def status(self, spec: "model_pb2.ModelSpec") -> "get_model_status_pb2.GetModelStatusResponse":
+    def status(self, spec: model_pb2.ModelSpec) -> get_model_status_pb2.GetModelStatusResponse:
         """Returns the GetModelStatusResponse of a ModelSpec.
 
         Raises:

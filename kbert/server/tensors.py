@@ -5,17 +5,14 @@ import binascii
 import math
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
+from tensorflow_serving.apis import input_pb2
 
 from kbert.fields import is_text
 from kbert.server.errors import invalid
-
-if TYPE_CHECKING:
-    from tensorflow_serving.apis import input_pb2
 
 MOST_BYTES = 4 << 20  # maximum size of a request, by default
 _CHUNK = 1 << 14  # numbers that are converted at once; other threads can run in between
@@ -32,7 +29,7 @@ _FIELDS = {  # dtype -> field of TensorProto
 
 
 def from_protos(
-    protos: "Mapping[str, tensor_pb2.TensorProto]",
+    protos: Mapping[str, tensor_pb2.TensorProto],
     specs: Mapping[str, tf.TensorSpec],
     most_bytes: int = MOST_BYTES,
 ) -> dict[str, np.ndarray]:
@@ -72,7 +69,7 @@ def _check_proto(name, proto, spec):
     check_shape(name, sizes, spec)
 
 
-def _repeated_bytes(proto: "tensor_pb2.TensorProto") -> int:
+def _repeated_bytes(proto: tensor_pb2.TensorProto) -> int:
     """Returns the size of the elements that repeat a tensor's last value; 0 if there are none."""
     if proto.tensor_content:
         return 0
@@ -98,7 +95,7 @@ def check_shape(name: str, sizes: Sequence[int], spec: tf.TensorSpec) -> None:
         raise invalid(f"input {name} takes the shape {expected}; got {sizes}.")
 
 
-def to_proto(array: np.ndarray) -> "tensor_pb2.TensorProto":
+def to_proto(array: np.ndarray) -> tensor_pb2.TensorProto:
     """Converts an array to a TensorProto with separate values, which old clients require."""
     dtype = tf.string if array.dtype == object else tf.as_dtype(array.dtype)
     if dtype not in _FIELDS:
@@ -200,7 +197,7 @@ def to_json(name: str, array: np.ndarray) -> object:
 
 
 def examples_of_input(
-    request: "input_pb2.Input", most: int, most_bytes: int = MOST_BYTES
+    request: input_pb2.Input, most: int, most_bytes: int = MOST_BYTES
 ) -> np.ndarray:
     """Returns the serialized tf.Examples, (B,), in an Input of the Classify and Regress APIs.
 

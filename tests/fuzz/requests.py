@@ -20,6 +20,7 @@ from kbert.config import BertConfig
 from kbert.server.demo import Demo
 from kbert.server.embeddings import Embeddings
 from kbert.server.errors import RequestError
+from kbert.server.gate import Gate
 from kbert.server.grpc_api import Servicer, _Answering
 from kbert.server.models import Models, Version, read_configs
 from kbert.server.rest_api import RestApi
@@ -151,7 +152,7 @@ def rest(data):
     server._service, server._metrics = _service(), _METRICS
     server._embeddings = Embeddings(server._service)
     server._config = ServeConfig(model_base_path="x", max_request_bytes=9000)
-    server._seconds, server._open, server._demo = 30, 0, _demo()
+    server._seconds, server._gate, server._demo = 30, Gate(_METRICS, 512), _demo()
     request = types.SimpleNamespace(method=method, path=path, content=_Body(body), remote=None)
     answer = _loop().run_until_complete(server._counted(request))
     said = json.loads(answer.body) if answer.content_type != "text/html" else None
@@ -227,7 +228,7 @@ def grpc(data):
     except DecodeError:
         request = None  # as the server's interceptor has it
     method = getattr(Servicer(_service(), allow_reload=False), name)
-    answer = _Answering(_METRICS, 9, None)._counted(name, method, request, _Context())
+    answer = _Answering(Gate(_METRICS, 9), None)._counted(name, method, request, _Context())
     _loop().run_until_complete(answer)
 
 
