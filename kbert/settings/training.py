@@ -31,8 +31,9 @@ class TrainingConfig:
     )
     precision: str = setting(
         "float32",
-        "Keras dtype policy of the model",
-        choices=("float32", "mixed_bfloat16", "mixed_float16"),
+        "Keras dtype policy of the model; auto: mixed_bfloat16 if the device multiplies bfloat16 "
+        "matrices faster, else float32",
+        choices=("float32", "mixed_bfloat16", "mixed_float16", "auto"),
         group="common",
     )
     distribution: str = setting(

@@ -52,8 +52,9 @@ def start_run(
             f"training needs Keras' TensorFlow backend; the backend is {keras.backend.backend()}. "
             f"Set KERAS_BACKEND=tensorflow, or change ~/.keras/keras.json."
         )
+    devices = find_devices(workload.config)
+    workload.choose_precision(devices.kind)
     config = workload.config
-    devices = find_devices(config)
     workers = devices.workers
     with workers.report_lost_workers(), contextlib.ExitStack() as stack:
         workers.check_same(settings=dataclasses.asdict(config))

@@ -1,12 +1,14 @@
 """Workloads: what a run trains (model, data, objective), separate from the training loop."""
 
 import abc
+import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kbert.model.weights import Tensors, write_weights
+from kbert.train.distribution import fast_precision
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,6 +86,11 @@ class Workload(abc.ABC):
 
     def __init__(self, config: "PretrainConfig | FinetuneConfig") -> None:
         self.config = config
+
+    def choose_precision(self, kind: str) -> None:
+        """Replaces the precision "auto" by the faster one on devices of a kind."""
+        if self.config.precision == "auto":
+            self.config = dataclasses.replace(self.config, precision=fast_precision(kind))
 
     def check(self) -> None:  # noqa: B027 - optional
         """Raises UserError if settings are invalid; called before anything is written."""
