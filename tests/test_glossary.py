@@ -81,7 +81,7 @@ MODULES = {
     "kbert.serving.server.grpc_api": "kbert.server.grpc_api",
     "kbert.serving.server.metrics": "kbert.server.metrics",
     "kbert.serving.server.models": "kbert.server.models",
-    "kbert.serving.server.origins": "kbert.server.host_check",
+    "kbert.serving.server.origins": "kbert.server.http_server",
     "kbert.serving.server.refused": "kbert.server.errors",
     "kbert.serving.server.rest_api": "kbert.server.rest_api",
     "kbert.serving.server.servable": "kbert.server.servable",

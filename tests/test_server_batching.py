@@ -24,7 +24,7 @@ class Words:
     """Splits texts into words, padded to the most words of a batch. Its tokens are bytes."""
 
     metadata = {"padded": {"words": "", "sizes": -1}, "token_outputs": [], "pad_id": 0}
-    decodes, rows, at_once = False, types.SimpleNamespace(name="from_ids"), None
+    decodes, rows = False, types.SimpleNamespace(name="from_ids")
 
     def __init__(self, wait=None):
         self.batches, self.wait = [], wait
@@ -268,45 +268,10 @@ def test_threads_are_used_at_once():
     run(many())
 
 
-def test_a_short_text_takes_one_call_if_nothing_waits():
-    class Whole(Words):
-        at_once = types.SimpleNamespace(name="serving_default")
-
-        def compute(self, signature, inputs):
-            self.calls.append(signature.name)
-            if signature is self.rows:
-                return super().compute(signature, inputs)
-            return super().compute(signature, self.encode(inputs)[0])
-
-        def __init__(self, wait=None):
-            super().__init__(wait)
-            self.calls = []
-
-    async def one(inputs, report=None):
-        servable, sizes = Whole(), []
-        batcher = Batcher(observe=sizes.append)
-        found = await batcher.compute(servable, SIGNATURE, inputs, report)
-        assert batcher.waiting == 0 and batcher.idle
-        return servable.calls, found["all"].tolist(), sizes
-
+def test_tokens_are_reported():
     tokens = []
-    assert run(one(asked("abc"))) == (["serving_default"], [b"abc"], [1])
-    assert run(one(asked("abc"), tokens.append)) == (["from_ids"], [b"abc"], [1])
-    assert tokens == [3]
-    for texts in (("abc", "def"), ("a" * (BATCH_TOKENS + 1),)):
-        assert run(one(asked(*texts)))[0] == ["from_ids"]
-
-    async def many():
-        gate, batcher, servable = threading.Event(), Batcher(), Whole()
-        asks = [asyncio.create_task(ask(batcher, Whole(gate), "a")) for _ in range(2)]
-        await until(lambda: batcher.waiting == 4 and batcher.idle)
-        asks.append(asyncio.create_task(ask(batcher, servable, "b")))
-        await until(lambda: batcher.waiting == 5 and not batcher.idle)
-        gate.set()
-        await asyncio.gather(*asks)
-        return servable.calls
-
-    assert run(many()) == ["from_ids"]  # something waited
+    run(Batcher().compute(Words(), SIGNATURE, asked("abc", "de"), tokens.append))
+    assert tokens == [5]
 
 
 def test_short_requests_share_a_call_that_encodes():

@@ -51,12 +51,7 @@ class Budget:
 
     @contextlib.contextmanager
     def share(self) -> Iterator[Callable[[int], None]]:
-        """Yields a function that sets the number of tokens of a request.
-
-        Raises:
-            RequestError: raised by the yielded function if the request has more than half of the
-                tokens that other requests leave.
-        """
+        """Yields a function that sets the number of tokens of a request."""
         tokens = 0
 
         def set_tokens(count):
@@ -130,9 +125,6 @@ class Batcher:
 
         Args:
             report_tokens: called with the tokens of all rows, if an export of kbert reads texts.
-
-        Raises:
-            RequestError: the inputs do not fit the signature, or the queue is full.
         """
         B = servable.check(signature, inputs)
         with (
@@ -150,8 +142,6 @@ class Batcher:
             if "inputs" in inputs:  # tf.Examples
                 set_tokens(_least_tokens(inputs))
                 inputs = await texts.call(servable.texts, inputs, cost=UNKNOWN_TOKENS)
-            if not report_tokens and request.can_start_at_once(inputs):
-                return servable.select(signature, await request.at_once(inputs))
             results, tokens = await request.from_texts(inputs)
             if report_tokens:
                 report_tokens(tokens)
@@ -221,21 +211,6 @@ class _Request:
             results.append(await self._results(*queued.pop(0)))
         order = np.arange(len(next(iter(texts.values()))))
         return self._together(results, order), sum(tokens)
-
-    def can_start_at_once(self, texts: Arrays) -> bool:
-        """Whether it is one short text and nothing waits; then one call is faster than three."""
-        sizes, count = _sizes(texts)
-        free = self._batches.scheduler.has_free_thread and self._texts.scheduler.has_free_thread
-        return bool(
-            self._servable.at_once and free and len(sizes) == 1 and sizes[0] * count <= BATCH_TOKENS
-        )
-
-    async def at_once(self, texts: Arrays) -> dict[str, np.ndarray]:
-        """Returns the results of texts, computed in one call."""
-        tokens = _least_tokens(texts)
-        self._set_tokens(tokens)
-        function = functools.partial(self._servable.compute, self._servable.at_once)
-        return await self._batches.put(Job(function, texts, tokens))
 
     async def _encode(self, texts, cost):
         servable = self._servable

@@ -37,11 +37,7 @@ _SIGNATURE = Signature("attention", None, {}, {})
 
 
 class Demo:
-    """The demo page at / and the requests that it makes. service: Service.
-
-    Attributes:
-        page: bytes of HTML. headers: dict of the page's HTTP headers.
-    """
+    """The demo page at / with its HTTP headers, and the requests that it makes."""
 
     page: bytes
     headers: dict[str, str]
@@ -76,9 +72,6 @@ class Demo:
 
         Args:
             request: dict of `model`, `text` and, optionally, `version` and `text_pair`.
-
-        Raises:
-            RequestError: the request is invalid, or too many requests are open.
         """
         spec, texts = _read(request)
         _, servable = self._service.models.find(spec)
@@ -117,13 +110,7 @@ class Demo:
 
 
 class AttentionServable(Servable):
-    """The attention of an export's encoder, computed by the Batcher like the outputs of a Servable.
-
-    The encoder is loaded at the first request.
-
-    Args:
-        servable: Servable of an export of kbert.
-    """
+    """The attention of an export's encoder, which is loaded at the first request."""
 
     metadata = None  # prevents batching with other requests
 
@@ -143,9 +130,6 @@ class AttentionServable(Servable):
 
         Args:
             inputs: dict of `text` and optionally `text_pair`, (1,) each.
-
-        Raises:
-            RequestError: a text has no tokens, or the folder can no longer be read.
         """
         notes, texts = [], {name: array[0] for name, array in inputs.items()}
         try:

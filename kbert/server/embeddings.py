@@ -33,9 +33,6 @@ class Embeddings:
         Args:
             request: JSON object with `model` and `input` (a string or a list of strings), and
                 optionally `encoding_format` ("float" or "base64"), `dimensions` and `user`.
-
-        Raises:
-            RequestError: the request is invalid, or the model does not embed texts.
         """
         model, texts, encoding = _read(request)
         spec = predict_pb2.PredictRequest().model_spec

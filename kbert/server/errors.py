@@ -19,7 +19,7 @@ NO_KEY = "an API key is required: send x-api-key: KEY or authorization: Bearer K
 
 
 class RequestError(Exception):
-    """A request that cannot be answered.
+    """A request that cannot be answered; most functions of this package may raise it.
 
     Args:
         code: one of `HTTP_STATUS`. message: one line for the client.

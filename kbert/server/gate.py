@@ -30,11 +30,7 @@ class Gate:
 
     @contextlib.contextmanager
     def passing(self, call: Call) -> Iterator[None]:
-        """Counts a request; the context computes it.
-
-        Raises:
-            RequestError: raised by the context, too many requests are open, or the server failed.
-        """
+        """Counts a request; the context computes it."""
         begin, code = time.perf_counter(), "OK"
         self._open += 1
         try:

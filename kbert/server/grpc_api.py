@@ -20,8 +20,7 @@ from tensorflow_serving.apis import (
 from kbert.server.credentials import ApiKeys, Certificates
 from kbert.server.errors import NO_KEY, RequestError, invalid
 from kbert.server.gate import Call, Gate
-from kbert.server.host_check import address_of
-from kbert.server.http_server import HANDSHAKE_S
+from kbert.server.http_server import HANDSHAKE_S, address_of
 from kbert.server.metrics import Metrics
 from kbert.server.service import Service
 from kbert.server.tensors import examples_of_input, to_proto
@@ -72,16 +71,11 @@ def _model_name(request):
 
 
 class Servicer:
-    """All methods of PredictionService and ModelService, called by `_Answering`.
-
-    Args:
-        service: Service. allow_reload: whether clients may replace the configuration.
-    """
-
-    service: Service
+    """All methods of PredictionService and ModelService, called by `_Answering`."""
 
     def __init__(self, service: Service, allow_reload: bool) -> None:
-        self.service, self._allow_reload = service, allow_reload
+        self.service: Service = service
+        self._allow_reload = allow_reload  # clients may replace the configuration
 
     async def Predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
         """Computes a signature on tensors."""
@@ -218,23 +212,12 @@ class _SslConfiguration:
 
 
 class GrpcServer:
-    """The gRPC server.
-
-    Args:
-        config: ServeConfig. service: Service. metrics: Metrics. keys: ApiKeys, or None.
-
-    Attributes:
-        port: the port, once it is bound.
-    """
+    """The gRPC server. port: once it is bound."""
 
     port: int
 
     def __init__(
-        self,
-        config: ServeConfig,
-        service: Service,
-        metrics: Metrics,
-        keys: ApiKeys | None = None,
+        self, config: ServeConfig, service: Service, metrics: Metrics, keys: ApiKeys | None = None
     ) -> None:
         self._server = grpc.aio.server(
             interceptors=[_Answering(Gate(metrics, config.max_concurrent_requests), keys)],
@@ -259,14 +242,7 @@ class GrpcServer:
         self._reservation: asyncio.Server | None = None
 
     async def bind(self, host: str, port: int, certificates: Certificates | None = None) -> None:
-        """Takes the port. Connections are accepted after `start`.
-
-        Args:
-            certificates: Certificates, or None without TLS.
-
-        Raises:
-            OSError: the port is in use.
-        """
+        """Takes the port, or raises OSError. Connections are accepted after `start`."""
         # gRPC itself would accept connections at once, though it does not answer them.
         self._reservation = await asyncio.get_running_loop().create_server(
             asyncio.Protocol, host, port, start_serving=False
@@ -275,11 +251,7 @@ class GrpcServer:
         self.port = port
 
     async def start(self) -> None:
-        """Accepts connections.
-
-        Raises:
-            RuntimeError: another process has just taken the port.
-        """
+        """Accepts connections; raises RuntimeError if another process has just taken the port."""
         self._reservation.close()
         if self._certificates:
             configuration = _SslConfiguration(self._certificates)

@@ -3,12 +3,14 @@
 import asyncio
 import json
 import socket
+import urllib.parse
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from kbert.errors import one_line
 from kbert.server.credentials import Certificates
-from kbert.settings.serving import ServeConfig
+from kbert.settings.serving import ServeConfig, is_loopback
 
 RETRY_AFTER_S = 1  # in responses with status 503
 HANDSHAKE_S = 20  # limit of a TLS handshake, and of writes to a client that does not read
@@ -26,15 +28,54 @@ def as_json(status: int, value: object) -> web.Response:
     )
 
 
-class HttpServer:
-    """Serves an aiohttp application.
+def address_of(host: str, port: int) -> str:
+    """Returns HOST:PORT, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def guard(host: str) -> Middleware:
+    """Returns an aiohttp middleware that answers 403 to requests from pages of other sites.
+
+    Any site can resolve its own name to 127.0.0.1 and let a browser on this machine send requests
+    there ("DNS rebinding"). The browser still sends the site's name in the headers Host and Origin.
 
     Args:
-        app: web.Application. config: ServeConfig.
-
-    Attributes:
-        port: the port, once it is bound.
+        host: address of the server. If other machines can reach it, no request is rejected.
     """
+    own = _own_hosts(host)
+
+    @web.middleware
+    async def guarded(request, handler):
+        named = {"Host": request.headers.get("Host")}
+        if request.method != "GET":
+            named["Origin"] = request.headers.get("Origin")
+        for header, value in named.items():
+            if own and value is not None and _host_of(value) not in own:
+                reason = (
+                    f"{header} {value[:100]!r} is not this machine: use {', '.join(sorted(own))}, "
+                    f"or serve with --host=0.0.0.0."
+                )
+                return as_json(403, {"error": one_line(reason, 500)})
+        return await handler(request)
+
+    return guarded
+
+
+def _own_hosts(host: str) -> set[str] | None:
+    """Returns the allowed names if only this machine can reach `host`; None: all are allowed."""
+    return {"localhost", "127.0.0.1", "::1", host} if is_loopback(host) else None
+
+
+def _host_of(value):
+    """Returns the host in a Host or Origin header, without the port; "" if there is none."""
+    try:
+        return urllib.parse.urlsplit(f"//{value.rpartition('://')[2]}").hostname or ""
+    except ValueError:
+        return ""
+
+
+class HttpServer:
+    """Serves an aiohttp application. port: once it is bound."""
 
     port: int
 
@@ -50,14 +91,7 @@ class HttpServer:
         self._retiring = False
 
     async def bind(self, host: str, port: int, certificates: Certificates | None = None) -> None:
-        """Takes the port. Connections are accepted after `start`.
-
-        Args:
-            certificates: Certificates, or None without TLS.
-
-        Raises:
-            OSError: the port is in use.
-        """
+        """Takes the port, or raises OSError. Connections are accepted after `start`."""
         await self._runner.setup()
         self._listener = await asyncio.get_running_loop().create_server(
             self._connection,

@@ -40,22 +40,14 @@ def check_inputs(config: "ServeConfig") -> None:
 
 
 def read_certificates(config: "ServeConfig") -> Certificates | None:
-    """Returns the Certificates of a server, or None without TLS.
-
-    Raises:
-        UserError: a file cannot be used.
-    """
+    """Returns the Certificates of a server, or None without TLS; raises UserError."""
     if not config.ssl_key:
         return None
     return Certificates(config.ssl_key, config.ssl_certificate, config.ssl_client_ca)
 
 
 def read_keys(config: "ServeConfig") -> ApiKeys | None:
-    """Returns the ApiKeys of a server, or None if it needs none.
-
-    Raises:
-        UserError: the file cannot be used.
-    """
+    """Returns the ApiKeys of a server, or None if it needs none; raises UserError."""
     return ApiKeys(config.api_key_file) if config.api_key_file else None
 
 

@@ -15,8 +15,7 @@ from kbert.errors import UserError
 from kbert.server.batching import Batcher
 from kbert.server.errors import RequestError
 from kbert.server.grpc_api import GrpcServer
-from kbert.server.host_check import address_of
-from kbert.server.http_server import HttpServer
+from kbert.server.http_server import HttpServer, address_of
 from kbert.server.input_checks import check_inputs, read_certificates, read_keys
 from kbert.server.loading import load_version
 from kbert.server.metrics import Metrics

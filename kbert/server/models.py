@@ -65,15 +65,7 @@ class Models:
         self._thread = ThreadPoolExecutor(1, "kbert-load")
 
     async def configure(self, configs: Sequence[model_server_config_pb2.ModelConfig]) -> None:
-        """Serves exactly these models; after an error, the old configuration stays.
-
-        Args:
-            configs: list of ModelConfig.
-
-        Raises:
-            RequestError: a name or a folder is missing or duplicated, no version can be served, a
-                label refers to a version that is not available, or remote storage fails.
-        """
+        """Serves exactly these models; after an error, the old configuration stays."""
         named = {config.name: config for config in configs}
         if len(named) < len(configs) or "" in named:
             raise invalid("each model needs a unique name.")
@@ -198,11 +190,7 @@ class Models:
         return version
 
     def find(self, spec: model_pb2.ModelSpec) -> tuple[int, Servable]:
-        """Returns the number and the Servable that a ModelSpec selects; by default the newest.
-
-        Raises:
-            RequestError: there is no such model, version or label.
-        """
+        """Returns the number and the Servable that a ModelSpec selects; by default the newest."""
         available = {n: v for n, v in self._known(spec.name).items() if v.servable}
         choice = spec.WhichOneof("version_choice")
         number = spec.version.value
@@ -221,11 +209,7 @@ class Models:
         return number, available[number].servable
 
     def status(self, spec: model_pb2.ModelSpec) -> list[Version]:
-        """Returns the Versions that a ModelSpec selects: one version, or all.
-
-        Raises:
-            RequestError: there is no such model or version.
-        """
+        """Returns the Versions that a ModelSpec selects: one version, or all."""
         versions = dict(self._known(spec.name))
         for number, version in self._loading.get(spec.name, {}).items():
             if number not in versions or not versions[number].servable:

@@ -2,23 +2,15 @@
 
 from aiohttp import web
 
-from kbert.server.host_check import guard
-from kbert.server.http_server import as_json
+from kbert.server.http_server import as_json, guard
 from kbert.server.metrics import Metrics
 from kbert.server.models import Models
 
 
 class Monitoring:
-    """Health checks and metrics.
+    """Health checks and metrics. host: see `guard`."""
 
-    Args:
-        models: Models. metrics: Metrics. host: see `guard`.
-
-    Attributes:
-        is_serving: whether the models are loaded and the server is not stopping.
-    """
-
-    is_serving: bool = False
+    is_serving: bool = False  # the models are loaded, and the server is not stopping
 
     def __init__(self, models: Models, metrics: Metrics, host: str) -> None:
         self._models, self._metrics, self._host = models, metrics, host

@@ -21,8 +21,7 @@ from kbert.server.demo import Demo
 from kbert.server.embeddings import Embeddings
 from kbert.server.errors import HTTP_STATUS, NO_KEY, RequestError, invalid
 from kbert.server.gate import Call, Gate
-from kbert.server.host_check import guard
-from kbert.server.http_server import as_json
+from kbert.server.http_server import as_json, guard
 from kbert.server.metrics import Metrics
 from kbert.server.servable import Signature
 from kbert.server.service import Service
@@ -39,11 +38,7 @@ _PATH = re.compile(
 
 
 class RestApi:
-    """The REST API.
-
-    Args:
-        config: ServeConfig. service: Service. metrics: Metrics. keys: ApiKeys, or None.
-    """
+    """The REST API."""
 
     def __init__(
         self,

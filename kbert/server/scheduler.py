@@ -158,11 +158,6 @@ class Scheduler:
         """Whether nothing is queued."""
         return not self._queues
 
-    @property
-    def has_free_thread(self) -> bool:
-        """Whether a job would start at once."""
-        return self._free > 0
-
     def close(self) -> None:
         """Shuts down the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -59,7 +59,6 @@ class Servable:
         folder: as given.
         rows: Signature that computes the rows of an export of kbert; see
             `kbert.tasks.endpoint.Endpoint`. decodes: whether their outputs must be decoded.
-        at_once: Signature that computes texts in one call; None if it waits for other requests.
 
     Raises:
         UserError: the folder cannot be loaded with this backend.
@@ -68,7 +67,6 @@ class Servable:
     metadata: dict[str, Any] | None
     rows: Signature
     decodes: bool
-    at_once: Signature | None
 
     def __init__(self, folder: str, backend: str = "auto") -> None:
         self.folder = folder
@@ -98,8 +96,6 @@ class Servable:
             self._steps = {n: self.signatures.pop(n) for n in INTERNAL if n in self.signatures}
             self.definitions = {n: self.definitions[n] for n in self.signatures}
             self.rows, self.decodes = self.signatures["from_ids"], DECODE in self._steps
-            waits = self.metadata["batch_timeout_ms"] > 0
-            self.at_once = None if waits else self.signatures[DEFAULT_SIGNATURE]
 
     def __str__(self) -> str:
         what = f"signatures {', '.join(self.signatures)}"
@@ -114,11 +110,7 @@ class Servable:
         return dict(self._root.signatures)
 
     def signature(self, name: str) -> Signature:
-        """Returns the named Signature; "" is the default signature.
-
-        Raises:
-            RequestError: there is no such signature.
-        """
+        """Returns the named Signature; "" is the default signature."""
         name = name or DEFAULT_SIGNATURE
         if name not in self.signatures:
             there = ", ".join(sorted(self.signatures))
@@ -130,11 +122,7 @@ class Servable:
     def compute(
         self, signature: Signature, inputs: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """Computes a Signature: maps a dict of input arrays to a dict of arrays.
-
-        Raises:
-            RequestError: the graph rejects the inputs, or memory is exhausted.
-        """
+        """Computes a Signature: maps a dict of input arrays to a dict of arrays."""
         with _rejecting():
             tensors = {
                 name: tf.constant(inputs[name], spec.dtype)
@@ -143,11 +131,7 @@ class Servable:
             return {name: x.numpy() for name, x in signature.function(**tensors).items()}
 
     def texts(self, examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Parses tf.Examples: maps `inputs`, (B,) serialized, to the texts of `serving_default`.
-
-        Raises:
-            RequestError: an example lacks a text, or numbers of choices differ.
-        """
+        """Parses tf.Examples: maps `inputs`, (B,) serialized, to the texts of `serving_default`."""
         axes = {n: spec.shape.rank for n, spec in self.signature("").inputs.items()}
         with _rejecting():
             parsed = parse_examples(tf.constant(examples["inputs"], tf.string), axes)
@@ -158,11 +142,7 @@ class Servable:
     def encode(
         self, texts: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Returns the features of the rows of texts, and arrays for `decode`.
-
-        Raises:
-            RequestError: a text exceeds a limit of the export.
-        """
+        """Returns the features of the rows of texts, and arrays for `decode`."""
         extra = self.compute(self._steps[ENCODE], texts)
         return {name: extra.pop(name) for name in ENCODER_FEATURES}, extra
 
@@ -197,25 +177,12 @@ class Servable:
 
         Args:
             most_bytes: maximum size of the values that tensors repeat instead of sending them.
-
-        Raises:
-            RequestError: an input name is wrong, or a tensor does not fit.
         """
         _check_names(signature, protos)
         return from_protos(protos, signature.inputs, most_bytes)
 
     def check(self, signature: Signature, inputs: Mapping[str, np.ndarray]) -> int | None:
-        """Checks the inputs of a Signature.
-
-        Args:
-            inputs: dict of numpy arrays.
-
-        Returns:
-            the number of rows; None if the inputs have different numbers of rows.
-
-        Raises:
-            RequestError: a name, a dtype, a shape or a number of rows does not fit.
-        """
+        """Checks the inputs of a Signature; returns the number of rows, None if they differ."""
         _check_names(signature, inputs)
         for name, spec in signature.inputs.items():
             array = inputs[name]
@@ -252,11 +219,7 @@ class Servable:
                 raise invalid(f"input {name} must be 0 to {size - 1}; got {got}.")
 
     def warm_up(self) -> int:
-        """Computes the warmup requests of the export; returns their number.
-
-        Raises:
-            RequestError: a warmup request failed.
-        """
+        """Computes the warmup requests of the export; returns their number."""
         path, count = self._extra / WARMUP_FILE, 0
         if not path.is_file():
             return 0
@@ -278,9 +241,9 @@ class Servable:
 
     def _run(self, signature, inputs):
         """Calls every function that a Batcher may call for a request."""
-        if not self.metadata or signature is self.rows or signature is self.at_once:
+        if not self.metadata or signature is self.rows:
             self.compute(signature, inputs)
-        if self.metadata and signature is not self.rows:
+        else:
             texts = self.texts(inputs) if "inputs" in inputs else inputs
             features, extra = self.encode(texts)
             outputs = self.compute(self.rows, features)

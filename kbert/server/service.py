@@ -22,20 +22,14 @@ STATUS_FIELD = "signature_def"
 
 
 class Service:
-    """TensorFlow Serving's operations, on arrays and protocol messages.
-
-    Args:
-        models: Models. batcher: Batcher. max_request_bytes: see `ServeConfig`.
-    """
-
-    models: Models
-    max_request_bytes: int
+    """TensorFlow Serving's operations, on arrays and protocol messages."""
 
     def __init__(
         self, models: Models, batcher: Batcher, max_request_bytes: int = MOST_BYTES
     ) -> None:
-        self.models, self._batcher = models, batcher
-        self.max_request_bytes = max_request_bytes
+        self._batcher = batcher
+        self.models: Models = models
+        self.max_request_bytes: int = max_request_bytes
         self.in_turn = batcher.in_turn
 
     @property
@@ -61,9 +55,6 @@ class Service:
         Args:
             output_names: names of the outputs to return; empty for all.
             report_tokens: see `Batcher.compute`.
-
-        Raises:
-            RequestError: the inputs do not fit, an output is unknown, or the queue is full.
         """
         unknown = [name for name in output_names if name not in signature.outputs]
         if unknown:
@@ -77,11 +68,7 @@ class Service:
     async def classify(
         self, servable: Servable, signature: Signature, examples: np.ndarray
     ) -> classification_pb2.ClassificationResult:
-        """Returns the ClassificationResult of (B,) serialized tf.Examples.
-
-        Raises:
-            RequestError: as for `predict`; or the signature does not classify.
-        """
+        """Returns the ClassificationResult of (B,) serialized tf.Examples."""
         names = ("classes", "scores")
         outputs = await self._of_examples(servable, signature, examples, names, "classify")
         shapes = {array.shape for array in outputs.values()}
@@ -130,11 +117,7 @@ class Service:
     def metadata(
         self, spec: model_pb2.ModelSpec, fields: Sequence[str] = (STATUS_FIELD,)
     ) -> get_model_metadata_pb2.GetModelMetadataResponse:
-        """Returns the GetModelMetadataResponse of a ModelSpec.
-
-        Raises:
-            RequestError: there is no such model or no such field.
-        """
+        """Returns the GetModelMetadataResponse of a ModelSpec."""
         if list(fields) != [STATUS_FIELD]:
             raise invalid(f"metadata_field must be {STATUS_FIELD!r}; got {list(fields)}.")
         number, servable = self.models.find(spec)
@@ -147,11 +130,7 @@ class Service:
         return answer
 
     def status(self, spec: model_pb2.ModelSpec) -> get_model_status_pb2.GetModelStatusResponse:
-        """Returns the GetModelStatusResponse of a ModelSpec.
-
-        Raises:
-            RequestError: there is no such model or version.
-        """
+        """Returns the GetModelStatusResponse of a ModelSpec."""
         answer = get_model_status_pb2.GetModelStatusResponse()
         for version in self.models.status(spec):
             one = answer.model_version_status.add(version=version.number, state=version.state)

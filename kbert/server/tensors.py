@@ -38,10 +38,6 @@ def from_protos(
     Args:
         protos: dict of name -> TensorProto. specs: tf.TensorSpec of each name.
         most_bytes: maximum size of the values that a tensor repeats instead of sending them.
-
-    Raises:
-        RequestError: a dtype or shape differs from the spec, the number of values is wrong, or the
-            repeated values are too large.
     """
     size = 0
     for name, spec in specs.items():
@@ -119,9 +115,6 @@ def from_json(name: str, value: object, dtype: tf.DType, rank: int | None) -> np
 
     Args:
         name: name of the input. value: any JSON value. rank: number of axes, or None for any.
-
-    Raises:
-        RequestError: lists differ in length, or a value is not supported.
     """
     shape, flat = [], [value]
     while flat and isinstance(flat[0], list):
@@ -203,9 +196,6 @@ def examples_of_input(
 
     Args:
         most: maximum number of examples. most_bytes: maximum size of the context's copies.
-
-    Raises:
-        RequestError: there are no examples, or too many.
     """
     kind = request.WhichOneof("kind")
     examples = getattr(request, kind).examples if kind else []
@@ -239,11 +229,7 @@ def check_examples(count: int, most: int, context: bytes, most_bytes: int = MOST
 
 
 def example_of_json(features: object) -> bytes:
-    """Converts a JSON object of features, values or lists of values, to a serialized tf.Example.
-
-    Raises:
-        RequestError: the JSON value is not such an object.
-    """
+    """Converts a JSON object of features, values or lists of values, to a serialized tf.Example."""
     if not isinstance(features, dict):
         raise invalid(f"an example must be an object of features; got {_said(features)}.")
     example = tf.train.Example()

@@ -17,7 +17,7 @@ class Rows:
     """
 
     metadata = {"padded": {}, "token_outputs": [], "pad_id": 0}
-    decodes, rows, at_once = True, types.SimpleNamespace(name="from_ids"), None
+    decodes, rows = True, types.SimpleNamespace(name="from_ids")
 
     def __init__(self, seconds=0.0):
         self.seconds, self.batches = seconds, []
