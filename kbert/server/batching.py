@@ -10,7 +10,7 @@ import contextlib
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,7 @@ from kbert.inference.batch_runner import BATCH_TOKENS
 from kbert.server.errors import RequestError, invalid
 from kbert.server.scheduler import Flow, Job, Scheduler, as_long
 from kbert.server.servable import Servable, Signature
-
-Arrays = Mapping[str, np.ndarray]
+from kbert.server.tensors import Arrays
 
 MOST_BYTES = 64 << 20  # maximum size of the outputs of a request that is computed in rows
 MOST_OUTPUT_BYTES = 4 * MOST_BYTES  # maximum size of the outputs of rows before they are decoded

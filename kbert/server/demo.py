@@ -24,6 +24,7 @@ from kbert.model.models import BertModel
 from kbert.server.errors import RequestError, invalid
 from kbert.server.servable import Servable, Signature
 from kbert.server.service import Service
+from kbert.server.tensors import Arrays
 from kbert.tokenizer.tokenizer import BertTokenizer
 from kbert.utils.formats import is_quantized
 from kbert.visualization.attention import attention_weights
@@ -96,9 +97,7 @@ class Demo:
             looking = self._service.predict(self._attention[servable], _SIGNATURE, inputs)
             task = asyncio.create_task(looking)
             task.add_done_callback(self._done)
-            result = await asyncio.shield(
-                task
-            )  # the thread keeps computing if the client disconnects
+            result = await asyncio.shield(task)  # computed even if the client disconnects
         finally:
             self._asking -= 1
         return await asyncio.to_thread(_as_json, result)
@@ -120,12 +119,10 @@ class AttentionServable(Servable):
         self._most = min(servable.metadata["max_seq_length"], MOST_TOKENS)
         self._model = self._tokenizer = None
 
-    def check(self, signature: Signature, inputs: Mapping[str, np.ndarray]) -> None:
+    def check(self, signature: Signature, inputs: Arrays) -> None:
         """Returns None: there are no rows that could share a batch."""
 
-    def compute(
-        self, signature: Signature, inputs: Mapping[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def compute(self, signature: Signature, inputs: Arrays) -> dict[str, np.ndarray]:
         """Returns a dict of tokens (L,), weights (N, H, L, L) and notes; see `kbert.attention`.
 
         Args:

@@ -30,7 +30,12 @@ from kbert.settings.serving import ServeConfig
 
 _DEMO = {"/": "GET", "/demo/models": "GET", "/demo/attention": "POST"}  # with --demo
 _WITHOUT_KEY = ("/healthz", "/readyz")
-_MANY = 1 << 14  # responses with more numbers and texts are serialized in a thread
+_NUMBER_BYTES = 8  # in a response, roughly
+_IN_PYTHON = {  # json.loads would call `int` and `float` itself, without letting other threads run
+    "parse_int": lambda text: int(text),
+    "parse_float": lambda text: float(text),
+    "object_pairs_hook": lambda pairs: dict(pairs),
+}
 _PATH = re.compile(
     r"/v1/models/(?P<name>[^/:]+)(/versions/(?P<version>[0-9]{1,18})|/labels/(?P<label>[^/:]+))?"
     r"(?P<what>/metadata|:predict|:classify|:regress)?"
@@ -41,11 +46,7 @@ class RestApi:
     """The REST API."""
 
     def __init__(
-        self,
-        config: ServeConfig,
-        service: Service,
-        metrics: Metrics,
-        keys: ApiKeys | None = None,
+        self, config: ServeConfig, service: Service, metrics: Metrics, keys: ApiKeys | None = None
     ) -> None:
         self._service, self._metrics, self._config, self._keys = service, metrics, config, keys
         self._seconds = config.rest_api_timeout_in_ms / 1000
@@ -137,8 +138,8 @@ class RestApi:
             inputs = await self._service.in_turn(size, _inputs, signature, values)
             del values
             outputs = await self._service.predict(servable, signature, inputs)
-            large = sum(array.size for array in outputs.values()) > _MANY
-            text = await asyncio.to_thread(write, outputs) if large else write(outputs)
+            size = _NUMBER_BYTES * sum(array.size for array in outputs.values())
+            text = await self._service.in_turn(size, write, outputs)
             return web.Response(body=text, content_type="application/json")
         most = self._service.most_examples, self._config.max_request_bytes
         examples = await self._service.in_turn(size, _examples, values, *most)
@@ -181,12 +182,9 @@ def _spec(match):
 
 
 def _parsed(body: bytes) -> dict[str, Any]:
-    """Parses a body as a JSON object.
-
-    Numbers and objects are converted in Python, which lets other threads run in between.
-    """
+    """Parses a body as a JSON object."""
     try:
-        values = json.loads(body, parse_int=_int, parse_float=_float, object_pairs_hook=_object)
+        values = json.loads(body, **_IN_PYTHON)
     except (ValueError, RecursionError) as error:
         raise invalid(f"the body is not JSON: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
@@ -194,18 +192,6 @@ def _parsed(body: bytes) -> dict[str, Any]:
     if not is_text(values.get("signature_name", "")):
         raise invalid("signature_name must be a string of Unicode characters.")
     return values
-
-
-def _int(text):
-    return int(text)
-
-
-def _float(text):
-    return float(text)
-
-
-def _object(pairs):
-    return dict(pairs)
 
 
 def _is_bytes(value):

@@ -3,9 +3,9 @@
 The work of a request is cut into jobs of bounded size. Requests take turns: each gets an equal
 share of the threads' time, in tokens, so that a request with many rows does not delay one with few
 rows by more than the batches that are being computed (weighted fair queueing; Demers, Keshav and
-Shenker 1989). A long job cannot be interrupted, so it never takes the last free thread. Jobs of the
-same kind, from any request, share a batch as soon as a thread is free: the server does not wait for
-a batch to fill.
+Shenker 1989). Long jobs cannot be interrupted, so they never take all threads. Jobs of the same
+kind, from any request, share a batch as soon as a thread is free: the server does not wait for a
+batch to fill.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ import numpy as np
 
 from kbert.inference.batch_runner import BATCH_TOKENS
 from kbert.server.errors import RequestError
+from kbert.server.tensors import Arrays
 
 log: logging.Logger = logging.getLogger("kbert.serve")
 
@@ -41,8 +42,8 @@ class Job:
         future: result of the function. order: (end in virtual time, arrival).
     """
 
-    function: Callable[[Mapping[str, np.ndarray]], Any]
-    inputs: Mapping[str, np.ndarray]
+    function: Callable[[Arrays], Any]
+    inputs: Arrays
     cost: float
     kind: Hashable = None
     fill: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -114,8 +115,8 @@ class Scheduler:
         self._observe = observe
         self._queues: dict[Hashable, list[Job]] = {}  # kind -> jobs in the order of their turns
         self._threads = ThreadPoolExecutor(threads, "kbert-serve")
-        self._count = self._free = threads
-        self._flows = 0
+        self._free, self._flows = threads, 0
+        self._free_for_long = max(threads - 1, 1)
         self._arrivals = itertools.count()
 
     @contextlib.contextmanager
@@ -166,6 +167,7 @@ class Scheduler:
         """Starts batches on free threads, first the one with the job whose turn it is."""
         while self._free and (batch := self._next_batch()):
             self._free -= 1
+            self._free_for_long -= self._is_long(batch[0])
             self.clock += sum(job.cost for job in batch) / max(self._flows, 1)
             if batch[0].inputs:
                 self._observe(sum(job.shape[0] for job in batch))
@@ -175,7 +177,7 @@ class Scheduler:
     def _next_batch(self) -> list[Job]:
         """Takes the job whose turn it is, and others of its kind that fit into its batch."""
         heads = [queue[0] for queue in self._queues.values()]
-        if self._free == 1 < self._count:
+        if not self._free_for_long:
             heads = [job for job in heads if not self._is_long(job)]
         if not heads:
             return []
@@ -197,6 +199,7 @@ class Scheduler:
 
     def _finish(self, batch, done):
         self._free += 1
+        self._free_for_long += self._is_long(batch[0])
         results = [done.exception()] * len(batch) if done.exception() else done.result()
         for job, result in zip(batch, results, strict=True):
             if job.future.done():

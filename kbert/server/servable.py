@@ -20,7 +20,7 @@ from kbert.features import ENCODER_FEATURES
 from kbert.inference.backends import choose_backend
 from kbert.server.errors import RequestError, invalid
 from kbert.server.openvino_functions import openvino_functions
-from kbert.server.tensors import MOST_BYTES, check_shape, examples_of_input, from_protos
+from kbert.server.tensors import MOST_BYTES, Arrays, check_shape, examples_of_input, from_protos
 from kbert.serving.saved_model import load_exported
 from kbert.serving.signatures import DECODE, ENCODE, INTERNAL, parse_examples
 from kbert.serving.warmup import WARMUP_FILE
@@ -119,9 +119,7 @@ class Servable:
             )
         return self.signatures[name]
 
-    def compute(
-        self, signature: Signature, inputs: Mapping[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def compute(self, signature: Signature, inputs: Arrays) -> dict[str, np.ndarray]:
         """Computes a Signature: maps a dict of input arrays to a dict of arrays."""
         with _rejecting():
             tensors = {
@@ -130,7 +128,7 @@ class Servable:
             }
             return {name: x.numpy() for name, x in signature.function(**tensors).items()}
 
-    def texts(self, examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def texts(self, examples: Arrays) -> dict[str, np.ndarray]:
         """Parses tf.Examples: maps `inputs`, (B,) serialized, to the texts of `serving_default`."""
         axes = {n: spec.shape.rank for n, spec in self.signature("").inputs.items()}
         with _rejecting():
@@ -139,25 +137,16 @@ class Servable:
         _check_filled(texts)
         return texts
 
-    def encode(
-        self, texts: Mapping[str, np.ndarray]
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def encode(self, texts: Arrays) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Returns the features of the rows of texts, and arrays for `decode`."""
         extra = self.compute(self._steps[ENCODE], texts)
         return {name: extra.pop(name) for name in ENCODER_FEATURES}, extra
 
-    def decode(
-        self,
-        texts: Mapping[str, np.ndarray],
-        extra: Mapping[str, np.ndarray],
-        outputs: Mapping[str, np.ndarray],
-    ) -> dict[str, np.ndarray]:
+    def decode(self, texts: Arrays, extra: Arrays, outputs: Arrays) -> dict[str, np.ndarray]:
         """Returns the results of texts. extra: from `encode`. outputs: of its rows."""
         return self.compute(self._steps[DECODE], {**texts, **extra, **outputs})
 
-    def select(
-        self, signature: Signature, results: Mapping[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def select(self, signature: Signature, results: Arrays) -> dict[str, np.ndarray]:
         """Returns the outputs of a Signature that takes texts or tf.Examples, from the results."""
         if "classes" in signature.outputs:
             scores = results["probabilities"]
@@ -181,7 +170,7 @@ class Servable:
         _check_names(signature, protos)
         return from_protos(protos, signature.inputs, most_bytes)
 
-    def check(self, signature: Signature, inputs: Mapping[str, np.ndarray]) -> int | None:
+    def check(self, signature: Signature, inputs: Arrays) -> int | None:
         """Checks the inputs of a Signature; returns the number of rows, None if they differ."""
         _check_names(signature, inputs)
         for name, spec in signature.inputs.items():

@@ -1,6 +1,6 @@
 """The operations of the server, shared by gRPC and REST."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tensorflow_serving.apis import (
@@ -16,7 +16,7 @@ from kbert.server.batching import Batcher
 from kbert.server.errors import invalid
 from kbert.server.models import Models
 from kbert.server.servable import DEFAULT_SIGNATURE, Servable, Signature
-from kbert.server.tensors import MOST_BYTES
+from kbert.server.tensors import MOST_BYTES, Arrays
 
 STATUS_FIELD = "signature_def"
 
@@ -46,7 +46,7 @@ class Service:
         self,
         servable: Servable,
         signature: Signature,
-        inputs: Mapping[str, np.ndarray],
+        inputs: Arrays,
         output_names: Sequence[str] = (),
         report_tokens: Callable[[int], object] | None = None,
     ) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ from tensorflow_serving.apis import input_pb2
 from kbert.fields import is_text
 from kbert.server.errors import invalid
 
+Arrays = Mapping[str, np.ndarray]
 MOST_BYTES = 4 << 20  # maximum size of a request, by default
 _CHUNK = 1 << 14  # numbers that are converted at once; other threads can run in between
 _SHORT = reprlib.Repr()

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -191,6 +192,28 @@ def test_long_texts_do_not_stand_before_short_ones():
 
     for decodes in (False, True):
         assert asyncio.run(many(decodes)).count([10**6]) == 3
+
+
+def test_short_texts_do_not_starve_a_long_one():
+    class Slow(Rows):
+        def encode(self, texts):
+            time.sleep(0.002)
+            return super().encode({"text": np.array([b"a"] * len(texts["text"]), object)})
+
+    async def many():
+        batcher, servable = Batcher(), Slow()
+        clients = [asyncio.create_task(keep_asking(batcher, servable)) for _ in range(8)]
+        await computing(servable, 10)
+        async with asyncio.timeout(60):
+            await ask(batcher, servable, b"L" * 10**6)
+        for client in clients:
+            client.cancel()
+
+    async def keep_asking(batcher, servable):
+        while True:
+            await ask(batcher, servable, b"s")
+
+    asyncio.run(many())
 
 
 def test_long_requests_are_converted_in_turn():
