@@ -38,6 +38,7 @@ def requests(texts):
     """Returns a dict of kind -> bytes of a request. texts: list of str."""
     words = " ".join(texts).split()
     rows = [" ".join(words[k : k + 126]) for k in range(2000)]
+    lists = ",".join(["[]"] * 262_143)  # a body with more "[" is rejected at once
     examples = ",".join(['{"text":"a"}'] * 131_072)
     ids = '{"signature_name":"from_ids","inputs":{"input_ids":[['
     classify = f'{{"signature_name":"classify","examples":[{examples}]}}'.encode()
@@ -46,7 +47,7 @@ def requests(texts):
         "many": request(json.dumps({"inputs": rows}).encode()),
         "long": request(json.dumps({"inputs": [" ".join(words * 1000)[: 10**6]] * 3}).encode()),
         "numbers": request(filled(ids, "1", "]]}}")),
-        "lists": request(filled('{"inputs":[', "[]")),
+        "lists": request(f'{{"inputs":[{lists}]}}'.encode().ljust(MOST_BYTES)),
         "objects": request(filled('{"instances":[', '{"text":"a"}')),
         "examples": request(classify, "/v1/models/bert:classify"),
     }

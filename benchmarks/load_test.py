@@ -52,7 +52,7 @@ ATTACKS = {  # name -> kind of each attacker; see `benchmarks.attackers`
     "2,000 texts, or three of 1 MB": ["many", "long"] * 2,
     "the same, 32 attackers": ["many", "long"] * 16,
     "2 million numbers": ["numbers"] * 4,
-    "1.4 million empty lists": ["lists"] * 4,
+    "262,143 empty lists": ["lists"] * 4,
     "300,000 objects": ["objects"] * 4,
     "131,072 tf.Examples": ["examples"] * 4,
 }

@@ -58,6 +58,7 @@ BODIES = {  # of POST m:predict, with the status
     "nested 968 objects": (nested(968, b'{"a":', b"}"), 400),
     "nested 968 in a text": (b'{"inputs": [' + b'{"b64":' * 968 + b"1" + b"}" * 968 + b"]}", 400),
     "nested 100,000": (nested(100_000), 400),
+    "300,000 lists": (b'{"inputs": [' + b"[]," * 300_000 + b"[]]}", 400),
     "5,000 digits": (b'{"inputs": [' + b"9" * 5000 + b"]}", 400),
     "4,000 digits": (b'{"inputs": [' + b"9" * 4000 + b"]}", 400),
     "NaN": (b'{"inputs": [NaN]}', 400),
