@@ -23,7 +23,7 @@ class RequestError(Exception):
 
     Args:
         code: one of `HTTP_STATUS`. message: one line for the client.
-        status: HTTP status, by default that of the code.
+        status: HTTP status; None for the one in `HTTP_STATUS`.
     """
 
     def __init__(self, code: str, message: str, status: int | None = None) -> None:
