@@ -62,7 +62,8 @@ class BertModel(PretrainedModel):
             the embeddings first.
         output_attentions: whether to return `attentions`, a tuple of N tensors (B, H, L, L).
         extra_features: names of additional inputs, which the model ignores.
-        name, **kwargs: arguments of `keras.Model`, such as `dtype`.
+        name: name of the model.
+        **kwargs: other arguments of `keras.Model`, such as `dtype`.
 
     Call arguments:
         inputs: features; see `kbert.model.models`.
