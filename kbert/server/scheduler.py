@@ -3,9 +3,9 @@
 The work of a request is cut into jobs of bounded size. Requests take turns: each gets an equal
 share of the threads' time, in tokens, so that a request with many rows does not delay one with few
 rows by more than the batches that are being computed (weighted fair queueing; Demers, Keshav and
-Shenker 1989). Long jobs cannot be interrupted, so they never take all threads. Jobs of the same
-kind, from any request, share a batch as soon as a thread is free: the server does not wait for a
-batch to fill.
+Shenker 1989). Long jobs cannot be interrupted, so they never take all of several threads. Jobs of
+the same kind, from any request, share a batch as soon as a thread is free: the server does not wait
+for a batch to fill.
 """
 
 import asyncio
