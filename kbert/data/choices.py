@@ -7,11 +7,20 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from kbert.data import validation
-from kbert.data.columns import ColumnAliases, Columns, find_columns, has_header, names_text
+from kbert.data.columns import (
+    Columns,
+    check_width,
+    checked_columns,
+    column_of_flag,
+    find_column,
+    names_text,
+    split_flag,
+    stated_header,
+)
 from kbert.data.examples import ChoiceExample
 from kbert.data.records import BadExample, Records, value_text
 from kbert.errors import UserError
@@ -30,7 +39,13 @@ _QUESTIONS = ("question", "sent2", "question_stem", "stem", "query", "asks_for",
 _LABELS = ("label", "labels", "answer", "answerkey", "answer_key", "answers", "correct")
 _LABELS += ("correct_answer", "correct answer", "correct_option", "correct_choice", "cop", "gold")
 _LABELS += ("gold_label", "answer_index", "answer_idx", "correct_index", "key", "target")
+_LABELS += ("class", "category", "score", "quality", "similarity")
 _LISTS = ("choices", "options", "endings", "answers", "candidates")
+_PREFIXES = ("choice", "ending")
+# One of these names in the first row of a table suffices to recognize a header.
+_HEADER = {"text", "sentence", "sentence1", "text_a", "question", "premise", "question1", "review"}
+_HEADER |= {"title", "content", "text_pair", "sentence2", "text_b", "hypothesis", "question2"}
+_HEADER |= {"label", "labels", "class", "category", "score", "quality", "target", "similarity"}
 _NUMBERED = re.compile(r"(choice|ending|option|answer|sol|op|opt)[ _-]?([a-j]|\d{1,2})")
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
 _NUMBER = re.compile(r"(\d{1,3})(\.0)?")
@@ -45,15 +60,12 @@ _MEANINGS = {
 
 
 def choice_records(
-    open_file: Callable[[Callable[[list[str]], bool]], Records],
-    config: "ColumnConfig",
-    labeled: bool,
+    records: Records, config: "ColumnConfig", labeled: bool
 ) -> "tuple[Records, ChoiceConverter]":
-    """Returns the records of a file, and the function that converts them to examples.
+    """Returns the records without header, and the function that converts them to examples.
 
     Args:
-        open_file: function that opens the file; its argument is a function that returns whether the
-            first row of a table is a header.
+        records: the records of a file; the header of a table must not have been read.
         config: names of the columns; `first_choice` is "auto", "0" or "1".
         labeled: whether to read labels.
 
@@ -61,18 +73,10 @@ def choice_records(
         UserError: the file cannot be read, a column is missing or ambiguous, two roles have the
             same column, or the meaning of the labels is ambiguous.
     """
-
-    def is_header(row):
-        names = [cell.strip().lower() for cell in row]
-        has_choices = len(_choice_columns(names)) > 1 and not {*_TEXTS, *_QUESTIONS}.isdisjoint(
-            names
-        )
-        return has_header(row, config) or (config.header == "auto" and has_choices)
-
-    records = _flatten_records(open_file(is_header))
-    stems = () if config.text_column else _stem_names(records)
-    aliases = ColumnAliases((*_TEXTS, *_QUESTIONS), stems, choices=("choice", "ending"))
-    columns = find_columns(records, _resolve_columns(config, records, labeled), labeled, aliases)
+    if records.width is not None and _has_header(records, config):
+        records.take_header()
+    records = _flatten_records(records)
+    columns = _find_columns(records, config, labeled)
     if unread := _unread_columns(records, columns):
         records.notes.append(
             f"columns not read: {names_text(unread)}; to read one, set --text_column or "
@@ -90,33 +94,63 @@ def choice_records(
     return records, converter
 
 
-@dataclasses.dataclass
-class _ColumnNames:
-    """The fields of a ColumnConfig that `find_columns` reads."""
+def _has_header(records, config):
+    """Returns whether the first row of a table is a header, by the flags or else by its cells."""
+    flags = [config.text_column, config.text_pair_column, config.label_column]
+    flags += split_flag(config.choice_columns)
+    stated = stated_header(config, flags)
+    if stated is not None:
+        return stated
+    names = [cell.strip().lower() for cell in records.sample(1)[0]]
+    if len(_numbered_columns(names)) > 1 and not {*_TEXTS, *_QUESTIONS}.isdisjoint(names):
+        return True
+    # If flags give columns by number, one known name is no evidence: "question" may be an example.
+    return sum(name in _HEADER for name in names) >= (2 if any(flags) else 1)
 
-    text_column: str | None
-    text_pair_column: str | None
-    label_column: str | None
-    choice_columns: str | None
 
-
-def _resolve_columns(config, records, labeled):
-    """Returns the `_ColumnNames` from the flags; without a flag, a usual name of the records."""
+def _find_columns(records, config, labeled):
+    """Returns the Columns, by the flags or else by usual names."""
     names = [name.lower() for name in records.names or ()]
-    label, choices = config.label_column, config.choice_columns
+    stem, label = config.text_pair_column, config.label_column
+    if stem is None and not config.text_column and {*names} & {*_TEXTS}:
+        stem = next((name for name in _QUESTIONS if name in names), None)
     if labeled and label is None:
         label = next((name for name in _LABELS if name in names), None)
-    if choices is None:
-        places = _choice_columns([name if name != label else "" for name in names])
-        keys = [records.names[place] for place in places]
-        if len(keys) > 1:
-            choices = ",".join(keys if records.width is None else map(str, places))
-        else:
-            choices = next((name for name in _LISTS if name in names and name != label), None)
-    return _ColumnNames(config.text_column, config.text_pair_column, label, choices)
+    fields = {
+        "text": find_column(records, "text_column", config.text_column, (*_TEXTS, *_QUESTIONS)),
+        "text_pair": column_of_flag(records, "text_pair_column", stem),
+        "label": find_column(records, "label_column", label, _LABELS, -1) if labeled else None,
+    }
+    choices = _find_choices(records, config, label)
+    used = [column for column in fields.values() if column is not None] + list(choices)
+    check_width(records, len(used))
+    return checked_columns(records, used, **fields, choices=choices)
 
 
-def _choice_columns(names):
+def _find_choices(records, config, label):
+    """Returns the columns of the choices, or a single one with all; `label` is not among them."""
+    if given := split_flag(config.choice_columns):
+        return tuple(column_of_flag(records, "choice_columns", part) for part in given)
+    if records.names is None:
+        raise UserError(
+            f"{records.name} is read without a header, so the choice columns must be given by "
+            f"number: --choice_columns=1,2,3."
+        )
+    names = ["" if name.lower() == label else name.lower() for name in records.names]
+    places = _numbered_columns(names)
+    if len(places) < 2:
+        if single := next((name for name in _LISTS if name in names), None):
+            return (column_of_flag(records, "choice_columns", single),)
+        places = [i for i, name in enumerate(names) if name.startswith(_PREFIXES)]
+    if not places:
+        raise UserError(
+            f"{records.name} has no column whose name starts with choice or ending; it has "
+            f"{names_text(records.names)}. Name the columns with --choice_columns."
+        )
+    return tuple(records.names[i] if records.width is None else i for i in places)
+
+
+def _numbered_columns(names):
     """Returns the indices of columns with names such as a, b, ... or choice0, choice1, ..."""
     letters = [place for place, name in enumerate(names) if re.fullmatch("[a-j]", name)]
     if len(letters) > 1 and {"a", "b"} <= {names[place] for place in letters}:
@@ -126,12 +160,6 @@ def _choice_columns(names):
         if match := _NUMBERED.fullmatch(name):
             groups[match[1].replace("ending", "choice")].append(place)
     return max(groups.values(), key=len, default=[])
-
-
-def _stem_names(records):
-    """Returns names of a question column to prepend to choices; () if the question is the text."""
-    names = {name.lower() for name in records.names or ()}
-    return _QUESTIONS if names & set(_TEXTS) else ()
 
 
 def _unread_columns(records, columns):

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import functools
 import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,14 +11,6 @@ from kbert.errors import UserError
 if TYPE_CHECKING:
     from kbert.data.records import Records
     from kbert.settings.tasks import ColumnConfig
-
-# Names in lower case, in the order in which they are tried. MRPC has "#1 String".
-TEXTS = ("text", "sentence", "sentence1", "text_a", "question", "premise", "question1", "review")
-TEXTS += ("title", "content", "#1 string")
-SECOND_TEXTS = ("text_pair", "sentence2", "text_b", "hypothesis", "question2", "#2 string")
-LABELS = ("label", "labels", "class", "category", "score", "quality", "target", "similarity")
-WORDS = ("words", "tokens", "text", "sentence")
-TAGS = ("tags", "ner_tags", "labels", "ner", "tag", "label", "ner_labels", "bio", "pos_tags")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,65 +36,19 @@ class Columns:
     min_width: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class ColumnAliases:
-    """Default names of a task's columns, tried in order; flags take precedence.
-
-    `choices`: prefixes of the names of choice columns; empty if the task has no choices.
-    """
-
-    text: tuple[str, ...] = TEXTS
-    text_pair: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
-
-
 def is_number(column: str) -> bool:
     """Returns whether a column is given as a number, such as "0" or "-1"."""
     return re.fullmatch(r"-?\d+", column) is not None
 
 
-def has_header(row: Sequence[str], config: "ColumnConfig") -> bool:
-    """Returns whether the first row of a table is a header, by the flags or else by its cells."""
+def stated_header(config: "ColumnConfig", columns: "Iterable[str | None]") -> bool | None:
+    """Returns whether the flags state that a table has a header; None if they do not state it.
+
+    `columns` are the values of the flags that give columns; a name implies a header.
+    """
     if config.header != "auto":
         return config.header == "yes"
-    flags = [config.text_column, config.text_pair_column, config.label_column]
-    flags += split_flag(config.choice_columns)
-    if any(flag is not None and not is_number(flag) for flag in flags):
-        return True
-    known = {*TEXTS, *SECOND_TEXTS, *LABELS}
-    matches = sum(cell.strip().lower() in known for cell in row)
-    # If flags give columns by number, one known name is no evidence: "question" may be an example.
-    return matches >= (2 if any(flags) else 1)
-
-
-def find_columns(
-    records: "Records", config: "ColumnConfig", labeled: bool, aliases: ColumnAliases
-) -> Columns:
-    """Returns the Columns that a task reads.
-
-    Args:
-        records: `kbert.data.records.Records`.
-        config: ColumnConfig, or an object with its fields text_column, text_pair_column,
-            label_column and choice_columns.
-        labeled: whether to find the label column.
-        aliases: ColumnAliases of the task.
-
-    Raises:
-        UserError: a column is missing or its name is ambiguous, or two roles have the same column.
-    """
-    find = functools.partial(_find_column, records)
-    fields = {
-        "text": find("text_column", config.text_column, aliases.text, 0),
-        "text_pair": find(
-            "text_pair_column", config.text_pair_column, aliases.text_pair, None, needed=False
-        ),
-    }
-    if labeled:
-        fields["label"] = find("label_column", config.label_column, LABELS, -1)
-    choices = _choice_columns(records, config.choice_columns, aliases.choices)
-    used = [column for column in fields.values() if column is not None] + list(choices)
-    check_width(records, len(used))
-    return checked_columns(records, used, **fields, choices=choices)
+    return any(column is not None and not is_number(column) for column in columns) or None
 
 
 def check_width(records: "Records", needed: int) -> None:
@@ -145,21 +90,6 @@ def checked_columns(
     return Columns(**fields)
 
 
-def tag_keys(
-    records: "Records", config: "ColumnConfig", labeled: bool
-) -> tuple[str | int, str | int | None]:
-    """Returns the keys of the words and of the tags in records that are dicts.
-
-    The key of the tags is None if not `labeled`.
-
-    Raises:
-        UserError: there is no such key.
-    """
-    find = functools.partial(_find_column, records)
-    words = find("text_column", config.text_column, WORDS, None)
-    return words, find("label_column", config.label_column, TAGS, None) if labeled else None
-
-
 def count_text(number: int, noun: str) -> str:
     """Returns a number with its noun, such as "1 column" or "2 columns"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
@@ -176,28 +106,6 @@ def to_flag(columns: "str | Sequence[str | int] | None") -> str | None:
     if columns is None or isinstance(columns, str):
         return columns
     return ",".join('"' + str(column).replace('"', '""') + '"' for column in columns)
-
-
-def _choice_columns(records, columns, aliases):
-    if not aliases:
-        return ()
-    if given := split_flag(columns):
-        return tuple(column_of_flag(records, "choice_columns", part) for part in given)
-    names = records.names
-    if names is None:
-        raise UserError(
-            f"{records.name} is read without a header, so the choice columns must be given by "
-            f"number: --choice_columns=1,2,3."
-        )
-    if records.width is None and "choices" in names:
-        return ("choices",)
-    places = [i for i, name in enumerate(names) if name.lower().startswith(aliases)]
-    if not places:
-        raise UserError(
-            f"{records.name} has no column whose name starts with choice or ending; it has "
-            f"{names_text(names)}. Name the columns with --choice_columns."
-        )
-    return tuple(names[i] if records.width is None else i for i in places)
 
 
 def column_of_flag(records: "Records", flag: str, column: str | None) -> str | int | None:
@@ -219,21 +127,26 @@ def column_of_flag(records: "Records", flag: str, column: str | None) -> str | i
     return _column_by_name(records, flag, column)
 
 
-def _find_column(records, flag, column, defaults, place, needed=True):
-    """Returns the key or index of a column: by its flag, else by default names.
+def find_column(
+    records: "Records", flag: str, column: str | None, defaults: Sequence[str], place: int = 0
+) -> str | int:
+    """Returns the key or index of a column: by the value of its flag, else by default names.
 
-    Without a flag, the result is `place` if the table has no header, and None if the column is not
-    `needed` and does not exist.
+    The default names are in lower case, in the order in which they are tried. Without a header, the
+    default is the column `place`.
+
+    Raises:
+        UserError: there is no such column, or there are several.
     """
     names = records.names
-    if column is not None or names is None:
-        return place if column is None else column_of_flag(records, flag, column)
+    if column is not None:
+        return column_of_flag(records, flag, column)
+    if names is None:
+        return place
     lower = [name.lower() for name in names]
     for default in defaults:
         if default in lower:
             return _column_by_name(records, flag, default)
-    if not needed:
-        return None
     raise UserError(
         f"{records.name} has no column named {', '.join(defaults)}; it has "
         f"{names_text(names)}. Name the one to read with --{flag}."

@@ -13,8 +13,8 @@ from kbert.data.columns import (
     checked_columns,
     column_of_flag,
     count_text,
-    is_number,
     names_text,
+    stated_header,
 )
 from kbert.data.examples import EmbeddingExample
 from kbert.data.headers import normalize_name
@@ -40,22 +40,20 @@ _KNOWN = {name for pair in _PAIRS for name in pair} | {*_SCORES}
 
 
 def embedding_records(
-    open_file: Callable[[Callable[[list[str]], bool]], Records],
-    config: "ColumnConfig",
-    labeled: bool,
+    records: Records, config: "ColumnConfig", labeled: bool
 ) -> "tuple[Records, Callable[[str, Record], EmbeddingExample]]":
-    """Returns the records of a file, and a function that converts (where, record) to an example.
+    """Returns the records without header, and a function that converts them to examples.
 
     Args:
-        open_file: function that opens the file; its argument is a function that returns whether the
-            first row of a table is a header.
+        records: the records of a file; the header of a table must not have been read.
         config: names of the columns.
         labeled: whether to read scores.
 
     Raises:
         UserError: a column is missing, ambiguous or named twice.
     """
-    records = open_file(functools.partial(_has_header, config))
+    if records.width is not None and _has_header(records, config):
+        records.take_header()
     columns = _find_columns(records, config, labeled)
     kind = "pairs" if columns.label is None else f"pairs with the score {_name(records, columns)}"
     if columns.choices:
@@ -74,13 +72,12 @@ def _name(records, columns):
     return repr(records.names[columns.label] if named else columns.label)
 
 
-def _has_header(config, row):
-    if config.header != "auto":
-        return config.header == "yes"
+def _has_header(records, config):
     flags = (config.text_column, config.text_pair_column, config.label_column)
-    if any(flag is not None and not is_number(flag) for flag in flags):
-        return True
-    names = map(normalize_name, row)
+    stated = stated_header(config, flags)
+    if stated is not None:
+        return stated
+    names = map(normalize_name, records.sample(1)[0])
     return sum(name in _KNOWN or bool(_NEGATIVE.fullmatch(name)) for name in names) >= 2
 
 

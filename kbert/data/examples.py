@@ -142,17 +142,14 @@ def source_format(source: str) -> str:
     return "arrow" if sources.arrow_sources(source) else plain_name(source).rpartition(".")[2]
 
 
-def open_records(
-    source: str, task: str, has_header: Callable[[list[str]], bool] | None
-) -> "Records":
+def open_records(source: str, task: str, allow_tables: bool = True) -> "Records":
     """Returns the Records of a source.
 
     Args:
         source: path of a file, FOLDER or FOLDER:SPLIT of Hugging Face `datasets`, `tfds:NAME` or
             `tfds:NAME:SPLIT`.
         task: name of the task, for messages.
-        has_header: function that returns whether the first row of a table is a header; None: the
-            task reads no tables.
+        allow_tables: whether the task reads tables; see `read_table`.
 
     Raises:
         UserError: the task does not read this format, or the source cannot be read.
@@ -164,9 +161,9 @@ def open_records(
         return sources.read_arrow(sources.arrow_sources(source), name)
     if form in ("json", "jsonl", "ndjson"):
         return sources.read_json_lines(source, name)
-    if form in ("tsv", "txt", "csv") and has_header:
-        return read_table(source, name, has_header)
-    tables = ".tsv, .txt, .csv, " if has_header else ""
+    if form in ("tsv", "txt", "csv") and allow_tables:
+        return read_table(source, name)
+    tables = ".tsv, .txt, .csv, " if allow_tables else ""
     raise UserError(
         f"{source} must be a file that ends in {tables}.json, .jsonl or .ndjson (optionally "
         f"followed by .gz, .bz2, .xz or .zst), a Parquet or Arrow file, a folder of Hugging Face "

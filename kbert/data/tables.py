@@ -4,7 +4,6 @@ import contextlib
 import csv
 import itertools
 import re
-from collections.abc import Callable
 
 from kbert.data.column_names import KNOWN
 from kbert.data.headers import normalize_name
@@ -14,17 +13,16 @@ from kbert.fields import is_text
 from kbert.utils.input_files import plain_name
 
 
-def read_table(path: str, name: str, has_header: Callable[[list[str]], bool]) -> Records:
+def read_table(path: str, name: str) -> Records:
     """Returns the records of a .csv file, read by Python's csv module, or of a tab-separated file.
 
     Messages name a row by the number of its first line. In a .csv file, semicolons or tabs may
     separate the columns. Quotes have no special meaning in tab-separated files, unless the first
-    1,000 lines are quoted as in CSV.
+    1,000 lines are quoted as in CSV. The first row may be a header; see `Records.take_header`.
 
     Args:
         path: path of the file.
         name: name of the file in messages.
-        has_header: function that returns whether the first row (a list of str) is a header.
 
     Raises:
         UserError: the file is empty, it or its first row cannot be read, or the separator is
@@ -47,9 +45,8 @@ def read_table(path: str, name: str, has_header: Callable[[list[str]], bool]) ->
         raise UserError(f"{path} has no examples: it is empty.")
     if isinstance(first, BadExample):
         raise UserError(f"{where}: {first}. Fix it: the first row sets the number of columns.")
-    names = tuple(cell.strip() for cell in first) if has_header(first) else None
-    items = items if names else itertools.chain([(where, first)], items)
-    return Records(name, items, names, width=len(first), notes=notes)
+    items = itertools.chain([(where, first)], items)
+    return Records(name, items, None, width=len(first), notes=notes)
 
 
 def _separator(lines, path):

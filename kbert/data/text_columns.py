@@ -26,9 +26,9 @@ from kbert.data.columns import (
     check_width,
     checked_columns,
     column_of_flag,
-    is_number,
     names_text,
     split_flag,
+    stated_header,
     to_flag,
 )
 from kbert.data.headers import UndecidedError, find_header, normalize_name
@@ -111,10 +111,10 @@ def _keep_accepted(records):
 
 
 def _has_header(records, config, rows):
-    names = (config.text_column, config.text_pair_column, config.label_column)
-    names = [*names, *split_flag(config.label_columns)]
-    if config.header != "auto" or any(name and not is_number(name) for name in names):
-        return config.header != "no"
+    columns = (config.text_column, config.text_pair_column, config.label_column)
+    stated = stated_header(config, [*columns, *split_flag(config.label_columns)])
+    if stated is not None:
+        return stated
     signs = find_header(rows, KNOWN, records.name)
     if signs == "rows":
         records.notes.append(

@@ -90,9 +90,7 @@ class Choice(Task):
     def reader(
         cls, source: str, config: "ColumnConfig", labeled: bool
     ) -> "tuple[Records, Callable[[str, Record], ChoiceExample]]":
-        return choice_records(
-            lambda has_header: open_records(source, cls.name, has_header), config, labeled
-        )
+        return choice_records(open_records(source, cls.name), config, labeled)
 
     @classmethod
     def examples(

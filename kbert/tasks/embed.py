@@ -128,9 +128,7 @@ class Embedding(Task):
     def reader(
         cls, source: str, config: "ColumnConfig", labeled: bool
     ) -> "tuple[Records, Callable[[str, Record], EmbeddingExample]]":
-        return embedding_records(
-            lambda has_header: open_records(source, cls.name, has_header), config, labeled
-        )
+        return embedding_records(open_records(source, cls.name), config, labeled)
 
     @classmethod
     def examples(cls, texts: Sequence[str]) -> list[EmbeddingExample]:

@@ -162,7 +162,8 @@ class QuestionAnswering(Task):
     ) -> "tuple[Records, Callable[[str, Record], QuestionExample]]":
         if source_format(source) == "json":
             return read_squad(source, os.path.basename(source)), QuestionConverter(labeled)
-        return flatten_questions(open_records(source, cls.name, None)), QuestionConverter(labeled)
+        records = open_records(source, cls.name, allow_tables=False)
+        return flatten_questions(records), QuestionConverter(labeled)
 
     @classmethod
     def checked_for_training(

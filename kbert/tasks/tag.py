@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from kbert.data.bucketed_batches import EncodedExample
-from kbert.data.columns import count_text, tag_keys
+from kbert.data.columns import count_text, find_column
 from kbert.data.conll import read_conll
 from kbert.data.examples import TagExample, open_records, source_format, tag_example
 from kbert.data.tag_schemes import TagScheme, tag_scheme, to_iob2
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from kbert.settings.tasks import ColumnConfig
     from kbert.tokenizer.tokenizer import BertTokenizer
 
+_WORD_KEYS = ("words", "tokens", "text", "sentence")  # in the order in which they are tried
+_TAG_KEYS = ("tags", "ner_tags", "labels", "ner", "tag", "label", "ner_labels", "bio", "pos_tags")
 _WORDS = 50_000  # words to tokenize at once
 _TEXTS = 256  # texts to split into windows at once
 
@@ -113,8 +115,10 @@ class Tagging(Task):
                 f"or to JSON lines with lists of words and tags."
             )
         if source_format(source) in ("tfds", "arrow", "json", "jsonl", "ndjson"):
-            records = open_records(source, cls.name, None)
-            keys = tag_keys(records, config, labeled)
+            records = open_records(source, cls.name, allow_tables=False)
+            find = functools.partial(find_column, records)
+            words = find("text_column", config.text_column, _WORD_KEYS)
+            keys = words, find("label_column", config.label_column, _TAG_KEYS) if labeled else None
         else:
             records = read_conll(source, os.path.basename(source), config, labeled)
             keys = "words", "tags" if labeled else None

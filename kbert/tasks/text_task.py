@@ -47,7 +47,7 @@ class TextTask(Task):
         cls, source: str, config: "ColumnConfig", labeled: bool
     ) -> "tuple[Records, Callable[[str, Record], TextExample]]":
         # `find_text_columns` decides whether a table has a header.
-        records = open_records(source, cls.name, lambda row: False)
+        records = open_records(source, cls.name)
         columns = find_text_columns(records, config, labeled, cls.roles)
         return records, functools.partial(text_example, columns, cls.label)
 
