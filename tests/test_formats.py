@@ -515,35 +515,11 @@ EXPORT |= {"weights": ["a", None], "files": {}}
 EXPORT["checksum"] = export_checksum(EXPORT)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"method": None}, "method must be a string"),
-        ({"inputs": "text"}, "inputs must be a list of strings"),
-        ({"max_seq_length": "9"}, "max_seq_length must be an integer above 0"),
-        ({"max_seq_length": 0}, "max_seq_length must be an integer above 0"),
-        ({"padded": {"a": "\ud800"}}, "padded must be an object of strings and numbers"),
-        ({"padded": {"a": []}}, "padded must be an object of strings and numbers"),
-        ({"token_outputs": "b"}, "token_outputs must be a list of strings"),
-        ({"pad_id": -1}, "pad_id must be an integer of at least 0"),
-        ({"batch_timeout_ms": "5"}, "batch_timeout_ms must be a number of at least 0"),
-        ({"batch_timeout_ms": -1}, "batch_timeout_ms must be a number of at least 0"),
-        ({"limits": {"max_windows": 2}}, "limits must be an object of integers above 0"),
-        (
-            {"limits": EXPORT["limits"] | {"max_windows": 0}},
-            "limits must be an object of integers above 0",
-        ),
-        ({"weights": [[]]}, "weights must be a list of names"),
-        ({"weights": {}}, "weights must be a list of names"),
-        ({"files": []}, "files must be an object of strings"),
-        ({"max_seq_length": 10}, "its checksum differs"),
-    ],
-)
-def test_files_of_exports_that_are_none(changes, message, tmp_path):
+def test_files_of_exports_that_are_none(tmp_path):
     (tmp_path / "kbert.json").write_text(json.dumps(EXPORT))
     assert read_export(tmp_path)["weights"] == ["a", None]
-    change_json(tmp_path / "kbert.json", **changes)
-    message = rf"kbert.json is damaged: {message}\. Export the model again\."
+    change_json(tmp_path / "kbert.json", max_seq_length=10)
+    message = r"kbert.json is damaged: its checksum differs\. Export the model again\."
     with pytest.raises(UserError, match=message):
         read_export(tmp_path)
     with pytest.raises(UserError, match=message), open_weights(tmp_path):

@@ -9,7 +9,6 @@ import typing
 from collections.abc import Mapping, Sequence
 
 from kbert.errors import UserError
-from kbert.fields import is_text
 from kbert.utils import foreign_weights
 
 FORMATS = {
@@ -27,6 +26,8 @@ WEIGHTS_FILES = {
 }
 # Written by kbert.export into assets.extra of a SavedModel; kbert also reads such folders.
 EXPORT_FILE = "kbert.json"
+_EXPORT_MEMBERS = ("method", "inputs", "max_seq_length", "padded", "token_outputs", "pad_id")
+_EXPORT_MEMBERS += ("batch_timeout_ms", "limits", "weights", "files", "checksum")
 _HF_HUB_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json")
 _HF_HUB_FILES += ("model-*.safetensors", "vocab.txt", "tokenizer.json", "tokenizer_config.json")
 _HF_HUB_FILES += ("model.weights.h5", "task.json", "task.weights.h5", "assets/tokenizer/*")
@@ -224,10 +225,7 @@ def read_export(folder: str | os.PathLike[str]) -> dict[str, typing.Any]:
     """
     path = pathlib.Path(folder) / EXPORT_FILE
     metadata = read_json(path)
-    for name, (fits, what) in _EXPORT_MEMBERS.items():
-        (value,) = get_members(metadata, [name], path)
-        if not fits(value):
-            raise UserError(f"{path} is damaged: {name} must be {what}. Export the model again.")
+    get_members(metadata, _EXPORT_MEMBERS, path)
     if metadata["checksum"] != export_checksum(metadata):
         raise UserError(f"{path} is damaged: its checksum differs. Export the model again.")
     for name, expected in metadata["files"].items():
@@ -236,8 +234,6 @@ def read_export(folder: str | os.PathLike[str]) -> dict[str, typing.Any]:
             reason = sha256_of(file) != expected and "its checksum differs"
         except OSError as error:
             reason = error.strerror
-        except ValueError as error:  # not a valid file name
-            reason = error
         if reason:
             raise UserError(f"{file} is damaged: {reason}. Export the model again.")
     return metadata
@@ -246,35 +242,3 @@ def read_export(folder: str | os.PathLike[str]) -> dict[str, typing.Any]:
 def is_quantized(metadata: Mapping[str, typing.Any]) -> bool:
     """Returns whether the weights of an export are int8, given its metadata (`read_export`)."""
     return any(name and name.endswith("_scale") for name in metadata["weights"])
-
-
-def _is_list_of(values, fits=is_text):
-    return isinstance(values, list) and all(map(fits, values))
-
-
-_EXPORT_MEMBERS = {  # member of `kbert.json` -> function that checks it, its type in words
-    "method": (is_text, "a string"),
-    "inputs": (_is_list_of, "a list of strings"),
-    "max_seq_length": (lambda x: type(x) is int and 0 < x < 2**31, "an integer above 0"),
-    "padded": (
-        lambda x: (
-            isinstance(x, dict)
-            and _is_list_of([*x.values()], lambda y: is_text(y) or isinstance(y, int | float))
-        ),
-        "an object of strings and numbers",
-    ),
-    "token_outputs": (_is_list_of, "a list of strings"),
-    "batch_timeout_ms": (lambda x: type(x) in (int, float) and x >= 0, "a number of at least 0"),
-    "pad_id": (lambda x: type(x) is int and 0 <= x < 2**31, "an integer of at least 0"),
-    "limits": (
-        lambda x: (
-            isinstance(x, dict)
-            and x.keys() == {"max_text_tokens", "max_windows", "max_choices"}
-            and all(type(y) is int and 0 < y < 2**31 for y in x.values())
-        ),
-        "an object of integers above 0",
-    ),
-    "weights": (lambda x: _is_list_of(x, lambda y: y is None or is_text(y)), "a list of names"),
-    "files": (lambda x: isinstance(x, dict) and _is_list_of([*x.values()]), "an object of strings"),
-    "checksum": (is_text, "a string"),
-}

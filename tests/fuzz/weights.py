@@ -1,6 +1,5 @@
 """Targets: folders of weights in every format, and what lies beside an export."""
 
-import contextlib
 import functools
 import json
 import math
@@ -9,16 +8,13 @@ import numpy as np
 import tensorflow as tf
 
 from kbert.config import BertConfig
-from kbert.errors import UserError
 from kbert.model.weights import Tensors, open_weights, write_weights
 from kbert.model.weights.tensors import part_of, weight_shapes
 from kbert.tokenizer.vocab import write_vocab
 from kbert.utils.formats import (
     EXPORT_FILE,
-    export_checksum,
     find_folder,
     read_export,
-    read_json,
     sha256_of,
 )
 
@@ -122,16 +118,8 @@ def _write_export(folder):
     )
 
 
-def _seal(path):
-    """Gives `kbert.json` the checksum of what it says, so that more than that is looked at."""
-    with contextlib.suppress(UserError):
-        metadata = read_json(path)
-        path.write_bytes(as_json(metadata | {"checksum": export_checksum(metadata)}))
-
-
 @reads_files(made(_write_export))
 def weights_export(folder):
-    _seal(folder / "assets.extra" / EXPORT_FILE)
     every((lambda: _read_all(find_folder(folder)), lambda: _use_export(folder / "assets.extra")))
 
 
