@@ -514,7 +514,7 @@ def test_a_dry_run_counts_the_teacher(pretraining, bert, tmp_path, capsys):
 
 def test_settings_that_contradict_each_other():
     good = {"teacher": "x", "task": "tag", "train_file": "y"}
-    with pytest.raises(UserError, match=r"--teacher is missing\. Give a fine-tuned model, such as"):
+    with pytest.raises(UserError, match=r"--teacher is missing: fine-tuned model to learn from"):
         DistillConfig(**good | {"teacher": None})
     with pytest.raises(UserError, match=r"student_layers must be a count of blocks, .* got '3,x'"):
         DistillConfig(**good, student_layers="3,x")

@@ -27,9 +27,6 @@ class EvaluateConfig(ScoreConfig):
         group="common",
     )
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PruneConfig(ExampleConfig):
@@ -54,9 +51,6 @@ class PruneConfig(ExampleConfig):
         0.5, "fraction of the attention heads to remove", above=0, below=1, group="common"
     )
     batch_size: int = setting(32, "examples per batch", at_least=1)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 METHODS = (
@@ -246,6 +240,3 @@ class PredictConfig(ColumnConfig, TaskModuleConfig):
         choices=BACKENDS,
         group="common",
     )
-
-    def __post_init__(self) -> None:
-        check_settings(self)

@@ -22,6 +22,9 @@ class TaskModuleConfig:
         None, "importable Python module that registers your own tasks, such as my_task"
     )
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ColumnConfig:
@@ -59,9 +62,6 @@ class ExampleConfig(ColumnConfig, TaskModuleConfig):
     """The task of labeled examples, and how their files are read."""
 
     task: str | None = setting(None, f"{_TASKS}; default: the model's task", group="common")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -277,10 +277,6 @@ class DistillConfig(FinetuneConfig, TeacherConfig):
     )
 
     def __post_init__(self) -> None:
-        if not self.teacher:
-            raise UserError(
-                "--teacher is missing. Give a fine-tuned model, such as RUN/finetuning/best."
-            )
         if not self.init_from:
             object.__setattr__(self, "init_from", self.teacher)
         super().__post_init__()

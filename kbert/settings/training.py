@@ -304,7 +304,13 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
             object.__setattr__(self, "init_from", self.teacher)
         self._check_schedule()
         if self.time_budget is None:
-            self._fill_in(train_steps=1_000_000, warmup_steps=10_000, eval_every_steps=10_000)
+            defaults = {
+                "train_steps": 1_000_000,
+                "warmup_steps": 10_000,
+                "eval_every_steps": 10_000,
+            }
+            for name in (name for name in defaults if getattr(self, name) is None):
+                object.__setattr__(self, name, defaults[name])
             self._check_steps()
             return
         time_budget_seconds(self.time_budget)
@@ -314,11 +320,6 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
                     f"--{name} and --time_budget cannot be combined: the time determines the "
                     f"steps. Remove one of the two flags, also from the flagfile."
                 )
-
-    def _fill_in(self, **defaults):
-        for name, value in defaults.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
 
     def _check_schedule(self):
         needs = {"decay_power": (1.0, "linear"), "cooldown_steps": (None, "warmup_stable_decay")}
