@@ -14,7 +14,7 @@ from kbert.train.losses import MaskedLMObjective
 
 L, V = 13, 53
 LENGTHS, COUNTS = np.array([5, 3, 4, 11]), np.array([3, 1])  # 12 and 11 tokens in two rows
-LAYOUT = lay_out(LENGTHS, COUNTS, L)
+SEQUENCE_IDS, POSITION_IDS, FIRST = lay_out(LENGTHS, COUNTS, L)
 MASKED = [[1, 3], [1], [], [2, 5, 9]]  # positions in the texts
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -55,12 +55,12 @@ def padded():
 
 
 def packed():
-    real, rows = LAYOUT.sequence_ids > 0, [[] for _ in COUNTS]
-    features = {"position_ids": LAYOUT.position_ids, "sequence_ids": LAYOUT.sequence_ids}
+    real, rows = SEQUENCE_IDS > 0, [[] for _ in COUNTS]
+    features = {"position_ids": POSITION_IDS, "sequence_ids": SEQUENCE_IDS}
     for name in ("input_ids", "token_type_ids"):
         features[name] = np.zeros(real.shape, "int32")
         features[name][real] = np.concatenate([text[name] for text in texts()])
-    for first, text in zip(LAYOUT.first.tolist(), texts(), strict=True):
+    for first, text in zip(FIRST.tolist(), texts(), strict=True):
         row, offset = divmod(first, L)
         rows[row] += [(offset + position, label) for position, label in text["masked"]]
     return features | {"attention_mask": real.astype("int32")} | masked_features(rows, 4)

@@ -56,18 +56,18 @@ def test_many_short_texts_leave_almost_no_padding():
 
 
 def test_a_layout_as_literals():
-    layout = lay_out(np.array([3, 2, 5, 1]), np.array([2, 0, 1, 1]), 6)
-    assert layout.sequence_ids.tolist() == [
+    sequence_ids, position_ids, first = lay_out(np.array([3, 2, 5, 1]), np.array([2, 0, 1, 1]), 6)
+    assert sequence_ids.tolist() == [
         [1, 1, 1, 2, 2, 0],
         [0, 0, 0, 0, 0, 0],
         [1, 1, 1, 1, 1, 0],
         [1, 0, 0, 0, 0, 0],
     ]
-    assert layout.position_ids.tolist() == [
+    assert position_ids.tolist() == [
         [0, 1, 2, 0, 1, 0],
         [0, 0, 0, 0, 0, 0],
         [0, 1, 2, 3, 4, 0],
         [0, 0, 0, 0, 0, 0],
     ]
-    assert layout.first.tolist() == [0, 3, 12, 18]
-    assert layout.sequence_ids.dtype == layout.position_ids.dtype == np.int32
+    assert first.tolist() == [0, 3, 12, 18]
+    assert sequence_ids.dtype == position_ids.dtype == np.int32

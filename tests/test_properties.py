@@ -178,17 +178,17 @@ def test_pretraining_features(corpus, L, M, rate, whole_words, short_seq_prob, s
     slots = np.arange(min(9, made.count))
     index, epoch = slots + seed % 1000, np.zeros_like(slots)
     found = made.batch(index, epoch, slots)
-    pairs = PairCutter(corpus, L, short_seq_prob, seed).cut(index, epoch, slots)
+    first, second, is_next = PairCutter(corpus, L, short_seq_prob, seed).cut(index, epoch, slots)
     for row in range(len(slots)):
         part = {name: array[row] for name, array in found.items()}
-        a, b = corpus.read(*pairs.a[row]).tolist(), corpus.read(*pairs.b[row]).tolist()
+        a, b = corpus.read(*first[row]).tolist(), corpus.read(*second[row]).tolist()
         whole = [cls, *a, sep, *b, sep]
         padding = L - len(whole)
         assert padding >= 0
         assert part["attention_mask"].tolist() == [1] * len(whole) + [0] * padding
         types = [0] * (len(a) + 2) + [1] * (len(b) + 1) + [0] * padding
         assert part["token_type_ids"].tolist() == types
-        assert part["next_sentence_labels"] == (not pairs.is_next[row])
+        assert part["next_sentence_labels"] == (not is_next[row])
         there = part["masked_weights"] == 1
         positions = part["masked_positions"][there]
         expected = min(made.max_predictions, max(1, round(len(whole) * rate)))

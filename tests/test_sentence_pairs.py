@@ -47,8 +47,7 @@ def epoch_of_pairs(corpus, short_seq_prob, epoch=0, seed=0, length=T):
 
 def cut(cutter, index, epoch, slots):
     """A list of Pair."""
-    pairs = cutter.cut(index, epoch, slots)
-    rows = zip(pairs.a.tolist(), pairs.b.tolist(), pairs.is_next.tolist(), strict=True)
+    rows = zip(*(part.tolist() for part in cutter.cut(index, epoch, slots)), strict=True)
     return [Pair(tuple(a), tuple(b), is_next) for a, b, is_next in rows]
 
 

@@ -17,31 +17,20 @@ FIXED_SETTINGS = tuple(f.name for f in dataclasses.fields(TeacherConfig) if f.na
 
 
 class Objective(Protocol):
-    """A training objective; see `kbert.train.losses.MaskedLMObjective`."""
+    """A training objective; `kbert.train.losses.MaskedLMObjective` describes the members."""
 
     names: tuple[str, ...]
-    compares_examples: bool  # see `kbert.train.losses.ComparingObjective`
+    compares_examples: bool
 
-    def count(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Returns the denominator of the loss for a part of a global batch, () float32."""
-        ...
+    def count(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor: ...
 
     def sums(
         self, outputs: Mapping[str, Any], features: Mapping[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
-        """Returns sums over a batch: a dict of `names` -> float32 scalar."""
-        ...
+    ) -> dict[str, tf.Tensor]: ...
 
-    def loss(self, sums: dict[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
-        """Returns the contribution of a part of a global batch to the loss.
+    def loss(self, sums: dict[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor: ...
 
-        `count` is the sum of the denominators over the whole batch.
-        """
-        ...
-
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Returns the metrics, including "loss", from the sums over several steps."""
-        ...
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]: ...
 
 
 class DistillationObjective:
@@ -121,10 +110,7 @@ class DistillationObjective:
         return total / len(self._teacher.layers)
 
     def loss(self, sums: dict[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
-        """Returns the contribution of a part of a global batch to the loss.
-
-        `count` is the sum of the denominators over the whole batch.
-        """
+        """Returns the contribution of a part of a global batch to the loss; see `Objective`."""
         config = self._config
         share = config.soft_weight
         mixed = (1 - share) * sums[self._loss] + share * sums["soft_loss"]

@@ -1,11 +1,8 @@
 """Reads multiple-choice questions from tables, SWAG, RACE, CommonsenseQA, ARC and other files."""
 
-import ast
 import collections
-import contextlib
 import dataclasses
 import itertools
-import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -252,7 +249,11 @@ class ChoiceConverter:
         unclear = [
             (label, indices) for label, indices in rows if len({indices.get(m) for m in best}) > 1
         ]
-        preferred = ["name", first_choice, "0" if "0" in _last_characters(self.names) else None]
+        preferred = [
+            "name",
+            first_choice,
+            "0" if any(name.endswith("0") for name in self.names) else None,
+        ]
         if not any(counts.values()):
             preferred = [first_choice, "0"]
         self._meaning = next((m for m in preferred if m in best), best[0])
@@ -308,7 +309,9 @@ class ChoiceConverter:
         values = [validation.get_value(record, key) for key in keys]
         if len(keys) > 1:
             return values, self.names
-        value = _parse_literal(values[0])
+        value = values[0]
+        if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
+            value = validation.parse_literal(value.strip(), value)
         if isinstance(value, dict) and isinstance(value.get("text"), list):
             return value["text"], _strings(value.get("label"))
         if isinstance(value, list) and all(isinstance(x, dict) and "text" in x for x in value):
@@ -346,21 +349,6 @@ def _meanings(label, choices, names):
         if 0 <= index < len(choices):
             indices[str(first)] = index
     return indices
-
-
-def _parse_literal(value):
-    """Parses a cell that is a list or dict in JSON or Python; returns other values unchanged."""
-    if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
-        return value
-    for parse in (json.loads, ast.literal_eval):
-        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            return parse(value.strip())
-    return value
-
-
-def _last_characters(names):
-    """Returns the set of the last characters of names, such as "0" of "ending0"."""
-    return {name[-1:] for name in names}
 
 
 def _strings(values):

@@ -6,8 +6,6 @@ Source: Krell et al. 2021, "Efficient Sequence Packing without Cross-contaminati
 arXiv:2107.02027, longest-pack-first histogram packing.
 """
 
-import dataclasses
-
 import numpy as np
 
 
@@ -62,29 +60,20 @@ def _best_fit(counts):
     return [content for contents in packed for content in contents]
 
 
-@dataclasses.dataclass(frozen=True)
-class RowLayout:
-    """The positions of N texts in B rows.
-
-    Attributes:
-        sequence_ids: (B, L) int32, 0 for padding, 1, 2, ... for the first, second, ... text of the
-            row.
-        position_ids: (B, L) int32, counted from 0 in each text; 0 for padding.
-        first: (N,) int64, index of the first token of each text in the flattened rows, (B * L,).
-    """
-
-    sequence_ids: np.ndarray
-    position_ids: np.ndarray
-    first: np.ndarray
-
-
-def lay_out(lengths: np.ndarray, counts: np.ndarray, row_length: int) -> RowLayout:
-    """Returns the RowLayout of texts that fill each row from the left, without gaps.
+def lay_out(
+    lengths: np.ndarray, counts: np.ndarray, row_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the positions of N texts that fill each of B rows from the left, without gaps.
 
     Args:
         lengths: (N,) int, tokens of each text with its special tokens, row by row.
         counts: (B,) int, number of texts in each row, which must fit into it.
         row_length: L.
+
+    Returns:
+        sequence_ids (B, L) int32: 1, 2, ... for the first, second, ... text of the row;
+        position_ids (B, L) int32, counted from 0 in each text; both are 0 for padding; and (N,)
+        int64, index of the first token of each text in the flattened rows, (B * L,).
     """
     B, L = len(counts), row_length
     ends = np.concatenate([[0], np.cumsum(lengths)])
@@ -95,7 +84,7 @@ def lay_out(lengths: np.ndarray, counts: np.ndarray, row_length: int) -> RowLayo
     sequence_ids, position_ids = np.zeros((2, B * L), np.int32)
     sequence_ids[places] = np.repeat(ranges(np.ones_like(counts), counts), lengths)
     position_ids[places] = ranges(np.zeros_like(lengths), lengths)
-    return RowLayout(sequence_ids.reshape(B, L), position_ids.reshape(B, L), first)
+    return sequence_ids.reshape(B, L), position_ids.reshape(B, L), first
 
 
 def ranges(begins: np.ndarray, counts: np.ndarray) -> np.ndarray:

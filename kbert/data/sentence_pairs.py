@@ -20,7 +20,6 @@ Differences from `create_pretraining_data.py`, which reads the documents in orde
 * A replacement is always from another document; the original gives up after ten random draws.
 """
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,20 +32,6 @@ if TYPE_CHECKING:
     from kbert.corpus.corpus import Corpus
 
 _STREAM_PAIR = 1  # of kbert.utils.stateless_random
-
-
-@dataclasses.dataclass(frozen=True)
-class Pairs:
-    """The positions of the segments of B examples, in tokens from the start of the corpus.
-
-    Attributes:
-        a, b: (B, 2) int64, spans [first, stop) of segments A and B.
-        is_next: (B,) bool, whether segment B follows A.
-    """
-
-    a: np.ndarray
-    b: np.ndarray
-    is_next: np.ndarray
 
 
 class PairCutter:
@@ -82,13 +67,19 @@ class PairCutter:
         self._short_seq_prob = short_seq_prob
         self._seed = seed
 
-    def cut(self, index: np.ndarray, epoch: np.ndarray, slots: np.ndarray) -> Pairs:
-        """Returns the Pairs of examples.
+    def cut(
+        self, index: np.ndarray, epoch: np.ndarray, slots: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the segments of examples.
 
         Args:
             index: (B,) number of each example in the run, which seeds its random numbers.
             epoch: (B,) epoch of each example, which seeds the positions of the windows.
             slots: (B,) number of the window of each example.
+
+        Returns:
+            Spans [first, stop) of segments A and B, in tokens from the start of the corpus, (B, 2)
+            int64 each, and (B,) bool, whether segment B follows A.
         """
         documents, first, last = self.windows.locate(slots, epoch, self._seed)
         short, short_length, split, swap, place = uniform(self._seed, _STREAM_PAIR, index, 5).T
@@ -105,21 +96,21 @@ class PairCutter:
         b[swapped] = self._replacement_spans(
             documents[swapped], (stop - middle)[swapped], place[swapped], at_sentence[swapped]
         )
-        return Pairs(np.stack([start, middle], axis=1), b, swap >= 0.5)
+        return np.stack([start, middle], axis=1), b, swap >= 0.5
 
     def rows(self, index: np.ndarray, epoch: np.ndarray, slots: np.ndarray) -> TokenRows:
         """Returns the rows [CLS] A [SEP] B [SEP] of examples; args as for `cut`."""
-        pairs, places = self.cut(index, epoch, slots), np.arange(self._max_seq_length)
-        end = pairs.a[:, 1:] - pairs.a[:, :1] + 1  # (B, 1), position of the first [SEP]
-        lengths = end + 2 + pairs.b[:, 1:] - pairs.b[:, :1]
+        (a, b, is_next), places = self.cut(index, epoch, slots), np.arange(self._max_seq_length)
+        end = a[:, 1:] - a[:, :1] + 1  # (B, 1), position of the first [SEP]
+        lengths = end + 2 + b[:, 1:] - b[:, :1]
         real = places < lengths  # (B, L)
         is_cls = real & (places == 0)
         is_sep = (places == end) | (places == lengths - 1)
         features = {
             "token_type_ids": (real & (places > end)).astype(np.int32),
-            "next_sentence_labels": (~pairs.is_next).astype(np.int32),
+            "next_sentence_labels": (~is_next).astype(np.int32),
         }
-        spans = np.stack([pairs.a, pairs.b], 1).reshape(-1, 2)
+        spans = np.stack([a, b], 1).reshape(-1, 2)
         return TokenRows(spans, real & ~is_cls & ~is_sep, is_cls, is_sep, features)
 
     def views_per_token(self) -> float:

@@ -76,15 +76,13 @@ class TextCutter:
         """
         start, length, counts = self._texts(epoch, slots)
         length = self._shortened_length(index, length, counts)
-        layout = lay_out(length + 2, counts, self._max_seq_length)
-        is_cls, is_sep = np.zeros((2, layout.sequence_ids.size), bool)
-        is_cls[layout.first] = is_sep[layout.first + length + 1] = True
-        is_cls, is_sep = (x.reshape(layout.sequence_ids.shape) for x in (is_cls, is_sep))
-        is_text = (layout.sequence_ids > 0) & ~is_cls & ~is_sep
-        features = {"token_type_ids": np.zeros_like(layout.sequence_ids)}
+        sequence_ids, position_ids, first = lay_out(length + 2, counts, self._max_seq_length)
+        is_cls, is_sep = np.zeros((2, *sequence_ids.shape), bool)
+        is_cls.flat[first] = is_sep.flat[first + length + 1] = True
+        is_text = (sequence_ids > 0) & ~is_cls & ~is_sep
+        features = {"token_type_ids": np.zeros_like(sequence_ids)}
         if self._packing:
-            features["position_ids"] = layout.position_ids
-            features["sequence_ids"] = layout.sequence_ids
+            features |= {"position_ids": position_ids, "sequence_ids": sequence_ids}
         spans = np.stack([start, start + length], axis=1)
         return TokenRows(spans, is_text, is_cls, is_sep, features)
 

@@ -125,10 +125,7 @@ def _parse_object(value):
     Also converts the text of such a dict in a cell; returns other values unchanged.
     """
     if isinstance(value, str) and value.strip()[:1] == "{":
-        for parse in (json.loads, ast.literal_eval):
-            with contextlib.suppress(ValueError, SyntaxError, RecursionError, TypeError):
-                value = parse(value.strip())
-                break
+        value = parse_literal(value.strip(), value)
         value = sorted(value, key=str) if isinstance(value, set) else value
     if not isinstance(value, dict):
         return value
@@ -157,10 +154,17 @@ def parse_list(cell: str) -> list[str] | None:
 
 
 def _parse_quoted(item):
+    if (name := parse_literal(item)) is None:
+        raise BadExample(f"the label {value_text(item)} is not quoted as in JSON or Python")
+    return name
+
+
+def parse_literal(text: str, default: object = None) -> object:
+    """Returns the value of a text in JSON or Python syntax; `default` for other texts."""
     for parse in (json.loads, ast.literal_eval):
-        with contextlib.suppress(ValueError, SyntaxError):
-            return parse(item)
-    raise BadExample(f"the label {value_text(item)} is not quoted as in JSON or Python")
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            return parse(text)
+    return default
 
 
 def parse_bit(value: object, name: str) -> bool:
