@@ -151,12 +151,6 @@ def head_importance(
     magnitudes over the tokens instead; this code takes one magnitude per example, as in the paper's
     equation (2). A window of a long text counts as an example.
 
-    Args:
-        model: float32 model of the task.
-        task: Task that computes the loss.
-        items: labeled examples.
-        batch_size: examples per batch.
-
     Returns:
         N float64 arrays (H,), where H is the number of heads of the block.
     """
@@ -209,18 +203,7 @@ def _use_head_masks(attentions, masks):
 def least_important(
     importance: Sequence[Sequence[float] | np.ndarray], fraction: float
 ) -> list[list[int]]:
-    """Selects the least important heads over all layers; every layer keeps at least one head.
-
-    Args:
-        importance: result of `head_importance`.
-        fraction: fraction of all heads to remove; the number of heads is rounded.
-
-    Returns:
-        N sorted lists of head indices.
-
-    Raises:
-        UserError: no head or too many heads would be removed.
-    """
+    """Returns the heads of each layer to remove, sorted; every layer keeps at least one head."""
     heads = sum(len(layer) for layer in importance)
     count, most = round(fraction * heads), heads - len(importance)
     if not 1 <= count <= most:

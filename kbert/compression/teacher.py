@@ -25,15 +25,7 @@ def initial_layers(
 ) -> tuple[int, ...] | None:
     """Returns the blocks of the teacher that initialize the student, numbered from 1.
 
-    Args:
-        config: settings of the run.
-        teacher: config of the teacher.
-
-    Returns:
-        The numbers, or None if `init_from` is not the teacher.
-
-    Raises:
-        UserError: the teacher does not have the blocks in `student_layers`.
+    The result is None if `init_from` is not the teacher.
     """
     if os.path.normpath(config.teacher) != os.path.normpath(config.init_from or ""):
         return None
@@ -62,21 +54,12 @@ def check_heads(folder: "ModelFolder", model_class: "type[PretrainedModel]") -> 
 class Teacher:
     """The teacher of a run; `load` creates its model.
 
-    Args:
-        folder: folder of the teacher.
-        config: settings of the run.
-        student: config of the student.
-        tokenizer: tokenizer of the student.
-
     Attributes:
         config: config of the teacher.
         layers: numbers, from 1, of the teacher's blocks that the student's blocks learn from; empty
             if blocks are not compared.
         fingerprint: SHA-256 of the teacher's weights; None before `load`.
         parameters: number of parameters; None before `load`.
-
-    Raises:
-        UserError: the teacher is incompatible with the student.
     """
 
     config: "BertConfig"

@@ -35,18 +35,12 @@ def is_arrow_file(path: str | os.PathLike[str]) -> bool:
 
 
 def dataset_files(source: str) -> list[str] | None:
-    """Returns the paths of the files of a local folder of Hugging Face `datasets`.
+    """Returns the files of a local folder of Hugging Face `datasets`; None for other sources.
 
     Args:
         source: FOLDER or FOLDER:SPLIT; the folder was written by `save_to_disk`, or has Parquet or
             Arrow files named like SPLIT-00000-of-00001.parquet, as on the Hugging Face hub. If
             there are several splits, the default is "train".
-
-    Returns:
-        List of paths, or None if the source is not such a folder.
-
-    Raises:
-        UserError: the folder has no such split, has an indices mapping, or is damaged.
     """
     folder, split = source, None
     if not os.path.exists(source):
@@ -110,11 +104,7 @@ def _list_subfolder(folder, name):
 
 
 def column_names(path: str) -> tuple[str, ...]:
-    """Returns the names of the columns of a Parquet or Arrow file.
-
-    Raises:
-        UserError: pyarrow is not installed, or the file cannot be read.
-    """
+    """Returns the names of the columns of a Parquet or Arrow file."""
     with _open_arrow(path) as (schema, _):
         return tuple(schema.names)
 
@@ -125,13 +115,6 @@ def read_rows(path: str, column: str | None = None) -> Iterator[Row | None]:
     The numbers of a `datasets.ClassLabel` become names (None for -1), and binary values that are
     UTF-8 become str. Only one record batch of an Arrow file, or 1,024 rows and the buffers of a
     Parquet file, are in memory at a time.
-
-    Args:
-        path: path of the file.
-        column: name of the only column to read; None: all columns.
-
-    Raises:
-        UserError: as for `column_names`.
     """
     with _open_arrow(path) as (schema, batches):
         features = _features(schema)

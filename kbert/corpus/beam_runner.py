@@ -32,11 +32,7 @@ _ERROR = ".error.txt"
 
 
 def new_pipeline(flags: str) -> "beam.Pipeline":
-    """Returns a pipeline with the options given as Beam's flags, in one string.
-
-    Raises:
-        UserError: apache-beam is not installed, or it rejects the flags.
-    """
+    """Returns a pipeline with the options given as Beam's flags, in one string."""
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -66,15 +62,7 @@ def run(
 ) -> Tally:
     """Writes the same shards and returns the same Tally as `kbert.corpus.local_runner.run`.
 
-    Only the order of `Tally.shards` may differ.
-
-    Args:
-        builder, pieces, deduplicate: as for the local runner.
-        folder: existing folder for the shards; all machines of the Beam runner must share it.
-        pipeline: result of `new_pipeline`.
-
-    Raises:
-        UserError: the input cannot be read, a line is bad, or the machines do not share the folder.
+    Only the order of `Tally.shards` may differ. All machines of the runner must share `folder`.
     """
     import apache_beam as beam
 

@@ -38,15 +38,7 @@ def write_manifest(
     unigrams: np.ndarray,
     **extra: object,
 ) -> dict[str, typing.Any]:
-    """Writes the unigram counts, then the manifest; returns the manifest.
-
-    Args:
-        folder: folder that contains the files of the tokenizer; the manifest has their checksums.
-        tokenizer: tokenizer of the corpus.
-        shards: results of `ShardWriter.close`, in the order of the shards.
-        unigrams: (V,) int64, number of occurrences of each id.
-        **extra: other members of the manifest.
-    """
+    """Writes the unigram counts, (V,), then the manifest, which is returned."""
     folder = pathlib.Path(folder)
     array = io.BytesIO()  # because np.save to a path does not report why it fails
     np.save(array, unigrams)

@@ -16,14 +16,9 @@ _WORD = re.compile(rb"\d+(?:\t[^\t]+){9}")  # a word of CoNLL-U: a number and ni
 
 
 def check_prose(lines: Sequence[bytes], path: str | os.PathLike[str]) -> None:
-    """Checks that a file does not start with a tag, subtitles, CoNLL-U or numbered sentences.
+    """Raises UserError if a file starts with a tag, subtitles, CoNLL-U or numbered sentences.
 
-    Args:
-        lines: the first lines of the file, stripped, without empty ones.
-        path: path of the file.
-
-    Raises:
-        UserError: the file starts with one of these.
+    `lines` are its first lines, stripped, without empty ones.
     """
     first, begin = lines[0] if lines else b"", lines[:FIRST_LINES]
     if _TAG.fullmatch(first):

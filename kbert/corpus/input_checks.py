@@ -11,17 +11,7 @@ from kbert.utils import storage
 
 
 def check_text(patterns: str) -> list[str]:
-    """Finds the inputs that match patterns and checks the formats of local files.
-
-    Args:
-        patterns: comma-separated patterns as for `find_inputs`.
-
-    Returns:
-        Result of `find_inputs`.
-
-    Raises:
-        UserError: as for `find_inputs` and `split_into_pieces`.
-    """
+    """Returns `find_inputs(patterns)`; also checks the formats of local files."""
     paths = find_inputs(patterns)
     split_into_pieces([path for path in paths if not storage.is_remote(path)])
     return paths
@@ -31,10 +21,6 @@ def check_inputs(config: PretrainConfig) -> None:
     """Checks the text and the architecture of a pretraining run.
 
     For remote text, only its existence is checked.
-
-    Raises:
-        UserError: a text cannot be read, a text is used for both training and evaluation, or the
-            architecture is invalid.
     """
     places = [
         {

@@ -37,23 +37,11 @@ def run(
     processes: int | None,
     report: Callable[[str], None],
 ) -> Tally:
-    """Writes the shards of a corpus and returns their Tally.
+    """Writes the shards of a corpus to an existing folder and returns their Tally.
 
     Deduplication first writes all documents to a temporary local folder, inside `folder` if that is
     local, then copies the unique ones. It needs 60 bytes of memory per document, plus one batch per
-    process.
-
-    Args:
-        builder: converts a piece to a shard.
-        pieces: pieces of the input.
-        folder: existing local or remote folder for the shards.
-        deduplicate: whether to remove duplicate documents; see `kbert.corpus.deduplication`.
-        processes: maximum number of worker processes; None: one per core. Input under 8 MiB is
-            prepared in this process.
-        report: called with each line of progress output.
-
-    Raises:
-        UserError: the input cannot be read, a line is bad, or a worker process was killed.
+    process. Input under 8 MiB is prepared in this process, whatever the number of `processes`.
     """
     processes = min(processes or os.cpu_count() or 1, len(pieces))
     if _total_bytes(pieces) < _SMALL_BYTES:

@@ -32,18 +32,8 @@ def fetch(
     The name of the local folder contains a hash of the manifest, so a remote folder whose content
     has changed is downloaded again. The download is moved into place after all checksums match; the
     files of an interrupted download are kept and reused. Processes on the same machine share one
-    download.
-
-    Args:
-        url: the remote folder.
-        manifest_name: name of the file that lists the contents of the folder.
-        manifest: content of this file.
-        hashes: dict of name -> hexadecimal SHA-256 of each other file.
-        cache_dir: parent folder of the copy; None for `cache_folder()`.
-        report: called with a line of text before a download.
-
-    Raises:
-        UserError: a file is missing or cannot be read, or its checksum differs.
+    download. `manifest` is the content of the file `manifest_name`, and `hashes` has the SHA-256 of
+    all other files by name.
     """
     name = f"{url.rstrip('/').rpartition('/')[2]}-{hashlib.sha256(manifest).hexdigest()[:16]}"
     folder = pathlib.Path(cache_dir or cache_folder()).expanduser() / name

@@ -72,14 +72,9 @@ def write_shard(
     batches: Iterable[Iterable[np.ndarray]],
     tally: Tally,
 ) -> None:
-    """Writes a shard atomically and adds it to a tally; writes no files if it has no tokens.
+    """Writes a shard atomically, if it has tokens, and adds it to a tally.
 
-    Args:
-        folder: an existing local or remote folder.
-        name: name of the shard.
-        vocab_size: number of entries of the vocabulary.
-        batches: tuples of ids, lengths and starts_document, as for `ShardWriter.write`.
-        tally: updated in place.
+    `batches` has the arguments of each call of `ShardWriter.write`.
     """
     with storage.staging_folder(folder) as local:
         writer = ShardWriter(local, name, vocab_size)
@@ -92,15 +87,7 @@ def write_shard(
 
 @dataclasses.dataclass(frozen=True)
 class ShardBuilder:
-    """Writes the shards of pieces; it can be pickled and sent to another process.
-
-    Args:
-        fingerprint: fingerprint of the tokenizer.
-        vocab: vocabulary of the tokenizer.
-        settings: settings of the tokenizer.
-        skip_bad_lines: whether to skip and count bad lines, such as JSON without text, instead of
-            raising a UserError.
-    """
+    """Writes the shards of pieces; it can be pickled and sent to another process."""
 
     fingerprint: str
     vocab: tuple[str, ...] = dataclasses.field(compare=False)
@@ -114,19 +101,7 @@ class ShardBuilder:
         return cls(tokenizer.fingerprint, vocab, tokenizer.settings, skip_bad_lines)
 
     def write_shard(self, number: int, piece: TextPiece, folder: str) -> Tally:
-        """Writes the shard of a piece atomically, if the piece has tokens.
-
-        Args:
-            number: number of the piece in the input.
-            piece: the piece.
-            folder: an existing local or remote folder.
-
-        Returns:
-            Tally of the piece.
-
-        Raises:
-            UserError: see `read_lines`.
-        """
+        """Writes the shard of piece `number` of the input, if it has tokens; returns its Tally."""
         tally = Tally()
         batches = self._batches(number, piece, tally)
         write_shard(folder, shard_name(number), len(self.vocab), batches, tally)

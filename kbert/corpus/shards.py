@@ -28,11 +28,6 @@ def ids_dtype(vocab_size: int) -> np.dtype:
 class ShardWriter:
     """Writes one shard in batches of sentences, so that it need not fit into memory.
 
-    Args:
-        folder: existing local folder.
-        name: name of the shard.
-        vocab_size: number of entries of the vocabulary.
-
     Attributes:
         name: name of the shard.
         unigrams: (V,) int64, number of occurrences of each id so far.
@@ -100,11 +95,7 @@ class Shard:
 def open_shard(
     folder: str | os.PathLike[str], entry: Mapping[str, typing.Any], vocab_size: int
 ) -> Shard:
-    """Opens the shard that an entry of the manifest describes.
-
-    Raises:
-        UserError: as for `check_shards`.
-    """
+    """Opens the shard that an entry of the manifest describes."""
     check_shards(folder, [entry], vocab_size)
     files = _files(folder, entry, vocab_size)
     return Shard(*(np.memmap(path, dtype, "r", shape=(n,)) for path, dtype, n in files))
@@ -113,11 +104,7 @@ def open_shard(
 def check_shards(
     folder: str | os.PathLike[str], entries: Sequence[Mapping[str, typing.Any]], vocab_size: int
 ) -> None:
-    """Checks that the files of shards, local or remote, exist and have the right sizes.
-
-    Raises:
-        UserError: a file is missing or has the wrong size.
-    """
+    """Checks that the files of shards, local or remote, exist and have the right sizes."""
     files = [file for entry in entries for file in _files(folder, entry, vocab_size)]
     try:
         stats = storage.stat_all([path for path, _, _ in files])

@@ -49,10 +49,6 @@ def detect_format(path: str | os.PathLike[str]) -> str:
     objects, or if its first line is an object with a document. "marked" is text with documents
     separated by `<|endoftext|>`, "wiki" is the output of WikiExtractor, "arrow" is a Parquet or an
     Arrow file.
-
-    Raises:
-        UserError: the file cannot be read, is not UTF-8, or is not text, such as a table, markup,
-            subtitles, or JSON that is not one object per line.
     """
     if is_arrow_file(path):
         return "arrow"
@@ -200,9 +196,6 @@ def read_arrow(path: str, on_bad_line: Callable[[int, object], None]) -> Iterato
     """Yields the lines of the documents of a Parquet or Arrow file; each row is a document.
 
     Rows without a string are bad lines. `on_bad_line` is called with the row number, from 1.
-
-    Raises:
-        UserError: the file cannot be read, or no column is named as in `TEXT_KEYS`.
     """
     names = column_names(path)
     column = next((key for key in TEXT_KEYS if key in names), None)

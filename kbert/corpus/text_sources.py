@@ -49,10 +49,6 @@ def find_inputs(patterns: str) -> list[str]:
     A pattern is a glob, local or remote (such as gs://BUCKET/*.txt), a folder of Hugging Face
     `datasets` (see `dataset_files`), "sample:train", "sample:heldout" or "tfds:NAME". The files of
     each glob are sorted.
-
-    Raises:
-        UserError: there is no pattern, a pattern matches no file, or a pattern matches a folder
-            that is no data set; see also `dataset_files`.
     """
     result = []
     for pattern in storage.split_patterns(patterns):
@@ -81,13 +77,6 @@ def split_into_pieces(paths: Sequence[str], piece_bytes: int = PIECE_BYTES) -> l
     """Splits inputs into pieces, in order.
 
     Compressed files, Parquet files, Arrow files and TFDS datasets are not split.
-
-    Args:
-        paths: result of `find_inputs`.
-        piece_bytes: approximate size of a piece.
-
-    Raises:
-        UserError: as for `detect_format`.
     """
     files = [path for path in paths if not path.startswith("tfds:")]
     with concurrent.futures.ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
@@ -113,9 +102,6 @@ def read_lines(piece: TextPiece, skip_line: Callable[[str], None] | None = None)
         piece: the piece to read.
         skip_line: called with the location of each bad line, such as "a.jsonl, line 3"; the line is
             then skipped. A JSON line without text, for example, is bad. None: bad lines are errors.
-
-    Raises:
-        UserError: the input cannot be read or is damaged, or a line is bad.
     """
     if piece.path.startswith("tfds:"):
         yield from _tfds_lines(piece.path)
@@ -143,11 +129,6 @@ class Texts:
     """An iterable over all lines of the inputs as str, with "" at the end of each document.
 
     Bytes that are not UTF-8 become U+FFFD.
-
-    Args:
-        paths: result of `find_inputs`.
-        skip_bad_lines: whether to skip bad lines, such as JSON without text, instead of raising a
-            UserError.
     """
 
     def __init__(self, paths: Sequence[str], skip_bad_lines: bool = False) -> None:
@@ -161,15 +142,7 @@ class Texts:
 
 
 def load_tfds(source: str, **options: object) -> "tf.data.Dataset[dict[str, tf.Tensor]]":
-    """Loads a dataset from TensorFlow Datasets.
-
-    Args:
-        source: `tfds:NAME`, for its split "train", or `tfds:NAME:SPLIT`.
-        **options: other arguments of `tfds.load`.
-
-    Raises:
-        UserError: tensorflow-datasets is not installed, or cannot load the dataset.
-    """
+    """Loads `tfds:NAME` (split "train") or `tfds:NAME:SPLIT`; `options` are as for `tfds.load`."""
     try:
         import tensorflow_datasets as tfds
     except ImportError:

@@ -59,17 +59,7 @@ _MEANINGS = {
 def choice_records(
     records: Records, config: "ColumnConfig", labeled: bool
 ) -> "tuple[Records, ChoiceConverter]":
-    """Returns the records without header, and the function that converts them to examples.
-
-    Args:
-        records: the records of a file; the header of a table must not have been read.
-        config: names of the columns; `first_choice` is "auto", "0" or "1".
-        labeled: whether to read labels.
-
-    Raises:
-        UserError: the file cannot be read, a column is missing or ambiguous, two roles have the
-            same column, or the meaning of the labels is ambiguous.
-    """
+    """Returns records without their header, and the function that converts them to examples."""
     if records.width is not None and _has_header(records, config):
         records.take_header()
     records = _flatten_records(records)
@@ -230,17 +220,7 @@ class ChoiceConverter:
     def infer_meaning(
         self, records: "Sequence[Record | BadExample]", first_choice: str, name: str
     ) -> str:
-        """Infers the meaning of the labels of a file; returns a key of `_MEANINGS`.
-
-        Args:
-            records: all records of the file.
-            first_choice: "auto", or the number of the first choice, "0" or "1".
-            name: name of the file in messages.
-
-        Raises:
-            UserError: two meanings fit the most labels but select different choices, and neither
-                `first_choice` nor the names of the choice columns decide.
-        """
+        """Infers the meaning of the labels of a file; returns a key of `_MEANINGS`."""
         rows = [row for record in records if (row := self._label_meanings(record)) is not None]
         meanings = [m for m in _MEANINGS if first_choice == "auto" or m not in "01"]
         meanings += [] if first_choice == "auto" else [first_choice]

@@ -25,17 +25,8 @@ PAIRS = (
 )
 SECOND_TEXTS = (tuple(second for _, second in PAIRS[:9]),)
 _OTHER_LABELS = (
-    *(
-        "class",
-        "class_index",
-        "category",
-        "quality",
-        "target",
-        "sentiment",
-        "rating",
-        "stars",
-        "star_rating",
-    ),
+    *("class", "class_index", "category", "quality", "target", "sentiment", "rating", "stars"),
+    "star_rating",
     *("emotion", "intent", "polarity", "topic", "is_duplicate", "airline_sentiment"),
     *("entailment_judgment", "entailment_label", "标签", "类别", "情感", "评分", "answer"),
 )

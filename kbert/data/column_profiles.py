@@ -231,12 +231,7 @@ def _are_clear(keys, profiles):
 
 
 def guess_label(profiles: "Mapping[Key, Profile]", kind: str) -> "Key | None":
-    """Returns the key of the column that is clearly the label; None if no column is.
-
-    Args:
-        profiles: key -> Profile of the columns that may be labels.
-        kind: "class" (one label of several), "number" or "list" (of labels).
-    """
+    """Returns the key of the column that is clearly the label; None if no column is."""
     if kind == "number":
         numbers = [key for key, profile in profiles.items() if profile.fits(kind)]
         fractions = [key for key in numbers if profiles[key].has_fractions]

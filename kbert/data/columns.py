@@ -72,9 +72,6 @@ def checked_columns(
         allow_extra: whether rows may have more cells than the first row; ignored if there is a
             header or a column is counted from the right.
         **fields: the fields of Columns other than the widths.
-
-    Raises:
-        UserError: two columns are the same.
     """
     width = records.width
     places = used if width is None else [column % width for column in used]
@@ -115,9 +112,6 @@ def column_of_flag(records: "Records", flag: str, column: str | None) -> str | i
         records: the records of a file.
         flag: name of the flag, for messages.
         column: value of the flag, a name or a number; negative numbers count from the right.
-
-    Raises:
-        UserError: there is no such column, or there are several.
     """
     if column is None:
         return None
@@ -134,9 +128,6 @@ def find_column(
 
     The default names are in lower case, in the order in which they are tried. Without a header, the
     default is the column `place`.
-
-    Raises:
-        UserError: there is no such column, or there are several.
     """
     names = records.names
     if column is not None:

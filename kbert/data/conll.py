@@ -38,17 +38,6 @@ def read_conll(path: str, name: str, config: "ColumnConfig", labeled: bool) -> R
     no tag), a language prefix of all words ("en:word") and, if column 0 numbers the words, ranges
     ("3-4") and empty nodes ("5.1") are dropped. If there are no blank lines, column 0 may separate
     sentences by an id that all lines of a sentence share.
-
-    Args:
-        path: path of the file.
-        name: name of the file in messages.
-        config: `text_column` and `label_column` are None or numbers, as str.
-        labeled: whether to read the tags.
-
-    Raises:
-        UserError: the file cannot be read, a column is not given as a number, a line has a whole
-            sentence, words are quoted as in CSV, or it is not clear which columns have the words
-            and the tags.
     """
     reader = _Reader(path, config, labeled)
     first_lines = itertools.islice(read_lines(path), _FIRST_LINES)

@@ -46,9 +46,8 @@ class TokenRows:
 class DocumentWindows:
     """The windows of at most T tokens over all documents of a corpus.
 
-    A document of at most T tokens is one window. A longer document has one window at its start. The
-    bodies of further windows, T - T//4 tokens each, cover the remaining tokens. Such a window may
-    start up to T//4 tokens before its body, at a sentence start.
+    The first window of a document is at its start. The bodies of further windows, T - T//4 tokens
+    each, cover the remaining tokens.
 
     Args:
         document_starts: (documents + 1,) int64; see `kbert.corpus.Corpus`.
@@ -119,11 +118,7 @@ class DocumentWindows:
 
 
 class SentenceStarts:
-    """Finds sentence starts in a corpus.
-
-    Args:
-        corpus: `kbert.corpus.Corpus`.
-    """
+    """Finds sentence starts in a corpus."""
 
     def __init__(self, corpus: "Corpus"):
         self._corpus = corpus

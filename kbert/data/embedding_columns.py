@@ -42,16 +42,7 @@ _KNOWN = {name for pair in _PAIRS for name in pair} | {*_SCORES}
 def embedding_records(
     records: Records, config: "ColumnConfig", labeled: bool
 ) -> "tuple[Records, Callable[[str, Record], EmbeddingExample]]":
-    """Returns the records without header, and a function that converts them to examples.
-
-    Args:
-        records: the records of a file; the header of a table must not have been read.
-        config: names of the columns.
-        labeled: whether to read scores.
-
-    Raises:
-        UserError: a column is missing, ambiguous or named twice.
-    """
+    """Returns records without their header, and the function that converts them to examples."""
     if records.width is not None and _has_header(records, config):
         records.take_header()
     columns = _find_columns(records, config, labeled)

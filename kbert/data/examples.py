@@ -110,9 +110,6 @@ def read_label_names(names: str | Sequence[str]) -> tuple[str, ...]:
     Args:
         names: a sequence of names, comma-separated names, or the path of a file with one name per
             line.
-
-    Raises:
-        UserError: there is no such file or no name, a name is empty, or a name appears twice.
     """
     origin = f"--label_names={names}"
     if isinstance(names, str) and os.path.isfile(names):
@@ -150,9 +147,6 @@ def open_records(source: str, task: str, allow_tables: bool = True) -> "Records"
             `tfds:NAME:SPLIT`.
         task: name of the task, for messages.
         allow_tables: whether the task reads tables; see `read_table`.
-
-    Raises:
-        UserError: the task does not read this format, or the source cannot be read.
     """
     form, name = source_format(source), os.path.basename(source.rstrip("/"))
     if form == "tfds":
@@ -177,13 +171,7 @@ def text_example(
     where: str,
     record: "Record",
 ) -> TextExample:
-    """Returns the TextExample of a record.
-
-    Args:
-        columns: the columns of the record.
-        label_of: function from a value of the label column and `where` to the label.
-        where: file and line of the record.
-        record: cells of a row, or dict.
+    """Returns the TextExample of a record; `label_of(value, where)` converts its label.
 
     Raises:
         BadExample: a value is missing or invalid.
@@ -213,12 +201,6 @@ def tag_example(
 
     Words and tags are lists, strings that contain a list in Python, JSON or NumPy syntax, or
     space-separated strings. If the words are a string, there may also be one tag per character.
-
-    Args:
-        words_key: key of the words.
-        tags_key: key of the tags; None: the example is unlabeled.
-        where: file and line of the record.
-        record: cells of a row, or dict.
 
     Raises:
         BadExample: words or tags are missing or invalid, or their numbers differ.

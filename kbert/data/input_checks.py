@@ -15,14 +15,6 @@ def check_inputs(
     """Checks that folders of weights exist and that files can be read; ignores None.
 
     Sources that start with `tfds:` or `sample:` are not opened.
-
-    Args:
-        folders: names of folders; see `find_folder`.
-        sources: comma-separated paths and globs; see `source_files`.
-
-    Raises:
-        UserError: a folder, a file or its columns cannot be read; see `find_folder`,
-            `source_files`, `column_names` and `kbert.utils.input_files.read_byte_lines`.
     """
     for folder in filter(None, folders):
         find_folder(folder)

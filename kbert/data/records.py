@@ -74,9 +74,6 @@ def source_files(source: str) -> list[str]:
 
     The files of a glob are sorted. Commas and wildcards in the path of an existing file are taken
     literally. Other paths are returned even if no such file exists.
-
-    Raises:
-        UserError: no file matches a glob.
     """
     files = []
     for part in storage.split_patterns(source):
@@ -106,9 +103,6 @@ def read_lines(path: str) -> Iterator[tuple[int, str]]:
 
     The lines have no line endings. The byte order mark and blank lines at the end are dropped.
     Bytes that are not UTF-8 become surrogates (PEP 383), which `is_text` detects.
-
-    Raises:
-        UserError: as for `kbert.utils.input_files.read_byte_lines`.
     """
     empty = []
     for number, line in enumerate(read_byte_lines(path), 1):
@@ -130,14 +124,6 @@ def read_json_lines(path: str, name: str) -> Records:
     """Returns the records (dicts) of a file of JSON objects, one per line or in one list.
 
     Blank lines are skipped.
-
-    Args:
-        path: path of the file.
-        name: name of the file in messages.
-
-    Raises:
-        UserError: the file cannot be read, starts as a JSON list but is not JSON, or contains no
-            object.
     """
     items, begun = _json_items(path, name), []
     for item in items:  # up to the first object, whose keys are the columns
@@ -180,15 +166,7 @@ def _json_record(line, path):
 
 
 def read_arrow(files: Sequence[str], name: str) -> Records:
-    """Returns the records (dicts) of Parquet or Arrow files; see `kbert.corpus.arrow_files`.
-
-    Args:
-        files: the files of one dataset, at least one.
-        name: name of the dataset in messages.
-
-    Raises:
-        UserError: pyarrow is not installed, or a file cannot be read (also while iterating).
-    """
+    """Returns the records (dicts) of Parquet or Arrow files; see `kbert.corpus.arrow_files`."""
     rows = itertools.chain.from_iterable(map(read_rows, files))
     items = (
         (f"{name}, row {number}", row or BadExample("bytes that are not UTF-8"))
@@ -202,9 +180,6 @@ def read_tfds(source: str) -> Records:
 
     Bytes become str, arrays become lists, and the numbers of a ClassLabel with names become names
     (None for -1, which means "unlabeled").
-
-    Raises:
-        UserError: as for `load_tfds`.
     """
     dataset, info = load_tfds(source, with_info=True)
     items = (

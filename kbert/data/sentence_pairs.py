@@ -46,9 +46,6 @@ class PairCutter:
     Attributes:
         windows: the windows of the corpus.
         count: number of examples per epoch.
-
-    Raises:
-        UserError: no document has two tokens.
     """
 
     def __init__(self, corpus: "Corpus", max_seq_length: int, short_seq_prob: float, seed: int):

@@ -33,13 +33,6 @@ def read_squad(path: str, name: str) -> Records:
 
     The file has the structure of SQuAD, or is a list of articles, paragraphs or questions (or an
     object with such a list under "data"), or has one of these objects per line.
-
-    Args:
-        path: path of the file.
-        name: name of the file in messages.
-
-    Raises:
-        UserError: the file cannot be read, is not JSON, or does not have this structure.
     """
     text = read_text(path)
     try:
@@ -122,11 +115,7 @@ def _rename_keys(record):
 
 
 class QuestionConverter:
-    """Converts records to QuestionExamples, whose ids must be unique.
-
-    Args:
-        labeled: whether to read answers.
-    """
+    """Converts records to QuestionExamples, whose ids must be unique."""
 
     def __init__(self, labeled: bool):
         self.labeled = labeled

@@ -19,14 +19,6 @@ def read_table(path: str, name: str) -> Records:
     Messages name a row by the number of its first line. In a .csv file, semicolons or tabs may
     separate the columns. Quotes have no special meaning in tab-separated files, unless the first
     1,000 lines are quoted as in CSV. The first row may be a header; see `Records.take_header`.
-
-    Args:
-        path: path of the file.
-        name: name of the file in messages.
-
-    Raises:
-        UserError: the file is empty, it or its first row cannot be read, or the separator is
-            ambiguous. Iterating over the records raises it for a quote that is not closed.
     """
     notes, begin = [], [line for _, line in itertools.islice(read_lines(path), 1000)]
     if plain_name(path).endswith(".csv"):

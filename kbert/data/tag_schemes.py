@@ -238,10 +238,6 @@ def convert_tags(names: Sequence[str], examples: "Sequence[TagExample]") -> "lis
     """Converts the tags of examples to the label names and tagging scheme of a model.
 
     Label ids become names. Tags in another scheme, or with types in another case, are rewritten.
-
-    Args:
-        names: label names of the model, in the order of their ids.
-        examples: examples with tags.
     """
     rows = [example.tags for example in examples]
     if not any(name.isdecimal() for name in names):

@@ -70,12 +70,6 @@ def find_text_columns(
     the flags that select the same columns. If `labeled`, rejected and ignored examples of Prodigy
     files are skipped.
 
-    Args:
-        records: Records; the header of a table must not have been read.
-        config: the columns set by flags.
-        labeled: whether to find the labels.
-        roles: the texts and the label of the task.
-
     Raises:
         UserError: a column is missing or its name is ambiguous, two roles have the same column, or
             the flags contradict each other.

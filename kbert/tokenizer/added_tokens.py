@@ -47,10 +47,6 @@ def read_added_tokens(folder: str | os.PathLike[str]) -> dict[AddedToken, int | 
 
     Returns:
         dict of AddedToken -> its id, or None if no file contains the id.
-
-    Raises:
-        UserError: a file is invalid, or `tokenizer_config.json` has a pad, unk, cls, sep or mask
-            token other than BERT's.
     """
     folder = pathlib.Path(folder)
     names = ("added_tokens", "tokenizer", "tokenizer_config", "special_tokens_map")
@@ -131,17 +127,7 @@ def _parse_token(values: object, path: pathlib.Path) -> AddedToken:
 def with_added_tokens(
     vocab: Sequence[str], tokens: Mapping[AddedToken, int | None], folder: pathlib.Path
 ) -> tuple[list[str], tuple[AddedToken, ...]]:
-    """Returns a vocabulary with the added tokens, and the tokens in the order of their ids.
-
-    Args:
-        vocab: entries of the vocabulary.
-        tokens: result of `read_added_tokens`.
-        folder: folder to name in error messages.
-
-    Raises:
-        UserError: the id of a token is neither its position in the vocabulary nor the next free id,
-            or the vocabulary is invalid.
-    """
+    """Returns a vocabulary with the added tokens, and the tokens in the order of their ids."""
     vocab, places = list(vocab), {word: i for i, word in enumerate(vocab)}
     ordered = sorted(tokens.items(), key=lambda item: (item[1] is None, item[1] or 0))
     for token, id in ordered:

@@ -52,13 +52,6 @@ def read_tokenizer(
     settings from `tokenizer.json`. KerasHub's own presets have `strip_accents: false` even for
     models that were trained without accents, so their value is ignored, and accents are stripped if
     text is lower-cased. Added tokens are read by `read_added_tokens`.
-
-    Args:
-        folder: path of the folder.
-        lower_case: whether to lower-case and strip accents; None: as the folder specifies.
-
-    Raises:
-        UserError: a file is missing or invalid, or is for another class of tokenizer.
     """
     folder = pathlib.Path(folder)
     path, config = folder / "tokenizer.json", folder / "tokenizer_config.json"

@@ -26,9 +26,6 @@ def truncated_slices(
 
     Returns:
         List of slices, one per segment, to pass to `pack_slices`.
-
-    Raises:
-        UserError: the number of segments or of rows is wrong.
     """
     if len(segments) not in (1, 2):
         raise UserError(

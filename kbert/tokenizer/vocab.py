@@ -54,15 +54,7 @@ def _tokenizer_json_vocab(path):
 
 
 def check_vocab(vocab: list[str], path: str | os.PathLike[str]) -> list[str]:
-    """Checks a vocabulary and returns it.
-
-    Args:
-        vocab: entries of the vocabulary.
-        path: source of the vocabulary, for error messages.
-
-    Raises:
-        UserError: an entry occurs twice or is not valid UTF-8, or a special token is missing.
-    """
+    """Checks a vocabulary and returns it."""
     if not all(map(is_text, vocab)):
         raise UserError(f"the vocabulary {path} has entries that are not valid UTF-8 strings.")
     first_line = {}
@@ -138,14 +130,9 @@ def learn_vocab(texts: Iterable[str], vocab_size: int, lower_case: bool = True) 
 
 
 def split_word(word: str, ids: Mapping[str, int]) -> list[int]:
-    """Splits a word or "##" piece by greedy longest-match-first, as in google-research/bert.
+    """Returns the ids of the WordPieces of a word or "##" piece; [] if the entries cannot form it.
 
-    Args:
-        word: word or piece.
-        ids: dict of entry -> id.
-
-    Returns:
-        List of the ids of its WordPieces; [] if the entries cannot form the word.
+    The longest match is taken first, as in google-research/bert.
     """
     result, begin = [], len(CONTINUATION) if word.startswith(CONTINUATION) else 0
     while begin < len(word):

@@ -70,21 +70,13 @@ def _flag_help(flag):
 
 
 def read(config_class: type[_Config]) -> _Config:
-    """Returns an instance of `config_class` with the values of the parsed flags.
-
-    Raises:
-        UserError: a value is invalid, such as out of range.
-    """
+    """Returns an instance of `config_class` with the values of the parsed flags."""
     names = [field.name for field in dataclasses.fields(config_class)]
     return config_class(**{name: flags.FLAGS[name].value for name in names})
 
 
 def as_flagfile(config: "DataclassInstance", header: str) -> str:
-    """Returns the text of a flagfile that reproduces `config`; `header` becomes comment lines.
-
-    Raises:
-        UserError: a value cannot be written to a flagfile.
-    """
+    """Returns the text of a flagfile that reproduces `config`; `header` becomes comment lines."""
     lines = [f"# {line}\n" for line in header.splitlines()]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -94,11 +86,7 @@ def as_flagfile(config: "DataclassInstance", header: str) -> str:
 
 
 def flag_line(name: str, value: str | bool | float) -> str:
-    """Returns the line of a flagfile that sets a flag to a value.
-
-    Raises:
-        UserError: the value is not one line of UTF-8, or ends with white space, which absl strips.
-    """
+    """Returns the line of a flagfile that sets a flag to a value."""
     value = str(value).lower() if isinstance(value, bool) else str(value)
     if not is_text(value) or value != value.rstrip() or "\n" in value or "\r" in value:
         raise UserError(

@@ -48,10 +48,6 @@ def find_folder(name: str | os.PathLike[str]) -> pathlib.Path:
     such as `bert-base-uncased` or `google-bert/bert-base-uncased`, `huggingface_hub` downloads the
     files that kbert reads or takes them from its cache. With HF_HUB_OFFLINE=1 only the cache is
     used.
-
-    Raises:
-        UserError: there is no such folder or model, the model on the hub has only pickles,
-            `huggingface_hub` is not installed, or the export is damaged.
     """
     path = pathlib.Path(name)
     if path.is_dir():
@@ -89,11 +85,7 @@ def find_folder(name: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def read_modules(folder: pathlib.Path) -> list[tuple[str, str]]:
-    """Returns (class, subfolder) of each module of a sentence-transformers model; [] for others.
-
-    Raises:
-        UserError: `modules.json` is invalid.
-    """
+    """Returns (class, subfolder) of each module of a sentence-transformers model; [] for others."""
     path = folder / MODULES_FILE
     if not path.is_file():
         return []
@@ -123,10 +115,6 @@ def folder_format(folder: str | os.PathLike[str]) -> str:
     """Returns the format of a folder of weights: one of `FORMATS`, or "export".
 
     "export" is the folder `assets.extra` of a SavedModel, which contains `EXPORT_FILE`.
-
-    Raises:
-        UserError: the folder has no supported weights; the message names its files, or explains how
-            to convert them.
     """
     folder = pathlib.Path(folder)
     names = set(os.listdir(folder))
@@ -159,11 +147,7 @@ def check_not_pointer(path: str | os.PathLike[str]) -> None:
 
 
 def get_members(values: object, names: Sequence[str], path: str | os.PathLike[str]) -> list[object]:
-    """Returns the named members of an object in a JSON file.
-
-    Raises:
-        UserError: `values` is not a JSON object, or a member is missing.
-    """
+    """Returns the named members of an object in a JSON file."""
     if not isinstance(values, dict):
         raise UserError(
             f"{path}: expected a JSON object; got a value of type {type(values).__name__}."
@@ -187,11 +171,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, typing.Any]:
-    """Returns the object in a JSON file.
-
-    Raises:
-        UserError: the file cannot be read, is not JSON, or does not contain an object.
-    """
+    """Returns the object in a JSON file."""
     return _read_json(path, dict)
 
 
@@ -213,15 +193,9 @@ def _read_json(path, kind):
 
 
 def read_export(folder: str | os.PathLike[str]) -> dict[str, typing.Any]:
-    """Returns the metadata of an export, read from `kbert.json`, after verifying its files.
+    """Returns the metadata in `kbert.json` of a folder `assets.extra`, after verifying its files.
 
     The weights are not verified here, because TensorFlow verifies its own checksums of them.
-
-    Args:
-        folder: `assets.extra` of a SavedModel.
-
-    Raises:
-        UserError: a file is missing or damaged, or `kbert.export` did not write it.
     """
     path = pathlib.Path(folder) / EXPORT_FILE
     metadata = read_json(path)

@@ -63,10 +63,6 @@ def open_decompressed(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Opens a file to read its decompressed bytes.
 
     Any OSError in the block is reported as a failure to read the file.
-
-    Raises:
-        UserError: on opening or reading: the file does not exist, cannot be read, is damaged, is
-            named like a compressed file but is not compressed, or zstandard is not installed.
     """
     if not storage.is_remote(path) and os.path.exists(path) and not os.path.isfile(path):
         if os.path.isdir(path):
@@ -91,10 +87,6 @@ def read_head(path: str | os.PathLike[str]) -> bytes:
 
     If the text starts with a brace, as JSON does, the result also contains the rest of its last
     line.
-
-    Raises:
-        UserError: see `open_decompressed`; or the file is an archive or another binary file,
-            UTF-16, UTF-32 or ISO-2022, or has the line endings of old Macs.
     """
     with open_decompressed(path) as file:
         head = file.read(HEAD_BYTES)
@@ -105,11 +97,7 @@ def read_head(path: str | os.PathLike[str]) -> bytes:
 
 
 def read_byte_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    """Yields the lines of a text as bytes, with their "\\n", without the byte order mark.
-
-    Raises:
-        UserError: see `read_head`.
-    """
+    """Yields the lines of a text as bytes, with their "\\n", without the byte order mark."""
     read_head(path)
     with open_decompressed(path) as file:
         if first := file.readline().removeprefix(BOM):
@@ -118,11 +106,7 @@ def read_byte_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Returns the content of a text file, without the byte order mark.
-
-    Raises:
-        UserError: see `read_head`; or the file is not UTF-8.
-    """
+    """Returns the content of a text file, without the byte order mark."""
     data = b"".join(read_byte_lines(path))
     try:
         return data.decode("utf-8")

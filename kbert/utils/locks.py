@@ -20,9 +20,6 @@ def folder_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
 
     The operating system releases the lock if the process dies. Missing folders are created, and
     removed if they are still empty at the end, for example because the run failed at its start.
-
-    Raises:
-        UserError: another process holds the lock, or the file system does not support locks.
     """
     with _hold_lock(pathlib.Path(folder) / "lock", folder):
         yield
@@ -30,11 +27,7 @@ def folder_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def target_lock(target: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds the lock of a folder that the block creates: a file beside it; see `folder_lock`.
-
-    Raises:
-        UserError: another process holds the lock, or the file system does not support locks.
-    """
+    """Holds the lock of a folder that the block creates: a file beside it; see `folder_lock`."""
     path = pathlib.Path(target).absolute()
     with _hold_lock(path.with_name(f".{path.name}.lock"), target):
         yield

@@ -1,6 +1,7 @@
 """Operations on remote paths, such as gs://BUCKET/FILE, with `tf.io.gfile`.
 
-`kbert.utils.storage` calls these functions. Transient errors are retried with exponential backoff.
+`kbert.utils.storage` calls and describes these functions. Transient errors are retried with
+exponential backoff.
 """
 
 import io
@@ -37,13 +38,7 @@ _TRANSIENT_ERRORS = (
 
 
 def _attempt(what: str, path: str, function: Callable[..., _T], *args: object) -> _T:
-    """Returns function(*args); retries transient errors.
-
-    Raises:
-        UserError: TensorFlow does not support the scheme, or the error is permanent.
-        RetryError: all `TRIES` attempts failed with transient errors.
-        FileNotFoundError: there is no such file.
-    """
+    """Returns function(*args); retries transient errors, and converts the errors of TensorFlow."""
     for number in range(TRIES):
         if number:
             time.sleep(FIRST_WAIT_S * 2 ** (number - 1) * random.uniform(0.5, 1))
@@ -73,7 +68,6 @@ def _reason(error):
 
 
 def glob(pattern: str) -> list[str]:
-    """Returns the paths that match a pattern, in any order."""
     try:
         return _attempt("list", pattern, gfile.glob, pattern)
     except FileNotFoundError:
@@ -81,7 +75,6 @@ def glob(pattern: str) -> list[str]:
 
 
 def is_folder(path: str) -> bool:
-    """Returns whether a path is a folder."""
     try:  # not gfile.isdir, which returns False for every error
         return _attempt("access", path, gfile.stat, path).is_directory
     except FileNotFoundError:
@@ -89,12 +82,10 @@ def is_folder(path: str) -> bool:
 
 
 def exists(path: str) -> bool:
-    """Returns whether a path is a file or a folder."""
     return _attempt("access", path, gfile.exists, path)
 
 
 def list_folder(path: str) -> list[str]:
-    """Returns the names in a folder; names of folders may end with /."""
     return _attempt("list", path, _list_names, path)
 
 
@@ -106,13 +97,11 @@ def _list_names(path):
 
 
 def stat(path: str) -> tuple[int, int]:
-    """Returns the size in bytes and the modification time in nanoseconds."""
     status = _attempt("access", path, gfile.stat, path)
     return status.length, status.mtime_nsec
 
 
 def open_stream(path: str) -> io.BufferedReader:
-    """Opens a file for buffered, seekable reading of bytes."""
     return io.BufferedReader(_RemoteFile(path), _CHUNK_BYTES)
 
 
@@ -162,7 +151,6 @@ class _RemoteFile(io.RawIOBase):
 
 
 def copy(source: str, target: str) -> None:
-    """Copies a file; either path may be local."""
     _attempt("copy", f"{source} to {target}", _copy, str(source), str(target))
 
 
@@ -174,10 +162,8 @@ def _copy(source, target):
 
 
 def make_folder(path: str) -> None:
-    """Creates a folder and its parents."""
     _attempt("create", path, gfile.makedirs, path)
 
 
 def remove(path: str) -> None:
-    """Removes a file or a folder with its contents."""
     _attempt("remove", path, gfile.rmtree if is_folder(path) else gfile.remove, path)

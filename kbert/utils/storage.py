@@ -125,11 +125,7 @@ def stat_all(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[int, int]]:
 def check_free(
     path: str | os.PathLike[str], hint: str = "Remove it, or choose another folder."
 ) -> None:
-    """Checks that an output folder does not exist or is empty.
-
-    Raises:
-        UserError: the folder is not empty, or is a file; the message ends with `hint`.
-    """
+    """Checks that an output folder does not exist or is empty."""
     is_file = exists(path) and not is_folder(path)
     if is_file or list_folder(path):
         raise UserError(f"{path} {'is a file' if is_file else 'exists and is not empty'}. {hint}")

@@ -20,10 +20,6 @@ def attention_page(tokens: Sequence[str], weights: np.ndarray, title: str) -> st
     """Returns an HTML page that shows each head as lines between tokens or as a heat map.
 
     The page contains the result of `attention_data` as JSON.
-
-    Args:
-        tokens, weights: as for `attention_data`.
-        title: plain text.
     """
     data = json.dumps(attention_data(tokens, weights))
     data = data.replace("<", "\\u003c")  # "</script>" in a text would end the script element
