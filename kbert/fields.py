@@ -37,6 +37,16 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def common(default: _T, help: str, **options: typing.Any) -> _T:
+    """Returns a `setting` that --help lists before most others."""
+    return setting(default, help, group="common", **options)
+
+
+def required(default: _T, help: str) -> _T:
+    """Returns a `setting` that must be set; its default is empty."""
+    return setting(default, help, group="required")
+
+
 def setting_type(field: dataclasses.Field[object]) -> tuple[type, bool]:
     """Returns the type of a field without `| None` or parameters, and whether None is allowed."""
     if isinstance(field.type, types.UnionType):

@@ -3,36 +3,31 @@
 import dataclasses
 
 from kbert.errors import UserError
-from kbert.fields import check_settings, setting
+from kbert.fields import check_settings, common, required, setting
 
 
 @dataclasses.dataclass(frozen=True)
 class LearnVocabConfig:
     """Settings of `kbert.learn_vocab`; each is a flag."""
 
-    input: str = setting(
+    input: str = required(
         "",
         "text to read: comma-separated globs, local or remote (gs://...), a folder of Hugging Face "
         "datasets, tfds:NAME or sample:train",
-        group="required",
     )
-    output_file: str = setting("vocab.txt", "vocabulary file to write", group="common")
-    vocab_size: int = setting(
+    output_file: str = common("vocab.txt", "vocabulary file to write")
+    vocab_size: int = common(
         30522,
         "maximum number of entries, including special tokens and the entries of --extend",
         at_least=32,
-        group="common",
     )
-    extend: str | None = setting(
-        None,
-        "vocabulary file to extend with words of the text; existing entries keep their ids",
-        group="common",
+    extend: str | None = common(
+        None, "vocabulary file to extend with words of the text; existing entries keep their ids"
     )
-    lower_case: bool | None = setting(
+    lower_case: bool | None = common(
         None,
         "lower-case the text and strip accents (uncased BERT); default: the casing of --extend, "
         "else true",
-        group="common",
     )
     skip_bad_lines: bool = setting(
         False, "skip bad lines, such as JSON without text, instead of stopping with an error"
@@ -46,33 +41,26 @@ class LearnVocabConfig:
 class PrepareConfig:
     """Settings of `kbert.prepare`; each is a flag."""
 
-    input: str = setting(
+    input: str = required(
         "",
         "text to read: comma-separated globs, local or remote (gs://...), a folder of Hugging Face "
         "datasets, tfds:NAME or sample:train",
-        group="required",
     )
-    output_dir: str = setting(
-        "corpora/prepared", "folder to create, local or remote", group="common"
+    output_dir: str = common("corpora/prepared", "folder to create, local or remote")
+    vocab_file: str | None = required(
+        None, "vocabulary file, as written by `python -m kbert.learn_vocab`"
     )
-    vocab_file: str | None = setting(
-        None, "vocabulary file, as written by `python -m kbert.learn_vocab`", group="required"
-    )
-    lower_case: bool = setting(
-        True, "lower-case the text and strip accents (uncased BERT)", group="common"
-    )
-    processes: int | None = setting(
+    lower_case: bool = common(True, "lower-case the text and strip accents (uncased BERT)")
+    processes: int | None = common(
         None,
         "maximum number of worker processes of the local runner; default: one per CPU core",
         at_least=1,
-        group="common",
     )
-    runner: str = setting(
+    runner: str = common(
         "local",
         "local: processes on this machine; beam: an Apache Beam pipeline; both write the same "
         "corpus",
         choices=("local", "beam"),
-        group="common",
     )
     beam_options: str = setting(
         "", "Beam flags, in quotes: '--runner=FlinkRunner --flink_master=HOST:8081'"

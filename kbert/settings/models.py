@@ -4,7 +4,7 @@ import dataclasses
 
 from kbert.config import POOLINGS
 from kbert.errors import UserError
-from kbert.fields import check_settings, setting
+from kbert.fields import check_settings, common, required, setting
 from kbert.settings.tasks import ColumnConfig, ExampleConfig, ScoreConfig, TaskModuleConfig
 
 
@@ -12,19 +12,14 @@ from kbert.settings.tasks import ColumnConfig, ExampleConfig, ScoreConfig, TaskM
 class EvaluateConfig(ScoreConfig):
     """Settings of `kbert.evaluate`; each is a flag."""
 
-    model: str | None = setting(
-        None, "fine-tuned weights, such as RUN/finetuning/best", group="required"
+    model: str | None = required(None, "fine-tuned weights, such as RUN/finetuning/best")
+    eval_file: str | None = required(
+        None, "labeled examples, in a format that kbert.finetune reads"
     )
-    eval_file: str | None = setting(
-        None, "labeled examples, in a format that kbert.finetune reads", group="required"
-    )
-    results_file: str | None = setting(None, "JSON file to write the scores to", group="common")
-    batch_size: int = setting(32, "examples per batch", at_least=1, group="common")
-    precision: str = setting(
-        "float32",
-        "Keras dtype policy of the model",
-        choices=("float32", "mixed_bfloat16"),
-        group="common",
+    results_file: str | None = common(None, "JSON file to write the scores to")
+    batch_size: int = common(32, "examples per batch", at_least=1)
+    precision: str = common(
+        "float32", "Keras dtype policy of the model", choices=("float32", "mixed_bfloat16")
     )
 
 
@@ -32,23 +27,18 @@ class EvaluateConfig(ScoreConfig):
 class PruneConfig(ExampleConfig):
     """Settings of `kbert.prune`; each is a flag."""
 
-    model: str | None = setting(
-        None, "fine-tuned weights, such as RUN/finetuning/best", group="required"
-    )
-    data_file: str | None = setting(
+    model: str | None = required(None, "fine-tuned weights, such as RUN/finetuning/best")
+    data_file: str | None = required(
         None,
         "labeled examples to measure the importance of the attention heads on: the training data "
         "or a part of it",
-        group="required",
     )
-    eval_file: str | None = setting(
-        None,
-        "labeled examples to score the model on before and after pruning",
-        group="common",
+    eval_file: str | None = common(
+        None, "labeled examples to score the model on before and after pruning"
     )
-    output_dir: str | None = setting(None, "folder to create", group="required")
-    prune_fraction: float = setting(
-        0.5, "fraction of the attention heads to remove", above=0, below=1, group="common"
+    output_dir: str | None = required(None, "folder to create")
+    prune_fraction: float = common(
+        0.5, "fraction of the attention heads to remove", above=0, below=1
     )
     batch_size: int = setting(32, "examples per batch", at_least=1)
 
@@ -90,47 +80,39 @@ class TextLimits:
 class ExportConfig(ColumnConfig, TextLimits, TaskModuleConfig):
     """Settings of `kbert.export`; each is a flag."""
 
-    model: str | None = setting(
-        None,
-        "folder of weights in any format, or the name of a model on the Hugging Face hub",
-        group="required",
+    model: str | None = required(
+        None, "folder of weights in any format, or the name of a model on the Hugging Face hub"
     )
-    output_dir: str | None = setting(
+    output_dir: str | None = required(
         None,
         "folder to create; TensorFlow Serving expects models/NAME/VERSION, such as models/bert/1",
-        group="required",
     )
-    method: str | None = setting(
+    method: str | None = common(
         None,
         f"prediction method: {', '.join(EXPORT_METHODS)}, or the method of a task of your own; "
         f"default: the method of the model's task or heads, such as fill_mask after pretraining",
-        group="common",
     )
-    format: str = setting(
+    format: str = common(
         "serving",
         "serving: a SavedModel that takes text; tf_hub: two SavedModels with TF Hub's text API, "
         "preprocess/ and encoder/; openvino: an OpenVINO model, without a tokenizer",
         choices=("serving", "tf_hub", "openvino"),
-        group="common",
     )
-    quantize: str | None = setting(
+    quantize: str | None = common(
         None,
         "weight type: int8 with --format=serving, float16 with --format=openvino; default: float32",
         choices=("int8", "float16"),
-        group="common",
     )
-    takes_pairs: bool | None = setting(
+    takes_pairs: bool | None = common(
         None,
         "classify: whether requests have a second text, text_pair; default: whether the model was "
         "fine-tuned on pairs",
-        group="common",
     )
-    max_seq_length: int | None = setting(
+    max_seq_length: int | None = common(
         None,
         "maximum sequence length in tokens; default: as in fine-tuning, else the value of a "
         "sentence-transformers folder, else the model's maximum, but at most 512; 128 with "
         "--format=tf_hub",
-        group="common",
     )
     batch_timeout_ms: float = setting(
         0.0,
@@ -138,11 +120,10 @@ class ExportConfig(ColumnConfig, TextLimits, TaskModuleConfig):
         "for servers that do not batch; 0: do not batch in the graph",
         at_least=0,
     )
-    eval_file: str | None = setting(
+    eval_file: str | None = common(
         None,
         "labeled examples, in a format that kbert.finetune reads; the scores of the export and of "
         "the original model on them are written to compression.json",
-        group="common",
     )
 
     def __post_init__(self) -> None:
@@ -175,27 +156,19 @@ class ExportConfig(ColumnConfig, TextLimits, TaskModuleConfig):
 class PredictConfig(ColumnConfig, TaskModuleConfig):
     """Settings of `kbert.predict`; each is a flag."""
 
-    model: str | None = setting(
-        None, "weights, such as RUN/finetuning/best or RUN/pretrain/final", group="required"
-    )
-    method: str | None = setting(
+    model: str | None = required(None, "weights, such as RUN/finetuning/best or RUN/pretrain/final")
+    method: str | None = common(
         None,
         f"prediction method: {', '.join(METHODS)}, or the method of a task of your own; default: "
         f"the method of the model's task or heads, such as fill_mask after pretraining",
-        group="common",
     )
-    input_file: str = setting(
+    input_file: str = common(
         "-",
         "one text per line (.txt, or - for standard input; text pairs separated by a tab), or "
         "examples in a format that kbert.finetune reads",
-        group="common",
     )
-    output_file: str = setting(
-        "-", "file to write, a JSON line per text; - for standard output", group="common"
-    )
-    echo: bool = setting(
-        False, "add the text to each line of the output, as `input`", group="common"
-    )
+    output_file: str = common("-", "file to write, a JSON line per text; - for standard output")
+    echo: bool = common(False, "add the text to each line of the output, as `input`")
     top_k: int | None = setting(
         None,
         "fill_mask: number of words per [MASK], default: 5; answer: number of candidates, which "
@@ -206,9 +179,7 @@ class PredictConfig(ColumnConfig, TaskModuleConfig):
         None, "fill_mask: words to choose from, comma-separated; default: the whole vocabulary"
     )
     max_answer_length: int | None = setting(
-        None,
-        "answer: maximum answer length in tokens; default: as in fine-tuning",
-        at_least=1,
+        None, "answer: maximum answer length in tokens; default: as in fine-tuning", at_least=1
     )
     allow_no_answer: bool | None = setting(
         None,
@@ -226,17 +197,13 @@ class PredictConfig(ColumnConfig, TaskModuleConfig):
         "embed: name of the model's prompt to prepend to each text, such as query; default: the "
         "model's default prompt, if it has one",
     )
-    batch_size: int = setting(32, "texts per batch", at_least=1, group="common")
-    precision: str = setting(
-        "float32",
-        "Keras dtype policy of the model",
-        choices=("float32", "mixed_bfloat16"),
-        group="common",
+    batch_size: int = common(32, "texts per batch", at_least=1)
+    precision: str = common(
+        "float32", "Keras dtype policy of the model", choices=("float32", "mixed_bfloat16")
     )
-    backend: str = setting(
+    backend: str = common(
         "auto",
         "runtime of the model; auto: OpenVINO if it is installed and there is no GPU, else "
         "TensorFlow; keras: the unconverted Keras model, as in evaluation during training",
         choices=BACKENDS,
-        group="common",
     )

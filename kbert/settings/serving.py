@@ -4,7 +4,7 @@ import dataclasses
 import ipaddress
 
 from kbert.errors import UserError
-from kbert.fields import check_settings, setting
+from kbert.fields import check_settings, common, setting
 from kbert.settings.models import SERVER_BACKENDS
 from kbert.settings.tasks import TaskModuleConfig
 
@@ -47,16 +47,13 @@ UNUSED_VALUES = (
 class ServeConfig(TaskModuleConfig):
     """Settings of `kbert.serve`; each is a flag."""
 
-    model_name: str = setting("default", "name of the model in requests", group="common")
-    model_base_path: str | None = setting(
-        None,
-        "folder of numbered exports, such as models/bert, which contains models/bert/1",
-        group="common",
+    model_name: str = common("default", "name of the model in requests")
+    model_base_path: str | None = common(
+        None, "folder of numbered exports, such as models/bert, which contains models/bert/1"
     )
-    model_config_file: str | None = setting(
+    model_config_file: str | None = common(
         None,
         "file that names several models: TensorFlow Serving's ModelServerConfig in text format",
-        group="common",
     )
     model_config_file_poll_wait_seconds: float = setting(
         0.0, "seconds between reads of --model_config_file; 0: read it once", at_least=0
@@ -67,15 +64,11 @@ class ServeConfig(TaskModuleConfig):
     enable_model_warmup: bool = setting(
         True, "run the warmup requests that an export contains before serving it"
     )
-    host: str = setting(
-        "127.0.0.1",
-        "address to listen on; 0.0.0.0 accepts connections from other machines",
-        group="common",
+    host: str = common(
+        "127.0.0.1", "address to listen on; 0.0.0.0 accepts connections from other machines"
     )
-    port: int = setting(8500, "gRPC port; 0: disabled", at_least=0, at_most=65_535, group="common")
-    rest_api_port: int = setting(
-        8501, "REST port; 0: disabled", at_least=0, at_most=65_535, group="common"
-    )
+    port: int = common(8500, "gRPC port; 0: disabled", at_least=0, at_most=65_535)
+    rest_api_port: int = common(8501, "REST port; 0: disabled", at_least=0, at_most=65_535)
     rest_api_timeout_in_ms: int = setting(
         30_000, "timeout of a REST request in milliseconds", at_least=1
     )
@@ -107,15 +100,12 @@ class ServeConfig(TaskModuleConfig):
     access_log: bool = setting(
         False, "log a line for each request, except for health checks and metrics"
     )
-    demo: bool = setting(
-        False, "serve a page to try the models in a browser, at / on the REST port", group="common"
-    )
-    backend: str = setting(
+    demo: bool = common(False, "serve a page to try the models in a browser, at / on the REST port")
+    backend: str = common(
         "auto",
         "runtime of the models; auto: OpenVINO for float32 exports of kbert, if it is installed "
         "and there is no GPU, else TensorFlow",
         choices=SERVER_BACKENDS,
-        group="common",
     )
     max_batch_size: int = setting(
         32, "maximum number of texts per batch; a batch may combine requests", at_least=1

@@ -4,7 +4,7 @@ import dataclasses
 
 from kbert.config import POOLINGS
 from kbert.errors import UserError
-from kbert.fields import check_settings, setting
+from kbert.fields import check_settings, common, required, setting
 from kbert.settings.training import TeacherConfig, TrainingConfig
 
 _TASKS = (
@@ -30,13 +30,11 @@ class TaskModuleConfig:
 class ColumnConfig:
     """How the columns and lines of example files are read, by all programs that read such files."""
 
-    text_column: str | None = setting(
-        None,
-        "column of the text (tag: of the words): its name or key, or its number from 0",
-        group="common",
+    text_column: str | None = common(
+        None, "column of the text (tag: of the words): its name or key, or its number from 0"
     )
-    text_pair_column: str | None = setting(None, "column of the second text", group="common")
-    label_column: str | None = setting(None, "column of the label; -1 is the last", group="common")
+    text_pair_column: str | None = common(None, "column of the second text")
+    label_column: str | None = common(None, "column of the label; -1 is the last")
     label_columns: str | None = setting(
         None, "multilabel: columns of 0 and 1, each named after its label, comma-separated"
     )
@@ -61,7 +59,7 @@ class ColumnConfig:
 class ExampleConfig(ColumnConfig, TaskModuleConfig):
     """The task of labeled examples, and how their files are read."""
 
-    task: str | None = setting(None, f"{_TASKS}; default: the model's task", group="common")
+    task: str | None = common(None, f"{_TASKS}; default: the model's task")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,35 +78,31 @@ class ScoreConfig(ExampleConfig):
 class FinetuneConfig(TrainingConfig, ScoreConfig):
     """Settings of `kbert.finetune`; each is a flag."""
 
-    task: str | None = setting(None, _TASKS, group="required")
-    init_from: str | None = setting(
+    task: str | None = required(None, _TASKS)
+    init_from: str | None = required(
         None,
         "weights to start from: RUN/pretrain/final, a folder in the format of "
         "google-research/bert, HF or KerasHub, or a model name on the Hugging Face hub",
-        group="required",
     )
-    train_file: str | None = setting(
+    train_file: str | None = required(
         None,
         "training examples: .tsv, .csv, .jsonl, .parquet, CoNLL, SQuAD .json, compressed or not, a "
         "folder of Hugging Face datasets, or tfds:NAME",
-        group="required",
     )
-    eval_file: str | None = setting(
+    eval_file: str | None = common(
         None,
         "examples to select the best checkpoint on; default: those held out by --eval_fraction; "
         "without any, the last weights are used",
-        group="common",
     )
-    test_file: str | None = setting(
-        None, "examples to score the selected weights on, once, at the end", group="common"
+    test_file: str | None = common(
+        None, "examples to score the selected weights on, once, at the end"
     )
-    eval_fraction: float = setting(
+    eval_fraction: float = common(
         0.0,
         "without --eval_file: fraction of the training examples to hold out for selecting the best "
         "checkpoint, stratified by class",
         at_least=0,
         below=1,
-        group="common",
     )
     folds: int | None = setting(
         None,
@@ -126,22 +120,21 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
         "label names in the order of their ids, comma-separated, or a file with one name per line; "
         "default: the labels of the teacher, else the sorted labels of the training data",
     )
-    epochs: float = setting(3.0, "passes over the training data", above=0, group="common")
-    batch_size: int = setting(32, "examples per step", at_least=1, group="common")
-    learning_rate: float = setting(5e-5, "peak learning rate", above=0, group="common")
+    epochs: float = common(3.0, "passes over the training data", above=0)
+    batch_size: int = common(32, "examples per step", at_least=1)
+    learning_rate: float = common(5e-5, "peak learning rate", above=0)
     warmup_ratio: float = setting(
         0.1,
         "fraction of the steps with linear warmup; then the learning rate decays linearly to 0",
         at_least=0,
         below=1,
     )
-    max_seq_length: int | None = setting(
+    max_seq_length: int | None = common(
         None,
         "maximum sequence length in tokens; longer texts are truncated, or split into windows "
         "(qa); default: 384 for qa, the value of a sentence-transformers folder for embed, else "
         "128; with a teacher: as in its training",
         at_least=5,
-        group="common",
     )
     bias_correction: bool = setting(
         True, "adamw: apply the bias correction of Adam; google-research/bert does not apply it"
@@ -265,15 +258,14 @@ class FinetuneConfig(TrainingConfig, ScoreConfig):
 class DistillConfig(FinetuneConfig, TeacherConfig):
     """Settings of `kbert.distill`; each is a flag."""
 
-    task: str | None = setting(None, f"{_TASKS}; default: the teacher's task", group="common")
-    teacher: str | None = setting(
-        None, "fine-tuned model to learn from, such as RUN/finetuning/best", group="required"
+    task: str | None = common(None, f"{_TASKS}; default: the teacher's task")
+    teacher: str | None = required(
+        None, "fine-tuned model to learn from, such as RUN/finetuning/best"
     )
-    init_from: str | None = setting(
+    init_from: str | None = common(
         None,
         "weights that the student starts from, as for kbert.finetune; default: blocks of the "
         "teacher (--student_layers)",
-        group="common",
     )
 
     def __post_init__(self) -> None:

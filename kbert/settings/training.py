@@ -6,7 +6,7 @@ import re
 from typing import ClassVar, Self
 
 from kbert.errors import UserError
-from kbert.fields import check_settings, setting
+from kbert.fields import check_settings, common, required, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,12 +29,11 @@ class TrainingConfig:
         "adamw: apply the bias correction of Adam, which allows higher learning rates; "
         "google-research/bert does not apply it",
     )
-    precision: str = setting(
+    precision: str = common(
         "float32",
         "Keras dtype policy of the model; auto: mixed_bfloat16 if the device multiplies bfloat16 "
         "matrices faster, else float32",
         choices=("float32", "mixed_bfloat16", "mixed_float16", "auto"),
-        group="common",
     )
     distribution: str = setting(
         "auto",
@@ -76,7 +75,7 @@ class TrainingConfig:
     save_every_steps: int = setting(1000, "steps between checkpoints", at_least=1)
     keep_checkpoints: int = setting(2, "number of checkpoints to keep", at_least=1)
     log_every_steps: int = setting(100, "steps between log lines", at_least=1)
-    seed: int = setting(0, "random seed", at_least=0, at_most=2**31 - 1, group="common")
+    seed: int = common(0, "random seed", at_least=0, at_most=2**31 - 1)
     wandb_project: str = setting(
         "", "Weights & Biases project to log metrics, settings and plots to"
     )
@@ -88,9 +87,7 @@ class TrainingConfig:
 class TeacherConfig:
     """Settings of distillation: the teacher and the weights of the loss terms."""
 
-    teacher: str | None = setting(
-        None, "distillation: folder of the larger model to learn from", group="common"
-    )
+    teacher: str | None = common(None, "distillation: folder of the larger model to learn from")
     student_layers: str | None = setting(
         None,
         "encoder blocks of the teacher that initialize the student's blocks (if --init_from is the "
@@ -164,37 +161,30 @@ class TeacherConfig:
 class PretrainConfig(TrainingConfig, TeacherConfig):
     """Settings of `kbert.pretrain`; each is a flag."""
 
-    input: str = setting(
+    input: str = required(
         "",
         "training text: comma-separated globs of text, JSON lines or Parquet files, a folder of "
         "Hugging Face datasets, tfds:NAME, sample:train (the text that comes with kbert), or one "
         "prepared corpus",
-        group="required",
     )
-    eval_input: str = setting(
-        "", "held-out text, in the same forms as --input, or sample:heldout", group="common"
-    )
+    eval_input: str = common("", "held-out text, in the same forms as --input, or sample:heldout")
     vocab_file: str | None = setting(
         None,
         "vocabulary file; default: the vocabulary of the prepared corpus, --init_from or "
         "--teacher, else one learned from the text",
     )
-    vocab_size: int = setting(
-        30522,
-        "maximum number of entries if the vocabulary is learned",
-        at_least=32,
-        group="common",
+    vocab_size: int = common(
+        30522, "maximum number of entries if the vocabulary is learned", at_least=32
     )
     lower_case: bool | None = setting(
         None,
         "lower-case the text and strip accents (uncased BERT); default: the casing of the prepared "
         "corpus, --init_from or --teacher, else true",
     )
-    bert_config: str | None = setting(
+    bert_config: str | None = common(
         None,
         "architecture: tiny, mini, small, medium, base, large, or a .yaml or .json file; default: "
         "the architecture of the checkpoint or of --init_from, else base",
-        group="common",
     )
     embedding_initializer_range: float | None = setting(
         None,
@@ -209,15 +199,12 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
         at_least=0,
         below=1,
     )
-    init_from: str | None = setting(
+    init_from: str | None = common(
         None,
         "folder to start from: weights, such as RUN/pretrain/final, with a new optimizer state; or "
         "a checkpoint, such as RUN/pretrain/checkpoint/step_00001000, with its optimizer state",
-        group="common",
     )
-    max_seq_length: int = setting(
-        128, "sequence length of an example in tokens, L", at_least=5, group="common"
-    )
+    max_seq_length: int = common(128, "sequence length of an example in tokens, L", at_least=5)
     max_predictions_per_seq: int | None = setting(
         None,
         "maximum number of masked positions per example, M; default: mask_rate * L, rounded up",
@@ -238,42 +225,34 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
     short_seq_prob: float = setting(
         0.1, "fraction of the examples cut to a random length", at_least=0, at_most=1
     )
-    global_batch_size: int = setting(
-        256, "examples per step, over all devices", at_least=1, group="common"
-    )
-    train_steps: int | None = setting(
+    global_batch_size: int = common(256, "examples per step, over all devices", at_least=1)
+    train_steps: int | None = common(
         None,
         "total number of training steps; default: 1,000,000, or as many as --time_budget allows",
         at_least=1,
-        group="common",
     )
-    time_budget: str | None = setting(
+    time_budget: str | None = common(
         None,
         "training time, such as 90s, 30m or 2h30m, instead of --train_steps: a new run times a few "
         "steps and sets train_steps, warmup_steps and eval_every_steps",
-        group="common",
     )
-    learning_rate: float = setting(1e-4, "peak learning rate", above=0, group="common")
-    warmup_steps: int | None = setting(
+    learning_rate: float = common(1e-4, "peak learning rate", above=0)
+    warmup_steps: int | None = common(
         None,
         "steps of linear warmup; default: 10,000, or a tenth of the steps of --time_budget",
         at_least=0,
-        group="common",
     )
-    lr_schedule: str = setting(
+    lr_schedule: str = common(
         "linear",
         "learning rate after the warmup: linear or cosine decay to 0; or warmup_stable_decay: "
         "constant, then a cooldown to 0 as 1 - sqrt(progress)",
         choices=("linear", "cosine", "warmup_stable_decay"),
-        group="common",
     )
     decay_steps: int | None = setting(
         None, "step at which the learning rate is 0; default: train_steps", at_least=1
     )
     decay_power: float = setting(
-        1.0,
-        "linear: the learning rate decays as (1 - step / decay_steps) to this power",
-        above=0,
+        1.0, "linear: the learning rate decays as (1 - step / decay_steps) to this power", above=0
     )
     cooldown_steps: int | None = setting(
         None,
