@@ -1,7 +1,6 @@
 """Reads Parquet files, Arrow files, and folders of Hugging Face `datasets`, with pyarrow."""
 
 import contextlib
-import itertools
 import json
 import os
 import re
@@ -91,16 +90,12 @@ def _read_list(path, key):
 def _splits_by_file_name(folder):
     """Returns a dict of split -> paths of the files in a folder and in its subfolder `data`."""
     splits = {}
-    for path in itertools.chain(storage.list_folder(folder), _list_subfolder(folder, "data")):
-        if path.lower().endswith(_SUFFIXES):
-            stem = os.path.splitext(os.path.basename(path))[0]
-            split = re.sub(r"-\d+-of-\d+$", "", stem).rpartition("-")[2]
-            splits.setdefault(split, []).append(os.path.join(folder, path))
+    for parent in (folder, os.path.join(folder, "data")):
+        for name in storage.list_folder(parent):
+            if name.lower().endswith(_SUFFIXES):
+                stem = re.sub(r"-\d+-of-\d+$", "", os.path.splitext(name)[0])
+                splits.setdefault(stem.rpartition("-")[2], []).append(os.path.join(parent, name))
     return splits
-
-
-def _list_subfolder(folder, name):
-    return [os.path.join(name, path) for path in storage.list_folder(os.path.join(folder, name))]
 
 
 def column_names(path: str) -> tuple[str, ...]:

@@ -22,23 +22,14 @@ def check_inputs(config: PretrainConfig) -> None:
 
     For remote text, only its existence is checked.
     """
-    places = [
-        {
-            _canonical_path(path)
-            for path in ([inputs] if is_prepared(inputs) else check_text(inputs))
-        }
-        for inputs in filter(None, (config.input, config.eval_input))
-    ]
-    both = set.intersection(*places) if len(places) == 2 else ()
-    if both:
+    places = []
+    for inputs in filter(None, (config.input, config.eval_input)):
+        paths = [inputs] if is_prepared(inputs) else check_text(inputs)
+        places.append({os.path.realpath(p) if os.path.exists(p) else p for p in paths})
+    if len(places) == 2 and (both := places[0] & places[1]):
         raise UserError(
             f"{min(both)} is in both --input and --eval_input; training text cannot be used for "
             f"evaluation. Remove it from one of them."
         )
     if config.bert_config:
         BertConfig.load(config.bert_config, vocab_size=5)
-
-
-def _canonical_path(path):
-    remote = storage.is_remote(path) or path.startswith("tfds:")
-    return path if remote else os.path.realpath(path)

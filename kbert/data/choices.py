@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import itertools
 import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from kbert.data.columns import (
     stated_header,
 )
 from kbert.data.examples import ChoiceExample
-from kbert.data.records import BadExample, Records, value_text
+from kbert.data.records import BadExample, Records, column_values, value_text
 from kbert.errors import UserError
 
 if TYPE_CHECKING:
@@ -156,26 +155,20 @@ def _unread_columns(records, columns):
     keys = [name if records.width is None else i for i, name in enumerate(records.names or ())]
     unread = []
     for key in keys:
-        values = [validation.get_value(row, key) for row in sample if _has_value(row, key)]
+        values = column_values(sample, key)
         words = [len(value.split()) for value in values if isinstance(value, str)]
         if key not in used and sum(words) >= 4 * len(sample) > 0:
             unread.append(records.names[key] if isinstance(key, int) else key)
     return unread
 
 
-def _has_value(row, key):
-    return key in row if isinstance(row, dict) else key < len(row)
-
-
 def _flatten_records(records):
     """Splits records of several questions; moves nested questions and choices to top-level keys."""
     items = (item for where, record in records.items for item in _flatten_item(where, record))
-    begun = [] if records.width is not None else [next(items, None)]
-    while begun and begun[-1] is not None and not isinstance(begun[-1][1], dict):
-        begun.append(next(items, None))
-    names = tuple(begun[-1][1]) if begun and begun[-1] else records.names
-    items = itertools.chain(filter(None, begun), items)
-    return dataclasses.replace(records, items=items, names=names)
+    records = dataclasses.replace(records, items=items)
+    if records.width is None and (sample := records.sample()):
+        records.names = tuple(sample[0])
+    return records
 
 
 def _flatten_item(where, record) -> "Iterator[tuple[str, Record | BadExample]]":

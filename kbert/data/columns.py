@@ -113,8 +113,10 @@ def column_of_flag(records: "Records", flag: str, column: str | None) -> str | i
         flag: name of the flag, for messages.
         column: value of the flag, a name or a number; negative numbers count from the right.
     """
-    if column is None:
-        return None
+    return None if column is None else _column(records, flag, column)
+
+
+def _column(records, flag, column):
     is_key = records.width is None and column in records.names
     if is_number(column) and not is_key:
         return _column_by_number(records, flag, int(column))
@@ -131,7 +133,7 @@ def find_column(
     """
     names = records.names
     if column is not None:
-        return column_of_flag(records, flag, column)
+        return _column(records, flag, column)
     if names is None:
         return place
     lower = [name.lower() for name in names]

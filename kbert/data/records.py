@@ -19,7 +19,7 @@ from kbert.utils import storage
 from kbert.utils.input_files import encoding_note, read_byte_lines, read_text
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
+    from typing import Any, TypeAlias
 
     Record: TypeAlias = Mapping[str, object] | list[str]
 
@@ -61,6 +61,14 @@ class Records:
         self.names = tuple(cell.strip() for cell in first)
         repeated = BadExample("the line repeats the header")
         self.items = ((at, repeated if row == first else row) for at, row in self.items)
+
+
+def column_values(rows: "Sequence[Record]", key: "Any") -> list[object]:
+    """Returns the values of a column in records; None in records that lack it."""
+    return [
+        row.get(key) if isinstance(row, Mapping) else row[key] if key < len(row) else None
+        for row in rows
+    ]
 
 
 def value_text(value: object) -> str:

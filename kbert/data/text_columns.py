@@ -32,7 +32,7 @@ from kbert.data.columns import (
     to_flag,
 )
 from kbert.data.headers import UndecidedError, find_header, normalize_name
-from kbert.data.records import BadExample, value_text
+from kbert.data.records import BadExample, column_values, value_text
 from kbert.errors import UserError
 
 if TYPE_CHECKING:
@@ -291,12 +291,7 @@ class _ColumnFinder:
 
     def _profile(self, key):
         if key not in self.profiles:
-            is_row = self.records.width is not None
-            values = (
-                (row[key] if key < len(row) else None) if is_row else row.get(key)
-                for row in self.rows
-            )
-            self.profiles[key] = Profile(values)
+            self.profiles[key] = Profile(column_values(self.rows, key))
         return self.profiles[key]
 
     def _name(self, key):

@@ -189,10 +189,7 @@ def _check_text(head, path):
 
 def _compression(first):
     """Returns the suffix of the compression detected from a file's first bytes, or None."""
-    for suffix, (_, magic, _) in _COMPRESSED.items():
-        if re.match(magic, first):
-            return suffix
-    return None
+    return next((s for s, (_, magic, _) in _COMPRESSED.items() if re.match(magic, first)), None)
 
 
 def _decompress(stream, path):
