@@ -99,9 +99,7 @@ class DistillationObjective:
     def _distance(self, student_outputs, teacher_outputs, difference, features, first):
         """Returns the difference from the teacher: the mean over the blocks, summed over tokens.
 
-        Args:
-            student_outputs, teacher_outputs: hidden states or attention weights by block.
-            first: whether the outputs begin with the embeddings.
+        `first` is 1 if the outputs begin with the embeddings.
         """
         mask, total = _token_mask(features), 0.0
         for i, number in enumerate(self._teacher.layers):

@@ -31,9 +31,6 @@ def word_count(text: str) -> int:
 class Profile:
     """A sample of the values of a column.
 
-    Args:
-        values: cells of a table, or values from JSON, Parquet or TFDS.
-
     Attributes:
         texts: the values that are not blank, as stripped strings.
         blanks: number of blank values and of None.
@@ -191,10 +188,6 @@ def guess_texts(
     profiles: "Mapping[Key, Profile]", min_texts: int, max_texts: int
 ) -> "list[Key] | None":
     """Returns the keys of the columns that are clearly texts, in order.
-
-    Args:
-        profiles: key -> Profile of the columns that may be texts.
-        min_texts, max_texts: minimum and maximum number of text columns.
 
     Returns:
         List of `min_texts` to `max_texts` keys, or None if it is not clear which columns are texts.

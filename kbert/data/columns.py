@@ -108,10 +108,7 @@ def to_flag(columns: "str | Sequence[str | int] | None") -> str | None:
 def column_of_flag(records: "Records", flag: str, column: str | None) -> str | int | None:
     """Returns the key or index of the column that a flag names, or None if `column` is None.
 
-    Args:
-        records: the records of a file.
-        flag: name of the flag, for messages.
-        column: value of the flag, a name or a number; negative numbers count from the right.
+    A column is a name or a number; negative numbers count from the right.
     """
     return None if column is None else _column(records, flag, column)
 

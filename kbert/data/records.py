@@ -94,14 +94,9 @@ def source_files(source: str) -> list[str]:
 
 
 def arrow_sources(source: str) -> list[str]:
-    """Returns the Parquet and Arrow files that a source names: one file, or those of a data set.
+    """Returns the Parquet and Arrow files that a source names; [] if it names others.
 
-    Args:
-        source: path of a file, or FOLDER or FOLDER:SPLIT as for
-            `kbert.corpus.arrow_files.dataset_files`.
-
-    Returns:
-        List of paths; [] for another source.
+    The source is a file, or FOLDER or FOLDER:SPLIT as for `dataset_files`.
     """
     return [source] if is_arrow_file(source) else dataset_files(source) or []
 

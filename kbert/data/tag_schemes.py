@@ -83,14 +83,10 @@ class TagScheme:
         return [span for span in self.spans(tags) if is_valid(*span[1:])]
 
     def write(self, spans: "Iterable[Span]", length: int) -> tuple[str, ...]:
-        """Returns the tags of a text with the given entities.
+        """Returns the tags of a text with the given entities, which must not overlap.
 
         If the scheme has no tag for a role and type, the word gets a tag of a similar role or, if
         there is none, of IOB2.
-
-        Args:
-            spans: entities that do not overlap, as tuples (type, begin, end).
-            length: number of words.
         """
         names = {meaning: tag for tag, meaning in reversed(self.roles.items())}
         tags = [self.outside] * length
@@ -113,11 +109,7 @@ class TagScheme:
 
 
 def tag_scheme(tags: Iterable[str]) -> TagScheme | None:
-    """Returns the scheme of a set of tags, or None if they mark no entities, like parts of speech.
-
-    Args:
-        tags: the label names of a model, or all tags of a file.
-    """
+    """Returns the scheme of tags, or None if they mark no entities, like parts of speech."""
     tags = sorted(set(tags))
     outside = next((tag for tag in "Oo" if tag in tags), None)
     marks = [tag for tag in tags if tag != outside and not _SPECIAL.fullmatch(tag)]

@@ -151,15 +151,14 @@ class ServeConfig(TaskModuleConfig):
                 "no model to serve: set --model_base_path to a folder of numbered exports, such as "
                 "models/bert, or set --model_config_file."
             )
-        default = {field.name: field.default for field in dataclasses.fields(self)}
-        if self.model_config_file and self.model_name != default["model_name"]:
+        if self.model_config_file and self.model_name != ServeConfig.model_name:
             raise UserError(
                 "--model_name requires --model_base_path; --model_config_file names its models."
             )
         if self.model_base_path and self.model_config_file_poll_wait_seconds:
             raise UserError("--model_config_file_poll_wait_seconds requires --model_config_file.")
         timeout = self.rest_api_timeout_in_ms
-        if not self.rest_api_port and timeout != default["rest_api_timeout_in_ms"]:
+        if not self.rest_api_port and timeout != ServeConfig.rest_api_timeout_in_ms:
             raise UserError(
                 "--rest_api_timeout_in_ms requires REST, which --rest_api_port=0 disables."
             )

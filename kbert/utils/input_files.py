@@ -158,10 +158,7 @@ def _conversion(path, encoding):
 def filter_command(path: str | os.PathLike[str], command: str, output: str | None = None) -> str:
     """Returns the command line that decompresses a file, if needed, and filters it.
 
-    Args:
-        path: path of the file.
-        command: command that filters its standard input.
-        output: path of the new file; None: NAME.utf8.SUFFIX beside the file.
+    The default `output` is NAME.utf8.SUFFIX beside the file.
     """
     with storage.open_stream(path) as stream:
         suffix = _compression(stream.peek(16))

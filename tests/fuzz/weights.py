@@ -13,6 +13,7 @@ from kbert.model.weights.tensors import part_of, weight_shapes
 from kbert.tokenizer.vocab import write_vocab
 from kbert.utils.formats import (
     EXPORT_FILE,
+    export_checksum,
     find_folder,
     read_export,
     sha256_of,
@@ -108,7 +109,9 @@ def _write_export(folder):
     SMALL.save(extra / "config.json")
     write_vocab(VOCAB, extra / "vocab.txt")
     files = {f"assets.extra/{path.name}": sha256_of(path) for path in sorted(extra.iterdir())}
-    (extra / EXPORT_FILE).write_bytes(as_json(EXPORT | {"weights": list(weights), "files": files}))
+    metadata = EXPORT | {"weights": list(weights), "files": files}
+    metadata["checksum"] = export_checksum(metadata)
+    (extra / EXPORT_FILE).write_bytes(as_json(metadata))
     (folder / "variables").mkdir()
     tf.raw_ops.SaveV2(
         prefix=str(folder / "variables" / "variables"),
