@@ -1,6 +1,6 @@
 """Endpoints for methods without a task; the endpoints of tasks are in `kbert.tasks`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -8,7 +8,7 @@ import tensorflow as tf
 from kbert.model.models import BertForMaskedLM, BertForNextSentencePrediction
 from kbert.tasks import registry
 from kbert.tasks.endpoint import Endpoint, as_array
-from kbert.tasks.outputs import MAX_MASKS, masked_logits
+from kbert.tasks.outputs import MAX_MASKS, TensorDict, masked_logits
 from kbert.tokenizer.tokenizer import BertTokenizer
 
 
@@ -25,9 +25,7 @@ class NextSentence(Endpoint):
         "is_next": "(B,) float32, the probability that text_pair follows text"
     }
 
-    def postprocess(
-        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
+    def postprocess(self, outputs: TensorDict, features: TensorDict) -> TensorDict:
         return {"is_next": tf.nn.softmax(outputs["logits"])[:, 0]}
 
     def reference_outputs(self, text: Sequence[str], text_pair: Sequence[str]) -> dict[str, Any]:
@@ -50,14 +48,12 @@ class Encode(Endpoint):
 
     token_outputs: tuple[str, ...] = ("attention_mask", "last_hidden_state")
 
-    def forward(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def forward(self, features: TensorDict) -> TensorDict:
         outputs = self.model(features, training=False)
         names = ("last_hidden_state", "pooler_output")
         return {name: tf.cast(outputs[name], "float32") for name in names}
 
-    def postprocess(
-        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
+    def postprocess(self, outputs: TensorDict, features: TensorDict) -> TensorDict:
         mask = features["attention_mask"]
         states = tf.where(mask[:, :, None] == 1, outputs["last_hidden_state"], 0.0)
         return {**outputs, "last_hidden_state": states, "attention_mask": tf.identity(mask)}
@@ -102,15 +98,13 @@ class FillMask(Endpoint):
     def trackables(self) -> list[Any]:
         return [self.mask_tokenizer]
 
-    def encode_texts(self, text: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+    def encode_texts(self, text: tf.Tensor) -> tuple[TensorDict, TensorDict]:
         return self.encode(text, tokenizer=self.mask_tokenizer), {}
 
-    def forward(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def forward(self, features: TensorDict) -> TensorDict:
         return masked_logits(self.model, features, self.tokenizer)
 
-    def postprocess(
-        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
+    def postprocess(self, outputs: TensorDict, features: TensorDict) -> TensorDict:
         mask_id = self.tokenizer.mask_id
         counts = tf.math.count_nonzero(features["input_ids"] == mask_id, axis=1, dtype=tf.int32)
         M = tf.minimum(tf.reduce_max(tf.concat([counts, [0]], axis=0)), MAX_MASKS)

@@ -1,6 +1,6 @@
 """The task choice: one of several texts."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from kbert.model.models import BertForMultipleChoice
 from kbert.tasks.arguments import same_length
 from kbert.tasks.encoding import Encoded, encode_texts, stack_items, with_labels
 from kbert.tasks.endpoint import Endpoint
-from kbert.tasks.outputs import softmax
+from kbert.tasks.outputs import Outputs, Predictions, TensorDict, softmax
 from kbert.tasks.span_ops import apply_in_batches
 from kbert.tasks.task import Task
 
@@ -37,9 +37,7 @@ class ChoiceEndpoint(Endpoint):
         "probabilities": "(B, C) float32, the probabilities of all choices",
     }
 
-    def encode_texts(
-        self, text: tf.Tensor, choices: tf.Tensor
-    ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+    def encode_texts(self, text: tf.Tensor, choices: tf.Tensor) -> tuple[TensorDict, TensorDict]:
         B, C = tf.unstack(tf.shape(choices))
         # Truncate the texts before they are repeated for each choice, to save memory.
         text_ids = self.token_ids(text)[:, : self.max_seq_length]
@@ -48,23 +46,13 @@ class ChoiceEndpoint(Endpoint):
         features = self.tokenizer.pack(segments, self.max_seq_length, padding="longest")
         return {name: x[:, None] for name, x in features.items()}, {}  # (B * C, 1, L)
 
-    def from_ids(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def from_ids(self, features: TensorDict) -> TensorDict:
         B, C, L = tf.unstack(tf.shape(features["input_ids"]))
         rows = {name: tf.reshape(x, [B * C, 1, L]) for name, x in features.items()}
         logits = apply_in_batches(self.compute, rows)["logits"]
         return {"logits": tf.reshape(logits, [B, C])}
 
-    def postprocess(
-        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
-        return dict(outputs)
-
-    def decode(
-        self,
-        texts: Mapping[str, tf.Tensor],
-        extra: Mapping[str, tf.Tensor],
-        outputs: Mapping[str, tf.Tensor],
-    ) -> dict[str, tf.Tensor]:
+    def decode(self, texts: TensorDict, extra: TensorDict, outputs: TensorDict) -> TensorDict:
         choices = texts["choices"]
         probabilities = tf.nn.softmax(tf.reshape(outputs["logits"], tf.shape(choices)))
         choice = tf.argmax(probabilities, axis=-1, output_type=tf.int32)
@@ -131,10 +119,7 @@ class Choice(Task):
         return Encoded(items)
 
     def predictions(
-        self,
-        examples: Sequence[ChoiceExample],
-        encoded: Encoded,
-        outputs: Iterable[dict[str, np.ndarray]],
+        self, examples: Sequence[ChoiceExample], encoded: Encoded, outputs: Outputs
     ) -> list[dict[str, Any]]:
         predictions = []
         for example, output in zip(examples, outputs, strict=True):
@@ -146,7 +131,7 @@ class Choice(Task):
         return predictions
 
     def scores(
-        self, examples: Sequence[ChoiceExample], predictions: Sequence[dict[str, Any]]
+        self, examples: Sequence[ChoiceExample], predictions: Predictions
     ) -> dict[str, float]:
         right = [e.label == p["choice"] for e, p in zip(examples, predictions, strict=True)]
         return {"accuracy": float(np.mean(right))}

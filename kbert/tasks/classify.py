@@ -1,6 +1,6 @@
 """The task classify: one of C labels for a text or a pair of texts."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from kbert.tasks import metrics
 from kbert.tasks.encoding import Encoded
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.labels import all_label_names, all_label_numbers
-from kbert.tasks.outputs import softmax
+from kbert.tasks.outputs import Outputs, Predictions, TensorDict, softmax
 from kbert.tasks.text_task import TextTask
 
 
@@ -33,9 +33,7 @@ class ClassificationEndpoint(Endpoint):
         "probabilities": "(B, C) float32, the probabilities of all labels",
     }
 
-    def postprocess(
-        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
+    def postprocess(self, outputs: TensorDict, features: TensorDict) -> TensorDict:
         probabilities = tf.nn.softmax(outputs["logits"])
         best = tf.argmax(probabilities, axis=-1)
         return {
@@ -68,10 +66,7 @@ class Classification(TextTask):
         return np.array([numbers[example.label] for example in examples], np.int32)
 
     def predictions(
-        self,
-        examples: Sequence[TextExample],
-        encoded: Encoded,
-        outputs: Iterable[dict[str, np.ndarray]],
+        self, examples: Sequence[TextExample], encoded: Encoded, outputs: Outputs
     ) -> list[dict[str, Any]]:
         predictions = []
         for output in outputs:
@@ -83,19 +78,17 @@ class Classification(TextTask):
             )
         return predictions
 
-    def predicted_numbers(self, predictions: Sequence[dict[str, Any]]) -> np.ndarray:
+    def predicted_numbers(self, predictions: Predictions) -> np.ndarray:
         """Returns the id of each predicted label, (N,) int."""
         return np.array([self.label_names.index(prediction["label"]) for prediction in predictions])
 
-    def scores(
-        self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]
-    ) -> dict[str, float]:
+    def scores(self, examples: Sequence[TextExample], predictions: Predictions) -> dict[str, float]:
         return metrics.classification_scores(
             *(self.targets(examples), self.predicted_numbers(predictions)),
             len(all_label_names(examples, self.label_names)),
         )
 
-    def report(self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]) -> str:
+    def report(self, examples: Sequence[TextExample], predictions: Predictions) -> str:
         return metrics.classification_report_text(
             *(self.targets(examples), self.predicted_numbers(predictions)),
             all_label_names(examples, self.label_names),

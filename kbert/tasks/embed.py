@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from kbert.model.models import BertForEmbedding
 from kbert.tasks import embedding_losses, metrics
 from kbert.tasks.encoding import Encoded, encode_texts, stack_items, with_labels
 from kbert.tasks.endpoint import Endpoint
-from kbert.tasks.outputs import l2_normalize, similarities
+from kbert.tasks.outputs import Outputs, Predictions, TensorDict, l2_normalize, similarities
 from kbert.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -47,15 +47,10 @@ class EmbedEndpoint(Endpoint):
         meaning = f"(B, E) float32, {self.settings.pooling} pooling, {length}"
         self.output_spec: dict[str, str] = {"embedding": meaning}
 
-    def encode_texts(self, text: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+    def encode_texts(self, text: tf.Tensor) -> tuple[TensorDict, TensorDict]:
         if self.settings.prompt:
             text = tf.strings.join([self.settings.prompt, text])
         return super().encode_texts(text=text)
-
-    def postprocess(
-        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
-        return dict(outputs)
 
     def reference_outputs(self, text: Sequence[str]) -> dict[str, Any]:
         return {"embedding": self.predictor.embed(text)}
@@ -226,10 +221,7 @@ class Embedding(Task):
         return Encoded(items)
 
     def losses(
-        self,
-        outputs: Mapping[str, tf.Tensor],
-        labels: tf.Tensor,
-        weights: tf.Tensor | None = None,
+        self, outputs: TensorDict, labels: tf.Tensor, weights: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the losses and whether the predictions are correct, (B,) float32 each.
 
@@ -264,10 +256,7 @@ class Embedding(Task):
         return list(predictor.embed(*texts))
 
     def predictions(
-        self,
-        examples: Sequence[EmbeddingExample],
-        encoded: Encoded,
-        outputs: Iterable[dict[str, np.ndarray]],
+        self, examples: Sequence[EmbeddingExample], encoded: Encoded, outputs: Outputs
     ) -> list[dict[str, Any]]:
         """Returns a dict of `similarity`, the cosine of the first two texts, for each example.
 
@@ -282,7 +271,7 @@ class Embedding(Task):
         return rows
 
     def scores(
-        self, examples: Sequence[EmbeddingExample], predictions: Sequence[dict[str, Any]]
+        self, examples: Sequence[EmbeddingExample], predictions: Predictions
     ) -> dict[str, float]:
         if examples[0].label is not None:
             labels = np.array([example.label for example in examples])

@@ -1,7 +1,6 @@
 """The base class of endpoints, which build the graph of a prediction method for exports."""
 
-import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import tensorflow as tf
 from kbert.model.models import BertModel
 from kbert.settings import TextLimits
 from kbert.tasks.limits import limited_ids, limited_texts
+from kbert.tasks.outputs import TensorDict
 from kbert.tasks.span_ops import apply_in_batches
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kbert.tokenizer.tokenizer import BertTokenizer
 
 
-class Endpoint(abc.ABC):
+class Endpoint:
     """A prediction method as a TensorFlow graph; `from_texts` consists of three steps.
 
     1. `encode_texts` converts B texts to N rows of ids: one row per text, window or choice.
@@ -62,7 +62,7 @@ class Endpoint(abc.ABC):
     model: "PretrainedModel"
     tokenizer: "BertTokenizer"
     max_seq_length: int
-    compute: Callable[[Mapping[str, tf.Tensor]], dict[str, tf.Tensor]]
+    compute: Callable[[TensorDict], TensorDict]
     model_class: "type[PretrainedModel]" = BertModel
     texts: dict[str, int] = {"text": 1}
     forward_spec: dict[str, tuple[str, str]] = {}
@@ -94,7 +94,7 @@ class Endpoint(abc.ABC):
         """Whether `decode` is needed, because a text may have several rows."""
         return type(self).decode is not Endpoint.decode
 
-    def from_texts(self, **texts: tf.Tensor) -> dict[str, tf.Tensor]:
+    def from_texts(self, **texts: tf.Tensor) -> TensorDict:
         """Returns the results for texts, (B,) string each: a dict of tensors, batch axis first.
 
         Raises:
@@ -105,9 +105,7 @@ class Endpoint(abc.ABC):
             return self.from_ids(features)
         return self.decode(texts, extra, apply_in_batches(self.from_ids, features))
 
-    def encode_limited(
-        self, **texts: tf.Tensor
-    ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+    def encode_limited(self, **texts: tf.Tensor) -> tuple[TensorDict, TensorDict]:
         """Checks that the texts do not exceed `limits`, and returns the results of `encode_texts`.
 
         Raises:
@@ -115,7 +113,7 @@ class Endpoint(abc.ABC):
         """
         return self.encode_texts(**limited_texts(texts, self.limits))
 
-    def encode_texts(self, **texts: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+    def encode_texts(self, **texts: tf.Tensor) -> tuple[TensorDict, TensorDict]:
         """Converts texts to rows of ids.
 
         Returns:
@@ -124,12 +122,7 @@ class Endpoint(abc.ABC):
         """
         return self.encode(**texts), {}
 
-    def decode(
-        self,
-        texts: Mapping[str, tf.Tensor],
-        extra: Mapping[str, tf.Tensor],
-        outputs: Mapping[str, tf.Tensor],
-    ) -> dict[str, tf.Tensor]:
+    def decode(self, texts: TensorDict, extra: TensorDict, outputs: TensorDict) -> TensorDict:
         """Combines the outputs of N rows to the results of B texts.
 
         Args:
@@ -149,27 +142,25 @@ class Endpoint(abc.ABC):
         columns = {n: [row[n] for row in rows] for n in self.output_spec if n in rows[0]}
         return columns | {n: as_array(columns[n], fill) for n, fill in self.padded.items()}
 
-    def from_ids(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def from_ids(self, features: TensorDict) -> TensorDict:
         """Returns the results for the `ENCODER_FEATURES`: (B, L), or (B, C, L) for choices."""
         return self.postprocess(self.compute(features), features)
 
-    def forward(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def forward(self, features: TensorDict) -> TensorDict:
         """Returns the model outputs in `forward_spec`: a dict of float32 tensors, batch first."""
         outputs = self.model(features, training=False)
         return {name: outputs[name] for name in self.forward_spec}
 
-    @abc.abstractmethod
-    def postprocess(
-        self, outputs: dict[str, tf.Tensor], features: Mapping[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
+    def postprocess(self, outputs: TensorDict, features: TensorDict) -> TensorDict:
         """Converts the outputs of `forward` for `features` to the results of `from_ids`."""
+        return outputs
 
     def encode(
         self,
         text: tf.Tensor,
         text_pair: tf.Tensor | None = None,
         tokenizer: "BertTokenizer | None" = None,
-    ) -> dict[str, tf.Tensor]:
+    ) -> TensorDict:
         """Returns the features of texts, (B, L) int32 each.
 
         The sequences are truncated to `max_seq_length` and padded to the longest one.

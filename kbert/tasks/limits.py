@@ -1,9 +1,10 @@
 """Checks, in the graph of an export, of the sizes of the texts in a request."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import tensorflow as tf
+
+from kbert.tasks.outputs import TensorDict
 
 if TYPE_CHECKING:
     from kbert.settings import TextLimits
@@ -37,9 +38,7 @@ def limited(
         return tf.identity(tensor)
 
 
-def limited_texts(
-    texts: Mapping[str, tf.Tensor], limits: "TextLimits | None"
-) -> dict[str, tf.Tensor]:
+def limited_texts(texts: TensorDict, limits: "TextLimits | None") -> TensorDict:
     """Returns texts, and adds checks of their lengths in bytes and of the number of choices.
 
     Args:

@@ -1,7 +1,7 @@
 """The task multilabel: any number of C labels for a text or a pair of texts."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from kbert.tasks.encoding import Encoded
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.labels import all_label_names, all_label_numbers
 from kbert.tasks.losses import soft_losses
+from kbert.tasks.outputs import Outputs, Predictions, TensorDict
 from kbert.tasks.text_task import TextTask
 
 
@@ -34,9 +35,7 @@ class MultiLabelEndpoint(Endpoint):
     }
     padded: dict[str, str | int | float] = {"labels": ""}
 
-    def postprocess(
-        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
+    def postprocess(self, outputs: TensorDict, features: TensorDict) -> TensorDict:
         logits = outputs["logits"]
         rows = tf.broadcast_to(tf.constant(self.task.label_names), tf.shape(logits))
         labels = tf.ragged.boolean_mask(rows, logits > 0)
@@ -108,19 +107,14 @@ class MultiLabel(TextTask):
             row[[numbers[name] for name in example.label]] = 1
         return targets
 
-    def losses(
-        self, outputs: Mapping[str, tf.Tensor], labels: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def losses(self, outputs: TensorDict, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         logits = outputs["logits"]
         losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)  # (B, C)
         right = tf.reduce_all((logits > 0) == (labels > 0.5), axis=1)
         return tf.reduce_mean(losses, axis=1), tf.cast(right, tf.float32)
 
     def soft_losses(
-        self,
-        outputs: Mapping[str, tf.Tensor],
-        teacher_outputs: Mapping[str, tf.Tensor],
-        temperature: float,
+        self, outputs: TensorDict, teacher_outputs: TensorDict, temperature: float
     ) -> tf.Tensor:
         """Returns the binary distillation losses, (B,) float32, averaged over the labels."""
         both = [
@@ -130,10 +124,7 @@ class MultiLabel(TextTask):
         return tf.reduce_mean(soft_losses(*both, temperature), axis=1)
 
     def predictions(
-        self,
-        examples: Sequence[TextExample],
-        encoded: Encoded,
-        outputs: Iterable[dict[str, np.ndarray]],
+        self, examples: Sequence[TextExample], encoded: Encoded, outputs: Outputs
     ) -> list[dict[str, Any]]:
         predictions = []
         for output in outputs:
@@ -147,9 +138,7 @@ class MultiLabel(TextTask):
             predictions.append({"labels": names, "scores": by_name})
         return predictions
 
-    def scores(
-        self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]
-    ) -> dict[str, float]:
+    def scores(self, examples: Sequence[TextExample], predictions: Predictions) -> dict[str, float]:
         names = all_label_names(examples, self.label_names)
         predicted = [[name in row["labels"] for name in names] for row in predictions]
         return metrics.multilabel_scores(self.targets(examples) > 0, np.array(predicted))

@@ -1,7 +1,7 @@
 """Functions that compute probabilities, embeddings, similarities and the logits of [MASK]."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from kbert.model.models import BertForEmbedding, BertForMaskedLM, BertModel
     from kbert.tokenizer.tokenizer import BertTokenizer
 
+TensorDict = dict[str, tf.Tensor]
+Outputs = Iterable[dict[str, np.ndarray]]  # of a BatchRunner: a dict for each item
+Predictions = Sequence[dict[str, Any]]
+
 MAX_MASKS = 16  # maximum number of [MASK] tokens that are predicted in a text
 
 
@@ -22,9 +26,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exponents / exponents.sum(axis=-1, keepdims=True)
 
 
-def embeddings(
-    model: "BertForEmbedding | BertModel", features: Mapping[str, tf.Tensor]
-) -> dict[str, tf.Tensor]:
+def embeddings(model: "BertForEmbedding | BertModel", features: TensorDict) -> TensorDict:
     """Returns the embeddings of texts before normalization: dict of pooling -> (B, E) float32."""
     head = getattr(model, "embedding", None) or EmbeddingHead(model.config)
     x = getattr(model, "bert", model)(features, training=False)["last_hidden_state"]
@@ -70,8 +72,8 @@ def l2_normalize(vectors: np.ndarray) -> np.ndarray:
 
 
 def masked_logits(
-    model: "BertForMaskedLM", features: Mapping[str, tf.Tensor], tokenizer: "BertTokenizer"
-) -> dict[str, tf.Tensor]:
+    model: "BertForMaskedLM", features: TensorDict, tokenizer: "BertTokenizer"
+) -> TensorDict:
     """Returns `logits`, (B, M, V) float32, at the first `MAX_MASKS` [MASK] tokens of each text.
 
     M is `MAX_MASKS`, or L if that is smaller. If a text has fewer [MASK] tokens, the remaining

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from kbert.tasks.arguments import same_length
 from kbert.tasks.encoding import Encoded, unpad_batch, with_labels
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.losses import choice_losses, soft_losses
+from kbert.tasks.outputs import Outputs, Predictions, TensorDict
 from kbert.tasks.span_ops import (
     TokenWindows,
     best_spans,
@@ -70,18 +71,13 @@ class AnswerEndpoint(Endpoint):
 
     def encode_texts(
         self, question: tf.Tensor, context: tf.Tensor
-    ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+    ) -> tuple[TensorDict, TensorDict]:
         task, lengths = self.task, (self.max_seq_length, self.task.doc_stride)
         tokens = tokenize_questions(question, context, self.tokenizer, task.max_query_length)
         windows = question_windows(*tokens, self.tokenizer, *lengths, self.limits)
         return windows.features, windows.tensors()
 
-    def decode(
-        self,
-        texts: Mapping[str, tf.Tensor],
-        extra: Mapping[str, tf.Tensor],
-        outputs: Mapping[str, tf.Tensor],
-    ) -> dict[str, tf.Tensor]:
+    def decode(self, texts: TensorDict, extra: TensorDict, outputs: TensorDict) -> TensorDict:
         task, windows, context = self.task, TokenWindows.from_tensors(extra), texts["context"]
         scores, none = span_scores(windows, outputs, task.max_answer_length)
         start, end, score = best_spans(windows, scores)
@@ -95,11 +91,6 @@ class AnswerEndpoint(Endpoint):
             "score": tf.cast(tf.where(answers, score, none), tf.float32),
             "no_answer_score": tf.ensure_shape(tf.cast(none, tf.float32), [None]),
         }
-
-    def postprocess(
-        self, outputs: dict[str, tf.Tensor], features: Mapping[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
-        return outputs
 
 
 class QuestionAnswering(Task):
@@ -167,10 +158,7 @@ class QuestionAnswering(Task):
 
     @classmethod
     def checked_for_training(
-        cls,
-        examples: list[QuestionExample],
-        skip_bad_lines: bool,
-        report: Callable[[str], object],
+        cls, examples: list[QuestionExample], skip_bad_lines: bool, report: Callable[[str], object]
     ) -> list[QuestionExample]:
         kept, moved, first = [], 0, ""
         for example in examples:
@@ -307,18 +295,13 @@ class QuestionAnswering(Task):
             questions, columns, self.tokenizer, self.max_seq_length, self.doc_stride
         )
 
-    def losses(
-        self, outputs: Mapping[str, tf.Tensor], labels: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def losses(self, outputs: TensorDict, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         start_losses, start_right = choice_losses(outputs["start_logits"], labels[:, 0])
         end_losses, end_right = choice_losses(outputs["end_logits"], labels[:, 1])
         return (start_losses + end_losses) / 2, start_right * end_right
 
     def soft_losses(
-        self,
-        outputs: Mapping[str, tf.Tensor],
-        teacher_outputs: Mapping[str, tf.Tensor],
-        temperature: float,
+        self, outputs: TensorDict, teacher_outputs: TensorDict, temperature: float
     ) -> tf.Tensor:
         """Returns the mean of the distillation losses of the start and the end, (B,) float32."""
         start, end = (
@@ -328,10 +311,7 @@ class QuestionAnswering(Task):
         return (start + end) / 2
 
     def predictions(
-        self,
-        examples: Sequence[QuestionExample],
-        encoded: Encoded,
-        outputs: Iterable[dict[str, np.ndarray]],
+        self, examples: Sequence[QuestionExample], encoded: Encoded, outputs: Outputs
     ) -> list[dict[str, Any]]:
         return best_answers(
             examples,
@@ -344,9 +324,7 @@ class QuestionAnswering(Task):
             allow_overlap=self.top_k is not None,
         )
 
-    def find_threshold(
-        self, examples: Sequence[QuestionExample], predictions: Sequence[dict[str, Any]]
-    ) -> None:
+    def find_threshold(self, examples: Sequence[QuestionExample], predictions: Predictions) -> None:
         """Sets `null_threshold` to the value with the best F1 on the examples.
 
         Args:
@@ -359,7 +337,7 @@ class QuestionAnswering(Task):
         self.null_threshold, _ = best_null_threshold(examples, predictions)
 
     def scores(
-        self, examples: Sequence[QuestionExample], predictions: Sequence[dict[str, Any]]
+        self, examples: Sequence[QuestionExample], predictions: Predictions
     ) -> dict[str, float]:
         answers = {
             e.id: prediction["text"] for e, prediction in zip(examples, predictions, strict=True)

@@ -1,6 +1,6 @@
 """The task regress: a number for a text or a pair of texts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from kbert.errors import UserError
 from kbert.tasks import metrics
 from kbert.tasks.encoding import Encoded
 from kbert.tasks.endpoint import Endpoint
+from kbert.tasks.outputs import Outputs, Predictions, TensorDict
 from kbert.tasks.text_task import TextTask
 
 
@@ -31,9 +32,7 @@ class RegressionEndpoint(Endpoint):
             self.output_spec: dict[str, str] = {"scores": "(B, C) float32, the numbers"}
             self.standard_api: str | None = None  # the Regress API returns one number per text
 
-    def postprocess(
-        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
+    def postprocess(self, outputs: TensorDict, features: TensorDict) -> TensorDict:
         logits = outputs["logits"]
         return {"scores": logits} if "scores" in self.output_spec else {"score": logits[:, 0]}
 
@@ -66,26 +65,18 @@ class Regression(TextTask):
         targets = self.targets(examples)
         return f"{targets.min():g} to {targets.max():g}, mean {targets.mean():g}"
 
-    def losses(
-        self, outputs: Mapping[str, tf.Tensor], labels: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def losses(self, outputs: TensorDict, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         losses = tf.square(outputs["logits"][:, 0] - labels)
         return losses, tf.zeros_like(losses)
 
     def soft_losses(
-        self,
-        outputs: Mapping[str, tf.Tensor],
-        teacher_outputs: Mapping[str, tf.Tensor],
-        temperature: float,
+        self, outputs: TensorDict, teacher_outputs: TensorDict, temperature: float
     ) -> tf.Tensor:
         """Returns the squared differences from the teacher, (B,); the temperature has no effect."""
         return tf.square(outputs["logits"][:, 0] - teacher_outputs["logits"][:, 0])
 
     def predictions(
-        self,
-        examples: Sequence[TextExample],
-        encoded: Encoded,
-        outputs: Iterable[dict[str, np.ndarray]],
+        self, examples: Sequence[TextExample], encoded: Encoded, outputs: Outputs
     ) -> list[dict[str, Any]]:
         rows = [output["logits"].tolist() for output in outputs]
         if rows and len(rows[0]) > 1:
@@ -98,9 +89,7 @@ class Regression(TextTask):
             return {"scores": list(prediction["scores"].values())}
         return prediction
 
-    def scores(
-        self, examples: Sequence[TextExample], predictions: Sequence[dict[str, Any]]
-    ) -> dict[str, float]:
+    def scores(self, examples: Sequence[TextExample], predictions: Predictions) -> dict[str, float]:
         return metrics.regression_scores(
             np.array([example.label for example in examples]),
             np.array([prediction["score"] for prediction in predictions]),

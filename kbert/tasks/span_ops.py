@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from kbert.tasks.limits import limited, limited_ids
+from kbert.tasks.outputs import TensorDict
 from kbert.tokenizer.packing import pack_slices
 from kbert.tokenizer.vocab import CONTINUATION
 
@@ -38,7 +39,7 @@ class TokenWindows:
         ids, starts, ends: (B, None) ragged, the tokens of the texts and their byte offsets.
     """
 
-    features: dict[str, tf.Tensor]
+    features: TensorDict
     owner: tf.Tensor
     first: tf.Tensor
     token: tf.Tensor
@@ -48,7 +49,7 @@ class TokenWindows:
     starts: tf.RaggedTensor
     ends: tf.RaggedTensor
 
-    def tensors(self) -> dict[str, tf.Tensor]:
+    def tensors(self) -> TensorDict:
         """Returns everything except the features as dense tensors; see `from_tensors`."""
         dense = ("owner", "first", "token", "inside", "begin")
         ragged = {name: getattr(self, name).flat_values for name in ("ids", "starts", "ends")}
@@ -59,7 +60,7 @@ class TokenWindows:
         )
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, tf.Tensor]) -> "Self":
+    def from_tensors(cls, tensors: TensorDict) -> "Self":
         """Returns the TokenWindows, without features, of the result of `tensors`."""
         fields: dict[str, Any] = dict(tensors)
         splits = fields.pop("row_splits")
@@ -183,10 +184,8 @@ def _windows(columns, room, step, tokenizer, limits, question_ids=None):
 
 
 def apply_in_batches(
-    function: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]],
-    features: dict[str, tf.Tensor],
-    rows: int = 32,
-) -> dict[str, tf.Tensor]:
+    function: Callable[[TensorDict], TensorDict], features: TensorDict, rows: int = 32
+) -> TensorDict:
     """Applies a function to rows in small batches, because a text may have thousands of windows.
 
     Args:
@@ -230,7 +229,7 @@ def tagged_spans(
     probabilities: tf.Tensor | np.ndarray,
     roles: Sequence[tuple[str, str]],
     tokenizer: "BertTokenizer",
-) -> dict[str, tf.Tensor]:
+) -> TensorDict:
     """Returns the spans of texts, (B, S) each; see `output_spec` of `kbert.tasks.tag.TagEndpoint`.
 
     Args:

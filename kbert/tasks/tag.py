@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from kbert.tasks import metrics
 from kbert.tasks.encoding import Encoded, unpad_batch, with_labels
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.labels import label_numbers, names_text
-from kbert.tasks.outputs import softmax
+from kbert.tasks.outputs import Outputs, Predictions, TensorDict, softmax
 from kbert.tasks.span_ops import TokenWindows, characters_before, tagged_spans, text_windows
 from kbert.tasks.task import Task
 from kbert.tokenizer.vocab import CONTINUATION
@@ -64,22 +64,15 @@ class TagEndpoint(Endpoint):
 
     token_outputs: tuple[str, ...] = ("probabilities",)
 
-    def encode_texts(self, text: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+    def encode_texts(self, text: tf.Tensor) -> tuple[TensorDict, TensorDict]:
         windows = text_windows(text, self.tokenizer, self.max_seq_length, self.limits)
         return windows.features, windows.tensors()
 
-    def decode(
-        self,
-        texts: Mapping[str, tf.Tensor],
-        extra: Mapping[str, tf.Tensor],
-        outputs: Mapping[str, tf.Tensor],
-    ) -> dict[str, tf.Tensor]:
+    def decode(self, texts: TensorDict, extra: TensorDict, outputs: TensorDict) -> TensorDict:
         windows, probabilities = TokenWindows.from_tensors(extra), outputs["probabilities"]
         return tagged_spans(texts["text"], windows, probabilities, self.task.roles, self.tokenizer)
 
-    def postprocess(
-        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
+    def postprocess(self, outputs: TensorDict, features: TensorDict) -> TensorDict:
         return {"probabilities": tf.nn.softmax(outputs["logits"])}
 
 
@@ -219,10 +212,7 @@ class Tagging(Task):
         return labels, np.int32, weights
 
     def predictions(
-        self,
-        examples: Sequence[TagExample],
-        encoded: Encoded,
-        outputs: Iterable[dict[str, np.ndarray]],
+        self, examples: Sequence[TagExample], encoded: Encoded, outputs: Outputs
     ) -> list[dict[str, Any]]:
         rest = self.scheme.outside if self.scheme else self.label_names[0]
         predictions = []
@@ -232,12 +222,10 @@ class Tagging(Task):
             predictions.append({"words": list(example.words), "tags": tags})
         return predictions
 
-    def scores(
-        self, examples: Sequence[TagExample], predictions: Sequence[dict[str, Any]]
-    ) -> dict[str, Any]:
+    def scores(self, examples: Sequence[TagExample], predictions: Predictions) -> dict[str, Any]:
         return metrics.entity_scores(*_tags(examples, predictions), self.label_names)
 
-    def report(self, examples: Sequence[TagExample], predictions: Sequence[dict[str, Any]]) -> str:
+    def report(self, examples: Sequence[TagExample], predictions: Predictions) -> str:
         return metrics.entity_report_text(*_tags(examples, predictions), self.label_names)
 
     def text_windows(self, texts: Sequence[str]) -> Encoded:
@@ -254,7 +242,7 @@ class Tagging(Task):
         return Encoded(items, parts)
 
     def spans(
-        self, texts: Sequence[str], encoded: Encoded, outputs: Iterable[dict[str, np.ndarray]]
+        self, texts: Sequence[str], encoded: Encoded, outputs: Outputs
     ) -> list[list[dict[str, Any]]]:
         """Returns the spans of texts; see `kbert.Predictor.tag`.
 

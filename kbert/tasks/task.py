@@ -8,7 +8,7 @@ metrics.
 import abc
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from kbert.settings.tasks import FinetuneConfig
 from kbert.tasks.encoding import Encoded
 from kbert.tasks.labels import label_frequencies_text, rarest_labels
 from kbert.tasks.losses import choice_losses, soft_losses
+from kbert.tasks.outputs import Outputs, Predictions, TensorDict
 
 if TYPE_CHECKING:
     from typing import Self, TypeAlias
@@ -308,9 +309,7 @@ class Task(abc.ABC):
                 `is_classification` use it.
         """
 
-    def losses(
-        self, outputs: Mapping[str, tf.Tensor], labels: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def losses(self, outputs: TensorDict, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the losses, and whether the predictions are correct.
 
         Args:
@@ -325,10 +324,7 @@ class Task(abc.ABC):
         return choice_losses(outputs["logits"], labels)
 
     def soft_losses(
-        self,
-        outputs: Mapping[str, tf.Tensor],
-        teacher_outputs: Mapping[str, tf.Tensor],
-        temperature: float,
+        self, outputs: TensorDict, teacher_outputs: TensorDict, temperature: float
     ) -> tf.Tensor:
         """Returns the distillation losses, float32, with the shape of `losses`.
 
@@ -338,15 +334,13 @@ class Task(abc.ABC):
         """
         return soft_losses(outputs["logits"], teacher_outputs["logits"], temperature)
 
-    def pick(
-        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
+    def pick(self, outputs: TensorDict, features: TensorDict) -> TensorDict:
         """Returns the model outputs in `output_names`; `features` are the inputs of the model."""
         return {name: outputs[name] for name in self.output_names}
 
     @abc.abstractmethod
     def predictions(
-        self, examples: Sequence[Any], encoded: Encoded, outputs: Iterable[dict[str, np.ndarray]]
+        self, examples: Sequence[Any], encoded: Encoded, outputs: Outputs
     ) -> list[dict[str, Any]]:
         """Converts model outputs to predictions; returns a dict for each example.
 
@@ -357,11 +351,9 @@ class Task(abc.ABC):
         """
 
     @abc.abstractmethod
-    def scores(
-        self, examples: Sequence[Any], predictions: Sequence[dict[str, Any]]
-    ) -> dict[str, Any]:
+    def scores(self, examples: Sequence[Any], predictions: Predictions) -> dict[str, Any]:
         """Returns the metrics for labeled examples: dict of name -> number or dict of metrics."""
 
-    def report(self, examples: Sequence[Any], predictions: Sequence[dict[str, Any]]) -> str:
+    def report(self, examples: Sequence[Any], predictions: Predictions) -> str:
         """Returns a table of the metrics as text; "" if the task has no such table."""
         return ""

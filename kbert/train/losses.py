@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from kbert.model.fused import cross_entropy
+from kbert.tasks.outputs import TensorDict
 
 if TYPE_CHECKING:
     from kbert.tasks.task import Task
@@ -27,13 +28,11 @@ class MaskedLMObjective:
     compares_examples: bool = False
     mlm_logits: str = "logits"
 
-    def count(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    def count(self, features: TensorDict) -> tf.Tensor:
         """Returns the denominator of the loss for a batch; the trainer sums it over replicas."""
         return tf.reduce_sum(features["masked_weights"])
 
-    def sums(
-        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
+    def sums(self, outputs: TensorDict, features: TensorDict) -> TensorDict:
         """Returns sums over a batch, from which losses and accuracies are computed.
 
         Args:
@@ -54,7 +53,7 @@ class MaskedLMObjective:
             "tokens": tf.cast(tf.reduce_sum(features["attention_mask"]), tf.float32),
         }
 
-    def loss(self, sums: Mapping[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
+    def loss(self, sums: TensorDict, count: tf.Tensor) -> tf.Tensor:
         """Returns the contribution of a part of a global batch to the loss, a scalar.
 
         Args:
@@ -91,9 +90,7 @@ class PretrainingObjective(MaskedLMObjective):
     def __init__(self, global_batch_size: int) -> None:
         self._nsp_count = float(global_batch_size)
 
-    def sums(
-        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
+    def sums(self, outputs: TensorDict, features: TensorDict) -> TensorDict:
         """Returns the sums of `MaskedLMObjective`, and the NSP sums, from `nsp_logits` (B, 2).
 
         The NSP sums are "nsp_loss", "nsp_correct" and "nsp_count", the number of pairs.
@@ -105,7 +102,7 @@ class PretrainingObjective(MaskedLMObjective):
             "nsp_count": tf.cast(tf.size(labels), tf.float32),
         }
 
-    def loss(self, sums: Mapping[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
+    def loss(self, sums: TensorDict, count: tf.Tensor) -> tf.Tensor:
         """See `MaskedLMObjective.loss`."""
         return super().loss(sums, count) + sums["nsp_loss"] / self._nsp_count
 
@@ -138,13 +135,11 @@ class TaskObjective:
     def __init__(self, task: "Task") -> None:
         self._task = task
 
-    def count(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    def count(self, features: TensorDict) -> tf.Tensor:
         """See `MaskedLMObjective.count`."""
         return tf.reduce_sum(features["label_weights"])
 
-    def sums(
-        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
+    def sums(self, outputs: TensorDict, features: TensorDict) -> TensorDict:
         """Returns a dict of `names` -> float32 scalar."""
         losses, correct = self._losses(outputs, features)
         weights = features["label_weights"]
@@ -158,7 +153,7 @@ class TaskObjective:
     def _losses(self, outputs, features):
         return self._task.losses(outputs, features["labels"])
 
-    def loss(self, sums: Mapping[str, tf.Tensor], count: tf.Tensor) -> tf.Tensor:
+    def loss(self, sums: TensorDict, count: tf.Tensor) -> tf.Tensor:
         """See `MaskedLMObjective.loss`."""
         return sums["loss"] / tf.maximum(count, 1e-6)
 
@@ -183,9 +178,7 @@ class ComparingObjective(TaskObjective):
 
     compares_examples: bool = True
 
-    def label_features(
-        self, vectors: tf.Tensor, features: Mapping[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
+    def label_features(self, vectors: tf.Tensor, features: TensorDict) -> TensorDict:
         """Computes the losses of a global batch, and their derivatives by the vectors.
 
         Each part of the batch computes its sums from its rows of these features.
@@ -209,9 +202,7 @@ class ComparingObjective(TaskObjective):
             "label_correct": correct,
         }
 
-    def sums(
-        self, outputs: Mapping[str, tf.Tensor], features: Mapping[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
+    def sums(self, outputs: TensorDict, features: TensorDict) -> TensorDict:
         """Returns a dict of `names` -> float32 scalar; uses `label_features` if present."""
         sums = super().sums(outputs, features)
         if "label_gradients" in features:
