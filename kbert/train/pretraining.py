@@ -71,6 +71,7 @@ def pretrain(
             other; the folder is in use; the loss is not finite (the message names the step); or
             files cannot be written.
     """
+    check_inputs(config)
     workload = Pretraining(config)
     if config.teacher:
         from kbert.train.distillation import Distillation
@@ -113,13 +114,8 @@ class Pretraining(Workload):
         *("bias_correction", "dropout", "seed"),
     )
     teacher_class = BertForMaskedLM
-    distilled_sums: tuple[str, ...] = (
-        "mlm_loss",
-        "mlm_count",
-    )  # the teacher does not affect the NSP loss
-
-    def check(self) -> None:
-        check_inputs(self.config)
+    # The teacher does not affect the NSP loss.
+    distilled_sums: tuple[str, ...] = ("mlm_loss", "mlm_count")
 
     def load(
         self,

@@ -60,7 +60,6 @@ def start_run(
         workers.check_same(settings=dataclasses.asdict(config))
         if workers.is_chief:
             check_wandb(config)
-        workload.check()
         run_dir = stack.enter_context(remote_run_dir(output_dir, workload.part, workers.is_chief))
         if workers.is_chief:
             stack.enter_context(folder_lock(run_dir.folder))

@@ -68,26 +68,6 @@ class Trainer:
             complete run, the result of `Workload.finish`.
     """
 
-    workload: "Workload | Distillation"
-    devices: "Devices"
-    run_dir: "RemoteRunDir"
-    background: "BackgroundWriter"
-    callbacks: "list[Callback]"
-    folder: pathlib.Path
-    checkpoints: Checkpoints
-    model: "PretrainedModel"
-    train_step: TrainStep
-    throughput: ThroughputMeter
-    step: int
-    window: collections.Counter[str]
-    best: float | None
-    evaluations_since_best: int
-    evaluation_due: bool
-    stop_training: bool
-    stop_signal: int | None
-    eta_seconds: float
-    results: dict[str, Any]
-
     def __init__(
         self,
         workload: "Workload | Distillation",
@@ -96,21 +76,30 @@ class Trainer:
         background: "BackgroundWriter",
         callbacks: "Sequence[Callback]" = (),
     ) -> None:
-        self.workload, self.devices = workload, devices
-        self.run_dir, self.background = run_dir, background
-        self.callbacks = list(callbacks)
+        self.workload: Workload | Distillation = workload
+        self.devices: Devices = devices
+        self.run_dir: RemoteRunDir = run_dir
+        self.background: BackgroundWriter = background
+        self.callbacks: list[Callback] = list(callbacks)
         for callback in self.callbacks:
             callback.trainer = self
-        self.folder = run_dir.folder / workload.part
-        self.checkpoints = Checkpoints(self.folder / "checkpoint", self.config.keep_checkpoints)
-        self.model = self.train_step = None  # type: ignore  # created by `open`
-        self.window, self.throughput = collections.Counter(), ThroughputMeter()
-        self.step = self.evaluations_since_best = 0
-        self.best, self.evaluation_due = None, False
-        self.stop_training, self.stop_signal = False, None
-        self.eta_seconds = self._eval_seconds = 0.0
-        self._not_finite_steps = 0
-        self.results = {}
+        self.folder: pathlib.Path = run_dir.folder / workload.part
+        self.checkpoints: Checkpoints = Checkpoints(
+            self.folder / "checkpoint", self.config.keep_checkpoints
+        )
+        self.model: PretrainedModel = None  # type: ignore  # created by `open`
+        self.train_step: TrainStep = None  # type: ignore  # created by `open`
+        self.throughput: ThroughputMeter = ThroughputMeter()
+        self.step: int = 0
+        self.window: collections.Counter[str] = collections.Counter()
+        self.best: float | None = None
+        self.evaluations_since_best: int = 0
+        self.evaluation_due: bool = False
+        self.stop_training: bool = False
+        self.stop_signal: int | None = None
+        self.eta_seconds: float = 0.0
+        self.results: dict[str, Any] = {}
+        self._eval_seconds, self._not_finite_steps = 0.0, 0
 
     @property
     def config(self) -> "PretrainConfig | FinetuneConfig":

@@ -60,16 +60,16 @@ class Workload(abc.ABC):
     config: "PretrainConfig | FinetuneConfig"
     part: str
     program: str
-    final_format: str
-    fixed: tuple[str, ...]
-    rescored: tuple[str, ...]
-    patience: int | None
-    time_budget: str | None
-    layers: tuple[int, ...] | None
-    teacher: "Teacher | None"
-    teacher_labels: tuple[str, ...] | None
-    teacher_class: "type[PretrainedModel] | None"
-    distilled_sums: tuple[str, ...]
+    final_format: str = "kbert"
+    fixed: tuple[str, ...] = ()
+    rescored: tuple[str, ...] = ()
+    patience: int | None = None
+    time_budget: str | None = None
+    layers: tuple[int, ...] | None = None
+    teacher: "Teacher | None" = None
+    teacher_labels: tuple[str, ...] | None = None
+    teacher_class: "type[PretrainedModel] | None" = None
+    distilled_sums: tuple[str, ...] = ()
     bert_config: "BertConfig"
     tokenizer: "BertTokenizer"
     train_steps: int
@@ -79,11 +79,6 @@ class Workload(abc.ABC):
     data: "PretrainingExamples | BucketedBatches"
     model: "PretrainedModel"
 
-    part = program = patience = time_budget = layers = None  # type: ignore  # a subclass sets part and program
-    teacher = teacher_labels = teacher_class = None
-    fixed = rescored = distilled_sums = ()
-    final_format = "kbert"
-
     def __init__(self, config: "PretrainConfig | FinetuneConfig") -> None:
         self.config = config
 
@@ -91,9 +86,6 @@ class Workload(abc.ABC):
         """Replaces the precision "auto" by the faster one on devices of a kind."""
         if self.config.precision == "auto":
             self.config = dataclasses.replace(self.config, precision=fast_precision(kind))
-
-    def check(self) -> None:  # noqa: B027 - optional
-        """Raises UserError if settings are invalid; called before anything is written."""
 
     @abc.abstractmethod
     def load(
