@@ -134,12 +134,9 @@ class MetricsFile(Callback):
 
 
 def drop_later_rows(path: pathlib.Path, step: int, evaluation_due: bool = False) -> None:
-    """Removes damaged rows of a `metrics.jsonl`, and rows that a resumed run will write again.
+    """Removes damaged rows of a `metrics.jsonl`, and rows that a run resumed at `step` will write.
 
-    Args:
-        path: path of the file; an empty file is created if it does not exist.
-        step: number of steps taken before the run resumes.
-        evaluation_due: whether the run will repeat the evaluation at this step.
+    If `evaluation_due`, the run will repeat the evaluation at this step. A missing file is created.
     """
     kept = []
     for line in path.read_bytes().splitlines() if path.exists() else ():

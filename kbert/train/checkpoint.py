@@ -8,7 +8,6 @@ import pathlib
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import h5py
@@ -41,12 +40,9 @@ class Checkpoints:
         last_good: folder of the last checkpoint that was verified or written, or None.
     """
 
-    folder: pathlib.Path
-    last_good: pathlib.Path | None
-
     def __init__(self, folder: str | os.PathLike[str], keep: int) -> None:
-        self.folder = pathlib.Path(folder)
-        self.last_good = None
+        self.folder: pathlib.Path = pathlib.Path(folder)
+        self.last_good: pathlib.Path | None = None
         self._keep = keep
 
     def steps(self) -> list[int]:
@@ -172,16 +168,10 @@ def restore_arrays(
     variables: "Mapping[str, keras.Variable]",
     optional: Iterable[str] = (),
 ) -> None:
-    """Assigns the arrays of a file to the Keras variables of the same names.
+    """Assigns the arrays that `write_arrays` wrote to the Keras variables of the same names.
 
-    Args:
-        path: file written by `kbert.model.weights.native.write_arrays`.
-        variables: dict of name -> Keras variable.
-        optional: prefixes of names. Variables with such names keep their values if the file lacks
-            them.
-
-    Raises:
-        UserError: an array is missing or has a different shape.
+    Variables whose names start with a prefix in `optional` keep their values if the file lacks
+    them. Raises UserError if another array is missing, or has a different shape.
     """
     with h5py.File(path, "r") as file:
         for name, variable in variables.items():
@@ -226,14 +216,9 @@ class BackgroundWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._executor.shutdown(wait=True)
-        if error is None:
+        if kind is None:
             self.wait()
 
 

@@ -22,9 +22,6 @@ def rehearse(trainer: "Trainer") -> dict[str, Any]:
     """Takes four steps, of which the last three are timed, and prints the run's estimated cost.
 
     Writes no files. Returns an empty dict.
-
-    Args:
-        trainer: an opened Trainer.
     """
     batches = trainer.batches(1 + DRY_RUN_STEPS, trainer.workload.longest())
     for count in (1, DRY_RUN_STEPS):  # the first call compiles
@@ -46,15 +43,7 @@ def step_flops(
 
     The backward pass costs twice the forward pass; `remat` adds another forward pass of all blocks
     but the last. The last block computes keys and values at every position, and everything else
-    only at the masked slots and, for NSP, at [CLS].
-
-    Args:
-        bert: config of the model.
-        batch_size: B.
-        length: L, tokens including padding.
-        predictions: M, masked slots.
-        remat: whether the run uses `remat`.
-        next_sentence: whether the model has the pooler and the NSP head.
+    only at the masked slots (`predictions` per example) and, for NSP, at [CLS].
     """
     blocks, rest = forward_flops(bert, length, predictions, next_sentence)
     return batch_size * (3 * (blocks + rest) + (blocks if remat else 0))
@@ -65,9 +54,7 @@ def forward_flops(
 ) -> tuple[int, int]:
     """Returns the floating-point operations of an example's forward pass; see `step_flops`.
 
-    Returns:
-        Two numbers: operations of all blocks but the last; and of the last block, the pooler and
-        the heads.
+    They are two numbers: for all blocks but the last; and for the last block, pooler and heads.
     """
     D, F, V = bert.hidden_size, bert.intermediate_size, bert.vocab_size
     last = bert.num_hidden_layers - 1
@@ -93,20 +80,13 @@ def step_memory(
 ) -> tuple[int, int]:
     """Estimates the memory that a device needs for a training step, in bytes.
 
-    Args:
-        bert: config of the model.
-        parameters: number of parameters.
-        batch_size: examples in a slice of the batch.
-        length: L.
-        predictions: M.
-        config: settings of the run.
-        replicas: number of replicas.
-        trained: number of trained parameters; None for all.
+    Returns two numbers: weights, gradients and optimizer slots, in float32; and activations for the
+    backward pass, logits, the gradient sum if gradients are accumulated, packed copies of the
+    gradients if replicas exchange them, and 16-bit copies of the weights in mixed precision.
 
-    Returns:
-        Two numbers: weights, gradients and optimizer slots, in float32; and activations for the
-        backward pass, logits, the gradient sum if gradients are accumulated, packed copies of the
-        gradients if replicas exchange them, and 16-bit copies of the weights in mixed precision.
+    Args:
+        batch_size: examples in a slice of the batch.
+        trained: number of trained parameters; None for all `parameters`.
     """
     D, F, V = bert.hidden_size, bert.intermediate_size, bert.vocab_size
     K, N = bert.head_size, bert.num_hidden_layers
@@ -130,12 +110,7 @@ def step_memory(
 def teacher_memory(
     teacher: "Teacher", batch_size: int, length: int, config: "PretrainConfig"
 ) -> int:
-    """Estimates the memory, in bytes, of a teacher's weights, attention weights and hidden states.
-
-    Args:
-        teacher: the loaded teacher.
-        batch_size, length, config: as for `step_memory`.
-    """
+    """Estimates the bytes of a teacher's weights, attention weights and hidden states."""
     bert, size = teacher.config, 4 if config.precision == "float32" else 2
     heads = sum(map(bert.block_heads, range(bert.num_hidden_layers)))
     kept = bool(config.attention_weight) * heads * length**2
@@ -144,14 +119,7 @@ def teacher_memory(
 
 
 def memory_line(trainer: "Trainer", batch_size: int, length: int, predictions: int) -> str:
-    """Returns a log line with the estimated and the measured memory of a run.
-
-    Args:
-        trainer: a Trainer that has taken steps.
-        batch_size: examples in a global batch.
-        length: L.
-        predictions: M.
-    """
+    """Returns a log line with the estimated and the measured memory of a run that took steps."""
     config, devices, model = trainer.config, trainer.devices, trainer.model
     bert, teacher = trainer.workload.bert_config, trainer.workload.teacher
     each = max(1, batch_size // devices.replicas // config.accumulation_steps)

@@ -29,7 +29,6 @@ def cross_validated(
     Complete folds are not trained again, only scored.
 
     Args:
-        config: settings, with `folds` and `fold`.
         output_dir: folder of the run, or parent folder of `fold_1`, `fold_2`, ...
         run: function of the settings and the folder of a run; returns its results.
 

@@ -20,12 +20,7 @@ _ENCODE_BATCH_SIZE = 32  # of untruncated examples, which are padded to the long
 
 
 def data_lines(task: "Task", examples: Mapping[str, Sequence[Any]]) -> Iterator[str]:
-    """Yields lines with the labels of each split, the first two training examples, and notes.
-
-    Args:
-        task: the task of the examples.
-        examples: dict of "train", "eval" and "test" -> examples.
-    """
+    """Yields lines with the labels of each split, the first two training examples, and notes."""
     for name, rows in examples.items():
         if text := task.label_summary(rows):
             yield f"{name} labels: {text}"
@@ -40,9 +35,7 @@ def data_lines(task: "Task", examples: Mapping[str, Sequence[Any]]) -> Iterator[
 def truncation_notes(lengths: Mapping[str, np.ndarray], max_seq_length: int) -> Iterator[str]:
     """Yields a line for each split with examples that exceed the maximum length.
 
-    Args:
-        lengths: dict of "train", "eval" and "test" -> result of `token_lengths`.
-        max_seq_length: maximum length in tokens.
+    `lengths` is a dict of the name of a split -> result of `token_lengths`.
     """
     for name, tokens in lengths.items():
         long = np.count_nonzero(tokens > max_seq_length)
@@ -55,11 +48,7 @@ def truncation_notes(lengths: Mapping[str, np.ndarray], max_seq_length: int) -> 
 
 
 def length_lines(lengths: Mapping[str, np.ndarray], max_seq_length: int) -> Iterator[str]:
-    """Yields a line with percentiles of the lengths of each split.
-
-    Args:
-        lengths, max_seq_length: as for `truncation_notes`.
-    """
+    """Yields a line with percentiles of the lengths of each split; see `truncation_notes`."""
     for name, tokens in lengths.items():
         shares = (50, 90, 95, 99)
         lengths = np.percentile(tokens, shares, method="higher")
@@ -72,12 +61,9 @@ def length_lines(lengths: Mapping[str, np.ndarray], max_seq_length: int) -> Iter
 
 
 def token_lengths(task: "Task", examples: Sequence[Any], encoded: "Encoded") -> np.ndarray:
-    """Returns the lengths of examples in tokens before truncation, (N,) int.
+    """Returns the lengths of N examples in tokens before truncation, (N,) int.
 
-    Args:
-        task: the task of the examples.
-        examples: N examples.
-        encoded: the result of `task.encode` for them.
+    `encoded` is the result of `task.encode` for the examples.
     """
     lengths = np.array([item.length for item in encoded.items])
     long = np.flatnonzero(lengths == task.max_seq_length)

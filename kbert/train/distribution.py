@@ -61,10 +61,7 @@ class Devices:
     def local(self, variable: "keras.Variable", replica: int | None) -> tf.Variable:
         """Returns the copy of a Keras variable on a device of this worker.
 
-        Args:
-            variable: variable of the model or of the optimizer.
-            replica: index of the device in the run. None on TPUs: each device then uses its own
-                copy.
+        `replica` is the device's index in the run; None on TPUs, where each uses its own copy.
         """
         if replica is None:
             return variable.value

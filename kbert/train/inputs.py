@@ -31,25 +31,20 @@ def resolve_inputs(
     report: Callable[[str], None],
     may_write: bool = True,
 ) -> tuple[BertConfig, BertTokenizer, Corpus, Corpus | None]:
-    """Loads or creates the architecture, the vocabulary and the corpora of a run.
+    """Loads or creates the architecture, the vocabulary, and the training and held-out corpora.
 
     Args:
-        config: settings of the run.
         folder: `OUTPUT_DIR/data`, to which the vocabulary and the corpora prepared from text are
             written, so that the run can resume.
         saved: folder of the verified checkpoint that the run resumes from, or None.
         layers: numbers of the encoder blocks of `init_from` to use, from 1; None for all.
-        check: called with the architecture and the tokenizer before text is prepared; it may raise
-            UserError.
+        check: called with the architecture and the tokenizer before text is prepared.
         report: called with each progress line.
         may_write: whether to write to `folder`. False for workers other than the chief, which read
             the files that the chief has written.
 
-    Returns:
-        The architecture, the tokenizer, the training corpus, and the held-out corpus or None.
-
     Raises:
-        UserError: the inputs cannot be used or contradict each other.
+        UserError: the inputs cannot be used or contradict each other, or `check` raises it.
     """
     folder = pathlib.Path(folder)
     if saved:

@@ -35,13 +35,8 @@ class MaskedLMObjective:
     def sums(self, outputs: TensorDict, features: TensorDict) -> TensorDict:
         """Returns sums over a batch, from which losses and accuracies are computed.
 
-        Args:
-            outputs: outputs of the model.
-            features: dict of `kbert.features.PRETRAINING_FEATURES`.
-
-        Returns:
-            dict of float32 scalars: "mlm_loss" and "mlm_correct", summed over the masked slots with
-            weight; "mlm_count", the number of these slots; "tokens", the number of tokens.
+        They are float32 scalars: "mlm_loss" and "mlm_correct", summed over the masked slots with
+        weight; "mlm_count", the number of these slots; "tokens", the number of tokens.
         """
         weights, masked_ids = features["masked_weights"], features["masked_ids"]
         logits = outputs[self.mlm_logits]
@@ -56,9 +51,7 @@ class MaskedLMObjective:
     def loss(self, sums: TensorDict, count: tf.Tensor) -> tf.Tensor:
         """Returns the contribution of a part of a global batch to the loss, a scalar.
 
-        Args:
-            sums: result of `sums` for the part.
-            count: result of `count`, summed over the global batch.
+        `sums` are those of the part, and `count` is summed over the global batch.
         """
         return sums["mlm_loss"] / tf.maximum(count, 1.0)
 

@@ -24,13 +24,6 @@ def write_predictions(
 
     If the task has a report, it is logged and written to `NAME_report.txt`. For classification
     tasks, the confusion matrix is drawn in `NAME_confusion.png`.
-
-    Args:
-        folder: an existing folder.
-        name: "eval" or "test".
-        task: the task.
-        examples: labeled examples.
-        predictions: the task's predictions for them.
     """
     text = task.report(examples, predictions)
     if text:

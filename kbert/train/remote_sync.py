@@ -44,10 +44,9 @@ class RemoteRunDir:
         return self._url is not None
 
     def shown(self, text: object = "") -> str:
-        """Replaces the local folder in a text by the path that the user gave.
+        """Replaces the local folder in a path or message by the path that the user gave.
 
-        Args:
-            text: a path or a message; "" returns the user's path itself.
+        Without a text, returns the user's path itself.
         """
         text = str(text) or str(self.folder)
         return text.replace(str(self.folder), self._url) if self._url else text
@@ -55,13 +54,8 @@ class RemoteRunDir:
     def fetch(self, path: str) -> None:
         """Downloads a remote subfolder of the run, if it exists, without TensorBoard events.
 
-        Skips partially uploaded checkpoints and corpora, and removes them if `writes`.
-
-        Args:
-            path: path of the subfolder within the run's folder.
-
-        Raises:
-            UserError: the download fails.
+        Skips partially uploaded checkpoints and corpora, and removes them if `writes`. Raises
+        UserError if the download fails.
         """
         names = storage.list_folder(f"{self._url}/{path}") if self._url else []
         for name in sorted(names, key=_upload_order):
@@ -87,13 +81,7 @@ class RemoteRunDir:
         """Uploads the changes in a subfolder, and deletes remote files that it no longer has.
 
         If the storage still fails after the retries of `kbert.utils.storage`, logs a note, and the
-        next call uploads the remaining files.
-
-        Args:
-            path: path of the subfolder within the run's folder.
-
-        Raises:
-            UserError: the storage reports a permanent error.
+        next call uploads the remaining files. Raises UserError for permanent errors.
         """
         try:
             self.send_all(path)

@@ -18,13 +18,7 @@ def time_text(seconds: float) -> str:
 
 
 def model_line(bert: "BertConfig", parameters: int, precision: str) -> str:
-    """Returns a log line that describes a model.
-
-    Args:
-        bert: config of the model.
-        parameters: number of parameters.
-        precision: Keras dtype policy.
-    """
+    """Returns a log line that describes a model."""
     heads = ""
     if bert.attention_heads_per_layer:
         all_heads = bert.num_hidden_layers * bert.num_attention_heads
@@ -36,12 +30,7 @@ def model_line(bert: "BertConfig", parameters: int, precision: str) -> str:
 
 
 def throughput_text(metrics: Mapping[str, float], eta_seconds: float) -> str:
-    """Returns the part of a progress line that is the same for all workloads.
-
-    Args:
-        metrics: metrics of the steps since the last log.
-        eta_seconds: estimated remaining time.
-    """
+    """Returns the part of a progress line that is the same for all workloads."""
     skipped, waited = metrics["skipped_steps"], metrics["input_wait"]
     return (
         f"lr {metrics['learning_rate']:.2e} | "
@@ -61,21 +50,16 @@ class ThroughputMeter:
         step_seconds: seconds per step in the last call; infinite before the first measurement.
     """
 
-    step_seconds: float
-
     def __init__(self) -> None:
-        self.step_seconds = math.inf
+        self.step_seconds: float = math.inf
         self._compiled = False
         self._sums = np.zeros(4)  # seconds, steps, tokens, seconds waiting
         self._last = (0.0, 0.0, 0.0)
 
     def add(self, seconds: float, steps: int, tokens: float, waited: float) -> None:
-        """Adds a call of the training function.
+        """Adds a call of the training function, with its duration, steps and tokens.
 
-        Args:
-            seconds: duration of the call.
-            steps, tokens: number of steps and of tokens in it.
-            waited: seconds spent waiting for batches, measured with another clock; NaN if unknown.
+        `waited` is the time spent waiting for batches, from another clock; NaN if unknown.
         """
         seconds = max(seconds, MIN_SECONDS)
         waited = min(max(waited, 0.0), seconds)

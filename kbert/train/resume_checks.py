@@ -22,16 +22,9 @@ def check_fixed(
     state: Mapping[str, Any],
     path: str | os.PathLike[str],
 ) -> None:
-    """Checks that the settings in `names` have not changed since the checkpoint was written.
+    """Raises UserError if a setting in `names` has changed since the checkpoint was written.
 
-    Args:
-        config: current settings.
-        names: names of the settings that must not change.
-        state: state of the checkpoint; a setting that it lacks had its default value.
-        path: folder of the checkpoint, for the error message.
-
-    Raises:
-        UserError: one of the settings has changed.
+    A setting that the checkpoint's state lacks had its default value.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for name in names:
@@ -53,11 +46,10 @@ def report_changes(
     """Logs which settings and data have changed, and which changes have no effect.
 
     Args:
-        config: current settings.
         identity: result of `Workload.identity` for the current data.
         state: state of the checkpoint that the run resumes from.
         complete: whether the run has no steps left.
-        rescored: names of the settings that also affect a complete run; see `Workload`.
+        rescored: names of the settings that also affect a complete run.
     """
     current = dataclasses.asdict(config)
     for name, value in state["settings"].items():

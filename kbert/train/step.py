@@ -37,8 +37,6 @@ class TrainStep:
         optimizer: the optimizer, created in the same scope and built with the model's trainable
             variables.
         schedule: learning rate as a function of the step.
-        devices: the devices of the run.
-        config: settings of the run.
         objective: computes the loss from sums over the batch.
 
     Attributes:
@@ -94,11 +92,10 @@ class TrainStep:
         return named
 
     def named_variables(self) -> dict[str, keras.Variable]:
-        """Returns the variables that a checkpoint stores besides the model's weights.
+        """Returns the variables that a checkpoint stores besides the model's weights, by name.
 
-        Returns:
-            dict of name -> Keras variable: the state of the optimizer and, if the run has them, the
-            LoRA adapters, the matrices that they are added to, and the loss scale.
+        They are the state of the optimizer and, if the run has them, the LoRA adapters, the
+        matrices that they are added to, and the loss scale.
         """
         weights = self._named_weights()
         names = {id(weight): name for name, weight in weights.items()}

@@ -35,14 +35,12 @@ def read_splits(
 ) -> tuple[tuple[str, ...] | None, dict[str, list[Any]]]:
     """Reads the example files of a run, checks their labels, and splits the training examples.
 
+    Returns the label names, or None if the task has none; and a dict of "train" and, if there are
+    such examples, "eval" and "test" -> list of examples.
+
     Args:
-        config: settings of the run.
         saved_names: label names of the checkpoint that the run resumes from, or None.
         teacher_labels: label names of the teacher, or None.
-
-    Returns:
-        The label names, or None if the task has none; and a dict of "train" and, if there are such
-        examples, "eval" and "test" -> list of examples.
 
     Raises:
         UserError: a file, an example or a label cannot be used, or a split would be empty.
@@ -101,15 +99,8 @@ def split_examples(
 ) -> dict[str, list[Any]]:
     """Moves training examples to "test" if `fold` is set, and to "eval" if `eval_fraction` is.
 
-    Args:
-        examples: dict with the examples of "train" and, if there are any, of "eval" and "test".
-        config: settings of the run.
-
-    Returns:
-        A new dict with the existing and the new splits, in the order "train", "eval", "test".
-
-    Raises:
-        UserError: a split would have no examples.
+    Returns a new dict with the existing and the new splits, in the order "train", "eval", "test".
+    Raises UserError if a split would have no examples.
     """
     examples = dict(examples)
     if config.fold:
@@ -147,13 +138,7 @@ def _move(examples, part, name, flag):
 def class_weights(setting: str | None, task: "Task", examples: Sequence[Any]) -> np.ndarray | None:
     """Returns the loss weight of each class, (C,) floats, or None if the setting is None.
 
-    Args:
-        setting: value of the setting `class_weights`.
-        task: a task with C labels.
-        examples: training examples.
-
-    Raises:
-        UserError: the setting is neither "balanced" nor a positive number for each class.
+    Raises UserError if the setting is neither "balanced" nor a positive number for each class.
     """
     names = task.label_names
     if setting is None:

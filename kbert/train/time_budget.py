@@ -28,13 +28,7 @@ def with_saved_steps(
 ) -> "PretrainConfig":
     """Returns the settings of a resumed run, with the numbers of steps chosen when it started.
 
-    Args:
-        config: settings of the run.
-        state: state of the checkpoint that the run resumes from.
-        saved: folder of the checkpoint, for the error message.
-
-    Raises:
-        UserError: `time_budget` is set, but the run was started without one or with another one.
+    Raises UserError if `time_budget` is set, but the run was started without one or with another.
     """
     budget, before = config.time_budget, state.get("time_budget")
     if budget is None:
@@ -53,15 +47,10 @@ def with_saved_steps(
 def with_timed_steps(config: "PretrainConfig", trainer: "Trainer") -> "PretrainConfig":
     """Times some steps; returns the settings with as many steps as fit into the time budget.
 
-    The timed steps do not change the run: their learning rate is 0, and the state of the optimizer
-    is restored.
+    The trainer must be at step 0 with a learning rate of 0. The timed steps do not change the run,
+    because the state of the optimizer is restored.
 
-    Args:
-        config: settings of the run, with a `time_budget`.
-        trainer: a Trainer at step 0 with a learning rate of 0.
-
-    Raises:
-        UserError: the time is too short for `MIN_STEPS` steps, or for the warmup.
+    Raises UserError if the time is too short for `MIN_STEPS` steps, or for the warmup.
     """
     budget, seconds = config.time_budget, time_budget_seconds(config.time_budget)
     step_seconds = _time_steps(

@@ -155,11 +155,7 @@ class Trainer:
         self.make_train_step(optimizer)
 
     def make_train_step(self, optimizer: "AdamW | LAMB | Muon | SGD") -> None:
-        """Creates the training step with the workload's schedule; its first call compiles it.
-
-        Args:
-            optimizer: an optimizer that is built with the model's trainable variables.
-        """
+        """Creates the training step with the workload's schedule; its first call compiles it."""
         workload, devices = self.workload, self.devices
         self.train_step = TrainStep(
             self.model, optimizer, workload.schedule, devices, self.config, workload.objective
@@ -280,9 +276,7 @@ class Trainer:
     ) -> Iterator[dict[str, tf.Tensor]]:
         """Returns an iterator of the next global batches, split among the replicas in order.
 
-        Args:
-            steps: number of batches.
-            data: data to use instead of `Workload.data`, or None.
+        They are `steps` batches of `data` or, if it is None, of `Workload.data`.
         """
         devices, data = self.devices, self.workload.data if data is None else data
         rows = self.config.global_batch_size // devices.replicas
@@ -304,10 +298,6 @@ class Trainer:
 
     def take_steps(self, batches: Iterator[dict[str, tf.Tensor]], count: int) -> None:
         """Takes `count` steps and adds their sums to `window`.
-
-        Args:
-            batches: iterator returned by `batches`.
-            count: number of steps.
 
         Raises:
             UserError: memory is exhausted; or the loss or the gradient is not finite, and

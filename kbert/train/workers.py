@@ -88,11 +88,7 @@ class Workers:
             self.barrier()
 
     def check_same(self, **values: object) -> None:
-        """Raises UserError in every worker unless all have the same values, compared as JSON.
-
-        Args:
-            **values: name for the error message -> value.
-        """
+        """Raises UserError in every worker unless all have the same values, compared as JSON."""
         for name, value in values.items():
             text = json.dumps(value, sort_keys=True, default=str)
             digest = int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)  # exact in float64
@@ -164,13 +160,9 @@ def _addresses(cluster, kind):
 
 
 def join_cluster(index: int, addresses: tuple[str, ...]) -> Workers:
-    """Connects to the other workers and waits for them.
+    """Connects to the other workers and waits for them; see `read_cluster` for the arguments.
 
-    Args:
-        index, addresses: as returned by `read_cluster`.
-
-    Raises:
-        UserError: this worker cannot listen at its address, or cannot reach the other workers.
+    Raises UserError if this worker cannot listen at its address, or cannot reach the others.
     """
     others = ", ".join(address for i, address in enumerate(addresses) if i != index)
     log(f"worker {index} of {len(addresses)}, {addresses[index]}; waiting for {others or 'none'}")

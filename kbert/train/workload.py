@@ -113,18 +113,15 @@ class Workload(abc.ABC):
 
     @abc.abstractmethod
     def initialize_from(self, folder: str, restore: Callable[[str], None]) -> str:
-        """Loads the weights of `init_from`; returns a description of their origin.
+        """Loads the weights of `init_from`, a folder; returns a description of their origin.
 
-        Args:
-            folder: the value of `init_from`.
-            restore: function that loads weights and optimizer state from a checkpoint's folder.
+        `restore` loads weights and optimizer state from a checkpoint's folder.
         """
 
     def choose_steps(self, trainer: "Trainer") -> None:  # noqa: B027 - optional
         """Sets `train_steps` and the settings derived from it, if a time budget determines them.
 
-        Args:
-            trainer: a Trainer whose model has its initial weights.
+        The trainer's model has its initial weights.
         """
 
     @abc.abstractmethod
@@ -145,11 +142,7 @@ class Workload(abc.ABC):
 
     @abc.abstractmethod
     def cost_lines(self, trainer: "Trainer") -> Iterable[str]:
-        """Returns log lines with the estimated cost of the run.
-
-        Args:
-            trainer: a Trainer that has taken steps on the batches of `longest`.
-        """
+        """Returns log lines with the estimated cost of the run, after steps on `longest` data."""
 
     def check_metric(self) -> None:  # noqa: B027 - optional
         """Raises UserError if the metric in the settings cannot select the best weights."""
@@ -177,19 +170,12 @@ class Workload(abc.ABC):
         teacher_outputs: Mapping[str, Any],
         features: "Mapping[str, tf.Tensor]",
     ) -> "tf.Tensor":
-        """Returns the soft loss between student and teacher, summed over all labels, a scalar.
-
-        Args:
-            outputs, teacher_outputs: outputs of the two models.
-            features: features of the batch.
-        """
+        """Returns the soft loss between student and teacher, summed over all labels, a scalar."""
 
     def finish(self, results: dict[str, Any], run_dir: "RemoteRunDir") -> dict[str, Any]:
         """Finishes the run after its last step; returns its results.
 
-        Args:
-            results: the last logged metrics and the last evaluation metrics.
-            run_dir: the run's folder.
+        `results` are the last logged metrics and the last evaluation metrics.
         """
         return results
 
@@ -199,13 +185,7 @@ class Workload(abc.ABC):
         weights: "dict[str, np.ndarray]",
         format: str = "kbert",
     ) -> None:
-        """Writes the config, the weights and the tokenizer, for `from_pretrained`.
-
-        Args:
-            folder: an existing folder.
-            weights: dict of kbert's weight name -> array.
-            format: one of `kbert.utils.formats.FORMATS`.
-        """
+        """Writes the config, the weights and the tokenizer to a folder, for `from_pretrained`."""
         shapes = {name: array.shape for name, array in weights.items()}
         weights = Tensors(shapes, weights.__getitem__)
         write_weights(folder, format, self.bert_config, weights)
