@@ -13,21 +13,13 @@ from kbert.model.attention import ConfiguredLayer, SelfAttention, attention_bias
 
 
 def gather_positions(x: keras.KerasTensor, positions: keras.KerasTensor) -> keras.KerasTensor:
-    """Gathers the rows of each sequence at the given positions.
-
-    Args:
-        x: (B, L, D).
-        positions: (B, M) int.
-
-    Returns:
-        (B, M, D).
-    """
+    """Gathers the rows of each sequence at the given positions: (B, L, D), (B, M) -> (B, M, D)."""
     B, L, D = ops.shape(x)
     rows = positions + ops.arange(B, dtype=positions.dtype)[:, None] * L
     return ops.take(ops.reshape(x, (-1, D)), rows, axis=0)
 
 
-def _check_length(L: int | None, max_position_embeddings: int) -> None:
+def _check_length(L, max_position_embeddings):
     """Raises UserError if the length L is known and exceeds the size of the position table."""
     if L is not None and max_position_embeddings < L:
         raise UserError(
@@ -37,20 +29,10 @@ def _check_length(L: int | None, max_position_embeddings: int) -> None:
         )
 
 
-def _look_up(
-    table: keras.layers.Embedding, ids: keras.KerasTensor, name: str, field: str
-) -> keras.KerasTensor:
-    """Returns the rows of a table.
+def _look_up(table, ids, name, field):
+    """Returns the rows of a table whose size is the config's `field`; `name` is that of the ids.
 
-    Args:
-        table: embedding table.
-        ids: (...) int.
-        name: name of the ids, for error messages.
-        field: config field with the size of the table, for error messages.
-
-    Raises:
-        UserError: an id is not a row of the table. This is checked only in eager execution on
-            TensorFlow, whose own error would name neither the ids nor the field.
+    Checks the ids only in eager execution on TensorFlow, whose own error would name neither.
     """
     if keras.backend.backend() == "tensorflow" and hasattr(ids, "numpy"):
         values = ids.numpy()

@@ -93,11 +93,7 @@ class ModelFolder(os.PathLike[str]):
         return open_weights(self.path, **{"new_entries": self._new_entries, **arguments})
 
     def _new_entries(self, rows):
-        """Returns a dict of the id of each entry without a row -> the ids of its WordPieces.
-
-        Args:
-            rows: number of rows of the word embeddings.
-        """
+        """Returns a dict of the id of each entry without a row -> the ids of its WordPieces."""
         from kbert.tokenizer.files import has_tokenizer, read_tokenizer
         from kbert.tokenizer.vocab import split_new_entries
 

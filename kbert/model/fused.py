@@ -141,7 +141,6 @@ def dense_gelu(
 
     Args:
         dense: a layer with a bias and without an activation.
-        x: (..., D).
         approximate: whether to use the tanh approximation of GELU.
         training: whether to use the fused op instead of the layer.
     """
@@ -195,13 +194,10 @@ def dense_add_norm(
     residual: keras.KerasTensor,
     training: bool | None,
 ) -> keras.KerasTensor:
-    """Computes norm(residual + dropout(dense(x))).
+    """Computes norm(residual + dropout(dense(x))): (B, L, F), (B, L, D) -> (B, L, D).
 
     Args:
         dense: a layer with a bias and without an activation.
-        dropout, norm: the other layers.
-        x: (B, L, F).
-        residual: (B, L, D).
         training: whether to apply dropout, and to use the fused op instead of the layers.
     """
     if not training:
@@ -256,8 +252,6 @@ def attention_weights(
     Args:
         scores: (B, H, P, L).
         bias: (B, 1, 1, L) or (B, 1, P, L), or None. It has no gradient.
-        scale: factor of the scores.
-        dropout: layer with the rate and the seed.
         training: whether to apply dropout, and to use the fused op.
     """
     if bias is None:
@@ -345,13 +339,8 @@ _cross_entropy = with_gradient(
 
 
 def cross_entropy(logits: keras.KerasTensor, labels: keras.KerasTensor) -> keras.KerasTensor:
-    """Computes the cross-entropy in nats; it is NaN for labels that are not in [0, C).
+    """Computes the cross-entropy in nats: (..., C) float32, (...) int32 -> (...) float32.
 
-    Args:
-        logits: (..., C) float32.
-        labels: (...) int32.
-
-    Returns:
-        (...) float32.
+    It is NaN for labels that are not in [0, C).
     """
     return ops.squeeze(_cross_entropy(logits, labels), -1)

@@ -72,10 +72,7 @@ def constant_dense(
 ) -> tf.Tensor:
     """Computes then(dense(x)) in a form that Grappler fuses if the weights are constants.
 
-    Args:
-        dense: a layer without an activation.
-        x: (..., D).
-        then: function applied to the output of the layer, (N, F), where N is the number of rows.
+    The layer has no activation. `then` gets its output as (N, F), where N is the number of rows.
     """
     rows = tf.matmul(tf.reshape(x, (-1, x.shape[-1])), dense.kernel)
     rows = then(tf.nn.bias_add(rows, tf.convert_to_tensor(dense.bias)))

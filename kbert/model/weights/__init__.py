@@ -172,19 +172,16 @@ def write_weights(
     weights: Tensors,
     allow_missing: Sequence[str] = (),
 ) -> list[str]:
-    """Writes the weights and the config of a model in a format.
+    """Writes the weights and the config of a model in one of `kbert.utils.formats.FORMATS`.
+
+    Returns notes on differences from the model in the format's library, and on removed heads, which
+    all formats but kbert's store as zeros.
 
     Args:
         folder: an existing folder; files of the same names are replaced.
-        format: one of `kbert.utils.formats.FORMATS`.
-        config: config of the model.
         weights: dict of kbert's name -> float32 array.
         allow_missing: names or name prefixes of weights to omit if the format does not support
             them.
-
-    Returns:
-        Notes on differences from the model in the format's library, and on removed heads, which all
-        formats but kbert's store as zeros.
 
     Raises:
         UserError: the format is unknown or does not support some weights, the folder has weights in

@@ -14,12 +14,7 @@ from kbert.utils.formats import get_members
 def kbert_fields(values: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the fields of BertConfig that another format's config has under the key "kbert".
 
-    Args:
-        values: contents of the config file.
-        path: the config file, for error messages.
-
-    Raises:
-        UserError: the value of "kbert" is not an object of fields of BertConfig.
+    Raises UserError if the value of "kbert" is not an object of fields of BertConfig.
     """
     extra = values.get("kbert", {})
     get_members(extra, (), path)
@@ -32,28 +27,17 @@ def kbert_fields(values: Mapping[str, Any], path: str | os.PathLike[str]) -> dic
 def extra_fields(
     values: Mapping[str, Any], known: Collection[str], fixed: dict[str, Any]
 ) -> dict[str, Any]:
-    """Returns the fields to store under the key "kbert".
+    """Returns the fields to store under the key "kbert", of all fields of a BertConfig.
 
-    A field is stored if the format lacks it, unless its value is the one that is hard-coded in the
-    format's library or, if none is, the default of BertConfig.
-
-    Args:
-        values: all fields of a BertConfig.
-        known: names of the fields that the format has.
-        fixed: fields that are hard-coded in the format's library, with their values.
+    A field is stored if it is not `known` to the format, unless its value is the one that is
+    hard-coded in the format's library, in `fixed`, or, if none is, the default of BertConfig.
     """
     usual = dataclasses.asdict(BertConfig()) | fixed
     return {n: v for n, v in values.items() if n not in known and v != usual[n]}
 
 
 def differences(config: BertConfig, code: str, fixed: Mapping[str, object]) -> list[str]:
-    """Returns a note on each field of a config that differs from a library's hard-coded value.
-
-    Args:
-        config: config of the model.
-        code: name of the library, for the notes.
-        fixed: fields that are hard-coded in the library, with their values.
-    """
+    """Returns a note on each field that differs from its value in `fixed`, hard-coded in `code`."""
     return [
         f"{code} always computes with {name} {value}; this model has {getattr(config, name)}, so "
         f"the outputs differ from kbert's."

@@ -20,15 +20,7 @@ CONFIG_FILE = "config.json"
 
 @contextlib.contextmanager
 def open_folder(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[FolderContents]:
-    """See `kbert.model.weights`.
-
-    Args:
-        folder: `assets.extra` of a SavedModel.
-        parts: not used.
-
-    Raises:
-        UserError: the export is damaged, or its weights are quantized.
-    """
+    """See `kbert.model.weights`; `folder` is `assets.extra` of a SavedModel."""
     metadata = read_export(folder)
     names = metadata["weights"]
     if is_quantized(metadata):

@@ -104,12 +104,8 @@ def open_folder(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[F
 def read_checkpoint(prefix: pathlib.Path, is_wanted: Callable[[str], bool]) -> Tensors:
     """Returns the float tensors of a TensorFlow checkpoint for which `is_wanted(name)` is true.
 
-    Args:
-        prefix: path of the checkpoint without suffixes such as ".index".
-        is_wanted: function of the name of a tensor.
-
-    Raises:
-        UserError: the checkpoint cannot be read, or its tensors are larger than its files.
+    `prefix` is its path without suffixes such as ".index". Raises UserError if the checkpoint
+    cannot be read, or its tensors are larger than its files.
     """
     import tensorflow as tf
 

@@ -37,14 +37,9 @@ def remove_heads(
 ) -> tuple[BertConfig, Tensors]:
     """Returns the config and the lazily read weights of a model after removing heads.
 
-    Args:
-        config: config of the model.
-        weights: dict of kbert's weight name -> array.
-        kept: for each block, the numbers of one or more heads to keep, from 0.
-
-    Raises:
-        UserError: `kept` does not have a list for each block; or a list is empty, or has a
-            duplicate or a head that does not exist.
+    `kept` has, for each block, the numbers of one or more heads to keep, from 0. Raises UserError
+    if it does not have a list for each block, or a list is empty, or has a duplicate or a head that
+    does not exist.
     """
     _check_kept(config, kept)
     smaller = dataclasses.replace(config, attention_heads_per_layer=tuple(map(len, kept)))

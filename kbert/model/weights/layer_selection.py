@@ -40,10 +40,7 @@ def select_layers(
 ) -> tuple[BertConfig, Tensors]:
     """Returns the config and the lazily read weights of a model with some of the encoder blocks.
 
-    Args:
-        config: config of the whole model.
-        weights: dict of kbert's weight name -> array.
-        layers: the blocks to select; arguments and errors as for `resolve_layers`.
+    `layers`, and the errors, are as for `resolve_layers`.
     """
     layers = resolve_layers(layers, config.num_hidden_layers)
     names = {name: name for name in weights if not name.startswith("bert/encoder/")}

@@ -48,14 +48,7 @@ def rename_tensors(tensors: Tensors, prefix: pathlib.Path) -> Tensors:
     """Returns the tensors with the names and shapes of google-research/bert.
 
     Tensors that google-research/bert does not have keep their names. The optimizer's state is
-    omitted.
-
-    Args:
-        tensors: tensors of the checkpoint.
-        prefix: prefix of the checkpoint, for error messages.
-
-    Raises:
-        UserError: the checkpoint has no encoder with the names of the Model Garden.
+    omitted. Raises UserError if there is no encoder with the names of the Model Garden.
     """
     plain = {name.removesuffix(SUFFIX): name for name in tensors}
     plain = {name: full for name, full in plain.items() if not _NOT_WEIGHTS.fullmatch(name)}
@@ -83,12 +76,7 @@ def _layer_number(name):
 
 
 def _google_name(name, N):
-    """Returns the name in google-research/bert, or `name` itself if there is none.
-
-    Args:
-        name: name in the checkpoint, without `SUFFIX`.
-        N: number of encoder blocks.
-    """
+    """Returns the name in google-research/bert, or `name` (without `SUFFIX`) if there is none."""
     layer, _, variable = (inner := _strip_wrappers(name)).rpartition("/")
     if match := _NAMED.fullmatch(inner):
         return _block_weight_name(int(match[1]), match[2]) or name

@@ -96,14 +96,10 @@ def _readable(path):
 
 
 def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an HDF5 file.
+    """Writes or replaces an HDF5 file; `arrays` is a dict of path in the file -> array.
 
     Uses a Python file object, because HDF5's own file I/O crashes the process (a segmentation fault
     in `close`) if the disk is full.
-
-    Args:
-        path: the file; an existing one is replaced.
-        arrays: dict of path in the file -> array.
     """
     with open(path, "wb+") as raw, h5py.File(raw, "w") as file:
         for name in arrays:

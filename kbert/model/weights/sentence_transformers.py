@@ -39,13 +39,12 @@ def read(
 ) -> tuple[dict[str, Any] | None, dict[str, np.ndarray]]:
     """Returns the embedding settings of an HF folder, and the tensors of its dense layer.
 
+    The settings are fields of EmbeddingConfig, or None if the folder is not part of a model that
+    embeds texts. Without a dense layer, the tensors are {}.
+
     Args:
         folder: folder of the Transformer.
         config: contents of its `config.json`.
-
-    Returns:
-        dict of fields of EmbeddingConfig, or None if the folder is not part of a model that embeds
-        texts; and a dict of name -> array, empty without a dense layer.
 
     Raises:
         UserError: the model has a module or a setting that kbert does not support, or a file cannot

@@ -127,17 +127,15 @@ def map_weights(
 ) -> dict[str, ExternalWeight]:
     """Returns the names, shapes and transpositions of a model's weights in another format.
 
+    The keys are kbert's names of the weights that the format supports.
+
     Args:
-        config: config of the model.
         names: dict of kbert's name of a layer or weight -> the format's name. "{i}" stands for the
             number of a block; "{_i}" for "_" and the number, or nothing for block 0.
         variables: dict of the last part of kbert's name of a weight, such as "kernel" -> suffix of
             the format's name; used for weights whose layer is in `names`.
         transposed: function of kbert's name; returns whether the format transposes the weight.
         shape_overrides: shapes that differ in the format, in the letters of `_shape_of`.
-
-    Returns:
-        dict of kbert's name -> ExternalWeight, for the weights that the format supports.
     """
     external_weights = {}
     for name, row, i, letters in _shape_rows(config):
@@ -158,12 +156,7 @@ def map_weights(
 
 
 class Tensors(collections.abc.Mapping[str, np.ndarray]):
-    """A mapping of names to arrays that are read on access, so that one at a time is in memory.
-
-    Args:
-        shapes: dict of name -> shape.
-        read: function from a name to its array.
-    """
+    """A mapping of names to arrays that are read on access, so that one at a time is in memory."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], read: Callable[[str], np.ndarray]):
         self.shapes: dict[str, tuple[int, ...]] = shapes
@@ -187,12 +180,7 @@ FolderContents = tuple[dict[str, Any], Tensors, Callable[[BertConfig], dict[str,
 
 
 def matches(name: str, patterns: str | Iterable[str]) -> bool:
-    """Returns whether a name matches one of the patterns, or starts with one and "/" or ".".
-
-    Args:
-        name: name of a weight.
-        patterns: one or more patterns, which may contain `*`.
-    """
+    """Returns whether a name matches a pattern (with `*`), or starts with one and "/" or "."."""
     patterns = [patterns] if isinstance(patterns, str) else patterns
     return any(
         fnmatch.fnmatchcase(name, pattern) or name.startswith((f"{pattern}/", f"{pattern}."))
@@ -210,15 +198,9 @@ def names_text(names: Iterable[str]) -> str:
 def check_size(
     path: str | os.PathLike[str], files: Iterable[str | os.PathLike[str]], claimed_bytes: int
 ) -> None:
-    """Checks that tensors are not larger than their files, before memory is allocated for them.
+    """Raises UserError if tensors are larger than their files, before memory is allocated for them.
 
-    Args:
-        path: folder or file that the error names.
-        files: files of the tensors.
-        claimed_bytes: size of the tensors, according to the files.
-
-    Raises:
-        UserError: the files are smaller than the tensors.
+    The files claim that the tensors have `claimed_bytes`. The error names `path`.
     """
     held = sum(os.path.getsize(file) for file in files)
     if claimed_bytes > held:

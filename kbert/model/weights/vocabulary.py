@@ -17,13 +17,9 @@ def resize_vocabulary(
 ) -> tuple[BertConfig, Tensors]:
     """Returns the config and the lazily read weights of a model with a larger vocabulary.
 
-    Args:
-        config: config of the model.
-        weights: dict of kbert's weight name -> array.
-        vocab_size: the new number of entries, at least `config.vocab_size`.
-        pieces: dict of the id of a new entry -> the ids of its WordPieces in the old vocabulary,
-            whose rows are averaged for the new entry. The rows of entries without WordPieces are
-            initialized as in a new model; their biases are 0.
+    `pieces` has, for the id of a new entry, the ids of its WordPieces in the old vocabulary, whose
+    rows are averaged for the new entry. The rows of entries without WordPieces are initialized as
+    in a new model; their biases are 0.
     """
     larger = dataclasses.replace(config, vocab_size=vocab_size)
     shapes = {n: (vocab_size, *s[1:]) if n in ROWS else s for n, s in weights.shapes.items()}
