@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from typing import Protocol
 
 _ALLOCATION = re.compile(r"(OOM when|Out of memory while) .*?(?= on /job| \[Op|$)", re.MULTILINE)
 
@@ -64,13 +63,7 @@ def convert_write_errors(folder: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
-class _OpError(Protocol):
-    """A `tf.errors.OpError`."""
-
-    message: str
-
-
-def failed_allocation(error: _OpError) -> str:
+def failed_allocation(message: str) -> str:
     """Returns the words on the allocation in a ResourceExhaustedError, or else its first line."""
-    match = _ALLOCATION.search(error.message)
-    return match[0] if match else error.message.splitlines()[0]
+    match = _ALLOCATION.search(message)
+    return match[0] if match else message.splitlines()[0]

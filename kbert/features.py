@@ -6,8 +6,8 @@ Dimensions, in every file of kbert:
 """
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from kbert.errors import UserError
 
@@ -55,13 +55,6 @@ def feature_shapes(
         name: (tuple(sizes[letter] for letter in letters), dtype)
         for name, (letters, dtype) in features.items()
     }
-
-
-class _Array(Protocol):
-    """A tensor or array."""
-
-    shape: Sequence[int | None]
-    dtype: object
 
 
 # Names in google-research/bert, TF Hub, KerasHub and older libraries.
@@ -112,7 +105,7 @@ def check_names(names: Iterable[str], extra_features: Collection[str] = ()) -> N
         )
 
 
-def check_inputs(inputs: Mapping[str, _Array], rank: int) -> None:
+def check_inputs(inputs: Mapping[str, Any], rank: int) -> None:
     """Checks the static shapes of a model's inputs.
 
     Args:

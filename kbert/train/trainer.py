@@ -312,7 +312,7 @@ class Trainer:
         except tf.errors.ResourceExhaustedError as error:
             self.background.wait()  # it may be writing the last checkpoint
             raise UserError(
-                f"out of memory after step {self.step} ({failed_allocation(error)}). "
+                f"out of memory after step {self.step} ({failed_allocation(error.message)}). "
                 f"{smaller_slices(self.config, self.devices.replicas)}; "
                 f"{self._last_checkpoint_text()}."
             ) from error

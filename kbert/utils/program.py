@@ -108,9 +108,10 @@ def run(
             tf = sys.modules.get("tensorflow")
             if tf is None or not isinstance(error, tf.errors.ResourceExhaustedError):
                 raise
+            reason = failed_allocation(error.message)
             _fail(
-                f"out of memory ({failed_allocation(error)}). Use more --accumulation_steps, "
-                f"--remat or a smaller batch."
+                f"out of memory ({reason}). Use more --accumulation_steps, --remat or a smaller "
+                f"batch."
             )
 
     app.run(run_main, flags_parser=parser)
