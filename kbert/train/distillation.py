@@ -16,11 +16,9 @@ from kbert.tasks.registry import (
     read_task_settings,
     with_task_defaults,
 )
-from kbert.train.cost_estimate import rehearse
 from kbert.train.cross_validation import cross_validated
 from kbert.train.finetuning import Finetuning
 from kbert.train.start import start_run
-from kbert.train.trainer import Trainer
 
 if TYPE_CHECKING:
     from kbert.config import BertConfig
@@ -59,8 +57,7 @@ def distill(
 
     def run(config, folder):
         student = Finetuning(config, "distillation", "kbert.distill")
-        act = rehearse if dry_run else Trainer.fit
-        return start_run(Distillation(student), folder, callbacks, act)
+        return start_run(Distillation(student), folder, callbacks, dry_run)
 
     config = with_task_defaults(_with_teacher_settings(config))
     if get_task(config.task).compares_examples:

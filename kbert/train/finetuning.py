@@ -21,7 +21,7 @@ from kbert.settings import ColumnConfig
 from kbert.tasks.labels import label_conflicts
 from kbert.tasks.registry import get_task, make_task, with_task_defaults, write_task_settings
 from kbert.train import report
-from kbert.train.cost_estimate import memory_line, rehearse
+from kbert.train.cost_estimate import memory_line
 from kbert.train.cross_validation import cross_validated
 from kbert.train.data_report import data_lines, length_lines, token_lengths, truncation_notes
 from kbert.train.losses import ComparingObjective, TaskObjective
@@ -29,7 +29,6 @@ from kbert.train.predictions import write_predictions
 from kbert.train.schedule import WarmupPolynomialDecay
 from kbert.train.start import start_run
 from kbert.train.task_examples import class_weights, fingerprint, read_splits
-from kbert.train.trainer import Trainer
 from kbert.train.workload import Workload
 from kbert.utils import atomic
 from kbert.utils.logging import log
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from kbert.train.callbacks import Callback
     from kbert.train.distribution import Devices
     from kbert.train.remote_sync import RemoteRunDir
+    from kbert.train.trainer import Trainer
     from kbert.train.workers import Workers
 
 
@@ -81,8 +81,7 @@ def finetune(
     """
 
     def run(config, folder):
-        act = rehearse if dry_run else Trainer.fit
-        return start_run(Finetuning(config), folder, callbacks, act)
+        return start_run(Finetuning(config), folder, callbacks, dry_run)
 
     return cross_validated(with_task_defaults(config), output_dir, run)
 
@@ -286,7 +285,7 @@ class Finetuning(Workload):
         fixed = config.batch_size, config.max_seq_length, self.tokenizer.pad_id, config.seed
         return BucketedBatches(longest, *fixed)
 
-    def cost_lines(self, trainer: Trainer) -> Iterator[str]:
+    def cost_lines(self, trainer: "Trainer") -> Iterator[str]:
         yield from length_lines(self._lengths, self.config.max_seq_length)
         example = self.longest().batch(0)["input_ids"]
         length, rows = example.shape[-1], example.size // example.shape[-1]

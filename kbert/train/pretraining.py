@@ -17,7 +17,7 @@ from kbert.model.models import BertForMaskedLM, BertForPreTraining
 from kbert.tasks.losses import soft_losses
 from kbert.train import report
 from kbert.train.checkpoint import is_checkpoint, verified_state
-from kbert.train.cost_estimate import forward_flops, memory_line, rehearse, step_flops
+from kbert.train.cost_estimate import forward_flops, memory_line, step_flops
 from kbert.train.evaluation import HeldOut
 from kbert.train.inputs import resolve_inputs
 from kbert.train.losses import MaskedLMObjective, PretrainingObjective
@@ -25,7 +25,6 @@ from kbert.train.masked_words import MaskedWords
 from kbert.train.schedule import Schedule, WarmupPolynomialDecay, make_schedule
 from kbert.train.start import start_run
 from kbert.train.time_budget import with_saved_steps, with_timed_steps
-from kbert.train.trainer import Trainer
 from kbert.train.workload import Workload
 from kbert.utils.logging import log
 
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from kbert.train.callbacks import Callback
     from kbert.train.distribution import Devices
     from kbert.train.remote_sync import RemoteRunDir
+    from kbert.train.trainer import Trainer
     from kbert.train.workers import Workers
 
 
@@ -78,7 +78,7 @@ def pretrain(
 
         workload = Distillation(workload)
     callbacks = [*callbacks, MaskedWords()]
-    return start_run(workload, output_dir, callbacks, rehearse if dry_run else Trainer.fit)
+    return start_run(workload, output_dir, callbacks, dry_run)
 
 
 class Pretraining(Workload):
@@ -162,7 +162,7 @@ class Pretraining(Workload):
             config.packing,
         )
 
-    def choose_steps(self, trainer: Trainer) -> None:
+    def choose_steps(self, trainer: "Trainer") -> None:
         if self.config.time_budget is None:
             return
         self._set_steps(with_timed_steps(self.config, trainer))
@@ -224,7 +224,7 @@ class Pretraining(Workload):
         if self.held_out is None:
             yield "no --eval_input: no held-out loss, and no best weights are kept"
 
-    def cost_lines(self, trainer: Trainer) -> Iterator[str]:
+    def cost_lines(self, trainer: "Trainer") -> Iterator[str]:
         config, teacher, examples = self.config, trainer.workload.teacher, self.data
         B, L, M = config.global_batch_size, config.max_seq_length, examples.max_predictions
         seconds, steps = trainer.throughput.step_seconds, self.train_steps

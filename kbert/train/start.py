@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -12,6 +12,7 @@ import keras
 from kbert.errors import UserError, convert_write_errors
 from kbert.train import callbacks as cb
 from kbert.train.checkpoint import BackgroundWriter
+from kbert.train.cost_estimate import rehearse
 from kbert.train.distribution import find_devices
 from kbert.train.profile import Profiler
 from kbert.train.remote_sync import remote_run_dir
@@ -29,23 +30,23 @@ def start_run(
     workload: "Workload | Distillation",
     output_dir: str | os.PathLike[str],
     callbacks: Sequence[cb.Callback] = (),
-    action: Callable[[Trainer], dict[str, Any]] = Trainer.fit,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
-    """Creates a run, locks its folder and returns `action(trainer)`.
+    """Creates a run, locks its folder, and trains or, for a dry run, prints the estimated cost.
 
     Args:
-        workload: model, data and objective.
-        output_dir: the run's folder.
         callbacks: called after the default callbacks.
-        action: function of the opened trainer that returns the results.
+
+    Returns:
+        the results of `Trainer.fit`; {} for a dry run.
 
     Raises:
         SystemExit: the run has saved a checkpoint and stopped before its last step, because of
             Ctrl-C (exit status 130) or SIGTERM (143). The status is not 0, so that `pretrain &&
             finetune` stops and Kubernetes restarts the job.
         UserError: Keras' backend is not TensorFlow, the devices or settings cannot be used, another
-            process uses the folder, a file cannot be written, or the workload or `action` raises
-            the error.
+            process uses the folder, a file cannot be written, or the workload or the trainer
+            raises the error.
     """
     if keras.backend.backend() != "tensorflow":
         raise UserError(
@@ -71,7 +72,7 @@ def start_run(
         trainer = Trainer(workload, devices, run_dir, background, callbacks)
         stack.callback(trainer.call, "on_exit")
         trainer.open()
-        results = action(trainer)
+        results = rehearse(trainer) if dry_run else trainer.fit()
     if trainer.stop_signal and not trainer.complete:
         sys.exit(128 + trainer.stop_signal)
     return results
