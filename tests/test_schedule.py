@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import pytest
+from keras.optimizers.schedules import CosineDecay
 
 from kbert.errors import UserError
 from kbert.settings import PretrainConfig
 from kbert.train.schedule import (
-    WarmupCosineDecay,
     WarmupPolynomialDecay,
     WarmupStableDecay,
     make_schedule,
@@ -37,7 +37,8 @@ def test_a_power(step, rate):
     [(0, 0.0), (5, 1.0), (10, 2.0), (35, 1.7071068), (60, 1.0), (110, 0.0), (130, 0.0)],
 )
 def test_half_a_cosine(step, rate):
-    assert float(WarmupCosineDecay(2.0, 110, 10)(step)) == pytest.approx(rate, abs=1e-6)
+    schedule = make_schedule(config_of(lr_schedule="cosine", learning_rate=2.0, decay_steps=110))
+    assert float(schedule(step)) == pytest.approx(rate, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,6 @@ def test_a_cooldown_by_the_square_root(step, rate):
     "schedule",
     [
         WarmupPolynomialDecay(1e-3, 100, 10, 0.5),
-        WarmupCosineDecay(1e-3, 100, 10),
         WarmupStableDecay(1e-3, 100, 10, 20),
     ],
 )
@@ -81,7 +81,7 @@ def test_schedules_are_those_of_hf():
     cosine = rates(optimization.get_cosine_schedule_with_warmup)
     stable = rates(optimization.get_wsd_schedule, num_decay_steps=20, decay_type="1-sqrt")
     for schedule, expected in (
-        (WarmupCosineDecay(0.3, 100, 10), cosine),
+        (CosineDecay(0.0, 90, warmup_target=0.3, warmup_steps=10), cosine),
         (WarmupStableDecay(0.3, 100, 10, 20), stable),
     ):
         found = [float(schedule(step)) for step in range(101)]
@@ -99,7 +99,10 @@ def config_of(**settings):
     [
         ({}, WarmupPolynomialDecay(0.5, 50, 10)),
         ({"decay_power": 2.0, "decay_steps": 70}, WarmupPolynomialDecay(0.5, 70, 10, 2.0)),
-        ({"lr_schedule": "cosine", "decay_steps": 60}, WarmupCosineDecay(0.5, 60, 10)),
+        (
+            {"lr_schedule": "cosine", "decay_steps": 60},
+            CosineDecay(0.0, 50, warmup_target=0.5, warmup_steps=10),
+        ),
         ({"lr_schedule": "warmup_stable_decay"}, WarmupStableDecay(0.5, 50, 10, 10)),
         (
             {"lr_schedule": "warmup_stable_decay", "cooldown_steps": 7, "decay_steps": 60},

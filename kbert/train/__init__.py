@@ -5,14 +5,13 @@ from kbert.train.distillation import distill
 from kbert.train.finetuning import finetune
 from kbert.train.optimizer import LAMB, AdamW, Muon
 from kbert.train.pretraining import pretrain
-from kbert.train.schedule import WarmupCosineDecay, WarmupPolynomialDecay, WarmupStableDecay
+from kbert.train.schedule import WarmupPolynomialDecay, WarmupStableDecay
 
 __all__ = [
     "LAMB",
     "AdamW",
     "Callback",
     "Muon",
-    "WarmupCosineDecay",
     "WarmupPolynomialDecay",
     "WarmupStableDecay",
     "distill",

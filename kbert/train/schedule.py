@@ -1,7 +1,6 @@
-"""Learning-rate schedules: a linear warmup, then a decay to 0 in one of three shapes."""
+"""Learning-rate schedules: a linear warmup, then a decay to 0."""
 
 import abc
-import math
 from typing import TYPE_CHECKING
 
 import keras
@@ -38,11 +37,6 @@ class _WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
         return {name: getattr(self, name) for name in self.settings}
 
 
-def _progress(step, first, stop):
-    """Returns the fraction, in [0, 1], of the steps from `first` to `stop` that are done."""
-    return ops.clip((step - first) / max(stop - first, 1), 0.0, 1.0)
-
-
 @keras.saving.register_keras_serializable("kbert")
 class WarmupPolynomialDecay(_WarmupSchedule):
     """Linear warmup from 0, then polynomial decay to 0: (1 - step / decay_steps)^power.
@@ -70,24 +64,6 @@ class WarmupPolynomialDecay(_WarmupSchedule):
 
 
 @keras.saving.register_keras_serializable("kbert")
-class WarmupCosineDecay(_WarmupSchedule):
-    """Linear warmup from 0, then half a cosine from the learning rate to 0 at `decay_steps`.
-
-    Source: Loshchilov and Hutter 2017 (arXiv:1608.03983), without restarts. HF's
-    `get_cosine_schedule_with_warmup` is the same.
-
-    Args:
-        learning_rate: target of the warmup.
-        decay_steps: step at which the rate is 0.
-        warmup_steps: number of steps of the warmup.
-    """
-
-    def factor(self, step: keras.KerasTensor) -> keras.KerasTensor:
-        progress = _progress(step, self.warmup_steps, self.decay_steps)
-        return 0.5 * (1.0 + ops.cos(math.pi * progress))
-
-
-@keras.saving.register_keras_serializable("kbert")
 class WarmupStableDecay(_WarmupSchedule):
     """Linear warmup from 0, a constant rate, then a cooldown to 0 as 1 - sqrt(progress).
 
@@ -111,18 +87,21 @@ class WarmupStableDecay(_WarmupSchedule):
 
     def factor(self, step: keras.KerasTensor) -> keras.KerasTensor:
         first = self.decay_steps - self.cooldown_steps
-        return 1.0 - ops.sqrt(_progress(step, first, self.decay_steps))
+        progress = ops.clip((step - first) / max(self.cooldown_steps, 1), 0.0, 1.0)
+        return 1.0 - ops.sqrt(progress)
 
 
-Schedule = WarmupPolynomialDecay | WarmupCosineDecay | WarmupStableDecay
+Schedule = keras.optimizers.schedules.LearningRateSchedule
 
 
 def make_schedule(config: "PretrainConfig") -> Schedule:
     """Returns the learning-rate schedule of a pretraining run."""
     end = config.decay_steps or config.train_steps
-    common = config.learning_rate, end, config.warmup_steps
-    if config.lr_schedule == "cosine":
-        return WarmupCosineDecay(*common)
+    rate, warmup_steps = config.learning_rate, config.warmup_steps
+    if config.lr_schedule == "cosine":  # the same as HF's `get_cosine_schedule_with_warmup`
+        return keras.optimizers.schedules.CosineDecay(
+            0.0, max(end - warmup_steps, 1), warmup_target=rate, warmup_steps=warmup_steps
+        )
     if config.lr_schedule == "warmup_stable_decay":
-        return WarmupStableDecay(*common, config.cooldown_steps or end // 5)
-    return WarmupPolynomialDecay(*common, config.decay_power)
+        return WarmupStableDecay(rate, end, warmup_steps, config.cooldown_steps or end // 5)
+    return WarmupPolynomialDecay(rate, end, warmup_steps, config.decay_power)

@@ -26,7 +26,7 @@ CLASSES = {
     ),
     "kbert.model.pretrained": ("PretrainedModel",),
     "kbert.train.optimizer": ("AdamW", "LAMB", "Muon", "SGD"),
-    "kbert.train.schedule": ("WarmupCosineDecay", "WarmupPolynomialDecay", "WarmupStableDecay"),
+    "kbert.train.schedule": ("WarmupPolynomialDecay", "WarmupStableDecay"),
     "kbert.hub": ("BertLayer", "PreprocessLayer"),
 }
 
