@@ -42,14 +42,9 @@ PRETRAINING_FEATURES = {
 def feature_shapes(
     features: Mapping[str, tuple[str, str]], **sizes: int | None
 ) -> dict[str, tuple[tuple[int | None, ...], str]]:
-    """Returns the shape and dtype of each feature.
+    """Returns the shape and dtype of each feature of a dict such as `PRETRAINING_FEATURES`.
 
-    Args:
-        features: a dict such as `ENCODER_FEATURES` or `PRETRAINING_FEATURES`.
-        **sizes: size of each dimension, such as B=8, L=128; None if it is variable.
-
-    Returns:
-        dict of name -> (shape tuple, dtype name).
+    `sizes` are the sizes of the dimensions, such as B=8, L=128; None if variable.
     """
     return {
         name: (tuple(sizes[letter] for letter in letters), dtype)

@@ -93,8 +93,8 @@ class ConfiguredLayer(keras.layers.Layer):
 
     def dense(self, units: int, name: str, **kwargs: object) -> Dense:
         """Creates a Dense with `matrix_initializer` and this layer's dtype policy."""
-        kwargs |= {"kernel_initializer": self.initializer(), "dtype": self.dtype_policy}
-        return Dense(units, name=name, **kwargs)
+        kwargs |= {"name": name, "dtype": self.dtype_policy}
+        return Dense(units, kernel_initializer=matrix_initializer(self.config), **kwargs)
 
     def norm(self, name: str) -> keras.layers.LayerNormalization:
         """Creates a LayerNormalization with `layer_norm_eps` and this layer's dtype policy."""
@@ -105,10 +105,6 @@ class ConfiguredLayer(keras.layers.Layer):
     def dropout(self, rate: float, name: str) -> Dropout:
         """Creates a Dropout with this layer's dtype policy."""
         return Dropout(rate, dtype=self.dtype_policy, name=name)
-
-    def initializer(self) -> keras.initializers.Initializer:
-        """Returns `matrix_initializer` of this layer's config."""
-        return matrix_initializer(self.config)
 
 
 def attention_bias(

@@ -9,7 +9,7 @@ from keras import ops
 from kbert.config import BertConfig
 from kbert.errors import UserError
 from kbert.model import fused
-from kbert.model.attention import ConfiguredLayer, SelfAttention, attention_bias
+from kbert.model.attention import ConfiguredLayer, SelfAttention, attention_bias, matrix_initializer
 
 
 def gather_positions(x: keras.KerasTensor, positions: keras.KerasTensor) -> keras.KerasTensor:
@@ -71,7 +71,7 @@ class Embeddings(ConfiguredLayer):
             return keras.layers.Embedding(
                 rows,
                 config.hidden_size,
-                embeddings_initializer=self.initializer(),
+                embeddings_initializer=matrix_initializer(config),
                 dtype=self.dtype_policy,
                 name=name,
             )

@@ -8,7 +8,7 @@ from keras import ops
 
 from kbert.config import BertConfig, EmbeddingConfig
 from kbert.model import fused
-from kbert.model.attention import ConfiguredLayer
+from kbert.model.attention import ConfiguredLayer, matrix_initializer
 
 
 @keras.saving.register_keras_serializable("kbert")
@@ -34,7 +34,7 @@ class MaskedLMHead(ConfiguredLayer):
         if not self.config.tie_word_embeddings:
             shape = (self.config.vocab_size, self.config.hidden_size)
             self.decoder = self.add_weight(
-                shape=shape, initializer=self.initializer(), name="decoder"
+                shape=shape, initializer=matrix_initializer(self.config), name="decoder"
             )
 
     def call(

@@ -108,10 +108,6 @@ class TrainStep:
             named |= {"loss_scale/scale": self.loss_scale, "loss_scale/good": self._good_steps}
         return named
 
-    def current_loss_scale(self) -> float:
-        """Returns the current scale of the loss. Call this only in mixed_float16."""
-        return float(self.first_copy(self.loss_scale))
-
     def first_copy(self, variable: keras.Variable) -> tf.Variable:
         """Returns the copy of a Keras variable on the first device of this worker."""
         return self._strategy.experimental_local_results(variable.value)[0]

@@ -354,8 +354,8 @@ class Trainer:
         skipped = state["not_finite"] + state["overflows"]
         metrics["gradient_norm"] = state["gradient_norm"] / max(state["steps"] - skipped, 1)
         metrics["skipped_steps"] = skipped
-        if self.train_step.loss_scale is not None:
-            metrics["loss_scale"] = self.train_step.current_loss_scale()
+        if (scale := self.train_step.loss_scale) is not None:
+            metrics["loss_scale"] = float(self.train_step.first_copy(scale))
         metrics["learning_rate"] = float(workload.schedule(self.step - 1))
         metrics["tokens_per_second"], step_seconds, metrics["input_wait"] = self.throughput.read()
         self.window = collections.Counter()
