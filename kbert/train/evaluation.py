@@ -25,12 +25,8 @@ class HeldOut:
     Evaluation runs on one device, so that the metrics do not depend on the training devices.
 
     Args:
-        model: the model in training.
-        corpus: held-out text.
-        max_seq_length: L.
         examples: maximum number of examples, limited to one epoch. It is rounded down to whole
             batches of 32, but at least one batch is used.
-        next_sentence: whether the model has an NSP head.
     """
 
     def __init__(
@@ -54,10 +50,7 @@ class HeldOut:
         """Returns the objective's metrics, the MLM perplexity and the corpus' unigram entropy.
 
         Their names are prefixed with `eval_`, such as `eval_mlm_loss`, `eval_mlm_perplexity` and
-        `eval_unigram_entropy` (nats).
-
-        Args:
-            batches: number of batches of 32 examples; None for all.
+        `eval_unigram_entropy` (nats). `batches` limits the number of batches of 32 examples.
         """
         totals = collections.Counter()
         for features in self._examples.dataset(BATCH_SIZE, steps=batches or self._batches):

@@ -24,9 +24,7 @@ SHORTEST, LONGEST = 8, 16
 def choose_sentences(corpus: "Corpus", longest: int = LONGEST) -> list[np.ndarray]:
     """Returns the ids of up to five sentences, spread evenly over the corpus.
 
-    Args:
-        corpus: held-out text.
-        longest: maximum length in tokens. Longer sentences are cut.
+    Sentences of more than `longest` tokens are cut.
     """
     spans = []
     for shard, start in zip(corpus.shards, corpus.shard_starts, strict=False):
@@ -117,11 +115,7 @@ def report_lines(
 ) -> Iterator[str]:
     """Yields lines that compare predictions before and after training.
 
-    Args:
-        before: contents of `masked_words.json`.
-        results: metrics of the last evaluation.
-        predictions: predictions after training: rows of [sentence with a mask, masked word, its
-            rank, most likely words].
+    `before` are the contents of `masked_words.json`, and `results` the last evaluation metrics.
     """
     yield (
         f"held-out MLM loss: {before['mlm_loss']:.2f} before training, "

@@ -11,11 +11,7 @@ from kbert.utils.logging import log
 
 
 def profiled_steps(text: str) -> tuple[int, int]:
-    """Parses the value of `--profile`, such as "10,13"; returns (START, STOP).
-
-    Raises:
-        UserError: the value is not two integers with START < STOP.
-    """
+    """Parses the value of `--profile`, such as "10,13"; returns (START, STOP)."""
     match = re.fullmatch(r"(\d+),(\d+)", text)
     if not match or int(match[1]) >= int(match[2]):
         raise UserError(
@@ -26,22 +22,14 @@ def profiled_steps(text: str) -> tuple[int, int]:
 
 
 class Profiler(Callback):
-    """Writes a profile of the steps START + 1 to STOP to the run's TensorBoard folder.
-
-    Args:
-        text: value of `--profile`.
-    """
+    """Writes a profile of the steps START + 1 to STOP to the run's TensorBoard folder."""
 
     def __init__(self, text: str) -> None:
         self._steps = profiled_steps(text)
         self._profiling = False
 
     def on_build(self) -> None:
-        """Logs a note if the run resumes after START.
-
-        Raises:
-            UserError: START is not less than the run's number of steps.
-        """
+        """Logs a note if the run resumes after START; raises UserError if it ends before."""
         start, stop = self._steps
         steps = self.trainer.workload.train_steps
         if start >= steps:

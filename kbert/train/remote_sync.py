@@ -145,15 +145,8 @@ def remote_run_dir(
     """Context manager that opens the folder of a run.
 
     If the folder is remote, first downloads its subfolder `part`. On exit, uploads the last changes
-    and, unless that fails, deletes the local copy.
-
-    Args:
-        output_dir: the path given by the user.
-        part: subfolder of the run, such as "pretrain".
-        writes: whether to upload changes; False if another process uploads them.
-
-    Raises:
-        UserError: the folder cannot be downloaded, or the changes cannot be uploaded at the end.
+    (if `writes`) and, unless that fails, deletes the local copy. Raises UserError if the folder
+    cannot be downloaded, or the changes cannot be uploaded at the end.
     """
     if not storage.is_remote(output_dir):
         yield RemoteRunDir(None, pathlib.Path(output_dir))

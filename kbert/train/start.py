@@ -81,9 +81,7 @@ def start_run(
 def default_callbacks(config: "TrainingConfig", is_chief: bool) -> list[cb.Callback]:
     """Returns the default callbacks in the order of calls: metrics are written before weights.
 
-    Args:
-        config: settings of the run.
-        is_chief: whether this worker writes the run's files; other workers have no callbacks.
+    Only the chief, which writes the run's files, has callbacks.
     """
     if not is_chief:
         return []

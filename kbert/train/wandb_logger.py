@@ -24,11 +24,7 @@ MAX_WAIT_SECONDS = 60  # for pending uploads, at the end of a run
 
 
 def check_wandb(config: "TrainingConfig") -> None:
-    """Checks that W&B is installed if `--wandb_project` is set.
-
-    Raises:
-        UserError: W&B is not installed.
-    """
+    """Raises UserError if `--wandb_project` is set, but W&B is not installed."""
     spec = importlib.util.find_spec("wandb") if config.wandb_project else None
     if config.wandb_project and (spec is None or spec.origin is None):  # None: a folder wandb/
         raise UserError("--wandb_project needs wandb: pip install 'kbert[wandb]'")
