@@ -12,7 +12,7 @@ from marks import slow
 import kbert
 from kbert.data.bucketed_batches import EncodedExample
 from kbert.errors import UserError
-from kbert.inference import backends, batch_runner, predictor
+from kbert.inference import backends, batch_runner, model_runner
 from kbert.inference.batch_runner import BatchRunner
 from kbert.model.inference_ops import constant_weights
 from kbert.settings import PredictConfig
@@ -82,7 +82,7 @@ def asked(tokenizer, monkeypatch):
     def ask(method, model, backend):
         _, _, arguments = CASES[method]
         if backend == "keras":
-            monkeypatch.setattr(predictor, "frozen_backend", lambda *_: backends.keras_backend)
+            monkeypatch.setattr(model_runner, "frozen_backend", lambda *_: backends.keras_backend)
             backend = "tensorflow"
         said = kbert.Predictor(model, tokenizer, batch_size=2, backend=backend)
         found = getattr(said, method)(*arguments)
@@ -153,8 +153,8 @@ def test_weights_in_training_are_those_of_the_call(backend):
     model = model_of("BertModel")
     settled = backends.frozen_backend(backend, model, "first")
     for compiler, changes in ((backends.keras_backend, True), (settled, False)):
-        pick = lambda outputs, _: {"x": outputs["pooler_output"]}  # noqa: E731
-        forward = BatchRunner(model, pick, 0, 32, backend=compiler)
+        pooled = lambda features: {"x": model(features)["pooler_output"]}  # noqa: E731
+        forward = BatchRunner(pooled, 0, 32, backend=compiler)
         (before,) = forward([item(7)])
         model.pooler.pooler_dense.bias.assign_add(np.full(24, 0.3, np.float32))
         (after,) = forward([item(7)])
@@ -183,7 +183,7 @@ def test_converting_in_threads_leaves_the_policy_of_a_model(tokenizer):
 
 def test_batches(monkeypatch):
     """As long as their longest item; few items where they are long; two at least."""
-    forward = BatchRunner(None, None, pad_id=0, max_seq_length=500, batch_size=40)
+    forward = BatchRunner(None, pad_id=0, max_seq_length=500, batch_size=40)
     items = [item(length) for length in [5] * 45 + [7, 400, 300, 400, 5, 20]]
 
     def shapes():

@@ -1,5 +1,6 @@
 """kbert, with the same functions as its programs."""
 
+import functools
 import pathlib
 import sys
 import tempfile
@@ -155,8 +156,7 @@ def infer(settings):
     )
     model, task = predictor.load(BertForSequenceClassification), predictor.task("classify")
     forward = BatchRunner(
-        model,
-        task.pick,
+        functools.partial(task.forward, model),
         data.PAD,
         settings["length"],
         settings["batch_size"],

@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import tensorflow as tf
 
 from kbert.data.bucketed_batches import EncodedExample, bucket_length, pad_examples
-from kbert.inference.backends import PARALLEL, Backend, keras_backend, on_gpu
+from kbert.inference.backends import PARALLEL, Backend, TensorFunction, keras_backend, on_gpu
 
 BATCH_SIZE = 32
 # Maximum number of tokens in a batch on the CPU. Larger batches have more padding and are no faster
@@ -17,15 +16,13 @@ BATCH_TOKENS = 1024
 
 
 class BatchRunner:
-    """Computes outputs of a model for items of any length.
+    """Computes a function of a model, such as its outputs, for items of any length.
 
     On the CPU, a batch is padded to its longest item. On a GPU, it is padded to one of a few
     shapes, so that XLA compiles few graphs.
 
     Args:
-        model: a model of `kbert.model`, or a function with the same signature.
-        pick: function from the model's outputs and the features to a dict of the tensors to return,
-            batch axis first.
+        function: function from the features to a dict of tensors, batch axis first.
         pad_id: id of [PAD].
         max_seq_length: maximum length of an item in tokens.
         batch_size: maximum number of items in a batch; on the CPU, batches of long items are
@@ -35,8 +32,7 @@ class BatchRunner:
 
     def __init__(
         self,
-        model: Callable[..., dict[str, tf.Tensor]],
-        pick: Callable[[dict[str, tf.Tensor], dict[str, tf.Tensor]], dict[str, tf.Tensor]],
+        function: TensorFunction,
         pad_id: int,
         max_seq_length: int,
         batch_size: int = BATCH_SIZE,
@@ -46,7 +42,7 @@ class BatchRunner:
         self._max_seq_length = max_seq_length
         self._batch_size = batch_size
         self._backend = backend
-        self._function = lambda features: pick(model(features, training=False), features)
+        self._function = function
         self._compute = None
         self._compiling = threading.Lock()
 
@@ -60,8 +56,8 @@ class BatchRunner:
             advance: called with the number of items computed since the last call; None: not called.
 
         Returns:
-            list of dicts of the outputs that `pick` returns, as arrays without the batch axis. The
-            token axis of an output may be longer than the item.
+            list of dicts of the outputs, as arrays without the batch axis. The token axis of an
+            output may be longer than the item.
         """
         results = [None] * len(items)
         batches = self._batches(items)

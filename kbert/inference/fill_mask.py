@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +30,7 @@ class MaskFiller:
         model: BertForMaskedLM.
         tokenizer: BertTokenizer that recognizes [MASK] in text.
         max_seq_length: maximum number of tokens in a sequence.
-        runner: function that returns a BatchRunner; see `Predictor._runner`.
+        runner: function that returns a BatchRunner; see `ModelRunner._runner`.
     """
 
     def __init__(
@@ -88,33 +88,30 @@ class MaskFiller:
         # The graph returns 16 tokens or a higher power of 2, so that few graphs are compiled.
         count = min(max(16, 1 << (top_k - 1).bit_length()), self.tokenizer.vocab_size)
 
-        def pick(outputs, features):
-            best = tf.math.top_k(tf.nn.softmax(outputs["logits"]), count)  # (B, M, count)
+        def pick(scores):
+            best = tf.math.top_k(scores, count)  # (B, M, count)
             return {"scores": best.values, "ids": best.indices}
 
-        for output in self._outputs(count, pick)(items, advance):
+        for output in self._scores(count, pick)(items, advance):
             yield output["ids"][:, :top_k], output["scores"][:, :top_k]
 
     def _top_targets(self, items, target_ids, top_k, advance):
         """Yields the same as `_top_tokens`, but chooses only from the tokens in `target_ids`."""
-
-        def pick(outputs, features):
-            return {"scores": tf.nn.softmax(outputs["logits"])}
-
-        runner = self._outputs("all", pick)
+        runner = self._scores("all", lambda scores: {"scores": scores})
         for begin in range(0, len(items), _CHUNK):
             for output in runner(items[begin : begin + _CHUNK], advance):
                 scores = output["scores"][:, target_ids]
                 order = np.argsort(-scores, axis=-1, kind="stable")[:, :top_k]
                 yield target_ids[order], np.take_along_axis(scores, order, axis=-1)
 
-    def _outputs(self, kind, pick):
+    def _scores(self, kind, pick):
+        """Returns a BatchRunner of `pick`, a function of the scores, (B, M, V)."""
         model, tokenizer = self.model, self.tokenizer
 
-        def compute(features: Mapping[str, tf.Tensor], training: bool) -> Mapping[str, tf.Tensor]:
-            return masked_logits(model, features, tokenizer)
+        def compute(features):
+            return pick(tf.nn.softmax(masked_logits(model, features, tokenizer)["logits"]))
 
-        return self._runner(f"fill_mask_{kind}_{tokenizer.mask_id}", model, pick, compute)
+        return self._runner(f"fill_mask_{kind}_{tokenizer.mask_id}", model, compute)
 
     def _target_ids(self, targets):
         """Returns the sorted ids of the targets.

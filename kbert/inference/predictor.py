@@ -1,22 +1,16 @@
 """`Predictor` makes predictions for texts; it has a method for each task."""
 
 import functools
-import os
-import threading
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Self, TypedDict, Unpack
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from kbert.config import POOLINGS
-from kbert.data.bucketed_batches import EncodedExample
 from kbert.errors import UserError
-from kbert.inference.backends import choose_backend, frozen_backend
-from kbert.inference.batch_runner import BatchRunner
 from kbert.inference.fill_mask import MaskFiller
+from kbert.inference.model_runner import ModelRunner
 from kbert.inference.search import nearest_texts
-from kbert.model.folder import ModelFolder
 from kbert.model.models import (
     BertForEmbedding,
     BertForMaskedLM,
@@ -25,32 +19,14 @@ from kbert.model.models import (
     BertForTokenClassification,
     BertModel,
 )
-from kbert.model.pretrained import PretrainedModel
-from kbert.model.weights.tensors import part_of, weight_shapes
-from kbert.tasks.arguments import as_batch, check_length, same_length
+from kbert.tasks.arguments import as_batch, same_length
 from kbert.tasks.encoding import encode_texts
 from kbert.tasks.outputs import embeddings, l2_normalize, similarities, softmax
-from kbert.tasks.registry import (
-    BUILT_IN,
-    get_task,
-    method_of_heads,
-    read_task_settings,
-    task_from_settings,
-)
-from kbert.tasks.task import Task
+from kbert.tasks.registry import BUILT_IN, get_task, method_of_heads
 from kbert.tokenizer.tokenizer import BertTokenizer
 
 
-class PredictorOptions(TypedDict, total=False):
-    """Options of `Predictor.from_pretrained`; see `Predictor`."""
-
-    batch_size: int
-    advance: Callable[[int], object] | None
-    backend: str
-    max_seq_length: int | None
-
-
-class Predictor:
+class Predictor(ModelRunner):
     """Makes predictions for texts with a model and its tokenizer.
 
     The methods take a text or a list of texts of any length. The texts are sorted by length and
@@ -86,76 +62,6 @@ class Predictor:
     Raises:
         UserError: the backend is unknown, or OpenVINO is requested but not installed.
     """
-
-    def __init__(
-        self,
-        model: PretrainedModel | None,
-        tokenizer: BertTokenizer,
-        settings: Mapping[str, Any] | None = None,
-        batch_size: int = 32,
-        advance: Callable[[int], object] | None = None,
-        backend: str = "auto",
-        max_seq_length: int | None = None,
-    ):
-        self.model: PretrainedModel | None = model
-        self.tokenizer: BertTokenizer = tokenizer
-        self.settings: Mapping[str, Any] | None = settings
-        self.advance: Callable[[int], object] | None = advance
-        self.backend: str = choose_backend(backend)
-        self._batch_size = batch_size
-        self._max_seq_length = max_seq_length
-        self.folder: ModelFolder | None = None
-        self._read = None
-        self._runners = {}
-        self._lock = threading.Lock()  # threads may call the same method concurrently
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | os.PathLike[str],
-        dtype: str | None = None,
-        **options: Unpack[PredictorOptions],
-    ) -> Self:
-        """Creates a Predictor from a folder of weights in any format that `BertModel` reads.
-
-        The weights are read at the first prediction, including the head that this prediction
-        requires. With OpenVINO, the converted model is cached in the subfolder `openvino`, if the
-        folder is writable, and converted again when the weights change.
-
-        Args:
-            folder: a path such as `RUN/finetuning/best`, the name of a model on the Hugging Face
-                hub, or a ModelFolder.
-            dtype: dtype policy of the model, such as "mixed_bfloat16"; None for Keras' global
-                policy, float32 by default.
-            **options: `batch_size`, `advance`, `backend` and `max_seq_length`, as for the class.
-
-        Raises:
-            UserError: the folder does not exist, the backend is unknown or not installed, or files
-                are missing or damaged.
-        """
-        folder = ModelFolder.of(folder)
-        settings = read_task_settings(folder)
-        predictor = cls(None, folder.tokenizer, settings, **options)
-        predictor.folder, parts = folder, folder.parts
-
-        def read(model_class):
-            of_config = {part_of(name) for name in weight_shapes(folder.config)}
-            missing = set(model_class.task_heads) & of_config - parts
-            if missing:
-                raise UserError(
-                    f"{folder} has no {', '.join(sorted(missing))}, which {model_class.__name__} "
-                    f"requires; it has {', '.join(sorted(parts))}. Fine-tune it for the task with "
-                    f"kbert.finetune."
-                )
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # about an unused missing pooler
-                kwargs = {"dtype": dtype} if dtype else {}
-                if model_class is BertModel:
-                    kwargs["add_pooling_layer"] = False
-                return model_class.from_pretrained(folder, **kwargs)
-
-        predictor._read = read
-        return predictor
 
     def __repr__(self) -> str:
         return f"Predictor({str(self.folder or type(self.model).__name__)!r}, {self.method})"
@@ -309,8 +215,12 @@ class Predictor:
         texts, text_pairs = as_batch(texts, text_pairs)
         text_pairs = same_length(texts, text_pairs, "text_pairs")
         items = encode_texts(self.tokenizer, texts, text_pairs, self.max_seq_length)
-        runner = self._runner("nsp", model, lambda outputs, _: {"logits": outputs["logits"]})
-        return [{"is_next": float(softmax(o["logits"])[0])} for o in runner(items, self.advance)]
+
+        def compute(features):
+            return {"logits": model(features, training=False)["logits"]}
+
+        outputs = self._runner("nsp", model, compute)(items, self.advance)
+        return [{"is_next": float(softmax(output["logits"])[0])} for output in outputs]
 
     def embed(
         self,
@@ -346,11 +256,8 @@ class Predictor:
         prompt = settings.prompt_named(prompt_name)
         texts = [prompt + text for text in texts]
         items = encode_texts(self.tokenizer, texts, None, self.max_seq_length)
-
-        def compute(features, training):
-            return embeddings(model, features)
-
-        outputs = self._runner("embed", model, lambda x, _: x, compute)(items, self.advance)
+        function = functools.partial(embeddings, model)
+        outputs = self._runner("embed", model, function)(items, self.advance)
         if not outputs:
             return np.zeros((0, settings.dense_size or model.config.hidden_size), np.float32)
         vectors = np.stack([output[pooling or settings.pooling] for output in outputs])
@@ -358,7 +265,7 @@ class Predictor:
         return l2_normalize(vectors) if normalize else vectors
 
     def _embedder(self):
-        is_encoder = isinstance(self.model, BertModel) and self._read is None
+        is_encoder = isinstance(self.model, BertModel) and self.folder is None
         if is_encoder and not self.model.config.embedding_settings.dense_size:
             return self.load(BertModel)  # the head has no weights
         return self.load(BertForEmbedding)
@@ -445,89 +352,6 @@ class Predictor:
         model, (texts,) = self.load(BertForMaskedLM), as_batch(texts)
         filler = MaskFiller(model, self._mask_tokenizer, self.max_seq_length, self._runner)
         return filler(texts, top_k, targets, self.advance)
-
-    def load(self, model_class: type[PretrainedModel]) -> PretrainedModel:
-        """Returns the model as an instance of `model_class`; reads it from the folder if necessary.
-
-        Raises:
-            UserError: the folder lacks the head of the class, the model that was passed as an
-                argument has another class, or the model does not support `max_seq_length`.
-        """
-        with self._lock:
-            if self._read is not None and not isinstance(self.model, model_class):
-                self.model, self._runners = self._read(model_class), {}
-        if not isinstance(self.model, model_class):
-            raise UserError(
-                f"the model must be a {model_class.__name__}; it is a {type(self.model).__name__}."
-            )
-        if self._max_seq_length is not None:
-            check_length(self._max_seq_length, self.model.config)
-        return self.model
-
-    @property
-    def max_seq_length(self) -> int:
-        """Maximum number of tokens in a sequence, including special tokens."""
-        config = (self.model or self.folder).config
-        usual = config.embedding_settings.max_seq_length
-        usual = usual or min(config.max_position_embeddings, 512)
-        return self._max_seq_length or (self.settings or {}).get("max_seq_length", usual)
-
-    def task(self, name: str) -> Task:
-        """Returns the task `name`, with the settings of fine-tuning if it is the model's task."""
-        if self.model is None:
-            self.load(get_task(name).model_class)
-        settings = self.settings if self.settings and self.settings["task"] == name else {}
-        settings = {**settings, "task": name, "max_seq_length": self.max_seq_length}
-        return task_from_settings(settings, self.tokenizer, self.model.config)
-
-    def predictions(self, task: Task, examples: Sequence[object]) -> list[Any]:
-        """Encodes examples and returns the result of `Task.predictions` for them."""
-        if not examples:
-            return []
-        encoded = task.encode(examples)
-        outputs = self.outputs(task, encoded.items, len(examples))
-        return task.predictions(examples, encoded, outputs)
-
-    def outputs(
-        self, task: Task, items: Sequence[EncodedExample], texts: int
-    ) -> list[dict[str, np.ndarray]]:
-        """Returns the model's outputs for items of a task, as BatchRunner does.
-
-        Args:
-            task: the Task.
-            items: encoded examples.
-            texts: number of texts that the items encode; progress is reported in texts.
-        """
-        advance, done = self.advance, 0.0
-
-        def report_progress(count):
-            nonlocal done
-            before, done = int(done), done + count * texts / len(items)
-            advance(int(round(done, 6)) - before)
-
-        runner = self._runner(type(task).__name__, self.model, task.pick)
-        return runner(items, advance and report_progress)
-
-    def _runner(self, kind, model, pick, function=None):
-        """Returns the BatchRunner named `kind`, which is created at the first call.
-
-        Args:
-            kind: see `frozen_backend`.
-            model: the model, whose weights the backend may freeze.
-            pick: see `BatchRunner`.
-            function: function to compute, with the signature of a model; None for the model itself.
-        """
-        with self._lock:
-            if kind not in self._runners:
-                self._runners[kind] = BatchRunner(
-                    function or model,
-                    pick,
-                    self.tokenizer.pad_id,
-                    self.max_seq_length,
-                    self._batch_size,
-                    frozen_backend(self.backend, model, kind, self.folder and self.folder.path),
-                )
-            return self._runners[kind]
 
     @functools.cached_property
     def _mask_tokenizer(self):

@@ -334,8 +334,9 @@ class Task(abc.ABC):
         """
         return soft_losses(outputs["logits"], teacher_outputs["logits"], temperature)
 
-    def pick(self, outputs: TensorDict, features: TensorDict) -> TensorDict:
-        """Returns the model outputs in `output_names`; `features` are the inputs of the model."""
+    def forward(self, model: "PretrainedModel", features: TensorDict) -> TensorDict:
+        """Returns the model outputs from which predictions are made."""
+        outputs = model(features, training=False)
         return {name: outputs[name] for name in self.output_names}
 
     @abc.abstractmethod

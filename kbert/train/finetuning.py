@@ -214,7 +214,8 @@ class Finetuning(Workload):
         elif config.freeze_embeddings or config.freeze_layers:
             model.freeze_encoder(config.freeze_layers)
         self.batch_runner = BatchRunner(
-            model, self.task.pick, self.tokenizer.pad_id, config.max_seq_length, config.batch_size
+            functools.partial(self.task.forward, model),
+            *(self.tokenizer.pad_id, config.max_seq_length, config.batch_size),
         )
         return model
 
