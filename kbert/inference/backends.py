@@ -52,15 +52,9 @@ PARALLEL = 2  # concurrent batches; while one waits for its slowest thread, the 
 
 
 def choose_backend(name: str) -> str:
-    """Returns the name of a backend; resolves "auto".
+    """Returns the name of a backend; "auto" is OpenVINO if it is installed and there is no GPU.
 
-    "auto" is OpenVINO if it is installed and TensorFlow uses no GPU, else TensorFlow.
-
-    Args:
-        name: one of `kbert.settings.BACKENDS`.
-
-    Raises:
-        UserError: the name is unknown, or OpenVINO is requested but not installed.
+    Raises UserError if the name is unknown, or OpenVINO is requested but not installed.
     """
     if name == "keras":
         return name

@@ -132,11 +132,7 @@ class MaskFiller:
         return np.array(sorted(ids))
 
     def _fill(self, text, ids, scores):
-        """Returns the result for a text, given the ids and scores of the best tokens.
-
-        Args:
-            ids, scores: (number of [MASK], top_k).
-        """
+        """Returns the result for a text; ids and scores of the best tokens: (masks, top_k)."""
         filled, *parts = text.split(_MASK)
         masks = []
         for place, part in enumerate(parts):

@@ -83,11 +83,7 @@ def _output_file(path):
 
 
 def _results(predictor, method, task, rows, config):
-    """Returns a JSON object for each row.
-
-    Args:
-        rows: tuples of the arguments of the method for one text.
-    """
+    """Returns a JSON object for each row, the tuple of the method's arguments for one text."""
     if not rows:
         return []
     columns = [list(column) for column in zip(*rows, strict=True)]

@@ -135,12 +135,7 @@ class BertModel(PretrainedModel):
 
 
 class _HeadedModel(PretrainedModel):
-    """A BertModel with heads: `task_heads` maps the name of each head to its layer class.
-
-    Args:
-        config: BertConfig.
-        output_hidden_states, output_attentions: as for `BertModel`.
-    """
+    """A BertModel with heads: `task_heads` maps the name of each head to its layer class."""
 
     pooled = True  # whether a head needs the pooler
     by_row = True  # whether some output is computed for a whole row, not for each token
@@ -177,11 +172,7 @@ class _HeadedModel(PretrainedModel):
         return features
 
     def _pooled(self, inputs, training):
-        """Runs the encoder for `pooler_output` alone: `last_hidden_state` has only [CLS].
-
-        Args:
-            inputs: result of `features`, (B, L) each.
-        """
+        """Runs the encoder for `pooler_output` alone: `last_hidden_state` has only [CLS]."""
         first = ops.zeros_like(_tokens(inputs)[:, :1], dtype="int32")
         return self.bert(inputs, positions=first, training=training)
 

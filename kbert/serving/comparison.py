@@ -79,7 +79,6 @@ def read_labeled(
 
 
 def _check_pairs(endpoint, examples):
-    """Raises UserError if examples have one text and the endpoint takes two, or vice versa."""
     takes = "text_pair" in endpoint.texts
     for example in examples if "text" in endpoint.texts else ():
         if (getattr(example, "text_pair", None) is not None) != takes:

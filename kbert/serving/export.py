@@ -227,11 +227,7 @@ def _free(target):
 
 @contextlib.contextmanager
 def _new_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Opens a folder that is created atomically and locked against other processes.
-
-    Raises:
-        UserError: the folder is not empty, another process is writing it, or it cannot be written.
-    """
+    """Opens a folder that is created atomically and locked against other processes."""
     with target_lock(target):
         _free(target)
         try:

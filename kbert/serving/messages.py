@@ -70,12 +70,8 @@ def checked_line(
 def computed_line(metadata: Mapping[str, Any]) -> str:
     """Returns a line with the difference between the outputs of OpenVINO and of the model.
 
-    Args:
-        metadata: contents of `model.json`.
-
-    Raises:
-        UserError: the difference of a float32 model is larger than `TOLERANCE`, or the difference
-            of a quantized model is not finite.
+    Raises UserError if it is larger than `TOLERANCE` or, for a quantized model, not finite.
+    `metadata` are the contents of `model.json`.
     """
     difference = metadata["largest_difference"]
     limit, allowed = TOLERANCE, f"at most {TOLERANCE:g}"
@@ -96,11 +92,7 @@ def computed_line(metadata: Mapping[str, Any]) -> str:
 
 
 def port_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
-    """Yields lines with the inputs and outputs of an OpenVINO model.
-
-    Args:
-        metadata: contents of `model.json`.
-    """
+    """Yields lines with the inputs and outputs of an OpenVINO model, from its `model.json`."""
     shape = ", ".join(map(str, metadata["inputs"]["input_ids"]["shape"]))
     yield f"  {metadata['file']}: {', '.join(metadata['inputs'])} ({shape}) int32"
     for name, output in metadata["outputs"].items():

@@ -37,7 +37,6 @@ def signatures(
       the same as `serving_default`. It exists only if the endpoint decodes.
 
     Args:
-        endpoint: Endpoint.
         batch_timeout_ms: maximum time in milliseconds that a request with texts or examples waits
             for other requests to share a batch in the graph (for choose, requests with as many
             choices). The outputs of a response are padded for the whole batch. 0: no batching.
@@ -140,11 +139,9 @@ def traced(
 
 
 def parse_examples(serialized: tf.Tensor, texts: Mapping[str, int]) -> dict[str, tf.Tensor]:
-    """Parses the texts of tf.Examples; returns a dict of name -> (B,) or (B, C) string.
+    """Parses the texts of B serialized tf.Examples: a dict of name -> (B,) or (B, C) string.
 
-    Args:
-        serialized: (B,) string, serialized tf.Examples.
-        texts: dict of name -> number of axes: 1, or 2 for choices.
+    `texts` has the number of axes of each text: 1, or 2 for choices.
     """
     features = {
         name: tf.io.FixedLenFeature([], tf.string) if axes == 1 else tf.io.RaggedFeature(tf.string)

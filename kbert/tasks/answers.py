@@ -181,10 +181,6 @@ def _best_spans(scores, starts, ends, top_k, allow_overlap):
     Unless `allow_overlap` is set, skips spans that overlap a better one. NumPy is five times as
     fast here as eager TensorFlow ops. Exported graphs return only the best span and do not need
     this function.
-
-    Args:
-        scores: (W, R, A), from `span_scores`.
-        starts, ends: (W, R), from `window_offsets`.
     """
     window, first, more = np.nonzero(scores > -np.inf)
     scores = scores[window, first, more]
@@ -202,13 +198,7 @@ def _best_spans(scores, starts, ends, top_k, allow_overlap):
 
 
 def _candidate(context, places, start, end, score):
-    """Returns an element of `candidates`.
-
-    Args:
-        context: the UTF-8 context, bytes.
-        places: result of `characters_before` for the context.
-        start, end: byte offsets; None for no answer.
-    """
+    """Returns an element of `candidates`, from a context in bytes and its `characters_before`."""
     text = context[start:end].decode("utf-8", "replace")
     offsets = {"byte_start": start, "byte_end": end}
     if start is not None:

@@ -133,14 +133,10 @@ def ranking_scores(ranks: Sequence[Sequence[int]]) -> dict[str, float]:
 
 
 def multilabel_scores(targets: "ArrayLike", predictions: "ArrayLike") -> dict[str, float]:
-    """Returns metrics for multi-label classification: each text has any subset of C labels.
+    """Returns metrics for multi-label classification, from targets and predictions, (N, C) bool.
 
-    Args:
-        targets, predictions: (N, C) bool.
-
-    Returns:
-        dict of accuracy (the share of texts whose labels are all correct), f1_micro, f1_macro and
-        f1_weighted.
+    They are accuracy (the share of texts whose labels are all correct), f1_micro, f1_macro and
+    f1_weighted.
     """
     targets, predictions = np.asarray(targets, bool), np.asarray(predictions, bool)
     right = (targets & predictions).sum(axis=0)  # (C,)
@@ -211,11 +207,7 @@ def entity_report_text(
     predictions: Sequence[Sequence[str]],
     label_names: Sequence[str] = (),
 ) -> str:
-    """Returns scikit-learn's table, with a row for each entity type or tag, and the averages.
-
-    Args:
-        tags, predictions, label_names: as for `entity_scores`.
-    """
+    """Returns scikit-learn's table, with a row for each entity type or tag, and the averages."""
     scheme = _scheme(tags, predictions, label_names)
     if scheme is None:
         return _report(*_flatten_tags(tags, predictions))

@@ -10,14 +10,9 @@ ENTRY_POINTS = "kbert.tasks"  # entry-point group of installed packages with tas
 
 
 def check_task_name(name: str | None, names: Iterable[str] = ()) -> None:
-    """Checks the name of a task.
+    """Raises UserError if --task is missing or not in `names`.
 
-    Args:
-        name: value of --task.
-        names: the known names; if empty, the names of the built-in and installed tasks.
-
-    Raises:
-        UserError: the name is None or unknown.
+    Without `names`, these are the names of the built-in and installed tasks.
     """
     installed = (point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS))
     names = list(names) or [*BUILT_IN, *installed]

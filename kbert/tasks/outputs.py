@@ -35,12 +35,9 @@ def embeddings(model: "BertForEmbedding | BertModel", features: TensorDict) -> T
 
 
 def similarities(vectors: np.ndarray, others: np.ndarray, kind: str) -> np.ndarray:
-    """Returns the similarity of each of N pairs of embeddings, (N,).
+    """Returns the similarity of each of N pairs of embeddings: (N, E), (N, E) -> (N,).
 
-    Args:
-        vectors, others: (N, E).
-        kind: field `similarity` of `EmbeddingConfig`; "euclidean" and "manhattan" are negative
-            distances.
+    `kind` is as `similarity` in `EmbeddingConfig`.
     """
     if kind == "euclidean":
         return -np.linalg.norm(vectors - others, axis=1)

@@ -255,12 +255,6 @@ class QuestionAnswering(Task):
     def encode(
         self, examples: Sequence[QuestionExample], class_weights: np.ndarray | None = None
     ) -> Encoded:
-        """Encodes examples; see `Task.encode`.
-
-        Raises:
-            UserError: doc_stride or max_query_length is below 1, or a question leaves no room for
-                its context.
-        """
         for name in ("doc_stride", "max_query_length"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1; got {getattr(self, name)}.")

@@ -116,14 +116,10 @@ def tokenize_questions(
     tokenizer: "BertTokenizer",
     max_query_length: int,
 ) -> tuple[tf.RaggedTensor, list[tf.RaggedTensor]]:
-    """Tokenizes questions and contexts; equal texts are tokenized once.
+    """Tokenizes B questions and contexts; equal texts are tokenized once.
 
-    Args:
-        questions, contexts: (B,) string.
-        max_query_length: maximum length of a question in tokens; longer ones are truncated.
-
-    Returns:
-        The ids of the questions, and [ids, starts, ends] of the contexts, ragged (B, None) each.
+    Returns the ids of the questions, truncated to `max_query_length` tokens, and [ids, starts,
+    ends] of the contexts, ragged (B, None) each.
     """
     distinct, index = tf.unique(tf.convert_to_tensor(questions, tf.string))
     question_ids = tf.gather(tokenizer.tokenize(distinct)[:, :max_query_length], index)
