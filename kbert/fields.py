@@ -109,7 +109,9 @@ def check_settings(config: "DataclassInstance") -> None:
     for field in dataclasses.fields(config):
         value = checked_value(field, getattr(config, field.name))
         object.__setattr__(config, field.name, value)
-    _check_required(config)
+    for field in dataclasses.fields(config):
+        if field.metadata["group"] == "required" and not getattr(config, field.name):
+            raise UserError(f"--{field.name} is missing: {field.metadata['help']}.")
 
 
 def checked_value(field: "dataclasses.Field[typing.Any]", value: typing.Any) -> typing.Any:
@@ -138,9 +140,3 @@ def checked_value(field: "dataclasses.Field[typing.Any]", value: typing.Any) -> 
         hint = " Write 0.15 for 15 %." if kind is float and limits.get("below") == 1 else ""
         raise UserError(f"{field.name} must be {range_text(limits)}; got {value}.{hint}")
     return value
-
-
-def _check_required(config):
-    for field in dataclasses.fields(config):
-        if field.metadata["group"] == "required" and not getattr(config, field.name):
-            raise UserError(f"--{field.name} is missing: {field.metadata['help']}.")

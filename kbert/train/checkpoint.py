@@ -59,14 +59,9 @@ class Checkpoints:
     ) -> None:
         """Writes a checkpoint; deletes later ones and, if there are more than `keep`, the oldest.
 
-        Args:
-            step: number of steps taken.
-            state: JSON-serializable dict.
-            write: function of a folder that writes all files except `state.json` into it.
-
-        Raises:
-            UserError: the checkpoint cannot be written, for example because the disk is full.
-                Earlier checkpoints stay valid.
+        `state` is JSON-serializable; `write` writes all files except `state.json` into a folder.
+        Raises UserError if the checkpoint cannot be written, for example because the disk is full.
+        Earlier checkpoints stay valid.
         """
         name = f"the checkpoint of step {step} in {self.folder}"
         before = f"{self.last_good}, which is complete" if self.last_good else "the start"
@@ -92,8 +87,7 @@ class Checkpoints:
     def newest(self, report: Callable[[str], None]) -> dict[str, Any] | None:
         """Returns the state of the newest valid checkpoint, or None if there are no checkpoints.
 
-        Args:
-            report: called with a message for each damaged checkpoint.
+        Reports each damaged checkpoint.
 
         Raises:
             UserError: all checkpoints are damaged; or the newest undamaged one cannot be read,

@@ -174,15 +174,9 @@ class ComparingObjective(TaskObjective):
     def label_features(self, vectors: tf.Tensor, features: TensorDict) -> TensorDict:
         """Computes the losses of a global batch, and their derivatives by the vectors.
 
-        Each part of the batch computes its sums from its rows of these features.
-
-        Args:
-            vectors: (B, T, E) float32, the embeddings of the global batch.
-            features: labels and label_weights of the global batch.
-
-        Returns:
-            dict of float32 tensors: "label_gradients" (B, T, E), the derivatives of the weighted
-            sum of the losses; "label_losses" (B,); and "label_correct" (B,).
+        Each part of the batch computes its sums from its rows of these features. They are float32:
+        "label_gradients" (B, T, E), the derivatives of the weighted sum of the losses;
+        "label_losses" (B,); and "label_correct" (B,).
         """
         with tf.GradientTape() as tape:
             tape.watch(vectors)

@@ -118,15 +118,10 @@ class TrainStep:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Takes several steps in one call.
 
-        Args:
-            batches: iterator of global batches, distributed to the replicas.
-            step: int64 scalar, number of steps taken before this call.
-            count: int32 scalar, number of steps to take.
-
-        Returns:
-            The values of each step, (count, len(row)) float32, and the seconds spent waiting for
-            batches, a float64 scalar. The loss sums are not multiplied by the loss scale, and all
-            sums of a "not_finite" step are 0. The seconds are NaN if `deterministic` is set.
+        `step` (int64) steps were taken before this call, which takes `count` (int32) more. Returns
+        the values of each step, (count, len(row)) float32, and the seconds spent waiting for
+        batches, a float64 scalar. The loss sums are not multiplied by the loss scale, and all sums
+        of a "not_finite" step are 0. The seconds are NaN if `deterministic` is set.
         """
         rows = tf.TensorArray(tf.float32, count, element_shape=(len(self.row),))
         waited = tf.constant(0.0, tf.float64)

@@ -101,8 +101,6 @@ class Workload(abc.ABC):
         Args:
             state: state of the checkpoint that the run resumes from, or None.
             saved: folder of that checkpoint, or None.
-            run_dir: the run's folder.
-            workers: the processes of the run.
             check: called with the BertConfig and the tokenizer before anything slow; it may raise
                 UserError.
         """
