@@ -49,9 +49,7 @@ class Encode(Endpoint):
     token_outputs: tuple[str, ...] = ("attention_mask", "last_hidden_state")
 
     def forward(self, features: TensorDict) -> TensorDict:
-        outputs = self.model(features, training=False)
-        names = ("last_hidden_state", "pooler_output")
-        return {name: tf.cast(outputs[name], "float32") for name in names}
+        return {name: tf.cast(x, "float32") for name, x in super().forward(features).items()}
 
     def postprocess(self, outputs: TensorDict, features: TensorDict) -> TensorDict:
         mask = features["attention_mask"]
@@ -59,15 +57,7 @@ class Encode(Endpoint):
         return {**outputs, "last_hidden_state": states, "attention_mask": tf.identity(mask)}
 
     def reference_outputs(self, text: Sequence[str]) -> dict[str, Any]:
-        features = self.encode(tf.constant(text, tf.string))
-        outputs = self.model(features, training=False)
-        mask = features["attention_mask"]
-        return {
-            "last_hidden_state": outputs["last_hidden_state"]
-            * tf.cast(mask, "float32")[:, :, None],
-            "pooler_output": outputs["pooler_output"],
-            "attention_mask": mask,
-        }
+        return self.from_ids(self.encode(tf.constant(text, tf.string)))
 
 
 class FillMask(Endpoint):
