@@ -156,7 +156,7 @@ def test_bytes_that_are_not_utf8_are_dropped(methods, kind):
 @pytest.mark.parametrize("kind", ["classify", "fill_mask"])
 def test_special_tokens_in_text_are_text(methods, kind):
     method, _ = methods(kind)
-    reading = {"tokenizer": method.reading} if kind == "fill_mask" else {}
+    reading = {"tokenizer": method.mask_tokenizer} if kind == "fill_mask" else {}
     ids = method.encode(tf.constant(["the [SEP] cat [CLS] [PAD] [MASK]"]), **reading)["input_ids"]
     ids = ids.numpy()[0].tolist()
     assert [ids.count(i) for i in range(5)] == [0, ids.count(1), 1, 1, int(kind == "fill_mask")]
@@ -187,7 +187,7 @@ def test_examples_and_ids_give_the_same_answers(methods, kind):
         found = functions["regress"](inputs=tf.constant(serialized))
         np.testing.assert_allclose(found["outputs"], wanted["score"], atol=1e-6)
     if kind not in ("entities", "tags", "answer", "answer_or_none", "choose"):
-        reading = {"tokenizer": method.reading} if kind == "fill_mask" else {}
+        reading = {"tokenizer": method.mask_tokenizer} if kind == "fill_mask" else {}
         features = method.encode(*tensors(texts).values(), **reading)
         found = arrays(functions["from_ids"](**features))
         assert same(found, wanted)
