@@ -111,7 +111,7 @@ class Demo:
 class AttentionServable(Servable):
     """The attention of an export's encoder, which is loaded at the first request."""
 
-    metadata = None  # prevents batching with other requests
+    metadata: None = None  # prevents batching with other requests
 
     def __init__(self, servable: Servable) -> None:
         self._folder = servable.folder

@@ -77,7 +77,7 @@ class Servicer:
         self.service: Service = service
         self._allow_reload = allow_reload  # clients may replace the configuration
 
-    async def Predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
+    async def Predict(self, request: "predict_pb2.PredictRequest") -> "predict_pb2.PredictResponse":
         """Computes a signature on tensors."""
         spec, output_names = request.model_spec, list(request.output_filter)
         number, servable, signature = self.service.find(spec)
@@ -92,14 +92,14 @@ class Servicer:
         return answer
 
     async def Classify(
-        self, request: classification_pb2.ClassificationRequest
-    ) -> classification_pb2.ClassificationResponse:
+        self, request: "classification_pb2.ClassificationRequest"
+    ) -> "classification_pb2.ClassificationResponse":
         """Classifies tf.Examples."""
         return await self._result("classify", request, classification_pb2.ClassificationResponse())
 
     async def Regress(
-        self, request: regression_pb2.RegressionRequest
-    ) -> regression_pb2.RegressionResponse:
+        self, request: "regression_pb2.RegressionRequest"
+    ) -> "regression_pb2.RegressionResponse":
         """Computes a score for each tf.Example."""
         return await self._result("regress", request, regression_pb2.RegressionResponse())
 
@@ -117,8 +117,8 @@ class Servicer:
         return await service.in_turn(request.ByteSize(), examples_of_input, request.input, *most)
 
     async def MultiInference(
-        self, request: inference_pb2.MultiInferenceRequest
-    ) -> inference_pb2.MultiInferenceResponse:
+        self, request: "inference_pb2.MultiInferenceRequest"
+    ) -> "inference_pb2.MultiInferenceResponse":
         """Classifies and regresses the same tf.Examples with several signatures."""
         examples = await self._examples(request)
         if not request.tasks:
@@ -146,20 +146,20 @@ class Servicer:
         return answer
 
     async def GetModelMetadata(
-        self, request: get_model_metadata_pb2.GetModelMetadataRequest
-    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
+        self, request: "get_model_metadata_pb2.GetModelMetadataRequest"
+    ) -> "get_model_metadata_pb2.GetModelMetadataResponse":
         """Returns the signatures of a model."""
         return self.service.metadata(request.model_spec, request.metadata_field)
 
     async def GetModelStatus(
-        self, request: get_model_status_pb2.GetModelStatusRequest
-    ) -> get_model_status_pb2.GetModelStatusResponse:
+        self, request: "get_model_status_pb2.GetModelStatusRequest"
+    ) -> "get_model_status_pb2.GetModelStatusResponse":
         """Returns the state of each version of a model."""
         return self.service.status(request.model_spec)
 
     async def HandleReloadConfigRequest(
-        self, request: model_management_pb2.ReloadConfigRequest
-    ) -> model_management_pb2.ReloadConfigResponse:
+        self, request: "model_management_pb2.ReloadConfigRequest"
+    ) -> "model_management_pb2.ReloadConfigResponse":
         """Replaces the configuration of the models."""
         if not self._allow_reload:
             raise RequestError("PERMISSION_DENIED", "this server runs without --allow_reload.")

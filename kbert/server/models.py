@@ -22,7 +22,7 @@ from kbert.utils import storage
 from kbert.utils.formats import EXPORT_FILE
 
 log: logging.Logger = logging.getLogger("kbert.serve")
-STATES: type[get_model_status_pb2.ModelVersionStatus] = get_model_status_pb2.ModelVersionStatus
+STATES: "type[get_model_status_pb2.ModelVersionStatus]" = get_model_status_pb2.ModelVersionStatus
 
 
 @dataclasses.dataclass(eq=False)
@@ -64,7 +64,7 @@ class Models:
         self._changing = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "kbert-load")
 
-    async def configure(self, configs: Sequence[model_server_config_pb2.ModelConfig]) -> None:
+    async def configure(self, configs: "Sequence[model_server_config_pb2.ModelConfig]") -> None:
         """Serves exactly these models; after an error, the old configuration stays."""
         named = {config.name: config for config in configs}
         if len(named) < len(configs) or "" in named:
@@ -189,7 +189,7 @@ class Models:
             log.info("%s version %d is ready (%.1f s): %s", name, version.number, seconds, what)
         return version
 
-    def find(self, spec: model_pb2.ModelSpec) -> tuple[int, Servable]:
+    def find(self, spec: "model_pb2.ModelSpec") -> tuple[int, Servable]:
         """Returns the number and the Servable that a ModelSpec selects; by default the newest."""
         available = {n: v for n, v in self._known(spec.name).items() if v.servable}
         choice = spec.WhichOneof("version_choice")
@@ -208,7 +208,7 @@ class Models:
             raise RequestError("NOT_FOUND", f"model {spec.name!r} has no {what}.")
         return number, available[number].servable
 
-    def status(self, spec: model_pb2.ModelSpec) -> list[Version]:
+    def status(self, spec: "model_pb2.ModelSpec") -> list[Version]:
         """Returns the Versions that a ModelSpec selects: one version, or all."""
         versions = dict(self._known(spec.name))
         for number, version in self._loading.get(spec.name, {}).items():
@@ -270,7 +270,7 @@ def _check(configs, versions):
 
 def read_configs(
     path: str | os.PathLike[str],
-) -> list[model_server_config_pb2.ModelConfig]:
+) -> "list[model_server_config_pb2.ModelConfig]":
     """Reads a TensorFlow Serving model config file; returns a list of ModelConfig.
 
     Raises:

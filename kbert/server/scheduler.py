@@ -110,7 +110,8 @@ class Scheduler:
         most_tokens: int = BATCH_TOKENS,
         observe: Callable[[int], object] = lambda rows: None,
     ) -> None:
-        self.most_rows, self.most_tokens = most_rows, most_tokens
+        self.most_rows: int = most_rows
+        self.most_tokens: int = most_tokens
         self.clock: float = 0.0
         self._observe = observe
         self._queues: dict[Hashable, list[Job]] = {}  # kind -> jobs in the order of their turns

@@ -159,7 +159,7 @@ class Servable:
     def read(
         self,
         signature: Signature,
-        protos: Mapping[str, tensor_pb2.TensorProto],
+        protos: "Mapping[str, tensor_pb2.TensorProto]",
         most_bytes: int = MOST_BYTES,
     ) -> dict[str, np.ndarray]:
         """Converts a map of TensorProtos to a dict of input arrays of a Signature.
@@ -267,7 +267,7 @@ def _check_names(signature, inputs):
         )
 
 
-def _definitions(folder: str) -> dict[str, meta_graph_pb2.SignatureDef]:
+def _definitions(folder: str) -> "dict[str, meta_graph_pb2.SignatureDef]":
     """Returns a dict of name -> SignatureDef of a SavedModel."""
     path = pathlib.Path(folder) / "saved_model.pb"
     try:
@@ -283,7 +283,7 @@ def _definitions(folder: str) -> dict[str, meta_graph_pb2.SignatureDef]:
     return {name: definitions[name] for name in sorted(definitions) if not name.startswith("__")}
 
 
-def _specs(infos: Mapping[str, meta_graph_pb2.TensorInfo]) -> dict[str, tf.TensorSpec]:
+def _specs(infos: "Mapping[str, meta_graph_pb2.TensorInfo]") -> dict[str, tf.TensorSpec]:
     """Returns a dict of name -> tf.TensorSpec of the TensorInfos of a SignatureDef."""
     return {
         name: tf.TensorSpec(tf.TensorShape(info.tensor_shape), tf.as_dtype(info.dtype), name)

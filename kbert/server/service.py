@@ -1,6 +1,7 @@
 """The operations of the server, shared by gRPC and REST."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import numpy as np
 from tensorflow_serving.apis import (
@@ -30,14 +31,14 @@ class Service:
         self._batcher = batcher
         self.models: Models = models
         self.max_request_bytes: int = max_request_bytes
-        self.in_turn = batcher.in_turn
+        self.in_turn: Callable[..., Awaitable[Any]] = batcher.in_turn
 
     @property
     def most_examples(self) -> int:
         """The maximum number of examples in a request."""
         return self._batcher.most_rows
 
-    def find(self, spec: model_pb2.ModelSpec) -> tuple[int, Servable, Signature]:
+    def find(self, spec: "model_pb2.ModelSpec") -> tuple[int, Servable, Signature]:
         """Returns the (number, Servable, Signature) that a ModelSpec selects; see `Models.find`."""
         number, servable = self.models.find(spec)
         return number, servable, servable.signature(spec.signature_name)
@@ -67,7 +68,7 @@ class Service:
 
     async def classify(
         self, servable: Servable, signature: Signature, examples: np.ndarray
-    ) -> classification_pb2.ClassificationResult:
+    ) -> "classification_pb2.ClassificationResult":
         """Returns the ClassificationResult of (B,) serialized tf.Examples."""
         names = ("classes", "scores")
         outputs = await self._of_examples(servable, signature, examples, names, "classify")
@@ -87,7 +88,7 @@ class Service:
 
     async def regress(
         self, servable: Servable, signature: Signature, examples: np.ndarray
-    ) -> regression_pb2.RegressionResult:
+    ) -> "regression_pb2.RegressionResult":
         """Returns the RegressionResult of (B,) serialized tf.Examples; see `classify`."""
         outputs = await self._of_examples(servable, signature, examples, ("outputs",), "regress")
         if outputs["outputs"].size != len(examples):
@@ -107,7 +108,7 @@ class Service:
             )
         return await self.predict(servable, signature, {"inputs": examples}, output_names)
 
-    def spec_of(self, spec: model_pb2.ModelSpec, number: int) -> model_pb2.ModelSpec:
+    def spec_of(self, spec: "model_pb2.ModelSpec", number: int) -> "model_pb2.ModelSpec":
         """Returns the ModelSpec for the response to a request with ModelSpec `spec`."""
         answer = predict_pb2.PredictRequest().model_spec
         answer.name, answer.version.value = spec.name, number
@@ -115,8 +116,8 @@ class Service:
         return answer
 
     def metadata(
-        self, spec: model_pb2.ModelSpec, fields: Sequence[str] = (STATUS_FIELD,)
-    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
+        self, spec: "model_pb2.ModelSpec", fields: Sequence[str] = (STATUS_FIELD,)
+    ) -> "get_model_metadata_pb2.GetModelMetadataResponse":
         """Returns the GetModelMetadataResponse of a ModelSpec."""
         if list(fields) != [STATUS_FIELD]:
             raise invalid(f"metadata_field must be {STATUS_FIELD!r}; got {list(fields)}.")
@@ -129,7 +130,7 @@ class Service:
         answer.metadata[STATUS_FIELD].Pack(definitions)
         return answer
 
-    def status(self, spec: model_pb2.ModelSpec) -> get_model_status_pb2.GetModelStatusResponse:
+    def status(self, spec: "model_pb2.ModelSpec") -> "get_model_status_pb2.GetModelStatusResponse":
         """Returns the GetModelStatusResponse of a ModelSpec."""
         answer = get_model_status_pb2.GetModelStatusResponse()
         for version in self.models.status(spec):

@@ -30,7 +30,7 @@ _FIELDS = {  # dtype -> field of TensorProto
 
 
 def from_protos(
-    protos: Mapping[str, tensor_pb2.TensorProto],
+    protos: "Mapping[str, tensor_pb2.TensorProto]",
     specs: Mapping[str, tf.TensorSpec],
     most_bytes: int = MOST_BYTES,
 ) -> dict[str, np.ndarray]:
@@ -66,7 +66,7 @@ def _check_proto(name, proto, spec):
     check_shape(name, sizes, spec)
 
 
-def _repeated_bytes(proto: tensor_pb2.TensorProto) -> int:
+def _repeated_bytes(proto: "tensor_pb2.TensorProto") -> int:
     """Returns the size of the elements that repeat a tensor's last value; 0 if there are none."""
     if proto.tensor_content:
         return 0
@@ -92,7 +92,7 @@ def check_shape(name: str, sizes: Sequence[int], spec: tf.TensorSpec) -> None:
         raise invalid(f"input {name} takes the shape {expected}; got {sizes}.")
 
 
-def to_proto(array: np.ndarray) -> tensor_pb2.TensorProto:
+def to_proto(array: np.ndarray) -> "tensor_pb2.TensorProto":
     """Converts an array to a TensorProto with separate values, which old clients require."""
     dtype = tf.string if array.dtype == object else tf.as_dtype(array.dtype)
     if dtype not in _FIELDS:
@@ -191,7 +191,7 @@ def to_json(name: str, array: np.ndarray) -> object:
 
 
 def examples_of_input(
-    request: input_pb2.Input, most: int, most_bytes: int = MOST_BYTES
+    request: "input_pb2.Input", most: int, most_bytes: int = MOST_BYTES
 ) -> np.ndarray:
     """Returns the serialized tf.Examples, (B,), in an Input of the Classify and Regress APIs.
 
