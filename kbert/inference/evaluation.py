@@ -63,7 +63,7 @@ def evaluate(config: EvaluateConfig, report: Callable[[str], object] = print) ->
 
     Args:
         config: settings of the program.
-        report: called with each line of output, such as those of the task's table of metrics.
+        report: called with each line of output, such as the rows of the table of metrics.
 
     Returns:
         dict of metric -> number; for entities, also `entities`, a dict of type -> metrics.

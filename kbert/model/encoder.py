@@ -30,7 +30,7 @@ def _check_length(L, max_position_embeddings):
 
 
 def _look_up(table, ids, name, field):
-    """Returns the rows of a table whose size is the config's `field`; `name` is that of the ids.
+    """Returns the rows of a table whose size is the config's `field`; `name` names the ids.
 
     Checks the ids only in eager execution on TensorFlow, whose own error would name neither.
     """

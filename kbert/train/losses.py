@@ -51,7 +51,7 @@ class MaskedLMObjective:
     def loss(self, sums: TensorDict, count: tf.Tensor) -> tf.Tensor:
         """Returns the contribution of a part of a global batch to the loss, a scalar.
 
-        `sums` are those of the part, and `count` is summed over the global batch.
+        `sums` are over the part, and `count` is summed over the global batch.
         """
         return sums["mlm_loss"] / tf.maximum(count, 1.0)
 
