@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 
-MOST_BYTES = 4 << 20  # default of --max_request_bytes
+MAX_BYTES = 4 << 20  # default of --max_request_bytes
 PATIENCE_S = 2
 PREDICT = "/v1/models/bert:predict"
 
@@ -30,7 +30,7 @@ def request(body, path=PREDICT):
 
 def filled(begin, unit, end="]}"):
     """Returns the largest body that repeats a unit."""
-    count = (MOST_BYTES - len(begin) - len(end)) // (len(unit) + 1)
+    count = (MAX_BYTES - len(begin) - len(end)) // (len(unit) + 1)
     return f"{begin}{','.join([unit] * count)}{end}".encode()
 
 
@@ -47,7 +47,7 @@ def requests(texts):
         "many": request(json.dumps({"inputs": rows}).encode()),
         "long": request(json.dumps({"inputs": [" ".join(words * 1000)[: 10**6]] * 3}).encode()),
         "numbers": request(filled(ids, "1", "]]}}")),
-        "lists": request(f'{{"inputs":[{lists}]}}'.encode().ljust(MOST_BYTES)),
+        "lists": request(f'{{"inputs":[{lists}]}}'.encode().ljust(MAX_BYTES)),
         "objects": request(filled('{"instances":[', '{"text":"a"}')),
         "examples": request(classify, "/v1/models/bert:classify"),
     }

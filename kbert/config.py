@@ -93,7 +93,7 @@ class EmbeddingConfig:
 _DEFAULT_EMBEDDING = EmbeddingConfig()
 
 
-def _embedding_config(values):
+def _parse_embedding_config(values):
     unknown = values.keys() - {field.name for field in dataclasses.fields(EmbeddingConfig)}
     if unknown:
         raise UserError(f"embedding has the unknown keys {short_repr(sorted(map(str, unknown)))}.")
@@ -167,7 +167,7 @@ class BertConfig:
             if isinstance(getattr(self, name), list):  # JSON and YAML have no tuples
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if isinstance(self.embedding, Mapping):
-            object.__setattr__(self, "embedding", _embedding_config(self.embedding))
+            object.__setattr__(self, "embedding", _parse_embedding_config(self.embedding))
         check_settings(self)
         self._check_labels()
         D, H = self.hidden_size, self.num_attention_heads

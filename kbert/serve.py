@@ -9,7 +9,7 @@ import os
 from absl import flags
 
 from kbert.errors import UserError
-from kbert.server.input_checks import check_inputs, raise_file_limit
+from kbert.server.input_checks import check_inputs, raise_open_file_limit
 from kbert.server.log import start_log
 from kbert.settings.serving import UNUSED_SWITCHES, UNUSED_VALUES, ServeConfig
 from kbert.utils import program
@@ -34,7 +34,7 @@ def main(config: ServeConfig) -> None:
         import tensorflow_serving.apis  # noqa: F401
     except ImportError as error:
         raise UserError(f"{error.name} is missing: pip install 'kbert[serve]'") from None
-    raise_file_limit(config)
+    raise_open_file_limit(config)
     # Each batch blocks a thread while it is computed; other threads must be free to tokenize.
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", str((os.cpu_count() or 1) + 3))
     from kbert.server.main import serve

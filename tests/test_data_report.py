@@ -81,8 +81,8 @@ def test_answers_that_are_too_long(tokenizer):
         "note: train: the answers of 1 of 2 questions (50.0%) are longer than "
         "--max_answer_length=4 tokens, so they are never predicted; the longest has 5"
     )
-    assert QuestionAnswering(tokenizer, 16, max_answer_length=5).notes(rows) == []
-    assert QuestionAnswering(tokenizer, 16).notes(rows[2:]) == []
+    assert QuestionAnswering(tokenizer, 16, max_answer_length=5).data_warnings(rows) == []
+    assert QuestionAnswering(tokenizer, 16).data_warnings(rows[2:]) == []
 
 
 @pytest.mark.parametrize(

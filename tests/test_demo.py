@@ -229,7 +229,9 @@ def test_one_at_a_time_and_few_wait():
     async def run():
         service = Service(Version())
         page = demo.Demo(service)
-        tasks = [asyncio.create_task(page.attention(asked)) for _ in range(demo.MOST_ASKING)]
+        tasks = [
+            asyncio.create_task(page.attention(asked)) for _ in range(demo.MAX_ATTENTION_REQUESTS)
+        ]
         await asyncio.sleep(0.01)
         with pytest.raises(
             RequestError, match=r"^16 attention requests are open; try again later[.]$"

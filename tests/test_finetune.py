@@ -24,7 +24,7 @@ from kbert.tasks.registry import get_task, with_task_defaults
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.train import Callback, finetune
 from kbert.train.finetuning import Finetuning
-from kbert.train.task_examples import class_weights
+from kbert.train.finetuning_data import class_weights
 from kbert.utils.flags import as_flagfile
 
 WORDS = ["good", "bad", "so", "the", "a", "film", "cast", "plot", "was", "is", "who", "?", "."]

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 from fuzz.__main__ import load_targets
-from fuzz.harness import MOST_MEMORY, Fault, Target, changed_seeds, checked, mutated
+from fuzz.harness import MAX_MEMORY, Fault, Target, changed_seeds, checked, mutated
 from fuzz.regressions import REGRESSIONS
 from warm_python import PYTHON
 
@@ -30,7 +30,7 @@ INPUTS = {
 @pytest.mark.parametrize("name", TARGETS)
 def test_changed_seeds(name, monkeypatch):
     """Each is read, or refused in a line, in little time and memory."""
-    monkeypatch.setattr("fuzz.harness.MOST_SECONDS", 60)  # the machine may have other work, too
+    monkeypatch.setattr("fuzz.harness.MAX_SECONDS", 60)  # the machine may have other work, too
     target = TARGETS[name]
     with checked(target) as check:
         assert check(target.seeds()[0])
@@ -78,7 +78,7 @@ def endless(data):
     while True:
         pass
 
-harness.MOST_SECONDS = 0.2
+harness.MAX_SECONDS = 0.2
 try:
     with harness.checked(target_of(endless)) as check:
         check(b"")
@@ -95,7 +95,7 @@ def test_too_much_time_is_a_fault():
 
 
 def test_too_much_memory_is_a_fault():
-    target = target_of(lambda data: bytearray(b"x" * 2 * MOST_MEMORY))
+    target = target_of(lambda data: bytearray(b"x" * 2 * MAX_MEMORY))
     with checked(target) as check, pytest.raises(Fault, match=r"\d+ MB of memory"):
         check(b"")
 

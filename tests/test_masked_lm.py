@@ -10,7 +10,7 @@ from kbert.config import BertConfig
 from kbert.corpus import prepare
 from kbert.data import pretraining_dataset
 from kbert.data.pretraining_batches import PretrainingExamples
-from kbert.data.single_texts import TextCutter
+from kbert.data.single_texts import TextSampler
 from kbert.errors import UserError
 from kbert.features import PACKED_FEATURES, PRETRAINING_FEATURES, feature_shapes
 from kbert.model import BertForMaskedLM
@@ -44,9 +44,9 @@ def test_an_example_is_one_span_of_a_document(corpus):
 
 
 def spans_of_epoch(corpus, epoch=0, short_seq_prob=0.0, seed=0):
-    cutter = TextCutter(corpus, L, short_seq_prob, seed)
-    slots = np.arange(cutter.count)
-    rows = cutter.rows(epoch * cutter.count + slots, np.full(cutter.count, epoch), slots)
+    sampler = TextSampler(corpus, L, short_seq_prob, seed)
+    slots = np.arange(sampler.count)
+    rows = sampler.rows(epoch * sampler.count + slots, np.full(sampler.count, epoch), slots)
     sizes = rows.is_text.sum(axis=1)
     assert (rows.spans[:, 1] - rows.spans[:, 0]).tolist() == sizes.tolist()
     for row, size in enumerate(sizes):  # [CLS] text [SEP]
@@ -70,11 +70,11 @@ def test_every_token_is_in_a_window_of_every_epoch(sentence):
 
 def packed_epoch(corpus, epoch=0, short_seq_prob=0.0, seed=0):
     """The rows of an epoch, each as a list of texts; a text is (start, stop) in the corpus."""
-    cutter = TextCutter(corpus, L, short_seq_prob, seed, packing=True)
-    slots = np.arange(cutter.count)
-    rows = cutter.rows(epoch * cutter.count + slots, np.full(cutter.count, epoch), slots)
+    sampler = TextSampler(corpus, L, short_seq_prob, seed, packing=True)
+    slots = np.arange(sampler.count)
+    rows = sampler.rows(epoch * sampler.count + slots, np.full(sampler.count, epoch), slots)
     spans, texts = iter(rows.spans.tolist()), []
-    for row in range(cutter.count):
+    for row in range(sampler.count):
         ids = rows.features["sequence_ids"][row]
         sizes = np.bincount(ids, minlength=2)[1:].tolist()
         expected = [n + 1 for n, size in enumerate(sizes) for _ in range(size)]

@@ -9,7 +9,7 @@ from test_model import assert_close, config_of, randomize
 from kbert.data.packed_rows import lay_out
 from kbert.errors import UserError
 from kbert.model import BertForEmbedding, BertForMaskedLM, BertForPreTraining, BertModel
-from kbert.model.inference_ops import constant_weights, plain_ops
+from kbert.model.inference_ops import constant_weights, onnx_compatible_ops
 from kbert.train.losses import MaskedLMObjective
 
 L, V = 13, 53
@@ -82,7 +82,7 @@ def loss_and_gradients(model, features):
 
 def test_hidden_states_are_those_of_padded_rows():
     model = randomize(BertModel(config_of(), output_hidden_states=True))
-    for form in (constant_weights, plain_ops):
+    for form in (constant_weights, onnx_compatible_ops):
         with form():
             outputs, expected = model(packed()), model(padded())
         for one, other in zip(outputs["hidden_states"], expected["hidden_states"], strict=True):

@@ -15,7 +15,7 @@ from test_sentence_pairs import FakeCorpus, cut, document_of
 from kbert.data.bucketed_batches import BUCKETS, BucketedBatches, EncodedExample
 from kbert.data.masking import choose_tokens, choose_words, mask_tokens, prediction_counts
 from kbert.data.pretraining_batches import PretrainingExamples
-from kbert.data.sentence_pairs import PairCutter
+from kbert.data.sentence_pairs import PairSampler
 from kbert.tokenizer.vocab import SPECIAL_TOKENS
 from kbert.utils.stateless_random import uniform
 
@@ -35,11 +35,11 @@ def corpora(draw):
 
 @given(corpora(), st.integers(5, 60), st.sampled_from((0.0, 0.1, 1.0)), st.integers(0, 3), SEEDS)
 def test_pairs(corpus, max_seq_length, short_seq_prob, epoch, seed):
-    cutter = PairCutter(corpus, max_seq_length, short_seq_prob, seed)
-    T, count = max_seq_length - 3, cutter.count
+    sampler = PairSampler(corpus, max_seq_length, short_seq_prob, seed)
+    T, count = max_seq_length - 3, sampler.count
     slots = np.arange(count)
     index, epochs = epoch * count + slots, np.full(count, epoch)
-    pairs = cut(cutter, index, epochs, slots)
+    pairs = cut(sampler, index, epochs, slots)
     covered = np.zeros(corpus.tokens, bool)
     for (a, a_end), (b, b_end), is_next in pairs:
         first, second = document_of(corpus, a), document_of(corpus, b)
@@ -53,7 +53,7 @@ def test_pairs(corpus, max_seq_length, short_seq_prob, epoch, seed):
         assert covered.tolist() == np.repeat(sizes > 1, sizes).tolist()
 
     order = np.random.default_rng(seed).permutation(count)[: max(1, count // 2)]
-    again = PairCutter(corpus, max_seq_length, short_seq_prob, seed)
+    again = PairSampler(corpus, max_seq_length, short_seq_prob, seed)
     assert cut(again, index[order], epochs[order], slots[order]) == [pairs[i] for i in order]
 
 
@@ -178,7 +178,7 @@ def test_pretraining_features(corpus, L, M, rate, whole_words, short_seq_prob, s
     slots = np.arange(min(9, made.count))
     index, epoch = slots + seed % 1000, np.zeros_like(slots)
     found = made.batch(index, epoch, slots)
-    first, second, is_next = PairCutter(corpus, L, short_seq_prob, seed).cut(index, epoch, slots)
+    first, second, is_next = PairSampler(corpus, L, short_seq_prob, seed).cut(index, epoch, slots)
     for row in range(len(slots)):
         part = {name: array[row] for name, array in found.items()}
         a, b = corpus.read(*first[row]).tolist(), corpus.read(*second[row]).tolist()

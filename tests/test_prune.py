@@ -427,7 +427,7 @@ def test_examples_to_score_are_read_before_anything_slow(folders, tmp_path, monk
         ([[0], [1, 4], [1]], r"different heads of block 1, .* from 0 to 3; got \[1, 4\]"),
         ([[0], [1], [-1]], r"different heads of block 2, .* from 0 to 3; got \[-1\]"),
         ([[0], [], [1]], r"one or more different heads of block 1, .*; got \[\]"),
-        ([[0], [1]], "kept must list the heads of each of the 3 blocks; got 2 lists"),
+        ([[0], [1]], "heads_to_keep must list the heads of each of the 3 blocks; got 2 lists"),
     ],
 )
 def test_heads_that_cannot_be_kept(kept, message, folders):

@@ -77,7 +77,7 @@ def test_a_slow_run_has_a_line_after_ten_seconds(capsys, monkeypatch):
     workload.objective = types.SimpleNamespace(metrics=lambda sums: dict.fromkeys(names, sums["x"]))
     line = ProgressLines()
     line.trainer = types.SimpleNamespace(
-        step=50, workload=workload, config=workload.config, window={"x": 0.5}
+        step=50, workload=workload, config=workload.config, sums_since_log={"x": 0.5}
     )
     line.on_train_begin()
     for line.trainer.step, now[0] in ((51, 109.0), (52, 111.0), (53, 150.0)):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kbert.data.document_windows import DocumentWindows
-from kbert.data.sentence_pairs import PairCutter
+from kbert.data.sentence_pairs import PairSampler
 from kbert.errors import UserError
 
 Pair = collections.namedtuple("Pair", "a b is_next")
@@ -39,15 +39,15 @@ T = 20
 
 
 def epoch_of_pairs(corpus, short_seq_prob, epoch=0, seed=0, length=T):
-    cutter = PairCutter(corpus, length + 3, short_seq_prob, seed)
-    count = cutter.count
+    sampler = PairSampler(corpus, length + 3, short_seq_prob, seed)
+    count = sampler.count
     index = epoch * count + np.arange(count)
-    return cut(cutter, index, np.full(count, epoch), np.arange(count))
+    return cut(sampler, index, np.full(count, epoch), np.arange(count))
 
 
-def cut(cutter, index, epoch, slots):
+def cut(sampler, index, epoch, slots):
     """A list of Pair."""
-    rows = zip(*(part.tolist() for part in cutter.cut(index, epoch, slots)), strict=True)
+    rows = zip(*(part.tolist() for part in sampler.cut(index, epoch, slots)), strict=True)
     return [Pair(tuple(a), tuple(b), is_next) for a, b, is_next in rows]
 
 
@@ -158,9 +158,9 @@ def test_replaced_segments_come_from_documents_by_their_size():
     """Within 4 standard errors; never from the document of A."""
     sizes = [30, 10, 300, 1, 60]
     corpus = FakeCorpus(sizes)
-    cutter = PairCutter(corpus, T + 3, 0.0, seed=2)
+    sampler = PairSampler(corpus, T + 3, 0.0, seed=2)
     index = np.arange(8000)
-    pairs = cut(cutter, index, np.zeros_like(index), np.zeros_like(index))
+    pairs = cut(sampler, index, np.zeros_like(index), np.zeros_like(index))
     found = np.array([document_of(corpus, p.b[0]) for p in pairs if not p.is_next])
     shares = np.bincount(found, minlength=5) / len(found)
     expected = np.array([0, 10, 300, 1, 60]) / 371
@@ -170,18 +170,18 @@ def test_replaced_segments_come_from_documents_by_their_size():
 
 def test_pairs_are_a_function_of_seed_and_index():
     corpus = FakeCorpus(SIZES)
-    cutter = PairCutter(corpus, T + 3, 0.1, seed=3)
-    count = cutter.count
+    sampler = PairSampler(corpus, T + 3, 0.1, seed=3)
+    count = sampler.count
     index = np.arange(2 * count)
     epoch, slots = index // count, index % count
-    pairs = cut(cutter, index, epoch, slots)
+    pairs = cut(sampler, index, epoch, slots)
     order = np.random.default_rng(0).permutation(2 * count)[:17]
-    same = PairCutter(corpus, T + 3, 0.1, seed=3)
+    same = PairSampler(corpus, T + 3, 0.1, seed=3)
     again = cut(same, index[order], epoch[order], slots[order])
     assert again == [pairs[i] for i in order]
-    other = cut(PairCutter(corpus, T + 3, 0.1, seed=4), index, epoch, slots)
+    other = cut(PairSampler(corpus, T + 3, 0.1, seed=4), index, epoch, slots)
     assert sum(a == b for a, b in zip(pairs, other, strict=True)) < 0.2 * len(pairs)
-    moved = cut(cutter, index + 1, epoch, slots)  # another example of the same windows
+    moved = cut(sampler, index + 1, epoch, slots)  # another example of the same windows
     assert sum(a == b for a, b in zip(pairs, moved, strict=True)) < 0.2 * len(pairs)
 
 
@@ -226,4 +226,4 @@ def test_no_token_is_lost_for_long():
 
 def test_a_corpus_without_two_tokens_in_a_row():
     with pytest.raises(UserError, match="no document of the corpus has two tokens"):
-        PairCutter(FakeCorpus([1, 1]), 20, 0.1, seed=0)
+        PairSampler(FakeCorpus([1, 1]), 20, 0.1, seed=0)

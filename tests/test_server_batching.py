@@ -246,7 +246,7 @@ def test_choices_are_rows():
 
 
 def test_answers_have_a_largest_size(monkeypatch):
-    monkeypatch.setattr(batching, "MOST_BYTES", 100)
+    monkeypatch.setattr(batching, "MAX_BYTES", 100)
     batcher = Batcher(max_batch_size=1)
     with pytest.raises(RequestError, match="the response is larger than 100 bytes"):
         run(ask(batcher, Words(), *"abcdefgh"))

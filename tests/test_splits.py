@@ -10,7 +10,7 @@ from kbert.data.examples import QuestionExample, TagExample, TextExample
 from kbert.data.splits import split_keys
 from kbert.errors import UserError
 from kbert.tasks.labels import rarest_labels
-from kbert.train.task_examples import split_examples
+from kbert.train.finetuning_data import split_examples
 
 
 def config(task="classify", **changes):

@@ -68,8 +68,8 @@ def take(step, count=1, first=0, seed=0):
     batches = iter(tf.data.Dataset.from_tensors(features_of(seed)).repeat())
     rows, _ = step.take(batches, tf.constant(first, tf.int64), tf.constant(count))
     rows = rows.numpy()
-    assert rows.shape == (count, len(step.row))
-    return dict(zip(step.row, rows.T, strict=True))
+    assert rows.shape == (count, len(step.value_names))
+    return dict(zip(step.value_names, rows.T, strict=True))
 
 
 def weights_of(step):
@@ -164,7 +164,7 @@ def test_xla_compiles_the_whole_step(optimizer):
     features = {name: tf.constant(value) for name, value in features_of().items()}
     steps, replica = tf.range(3, dtype=tf.int64), tf.constant(0)
     found = [compiled(features, step, replica).numpy() for step in steps]
-    losses = [row[whole.row.index("mlm_loss")] for row in found]
+    losses = [row[whole.value_names.index("mlm_loss")] for row in found]
     np.testing.assert_allclose(losses, rows["mlm_loss"], rtol=1e-5)
     assert largest_difference(plain, whole) < 1e-5
 

@@ -68,7 +68,7 @@ class Training:
             self._batches, tf.constant(self._step, tf.int64), tf.constant(steps, tf.int32)
         )
         self._step += steps
-        sums = dict(zip(self._train_step.row, rows.numpy()[-1].tolist(), strict=True))
+        sums = dict(zip(self._train_step.value_names, rows.numpy()[-1].tolist(), strict=True))
         return self._objective.metrics(sums)["loss"]
 
 

@@ -24,7 +24,7 @@ from kbert.model.models import BertForPreTraining
 from kbert.settings import PretrainConfig
 from kbert.settings.training import time_budget_seconds
 from kbert.train import Callback, pretrain
-from kbert.train.inputs import resolve_inputs
+from kbert.train.inputs import load_or_create_inputs
 from kbert.train.schedule import make_schedule
 from kbert.utils.flags import define, read
 from kbert.utils.stateless_random import uniform
@@ -153,7 +153,7 @@ def hf_run(config, settings):
         sys.exit("a recipe for HF's model must train MLM and NSP with --optimizer=adamw")
     keras.utils.set_random_seed(config.seed)
     torch.manual_seed(config.seed)
-    bert_config, tokenizer, corpus, held_out = resolve_inputs(
+    bert_config, tokenizer, corpus, held_out = load_or_create_inputs(
         config, f"{settings['folder']}/data", None, None, lambda *_: None, print
     )
     text = MaskedText(held_out, tokenizer, settings["length"], settings["segments"])

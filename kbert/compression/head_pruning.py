@@ -51,7 +51,7 @@ def prune(config: PruneConfig, report: Callable[[str], None] = print) -> dict[st
             empty, in use or cannot be written.
     """
     target = pathlib.Path(config.output_dir)
-    storage.check_free(target)
+    storage.check_output_folder_is_free(target)
     with target_lock(target):
         predictor, task, examples = load_fine_tuned(config, config.data_file, report=report)
         if task.compares_examples:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from kbert.errors import UserError
 from kbert.utils import storage
 from kbert.utils.encodings import is_utf8
-from kbert.utils.formats import get_members, read_json
+from kbert.utils.formats import read_json, require_keys
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -75,13 +75,13 @@ def _saved_files(folder):
         raise UserError(
             f"{folder} has an indices mapping. Save the dataset again after flatten_indices()."
         )
-    names = [get_members(file, ["filename"], path)[0] for file in _read_list(path, "_data_files")]
+    names = [require_keys(file, ["filename"], path)[0] for file in _read_list(path, "_data_files")]
     return [os.path.join(folder, str(name)) for name in names]
 
 
 def _read_list(path, key):
     """Returns the list under a key of a JSON file; raises UserError if it is empty or no list."""
-    (values,) = get_members(read_json(path), [key], path)
+    (values,) = require_keys(read_json(path), [key], path)
     if not isinstance(values, list) or not values:
         raise UserError(f"{path} must have a non-empty list under {key!r}; got {str(values)[:60]}.")
     return values

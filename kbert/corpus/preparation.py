@@ -133,7 +133,7 @@ def _work_folder(output_dir):
     written directly, and removed if the block fails.
     """
     if storage.is_remote(output_dir):
-        storage.check_free(output_dir)
+        storage.check_output_folder_is_free(output_dir)
         storage.make_folder(output_dir)
         try:
             yield str(output_dir)
@@ -143,7 +143,7 @@ def _work_folder(output_dir):
             raise
         return
     with target_lock(output_dir):
-        storage.check_free(output_dir)
+        storage.check_output_folder_is_free(output_dir)
         with atomic.folder(output_dir) as folder:
             yield str(folder)
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from kbert.data import validation
 from kbert.data.columns import (
     Columns,
-    check_width,
+    check_column_count,
     checked_columns,
     column_of_flag,
     find_column,
-    names_text,
+    quote_names,
     split_flag,
     stated_header,
 )
@@ -65,7 +65,7 @@ def choice_records(
     columns = _find_columns(records, config, labeled)
     if unread := _unread_columns(records, columns):
         records.notes.append(
-            f"columns not read: {names_text(unread)}; to read one, set --text_column or "
+            f"columns not read: {quote_names(unread)}; to read one, set --text_column or "
             f"--text_pair_column"
         )
     keys = columns.choices if records.names else ()
@@ -109,7 +109,7 @@ def _find_columns(records, config, labeled):
     }
     choices = _find_choices(records, config, label)
     used = [column for column in fields.values() if column is not None] + list(choices)
-    check_width(records, len(used))
+    check_column_count(records, len(used))
     return checked_columns(records, used, **fields, choices=choices)
 
 
@@ -131,7 +131,7 @@ def _find_choices(records, config, label):
     if not places:
         raise UserError(
             f"{records.name} has no column whose name starts with choice or ending; it has "
-            f"{names_text(records.names)}. Name the columns with --choice_columns."
+            f"{quote_names(records.names)}. Name the columns with --choice_columns."
         )
     return tuple(records.names[i] if records.width is None else i for i in places)
 
@@ -254,7 +254,7 @@ class ChoiceConverter:
     def __call__(self, where: str, record: "Record") -> ChoiceExample:
         """Returns the ChoiceExample of a record; raises BadExample if it is invalid."""
         columns = self.columns
-        validation.check_width(record, columns)
+        validation.check_column_count(record, columns)
         text = validation.get_value(record, columns.text)
         if isinstance(text, list) and all(isinstance(line, str) for line in text):
             text = " ".join(text)  # the turns of a dialogue

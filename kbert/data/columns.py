@@ -51,7 +51,7 @@ def stated_header(config: "ColumnConfig", columns: "Iterable[str | None]") -> bo
     return any(column is not None and not is_number(column) for column in columns) or None
 
 
-def check_width(records: "Records", needed: int) -> None:
+def check_column_count(records: "Records", needed: int) -> None:
     """Raises UserError if a table has fewer than `needed` columns."""
     if records.width is not None and records.width < needed:
         raise UserError(
@@ -139,7 +139,7 @@ def find_column(
             return _column_by_name(records, flag, default)
     raise UserError(
         f"{records.name} has no column named {', '.join(defaults)}; it has "
-        f"{names_text(names)}. Name the one to read with --{flag}."
+        f"{quote_names(names)}. Name the one to read with --{flag}."
     )
 
 
@@ -148,7 +148,7 @@ def _column_by_number(records, flag, number):
     if width is None:
         raise UserError(
             f"{records.name} has keys, not columns, so --{flag} must be one of "
-            f"{names_text(records.names)}; got {number}."
+            f"{quote_names(records.names)}; got {number}."
         )
     if not -width <= number < width:
         raise UserError(
@@ -174,11 +174,11 @@ def _column_by_name(records, flag, column):
             f"one of {', '.join(map(str, places))}."
         )
     if not places:
-        raise UserError(f"{name} has no column {column!r} (--{flag}); it has {names_text(names)}.")
+        raise UserError(f"{name} has no column {column!r} (--{flag}); it has {quote_names(names)}.")
     return names[places[0]] if records.width is None else places[0]
 
 
-def names_text(names: "Iterable[str]") -> str:
+def quote_names(names: "Iterable[str]") -> str:
     """Returns names for a message: at most 20, each shortened after 40 characters."""
     names = list(names)
     shown = [repr(name if len(name) <= 40 else f"{name[:40]}...") for name in names[:20]]

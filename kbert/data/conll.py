@@ -183,7 +183,7 @@ class _Reader:
                 continue
             where = where or f"{name}, line {number}"
             try:
-                word, tag = self._word(line)
+                word, tag = self._parse_line(line)
                 words.append(word)
                 tags.append(tag)
             except BadExample as error:
@@ -217,7 +217,7 @@ class _Reader:
         column = self._tag_column(len(cells))
         return cells[column].strip() if _has_column(cells, column) else None
 
-    def _word(self, line):
+    def _parse_line(self, line):
         if not is_text(line):
             raise not_utf8_error(self.path)
         cells = _cells(line)

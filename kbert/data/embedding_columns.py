@@ -9,11 +9,11 @@ from kbert.data import column_names, validation
 from kbert.data.column_profiles import is_numeric
 from kbert.data.columns import (
     Columns,
-    check_width,
+    check_column_count,
     checked_columns,
     column_of_flag,
     count_text,
-    names_text,
+    quote_names,
     stated_header,
 )
 from kbert.data.examples import EmbeddingExample
@@ -73,7 +73,7 @@ def _has_header(records, config):
 
 
 def _find_columns(records, config, labeled):
-    check_width(records, 2)
+    check_column_count(records, 2)
     find = functools.partial(column_of_flag, records)
     text = find("text_column", config.text_column)
     pair = find("text_pair_column", config.text_pair_column)
@@ -110,7 +110,7 @@ def _usual_columns(records, keys, label):
     if not pairs:
         raise UserError(
             f"{records.name} has no two columns named {', '.join('/'.join(p) for p in _PAIRS[:2])} "
-            f"or sentence1/sentence2; it has {names_text(records.names)}. Set --text_column and "
+            f"or sentence1/sentence2; it has {quote_names(records.names)}. Set --text_column and "
             f"--text_pair_column to texts that are similar, and --label_column to their score, if "
             f"they have one."
         )
@@ -133,7 +133,7 @@ def _columns_without_names(records, label):
 
 
 def _example(columns: Columns, where: str, record: "Record") -> EmbeddingExample:
-    validation.check_width(record, columns)
+    validation.check_column_count(record, columns)
     negatives = (f"negative {number}" for number in range(1, len(columns.choices) + 1))
     names = ("the text", "the second text", *negatives)
     keys = (columns.text, columns.text_pair, *columns.choices)

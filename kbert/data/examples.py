@@ -165,7 +165,7 @@ def open_records(source: str, task: str, allow_tables: bool = True) -> "Records"
     )
 
 
-def text_example(
+def parse_text_example(
     columns: "Columns",
     label_of: Callable[[object, str], str | float | tuple[str, ...]],
     where: str,
@@ -176,7 +176,7 @@ def text_example(
     Raises:
         BadExample: a value is missing or invalid.
     """
-    validation.check_width(record, columns)
+    validation.check_column_count(record, columns)
     text = validation.check_text(validation.get_value(record, columns.text), "the text")
     pair = label = None
     if columns.text_pair is not None:
@@ -194,7 +194,7 @@ def text_example(
     return TextExample(where, text, pair, label)
 
 
-def tag_example(
+def parse_tag_example(
     words_key: str | int, tags_key: str | int | None, where: str, record: "Record"
 ) -> TagExample:
     """Returns the TagExample of a record.

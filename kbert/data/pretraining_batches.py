@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from kbert.data.input_context import batch_number
 from kbert.data.masking import choose_tokens, choose_words, mask_tokens, prediction_counts
-from kbert.data.sentence_pairs import PairCutter
-from kbert.data.single_texts import TextCutter
+from kbert.data.sentence_pairs import PairSampler
+from kbert.data.single_texts import TextSampler
 from kbert.errors import UserError
 from kbert.features import PACKED_FEATURES, PRETRAINING_FEATURES, feature_shapes
 from kbert.tokenizer.vocab import CONTINUATION, SPECIAL_TOKENS, read_vocab
@@ -65,15 +65,15 @@ class PretrainingExamples:
         )
         self._corpus = corpus
         self._features, shape = dict(PRETRAINING_FEATURES), (max_seq_length, short_seq_prob, seed)
-        self._cutter: PairCutter | TextCutter
+        self._sampler: PairSampler | TextSampler
         if next_sentence:
-            self._cutter = PairCutter(corpus, *shape)
+            self._sampler = PairSampler(corpus, *shape)
         else:
-            self._cutter = TextCutter(corpus, *shape, packing)
+            self._sampler = TextSampler(corpus, *shape, packing)
             del self._features["next_sentence_labels"]
         if packing:
             self._features |= PACKED_FEATURES
-        self.count: int = self._cutter.count
+        self.count: int = self._sampler.count
         self._max_seq_length = max_seq_length
         self._mask_rate = mask_rate
         self._seed = seed
@@ -94,7 +94,7 @@ class PretrainingExamples:
             slots: (B,) int64, number of the window or row of each example.
         """
         B, L, M = len(index), self._max_seq_length, self.max_predictions
-        rows = self._cutter.rows(index, epoch, slots)
+        rows = self._sampler.rows(index, epoch, slots)
         input_ids = np.full((B, L), self._pad, np.int32)
         input_ids[rows.is_text] = self._corpus.read_all(rows.spans)
         input_ids[rows.is_cls] = self._cls
@@ -121,12 +121,12 @@ class PretrainingExamples:
 
     def views_per_token(self) -> float:
         """Estimates the mean number of examples of an epoch that contain a token."""
-        return self._cutter.views_per_token()
+        return self._sampler.views_per_token()
 
     def padding(self) -> float:
         """Returns the fraction of padding in up to 2,000 rows of the first epoch."""
         slots = np.linspace(0, self.count - 1, min(self.count, 2000)).astype(np.int64)
-        return 1 - float(self._cutter.rows(slots, np.zeros_like(slots), slots).is_token.mean())
+        return 1 - float(self._sampler.rows(slots, np.zeros_like(slots), slots).is_token.mean())
 
     def _shuffle_seeds(self, epoch):
         """Returns {"seeds": (B, 3) int64}, well mixed, because TensorFlow mixes seeds weakly."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _STREAM_PAIR = 1  # of kbert.utils.stateless_random
 
 
-class PairCutter:
+class PairSampler:
     """Cuts windows of a corpus into pairs of segments.
 
     Args:

@@ -1,7 +1,7 @@
 """Creates rows of single texts, [CLS] text [SEP], for masked language modeling without NSP.
 
 A text is a window of at most T = max_seq_length - 2 consecutive tokens of one document; see
-`kbert.data.document_windows`. With packing, documents of at most T tokens share rows. `TextCutter`
+`kbert.data.document_windows`. With packing, documents of at most T tokens share rows. `TextSampler`
 assigns the documents to rows once, so that each row can be computed from its number. Masks, the
 order of the rows, the windows of long documents and the choice of shortened texts change from epoch
 to epoch.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _STREAM_TEXT, _STREAM_PACK = 1, 8
 
 
-class TextCutter:
+class TextSampler:
     """Cuts texts from the documents of a corpus and arranges them in rows.
 
     The first rows hold one window each, of documents with more than T tokens. The other rows hold

@@ -23,10 +23,10 @@ from kbert.data.column_names import (
 from kbert.data.column_profiles import Profile, guess_label, guess_texts
 from kbert.data.columns import (
     Columns,
-    check_width,
+    check_column_count,
     checked_columns,
     column_of_flag,
-    names_text,
+    quote_names,
     split_flag,
     stated_header,
     to_flag,
@@ -79,7 +79,7 @@ def find_text_columns(
         raise UserError(
             "--label_columns requires --task=multilabel and cannot be combined with --label_column."
         )
-    check_width(records, roles.texts[0] + labeled)
+    check_column_count(records, roles.texts[0] + labeled)
     if labeled and records.width is None and config.label_column != "answer":
         _keep_accepted(records)
     rows = records.sample()
@@ -299,7 +299,7 @@ class _ColumnFinder:
 
     def _columns_text(self, keys):
         names = [self._name(key) for key in (keys if isinstance(keys, list) else [keys])]
-        return ", ".join(map(str, names)) if self.records.names is None else names_text(names)
+        return ", ".join(map(str, names)) if self.records.names is None else quote_names(names)
 
     def _undecided_error(self, role):
         flags = f"--{role}_column"
@@ -314,7 +314,7 @@ class _ColumnFinder:
             columns = ", ".join(f"{column} ({value_text(cell)})" for column, cell in cells)
             columns = f"its columns, without a header, are {columns}"
         else:
-            columns = f"it has {names_text(self.records.names)}"
+            columns = f"it has {quote_names(self.records.names)}"
         return UndecidedError(
             f"{self.records.name}: it is not clear which column is {_ROLES[role]}; {columns}. Set "
             f"{flags}."

@@ -45,7 +45,7 @@ def check_text(value: object, what: str) -> str:
     return value
 
 
-def check_width(row: "Record", columns: "Columns") -> None:
+def check_column_count(row: "Record", columns: "Columns") -> None:
     """Raises BadExample if a row has another number of cells than `columns` allows."""
     expected_width = columns.exact_width
     if expected_width is not None and len(row) != expected_width:

@@ -42,7 +42,7 @@ def convert(
             by the format.
     """
     target, folder = pathlib.Path(output_dir), ModelFolder.of(model)
-    storage.check_free(target)
+    storage.check_output_folder_is_free(target)
     with target_lock(target), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         with folder.open_weights(allow_missing=allow_missing) as (config, weights):

@@ -31,7 +31,7 @@ def constant_weights() -> contextlib.AbstractContextManager[None]:
     return _computing_in("constant")
 
 
-def plain_ops() -> contextlib.AbstractContextManager[None]:
+def onnx_compatible_ops() -> contextlib.AbstractContextManager[None]:
     """Context manager: inference uses only ops that tf2onnx converts, such as Erf, not Erfc."""
     return _computing_in("plain")
 

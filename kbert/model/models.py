@@ -341,7 +341,7 @@ class BertForEmbedding(_HeadedModel):
     embedding: EmbeddingHead
     pooled = False
 
-    def _rank_of(self, inputs):
+    def _expected_rank(self, inputs):
         return 3 if len(getattr(inputs.get("input_ids"), "shape", ())) == 3 else 2
 
     def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:

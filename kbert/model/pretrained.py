@@ -17,7 +17,7 @@ from kbert.errors import UserError
 from kbert.features import ENCODER_FEATURES, check_inputs, check_names
 from kbert.model.attention import ConfiguredLayer, matrix_initializer, skip_initialization
 from kbert.model.folder import ModelFolder
-from kbert.model.inference_ops import plain_ops
+from kbert.model.inference_ops import onnx_compatible_ops
 from kbert.model.weights import Tensors, heads_text, new_rows, part_of, write_weights
 
 _ADAPTER = "lora_kernel"  # prefix of the adapter matrices' names in Keras
@@ -121,10 +121,10 @@ class PretrainedModel(keras.Model):
         inputs = inputs if isinstance(inputs, Mapping) else {"input_ids": inputs}
         inputs = {name: x for name, x in inputs.items() if x is not None}
         check_names(inputs, self.extra_features)
-        check_inputs(inputs, self._rank_of(inputs))
+        check_inputs(inputs, self._expected_rank(inputs))
         return {name: x for name, x in inputs.items() if name not in self.extra_features}
 
-    def _rank_of(self, inputs):
+    def _expected_rank(self, inputs):
         """Returns the rank that the features must have."""
         return self.input_rank
 
@@ -235,7 +235,7 @@ class PretrainedModel(keras.Model):
             shape = (None,) * self.input_rank
             features = ENCODER_FEATURES.items()
             input_signature = [{n: keras.InputSpec(t, shape, name=n) for n, (_, t) in features}]
-        with plain_ops():
+        with onnx_compatible_ops():
             super().export(filepath, format, verbose, input_signature, **kwargs)
 
     def save_pretrained(

@@ -23,10 +23,10 @@ from kbert.server.scheduler import Flow, Job, Scheduler, as_long
 from kbert.server.servable import Servable, Signature
 from kbert.server.tensors import Arrays
 
-MOST_BYTES = 64 << 20  # maximum size of the outputs of a request that is computed in rows
-MOST_OUTPUT_BYTES = 4 * MOST_BYTES  # maximum size of the outputs of rows before they are decoded
+MAX_BYTES = 64 << 20  # maximum size of the outputs of a request that is computed in rows
+MAX_OUTPUT_BYTES = 4 * MAX_BYTES  # maximum size of the outputs of rows before they are decoded
 UNKNOWN_TOKENS = 128  # tokens counted for a request whose length is unknown
-LEAST_LENGTH = 16  # tokens; shorter rows do not cost less time
+MIN_LENGTH = 16  # tokens; shorter rows do not cost less time
 CHUNK_BYTES, CHUNK_ROWS = 1 << 16, 256  # texts that are tokenized at once
 BYTES_PER_TOKEN = 32  # a text that is not tokenized yet counts as one token per 32 bytes
 
@@ -53,14 +53,14 @@ class Budget:
         """Yields a function that sets the number of tokens of a request."""
         tokens = 0
 
-        def set_tokens(count):
+        def set_token_count(count):
             nonlocal tokens
             self._check(count, self.waiting - tokens)
             self.waiting += count - tokens
             tokens = count
 
         try:
-            yield set_tokens
+            yield set_token_count
         finally:
             self.waiting -= tokens
 
@@ -127,19 +127,19 @@ class Batcher:
         """
         B = servable.check(signature, inputs)
         with (
-            self._batches.flow() as batches,
-            self._texts.flow() as texts,
-            self._budget.share() as set_tokens,
+            self._batches.open_flow() as batches,
+            self._texts.open_flow() as texts,
+            self._budget.share() as set_token_count,
         ):
             if servable.metadata is None or not B:
-                set_tokens(UNKNOWN_TOKENS)
+                set_token_count(UNKNOWN_TOKENS)
                 return await batches.call(servable.compute, signature, inputs, cost=UNKNOWN_TOKENS)
-            set_tokens(B)  # rejects too many rows before more work is done for them
-            request = _Request(servable, batches, texts, set_tokens)
+            set_token_count(B)  # rejects too many rows before more work is done for them
+            request = _Request(servable, batches, texts, set_token_count)
             if set(inputs) == set(ENCODER_FEATURES):
                 return await request.from_ids(inputs)
             if "inputs" in inputs:  # tf.Examples
-                set_tokens(_least_tokens(inputs))
+                set_token_count(_least_tokens(inputs))
                 inputs = await texts.call(servable.texts, inputs, cost=UNKNOWN_TOKENS)
             results, tokens = await request.from_texts(inputs)
             if report_tokens:
@@ -156,7 +156,7 @@ class Batcher:
         """
         if size <= CHUNK_BYTES:
             return function(*arguments)
-        with self._texts.flow() as texts:
+        with self._texts.open_flow() as texts:
             return await texts.call(function, *arguments, cost=size / BYTES_PER_TOKEN)
 
     def close(self) -> None:
@@ -168,13 +168,14 @@ class Batcher:
 class _Request:
     """A request to an export of kbert.
 
-    batches, texts: Flows of its rows and its texts. set_tokens: sets the tokens that count for it.
+    batches, texts: Flows of its rows and its texts. set_token_count: sets its number of
+    tokens.
     """
 
     def __init__(
-        self, servable: Servable, batches: Flow, texts: Flow, set_tokens: Callable[[int], None]
+        self, servable: Servable, batches: Flow, texts: Flow, set_token_count: Callable[[int], None]
     ) -> None:
-        self._servable, self._set_tokens = servable, set_tokens
+        self._servable, self._set_token_count = servable, set_token_count
         self._batches, self._texts = batches, texts
         self._size = 0  # bytes of the results and of the outputs that are not decoded yet
 
@@ -182,7 +183,7 @@ class _Request:
         """Returns the outputs of features, (B, L) or (B, C, L) each."""
         *rows, L = features["input_ids"].shape
         N = int(np.prod(rows))
-        self._set_tokens(N * L)
+        self._set_token_count(N * L)
         if len(rows) == 2:  # choices are rows
             features = {name: x.reshape(N, 1, L) for name, x in features.items()}
         pieces = self._cut(features, np.full(N, L))
@@ -194,13 +195,13 @@ class _Request:
         """Returns the results of texts, (B,) or (B, C) each, and the tokens of their rows."""
         chunks = [{name: x[some] for name, x in texts.items()} for some in _chunks(texts)]
         tokens = [_least_tokens(chunk) for chunk in chunks]
-        self._set_tokens(sum(tokens))
+        self._set_token_count(sum(tokens))
         queued = []
         for number, chunk in enumerate(chunks):
             features, extra = await self._encode(chunk, tokens[number])
             lengths = features["attention_mask"].sum(axis=-1).reshape(-1)
             tokens[number] = int(lengths.sum())
-            self._set_tokens(sum(tokens))
+            self._set_token_count(sum(tokens))
             pieces = self._cut(features, lengths)  # without most of the padding
             queued.append((chunk, extra, pieces, int(lengths.max(initial=0))))
         for _, _, pieces, _ in queued:
@@ -231,7 +232,7 @@ class _Request:
             job = Job(
                 functools.partial(servable.compute, servable.rows),
                 inputs,
-                cost=len(rows) * max(longest, LEAST_LENGTH),
+                cost=len(rows) * max(longest, MIN_LENGTH),
                 kind=(id(servable), (longest**2).bit_length()),  # lengths to a factor of 1.4
                 fill={"input_ids": servable.metadata["pad_id"]},
             )
@@ -246,12 +247,12 @@ class _Request:
         self._size -= _size(outputs)
         cost = sum(job.cost for _, job in pieces)
         results = await self._texts.call(self._servable.decode, texts, extra, outputs, cost=cost)
-        self._count(results, MOST_BYTES)
+        self._count(results, MAX_BYTES)
         return results
 
     async def _outputs(self, pieces, L):
         """Returns the outputs of rows in their order; outputs of tokens are (N, L, ...)."""
-        most = MOST_OUTPUT_BYTES if self._servable.decodes else MOST_BYTES
+        most = MAX_OUTPUT_BYTES if self._servable.decodes else MAX_BYTES
         names, parts = self._servable.metadata["token_outputs"], []
         for _, job in pieces:
             part = dict(await job.future)

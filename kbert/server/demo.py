@@ -30,9 +30,9 @@ from kbert.utils.formats import is_quantized
 from kbert.visualization.attention import attention_weights
 from kbert.visualization.attention_page import attention_data, read_page
 
-MOST_TOKENS = 128  # longer texts are truncated; the attention of BERT base then takes 6 MB
-MOST_CHARACTERS = 20_000  # maximum length of a text, before truncation
-MOST_ASKING = 16  # maximum number of open attention requests
+MAX_TOKENS = 128  # longer texts are truncated; the attention of BERT base then takes 6 MB
+MAX_CHARACTERS = 20_000  # maximum length of a text, before truncation
+MAX_ATTENTION_REQUESTS = 16  # maximum number of open attention requests
 _SUMMARY = ("method", "inputs", "labels", "max_seq_length")  # keys of kbert.json for the page
 _SIGNATURE = Signature("attention", None, {}, {})
 
@@ -83,9 +83,10 @@ class Demo:
                 f"model {spec.name!r} has int8 weights; attention needs a float32 export of the "
                 f"model."
             )
-        if self._asking >= MOST_ASKING:
+        if self._asking >= MAX_ATTENTION_REQUESTS:
             raise RequestError(
-                "RESOURCE_EXHAUSTED", f"{MOST_ASKING} attention requests are open; try again later."
+                "RESOURCE_EXHAUSTED",
+                f"{MAX_ATTENTION_REQUESTS} attention requests are open; try again later.",
             )
         self._asking += 1
         try:
@@ -116,7 +117,7 @@ class AttentionServable(Servable):
     def __init__(self, servable: Servable) -> None:
         self._folder = servable.folder
         self._read_in_text = ("[MASK]",) if servable.metadata["method"] == "fill_mask" else False
-        self._most = min(servable.metadata["max_seq_length"], MOST_TOKENS)
+        self._most = min(servable.metadata["max_seq_length"], MAX_TOKENS)
         self._model = self._tokenizer = None
 
     def check(self, signature: Signature, inputs: Arrays) -> None:
@@ -156,9 +157,9 @@ def _read(request):
     for name, value in ({"model": None, "text": None} | request).items():
         if name != "version" and not is_text(value):
             raise invalid(f"{name} must be a string.")
-        if name != "version" and len(value) > MOST_CHARACTERS:
+        if name != "version" and len(value) > MAX_CHARACTERS:
             raise invalid(
-                f"{name} must have at most {MOST_CHARACTERS:,} characters; got {len(value):,}."
+                f"{name} must have at most {MAX_CHARACTERS:,} characters; got {len(value):,}."
             )
     spec = predict_pb2.PredictRequest().model_spec
     spec.name = request["model"]

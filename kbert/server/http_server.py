@@ -33,7 +33,7 @@ def address_of(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def guard(host: str) -> Middleware:
+def host_check_middleware(host: str) -> Middleware:
     """Returns an aiohttp middleware that answers 403 to requests from pages of other sites.
 
     Any site can resolve its own name to 127.0.0.1 and let a browser on this machine send requests

@@ -51,7 +51,7 @@ def read_keys(config: "ServeConfig") -> ApiKeys | None:
     return ApiKeys(config.api_key_file) if config.api_key_file else None
 
 
-def raise_file_limit(config: "ServeConfig") -> None:
+def raise_open_file_limit(config: "ServeConfig") -> None:
     """Raises the limit of open files as far as possible, since each connection is an open file.
 
     Raises:

@@ -4,12 +4,12 @@ import logging
 import os
 import time
 
-MOST_PROBLEMS = 20  # warnings and errors per period; clients can cause them
+MAX_PROBLEMS = 20  # warnings and errors per period; clients can cause them
 PERIOD_S = 10.0
 
 
 class LogLimit(logging.Filter):
-    """Drops warnings and errors above `MOST_PROBLEMS` per period, and then reports how many."""
+    """Drops warnings and errors above `MAX_PROBLEMS` per period, and then reports how many."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,12 +21,12 @@ class LogLimit(logging.Filter):
             return True
         now = time.monotonic()
         if now - self._begin >= PERIOD_S:
-            if self._count > MOST_PROBLEMS:
-                dropped = self._count - MOST_PROBLEMS
+            if self._count > MAX_PROBLEMS:
+                dropped = self._count - MAX_PROBLEMS
                 record.msg = f"({dropped:,} more problems were not logged) {record.msg}"
             self._begin, self._count = now, 0
         self._count += 1
-        return self._count <= MOST_PROBLEMS
+        return self._count <= MAX_PROBLEMS
 
 
 def start_log() -> None:

@@ -2,13 +2,13 @@
 
 from aiohttp import web
 
-from kbert.server.http_server import as_json, guard
+from kbert.server.http_server import as_json, host_check_middleware
 from kbert.server.metrics import Metrics
 from kbert.server.models import Models
 
 
 class Monitoring:
-    """Health checks and metrics. host: see `guard`."""
+    """Health checks and metrics. host: see `host_check_middleware`."""
 
     is_serving: bool = False  # the models are loaded, and the server is not stopping
 
@@ -25,7 +25,7 @@ class Monitoring:
 
     def app(self) -> web.Application:
         """Returns an application with these routes only."""
-        app = web.Application(middlewares=[guard(self._host)])
+        app = web.Application(middlewares=[host_check_middleware(self._host)])
         app.router.add_routes(self.routes())
         return app
 

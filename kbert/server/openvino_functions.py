@@ -33,7 +33,7 @@ def openvino_functions(
 
     held = weakref.ref(computed)
 
-    def in_graph(features):
+    def compute_in_graph(features):
         tensors = tf.numpy_function(
             lambda *arrays: held()(*arrays),
             [features[name] for name in ENCODER_FEATURES],
@@ -43,7 +43,7 @@ def openvino_functions(
             tensor.set_shape(spec.shape)
         return dict(zip(outputs, tensors, strict=True))
 
-    endpoint.compute = in_graph
+    endpoint.compute = compute_in_graph
     functions = signatures(endpoint)
     endpoint.model = endpoint.predictor.model = None  # OpenVINO has its own copy of the weights
     return functions, computed

@@ -21,7 +21,7 @@ from kbert.server.demo import Demo
 from kbert.server.embeddings import Embeddings
 from kbert.server.errors import HTTP_STATUS, NO_KEY, RequestError, invalid
 from kbert.server.gate import Call, Gate
-from kbert.server.http_server import as_json, guard
+from kbert.server.http_server import as_json, host_check_middleware
 from kbert.server.metrics import Metrics
 from kbert.server.servable import Signature
 from kbert.server.service import Service
@@ -56,7 +56,9 @@ class RestApi:
 
     def app(self, others: Iterable[web.RouteDef] = ()) -> web.Application:
         """Returns an application with the API and other routes."""
-        app = web.Application(middlewares=[guard(self._config.host), self._authorized])
+        app = web.Application(
+            middlewares=[host_check_middleware(self._config.host), self._authorized]
+        )
         app.router.add_routes(others)
         app.router.add_route("*", "/{path:.*}", self._counted)
         return app

@@ -121,7 +121,7 @@ class Scheduler:
         self._arrivals = itertools.count()
 
     @contextlib.contextmanager
-    def flow(self) -> Iterator[Flow]:
+    def open_flow(self) -> Iterator[Flow]:
         """Opens the Flow of a request; at the end, the jobs that have not begun are dropped."""
         flow = Flow(self)
         self._flows += 1

@@ -20,14 +20,14 @@ from kbert.features import ENCODER_FEATURES
 from kbert.inference.backends import choose_backend
 from kbert.server.errors import RequestError, invalid
 from kbert.server.openvino_functions import openvino_functions
-from kbert.server.tensors import MOST_BYTES, Arrays, check_shape, examples_of_input, from_protos
+from kbert.server.tensors import MAX_BYTES, Arrays, check_shape, examples_of_input, from_protos
 from kbert.serving.saved_model import load_exported
 from kbert.serving.signatures import DECODE, ENCODE, INTERNAL, parse_examples
 from kbert.serving.warmup import WARMUP_FILE
 from kbert.utils.formats import EXPORT_FILE, is_quantized, read_export
 
 DEFAULT_SIGNATURE = "serving_default"
-MOST_WARMUPS = 1000  # limit of TensorFlow Serving
+MAX_WARMUPS = 1000  # limit of TensorFlow Serving
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Servable:
         self,
         signature: Signature,
         protos: "Mapping[str, tensor_pb2.TensorProto]",
-        most_bytes: int = MOST_BYTES,
+        most_bytes: int = MAX_BYTES,
     ) -> dict[str, np.ndarray]:
         """Converts a map of TensorProtos to a dict of input arrays of a Signature.
 
@@ -212,7 +212,7 @@ class Servable:
         path, count = self._extra / WARMUP_FILE, 0
         if not path.is_file():
             return 0
-        for record in tf.data.TFRecordDataset(str(path)).take(MOST_WARMUPS).as_numpy_iterator():
+        for record in tf.data.TFRecordDataset(str(path)).take(MAX_WARMUPS).as_numpy_iterator():
             log = prediction_log_pb2.PredictionLog.FromString(record)
             kind = log.WhichOneof("log_type")
             if kind not in ("predict_log", "classify_log", "regress_log"):
@@ -222,7 +222,7 @@ class Servable:
             if kind == "predict_log":
                 inputs = self.read(signature, request.inputs)
             else:
-                inputs = {"inputs": examples_of_input(request.input, MOST_WARMUPS)}
+                inputs = {"inputs": examples_of_input(request.input, MAX_WARMUPS)}
             self.check(signature, inputs)
             self._run(signature, inputs)
             count += 1

@@ -17,7 +17,7 @@ from kbert.server.batching import Batcher
 from kbert.server.errors import invalid
 from kbert.server.models import Models
 from kbert.server.servable import DEFAULT_SIGNATURE, Servable, Signature
-from kbert.server.tensors import MOST_BYTES, Arrays
+from kbert.server.tensors import MAX_BYTES, Arrays
 
 STATUS_FIELD = "signature_def"
 
@@ -26,7 +26,7 @@ class Service:
     """TensorFlow Serving's operations, on arrays and protocol messages."""
 
     def __init__(
-        self, models: Models, batcher: Batcher, max_request_bytes: int = MOST_BYTES
+        self, models: Models, batcher: Batcher, max_request_bytes: int = MAX_BYTES
     ) -> None:
         self._batcher = batcher
         self.models: Models = models

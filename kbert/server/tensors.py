@@ -15,7 +15,7 @@ from kbert.fields import is_text
 from kbert.server.errors import invalid
 
 Arrays = Mapping[str, np.ndarray]
-MOST_BYTES = 4 << 20  # maximum size of a request, by default
+MAX_BYTES = 4 << 20  # maximum size of a request, by default
 _CHUNK = 1 << 14  # numbers that are converted at once; other threads can run in between
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 4, 100, 100
@@ -32,7 +32,7 @@ _FIELDS = {  # dtype -> field of TensorProto
 def from_protos(
     protos: "Mapping[str, tensor_pb2.TensorProto]",
     specs: Mapping[str, tf.TensorSpec],
-    most_bytes: int = MOST_BYTES,
+    most_bytes: int = MAX_BYTES,
 ) -> dict[str, np.ndarray]:
     """Converts the TensorProtos of a request to arrays; strings become object arrays of bytes.
 
@@ -191,7 +191,7 @@ def to_json(name: str, array: np.ndarray) -> object:
 
 
 def examples_of_input(
-    request: "input_pb2.Input", most: int, most_bytes: int = MOST_BYTES
+    request: "input_pb2.Input", most: int, most_bytes: int = MAX_BYTES
 ) -> np.ndarray:
     """Returns the serialized tf.Examples, (B,), in an Input of the Classify and Regress APIs.
 
@@ -211,7 +211,7 @@ def examples_of_input(
     return np.array(result, object)
 
 
-def check_examples(count: int, most: int, context: bytes, most_bytes: int = MOST_BYTES) -> None:
+def check_examples(count: int, most: int, context: bytes, most_bytes: int = MAX_BYTES) -> None:
     """Raises RequestError for a request with no examples or with more than `most`.
 
     Args:

@@ -218,7 +218,7 @@ def _report_all(report, *lines):
 def _free(target):
     """Returns the absolute path of an output folder; raises UserError if it is not empty."""
     target = pathlib.Path(target).absolute()
-    storage.check_free(
+    storage.check_output_folder_is_free(
         target,
         "Use the folder of the next version, or remove this one if no server reads it.",
     )

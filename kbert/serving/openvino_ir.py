@@ -145,10 +145,10 @@ def _compared(endpoint, compute):
         expected = {name: x.numpy() for name, x in endpoint.forward(batch).items()}
         result = compute(batch)
         differences.append(saved_model.largest_difference(result, expected))
-        if batch is features and (decide := endpoint.decisions):
+        if batch is features and (decide := endpoint.labels_from_logits):
             same = (decide(result["logits"]) == decide(expected["logits"])).all(-1)
     summary = {"samples": len(features["input_ids"]), "largest_difference": max(differences)}
-    return summary | ({"same_labels": int(same.sum())} if endpoint.decisions else {})
+    return summary | ({"same_labels": int(same.sum())} if endpoint.labels_from_logits else {})
 
 
 def sample_features(endpoint: "Endpoint") -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from kbert.features import ENCODER_FEATURES
-from kbert.tasks.limits import limited_texts
+from kbert.tasks.limits import with_text_limit_checks
 
 if TYPE_CHECKING:
     from kbert.tasks.endpoint import Endpoint
@@ -127,7 +127,9 @@ def _in_batches(function, specs, limits, timeout_ms):
         max_batch_size=MAX_BATCH_TEXTS,
         batch_timeout_micros=int(1000 * timeout_ms),
     )(lambda *texts: function(**dict(zip(specs, texts, strict=True))))
-    return lambda **texts: together(*(limited_texts(texts, limits)[name] for name in specs))
+    return lambda **texts: together(
+        *(with_text_limit_checks(texts, limits)[name] for name in specs)
+    )
 
 
 def traced(

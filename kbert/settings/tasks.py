@@ -272,4 +272,4 @@ class DistillConfig(FinetuneConfig, TeacherConfig):
         if not self.init_from:
             object.__setattr__(self, "init_from", self.teacher)
         super().__post_init__()
-        self.check_teacher()
+        self.check_distillation_settings()

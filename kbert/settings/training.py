@@ -116,7 +116,7 @@ class TeacherConfig:
         at_least=0,
     )
 
-    def check_teacher(self) -> None:
+    def check_distillation_settings(self) -> None:
         """Checks that the settings of distillation do not contradict each other.
 
         Raises:
@@ -274,7 +274,7 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
 
     def __post_init__(self) -> None:
         check_settings(self)
-        self.check_teacher()
+        self.check_distillation_settings()
         if self.packing and self.next_sentence:
             raise UserError(
                 "--packing requires --next_sentence=false, because pairs cannot be packed."

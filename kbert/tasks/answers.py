@@ -33,7 +33,7 @@ def answer_positions(
         offset.
     """
     columns = zip(examples, windows.starts.numpy(), windows.ends.numpy(), strict=True)
-    answers = [_answer_tokens(*column) for column in columns]
+    answers = [_answer_token_span(*column) for column in columns]
     counts = np.count_nonzero(windows.inside, axis=1)
     rows = (windows.owner.numpy(), windows.begin.numpy(), counts, windows.first.numpy()[:, 0])
     positions = []
@@ -47,7 +47,7 @@ def answer_positions(
     return positions
 
 
-def _answer_tokens(example, starts, ends):
+def _answer_token_span(example, starts, ends):
     """Returns the indices of the first and the last token of the context that overlap the answer.
 
     Returns (-1, -1) if the question is impossible or the answer has no tokens (it is white space)

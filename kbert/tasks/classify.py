@@ -24,7 +24,7 @@ class ClassificationEndpoint(Endpoint):
         "logits": ("BC", "one per label; the softmax gives the probabilities")
     }
     standard_api: str | None = "classify"
-    decisions: Callable[[np.ndarray], np.ndarray] | None = staticmethod(
+    labels_from_logits: Callable[[np.ndarray], np.ndarray] | None = staticmethod(
         lambda logits: logits.argmax(-1)[:, None]
     )
     output_spec: dict[str, str] = {

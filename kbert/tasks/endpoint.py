@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from kbert.model.models import BertModel
 from kbert.settings import TextLimits
-from kbert.tasks.limits import limited_ids, limited_texts
+from kbert.tasks.limits import with_text_limit_checks, with_token_limit_check
 from kbert.tasks.outputs import TensorDict
 from kbert.tasks.span_ops import apply_in_batches
 
@@ -46,7 +46,8 @@ class Endpoint:
             (with `probabilities`), "regress" (with `score`), or None.
         scored_by_ids: whether labeled examples are scored with `from_ids`, because their texts are
             already split into words.
-        decisions: function from the array `logits` to the predicted labels, (B, S), or None.
+        labels_from_logits: function from the array `logits` to the predicted labels, (B, S), or
+            None.
         output_spec: dict of output name -> description with shape, dtype and meaning.
         padded: dict of output name -> padding value, for outputs padded to the longest row of a
             batch. In the first of these outputs, only padding has this value.
@@ -67,7 +68,7 @@ class Endpoint:
     texts: dict[str, int] = {"text": 1}
     forward_spec: dict[str, tuple[str, str]] = {}
     standard_api: str | None = None
-    decisions: Callable[[np.ndarray], np.ndarray] | None = None
+    labels_from_logits: Callable[[np.ndarray], np.ndarray] | None = None
     scored_by_ids: bool = False
     output_spec: dict[str, str] = {}
     padded: dict[str, str | int | float] = {}
@@ -111,7 +112,7 @@ class Endpoint:
         Raises:
             tf.errors.InvalidArgumentError: a text exceeds `limits`.
         """
-        return self.encode_texts(**limited_texts(texts, self.limits))
+        return self.encode_texts(**with_text_limit_checks(texts, self.limits))
 
     def encode_texts(self, **texts: tf.Tensor) -> tuple[TensorDict, TensorDict]:
         """Converts texts to rows of ids.
@@ -183,7 +184,7 @@ class Endpoint:
         """
         distinct, index = tf.unique(tf.convert_to_tensor(texts, tf.string))
         ids = (tokenizer or self.tokenizer).tokenize(distinct)
-        return tf.gather(limited_ids(ids, self.limits), index)
+        return tf.gather(with_token_limit_check(ids, self.limits), index)
 
     def trackables(self) -> list[Any]:
         """Returns the objects that a SavedModel must track in addition to the weights."""

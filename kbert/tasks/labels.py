@@ -85,7 +85,7 @@ def label_frequencies_text(
     if empty := sum(not row for row in labels):
         counts["no label"] = empty
     total = sum(counts.values()) if hasattr(examples[0], "tags") else len(examples)
-    return names_text(f"{name} {count:,} ({count / total:.1%})" for name, count in counts.items())
+    return join_names(f"{name} {count:,} ({count / total:.1%})" for name, count in counts.items())
 
 
 def rarest_labels(examples: "Sequence[TextExample | TagExample]") -> list[str | None]:
@@ -127,14 +127,14 @@ def keep_known_labels(
         return list(examples)
     labels = [name for example in bad for name in _labels_of(example) if name not in known]
     counts = collections.Counter(labels).most_common()
-    text = names_text(f"{name} ({count:,})" for name, count in counts)
+    text = join_names(f"{name} ({count:,})" for name, count in counts)
     total = f"{len(bad):,} of {len(examples):,} examples"
     if unknown == "wrong":
         report(one_line(f"note: {total} have unknown labels and count as wrong: {text}"))
         return list(examples)
     message = (
         f"{bad[0].where}: the label {labels[0]!r} is not one of the {len(names)} labels: "
-        f"{names_text(names)}."
+        f"{join_names(names)}."
     )
     if not skip_bad_lines:
         wrong = ", or count them as wrong with --unknown_labels=wrong" if unknown else ""
@@ -172,7 +172,7 @@ def check_no_numbers(examples: "Iterable[TextExample | TagExample]", names: Sequ
         for name in numbers.intersection(_labels_of(example)):
             raise UserError(
                 f"{example.where}: the label {name!r} is a number, but the labels of the training "
-                f"data are names, {names_text(names)}. Give the names in the order of their "
+                f"data are names, {join_names(names)}. Give the names in the order of their "
                 f"numbers with --label_names."
             )
 
@@ -203,12 +203,12 @@ def check_all_present(
     missing = [name for i, name in enumerate(names) if i not in seen]
     if missing:
         raise UserError(
-            f"{what} has no example with the label {names_text(missing)}, so the model cannot "
+            f"{what} has no example with the label {join_names(missing)}, so the model cannot "
             f"learn it. Add examples, or remove the name from --label_names."
         )
 
 
-def names_text(names: Iterable[str]) -> str:
+def join_names(names: Iterable[str]) -> str:
     """Returns comma-separated names; if there are more than 20, the first 20 and the total."""
     names = list(names)
     return ", ".join(names[:20]) + (f", ... ({len(names)} in all)" if len(names) > 20 else "")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 BYTES_PER_TOKEN = 16
 
 
-def limited(
+def with_limit_check(
     tensor: tf.Tensor, size: tf.Tensor, what: str, limits: "TextLimits | None", name: str
 ) -> tf.Tensor:
     """Returns `tensor`, and adds a check to the graph that `size` does not exceed a limit.
@@ -38,7 +38,7 @@ def limited(
         return tf.identity(tensor)
 
 
-def limited_texts(texts: TensorDict, limits: "TextLimits | None") -> TensorDict:
+def with_text_limit_checks(texts: TensorDict, limits: "TextLimits | None") -> TensorDict:
     """Returns texts, and adds checks of their lengths in bytes and of the number of choices.
 
     Args:
@@ -54,18 +54,20 @@ def limited_texts(texts: TensorDict, limits: "TextLimits | None") -> TensorDict:
     for name, text in result.items():
         if text.shape.rank == 2:
             count = tf.shape(text)[1]
-            text = limited(text, count, "a text has more choices", limits, "max_choices")
+            text = with_limit_check(text, count, "a text has more choices", limits, "max_choices")
         size = longest(tf.strings.length(text))
         tokens = (size + BYTES_PER_TOKEN - 1) // BYTES_PER_TOKEN
         what = f"{name} is longer, at {BYTES_PER_TOKEN} bytes per token,"
-        result[name] = limited(text, tokens, what, limits, "max_text_tokens")
+        result[name] = with_limit_check(text, tokens, what, limits, "max_text_tokens")
     return result
 
 
-def limited_ids(ids: tf.RaggedTensor, limits: "TextLimits | None") -> tf.RaggedTensor:
+def with_token_limit_check(ids: tf.RaggedTensor, limits: "TextLimits | None") -> tf.RaggedTensor:
     """Returns the ids of texts, (B, None) ragged, and adds a check of the number of tokens."""
     size, what = longest(ids.row_lengths()), "a text has more tokens"
-    return ids.with_flat_values(limited(ids.flat_values, size, what, limits, "max_text_tokens"))
+    return ids.with_flat_values(
+        with_limit_check(ids.flat_values, size, what, limits, "max_text_tokens")
+    )
 
 
 def longest(lengths: tf.Tensor) -> tf.Tensor:

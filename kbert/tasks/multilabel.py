@@ -28,7 +28,9 @@ class MultiLabelEndpoint(Endpoint):
         "logits": ("BC", "one per label; the sigmoid gives the probabilities")
     }
     standard_api: str | None = "classify"
-    decisions: Callable[[np.ndarray], np.ndarray] | None = staticmethod(lambda logits: logits > 0)
+    labels_from_logits: Callable[[np.ndarray], np.ndarray] | None = staticmethod(
+        lambda logits: logits > 0
+    )
     output_spec: dict[str, str] = {
         "labels": "(B, S) string, labels with a probability above 1/2; padded with empty strings",
         "probabilities": "(B, C) float32, the probabilities of all labels",

@@ -116,10 +116,10 @@ class QuestionAnswering(Task):
     call_options: tuple[str, ...] = ("top_k", "max_answer_length", "allow_no_answer")
     top_k: int | None = None
     max_seq_length = 384
-    reads_windows = True
+    splits_into_windows = True
     texts: tuple[int, int | None] = (2, 2)
     example_fields: tuple[str, ...] = ("question", "context")
-    own_settings: "dict[str, Check]" = {
+    task_specific_settings: "dict[str, Check]" = {
         "doc_stride": int_at_least(1),
         "max_query_length": int_at_least(1),
         "max_answer_length": int_at_least(1),
@@ -135,7 +135,7 @@ class QuestionAnswering(Task):
         label_names: tuple[str, ...] | None = None,
         allow_no_answer: bool = False,
     ) -> "Self":
-        names = [name for name in cls.own_settings if name != "allow_no_answer"]
+        names = [name for name in cls.task_specific_settings if name != "allow_no_answer"]
         settings = {name: getattr(config, name) for name in names}
         settings["null_threshold"] = settings["null_threshold"] or 0.0
         length = config.max_seq_length or cls.max_seq_length
@@ -238,7 +238,7 @@ class QuestionAnswering(Task):
         without = sum(example.is_impossible for example in examples)
         return f"{len(examples) - without:,} questions with an answer, {without:,} without"
 
-    def notes(self, examples: Sequence[QuestionExample]) -> list[str]:
+    def data_warnings(self, examples: Sequence[QuestionExample]) -> list[str]:
         answered = [example for example in examples if example.answers]
         texts = [answer.text for example in answered for answer in example.answers]
         lengths = iter(self.tokenizer.tokenize(texts).row_lengths().numpy())

@@ -166,16 +166,16 @@ def make_task(
         UserError: the task is unknown, or the teacher's `task.json` is invalid.
     """
     kind = get_task(config.task)
-    teacher = getattr(config, "teacher", None) if kind.own_fields() else None
+    teacher = getattr(config, "teacher", None) if kind.task_specific_fields() else None
     values = read_task_settings(teacher) or {} if teacher else vars(config)
-    return _set_own_settings(
+    return _set_task_specific_fields(
         kind.from_config(config, tokenizer, label_names, allow_no_answer), values
     )
 
 
-def _set_own_settings(task, values):
-    """Sets the attributes of a task that `own_fields` names to `values`, or else to defaults."""
-    for name, field in task.own_fields().items():
+def _set_task_specific_fields(task, values):
+    """Sets the `task_specific_fields` of a task to `values`, or else to their defaults."""
+    for name, field in task.task_specific_fields().items():
         setattr(task, name, values.get(name, field.default))
     return task
 
@@ -217,7 +217,10 @@ def write_task_settings(
     """
     settings = {"task": task.name, "max_seq_length": task.max_seq_length}
     settings["takes_pairs"] = takes_pairs or task.takes_pairs
-    settings |= {key: getattr(task, key) for key in (*task.own_settings, *task.own_fields())}
+    settings |= {
+        key: getattr(task, key)
+        for key in (*task.task_specific_settings, *task.task_specific_fields())
+    }
     atomic.write_json(pathlib.Path(folder) / TASK_FILE, settings)
 
 
@@ -244,7 +247,9 @@ def read_task_settings(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
         )
     kind = get_task(settings["task"])
     checks = {"max_seq_length": int_at_least(5), "takes_pairs": BOOL, "task": (lambda x: True, "")}
-    checks |= kind.own_settings | {n: setting_check(f) for n, f in kind.own_fields().items()}
+    checks |= kind.task_specific_settings | {
+        n: setting_check(f) for n, f in kind.task_specific_fields().items()
+    }
     for name, value in settings.items():
         fits, what = checks.get(name, (lambda value: False, "absent"))
         if not fits(value):
@@ -263,6 +268,6 @@ def task_from_settings(
         config: BertConfig of the model.
     """
     kind = get_task(settings["task"])
-    others = {"task", "takes_pairs", *kind.own_fields()}
+    others = {"task", "takes_pairs", *kind.task_specific_fields()}
     usual = {key: value for key, value in settings.items() if key not in others}
-    return _set_own_settings(kind.from_settings(usual, tokenizer, config), settings)
+    return _set_task_specific_fields(kind.from_settings(usual, tokenizer, config), settings)

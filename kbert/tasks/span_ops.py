@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
-from kbert.tasks.limits import limited, limited_ids
+from kbert.tasks.limits import with_limit_check, with_token_limit_check
 from kbert.tasks.outputs import TensorDict
 from kbert.tokenizer.packing import pack_slices
 from kbert.tokenizer.vocab import CONTINUATION
@@ -155,11 +155,11 @@ def question_windows(
 
 def _windows(columns, room, step, tokenizer, limits, question_ids=None):
     ids, starts, ends = columns
-    ids = limited_ids(ids, limits)
+    ids = with_token_limit_check(ids, limits)
     lengths = tf.cast(ids.row_lengths(), tf.int32)
     counts = (tf.maximum(lengths - room, 0) + step - 1) // step + 1
     what = "the texts of a request have more windows"
-    counts = limited(counts, tf.reduce_sum(counts), what, limits, "max_windows")
+    counts = with_limit_check(counts, tf.reduce_sum(counts), what, limits, "max_windows")
     number = tf.ragged.range(counts).flat_values
     owner = tf.repeat(tf.range(tf.size(lengths)), counts)
     begin = number * tf.gather(step, owner)
@@ -237,7 +237,7 @@ def tagged_spans(
     """
     ids, starts, ends = (x.flat_values for x in (windows.ids, windows.starts, windows.ends))
     text = tf.cast(windows.ids.value_rowids(), tf.int32)  # text of each of the T tokens
-    shares = _of_tokens(windows, probabilities)  # (T, C)
+    shares = _values_per_token(windows, probabilities)  # (T, C)
 
     # A word is a WordPiece that starts a word, and the continuation WordPieces after it.
     starts_word = tf.constant([not word.startswith(CONTINUATION) for word in tokenizer.vocab])
@@ -282,7 +282,7 @@ def tagged_spans(
     return {name: x.to_tensor(rows[name][1]) for name, x in columns.items()} | {"count": count}
 
 
-def _of_tokens(windows, values):
+def _values_per_token(windows, values):
     """Returns the values of each token, (T, C), given the values (W, L, C) in each window.
 
     If several windows contain a token, the last one is used in which the token is not in the first

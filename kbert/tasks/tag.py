@@ -13,14 +13,14 @@ import tensorflow as tf
 from kbert.data.bucketed_batches import EncodedExample
 from kbert.data.columns import count_text, find_column
 from kbert.data.conll import read_conll
-from kbert.data.examples import TagExample, open_records, source_format, tag_example
+from kbert.data.examples import TagExample, open_records, parse_tag_example, source_format
 from kbert.data.tag_schemes import TagScheme, tag_scheme, to_iob2
 from kbert.errors import UserError
 from kbert.model.models import BertForTokenClassification
 from kbert.tasks import metrics
 from kbert.tasks.encoding import Encoded, unpad_batch, with_labels
 from kbert.tasks.endpoint import Endpoint
-from kbert.tasks.labels import label_numbers, names_text
+from kbert.tasks.labels import join_names, label_numbers
 from kbert.tasks.outputs import Outputs, Predictions, TensorDict, softmax
 from kbert.tasks.span_ops import TokenWindows, characters_before, tagged_spans, text_windows
 from kbert.tasks.task import Task
@@ -115,7 +115,7 @@ class Tagging(Task):
         else:
             records = read_conll(source, os.path.basename(source), config, labeled)
             keys = "words", "tags" if labeled else None
-        return records, functools.partial(tag_example, *keys)
+        return records, functools.partial(parse_tag_example, *keys)
 
     @classmethod
     def standardize_examples(
@@ -281,7 +281,7 @@ def _spans_of(text, *columns):
 def _scheme_note(tags, scheme):
     if scheme:
         types = sorted({type for _, type in scheme.roles.values()})
-        return f"the tags mark entities in {scheme.name}; types: {names_text(types) or 'none'}"
+        return f"the tags mark entities in {scheme.name}; types: {join_names(types) or 'none'}"
     if all(tag.isdecimal() for tag in tags):
         return (
             f"the tags are ids, {min(map(int, tags))} to {max(map(int, tags))}, of the labels in "

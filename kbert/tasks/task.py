@@ -88,14 +88,15 @@ class Task(abc.ABC):
         min_labels: minimum number of label names; 0 if the labels have no names.
         is_classification: whether each example has one of C classes, so that class weights apply.
         takes_pairs: whether every example has a second text.
-        reads_windows: whether `encode` splits long texts into windows instead of truncating them.
+        splits_into_windows: whether `encode` splits long texts into windows instead of
+            truncating them.
         texts: minimum and maximum number of texts per prediction; a maximum of None means that
             there is none.
         example_fields: fields of an example that are the arguments of the method.
         unlabeled_task: name of another task whose `reader` reads the input files of
             `kbert.predict`; None if this task's `reader` reads them.
-        own_settings: dict of setting name -> check, such as `BOOL`, of the settings that only this
-            task stores in `task.json`.
+        task_specific_settings: dict of setting name -> check, such as `BOOL`, of the settings
+            that only this task stores in `task.json`.
         config_class: FinetuneConfig, or a subclass whose additional `setting`s are flags of
             `kbert.finetune`, keys of `task.json` and attributes of the task.
         call_options: names of the attributes that `kbert.Predictor.predict` can set for one call.
@@ -117,11 +118,11 @@ class Task(abc.ABC):
     min_labels: int = 0
     is_classification: bool = False
     takes_pairs: bool = False
-    reads_windows: bool = False
+    splits_into_windows: bool = False
     texts: tuple[int, int | None] = (1, 1)
     example_fields: tuple[str, ...] = ("text",)
     unlabeled_task: str | None = None
-    own_settings: "dict[str, Check]" = {}
+    task_specific_settings: "dict[str, Check]" = {}
     config_class: type[FinetuneConfig] = FinetuneConfig
     call_options: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
@@ -139,7 +140,7 @@ class Task(abc.ABC):
         self.max_seq_length = max_seq_length
 
     @classmethod
-    def own_fields(cls) -> "dict[str, dataclasses.Field[Any]]":
+    def task_specific_fields(cls) -> "dict[str, dataclasses.Field[Any]]":
         """Returns the fields that `config_class` adds to FinetuneConfig, by name."""
         usual = {field.name for field in dataclasses.fields(FinetuneConfig)}
         fields = dataclasses.fields(cls.config_class)
@@ -168,7 +169,7 @@ class Task(abc.ABC):
         """Creates the task from the content of `task.json`.
 
         Args:
-            settings: dict of `max_seq_length` and of the `own_settings` in `task.json`.
+            settings: dict of `max_seq_length` and of the `task_specific_settings` in `task.json`.
             tokenizer: BertTokenizer of the model.
             config: BertConfig of the model.
         """
@@ -246,7 +247,7 @@ class Task(abc.ABC):
         """Returns the distribution of the labels as text; "" if the task has no label names."""
         return label_frequencies_text(examples, self.label_names) if self.label_names else ""
 
-    def notes(self, examples: Sequence[Any]) -> list[str]:
+    def data_warnings(self, examples: Sequence[Any]) -> list[str]:
         """Returns warnings about labeled examples."""
         return []
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kbert.data.examples import TextExample, open_records, text_example
+from kbert.data.examples import TextExample, open_records, parse_text_example
 from kbert.data.text_columns import TextRoles, find_text_columns
 from kbert.tasks.arguments import same_length
 from kbert.tasks.encoding import Encoded, encode_texts, with_labels
@@ -49,7 +49,7 @@ class TextTask(Task):
         # `find_text_columns` decides whether a table has a header.
         records = open_records(source, cls.name)
         columns = find_text_columns(records, config, labeled, cls.roles)
-        return records, functools.partial(text_example, columns, cls.label)
+        return records, functools.partial(parse_text_example, columns, cls.label)
 
     @classmethod
     def examples(

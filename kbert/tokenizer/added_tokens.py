@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from kbert.errors import UserError
 from kbert.fields import is_text
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, check_vocab
-from kbert.utils.formats import get_members, read_json
+from kbert.utils.formats import read_json, require_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def read_added_tokens(folder: str | os.PathLike[str]) -> dict[AddedToken, int | 
         token = _parse_token(values, folder / "tokenizer.json")
         result[token.content] = token, _parse_id(values.get("id"))
     decoder = config.get("added_tokens_decoder") or {}
-    get_members(decoder, (), folder / "tokenizer_config.json")
+    require_keys(decoder, (), folder / "tokenizer_config.json")
     for id, values in decoder.items():
         token = _parse_token(values, folder / "tokenizer_config.json")
         result[token.content] = (
@@ -111,7 +111,7 @@ def _additional_special_tokens(values, path):
 
 
 def _parse_token(values: object, path: pathlib.Path) -> AddedToken:
-    (content,) = get_members(values, ["content"], path)
+    (content,) = require_keys(values, ["content"], path)
     flags = {name: values.get(name, False) for name in _FLAGS}
     if not is_text(content) or not all(isinstance(flag, bool) for flag in flags.values()):
         raise UserError(

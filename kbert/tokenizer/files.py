@@ -11,7 +11,7 @@ from kbert.errors import UserError
 from kbert.tokenizer.added_tokens import AddedToken, read_added_tokens, with_added_tokens
 from kbert.tokenizer.vocab import read_vocab, write_vocab
 from kbert.utils import atomic
-from kbert.utils.formats import get_members, read_json
+from kbert.utils.formats import read_json, require_keys
 
 _HF_CLASSES = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 _HF_PARTS = {
@@ -135,11 +135,11 @@ def _keras_hub_settings(values, path):
             f"{path} is for the tokenizer class {values['class_name']}; kbert supports only "
             f"BertTokenizer."
         )
-    (config,) = get_members(values, ["config"], path)
-    (lower_case,) = get_members(config, ["lowercase"], path)
+    (config,) = require_keys(values, ["config"], path)
+    (lower_case,) = require_keys(config, ["lowercase"], path)
     settings = _explicit_settings({"lowercase": lower_case}, "lowercase", "", path)
     kept = values.get("kbert", {})
-    get_members(kept, (), path)
+    require_keys(kept, (), path)
     settings |= _explicit_settings(kept, "lower_case", "tokenize_chinese_chars", path)
     return settings
 

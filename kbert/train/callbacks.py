@@ -106,7 +106,7 @@ class RunFolder(Callback):
             text = flags.as_flagfile(
                 trainer.config, f"replays this run: {trainer.resume_command()}"
             )
-            text += flags.flag_line("output_dir", trainer.run_dir.shown())
+            text += flags.flag_line("output_dir", trainer.run_dir.display_path())
             atomic.write_text(path, text)
         for name in ("best", "final"):
             atomic.recover_folder(trainer.folder / name)
@@ -224,7 +224,7 @@ class ProgressLines(Callback):
         if seconds < FIRST_LINE_SECONDS or trainer.step % trainer.config.log_every_steps == 0:
             return
         text = trainer.workload.train_text(
-            trainer.step, trainer.workload.objective.metrics(trainer.window)
+            trainer.step, trainer.workload.objective.metrics(trainer.sums_since_log)
         )
         log(
             f"step {trainer.step:,}/{trainer.workload.train_steps:,} | {text} | "
@@ -270,7 +270,7 @@ class ModelCheckpoint(Callback):
 
         def save():
             trainer.checkpoints.save(step, state, write)
-            trainer.run_dir.send(trainer.workload.part)
+            trainer.run_dir.send(trainer.workload.subfolder)
 
         trainer.background.start(save)
 
@@ -281,7 +281,7 @@ class ModelCheckpoint(Callback):
 
     def on_finish(self, results: dict[str, Any]) -> None:
         self._replace("final", self._final)
-        self.trainer.run_dir.send(self.trainer.workload.part)  # before W&B, which may be slow
+        self.trainer.run_dir.send(self.trainer.workload.subfolder)  # before W&B, which may be slow
 
     def _merged_weights(self):
         """Returns a dict of name -> NumPy copy of the weight, with merged LoRA adapters."""

@@ -18,15 +18,15 @@ GIB = 2**30
 DRY_RUN_STEPS = 3
 
 
-def rehearse(trainer: "Trainer") -> dict[str, Any]:
+def estimate_cost(trainer: "Trainer") -> dict[str, Any]:
     """Takes four steps, of which the last three are timed, and prints the run's estimated cost.
 
     Writes no files. Returns an empty dict.
     """
-    batches = trainer.batches(1 + DRY_RUN_STEPS, trainer.workload.longest())
+    batches = trainer.batches(1 + DRY_RUN_STEPS, trainer.workload.longest_batches())
     for count in (1, DRY_RUN_STEPS):  # the first call compiles
         trainer.take_steps(batches, count)
-    for line in trainer.workload.cost_lines(trainer):
+    for line in trainer.workload.describe_cost(trainer):
         log(line)
     return {}
 

@@ -18,7 +18,7 @@ RESULT_FILE = "folds.json"
 _Config = TypeVar("_Config", bound="FinetuneConfig")
 
 
-def cross_validated(
+def cross_validate(
     config: _Config,
     output_dir: str | os.PathLike[str],
     run: Callable[[_Config, str | os.PathLike[str]], dict[str, Any]],

@@ -29,7 +29,7 @@ def data_lines(task: "Task", examples: Mapping[str, Sequence[Any]]) -> Iterator[
         for field, value in _fields(example):
             yield f"  {field}: {one_line(value, _MAX_FIELD_LENGTH)}"
     for name, rows in examples.items():
-        yield from (f"note: {name}: {line}" for line in task.notes(rows))
+        yield from (f"note: {name}: {line}" for line in task.data_warnings(rows))
 
 
 def truncation_notes(lengths: Mapping[str, np.ndarray], max_seq_length: int) -> Iterator[str]:
@@ -67,7 +67,7 @@ def token_lengths(task: "Task", examples: Sequence[Any], encoded: "Encoded") -> 
     """
     lengths = np.array([item.length for item in encoded.items])
     long = np.flatnonzero(lengths == task.max_seq_length)
-    if task.reads_windows:  # an item is a window
+    if task.splits_into_windows:  # an item is a window
         lengths, long = np.zeros(len(examples), int), np.arange(len(examples))
     untruncated = copy.copy(task)
     untruncated.max_seq_length = _NO_LIMIT

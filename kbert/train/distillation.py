@@ -16,7 +16,7 @@ from kbert.tasks.registry import (
     read_task_settings,
     with_task_defaults,
 )
-from kbert.train.cross_validation import cross_validated
+from kbert.train.cross_validation import cross_validate
 from kbert.train.finetuning import Finetuning
 from kbert.train.start import start_run
 
@@ -65,7 +65,7 @@ def distill(
             f"kbert.distill does not support the task {config.task}, whose loss compares the "
             f"examples of a batch. Fine-tune a smaller model with kbert.finetune."
         )
-    return cross_validated(config, output_dir, run)
+    return cross_validate(config, output_dir, run)
 
 
 def _with_teacher_settings(config):

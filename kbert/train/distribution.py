@@ -58,7 +58,7 @@ class Devices:
         workers = self.workers
         return tf.distribute.InputContext(workers.count, workers.index, self.replicas)
 
-    def local(self, variable: "keras.Variable", replica: int | None) -> tf.Variable:
+    def local_copy(self, variable: "keras.Variable", replica: int | None) -> tf.Variable:
         """Returns the copy of a Keras variable on a device of this worker.
 
         `replica` is the device's index in the run; None on TPUs, where each uses its own copy.

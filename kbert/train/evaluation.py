@@ -19,7 +19,7 @@ BATCH_SIZE = 32
 MASK_RATE = 0.15
 
 
-class HeldOut:
+class HeldOutEvaluation:
     """Evaluates MLM and NSP, or MLM alone, on held-out text.
 
     Evaluation runs on one device, so that the metrics do not depend on the training devices.

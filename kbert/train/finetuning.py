@@ -22,13 +22,13 @@ from kbert.tasks.labels import label_conflicts
 from kbert.tasks.registry import get_task, make_task, with_task_defaults, write_task_settings
 from kbert.train import report
 from kbert.train.cost_estimate import memory_line
-from kbert.train.cross_validation import cross_validated
+from kbert.train.cross_validation import cross_validate
 from kbert.train.data_report import data_lines, length_lines, token_lengths, truncation_notes
+from kbert.train.finetuning_data import class_weights, fingerprint, read_splits
 from kbert.train.losses import ComparingObjective, TaskObjective
 from kbert.train.predictions import write_predictions
 from kbert.train.schedule import WarmupPolynomialDecay
 from kbert.train.start import start_run
-from kbert.train.task_examples import class_weights, fingerprint, read_splits
 from kbert.train.workload import Workload
 from kbert.utils import atomic
 from kbert.utils.logging import log
@@ -71,7 +71,7 @@ def finetune(
     Returns:
         dict of "eval" and "test", if there are such examples -> dict of the scores. They are the
         scores of the best weights or, without evaluation examples, of the last weights. Empty after
-        a dry run. With `folds`: the result of `kbert.train.cross_validation.cross_validated`.
+        a dry run. With `folds`: the result of `kbert.train.cross_validation.cross_validate`.
 
     Raises:
         SystemExit: Ctrl-C or SIGTERM stopped the run after it saved a checkpoint.
@@ -83,7 +83,7 @@ def finetune(
     def run(config, folder):
         return start_run(Finetuning(config), folder, callbacks, dry_run)
 
-    return cross_validated(with_task_defaults(config), output_dir, run)
+    return cross_validate(with_task_defaults(config), output_dir, run)
 
 
 class Finetuning(Workload):
@@ -104,7 +104,7 @@ class Finetuning(Workload):
     """
 
     config: "FinetuneConfig"
-    part: str
+    subfolder: str
     program: str
     patience: int | None
     bert_config: BertConfig
@@ -130,18 +130,21 @@ class Finetuning(Workload):
         *("doc_stride", "max_query_length"),
         *("loss", "similarity_scale", "symmetric", "margin", "matryoshka_dims", "pooling"),
     )
-    rescored: tuple[str, ...] = (
+    scoring_settings: tuple[str, ...] = (
         *("eval_file", "test_file", "unknown_labels", "max_answer_length", "null_threshold"),
         *(field.name for field in dataclasses.fields(ColumnConfig)),
     )
     distilled_sums: tuple[str, ...] = ("loss", "count")
 
     def __init__(
-        self, config: "FinetuneConfig", part: str = "finetuning", program: str = "kbert.finetune"
+        self,
+        config: "FinetuneConfig",
+        subfolder: str = "finetuning",
+        program: str = "kbert.finetune",
     ) -> None:
         super().__init__(config)
-        self.part, self.program = part, program
-        own = get_task(config.task).own_fields()
+        self.subfolder, self.program = subfolder, program
+        own = get_task(config.task).task_specific_fields()
         self.fixed = (*self.fixed, *(name for name in own if hasattr(config, name)))
 
     @property
@@ -262,7 +265,7 @@ class Finetuning(Workload):
             f"{self.data.steps_per_epoch:,} steps"
         )
         yield from data_lines(self.task, self.examples)
-        if not self.task.reads_windows:
+        if not self.task.splits_into_windows:
             yield from truncation_notes(self._lengths, config.max_seq_length)
         if config.fold:
             yield f"test: part {config.fold} of {config.folds} of --train_file, not trained on"
@@ -280,15 +283,15 @@ class Finetuning(Workload):
             for name, rows in self.examples.items()
         }
 
-    def longest(self) -> BucketedBatches:
+    def longest_batches(self) -> BucketedBatches:
         config, items = self.config, self.encoded["train"].items
         longest = sorted(items, key=lambda item: -item.length)[: config.batch_size]
         fixed = config.batch_size, config.max_seq_length, self.tokenizer.pad_id, config.seed
         return BucketedBatches(longest, *fixed)
 
-    def cost_lines(self, trainer: "Trainer") -> Iterator[str]:
+    def describe_cost(self, trainer: "Trainer") -> Iterator[str]:
         yield from length_lines(self._lengths, self.config.max_seq_length)
-        example = self.longest().batch(0)["input_ids"]
+        example = self.longest_batches().batch(0)["input_ids"]
         length, rows = example.shape[-1], example.size // example.shape[-1]
         yield memory_line(trainer, rows, length, 0)
         seconds = trainer.throughput.step_seconds
@@ -318,7 +321,7 @@ class Finetuning(Workload):
         return f"eval at step {step:,} | {scores}"
 
     def finish(self, results: dict[str, Any], run_dir: "RemoteRunDir") -> dict[str, Any]:
-        folder = run_dir.folder / self.part
+        folder = run_dir.folder / self.subfolder
         path = folder / "results.json"
         if "eval" in self.examples and (folder / "best").exists():
             self.model.load_pretrained(folder / "best")
@@ -330,7 +333,7 @@ class Finetuning(Workload):
         for name, rows in predictions.items():
             write_predictions(folder, name, self.task, self.examples[name], rows)
         if results:
-            log(f"scores: {run_dir.shown(path)}; reports and predictions beside it")
+            log(f"scores: {run_dir.display_path(path)}; reports and predictions beside it")
         return results
 
     def _score(self, name, limit=None):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kbert.settings import PretrainConfig
 
 
-def resolve_inputs(
+def load_or_create_inputs(
     config: "PretrainConfig",
     folder: str | os.PathLike[str],
     saved: str | os.PathLike[str] | None,

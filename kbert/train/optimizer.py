@@ -146,7 +146,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         gradients: "Sequence[tf.Tensor]",
         factor: "tf.Tensor",
         learning_rate: "tf.Tensor",
-        local: "Callable[[keras.Variable], tf.Variable]",
+        local_copy: "Callable[[keras.Variable], tf.Variable]",
     ) -> None:
         """Updates the variables of one replica; every replica applies the same update.
 
@@ -154,13 +154,13 @@ class _Optimizer(keras.optimizers.Optimizer):
             gradients: gradient of each trainable variable, summed over the replicas.
             factor: float32 scalar that multiplies the gradients, to clip their norm.
             learning_rate: float32 scalar.
-            local: function from a Keras variable to this replica's tf.Variable.
+            local_copy: function from a Keras variable to this replica's tf.Variable.
         """
-        iterations = local(self.iterations)
+        iterations = local_copy(self.iterations)
         count = ops.cast(iterations + 1, "float32")
         for index, gradient in enumerate(gradients):
             slots = (slot[index] for slot in self.slots)
-            variables = [local(v) for v in (self._trainable_variables[index], *slots)]
+            variables = [local_copy(v) for v in (self._trainable_variables[index], *slots)]
             self._update(index, gradient, variables, _read, learning_rate, count, factor)
         iterations.assign_add(1)
 

@@ -18,8 +18,8 @@ from kbert.tasks.losses import soft_losses
 from kbert.train import report
 from kbert.train.checkpoint import is_checkpoint, verified_state
 from kbert.train.cost_estimate import forward_flops, memory_line, step_flops
-from kbert.train.evaluation import HeldOut
-from kbert.train.inputs import resolve_inputs
+from kbert.train.evaluation import HeldOutEvaluation
+from kbert.train.inputs import load_or_create_inputs
 from kbert.train.losses import MaskedLMObjective, PretrainingObjective
 from kbert.train.masked_words import MaskedWords
 from kbert.train.schedule import Schedule, WarmupPolynomialDecay, make_schedule
@@ -91,7 +91,7 @@ class Pretraining(Workload):
     """
 
     config: "PretrainConfig"
-    part: str
+    subfolder: str
     program: str
     teacher_class: type[BertForMaskedLM]
     bert_config: "BertConfig"
@@ -105,9 +105,9 @@ class Pretraining(Workload):
     model: BertForPreTraining | BertForMaskedLM
     corpus: "Corpus"
     held_out_corpus: "Corpus | None"
-    held_out: HeldOut | None
+    held_out: HeldOutEvaluation | None
 
-    part, program = "pretrain", "kbert.pretrain"
+    subfolder, program = "pretrain", "kbert.pretrain"
     fixed: tuple[str, ...] = (
         *("max_seq_length", "max_predictions_per_seq", "mask_rate", "whole_word_mask"),
         *("packing", "next_sentence", "short_seq_prob", "global_batch_size", "optimizer"),
@@ -136,14 +136,16 @@ class Pretraining(Workload):
             )
         with workers.chief_first():
             run_dir.fetch("data")
-            self.bert_config, self.tokenizer, self.corpus, self.held_out_corpus = resolve_inputs(
-                config,
-                run_dir.folder / "data",
-                saved,
-                self.layers,
-                check=check,
-                report=lambda line: log(run_dir.shown(line)),
-                may_write=workers.is_chief,
+            self.bert_config, self.tokenizer, self.corpus, self.held_out_corpus = (
+                load_or_create_inputs(
+                    config,
+                    run_dir.folder / "data",
+                    saved,
+                    self.layers,
+                    check=check,
+                    report=lambda line: log(run_dir.display_path(line)),
+                    may_write=workers.is_chief,
+                )
             )
             if workers.is_chief:
                 run_dir.send_all("data")
@@ -190,7 +192,9 @@ class Pretraining(Workload):
         self.held_out = None
         if self.held_out_corpus is not None:
             sizes = config.max_seq_length, config.eval_examples
-            self.held_out = HeldOut(self.model, self.held_out_corpus, *sizes, config.next_sentence)
+            self.held_out = HeldOutEvaluation(
+                self.model, self.held_out_corpus, *sizes, config.next_sentence
+            )
         return self.model
 
     def initialize_from(self, folder: str, restore: Callable[[str], None]) -> str:
@@ -224,7 +228,7 @@ class Pretraining(Workload):
         if self.held_out is None:
             yield "no --eval_input: no held-out loss, and no best weights are kept"
 
-    def cost_lines(self, trainer: "Trainer") -> Iterator[str]:
+    def describe_cost(self, trainer: "Trainer") -> Iterator[str]:
         config, teacher, examples = self.config, trainer.workload.teacher, self.data
         B, L, M = config.global_batch_size, config.max_seq_length, examples.max_predictions
         seconds, steps = trainer.throughput.step_seconds, self.train_steps

@@ -64,7 +64,7 @@ class Profiler(Callback):
         if self._profiling:
             self._profiling = False
             tf.profiler.experimental.stop()
-            shown = self.trainer.run_dir.shown(self.trainer.folder / "tensorboard")
+            shown = self.trainer.run_dir.display_path(self.trainer.folder / "tensorboard")
             log(
                 f"wrote a profile from step {self._steps[0]:,} on, ended {reason}; open it with "
                 f"TensorBoard's profile plugin: --logdir={shown}"

@@ -43,7 +43,7 @@ class RemoteRunDir:
         """Whether the folder is remote."""
         return self._url is not None
 
-    def shown(self, text: object = "") -> str:
+    def display_path(self, text: object = "") -> str:
         """Replaces the local folder in a path or message by the path that the user gave.
 
         Without a text, returns the user's path itself.
@@ -140,12 +140,12 @@ def _stamp(file):
 
 @contextlib.contextmanager
 def remote_run_dir(
-    output_dir: str | os.PathLike[str], part: str, writes: bool
+    output_dir: str | os.PathLike[str], subfolder: str, writes: bool
 ) -> Iterator[RemoteRunDir]:
     """Context manager that opens the folder of a run.
 
-    If the folder is remote, first downloads its subfolder `part`. On exit, uploads the last changes
-    (if `writes`) and, unless that fails, deletes the local copy. Raises UserError if the folder
+    If the folder is remote, first downloads its `subfolder`. On exit, uploads the last changes (if
+    `writes`) and, unless that fails, deletes the local copy. Raises UserError if the folder
     cannot be downloaded, or the changes cannot be uploaded at the end.
     """
     if not storage.is_remote(output_dir):
@@ -155,17 +155,17 @@ def remote_run_dir(
     run_dir = RemoteRunDir(str(output_dir).rstrip("/"), folder, writes)
     uploaded = True
     try:
-        run_dir.fetch(part)
+        run_dir.fetch(subfolder)
         uploaded = False
         try:
             yield run_dir
         finally:
             if writes:
-                run_dir.send_all(part)
+                run_dir.send_all(subfolder)
             uploaded = True
     except UserError as error:
         kept = "" if uploaded else f" The files that were not uploaded are in {folder}."
-        raise UserError(f"{run_dir.shown(error)}{kept}") from error
+        raise UserError(f"{run_dir.display_path(error)}{kept}") from error
     finally:
         if uploaded:
             shutil.rmtree(folder)

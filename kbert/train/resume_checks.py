@@ -41,7 +41,7 @@ def report_changes(
     identity: Mapping[str, Any],
     state: Mapping[str, Any],
     complete: bool = False,
-    rescored: Collection[str] = (),
+    scoring_settings: Collection[str] = (),
 ) -> None:
     """Logs which settings and data have changed, and which changes have no effect.
 
@@ -49,7 +49,7 @@ def report_changes(
         identity: result of `Workload.identity` for the current data.
         state: state of the checkpoint that the run resumes from.
         complete: whether the run has no steps left.
-        rescored: names of the settings that also affect a complete run.
+        scoring_settings: names of the settings that also affect a complete run.
     """
     current = dataclasses.asdict(config)
     for name, value in state["settings"].items():
@@ -58,7 +58,7 @@ def report_changes(
         if name in _IN_CHECKPOINT:
             if current[name] is not None:
                 log(f"note: --{name} has no effect: the run resumes from its own checkpoint")
-        elif complete and name not in rescored:
+        elif complete and name not in scoring_settings:
             log(f"note: --{name} has no effect: the run is complete and used {value}")
         else:
             log(f"note: --{name} is now {current[name]}; the checkpoint was written with {value}")

@@ -12,7 +12,7 @@ import keras
 from kbert.errors import UserError, convert_write_errors
 from kbert.train import callbacks as cb
 from kbert.train.checkpoint import BackgroundWriter
-from kbert.train.cost_estimate import rehearse
+from kbert.train.cost_estimate import estimate_cost
 from kbert.train.distribution import find_devices
 from kbert.train.profile import Profiler
 from kbert.train.remote_sync import remote_run_dir
@@ -61,7 +61,9 @@ def start_run(
         workers.check_same(settings=dataclasses.asdict(config))
         if workers.is_chief:
             check_wandb(config)
-        run_dir = stack.enter_context(remote_run_dir(output_dir, workload.part, workers.is_chief))
+        run_dir = stack.enter_context(
+            remote_run_dir(output_dir, workload.subfolder, workers.is_chief)
+        )
         if workers.is_chief:
             stack.enter_context(folder_lock(run_dir.folder))
         else:
@@ -72,7 +74,7 @@ def start_run(
         trainer = Trainer(workload, devices, run_dir, background, callbacks)
         stack.callback(trainer.call, "on_exit")
         trainer.open()
-        results = rehearse(trainer) if dry_run else trainer.fit()
+        results = estimate_cost(trainer) if dry_run else trainer.fit()
     if trainer.stop_signal and not trainer.complete:
         sys.exit(128 + trainer.stop_signal)
     return results

@@ -40,13 +40,13 @@ class TrainStep:
         objective: computes the loss from sums over the batch.
 
     Attributes:
-        row: names of the values that a step returns: the objective's sums over the global batch,
-            then "gradient_norm" (before clipping; 0 in skipped steps), "steps" (1), "overflows" and
-            "not_finite" (0 or 1).
+        value_names: names of the values that a step returns: the objective's sums over the global
+            batch, then "gradient_norm" (before clipping; 0 in skipped steps), "steps" (1),
+            "overflows" and "not_finite" (0 or 1).
         loss_scale: the scale of the loss in mixed_float16; None in other precisions.
     """
 
-    row: tuple[str, ...]
+    value_names: tuple[str, ...]
     loss_scale: keras.Variable | None
 
     def __init__(
@@ -65,7 +65,7 @@ class TrainStep:
         self._strategy = devices.strategy
         self._config = config
         self._objective = objective
-        self.row = (*objective.names, "gradient_norm", "steps", "overflows", "not_finite")
+        self.value_names = (*objective.names, "gradient_norm", "steps", "overflows", "not_finite")
         weights = {id(weight) for weight in self._named_weights().values()}
         self._seeds = [variable for variable in model.variables if id(variable) not in weights]
         self.loss_scale = self._good_steps = None
@@ -119,21 +119,21 @@ class TrainStep:
         """Takes several steps in one call.
 
         `step` (int64) steps were taken before this call, which takes `count` (int32) more. Returns
-        the values of each step, (count, len(row)) float32, and the seconds spent waiting for
-        batches, a float64 scalar. The loss sums are not multiplied by the loss scale, and all sums
-        of a "not_finite" step are 0. The seconds are NaN if `deterministic` is set.
+        the values of each step, (count, len(value_names)) float32, and the seconds spent waiting
+        for batches, a float64 scalar. The loss sums are not multiplied by the loss scale, and all
+        sums of a "not_finite" step are 0. The seconds are NaN if `deterministic` is set.
         """
-        rows = tf.TensorArray(tf.float32, count, element_shape=(len(self.row),))
+        rows = tf.TensorArray(tf.float32, count, element_shape=(len(self.value_names),))
         waited = tf.constant(0.0, tf.float64)
         for i in tf.range(count):
-            batch, seconds = self._next(batches, rows.flow)
+            batch, seconds = self._timed_next(batches, rows.flow)
             waited += seconds
             row = self._strategy.run(self._replica_step, args=(batch, step + tf.cast(i, tf.int64)))
             rows = rows.write(i, self._strategy.experimental_local_results(row)[0])
         return rows.stack(), waited
 
     @tf.autograph.experimental.do_not_convert
-    def _next(self, batches, before):
+    def _timed_next(self, batches, before):
         """Waits for the tensor `before`; returns the next batch and the seconds it took to get."""
         if self._config.deterministic:  # in which case tf.timestamp raises an error
             return next(batches), tf.constant(math.nan, tf.float64)
@@ -241,13 +241,13 @@ class TrainStep:
         return sums, [tf.convert_to_tensor(gradient) for gradient in gradients]
 
     def _guarded_update(self, sums, gradients, step, replica):
-        """Applies the gradients of the global batch if they are finite; returns values of `row`."""
+        """Applies the global batch's gradients if they are finite; returns the step's values."""
 
-        def local(variable):
-            return self._devices.local(variable, replica if isinstance(replica, int) else None)
+        def local_copy(variable):
+            return self._devices.local_copy(variable, replica if isinstance(replica, int) else None)
 
         if self.loss_scale is not None:
-            scale = local(self.loss_scale).read_value()
+            scale = local_copy(self.loss_scale).read_value()
             gradients = [gradient / scale for gradient in gradients]
         norm = tf.linalg.global_norm(gradients)
         sums = tf.stack([sums[name] for name in self._objective.names])
@@ -259,18 +259,18 @@ class TrainStep:
 
         def update():
             factor = self._config.clip_norm / tf.maximum(norm, self._config.clip_norm)
-            self.optimizer.apply_on_replica(gradients, factor, self._schedule(step), local)
+            self.optimizer.apply_on_replica(gradients, factor, self._schedule(step), local_copy)
             if self.loss_scale is not None:
-                good = local(self._good_steps).read_value() + 1
+                good = local_copy(self._good_steps).read_value() + 1
                 grow = good >= GROWTH_STEPS
-                local(self.loss_scale).assign(tf.where(grow, 2 * scale, scale))
-                local(self._good_steps).assign(tf.where(grow, tf.zeros_like(good), good))
+                local_copy(self.loss_scale).assign(tf.where(grow, 2 * scale, scale))
+                local_copy(self._good_steps).assign(tf.where(grow, tf.zeros_like(good), good))
             return norm
 
         def skip():
             if self.loss_scale is not None:
-                local(self.loss_scale).assign(tf.where(overflow, scale / 2, scale))
-                local(self._good_steps).assign(0)
+                local_copy(self.loss_scale).assign(tf.where(overflow, scale / 2, scale))
+                local_copy(self._good_steps).assign(0)
             return tf.zeros_like(norm)
 
         norm = tf.cond(finite, update, skip)

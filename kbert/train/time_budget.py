@@ -84,6 +84,6 @@ def _time_steps(trainer, seconds):
     _, step_seconds, _ = trainer.throughput.read()
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
-    trainer.step, trainer.window = 0, collections.Counter()
+    trainer.step, trainer.sums_since_log = 0, collections.Counter()
     trainer.throughput = ThroughputMeter()
     return float(workers.from_chief([step_seconds])[0])

@@ -57,7 +57,7 @@ class Trainer:
         throughput: measures the throughput of the last steps.
         model, train_step: created by `open`.
         step: number of steps taken.
-        window: sums over the steps since the last log.
+        sums_since_log: sums over the steps since the last log.
         best: value of the best evaluation so far, or None.
         evaluations_since_best: number of evaluations since the best one.
         evaluation_due: whether an evaluation at this step is due and not done yet.
@@ -83,7 +83,7 @@ class Trainer:
         self.callbacks: list[Callback] = list(callbacks)
         for callback in self.callbacks:
             callback.trainer = self
-        self.folder: pathlib.Path = run_dir.folder / workload.part
+        self.folder: pathlib.Path = run_dir.folder / workload.subfolder
         self.checkpoints: Checkpoints = Checkpoints(
             self.folder / "checkpoint", self.config.keep_checkpoints
         )
@@ -91,7 +91,7 @@ class Trainer:
         self.train_step: TrainStep = None  # type: ignore  # created by `open`
         self.throughput: ThroughputMeter = ThroughputMeter()
         self.step: int = 0
-        self.window: collections.Counter[str] = collections.Counter()
+        self.sums_since_log: collections.Counter[str] = collections.Counter()
         self.best: float | None = None
         self.evaluations_since_best: int = 0
         self.evaluation_due: bool = False
@@ -129,7 +129,7 @@ class Trainer:
         self._build()
         if state:
             self._resume(state, saved)
-            origin = f"step {self.step} of {self.run_dir.shown(saved)}"
+            origin = f"step {self.step} of {self.run_dir.display_path(saved)}"
         # 2. ... or load the weights of --init_from ...
         elif config.init_from:
             origin = workload.initialize_from(config.init_from, self._restore)
@@ -165,12 +165,12 @@ class Trainer:
         self.step = state["step"]
         self._restore(folder)
         identity = self.workload.identity()
-        self.window = collections.Counter(state["window"])
+        self.sums_since_log = collections.Counter(state["sums_since_log"])
         self.evaluation_due = bool(state["evaluation_due"])
         if state["data"]["held_out"] == identity["held_out"]:
             self.best = state["best"]
             self.evaluations_since_best = state["evaluations_since_best"]
-        report_changes(self.config, identity, state, self.complete, self.workload.rescored)
+        report_changes(self.config, identity, state, self.complete, self.workload.scoring_settings)
 
     def _restore(self, folder):
         """Loads the weights and the optimizer of a checkpoint."""
@@ -187,7 +187,7 @@ class Trainer:
             "time_budget": self.workload.time_budget,
             "bert_config": self.workload.bert_config.to_dict(),
             "data": self.workload.identity(),
-            "window": dict(self.window),
+            "sums_since_log": dict(self.sums_since_log),
             "best": self.best,
             "evaluations_since_best": self.evaluations_since_best,
             "evaluation_due": self.evaluation_due,
@@ -252,15 +252,15 @@ class Trainer:
             self.results = self.workload.finish(self.results, self.run_dir)
             self.call("on_finish", self.results)
         log(
-            f"done: weights in {self.run_dir.shown(self.folder / 'final')}, "
-            f"metrics in {self.run_dir.shown(self.folder / 'metrics.jsonl')}"
+            f"done: weights in {self.run_dir.display_path(self.folder / 'final')}, "
+            f"metrics in {self.run_dir.display_path(self.folder / 'metrics.jsonl')}"
         )
 
     def resume_command(self) -> str:
         """Returns the command that resumes the run."""
         flagfile, program = self.folder / "run.flags", self.workload.program
         if self.run_dir.is_remote:  # flagfiles must be local
-            shown = shlex.quote(self.run_dir.shown(flagfile))
+            shown = shlex.quote(self.run_dir.display_path(flagfile))
             return f"python -m {program} --flagfile=run.flags    (a copy of {shown})"
         return f"python -m {program} --flagfile={shlex.quote(str(flagfile))}"
 
@@ -317,13 +317,13 @@ class Trainer:
                 f"{self._last_checkpoint_text()}."
             ) from error
         seconds = time.perf_counter() - begin
-        names = self.train_step.row
+        names = self.train_step.value_names
         self.throughput.add(seconds, count, float(rows[:, names.index("tokens")].sum()), waited)
         for row in rows:
             self.step += 1
             sums = dict(zip(names, row.tolist(), strict=True))
             self._check_finite(sums["not_finite"])
-            self.window.update(sums)
+            self.sums_since_log.update(sums)
 
     def _check_finite(self, not_finite):
         self._not_finite_steps = self._not_finite_steps + 1 if not_finite else 0
@@ -349,7 +349,7 @@ class Trainer:
         return f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
 
     def _log(self):
-        state, workload = self.window, self.workload
+        state, workload = self.sums_since_log, self.workload
         metrics = workload.objective.metrics(state)
         skipped = state["not_finite"] + state["overflows"]
         metrics["gradient_norm"] = state["gradient_norm"] / max(state["steps"] - skipped, 1)
@@ -358,7 +358,7 @@ class Trainer:
             metrics["loss_scale"] = float(self.train_step.first_copy(scale))
         metrics["learning_rate"] = float(workload.schedule(self.step - 1))
         metrics["tokens_per_second"], step_seconds, metrics["input_wait"] = self.throughput.read()
-        self.window = collections.Counter()
+        self.sums_since_log = collections.Counter()
         left = workload.train_steps - self.step
         evaluations = -(-left // workload.eval_every_steps)
         self.eta_seconds = left * step_seconds + evaluations * self._eval_seconds

@@ -36,12 +36,12 @@ class Workload(abc.ABC):
 
     Attributes:
         config: settings of the run.
-        part: name of the run's subfolder, such as "pretrain".
+        subfolder: name of the run's subfolder, such as "pretrain".
         program: module that resumes the run, such as "kbert.pretrain".
         final_format: format of the folders `best` and `final`.
         fixed: names of the settings that affect results and must not change when a run resumes.
-        rescored: names of the settings that affect the scores of a complete run, which is only
-            scored again when it is started again.
+        scoring_settings: names of the settings that affect the scores of a complete run, which is
+            only scored again when it is started again.
         patience: number of evaluations without improvement before early stopping, or None.
         layers: numbers of the encoder blocks of `init_from` to use, from 1; None for all.
         time_budget: the `time_budget` that the run was started with, or None.
@@ -58,11 +58,11 @@ class Workload(abc.ABC):
     """
 
     config: "PretrainConfig | FinetuneConfig"
-    part: str
+    subfolder: str
     program: str
     final_format: str = "kbert"
     fixed: tuple[str, ...] = ()
-    rescored: tuple[str, ...] = ()
+    scoring_settings: tuple[str, ...] = ()
     patience: int | None = None
     time_budget: str | None = None
     layers: tuple[int, ...] | None = None
@@ -134,13 +134,13 @@ class Workload(abc.ABC):
     def describe(self, devices: "Devices") -> Iterable[str]:
         """Returns log lines that describe the model, the devices and the data."""
 
-    def longest(self) -> "PretrainingExamples | BucketedBatches":
+    def longest_batches(self) -> "PretrainingExamples | BucketedBatches":
         """Returns data like `data`, in which every batch is as expensive as the largest one."""
         return self.data
 
     @abc.abstractmethod
-    def cost_lines(self, trainer: "Trainer") -> Iterable[str]:
-        """Returns log lines with the estimated cost of the run, after steps on `longest` data."""
+    def describe_cost(self, trainer: "Trainer") -> Iterable[str]:
+        """Returns log lines with the run's estimated cost, after steps on `longest_batches`."""
 
     def check_metric(self) -> None:  # noqa: B027 - optional
         """Raises UserError if the metric in the settings cannot select the best weights."""

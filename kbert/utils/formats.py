@@ -146,7 +146,9 @@ def check_not_pointer(path: str | os.PathLike[str]) -> None:
         )
 
 
-def get_members(values: object, names: Sequence[str], path: str | os.PathLike[str]) -> list[object]:
+def require_keys(
+    values: object, names: Sequence[str], path: str | os.PathLike[str]
+) -> list[object]:
     """Returns the named members of an object in a JSON file."""
     if not isinstance(values, dict):
         raise UserError(
@@ -199,7 +201,7 @@ def read_export(folder: str | os.PathLike[str]) -> dict[str, typing.Any]:
     """
     path = pathlib.Path(folder) / EXPORT_FILE
     metadata = read_json(path)
-    get_members(metadata, _EXPORT_MEMBERS, path)
+    require_keys(metadata, _EXPORT_MEMBERS, path)
     if metadata["checksum"] != export_checksum(metadata):
         raise UserError(f"{path} is damaged: its checksum differs. Export the model again.")
     for name, expected in metadata["files"].items():

@@ -129,7 +129,7 @@ def _encoding_note(path, size, mtime):
     if good * 5 > len(bad):  # converting the file would damage the good lines
         return " (other lines of the file are)"
     encoding = guess_encoding(b"".join(bad)[:HEAD_BYTES])
-    return _conversion(path, encoding) if encoding else ". Save it as UTF-8"
+    return _conversion_hint(path, encoding) if encoding else ". Save it as UTF-8"
 
 
 def has_non_utf8_lines(path: str | os.PathLike[str]) -> bool:
@@ -150,7 +150,7 @@ def _bad_lines(path):
     return bad, good
 
 
-def _conversion(path, encoding):
+def _conversion_hint(path, encoding):
     command = filter_command(path, f"iconv -f {encoding} -t UTF-8")
     return f"; the file looks like {readable_name(encoding)}. Convert it ({command})"
 
@@ -175,7 +175,7 @@ def _check_text(head, path):
             raise UserError(f"{path} is {form}, not text. {advice}.")
     encoding = detect_wide_encoding(head) or detect_iso_2022_encoding(head)
     if encoding:
-        raise UserError(f"{path} is not UTF-8{_conversion(path, encoding)}.")
+        raise UserError(f"{path} is not UTF-8{_conversion_hint(path, encoding)}.")
     controls = len(re.findall(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]", head))
     if controls * 20 > len(head) and not is_utf8(head, complete=False):
         raise UserError(f"{path} is a binary file, not text: it has many control characters.")

@@ -122,7 +122,7 @@ def stat_all(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[int, int]]:
         return list(pool.map(stat, paths))
 
 
-def check_free(
+def check_output_folder_is_free(
     path: str | os.PathLike[str], hint: str = "Remove it, or choose another folder."
 ) -> None:
     """Checks that an output folder does not exist or is empty."""

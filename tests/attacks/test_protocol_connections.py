@@ -330,7 +330,7 @@ def test_the_log_cannot_flood(caplog, monkeypatch):
         record(logging.ERROR, f"accept failed {i}")
         if i % 1000 == 0:
             record(logging.INFO, f"version {i}")
-    assert len(shown) == log.MOST_PROBLEMS + 5
+    assert len(shown) == log.MAX_PROBLEMS + 5
     now[0] = log.PERIOD_S
     record(logging.ERROR, "and again")
     assert shown[-1] == "(4,980 more problems were not logged) and again"
@@ -344,14 +344,14 @@ def test_connections_fit_into_the_limit_of_open_files(monkeypatch):
     fake = input_checks.resource
     monkeypatch.setattr(fake, "getrlimit", lambda kind: tuple(limits))
     monkeypatch.setattr(fake, "setrlimit", lambda kind, values: made.append(values))
-    input_checks.raise_file_limit(ServeConfig(model_base_path="x"))
+    input_checks.raise_open_file_limit(ServeConfig(model_base_path="x"))
     assert made == [(4096, 4096)]
     message = (
         r"--max_connections=5000 on 2 ports needs 10,200 open files; the limit is 4,096 "
         r"\(ulimit -Hn\)\. Use --max_connections=1948, or raise the limit\."
     )
     with pytest.raises(UserError, match=message):
-        input_checks.raise_file_limit(ServeConfig(model_base_path="x", max_connections=5000))
+        input_checks.raise_open_file_limit(ServeConfig(model_base_path="x", max_connections=5000))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from tests.chaos.kills import Subject, Tally, kill_again_and_again
 
 # Which program is killed next: runs are what takes longest to make.
 TURNS = ("pretrain", "prepare", "pretrain", "pretrain_float16", "export")
-MOST_IN_A_ROW = {"export": 5, "prepare": 3}
+MAX_IN_A_ROW = {"export": 5, "prepare": 3}
 
 
 def report(line):
@@ -58,7 +58,7 @@ def kill(bench, kills, seed):
     turn = 0
     while tally.total < kills:
         name = TURNS[turn % len(TURNS)]
-        most = min(MOST_IN_A_ROW.get(name, 4), kills - tally.total)
+        most = min(MAX_IN_A_ROW.get(name, 4), kills - tally.total)
         kill_again_and_again(subjects[name], most, generator, tally, report)
         turn += 1
     for line in tally.table():

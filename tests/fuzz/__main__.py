@@ -106,7 +106,7 @@ def _guided(atheris, target, check, folder, asked):
         return harness.mutated(data, seeds, rng, most)
 
     arguments = [
-        *(sys.argv[0], str(found), f"-max_len={harness.MOST_INPUT}", f"-seed={asked.seed + 1}"),
+        *(sys.argv[0], str(found), f"-max_len={harness.MAX_INPUT}", f"-seed={asked.seed + 1}"),
         *(
             f"-max_total_time={asked.seconds}",
             "-rss_limit_mb=0",

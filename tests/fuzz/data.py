@@ -35,7 +35,7 @@ from kbert.utils import program
 from kbert.utils.flags import as_flagfile, read
 
 from .flag_values import defined_flags
-from .harness import MOST_MESSAGE, Fault, reads, reads_files
+from .harness import MAX_MESSAGE, Fault, reads, reads_files
 
 VOCAB = [*SPECIAL_TOKENS, "the", "cat", "sat", "##s", "un", "##want", "##ed", ".", "猫", "##é"]
 VOCAB_FILE = ("\n".join(VOCAB) + "\n").encode()
@@ -60,7 +60,7 @@ def every(calls):
 
 def report(line):
     """Takes a line for the screen, which must be one."""
-    if not line.isprintable() or len(line) > MOST_MESSAGE:
+    if not line.isprintable() or len(line) > MAX_MESSAGE:
         raise Fault(f"a line of {len(line)} characters for the screen: {line[:300]!r}")
 
 

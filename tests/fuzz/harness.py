@@ -16,10 +16,10 @@ import warnings
 from kbert.errors import UserError
 from kbert.server.errors import RequestError
 
-MOST_INPUT = 10_000  # bytes
-MOST_SECONDS = 5  # for an input
-MOST_MEMORY = 50 << 20  # bytes that an input may take at a time
-MOST_MESSAGE = 2000  # characters
+MAX_INPUT = 10_000  # bytes
+MAX_SECONDS = 5  # for an input
+MAX_MEMORY = 50 << 20  # bytes that an input may take at a time
+MAX_MESSAGE = 2000  # characters
 TARGETS = {}
 _IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a disk would take most time
 
@@ -111,7 +111,7 @@ def checked(target):
 
 def _check(name, parse, data):
     before, begin, message = _restart_peak(), time.monotonic(), None
-    signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -125,17 +125,17 @@ def _check(name, parse, data):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     seconds, peak = time.monotonic() - begin, _memory("VmHWM") - before
-    if seconds > MOST_SECONDS:  # in a library that no signal stops
+    if seconds > MAX_SECONDS:  # in a library that no signal stops
         raise Fault(f"{name}: {seconds:.1f} s")
-    if before and peak > MOST_MEMORY:
+    if before and peak > MAX_MEMORY:
         raise Fault(f"{name}: {peak >> 20} MB of memory")
-    if message is not None and not (message.isprintable() and 0 < len(message) <= MOST_MESSAGE):
+    if message is not None and not (message.isprintable() and 0 < len(message) <= MAX_MESSAGE):
         raise Fault(f"{name}: a message of {len(message)} characters: {message[:300]!r}")
     return message is None
 
 
 def _stop(*_):
-    raise _TooLong(f"not done after {MOST_SECONDS} s")
+    raise _TooLong(f"not done after {MAX_SECONDS} s")
 
 
 class _TooLong(BaseException):
@@ -178,7 +178,7 @@ _PARTS = (
 )
 
 
-def mutated(data, others, rng, most=MOST_INPUT):
+def mutated(data, others, rng, most=MAX_INPUT):
     """Changed bytes. others: list of bytes of the same kind. rng: random.Random."""
     data = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):

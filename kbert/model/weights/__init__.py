@@ -13,8 +13,8 @@ from kbert.model.weights.layer_selection import resolve_layers, select_layers
 from kbert.model.weights.tensors import (
     REQUIRED_PARTS,
     Tensors,
+    abbreviate_names,
     matches,
-    names_text,
     part_of,
     weight_shapes,
 )
@@ -144,7 +144,7 @@ def _names_to_load(folder, tensors, external, allow_missing):
     unknown = [name for name in tensors if name not in names and not is_allowed(name)]
     if unknown:
         raise UserError(
-            f"{folder} has tensors that BERT does not have: {names_text(unknown)}. {how}"
+            f"{folder} has tensors that BERT does not have: {abbreviate_names(unknown)}. {how}"
         )
     result = []
     for external_name, name in names.items():
@@ -161,7 +161,7 @@ def _names_to_load(folder, tensors, external, allow_missing):
     absent = [name for name in external if part_of(name) in parts and name not in set(result)]
     missing = [external[name].name for name in absent if not is_allowed(name)]
     if missing:
-        raise UserError(f"{folder} lacks {names_text(missing)}. {how}")
+        raise UserError(f"{folder} lacks {abbreviate_names(missing)}. {how}")
     return result
 
 
@@ -209,7 +209,7 @@ def write_weights(
     lost = [name for name in unsupported if not matches(name, allow_missing)]
     if lost:
         raise UserError(
-            f"the format {format} does not support {names_text(lost)}. To omit them: "
+            f"the format {format} does not support {abbreviate_names(lost)}. To omit them: "
             f"allow_missing=[...], --allow_missing={','.join(sorted({part_of(n) for n in lost}))}"
         )
     kbert_names = {external[name].name: name for name in weights if name in external}

@@ -7,8 +7,8 @@ from typing import Any
 
 from kbert.config import BertConfig
 from kbert.errors import UserError
-from kbert.model.weights.tensors import names_text
-from kbert.utils.formats import get_members
+from kbert.model.weights.tensors import abbreviate_names
+from kbert.utils.formats import require_keys
 
 
 def kbert_fields(values: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -17,10 +17,10 @@ def kbert_fields(values: Mapping[str, Any], path: str | os.PathLike[str]) -> dic
     Raises UserError if the value of "kbert" is not an object of fields of BertConfig.
     """
     extra = values.get("kbert", {})
-    get_members(extra, (), path)
+    require_keys(extra, (), path)
     unknown = extra.keys() - {field.name for field in dataclasses.fields(BertConfig)}
     if unknown:
-        raise UserError(f"{path} has unknown fields under 'kbert': {names_text(unknown)}.")
+        raise UserError(f"{path} has unknown fields under 'kbert': {abbreviate_names(unknown)}.")
     return extra
 
 

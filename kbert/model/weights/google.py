@@ -30,7 +30,7 @@ from kbert.model.weights.tensors import (
     map_weights,
 )
 from kbert.utils import atomic
-from kbert.utils.formats import check_not_pointer, get_members, read_json
+from kbert.utils.formats import check_not_pointer, read_json, require_keys
 
 CONFIG_FILE, CHECKPOINT = "bert_config.json", "bert_model.ckpt"
 
@@ -155,7 +155,7 @@ def _fields(folder, shapes):
     act = values.get("hidden_act", "gelu")
     if act not in ("gelu", "gelu_new"):
         raise UserError(f"{path} has hidden_act {act!r}; kbert supports 'gelu' and 'gelu_new'.")
-    get_members(values, FIELDS[:5], path)
+    require_keys(values, FIELDS[:5], path)
     fields = {name: values[name] for name in FIELDS if name in values} | FIXED
     if "output_weights" in shapes:
         fields["num_labels"] = math.prod(shapes["output_weights"][:1])

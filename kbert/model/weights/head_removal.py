@@ -33,16 +33,16 @@ def _attention_heads_axis(name):
 
 
 def remove_heads(
-    config: BertConfig, weights: Tensors, kept: Sequence[Sequence[int]]
+    config: BertConfig, weights: Tensors, heads_to_keep: Sequence[Sequence[int]]
 ) -> tuple[BertConfig, Tensors]:
     """Returns the config and the lazily read weights of a model after removing heads.
 
-    `kept` has, for each block, the numbers of one or more heads to keep, from 0. Raises UserError
-    if it does not have a list for each block, or a list is empty, or has a duplicate or a head that
-    does not exist.
+    `heads_to_keep` has, for each block, the numbers of one or more heads to keep, from 0. Raises
+    UserError if it does not have a list for each block, or a list is empty, or has a duplicate or a
+    head that does not exist.
     """
-    _check_kept(config, kept)
-    smaller = dataclasses.replace(config, attention_heads_per_layer=tuple(map(len, kept)))
+    _check_heads_to_keep(config, heads_to_keep)
+    smaller = dataclasses.replace(config, attention_heads_per_layer=tuple(map(len, heads_to_keep)))
 
     def read(name):
         location, array = _attention_heads_axis(name), weights[name]
@@ -50,25 +50,25 @@ def remove_heads(
             return array
         block, axis = location
         K = config.head_size
-        places = [head * K + k for head in sorted(kept[block]) for k in range(K)]
+        places = [head * K + k for head in sorted(heads_to_keep[block]) for k in range(K)]
         return np.take(array, places, axis=axis)
 
     shapes = weight_shapes(smaller)
     return smaller, Tensors({name: shapes[name] for name in weights}, read)
 
 
-def _check_kept(config, kept):
-    if len(kept) != config.num_hidden_layers:
+def _check_heads_to_keep(config, heads_to_keep):
+    if len(heads_to_keep) != config.num_hidden_layers:
         raise UserError(
-            f"kept must list the heads of each of the {config.num_hidden_layers} blocks; got "
-            f"{len(kept)} lists."
+            f"heads_to_keep must list the heads of each of the {config.num_hidden_layers} blocks; "
+            f"got {len(heads_to_keep)} lists."
         )
-    for block, numbers in enumerate(kept):
+    for block, numbers in enumerate(heads_to_keep):
         H = config.block_heads(block)
         if not numbers or len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(H)):
             raise UserError(
-                f"kept must list one or more different heads of block {block}, as numbers from 0 "
-                f"to {H - 1}; got {list(numbers)}."
+                f"heads_to_keep must list one or more different heads of block {block}, as "
+                f"numbers from 0 to {H - 1}; got {list(numbers)}."
             )
 
 

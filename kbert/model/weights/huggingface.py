@@ -29,11 +29,11 @@ from kbert.model.weights.tensors import (
     ExternalWeight,
     FolderContents,
     Tensors,
+    abbreviate_names,
     map_weights,
-    names_text,
 )
 from kbert.utils import atomic
-from kbert.utils.formats import check_not_pointer, get_members, read_json
+from kbert.utils.formats import check_not_pointer, read_json, require_keys
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -167,7 +167,8 @@ def _common_prefix(names, folder):
         if others:
             raise UserError(
                 f"{folder}: some names of tensors begin with {prefix + wrapper!r}, others do not: "
-                f"{names_text(others)}. Save the model without its wrapper, such as model.module."
+                f"{abbreviate_names(others)}. Save the model without its wrapper, such as "
+                f"model.module."
             )
         prefix += wrapper
     return prefix
@@ -256,7 +257,7 @@ def _fields(values, path):
 
 def _labels(id2label, path):
     """Returns `num_labels` and `label_names` as in HF's `id2label`; warns if it is inconsistent."""
-    get_members(id2label, (), path)
+    require_keys(id2label, (), path)
     count = len(id2label)
     if not count:
         return {}

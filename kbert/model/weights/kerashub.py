@@ -21,7 +21,7 @@ from kbert.model.weights.config_fields import differences, extra_fields, kbert_f
 from kbert.model.weights.native import read_arrays, write_arrays
 from kbert.model.weights.tensors import ExternalWeight, FolderContents, Tensors, map_weights
 from kbert.utils import atomic
-from kbert.utils.formats import get_members, read_json
+from kbert.utils.formats import read_json, require_keys
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.weights.h5"
 TASK_FILE, TASK_WEIGHTS_FILE = "task.json", "task.weights.h5"
@@ -119,14 +119,14 @@ def open_folder(folder: pathlib.Path, parts: Collection[str] = ()) -> Iterator[F
 
 
 def _fields(saved, path):
-    (values,) = get_members(saved, ["config"], path)
-    fields = dict(zip(FIELDS.values(), get_members(values, FIELDS, path), strict=True))
+    (values,) = require_keys(saved, ["config"], path)
+    fields = dict(zip(FIELDS.values(), require_keys(values, FIELDS, path), strict=True))
     fields["attention_probs_dropout_prob"] = fields["hidden_dropout_prob"]
     return fields | FIXED
 
 
 def _task_fields(task, path):
-    name, values = get_members(task, ["class_name", "config"], path)
+    name, values = require_keys(task, ["class_name", "config"], path)
     name = "BertTextClassifier" if name == "BertClassifier" else name  # former name
     if name not in _TASKS.values():
         raise UserError(
@@ -134,14 +134,14 @@ def _task_fields(task, path):
         )
     if name == "BertMaskedLM":
         return {}
-    labels, rate, backbone = get_members(values, ["num_classes", "dropout", "backbone"], path)
+    labels, rate, backbone = require_keys(values, ["num_classes", "dropout", "backbone"], path)
     activation = values.get("activation", "linear")
     if activation != "linear":
         raise UserError(
             f"{path} has the activation {activation!r}; kbert's classifier returns logits and "
             f"supports only 'linear'."
         )
-    (encoder_rate,) = get_members(get_members(backbone, ["config"], path)[0], ["dropout"], path)
+    (encoder_rate,) = require_keys(require_keys(backbone, ["config"], path)[0], ["dropout"], path)
     return {"num_labels": labels, "classifier_dropout": None if rate == encoder_rate else rate}
 
 

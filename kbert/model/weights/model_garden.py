@@ -10,7 +10,7 @@ import pathlib
 import re
 
 from kbert.errors import UserError
-from kbert.model.weights.tensors import Tensors, names_text
+from kbert.model.weights.tensors import Tensors, abbreviate_names
 
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _BLOCK = {
@@ -55,9 +55,9 @@ def rename_tensors(tensors: Tensors, prefix: pathlib.Path) -> Tensors:
     blocks = {_layer_number(name) for name in plain if "_attention_layer/" in name}
     if None in blocks or not blocks:
         raise UserError(
-            f"{prefix} is a TensorFlow 2 checkpoint with unknown names: {names_text(plain)}. kbert "
-            f"reads the encoders of the TF2 Model Garden. To use another one, load the checkpoint "
-            f"in the code that wrote it, and assign its weights to "
+            f"{prefix} is a TensorFlow 2 checkpoint with unknown names: {abbreviate_names(plain)}. "
+            f"kbert reads the encoders of the TF2 Model Garden. To use another one, load the "
+            f"checkpoint in the code that wrote it, and assign its weights to "
             f"kbert.BertModel(config).named_weights()."
         )
     names = {_google_name(name, len(blocks)): full for name, full in plain.items()}

@@ -19,9 +19,9 @@ from kbert.utils import atomic
 from kbert.utils.formats import (
     MODULES_FILE,
     check_not_pointer,
-    get_members,
     read_json,
     read_modules,
+    require_keys,
 )
 
 DENSE = "2_Dense"  # prefix of tensor names, even if the folder has another name
@@ -161,7 +161,7 @@ def _check_input(values, path):
 
 def _dense(values, path):
     _check_input(values, path)
-    size, name = get_members(values, ["out_features"], path)[0], values.get("activation_function")
+    size, name = require_keys(values, ["out_features"], path)[0], values.get("activation_function")
     name = str(name or "Tanh").split(".")[-1]
     if name not in _ACTIVATIONS or values.get("use_residual"):
         what = "use_residual true" if name in _ACTIVATIONS else f"the activation {name}"

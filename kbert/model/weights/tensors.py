@@ -188,7 +188,7 @@ def matches(name: str, patterns: str | Iterable[str]) -> bool:
     )
 
 
-def names_text(names: Iterable[str]) -> str:
+def abbreviate_names(names: Iterable[str]) -> str:
     """Returns the first eight of the sorted names, and the number of the others, as text."""
     names = sorted(names)
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""

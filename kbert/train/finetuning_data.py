@@ -15,9 +15,9 @@ from kbert.tasks.examples import SplitReader
 from kbert.tasks.labels import (
     check_all_present,
     check_no_numbers,
+    join_names,
     keep_known_labels,
     label_names,
-    names_text,
 )
 from kbert.tasks.registry import get_task
 from kbert.utils.logging import log
@@ -77,7 +77,7 @@ def _label_names(config, teacher_labels, examples):
             source, flag = config.label_names, "label_names"
         raise UserError(
             f"task {config.task} needs at least {fewest} different labels; {source} has "
-            f"{names_text(names) or 'none'}. Check --{flag}."
+            f"{join_names(names) or 'none'}. Check --{flag}."
         )
     return names
 
@@ -153,7 +153,7 @@ def class_weights(setting: str | None, task: "Task", examples: Sequence[Any]) ->
     if len(weights) != len(names) or not all(0 < w < np.inf for w in weights):
         raise UserError(
             f"class_weights must be balanced, or a number > 0 for each of the {len(names)} labels "
-            f"{names_text(names)}, comma-separated; got {setting!r}."
+            f"{join_names(names)}, comma-separated; got {setting!r}."
         )
     return np.array(weights)
 
