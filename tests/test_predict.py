@@ -183,7 +183,7 @@ def test_bad_lines(lines, model, text, settings, message):
 
 def test_bad_lines_that_are_left_out_keep_their_place(lines, notes):
     found = lines("classify", b"the cat\n\na dog\n\xff\n", skip_bad_lines=True)
-    assert notes == ["note: skipped 2 lines of standard input; their predictions are null"]
+    assert notes == ["note: predictions are null for 2 skipped lines of standard input"]
     assert [row and row["label"] in "xyz" for row in found] == [True, None, True, None]
 
 

@@ -158,7 +158,11 @@ def test_what_waits_is_bounded_and_freed():
         asks = (ask(batcher, servable, "a"), ask(batcher, servable, "c"))
         first = asyncio.gather(*asks)  # of two threads
         await until(lambda: batcher.waiting == 2 and batcher.idle)
-        with pytest.raises(RequestError, match="2 tokens are waiting; the request has 5, and may"):
+        busy = (
+            r"the request has 5 tokens, but only 4 are allowed now: half of what other requests "
+            r"\(2 tokens\) leave of --max_queue_tokens=10\. Try again later\."
+        )
+        with pytest.raises(RequestError, match=busy):
             await ask(batcher, servable, "defgh")
         with pytest.raises(RequestError, match=r"at least 6 tokens.*at most 5 are allowed, half"):
             await ask(batcher, servable, "defghi")

@@ -192,7 +192,7 @@ def hf_json(folder, **changes):
         (
             "tokenizer_config.json",
             {"do_lower_case": "yes"},
-            r"must be true or false; got",
+            r"tokenizer_config.json: do_lower_case must be true or false; got 'yes'",
         ),
     ],
 )

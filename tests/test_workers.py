@@ -62,9 +62,8 @@ def test_who_a_worker_is():
     ],
 )
 def test_a_cluster_that_cannot_be(environ, reason):
-    with pytest.raises(
-        UserError, match=rf"^TF_CONFIG must contain the cluster and .*{reason}.*Set it"
-    ):
+    begin = "with --distribution=multi_worker, TF_CONFIG must contain the cluster and "
+    with pytest.raises(UserError, match=rf"^{begin}.*{reason}.*Set it"):
         read_cluster(environ)
 
 
@@ -73,7 +72,8 @@ def test_a_cluster_that_cannot_be(environ, reason):
     [
         (
             ["--distribution=multi_worker"],
-            "TF_CONFIG must contain the cluster and this worker's task with",
+            "with --distribution=multi_worker, TF_CONFIG must contain the cluster and this worker's "
+            "task; it is not set",
         ),
         (["--distribution=tpu"], "no TPU can be reached ("),
     ],

@@ -113,8 +113,9 @@ class _Reader:
     def _check_first_column(self, sentences, name):
         """Raises UserError if it is not clear which columns have the words and the tags.
 
-        That is the case if the first column is the same in all lines of each sentence, or has
-        numbers, unless it numbers the words or sentences and the tag column is clear.
+        In a file of more than two columns, this is not clear if the first column is the same in all
+        lines of each sentence or consists of numbers. A first column of word or sentence numbers is
+        an error only if the tag column is not clear either.
         """
         longer = [{row[0] for row in sentence} for sentence in sentences if len(sentence) > 2]
         is_same = self.width > 2 and bool(longer) and all(len(cells) == 1 for cells in longer)

@@ -39,12 +39,12 @@ def choose_words(
     """Chooses the tokens to predict with whole-word masking; returns (B, L) bool.
 
     As in `create_pretraining_data.py`, words are visited in random order, and a word that would
-    exceed the count is skipped, so a row may have fewer than `counts[i]` tokens.
+    exceed the count is skipped, so fewer than `counts[i]` tokens of row i may be chosen.
 
     Args:
         maskable: (B, L) bool, whether each token may be chosen.
         continues: (B, L) bool, True if the token continues a word.
-        counts: (B,) int64, maximum number of tokens of each row.
+        counts: (B,) int64, maximum number of tokens to choose in each row.
         draws: (B, L) uniform random numbers in [0, 1).
     """
     B, L = maskable.shape

@@ -87,7 +87,10 @@ class TextSampler:
         return TokenRows(spans, is_text, is_cls, is_sep, features)
 
     def _texts(self, epoch, slots):
-        """Returns (N,) starts and (N,) lengths of texts, row by row, and (B,) texts per row."""
+        """Returns the starts (N,) and lengths (N,) of the texts, row by row.
+
+        Also returns the number of texts in each row (B,).
+        """
         starts, T = self._corpus.document_starts, self._windows.length
         is_window = slots < self._windows.count
         packs = slots[~is_window] - self._windows.count

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+from kbert.data.columns import count_text
 from kbert.errors import UserError
 from kbert.fields import shared_settings
 from kbert.inference.predictor import Predictor
@@ -146,7 +147,7 @@ def _line_rows(lines, origin, method, columns, config, report):
             width = len(row)
             yield (row[0], row[1:]) if columns[1] is None else row
     if skipped:
-        report(f"note: skipped {skipped:,} lines of {origin}; their predictions are null")
+        report(f"note: predictions are null for {count_text(skipped, 'skipped line')} of {origin}")
 
 
 def _row_problem(row, method, columns, width):

@@ -32,7 +32,7 @@ BYTES_PER_TOKEN = 32  # a text that is not tokenized yet counts as one token per
 
 
 class Budget:
-    """The tokens that requests may have in the queue, or being computed.
+    """A limit on the total number of tokens of all requests that are queued or being computed.
 
     A request may take at most half of the tokens that others leave, so that a few large requests do
     not fill the queue.
@@ -74,8 +74,9 @@ class Budget:
         if tokens > (self.most - others) // 2:
             raise RequestError(
                 "RESOURCE_EXHAUSTED",
-                f"{others:,} tokens are waiting; the request has {tokens:,}, and may take half of "
-                f"the rest of --max_queue_tokens={self.most:,}. Try again later.",
+                f"the request has {tokens:,} tokens, but only {(self.most - others) // 2:,} are "
+                f"allowed now: half of what other requests ({others:,} tokens) leave of "
+                f"--max_queue_tokens={self.most:,}. Try again later.",
             )
 
 

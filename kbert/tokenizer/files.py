@@ -154,11 +154,14 @@ def _explicit_settings(values, lower_case, tokenize_chinese_chars, path):
         "strip_accents": "strip_accents",
         tokenize_chinese_chars: "tokenize_chinese_chars",
     }
-    stated = {kbert_name: values.get(name) for name, kbert_name in names.items()}
-    settings = {name: value for name, value in stated.items() if value is not None}
-    for name, value in settings.items():
+    settings = {}
+    for key, name in names.items():
+        value = values.get(key)
+        if value is None:
+            continue
         if not isinstance(value, bool):
-            raise UserError(f"{path}: {name} must be true or false; got {value!r}.")
+            raise UserError(f"{path}: {key} must be true or false; got {value!r}.")
+        settings[name] = value
     return settings
 
 

@@ -331,10 +331,11 @@ class BertTokenizer(tf.Module):
     ) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
         """Returns the ids of `tokenize` with the byte offsets of each piece in its text.
 
-        `text_bytes[start:end]` is the source of a piece, including stripped accents. It consists of
-        whole characters if the text is valid UTF-8, and excludes white space, dropped characters
-        (unless inside a piece) and invalid bytes. The [UNK] of a word spans the word. Several
-        pieces of one character, as in Hangul, have the same offsets.
+        `text_bytes[start:end]` is the source of a piece, including stripped accents. If the text is
+        valid UTF-8, the source consists of whole characters. It has no white space, and dropped
+        characters and invalid bytes belong to it only if they are inside the piece. The [UNK]
+        of a word spans the word. Several pieces of one character, as in Hangul, have the same
+        offsets.
 
         Args:
             texts: (B,) string, or a single string, which is a batch of one.

@@ -140,8 +140,8 @@ def read_cluster(environ: Mapping[str, str] = os.environ) -> tuple[int, tuple[st
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         reason = f"lacks {error}" if isinstance(error, LookupError) else str(error)
         raise UserError(
-            f"TF_CONFIG must contain the cluster and this worker's task with "
-            f"--distribution=multi_worker; it is "
+            f"with --distribution=multi_worker, TF_CONFIG must contain the cluster and this "
+            f"worker's task; it is "
             f"{f'{text[:100]!r} ({reason})' if text else 'not set'}. Set it, for example, to "
             f"{_TF_CONFIG_EXAMPLE}"
         ) from error

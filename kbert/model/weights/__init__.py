@@ -58,8 +58,9 @@ def open_weights(
 
     Args:
         folder: as for `kbert.utils.formats.find_folder`.
-        allow_missing: names or name prefixes, kbert's or the format's, optionally with `*`, of
-            weights that may be missing, unknown or of another shape; they are not loaded.
+        allow_missing: names or name prefixes of weights, as in kbert or in the format, optionally
+            with `*`. Weights with such names may be missing; they are skipped if they are unknown
+            or have another shape.
         parts: parts of the model that will be loaded. They decide which head the "classifier" of an
             HF folder is, if its config does not name a model class.
         layers: the encoder blocks to load; see `resolve_layers`. None for all.

@@ -156,7 +156,10 @@ def map_weights(
 
 
 class Tensors(collections.abc.Mapping[str, np.ndarray]):
-    """A mapping of names to arrays that are read on access, so that one at a time is in memory."""
+    """A mapping of names to arrays that are read on access.
+
+    Only one array needs to be in memory at a time.
+    """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], read: Callable[[str], np.ndarray]):
         self.shapes: dict[str, tuple[int, ...]] = shapes
