@@ -72,8 +72,8 @@ def test_a_cluster_that_cannot_be(environ, reason):
     [
         (
             ["--distribution=multi_worker"],
-            "with --distribution=multi_worker, TF_CONFIG must contain the cluster and this worker's "
-            "task; it is not set",
+            "with --distribution=multi_worker, TF_CONFIG must contain the cluster and this "
+            "worker's task; it is not set",
         ),
         (["--distribution=tpu"], "no TPU can be reached ("),
     ],
