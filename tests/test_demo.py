@@ -9,6 +9,7 @@ import shutil
 import types
 import urllib.request
 
+import event_loop
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -249,7 +250,7 @@ def test_one_at_a_time_and_few_wait():
         await page.attention(asked)  # nobody waits any more
 
     asked = {"model": "m", "text": "a"}
-    asyncio.run(run())
+    event_loop.run(run())
 
 
 def test_a_version_that_is_let_go_takes_its_attention_along():
@@ -263,7 +264,7 @@ def test_a_version_that_is_let_go_takes_its_attention_along():
         gc.collect()
         return kept, len(page._attention)
 
-    assert asyncio.run(run()) == (1, 0)
+    assert event_loop.run(run()) == (1, 0)
 
 
 def test_an_export_that_is_gone_or_damaged(folders, tmp_path):
@@ -287,8 +288,8 @@ def test_exports_with_weights_of_8_bits_show_no_attention():
     with pytest.raises(
         RequestError, match="model 'm' has int8 weights; attention needs a float32 export of"
     ):
-        asyncio.run(page.attention({"model": "m", "text": "a"}))
+        event_loop.run(page.attention({"model": "m", "text": "a"}))
     with pytest.raises(
         RequestError, match=r"text must have at most 20,000 characters; got 20,001\."
     ):
-        asyncio.run(page.attention({"model": "m", "text": "a" * 20_001}))
+        event_loop.run(page.attention({"model": "m", "text": "a" * 20_001}))

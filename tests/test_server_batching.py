@@ -5,6 +5,7 @@ import threading
 import time
 import types
 
+import event_loop
 import numpy as np
 import pytest
 
@@ -76,7 +77,7 @@ async def until(condition):
 
 
 def run(coroutine):
-    return asyncio.run(coroutine)
+    return event_loop.run(coroutine)
 
 
 def test_answers_are_those_of_a_request_alone():

@@ -5,6 +5,7 @@ import contextlib
 import shutil
 import threading
 
+import event_loop
 import pytest
 from tensorflow_serving.apis import predict_pb2
 from tensorflow_serving.config import model_server_config_pb2
@@ -73,7 +74,7 @@ def test_a_refused_configuration_changes_nothing(tmp_path):
             await served.configure([model("bert", there)])
             assert served.find(spec("bert")) == (7, f"{there}/7")
 
-    asyncio.run(run())
+    event_loop.run(run())
 
 
 def test_a_version_that_is_loading_is_seen_and_not_asked(tmp_path):
@@ -100,7 +101,7 @@ def test_a_version_that_is_loading_is_seen_and_not_asked(tmp_path):
             states = {v.number: v.state for v in served.status(spec("bert"))}
             assert states == {2: STATES.AVAILABLE, 1: STATES.END}
 
-    asyncio.run(run())
+    event_loop.run(run())
 
 
 def test_folders_that_are_gone_are_forgotten(tmp_path):
@@ -119,4 +120,4 @@ def test_folders_that_are_gone_are_forgotten(tmp_path):
             await served.refresh()
             assert not served._failed and set(served._seen) == {f"{tmp_path}/1"}
 
-    asyncio.run(run())
+    event_loop.run(run())

@@ -1,10 +1,10 @@
 """One version of a model: engines, warm-up, SavedModels of others, what cannot be served."""
 
-import asyncio
 import gc
 import re
 import weakref
 
+import event_loop
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -44,7 +44,7 @@ def test_openvino_gives_what_kbert_predict_says(folders, kind, tmp_path):
     assert servable.backend == "openvino" and servable.warm_up() == warmed
     assert set(servable.signatures) == set(functions) - set(INTERNAL)
     batcher, signature = Batcher(max_batch_size=8), servable.signature("")
-    found = asyncio.run(batcher.compute(servable, signature, asked(texts)))
+    found = event_loop.run(batcher.compute(servable, signature, asked(texts)))
     assert saved_model.largest_difference(found, method.reference_outputs(**texts)) < 3e-5
 
 
@@ -134,7 +134,7 @@ def test_savedmodels_of_others(tmp_path):
     servable = Servable(tmp_path, "auto")
     assert servable.backend == "tensorflow" and str(servable).startswith("signatures serving_def")
     signature = servable.signature("")
-    found = asyncio.run(Batcher().compute(servable, signature, {"x": np.float32(5)}))
+    found = event_loop.run(Batcher().compute(servable, signature, {"x": np.float32(5)}))
     assert found["y"] == 2.5
     with pytest.raises(RequestError, match=r"there is no signature 'x'; there are serving_default"):
         servable.signature("x")

@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 
+import event_loop
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -85,7 +86,7 @@ def test_metadata_that_arrives_last_is_not_missed(tmp_path):
             await models.refresh()
             assert loader.count == 3
 
-    asyncio.run(run())
+    event_loop.run(run())
 
 
 def test_states_are_true_while_a_failed_version_is_loaded_again(tmp_path):
@@ -111,7 +112,7 @@ def test_states_are_true_while_a_failed_version_is_loaded_again(tmp_path):
             await refreshing
             assert states(models) == {2: STATES.AVAILABLE, 1: STATES.END}
 
-    asyncio.run(run())
+    event_loop.run(run())
 
 
 class Graph:
@@ -144,7 +145,7 @@ def test_memory_of_unloaded_versions_is_released(tmp_path):
             models.close()
         assert [found() is not None for found in loaded] == [False, True]
 
-    asyncio.run(run())
+    event_loop.run(run())
 
 
 def upload(folder, url):
@@ -181,7 +182,7 @@ def test_models_on_remote_storage_are_served(exported, tmp_path):
         assert models.available() == {"m": [8]}
         models.close()
 
-    asyncio.run(run())
+    event_loop.run(run())
     with pytest.raises(
         UserError, match=r"ram://attacks/empty.* cannot|cannot .*ram://attacks/empty"
     ):
@@ -205,4 +206,4 @@ def test_storage_that_fails_leaves_the_others_alone(tmp_path):
                     await models.refresh()
             assert models.find(spec())[0] == 2
 
-    asyncio.run(run())
+    event_loop.run(run())

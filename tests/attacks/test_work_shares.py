@@ -5,6 +5,7 @@ import random
 import threading
 import time
 
+import event_loop
 import numpy as np
 import pytest
 from work import TEXTS, Rows, ask, sums
@@ -34,7 +35,7 @@ def test_many_rows_do_not_stand_before_one():
         large.cancel()
         return during
 
-    during = asyncio.run(many())
+    during = event_loop.run(many())
     assert during[-1][0] == b"s" or b"s" in b"".join(first for first, _ in during)
     # While its text is encoded and decoded, the threads go on; each of the two steps is short.
     assert [first for first, _ in during].index(b"s") <= 3 * PARALLEL
@@ -54,7 +55,7 @@ def test_windows_are_computed_by_turns_too():
             attack.cancel()
         return done
 
-    assert asyncio.run(many()) < 100  # of 1,600
+    assert event_loop.run(many()) < 100  # of 1,600
 
 
 def test_few_rows_at_a_time_do_not_starve_many():
@@ -70,7 +71,7 @@ def test_few_rows_at_a_time_do_not_starve_many():
         await large
         return servable.batches
 
-    batches = asyncio.run(many())
+    batches = event_loop.run(many())
     small = sum(first.count(b"s") for first, _ in batches)
     assert 100 < small < 20 * 100  # about 9 turns for each of the 100 rows
 
@@ -93,7 +94,7 @@ def test_no_batch_begins_for_a_client_who_left():
         assert len(servable.batches) <= len(begun) == before
         return servable.batches
 
-    assert all(size <= BATCH_TOKENS for _, size in asyncio.run(many()))
+    assert all(size <= BATCH_TOKENS for _, size in event_loop.run(many()))
 
 
 def test_large_requests_leave_room_for_others():
@@ -107,14 +108,14 @@ def test_large_requests_leave_room_for_others():
         found = await asyncio.gather(*(ask(batcher, servable, b"s" * 8) for _ in range(60)))
         return found, await asyncio.gather(*attacks, return_exceptions=True)
 
-    found, attacks = asyncio.run(many())
+    found, attacks = event_loop.run(many())
     assert [one["sum"].tolist() for one in found] == [[8]] * 60
     codes = [getattr(one, "code", "OK") for one in attacks]
     assert set(codes) == {"OK", "RESOURCE_EXHAUSTED"}
 
 
 def test_short_texts_count_what_they_have():
-    found = asyncio.run(ask(Batcher(32, 1 << 14), Rows(), *[b"a"] * 1025))
+    found = event_loop.run(ask(Batcher(32, 1 << 14), Rows(), *[b"a"] * 1025))
     assert found["sum"].tolist() == [1] * 1025
 
 
@@ -122,7 +123,7 @@ def test_a_request_that_never_fits_is_rejected_for_good():
     batcher = Batcher(32, 1 << 14)
     for texts in ([b"a" * 100] * 82, [b"W" * 100], [b"a" * (1 << 19)], [b""] * 4097):
         with pytest.raises(RequestError, match="at most 8,192 are allowed, half of") as error:
-            asyncio.run(ask(batcher, Rows(), *texts))
+            event_loop.run(ask(batcher, Rows(), *texts))
         assert error.value.code == "INVALID_ARGUMENT" and batcher.waiting == 0
 
 
@@ -155,7 +156,7 @@ def test_requests_of_any_shape(seed):
         assert batcher.waiting == 0 and batcher.idle
         return servable.batches
 
-    rows = np.array([(len(first), size) for first, size in asyncio.run(many())])
+    rows = np.array([(len(first), size) for first, size in event_loop.run(many())])
     assert (rows[rows[:, 0] > 1, 1] <= BATCH_TOKENS).all()
 
 
@@ -191,7 +192,7 @@ def test_long_texts_do_not_stand_before_short_ones():
         return servable.calls
 
     for decodes in (False, True):
-        assert asyncio.run(many(decodes)).count([10**6]) == 3
+        assert event_loop.run(many(decodes)).count([10**6]) == 3
 
 
 def test_short_texts_do_not_starve_a_long_one():
@@ -213,7 +214,7 @@ def test_short_texts_do_not_starve_a_long_one():
         while True:
             await ask(batcher, servable, b"s")
 
-    asyncio.run(many())
+    event_loop.run(many())
 
 
 def test_long_requests_are_converted_in_turn():
@@ -236,7 +237,7 @@ def test_long_requests_are_converted_in_turn():
         gate.set()
         return await asyncio.gather(*long, return_exceptions=True)
 
-    one, two = asyncio.run(many())
+    one, two = event_loop.run(many())
     assert one == -1 and str(two) == "bad is bad" and two.code == "INVALID_ARGUMENT"
     assert [number for number, _ in sorted(begun)] == [0, 1, 2]  # the third client left
     assert {number for number, name in begun if name.startswith("kbert-serve")} == {1, 2}
@@ -246,5 +247,5 @@ def test_requests_of_too_many_rows_are_rejected_before_they_are_measured():
     batcher, servable = Batcher(32, 1 << 14), Rows()
     servable.check = lambda signature, inputs: 10**6
     with pytest.raises(RequestError, match="at least 1,000,000 tokens"):
-        asyncio.run(batcher.compute(servable, TEXTS, {"text": None}))
+        event_loop.run(batcher.compute(servable, TEXTS, {"text": None}))
     assert batcher.waiting == 0
