@@ -5,7 +5,7 @@
 Prints the scores and the duration of the runs with both libraries. The torch run starts from the
 same folder, takes the same ids in the same order, and uses AdamW with the same epsilon, weight
 decay, clipping and schedule; the task head and the dropout are random in each run. Both libraries
-use float32. Scores are computed on --eval_file after the last step. The duration is that of the
+use float32. Scores are computed on --eval_file after the last step. The duration covers the
 whole run, in which kbert also evaluates after every epoch and writes checkpoints. Requires the
 extra [test].
 """

@@ -70,7 +70,7 @@ def pad_examples(
 
     Returns:
         dict of input_ids, attention_mask and token_type_ids, (B, L) or (B, C, L) int32, and, if the
-        items have labels, labels and label_weights, (B, ...); those of tags are padded with 0 to
+        items have labels, labels and label_weights, (B, ...); for tags, both are padded with 0 to
         (B, L).
     """
 

@@ -208,9 +208,9 @@ def pretraining_dataset(
     examples [k * batch_size, (k + 1) * batch_size). A dataset with `start_step=k` therefore resumes
     immediately after k batches, without stored state.
 
-    `kbert.data.sentence_pairs` describes how examples are created and how they differ from those of
-    google-research/bert's `create_pretraining_data.py`; `kbert.data.single_texts` describes MLM
-    alone.
+    `kbert.data.sentence_pairs` describes how examples are created and how this differs from
+    google-research/bert's `create_pretraining_data.py`; `kbert.data.single_texts` describes
+    examples for MLM alone.
 
     Args:
         corpus: `kbert.corpus.Corpus`.

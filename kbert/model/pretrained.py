@@ -131,7 +131,7 @@ class PretrainedModel(keras.Model):
     def named_weights(self) -> dict[str, keras.Variable]:
         """Returns a dict of name -> weight, without LoRA adapters.
 
-        The names are those of kbert's format, such as
+        The names are as in kbert's format, such as
         "bert/encoder/layer_0/attention/query/kernel".
         """
         named = {}

@@ -120,7 +120,7 @@ class TokenIdInputs:
 class TextInputs:
     """Labeled examples as text inputs of a SavedModel, one per example.
 
-    Args and attributes are those of `TokenIdInputs`, but `inputs` are dicts of string tensors.
+    Args and attributes are as for `TokenIdInputs`, but `inputs` are dicts of string tensors.
     """
 
     def __init__(self, endpoint: "Endpoint", examples: Sequence[Any]) -> None:

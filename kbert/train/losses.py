@@ -193,7 +193,7 @@ class ComparingObjective(TaskObjective):
         """Returns a dict of `names` -> float32 scalar; uses `label_features` if present."""
         sums = super().sums(outputs, features)
         if "label_gradients" in features:
-            # The value is 0; its gradient is that of the loss of the global batch.
+            # The value is 0; its gradient equals the gradient of the global batch's loss.
             product = tf.reduce_sum(outputs["embedding"] * features["label_gradients"])
             sums["loss"] += product - tf.stop_gradient(product)
         return sums
