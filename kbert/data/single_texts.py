@@ -67,7 +67,7 @@ class TextSampler:
         self._packing = packing
 
     def rows(self, index: np.ndarray, epoch: np.ndarray, slots: np.ndarray) -> TokenRows:
-        """Returns the rows [CLS] text [SEP] [CLS] text [SEP] ... of examples.
+        """Returns the examples, each a row of the form [CLS] text [SEP] [CLS] text [SEP] ...
 
         Args:
             index: (B,) number of each example in the run, which seeds its random numbers.

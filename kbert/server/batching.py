@@ -331,7 +331,7 @@ def _chunks(texts: Arrays) -> list[slice]:
 def _cuts(
     lengths: np.ndarray, most_rows: int, most_tokens: int
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields (rows, maximum length) of the pieces of a request: rows of similar length."""
+    """Splits a request into rows of similar length; yields (rows, maximum length)."""
     order = np.argsort(-lengths, kind="stable")
     while len(order):
         longest = int(lengths[order[0]])

@@ -296,8 +296,9 @@ class PretrainConfig(TrainingConfig, TeacherConfig):
         for name in ("train_steps", "decay_steps"):
             if getattr(self, name) is not None:
                 raise UserError(
-                    f"--{name} and --time_budget cannot be combined: the time determines the "
-                    f"steps. Remove one of the two flags, also from the flagfile."
+                    f"--{name} and --time_budget cannot be combined, because the time budget "
+                    f"determines the number of steps. Remove one of the two flags, and also look "
+                    f"in the flagfile."
                 )
 
     def _check_schedule(self):

@@ -24,7 +24,7 @@ def with_limit_check(
         size: () int, the size to check.
         what: beginning of the error message, such as "a text has more tokens".
         limits: TextLimits; None for no check.
-        name: name of the field of `limits` with the maximum.
+        name: name of the field of `limits` that holds the maximum.
 
     Raises:
         tf.errors.InvalidArgumentError: (when the graph runs) the size exceeds the limit.

@@ -130,7 +130,7 @@ def learn_vocab(texts: Iterable[str], vocab_size: int, lower_case: bool = True) 
 
 
 def split_word(word: str, ids: Mapping[str, int]) -> list[int]:
-    """Returns the ids of the WordPieces of a word or "##" piece; [] if the entries cannot form it.
+    """Splits a word or a "##" piece; returns the ids, or [] if the vocabulary cannot form it.
 
     The longest match is taken first, as in google-research/bert.
     """

@@ -52,9 +52,9 @@ def step_flops(
 def forward_flops(
     bert: "BertConfig", length: int, predictions: int, next_sentence: bool = True
 ) -> tuple[int, int]:
-    """Returns the floating-point operations of an example's forward pass; see `step_flops`.
+    """Counts the floating-point operations of an example's forward pass; see `step_flops`.
 
-    They are two numbers: for all blocks but the last; and for the last block, pooler and heads.
+    Returns two counts: for all blocks but the last; and for the last block, pooler and heads.
     """
     D, F, V = bert.hidden_size, bert.intermediate_size, bert.vocab_size
     last = bert.num_hidden_layers - 1

@@ -17,7 +17,9 @@ from kbert.errors import UserError
 from kbert.utils.storage import RetryError
 
 TRIES = 6
-FIRST_WAIT_S = 1.0  # then 2, 4, 8, 16 s; randomly up to half shorter, so that workers spread out
+# The next waits are 2, 4, 8 and 16 s. A random part of each, up to half, is cut, so that workers
+# spread out.
+FIRST_WAIT_S = 1.0
 gfile = tf.io.gfile
 _CHUNK_BYTES = 1 << 20
 _T = TypeVar("_T")

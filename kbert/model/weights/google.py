@@ -78,7 +78,7 @@ FIELDS = (
 )
 # Hard-coded in google-research/bert.
 FIXED: dict[str, str | float] = {"hidden_act": "gelu_new", "layer_norm_eps": 1e-12}
-# Names of the optimizer's state.
+# Names of the optimizer's variables.
 _NOT_WEIGHTS = re.compile(
     r"(.*/)?(adam_[mv]|lamb_[mv]|Adam(_1)?|global_step|beta[12]_power|loss_scale|good_steps)"
 )
