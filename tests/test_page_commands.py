@@ -118,6 +118,8 @@ def own_files(folder):
     pairs = [(text[: len(text) // 2], text[len(text) // 2 :]) for text, _ in rows]
     pairs = "".join(f"{first.strip()}\t{second.strip()}\n" for first, second in pairs)
     (folder / "pairs.tsv").write_text(f"anchor\tpositive\n{pairs}", encoding="utf-8")
+    pairs = "".join(f"{text[:20]}\t{text}\t{i % 2}\n" for i, (text, _) in enumerate(rows))
+    (folder / "relevance.tsv").write_text(f"query\ttext\tlabel\n{pairs}", encoding="utf-8")
     tagged = "Anna\tB-person\nflew\tO\nto\tO\nOslo\tB-location\n\nIt\tO\nrained\tO\n\n"
     for part in ("train", "dev", "test"):
         (folder / f"{part}.conll").write_text(tagged * 8)

@@ -1,4 +1,4 @@
-"""Reads the examples of sentence encoders: pairs, triplets, and pairs with a score."""
+"""Reads the examples of embed and rerank: pairs, pairs with negatives, and pairs with a score."""
 
 import functools
 import re
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _PAIRS = (("anchor", "positive"), ("query", "positive"), ("question", "positive"))
 _PAIRS += (("query", "answer"), ("question", "answer"), ("anchor", "pos"), ("query", "pos"))
 _PAIRS += tuple(pair for pair in column_names.PAIRS if pair[0] != "premise")
+_PAIRS += (("query", "text"),)
 _NEGATIVE = re.compile(r"(?:hard_)?neg(?:ative)?_?(\d*)")
 _SCORES = ("score", "label", "similarity", "similarity_score", "relatedness_score", "gold_label")
 _KNOWN = {name for pair in _PAIRS for name in pair} | {*_SCORES}
@@ -43,6 +44,23 @@ def embedding_records(
     records: Records, config: "ColumnConfig", labeled: bool
 ) -> "tuple[Records, Callable[[str, Record], EmbeddingExample]]":
     """Returns records without their header, and the function that converts them to examples."""
+    return records, functools.partial(parse_texts, find_texts(records, config, labeled))
+
+
+def find_texts(records: Records, config: "ColumnConfig", labeled: bool) -> Columns:
+    """Finds the columns of two texts, and of their negatives or their score; takes the header.
+
+    Args:
+        records: the records of a file.
+        config: which columns to read.
+        labeled: whether to read negatives and scores.
+
+    Returns:
+        Columns, whose `choices` are the negatives.
+
+    Raises:
+        UserError: the columns are missing or ambiguous.
+    """
     if records.width is not None and _has_header(records, config):
         records.take_header()
     columns = _find_columns(records, config, labeled)
@@ -55,7 +73,7 @@ def embedding_records(
     records.flags = {flag: None if key is None else str(key) for flag, key in flags.items()}
     if records.width is not None:
         records.flags["header"] = "no" if records.names is None else "yes"
-    return records, functools.partial(_example, columns)
+    return columns
 
 
 def _name(records, columns):
@@ -83,7 +101,7 @@ def _find_columns(records, config, labeled):
         text, pair, label = _usual_columns(records, keys, label)
     elif text is None or pair is None:
         raise UserError("set both --text_column and --text_pair_column, or neither.")
-    for name, key in keys.items():
+    for name, key in keys.items() if labeled else ():
         if (match := _NEGATIVE.fullmatch(name)) and key not in (text, pair, label):
             negatives[int(match[1] or 0)] = key
     choices = tuple(negatives[number] for number in sorted(negatives))
@@ -111,8 +129,7 @@ def _usual_columns(records, keys, label):
         raise UserError(
             f"{records.name} has no two columns named {', '.join('/'.join(p) for p in _PAIRS[:2])} "
             f"or sentence1/sentence2; it has {quote_names(records.names)}. Set --text_column and "
-            f"--text_pair_column to texts that are similar, and --label_column to their score, if "
-            f"they have one."
+            f"--text_pair_column to two texts, and --label_column to their score, if they have one."
         )
     if label is None:
         label = next((keys[name] for name in _SCORES if name in keys), None)
@@ -132,7 +149,12 @@ def _columns_without_names(records, label):
     )
 
 
-def _example(columns: Columns, where: str, record: "Record") -> EmbeddingExample:
+def parse_texts(columns: Columns, where: str, record: "Record") -> EmbeddingExample:
+    """Returns the EmbeddingExample of a record.
+
+    Raises:
+        BadExample: a value is missing or invalid.
+    """
     validation.check_column_count(record, columns)
     negatives = (f"negative {number}" for number in range(1, len(columns.choices) + 1))
     names = ("the text", "the second text", *negatives)

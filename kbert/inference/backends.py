@@ -177,6 +177,8 @@ def _openvino(function, features, model, kind, folder):
     import openvino
 
     core = openvino.Core()
+    # A model may compute the same function for one text and for several texts per example.
+    kind = f"{kind}_of_several" if features["input_ids"].ndim == 3 else kind
     path = folder and pathlib.Path(folder) / "openvino" / f"{kind}-{_fingerprint(model)}"
     converted = path and _load_cached(core, path)
     if not converted:

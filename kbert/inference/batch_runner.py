@@ -43,7 +43,7 @@ class BatchRunner:
         self._batch_size = batch_size
         self._backend = backend
         self._function = function
-        self._compute = None
+        self._compiled = {}  # rank of the token ids -> compiled function
         self._compiling = threading.Lock()
 
     def __call__(
@@ -62,10 +62,13 @@ class BatchRunner:
         results = [None] * len(items)
         batches = self._batches(items)
         with self._compiling:
-            if batches and self._compute is None:
-                self._compute = self._backend(self._function, self._features(items, batches[0]))
+            rank = items[0].input_ids.ndim if items else None
+            if batches and rank not in self._compiled:
+                features = self._features(items, batches[0])
+                self._compiled[rank] = self._backend(self._function, features)
+            compute = self._compiled.get(rank)
         with ThreadPoolExecutor(PARALLEL) as pool:
-            computed = pool.map(lambda batch: self._compute(self._features(items, batch)), batches)
+            computed = pool.map(lambda batch: compute(self._features(items, batch)), batches)
             for batch, outputs in zip(batches, computed, strict=True):
                 for row, number in enumerate(batch):
                     results[number] = {name: value[row] for name, value in outputs.items()}

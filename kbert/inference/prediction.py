@@ -93,10 +93,10 @@ def _results(predictor, method, task, rows, config):
     if method == "embed":
         return [{"embedding": v.tolist()} for v in predictor.embed(*columns, **options)]
     if task:
-        if method not in METHODS or (predictor.settings or {}).get("task") == task.name:
-            results = predictor.predict(task.name, *columns, **options)
-        else:
-            results = getattr(predictor, method)(*columns, **options)
+        own = (predictor.settings or {}).get("task") == task.name
+        # Without a task of its own, a classifier may be one of several tasks.
+        name = predictor.classifier() if method == "classify" and not own else task.name
+        results = predictor.predict(name, *columns, **options)
         return [task.to_json(result) for result in results]
     if "targets" in options:
         options["targets"] = [target.strip() for target in config.targets.split(",")]

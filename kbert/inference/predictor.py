@@ -203,6 +203,36 @@ class Predictor(ModelRunner):
         """
         return self.predict("choice", texts, choices)
 
+    def rerank(
+        self, query: str, texts: Sequence[str], top_k: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Sorts texts by their relevance to a query, such as the results of `search`.
+
+        The model must be a cross-encoder: a sequence classifier with one output, fine-tuned by
+        kbert, HF transformers or sentence-transformers.
+
+        Args:
+            query: the query.
+            texts: N texts.
+            top_k: maximum number of texts to return; None for all.
+
+        Returns:
+            list of dicts, best first: `index`, the number of the text in `texts`, from 0; `score`,
+            the sigmoid of the logit, from 0 to 1; and `text`.
+
+        Raises:
+            UserError: the query is not a str, `top_k` is below 1, or the model has several outputs.
+        """
+        if not isinstance(query, str):
+            raise UserError(f"query must be a str; got {type(query).__name__}.")
+        if top_k is not None and top_k < 1:
+            raise UserError(f"top_k must be at least 1; got {top_k}.")
+        (texts,) = as_batch(texts)
+        results = self.predict("rerank", [query] * len(texts), texts)
+        scores = np.array([result["score"] for result in results])
+        order = np.argsort(-scores, kind="stable")[:top_k].tolist()
+        return [{"index": i, **results[i], "text": texts[i]} for i in order]
+
     def next_sentence(
         self, texts: str | Sequence[str], text_pairs: str | Sequence[str]
     ) -> list[dict[str, float]]:

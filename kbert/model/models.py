@@ -1,7 +1,8 @@
 """BERT as Keras models: the bare encoder, the pretraining models and the task models.
 
 Every model takes a dict of features (`kbert.features`), or only `input_ids`. The features are
-(B, L) int32; `BertForMultipleChoice` takes (B, C, L), and `BertForEmbedding` also (B, T, L):
+(B, L) int32; `BertForMultipleChoice` takes (B, C, L), and `BertForEmbedding` and
+`BertForSequenceClassification` also (B, T, L):
 
 - `input_ids`; or `inputs_embeds`, word embeddings, float32, with an additional axis D.
 - Optional: `attention_mask` (default: all tokens are real), `token_type_ids` (default: all 0) and
@@ -46,9 +47,17 @@ def _tokens(inputs):
 
 
 def _flattened(inputs):
-    """Returns the features of the encoder, (B, T, L) each, as features with B * T rows."""
+    """Returns features of the encoder with B * T rows if they are (B, T, L); else unchanged."""
+    if len(_tokens(inputs).shape) < 3:
+        return inputs
     names = [name for name in (*ENCODER_FEATURES, *OPTIONAL_FEATURES) if name in inputs]
     return {n: ops.reshape(inputs[n], (-1, *ops.shape(inputs[n])[2:])) for n in names}
+
+
+def _stacked(x, inputs):
+    """Returns the outputs of `_flattened(inputs)`, (B * T, E), as (B, T, E); else unchanged."""
+    shape = ops.shape(_tokens(inputs))
+    return x if len(shape) < 3 else ops.reshape(x, (-1, shape[1], x.shape[-1]))
 
 
 @keras.saving.register_keras_serializable("kbert")
@@ -139,6 +148,7 @@ class _HeadedModel(PretrainedModel):
 
     pooled = True  # whether a head needs the pooler
     by_row = True  # whether some output is computed for a whole row, not for each token
+    stacked = False  # whether the features may also be (B, T, L), for T texts per example
 
     def __init__(
         self,
@@ -161,6 +171,10 @@ class _HeadedModel(PretrainedModel):
     def build(self, input_shape: tuple[int | None, ...] | None = None) -> None:
         for name in self.task_heads:
             getattr(self, name).build((None, None, self.config.hidden_size))
+
+    def _expected_rank(self, inputs):
+        shape = getattr(inputs.get("input_ids"), "shape", ())
+        return 3 if self.stacked and len(shape) == 3 else super()._expected_rank(inputs)
 
     def features(self, inputs: Inputs) -> dict[str, keras.KerasTensor]:
         features = super().features(inputs)
@@ -250,17 +264,24 @@ class BertForNextSentencePrediction(_HeadedModel):
 class BertForSequenceClassification(_HeadedModel):
     """BERT for classification, or regression (C = 1), of a text or a pair of texts.
 
+    Call arguments:
+        inputs: features, (B, L) each; or (B, T, L) each, with `input_ids`, for T texts or pairs per
+            example.
+
     Returns, when called:
-        dict with `logits` (B, C) float32, where C is `num_labels` of the config.
+        dict with `logits` float32, (B, C) or (B, T, C), where C is `num_labels` of the config.
+        `hidden_states` and `attentions` have B * T rows.
     """
 
     task_heads = {"sequence_classifier": ClassificationHead}
     sequence_classifier: ClassificationHead
+    stacked = True
 
     def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
-        outputs = self._pooled(self.features(inputs), training)
+        inputs = self.features(inputs)
+        outputs = self._pooled(_flattened(inputs), training)
         logits = self.sequence_classifier(outputs["pooler_output"], training=training)
-        return {"logits": logits, **self._optional_outputs(outputs)}
+        return {"logits": _stacked(logits, inputs), **self._optional_outputs(outputs)}
 
 
 @keras.saving.register_keras_serializable("kbert")
@@ -340,16 +361,11 @@ class BertForEmbedding(_HeadedModel):
     task_heads = {"embedding": EmbeddingHead}
     embedding: EmbeddingHead
     pooled = False
-
-    def _expected_rank(self, inputs):
-        return 3 if len(getattr(inputs.get("input_ids"), "shape", ())) == 3 else 2
+    stacked = True
 
     def call(self, inputs: Inputs, training: bool | None = None) -> Outputs:
         inputs = self.features(inputs)
-        tokens = _tokens(inputs)
-        inputs = _flattened(inputs) if len(tokens.shape) == 3 else inputs
-        outputs = self.bert(inputs, training=training)
-        vectors = self.embedding(outputs["last_hidden_state"], inputs.get("attention_mask"))
-        if len(tokens.shape) == 3:
-            vectors = ops.reshape(vectors, (-1, ops.shape(tokens)[1], vectors.shape[-1]))
-        return {"embedding": vectors, **self._optional_outputs(outputs)}
+        rows = _flattened(inputs)
+        outputs = self.bert(rows, training=training)
+        vectors = self.embedding(outputs["last_hidden_state"], rows.get("attention_mask"))
+        return {"embedding": _stacked(vectors, inputs), **self._optional_outputs(outputs)}

@@ -81,6 +81,11 @@ def read_labeled(
 def _check_pairs(endpoint, examples):
     takes = "text_pair" in endpoint.texts
     for example in examples if "text" in endpoint.texts else ():
+        if hasattr(example, "choices") and "choices" not in endpoint.texts:
+            raise UserError(
+                f"{example.where}: the example has negatives, but an export scores one text at a "
+                f"time. Use a file of pairs with labels."
+            )
         if (getattr(example, "text_pair", None) is not None) != takes:
             raise UserError(
                 f"{example.where}: the model takes {'two texts' if takes else 'one text'}, but the "

@@ -48,6 +48,7 @@ METHODS = (
     "tag",
     "answer",
     "choose",
+    "rerank",
     "next_sentence",
     "similarity",
     "embed",

@@ -10,7 +10,8 @@ from kbert.settings.training import TeacherConfig, TrainingConfig
 _TASKS = (
     "classify (one label for a text), pair (one label for two texts), regress (a number), "
     "multilabel (any number of labels), tag (a label for each word), qa (an answer in a text), "
-    "choice (one of several texts), embed (a vector for a text), or a task of your own"
+    "choice (one of several texts), embed (a vector for a text), rerank (how relevant a text is to "
+    "a query), or a task of your own"
 )
 
 

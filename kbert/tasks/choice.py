@@ -11,7 +11,7 @@ from kbert.data.examples import ChoiceExample, open_records
 from kbert.errors import UserError
 from kbert.model.models import BertForMultipleChoice
 from kbert.tasks.arguments import same_length
-from kbert.tasks.encoding import Encoded, encode_texts, stack_items, with_labels
+from kbert.tasks.encoding import Encoded, encode_choices
 from kbert.tasks.endpoint import Endpoint
 from kbert.tasks.outputs import Outputs, Predictions, TensorDict, softmax
 from kbert.tasks.span_ops import apply_in_batches
@@ -107,16 +107,7 @@ class Choice(Task):
     def encode(
         self, examples: Sequence[ChoiceExample], class_weights: np.ndarray | None = None
     ) -> Encoded:
-        texts = [example.text for example in examples for _ in example.choices]
-        choices = [choice for example in examples for choice in example.choices]
-        rows = iter(encode_texts(self.tokenizer, texts, choices, self.max_seq_length))
-        items = []
-        for example in examples:
-            item = stack_items([next(rows) for _ in example.choices], self.tokenizer.pad_id)
-            items.append(
-                item if example.label is None else with_labels(item, example.label, np.int32)
-            )
-        return Encoded(items)
+        return Encoded(encode_choices(self.tokenizer, examples, self.max_seq_length))
 
     def predictions(
         self, examples: Sequence[ChoiceExample], encoded: Encoded, outputs: Outputs

@@ -10,6 +10,7 @@ import tensorflow as tf
 from kbert.data.bucketed_batches import EncodedExample
 
 if TYPE_CHECKING:
+    from kbert.data.examples import ChoiceExample
     from kbert.tokenizer.tokenizer import BertTokenizer
 
 _TEXTS = 1024  # texts to tokenize at once
@@ -66,6 +67,20 @@ def stack_items(items: Sequence[EncodedExample], pad_id: int) -> EncodedExample:
         )
 
     return EncodedExample(stack("input_ids", pad_id), stack("token_type_ids", 0))
+
+
+def encode_choices(
+    tokenizer: "BertTokenizer", examples: "Sequence[ChoiceExample]", max_seq_length: int
+) -> list[EncodedExample]:
+    """Encodes each text with each of its C choices: an item (C, L) per example."""
+    texts = [example.text for example in examples for _ in example.choices]
+    choices = [choice for example in examples for choice in example.choices]
+    rows = iter(encode_texts(tokenizer, texts, choices, max_seq_length))
+    items = []
+    for example in examples:
+        item = stack_items([next(rows) for _ in example.choices], tokenizer.pad_id)
+        items.append(item if example.label is None else with_labels(item, example.label, np.int32))
+    return items
 
 
 def with_labels(

@@ -57,8 +57,8 @@ def read_examples(
     Args:
         path: a plain or compressed file; FOLDER or FOLDER:SPLIT of Hugging Face `datasets`;
             `tfds:NAME` or `tfds:NAME:SPLIT`; or several files or globs, comma-separated.
-        task: "classify", "pair", "regress", "multilabel", "tag", "qa", "choice", "embed", or a
-            registered task.
+        task: "classify", "pair", "regress", "multilabel", "tag", "qa", "choice", "embed",
+            "rerank", or a registered task.
         text_column, text_pair_column, label_column: name of a column or key, or number of a
             column, from 0; None: inferred from names and values.
         label_columns: for multilabel, the columns of 0 and 1, each named after its label, as a
@@ -83,6 +83,8 @@ def read_examples(
         choice: `text`, `choices`, a tuple of str, and `label`, the index of the correct choice.
         embed: `texts`, a tuple of str (the anchor, the positive and any negatives), and `label`, a
         score or None.
+        rerank: as for regress, with `text_pair`; or, with negatives, as for choice: `choices` are
+        the positive and the negatives.
 
     Raises:
         UserError: an argument is invalid, a file cannot be read or has no examples, its header or
@@ -159,9 +161,9 @@ class SplitReader:
                 authors (task classify, label_column author).
 
         Returns:
-            List of TextExample (tasks classify, pair, regress, multilabel), TagExample (tag),
-            QuestionExample (qa), ChoiceExample (choice) or EmbeddingExample (embed), in the order
-            of the source.
+            List of TextExample (tasks classify, pair, regress, multilabel, rerank), TagExample
+            (tag), QuestionExample (qa), ChoiceExample (choice, rerank) or EmbeddingExample (embed),
+            in the order of the source.
 
         Raises:
             UserError: the source cannot be read or has no examples, or an example is invalid and

@@ -132,6 +132,25 @@ def ranking_scores(ranks: Sequence[Sequence[int]]) -> dict[str, float]:
     return _to_floats({name: np.mean(values) for name, values in scores.items()})
 
 
+def relevance_scores(labels: "ArrayLike", scores: "ArrayLike") -> dict[str, float]:
+    """Returns metrics for pairs that are relevant or not.
+
+    Args:
+        labels: (N,), 1 for relevant pairs, else 0.
+        scores: (N,) float, in [0, 1].
+
+    Returns:
+        dict of average_precision, 0 if no pair is relevant, and accuracy, where a pair counts as
+        relevant if its score is above 0.5.
+    """
+    from sklearn.metrics import average_precision_score
+
+    labels, scores = np.asarray(labels) > 0.5, np.asarray(scores)
+    precision = average_precision_score(labels, scores) if labels.any() else 0.0
+    accuracy = np.mean((scores > 0.5) == labels)
+    return _to_floats({"average_precision": precision, "accuracy": accuracy})
+
+
 def multilabel_scores(targets: "ArrayLike", predictions: "ArrayLike") -> dict[str, float]:
     """Returns metrics for multi-label classification, from targets and predictions, (N, C) bool.
 

@@ -5,7 +5,9 @@ from collections.abc import Iterable
 
 from kbert.errors import UserError
 
-BUILT_IN = ("classify", "pair", "regress", "multilabel", "tag", "qa", "choice", "embed")
+BUILT_IN = (
+    *("classify", "pair", "regress", "multilabel", "tag", "qa", "choice", "embed", "rerank"),
+)
 ENTRY_POINTS = "kbert.tasks"  # entry-point group of installed packages with tasks
 
 

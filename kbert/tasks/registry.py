@@ -19,6 +19,7 @@ from kbert.tasks.names import ENTRY_POINTS, check_task_name
 from kbert.tasks.pair import PairClassification
 from kbert.tasks.qa import QuestionAnswering
 from kbert.tasks.regress import Regression
+from kbert.tasks.rerank import Reranking
 from kbert.tasks.tag import Tagging
 from kbert.tasks.task import BOOL, Task, int_at_least, setting_check
 from kbert.utils import atomic
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 BUILT_IN: tuple[type[Task], ...] = (
     *(Classification, PairClassification, Regression, MultiLabel),
-    *(Tagging, QuestionAnswering, Choice, Embedding),
+    *(Tagging, QuestionAnswering, Choice, Embedding, Reranking),
 )
 _registered = {kind.name: kind for kind in BUILT_IN}
 
@@ -132,7 +133,8 @@ def method_of_heads(parts: Iterable[str], config: "BertConfig") -> str:
     """
     if config.embedding:
         return "embed"
-    heads = {tuple(kind.model_class.task_heads): kind.method for kind in BUILT_IN}
+    # Of the tasks with the same heads, the first one counts: it overwrites the others.
+    heads = {tuple(kind.model_class.task_heads): kind.method for kind in reversed(BUILT_IN)}
     heads |= {("mlm",): "fill_mask", ("nsp",): "next_sentence"}
     return next((method for names, method in heads.items() if set(names) <= set(parts)), "embed")
 
