@@ -18,6 +18,7 @@ PROGRAMS = {
     "serve": "serve exports by gRPC and REST on one machine, with a demo page",
     "convert": "convert weights between kbert, Google, Hugging Face and KerasHub",
     "distill": "train a smaller BERT from a fine-tuned one",
+    "mine": "find hard negatives for pairs of similar texts",
     "prune": "remove the attention heads that matter least to a task",
     "attention": "show the attention weights of a text",
 }

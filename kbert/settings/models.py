@@ -1,6 +1,7 @@
 """Settings of the programs that use a model, and the methods and backends they offer."""
 
 import dataclasses
+import re
 
 from kbert.config import POOLINGS
 from kbert.errors import UserError
@@ -208,3 +209,50 @@ class PredictConfig(ColumnConfig, TaskModuleConfig):
         "TensorFlow; keras: the unconverted Keras model, as in evaluation during training",
         choices=BACKENDS,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MineConfig(ColumnConfig):
+    """Settings of `kbert.mine`; each is a flag."""
+
+    model: str | None = required(
+        None, "encoder, such as RUN/finetuning/best or a sentence-transformers folder"
+    )
+    pairs_file: str | None = required(
+        None,
+        "pairs of similar texts, a query and its positive, in a format that --task=embed reads",
+    )
+    output_file: str | None = required(
+        None, "file to write, such as hard.jsonl: the pairs with negative_1, negative_2 and so on"
+    )
+    corpus_file: str | None = common(
+        None, "texts to search in, one per line (.txt); default: the positives of --pairs_file"
+    )
+    num_negatives: int = common(3, "negatives of each pair", at_least=1)
+    top_k: int = common(100, "take the negatives from this many nearest texts", at_least=1)
+    skip_top: int = common(
+        0, "do not take the nearest texts, this many, which may be relevant", at_least=0
+    )
+    margin: float | None = common(
+        None,
+        "take only texts whose similarity is lower than that of the positive by this much or more; "
+        "default: any similarity",
+        at_least=0,
+    )
+    batch_size: int = setting(32, "texts per batch", at_least=1)
+    backend: str = setting("auto", "runtime of the model, as for kbert.predict", choices=BACKENDS)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.skip_top + self.num_negatives > self.top_k:
+            raise UserError(
+                f"--top_k must be at least --skip_top plus --num_negatives, "
+                f"{self.skip_top + self.num_negatives}; got {self.top_k}."
+            )
+        if not self.output_file.endswith(".jsonl"):
+            raise UserError(f"--output_file must end in .jsonl; got {self.output_file}.")
+        if self.corpus_file and not re.search(r"\.txt(\.\w+)?$", self.corpus_file.lower()):
+            raise UserError(
+                f"--corpus_file must be a .txt file with one text per line, compressed or not; got "
+                f"{self.corpus_file}."
+            )

@@ -83,7 +83,8 @@ class Reranking(Regression):
             raise UserError(
                 f"{records.name} has pairs of texts, but neither labels nor negatives. Add a "
                 f"column named label, 1 for relevant texts and 0 for others, or set "
-                f"--label_column; or add columns named negative_1, negative_2 and so on."
+                f"--label_column; or add columns named negative_1, negative_2 and so on, which "
+                f"kbert.mine finds."
             )
         return records, functools.partial(_parse_example, columns)
 
