@@ -115,6 +115,23 @@ def test_notes_say_what_was_read(tmp_path, capsys):
     assert "reading pairs, each with 1 negative" in out
 
 
+def test_plain_text(tmp_path, capsys):
+    """Each line is paired with itself; tabs or flags make the file a table."""
+    found = read(tmp_path / "a.txt", "a cat\n\n  the dog, red \n")
+    assert [(e.texts, e.label) for e in found] == [
+        (("a cat",) * 2, None),
+        (("the dog, red",) * 2, None),
+    ]
+    assert found[1].where == "a.txt, line 3"
+    assert "reading single texts; each is paired with itself" in capsys.readouterr().out
+    assert read(tmp_path / "a.txt", "a cat\ta dog\n")[0].texts == ("a cat", "a dog")
+    with pytest.raises(UserError, match=r"has 1 column in its first row, but 2 are needed"):
+        read(tmp_path / "a.txt", "a cat\n", header="no", text_column=0)
+    (tmp_path / "a.txt").write_bytes(b"a cat\n\xe4\n")
+    with pytest.raises(UserError, match=r"^a.txt, line 2: .*UTF-8"):
+        kbert.read_examples(tmp_path / "a.txt", "embed")
+
+
 # Losses
 
 rng = np.random.default_rng(0)
@@ -211,6 +228,8 @@ def adapted(examples, bert=None, **settings):
 
 
 PAIRS = [EmbeddingExample("a.tsv, line 1", ("a", "b"))]
+NO_DROPOUT = BertConfig(**BERT, hidden_dropout_prob=0, attention_probs_dropout_prob=0)
+SINGLE = [EmbeddingExample("a.txt, line 1", ("a", "a"))]
 SCORED = [EmbeddingExample("a.tsv, line 1", ("a", "b"), 4.0)]
 
 
@@ -251,6 +270,7 @@ def test_matryoshka_adds_up_the_losses_of_truncated_vectors():
             {"loss": "cosine_similarity"},
             r"a.tsv, line 1: --loss=cosine_similarity needs scores from -1 to 1; got 4\. Divide",
         ),
+        (SINGLE, {}, r"a.txt, line 1: training on single texts needs dropout, but hidden_dropout_"),
         (PAIRS, {"batch_size": 1}, r"compares examples, so batch_size must be at least 2"),
         (
             PAIRS,
@@ -262,7 +282,26 @@ def test_matryoshka_adds_up_the_losses_of_truncated_vectors():
 )
 def test_settings_that_do_not_fit_the_examples(examples, settings, message):
     with pytest.raises(UserError, match=message):
-        adapted(examples, **settings)
+        adapted(examples, NO_DROPOUT, **settings)
+
+
+def test_single_texts_are_trained_on_but_not_scored():
+    assert adapted(SINGLE).loss == "multiple_negatives_ranking"
+    task, examples = make_task(config(), None), {"train": SINGLE, "eval": SINGLE}
+    with pytest.raises(UserError, match=r"^a.txt, line 1: the eval examples are .*--eval_file"):
+        task.adapt(BertConfig(**BERT), examples)
+    task.adapt(BertConfig(**BERT), examples | {"eval": SCORED})
+    assert task.metric == "spearman"
+
+
+def test_dropout_differs_between_the_vectors_of_a_text():
+    keras.utils.set_random_seed(0)
+    model = kbert.BertForEmbedding(BertConfig(**BERT))
+    features = {"input_ids": np.int32([[[2, 7, 8, 3]] * 2])}
+    one, two = model(features, training=True)["embedding"][0].numpy()
+    assert np.abs(one - two).max() > 1e-3
+    one, two = model(features, training=False)["embedding"][0].numpy()
+    np.testing.assert_allclose(one, two, atol=1e-6)
 
 
 def test_settings_of_other_tasks():
@@ -482,6 +521,15 @@ def test_replicas_make_no_difference(file, root, tmp_path):
     one, two = (weights_of(tmp_path / name / "finetuning/final") for name in ("one", "two"))
     for name, value in one.items():
         np.testing.assert_allclose(two[name], value, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_run_on_plain_text(root, tmp_path):
+    words = [f"{a} {b}\n" for a in COLOURS for b in COLOURS if a != b]
+    (root / "text.txt").write_text("".join(words))
+    run = settings(root, "text.txt", eval_file=str(root / "scored.tsv"), learning_rate=1e-3)
+    results = finetune(run, tmp_path / "run")
+    assert list(results["eval"]) == ["spearman", "pearson"]
 
 
 @pytest.mark.slow

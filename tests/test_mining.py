@@ -118,6 +118,7 @@ def test_negatives_of_the_file_are_replaced(mined):
     ("changes", "message"),
     [
         ({"pairs": "query\ttext\tlabel\nq\tp1\t0\n"}, r"has pairs with a score, but kbert.mine"),
+        ({"pairs": "query\tpositive\nq\tq\n"}, r"pairs\.tsv has single texts, but kbert.mine nee"),
         ({"num_negatives": 9}, r"none of the 3 pairs has 9 negatives\. Use a larger --corpus_file"),
         ({"num_negatives": 3, "top_k": 4, "skip_top": 2}, r"--top_k must be at least .*, 5; got 4"),
         ({"margin": -1.0}, r"margin must be >= 0; got -1\.0"),

@@ -1,6 +1,8 @@
 """Reads the examples of embed and rerank: pairs, pairs with negatives, and pairs with a score."""
 
 import functools
+import itertools
+import os
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -18,8 +20,10 @@ from kbert.data.columns import (
 )
 from kbert.data.examples import EmbeddingExample
 from kbert.data.headers import normalize_name
-from kbert.data.records import Records
+from kbert.data.records import Records, not_utf8_error, read_lines
 from kbert.errors import UserError
+from kbert.fields import is_text
+from kbert.utils.input_files import plain_name
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -45,6 +49,35 @@ def embedding_records(
 ) -> "tuple[Records, Callable[[str, Record], EmbeddingExample]]":
     """Returns records without their header, and the function that converts them to examples."""
     return records, functools.partial(parse_texts, find_texts(records, config, labeled))
+
+
+def is_plain_text(source: str, config: "ColumnConfig") -> bool:
+    """Returns whether a source is a .txt file without tabs, and no flag makes it a table."""
+    flags = (config.text_column, config.text_pair_column, config.label_column)
+    is_table = config.header != "auto" or any(flags)
+    if is_table or not plain_name(source).endswith(".txt"):
+        return False
+    return not any("\t" in line for _, line in itertools.islice(read_lines(source), 1000))
+
+
+def text_records(path: str) -> "tuple[Records, Callable[[str, Record], EmbeddingExample]]":
+    """Returns the lines of a text as records, and the function that pairs each with itself.
+
+    Lines without text are skipped.
+    """
+    name = os.path.basename(path)
+    items = (
+        (f"{name}, line {number}", [line.strip()] if is_text(line) else not_utf8_error(path))
+        for number, line in read_lines(path)
+        if line.strip()
+    )
+    notes = ["reading single texts; each is paired with itself"]
+    return Records(name, items, (), notes=notes), _pair_with_itself
+
+
+def _pair_with_itself(where, record):
+    (text,) = record
+    return EmbeddingExample(where, (text, text))
 
 
 def find_texts(records: Records, config: "ColumnConfig", labeled: bool) -> Columns:

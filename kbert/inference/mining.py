@@ -73,6 +73,10 @@ def _read_positives(config, report):
             f"{config.pairs_file} has pairs with a score, but kbert.mine needs pairs of similar "
             f"texts. Keep only the similar pairs, and remove the column of the score."
         )
+    if all(example.texts[0] == example.texts[1] for example in examples):
+        raise UserError(
+            f"{config.pairs_file} has single texts, but kbert.mine needs pairs of similar texts."
+        )
     if len(examples[0].texts) > 2:
         report(f"note: the negatives of {config.pairs_file} are replaced")
     positives = collections.defaultdict(dict)

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from kbert.config import EmbeddingConfig
-from kbert.data.embedding_columns import embedding_records
+from kbert.data.embedding_columns import embedding_records, is_plain_text, text_records
 from kbert.data.examples import EmbeddingExample, open_records
 from kbert.errors import UserError
 from kbert.model.folder import ModelFolder
@@ -58,6 +58,9 @@ class EmbedEndpoint(Endpoint):
 
 class Embedding(Task):
     """The task of embedding texts so that texts with a similar meaning have similar vectors.
+
+    A single text is its own positive: its two vectors differ by dropout, as in SimCSE (Gao et al.
+    2021, arXiv:2104.08821).
 
     Args:
         tokenizer, max_seq_length: as for `Task`.
@@ -123,6 +126,8 @@ class Embedding(Task):
     def reader(
         cls, source: str, config: "ColumnConfig", labeled: bool
     ) -> "tuple[Records, Callable[[str, Record], EmbeddingExample]]":
+        if is_plain_text(source, config):
+            return text_records(source)
         return embedding_records(open_records(source, cls.name), config, labeled)
 
     @classmethod
@@ -144,6 +149,7 @@ class Embedding(Task):
         usual = "multiple_negatives_ranking" if first.label is None else "cosent"
         self.loss = config.loss or usual
         self._check_loss(examples["train"])
+        _check_single_texts(base, examples)
         width = self.settings.dense_size or base.hidden_size
         if max(self._dims() or [1]) > width:
             raise UserError(
@@ -282,6 +288,24 @@ class Embedding(Task):
         for example, prediction in zip(examples, predictions, strict=True):
             ranks[example.texts[0]][example.texts[1]] = prediction["rank"]
         return metrics.ranking_scores([list(of_query.values()) for of_query in ranks.values()])
+
+
+def _check_single_texts(base, examples):
+    """Checks splits where each text is its own positive, which only dropout makes different."""
+    for split, rows in examples.items():
+        if any(row.label is not None or {*row.texts} != {row.texts[0]} for row in rows):
+            continue
+        if split != "train":
+            raise UserError(
+                f"{rows[0].where}: the {split} examples are single texts, which cannot be scored. "
+                f"Set --{split}_file to pairs of texts, with or without a score."
+            )
+        if not (base.hidden_dropout_prob or base.attention_probs_dropout_prob):
+            raise UserError(
+                f"{rows[0].where}: training on single texts needs dropout, but hidden_dropout_prob "
+                f"and attention_probs_dropout_prob of the model are 0. Set them in its "
+                f"config.json, for example to 0.1."
+            )
 
 
 def positive_ranks(examples: Sequence[EmbeddingExample], vectors: np.ndarray) -> list[int]:
