@@ -17,6 +17,7 @@ from kbert.model.folder import ModelFolder
 from kbert.serving.comparison import read_labeled
 from kbert.settings import DistillConfig, EvaluateConfig, FinetuneConfig, PredictConfig
 from kbert.tasks import metrics
+from kbert.tasks.labels import label_conflicts
 from kbert.tasks.rerank import Reranking
 from kbert.tokenizer.vocab import SPECIAL_TOKENS, write_vocab
 from kbert.train import distill, finetune
@@ -137,6 +138,18 @@ def test_scores():
     found = task.scores(queries, rows)  # ranks 1, 2 and 3: equal scores count as better
     assert found["mrr@10"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
     assert found["ndcg@10"] == pytest.approx((1 + 1 / np.log2(3) + 1 / 2) / 3)
+
+
+def test_heads_with_one_output_are_used():
+    """Whatever its name, but not the head of a regression, whose output is no logit."""
+    task, fields = Reranking(None), BERT | {"num_labels": 1}
+    assert label_conflicts(BertConfig(**fields, label_names=("relevance",)), task) == {}
+    assert label_conflicts(BertConfig(**BERT | {"num_labels": 2}), task).keys() == {"num_labels"}
+    regression = BertConfig(**fields, problem_type="regression")
+    assert label_conflicts(regression, task).keys() == {"problem_type"}
+    pairs = [TextExample("", "q", "a", 1.0)]
+    assert task.adapt(regression, {"train": pairs}) == {"label_names": None}
+    assert task.metric == "average_precision"
 
 
 def test_examples_of_a_split_must_be_alike():

@@ -118,7 +118,11 @@ class Reranking(Regression):
             self.metric = "mrr@10"
         elif not _are_binary(evaluated):
             self.metric = "spearman"
-        return {}
+        return {"label_names": None}
+
+    def config_fields(self) -> dict[str, Any]:
+        # Without the name of the only output: a head is used whatever its output is called.
+        return {"num_labels": 1, "problem_type": self.problem_type}
 
     def label_summary(self, examples: "Sequence[Example]") -> str:
         if isinstance(examples[0], ChoiceExample):
