@@ -24,7 +24,7 @@ PACKED_FEATURES = {
     "sequence_ids": ("BL", "int32"),  # 1, 2, ... = the row's first, second, ... text, 0 = padding
 }
 
-# Features that the models accept, but not the exports.
+# Features that the models accept and the exports do not.
 OPTIONAL_FEATURES = {
     **PACKED_FEATURES,
     "inputs_embeds": ("BLD", "float32"),  # word embeddings, instead of input_ids

@@ -164,7 +164,7 @@ def test_nobody_waits_for_it_long(tmp_path, monkeypatch, capsys):
     logger.on_exit()
     assert asked.wait(60)  # its thread has found the fake, and waits as long as there are tests
     assert (
-        "note: W&B takes longer than 0.1 s; the run ends without waiting" in capsys.readouterr().out
+        "note: the run ends without W&B, which takes longer than 0.1 s" in capsys.readouterr().out
     )
 
 

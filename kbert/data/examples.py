@@ -121,7 +121,9 @@ def read_label_names(names: str | Sequence[str]) -> tuple[str, ...]:
         names = names.split(",") if names.strip() else []
     names = [validation.normalize_label(str(name).strip()) for name in names]
     if not names:
-        raise UserError(f"{origin} has no label names. Separate them with commas or line breaks.")
+        raise UserError(
+            f"{origin} has no label names. Add names, separated by commas or line breaks."
+        )
     for number, name in enumerate(names):
         if not name:
             raise UserError(f"{origin}: label {number} (from 0) is empty.")

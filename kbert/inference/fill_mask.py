@@ -84,7 +84,7 @@ class MaskFiller:
         ]
 
     def _top_tokens(self, items, top_k, advance):
-        """Yields for each text the ids and scores of the best tokens, (M, top_k) each."""
+        """Yields the ids and the scores of the best tokens of each text, (M, top_k) each."""
         # The graph returns 16 tokens or a higher power of 2, so that few graphs are compiled.
         count = min(max(16, 1 << (top_k - 1).bit_length()), self.tokenizer.vocab_size)
 

@@ -54,7 +54,7 @@ class Dropout(keras.layers.Dropout):
 
 @keras.saving.register_keras_serializable("kbert")
 class Dense(keras.layers.Dense):
-    """Dense that saves LoRA's matrices A and B separately from the kernel.
+    """A Dense layer that saves LoRA's matrices A and B separately from the kernel.
 
     Keras would save the merged kernel and load A = B = 0, for which both gradients are 0.
     """

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 
 def choice_losses(logits: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the cross-entropy in nats, and 1 where the argmax is the label, else 0.
+    """Returns the cross-entropy in nats, and 1 where the argmax is the label, 0 elsewhere.
 
     Args:
         logits: (..., C) float32.

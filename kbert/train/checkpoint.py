@@ -136,8 +136,8 @@ def verified_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         # If the checksum is wrong, the format number may be the damaged part.
         if state["format"] != _FORMAT and (whole or checksum is None):
             raise UserError(
-                f"checkpoint {path} has format {state['format']}; this kbert reads {_FORMAT}. Use "
-                f"the kbert that wrote it, or another --output_dir."
+                f"checkpoint {path} has format {state['format']}, but this version of kbert reads "
+                f"{_FORMAT}. Use the version that wrote it, or another --output_dir."
             )
         if not whole:
             raise ValueError(f"the checksum of {STATE_FILE} differs")

@@ -66,6 +66,6 @@ class Profiler(Callback):
             tf.profiler.experimental.stop()
             shown = self.trainer.run_dir.display_path(self.trainer.folder / "tensorboard")
             log(
-                f"wrote a profile from step {self._steps[0]:,} on, ended {reason}; open it with "
-                f"TensorBoard's profile plugin: --logdir={shown}"
+                f"wrote a profile that begins at step {self._steps[0]:,} and ended {reason}; open "
+                f"it with TensorBoard's profile plugin: --logdir={shown}"
             )

@@ -70,7 +70,7 @@ class WandbLogger(Callback):
         self._rows.put(None)
         self._thread.join(MAX_WAIT_SECONDS)
         if self._thread.is_alive():
-            log(f"note: W&B takes longer than {MAX_WAIT_SECONDS} s; the run ends without waiting")
+            log(f"note: the run ends without W&B, which takes longer than {MAX_WAIT_SECONDS} s")
         self._thread = None
 
     def _send(self, folder, project, settings, directory):

@@ -424,7 +424,7 @@ def test_label_names(tmp_path):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "--label_names= has no label names. Separate them with commas or line breaks."),
+        ("", "--label_names= has no label names. Add names, separated by commas or line breaks."),
         ("a,,b", "--label_names=a,,b: label 1 (from 0) is empty."),
         ("a,b,a", "--label_names=a,b,a: 'a' appears twice, as labels 0 and 2."),
         ("data/names", "--label_names: there is no file data/names."),
@@ -440,7 +440,7 @@ def test_bad_label_names(text, problem):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"\n", "names has no label names. Separate them"),
+        (b"\n", "names has no label names. Add names"),
         (b"a\n\nb\n", "names: label 1 (from 0) is empty."),
         (b"a\nb\nb\n", "names: 'b' appears twice, as labels 1 and 2."),
         (b"a\nd\xe5\n", "names is not UTF-8; the file looks like Windows-1252"),

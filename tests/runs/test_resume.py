@@ -188,7 +188,9 @@ def test_a_folder_of_another_kind_of_checkpoint_is_refused(settings, tmp_path):
     path = tmp_path / "run/pretrain/checkpoint/step_00000012"
     path.mkdir(parents=True)
     (path / "state.json").write_text('{"format": 1}')
-    with pytest.raises(UserError, match=r"step_00000012 has format 1; this kbert reads 3"):
+    with pytest.raises(
+        UserError, match=r"step_00000012 has format 1, but this version of kbert reads 3"
+    ):
         pretrain(PretrainConfig(**settings), tmp_path / "run")
 
 

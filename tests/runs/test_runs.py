@@ -51,7 +51,7 @@ def test_a_profile_of_some_steps(settings, tmp_path, capsys):
     pretrain(PretrainConfig(**settings | {"profile": "3,5"}), tmp_path / "run")
     (trace,) = (tmp_path / "run").rglob("*.xplane.pb")
     assert trace.is_relative_to(tmp_path / "run/pretrain/tensorboard")
-    assert "wrote a profile from step 3 on, ended as requested" in capsys.readouterr().out
+    assert "wrote a profile that begins at step 3 and ended as requested" in capsys.readouterr().out
     with pytest.raises(UserError, match="profile must be START,STOP: two step numbers"):
         pretrain(PretrainConfig(**settings | {"profile": "5"}), tmp_path / "other")
 
