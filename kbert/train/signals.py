@@ -1,5 +1,6 @@
 """Signals that stop a run after it has finished the current step and saved a checkpoint."""
 
+import _thread
 import contextlib
 import signal
 import threading
@@ -30,7 +31,9 @@ def stop_requests(run: "Trainer") -> Iterator[None]:
     def request(number, frame):
         run.stop_training, run.stop_signal = True, number
         restore()
-        log("stopping: saving a checkpoint first")
+        # In a thread: the signal may have interrupted another `print`, which is not reentrant. No
+        # threading.Thread, whose locks the interrupted code may hold.
+        _thread.start_new_thread(log, ("stopping: saving a checkpoint first",))
 
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread can handle signals
