@@ -134,7 +134,8 @@ CHANGES = {
     **{"initializer_range": 0.5, "layer_norm_eps": 0.1, "tie_word_embeddings": False},
     **{"num_labels": 3, "classifier_dropout": 0.9, "attention_heads_per_layer": (3, 2)},
 }
-CARRIED = {"label_names", "problem_type"}  # for those who use a classifier; test_weights has them
+# For classifiers and encoders of sentences: see test_weights and test_embedding.
+CARRIED = {"label_names", "problem_type", "embedding"}
 
 
 @pytest.mark.slow

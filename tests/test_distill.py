@@ -460,7 +460,9 @@ def test_no_teacher_comes_into_a_run(pretraining, bert, tmp_path):
     alone = {k: v for k, v in pretraining.items() if k not in {"teacher", *FIXED_SETTINGS}}
     settings = alone | {"init_from": str(bert), "train_steps": 1, "warmup_steps": 0}
     pretrain(PretrainConfig(**settings), tmp_path / "run")
-    with pytest.raises(UserError, match=r"step_\d+ was written without a teacher\. Resume in"):
+    with pytest.raises(
+        UserError, match=r"step_\d+ was written without a teacher\. Resume the run in"
+    ):
         pretrain(PretrainConfig(**settings, teacher=str(bert)), tmp_path / "run")
 
 

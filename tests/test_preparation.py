@@ -181,7 +181,7 @@ def test_a_killed_worker_is_reported(tmp_path, vocab_file, text, monkeypatch):
 def test_an_error_in_a_worker_is_reported(tmp_path, vocab_file, text, monkeypatch):
     monkeypatch.setattr(local_runner, "_SMALL_BYTES", 0)
     (tmp_path / "t.jsonl").write_text("{}")
-    with pytest.raises(UserError, match=r"t\.jsonl, line 1: every line must be"):
+    with pytest.raises(UserError, match=r"t\.jsonl, line 1: no key or column is"):
         prepare(f"{text},{tmp_path}/*.jsonl", tmp_path / "corpus", vocab_file, processes=2)
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["t.jsonl", "text.txt", "vocab.txt"]

@@ -303,7 +303,7 @@ def test_the_state_of_loss_scaling_survives_a_restart(settings, tmp_path, monkey
 def test_a_run_may_change_its_precision(settings, finished, capsys):
     settings |= {"train_steps": 14, "precision": "mixed_float16"}
     pretrain(PretrainConfig(**settings), finished)
-    assert "note: --precision is mixed_float16 now" in capsys.readouterr().out
+    assert "note: --precision is now mixed_float16;" in capsys.readouterr().out
     row = [row for row in metrics_of(finished) if "loss" in row][-1]
     assert row["loss_scale"] == 2.0**15
 
